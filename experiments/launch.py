@@ -1,0 +1,107 @@
+"""How every entry point starts and fails: one recipe by flag, one clear line for a wrong input, no half-printed traceback.
+
+Exit status: 0 done, 2 wrong input (a ParavtError), 130 interrupted.
+"""
+
+import dataclasses
+import re
+import sys
+import types as python_types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from paravt_jax.errors import ConfigError, ParavtError
+
+T = TypeVar('T')
+
+
+def run(main: Callable[[ConfigDict], Any]) -> None:
+  """Parses `--config=FILE[:scale] --config.knob=value`, calls main(config), and turns errors made for people into one line.
+
+  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has.
+  """
+  config = config_flags.DEFINE_config_file('config', None, 'The recipe: a file of configs/, with an optional :scale.', lock_config=True)
+  flags.mark_flag_as_required('config')
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
+    logging.set_verbosity(logging.WARNING)          # the libraries' own news are not ours
+    try:
+      main(config.value)
+    except ParavtError as error:
+      _fail(str(error))
+    except KeyboardInterrupt:
+      print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+      sys.exit(130)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """absl's parser, except that a mistyped knob or recipe is one line and not a traceback."""
+  flags.FLAGS.set_gnu_getopt(True)
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:
+    wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' '))
+    if wanted:
+      _fail(f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?')
+    _fail(f'a --config.… flag names a knob that this recipe does not have ({" ".join(str(error).split())}); see the recipe file for its knobs')
+  except (OSError, flags.Error) as error:
+    _fail(f'{" ".join(str(error).split())}; usage: python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]')
+  return []
+
+
+def _fail(message: str) -> typing.NoReturn:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def build(kind: type[T], section: Mapping[str, Any], where: str, **given: Any) -> T:
+  """A frozen options dataclass from a section of the recipe: every field is there exactly once, and of its type.
+
+  Args:
+    kind: the dataclass. section: its part of the recipe. where: the section's name, for the message.
+    **given: fields that are not knobs (folders, urls), handed in by the entry point.
+
+  Raises:
+    ConfigError: a knob is missing, unknown, or of another type.
+  """
+  fields = {field.name: field for field in dataclasses.fields(kind)}
+  hints = typing.get_type_hints(kind)
+  values = {**dict(section), **given}
+  for name in values.keys() - fields.keys():
+    raise ConfigError(f'config.{where}.{name}: {kind.__name__} has no such field; it has {", ".join(fields)}')
+  for name in fields.keys() - values.keys():
+    raise ConfigError(f'config.{where}: {name} is missing; add it to the recipe')
+  return kind(**{name: _typed(values[name], hints[name], f'config.{where}.{name}') for name in fields})
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+  """`value` as `hint` wants it (int to float, list to tuple), or a ConfigError."""
+  origin = typing.get_origin(hint)
+  if origin in (typing.Union, python_types.UnionType):
+    if value is None and type(None) in typing.get_args(hint):
+      return None
+    hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    origin = typing.get_origin(hint)
+  if isinstance(value, ConfigDict):
+    return value.to_dict()
+  if origin is tuple:
+    return tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if isinstance(hint, type) and hint in (int, float, str, bool) and type(value) is not hint:
+    raise ConfigError(f'{where}: got {value!r} ({type(value).__name__}), wanted {hint.__name__}')
+  return value
+
+
+def require(value: Any, allowed: str, ok: bool, knob: str) -> None:
+  """Raises the ConfigError that says what a knob may be, unless `ok`."""
+  if not ok:
+    raise ConfigError(f'--config.{knob}={value!r}: wanted {allowed}')

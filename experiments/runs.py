@@ -1,0 +1,168 @@
+"""A run's folder: what was asked for (config.json, git.txt), what was done so far (progress.json), and one process at a time.
+
+  config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/  summary.json  report.html
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from paravt_jax.errors import ConfigError
+
+FREE_TO_CHANGE = ('run', 'server')       # sections that may differ when a run goes on
+
+
+def fingerprint(*parts: Any) -> str:
+  """Eight hex digits that name a JSON value."""
+  text = json.dumps(parts, sort_keys=True, default=str)
+  return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes by rename, so that a reader (or a kill) never meets half a file."""
+  partial = path.with_name(f'.{path.name}.{os.getpid()}')
+  partial.write_text(json.dumps(value, indent=1, default=str) + '\n')
+  partial.replace(path)
+
+
+def commit() -> str:
+  """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a checkout."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  try:
+    git = lambda *words: subprocess.run(('git', '-C', str(root), *words), capture_output=True, text=True, timeout=10).stdout.strip()
+    head = git('rev-parse', 'HEAD')
+    return (head + ('+changes' if git('status', '--porcelain') else '')) if head else 'unknown'
+  except (OSError, subprocess.TimeoutExpired):
+    return 'unknown'
+
+
+class RunFolder:
+  """An open run. Phases that are done stay done; minutes add up over restarts."""
+
+  def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
+    """Opens (or goes on with) the run at `path`.
+
+    Raises:
+      ConfigError: another process has it open, or it was begun with other settings.
+    """
+    self.path = path
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      self._lock = open(path / '.lock', 'w')
+    except OSError as error:
+      raise ConfigError(f'run folder {path}: {error.strerror}; choose another with --config.run.folder=DIR') from error
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise ConfigError(f'run folder {path} is in use by another process; wait for it, or choose another with --config.run.folder=DIR') from None
+    self._refuse_other_settings(config)
+    write_json(path / 'config.json', config)
+    (path / 'git.txt').write_text(commit() + '\n')
+    (path / 'episodes').mkdir(exist_ok=True)
+    self._progress = self._read('progress.json') or {'minutes': {}, 'done': {}}
+
+  @classmethod
+  def named(cls, config: ConfigDict, *, folder: str, default: str) -> 'RunFolder':
+    """The run in `folder`, or in runs/<default> when that is empty."""
+    return cls(pathlib.Path(folder or f'runs/{default}'), json.loads(config.to_json_best_effort()))
+
+  def _read(self, name: str) -> Any:
+    file = self.path / name
+    if not file.exists():
+      return None
+    try:
+      return json.loads(file.read_text())
+    except ValueError as error:
+      raise ConfigError(f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew') from error
+
+  def _refuse_other_settings(self, config: Mapping[str, Any]) -> None:
+    before = self._read('config.json')
+    if before is None:
+      return
+    changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
+    if changed:
+      raise ConfigError(f'run folder {self.path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
+                        f'go on with the same, or choose a new one with --config.run.folder=DIR')
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Adds the time spent inside to `minutes`, also when it is interrupted."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      minutes = self._progress['minutes']
+      minutes[name] = round(minutes.get(name, 0.0) + (time.monotonic() - start) / 60, 3)
+      write_json(self.path / 'progress.json', self._progress)
+
+  @property
+  def minutes(self) -> dict[str, float]:
+    """Minutes by phase so far."""
+    return dict(self._progress['minutes'])
+
+  def result(self, name: str) -> Any:
+    """What `finish(name, …)` kept, or None while that phase is not done."""
+    return self._progress['done'].get(name)
+
+  def finish(self, name: str, value: Any) -> None:
+    """Marks a phase as done, with its (JSON) result."""
+    self._progress['done'][name] = value
+    write_json(self.path / 'progress.json', self._progress)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str], prefix: str = '') -> list[str]:
+  """'agent.max_turns: 3 -> 2' for up to four knobs."""
+  rows = []
+  for key in keys:
+    old, new = before.get(key), now.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+      inner = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+      rows += _differences(old, new, inner, f'{prefix}{key}.')
+    else:
+      rows.append(f'{prefix}{key}: {old} -> {new}')
+  return rows[:4]
+
+
+def announce(config: ConfigDict, folder: RunFolder) -> None:
+  """The first lines of a run: which scale, how to choose another, where things go."""
+  rule = '=' * 100
+  print(f'{rule}\n{config.name} at scale :{config.scale}   (choose another: --config=configs/{config.name}.py:2b or :8b)\n'
+        f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it cleanly)\n{rule}', file=sys.stderr, flush=True)
+
+
+class Interrupts:
+  """Ctrl-C (or SIGTERM) asks for an end at the next safe point; a second one ends at once. Use as a context."""
+
+  def __init__(self):
+    self.asked = False
+    self._before: dict[int, Any] = {}
+
+  def _ask(self, number: int, _) -> None:
+    if self.asked:
+      raise KeyboardInterrupt
+    self.asked = True
+    print('\nending at the next safe point (again: at once) …', file=sys.stderr, flush=True)
+
+  def __enter__(self) -> 'Interrupts':
+    self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def check(self) -> None:
+    """Raises KeyboardInterrupt when an end was asked for."""
+    if self.asked:
+      raise KeyboardInterrupt

@@ -1,0 +1,155 @@
+"""From a recipe to running parts: ConfigDict at the door, frozen dataclasses inside. Used by every entry point."""
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments import runs
+from experiments.launch import build
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data import rows, unpack
+from paravt_jax.data.world import corpus, questions, scene, traces, write
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.testing import tiny
+from paravt_jax.train import optimizer as optimizers
+from paravt_jax.train import sharding, step
+from paravt_jax.types import Task
+from paravt_jax.video.decode import DecodePool
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Where the rows and media of a run lie."""
+  train: tuple[pathlib.Path, ...]
+  heldout: tuple[pathlib.Path, ...]
+  media_root: pathlib.Path
+
+
+def bar(total: int, what: str, done: int = 0) -> tqdm:
+  """A progress bar with ETA on stderr; without a terminal, a line every few seconds."""
+  return tqdm(total=total, initial=done, desc=what, file=sys.stderr, dynamic_ncols=True, leave=True,
+              mininterval=0.2 if sys.stderr.isatty() else 15.0, bar_format='{l_bar}{bar:24}{r_bar}')
+
+
+def make_world(config: ConfigDict) -> tuple[write.World, pathlib.Path]:
+  """The synthetic corpus of the recipe, written and unpacked under runs/worlds unless it is there: (world, media root)."""
+  section = config.world
+  options = corpus.WorldOptions(
+    build(scene.SceneOptions, section.scene, 'world.scene'), build(questions.QuestionOptions, section.questions, 'world.questions'),
+    build(traces.TraceOptions, section.traces, 'world.traces'), build(corpus.CorpusOptions, section.corpus, 'world.corpus'))
+  folder = pathlib.Path('runs/worlds') / runs.fingerprint(write.fingerprint(options, section.seed))
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
+    world = write.write(folder, options, section.seed, workers=section.workers,
+                        progress=lambda done, _: progress.update(done - progress.n))
+    progress.update(progress.total - progress.n)
+  root = folder.with_name(folder.name + '_media')
+  unpack.unpack(folder / 'source', root)
+  return world, root
+
+
+def rl_corpus(config: ConfigDict) -> Corpus:
+  """Parquet files and media root of an RL recipe."""
+  if config.data.kind == 'world':
+    world, root = make_world(config)
+    return Corpus((world.rl,), (world.heldout,), root)
+  return Corpus(existing(config.data.train, 'data.train'), existing(config.data.eval, 'data.eval'), pathlib.Path(config.data.media_root))
+
+
+def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
+  """The files of a knob, each of which must exist. Raises ConfigError or DataError naming the knob."""
+  if not files:
+    raise ConfigError(f'--config.{knob} is empty: wanted parquet files, as in --config.{knob}="(\'a.parquet\',)"')
+  missing = [file for file in files if not pathlib.Path(file).is_file()]
+  if missing:
+    raise DataError(f'--config.{knob}: {missing[0]} does not exist; check the path')
+  return tuple(map(pathlib.Path, files))
+
+
+def tasks(config: ConfigDict, files: tuple[pathlib.Path, ...], root: pathlib.Path) -> list[Task]:
+  """The RL rows of parquet files, media resolved."""
+  counts: collections.Counter[str] = collections.Counter()
+  found = rows.rl_tasks(files, root, rows.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), counts)
+  if counts:
+    print(f'data: {dict(counts)} rows were broken and left out', file=sys.stderr)
+  return found
+
+
+def decode_pool(config: ConfigDict) -> DecodePool:
+  """The killable decoding workers of the recipe."""
+  return DecodePool(config.video.workers, config.video.deadline_s, config.video.backend)
+
+
+def model_options(section: ConfigDict, temperature: float, banned: tuple[int, ...]) -> step.ModelOptions:
+  """How the learner runs the model, from a `train` section."""
+  return step.ModelOptions(section.dtype, section.remat, section.backend, section.head_chunk, temperature, banned)
+
+
+def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
+  """(config, parameters, tokenizer) of a Hugging Face folder.
+
+  Raises:
+    DataError: it is not there, or not whole.
+  """
+  if not pathlib.Path(folder).is_dir():
+    raise DataError(f'--config.model.folder: {folder} does not exist; wanted a Hugging Face checkpoint folder of the Qwen3-VL family')
+  config, params = weights.load_hf(folder)
+  return config, params, ChatTokenizer.load(folder)
+
+
+def tiny_model(seed: int) -> pathlib.Path:
+  """A random tiny checkpoint folder under runs/models, made if it is not there."""
+  folder = pathlib.Path('runs/models') / f'tiny_{runs.fingerprint(seed, tiny.make_tokenizer().to_str())}'
+  if not folder.exists():
+    tiny.build_model_folder(folder, seed)
+  return folder
+
+
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """The recipe's mesh over the first devices it needs. Raises ConfigError when there are too few."""
+  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  needed = sizes[0] * sizes[1] * sizes[2]
+  if len(jax.devices()) < needed:
+    raise ConfigError(f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} devices, but this process has '
+                      f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose another scale')
+  return sharding.make_mesh(*sizes, jax.devices()[:needed])
+
+
+def make_optimizer(config: ConfigDict, model_config: Config) -> optimizers.Optimizer:
+  """The recipe's optimizer over the trainable parameters."""
+  frozen = ('visual',) if config.train.freeze_vision else ()
+  return optimizers.make_optimizer(build(optimizers.OptimizerOptions, config.optimizer, 'optimizer'), model.logical_axes(model_config), frozen)
+
+
+def wandb_options(config: ConfigDict, folder: pathlib.Path) -> Mapping[str, Any] | None:
+  """Arguments for wandb.init, or None when no project is named."""
+  run = config.run
+  if not run.wandb_project:
+    return None
+  return {'project': run.wandb_project, 'entity': run.wandb_entity or None, 'mode': run.wandb_mode, 'name': folder.name,
+          'dir': str(folder), 'config': config.to_dict()}
+
+
+def child_environment(threads: int) -> dict[str, str]:
+  """The environment that a rollout server gets: this process's, on the CPU with `threads` threads (0: as it is)."""
+  environment = dict(os.environ)
+  if threads:
+    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'
+    environment['OMP_NUM_THREADS'] = str(threads)
+  return environment
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else multiprocessing.cpu_count()

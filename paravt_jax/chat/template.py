@@ -1,0 +1,114 @@
+r"""The append-only chat template: what is given to the policy, as segments that are only ever appended.
+
+An episode's stream, sampled tokens in capitals (n results of a turn are n user messages):
+
+  opening      <|im_start|>system\n...<|im_end|>\n<|im_start|>user\nframes and text<|im_end|>\n<|im_start|>assistant\n<think>\n
+  sampled      I SHOULD LOOK.</think><tool_call>{...}</tool_call><|im_end|>
+  continuation \n<|im_start|>user\n<tool_response>\n41 red\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n
+  sampled      IT IS RED.</think><answer>B</answer><|im_end|>
+
+Nothing sampled is decoded and encoded again. Control tokens are placed by id, so no text can forge one. An image is
+`<|vision_start|><|image_pad|><|vision_end|>` with one pad, whatever its size.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from paravt_jax import types
+from paravt_jax.chat import tokenizer as tokenizer_lib
+
+Piece = str | np.ndarray  # text (see Trusted), or one frame uint8[H, W, 3]
+THINK_PREFIX = '<think>\n'
+RESPONSE_OPEN, RESPONSE_CLOSE = '<tool_response>', '</tool_response>'
+
+
+class Trusted(str):
+  """Text that we wrote: its structural tags become tags. In any other text they stay text."""
+
+
+def frame_pieces(frames: np.ndarray | Sequence[np.ndarray], seconds: Iterable[float]) -> list[Piece]:
+  """Each frame after its time: ['<12.0 seconds>', frame, ...]. Raises ValueError when the lengths differ."""
+  return [piece for frame, second in zip(frames, seconds, strict=True) for piece in (f'<{float(second):.1f} seconds>', frame)]
+
+
+def opening(tok: tokenizer_lib.ChatTokenizer, system: str | None, user: Sequence[Piece], think_prefix: str) -> types.Segment:
+  """The given start of a context: system message (unless None), user message, assistant header, pinned prefix ('' for none)."""
+  parts = [message(tok, 'system', [Trusted(system)])] if system is not None else []
+  parts += [message(tok, 'user', user), header(tok, think_prefix)]
+  return _given(parts, user)
+
+
+def continuation(tok: tokenizer_lib.ChatTokenizer, *, closed: bool, results: Sequence[str], request: str | None,
+                 think_prefix: str) -> types.Segment:
+  """What follows a sampled turn, up to and with the next turn's header and pinned prefix.
+
+  Args:
+    tok: the tokenizer.
+    closed: whether the turn's last sampled id is `<|im_end|>`; if not, it is given here.
+    results: shown texts of the turn's results, in call order; one user message each.
+    request: a last user message, or None.
+    think_prefix: the pinned opening of the next turn.
+  """
+  parts = [end_of_turn(tok, closed)]
+  parts += [response(tok, text) for text in results]
+  if request is not None:
+    parts.append(message(tok, 'user', [request]))
+  return _given([*parts, header(tok, think_prefix)])
+
+
+def closing(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> types.Segment:
+  """The end of a stream after which nothing is asked: `<|im_end|>` if the last turn lacks it, else no token."""
+  return _given([np.array([] if closed else [tok.im_end], np.int32)])
+
+
+def is_closed(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray) -> bool:
+  """Whether sampled ids end with `<|im_end|>`; False when empty."""
+  return len(ids) > 0 and int(ids[-1]) == tok.im_end
+
+
+def turn_text(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray, think_prefix: str) -> str:
+  """The text of a sampled turn as it is scored: the pinned prefix before it, its closing `<|im_end|>` left off."""
+  return think_prefix + tok.decode(ids[:-1] if is_closed(tok, ids) else ids)
+
+
+# The parts, each int32[n]. SFT (chat/spans.py) is built from the very same ones.
+
+
+def end_of_turn(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> np.ndarray:
+  """`<|im_end|>` unless it was sampled, then a line break."""
+  return np.concatenate([np.array([] if closed else [tok.im_end], np.int32), tok.encode('\n', trusted=True)])
+
+
+def header(tok: tokenizer_lib.ChatTokenizer, think_prefix: str) -> np.ndarray:
+  """`<|im_start|>assistant\\n` and the pinned prefix."""
+  parts = [[tok.im_start], tok.encode('assistant\n', trusted=True), tok.encode(think_prefix, trusted=True)]
+  return np.concatenate(parts).astype(np.int32)
+
+
+def message(tok: tokenizer_lib.ChatTokenizer, role: str, pieces: Sequence[Piece]) -> np.ndarray:
+  """One whole message with its line break. Neighbouring texts of the same trust are encoded as one."""
+  parts = [np.array([tok.im_start], np.int32)]
+  for kind, run in itertools.groupby([f'{role}\n', *pieces], key=type):
+    if issubclass(kind, str):
+      parts.append(tok.encode(''.join(run), trusted=kind is Trusted))
+    else:
+      parts += [image(tok) for _ in run]
+  return np.concatenate([*parts, end_of_turn(tok, closed=False)]).astype(np.int32)
+
+
+def response(tok: tokenizer_lib.ChatTokenizer, text: str) -> np.ndarray:
+  """One result as a user message; the surrounding tags are tags, whatever `text` holds is text."""
+  return message(tok, 'user', [Trusted(RESPONSE_OPEN), f'\n{text}\n', Trusted(RESPONSE_CLOSE)])
+
+
+def image(tok: tokenizer_lib.ChatTokenizer) -> np.ndarray:
+  """One image's placeholder, not expanded."""
+  return np.array([tok.vision_start, tok.image_pad, tok.vision_end], np.int32)
+
+
+def _given(parts: Sequence[np.ndarray], pieces: Sequence[Piece] = ()) -> types.Segment:
+  """A given segment of parts, with the frames among `pieces`."""
+  frames = tuple(piece for piece in pieces if not isinstance(piece, str))
+  return types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=False, images=frames)

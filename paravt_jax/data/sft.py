@@ -1,0 +1,118 @@
+"""Conversations to samples: tokens, frames and the target mask, by the very template that the agent loop uses."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from paravt_jax.chat import prompts, spans, template
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data.rows import Conversation, ImageRef, VideoRef
+from paravt_jax.errors import MediaError
+from paravt_jax.packing import Sample
+from paravt_jax.types import Clip, Window
+from paravt_jax.video import patches, sampling
+from paravt_jax.video.readers import VideoInfo
+
+MASK = 'mask'                # extras: 1 on target tokens
+Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOptions:
+  """How SFT samples frames. rate: frames/s where a row names no number; max_frames: of an overview without one, and of a
+  window. min_frames: of a window. min_pixels, max_pixels: area of a frame. think_prefix: the opening that
+  rollouts pin.
+  """
+  rate: float
+  min_frames: int
+  max_frames: int
+  min_pixels: int
+  max_pixels: int
+  think_prefix: str
+
+
+class Frames(Protocol):
+  """What decodes: a DecodePool, or a batches.FrameBank before one."""
+
+  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+    """The frames shown at `seconds`."""
+
+  def probe_sync(self, path: str) -> VideoInfo:
+    """Duration, frame rate and size."""
+
+
+def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.ndarray:
+  """float64[n] seconds to look at: a window as a sub-agent samples it, a whole video as an overview of its budget K."""
+  if ref.start is None and ref.end is None:
+    budget = ref.num_frames or min(options.max_frames, max(1, int(info.duration * options.rate)))
+    return sampling.budget_times(info.duration, budget, info.fps)
+  start = min(max(ref.start or 0.0, 0.0), info.duration)
+  end = min(info.duration if ref.end is None else ref.end, info.duration)
+  if start >= end:
+    raise MediaError(f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of {info.duration:.1f} s, wanted '
+                     f'start < end inside it; fix the row', 'window')
+  return sampling.window_times(Window(start, end, ref.num_frames), fps=options.rate, min_frames=options.min_frames,
+                               max_frames=options.max_frames)
+
+
+def decoded(frames: Frames, options: FrameOptions) -> Media:
+  """Media as they are: decoded frames after their times, images resized once."""
+  def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
+    if isinstance(ref, ImageRef):
+      return [_image(ref, options)]
+    times = frame_times(ref, frames.probe_sync(ref.path), options)
+    clip = frames.frames_sync(ref.path, times, options.min_pixels, options.max_pixels)
+    return template.frame_pieces(clip.frames, clip.seconds)
+  return media
+
+
+def sized(frames: Frames, options: FrameOptions) -> Media:
+  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths only, the pixels are 0."""
+  def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
+    if isinstance(ref, ImageRef):
+      return [np.broadcast_to(np.uint8(0), _image(ref, options).shape)]
+    info = frames.probe_sync(ref.path)
+    times = frame_times(ref, info, options)
+    shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
+    size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
+    return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(times), shown)
+  return media
+
+
+def sample(tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions) -> Sample:
+  """One conversation as tokens (image placeholders not expanded), frames, and extras {'mask': float32[n]}.
+
+  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>` included; 0 elsewhere. System texts
+  without a `<tools>` block are replaced by ours.
+
+  Raises:
+    MediaError: a video or an image cannot be read.
+    ChatError: an assistant turn holds an image.
+  """
+  messages = [(message.role, _pieces(message.role, message.parts, media)) for message in conversation.messages]
+  segments = spans.conversation(tok, messages, options.think_prefix)
+  ids = np.concatenate([np.zeros(0, np.int32), *(segment.ids for segment in segments)])
+  images = tuple(image for segment in segments for image in segment.images)
+  return Sample(ids, images, {MASK: spans.sampled_mask(segments).astype(np.float32)})
+
+
+def _pieces(role: str, parts: Sequence[str | VideoRef | ImageRef], media: Media) -> list[template.Piece]:
+  if role == 'system':
+    return [prompts.system(''.join(part for part in parts if isinstance(part, str)))]
+  return [piece for part in parts for piece in ([part] if isinstance(part, str) else media(part))]
+
+
+def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
+  """uint8[H, W, 3], resized once."""
+  try:
+    with Image.open(ref.path) as image:
+      pixels = np.asarray(image.convert('RGB'))
+  except FileNotFoundError:
+    raise MediaError(f'{ref.path}: no such file, wanted an image; unpack the media, or fix the row', 'missing') from None
+  except (OSError, UnidentifiedImageError) as error:
+    raise MediaError(f'{ref.path}: cannot be read as an image ({error}); copy it again', 'decode') from error
+  size = patches.target_size(*pixels.shape[:2], options.min_pixels, options.max_pixels)
+  return patches.resize(pixels[None], size)[0]

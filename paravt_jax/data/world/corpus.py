@@ -1,0 +1,213 @@
+"""The rows of the synthetic corpus: RL tasks and SFT conversations about the videos, as the published schemas have them.
+
+Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that a row's id says what it teaches:
+  trace      the main agent at a budget K: overview, question, calls, tool responses, answer
+  subagent   one window and the question about it, answered shortly
+  lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
+  glance<n>  the same on an overview of n frames
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from paravt_jax import seeds
+from paravt_jax.chat import prompts
+from paravt_jax.data.world import questions, traces
+from paravt_jax.data.world import scene as scenes
+from paravt_jax.errors import ConfigError
+from paravt_jax.types import Task, Window
+from paravt_jax.video import sampling
+
+KIND = re.compile(r'trace|subagent|lookup[1-9]\d*|glance[1-9]\d*')
+SFT_NUMBERS = 1_000_000      # questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusOptions:
+  """How many rows of what. sft_rows: by kind, see above. budgets: K of `trace` rows, drawn uniformly.
+
+  heldout_tasks are asked about heldout_videos, which no other row shows. loose: share of sub-agent rows whose window is
+  drawn at random around the cue (2 to 15 s); stray: share whose window misses it. asked: most times asked for in a look-up.
+  """
+  videos: int
+  heldout_videos: int
+  rl_tasks: int
+  heldout_tasks: int
+  sft_rows: Mapping[str, int]
+  budgets: tuple[int, ...]
+  loose: float
+  stray: float
+  asked: int
+  videos_per_archive: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldOptions:
+  """Everything that makes a world; with a seed it fixes every byte."""
+  scene: scenes.SceneOptions
+  questions: questions.QuestionOptions
+  traces: traces.TraceOptions
+  corpus: CorpusOptions
+
+
+def check(options: WorldOptions) -> None:
+  """Refuses what cannot be made. Raises ConfigError naming the knob."""
+  scenes.check(options.scene)
+  questions.check(options.questions, options.scene.colours)
+  corpus = options.corpus
+  unknown = [kind for kind in corpus.sft_rows if not KIND.fullmatch(kind)]
+  if unknown:
+    raise ConfigError(f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent, lookup<n> or glance<n>')
+  if min(corpus.videos, corpus.videos_per_archive) < 1 or (corpus.heldout_tasks and corpus.heldout_videos < 1):
+    raise ConfigError(f'world.corpus: got videos={corpus.videos}, videos_per_archive={corpus.videos_per_archive}, '
+                      f'heldout_videos={corpus.heldout_videos}, wanted at least 1 of each')
+  longest = max((frames_of(kind) for kind in corpus.sft_rows if kind.startswith('lookup')), default=0)
+  if longest > options.scene.seconds:
+    raise ConfigError(f'world.corpus.sft_rows: got lookup{longest}, wanted at most {options.scene.seconds} frames')
+
+
+def frames_of(kind: str) -> int:
+  """n of lookup<n> and glance<n>; 0 for the other kinds."""
+  digits = re.sub(r'\D', '', kind)
+  return int(digits) if digits else 0
+
+
+def archive_of(index: int, options: CorpusOptions) -> int:
+  """Number (from 1) of the archive that holds video `index`; held-out videos come after the others."""
+  return index // options.videos_per_archive + 1
+
+
+def sentinel(index: int, options: CorpusOptions) -> str:
+  """The media path of video `index`, as the published corpora write it: longvt_source/selftrace_1/world00000.mp4."""
+  return f'longvt_source/selftrace_{archive_of(index, options)}/{video_name(index)}.mp4'
+
+
+def video_name(index: int) -> str:
+  """Name of video `index`."""
+  return f'world{index:05d}'
+
+
+def draw_scenes(options: WorldOptions, seed: int) -> list[scenes.Scene]:
+  """All scenes, the held-out ones last."""
+  count = options.corpus.videos + options.corpus.heldout_videos
+  return [scenes.draw(options.scene, video_name(i), seed) for i in range(count)]
+
+
+class Writer:
+  """Makes rows about given scenes; every row is a function of (options, seed, its number) alone."""
+
+  def __init__(self, options: WorldOptions, drawn: list[scenes.Scene], seed: int):
+    self.options, self.scenes, self.seed = options, drawn, seed
+    self.videos = [sentinel(i, options.corpus) for i in range(len(drawn))]
+
+  def task(self, video: int, number: int, source: str) -> Task:
+    """Question `number` about a video; Task.video is the sentinel path."""
+    return questions.draw(self.scenes[video], number, self.options.questions, shapes=self.options.scene.shapes,
+                          colours=self.options.scene.colours, video=self.videos[video], source=source, seed=self.seed)
+
+  def tasks(self, count: int, first: int, videos: int, source: str) -> Iterator[Task]:
+    """`count` tasks spread evenly over `videos` videos from number `first` on."""
+    for i in range(count):
+      yield self.task(first + i % videos, i // videos, source)
+
+  def sft_rows(self, kind: str) -> Iterator[list[dict]]:
+    """The conversations (lists of messages) of one kind."""
+    make = {'trace': self._trace, 'subagent': self._subagent}.get(kind, self._lookup)
+    for i in range(self.options.corpus.sft_rows[kind]):
+      yield make(kind, i)
+
+  def _sft_task(self, kind: str, i: int) -> tuple[int, Task]:
+    rng = seeds.rng(self.seed, 'sft', kind, i)
+    video = int(rng.integers(self.options.corpus.videos))
+    return video, self.task(video, SFT_NUMBERS + seeds.at(self.seed, kind, i) % 2**40, kind)
+
+  def _trace(self, kind: str, i: int) -> list[dict]:
+    video, task = self._sft_task(kind, i)
+    budgets = self.options.corpus.budgets
+    budget = budgets[seeds.at(self.seed, 'budget', i) % len(budgets)]
+    scene = self.options.scene
+    trace = traces.work(self.scenes[video], task, budget, self.options.traces, shapes=scene.shapes, fps=scene.fps,
+                        seed=self.seed)
+    messages = [_system(), _user(_video(task.video, nframes=budget), prompts.question(task.question, task.question_type))]
+    for turn, replies in zip(trace.turns, trace.replies):
+      messages.append(_text('assistant', turn))
+      messages += [_text('user', f'<tool_response>\n{reply}\n</tool_response>') for reply in replies]
+    return messages
+
+  def _subagent(self, kind: str, i: int) -> list[dict]:
+    video, task = self._sft_task(kind, i)
+    start, end = self._window(video, task, i)
+    window = Window(float(start), float(end))
+    seconds = sampling.window_times(window, fps=1, min_frames=2, max_frames=16)
+    answer = traces.subagent_answer(self.scenes[video], task, [float(s) for s in seconds], self.options.scene.shapes)
+    part = _video(task.video, start=start, end=end, nframes=len(seconds))
+    return [_user(part, prompts.subagent(window, task.question)), _text('assistant', answer)]
+
+  def _window(self, video: int, task: Task, i: int) -> tuple[int, int]:
+    """(start, end): the teacher's window around one of the task's cues, or a loose one, or one that misses all cues."""
+    rng = seeds.rng(self.seed, 'window', i)
+    scene, cues = self.scenes[video], task.facts['cues']
+    kind = rng.choice(3, p=[1 - self.options.corpus.loose - self.options.corpus.stray, self.options.corpus.loose,
+                            self.options.corpus.stray])
+    if kind == 0:
+      reach = self.options.traces.grounding_reach if task.question_type == 'tvg' else self.options.traces.reach
+      return traces.window(scene, int(rng.choice(cues)), reach)
+    length = int(rng.integers(2, 16))
+    starts = range(scene.seconds - length)
+    if kind == 1:
+      cue = int(rng.choice(cues))
+      starts = [s for s in starts if s <= cue <= s + length]
+    else:
+      starts = [s for s in starts if not any(s <= cue <= s + length for cue in cues)]
+    start = int(rng.choice(starts))
+    return start, start + length
+
+  def _lookup(self, kind: str, i: int) -> list[dict]:
+    """A window of n seconds (lookup), around an event as often as not, or an overview of n frames (glance)."""
+    rng = seeds.rng(self.seed, kind, i)
+    video, n = int(rng.integers(self.options.corpus.videos)), frames_of(kind)
+    scene, path = self.scenes[video], self.videos[video]
+    if kind.startswith('glance'):
+      seconds = [round(float(s)) for s in sampling.budget_times(scene.seconds, n, self.options.scene.fps)]
+      part = _video(path, nframes=n)
+    else:
+      event = scene.events[rng.integers(len(scene.events))]
+      near = int(rng.integers(event.start, event.end)) - int(rng.integers(n))
+      start = near if rng.random() < 0.6 else int(rng.integers(scene.seconds - n))
+      start = min(max(start, 0), scene.seconds - n)
+      seconds = list(range(start, start + n))
+      part = _video(path, start=start, end=start + max(n - 1, 1), nframes=n)
+    asked = traces.lookup_times(scene, seconds, int(rng.integers(1, min(n, self.options.corpus.asked) + 1)), rng)
+    answer = traces.lookup_answer(scene, asked, self.options.scene.shapes)
+    return [_user(part, traces.lookup_question(asked)), _text('assistant', answer)]
+
+
+def rl_row(task: Task) -> dict:
+  """A task in the published RL schema: prompt, videos, extra_info (JSON text)."""
+  extra = {'id': task.id, 'answer': task.answer, 'question_type': task.question_type, 'facts': task.facts}
+  if task.options:
+    extra['options'] = list(task.options)
+  return {'prompt': [{'role': 'user', 'content': f'<video>{task.question}'}], 'videos': [{'video': task.video}],
+          'extra_info': json.dumps(extra)}
+
+
+def _system() -> dict:
+  return _text('system', prompts.system())
+
+
+def _text(role: str, text: str) -> dict:
+  return {'role': role, 'content': [{'type': 'text', 'text': text}]}
+
+
+def _user(video: dict, text: str) -> dict:
+  return {'role': 'user', 'content': [video, {'type': 'text', 'text': text}]}
+
+
+def _video(url: str, *, nframes: int, start: int | None = None, end: int | None = None) -> dict:
+  """A video part with qwen_vl_utils' keys; the window is left out for an overview."""
+  value = {'url': url, 'nframes': nframes}
+  if start is not None:
+    value |= {'video_start': float(start), 'video_end': float(end)}
+  return {'type': 'video_url', 'video_url': value}

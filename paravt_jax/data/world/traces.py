@@ -1,0 +1,165 @@
+"""What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop produces and parses.
+
+  <think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, ...}}</tool_call>
+  <think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 to 43 red'
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from paravt_jax import seeds
+from paravt_jax.chat import prompts, toolcalls
+from paravt_jax.data.world import scene as scenes
+from paravt_jax.types import Task, ToolCall
+from paravt_jax.video import sampling
+
+UNSEEN = 'not in view'       # a sub-agent whose window misses the cue
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceOptions:
+  """How the teacher works. Times are seconds.
+
+  tolerance: a cue counts as seen when an overview frame of the same event lies within it. always_call: share of tasks on
+  which the teacher calls although it sees enough. reach, grounding_reach: half a window, of oe and mcq, and of tvg questions.
+  recovery: share of calling traces whose first call fails and is repeated.
+  """
+  tolerance: int
+  always_call: float
+  reach: int
+  grounding_reach: int
+  recovery: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+  """A worked task at budget K. turns: assistant texts; replies[i]: the tool responses to turn i; windows: crops that ran."""
+  turns: tuple[str, ...]
+  replies: tuple[tuple[str, ...], ...]
+  windows: tuple[tuple[int, int], ...]
+
+
+def visible(scene: scenes.Scene, cue: int, seconds: Sequence[float], tolerance: float) -> bool:
+  """Whether a frame at one of `seconds` shows what is at the cue, within the tolerance: the same event, or the ground."""
+  return any(abs(second - cue) <= tolerance and scene.at(second) == scene.at(cue) for second in seconds)
+
+
+def missing(scene: scenes.Scene, task: Task, seconds: Sequence[float], tolerance: float) -> list[int]:
+  """The cues that the overview at `seconds` leaves open. A span (tvg) needs a frame each second around it."""
+  cues = task.facts['cues']
+  if task.question_type == 'tvg':
+    event = scene.at(cues[0])
+    return [] if set(range(event.start - 1, event.end + 1)) <= {round(s, 3) for s in seconds} else list(cues)
+  return [cue for cue in cues if not visible(scene, cue, seconds, tolerance)]
+
+
+def window(scene: scenes.Scene, cue: int, reach: int) -> tuple[int, int]:
+  """(start, end) around a cue, clipped to the video."""
+  return max(cue - reach, 0), min(cue + reach, scene.seconds)
+
+
+def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], shapes: bool) -> str:
+  """What a sub-agent that sees frames at `seconds` (in order) should reply: each cue in view, or the span for a tvg task."""
+  cues = [cue for cue in task.facts['cues'] if seconds[0] <= cue <= seconds[-1]]
+  if not cues:
+    return UNSEEN
+  if task.question_type == 'tvg':
+    return _span(scene, cues[0], seconds, shapes)
+  return ', '.join(f'{cue} {scenes.label(scene.at(cue), shapes)}' for cue in cues)
+
+
+def _span(scene: scenes.Scene, cue: int, seconds: Sequence[float], shapes: bool) -> str:
+  """'40 to 43 red': from the first to just after the last frame of the cue's event among `seconds`."""
+  event = scene.at(cue)
+  shown = [s for s in seconds if event is not None and event.start <= s < event.end]
+  if not shown:
+    return UNSEEN
+  after = [s for s in seconds if s > shown[-1]]
+  end = after[0] if after else shown[-1]
+  return f'{shown[0]:g} to {end:g} {scenes.label(event, shapes)}'
+
+
+def call_text(start: float, end: float) -> str:
+  """One well-formed call."""
+  call = {'name': prompts.TOOL_NAME, 'arguments': {'start_time': start, 'end_time': end}}
+  return f'<tool_call>{json.dumps(call)}</tool_call>'
+
+
+def _listed(items: Sequence[object]) -> str:
+  """'41', '41 and 73', '41, 12 and 73'."""
+  texts = [str(item) for item in items]
+  return texts[0] if len(texts) == 1 else ', '.join(texts[:-1]) + ' and ' + texts[-1]
+
+
+def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
+  """A turn that says where to look and asks for one crop per cue, all at once."""
+  return f'<think>\nLook at {_listed(cues)}.\n</think>\n' + ''.join(call_text(*w) for w in windows)
+
+
+def answer_turn(seen: Sequence[str], answer: str) -> str:
+  """A turn that says what was seen ('41 red') and answers."""
+  return f'<think>\nSeen: {", ".join(seen)}.\n</think>\n<answer>{answer}</answer>'
+
+
+def answer_text(task: Task) -> str:
+  """The task's answer as it stands in a turn: 'red', 'B', '[40, 43]'."""
+  return f'[{task.answer.replace(",", ", ")}]' if task.question_type == 'tvg' else task.answer
+
+
+def work(scene: scenes.Scene, task: Task, budget: int, options: TraceOptions, *, shapes: bool, fps: int, seed: int) -> Trace:
+  """The teacher's trace at budget K, a function of its arguments alone.
+
+  It looks at the overview frames and either answers, or crops around each cue left open in one turn and answers then. With
+  always_call it crops around every cue. With recovery its first call has its times swapped, fails, and all is asked again.
+  """
+  rng = seeds.rng(seed, 'trace', task.id, budget)
+  overview = sampling.budget_times(scene.seconds, budget, fps)
+  cues = list(task.facts['cues'])
+  wanted = cues if rng.random() < options.always_call else missing(scene, task, overview, options.tolerance)
+  grounding = task.question_type == 'tvg'
+  windows = [window(scene, cue, options.grounding_reach if grounding else options.reach) for cue in wanted]
+  label = {cue: f'{cue} {name}' for cue, name in zip(cues, task.facts['labels'])}
+  results = [subagent_answer(scene, task, range(w[0], w[1] + 1), shapes) for w in windows]
+  seen = results if grounding and wanted else [label[cue] for cue in cues]
+  if grounding and not wanted:
+    seen = [_span(scene, cues[0], [float(s) for s in overview], shapes)]
+  turns, replies = [], []
+  if wanted and rng.random() < options.recovery:
+    turns, replies = _slip(wanted, windows, results, scene.seconds)
+  if wanted:
+    turns.append(call_turn(wanted, windows))
+    replies.append(tuple(results))
+  turns.append(answer_turn(seen, answer_text(task)))
+  return Trace(tuple(turns), (*replies, ()), tuple(windows))
+
+
+def _slip(cues, windows, results, duration) -> tuple[list[str], list[tuple[str, ...]]]:
+  """A turn whose first window has its ends swapped, and the replies to it (the others run)."""
+  swapped = [(windows[0][1], windows[0][0]), *windows[1:]]
+  arguments = {'start_time': swapped[0][0], 'end_time': swapped[0][1]}
+  failed = toolcalls.resolve_window(ToolCall(prompts.TOOL_NAME, arguments), duration)
+  return [call_turn(cues, swapped)], [(failed.message, *results[1:])]
+
+
+def lookup_question(seconds: Sequence[int]) -> str:
+  """'What appears at 41 12 50?'"""
+  return f'What appears at {" ".join(map(str, seconds))}?'
+
+
+def lookup_answer(scene: scenes.Scene, seconds: Sequence[int], shapes: bool) -> str:
+  """'41 red. 12 nothing. 50 blue.'"""
+  return ' '.join(f'{second} {scenes.label(scene.at(second), shapes)}.' for second in seconds)
+
+
+def lookup_times(scene: scenes.Scene, seconds: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+  """Up to `count` of `seconds` in random order, about as many inside events as outside; fewer where one kind is scarce."""
+  order = [int(s) for s in rng.permutation(list(seconds))]
+  shown = [s for s in order if scene.at(s) is not None]
+  empty = [s for s in order if scene.at(s) is None]
+  half = max(1, (count + 1) // 2)
+  chosen = shown[:max(half, count - len(empty))]
+  chosen += empty[:min(count - len(chosen), len(chosen) + 1)]
+  return [int(s) for s in rng.permutation(chosen)]

@@ -1,0 +1,160 @@
+"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes of their own.
+
+Scores are given over all samples (`accuracy`: an error earns nothing, and is counted in `errors`) and over the answered ones.
+"""
+
+import asyncio
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from paravt_jax.errors import MediaError
+from paravt_jax.eval import scoring
+from paravt_jax.rollout.agent import Agent
+from paravt_jax.rollout.groups import Dropped, Reward, judged
+from paravt_jax.rollout.sampler import Address
+from paravt_jax.types import Scored, StopReason, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+  """budgets: K, each put to every question. concurrency: episodes in flight. seed, epoch: of the draws, when sampling is not
+  greedy."""
+  budgets: tuple[int, ...]
+  concurrency: int
+  seed: int
+  epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One question at one budget. scored: the episode with its parts, or None after an error, whose reason and text stand
+  beside it."""
+  task: Task
+  budget: int
+  scored: Scored | None
+  reason: str = ''
+  error: str = ''
+
+  @property
+  def key(self) -> tuple[str, int]:
+    """What identifies a record within an evaluation."""
+    return self.task.id, self.budget
+
+  @property
+  def accuracy(self) -> float:
+    """R_acc; 0 after an error."""
+    return 0.0 if self.scored is None else float(self.scored.parts['accuracy'])
+
+
+async def evaluate(agent: Agent, tasks: Sequence[Task], reward: Reward, options: EvalOptions,
+                   on_record: Callable[[Record], None] | None = None) -> tuple[list[Record], dict[str, Any]]:
+  """Runs all tasks at all budgets.
+
+  Args:
+    agent: greedy or sampling, as its context options say.
+    reward: its parts must hold 'accuracy' (in [0, 1]) and 'compliant'; here tvg is usually scored by a threshold, oe exactly.
+    on_record: hears of each record as it finishes, frames included.
+
+  Returns:
+    (records in the order tasks x budgets, `summarize` of them). Errors of server, video and judge are records too. Trajectories
+    come back without their frames, which would fill the memory at thousands of questions.
+  """
+  gate = asyncio.Semaphore(options.concurrency)
+
+  async def one(task: Task, budget: int) -> Record:
+    async with gate:
+      record = await _record(agent, task, budget, reward, options)
+    if on_record is not None:
+      on_record(record)
+    return _light(record)
+
+  running = [asyncio.create_task(one(task, budget)) for task in tasks for budget in options.budgets]
+  try:
+    records = list(await asyncio.gather(*running))
+  finally:
+    for other in running:
+      other.cancel()
+  return records, summarize(records)
+
+
+async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions) -> Record:
+  try:
+    opening = await agent.open(task, budget)
+  except MediaError as error:
+    return Record(task, budget, None, f'media_{error.reason}', str(error))
+  episode = await agent.run(task, opening, Address(options.seed, task.id, options.epoch, 0))
+  outcome = await judged(episode, reward)
+  if isinstance(outcome, Dropped):
+    return Record(task, budget, None, outcome.reason, episode.error)
+  return Record(task, budget, outcome)
+
+
+def _light(record: Record) -> Record:
+  """The record without frames."""
+  if record.scored is None:
+    return record
+  bare = lambda t: dataclasses.replace(t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments))
+  result = lambda r: r if r.subagent is None else dataclasses.replace(r, subagent=bare(r.subagent))
+  episode = record.scored.episode
+  turns = tuple(dataclasses.replace(turn, results=tuple(map(result, turn.results))) for turn in episode.turns)
+  episode = dataclasses.replace(episode, turns=turns, trajectory=bare(episode.trajectory))
+  return dataclasses.replace(record, scored=dataclasses.replace(record.scored, episode=episode))
+
+
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
+  """The numbers of an evaluation, JSON-able; budgets and types are keys as text.
+
+  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (Wilson, 95 %): over all
+  samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
+  question type. format_compliance, calls_per_episode (executed), calls_failed, truncated: means over the answered. No samples
+  give nulls.
+  """
+  answered = [record for record in records if record.scored is not None]
+  episodes = [record.scored.episode for record in answered]
+  right = sum(record.accuracy for record in records)
+  return {
+    'episodes': len(records),
+    'errors': dict(collections.Counter(record.reason for record in records if record.scored is None)),
+    'error_rate': 1 - len(answered) / len(records) if records else 0.0,
+    'accuracy': _mean([record.accuracy for record in records]),
+    'interval': list(scoring.wilson(right, len(records))),
+    'accuracy_answered': _mean([record.accuracy for record in answered]),
+    'accuracy_by_k': _by(records, lambda record: record.budget, lambda record: record.accuracy),
+    'accuracy_by_type': _by(records, lambda record: record.task.question_type, lambda record: record.accuracy),
+    'format_compliance': _mean([float(record.scored.parts['compliant']) for record in answered]),
+    'calls_per_episode': _mean([episode.executed for episode in episodes]),
+    'calls_by_k': _by(answered, lambda record: record.budget, lambda record: record.scored.episode.executed),
+    'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
+    'truncated': _mean([any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]),
+    'stops': dict(collections.Counter(str(episode.stop) for episode in episodes)),
+  }
+
+
+def _by(records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]) -> dict[str, float]:
+  """Means of `value` by `key`, keys ascending."""
+  groups: dict[Any, list[float]] = collections.defaultdict(list)
+  for record in records:
+    groups[key(record)].append(float(value(record)))
+  return {str(name): _mean(groups[name]) for name in sorted(groups)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+  return sum(values) / len(values) if values else None
+
+
+def compare(before: Sequence[Record], after: Sequence[Record], *, samples: int, seed: int) -> dict[str, Any]:
+  """The paired difference in accuracy of two evaluations of the same questions: {difference, low, high, pairs}.
+
+  Pairs are matched by (task, budget) and drawn task by task, for the budgets of one question are not independent. A pair with
+  an error on either side is left out and counted in `unpaired`.
+  """
+  first = {record.key: record for record in before if record.scored is not None}
+  second = {record.key: record for record in after if record.scored is not None}
+  keys = [key for key in first if key in second]
+  difference, low, high = scoring.paired_bootstrap(
+      [first[key].accuracy for key in keys], [second[key].accuracy for key in keys], clusters=[task for task, _ in keys],
+      samples=samples, seed=seed)
+  unpaired = len({record.key for record in (*before, *after)}) - len(keys)
+  return {'difference': difference, 'low': low, 'high': high, 'pairs': len(keys), 'unpaired': unpaired}

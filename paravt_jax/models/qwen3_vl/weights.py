@@ -1,0 +1,284 @@
+"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from paravt_jax.errors import DataError
+from paravt_jax.models.qwen3_vl import model
+from paravt_jax.models.qwen3_vl.config import Config
+
+_SHARD_BYTES = 5 * 10 ** 9
+_SERVED_PIXELS = (1024, 50176)     # least and most pixels of an image in a folder that is served: our frames pass unchanged
+_COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
+           'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
+_DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16)}
+
+# Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a layer.
+_TEXT_LAYER = {
+    'input_layernorm.weight': 'norm1.scale', 'post_attention_layernorm.weight': 'norm2.scale',
+    'self_attn.q_norm.weight': 'q_norm.scale', 'self_attn.k_norm.weight': 'k_norm.scale',
+    **{f'self_attn.{n}_proj.weight': f'{n}.kernel' for n in 'qkvo'},
+    **{f'mlp.{n}_proj.weight': f'{n}.kernel' for n in ('gate', 'up', 'down')}}
+_NORM = {'norm.weight': 'norm.scale', 'norm.bias': 'norm.bias'}
+_MERGER = {**_NORM, **{f'linear_fc{i}.{a}': f'fc{i}.{b}' for i in (1, 2) for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
+_VISION_BLOCK = {
+    **{f'norm{i}.{a}': f'norm{i}.{b}' for i in (1, 2) for a, b in (('weight', 'scale'), ('bias', 'bias'))},
+    **{f'{n}.{a}': f'{n.split(".")[-1].replace("linear_", "")}.{b}'
+       for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2') for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
+
+
+class Slot(NamedTuple):
+  """Where one tensor of theirs lives: the leaf at `path`, its `layer`-th slice if stacked; `form` is how it is laid out."""
+  path: tuple[str, ...]
+  layer: int | None
+  form: str                  # 'same' | 'transposed' | 'patches'
+
+
+def name_table(config: Config) -> dict[str, Slot]:
+  """Every tensor name of a checkpoint of this size, and its place in our tree."""
+  table = {}
+
+  def add(theirs, ours, layer=None):
+    form = 'transposed' if ours.endswith('kernel') else 'same'
+    table[theirs] = Slot(tuple(ours.split('.')), layer, form)
+
+  def add_all(prefix, names, ours, layer=None):
+    for theirs, name in names.items():
+      add(f'{prefix}.{theirs}', f'{ours}.{name}', layer)
+
+  table['model.visual.patch_embed.proj.weight'] = Slot(('visual', 'patch_embed', 'kernel'), None, 'patches')
+  add('model.visual.patch_embed.proj.bias', 'visual.patch_embed.bias')
+  add('model.visual.pos_embed.weight', 'visual.pos_embed.embedding')
+  for i in range(config.vision.depth):
+    add_all(f'model.visual.blocks.{i}', _VISION_BLOCK, 'visual.blocks', i)
+  add_all('model.visual.merger', _MERGER, 'visual.merger')
+  for j in range(len(config.vision.taps)):
+    add_all(f'model.visual.deepstack_merger_list.{j}', _MERGER, 'visual.deepstack', j)
+  add('model.language_model.embed_tokens.weight', 'text.embed.embedding')
+  for i in range(config.text.layers):
+    add_all(f'model.language_model.layers.{i}', _TEXT_LAYER, 'text.layers', i)
+  add('model.language_model.norm.weight', 'text.norm.scale')
+  if not config.tied:
+    add('lm_head.weight', 'head.kernel')
+  return table
+
+
+def _ours(tensor: np.ndarray, form: str) -> np.ndarray:
+  if form == 'patches':              # [V, 3, time, h, w] -> [time, 3 * h * w, V]
+    return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
+  return tensor.T if form == 'transposed' else tensor
+
+
+def _theirs(config: Config, array: np.ndarray, form: str) -> np.ndarray:
+  if form == 'patches':
+    v = config.vision
+    array = array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
+  return np.ascontiguousarray(array.T if form == 'transposed' else array)
+
+
+def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
+  """The tensor of one slot, laid out as theirs, from a tree of numpy arrays shaped like the parameters."""
+  for key in slot.path:
+    params = params[key]
+  return _theirs(config, params if slot.layer is None else params[slot.layer], slot.form)
+
+
+def load_hf(folder: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
+  """Reads a checkpoint folder (one safetensors file, or several with an index).
+
+  Returns:
+    The config, and parameters as numpy arrays in the dtype they are stored in; one tensor is read at a time.
+
+  Raises:
+    DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does not fit the config.
+    ConfigError: config.json is not of the dense Qwen3-VL family.
+  """
+  folder = pathlib.Path(folder)
+  config = Config.from_hf(_read_json(folder / 'config.json'))
+  table, shapes_tree = name_table(config), model.abstract_params(config)
+  params, seen = {}, set()
+  for file in _weight_files(folder):
+    try:
+      with safe_open(file, 'np') as tensors:
+        names = list(tensors.keys())
+        unknown = [n for n in names if n not in table and not (n == 'lm_head.weight' and config.tied)]
+        if unknown:
+          raise DataError(f'{file}: got {len(unknown)} unknown tensors, such as {unknown[0]!r}, wanted only those of the model in '
+                          'config.json; check that weights and config belong together')
+        for name in names:
+          _check_dtype(file, name, tensors.get_slice(name).get_dtype())
+          if name in table:
+            _fill(config, params, shapes_tree, table[name], tensors.get_tensor(name), f'{file}: {name}')
+          elif not _same_bits(tensors.get_tensor(name), params.get('text', {}).get('embed', {}).get('embedding')):
+            raise DataError(f'{file}: lm_head.weight differs from the embedding, but config.json says tie_word_embeddings; set it to false')
+        seen.update(names)
+    except (SafetensorError, OSError) as error:
+      raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
+  missing = sorted(set(table) - seen)
+  if missing:
+    raise DataError(f'{folder}: got {len(table) - len(missing)} of {len(table)} tensors, wanted also {missing[0]!r}; '
+                    'a shard is missing, or config.json is of another model')
+  return config, params
+
+
+def _same_bits(tensor: np.ndarray, embedding: np.ndarray | None) -> bool:
+  return embedding is not None and tensor.shape == embedding.shape and tensor.tobytes() == embedding.tobytes()
+
+
+def _check_dtype(file: pathlib.Path, name: str, dtype: str) -> None:
+  if dtype not in _DTYPES:
+    raise DataError(f'{file}: {name} is {dtype}, wanted one of {sorted(_DTYPES)}; use an unquantised checkpoint')
+
+
+def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str) -> None:
+  """Puts one tensor into its (slice of a) leaf, which is allocated when first met."""
+  wanted, node = shapes_tree, params
+  for key in slot.path[:-1]:
+    wanted, node = wanted[key], node.setdefault(key, {})
+  shape = wanted[slot.path[-1]].shape
+  leaf = node.get(slot.path[-1])
+  if leaf is None:
+    leaf = node[slot.path[-1]] = np.empty(shape, tensor.dtype)
+  target = leaf if slot.layer is None else leaf[slot.layer]
+  array = _ours(tensor, slot.form) if tensor.ndim == _rank(target, slot) else tensor
+  if array.shape != target.shape or tensor.dtype != leaf.dtype:
+    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted {leaf.dtype}{_their_shape(config, target, slot)}; '
+                    'weights and config.json do not belong together')
+  target[...] = array
+
+
+def _rank(target: np.ndarray, slot: Slot) -> int:
+  return 5 if slot.form == 'patches' else target.ndim
+
+
+def _their_shape(config: Config, target: np.ndarray, slot: Slot) -> list[int]:
+  return list(_theirs(config, target, slot.form).shape)
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  index = folder / 'model.safetensors.index.json'
+  if index.exists():
+    files = sorted({folder / name for name in _read_json(index)['weight_map'].values()})
+  else:
+    files = [folder / 'model.safetensors']
+  for file in files:
+    if not file.exists():
+      raise DataError(f'{file}: no such file, wanted the weights of {folder}; download or export the checkpoint again')
+  return files
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text())
+  except OSError as error:
+    raise DataError(f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; check the path') from error
+  except ValueError as error:
+    raise DataError(f'{file}: is not JSON ({error}); copy or download it again') from error
+
+
+def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], tokenizer_folder: str | os.PathLike) -> None:
+  """Writes a folder that transformers, SGLang and `load_hf` read; whole or not at all. Replaces an existing checkpoint folder.
+
+  Args:
+    folder: where to; its parent must exist.
+    params: fully addressable arrays; each keeps its dtype.
+    tokenizer_folder: tokenizer and processor files are copied from here. The image size of the processor is set to
+      [1024, 50176] pixels, so that a server passes our frames unchanged.
+
+  Raises:
+    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer.json, or the disk refuses.
+  """
+  folder, source = pathlib.Path(folder), pathlib.Path(tokenizer_folder)
+  if not (source / 'tokenizer.json').exists():
+    raise DataError(f'{source}: got no tokenizer.json, wanted the folder of the tokenizer that the model was trained with')
+  if folder.exists() and not (folder / 'config.json').exists() and any(folder.iterdir()):
+    raise DataError(f'{folder}: exists and is no checkpoint, wanted a new folder or one to replace; choose another')
+  _check_params(config, params)
+  try:
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+      dtype = str(np.dtype(params['text']['embed']['embedding'].dtype))
+      _write_weights(temporary, config, params)
+      _write_json(temporary / 'config.json', config.to_hf(dtype))
+      _write_processor(temporary, config, source)
+      temporary.chmod(0o755)
+      if folder.exists():
+        aside = temporary.with_name(temporary.name + '.old')
+        folder.rename(aside)
+        temporary.rename(folder)
+        shutil.rmtree(aside)
+      else:
+        temporary.rename(folder)
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+  except (OSError, SafetensorError) as error:
+    raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space or choose another place') from error
+
+
+def _check_params(config: Config, params: dict[str, Any]) -> None:
+  """Every leaf that the config wants, in its shape, and no other."""
+  flat = lambda tree: {path: leaf.shape for path, leaf in _leaves(tree)}
+  got, wanted = flat(params), flat(model.abstract_params(config))
+  wrong = sorted(path for path in got.keys() | wanted.keys() if got.get(path) != wanted.get(path))
+  if wrong:
+    raise DataError(f'params: {".".join(wrong[0])} is {got.get(wrong[0])}, wanted {wanted.get(wrong[0])} '
+                    f'({len(wrong)} such); save with the config the params were made with')
+
+
+def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+  if not isinstance(tree, dict):
+    return [(path, tree)]
+  return [leaf for key, child in tree.items() for leaf in _leaves(child, (*path, key))]
+
+
+def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
+  """One file up to 5 GB; more get an index, as transformers writes it."""
+  leaves = dict(_leaves(params))
+  size = lambda slot: leaves[slot.path].nbytes // (1 if slot.layer is None else leaves[slot.path].shape[0])
+  shards, filled = [[]], 0
+  for name, slot in sorted(name_table(config).items()):
+    if shards[-1] and filled + size(slot) > _SHARD_BYTES:
+      shards.append([])
+      filled = 0
+    shards[-1].append((name, slot))
+    filled += size(slot)
+  weight_map = {}
+  host = jax.tree.map(np.asarray, params)
+  for i, shard in enumerate(shards):
+    file = 'model.safetensors' if len(shards) == 1 else f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    save_file({name: pick(config, host, slot) for name, slot in shard}, folder / file, metadata={'format': 'pt'})
+    weight_map |= {name: file for name, _ in shard}
+  if len(shards) > 1:
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    _write_json(folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
+
+
+def _write_processor(folder: pathlib.Path, config: Config, source: pathlib.Path) -> None:
+  """Tokenizer files as they are; processor files with our image size, made up from the config when the source has none."""
+  for name in _COPIED:
+    if (source / name).exists():
+      shutil.copyfile(source / name, folder / name)
+  v, (least, most) = config.vision, _SERVED_PIXELS
+  ours = {'patch_size': v.patch, 'temporal_patch_size': v.temporal, 'merge_size': v.merge, 'image_mean': [0.5] * 3,
+          'image_std': [0.5] * 3, 'processor_class': 'Qwen3VLProcessor', 'size': {'shortest_edge': least, 'longest_edge': most}}
+  kinds = {'preprocessor_config.json': {'image_processor_type': 'Qwen2VLImageProcessorFast'},
+           'video_preprocessor_config.json': {'video_processor_type': 'Qwen3VLVideoProcessor'}}
+  for name, kind in kinds.items():
+    old = _read_json(source / name) if (source / name).exists() else kind
+    extra = {key: value for key, value in old.items() if key not in ('min_pixels', 'max_pixels')}
+    _write_json(folder / name, {**extra, **ours})
+
+
+def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+  file.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
+

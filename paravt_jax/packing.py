@@ -1,0 +1,280 @@
+"""Documents to rows: what the learner's arrays look like, and the only place where image placeholders are expanded.
+
+A `Tree` is a shared prefix and the suffixes that follow it (a group's prompt and its rollouts); a plain document is a tree
+without suffixes. Several trees share a row; they never see each other (segments), and suffixes see their prefix and themselves
+(branches):
+
+    tokens     a b c | d e | f g h | p q r | . .        two trees: prefix abc with suffixes de and fgh; document pqr; padding
+    segments   1 1 1   1 1   1 1 1   2 2 2   0 0
+    branches   0 0 0   1 1   2 2 2   0 0 0   0 0
+    previous  -1 0 1   2 3   2 5 6  -1 8 9  -1-1        the row index whose hidden state predicts this token
+    positions  0 1 2   3 4   3 4 5   0 1 2   0 0        a suffix goes on from its prefix's end
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from paravt_jax.errors import DataError
+from paravt_jax.models.qwen3_vl import positions as mrope
+from paravt_jax.video import patches as pixels
+
+MERGE = 2                    # patches per side that become one token
+PATCH = 16                   # pixels per side of a patch
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A run of tokens. ids: int32[n], one placeholder per image; images: uint8[H, W, 3] in order; extras: name -> array[n]."""
+  ids: np.ndarray
+  images: tuple[np.ndarray, ...] = ()
+  extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """A prefix and the suffixes that each continue it. Without suffixes it is a plain document."""
+  prefix: Sample
+  suffixes: tuple[Sample, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Where a sample lies: tokens [start, stop) of a row, image placeholders expanded."""
+  row: int
+  start: int
+  stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Rows of documents; see the drawing above. Padding has segment 0, branch 0, previous -1, visual -1 and extras 0.
+
+  visual_RT indexes the row's own N*Y merged image tokens, Y = X/4. spans[i] holds tree i's prefix and then its suffixes.
+  """
+  tokens_RT: np.ndarray
+  positions_ART: np.ndarray
+  segments_RT: np.ndarray
+  branches_RT: np.ndarray
+  visual_RT: np.ndarray
+  previous_RT: np.ndarray
+  patches_RNXPC: np.ndarray
+  grids_RNG: np.ndarray
+  extras: dict[str, np.ndarray]
+  spans: tuple[tuple[Span, ...], ...]
+
+  @property
+  def rows(self) -> int:
+    """Number of rows, padding rows included."""
+    return self.tokens_RT.shape[0]
+
+  @property
+  def fill(self) -> float:
+    """Share of the rows' tokens that are not padding."""
+    return float((self.segments_RT > 0).mean()) if self.segments_RT.size else 0.0
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The learner's arrays by name, row axis first (positions: [R, A, T]); extras keep their names."""
+    named = {
+      'tokens': self.tokens_RT, 'positions': np.moveaxis(self.positions_ART, 0, 1), 'segments': self.segments_RT,
+      'branches': self.branches_RT, 'visual': self.visual_RT, 'previous': self.previous_RT,
+      'patches': self.patches_RNXPC, 'grids': self.grids_RNG,
+    }
+    return {**named, **self.extras}
+
+  def micro_batches(self, rows: int, capacity: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+    """Splits into micro-batches of `rows` rows.
+
+    Args:
+      rows: rows per micro-batch; a last incomplete one is filled with padding rows.
+      capacity: M, number of micro-batches in the arrays; None for as many as needed.
+
+    Returns:
+      arrays() with leading axes [M, rows] and the number of micro-batches in use (at least 1).
+
+    Raises:
+      DataError: more micro-batches are needed than `capacity`.
+    """
+    used = max(1, -(-self.rows // rows))
+    capacity = used if capacity is None else capacity
+    if used > capacity:
+      raise DataError(f'packing: {self.rows} rows need {used} micro-batches of {rows}, but there is room for {capacity}; '
+                      f'raise train.micro_batches or take fewer samples per step')
+    missing = capacity * rows - self.rows
+    split = {}
+    for name, array in self.arrays().items():
+      fill = -1 if name in ('visual', 'previous') else 0
+      padding = np.full((missing,) + array.shape[1:], fill, array.dtype)
+      split[name] = np.concatenate([array, padding]).reshape((capacity, rows) + array.shape[1:])
+    return split, used
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expanded:
+  """A sample with its placeholders expanded; `image` is the sample's image of each token, or -1, `inner` its place in it."""
+  ids: np.ndarray
+  image: np.ndarray
+  inner: np.ndarray
+  source: np.ndarray         # index into the unexpanded ids
+  grids: tuple[tuple[int, int], ...]
+
+
+def image_grid(image: np.ndarray) -> tuple[int, int]:
+  """Patches (high, wide) of an image uint8[H, W, 3] whose sides are multiples of 32. Raises DataError for other sides."""
+  height, width = image.shape[:2]
+  step = PATCH * MERGE
+  if image.ndim != 3 or image.shape[2] != 3 or height % step or width % step or not height or not width:
+    raise DataError(f'packing: got an image of shape {image.shape}, wanted [H, W, 3] with sides multiples of {step}; '
+                    f'resize it first')
+  return height // PATCH, width // PATCH
+
+
+def expanded_length(sample: Sample) -> int:
+  """Number of tokens of a sample once its image placeholders are expanded."""
+  grids = [image_grid(image) for image in sample.images]
+  return len(sample.ids) + sum(h * w // MERGE**2 - 1 for h, w in grids)
+
+
+def tree_size(tree: Tree) -> tuple[int, int]:
+  """(tokens, images) that a tree takes in a row."""
+  samples = (tree.prefix, *tree.suffixes)
+  return sum(map(expanded_length, samples)), sum(len(sample.images) for sample in samples)
+
+
+def expand(sample: Sample, image_id: int) -> _Expanded:
+  """Repeats each image placeholder as often as its image has merged tokens.
+
+  Raises:
+    DataError: the number of placeholders is not the number of images.
+  """
+  ids = np.asarray(sample.ids, np.int32)
+  is_image = ids == image_id
+  if is_image.sum() != len(sample.images):
+    raise DataError(f'packing: got {is_image.sum()} image placeholders and {len(sample.images)} images, wanted as many of each')
+  grids = tuple(image_grid(image) for image in sample.images)
+  repeats = np.ones(len(ids), np.int64)
+  repeats[is_image] = [h * w // MERGE**2 for h, w in grids]
+  source = np.repeat(np.arange(len(ids)), repeats)
+  inner = np.arange(len(source)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+  image = np.where(is_image, np.cumsum(is_image) - 1, -1)[source]
+  return _Expanded(ids[source], image, np.where(image >= 0, inner, -1), source, grids)
+
+
+def _per_token(name: str, sample: Sample) -> np.ndarray:
+  values = np.asarray(sample.extras[name])
+  if values.shape != (len(sample.ids),):
+    raise DataError(f'packing: extra {name!r} has shape {values.shape}, wanted one value per unexpanded token, '
+                    f'({len(sample.ids)},)')
+  return values
+
+
+def first_fit_decreasing(sizes: Sequence[tuple[int, int]], capacity: tuple[int, int]) -> list[list[int]]:
+  """Bins of indices into `sizes` (tokens, images), none above `capacity`; largest first, each into the first bin that holds it.
+
+  Raises:
+    DataError: one item is larger than a bin.
+  """
+  for index, size in enumerate(sizes):
+    if size[0] > capacity[0] or size[1] > capacity[1]:
+      raise DataError(f'packing: tree {index} takes {size[0]} tokens and {size[1]} images, a row holds {capacity[0]} and '
+                      f'{capacity[1]}; drop it, or raise row_tokens or row_images')
+  share = [max(tokens / max(capacity[0], 1), images / max(capacity[1], 1)) for tokens, images in sizes]
+  bins: list[list[int]] = []
+  free: list[list[int]] = []
+  for index in sorted(range(len(sizes)), key=lambda i: -share[i]):
+    tokens, images = sizes[index]
+    place = next((b for b, room in enumerate(free) if room[0] >= tokens and room[1] >= images), len(bins))
+    if place == len(bins):
+      bins.append([])
+      free.append(list(capacity))
+    bins[place].append(index)
+    free[place][0] -= tokens
+    free[place][1] -= images
+  return bins
+
+
+class _Writer:
+  """Fills the arrays of `Packed`, sample by sample."""
+
+  def __init__(self, rows: int, row_tokens: int, row_images: int, image_patches: int, image_id: int,
+               extras: Mapping[str, type]):
+    shape = (rows, row_tokens)
+    channels = 3 * PATCH * PATCH
+    self.image_id = image_id
+    self.tokens, self.segments, self.branches = (np.zeros(shape, np.int32) for _ in range(3))
+    self.visual, self.previous = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
+    self.positions = np.zeros((3,) + shape, np.int32)
+    self.patches = np.zeros((rows, row_images, image_patches, 1, channels), np.uint8)
+    self.grids = np.zeros((rows, row_images, 2), np.int32)
+    self.extras = {name: np.zeros(shape, dtype) for name, dtype in extras.items()}
+    self.next_token = [0] * rows
+    self.next_image = [0] * rows
+
+  def tree(self, row: int, segment: int, tree: Tree) -> tuple[Span, ...]:
+    """Writes prefix and suffixes; returns their spans."""
+    prefix, end = self.sample(row, segment, 0, tree.prefix, 0, -1)
+    last = prefix.stop - 1 if prefix.stop > prefix.start else -1
+    suffixes = [self.sample(row, segment, branch, s, end, last)[0] for branch, s in enumerate(tree.suffixes, start=1)]
+    return (prefix, *suffixes)
+
+  def sample(self, row: int, segment: int, branch: int, sample: Sample, first: int, predecessor: int) -> tuple[Span, int]:
+    """Writes one sample whose positions begin at `first`; returns its span and the position that follows it."""
+    expanded = expand(sample, self.image_id)
+    start = self.next_token[row]
+    stop = start + len(expanded.ids)
+    at = (row, slice(start, stop))
+    merged = [(h // MERGE, w // MERGE) for h, w in expanded.grids]
+    positions, end = mrope.mrope_positions(expanded.ids, self.image_id, merged, start=first)
+    self.tokens[at], self.segments[at], self.branches[at] = expanded.ids, segment, branch
+    self.positions[:, row, start:stop] = positions
+    self.previous[at] = np.arange(start - 1, stop - 1)
+    if stop > start:
+      self.previous[row, start] = predecessor
+    per_image = self.patches.shape[2] // MERGE**2
+    self.visual[at] = np.where(expanded.image >= 0, (self.next_image[row] + expanded.image) * per_image + expanded.inner, -1)
+    self.images(row, sample)
+    for name, array in self.extras.items():
+      if name in sample.extras:
+        array[at] = _per_token(name, sample)[expanded.source]
+    self.next_token[row] = stop
+    return Span(row, start, stop), end
+
+  def images(self, row: int, sample: Sample) -> None:
+    """Writes the patches of a sample's images into the row's next slots."""
+    for image in sample.images:
+      values, grid = pixels.patchify(image)
+      if len(values) > self.patches.shape[2]:
+        raise DataError(f'packing: got an image of {len(values)} patches, wanted at most {self.patches.shape[2]}; '
+                        f'raise image_patches or lower the pixels per frame')
+      self.patches[row, self.next_image[row], :len(values), 0] = values
+      self.grids[row, self.next_image[row]] = grid
+      self.next_image[row] += 1
+
+
+def pack(trees: Sequence[Tree], *, row_tokens: int, row_images: int, image_patches: int, image_id: int, rows_multiple: int,
+         extras: Mapping[str, type]) -> Packed:
+  """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over rows.
+
+  Args:
+    trees: what to pack; none gives `rows_multiple` rows of padding.
+    row_tokens: T, tokens per row, image placeholders expanded.
+    row_images: N, images per row; may be 0.
+    image_patches: X, patches per image slot, a multiple of 4.
+    image_id: the placeholder's token id.
+    rows_multiple: the number of rows is padded to a multiple of it (the mesh's data axes times rows per device).
+    extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's value repeats on its
+      image's tokens.
+
+  Raises:
+    DataError: a tree is larger than a row, an image than a slot, or images and placeholders differ in number.
+  """
+  bins = first_fit_decreasing([tree_size(tree) for tree in trees], (row_tokens, row_images))
+  rows = max(1, -(-len(bins) // rows_multiple)) * rows_multiple
+  writer = _Writer(rows, row_tokens, row_images, image_patches, image_id, extras)
+  spans: list[tuple[Span, ...]] = [()] * len(trees)
+  for row, members in enumerate(bins):
+    for segment, index in enumerate(members, start=1):
+      spans[index] = writer.tree(row, segment, trees[index])
+  return Packed(writer.tokens, writer.positions, writer.segments, writer.branches, writer.visual, writer.previous,
+                writer.patches, writer.grids, writer.extras, tuple(spans))

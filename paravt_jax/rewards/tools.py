@@ -1,0 +1,29 @@
+"""R_tool of spec section 4. That a tool ran is read from results; that a call parses, from texts; forced turns earn nothing."""
+
+from paravt_jax.chat import toolcalls
+from paravt_jax.types import Episode, ResultStatus, ToolCall
+
+
+def parseable(episode: Episode) -> bool:
+  """Whether a turn that is not forced holds a call, of a known tool or not."""
+  return any(isinstance(item, ToolCall) for turn in episode.turns if not turn.forced for item in toolcalls.parse(turn.text))
+
+
+def executed(episode: Episode) -> bool:
+  """Whether the sub-agent of at least one call answered, in a turn that is not forced."""
+  return any(result.status is ResultStatus.EXECUTED for turn in episode.turns if not turn.forced for result in turn.results)
+
+
+def tool_reward(episode: Episode, accuracy: float, *, threshold: float, bonus: str) -> float:
+  """.1 for a parseable call, .3 instead for an executed one; +.5 when accuracy > threshold and the bonus' condition holds.
+
+  Args:
+    episode: the finished rollout.
+    accuracy: its R_acc.
+    threshold: what accuracy must exceed.
+    bonus: 'call' (a parseable call is enough) or 'executed'.
+  """
+  ran = executed(episode)
+  called = ran or parseable(episode)
+  earned = .3 if ran else .1 * called
+  return earned + .5 * (accuracy > threshold and (ran if bonus == 'executed' else called))

@@ -1,0 +1,83 @@
+"""One more stretch of a context: segments in, one sampled segment out. Main agent and sub-agents differ only in what they
+send."""
+
+import dataclasses
+import itertools
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+
+from paravt_jax import seeds
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.rollout.client import Client, image_tokens
+from paravt_jax.serving.protocol import GenerateRequest
+from paravt_jax.types import Segment, TokenClass
+
+MAIN = -1                    # the main agent's place in an address, where a sub-agent has its call's number
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextOptions:
+  """What all contexts of a run share. temperature (0 is greedy), top_p (1 off), top_k (-1 off): of sampling. context: tokens
+  that prompt and reply may fill, images expanded. min_pixels, max_pixels: of a frame."""
+  temperature: float
+  top_p: float
+  top_k: int
+  context: int
+  min_pixels: int
+  max_pixels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+  """Which rollout; with turn and call it names a draw."""
+  seed: int
+  task_id: str
+  epoch: int
+  rollout: int
+
+  @property
+  def affinity(self) -> int:
+    """Equal for the rollouts of one prompt: they go to one server, which computes their prefix once."""
+    return seeds.at(self.task_id, self.epoch)
+
+  def sampling_seed(self, turn: int, call: int) -> int:
+    """31 bits; a function of (seed, task, epoch, rollout, turn, call) alone. The main agent's call is MAIN."""
+    return seeds.at(self.seed, self.task_id, self.epoch, self.rollout, turn, call) & 0x7fffffff
+
+
+def expanded(segments: Sequence[Segment]) -> int:
+  """Tokens of segments once each image placeholder is as many as its image has."""
+  return sum(len(segment.ids) + image_tokens(segment.images) - len(segment.images) for segment in segments)
+
+
+class Sampler:
+  """Turns contexts into requests."""
+
+  def __init__(self, client: Client, tok: ChatTokenizer, options: ContextOptions):
+    self.tok, self.options = tok, options
+    self._client = client
+    self._tag = uuid.uuid4().hex[:8]        # request ids must differ between processes; results do not depend on them
+    self._serial = itertools.count()
+
+  def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
+    """Tokens that may still be sampled after these segments, with `reserved` left free; zero or less means none."""
+    return self.options.context - expanded(segments) - reserved
+
+  async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
+                   token_class: TokenClass) -> tuple[Segment, str]:
+    """The next segment, ids verbatim as the server returned them, and the finish reason ('stop', 'length' or 'abort').
+
+    Raises:
+      RolloutError: the server failed, or broke the protocol.
+    """
+    request = GenerateRequest(
+        rid=f'{self._tag}-{next(self._serial)}',
+        input_ids=np.concatenate([segment.ids for segment in segments]).tolist(),
+        images=tuple(image for segment in segments for image in segment.images),
+        temperature=self.options.temperature, top_p=self.options.top_p, top_k=self.options.top_k, max_new_tokens=max_new_tokens,
+        stop_token_ids=(self.tok.im_end,), banned_ids=tuple(self.tok.vision_ids),
+        seed=address.sampling_seed(turn, call), ignore_eos=False)
+    got = await self._client.generate(request, affinity=address.affinity)
+    return Segment(got.ids, sampled=True, logprobs=got.logprobs, versions=got.versions, token_class=token_class), got.finish

@@ -1,0 +1,114 @@
+"""One call, one sub-agent: the window's frames, a fresh context, a short text. Whatever goes wrong is a typed result."""
+
+import asyncio
+import dataclasses
+import logging
+
+from paravt_jax.chat import prompts, template, toolcalls
+from paravt_jax.errors import MediaError, RolloutError
+from paravt_jax.rollout.sampler import Address, Sampler
+from paravt_jax.types import (
+  ResultStatus,
+  Segment,
+  StopReason,
+  Task,
+  TokenClass,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Window,
+)
+from paravt_jax.video import sampling
+from paravt_jax.video.store import FrameStore
+
+_CUT = '\ufffd'              # what a cut through a character decodes to
+_STOPS = {'stop': StopReason.STOP, 'length': StopReason.LENGTH, 'abort': StopReason.ABORT}
+
+
+@dataclasses.dataclass(frozen=True)
+class SubagentOptions:
+  """rate: frames/s of a window; min_frames, max_frames: of a window. see_question: it is told the question. max_new_tokens:
+  it may write; summary_tokens: of its text that the main agent gets. deadline_s: for the whole call, decoding included."""
+  rate: float
+  min_frames: int
+  max_frames: int
+  see_question: bool
+  max_new_tokens: int
+  summary_tokens: int
+  deadline_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+  """What a sub-agent came to, before its text is judged."""
+  seconds: tuple[float, ...]
+  segments: tuple[Segment, ...]
+  finish: str
+
+
+class Subagents:
+  """Runs calls; any number at once."""
+
+  def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
+    self._sampler, self._frames, self._options = sampler, frames, options
+
+  async def run(self, call: ToolCall, *, task: Task, duration: float, address: Address, turn: int, index: int) -> ToolResult:
+    """The result of one call of `task`'s main agent; never raises for what a model, a file or a server did.
+
+    Args:
+      call: as parsed; its arguments are judged here. duration: of the task's video, seconds.
+      address, turn, index: which rollout, turn and call this is; they seed the sampling.
+    """
+    window = toolcalls.resolve_window(call, duration, min_frames=self._options.min_frames,
+                                      max_frames=self._options.max_frames)
+    if not isinstance(window, Window):
+      return ToolResult(call, window.status, window.message)
+    try:
+      async with asyncio.timeout(self._options.deadline_s):
+        seen = await self._look(window, task, address, turn, index)
+    except TimeoutError:
+      return _failed(call, window, ResultStatus.TIMEOUT)
+    except MediaError as error:
+      status = ResultStatus.TIMEOUT if error.reason == 'timeout' else ResultStatus.MEDIA_ERROR
+      return _failed(call, window, status)
+    except RolloutError as error:
+      logging.getLogger(__name__).warning('sub-agent of %s: %s', task.id, error)
+      return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
+    return self._judged(call, window, seen)
+
+  async def _look(self, window: Window, task: Task, address: Address, turn: int, index: int) -> _Seen:
+    """Frames, opening, one sampled turn."""
+    options, context = self._options, self._sampler.options
+    times = sampling.window_times(window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames)
+    clip = await self._frames.frames(task.video, times, context.min_pixels, context.max_pixels)
+    question = task.question if options.see_question else None
+    user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.subagent(window, question)]
+    opening = template.opening(self._sampler.tok, None, user, '')
+    seconds = tuple(float(second) for second in clip.seconds)
+    room = min(options.max_new_tokens, self._sampler.room([opening]))
+    if room < 1:
+      return _Seen(seconds, (opening,), 'length')
+    sampled, finish = await self._sampler.sample([opening], address=address, turn=turn, call=index, max_new_tokens=room,
+                                                 token_class=TokenClass.AFTER_FRAME)
+    return _Seen(seconds, (opening, sampled), finish)
+
+  def _judged(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
+    """An answer, cut to its limit; or an error when there is none."""
+    trajectory = Trajectory(seen.segments, _STOPS[seen.finish])
+    text = self._summary(seen.segments[-1]) if len(seen.segments) > 1 else ''
+    status = ResultStatus.EXECUTED
+    if not text or trajectory.stop is StopReason.ABORT:
+      status = ResultStatus.SUBAGENT_ERROR
+      text = prompts.error(status)
+    return ToolResult(call, status, text, window, seen.seconds, trajectory)
+
+  def _summary(self, segment: Segment) -> str:
+    """The text after any `</think>`, at most summary_tokens long. The template encodes it as untrusted: no special tokens."""
+    tok = self._sampler.tok
+    text = prompts.result(template.turn_text(tok, segment.ids, ''))
+    ids = tok.encode(text, trusted=False)
+    return text if len(ids) <= self._options.summary_tokens else tok.decode(ids[:self._options.summary_tokens]).rstrip(_CUT)
+
+
+def _failed(call: ToolCall, window: Window, status: ResultStatus) -> ToolResult:
+  return ToolResult(call, status, prompts.error(status), window)

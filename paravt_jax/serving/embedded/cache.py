@@ -1,0 +1,93 @@
+"""Book-keeping of what the device holds: pages of keys and values, features of images, rows of logit biases. Pure Python.
+
+A page is one finished chunk of C tokens, known by the hash chain of everything up to its end: equal prefixes meet in it.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+class Pool:
+  """Numbered places 0..size-1 that hold keyed things; a thing nobody uses is forgotten when its place is needed (LRU)."""
+
+  def __init__(self, size: int):
+    self.size = size
+    self._free = list(range(size - 1, -1, -1))
+    self._place: dict[Hashable, int] = {}
+    self._users: dict[Hashable, int] = {}
+    self._idle: OrderedDict[Hashable, None] = OrderedDict()
+
+  @property
+  def available(self) -> int:
+    """Places that can be had now: free ones and those that nobody uses."""
+    return len(self._free) + len(self._idle)
+
+  def __contains__(self, key: Hashable) -> bool:
+    return key in self._place
+
+  def used(self, key: Hashable) -> bool:
+    """Whether somebody holds `key` now."""
+    return key in self._users
+
+  def place(self, key: Hashable) -> int:
+    """Where `key` lies; it must be known."""
+    return self._place[key]
+
+  def acquire(self, key: Hashable) -> tuple[int, bool]:
+    """The place of `key`, held until `release`, and whether it is new (its content is to be computed).
+
+    Raises:
+      IndexError: every place is in use; ask `fits` first.
+    """
+    if key in self._place:
+      self._users[key] = self._users.get(key, 0) + 1
+      self._idle.pop(key, None)
+      return self._place[key], False
+    if not self._free:
+      oldest, _ = self._idle.popitem(last=False) if self._idle else (None, None)
+      if oldest is None:
+        raise IndexError(f'all {self.size} places are in use')
+      self._free.append(self._place.pop(oldest))
+    self._place[key] = self._free.pop()
+    self._users[key] = 1
+    return self._place[key], True
+
+  def release(self, key: Hashable) -> None:
+    """Gives one hold back; the content stays until its place is needed."""
+    self._users[key] -= 1
+    if not self._users[key]:
+      del self._users[key]
+      self._idle[key] = None
+
+  def fits(self, keys: Sequence[Hashable]) -> bool:
+    """Whether all keys could be acquired together now."""
+    distinct = set(keys)
+    new = sum(key not in self._place for key in distinct)
+    held_idle = sum(key in self._idle for key in distinct)
+    return new <= self.available - held_idle
+
+  def clear(self) -> None:
+    """Forgets everything.
+
+    Raises:
+      RuntimeError: something is still held.
+    """
+    if self._users:
+      raise RuntimeError(f'{len(self._users)} places are still in use')
+    self.__init__(self.size)
+
+
+def chain_keys(content_T: np.ndarray, chunk: int) -> list[bytes]:
+  """One 16-byte key per chunk of `chunk` tokens (the last may be shorter), each a hash of all content up to its end.
+
+  Args:
+    content_T: int64[n]; token ids, and for image tokens a number that stands for pixels and place.
+  """
+  keys, parent = [], b''
+  for start in range(0, len(content_T), chunk):
+    parent = hashlib.blake2b(parent + content_T[start:start + chunk].tobytes(), digest_size=16).digest()
+    keys.append(parent)
+  return keys

@@ -1,0 +1,430 @@
+"""Continuous batching: requests wait, are staged (pages found or computed), admitted to a slot, decoded, answered.
+
+One thread runs `Engine.run` and owns everything here; others only `submit` jobs and `call` functions, which it takes between
+dispatches. The device runs programs in the order they are given, so nothing waits for a page: being queued before is enough.
+"""
+
+import dataclasses
+import queue
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded.cache import Pool
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving.embedded.prompts import Prompt, extend
+from paravt_jax.serving.protocol import GenerateReply, ParsedGenerate
+
+COUNTS = ('requests', 'prompt_tokens', 'cached_tokens', 'prefilled_tokens', 'prefill_calls', 'images_encoded', 'sampled_tokens',
+          'decode_calls', 'retractions', 'aborted', 'updates')
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+  """One request on its way. `answer(reply, reason)` is called once, from the engine's thread."""
+  rid: str
+  prompt: Prompt             # as sent
+  context: Prompt            # as sent, then what was generated before a retraction
+  lane: int
+  request: ParsedGenerate
+  seed: int
+  stops: frozenset[int]
+  answer: Callable[[GenerateReply, dict[str, Any]], None]
+  ids: list[int] = dataclasses.field(default_factory=list)
+  logprobs: list[float] = dataclasses.field(default_factory=list)
+  spans: list[list[int]] = dataclasses.field(default_factory=list)
+  retractions: int = 0
+  cached: int | None = None
+  table: np.ndarray | None = None      # pages of the context, while staged
+  ticket: int = 0                      # number of the last chunk it waits for
+  aborted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+  """One page to be computed."""
+  context: Prompt
+  table: np.ndarray
+  index: int
+  key: bytes
+  digests: frozenset[bytes]  # of its images, held in the feature pool
+
+
+class _Lane:
+  """The slots of one lane and who sits in them."""
+
+  def __init__(self, shapes: programs.Shapes, context: int, slots: int):
+    self.context, self.slots = context, slots
+    self.state, self.caches = programs.new_lane(shapes, context, slots)
+    self.running: dict[int, Job] = {}
+    self.free = list(range(slots - 1, -1, -1))
+    self.staged: deque[Job] = deque()
+
+  def leave(self, slot: int) -> Job:
+    """Empties a slot."""
+    self.free.append(slot)
+    return self.running.pop(slot)
+
+
+class Engine:
+  """See the module. `version` is of the weights that sample now; `counts` are sums since the start."""
+
+  def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
+    self.options, self.config, self.version = options, config, version
+    self.shapes = s = programs.Shapes(
+        config=config, dtype=options.dtype, chunk=options.chunk_tokens, rows=options.prefill_rows, pages=options.pages,
+        context=options.context, steps=options.decode_steps, image_batch=options.image_batch, image_slots=options.image_slots,
+        patches=options.max_image_patches, stops=options.max_stop_ids, biases=options.bias_rows)
+    self.params = programs.prepare(config, params, options.dtype)
+    self.programs = programs.Programs(s, self.params, options.lanes)
+    self.pages, self.features, self.biases = Pool(options.pages), Pool(options.image_slots), Pool(options.bias_rows)
+    self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
+    self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
+    self._bias_table = jnp.asarray(self._bias_rows)
+    self.lanes = [_Lane(s, context, slots) for context, slots in options.lanes]
+    self.waiting: deque[Job] = deque()
+    self.paused = False
+    self.counts = dict.fromkeys(COUNTS, 0)
+    self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    self._chunks: deque[_Chunk] = deque()
+    self._pictures: dict[bytes, Any] = {}          # to be encoded
+    self._tickets: dict[bytes, int] = {}           # of pages not computed yet
+    self._queued = self._computed = 0
+    self._update: Callable[[], None] | None = None
+    self._stopping = False
+
+  def warm_up(self) -> None:
+    """Runs every program once, so that the first request pays nothing. Call it before `run`."""
+    self._page_store = self.programs.prefill(self.params, self._page_store, self._feature_store, *self._prefill_arrays([]))
+    for number, lane in enumerate(self.lanes):
+      rows = programs.admission(self.shapes, lane.context // self.shapes.chunk)
+      lane.state, lane.caches = self.programs.admit[number](lane.state, lane.caches, self._page_store, rows, np.int32(0))
+      lane.state, lane.caches, *_ = self.programs.decode[number](self.params, lane.state, lane.caches, self._bias_table,
+                                                                np.zeros(lane.slots, bool))
+    jax.block_until_ready([lane.state for lane in self.lanes])
+
+  # Called from other threads.
+
+  def submit(self, job: Job) -> None:
+    """Puts a job in the queue."""
+    self._inbox.put(lambda: self._enter(job))
+
+  def call(self, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    """Runs `function` on the engine's thread between dispatches and hands its result to `done`."""
+    self._inbox.put(lambda: done(function()))
+
+  def run(self) -> None:
+    """The engine's life; returns after `stop`."""
+    while not self._stopping:
+      self._take(block=not self._busy())
+      if self._update is not None and (self.paused or not self._running()):
+        self._apply_update()
+      if self.paused or self._stopping:
+        continue
+      if self._update is None:
+        self._stage()
+        self._compute_chunks()
+        self._admit()
+      self._decode()
+
+  def _take(self, block: bool) -> None:
+    if block:
+      self._inbox.get()()
+    while not self._inbox.empty():
+      self._inbox.get()()
+
+  def _busy(self) -> bool:
+    if self._update is not None:
+      return True
+    return not self.paused and bool(self.waiting or any(lane.running or lane.staged for lane in self.lanes))
+
+  def _running(self) -> bool:
+    return any(lane.running for lane in self.lanes)
+
+  # Commands: pass them through `call`.
+
+  def stop(self) -> None:
+    """Aborts everything and ends `run`."""
+    self.abort(lambda job: True, 'server stops')
+    self._stopping = True
+
+  def pause(self, mode: str) -> None:
+    """Stops sampling. 'retract': all go back to the queue with their tokens; 'abort': all are answered; 'in_place': they keep
+    their caches, which after an update mix old keys with new weights."""
+    self.paused = True
+    if mode == 'abort':
+      self.abort(lambda job: True, 'pause_generation')
+      self._unstage()
+    elif mode == 'retract':
+      self._retract()
+
+  def resume(self) -> None:
+    """Goes on after `pause`."""
+    self.paused = False
+
+  def abort(self, which: Callable[[Job], bool], message: str) -> int:
+    """Answers the chosen jobs with what they have; returns their number."""
+    chosen = [job for job in self.waiting if which(job)]
+    self.waiting = deque(job for job in self.waiting if not which(job))
+    for lane in self.lanes:
+      for slot, job in list(lane.running.items()):
+        if which(job):
+          chosen.append(lane.leave(slot))
+          self._release_bias(job)
+      for job in lane.staged:
+        if which(job) and not job.aborted:
+          job.aborted = True           # it leaves the queue once its chunks are computed
+          chosen.append(job)
+    for job in chosen:
+      self._finish(job, {'type': 'abort', 'message': message})
+    self.counts['aborted'] += len(chosen)
+    return len(chosen)
+
+  def flush(self) -> bool:
+    """Forgets all pages and image features; False, and nothing happens, while anything runs or is staged."""
+    if self._running() or any(lane.staged for lane in self.lanes):
+      return False
+    self.pages.clear()
+    self.features.clear()
+    return True
+
+  def update(self, params: Any, version: int, done: Callable[[], None]) -> None:
+    """Swaps the weights as soon as nothing runs (at once while paused); pages and features of the old ones are dropped."""
+    def apply() -> None:
+      self.params, self.version = params, version
+      self.counts['updates'] += 1
+      done()
+    self._update = apply
+
+  def _apply_update(self) -> None:
+    apply, self._update = self._update, None
+    self._unstage()
+    self.pages.clear()
+    self.features.clear()
+    apply()
+
+  def _retract(self) -> None:
+    back = [lane.leave(slot) for lane in self.lanes for slot in sorted(lane.running)]
+    for job in back:
+      job.context = extend(job.prompt, job.ids, self.options.chunk_tokens)
+      job.retractions += 1
+      self._release_bias(job)
+    self.counts['retractions'] += len(back)
+    self._unstage()
+    self.waiting.extendleft(reversed(back))
+
+  def _unstage(self) -> None:
+    """Puts staged jobs back to the front of the queue; chunks they wait for are computed, so that their pages are whole."""
+    self._compute_chunks(everything=True)
+    for lane in self.lanes:
+      for job in reversed(lane.staged):
+        self._release_pages(job)
+        self._release_bias(job)
+        if not job.aborted:
+          self.waiting.appendleft(job)
+      lane.staged.clear()
+
+  # One round of work.
+
+  def _enter(self, job: Job) -> None:
+    self.counts['requests'] += 1
+    self.counts['prompt_tokens'] += len(job.prompt)
+    self.waiting.append(job)
+
+  def _stage(self) -> None:
+    """Finds or reserves pages for waiting jobs, first come first served, up to a lane's worth beyond its free slots."""
+    later: deque[Job] = deque()
+    while self.waiting:
+      job = self.waiting.popleft()
+      lane = self.lanes[job.lane]
+      if len(lane.staged) >= len(lane.free) + lane.slots:
+        later.append(job)
+      elif self._stage_one(job):
+        lane.staged.append(job)
+      else:
+        later.append(job)              # pages or features ran out: nobody overtakes
+        break
+    self.waiting = later + self.waiting
+
+  def _stage_one(self, job: Job) -> bool:
+    context, bias = job.context, job.request.logit_bias
+    fresh = [i for i, key in enumerate(context.keys) if key not in self.pages]
+    digests = {i: self._digests(context, i) for i in fresh}
+    needed = set().union(*digests.values()) if digests else set()
+    if not (self.pages.fits(context.keys) and self.features.fits(list(needed)) and self.biases.fits([bias])):
+      return False
+    row, new_bias = self.biases.acquire(bias)
+    if new_bias:
+      self._write_bias(row, bias)
+    job.table = np.array([self.pages.acquire(key)[0] for key in context.keys], np.int32)
+    for i in fresh:
+      self._queued += 1
+      self._tickets[context.keys[i]] = self._queued
+      self._chunks.append(_Chunk(context, job.table, i, context.keys[i], digests[i]))
+      self._hold_features(context, digests[i])
+    job.ticket = max((self._tickets.get(key, 0) for key in context.keys), default=0)
+    if job.cached is None:
+      chunk = self.options.chunk_tokens
+      job.cached = len(context) - sum(min(chunk, len(context) - i * chunk) for i in fresh)
+      self.counts['cached_tokens'] += job.cached
+    return True
+
+  def _digests(self, context: Prompt, index: int) -> frozenset[bytes]:
+    chunk = self.options.chunk_tokens
+    seen = np.unique(context.picture_T[index * chunk:(index + 1) * chunk]) if context.pictures else ()
+    return frozenset(context.pictures[i].digest for i in seen if i >= 0)
+
+  def _hold_features(self, context: Prompt, digests: frozenset[bytes]) -> None:
+    pictures = {picture.digest: picture for picture in context.pictures} if digests else {}
+    for digest in sorted(digests):
+      _, new = self.features.acquire(digest)
+      if new:
+        self._pictures[digest] = pictures[digest]
+
+  def _write_bias(self, row: int, bias: tuple[tuple[int, float], ...]) -> None:
+    self._bias_rows[row] = 0
+    for token, value in bias:
+      self._bias_rows[row, token] = value
+    self._bias_table = jnp.array(self._bias_rows)
+
+  def _compute_chunks(self, everything: bool = False) -> None:
+    """Full prefill calls; a partly filled one only when a free slot waits for it."""
+    rows = self.options.prefill_rows
+    while self._chunks and (everything or len(self._chunks) >= rows or self._starving()):
+      self._encode_pictures()
+      batch = [self._chunks.popleft() for _ in range(min(rows, len(self._chunks)))]
+      arrays = self._prefill_arrays(batch)
+      self._page_store = self.programs.prefill(self.params, self._page_store, self._feature_store, *arrays)
+      self._computed += len(batch)
+      self.counts['prefill_calls'] += 1
+      for chunk in batch:
+        self._tickets.pop(chunk.key)
+        for digest in chunk.digests:
+          self.features.release(digest)
+
+  def _starving(self) -> bool:
+    return any(lane.free and lane.staged and lane.staged[0].ticket > self._computed for lane in self.lanes)
+
+  def _encode_pictures(self) -> None:
+    s = self.shapes
+    while self._pictures:
+      batch = [self._pictures.pop(digest) for digest in list(self._pictures)[:s.image_batch]]
+      pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch ** 2), np.uint8)
+      grids, slots = np.zeros((s.image_batch, 2), np.int32), np.full(s.image_batch, s.image_slots, np.int32)
+      for n, picture in enumerate(batch):
+        pixels[n, :len(picture.patches_XC)] = picture.patches_XC
+        grids[n] = picture.grid
+        slots[n] = self.features.place(picture.digest)
+      self._feature_store = self.programs.encode(self.params, self._feature_store, pixels, grids, slots)
+      self.counts['images_encoded'] += len(batch)
+
+  def _prefill_arrays(self, batch: list[_Chunk]) -> tuple[np.ndarray, ...]:
+    s, c = self.shapes, self.options.chunk_tokens
+    token, visual = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
+    position = np.zeros((3, s.rows, c), np.int32)
+    table = np.full((s.rows, s.context // c), s.pages, np.int32)
+    index, count = np.zeros(s.rows, np.int32), np.ones(s.rows, np.int32)
+    for r, chunk in enumerate(batch):
+      part = slice(chunk.index * c, (chunk.index + 1) * c)
+      ids = chunk.context.ids_T[part]
+      n = len(ids)
+      token[r, :n], position[:, r, :n] = ids, chunk.context.positions_AT[:, part]
+      table[r, :chunk.index + 1] = chunk.table[:chunk.index + 1]
+      index[r], count[r] = chunk.index, n
+      self.counts['prefilled_tokens'] += n
+      if chunk.digests:
+        visual[r, :n] = self._feature_places(chunk.context, part)
+    return token, position, visual, table, index, count
+
+  def _feature_places(self, context: Prompt, part: slice) -> np.ndarray:
+    picture_T = context.picture_T[part]
+    slots = {int(i): self.features.place(context.pictures[i].digest) for i in np.unique(picture_T) if i >= 0}
+    slot_T = np.array([slots.get(int(i), 0) for i in picture_T], np.int32)
+    return np.where(picture_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
+
+  def _admit(self) -> None:
+    """Fills free slots with staged jobs whose pages are computed, in order."""
+    for number, lane in enumerate(self.lanes):
+      while lane.free and lane.staged and lane.staged[0].ticket <= self._computed:
+        batch = []
+        while lane.free and lane.staged and lane.staged[0].ticket <= self._computed and len(batch) < programs.ADMIT_ROWS:
+          job = lane.staged.popleft()
+          self._release_pages(job)     # the copy below is ordered before anything that reuses a page
+          if job.aborted:
+            self._release_bias(job)
+            continue
+          slot = lane.free.pop()
+          lane.running[slot] = job
+          batch.append((slot, job))
+        if batch:
+          rows = self._admission(lane, batch)
+          lane.state, lane.caches = self.programs.admit[number](lane.state, lane.caches, self._page_store, rows,
+                                                                np.int32(len(batch)))
+
+  def _admission(self, lane: _Lane, batch: list[tuple[int, Job]]) -> dict[str, Any]:
+    rows = programs.admission(self.shapes, lane.context // self.options.chunk_tokens)
+    sampling = rows['sampling']
+    for a, (slot, job) in enumerate(batch):
+      request, pages = job.request, len(job.table)
+      rows['slot'][a], rows['last'][a], rows['length'][a] = slot, job.table[-1], len(job.context)
+      rows['position'][a] = job.context.next_position
+      rows['table'][a, :pages] = job.table
+      sampling['count'][a], sampling['budget'][a] = len(job.ids), request.max_new_tokens
+      sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF
+      sampling['temperature'][a], sampling['top_p'][a] = request.temperature, request.top_p
+      sampling['top_k'][a] = max(request.top_k, 0)
+      sampling['stop'][a, :len(job.stops)] = sorted(job.stops)
+      sampling['bias'][a] = self.biases.place(request.logit_bias)
+    return rows
+
+  def _decode(self) -> None:
+    """One dispatch on every lane that has somebody, then their tokens."""
+    results = []
+    for number, lane in enumerate(self.lanes):
+      if lane.running:
+        keep = np.zeros(lane.slots, bool)
+        keep[list(lane.running)] = True
+        lane.state, lane.caches, tokens, logprobs = self.programs.decode[number](
+            self.params, lane.state, lane.caches, self._bias_table, keep)
+        results.append((lane, tokens, logprobs))
+        self.counts['decode_calls'] += 1
+    for lane, tokens, logprobs in results:
+      self._collect(lane, np.asarray(tokens), np.asarray(logprobs))
+
+  def _collect(self, lane: _Lane, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    sampled = (tokens >= 0).sum(0)
+    for slot, job in list(lane.running.items()):
+      n = int(sampled[slot])
+      start = len(job.ids)
+      job.ids += tokens[:n, slot].tolist()
+      job.logprobs += logprobs[:n, slot].tolist()
+      if job.spans and job.spans[-1][0] == self.version:
+        job.spans[-1][2] = len(job.ids)
+      elif n:
+        job.spans.append([self.version, start, len(job.ids)])
+      self.counts['sampled_tokens'] += n
+      if n and (job.ids[-1] in job.stops or len(job.ids) >= job.request.max_new_tokens):
+        lane.leave(slot)
+        stopped = job.ids[-1] in job.stops
+        self._finish(job, {'type': 'stop', 'matched': job.ids[-1]} if stopped
+                     else {'type': 'length', 'length': job.request.max_new_tokens})
+        self._release_bias(job)
+
+  def _release_pages(self, job: Job) -> None:
+    for key in reversed(job.context.keys):         # ends of contexts are forgotten before their beginnings
+      self.pages.release(key)
+
+  def _release_bias(self, job: Job) -> None:
+    self.biases.release(job.request.logit_bias)
+
+  def _finish(self, job: Job, reason: dict[str, Any]) -> None:
+    image_tokens = int((job.prompt.picture_T >= 0).sum())
+    spans = [tuple(span) for span in job.spans] or [(self.version, 0, 0)]
+    job.answer(GenerateReply(job.ids, job.logprobs, reason['type'], len(job.prompt), job.cached or 0, image_tokens, spans,
+                             job.retractions), reason)

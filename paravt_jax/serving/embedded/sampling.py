@@ -1,0 +1,85 @@
+"""From logits to the next token of every slot, on the device. A slot's result is a function of its own row and seed.
+
+Letters: S slots, V vocabulary, Q distinct logit biases, N stop ids, U = 2 words of a seed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any
+
+
+def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
+  """Sampling state of `slots` idle slots; `count` tokens of `budget` are sampled, `bias` is a row of the bias table."""
+  return {'count': xp.zeros(slots, np.int32), 'budget': xp.zeros(slots, np.int32), 'seed': xp.zeros((slots, 2), np.uint32),
+          'temperature': xp.zeros(slots, np.float32), 'top_p': xp.ones(slots, np.float32), 'top_k': xp.zeros(slots, np.int32),
+          'stop': xp.full((slots, stops), -1, np.int32), 'bias': xp.zeros(slots, np.int32)}
+
+
+def sample(logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.Array
+           ) -> tuple[jax.Array, jax.Array, Tree, jax.Array]:
+  """Draws one token per slot from one uniform number, which is a function of (seed, index of the token).
+
+  Returns:
+    int32[S] tokens, float32[S] log-probs of (logits + bias) / temperature (greedy: temperature 1; before top-p and top-k),
+    the state with the tokens counted, bool[S]: the slot is done (a stop id, or the budget is used up).
+  """
+  hot_S = state['temperature'] > 0
+  scaled_SV = (logits_SV + bias_QV[state['bias']]) / jnp.where(hot_S, state['temperature'], 1.0)[:, None]
+  top_S = scaled_SV.max(axis=-1)
+  mass_SV = jnp.exp(scaled_SV - top_S[:, None])
+  cut_S = hot_S & ((state['top_p'] < 1) | (state['top_k'] > 0)) & active_S
+  kept_SV = jax.lax.cond(cut_S.any(), lambda: _cut(mass_SV, state['top_p'], state['top_k'], cut_S), lambda: mass_SV)
+  drawn_S = _draw(kept_SV, jax.vmap(_uniform)(state['seed'], state['count']))
+  best_S = jax.lax.cond((active_S & ~hot_S).any(), lambda: jnp.argmax(scaled_SV, axis=-1).astype(jnp.int32), lambda: drawn_S)
+  token_S = jnp.where(hot_S, drawn_S, best_S)
+  chosen_S = jnp.take_along_axis(scaled_SV, token_S[:, None], axis=1)[:, 0]
+  logprob_S = chosen_S - top_S - jnp.log(mass_SV.sum(axis=-1))
+  count_S = state['count'] + active_S
+  done_S = (token_S[:, None] == state['stop']).any(-1) | (count_S >= state['budget'])
+  return token_S, logprob_S, {**state, 'count': count_S}, done_S
+
+
+def _uniform(seed_U: jax.Array, count: jax.Array) -> jax.Array:
+  key = jax.random.fold_in(jax.random.wrap_key_data(seed_U, impl='threefry2x32'), count)
+  return jax.random.uniform(key, ())
+
+
+def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
+  """The token at which the running sum of masses passes uniform * total: first its block, then its place in the block.
+
+  Two short running sums instead of one long one; noise for every token (Gumbel-max) would cost more than all the rest here.
+  A token of mass 0 is never drawn.
+  """
+  slots, vocab = mass_SV.shape
+  width = 32
+  padded = jnp.pad(mass_SV, ((0, 0), (0, -vocab % width))).reshape(slots, -1, width)
+  block_SB = padded.sum(-1)
+  target_S = uniform_S * block_SB.sum(-1)
+  block_S, before_S = _passes(block_SB, target_S)
+  place_S, _ = _passes(jnp.take_along_axis(padded, block_S[:, None, None], axis=1)[:, 0], target_S - before_S)
+  return block_S * width + place_S
+
+
+def _passes(mass_SN: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """First index at which the running sum exceeds the target (the last with mass if rounding left none), and the sum before."""
+  running_SN = jnp.cumsum(mass_SN, axis=-1)
+  index_N = jnp.arange(mass_SN.shape[1], dtype=jnp.int32)
+  last_S = jnp.where(mass_SN > 0, index_N, 0).max(-1)
+  first_S = jnp.where((running_SN > target_S[:, None]) & (mass_SN > 0), index_N, last_S[:, None]).min(-1)
+  before_S = jnp.take_along_axis(running_SN - mass_SN, first_S[:, None], axis=1)[:, 0]
+  return first_S, before_S
+
+
+def _cut(mass_SV: jax.Array, top_p_S: jax.Array, top_k_S: jax.Array, cut_S: jax.Array) -> jax.Array:
+  """Takes the mass from what top-p (the smallest set whose share reaches p, its last member included) and top-k leave out."""
+  sorted_SV = -jnp.sort(-mass_SV, axis=-1)
+  share_SV = jnp.cumsum(sorted_SV, axis=-1) / sorted_SV.sum(-1, keepdims=True)
+  before_SV = jnp.concatenate([jnp.zeros_like(share_SV[:, :1]), share_SV[:, :-1]], axis=1)
+  rank_V = jnp.arange(mass_SV.shape[1])
+  kept_SV = (before_SV < top_p_S[:, None]) & ((rank_V < top_k_S[:, None]) | (top_k_S <= 0)[:, None])
+  least_S = jnp.where(kept_SV, sorted_SV, jnp.inf).min(axis=-1)
+  return jnp.where(cut_S[:, None] & (mass_SV < least_S[:, None]), 0.0, mass_SV)

@@ -1,0 +1,316 @@
+"""The embedded engine behind SGLang's HTTP: `python -m paravt_jax.serving.embedded.server --options '<json>'`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import jax
+import orjson
+from aiohttp import web
+
+from paravt_jax import seeds
+from paravt_jax.errors import ConfigError, DataError, ParavtError, SyncError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.serving import publish
+from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded.engine import Engine, Job
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving.embedded.prompts import PictureStore, Prompt, expand
+from paravt_jax.serving.protocol import (
+  FIRST_VERSION,
+  GenerateReply,
+  ParsedGenerate,
+  RequestError,
+  parse_generate,
+  version_number,
+)
+
+log = logging.getLogger('paravt.server')
+
+PAUSE_MODES = ('retract', 'abort', 'in_place')
+
+
+class Server:
+  """Handlers of one engine. All of it runs on the event loop but the engine itself, which has a thread."""
+
+  def __init__(self, engine: Engine, options: ServerOptions):
+    self.engine, self.options = engine, options
+    self.model_path, self.weight_version = options.model_path, FIRST_VERSION
+    self._pictures = PictureStore(4 * options.image_slots, options.max_image_patches)
+    self._abstract = model.abstract_params(engine.config)
+    self._rids: set[str] = set()
+    self._updating = asyncio.Lock()
+
+  def app(self) -> web.Application:
+    """The routes."""
+    app = web.Application(client_max_size=self.options.max_body_mb << 20,
+                          middlewares=[_errors, _key(self.options.api_key)])
+    app.add_routes([web.post(path, handler) for path, handler in {
+        '/generate': self.generate, '/update_weights_from_disk': self.update_weights, '/pause_generation': self.pause,
+        '/continue_generation': self.resume, '/abort_request': self.abort, '/flush_cache': self.flush}.items()])
+    app.add_routes([web.get(path, handler) for path, handler in {
+        '/health': self.health, '/ready': self.health, '/get_model_info': self.model_info, '/get_server_info': self.server_info,
+        '/flush_cache': self.flush}.items()])
+    return app
+
+  async def generate(self, request: web.Request) -> web.Response:
+    """POST /generate: see `protocol`."""
+    start = time.monotonic()
+    parsed = parse_generate(await _body(request), self.engine.config.text.vocab)
+    future: asyncio.Future[tuple[GenerateReply, dict[str, Any]]] = asyncio.get_running_loop().create_future()
+    job = self._job(parsed, future)
+    self._rids.add(job.rid)
+    self.engine.submit(job)
+    try:
+      reply, reason = await future
+    except asyncio.CancelledError:           # the client went away
+      self.engine.call(lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None)
+      raise
+    finally:
+      self._rids.discard(job.rid)
+    return _json(reply.to_json(job.rid, reason, time.monotonic() - start))
+
+  def _job(self, parsed: ParsedGenerate, future: asyncio.Future) -> Job:
+    rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
+    if rid in self._rids:
+      raise RequestError(f'rid: got {rid!r}, which is running already; wanted one that is unique')
+    pictures = tuple(self._pictures.get(text) for text in parsed.image_data)
+    if len({picture.digest for picture in pictures}) > self.options.image_slots:
+      raise RequestError(f'image_data: got {len(pictures)} images, this server keeps '
+                         f'{self.options.image_slots}; raise image_slots')
+    prompt = expand(parsed.input_ids, pictures, self.engine.config.image_id, self.options.chunk_tokens)
+    stops = frozenset(parsed.stop_token_ids) | frozenset(() if parsed.ignore_eos else self.options.eos_token_ids)
+    if len(stops) > self.options.max_stop_ids:
+      raise RequestError(f'stop_token_ids: got {len(stops)} with the end-of-text ids, this server '
+                         f'takes {self.options.max_stop_ids}; raise max_stop_ids')
+    loop = asyncio.get_running_loop()
+
+    def answer(reply: GenerateReply, reason: dict[str, Any]) -> None:
+      loop.call_soon_threadsafe(lambda: future.done() or future.set_result((reply, reason)))
+
+    seed = seeds.at('serving', rid) if parsed.seed is None else parsed.seed
+    return Job(rid, prompt, prompt, self._lane(prompt, parsed.max_new_tokens), parsed, seed, stops, answer)
+
+  def _lane(self, prompt: Prompt, budget: int) -> int:
+    for number, (context, _) in enumerate(self.options.lanes):
+      if len(prompt) + budget <= context:
+        return number
+    raise RequestError(f'prompt of {len(prompt)} tokens (images expanded) + max_new_tokens {budget} = {len(prompt) + budget}, '
+                       f'wanted at most {self.options.context}; shorten the prompt or lower max_new_tokens')
+
+  async def _in_engine(self, function: Callable[[], Any]) -> Any:
+    loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+    self.engine.call(function, lambda result: loop.call_soon_threadsafe(future.set_result, result))
+    return await future
+
+  async def update_weights(self, request: web.Request) -> web.Response:
+    """POST /update_weights_from_disk {model_path, weight_version}: verified first; old weights stay when anything is wrong."""
+    body = await _body(request)
+    folder = body.get('model_path')
+    if not isinstance(folder, str):
+      raise RequestError(f'model_path: got {folder!r}, wanted the path of a published version or a Hugging Face folder')
+    async with self._updating:
+      try:
+        version, params = await asyncio.to_thread(self._load, folder, body.get('weight_version'))
+      except (SyncError, DataError, ConfigError) as error:
+        return _json({'success': False, 'message': str(error)}, 400)
+      future, loop = asyncio.get_running_loop().create_future(), asyncio.get_running_loop()
+      if body.get('abort_all_requests'):
+        await self._in_engine(lambda: self.engine.abort(lambda job: True, 'update_weights_from_disk'))
+      self.engine.call(lambda: self.engine.update(params, version, lambda: loop.call_soon_threadsafe(future.set_result, None)),
+                       lambda _: None)
+      await future
+      self.model_path, self.weight_version = folder, str(version)
+    return _json({'success': True, 'message': f'weights of {folder} as version {version}', 'num_paused_requests': 0})
+
+  def _load(self, folder: str, wanted: Any) -> tuple[int, Any]:
+    path = pathlib.Path(folder)
+    if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
+      version, params = publish.load(path, self._abstract)
+    else:
+      config, params = weights.load_hf(path)
+      version = self.engine.version
+      if config != self.engine.config:
+        raise SyncError(f'{folder}: config.json is of another model than the one served; publish the model that was started')
+    try:
+      version = version if wanted is None else version_number(wanted)
+    except ValueError as error:
+      raise SyncError(f'weight_version: got {wanted!r}, wanted a number as text') from error
+    prepared = programs.prepare(self.engine.config, params, self.options.dtype)
+    return version, jax.block_until_ready(prepared)
+
+  async def pause(self, request: web.Request) -> web.Response:
+    """POST /pause_generation {mode: retract | abort | in_place}; abort when not given, as SGLang does."""
+    mode = (await _body(request)).get('mode', 'abort')
+    if mode not in PAUSE_MODES:
+      raise RequestError(f'mode: got {mode!r}, wanted one of {PAUSE_MODES}')
+    await self._in_engine(lambda: self.engine.pause(mode))
+    return _json({'status': 'ok', 'message': f'paused ({mode})'})
+
+  async def resume(self, request: web.Request) -> web.Response:
+    """POST /continue_generation {}."""
+    await self._in_engine(self.engine.resume)
+    return _json({'status': 'ok', 'message': 'running'})
+
+  async def abort(self, request: web.Request) -> web.Response:
+    """POST /abort_request {rid} or {abort_all: true}; the aborted are answered with what they have."""
+    body = await _body(request)
+    rid = body.get('rid')
+    if not body.get('abort_all') and not isinstance(rid, str):
+      raise RequestError(f'abort_request: got rid {rid!r}, wanted a rid or abort_all=true')
+    chosen = lambda job: bool(body.get('abort_all')) or job.rid == rid
+    count = await self._in_engine(lambda: self.engine.abort(chosen, 'abort_request'))
+    return _json({'aborted': count})
+
+  async def flush(self, request: web.Request) -> web.Response:
+    """GET or POST /flush_cache: status 400 while anything runs."""
+    if await self._in_engine(self.engine.flush):
+      return _json({'success': True})
+    raise RequestError('flush_cache: requests are running, wanted an idle server; pause or wait first')
+
+  async def health(self, request: web.Request) -> web.Response:
+    """GET /health, /ready: answers at once, paused or not."""
+    return web.Response()
+
+  async def model_info(self, request: web.Request) -> web.Response:
+    """GET /get_model_info."""
+    return _json({'model_path': self.model_path, 'tokenizer_path': self.options.model_path, 'is_generation': True,
+                  'weight_version': self.weight_version, 'paused': self.engine.paused})
+
+  async def server_info(self, request: web.Request) -> web.Response:
+    """GET /get_server_info: options and running sums."""
+    options = orjson.loads(self.options.to_json()) | {'api_key': None}
+    running = [len(lane.running) for lane in self.engine.lanes]
+    return _json({'version': 'paravt_jax', 'weight_version': self.weight_version, 'options': options,
+                  'counts': self.engine.counts, 'running': running, 'waiting': len(self.engine.waiting)})
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+  return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
+
+
+async def _body(request: web.Request) -> Any:
+  raw = await request.read()
+  try:
+    body = orjson.loads(raw) if raw else {}
+  except orjson.JSONDecodeError as error:
+    raise RequestError(f'{request.path}: the body is no JSON ({error})') from error
+  if not isinstance(body, dict):
+    raise RequestError(f'{request.path}: got {type(body).__name__}, wanted a JSON object')
+  return body
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+  try:
+    return await handler(request)
+  except RequestError as error:
+    return _json({'error': {'message': str(error)}}, 400)
+
+
+def _key(api_key: str | None) -> Any:
+  """Refuses requests without the key, but for /health."""
+  @web.middleware
+  async def check(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    if api_key is not None and request.path != '/health' and request.headers.get('Authorization') != f'Bearer {api_key}':
+      return _json({'error': {'message': f'{request.path}: wrong or no api key; send "Authorization: Bearer <key>"'}}, 401)
+    return await handler(request)
+  return check
+
+
+def bind(host: str, port: int) -> socket.socket:
+  """A bound socket.
+
+  Raises:
+    ConfigError: the port is taken, or the host is not one of this machine's.
+  """
+  sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+  sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    sock.bind((host, port))
+    sock.listen(1024)
+  except OSError as error:
+    sock.close()
+    raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.port to a free one, '
+                      'or to 0') from error
+  return sock
+
+
+def build(options: ServerOptions) -> Engine:
+  """Reads the model and compiles the engine, ready for its first request."""
+  if options.compile_cache:
+    jax.config.update('jax_compilation_cache_dir', options.compile_cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+  start = time.monotonic()
+  config, params = weights.load_hf(options.model_path)
+  engine = Engine(config, params, 0, options)
+  compiled = time.monotonic() - start
+  engine.warm_up()
+  log.info('loaded and compiled in %.1f s, warmed up in %.1f s', compiled, time.monotonic() - start - compiled)
+  return engine
+
+
+async def serve(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:
+  """Answers until SIGTERM or SIGINT, or until the engine fails (that error is raised)."""
+  server, loop, done = Server(engine, options), asyncio.get_running_loop(), asyncio.Event()
+  for name in (signal.SIGTERM, signal.SIGINT):
+    loop.add_signal_handler(name, done.set)
+  life = loop.run_in_executor(None, engine.run)
+  runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
+  await runner.setup()
+  await web.SockSite(runner, sock).start()
+  if options.port_file:
+    partial = pathlib.Path(options.port_file + '.part')
+    partial.write_text(str(sock.getsockname()[1]))
+    partial.rename(options.port_file)
+  log.info('listening on http://%s:%d', *sock.getsockname()[:2])
+  waiter = asyncio.create_task(done.wait())
+  await asyncio.wait([life, waiter], return_when=asyncio.FIRST_COMPLETED)
+  if not life.done():
+    engine.call(engine.stop, lambda _: None)
+  await life
+  await runner.cleanup()
+
+
+def watch_parent(pid: int) -> None:
+  """Ends this process when its parent `pid` is gone: no server outlives the run that started it."""
+  def watch() -> None:
+    while os.getppid() == pid:
+      time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+  threading.Thread(target=watch, daemon=True, name='watch-parent').start()
+
+
+def main() -> int:
+  """Runs the server; a wrong option or model is one line on stderr and status 2."""
+  logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stderr)
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--options', required=True)
+  try:
+    options = ServerOptions.from_json(parser.parse_args().options)
+    if options.parent_pid is not None:
+      watch_parent(options.parent_pid)
+    sock = bind(options.host, options.port)
+    engine = build(options)
+  except ParavtError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  asyncio.run(serve(engine, options, sock))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

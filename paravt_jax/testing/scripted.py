@@ -1,0 +1,211 @@
+"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a thread of its own, and answers what a function says.
+
+    with ScriptedServer(lambda request: Reply(ids=(5, 6, 2))) as server:
+      options = ClientOptions(urls=(server.url,), ...)
+
+The function gets each `/generate` request and returns a `Reply`, or one of the ways a server fails: `Hang`, `Die`, `Garbage`,
+`Refuse`.
+"""
+
+import asyncio
+import base64
+import dataclasses
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+_SIDE = 32                   # pixels of a merged token's side
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A `/generate` body as it came. images: (height, width) each; order: how many came before it."""
+  rid: str
+  input_ids: tuple[int, ...]
+  images: tuple[tuple[int, int], ...]
+  sampling: dict[str, Any]
+  order: int
+  body: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start, end) spans, all version 0
+  when None; image_tokens: counted from the images when None; finish: stop | length | abort; delay: seconds before it is
+  sent."""
+  ids: Sequence[int]
+  finish: str = 'stop'
+  logprobs: Sequence[float] | None = None
+  versions: Sequence[tuple[int, int, int]] | None = None
+  image_tokens: int | None = None
+  cached_tokens: int = 0
+  delay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Hang:
+  """No reply, ever."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Die:
+  """The connection closes without a reply."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Garbage:
+  """Status 200 and these bytes."""
+  body: bytes = b'<html>not a rollout server</html>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuse:
+  """An error status and a text."""
+  status: int = 400
+  text: str = 'refused'
+
+
+Script = Callable[[Request], Reply | Hang | Die | Garbage | Refuse]
+
+
+def turns(*replies: Reply | Hang | Die | Garbage | Refuse) -> Script:
+  """A script that answers request after request with these, whoever asks; the last one repeats."""
+  return lambda request: replies[min(request.order, len(replies) - 1)]
+
+
+class ScriptedServer:
+  """See the module. `requests` and `commands` ((path, body) of everything else) record what came; `api_key` is asked for when
+  set.
+
+  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first.
+  """
+
+  def __init__(self, script: Script, *, api_key: str | None = None, weights_ok: bool = True, ready_after: int = 0):
+    self.script = script
+    self.requests: list[Request] = []
+    self.commands: list[tuple[str, dict[str, Any]]] = []
+    self.connections: set[object] = set()
+    self.most_at_once = 0
+    self.url = ''
+    self._api_key, self._weights_ok, self._ready_after = api_key, weights_ok, ready_after
+    self._at_once = 0
+    self._weights: tuple[str, str] = ('', 'default')
+    self._loop = asyncio.new_event_loop()
+    self._started = threading.Event()
+    self._thread = threading.Thread(target=self._main, name='scripted-server', daemon=True)
+
+  def __enter__(self):
+    self._thread.start()
+    self._started.wait(timeout=10)
+    return self
+
+  def __exit__(self, *exception):
+    self._loop.call_soon_threadsafe(self._stop.set)
+    self._thread.join(timeout=10)
+
+  def _main(self) -> None:
+    asyncio.set_event_loop(self._loop)
+    self._loop.run_until_complete(self._serve())
+    self._loop.close()
+
+  async def _serve(self) -> None:
+    self._stop = asyncio.Event()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post('/generate', self._generate)
+    app.router.add_get('/health', self._health)
+    app.router.add_get('/get_model_info', self._info)
+    for path in ('/update_weights_from_disk', '/pause_generation', '/continue_generation', '/abort_request', '/flush_cache'):
+      app.router.add_post(path, self._command)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, '127.0.0.1', 0)
+    await site.start()
+    self.url = f'http://127.0.0.1:{runner.addresses[0][1]}'
+    self._started.set()
+    await self._stop.wait()
+    await runner.cleanup()
+
+  def _allowed(self, request: web.Request) -> bool:
+    return self._api_key is None or request.headers.get('Authorization') == f'Bearer {self._api_key}'
+
+  async def _generate(self, http: web.Request) -> web.StreamResponse:
+    if not self._allowed(http):
+      return web.Response(status=401, text='wrong api key')
+    self.connections.add(http.transport)
+    self._at_once += 1
+    self.most_at_once = max(self.most_at_once, self._at_once)
+    try:
+      return await self._answer(http, orjson.loads(await http.read()))
+    finally:
+      self._at_once -= 1
+
+  async def _answer(self, http: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    images = tuple(png_size(text) for text in body.get('image_data', ()))
+    request = Request(body['rid'], tuple(body['input_ids']), images, body['sampling_params'], len(self.requests), body)
+    self.requests.append(request)
+    outcome = self.script(request)
+    if isinstance(outcome, Hang):
+      await self._stop.wait()
+      return web.Response(status=503)
+    if isinstance(outcome, Die):
+      http.transport.close()
+      return web.Response()
+    if isinstance(outcome, Garbage):
+      return web.Response(body=outcome.body, content_type='application/json')
+    if isinstance(outcome, Refuse):
+      return web.Response(status=outcome.status, text=outcome.text)
+    await asyncio.sleep(outcome.delay)
+    return web.Response(body=orjson.dumps(reply_json(request, outcome)), content_type='application/json')
+
+  async def _health(self, http: web.Request) -> web.Response:
+    self._ready_after -= 1
+    return web.Response(status=503 if self._ready_after >= 0 else 200)
+
+  async def _info(self, http: web.Request) -> web.Response:
+    return web.json_response({'model_path': self._weights[0], 'weight_version': self._weights[1]})
+
+  async def _command(self, http: web.Request) -> web.Response:
+    if not self._allowed(http):
+      return web.Response(status=401, text='wrong api key')
+    body = orjson.loads(await http.read() or b'{}')
+    self.commands.append((http.path, body))
+    if http.path != '/update_weights_from_disk':
+      return web.Response(text='ok')
+    if not self._weights_ok:
+      return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
+    self._weights = (body['model_path'], body['weight_version'])
+    return web.json_response({'success': True, 'message': 'ok'})
+
+
+def reply_json(request: Request, reply: Reply) -> dict[str, Any]:
+  """The body of a reply, in SGLang's shape."""
+  ids = [int(token) for token in reply.ids]
+  logprobs = [-0.5] * len(ids) if reply.logprobs is None else [float(value) for value in reply.logprobs]
+  spans = [(0, 0, len(ids))] if reply.versions is None else reply.versions
+  counted = sum((height // _SIDE) * (width // _SIDE) for height, width in request.images)
+  return {
+    'text': '', 'output_ids': ids,
+    'meta_info': {
+      'id': request.rid, 'finish_reason': {'type': reply.finish}, 'completion_tokens': len(ids),
+      'cached_tokens': reply.cached_tokens,
+      'prompt_tokens': len(request.input_ids) + counted - len(request.images),
+      'image_tokens': counted if reply.image_tokens is None else reply.image_tokens,
+      'weight_version': str(spans[-1][0]) if spans else 'default',
+      'weight_versions': [{'version': str(version), 'start': start, 'end': end} for version, start, end in spans],
+      'num_retractions': 0,
+      'output_token_logprobs': [[logprob, token, None] for logprob, token in zip(logprobs, ids)],
+    },
+  }
+
+
+def png_size(text: str) -> tuple[int, int]:
+  """(height, width) of a base64 PNG, from its header alone."""
+  header = base64.b64decode(text[:44])
+  if header[:8] != b'\x89PNG\r\n\x1a\n':
+    raise ValueError(f'scripted server: got an image that begins with {header[:8]!r}, wanted PNG')
+  width, height = struct.unpack('>II', header[16:24])
+  return height, width

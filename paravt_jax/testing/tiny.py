@@ -1,0 +1,118 @@
+"""A tiny Qwen3-VL that trains on a CPU: its tokenizer, its configuration, and a checkpoint folder in Hugging Face's layout.
+
+The tokenizer is a byte-level BPE without merges (`ignore_merges`): a word that stands in the vocabulary is one token, any other
+text falls apart into bytes. It has Qwen3-VL's special tokens under their names, one token per integer 0..199, one per time
+stamp `<41.0 seconds>` of a whole second, and one per fixed phrase of prompts and tool calls, so that sequences stay short.
+"""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
+from paravt_jax.testing import phrases as texts
+
+SPECIAL = (
+  '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>', '<|box_start|>', '<|box_end|>',
+  '<|quad_start|>', '<|quad_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>',
+)
+STRUCTURAL = (
+  '<tool_call>', '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>', '<|fim_pad|>', '<|repo_name|>',
+  '<|file_sep|>', '<tool_response>', '</tool_response>', '<think>', '</think>', '<answer>', '</answer>',
+)
+INTEGERS = 200
+STAMPS = 129                 # whole seconds that have a time stamp token: 0..128
+# Digits, letters (with the blank before them, and one after if digits follow), punctuation (with line ends), blanks.
+WORD = r'\p{N}+| ?\p{L}+(?: (?=\p{N}))?| ?[^\s\p{L}\p{N}]+(?:[\r\n]+| (?=\p{N}))?|\s+'
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type in ('image', 'image_url') -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def build_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
+  """Writes tokenizer and processor files into `folder` (made if missing) and returns the tokenizer.
+
+  The files load in `tokenizers` and in transformers' AutoTokenizer. The same code gives the same bytes.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer = make_tokenizer()
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  config = {
+    'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>', 'bos_token': None,
+    'unk_token': None, 'additional_special_tokens': [t for t in SPECIAL if t not in ('<|im_end|>', '<|endoftext|>')],
+    'clean_up_tokenization_spaces': False, 'model_max_length': 32768, 'add_prefix_space': False, 'errors': 'replace',
+    'chat_template': CHAT_TEMPLATE,
+  }
+  pixels = {'patch_size': 16, 'temporal_patch_size': 2, 'merge_size': 2, 'image_mean': [0.5] * 3, 'image_std': [0.5] * 3,
+            'size': {'shortest_edge': 1024, 'longest_edge': 50176}, 'processor_class': 'Qwen3VLProcessor'}
+  _write(folder / 'tokenizer_config.json', config)
+  _write(folder / 'preprocessor_config.json', {**pixels, 'image_processor_type': 'Qwen2VLImageProcessorFast'})
+  _write(folder / 'video_preprocessor_config.json', {**pixels, 'video_processor_type': 'Qwen3VLVideoProcessor'})
+  (folder / 'chat_template.jinja').write_text(CHAT_TEMPLATE)
+  return tokenizer
+
+
+def make_tokenizer(phrases: Sequence[str] | None = None, corpus: Iterable[str] | None = None) -> Tokenizer:
+  """The tokenizer itself. phrases: texts that become one token each; corpus: texts whose words become one token each."""
+  phrases = texts.phrases() if phrases is None else phrases
+  corpus = texts.corpus() if corpus is None else corpus
+  split = pre_tokenizers.Split(Regex(WORD), 'isolated')
+  level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  order = pre_tokenizers.Sequence([split, level])
+  words = [str(number) for number in range(INTEGERS)]
+  words += [word for text in corpus for word, _ in order.pre_tokenize_str(text)]
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocab = {word: i for i, word in enumerate(dict.fromkeys([*alphabet, *words]))}
+  tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+  tokenizer.pre_tokenizer = order
+  tokenizer.decoder = decoders.ByteLevel()
+  plain = [*STRUCTURAL, *(f'<{second}.0 seconds>' for second in range(STAMPS)), *phrases]
+  tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+  tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in dict.fromkeys(plain)])
+  return tokenizer
+
+
+def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> Config:
+  """1.8M parameters: text `layers` x `width` (4 heads of 32, 2 for keys), vision 2 x 96 with both blocks tapped, head tied.
+
+  The vocabulary is padded to a multiple of 64, so that a mesh divides it.
+  """
+  vocab = -(-tokenizer.get_vocab_size() // 64) * 64
+  text = TextConfig(vocab=vocab, width=width, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=3 * width, rope_theta=1e4,
+                    rope_sections=(6, 5, 5), norm_eps=1e-6, max_positions=32768)
+  vision = VisionConfig(width=96, depth=2, mlp=192, heads=4, patch=16, merge=2, temporal=2, positions=64, taps=(0, 1))
+  ids = [tokenizer.token_to_id(f'<|{name}|>') for name in ('image_pad', 'video_pad', 'vision_start', 'vision_end')]
+  return Config(text, vision, True, *ids)
+
+
+def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
+  """Writes a checkpoint folder of random float32 weights with tokenizer and processor files; the seed fixes every byte."""
+  folder = pathlib.Path(folder)
+  with tempfile.TemporaryDirectory() as files:
+    config = tiny_config(build_tokenizer(files))
+    params = jax.tree.map(np.asarray, model.init(config, jax.random.key(seed)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights.save_hf(folder, config, params, files)
+  return config
+
+
+def _write(path: pathlib.Path, value: dict) -> None:
+  path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + '\n')

@@ -1,0 +1,117 @@
+"""Where arrays live: one table from logical axes to the mesh axes (data, fsdp, tensor).
+
+Rows of a batch are split over data and fsdp; parameters over fsdp (their width) and tensor (heads, hidden units, vocabulary).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from paravt_jax.errors import ConfigError
+from paravt_jax.train.optimizer import is_axes
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+  # activations
+  'rows': ('data', 'fsdp'),
+  # text decoder
+  'layers': None,
+  'vocab': 'tensor',
+  'embed': 'fsdp',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'mlp': 'tensor',
+  'norm': None,
+  # vision tower
+  'taps': None,
+  'time': None,
+  'pixels': None,
+  'vision_positions': None,
+  'vision_embed': 'fsdp',
+  'vision_mlp': 'tensor',
+  'vision_heads': 'tensor',
+  'vision_qkv': 'tensor',
+  'vision_norm': None,
+  'merged': 'fsdp',
+  'merged_norm': None,
+}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh of data x fsdp x tensor devices, in the order given (jax.devices() by default). Auto axes: XLA fills in the rest.
+
+  Raises:
+    ConfigError: the product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  if data * fsdp * tensor != len(devices):
+    raise ConfigError(f'mesh: got data {data} x fsdp {fsdp} x tensor {tensor} = {data * fsdp * tensor}, wanted {len(devices)}, '
+                      f'the number of devices; change config.mesh')
+  return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+  """The mesh axes of an array with these logical axes.
+
+  Raises:
+    ConfigError: an axis without a rule, or two axes of one array on the same mesh axis.
+  """
+  unknown = [name for name in axes if name is not None and name not in RULES]
+  if unknown:
+    raise ConfigError(f'sharding: no rule for logical axis {unknown[0]!r} of {tuple(axes)}; add it to train/sharding.RULES')
+  entries = [None if name is None else RULES[name] for name in axes]
+  used = [axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+  if len(used) != len(set(used)):
+    raise ConfigError(f'sharding: {tuple(axes)} puts two axes on one mesh axis ({used}); change train/sharding.RULES')
+  return PartitionSpec(*entries)
+
+
+def shards(entry: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+  """Into how many parts a dimension with this entry of a PartitionSpec is cut."""
+  names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+  return int(np.prod([mesh.shape[name] for name in names], dtype=int))
+
+
+def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+  """A NamedSharding per parameter.
+
+  Args:
+    axes: tree of tuples of logical names (model.logical_axes).
+    shapes: the parameters, or jax.ShapeDtypeStruct of them, in the same tree.
+    mesh: a mesh with axes (data, fsdp, tensor).
+
+  Raises:
+    ConfigError: an axis without a rule, names and shape of different length, or a sharded dimension that does not divide.
+  """
+  def one(path, names, leaf):
+    where = jax.tree_util.keystr(path, simple=True, separator='/')
+    if len(names) != len(leaf.shape):
+      raise ConfigError(f'sharding: {where} has shape {tuple(leaf.shape)}, but names {names}')
+    entries = spec(names)
+    for name, size, entry in zip(names, leaf.shape, entries):
+      if size % shards(entry, mesh):
+        raise ConfigError(f'sharding: {where} has {name}={size}, wanted a multiple of {shards(entry, mesh)} (mesh axes '
+                          f'{entry}); choose a mesh that divides it')
+    return NamedSharding(mesh, entries)
+
+  return jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=is_axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh, leading: int) -> NamedSharding:
+  """Rows split over the data axes, after `leading` axes that are not (1 for arrays [M, R, ...], 0 for [R, ...])."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * leading, RULES['rows']))
+
+
+def row_shards(mesh: Mesh) -> int:
+  """The number of rows of a micro-batch must be a multiple of this."""
+  return shards(RULES['rows'], mesh)

@@ -1,0 +1,250 @@
+"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, tensor), the same at every scale.
+
+A batch is a dict of arrays [M, R, ...]: M micro-batches of R packed rows (packing.Packed.micro_batches), of which `used` are
+run. Gradients are summed in float32 over the micro-batches of a loss that is normalised by the token count of the whole batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.models.qwen3_vl import model
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.rl import advantages, losses
+from paravt_jax.train import head, sharding, sums
+from paravt_jax.train.optimizer import Optimizer, partition
+from paravt_jax.train.state import State, shardings
+
+Batch = Mapping[str, jax.Array]
+INPUTS = ('tokens', 'positions', 'segments', 'branches', 'visual', 'previous', 'patches', 'grids')
+SFT_EXTRAS = {'mask': np.float32}
+RL_EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """How the model is run. dtype: of matrix products, 'float32' or 'bfloat16'. remat: recompute layers in the backward pass.
+
+  backend: attention's. head_chunk: tokens per row whose logits are in memory at once. temperature, banned: the distribution
+  that is scored; SFT has 1 and ().
+  """
+  dtype: str
+  remat: bool
+  backend: str
+  head_chunk: int
+  temperature: float
+  banned: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RLOptions:
+  """Numbers of the policy update (spec, sections 6 and 7). beta 0: no reference; updates_per_batch 1: no prox pass."""
+  clip: float
+  weight_cap: float
+  beta: float
+  kl_limit: float
+  batch_norm: str
+  updates_per_batch: int
+
+
+def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:
+  """Host arrays [M, R, ...] to the mesh, rows over its data axes.
+
+  Raises:
+    DataError: R is not a multiple of the mesh's data axes.
+  """
+  rows = arrays['tokens'].shape[1]
+  if rows % sharding.row_shards(mesh):
+    raise DataError(f'batch: got {rows} rows per micro-batch, wanted a multiple of {sharding.row_shards(mesh)} (data x fsdp); '
+                    f'change train.rows_per_micro_batch')
+  place = sharding.rows(mesh, 1)
+  batch = {name: jax.device_put(array, place) for name, array in arrays.items()}
+  return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
+
+
+def make_sft_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions) -> Callable[[State, Batch], Any]:
+  """Builds `f(state, batch) -> (state, sums)`, the mean cross-entropy over the tokens with mask 1 of the whole batch.
+
+  The state is donated: do not use it again. The batch has INPUTS, SFT_EXTRAS and `used`. `sums` go to sums.reduce.
+  """
+  def step(state: State, batch: Batch) -> tuple[State, sums.Sums]:
+    trainable, frozen = partition(state.params, optimizer.frozen)
+    trained_MRT = _trained(batch)
+    count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
+
+    def loss(trainable, index):
+      micro = _micro(batch, index)
+      scores = _scores(config, {**trainable, **frozen}, micro, trained_MRT[index], optimizer, options)
+      return -scores.logprob_RT.sum() / count, sums.sft(scores, trained_MRT[index])
+
+    gradient, totals = _accumulate(loss, trainable, batch['used'])
+    trainable, opt_state, norms = _update(optimizer, gradient, state.opt_state, trainable)
+    totals = sums.merge(totals, {**norms, **_rate(optimizer, state)})
+    return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
+
+  return _jit(step, shardings(config, optimizer, mesh), mesh)
+
+
+def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions, rl: RLOptions) -> Callable[..., Any]:
+  """Builds `f(state, batch, reference=None) -> (state, sums)`, the decoupled PPO update of spec sections 6 and 7.
+
+  The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference` is a tree of parameters,
+  wanted when rl.beta > 0. With updates_per_batch above 1, prox and reference log-probs are computed once, then each update
+  runs over the whole batch. `sums` go to sums.reduce.
+
+  Raises:
+    ConfigError: options that are not allowed; at the call, a missing reference.
+  """
+  _check(rl)
+
+  def step(state: State, batch: Batch, reference: Any) -> tuple[State, sums.Sums]:
+    trainable, frozen = partition(state.params, optimizer.frozen)
+    trained_MRT = _trained(batch)
+    count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
+    advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
+
+    def logprob(params, index):
+      return _scores(config, params, _micro(batch, index), trained_MRT[index], optimizer, options)
+
+    def expected(index):
+      return logprob(reference, index).logprob_RT if rl.beta > 0 else jnp.zeros(trained_MRT.shape[1:], jnp.float32)
+
+    def loss(trainable, index, before):
+      scores = logprob({**trainable, **frozen}, index)
+      prox, reference_RT = before(index, scores)
+      prox, reference_RT = jax.lax.stop_gradient((prox, reference_RT))
+      micro = {**_micro(batch, index), 'advantage': advantage_MRT[index]}
+      return _policy_loss(scores, prox, reference_RT, micro, trained_MRT[index], count, rl)
+
+    def update(_, carry):
+      trainable, opt_state, totals = carry
+      gradient, new = _accumulate(lambda t, i: loss(t, i, before), trainable, batch['used'])
+      trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable)
+      return trainable, opt_state, sums.merge(totals, sums.merge(new, norms))
+
+    if rl.updates_per_batch == 1:
+      before = lambda index, scores: (scores.logprob_RT, expected(index))
+      trainable, opt_state, totals = update(0, (trainable, state.opt_state, sums.policy_zeros()))
+    else:
+      both = lambda index: (logprob(state.params, index).logprob_RT, expected(index))
+      prox_MRT, reference_MRT = _each(both, batch['used'], trained_MRT.shape)
+      before = lambda index, scores: (prox_MRT[index], reference_MRT[index])
+      start = (trainable, state.opt_state, sums.policy_zeros())
+      trainable, opt_state, totals = jax.lax.fori_loop(0, rl.updates_per_batch, update, start)
+    totals = sums.merge(totals, _rate(optimizer, state))
+    return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
+
+  return _with_reference(_jit(step, shardings(config, optimizer, mesh), mesh, reference=rl.beta > 0), rl)
+
+
+def make_logprobs(config: Config, mesh: Mesh, options: ModelOptions) -> Callable[[Any, Batch], jax.Array]:
+  """Builds `f(params, batch) -> logprob_MRT` of every token that has a predecessor, 0 elsewhere; for canaries and tests."""
+  def logprobs(params, batch):
+    shape = batch['tokens'].shape
+    wanted_RT = jnp.ones(shape[1:], bool)
+    run = lambda i: (_scores(config, params, _micro(batch, i), wanted_RT, None, options).logprob_RT,)
+    return _each(run, batch['used'], shape)[0]
+
+  places = sharding.parameter_shardings(model.logical_axes(config), model.abstract_params(config), mesh)
+  return jax.jit(logprobs, in_shardings=(places, None), out_shardings=sharding.replicated(mesh))
+
+
+def _policy_loss(scores: head.Scores, prox_RT, reference_RT, micro: Batch, trained_RT, count, rl: RLOptions):
+  """One micro-batch's share of the loss, and what is logged of it."""
+  mask_RT = trained_RT.astype(jnp.float32)
+  kl_RT = advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit) if rl.beta > 0 else jnp.zeros_like(prox_RT)
+  run_RT = micro['segments'] * (micro['branches'].max() + 1) + micro['branches']
+  credit_RT = advantages.token_credit(micro['advantage'], kl_RT, mask_RT, run_RT, beta=rl.beta)
+  _, parts = losses.decoupled_policy_loss(scores.logprob_RT, prox_RT, micro['behavior'], credit_RT, mask_RT, clip=rl.clip,
+                                          weight_cap=rl.weight_cap)
+  totals = sums.policy(parts, scores, prox_RT, micro['behavior'], kl_RT, rl.beta, trained_RT, micro['token_class'])
+  return parts['loss_sum'] / count, totals
+
+
+def _scores(config: Config, params: Any, micro: Batch, wanted_RT: jax.Array, optimizer: Optimizer | None,
+            options: ModelOptions) -> head.Scores:
+  inputs = model.Inputs(
+    tokens_BT=micro['tokens'], positions_ABT=jnp.moveaxis(micro['positions'], 1, 0), segments_BT=micro['segments'],
+    branches_BT=micro['branches'], visual_BT=micro['visual'], patches_BNXPC=micro['patches'], grids_BNG=micro['grids'])
+  freeze = optimizer is not None and 'visual' in optimizer.frozen
+  hidden_RTD = model.hidden(config, params, inputs, dtype=jnp.dtype(options.dtype), remat=options.remat, freeze_vision=freeze,
+                            backend=options.backend)
+  return head.token_scores(hidden_RTD, model.head(params, config), micro['tokens'], micro['previous'], wanted_RT,
+                           temperature=options.temperature, banned=options.banned, chunk=options.head_chunk)
+
+
+def _trained(batch: Batch) -> jax.Array:
+  """bool[M, R, T]: tokens with mask 1 and a predecessor, in the micro-batches that are used."""
+  used_M = jnp.arange(batch['mask'].shape[0]) < batch['used']
+  return (batch['mask'] > 0) & (batch['previous'] >= 0) & used_M[:, None, None]
+
+
+def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
+  return {name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batch.items() if name != 'used'}
+
+
+def _accumulate(loss: Callable, trainable: Any, used: jax.Array) -> tuple[Any, sums.Sums]:
+  """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in float32; and of the sums."""
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
+  shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
+
+  def body(index, carry):
+    gradient, totals = carry
+    new, found = jax.grad(loss, has_aux=True)(trainable, index)
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new), sums.merge(totals, found)
+
+  return jax.lax.fori_loop(0, used, body, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
+
+
+def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+  """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not used."""
+  count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
+  body = lambda i, out: tuple(jax.lax.dynamic_update_index_in_dim(o, x, i, 0) for o, x in zip(out, run(i)))
+  return jax.lax.fori_loop(0, used, body, tuple(jnp.zeros(shape, jnp.float32) for _ in range(count)))
+
+
+def _update(optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any, sums.Sums]:
+  updates, opt_state = optimizer.transform.update(gradient, opt_state, trainable)
+  trainable = optax.apply_updates(trainable, updates)
+  return trainable, opt_state, sums.norms(optax.tree.norm(gradient), optax.tree.norm(updates), optax.tree.norm(trainable))
+
+
+def _rate(optimizer: Optimizer, state: State) -> sums.Sums:
+  """The learning rate of this batch's first update, from the step."""
+  return {'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), 'batches': jnp.float32(1)}
+
+
+def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = None) -> Callable:
+  batch = None                                   # as put_batch placed it
+  extra = () if reference is None else (places.params if reference else None,)
+  out = (places, sharding.replicated(mesh))
+  return jax.jit(step, donate_argnums=0, in_shardings=(places, batch, *extra), out_shardings=out)
+
+
+def _with_reference(step: Callable, rl: RLOptions) -> Callable:
+  def call(state: State, batch: Batch, reference: Any = None) -> tuple[State, sums.Sums]:
+    if rl.beta > 0 and reference is None:
+      raise ConfigError(f'rl.beta is {rl.beta}, but the step got no reference parameters; pass them, or set rl.beta=0')
+    return step(state, batch, reference if rl.beta > 0 else None)
+
+  call.jitted = step
+  return call
+
+
+def _check(rl: RLOptions) -> None:
+  claims = {
+    f'rl.clip={rl.clip} is in (0, 1)': 0 < rl.clip < 1, f'rl.weight_cap={rl.weight_cap} is above 1': rl.weight_cap > 1,
+    f'rl.beta={rl.beta} is not negative': rl.beta >= 0, f'rl.kl_limit={rl.kl_limit} is positive': rl.kl_limit > 0,
+    f'rl.batch_norm={rl.batch_norm!r} is one of {advantages.BATCH_NORMS}': rl.batch_norm in advantages.BATCH_NORMS,
+    f'rl.updates_per_batch={rl.updates_per_batch} is at least 1': rl.updates_per_batch >= 1,
+  }
+  for claim, holds in claims.items():
+    if not holds:
+      raise ConfigError(f'rl options: it does not hold that {claim}; correct the recipe')

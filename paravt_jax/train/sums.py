@@ -1,0 +1,125 @@
+"""What a step reports: sums and counts on the device, divided once on the host, so that micro-batches and hosts average right.
+
+A key that begins with 'max_' is merged by maximum, every other one by addition. `reduce` turns merged sums into metrics; sums
+of several steps may be merged first.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from paravt_jax.train.head import Scores
+
+Sums = dict[str, jax.Array]
+
+CLASSES = ('text', 'after_frame', 'after_tool')               # types.TokenClass, in order
+
+METRICS = {
+  'sft/loss': 'mean cross-entropy over target tokens, nats',
+  'sft/accuracy': 'share of target tokens that are the arg-max',
+  'sft/tokens': 'target tokens of the step',
+  'policy/loss': 'decoupled PPO objective over all trained tokens of the batch',
+  'policy/entropy': 'mean entropy at trained tokens, nats; also by class',
+  'policy/logprob': 'mean log-probability of trained tokens, nats; also by class',
+  'policy/ratio': 'mean of exp(logp - logp_prox)',
+  'policy/clip_share': 'share of trained tokens at which the clip decides',
+  'policy/dropped_share': 'share of trained tokens whose behaviour weight is above the cap',
+  'policy/weight': 'mean behaviour weight, dropped ones as 0',
+  'policy/ess': 'effective sample size of the behaviour weights, dropped ones as 0, as a share of the trained tokens',
+  'policy/gap_mean': 'mean |logp_prox - logp_behave|, nats; also by class',
+  'policy/gap_max': 'largest of the same; also by class',
+  'policy/kl_reference': 'k1 estimate of the KL to the reference per trained token (0 when beta is 0)',
+  'policy/kl_reward': 'mean of -beta times the same',
+  'policy/tokens': 'trained tokens of the step; also by class',
+  'policy/updates': 'optimizer updates of the step',
+  'optim/grad_norm': 'global gradient norm before the clip, mean over updates',
+  'optim/update_norm': 'global norm of the parameter change, mean over updates',
+  'optim/param_norm': 'global norm of the trained parameters, mean over updates',
+  'optim/learning_rate': 'learning rate of the step',
+}
+
+
+def merge(a: Sums, b: Sums) -> Sums:
+  """Joins two dicts of sums; a key that only one has is kept."""
+  join = lambda name: jnp.maximum(a[name], b[name]) if name.startswith('max_') else a[name] + b[name]
+  return {name: join(name) if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}}
+
+
+def sft(scores: Scores, trained_RT: jax.Array) -> Sums:
+  """Sums of a supervised micro-batch; scores are 0 outside the trained tokens."""
+  return jax.lax.stop_gradient({
+    'target_tokens': trained_RT.sum().astype(jnp.float32), 'cross_entropy': -scores.logprob_RT.sum(),
+    'correct': scores.correct_RT.sum()})
+
+
+def policy(parts: Mapping[str, jax.Array], scores: Scores, prox_RT: jax.Array, behavior_RT: jax.Array, kl_RT: jax.Array,
+           beta: float, trained_RT: jax.Array, class_RT: jax.Array) -> Sums:
+  """Sums of a policy micro-batch: the loss's parts, and entropy, log-prob and gap by token class."""
+  gap_RT = jnp.where(trained_RT, jnp.abs(prox_RT - jnp.where(trained_RT, behavior_RT, 0.0)), 0.0)
+  found = {**parts, 'kl': kl_RT.sum(), 'kl_reward': -beta * kl_RT.sum()}
+  found['max_gap'] = found.pop('gap_max')
+  del found['gap_sum']
+  for number, name in enumerate(CLASSES):
+    member = trained_RT & (class_RT == number)
+    total = lambda x, member=member: jnp.where(member, x, 0.0).sum()
+    found |= {f'tokens_{name}': member.sum().astype(jnp.float32), f'entropy_{name}': total(scores.entropy_RT),
+              f'logprob_{name}': total(scores.logprob_RT), f'gap_{name}': total(gap_RT),
+              f'max_gap_{name}': jnp.where(member, gap_RT, 0.0).max(initial=0.0)}
+  return jax.lax.stop_gradient(found)
+
+
+def policy_zeros() -> Sums:
+  """The keys of `policy` and `norms`, all 0: where a loop over updates begins."""
+  names = ('loss_sum', 'ratio_sum', 'clipped', 'dropped', 'weight_sum', 'weight_square_sum', 'max_gap', 'tokens', 'kl',
+           'kl_reward', 'grad_norm', 'update_norm', 'param_norm', 'updates')
+  by_class = [f'{kind}_{name}' for kind in ('tokens', 'entropy', 'logprob', 'gap', 'max_gap') for name in CLASSES]
+  return {name: jnp.zeros((), jnp.float32) for name in (*names, *by_class)}
+
+
+def norms(gradient: jax.Array, update: jax.Array, params: jax.Array) -> Sums:
+  """Norms of one optimizer update, with a count."""
+  return {'grad_norm': gradient, 'update_norm': update, 'param_norm': params, 'updates': jnp.float32(1)}
+
+
+def reduce(sums: Mapping[str, float]) -> dict[str, float]:
+  """Metrics (names in METRICS, breakdowns as 'name/class=text') from the sums of one or more steps. Pure; on the host.
+
+  Quotients with a count of 0 are left out, so nothing is made up for a class without tokens.
+  """
+  sums = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
+  out: dict[str, float] = {}
+
+  def mean(metric: str, total: float, count: float) -> None:
+    if count > 0:
+      out[metric] = total / count
+
+  for norm in ('grad_norm', 'update_norm', 'param_norm'):
+    mean(f'optim/{norm}', sums[norm], sums['updates'])
+  mean('optim/learning_rate', sums['learning_rate'], sums['batches'])
+  if 'target_tokens' in sums:
+    out['sft/tokens'] = sums['target_tokens']
+    mean('sft/loss', sums['cross_entropy'], sums['target_tokens'])
+    mean('sft/accuracy', sums['correct'], sums['target_tokens'])
+  else:
+    _reduce_policy(sums, mean, out)
+  return out
+
+
+def _reduce_policy(sums: Mapping[str, float], mean, out: dict[str, float]) -> None:
+  seen = sums['tokens']                            # trained tokens times updates
+  repeats = max(sums['updates'] / max(sums['batches'], 1), 1)
+  means = {'loss': 'loss_sum', 'ratio': 'ratio_sum', 'clip_share': 'clipped', 'dropped_share': 'dropped',
+           'weight': 'weight_sum', 'kl_reference': 'kl', 'kl_reward': 'kl_reward'}
+  for metric, name in means.items():
+    mean(f'policy/{metric}', sums[name], seen)
+  mean('policy/ess', sums['weight_sum'] ** 2, sums['weight_square_sum'] * seen)
+  out |= {'policy/tokens': seen / repeats, 'policy/updates': sums['updates'], 'policy/gap_max': sums['max_gap']}
+  for kind, metric in {'entropy': 'entropy', 'logprob': 'logprob', 'gap': 'gap_mean'}.items():
+    mean(f'policy/{metric}', sum(sums[f'{kind}_{name}'] for name in CLASSES), seen)
+    for name in CLASSES:
+      mean(f'policy/{metric}/class={name}', sums[f'{kind}_{name}'], sums[f'tokens_{name}'])
+  for name in CLASSES:
+    out[f'policy/tokens/class={name}'] = sums[f'tokens_{name}'] / repeats
+    if sums[f'tokens_{name}'] > 0:
+      out[f'policy/gap_max/class={name}'] = sums[f'max_gap_{name}']

@@ -1,0 +1,195 @@
+"""Decoding in killable processes: every request comes back within its deadline, as frames or as a typed MediaError.
+
+Workers are fresh interpreters (never forked, and the caller's main module is not imported again), each with one socket. A
+worker that hangs or dies is replaced; the request it held is answered with the reason 'timeout' or 'crashed'.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import os
+import pathlib
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from paravt_jax.errors import ConfigError, MediaError
+from paravt_jax.types import Clip
+from paravt_jax.video.readers import READERS, VideoInfo
+
+_START_LIMIT = 60.0          # seconds for a worker to import its libraries; counts before the deadline does
+_GRACE = 2.0                 # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+_PROGRAM = ('import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.video import worker; '
+            'worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))')
+
+
+class _Worker:
+  """One process and our end of its socket."""
+
+  def __init__(self, backend: str, deadline_s: float, parent: int):
+    ours, theirs = socket.socketpair()
+    arguments = [_ROOT, str(theirs.fileno()), backend, str(parent), str(deadline_s + _GRACE)]
+    self.process = subprocess.Popen([sys.executable, '-c', _PROGRAM, *arguments], pass_fds=[theirs.fileno()],
+                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    theirs.close()
+    self._connection = Connection(ours.detach())
+    self._ready = False
+
+  def ask(self, request: tuple, deadline_s: float) -> tuple | None:
+    """The reply, with frames as its last item where there are some; None when the deadline passed.
+
+    Raises:
+      EOFError, ConnectionError: the process ended.
+    """
+    if not self._ready:
+      if not self._connection.poll(_START_LIMIT):
+        return None
+      self._connection.recv()
+      self._ready = True
+    self._connection.send(request)
+    if not self._connection.poll(deadline_s):
+      return None
+    reply = self._connection.recv()
+    if request[0] == 'frames' and reply[0] == 'ok':
+      frames = np.empty(reply[1], np.uint8)
+      self._connection.recv_bytes_into(frames.reshape(-1).data)
+      return (*reply, frames)
+    return reply
+
+  def end(self):
+    """Kills the process and closes the socket. One that the kernel cannot end yet (a dead network disk) is left to it."""
+    self.process.kill()
+    self._connection.close()
+    try:
+      self.process.wait(1.0)
+    except subprocess.TimeoutExpired:
+      return
+
+
+class DecodePool:
+  """Frames of videos by path and times, decoded in `workers` processes.
+
+  Safe to use from several threads and from a running event loop, which it never blocks. `counts` tells requests, frames, and
+  failures by reason.
+
+  Args:
+    workers: processes; each decodes one request at a time on one thread.
+    deadline_s: seconds that a request may take once a worker has it.
+    backend: 'pyav' or 'decord'.
+
+  Raises:
+    ConfigError: another backend, or a worker number or deadline that is not positive.
+  """
+
+  def __init__(self, workers: int, deadline_s: float, backend: str):
+    if backend not in READERS:
+      raise ConfigError(f'video.backend: got {backend!r}, wanted one of {sorted(READERS)}')
+    if workers < 1 or not deadline_s > 0:
+      raise ConfigError(f'decoding: got workers={workers}, deadline_s={deadline_s}, wanted both positive')
+    self.backend = backend
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._deadline_s = deadline_s
+    self._lock = threading.Lock()
+    self._closed = False
+    self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    self._workers: set[_Worker] = set()
+    self._threads = concurrent.futures.ThreadPoolExecutor(workers, 'decode')
+    for _ in range(workers):
+      self._idle.put(self._start())
+
+  def __enter__(self) -> 'DecodePool':
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+    """The frames shown at `seconds`, one per time and in that order, resized once to between min_pixels and max_pixels.
+
+    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own times.
+
+    Raises:
+      MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
+      ValueError: no times.
+    """
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(self._threads, self.frames_sync, path, seconds, min_pixels, max_pixels)
+
+  async def probe(self, path: str) -> VideoInfo:
+    """What the file says of its video stream. Raises as `frames`."""
+    return await asyncio.get_running_loop().run_in_executor(self._threads, self.probe_sync, path)
+
+  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+    """As `frames`, for callers without an event loop."""
+    times = np.asarray(seconds, np.float64)
+    if times.ndim != 1 or not len(times) or not np.isfinite(times).all():
+      raise ValueError(f'{path}: got times {seconds!r}, wanted one or more finite seconds')
+    _, _, shown, duration, frames = self._run(('frames', str(path), times, min_pixels, max_pixels))
+    self._count('frames', len(frames))
+    return Clip(frames, shown, duration)
+
+  def probe_sync(self, path: str) -> VideoInfo:
+    """As `probe`, for callers without an event loop."""
+    return self._run(('probe', str(path)))[1]
+
+  def close(self):
+    """Kills the workers; requests under way fail with the reason 'crashed'. May be called twice."""
+    with self._lock:
+      self._closed = True
+      workers, self._workers = self._workers, set()
+    self._threads.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+      worker.end()
+
+  def _run(self, request: tuple) -> tuple:
+    self._count('requests')
+    started = time.monotonic()
+    worker = self._idle.get()
+    reply, whole = None, False
+    try:
+      reply = worker.ask(request, self._deadline_s)
+      whole = reply is not None
+    except (EOFError, OSError):
+      reply = self._crash(worker, request[1])
+    finally:
+      self._idle.put(worker if whole or self._closed else self._replace(worker))
+    if reply is None:
+      reply = ('error', f'{request[1]}: no answer after {time.monotonic() - started:.1f} s, wanted one within '
+               f'{self._deadline_s} s; check the file and its disk, or raise video.deadline_s', 'timeout')
+    if reply[0] == 'error':
+      self._count(reply[2])
+      raise MediaError(reply[1], reply[2])
+    return reply
+
+  def _crash(self, worker: _Worker, path: str) -> tuple:
+    if self._closed:
+      return 'error', f'{path}: the decoding pool was closed, wanted it open', 'crashed'
+    worker.end()
+    return ('error', f'{path}: the decoding process ended with code {worker.process.returncode}, wanted frames; '
+            'try the file alone, or the other video.backend', 'crashed')
+
+  def _start(self) -> _Worker:
+    worker = _Worker(self.backend, self._deadline_s, os.getpid())
+    with self._lock:
+      self._workers.add(worker)
+    return worker
+
+  def _replace(self, worker: _Worker) -> _Worker:
+    with self._lock:
+      self._workers.discard(worker)
+    worker.end()
+    return self._start()
+
+  def _count(self, name: str, amount: int = 1):
+    with self._lock:
+      self.counts[name] += amount
+
+

@@ -1,0 +1,71 @@
+"""Which frames, at what second. Pure: numbers in, seconds out; the decoder later snaps them to real frames."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paravt_jax import seeds
+from paravt_jax.errors import ConfigError
+from paravt_jax.types import Window
+
+
+def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> int:
+  """The overview budget K of a prompt: uniform over `choices`, a function of (seed, task id, epoch) alone.
+
+  Every rollout of the group and every process on every machine draws the same K. One choice means that gating is off.
+
+  Raises:
+    ConfigError: no choices, or one below 1.
+  """
+  if not choices or min(choices) < 1:
+    raise ConfigError(f'frame budgets: got {tuple(choices)!r}, wanted integers >= 1; set them in the recipe')
+  return int(choices[seeds.at(seed, 'frames', task_id, epoch) % len(choices)])
+
+
+def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
+  """Times of an overview of `budget` frames: the middles of equal parts of the video.
+
+  Args:
+    duration: of the video, seconds.
+    budget: K, frames wanted.
+    fps: average frame rate; round(duration * fps) frames are available. The rate never overrides the budget.
+
+  Returns:
+    float64[min(K, frames available)], strictly increasing seconds; at a constant frame rate each falls on a frame of its own.
+
+  Raises:
+    ValueError: duration, budget or fps is not positive.
+  """
+  if not (duration > 0 and budget > 0 and fps > 0):
+    raise ValueError(f'budget_times: got duration={duration}, budget={budget}, fps={fps}, wanted all three positive')
+  count = min(int(budget), max(1, round(duration * fps)))
+  return (np.arange(count) + 0.5) * (duration / count)
+
+
+def window_times(window: Window, *, fps: float, min_frames: int, max_frames: int) -> np.ndarray:
+  """Times inside a window: start, start + 1/fps, ... <= end; thinned evenly to `max_frames`, spread to `min_frames`.
+
+  `window.num_frames` replaces the rate: that many times evenly from start to end, clamped to [min_frames, max_frames].
+
+  Returns:
+    float64[n], min_frames <= n <= max_frames, strictly increasing seconds within [start, end]; the first one is start.
+
+  Raises:
+    ValueError: start >= end, or 1 <= min_frames <= max_frames and fps > 0 do not hold.
+  """
+  if not (window.start < window.end and fps > 0 and 1 <= min_frames <= max_frames):
+    raise ValueError(f'window_times: got {window}, fps={fps}, frames {min_frames}..{max_frames}, '
+                     'wanted start < end, fps > 0 and 1 <= min <= max')
+  span = window.end - window.start
+  at_rate = int(np.floor(span * fps + 1e-9)) + 1
+  if window.num_frames is not None:
+    return _spread(window, min(max(window.num_frames, min_frames), max_frames))
+  if at_rate < min_frames:
+    return _spread(window, min_frames)
+  steps = np.arange(at_rate) if at_rate <= max_frames else np.linspace(0, at_rate - 1, max_frames).round()
+  return np.minimum(window.start + steps / fps, window.end)
+
+
+def _spread(window: Window, count: int) -> np.ndarray:
+  """float64[count], from start to end; one time alone stands at start."""
+  return np.linspace(window.start, window.end, count)

@@ -1,0 +1,178 @@
+"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder if there is one.
+
+A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder: another file or another knob is
+another key, never a stale frame.
+"""
+
+import asyncio
+import collections
+import hashlib
+import logging
+import os
+import pathlib
+import tempfile
+import threading
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from paravt_jax.errors import MediaError
+from paravt_jax.types import Clip
+from paravt_jax.video.decode import DecodePool
+from paravt_jax.video.readers import VideoInfo, missing
+
+_LAYOUT = 1                  # of the files below; a new number is a new key
+
+
+class FrameStore:
+  """A DecodePool with a memory. Its coroutines belong to one event loop at a time; the sync twins may run beside them.
+
+  Concurrent requests for the same frames share one decode. Errors are not kept: a file that was mended is read again. A full
+  disk costs the folder's use, never the run: one warning, and every lost write is counted. `counts`: memory, disk, decoded,
+  shared, disk_write_failed, disk_unreadable.
+
+  Args:
+    folder: for decoded frames, made if missing; None keeps them in memory only.
+    pool: decodes what is not there; the caller closes it.
+    capacity: bytes of frames in memory; the least recently used leave first.
+  """
+
+  def __init__(self, folder: str | os.PathLike | None, pool: DecodePool, capacity: int):
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._folder = pathlib.Path(folder) if folder is not None else None
+    self._pool = pool
+    self._capacity = capacity
+    self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
+    self._bytes = 0
+    self._lock = threading.Lock()
+    self._infos: dict[tuple, VideoInfo] = {}
+    self._running: dict[str, asyncio.Task] = {}
+    self._warned: set[int] = set()
+
+  async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+    """As DecodePool.frames; the arrays are shared between callers and cannot be written to."""
+    times = np.asarray(seconds, np.float64)
+    identity = await asyncio.to_thread(_identity, path)
+    key = self._key(identity, times, min_pixels, max_pixels)
+    clip = self._remembered(key)
+    if clip is not None:
+      return clip
+    if key in self._running:
+      self._count('shared')
+    else:
+      self._running[key] = asyncio.create_task(self._load(key, path, times, min_pixels, max_pixels))
+      self._running[key].add_done_callback(lambda task: self._finish(key, task))
+    return await asyncio.shield(self._running[key])  # a caller that gives up must not take the frames from the others
+
+  async def probe(self, path: str) -> VideoInfo:
+    """As DecodePool.probe; asked once per file."""
+    identity = await asyncio.to_thread(_identity, path)
+    if identity not in self._infos:
+      self._infos[identity] = await self._pool.probe(path)
+    return self._infos[identity]
+
+  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+    """As `frames`, for threads without an event loop; concurrent requests are not shared."""
+    times = np.asarray(seconds, np.float64)
+    key = self._key(_identity(path), times, min_pixels, max_pixels)
+    clip = self._remembered(key) or (self._read(key) if self._folder else None)
+    if clip is None:
+      clip = self._pool.frames_sync(path, times, min_pixels, max_pixels)
+      self._count('decoded')
+      if self._folder:
+        self._write(key, clip)
+    return self._keep(key, clip)
+
+  def probe_sync(self, path: str) -> VideoInfo:
+    """As `probe`, for threads without an event loop."""
+    identity = _identity(path)
+    if identity not in self._infos:
+      self._infos[identity] = self._pool.probe_sync(path)
+    return self._infos[identity]
+
+  def _key(self, identity: tuple, times: np.ndarray, min_pixels: int, max_pixels: int) -> str:
+    words = (_LAYOUT, self._pool.backend, identity, times.tolist(), min_pixels, max_pixels)
+    return hashlib.blake2b(repr(words).encode(), digest_size=20).hexdigest()
+
+  def _finish(self, key: str, task: asyncio.Task):
+    self._running.pop(key, None)
+    if not task.cancelled():
+      task.exception()       # marks it as seen: every caller may have gone
+
+  async def _load(self, key: str, path: str, times: np.ndarray, min_pixels: int, max_pixels: int) -> Clip:
+    clip = await asyncio.to_thread(self._read, key) if self._folder else None
+    if clip is None:
+      clip = await self._pool.frames(path, times, min_pixels, max_pixels)
+      self._count('decoded')
+      if self._folder:
+        await asyncio.to_thread(self._write, key, clip)
+    return self._keep(key, clip)
+
+  def _remembered(self, key: str) -> Clip | None:
+    with self._lock:
+      clip = self._clips.get(key)
+      if clip is not None:
+        self._clips.move_to_end(key)
+        self.counts['memory'] += 1
+      return clip
+
+  def _keep(self, key: str, clip: Clip) -> Clip:
+    clip.frames.setflags(write=False)
+    clip.seconds.setflags(write=False)
+    with self._lock:
+      if key not in self._clips and clip.frames.nbytes <= self._capacity:
+        self._clips[key] = clip
+        self._bytes += clip.frames.nbytes
+      while self._bytes > self._capacity:
+        self._bytes -= self._clips.popitem(last=False)[1].frames.nbytes
+    return clip
+
+  def _count(self, name: str):
+    with self._lock:
+      self.counts[name] += 1
+
+  def _file(self, key: str) -> pathlib.Path:
+    return self._folder / key[:2] / f'{key}.npz'
+
+  def _read(self, key: str) -> Clip | None:
+    try:
+      with np.load(self._file(key)) as arrays:
+        clip = Clip(arrays['frames'], arrays['seconds'], float(arrays['duration']))
+      self._count('disk')
+      return clip
+    except FileNotFoundError:
+      return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      self._count('disk_unreadable')     # decoded again and written anew
+      return None
+
+  def _write(self, key: str, clip: Clip):
+    """Writes beside the place and renames, so that a reader never meets half a file."""
+    file, temporary = self._file(key), None
+    try:
+      file.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.part', delete=False) as out:
+        temporary = out.name
+        np.savez(out, frames=clip.frames, seconds=clip.seconds, duration=clip.duration)
+      os.replace(temporary, file)
+    except OSError as error:
+      self._count('disk_write_failed')
+      if temporary:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+      if error.errno not in self._warned:
+        self._warned.add(error.errno)
+        logging.getLogger(__name__).warning(
+            'frame store %s: writing failed (%s); going on without it, wanted room for decoded frames: free some space or set '
+            'video.cache_folder elsewhere (counted in disk_write_failed)', self._folder, error.strerror)
+
+
+def _identity(path: str) -> tuple:
+  """(path, size, time of change). Raises MediaError 'missing'."""
+  try:
+    stat = os.stat(path)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise missing(str(path)) from error
+  except OSError as error:
+    raise MediaError(f'{path}: {error.strerror}, wanted a readable video; check its permissions', 'not_video') from error
+  return str(path), stat.st_size, stat.st_mtime_ns

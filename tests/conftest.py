@@ -1,0 +1,7 @@
+"""Eight virtual devices, set before anything imports jax; NPROC keeps XLA's collectives from deadlocking on few cores."""
+
+import os
+
+os.environ['NPROC'] = '32'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8']).strip()

@@ -1,0 +1,179 @@
+"""Batches: deterministic, resumable to the sample, mixed by weight, packed; what is left out is counted."""
+
+import asyncio
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data import batches
+from paravt_jax.data.rows import Conversation, Message, VideoRef
+from paravt_jax.errors import DataError, MediaError
+from paravt_jax.testing import tiny
+from tests.data.sft_test import OPTIONS, Fake
+
+SIZES = batches.BatchOptions(micro_batches=2, rows=2, row_tokens=128, row_images=24, image_patches=4, lookahead=4, prefetch=2)
+FEW_IMAGES = dataclasses.replace(SIZES, row_images=12)
+
+
+@pytest.fixture(scope='module')
+def tok(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tok')
+  tiny.build_tokenizer(folder)
+  return ChatTokenizer.load(folder)
+
+
+def row(name, i, frames=4, text='red.', path='v'):
+  messages = (Message('user', (VideoRef(path, frames, None, None), f'What appears at {i}?')), Message('assistant', (text,)))
+  return Conversation(f'{name}:{i}', messages)
+
+
+def source(name, count=40, weight=1.0, first=0, last=None, **kinds):
+  return batches.Source(name, [row(name, i, **kinds) for i in range(count)], weight, first, last)
+
+
+def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, options=OPTIONS):
+  iterator = batches.batches(sources, tok, frames or Fake(), options, sizes, seed)
+  if state is not None:
+    iterator.set_state(state)
+  found = [next(iterator) for _ in range(steps)]
+  state = iterator.get_state()
+  iterator.close()
+  return found, state
+
+
+def same(a, b):
+  return a.samples == b.samples and all(np.array_equal(a.arrays[name], b.arrays[name]) for name in a.arrays)
+
+
+def asked(tok, batch):
+  """Counter of (row number) over a batch: what each of its documents asks for."""
+  text = tok.decode(batch.arrays['tokens'][batch.arrays['segments'] > 0])
+  return collections.Counter(int(part.split('?')[0]) for part in text.split('What appears at ')[1:])
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_one_others(tok):
+  first, _ = run(tok, [source('a')], 4)
+  again, _ = run(tok, [source('a')], 4)
+  other, _ = run(tok, [source('a')], 4, seed=1)
+  assert all(same(a, b) for a, b in zip(first, again)) and not same(first[0], other[0])
+
+
+def test_arrays_have_the_promised_shapes_and_the_mask_its_targets(tok):
+  (batch,), _ = run(tok, [source('a')], 1)
+  assert batch.arrays['tokens'].shape == (2, 2, 128) and batch.arrays['positions'].shape == (2, 2, 3, 128)
+  assert batch.arrays['patches'].shape == (2, 2, 24, 4, 1, 768) and batch.arrays['mask'].dtype == np.float32
+  text = tok.decode(batch.arrays['tokens'][batch.arrays['mask'] > 0])
+  assert set(text.split('<|im_end|>')) == {'red.', ''}
+  assert batch.targets == batch.arrays['mask'].sum() == 3 * sum(batch.samples.values())
+  assert batch.tokens == (batch.arrays['segments'] > 0).sum() and batch.used == 2 and batch.fill > 0.75
+
+
+def test_pixels_are_those_of_the_frames_asked_for(tok):
+  (batch,), _ = run(tok, [source('a')], 1)
+  used = batch.arrays['grids'][..., 0] > 0
+  assert set(np.unique(batch.arrays['patches'][used])) == {16, 48, 80, 112}
+
+
+def test_each_epoch_shows_every_row_once_in_an_order_of_its_own(tok):
+  found, state = run(tok, [source('a', count=10)], 6)
+  seen = sum((asked(tok, batch) for batch in found), collections.Counter())
+  waiting = collections.Counter(i for _, i in state['waiting'])
+  drawn = seen + waiting
+  assert sum(drawn.values()) == state['positions']['a'] >= 30
+  assert max(drawn.values()) - min(drawn[i] for i in range(10)) <= 1
+  planner = batches._Planner([source('a', count=10)], tok, Fake(), OPTIONS, SIZES, 0)
+  epochs = [[planner._draw()[1] for _ in range(10)] for _ in range(2)]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
+
+
+def test_a_resumed_run_gives_exactly_the_batches_that_were_left(tok):
+  sources = [source('a'), source('b', count=7, weight=0.5, frames=8)]
+  whole, _ = run(tok, sources, 8)
+  _, state = run(tok, sources, 3)
+  assert len(str(state)) < 500
+  rest, _ = run(tok, sources, 5, state=state)
+  assert all(same(a, b) for a, b in zip(whole[3:], rest))
+
+
+def test_the_state_is_of_the_batches_returned_not_of_those_made_ahead(tok):
+  _, eager = run(tok, [source('a')], 3, sizes=dataclasses.replace(SIZES, prefetch=8))
+  _, lazy = run(tok, [source('a')], 3, sizes=dataclasses.replace(SIZES, prefetch=1))
+  assert eager == lazy and eager['step'] == 3
+
+
+def test_a_state_of_other_sources_is_refused(tok):
+  _, state = run(tok, [source('a')], 1)
+  with pytest.raises(DataError, match='sources'):
+    run(tok, [source('b')], 1, state=state)
+
+
+def test_sources_are_mixed_by_weight_and_join_at_their_step(tok):
+  sources = [source('a', weight=3.0), source('b'), source('late', weight=4.0, first=20), source('gone', weight=4.0, last=20)]
+  found, _ = run(tok, sources, 40)
+  total = lambda part: sum((collections.Counter(batch.samples) for batch in part), collections.Counter())
+  early, late = total(found[:19]), total(found[21:])
+  assert early['late'] == 0 and late['gone'] == 0
+  assert abs(early['a'] / sum(early.values()) - 3 / 8) < 0.1 and abs(late['late'] / sum(late.values()) - 0.5) < 0.1
+
+
+def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tok):
+  bad = [row('a', 0, text='red. ' * 60), row('a', 1, frames=16), row('a', 2, path='missing'),
+         Conversation('a:3', (Message('user', ('Nothing to learn?',)),))]
+  mixed = batches.Source('a', [*bad, *(row('a', i) for i in range(4, 8))], 1.0, 0, None)
+  found, _ = run(tok, [mixed], 2, sizes=FEW_IMAGES)
+  dropped = sum((collections.Counter(b.dropped) for b in found), collections.Counter())
+  assert set(dropped) == {'too_long', 'too_many_images', 'media_missing', 'no_target'}
+  assert all(b.samples['a'] > 4 for b in found) and set(asked(tok, found[0])) == {4, 5, 6, 7}
+
+
+def test_a_video_that_fails_only_when_decoded_is_dropped_and_counted(tok):
+  class Breaks(Fake):
+    def frames_sync(self, path, *rest):
+      if path == 'broken':
+        raise MediaError('broken', 'decode')
+      return super().frames_sync(path, *rest)
+
+  mixed = batches.Source('a', [row('a', 0, path='broken'), *(row('a', i) for i in range(1, 4))], 1.0, 0, None)
+  (batch,), _ = run(tok, [mixed], 1, frames=Breaks())
+  assert batch.dropped['media_decode'] >= 1 and 0 not in asked(tok, batch)
+
+
+def test_a_row_that_turns_out_longer_than_planned_is_dropped_not_fatal(tok):
+  # Exactly as planned; '<16.1 seconds>' is five tokens more than '<16.0 seconds>'.
+  tight = dataclasses.replace(SIZES, row_tokens=31)
+  (batch,), _ = run(tok, [source('a')], 1, sizes=tight, frames=Fake())
+  assert batch.samples['a'] == 4 and batch.dropped == {}
+  (batch,), _ = run(tok, [source('a')], 1, sizes=tight, frames=Fake(shift=0.1))
+  assert batch.dropped['misjudged'] == 4 and batch.tokens == 0
+
+
+def test_data_without_a_usable_row_stops_with_one_clear_error(tok):
+  with pytest.raises(DataError, match=r'every row drawn was dropped.*too_many_images'):
+    run(tok, [source('a', count=3, frames=16)], 1, sizes=FEW_IMAGES)
+  with pytest.raises(DataError, match='no source has rows at step 0'):
+    run(tok, [source('a', first=5)], 1)
+
+
+def test_rows_are_filled(tok):
+  mixed = [source('a'), source('b', frames=1), source('c', frames=8), source('d', frames=2, text='red. ' * 8)]
+  found, _ = run(tok, mixed, 20, sizes=dataclasses.replace(SIZES, lookahead=12, row_images=64))
+  assert np.mean([batch.fill for batch in found]) > 0.9
+
+
+def test_the_bank_decodes_each_video_once_and_off_grid_times_by_the_decoder():
+  fake = Fake()
+  bank = batches.FrameBank(fake, 1.0, 1024, 1024)
+  clip = bank.frames_sync('v', [41.0, 3.0, 41.0], 1024, 1024)
+  assert clip.frames[:, 0, 0, 0].tolist() == [41, 3, 41] and clip.seconds.tolist() == [41.0, 3.0, 41.0]
+  assert clip.duration == 128.0
+  bank.frames_sync('v', [100.0], 1024, 1024)
+  assert len(fake.decoded) == 1 and bank.bytes == 128 * 32 * 32 * 3
+  assert bank.frames_sync('v', [41.5], 1024, 1024).seconds.tolist() == [41.5]
+  assert bank.frames_sync('v', [128.0], 1024, 1024).seconds.tolist() == [127.75]
+  assert bank.frames_sync('v', [1.0], 1024, 2048).seconds.tolist() == [1.0]
+  assert len(fake.decoded) == 4
+  assert asyncio.run(bank.frames('v', [7.0], 1024, 1024)).frames[0, 0, 0, 0] == 7
+  assert asyncio.run(bank.probe('v')).duration == 128.0

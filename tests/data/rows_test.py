@@ -1,0 +1,210 @@
+"""Rows of the published schemas, and every way in which one can be broken."""
+
+import collections
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from paravt_jax.data import rows
+from paravt_jax.data.rows import Conversation, ImageRef, Message, RowOptions, VideoRef
+from paravt_jax.errors import DataError
+from paravt_jax.types import Task
+
+STRICT = RowOptions(skip_bad_rows=False, require_media=False)
+SKIP = RowOptions(skip_bad_rows=True, require_media=False)
+MCQ = '<video>\nWhat appears at 41?\nA. red\nB. a blue car\nC. green'
+
+
+def _rl(question=MCQ, video='selfqa/a.mp4', **info):
+  return {'prompt': [{'role': 'user', 'content': question}], 'videos': [{'video': video}],
+          'extra_info': json.dumps({'answer': 'B', 'question_type': 'mcq'} | info)}
+
+
+def _write(path, *table):
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(table)), path)
+  return path
+
+
+def _tasks(tmp_path, *table, options=STRICT, counts=None):
+  file = _write(tmp_path / 'paravt_rl_x.parquet', *table)
+  return rows.rl_tasks([file], tmp_path / 'media', options, collections.Counter() if counts is None else counts)
+
+
+def test_an_rl_row_becomes_a_task(tmp_path):
+  task, = _tasks(tmp_path, _rl(id='q7', facts={'windows': [[39, 43]]}) | {'data_source': 'charades_tvg'})
+  assert task == Task(id='q7', video=str(tmp_path / 'media/selfqa/a.mp4'),
+                      question='What appears at 41?\nA. red\nB. a blue car\nC. green', question_type='mcq', answer='B',
+                      options=('red', 'a blue car', 'green'), source='charades_tvg', facts={'windows': [[39, 43]]})
+
+
+def test_a_row_without_an_id_is_named_by_file_and_row(tmp_path):
+  assert [task.id for task in _tasks(tmp_path, _rl(), _rl())] == ['paravt_rl_x.parquet:0', 'paravt_rl_x.parquet:1']
+
+
+def test_a_system_message_of_the_row_is_kept(tmp_path):
+  row = _rl()
+  row['prompt'] = [{'role': 'system', 'content': '<tools>theirs</tools>'}, *row['prompt']]
+  assert _tasks(tmp_path, row)[0].facts == {'system': '<tools>theirs</tools>'}
+
+
+@pytest.mark.parametrize(('question', 'options', 'asked', 'want'), [
+    ('<video>What?', ['red', 'blue'], 'What?\nA. red\nB. blue', ('red', 'blue')),
+    ('<video>What?', ['A. red', 'B. blue'], 'What?\nA. red\nB. blue', ('red', 'blue')),
+    ('<video>What?\nA. red\nB. blue', ['red', 'blue'], 'What?\nA. red\nB. blue', ('red', 'blue')),
+    ('What?\n(A) red\n(B) blue\n<video>', None, 'What?\n(A) red\n(B) blue', ('red', 'blue')),
+    ('<video>A. Smith asks: what?\nA) red\nB) blue', None, 'A. Smith asks: what?\nA) red\nB) blue', ('red', 'blue')),
+])
+def test_options_come_from_the_row_or_from_the_questions_lines_and_are_asked_once(tmp_path, question, options, asked, want):
+  task, = _tasks(tmp_path, _rl(question, **({'options': options} if options else {})))
+  assert (task.question, task.options) == (asked, want)
+
+
+@pytest.mark.parametrize(('kind', 'answer', 'want'), [
+    ('mcq', ' B ', 'B'), ('mcq', '(B)', 'B'), ('mcq', 'B. a blue car', 'B'),
+    ('tvg', [3.5, 7], '3.5,7'), ('tvg', '3.5, 7', '3.5,7'), ('tvg', '[3.5, 7.25]', '3.5,7.25'), ('tvg', '3 to 7', '3,7'),
+    ('oe', ' the red car ', 'the red car'), ('oe', 3, '3'),
+])
+def test_answers_are_brought_to_one_form(tmp_path, kind, answer, want):
+  task, = _tasks(tmp_path, _rl(question_type=kind, answer=answer))
+  assert task.answer == want
+  assert bool(task.options) == (kind == 'mcq')
+
+
+BROKEN_RL = {
+    "answer: 'E' is not one of 3 options": _rl(answer='E'),
+    "answer: 'b' is not one of 3 options": _rl(answer='b'),
+    'answer: None is not one of 3 options': _rl(answer=None),
+    "question_type: got 'mc', wanted mcq, tvg or oe": _rl(question_type='mc'),
+    'got 0 options, wanted two or more': _rl('<video>What?'),
+    'options: got 3, wanted a list': _rl(options=3),
+    r"answer: got '7, 3', wanted \[start, end\]": _rl(question_type='tvg', answer='7, 3'),
+    r'answer: got \[1, 2, 3\], wanted': _rl(question_type='tvg', answer=[1, 2, 3]),
+    r"answer: got \['a', 2\]|answer: got 'a', wanted a number": _rl(question_type='tvg', answer=['a', 2]),
+    'answer: got NaN|answer: got nan': _rl(question_type='tvg', answer=[float('nan'), 2]),
+    "answer: got ' ', wanted a text": _rl(question_type='oe', answer=' '),
+    'answer: got True, wanted a text': _rl(question_type='oe', answer=True),
+    'prompt: got 1 user messages with 0 <video>': _rl('What?'),
+    'prompt: got 1 user messages with 2 <video>': _rl('<video><video>What?'),
+    'wanted a question': _rl('<video>', question_type='oe'),
+    "prompt: got role 'assistant'": _rl() | {'prompt': [{'role': 'assistant', 'content': 'x'}]},
+    'prompt: got None, wanted a non-empty list': _rl() | {'prompt': None},
+    'videos: got 2, wanted one': _rl() | {'videos': [{'video': 'selfqa/a.mp4'}] * 2},
+    'videos: got None, wanted a media path': _rl(video=None),
+    'media root': _rl(video='../a.mp4'),
+    "extra_info: got '{broken', wanted JSON": _rl() | {'extra_info': '{broken'},
+    r"extra_info: got \[1\], wanted a JSON object": _rl() | {'extra_info': '[1]'},
+}
+
+
+@pytest.mark.parametrize('message', BROKEN_RL)
+def test_a_broken_rl_row_names_file_row_what_it_got_and_the_way_out(tmp_path, message):
+  with pytest.raises(DataError, match=message) as error:
+    _tasks(tmp_path, BROKEN_RL[message])
+  assert str(error.value).startswith(f'row 0 of {tmp_path}/paravt_rl_x.parquet: ')
+  assert str(error.value).endswith('fix the row or set data.skip_bad_rows=True (counted in data/skipped)')
+
+
+@pytest.mark.parametrize('message', BROKEN_RL)
+def test_with_the_option_a_broken_row_is_skipped_and_counted(tmp_path, message):
+  counts = collections.Counter()
+  broken = _write(tmp_path / 'broken.parquet', BROKEN_RL[message])
+  whole = _write(tmp_path / 'whole.parquet', _rl())
+  assert [task.id for task in rows.rl_tasks([broken, whole], tmp_path, SKIP, counts)] == ['whole.parquet:0']
+  assert counts == {'data/skipped': 1}
+
+
+def test_an_id_may_come_once_only(tmp_path):
+  with pytest.raises(DataError, match=r"row 1 .*got 'q' again \(first in paravt_rl_x.parquet:0\)"):
+    _tasks(tmp_path, _rl(id='q'), _rl(id='q'))
+
+
+def test_a_missing_video_breaks_the_row_when_media_are_required(tmp_path):
+  strict = RowOptions(skip_bad_rows=False, require_media=True)
+  with pytest.raises(DataError, match=r"no file at .*/media/selfqa/a.mp4.*unpack the archives"):
+    _tasks(tmp_path, _rl(), options=strict)
+  (tmp_path / 'media/selfqa').mkdir(parents=True)
+  (tmp_path / 'media/selfqa/a.mp4').touch()
+  assert len(_tasks(tmp_path, _rl(), options=strict)) == 1
+
+
+def test_files_that_are_missing_no_parquet_or_of_another_schema_are_errors_even_when_rows_may_be_skipped(tmp_path):
+  (tmp_path / 'text.parquet').write_text('not parquet')
+  _write(tmp_path / 'other.parquet', {'messages': '[]'})
+  for name, message in (('none', 'no such file'), ('text', 'not a readable parquet file'), ('other', r"missing: \['prompt'")):
+    with pytest.raises(DataError, match=message):
+      rows.rl_tasks([tmp_path / f'{name}.parquet'], tmp_path, SKIP, collections.Counter())
+
+
+def test_a_file_with_no_usable_row_is_an_error(tmp_path):
+  with pytest.raises(DataError, match=r'no usable row \(2 skipped\)'):
+    _tasks(tmp_path, _rl(answer='E'), _rl(answer='E'), options=SKIP)
+
+
+CALL = '<think>\nlook closer\n</think>\n<tool_call>{}</tool_call>'
+MESSAGES = [
+    {'role': 'system', 'content': 'You see.'},
+    {'role': 'user', 'content': [
+        {'type': 'video_url', 'video_url': {'url': 'selfqa/a.mp4', 'nframes': 8, 'video_start': 2.5}},
+        {'type': 'text', 'text': 'What?'}, {'type': 'image_url', 'image_url': {'url': 'selfqa/i.png'}}]},
+    {'role': 'assistant', 'content': [{'type': 'text', 'text': CALL}]},
+    {'role': 'user', 'content': '<tool_response>\nred\n</tool_response>'},
+    {'role': 'assistant', 'content': '<think>\nit is red\n</think>\n<answer>red</answer>'},
+]
+
+
+def _conversations(tmp_path, messages, options=STRICT):
+  file = _write(tmp_path / 'paravt_sft_x.parquet', {'messages': messages})
+  return rows.sft_conversations([file], tmp_path, options, collections.Counter())
+
+
+def test_an_sft_row_becomes_a_conversation(tmp_path):
+  got, = _conversations(tmp_path, json.dumps(MESSAGES))
+  assert got == Conversation('paravt_sft_x.parquet:0', (
+      Message('system', ('You see.',)),
+      Message('user', (VideoRef(f'{tmp_path}/selfqa/a.mp4', 8, 2.5, None), 'What?', ImageRef(f'{tmp_path}/selfqa/i.png'))),
+      Message('assistant', (CALL,)),
+      Message('user', ('<tool_response>\nred\n</tool_response>',)),
+      Message('assistant', ('<think>\nit is red\n</think>\n<answer>red</answer>',))))
+
+
+def test_messages_may_be_lists_whose_absent_keys_parquet_filled_with_nulls(tmp_path):
+  messages = [{'role': m['role'], 'content': m['content'] if isinstance(m['content'], list) else
+               [{'type': 'text', 'text': m['content']}]} for m in MESSAGES]
+  assert _conversations(tmp_path, messages) == _conversations(tmp_path, json.dumps(MESSAGES))
+
+
+USER, DONE = {'role': 'user', 'content': 'What?'}, {'role': 'assistant', 'content': 'red'}
+
+
+def _video(**value):
+  return [{'role': 'user', 'content': [{'type': 'video_url', 'video_url': {'url': 'selfqa/a.mp4'} | value}]}, DONE]
+
+
+BROKEN_SFT = {
+    'messages: got .*, wanted JSON': '{broken',
+    r'messages: got \[\], wanted a non-empty list': '[]',
+    r"messages\[0\].role: got 'tool', wanted system, user or assistant": json.dumps([{'role': 'tool', 'content': 'x'}, DONE]),
+    r'messages\[1\].role: got a system message in the middle': json.dumps([USER, {'role': 'system', 'content': 'x'}, DONE]),
+    r'wanted a user and, last, an assistant': json.dumps([USER, DONE, USER]),
+    r"got roles \['assistant'\]": json.dumps([DONE]),
+    r'messages\[1\].content: got media in a assistant message': json.dumps([USER, _video()[0] | {'role': 'assistant'}]),
+    r'messages\[0\].content: got 3, wanted a non-empty list': json.dumps([{'role': 'user', 'content': 3}, DONE]),
+    r'messages\[0\].content\[0\]: got .*, wanted text, video_url':
+        json.dumps([{'role': 'user', 'content': [{'type': 'a'}]}, DONE]),
+    r'video_url.url: got None, wanted a media path': json.dumps(_video(url=None)),
+    r"media path 'file:///etc/passwd'": json.dumps(_video(url='file:///etc/passwd')),
+    r'nframes: got 0, wanted a positive integer': json.dumps(_video(nframes=0)),
+    r'nframes: got 2.5, wanted a positive integer': json.dumps(_video(nframes=2.5)),
+    r"video_start: got 'x', wanted a number": json.dumps(_video(video_start='x')),
+    r'got video_start 5.0 and video_end 5.0, wanted start < end': json.dumps(_video(video_start=5, video_end=5)),
+}
+
+
+@pytest.mark.parametrize('message', BROKEN_SFT)
+def test_a_broken_sft_row_names_file_row_what_it_got_and_the_way_out(tmp_path, message):
+  with pytest.raises(DataError, match=message) as error:
+    _conversations(tmp_path, BROKEN_SFT[message])
+  assert str(error.value).startswith(f'row 0 of {tmp_path}/paravt_sft_x.parquet: ')
+  assert 'set data.skip_bad_rows=True' in str(error.value)

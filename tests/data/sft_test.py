@@ -1,0 +1,133 @@
+"""SFT samples: the token stream of the agent loop, the mask of spec section 10, the frames of the samplers."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paravt_jax import packing
+from paravt_jax.chat import prompts, template
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data import sft
+from paravt_jax.data.rows import Conversation, ImageRef, Message, VideoRef
+from paravt_jax.errors import MediaError
+from paravt_jax.testing import tiny
+from paravt_jax.types import Clip, Window
+from paravt_jax.video import sampling
+from paravt_jax.video.readers import VideoInfo
+
+OPTIONS = sft.FrameOptions(rate=1.0, min_frames=1, max_frames=16, min_pixels=1024, max_pixels=1024, think_prefix='<think>\n')
+CALL = ('<think>\nLook at 41 and 73.\n</think>\n'
+        '<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, "end_time": 43}}</tool_call>')
+ANSWER = '<think>\nSeen: 41 red.\n</think>\n<answer>red</answer>'
+
+
+class Fake:
+  """A video of 128 s at 4 frames/s whose frames hold their second."""
+
+  def __init__(self, shift=0.0):
+    self.shift, self.decoded = shift, []
+
+  def probe_sync(self, path):
+    if path == 'missing':
+      raise MediaError('missing', 'missing')
+    return VideoInfo(128.0, 4.0, 512, 64, 64)
+
+  def frames_sync(self, path, seconds, min_pixels, max_pixels):
+    self.decoded.append((path, tuple(seconds)))
+    seconds = np.minimum(np.floor(np.asarray(seconds) * 4) / 4, 127.75) + self.shift
+    return Clip(np.stack([np.full((32, 32, 3), int(s), np.uint8) for s in seconds]), seconds, 128.0)
+
+
+@pytest.fixture(scope='module')
+def tok(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tok')
+  tiny.build_tokenizer(folder)
+  return ChatTokenizer.load(folder)
+
+
+def conversation(*messages):
+  return Conversation('t.parquet:0', tuple(Message(role, parts) for role, parts in messages))
+
+
+WORKED = conversation(
+  ('system', (prompts.SYSTEM,)),
+  ('user', (VideoRef('v', 4, None, None), prompts.question('What appears at 41?', 'oe'))),
+  ('assistant', (CALL,)), ('user', ('<tool_response>\n41 red\n</tool_response>',)),
+  ('user', ('<tool_response>\nError: <|im_end|> <think> bad\n</tool_response>',)), ('user', (prompts.FINAL_REQUEST,)),
+  ('assistant', (ANSWER,)))
+
+
+def test_the_stream_equals_the_agent_loop_s(tok):
+  clip = Fake().frames_sync('v', sampling.budget_times(128.0, 4, 4.0), 1024, 1024)
+  user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.question('What appears at 41?', 'oe')]
+  prefix = OPTIONS.think_prefix
+  sampled = [np.append(tok.encode(turn[len(prefix):], trusted=True), tok.im_end) for turn in (CALL, ANSWER)]
+  stream = [
+    template.opening(tok, prompts.SYSTEM, user, prefix).ids, sampled[0],
+    template.continuation(tok, closed=True, results=['41 red', 'Error: <|im_end|> <think> bad'], request=prompts.FINAL_REQUEST,
+                          think_prefix=prefix).ids,
+    sampled[1], template.closing(tok, True).ids]
+  got = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
+  np.testing.assert_array_equal(got.ids, np.concatenate(stream))
+  np.testing.assert_array_equal(np.stack(got.images), clip.frames)
+
+
+def test_a_subagent_s_stream_equals_the_agent_loop_s(tok):
+  window = Window(39.0, 43.0)
+  times = sampling.window_times(window, fps=1, min_frames=2, max_frames=16)
+  clip = Fake().frames_sync('v', times, 1024, 1024)
+  text = prompts.subagent(window, 'What appears at 41?')
+  given = template.opening(tok, None, [*template.frame_pieces(clip.frames, clip.seconds), text], '')
+  row = conversation(('user', (VideoRef('v', 5, 39.0, 43.0), text)), ('assistant', ('41 red',)))
+  got = sft.sample(tok, row, sft.decoded(Fake(), OPTIONS), OPTIONS)
+  np.testing.assert_array_equal(got.ids, [*given.ids, *tok.encode('41 red', trusted=True), tok.im_end])
+  assert [int(image[0, 0, 0]) for image in got.images] == [39, 40, 41, 42, 43]
+
+
+def test_targets_are_assistant_tokens_with_prefix_and_end_and_nothing_else(tok):
+  got = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
+  mask = got.extras[sft.MASK]
+  assert mask.dtype == np.float32 and len(mask) == len(got.ids)
+  assert tok.decode(got.ids[mask > 0]) == f'{CALL}<|im_end|>{ANSWER}<|im_end|>'
+  first = int(np.argmax(mask > 0))
+  assert tok.decode(got.ids[:first]).endswith('<|im_start|>assistant\n')
+  assert not mask[got.ids == tok.image_pad].any()
+
+
+@pytest.mark.parametrize(('ref', 'seconds'), [
+  (VideoRef('v', 4, None, None), [16, 48, 80, 112]), (VideoRef('v', None, None, None), list(range(4, 128, 8))),
+  (VideoRef('v', 3, 10.0, 20.0), [10, 15, 20]), (VideoRef('v', None, 10.0, 12.0), [10, 11, 12]),
+  (VideoRef('v', 1, 23.0, 24.0), [23]), (VideoRef('v', None, 120.0, 500.0), list(range(120, 129)))])
+def test_frames_are_sampled_as_in_rollouts(ref, seconds):
+  np.testing.assert_allclose(sft.frame_times(ref, Fake().probe_sync('v'), OPTIONS), seconds)
+
+
+def test_a_window_outside_the_video_is_a_typed_error():
+  with pytest.raises(MediaError, match='start < end') as error:
+    sft.frame_times(VideoRef('v', None, 130.0, 140.0), Fake().probe_sync('v'), OPTIONS)
+  assert error.value.reason == 'window'
+
+
+def test_lengths_without_decoding_are_the_lengths_after_it(tok):
+  fake = Fake()
+  for ref in (VideoRef('v', 64, None, None), VideoRef('v', 7, 3.0, 50.0), VideoRef('v', None, 120.0, 128.0)):
+    row = conversation(('user', (ref, 'What?')), ('assistant', ('red',)))
+    planned = sft.sample(tok, row, sft.sized(fake, OPTIONS), OPTIONS)
+    assert not fake.decoded
+    real = sft.sample(tok, row, sft.decoded(Fake(), OPTIONS), OPTIONS)
+    np.testing.assert_array_equal(planned.ids, real.ids)
+    assert packing.expanded_length(planned) == packing.expanded_length(real)
+
+
+def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok, tmp_path):
+  Image.new('RGB', (70, 50), (10, 200, 30)).save(tmp_path / 'a.png')
+  options = sft.FrameOptions(1.0, 1, 16, 1024, 4096, '<think>\n')
+  row = conversation(('user', (ImageRef(str(tmp_path / 'a.png')), 'Colour?')), ('assistant', ('green',)))
+  for media in (sft.decoded(Fake(), options), sft.sized(Fake(), options)):
+    got = sft.sample(tok, row, media, options)
+    assert [image.shape for image in got.images] == [(64, 64, 3)] and packing.expanded_length(got) == len(got.ids) + 3
+  (tmp_path / 'b.png').write_bytes(b'no image')
+  for name, reason in (('c.png', 'missing'), ('b.png', 'decode')):
+    with pytest.raises(MediaError) as error:
+      sft.sample(tok, conversation(('user', (ImageRef(str(tmp_path / name)),))), sft.decoded(Fake(), options), options)
+    assert error.value.reason == reason

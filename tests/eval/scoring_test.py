@@ -1,0 +1,52 @@
+"""Intervals against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from paravt_jax.eval.scoring import mean_interval, paired_bootstrap, wilson
+
+
+def test_wilson_of_8_in_10():
+  # z = 1.96, z2 = 3.8415: centre (.8 + .19207) / 1.38415 = .71675, half 1.96/1.38415 * sqrt(.016 + .0096036) = .22657
+  assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-4)
+
+
+def test_wilson_stays_inside_0_and_1_and_knows_nothing_without_samples():
+  assert wilson(0, 0) == (0.0, 1.0)
+  assert wilson(5, 5)[1] == 1.0 and wilson(0, 5)[0] == 0.0
+
+
+def test_mean_interval_is_the_normal_one():
+  # values 1, 2, 3: std (ddof 1) 1, half width 1.95996 / sqrt(3)
+  assert mean_interval([1, 2, 3]) == pytest.approx((2.0, 1.13159), abs=1e-4)
+  assert mean_interval([4.0]) == (4.0, math.inf)
+  assert math.isnan(mean_interval([])[0])
+
+
+def test_paired_bootstrap_finds_the_difference_and_repeats_itself():
+  rng = np.random.default_rng(0)
+  before = (rng.random(400) < 0.5).astype(float)
+  after = np.maximum(before, rng.random(400) < 0.3)
+  first = paired_bootstrap(before, after, clusters=None, samples=2000, seed=3)
+  assert first == paired_bootstrap(before, after, clusters=None, samples=2000, seed=3)
+  assert first[0] == pytest.approx((after - before).mean())
+  # a share p of ones has a standard error of sqrt(p (1 - p) / n)
+  error = math.sqrt(first[0] * (1 - first[0]) / 400)
+  assert first[2] - first[1] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_answers_of_one_question_are_drawn_together():
+  before, after = np.zeros(100), np.repeat([0.0, 1.0], 50)
+  clusters = ['a'] * 50 + ['b'] * 50
+  alone = paired_bootstrap(before, after, clusters=None, samples=500, seed=0)
+  together = paired_bootstrap(before, after, clusters=clusters, samples=500, seed=0)
+  assert alone[0] == together[0] == 0.5
+  assert alone[2] - alone[1] < 0.25 and together[1:] == (0.0, 1.0)
+
+
+def test_no_pairs_know_nothing_and_unequal_lengths_are_refused():
+  assert paired_bootstrap([], [], clusters=None, samples=10, seed=0)[1:] == (-math.inf, math.inf)
+  with pytest.raises(ValueError, match='2 scores before and 1 after'):
+    paired_bootstrap([1, 2], [1], clusters=None, samples=10, seed=0)

@@ -1,0 +1,128 @@
+"""Checkpoints go both ways bit for bit; what does not belong together is refused in one line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen3VLForConditionalGeneration
+
+from paravt_jax.errors import DataError
+from paravt_jax.models.qwen3_vl import model, weights
+from tests.models.qwen3_vl import oracle
+
+
+@pytest.fixture(scope='module', params=['float32', 'bfloat16'])
+def checkpoint(request, tmp_path_factory):
+  """(folder saved by transformers in several shards, a tokenizer folder)."""
+  folder = tmp_path_factory.mktemp('hf')
+  theirs = oracle.torch_model(tied=request.param == 'float32', layers=2, depth=2, taps=(0,)).to(getattr(torch, request.param))
+  theirs.save_pretrained(folder, max_shard_size='60KB')
+  assert len(list(folder.glob('*.safetensors'))) > 1
+  tokenizer = tmp_path_factory.mktemp('tokenizer')
+  (tokenizer / 'tokenizer.json').write_text('{}')
+  (tokenizer / 'preprocessor_config.json').write_text('{"size": {"shortest_edge": 65536, "longest_edge": 9}, "min_pixels": 3, "a": 1}')
+  return folder, tokenizer
+
+
+def _tensors(folder):
+  return {name: tensor for file in folder.glob('*.safetensors') for name, tensor in load_file(file).items()}
+
+
+def test_what_we_save_has_the_bits_we_read_and_transformers_loads_it(checkpoint, tmp_path):
+  folder, tokenizer = checkpoint
+  config, params = weights.load_hf(folder)
+  weights.save_hf(tmp_path / 'out', config, params, tokenizer)
+  before, after = _tensors(folder), _tensors(tmp_path / 'out')
+  assert before.keys() == after.keys() == weights.name_table(config).keys()
+  for name, tensor in before.items():
+    assert after[name].dtype == tensor.dtype and after[name].tobytes() == tensor.tobytes(), name
+  again_config, again = weights.load_hf(tmp_path / 'out')
+  assert again_config == config
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  theirs, info = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / 'out', output_loading_info=True)
+  assert not info['missing_keys'] and not info['unexpected_keys']
+  want = theirs.to(torch.float32).state_dict()
+  embedding = params['text']['embed']['embedding'].astype(np.float32)
+  np.testing.assert_array_equal(want['model.language_model.embed_tokens.weight'].numpy(), embedding)
+  assert list(tmp_path.iterdir()) == [tmp_path / 'out']
+
+
+def test_the_saved_processor_takes_our_frames_as_they_are(checkpoint, tmp_path):
+  folder, tokenizer = checkpoint
+  weights.save_hf(tmp_path / 'out', *weights.load_hf(folder), tokenizer)
+  saved = json.loads((tmp_path / 'out' / 'preprocessor_config.json').read_text())
+  assert saved['size'] == {'shortest_edge': 1024, 'longest_edge': 50176} and saved['a'] == 1 and 'min_pixels' not in saved
+
+
+def test_saving_over_a_checkpoint_replaces_it_but_over_another_folder_is_refused(checkpoint, tmp_path):
+  folder, tokenizer = checkpoint
+  config, params = weights.load_hf(folder)
+  for _ in range(2):
+    weights.save_hf(tmp_path / 'out', config, params, tokenizer)
+  (tmp_path / 'notes').mkdir()
+  (tmp_path / 'notes' / 'diary.txt').write_text('dear')
+  with pytest.raises(DataError, match='exists and is no checkpoint'):
+    weights.save_hf(tmp_path / 'notes', config, params, tokenizer)
+  with pytest.raises(DataError, match=r'got no tokenizer\.json'):
+    weights.save_hf(tmp_path / 'other', config, params, tmp_path / 'notes')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['notes', 'out']
+
+
+@pytest.fixture
+def damaged(checkpoint, tmp_path):
+  """A function that writes the checkpoint as one file after a change to its tensors."""
+  folder, _ = checkpoint
+
+  def write(change):
+    tensors = _tensors(folder)
+    change(tensors)
+    save_file(tensors, tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
+    return tmp_path
+  return write
+
+
+NORM = 'model.language_model.norm.weight'
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda t: t.update({'model.extra.weight': np.zeros(1, np.float32)}), r"1 unknown tensors, such as 'model\.extra\.weight'"),
+    (lambda t: t.pop(NORM), f"wanted also '{NORM}'"),
+    (lambda t: t.update({NORM: np.zeros(3, t[NORM].dtype)}), r'norm\.weight: got \w+\[3\], wanted \w+\[48\]'),
+    (lambda t: t.update({NORM: np.zeros(48, np.int32)}), r'norm\.weight is I32, wanted one of')])
+def test_unknown_missing_misshapen_and_quantised_tensors_are_refused(damaged, change, message):
+  with pytest.raises(DataError, match=message):
+    weights.load_hf(damaged(change))
+
+
+def test_a_missing_or_broken_file_is_one_clear_line(damaged, tmp_path):
+  with pytest.raises(DataError, match=r'config\.json: cannot be read \(No such file'):
+    weights.load_hf(tmp_path / 'nowhere')
+  folder = damaged(lambda t: None)
+  whole = (folder / 'model.safetensors').read_bytes()
+  (folder / 'model.safetensors').write_bytes(whole[:len(whole) // 2])
+  with pytest.raises(DataError, match='not readable as safetensors'):
+    weights.load_hf(folder)
+  (folder / 'model.safetensors').unlink()
+  with pytest.raises(DataError, match='no such file'):
+    weights.load_hf(folder)
+
+
+def test_params_of_another_size_are_not_saved(checkpoint, tmp_path):
+  folder, tokenizer = checkpoint
+  config, params = weights.load_hf(folder)
+  params['text']['norm']['scale'] = params['text']['norm']['scale'][:7]
+  with pytest.raises(DataError, match=r'text\.norm\.scale is \(7,\), wanted \(48,\)'):
+    weights.save_hf(tmp_path / 'out', config, params, tokenizer)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_names_covers_every_parameter_once():
+  from paravt_jax.models.qwen3_vl.config import PUBLISHED
+  config = PUBLISHED['2b']()
+  slots = list(weights.name_table(config).values())
+  assert len({(s.path, s.layer) for s in slots}) == len(slots)
+  assert len({s.path for s in slots}) == len(jax.tree.leaves(model.abstract_params(config)))

@@ -1,0 +1,73 @@
+"""The client's half against the real embedded server in its own process, on a tiny random model."""
+
+import asyncio
+import dataclasses
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.rewards.total import PUBLISHED
+from paravt_jax.rollout.agent import Agent
+from paravt_jax.rollout.client import Client, Control
+from paravt_jax.rollout.groups import Prompt, collect, rewarder
+from paravt_jax.rollout.sampler import Sampler
+from paravt_jax.rollout.subagent import Subagents
+from paravt_jax.serving.embedded import launch
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.testing import tiny
+from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, SUBAGENT, TASK, Frames
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def served(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('model')
+  config = tiny.build_model_folder(folder, 0)
+  options = ServerOptions(
+      model_path=str(folder), host='127.0.0.1', port=0, port_file=None, api_key='key', dtype='float32', eos_token_ids=(),
+      lanes=((512, 16),), chunk_tokens=32, prefill_rows=4, pages=256, decode_steps=4, image_batch=16, image_slots=256,
+      max_image_patches=4, bias_rows=2, max_stop_ids=2, max_body_mb=16, compile_cache=None, parent_pid=None)
+  path = os.pathsep.join(path for path in sys.path if path)
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': path}
+  server = launch.launch(options, env=environment, log=folder / 'server.log', deadline_s=180, parent_pid=os.getpid())
+  yield folder, server.url, config.text.vocab
+  server.stop(5.0)
+
+
+def collected(folder, url, vocab_size, order=1):
+  tok = ChatTokenizer.load(folder)
+  context = dataclasses.replace(CONTEXT, context=512)
+  frames = Frames()
+  client = dataclasses.replace(CLIENT, urls=(url,), api_key='key', timeout_s=180.0)
+
+  async def run():
+    async with Client(client, vocab_size) as it, Control(client) as control:
+      await control.wait_ready()
+      sampler = Sampler(it, tok, context)
+      subagents = Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=16, deadline_s=120.0))
+      agent = Agent(sampler, subagents, frames, dataclasses.replace(AGENT, max_new_tokens=24))
+      prompts = [Prompt(dataclasses.replace(TASK, id=f'task-{i}'), 0, 8) for i in range(2)][::order]
+      groups = await collect(agent, prompts, rewarder(PUBLISHED, None), GROUP)
+      return groups[::order], await control.info()
+
+  groups, info = asyncio.run(run())
+  return tok, groups, info
+
+
+def test_a_random_policy_runs_whole_groups_and_the_same_seed_repeats_them_in_any_order(served):
+  tok, groups, info = collected(*served)
+  _, again, _ = collected(*served, order=-1)
+  assert [(len(group.scored), group.dropped) for group in groups] == [(4, ()), (4, ())]
+  assert info[0]['weight_version'] in ('default', '0')
+  ids = [[scored.episode.trajectory.ids.tolist() for group in which for scored in group.scored] for which in (groups, again)]
+  assert ids[0] == ids[1]
+  assert len({tuple(one) for one in ids[0]}) == 8                      # rollouts differ from each other
+  for group in groups:
+    for scored in group.scored:
+      turn = scored.episode.trajectory.segments[1]
+      assert turn.sampled and 0 < len(turn.ids) <= 24 and not np.isin(turn.ids, tok.vision_ids).any()
+      assert (turn.versions == 0).all() and (turn.logprobs <= 0).all()

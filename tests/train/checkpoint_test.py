@@ -1,0 +1,135 @@
+"""Records: complete or absent, onto any mesh, refused with a reason."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paravt_jax.errors import CheckpointError
+from paravt_jax.train import checkpoint, state
+from tests.train import common
+
+HOST = {'position': {'epoch': 1, 'index': 7}, 'running': ['a', 'b'], 'version': 3, 'none': None}
+
+
+def tree(scale=1.0, width=3):
+  return {'params': {'w': jnp.full((2, width), float(scale)), 'b': jnp.zeros(width)}, 'count': jnp.int32(4)}
+
+
+def test_a_record_comes_back_whole_with_its_counters(tmp_path):
+  checkpoint.save(tmp_path, 12, tree(2.0), HOST, keep=2)
+  record = checkpoint.restore(tmp_path, tree())
+  assert record.step == 12 and record.host == HOST
+  assert record.state['params']['w'].tolist() == [[2.0] * 3] * 2 and record.state['count'] == 4
+
+
+def test_the_last_n_records_are_kept(tmp_path):
+  for step in (1, 2, 10):
+    checkpoint.save(tmp_path, step, tree(step), {'step': step}, keep=2)
+  assert checkpoint.steps(tmp_path) == (2, 10) and checkpoint.latest(tmp_path) == 10
+  assert checkpoint.restore(tmp_path, tree(), step=2).host == {'step': 2}
+
+
+def test_a_record_may_be_written_again(tmp_path):
+  checkpoint.save(tmp_path, 1, tree(1), {}, keep=2)
+  checkpoint.save(tmp_path, 1, tree(5), {'again': True}, keep=2)
+  record = checkpoint.restore(tmp_path, tree())
+  assert record.host == {'again': True} and record.state['params']['w'][0, 0] == 5
+
+
+def test_a_learner_state_moves_from_one_device_to_eight(tmp_path):
+  optimizer = common.sgd()
+  before = common.fresh(optimizer, common.mesh_of())
+  checkpoint.save(tmp_path, 1, before, {}, keep=1)
+  after = checkpoint.restore(tmp_path, state.abstract(common.CONFIG, optimizer, common.mesh_of(2, 2, 2))).state
+  kernel = after.params['text']['layers']['gate']['kernel']
+  assert len(kernel.sharding.device_set) == 8 and kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24)
+  assert not common.change(jax.device_get(before.params), jax.device_get(after.params)).any()
+
+
+def test_another_shape_names_file_leaf_got_and_wanted(tmp_path):
+  checkpoint.save(tmp_path, 3, tree(width=3), {}, keep=1)
+  message = r'00000003: leaf params/b has shape \(3,\) float32, wanted \(4,\) float32; .*own run folder'
+  with pytest.raises(CheckpointError, match=message):
+    checkpoint.restore(tmp_path, tree(width=4))
+
+
+def test_a_missing_and_an_unknown_leaf_are_named(tmp_path):
+  checkpoint.save(tmp_path, 3, tree(), {}, keep=1)
+  with pytest.raises(CheckpointError, match='leaf extra is missing'):
+    checkpoint.restore(tmp_path, {**tree(), 'extra': jnp.zeros(1)})
+  with pytest.raises(CheckpointError, match='got leaf count'):
+    checkpoint.restore(tmp_path, {'params': tree()['params']})
+
+
+def test_no_record_is_refused_and_an_unknown_step_lists_the_known(tmp_path):
+  with pytest.raises(CheckpointError, match='got no checkpoint record'):
+    checkpoint.restore(tmp_path / 'none', tree())
+  checkpoint.save(tmp_path, 3, tree(), {}, keep=1)
+  with pytest.raises(CheckpointError, match=r'no record of step 4; there are records of \[3\]'):
+    checkpoint.restore(tmp_path, tree(), step=4)
+
+
+def damage(path: pathlib.Path):
+  for file in (path / 'arrays').rglob('*'):
+    if file.is_file() and file.parent.name == 'd':
+      file.write_bytes(file.read_bytes()[:8])
+
+
+def test_a_damaged_record_is_refused_and_says_which_to_fall_back_on(tmp_path):
+  checkpoint.save(tmp_path, 1, tree(), {}, keep=2)
+  damage(checkpoint.save(tmp_path, 2, tree(), {}, keep=2))
+  with pytest.raises(CheckpointError, match=r'half written or damaged .* earlier record \[1\]'):
+    checkpoint.restore(tmp_path, tree())
+  assert checkpoint.restore(tmp_path, tree(), step=1).step == 1
+
+
+def test_damaged_counters_are_refused(tmp_path):
+  path = checkpoint.save(tmp_path, 1, tree(), HOST, keep=2)
+  (path / 'host.json').write_text('{"posi')
+  with pytest.raises(CheckpointError, match=r'host.json: half written or damaged'):
+    checkpoint.restore(tmp_path, tree())
+
+
+def test_a_record_that_cannot_be_written_leaves_the_earlier_ones_and_no_remains(tmp_path):
+  checkpoint.save(tmp_path, 1, tree(), {}, keep=2)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(CheckpointError, match='could not be written'):
+    checkpoint.save(tmp_path / 'file' / 'below', 2, tree(), {}, keep=2)
+  with pytest.raises(TypeError):
+    checkpoint.save(tmp_path, 2, tree(), {'no json': object()}, keep=2)
+  assert checkpoint.restore(tmp_path, tree()).step == 1
+
+
+KILLED = textwrap.dedent('''
+    import os, pathlib, signal, sys
+    import jax.numpy as jnp
+    from paravt_jax.train import checkpoint
+    checkpoint.save(sys.argv[1], 1, {'w': jnp.ones(4)}, {'step': 1}, keep=3)
+    checkpoint._barrier = lambda name: None
+    pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save(sys.argv[1], 2, {'w': jnp.zeros(4)}, {'step': 2}, keep=3)
+''')
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_record_usable(tmp_path):
+  root = pathlib.Path(__file__).parents[2]
+  done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)], cwd=root, env={**os.environ, 'PYTHONPATH': str(root)})
+  assert done.returncode == -signal.SIGKILL
+  assert len(list(tmp_path.iterdir())) == 2                        # the record, and the remains of the second
+  record = checkpoint.restore(tmp_path, {'w': jnp.zeros(4)})
+  assert record.step == 1 and record.state['w'].tolist() == [1] * 4
+  checkpoint.save(tmp_path, 2, {'w': jnp.zeros(4)}, {'step': 2}, keep=3)
+  assert checkpoint.steps(tmp_path) == (1, 2) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_record_is_a_value(tmp_path):
+  assert dataclasses.asdict(checkpoint.Record(1, np.zeros(1), {}))['step'] == 1

@@ -1,0 +1,199 @@
+"""The pool: every request ends within its deadline, the loop is never blocked, no worker stays behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from paravt_jax.errors import ConfigError, MediaError
+from paravt_jax.testing import clips
+from paravt_jax.video.decode import DecodePool
+
+SIZE = (64, 64)
+PIXELS = (1024, 50176)
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory):
+  path = tmp_path_factory.mktemp('clips') / 'a.mp4'
+  return str(clips.make_clip(path, 32, 4, SIZE, lambda i: clips.counting_frame(i, SIZE), 8))
+
+
+@pytest.fixture(scope='module')
+def pool():
+  with DecodePool(2, 20.0, 'pyav') as pool:
+    yield pool
+
+
+@pytest.fixture
+def fifo(tmp_path):
+  """A path whose opening hangs, as a dead network disk does."""
+  os.mkfifo(tmp_path / 'hang.mp4')
+  return str(tmp_path / 'hang.mp4')
+
+
+def _gone(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return True
+  with open(f'/proc/{pid}/stat') as file:
+    return file.read().rsplit(')', 1)[1].split()[0] == 'Z'
+
+
+def _wait_until(condition, seconds=10.0):
+  end = time.monotonic() + seconds
+  while not condition() and time.monotonic() < end:
+    time.sleep(0.02)
+  return condition()
+
+
+def _pids(pool):
+  return [worker.process.pid for worker in pool._workers]
+
+
+def test_frames_come_in_the_order_of_the_times_with_their_own_seconds(pool, clip):
+  got = pool.frames_sync(clip, [20.3, 0.0, 7.25, 7.3], *PIXELS)
+  assert got.frames.dtype == np.uint8 and got.frames.shape == (4, 64, 64, 3)
+  assert [clips.read_count(frame) for frame in got.frames] == [81, 0, 29, 29]
+  assert got.seconds.tolist() == [20.25, 0.0, 7.25, 7.25]
+  assert got.duration == 32.0
+
+
+def test_frames_are_resized_once_inside_the_worker(pool, clip):
+  assert pool.frames_sync(clip, [1.0], 128 * 128, 50176).frames.shape == (1, 128, 128, 3)
+  assert pool.frames_sync(clip, [1.0], 1024, 1024).frames.shape == (1, 32, 32, 3)
+
+
+def test_async_and_sync_agree_and_probe_tells_the_header(pool, clip):
+  async def both():
+    return await pool.frames(clip, [3.0], *PIXELS), await pool.probe(clip)
+  got, info = asyncio.run(both())
+  np.testing.assert_array_equal(got.frames, pool.frames_sync(clip, [3.0], *PIXELS).frames)
+  assert (info.duration, info.fps, info.num_frames) == (32.0, 4.0, 128) and info == pool.probe_sync(clip)
+
+
+def test_many_requests_at_once_get_each_their_own_frames(pool, clip):
+  async def one(i):
+    got = await pool.frames(clip, [i / 4, (i + 40) / 4], *PIXELS)
+    return [clips.read_count(frame) for frame in got.frames]
+  async def many():
+    return await asyncio.gather(*[one(i) for i in range(80)])
+  assert asyncio.run(many()) == [[i, i + 40] for i in range(80)]
+
+
+def test_decord_gives_the_same_frames(clip):
+  with DecodePool(1, 20.0, 'decord') as pool:
+    got = pool.frames_sync(clip, [20.3, 0.0, 7.25], *PIXELS)
+  assert [clips.read_count(frame) for frame in got.frames] == [81, 0, 29]
+
+
+def test_a_file_that_hangs_is_a_timeout_within_its_deadline_and_the_pool_goes_on(fifo, clip):
+  with DecodePool(1, 0.5, 'pyav') as pool:
+    pool.frames_sync(clip, [1.0], *PIXELS)
+    hung = _pids(pool)[0]
+    started = time.monotonic()
+    with pytest.raises(MediaError, match=r'wanted one within 0\.5 s') as error:
+      pool.frames_sync(fifo, [1.0], *PIXELS)
+    assert error.value.reason == 'timeout'
+    assert time.monotonic() - started < 2.0
+    assert _wait_until(lambda: _gone(hung))
+    assert clips.read_count(pool.frames_sync(clip, [1.0], *PIXELS).frames[0]) == 4
+    assert pool.counts['timeout'] == 1
+
+
+def test_more_hanging_files_than_workers_do_not_block_the_loop_or_the_pool(fifo, clip):
+  async def run(pool):
+    ticks = 0
+    async def tick():
+      nonlocal ticks
+      while True:
+        ticks += 1
+        await asyncio.sleep(0.01)
+    ticking = asyncio.create_task(tick())
+    requests = [pool.frames(path, [1.0], *PIXELS) for path in [fifo] * 3 + [clip]]
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    ticking.cancel()
+    return outcomes, ticks
+  with DecodePool(2, 0.4, 'pyav') as pool:
+    pool.probe_sync(clip)
+    outcomes, ticks = asyncio.run(run(pool))
+  assert [getattr(outcome, 'reason', 'frames') for outcome in outcomes] == ['timeout'] * 3 + ['frames']
+  assert ticks > 15
+
+
+def test_a_worker_that_is_killed_is_a_crash_and_is_replaced(clip):
+  with DecodePool(1, 5.0, 'pyav') as pool:
+    pool.probe_sync(clip)
+    os.kill(_pids(pool)[0], signal.SIGKILL)
+    with pytest.raises(MediaError, match='ended with code -9') as error:
+      pool.probe_sync(clip)
+    assert error.value.reason == 'crashed'
+    assert pool.probe_sync(clip).num_frames == 128
+
+
+@pytest.mark.parametrize(('make', 'reason'), [(lambda path: None, 'missing'), (lambda path: path.write_bytes(b''), 'not_video'),
+                                              (lambda path: path.write_text('text ' * 99), 'not_video')])
+def test_bad_files_are_typed_counted_and_leave_the_worker_alive(pool, tmp_path, make, reason):
+  path = tmp_path / 'bad.mp4'
+  make(path)
+  before, counted = sorted(_pids(pool)), pool.counts[reason]
+  with pytest.raises(MediaError, match=r'bad\.mp4') as error:
+    pool.frames_sync(str(path), [0.0], *PIXELS)
+  assert error.value.reason == reason
+  assert pool.counts[reason] == counted + 1
+  assert sorted(_pids(pool)) == before
+
+
+def test_a_file_that_was_replaced_is_opened_anew(pool, tmp_path):
+  path = tmp_path / 'b.mp4'
+  for first in (3, 500):
+    clips.make_clip(path, 1, 4, SIZE, lambda i, first=first: clips.counting_frame(first + i, SIZE), 8)
+    for _ in range(4):                                                # both workers
+      assert clips.read_count(pool.frames_sync(str(path), [0.0], *PIXELS).frames[0]) == first
+
+
+@pytest.mark.parametrize('seconds', [[], [float('nan')]])
+def test_no_times_are_refused(pool, clip, seconds):
+  with pytest.raises(ValueError, match='wanted one or more finite seconds'):
+    pool.frames_sync(clip, seconds, *PIXELS)
+
+
+@pytest.mark.parametrize('changes', [{'backend': 'torchcodec'}, {'workers': 0}, {'deadline_s': 0}])
+def test_knobs_without_sense_are_refused(changes):
+  with pytest.raises(ConfigError, match='wanted'):
+    DecodePool(**{'workers': 1, 'deadline_s': 1.0, 'backend': 'pyav', **changes})
+
+
+def test_closing_ends_the_workers_and_fails_what_is_under_way(fifo):
+  async def run():
+    pool = DecodePool(1, 30.0, 'pyav')
+    pids = _pids(pool)
+    waiting = asyncio.create_task(pool.probe(fifo))
+    await asyncio.sleep(1.0)
+    pool.close()
+    with pytest.raises(MediaError, match='closed'):
+      await waiting
+    return pids
+  assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in asyncio.run(run()))
+
+
+@pytest.mark.parametrize('hanging', [False, True])
+def test_workers_end_when_their_parent_is_killed(tmp_path, fifo, clip, hanging):
+  """Even one that hangs in a system call: its own alarm ends it, a little after the deadline."""
+  program = (f'import threading, time\nfrom paravt_jax.video.decode import DecodePool\n'
+             f'pool = DecodePool(2, 1.0, "pyav")\npool.probe_sync({clip!r}); pool.probe_sync({clip!r})\n'
+             f'for _ in range({2 * hanging}): threading.Thread(target=pool.probe_sync, args=({fifo!r},), daemon=True).start()\n'
+             f'time.sleep(.3)\n'
+             f'print(*[w.process.pid for w in pool._workers], flush=True)\ntime.sleep(60)\n')
+  parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+  pids = [int(pid) for pid in parent.stdout.readline().split()]
+  parent.kill()
+  parent.wait()
+  assert len(pids) == 2
+  assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in pids)
