@@ -1,6 +1,6 @@
-"""What the RL recipes share: the published numbers, and what each scale changes. A scale changes sizes and placement, never the algorithm.
+"""What the RL recipes share: the published numbers, and what a scale changes: sizes and placement, never the algorithm.
 
-A recipe file calls `rl(scale)` and sets what its experiment is about. Sections are the library's options dataclasses, field by field.
+A recipe calls `rl(scale)` and sets what its experiment is about. Sections are the library's options dataclasses, field by field.
 Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; a rollout server elsewhere, by URL).
 """
 
@@ -29,71 +29,172 @@ def rl(scale: str) -> ConfigDict:
 
 def _published() -> ConfigDict:
   """The numbers of the paper and its release, 8B on 8 devices."""
-  return ConfigDict({
-    'name': '',
-    'scale': '',
-    'seed': 0,
-    # folder '' means runs/<name>_<scale>; a checkpoint every so many steps
-    'run': {'folder': '', 'checkpoint_every': 5, 'keep': 2, 'tensorboard': True, 'wandb_project': '', 'wandb_entity': '',
-            'wandb_mode': 'online'},
-    # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
-    'model': {'folder': ''},
-    # kind: files (parquet and media that you have) or world (the synthetic corpus)
-    'data': {'kind': 'files', 'train': (), 'eval': (), 'media_root': '', 'skip_bad_rows': False},
-    'video': {'min_pixels': 1024, 'max_pixels': 50176, 'backend': 'pyav', 'workers': 8, 'deadline_s': 30.0, 'cache_mb': 8192,
-              'cache_folder': ''},
-    'frames': {'gating': True, 'budgets': (4, 8, 16, 32, 64), 'frames': 64},
-    'sampling': {'temperature': 0.7, 'top_p': 1.0, 'top_k': -1, 'context': 32768},
-    'agent': {'think_prefix': '<think>\n', 'max_turns': 3, 'max_parallel': 5, 'max_new_tokens': 2048},
-    'subagent': {'rate': 1.0, 'min_frames': 2, 'max_frames': 16, 'see_question': True, 'max_new_tokens': 512, 'summary_tokens': 512,
-                 'deadline_s': 120.0},
-    'reward': {'format_weight': 1.0, 'anchor_weight': 0.5, 'answer_suffix': True, 'tool': True, 'tool_threshold': 0.0,
-               'tool_bonus': 'call', 'open_ended': 'f1', 'grounding_threshold': None},
-    'judge': {'url': '', 'model': '', 'max_tokens': 256, 'timeout_s': 60.0, 'retries': 3, 'backoff_s': 1.0, 'concurrency': 16},
-    'rollout': {'steps': 54, 'prompts': 8, 'group_size': 8, 'staleness': 2, 'max_concurrent': 64, 'subagent_credit': 'episode',
-                'gap_limit': 0.05},
-    'rl': {'clip': 0.2, 'weight_cap': 5.0, 'beta': 0.01, 'kl_limit': 10.0, 'batch_norm': 'std', 'updates_per_batch': 1},
-    'optimizer': _adamw(2e-6, 'constant', 54),
-    'train': {'dtype': 'bfloat16', 'remat': True, 'backend': 'chunked', 'head_chunk': 1024, 'freeze_vision': True,
-              'row_tokens': 32768, 'row_images': 512, 'image_patches': 196, 'rows': 8, 'micro_batches': 32},
-    'mesh': {'data': 1, 'fsdp': 8, 'tensor': 1},
-    # kind: url (servers that run already) or embedded (ours, started beside the learner)
-    'server': {'kind': 'url', 'urls': (), 'api_key': ''},
-    'client': {'connections': 256, 'timeout_s': 600.0, 'ready_timeout_s': 600.0, 'retries': 5, 'backoff_s': 0.5, 'image_cache': 4096},
-    'eval': {'questions': 300, 'budgets': (64,), 'concurrent': 64, 'grounding_threshold': 0.5, 'bootstrap': 2000},
-  })
+  return ConfigDict(
+    {
+      'name': '',
+      'scale': '',
+      'seed': 0,
+      # folder '' means runs/<name>_<scale>; a checkpoint every so many steps
+      'run': {
+        'folder': '',
+        'checkpoint_every': 5,
+        'keep': 2,
+        'tensorboard': True,
+        'wandb_project': '',
+        'wandb_entity': '',
+        'wandb_mode': 'online',
+      },
+      # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
+      'model': {'folder': ''},
+      # kind: files (parquet and media that you have) or world (the synthetic corpus)
+      'data': {'kind': 'files', 'train': (), 'eval': (), 'media_root': '', 'skip_bad_rows': False},
+      'video': {
+        'min_pixels': 1024,
+        'max_pixels': 50176,
+        'backend': 'pyav',
+        'workers': 8,
+        'deadline_s': 30.0,
+        'cache_mb': 8192,
+        'cache_folder': '',
+      },
+      'frames': {'gating': True, 'budgets': (4, 8, 16, 32, 64), 'frames': 64},
+      'sampling': {'temperature': 0.7, 'top_p': 1.0, 'top_k': -1, 'context': 32768},
+      'agent': {'think_prefix': '<think>\n', 'max_turns': 3, 'max_parallel': 5, 'max_new_tokens': 2048},
+      'subagent': {
+        'rate': 1.0,
+        'min_frames': 2,
+        'max_frames': 16,
+        'see_question': True,
+        'max_new_tokens': 512,
+        'summary_tokens': 512,
+        'deadline_s': 120.0,
+      },
+      'reward': {
+        'format_weight': 1.0,
+        'anchor_weight': 0.5,
+        'answer_suffix': True,
+        'tool': True,
+        'tool_threshold': 0.0,
+        'tool_bonus': 'call',
+        'open_ended': 'f1',
+        'grounding_threshold': None,
+      },
+      'judge': {
+        'url': '',
+        'model': '',
+        'max_tokens': 256,
+        'timeout_s': 60.0,
+        'retries': 3,
+        'backoff_s': 1.0,
+        'concurrency': 16,
+      },
+      'rollout': {
+        'steps': 54,
+        'prompts': 8,
+        'group_size': 8,
+        'staleness': 2,
+        'max_concurrent': 64,
+        'subagent_credit': 'episode',
+        'gap_limit': 0.05,
+      },
+      'rl': {'clip': 0.2, 'weight_cap': 5.0, 'beta': 0.01, 'kl_limit': 10.0, 'batch_norm': 'std', 'updates_per_batch': 1},
+      'optimizer': _adamw(2e-6, 'constant', 54),
+      'train': {
+        'dtype': 'bfloat16',
+        'remat': True,
+        'backend': 'chunked',
+        'head_chunk': 1024,
+        'freeze_vision': True,
+        'row_tokens': 32768,
+        'row_images': 512,
+        'image_patches': 196,
+        'rows': 8,
+        'micro_batches': 32,
+      },
+      'mesh': {'data': 1, 'fsdp': 8, 'tensor': 1},
+      # kind: url (servers that run already) or embedded (ours, started beside the learner)
+      'server': {'kind': 'url', 'urls': (), 'api_key': ''},
+      'client': {
+        'connections': 256,
+        'timeout_s': 600.0,
+        'ready_timeout_s': 600.0,
+        'retries': 5,
+        'backoff_s': 0.5,
+        'image_cache': 4096,
+      },
+      'eval': {'questions': 300, 'budgets': (64,), 'concurrent': 64, 'grounding_threshold': 0.5, 'bootstrap': 2000},
+    }
+  )
 
 
 def _adamw(learning_rate: float, schedule: str, steps: int) -> dict:
-  return {'name': 'adamw', 'learning_rate': learning_rate, 'matrix_learning_rate': learning_rate, 'schedule': schedule,
-          'warmup_steps': 0, 'total_steps': steps, 'final_scale': 0.0, 'weight_decay': 0.01, 'beta1': 0.9, 'beta2': 0.999,
-          'epsilon': 1e-8, 'momentum': 0.95, 'clip_norm': 1.0}
+  return {
+    'name': 'adamw',
+    'learning_rate': learning_rate,
+    'matrix_learning_rate': learning_rate,
+    'schedule': schedule,
+    'warmup_steps': 0,
+    'total_steps': steps,
+    'final_scale': 0.0,
+    'weight_decay': 0.01,
+    'beta1': 0.9,
+    'beta2': 0.999,
+    'epsilon': 1e-8,
+    'momentum': 0.95,
+    'clip_norm': 1.0,
+  }
 
 
 def sft(scale: str) -> ConfigDict:
   """The cold start: the published numbers (spec of ParaVT-SFT), or the tiny scale's. Unlocked."""
   if scale not in SCALES:
     raise ValueError(f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/sft.py:tiny')
-  config = ConfigDict({
-    'name': 'sft',
-    'scale': scale,
-    'seed': 0,
-    'run': {'folder': '', 'checkpoint_every': 100, 'keep': 2, 'tensorboard': True, 'wandb_project': '', 'wandb_entity': '',
-            'wandb_mode': 'online'},
-    'model': {'folder': ''},
-    'data': {'kind': 'files', 'train': (), 'media_root': '', 'skip_bad_rows': False},
-    'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'think_prefix': '<think>\n'},
-    # of the draws, by name of the file (paravt_sft_<name>.parquet); those that are not named have weight 1. (weight, first, last step)
-    'sources': {},
-    'video': {'min_pixels': 1024, 'max_pixels': 50176, 'backend': 'pyav', 'workers': 8, 'deadline_s': 30.0, 'cache_mb': 8192,
-              'cache_folder': ''},
-    'steps': 500,
-    'optimizer': {**_adamw(2e-5, 'cosine', 1500), 'warmup_steps': 75},
-    'train': {'dtype': 'bfloat16', 'remat': True, 'backend': 'chunked', 'head_chunk': 1024, 'freeze_vision': True,
-              'row_tokens': 8192, 'row_images': 128, 'image_patches': 196, 'rows': 8, 'micro_batches': 4},
-    'batches': {'lookahead': 64, 'prefetch': 4},
-    'mesh': {'data': 1, 'fsdp': 1 if scale == '2b' else 8, 'tensor': 1},
-  })
+  config = ConfigDict(
+    {
+      'name': 'sft',
+      'scale': scale,
+      'seed': 0,
+      'run': {
+        'folder': '',
+        'checkpoint_every': 100,
+        'keep': 2,
+        'tensorboard': True,
+        'wandb_project': '',
+        'wandb_entity': '',
+        'wandb_mode': 'online',
+      },
+      'model': {'folder': ''},
+      'data': {'kind': 'files', 'train': (), 'media_root': '', 'skip_bad_rows': False},
+      'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'think_prefix': '<think>\n'},
+      # of the draws, by name of the file (paravt_sft_<name>.parquet); those that are not named have weight 1. (weight, first, last step)
+      'sources': {},
+      'video': {
+        'min_pixels': 1024,
+        'max_pixels': 50176,
+        'backend': 'pyav',
+        'workers': 8,
+        'deadline_s': 30.0,
+        'cache_mb': 8192,
+        'cache_folder': '',
+      },
+      'steps': 500,
+      'optimizer': {**_adamw(2e-5, 'cosine', 1500), 'warmup_steps': 75},
+      'train': {
+        'dtype': 'bfloat16',
+        'remat': True,
+        'backend': 'chunked',
+        'head_chunk': 1024,
+        'freeze_vision': True,
+        'row_tokens': 8192,
+        'row_images': 128,
+        'image_patches': 196,
+        'rows': 8,
+        'micro_batches': 4,
+      },
+      'batches': {'lookahead': 64, 'prefetch': 4},
+      'mesh': {'data': 1, 'fsdp': 1 if scale == '2b' else 8, 'tensor': 1},
+    }
+  )
   if scale == '2b':
     config.train.rows = 1
     config.train.micro_batches = 32
@@ -114,13 +215,42 @@ def _tiny(config: ConfigDict) -> None:
   config.rollout.update({'steps': 60, 'staleness': 0, 'gap_limit': 1e-4})
   config.reward.open_ended = 'exact'
   config.optimizer.update({'name': 'adam', 'learning_rate': 1.5e-4, 'total_steps': 60, 'weight_decay': 0.0})
-  config.train.update({'dtype': 'float32', 'remat': False, 'backend': 'xla', 'head_chunk': 1024, 'row_tokens': 1024, 'row_images': 160,
-                       'image_patches': 4, 'rows': 4, 'micro_batches': 16})
+  config.train.update(
+    {
+      'dtype': 'float32',
+      'remat': False,
+      'backend': 'xla',
+      'head_chunk': 1024,
+      'row_tokens': 1024,
+      'row_images': 160,
+      'image_patches': 4,
+      'rows': 4,
+      'micro_batches': 16,
+    }
+  )
   config.mesh.fsdp = 1
-  config.server = ConfigDict({
-    'kind': 'embedded', 'host': '127.0.0.1', 'port': 0, 'api_key': '', 'dtype': 'float32', 'lanes': ((128, 64), (256, 64), (512, 32)),
-    'chunk_tokens': 32, 'prefill_rows': 8, 'pages': 2048, 'decode_steps': 4, 'image_batch': 64, 'image_slots': 4096,
-    'max_image_patches': 4, 'bias_rows': 4, 'max_stop_ids': 4, 'max_body_mb': 64, 'threads': 0, 'ready_timeout_s': 300.0})
+  config.server = ConfigDict(
+    {
+      'kind': 'embedded',
+      'host': '127.0.0.1',
+      'port': 0,
+      'api_key': '',
+      'dtype': 'float32',
+      'lanes': ((128, 64), (256, 64), (512, 32)),
+      'chunk_tokens': 32,
+      'prefill_rows': 8,
+      'pages': 2048,
+      'decode_steps': 4,
+      'image_batch': 64,
+      'image_slots': 4096,
+      'max_image_patches': 4,
+      'bias_rows': 4,
+      'max_stop_ids': 4,
+      'max_body_mb': 64,
+      'threads': 0,
+      'ready_timeout_s': 300.0,
+    }
+  )
   config.eval.update({'budgets': (4, 8, 16, 32, 64)})
 
 
@@ -130,25 +260,83 @@ def _tiny_sft(config: ConfigDict) -> None:
   config.world = world()
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0, 'cache_mb': 512})
   config.steps = 500
-  config.optimizer.update({'name': 'muon', 'learning_rate': 3e-3, 'matrix_learning_rate': 0.02, 'total_steps': 500, 'warmup_steps': 20,
-                           'final_scale': 0.1})
-  config.train.update({'dtype': 'float32', 'remat': False, 'backend': 'xla', 'head_chunk': 512, 'freeze_vision': False, 'row_tokens': 512,
-                       'row_images': 128, 'image_patches': 4, 'rows': 16, 'micro_batches': 1})
+  config.optimizer.update(
+    {
+      'name': 'muon',
+      'learning_rate': 3e-3,
+      'matrix_learning_rate': 0.02,
+      'total_steps': 500,
+      'warmup_steps': 20,
+      'final_scale': 0.1,
+    }
+  )
+  config.train.update(
+    {
+      'dtype': 'float32',
+      'remat': False,
+      'backend': 'xla',
+      'head_chunk': 512,
+      'freeze_vision': False,
+      'row_tokens': 512,
+      'row_images': 128,
+      'image_patches': 4,
+      'rows': 16,
+      'micro_batches': 1,
+    }
+  )
   config.mesh.fsdp = 1
   config.run.checkpoint_every = 100
 
 
 def world() -> ConfigDict:
   """The synthetic corpus. Harder: more colours' shapes, longer videos, shorter events, tvg and oe3 in the mix."""
-  return ConfigDict({
-    'seed': 1,
-    'workers': 2,
-    'scene': {'seconds': 128, 'fps': 4, 'pixels': 64, 'events': (6, 9), 'event_seconds': (3, 4), 'gap': 5, 'margin': 2, 'colours': 8,
-              'shapes': False, 'noise': 10.0},
-    'questions': {'weights': {'oe1': 0.3, 'oe2': 0.3, 'oe3': 0.1, 'mcq': 0.2, 'tvg': 0.1}, 'nothing': 0.05, 'clearance': 3, 'choices': 4},
-    'traces': {'tolerance': 1, 'always_call': 0.5, 'reach': 2, 'grounding_reach': 5, 'recovery': 0.03},
-    'corpus': {'videos': 300, 'heldout_videos': 60, 'rl_tasks': 1600, 'heldout_tasks': 300,
-               'sft_rows': {'trace': 6000, 'subagent': 5000, 'lookup1': 1500, 'lookup2': 1000, 'lookup3': 1000, 'lookup5': 1500,
-                            'lookup8': 1000, 'lookup12': 1000, 'glance4': 500, 'glance8': 500, 'glance16': 1000, 'glance32': 500},
-               'budgets': (4, 8, 16, 32, 64), 'loose': 0.2, 'stray': 0.02, 'asked': 5, 'videos_per_archive': 60},
-  })
+  return ConfigDict(
+    {
+      'seed': 1,
+      'workers': 2,
+      'scene': {
+        'seconds': 128,
+        'fps': 4,
+        'pixels': 64,
+        'events': (6, 9),
+        'event_seconds': (3, 4),
+        'gap': 5,
+        'margin': 2,
+        'colours': 8,
+        'shapes': False,
+        'noise': 10.0,
+      },
+      'questions': {
+        'weights': {'oe1': 0.3, 'oe2': 0.3, 'oe3': 0.1, 'mcq': 0.2, 'tvg': 0.1},
+        'nothing': 0.05,
+        'clearance': 3,
+        'choices': 4,
+      },
+      'traces': {'tolerance': 1, 'always_call': 0.5, 'reach': 2, 'grounding_reach': 5, 'recovery': 0.03},
+      'corpus': {
+        'videos': 300,
+        'heldout_videos': 60,
+        'rl_tasks': 1600,
+        'heldout_tasks': 300,
+        'sft_rows': {
+          'trace': 6000,
+          'subagent': 5000,
+          'lookup1': 1500,
+          'lookup2': 1000,
+          'lookup3': 1000,
+          'lookup5': 1500,
+          'lookup8': 1000,
+          'lookup12': 1000,
+          'glance4': 500,
+          'glance8': 500,
+          'glance16': 1000,
+          'glance32': 500,
+        },
+        'budgets': (4, 8, 16, 32, 64),
+        'loose': 0.2,
+        'stray': 0.02,
+        'asked': 5,
+        'videos_per_archive': 60,
+      },
+    }
+  )

@@ -1,7 +1,8 @@
 """Cold-start SFT: the format, before RL. Loss on assistant turns only, packed, cosine schedule.
 
 python -m experiments.sft --config=configs/sft.py                 # the tiny scale, on the synthetic world
-python -m experiments.sft --config=configs/sft.py:8b --config.model.folder=DIR --config.data.train="('a.parquet',)" --config.data.media_root=DIR
+python -m experiments.sft --config=configs/sft.py:8b --config.model.folder=DIR --config.data.media_root=DIR \\
+  --config.data.train="('a.parquet',)"
 """
 
 from ml_collections import ConfigDict

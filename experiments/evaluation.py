@@ -2,7 +2,7 @@
 
 import asyncio
 import pathlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -12,7 +12,9 @@ from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.eval import run as evaluations
 from paravt_jax.report import build as report
 from paravt_jax.report.episodes import EpisodeLog, read
+from paravt_jax.rollout.agent import Agent
 from paravt_jax.types import Task
+from paravt_jax.video import sampling
 
 T = TypeVar('T')
 
@@ -31,30 +33,64 @@ async def unless_stopped(work: Awaitable[T], interrupts: runs.Interrupts, server
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def phase(name: str, config: ConfigDict, folder: runs.RunFolder, server: rollouts.Rollouts, questions: Sequence[Task],
-                interrupts: runs.Interrupts) -> None:
+async def phase(
+  name: str,
+  config: ConfigDict,
+  folder: runs.RunFolder,
+  server: rollouts.Rollouts,
+  questions: Sequence[Task],
+  interrupts: runs.Interrupts,
+) -> None:
   """Evaluates once per run: greedy for accuracy and calls, sampled at the training temperature for format compliance."""
   if folder.result(name) is not None or not questions:
     return
   with folder.phase(f'eval_{name}'):
-    records, summary = await unless_stopped(measure(f'{name}: greedy', config, server.greedy, server, questions), interrupts, server)
-    _, sampled = await unless_stopped(measure(f'{name}: sampled', config, server.sampling, server, questions), interrupts, server)
+    everywhere = {k: list(questions) for k in config.eval.budgets}
+    records = await unless_stopped(measure(f'{name}: greedy', config, server.greedy, everywhere), interrupts, server)
+    sampled = await unless_stopped(
+      measure(f'{name}: sampled', config, server.sampling, _drawn(config, questions)), interrupts, server
+    )
     path = folder.path / 'episodes' / f'{name}.jsonl'
     path.unlink(missing_ok=True)
     with EpisodeLog(path, start_step=None) as log:
       for record in records:
         if record.scored is not None:
           log.append(0, record.scored)
-  folder.finish(name, {**summary, 'format_compliance': sampled['format_compliance'], 'greedy_format_compliance': summary['format_compliance'],
-                       'sampled_accuracy': sampled['accuracy'], 'calls_by_windows': by_windows(records)})
+  summary, drawn = evaluations.summarize(records), evaluations.summarize(sampled)
+  folder.finish(
+    name,
+    {
+      **summary,
+      'format_compliance': drawn['format_compliance'],
+      'greedy_format_compliance': summary['format_compliance'],
+      'sampled_accuracy': drawn['accuracy'],
+      'sampled_episodes': drawn['episodes'],
+      'calls_by_windows': by_windows(records),
+    },
+  )
 
 
-async def measure(what: str, config: ConfigDict, agent, server: rollouts.Rollouts, questions: Sequence[Task]):
-  """(records, summary) of all questions at all budgets of the recipe."""
-  options = evaluations.EvalOptions(tuple(config.eval.budgets), config.eval.concurrent, config.seed, -1)
-  with wiring.bar(len(questions) * len(options.budgets), what) as progress:
-    return await evaluations.evaluate(agent, questions, rollouts.evaluation_reward(config), options,
-                                      on_record=lambda _: progress.update())
+def _drawn(config: ConfigDict, questions: Sequence[Task]) -> dict[int, list[Task]]:
+  """Every question once, under the budget that training would draw for it."""
+  found: dict[int, list[Task]] = {}
+  for task in questions:
+    found.setdefault(sampling.draw_budget(config.seed, task.id, -1, tuple(config.eval.budgets)), []).append(task)
+  return found
+
+
+async def measure(
+  what: str, config: ConfigDict, agent: Agent, questions: Mapping[int, Sequence[Task]]
+) -> list[evaluations.Record]:
+  """Records of each budget's questions."""
+  records = []
+  with wiring.bar(sum(map(len, questions.values())), what) as progress:
+    for budget, tasks in sorted(questions.items()):
+      options = evaluations.EvalOptions((budget,), config.eval.concurrent, config.seed, -1)
+      found, _ = await evaluations.evaluate(
+        agent, tasks, rollouts.evaluation_reward(config), options, on_record=lambda _: progress.update()
+      )
+      records += found
+  return records
 
 
 def by_windows(records: Sequence[evaluations.Record]) -> dict[str, float]:
@@ -69,8 +105,16 @@ def by_windows(records: Sequence[evaluations.Record]) -> dict[str, float]:
 def summary(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any]:
   """What summary.json holds."""
   before, after = folder.result('before'), folder.result('after')
-  return {'name': config.name, 'scale': config.scale, 'seed': config.seed, 'steps': config.rollout.steps, 'before': before, 'after': after,
-          'gain': gain(config, folder), 'minutes': folder.minutes}
+  return {
+    'name': config.name,
+    'scale': config.scale,
+    'seed': config.seed,
+    'steps': config.rollout.steps,
+    'before': before,
+    'after': after,
+    'gain': gain(config, folder),
+    'minutes': folder.minutes,
+  }
 
 
 def gain(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any] | None:
@@ -104,19 +148,27 @@ def table(found: dict[str, Any]) -> str:
   show = lambda value: '-' if value is None else f'{value:.3f}'
   spread = lambda side: f'{show(side["accuracy"])} [{side["interval"][0]:.3f}, {side["interval"][1]:.3f}]'
   rows.append(('accuracy (greedy)', spread(before), spread(after)))
-  rows += [(f'  at K={k}', show(before['accuracy_by_k'][k]), show(after['accuracy_by_k'].get(k))) for k in before['accuracy_by_k']]
-  rows += [(f'  {kind}', show(value), show(after['accuracy_by_type'].get(kind))) for kind, value in before['accuracy_by_type'].items()]
+  rows += [
+    (f'  at K={k}', show(before['accuracy_by_k'][k]), show(after['accuracy_by_k'].get(k))) for k in before['accuracy_by_k']
+  ]
+  rows += [
+    (f'  {kind}', show(value), show(after['accuracy_by_type'].get(kind))) for kind, value in before['accuracy_by_type'].items()
+  ]
   rows.append(('format compliance (sampled)', show(before['format_compliance']), show(after['format_compliance'])))
   rows.append(('executed calls per episode', show(before['calls_per_episode']), show(after['calls_per_episode'])))
   rows += [(f'  at K={k}', show(before['calls_by_k'][k]), show(after['calls_by_k'].get(k))) for k in before['calls_by_k']]
-  rows += [(f'  {n}-window questions', show(value), show(after['calls_by_windows'].get(n)))
-           for n, value in before['calls_by_windows'].items()]
+  rows += [
+    (f'  {n}-window questions', show(value), show(after['calls_by_windows'].get(n)))
+    for n, value in before['calls_by_windows'].items()
+  ]
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
   lines = [f'{left:32s}{middle:>24s}{right:>24s}' for left, middle, right in rows]
   lines.insert(1, '-' * 80)
   change = found['gain']
   if change:
-    lines.append(f'gain in accuracy {change["difference"]:+.3f}, 95 % interval [{change["low"]:+.3f}, {change["high"]:+.3f}], '
-                 f'{change["pairs"]} pairs, drawn by question')
+    lines.append(
+      f'gain in accuracy {change["difference"]:+.3f}, 95 % interval [{change["low"]:+.3f}, {change["high"]:+.3f}], '
+      f'{change["pairs"]} pairs, drawn by question'
+    )
   lines.append('minutes: ' + ', '.join(f'{name} {minutes:.1f}' for name, minutes in found['minutes'].items()))
   return '\n'.join(lines)

@@ -24,13 +24,15 @@ def run(main: Callable[[ConfigDict], Any]) -> None:
 
   The recipe is locked: a knob that it does not have is refused, with the nearest one that it has.
   """
-  config = config_flags.DEFINE_config_file('config', None, 'The recipe: a file of configs/, with an optional :scale.', lock_config=True)
+  config = config_flags.DEFINE_config_file(
+    'config', None, 'The recipe: a file of configs/, with an optional :scale.', lock_config=True
+  )
   flags.mark_flag_as_required('config')
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
-    logging.set_verbosity(logging.WARNING)          # the libraries' own news are not ours
+    logging.set_verbosity(logging.WARNING)  # the libraries' own news are not ours
     try:
       main(config.value)
     except ParavtError as error:
@@ -51,9 +53,10 @@ def _parse(argv: list[str]) -> list[str]:
     wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' '))
     if wanted:
       _fail(f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?')
-    _fail(f'a --config.… flag names a knob that this recipe does not have ({" ".join(str(error).split())}); see the recipe file for its knobs')
+    _fail(f'a --config.… flag names a knob that this recipe does not have ({" ".join(str(error).split())}); its file lists them')
   except (OSError, flags.Error) as error:
-    _fail(f'{" ".join(str(error).split())}; usage: python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]')
+    usage = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]'
+    _fail(f'{" ".join(str(error).split())}; usage: {usage}')
   return []
 
 

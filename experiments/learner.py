@@ -30,14 +30,17 @@ class Learner:
     self.mesh = wiring.make_mesh(config)
     self._optimizer = wiring.make_optimizer(config, self.model_config)
     options = wiring.model_options(config.train, config.sampling.temperature, tuple(self.tok.vision_ids))
-    self._update = step.make_rl_step(self.model_config, self._optimizer, self.mesh, options, build(step.RLOptions, config.rl, 'rl'))
+    self._update = step.make_rl_step(
+      self.model_config, self._optimizer, self.mesh, options, build(step.RLOptions, config.rl, 'rl')
+    )
     self.state = state.from_params(self.model_config, self._optimizer, self.mesh, params)
     self._reference = None
-    if config.rl.beta > 0:         # the cold start, kept beside the policy
+    if config.rl.beta > 0:  # the cold start, kept beside the policy
       self._reference = state.from_params(self.model_config, self._optimizer, self.mesh, params).params
     section = config.train
-    self._collate = collate.CollateOptions(section.row_tokens, section.row_images, section.image_patches, (section.rows,),
-                                           config.rollout.subagent_credit)
+    self._collate = collate.CollateOptions(
+      section.row_tokens, section.row_images, section.image_patches, (section.rows,), config.rollout.subagent_credit
+    )
     self.version = 0
 
   def update(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -53,10 +56,18 @@ class Learner:
     self.version += 1
     counters = batch.counters
     trained = max(counters['trained_tokens'], 1)
-    return {**statistics(groups, advantage_E), **metrics, 'policy/version': float(self.version),
-            'staleness': counters['staleness_sum'] / trained, 'staleness/max': float(counters['staleness_max']),
-            'pack/fill': batch.packed.fill, 'pack/rows': float(batch.packed.rows), 'pack/micro_batches': float(used),
-            'pack/images': float(counters['images']), 'data/overlong': float(counters.get('dropped_episodes', 0))}
+    return {
+      **statistics(groups, advantage_E),
+      **metrics,
+      'policy/version': float(self.version),
+      'staleness': counters['staleness_sum'] / trained,
+      'staleness/max': float(counters['staleness_max']),
+      'pack/fill': batch.packed.fill,
+      'pack/rows': float(batch.packed.rows),
+      'pack/micro_batches': float(used),
+      'pack/images': float(counters['images']),
+      'data/overlong': float(counters.get('dropped_episodes', 0)),
+    }
 
   def _capacity(self, rows: int) -> int:
     """Micro-batches in the arrays: the recipe's number, doubled until the rows fit (each size is one compilation)."""
@@ -86,5 +97,3 @@ class Learner:
     """Writes a Hugging Face folder, tokenizer and processor files included."""
     if not target.exists():
       weights.save_hf(target, self.model_config, jax.device_get(self.state.params), self._model_folder)
-
-

@@ -28,6 +28,7 @@ GRACE_S = 5.0
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
   """What episodes are made with. `sampling` agents use the training temperature, `greedy` ones 0."""
+
   client: clients.Client
   control: clients.Control
   sampling: Agent
@@ -37,12 +38,16 @@ class Rollouts:
   def check_alive(self) -> None:
     """Raises RolloutError with the end of its log when our server has ended."""
     if self.server is not None and not self.server.alive:
-      raise RolloutError(f'the rollout server ended (status {self.server.process.returncode}); its log {self.server.log} ends:\n'
-                         f'{self.server.tail()}\nthe same command goes on from the last checkpoint')
+      raise RolloutError(
+        f'the rollout server ended (status {self.server.process.returncode}); its log {self.server.log} ends:\n'
+        f'{self.server.tail()}\nthe same command goes on from the last checkpoint'
+      )
 
 
 @contextlib.asynccontextmanager
-async def opened(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path) -> AsyncIterator[Rollouts]:
+async def opened(
+  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path
+) -> AsyncIterator[Rollouts]:
   """Starts what the recipe asks for and ends it again, whatever happens in between."""
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(wiring.decode_pool(config))
@@ -57,23 +62,41 @@ async def opened(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokeni
       yield Rollouts(client, control, agent(config.sampling.temperature), agent(0.0), server)
 
 
-def _server(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer,
-            folder: pathlib.Path) -> tuple[launch.ServerProcess | None, tuple[str, ...]]:
+def _server(
+  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path
+) -> tuple[launch.ServerProcess | None, tuple[str, ...]]:
   """(our server or None, the URLs of the servers)."""
   section = config.server
   if section.kind == 'url':
     if not section.urls:
-      raise ConfigError('--config.server.urls is empty: start a rollout server and name it, as in '
-                        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or use --config=…:tiny, which starts its own')
+      raise ConfigError(
+        '--config.server.urls is empty: start a rollout server and name it, as in '
+        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or use --config=…:tiny, which starts its own'
+      )
     return None, tuple(url.rstrip('/') for url in section.urls)
   if section.kind != 'embedded':
     raise ConfigError(f'--config.server.kind={section.kind!r}: wanted url or embedded')
-  knobs = {name: value for name, value in section.to_dict().items() if name not in ('kind', 'threads', 'ready_timeout_s', 'api_key')}
-  options = build(ServerOptions, knobs, 'server', model_path=str(model_folder), eos_token_ids=(tok.im_end, tok.endoftext),
-                  api_key=section.api_key or None, port_file=None, parent_pid=None,
-                  compile_cache=str(pathlib.Path('runs/compile_cache').absolute()))
-  server = launch.launch(options, env=wiring.child_environment(section.threads), log=folder / 'server.log',
-                         deadline_s=section.ready_timeout_s, parent_pid=os.getpid())
+  knobs = {
+    name: value for name, value in section.to_dict().items() if name not in ('kind', 'threads', 'ready_timeout_s', 'api_key')
+  }
+  options = build(
+    ServerOptions,
+    knobs,
+    'server',
+    model_path=str(model_folder),
+    eos_token_ids=(tok.im_end, tok.endoftext),
+    api_key=section.api_key or None,
+    port_file=None,
+    parent_pid=None,
+    compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
+  )
+  server = launch.launch(
+    options,
+    env=wiring.child_environment(section.threads),
+    log=folder / 'server.log',
+    deadline_s=section.ready_timeout_s,
+    parent_pid=os.getpid(),
+  )
   return server, (server.url,)
 
 

@@ -1,6 +1,6 @@
 """A run's folder: what was asked for (config.json, git.txt), what was done so far (progress.json), and one process at a time.
 
-  config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/  summary.json  report.html
+config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/  summary.json  report.html
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from paravt_jax.errors import ConfigError
 
-FREE_TO_CHANGE = ('run', 'server')       # sections that may differ when a run goes on
+FREE_TO_CHANGE = ('run', 'server')  # sections that may differ when a run goes on
 
 
 def fingerprint(*parts: Any) -> str:
@@ -40,7 +40,9 @@ def commit() -> str:
   """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a checkout."""
   root = pathlib.Path(__file__).resolve().parent.parent
   try:
-    git = lambda *words: subprocess.run(('git', '-C', str(root), *words), capture_output=True, text=True, timeout=10).stdout.strip()
+    git = lambda *words: subprocess.run(
+      ('git', '-C', str(root), *words), capture_output=True, text=True, timeout=10
+    ).stdout.strip()
     head = git('rev-parse', 'HEAD')
     return (head + ('+changes' if git('status', '--porcelain') else '')) if head else 'unknown'
   except (OSError, subprocess.TimeoutExpired):
@@ -59,13 +61,15 @@ class RunFolder:
     self.path = path
     try:
       path.mkdir(parents=True, exist_ok=True)
-      self._lock = open(path / '.lock', 'w')
+      self._lock = (path / '.lock').open('w')
     except OSError as error:
       raise ConfigError(f'run folder {path}: {error.strerror}; choose another with --config.run.folder=DIR') from error
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      raise ConfigError(f'run folder {path} is in use by another process; wait for it, or choose another with --config.run.folder=DIR') from None
+      raise ConfigError(
+        f'run folder {path} is in use by another process; wait for it, or choose another with --config.run.folder=DIR'
+      ) from None
     self._refuse_other_settings(config)
     write_json(path / 'config.json', config)
     (path / 'git.txt').write_text(commit() + '\n')
@@ -92,8 +96,10 @@ class RunFolder:
       return
     changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
     if changed:
-      raise ConfigError(f'run folder {self.path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
-                        f'go on with the same, or choose a new one with --config.run.folder=DIR')
+      raise ConfigError(
+        f'run folder {self.path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
+        f'go on with the same, or choose a new one with --config.run.folder=DIR'
+      )
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -137,8 +143,12 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[s
 def announce(config: ConfigDict, folder: RunFolder) -> None:
   """The first lines of a run: which scale, how to choose another, where things go."""
   rule = '=' * 100
-  print(f'{rule}\n{config.name} at scale :{config.scale}   (choose another: --config=configs/{config.name}.py:2b or :8b)\n'
-        f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it cleanly)\n{rule}', file=sys.stderr, flush=True)
+  print(
+    f'{rule}\n{config.name} at scale :{config.scale}   (choose another: --config=configs/{config.name}.py:2b or :8b)\n'
+    f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it cleanly)\n{rule}',
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 class Interrupts:

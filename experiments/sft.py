@@ -20,7 +20,7 @@ from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import checkpoint, state, step, sums
 from paravt_jax.video.decode import DecodePool
 
-MODEL = 'hf'                 # the exported folder, below the run's
+MODEL = 'hf'  # the exported folder, below the run's
 
 
 def main(config: ConfigDict) -> None:
@@ -35,7 +35,9 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
   """
   check(config)
   recipe = {key: value for key, value in config.to_dict().items() if key != 'run'}
-  folder = runs.RunFolder.named(config, folder=config.run.folder, default=f'{config.name}_{config.scale}-{runs.fingerprint(recipe)}')
+  folder = runs.RunFolder.named(
+    config, folder=config.run.folder, default=f'{config.name}_{config.scale}-{runs.fingerprint(recipe)}'
+  )
   target = folder.path / MODEL
   if not target.is_dir():
     runs.announce(config, folder)
@@ -72,8 +74,16 @@ def make_batches(config: ConfigDict, tok, pool: DecodePool, counts: collections.
   """The endless iterator of packed batches."""
   section, video = config.train, config.video
   frame_options = build(sft.FrameOptions, config.frames, 'frames', min_pixels=video.min_pixels, max_pixels=video.max_pixels)
-  options = build(batches.BatchOptions, config.batches, 'batches', micro_batches=section.micro_batches, rows=section.rows,
-                  row_tokens=section.row_tokens, row_images=section.row_images, image_patches=section.image_patches)
+  options = build(
+    batches.BatchOptions,
+    config.batches,
+    'batches',
+    micro_batches=section.micro_batches,
+    rows=section.rows,
+    row_tokens=section.row_tokens,
+    row_images=section.row_images,
+    image_patches=section.image_patches,
+  )
   frames = batches.FrameBank(pool, 1.0, video.min_pixels, video.max_pixels) if config.data.kind == 'world' else pool
   return batches.batches(sources(config, counts), tok, frames, frame_options, options, config.seed)
 
@@ -94,7 +104,9 @@ def train(config: ConfigDict, folder: runs.RunFolder, target: pathlib.Path) -> N
       record = checkpoint.restore(records, state.abstract(model_config, optimizer, mesh))
       learner, start = record.state, record.step
       data.set_state(record.host['data'])
-    writer = MetricsWriter(folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start)
+    writer = MetricsWriter(
+      folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start
+    )
     try:
       with runs.Interrupts() as interrupts, wiring.bar(config.steps, 'sft', start) as progress:
         for number in range(start, config.steps):
@@ -118,12 +130,18 @@ def one_step(update, learner: state.State, data, mesh, counts: collections.Count
   batch = next(data)
   ready = time.monotonic()
   learner, found = update(learner, step.put_batch(mesh, batch.arrays, batch.used))
-  metrics = sums.reduce(found)                  # waits for the device
+  metrics = sums.reduce(found)  # waits for the device
   end = time.monotonic()
   counts.update(batch.dropped)
-  metrics |= {'sft/documents': float(sum(batch.samples.values())), 'pack/fill': batch.fill, 'time/data': ready - begin,
-              'time/learn': end - ready, 'time/step': end - begin, 'learner/tokens_per_second': batch.tokens / (end - begin),
-              **{f'data/skipped/reason={reason}': float(count) for reason, count in counts.items()}}
+  metrics |= {
+    'sft/documents': float(sum(batch.samples.values())),
+    'pack/fill': batch.fill,
+    'time/data': ready - begin,
+    'time/learn': end - ready,
+    'time/step': end - begin,
+    'learner/tokens_per_second': batch.tokens / (end - begin),
+    **{f'data/skipped/reason={reason}': float(count) for reason, count in counts.items()},
+  }
   return learner, metrics
 
 

@@ -31,6 +31,7 @@ from paravt_jax.video.decode import DecodePool
 @dataclasses.dataclass(frozen=True)
 class Corpus:
   """Where the rows and media of a run lie."""
+
   train: tuple[pathlib.Path, ...]
   heldout: tuple[pathlib.Path, ...]
   media_root: pathlib.Path
@@ -38,21 +39,33 @@ class Corpus:
 
 def bar(total: int, what: str, done: int = 0) -> tqdm:
   """A progress bar with ETA on stderr; without a terminal, a line every few seconds."""
-  return tqdm(total=total, initial=done, desc=what, file=sys.stderr, dynamic_ncols=True, leave=True,
-              mininterval=0.2 if sys.stderr.isatty() else 15.0, bar_format='{l_bar}{bar:24}{r_bar}')
+  return tqdm(
+    total=total,
+    initial=done,
+    desc=what,
+    file=sys.stderr,
+    dynamic_ncols=True,
+    leave=True,
+    mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    bar_format='{l_bar}{bar:24}{r_bar}',
+  )
 
 
 def make_world(config: ConfigDict) -> tuple[write.World, pathlib.Path]:
   """The synthetic corpus of the recipe, written and unpacked under runs/worlds unless it is there: (world, media root)."""
   section = config.world
   options = corpus.WorldOptions(
-    build(scene.SceneOptions, section.scene, 'world.scene'), build(questions.QuestionOptions, section.questions, 'world.questions'),
-    build(traces.TraceOptions, section.traces, 'world.traces'), build(corpus.CorpusOptions, section.corpus, 'world.corpus'))
+    build(scene.SceneOptions, section.scene, 'world.scene'),
+    build(questions.QuestionOptions, section.questions, 'world.questions'),
+    build(traces.TraceOptions, section.traces, 'world.traces'),
+    build(corpus.CorpusOptions, section.corpus, 'world.corpus'),
+  )
   folder = pathlib.Path('runs/worlds') / runs.fingerprint(write.fingerprint(options, section.seed))
   folder.parent.mkdir(parents=True, exist_ok=True)
   with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
-    world = write.write(folder, options, section.seed, workers=section.workers,
-                        progress=lambda done, _: progress.update(done - progress.n))
+    world = write.write(
+      folder, options, section.seed, workers=section.workers, progress=lambda done, _: progress.update(done - progress.n)
+    )
     progress.update(progress.total - progress.n)
   root = folder.with_name(folder.name + '_media')
   unpack.unpack(folder / 'source', root)
@@ -64,7 +77,9 @@ def rl_corpus(config: ConfigDict) -> Corpus:
   if config.data.kind == 'world':
     world, root = make_world(config)
     return Corpus((world.rl,), (world.heldout,), root)
-  return Corpus(existing(config.data.train, 'data.train'), existing(config.data.eval, 'data.eval'), pathlib.Path(config.data.media_root))
+  return Corpus(
+    existing(config.data.train, 'data.train'), existing(config.data.eval, 'data.eval'), pathlib.Path(config.data.media_root)
+  )
 
 
 def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
@@ -103,7 +118,9 @@ def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
     DataError: it is not there, or not whole.
   """
   if not pathlib.Path(folder).is_dir():
-    raise DataError(f'--config.model.folder: {folder} does not exist; wanted a Hugging Face checkpoint folder of the Qwen3-VL family')
+    raise DataError(
+      f'--config.model.folder: {folder} does not exist; wanted a Hugging Face checkpoint folder of the Qwen3-VL family'
+    )
   config, params = weights.load_hf(folder)
   return config, params, ChatTokenizer.load(folder)
 
@@ -121,15 +138,19 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
   sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   needed = sizes[0] * sizes[1] * sizes[2]
   if len(jax.devices()) < needed:
-    raise ConfigError(f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} devices, but this process has '
-                      f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose another scale')
+    raise ConfigError(
+      f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} devices, but this process has '
+      f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose another scale'
+    )
   return sharding.make_mesh(*sizes, jax.devices()[:needed])
 
 
 def make_optimizer(config: ConfigDict, model_config: Config) -> optimizers.Optimizer:
   """The recipe's optimizer over the trainable parameters."""
   frozen = ('visual',) if config.train.freeze_vision else ()
-  return optimizers.make_optimizer(build(optimizers.OptimizerOptions, config.optimizer, 'optimizer'), model.logical_axes(model_config), frozen)
+  return optimizers.make_optimizer(
+    build(optimizers.OptimizerOptions, config.optimizer, 'optimizer'), model.logical_axes(model_config), frozen
+  )
 
 
 def wandb_options(config: ConfigDict, folder: pathlib.Path) -> Mapping[str, Any] | None:
@@ -137,15 +158,23 @@ def wandb_options(config: ConfigDict, folder: pathlib.Path) -> Mapping[str, Any]
   run = config.run
   if not run.wandb_project:
     return None
-  return {'project': run.wandb_project, 'entity': run.wandb_entity or None, 'mode': run.wandb_mode, 'name': folder.name,
-          'dir': str(folder), 'config': config.to_dict()}
+  return {
+    'project': run.wandb_project,
+    'entity': run.wandb_entity or None,
+    'mode': run.wandb_mode,
+    'name': folder.name,
+    'dir': str(folder),
+    'config': config.to_dict(),
+  }
 
 
 def child_environment(threads: int) -> dict[str, str]:
   """The environment that a rollout server gets: this process's, on the CPU with `threads` threads (0: as it is)."""
   environment = dict(os.environ)
   if threads:
-    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'
+    environment['XLA_FLAGS'] = (
+      f'{environment.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'
+    )
     environment['OMP_NUM_THREADS'] = str(threads)
   return environment
 

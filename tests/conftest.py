@@ -5,3 +5,8 @@ import os
 os.environ['NPROC'] = '32'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8']).strip()
+
+
+def pytest_configure(config):
+  """Registers the mark of tests that `make test` leaves to `make test-slow`."""
+  config.addinivalue_line('markers', 'slow: takes more than a few seconds')

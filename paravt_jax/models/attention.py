@@ -1,7 +1,7 @@
 """Attention over packed rows, one call for every model and backend.
 
-Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the row, and j lies in the shared
-prefix (branch 0) or in i's own branch. One row can so hold several documents, and several continuations of one prefix:
+Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the row, and j lies in the
+shared prefix (branch 0) or in i's own branch. One row can so hold several documents, and several continuations of one prefix:
 
   segment  1 1 1 1 1 1 1 2 2 0        the prefix a b c is computed once; suffixes d e and f g each see it and themselves,
   branch   0 0 0 1 1 2 2 0 0 0        not each other; document h i sees itself; the last token is padding
@@ -49,7 +49,7 @@ def _xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
 
 
 def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
-  """Block by block of queries, each against the keys up to its end: half the products, one block of weights in memory at a time."""
+  """Blocks of queries, each against the keys up to its end: half the products, one block of weights in memory at a time."""
   length, groups = q_BTHF.shape[1], q_BTHF.shape[2] // k_BTKF.shape[2]
   chunk = max(_CHUNK, -(-length // (_MOST_CHUNKS * _CHUNK)) * _CHUNK)
   q_BKGFT = jnp.moveaxis(q_BTHF.reshape(*q_BTHF.shape[:2], -1, groups, q_BTHF.shape[-1]), 1, -1)
@@ -58,8 +58,8 @@ def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a plain one on its last two axes,
-# which is what makes it fast on a CPU (a transposed [Q, S] operand costs five times as much there).
+# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a plain one on its last two
+# axes, which is what makes it fast on a CPU (a transposed [Q, S] operand costs five times as much there).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -81,7 +81,8 @@ def _uncut(blocks, groups):
 
 def _seen(segments_BT, branches_BT, first, last, groups):
   """bool[B, 1, S, Q] for keys 0..last and queries first..last of every group."""
-  mask_BTS = visible(segments_BT[:, first:last], branches_BT[:, first:last], segments_BT[:, :last], branches_BT[:, :last], first)
+  mask_BTS = visible(segments_BT[:, first:last], branches_BT[:, first:last],
+                     segments_BT[:, :last], branches_BT[:, :last], first)
   return jnp.tile(jnp.swapaxes(mask_BTS, 1, 2), (1, 1, groups))[:, None]
 
 
@@ -109,7 +110,7 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
 
 
 def _blocks_backward(chunk, kept, d_out_BKGFT):
-  """Dao et al. 2022, appendix B: weights are made again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out * out))."""
+  """Dao et al. 2022, appendix B: weights again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out * out))."""
   q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = kept
   groups, length, dtype = q_BKGFT.shape[2], q_BKGFT.shape[-1], q_BKGFT.dtype
   dot_BKGFT = jnp.sum(d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True)

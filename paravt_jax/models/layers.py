@@ -21,7 +21,8 @@ class Linear(nn.Module):
     kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32)
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.bias:
-      bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.float32)
+      init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+      bias = self.param('bias', init, (self.features,), jnp.float32)
       y = y + bias.astype(self.dtype)
     return y
 

@@ -65,7 +65,7 @@ class Agent:
     times = sampling.budget_times(info.duration, budget, info.fps)
     clip = await self._frames.frames(task.video, times, context.min_pixels, context.max_pixels)
     user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.question(task.question, task.question_type)]
-    segment = template.opening(self._sampler.tok, prompts.system(), user, self._options.think_prefix)
+    segment = template.opening(self._sampler.tok, prompts.system(task.facts.get('system')), user, self._options.think_prefix)
     return Opening(segment, budget, tuple(float(second) for second in clip.seconds), info.duration)
 
   async def run(self, task: Task, opening: Opening, address: Address) -> Episode:

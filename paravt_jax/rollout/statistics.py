@@ -8,8 +8,15 @@ import numpy as np
 from paravt_jax.rollout.groups import dropped
 from paravt_jax.types import Episode, Group, ResultStatus, Scored, StopReason, ToolCall
 
-REWARD_TERMS = {'reward/accuracy': 'accuracy', 'reward/format': 'format', 'reward/base': 'base', 'reward/anchor': 'anchor',
-                'reward/tool': 'tool', 'accuracy': 'accuracy', 'format_compliance': 'compliant'}
+REWARD_TERMS = {
+  'reward/accuracy': 'accuracy',
+  'reward/format': 'format',
+  'reward/base': 'base',
+  'reward/anchor': 'anchor',
+  'reward/tool': 'tool',
+  'accuracy': 'accuracy',
+  'format_compliance': 'compliant',
+}
 BY_BUDGET = ('reward/total', 'accuracy', 'format_compliance', 'calls/executed', 'advantage')
 
 
@@ -36,11 +43,18 @@ def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, fl
     out |= {f'{name}/k={budget}': means[name] for name in BY_BUDGET}
   lengths = [row['length/sampled'] for row in rows]
   stds = [float(np.std([one.reward for one in group.scored])) for group in groups if group.scored]
-  return {**out, **_failures(scored), **_stops(scored), 'episodes/kept': float(len(scored)), 'groups/accepted': float(len(stds)),
-          'groups/no_signal': float(np.mean([std < 1e-9 for std in stds])), 'reward/std': float(np.mean(stds)),
-          'length/turn_max': float(max((n for one in scored for n in _turn_lengths(one.episode)), default=0)),
-          'length/context_max': max(row['length/context'] for row in rows), 'length/turn': float(sum(lengths) / max(sum(
-            len(one.episode.turns) for one in scored), 1))}
+  return {
+    **out,
+    **_failures(scored),
+    **_stops(scored),
+    'episodes/kept': float(len(scored)),
+    'groups/accepted': float(len(stds)),
+    'groups/no_signal': float(np.mean([std < 1e-9 for std in stds])),
+    'reward/std': float(np.mean(stds)),
+    'length/turn_max': float(max((n for one in scored for n in _turn_lengths(one.episode)), default=0)),
+    'length/context_max': max(row['length/context'] for row in rows),
+    'length/turn': float(sum(lengths) / max(sum(len(one.episode.turns) for one in scored), 1)),
+  }
 
 
 def _episode(one: Scored, advantage: float) -> dict[str, float]:
@@ -50,14 +64,22 @@ def _episode(one: Scored, advantage: float) -> dict[str, float]:
   trajectory = episode.trajectory
   row = {name: float(one.parts[part]) for name, part in REWARD_TERMS.items()}
   return {
-    **row, 'reward/total': one.reward, 'advantage': advantage, 'advantage/abs': abs(advantage),
-    'calls/parsed': float(sum(isinstance(result.call, ToolCall) for result in results)), 'calls/executed': float(len(executed)),
-    'calls/failed': float(len(results) - len(executed)), 'calls/episodes_with': float(bool(executed)),
-    'turns': float(len(episode.turns)), 'budget': float(episode.budget),
+    **row,
+    'reward/total': one.reward,
+    'advantage': advantage,
+    'advantage/abs': abs(advantage),
+    'calls/parsed': float(sum(isinstance(result.call, ToolCall) for result in results)),
+    'calls/executed': float(len(executed)),
+    'calls/failed': float(len(results) - len(executed)),
+    'calls/episodes_with': float(bool(executed)),
+    'turns': float(len(episode.turns)),
+    'budget': float(episode.budget),
     'truncated/turn': float(any(turn.stop is StopReason.LENGTH for turn in episode.turns)),
     'truncated/context': float(episode.stop is StopReason.CONTEXT),
     'length/sampled': float(sum(_turn_lengths(episode))),
-    'length/context': float(len(trajectory.ids) + sum(image.shape[0] * image.shape[1] // 1024 - 1 for image in trajectory.images)),
+    'length/context': float(
+      len(trajectory.ids) + sum(image.shape[0] * image.shape[1] // 1024 - 1 for image in trajectory.images)
+    ),
   }
 
 
@@ -75,8 +97,13 @@ def _failures(scored: Sequence[Scored]) -> dict[str, float]:
   failed = collections.Counter(str(result.status) for result in results if result.status is not ResultStatus.EXECUTED)
   out = {f'calls/failed/reason={reason}': count / len(scored) for reason, count in sorted(failed.items())}
   windows = [result.window.end - result.window.start for result in results if result.window is not None]
-  written = [len(segment.ids) for result in results if result.subagent is not None for segment in result.subagent.segments
-             if segment.sampled]
+  written = [
+    len(segment.ids)
+    for result in results
+    if result.subagent is not None
+    for segment in result.subagent.segments
+    if segment.sampled
+  ]
   if windows:
     out['calls/seconds'] = float(np.mean(windows))
   if written:

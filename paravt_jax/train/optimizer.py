@@ -20,8 +20,8 @@ class OptimizerOptions:
 
   name: adam | adamw | muon. schedule: constant | cosine, both after a linear warm-up over `warmup_steps`; cosine reaches
   final_scale * learning_rate at `total_steps` and stays there. With muon, matrices take `matrix_learning_rate` under the same
-  schedule and `momentum`; embeddings, norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices, under
-  adamw on embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient norm, 0 for no bound.
+  schedule and `momentum`; embeddings, norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices,
+  under adamw on embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient norm, 0 for none.
   """
   name: str
   learning_rate: float

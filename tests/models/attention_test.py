@@ -9,7 +9,7 @@ from paravt_jax.models import attention
 
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0]], np.int32)
 BRANCHES = np.array([[0, 0, 0, 1, 1, 2, 2, 0, 0, 0]], np.int32)
-DRAWN = """
+DRAWN = '''
 #.........
 ##........
 ###.......
@@ -20,7 +20,7 @@ DRAWN = """
 .......#..
 .......##.
 ..........
-""".split()
+'''.strip().splitlines()
 
 
 def test_the_mask_is_the_one_drawn_for_a_prefix_with_two_suffixes_a_document_and_padding():

@@ -173,6 +173,7 @@ def test_at_one_update_prox_is_the_current_policy_and_the_clip_never_acts():
   assert metrics['policy/updates'] == 1
 
 
+@pytest.mark.slow
 def test_more_updates_per_batch_move_further_from_one_fixed_prox_and_the_clip_acts():
   twice = dataclasses.replace(common.RL, updates_per_batch=3)
   once, metrics_once = run('rl', groups())

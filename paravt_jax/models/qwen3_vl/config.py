@@ -8,7 +8,7 @@ from paravt_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower. `taps` are the blocks whose outputs become DeepStack features; `positions` the size of the learned square."""
+  """The vision tower. `taps`: the blocks whose outputs become DeepStack features; `positions`: entries of the learned square."""
   width: int
   depth: int
   mlp: int
@@ -65,19 +65,20 @@ class Config:
     tied = hf.get('tie_word_embeddings', text.get('tie_word_embeddings', False))
     return Config(
         text=TextConfig(
-            vocab=get('vocab_size'), width=get('hidden_size'), layers=get('num_hidden_layers'), heads=get('num_attention_heads'),
-            kv_heads=get('num_key_value_heads'), head_dim=get('head_dim'), mlp=get('intermediate_size'), rope_theta=theta,
-            rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
+            vocab=get('vocab_size'), width=get('hidden_size'), layers=get('num_hidden_layers'),
+            heads=get('num_attention_heads'), kv_heads=get('num_key_value_heads'), head_dim=get('head_dim'),
+            mlp=get('intermediate_size'), rope_theta=theta, rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
         vision=VisionConfig(
             width=see('hidden_size'), depth=see('depth'), mlp=see('intermediate_size'), heads=see('num_heads'),
             patch=see('patch_size'), merge=see('spatial_merge_size'), temporal=see('temporal_patch_size'),
             positions=see('num_position_embeddings'), taps=tuple(see('deepstack_visual_indexes'))),
-        tied=bool(tied), image_id=_field(hf, 'image_token_id', 'config.json'), video_id=_field(hf, 'video_token_id', 'config.json'),
+        tied=bool(tied), image_id=_field(hf, 'image_token_id', 'config.json'),
+        video_id=_field(hf, 'video_token_id', 'config.json'),
         vision_start_id=_field(hf, 'vision_start_token_id', 'config.json'),
         vision_end_id=_field(hf, 'vision_end_token_id', 'config.json'))
 
   def to_hf(self, dtype: str) -> dict[str, Any]:
-    """The `config.json` of this model, its rotary fields in the styles of transformers 4 and 5 both. `dtype`: 'bfloat16', ..."""
+    """The `config.json` of this model, rotary fields in the styles of both transformers 4 and 5. `dtype`: 'bfloat16', ..."""
     text, vision = self.text, self.vision
     rope = {'mrope_interleaved': True, 'mrope_section': list(text.rope_sections), 'rope_type': 'default'}
     return {
@@ -113,8 +114,8 @@ def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
   kind = rope.get('rope_type', rope.get('type', 'default'))
   sections = rope.get('mrope_section')
   if theta is None or sections is None:
-    raise ConfigError('text_config: got no rope theta or mrope_section, wanted rope_parameters, or rope_theta with rope_scaling; '
-                      'add them to config.json')
+    raise ConfigError('text_config: got no rope theta or mrope_section, wanted rope_parameters, or rope_theta with '
+                      'rope_scaling; add them to config.json')
   if kind not in ('default', 'mrope') or rope.get('mrope_interleaved') is False:
     raise ConfigError(f'text_config: got rope type {kind!r} (interleaved={rope.get("mrope_interleaved")}), '
                       'wanted the default interleaved M-RoPE; this model is not of the dense Qwen3-VL family')
@@ -128,7 +129,7 @@ def _refuse_unsupported(hf: dict[str, Any], text: dict[str, Any], vision: dict[s
             'text_config.num_experts': (text.get('num_experts') or 0, 0),
             'vision_config.hidden_act': (vision.get('hidden_act', 'gelu_pytorch_tanh'), 'gelu_pytorch_tanh'),
             'vision_config.in_channels': (vision.get('in_channels', 3), 3),
-            'vision_config.out_hidden_size': (vision.get('out_hidden_size'), text.get('hidden_size'))}
+            'vision_config.out_hidden_size': (vision.get('out_hidden_size'), _field(text, 'hidden_size', 'text_config'))}
   for name, (got, want) in wanted.items():
     if got != want:
       raise ConfigError(f'config.json: {name} is {got!r}, wanted {want!r}; only the dense Qwen3-VL family is supported')
@@ -139,7 +140,8 @@ def _check(config: Config) -> None:
   side = int(round(vision.positions ** 0.5))
   claims = {
       f'text heads {text.heads} are a multiple of kv_heads {text.kv_heads}': text.heads % text.kv_heads == 0,
-      f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}': sum(text.rope_sections) * 2 == text.head_dim,
+      f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}':
+          sum(text.rope_sections) * 2 == text.head_dim,
       f'vision width {vision.width} / heads {vision.heads} is a multiple of 4':
           vision.width % vision.heads == 0 and vision.width // vision.heads % 4 == 0,
       f'vision positions {vision.positions} are a square': side * side == vision.positions,
@@ -158,8 +160,10 @@ def _published(width: int, layers: int, heads: int, mlp: int, tied: bool, vision
                 vision_end_id=151653)
 
 
-_SMALL_EYE = VisionConfig(width=1024, depth=24, mlp=4096, heads=16, patch=16, merge=2, temporal=2, positions=2304, taps=(5, 11, 17))
-_LARGE_EYE = VisionConfig(width=1152, depth=27, mlp=4304, heads=16, patch=16, merge=2, temporal=2, positions=2304, taps=(8, 16, 24))
+_SMALL_EYE = VisionConfig(width=1024, depth=24, mlp=4096, heads=16, patch=16, merge=2, temporal=2, positions=2304,
+                          taps=(5, 11, 17))
+_LARGE_EYE = VisionConfig(width=1152, depth=27, mlp=4304, heads=16, patch=16, merge=2, temporal=2, positions=2304,
+                          taps=(8, 16, 24))
 
 PUBLISHED = {
     '2b': lambda: _published(2048, 28, 16, 6144, True, _SMALL_EYE),

@@ -1,4 +1,4 @@
-"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays); the blocks are linen modules in `text.py`, `vision.py`.
+"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays); its blocks are linen modules (text.py, vision.py).
 
 `params` is a plain nested dict; layers of one kind are stacked on a leading axis and run by `lax.scan`:
 
@@ -29,9 +29,9 @@ _UNROLL = 4                  # a stack of at most so many layers is unrolled: a 
 class Inputs(NamedTuple):
   """Packed rows; axes: B rows, T tokens, A = 3 M-RoPE axes, N images of a row, X patches, P frames of a patch, C pixels, G = 2.
 
-  segments: 0 padding, 1.. documents. branches: 0 a shared prefix or plain document, 1.. its suffixes. visual: index into the row's
-  own N * Y merged image tokens (Y = X / merge^2), -1 for text. patches: uint8 in merge order; P = 1 is an image (its frame doubled
-  in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding. N may be 0.
+  segments: 0 padding, 1.. documents. branches: 0 a shared prefix or plain document, 1.. its suffixes. visual: index into the
+  row's own N * Y merged image tokens (Y = X / merge^2), -1 for text. patches: uint8 in merge order; P = 1 is an image (its frame
+  doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding. N may be 0.
   """
   tokens_BT: jax.Array
   positions_ABT: jax.Array
@@ -58,7 +58,8 @@ def _boxed(config: Config, key: jax.Array) -> Params:
   patches = jnp.zeros((1, v.merge ** 2, v.width), f32)
   angle = jnp.zeros((1, v.merge ** 2, v.width // v.heads // 2), f32)
   block = one(vision.VisionBlock(v, f32), patches, angle, jnp.ones((1, v.merge ** 2), bool))
-  layer = one(text.TextLayer(t, f32), jnp.zeros((1, 1, t.width), f32), jnp.zeros((1, 1, t.head_dim // 2), f32), lambda q, k, v: q)
+  turn = jnp.zeros((1, 1, t.head_dim // 2), f32)
+  layer = one(text.TextLayer(t, f32), jnp.zeros((1, 1, t.width), f32), turn, lambda q, k, v: q)
   pixels = jnp.zeros((1, v.temporal, 3 * v.patch ** 2), jnp.uint8)
   params = {
       'visual': {
@@ -78,7 +79,7 @@ def _boxed(config: Config, key: jax.Array) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key: jax.Array) -> Params:
-  """Random float32 parameters: normal with std 1 / sqrt(fan in), outputs of residual branches scaled down by sqrt(2 * layers)."""
+  """Random float32 parameters: normal with std 1 / sqrt(fan in), ends of residual branches over sqrt(2 * layers)."""
   return nn.unbox(_boxed(config, key))
 
 
@@ -90,8 +91,8 @@ def abstract_params(config: Config) -> Params:
 def logical_axes(config: Config) -> Params:
   """The tree of `init` with a tuple of logical axis names per parameter; stacked ones begin with 'layers' or 'taps'.
 
-  Names: vocab embed heads kv_heads head_dim mlp norm, vision_positions vision_embed vision_qkv vision_heads vision_mlp vision_norm
-  merged merged_norm time pixels.
+  Names: vocab embed heads kv_heads head_dim mlp norm, vision_positions vision_embed vision_qkv vision_heads vision_mlp
+  vision_norm merged merged_norm time pixels.
   """
   boxed = jax.eval_shape(functools.partial(_boxed, config), jax.eval_shape(lambda: jax.random.key(0)))
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
@@ -134,12 +135,16 @@ def encode_images(config: Config, params: Params, patches_BNXPC: jax.Array, grid
   return Features(merged, jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXV))
 
 
+def _nth(stack: Params, i: int) -> Params:
+  return jax.tree.map(lambda p: p[i], stack)
+
+
 def _run_blocks(v: vision.VisionConfig, blocks: Params, x_IXV: jax.Array, block: Callable) -> tuple[jax.Array, jax.Array]:
   """All blocks, and the outputs of the tapped ones [J, I, X, V]."""
   if v.depth <= _UNROLL:
     outputs = []
     for i in range(v.depth):
-      x_IXV = block(x_IXV, jax.tree.map(lambda p: p[i], blocks))
+      x_IXV = block(x_IXV, _nth(blocks, i))
       outputs.append(x_IXV)
     return x_IXV, jnp.stack([outputs[t] for t in v.taps]) if v.taps else jnp.zeros((0, *x_IXV.shape), x_IXV.dtype)
   tap_of_layer = np.full(v.depth, -1, np.int32)
@@ -203,7 +208,8 @@ def hidden(config: Config, params: Params, inputs: Inputs, *, dtype: jnp.dtype, 
   def layer(x, layer_params):
     return text.TextLayer(config.text, dtype).apply({'params': layer_params}, x, angle_BTF, attend)
 
-  x_BTD = _run_layers(config, params['text']['layers'], x_BTD, features, inputs.visual_BT, jax.checkpoint(layer) if remat else layer)
+  run = jax.checkpoint(layer) if remat else layer
+  x_BTD = _run_layers(config, params['text']['layers'], x_BTD, features, inputs.visual_BT, run)
   return _final_norm(config, params, x_BTD)
 
 
@@ -212,7 +218,7 @@ def _run_layers(config: Config, layers: Params, x_BTD: jax.Array, features: Feat
   taps = len(config.vision.taps) if _has_images(features) else 0
   if config.text.layers <= _UNROLL:
     for i in range(config.text.layers):
-      x_BTD = layer(x_BTD, jax.tree.map(lambda p: p[i], layers))
+      x_BTD = layer(x_BTD, _nth(layers, i))
       x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT) if i < taps else x_BTD
     return x_BTD
 
@@ -247,8 +253,8 @@ def run_layers(config: Config, params: Params, x_BTD: jax.Array, positions_ABT: 
   angle_BTF = text.rotary_angles(config.text, positions_ABT)
   taps = len(config.vision.taps) if _has_images(features) else 0
   for i in range(config.text.layers):
-    layer_params = jax.tree.map(lambda p: p[i], params['text']['layers'])
-    x_BTD = text.TextLayer(config.text, x_BTD.dtype).apply({'params': layer_params}, x_BTD, angle_BTF, functools.partial(attend, i))
+    layer = functools.partial(text.TextLayer(config.text, x_BTD.dtype).apply, {'params': _nth(params['text']['layers'], i)})
+    x_BTD = layer(x_BTD, angle_BTF, functools.partial(attend, i))
     if i < taps:
       x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT)
   return _final_norm(config, params, x_BTD)
@@ -286,8 +292,10 @@ def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray])
   v = config.vision
   unit = v.patch * v.merge
   for i, image in enumerate(images):
-    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3 or 0 in image.shape or image.shape[0] % unit or image.shape[1] % unit:
-      raise DataError(f'image {i}: got {image.dtype}{list(image.shape)}, wanted uint8[H, W, 3] with sides multiples of {unit}; resize it')
+    whole = image.ndim == 3 and image.shape[2] == 3 and image.size and not image.shape[0] % unit and not image.shape[1] % unit
+    if image.dtype != np.uint8 or not whole:
+      raise DataError(f'image {i}: got {image.dtype}{list(image.shape)}, wanted uint8[H, W, 3] with sides multiples of {unit}; '
+                      'resize it')
   grids = np.array([(i.shape[0] // v.patch, i.shape[1] // v.patch) for i in images], np.int32).reshape(1, -1, 2)
   spots, _ = positions.mrope_positions(ids, config.image_id, [tuple(g) for g in grids[0] // v.merge])
   most = int((grids[0, :, 0] * grids[0, :, 1]).max()) if len(images) else 0

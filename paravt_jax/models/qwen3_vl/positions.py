@@ -1,7 +1,7 @@
 """M-RoPE position ids: three numbers per token (time, height, width). Numpy only.
 
-Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit at (p, p + row, p + column), and
-the next token at p + max(h, w). Every temporal patch of a native video is an image of its own.
+Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit at (p, p + row, p + column),
+and the next token at p + max(h, w). Every temporal patch of a native video is an image of its own.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def mrope_positions(ids: np.ndarray, image_id: int, merged_grids: Sequence[tuple
       continue
     grid = next(grids[int(ids[at])], None)
     if grid is None:
-      raise DataError(f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; expand the ids again')
+      raise DataError(f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
+                      'expand the ids again')
     rows, columns = int(grid[0]), int(grid[1])
     n = rows * columns
     if not (ids[at:at + n] == ids[at]).all() or at + n > len(ids):

@@ -36,12 +36,14 @@ class TextLayer(nn.Module):
 
   def _attention(self, x_BTD, angle_BTF, attend):
     c = self.config
-    linear = lambda name, heads, axis: Linear(heads * c.head_dim, ('embed', axis), self.dtype, False, name=name)(x_BTD).reshape(
-        *x_BTD.shape[:2], heads, c.head_dim)
-    q_BTHF, k_BTKF, v_BTKF = linear('q', c.heads, 'heads'), linear('k', c.kv_heads, 'kv_heads'), linear('v', c.kv_heads, 'kv_heads')
-    q_BTHF = rotate(RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(q_BTHF), angle_BTF)
-    k_BTKF = rotate(RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(k_BTKF), angle_BTF)
-    o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
+
+    def heads(name, count, axis):
+      flat = Linear(count * c.head_dim, ('embed', axis), self.dtype, False, name=name)(x_BTD)
+      return flat.reshape(*x_BTD.shape[:2], count, c.head_dim)
+
+    q_BTHF = rotate(RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(heads('q', c.heads, 'heads')), angle_BTF)
+    k_BTKF = rotate(RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(heads('k', c.kv_heads, 'kv_heads')), angle_BTF)
+    o_BTHF = attend(q_BTHF, k_BTKF, heads('v', c.kv_heads, 'kv_heads'))
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))
 

@@ -1,7 +1,7 @@
 """The vision tower's modules: patches to tokens, blocks with 2-D rotary attention inside one image, mergers.
 
-Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to X patches; a padded patch is
-seen by nobody. Shapes: [B, N, X, ...] for B rows of N images.
+Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to X patches; a padded patch
+is seen by nobody. Shapes: [B, N, X, ...] for B rows of N images.
 """
 
 import flax.linen as nn
@@ -53,7 +53,7 @@ def rotary_angles(config: VisionConfig, row: jax.Array, column: jax.Array) -> ja
 
 
 class PatchEmbed(nn.Module):
-  """Pixels to width, as one matrix product. uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1) stands for all of a patch's."""
+  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1) stands for all of a patch's."""
   config: VisionConfig
   dtype: jnp.dtype
 
@@ -61,7 +61,8 @@ class PatchEmbed(nn.Module):
   def __call__(self, patches: jax.Array) -> jax.Array:
     c = self.config
     channels = 3 * c.patch ** 2
-    init = nn.with_logical_partitioning(nn.initializers.normal((c.temporal * channels) ** -0.5), ('time', 'pixels', 'vision_embed'))
+    init = nn.initializers.normal((c.temporal * channels) ** -0.5)
+    init = nn.with_logical_partitioning(init, ('time', 'pixels', 'vision_embed'))
     kernel = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
     bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vision_embed',)), (c.width,), jnp.float32)
     if patches.shape[-2] == 1:
@@ -96,7 +97,7 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-  """Four neighbouring patches to one text-width token: [I, X, V] -> [I, X / merge^2, D]. `wide`: the norm acts after joining them."""
+  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`: the norm acts after joining."""
   config: VisionConfig
   width: int
   wide: bool

@@ -19,8 +19,8 @@ from paravt_jax.models.qwen3_vl.config import Config
 
 _SHARD_BYTES = 5 * 10 ** 9
 _SERVED_PIXELS = (1024, 50176)     # least and most pixels of an image in a folder that is served: our frames pass unchanged
-_COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json',
-           'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
+_COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
+           'added_tokens.json', 'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
 _DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16)}
 
 # Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a layer.
@@ -34,7 +34,8 @@ _MERGER = {**_NORM, **{f'linear_fc{i}.{a}': f'fc{i}.{b}' for i in (1, 2) for a, 
 _VISION_BLOCK = {
     **{f'norm{i}.{a}': f'norm{i}.{b}' for i in (1, 2) for a, b in (('weight', 'scale'), ('bias', 'bias'))},
     **{f'{n}.{a}': f'{n.split(".")[-1].replace("linear_", "")}.{b}'
-       for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2') for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
+       for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2')
+       for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
 
 
 class Slot(NamedTuple):
@@ -105,23 +106,11 @@ def load_hf(folder: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
   """
   folder = pathlib.Path(folder)
   config = Config.from_hf(_read_json(folder / 'config.json'))
-  table, shapes_tree = name_table(config), model.abstract_params(config)
-  params, seen = {}, set()
+  table, params, seen = name_table(config), {}, set()
   for file in _weight_files(folder):
     try:
       with safe_open(file, 'np') as tensors:
-        names = list(tensors.keys())
-        unknown = [n for n in names if n not in table and not (n == 'lm_head.weight' and config.tied)]
-        if unknown:
-          raise DataError(f'{file}: got {len(unknown)} unknown tensors, such as {unknown[0]!r}, wanted only those of the model in '
-                          'config.json; check that weights and config belong together')
-        for name in names:
-          _check_dtype(file, name, tensors.get_slice(name).get_dtype())
-          if name in table:
-            _fill(config, params, shapes_tree, table[name], tensors.get_tensor(name), f'{file}: {name}')
-          elif not _same_bits(tensors.get_tensor(name), params.get('text', {}).get('embed', {}).get('embedding')):
-            raise DataError(f'{file}: lm_head.weight differs from the embedding, but config.json says tie_word_embeddings; set it to false')
-        seen.update(names)
+        seen |= _read_file(config, file, tensors, table, params)
     except (SafetensorError, OSError) as error:
       raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
   missing = sorted(set(table) - seen)
@@ -131,8 +120,18 @@ def load_hf(folder: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
   return config, params
 
 
-def _same_bits(tensor: np.ndarray, embedding: np.ndarray | None) -> bool:
-  return embedding is not None and tensor.shape == embedding.shape and tensor.tobytes() == embedding.tobytes()
+def _read_file(config: Config, file: pathlib.Path, tensors: Any, table: dict[str, Slot], params: dict) -> set[str]:
+  """Fills `params` from one open file; returns its names."""
+  names = set(tensors.keys())
+  unknown = sorted(names - set(table))
+  if unknown:
+    raise DataError(f'{file}: got {len(unknown)} unknown tensors, such as {unknown[0]!r}, wanted only those of the model in '
+                    'config.json; check that weights and config (tie_word_embeddings, too) belong together')
+  wanted = model.abstract_params(config)
+  for name in sorted(names):
+    _check_dtype(file, name, tensors.get_slice(name).get_dtype())
+    _fill(config, params, wanted, table[name], tensors.get_tensor(name), f'{file}: {name}')
+  return names
 
 
 def _check_dtype(file: pathlib.Path, name: str, dtype: str) -> None:
@@ -150,19 +149,12 @@ def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: n
   if leaf is None:
     leaf = node[slot.path[-1]] = np.empty(shape, tensor.dtype)
   target = leaf if slot.layer is None else leaf[slot.layer]
-  array = _ours(tensor, slot.form) if tensor.ndim == _rank(target, slot) else tensor
+  rank = 5 if slot.form == 'patches' else target.ndim
+  array = _ours(tensor, slot.form) if tensor.ndim == rank else tensor
   if array.shape != target.shape or tensor.dtype != leaf.dtype:
-    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted {leaf.dtype}{_their_shape(config, target, slot)}; '
+    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted {leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; '
                     'weights and config.json do not belong together')
   target[...] = array
-
-
-def _rank(target: np.ndarray, slot: Slot) -> int:
-  return 5 if slot.form == 'patches' else target.ndim
-
-
-def _their_shape(config: Config, target: np.ndarray, slot: Slot) -> list[int]:
-  return list(_theirs(config, target, slot.form).shape)
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -181,7 +173,8 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
   try:
     return json.loads(file.read_text())
   except OSError as error:
-    raise DataError(f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; check the path') from error
+    raise DataError(f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; '
+                    'check the path') from error
   except ValueError as error:
     raise DataError(f'{file}: is not JSON ({error}); copy or download it again') from error
 
@@ -222,7 +215,8 @@ def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], t
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
   except (OSError, SafetensorError) as error:
-    raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space or choose another place') from error
+    raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space or choose another '
+                    'place') from error
 
 
 def _check_params(config: Config, params: dict[str, Any]) -> None:

@@ -37,7 +37,8 @@ def _changed(**sections):
 @pytest.mark.parametrize('hf, message', [
     (_changed(text_config={'num_experts': 64}), 'num_experts is 64, wanted 0'),
     (_changed(text_config={'rope_theta': None, 'rope_parameters': {'mrope_section': [24, 20, 20]}}), 'no rope theta'),
-    (_changed(text_config={'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1., 'mrope_section': [1, 1, 1]}}), "rope type 'yarn'"),
+    (_changed(text_config={'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1., 'mrope_section': [1, 1, 1]}}),
+     "rope type 'yarn'"),
     (_changed(text_config={'hidden_size': None}), "no 'hidden_size'"),
     (_changed(text_config={'num_key_value_heads': 5}), 'heads 16 are a multiple of kv_heads 5'),
     (_changed(vision_config={'deepstack_visual_indexes': [5, 99]}), r'taps \(5, 99\) rise within depth 24'),

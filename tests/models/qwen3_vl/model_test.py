@@ -108,9 +108,10 @@ def test_bfloat16_compute_keeps_float32_masters_and_stays_near(params):
   assert np.abs(np.asarray(run(jnp.bfloat16), np.float32) - run(jnp.float32)).mean() < 0.05
 
 
-@pytest.mark.parametrize('image', [np.zeros((32, 48, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32), np.uint8)])
+@pytest.mark.parametrize('image', [
+    np.zeros((32, 48, 3), np.uint8), np.zeros((32, 32, 3), np.float32), np.zeros((32, 32), np.uint8)])
 def test_an_image_that_is_not_whole_merged_tokens_is_refused(params, image):
-  with pytest.raises(DataError, match='image 0: got .* sides multiples of 32'):
+  with pytest.raises(DataError, match=r'image 0: got .* sides multiples of 32'):
     model.logits(CONFIG, params, [1, IMAGE], [image])
 
 
@@ -118,5 +119,6 @@ def test_patches_are_in_merge_order_with_channels_first():
   image = np.arange(32 * 64 * 3, dtype=np.uint32).reshape(32, 64, 3)
   flat = model.patchify(image, 16, 2)
   assert flat.shape == (8, 768)
-  assert [int(row[0]) for row in flat] == [image[r, c, 0] for r, c in [(0, 0), (0, 16), (16, 0), (16, 16), (0, 32), (0, 48), (16, 32), (16, 48)]]
+  corners = [(0, 0), (0, 16), (16, 0), (16, 16), (0, 32), (0, 48), (16, 32), (16, 48)]
+  assert [int(row[0]) for row in flat] == [image[r, c, 0] for r, c in corners]
   assert int(flat[0, 256]) == image[0, 0, 1] and int(flat[0, 1]) == image[0, 1, 0]

@@ -9,15 +9,14 @@ IMAGE, VIDEO, START, END = 60, 61, 58, 59
 
 def torch_config(tied: bool = True, layers: int = 4, depth: int = 3, taps=(0, 1)) -> Qwen3VLConfig:
   """Sizes that keep every feature: GQA, unequal rope sections, DeepStack."""
-  return Qwen3VLConfig(
-      text_config=dict(vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=layers, num_attention_heads=4,
-                       num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, rms_norm_eps=1e-6,
-                       tie_word_embeddings=tied,
-                       rope_parameters=dict(rope_type='default', rope_theta=5e6, mrope_section=[6, 5, 5], mrope_interleaved=True)),
-      vision_config=dict(depth=depth, hidden_size=32, intermediate_size=56, num_heads=2, out_hidden_size=48,
-                         num_position_embeddings=36, deepstack_visual_indexes=list(taps)),
-      image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END,
-      tie_word_embeddings=tied)
+  rope = {'rope_type': 'default', 'rope_theta': 5e6, 'mrope_section': [6, 5, 5], 'mrope_interleaved': True}
+  text = {'vocab_size': 64, 'hidden_size': 48, 'intermediate_size': 80, 'num_hidden_layers': layers, 'num_attention_heads': 4,
+          'num_key_value_heads': 2, 'head_dim': 32, 'max_position_embeddings': 4096, 'rms_norm_eps': 1e-6,
+          'tie_word_embeddings': tied, 'rope_parameters': rope}
+  vision = {'depth': depth, 'hidden_size': 32, 'intermediate_size': 56, 'num_heads': 2, 'out_hidden_size': 48,
+            'num_position_embeddings': 36, 'deepstack_visual_indexes': list(taps)}
+  return Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+                       vision_start_token_id=START, vision_end_token_id=END, tie_word_embeddings=tied)
 
 
 def torch_model(seed: int = 0, **sizes) -> Qwen3VLForConditionalGeneration:

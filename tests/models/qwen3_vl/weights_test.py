@@ -11,6 +11,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from paravt_jax.errors import DataError
 from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl.config import PUBLISHED
 from tests.models.qwen3_vl import oracle
 
 
@@ -23,7 +24,8 @@ def checkpoint(request, tmp_path_factory):
   assert len(list(folder.glob('*.safetensors'))) > 1
   tokenizer = tmp_path_factory.mktemp('tokenizer')
   (tokenizer / 'tokenizer.json').write_text('{}')
-  (tokenizer / 'preprocessor_config.json').write_text('{"size": {"shortest_edge": 65536, "longest_edge": 9}, "min_pixels": 3, "a": 1}')
+  old = {'size': {'shortest_edge': 65536, 'longest_edge': 9}, 'min_pixels': 3, 'a': 1}
+  (tokenizer / 'preprocessor_config.json').write_text(json.dumps(old))
   return folder, tokenizer
 
 
@@ -121,7 +123,6 @@ def test_params_of_another_size_are_not_saved(checkpoint, tmp_path):
 
 
 def test_the_table_of_names_covers_every_parameter_once():
-  from paravt_jax.models.qwen3_vl.config import PUBLISHED
   config = PUBLISHED['2b']()
   slots = list(weights.name_table(config).values())
   assert len({(s.path, s.layer) for s in slots}) == len(slots)

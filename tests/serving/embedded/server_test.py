@@ -241,6 +241,20 @@ def test_an_update_under_pause_retract_leaves_spans_that_are_exact_under_their_o
   assert (status, body['success']) == (200, True), body
 
 
+def test_an_update_without_pause_waits_for_what_runs(client, loaded, folder):
+  config, _ = loaded
+  sent = [request(words(config, 12, 83), seed=i, max_new_tokens=200, banned_ids=(config.image_id,)) for i in range(8)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    before = client.counts()['sampled_tokens']
+    running = [pool.submit(client.generate, one) for one in sent]
+    wait_until(lambda: client.counts()['sampled_tokens'] > before)
+    assert client.call('/update_weights_from_disk', {'model_path': str(folder), 'weight_version': '5'})[0] == 200
+    replies = [future.result() for future in running]
+  assert all(len(reply.weight_versions) == 1 and reply.retractions == 0 for reply in replies)
+  assert {reply.weight_versions[0][0] for reply in replies} <= {0, 5}
+  assert client.call('/update_weights_from_disk', {'model_path': str(folder), 'weight_version': '0'})[0] == 200
+
+
 def wait_until(condition, seconds: float = 20.0) -> None:
   end = time.monotonic() + seconds
   while not condition():
@@ -320,10 +334,9 @@ def test_a_wrong_request_is_one_clear_line(client, change, says):
 
 def test_placeholders_and_images_must_agree_in_number_and_size(client, loaded):
   config, _ = loaded
-  pad = config.image_id
-  for ids, images, says in (([pad] * 2, (frame(1),), 'hold 2 image placeholders'), ([5], (frame(1),), 'hold 0 image placeholders'),
-                            ([pad], (frame(1, 40, 32),), '40x32'),
-                            ([pad], (frame(1, 96, 96),), 'max_image_patches')):
+  pad, one = config.image_id, (frame(1),)
+  for ids, images, says in (([pad] * 2, one, 'hold 2 image placeholders'), ([5], one, 'hold 0 image placeholders'),
+                            ([pad], (frame(1, 40, 32),), '40x32'), ([pad], (frame(1, 96, 96),), 'max_image_patches')):
     status, body = client.call('/generate', request(ids, images).to_json())
     assert status == 400 and says in body['error']['message'], body
 

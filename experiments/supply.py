@@ -1,0 +1,94 @@
+"""Groups on their way to the learner: started as far ahead as the schedule allows, handed out a step at a time."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import rollouts
+from paravt_jax.data.order import EpochOrder
+from paravt_jax.errors import RolloutError
+from paravt_jax.rollout import groups, schedule
+from paravt_jax.types import Group, Task
+
+LOST_IN_A_ROW = 64  # groups lost whole, one after the other, before the run gives up
+
+
+class Queue:
+  """Groups on their way: started as the schedule allows, handed out in batches, counted for the checkpoint."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    server: rollouts.Rollouts,
+    reward: groups.Reward,
+    options: groups.GroupOptions,
+    order: EpochOrder,
+    tasks: Sequence[Task],
+    host: dict[str, Any] | None,
+  ):
+    knobs = config.rollout
+    self.schedule = schedule.Schedule(schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness))
+    if host is not None:
+      self.schedule.restore(host['schedule'], lost=host['ready'])
+    self._agent, self._reward, self._options, self._order, self._tasks = server.sampling, reward, options, order, tasks
+    self._batch = knobs.prompts
+    self._running: dict[asyncio.Task, int] = {}
+    self._ready: list[tuple[int, Group]] = []
+    self._lost = 0
+
+  def _fill(self) -> None:
+    """Starts as many groups as may run."""
+    while (position := self.schedule.start()) is not None:
+      epoch, index = self._order.at(position)
+      prompt = groups.Prompt(self._tasks[index], epoch)
+      self._running[asyncio.create_task(groups.run_group(self._agent, prompt, self._reward, self._options))] = position
+
+  async def next_batch(self) -> list[Group]:
+    """The next step's groups, in the order of their positions.
+
+    Raises:
+      RolloutError: group after group is lost whole.
+    """
+    while len(self._ready) < self._batch:
+      self._fill()
+      done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+      for task in sorted(done, key=self._running.__getitem__):
+        self._take(self._running.pop(task), task.result())
+    batch, self._ready = self._ready[: self._batch], self._ready[self._batch :]
+    self._fill()  # with staleness above 0 the next groups run while the learner steps
+    return [group for _, group in sorted(batch, key=lambda pair: pair[0])]
+
+  def _take(self, position: int, group: Group) -> None:
+    if group.scored:
+      self.schedule.accept(position)
+      self._ready.append((position, group))
+      self._lost = 0
+      return
+    self.schedule.reject(position)
+    self._lost += 1
+    if self._lost >= LOST_IN_A_ROW:
+      raise RolloutError(
+        f"{self._lost} groups in a row were lost whole (the last: {group.dropped[0]}); see the server's log, and check "
+        f'the media root'
+      )
+
+  def state(self) -> dict[str, Any]:
+    """For the checkpoint; groups that wait for a step run again."""
+    return {'schedule': self.schedule.state(), 'ready': [position for position, _ in self._ready]}
+
+  def metrics(self) -> dict[str, float]:
+    """How full the queue is."""
+    return {
+      'rollout/running': float(len(self._running)),
+      'rollout/queued': float(len(self._ready)),
+      'rollout/capacity': float(self.schedule.room),
+      'rollout/epoch': self.schedule.next_position / self._order.size,
+    }
+
+  async def close(self) -> None:
+    """Cancels what runs."""
+    for task in self._running:
+      task.cancel()
+    await asyncio.gather(*self._running, return_exceptions=True)
