@@ -10,7 +10,7 @@ SCALES = ('tiny', '2b', '8b')
 
 
 def rl(scale: str) -> ConfigDict:
-  """The shared recipe at `scale`, unlocked.
+  """The shared recipe at `scale`, locked: a recipe changes its knobs and cannot invent one.
 
   Raises:
     ValueError: `scale` is not one of SCALES.
@@ -24,7 +24,7 @@ def rl(scale: str) -> ConfigDict:
   if scale == '2b':
     config.mesh.fsdp = 1
     config.train.rows = 1
-  return config
+  return config.lock()
 
 
 def _published() -> ConfigDict:
@@ -146,7 +146,7 @@ def _adamw(learning_rate: float, schedule: str, steps: int) -> dict:
 
 
 def sft(scale: str) -> ConfigDict:
-  """The cold start: the published numbers (spec of ParaVT-SFT), or the tiny scale's. Unlocked."""
+  """The cold start: the published numbers (spec of ParaVT-SFT), or the tiny scale's. Locked."""
   if scale not in SCALES:
     raise ValueError(f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/sft.py:tiny')
   config = ConfigDict(
@@ -174,8 +174,6 @@ def sft(scale: str) -> ConfigDict:
         'backend': 'pyav',
         'workers': 8,
         'deadline_s': 30.0,
-        'cache_mb': 8192,
-        'cache_folder': '',
       },
       'steps': 500,
       'optimizer': {**_adamw(2e-5, 'cosine', 1500), 'warmup_steps': 75},
@@ -200,14 +198,14 @@ def sft(scale: str) -> ConfigDict:
     config.train.micro_batches = 32
   if scale == 'tiny':
     _tiny_sft(config)
-  return config
+  return config.lock()
 
 
 def _tiny(config: ConfigDict) -> None:
   """A fresh machine without accelerator: synthetic world, 1.8M parameters in float32, embedded server, a mesh of one device."""
   config.data.kind = 'world'
-  config.world = world()
   config.cold_start = sft('tiny')
+  config.world = config.cold_start.world  # one object: --config.world.… changes the cold start's world too
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0, 'cache_mb': 512})
   config.sampling.context = 512
   config.agent.update({'max_new_tokens': 96})
@@ -258,7 +256,7 @@ def _tiny_sft(config: ConfigDict) -> None:
   """A cold start of a few minutes on two cores, stopped well before it saturates: RL must have something to do."""
   config.data.kind = 'world'
   config.world = world()
-  config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0, 'cache_mb': 512})
+  config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0})
   config.steps = 500
   config.optimizer.update(
     {

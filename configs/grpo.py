@@ -15,5 +15,5 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
   config.agent.think_prefix = ''
   config.reward.answer_suffix = False
   config.reward.anchor_weight = 0.0
-  config.video.gating = False
-  return config.lock()
+  config.frames.gating = False
+  return config

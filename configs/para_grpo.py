@@ -1,7 +1,8 @@
 """PARA-GRPO: GRPO with exploration anchoring (pinned <think>, anchor reward) and frame-budget gating.
 
 python -m experiments.rl --config=configs/para_grpo.py            # the tiny scale, on any machine
-python -m experiments.rl --config=configs/para_grpo.py:8b --config.server.url=http://HOST:PORT --config.model.folder=DIR …
+python -m experiments.rl --config=configs/para_grpo.py:8b --config.model.folder=DIR --config.data.media_root=DIR \\
+  --config.data.train="('a.parquet',)" --config.server.urls="('http://HOST:PORT',)"
 """
 
 from ml_collections import ConfigDict
@@ -13,4 +14,4 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
   """The recipe at `scale`."""
   config = base.rl(scale)
   config.name = 'para_grpo'
-  return config.lock()
+  return config

@@ -12,4 +12,4 @@ from configs import base
 
 def get_config(scale: str = 'tiny') -> ConfigDict:
   """The recipe at `scale`."""
-  return base.sft(scale).lock()
+  return base.sft(scale)

@@ -4,6 +4,7 @@ Exit status: 0 done, 2 wrong input (a ParavtError), 130 interrupted.
 """
 
 import dataclasses
+import pathlib
 import re
 import sys
 import types as python_types
@@ -47,16 +48,21 @@ def run(main: Callable[[ConfigDict], Any]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """absl's parser, except that a mistyped knob or recipe is one line and not a traceback."""
   flags.FLAGS.set_gnu_getopt(True)
+  usage = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]'
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    recipe = flags.FLAGS['config'].config_filename
+    if not pathlib.Path(recipe).is_file():  # absl would say so at the first use only, with a traceback
+      _fail(f'--config={recipe}: there is no such recipe; usage: {usage}')
+    return rest
   except (AttributeError, KeyError) as error:
     wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' '))
     if wanted:
       _fail(f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?')
     _fail(f'a --config.… flag names a knob that this recipe does not have ({" ".join(str(error).split())}); its file lists them')
   except (OSError, flags.Error) as error:
-    usage = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]'
-    _fail(f'{" ".join(str(error).split())}; usage: {usage}')
+    raised = re.search(r'Traceback .*\n\w*(?:Error|Exception): (.*)', str(error), re.DOTALL)  # the recipe's own complaint
+    _fail(f'{" ".join((raised[1] if raised else str(error)).split())}; usage: {usage}')
   return []
 
 
@@ -96,12 +102,20 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
   if isinstance(value, ConfigDict):
     return value.to_dict()
   if origin is tuple:
-    return tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in value)
+    return _tuple(value, typing.get_args(hint), where)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if isinstance(hint, type) and hint in (int, float, str, bool) and type(value) is not hint:
     raise ConfigError(f'{where}: got {value!r} ({type(value).__name__}), wanted {hint.__name__}')
   return value
+
+
+def _tuple(value: Any, hints: tuple[Any, ...], where: str) -> tuple:
+  """A list or tuple, each member as its hint wants it; `hints` end in an ellipsis when any number may come."""
+  repeated = len(hints) == 2 and hints[1] is Ellipsis
+  if not isinstance(value, (list, tuple)) or not (repeated or len(value) == len(hints)):
+    raise ConfigError(f'{where}: got {value!r}, wanted {"a tuple" if repeated else f"a tuple of {len(hints)}"}')
+  return tuple(_typed(one, hints[0] if repeated else hint, where) for one, hint in zip(value, value if repeated else hints))
 
 
 def require(value: Any, allowed: str, ok: bool, knob: str) -> None:

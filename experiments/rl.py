@@ -79,7 +79,8 @@ def check(config: ConfigDict) -> None:
     exact,
     'sampling.top_p, sampling.top_k',
   )
-  require(tuple(config.frames.budgets), 'positive frame budgets', all(k >= 1 for k in config.frames.budgets), 'frames.budgets')
+  for knob, budgets in (('frames.budgets', config.frames.budgets), ('eval.budgets', config.eval.budgets)):
+    require(budgets, 'positive frame budgets', bool(budgets) and all(type(k) is int and k >= 1 for k in budgets), knob)
   require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
 
 
@@ -133,10 +134,10 @@ async def train(
       EpisodeLog(folder.path / 'episodes' / 'train.jsonl', start_step=learner.version) as log,
       wiring.bar(knobs.steps, config.name, learner.version) as progress,
     ):
+      saved, clock = learner.version, Clock()
       try:
         while learner.version < knobs.steps:
           number = learner.version
-          clock = Clock()
           batch = await evaluation.unless_stopped(queue.next_batch(), interrupts, server)
           clock.lap('rollout')
           metrics = await asyncio.to_thread(learner.update, batch)
@@ -149,11 +150,13 @@ async def train(
           for group in batch:
             for one in group.scored:
               log.append(number, one)
-          if interrupts.asked or learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps:
-            learner.save(queue.state())
-            clock.lap('checkpoint')
           writer.write(number, {**metrics, **clock.times(), **queue.metrics()})
           guard(metrics, knobs.gap_limit, number)
+          clock = Clock()  # saving counts towards the next step: a record that is on disk never lacks its line in the log
+          if learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps:
+            learner.save(queue.state())
+            saved = learner.version
+            clock.lap('checkpoint')
           progress.set_postfix_str(
             f'reward {metrics.get("reward/total", 0):.2f} accuracy {metrics.get("accuracy", 0):.2f} '
             f'calls {metrics.get("calls/executed", 0):.2f}',
@@ -161,6 +164,10 @@ async def train(
           )
           progress.update()
           interrupts.check()
+      except KeyboardInterrupt:  # raised between two steps, never inside one
+        if learner.version > saved:
+          learner.save(queue.state())
+        raise
       finally:
         await queue.close()
 

@@ -70,11 +70,11 @@ class RunFolder:
       raise ConfigError(
         f'run folder {path} is in use by another process; wait for it, or choose another with --config.run.folder=DIR'
       ) from None
+    self._progress = self._read('progress.json') or {'minutes': {}, 'done': {}}
     self._refuse_other_settings(config)
     write_json(path / 'config.json', config)
     (path / 'git.txt').write_text(commit() + '\n')
     (path / 'episodes').mkdir(exist_ok=True)
-    self._progress = self._read('progress.json') or {'minutes': {}, 'done': {}}
 
   @classmethod
   def named(cls, config: ConfigDict, *, folder: str, default: str) -> 'RunFolder':
@@ -92,7 +92,8 @@ class RunFolder:
 
   def _refuse_other_settings(self, config: Mapping[str, Any]) -> None:
     before = self._read('config.json')
-    if before is None:
+    results = any((self.path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or self._progress['done']
+    if before is None or not results:  # a command that was refused leaves nothing that binds the next one
       return
     changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
     if changed:

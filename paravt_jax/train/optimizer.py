@@ -21,7 +21,7 @@ class OptimizerOptions:
   name: adam | adamw | muon. schedule: constant | cosine, both after a linear warm-up over `warmup_steps`; cosine reaches
   final_scale * learning_rate at `total_steps` and stays there. With muon, matrices take `matrix_learning_rate` under the same
   schedule and `momentum`; embeddings, norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices,
-  under adamw on embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient norm, 0 for none.
+  under adamw on embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient norm (0: no).
   """
   name: str
   learning_rate: float

@@ -8,7 +8,7 @@ from paravt_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower. `taps`: the blocks whose outputs become DeepStack features; `positions`: entries of the learned square."""
+  """The vision tower. `taps`: blocks whose outputs become DeepStack features; `positions`: entries of the learned square."""
   width: int
   depth: int
   mlp: int
@@ -67,7 +67,8 @@ class Config:
         text=TextConfig(
             vocab=get('vocab_size'), width=get('hidden_size'), layers=get('num_hidden_layers'),
             heads=get('num_attention_heads'), kv_heads=get('num_key_value_heads'), head_dim=get('head_dim'),
-            mlp=get('intermediate_size'), rope_theta=theta, rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
+            mlp=get('intermediate_size'), rope_theta=theta,
+            rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
         vision=VisionConfig(
             width=see('hidden_size'), depth=see('depth'), mlp=see('intermediate_size'), heads=see('num_heads'),
             patch=see('patch_size'), merge=see('spatial_merge_size'), temporal=see('temporal_patch_size'),

@@ -30,8 +30,8 @@ class Inputs(NamedTuple):
   """Packed rows; axes: B rows, T tokens, A = 3 M-RoPE axes, N images of a row, X patches, P frames of a patch, C pixels, G = 2.
 
   segments: 0 padding, 1.. documents. branches: 0 a shared prefix or plain document, 1.. its suffixes. visual: index into the
-  row's own N * Y merged image tokens (Y = X / merge^2), -1 for text. patches: uint8 in merge order; P = 1 is an image (its frame
-  doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding. N may be 0.
+  row's own N * Y merged image tokens (Y = X / merge^2), -1 for text. patches: uint8 in merge order; P = 1 is an image (its
+  frame doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding. N may be 0.
   """
   tokens_BT: jax.Array
   positions_ABT: jax.Array

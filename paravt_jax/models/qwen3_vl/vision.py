@@ -97,7 +97,7 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`: the norm acts after joining."""
+  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`: norm after joining."""
   config: VisionConfig
   width: int
   wide: bool

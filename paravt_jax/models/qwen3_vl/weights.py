@@ -152,8 +152,8 @@ def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: n
   rank = 5 if slot.form == 'patches' else target.ndim
   array = _ours(tensor, slot.form) if tensor.ndim == rank else tensor
   if array.shape != target.shape or tensor.dtype != leaf.dtype:
-    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted {leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; '
-                    'weights and config.json do not belong together')
+    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted '
+                    f'{leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; weights and config.json do not belong together')
   target[...] = array
 
 

@@ -72,8 +72,10 @@ def _wait(process: subprocess.Popen, port_file: pathlib.Path, log: pathlib.Path,
     if port_file.exists():
       return int(port_file.read_text())
     if process.poll() is not None:
-      raise RolloutError(f'embedded server: ended with status {process.returncode} before it was ready; '
-                         f'its log {log} ends:\n{_tail(log)}')
+      said = _tail(log)
+      last = said.rpartition('\n')[2]
+      why = f'{last.removeprefix("error: ")} (its log: {log})' if last.startswith('error: ') else f'its log {log} ends:\n{said}'
+      raise RolloutError(f'embedded server: ended with status {process.returncode} before it was ready; {why}')
     time.sleep(0.05)
   raise RolloutError(f'embedded server: not ready within {deadline_s:g} s, raise server.deadline_s; '
                      f'its log {log} ends:\n{_tail(log)}')

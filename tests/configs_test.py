@@ -1,0 +1,333 @@
+"""Recipes: the published numbers, that each builds what it stands for at every scale, and that no knob is dead."""
+
+import ast
+import dataclasses
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+import types as python_types
+import typing
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, grpo, para_grpo, sft
+from experiments import launch, rl
+from experiments import sft as sft_entry
+from paravt_jax.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RECIPES = {'para_grpo': para_grpo, 'grpo': grpo, 'sft': sft}
+SCALES = ('tiny', '2b', '8b')
+CASES = [(name, scale) for name in RECIPES for scale in SCALES]
+
+# Numbers
+
+
+def leaves(config, prefix=''):
+  """{'agent.max_turns': 3, ...}."""
+  out = {}
+  for key, value in config.items():
+    out |= leaves(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {f'{prefix}{key}': value}
+  return out
+
+
+def numbers(config, knobs):
+  """The values of some knobs of a section, in the order asked for."""
+  return tuple(config[knob] for knob in knobs.split())
+
+
+def test_8b_holds_the_published_numbers_of_frames_prompts_and_tools():
+  config = para_grpo.get_config('8b')
+  assert numbers(config.frames, 'gating budgets frames') == (True, (4, 8, 16, 32, 64), 64)
+  assert numbers(config.video, 'min_pixels max_pixels') == (1024, 50176)
+  assert numbers(config.agent, 'think_prefix max_turns max_parallel max_new_tokens') == ('<think>\n', 3, 5, 2048)
+  assert numbers(config.subagent, 'rate min_frames max_frames see_question summary_tokens') == (1.0, 2, 16, True, 512)
+  assert numbers(config.sampling, 'temperature top_p top_k context') == (0.7, 1.0, -1, 32768)
+
+
+def test_8b_holds_the_published_numbers_of_the_reward():
+  config = para_grpo.get_config('8b').reward
+  assert numbers(config, 'format_weight anchor_weight answer_suffix tool tool_threshold tool_bonus') == (1.0, 0.5, True, True, 0.0, 'call')
+  assert numbers(config, 'open_ended grounding_threshold') == ('f1', None)
+
+
+def test_8b_holds_the_published_numbers_of_the_loss_and_its_optimizer():
+  config = para_grpo.get_config('8b')
+  assert config.rl.to_dict() == {
+    'clip': 0.2, 'weight_cap': 5.0, 'beta': 0.01, 'kl_limit': 10.0, 'batch_norm': 'std', 'updates_per_batch': 1}
+  assert numbers(config.optimizer, 'name learning_rate schedule') == ('adamw', 2e-6, 'constant')
+  assert numbers(config.optimizer, 'warmup_steps weight_decay clip_norm') == (0, 0.01, 1.0)
+  assert numbers(config.train, 'dtype freeze_vision') == ('bfloat16', True)
+
+
+def test_8b_holds_the_published_numbers_of_the_schedule():
+  config = para_grpo.get_config('8b')
+  assert numbers(config.rollout, 'steps prompts group_size staleness max_concurrent subagent_credit') == (54, 8, 8, 2, 64, 'episode')
+  assert config.rollout.prompts % (config.mesh.data * config.mesh.fsdp) == 0      # the release's 7 does not divide
+
+
+def test_8b_holds_the_published_numbers_of_the_cold_start():
+  config = sft.get_config('8b')
+  assert config.steps == 500
+  assert numbers(config.optimizer, 'name learning_rate schedule total_steps') == ('adamw', 2e-5, 'cosine', 1500)
+  assert numbers(config.optimizer, 'warmup_steps weight_decay clip_norm') == (75, 0.01, 1.0)
+  assert numbers(config.train, 'row_tokens dtype') == (8192, 'bfloat16')
+  devices = config.mesh.data * config.mesh.fsdp
+  assert config.train.rows * config.train.micro_batches == 4 * devices
+  assert numbers(config.frames, 'rate max_frames think_prefix') == (1.0, 64, '<think>\n')
+
+
+def test_2b_differs_from_8b_in_sizes_and_placement_only():
+  changed = lambda small, large: {knob for knob, value in leaves(large).items() if leaves(small).get(knob) != value}
+  placement = {'scale', 'mesh.fsdp', 'train.rows'}
+  assert changed(para_grpo.get_config('2b'), para_grpo.get_config('8b')) == placement
+  assert changed(sft.get_config('2b'), sft.get_config('8b')) == {*placement, 'train.micro_batches'}
+  small, large = sft.get_config('2b'), sft.get_config('8b')
+  assert small.train.rows * small.train.micro_batches == large.train.rows * large.train.micro_batches
+
+
+def test_tiny_keeps_the_method_and_changes_sizes():
+  """Sections that are the method's, not the machine's, stay as published."""
+  small, large = para_grpo.get_config('tiny'), para_grpo.get_config('8b')
+  for section in ('frames', 'rl'):
+    assert small[section].to_dict() == large[section].to_dict()
+  assert small.reward.to_dict() == {**large.reward.to_dict(), 'open_ended': 'exact'}
+  assert numbers(small.agent, 'think_prefix max_turns max_parallel') == numbers(large.agent, 'think_prefix max_turns max_parallel')
+  assert numbers(small.sampling, 'temperature top_p top_k') == (0.7, 1.0, -1)
+  assert numbers(small.rollout, 'prompts group_size staleness subagent_credit') == (8, 8, 0, 'episode')
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_grpo_is_para_grpo_without_prefix_suffix_anchor_and_gating(scale):
+  ours, vanilla = leaves(para_grpo.get_config(scale)), leaves(grpo.get_config(scale))
+  assert ours.keys() == vanilla.keys()
+  assert {knob: value for knob, value in vanilla.items() if value != ours[knob]} == {
+    'name': 'grpo', 'agent.think_prefix': '', 'reward.answer_suffix': False, 'reward.anchor_weight': 0.0, 'frames.gating': False}
+  assert vanilla['reward.tool'] is True
+
+
+def test_the_world_of_a_run_is_the_world_of_its_cold_start():
+  config = para_grpo.get_config()
+  config.world.scene.noise = 3.0
+  assert config.cold_start.world.scene.noise == 3.0
+
+
+@pytest.mark.parametrize(('name', 'scale'), CASES)
+def test_a_recipe_is_locked_and_a_stray_knob_in_one_is_refused(name, scale):
+  config = RECIPES[name].get_config(scale)
+  assert config.is_locked and config.scale == scale and config.name == name
+  with pytest.raises(AttributeError):
+    config.run.foldr = 'x'
+  with pytest.raises(AttributeError):
+    (base.sft if name == 'sft' else base.rl)(scale).train.gating = False
+
+
+@pytest.mark.parametrize('make', [base.rl, base.sft])
+def test_an_unknown_scale_is_refused_with_the_known_ones(make):
+  with pytest.raises(ValueError, match="scale '3b': wanted one of tiny, 2b, 8b"):
+    make('3b')
+
+
+# Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
+
+ENTRY = {'rl': 'rl learner rollouts supply evaluation wiring runs', 'sft': 'sft wiring runs'}
+GIVEN = {'model_options': {'section': 'train'}}        # parameters that are a section, by function
+ELSEWHERE = {'server': ('kind', 'threads', 'ready_timeout_s', 'api_key')}       # read beside the dataclass of their section
+
+
+@dataclasses.dataclass
+class Reads:
+  """builds: section -> [(dataclass, fields handed in)]; direct: knobs that are read by name."""
+
+  builds: dict[str, list[tuple[type, set[str]]]]
+  direct: set[str]
+
+
+def reads(entry):
+  """What the modules of an entry point read of their recipe."""
+  found = Reads({}, set())
+  for name in ENTRY[entry].split():
+    module = importlib.import_module(f'experiments.{name}')
+    for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):
+      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        _function(node, module, found)
+  return found
+
+
+def _function(function, module, found):
+  sections = {'config': '', **GIVEN.get(function.name, {})}
+  for node in ast.walk(function):                      # `knobs = config.rollout`, `a, b = config.a, config.b`
+    if isinstance(node, ast.Assign):
+      pairs = [(node.targets[0], node.value)]
+      if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+        pairs = zip(node.targets[0].elts, node.value.elts)
+      for target, value in pairs:
+        path = _path(value, sections)
+        if isinstance(target, ast.Name) and path is not None:
+          sections[target.id] = path
+  for node in ast.walk(function):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _path(node, sections):
+      found.direct.add(_path(node, sections))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'build':
+      kind = eval(ast.unparse(node.args[0]), vars(module))
+      found.builds.setdefault(node.args[2].value, []).append((kind, {keyword.arg for keyword in node.keywords}))
+
+
+def _path(node, sections):
+  """'rollout.steps' for config.rollout.steps, self.config.rollout.steps and knobs.steps; None for anything else."""
+  if isinstance(node, ast.Name):
+    return sections.get(node.id)
+  if not isinstance(node, ast.Attribute):
+    return None
+  if node.attr in ('config', '_config') and isinstance(node.value, ast.Name) and node.value.id == 'self':
+    return ''
+  above = _path(node.value, sections)
+  return None if above is None else f'{above}.{node.attr}'.lstrip('.')
+
+
+def section_of(config, where):
+  """config.world.scene for 'world.scene', None when the recipe has no such section (the url server at 8b)."""
+  for part in where.split('.'):
+    if part not in config:
+      return None
+    config = config[part]
+  return config
+
+
+def placeholder(hint):
+  """A value of a field's type, for fields that entry points hand in."""
+  if typing.get_origin(hint) in (typing.Union, python_types.UnionType):
+    return None if type(None) in typing.get_args(hint) else placeholder(typing.get_args(hint)[0])
+  return {int: 0, float: 0.0, str: '', bool: False}.get(hint, ())
+
+
+@pytest.mark.parametrize(('name', 'scale'), CASES)
+def test_every_section_builds_its_dataclass(name, scale):
+  config, built = RECIPES[name].get_config(scale), 0
+  for where, kinds in reads('sft' if name == 'sft' else 'rl').builds.items():
+    section = section_of(config, where)
+    if section is None or (where == 'server' and section.kind == 'url'):
+      continue
+    for kind, given in kinds:
+      hints = typing.get_type_hints(kind)
+      knobs = {knob: value for knob, value in section.items() if knob not in ELSEWHERE.get(where, ()) and knob not in given}
+      given = {field: placeholder(hints[field]) for field in given}
+      if where == 'judge':
+        given['api_key'] = None
+      options = launch.build(kind, ConfigDict(knobs), where, **given)
+      assert isinstance(options, kind)
+      built += 1
+  assert built >= (7 if name == 'sft' and scale == 'tiny' else 3)
+
+
+@pytest.mark.parametrize(('entry', 'config'), [
+  ('rl', para_grpo.get_config()), ('rl', para_grpo.get_config('8b')), ('sft', sft.get_config()), ('sft', sft.get_config('8b'))])
+def test_every_knob_is_read(entry, config):
+  """By name in an entry point, or as a field of its section's dataclass that the library reads."""
+  used = library_attributes()
+  found = reads(entry)
+  fields = {f'{where}.{field.name}': field.name for where, kinds in found.builds.items() for kind, _ in kinds
+            for field in dataclasses.fields(kind)}
+  dead = []
+  for knob in leaves(config):
+    if knob.startswith(('cold_start.', 'sources.')) or any(knob.startswith(f'{path}.') for path in found.direct & set(fields)):
+      continue
+    base_knob = next((path for path in fields if knob == path or knob.startswith(f'{path}.')), None)
+    if knob not in found.direct and (base_knob is None or fields[base_knob] not in used):
+      dead.append(knob)
+  assert dead == []
+
+
+def library_attributes():
+  """Names of all attributes that the library reads."""
+  return {node.attr for file in (ROOT / 'paravt_jax').rglob('*.py') for node in ast.walk(ast.parse(file.read_text()))
+          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def test_the_cold_start_of_the_main_job_is_the_tiny_sft_recipe():
+  assert leaves(para_grpo.get_config().cold_start) == leaves(sft.get_config())
+
+
+# Wrong input at the door
+
+
+def started(*arguments, main='print("ran", config.agent.max_turns)', cwd=ROOT):
+  """(status, stdout, stderr) of an entry point around `main`; fast, for it imports no JAX."""
+  code = f'from experiments import launch\ndef main(config): {main}\nlaunch.run(main)'
+  done = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  return done.returncode, done.stdout, done.stderr
+
+
+RECIPE = '--config=configs/para_grpo.py'
+
+
+def test_a_knob_on_the_command_line_changes_the_recipe():
+  assert started(RECIPE, '--config.agent.max_turns=2') == (0, 'ran 2\n', '')
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+  ((RECIPE, '--config.agent.max_turn=2'), "no knob 'max_turn' in this recipe: did you mean max_turns?"),
+  ((RECIPE, '--config.agnt.max_turns=2'), "no knob 'agnt' in this recipe: did you mean agent?"),
+  ((RECIPE, '--config.zzz.qqq=2'), 'a knob that this recipe does not have'),
+  ((RECIPE, '--config.agent.max_turns=two'), "--config.agent.max_turns=two: invalid literal for int() with base 10: 'two'"),
+  ((RECIPE, '--config.frames.gating=perhaps'), 'Non-boolean argument'),
+  ((RECIPE, '--config.rollout=3'), "Failed to parse '3'"),
+  (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
+  ((f'{RECIPE}:3b',), "scale '3b': wanted one of tiny, 2b, 8b, as in --config=configs/para_grpo.py:tiny"),
+  ((), 'Flag --config must have a value'),
+  ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),
+])
+def test_wrong_input_ends_in_one_line_with_status_2(arguments, message):
+  status, out, err = started(*arguments)
+  assert (status, out) == (2, '')
+  assert err.startswith('error: ') and message in err and err.count('\n') == 1
+  assert 'Traceback' not in err and ('wanted' in err or 'did you mean' in err or 'usage' in err or 'knob' in err)
+
+
+def test_an_interrupt_ends_with_status_130_and_says_how_to_go_on():
+  status, _, err = started(RECIPE, main='raise KeyboardInterrupt')
+  assert status == 130 and err.strip() == 'interrupted; the same command goes on from the last checkpoint'
+
+
+@pytest.mark.parametrize(('knob', 'value', 'message'), [
+  ('rollout.steps', 0, '--config.rollout.steps=0: wanted at least 1'),
+  ('rollout.prompts', 0, 'rollout.prompts=0: wanted at least 1'),
+  ('rollout.group_size', 1, 'rollout.group_size=1: wanted at least 2'),
+  ('rollout.staleness', -1, 'rollout.staleness=-1: wanted at least 0'),
+  ('agent.max_turns', -1, 'agent.max_turns=-1: wanted at least 0'),
+  ('agent.max_parallel', 0, 'agent.max_parallel=0: wanted at least 1'),
+  ('sampling.temperature', 0.0, 'sampling.temperature=0.0: wanted above 0'),
+  ('sampling.top_p', 0.9, 'wanted top_p=1 and top_k=-1'),
+  ('sampling.top_k', 50, 'wanted top_p=1 and top_k=-1'),
+  ('frames.budgets', (4, 0), 'frames.budgets=(4, 0): wanted positive frame budgets'),
+  ('frames.budgets', (4, 'a'), 'wanted positive frame budgets'),
+  ('frames.budgets', (), 'wanted positive frame budgets'),
+  ('eval.budgets', (0,), 'eval.budgets=(0,): wanted positive frame budgets'),
+  ('data.kind', 'wrld', "data.kind='wrld': wanted 'world' or 'files'"),
+])
+def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, message):
+  config = para_grpo.get_config()
+  config.update_from_flattened_dict({knob: value})
+  with pytest.raises(ConfigError) as caught:
+    rl.check(config)
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(('knob', 'value'), [
+  ('steps', 0), ('train.rows', 0), ('data.kind', 'wrld'), ('optimizer.learning_rate', 0.0)])
+def test_a_cold_start_out_of_range_is_refused(knob, value):
+  config = sft.get_config()
+  config.update_from_flattened_dict({knob: value})
+  with pytest.raises(ConfigError, match=f'--config.{knob}'):
+    sft_entry.check(config)
+
+
+def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path):
+  command = [sys.executable, '-m', 'experiments.rl', f'--config={ROOT}/configs/para_grpo.py', '--config.agent.max_parallel=0']
+  done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert done.returncode == 2 and done.stderr == 'error: --config.agent.max_parallel=0: wanted at least 1\n'
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,81 @@
+"""The learner's records: one atomic record per step, and a checkpoint of another model is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import para_grpo
+from experiments.learner import Learner
+from paravt_jax.errors import CheckpointError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.serving import publish
+from paravt_jax.testing import tiny
+
+
+def model_folder(folder, width):
+  """A random checkpoint of that width."""
+  config = tiny.tiny_config(tiny.build_tokenizer(folder.with_name(folder.name + '_files')), layers=2, width=width)
+  weights.save_hf(folder, config, model.init(config, jax.random.key(0)), folder.with_name(folder.name + '_files'))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """Model folders of width 64 and 96."""
+  place = tmp_path_factory.mktemp('models')
+  return [model_folder(place / f'w{width}', width) for width in (64, 96)]
+
+
+@pytest.fixture
+def config():
+  made = para_grpo.get_config()
+  made.rl.beta = 0.0
+  return made
+
+
+def test_a_record_brings_back_parameters_version_and_the_hosts_counters(config, folders, tmp_path):
+  first = Learner(config, folders[0], tmp_path)
+  assert first.restore() is None and first.version == 0
+  first.version = 7
+  first.save({'schedule': {'accepted': 56}, 'ready': []})
+  again = Learner(config, folders[0], tmp_path)
+  assert again.restore() == {'schedule': {'accepted': 56}, 'ready': []} and again.version == 7
+  assert all(map(np.array_equal, jax.tree.leaves(first.state), jax.tree.leaves(again.state)))
+
+
+def test_a_checkpoint_of_another_shape_is_one_clear_error(config, folders, tmp_path):
+  Learner(config, folders[0], tmp_path).save({})
+  with pytest.raises(CheckpointError) as caught:
+    Learner(config, folders[1], tmp_path).restore()
+  message = str(caught.value)
+  assert 'checkpoints/00000000: leaf ' in message and 'wanted' in message and 'belongs to another model' in message
+  assert '\n' not in message
+
+
+def test_the_published_version_is_the_learners(config, folders, tmp_path):
+  learner = Learner(config, folders[0], tmp_path)
+  learner.version = 3
+  version, params = publish.load(learner.publish(), model.abstract_params(learner.model_config))
+  assert version == 3 and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(learner.state.params)))
+
+
+def test_an_export_is_the_parameters_and_is_written_once(config, folders, tmp_path):
+  learner = Learner(config, folders[0], tmp_path)
+  learner.export(tmp_path / 'hf')
+  _, params = weights.load_hf(tmp_path / 'hf')
+  assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(learner.state.params)))
+  stamp = (tmp_path / 'hf' / 'model.safetensors').stat().st_mtime_ns
+  learner.export(tmp_path / 'hf')
+  assert (tmp_path / 'hf' / 'model.safetensors').stat().st_mtime_ns == stamp
+
+
+def test_the_reference_is_kept_only_when_it_is_asked_for(config, folders, tmp_path):
+  assert Learner(config, folders[0], tmp_path)._reference is None
+  config.rl.beta = 0.01
+  assert Learner(config, folders[0], tmp_path)._reference is not None
+
+
+def test_micro_batches_double_until_the_rows_fit(config, folders, tmp_path):
+  config.train.update({'rows': 4, 'micro_batches': 2})
+  learner = Learner(config, folders[0], tmp_path)
+  assert [learner._capacity(rows) for rows in (1, 8, 9, 33)] == [2, 2, 4, 16]

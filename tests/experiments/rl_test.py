@@ -1,0 +1,46 @@
+"""The main loop's own parts: the guard against a learner and a server that disagree, the clock, the cold start's door."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import para_grpo
+from experiments import rl, runs
+from paravt_jax.errors import ConfigError, SyncError
+from paravt_jax.metrics import names
+
+
+def test_a_gap_above_the_limit_ends_the_run_with_its_number():
+  rl.guard({'policy/gap_mean': 9e-5, 'staleness/max': 0.0}, 1e-4, 3)
+  with pytest.raises(SyncError, match=r'step 3: .* is 2.00e-04, wanted at most rollout.gap_limit=0.0001: .*see metrics.jsonl'):
+    rl.guard({'policy/gap_mean': 2e-4, 'staleness/max': 0.0}, 1e-4, 3)
+
+
+def test_tokens_of_an_older_version_may_differ():
+  rl.guard({'policy/gap_mean': 1.0, 'staleness/max': 1.0}, 1e-4, 3)
+
+
+def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):
+  ticks = iter([0.0, 2.0, 5.0, 6.0, 6.5])
+  monkeypatch.setattr(rl.time, 'monotonic', lambda: next(ticks))
+  clock = rl.Clock()
+  for stage in ('rollout', 'learn', 'rollout'):
+    clock.lap(stage)
+  found = clock.times()
+  assert found == {'time/rollout': 3.0, 'time/learn': 3.0, 'time/other': 0.5, 'time/step': 6.5}
+  for name in (*found, 'time/publish', 'time/sync', 'time/checkpoint'):
+    names.lookup(name)
+
+
+def test_a_scale_without_a_cold_start_asks_for_a_model(tmp_path):
+  config = para_grpo.get_config('8b')
+  with pytest.raises(ConfigError, match=r'--config.model.folder is empty, .*train one with experiments.sft'):
+    rl.cold_start(config, runs.RunFolder(tmp_path, {}))
+
+
+def test_the_cold_starts_curve_is_kept_with_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(rl.sft, 'cold_start', lambda config: tmp_path / 'sft_run' / 'hf')
+  (tmp_path / 'sft_run').mkdir()
+  (tmp_path / 'sft_run' / 'metrics.jsonl').write_text('{"step": 0}\n')
+  folder = runs.RunFolder(tmp_path / 'run', {})
+  assert rl.cold_start(ConfigDict({'cold_start': {}}), folder) == tmp_path / 'sft_run' / 'hf'
+  assert (folder.path / 'sft' / 'metrics.jsonl').read_text() == '{"step": 0}\n'

@@ -1,0 +1,131 @@
+"""A run's folder: one process at a time, one recipe, phases that stay done."""
+
+import json
+import os
+import signal
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import runs
+from paravt_jax.errors import ConfigError
+
+RECIPE = {'name': 'x', 'seed': 0, 'agent': {'max_turns': 3, 'max_parallel': 5}, 'run': {'keep': 2}, 'server': {'port': 0}}
+
+
+def changed(section, **values):
+  return {**RECIPE, section: {**RECIPE[section], **values}}
+
+
+def closed(run):
+  """Lets go of the lock, as the end of the process does."""
+  run._lock.close()
+
+
+def test_a_new_folder_holds_config_commit_and_a_place_for_episodes(tmp_path):
+  runs.RunFolder(tmp_path / 'a', RECIPE)
+  assert json.loads((tmp_path / 'a' / 'config.json').read_text()) == RECIPE
+  assert (tmp_path / 'a' / 'git.txt').read_text().strip() and (tmp_path / 'a' / 'episodes').is_dir()
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+  first = runs.RunFolder(tmp_path, RECIPE)
+  with pytest.raises(ConfigError, match=r'is in use by another process; .*--config.run.folder=DIR'):
+    runs.RunFolder(tmp_path, RECIPE)
+  closed(first)
+  runs.RunFolder(tmp_path, RECIPE)
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_are_named(tmp_path):
+  closed(run := runs.RunFolder(tmp_path, RECIPE))
+  run.finish('before', {})
+  with pytest.raises(ConfigError, match=r'begun with other settings \(agent.max_turns: 3 -> 2\); go on with the same, or choose'):
+    runs.RunFolder(tmp_path, changed('agent', max_turns=2))
+  assert json.loads((tmp_path / 'config.json').read_text()) == RECIPE
+  runs.RunFolder(tmp_path, RECIPE)
+
+
+def test_what_does_not_change_the_results_may_differ(tmp_path):
+  closed(run := runs.RunFolder(tmp_path, RECIPE))
+  run.finish('before', {})
+  runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}})
+
+
+@pytest.mark.parametrize('trace', ['metrics.jsonl', 'checkpoints'])
+def test_settings_bind_once_there_is_something_to_go_on_with(tmp_path, trace):
+  """A command that was refused at the door leaves a folder; the mended command may use it."""
+  closed(runs.RunFolder(tmp_path, RECIPE))
+  closed(runs.RunFolder(tmp_path, changed('agent', max_turns=2)))
+  (tmp_path / trace).mkdir()
+  with pytest.raises(ConfigError, match='begun with other settings'):
+    runs.RunFolder(tmp_path, RECIPE)
+
+
+def test_minutes_add_up_over_restarts_also_of_a_phase_that_was_interrupted(tmp_path, monkeypatch):
+  clock = iter([0.0, 60.0, 100.0, 220.0])
+  monkeypatch.setattr(runs.time, 'monotonic', lambda: next(clock))
+  run = runs.RunFolder(tmp_path, RECIPE)
+  with pytest.raises(KeyboardInterrupt), run.phase('rl'):
+    raise KeyboardInterrupt
+  closed(run)
+  run = runs.RunFolder(tmp_path, RECIPE)
+  with run.phase('rl'):
+    pass
+  assert run.minutes == {'rl': 3.0}
+
+
+def test_a_finished_phase_keeps_its_result_over_restarts(tmp_path):
+  run = runs.RunFolder(tmp_path, RECIPE)
+  assert run.result('before') is None
+  run.finish('before', {'accuracy': 0.5})
+  closed(run)
+  assert runs.RunFolder(tmp_path, RECIPE).result('before') == {'accuracy': 0.5}
+
+
+def test_a_folder_that_cannot_be_made_and_a_broken_file_are_one_clear_error(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ConfigError, match=r'run folder .*file/below: Not a directory; choose another with --config.run.folder=DIR'):
+    runs.RunFolder(tmp_path / 'file' / 'below', RECIPE)
+  (tmp_path / 'progress.json').write_text('{"minutes"')
+  with pytest.raises(ConfigError, match=r'progress.json: not JSON .*move the folder away'):
+    runs.RunFolder(tmp_path, RECIPE)
+
+
+def test_a_name_gives_the_folder_unless_the_recipe_does(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = ConfigDict(RECIPE)
+  assert runs.RunFolder.named(config, folder='', default='x_tiny').path.as_posix() == 'runs/x_tiny'
+  assert runs.RunFolder.named(config, folder='else', default='x_tiny').path.as_posix() == 'else'
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+  runs.write_json(tmp_path / 'a.json', {'a': 1})
+  with pytest.raises(OSError):
+    runs.write_json(tmp_path / 'none' / 'a.json', {})
+  assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+  assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_fingerprint_is_a_function_of_the_values_and_not_of_their_order():
+  assert runs.fingerprint({'a': 1, 'b': (2, 3)}) == runs.fingerprint({'b': [2, 3], 'a': 1}) != runs.fingerprint({'a': 1, 'b': (2, 4)})
+  assert len(runs.fingerprint('x')) == 8
+
+
+def test_the_first_ctrl_c_asks_and_the_second_ends_at_once(capsys):
+  before = signal.getsignal(signal.SIGINT)
+  with runs.Interrupts() as interrupts:
+    interrupts.check()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interrupts.asked and 'ending at the next safe point' in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+      interrupts.check()
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGTERM)
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_says_its_scale_and_how_to_choose_another(tmp_path, capsys):
+  config = ConfigDict({**RECIPE, 'name': 'para_grpo', 'scale': 'tiny'})
+  runs.announce(config, runs.RunFolder(tmp_path, RECIPE))
+  said = capsys.readouterr().err
+  assert 'at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)' in said and str(tmp_path) in said

@@ -1,0 +1,60 @@
+"""The main job, shortened: a world of 8 videos, 30 steps of cold start, 4 of RL, 6 questions at K=4 and K=16."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 4
+SFT_ROWS = {'trace': 120, 'subagent': 100, 'lookup1': 20, 'lookup2': 10, 'lookup3': 10, 'lookup5': 20, 'lookup8': 10, 'lookup12': 10,
+            'glance4': 10, 'glance8': 10, 'glance16': 20, 'glance32': 10}
+KNOBS = {
+  **{f'world.corpus.sft_rows.{kind}': rows for kind, rows in SFT_ROWS.items()},
+  'world.corpus.videos': 6, 'world.corpus.heldout_videos': 2, 'world.corpus.rl_tasks': 24, 'world.corpus.heldout_tasks': 6,
+  'world.corpus.videos_per_archive': 4, 'cold_start.steps': 30, 'rollout.steps': STEPS, 'rollout.prompts': 4, 'rollout.group_size': 4,
+  'train.micro_batches': 4, 'eval.budgets': (4, 16), 'eval.questions': 6, 'frames.budgets': (4, 16), 'run.checkpoint_every': 2,
+}
+
+
+def command(folder, **knobs):
+  """The main job in runs/<folder>; further knobs with '__' for dots."""
+  given = {**KNOBS, 'run.folder': f'runs/{folder}', **{name.replace('__', '.'): value for name, value in knobs.items()}}
+  return [sys.executable, '-m', 'experiments.rl', f'--config={ROOT}/configs/para_grpo.py',
+          *(f'--config.{name}={value}' for name, value in given.items())]
+
+
+def environment():
+  """This process's, with the repository on the path and without the virtual devices of the tests."""
+  kept = {name: value for name, value in os.environ.items() if name not in ('XLA_FLAGS', 'NPROC')}
+  return {**kept, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+
+
+def start(cwd, folder, **knobs):
+  """The job as a process of its own group; what it says goes to <cwd>/<folder>.err."""
+  log = (cwd / f'{folder}.err').open('a')
+  return subprocess.Popen(command(folder, **knobs), cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)
+
+
+def run(cwd, folder, before=None, **knobs):
+  """(status, stdout, stderr) of the job, at its end; `before` runs in the child first."""
+  done = subprocess.run(command(folder, **knobs), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600,
+                        preexec_fn=before)
+  return done.returncode, done.stdout, done.stderr
+
+
+def records(cwd, folder):
+  """The whole lines of metrics.jsonl."""
+  path = cwd / 'runs' / folder / 'metrics.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')] if path.exists() else []
+
+
+def wait_for(condition, process=None, timeout=300.0):
+  """Polls until `condition()` holds; fails when the process ends first or time runs out."""
+  end = time.monotonic() + timeout
+  while not condition():
+    assert process is None or process.poll() is None, 'the job ended first'
+    assert time.monotonic() < end, 'waited too long'
+    time.sleep(0.02)

@@ -1,0 +1,105 @@
+"""From a recipe to running parts, and the one clear error when a part is not there."""
+
+import collections
+import pathlib
+
+import pytest
+
+from configs import para_grpo, sft
+from experiments import wiring
+from experiments import sft as sft_entry
+from paravt_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+  """The tiny recipe over a world of 3 videos, in an empty working directory."""
+  monkeypatch.chdir(tmp_path)
+  config = para_grpo.get_config()
+  config.world.corpus.update({'videos': 2, 'heldout_videos': 1, 'rl_tasks': 4, 'heldout_tasks': 2, 'videos_per_archive': 2})
+  config.world.corpus.sft_rows.update(dict.fromkeys(config.world.corpus.sft_rows, 2))
+  config.world.workers = 0
+  return config
+
+
+def test_the_corpus_is_written_once_and_its_tasks_point_at_real_videos(small, capsys):
+  corpus = wiring.rl_corpus(small)
+  train, held = (wiring.tasks(small, files, corpus.media_root) for files in (corpus.train, corpus.heldout))
+  assert (len(train), len(held)) == (4, 2)
+  assert {pathlib.Path(task.video).is_file() for task in train + held} == {True}
+  assert not {task.video for task in train} & {task.video for task in held}
+  written = corpus.train[0].stat().st_mtime_ns
+  assert wiring.rl_corpus(small).train[0].stat().st_mtime_ns == written
+  assert wiring.make_world(small.cold_start)[0].folder == corpus.train[0].parent       # the cold start learns from the same world
+  assert 'world: videos' in capsys.readouterr().err
+
+
+def test_sft_sources_take_their_weights_and_first_and_last_steps_from_the_recipe(small):
+  small.cold_start.unlock()
+  small.cold_start.sources = {'trace': (3.0, 100, None), 'lookup1': (0.5, 0, 200)}
+  found = {source.name: source for source in sft_entry.sources(small.cold_start, collections.Counter())}
+  assert len(found) == 12
+  of = lambda name: (found[name].weight, *(getattr(found[name], field) for field in list(type(found[name]).__dataclass_fields__)[3:5]))
+  assert (of('trace'), of('lookup1'), of('subagent')) == ((3.0, 100, None), (0.5, 0, 200), (1.0, 0, None))
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+  ({'train': ()}, r'--config.data.train is empty: wanted parquet files'),
+  ({'train': ('none.parquet',)}, r'--config.data.train: none.parquet does not exist; check the path'),
+])
+def test_files_of_ones_own_must_exist(change, message):
+  config = para_grpo.get_config('8b')
+  config.data.update(change)
+  with pytest.raises((ConfigError, DataError), match=message):
+    wiring.rl_corpus(config)
+  config = sft.get_config('8b')
+  config.data.update(change)
+  with pytest.raises((ConfigError, DataError), match=message):
+    sft_entry.sources(config, collections.Counter())
+
+
+def test_a_model_folder_that_is_missing_or_not_whole_is_one_clear_error(tmp_path):
+  with pytest.raises(DataError, match=r'--config.model.folder: .*none does not exist; wanted a Hugging Face checkpoint folder'):
+    wiring.load_model(tmp_path / 'none')
+  with pytest.raises(DataError, match='config.json'):
+    wiring.load_model(tmp_path)
+
+
+def test_the_tiny_model_is_made_once_per_seed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  folder = wiring.tiny_model(0)
+  stamp = (folder / 'model.safetensors').stat().st_mtime_ns
+  assert wiring.tiny_model(0) == folder and (folder / 'model.safetensors').stat().st_mtime_ns == stamp
+
+
+def test_a_mesh_takes_the_devices_it_needs_and_says_when_there_are_too_few():
+  config = para_grpo.get_config()
+  assert wiring.make_mesh(config).devices.size == 1
+  config.mesh.update({'data': 2, 'fsdp': 2, 'tensor': 2})
+  assert wiring.make_mesh(config).devices.size == 8
+  config.mesh.fsdp = 8
+  with pytest.raises(ConfigError, match=r'data 2 x fsdp 8 x tensor 2 = 32 devices, but this process has 8 \(cpu\); lower config.mesh'):
+    wiring.make_mesh(config)
+
+
+def test_freeze_vision_keeps_the_tower_out_of_the_optimizer(tmp_path):
+  from paravt_jax.testing import tiny
+  config, model_config = para_grpo.get_config(), tiny.tiny_config(tiny.make_tokenizer())
+  assert wiring.make_optimizer(config, model_config).frozen == ('visual',)
+  config.train.freeze_vision = False
+  assert wiring.make_optimizer(config, model_config).frozen == ()
+
+
+def test_wandb_is_asked_for_by_naming_a_project(tmp_path):
+  config = para_grpo.get_config()
+  assert wiring.wandb_options(config, tmp_path) is None
+  config.run.wandb_project, config.run.wandb_mode = 'videos', 'offline'
+  found = wiring.wandb_options(config, tmp_path)
+  assert (found['project'], found['entity'], found['mode'], found['dir']) == ('videos', None, 'offline', str(tmp_path))
+  assert found['config']['agent']['max_turns'] == 3
+
+
+def test_a_servers_threads_are_bounded_only_when_the_recipe_says_so():
+  assert 'intra_op_parallelism_threads=2' in wiring.child_environment(2)['XLA_FLAGS']
+  assert wiring.child_environment(2)['OMP_NUM_THREADS'] == '2'
+  assert 'intra_op_parallelism_threads' not in wiring.child_environment(0).get('XLA_FLAGS', '')
