@@ -217,7 +217,7 @@ def _tiny(config: ConfigDict) -> None:
     {
       'dtype': 'float32',
       'remat': False,
-      'backend': 'xla',
+      'backend': 'chunked',
       'head_chunk': 1024,
       'row_tokens': 1024,
       'row_images': 160,
@@ -272,13 +272,13 @@ def _tiny_sft(config: ConfigDict) -> None:
     {
       'dtype': 'float32',
       'remat': False,
-      'backend': 'xla',
+      'backend': 'chunked',
       'head_chunk': 512,
       'freeze_vision': False,
       'row_tokens': 512,
       'row_images': 128,
       'image_patches': 4,
-      'rows': 16,
+      'rows': 4,
       'micro_batches': 1,
     }
   )

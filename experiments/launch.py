@@ -4,6 +4,7 @@ Exit status: 0 done, 2 wrong input (a ParavtError), 130 interrupted.
 """
 
 import dataclasses
+import errno
 import pathlib
 import re
 import sys
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from paravt_jax.errors import ConfigError, ParavtError
 
 T = TypeVar('T')
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[ConfigDict], Any]) -> None:
@@ -38,6 +40,10 @@ def run(main: Callable[[ConfigDict], Any]) -> None:
       main(config.value)
     except ParavtError as error:
       _fail(str(error))
+    except OSError as error:
+      if error.errno not in FULL:
+        raise
+      _fail(f'{error.filename or "a file"}: {error.strerror}; free space, then run the same command again: it goes on where it was')
     except KeyboardInterrupt:
       print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       sys.exit(130)

@@ -32,8 +32,11 @@ def fingerprint(*parts: Any) -> str:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes by rename, so that a reader (or a kill) never meets half a file."""
   partial = path.with_name(f'.{path.name}.{os.getpid()}')
-  partial.write_text(json.dumps(value, indent=1, default=str) + '\n')
-  partial.replace(path)
+  try:
+    partial.write_text(json.dumps(value, indent=1, default=str) + '\n')
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)  # what a full disk left of it
 
 
 def commit() -> str:

@@ -34,7 +34,8 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
   The folder's name holds a fingerprint of the recipe, so that another recipe is another cold start.
   """
   check(config)
-  recipe = {key: value for key, value in config.to_dict().items() if key != 'run'}
+  base = config.model.folder or str(wiring.tiny_model(config.seed))
+  recipe = {**{key: value for key, value in config.to_dict().items() if key != 'run'}, 'base': base}
   folder = runs.RunFolder.named(
     config, folder=config.run.folder, default=f'{config.name}_{config.scale}-{runs.fingerprint(recipe)}'
   )
@@ -42,7 +43,7 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
   if not target.is_dir():
     runs.announce(config, folder)
     with folder.phase('sft'):
-      train(config, folder, target)
+      train(config, folder, base, target)
   return target
 
 
@@ -88,9 +89,8 @@ def make_batches(config: ConfigDict, tok, pool: DecodePool, counts: collections.
   return batches.batches(sources(config, counts), tok, frames, frame_options, options, config.seed)
 
 
-def train(config: ConfigDict, folder: runs.RunFolder, target: pathlib.Path) -> None:
+def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib.Path) -> None:
   """The loop: batch, step, log, checkpoint; then the export."""
-  base = config.model.folder or wiring.tiny_model(config.seed)
   model_config, params, tok = wiring.load_model(base)
   mesh = wiring.make_mesh(config)
   optimizer = wiring.make_optimizer(config, model_config)

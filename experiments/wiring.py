@@ -127,7 +127,7 @@ def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
 
 def tiny_model(seed: int) -> pathlib.Path:
   """A random tiny checkpoint folder under runs/models, made if it is not there."""
-  folder = pathlib.Path('runs/models') / f'tiny_{runs.fingerprint(seed, tiny.make_tokenizer().to_str())}'
+  folder = pathlib.Path('runs/models') / f'tiny_{runs.fingerprint(seed, tiny.VERSION, tiny.make_tokenizer().to_str())}'
   if not folder.exists():
     tiny.build_model_folder(folder, seed)
   return folder

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import os
 import pathlib
@@ -146,6 +147,7 @@ class Reads:
   direct: set[str]
 
 
+@functools.cache
 def reads(entry):
   """What the modules of an entry point read of their recipe."""
   found = Reads({}, set())
@@ -241,6 +243,7 @@ def test_every_knob_is_read(entry, config):
   assert dead == []
 
 
+@functools.cache
 def library_attributes():
   """Names of all attributes that the library reads."""
   return {node.attr for file in (ROOT / 'paravt_jax').rglob('*.py') for node in ast.walk(ast.parse(file.read_text()))
@@ -291,6 +294,14 @@ def test_wrong_input_ends_in_one_line_with_status_2(arguments, message):
 def test_an_interrupt_ends_with_status_130_and_says_how_to_go_on():
   status, _, err = started(RECIPE, main='raise KeyboardInterrupt')
   assert status == 130 and err.strip() == 'interrupted; the same command goes on from the last checkpoint'
+
+
+def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_input_error():
+  status, _, err = started(RECIPE, main='raise OSError(28, "No space left on device", "runs/x/progress.json")')
+  assert status == 2 and err == ('error: runs/x/progress.json: No space left on device; free space, then run the same command again: '
+                                 'it goes on where it was\n')
+  status, _, err = started(RECIPE, main='raise OSError(5, "Input/output error")')
+  assert status == 1 and 'Traceback' in err
 
 
 @pytest.mark.parametrize(('knob', 'value', 'message'), [

@@ -175,6 +175,25 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
     assert sides[0][side] == sides[1][side]
 
 
+def test_a_cold_start_that_is_interrupted_goes_on_with_the_same_curve(folder, place):
+  """The first 12 steps of the run's own cold start, cut by Ctrl-C after the third."""
+  process = small_job.start(place, 'cold', entry='sft')
+  small_job.wait_for(lambda: len(small_job.records(place, 'cold')) >= 3, process)
+  process.send_signal(signal.SIGINT)
+  out, _ = process.communicate(timeout=60)
+  assert (process.returncode, out) == (130, '') and 'Traceback' not in (place / 'cold.err').read_text()
+  done = len(small_job.records(place, 'cold'))
+  assert 3 <= done < 12 and (place / 'runs' / 'cold' / 'checkpoints' / f'{done:08d}' / 'host.json').is_file()
+  status, out, err = small_job.run(place, 'cold', entry='sft')
+  assert status == 0 and out == 'runs/cold/hf\n', err[-2000:]
+  ours = small_job.records(place, 'cold')
+  theirs = [json.loads(line) for line in (folder / 'sft' / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['step'] for row in ours] == list(range(12))
+  for name in ('sft/loss', 'sft/tokens', 'optim/grad_norm'):
+    np.testing.assert_allclose([row[name] for row in ours], [row[name] for row in theirs[:12]], rtol=1e-4, err_msg=name)
+  assert {path.name for path in (place / 'runs' / 'cold' / 'hf').iterdir()} >= {'config.json', 'model.safetensors', 'tokenizer.json'}
+
+
 def refused(result, *words):
   """Whether a command ended in one line with a way out, and status 2."""
   status, out, err = result
@@ -213,7 +232,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(folder, place
   last = err.replace('\r', '\n').strip().splitlines()[-1]
   assert (status, out) == (2, '') and last.startswith('error: ') and 'could not be written' in last and 'free disk space' in last, err
   run: pathlib.Path = place / 'runs' / 'full'
-  assert [path.name for path in (run / 'checkpoints').iterdir() if path.name.isdigit()] == []
+  assert list((run / 'checkpoints').iterdir()) == []
   assert all((path / 'manifest.json').is_file() for path in (run / 'weights').iterdir() if path.name.isdigit())
   assert not (run / 'summary.json').exists()
   status, out, err = small_job.run(place, 'full')

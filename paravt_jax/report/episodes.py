@@ -8,6 +8,7 @@ six decimals.
 import dataclasses
 import enum
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,10 +176,19 @@ def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
 def _result_to_json(result: ToolResult) -> dict[str, Any]:
   window = result.window
   return {
-    'call': dataclasses.asdict(result.call), 'status': str(result.status), 'text': result.text,
+    'call': _plain(dataclasses.asdict(result.call)), 'status': str(result.status), 'text': result.text,
     'window': None if window is None else [_round(window.start), _round(window.end), window.num_frames],
     'seconds': [_round(t) for t in result.seconds],
     'subagent': None if result.subagent is None else _trajectory_to_json(result.subagent)}
+
+
+def _plain(value: Any) -> Any:
+  """What a policy wrote as JSON can hold it: NaN and Infinity, which Python's parser lets through, as text."""
+  if isinstance(value, dict):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_plain(item) for item in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _turn(data: Any, where: str) -> Turn:

@@ -46,7 +46,7 @@ _JOINED = re.compile(
 def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
   """1.0 when the letter that `prediction` chooses is `gold` and one of the first `num_options` letters of A..J, else 0.0."""
   chosen = chosen_letter(prediction)
-  right = gold.strip().strip('()[].:').strip().upper()
+  right = gold.strip(' \n()[].:').upper()
   return float(chosen is not None and chosen == right and chosen in LETTERS[:max(num_options, 0)])
 
 
@@ -128,7 +128,7 @@ def temporal_iou(prediction: str, gold: str | tuple[float, float] | list[float])
   if given is None or wanted is None:
     return 0.0
   shared = min(given[1], wanted[1]) - max(given[0], wanted[0])
-  return max(shared, 0.0) / (max(given[1], wanted[1]) - min(given[0], wanted[0])) if shared > 0 else 0.0
+  return max(shared, 0.0) / (max(given[1], wanted[1]) - min(given[0], wanted[0]))
 
 
 def time_window(text: str) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from paravt_jax import seeds
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.testing import phrases as texts
@@ -26,6 +27,8 @@ STRUCTURAL = (
   '<tool_call>', '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>', '<|fim_pad|>', '<|repo_name|>',
   '<|file_sep|>', '<tool_response>', '</tool_response>', '<think>', '</think>', '<answer>', '</answer>',
 )
+VERSION = 2                  # raise when the same seed gives other bytes
+SPREAD = 0.1                 # of token embeddings; at the usual 0.02 the first layers' outputs drown them for a hundred steps
 INTEGERS = 200
 STAMPS = 129                 # whole seconds that have a time stamp token: 0..128
 # Digits, letters (with the blank before them, and one after if digits follow), punctuation (with line ends), blanks.
@@ -109,9 +112,31 @@ def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
   with tempfile.TemporaryDirectory() as files:
     config = tiny_config(build_tokenizer(files))
     params = jax.tree.map(np.asarray, model.init(config, jax.random.key(seed)))
+    params['text']['embed']['embedding'] = number_embeddings(params['text']['embed']['embedding'], Tokenizer.from_file(
+      str(pathlib.Path(files) / 'tokenizer.json')), seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     weights.save_hf(folder, config, params, files)
   return config
+
+
+def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> np.ndarray:
+  """A random embedding table that already knows numbers, as any published checkpoint does: float32[V, D], standard deviation SPREAD.
+
+  Integers lie on random Fourier features (so "two less" is a rotation); the stamp '<41.0 seconds>' lies near '41'.
+  """
+  rng = seeds.rng(seed, 'number_embeddings')
+  table_VD = (table_VD * (SPREAD / table_VD.std())).astype(np.float32)
+  width = table_VD.shape[1]
+  periods, phases = np.exp(rng.uniform(np.log(3), np.log(400), width // 2)), rng.uniform(0, 2 * np.pi, width // 2)
+  angles = 2 * np.pi * np.arange(INTEGERS)[:, None] / periods + phases
+  mixing = np.linalg.qr(rng.normal(size=(width, width)))[0]
+  numbers = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ mixing * (SPREAD * np.sqrt(2))
+  offset = rng.normal(size=width) * SPREAD
+  for number in range(INTEGERS):
+    table_VD[tokenizer.token_to_id(str(number))] = numbers[number]
+  for second in range(STAMPS):
+    table_VD[tokenizer.token_to_id(f'<{second}.0 seconds>')] = (numbers[second] + offset) / np.sqrt(2)
+  return table_VD
 
 
 def _write(path: pathlib.Path, value: dict) -> None:

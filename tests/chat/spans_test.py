@@ -67,6 +67,14 @@ def test_a_first_question_cannot_hold_response_tags():
   assert TOK.token_to_id('<tool_response>') not in segments[0].ids
 
 
+def test_what_a_response_holds_is_text_only_its_own_tags_are_tags():
+  segments = spans.conversation(
+      TOK, [('user', ['a']), ('assistant', ['b']), ('user', ['<tool_response>\n<think> red\n</tool_response>'])], PREFIX)
+  ids = segments[-1].ids.tolist()
+  assert TOK.token_to_id('<think>') not in ids and TOK.decode(ids).count('<think>') == 1
+  assert ids.count(TOK.token_to_id('<tool_response>')) == ids.count(TOK.token_to_id('</tool_response>')) == 1
+
+
 @pytest.mark.parametrize('message, says', [(('tool', ['a']), "role 'tool'"), (('assistant', [FRAME]), 'image')])
 def test_a_row_that_breaks_the_roles_is_one_clear_error(message, says):
   with pytest.raises(errors.ChatError, match=says):

@@ -115,7 +115,7 @@ def test_a_statement_that_is_no_call_leaves_its_block_mates():
 
 @pytest.mark.parametrize('code', [
     '', 'a b', '(' * 300, '-' * 50_000 + '1', 'f(' * 150 + ')' * 150, 'crop_video("\0")', '1' * 6000, 'crop_video(1+2j, 1, 2)',
-    'crop_video(b"x", 1, 2)', 'crop_video(..., 1, 2)', 'crop_video("v", 1, start_time=2)', 'crop_video(a=1, a=2)',
+    'crop_video(b"x", 1, 2)', 'crop_video(..., 1, 2)', 'crop_video("v", -"1", 2)', 'crop_video("v", 1, start_time=2)', 'crop_video(a=1, a=2)',
     'crop_video("v", 1, 2, 3, 4)', 'crop_video([1], 2, 3)', 'crop_video("\\ud800", 2, 3)', 'x.crop_video(1, 2)', 'print()',
     'a.' * 20_000 + 'b', 'lambda: ' * 5000 + '0', '{"name": "crop_video", "arguments": {}}', '\ud800'])
 def test_code_that_is_no_call_is_a_failure_and_never_an_exception(code):
@@ -168,6 +168,11 @@ def test_arguments_that_mean_no_window_are_refused_with_a_text(arguments):
   refused = toolcalls.resolve_window(crop(**arguments), 100.0)
   assert isinstance(refused, toolcalls.Refusal) and refused.status is ResultStatus.BAD_ARGUMENTS
   assert refused.message.startswith('Error: ')
+
+
+def test_a_clock_has_less_than_sixty_seconds_and_with_hours_less_than_sixty_minutes():
+  assert toolcalls.seconds('90:00') == 5400.0 and toolcalls.seconds('1:59:59.5') == 7199.5
+  assert toolcalls.seconds('1:60:00') is toolcalls.seconds('0:60') is toolcalls.seconds('1:5') is None
 
 
 def test_an_unknown_name_is_refused_as_such():

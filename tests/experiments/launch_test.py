@@ -54,12 +54,12 @@ def test_a_knob_of_another_type_or_name_is_refused_by_its_place(changes, message
 
 def test_a_missing_knob_is_named_and_fields_may_be_handed_in():
   section = ConfigDict({name: value for name, value in GIVEN.items() if name != 'name'})
-  with pytest.raises(ConfigError, match='config.some: name is missing; add it to the recipe'):
+  with pytest.raises(ConfigError, match=r'config.some: name is missing; add it to the recipe'):
     launch.build(Options, section, 'some')
   assert launch.build(Options, section, 'some', name='b').name == 'b'
 
 
 def test_require_says_the_flag_the_value_and_what_is_allowed():
   launch.require(1, 'at least 1', True, 'rollout.steps')
-  with pytest.raises(ConfigError, match='--config.rollout.steps=0: wanted at least 1'):
+  with pytest.raises(ConfigError, match=r'--config.rollout.steps=0: wanted at least 1'):
     launch.require(0, 'at least 1', False, 'rollout.steps')

@@ -98,10 +98,15 @@ def test_a_name_gives_the_folder_unless_the_recipe_does(tmp_path, monkeypatch):
   assert runs.RunFolder.named(config, folder='else', default='x_tiny').path.as_posix() == 'else'
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   runs.write_json(tmp_path / 'a.json', {'a': 1})
+
+  def full(path, text):
+    path.open('w').write(text[:3])
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(runs.pathlib.Path, 'write_text', full)
   with pytest.raises(OSError):
-    runs.write_json(tmp_path / 'none' / 'a.json', {})
+    runs.write_json(tmp_path / 'a.json', {'a': 2})
   assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
   assert [path.name for path in tmp_path.iterdir()] == ['a.json']
 

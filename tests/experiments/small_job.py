@@ -11,18 +11,22 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
 SFT_ROWS = {'trace': 120, 'subagent': 100, 'lookup1': 20, 'lookup2': 10, 'lookup3': 10, 'lookup5': 20, 'lookup8': 10, 'lookup12': 10,
             'glance4': 10, 'glance8': 10, 'glance16': 20, 'glance32': 10}
-KNOBS = {
+WORLD = {
   **{f'world.corpus.sft_rows.{kind}': rows for kind, rows in SFT_ROWS.items()},
   'world.corpus.videos': 6, 'world.corpus.heldout_videos': 2, 'world.corpus.rl_tasks': 24, 'world.corpus.heldout_tasks': 6,
-  'world.corpus.videos_per_archive': 4, 'cold_start.steps': 30, 'rollout.steps': STEPS, 'rollout.prompts': 4, 'rollout.group_size': 4,
+  'world.corpus.videos_per_archive': 4,
+}
+KNOBS = {
+  **WORLD, 'cold_start.steps': 30, 'rollout.steps': STEPS, 'rollout.prompts': 4, 'rollout.group_size': 4,
   'train.micro_batches': 4, 'eval.budgets': (4, 16), 'eval.questions': 6, 'frames.budgets': (4, 16), 'run.checkpoint_every': 2,
 }
 
 
-def command(folder, **knobs):
-  """The main job in runs/<folder>; further knobs with '__' for dots."""
-  given = {**KNOBS, 'run.folder': f'runs/{folder}', **{name.replace('__', '.'): value for name, value in knobs.items()}}
-  return [sys.executable, '-m', 'experiments.rl', f'--config={ROOT}/configs/para_grpo.py',
+def command(folder, entry='rl', **knobs):
+  """The main job (or its cold start alone, entry 'sft', 12 steps) in runs/<folder>; further knobs with '__' for dots."""
+  recipe, given = ('para_grpo', KNOBS) if entry == 'rl' else ('sft', {**WORLD, 'steps': 12})
+  given = {**given, 'run.folder': f'runs/{folder}', **{name.replace('__', '.'): value for name, value in knobs.items()}}
+  return [sys.executable, '-m', f'experiments.{entry}', f'--config={ROOT}/configs/{recipe}.py',
           *(f'--config.{name}={value}' for name, value in given.items())]
 
 

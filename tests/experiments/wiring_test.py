@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from configs import para_grpo, sft
-from experiments import wiring
 from experiments import sft as sft_entry
+from experiments import wiring
 from paravt_jax.errors import ConfigError, DataError
 
 
@@ -61,7 +61,7 @@ def test_files_of_ones_own_must_exist(change, message):
 def test_a_model_folder_that_is_missing_or_not_whole_is_one_clear_error(tmp_path):
   with pytest.raises(DataError, match=r'--config.model.folder: .*none does not exist; wanted a Hugging Face checkpoint folder'):
     wiring.load_model(tmp_path / 'none')
-  with pytest.raises(DataError, match='config.json'):
+  with pytest.raises(DataError, match=r'config\.json'):
     wiring.load_model(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Episodes on disk come back as they were, and a broken line says what is wrong with it."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from paravt_jax.errors import DataError, ParavtError
 from paravt_jax.report.episodes import EpisodeLog, from_json, read, to_json
-from paravt_jax.types import ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall
+from paravt_jax.types import ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall, ToolResult
 from tests.report import made_run
 
 
@@ -127,3 +128,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     with pytest.raises(ParavtError, match='write an episode of step 3: No space'):
       log.append(3, _scored())
     assert log.keys == set()
+
+
+def test_nan_that_a_policy_wrote_into_a_call_is_kept_as_text():
+  scored = _scored()
+  call = ToolCall('crop_video', {'start_time': float('nan'), 'end_time': [float('inf'), 3.5]})
+  turn = dataclasses.replace(scored.episode.turns[0], results=(ToolResult(call, ResultStatus.BAD_ARGUMENTS, 'Error'),))
+  scored = dataclasses.replace(scored, episode=dataclasses.replace(scored.episode, turns=(turn,)))
+  line = json.loads(json.dumps(to_json(0, scored), allow_nan=False))
+  assert line['turns'][0]['results'][0]['call']['arguments'] == {'start_time': 'nan', 'end_time': ['inf', 3.5]}

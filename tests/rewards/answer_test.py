@@ -43,7 +43,8 @@ def test_the_answer_is_the_last_block_after_the_last_think(text, said):
     ('Option A is right', 'A'), ('The answer is A because it is red', 'A'), ('answer is option B', 'B'),
     ('Not A. The answer is B', 'B'), ('The answer is A. No: the answer is C.', 'C'), ('option A is wrong, option C', 'C'),
     ('The answer is B because A is wrong', 'B'), ('answer is B and I think so', 'B'), ('Answer: B, A man walks', 'B'),
-    ('Options A or B are wrong; the answer is C', 'C'), ('I and my dog say B', 'B')])
+    ('Options A or B are wrong; the answer is C', 'C'), ('I and my dog say B', 'B'),
+    ('option A? The answer is (b)', 'B'), ('the answer is B and a dog walks', 'B')])
 def test_a_letter_that_is_chosen(said, letter):
   assert answer.chosen_letter(said) == letter
   assert answer.choice_accuracy(said, letter, 10) == 1.0
@@ -52,7 +53,8 @@ def test_a_letter_that_is_chosen(said, letter):
 
 @pytest.mark.parametrize('said', [
     '', '...', 'A man walks', 'a man walks', 'I think so', 'it is b', 'the answer is a dog', 'Answer: A man walks', 'Blue',
-    'AB', 'A or B', 'A and B', 'A-B', 'B/C', 'A, B', 'B. Vitamin C', 'The answer is A or B', 'The answer is (A) or (B).',
+    'AB', 'A or B', 'A and B', 'A-B', 'B/C', 'A, B', 'B. Vitamin C', 'The answer is B or A', 'the answer is (a) or (b)',
+    'The answer is A or B', 'The answer is (A) or (B).',
     'option A. The answer is B and C', 'Answer: A/B', 'e.g. this', 'A-frame houses', 'K', 'The answer is I think so',
     "it's", '東京'])
 def test_no_letter_is_chosen(said):
@@ -72,6 +74,11 @@ def test_deviation_12_letters_beyond_d_count_prose_letters_do_not_and_the_last_s
   assert answer.choice_accuracy('A man walks', 'A', 4) == 0.0
   assert answer.choice_accuracy('The answer is A. Wait, the answer is B.', 'B', 4) == 1.0
   assert answer.choice_accuracy('The answer is A. Wait, the answer is B.', 'A', 4) == 0.0
+
+
+def test_a_gold_letter_may_be_lower_case_or_bracketed():
+  for gold in ('b', '(B)', ' B.\n', '( b )'):
+    assert answer.choice_accuracy('B', gold, 4) == 1.0
 
 
 def test_type_specific_scoring_has_no_shortcut_by_stripped_punctuation():
@@ -150,9 +157,10 @@ def test_exact_means_equal_tokens_in_order():
   assert answer.exact_match('car red', 'red car') == 0.0
 
 
-_PIECES = ['<answer>', '</answer>', '</think>', '<think>', '<|im_end|>', '<tool_call>', 'answer is ', 'Answer:', 'option ',
-           'A', 'b', 'I', '(', ')', '[', ']', ',', '.', ':', '-', '–', ' to ', ' and ', ' or ', '5', '10', '1:30', 's', ' seconds', ' ',
-           '\n', '\0', '\ud800', '東', '9' * 50, "'", '%', '٣']
+_PIECES = [
+    '<answer>', '</answer>', '</think>', '<think>', '<|im_end|>', '<tool_call>', 'answer is ', 'Answer:', 'option ', 'A', 'b', 'I',
+    '(', ')', '[', ']', ',', '.', ':', '-', '–', ' to ', ' and ', ' or ', '5', '10', '1:30', 's', ' seconds', ' ', '\n', '\0',
+    '\ud800', '東', '9' * 50, "'", '%', '٣']
 
 
 def test_random_text_never_raises_and_stays_in_range():

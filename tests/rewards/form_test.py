@@ -43,6 +43,8 @@ def test_a_substantive_think_before_a_call_earns_more_even_from_an_earlier_turn(
   assert base(LONG + '</think>' + CALL) == pytest.approx(.6)  # .2 + .3 + .1
   assert base(LONG + '</think>', SHORT + '</think>' + CALL) == pytest.approx(.6)
   assert base(SHORT + '</think>' + CALL, LONG + '</think>') == pytest.approx(.3)
+  assert base(SHORT + '</think>' + CALL, LONG + '</think>' + CALL) == pytest.approx(.6)
+  assert base(LONG + '</think>' + CALL, LONG + '</think>') == pytest.approx(.6)
   assert base(LONG + CALL) == pytest.approx(.5)  # a think that is never closed counts too, but does not balance
   assert base(CALL + LONG) == pytest.approx(.2)
 
@@ -81,12 +83,12 @@ def test_a_compliant_turn(text):
 
 
 @pytest.mark.parametrize('text', [
-    '', 'B', '<answer>B</answer>', LONG + '<answer>B</answer>', LONG + '</think>B', LONG + '</think>',
-    LONG + '</think><answer>B', LONG + '</think><answer> </answer>', LONG + '</think><answer>A</answer><answer>B</answer>',
-    'so ' + LONG + '</think>' + CALL, LONG + '</think>' + CALL + '<answer>B</answer>', LONG + '</think>' + CALL + '<tool_call>oops</tool_call>',
-    LONG + '</think>so ' + CALL, LONG + '</think></think>' + CALL, LONG + '</think>' + LONG + '</think>' + CALL,
-    LONG + '</think><answer>B</answer>.', LONG + '</think><answer>' + CALL + '</answer>',
-    LONG + '</think>' + CALL + '</tool_call>', LONG + '</think><answer><think></answer>', LONG + '</think><answer>B</answer><|endoftext|>'])
+    '', 'B', '<answer>B</answer>', LONG + '<answer>B</answer>', 'so ' + LONG + '</think>' + CALL,
+    *(LONG + '</think>' + rest for rest in (
+        '', 'B', '<answer>B', '<answer> </answer>', '<answer>A</answer><answer>B</answer>', '<answer>B</answer>.',
+        '<answer>B</answer><|endoftext|>', '<answer>' + CALL + '</answer>', '<answer><think></answer>', '</think>' + CALL,
+        'so ' + CALL, CALL + '<answer>B</answer>', CALL + '<tool_call>oops</tool_call>', CALL + '</tool_call>',
+        LONG + '</think>' + CALL))])
 def test_a_turn_that_is_not_compliant(text):
   assert not form.turn_compliant(text)
 

@@ -144,7 +144,8 @@ _PIECES = [LONG, CALL, RIGHT, '<think>', '</think>', '<answer>', '</answer>', '<
 def test_random_turns_never_raise_and_stay_in_range():
   rng = seeds.rng(0, 'score fuzz')
   for _ in range(4000):
-    texts = [''.join(_PIECES[i] for i in rng.integers(len(_PIECES), size=rng.integers(0, 9))) for _ in range(rng.integers(0, 4))]
+    drawn = [rng.integers(len(_PIECES), size=rng.integers(0, 9)) for _ in range(rng.integers(0, 4))]
+    texts = [''.join(_PIECES[i] for i in indices) for indices in drawn]
     turns = [turn(text, forced=bool(rng.random() < .2)) for text in texts]
     kind = ('mcq', 'tvg', 'oe')[rng.integers(3)]
     task = dataclasses.replace(made.MCQ, question_type=kind, answer='1,2')
