@@ -36,6 +36,7 @@ def run(main: Callable[[ConfigDict], Any]) -> None:
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     logging.set_verbosity(logging.WARNING)  # the libraries' own news are not ours
+    logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)  # it raises what it logs
     try:
       main(config.value)
     except ParavtError as error:
