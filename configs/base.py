@@ -284,6 +284,8 @@ def _tiny_sft(config: ConfigDict) -> None:
   )
   config.mesh.fsdp = 1
   config.run.checkpoint_every = 100
+  # Reading frames comes first and needs short rows; then most of what is left to learn is in the traces.
+  config.sources = {'trace': (8.0, 0, None), 'subagent': (3.0, 0, None), 'lookup1': (2.0, 0, 150), 'lookup2': (1.0, 0, 150)}
 
 
 def world() -> ConfigDict:

@@ -106,20 +106,19 @@ def _light(record: Record) -> Record:
 def summarize(records: Sequence[Record]) -> dict[str, Any]:
   """The numbers of an evaluation, JSON-able; budgets and types are keys as text.
 
-  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (Wilson, 95 %): over all
-  samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
+  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (95 %, drawn by question): over
+  all samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
   question type. format_compliance, calls_per_episode (executed), calls_failed, truncated: means over the answered. No samples
   give nulls.
   """
   answered = [record for record in records if record.scored is not None]
   episodes = [record.scored.episode for record in answered]
-  right = sum(record.accuracy for record in records)
   return {
     'episodes': len(records),
     'errors': dict(collections.Counter(record.reason for record in records if record.scored is None)),
     'error_rate': 1 - len(answered) / len(records) if records else 0.0,
     'accuracy': _mean([record.accuracy for record in records]),
-    'interval': list(scoring.wilson(right, len(records))),
+    'interval': list(scoring.share_interval([r.accuracy for r in records], [r.task.id for r in records], samples=2000, seed=0)),
     'accuracy_answered': _mean([record.accuracy for record in answered]),
     'accuracy_by_k': _by(records, lambda record: record.budget, lambda record: record.accuracy),
     'accuracy_by_type': _by(records, lambda record: record.task.question_type, lambda record: record.accuracy),

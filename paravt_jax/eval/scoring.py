@@ -17,7 +17,19 @@ def wilson(successes: float, count: int, z: float = _Z95) -> tuple[float, float]
   share = successes / count
   centre = (share + z * z / (2 * count)) / (1 + z * z / count)
   half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-  return max(0.0, centre - half), min(1.0, centre + half)
+  return (max(0.0, centre - half) if successes > 0 else 0.0), (min(1.0, centre + half) if successes < count else 1.0)
+
+
+def share_interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int) -> tuple[float, float]:
+  """The 95 % interval of a mean of values in [0, 1] whose members of one cluster are not independent (a question at every budget).
+
+  Wilson's over the clusters when each has one member, or when all values are equal; else a bootstrap over clusters.
+  """
+  count = len(set(clusters))
+  if count == len(values) or len(set(values)) <= 1:
+    return wilson(sum(values) / max(len(values), 1) * count, count)
+  _, low, high = paired_bootstrap([0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed)
+  return low, high
 
 
 def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from paravt_jax.eval.scoring import mean_interval, paired_bootstrap, wilson
+from paravt_jax.eval.scoring import mean_interval, paired_bootstrap, share_interval, wilson
 
 
 def test_wilson_of_8_in_10():
@@ -50,3 +50,13 @@ def test_no_pairs_know_nothing_and_unequal_lengths_are_refused():
   assert paired_bootstrap([], [], clusters=None, samples=10, seed=0)[1:] == (-math.inf, math.inf)
   with pytest.raises(ValueError, match='2 scores before and 1 after'):
     paired_bootstrap([1, 2], [1], clusters=None, samples=10, seed=0)
+
+
+def test_a_share_over_questions_asked_at_several_budgets_is_as_wide_as_its_questions_allow():
+  values, questions = [1.0] * 50 + [0.0] * 50, [f'q{i // 5}' for i in range(100)]
+  low, high = share_interval(values, questions, samples=1000, seed=0)
+  alone = wilson(50, 100)
+  assert high - low > 1.5 * (alone[1] - alone[0]) and low < 0.5 < high
+  assert share_interval([1.0] * 10, ['a', 'b'] * 5, samples=10, seed=0) == wilson(2, 2)
+  assert share_interval([1.0, 0.0], ['a', 'b'], samples=10, seed=0) == wilson(1, 2)
+  assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
