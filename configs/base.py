@@ -285,7 +285,15 @@ def _tiny_sft(config: ConfigDict) -> None:
   config.mesh.fsdp = 1
   config.run.checkpoint_every = 100
   # Reading frames comes first and needs short rows; then most of what is left to learn is in the traces.
-  config.sources = {'trace': (8.0, 0, None), 'subagent': (3.0, 0, None), 'lookup1': (2.0, 0, 150), 'lookup2': (1.0, 0, 150)}
+  config.sources = {
+    'trace': (7.0, 0, None),
+    'trace_mcq': (2.0, 0, None),
+    'subagent': (2.0, 0, None),
+    'subagent_tvg': (1.5, 0, None),
+    'lookup1': (2.0, 0, 150),
+    'lookup2': (1.0, 0, 150),
+    'choice1': (2.0, 0, None),
+  }
 
 
 def world() -> ConfigDict:
@@ -307,7 +315,7 @@ def world() -> ConfigDict:
         'noise': 10.0,
       },
       'questions': {
-        'weights': {'oe1': 0.3, 'oe2': 0.3, 'oe3': 0.1, 'mcq': 0.2, 'tvg': 0.1},
+        'weights': {'oe1': 0.3, 'oe2': 0.3, 'oe3': 0.05, 'mcq': 0.2, 'tvg': 0.15},
         'nothing': 0.05,
         'clearance': 3,
         'choices': 4,
@@ -320,17 +328,18 @@ def world() -> ConfigDict:
         'heldout_tasks': 300,
         'sft_rows': {
           'trace': 6000,
-          'subagent': 5000,
+          'trace_mcq': 2000,
+          'trace_tvg': 1000,
+          'subagent': 4000,
+          'subagent_tvg': 2000,
           'lookup1': 1500,
           'lookup2': 1000,
           'lookup3': 1000,
           'lookup5': 1500,
-          'lookup8': 1000,
           'lookup12': 1000,
-          'glance4': 500,
-          'glance8': 500,
           'glance16': 1000,
-          'glance32': 500,
+          'choice1': 2000,
+          'choice3': 1000,
         },
         'budgets': (4, 8, 16, 32, 64),
         'loose': 0.2,

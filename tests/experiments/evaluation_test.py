@@ -90,7 +90,7 @@ def test_the_summary_and_its_table(config, asked, tmp_path):
   assert (found['name'], found['scale'], found['steps']) == ('para_grpo', 'tiny', 60)
   assert (found['gain']['difference'], found['gain']['pairs']) == (0.0, 12)
   lines = evaluation.table(found).splitlines()
-  assert lines[2].split() == ['accuracy', '(greedy)', '0.500', '[0.254,', '0.746]', '0.500', '[0.254,', '0.746]']
+  assert lines[2].split() == ['accuracy', '(greedy)', '0.500', '[0.500,', '0.500]', '0.500', '[0.500,', '0.500]']
   assert [line.split() for line in lines if 'K=16' in line] == [['at', 'K=16', '1.000', '1.000'], ['at', 'K=16', '1.000', '1.000']]
   assert 'gain in accuracy +0.000' in lines[-2] and lines[-1].startswith('minutes: eval_before')
 

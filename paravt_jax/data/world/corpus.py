@@ -5,6 +5,8 @@ Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that
   subagent   one window and the question about it, answered shortly
   lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
   glance<n>  the same on an overview of n frames
+  choice<n>  an mcq question about such a window, answered at once; trains the way from what is seen to a letter
+`trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq or subagent_tvg.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.types import Task, Window
 from paravt_jax.video import sampling
 
-KIND = re.compile(r'trace|subagent|lookup[1-9]\d*|glance[1-9]\d*')
+KIND = re.compile(rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|(lookup|glance|choice)[1-9]\d*')
 SFT_NUMBERS = 1_000_000      # questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
 
 
@@ -59,13 +61,14 @@ def check(options: WorldOptions) -> None:
   corpus = options.corpus
   unknown = [kind for kind in corpus.sft_rows if not KIND.fullmatch(kind)]
   if unknown:
-    raise ConfigError(f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent, lookup<n> or glance<n>')
+    raise ConfigError(f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent (of one question: trace_mcq, …), '
+                      f'lookup<n>, glance<n> or choice<n>')
   if min(corpus.videos, corpus.videos_per_archive) < 1 or (corpus.heldout_tasks and corpus.heldout_videos < 1):
     raise ConfigError(f'world.corpus: got videos={corpus.videos}, videos_per_archive={corpus.videos_per_archive}, '
                       f'heldout_videos={corpus.heldout_videos}, wanted at least 1 of each')
-  longest = max((frames_of(kind) for kind in corpus.sft_rows if kind.startswith('lookup')), default=0)
+  longest = max((frames_of(kind) for kind in corpus.sft_rows if kind.startswith(('lookup', 'choice'))), default=0)
   if longest > options.scene.seconds:
-    raise ConfigError(f'world.corpus.sft_rows: got lookup{longest}, wanted at most {options.scene.seconds} frames')
+    raise ConfigError(f'world.corpus.sft_rows: got a window of {longest}, wanted at most {options.scene.seconds} frames')
 
 
 def frames_of(kind: str) -> int:
@@ -102,9 +105,10 @@ class Writer:
     self.options, self.scenes, self.seed = options, drawn, seed
     self.videos = [sentinel(i, options.corpus) for i in range(len(drawn))]
 
-  def task(self, video: int, number: int, source: str) -> Task:
-    """Question `number` about a video; Task.video is the sentinel path."""
-    return questions.draw(self.scenes[video], number, self.options.questions, shapes=self.options.scene.shapes,
+  def task(self, video: int, number: int, source: str, only: str = '') -> Task:
+    """Question `number` about a video, of the kind `only` if one is named; Task.video is the sentinel path."""
+    asked = dataclasses.replace(self.options.questions, weights={only: 1.0}) if only else self.options.questions
+    return questions.draw(self.scenes[video], number, asked, shapes=self.options.scene.shapes,
                           colours=self.options.scene.colours, video=self.videos[video], source=source, seed=self.seed)
 
   def tasks(self, count: int, first: int, videos: int, source: str) -> Iterator[Task]:
@@ -114,14 +118,15 @@ class Writer:
 
   def sft_rows(self, kind: str) -> Iterator[list[dict]]:
     """The conversations (lists of messages) of one kind."""
-    make = {'trace': self._trace, 'subagent': self._subagent}.get(kind, self._lookup)
+    makers = {'trace': self._trace, 'subagent': self._subagent, 'choice': self._choice}
+    make = makers.get(re.match('[a-z]+', kind)[0], self._lookup)
     for i in range(self.options.corpus.sft_rows[kind]):
       yield make(kind, i)
 
   def _sft_task(self, kind: str, i: int) -> tuple[int, Task]:
     rng = seeds.rng(self.seed, 'sft', kind, i)
     video = int(rng.integers(self.options.corpus.videos))
-    return video, self.task(video, SFT_NUMBERS + seeds.at(self.seed, kind, i) % 2**40, kind)
+    return video, self.task(video, SFT_NUMBERS + seeds.at(self.seed, kind, i) % 2**40, kind, kind.partition('_')[2])
 
   def _trace(self, kind: str, i: int) -> list[dict]:
     video, task = self._sft_task(kind, i)
@@ -182,6 +187,17 @@ class Writer:
     asked = traces.lookup_times(scene, seconds, int(rng.integers(1, min(n, self.options.corpus.asked) + 1)), rng)
     answer = traces.lookup_answer(scene, asked, self.options.scene.shapes)
     return [_user(part, traces.lookup_question(asked)), _text('assistant', answer)]
+
+
+  def _choice(self, kind: str, i: int) -> list[dict]:
+    """A window of n seconds that shows the cue, an mcq question, and the turn that answers it."""
+    rng, n = seeds.rng(self.seed, kind, i), frames_of(kind)
+    video, task = self._sft_task('choice_mcq', i)
+    cue, scene = task.facts['cues'][0], self.scenes[video]
+    start = min(max(cue - int(rng.integers(n)), 0), scene.seconds - n)
+    part = _video(task.video, start=start, end=start + max(n - 1, 1), nframes=n)
+    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer)
+    return [_user(part, prompts.question(task.question, task.question_type)), _text('assistant', turn)]
 
 
 def rl_row(task: Task) -> dict:
