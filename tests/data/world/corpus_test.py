@@ -2,8 +2,11 @@
 
 import re
 
+import pytest
+
 from paravt_jax.chat import prompts
 from paravt_jax.data.world import corpus
+from paravt_jax.errors import ConfigError
 from tests.data.world.small import WORLD, with_corpus
 
 OPTIONS = with_corpus(sft_rows={'trace': 200, 'subagent': 300, 'lookup1': 100, 'lookup5': 50, 'glance16': 50})
@@ -63,3 +66,22 @@ def test_a_row_depends_on_its_number_alone():
   assert list(fewer.sft_rows('trace')) == list(MAKER.sft_rows('trace'))[:5]
   assert corpus.frames_of('lookup16') == 16 and corpus.frames_of('trace') == 0
   assert WORLD.corpus.videos_per_archive == 2 and corpus.archive_of(2, WORLD.corpus) == 2
+
+
+def test_rows_about_one_kind_of_question_hold_no_other():
+  maker = corpus.Writer(with_corpus(sft_rows={'trace_mcq': 20, 'subagent_tvg': 20}), MAKER.scenes, 0)
+  assert all('Answer with the letter.' in texts(messages, 'user')[0] for messages in maker.sft_rows('trace_mcq'))
+  assert all('start and end?' in texts(messages, 'user')[0] for messages in maker.sft_rows('subagent_tvg'))
+  for kind in ('trace_hard', 'choice', 'lookup0'):
+    with pytest.raises(ConfigError, match='trace_mcq'):
+      corpus.check(with_corpus(sft_rows={kind: 1}))
+
+
+def test_a_choice_row_shows_the_cue_and_names_the_letter_of_what_is_there():
+  maker = corpus.Writer(with_corpus(sft_rows={'choice3': 30}), MAKER.scenes, 0)
+  for messages in maker.sft_rows('choice3'):
+    part, question, reply = video(messages), texts(messages, 'user')[0], texts(messages, 'assistant')[0]
+    second, seen, letter = re.fullmatch(r'<think>\nSeen: (\d+) (\w+)\.\n</think>\n<answer>(\w)</answer>', reply).groups()
+    event = SCENES[part['url']].at(int(second))
+    assert seen == (event.colour if event else 'nothing') and f'\n{letter}. {seen}\n' in question
+    assert part['nframes'] == 3 and part['video_start'] <= int(second) <= part['video_end']
