@@ -292,7 +292,8 @@ def _tiny_sft(config: ConfigDict) -> None:
     'subagent_tvg': (1.5, 0, None),
     'lookup1': (2.0, 0, 150),
     'lookup2': (1.0, 0, 150),
-    'choice1': (2.0, 0, None),
+    'choice1': (1.5, 0, None),
+    'letters': (4.0, 0, None),
   }
 
 
@@ -339,7 +340,7 @@ def world() -> ConfigDict:
           'lookup12': 1000,
           'glance16': 1000,
           'choice1': 2000,
-          'choice3': 1000,
+          'letters': 3000,
         },
         'budgets': (4, 8, 16, 32, 64),
         'loose': 0.2,

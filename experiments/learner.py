@@ -66,7 +66,7 @@ class Learner:
       'pack/rows': float(batch.packed.rows),
       'pack/micro_batches': float(used),
       'pack/images': float(counters['images']),
-      'data/overlong': float(counters.get('dropped_episodes', 0)),
+      'data/overlong': float(counters['dropped_episodes'] + counters['dropped_subagents']),
     }
 
   def _capacity(self, rows: int) -> int:
@@ -87,6 +87,7 @@ class Learner:
   def restore(self) -> dict[str, Any] | None:
     """Goes on from the newest record and returns its host part; None when there is none."""
     records = self._folder / 'checkpoints'
+    checkpoint.sweep(records)
     if checkpoint.latest(records) is None:
       return None
     record = checkpoint.restore(records, state.abstract(self.model_config, self._optimizer, self.mesh))

@@ -37,7 +37,7 @@ def main(config: ConfigDict) -> None:
     model_folder = pathlib.Path(config.model.folder) if config.model.folder else cold_start(config, folder)
   with runs.Interrupts() as interrupts:
     summary = asyncio.run(
-      session(config, folder, model_folder, train_tasks, questions[: config.eval.questions or None], interrupts)
+      session(config, folder, model_folder, train_tasks, questions[: config.eval.questions], interrupts)
     )
   runs.write_json(folder.path / 'summary.json', summary)
   evaluation.finish(config, folder, summary, model_folder)
@@ -69,6 +69,9 @@ def check(config: ConfigDict) -> None:
     'rollout.group_size',
   )
   require(config.rollout.staleness, 'at least 0', config.rollout.staleness >= 0, 'rollout.staleness')
+  require(config.rollout.max_concurrent, 'at least 1', config.rollout.max_concurrent >= 1, 'rollout.max_concurrent')
+  require(config.eval.questions, 'at least 0 (0: no evaluation)', config.eval.questions >= 0, 'eval.questions')
+  wiring.require_rows(config)
   require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
   require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
   require(config.sampling.temperature, 'above 0 (RL must explore)', config.sampling.temperature > 0, 'sampling.temperature')
@@ -145,7 +148,7 @@ async def train(
           published = await asyncio.to_thread(learner.publish)
           clock.lap('publish')
           await server.control.swap_weights(str(published.absolute()), learner.version)
-          queue.schedule.publish(learner.version)
+          queue.trained(learner.version)
           clock.lap('sync')
           for group in batch:
             for one in group.scored:
@@ -164,8 +167,8 @@ async def train(
           )
           progress.update()
           interrupts.check()
-      except KeyboardInterrupt:  # raised between two steps, never inside one
-        if learner.version > saved:
+      except KeyboardInterrupt:  # a second Ctrl-C may fall inside a step: then the last record stands
+        if learner.version == queue.schedule.version > saved:
           learner.save(queue.state())
         raise
       finally:
@@ -193,8 +196,8 @@ class Clock:
 
 def guard(metrics: dict[str, float], limit: float, number: int) -> None:
   """Raises SyncError when learner and server disagree about tokens of the current version."""
-  gap = metrics.get('policy/gap_mean', 0.0)
-  if metrics.get('staleness/max', 0.0) == 0 and gap > limit:
+  gap = metrics.get('policy/gap_current_mean', 0.0)
+  if not gap <= limit:  # nan is a disagreement too
     raise SyncError(
       f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most rollout.gap_limit={limit:g}: '
       f'they do not run the same weights, images or temperature; see metrics.jsonl (policy/gap_*) and server.log'

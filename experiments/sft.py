@@ -50,7 +50,7 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
 def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
   require(config.steps, 'at least 1', config.steps >= 1, 'steps')
-  require(config.train.rows, 'at least 1', config.train.rows >= 1, 'train.rows')
+  wiring.require_rows(config)
   require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
   require(config.optimizer.learning_rate, 'above 0', config.optimizer.learning_rate > 0, 'optimizer.learning_rate')
 
@@ -100,6 +100,7 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   with wiring.decode_pool(config) as pool:
     data = make_batches(config, tok, pool, counts)
     start = 0
+    checkpoint.sweep(records)
     if checkpoint.latest(records) is not None:
       record = checkpoint.restore(records, state.abstract(model_config, optimizer, mesh))
       learner, start = record.state, record.step

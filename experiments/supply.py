@@ -1,6 +1,7 @@
 """Groups on their way to the learner: started as far ahead as the schedule allows, handed out a step at a time."""
 
 import asyncio
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,14 @@ class Queue:
     if host is not None:
       self.schedule.restore(host['schedule'], lost=host['ready'])
     self._agent, self._reward, self._options, self._order, self._tasks = server.sampling, reward, options, order, tasks
+    self._client = server.client
     self._batch = knobs.prompts
     self._running: dict[asyncio.Task, int] = {}
     self._ready: list[tuple[int, Group]] = []
+    self._handed: list[tuple[int, Group]] = []  # out for a step that is not done yet
     self._lost = 0
+    self._dropped: collections.Counter[str] = collections.Counter()  # groups lost whole since the last step, by reason
+    self._seen = dict(self._client.counts)
 
   def _fill(self) -> None:
     """Starts as many groups as may run."""
@@ -56,9 +61,14 @@ class Queue:
       done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
       for task in sorted(done, key=self._running.__getitem__):
         self._take(self._running.pop(task), task.result())
-    batch, self._ready = self._ready[: self._batch], self._ready[self._batch :]
+    self._handed, self._ready = self._ready[: self._batch], self._ready[self._batch :]
     self._fill()  # with staleness above 0 the next groups run while the learner steps
-    return [group for _, group in sorted(batch, key=lambda pair: pair[0])]
+    return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
+
+  def trained(self, version: int) -> None:
+    """The batch handed out last made this version, and its weights are out."""
+    self._handed = []
+    self.schedule.publish(version)
 
   def _take(self, position: int, group: Group) -> None:
     if group.scored:
@@ -67,6 +77,7 @@ class Queue:
       self._lost = 0
       return
     self.schedule.reject(position)
+    self._dropped[group.dropped[0]] += 1
     self._lost += 1
     if self._lost >= LOST_IN_A_ROW:
       raise RolloutError(
@@ -75,12 +86,16 @@ class Queue:
       )
 
   def state(self) -> dict[str, Any]:
-    """For the checkpoint; groups that wait for a step run again."""
-    return {'schedule': self.schedule.state(), 'ready': [position for position, _ in self._ready]}
+    """For the checkpoint; groups that wait for a step, or for the end of theirs, run again."""
+    return {'schedule': self.schedule.state(), 'ready': sorted(position for position, _ in (*self._handed, *self._ready))}
 
   def metrics(self) -> dict[str, float]:
-    """How full the queue is."""
+    """How full the queue is, and what was lost, cut and sent again since these were asked for last."""
+    before, self._seen = self._seen, dict(self._client.counts)
+    dropped, self._dropped = self._dropped, collections.Counter()
     return {
+      **{f'groups/dropped/reason={reason}': float(count) for reason, count in dropped.items()},
+      **{f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0)) for name in ('interrupted', 'retried')},
       'rollout/running': float(len(self._running)),
       'rollout/queued': float(len(self._ready)),
       'rollout/capacity': float(self.schedule.room),

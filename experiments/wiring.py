@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import runs
-from experiments.launch import build
+from experiments.launch import build, require
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import rows, unpack
 from paravt_jax.data.world import corpus, questions, scene, traces, write
@@ -77,9 +77,8 @@ def rl_corpus(config: ConfigDict) -> Corpus:
   if config.data.kind == 'world':
     world, root = make_world(config)
     return Corpus((world.rl,), (world.heldout,), root)
-  return Corpus(
-    existing(config.data.train, 'data.train'), existing(config.data.eval, 'data.eval'), pathlib.Path(config.data.media_root)
-  )
+  heldout = existing(config.data.eval, 'data.eval') if config.data.eval else ()  # none: no evaluation
+  return Corpus(existing(config.data.train, 'data.train'), heldout, pathlib.Path(config.data.media_root))
 
 
 def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
@@ -93,7 +92,9 @@ def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
 
 
 def tasks(config: ConfigDict, files: tuple[pathlib.Path, ...], root: pathlib.Path) -> list[Task]:
-  """The RL rows of parquet files, media resolved."""
+  """The RL rows of parquet files, media resolved; no files give none."""
+  if not files:
+    return []
   counts: collections.Counter[str] = collections.Counter()
   found = rows.rl_tasks(files, root, rows.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), counts)
   if counts:
@@ -143,6 +144,13 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
       f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose another scale'
     )
   return sharding.make_mesh(*sizes, jax.devices()[:needed])
+
+
+def require_rows(config: ConfigDict) -> None:
+  """Raises ConfigError unless the rows of a micro-batch divide over the mesh's data axes."""
+  shards = config.mesh.data * config.mesh.fsdp
+  ok = config.train.rows >= 1 and config.train.rows % shards == 0
+  require(config.train.rows, f'a multiple of {shards} (mesh.data x mesh.fsdp), at least that', ok, 'train.rows')
 
 
 def make_optimizer(config: ConfigDict, model_config: Config) -> optimizers.Optimizer:

@@ -308,6 +308,9 @@ def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_
   ('rollout.steps', 0, '--config.rollout.steps=0: wanted at least 1'),
   ('rollout.prompts', 0, 'rollout.prompts=0: wanted at least 1'),
   ('rollout.group_size', 1, 'rollout.group_size=1: wanted at least 2'),
+  ('rollout.max_concurrent', 0, 'rollout.max_concurrent=0: wanted at least 1'),
+  ('eval.questions', -1, 'eval.questions=-1: wanted at least 0'),
+  ('train.rows', 0, 'train.rows=0: wanted a multiple of 1 (mesh.data x mesh.fsdp), at least that'),
   ('rollout.staleness', -1, 'rollout.staleness=-1: wanted at least 0'),
   ('agent.max_turns', -1, 'agent.max_turns=-1: wanted at least 0'),
   ('agent.max_parallel', 0, 'agent.max_parallel=0: wanted at least 1'),
@@ -326,6 +329,15 @@ def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, me
   with pytest.raises(ConfigError) as caught:
     rl.check(config)
   assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(('recipe', 'check'), [(para_grpo, rl.check), (sft, sft_entry.check)])
+def test_rows_that_do_not_divide_over_the_mesh_are_refused_before_anything_is_made(recipe, check):
+  config = recipe.get_config('8b')
+  check(config)
+  config.train.rows = 12
+  with pytest.raises(ConfigError, match=r'--config.train.rows=12: wanted a multiple of 8 \(mesh.data x mesh.fsdp\)'):
+    check(config)
 
 
 @pytest.mark.parametrize(('knob', 'value'), [

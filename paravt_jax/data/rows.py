@@ -162,9 +162,12 @@ def _task(row: dict, name: str, root: str | os.PathLike, options: RowOptions) ->
     raise _Broken(f'extra_info: got {_short(info)}, wanted a JSON object with answer and question_type')
   question, choices = _question(texts['user'][0].replace(VIDEO, '').strip(), info)
   facts = _decoded(info.get('facts') or {}, 'extra_info.facts')
+  if not isinstance(facts, dict) or not isinstance(facts.get('system', ''), str):
+    raise _Broken(f'extra_info.facts: got {_short(facts)}, wanted an object (its `system`, if any, a text)')
   if texts['system']:
     facts = {**facts, 'system': '\n'.join(texts['system'])}
-  return Task(id=str(info.get('id') or name), video=_media(videos[0].get('video'), 'videos', root, options), question=question,
+  own = info.get('id')
+  return Task(id=name if own in (None, '') else str(own), video=_media(videos[0].get('video'), 'videos', root, options), question=question,
               question_type=info['question_type'], answer=_gold(info, len(choices)), options=choices,
               source=str(row.get('data_source') or info.get('source') or ''), facts=facts)
 

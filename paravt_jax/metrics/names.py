@@ -33,8 +33,8 @@ _REWARD = {
   'reward/std': Metric('reward', 'standard deviation of the reward inside a group, mean over groups', _BY),
   'accuracy': Metric('share', 'R_acc of an episode; in evaluation the benchmark\'s own score', _BY),
   'format_compliance': Metric('share', 'episodes whose every turn is a closed thought, then calls or one answer', _BY),
-  'advantage': Metric('advantage', 'mean over trained tokens', _BY),
-  'advantage/abs': Metric('advantage', 'mean magnitude over trained tokens', _BY),
+  'advantage': Metric('advantage', 'mean group advantage of the episodes (0 when all groups are whole)', _BY),
+  'advantage/abs': Metric('advantage', 'mean magnitude of the same', _BY),
 }
 
 _EPISODES = {
@@ -110,7 +110,7 @@ _LEARNER = {
   'pack/micro_batches': Metric('micro-batches', 'micro-batches of the step'),
   'pack/images': Metric('images', 'images of the step'),
   'data/skipped': Metric('rows', 'rows left out, also by reason', ('reason',)),
-  'data/overlong': Metric('rows', 'samples dropped because they exceed a pack'),
+  'data/overlong': Metric('rows', 'samples (episodes and sub-agents in RL) dropped because they exceed a pack'),
   'learner/tokens_per_second': Metric('tokens/s', 'tokens through the learner over the time of the step'),
   'learner/mfu': Metric('share', 'model FLOPs over the peak of the devices'),
   'memory/device': Metric('GiB', 'peak memory of a device'),

@@ -149,7 +149,7 @@ def _gold_window(gold: str | tuple[float, float] | list[float]) -> tuple[float, 
   if isinstance(gold, str):
     pair = _PAIR.fullmatch(gold)
     return _window(pair) if pair else time_window(gold)
-  if len(gold) != 2:
+  if not hasattr(gold, '__len__') or len(gold) != 2:
     return None
   return _ordered(*(toolcalls.seconds(end.item() if hasattr(end, 'item') else end) for end in gold))
 

@@ -49,8 +49,8 @@ def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: Collat
     options: sizes and credit. image_id: the image placeholder. version: the learner's weight version, for staleness.
 
   Returns:
-    A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling), token_class, version on them,
-    else 0. Counters: episodes, subagents, trees, images, trained_tokens (of them subagent_tokens), given_tokens,
+    A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling), token_class, version, current (1
+    if `version` sampled it) on them, else 0. Counters: episodes, subagents, trees, images, trained_tokens (of them subagent_tokens), given_tokens,
     dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained tokens), staleness_max. No groups
     give rows of padding.
 
@@ -58,7 +58,7 @@ def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: Collat
     ConfigError: an unknown subagent_credit. DataError: advantages do not match the episodes, or a group's prefixes differ.
   """
   if options.subagent_credit not in SUBAGENT_CREDIT:
-    raise ConfigError(f'rl.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}')
+    raise ConfigError(f'rollout.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}')
   advantage_E = np.asarray(advantage_E, np.float32)
   count = sum(len(group.scored) for group in groups)
   if advantage_E.shape != (count,):
@@ -74,7 +74,9 @@ def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: Collat
     trees += _group_trees(group.id, episodes, advantages, options, counters)
     if options.subagent_credit == 'episode':
       trees += _subagent_trees(episodes, advantages, options, counters)
-  return Batch(_pack(trees, options, image_id), _counted(trees, counters, version))
+  packed = _pack(trees, options, image_id)
+  packed.extras['current'] = packed.extras['mask'] * (packed.extras['version'] == version)
+  return Batch(packed, _counted(trees, counters, version))
 
 
 def _group_trees(name: str, episodes: Sequence[Episode], advantages: np.ndarray, options: CollateOptions,

@@ -17,7 +17,7 @@ REWARD_TERMS = {
   'accuracy': 'accuracy',
   'format_compliance': 'compliant',
 }
-BY_BUDGET = ('reward/total', 'accuracy', 'format_compliance', 'calls/executed', 'advantage')
+BY_BUDGET = ('reward/total', 'accuracy', 'format_compliance', 'calls/executed', 'advantage', 'advantage/abs')
 
 
 def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, float]:

@@ -23,6 +23,7 @@ from paravt_jax.errors import SyncError
 MANIFEST = 'manifest.json'
 _ARRAYS = 'arrays'
 _FORMAT = 1
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)          # Orbax's store has its own for a full disk
 _HASHERS = 4                 # threads; hashing releases the GIL
 
 Params = dict[str, Any]
@@ -44,7 +45,8 @@ def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int) 
   host = jax.tree.map(np.asarray, jax.device_get(params))
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob('.*.part-*'):          # of a publisher that was killed; a folder has one
+      shutil.rmtree(left, ignore_errors=True)
     (partial / _ARRAYS).mkdir(parents=True)
     with ThreadPoolExecutor(1) as side:
       entries = side.submit(_entries, host)
@@ -54,9 +56,10 @@ def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int) 
     if target.exists():
       shutil.rmtree(target)
     partial.rename(target)
-  except OSError as error:
+  except _WRITE_ERRORS as error:
     shutil.rmtree(partial, ignore_errors=True)
-    raise SyncError(f'{target}: weights cannot be written ({error.strerror or error}); free space or choose another folder, '
+    why = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:200]
+    raise SyncError(f'{target}: weights cannot be written ({why}); free space or choose another folder, '
                     'the run goes on from its last checkpoint') from error
   for old in sorted(versions(folder))[:-keep]:
     if old != version:

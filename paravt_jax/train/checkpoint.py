@@ -58,6 +58,13 @@ def latest(root: str | os.PathLike) -> int | None:
   return found[-1] if found else None
 
 
+def sweep(root: str | os.PathLike) -> None:
+  """Removes what a killed or refused `save` left of a record. Nobody may be saving; an absent folder is no error."""
+  if jax.process_index() == 0:
+    for path in pathlib.Path(root).glob(f'{_TEMPORARY}*'):
+      shutil.rmtree(path, ignore_errors=True)
+
+
 def save(root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *, keep: int) -> pathlib.Path:
   """Writes the record of a step and deletes all but the `keep` newest ones.
 

@@ -25,7 +25,8 @@ from paravt_jax.train.state import State, shardings
 Batch = Mapping[str, jax.Array]
 INPUTS = ('tokens', 'positions', 'segments', 'branches', 'visual', 'previous', 'patches', 'grids')
 SFT_EXTRAS = {'mask': np.float32}
-RL_EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32}
+RL_EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32,
+             'current': np.float32}       # 1 on tokens that the version now trained has sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
   rows = arrays['tokens'].shape[1]
   if rows % sharding.row_shards(mesh):
     raise DataError(f'batch: got {rows} rows per micro-batch, wanted a multiple of {sharding.row_shards(mesh)} (data x fsdp); '
-                    f'change train.rows_per_micro_batch')
+                    f'change train.rows')
   place = sharding.rows(mesh, 1)
   batch = {name: jax.device_put(array, place) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
@@ -164,7 +165,8 @@ def _policy_loss(scores: head.Scores, prox_RT, reference_RT, micro: Batch, train
   credit_RT = advantages.token_credit(micro['advantage'], kl_RT, mask_RT, run_RT, beta=rl.beta)
   _, parts = losses.decoupled_policy_loss(scores.logprob_RT, prox_RT, micro['behavior'], credit_RT, mask_RT, clip=rl.clip,
                                           weight_cap=rl.weight_cap)
-  totals = sums.policy(parts, scores, prox_RT, micro['behavior'], kl_RT, rl.beta, trained_RT, micro['token_class'])
+  totals = sums.policy(parts, scores, prox_RT, micro['behavior'], kl_RT, rl.beta, trained_RT, micro['token_class'],
+                       micro['current'] > 0)
   return parts['loss_sum'] / count, totals
 
 
@@ -211,9 +213,15 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
 
 
 def _update(optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any, sums.Sums]:
-  updates, opt_state = optimizer.transform.update(gradient, opt_state, trainable)
-  trainable = optax.apply_updates(trainable, updates)
-  return trainable, opt_state, sums.norms(optax.tree.norm(gradient), optax.tree.norm(updates), optax.tree.norm(trainable))
+  """One optimizer update; a gradient that is not finite changes nothing and is counted."""
+  size = optax.tree.norm(gradient)
+  finite = jnp.isfinite(size)
+  keep = lambda new, old: jnp.where(finite, new, old)
+  updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
+  updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
+  trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
+  norms = sums.norms(keep(size, 0.0), optax.tree.norm(updates), optax.tree.norm(trainable), finite)
+  return trainable, jax.tree.map(keep, new_state, opt_state), norms
 
 
 def _rate(optimizer: Optimizer, state: State) -> sums.Sums:

@@ -33,10 +33,13 @@ METRICS = {
   'policy/kl_reward': 'mean of -beta times the same',
   'policy/tokens': 'trained tokens of the step; also by class',
   'policy/updates': 'optimizer updates of the step',
-  'optim/grad_norm': 'global gradient norm before the clip, mean over updates',
-  'optim/update_norm': 'global norm of the parameter change, mean over updates',
+  'policy/gap_current_mean': 'the gap at tokens that the version now trained has sampled',
+  'policy/gap_current_max': 'largest of the same',
+  'optim/grad_norm': 'global gradient norm before the clip, mean over the updates that were made',
+  'optim/update_norm': 'global norm of the parameter change, mean over the updates that were made',
   'optim/param_norm': 'global norm of the trained parameters, mean over updates',
   'optim/learning_rate': 'learning rate of the step',
+  'optim/skipped': 'updates skipped because the gradient was not finite',
 }
 
 
@@ -54,12 +57,15 @@ def sft(scores: Scores, trained_RT: jax.Array) -> Sums:
 
 
 def policy(parts: Mapping[str, jax.Array], scores: Scores, prox_RT: jax.Array, behavior_RT: jax.Array, kl_RT: jax.Array,
-           beta: float, trained_RT: jax.Array, class_RT: jax.Array) -> Sums:
-  """Sums of a policy micro-batch: the loss's parts, and entropy, log-prob and gap by token class."""
+           beta: float, trained_RT: jax.Array, class_RT: jax.Array, current_RT: jax.Array) -> Sums:
+  """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the gap at current_RT."""
   gap_RT = jnp.where(trained_RT, jnp.abs(prox_RT - jnp.where(trained_RT, behavior_RT, 0.0)), 0.0)
   found = {**parts, 'kl': kl_RT.sum(), 'kl_reward': -beta * kl_RT.sum()}
   found['max_gap'] = found.pop('gap_max')
   del found['gap_sum']
+  now_RT = trained_RT & current_RT
+  found |= {'tokens_current': now_RT.sum().astype(jnp.float32), 'gap_current': jnp.where(now_RT, gap_RT, 0.0).sum(),
+            'max_gap_current': jnp.where(now_RT, gap_RT, 0.0).max(initial=0.0)}
   for number, name in enumerate(CLASSES):
     member = trained_RT & (class_RT == number)
     total = lambda x, member=member: jnp.where(member, x, 0.0).sum()
@@ -72,14 +78,15 @@ def policy(parts: Mapping[str, jax.Array], scores: Scores, prox_RT: jax.Array, b
 def policy_zeros() -> Sums:
   """The keys of `policy` and `norms`, all 0: where a loop over updates begins."""
   names = ('loss_sum', 'ratio_sum', 'clipped', 'dropped', 'weight_sum', 'weight_square_sum', 'max_gap', 'tokens', 'kl',
-           'kl_reward', 'grad_norm', 'update_norm', 'param_norm', 'updates')
+           'kl_reward', 'grad_norm', 'update_norm', 'param_norm', 'updates', 'skipped', 'tokens_current', 'gap_current', 'max_gap_current')
   by_class = [f'{kind}_{name}' for kind in ('tokens', 'entropy', 'logprob', 'gap', 'max_gap') for name in CLASSES]
   return {name: jnp.zeros((), jnp.float32) for name in (*names, *by_class)}
 
 
-def norms(gradient: jax.Array, update: jax.Array, params: jax.Array) -> Sums:
-  """Norms of one optimizer update, with a count."""
-  return {'grad_norm': gradient, 'update_norm': update, 'param_norm': params, 'updates': jnp.float32(1)}
+def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.Array) -> Sums:
+  """Norms of one optimizer update (the first two 0 when it was not made), with counts."""
+  return {'grad_norm': gradient, 'update_norm': update, 'param_norm': params, 'updates': jnp.float32(1),
+          'skipped': 1 - made.astype(jnp.float32)}
 
 
 def reduce(sums: Mapping[str, float]) -> dict[str, float]:
@@ -94,8 +101,10 @@ def reduce(sums: Mapping[str, float]) -> dict[str, float]:
     if count > 0:
       out[metric] = total / count
 
-  for norm in ('grad_norm', 'update_norm', 'param_norm'):
-    mean(f'optim/{norm}', sums[norm], sums['updates'])
+  for norm in ('grad_norm', 'update_norm'):
+    mean(f'optim/{norm}', sums[norm], sums['updates'] - sums['skipped'])
+  mean('optim/param_norm', sums['param_norm'], sums['updates'])
+  out['optim/skipped'] = sums['skipped']
   mean('optim/learning_rate', sums['learning_rate'], sums['batches'])
   if 'target_tokens' in sums:
     out['sft/tokens'] = sums['target_tokens']
@@ -115,6 +124,9 @@ def _reduce_policy(sums: Mapping[str, float], mean, out: dict[str, float]) -> No
     mean(f'policy/{metric}', sums[name], seen)
   mean('policy/ess', sums['weight_sum'] ** 2, sums['weight_square_sum'] * seen)
   out |= {'policy/tokens': seen / repeats, 'policy/updates': sums['updates'], 'policy/gap_max': sums['max_gap']}
+  mean('policy/gap_current_mean', sums['gap_current'], sums['tokens_current'])
+  if sums['tokens_current'] > 0:
+    out['policy/gap_current_max'] = sums['max_gap_current']
   for kind, metric in {'entropy': 'entropy', 'logprob': 'logprob', 'gap': 'gap_mean'}.items():
     mean(f'policy/{metric}', sum(sums[f'{kind}_{name}'] for name in CLASSES), seen)
     for name in CLASSES:

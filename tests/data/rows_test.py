@@ -43,6 +43,10 @@ def test_a_row_without_an_id_is_named_by_file_and_row(tmp_path):
   assert [task.id for task in _tasks(tmp_path, _rl(), _rl())] == ['paravt_rl_x.parquet:0', 'paravt_rl_x.parquet:1']
 
 
+def test_zero_is_an_id_too(tmp_path):
+  assert _tasks(tmp_path, _rl(id=0))[0].id == '0'
+
+
 def test_a_system_message_of_the_row_is_kept(tmp_path):
   row = _rl()
   row['prompt'] = [{'role': 'system', 'content': '<tools>theirs</tools>'}, *row['prompt']]
@@ -95,6 +99,8 @@ BROKEN_RL = {
     'media root': _rl(video='../a.mp4'),
     "extra_info: got '{broken', wanted JSON": _rl() | {'extra_info': '{broken'},
     r"extra_info: got \[1\], wanted a JSON object": _rl() | {'extra_info': '[1]'},
+    r'facts: got \[1\], wanted an object': _rl(facts=[1]),
+    r"facts: got \{'system': 5\}, wanted an object": _rl(facts={'system': 5}),
 }
 
 

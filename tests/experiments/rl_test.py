@@ -1,5 +1,7 @@
 """The main loop's own parts: the guard against a learner and a server that disagree, the clock, the cold start's door."""
 
+import math
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -10,13 +12,20 @@ from paravt_jax.metrics import names
 
 
 def test_a_gap_above_the_limit_ends_the_run_with_its_number():
-  rl.guard({'policy/gap_mean': 9e-5, 'staleness/max': 0.0}, 1e-4, 3)
+  rl.guard({'policy/gap_current_mean': 9e-5}, 1e-4, 3)
   with pytest.raises(SyncError, match=r'step 3: .* is 2.00e-04, wanted at most rollout.gap_limit=0.0001: .*see metrics.jsonl'):
-    rl.guard({'policy/gap_mean': 2e-4, 'staleness/max': 0.0}, 1e-4, 3)
+    rl.guard({'policy/gap_current_mean': 2e-4}, 1e-4, 3)
 
 
-def test_tokens_of_an_older_version_may_differ():
-  rl.guard({'policy/gap_mean': 1.0, 'staleness/max': 1.0}, 1e-4, 3)
+def test_a_gap_that_is_no_number_ends_the_run():
+  with pytest.raises(SyncError, match='is nan'):
+    rl.guard({'policy/gap_current_mean': math.nan}, 1e-4, 3)
+
+
+def test_tokens_of_an_older_version_may_differ_and_those_of_the_current_one_may_not():
+  rl.guard({'policy/gap_mean': 1.0, 'staleness/max': 1.0}, 1e-4, 3)                # no token of the current version
+  with pytest.raises(SyncError):
+    rl.guard({'policy/gap_mean': 1.0, 'policy/gap_current_mean': 1.0, 'staleness/max': 2.0}, 1e-4, 3)
 
 
 def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):

@@ -1,6 +1,7 @@
 """Groups on their way to the learner: in order, as far ahead as the schedule allows, and the same after a restart."""
 
 import asyncio
+import collections
 import types
 
 import pytest
@@ -18,7 +19,7 @@ KEPT = ('episode',)          # a queue asks no more of `scored` than whether the
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
   config = ConfigDict({'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
-  server = types.SimpleNamespace(sampling=None)
+  server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
   return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
 
 
@@ -50,7 +51,7 @@ def test_batches_follow_the_data_order_whatever_finishes_first(started):
     first = order(6, 4)
     started.delays = {first[0]: 0.05}
     one = await made.next_batch()
-    made.schedule.publish(1)
+    made.trained(1)
     two = await made.next_batch()
     await made.close()
     return ids(one), ids(two)
@@ -115,6 +116,7 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
   async def run():
     made = queue(size=12, staleness=1)
     batch = await made.next_batch()
+    made.trained(1)
     while made.metrics()['rollout/running']:
       await asyncio.wait(made._running)
       for task in [task for task in made._running if task.done()]:
@@ -123,7 +125,6 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
     await made.close()
     started.prompts.clear()
     resumed = queue(size=12, staleness=1, host=state)
-    resumed.schedule.publish(1)
     following = await resumed.next_batch()
     await resumed.close()
     return ids(batch), state, ids(following)
@@ -132,12 +133,52 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
   assert following == first[2:4] and [task for task, _ in started.prompts][:2] == first[2:4]
 
 
+@pytest.mark.parametrize('staleness', [0, 2])
+def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_restart(started, staleness):
+  """An interrupt may fall between a batch's last rollout and its step; the run must neither lose the groups nor wait for ever."""
+  first = order(12, 4)
+
+  async def run():
+    made = queue(size=12, staleness=staleness)
+    await made.next_batch()
+    made.trained(1)
+    await made.next_batch()                            # interrupted here
+    state = made.state()
+    await made.close()
+    resumed = queue(size=12, staleness=staleness, host=state)
+    batch = await resumed.next_batch()
+    resumed.trained(2)
+    left = resumed.state()
+    await resumed.close()
+    return ids(batch), left
+  batch, left = asyncio.run(run())
+  assert batch == first[2:4] and left['schedule']['version'] == 2 and left['schedule']['accepted'] - len(left['ready']) == 4
+
+
+def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started):
+  first = order(6, 4)
+  started.lost = (first[0],)
+
+  async def run():
+    made = queue()
+    made._client.counts.update(interrupted=3, retried=1, requests=9)
+    await made.next_batch()
+    found = made.metrics(), made.metrics()
+    await made.close()
+    return found
+  once, again = asyncio.run(run())
+  assert (once['groups/dropped/reason=media_missing'], once['rollout/interrupted'], once['rollout/retried']) == (1, 3, 1)
+  assert 'groups/dropped/reason=media_missing' not in again and (again['rollout/interrupted'], again['rollout/retried']) == (0, 0)
+  for name in once:
+    names.lookup(name)
+
+
 def test_every_epoch_is_another_order_and_its_number_reaches_the_group(started):
   async def run():
     made = queue(size=2)
     for version in (1, 2):
       await made.next_batch()
-      made.schedule.publish(version)
+      made.trained(version)
     await made.close()
   asyncio.run(run())
   assert [epoch for _, epoch in started.prompts[:4]] == [0, 0, 1, 1]

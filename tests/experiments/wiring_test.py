@@ -103,3 +103,11 @@ def test_a_servers_threads_are_bounded_only_when_the_recipe_says_so():
   assert 'intra_op_parallelism_threads=2' in wiring.child_environment(2)['XLA_FLAGS']
   assert wiring.child_environment(2)['OMP_NUM_THREADS'] == '2'
   assert 'intra_op_parallelism_threads' not in wiring.child_environment(0).get('XLA_FLAGS', '')
+
+
+def test_without_held_out_files_there_is_no_evaluation_and_no_complaint(tmp_path):
+  (tmp_path / 'a.parquet').touch()
+  config = para_grpo.get_config('8b')
+  config.data.train = (str(tmp_path / 'a.parquet'),)
+  corpus = wiring.rl_corpus(config)
+  assert corpus.heldout == () and wiring.tasks(config, corpus.heldout, corpus.media_root) == []

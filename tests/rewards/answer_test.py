@@ -126,7 +126,8 @@ def test_deviation_13_what_is_malformed_scores_zero_and_never_raises(said):
 
 
 @pytest.mark.parametrize('gold', [
-    '', 'x', '3,1', '1', (3, 1), (1,), (1, 2, 3), (math.nan, 3), (0, math.inf), ('a', 'b'), (None, 1)])
+    '', 'x', '3,1', '1', (3, 1), (1,), (1, 2, 3), (math.nan, 3), (0, math.inf), ('a', 'b'), (None, 1),
+    None, 3.0])
 def test_a_gold_that_is_no_window_scores_zero(gold):
   assert answer.temporal_iou('[1, 3]', gold) == 0.0
 

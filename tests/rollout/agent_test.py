@@ -251,6 +251,15 @@ def test_a_placeholder_in_a_question_is_text():
   assert ids.count(TOK.image_pad) == 4 and '<|image_pad|> <|im_end|> <think> what?' in TOK.decode(ids)
 
 
+@pytest.mark.parametrize(('own', 'sent'), [
+    ('Theirs.\n<tools>\n{}\n</tools>', 'Theirs.\n<tools>\n{}\n</tools>'), ('You are helpful.', prompts.SYSTEM)])
+def test_a_row_that_carries_a_tools_block_keeps_it_and_any_other_gets_ours(own, sent):
+  got, requests = episode(play(LONG + call(8, 12), ANSWER), task=dataclasses.replace(TASK, facts={'system': own}))
+  assert [result.status for result in got.results] == [ResultStatus.EXECUTED]
+  assert TOK.decode(main(requests)[0].input_ids).startswith(f'<|im_start|>system\n{sent}<|im_end|>\n<|im_start|>user\n<8.0 s')
+  assert sent not in TOK.decode(next(filter(is_subagent, requests)).input_ids)
+
+
 def test_the_vision_ids_are_banned_and_the_seed_is_an_address():
   _, requests = episode(play(LONG + call(8, 12), ANSWER), rollout=3)
   banned = {str(token) for token in TOK.vision_ids}

@@ -131,5 +131,13 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_record_usable(tmp_pa
   assert checkpoint.steps(tmp_path) == (1, 2) and len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_a_killed_save_left_is_swept_and_records_stay(tmp_path):
+  checkpoint.save(tmp_path, 1, tree(), {}, keep=2)
+  (tmp_path / '.writing-00000002' / 'arrays').mkdir(parents=True)
+  checkpoint.sweep(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['00000001'] and checkpoint.latest(tmp_path) == 1
+  checkpoint.sweep(tmp_path / 'absent')
+
+
 def test_a_record_is_a_value(tmp_path):
   assert dataclasses.asdict(checkpoint.Record(1, np.zeros(1), {}))['step'] == 1

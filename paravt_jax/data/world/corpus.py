@@ -5,7 +5,8 @@ Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that
   subagent   one window and the question about it, answered shortly
   lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
   glance<n>  the same on an overview of n frames
-  choice<n>  an mcq question about such a window, answered at once; trains the way from what is seen to a letter
+  choice<n>  an mcq question about such a window, answered at once
+  letters    an mcq question alone: each of its options with its letter, the step from what is seen to an answer
 `trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq or subagent_tvg.
 """
 
@@ -22,7 +23,7 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.types import Task, Window
 from paravt_jax.video import sampling
 
-KIND = re.compile(rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|(lookup|glance|choice)[1-9]\d*')
+KIND = re.compile(rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|letters|(lookup|glance|choice)[1-9]\d*')
 SFT_NUMBERS = 1_000_000      # questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
 
 
@@ -62,7 +63,7 @@ def check(options: WorldOptions) -> None:
   unknown = [kind for kind in corpus.sft_rows if not KIND.fullmatch(kind)]
   if unknown:
     raise ConfigError(f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent (of one question: trace_mcq, …), '
-                      f'lookup<n>, glance<n> or choice<n>')
+                      f'letters, lookup<n>, glance<n> or choice<n>')
   if min(corpus.videos, corpus.videos_per_archive) < 1 or (corpus.heldout_tasks and corpus.heldout_videos < 1):
     raise ConfigError(f'world.corpus: got videos={corpus.videos}, videos_per_archive={corpus.videos_per_archive}, '
                       f'heldout_videos={corpus.heldout_videos}, wanted at least 1 of each')
@@ -118,7 +119,7 @@ class Writer:
 
   def sft_rows(self, kind: str) -> Iterator[list[dict]]:
     """The conversations (lists of messages) of one kind."""
-    makers = {'trace': self._trace, 'subagent': self._subagent, 'choice': self._choice}
+    makers = {'trace': self._trace, 'subagent': self._subagent, 'choice': self._choice, 'letters': self._letters}
     make = makers.get(re.match('[a-z]+', kind)[0], self._lookup)
     for i in range(self.options.corpus.sft_rows[kind]):
       yield make(kind, i)
@@ -196,8 +197,16 @@ class Writer:
     cue, scene = task.facts['cues'][0], self.scenes[video]
     start = min(max(cue - int(rng.integers(n)), 0), scene.seconds - n)
     part = _video(task.video, start=start, end=start + max(n - 1, 1), nframes=n)
-    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer)
+    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer, task.answer)
     return [_user(part, prompts.question(task.question, task.question_type)), _text('assistant', turn)]
+
+
+  def _letters(self, kind: str, i: int) -> list[dict]:
+    """An mcq question without a video; the reply gives every option's letter, in random order."""
+    _, task = self._sft_task('letters_mcq', i)
+    order = seeds.rng(self.seed, kind, i).permutation(len(task.options))
+    reply = traces.letters_answer([task.options[j] for j in order], [questions.LETTERS[j] for j in order])
+    return [_text('user', prompts.question(task.question, task.question_type)), _text('assistant', reply)]
 
 
 def rl_row(task: Task) -> dict:

@@ -1,7 +1,7 @@
 """What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop produces and parses.
 
   <think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, ...}}</tool_call>
-  <think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 to 43 red'
+  <think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 41 42 red'
 """
 
 import dataclasses
@@ -72,14 +72,12 @@ def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], s
 
 
 def _span(scene: scenes.Scene, cue: int, seconds: Sequence[float], shapes: bool) -> str:
-  """'40 to 43 red': from the first to just after the last frame of the cue's event among `seconds`."""
+  """'40 41 42 red': the seconds among `seconds` that show the cue's event. Read off one by one, no step of it is a leap."""
   event = scene.at(cue)
   shown = [s for s in seconds if event is not None and event.start <= s < event.end]
   if not shown:
     return UNSEEN
-  after = [s for s in seconds if s > shown[-1]]
-  end = after[0] if after else shown[-1]
-  return f'{shown[0]:g} to {end:g} {scenes.label(event, shapes)}'
+  return f'{" ".join(f"{s:g}" for s in shown)} {scenes.label(event, shapes)}'
 
 
 def call_text(start: float, end: float) -> str:
@@ -99,9 +97,14 @@ def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
   return f'<think>\nLook at {_listed(cues)}.\n</think>\n' + ''.join(call_text(*w) for w in windows)
 
 
-def answer_turn(seen: Sequence[str], answer: str) -> str:
-  """A turn that says what was seen ('41 red') and answers."""
-  return f'<think>\nSeen: {", ".join(seen)}.\n</think>\n<answer>{answer}</answer>'
+def answer_turn(seen: Sequence[str], answer: str, letter: str = '') -> str:
+  """A turn that says what was seen ('41 red'), of a choice also its letter, and answers."""
+  return f'<think>\nSeen: {", ".join(seen)}.{letter and chr(10) + letter}\n</think>\n<answer>{answer}</answer>'
+
+
+def letters_answer(names: Sequence[str], letters: Sequence[str]) -> str:
+  """'Seen: red.\\nA, blue.\\nC': names, each with its letter, as a thought about a choice has them."""
+  return 'Seen: ' + ', '.join(f'{name}.\n{letter}' for name, letter in zip(names, letters))
 
 
 def answer_text(task: Task) -> str:
@@ -132,7 +135,7 @@ def work(scene: scenes.Scene, task: Task, budget: int, options: TraceOptions, *,
   if wanted:
     turns.append(call_turn(wanted, windows))
     replies.append(tuple(results))
-  turns.append(answer_turn(seen, answer_text(task)))
+  turns.append(answer_turn(seen, answer_text(task), task.answer if task.question_type == 'mcq' else ''))
   return Trace(tuple(turns), (*replies, ()), tuple(windows))
 
 

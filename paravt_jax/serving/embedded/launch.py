@@ -77,7 +77,7 @@ def _wait(process: subprocess.Popen, port_file: pathlib.Path, log: pathlib.Path,
       why = f'{last.removeprefix("error: ")} (its log: {log})' if last.startswith('error: ') else f'its log {log} ends:\n{said}'
       raise RolloutError(f'embedded server: ended with status {process.returncode} before it was ready; {why}')
     time.sleep(0.05)
-  raise RolloutError(f'embedded server: not ready within {deadline_s:g} s, raise server.deadline_s; '
+  raise RolloutError(f'embedded server: not ready within {deadline_s:g} s, raise server.ready_timeout_s; '
                      f'its log {log} ends:\n{_tail(log)}')
 
 

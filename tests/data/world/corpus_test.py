@@ -39,9 +39,9 @@ def test_subagent_rows_hold_the_window_in_prompt_and_part_and_a_true_answer():
     start, end = part['video_start'], part['video_end']
     assert f'{start:.1f} to {end:.1f} seconds' in prompt and 2 <= part['nframes'] <= 16 and part['nframes'] == end - start + 1
     scene = SCENES[part['url']]
-    for second, name in re.findall(r'(?:^|, )(\d+) (\w+)(?=,|$)', reply):
+    for second, name in re.findall(r'(?:^|, )(\d+) ([a-z]+)(?=,|$)', reply):
       assert start <= int(second) <= end and name == (scene.at(int(second)).colour if scene.at(int(second)) else 'nothing')
-    kinds.add(reply if reply == 'not in view' else 'span' if ' to ' in reply else 'looked')
+    kinds.add(reply if reply == 'not in view' else 'span' if re.match(r'\d+ \d+', reply) else 'looked')
   assert kinds == {'not in view', 'span', 'looked'}
 
 
@@ -81,7 +81,15 @@ def test_a_choice_row_shows_the_cue_and_names_the_letter_of_what_is_there():
   maker = corpus.Writer(with_corpus(sft_rows={'choice3': 30}), MAKER.scenes, 0)
   for messages in maker.sft_rows('choice3'):
     part, question, reply = video(messages), texts(messages, 'user')[0], texts(messages, 'assistant')[0]
-    second, seen, letter = re.fullmatch(r'<think>\nSeen: (\d+) (\w+)\.\n</think>\n<answer>(\w)</answer>', reply).groups()
+    second, seen, letter = re.fullmatch(r'<think>\nSeen: (\d+) (\w+)\.\n\w\n</think>\n<answer>(\w)</answer>', reply).groups()
     event = SCENES[part['url']].at(int(second))
     assert seen == (event.colour if event else 'nothing') and f'\n{letter}. {seen}\n' in question
     assert part['nframes'] == 3 and part['video_start'] <= int(second) <= part['video_end']
+
+
+def test_letters_rows_name_every_option_with_its_letter_and_hold_no_video():
+  maker = corpus.Writer(with_corpus(sft_rows={'letters': 20}), MAKER.scenes, 0)
+  for messages in maker.sft_rows('letters'):
+    question, reply = texts(messages, 'user')[0], texts(messages, 'assistant')[0]
+    pairs = re.findall(r' (\w+)\.\n([A-Z])', reply)
+    assert sorted(f'{letter}. {name}' for name, letter in pairs) == question.splitlines()[1:-1] and len(pairs) == 4

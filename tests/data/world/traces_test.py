@@ -64,8 +64,8 @@ def test_a_neighbouring_frame_counts_only_within_the_tolerance_and_of_the_same_e
 def test_a_span_is_always_looked_up_in_a_wider_window():
   trace = work(SPAN, 64)
   assert trace.windows == ((36, 46),)
-  assert trace.replies[0] == ('40 to 43 red',)
-  assert trace.turns[-1] == '<think>\nSeen: 40 to 43 red.\n</think>\n<answer>[40, 43]</answer>'
+  assert trace.replies[0] == ('40 41 42 red',)
+  assert trace.turns[-1] == '<think>\nSeen: 40 41 42 red.\n</think>\n<answer>[40, 43]</answer>'
 
 
 def test_a_subagent_says_only_what_its_frames_show():
@@ -73,8 +73,8 @@ def test_a_subagent_says_only_what_its_frames_show():
   assert say(TWO, [39.0, 40.0, 41.0, 42.0]) == '41 red'
   assert say(TWO, [float(s) for s in range(38, 78)]) == '41 red, 73 blue'
   assert say(TWO, [90.0, 91.0]) == traces.UNSEEN
-  assert say(SPAN, [41.0, 42.0, 43.0, 44.0]) == '41 to 43 red'
-  assert say(SPAN, [39.0, 40.0, 41.0]) == '40 to 41 red'
+  assert say(SPAN, [41.0, 42.0, 43.0, 44.0]) == '41 42 red'
+  assert say(SPAN, [39.0, 40.0, 41.0]) == '40 41 red'
 
 
 def test_always_call_calls_at_64_frames_too():
