@@ -210,9 +210,9 @@ def _tiny(config: ConfigDict) -> None:
   config.sampling.context = 512
   config.agent.update({'max_new_tokens': 96})
   config.subagent.update({'max_new_tokens': 32, 'summary_tokens': 32, 'deadline_s': 60.0})
-  config.rollout.update({'steps': 60, 'staleness': 0, 'gap_limit': 1e-4})
+  config.rollout.update({'steps': 120, 'staleness': 0, 'gap_limit': 1e-4})
   config.reward.open_ended = 'exact'
-  config.optimizer.update({'name': 'adam', 'learning_rate': 1.5e-4, 'total_steps': 60, 'weight_decay': 0.0})
+  config.optimizer.update({'name': 'adam', 'learning_rate': 2e-4, 'total_steps': 120, 'weight_decay': 0.0})
   config.train.update(
     {
       'dtype': 'float32',
@@ -257,13 +257,13 @@ def _tiny_sft(config: ConfigDict) -> None:
   config.data.kind = 'world'
   config.world = world()
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0})
-  config.steps = 500
+  config.steps = 400
   config.optimizer.update(
     {
       'name': 'muon',
       'learning_rate': 3e-3,
       'matrix_learning_rate': 0.02,
-      'total_steps': 500,
+      'total_steps': 400,
       'warmup_steps': 20,
       'final_scale': 0.1,
     }
@@ -287,13 +287,13 @@ def _tiny_sft(config: ConfigDict) -> None:
   # Reading frames comes first and needs short rows; then most of what is left to learn is in the traces.
   config.sources = {
     'trace': (7.0, 0, None),
-    'trace_mcq': (2.0, 0, None),
+    'trace_mcq': (0.5, 0, None),
     'subagent': (2.0, 0, None),
     'subagent_tvg': (1.5, 0, None),
     'lookup1': (2.0, 0, 150),
     'lookup2': (1.0, 0, 150),
-    'choice1': (1.5, 0, None),
-    'letters': (4.0, 0, None),
+    'choice1': (0.5, 0, None),
+    'letters': (1.0, 0, None),
   }
 
 
@@ -316,7 +316,7 @@ def world() -> ConfigDict:
         'noise': 10.0,
       },
       'questions': {
-        'weights': {'oe1': 0.3, 'oe2': 0.3, 'oe3': 0.05, 'mcq': 0.2, 'tvg': 0.15},
+        'weights': {'oe1': 0.44, 'oe2': 0.38, 'oe3': 0.03, 'mcq': 0.05, 'tvg': 0.1},
         'nothing': 0.05,
         'clearance': 3,
         'choices': 4,

@@ -102,8 +102,8 @@ async def session(
     opened = rollouts.opened(config, model_folder, learner.tok, learner.model_config.text.vocab, folder.path)
     server = await opened.__aenter__()
   try:
-    if learner.version:
-      await server.control.swap_weights(str(learner.publish().absolute()), learner.version)
+    # always: a server by URL may still hold what an earlier run published
+    await server.control.swap_weights(str(learner.publish().absolute()), learner.version)
     await evaluation.phase('before', config, folder, server, questions, interrupts)
     with folder.phase('rl'):
       await train(config, folder, learner, server, train_tasks, host, interrupts)

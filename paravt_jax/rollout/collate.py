@@ -50,9 +50,9 @@ def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: Collat
 
   Returns:
     A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling), token_class, version, current (1
-    if `version` sampled it) on them, else 0. Counters: episodes, subagents, trees, images, trained_tokens (of them subagent_tokens), given_tokens,
-    dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained tokens), staleness_max. No groups
-    give rows of padding.
+    if `version` sampled it) on them, else 0. Counters: episodes, subagents, trees, images, trained_tokens (of them
+    subagent_tokens), given_tokens, dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained
+    tokens), staleness_max. No groups give rows of padding.
 
   Raises:
     ConfigError: an unknown subagent_credit. DataError: advantages do not match the episodes, or a group's prefixes differ.

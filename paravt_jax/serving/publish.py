@@ -58,7 +58,7 @@ def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int) 
     partial.rename(target)
   except _WRITE_ERRORS as error:
     shutil.rmtree(partial, ignore_errors=True)
-    why = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:200]
+    why = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
     raise SyncError(f'{target}: weights cannot be written ({why}); free space or choose another folder, '
                     'the run goes on from its last checkpoint') from error
   for old in sorted(versions(folder))[:-keep]:

@@ -1,6 +1,9 @@
 """The main loop's own parts: the guard against a learner and a server that disagree, the clock, the cold start's door."""
 
+import asyncio
+import contextlib
 import math
+import types
 
 import pytest
 from ml_collections import ConfigDict
@@ -53,3 +56,26 @@ def test_the_cold_starts_curve_is_kept_with_the_run(tmp_path, monkeypatch):
   folder = runs.RunFolder(tmp_path / 'run', {})
   assert rl.cold_start(ConfigDict({'cold_start': {}}), folder) == tmp_path / 'sft_run' / 'hf'
   assert (folder.path / 'sft' / 'metrics.jsonl').read_text() == '{"step": 0}\n'
+
+
+def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatever_it_served_before(tmp_path, monkeypatch):
+  done = []
+
+  @contextlib.asynccontextmanager
+  async def opened(*_):
+    async def swap_weights(folder, version):
+      done.append(('swap', folder, version))
+    yield types.SimpleNamespace(control=types.SimpleNamespace(swap_weights=swap_weights))
+
+  async def note(name, *_):
+    done.append(name)
+  learner = types.SimpleNamespace(
+    version=0, tok=None, restore=lambda: None, publish=lambda: tmp_path / '0', export=lambda target: None,
+    model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)))
+  monkeypatch.setattr(rl, 'Learner', lambda *_: learner)
+  monkeypatch.setattr(rl.rollouts, 'opened', opened)
+  monkeypatch.setattr(rl.evaluation, 'phase', note)
+  monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
+  monkeypatch.setattr(rl, 'train', lambda *_: note('train'))
+  asyncio.run(rl.session(ConfigDict(), runs.RunFolder(tmp_path / 'run', {}), tmp_path, (), (), None))
+  assert done == [('swap', str(tmp_path / '0'), 0), 'before', 'train', 'after']

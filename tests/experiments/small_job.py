@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+from configs import base
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
-SFT_ROWS = {'trace': 120, 'subagent': 100, 'lookup1': 20, 'lookup2': 10, 'lookup3': 10, 'lookup5': 20, 'lookup8': 10, 'lookup12': 10,
-            'glance4': 10, 'glance8': 10, 'glance16': 20, 'glance32': 10}
+SFT_ROWS = {**dict.fromkeys(base.world().corpus.sft_rows, 10), 'trace': 120, 'subagent': 100}
 WORLD = {
   **{f'world.corpus.sft_rows.{kind}': rows for kind, rows in SFT_ROWS.items()},
   'world.corpus.videos': 6, 'world.corpus.heldout_videos': 2, 'world.corpus.rl_tasks': 24, 'world.corpus.heldout_tasks': 6,

@@ -138,6 +138,7 @@ def test_order_of_arrival_changes_nothing_and_staleness_is_counted_per_token():
   batch = run([group(old, new)], [1, -1])
   assert (batch.counters['staleness_sum'], batch.counters['staleness_max']) == (4.0, 2)
   assert batch.packed.extras['version'][0, 4:7].tolist() == [2, 2, 4]
+  assert batch.packed.extras['current'].sum() == 1 and batch.packed.extras['current'][0, 4:7].tolist() == [0, 0, 1]
 
 
 def test_no_groups_give_padding():
@@ -150,5 +151,5 @@ def test_wrong_arguments_are_refused():
     run([group(scored(written(10)))], [1, 2])
   with pytest.raises(DataError, match='another prompt'):
     run([group(scored(written(10)), scored(written(10), rollout=1, opening=given(1, 3)))], [1, 2])
-  with pytest.raises(ConfigError, match=r"rl\.subagent_credit: got 'some'"):
+  with pytest.raises(ConfigError, match=r"rollout\.subagent_credit: got 'some'"):
     run([], [], subagent_credit='some')

@@ -81,7 +81,7 @@ def test_advantages_and_accuracy_are_split_by_frame_budget():
   assert found['advantage/abs'] == 1.0
   assert (found['accuracy/k=4'], found['accuracy/k=16'], found['budget']) == (0.5, 1.0, 8.0)
   assert {name for name in found if name.endswith('/k=16')} == {
-    'accuracy/k=16', 'advantage/k=16', 'calls/executed/k=16', 'format_compliance/k=16', 'reward/total/k=16'}
+    'accuracy/k=16', 'advantage/k=16', 'advantage/abs/k=16', 'calls/executed/k=16', 'format_compliance/k=16', 'reward/total/k=16'}
 
 
 def test_calls_are_counted_as_parsed_executed_and_failed_by_reason():

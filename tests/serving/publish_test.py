@@ -1,7 +1,9 @@
 """Weight versions: what was saved is what is loaded, or the error names what is wrong."""
 
 import json
+import resource
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -98,3 +100,23 @@ def test_a_folder_that_cannot_be_written_is_one_error_and_leaves_nothing(params,
   (tmp_path / 'file').write_text('')
   with pytest.raises(SyncError, match='cannot be written'):
     publish.save(tmp_path / 'file' / 'weights', 1, params, keep=1)
+
+
+def test_a_full_disk_is_one_error_and_leaves_what_was_published(params, tmp_path):
+  publish.save(tmp_path, 1, params, keep=2)
+  large = {'a': np.ones(1 << 20, np.float32)}
+  before, old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, old[1]))
+  try:
+    with pytest.raises(SyncError, match=r'weights cannot be written \(.*; free space') as caught:
+      publish.save(tmp_path, 2, large, keep=2)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, before)
+  assert '\n' not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ['1']
+
+
+def test_what_a_killed_publisher_left_is_removed_by_the_next(params, tmp_path):
+  (tmp_path / '.1.part-7' / 'arrays').mkdir(parents=True)
+  publish.save(tmp_path, 2, params, keep=2)
+  assert [path.name for path in tmp_path.iterdir()] == ['2']

@@ -28,6 +28,11 @@ def sgd(rate=1.0, frozen=()):
   return Optimizer(optax.sgd(rate), optax.constant_schedule(rate), frozen)
 
 
+def adam(rate=0.1):
+  """An optimizer with moments, which a gradient may spoil."""
+  return Optimizer(optax.adam(rate), optax.constant_schedule(rate), ())
+
+
 def mesh_of(data=1, fsdp=1, tensor=1):
   """A mesh over the first devices."""
   return sharding.make_mesh(data, fsdp, tensor, jax.devices()[:data * fsdp * tensor])

@@ -263,6 +263,39 @@ def test_metrics_are_split_by_token_class_and_weigh_right():
   assert metrics['policy/entropy'] <= np.log(62)                                 # 64 tokens, two of them banned
 
 
+def test_the_gap_at_tokens_of_the_current_version_is_told_apart():
+  rng = np.random.default_rng(0)
+  old, new = common.group(rng), common.group(rng)
+  marked = lambda s: dataclasses.replace(s, extras={**s.extras, 'current': np.ones(len(s.ids))})
+  new = Tree(new.prefix, tuple(map(marked, new.suffixes)))
+  _, alone = run('rl', [new])
+  _, both = run('rl', [old, new])
+  _, none = run('rl', [old])
+  for kind in ('mean', 'max'):
+    assert both[f'policy/gap_current_{kind}'] == pytest.approx(alone[f'policy/gap_{kind}'], rel=1e-5)
+    assert both[f'policy/gap_{kind}'] != pytest.approx(alone[f'policy/gap_{kind}'], rel=1e-5) or kind == 'max'
+    assert f'policy/gap_current_{kind}' not in none
+
+
+@pytest.mark.parametrize('kind', ['sft', 'rl'])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
+  mesh, optimizer = common.mesh_of(), common.adam()
+  make, options = (step.make_sft_step, common.MODEL) if kind == 'sft' else (step.make_rl_step, common.RL_MODEL)
+  update = make(common.CONFIG, optimizer, mesh, options, *(() if kind == 'sft' else (common.RL,)))
+  arrays, used = common.packed(groups()).micro_batches(4)
+  args = () if kind == 'sft' else (common.params(1),)
+  values = jax.tree.map(np.copy, common.params())
+  values['text']['norm']['scale'][0] = np.inf
+  start = state.from_params(common.CONFIG, optimizer, mesh, values)
+  before = jax.device_get((start.params, start.opt_state))
+  after, totals = update(start, step.put_batch(mesh, arrays, used), *args)
+  assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(jax.device_get((after.params, after.opt_state)))))
+  assert int(after.step) == 1 and sums.reduce(totals)['optim/skipped'] == 1 and 'optim/grad_norm' not in sums.reduce(totals)
+  good = common.fresh(optimizer, mesh)
+  after, totals = update(good, step.put_batch(mesh, arrays, used), *args)
+  assert sums.reduce(totals)['optim/skipped'] == 0 and common.change(common.params(), jax.device_get(after.params)).any()
+
+
 def test_every_reported_name_is_documented():
   for kind in ('sft', 'rl'):
     _, metrics = run(kind, groups())

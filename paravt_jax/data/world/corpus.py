@@ -6,7 +6,7 @@ Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that
   lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
   glance<n>  the same on an overview of n frames
   choice<n>  an mcq question about such a window, answered at once
-  letters    an mcq question alone: each of its options with its letter, the step from what is seen to an answer
+  letters    options alone: each with its letter, the step from what is seen to an answer
 `trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq or subagent_tvg.
 """
 
@@ -202,11 +202,14 @@ class Writer:
 
 
   def _letters(self, kind: str, i: int) -> list[dict]:
-    """An mcq question without a video; the reply gives every option's letter, in random order."""
-    _, task = self._sft_task('letters_mcq', i)
-    order = seeds.rng(self.seed, kind, i).permutation(len(task.options))
-    reply = traces.letters_answer([task.options[j] for j in order], [questions.LETTERS[j] for j in order])
-    return [_text('user', prompts.question(task.question, task.question_type)), _text('assistant', reply)]
+    """A question with all names as options, without a video; the reply gives every option's letter, in random order."""
+    rng = seeds.rng(self.seed, kind, i)
+    names = [*list(scenes.COLOURS)[:self.options.scene.colours], scenes.NOTHING][:len(questions.LETTERS)]
+    names = [str(name) for name in rng.permutation(names)]
+    order = rng.permutation(len(names))
+    reply = traces.letters_answer([names[j] for j in order], [questions.LETTERS[j] for j in order])
+    question = questions.choice_question(int(rng.integers(self.options.scene.seconds)), names)
+    return [_text('user', prompts.question(question, 'mcq')), _text('assistant', reply)]
 
 
 def rl_row(task: Task) -> dict:

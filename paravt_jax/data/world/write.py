@@ -25,7 +25,7 @@ from paravt_jax.data.world import corpus, render
 from paravt_jax.data.world.scene import Scene, SceneOptions
 from paravt_jax.errors import DataError
 
-VERSION = 3                  # raise when the same options give other bytes
+VERSION = 4                  # raise when the same options give other bytes
 MANIFEST = 'manifest.json'
 MESSAGE = pa.struct([('role', pa.string()), ('content', pa.string())])
 RL_SCHEMA = pa.schema([('prompt', pa.list_(MESSAGE)), ('videos', pa.list_(pa.struct([('video', pa.string())]))),

@@ -92,4 +92,4 @@ def test_letters_rows_name_every_option_with_its_letter_and_hold_no_video():
   for messages in maker.sft_rows('letters'):
     question, reply = texts(messages, 'user')[0], texts(messages, 'assistant')[0]
     pairs = re.findall(r' (\w+)\.\n([A-Z])', reply)
-    assert sorted(f'{letter}. {name}' for name, letter in pairs) == question.splitlines()[1:-1] and len(pairs) == 4
+    assert sorted(f'{letter}. {name}' for name, letter in pairs) == question.splitlines()[1:-1] and len(pairs) == 9
