@@ -87,7 +87,7 @@ def test_the_summary_and_its_table(config, asked, tmp_path):
   run_phase('before', config, folder)
   run_phase('after', config, folder)
   found = evaluation.summary(config, folder)
-  assert (found['name'], found['scale'], found['steps']) == ('para_grpo', 'tiny', 60)
+  assert (found['name'], found['scale'], found['steps']) == ('para_grpo', 'tiny', config.rollout.steps)
   assert (found['gain']['difference'], found['gain']['pairs']) == (0.0, 12)
   lines = evaluation.table(found).splitlines()
   assert lines[2].split() == ['accuracy', '(greedy)', '0.500', '[0.500,', '0.500]', '0.500', '[0.500,', '0.500]']
