@@ -321,7 +321,7 @@ def world() -> ConfigDict:
         'clearance': 3,
         'choices': 4,
       },
-      'traces': {'tolerance': 1, 'always_call': 0.5, 'reach': 2, 'grounding_reach': 5, 'recovery': 0.03},
+      'traces': {'tolerance': 1, 'always_call': 0.5, 'reach': 2, 'grounding_reach': 5, 'recovery': 0.03, 'walk_options': False},
       'corpus': {
         'videos': 300,
         'heldout_videos': 60,

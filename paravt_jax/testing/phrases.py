@@ -24,6 +24,6 @@ def corpus() -> list[str]:
   found = ['system\n', 'user\n', 'assistant\n', '\n', '\n\n', ' ', 'crop_video', *questions.LETTERS]
   found += [f'{name}, {name}.\n {name}? A {name}' for name in names]
   found += [questions.open_question([4, 5, 6]), questions.grounding_question(4), questions.choice_question(4, names)]
-  found += [traces.call_turn([4, 5, 6], [(1, 2), (3, 4), (5, 6)]), traces.answer_turn(['4 red', '4 5 red'], '[4, 5]', 'A')]
+  found += [traces.call_turn([4, 5, 6], [(1, 2), (3, 4), (5, 6)]), traces.answer_turn(['4 red', '4 5 red'], '[4, 5]', ['A'])]
   found += [traces.UNSEEN, traces.lookup_question([4, 5]), '4 red. 5 red.', '<4.5 seconds>', '\nA', '\n[4, 5]\n']
   return found

@@ -197,7 +197,8 @@ class Writer:
     cue, scene = task.facts['cues'][0], self.scenes[video]
     start = min(max(cue - int(rng.integers(n)), 0), scene.seconds - n)
     part = _video(task.video, start=start, end=start + max(n - 1, 1), nframes=n)
-    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer, task.answer)
+    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer,
+                             traces.choice_lines(task, self.options.traces.walk_options))
     return [_user(part, prompts.question(task.question, task.question_type)), _text('assistant', turn)]
 
 

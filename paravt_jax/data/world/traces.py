@@ -13,6 +13,7 @@ import numpy as np
 from paravt_jax import seeds
 from paravt_jax.chat import prompts, toolcalls
 from paravt_jax.data.world import scene as scenes
+from paravt_jax.data.world.questions import LETTERS
 from paravt_jax.types import Task, ToolCall
 from paravt_jax.video import sampling
 
@@ -25,13 +26,14 @@ class TraceOptions:
 
   tolerance: a cue counts as seen when an overview frame of the same event lies within it. always_call: share of tasks on
   which the teacher calls although it sees enough. reach, grounding_reach: half a window, of oe and mcq, and of tvg questions.
-  recovery: share of calling traces whose first call fails and is repeated.
+  recovery: share of calling traces whose first call fails and is repeated. walk_options: see `choice_lines`.
   """
   tolerance: int
   always_call: float
   reach: int
   grounding_reach: int
   recovery: float
+  walk_options: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +99,21 @@ def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
   return f'<think>\nLook at {_listed(cues)}.\n</think>\n' + ''.join(call_text(*w) for w in windows)
 
 
-def answer_turn(seen: Sequence[str], answer: str, letter: str = '') -> str:
-  """A turn that says what was seen ('41 red'), of a choice also its letter, and answers."""
-  return f'<think>\nSeen: {", ".join(seen)}.{letter and chr(10) + letter}\n</think>\n<answer>{answer}</answer>'
+def answer_turn(seen: Sequence[str], answer: str, choice: Sequence[str] = ()) -> str:
+  """A turn that says what was seen ('41 red'), thinks about a choice line by line (see `choice_lines`), and answers."""
+  thought = '\n'.join([f'Seen: {", ".join(seen)}.', *choice])
+  return f'<think>\n{thought}\n</think>\n<answer>{answer}</answer>'
+
+
+def choice_lines(task: Task, walk: bool) -> tuple[str, ...]:
+  """What a thought adds for an mcq task: its letter, or (`walk`) the options in order up to the right one; nothing for others.
+
+  Walking copies forwards and compares, which a small model learns; naming the letter at once asks it to look backwards.
+  """
+  if task.question_type != 'mcq':
+    return ()
+  last = LETTERS.index(task.answer)
+  return tuple(f'{LETTERS[i]}. {task.options[i]}' for i in range(last + 1)) if walk else (task.answer,)
 
 
 def letters_answer(names: Sequence[str], letters: Sequence[str]) -> str:
@@ -135,7 +149,7 @@ def work(scene: scenes.Scene, task: Task, budget: int, options: TraceOptions, *,
   if wanted:
     turns.append(call_turn(wanted, windows))
     replies.append(tuple(results))
-  turns.append(answer_turn(seen, answer_text(task), task.answer if task.question_type == 'mcq' else ''))
+  turns.append(answer_turn(seen, answer_text(task), choice_lines(task, options.walk_options)))
   return Trace(tuple(turns), (*replies, ()), tuple(windows))
 
 

@@ -125,3 +125,11 @@ def test_look_ups_are_answered_in_the_order_asked_and_balanced():
   asked = [traces.lookup_times(RED_AT_40, range(36, 46), 6, rng) for _ in range(50)]
   assert all(sum(RED_AT_40.at(s) is not None for s in times) == 3 and len(set(times)) == 6 for times in asked)
   assert len(traces.lookup_times(RED_AT_40, range(90, 100), 6, rng)) == 1    # nothing is shown there: one of it is enough
+
+
+def test_a_thought_about_a_choice_names_its_letter_or_walks_through_the_options_up_to_it():
+  task = Task('m', 'v', 'Which?', 'mcq', 'B', ('red', 'blue', 'green'))
+  assert traces.choice_lines(task, False) == ('B',) and traces.choice_lines(task, True) == ('A. red', 'B. blue')
+  assert traces.choice_lines(SPAN, True) == ()
+  assert traces.answer_turn(['40 blue'], 'B', ('A. red', 'B. blue')) == (
+    '<think>\nSeen: 40 blue.\nA. red\nB. blue\n</think>\n<answer>B</answer>')
