@@ -35,15 +35,7 @@ def _published() -> ConfigDict:
       'scale': '',
       'seed': 0,
       # folder '' means runs/<name>_<scale>; a checkpoint every so many steps
-      'run': {
-        'folder': '',
-        'checkpoint_every': 5,
-        'keep': 2,
-        'tensorboard': True,
-        'wandb_project': '',
-        'wandb_entity': '',
-        'wandb_mode': 'online',
-      },
+      'run': _run(5),
       # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
       'model': {'folder': ''},
       # kind: files (parquet and media that you have) or world (the synthetic corpus)
@@ -127,6 +119,19 @@ def _published() -> ConfigDict:
   )
 
 
+def _run(checkpoint_every: int) -> dict:
+  """Folder '' means runs/<name>_<scale>; W&B is off without a project."""
+  return {
+    'folder': '',
+    'checkpoint_every': checkpoint_every,
+    'keep': 2,
+    'tensorboard': True,
+    'wandb_project': '',
+    'wandb_entity': '',
+    'wandb_mode': 'online',
+  }
+
+
 def _adamw(learning_rate: float, schedule: str, steps: int) -> dict:
   return {
     'name': 'adamw',
@@ -154,15 +159,7 @@ def sft(scale: str) -> ConfigDict:
       'name': 'sft',
       'scale': scale,
       'seed': 0,
-      'run': {
-        'folder': '',
-        'checkpoint_every': 100,
-        'keep': 2,
-        'tensorboard': True,
-        'wandb_project': '',
-        'wandb_entity': '',
-        'wandb_mode': 'online',
-      },
+      'run': _run(100),
       'model': {'folder': ''},
       'data': {'kind': 'files', 'train': (), 'media_root': '', 'skip_bad_rows': False},
       'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'think_prefix': '<think>\n'},
