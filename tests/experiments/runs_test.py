@@ -37,6 +37,7 @@ def test_two_processes_never_share_a_folder(tmp_path):
 
 
 def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_are_named(tmp_path):
+  """Deviation 20: the release goes on with results that were made under other settings."""
   closed(run := runs.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
   with pytest.raises(ConfigError, match=r'begun with other settings \(agent.max_turns: 3 -> 2\); go on with the same, or choose'):
