@@ -1,23 +1,27 @@
 """What the RL recipes share: the published numbers, and what a scale changes: sizes and placement, never the algorithm.
 
 A recipe calls `rl(scale)` and sets what its experiment is about. Sections are the library's options dataclasses, field by field.
-Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; a rollout server elsewhere, by URL).
+Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; rollout servers elsewhere, by URL), and for RL 8b_split
+(one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it starts).
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs.servers import servers, tiny_servers
+
 SCALES = ('tiny', '2b', '8b')
+RL_SCALES = (*SCALES, '8b_split')
 
 
 def rl(scale: str) -> ConfigDict:
   """The shared recipe at `scale`, locked: a recipe changes its knobs and cannot invent one.
 
   Raises:
-    ValueError: `scale` is not one of SCALES.
+    ValueError: `scale` is not one of RL_SCALES.
   """
-  if scale not in SCALES:
-    raise ValueError(f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/para_grpo.py:tiny')
+  if scale not in RL_SCALES:
+    raise ValueError(f'scale {scale!r}: wanted one of {", ".join(RL_SCALES)}, as in --config=configs/para_grpo.py:tiny')
   config = _published()
   config.scale = scale
   if scale == 'tiny':
@@ -25,6 +29,11 @@ def rl(scale: str) -> ConfigDict:
   if scale == '2b':
     config.mesh.fsdp = 1
     config.train.rows = 1
+  if scale == '8b_split':
+    config.mesh.fsdp = 4
+    config.train.update({'rows': 4, 'micro_batches': 64})
+    config.server.update({'kind': 'sglang', 'count': 4})
+    config.server.sglang.devices = (4, 5, 6, 7)
   return config.lock()
 
 
@@ -105,8 +114,9 @@ def _published() -> ConfigDict:
         'micro_batches': 32,
       },
       'mesh': {'data': 1, 'fsdp': 8, 'tensor': 1},
-      # kind: url (servers that run already) or embedded (ours, started beside the learner)
-      'server': {'kind': 'url', 'urls': (), 'api_key': ''},
+      'server': servers(),
+      # dtype of published weights; keep: versions on disk; canary_tokens: foretold by the learner with every version
+      'publish': {'dtype': 'bfloat16', 'keep': 2, 'canary_tokens': 8},
       'client': {
         'connections': 256,
         'timeout_s': 600.0,
@@ -225,28 +235,8 @@ def _tiny(config: ConfigDict) -> None:
     }
   )
   config.mesh.fsdp = 1
-  config.server = ConfigDict(
-    {
-      'kind': 'embedded',
-      'host': '127.0.0.1',
-      'port': 0,
-      'api_key': '',
-      'dtype': 'float32',
-      'lanes': ((128, 64), (256, 64), (512, 32)),
-      'chunk_tokens': 32,
-      'prefill_rows': 8,
-      'pages': 2048,
-      'decode_steps': 4,
-      'image_batch': 64,
-      'image_slots': 4096,
-      'max_image_patches': 4,
-      'bias_rows': 4,
-      'max_stop_ids': 4,
-      'max_body_mb': 64,
-      'threads': 0,
-      'ready_timeout_s': 300.0,
-    }
-  )
+  config.server = tiny_servers()
+  config.publish.dtype = 'float32'
   config.eval.update({'budgets': (4, 8, 16, 32, 64)})
 
 

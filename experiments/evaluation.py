@@ -20,13 +20,13 @@ T = TypeVar('T')
 
 
 async def unless_stopped(work: Awaitable[T], interrupts: runs.Interrupts, server: rollouts.Rollouts) -> T:
-  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when our server has ended."""
+  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no server is left."""
   task = asyncio.ensure_future(work)
   try:
     while not task.done():
       await asyncio.wait({task}, timeout=0.2)
       interrupts.check()
-      server.check_alive()
+      server.check()
     return task.result()
   finally:
     task.cancel()

@@ -10,15 +10,20 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.launch import build
+from paravt_jax import packing
+from paravt_jax.chat import template
+from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
+from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, state, step, sums
-from paravt_jax.types import Group
+from paravt_jax.train import checkpoint, greedy, state, step, sums
+from paravt_jax.train.optimizer import partition
+from paravt_jax.types import Group, Segment
 
-VERSIONS_KEPT = 2
+CANARY_TEXT = 'What appears in the picture, and when?'
 
 
 class Learner:
@@ -41,6 +46,14 @@ class Learner:
     self._collate = collate.CollateOptions(
       section.row_tokens, section.row_images, section.image_patches, (section.rows,), config.rollout.subagent_credit
     )
+    self._publisher = publish.Publisher(folder / 'weights', keep=config.publish.keep)
+    self._prompt = _prompt(self.tok, config.train.image_patches)
+    expanded = packing.expand(packing.Sample(self._prompt.ids, self._prompt.images, {}), self.tok.image_pad).ids
+    self._foretell = greedy.make_greedy(
+      self.model_config, self.mesh, options, expanded, self._prompt.images[0], config.publish.canary_tokens
+    )
+    self._outgoing = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(config.publish.dtype), tree))
+    self._held = partition(params, self._optimizer.frozen)[1]  # as the checkpoint has them: what servers hold already
     self.version = 0
 
   def update(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -76,9 +89,15 @@ class Learner:
       capacity *= 2
     return capacity
 
-  def publish(self) -> pathlib.Path:
-    """Writes the weights as version `version`; returns the folder that servers load."""
-    return publish.save(self._folder / 'weights', self.version, self.state.params, keep=VERSIONS_KEPT)
+  def canary(self) -> canaries.Canary:
+    """What a server must say that holds these very weights."""
+    foretold = (values.tolist() for values in self._foretell(self.state.params))
+    return canaries.Canary(tuple(self._prompt.ids.tolist()), self._prompt.images[0], tuple(self.tok.vision_ids), *map(tuple, foretold))
+
+  def publish(self) -> publish.Pending:
+    """Starts writing the trained weights as version `version`, with a canary; returns once the next update may run."""
+    trained, _ = partition(self.state.params, self._optimizer.frozen)
+    return self._publisher.start(self.version, self._outgoing(trained), held=self._held, canary=self.canary().to_json())
 
   def save(self, host: dict[str, Any]) -> None:
     """One atomic record of everything that a resumed run needs."""
@@ -98,3 +117,8 @@ class Learner:
     """Writes a Hugging Face folder, tokenizer and processor files included."""
     if not target.exists():
       weights.save_hf(target, self.model_config, jax.device_get(self.state.params), self._model_folder)
+
+
+def _prompt(tok: ChatTokenizer, patches: int) -> Segment:
+  """The canary's context: one picture with its time, one question."""
+  return template.opening(tok, None, [*template.frame_pieces([canaries.picture(patches)], [0.0]), CANARY_TEXT], '')

@@ -98,12 +98,13 @@ async def session(
   """Everything that needs learner and server at once: evaluation, training, evaluation. Returns the summary."""
   with folder.phase('start'):
     learner = Learner(config, model_folder, folder.path)
+    base = learner.canary()
     host = learner.restore()
-    opened = rollouts.opened(config, model_folder, learner.tok, learner.model_config.text.vocab, folder.path)
+    opened = rollouts.opened(config, model_folder, learner.tok, learner.model_config.text.vocab, folder.path, base)
     server = await opened.__aenter__()
   try:
     # always: a server by URL may still hold what an earlier run published
-    await server.control.swap_weights(str(learner.publish().absolute()), learner.version)
+    await server.deliver(learner.publish(), learner.version)
     await evaluation.phase('before', config, folder, server, questions, interrupts)
     with folder.phase('rl'):
       await train(config, folder, learner, server, train_tasks, host, interrupts)
@@ -144,19 +145,24 @@ async def train(
           batch = await evaluation.unless_stopped(queue.next_batch(), interrupts, server)
           clock.lap('rollout')
           metrics = await asyncio.to_thread(learner.update, batch)
+          queue.trained()
           clock.lap('learn')
-          published = await asyncio.to_thread(learner.publish)
-          clock.lap('publish')
-          await server.control.swap_weights(str(published.absolute()), learner.version)
-          queue.trained(learner.version)
+          await evaluation.unless_stopped(queue.delivered(), interrupts, server)  # of the step before
           clock.lap('sync')
+          pending = await asyncio.to_thread(learner.publish)
+          clock.lap('publish')
+          queue.deliver(server.deliver(pending, learner.version), learner.version)
+          save = learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps
+          if save or not knobs.staleness:  # else it is written, converted and loaded beside the next groups
+            await evaluation.unless_stopped(queue.delivered(), interrupts, server)
+            clock.lap('sync')
           for group in batch:
             for one in group.scored:
               log.append(number, one)
-          writer.write(number, {**metrics, **clock.times(), **queue.metrics()})
+          writer.write(number, {**metrics, **clock.times(), **queue.metrics(), **server.metrics()})
           guard(metrics, knobs.gap_limit, number)
           clock = Clock()  # saving counts towards the next step: a record that is on disk never lacks its line in the log
-          if learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps:
+          if save:
             learner.save(queue.state())
             saved = learner.version
             clock.lap('checkpoint')
@@ -168,6 +174,7 @@ async def train(
           progress.update()
           interrupts.check()
       except KeyboardInterrupt:  # a second Ctrl-C may fall inside a step: then the last record stands
+        await queue.delivered()
         if learner.version == queue.schedule.version > saved:
           learner.save(queue.state())
         raise

@@ -1,28 +1,59 @@
-"""The rollout side of an entry point: a server (ours, or by URL), a client to it, and agents that sample or decode greedily."""
+"""The rollout side of an entry point: a fleet of servers, a client to them, and agents that sample or decode greedily."""
 
+import asyncio
 import contextlib
 import dataclasses
-import os
 import pathlib
-from collections.abc import AsyncIterator
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import servers, wiring
 from experiments.launch import build
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.errors import ConfigError
 from paravt_jax.rewards import total
 from paravt_jax.rollout import client as clients
 from paravt_jax.rollout import groups, judge
 from paravt_jax.rollout.agent import Agent, AgentOptions
+from paravt_jax.rollout.control import OURS, Control
+from paravt_jax.rollout.fleet import Fleet, FleetOptions, Member
+from paravt_jax.rollout.http import ClientOptions
+from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import ContextOptions, Sampler
 from paravt_jax.rollout.subagent import SubagentOptions, Subagents
-from paravt_jax.serving.embedded import launch
-from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving import publish
+from paravt_jax.serving.canary import Canary
+from paravt_jax.serving.staging import Staging
 from paravt_jax.video.store import FrameStore
 
-GRACE_S = 5.0
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+class Weights:
+  """The way of a published version to what servers load, and how long each stage took the last time, in seconds.
+
+  staging: makes a Hugging Face folder for SGLang; None where the servers read what is published.
+  """
+
+  def __init__(self):
+    self.staging: Staging | None = None
+    self.seconds: dict[str, float] = {}
+    self._current: pathlib.Path | None = None
+
+  def ready(self, published: pathlib.Path) -> pathlib.Path:
+    """The folder to load; blocks. Raises SyncError."""
+    start = time.monotonic()
+    self._current = published.absolute() if self.staging is None else self.staging.stage(published)
+    self.seconds['convert'] = time.monotonic() - start
+    return self._current
+
+  def forget_older(self) -> None:
+    """Frees what versions before the last `ready` took."""
+    if self.staging is not None:
+      self.staging.clear(self._current)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,74 +61,94 @@ class Rollouts:
   """What episodes are made with. `sampling` agents use the training temperature, `greedy` ones 0."""
 
   client: clients.Client
-  control: clients.Control
+  fleet: Fleet
+  weights: Weights
   sampling: Agent
   greedy: Agent
-  server: launch.ServerProcess | None
 
-  def check_alive(self) -> None:
-    """Raises RolloutError with the end of its log when our server has ended."""
-    if self.server is not None and not self.server.alive:
-      raise RolloutError(
-        f'the rollout server ended (status {self.server.process.returncode}); its log {self.server.log} ends:\n'
-        f'{self.server.tail()}\nthe same command goes on from the last checkpoint'
-      )
+  def check(self) -> None:
+    """Raises RolloutError when no server is left and none can come back."""
+    self.fleet.check()
+
+  async def deliver(self, pending: publish.Pending, version: int) -> None:
+    """Brings weights that are being written to every server; returns once their canaries matched.
+
+    Raises:
+      SyncError: they cannot be written, or no server took them. RolloutError: no server is left.
+    """
+    start = time.monotonic()
+    published = await asyncio.to_thread(pending.result)
+    written = time.monotonic()
+    found = publish.read_manifest(published).canary
+    await self.fleet.deliver(published, version, None if found is None else Canary.from_json(found))
+    self.weights.forget_older()
+    seconds = self.weights.seconds
+    seconds.update(write=written - start, load=time.monotonic() - written - seconds['convert'])
+
+  def metrics(self) -> dict[str, float]:
+    """How the last delivery went, and what became of the servers since the run began."""
+    return {
+      **{f'sync/seconds/stage={stage}': value for stage, value in self.weights.seconds.items()},
+      **{f'server/{name}': float(self.fleet.counts[name]) for name in ('lost', 'restarts', 'drained', 'back')},
+    }
 
 
 @contextlib.asynccontextmanager
 async def opened(
-  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path
+  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path, base: Canary | None
 ) -> AsyncIterator[Rollouts]:
-  """Starts what the recipe asks for and ends it again, whatever happens in between."""
-  with contextlib.ExitStack() as stack:
+  """Starts what the recipe asks for and ends it again, whatever happens in between.
+
+  Args:
+    vocab: rows of the embedding table. folder: of the run, for logs. base: the canary of the model folder's own weights.
+  """
+  options = build(ClientOptions, config.client, 'client', api_key=config.server.api_key or None)
+  watch = build(FleetOptions, config.server.watch, 'server.watch')
+  async with contextlib.AsyncExitStack() as stack:
     pool = stack.enter_context(wiring.decode_pool(config))
-    server, urls = _server(config, model_folder, tok, folder)
-    if server is not None:
-      stack.callback(server.stop, GRACE_S)
-    options = build(clients.ClientOptions, config.client, 'client', urls=urls, api_key=config.server.api_key or None)
+    control = await stack.enter_async_context(Control(options))
+    members = await servers.members(config, model_folder, tok, folder)
+    weights, router = Weights(), Router([member.url for member in members])
+    fleet = Fleet(members, control, router, weights.ready, watch)
+    stack.push_async_callback(fleet.close)  # from here on the fleet ends the servers
+    await fleet.open(await _if_fresh(base, members, control))
+    if await _are_sglang(members, control):
+      weights.staging = Staging(model_folder, _staging_folder(config, members))
+      stack.callback(weights.staging.close)
+    client = await stack.enter_async_context(clients.Client(options, vocab, router, image_id=tok.image_pad))
     frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
-    async with clients.Client(options, vocab) as client, clients.Control(options) as control:
-      await control.wait_ready()
-      agent = lambda temperature: _agent(config, client, tok, frames, temperature)
-      yield Rollouts(client, control, agent(config.sampling.temperature), agent(0.0), server)
+    agent = lambda temperature: _agent(config, client, tok, frames, temperature)
+    yield Rollouts(client, fleet, weights, agent(config.sampling.temperature), agent(0.0))
 
 
-def _server(
-  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path
-) -> tuple[launch.ServerProcess | None, tuple[str, ...]]:
-  """(our server or None, the URLs of the servers)."""
-  section = config.server
-  if section.kind == 'url':
-    if not section.urls:
-      raise ConfigError(
-        '--config.server.urls is empty: start a rollout server and name it, as in '
-        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or use --config=…:tiny, which starts its own'
-      )
-    return None, tuple(url.rstrip('/') for url in section.urls)
-  if section.kind != 'embedded':
-    raise ConfigError(f'--config.server.kind={section.kind!r}: wanted url or embedded')
-  knobs = {
-    name: value for name, value in section.to_dict().items() if name not in ('kind', 'threads', 'ready_timeout_s', 'api_key')
-  }
-  options = build(
-    ServerOptions,
-    knobs,
-    'server',
-    model_path=str(model_folder),
-    eos_token_ids=(tok.im_end, tok.endoftext),
-    api_key=section.api_key or None,
-    port_file=None,
-    parent_pid=None,
-    compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
-  )
-  server = launch.launch(
-    options,
-    env=wiring.child_environment(section.threads),
-    log=folder / 'server.log',
-    deadline_s=section.ready_timeout_s,
-    parent_pid=os.getpid(),
-  )
-  return server, (server.url,)
+async def _if_fresh(base: Canary | None, members: Sequence[Member], control: Control) -> Canary | None:
+  """`base`, unless a server by URL holds what an earlier run brought it: then only the first delivery can prove it."""
+  for member in members:
+    if member.process is None:
+      await control.wait_ready(member.url)
+      if await control.version(member.url):
+        return None
+  return base
+
+
+async def _are_sglang(members: Sequence[Member], control: Control) -> bool:
+  found = {member.url: await control.software(member.url) for member in members}
+  ours = [url for url, name in found.items() if name == OURS]
+  if ours and len(ours) < len(found):
+    raise ConfigError(f'--config.server.urls: {ours[0]} is an embedded server, others are SGLang ({found}); wanted all of one kind')
+  return not ours
+
+
+def _staging_folder(config: ConfigDict, members: Sequence[Member]) -> pathlib.Path | None:
+  """Where converted weights go; None is memory-backed, which needs the servers on this machine."""
+  if config.server.sglang.staging:
+    return pathlib.Path(config.server.sglang.staging)
+  elsewhere = [member.url for member in members if member.process is None and urllib.parse.urlsplit(member.url).hostname not in LOOPBACK]
+  if elsewhere:
+    raise ConfigError(
+      f'--config.server.sglang.staging is empty, but {elsewhere[0]} is another machine: name a folder that it and the learner both see'
+    )
+  return None
 
 
 def _agent(config: ConfigDict, client: clients.Client, tok: ChatTokenizer, frames: FrameStore, temperature: float) -> Agent:

@@ -2,7 +2,7 @@
 
 import asyncio
 import collections
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,6 +39,7 @@ class Queue:
     self._running: dict[asyncio.Task, int] = {}
     self._ready: list[tuple[int, Group]] = []
     self._handed: list[tuple[int, Group]] = []  # out for a step that is not done yet
+    self._delivery: asyncio.Task | None = None
     self._lost = 0
     self._dropped: collections.Counter[str] = collections.Counter()  # groups lost whole since the last step, by reason
     self._seen = dict(self._client.counts)
@@ -58,17 +59,36 @@ class Queue:
     """
     while len(self._ready) < self._batch:
       self._fill()
-      done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-      for task in sorted(done, key=self._running.__getitem__):
+      delivery = {self._delivery} if self._delivery is not None else set()
+      done, _ = await asyncio.wait({*self._running, *delivery}, return_when=asyncio.FIRST_COMPLETED)
+      if done & delivery:
+        await self.delivered()
+      for task in sorted(done - delivery, key=self._running.__getitem__):
         self._take(self._running.pop(task), task.result())
     self._handed, self._ready = self._ready[: self._batch], self._ready[self._batch :]
     self._fill()  # with staleness above 0 the next groups run while the learner steps
     return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
 
-  def trained(self, version: int) -> None:
-    """The batch handed out last made this version, and its weights are out."""
+  def trained(self) -> None:
+    """The batch handed out last has made its update."""
     self._handed = []
-    self.schedule.publish(version)
+
+  def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
+    """Lets `work` bring `version` to the servers while groups go on; groups may count on it once it is there."""
+    if self._delivery is not None:
+      raise RuntimeError(f'version {version} cannot go out before the one before has: await delivered()')
+
+    async def bring() -> None:
+      await work
+      self.schedule.publish(version)
+
+    self._delivery = asyncio.create_task(bring())
+
+  async def delivered(self) -> None:
+    """Returns when the last version is out, or raises what its delivery met."""
+    if self._delivery is not None:
+      await asyncio.shield(self._delivery)  # who stops waiting does not stop a server in the middle of an update
+      self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:
     if group.scored:
@@ -95,7 +115,7 @@ class Queue:
     dropped, self._dropped = self._dropped, collections.Counter()
     return {
       **{f'groups/dropped/reason={reason}': float(count) for reason, count in dropped.items()},
-      **{f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0)) for name in ('interrupted', 'retried')},
+      **{f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0)) for name in ('interrupted', 'retried', 'moved')},
       'rollout/running': float(len(self._running)),
       'rollout/queued': float(len(self._ready)),
       'rollout/capacity': float(self.schedule.room),
@@ -103,7 +123,8 @@ class Queue:
     }
 
   async def close(self) -> None:
-    """Cancels what runs."""
+    """Cancels the groups; a delivery that has begun is waited for, so that no server stays paused."""
     for task in self._running:
       task.cancel()
-    await asyncio.gather(*self._running, return_exceptions=True)
+    delivery = [self._delivery] if self._delivery is not None else []
+    await asyncio.gather(*self._running, *delivery, return_exceptions=True)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -185,8 +184,3 @@ def child_environment(threads: int) -> dict[str, str]:
     )
     environment['OMP_NUM_THREADS'] = str(threads)
   return environment
-
-
-def cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else multiprocessing.cpu_count()

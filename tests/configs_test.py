@@ -90,6 +90,13 @@ def test_2b_differs_from_8b_in_sizes_and_placement_only():
   assert small.train.rows * small.train.micro_batches == large.train.rows * large.train.micro_batches
 
 
+def test_8b_split_is_8b_on_one_machine_half_for_the_learner_half_for_servers():
+  split, large = leaves(para_grpo.get_config('8b_split')), leaves(para_grpo.get_config('8b'))
+  assert {knob: value for knob, value in split.items() if value != large[knob]} == {
+    'scale': '8b_split', 'mesh.fsdp': 4, 'train.rows': 4, 'train.micro_batches': 64, 'server.kind': 'sglang', 'server.count': 4,
+    'server.sglang.devices': (4, 5, 6, 7)}
+
+
 def test_tiny_keeps_the_method_and_changes_sizes():
   """Sections that are the method's, not the machine's, stay as published."""
   small, large = para_grpo.get_config('tiny'), para_grpo.get_config('8b')
@@ -134,9 +141,9 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
 
 # Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
 
-ENTRY = {'rl': 'rl learner rollouts supply evaluation wiring runs', 'sft': 'sft wiring runs'}
-GIVEN = {'model_options': {'section': 'train'}}        # parameters that are a section, by function
-ELSEWHERE = {'server': ('kind', 'threads', 'ready_timeout_s', 'api_key')}       # read beside the dataclass of their section
+ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft wiring runs'}
+GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function
+ELSEWHERE = {'server.embedded': ('threads',), 'server.sglang': ('staging', 'devices')}            # read beside the dataclass of their section
 
 
 @dataclasses.dataclass
@@ -191,7 +198,7 @@ def _path(node, sections):
 
 
 def section_of(config, where):
-  """config.world.scene for 'world.scene', None when the recipe has no such section (the url server at 8b)."""
+  """config.world.scene for 'world.scene', None when the recipe has no such section."""
   for part in where.split('.'):
     if part not in config:
       return None
@@ -203,7 +210,7 @@ def placeholder(hint):
   """A value of a field's type, for fields that entry points hand in."""
   if typing.get_origin(hint) in (typing.Union, python_types.UnionType):
     return None if type(None) in typing.get_args(hint) else placeholder(typing.get_args(hint)[0])
-  return {int: 0, float: 0.0, str: '', bool: False}.get(hint, ())
+  return {int: 1, float: 1.0, str: '', bool: True}.get(hint, ())
 
 
 @pytest.mark.parametrize(('name', 'scale'), CASES)
@@ -211,7 +218,7 @@ def test_every_section_builds_its_dataclass(name, scale):
   config, built = RECIPES[name].get_config(scale), 0
   for where, kinds in reads('sft' if name == 'sft' else 'rl').builds.items():
     section = section_of(config, where)
-    if section is None or (where == 'server' and section.kind == 'url'):
+    if section is None:
       continue
     for kind, given in kinds:
       hints = typing.get_type_hints(kind)
@@ -280,7 +287,7 @@ def test_a_knob_on_the_command_line_changes_the_recipe():
   ((RECIPE, '--config.frames.gating=perhaps'), 'Non-boolean argument'),
   ((RECIPE, '--config.rollout=3'), "Failed to parse '3'"),
   (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
-  ((f'{RECIPE}:3b',), "scale '3b': wanted one of tiny, 2b, 8b, as in --config=configs/para_grpo.py:tiny"),
+  ((f'{RECIPE}:3b',), "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, as in --config=configs/para_grpo.py:tiny"),
   ((), 'Flag --config must have a value'),
   ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),
 ])

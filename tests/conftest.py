@@ -8,5 +8,6 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), '--xla_forc
 
 
 def pytest_configure(config):
-  """Registers the mark of tests that `make test` leaves to `make test-slow`."""
+  """Registers the marks of tests that `make test` leaves to `make test-slow` and `make test-sglang`."""
   config.addinivalue_line('markers', 'slow: takes more than a few seconds')
+  config.addinivalue_line('markers', 'sglang: needs the environment of `make sglang`')

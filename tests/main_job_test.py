@@ -222,7 +222,7 @@ def test_a_port_in_use_is_refused(folder, place):
     taken.bind(('127.0.0.1', 0))
     taken.listen()
     port = taken.getsockname()[1]
-    refused(small_job.run(place, 'port', server__port=port), f'cannot listen on 127.0.0.1:{port}', 'set server.port to a free one')
+    refused(small_job.run(place, 'port', server__ports=f'({port},)'), f'cannot listen on 127.0.0.1:{port}', 'set server.ports to free ones')
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(folder, place):

@@ -23,8 +23,10 @@ from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.agent import Agent
-from paravt_jax.rollout.client import Client, Control
+from paravt_jax.rollout.client import Client
+from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.groups import Prompt, rewarder, run_group
+from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import MAIN, Sampler
 from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.serving import publish
@@ -128,9 +130,10 @@ def test_one_rows_way_through(tasks, served, tmp_path):
   size_two, reward = dataclasses.replace(GROUP, size=2), rewarder(PUBLISHED, None)
 
   async def walk(pool):
-    async with Client(dataclasses.replace(CLIENT, urls=(url,), timeout_s=120.0), learner.config.text.vocab) as client, \
-        Control(dataclasses.replace(CLIENT, urls=(url,), timeout_s=120.0)) as control:
-      await control.wait_ready()
+    options = dataclasses.replace(CLIENT, timeout_s=120.0)
+    async with Client(options, learner.config.text.vocab, Router((url,)), image_id=learner.tok.image_pad) as client, \
+        Control(options) as control:
+      await control.wait_ready(url)
       frames, sampler = FrameStore(None, pool, 2**24), Dictating(client, learner.tok, context)
       agent = Agent(sampler, Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=12, deadline_s=120.0)), frames,
                     dataclasses.replace(AGENT, max_new_tokens=24, max_turns=1))
@@ -145,8 +148,8 @@ def test_one_rows_way_through(tasks, served, tmp_path):
         if version == 0:
           assert metrics['optim/update_norm'] > 0
           published = publish.save(tmp_path, 1, learner.state.params, keep=2)
-          await control.swap_weights(str(published.absolute()), 1)
-          assert [str(info['weight_version']) for info in await control.info()] == ['1']
+          await control.swap_weights(url, str(published.absolute()), 1)
+          assert await control.version(url) == 1
       return metrics
 
   with DecodePool(1, 30.0, 'pyav') as pool:

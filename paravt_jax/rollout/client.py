@@ -1,6 +1,6 @@
-"""The way to a rollout server, ours or SGLang's: send ids and frames, get ids and log-probs, and believe nothing unchecked.
+"""The way to the rollout servers, ours or SGLang's: send ids and frames, get ids and log-probs, and believe nothing unchecked.
 
-`Client.generate` resumes what a weight update interrupted; `Control` carries weights, pauses and aborts to every server.
+`Client.generate` resumes what a weight update interrupted, and sends again what a lost server held, from the tokens it has.
 """
 
 import asyncio
@@ -8,38 +8,21 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import aiohttp
 import numpy as np
 import orjson
 
 from paravt_jax import seeds
-from paravt_jax.errors import RolloutError, SyncError
+from paravt_jax.errors import RolloutError
+from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parsed
+from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
 
-_JSON = {'Content-Type': 'application/json'}
-_LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)   # the connection broke: the one thing worth sending again
+__all__ = ['Client', 'ClientOptions', 'ImageCache', 'Sampled', 'check', 'check_counts', 'image_tokens', 'resumed_seed']
+
 _ROUNDING = 1e-3             # a log-prob may exceed 0 by so much, in nats
-
-
-@dataclasses.dataclass(frozen=True)
-class ClientOptions:
-  """urls: servers, 'http://host:port' each; a group keeps to one. api_key: bearer token, or None. connections: open at once,
-  per client.
-
-  timeout_s: for one request, queueing included. ready_timeout_s: for a server to come up. retries: after a lost connection,
-  backoff_s apart and doubling. image_cache: encoded frames kept.
-  """
-  urls: tuple[str, ...]
-  api_key: str | None
-  connections: int
-  timeout_s: float
-  ready_timeout_s: float
-  retries: int
-  backoff_s: float
-  image_cache: int
+_NOTICE_S = 2.0              # for telling a server, and for asking whether it lives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,78 +76,17 @@ def _fragments(images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
   return [orjson.Fragment(b'"%s"' % protocol.encode_image(image).encode()) for image in images]
 
 
-class _Http:
-  """One session: keep-alive connections, a limit on them, retries on lost connections only."""
-
-  def __init__(self, options: ClientOptions):
-    self.options = options
-    self.counts: collections.Counter[str] = collections.Counter()
-    self._session: aiohttp.ClientSession | None = None
-
-  async def __aenter__(self):
-    headers = {'Authorization': f'Bearer {self.options.api_key}'} if self.options.api_key else {}
-    self._session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=self.options.connections, keepalive_timeout=60),
-        timeout=aiohttp.ClientTimeout(total=self.options.timeout_s), headers=headers)
-    return self
-
-  async def __aexit__(self, *exception):
-    session, self._session = self._session, None
-    await session.close()
-
-  async def call(self, method: str, url: str, body: bytes | Callable[[int], bytes] | None = None) -> tuple[int, bytes]:
-    """(status, reply body). `body` may be a function of the attempt, 0 first: a request that is sent again needs another rid.
-
-    Raises:
-      RolloutError: no connection after all retries, or no reply within timeout_s.
-    """
-    for attempt in range(self.options.retries + 1):
-      try:
-        payload = body(attempt) if callable(body) else body
-        async with self._session.request(method, url, data=payload, headers=_JSON) as reply:
-          return reply.status, await reply.read()
-      except TimeoutError as error:
-        raise RolloutError(f'{method} {url}: no reply within {self.options.timeout_s:g} s; is the server overloaded or paused? '
-                           'raise client.timeout_s') from error
-      except _LOST as error:
-        if attempt == self.options.retries:
-          raise RolloutError(f'{method} {url}: connection lost {attempt + 1} times ({type(error).__name__}: {error}); '
-                             'is the server up? see its log') from error
-        self.counts['retried'] += 1
-        await asyncio.sleep(self.options.backoff_s * 2**attempt)
-    raise AssertionError('unreachable: the last attempt returns or raises')
-
-  async def json(self, method: str, url: str, body: Callable[[int], bytes] | None = None) -> dict[str, Any]:
-    """The reply as an object.
-
-    Raises:
-      RolloutError: as `call`; or a status other than 200, or a reply that is no JSON object.
-    """
-    status, reply = await self.call(method, url, body)
-    if status != 200:
-      raise RolloutError(f'{method} {url}: got status {status}, wanted 200; the server says: {_excerpt(reply)}')
-    try:
-      value = orjson.loads(reply)
-    except orjson.JSONDecodeError as error:
-      raise RolloutError(f'{method} {url}: got {_excerpt(reply)}, wanted JSON; is this a rollout server?') from error
-    if not isinstance(value, dict):
-      raise RolloutError(f'{method} {url}: got {_excerpt(reply)}, wanted a JSON object; is this a rollout server?')
-    return value
-
-
-def _excerpt(reply: bytes) -> str:
-  return repr(reply[:300].decode('utf-8', 'replace'))
-
-
-class Client(_Http):
-  """Generates. Use as `async with Client(options, vocab_size) as client`; safe for any number of concurrent requests.
+class Client(Http):
+  """Generates. Use as `async with Client(options, vocab_size, router, image_id=...) as client`; safe for any number of requests.
 
   vocab_size: rows of the model's embedding table, padding rows included: a policy may sample those, so not the tokenizer's.
+  image_id: the placeholder of an image. `counts`: requests, tokens (prompt, cached, sampled), and of requests 'interrupted' (by
+  an update or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
   """
 
-  def __init__(self, options: ClientOptions, vocab_size: int):
+  def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
     super().__init__(options)
-    self._vocab_size = vocab_size
+    self._vocab_size, self._router, self._image_id = vocab_size, router, image_id
     self._images = ImageCache(options.image_cache)
     self._sent: dict[str, tuple[str, str]] = {}       # rid -> (server, rid on the wire) of what is in flight
     self._given_up: set[str] = set()
@@ -179,28 +101,32 @@ class Client(_Http):
     """Samples until a stop token or `max_new_tokens`.
 
     A request that the server aborts (a weight update) goes on from its tokens with what is left of its budget; each token
-    keeps the version that sampled it. `finish` is 'abort' only after `abort(rid)`, or when no token comes in `retries` + 1
-    goes.
+    keeps the version that sampled it. What a lost server held is sent again from the tokens that arrived, with the same seed.
+    `finish` is 'abort' only after `abort(rid)`, or when no token comes in `retries` + 1 goes.
 
     Args:
       request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from their own seed.
       affinity: requests of one group share a number, hence a server, which then computes their prefix once.
 
     Raises:
-      RolloutError: transport (see `call`), or a reply that breaks the protocol: counts, ids or image tokens that are not ours.
+      RolloutError: images and placeholders differ in number; no server is left, or more than `retries` + 1 were lost over this
+        request; a server is silent, or its reply breaks the protocol: counts, ids or image tokens that are not ours.
     """
-    server = self.options.urls[affinity % len(self.options.urls)]
+    placeholders = sum(token == self._image_id for token in request.input_ids)
+    if placeholders != len(request.images):
+      raise RolloutError(f'request {request.rid}: got {placeholders} image placeholders (id {self._image_id}) for '
+                         f'{len(request.images)} images, wanted one each; a server would answer it with garbage')
     fragments = await self._images.encode(request.images)
     parts: list[protocol.GenerateReply] = []
     done: list[int] = []
     idle = 0
     try:
       while True:
-        reply = await self._part(server, request, done, len(parts), fragments)
+        reply, steady = await self._part(request, done, len(parts), affinity, fragments)
         parts.append(reply)
         done = done + reply.output_ids
         left = request.max_new_tokens - len(done)
-        idle = 0 if reply.output_ids else idle + 1
+        idle = idle + 1 if steady and not reply.output_ids else 0
         if reply.finish != 'abort' or request.rid in self._given_up or idle > self.options.retries:
           return _joined(parts, reply.finish)
         if left <= 0:
@@ -219,41 +145,83 @@ class Client(_Http):
     """Ends a request of this client; its `generate` returns what it has, with finish 'abort'. Unknown rids do nothing."""
     if rid in self._sent:
       self._given_up.add(rid)
-      server, wire = self._sent[rid]
-      await self.call('POST', f'{server}/abort_request', orjson.dumps({'rid': wire}))
+      await self._quietly(*self._sent[rid])
 
-  async def _part(self, server: str, request: protocol.GenerateRequest, done: list[int], index: int,
-                  fragments: list[orjson.Fragment]) -> protocol.GenerateReply:
+  async def _part(self, request: protocol.GenerateRequest, done: list[int], index: int, affinity: int,
+                  fragments: list[orjson.Fragment]) -> tuple[protocol.GenerateReply, bool]:
+    """A checked reply, and whether its server was still taking requests when it came."""
     part = request
     if index:
       part = dataclasses.replace(request, rid=f'{request.rid}~{index}', input_ids=list(request.input_ids) + done,
                                  max_new_tokens=request.max_new_tokens - len(done), seed=resumed_seed(request.seed, len(done)))
     body = part.to_json(fragments)
+    sent = 0
 
-    def payload(attempt: int) -> bytes:
-      wire = f'{part.rid}!{attempt}' if attempt else part.rid
-      self._sent[request.rid] = (server, wire)
+    def payload(url: str) -> bytes:
+      nonlocal sent
+      wire = f'{part.rid}!{sent}' if sent else part.rid          # what was sent before may still run there
+      sent += 1
+      self._sent[request.rid] = (url, wire)
       return orjson.dumps({**body, 'rid': wire})
 
-    reply = protocol.GenerateReply.from_json(await self.json('POST', f'{server}/generate', payload))
-    check(part, reply, self._vocab_size)
-    self.counts.update(requests=1, prompt_tokens=reply.prompt_tokens, cached_tokens=reply.cached_tokens,
-                       sampled_tokens=len(reply.output_ids))
-    return reply
+    for _ in range(self.options.retries + 2):
+      url = await self._router.choose(affinity)
+      came = await self._visit(url, payload)
+      if came is not None:
+        reply = protocol.GenerateReply.from_json(parsed(f'POST {url}/generate', *came))
+        check(part, reply, self._vocab_size)
+        self.counts.update(requests=1, prompt_tokens=reply.prompt_tokens, cached_tokens=reply.cached_tokens,
+                           sampled_tokens=len(reply.output_ids))
+        self._router.served(url)
+        return reply, self._router.state(url) is State.UP
+      self.counts['moved'] += 1
+    raise RolloutError(f'request {request.rid}: {self.options.retries + 2} servers in a row were lost over it, the last: '
+                       f'{self._router.reason(url)}; see their logs, or raise client.retries')
+
+  async def _visit(self, url: str, payload: Callable[[str], bytes]) -> tuple[int, bytes] | None:
+    """(status, body) from one server, behind the gate; None when the server was lost first, and with it what it said."""
+    gone = self._router.started(url)
+    work, leave = asyncio.ensure_future(self._ask(url, payload)), asyncio.ensure_future(gone.wait())
+    try:
+      await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
+      if gone.is_set():
+        return None
+      came = work.result()
+      await self._router.passed(url)
+      return None if gone.is_set() else came
+    except Lost as error:
+      self._router.lost(url, str(error))
+      return None
+    finally:
+      self._router.finished(url, gone)
+      work.cancel()
+      leave.cancel()
+      await asyncio.gather(work, leave, return_exceptions=True)
+
+  async def _ask(self, url: str, payload: Callable[[str], bytes]) -> tuple[int, bytes]:
+    """Sends until the connection holds. A server may say 5xx because it dies: then that is a lost connection, too."""
+    for attempt in range(self.options.retries + 1):
+      status, reply = await self.trying(lambda _: self.once('POST', f'{url}/generate', payload(url)))
+      if status < 500:
+        return status, reply
+      await asyncio.sleep(self.options.backoff_s)                # one that dies says 500 a moment before it is gone
+      if status == 500 and await self.ready(url, _NOTICE_S):
+        return status, reply
+      if attempt < self.options.retries:
+        await self.back_off(attempt)
+    raise Lost(f'POST {url}/generate: got status {status} {attempt + 1} times; the server says: {excerpt(reply)}')
 
   def _abandon(self, rid: str) -> None:
     """Tells the server, in the background, that nobody waits any more: it notices a closed connection late."""
     if rid in self._sent and self._session is not None:
-      server, wire = self._sent[rid]
-      task = asyncio.create_task(self._quietly(f'{server}/abort_request', orjson.dumps({'rid': wire})))
+      task = asyncio.create_task(self._quietly(*self._sent[rid]))
       self._tasks.add(task)
       task.add_done_callback(self._tasks.discard)
 
-  async def _quietly(self, url: str, body: bytes) -> None:
+  async def _quietly(self, url: str, wire: str) -> None:
     try:
-      async with self._session.post(url, data=body, headers=_JSON, timeout=aiohttp.ClientTimeout(total=2)) as reply:
-        await reply.read()
-    except (TimeoutError, *_LOST):
+      await self.once('POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S)
+    except RolloutError:
       self.counts['abort_failed'] += 1
 
 
@@ -274,13 +242,10 @@ def check(request: protocol.GenerateRequest, reply: protocol.GenerateReply, voca
 
   Raises:
     RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans that do not cover the ids, an
-      unknown finish reason, or a number of image tokens that is not our own (the server resized our frames).
+      unknown finish reason, or numbers of image or prompt tokens that are not our own (the server resized our frames, say).
   """
+  check_counts(request, reply)
   ids, where = reply.output_ids, f'reply to {request.rid}'
-  expected = image_tokens(request.images)
-  if reply.image_tokens != expected:
-    raise RolloutError(f'{where}: the server counts {reply.image_tokens} image tokens, we {expected}: it resized our frames; '
-                       'set size to {"shortest_edge": 1024, "longest_edge": 50176} in the served preprocessor_config.json')
   if reply.finish not in protocol.FINISH_REASONS:
     raise RolloutError(f'{where}: got finish reason {reply.finish!r}, wanted one of {protocol.FINISH_REASONS}')
   if len(ids) != len(reply.logprobs):
@@ -301,88 +266,18 @@ def check(request: protocol.GenerateRequest, reply: protocol.GenerateReply, voca
                        'in order')
 
 
-class Control(_Http):
-  """Weights, pauses and aborts, sent to every server at once. Has its own connections: a full client cannot hold up an
-  update."""
+def check_counts(request: protocol.GenerateRequest, reply: protocol.GenerateReply) -> None:
+  """Compares how many tokens the server made of a prompt with our own count.
 
-  async def _tell(self, path: str, body: dict) -> None:
-    """A command whose reply holds nothing of use (some servers answer it with plain text)."""
-    replies = await asyncio.gather(*(self.call('POST', url + path, orjson.dumps(body)) for url in self.options.urls))
-    for url, (status, reply) in zip(self.options.urls, replies):
-      if status != 200:
-        raise RolloutError(f'POST {url}{path}: got status {status}, wanted 200; the server says: {_excerpt(reply)}')
-
-  async def pause(self, mode: str = 'retract') -> None:
-    """Stops generation; 'retract' keeps what is in flight for later, with its keys and values recomputed on the new weights."""
-    await self._tell('/pause_generation', {'mode': mode})
-
-  async def resume(self) -> None:
-    """Lets generation go on after `pause`."""
-    await self._tell('/continue_generation', {})
-
-  async def abort(self, rid: str = '') -> None:
-    """Aborts one request by its rid on the wire, or all of them."""
-    await self._tell('/abort_request', {'rid': rid} if rid else {'rid': '', 'abort_all': True})
-
-  async def flush(self) -> None:
-    """Drops every server's cached prefixes. SGLang refuses while anything runs."""
-    await self._tell('/flush_cache', {})
-
-  async def update_weights(self, folder: str, version: int) -> None:
-    """Loads weights from `folder` on every server as `version`, without pausing by itself.
-
-    Raises:
-      SyncError: a server refused them. RolloutError: a server did not answer.
-    """
-    body = {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True}
-    replies = await asyncio.gather(*(self.call('POST', f'{url}/update_weights_from_disk', orjson.dumps(body))
-                                     for url in self.options.urls))
-    for url, (status, reply) in zip(self.options.urls, replies):
-      if status != 200 or not _succeeded(reply):
-        raise SyncError(f'{url}: refused weights {version} from {folder} (status {status}): {_excerpt(reply)}; '
-                        'is the folder complete, and visible to the server?')
-
-  async def swap_weights(self, folder: str, version: int) -> None:
-    """Pause, update, continue: what is in flight goes on under the new weights. Continues even when the update is refused."""
-    await self.pause()
-    try:
-      await self.update_weights(folder, version)
-    finally:
-      await self.resume()
-
-  async def info(self) -> list[dict[str, Any]]:
-    """`/get_model_info` of every server, in the order of the urls."""
-    return list(await asyncio.gather(*(self.json('GET', f'{url}/get_model_info') for url in self.options.urls)))
-
-  async def wait_ready(self) -> None:
-    """Returns when every server is healthy.
-
-    Raises:
-      RolloutError: one was not within ready_timeout_s.
-    """
-    await asyncio.gather(*(self._ready(url) for url in self.options.urls))
-
-  async def _ready(self, url: str) -> None:
-    problem = 'nothing yet'
-    try:
-      async with asyncio.timeout(self.options.ready_timeout_s):
-        while True:
-          try:
-            async with self._session.get(f'{url}/health') as reply:
-              if reply.status == 200:
-                return
-              problem = f'status {reply.status}'
-          except _LOST as error:
-            problem = f'{type(error).__name__}: {error}'
-          await asyncio.sleep(min(self.options.backoff_s, 0.2))
-    except TimeoutError as error:
-      raise RolloutError(f'{url}: not ready after {self.options.ready_timeout_s:g} s (last: {problem}); see the server\'s log, '
-                         'or raise client.ready_timeout_s') from error
-
-
-def _succeeded(reply: bytes) -> bool:
-  try:
-    value = orjson.loads(reply)
-  except orjson.JSONDecodeError:
-    return False
-  return isinstance(value, dict) and value.get('success') is True
+  Raises:
+    RolloutError: it resized our frames, or did not keep our ids.
+  """
+  expected = image_tokens(request.images)
+  if reply.image_tokens != expected:
+    raise RolloutError(f'reply to {request.rid}: the server counts {reply.image_tokens} image tokens, we {expected}: it resized '
+                       'our frames; set size to {"shortest_edge": 1024, "longest_edge": 50176} in the served '
+                       'preprocessor_config.json')
+  prompt = len(request.input_ids) + expected - len(request.images)
+  if reply.prompt_tokens != prompt:
+    raise RolloutError(f'reply to {request.rid}: the server counts {reply.prompt_tokens} prompt tokens, we {prompt}: it does not '
+                       'keep our ids; is it SGLang 0.5.21 or later?')

@@ -1,70 +1,180 @@
 """Weight versions on a shared folder: Orbax arrays plus a manifest that says exactly what must be read back.
 
 `weights/<version>/` appears by rename, whole or not at all: `arrays/` (Orbax, neither compressed nor OCDBT) and `manifest.json`
-(version, and name, shape, dtype and content hash of every array).
+(see `manifest`). Only what trains is written; what the model holds besides is named there with its hash.
+
+With several processes each writes and hashes the shards it has; process 0 joins their pages. They meet at a barrier in `start`,
+and through files alone afterwards: no collective runs in a background thread, where it could cross one of the training step.
 """
 
-import hashlib
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from paravt_jax.errors import SyncError
+from paravt_jax.serving import manifest
+from paravt_jax.serving.manifest import Entry, Manifest, Params, Shard
 
-MANIFEST = 'manifest.json'
-_ARRAYS = 'arrays'
-_FORMAT = 1
+MANIFEST = manifest.FILE
+ARRAYS = 'arrays'
+_FAILED = 'failed'
+_PATIENCE_S = 600.0          # for the other processes to finish their part
+_POLL_S = 0.02
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)          # Orbax's store has its own for a full disk
-_HASHERS = 4                 # threads; hashing releases the GIL
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AssertionError)
 
-Params = dict[str, Any]
+read_manifest = manifest.read
 
 
-def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int) -> pathlib.Path:
-  """Publishes `params` (any tree of arrays, on host or device) as `folder/<version>/` and forgets all but the newest `keep`.
+class Pending:
+  """A version on its way to the disk."""
 
-  Returns:
-    The published folder.
+  def __init__(self, future: 'Future[pathlib.Path]'):
+    self._future = future
+
+  @property
+  def done(self) -> bool:
+    """Whether `result` would answer at once."""
+    return self._future.done()
+
+  def result(self) -> pathlib.Path:
+    """Waits; returns the published folder.
+
+    Raises:
+      SyncError: the folder cannot be written; nothing half-written stays, earlier versions are untouched.
+    """
+    return self._future.result()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """All that the writing thread needs; `named` are arrays that nobody else touches."""
+  target: pathlib.Path
+  partial: pathlib.Path
+  version: int
+  named: dict[str, Any]
+  held: dict[str, str]
+  canary: dict[str, Any] | None
+
+
+class Publisher:
+  """Writes versions below `folder` and forgets all but the newest `keep`. Every process of a run has one; a folder has one run."""
+
+  def __init__(self, folder: str | os.PathLike, *, keep: int):
+    if keep < 1:
+      raise ValueError(f'publish: got keep={keep}, wanted at least 1')
+    self._folder, self._keep = pathlib.Path(folder).absolute(), keep
+    self._thread = ThreadPoolExecutor(1, 'publish')
+    self._pending: Pending | None = None
+    self._held: tuple[Params | None, dict[str, str]] = (None, {})
+
+  def start(self, version: int, params: Params, *, held: Params | None, canary: dict[str, Any] | None) -> Pending:
+    """Begins to write; returns as soon as the caller may overwrite or donate its buffers. Waits for the write before it.
+
+    Args:
+      version: the name of the folder; a version that exists is replaced.
+      params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its dtype.
+      held: what the model has besides. It is hashed (once, as long as the same tree is given) and never written.
+      canary: anything JSON can hold, kept in the manifest.
+
+    Raises:
+      SyncError: the folder cannot be made, or an array is of another dtype.
+    """
+    return self._begin(version, params, held, canary, copy=True)
+
+  def close(self) -> None:
+    """Waits for the write that is under way."""
+    self._thread.shutdown()
+
+  def __enter__(self) -> 'Publisher':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _begin(self, version: int, params: Params, held: Params | None, canary: dict[str, Any] | None, *, copy: bool) -> Pending:
+    if self._pending is not None:
+      self._pending._future.exception()
+    target, partial = self._folder / str(version), self._folder / f'.{version}.part'
+    named = manifest.leaves(params)
+    for name, leaf in named.items():
+      if np.dtype(leaf.dtype).name not in manifest.DTYPES:
+        raise SyncError(f'{target}: {name!r} is {np.dtype(leaf.dtype).name}, wanted one of {manifest.DTYPES}; cast it first')
+    hashes = self._hashes(held)
+    both = sorted(named.keys() & hashes.keys())
+    if both:
+      raise SyncError(f'{target}: {both[0]!r} is both published and held; give each array once')
+    self._open(target, partial)
+    own = {name: _snapshot(leaf) if copy else leaf for name, leaf in named.items()}
+    jax.block_until_ready(own)
+    job = _Job(target, partial, int(version), own, hashes, canary)
+    self._pending = Pending(self._thread.submit(self._run, job))
+    return self._pending
+
+  def _hashes(self, held: Params | None) -> dict[str, str]:
+    if held is None:
+      return {}
+    if self._held[0] is not held:
+      self._held = held, manifest.held_hashes({name: _whole(leaf) for name, leaf in manifest.leaves(held).items()})
+    return self._held[1]
+
+  def _open(self, target: pathlib.Path, partial: pathlib.Path) -> None:
+    """An empty partial folder, on which all processes agree; what a killed publisher left is removed."""
+    problem = None
+    if jax.process_index() == 0:
+      try:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob('.*.part*'):
+          shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (partial / ARRAYS).mkdir(parents=True)
+      except OSError as error:
+        problem = error
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'publish-{target.name}')
+    if problem is not None or not (partial / ARRAYS).is_dir():
+      raise _unwritable(target, problem or FileNotFoundError(f'{partial} was not made by process 0')) from problem
+
+  def _run(self, job: _Job) -> pathlib.Path:
+    try:
+      page = _write_arrays(job)
+      if jax.process_index() == 0:
+        _finish(job, page)
+        self._forget(job.version)
+      else:
+        _hand_over(job, page)
+    except _WRITE_ERRORS as error:
+      _give_up(job, error)
+      raise _unwritable(job.target, error) from error
+    return job.target
+
+  def _forget(self, version: int) -> None:
+    for old in sorted(versions(self._folder))[:-self._keep]:
+      if old != version:
+        shutil.rmtree(self._folder / str(old), ignore_errors=True)
+
+
+def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int, held: Params | None = None,
+         canary: dict[str, Any] | None = None) -> pathlib.Path:
+  """Publishes `params` as `folder/<version>/` and waits for it; see Publisher. Saves the copy, as nobody changes them meanwhile.
 
   Raises:
     SyncError: the folder cannot be written; nothing half-written stays.
   """
-  if keep < 1:
-    raise ValueError(f'publish.save: got keep={keep}, wanted at least 1')
-  folder = pathlib.Path(folder).absolute()
-  target, partial = folder / str(version), folder / f'.{version}.part-{os.getpid()}'
-  host = jax.tree.map(np.asarray, jax.device_get(params))
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob('.*.part-*'):          # of a publisher that was killed; a folder has one
-      shutil.rmtree(left, ignore_errors=True)
-    (partial / _ARRAYS).mkdir(parents=True)
-    with ThreadPoolExecutor(1) as side:
-      entries = side.submit(_entries, host)
-      _handler().save(epath.Path(partial / _ARRAYS), args=ocp.args.PyTreeSave(host))
-    manifest = {'format': _FORMAT, 'version': int(version), 'arrays': entries.result()}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
-    if target.exists():
-      shutil.rmtree(target)
-    partial.rename(target)
-  except _WRITE_ERRORS as error:
-    shutil.rmtree(partial, ignore_errors=True)
-    why = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
-    raise SyncError(f'{target}: weights cannot be written ({why}); free space or choose another folder, '
-                    'the run goes on from its last checkpoint') from error
-  for old in sorted(versions(folder))[:-keep]:
-    if old != version:
-      shutil.rmtree(folder / str(old), ignore_errors=True)
-  return target
+  with Publisher(folder, keep=keep) as publisher:
+    return publisher._begin(version, params, held, canary, copy=False).result()
 
 
 def versions(folder: str | os.PathLike) -> list[int]:
@@ -74,94 +184,205 @@ def versions(folder: str | os.PathLike) -> list[int]:
   return [int(path.name) for path in found if path.name.isdecimal() and (path / MANIFEST).is_file()]
 
 
-def load(folder: str | os.PathLike, abstract: Params) -> tuple[int, Params]:
+def load(folder: str | os.PathLike, abstract: Params, held: Mapping[str, Any] | None = None) -> tuple[int, Params]:
   """Reads one published version and checks every array of it.
 
   Args:
     folder: `weights/<version>`.
-    abstract: tree of ShapeDtypeStructs that the weights must match in names, shapes and dtypes.
+    abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names and shapes.
+    held: what the reader has of its own, by name: arrays, or functions that return an array's `manifest.held_hashes` hash (asked
+      only where a version leaves that array out). None: every array must be published.
 
   Returns:
-    The version and the tree of numpy arrays.
+    The version and the tree of numpy arrays, float32 or bfloat16 as published; held ones are not in it.
 
   Raises:
     SyncError: it is missing, unreadable, of another model, not finite, or not what was published; the array is named.
   """
   folder = pathlib.Path(folder).absolute()
-  manifest = _read_manifest(folder)
-  wanted = dict(_named(abstract))
-  _compare_names(folder, manifest['arrays'], wanted)
-  restore = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-  try:
-    params = _handler().restore(epath.Path(folder / _ARRAYS), args=ocp.args.PyTreeRestore(restore_args=restore))
-    named = dict(_named(params))
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise SyncError(f'{folder}: the arrays cannot be read ({type(error).__name__}: {str(error)[:160]}); '
-                    'publish it again') from error
-  if named.keys() != wanted.keys():
-    odd = sorted(named.keys() ^ wanted.keys())[0]
-    raise SyncError(f'{folder}: array {odd!r} is in the manifest but not on disk, or the reverse; publish it again')
-  with ThreadPoolExecutor(_HASHERS) as pool:
-    problems = [p for p in pool.map(lambda name: _problem(name, named[name], manifest['arrays'][name]), named) if p]
-  if problems:
-    raise SyncError(f'{folder}: {problems[0]}; publish it again')
-  return manifest['version'], params
+  page = manifest.read(folder)
+  _compare_names(folder, page, manifest.leaves(abstract))
+  _compare_held(folder, page.held, {} if held is None else held)
+  _compare_files(folder, page)
+  named = _read_arrays(folder, page)
+  _compare_content(folder, page, named)
+  return page.version, manifest.nest(named)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
   return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
 
 
-def _named(tree: Params) -> Iterable[tuple[str, Any]]:
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
+def _snapshot(leaf: Any) -> Any:
+  """A copy in host memory: of an accelerator's array its shards, pinned."""
+  if not isinstance(leaf, jax.Array):
+    return np.array(leaf)
+  platform = next(iter(leaf.sharding.device_set)).platform
+  place = leaf.sharding if platform == 'cpu' else leaf.sharding.with_memory_kind('pinned_host')
+  return jax.device_put(leaf, place, may_alias=False)
 
 
-def _digest(array: np.ndarray) -> str:
-  contiguous = np.ascontiguousarray(array)
-  return hashlib.blake2b(contiguous.reshape(-1).view(np.uint8), digest_size=16).hexdigest()
+def _whole(leaf: Any) -> np.ndarray:
+  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return np.asarray(leaf)
 
 
-def _entries(params: Params) -> dict[str, dict[str, Any]]:
-  named = dict(_named(params))
-  with ThreadPoolExecutor(_HASHERS) as pool:
-    digests = pool.map(_digest, named.values())
-  return {name: {'shape': list(array.shape), 'dtype': array.dtype.name, 'hash': digest}
-          for (name, array), digest in zip(named.items(), digests)}
+def _write_arrays(job: _Job) -> Manifest:
+  """Writes what this process has of the arrays; returns the manifest of that part."""
+  with ThreadPoolExecutor(1) as side:
+    entries = side.submit(_entries, job.named)
+    _handler().save(epath.Path(job.partial / ARRAYS), args=ocp.args.PyTreeSave(manifest.nest(job.named)))
+  return Manifest(job.version, entries.result(), job.held, job.canary, {})
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def _entries(named: dict[str, Any]) -> dict[str, Entry]:
+  shards = {name: _own_shards(leaf) for name, leaf in named.items()}
+  hashes = iter(manifest.inspect([data for own in shards.values() for _, data in own]))
+  return {name: Entry(tuple(leaf.shape), np.dtype(leaf.dtype).name, tuple(Shard(index, next(hashes)[0]) for index, _ in shards[name]))
+          for name, leaf in named.items()}
+
+
+def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
+  """Of every part of the array that some process must hash, those that are this one's."""
+  if isinstance(leaf, jax.Array):
+    return [(manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
+            for shard in leaf.addressable_shards if shard.replica_id == 0]
+  return [(tuple((0, size) for size in leaf.shape), np.asarray(leaf))] if jax.process_index() == 0 else []
+
+
+def _part(job: _Job, process: int) -> pathlib.Path:
+  return job.partial / f'process-{process}.json'
+
+
+def _hand_over(job: _Job, page: Manifest) -> None:
+  """Gives process 0 this process's part and waits until it has renamed the folder."""
+  partial = _part(job, jax.process_index()).with_suffix('.part')
+  partial.write_text(page.to_text())
+  partial.rename(_part(job, jax.process_index()))
+  _wait(job, lambda: not job.partial.exists())
+
+
+def _finish(job: _Job, page: Manifest) -> None:
+  """Joins all parts, writes the manifest and renames the folder to its name."""
+  for process in range(1, jax.process_count()):
+    part = _part(job, process)
+    _wait(job, part.exists)
+    page = _joined(page, manifest.parse(json.loads(part.read_text())))
+    part.unlink()
+  for name, entry in page.arrays.items():
+    covered = sum(math.prod(stop - start for start, stop in shard.index) for shard in entry.shards)
+    if covered != math.prod(entry.shape):
+      raise ValueError(f'{name!r} has {math.prod(entry.shape)} values, of which {covered} were written')
+  page = dataclasses.replace(page, files=manifest.list_files(job.partial / ARRAYS))
+  (job.partial / MANIFEST).write_text(page.to_text())
+  if job.target.exists():
+    aside = job.partial.with_name(job.partial.name + '.old')
+    job.target.rename(aside)
+    job.partial.rename(job.target)
+    shutil.rmtree(aside, ignore_errors=True)
+  else:
+    job.partial.rename(job.target)
+
+
+def _joined(one: Manifest, other: Manifest) -> Manifest:
+  arrays = {name: dataclasses.replace(entry, shards=entry.shards + other.arrays[name].shards) for name, entry in one.arrays.items()}
+  return dataclasses.replace(one, arrays=arrays)
+
+
+def _wait(job: _Job, condition: Any) -> None:
+  end = time.monotonic() + _PATIENCE_S
+  while not condition():
+    if (job.partial / _FAILED).exists():
+      raise OSError((job.partial / _FAILED).read_text())
+    if time.monotonic() > end:
+      raise TimeoutError(f'another process did not write its part within {_PATIENCE_S:.0f} s')
+    time.sleep(_POLL_S)
+
+
+def _give_up(job: _Job, error: Exception) -> None:
+  """Removes what was written; with several processes it is marked instead, so that all of them learn it."""
+  if jax.process_count() == 1:
+    shutil.rmtree(job.partial, ignore_errors=True)
+    return
   try:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest['format'] != _FORMAT or type(manifest['version']) is not int:
-      raise ValueError(f'format {manifest["format"]!r}, version {manifest["version"]!r}')
-    for entry in manifest['arrays'].values():
-      _ = entry['shape'], entry['dtype'], entry['hash']
-  except OSError as error:
-    raise SyncError(f'{folder}: got no {MANIFEST} ({error.strerror}), wanted a published version; check the path') from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise SyncError(f'{folder / MANIFEST}: broken ({type(error).__name__}: {error}); publish it again') from error
-  return manifest
+    (job.partial / _FAILED).write_text(f'process {jax.process_index()}: {_reason(error)}')
+  except OSError:
+    shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def _compare_names(folder: pathlib.Path, got: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
-  odd = sorted(got.keys() ^ wanted.keys())
+def _reason(error: BaseException) -> str:
+  return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
+
+
+def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
+  return SyncError(f'{target}: weights cannot be written ({_reason(error)}); free space or choose another folder, '
+                   'the run goes on from its last checkpoint')
+
+
+def _compare_names(folder: pathlib.Path, page: Manifest, wanted: dict[str, Any]) -> None:
+  odd = sorted((page.arrays.keys() | page.held.keys()) ^ wanted.keys())
   if odd:
     side = 'missing' if odd[0] in wanted else 'unknown'
     raise SyncError(f'{folder}: array {odd[0]!r} is {side} ({len(odd)} such); publish the model that the server '
                     'was started with')
-  for name, leaf in wanted.items():
-    entry = got[name]
-    if tuple(entry['shape']) != tuple(leaf.shape) or entry['dtype'] != np.dtype(leaf.dtype).name:
-      raise SyncError(f'{folder}: {name!r} is {entry["dtype"]}{entry["shape"]}, wanted {np.dtype(leaf.dtype).name}'
-                      f'{list(leaf.shape)}; publish the model that the server was started with')
+  for name, entry in page.arrays.items():
+    shape = tuple(wanted[name].shape)
+    if entry.shape != shape or entry.dtype not in manifest.DTYPES:
+      raise SyncError(f'{folder}: {name!r} is {entry.text()}, wanted float32 or bfloat16 {list(shape)}; '
+                      'publish the model that the server was started with')
 
 
-def _problem(name: str, array: np.ndarray, entry: dict[str, Any]) -> str | None:
-  if list(array.shape) != entry['shape'] or array.dtype.name != entry['dtype']:
-    return f'{name!r} is {array.dtype.name}{list(array.shape)} on disk, the manifest says {entry["dtype"]}{entry["shape"]}'
-  if _digest(array) != entry['hash']:
-    return f'{name!r} has other content than was published'
-  if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize < 4 else array).all():
-    return f'{name!r} holds values that are not finite'
-  return None
+def _compare_held(folder: pathlib.Path, hashes: Mapping[str, str], held: Mapping[str, Any]) -> None:
+  for name, wanted in hashes.items():
+    if name not in held:
+      raise SyncError(f'{folder}: array {name!r} is not in this version and not held here either; publish all arrays')
+    own = held[name]() if callable(held[name]) else manifest.held_hashes({name: held[name]})[name]
+    if own != wanted:
+      raise SyncError(f'{folder}: {name!r} was left out as unchanged, but is another one here; publish all arrays, or start '
+                      'the server with the model that the run began from')
+
+
+def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
+  try:
+    found = manifest.list_files(folder / ARRAYS)
+  except OSError as error:
+    raise SyncError(f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again') from error
+  for path in sorted(found.keys() | page.files.keys()):
+    if found.get(path) == page.files.get(path):
+      continue
+    name = path.split('/')[0].replace('.', '/')
+    where = f'{name!r} (file {path!r})' if name in page.arrays else f'file {path!r}'
+    if path not in found or path not in page.files:
+      raise SyncError(f'{folder}: {where} is {"unknown" if path in found else "missing"}; publish it again')
+    (size, _), (wanted, _) = found[path], page.files[path]
+    said = f'{size} bytes, wanted {wanted}' if size != wanted else 'other content than was published'
+    raise SyncError(f'{folder}: {where} has {said}; publish it again')
+
+
+def _read_arrays(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
+  restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in page.arrays}
+  place, handler = epath.Path(folder / ARRAYS), _handler()
+  try:
+    stored = manifest.leaves(handler.metadata(place).tree)
+    for name, entry in page.arrays.items():
+      if tuple(stored[name].shape) != entry.shape or np.dtype(stored[name].dtype).name != entry.dtype:
+        raise ValueError(f'{name!r} is {np.dtype(stored[name].dtype).name}{list(stored[name].shape)} on disk, {entry.text()} '
+                         'in the manifest')
+    return manifest.leaves(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=manifest.nest(restore))))
+  except _READ_ERRORS as error:
+    raise SyncError(f'{folder}: the arrays cannot be read ({type(error).__name__}: {str(error)[:160]}); '
+                    'publish it again') from error
+
+
+def _compare_content(folder: pathlib.Path, page: Manifest, named: dict[str, np.ndarray]) -> None:
+  if named.keys() != page.arrays.keys():
+    odd = sorted(named.keys() ^ page.arrays.keys())[0]
+    raise SyncError(f'{folder}: array {odd!r} is in the manifest but not on disk, or the reverse; publish it again')
+  parts = [(name, shard) for name, entry in page.arrays.items() for shard in entry.shards]
+  views = [named[name][tuple(slice(start, stop) for start, stop in shard.index)] for name, shard in parts]
+  for (name, shard), (found, finite) in zip(parts, manifest.inspect(views)):
+    if found != shard.hash:
+      raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
+    if not finite:
+      raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')

@@ -1,7 +1,7 @@
 """A rollout server by script: speaks the HTTP of `serving/protocol`, in a thread of its own, and answers what a function says.
 
     with ScriptedServer(lambda request: Reply(ids=(5, 6, 2))) as server:
-      options = ClientOptions(urls=(server.url,), ...)
+      router = Router((server.url,))
 
 The function gets each `/generate` request and returns a `Reply`, or one of the ways a server fails: `Hang`, `Die`, `Garbage`,
 `Refuse`.
@@ -34,16 +34,18 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start, end) spans, all version 0
-  when None; image_tokens: counted from the images when None; finish: stop | length | abort; delay: seconds before it is
-  sent."""
+  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start, end) spans, all of the
+  server's version when None; image_tokens, prompt_tokens: counted when None; finish: stop | length | abort; delay: seconds
+  before it is sent; until: it is not sent before this is set."""
   ids: Sequence[int]
   finish: str = 'stop'
   logprobs: Sequence[float] | None = None
   versions: Sequence[tuple[int, int, int]] | None = None
   image_tokens: int | None = None
+  prompt_tokens: int | None = None
   cached_tokens: int = 0
   delay: float = 0.0
+  until: threading.Event | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +83,23 @@ class ScriptedServer:
   """See the module. `requests` and `commands` ((path, body) of everything else) record what came; `api_key` is asked for when
   set.
 
-  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first.
+  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first, and questions about the model as
+  long; `silent` True: takes everything and answers nothing, as a stopped process does. facts: what it adds to its
+  /get_server_info. port 0 takes a free one.
   """
 
-  def __init__(self, script: Script, *, api_key: str | None = None, weights_ok: bool = True, ready_after: int = 0):
+  def __init__(self, script: Script, *, api_key: str | None = None, weights_ok: bool = True, ready_after: int = 0,
+               facts: dict[str, Any] | None = None, port: int = 0):
     self.script = script
+    self.weights_ok, self.silent = weights_ok, False
+    self.facts = {'version': 'paravt_jax', **(facts or {})}
+    self.paused = False
     self.requests: list[Request] = []
     self.commands: list[tuple[str, dict[str, Any]]] = []
     self.connections: set[object] = set()
     self.most_at_once = 0
     self.url = ''
-    self._api_key, self._weights_ok, self._ready_after = api_key, weights_ok, ready_after
+    self._api_key, self._ready_after, self._port = api_key, ready_after, port
     self._at_once = 0
     self._weights: tuple[str, str] = ('', 'default')
     self._loop = asyncio.new_event_loop()
@@ -114,15 +122,17 @@ class ScriptedServer:
 
   async def _serve(self) -> None:
     self._stop = asyncio.Event()
-    app = web.Application(client_max_size=2**30)
+    app = web.Application(client_max_size=2**30, middlewares=[self._door])
     app.router.add_post('/generate', self._generate)
     app.router.add_get('/health', self._health)
+    app.router.add_get('/ready', self._ready)
     app.router.add_get('/get_model_info', self._info)
+    app.router.add_get('/get_server_info', self._facts)
     for path in ('/update_weights_from_disk', '/pause_generation', '/continue_generation', '/abort_request', '/flush_cache'):
       app.router.add_post(path, self._command)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, '127.0.0.1', 0)
+    site = web.TCPSite(runner, '127.0.0.1', self._port)
     await site.start()
     self.url = f'http://127.0.0.1:{runner.addresses[0][1]}'
     self._started.set()
@@ -132,9 +142,15 @@ class ScriptedServer:
   def _allowed(self, request: web.Request) -> bool:
     return self._api_key is None or request.headers.get('Authorization') == f'Bearer {self._api_key}'
 
-  async def _generate(self, http: web.Request) -> web.StreamResponse:
-    if not self._allowed(http):
+  @web.middleware
+  async def _door(self, http: web.Request, handler: Any) -> web.StreamResponse:
+    if self.silent:
+      await self._stop.wait()
+    if http.path != '/health' and not self._allowed(http):
       return web.Response(status=401, text='wrong api key')
+    return await handler(http)
+
+  async def _generate(self, http: web.Request) -> web.StreamResponse:
     self.connections.add(http.transport)
     self._at_once += 1
     self.most_at_once = max(self.most_at_once, self._at_once)
@@ -159,40 +175,51 @@ class ScriptedServer:
     if isinstance(outcome, Refuse):
       return web.Response(status=outcome.status, text=outcome.text)
     await asyncio.sleep(outcome.delay)
-    return web.Response(body=orjson.dumps(reply_json(request, outcome)), content_type='application/json')
+    while outcome.until is not None and not outcome.until.is_set() and not self._stop.is_set():
+      await asyncio.sleep(0.01)
+    return web.Response(body=orjson.dumps(reply_json(request, outcome, self._weights[1])), content_type='application/json')
 
   async def _health(self, http: web.Request) -> web.Response:
     self._ready_after -= 1
     return web.Response(status=503 if self._ready_after >= 0 else 200)
 
+  async def _ready(self, http: web.Request) -> web.Response:
+    """As SGLang's: 503 while paused."""
+    return web.Response(status=503) if self.paused else await self._health(http)
+
   async def _info(self, http: web.Request) -> web.Response:
+    if self._ready_after > 0:
+      return web.Response(status=503)
     return web.json_response({'model_path': self._weights[0], 'weight_version': self._weights[1]})
 
+  async def _facts(self, http: web.Request) -> web.Response:
+    return web.json_response(self.facts)
+
   async def _command(self, http: web.Request) -> web.Response:
-    if not self._allowed(http):
-      return web.Response(status=401, text='wrong api key')
     body = orjson.loads(await http.read() or b'{}')
     self.commands.append((http.path, body))
     if http.path != '/update_weights_from_disk':
+      self.paused = {'/pause_generation': True, '/continue_generation': False}.get(http.path, self.paused)
       return web.Response(text='ok')
-    if not self._weights_ok:
+    if not self.weights_ok:
       return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
     self._weights = (body['model_path'], body['weight_version'])
     return web.json_response({'success': True, 'message': 'ok'})
 
 
-def reply_json(request: Request, reply: Reply) -> dict[str, Any]:
-  """The body of a reply, in SGLang's shape."""
+def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict[str, Any]:
+  """The body of a reply of weights `version`, in SGLang's shape."""
   ids = [int(token) for token in reply.ids]
   logprobs = [-0.5] * len(ids) if reply.logprobs is None else [float(value) for value in reply.logprobs]
-  spans = [(0, 0, len(ids))] if reply.versions is None else reply.versions
+  spans = [(version, 0, len(ids))] if reply.versions is None else reply.versions
   counted = sum((height // _SIDE) * (width // _SIDE) for height, width in request.images)
   return {
     'text': '', 'output_ids': ids,
     'meta_info': {
       'id': request.rid, 'finish_reason': {'type': reply.finish}, 'completion_tokens': len(ids),
       'cached_tokens': reply.cached_tokens,
-      'prompt_tokens': len(request.input_ids) + counted - len(request.images),
+      'prompt_tokens': (len(request.input_ids) + counted - len(request.images) if reply.prompt_tokens is None
+                        else reply.prompt_tokens),
       'image_tokens': counted if reply.image_tokens is None else reply.image_tokens,
       'weight_version': str(spans[-1][0]) if spans else 'default',
       'weight_versions': [{'version': str(version), 'start': start, 'end': end} for version, start, end in spans],

@@ -46,7 +46,7 @@ def asked(monkeypatch):
 
 
 def run_phase(name, config, folder, count=6):
-  server = types.SimpleNamespace(greedy='greedy', sampling='sampling', check_alive=lambda: None)
+  server = types.SimpleNamespace(greedy='greedy', sampling='sampling', check=lambda: None)
   questions = [dataclasses.replace(TASK, id=f'q{i}') for i in range(count)]
   with runs.Interrupts() as interrupts:
     asyncio.run(evaluation.phase(name, config, folder, server, questions, interrupts))
@@ -107,9 +107,9 @@ def test_work_is_left_when_our_server_has_ended_or_someone_presses_ctrl_c():
   async def forever():
     await asyncio.sleep(60)
   with runs.Interrupts() as interrupts, pytest.raises(RolloutError, match='the rollout server ended'):
-    asyncio.run(evaluation.unless_stopped(forever(), interrupts, types.SimpleNamespace(check_alive=dead)))
+    asyncio.run(evaluation.unless_stopped(forever(), interrupts, types.SimpleNamespace(check=dead)))
   with runs.Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
     interrupts.asked = True
-    asyncio.run(evaluation.unless_stopped(forever(), interrupts, types.SimpleNamespace(check_alive=lambda: None)))
+    asyncio.run(evaluation.unless_stopped(forever(), interrupts, types.SimpleNamespace(check=lambda: None)))
   with runs.Interrupts() as interrupts:
-    assert asyncio.run(evaluation.unless_stopped(asyncio.sleep(0, 5), interrupts, types.SimpleNamespace(check_alive=lambda: None))) == 5
+    assert asyncio.run(evaluation.unless_stopped(asyncio.sleep(0, 5), interrupts, types.SimpleNamespace(check=lambda: None))) == 5

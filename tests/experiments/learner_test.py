@@ -8,7 +8,8 @@ from configs import para_grpo
 from experiments.learner import Learner
 from paravt_jax.errors import CheckpointError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import publish
+from paravt_jax.serving import manifest, publish
+from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny
 
 
@@ -57,8 +58,22 @@ def test_a_checkpoint_of_another_shape_is_one_clear_error(config, folders, tmp_p
 def test_the_published_version_is_the_learners(config, folders, tmp_path):
   learner = Learner(config, folders[0], tmp_path)
   learner.version = 3
-  version, params = publish.load(learner.publish(), model.abstract_params(learner.model_config))
-  assert version == 3 and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(learner.state.params)))
+  folder = learner.publish().result()
+  held = {name: array for name, array in manifest.leaves(learner.state.params).items() if name.startswith('visual/')}
+  version, params = publish.load(folder, model.abstract_params(learner.model_config), held)
+  trained = {name: value for name, value in learner.state.params.items() if name != 'visual'}
+  assert version == 3 and params.keys() == trained.keys()           # the frozen tower stays where it is
+  assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(trained)))
+
+
+def test_the_canary_that_goes_out_is_what_the_published_weights_say(config, folders, tmp_path):
+  learner = Learner(config, folders[0], tmp_path)
+  canary = Canary.from_json(publish.read_manifest(learner.publish().result()).canary)
+  assert len(canary.output_ids) == config.publish.canary_tokens and canary.to_json() == learner.canary().to_json()
+  first = np.asarray(model.logits(learner.model_config, learner.state.params, canary.input_ids, (canary.image,)))[-1]
+  assert not set(canary.output_ids) & set(learner.tok.vision_ids)
+  allowed = np.delete(first, learner.tok.vision_ids).astype(np.float64)
+  np.testing.assert_allclose(canary.logprobs[0], allowed.max() - np.log(np.exp(allowed).sum()), atol=1e-4)
 
 
 def test_an_export_is_the_parameters_and_is_written_once(config, folders, tmp_path):

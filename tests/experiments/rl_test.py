@@ -63,14 +63,14 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
 
   @contextlib.asynccontextmanager
   async def opened(*_):
-    async def swap_weights(folder, version):
-      done.append(('swap', folder, version))
-    yield types.SimpleNamespace(control=types.SimpleNamespace(swap_weights=swap_weights))
+    async def deliver(pending, version):
+      done.append(('deliver', pending, version))
+    yield types.SimpleNamespace(deliver=deliver)
 
   async def note(name, *_):
     done.append(name)
   learner = types.SimpleNamespace(
-    version=0, tok=None, restore=lambda: None, publish=lambda: tmp_path / '0', export=lambda target: None,
+    version=0, tok=None, restore=lambda: None, canary=lambda: None, publish=lambda: 'version 0', export=lambda target: None,
     model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)))
   monkeypatch.setattr(rl, 'Learner', lambda *_: learner)
   monkeypatch.setattr(rl.rollouts, 'opened', opened)
@@ -78,4 +78,4 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
   monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
   monkeypatch.setattr(rl, 'train', lambda *_: note('train'))
   asyncio.run(rl.session(ConfigDict(), runs.RunFolder(tmp_path / 'run', {}), tmp_path, (), (), None))
-  assert done == [('swap', str(tmp_path / '0'), 0), 'before', 'train', 'after']
+  assert done == [('deliver', 'version 0', 0), 'before', 'train', 'after']

@@ -51,7 +51,8 @@ def test_batches_follow_the_data_order_whatever_finishes_first(started):
     first = order(6, 4)
     started.delays = {first[0]: 0.05}
     one = await made.next_batch()
-    made.trained(1)
+    made.trained()
+    made.deliver(asyncio.sleep(0), 1)
     two = await made.next_batch()
     await made.close()
     return ids(one), ids(two)
@@ -116,7 +117,8 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
   async def run():
     made = queue(size=12, staleness=1)
     batch = await made.next_batch()
-    made.trained(1)
+    made.trained()
+    made.deliver(asyncio.sleep(0), 1)
     while made.metrics()['rollout/running']:
       await asyncio.wait(made._running)
       for task in [task for task in made._running if task.done()]:
@@ -141,13 +143,16 @@ def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_res
   async def run():
     made = queue(size=12, staleness=staleness)
     await made.next_batch()
-    made.trained(1)
+    made.trained()
+    made.deliver(asyncio.sleep(0), 1)
     await made.next_batch()                            # interrupted here
     state = made.state()
     await made.close()
     resumed = queue(size=12, staleness=staleness, host=state)
     batch = await resumed.next_batch()
-    resumed.trained(2)
+    resumed.trained()
+    resumed.deliver(asyncio.sleep(0), 2)
+    await resumed.delivered()
     left = resumed.state()
     await resumed.close()
     return ids(batch), left
@@ -178,8 +183,65 @@ def test_every_epoch_is_another_order_and_its_number_reaches_the_group(started):
     made = queue(size=2)
     for version in (1, 2):
       await made.next_batch()
-      made.trained(version)
+      made.trained()
+      made.deliver(asyncio.sleep(0), version)
     await made.close()
   asyncio.run(run())
   assert [epoch for _, epoch in started.prompts[:4]] == [0, 0, 1, 1]
   assert sorted(task for task, _ in started.prompts[:2]) == [0, 1]
+
+
+def test_groups_go_on_while_a_version_is_on_its_way_and_count_on_it_only_once_it_is_there(started):
+  async def run():
+    made, arrived = queue(size=12, staleness=1, max_concurrent=64), asyncio.Event()
+    await made.next_batch()
+    made.trained()
+    made.deliver(arrived.wait(), 1)
+    before = await made.next_batch(), made.schedule.version, len(started.prompts)
+    arrived.set()
+    await made.delivered()
+    await made.next_batch()
+    after = made.schedule.version, len(started.prompts)
+    await made.close()
+    return before, after
+  (batch, version, groups), (later, more) = asyncio.run(run())
+  assert (len(batch), version, groups) == (2, 0, 4)        # (staleness 1 + version 0 + 1) * batch 2
+  assert (later, more) == (1, 6)
+
+
+def test_what_a_delivery_meets_is_raised_where_it_is_waited_for(started):
+  async def fails():
+    raise RolloutError('no server took version 1')
+
+  async def run():
+    made = queue(staleness=0)
+    await made.next_batch()
+    made.trained()
+    made.deliver(fails(), 1)
+    try:
+      await made.next_batch()              # without staleness nothing else can happen
+    finally:
+      await made.close()
+  with pytest.raises(RolloutError, match='no server took version 1'):
+    asyncio.run(run())
+
+
+def test_who_stops_waiting_does_not_stop_a_delivery(started):
+  async def run():
+    made, log = queue(staleness=0), []
+
+    async def slow():
+      log.append('paused')
+      await asyncio.sleep(0.05)
+      log.append('resumed')
+    await made.next_batch()
+    made.trained()
+    made.deliver(slow(), 1)
+    waiting = asyncio.create_task(made.delivered())
+    while not log:
+      await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await made.close()
+    return log, made.schedule.version
+  assert asyncio.run(run()) == (['paused', 'resumed'], 1)

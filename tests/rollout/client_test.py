@@ -4,35 +4,35 @@ import asyncio
 import base64
 import dataclasses
 import io
+import threading
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paravt_jax.errors import RolloutError, SyncError
-from paravt_jax.rollout.client import Client, ClientOptions, Control, ImageCache, image_tokens, resumed_seed
+from paravt_jax.errors import RolloutError
+from paravt_jax.rollout.client import Client, ImageCache, image_tokens, resumed_seed
+from paravt_jax.rollout.http import ClientOptions
+from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 
-OPTIONS = ClientOptions(urls=(), api_key=None, connections=64, timeout_s=10.0, ready_timeout_s=2.0, retries=2, backoff_s=0.01,
-                        image_cache=256)
+OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=10.0, ready_timeout_s=2.0, retries=2, backoff_s=0.01, image_cache=256)
+PAD = 98
 REQUEST = GenerateRequest(rid='a', input_ids=[1, 2, 3], images=(), temperature=0.7, top_p=1.0, top_k=-1, max_new_tokens=2048,
                           stop_token_ids=(2,), banned_ids=(90, 91), seed=5, ignore_eos=False)
 FRAME = np.arange(64 * 32 * 3, dtype=np.uint8).reshape(64, 32, 3)
 
 
+def opened(router, **options):
+  return Client(dataclasses.replace(OPTIONS, **options), 100, router, image_id=PAD)
+
+
 def generate(server, request=REQUEST, **options):
   async def run():
-    async with Client(dataclasses.replace(OPTIONS, urls=(server.url,), **options), vocab_size=100) as client:
+    async with opened(Router((server.url,)), **options) as client:
       return await client.generate(request), dict(client.counts)
-  return asyncio.run(run())
-
-
-def control(server, use, **options):
-  async def run():
-    async with Control(dataclasses.replace(OPTIONS, urls=(server.url,), **options)) as it:
-      return await use(it)
   return asyncio.run(run())
 
 
@@ -46,9 +46,9 @@ def test_ids_log_probs_and_versions_come_back_as_the_server_sent_them():
 
 def test_a_request_is_sent_verbatim_with_one_png_per_image_and_the_vision_ids_banned():
   with ScriptedServer(turns(Reply(ids=(2,)))) as server:
-    generate(server, dataclasses.replace(REQUEST, images=(FRAME,)))
+    generate(server, dataclasses.replace(REQUEST, input_ids=[1, PAD, 3], images=(FRAME,)))
     body = server.requests[0].body
-  assert body['input_ids'] == [1, 2, 3]
+  assert body['input_ids'] == [1, PAD, 3]
   assert body['sampling_params']['logit_bias'] == {'90': -1e9, '91': -1e9}
   assert body['sampling_params']['sampling_seed'] == 5
   picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(body['image_data'][0]))))
@@ -86,7 +86,7 @@ def test_aborts_without_a_token_are_bounded():
 
 def test_an_abort_on_purpose_does_not_resume():
   async def run(url):
-    async with Client(dataclasses.replace(OPTIONS, urls=(url,)), vocab_size=100) as client:
+    async with opened(Router((url,))) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
       await asyncio.sleep(0.1)
       await client.abort('a')
@@ -107,7 +107,7 @@ def test_a_lost_connection_is_retried():
 
 def test_retries_are_bounded_and_the_error_says_so():
   with ScriptedServer(turns(Die())) as server:
-    with pytest.raises(RolloutError, match='connection lost 3 times'):
+    with pytest.raises(RolloutError, match=r'connection lost .*tried 3 times'):
       generate(server)
     assert len(server.requests) == 3
 
@@ -145,7 +145,7 @@ def test_a_reply_that_breaks_the_protocol_is_refused_and_not_retried(outcome, me
 
 def test_a_server_that_resized_our_frames_is_refused_with_the_remedy():
   with ScriptedServer(turns(Reply(ids=(2,), image_tokens=64))) as server, pytest.raises(RolloutError) as caught:
-    generate(server, dataclasses.replace(REQUEST, images=(np.zeros((224, 224, 3), np.uint8),)))
+    generate(server, dataclasses.replace(REQUEST, input_ids=[PAD], images=(np.zeros((224, 224, 3), np.uint8),)))
   assert 'counts 64 image tokens, we 49' in str(caught.value) and 'preprocessor_config.json' in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_the_api_key_is_sent_and_a_wrong_one_is_an_error():
 
 def test_connections_are_kept_alive_and_limited():
   async def run(url):
-    async with Client(dataclasses.replace(OPTIONS, urls=(url,), connections=3), vocab_size=100) as client:
+    async with opened(Router((url,)), connections=3) as client:
       await asyncio.gather(*(client.generate(dataclasses.replace(REQUEST, rid=str(i))) for i in range(12)))
   with ScriptedServer(turns(Reply(ids=(2,), delay=0.02))) as server:
     asyncio.run(run(server.url))
@@ -171,7 +171,7 @@ def test_connections_are_kept_alive_and_limited():
 
 def test_requests_of_one_affinity_keep_to_one_server():
   async def run(urls):
-    async with Client(dataclasses.replace(OPTIONS, urls=urls), vocab_size=100) as client:
+    async with opened(Router(urls)) as client:
       await asyncio.gather(*(client.generate(dataclasses.replace(REQUEST, rid=str(i)), affinity=i // 2) for i in range(4)))
   script = turns(Reply(ids=(2,)))
   with ScriptedServer(script) as one, ScriptedServer(script) as two:
@@ -197,35 +197,125 @@ def test_a_request_with_more_frames_than_the_cache_holds_is_still_whole():
   assert len(asyncio.run(run())) == 5
 
 
-def test_weights_are_swapped_between_a_pause_and_a_continue():
+@pytest.mark.parametrize('ids, images', [([1, PAD, PAD], 1), ([1, 2, 3], 1), ([1, PAD, 3], 0)])
+def test_placeholders_that_are_not_one_per_image_never_leave_the_client(ids, images):
+  """SGLang answers them with status 200 and garbage."""
   with ScriptedServer(turns(Reply(ids=(2,)))) as server:
-    control(server, lambda it: it.swap_weights('/weights/7', 7))
-    assert server.commands == [
-      ('/pause_generation', {'mode': 'retract'}),
-      ('/update_weights_from_disk', {'model_path': '/weights/7', 'weight_version': '7', 'flush_cache': True}),
-      ('/continue_generation', {})]
-    assert control(server, lambda it: it.info()) == [{'model_path': '/weights/7', 'weight_version': '7'}]
+    with pytest.raises(RolloutError, match=r'image placeholders \(id 98\) for \d images, wanted one each'):
+      generate(server, dataclasses.replace(REQUEST, input_ids=ids, images=(FRAME,) * images))
+    assert server.requests == []
 
 
-def test_a_refused_update_is_a_sync_error_and_generation_goes_on():
-  with ScriptedServer(turns(Reply(ids=(2,))), weights_ok=False) as server:
-    with pytest.raises(SyncError, match=r'refused weights 7.*wrong shapes'):
-      control(server, lambda it: it.swap_weights('/weights/7', 7))
-    assert server.commands[-1] == ('/continue_generation', {})
+def test_a_server_that_does_not_keep_our_ids_is_refused():
+  with ScriptedServer(turns(Reply(ids=(2,), prompt_tokens=4))) as server, pytest.raises(RolloutError) as caught:
+    generate(server)
+  assert 'counts 4 prompt tokens, we 3' in str(caught.value)
 
 
-def test_abort_and_flush_reach_the_server():
-  async def use(it):
-    await it.abort()
-    await it.flush()
-  with ScriptedServer(turns(Reply(ids=(2,)))) as server:
-    control(server, use)
-    assert server.commands == [('/abort_request', {'rid': '', 'abort_all': True}), ('/flush_cache', {})]
+def test_a_request_whose_server_dies_goes_on_elsewhere_from_the_tokens_it_has_with_its_seed():
+  """The first server aborts after two tokens (an update, say), then dies over the rest."""
+  async def run(router):
+    async with opened(router, retries=1) as client:
+      return await client.generate(REQUEST, affinity=1), dict(client.counts)
+  first = turns(Reply(ids=(5, 6), finish='abort', versions=((3, 0, 2),)), Die())
+  with ScriptedServer(first) as one, ScriptedServer(turns(Reply(ids=(7, 2), versions=((4, 0, 2),)))) as two:
+    router = Router((one.url, two.url))
+    got, counts = asyncio.run(run(router))
+    assert [request.rid for request in one.requests] == ['a', 'a~1', 'a~1!1']
+    (moved,) = two.requests
+  assert (moved.rid, moved.input_ids) == ('a~1!2', (1, 2, 3, 5, 6))
+  assert moved.sampling['max_new_tokens'] == 2046 and moved.sampling['sampling_seed'] == resumed_seed(5, 2)
+  assert (got.ids.tolist(), got.versions.tolist(), got.finish) == ([5, 6, 7, 2], [3, 3, 4, 4], 'stop')
+  assert (counts['moved'], counts['retried'], counts['interrupted']) == (1, 1, 1)
+  assert router.state(one.url) is State.DOWN and router.state(two.url) is State.UP
 
 
-def test_wait_ready_waits_and_gives_up_with_the_last_word():
-  with ScriptedServer(turns(Reply(ids=(2,))), ready_after=3) as server:
-    control(server, lambda it: it.wait_ready())
-  gives_up = pytest.raises(RolloutError, match=r'not ready after 0\.1 s \(last: status 503\)')
-  with ScriptedServer(turns(Reply(ids=(2,))), ready_after=10**6) as server, gives_up:
-    control(server, lambda it: it.wait_ready(), ready_timeout_s=0.1)
+def test_a_server_that_says_5xx_and_then_is_gone_is_a_lost_server():
+  async def run(router):
+    async with opened(router) as client:
+      return await client.generate(REQUEST), dict(client.counts)
+  with ScriptedServer(turns(Refuse(500, 'dying')), ready_after=10**6) as one, ScriptedServer(turns(Reply(ids=(2,)))) as two:
+    got, counts = asyncio.run(run(Router((one.url, two.url))))
+  assert got.ids.tolist() == [2] and counts['moved'] == 1
+
+
+def test_a_request_over_which_server_after_server_is_lost_is_given_up():
+  async def run(router):
+    router.supervised = True
+    async with opened(router, retries=0) as client:
+      waiting = asyncio.create_task(client.generate(REQUEST))
+      while not waiting.done():                        # a fleet that believes in them
+        await asyncio.sleep(0.01)
+        for url in set(router.urls) - set(router.up_urls()):
+          router.up(url)
+      return await waiting
+  with ScriptedServer(turns(Die())) as one, pytest.raises(RolloutError, match='2 servers in a row were lost over it'):
+    asyncio.run(run(Router((one.url,))))
+
+
+def test_a_request_under_way_leaves_a_server_that_somebody_else_gave_up():
+  async def run(router, one):
+    async with opened(router) as client:
+      waiting = asyncio.create_task(client.generate(REQUEST))
+      while not one.requests:
+        await asyncio.sleep(0.01)
+      router.lost(one.url, 'pings missed')
+      return await waiting
+  with ScriptedServer(turns(Hang())) as one, ScriptedServer(turns(Reply(ids=(2,)))) as two:
+    assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [2]
+
+
+def test_a_reply_under_a_held_gate_waits_and_is_thrown_away_when_its_server_proves_wrong():
+  async def run(router, one, two):
+    async with opened(router) as client:
+      waiting = asyncio.create_task(client.generate(REQUEST))
+      while not one.requests:
+        await asyncio.sleep(0.01)
+      router.hold()
+      answer.set()
+      while one._at_once:
+        await asyncio.sleep(0.01)
+      await asyncio.sleep(0.1)
+      assert not waiting.done() and two.requests == []
+      router.lost(one.url, 'the canary does not match')
+      router.release()
+      return await waiting
+  answer = threading.Event()
+  with ScriptedServer(turns(Reply(ids=(66, 2), until=answer))) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
+    got = asyncio.run(run(Router((one.url, two.url)), one, two))
+    assert two.requests[0].input_ids == (1, 2, 3)
+  assert got.ids.tolist() == [7, 2]
+
+
+def test_a_reply_under_a_held_gate_is_handed_out_when_the_gate_opens():
+  async def run(router, server):
+    async with opened(router) as client:
+      waiting = asyncio.create_task(client.generate(REQUEST))
+      while not server.requests:
+        await asyncio.sleep(0.01)
+      router.hold()
+      answer.set()
+      while server._at_once:
+        await asyncio.sleep(0.01)
+      assert not waiting.done()
+      router.release()
+      return await waiting
+  answer = threading.Event()
+  with ScriptedServer(turns(Reply(ids=(7, 2), until=answer))) as server:
+    assert asyncio.run(run(Router((server.url,)), server)).ids.tolist() == [7, 2]
+    assert len(server.requests) == 1
+
+
+def test_an_abort_by_a_server_that_drains_is_no_empty_go():
+  async def run(router, one):
+    async with opened(router, retries=0) as client:
+      waiting = asyncio.create_task(client.generate(REQUEST))
+      while not one.requests:
+        await asyncio.sleep(0.01)
+      router.drain(one.url, 'too large')
+      answer.set()
+      return await waiting
+  answer = threading.Event()
+  script = turns(Reply(ids=(), finish='abort', versions=(), until=answer))
+  with ScriptedServer(script) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
+    assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [7, 2]

@@ -11,6 +11,7 @@ from paravt_jax.errors import MediaError
 from paravt_jax.rollout.agent import Agent, AgentOptions
 from paravt_jax.rollout.client import Client, ClientOptions
 from paravt_jax.rollout.groups import GroupOptions
+from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import Address, ContextOptions, Sampler
 from paravt_jax.rollout.subagent import SubagentOptions, Subagents
 from paravt_jax.testing import tiny
@@ -18,7 +19,7 @@ from paravt_jax.testing.scripted import Reply, ScriptedServer
 from paravt_jax.types import Clip, Task
 from paravt_jax.video.readers import VideoInfo
 
-CLIENT = ClientOptions(urls=(), api_key=None, connections=64, timeout_s=20.0, ready_timeout_s=2.0, retries=1, backoff_s=0.01,
+CLIENT = ClientOptions(api_key=None, connections=64, timeout_s=20.0, ready_timeout_s=2.0, retries=1, backoff_s=0.01,
                        image_cache=4096)
 AGENT = AgentOptions(think_prefix='<think>\n', max_turns=3, max_parallel=5, max_new_tokens=512)
 SUBAGENT = SubagentOptions(rate=1.0, min_frames=2, max_frames=16, see_question=True, max_new_tokens=256, summary_tokens=512,
@@ -101,7 +102,7 @@ def with_crew(script, use, *, frames=None, agent=AGENT, subagent=SUBAGENT, conte
   frames = Frames() if frames is None else frames
 
   async def run(server):
-    async with Client(dataclasses.replace(client, urls=(server.url,)), vocab_size=TOK.vocab_size) as it:
+    async with Client(client, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as it:
       sampler = Sampler(it, TOK, context)
       return await use(Crew(Agent(sampler, Subagents(sampler, frames, subagent), frames, agent), it, frames, server))
 

@@ -10,6 +10,7 @@ from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.client import Client
 from paravt_jax.rollout.groups import Prompt, collect, rewarder
+from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.testing import clips
@@ -30,7 +31,7 @@ def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
 
   async def run(server):
     with DecodePool(1, 20.0, 'pyav') as pool:
-      async with Client(dataclasses.replace(CLIENT, urls=(server.url,)), TOK.vocab_size) as client:
+      async with Client(CLIENT, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as client:
         store, sampler = FrameStore(None, pool, 2**24), Sampler(client, TOK, CONTEXT)
         agent = Agent(sampler, Subagents(sampler, store, SUBAGENT), store, AGENT)
         return await collect(agent, [Prompt(task, 0, 5)], rewarder(PUBLISHED, None), options), store.counts

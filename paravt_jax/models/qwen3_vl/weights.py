@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 
 _SHARD_BYTES = 5 * 10 ** 9
+_STRIP = 16                  # rows that are transposed at once: four times as fast as all of them, which miss the cache
 _SERVED_PIXELS = (1024, 50176)     # least and most pixels of an image in a folder that is served: our frames pass unchanged
 _COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
            'added_tokens.json', 'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
@@ -84,7 +86,16 @@ def _theirs(config: Config, array: np.ndarray, form: str) -> np.ndarray:
   if form == 'patches':
     v = config.vision
     array = array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
-  return np.ascontiguousarray(array.T if form == 'transposed' else array)
+  return _transposed(array) if form == 'transposed' else np.ascontiguousarray(array)
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+  """A contiguous copy of `array.T`, made in strips; bits are moved as integers, which numpy does without holding the GIL."""
+  bits = array.view(f'u{array.itemsize}')
+  out = np.empty(bits.shape[::-1], bits.dtype)
+  for start in range(0, len(bits), _STRIP):
+    out[:, start:start + _STRIP] = bits[start:start + _STRIP].T
+  return out.view(array.dtype)
 
 
 def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
@@ -94,8 +105,18 @@ def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
   return _theirs(config, params if slot.layer is None else params[slot.layer], slot.form)
 
 
-def load_hf(folder: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
+def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
+  """The shape that `pick` returns, given that of the whole leaf."""
+  shape = shape if slot.layer is None else shape[1:]
+  v = config.vision
+  return (v.width, 3, v.temporal, v.patch, v.patch) if slot.form == 'patches' else shape[::-1] if slot.form == 'transposed' else shape
+
+
+def load_hf(folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None = None) -> tuple[Config, dict[str, Any]]:
   """Reads a checkpoint folder (one safetensors file, or several with an index).
+
+  Args:
+    only: paths of the leaves to read, such as ('visual', 'pos_embed', 'embedding'); None for all.
 
   Returns:
     The config, and parameters as numpy arrays in the dtype they are stored in; one tensor is read at a time.
@@ -107,28 +128,29 @@ def load_hf(folder: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
   folder = pathlib.Path(folder)
   config = Config.from_hf(_read_json(folder / 'config.json'))
   table, params, seen = name_table(config), {}, set()
+  wanted = {name for name, slot in table.items() if only is None or slot.path in only}
   for file in _weight_files(folder):
     try:
       with safe_open(file, 'np') as tensors:
-        seen |= _read_file(config, file, tensors, table, params)
+        seen |= _read_file(config, file, tensors, table, wanted, params)
     except (SafetensorError, OSError) as error:
       raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
-  missing = sorted(set(table) - seen)
+  missing = sorted(wanted - seen)
   if missing:
-    raise DataError(f'{folder}: got {len(table) - len(missing)} of {len(table)} tensors, wanted also {missing[0]!r}; '
+    raise DataError(f'{folder}: got {len(wanted) - len(missing)} of {len(wanted)} tensors, wanted also {missing[0]!r}; '
                     'a shard is missing, or config.json is of another model')
   return config, params
 
 
-def _read_file(config: Config, file: pathlib.Path, tensors: Any, table: dict[str, Slot], params: dict) -> set[str]:
-  """Fills `params` from one open file; returns its names."""
+def _read_file(config: Config, file: pathlib.Path, tensors: Any, table: dict[str, Slot], chosen: set[str], params: dict) -> set[str]:
+  """Fills `params` with the chosen tensors of one open file; returns its names."""
   names = set(tensors.keys())
   unknown = sorted(names - set(table))
   if unknown:
     raise DataError(f'{file}: got {len(unknown)} unknown tensors, such as {unknown[0]!r}, wanted only those of the model in '
                     'config.json; check that weights and config (tie_word_embeddings, too) belong together')
   wanted = model.abstract_params(config)
-  for name in sorted(names):
+  for name in sorted(names & chosen):
     _check_dtype(file, name, tensors.get_slice(name).get_dtype())
     _fill(config, params, wanted, table[name], tensors.get_tensor(name), f'{file}: {name}')
   return names
@@ -202,8 +224,7 @@ def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], t
     try:
       dtype = str(np.dtype(params['text']['embed']['embedding'].dtype))
       _write_weights(temporary, config, params)
-      _write_json(temporary / 'config.json', config.to_hf(dtype))
-      _write_processor(temporary, config, source)
+      write_companions(temporary, config, dtype, source)
       temporary.chmod(0o755)
       if folder.exists():
         aside = temporary.with_name(temporary.name + '.old')
@@ -217,6 +238,16 @@ def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], t
   except (OSError, SafetensorError) as error:
     raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space or choose another '
                     'place') from error
+
+
+def write_companions(folder: pathlib.Path, config: Config, dtype: str, source: pathlib.Path) -> None:
+  """All of a checkpoint folder but its weights: config.json, the tokenizer of the folder `source`, processor files (save_hf).
+
+  Raises:
+    OSError: the disk refuses.
+  """
+  _write_json(folder / 'config.json', config.to_hf(dtype))
+  _write_processor(folder, config, source)
 
 
 def _check_params(config: Config, params: dict[str, Any]) -> None:

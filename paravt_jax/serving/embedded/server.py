@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import functools
 import logging
 import os
 import pathlib
@@ -15,13 +16,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orjson
 from aiohttp import web
 
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, ParavtError, SyncError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import publish
+from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -37,6 +39,7 @@ from paravt_jax.serving.protocol import (
 
 log = logging.getLogger('paravt.server')
 
+_OPEN = ('/health', '/ready')
 PAUSE_MODES = ('retract', 'abort', 'in_place')
 
 
@@ -48,6 +51,8 @@ class Server:
     self.model_path, self.weight_version = options.model_path, FIRST_VERSION
     self._pictures = PictureStore(4 * options.image_slots, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
+    self._names = tuple(manifest.leaves(self._abstract))
+    self._hashes: dict[str, str] = {}          # of arrays that versions left out, as they are served
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
@@ -136,7 +141,7 @@ class Server:
   def _load(self, folder: str, wanted: Any) -> tuple[int, Any]:
     path = pathlib.Path(folder)
     if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
-      version, params = publish.load(path, self._abstract)
+      version, params = publish.load(path, self._abstract, {name: self._own_hash(name) for name in self._names})
     else:
       config, params = weights.load_hf(path)
       version = self.engine.version
@@ -146,8 +151,25 @@ class Server:
       version = version if wanted is None else version_number(wanted)
     except ValueError as error:
       raise SyncError(f'weight_version: got {wanted!r}, wanted a number as text') from error
-    prepared = programs.prepare(self.engine.config, params, self.options.dtype)
-    return version, jax.block_until_ready(prepared)
+    new = manifest.leaves(params)
+    whole = manifest.nest({name: new[name] if name in new else self._own(name) for name in self._names})
+    prepared = jax.block_until_ready(programs.prepare(self.engine.config, whole, self.options.dtype))
+    self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
+    return version, prepared
+
+  def _own(self, name: str) -> Any:
+    """What is served now under this name; of the text's layers, which are kept apart, something that `[i]` takes apart."""
+    return functools.reduce(lambda node, key: node[key], name.split('/'), programs._stacked(self.engine.params))
+
+  def _own_hash(self, name: str) -> Callable[[], str]:
+    def compute() -> str:
+      if name not in self._hashes:
+        own = self._own(name)
+        if not hasattr(own, 'shape'):
+          own = np.stack([own[i] for i in range(self.engine.config.text.layers)])
+        self._hashes |= manifest.held_hashes({name: own})
+      return self._hashes[name]
+    return compute
 
   async def pause(self, request: web.Request) -> web.Response:
     """POST /pause_generation {mode: retract | abort | in_place}; abort when not given, as SGLang does."""
@@ -219,10 +241,10 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
 
 
 def _key(api_key: str | None) -> Any:
-  """Refuses requests without the key, but for /health."""
+  """Refuses requests without the key, but for /health and /ready, as SGLang does."""
   @web.middleware
   async def check(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-    if api_key is not None and request.path != '/health' and request.headers.get('Authorization') != f'Bearer {api_key}':
+    if api_key is not None and request.path not in _OPEN and request.headers.get('Authorization') != f'Bearer {api_key}':
       return _json({'error': {'message': f'{request.path}: wrong or no api key; send "Authorization: Bearer <key>"'}}, 401)
     return await handler(request)
   return check

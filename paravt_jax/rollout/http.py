@@ -1,0 +1,149 @@
+"""Requests to rollout servers: kept-alive connections, a limit on them, a bearer token, errors of one line.
+
+What broke on the way is `Lost` and may be sent again, what nobody answered is `Silent`; whatever else goes wrong is a
+RolloutError.
+"""
+
+import asyncio
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import orjson
+
+from paravt_jax.errors import RolloutError
+
+JSON = {'Content-Type': 'application/json'}
+_BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientOptions:
+  """api_key: bearer token, or None. connections: open at once, per client.
+
+  timeout_s: for one request, queueing included. ready_timeout_s: for a server to come up, or to come back. retries: of a request
+  whose connection is lost, backoff_s apart and doubling, before its server is given up. image_cache: encoded frames kept.
+  """
+  api_key: str | None
+  connections: int
+  timeout_s: float
+  ready_timeout_s: float
+  retries: int
+  backoff_s: float
+  image_cache: int
+
+
+class Lost(RolloutError):
+  """The connection broke before the reply was whole."""
+
+
+class Silent(RolloutError):
+  """No reply in time: the server may work on it still."""
+
+
+class Http:
+  """One session. Use as `async with`. `counts`: 'retried', and what subclasses count."""
+
+  def __init__(self, options: ClientOptions):
+    self.options = options
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._session: aiohttp.ClientSession | None = None
+
+  async def __aenter__(self):
+    headers = {'Authorization': f'Bearer {self.options.api_key}'} if self.options.api_key else {}
+    self._session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=self.options.connections, keepalive_timeout=60),
+        timeout=aiohttp.ClientTimeout(total=self.options.timeout_s), headers=headers)
+    return self
+
+  async def __aexit__(self, *exception):
+    session, self._session = self._session, None
+    await session.close()
+
+  async def once(self, method: str, url: str, body: bytes | None = None, timeout_s: float | None = None) -> tuple[int, bytes]:
+    """(status, reply body), without sending twice.
+
+    Raises:
+      Lost: no connection, or it broke. Silent: no reply within timeout_s (the options' when None). RolloutError: no HTTP.
+    """
+    limit = self.options.timeout_s if timeout_s is None else timeout_s
+    try:
+      async with self._session.request(method, url, data=body, headers=JSON,
+                                       timeout=aiohttp.ClientTimeout(total=limit)) as reply:
+        return reply.status, await reply.read()
+    except TimeoutError as error:
+      raise Silent(f'{method} {url}: no reply within {limit:g} s; is the server overloaded or paused? '
+                         'raise client.timeout_s') from error
+    except _BROKEN as error:
+      raise Lost(f'{method} {url}: connection lost ({type(error).__name__}: {error}); is the server up? see its log') from error
+    except (aiohttp.ClientError, ValueError) as error:             # an address that is none, a reply that is no HTTP
+      raise RolloutError(f'{method} {url}: {type(error).__name__}: {error}; is this the address of a rollout server?') from error
+
+  async def call(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """(status, reply body). A lost connection is tried again `retries` times.
+
+    Raises:
+      Lost: it was lost every time. RolloutError: as `once`.
+    """
+    return await self.trying(lambda attempt: self.once(method, url, body))
+
+  async def trying(self, send: Callable[[int], Any]) -> tuple[int, bytes]:
+    """`await send(attempt)`, attempt 0 first, until the connection holds; see `call`."""
+    for attempt in range(self.options.retries + 1):
+      try:
+        return await send(attempt)
+      except Lost as error:
+        if attempt == self.options.retries:
+          raise Lost(f'{error} (tried {attempt + 1} times)') from error
+        await self.back_off(attempt)
+    raise AssertionError('unreachable: the last attempt returns or raises')
+
+  async def back_off(self, attempt: int) -> None:
+    """Counts one more try and waits before it."""
+    self.counts['retried'] += 1
+    await asyncio.sleep(self.options.backoff_s * 2**attempt)
+
+  async def json(self, method: str, url: str, body: bytes | None = None) -> dict[str, Any]:
+    """The reply as an object.
+
+    Raises:
+      RolloutError: as `call`, or as `parsed`.
+    """
+    return parsed(f'{method} {url}', *await self.call(method, url, body))
+
+  async def ready(self, url: str, timeout_s: float) -> bool:
+    """Whether the server answers within timeout_s, paused or not.
+
+    Asks GET /get_model_info: of a paused SGLang, /ready says 503 and /health may hang.
+    """
+    try:
+      status, _ = await self.once('GET', f'{url}/get_model_info', timeout_s=timeout_s)
+    except RolloutError:
+      return False
+    return status == 200
+
+
+def parsed(what: str, status: int, reply: bytes) -> dict[str, Any]:
+  """A reply as an object. `what`: method and URL, for errors.
+
+  Raises:
+    RolloutError: a status other than 200, or no JSON object.
+  """
+  if status in (401, 403):
+    raise RolloutError(f'{what}: the server refuses our key (status {status}); set server.api_key to the key it was started with')
+  if status != 200:
+    raise RolloutError(f'{what}: got status {status}, wanted 200; the server says: {excerpt(reply)}')
+  try:
+    value = orjson.loads(reply)
+  except orjson.JSONDecodeError as error:
+    raise RolloutError(f'{what}: got {excerpt(reply)}, wanted JSON; is this a rollout server?') from error
+  if not isinstance(value, dict):
+    raise RolloutError(f'{what}: got {excerpt(reply)}, wanted a JSON object; is this a rollout server?')
+  return value
+
+
+def excerpt(reply: bytes) -> str:
+  """The beginning of a reply, quoted."""
+  return repr(reply[:300].decode('utf-8', 'replace'))

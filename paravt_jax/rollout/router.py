@@ -1,0 +1,187 @@
+"""Which server gets a request: the one that holds its group's prefix, else the least loaded; and the gate before all of them.
+
+While the gate is held nothing is sent, and no reply of new weights reaches an episode: until a canary proves them they are not
+believed.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+from paravt_jax.errors import RolloutError
+
+_REMEMBERED = 65536          # prompts whose server is known
+
+
+class State(enum.Enum):
+  """UP takes requests; DRAINING finishes what it has; DOWN has lost what it had."""
+  UP = 'up'
+  DRAINING = 'draining'
+  DOWN = 'down'
+
+
+@dataclasses.dataclass
+class _Server:
+  state: State = State.UP
+  load: int = 0                        # requests under way
+  served: int = 0                      # replies that were believed since it came up
+  reason: str = ''                     # why it is not UP
+  gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)       # of this life; the next one has its own
+
+
+class Router:
+  """See the module. Not for several threads: everything happens on one event loop.
+
+  supervised: somebody (a fleet) brings lost servers back, so requests wait for that; else the loss of the last is final.
+  """
+
+  def __init__(self, urls: Sequence[str]):
+    if not urls or len(set(urls)) != len(urls):
+      raise RolloutError(f'rollout servers: got {list(urls)}, wanted one or more URLs, each once; set server.urls')
+    self.supervised = False
+    self._servers = {url: _Server() for url in urls}
+    self._homes: collections.OrderedDict[int, str] = collections.OrderedDict()   # affinity -> url, least recently used first
+    self._held = 0
+    self._failure: str | None = None
+    self._change = asyncio.Event()
+
+  @property
+  def urls(self) -> tuple[str, ...]:
+    """All servers, whatever their state."""
+    return tuple(self._servers)
+
+  def state(self, url: str) -> State:
+    """Of one server."""
+    return self._servers[url].state
+
+  def up_urls(self) -> tuple[str, ...]:
+    """Servers that take requests."""
+    return tuple(url for url, server in self._servers.items() if server.state is State.UP)
+
+  def reason(self, url: str) -> str:
+    """Why a server is not UP."""
+    return self._servers[url].reason
+
+  # Requests.
+
+  async def choose(self, affinity: int) -> str:
+    """The server for a request: where its affinity is at home, or the least loaded (which then is its home).
+
+    Waits while the gate is held or no server is UP.
+
+    Raises:
+      RolloutError: no server will ever be UP.
+    """
+    self._refuse_failed()
+    while self._held or not self.up_urls():
+      await self._changed()
+    home = self._homes.get(affinity)
+    if home not in self._servers or self._servers[home].state is not State.UP:
+      tenants = collections.Counter(self._homes.values())
+      home = min(self.up_urls(), key=lambda url: (self._servers[url].load, tenants[url]))
+      self._homes[affinity] = home
+    self._homes.move_to_end(affinity)
+    if len(self._homes) > _REMEMBERED:
+      self._homes.popitem(last=False)
+    return home
+
+  def started(self, url: str) -> asyncio.Event:
+    """A request goes to the server. The event is set when the server is lost, and everything on its way there with it."""
+    self._servers[url].load += 1
+    return self._servers[url].gone
+
+  def finished(self, url: str, gone: asyncio.Event) -> None:
+    """That request is over, however it ended; `gone` is what `started` gave."""
+    server = self._servers.get(url)
+    if server is not None and server.gone is gone and not gone.is_set():
+      server.load -= 1
+      self._notify()
+
+  def served(self, url: str) -> None:
+    """A reply of the server was believed."""
+    if url in self._servers:
+      self._servers[url].served += 1
+
+  def load(self, url: str) -> int:
+    """Requests on their way at a server."""
+    return self._servers[url].load
+
+  def replies(self, url: str) -> int:
+    """Replies that were believed since the server came up."""
+    return self._servers[url].served
+
+  # Servers.
+
+  def up(self, url: str) -> None:
+    """The server takes requests (again): a new life, without load."""
+    self._servers[url] = _Server()
+    self._notify()
+
+  def drain(self, url: str, reason: str) -> None:
+    """The server gets no new requests."""
+    self._servers[url].state, self._servers[url].reason = State.DRAINING, reason
+    self._notify()
+
+  def lost(self, url: str, reason: str) -> None:
+    """The server is DOWN: what is on its way there, or arrived but was not believed yet, is to be sent again."""
+    server = self._servers.get(url)
+    if server is None or server.state is State.DOWN:
+      return
+    server.state, server.reason, server.load = State.DOWN, reason, 0
+    server.gone.set()
+    if not self.supervised and not self.up_urls():
+      self.fail(reason)
+    self._notify()
+
+  def replace(self, url: str, new: str) -> None:
+    """A DOWN server comes back under another address (DOWN still)."""
+    if url != new:
+      if new in self._servers:
+        raise RolloutError(f'{new}: two servers have this address; give each a port of its own, or 0')
+      self._servers = {new if key == url else key: server for key, server in self._servers.items()}
+      self._notify()
+
+  def fail(self, reason: str) -> None:
+    """No server will be UP again: all who wait get a RolloutError with this reason."""
+    self._failure = reason
+    self._notify()
+
+  # The gate.
+
+  @property
+  def held(self) -> bool:
+    """Whether the gate is closed."""
+    return self._held > 0
+
+  def hold(self) -> None:
+    """Closes the gate; as many `release` as `hold` open it."""
+    self._held += 1
+
+  def release(self) -> None:
+    """Opens the gate."""
+    self._held -= 1
+    self._notify()
+
+  async def passed(self, url: str) -> None:
+    """Returns once a reply of this server may be believed: the gate is open, or the server drains and gets no new weights.
+
+    Raises:
+      RolloutError: no server will ever be UP.
+    """
+    while self._held and url in self._servers and self._servers[url].state is not State.DRAINING:
+      await self._changed()
+
+  async def _changed(self) -> None:
+    self._refuse_failed()
+    await self._change.wait()
+    self._refuse_failed()
+
+  def _refuse_failed(self) -> None:
+    if self._failure is not None:
+      raise RolloutError(self._failure)
+
+  def _notify(self) -> None:
+    self._change.set()
+    self._change = asyncio.Event()

@@ -1,0 +1,153 @@
+"""A server as a child process of ours: started in a session of its own, waited for, measured, and ended with all it started."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+
+from paravt_jax.errors import RolloutError
+
+_TAIL = 12                   # lines of the log that an error shows
+_POLL_S = 0.05
+_KILLED_S = 5.0              # patience with the end of what was killed
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerProcess:
+  """A running server of ours. url: without a slash at the end. log: what it says, standard output and error."""
+  url: str
+  process: subprocess.Popen
+  log: pathlib.Path
+
+  @property
+  def alive(self) -> bool:
+    """Whether the process runs. Its children are not asked: they end with it."""
+    return not ended(self.process)
+
+  @property
+  def pid(self) -> int:
+    """Of the process that was started; it leads the session that holds its children."""
+    return self.process.pid
+
+  def stop(self, grace_s: float) -> None:
+    """Asks the server to end (running requests are aborted) and kills what is left of its group after `grace_s` seconds.
+
+    When it returns, neither the process nor one of its group lives. Ending twice is no error.
+    """
+    end(self.process, grace_s)
+
+  def tail(self) -> str:
+    """The last lines of its log; empty when there is none."""
+    return tail(self.log)
+
+  def memory_mb(self) -> float:
+    """MiB that the process and all its descendants hold: shared pages are counted once (PSS), resident ones where the system
+    does not tell shares. 0 when it has ended."""
+    return sum(_held(member) for member in _family(self.pid)) / 2**20
+
+
+def _held(process: psutil.Process) -> int:
+  """Bytes; 0 for one that ended meanwhile."""
+  try:
+    full = process.memory_full_info()
+    return getattr(full, 'pss', full.rss)
+  except psutil.AccessDenied:
+    return process.memory_info().rss
+  except (psutil.NoSuchProcess, psutil.ZombieProcess):
+    return 0
+
+
+def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) -> subprocess.Popen:
+  """Starts `command` as the leader of a new session, with nothing to read and `log` to append to.
+
+  Args:
+    env: the whole environment of the child.
+
+  Raises:
+    RolloutError: it cannot be started, or the log cannot be written.
+  """
+  try:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('ab') as sink:
+      return subprocess.Popen(list(command), env=dict(env), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                              start_new_session=True)
+  except OSError as error:
+    raise RolloutError(f'server: cannot start {command[0]} with its log at {log} ({error.strerror}); '
+                       'check both paths') from error
+
+
+def wait_until(process: subprocess.Popen, ready: Callable[[], bool], log: pathlib.Path, deadline_s: float, what: str) -> None:
+  """Returns once `ready()` is true; asks twenty times a second. `what` names the server in errors.
+
+  Raises:
+    RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is shown. It is not ended here.
+  """
+  deadline = time.monotonic() + deadline_s
+  while not ready():
+    if ended(process):
+      said = tail(log)
+      last = said.rpartition('\n')[2]
+      why = f'{last.removeprefix("error: ")} (its log: {log})' if last.startswith('error: ') else f'its log {log} ends:\n{said}'
+      raise RolloutError(f'{what}: ended with status {process.wait()} before it was ready; {why}')
+    if time.monotonic() > deadline:
+      raise RolloutError(f'{what}: not ready within {deadline_s:g} s, raise server.ready_timeout_s; '
+                         f'its log {log} ends:\n{tail(log)}')
+    time.sleep(_POLL_S)
+
+
+def ended(process: subprocess.Popen) -> bool:
+  """Whether it ended. It is not reaped: its id stays taken, so that its group can still be ended without hitting a stranger."""
+  if process.returncode is not None:
+    return True
+  try:
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+  except ChildProcessError:                  # reaped by someone else
+    return True
+
+
+def end(process: subprocess.Popen, grace_s: float) -> None:
+  """SIGTERM to the process, `grace_s` seconds of patience, SIGKILL to its whole group, and its status is taken."""
+  if process.returncode is not None:
+    return
+  family = _family(process.pid)
+  if not ended(process):
+    process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while not ended(process) and time.monotonic() < deadline:
+      time.sleep(_POLL_S)
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)   # `start` made it the leader: its id is the group's
+  process.wait()
+  deadline = time.monotonic() + _KILLED_S    # those that are not our own children vanish a moment later
+  while any(_runs(member) for member in family) and time.monotonic() < deadline:
+    time.sleep(_POLL_S)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+  """A process and its descendants; empty when it has ended."""
+  try:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+  except psutil.NoSuchProcess:
+    return []
+
+
+def _runs(member: psutil.Process) -> bool:
+  try:
+    return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
+
+
+def tail(log: pathlib.Path) -> str:
+  """The last lines of a log; empty when there is none."""
+  try:
+    return '\n'.join(log.read_text(errors='replace').splitlines()[-_TAIL:])
+  except FileNotFoundError:
+    return ''

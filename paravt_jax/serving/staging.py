@@ -1,0 +1,201 @@
+"""From a published version to the folder that a Hugging Face server loads: verified first, then safetensors in memory."""
+
+import fcntl
+import json
+import math
+import os
+import pathlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from paravt_jax.errors import ConfigError, DataError, SyncError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.serving import manifest, publish
+from paravt_jax.serving.manifest import Manifest, Params
+
+WEIGHTS = 'model.safetensors'
+_MEMORY = pathlib.Path('/dev/shm')
+_PREFIX = 'paravt-staging-'
+_LOCK = '.lock'
+_THREADS = 4
+_TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
+
+
+class Staging:
+  """Turns published versions into folders that a server loads, one below the other in a staging folder.
+
+  Args:
+    model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and the arrays that versions
+      leave out.
+    folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes, else in the system's temporary
+      one; it goes with `close`, or is swept by the next run when we are killed.
+
+  Raises:
+    SyncError: `model_folder` is no checkpoint of this family.
+  """
+
+  def __init__(self, model_folder: str | os.PathLike, folder: str | os.PathLike | None):
+    self._base = pathlib.Path(model_folder)
+    try:
+      self._config, _ = weights.load_hf(self._base, only=())
+    except (DataError, ConfigError) as error:
+      raise SyncError(f'staging: {error}') from error
+    self._abstract = model.abstract_params(self._config)
+    self._folder = None if folder is None else pathlib.Path(folder).absolute()
+    self._own = self._lock = None          # the folder that we made, and the open file that says we live
+    self._hashes: dict[str, str] = {}
+    self._staged: dict[pathlib.Path, Manifest] = {}
+
+  def verify(self, published: str | os.PathLike) -> Manifest:
+    """Checks every array of a version, as `stage` does, and writes nothing.
+
+    Raises:
+      SyncError: the version is not what was published, or not of the base model; see publish.load.
+    """
+    self._read(pathlib.Path(published))
+    return publish.read_manifest(published)
+
+  def stage(self, published: str | os.PathLike) -> pathlib.Path:
+    """Verifies and converts a version; returns a folder named by it. A version that is staged already is not converted again.
+
+    Only the published arrays are in it: a server keeps the others, whose hashes were compared with the base model's.
+
+    Raises:
+      SyncError: the version is not what was published, or the folder cannot be written. The array or file is named.
+    """
+    published = pathlib.Path(published).absolute()
+    page = publish.read_manifest(published)
+    try:
+      parent = self._open(page)
+      target, partial = parent / str(page.version), parent / f'.{page.version}.part'
+      if self._staged.get(target) == page and target.is_dir():
+        return target
+      params = self._read(published)
+      for left in (partial, target):
+        shutil.rmtree(left, ignore_errors=True)
+      partial.mkdir()
+      write_tensors(partial / WEIGHTS, self._config, params)
+      weights.write_companions(partial, self._config, next(iter(page.arrays.values())).dtype, self._base)
+      partial.rename(target)
+    except (OSError, DataError) as error:
+      raise SyncError(f'{published}: cannot be staged for the servers ({error}); free memory or space there, or set another '
+                      'staging folder') from error
+    self._staged[target] = page
+    return target
+
+  def clear(self, keep: pathlib.Path | None) -> None:
+    """Removes the staged versions but `keep`."""
+    for path in [path for path in self._staged if path != keep]:
+      del self._staged[path]
+      shutil.rmtree(path, ignore_errors=True)
+
+  def close(self) -> None:
+    """Removes the staged versions, and the folder when it was made here."""
+    self.clear(None)
+    if self._own is not None:
+      shutil.rmtree(self._own, ignore_errors=True)
+      os.close(self._lock)
+      self._own = self._lock = self._folder = None
+
+  def __enter__(self) -> 'Staging':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _open(self, page: Manifest) -> pathlib.Path:
+    if self._folder is None:
+      parent = memory_folder(2 * sum(size for size, _ in page.files.values()))
+      sweep(parent)
+      self._own, self._lock = _claim(parent)
+      self._folder = self._own
+    self._folder.mkdir(parents=True, exist_ok=True)
+    return self._folder
+
+  def _read(self, published: pathlib.Path) -> Params:
+    held = {name: self._hash(name) for name in manifest.leaves(self._abstract)}
+    return publish.load(published, self._abstract, held)[1]
+
+  def _hash(self, name: str) -> Callable[[], str]:
+    def compute() -> str:
+      if name not in self._hashes:
+        _, found = weights.load_hf(self._base, only={tuple(name.split('/'))})
+        self._hashes |= manifest.held_hashes(manifest.leaves(found))
+      return self._hashes[name]
+    return compute
+
+
+def write_tensors(file: pathlib.Path, config: Config, params: Params) -> int:
+  """Writes a safetensors file of our parameters (any subset of whole leaves) under their names; returns its bytes.
+
+  The file is laid out first, with its space reserved, and filled by threads.
+
+  Raises:
+    OSError: no space, or no permission.
+  """
+  named = manifest.leaves(params)
+  slots = {name: slot for name, slot in sorted(weights.name_table(config).items()) if '/'.join(slot.path) in named}
+  header, places, end = {'__metadata__': {'format': 'pt'}}, {}, 0
+  for name, slot in slots.items():
+    array = named['/'.join(slot.path)]
+    shape = weights.their_shape(config, array.shape, slot)
+    places[name] = end, end + math.prod(shape) * array.itemsize
+    end = places[name][1]
+    header[name] = {'dtype': _TYPES[array.dtype.name], 'shape': shape, 'data_offsets': places[name]}
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
+  start = 8 + len(text)
+  with file.open('w+b') as out:
+    os.posix_fallocate(out.fileno(), 0, start + end)          # a full disk is an error here, and would be a signal below
+    data = np.memmap(out, np.uint8, 'r+', shape=(start + end,))
+  data[:start] = np.frombuffer(len(text).to_bytes(8, 'little') + text, np.uint8)
+
+  def put(name: str) -> None:
+    begin, stop = places[name]
+    data[start + begin:start + stop] = weights.pick(config, params, slots[name]).reshape(-1).view(np.uint8)
+
+  largest_first = sorted(places, key=lambda name: places[name][0] - places[name][1])
+  with ThreadPoolExecutor(_THREADS) as pool:
+    list(pool.map(put, largest_first))
+  return start + end
+
+
+def memory_folder(room: int) -> pathlib.Path:
+  """Memory where it has `room` bytes, else the system's temporary folder."""
+  if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= room:
+    return _MEMORY
+  return pathlib.Path(tempfile.gettempdir())
+
+
+def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
+  """A new folder, and its open lock: the system drops the lock when this process ends, however it ends."""
+  folder = parent / f'{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}'
+  folder.mkdir(mode=0o700)
+  lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  return folder, lock
+
+
+def sweep(parent: pathlib.Path) -> list[pathlib.Path]:
+  """Removes and returns the staging folders below `parent` whose process is gone."""
+  gone = []
+  for folder in sorted(parent.glob(f'{_PREFIX}*')):
+    try:
+      lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:              # someone else's, or about to be locked
+      continue
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(folder, ignore_errors=True)
+      gone.append(folder)
+    except BlockingIOError:
+      pass
+    finally:
+      os.close(lock)
+  return gone

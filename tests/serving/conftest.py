@@ -1,0 +1,43 @@
+"""One server of each kind per session; the embedded one in `make test`, the real SGLang in `make test-sglang`."""
+
+import psutil
+import pytest
+
+from tests.serving.contract import drive
+
+
+@pytest.fixture(scope='session')
+def model_folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('contract') / 'model'
+
+
+def _serve(kind, model_folder, tmp_path_factory):
+  server = drive.started(kind, model_folder, tmp_path_factory.mktemp(kind))
+  try:
+    yield server
+    assert server.process.alive, server.process.tail()
+  finally:
+    members = psutil.Process(server.process.pid).children(recursive=True) if server.process.alive else []
+    server.process.stop(20.0)
+  assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope='session')
+def embedded_server(model_folder, tmp_path_factory):
+  yield from _serve('embedded', model_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope='session')
+def sglang_server(model_folder, tmp_path_factory):
+  yield from _serve('sglang', model_folder, tmp_path_factory)
+
+
+@pytest.fixture(params=['embedded', pytest.param('sglang', marks=pytest.mark.sglang)])
+def served(request):
+  """A server with the weights of its folder as version 0, idle, running and with an empty prefix cache."""
+  server = request.getfixturevalue(f'{request.param}_server')
+  server.told('/continue_generation', {})
+  drive.wait_until(lambda: server.call('/flush_cache', {})[0] == 200)
+  if server.call('/get_model_info')[1]['weight_version'] not in ('default', '0'):
+    server.update(None, 0)
+  return server
