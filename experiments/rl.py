@@ -147,14 +147,14 @@ async def train(
           metrics = await asyncio.to_thread(learner.update, batch)
           queue.trained()
           clock.lap('learn')
-          await evaluation.unless_stopped(queue.delivered(), interrupts, server)  # of the step before
+          await queue.delivered()  # of the step before
           clock.lap('sync')
           pending = await asyncio.to_thread(learner.publish)
           clock.lap('publish')
           queue.deliver(server.deliver(pending, learner.version), learner.version)
           save = learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps
           if save or not knobs.staleness:  # else it is written, converted and loaded beside the next groups
-            await evaluation.unless_stopped(queue.delivered(), interrupts, server)
+            await queue.delivered()
             clock.lap('sync')
           for group in batch:
             for one in group.scored:
