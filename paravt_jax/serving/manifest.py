@@ -8,13 +8,14 @@ store, with a hash where a shard's hash does not cover every byte. `tree` is the
 hashes of all arrays. `seal` is a hash over the page itself, so that an edited page is told from a published one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -131,7 +132,20 @@ def nest(named: Mapping[str, Any]) -> Params:
 def inspect(arrays: Sequence[np.ndarray]) -> list[tuple[str, bool]]:
   """Of each array: the hash of its bytes in row-major order, and whether all its values (float32 or bfloat16) are finite."""
   with ThreadPoolExecutor(HASHERS) as pool:
-    return _in_blocks(pool, arrays, _inspect_block)
+    return _in_blocks(pool, arrays, [_inspect_block] * len(arrays))
+
+
+def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tuple[str, bool]]:
+  """Reads into each contiguous array the bytes of its file, and inspects each block while it is in the processor's cache.
+
+  Raises:
+    OSError: a file cannot be read, or is too short.
+  """
+  with contextlib.ExitStack() as stack:
+    opened = [stack.enter_context(file.open('rb', buffering=0)).fileno() for file in files]
+    readers = [functools.partial(_read_block, handle) for handle in opened]
+    with ThreadPoolExecutor(HASHERS) as pool:
+      return _in_blocks(pool, arrays, readers)
 
 
 def held_hashes(named: Mapping[str, Any]) -> dict[str, str]:
@@ -141,20 +155,19 @@ def held_hashes(named: Mapping[str, Any]) -> dict[str, str]:
     named: whole arrays by name, numpy or jax ones that this process can address.
   """
   with ThreadPoolExecutor(HASHERS) as pool:
-    return {name: _in_blocks(pool, [np.asarray(array)], _rounded_block)[0] for name, array in named.items()}
+    return {name: _in_blocks(pool, [np.asarray(array)], [_rounded_block])[0] for name, array in named.items()}
 
 
-def _in_blocks(pool: Executor, arrays: Sequence[np.ndarray], function: Any) -> list[Any]:
-  """Runs `function` over blocks of equal size, so that one large array keeps every thread busy; joins the results by array."""
-  blocks, counts = [], []
-  for array in arrays:
+def _in_blocks(pool: Executor, arrays: Sequence[np.ndarray], functions: Sequence[Callable[[np.ndarray, int], Any]]) -> list[Any]:
+  """Runs each array's function over its blocks (block, its first byte), so that one large array keeps every thread busy; joins
+  the results by array."""
+  calls = []
+  for array, function in zip(arrays, functions, strict=True):
     flat = np.ascontiguousarray(array).reshape(-1)
     step = _BLOCK // flat.itemsize
-    own = [flat[start:start + step] for start in range(0, max(flat.size, 1), step)]
-    blocks += own
-    counts.append(len(own))
-  done = iter(list(pool.map(function, blocks)))
-  return [_join([next(done) for _ in range(count)]) for count in counts]
+    calls.append([pool.submit(function, flat[start:start + step], start * flat.itemsize)
+                  for start in range(0, max(flat.size, 1), step)])
+  return [_join([call.result() for call in own]) for own in calls]
 
 
 def _join(parts: list[Any]) -> Any:
@@ -167,12 +180,22 @@ def _hash_block(block: np.ndarray) -> bytes:
   return hashlib.sha256(block.view(np.uint8)).digest()
 
 
-def _rounded_block(block: np.ndarray) -> bytes:
+def _rounded_block(block: np.ndarray, start: int) -> bytes:
   return _hash_block(block.astype(ml_dtypes.bfloat16))
 
 
-def _inspect_block(block: np.ndarray) -> tuple[bytes, bool]:
+def _inspect_block(block: np.ndarray, start: int) -> tuple[bytes, bool]:
   return _hash_block(block), finite(block)
+
+
+def _read_block(file: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
+  left = memoryview(block.view(np.uint8))
+  while left:
+    count = os.preadv(file, [left], start)
+    if not count:
+      raise OSError(f'{len(left)} bytes are missing at {start}')
+    left, start = left[count:], start + count
+  return _inspect_block(block, start)
 
 
 def finite(block: np.ndarray) -> bool:

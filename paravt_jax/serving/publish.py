@@ -5,14 +5,19 @@
 
 With several processes each writes and hashes the shards it has; process 0 joins their pages. They meet at a barrier in `start`,
 and through files alone afterwards: no collective runs in a background thread, where it could cross one of the training step.
+
+Files are not synced to the disk (`fsync`), which would take most of the time: what a power cut leaves of a version does not have
+the hashes of its manifest and is refused, and the next step publishes anew. Checkpoints are synced; they are another module's.
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -34,7 +40,7 @@ _FAILED = 'failed'
 _PATIENCE_S = 600.0          # for the other processes to finish their part
 _POLL_S = 0.02
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)          # Orbax's store has its own for a full disk
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AssertionError)
+_UNSYNCED = tensorstore.Context({'file_io_sync': False, 'file_io_concurrency': {'limit': 128}})
 
 read_manifest = manifest.read
 
@@ -204,13 +210,31 @@ def load(folder: str | os.PathLike, abstract: Params, held: Mapping[str, Any] | 
   _compare_names(folder, page, manifest.leaves(abstract))
   _compare_held(folder, page.held, {} if held is None else held)
   _compare_files(folder, page)
-  named = _read_arrays(folder, page)
-  _compare_content(folder, page, named)
-  return page.version, manifest.nest(named)
+  return page.version, manifest.nest(_read_arrays(folder, page))
+
+
+class _Unsynced:
+  """Mixed into Orbax's writers of arrays: they leave out fsync."""
+
+  async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+    for info in infos:
+      info.ts_context = _UNSYNCED
+    return await super().serialize(values, infos, args)
+
+
+class _HostArrays(_Unsynced, ocp.type_handlers.NumpyHandler):
+  pass
+
+
+class _DeviceArrays(_Unsynced, ocp.type_handlers.ArrayHandler):
+  pass
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-  return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller files."""
+  writers = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, _HostArrays(deepcopy_host_arrays=False)), (jax.Array, _DeviceArrays(use_replica_parallel=False)))
+  return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=writers)
 
 
 def _snapshot(leaf: Any) -> Any:
@@ -230,10 +254,26 @@ def _whole(leaf: Any) -> np.ndarray:
 
 def _write_arrays(job: _Job) -> Manifest:
   """Writes what this process has of the arrays; returns the manifest of that part."""
+  _refuse_too_large(job)
   with ThreadPoolExecutor(1) as side:
     entries = side.submit(_entries, job.named)
     _handler().save(epath.Path(job.partial / ARRAYS), args=ocp.args.PyTreeSave(manifest.nest(job.named)))
   return Manifest(job.version, entries.result(), job.held, job.canary, {})
+
+
+def _refuse_too_large(job: _Job) -> None:
+  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its other writers."""
+  need = sum(leaf.nbytes for leaf in job.named.values()) // jax.process_count()
+  if shutil.disk_usage(job.partial).free < need:
+    raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {need / 1e6:.0f} MB are wanted')
+  with tempfile.TemporaryFile(dir=job.partial) as probe:
+    probe.truncate(max((_largest_shard(leaf) for leaf in job.named.values()), default=0))
+
+
+def _largest_shard(leaf: Any) -> int:
+  """Bytes of the largest file that an array becomes."""
+  shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
+  return math.prod(shape) * leaf.dtype.itemsize
 
 
 def _entries(named: dict[str, Any]) -> dict[str, Entry]:
@@ -270,11 +310,8 @@ def _finish(job: _Job, page: Manifest) -> None:
     _wait(job, part.exists)
     page = _joined(page, manifest.parse(json.loads(part.read_text())))
     part.unlink()
-  for name, entry in page.arrays.items():
-    covered = sum(math.prod(stop - start for start, stop in shard.index) for shard in entry.shards)
-    if covered != math.prod(entry.shape):
-      raise ValueError(f'{name!r} has {math.prod(entry.shape)} values, of which {covered} were written')
   page = dataclasses.replace(page, files=manifest.list_files(job.partial / ARRAYS))
+  _layout(page)
   (job.partial / MANIFEST).write_text(page.to_text())
   if job.target.exists():
     aside = job.partial.with_name(job.partial.name + '.old')
@@ -283,6 +320,27 @@ def _finish(job: _Job, page: Manifest) -> None:
     shutil.rmtree(aside, ignore_errors=True)
   else:
     job.partial.rename(job.target)
+
+
+def _layout(page: Manifest) -> list[tuple[str, Shard, str]]:
+  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in row-major order.
+
+  Raises:
+    ValueError: a file has another size than its shard, or the shards are not the whole array.
+  """
+  found = []
+  for name, entry in page.arrays.items():
+    written = 0
+    for shard in entry.shards:
+      chunk = '.'.join(str(start // (stop - start)) for start, stop in shard.index) or '0'
+      file, size = f'{name.replace("/", ".")}/{chunk}', math.prod(stop - start for start, stop in shard.index)
+      if page.files.get(file, (None,))[0] != size * np.dtype(entry.dtype).itemsize:
+        raise ValueError(f'{name!r}: file {file!r} is not the {size} values of a shard')
+      written += size
+      found.append((name, shard, file))
+    if written != math.prod(entry.shape):
+      raise ValueError(f'{name!r} has {math.prod(entry.shape)} values, of which {written} were written')
+  return found
 
 
 def _joined(one: Manifest, other: Manifest) -> Manifest:
@@ -361,28 +419,20 @@ def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
 
 
 def _read_arrays(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
-  restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in page.arrays}
-  place, handler = epath.Path(folder / ARRAYS), _handler()
+  """Reads and checks in one pass over the files."""
+  named = {name: np.empty(entry.shape, entry.dtype) for name, entry in page.arrays.items()}
   try:
-    stored = manifest.leaves(handler.metadata(place).tree)
-    for name, entry in page.arrays.items():
-      if tuple(stored[name].shape) != entry.shape or np.dtype(stored[name].dtype).name != entry.dtype:
-        raise ValueError(f'{name!r} is {np.dtype(stored[name].dtype).name}{list(stored[name].shape)} on disk, {entry.text()} '
-                         'in the manifest')
-    return manifest.leaves(handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=manifest.nest(restore))))
-  except _READ_ERRORS as error:
-    raise SyncError(f'{folder}: the arrays cannot be read ({type(error).__name__}: {str(error)[:160]}); '
-                    'publish it again') from error
-
-
-def _compare_content(folder: pathlib.Path, page: Manifest, named: dict[str, np.ndarray]) -> None:
-  if named.keys() != page.arrays.keys():
-    odd = sorted(named.keys() ^ page.arrays.keys())[0]
-    raise SyncError(f'{folder}: array {odd!r} is in the manifest but not on disk, or the reverse; publish it again')
-  parts = [(name, shard) for name, entry in page.arrays.items() for shard in entry.shards]
-  views = [named[name][tuple(slice(start, stop) for start, stop in shard.index)] for name, shard in parts]
-  for (name, shard), (found, finite) in zip(parts, manifest.inspect(views)):
+    layout = _layout(page)
+    places = [named[name][tuple(slice(start, stop) for start, stop in shard.index)] for name, shard, _ in layout]
+    parts = [place if place.flags.c_contiguous else np.empty(place.shape, place.dtype) for place in places]
+    inspected = manifest.fill(parts, [folder / ARRAYS / file for _, _, file in layout])
+  except (OSError, ValueError) as error:
+    raise SyncError(f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again') from error
+  for (name, shard, _), place, part, (found, finite) in zip(layout, places, parts, inspected, strict=True):
     if found != shard.hash:
       raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
     if not finite:
       raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')
+    if part is not place:
+      place[...] = part
+  return named

@@ -23,7 +23,8 @@ WEIGHTS = 'model.safetensors'
 _MEMORY = pathlib.Path('/dev/shm')
 _PREFIX = 'paravt-staging-'
 _LOCK = '.lock'
-_THREADS = 4
+_FILES = 4                   # that are written at once
+_FILE_BYTES = 64 << 20       # a smaller one is not worth its thread
 _TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 
@@ -80,7 +81,7 @@ class Staging:
       for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
       partial.mkdir()
-      write_tensors(partial / WEIGHTS, self._config, params)
+      write_tensors(partial, self._config, params)
       weights.write_companions(partial, self._config, next(iter(page.arrays.values())).dtype, self._base)
       partial.rename(target)
     except (OSError, DataError) as error:
@@ -131,39 +132,53 @@ class Staging:
     return compute
 
 
-def write_tensors(file: pathlib.Path, config: Config, params: Params) -> int:
-  """Writes a safetensors file of our parameters (any subset of whole leaves) under their names; returns its bytes.
+def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
+  """Writes safetensors files of our parameters (any subset of whole leaves) under their names; returns their bytes.
 
-  The file is laid out first, with its space reserved, and filled by threads.
+  One file, or several and an index as transformers writes it. A thread to a file: the system lets only one write to a file at a time.
 
   Raises:
     OSError: no space, or no permission.
   """
   named = manifest.leaves(params)
-  slots = {name: slot for name, slot in sorted(weights.name_table(config).items()) if '/'.join(slot.path) in named}
-  header, places, end = {'__metadata__': {'format': 'pt'}}, {}, 0
+  slots = {name: slot for name, slot in weights.name_table(config).items() if '/'.join(slot.path) in named}
+  tensors = {}
   for name, slot in slots.items():
     array = named['/'.join(slot.path)]
     shape = weights.their_shape(config, array.shape, slot)
-    places[name] = end, end + math.prod(shape) * array.itemsize
-    end = places[name][1]
-    header[name] = {'dtype': _TYPES[array.dtype.name], 'shape': shape, 'data_offsets': places[name]}
+    tensors[name] = _TYPES[array.dtype.name], shape, math.prod(shape) * array.itemsize
+  count = min(_FILES, -(-sum(size for *_, size in tensors.values()) // _FILE_BYTES))
+  shares, filled = [[] for _ in range(count)], [0] * count
+  for name in sorted(tensors, key=lambda name: -tensors[name][2]):          # the next largest to the emptiest file
+    emptiest = filled.index(min(filled))
+    shares[emptiest].append(name)
+    filled[emptiest] += tensors[name][2]
+
+  def write(file: str, names: list[str]) -> int:
+    with (folder / file).open('wb') as out:
+      out.write(_header({name: tensors[name] for name in names}))
+      for name in names:
+        for block in weights.pick_blocks(config, params, slots[name]):
+          out.write(block.reshape(-1).view(np.uint8))
+      return out.tell()
+
+  files = {WEIGHTS if count == 1 else f'model-{i + 1:05d}-of-{count:05d}.safetensors': names for i, names in enumerate(shares)}
+  if count > 1:
+    weight_map = {name: file for file, names in files.items() for name in names}
+    (folder / f'{WEIGHTS}.index.json').write_text(json.dumps({'metadata': {'total_size': sum(filled)}, 'weight_map': weight_map}))
+  with ThreadPoolExecutor(_FILES) as pool:
+    return sum(pool.map(write, files, files.values()))
+
+
+def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+  """The start of a safetensors file of these (dtype, shape, bytes), which follow it in this order."""
+  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  for name, (dtype, shape, size) in tensors.items():
+    header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': (end, end + size)}
+    end += size
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)
-  start = 8 + len(text)
-  with file.open('w+b') as out:
-    os.posix_fallocate(out.fileno(), 0, start + end)          # a full disk is an error here, and would be a signal below
-    data = np.memmap(out, np.uint8, 'r+', shape=(start + end,))
-  data[:start] = np.frombuffer(len(text).to_bytes(8, 'little') + text, np.uint8)
-
-  def put(name: str) -> None:
-    begin, stop = places[name]
-    data[start + begin:start + stop] = weights.pick(config, params, slots[name]).reshape(-1).view(np.uint8)
-
-  largest_first = sorted(places, key=lambda name: places[name][0] - places[name][1])
-  with ThreadPoolExecutor(_THREADS) as pool:
-    list(pool.map(put, largest_first))
-  return start + end
+  return len(text).to_bytes(8, 'little') + text
 
 
 def memory_folder(room: int) -> pathlib.Path:

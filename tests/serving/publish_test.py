@@ -12,6 +12,7 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -44,6 +45,19 @@ def test_device_arrays_in_bfloat16_come_back_as_they_were(params, tmp_path):
   half = jax.tree.map(lambda x: jax.numpy.asarray(x, 'bfloat16'), params)
   _, back = publish.load(publish.save(tmp_path, 1, half, keep=1), abstract(half))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), half, back)
+
+
+def test_orbax_itself_reads_the_arrays(params, tmp_path):
+  folder = publish.save(tmp_path, 1, params, keep=1)
+  jax.tree.map(np.testing.assert_array_equal, ocp.PyTreeCheckpointer().restore(folder / 'arrays'), params)
+
+
+def test_a_layout_of_files_that_a_reader_would_not_expect_is_not_published(params, tmp_path, monkeypatch):
+  plain = publish._handler
+  monkeypatch.setattr(publish, '_handler', lambda: type(plain())(use_ocdbt=True))
+  with pytest.raises(SyncError, match=r"weights cannot be written .*'head/kernel': file 'head.kernel/0.0' is not the 240 values of a shard"):
+    publish.save(tmp_path, 1, params, keep=1)
+  assert not list(tmp_path.iterdir())
 
 
 def test_only_the_newest_versions_are_kept_and_a_version_can_be_published_again(params, tmp_path):
@@ -108,7 +122,21 @@ def test_a_folder_that_cannot_be_written_is_one_error_and_leaves_nothing(params,
     publish.save(tmp_path / 'file' / 'weights', 1, params, keep=1)
 
 
-def test_a_full_disk_is_one_error_and_leaves_what_was_published(params, tmp_path):
+def test_arrays_that_do_not_fit_are_refused_before_they_are_written(params, tmp_path, monkeypatch):
+  usage = publish.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=3_999_999))
+  large = {'a': np.ones((2, 500_000), np.float32)}
+  with pytest.raises(SyncError, match=r'weights cannot be written \(.*No space left on device: 4 MB are wanted.*; free space'):
+    publish.save(tmp_path, 2, large, keep=2)
+  assert list(tmp_path.iterdir()) == []
+  monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=4_000_000))
+  publish.save(tmp_path, 2, large, keep=2)
+
+
+@pytest.mark.parametrize('seen', ['before', 'while it writes'])
+def test_a_full_disk_is_one_error_and_leaves_what_was_published(params, tmp_path, monkeypatch, seen):
+  if seen == 'while it writes':
+    monkeypatch.setattr(publish, '_refuse_too_large', lambda job: None)
   publish.save(tmp_path, 1, params, keep=2)
   large = {'a': np.ones(1 << 20, np.float32)}
   before, old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)

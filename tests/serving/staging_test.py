@@ -69,6 +69,14 @@ def test_only_the_published_arrays_are_staged_in_the_dtype_that_they_were_publis
     np.testing.assert_array_equal(tensor, weights.pick(loaded[0], {'text': half}, table[name]))
 
 
+def test_many_bytes_become_several_files_and_an_index(base, other, tmp_path, monkeypatch):
+  monkeypatch.setattr(staging, '_FILE_BYTES', 100_000)
+  with staging.Staging(base, tmp_path / 'staged') as one:
+    folder = one.stage(publish.save(tmp_path / 'weights', 2, other, keep=1))
+    assert sorted(path.name for path in folder.glob('*.safetensors')) == [f'model-0000{i}-of-00004.safetensors' for i in (1, 2, 3, 4)]
+    jax.tree.map(np.testing.assert_array_equal, weights.load_hf(folder)[1], other)
+
+
 def test_a_version_is_staged_once_and_again_when_it_was_published_again(base, loaded, other, tmp_path):
   with staging.Staging(base, tmp_path / 'staged') as one:
     folder = one.stage(publish.save(tmp_path / 'weights', 2, other, keep=1))

@@ -4,6 +4,7 @@ One thread runs `Engine.run` and owns everything here; others only `submit` jobs
 dispatches. The device runs programs in the order they are given, so nothing waits for a page: being queued before is enough.
 """
 
+import concurrent.futures
 import dataclasses
 import queue
 from collections import deque
@@ -56,20 +57,43 @@ class _Chunk:
   digests: frozenset[bytes]  # of its images, held in the feature pool
 
 
-class _Lane:
-  """The slots of one lane and who sits in them."""
+class _Block:
+  """Slots that are decoded together, and who sits in them."""
 
   def __init__(self, shapes: programs.Shapes, context: int, slots: int):
-    self.context, self.slots = context, slots
+    self.slots = slots
     self.state, self.caches = programs.new_lane(shapes, context, slots)
     self.running: dict[int, Job] = {}
     self.free = list(range(slots - 1, -1, -1))
-    self.staged: deque[Job] = deque()
 
   def leave(self, slot: int) -> Job:
     """Empties a slot."""
     self.free.append(slot)
     return self.running.pop(slot)
+
+
+class _Lane:
+  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them all: which one is no matter."""
+
+  def __init__(self, shapes: programs.Shapes, context: int, slots: int, blocks: int):
+    self.context = context
+    self.blocks = [_Block(shapes, context, slots) for _ in range(blocks)]
+    self.staged: deque[Job] = deque()
+
+  @property
+  def running(self) -> list[Job]:
+    """Those in slots."""
+    return [job for block in self.blocks for job in block.running.values()]
+
+  @property
+  def free(self) -> int:
+    """Empty slots."""
+    return sum(len(block.free) for block in self.blocks)
+
+  @property
+  def slots(self) -> int:
+    """All slots."""
+    return sum(block.slots for block in self.blocks)
 
 
 class Engine:
@@ -82,12 +106,15 @@ class Engine:
         context=options.context, steps=options.decode_steps, image_batch=options.image_batch, image_slots=options.image_slots,
         patches=options.max_image_patches, stops=options.max_stop_ids, biases=options.bias_rows)
     self.params = programs.prepare(config, params, options.dtype)
-    self.programs = programs.Programs(s, self.params, options.lanes)
+    shapes = tuple(dict.fromkeys(options.lanes))
+    self.programs = programs.Programs(s, self.params, shapes)
     self.pages, self.features, self.biases = Pool(options.pages), Pool(options.image_slots), Pool(options.bias_rows)
     self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
     self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
     self._bias_table = jnp.asarray(self._bias_rows)
-    self.lanes = [_Lane(s, context, slots) for context, slots in options.lanes]
+    self.lanes = [_Lane(s, *shape, options.lanes.count(shape)) for shape in shapes]
+    self._lane_of = [self.lanes[shapes.index(shape)] for shape in options.lanes]
+    self._threads = concurrent.futures.ThreadPoolExecutor(len(options.lanes), 'decode')
     self.waiting: deque[Job] = deque()
     self.paused = False
     self.counts = dict.fromkeys(COUNTS, 0)
@@ -104,10 +131,11 @@ class Engine:
     self._page_store = self.programs.prefill(self.params, self._page_store, self._feature_store, *self._prefill_arrays([]))
     for number, lane in enumerate(self.lanes):
       rows = programs.admission(self.shapes, lane.context // self.shapes.chunk)
-      lane.state, lane.caches = self.programs.admit[number](lane.state, lane.caches, self._page_store, rows, np.int32(0))
-      lane.state, lane.caches, *_ = self.programs.decode[number](self.params, lane.state, lane.caches, self._bias_table,
-                                                                np.zeros(lane.slots, bool))
-    jax.block_until_ready([lane.state for lane in self.lanes])
+      for block in lane.blocks:
+        block.state, block.caches = self.programs.admit[number](block.state, block.caches, self._page_store, rows, np.int32(0))
+        block.state, block.caches, *_ = self.programs.decode[number](self.params, block.state, block.caches, self._bias_table,
+                                                                    np.zeros(block.slots, bool))
+    jax.block_until_ready([block.state for lane in self.lanes for block in lane.blocks])
 
   # Called from other threads.
 
@@ -173,10 +201,11 @@ class Engine:
     chosen = [job for job in self.waiting if which(job)]
     self.waiting = deque(job for job in self.waiting if not which(job))
     for lane in self.lanes:
-      for slot, job in list(lane.running.items()):
-        if which(job):
-          chosen.append(lane.leave(slot))
-          self._release_bias(job)
+      for block in lane.blocks:
+        for slot, job in list(block.running.items()):
+          if which(job):
+            chosen.append(block.leave(slot))
+            self._release_bias(job)
       for job in lane.staged:
         if which(job) and not job.aborted:
           job.aborted = True           # it leaves the queue once its chunks are computed
@@ -210,7 +239,7 @@ class Engine:
     apply()
 
   def _retract(self) -> None:
-    back = [lane.leave(slot) for lane in self.lanes for slot in sorted(lane.running)]
+    back = [block.leave(slot) for lane in self.lanes for block in lane.blocks for slot in sorted(block.running)]
     for job in back:
       job.context = extend(job.prompt, job.ids, self.options.chunk_tokens)
       job.retractions += 1
@@ -242,8 +271,8 @@ class Engine:
     later: deque[Job] = deque()
     while self.waiting:
       job = self.waiting.popleft()
-      lane = self.lanes[job.lane]
-      if len(lane.staged) >= len(lane.free) + lane.slots:
+      lane = self._lane_of[job.lane]
+      if len(lane.staged) >= lane.free + lane.slots:
         later.append(job)
       elif self._stage_one(job):
         lane.staged.append(job)
@@ -349,23 +378,27 @@ class Engine:
     return np.where(picture_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
 
   def _admit(self) -> None:
-    """Fills free slots with staged jobs whose pages are computed, in order."""
+    """Fills free slots with staged jobs whose pages are computed, in order; the first block with room first, so that few run."""
     for number, lane in enumerate(self.lanes):
-      while lane.free and lane.staged and lane.staged[0].ticket <= self._computed:
-        batch = []
-        while lane.free and lane.staged and lane.staged[0].ticket <= self._computed and len(batch) < programs.ADMIT_ROWS:
-          job = lane.staged.popleft()
-          self._release_pages(job)     # the copy below is ordered before anything that reuses a page
-          if job.aborted:
-            self._release_bias(job)
-            continue
-          slot = lane.free.pop()
-          lane.running[slot] = job
-          batch.append((slot, job))
-        if batch:
+      for block in lane.blocks:
+        while batch := self._next_batch(lane, block):
           rows = self._admission(lane, batch)
-          lane.state, lane.caches = self.programs.admit[number](lane.state, lane.caches, self._page_store, rows,
-                                                                np.int32(len(batch)))
+          block.state, block.caches = self.programs.admit[number](block.state, block.caches, self._page_store, rows,
+                                                                  np.int32(len(batch)))
+
+  def _next_batch(self, lane: _Lane, block: _Block) -> list[tuple[int, Job]]:
+    """(slot, job) of the next admission to a block; empty when it is full or nobody is ready."""
+    batch = []
+    while block.free and lane.staged and lane.staged[0].ticket <= self._computed and len(batch) < programs.ADMIT_ROWS:
+      job = lane.staged.popleft()
+      self._release_pages(job)         # the copy is ordered before anything that reuses a page
+      if job.aborted:
+        self._release_bias(job)
+        continue
+      slot = block.free.pop()
+      block.running[slot] = job
+      batch.append((slot, job))
+    return batch
 
   def _admission(self, lane: _Lane, batch: list[tuple[int, Job]]) -> dict[str, Any]:
     rows = programs.admission(self.shapes, lane.context // self.options.chunk_tokens)
@@ -384,22 +417,25 @@ class Engine:
     return rows
 
   def _decode(self) -> None:
-    """One dispatch on every lane that has somebody, then their tokens."""
-    results = []
-    for number, lane in enumerate(self.lanes):
-      if lane.running:
-        keep = np.zeros(lane.slots, bool)
-        keep[list(lane.running)] = True
-        lane.state, lane.caches, tokens, logprobs = self.programs.decode[number](
-            self.params, lane.state, lane.caches, self._bias_table, keep)
-        results.append((lane, tokens, logprobs))
-        self.counts['decode_calls'] += 1
-    for lane, tokens, logprobs in results:
-      self._collect(lane, np.asarray(tokens), np.asarray(logprobs))
+    """One dispatch on every block that has somebody, then their tokens."""
+    running = [(number, block) for number, lane in enumerate(self.lanes) for block in lane.blocks if block.running]
+    self.counts['decode_calls'] += len(running)
+    dispatch = map if len(running) < 2 else self._threads.map
+    for (_, block), (tokens, logprobs) in zip(running, list(dispatch(self._dispatch, running))):
+      self._collect(block, tokens, logprobs)
 
-  def _collect(self, lane: _Lane, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+  def _dispatch(self, one: tuple[int, _Block]) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a block; (tokens, log-probs) on the host. XLA's CPU client runs in order what one thread gives it, hence threads."""
+    number, block = one
+    keep = np.zeros(block.slots, bool)
+    keep[list(block.running)] = True
+    block.state, block.caches, tokens, logprobs = self.programs.decode[number](
+        self.params, block.state, block.caches, self._bias_table, keep)
+    return np.asarray(tokens), np.asarray(logprobs)
+
+  def _collect(self, block: _Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
     sampled = (tokens >= 0).sum(0)
-    for slot, job in list(lane.running.items()):
+    for slot, job in list(block.running.items()):
       n = int(sampled[slot])
       start = len(job.ids)
       job.ids += tokens[:n, slot].tolist()
@@ -410,7 +446,7 @@ class Engine:
         job.spans.append([self.version, start, len(job.ids)])
       self.counts['sampled_tokens'] += n
       if n and (job.ids[-1] in job.stops or len(job.ids) >= job.request.max_new_tokens):
-        lane.leave(slot)
+        block.leave(slot)
         stopped = job.ids[-1] in job.stops
         self._finish(job, {'type': 'stop', 'matched': job.ids[-1]} if stopped
                      else {'type': 'length', 'length': job.request.max_new_tokens})

@@ -12,12 +12,13 @@ class ServerOptions:
   """All of it is given; nothing has a default.
 
   lanes: (context tokens, slots) each, smallest first; a request goes to the first that holds prompt + new tokens; the slots
-  of a lane decode together. chunk_tokens: prompt tokens of a page; contexts are multiples of it. prefill_rows: chunks per
-  prefill call. pages: budget of the prefix cache, in chunks. decode_steps: tokens per dispatch. image_batch: images per call
-  of the vision tower; image_slots: images whose features are kept; max_image_patches: 16x16 patches of the largest image.
-  bias_rows: distinct logit_bias objects in use at once. max_stop_ids: stop ids of one request. port 0 picks a free one;
-  port_file gets the bound port. compile_cache: folder of compiled programs, null for none. parent_pid: the server ends when
-  this process does, null for never.
+  of a lane decode together. Lanes of the same shape share their requests: those that are empty cost nothing, the others run
+  side by side, and which of them a request gets does not change its result. chunk_tokens: prompt tokens of a page; contexts
+  are multiples of it. prefill_rows: chunks per prefill call. pages: budget of the prefix cache, in chunks. decode_steps: tokens
+  per dispatch. image_batch: images per call of the vision tower; image_slots: images whose features are kept;
+  max_image_patches: 16x16 patches of the largest image. bias_rows: distinct logit_bias objects in use at once. max_stop_ids:
+  stop ids of one request. port 0 picks a free one; port_file gets the bound port. compile_cache: folder of compiled programs,
+  null for none. parent_pid: the server ends when this process does, null for never.
   """
   model_path: str
   host: str

@@ -10,13 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving import publish, sglang
+from paravt_jax.serving import publish, sglang, staging
 from paravt_jax.serving.embedded import launch as embedded
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
@@ -86,10 +87,11 @@ class Served:
 
   def staged(self, params: dict, version: int) -> pathlib.Path:
     """Weights in the form that this server loads."""
+    published = publish.save(self.scratch / 'weights', version, params, keep=2)
     if self.kind == 'embedded':
-      return publish.save(self.scratch / 'weights', version, params, keep=2)
-    weights.save_hf(self.scratch / f'staged-{version}', self.config, params, self.folder)
-    return self.scratch / f'staged-{version}'
+      return published
+    with mock.patch.object(staging, '_FILE_BYTES', 100_000):           # several files, as a large model has
+      return staging.Staging(self.folder, self.scratch / f'staging-{next(_SERIAL)}').stage(published)
 
   def update(self, params: dict | None, version: int) -> None:
     """Sends weights; None: those it was started with."""

@@ -1,0 +1,64 @@
+"""How fast the parts are, on this machine, each beside something that it can be compared with.
+
+python -m experiments.bench --config=configs/bench.py --config.suite=rollout [--json] [--config.any.knob=value]
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import bench_rollout
+from experiments.launch import require, run
+
+_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else on standard output.')
+
+Suite = Callable[[ConfigDict], dict[str, Any]]
+SUITES: Mapping[str, Suite] = {'rollout': bench_rollout.suite}
+# By the end of a figure's name; what has none is a plain number.
+UNITS = {
+  'tokens_per_second': 'tokens/s', 'ratio': 'times', 'prefills': 'prompts', 'gb_per_s': 'GB/s', 'seconds': 's', 'bytes': 'bytes',
+  'threads': 'CPU threads', 'agreement': 'share',
+}  # fmt: skip
+
+
+def main(config: ConfigDict) -> None:
+  """Runs one suite and prints what it found. While it runs, whatever is printed goes to stderr."""
+  require(config.suite, f'one of {", ".join(SUITES)}', config.suite in SUITES, 'suite')
+  with contextlib.redirect_stdout(sys.stderr):
+    report = SUITES[config.suite](config)
+  print(json.dumps(report) if _JSON.value else table(report))
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """One aligned line per figure: name, value, unit. A figure that could not be measured is a dash."""
+  rows = [(name, _shown(value), _unit(name)) for name, value in leaves(report)]
+  name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+  return '\n'.join(f'{row[0]:<{name}}  {row[1]:>{value}}  {row[2]}'.rstrip() for row in rows)
+
+
+def leaves(report: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, float | None]]:
+  """('publish.save_gb_per_s', 1.5), ... in order."""
+  for name, value in report.items():
+    if isinstance(value, Mapping):
+      yield from leaves(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
+
+
+def _shown(value: float | None) -> str:
+  if value is None:
+    return '-'
+  return f'{value:,.0f}' if isinstance(value, int) or abs(value) >= 1000 else f'{value:.3g}'
+
+
+def _unit(name: str) -> str:
+  return next((unit for end, unit in UNITS.items() if name.endswith(end)), '')
+
+
+if __name__ == '__main__':
+  sys.exit(run(main))

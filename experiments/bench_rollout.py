@@ -1,0 +1,225 @@
+"""Suite `rollout`: the embedded server beside transformers and SGLang, the cost of a group's shared prompt, weights on their way."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import orjson
+from ml_collections import ConfigDict
+
+from experiments import bench_generate, bench_publish, wiring
+from experiments.bench_generate import Question, confined, question
+from experiments.launch import build
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import RolloutError
+from paravt_jax.serving import sglang
+from paravt_jax.serving.embedded import launch
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving.process import ServerProcess
+from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, encode_image
+
+LAUNCHER = pathlib.Path(__file__).resolve().parent.parent / 'third_party' / 'sglang' / 'launch_cpu.py'
+GRACE_S = 10.0
+_POLL_S = 0.01
+
+
+def suite(config: ConfigDict) -> dict[str, Any]:
+  """{'embedded_vs_transformers': ..., 'embedded_vs_sglang': ..., 'prefix_reuse': ..., 'publish': ...}; see configs/bench.py."""
+  folder = pathlib.Path(config.model.folder) if config.model.folder else wiring.tiny_model(config.seed)
+  tok = ChatTokenizer.load(folder)
+  _say('embedded engine and transformers take turns')
+  report = {'embedded_vs_transformers': bench_generate.measure(config, folder, tok)}
+  ours = _serve(config, tok, 'embedded', lambda: _embedded(config, folder, tok))
+  theirs = None
+  if pathlib.Path(config.server.sglang.python).is_file():
+    theirs = _serve(config, tok, 'sglang', lambda: _sglang(config, folder))
+  else:
+    _say(f'there is no {config.server.sglang.python}: nothing is compared with SGLang; install it with `make sglang`')
+  report['embedded_vs_sglang'] = _versus(config, ours['speeds'], theirs and theirs['speeds'])
+  report['prefix_reuse'] = {**ours['prefix'], 'sglang_prefills': theirs and theirs['prefix']['prefills']}
+  _say(f'publish: {config.publish.bytes / 1e9:g} GB through every stage')
+  return report | {'publish': bench_publish.measure(config.publish.bytes, pathlib.Path(config.run.folder) / 'publish')}
+
+
+def _say(text: str) -> None:
+  print(f'bench: {text}', file=sys.stderr, flush=True)
+
+
+def _versus(config: ConfigDict, ours: dict[int, float], theirs: dict[int, float] | None) -> dict[str, Any]:
+  """The ratio is that of the concurrency where we do worst."""
+  ratios = {n: ours[n] / theirs[n] for n in ours} if theirs else {}
+  each = {
+    f'concurrency_{n}': {
+      'tokens_per_second_ratio': ratios.get(n),
+      'embedded_tokens_per_second': ours[n],
+      'sglang_tokens_per_second': theirs[n] if theirs else None,
+    }
+    for n in ours
+  }
+  return {'tokens_per_second_ratio': min(ratios.values(), default=None), **each, 'threads': config.threads}
+
+
+# The two servers
+
+
+def _embedded(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> ServerProcess:
+  given = {'host': '127.0.0.1', 'port': 0, 'port_file': None, 'api_key': None, 'parent_pid': None, 'compile_cache': None}
+  options = build(
+    ServerOptions,
+    config.server.embedded,
+    'server.embedded',
+    model_path=str(folder.absolute()),
+    eos_token_ids=(tok.im_end, tok.endoftext),
+    **given,
+  )
+  return launch.launch(options, env=wiring.child_environment(config.threads), **_how(config, 'embedded'))
+
+
+def _sglang(config: ConfigDict, folder: pathlib.Path) -> ServerProcess:
+  options = build(
+    sglang.SGLangOptions,
+    config.server.sglang,
+    'server.sglang',
+    launcher=str(LAUNCHER),
+    model_path=str(folder.absolute()),
+    served_name='bench',
+    host='127.0.0.1',
+    port=0,
+    api_key=None,
+    context_length=config.server.embedded.lanes[-1][0],
+    vision_frozen=True,
+    threads=config.threads,
+  )
+  return sglang.launch(options, env=dict(os.environ), **_how(config, 'sglang'))
+
+
+def _how(config: ConfigDict, name: str) -> dict[str, Any]:
+  log = pathlib.Path(config.run.folder) / f'{name}.log'
+  return {'log': log, 'deadline_s': config.server.ready_timeout_s, 'parent_pid': os.getpid()}
+
+
+def _serve(config: ConfigDict, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]) -> dict[str, Any]:
+  """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of one server, started on `config.threads` cores and ended again.
+
+  The client that drives it may use the other cores.
+  """
+  _say(f'{name} server, {config.threads} threads; log {config.run.folder}/{name}.log')
+  with confined(config.threads):
+    process = start()
+  try:
+    return asyncio.run(_drive(config, tok, name, process.url))
+  finally:
+    process.stop(GRACE_S)
+
+
+async def _drive(config: ConfigDict, tok: ChatTokenizer, name: str, url: str) -> dict[str, Any]:
+  async with _http(url) as http:
+    speeds = {n: await _speed(config, tok, http, n) for n in config.serve.concurrencies}
+    measured = await (_prefix_counts(config, tok, http) if name == 'embedded' else _prefix_replies(config, tok, http))
+  return {'speeds': speeds, 'prefix': measured}
+
+
+# Requests
+
+
+@contextlib.asynccontextmanager
+async def _http(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+  timeout, connector = aiohttp.ClientTimeout(total=600.0), aiohttp.TCPConnector(limit=0)
+  async with aiohttp.ClientSession(base_url=url, timeout=timeout, connector=connector) as session:
+    yield session
+
+
+def _body(tok: ChatTokenizer, asked: Question, rid: str, new_tokens: int, temperature: float, seed: int) -> bytes:
+  banned = (tok.vision_start, tok.vision_end, tok.image_pad, tok.video_pad)
+  request = GenerateRequest(rid, asked.ids, asked.frames, temperature, 1.0, -1, new_tokens, (), banned, seed, True)
+  return orjson.dumps(request.to_json([encode_image(frame) for frame in asked.frames]))
+
+
+async def _ask(http: aiohttp.ClientSession, path: str, body: bytes | None = None) -> Any:
+  """What a server answers; None for text. Raises RolloutError for another status than 200."""
+  method, headers = ('GET', None) if body is None else ('POST', {'Content-Type': 'application/json'})
+  async with http.request(method, path, data=body, headers=headers) as reply:
+    said = await reply.read()
+  if reply.status != 200:
+    raise RolloutError(f'bench: {path} answered {reply.status}: {said[:200]!r}; see the log of the server in run.folder')
+  return orjson.loads(said) if said[:1] in (b'{', b'[') else None
+
+
+async def _generate(http: aiohttp.ClientSession, body: bytes) -> GenerateReply:
+  return GenerateReply.from_json(await _ask(http, '/generate', body))
+
+
+async def _speed(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession, concurrency: int) -> float:
+  """Sampled tokens per second with that many requests under way: the median of turns, after one that warms up.
+
+  Every turn has prompts that no turn had before; within a group they are the same, as in rollouts.
+  """
+  knobs = config.serve
+  speeds = []
+  for turn in range(knobs.turns + 1):
+    bodies = []
+    for n in range(2 * concurrency):
+      asked = question(tok, knobs.frames, knobs.words, config.seed, 'serve', concurrency, turn, n // knobs.group)
+      bodies.append(_body(tok, asked, f'{concurrency}-{turn}-{n}', knobs.new_tokens, knobs.temperature, n))
+    seconds, replies = await _timed(http, bodies, concurrency)
+    speeds.append(sum(len(reply.output_ids) for reply in replies) / seconds)
+  return statistics.median(speeds[1:])
+
+
+async def _timed(http: aiohttp.ClientSession, bodies: list[bytes], concurrency: int) -> tuple[float, list[GenerateReply]]:
+  """(seconds, replies in order); a new request goes out when one comes back."""
+  replies: dict[int, GenerateReply] = {}
+  left = iter(enumerate(bodies))
+
+  async def worker() -> None:
+    for n, body in left:
+      replies[n] = await _generate(http, body)
+
+  start = time.perf_counter()
+  await asyncio.gather(*(worker() for _ in range(concurrency)))
+  return time.perf_counter() - start, [replies[n] for n in range(len(bodies))]
+
+
+# The shared prompt of a group
+
+
+def _group(config: ConfigDict, tok: ChatTokenizer, name: str) -> list[bytes]:
+  knobs = config.prefix
+  asked = question(tok, knobs.frames, knobs.words, config.seed, 'prefix', name)
+  return [_body(tok, asked, f'{name}-{n}', knobs.new_tokens, 1.0, n) for n in range(knobs.rollouts)]
+
+
+async def _prefix_counts(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession) -> dict[str, Any]:
+  """Prefilled tokens per token of the prompt, by the server's own counts: rollouts that come one by one, and all in one instant.
+
+  For the one instant the server is paused until all of them wait.
+  """
+  found = {}
+  for name in ('one_by_one', 'at_once'):
+    bodies, before = _group(config, tok, name), (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens']
+    if name == 'one_by_one':
+      replies = [await _generate(http, body) for body in bodies]
+    else:
+      await _ask(http, '/pause_generation', b'{"mode": "retract"}')
+      pending = [asyncio.create_task(_generate(http, body)) for body in bodies]
+      while (await _ask(http, '/get_server_info'))['waiting'] < len(bodies):
+        await asyncio.sleep(_POLL_S)
+      await _ask(http, '/continue_generation', b'{}')
+      replies = await asyncio.gather(*pending)
+    after = (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens']
+    found[name] = (after - before) / replies[0].prompt_tokens
+  both = {f'{name}_prefills': value for name, value in found.items()}
+  return {'prefills': max(found.values()), **both, 'prompt_tokens': replies[0].prompt_tokens, 'rollouts': len(replies)}
+
+
+async def _prefix_replies(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession) -> dict[str, Any]:
+  """The same of SGLang, by what its replies call cached, all sent together."""
+  replies = await asyncio.gather(*(_generate(http, body) for body in _group(config, tok, 'at_once')))
+  return {'prefills': sum(reply.prompt_tokens - reply.cached_tokens for reply in replies) / replies[0].prompt_tokens}
