@@ -32,7 +32,8 @@ def get_config() -> ConfigDict:
         'new_tokens': 40,
         'temperature': 0.7,
         'repeats': 5,
-        'lanes': ((352, 16), (352, 16)),
+        'lanes': ((320, 8),) * 4,
+        'decode_steps': 8,
       },
       # embedded against SGLang over HTTP: `turns` x concurrency requests at each concurrency, groups that share a prompt
       'serve': {'concurrencies': (16, 64), 'turns': 3, 'group': 8, 'frames': 16, 'words': 32, 'new_tokens': 96, 'temperature': 0.7},

@@ -105,7 +105,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
 def _engine(config: ConfigDict, folder: pathlib.Path) -> Iterator[Engine]:
   """A running engine on the server's recipe."""
   given = {'model_path': str(folder), 'host': '127.0.0.1', 'port': 0, 'port_file': None, 'api_key': None, 'eos_token_ids': ()}
-  section = {**config.server.embedded.to_dict(), 'lanes': config.generate.lanes}
+  section = {**config.server.embedded.to_dict(), 'lanes': config.generate.lanes, 'decode_steps': config.generate.decode_steps}
   engine = server.build(build(ServerOptions, section, 'server.embedded', compile_cache=None, parent_pid=None, **given))
   life = threading.Thread(target=engine.run, daemon=True)
   life.start()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import evaluation, rollouts, runs, sft, supply, wiring
+from experiments import evaluation, rollouts, runs, servers, sft, supply, wiring
 from experiments.launch import build, require, run
 from experiments.learner import Learner
 from paravt_jax.data.order import EpochOrder
@@ -84,6 +84,7 @@ def check(config: ConfigDict) -> None:
   )
   for knob, budgets in (('frames.budgets', config.frames.budgets), ('eval.budgets', config.eval.budgets)):
     require(budgets, 'positive frame budgets', bool(budgets) and all(type(k) is int and k >= 1 for k in budgets), knob)
+  servers.check(config)
   require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
 
 
@@ -207,7 +208,7 @@ def guard(metrics: dict[str, float], limit: float, number: int) -> None:
   if not gap <= limit:  # nan is a disagreement too
     raise SyncError(
       f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most rollout.gap_limit={limit:g}: '
-      f'they do not run the same weights, images or temperature; see metrics.jsonl (policy/gap_*) and server.log'
+      f'they do not run the same weights, images or temperature; see metrics.jsonl (policy/gap_*) and server*.log'
     )
 
 

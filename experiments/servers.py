@@ -24,14 +24,36 @@ THIRD_PARTY = pathlib.Path(__file__).resolve().parent.parent / 'third_party' / '
 Start = Callable[[], ServerProcess]
 
 
+def check(config: ConfigDict) -> None:
+  """Refuses what is wrong with `server` before anything is made; addresses are asked for by `members`.
+
+  Raises:
+    ConfigError: naming the knob.
+  """
+  section = config.server
+  require(section.kind, f'one of {", ".join(KINDS)}', section.kind in KINDS, 'server.kind')
+  if section.kind == 'url':
+    return
+  require(section.count, 'at least 1', section.count >= 1, 'server.count')
+  ports = section.ports
+  require(ports, f'{section.count} ports, one per server, or ()', len(ports) in (0, section.count), 'server.ports')
+  valid = all(type(port) is int and 0 < port < 65536 for port in ports) and len(set(ports)) == len(ports)
+  require(ports, 'different ports, each in 1..65535', valid, 'server.ports')
+  if section.kind == 'sglang':
+    wide = section.sglang.tensor_parallel * section.count
+    devices, python = section.sglang.devices, section.sglang.python
+    require(devices, f'{wide} GPUs (server.count x tensor_parallel), or ()', len(devices) in (0, wide), 'server.sglang.devices')
+    require(python, "SGLang's interpreter, which is not there: run `make sglang`", pathlib.Path(python).is_file(), 'server.sglang.python')
+
+
 async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> list[Member]:
   """Servers that answer; those to be started are started side by side.
 
   Raises:
     ConfigError: a knob of `server` is wrong. RolloutError: one did not come up; none is left running.
   """
+  check(config)
   section = config.server
-  require(section.kind, f'one of {", ".join(KINDS)}', section.kind in KINDS, 'server.kind')
   if section.kind == 'url':
     if not section.urls:
       raise ConfigError(
@@ -39,7 +61,7 @@ async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatToken
         '--config.server.urls="(\'http://127.0.0.1:30000\',)", or let the run start its own with --config.server.kind=embedded or sglang'
       )
     return [Member(url.rstrip('/'), None, None) for url in section.urls]
-  starts = [_start(config, number, model_folder, tok, folder) for number in range(_count(section))]
+  starts = [_start(config, number, model_folder, tok, folder) for number in range(section.count)]
   found = await asyncio.gather(*(asyncio.to_thread(start) for start in starts), return_exceptions=True)
   started = [one for one in found if isinstance(one, ServerProcess)]
   failed = [one for one in found if isinstance(one, BaseException)]
@@ -48,15 +70,6 @@ async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatToken
       one.stop(1.0)
     raise failed[0]
   return [Member(process.url, process, start) for process, start in zip(started, starts)]
-
-
-def _count(section: ConfigDict) -> int:
-  require(section.count, 'at least 1', section.count >= 1, 'server.count')
-  require(section.ports, f'{section.count} ports, one per server, or ()', len(section.ports) in (0, section.count), 'server.ports')
-  wide = section.sglang.tensor_parallel * section.count
-  devices = section.sglang.devices
-  require(devices, f'{wide} GPUs (server.count x tensor_parallel), or ()', len(devices) in (0, wide), 'server.sglang.devices')
-  return section.count
 
 
 def _start(config: ConfigDict, number: int, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> Start:

@@ -185,8 +185,8 @@ def free_port(host: str, port: int) -> int:
     try:
       sock.bind((host, port))
     except OSError as error:
-      raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.port to a free one, '
-                        'or to 0') from error
+      raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.ports to free ones, '
+                        'or to (), and server.host to an address of this machine') from error
     return sock.getsockname()[1]
 
 

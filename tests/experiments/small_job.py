@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 from configs import base
+from paravt_jax.report import episodes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -63,3 +66,27 @@ def wait_for(condition, process=None, timeout=300.0):
     assert process is None or process.poll() is None, 'the job ended first'
     assert time.monotonic() < end, 'waited too long'
     time.sleep(0.02)
+
+
+def lived_in(cwd):
+  """The processes whose working folder is `cwd`: a job there, and all that it started."""
+  found = []
+  for process in psutil.process_iter():
+    try:
+      if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(cwd.resolve()):
+        found.append(process)
+    except psutil.Error:
+      pass
+  return found
+
+
+def nobody_is_left(cwd):
+  """Whether all of them have ended, a moment after the job."""
+  psutil.wait_procs(lived_in(cwd), timeout=20)
+  return lived_in(cwd) == []
+
+
+def versions(cwd, folder, name='train'):
+  """(step, weight version) of all sampled tokens of an episode log."""
+  return {(entry.step, int(version)) for entry in episodes.read(cwd / 'runs' / folder / 'episodes' / f'{name}.jsonl')
+          for segment in entry.scored.episode.trajectory.segments if segment.sampled for version in segment.versions}

@@ -326,6 +326,8 @@ class Engine:
     """Full prefill calls; a partly filled one only when a free slot waits for it."""
     rows = self.options.prefill_rows
     while self._chunks and (everything or len(self._chunks) >= rows or self._starving()):
+      if len(self._chunks) < rows and not everything and self._gather():
+        continue
       self._encode_pictures()
       batch = [self._chunks.popleft() for _ in range(min(rows, len(self._chunks)))]
       arrays = self._prefill_arrays(batch)
@@ -336,6 +338,16 @@ class Engine:
         self._tickets.pop(chunk.key)
         for digest in chunk.digests:
           self.features.release(digest)
+
+  def _gather(self) -> bool:
+    """Stages who came while the device was busy, before a call goes out partly filled; whether anybody came."""
+    jax.block_until_ready(self._page_store['tail'])
+    if self._inbox.empty():
+      return False
+    self._take(block=False)
+    if not self.paused and self._update is None and not self._stopping:
+      self._stage()
+    return True
 
   def _starving(self) -> bool:
     return any(lane.free and lane.staged and lane.staged[0].ticket > self._computed for lane in self.lanes)

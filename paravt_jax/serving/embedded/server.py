@@ -263,8 +263,8 @@ def bind(host: str, port: int) -> socket.socket:
     sock.listen(1024)
   except OSError as error:
     sock.close()
-    raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.port to a free one, '
-                      'or to 0') from error
+    raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.ports to free ones, '
+                      'or to (), and server.host to an address of this machine') from error
   return sock
 
 
