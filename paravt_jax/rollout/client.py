@@ -109,13 +109,10 @@ class Client(Http):
       affinity: requests of one group share a number, hence a server, which then computes their prefix once.
 
     Raises:
-      RolloutError: images and placeholders differ in number; no server is left, or more than `retries` + 1 were lost over this
+      RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no server is left, or more than `retries` + 1 were lost over this
         request; a server is silent, or its reply breaks the protocol: counts, ids or image tokens that are not ours.
     """
-    placeholders = sum(token == self._image_id for token in request.input_ids)
-    if placeholders != len(request.images):
-      raise RolloutError(f'request {request.rid}: got {placeholders} image placeholders (id {self._image_id}) for '
-                         f'{len(request.images)} images, wanted one each; a server would answer it with garbage')
+    self._refuse_harmful(request)
     fragments = await self._images.encode(request.images)
     parts: list[protocol.GenerateReply] = []
     done: list[int] = []
@@ -140,6 +137,17 @@ class Client(Http):
     finally:
       self._sent.pop(request.rid, None)
       self._given_up.discard(request.rid)
+
+  def _refuse_harmful(self, request: protocol.GenerateRequest) -> None:
+    ids = request.input_ids
+    placeholders = sum(token == self._image_id for token in ids)
+    if placeholders != len(request.images):
+      raise RolloutError(f'request {request.rid}: got {placeholders} image placeholders (id {self._image_id}) for '
+                         f'{len(request.images)} images, wanted one each; a server would answer it with garbage')
+    if not ids or min(ids) < 0 or max(ids) >= self._vocab_size:
+      got = f'ids in {min(ids)}..{max(ids)}' if ids else 'no ids'
+      raise RolloutError(f'request {request.rid}: got {got}, wanted some in 0..{self._vocab_size - 1}; SGLang would end on one '
+                         'beyond its vocabulary')
 
   async def abort(self, rid: str) -> None:
     """Ends a request of this client; its `generate` returns what it has, with finish 'abort'. Unknown rids do nothing."""

@@ -4,6 +4,7 @@ Has connections of its own: a full client cannot hold up an update.
 """
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -12,6 +13,8 @@ import orjson
 from paravt_jax.errors import RolloutError, SyncError
 from paravt_jax.rollout.http import Http, Lost, Silent, excerpt, parsed
 from paravt_jax.serving import protocol
+
+log = logging.getLogger('paravt.control')
 
 OURS = 'paravt_jax'          # what the embedded server calls itself
 OLDEST_SGLANG = (0, 5, 21)   # older ones tokenise prompts with images again, or lack version spans
@@ -119,7 +122,7 @@ class Control(Http):
     Raises:
       RolloutError: it did not within ready_timeout_s, or refuses our key.
     """
-    problem = 'nothing yet'
+    problem, silent = 'nothing yet', True
     try:
       async with asyncio.timeout(self.options.ready_timeout_s):
         while True:
@@ -132,6 +135,9 @@ class Control(Http):
               await self.resume(url)
           except (Lost, Silent) as error:
             problem = str(error)
+          if silent:
+            log.warning('%s: not ready yet (%s); waiting up to %g s', url, problem, self.options.ready_timeout_s)
+            silent = False
           await asyncio.sleep(min(self.options.backoff_s, _POLL_S))
     except TimeoutError as error:
       raise RolloutError(f'{url}: not ready after {self.options.ready_timeout_s:g} s (last: {problem}); see the server\'s log, '

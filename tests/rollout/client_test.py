@@ -206,6 +206,15 @@ def test_placeholders_that_are_not_one_per_image_never_leave_the_client(ids, ima
     assert server.requests == []
 
 
+@pytest.mark.parametrize(('ids', 'says'), [([1, 100], r'ids in 1\.\.100'), ([-1, 5], r'ids in -1\.\.5'), ([], 'no ids')])
+def test_ids_beyond_the_vocabulary_never_leave_the_client(ids, says):
+  """One of them ends SGLang, and all requests that it had."""
+  with ScriptedServer(turns(Reply(ids=(2,)))) as server:
+    with pytest.raises(RolloutError, match=rf'got {says}, wanted some in 0\.\.99'):
+      generate(server, dataclasses.replace(REQUEST, input_ids=ids))
+    assert server.requests == []
+
+
 def test_a_server_that_does_not_keep_our_ids_is_refused():
   with ScriptedServer(turns(Reply(ids=(2,), prompt_tokens=4))) as server, pytest.raises(RolloutError) as caught:
     generate(server)

@@ -68,9 +68,10 @@ def test_generate_goes_straight_to_one_server():
     assert it.requests[0].rid == 'canary-1'
 
 
-def test_wait_ready_waits_and_gives_up_with_the_last_word():
+def test_wait_ready_says_once_that_it_waits_and_gives_up_with_the_last_word(caplog):
   with server(ready_after=3) as it:
     told(lambda control: control.wait_ready(it.url))
+  assert [record.getMessage().partition(': ')[2] for record in caplog.records] == ['not ready yet (status 503); waiting up to 2 s']
   with server(ready_after=10**6) as it, pytest.raises(RolloutError, match=r'not ready after 0\.1 s \(last: status 503\)'):
     told(lambda control: control.wait_ready(it.url), ready_timeout_s=0.1)
 
