@@ -109,8 +109,9 @@ class Client(Http):
       affinity: requests of one group share a number, hence a server, which then computes their prefix once.
 
     Raises:
-      RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no server is left, or more than `retries` + 1 were lost over this
-        request; a server is silent, or its reply breaks the protocol: counts, ids or image tokens that are not ours.
+      RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no server is left, or more than
+        `retries` + 1 were lost over this request; a server is silent, or its reply breaks the protocol: counts, ids or image tokens
+        that are not ours.
     """
     self._refuse_harmful(request)
     fragments = await self._images.encode(request.images)
