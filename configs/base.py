@@ -2,7 +2,8 @@
 
 A recipe calls `rl(scale)` and sets what its experiment is about. Sections are the library's options dataclasses, field by field.
 Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; rollout servers elsewhere, by URL), and for RL 8b_split
-(one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it starts).
+(one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it starts; run it with CUDA_VISIBLE_DEVICES=0,1,2,3, or
+JAX takes memory on all eight).
 """
 
 from ml_collections import ConfigDict

@@ -22,6 +22,7 @@ from paravt_jax.errors import ConfigError, SyncError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
+from paravt_jax.serving import manifest
 from paravt_jax.types import Task
 
 
@@ -85,6 +86,9 @@ def check(config: ConfigDict) -> None:
   for knob, budgets in (('frames.budgets', config.frames.budgets), ('eval.budgets', config.eval.budgets)):
     require(budgets, 'positive frame budgets', bool(budgets) and all(type(k) is int and k >= 1 for k in budgets), knob)
   servers.check(config)
+  require(config.publish.keep, 'at least 1', config.publish.keep >= 1, 'publish.keep')
+  require(config.publish.canary_tokens, 'at least 1', config.publish.canary_tokens >= 1, 'publish.canary_tokens')
+  require(config.publish.dtype, f'one of {", ".join(manifest.DTYPES)}', config.publish.dtype in manifest.DTYPES, 'publish.dtype')
   require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments import servers, wiring
+from experiments import runs, servers, wiring
 from experiments.launch import build
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
@@ -44,16 +44,18 @@ class Weights:
     self._current: pathlib.Path | None = None
 
   def ready(self, published: pathlib.Path) -> pathlib.Path:
-    """The folder to load; blocks. Raises SyncError."""
+    """The folder to load; blocks. The one before it stays: a server that comes back may be loading it. Raises SyncError."""
     start = time.monotonic()
+    if self.staging is not None:
+      self.staging.clear(self._current)
     self._current = published.absolute() if self.staging is None else self.staging.stage(published)
     self.seconds['convert'] = time.monotonic() - start
     return self._current
 
-  def forget_older(self) -> None:
-    """Frees what versions before the last `ready` took."""
+  def close(self) -> None:
+    """Frees what was converted."""
     if self.staging is not None:
-      self.staging.clear(self._current)
+      self.staging.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,6 @@ class Rollouts:
     written = time.monotonic()
     found = publish.read_manifest(published).canary
     await self.fleet.deliver(published, version, None if found is None else Canary.from_json(found))
-    self.weights.forget_older()
     seconds = self.weights.seconds
     seconds.update(write=written - start, load=time.monotonic() - written - seconds['convert'])
 
@@ -110,11 +111,11 @@ async def opened(
     members = await servers.members(config, model_folder, tok, folder)
     weights, router = Weights(), Router([member.url for member in members])
     fleet = Fleet(members, control, router, weights.ready, watch)
-    stack.push_async_callback(fleet.close)  # from here on the fleet ends the servers
+    stack.callback(weights.close)
+    stack.push_async_callback(fleet.close)  # from here on the fleet ends the servers, before what they may be loading goes
     await fleet.open(await _if_fresh(base, members, control))
     if await _are_sglang(members, control):
-      weights.staging = Staging(model_folder, _staging_folder(config, members))
-      stack.callback(weights.staging.close)
+      weights.staging = Staging(model_folder, _staging_folder(config, members, folder))
     client = await stack.enter_async_context(clients.Client(options, vocab, router, image_id=tok.image_pad))
     frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
     agent = lambda temperature: _agent(config, client, tok, frames, temperature)
@@ -139,10 +140,10 @@ async def _are_sglang(members: Sequence[Member], control: Control) -> bool:
   return not ours
 
 
-def _staging_folder(config: ConfigDict, members: Sequence[Member]) -> pathlib.Path | None:
-  """Where converted weights go; None is memory-backed, which needs the servers on this machine."""
+def _staging_folder(config: ConfigDict, members: Sequence[Member], run: pathlib.Path) -> pathlib.Path | None:
+  """Where converted weights go, a folder of this run's own; None is memory-backed, which needs the servers on this machine."""
   if config.server.sglang.staging:
-    return pathlib.Path(config.server.sglang.staging)
+    return pathlib.Path(config.server.sglang.staging) / f'{run.name}-{runs.fingerprint(str(run.absolute()))}'
   elsewhere = [member.url for member in members if member.process is None and urllib.parse.urlsplit(member.url).hostname not in LOOPBACK]
   if elsewhere:
     raise ConfigError(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from paravt_jax.errors import ConfigError
 
-FREE_TO_CHANGE = ('run', 'server')  # sections that may differ when a run goes on
+FREE_TO_CHANGE = ('run', 'server', 'client')  # sections that may differ when a run goes on
 
 
 def fingerprint(*parts: Any) -> str:
@@ -37,6 +37,14 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)  # what a full disk left of it
+
+
+def shown(config: ConfigDict) -> dict[str, Any]:
+  """The recipe as JSON values, to be written down and shown: the servers' key is blotted out."""
+  values = json.loads(config.to_json_best_effort())
+  if values.get('server', {}).get('api_key'):
+    values['server']['api_key'] = '(set)'
+  return values
 
 
 def commit() -> str:
@@ -82,7 +90,7 @@ class RunFolder:
   @classmethod
   def named(cls, config: ConfigDict, *, folder: str, default: str) -> 'RunFolder':
     """The run in `folder`, or in runs/<default> when that is empty."""
-    return cls(pathlib.Path(folder or f'runs/{default}'), json.loads(config.to_json_best_effort()))
+    return cls(pathlib.Path(folder or f'runs/{default}'), shown(config))
 
   def _read(self, name: str) -> Any:
     file = self.path / name

@@ -32,6 +32,10 @@ def check(config: ConfigDict) -> None:
   """
   section = config.server
   require(section.kind, f'one of {", ".join(KINDS)}', section.kind in KINDS, 'server.kind')
+  for name, least in (('every_s', None), ('tolerance', None), ('misses', 1), ('restarts', 0), ('memory_mb', 0), ('drain_s', 0)):
+    value = section.watch[name]
+    valid = value > 0 if least is None else value >= least           # nan is neither
+    require(value, 'above 0' if least is None else f'at least {least}', valid, f'server.watch.{name}')
   if section.kind == 'url':
     return
   require(section.count, 'at least 1', section.count >= 1, 'server.count')
@@ -44,6 +48,9 @@ def check(config: ConfigDict) -> None:
     devices, python = section.sglang.devices, section.sglang.python
     require(devices, f'{wide} GPUs (server.count x tensor_parallel), or ()', len(devices) in (0, wide), 'server.sglang.devices')
     require(python, "SGLang's interpreter, which is not there: run `make sglang`", pathlib.Path(python).is_file(), 'server.sglang.python')
+    _sglang(config, 0, pathlib.Path())  # the options check themselves
+  else:
+    _embedded(config, 0, pathlib.Path(), ())
 
 
 async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> list[Member]:
@@ -76,24 +83,34 @@ def _start(config: ConfigDict, number: int, model_folder: pathlib.Path, tok: Cha
   """What starts server `number`, now and after a crash; it blocks until the server answers."""
   section = config.server
   how = {'log': folder / f'server{number}.log', 'deadline_s': section.ready_timeout_s, 'parent_pid': os.getpid()}
-  port = section.ports[number] if section.ports else 0
   if section.kind == 'embedded':
-    options = build(
-      ServerOptions,
-      {name: value for name, value in section.embedded.items() if name != 'threads'},
-      'server.embedded',
-      model_path=str(model_folder.absolute()),
-      host=section.host,
-      port=port,
-      port_file=None,
-      api_key=section.api_key or None,
-      eos_token_ids=(tok.im_end, tok.endoftext),
-      compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
-      parent_pid=None,
-    )
+    options = _embedded(config, number, model_folder, (tok.im_end, tok.endoftext))
     return lambda: launch.launch(options, env=wiring.child_environment(section.embedded.threads), **how)
+  sglang_options = _sglang(config, number, model_folder)
+  return lambda: sglang.launch(sglang_options, env=dict(os.environ), **how)
+
+
+def _embedded(config: ConfigDict, number: int, model_folder: pathlib.Path, ends: tuple[int, ...]) -> ServerOptions:
+  section = config.server
+  return build(
+    ServerOptions,
+    {name: value for name, value in section.embedded.items() if name != 'threads'},
+    'server.embedded',
+    model_path=str(model_folder.absolute()),
+    host=section.host,
+    port=section.ports[number] if section.ports else 0,
+    port_file=None,
+    api_key=section.api_key or None,
+    eos_token_ids=ends,
+    compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
+    parent_pid=None,
+  )
+
+
+def _sglang(config: ConfigDict, number: int, model_folder: pathlib.Path) -> sglang.SGLangOptions:
+  section = config.server
   width = section.sglang.tensor_parallel
-  sglang_options = build(
+  return build(
     sglang.SGLangOptions,
     {name: value for name, value in section.sglang.to_dict().items() if name not in ('staging', 'devices')},
     'server.sglang',
@@ -102,9 +119,8 @@ def _start(config: ConfigDict, number: int, model_folder: pathlib.Path, tok: Cha
     model_path=str(model_folder.absolute()),
     served_name=config.name,
     host=section.host,
-    port=port,
+    port=section.ports[number] if section.ports else 0,
     api_key=section.api_key or None,
     context_length=config.sampling.context,
     vision_frozen=config.train.freeze_vision,
   )
-  return lambda: sglang.launch(sglang_options, env=dict(os.environ), **how)

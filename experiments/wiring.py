@@ -171,7 +171,7 @@ def wandb_options(config: ConfigDict, folder: pathlib.Path) -> Mapping[str, Any]
     'mode': run.wandb_mode,
     'name': folder.name,
     'dir': str(folder),
-    'config': config.to_dict(),
+    'config': runs.shown(config),
   }
 
 

@@ -329,6 +329,9 @@ def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_
   ('frames.budgets', (), 'wanted positive frame budgets'),
   ('eval.budgets', (0,), 'eval.budgets=(0,): wanted positive frame budgets'),
   ('data.kind', 'wrld', "data.kind='wrld': wanted 'world' or 'files'"),
+  ('publish.keep', 0, 'publish.keep=0: wanted at least 1'),
+  ('publish.canary_tokens', 0, 'publish.canary_tokens=0: wanted at least 1'),
+  ('publish.dtype', 'float16', "publish.dtype='float16': wanted one of bfloat16, float32"),
 ])
 def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, message):
   config = para_grpo.get_config()

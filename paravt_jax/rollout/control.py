@@ -51,10 +51,12 @@ class Control(Http):
     """Loads weights from `folder` as `version`, without pausing by itself.
 
     Raises:
-      SyncError: the server refused them. RolloutError: it did not answer.
+      SyncError: the server refused them. RolloutError: it did not answer, or is broken itself (status 5xx).
     """
     body = {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True}
     status, reply = await self.call('POST', f'{url}/update_weights_from_disk', orjson.dumps(body))
+    if status >= 500:
+      raise RolloutError(f'{url}: failed while it loaded weights {version} (status {status}): {excerpt(reply)}; see its log')
     if status != 200 or not _succeeded(reply):
       raise SyncError(f'{url}: refused weights {version} from {folder} (status {status}): {excerpt(reply)}; '
                       'is the folder complete, and visible to the server?')

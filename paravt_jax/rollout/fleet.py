@@ -314,8 +314,9 @@ class Fleet:
     seat.starting = asyncio.ensure_future(asyncio.to_thread(member.start))
     process = await asyncio.shield(seat.starting)
     seat.starting = None
+    member.process = process                     # first of all: whatever comes now, it is ended with the others
     self._router.replace(member.url, process.url)
-    member.url, member.process = process.url, process
+    member.url = process.url
 
   async def _catch_up(self, seat: _Seat) -> None:
     """A DOWN server gets what is current, and proves it; then it is UP."""

@@ -61,8 +61,8 @@ class Router:
     return tuple(url for url, server in self._servers.items() if server.state is State.UP)
 
   def reason(self, url: str) -> str:
-    """Why a server is not UP."""
-    return self._servers[url].reason
+    """Why a server is not UP; empty when it is, or has another address by now."""
+    return self._servers[url].reason if url in self._servers else ''
 
   # Requests.
 

@@ -55,11 +55,12 @@ class ServerProcess:
 def _held(process: psutil.Process) -> int:
   """Bytes; 0 for one that ended meanwhile."""
   try:
-    full = process.memory_full_info()
-    return getattr(full, 'pss', full.rss)
-  except psutil.AccessDenied:
-    return process.memory_info().rss
-  except (psutil.NoSuchProcess, psutil.ZombieProcess):
+    try:
+      full = process.memory_full_info()
+      return getattr(full, 'pss', full.rss)
+    except psutil.AccessDenied:
+      return process.memory_info().rss
+  except psutil.NoSuchProcess:         # a zombie is one, too
     return 0
 
 

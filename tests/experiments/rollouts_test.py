@@ -1,6 +1,7 @@
 """The rollout side of an entry point: which server, which agents, which reward."""
 
 import asyncio
+import pathlib
 import socket
 
 import numpy as np
@@ -155,6 +156,25 @@ def test_a_server_that_holds_newer_weights_is_believed_nothing_until_it_has_ours
     assert metrics[name] >= 0
 
 
+def test_a_converted_version_stays_until_the_one_after_the_next_is_made():
+  """A server that comes back late may still load it while the next one is on its way to the others."""
+  there = []
+
+  class Folders:
+    def stage(self, published):
+      there.append(published)
+      return published
+
+    def clear(self, keep):
+      there[:] = [one for one in there if one == keep]
+  weights, kept = rollouts.Weights(), []
+  weights.staging = Folders()
+  for version in range(1, 5):
+    weights.ready(pathlib.Path(str(version)))
+    kept.append([one.name for one in there])
+  assert kept == [['1'], ['1', '2'], ['2', '3'], ['3', '4']]
+
+
 def test_weights_that_cannot_be_written_or_that_no_server_takes_are_one_line(tmp_path):
   (tmp_path / 'barred').touch()                        # a file where the folder should be
 
@@ -177,13 +197,14 @@ def test_weights_that_cannot_be_written_or_that_no_server_takes_are_one_line(tmp
 def test_converted_weights_go_to_memory_or_where_the_servers_see_them(url, staging, expected):
   config = by_url(url)
   config.server.sglang.staging = staging
-  found = rollouts._staging_folder(config, [Member(url, None, None)])
-  assert found == expected or str(found) == expected
+  one, other = (rollouts._staging_folder(config, [Member(url, None, None)], pathlib.Path(run)) for run in ('a/run', 'b/run'))
+  assert (one, other) == (None, None) if expected is None else {str(one.parent), str(other.parent)} == {expected}
+  assert expected is None or one != other                       # two runs never share one
 
 
 def test_sglang_on_another_machine_needs_a_folder_that_it_sees():
   with pytest.raises(ConfigError, match=r'server\.sglang\.staging is empty, but http://10\.0\.0\.7:1 is another machine: name a folder'):
-    rollouts._staging_folder(by_url('http://10.0.0.7:1'), [Member('http://10.0.0.7:1', None, None)])
+    rollouts._staging_folder(by_url('http://10.0.0.7:1'), [Member('http://10.0.0.7:1', None, None)], pathlib.Path('run'))
 
 
 def score(config, episode, evaluation=False):

@@ -49,7 +49,7 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_ar
 def test_what_does_not_change_the_results_may_differ(tmp_path):
   closed(run := runs.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
-  runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}})
+  runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}, 'client': {'timeout_s': 9.0}})
 
 
 @pytest.mark.parametrize('trace', ['metrics.jsonl', 'checkpoints'])

@@ -133,6 +133,12 @@ def test_servers_by_url_are_neither_started_nor_ended(config, launched, tmp_path
   ({'count': 2, 'ports': (4001, 4001)}, r'server\.ports=\(4001, 4001\): wanted different ports'),
   ({'ports': (70000,)}, r'server\.ports=\(70000,\): wanted different ports, each in 1\.\.65535'),
   ({'ports': ('4001',)}, r"server\.ports=\('4001',\): wanted different ports"),
+  ({'watch.every_s': 0.0}, r'server\.watch\.every_s=0\.0: wanted above 0'),
+  ({'kind': 'url', 'watch.misses': 0}, r'server\.watch\.misses=0: wanted at least 1'),
+  ({'watch.restarts': -1}, r'server\.watch\.restarts=-1: wanted at least 0'),
+  ({'watch.memory_mb': -1}, r'server\.watch\.memory_mb=-1: wanted at least 0'),
+  ({'watch.drain_s': -1.0}, r'server\.watch\.drain_s=-1\.0: wanted at least 0'),
+  ({'watch.tolerance': float('nan')}, r'server\.watch\.tolerance=nan: wanted above 0'),
   ({'kind': 'sglang', 'sglang.devices': (0, 1)}, r'server\.sglang\.devices=\(0, 1\): wanted 1 GPUs'),
   ({'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'},
    r"server\.sglang\.python='\.venv-nowhere/bin/python': wanted SGLang's interpreter, which is not there: run `make sglang`"),
@@ -158,3 +164,15 @@ def test_a_port_in_use_is_one_line_with_the_way_out(config, tmp_path, kind):
     with pytest.raises((ConfigError, RolloutError), match=rf'cannot listen on 127\.0\.0\.1:{port} .* set server\.ports to free ones') as caught:
       members(config, tmp_path)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('kind', 'knob', 'value', 'says'), [
+  ('embedded', 'embedded.dtype', 'float16', "server.dtype: got 'float16'"),
+  ('embedded', 'embedded.pages', 1, 'server.pages: got 1'),
+])
+def test_wrong_options_of_a_server_are_refused_before_anything_is_made(kind, knob, value, says):
+  config = para_grpo.get_config()
+  config.server.kind = kind
+  config.server.update_from_flattened_dict({knob: value})
+  with pytest.raises(ConfigError, match=says):
+    servers.check(config)

@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from configs import para_grpo, sft
+from experiments import runs, wiring
 from experiments import sft as sft_entry
-from experiments import wiring
 from paravt_jax.errors import ConfigError, DataError
 
 
@@ -97,6 +97,15 @@ def test_wandb_is_asked_for_by_naming_a_project(tmp_path):
   found = wiring.wandb_options(config, tmp_path)
   assert (found['project'], found['entity'], found['mode'], found['dir']) == ('videos', None, 'offline', str(tmp_path))
   assert found['config']['agent']['max_turns'] == 3
+
+
+def test_the_servers_key_is_neither_written_to_the_run_folder_nor_sent_to_wandb(tmp_path):
+  config = para_grpo.get_config()
+  config.server.api_key, config.run.wandb_project = 'open sesame', 'videos'
+  runs.RunFolder.named(config, folder=str(tmp_path / 'run'), default='')
+  assert 'open sesame' not in (tmp_path / 'run' / 'config.json').read_text()
+  assert 'open sesame' not in str(wiring.wandb_options(config, tmp_path))
+  assert config.server.api_key == 'open sesame'
 
 
 def test_a_servers_threads_are_bounded_only_when_the_recipe_says_so():

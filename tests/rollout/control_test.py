@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 
 import pytest
+from aiohttp import web
 
 from paravt_jax.errors import RolloutError, SyncError
 from paravt_jax.rollout.control import Control
@@ -48,6 +49,15 @@ def test_a_refused_update_is_a_sync_error_and_generation_goes_on():
     with pytest.raises(SyncError, match=r'refused weights 7.*wrong shapes'):
       told(lambda control: control.swap_weights(it.url, '/weights/7', 7))
     assert it.commands[-1] == ('/continue_generation', {})
+
+
+def test_5xx_is_no_refusal_of_the_weights_but_a_broken_server(monkeypatch):
+  """SyncError from every server ends a run; one that says 5xx a moment before it is gone is to be started again."""
+  async def breaks(server, http):
+    return web.Response(status=500, text='the scheduler is gone')
+  monkeypatch.setattr(ScriptedServer, '_command', breaks)
+  with server() as it, pytest.raises(RolloutError, match=r'failed while it loaded weights 7 \(status 500\): .*scheduler is gone'):
+    told(lambda control: control.update_weights(it.url, '/weights/7', 7))
 
 
 def test_abort_and_flush_reach_the_server():

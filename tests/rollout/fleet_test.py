@@ -221,6 +221,7 @@ def test_a_killed_server_is_started_again_gets_the_current_weights_proves_them_a
     await asyncio.to_thread(bench.launched[0][0].kill)
     moved = [task for task in under_way if not task.done()]
     await seen(lambda: len(bench.launched[0]) == 2 and len(router.up_urls()) == 2)
+    await seen(lambda: sum(task.done() for task in under_way) >= 2)
     late = ask(client, 9, affinity=99)
     return [task.done() for task in under_way].count(True), await late, dict(whole.counts), dict(client.counts), len(moved)
   bench = Bench(Script(), Script())
@@ -382,6 +383,24 @@ def test_restarts_are_counted_in_a_row_and_forgotten_when_the_server_has_served(
     return whole.counts['restarts']
   bench = Bench(Script())
   assert fleet(bench, use) == 5
+
+
+def test_a_new_process_under_an_address_that_is_taken_is_ended_and_started_once_more():
+  """A port that is free may be that of another server of ours, which is down just now."""
+  async def use(whole, client, router):
+    start = whole.members[0].start
+
+    def clash():
+      whole.members[0].start = start
+      process = start()
+      process.url = whole.members[1].url
+      return process
+    whole.members[0].start = clash
+    await asyncio.to_thread(bench.launched[0][0].kill)
+    await seen(lambda: len(bench.launched[0]) == 3 and len(router.up_urls()) == 2)
+    return [process.alive for process in bench.launched[0]]
+  bench = Bench(Script(), Script())
+  assert fleet(bench, use) == [False, False, True]
 
 
 def test_one_server_that_is_gone_for_good_does_not_stop_the_other():

@@ -77,6 +77,16 @@ def test_what_is_on_its_way_to_a_lost_server_hears_of_it_and_the_next_life_does_
   assert run(use()) == (False, 1)
 
 
+def test_why_a_server_was_lost_is_no_question_once_it_has_another_address():
+  async def use():
+    router = Router((A,))
+    router.supervised = True
+    router.lost(A, 'killed')
+    router.replace(A, B)
+    return router.reason(A), router.reason(B)
+  assert run(use()) == ('', 'killed')
+
+
 def test_a_request_waits_while_no_server_is_up_when_somebody_brings_them_back():
   async def use():
     router = Router((A,))

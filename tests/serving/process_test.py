@@ -119,6 +119,16 @@ def test_memory_counts_children_and_is_nothing_after_the_end(run):
   assert one.memory_mb() == 0
 
 
+def test_a_child_that_hides_its_memory_and_is_gone_when_it_is_asked_again_holds_nothing():
+  class Vanishing:
+    def memory_full_info(self):
+      raise psutil.AccessDenied(1)
+
+    def memory_info(self):
+      raise psutil.NoSuchProcess(1)
+  assert process._held(Vanishing()) == 0
+
+
 def test_the_environment_of_the_child_is_the_given_one(run):
   server = run('import os; print(sorted(set(os.environ) - {"LC_CTYPE"}), flush=True)', env={'ONE': '1'})
   until(lambda: not server.alive)
