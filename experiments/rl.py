@@ -171,11 +171,7 @@ async def train(
             learner.save(queue.state())
             saved = learner.version
             clock.lap('checkpoint')
-          progress.set_postfix_str(
-            f'reward {metrics.get("reward/total", 0):.2f} accuracy {metrics.get("accuracy", 0):.2f} '
-            f'calls {metrics.get("calls/executed", 0):.2f}',
-            refresh=False,
-          )
+          progress.set_postfix_str(glance(metrics), refresh=False)
           progress.update()
           interrupts.check()
       except KeyboardInterrupt:  # a second Ctrl-C may fall inside a step: then the last record stands
@@ -185,6 +181,12 @@ async def train(
         raise
       finally:
         await queue.close()
+
+
+def glance(metrics: dict[str, float]) -> str:
+  """What the progress bar shows of a step."""
+  found = [metrics.get(name, 0.0) for name in ('reward/total', 'accuracy', 'calls/executed')]
+  return 'reward {:.2f} accuracy {:.2f} calls {:.2f}'.format(*found)
 
 
 class Clock:
