@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import bench_rollout
-from experiments.launch import require, run
+from experiments.launch import require, require_recipe, run
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else on standard output.')
 
@@ -28,6 +28,7 @@ UNITS = {
 
 def main(config: ConfigDict) -> None:
   """Runs one suite and prints what it found. While it runs, whatever is printed goes to stderr."""
+  require_recipe(config, 'suite', 'configs/bench.py')
   require(config.suite, f'one of {", ".join(SUITES)}', config.suite in SUITES, 'suite')
   with contextlib.redirect_stdout(sys.stderr):
     report = SUITES[config.suite](config)

@@ -129,3 +129,9 @@ def require(value: Any, allowed: str, ok: bool, knob: str) -> None:
   """Raises the ConfigError that says what a knob may be, unless `ok`."""
   if not ok:
     raise ConfigError(f'--config.{knob}={value!r}: wanted {allowed}')
+
+
+def require_recipe(config: ConfigDict, section: str, example: str) -> None:
+  """Raises the ConfigError that says which kind of recipe an entry point wants, unless `config` has its `section`."""
+  if section not in config:
+    raise ConfigError(f'--config: this recipe has no {section!r}, so it is one of another entry point; wanted one such as {example}')

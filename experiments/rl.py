@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import evaluation, rollouts, runs, servers, sft, supply, wiring
-from experiments.launch import build, require, run
+from experiments.launch import build, require, require_recipe, run
 from experiments.learner import Learner
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import ConfigError, SyncError
@@ -61,6 +61,7 @@ def cold_start(config: ConfigDict, folder: runs.RunFolder) -> pathlib.Path:
 
 def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
+  require_recipe(config, 'rollout', 'configs/para_grpo.py')
   require(config.rollout.steps, 'at least 1', config.rollout.steps >= 1, 'rollout.steps')
   require(config.rollout.prompts, 'at least 1', config.rollout.prompts >= 1, 'rollout.prompts')
   require(

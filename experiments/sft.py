@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import runs, wiring
-from experiments.launch import build, require, run
+from experiments.launch import build, require, require_recipe, run
 from paravt_jax.data import batches, rows, sft
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
@@ -49,6 +49,7 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
 
 def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
+  require_recipe(config, 'sources', 'configs/sft.py')
   require(config.steps, 'at least 1', config.steps >= 1, 'steps')
   wiring.require_rows(config)
   require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')

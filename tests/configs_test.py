@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, grpo, para_grpo, sft
+from experiments import bench as bench_entry
 from experiments import launch, rl
 from experiments import sft as sft_entry
 from paravt_jax.errors import ConfigError
@@ -364,3 +365,13 @@ def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env={**os.environ, 'PYTHONPATH': str(ROOT)})
   assert done.returncode == 2 and done.stderr == 'error: --config.agent.max_parallel=0: wanted at least 1\n'
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(('entry', 'recipe', 'wanted'), [
+  (rl.check, sft.get_config, "no 'rollout', .* such as configs/para_grpo.py"),
+  (sft_entry.check, para_grpo.get_config, "no 'sources', .* such as configs/sft.py"),
+  (bench_entry.main, para_grpo.get_config, "no 'suite', .* such as configs/bench.py"),
+])
+def test_a_recipe_of_another_entry_point_is_refused(entry, recipe, wanted):
+  with pytest.raises(ConfigError, match=wanted):
+    entry(recipe())
