@@ -262,8 +262,9 @@ def test_pausing_with_abort_answers_what_runs(served):
   for _ in range(20):
     with caught(served, long_requests(served, 2)) as flight:
       served.told('/pause_generation', {'mode': 'abort'})
-      replies = flight.replies()
+      wait_until(lambda: any(flight.done))     # answered while paused; one that arrived after the pause waits for its end
       served.told('/continue_generation', {})
+      replies = flight.replies()
     if any(reply.finish == 'abort' for reply in replies):
       return
   pytest.fail('20 times two requests of 200 tokens were done before a pause could arrive')
