@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import runs, wiring
 from experiments.launch import build, require, require_recipe, run
-from paravt_jax.data import batches, rows, sft
+from paravt_jax.data import batches, conversations, fields, sft
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import checkpoint, state, step, sums
@@ -63,12 +63,12 @@ def sources(config: ConfigDict, counts: collections.Counter) -> list[batches.Sou
     files = world.sft
   else:
     files, root = wiring.existing(config.data.train, 'data.train'), pathlib.Path(config.data.media_root)
-  options = rows.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=False)
+  options = fields.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=False)
   found = []
   for file in files:
     name = file.stem.removeprefix('paravt_sft_')
     weight, first, last = config.sources.get(name, (1.0, 0, None))
-    found.append(batches.Source(name, rows.sft_conversations([file], root, options, counts), float(weight), first, last))
+    found.append(batches.Source(name, conversations.sft_conversations([file], root, options, counts), float(weight), first, last))
   return found
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments import runs
 from experiments.launch import build, require
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import rows, unpack
+from paravt_jax.data import fields, rows, unpack
 from paravt_jax.data.world import corpus, questions, scene, traces, write
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.models.qwen3_vl import model, weights
@@ -95,7 +95,7 @@ def tasks(config: ConfigDict, files: tuple[pathlib.Path, ...], root: pathlib.Pat
   if not files:
     return []
   counts: collections.Counter[str] = collections.Counter()
-  found = rows.rl_tasks(files, root, rows.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), counts)
+  found = rows.rl_tasks(files, root, fields.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), counts)
   if counts:
     print(f'data: {dict(counts)} rows were broken and left out', file=sys.stderr)
   return found

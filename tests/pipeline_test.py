@@ -16,7 +16,7 @@ import pytest
 
 from paravt_jax.chat import prompts
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import rows, unpack
+from paravt_jax.data import fields, rows, unpack
 from paravt_jax.data.world import write
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.rewards.total import PUBLISHED
@@ -71,7 +71,7 @@ def tasks(tmp_path_factory):
   world = write.write(folder / 'world', small.with_corpus(sft_rows={'trace': 1}), 1, workers=0)
   unpack.unpack(world.folder / 'source', folder / 'media')
   counts = collections.Counter()
-  found = rows.rl_tasks([world.rl], folder / 'media', rows.RowOptions(skip_bad_rows=False, require_media=True), counts)
+  found = rows.rl_tasks([world.rl], folder / 'media', fields.RowOptions(skip_bad_rows=False, require_media=True), counts)
   assert len(found) == 24 and not counts
   return found
 

@@ -20,7 +20,7 @@ import numpy as np
 from paravt_jax import packing, seeds
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import sft
-from paravt_jax.data.rows import Conversation
+from paravt_jax.data.conversations import Conversation
 from paravt_jax.errors import DataError, MediaError
 from paravt_jax.types import Clip
 from paravt_jax.video.readers import VideoInfo

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from paravt_jax.chat import prompts, spans, template
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data.rows import Conversation, ImageRef, VideoRef
+from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.errors import MediaError
 from paravt_jax.packing import Sample
 from paravt_jax.types import Clip, Window

@@ -9,7 +9,7 @@ import pytest
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches
-from paravt_jax.data.rows import Conversation, Message, VideoRef
+from paravt_jax.data.conversations import Conversation, Message, VideoRef
 from paravt_jax.errors import DataError, MediaError
 from paravt_jax.testing import tiny
 from tests.data.sft_test import OPTIONS, Fake

@@ -8,7 +8,7 @@ from paravt_jax import packing
 from paravt_jax.chat import prompts, template
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import sft
-from paravt_jax.data.rows import Conversation, ImageRef, Message, VideoRef
+from paravt_jax.data.conversations import Conversation, ImageRef, Message, VideoRef
 from paravt_jax.errors import MediaError
 from paravt_jax.testing import tiny
 from paravt_jax.types import Clip, Window

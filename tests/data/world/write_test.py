@@ -11,12 +11,12 @@ import zipfile
 import pyarrow.parquet as pq
 import pytest
 
-from paravt_jax.data import rows, unpack
+from paravt_jax.data import conversations, fields, rows, unpack
 from paravt_jax.data.world import corpus, write
 from paravt_jax.errors import ConfigError, DataError
 from tests.data.world.small import WORLD, with_corpus
 
-STRICT = rows.RowOptions(skip_bad_rows=False, require_media=True)
+STRICT = fields.RowOptions(skip_bad_rows=False, require_media=True)
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
@@ -56,13 +56,13 @@ def test_rl_rows_are_read_back_as_the_tasks_that_were_drawn(world, media):
 
 def test_heldout_tasks_are_about_videos_that_nothing_else_shows(world, media):
   used = lambda path: {task.video for task in rows.rl_tasks([path], media, STRICT, collections.Counter())}
-  shown = {part.path for row in rows.sft_conversations(world.sft, media, STRICT, collections.Counter())
+  shown = {part.path for row in conversations.sft_conversations(world.sft, media, STRICT, collections.Counter())
            for message in row.messages for part in message.parts if not isinstance(part, str)}
   assert used(world.heldout) and not used(world.heldout) & (used(world.rl) | shown)
 
 
 def test_sft_rows_are_conversations_with_media_and_turns(world, media):
-  read = rows.sft_conversations(world.sft, media, STRICT, collections.Counter())
+  read = conversations.sft_conversations(world.sft, media, STRICT, collections.Counter())
   kinds = collections.Counter(row.id.split('.')[0].removeprefix('paravt_sft_') for row in read)
   assert kinds == WORLD.corpus.sft_rows
   for row in read:

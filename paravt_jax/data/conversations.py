@@ -1,0 +1,89 @@
+"""SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`) is read and checked.
+
+messages: JSON text or list of {role, content}, content a string or parts {type: text | video_url | image_url, ...}. Media
+values are sentinels or `file://` URIs under the media root.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from paravt_jax.data import fields
+from paravt_jax.data.fields import Broken, RowOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRef:
+  """A video of a conversation, by absolute path. start, end in seconds; None leaves the choice to the pipeline."""
+  path: str
+  num_frames: int | None
+  start: float | None
+  end: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRef:
+  """An image of a conversation, by absolute path."""
+  path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+  """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user."""
+  role: str
+  parts: tuple[str | VideoRef | ImageRef, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """One SFT row. `id` is 'file.parquet:row'. Assistant turns are raw turn text."""
+  id: str
+  messages: tuple[Message, ...]
+
+
+def sft_conversations(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
+                      counts: collections.Counter) -> list[Conversation]:
+  """The conversations of SFT parquet files, in the order of files and rows. Arguments and errors as for `rows.rl_tasks`."""
+  return fields.read(files, ('messages',), lambda row, name: _conversation(row, name, media_root, options), options, counts)
+
+
+def _conversation(row: dict, name: str, root: str | os.PathLike, options: RowOptions) -> Conversation:
+  messages = []
+  for i, message in enumerate(fields.list_of_dicts(fields.decoded(row['messages'], 'messages'), 'messages')):
+    where, role, content = f'messages[{i}]', message.get('role'), message.get('content')
+    if role not in ('system', 'user', 'assistant'):
+      raise Broken(f'{where}.role: got {role!r}, wanted system, user or assistant')
+    if role == 'system' and i:
+      raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
+    where = f'{where}.content'
+    parts = [content] if isinstance(content, str) else [
+        _part(part, f'{where}[{j}]', root, options) for j, part in enumerate(fields.list_of_dicts(content, where))]
+    if role != 'user':
+      if not all(isinstance(part, str) for part in parts):
+        raise Broken(f'{where}: got media in a {role} message, wanted text only')
+      parts = [''.join(parts)]
+    messages.append(Message(role, tuple(parts)))
+  if not messages or messages[-1].role != 'assistant' or not any(message.role == 'user' for message in messages):
+    raise Broken(f'messages: got roles {[message.role for message in messages]}, wanted a user and, last, an assistant')
+  return Conversation(name, tuple(messages))
+
+
+def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) -> str | VideoRef | ImageRef:
+  """One part of a content list; keys that parquet filled with nulls count as absent."""
+  kind = part.get('type')
+  if kind == 'text' and isinstance(part.get('text'), str):
+    return part['text']
+  if kind not in ('video_url', 'image_url') or not isinstance(part.get(kind), dict):
+    raise Broken(f'{where}: got {fields.short(part)}, wanted text, video_url or image_url with its value under that key')
+  value = part[kind]
+  path = fields.media(value.get('url'), f'{where}.{kind}.url', root, options)
+  if kind == 'image_url':
+    return ImageRef(path)
+  count, start, end = (None if value.get(key) is None else fields.seconds(value[key], f'{where}.{kind}.{key}')
+                       for key in ('nframes', 'video_start', 'video_end'))
+  if count is not None and (count < 1 or count != int(count)):
+    raise Broken(f'{where}.{kind}.nframes: got {value["nframes"]!r}, wanted a positive integer')
+  if start is not None and end is not None and start >= end:
+    raise Broken(f'{where}.{kind}: got video_start {start} and video_end {end}, wanted start < end')
+  return VideoRef(path, None if count is None else int(count), start, end)
