@@ -12,6 +12,7 @@ without suffixes. Several trees share a row; they never see each other (segments
 """
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,7 +52,9 @@ class Span:
 class Packed:
   """Rows of documents; see the drawing above. Padding has segment 0, branch 0, previous -1, visual -1 and extras 0.
 
-  visual_RT indexes the row's own N*Y merged image tokens, Y = X/4. spans[i] holds tree i's prefix and then its suffixes.
+  Images lie in slots of two sizes: N frames of up to X patches, and `stills`, fewer and larger ones for what does not fit there.
+  visual_RT indexes the row's own merged image tokens: those of the frame slots, X/4 each, and after them those of the stills.
+  spans[i] holds tree i's prefix and then its suffixes.
   """
   tokens_RT: np.ndarray
   positions_ART: np.ndarray
@@ -61,6 +64,8 @@ class Packed:
   previous_RT: np.ndarray
   patches_RNXPC: np.ndarray
   grids_RNG: np.ndarray
+  stills_RNXPC: np.ndarray
+  still_grids_RNG: np.ndarray
   extras: dict[str, np.ndarray]
   spans: tuple[tuple[Span, ...], ...]
 
@@ -75,12 +80,15 @@ class Packed:
     return float((self.segments_RT > 0).mean()) if self.segments_RT.size else 0.0
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The learner's arrays by name, row axis first (positions: [R, A, T]); extras keep their names."""
+    """The learner's arrays by name, row axis first (positions: [R, A, T]); stills where rows have slots for them; extras keep
+    their names."""
     named = {
       'tokens': self.tokens_RT, 'positions': np.moveaxis(self.positions_ART, 0, 1), 'segments': self.segments_RT,
       'branches': self.branches_RT, 'visual': self.visual_RT, 'previous': self.previous_RT,
       'patches': self.patches_RNXPC, 'grids': self.grids_RNG,
     }
+    if self.stills_RNXPC.shape[1]:
+      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RNG}
     return {**named, **self.extras}
 
   def micro_batches(self, rows: int, capacity: int | None = None) -> tuple[dict[str, np.ndarray], int]:
@@ -104,9 +112,10 @@ class Packed:
     missing = capacity * rows - self.rows
     split = {}
     for name, array in self.arrays().items():
-      fill = -1 if name in ('visual', 'previous') else 0
-      padding = np.full((missing,) + array.shape[1:], fill, array.dtype)
-      split[name] = np.concatenate([array, padding]).reshape((capacity, rows) + array.shape[1:])
+      if missing:
+        fill = -1 if name in ('visual', 'previous') else 0
+        array = np.concatenate([array, np.full((missing,) + array.shape[1:], fill, array.dtype)])
+      split[name] = array.reshape((capacity, rows) + array.shape[1:])
     return split, used
 
 
@@ -142,6 +151,14 @@ def tree_size(tree: Tree) -> tuple[int, int]:
   return sum(map(expanded_length, samples)), sum(len(sample.images) for sample in samples)
 
 
+def sizes(tree: Tree, image_patches: int) -> tuple[int, int, int]:
+  """(tokens, frame slots, still slots) that a tree takes in a row whose frame slots hold `image_patches` patches."""
+  tokens, images = tree_size(tree)
+  grids = [image_grid(image) for sample in (tree.prefix, *tree.suffixes) for image in sample.images]
+  stills = sum(h * w > image_patches for h, w in grids)
+  return tokens, images - stills, stills
+
+
 def expand(sample: Sample, image_id: int) -> _Expanded:
   """Repeats each image placeholder as often as its image has merged tokens.
 
@@ -169,47 +186,74 @@ def _per_token(name: str, sample: Sample) -> np.ndarray:
   return values
 
 
-def first_fit_decreasing(sizes: Sequence[tuple[int, int]], capacity: tuple[int, int]) -> list[list[int]]:
-  """Bins of indices into `sizes` (tokens, images), none above `capacity`; largest first, each into the first bin that holds it.
+def first_fit_decreasing(sizes: Sequence[tuple[int, ...]], capacity: tuple[int, ...]) -> list[list[int]]:
+  """Bins of indices into `sizes`, none above `capacity` in any of its numbers; largest first, each into the first that holds it.
 
   Raises:
     DataError: one item is larger than a bin.
   """
   for index, size in enumerate(sizes):
-    if size[0] > capacity[0] or size[1] > capacity[1]:
-      raise DataError(f'packing: tree {index} takes {size[0]} tokens and {size[1]} images, a row holds {capacity[0]} and '
-                      f'{capacity[1]}; drop it, or raise row_tokens or row_images')
-  share = [max(tokens / max(capacity[0], 1), images / max(capacity[1], 1)) for tokens, images in sizes]
+    if any(taken > room for taken, room in zip(size, capacity, strict=True)):
+      raise DataError(f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop it, or raise '
+                      f'row_tokens, row_images or row_stills')
+  share = [max(taken / max(room, 1) for taken, room in zip(size, capacity)) for size in sizes]
   bins: list[list[int]] = []
   free: list[list[int]] = []
   for index in sorted(range(len(sizes)), key=lambda i: -share[i]):
-    tokens, images = sizes[index]
-    place = next((b for b, room in enumerate(free) if room[0] >= tokens and room[1] >= images), len(bins))
+    size = sizes[index]
+    place = next((b for b, room in enumerate(free) if all(map(operator.ge, room, size))), len(bins))
     if place == len(bins):
       bins.append([])
       free.append(list(capacity))
     bins[place].append(index)
-    free[place][0] -= tokens
-    free[place][1] -= images
+    free[place] = list(map(operator.sub, free[place], size))
   return bins
+
+
+def _worded(size: tuple[int, ...]) -> str:
+  """'9 tokens and 2 images', '9 tokens, 2 images and 1 stills'."""
+  words = [f'{count} {name}' for count, name in zip(size, ('tokens', 'images', 'stills'))]
+  return ' and '.join([', '.join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slots:
+  """Image slots of one size in every row, and how many of each row are taken."""
+  patches: np.ndarray        # uint8[R, N, X, 1, C]
+  grids: np.ndarray          # int32[R, N, 2]
+  taken: list[int]
+  first: int                 # the merged token of a row with which they begin
+
+  @classmethod
+  def empty(cls, rows: int, count: int, size: int, first: int) -> '_Slots':
+    channels = 3 * PATCH * PATCH
+    return cls(np.zeros((rows, count, size, 1, channels), np.uint8), np.zeros((rows, count, 2), np.int32), [0] * rows, first)
+
+  @property
+  def merged(self) -> int:
+    """Merged tokens of a slot."""
+    return self.patches.shape[2] // MERGE**2
+
+  def put(self, row: int, values: np.ndarray, grid: tuple[int, int]) -> int:
+    """Takes the row's next slot; returns the merged token with which it begins."""
+    slot = self.taken[row]
+    self.patches[row, slot, :len(values), 0] = values
+    self.grids[row, slot] = grid
+    self.taken[row] += 1
+    return self.first + slot * self.merged
 
 
 class _Writer:
   """Fills the arrays of `Packed`, sample by sample."""
 
-  def __init__(self, rows: int, row_tokens: int, row_images: int, image_patches: int, image_id: int,
-               extras: Mapping[str, type]):
+  def __init__(self, rows: int, row_tokens: int, frames: _Slots, stills: _Slots, image_id: int, extras: Mapping[str, type]):
     shape = (rows, row_tokens)
-    channels = 3 * PATCH * PATCH
-    self.image_id = image_id
+    self.frames, self.stills, self.image_id = frames, stills, image_id
     self.tokens, self.segments, self.branches = (np.zeros(shape, np.int32) for _ in range(3))
     self.visual, self.previous = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
     self.positions = np.zeros((3,) + shape, np.int32)
-    self.patches = np.zeros((rows, row_images, image_patches, 1, channels), np.uint8)
-    self.grids = np.zeros((rows, row_images, 2), np.int32)
     self.extras = {name: np.zeros(shape, dtype) for name, dtype in extras.items()}
     self.next_token = [0] * rows
-    self.next_image = [0] * rows
 
   def tree(self, row: int, segment: int, tree: Tree) -> tuple[Span, ...]:
     """Writes prefix and suffixes; returns their spans."""
@@ -231,50 +275,72 @@ class _Writer:
     self.previous[at] = np.arange(start - 1, stop - 1)
     if stop > start:
       self.previous[row, start] = predecessor
-    per_image = self.patches.shape[2] // MERGE**2
-    self.visual[at] = np.where(expanded.image >= 0, (self.next_image[row] + expanded.image) * per_image + expanded.inner, -1)
-    self.images(row, sample)
+    first = np.array([*self.images(row, sample), 0], np.int64)        # the 0 stands for text, whose image is -1
+    self.visual[at] = np.where(expanded.image >= 0, first[expanded.image] + expanded.inner, -1)
     for name, array in self.extras.items():
       if name in sample.extras:
         array[at] = _per_token(name, sample)[expanded.source]
     self.next_token[row] = stop
     return Span(row, start, stop), end
 
-  def images(self, row: int, sample: Sample) -> None:
-    """Writes the patches of a sample's images into the row's next slots."""
+  def images(self, row: int, sample: Sample) -> list[int]:
+    """Writes the patches of a sample's images into the row's next slots; returns the merged token with which each begins."""
+    starts = []
     for image in sample.images:
       values, grid = pixels.patchify(image)
-      if len(values) > self.patches.shape[2]:
-        raise DataError(f'packing: got an image of {len(values)} patches, wanted at most {self.patches.shape[2]}; '
-                        f'raise image_patches or lower the pixels per frame')
-      self.patches[row, self.next_image[row], :len(values), 0] = values
-      self.grids[row, self.next_image[row]] = grid
-      self.next_image[row] += 1
+      slots = self.frames if len(values) <= self.frames.patches.shape[2] else self.stills
+      if len(values) > slots.patches.shape[2]:
+        raise DataError(f'packing: got an image of {len(values)} patches, wanted at most '
+                        f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches or still_patches, or '
+                        f'lower the pixels per image')
+      starts.append(slots.put(row, values, grid))
+    return starts
 
 
 def pack(trees: Sequence[Tree], *, row_tokens: int, row_images: int, image_patches: int, image_id: int, rows_multiple: int,
-         extras: Mapping[str, type]) -> Packed:
+         extras: Mapping[str, type], row_stills: int = 0, still_patches: int = 0,
+         bins: Sequence[Sequence[int]] | None = None) -> Packed:
   """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over rows.
 
   Args:
     trees: what to pack; none gives `rows_multiple` rows of padding.
     row_tokens: T, tokens per row, image placeholders expanded.
-    row_images: N, images per row; may be 0.
-    image_patches: X, patches per image slot, a multiple of 4.
+    row_images: N, frame slots per row; may be 0.
+    image_patches: X, patches per frame slot, a multiple of 4.
     image_id: the placeholder's token id.
     rows_multiple: the number of rows is padded to a multiple of it (the mesh's data axes times rows per device).
     extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's value repeats on its
       image's tokens.
+    row_stills, still_patches: slots per row for images of more than image_patches patches, and what each holds, a multiple
+      of 4.
+    bins: which trees (indices) lie in each row, when that was decided before; a row may be empty.
 
   Raises:
-    DataError: a tree is larger than a row, an image than a slot, or images and placeholders differ in number.
+    DataError: a tree or a bin is larger than a row, an image than a slot, or images and placeholders differ in number.
   """
-  bins = first_fit_decreasing([tree_size(tree) for tree in trees], (row_tokens, row_images))
+  capacity = (row_tokens, row_images, row_stills) if row_stills else (row_tokens, row_images)
+  taken = [sizes(tree, image_patches) if row_stills else tree_size(tree) for tree in trees]
+  if bins is None:
+    bins = first_fit_decreasing(taken, capacity)
+  else:
+    _check_bins(bins, taken, capacity)
   rows = max(1, -(-len(bins) // rows_multiple)) * rows_multiple
-  writer = _Writer(rows, row_tokens, row_images, image_patches, image_id, extras)
+  frames = _Slots.empty(rows, row_images, image_patches, 0)
+  stills = _Slots.empty(rows, row_stills, still_patches, row_images * frames.merged)
+  writer = _Writer(rows, row_tokens, frames, stills, image_id, extras)
   spans: list[tuple[Span, ...]] = [()] * len(trees)
   for row, members in enumerate(bins):
     for segment, index in enumerate(members, start=1):
       spans[index] = writer.tree(row, segment, trees[index])
   return Packed(writer.tokens, writer.positions, writer.segments, writer.branches, writer.visual, writer.previous,
-                writer.patches, writer.grids, writer.extras, tuple(spans))
+                frames.patches, frames.grids, stills.patches, stills.grids, writer.extras, tuple(spans))
+
+
+def _check_bins(bins: Sequence[Sequence[int]], taken: Sequence[tuple[int, ...]], capacity: tuple[int, ...]) -> None:
+  """Raises DataError unless every tree lies in one bin and every bin fits a row."""
+  if sorted(index for members in bins for index in members) != list(range(len(taken))):
+    raise DataError(f'packing: got bins {[list(members) for members in bins]} for {len(taken)} trees, wanted each tree in one bin')
+  for row, members in enumerate(bins):
+    total = tuple(map(sum, zip(*(taken[index] for index in members)))) if members else (0,) * len(capacity)
+    if any(map(operator.gt, total, capacity)):
+      raise DataError(f'packing: row {row} takes {_worded(total)}, it holds {_worded(capacity)}; plan it anew')

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import DataError
-from paravt_jax.packing import Sample, Tree, expanded_length, first_fit_decreasing, pack, tree_size
+from paravt_jax.packing import Sample, Tree, expanded_length, first_fit_decreasing, pack, sizes, tree_size
 
 PAD = 99
 OPTIONS = {'row_tokens': 12, 'row_images': 2, 'image_patches': 8, 'image_id': PAD, 'rows_multiple': 1, 'extras': {}}
@@ -69,6 +69,48 @@ def test_sizes_count_expanded_tokens():
   assert expanded_length(tree.prefix) == 5 and tree_size(tree) == (6, 1)
 
 
+STILLS = {**OPTIONS, 'image_patches': 4, 'row_stills': 1, 'still_patches': 8}
+
+
+def test_an_image_too_large_for_a_frame_slot_lies_in_a_still_slot_whose_tokens_come_after_the_frames():
+  # frame slots of 4 patches = 1 merged token, two of them; then one still slot of 8 patches = 2 merged tokens
+  images = (picture(32, 32, 1), picture(64, 32, 2), picture(32, 32, 3))
+  packed = pack([Tree(sample(PAD, PAD, PAD, 8, images=images))], **STILLS)
+  assert packed.tokens_RT[0, :5].tolist() == [PAD, PAD, PAD, PAD, 8]
+  assert packed.visual_RT[0, :5].tolist() == [0, 2, 3, 1, -1]
+  assert packed.grids_RNG[0].tolist() == [[2, 2], [2, 2]] and packed.still_grids_RNG[0].tolist() == [[4, 2]]
+  assert (packed.patches_RNXPC[0, 1] == 3).all() and (packed.stills_RNXPC[0, 0] == 2).all()
+  assert packed.arrays()['stills'].shape == (1, 1, 8, 1, 768)
+
+
+def test_without_still_slots_there_are_no_such_arrays():
+  assert not {'stills', 'still_grids'} & pack([Tree(sample(1))], **OPTIONS).arrays().keys()
+
+
+def test_still_slots_limit_a_row_as_frame_slots_do():
+  large, small = Tree(sample(PAD, images=(picture(64, 32),))), Tree(sample(PAD, images=(picture(32, 32),)))
+  assert sizes(large, 4) == (2, 0, 1) and sizes(small, 4) == (1, 1, 0)
+  packed = pack([large, large, small], **STILLS)
+  assert packed.still_grids_RNG.tolist() == [[[4, 2]], [[4, 2]]]
+  with pytest.raises(DataError, match='takes 4 tokens, 0 images and 2 stills, a row holds 12 tokens, 2 images and 1 stills'):
+    pack([Tree(sample(PAD, PAD, images=(picture(64, 32),) * 2))], **STILLS)
+
+
+def test_rows_that_were_planned_before_are_kept_and_may_be_empty():
+  trees = [Tree(sample(1)), Tree(sample(2)), Tree(sample(3))]
+  packed = pack(trees, **{**OPTIONS, 'bins': [[2], [], [1, 0]]})
+  assert packed.tokens_RT[:, :2].tolist() == [[3, 0], [0, 0], [2, 1]]
+  assert [spans[0].row for spans in packed.spans] == [2, 2, 0]
+
+
+@pytest.mark.parametrize(('bins', 'message'), [
+  ([[0]], 'wanted each tree in one bin'), ([[0, 1], [1]], 'wanted each tree in one bin'),
+  ([[0, 1]], 'row 0 takes 14 tokens and 0 images, it holds 12 tokens and 2 images')])
+def test_a_plan_that_does_not_hold_is_refused(bins, message):
+  with pytest.raises(DataError, match=message):
+    pack([Tree(sample(*range(7))), Tree(sample(*range(7)))], **{**OPTIONS, 'bins': bins})
+
+
 def test_micro_batches_have_room_for_more_than_are_used():
   packed = pack([Tree(sample(*range(1, 13))) for _ in range(3)], **OPTIONS)
   arrays, used = packed.micro_batches(2, 4)
@@ -78,7 +120,7 @@ def test_micro_batches_have_room_for_more_than_are_used():
 
 
 @pytest.mark.parametrize(('trees', 'message'), [
-  ([Tree(sample(*range(13)))], 'tree 0 takes 13 tokens and 0 images, a row holds 12 and 2'),
+  ([Tree(sample(*range(13)))], 'tree 0 takes 13 tokens and 0 images, a row holds 12 tokens and 2 images'),
   ([Tree(sample(1, PAD))], 'got 1 image placeholders and 0 images'),
   ([Tree(sample(PAD, images=(picture(64, 64),)))], 'got an image of 16 patches, wanted at most 8'),
   ([Tree(sample(PAD, images=(picture(30, 32),)))], 'sides multiples of 32'),

@@ -115,3 +115,20 @@ def rows(mesh: Mesh, leading: int) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
   """The number of rows of a micro-batch must be a multiple of this."""
   return shards(RULES['rows'], mesh)
+
+
+def host_rows(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): this process holds part `index` of `count` equal, contiguous parts of every micro-batch's rows.
+
+  Processes that hold the same rows (a tensor axis across hosts) have the same index.
+
+  Raises:
+    ConfigError: its rows are no such part; the mesh orders its devices across hosts in another way.
+  """
+  parts = row_shards(mesh)
+  found = rows(mesh, 0).addressable_devices_indices_map((parts,)).values()
+  mine = sorted({place for (where,) in found for place in range(*where.indices(parts))})
+  if mine != list(range(mine[0], mine[0] + len(mine))) or parts % len(mine) or mine[0] % len(mine):
+    raise ConfigError(f'mesh: this process holds parts {mine} of {parts} of the rows, wanted an equal, contiguous share; order the '
+                      f'devices by process')
+  return mine[0] // len(mine), parts // len(mine)

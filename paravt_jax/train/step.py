@@ -24,6 +24,7 @@ from paravt_jax.train.state import State, shardings
 
 Batch = Mapping[str, jax.Array]
 INPUTS = ('tokens', 'positions', 'segments', 'branches', 'visual', 'previous', 'patches', 'grids')
+STILLS = ('stills', 'still_grids')        # beside INPUTS, where rows have slots for large images
 SFT_EXTRAS = {'mask': np.float32}
 RL_EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32,
              'current': np.float32}       # 1 on tokens that the version now trained has sampled
@@ -58,22 +59,26 @@ class RLOptions:
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:
   """Host arrays [M, R, ...] to the mesh, rows over its data axes.
 
+  With several processes each gives its own part of the rows (sharding.host_rows), and M and `used` are the same in all.
+
   Raises:
-    DataError: R is not a multiple of the mesh's data axes.
+    DataError: R is not a multiple of the parts that this process's devices hold.
   """
-  rows = arrays['tokens'].shape[1]
-  if rows % sharding.row_shards(mesh):
-    raise DataError(f'batch: got {rows} rows per micro-batch, wanted a multiple of {sharding.row_shards(mesh)} (data x fsdp); '
-                    f'change train.rows')
+  rows, count = arrays['tokens'].shape[1], sharding.host_rows(mesh)[1]
+  if rows * count % sharding.row_shards(mesh):
+    raise DataError(f'batch: got {rows * count} rows per micro-batch, wanted a multiple of {sharding.row_shards(mesh)} (data x '
+                    f'fsdp); change train.rows')
   place = sharding.rows(mesh, 1)
-  batch = {name: jax.device_put(array, place) for name, array in arrays.items()}
+  whole = lambda array: (array.shape[0], rows * count, *array.shape[2:])
+  put = jax.device_put if count == 1 else lambda array, at: jax.make_array_from_process_local_data(at, array, whole(array))
+  batch = {name: put(array, place) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
 
 
 def make_sft_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions) -> Callable[[State, Batch], Any]:
   """Builds `f(state, batch) -> (state, sums)`, the mean cross-entropy over the tokens with mask 1 of the whole batch.
 
-  The state is donated: do not use it again. The batch has INPUTS, SFT_EXTRAS and `used`. `sums` go to sums.reduce.
+  The state is donated: do not use it again. The batch has INPUTS, perhaps STILLS, SFT_EXTRAS and `used`. `sums` go to sums.reduce.
   """
   def step(state: State, batch: Batch) -> tuple[State, sums.Sums]:
     trainable, frozen = partition(state.params, optimizer.frozen)
@@ -174,7 +179,8 @@ def _scores(config: Config, params: Any, micro: Batch, wanted_RT: jax.Array, opt
             options: ModelOptions) -> head.Scores:
   inputs = model.Inputs(
     tokens_BT=micro['tokens'], positions_ABT=jnp.moveaxis(micro['positions'], 1, 0), segments_BT=micro['segments'],
-    branches_BT=micro['branches'], visual_BT=micro['visual'], patches_BNXPC=micro['patches'], grids_BNG=micro['grids'])
+    branches_BT=micro['branches'], visual_BT=micro['visual'], patches_BNXPC=micro['patches'], grids_BNG=micro['grids'],
+    stills_BNXPC=micro.get('stills'), still_grids_BNG=micro.get('still_grids'))
   freeze = optimizer is not None and 'visual' in optimizer.frozen
   hidden_RTD = model.hidden(config, params, inputs, dtype=jnp.dtype(options.dtype), remat=options.remat, freeze_vision=freeze,
                             backend=options.backend)

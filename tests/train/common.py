@@ -59,10 +59,10 @@ def group(rng, prefix=8, suffixes=(7, 5, 9), images=2, trained=.7):
   return Tree(sample(rng, prefix, images, 0.0), tuple(sample(rng, n, 0, trained, rng.normal()) for n in suffixes))
 
 
-def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS):
-  """Rows of 32 tokens and up to 4 images of 4 patches."""
+def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS, **stills):
+  """Rows of 32 tokens and up to 4 images of 4 patches; `stills` are pack's row_stills and still_patches."""
   return pack(trees, row_tokens=row_tokens, row_images=4, image_patches=4, image_id=PAD, rows_multiple=rows_multiple,
-              extras=extras)
+              extras=extras, **stills)
 
 
 @functools.cache

@@ -51,6 +51,23 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(kind):
     assert metrics_eight[name] == pytest.approx(metrics_one[name], rel=1e-4, abs=1e-6), name
 
 
+def test_large_images_give_the_same_step_on_eight_devices_as_on_one():
+  rng = np.random.default_rng(3)
+  documents = []
+  for large in (True, False, True, True):
+    one = common.sample(rng, 12, 2)
+    pictures = (rng.integers(0, 256, (64, 32, 3), dtype=np.uint8) if large else one.images[0], one.images[1])
+    documents.append(Tree(Sample(one.ids, pictures, one.extras)))
+  arrays, used = common.packed(documents, row_stills=2, still_patches=8).micro_batches(4)
+  assert arrays['still_grids'].any()
+  changes = []
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    mesh = common.mesh_of(*shape)
+    after, totals = build('sft', shape)(common.fresh(common.sgd(1.0), mesh), step.put_batch(mesh, arrays, used))
+    changes.append((common.change(common.params(), jax.device_get(after.params)), sums.reduce(totals)['sft/loss']))
+  assert common.relative(changes[1][0], changes[0][0]) <= 1e-5 and changes[1][1] == pytest.approx(changes[0][1], rel=1e-5)
+
+
 @pytest.mark.parametrize('kind', ['sft', 'rl'])
 def test_the_split_into_micro_batches_changes_nothing(kind):
   whole, metrics_whole = run(kind, groups())

@@ -30,8 +30,9 @@ class Inputs(NamedTuple):
   """Packed rows; axes: B rows, T tokens, A = 3 M-RoPE axes, N images of a row, X patches, P frames of a patch, C pixels, G = 2.
 
   segments: 0 padding, 1.. documents. branches: 0 a shared prefix or plain document, 1.. its suffixes. visual: index into the
-  row's own N * Y merged image tokens (Y = X / merge^2), -1 for text. patches: uint8 in merge order; P = 1 is an image (its
-  frame doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding. N may be 0.
+  row's own N * Y merged image tokens (Y = X / merge^2), those of the stills after them, -1 for text. patches: uint8 in merge
+  order; P = 1 is an image (its frame doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is
+  padding. N may be 0. stills, still_grids: a second class of images, fewer and larger, with N and X of their own; None for none.
   """
   tokens_BT: jax.Array
   positions_ABT: jax.Array
@@ -40,6 +41,8 @@ class Inputs(NamedTuple):
   visual_BT: jax.Array
   patches_BNXPC: jax.Array
   grids_BNG: jax.Array
+  stills_BNXPC: jax.Array | None = None
+  still_grids_BNG: jax.Array | None = None
 
 
 class Features(NamedTuple):
@@ -135,6 +138,21 @@ def encode_images(config: Config, params: Params, patches_BNXPC: jax.Array, grid
   return Features(merged, jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXV))
 
 
+def encode_inputs(config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False) -> Features:
+  """`encode_images` of all images of packed rows, as `visual` counts them.
+
+  Stills are skipped where no row has one: their slots are large, and most batches of video leave them empty.
+  """
+  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype, remat=remat)
+  if inputs.stills_BNXPC is None:
+    return frames
+  encode = lambda: encode_images(config, params, inputs.stills_BNXPC, inputs.still_grids_BNG, dtype, remat=remat)
+  nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
+  stills = jax.lax.cond((inputs.still_grids_BNG > 0).any(), encode, nothing)
+  flat = lambda a: a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
+  return jax.tree.map(lambda *both: jnp.concatenate([flat(a) for a in both], axis=-2), frames, stills)
+
+
 def _nth(stack: Params, i: int) -> Params:
   return jax.tree.map(lambda p: p[i], stack)
 
@@ -196,9 +214,9 @@ def hidden(config: Config, params: Params, inputs: Inputs, *, dtype: jnp.dtype, 
   Returns:
     [B, T, D] in `dtype`; padding gets garbage.
   """
-  shapes.check(**{name: array for name, array in inputs._asdict().items() if name not in ('patches_BNXPC', 'grids_BNG')})
+  shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   if features is None:
-    features = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype, remat=remat)
+    features = encode_inputs(config, params, inputs, dtype, remat=remat)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
   x_BTD = embed(config, params, inputs.tokens_BT, features, inputs.visual_BT, dtype)

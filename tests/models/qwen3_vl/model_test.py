@@ -69,6 +69,30 @@ def test_features_from_a_store_replace_the_tower(params):
   assert np.abs(run(blind) - run(inputs)).max() > 1e-2
 
 
+def _with_stills(inputs):
+  """The same row with its first image, the larger one, in a still slot: 1 frame slot of 4 patches, 1 still slot of 8."""
+  visual = np.where(inputs.visual_BT < 0, -1, np.where(inputs.visual_BT < 2, 1 + inputs.visual_BT, 0)).astype(np.int32)
+  patches, grids = np.asarray(inputs.patches_BNXPC), np.asarray(inputs.grids_BNG)
+  return inputs._replace(visual_BT=visual, patches_BNXPC=patches[:, 1:, :4], grids_BNG=grids[:, 1:],
+                         stills_BNXPC=patches[:, :1], still_grids_BNG=grids[:, :1])
+
+
+def test_an_image_in_a_still_slot_is_seen_as_in_a_frame_slot(params):
+  _, _, inputs = _inputs()
+  run = jax.jit(functools.partial(model.hidden, CONFIG, dtype=jnp.float32, remat=False, freeze_vision=False))
+  np.testing.assert_allclose(run(params, inputs=_with_stills(inputs)), run(params, inputs=inputs), atol=1e-5)
+
+
+def test_still_slots_that_nobody_fills_change_nothing_and_give_no_gradient(params):
+  _, _, inputs = _inputs()
+  empty = inputs._replace(stills_BNXPC=np.full((1, 2, 16, 1, 768), 7, np.uint8), still_grids_BNG=np.zeros((1, 2, 2), np.int32))
+  run = lambda p, inputs: model.hidden(CONFIG, p, inputs, dtype=jnp.float32, remat=True, freeze_vision=False)
+  loss = jax.jit(jax.value_and_grad(lambda p, inputs: jnp.sum(jnp.sin(run(p, inputs)))))
+  (value, gradient), (value_empty, gradient_empty) = loss(params, inputs), loss(params, empty)
+  np.testing.assert_allclose(value_empty, value, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient_empty, gradient)
+
+
 @pytest.mark.parametrize('freeze', [True, False])
 def test_a_frozen_tower_gets_no_gradient_and_a_free_one_gets_some_in_every_tensor(params, freeze):
   _, _, inputs = _inputs()
