@@ -175,8 +175,8 @@ def test_random_text_never_raises_and_stays_in_range():
 
 
 def test_long_hostile_text_is_read_in_time():
-  started = time.monotonic()
+  started = time.process_time()
   for piece in ('1', '1 ', '( ', 'A ', 'answer is ', '1:', '[1,', '<answer>', '<think>', 'A, ', '1 to ', "'A"):
     text = piece * (8000 // len(piece))
     answer.extract_answer(text), answer.chosen_letter(text), answer.time_window(text), answer.normalise(text)
-  assert time.monotonic() - started < 5.0
+  assert time.process_time() - started < 5.0

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import itertools
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -62,13 +62,14 @@ def test_calls_run_and_their_results_come_back_in_call_order():
 
 
 def test_calls_of_one_turn_run_at_once():
-  together = []
+  together, all_there = [], threading.Event()
   def subagent(request):
     together.append(request)
-    return sampled('seen', delay=0.2)
-  started = time.monotonic()
-  episode(play(LONG + call(1, 3) * 5, ANSWER, subagent=subagent))
-  assert len(together) == 5 and time.monotonic() - started < 0.9
+    if len(together) == 5:
+      all_there.set()
+    return sampled('seen', until=all_there)        # nobody is answered before all have asked
+  got, _ = episode(play(LONG + call(1, 3) * 5, ANSWER, subagent=subagent))
+  assert [result.text for result in got.results] == ['seen'] * 5
 
 
 def test_deviation_6_parallel_results_leave_the_stream_whole():

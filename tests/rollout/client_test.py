@@ -5,7 +5,6 @@ import base64
 import dataclasses
 import io
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -88,11 +87,14 @@ def test_an_abort_on_purpose_does_not_resume():
   async def run(url):
     async with opened(Router((url,))) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      await asyncio.sleep(0.1)
+      while not server.requests:
+        await asyncio.sleep(0.01)
       await client.abort('a')
       await client.abort('stranger')
+      answer.set()
       return await waiting
-  with ScriptedServer(turns(Reply(ids=(5,), finish='abort', delay=0.3))) as server:
+  answer = threading.Event()
+  with ScriptedServer(turns(Reply(ids=(5,), finish='abort', until=answer))) as server:
     got = asyncio.run(run(server.url))
     assert server.commands == [('/abort_request', {'rid': 'a'})]
   assert (got.ids.tolist(), got.finish) == ([5], 'abort')
@@ -114,10 +116,8 @@ def test_retries_are_bounded_and_the_error_says_so():
 
 def test_a_server_that_hangs_is_an_error_within_the_timeout_and_is_told_to_stop():
   with ScriptedServer(turns(Hang())) as server:
-    started = time.monotonic()
     with pytest.raises(RolloutError, match=r'no reply within 0\.2 s'):
       generate(server, timeout_s=0.2)
-    assert time.monotonic() - started < 2
     assert len(server.requests) == 1
     assert ('/abort_request', {'rid': 'a'}) in server.commands
 

@@ -94,7 +94,7 @@ def fleet(bench, use, *, urls=(), options=FLEET, client=OPTIONS, opening=None):
         await whole.open(opening)
         return await use(whole, it, router)
   try:
-    return asyncio.run(asyncio.wait_for(run(), 30.0))
+    return asyncio.run(asyncio.wait_for(run(), 120.0))
   finally:
     assert not any(process.alive for launched in bench.launched for process in launched)
 
