@@ -1,23 +1,31 @@
 """Sentinel media paths of the published corpora, such as `longvt_source/videor1_3/a.mp4`, and files under a root.
 
 `resolve` is the one place where a path from a row becomes a path on disk. `materialize` writes such paths into a row's columns
-as `file://` URIs; `sanitize` takes them out again; one after the other is the identity.
+as `file://` URIs; `sanitize` takes them out again; one after the other is the identity. Pure but for `missing`: the commands that
+rewrite files are `paravt_jax.data.materialize` and `.sanitize`.
 """
 
 import collections
+import functools
 import json
 import os
-import pathlib
+import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from paravt_jax.errors import DataError
 
 SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/')
+KEYS = ('url', 'video', 'image', 'video_url', 'image_url')    # a string, or a list of them, under such a key is a media path
+PATH_COLUMNS = ('videos', 'images')                           # columns whose bare strings are media paths too
 _SCHEME = 'file://'
-_KEYS = ('url', 'video', 'image')
-_JSON_VALUE = re.compile(r'("(?:' + '|'.join(_KEYS) + r')"\s*:\s*)("(?:[^"\\]|\\.)*")')
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'                # a list, nested or not, of strings, numbers and words such as null
+_JSON_STRING = re.compile(_STRING, re.DOTALL)
+_JSON_VALUE = re.compile(rf'("(?<!\\")(?:{"|".join(KEYS)})"\s*+:\s*+)({_STRING}|{_STRINGS})', re.DOTALL)
+_JSON_WHOLE = re.compile(rf'(\s*+)({_STRING}|{_STRINGS})(?=\s*+\Z)', re.DOTALL)
+_JSON_CHARACTER = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.', re.DOTALL)
 
 
 def resolve(value: str, root: str | os.PathLike) -> str:
@@ -41,55 +49,141 @@ def resolve(value: str, root: str | os.PathLike) -> str:
 
 
 def materialize(value: str, root: str | os.PathLike) -> str:
-  """A sentinel as exactly one `file://` URI under the root; any other value as it is. Raises DataError as `resolve`."""
-  return _SCHEME + resolve(value, root) if value.startswith(SENTINELS) else value
+  """A sentinel as exactly one `file://` URI under the root; any other value as it is. Raises DataError as `resolve`.
+
+  Nothing of the sentinel is normalised or percent-encoded: what was put before it can be taken away again.
+  """
+  if not value.startswith(SENTINELS):
+    return value
+  resolve(value, root)
+  return prefix(root) + value
 
 
 def sanitize(value: str, root: str | os.PathLike) -> str:
   """The inverse: a `file://` URI of a sentinel under the root as the sentinel; any other value as it is."""
-  prefix = f'{_SCHEME}{os.path.abspath(root)}/'
-  rest = value.removeprefix(prefix)
+  rest = value.removeprefix(prefix(root))
   return rest if rest != value and rest.startswith(SENTINELS) else value
 
 
-def rewrite(column: Any, change: Callable[[str], str]) -> Any:
-  """A column's value with `change` applied to every media path: strings under the keys url, video and image.
+def prefix(root: str | os.PathLike) -> str:
+  """What stands before the sentinel in a URI under this root: `file:///data/media/`."""
+  return f'{_SCHEME}{os.path.abspath(root).rstrip("/")}/'
 
-  JSON text stays text, changed in place: spaces and order of keys are kept. Nothing else is touched.
+
+def kind(value: str, prefixes: Sequence[str]) -> str:
+  """What a media value is, a countable word; `prefixes` as `prefix` gives them.
+
+  sentinel, in_root (a URI of a sentinel below one of the prefixes), leaves_root (a sentinel that climbs out, or no path at all),
+  doubled_scheme, other_file_uri, url (any other scheme), absolute_path, relative_path, empty.
   """
-  if isinstance(column, str):
-    return _JSON_VALUE.sub(lambda match: match[1] + _changed_json(match[2], change), column)
-  if isinstance(column, list):
-    return [_inside(None, item, change) for item in column]
-  if isinstance(column, dict):
-    return {key: _inside(key, item, change) for key, item in column.items()}
-  return column
+  if value.startswith(SENTINELS):
+    return 'sentinel' if _is_inside(value) else 'leaves_root'
+  if value.startswith(_SCHEME):
+    rest = next((value[len(each):] for each in prefixes if value.startswith(each)), '')
+    if rest.startswith(SENTINELS) and _is_inside(rest):
+      return 'in_root'
+    return 'doubled_scheme' if value.startswith(_SCHEME, len(_SCHEME)) else 'other_file_uri'
+  if '://' in value or value.startswith('data:'):
+    return 'url'
+  return 'empty' if not value else 'absolute_path' if value.startswith('/') else 'relative_path'
 
 
-def media(column: Any) -> Iterator[str]:
+def bucket(sentinel: str) -> str:
+  """The part of the corpora a path under the root belongs to: `longvt_source/videor1` of `longvt_source/videor1_3/a.mp4`."""
+  first, *rest = posixpath.normpath(sentinel).split('/', 2)
+  if first not in ('longvt_source', 'museg') or len(rest) < 2:
+    return first
+  numberless = rest[0].rstrip('0123456789')
+  is_numbered = first == 'longvt_source' and numberless != rest[0] and numberless.endswith('_')
+  return f'{first}/{numberless[:-1] if is_numbered else rest[0]}'
+
+
+def rewrite(column: Any, change: Callable[[str], str], name: str | None = None) -> Any:
+  """A column's value with `change` applied to every media path: strings, alone or in lists, under one of KEYS.
+
+  JSON text stays text, changed in place: spaces, escapes and order of keys are kept. Nothing else is touched. `name` is the
+  column's: in the PATH_COLUMNS strings without a key are media paths too.
+  """
+  return _inside(column, lambda text: rewrite_text(text, change, name), change)
+
+
+def rewrite_text(text: str, change: Callable[[str], str], name: str | None = None) -> str:
+  """`rewrite` for a column's text: JSON, or in the PATH_COLUMNS a bare path."""
+  if name in PATH_COLUMNS:
+    if text.lstrip()[:1] not in ('[', '{', '"'):
+      return change(text)
+    whole = _JSON_WHOLE.match(text)
+    if whole:
+      return whole[1] + _changed_value(whole[2], change) + text[whole.end():]
+  return _JSON_VALUE.sub(lambda match: match[1] + _changed_value(match[2], change), text)
+
+
+def media(column: Any, name: str | None = None) -> Iterator[str]:
   """Every media path of a column's value, in order."""
   found: list[str] = []
-  rewrite(column, lambda value: found.append(value) or value)
+  rewrite(column, lambda value: found.append(value) or value, name)
   yield from found
 
 
 def missing(values: Iterable[str], root: str | os.PathLike) -> collections.Counter[str]:
-  """How many of these media paths have no file, by bucket: the first two folders of the sentinel."""
+  """How many of these media paths have no file, by `bucket`."""
   counts: collections.Counter[str] = collections.Counter()
   for value in values:
     path = resolve(value, root)
     if not os.path.isfile(path):
-      counts['/'.join(pathlib.PurePath(os.path.relpath(path, root)).parts[:2])] += 1
+      counts[bucket(os.path.relpath(path, root))] += 1
   return counts
 
 
-def _inside(key: str | None, item: Any, change: Callable[[str], str]) -> Any:
+def _is_inside(sentinel: str) -> bool:
+  """Whether a sentinel is a path below the root, wherever that is; `resolve` refuses what is not."""
+  if '..' not in sentinel and '\0' not in sentinel and '://' not in sentinel:
+    return True    # the usual case, without the cost of normpath
+  path = posixpath.normpath(sentinel)
+  return '\0' not in sentinel and '://' not in sentinel and path != '.' and path != '..' and not path.startswith('../')
+
+
+def _inside(item: Any, leaf: Callable[[str], str], change: Callable[[str], str]) -> Any:
   if isinstance(item, str):
-    return change(item) if key in _KEYS else item
-  return rewrite(item, change)
+    return leaf(item)
+  if isinstance(item, list):
+    return [_inside(each, leaf, change) for each in item]
+  if isinstance(item, dict):
+    return {key: _inside(each, change if key in KEYS else _unchanged, change) for key, each in item.items()}
+  return item
+
+
+def _unchanged(text: str) -> str:
+  return text
+
+
+def _changed_value(raw: str, change: Callable[[str], str]) -> str:
+  """A JSON string, or a list of them, as it is written."""
+  if raw[0] == '"':
+    return _changed_json(raw, change)
+  return _JSON_STRING.sub(lambda match: _changed_json(match[0], change), raw)
 
 
 def _changed_json(literal: str, change: Callable[[str], str]) -> str:
-  value = json.loads(literal)
+  """A JSON string literal with its value changed. What stays of the value stays as it was written, escapes included."""
+  raw = literal[1:-1]
+  try:
+    value = json.loads(literal, strict=False) if '\\' in raw else raw
+  except ValueError:
+    return literal    # no JSON: not ours to mend
   changed = change(value)
-  return literal if changed == value else json.dumps(changed, ensure_ascii=literal.isascii())
+  if changed == value:
+    return literal
+  if changed.endswith(value):
+    return f'"{_escaped(changed[:len(changed) - len(value)], literal.isascii())}{raw}"'
+  if value.endswith(changed):
+    units = _JSON_CHARACTER.finditer(raw)
+    for _ in range(len(value) - len(changed)):
+      start = next(units).end()
+    return f'"{raw[start:]}"'
+  return json.dumps(changed, ensure_ascii=literal.isascii())
+
+
+@functools.lru_cache(maxsize=16)
+def _escaped(text: str, ascii_only: bool) -> str:
+  return json.dumps(text, ensure_ascii=ascii_only)[1:-1]

@@ -2,6 +2,7 @@
 
 A record is a JSON object {tool, version, options, inputs: [{path, bytes, mtime_ns, blake2b}]}. It travels inside the derived
 file where the format has a place for it (parquet's key-value metadata, under `KEY`), else in a file of its own beside it.
+Paths are absolute, or relative to a `base` folder: then the whole may move, and the record says nothing about the machine.
 """
 
 import hashlib
@@ -28,16 +29,31 @@ def digest(path: str | os.PathLike) -> str:
   return hashed.hexdigest()
 
 
-def identity(path: str | os.PathLike) -> dict[str, Any]:
+def identity(path: str | os.PathLike, base: str | os.PathLike | None = None) -> dict[str, Any]:
   """{path, bytes, mtime_ns, blake2b} of an input. Raises DataError when it cannot be read."""
-  content = digest(path)
-  stat = os.stat(path)
-  return {'path': os.path.abspath(path), 'bytes': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'blake2b': content}
+  try:
+    stat = os.stat(path)    # before reading: what is written to it meanwhile makes the time differ, and so is noticed
+  except OSError as error:
+    raise DataError(f'{path}: {error.strerror}, wanted a readable file; check the path and its permissions') from error
+  return {'path': _name(path, base), 'bytes': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'blake2b': digest(path)}
 
 
-def record(tool: str, version: int, inputs: Iterable[str | os.PathLike], options: Mapping[str, Any]) -> dict[str, Any]:
+def record(tool: str, version: int, inputs: Iterable[str | os.PathLike], options: Mapping[str, Any],
+           base: str | os.PathLike | None = None) -> dict[str, Any]:
   """What to write down. tool: the module's name; version: raised when the same inputs give other output; options: JSON values."""
-  return {'tool': tool, 'version': version, 'options': json.loads(json.dumps(options)), 'inputs': [identity(path) for path in inputs]}
+  return {'tool': tool, 'version': version, 'options': json.loads(json.dumps(options)),
+          'inputs': [identity(path, base) for path in inputs]}
+
+
+def read(text: str | bytes | None) -> dict[str, Any] | None:
+  """The record in this JSON text; None without one, or where it is no record (another program's, or damaged)."""
+  try:
+    found = json.loads(text or 'null')
+  except ValueError:
+    return None
+  if not isinstance(found, dict) or not isinstance(found.get('inputs'), list):
+    return None
+  return found if all(isinstance(each, dict) and isinstance(each.get('path'), str) for each in found['inputs']) else None
 
 
 def is_same(path: str | os.PathLike, known: Mapping[str, Any]) -> bool:
@@ -46,13 +62,13 @@ def is_same(path: str | os.PathLike, known: Mapping[str, Any]) -> bool:
     stat = os.stat(path)
   except OSError:
     return False
-  if stat.st_size != known['bytes']:
+  if stat.st_size != known.get('bytes'):
     return False
-  return stat.st_mtime_ns == known['mtime_ns'] or digest(path) == known['blake2b']
+  return stat.st_mtime_ns == known.get('mtime_ns') or digest(path) == known.get('blake2b')
 
 
 def changes(known: Mapping[str, Any] | None, tool: str, version: int, inputs: Iterable[str | os.PathLike],
-            options: Mapping[str, Any]) -> list[str]:
+            options: Mapping[str, Any], base: str | os.PathLike | None = None) -> list[str]:
   """Why a derived file with this record is not what these inputs give now, a phrase each; none when it is up to date."""
   if known is None:
     return ['it does not say what it was made from']
@@ -62,7 +78,11 @@ def changes(known: Mapping[str, Any] | None, tool: str, version: int, inputs: It
   if known.get('options') != json.loads(json.dumps(options)):
     found.append(f'it was made with {known.get("options")}, wanted {dict(options)}')
   before = {each['path']: each for each in known.get('inputs', ())}
-  now = [os.path.abspath(path) for path in inputs]
-  found += [f'{path} is a new input' for path in now if path not in before]
-  found += [f'{path} was an input' for path in before if path not in now]
-  return found + [f'{path} has changed' for path in now if path in before and not is_same(path, before[path])]
+  now = {_name(path, base): path for path in inputs}
+  found += [f'{name} is a new input' for name in now if name not in before]
+  found += [f'{name} was an input' for name in before if name not in now]
+  return found + [f'{name} has changed' for name, path in now.items() if name in before and not is_same(path, before[name])]
+
+
+def _name(path: str | os.PathLike, base: str | os.PathLike | None) -> str:
+  return os.path.abspath(path) if base is None else os.path.relpath(path, base)

@@ -53,12 +53,70 @@ MESSAGES = [{'role': 'user', 'content': PARTS}, {'role': 'assistant', 'content':
 
 
 @pytest.mark.parametrize('column', [MESSAGES, json.dumps(MESSAGES), json.dumps(MESSAGES, indent=3), [{'video': 'selfqa/a.mp4'}],
-                                    '[{"video" :  "selfqa/\\u00fc\\"q\\".mp4"}]', '[{"video":"selfqa/ü.mp4"}]'])
+                                    '[{"video" :  "selfqa/\\u00fc\\"q\\".mp4"}]', '[{"video":"selfqa/ü.mp4"}]',
+                                    '[{"url":\r\n\t"selfqa\\/a.mp4"}]', '[{"url": "\\u0073elfqa/\\ud83c\\udfac.mp4"}]',
+                                    '{"image_url":"selfqa/x/../a.jpg"}', '[{"video": ["selfqa/a.jpg", null, 3]}]',
+                                    [{'video': ['selfqa/a.jpg', None]}], '{"a \\"url": "selfqa/no", "url": "selfqa/yes"}',
+                                    '{"text": "\\"url\\": \\"selfqa/no\\"", "video":"selfqa//yes"}', ['{"url": "selfqa/a"}']])
 def test_a_columns_media_paths_are_rewritten_and_the_round_trip_is_the_identity(column):
   there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT))
   assert str(there).count('file://') == 1
   back = media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT))
   assert back == column
+
+
+def test_a_root_of_any_characters_can_be_taken_out_again_however_it_is_escaped():
+  root = '/data/mé "dia" \U0001f3ac\\x'
+  for text in ('[{"url": "selfqa/a.mp4"}]', '[{"url": "selfqa/\u00fc.mp4"}]', '[{"url": "selfqa\\/a.mp4"}]'):
+    there = media_paths.rewrite(text, lambda value: media_paths.materialize(value, root))
+    assert json.loads(there)[0]['url'] == f'file://{root}/' + json.loads(text)[0]['url']
+    assert media_paths.rewrite(there, lambda value: media_paths.sanitize(value, root)) == text
+  assert '/mé \\"dia' in media_paths.rewrite('[{"url": "selfqa/ü"}]', lambda value: media_paths.materialize(value, root))
+  assert '/m\\u00e9 \\"dia' in media_paths.rewrite('[{"url": "selfqa/u"}]', lambda value: media_paths.materialize(value, root))
+  foreign = json.dumps([{'url': f'file://{root}/selfqa/a.mp4'}]).replace('/', '\\/')
+  assert media_paths.rewrite(foreign, lambda value: media_paths.sanitize(value, root)) == '[{"url": "selfqa\\/a.mp4"}]'
+
+
+def test_a_value_that_is_replaced_altogether_is_written_as_json():
+  assert media_paths.rewrite('[{"url": "selfqa/a"}]', lambda value: 'né"w') == '[{"url": "n\\u00e9\\"w"}]'
+
+
+def test_text_that_is_no_json_is_left_as_it_is():
+  for text in ('', 'plain', '{"url": "selfqa/\\x"}', '{"url": "selfqa/a', '"url"', '{"url": 3}', '{"url": {"url": null}}'):
+    assert media_paths.rewrite(text, lambda value: 'changed') == text
+
+
+@pytest.mark.parametrize('column', ['selfqa/a b.mp4', '["selfqa/a b.mp4"]', ' [ "selfqa/a b.mp4" ]\r\n', '"selfqa/a b.mp4"',
+                                    ['selfqa/a b.mp4'], [['selfqa/a b.mp4']], '[{"video": "selfqa/a b.mp4"}]'])
+def test_bare_strings_are_paths_in_the_path_columns_only(column):
+  assert list(media_paths.media(column, 'videos')) == ['selfqa/a b.mp4']
+  assert list(media_paths.media(column, 'messages')) == (['selfqa/a b.mp4'] if 'video' in str(column) else [])
+  there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT), 'videos')
+  assert media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT), 'videos') == column
+
+
+def test_the_filesystem_root_can_be_the_media_root():
+  assert media_paths.materialize('selfqa/a.mp4', '/') == 'file:///selfqa/a.mp4'
+  assert media_paths.sanitize('file:///selfqa/a.mp4', '/') == 'selfqa/a.mp4'
+
+
+@pytest.mark.parametrize(('value', 'kind'), [
+  ('selfqa/a', 'sentinel'), ('selfqa/x/../a..b', 'sentinel'), ('selfqa/../../a', 'leaves_root'), ('selfqa/..', 'leaves_root'),
+  ('selfqa/\0', 'leaves_root'), (f'file://{ROOT}/selfqa/a', 'in_root'), (f'file://{ROOT}/other/a', 'other_file_uri'),
+  (f'file://{ROOT}/selfqa/../../a', 'other_file_uri'), (f'file://{ROOT}2/selfqa/a', 'other_file_uri'),
+  (f'file://file://{ROOT}/selfqa/a', 'doubled_scheme'), ('https://host/selfqa/a', 'url'), ('data:image/png;base64,aa', 'url'),
+  ('/selfqa/a', 'absolute_path'), ('museg/other/a', 'relative_path'), ('', 'empty')])
+def test_every_value_has_one_kind(value, kind):
+  assert media_paths.kind(value, [media_paths.prefix(ROOT)]) == kind
+
+
+@pytest.mark.parametrize(('sentinel', 'bucket'), [
+  ('longvt_source/videor1_12/a/b.mp4', 'longvt_source/videor1'), ('longvt_source/videor1/b.mp4', 'longvt_source/videor1'),
+  ('longvt_source/a_b_1/c', 'longvt_source/a_b'), ('longvt_source/v2/c', 'longvt_source/v2'), ('longvt_source/a.mp4', 'longvt_source'),
+  ('museg/charades/a_1.mp4', 'museg/charades'), ('museg/et_instruct_164k/a/b.mp4', 'museg/et_instruct_164k'),
+  ('selfqa/x/a.mp4', 'selfqa'), ('longvt_source/../selfqa/a', 'selfqa'), ('other/a', 'other')])
+def test_a_bucket_is_the_corpus_without_the_number_of_its_part(sentinel, bucket):
+  assert media_paths.bucket(sentinel) == bucket
 
 
 def test_only_media_keys_are_media():
@@ -69,5 +127,5 @@ def test_missing_files_are_counted_by_bucket(tmp_path):
   (tmp_path / 'longvt_source/tvg_1').mkdir(parents=True)
   (tmp_path / 'longvt_source/tvg_1/here.mp4').touch()
   values = ['longvt_source/tvg_1/here.mp4', 'longvt_source/tvg_1/a.mp4',
-            'longvt_source/tvg_2/b.mp4', 'longvt_source/tvg_2/c.mp4']
-  assert media_paths.missing(values, tmp_path) == collections.Counter({'longvt_source/tvg_1': 1, 'longvt_source/tvg_2': 2})
+            'longvt_source/tvg_2/b.mp4', f'file://{tmp_path}/longvt_source/tvg_2/c.mp4']
+  assert media_paths.missing(values, tmp_path) == collections.Counter({'longvt_source/tvg': 3})
