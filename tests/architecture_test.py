@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
   'train': {'models', 'rl', 'packing'},
   'serving': {'models', 'video'},
   'rollout': {'chat', 'video', 'rewards', 'serving', 'packing'},
-  'eval': _BELOW_L4, 'report': _BELOW_L4, 'testing': _BELOW_L4,
+  'eval': _BELOW_L4, 'report': _BELOW_L4, 'testing': _BELOW_L4, 'longvideo_reason': _BELOW_L4,
 }
 NEVER_IMPORTED = {'experiments', 'configs', 'tests'}
 CORE = ('models', 'rl', 'train')

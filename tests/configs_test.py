@@ -14,7 +14,7 @@ import typing
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, grpo, para_grpo, sft
+from configs import base, grpo, longvideo_reason, para_grpo, sft
 from experiments import bench as bench_entry
 from experiments import launch, rl
 from experiments import sft as sft_entry
@@ -142,7 +142,8 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
 
 # Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
 
-ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft wiring runs'}
+ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft wiring runs',
+         'longvideo_reason': 'longvideo_reason wiring runs'}
 GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function
 ELSEWHERE = {'server.embedded': ('threads',), 'server.sglang': ('staging', 'devices')}            # read beside the dataclass of their section
 
@@ -234,7 +235,8 @@ def test_every_section_builds_its_dataclass(name, scale):
 
 
 @pytest.mark.parametrize(('entry', 'config'), [
-  ('rl', para_grpo.get_config()), ('rl', para_grpo.get_config('8b')), ('sft', sft.get_config()), ('sft', sft.get_config('8b'))])
+  ('rl', para_grpo.get_config()), ('rl', para_grpo.get_config('8b')), ('sft', sft.get_config()), ('sft', sft.get_config('8b')),
+  ('longvideo_reason', longvideo_reason.get_config())])
 def test_every_knob_is_read(entry, config):
   """By name in an entry point, or as a field of its section's dataclass that the library reads."""
   used = library_attributes()
@@ -330,6 +332,10 @@ def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_
   ('frames.budgets', (), 'wanted positive frame budgets'),
   ('eval.budgets', (0,), 'eval.budgets=(0,): wanted positive frame budgets'),
   ('data.kind', 'wrld', "data.kind='wrld': wanted 'world' or 'files'"),
+  ('data.max_bad_share', 1.5, 'data.max_bad_share=1.5: wanted a share, 0 to 1'),
+  ('data.max_rows', -1, 'data.max_rows=-1: wanted at least 0'),
+  ('data.question_types', ('mc',), "data.question_types=('mc',): wanted some of mcq, tvg, oe"),
+  ('data.sources', (1,), 'data.sources=(1,): wanted names'),
   ('publish.keep', 0, 'publish.keep=0: wanted at least 1'),
   ('publish.canary_tokens', 0, 'publish.canary_tokens=0: wanted at least 1'),
   ('publish.dtype', 'float16', "publish.dtype='float16': wanted one of bfloat16, float32"),

@@ -1,0 +1,333 @@
+"""The six steps over a folder of videos: each goes on where it was, runs in parallel with a bound, and counts what failed.
+
+  <folder>/journal/{split,caption,ask,rewrite}.jsonl    what is finished, a line per item (see `journal`)
+  <folder>/clips/<video>/00000.mp4                      step 1
+  <folder>/captions.json                                step 3      questions.json    step 5
+  <folder>/longvideo_reason.json, paravt_{sft,rl}_longvideoreason.parquet             the result
+  <folder>/rejected/<step>.jsonl                        every rejected item with its reason and the reply
+  <folder>/provenance.json                              from what and by which versions all this was made
+
+A step that is not asked for lends its last results. Merging and parsing are pure and quick, so they are done over each time.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from paravt_jax import seeds
+from paravt_jax.data import provenance
+from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, server, split
+from paravt_jax.longvideo_reason.items import Caption, Clip, Failed, Question, Rejected, Video, to_json
+from paravt_jax.video.decode import DecodePool
+
+STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
+TOOL = 'paravt_jax.longvideo_reason'
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """steps: which run. media_root: rows name videos by their path below it. split_workers: videos cut at once. Parts: see each."""
+  steps: tuple[str, ...]
+  media_root: str
+  seed: int
+  split_workers: int
+  cut: cutting.CutOptions
+  caption: caption.CaptionOptions
+  ask: ask.AskOptions
+  rewrite: ask.RewriteOptions
+  trace: rows.TraceOptions
+
+
+@dataclasses.dataclass
+class Tally:
+  """What became of a step's items. kept: were done before; waiting: an earlier step has not finished with them."""
+  items: int = 0
+  done: int = 0
+  kept: int = 0
+  waiting: int = 0
+  rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  again: collections.Counter = dataclasses.field(default_factory=collections.Counter)     # what changed -> items made again
+
+
+@dataclasses.dataclass(frozen=True)
+class Servers:
+  """The clients of a run: one that sees, one that reasons; None where no step needs it."""
+  vision: server.Server | None
+  reasoner: server.Server | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """One item of a step that is worked on: its name, what it would be made from, and how it is made."""
+  item: str
+  made_from: dict[str, Any]
+  work: Callable[[], Awaitable[Any | Rejected | Failed]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+  """An outcome that knows better than its job what it was made from."""
+  made_from: dict[str, Any]
+  outcome: Any | Rejected
+
+
+class Pipeline:
+  """One run over `videos`. `run` does the steps; `tallies` then holds what became of them, `results` the finished questions."""
+
+  def __init__(self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress):
+    self.folder, self.videos, self.options, self._progress = folder, list(videos), options, progress
+    self.tallies = {step: Tally() for step in STEPS if step in options.steps}
+    self.results: list[rows.Result] = []
+    self._splits: dict[str, split.Split] = {}
+    self._captions: dict[str, list[Caption]] = {}
+    self._rejected: dict[str, list[tuple[str, Rejected]]] = {}
+
+  async def run(self, servers: Servers, pool: DecodePool | None) -> None:
+    """Does the chosen steps and writes their files.
+
+    Raises:
+      RolloutError: a server went away. OSError: the disk is full. All that was finished until then stays.
+    """
+    with contextlib.ExitStack() as stack:
+      logs = {step: stack.enter_context(journal.Journal(self.folder / 'journal' / f'{step}.jsonl'))
+              for step in ('split', 'caption', 'ask', 'rewrite')}
+      try:
+        await self._split(logs['split'])
+        await self._caption(logs['caption'], servers.vision, pool)
+        self._merge()
+        questions = self._parse(await self._ask(logs['ask'], servers.reasoner))
+        await self._rewrite(logs['rewrite'], servers.reasoner, questions)
+      finally:
+        self._write_rejected()
+    if {'parse', 'rewrite'} & set(self.options.steps):
+      self._write_rows()
+
+  # Steps
+
+  async def _split(self, log: journal.Journal) -> None:
+    options = {key: value for key, value in dataclasses.asdict(self.options.cut).items() if key != 'deadline_s'}
+    jobs = []
+    for video in self.videos:
+      last = log.last(video.id)
+      same = last is not None and provenance.is_same(video.path, last['made_from']['video'])
+      made_from = {'version': split.VERSION, 'video': last['made_from']['video'] if same else None, 'options': options}
+      if same and last['result'] and not self._clips_are_there(video.id, last):
+        made_from |= {'clips': 'missing'}
+      jobs.append(_Job(video.id, made_from, lambda video=video: self._cut(video, options)))
+    await self._each('split', log, jobs, self.options.split_workers)
+    for video in self.videos:
+      last = log.last(video.id)
+      if not last or not last['result'] or not provenance.is_same(video.path, last['made_from']['video']):
+        continue
+      if 'split' in self.tallies and last['made_from']['options'] != options:
+        continue                               # it failed just now; its old clips are of no use
+      clips = tuple(dataclasses.replace(Clip(**clip), file=str(self._clip_folder(video.id, last['made_from']['options']) / clip['file']))
+                    for clip in last['result']['clips'])
+      self._splits[video.id] = split.Split(last['made_from']['video'], last['result']['duration'], clips)
+
+  async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
+    """A video's clips with what its journal line says of it: its identity is known only now."""
+    folder = self._clip_folder(video.id, options)
+    identity, outcome = await split.split(video, folder, self.options.cut)
+    if isinstance(outcome, Failed) or identity is None:
+      return outcome if isinstance(outcome, Failed) else Failed('missing', outcome.detail)
+    made_from = {'version': split.VERSION, 'video': identity, 'options': options}
+    if isinstance(outcome, Rejected):
+      return _Known(made_from, outcome)
+    for other in folder.parent.glob(f'{_slug(video.id)}-*'):
+      if other != folder:                      # cut by other options
+        shutil.rmtree(other, ignore_errors=True)
+    return _Known(made_from, {'duration': outcome.duration, 'clips': [to_json(clip) for clip in outcome.clips]})
+
+  def _clip_folder(self, item: str, options: dict[str, Any]) -> pathlib.Path:
+    return self.folder / 'clips' / f'{_slug(item)}-{_digest(options)[:8]}'
+
+  def _clips_are_there(self, item: str, entry: dict[str, Any]) -> bool:
+    folder = self._clip_folder(item, entry['made_from']['options'])
+    return all((folder / clip['file']).is_file() for clip in entry['result']['clips'])
+
+  async def _caption(self, log: journal.Journal, client: server.Server | None, pool: DecodePool | None) -> None:
+    options, made = self.options.caption, _made(self.options.caption, client)
+    jobs: dict[str, list[_Job]] = {}
+    for name, found in self._splits.items():
+      for number, clip in enumerate(found.clips):
+        made_from = {'version': caption.VERSION, 'video': found.identity['blake2b'], 'window': [clip.start, clip.end], **made}
+        item = f'{name}#{number:05d}'
+        work = lambda path=clip.file, item=item: caption.caption(client, pool, path, options, self._seed('caption', item))
+        jobs.setdefault(name, []).append(_Job(item, made_from, work))
+    await self._each('caption', log, [job for each in jobs.values() for job in each], client.options.concurrency if client else 1)
+    self._rejected['merge'] = []
+    for name, found in self._splits.items():
+      outcomes = [self._outcome('caption', log, job, ('video', 'window')) for job in jobs[name]]
+      said = [Caption(clip.start, clip.end, text) for clip, text in zip(found.clips, outcomes) if isinstance(text, str)]
+      missing = len(outcomes) - len(said)
+      if None in outcomes:
+        self._waiting('merge')
+      elif not said or missing > self.options.ask.max_missing * len(outcomes):
+        self._rejected['merge'].append((name, Rejected('few_captions', f'{missing} of {len(outcomes)} clips have none')))
+      else:
+        self._captions[name] = said
+
+  def _merge(self) -> None:
+    if 'merge' not in self.tallies:
+      return
+    tally = self.tallies['merge']
+    tally.items, tally.done = len(self._splits), len(self._captions)
+    tally.rejected.update(rejected.reason for _, rejected in self._rejected['merge'])
+    merged = [caption.merged(name, self._captions[name]) for name in sorted(self._captions)]
+    journal.write_atomic(self.folder / 'captions.json', journal.json_bytes(merged))
+
+  async def _ask(self, log: journal.Journal, client: server.Server | None) -> dict[str, str]:
+    """The replies by video, unread."""
+    options, jobs = self.options.ask, []
+    for name, said in self._captions.items():
+      made_from = {'version': ask.VERSION, 'captions': _digest(caption.merged(name, said)), **_made(options, client)}
+      work = lambda name=name, said=said: ask.ask(client, said, self._splits[name].duration, options, self._seed('ask', name))
+      jobs.append(_Job(name, made_from, work))
+    await self._each('ask', log, jobs, client.options.concurrency if client else 1)
+    return {job.item: reply for job in jobs if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)}
+
+  def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
+    outcomes = {name: parse.parse(reply, self._splits[name].duration) for name, reply in replies.items()}
+    questions = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Question)}
+    bad = [(name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, Rejected)]
+    if 'parse' in self.tallies:
+      tally = self.tallies['parse']
+      tally.items, tally.done, tally.waiting = len(self._captions), len(questions), len(self._captions) - len(replies)
+      tally.rejected.update(rejected.reason for _, rejected in bad)
+      self._rejected['parse'] = bad
+    return questions
+
+  async def _rewrite(self, log: journal.Journal, client: server.Server | None, questions: dict[str, Question]) -> None:
+    """Also gathers the results. A question whose rewriting was rejected or failed keeps its reasons as they are."""
+    options, jobs = self.options.rewrite, []
+    for name, question in sorted(questions.items()):
+      made_from = {'version': ask.VERSION, 'question': _digest(to_json(question)), **_made(options, client)}
+      work = lambda name=name, question=question: ask.rewrite(client, question, options, self._seed('rewrite', name))
+      jobs.append(_Job(name, made_from, work))
+    await self._each('rewrite', log, jobs, client.options.concurrency if client else 1)
+    paths = {video.id: video.path for video in self.videos}
+    for job in jobs:
+      text = self._outcome('rewrite', log, job, ('question',))
+      question = dataclasses.replace(questions[job.item], reasoning=text if isinstance(text, str) else '')
+      value = pathlib.Path(paths[job.item]).relative_to(self.options.media_root).as_posix()
+      self.results.append(rows.Result(job.item, value, question, tuple(self._captions[job.item])))
+
+  # What steps share
+
+  async def _each(self, step: str, log: journal.Journal, jobs: list[_Job], limit: int) -> None:
+    """Works on the jobs that are not done, `limit` at a time, and writes each outcome down. The first error ends the others."""
+    if step not in self.tallies:
+      return
+    tally, rejected = self.tallies[step], []
+    outcomes = [(job, log.current(job.item, job.made_from)) for job in jobs]
+    todo = [job for job, outcome in outcomes if outcome is None]
+    rejected += [(job.item, outcome) for job, outcome in outcomes if isinstance(outcome, Rejected)]
+    tally.items, tally.kept = len(jobs), len(jobs) - len(todo) - len(rejected)
+    tally.again.update(name for job in todo for name in log.changed(job.item, job.made_from))
+    queue, finished = iter(todo), len(jobs) - len(todo)
+    self._progress(step, finished, len(jobs))
+
+    async def lane() -> None:
+      nonlocal finished
+      for job in queue:
+        outcome, made_from = await job.work(), job.made_from
+        if isinstance(outcome, _Known):
+          outcome, made_from = outcome.outcome, outcome.made_from
+        if isinstance(outcome, Failed):
+          tally.failed[outcome.reason] += 1
+        else:
+          log.put(job.item, made_from, outcome)
+          tally.done += not isinstance(outcome, Rejected)
+        if isinstance(outcome, Rejected):
+          rejected.append((job.item, outcome))
+        finished += 1
+        self._progress(step, finished, len(jobs))
+
+    try:
+      await _together([lane() for _ in range(min(limit, len(todo)))])
+    finally:
+      self._rejected[step] = rejected
+      tally.rejected.update(each.reason for _, each in rejected)
+
+  def _outcome(self, step: str, log: journal.Journal, job: _Job, essential: tuple[str, ...]) -> Any | Rejected | None:
+    """What is known of an item: made from just this where its step runs, else as last made from the same `essential` inputs."""
+    if step in self.tallies:
+      return log.current(job.item, job.made_from)
+    last = log.last(job.item)
+    if last is None or any(last['made_from'].get(name) != job.made_from[name] for name in essential):
+      return None
+    return Rejected(**last['rejected']) if last['rejected'] else last['result']
+
+  def _seed(self, step: str, item: str) -> int:
+    return seeds.at(self.options.seed, step, item) % 2**31
+
+  def _waiting(self, step: str) -> None:
+    if step in self.tallies:
+      self.tallies[step].waiting += 1
+
+  def _write_rejected(self) -> None:
+    """One file per step that ran, with just the items that are rejected now."""
+    for step in self.tallies.keys() & self._rejected.keys():
+      found = [{'item': item, **vars(rejected)} for item, rejected in sorted(self._rejected[step], key=lambda each: each[0])]
+      path = self.folder / 'rejected' / f'{step}.jsonl'
+      if found:
+        journal.write_atomic(path, ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode())
+      else:
+        path.unlink(missing_ok=True)
+
+  def _write_rows(self) -> None:
+    record = self._record()
+    write = lambda name, value: journal.write_atomic(self.folder / name, journal.json_bytes(value))
+    write('questions.json', rows.reason_json(self.results, rewritten=False))
+    write('longvideo_reason.json', rows.reason_json(self.results, rewritten=True))
+    write('provenance.json', record)
+    made = {'sft': [rows.sft_row(each, self.options.trace) for each in self.results], 'rl': [rows.rl_row(each) for each in self.results]}
+    for kind, path in rows.file_names(self.folder).items():
+      journal.write_atomic(path, rows.parquet_bytes(made[kind], kind, record))
+
+  def _record(self) -> dict[str, Any]:
+    """Provenance: the videos that questions came from, by content, and every option that shapes them. Never a key."""
+    versions = {'split': split.VERSION, 'caption': caption.VERSION, 'ask': ask.VERSION, 'rows': rows.VERSION}
+    options = {part: dataclasses.asdict(getattr(self.options, part)) for part in ('cut', 'caption', 'ask', 'rewrite', 'trace')}
+    return {'tool': TOOL, 'version': versions, 'options': options,
+            'inputs': [self._splits[result.id].identity for result in self.results]}
+
+
+async def _together(lanes: Sequence[Awaitable[None]]) -> None:
+  """Runs them all; the first error cancels the others and is raised."""
+  tasks = [asyncio.ensure_future(lane) for lane in lanes]
+  try:
+    await asyncio.gather(*tasks)
+  finally:
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _made(options: Any, client: server.Server | None) -> dict[str, Any]:
+  """A model and options as a journal line names them; a prompt by its digest."""
+  values = dataclasses.asdict(options)
+  return {'model': client.options.model if client else '', **values, 'prompt': _digest(values['prompt'])}
+
+
+def _digest(value: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+
+
+def _slug(item: str) -> str:
+  """A folder's name for an item: readable, and with a digest that keeps two apart."""
+  return f'{re.sub(r"[^A-Za-z0-9_-]+", "_", item)[:60]}-{_digest(item)[:8]}'

@@ -1,0 +1,225 @@
+"""A client of any OpenAI-compatible server. What goes wrong with a request is a value, counted by reason.
+
+Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off. Replies are bounded in size and read
+strictly; redirects are not followed, so the key goes to the address that was given and to no other.
+"""
+
+import asyncio
+import base64
+import collections
+import dataclasses
+import io
+import pathlib
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+from PIL import Image
+
+from paravt_jax.errors import RolloutError
+from paravt_jax.longvideo_reason.items import Failed, Rejected
+
+_LOST = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)   # no connection, or no HTTP on it
+_AGAIN = (408, 429)
+_REFUSED = (400, 413, 422)   # this request and no other: too long, or an image that the server does not take
+_CHUNK = 1 << 16
+_SHOWN = 200                 # characters of a reply that a message shows
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+  """url: up to and without '/chat/completions'. model: its name there. api_key: bearer token; '' sends none.
+
+  timeout_s: for one request. retries: how often it is tried again, backoff_s apart and doubling up to max_backoff_s (a server's
+  own Retry-After counts, up to the same). concurrency: requests at once. max_reply_bytes: a longer reply is refused unread.
+  max_failures: that many failed requests in a row, and the run ends.
+  """
+  url: str
+  model: str
+  api_key: str = dataclasses.field(repr=False)
+  timeout_s: float
+  retries: int
+  backoff_s: float
+  max_backoff_s: float
+  concurrency: int
+  max_reply_bytes: int
+  max_failures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+  """The text that a model wrote, whole: its end was its own and not a limit's."""
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """max_tokens: of a reply; temperature: 0 is greedy. seed: sent along, for servers that know it."""
+  max_tokens: int
+  temperature: float
+  seed: int
+
+
+class Server:
+  """Use as `async with Server(options, where) as server`; `where` names the knobs in messages. `counts` holds outcomes by name."""
+
+  def __init__(self, options: ServerOptions, where: str):
+    self.options = options
+    self._where = where
+    self._url = options.url.rstrip('/')
+    self._gate = asyncio.Semaphore(options.concurrency)
+    self._session: aiohttp.ClientSession | None = None
+    self._in_a_row = 0
+    self.counts: collections.Counter[str] = collections.Counter()
+
+  async def __aenter__(self):
+    headers = {'Content-Type': 'application/json'}
+    if self.options.api_key:
+      headers['Authorization'] = f'Bearer {self.options.api_key}'
+    self._session = aiohttp.ClientSession(
+      headers=headers, timeout=aiohttp.ClientTimeout(total=self.options.timeout_s),
+      connector=aiohttp.TCPConnector(limit=self.options.concurrency))
+    return self
+
+  async def __aexit__(self, *exception):
+    await self._session.close()
+
+  async def check(self) -> None:
+    """Asks for the list of models: is a server there, does it take the key, does it know the model.
+
+    A server without such a list (404 and the like) passes.
+
+    Raises:
+      RolloutError: one line that says which of the three it is.
+    """
+    outcome = await self._once('GET', '/models', None)
+    if isinstance(outcome, Failed):
+      raise RolloutError(f'{self._where}.url={self._url}: no server answers there ({outcome.detail}); start it, or correct the url')
+    status, content, _ = outcome
+    if status in (401, 403):
+      sent = 'the key was refused' if self.options.api_key else 'it wants a key and got none'
+      raise RolloutError(f'{self._where}.api_key: {self._url} answered {status}: {sent}; set {self._where}.api_key')
+    if status >= 500:
+      raise RolloutError(f'{self._where}.url={self._url}: answered {status} when asked for its models, wanted 200; wait until it is up')
+    names = _model_names(content) if status == 200 else []
+    if names and self.options.model not in names:
+      raise RolloutError(f'{self._where}.model={self.options.model!r}: {self._url} serves {", ".join(names[:8])}; name one of these')
+
+  async def complete(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Reply | Rejected | Failed:
+    """One chat completion.
+
+    Returns:
+      Reply; Rejected when the server refuses this very request or the reply is no whole text ('refused', 'truncated', 'filtered',
+      'no_text', 'unreadable', 'too_large'); Failed when asking later may help ('connection', 'timeout', 'status').
+
+    Raises:
+      RolloutError: the last `max_failures` requests failed.
+    """
+    body = orjson.dumps({'model': self.options.model, 'messages': list(messages), 'max_tokens': sampling.max_tokens,
+                         'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False})
+    async with self._gate:
+      outcome = await self._ask(body)
+    self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
+    self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
+    if self._in_a_row >= self.options.max_failures:
+      raise RolloutError(f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
+                         f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+    return outcome
+
+  async def _ask(self, body: bytes) -> Reply | Rejected | Failed:
+    failure, pause = Failed('connection', 'not asked'), 0.0
+    for attempt in range(self.options.retries + 1):
+      if attempt:
+        self.counts['retries'] += 1
+        await asyncio.sleep(min(max(self.options.backoff_s * 2**(attempt - 1), pause), self.options.max_backoff_s))
+      outcome = await self._once('POST', '/chat/completions', body)
+      if isinstance(outcome, Failed):
+        failure, pause = outcome, 0.0
+        if outcome.reason == 'timeout':
+          return failure
+        continue
+      status, content, pause = outcome
+      if content is None:
+        return Rejected('too_large', f'over {self.options.max_reply_bytes} bytes')
+      if status == 200:
+        return read_completion(content)
+      detail = f'{status}: {content[:_SHOWN]!r}'
+      if status in _REFUSED:
+        return Rejected('refused', detail)
+      failure = Failed('status', detail)
+      if status not in _AGAIN and status < 500:
+        return failure
+    return failure
+
+  async def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes | None, float] | Failed:
+    """(status, content or None when it is too large, seconds that the server asks us to wait)."""
+    try:
+      async with self._session.request(method, self._url + path, data=body, allow_redirects=False) as reply:
+        content = await self._bounded(reply)
+        return reply.status, content, _retry_after(reply.headers.get('Retry-After', ''))
+    except TimeoutError:
+      return Failed('timeout', f'no reply within {self.options.timeout_s:g} s')
+    except aiohttp.InvalidURL as error:
+      raise RolloutError(f'{self._where}.url={self._url!r}: not a URL ({error}), wanted one such as http://127.0.0.1:30000/v1') from error
+    except _LOST as error:
+      return Failed('connection', f'{type(error).__name__}: {error}'[:_SHOWN])
+
+  async def _bounded(self, reply: aiohttp.ClientResponse) -> bytes | None:
+    parts, size = [], 0
+    async for part in reply.content.iter_chunked(_CHUNK):
+      parts.append(part)
+      size += len(part)
+      if size > self.options.max_reply_bytes:
+        reply.close()
+        return None
+    return b''.join(parts)
+
+
+def read_completion(content: bytes) -> Reply | Rejected:
+  """Reads a chat completion strictly: one choice's text, ended by the model itself."""
+  try:
+    choice = orjson.loads(content)['choices'][0]
+    text, finish = choice['message']['content'], choice.get('finish_reason')
+  except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+    return Rejected('unreadable', repr(content[:_SHOWN]), content[:_CHUNK].decode(errors='replace'))
+  if isinstance(text, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in text):
+    text = ''.join(part['text'] for part in text)
+  if not isinstance(text, str) or not text.strip():
+    return Rejected('no_text', f'content {text!r:.80}, finish_reason {finish!r:.40}')
+  if finish == 'length':
+    return Rejected('truncated', 'the reply ran into max_tokens', text)
+  if finish == 'content_filter':
+    return Rejected('filtered', 'the server filtered the reply', text)
+  return Reply(text.replace('\0', '').replace('\r\n', '\n'))
+
+
+def image_part(pixels: np.ndarray, quality: int) -> dict[str, Any]:
+  """uint8[H, W, 3] as a JPEG data URL in a message's content."""
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
+  return {'type': 'image_url', 'image_url': {'url': f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'}}
+
+
+def video_part(path: str) -> dict[str, Any]:
+  """A file that the server can read itself, as a `file://` video in a message's content."""
+  return {'type': 'video_url', 'video_url': {'url': 'file://' + urllib.parse.quote(str(pathlib.Path(path).absolute()))}}
+
+
+def text_part(text: str) -> dict[str, Any]:
+  """Text in a message's content."""
+  return {'type': 'text', 'text': text}
+
+
+def _model_names(content: bytes | None) -> list[str]:
+  try:
+    return [str(model['id']) for model in orjson.loads(content or b'')['data']]
+  except (orjson.JSONDecodeError, KeyError, TypeError):
+    return []
+
+
+def _retry_after(value: str) -> float:
+  """Seconds; the form with a date counts as none."""
+  return float(value) if value.isascii() and value.isdigit() and len(value) < 7 else 0.0
