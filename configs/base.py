@@ -49,8 +49,20 @@ def _published() -> ConfigDict:
       'run': _run(5),
       # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
       'model': {'folder': ''},
-      # kind: files (parquet and media that you have) or world (the synthetic corpus)
-      'data': {'kind': 'files', 'train': (), 'eval': (), 'media_root': '', 'skip_bad_rows': False},
+      # kind: files (parquet and media that you have) or world (the synthetic corpus). skip_bad_rows: leave broken rows out and list
+      # them, up to max_bad_share of the rows. Of the training rows only these types and sources, () for all; then a seeded
+      # sub-sample of max_rows, 0 for all.
+      'data': {
+        'kind': 'files',
+        'train': (),
+        'eval': (),
+        'media_root': '',
+        'skip_bad_rows': False,
+        'max_bad_share': 0.05,
+        'question_types': (),
+        'sources': (),
+        'max_rows': 0,
+      },
       'video': {
         'min_pixels': 1024,
         'max_pixels': 50176,

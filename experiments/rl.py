@@ -9,7 +9,6 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,7 +22,6 @@ from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
 from paravt_jax.serving import manifest
-from paravt_jax.types import Task
 
 
 def main(config: ConfigDict) -> None:
@@ -33,13 +31,11 @@ def main(config: ConfigDict) -> None:
   runs.announce(config, folder)
   with folder.phase('world' if config.data.kind == 'world' else 'corpus'):
     corpus = wiring.rl_corpus(config)
-    train_tasks, questions = (wiring.tasks(config, files, corpus.media_root) for files in (corpus.train, corpus.heldout))
+    questions = wiring.rl_questions(config, corpus, folder.path)
   with folder.phase('cold_start'):
     model_folder = pathlib.Path(config.model.folder) if config.model.folder else cold_start(config, folder)
   with runs.Interrupts() as interrupts:
-    summary = asyncio.run(
-      session(config, folder, model_folder, train_tasks, questions[: config.eval.questions], interrupts)
-    )
+    summary = asyncio.run(session(config, folder, model_folder, questions, interrupts))
   runs.write_json(folder.path / 'summary.json', summary)
   evaluation.finish(config, folder, summary, model_folder)
   print(folder.path)
@@ -74,6 +70,7 @@ def check(config: ConfigDict) -> None:
   require(config.rollout.max_concurrent, 'at least 1', config.rollout.max_concurrent >= 1, 'rollout.max_concurrent')
   require(config.eval.questions, 'at least 0 (0: no evaluation)', config.eval.questions >= 0, 'eval.questions')
   wiring.require_rows(config)
+  wiring.require_rows_wanted(config)
   require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
   require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
   require(config.sampling.temperature, 'above 0 (RL must explore)', config.sampling.temperature > 0, 'sampling.temperature')
@@ -97,8 +94,7 @@ async def session(
   config: ConfigDict,
   folder: runs.RunFolder,
   model_folder: pathlib.Path,
-  train_tasks: Sequence[Task],
-  questions: Sequence[Task],
+  questions: wiring.Questions,
   interrupts: runs.Interrupts,
 ) -> dict[str, Any]:
   """Everything that needs learner and server at once: evaluation, training, evaluation. Returns the summary."""
@@ -111,10 +107,10 @@ async def session(
   try:
     # always: a server by URL may still hold what an earlier run published
     await server.deliver(learner.publish(), learner.version)
-    await evaluation.phase('before', config, folder, server, questions, interrupts)
+    await evaluation.phase('before', config, folder, server, questions.heldout, interrupts)
     with folder.phase('rl'):
-      await train(config, folder, learner, server, train_tasks, host, interrupts)
-    await evaluation.phase('after', config, folder, server, questions, interrupts)
+      await train(config, folder, learner, server, questions, host, interrupts)
+    await evaluation.phase('after', config, folder, server, questions.heldout, interrupts)
   finally:
     await opened.__aexit__(None, None, None)
   with folder.phase('export'):
@@ -127,7 +123,7 @@ async def train(
   folder: runs.RunFolder,
   learner: Learner,
   server: rollouts.Rollouts,
-  tasks: Sequence[Task],
+  questions: wiring.Questions,
   host: dict[str, Any] | None,
   interrupts: runs.Interrupts,
 ) -> None:
@@ -136,6 +132,7 @@ async def train(
   group_options = build(
     groups.GroupOptions, config.frames, 'frames', size=knobs.group_size, max_concurrent=knobs.max_concurrent, seed=config.seed
   )
+  tasks, skipped = questions.train, questions.metrics()
   async with rollouts.rewards(config) as reward:
     queue = supply.Queue(config, server, reward, group_options, EpochOrder(len(tasks), config.seed), tasks, host)
     wandb = wiring.wandb_options(config, folder.path)
@@ -165,7 +162,7 @@ async def train(
           for group in batch:
             for one in group.scored:
               log.append(number, one)
-          writer.write(number, {**metrics, **clock.times(), **queue.metrics(), **server.metrics()})
+          writer.write(number, {**metrics, **clock.times(), **queue.metrics(), **server.metrics(), **skipped})
           guard(metrics, knobs.gap_limit, number)
           clock = Clock()  # saving counts towards the next step: a record that is on disk never lacks its line in the log
           if save:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,15 +90,52 @@ def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
   return tuple(map(pathlib.Path, files))
 
 
-def tasks(config: ConfigDict, files: tuple[pathlib.Path, ...], root: pathlib.Path) -> list[Task]:
-  """The RL rows of parquet files, media resolved; no files give none."""
-  if not files:
-    return []
-  counts: collections.Counter[str] = collections.Counter()
-  found = rows.rl_tasks(files, root, fields.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), counts)
-  if counts:
-    print(f'data: {dict(counts)} rows were broken and left out', file=sys.stderr)
-  return found
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """The RL rows of a run, and how many broken ones were left out, by reason."""
+
+  train: list[Task]
+  heldout: list[Task]
+  skipped: Mapping[str, int]
+
+  def metrics(self) -> dict[str, float]:
+    """The same as metrics."""
+    return {f'{fields.SKIPPED}/reason={reason}': float(count) for reason, count in self.skipped.items()}
+
+
+def rl_questions(config: ConfigDict, corpus: Corpus, folder: pathlib.Path) -> Questions:
+  """The rows of a corpus, media resolved. The filters choose among the training rows; held-out rows are all read, for they measure,
+  and the first eval.questions of them are kept.
+
+  Broken rows that were left out are listed in the run folder's skipped_rows.txt. Raises DataError as `rows.rl_tasks`.
+  """
+  counts, listed = collections.Counter(), []
+  options, data = fields.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=True), config.data
+  every = dataclasses.replace(rows.EVERY, max_bad_share=data.max_bad_share)
+  wanted = rows.Wanted(tuple(data.question_types), tuple(data.sources), data.max_rows, data.max_bad_share)
+  read = lambda files, which: rows.rl_tasks(files, corpus.media_root, options, counts, listed, which, config.seed) if files else []
+  try:
+    return Questions(read(corpus.train, wanted), read(corpus.heldout, every)[: config.eval.questions], counts)
+  finally:  # refused above the share: then the list is what one needs
+    list_skipped(folder / 'skipped_rows.txt', counts, listed)
+
+
+def list_skipped(path: pathlib.Path, counts: Mapping[str, int], listed: Sequence[str]) -> None:
+  """Writes broken rows, a line each, and says in one line how many there are; without any the file goes."""
+  path.unlink(missing_ok=True)
+  if listed:
+    path.write_text(''.join(f'{line}\n' for line in listed), 'utf-8', 'backslashreplace')
+    print(f'data: left out {sum(counts.values())} broken rows ({fields.worded(counts)}), listed in {path}', file=sys.stderr)
+
+
+def require_rows_wanted(config: ConfigDict) -> None:
+  """Raises ConfigError for filters of rows that are out of range."""
+  data = config.data
+  require(data.max_bad_share, 'a share, 0 to 1', 0 <= data.max_bad_share <= 1, 'data.max_bad_share')
+  require(data.max_rows, 'at least 0 (0: all rows)', data.max_rows >= 0, 'data.max_rows')
+  types_ok = all(kind in rows.TYPES for kind in data.question_types)
+  require(data.question_types, f'some of {", ".join(rows.TYPES)}, or () for all', types_ok, 'data.question_types')
+  require(data.sources, 'names, or () for all', all(isinstance(name, str) for name in data.sources), 'data.sources')
 
 
 def decode_pool(config: ConfigDict) -> DecodePool:

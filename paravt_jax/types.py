@@ -42,18 +42,26 @@ class TokenClass(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One question on one video. `options` is empty unless mcq; `answer` is the letter, the text, or 'start,end' in seconds.
+  """One question on any number of videos. `options` is empty unless mcq; `answer` is the letter, the text, or 'start,end' in
+  seconds.
 
-  `question` is what the user is asked, options included. `facts` holds what only the generator knows (windows needed, events).
+  `question` is what the user is asked, options included; videos[i] stands before question[slots[i]:] (slots never fall), without
+  slots all stand at its start. `facts` holds what only the generator knows (windows needed, events).
   """
   id: str
-  video: str
+  videos: tuple[str, ...]
   question: str
   question_type: str         # mcq | tvg | oe
   answer: str
   options: tuple[str, ...] = ()
   source: str = ''
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  slots: tuple[int, ...] = ()
+
+  @property
+  def video(self) -> str:
+    """The first video; '' when the task is text only."""
+    return self.videos[0] if self.videos else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +130,8 @@ class Trajectory:
 class ToolResult:
   """What one call (or failure) of a turn came to, in call order. `text` is what the main agent is shown.
 
-  `seconds` holds the times of the frames that the sub-agent saw; `subagent` its trajectory, None when it never ran.
+  `seconds` holds the times of the frames that the sub-agent saw; `subagent` its trajectory, None when it never ran; `video` says
+  which of the task's videos the window lies in, from 0.
   """
   call: ToolCall | ParseFailure
   status: ResultStatus
@@ -130,6 +139,7 @@ class ToolResult:
   window: Window | None = None
   seconds: tuple[float, ...] = ()
   subagent: Trajectory | None = None
+  video: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +152,17 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Overview:
+  """What the opening shows of one video: the times of its frames, and how long it is, seconds."""
+  seconds: tuple[float, ...]
+  duration: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Episode:
-  """A finished rollout. `trajectory` is the main agent's; `seconds` the times of the overview frames (K of them)."""
+  """A finished rollout. `trajectory` is the main agent's. `seconds` and `duration`: the times of the overview frames and the
+  length of the first video (none and 0.0 in a text-only task), `others` the same of the further ones; together they show K frames.
+  """
   task: Task
   rollout: int
   budget: int                # K, the overview frame budget drawn for this prompt
@@ -153,6 +172,12 @@ class Episode:
   trajectory: Trajectory
   stop: StopReason
   error: str = ''            # what the server did, when stop is ERROR
+  others: tuple[Overview, ...] = ()
+
+  @property
+  def overviews(self) -> tuple[Overview, ...]:
+    """One per video of the task, in its order."""
+    return (Overview(self.seconds, self.duration), *self.others)[:len(self.task.videos)]
 
   @property
   def results(self) -> tuple[ToolResult, ...]:

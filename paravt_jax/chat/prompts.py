@@ -1,6 +1,8 @@
 """Every text that we put before the policy. SFT, RL and evaluation use these very strings, at every scale; they are short."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from paravt_jax import types
 
@@ -56,9 +58,51 @@ def question(task_question: str, question_type: str) -> str:
   return f'{task_question}\n{FORMAT_HINTS[question_type]}'
 
 
-def subagent(window: types.Window, task_question: str | None) -> str:
-  """A sub-agent's text after its frames: the window it sees and, unless None, the question behind it."""
-  seen = f'These frames show {window.start:.1f} to {window.end:.1f} seconds.'
+def user(task: types.Task, videos: Sequence[Sequence[Any]]) -> list[Any]:
+  """The pieces of a task's user message: its text, cut where its videos stand.
+
+  Args:
+    task: the task. videos: the pieces of each of its videos' frames, in its order.
+
+  Returns:
+    Without slots, all frames and then the text as `question` has it. Of several videos each one's frames follow a line
+    `Video n:`.
+  """
+  text, pieces, at = question(task.question, task.question_type), [], 0
+  for number, (frames, slot) in enumerate(zip(videos, _slots(task), strict=True), 1):
+    if slot > at:
+      pieces.append(text[at:slot])
+    if len(videos) > 1:
+      fresh = not pieces or (isinstance(pieces[-1], str) and pieces[-1].endswith('\n'))
+      pieces.append(f'{"" if fresh else chr(10)}{label(number)}:\n')
+    pieces += frames
+    at = slot
+  return [*pieces, text[at:]]
+
+
+def label(number: int) -> str:
+  """What the n-th of several videos is called, from 1."""
+  return f'Video {number}'
+
+
+def told(task: types.Task) -> str:
+  """A task's question for those who are not shown its videos where they stand: labels stand in for slots inside the text."""
+  text, slots = task.question, _slots(task)
+  if len(slots) < 2 or not any(slots):
+    return text
+  for number, slot in reversed(list(enumerate(slots, 1))):
+    text = text[:slot] + label(number) + text[slot:]
+  return text
+
+
+def _slots(task: types.Task) -> Sequence[int]:
+  return task.slots or (0,) * len(task.videos)
+
+
+def subagent(window: types.Window, task_question: str | None, video: str = '') -> str:
+  """A sub-agent's text after its frames: the window it sees (of which video, if there are several) and, unless None, the
+  question behind it."""
+  seen = f'These frames show {window.start:.1f} to {window.end:.1f} seconds{video and " of "}{video}.'
   return f'{seen} Say briefly what they show.' if task_question is None else f'{seen} Answer briefly: {task_question}'
 
 

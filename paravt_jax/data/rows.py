@@ -1,28 +1,49 @@
 """RL rows to tasks: the only place where the published RL schema (`paravt_rl_*.parquet`) is read and checked.
 
 prompt [{role, content with <video>}], videos [{video}], extra_info JSON {answer, question_type: mcq | tvg | oe, and optionally
-id, options, facts}. Media values are sentinels or `file://` URIs under the media root.
+id, options, facts, source}, data_source (optional). The user message has as many `<video>` slots as there are videos, none
+included, anywhere in its text. Media values are sentinels or `file://` URIs under the media root.
 """
 
 import collections
+import dataclasses
+import heapq
+import json
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from paravt_jax import seeds
+from paravt_jax.chat.prompts import label
 from paravt_jax.data import fields
 from paravt_jax.data.fields import Broken, RowOptions
+from paravt_jax.errors import DataError
 from paravt_jax.types import Task
 
 VIDEO = '<video>'
+TYPES = ('mcq', 'tvg', 'oe')
 LETTERS = 'ABCDEFGHIJ'
 _OPTION = re.compile(r'^\s*\(?([A-J])[.):]\s*(\S.*?)\s*$', re.MULTILINE)
 _NUMBER = r'(\d+(?:\.\d+)?)'
 _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """Which rows are asked for. question_types, sources: only these, () for all; max_rows: a sub-sample of so many, 0 for all;
+  max_bad_share: of the rows asked for that may be broken where broken rows are skipped."""
+  question_types: tuple[str, ...]
+  sources: tuple[str, ...]
+  max_rows: int
+  max_bad_share: float
+
+
+EVERY = Wanted((), (), 0, 1.0)
+
+
 def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
-             counts: collections.Counter) -> list[Task]:
+             counts: collections.Counter, listed: list[str] | None = None, wanted: Wanted = EVERY, seed: int = 0) -> list[Task]:
   """The tasks of RL parquet files, in the order of files and rows.
 
   Ids come from extra_info.id, else 'file:row'. A system message of the row (it may carry its own tool block) is kept in
@@ -32,24 +53,87 @@ def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, 
     files: parquet files.
     media_root: folder that holds the media.
     options: what to do with broken rows.
-    counts: counts[SKIPPED] grows by the rows that were left out.
+    counts: counts[reason] grows by the broken rows that were left out. listed: gets a line for each of them.
+    wanted: which rows are asked for. Of a row of another type or source nothing else is looked at, its media need not be there.
+    seed: of the sub-sample.
 
   Raises:
-    DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be skipped; no row left.
+    DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be skipped; too many of them;
+      no row left; a source that no row has.
   """
   seen: dict[str, str] = {}
+  filters = _Filters(wanted)
 
-  def parse(row: dict, name: str) -> Task:
-    task = _task(row, name, media_root, options)
+  def parse(row: dict, name: str) -> Task | None:
+    info = _info(row)
+    if not filters.pass_(info['question_type'], _source(row, info)):
+      return None
+    task = _task(row, info, name, media_root, options)
     if task.id in seen:
-      raise Broken(f'extra_info.id: got {task.id!r} again (first in {seen[task.id]}), wanted one id per row')
+      raise Broken(f'extra_info.id: got {task.id!r} again (first in {seen[task.id]}), wanted one id per row', 'duplicate_id')
     seen[task.id] = name
     return task
 
-  return fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts)
+  found = fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts, listed, optional=('data_source',),
+                      max_bad_share=wanted.max_bad_share)
+  filters.check([str(file) for file in files])
+  return subsample(found, wanted.max_rows, seed)
 
 
-def _task(row: dict, name: str, root: str | os.PathLike, options: RowOptions) -> Task:
+def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:
+  """`count` tasks (0: all) in their order, drawn by seed and task id: the same on every machine; a larger count only adds."""
+  if not count or count >= len(tasks):
+    return tasks
+  drawn = heapq.nsmallest(count, range(len(tasks)), key=lambda i: seeds.at(seed, 'subsample', tasks[i].id))
+  return [tasks[i] for i in sorted(drawn)]
+
+
+class _Filters:
+  """Tells rows that are asked for from others, and counts."""
+
+  def __init__(self, wanted: Wanted):
+    self._wanted = wanted
+    self._sources: collections.Counter[str] = collections.Counter()
+    self._removed: collections.Counter[str] = collections.Counter()
+    self._kept = 0
+
+  def pass_(self, question_type: str, source: str) -> bool:
+    self._sources[source] += 1
+    for knob, value in (('sources', source), ('question_types', question_type)):
+      allowed = getattr(self._wanted, knob)
+      if allowed and value not in allowed:
+        self._removed[knob] += 1
+        return False
+    self._kept += 1
+    return True
+
+  def check(self, files: list[str]) -> None:
+    """Raises DataError when a source is nowhere, or nothing passed."""
+    absent = [source for source in self._wanted.sources if source not in self._sources]
+    if absent:
+      there = ', '.join(f'{source!r} {count}' for source, count in self._sources.most_common(20))
+      raise DataError(f'data.sources: got {absent[0]!r}, wanted sources that {files} have (rows: {there}); correct the name')
+    if not self._kept:
+      removed = ' and '.join(f'data.{knob}={getattr(self._wanted, knob)} {count}' for knob, count in self._removed.items())
+      raise DataError(f'{files}: got no row that is asked for: of {self._sources.total()}, {removed} were removed; '
+                      'widen the filters')
+
+
+def _info(row: dict) -> dict:
+  """extra_info, its question_type one of TYPES."""
+  info = fields.decoded(row['extra_info'], 'extra_info')
+  if not isinstance(info, dict):
+    raise Broken(f'extra_info: got {fields.short(info)}, wanted a JSON object with answer and question_type')
+  if info.get('question_type') not in TYPES:
+    raise Broken(f'extra_info.question_type: got {info.get("question_type")!r}, wanted mcq, tvg or oe', 'question_type')
+  return info
+
+
+def _source(row: dict, info: dict) -> str:
+  return str(row.get('data_source') or info.get('source') or '')
+
+
+def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: RowOptions) -> Task:
   prompt = fields.list_of_dicts(fields.decoded(row['prompt'], 'prompt'), 'prompt')
   texts = {'system': [], 'user': []}
   for message in prompt:
@@ -57,44 +141,66 @@ def _task(row: dict, name: str, root: str | os.PathLike, options: RowOptions) ->
     if role not in texts or not isinstance(content, str):
       raise Broken(f'prompt: got role {role!r} with content of type {type(content).__name__}, wanted system or user with text')
     texts[role].append(content)
-  if len(texts['user']) != 1 or texts['user'][0].count(VIDEO) != 1:
+  videos = fields.decoded(row['videos'], 'videos') or []
+  videos = fields.list_of_dicts(videos, 'videos') if videos else []
+  if len(texts['user']) != 1 or texts['user'][0].count(VIDEO) != len(videos):
     raise Broken(f'prompt: got {len(texts["user"])} user messages with {"".join(texts["user"]).count(VIDEO)} {VIDEO}, '
-                  'wanted one message with one')
-  videos = fields.list_of_dicts(fields.decoded(row['videos'], 'videos'), 'videos')
-  if len(videos) != 1:
-    raise Broken(f'videos: got {len(videos)}, wanted one')
-  info = fields.decoded(row['extra_info'], 'extra_info')
-  if not isinstance(info, dict):
-    raise Broken(f'extra_info: got {fields.short(info)}, wanted a JSON object with answer and question_type')
-  question, choices = _question(texts['user'][0].replace(VIDEO, '').strip(), info)
+                 f'wanted one message with {len(videos)}, one for each of `videos`', 'slots')
+  text, slots = _slots(texts['user'][0].replace('\r\n', '\n'))
+  question, choices = _question(text, slots, info)
   facts = fields.decoded(info.get('facts') or {}, 'extra_info.facts')
-  if not isinstance(facts, dict) or not isinstance(facts.get('system', ''), str):
-    raise Broken(f'extra_info.facts: got {fields.short(facts)}, wanted an object (its `system`, if any, a text)')
+  if not isinstance(facts, dict) or not isinstance(facts.get('system', ''), str) or not _is_finite(facts):
+    raise Broken(f'extra_info.facts: got {fields.short(facts)}, wanted an object of finite numbers (its `system`, if any, '
+                 'a text)')
   if texts['system']:
     facts = {**facts, 'system': '\n'.join(texts['system'])}
   own = info.get('id')
-  video = fields.media(videos[0].get('video'), 'videos', root, options)
-  return Task(id=name if own in (None, '') else str(own), video=video, question=question, question_type=info['question_type'],
-              answer=_gold(info, len(choices)), options=choices, source=str(row.get('data_source') or info.get('source') or ''), facts=facts)
+  paths = tuple(fields.media(video.get('video'), 'videos', root, options) for video in videos)
+  return Task(id=name if own in (None, '') else str(own), videos=paths, question=question, question_type=info['question_type'],
+              answer=_gold(info, len(choices)), options=choices, source=_source(row, info), facts=facts, slots=slots)
 
 
-def _question(text: str, info: dict) -> tuple[str, tuple[str, ...]]:
-  """What the user is asked, and the options' texts without letters (empty unless mcq)."""
-  kind = info.get('question_type')
-  if kind not in ('mcq', 'tvg', 'oe'):
-    raise Broken(f'extra_info.question_type: got {kind!r}, wanted mcq, tvg or oe')
+def _is_finite(facts: dict) -> bool:
+  """Whether the episode log, which holds no NaN, can keep them."""
+  try:
+    json.dumps(facts, allow_nan=False)
+  except ValueError:
+    return False
+  return True
+
+
+def _slots(content: str) -> tuple[str, tuple[int, ...]]:
+  """A user message without its `<video>`s, stripped; and where in it they stood, () when all stood at its start."""
+  first, *rest = content.split(VIDEO)
+  text, slots = first, []
+  for piece in rest:
+    slots.append(len(text))
+    text += piece
+  cut, end = len(text) - len(text.lstrip()), len(text.rstrip())
+  places = tuple(max(0, min(slot, end) - cut) for slot in slots)
+  return text.strip(), places if any(places) else ()
+
+
+def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple[str, ...]]:
+  """What the user is asked, and the options' texts without letters (empty unless mcq); of several videos, one that stands in an
+  option is told by its label."""
+  kind = info['question_type']
   if not text:
-    raise Broken(f'prompt: got nothing beside {VIDEO}, wanted a question')
+    raise Broken(f'prompt: got nothing beside {VIDEO}, wanted a question', 'no_question')
   if kind != 'mcq':
     return text, ()
-  written = _options(_OPTION.findall(text))
+  labelled = text
+  for number in range(len(slots), 0, -1) if len(slots) > 1 else ():
+    labelled = labelled[:slots[number - 1]] + label(number) + labelled[slots[number - 1]:]
+  written = _options(_OPTION.findall(labelled))
   given = info.get('options')
   if given is None:
     if len(written) < 2:
-      raise Broken(f'prompt: got {len(written)} options, wanted two or more in order, A. to J., each on a line of its own')
+      raise Broken(f'prompt: got {len(written)} options, wanted two or more in order, A. to J., each on a line of its own',
+                   'options')
     return text, written
   if not isinstance(given, list) or not all(isinstance(option, str) for option in given):
-    raise Broken(f'extra_info.options: got {fields.short(given)}, wanted a list of texts')
+    raise Broken(f'extra_info.options: got {fields.short(given)}, wanted a list of texts', 'options')
   choices = _options(_OPTION.findall('\n'.join(given)))
   choices = choices if len(choices) == len(given) else tuple(option.strip() for option in given)
   if len(written) != len(choices):
@@ -115,12 +221,12 @@ def _gold(info: dict, num_options: int) -> str:
   if kind == 'mcq':
     letter = re.fullmatch(r'\(?([A-J])\)?(?:[.):].*)?', answer.strip(), re.DOTALL) if isinstance(answer, str) else None
     if not 2 <= num_options <= len(LETTERS) or not letter or letter[1] not in LETTERS[:num_options]:
-      raise Broken(f'extra_info.answer: {fields.short(answer)} is not one of {num_options} options')
+      raise Broken(f'extra_info.answer: {fields.short(answer)} is not one of {num_options} options', 'answer')
     return letter[1]
   if kind == 'tvg':
     return _span(answer)
   if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
-    raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted a text')
+    raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted a text', 'answer')
   return str(answer).strip()
 
 
@@ -130,5 +236,6 @@ def _span(answer: Any) -> str:
   pair = [match[1], match[2]] if match else answer
   numbers = [fields.seconds(number, 'extra_info.answer') for number in pair] if isinstance(pair, list) else []
   if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
-    raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted [start, end] in seconds with 0 <= start < end')
+    raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted [start, end] in seconds with 0 <= start < end',
+                 'answer')
   return f'{numbers[0]:.10g},{numbers[1]:.10g}'

@@ -1,8 +1,8 @@
 """Episodes on disk: one JSON object a line, strict both ways.
 
-Frames are not inlined: a segment keeps the sizes of its images, and the pixels can be decoded again from `task.video` at the
-recorded seconds (the overview's in `seconds`, a sub-agent's in its result's). Everything else comes back as it was, numbers to
-six decimals.
+Frames are not inlined: a segment keeps the sizes of its images, and the pixels can be decoded again from `task.videos` at the
+recorded seconds (the overview's in `seconds` and `others`, a sub-agent's in its result's). Everything else comes back as it was,
+numbers to six decimals.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import append_line, unwritable
 from paravt_jax.types import (
   Episode,
+  Overview,
   ParseFailure,
   ResultStatus,
   Scored,
@@ -35,6 +36,7 @@ from paravt_jax.types import (
 
 _NUMBER = (int, float)
 _DECIMALS = 6
+_LISTS = ('videos', 'options', 'slots')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +115,12 @@ def to_json(step: int, scored: Scored) -> dict[str, Any]:
     'step': step,
     'reward': _round(scored.reward),
     'parts': {name: _round(value) for name, value in scored.parts.items()},
-    'task': {**dataclasses.asdict(episode.task), 'options': list(episode.task.options)},
+    'task': {**dataclasses.asdict(episode.task), **{key: list(getattr(episode.task, key)) for key in _LISTS}},
     'rollout': episode.rollout,
     'budget': episode.budget,
     'seconds': [_round(t) for t in episode.seconds],
     'duration': _round(episode.duration),
+    'others': [{'seconds': [_round(t) for t in view.seconds], 'duration': _round(view.duration)} for view in episode.others],
     'stop': str(episode.stop),
     'turns': [{'text': turn.text, 'stop': str(turn.stop), 'forced': turn.forced,
                'results': [_result_to_json(result) for result in turn.results]} for turn in episode.turns],
@@ -132,14 +135,15 @@ def from_json(data: Any, where: str) -> Entry:
     DataError: a key is missing, unknown, or of another type.
   """
   line = _object(data, where, step=int, reward=_NUMBER, parts=dict, task=dict, rollout=int, budget=int, seconds=list,
-                 duration=_NUMBER, stop=str, turns=list, trajectory=dict)
-  task = _object(line['task'], f'{where}, task', id=str, video=str, question=str, question_type=str, answer=str, options=list,
-                 source=str, facts=dict)
+                 duration=_NUMBER, others=list, stop=str, turns=list, trajectory=dict)
+  task = _object(line['task'], f'{where}, task', id=str, videos=list, question=str, question_type=str, answer=str, options=list,
+                 source=str, facts=dict, slots=list)
   turns = tuple(_turn(turn, f'{where}, turns[{i}]') for i, turn in enumerate(line['turns']))
   episode = Episode(
-    task=Task(**{**task, 'options': tuple(task['options'])}), rollout=line['rollout'], budget=line['budget'],
+    task=Task(**{**task, **{key: tuple(task[key]) for key in _LISTS}}), rollout=line['rollout'], budget=line['budget'],
     seconds=tuple(line['seconds']), duration=line['duration'], turns=turns,
-    trajectory=_trajectory(line['trajectory'], f'{where}, trajectory'), stop=_enum(StopReason, line['stop'], f'{where}, stop'))
+    trajectory=_trajectory(line['trajectory'], f'{where}, trajectory'), stop=_enum(StopReason, line['stop'], f'{where}, stop'),
+    others=tuple(_overview(view, f'{where}, others[{i}]') for i, view in enumerate(line['others'])))
   return Entry(line['step'], Scored(episode, line['reward'], line['parts']))
 
 
@@ -179,7 +183,7 @@ def _result_to_json(result: ToolResult) -> dict[str, Any]:
     'call': _plain(dataclasses.asdict(result.call)), 'status': str(result.status), 'text': result.text,
     'window': None if window is None else [_round(window.start), _round(window.end), window.num_frames],
     'seconds': [_round(t) for t in result.seconds],
-    'subagent': None if result.subagent is None else _trajectory_to_json(result.subagent)}
+    'subagent': None if result.subagent is None else _trajectory_to_json(result.subagent), 'video': result.video}
 
 
 def _plain(value: Any) -> Any:
@@ -191,6 +195,11 @@ def _plain(value: Any) -> Any:
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _overview(data: Any, where: str) -> Overview:
+  view = _object(data, where, seconds=list, duration=_NUMBER)
+  return Overview(tuple(view['seconds']), view['duration'])
+
+
 def _turn(data: Any, where: str) -> Turn:
   turn = _object(data, where, text=str, stop=str, forced=bool, results=list)
   results = tuple(_result(result, f'{where}, results[{i}]') for i, result in enumerate(turn['results']))
@@ -199,7 +208,7 @@ def _turn(data: Any, where: str) -> Turn:
 
 def _result(data: Any, where: str) -> ToolResult:
   result = _object(data, where, call=dict, status=str, text=str, window=(list, type(None)), seconds=list,
-                   subagent=(dict, type(None)))
+                   subagent=(dict, type(None)), video=int)
   if 'reason' in result['call']:
     call = ParseFailure(**_object(result['call'], f'{where}, call', reason=str, text=str))
   else:
@@ -209,7 +218,7 @@ def _result(data: Any, where: str) -> ToolResult:
   return ToolResult(
     call, _enum(ResultStatus, result['status'], f'{where}, status'), result['text'],
     None if result['window'] is None else Window(*result['window']), tuple(result['seconds']),
-    None if result['subagent'] is None else _trajectory(result['subagent'], f'{where}, subagent'))
+    None if result['subagent'] is None else _trajectory(result['subagent'], f'{where}, subagent'), result['video'])
 
 
 def _trajectory(data: Any, where: str) -> Trajectory:

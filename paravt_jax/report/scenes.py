@@ -4,6 +4,7 @@ import base64
 import collections
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from paravt_jax.chat import prompts
 from paravt_jax.errors import MediaError
 from paravt_jax.report.episodes import Entry
 from paravt_jax.report.run import accuracy
@@ -84,9 +86,10 @@ def _wishes(after: Sequence[Entry], earlier: Mapping[tuple, Entry]) -> Iterable[
 def scene(pick: Pick, load: LoadFrames | None, decode: Decode | None) -> dict[str, Any]:
   """What the template shows of a pick: the question once, then each side. Frames that cannot be loaded become a note."""
   episode = pick.sides[-1][1].scored.episode
-  thumbs, note = _thumbs(load, episode.task.video, episode.seconds)
+  thumbs, note = _overview(load, episode)
   return {
-    'label': pick.label, 'k': episode.budget, 'task': episode.task, 'duration': clock(episode.duration),
+    'label': pick.label, 'k': episode.budget, 'task': episode.task,
+    'duration': ' + '.join(clock(view.duration) for view in episode.overviews) or clock(0),
     'thumbs': thumbs, 'note': note, 'size': 'few' if len(thumbs) <= 8 else 'some' if len(thumbs) <= 16 else 'many',
     'sides': [_side(caption, entry, load, decode) for caption, entry in pick.sides]}
 
@@ -117,8 +120,11 @@ def clock(seconds: float) -> str:
 
 
 def timeline(episode: Episode) -> dict[str, Any]:
-  """Everything on the video's axis, as percent of its duration: overview ticks, what is known to happen, crops in lanes."""
-  duration = max(episode.duration, 1e-6)
+  """Everything on the axis of the videos, end to end, as percent of their duration: overview ticks, what is known to happen
+  (in the first video), crops in lanes."""
+  views = episode.overviews
+  starts = list(itertools.accumulate((view.duration for view in views), initial=0.0))
+  duration = max(starts[-1], 1e-6)
   percent = lambda t: round(100 * min(max(t / duration, 0), 1), 3)
   crops, events = [], []
   lanes: list[float] = []
@@ -126,20 +132,24 @@ def timeline(episode: Episode) -> dict[str, Any]:
   for number, result in enumerate(episode.results, 1):
     if result.window is None:
       continue
-    lane = _lane(lanes, result.window.start, result.window.end + .04 * duration)
-    left, right = percent(result.window.start), percent(result.window.end)
+    start, end = starts[result.video] + result.window.start, starts[result.video] + result.window.end
+    lane = _lane(lanes, start, end + .04 * duration)
+    left, right = percent(start), percent(end)
     crops.append({
       'number': number, 'left': left, 'width': right - left,
-      'lane': lane, 'ok': result.status is ResultStatus.EXECUTED, 'title': f'crop {number}: {_window(result)}, {result.status}',
-      'frames': [percent(t) for t in result.seconds]})
+      'lane': lane, 'ok': result.status is ResultStatus.EXECUTED,
+      'title': f'crop {number}: {_window(result, len(views))}, {result.status}',
+      'frames': [percent(starts[result.video] + t) for t in result.seconds]})
   for event in known_events(episode.task):
     left, right = percent(event['start']), percent(event['end'])
     lane = _lane(event_lanes, event['start'], event['end'] + LABEL * duration)
     events.append({**event, 'left': left, 'width': right - left, 'lane': lane})
   return {
-    'overview': [percent(t) for t in episode.seconds], 'crops': crops, 'lanes': len(lanes),
+    'overview': [percent(start + t) for start, view in zip(starts, views) for t in view.seconds],
+    'crops': crops, 'lanes': len(lanes),
     'events': events, 'event_lanes': len(event_lanes),
-    'axis': [{'left': 100 * i / 4, 'text': clock(episode.duration * i / 4)} for i in range(5)]}
+    'axis': [{'left': 100 * i / 4, 'text': clock(duration * i / 4)} for i in range(5)] if len(views) == 1 else
+            [{'left': percent(start), 'text': prompts.label(i)} for i, start in enumerate(starts[:-1], 1)]}
 
 
 def _lane(ends: list[float], start: float, end: float) -> int:
@@ -191,27 +201,39 @@ def _side(caption: str, entry: Entry, load: LoadFrames | None, decode: Decode | 
     'parts': [(name, entry.scored.parts[name]) for name in ('accuracy', 'format', 'base', 'anchor', 'tool')
               if name in entry.scored.parts],
     'calls': episode.executed, 'timeline': timeline(episode), 'rollout': episode.rollout,
-    'turns': [_turn(turn, numbers, episode.task.video, load) for turn in episode.turns],
+    'turns': [_turn(turn, numbers, episode.task.videos, load) for turn in episode.turns],
     'counts': (sampled, sum(len(s.ids) for s in episode.trajectory.segments) - sampled),
     'tokens': [('main agent', tokens(episode.trajectory, decode)),
                *((f'sub-agent {i}', tokens(result.subagent, decode)) for i, result in enumerate(episode.results, 1)
                  if result.subagent is not None)]}
 
 
-def _turn(turn: Turn, numbers: Iterable[int], video: str, load: LoadFrames | None) -> dict[str, Any]:
+def _turn(turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadFrames | None) -> dict[str, Any]:
   results = []
   for result in turn.results:
-    thumbs, note = _thumbs(load, video, result.seconds)
+    thumbs, note = _thumbs(load, videos[result.video] if videos else '', result.seconds)
     results.append({
       'number': next(numbers), 'ok': result.status is ResultStatus.EXECUTED, 'status': str(result.status).replace('_', ' '),
-      'window': _window(result), 'text': result.text, 'thumbs': thumbs, 'note': note})
+      'window': _window(result, len(videos)), 'text': result.text, 'thumbs': thumbs, 'note': note})
   return {'spans': spans(turn.text), 'results': results, 'forced': turn.forced, 'stop': str(turn.stop)}
 
 
-def _window(result: ToolResult) -> str:
+def _window(result: ToolResult, videos: int) -> str:
   if result.window is None:
     return 'no window'
-  return f'{clock(result.window.start)} – {clock(result.window.end)}'
+  name = f'{prompts.label(result.video + 1)}, ' if videos > 1 else ''
+  return f'{name}{clock(result.window.start)} – {clock(result.window.end)}'
+
+
+def _overview(load: LoadFrames | None, episode: Episode) -> tuple[list[dict[str, Any]], str]:
+  """The thumbnails of every video, named where there are several, and the first note."""
+  found, notes = [], []
+  for number, (video, view) in enumerate(zip(episode.task.videos, episode.overviews), 1):
+    thumbs, note = _thumbs(load, video, view.seconds)
+    name = f'{prompts.label(number)}, ' if len(episode.overviews) > 1 else ''
+    found += [{**thumb, 'text': name + thumb['text']} for thumb in thumbs]
+    notes += [note] if note else []
+  return found, notes[0] if notes else ''
 
 
 def _thumbs(load: LoadFrames | None, video: str, seconds: Sequence[float]) -> tuple[list[dict[str, Any]], str]:

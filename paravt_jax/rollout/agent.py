@@ -12,7 +12,9 @@ from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.sampler import MAIN, Address, Sampler
 from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.types import (
+  Clip,
   Episode,
+  Overview,
   ParseFailure,
   ResultStatus,
   Segment,
@@ -40,11 +42,10 @@ class AgentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """A prompt, shared by the rollouts of a group. seconds: of its overview frames; duration: of the video."""
+  """A prompt, shared by the rollouts of a group. overviews: one per video of the task, in its order."""
   segment: Segment
   budget: int
-  seconds: tuple[float, ...]
-  duration: float
+  overviews: tuple[Overview, ...]
 
 
 class Agent:
@@ -55,18 +56,25 @@ class Agent:
     self._closing_room = len(template.closing(sampler.tok, False).ids)
 
   async def open(self, task: Task, budget: int) -> Opening:
-    """The first segment: system prompt, min(budget, frames available) overview frames with their times, the question.
+    """The first segment: system prompt, the question, and min(budget, frames available) overview frames with their times.
+
+    Several videos share the budget evenly, the first ones taking what is left over; each shows a frame at least.
 
     Raises:
-      MediaError: the video cannot be read.
+      MediaError: a video cannot be read.
     """
-    context = self._sampler.options
-    info = await self._frames.probe(task.video)
-    times = sampling.budget_times(info.duration, budget, info.fps)
-    clip = await self._frames.frames(task.video, times, context.min_pixels, context.max_pixels)
-    user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.question(task.question, task.question_type)]
+    found = await asyncio.gather(*map(self._overview, task.videos, _shares(budget, len(task.videos))))
+    user = prompts.user(task, [template.frame_pieces(clip.frames, overview.seconds) for clip, overview in found])
     segment = template.opening(self._sampler.tok, prompts.system(task.facts.get('system')), user, self._options.think_prefix)
-    return Opening(segment, budget, tuple(float(second) for second in clip.seconds), info.duration)
+    return Opening(segment, budget, tuple(overview for _, overview in found))
+
+  async def _overview(self, path: str, budget: int) -> tuple[Clip, Overview]:
+    """min(budget, frames available) frames of a video."""
+    context = self._sampler.options
+    info = await self._frames.probe(path)
+    times = sampling.budget_times(info.duration, budget, info.fps)
+    clip = await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
+    return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration)
 
   async def run(self, task: Task, opening: Opening, address: Address) -> Episode:
     """One episode from its opening to its end.
@@ -90,7 +98,7 @@ class Agent:
         return StopReason.CONTEXT
       segment, finish = await self._sampler.sample(
           run.segments, address=run.address, turn=turn, call=MAIN, max_new_tokens=room,
-          token_class=TokenClass.AFTER_TOOL if turn else TokenClass.AFTER_FRAME)
+          token_class=TokenClass.AFTER_TOOL if turn else run.opening_class)
       forced = turn == options.max_turns
       text = template.turn_text(self._sampler.tok, segment.ids, options.think_prefix)
       blocks = () if forced or finish == 'abort' else toolcalls.parse(text)
@@ -135,8 +143,8 @@ class Agent:
   async def _result(self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int) -> ToolResult:
     if isinstance(block, ParseFailure):
       return ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE))
-    return await self._subagents.run(block, task=run.task, duration=run.opening.duration, address=run.address, turn=turn,
-                                     index=index)
+    return await self._subagents.run(block, task=run.task, durations=[view.duration for view in run.opening.overviews],
+                                     address=run.address, turn=turn, index=index)
 
 
 @dataclasses.dataclass
@@ -148,9 +156,20 @@ class _Run:
   segments: list[Segment]
   turns: list[Turn] = dataclasses.field(default_factory=list)
 
+  @property
+  def opening_class(self) -> TokenClass:
+    """Of the first turn's tokens."""
+    return TokenClass.AFTER_FRAME if self.opening.overviews else TokenClass.TEXT
+
   def episode(self, stop: StopReason, error: str = '') -> Episode:
-    return Episode(self.task, self.address.rollout, self.opening.budget, self.opening.seconds, self.opening.duration,
-                   tuple(self.turns), Trajectory(tuple(self.segments), stop), stop, error)
+    first, *others = self.opening.overviews or (Overview((), 0.0),)
+    return Episode(self.task, self.address.rollout, self.opening.budget, first.seconds, first.duration, tuple(self.turns),
+                   Trajectory(tuple(self.segments), stop), stop, error, tuple(others))
+
+
+def _shares(budget: int, videos: int) -> list[int]:
+  """A budget of frames split over videos: 10 over 4 -> [3, 3, 2, 2]; at least 1 each."""
+  return [max(1, (budget + videos - 1 - i) // videos) for i in range(videos)]
 
 
 def _stop(finish: str, answered: bool) -> StopReason:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+from paravt_jax.chat.prompts import told
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.rewards import answer, total
 from paravt_jax.rollout.agent import Agent, Opening
@@ -59,7 +60,7 @@ def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
     task = episode.task
     if task.question_type != 'oe' or options.open_ended != 'judge':
       return total.score(episode, options)
-    verdict = await judge.compare(task.question, task.answer, answer.extract_answer(episode.turns[-1].text))
+    verdict = await judge.compare(told(task), task.answer, answer.extract_answer(episode.turns[-1].text))
     if isinstance(verdict, JudgeFailure):
       return Dropped(verdict.reason)
     return total.score(episode, options, judged=float(verdict.right))

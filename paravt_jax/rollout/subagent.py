@@ -3,6 +3,9 @@
 import asyncio
 import dataclasses
 import logging
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from paravt_jax.chat import prompts, template, toolcalls
 from paravt_jax.errors import MediaError, RolloutError
@@ -21,6 +24,7 @@ from paravt_jax.types import (
 from paravt_jax.video import sampling
 from paravt_jax.video.store import FrameStore
 
+_LABEL = re.compile(r'(?:video\s*)?([1-9][0-9]{0,3})', re.IGNORECASE)
 _CUT = '\ufffd'              # what a cut through a character decodes to
 _STOPS = {'stop': StopReason.STOP, 'length': StopReason.LENGTH, 'abort': StopReason.ABORT}
 
@@ -52,20 +56,29 @@ class Subagents:
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
     self._sampler, self._frames, self._options = sampler, frames, options
 
-  async def run(self, call: ToolCall, *, task: Task, duration: float, address: Address, turn: int, index: int) -> ToolResult:
+  async def run(self, call: ToolCall, *, task: Task, durations: Sequence[float], address: Address, turn: int,
+                index: int) -> ToolResult:
     """The result of one call of `task`'s main agent; never raises for what a model, a file or a server did.
 
     Args:
-      call: as parsed; its arguments are judged here. duration: of the task's video, seconds.
+      call: as parsed; its arguments are judged here. durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
-    window = toolcalls.resolve_window(call, duration, min_frames=self._options.min_frames,
+    video = chosen(call.arguments.get('video_path'), task.videos)
+    result = await self._run(call, video, task, durations, address, turn, index)
+    return dataclasses.replace(result, video=video)
+
+  async def _run(self, call: ToolCall, video: int, task: Task, durations: Sequence[float], address: Address, turn: int,
+                 index: int) -> ToolResult:
+    if call.name == prompts.TOOL_NAME and not task.videos:
+      return ToolResult(call, ResultStatus.BAD_ARGUMENTS, prompts.error(ResultStatus.BAD_ARGUMENTS, 'There is no video.'))
+    window = toolcalls.resolve_window(call, durations[video] if durations else 0.0, min_frames=self._options.min_frames,
                                       max_frames=self._options.max_frames)
     if not isinstance(window, Window):
       return ToolResult(call, window.status, window.message)
     try:
       async with asyncio.timeout(self._options.deadline_s):
-        seen = await self._look(window, task, address, turn, index)
+        seen = await self._look(window, video, task, address, turn, index)
     except TimeoutError:
       return _failed(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
@@ -76,13 +89,14 @@ class Subagents:
       return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
     return self._judged(call, window, seen)
 
-  async def _look(self, window: Window, task: Task, address: Address, turn: int, index: int) -> _Seen:
+  async def _look(self, window: Window, video: int, task: Task, address: Address, turn: int, index: int) -> _Seen:
     """Frames, opening, one sampled turn."""
     options, context = self._options, self._sampler.options
     times = sampling.window_times(window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames)
-    clip = await self._frames.frames(task.video, times, context.min_pixels, context.max_pixels)
-    question = task.question if options.see_question else None
-    user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.subagent(window, question)]
+    clip = await self._frames.frames(task.videos[video], times, context.min_pixels, context.max_pixels)
+    question = prompts.told(task) if options.see_question else None
+    name = prompts.label(video + 1) if len(task.videos) > 1 else ''
+    user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.subagent(window, question, name)]
     opening = template.opening(self._sampler.tok, None, user, '')
     seconds = tuple(float(second) for second in clip.seconds)
     room = min(options.max_new_tokens, self._sampler.room([opening]))
@@ -108,6 +122,20 @@ class Subagents:
     text = prompts.result(template.turn_text(tok, segment.ids, ''))
     ids = tok.encode(text, trusted=False)
     return text if len(ids) <= self._options.summary_tokens else tok.decode(ids[:self._options.summary_tokens]).rstrip(_CUT)
+
+
+def chosen(video_path: Any, videos: Sequence[str]) -> int:
+  """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base name; the first by default.
+
+  What the policy wrote only picks among `videos`; it is never opened.
+  """
+  if type(video_path) is int and 0 < video_path <= len(videos):
+    return video_path - 1
+  name = video_path.strip() if isinstance(video_path, str) else ''
+  if (match := _LABEL.fullmatch(name)) and int(match[1]) <= len(videos):
+    return int(match[1]) - 1
+  base = name.rpartition('/')[2]
+  return next((i for i, path in enumerate(videos) if path.rpartition('/')[2] == base), 0)
 
 
 def _failed(call: ToolCall, window: Window, status: ResultStatus) -> ToolResult:

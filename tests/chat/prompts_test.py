@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from paravt_jax import types
@@ -50,3 +51,43 @@ def test_a_result_is_what_follows_the_think():
   assert prompts.result('<think>hm</think>\n41 red ') == '41 red'
   assert prompts.result(' 41 red') == '41 red' and prompts.result('<think>never closed') == '<think>never closed'
   assert types.ResultStatus.EXECUTED not in prompts.ERRORS
+
+
+def _laid(question, slots, *videos):
+  """The pieces of an open question's user message; videos are given as stand-ins for their pieces."""
+  task = types.Task('t', tuple(f'{i}.mp4' for i in range(len(videos))), question, 'oe', 'x', slots=slots)
+  return prompts.user(task, videos)
+
+
+HINT = '\nAnswer in a few words.'
+FIRST, SECOND = ['<1.0 seconds>', np.zeros(1)], ['<9.0 seconds>', np.ones(1)]
+
+
+def test_one_video_at_the_start_is_its_frames_and_then_the_question():
+  assert _laid('What?', (), FIRST) == [*FIRST, f'What?{HINT}']
+
+
+def test_without_a_video_the_message_is_the_question():
+  assert _laid('What?', ()) == [f'What?{HINT}']
+
+
+def test_a_video_stands_where_its_slot_stood():
+  assert _laid('See : what?', (4,), FIRST) == ['See ', *FIRST, f': what?{HINT}']
+  assert _laid('What?', (5,), FIRST) == ['What?', *FIRST, HINT]
+
+
+def test_each_of_several_videos_follows_a_line_with_its_label():
+  assert _laid('What?', (), FIRST, SECOND) == ['Video 1:\n', *FIRST, '\nVideo 2:\n', *SECOND, f'What?{HINT}']
+  assert _laid('A: \nB:\n.', (3, 7), FIRST, SECOND) == [
+      'A: ', '\nVideo 1:\n', *FIRST, '\nB:\n', 'Video 2:\n', *SECOND, f'.{HINT}']
+
+
+def test_those_who_do_not_see_the_videos_are_told_their_labels():
+  told = lambda question, slots, count: prompts.told(types.Task('t', ('v',) * count, question, 'oe', 'x', slots=slots))
+  assert told('Is  before ?', (3, 11), 2) == 'Is Video 1 before Video 2?'
+  assert told('What?', (), 2) == told('What?', (5,), 1) == told('What?', (), 0) == 'What?'
+
+
+def test_a_subagent_on_one_of_several_videos_is_told_which():
+  assert prompts.subagent(Window(10, 14.5), None, 'Video 2') == (
+      'These frames show 10.0 to 14.5 seconds of Video 2. Say briefly what they show.')

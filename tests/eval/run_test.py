@@ -77,7 +77,7 @@ def test_deviation_18_evaluation_sends_the_very_requests_that_training_sends():
 
 def test_deviation_19_an_error_is_its_own_outcome_and_never_a_wrong_answer_silently():
   """The release scored API errors as wrong answers."""
-  missing = dataclasses.replace(TASK, id='missing', video='missing.mp4')
+  missing = dataclasses.replace(TASK, id='missing', videos=('missing.mp4',))
   (records, summary), _ = run(answering(open='red', choice=Refuse(500, 'overloaded')), [OPEN, CHOICE, missing])
   outcomes = [(record.reason, record.scored is None) for record in records[::2]]
   assert outcomes == [('', False), ('server', True), ('media_missing', True)]

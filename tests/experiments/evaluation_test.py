@@ -13,7 +13,7 @@ from paravt_jax.eval.run import EvalOptions, Record
 from paravt_jax.report import episodes
 from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 
-TASK = Task('t', 'v.mp4', 'q?', 'oe', 'red', facts={'windows': 1})
+TASK = Task('t', ('v.mp4',), 'q?', 'oe', 'red', facts={'windows': 1})
 
 
 def record(name='t', budget=4, accuracy=1.0, calls=1, windows=1, compliant=1.0):

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import para_grpo
-from experiments import rl, runs
+from experiments import rl, runs, wiring
 from paravt_jax.errors import ConfigError, SyncError
 from paravt_jax.metrics import names
 
@@ -77,5 +77,5 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
   monkeypatch.setattr(rl.evaluation, 'phase', note)
   monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
   monkeypatch.setattr(rl, 'train', lambda *_: note('train'))
-  asyncio.run(rl.session(ConfigDict(), runs.RunFolder(tmp_path / 'run', {}), tmp_path, (), (), None))
+  asyncio.run(rl.session(ConfigDict(), runs.RunFolder(tmp_path / 'run', {}), tmp_path, wiring.Questions([], [], {}), None))
   assert done == [('deliver', 'version 0', 0), 'before', 'train', 'after']

@@ -1,14 +1,18 @@
 """From a recipe to running parts, and the one clear error when a part is not there."""
 
 import collections
+import json
 import pathlib
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from configs import para_grpo, sft
 from experiments import runs, wiring
 from experiments import sft as sft_entry
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.metrics import names
 
 
 @pytest.fixture
@@ -22,10 +26,11 @@ def small(tmp_path, monkeypatch):
   return config
 
 
-def test_the_corpus_is_written_once_and_its_tasks_point_at_real_videos(small, capsys):
+def test_the_corpus_is_written_once_and_its_tasks_point_at_real_videos(small, tmp_path, capsys):
   corpus = wiring.rl_corpus(small)
-  train, held = (wiring.tasks(small, files, corpus.media_root) for files in (corpus.train, corpus.heldout))
-  assert (len(train), len(held)) == (4, 2)
+  found = wiring.rl_questions(small, corpus, tmp_path)
+  train, held = found.train, found.heldout
+  assert (len(train), len(held), found.metrics()) == (4, 2, {})
   assert {pathlib.Path(task.video).is_file() for task in train + held} == {True}
   assert not {task.video for task in train} & {task.video for task in held}
   written = corpus.train[0].stat().st_mtime_ns
@@ -114,9 +119,59 @@ def test_a_servers_threads_are_bounded_only_when_the_recipe_says_so():
   assert 'intra_op_parallelism_threads' not in wiring.child_environment(0).get('XLA_FLAGS', '')
 
 
+@pytest.fixture
+def own(tmp_path):
+  """The 8B recipe over files of one's own: 6 training rows (3 of each of two sources), the last without its video, and 2 held out."""
+  root = tmp_path / 'media' / 'selfqa'
+  root.mkdir(parents=True)
+  (root / 'a.mp4').touch()
+  row = lambda i, source, video='a': {
+    'prompt': [{'role': 'user', 'content': '<video>What?'}], 'videos': [{'video': f'selfqa/{video}.mp4'}], 'data_source': source,
+    'extra_info': json.dumps({'answer': 'x', 'question_type': 'oe', 'id': f'{source}{i}'})}
+  rows = [row(i, source) for i in range(3) for source in ('hacs', 'ego')]
+  rows[-1] = row(9, 'ego', 'absent')
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'train.parquet')
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row(i, 'held') for i in range(2)]), tmp_path / 'held.parquet')
+  config = para_grpo.get_config('8b')
+  config.data.update({'train': (str(tmp_path / 'train.parquet'),), 'eval': (str(tmp_path / 'held.parquet'),),
+                      'media_root': str(tmp_path / 'media'), 'skip_bad_rows': True, 'max_bad_share': 0.2})
+  (tmp_path / 'run').mkdir()
+  return config
+
+
+def test_rows_without_their_media_are_counted_in_a_line_and_listed_in_the_run_folder(own, tmp_path, capsys):
+  found = wiring.rl_questions(own, wiring.rl_corpus(own), tmp_path / 'run')
+  assert ([task.id for task in found.train], len(found.heldout)) == (['hacs0', 'ego0', 'hacs1', 'ego1', 'hacs2'], 2)
+  assert found.metrics() == {'data/skipped/reason=missing_media': 1.0}
+  assert names.lookup(*found.metrics()).unit == 'rows'
+  said = capsys.readouterr().err
+  assert said == f'data: left out 1 broken rows (missing_media 1), listed in {tmp_path}/run/skipped_rows.txt\n'
+  line, = (tmp_path / 'run' / 'skipped_rows.txt').read_text().splitlines()
+  assert line.startswith(f'{tmp_path}/train.parquet:5\tmissing_media\tvideos: no file at {tmp_path}/media/selfqa/absent.mp4')
+
+
+def test_above_the_share_the_run_is_refused_and_the_rows_are_listed_all_the_same(own, tmp_path):
+  own.data.max_bad_share = 0.1
+  with pytest.raises(DataError, match=r'1 of 6 rows are broken \(missing_media 1\), wanted a share of at most 0.1'):
+    wiring.rl_questions(own, wiring.rl_corpus(own), tmp_path / 'run')
+  assert 'absent.mp4' in (tmp_path / 'run' / 'skipped_rows.txt').read_text()
+
+
+def test_filters_choose_training_rows_and_leave_the_measure_alone(own, tmp_path):
+  own.data.update({'skip_bad_rows': False, 'sources': ('hacs',), 'max_rows': 2})       # the broken row is not asked for
+  own.eval.questions = 1
+  (tmp_path / 'run' / 'skipped_rows.txt').write_text('of an earlier start')
+  found = wiring.rl_questions(own, wiring.rl_corpus(own), tmp_path / 'run')
+  assert len(found.train) == 2 and {task.source for task in found.train} == {'hacs'}
+  assert [task.id for task in found.heldout] == ['held0'] and not (tmp_path / 'run' / 'skipped_rows.txt').exists()
+  own.data.update({'sources': (), 'question_types': ('mcq',)})
+  with pytest.raises(DataError, match=r"of 6, data.question_types=\('mcq',\) 6 were removed"):
+    wiring.rl_questions(own, wiring.rl_corpus(own), tmp_path / 'run')
+
+
 def test_without_held_out_files_there_is_no_evaluation_and_no_complaint(tmp_path):
   (tmp_path / 'a.parquet').touch()
   config = para_grpo.get_config('8b')
   config.data.train = (str(tmp_path / 'a.parquet'),)
   corpus = wiring.rl_corpus(config)
-  assert corpus.heldout == () and wiring.tasks(config, corpus.heldout, corpus.media_root) == []
+  assert corpus.heldout == ()

@@ -9,7 +9,7 @@ import pytest
 
 from paravt_jax.errors import DataError, ParavtError
 from paravt_jax.report.episodes import EpisodeLog, from_json, read, to_json
-from paravt_jax.types import ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall, ToolResult
+from paravt_jax.types import Overview, ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall, ToolResult
 from tests.report import made_run
 
 
@@ -137,3 +137,18 @@ def test_nan_that_a_policy_wrote_into_a_call_is_kept_as_text():
   scored = dataclasses.replace(scored, episode=dataclasses.replace(scored.episode, turns=(turn,)))
   line = json.loads(json.dumps(to_json(0, scored), allow_nan=False))
   assert line['turns'][0]['results'][0]['call']['arguments'] == {'start_time': 'nan', 'end_time': ['inf', 3.5]}
+
+
+def test_several_videos_their_overviews_and_the_one_that_a_crop_saw_come_back():
+  scored = _scored()
+  task = dataclasses.replace(scored.episode.task, videos=('a.mp4', 'b.mp4'), slots=(0, 4))
+  turn = dataclasses.replace(scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], video=1),))
+  episode = dataclasses.replace(scored.episode, task=task, turns=(turn,), others=(Overview((1.5, 4.5), 6.0),))
+  back = from_json(json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here').scored.episode
+  assert (back.task, back.others, back.results[0].video) == (task, (Overview((1.5, 4.5), 6.0),), 1)
+  assert back.overviews == (Overview(episode.seconds, 64.0), Overview((1.5, 4.5), 6.0))
+
+
+def test_a_broken_overview_is_refused_with_its_place():
+  with pytest.raises(DataError, match=r"here, others\[0\]: got \['seconds'\], wanted an object with exactly"):
+    from_json(_line() | {'others': [{'seconds': []}]}, 'here')

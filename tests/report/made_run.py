@@ -60,13 +60,13 @@ def task(number: int) -> Task:
     options = tuple(COLOURS)
     lines = '\n'.join(f'{letter}. {option}' for letter, option in zip('ABCDE', options))
     gold = 'ABCDE'[options.index(labels[0])]
-    return Task(f'w{number}', video, f'What appears at {cues[0]}?\n{lines}', 'mcq', gold, options, 'made', facts)
+    return Task(f'w{number}', (video,), f'What appears at {cues[0]}?\n{lines}', 'mcq', gold, options, 'made', facts)
   if kind == 'tvg':
     text = f'When does the thing shown at {cues[0]} start and end?'
-    return Task(f'w{number}', video, text, 'tvg', f'{cues[0] - 1},{cues[0] + 2}', (), 'made', facts)
+    return Task(f'w{number}', (video,), text, 'tvg', f'{cues[0] - 1},{cues[0] + 2}', (), 'made', facts)
   if kind == 'two':
-    return Task(f'w{number}', video, f'What appears at {cues[0]} and at {cues[1]}?', 'oe', ', '.join(labels), (), 'made', facts)
-  return Task(f'w{number}', video, f'What appears at {cues[0]}?', 'oe', labels[0], (), 'made', facts)
+    return Task(f'w{number}', (video,), f'What appears at {cues[0]} and at {cues[1]}?', 'oe', ', '.join(labels), (), 'made', facts)
+  return Task(f'w{number}', (video,), f'What appears at {cues[0]}?', 'oe', labels[0], (), 'made', facts)
 
 
 def frames(video: str, seconds: Sequence[float]) -> Clip:

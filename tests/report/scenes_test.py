@@ -11,7 +11,7 @@ from PIL import Image
 from paravt_jax.errors import MediaError
 from paravt_jax.report import scenes
 from paravt_jax.report.episodes import Entry
-from paravt_jax.types import ResultStatus, Scored, Window
+from paravt_jax.types import Overview, ResultStatus, Scored, Window
 from tests.report import made_run
 
 
@@ -149,3 +149,42 @@ def test_with_an_evaluation_before_training_only_it_is_shown():
 
 def test_no_episodes_no_picks():
   assert scenes.choose({'before': [], 'after': [], 'train': []}) == []
+
+
+def _of_two():
+  """A made entry whose task has a second video of 16 s, at which its first crop looked."""
+  entry = _entry(2, 4, 1.0)
+  episode = entry.scored.episode
+  first = dataclasses.replace(episode.results[0], video=1, window=Window(4, 8), seconds=(4.0, 6.0))
+  turn = dataclasses.replace(episode.turns[0], results=(first, *episode.results[1:]))
+  task = dataclasses.replace(episode.task, videos=('videos/002.mp4', 'videos/003.mp4'))
+  episode = dataclasses.replace(episode, task=task, turns=(turn, *episode.turns[1:]), others=(Overview((4.0, 12.0), 16.0),))
+  return dataclasses.replace(entry, scored=dataclasses.replace(entry.scored, episode=episode))
+
+
+def test_several_videos_stand_end_to_end_on_the_timeline():
+  line = scenes.timeline(_of_two().scored.episode)
+  assert line['overview'] == [10.0, 30.0, 50.0, 70.0, 85.0, 95.0]
+  assert [(mark['left'], mark['text']) for mark in line['axis']] == [(0.0, 'Video 1'), (80.0, 'Video 2')]
+  assert (line['crops'][0]['left'], line['crops'][0]['width'], line['crops'][0]['frames']) == (85.0, 5.0, [85.0, 87.5])
+  assert line['crops'][0]['title'] == 'crop 1: Video 2, 4 s – 8 s, executed'
+
+
+def test_frames_are_taken_from_the_video_that_they_show():
+  asked = []
+  load = lambda video, seconds: asked.append((video, *seconds)) or made_run.frames(video, seconds)
+  shown = scenes.scene(scenes.Pick('x', (('after', _of_two()),)), load, None)
+  assert asked[:3] == [('videos/002.mp4', 8.0, 24.0, 40.0, 56.0), ('videos/003.mp4', 4.0, 12.0), ('videos/003.mp4', 4.0, 6.0)]
+  assert [thumb['text'] for thumb in shown['thumbs']] == [
+    'Video 1, 8 s', 'Video 1, 24 s', 'Video 1, 40 s', 'Video 1, 56 s', 'Video 2, 4 s', 'Video 2, 12 s']
+  assert shown['duration'] == '64 s + 16 s'
+  assert shown['sides'][0]['turns'][0]['results'][0]['window'] == 'Video 2, 4 s – 8 s'
+
+
+def test_a_text_only_episode_is_shown_without_frames():
+  entry = _entry(2, 4, 1.0)
+  episode = dataclasses.replace(entry.scored.episode, task=dataclasses.replace(entry.scored.episode.task, videos=()), seconds=(),
+                                duration=0.0, turns=entry.scored.episode.turns[-1:])
+  entry = dataclasses.replace(entry, scored=dataclasses.replace(entry.scored, episode=episode))
+  shown = scenes.scene(scenes.Pick('x', (('after', entry),)), made_run.frames, None)
+  assert (shown['thumbs'], shown['duration'], shown['sides'][0]['timeline']['axis']) == ([], '0 s', [])

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import itertools
 import threading
 
@@ -10,9 +11,10 @@ import pytest
 
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
+from paravt_jax.errors import MediaError
 from paravt_jax.rollout.sampler import Address, expanded
 from paravt_jax.testing.scripted import Die, Refuse, Reply
-from paravt_jax.types import ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall
+from paravt_jax.types import Overview, ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall
 from tests.rollout.crew import (
   AGENT,
   CONTEXT,
@@ -276,3 +278,73 @@ def test_without_a_pinned_prefix_nothing_is_pinned():
   got, requests = episode(play('<think>' + ANSWER), agent=dataclasses.replace(AGENT, think_prefix=''))
   assert TOK.decode(requests[0].input_ids).endswith('<|im_start|>assistant\n')
   assert got.turns[0].text == '<think>' + ANSWER
+
+
+# Tasks on no video, one or several
+
+
+def opened(task, budget, frames=None):
+  async def use(crew):
+    return await crew.agent.open(task, budget)
+  return with_crew(play(ANSWER), use, frames=frames)[0]
+
+
+def test_the_prompt_of_one_video_at_the_start_is_these_very_bytes():
+  opening = opened(TASK, 4)
+  frames = ''.join(f'<{t}.0 seconds><|vision_start|><|image_pad|><|vision_end|>' for t in (8, 24, 40, 56))
+  assert TOK.decode(opening.segment.ids) == (
+      f'<|im_start|>system\n{prompts.SYSTEM}<|im_end|>\n<|im_start|>user\n{frames}What appears at 41?\nAnswer in a few words.'
+      '<|im_end|>\n<|im_start|>assistant\n<think>\n')
+  assert hashlib.sha256(opening.segment.ids.tobytes()).hexdigest()[:16] == 'b7a92973a9ad0c2a'
+
+
+TWO = dataclasses.replace(TASK, videos=('far/a.mp4', 'far/b.mp4'), question='First: \nThen: \nWhat changed?', slots=(7, 14))
+
+
+def test_the_budget_is_split_over_the_videos_and_each_stands_where_its_slot_stood():
+  opening = opened(TWO, 5)
+  frame = lambda t: f'<{t:.1f} seconds><|vision_start|><|image_pad|><|vision_end|>'
+  assert TOK.decode(opening.segment.ids).partition('<|im_start|>user\n')[2] == (
+      f'First: \nVideo 1:\n{frame(10.7)}{frame(32)}{frame(53.3)}\nThen: \nVideo 2:\n{frame(16)}{frame(48)}\nWhat changed?\n'
+      'Answer in a few words.<|im_end|>\n<|im_start|>assistant\n<think>\n')
+  assert [len(view.seconds) for view in opening.overviews] == [3, 2] and len(opening.segment.images) == 5
+  assert [view.duration for view in opening.overviews] == [64.0, 64.0]
+
+
+@pytest.mark.parametrize(('budget', 'videos', 'shares'), [
+  (64, 1, [64]), (10, 4, [3, 3, 2, 2]), (2, 3, [1, 1, 1]), (4, 2, [2, 2]), (4, 0, [])])
+def test_every_video_shows_a_frame_at_least_and_what_is_left_over_goes_to_the_first(budget, videos, shares):
+  task = dataclasses.replace(TASK, videos=('a.mp4',) * videos)
+  assert [len(view.seconds) for view in opened(task, budget).overviews] == shares
+
+
+def test_a_crop_looks_at_the_video_that_its_call_names():
+  class Paths(Frames):
+    paths = []
+    async def frames(self, path, *rest):
+      self.paths.append(path)
+      return await super().frames(path, *rest)
+
+  calls = call(1, 3) + call(5, 7, video_path='Video 2') + call(9, 11, video_path='/anywhere/b.mp4')
+  got, requests = episode(play(LONG + calls, ANSWER), task=TWO, frames=Paths())
+  assert [result.video for result in got.results] == [0, 1, 1] and got.executed == 3
+  assert sorted(Paths.paths) == ['far/a.mp4'] * 2 + ['far/b.mp4'] * 3
+  texts = [TOK.decode(request.input_ids) for request in requests if is_subagent(request)]
+  asked = 'Answer briefly: First: Video 1\nThen: Video 2\nWhat changed?'
+  assert sum(f'5.0 to 7.0 seconds of Video 2. {asked}' in text for text in texts) == 1
+  assert got.overviews == (Overview(got.seconds, 64.0), *got.others) and len(got.others) == 1
+
+
+def test_a_text_only_task_runs_and_its_crops_are_answered_with_an_error():
+  got, requests = episode(play(LONG + call(1, 3) + call(1, 3).replace('crop_video', 'zoom'), ANSWER),
+                          task=dataclasses.replace(TASK, videos=()))
+  assert got.stop is StopReason.ANSWER and (got.overviews, got.seconds, got.duration) == ((), (), 0.0)
+  assert [result.status for result in got.results] == [ResultStatus.BAD_ARGUMENTS, ResultStatus.UNKNOWN_TOOL]
+  assert got.results[0].text == 'Error: bad arguments. There is no video.'
+  assert [request.images for request in requests] == [(), ()]
+  assert got.trajectory.segments[1].token_class is TokenClass.TEXT
+
+
+def test_one_missing_video_of_several_is_a_media_error():
+  with pytest.raises(MediaError, match='no such file'):
+    opened(dataclasses.replace(TASK, videos=('a.mp4', 'missing.mp4')), 4)

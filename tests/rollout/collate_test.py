@@ -23,7 +23,7 @@ from paravt_jax.types import (
 )
 
 PAD = 9                      # the image placeholder
-TASK = Task('t', 'v.mp4', 'q?', 'oe', 'red')
+TASK = Task('t', ('v.mp4',), 'q?', 'oe', 'red')
 FRAME = np.full((32, 64, 3), 5, np.uint8)                # 2 merged tokens
 OPTIONS = CollateOptions(row_tokens=32, row_images=4, image_patches=8, row_counts=(1, 2, 4), subagent_credit='episode')
 
@@ -153,3 +153,10 @@ def test_wrong_arguments_are_refused():
     run([group(scored(written(10)), scored(written(10), rollout=1, opening=given(1, 3)))], [1, 2])
   with pytest.raises(ConfigError, match=r"rollout\.subagent_credit: got 'some'"):
     run([], [], subagent_credit='some')
+
+
+def test_a_text_only_group_is_a_tree_without_images():
+  opening = given(1, 2)
+  packed = run([group(scored(written(10, 99, token_class=TokenClass.TEXT), opening=opening),
+                      scored(written(13, 99, token_class=TokenClass.TEXT), rollout=1, opening=opening))], [1.5, -1.5]).packed
+  assert spans(packed, 0) == [([1, 2], [0, 0]), ([10, 99], [1, 1]), ([13, 99], [1, 1])]

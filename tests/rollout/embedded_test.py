@@ -40,7 +40,7 @@ def served(tmp_path_factory):
   server.stop(5.0)
 
 
-def collected(folder, url, vocab_size, order=1):
+def collected(folder, url, vocab_size, order=1, task=TASK):
   tok = ChatTokenizer.load(folder)
   context = dataclasses.replace(CONTEXT, context=512)
   frames = Frames()
@@ -53,7 +53,7 @@ def collected(folder, url, vocab_size, order=1):
       sampler = Sampler(it, tok, context)
       subagents = Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=16, deadline_s=120.0))
       agent = Agent(sampler, subagents, frames, dataclasses.replace(AGENT, max_new_tokens=24))
-      prompts = [Prompt(dataclasses.replace(TASK, id=f'task-{i}'), 0, 8) for i in range(2)][::order]
+      prompts = [Prompt(dataclasses.replace(task, id=f'task-{i}'), 0, 8) for i in range(2)][::order]
       groups = await collect(agent, prompts, rewarder(PUBLISHED, None), GROUP)
       return groups[::order], await control.info(url)
 
@@ -74,3 +74,12 @@ def test_a_random_policy_runs_whole_groups_and_the_same_seed_repeats_them_in_any
       turn = scored.episode.trajectory.segments[1]
       assert turn.sampled and 0 < len(turn.ids) <= 24 and not np.isin(turn.ids, tok.vision_ids).any()
       assert (turn.versions == 0).all() and (turn.logprobs <= 0).all()
+
+
+@pytest.mark.parametrize('videos', [(), ('a.mp4', 'b.mp4', 'c.mp4')])
+def test_groups_on_no_video_and_on_several_run_whole(served, videos):
+  _, groups, _ = collected(*served, task=dataclasses.replace(TASK, videos=videos))
+  assert [(len(group.scored), group.dropped) for group in groups] == [(4, ()), (4, ())]
+  for group in groups:
+    for scored in group.scored:
+      assert [len(view.seconds) for view in scored.episode.overviews] == ([3, 3, 2] if videos else [])

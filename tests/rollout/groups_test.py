@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_episodes_in_any_order_of_arrival():
 
 
 def test_a_broken_video_loses_the_group_by_name():
-  (group,), requests, _ = gather(play(ANSWER), [Prompt(dataclasses.replace(TASK, video='missing.mp4'), 0)])
+  (group,), requests, _ = gather(play(ANSWER), [Prompt(dataclasses.replace(TASK, videos=('missing.mp4',)), 0)])
   assert group.scored == () and group.dropped == ('media_missing',) * 4 and not requests
 
 

@@ -26,7 +26,7 @@ ANSWER = LONG + '<answer>red</answer>'
 def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
   size = (64, 64)
   video = clips.make_clip(tmp_path / 'a.mp4', 10.0, 8, size, lambda i: clips.counting_frame(i, size), gop=16)
-  task = dataclasses.replace(TASK, video=str(video))
+  task = dataclasses.replace(TASK, videos=(str(video),))
   options = dataclasses.replace(GROUP, size=2)
 
   async def run(server):

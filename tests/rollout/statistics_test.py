@@ -23,7 +23,7 @@ from paravt_jax.types import (
   Window,
 )
 
-TASK = Task('t', 'v.mp4', 'q?', 'oe', 'red')
+TASK = Task('t', ('v.mp4',), 'q?', 'oe', 'red')
 PARTS = {'accuracy': 0.0, 'format': 0.5, 'base': 0.25, 'anchor': 0.5, 'tool': 0.0, 'compliant': 0.0}
 FRAME = np.zeros((64, 64, 3), np.uint8)      # 4 merged tokens: a placeholder and 3 more
 CALL = ToolCall('crop_video', {})

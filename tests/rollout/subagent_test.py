@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from paravt_jax.errors import MediaError
+from paravt_jax.rollout.subagent import chosen
 from paravt_jax.testing.scripted import Garbage, Hang, Reply
 from paravt_jax.types import ResultStatus, StopReason, TokenClass
 from tests.rollout.crew import CONTEXT, LONG, SUBAGENT, TASK, TOK, Frames, call, episode, is_subagent, play, sampled
@@ -138,3 +139,12 @@ def test_a_subagents_budget_is_what_the_context_leaves_and_a_window_that_fills_i
   assert request.sampling['max_new_tokens'] == 4096 - prompt
   result, request = asked(prompt)
   assert request is None and result.status is ResultStatus.SUBAGENT_ERROR and len(result.subagent.segments) == 1
+
+
+@pytest.mark.parametrize(('written', 'video'), [
+  (None, 0), ('', 0), ('2', 1), (2, 1), ('Video 2', 1), ('video2', 1), (' Video 3 ', 2), ('b.mp4', 1), ('/etc/../x/c.mp4', 2),
+  ('Video 4', 0), (4, 0), (0, 0), (-1, 0), (True, 0), (1.0, 0), (['b.mp4'], 0), ('x', 0), ('/m/1', 0),
+  pytest.param(16 ** 5000, 0, id='huge'), pytest.param('9' * 5000, 0, id='long')])
+def test_what_a_call_names_picks_among_the_tasks_own_videos_the_first_by_default(written, video):
+  assert chosen(written, ('/m/a.mp4', '/m/b.mp4', '/m/c.mp4')) == video
+  assert chosen(written, ()) == 0

@@ -92,7 +92,7 @@ def draw(scene: scenes.Scene, number: int, options: QuestionOptions, *, shapes: 
   text, answer, choices = _wording(scene, kind, cues, labels, options, rng, shapes, colours)
   question_type = kind if kind in ('mcq', 'tvg') else 'oe'
   facts = {'kind': kind, 'windows': windows, 'cues': cues, 'labels': labels}
-  return Task(f'{scene.name}-{number}', video, text, question_type, answer, choices, source, facts)
+  return Task(f'{scene.name}-{number}', (video,), text, question_type, answer, choices, source, facts)
 
 
 def _wording(scene, kind, cues, labels, options, rng, shapes, colours) -> tuple[str, str, tuple[str, ...]]:

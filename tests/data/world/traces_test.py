@@ -14,9 +14,9 @@ from tests.data.world.small import QUESTIONS, SCENE, TRACES
 RED, BLUE = scene.Event(40, 43, 'red', 'disc', 0.5, 0.5), scene.Event(72, 76, 'blue', 'disc', 0.5, 0.5)
 RED_AT_40 = scene.Scene('v', 128, (RED, BLUE), 0)
 CERTAIN = dataclasses.replace(TRACES, always_call=0.0, recovery=0.0)
-ONE = Task('a', 'v', 'What appears at 41?', 'oe', 'red', facts={'cues': [41], 'labels': ['red']})
-TWO = Task('b', 'v', 'What appears at 41 and at 73?', 'oe', 'red, blue', facts={'cues': [41, 73], 'labels': ['red', 'blue']})
-SPAN = Task('c', 'v', 'When ... 41 ...?', 'tvg', '40,43', facts={'cues': [41], 'labels': ['red']})
+ONE = Task('a', ('v',), 'What appears at 41?', 'oe', 'red', facts={'cues': [41], 'labels': ['red']})
+TWO = Task('b', ('v',), 'What appears at 41 and at 73?', 'oe', 'red, blue', facts={'cues': [41, 73], 'labels': ['red', 'blue']})
+SPAN = Task('c', ('v',), 'When ... 41 ...?', 'tvg', '40,43', facts={'cues': [41], 'labels': ['red']})
 
 
 def work(task, budget, options=CERTAIN, drawn=RED_AT_40):
@@ -128,7 +128,7 @@ def test_look_ups_are_answered_in_the_order_asked_and_balanced():
 
 
 def test_a_thought_about_a_choice_names_its_letter_or_walks_through_the_options_up_to_it():
-  task = Task('m', 'v', 'Which?', 'mcq', 'B', ('red', 'blue', 'green'))
+  task = Task('m', ('v',), 'Which?', 'mcq', 'B', ('red', 'blue', 'green'))
   assert traces.choice_lines(task, False) == ('B',) and traces.choice_lines(task, True) == ('A. red', 'B. blue')
   assert traces.choice_lines(SPAN, True) == ()
   assert traces.answer_turn(['40 blue'], 'B', ('A. red', 'B. blue')) == (
