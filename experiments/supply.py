@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import hashlib
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments import rollouts
 from paravt_jax.data.order import EpochOrder
-from paravt_jax.errors import RolloutError
+from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.rollout import groups, schedule
 from paravt_jax.types import Group, Task
 
@@ -31,7 +32,13 @@ class Queue:
   ):
     knobs = config.rollout
     self.schedule = schedule.Schedule(schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness))
+    self._rows = digest(tasks)
     if host is not None:
+      if host['rows'] != self._rows:
+        raise DataError(
+          f'the {len(tasks)} training rows are not those with which this run was begun (digest {self._rows}, wanted {host["rows"]}): '
+          'go on with the same files, or choose another run with --config.run.folder=DIR'
+        )
       self.schedule.restore(host['schedule'], lost=host['ready'])
     self._agent, self._reward, self._options, self._order, self._tasks = server.sampling, reward, options, order, tasks
     self._client = server.client
@@ -107,7 +114,7 @@ class Queue:
 
   def state(self) -> dict[str, Any]:
     """For the checkpoint; groups that wait for a step, or for the end of theirs, run again."""
-    return {'schedule': self.schedule.state(), 'ready': sorted(position for position, _ in (*self._handed, *self._ready))}
+    return {'rows': self._rows, 'schedule': self.schedule.state(), 'ready': sorted(position for position, _ in (*self._handed, *self._ready))}
 
   def metrics(self) -> dict[str, float]:
     """How full the queue is, and what was lost, cut and sent again since these were asked for last."""
@@ -128,3 +135,11 @@ class Queue:
       task.cancel()
     delivery = [self._delivery] if self._delivery is not None else []
     await asyncio.gather(*self._running, *delivery, return_exceptions=True)
+
+
+def digest(tasks: Sequence[Task]) -> str:
+  """Sixteen hex digits that name the rows and their order."""
+  hashed = hashlib.blake2b(digest_size=8)
+  for task in tasks:
+    hashed.update(repr(task).encode(errors='backslashreplace') + b'\0')
+  return hashed.hexdigest()

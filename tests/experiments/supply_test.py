@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import supply
 from paravt_jax.data.order import EpochOrder
-from paravt_jax.errors import RolloutError
+from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.metrics import names
 from paravt_jax.types import Group
 
@@ -21,6 +21,17 @@ def queue(size=6, host=None, seed=3, **knobs):
   config = ConfigDict({'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
   server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
   return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
+
+
+def test_a_run_does_not_go_on_with_other_rows():
+  state = queue(size=6).state()
+  assert queue(size=6, host=state).state() == state
+  with pytest.raises(DataError, match='the 7 training rows are not those with which this run was begun .*run.folder'):
+    queue(size=7, host=state)
+
+
+def test_the_digest_is_of_the_rows_and_their_order():
+  assert len({supply.digest(tasks) for tasks in ([1, 2], [2, 1], [12], ['1', 2], [1, 2, 3])}) == 5
 
 
 @pytest.fixture
