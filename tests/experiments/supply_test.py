@@ -26,7 +26,7 @@ def queue(size=6, host=None, seed=3, **knobs):
 def test_a_run_does_not_go_on_with_other_rows():
   state = queue(size=6).state()
   assert queue(size=6, host=state).state() == state
-  with pytest.raises(DataError, match='the 7 training rows are not those with which this run was begun .*run.folder'):
+  with pytest.raises(DataError, match=r'the 7 training rows are not those with which this run was begun .*run\.folder'):
     queue(size=7, host=state)
 
 
