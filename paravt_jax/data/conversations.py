@@ -1,16 +1,19 @@
 """SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`) is read and checked.
 
 messages: JSON text or list of {role, content}, content a string or parts {type: text | video_url | image_url, ...}. Media
-values are sentinels or `file://` URIs under the media root.
+values are sentinels or `file://` URIs under the media root. `table.py` reads rows one by one, as they are needed.
 """
 
 import collections
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from paravt_jax.data import fields
 from paravt_jax.data.fields import Broken, RowOptions
+
+COLUMN = 'messages'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Conversation:
 def sft_conversations(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
                       counts: collections.Counter) -> list[Conversation]:
   """The conversations of SFT parquet files, in the order of files and rows. Arguments and errors as for `rows.rl_tasks`."""
-  return fields.read(files, ('messages',), lambda row, name: _conversation(row, name, media_root, options), options, counts)
+  parse = lambda row, name: conversation(row[COLUMN], name, media_root, options)
+  return fields.read(files, (COLUMN,), parse, options, counts)
 
 
-def _conversation(row: dict, name: str, root: str | os.PathLike, options: RowOptions) -> Conversation:
+def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOptions) -> Conversation:
+  """One row. value: of its column `messages`; name: the conversation's id. Raises Broken, or DataError for a media path."""
   messages = []
-  for i, message in enumerate(fields.list_of_dicts(fields.decoded(row['messages'], 'messages'), 'messages')):
+  for i, message in enumerate(fields.list_of_dicts(fields.decoded(_text(value), COLUMN), COLUMN)):
     where, role, content = f'messages[{i}]', message.get('role'), message.get('content')
     if role not in ('system', 'user', 'assistant'):
       raise Broken(f'{where}.role: got {role!r}, wanted system, user or assistant')
@@ -67,6 +72,16 @@ def _conversation(row: dict, name: str, root: str | os.PathLike, options: RowOpt
   if not messages or messages[-1].role != 'assistant' or not any(message.role == 'user' for message in messages):
     raise Broken(f'messages: got roles {[message.role for message in messages]}, wanted a user and, last, an assistant')
   return Conversation(name, tuple(messages))
+
+
+def _text(value: Any) -> Any:
+  """JSON that a column of bytes holds, as text; anything else as it is."""
+  if not isinstance(value, bytes):
+    return value
+  try:
+    return value.decode()
+  except UnicodeDecodeError as error:
+    raise Broken(f'{COLUMN}: got bytes that are no UTF-8 ({error.reason} at {error.start}), wanted JSON text') from error
 
 
 def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) -> str | VideoRef | ImageRef:
