@@ -209,8 +209,8 @@ def sft(scale: str) -> ConfigDict:
         'deadline_s': 30.0,
         # decoded frames: this much in memory; in cache_folder ('' for none) for the next epoch, at most cache_gb (0: no bound)
         'cache_mb': 1024,
-        'cache_folder': '',
-        'cache_gb': 2000,
+        'cache_folder': 'runs/frames',
+        'cache_gb': 500,
       },
       'steps': 500,
       'optimizer': {**_adamw(2e-5, 'cosine', 1500), 'warmup_steps': 75},

@@ -7,11 +7,10 @@ With the published corpora, three commands: the archives into one root, the rows
 python -m paravt_jax.data.unpack --archives ParaVT-Source --root DATA/media
 python -m paravt_jax.data.materialize --root DATA/media --parquet-dir ParaVT-Parquet --output-dir DATA/rows
 python -m experiments.sft --config=configs/sft.py:8b --config.model.folder=Qwen3-VL-8B-Instruct --config.data.media_root=DATA/media \\
-  --config.data.manifest=DATA/rows/mix.json --config.data.skip_bad_rows=True --config.video.cache_folder=DATA/frames
+  --config.data.train="('DATA/rows/paravt_sft_*.parquet',)" --config.data.skip_bad_rows=True --config.video.cache_folder=DATA/frames
 
-mix.json names the sources and, where they are not to be drawn in proportion to their rows, their weights:
-{"sources": {"selftrace": {"files": ["paravt_sft_selftrace*.parquet"]}, "videor1": {"files": ["paravt_sft_videor1*.parquet"]}}}
-In its place --config.data.train="('a.parquet', 'b.parquet')" makes each file a source.
+Each file is a source, drawn in proportion to its rows. For weights of your own --config.data.manifest=DATA/rows/mix.json instead:
+{"sources": {"selftrace": {"files": ["paravt_sft_selftrace*.parquet"], "weight": 2}, "videor1": {"files": ["*videor1*"], "weight": 5}}}
 """
 
 from ml_collections import ConfigDict

@@ -18,6 +18,7 @@ import os
 import pathlib
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 
@@ -38,13 +39,17 @@ class FrameStore:
 
   Concurrent requests for the same frames share one decode. Errors are not kept: a file that was mended is read again. A full
   disk costs the folder's use, never the run: one warning, and every lost write is counted. `counts`: memory, disk, decoded,
-  shared, disk_write_failed, disk_unreadable, disk_dropped (files thrown away for room).
+  shared, disk_write_failed, disk_unreadable, disk_dropped (files thrown away for room), disk_full (not written for want of room).
+
+  Epochs visit a corpus in turn, so a folder that throws away what it holds for what comes would have thrown away just what comes
+  next: of a corpus larger than the bound nothing would ever be found. So only files that nobody used since this store was opened
+  leave; once there are none, what is decoded is not written any more, and the share that is held is found in every epoch.
 
   Args:
     folder: for decoded frames, made if missing; None keeps them in memory only.
     pool: decodes what is not there; the caller closes it.
     capacity: bytes of frames in memory; the least recently used leave first.
-    disk_capacity: bytes of frames in the folder, about, and likewise; None for no bound.
+    disk_capacity: bytes of frames in the folder, about; None for no bound.
   """
 
   def __init__(self, folder: str | os.PathLike | None, pool: DecodePool, capacity: int, disk_capacity: int | None = None):
@@ -53,6 +58,7 @@ class FrameStore:
     self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
     self._unseen = float('inf')            # bytes written since the folder was last looked through
     self._room = 0.0                       # bytes that were free below the bound then
+    self._opened, self._full = time.time_ns(), False
     self._pool = pool
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
@@ -173,7 +179,9 @@ class FrameStore:
       return
     try:
       file.parent.mkdir(parents=True, exist_ok=True)
-      self._make_room(clip.frames.nbytes)
+      if not self._make_room(clip.frames.nbytes):
+        self._count('disk_full')
+        return
       with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PART, delete=False) as out:
         temporary = out.name
         fcntl.flock(out, fcntl.LOCK_EX)
@@ -190,22 +198,26 @@ class FrameStore:
             'frame store %s: writing failed (%s); going on without it, wanted room for decoded frames: free some space or set '
             'video.cache_folder elsewhere (counted in disk_write_failed)', self._folder, error.strerror)
 
-  def _make_room(self, size: int):
-    """Before `size` bytes are written: looks through the folder if it may be full, and throws the least recently used away."""
+  def _make_room(self, size: int) -> bool:
+    """Whether `size` bytes may be written; throws the least recently used files of earlier runs away for them, if need be."""
     with self._sweeping:
+      if self._full:
+        return False
       if self._unseen + size <= min(self._room, _ROOM * self._disk_capacity):
         self._unseen += size
-        return
+        return True
       files = sorted(_files(self._folder))
       total = sum(bytes_ for _, bytes_, _ in files)
       if total + size > self._disk_capacity:
-        for _, bytes_, path in files:
-          if total + size <= (1 - _ROOM) * self._disk_capacity:
+        for used, bytes_, path in files:
+          if used >= self._opened or total + size <= (1 - _ROOM) * self._disk_capacity:
             break
           path.unlink(missing_ok=True)
           total -= bytes_
           self._count('disk_dropped')
       self._room, self._unseen = self._disk_capacity - total, size
+      self._full = self._room < size
+      return not self._full
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:

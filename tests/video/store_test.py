@@ -165,7 +165,7 @@ def _ages(folder, *order):
     os.utime(files[seconds], (age, age))
 
 
-def test_the_folder_holds_at_most_its_bytes_and_the_least_recently_used_leave(pool, clip, tmp_path):
+def test_the_folder_holds_at_most_its_bytes_and_the_least_recently_used_of_earlier_runs_leave(pool, clip, tmp_path):
   folder = tmp_path / 'frames'
   store = FrameStore(folder, pool, 0, 4 * FILE_BYTES)
   for second in (1.0, 2.0, 3.0):
@@ -179,12 +179,25 @@ def test_the_folder_holds_at_most_its_bytes_and_the_least_recently_used_leave(po
   assert store.counts['disk_dropped'] >= 1 and store.counts['decoded'] == 5 and store.counts['disk'] == 1
 
 
+def test_what_this_run_uses_stays_and_is_found_again_in_every_epoch_when_the_corpus_is_larger_than_the_folder(pool, clip, tmp_path):
+  store = FrameStore(tmp_path / 'frames', pool, 0, 4 * FILE_BYTES)
+  found = []
+  for _ in range(3):
+    before = store.counts['disk']
+    for second in range(8):
+      store.frames_sync(clip, [second, second + 0.25], *PIXELS)
+    found.append(store.counts['disk'] - before)
+  held = len(_held(tmp_path / 'frames'))
+  assert 3 <= held <= 4 and found == [0, held, held]
+  assert (store.counts['disk_dropped'], store.counts['disk_full']) == (0, 3 * (8 - held))
+
+
 def test_stores_that_share_a_folder_stay_within_its_bytes_together(pool, clip, tmp_path):
   stores = [FrameStore(tmp_path / 'frames', pool, 0, 6 * FILE_BYTES) for _ in range(3)]
   for turn in range(24):
     stores[turn % 3].frames_sync(clip, [turn * 0.25, turn * 0.25 + 0.25], *PIXELS)
     assert sum(file.stat().st_size for file in (tmp_path / 'frames').rglob('*.npz')) <= 6 * FILE_BYTES
-  assert sum(store.counts['disk_dropped'] for store in stores) >= 18
+  assert sum(store.counts['disk_full'] for store in stores) >= 18
   assert sum(store.counts['disk_write_failed'] for store in stores) == 0
 
 
