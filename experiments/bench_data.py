@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import decord
 import numpy as np
 import pyarrow.parquet
 from ml_collections import ConfigDict
@@ -23,6 +22,7 @@ from paravt_jax.errors import DataError
 from paravt_jax.types import Window
 from paravt_jax.video import patches, sampling
 from paravt_jax.video.decode import DecodePool
+from paravt_jax.video.readers import VideoInfo
 
 _MATERIALIZE = ('-m', 'paravt_jax.data.materialize')
 _UNPACK = ('-m', 'paravt_jax.data.unpack')
@@ -61,10 +61,10 @@ def decode(knobs: ConfigDict, video: ConfigDict, clip: pathlib.Path, workers: in
   decord is asked twice: behind our pool's protocol, and plainly (a thread per worker, get_batch, the same resize); the faster
   counts. All get the same file, times, sizes and number of workers; turns alternate and the best one of each counts.
   """
-  requests = _requests(knobs, clip)
-  size = patches.target_size(*decord.VideoReader(str(clip))[0].shape[:2], video.min_pixels, video.max_pixels)
   seconds: dict[tuple[str, str], float] = {}
   with DecodePool(workers, _DEADLINE_S, 'pyav') as ours, DecodePool(workers, _DEADLINE_S, 'decord') as theirs:
+    info = ours.probe_sync(str(clip))
+    size, requests = patches.target_size(info.height, info.width, video.min_pixels, video.max_pixels), _requests(knobs, clip, info)
     asked = {
       'ours': lambda request: ours.frames_sync(*request, video.min_pixels, video.max_pixels),
       'decord_pool': lambda request: theirs.frames_sync(*request, video.min_pixels, video.max_pixels),
@@ -93,11 +93,9 @@ def _rates(taken: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
   return {'frames_per_second_ratio_to_decord': ratio, **{f'{who}_frames_per_second': rate for who, rate in rates.items()}}
 
 
-def _requests(knobs: ConfigDict, clip: pathlib.Path) -> dict[str, list[Request]]:
+def _requests(knobs: ConfigDict, clip: pathlib.Path, info: VideoInfo) -> dict[str, list[Request]]:
   """Overviews of the whole video, and windows as a sub-agent sees them, each at a place of its own."""
-  reader = decord.VideoReader(str(clip))
-  fps = reader.get_avg_fps()
-  duration = len(reader) / fps
+  fps, duration = info.fps, info.duration
   overview = sampling.budget_times(duration, knobs.overview_frames, fps)
   starts = np.linspace(0, duration - knobs.window_seconds - 1, knobs.windows).tolist()
   windows = [Window(start, start + knobs.window_seconds, knobs.window_frames) for start in starts]
@@ -109,6 +107,7 @@ def _requests(knobs: ConfigDict, clip: pathlib.Path) -> dict[str, list[Request]]
 
 def _plain_decord(path: str, times: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """What one writes with decord: indices from times, one get_batch; then our resize."""
+  import decord  # here and not above: loaded before PyAV, its FFmpeg takes the place of PyAV's codecs (VP9 no longer encodes)
   reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
   indices = np.clip(np.floor(times * reader.get_avg_fps() + 1e-6), 0, len(reader) - 1).astype(int)
   return patches.resize(reader.get_batch(indices.tolist()).asnumpy(), size)

@@ -282,6 +282,12 @@ def test_a_knob_on_the_command_line_changes_the_recipe():
   assert started(RECIPE, '--config.agent.max_turns=2') == (0, 'ran 2\n', '')
 
 
+def test_a_scale_is_chosen_behind_the_recipes_name():
+  assert started(f'{RECIPE}:8b', main='print(config.scale)') == (0, '8b\n', '')
+  status, _, err = started('--config=configs/para_grp.py:8b')
+  assert status == 2 and err.startswith('error: --config=configs/para_grp.py:8b: there is no such recipe; usage: ')
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
   ((RECIPE, '--config.agent.max_turn=2'), "no knob 'max_turn' in this recipe: did you mean max_turns?"),
   ((RECIPE, '--config.agnt.max_turns=2'), "no knob 'agnt' in this recipe: did you mean agent?"),
