@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import bench_media, wiring
-from experiments import sft as sft_entry
+from experiments import bench_media, sft_data, wiring
 from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, sft
@@ -52,10 +51,10 @@ def packing_efficiency(config: ConfigDict, folder: pathlib.Path) -> float:
   recipe = config.data.sft.copy_and_resolve_references()
   file = bench_media.parquet(media / 'paravt_sft_bench.parquet', rows)
   recipe.data.update({'train': (str(file),), 'media_root': str(media)})
-  train, sources = recipe.train, sft_entry.sources(recipe)
+  train, sources = recipe.train, sft_data.sources(recipe)
   with concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as pool:
-    planner, _ = batches.make_planner(sources, _tokenizer(config), SquareVideos(), sft_entry.frame_options(recipe),
-                                      sft_entry.batch_options(recipe), config.seed, pool, None)
+    planner, _ = batches.make_planner(sources, _tokenizer(config), SquareVideos(), sft_data.frame_options(recipe),
+                                      sft_data.batch_options(recipe), config.seed, pool, None)
     used = sum(planner.plan().tokens for _ in range(knobs.batches))
   return used / (knobs.batches * train.micro_batches * train.rows * train.row_tokens)
 
@@ -75,7 +74,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, say: S
   for epoch in ('first', 'second'):
     say(f'{knobs.steps} steps of {seconds:.2f} s, {epoch} epoch')
     with wiring.decode_pool(recipe) as pool:
-      found = _epoch(recipe, tok, sft_entry.frame_source(recipe, pool), knobs.steps, seconds)
+      found = _epoch(recipe, tok, sft_data.frame_source(recipe, pool), knobs.steps, seconds)
     report[epoch] = found['waited_seconds'] / (found['waited_seconds'] + knobs.steps * seconds)
     details |= {f'{epoch}_{name}': value for name, value in found.items()}
   say('the stages one by one')
@@ -110,7 +109,7 @@ def _corpus(config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, recipe
 
 def _epoch(recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: int, seconds: float) -> dict[str, Any]:
   """The seconds waited in `steps` steps after the first batch, and what the batches held."""
-  data = sft_entry.make_batches(recipe, tok, frames)
+  data = sft_data.make_batches(recipe, sft_data.sources(recipe), tok, frames)
   waited, found = 0.0, [next(data)]
   try:
     for _ in range(steps):
@@ -130,8 +129,8 @@ def _epoch(recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: in
 
 def _stages(config: ConfigDict, recipe: ConfigDict, tok: ChatTokenizer, cache: pathlib.Path) -> dict[str, float]:
   """Samples per second of each stage alone: read a row, tokenise and size it, decode it, read it from the store, pack."""
-  options = sft_entry.frame_options(recipe)
-  (source,) = sft_entry.sources(recipe)
+  options = sft_data.frame_options(recipe)
+  (source,) = sft_data.sources(recipe)
   count = min(config.data.input.stage_rows, len(source.conversations))
   rates: dict[str, float] = {}
 

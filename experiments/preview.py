@@ -15,10 +15,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import sft as sft_entry
-from experiments import wiring
+from experiments import sft_data, wiring
 from experiments.launch import build, run
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import batches
+from paravt_jax.data import batches, fields
 from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.report import preview
@@ -40,11 +40,11 @@ def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.
   if not out.name or out.is_dir():
     raise ConfigError(f'--output={out}: wanted a file to write, as in --output=preview.html')
   wanted = [asked(row) for row in rows]
-  sources = {source.name: source for source in sft_entry.sources(config)}
+  sources = {source.name: source for source in sft_data.sources(config)}
   for name, number in wanted:
     _check(sources, name, number)
   tok = ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
-  options = sft_entry.frame_options(config)
+  options = sft_data.frame_options(config)
   limits = build(preview.Limits, {name: config.train[name] for name in ('row_tokens', 'row_images', 'image_patches', 'row_stills')}, 'train')
   looks = []
   with wiring.decode_pool(config) as pool:
@@ -53,7 +53,7 @@ def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.
       try:
         conversation = sources[name].conversations[number]
       except (Broken, DataError) as error:
-        looks.append(preview.unreadable(shown, name, getattr(error, 'reason', 'schema'), str(error)))
+        looks.append(preview.unreadable(shown, name, fields.reason_of(error), str(error)))
         continue
       looks.append(preview.look(shown, conversation, tok, pool, options, limits))
   return preview.write(out, f'rows of {config.name}:{config.scale}', looks, limits)

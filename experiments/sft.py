@@ -5,23 +5,24 @@ The last line on standard output is that folder.
 """
 
 import collections
+import json
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments import runs, wiring
-from experiments.launch import build, require, require_recipe, run
-from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import batches, fields, manifest, provenance, sft, table
+from experiments import runs, sft_data, wiring
+from experiments.launch import require, require_recipe, run
+from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import checkpoint, sharding, state, step, sums
-from paravt_jax.video.decode import DecodePool
-from paravt_jax.video.store import FrameStore
+from paravt_jax.video import patches
 
 MODEL = 'hf'  # the exported folder, below the run's
 
@@ -47,7 +48,21 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
     runs.announce(config, folder)
     with folder.phase('sft'):
       train(config, folder, base, target)
+  elif config.data.kind == 'files':  # a world's name tells its content
+    refuse_other_data(config, folder.path)
   return target
+
+
+def refuse_other_data(config: ConfigDict, folder: pathlib.Path) -> None:
+  """Raises DataError when a finished run was trained on other files than there are now."""
+  known = json.loads((folder / 'provenance.json').read_text())['sources'] if (folder / 'provenance.json').exists() else None
+  now = sft_data.identities(sft_data.sources(config))
+  if known is not None and known != now:
+    changed = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
+    raise DataError(
+      f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove the folder to train anew, or choose another '
+      'with --config.run.folder=DIR'
+    )
 
 
 def check(config: ConfigDict) -> None:
@@ -62,83 +77,17 @@ def check(config: ConfigDict) -> None:
   require(config.video.cache_gb, '0 (no bound) or more', config.video.cache_gb >= 0, 'video.cache_gb')
   for knob in ('lookahead', 'prefetch'):
     require(config.batches[knob], 'at least 1', config.batches[knob] >= 1, f'batches.{knob}')
+  for knob, least in (('micro_batches', 1), ('row_tokens', 1), ('row_images', 0), ('row_stills', 0), ('still_patches', 0)):
+    require(config.train[knob], f'at least {least}', config.train[knob] >= least, f'train.{knob}')
+  frames, least = config.frames, patches.SIDE**2
+  require(frames.rate, 'above 0', frames.rate > 0, 'frames.rate')
+  require(frames.min_frames, f'1 to frames.max_frames={frames.max_frames}', 1 <= frames.min_frames <= frames.max_frames, 'frames.min_frames')
+  for knob, pixels in (('video.max_pixels', config.video.max_pixels), ('frames.image_max_pixels', frames.image_max_pixels)):
+    require(pixels, f'at least {least}, one token, and video.min_pixels', pixels >= max(least, config.video.min_pixels), knob)
+  for name, value in config.sources.items():
+    valid = isinstance(value, (tuple, list)) and len(value) == 3
+    require(value, 'a weight, a first step and a last one or None, as in (2.0, 0, None)', valid, f'sources.{name}')
   require(config.optimizer.learning_rate, 'above 0', config.optimizer.learning_rate > 0, 'optimizer.learning_rate')
-
-
-def sources(config: ConfigDict) -> list[batches.Source]:
-  """The sources of the recipe: its world, its manifest's, or a source per file; their rows are parsed when they are drawn."""
-  section = config.data
-  if section.kind == 'world':
-    world, root = wiring.make_world(config)
-    entries = manifest.of_files(world.sft)
-  else:
-    root = pathlib.Path(section.media_root)
-    entries = (
-      manifest.read(section.manifest) if section.manifest else manifest.of_files(wiring.existing(section.train, 'data.train'))
-    )
-  options = fields.RowOptions(skip_bad_rows=section.skip_bad_rows, require_media=False)
-  tables = {entry.name: table.Table(entry.files, root, options, section.cache_folder or None) for entry in entries}
-  chosen = {name: tuple(value) for name, value in config.sources.items()}
-  unknown = sorted(set(chosen) - set(tables))
-  if unknown and section.kind == 'files':  # the tiny recipe names the world's, which is no fault
-    print(f'sources: no data is named {", ".join(unknown)} (there is {", ".join(tables)}); left out', file=sys.stderr)
-  found = manifest.weighted(entries, chosen, {name: len(rows) for name, rows in tables.items()})
-  return [
-    batches.Source(entry.name, tables[entry.name], weight, entry.first, entry.last, tables[entry.name].identity)
-    for entry, weight in found
-  ]
-
-
-def frame_options(config: ConfigDict) -> sft.FrameOptions:
-  """How frames are sampled."""
-  return build(
-    sft.FrameOptions, config.frames, 'frames', min_pixels=config.video.min_pixels, max_pixels=config.video.max_pixels
-  )
-
-
-def batch_options(config: ConfigDict) -> batches.BatchOptions:
-  """The sizes of a batch, on all hosts, and how it is made."""
-  section = config.train
-  return build(
-    batches.BatchOptions,
-    config.batches,
-    'batches',
-    micro_batches=section.micro_batches,
-    rows=section.rows,
-    row_tokens=section.row_tokens,
-    row_images=section.row_images,
-    image_patches=section.image_patches,
-    row_stills=section.row_stills,
-    still_patches=section.still_patches,
-    workers=config.video.workers,
-    skip_bad_rows=config.data.skip_bad_rows,
-    max_bad_share=config.data.max_bad_share,
-  )
-
-
-def frame_source(config: ConfigDict, pool: DecodePool) -> sft.Frames:
-  """Where frames come from: the synthetic videos from memory, others from the store of frames, decoded once."""
-  video = config.video
-  if config.data.kind == 'world':
-    return batches.FrameBank(pool, 1.0, video.min_pixels, video.max_pixels)
-  return FrameStore(video.cache_folder or None, pool, video.cache_mb << 20, video.cache_gb << 30 or None)
-
-
-def make_batches(
-  config: ConfigDict,
-  tok: ChatTokenizer,
-  frames: sft.Frames,
-  *,
-  base: str = '',
-  shard: tuple[int, int] = (0, 1),
-) -> batches.Batches:
-  """The endless iterator of packed batches. base: the folder of the tokenizer, for lengths to be kept between runs."""
-  cache = None
-  if config.data.cache_folder and base:
-    cache = batches.Cache(pathlib.Path(config.data.cache_folder), provenance.digest(pathlib.Path(base) / 'tokenizer.json'))
-  return batches.batches(
-    sources(config), tok, frames, frame_options(config), batch_options(config), config.seed, shard=shard, cache=cache
-  )
 
 
 def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib.Path) -> None:
@@ -148,15 +97,18 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   optimizer = wiring.make_optimizer(config, model_config)
   update = step.make_sft_step(model_config, optimizer, mesh, wiring.model_options(config.train, 1.0, ()))
   records, counts, skipped = folder.path / 'checkpoints', collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
+  rows = sft_data.sources(config)
+  runs.write_json(folder.path / 'provenance.json', {'tool': 'experiments.sft', 'base': base, 'sources': sft_data.identities(rows)})
   learner = state.from_params(model_config, optimizer, mesh, params)
   with wiring.decode_pool(config) as pool:
-    data = make_batches(config, tok, frame_source(config, pool), base=base, shard=sharding.host_rows(mesh))
+    data = sft_data.make_batches(config, rows, tok, sft_data.frame_source(config, pool), base=base, shard=sharding.host_rows(mesh))
     start = 0
     checkpoint.sweep(records)
     if checkpoint.latest(records) is not None:
       record = checkpoint.restore(records, state.abstract(model_config, optimizer, mesh))
       learner, start = record.state, record.step
       data.set_state(record.host['data'])
+      counts.update(record.host['skipped'])
     writer = MetricsWriter(
       folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start
     )
@@ -169,7 +121,7 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
           progress.set_postfix_str(f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False)
           progress.update()
           if interrupts.asked or done % config.run.checkpoint_every == 0 or done == config.steps:
-            checkpoint.save(records, done, learner, {'data': data.get_state()}, keep=config.run.keep)
+            checkpoint.save(records, done, learner, {'data': data.get_state(), 'skipped': dict(counts)}, keep=config.run.keep)
           interrupts.check()
     finally:
       writer.close()
@@ -199,6 +151,8 @@ def one_step(
   """One update and what is logged of it; the time waited for data is told apart."""
   begin = time.monotonic()
   batch = next(data)
+  if jax.process_count() > 1:  # rows would be lost or come twice, and nobody would know
+    multihost_utils.assert_equal(np.uint32(batch.plan & 0xFFFFFFFF), f'this host planned another batch than the others ({batch.plan})')
   ready = time.monotonic()
   learner, found = update(learner, step.put_batch(mesh, batch.arrays, batch.used))
   metrics = sums.reduce(found)  # waits for the device

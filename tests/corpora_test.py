@@ -36,10 +36,14 @@ def test_three_commands_lead_from_the_downloads_to_a_checkpoint(tmp_path):
   assert not (tmp_path / 'rows' / 'missing.txt').exists() or not (tmp_path / 'rows' / 'missing.txt').read_text()
   knobs = {'data.kind': 'files', 'data.train': "('rows/paravt_sft_*.parquet',)", 'data.media_root': 'media', 'steps': 3,
            'video.cache_folder': 'frames', 'train.image_patches': 4}
-  out, _ = run(tmp_path, 'experiments.sft', f'--config={ROOT}/configs/sft.py', *(f'--config.{name}={value}' for name, value in knobs.items()))
+  train = ('experiments.sft', f'--config={ROOT}/configs/sft.py', *(f'--config.{name}={value}' for name, value in knobs.items()))
+  out, _ = run(tmp_path, *train)
   model = tmp_path / out.splitlines()[-1]
   assert (model / 'config.json').is_file() and list(model.glob('*.safetensors'))
   records = [json.loads(line) for line in (model.parent / 'metrics.jsonl').read_text().splitlines()]
   assert len(records) == 3 and all(record['sft/documents'] > 0 for record in records)
   assert len(list((tmp_path / 'frames').rglob('*.npz'))) > 0
+  (tmp_path / 'rows' / 'paravt_sft_trace.parquet').write_bytes((tmp_path / 'rows' / 'paravt_sft_subagent.parquet').read_bytes())
+  _, err = run(tmp_path, *train, status=2)
+  assert 'is finished, but trace is not what it was trained on' in err and err.count('error:') == 1
   assert sorted(path.name for path in world.sft) == sorted(path.name for path in (tmp_path / 'rows').glob('paravt_sft_*'))

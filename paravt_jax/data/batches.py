@@ -84,11 +84,13 @@ class BatchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used: micro-batches in use, the
-  same on all hosts; samples by source; tokens: not padding; targets: tokens with mask 1; dropped: draws left out, by reason;
-  examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share of the rows in use."""
+  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used: micro-batches in use, and plan:
+  a number that names the batch's plan, the same on all hosts; samples by source; tokens: not padding; targets: tokens with mask 1;
+  dropped: draws left out, by reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share of
+  the rows in use."""
   arrays: dict[str, np.ndarray]
   used: int
+  plan: int
   samples: dict[str, int]
   tokens: int
   targets: int
@@ -238,17 +240,17 @@ def batches(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, f
   check(options, frame_options, shard)
   measuring = concurrent.futures.ThreadPoolExecutor(options.workers, 'lengths')
   decoding = concurrent.futures.ThreadPoolExecutor(options.workers, 'samples')
-  planner, measured = make_planner(sources, tok, frames, frame_options, options, seed, measuring, cache)
+  planner, measured = make_planner(sources, tok, frames, frame_options, options, seed, measuring, cache, alone=shard[1] == 1)
   assembler = Assembler(sources, tok, frames, frame_options, options, shard, decoding)
   return Batches(_Plans(planner), assembler, measured, (measuring, decoding), options)
 
 
 def make_planner(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
                  options: BatchOptions, seed: int, pool: concurrent.futures.Executor,
-                 cache: Cache | None) -> tuple[Planner, dict[str, Lengths]]:
-  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead."""
+                 cache: Cache | None, *, alone: bool = True) -> tuple[Planner, dict[str, Lengths]]:
+  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead; alone: see Lengths."""
   measured = {source.name: Lengths(source.conversations, tok, frames, frame_options, options.image_patches, options.skip_bad_rows,
-                                   pool, cache) for source in sources}
+                                   pool, cache, alone) for source in sources}
   capacity = (options.row_tokens, options.row_images, options.row_stills)
   plan = PlanOptions(options.micro_batches * options.rows, capacity, options.lookahead, options.refill, options.max_bad_share)
   return Planner(sources, measured, plan, seed), measured
@@ -323,7 +325,7 @@ class Assembler:
     arrays, _ = packed.micro_batches(self._here, options.micro_batches)
     used = max(1, -(-len(plan.bins) // options.rows))
     tokens = int((packed.segments_RT > 0).sum())
-    return Batch(arrays, used, dict(kept), tokens, int(packed.extras[sft.MASK].sum()), dict(dropped), examples,
+    return Batch(arrays, used, plan.digest, dict(kept), tokens, int(packed.extras[sft.MASK].sum()), dict(dropped), examples,
                  tokens / (used * self._here * options.row_tokens))
 
   def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str]:

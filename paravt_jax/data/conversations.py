@@ -62,7 +62,7 @@ def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOpt
     if role == 'system' and i:
       raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
     where = f'{where}.content'
-    parts = [content] if isinstance(content, str) else [
+    parts = [_lines(content)] if isinstance(content, str) else [
         _part(part, f'{where}[{j}]', root, options) for j, part in enumerate(fields.list_of_dicts(content, where))]
     if role != 'user':
       if not all(isinstance(part, str) for part in parts):
@@ -84,11 +84,16 @@ def _text(value: Any) -> Any:
     raise Broken(f'{COLUMN}: got bytes that are no UTF-8 ({error.reason} at {error.start}), wanted JSON text') from error
 
 
+def _lines(text: str) -> str:
+  """Line ends as they are everywhere else: a target with CRLF would not be what a rollout pins and parses."""
+  return text.replace('\r\n', '\n')
+
+
 def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) -> str | VideoRef | ImageRef:
   """One part of a content list; keys that parquet filled with nulls count as absent."""
   kind = part.get('type')
   if kind == 'text' and isinstance(part.get('text'), str):
-    return part['text']
+    return _lines(part['text'])
   if kind not in ('video_url', 'image_url') or not isinstance(part.get(kind), dict):
     raise Broken(f'{where}: got {fields.short(part)}, wanted text, video_url or image_url with its value under that key')
   value = part[kind]

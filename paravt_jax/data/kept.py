@@ -4,10 +4,12 @@ import fcntl
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
 _PART = '.part'
+_OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
 
 
 def replace(target: pathlib.Path, write: Callable[[BinaryIO], None]) -> None:
@@ -36,6 +38,7 @@ def _sweep(part: pathlib.Path) -> None:
   try:
     with part.open('rb') as file:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      part.unlink(missing_ok=True)
+      if time.time() - os.fstat(file.fileno()).st_mtime > _OLD:
+        part.unlink(missing_ok=True)
   except (FileNotFoundError, BlockingIOError):
     return

@@ -61,14 +61,16 @@ class Lengths:
     tok, frames, options: as for `sft.sample`; frames are only probed.
     image_patches: of a frame slot: larger images are stills.
     skip_bad_rows: a row that breaks the schema has a reason; else it raises.
+    alone: whether this is the only host. With others, media that time out here and nowhere else would make the hosts' plans part
+      for good, so that such a failure raises; alone it is a reason as any other.
     pool: measures ahead.
     cache: where sizes are kept; None for nowhere.
   """
 
   def __init__(self, rows: Sequence[Conversation], tok: ChatTokenizer, frames: sft.Frames, options: sft.FrameOptions,
-               image_patches: int, skip_bad_rows: bool, pool: concurrent.futures.Executor, cache: Cache | None):
+               image_patches: int, skip_bad_rows: bool, pool: concurrent.futures.Executor, cache: Cache | None, alone: bool = True):
     self._rows, self._tok, self._options, self._image_patches = rows, tok, options, image_patches
-    self._media, self._skip, self._pool = sft.sized(frames, options), skip_bad_rows, pool
+    self._media, self._skip, self._pool, self._alone = sft.sized(frames, options), skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}
     self._indexes: tuple[_Index, ...] = ()
@@ -119,6 +121,9 @@ class Lengths:
     try:
       sample = sft.sample(self._tok, conversation, self._media, self._options)
     except MediaError as error:
+      if error.reason in sft.PASSING and not self._alone:
+        raise DataError(f'{error}; every host must plan the same batches, so this one cannot leave the row out: see to its disk, then '
+                        'run again') from error
       return Size(0, 0, 0, f'media_{error.reason}', str(error))
     except ChatError as error:
       return Size(0, 0, 0, 'chat', str(error))
@@ -161,7 +166,7 @@ class _Index:
     self._record = json.dumps({'tool': 'data.lengths', 'version': VERSION, 'options': options,
                                'inputs': [{'path': name, 'blake2b': digest}]})
     self._sizes, self._media, self._known = np.zeros((rows, 3), np.int32), np.zeros(rows, np.uint64), np.zeros(rows, bool)
-    self._new = 0
+    self._new, self._unsaved = 0, False
     self._lock = threading.Lock()
     self._merge()
 
@@ -186,13 +191,14 @@ class _Index:
   def write(self) -> None:
     """Writes what is new, with what other processes have written meanwhile, beside the place, and renames."""
     with self._lock:
-      if not self._new:
+      if not self._new and not self._unsaved:
         return
       self._merge()
-      self._new = 0
+      self._new, self._unsaved = 0, True
       try:
         kept.replace(self._file, lambda out: np.savez(
           out, sizes=self._sizes, media=self._media, known=self._known, provenance=np.array(self._record)))
+        self._unsaved = False
       except OSError as error:
         logging.getLogger(__name__).warning('%s: cannot be written (%s); lengths are measured again by the next run, wanted room for '
                                             'them: free some space or set data.cache_folder elsewhere', self._file, error)

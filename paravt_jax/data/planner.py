@@ -70,6 +70,11 @@ class Plan:
   examples: Mapping[str, str]
 
   @property
+  def digest(self) -> int:
+    """A number of 63 bits that names the plan: which rows of data lie in which rows of the batch."""
+    return seeds.at(0, 'plan', repr(self.items), repr(self.bins))
+
+  @property
   def tokens(self) -> int:
     """Tokens of all rows on all hosts, as planned."""
     return sum(size[0] for size in self.sizes)

@@ -20,7 +20,7 @@ from paravt_jax.video.readers import VideoInfo
 
 MASK = 'mask'                # extras: 1 on target tokens
 Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
-_PASSING = ('timeout', 'crashed')     # reasons that a busy machine may give, too: asked once more
+PASSING = ('timeout', 'crashed')     # reasons that a busy machine may give, too: asked once more
 # What Pillow raises for files that are no images, or damaged ones.
 _IMAGE_FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -116,7 +116,7 @@ def _patiently(ask: Callable, *arguments):
   try:
     return ask(*arguments)
   except MediaError as error:
-    if error.reason not in _PASSING:
+    if error.reason not in PASSING:
       raise
     return ask(*arguments)
 

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 import threading
 import time
@@ -31,6 +32,9 @@ from paravt_jax.video.readers import VideoInfo, missing
 
 _LAYOUT = 1                  # of the files below; a new number is a new key
 _PART = '.part'
+_OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
+_RESERVE = 1 << 30           # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
+_SLACK = 1_000_000_000       # ns by which times of files may lag behind the clock, or another machine's
 _ROOM = 0.1                  # of the folder's bound: freed at a time, and written before one looks again what others wrote
 
 
@@ -58,7 +62,7 @@ class FrameStore:
     self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
     self._unseen = float('inf')            # bytes written since the folder was last looked through
     self._room = 0.0                       # bytes that were free below the bound then
-    self._opened, self._full = time.time_ns(), False
+    self._opened, self._full = time.time_ns() - _SLACK, False
     self._pool = pool
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
@@ -201,7 +205,8 @@ class FrameStore:
   def _make_room(self, size: int) -> bool:
     """Whether `size` bytes may be written; throws the least recently used files of earlier runs away for them, if need be."""
     with self._sweeping:
-      if self._full:
+      disk = shutil.disk_usage(self._folder)
+      if self._full or disk.free - size < min(_RESERVE, disk.total // 20):
         return False
       if self._unseen + size <= min(self._room, _ROOM * self._disk_capacity):
         self._unseen += size
@@ -240,7 +245,8 @@ def _sweep(path: pathlib.Path):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       return
-    path.unlink(missing_ok=True)
+    if time.time() - os.fstat(file.fileno()).st_mtime > _OLD:
+      path.unlink(missing_ok=True)
 
 
 def _identity(path: str) -> tuple:

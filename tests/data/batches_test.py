@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import sft as sft_entry
+from experiments import sft_data
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, planner
 from paravt_jax.data.conversations import Conversation, Message, VideoRef
@@ -240,7 +240,7 @@ def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_meas
   world = write.write(tmp_path / 'world', options, section['seed'], workers=0)
   tables = {file.stem.removeprefix('paravt_sft_'): Table([file], '/media', RowOptions(False, False)) for file in world.sft}
   sources = [batches.Source(name, rows, *config.sources.get(name, (1.0, 0, None))) for name, rows in tables.items()]
-  found, state = run(tok, sources, 20, sizes=sft_entry.batch_options(config), options=sft_entry.frame_options(config))
+  found, state = run(tok, sources, 20, sizes=sft_data.batch_options(config), options=sft_data.frame_options(config))
   hashed = hashlib.blake2b(digest_size=16)
   for batch in found:
     for name in sorted(batch.arrays):

@@ -1,6 +1,7 @@
 """Files of a shared cache: whole or not at all."""
 
 import fcntl
+import os
 
 import pytest
 
@@ -26,8 +27,11 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(tmp_path):
-  (tmp_path / 'left.part').write_bytes(b'half')
-  with (tmp_path / 'written.part').open('wb') as writer:
+  for name in ('left.part', 'written.part', 'made_just_now.part'):
+    (tmp_path / name).write_bytes(b'half')
+  os.utime(tmp_path / 'left.part', (1, 1))
+  os.utime(tmp_path / 'written.part', (1, 1))
+  with (tmp_path / 'written.part').open('r+b') as writer:
     fcntl.flock(writer, fcntl.LOCK_EX)
     kept.replace(tmp_path / 'x.bin', lambda out: out.write(b'one'))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ['written.part', 'x.bin']
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['made_just_now.part', 'written.part', 'x.bin']

@@ -15,7 +15,7 @@ from paravt_jax.data import lengths, sft
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.data.lengths import Size
 from paravt_jax.data.table import Table
-from paravt_jax.errors import DataError
+from paravt_jax.errors import DataError, MediaError
 from paravt_jax.testing import tiny
 from tests.data.sft_test import Fake
 
@@ -113,6 +113,20 @@ def test_a_row_that_breaks_the_schema_is_raised_where_such_rows_are_not_skipped(
   found.ask([5])
   with pytest.raises(DataError, match=r'row a\.parquet:5'):
     found.size(5)
+
+
+class Silent(Fake):
+  """A disk that does not answer."""
+
+  def probe_sync(self, path):
+    raise MediaError(f'{path}: no answer after 30 s', 'timeout')
+
+
+def test_a_passing_failure_is_a_reason_alone_and_ends_the_run_where_other_hosts_may_have_read_the_file(root, tok, pool):
+  assert make(table(root), tok, Silent(), pool).size(0).reason == 'media_timeout'
+  among = lengths.Lengths(table(root), tok, Silent(), OPTIONS, 4, True, pool, None, alone=False)
+  with pytest.raises(DataError, match=r'a\.mp4: no answer after 30 s; every host must plan the same batches'):
+    among.size(0)
 
 
 def test_rows_asked_for_ahead_are_measured_by_the_pool_once(root, tok, pool):

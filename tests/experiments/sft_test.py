@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import sft as recipe
-from experiments import sft
+from experiments import sft, sft_data
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.testing import clips, tiny
@@ -53,7 +53,7 @@ def config(data, **knobs):
 
 def found(config):
   return {source.name: (source.weight, source.first, source.last, len(source.conversations))
-          for source in sft.sources(config)}
+          for source in sft_data.sources(config)}
 
 
 def test_without_weights_sources_are_drawn_in_proportion_to_their_rows(data):
@@ -78,17 +78,18 @@ def test_files_of_the_command_line_are_a_source_each(data):
 
 @pytest.mark.parametrize(('knob', 'value'), [
   ('data.max_bad_share', 1.5), ('data.max_bad_share', -0.1), ('video.cache_gb', -1), ('batches.lookahead', 0), ('batches.prefetch', 0),
-  ('data.train', ('a.parquet',))])
+  ('data.train', ('a.parquet',)), ('train.micro_batches', 0), ('train.row_stills', -1), ('frames.rate', 0.0), ('frames.min_frames', 0),
+  ('frames.image_max_pixels', 10), ('video.max_pixels', 1000), ('sources.x', (1.0,))])
 def test_a_knob_that_cannot_be_is_refused_before_anything_is_made(data, knob, value):
   sft.check(config(data))
   with pytest.raises(ConfigError, match='data.manifest' if knob == 'data.train' else knob):
-    sft.check(config(data, **{knob: value}))
+    sft.check(config(data, **{knob: value}) if knob != 'sources.x' else config(data, sources={'x': value}))
 
 
 def test_a_manifest_that_is_wrong_is_one_line(data):
   write(data, {'x': {'files': ['none*.parquet']}})
   with pytest.raises(DataError, match=r"manifest .*mix.json: sources.x.files: nothing matches 'none\*.parquet'"):
-    sft.sources(config(data))
+    sft_data.sources(config(data))
 
 
 def test_the_8b_recipe_makes_batches_of_its_files_from_the_store_of_frames(data, tmp_path):
@@ -96,10 +97,10 @@ def test_the_8b_recipe_makes_batches_of_its_files_from_the_store_of_frames(data,
   tiny.build_tokenizer(tmp_path / 'tok')
   tok, folder = ChatTokenizer.load(tmp_path / 'tok'), str(tmp_path / 'tok')
   with DecodePool(1, 20.0, 'pyav') as pool:
-    frames = sft.frame_source(made, pool)
+    frames = sft_data.frame_source(made, pool)
     assert isinstance(frames, FrameStore)
     for _ in range(2):
-      made_batches = sft.make_batches(made, tok, frames, base=folder)
+      made_batches = sft_data.make_batches(made, sft_data.sources(made), tok, frames, base=folder)
       batch = next(made_batches)
       made_batches.close()
   assert batch.arrays['tokens'].shape == (2, 1, 2048) and batch.arrays['patches'].shape == (2, 1, 16, 196, 1, 768)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -220,7 +221,18 @@ def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(poo
   folder.mkdir(parents=True)
   left, written = folder / 'a.part', folder / 'b.part'
   left.write_bytes(b'half')
+  os.utime(left, (1, 1))
   with written.open('wb') as writer:
     fcntl.flock(writer, fcntl.LOCK_EX)
     FrameStore(tmp_path / 'frames', pool, 0, bound).frames_sync(clip, [1.0], *PIXELS)
     assert written.exists() and not left.exists()
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_others(pool, clip, tmp_path, monkeypatch):
+  store = FrameStore(tmp_path / 'frames', pool, 0)
+  disk = shutil.disk_usage(tmp_path)
+  for free, files in ((1 << 20, 0), (1 << 30, 1)):             # of a disk of 4 GiB: a twentieth of it stays free
+    monkeypatch.setattr(store_module.shutil, 'disk_usage', lambda _, free=free: disk._replace(total=4 << 30, free=free))
+    assert len(store.frames_sync(clip, [1.0], *PIXELS).frames) == 1
+    assert len(list(tmp_path.rglob('*.npz'))) == files
+  assert (store.counts['disk_full'], store.counts['decoded']) == (1, 2)
