@@ -59,18 +59,26 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
     recipe = flags.FLAGS['config'].config_filename
-    if not pathlib.Path(recipe).is_file():  # absl would say so at the first use only, with a traceback
+    if not pathlib.Path(recipe.split(':', 1)[0]).is_file():  # absl would say so at the first use only, with a traceback
       _fail(f'--config={recipe}: there is no such recipe; usage: {usage}')
     return rest
   except (AttributeError, KeyError) as error:
+    _fail(complaint(error))
+  except (OSError, flags.Error) as error:
+    _fail(f'{complaint(error)}; usage: {usage}')
+  return []
+
+
+def complaint(error: Exception) -> str:
+  """What parsing flags did not like, in one line: an unknown knob, a value that does not parse, or the recipe's own complaint."""
+  text = ' '.join(str(error).split())
+  if isinstance(error, (AttributeError, KeyError)):
     wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' '))
     if wanted:
-      _fail(f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?')
-    _fail(f'a --config.… flag names a knob that this recipe does not have ({" ".join(str(error).split())}); its file lists them')
-  except (OSError, flags.Error) as error:
-    raised = re.search(r'Traceback .*\n\w*(?:Error|Exception): (.*)', str(error), re.DOTALL)  # the recipe's own complaint
-    _fail(f'{" ".join((raised[1] if raised else str(error)).split())}; usage: {usage}')
-  return []
+      return f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?'
+    return f'a --config.… flag names a knob that this recipe does not have ({text}); its file lists them'
+  raised = re.search(r'Traceback .*\n\w*(?:Error|Exception): (.*)', str(error), re.DOTALL)
+  return ' '.join(raised[1].split()) if raised else text
 
 
 def _fail(message: str) -> typing.NoReturn:

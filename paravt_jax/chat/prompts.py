@@ -30,6 +30,11 @@ SYSTEM = (
     f'<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>\n'
     'A call: <tool_call>{"name": "crop_video", "arguments": {"start_time": 8, "end_time": 12}}</tool_call>')
 
+_SEEN = 'Frames of a video follow, each after its time.'
+NO_TOOLS = f'{_SEEN} Think in <think></think>, then give the answer in <answer></answer>.'
+THINK = f'{_SEEN} Think step by step in <think></think>, then give the answer in <answer></answer>.'
+DIRECT = f'{_SEEN} Do not think aloud: give the answer at once in <answer></answer>.'
+
 FORMAT_HINTS = {
     'mcq': 'Answer with the letter.',
     'tvg': 'Answer with [start, end] in seconds.',
@@ -104,6 +109,11 @@ def subagent(window: types.Window, task_question: str | None, video: str = '') -
   question behind it."""
   seen = f'These frames show {window.start:.1f} to {window.end:.1f} seconds{video and " of "}{video}.'
   return f'{seen} Say briefly what they show.' if task_question is None else f'{seen} Answer briefly: {task_question}'
+
+
+def frames(count: int, window: types.Window) -> str:
+  """What the main agent is told of a crop whose frames it sees itself."""
+  return f'{count} frames of {window.start:.1f} to {window.end:.1f} seconds.'
 
 
 def error(status: types.ResultStatus, detail: str = '') -> str:
