@@ -186,9 +186,21 @@ def sft(scale: str) -> ConfigDict:
       'seed': 0,
       'run': _run(100),
       'model': {'folder': ''},
-      'data': {'kind': 'files', 'train': (), 'media_root': '', 'skip_bad_rows': False},
-      'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'think_prefix': '<think>\n'},
-      # of the draws, by name of the file (paravt_sft_<name>.parquet); those that are not named have weight 1. (weight, first, last step)
+      # manifest: a file that names the sources (paravt_jax/data/manifest.py), in place of `train`. cache_folder: rows and lengths, for
+      # the next run ('' for none). max_bad_share: of the draws; above it broken rows (schema, media) end the run
+      'data': {
+        'kind': 'files',
+        'train': (),
+        'manifest': '',
+        'media_root': '',
+        'cache_folder': 'runs/data_cache',
+        'skip_bad_rows': False,
+        'max_bad_share': 0.05,
+      },
+      # image_max_pixels: of a still image, 1024 tokens
+      'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'image_max_pixels': 1048576, 'think_prefix': '<think>\n'},
+      # (weight, first step, last step or None) by source: its name in the manifest, or that of its file (paravt_sft_<name>.parquet).
+      # Without any weight here or in the manifest sources are drawn in proportion to their rows; else those without have weight 1.
       'sources': {},
       'video': {
         'min_pixels': 1024,
@@ -196,6 +208,10 @@ def sft(scale: str) -> ConfigDict:
         'backend': 'pyav',
         'workers': 8,
         'deadline_s': 30.0,
+        # decoded frames: this much in memory; in cache_folder ('' for none) for the next epoch, at most cache_gb (0: no bound)
+        'cache_mb': 1024,
+        'cache_folder': 'runs/frames',
+        'cache_gb': 500,
       },
       'steps': 500,
       'optimizer': {**_adamw(2e-5, 'cosine', 1500), 'warmup_steps': 75},
@@ -208,10 +224,12 @@ def sft(scale: str) -> ConfigDict:
         'row_tokens': 8192,
         'row_images': 128,
         'image_patches': 196,
+        'row_stills': 8,
+        'still_patches': 4096,
         'rows': 8,
         'micro_batches': 4,
       },
-      'batches': {'lookahead': 64, 'prefetch': 4},
+      'batches': {'lookahead': 64, 'refill': True, 'prefetch': 2},
       'mesh': {'data': 1, 'fsdp': 1 if scale == '2b' else 8, 'tensor': 1},
     }
   )
@@ -258,6 +276,8 @@ def _tiny_sft(config: ConfigDict) -> None:
   """A cold start of a few minutes on two cores, stopped well before it saturates: RL must have something to do."""
   config.data.kind = 'world'
   config.world = world()
+  config.frames.image_max_pixels = 1024
+  config.batches.update({'refill': False, 'prefetch': 4})  # samples are small beside a row: first fit alone fills rows
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0})
   config.steps = 400
   config.optimizer.update(
@@ -280,6 +300,8 @@ def _tiny_sft(config: ConfigDict) -> None:
       'row_tokens': 512,
       'row_images': 128,
       'image_patches': 4,
+      'row_stills': 0,
+      'still_patches': 0,
       'rows': 4,
       'micro_batches': 1,
     }

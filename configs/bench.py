@@ -2,10 +2,12 @@
 
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout          # a table
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout --json   # one JSON object on stdout
+python -m experiments.bench --config=configs/bench.py --config.suite=data --json      # the same for the data: about 4 minutes
 """
 
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.servers import tiny_servers
 
 
@@ -40,6 +42,36 @@ def get_config() -> ConfigDict:
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
       'publish': {'bytes': 1_000_000_000},
+      'data': _data(),
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }
   ).lock()
+
+
+def _data() -> dict:
+  """The suite `data`. What is generated (a clip, archives, rows) stays in run.folder/data for the next time: about 1 GB."""
+  return {
+    # the stated mix: frames of a video, tokens of text, and the share of rows that hold an image instead, of so many tokens
+    'mix': {'frames': (1, 64), 'text': (50, 1500), 'image_share': 0.3, 'image_tokens': (64, 1024), 'images': 64},
+    'packing': {'rows': 5000, 'batches': 50},
+    # grain: of the noise over the picture, in grey levels; it sets the bit rate
+    'clip': {'seconds': 150, 'height': 360, 'width': 640, 'fps': 30, 'gop': 250, 'grain': 30},
+    # overviews of the whole clip and windows in it, asked by `threads` workers; the best of `repeats` turns
+    'decode': {'overviews': 2, 'overview_frames': 64, 'windows': 8, 'window_seconds': 10.0, 'window_frames': 16, 'repeats': 2},
+    # bytes of one archive (and of each kind in several), `archives` in all
+    'unpack': {'bytes': 128_000_000, 'archives': 4, 'repeats': 3},
+    'materialize': {'rows': 50_000, 'frames': (1, 64), 'text': (50, 1500), 'image_share': 0.3},
+    # one device of the 8B recipe and the time it takes for a step: 6 * parameters * tokens / (peak * share), here an H100's
+    'step': {'parameters': 8.2e9, 'peak_flops': 989e12, 'share': 0.4},
+    'input': {'rows': 400, 'steps': 5, 'stage_rows': 24},
+    'sft': _one_device(),
+  }
+
+
+def _one_device() -> ConfigDict:
+  """The 8B cold start, one device's share of it, with the workers that this bench has cores for."""
+  recipe = base.sft('8b')
+  recipe.train.update({'rows': 1})
+  recipe.mesh.fsdp = 1
+  recipe.video.workers = 2
+  return recipe

@@ -12,17 +12,19 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import bench_rollout
+from experiments import bench_data, bench_rollout
 from experiments.launch import require, require_recipe, run
 
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else on standard output.')
 
 Suite = Callable[[ConfigDict], dict[str, Any]]
-SUITES: Mapping[str, Suite] = {'rollout': bench_rollout.suite}
+SUITES: Mapping[str, Suite] = {'data': bench_data.suite, 'rollout': bench_rollout.suite}
 # By the end of a figure's name; what has none is a plain number.
 UNITS = {
-  'tokens_per_second': 'tokens/s', 'ratio': 'times', 'prefills': 'prompts', 'gb_per_s': 'GB/s', 'seconds': 's', 'bytes': 'bytes',
-  'threads': 'CPU threads', 'agreement': 'share',
+  'tokens_per_second': 'tokens/s', 'frames_per_second': 'frames/s', 'samples_per_second': 'samples/s', 'rows_per_second': 'rows/s',
+  'ratio': 'times', 'ratio_to_decord': 'times', 'ratio_to_unzip': 'times', 'prefills': 'prompts', 'gb_per_s': 'GB/s',
+  'seconds': 's', 'bytes': 'bytes', 'bytes_per_row': 'bytes', 'threads': 'CPU threads', 'agreement': 'share',
+  'wait_share': 'of the time', 'efficiency': 'of the tokens', 'fill': 'of the tokens',
 }  # fmt: skip
 
 

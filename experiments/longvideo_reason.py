@@ -1,7 +1,7 @@
 """Reasoning data from long videos: `python -m experiments.longvideo_reason --config=configs/longvideo_reason.py --config.videos=DIR`.
 
 `--config.steps=split,caption` runs some of the six steps. Ends with a table of what became of each step's items; the last lines on
-standard output are the files that came out.
+standard output are the files that the chosen steps made.
 """
 
 import asyncio
@@ -45,9 +45,8 @@ def main(config: ConfigDict) -> None:
   if not line.tallies[last].done + line.tallies[last].kept and not (last == 'rewrite' and line.results):
     raise DataError(f'{last}: nothing came out of {len(videos)} videos; the table above says why, {folder}/rejected holds the replies '
                     'that were no good, and an earlier step may have to run first (--config.steps)')
-  for name in ('captions.json', 'questions.json', 'longvideo_reason.json', *(path.name for path in rows.file_names(folder).values())):
-    if (folder / name).is_file():
-      print(folder / name)
+  for path in line.files:
+    print(path)
 
 
 def check(config: ConfigDict) -> None:

@@ -5,20 +5,24 @@ The last line on standard output is that folder.
 """
 
 import collections
+import json
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments import runs, wiring
-from experiments.launch import build, require, require_recipe, run
-from paravt_jax.data import batches, conversations, fields, sft
+from experiments import runs, sft_data, wiring
+from experiments.launch import require, require_recipe, run
+from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
-from paravt_jax.train import checkpoint, state, step, sums
-from paravt_jax.video.decode import DecodePool
+from paravt_jax.train import checkpoint, sharding, state, step, sums
+from paravt_jax.video import patches
 
 MODEL = 'hf'  # the exported folder, below the run's
 
@@ -44,7 +48,21 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
     runs.announce(config, folder)
     with folder.phase('sft'):
       train(config, folder, base, target)
+  elif config.data.kind == 'files':  # a world's name tells its content
+    refuse_other_data(config, folder.path)
   return target
+
+
+def refuse_other_data(config: ConfigDict, folder: pathlib.Path) -> None:
+  """Raises DataError when a finished run was trained on other files than there are now."""
+  known = json.loads((folder / 'provenance.json').read_text())['sources'] if (folder / 'provenance.json').exists() else None
+  now = sft_data.identities(sft_data.sources(config))
+  if known is not None and known != now:
+    changed = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
+    raise DataError(
+      f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove the folder to train anew, or choose another '
+      'with --config.run.folder=DIR'
+    )
 
 
 def check(config: ConfigDict) -> None:
@@ -52,42 +70,24 @@ def check(config: ConfigDict) -> None:
   require_recipe(config, 'sources', 'configs/sft.py')
   require(config.steps, 'at least 1', config.steps >= 1, 'steps')
   wiring.require_rows(config)
-  require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
+  data = config.data
+  require(data.kind, "'world' or 'files'", data.kind in ('world', 'files'), 'data.kind')
+  require(data.max_bad_share, 'between 0 and 1', 0 <= data.max_bad_share <= 1, 'data.max_bad_share')
+  require(data.manifest, 'empty where data.train names files', not (data.manifest and data.train), 'data.manifest')
+  require(config.video.cache_gb, '0 (no bound) or more', config.video.cache_gb >= 0, 'video.cache_gb')
+  for knob in ('lookahead', 'prefetch'):
+    require(config.batches[knob], 'at least 1', config.batches[knob] >= 1, f'batches.{knob}')
+  for knob, least in (('micro_batches', 1), ('row_tokens', 1), ('row_images', 0), ('row_stills', 0), ('still_patches', 0)):
+    require(config.train[knob], f'at least {least}', config.train[knob] >= least, f'train.{knob}')
+  frames, least = config.frames, patches.SIDE**2
+  require(frames.rate, 'above 0', frames.rate > 0, 'frames.rate')
+  require(frames.min_frames, f'1 to frames.max_frames={frames.max_frames}', 1 <= frames.min_frames <= frames.max_frames, 'frames.min_frames')
+  for knob, pixels in (('video.max_pixels', config.video.max_pixels), ('frames.image_max_pixels', frames.image_max_pixels)):
+    require(pixels, f'at least {least}, one token, and video.min_pixels', pixels >= max(least, config.video.min_pixels), knob)
+  for name, value in config.sources.items():
+    valid = isinstance(value, (tuple, list)) and len(value) == 3
+    require(value, 'a weight, a first step and a last one or None, as in (2.0, 0, None)', valid, f'sources.{name}')
   require(config.optimizer.learning_rate, 'above 0', config.optimizer.learning_rate > 0, 'optimizer.learning_rate')
-
-
-def sources(config: ConfigDict, counts: collections.Counter) -> list[batches.Source]:
-  """The conversations of the recipe's files, a source each, with the weights that the recipe gives."""
-  if config.data.kind == 'world':
-    world, root = wiring.make_world(config)
-    files = world.sft
-  else:
-    files, root = wiring.existing(config.data.train, 'data.train'), pathlib.Path(config.data.media_root)
-  options = fields.RowOptions(skip_bad_rows=config.data.skip_bad_rows, require_media=False)
-  found = []
-  for file in files:
-    name = file.stem.removeprefix('paravt_sft_')
-    weight, first, last = config.sources.get(name, (1.0, 0, None))
-    found.append(batches.Source(name, conversations.sft_conversations([file], root, options, counts), float(weight), first, last))
-  return found
-
-
-def make_batches(config: ConfigDict, tok, pool: DecodePool, counts: collections.Counter):
-  """The endless iterator of packed batches."""
-  section, video = config.train, config.video
-  frame_options = build(sft.FrameOptions, config.frames, 'frames', min_pixels=video.min_pixels, max_pixels=video.max_pixels)
-  options = build(
-    batches.BatchOptions,
-    config.batches,
-    'batches',
-    micro_batches=section.micro_batches,
-    rows=section.rows,
-    row_tokens=section.row_tokens,
-    row_images=section.row_images,
-    image_patches=section.image_patches,
-  )
-  frames = batches.FrameBank(pool, 1.0, video.min_pixels, video.max_pixels) if config.data.kind == 'world' else pool
-  return batches.batches(sources(config, counts), tok, frames, frame_options, options, config.seed)
 
 
 def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib.Path) -> None:
@@ -96,29 +96,32 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   mesh = wiring.make_mesh(config)
   optimizer = wiring.make_optimizer(config, model_config)
   update = step.make_sft_step(model_config, optimizer, mesh, wiring.model_options(config.train, 1.0, ()))
-  records, counts = folder.path / 'checkpoints', collections.Counter()
+  records, counts, skipped = folder.path / 'checkpoints', collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
+  rows = sft_data.sources(config)
+  runs.write_json(folder.path / 'provenance.json', {'tool': 'experiments.sft', 'base': base, 'sources': sft_data.identities(rows)})
   learner = state.from_params(model_config, optimizer, mesh, params)
   with wiring.decode_pool(config) as pool:
-    data = make_batches(config, tok, pool, counts)
+    data = sft_data.make_batches(config, rows, tok, sft_data.frame_source(config, pool), base=base, shard=sharding.host_rows(mesh))
     start = 0
     checkpoint.sweep(records)
     if checkpoint.latest(records) is not None:
       record = checkpoint.restore(records, state.abstract(model_config, optimizer, mesh))
       learner, start = record.state, record.step
       data.set_state(record.host['data'])
+      counts.update(record.host['skipped'])
     writer = MetricsWriter(
       folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start
     )
     try:
       with runs.Interrupts() as interrupts, wiring.bar(config.steps, 'sft', start) as progress:
         for number in range(start, config.steps):
-          learner, metrics = one_step(update, learner, data, mesh, counts)
+          learner, metrics = one_step(update, learner, data, mesh, counts, skipped)
           done = number + 1
           writer.write(number, metrics)
           progress.set_postfix_str(f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False)
           progress.update()
           if interrupts.asked or done % config.run.checkpoint_every == 0 or done == config.steps:
-            checkpoint.save(records, done, learner, {'data': data.get_state()}, keep=config.run.keep)
+            checkpoint.save(records, done, learner, {'data': data.get_state(), 'skipped': dict(counts)}, keep=config.run.keep)
           interrupts.check()
     finally:
       writer.close()
@@ -126,15 +129,36 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   weights.save_hf(target, model_config, jax.device_get(learner.params), base)
 
 
-def one_step(update, learner: state.State, data, mesh, counts: collections.Counter) -> tuple[state.State, dict[str, float]]:
+class Skipped:
+  """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row, reason, fault."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    lines = path.read_text().splitlines() if path.exists() else []
+    self._known = {line.split('\t')[2] for line in lines if line.count('\t') >= 3}
+
+  def add(self, examples: Mapping[str, str]) -> None:
+    """Appends a line for each reason that is new."""
+    for reason in examples.keys() - self._known:
+      with self._path.open('a', encoding='utf-8', errors='replace') as file:
+        file.write(' '.join(examples[reason].splitlines()) + '\n')
+      self._known.add(reason)
+
+
+def one_step(
+  update, learner: state.State, data, mesh, counts: collections.Counter, skipped: Skipped
+) -> tuple[state.State, dict[str, float]]:
   """One update and what is logged of it; the time waited for data is told apart."""
   begin = time.monotonic()
   batch = next(data)
+  if jax.process_count() > 1:  # rows would be lost or come twice, and nobody would know
+    multihost_utils.assert_equal(np.uint32(batch.plan & 0xFFFFFFFF), f'this host planned another batch than the others ({batch.plan})')
   ready = time.monotonic()
   learner, found = update(learner, step.put_batch(mesh, batch.arrays, batch.used))
   metrics = sums.reduce(found)  # waits for the device
   end = time.monotonic()
   counts.update(batch.dropped)
+  skipped.add(batch.examples)
   metrics |= {
     'sft/documents': float(sum(batch.samples.values())),
     'pack/fill': batch.fill,

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import glob
 import os
 import pathlib
 import sys
@@ -81,13 +82,20 @@ def rl_corpus(config: ConfigDict) -> Corpus:
 
 
 def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
-  """The files of a knob, each of which must exist. Raises ConfigError or DataError naming the knob."""
+  """The files of a knob, each a path or a pattern such as 'rows/paravt_sft_*.parquet', which stands for its matches in their order.
+
+  Raises:
+    ConfigError: there are none. DataError: a path that does not exist, or a pattern without a match; both name the knob.
+  """
   if not files:
-    raise ConfigError(f'--config.{knob} is empty: wanted parquet files, as in --config.{knob}="(\'a.parquet\',)"')
-  missing = [file for file in files if not pathlib.Path(file).is_file()]
-  if missing:
-    raise DataError(f'--config.{knob}: {missing[0]} does not exist; check the path')
-  return tuple(map(pathlib.Path, files))
+    raise ConfigError(f'--config.{knob} is empty: wanted parquet files, as in --config.{knob}="(\'rows/paravt_*.parquet\',)"')
+  found: list[pathlib.Path] = []
+  for file in files:
+    matches = [file] if pathlib.Path(file).is_file() else sorted(glob.glob(file))
+    if not matches:
+      raise DataError(f'--config.{knob}: {file} does not exist; check the path')
+    found += map(pathlib.Path, matches)
+  return tuple(dict.fromkeys(found))
 
 
 @dataclasses.dataclass(frozen=True)

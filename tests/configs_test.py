@@ -144,7 +144,7 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
 
 # Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
 
-ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft wiring runs',
+ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft sft_data wiring runs',
          'longvideo_reason': 'longvideo_reason wiring runs', 'ablate': 'ablate', 'ask': 'ask rollouts servers wiring runs',
          'eval': 'eval eval_data eval_models rollouts servers wiring runs'}
 GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function

@@ -1,73 +1,101 @@
 """The stream of SFT batches: sources mixed by weight, shuffled by address, packed on lengths, then decoded; exactly resumable.
 
-  draws     (source, row) pairs, a function of (seed, number of the draw)
-  plan      the draws of one batch, chosen on lengths so that they fill its rows; what does not fit waits for the next one
-  assemble  frames from memory or the decoder, packing into arrays [M, R, T], in a thread of its own
+  draws     (source, row) pairs, a function of (seed, number of the draw)                                      planner.py
+  plan      the draws of one batch, chosen on lengths so that they fill its rows: the same plan on every host  planner.py
+  assemble  this host's rows only: frames decoded by several threads, batches ahead; packed into arrays [M, R, T]
 
-The iterator is grain's: `get_state()` is a small dict (it goes into the step's checkpoint), `set_state` goes on exactly there.
+Every host plans everything and decodes its own share, so the state (`get_state()`, a small dict, part of the step's checkpoint)
+is the same on all of them, and a run may go on with another number of hosts.
 """
 
 import asyncio
 import collections
+import concurrent.futures
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from paravt_jax import packing, seeds
+from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import sft
-from paravt_jax.data.conversations import Conversation
-from paravt_jax.errors import DataError, MediaError
+from paravt_jax.data import fields, lengths, sft
+from paravt_jax.data.lengths import NO_TARGET, Cache, Lengths
+from paravt_jax.data.planner import (
+  JUDGED,
+  MISJUDGED,
+  TOO_LONG,
+  TOO_MANY_IMAGES,
+  Item,
+  Plan,
+  Planner,
+  PlanOptions,
+  Source,
+  too_many_bad,
+)
+from paravt_jax.errors import ChatError, ConfigError, DataError, MediaError
 from paravt_jax.types import Clip
 from paravt_jax.video.readers import VideoInfo
 
+__all__ = [
+  'EXTRAS',
+  'MISJUDGED',
+  'NO_TARGET',
+  'TOO_LONG',
+  'TOO_MANY_IMAGES',
+  'Batch',
+  'BatchOptions',
+  'Batches',
+  'Cache',
+  'FrameBank',
+  'Source',
+  'batches',
+  'make_planner',
+]
 EXTRAS = {sft.MASK: np.float32}
-TOO_LONG, TOO_MANY_IMAGES, NO_TARGET, MISJUDGED = 'too_long', 'too_many_images', 'no_target', 'misjudged'
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """Conversations that are drawn together, share `weight` of the draws of batches `first` <= step (< `last`, None for ever)."""
-  name: str
-  conversations: Sequence[Conversation]
-  weight: float
-  first: int
-  last: int | None
-
-  def active(self, step: int) -> bool:
-    """Whether it takes part in batch `step`."""
-    return self.first <= step and (self.last is None or step < self.last)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchOptions:
-  """Sizes of a batch: M micro-batches of R rows of T tokens with N images of X patches each.
+  """Sizes of a batch: M micro-batches of R rows (on all hosts) of T tokens, with slots for N frames of X patches each.
 
-  lookahead: draws that may wait for the next batch; more fill rows better. prefetch: batches made ahead.
+  row_stills: slots of a row for images of more than image_patches patches; still_patches: what each holds.
+  lookahead: draws that may wait for the next batch; more fill rows better. refill: see planner.PlanOptions.
+  prefetch: batches whose frames are decoded ahead. workers: threads that ask for frames.
+  skip_bad_rows: rows that break the schema are dropped and counted instead of raised. max_bad_share: of the draws, above which
+  broken rows (schema or media) end the run.
   """
   micro_batches: int
   rows: int
   row_tokens: int
   row_images: int
   image_patches: int
+  row_stills: int
+  still_patches: int
   lookahead: int
+  refill: bool
   prefetch: int
+  workers: int
+  skip_bad_rows: bool
+  max_bad_share: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays. arrays: packing's names with leading axes [M, R]; used: micro-batches in use; samples by source;
-  tokens: not padding; targets: tokens with mask 1; dropped: draws left out, by reason; fill: share of the rows in use."""
+  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used: micro-batches in use, and plan:
+  a number that names the batch's plan, the same on all hosts; samples by source; tokens: not padding; targets: tokens with mask 1;
+  dropped: draws left out, by reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share of
+  the rows in use."""
   arrays: dict[str, np.ndarray]
   used: int
+  plan: int
   samples: dict[str, int]
   tokens: int
   targets: int
   dropped: dict[str, int]
+  examples: dict[str, str]
   fill: float
 
 
@@ -122,110 +150,14 @@ class FrameBank:
     return await asyncio.to_thread(self.probe_sync, path)
 
 
-class _Planner:
-  """Chooses the draws of each batch; its state is all there is to remember."""
-
-  def __init__(self, sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-               options: BatchOptions, seed: int):
-    self._sources = {source.name: source for source in sources}
-    self._tok, self._options, self._frame_options, self._seed = tok, options, frame_options, seed
-    self._media = sft.sized(frames, frame_options)
-    self._sizes: dict[tuple[str, int], tuple[int, int] | str] = {}
-    self._orders: dict[str, tuple[int, np.ndarray]] = {}
-    self.step, self.drawn = 0, 0
-    self.positions = dict.fromkeys(self._sources, 0)
-    self.waiting: list[tuple[str, int]] = []
-
-  def plan(self) -> tuple[list[tuple[str, int]], collections.Counter]:
-    """The (source, row) pairs of the next batch and the draws dropped while choosing them, by reason."""
-    bins = self._options.micro_batches * self._options.rows
-    capacity = (self._options.row_tokens, self._options.row_images)
-    free = [list(capacity) for _ in range(bins)]
-    chosen, left, dropped, refused = [], [], collections.Counter(), 0
-    queue = collections.deque(self.waiting)
-    while len(left) <= self._options.lookahead:
-      item = queue.popleft() if queue else self._draw()
-      size = self._size(item)
-      if isinstance(size, str):
-        dropped[size] += 1
-        refused += 1
-        self._give_up(refused, dropped)
-        continue
-      place = next((room for room in free if room[0] >= size[0] and room[1] >= size[1]), None)
-      if place is None:
-        left.append(item)
-        continue
-      place[0], place[1] = place[0] - size[0], place[1] - size[1]
-      chosen.append(item)
-    while len(packing.first_fit_decreasing([self._size(item) for item in chosen], capacity)) > bins:
-      left.insert(0, chosen.pop())
-    self.waiting = [*left, *queue]
-    self.step += 1
-    return chosen, dropped
-
-  def _give_up(self, refused: int, dropped: collections.Counter) -> None:
-    total = sum(len(source.conversations) for source in self._sources.values())
-    if refused > 2 * total + 100:
-      raise DataError(f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; raise row_tokens or '
-                      f'row_images, or check the media root')
-
-  def _draw(self) -> tuple[str, int]:
-    """The next draw: a source by weight, then its next row in this epoch's order."""
-    active = [s for s in self._sources.values() if s.active(self.step) and s.weight > 0 and len(s.conversations)]
-    if not active:
-      raise DataError(f'SFT data: no source has rows at step {self.step}; give one a weight, or let it last longer')
-    weights = np.cumsum([source.weight for source in active])
-    spot = seeds.at(self._seed, 'mix', self.drawn) / 2**63 * weights[-1]
-    source = active[int(np.searchsorted(weights, spot, side='right'))]
-    epoch, offset = divmod(self.positions[source.name], len(source.conversations))
-    if self._orders.get(source.name, (None,))[0] != epoch:
-      order = seeds.rng(self._seed, 'order', source.name, epoch).permutation(len(source.conversations))
-      self._orders[source.name] = epoch, order
-    self.positions[source.name] += 1
-    self.drawn += 1
-    return source.name, int(self._orders[source.name][1][offset])
-
-  def _size(self, item: tuple[str, int]) -> tuple[int, int] | str:
-    """(tokens, images) of a row, or why it is dropped; remembered."""
-    if item not in self._sizes:
-      self._sizes[item] = self._measure(self._sources[item[0]].conversations[item[1]])
-    return self._sizes[item]
-
-  def _measure(self, conversation: Conversation) -> tuple[int, int] | str:
-    try:
-      sample = sft.sample(self._tok, conversation, self._media, self._frame_options)
-    except MediaError as error:
-      return f'media_{error.reason}'
-    tokens, images = packing.tree_size(packing.Tree(sample))
-    if tokens > self._options.row_tokens:
-      return TOO_LONG
-    if images > self._options.row_images:
-      return TOO_MANY_IMAGES
-    return (tokens, images) if sample.extras[sft.MASK].any() else NO_TARGET
-
-  def get_state(self) -> dict[str, Any]:
-    """Plain numbers and lists."""
-    return {'step': self.step, 'drawn': self.drawn, 'positions': dict(self.positions),
-            'waiting': [list(item) for item in self.waiting]}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on where `state` was taken. Raises DataError when it is of other sources."""
-    if set(state['positions']) != set(self._sources):
-      raise DataError(f'SFT data: the checkpoint has sources {sorted(state["positions"])}, wanted {sorted(self._sources)}; '
-                      f'use the same recipe, or start a new run')
-    self.step, self.drawn = int(state['step']), int(state['drawn'])
-    self.positions = {name: int(position) for name, position in state['positions'].items()}
-    self.waiting = [(name, int(row)) for name, row in state['waiting']]
-
-
 class _PlanIterator(grain.DatasetIterator):
   """grain's face of a planner."""
 
-  def __init__(self, planner: _Planner):
+  def __init__(self, planner: Planner):
     super().__init__()
     self._planner = planner
 
-  def __next__(self):
+  def __next__(self) -> Plan:
     return self._planner.plan()
 
   def get_state(self) -> dict[str, Any]:
@@ -238,63 +170,184 @@ class _PlanIterator(grain.DatasetIterator):
 class _Plans(grain.IterDataset):
   """An endless data set of plans."""
 
-  def __init__(self, make):
+  def __init__(self, planner: Planner):
     super().__init__()
-    self._make = make
+    self._planner = planner
 
   def __iter__(self) -> _PlanIterator:
-    return _PlanIterator(self._make())
+    return _PlanIterator(self._planner)
+
+
+class Batches:
+  """An endless iterator of `Batch`; made by `batches`. close() ends its threads."""
+
+  def __init__(self, plans: _Plans, assembler: 'Assembler', measured: Mapping[str, Lengths],
+               pools: Sequence[concurrent.futures.ThreadPoolExecutor], options: BatchOptions):
+    self._lengths, self._pools, self._share = measured, pools, options.max_bad_share
+    begun = grain.experimental.ThreadPrefetchIterDataset(plans.map(assembler.begin), prefetch_buffer_size=options.prefetch)
+    self._made = iter(grain.experimental.ThreadPrefetchIterDataset(begun.map(assembler.finish), prefetch_buffer_size=1))
+    self._assembled, self._failed = 0, collections.Counter()
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    """The next batch.
+
+    Raises:
+      DataError: no source is active, every row is dropped, a row breaks the schema and such rows are not skipped, or too many are
+        broken: among all draws so far, or among the samples that this process has decoded.
+    """
+    batch, failed = next(self._made)
+    self._failed.update(failed)
+    self._assembled += sum(batch.samples.values()) + failed.total()
+    if self._assembled >= JUDGED and self._failed.total() > self._share * self._assembled:
+      raise too_many_bad(self._failed.total(), self._assembled, self._failed, self._share, batch.examples)
+    return batch
+
+  def get_state(self) -> dict[str, Any]:
+    """Of the batches returned so far, whatever was made ahead; the same on every host."""
+    return self._made.get_state()
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on exactly there. Raises DataError when the state is of other sources or of files that have changed since."""
+    self._made.set_state(state)
+
+  def close(self) -> None:
+    """Ends the threads and writes down the lengths that were measured. May be called twice."""
+    self._made.close()
+    for pool in self._pools:
+      pool.shutdown(wait=True, cancel_futures=True)
+    for measured in self._lengths.values():
+      measured.close()
 
 
 def batches(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-            options: BatchOptions, seed: int) -> grain.DatasetIterator:
-  """An endless iterator of `Batch`, made ahead in a thread; the same arguments give the same batches.
+            options: BatchOptions, seed: int, *, shard: tuple[int, int] = (0, 1), cache: Cache | None = None) -> Batches:
+  """The batches of this host, made ahead in threads; the same arguments give the same batches.
 
-  Its get_state() belongs to the batches returned so far, whatever was made ahead; close() ends the thread.
+  Args:
+    sources, tok, frame_options: what to draw from and how it is turned into tokens and frames.
+    frames: decodes, and tells durations and sizes.
+    seed: of the draws and orders.
+    shard: (index, count): this host's rows are [index*R/count, (index+1)*R/count) of each micro-batch. Hosts' rows, one after the
+      other, are the batch that one host alone would make.
+    cache: where lengths are kept between runs.
 
-  Raises (from next()):
-    DataError: no source is active, or every row is dropped.
+  Raises:
+    ConfigError: the rows do not divide over the hosts, or slots are too small for the pixels that frames or images may have.
   """
-  assembler = Assembler(sources, tok, frames, frame_options, options)
-  plans = _Plans(lambda: _Planner(sources, tok, frames, frame_options, options, seed))
-  made = plans.map(lambda plan: assembler.batch(*plan))
-  return iter(grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=options.prefetch))
+  check(options, frame_options, shard)
+  measuring = concurrent.futures.ThreadPoolExecutor(options.workers, 'lengths')
+  decoding = concurrent.futures.ThreadPoolExecutor(options.workers, 'samples')
+  planner, measured = make_planner(sources, tok, frames, frame_options, options, seed, measuring, cache, alone=shard[1] == 1)
+  assembler = Assembler(sources, tok, frames, frame_options, options, shard, decoding)
+  return Batches(_Plans(planner), assembler, measured, (measuring, decoding), options)
+
+
+def make_planner(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
+                 options: BatchOptions, seed: int, pool: concurrent.futures.Executor,
+                 cache: Cache | None, *, alone: bool = True) -> tuple[Planner, dict[str, Lengths]]:
+  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead; alone: see Lengths."""
+  measured = {source.name: Lengths(source.conversations, tok, frames, frame_options, options.image_patches, options.skip_bad_rows,
+                                   pool, cache, alone) for source in sources}
+  capacity = (options.row_tokens, options.row_images, options.row_stills)
+  plan = PlanOptions(options.micro_batches * options.rows, capacity, options.lookahead, options.refill, options.max_bad_share)
+  return Planner(sources, measured, plan, seed), measured
+
+
+def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[int, int]) -> None:
+  """Raises ConfigError for sizes that do not go together."""
+  if options.rows % shard[1]:
+    raise ConfigError(f'train.rows: got {options.rows}, wanted a multiple of {shard[1]}, the number of hosts')
+  largest = max(options.image_patches, options.still_patches if options.row_stills else 0)
+  for name, pixels, room in (('video.max_pixels', frame_options.max_pixels, options.image_patches),
+                             ('frames.image_max_pixels', frame_options.image_max_pixels, largest)):
+    if pixels > room * packing.PATCH**2:
+      raise ConfigError(f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of {room} patches holds; raise '
+                        'train.image_patches or train.still_patches (with train.row_stills), or lower it')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+  """A plan and this host's share of it: index into the plan's items -> its sample, or why it is dropped."""
+  plan: Plan
+  bins: tuple[tuple[int, ...], ...]
+  samples: dict[int, concurrent.futures.Future]
 
 
 class Assembler:
-  """Plans to arrays."""
+  """Plans to arrays: `begin` lets this host's samples be decoded, `finish` waits for them and packs."""
 
   def __init__(self, sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-               options: BatchOptions):
+               options: BatchOptions, shard: tuple[int, int], pool: concurrent.futures.Executor):
     self._rows = {source.name: source.conversations for source in sources}
     self._tok, self._frame_options, self._options = tok, frame_options, options
-    self._media = sft.decoded(frames, frame_options)
+    self._media, self._pool = sft.decoded(frames, frame_options), pool
+    self._here = options.rows // shard[1]            # rows of a micro-batch on this host
+    self._first = shard[0] * self._here
 
-  def batch(self, items: Sequence[tuple[str, int]], dropped: collections.Counter) -> Batch:
-    """Decodes and packs; a row whose media fail, or that turns out longer than its plan, is dropped and counted."""
-    dropped, kept, samples = collections.Counter(dropped), [], []
-    for name, row in items:
-      try:
-        samples.append(sft.sample(self._tok, self._rows[name][row], self._media, self._frame_options))
-        kept.append(name)
-      except MediaError as error:
-        dropped[f'media_{error.reason}'] += 1
-    self._fit(samples, kept, dropped)
-    packed = packing.pack([packing.Tree(sample) for sample in samples], row_tokens=self._options.row_tokens,
-                          row_images=self._options.row_images, image_patches=self._options.image_patches,
-                          image_id=self._tok.image_pad, rows_multiple=self._options.rows, extras=EXTRAS)
-    arrays, used = packed.micro_batches(self._options.rows, self._options.micro_batches)
-    return Batch(arrays, used, dict(collections.Counter(kept)), int((packed.segments_RT > 0).sum()),
-                 int(packed.extras[sft.MASK].sum()), dict(dropped), packed.fill)
+  def begin(self, plan: Plan) -> _Begun:
+    """This host's rows of a plan, their samples under way."""
+    rows, at = self._options.rows, range(self._first, self._first + self._here)
+    bins = (*plan.bins, *[()] * (self._options.micro_batches * rows - len(plan.bins)))
+    bins = tuple(bins[micro * rows + row] for micro in range(self._options.micro_batches) for row in at)
+    return _Begun(plan, bins, {i: self._pool.submit(self._sample, plan.items[i]) for members in bins for i in members})
 
-  def _fit(self, samples: list[packing.Sample], kept: list[str], dropped: collections.Counter) -> None:
-    """Drops the last samples until the rest fits (a video of varying frame rate may be longer than planned)."""
-    capacity = (self._options.row_tokens, self._options.row_images)
-    sizes = [packing.tree_size(packing.Tree(sample)) for sample in samples]
-    for index in reversed(range(len(samples))):
-      if sizes[index][0] > capacity[0] or sizes[index][1] > capacity[1]:
-        del samples[index], kept[index], sizes[index]
-        dropped[MISJUDGED] += 1
-    while len(packing.first_fit_decreasing(sizes, capacity)) > self._options.micro_batches * self._options.rows:
-      samples.pop(), kept.pop(), sizes.pop()
-      dropped[MISJUDGED] += 1
+  def finish(self, begun: _Begun) -> tuple[Batch, collections.Counter]:
+    """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer than planned, is left out."""
+    plan, failed, misjudged = begun.plan, collections.Counter(), 0
+    examples, samples, kept, bins = dict(plan.examples), [], collections.Counter(), []
+    for members in begun.bins:
+      row: list[tuple[Item, packing.Sample]] = []
+      for i in members:
+        sample, reason, fault = begun.samples[i].result()
+        if sample is not None:
+          row.append((plan.items[i], sample))
+          continue
+        failed[reason] += 1
+        examples.setdefault(reason, self._line(plan.items[i], reason, fault))
+      for item in self._fit(row):
+        misjudged += 1
+        examples.setdefault(MISJUDGED, self._line(item, MISJUDGED, 'longer than its header promises (its frame rate varies)'))
+      bins.append(range(len(samples), len(samples) + len(row)))
+      samples += [packing.Tree(sample) for _, sample in row]
+      kept.update(item[0] for item, _ in row)
+    dropped = collections.Counter(plan.dropped) + failed + collections.Counter({MISJUDGED: misjudged})
+    return self._batch(plan, samples, bins, kept, dropped, examples), failed
+
+  def _batch(self, plan: Plan, trees: list[packing.Tree], bins: list[Sequence[int]], kept: collections.Counter,
+             dropped: collections.Counter, examples: dict[str, str]) -> Batch:
+    options = self._options
+    packed = packing.pack(trees, row_tokens=options.row_tokens, row_images=options.row_images, image_patches=options.image_patches,
+                          row_stills=options.row_stills, still_patches=options.still_patches, image_id=self._tok.image_pad,
+                          rows_multiple=self._here, extras=EXTRAS, bins=bins)
+    arrays, _ = packed.micro_batches(self._here, options.micro_batches)
+    used = max(1, -(-len(plan.bins) // options.rows))
+    tokens = int((packed.segments_RT > 0).sum())
+    return Batch(arrays, used, plan.digest, dict(kept), tokens, int(packed.extras[sft.MASK].sum()), dict(dropped), examples,
+                 tokens / (used * self._here * options.row_tokens))
+
+  def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str]:
+    """(sample, '', ''), or (None, reason, fault)."""
+    try:
+      return sft.sample(self._tok, self._rows[item[0]][item[1]], self._media, self._frame_options), '', ''
+    except MediaError as error:
+      return None, f'media_{error.reason}', str(error)
+    except (fields.Broken, DataError) as error:      # it could be read when it was planned: its media have gone
+      return None, fields.reason_of(error), str(error)
+    except ChatError as error:
+      return None, 'chat', str(error)
+
+  def _fit(self, row: list[tuple[Item, packing.Sample]]) -> list[Item]:
+    """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be longer than planned)."""
+    capacity = (self._options.row_tokens, self._options.row_images, self._options.row_stills)
+    sizes = [packing.sizes(packing.Tree(sample), self._options.image_patches) for _, sample in row]
+    out = []
+    while any(sum(size[k] for size in sizes) > capacity[k] for k in range(3)):
+      sizes.pop()
+      out.append(row.pop()[0])
+    return out
+
+  def _line(self, item: Item, reason: str, fault: str) -> str:
+    return f'{item[0]}\t{lengths.name(self._rows[item[0]], item[1])}\t{reason}\t{fault}'

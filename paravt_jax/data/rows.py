@@ -74,7 +74,7 @@ def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, 
     seen[task.id] = name
     return task
 
-  found = fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts, listed, optional=('data_source',),
+  found = fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts, listed, optional=('data_source', 'images'),
                       max_bad_share=wanted.max_bad_share)
   filters.check([str(file) for file in files])
   return subsample(found, wanted.max_rows, seed)
@@ -141,6 +141,8 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
     if role not in texts or not isinstance(content, str):
       raise Broken(f'prompt: got role {role!r} with content of type {type(content).__name__}, wanted system or user with text')
     texts[role].append(content)
+  if fields.decoded(row.get('images') or None, 'images'):
+    raise Broken(f'images: got {fields.short(row["images"])}, wanted none: the agent looks at videos; leave such rows out', 'images')
   videos = fields.decoded(row['videos'], 'videos') or []
   videos = fields.list_of_dicts(videos, 'videos') if videos else []
   if len(texts['user']) != 1 or texts['user'][0].count(VIDEO) != len(videos):

@@ -1,11 +1,13 @@
 """Conversations to samples: tokens, frames and the target mask, by the very template that the agent loop uses."""
 
 import dataclasses
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from paravt_jax.chat import prompts, spans, template
 from paravt_jax.chat.tokenizer import ChatTokenizer
@@ -18,19 +20,23 @@ from paravt_jax.video.readers import VideoInfo
 
 MASK = 'mask'                # extras: 1 on target tokens
 Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
+PASSING = ('timeout', 'crashed')     # reasons that a busy machine may give, too: asked once more
+# What Pillow raises for files that are no images, or damaged ones.
+_IMAGE_FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameOptions:
   """How SFT samples frames. rate: frames/s where a row names no number; max_frames: of an overview without one, and of a
-  window. min_frames: of a window. min_pixels, max_pixels: area of a frame. think_prefix: the opening that
-  rollouts pin.
+  window. min_frames: of a window. min_pixels, max_pixels: area of a frame. image_max_pixels: of a still image, which is worth
+  more of them. think_prefix: the opening that rollouts pin.
   """
   rate: float
   min_frames: int
   max_frames: int
   min_pixels: int
   max_pixels: int
+  image_max_pixels: int
   think_prefix: str
 
 
@@ -63,8 +69,8 @@ def decoded(frames: Frames, options: FrameOptions) -> Media:
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
-    times = frame_times(ref, frames.probe_sync(ref.path), options)
-    clip = frames.frames_sync(ref.path, times, options.min_pixels, options.max_pixels)
+    times = frame_times(ref, _patiently(frames.probe_sync, ref.path), options)
+    clip = _patiently(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
     return template.frame_pieces(clip.frames, clip.seconds)
   return media
 
@@ -73,8 +79,8 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
   """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths only, the pixels are 0."""
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
-      return [np.broadcast_to(np.uint8(0), _image(ref, options).shape)]
-    info = frames.probe_sync(ref.path)
+      return [np.broadcast_to(np.uint8(0), (*_image_size(ref, options), 3))]
+    info = _patiently(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
     size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
@@ -105,14 +111,41 @@ def _pieces(role: str, parts: Sequence[str | VideoRef | ImageRef], media: Media)
   return [piece for part in parts for piece in ([part] if isinstance(part, str) else media(part))]
 
 
+def _patiently(ask: Callable, *arguments):
+  """What `ask` answers; where a worker was late or died, it is asked once more, so that a busy moment costs no sample."""
+  try:
+    return ask(*arguments)
+  except MediaError as error:
+    if error.reason not in PASSING:
+      raise
+    return ask(*arguments)
+
+
+def _image_size(ref: ImageRef, options: FrameOptions) -> tuple[int, int]:
+  """(height, width) that an image is resized to, from its header."""
+  with _opened(ref) as image:
+    return patches.target_size(image.height, image.width, options.min_pixels, options.image_max_pixels)
+
+
 def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
   """uint8[H, W, 3], resized once."""
-  try:
-    with Image.open(ref.path) as image:
+  with _opened(ref) as image:
+    try:
       pixels = np.asarray(image.convert('RGB'))
+    except _IMAGE_FAULTS as error:
+      raise _broken_image(ref, error) from error
+  size = patches.target_size(*pixels.shape[:2], options.min_pixels, options.image_max_pixels)
+  return patches.resize(pixels[None], size)[0]
+
+
+def _opened(ref: ImageRef) -> Image.Image:
+  try:
+    return Image.open(ref.path)
   except FileNotFoundError:
     raise MediaError(f'{ref.path}: no such file, wanted an image; unpack the media, or fix the row', 'missing') from None
-  except (OSError, UnidentifiedImageError) as error:
-    raise MediaError(f'{ref.path}: cannot be read as an image ({error}); copy it again', 'decode') from error
-  size = patches.target_size(*pixels.shape[:2], options.min_pixels, options.max_pixels)
-  return patches.resize(pixels[None], size)[0]
+  except _IMAGE_FAULTS as error:
+    raise _broken_image(ref, error) from error
+
+
+def _broken_image(ref: ImageRef, error: Exception) -> MediaError:
+  return MediaError(f'{ref.path}: cannot be read as an image ({error}); copy it again', 'decode')

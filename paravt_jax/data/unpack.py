@@ -1,114 +1,392 @@
-"""Zip archives of media, extracted into one root.
+"""Archives of media, extracted into one root.
 
-Run: python -m paravt_jax.data.unpack --archives DIR --root DIR
+Run: python -m paravt_jax.data.unpack --archives DIR --root DIR [--include GLOB ...] [--workers N]
 
-Every name of an archive is checked before anything of it is written; every file appears by rename, so that an interrupted run
-leaves whole files only and the next one goes on where it was.
+Every zip and tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) at any depth of DIR. All that can be seen beforehand is checked for all
+archives before the first byte is written, and every fault is listed: names that leave the root, links, devices, encryption,
+bombs, files that two archives hold differently, a disk that is too small, damage. Files appear by rename, so that a killed run
+leaves whole files only; the next run goes on, and skips quickly what the journal (ROOT/.paravt_unpack) knows. Other files that
+carry a member's name are compared by checksum and replaced if they differ: the archives are what is right.
+
+Status: 0 done; 1 nothing found (no archive, or no member that --include wants); 2 refused or failed, a line for each reason.
 """
 
 import argparse
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
+import fnmatch
+import functools
 import os
 import pathlib
-import shutil
 import stat
 import sys
-import tempfile
-import zipfile
-import zlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
+from tqdm import tqdm
+
+from paravt_jax.data import archives as archives_module
+from paravt_jax.data.archives import Archive, Member
+from paravt_jax.data.unpack_files import Brought, bring, crc
+from paravt_jax.data.unpack_journal import File, Journal, header, held
+from paravt_jax.data.unpack_workers import Workers
 from paravt_jax.errors import DataError, ParavtError
+
+RESERVE = 256 << 20          # bytes of the disk that stay free
+_BLOCK = 4096                # what a file takes on a disk is a multiple of this
+_BATCH_FILES, _BATCH_BYTES = 64, 16 << 20    # what a worker does before it looks for more
+_PATH_BYTES = 4096           # Linux' longest path
+_SMALL = 256 << 10           # bytes of a file that is mostly system calls,
+MANY = 2000                  # and how many of them are worth starting processes for
+
+
+class NothingFound(DataError):
+  """There is no archive, or no member that `include` wants."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-  """What was done: files written, and files that were there whole (same size)."""
+  """What was done: files written (bytes in all; replaced: of them, those in place of another content), kept (they were there
+  whole, or another archive holds the same), skipped (`include` does not want them); changed: a line per archive that is not
+  what it was."""
   written: int
   kept: int
+  bytes: int = 0
+  skipped: int = 0
+  replaced: int = 0
+  changed: tuple[str, ...] = ()
 
 
-def unpack(archives: str | os.PathLike, root: str | os.PathLike) -> Unpacked:
-  """Extracts every *.zip below the folder `archives` (or that one file) into `root`, in the order of their names.
+def unpack(archives: str | os.PathLike, root: str | os.PathLike, *, workers: int | None = None, include: Sequence[str] = (),
+           progress: Callable[[int, int], None] | None = None) -> Unpacked:
+  """Extracts every archive below the folder `archives` (or that one file) into `root`. May be killed and run again.
+
+  Args:
+    workers: over archives and over the members of one; threads, or processes for many small files. None: one per core that this
+      process has, 16 at most.
+    include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none: all. Faults of members that
+      are not wanted do not count.
+    progress: called with (done, total) in bytes, from the workers but one at a time: first over the packed tars that must be
+      read through, then over what is written, which adds to both.
 
   Raises:
-    DataError: no archive there; one that is damaged or encrypted; a member that is absolute, climbs by `..` or is a link; two
-      members of one name and different sizes; a disk that cannot be written (full, say). Files written before stay.
+    NothingFound: no archive, or no member that `include` wants.
+    DataError: all faults, a line each (see the top); those seen only while writing (a wrong checksum, a disk that cannot be
+      written) leave the other files that were written before.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
-  files = [source] if source.is_file() else sorted(source.rglob('*.zip'))
-  if not files:
-    raise DataError(f'{source}: got no zip archive, wanted a file or a folder with *.zip; check --archives')
-  written = kept = 0
-  sizes: dict[str, int] = {}
-  for file in files:
-    for fresh in _unpack_one(file, root, sizes):
-      written, kept = written + fresh, kept + (not fresh)
-  return Unpacked(written, kept)
-
-
-def _unpack_one(file: pathlib.Path, root: pathlib.Path, sizes: dict[str, int]) -> list[bool]:
   try:
-    with zipfile.ZipFile(file) as archive:
-      members = [member for member in archive.infolist() if not member.is_dir()]
-      for member in members:
-        _check(file, member, sizes)
-      return [_extract(archive, member, root) for member in members]
-  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-    raise DataError(f'{file}: damaged archive ({error}), wanted a whole zip; fetch it again') from error
+    return _unpack(source, root, workers, include, progress)
   except OSError as error:
-    raise DataError(f'{file}: {error.strerror} at {error.filename or root}; wanted to extract below {root}: make room or check '
+    raise DataError(f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} there: make room or check '
                     'permissions, then run again (finished files are kept)') from error
 
 
-def _check(file: pathlib.Path, member: zipfile.ZipInfo, sizes: dict[str, int]):
-  """Raises DataError for a member that must not be written."""
-  name = member.filename
-  parts = name.replace('\\', '/').split('/')
-  mode = member.external_attr >> 16
-  if name.startswith(('/', '\\')) or '..' in parts or ':' in parts[0] or '\0' in name:
-    problem = 'a path that leaves the root'
-  elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-    problem = 'a link or device'
-  elif member.flag_bits & 1:
-    problem = 'an encrypted file'
-  elif sizes.setdefault(os.path.normpath(name), member.file_size) != member.file_size:
-    problem = f'{member.file_size} bytes, but an earlier archive holds it with {sizes[os.path.normpath(name)]}'
-  else:
+def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, include: Sequence[str],
+            progress: Callable[[int, int], None] | None) -> Unpacked:
+  run = _Run(root, workers or min(16, len(os.sched_getaffinity(0))), progress)
+  if not source.exists():
+    raise DataError(f'{source}: no such file or folder, wanted archives; check --archives')
+  paths = archives_module.find(source, root)
+  if not paths:
+    raise NothingFound(f'{source}: got no archive, wanted a file or a folder with {" ".join("*" + s for s in archives_module.SUFFIXES)}; '
+                       'check --archives')
+  journals = [Journal(root, path.name if path == source else str(path.relative_to(source))) for path in paths]
+  listed = run.each([functools.partial(_list, run, path, journal) for path, journal in zip(paths, journals)])
+  plan = _Plan(root, include, {path.resolve() for path in paths})
+  for archive, journal in zip(listed, journals):
+    plan.add(archive, journal)
+  plan.finish()
+  if plan.faults:
+    raise DataError('\n'.join(plan.faults))
+  if not plan.targets:
+    raise NothingFound(f'{source}: got {plan.skipped} members, wanted one at least' +
+                       (f' that matches {" or ".join(include)}; check --include' if include else '; check --archives'))
+  _write(run, plan)
+  changed = tuple(filter(None, (_change(archive, journal) for archive, journal in zip(listed, journals))))
+  return Unpacked(run.counts['written'], plan.kept + run.counts['kept'], run.counts['bytes'], plan.skipped, run.counts['replaced'],
+                  changed)
+
+
+def _list(run: '_Run', path: pathlib.Path, journal: Journal) -> Archive:
+  known = journal.remembered(path)
+  if known:
+    return known
+  if archives_module.kind_of(path) not in ('zip', 'tar'):
+    run.expect(os.stat(path).st_size)
+  return archives_module.read(path, run.advance)
+
+
+def _change(archive: Archive, journal: Journal) -> str | None:
+  """A line when the archive is not the one that was unpacked before."""
+  if journal.known is None or journal.is_of(archive):
+    return None
+  gone = len(journal.files.keys() - {member.name for member in archive.members})
+  return f'{archive.path}: changed since it was unpacked here' + (f'; {gone} files that it no longer holds stay' if gone else '')
+
+
+# What is to be done, and whether it may be.
+
+class _Plan:
+  """Which members of which archives are to be written where; and every reason not to."""
+
+  def __init__(self, root: pathlib.Path, include: Sequence[str], sources: set[pathlib.Path]):
+    self.root, self.include, self._sources = root, include, sources
+    self.real = os.path.realpath(root)
+    self.targets: dict[str, tuple[Archive, Member]] = {}
+    self.todo: list[tuple[Archive, Journal, list[Member], dict[str, File]]] = []
+    self.faults: list[str] = []
+    self.kept = self.skipped = self.need = self.files = self.bytes = 0
+    self._folders: dict[str, str] = {}
+
+  def add(self, archive: Archive, journal: Journal):
+    """Takes one archive; call it in the order of their names."""
+    self.faults += [fault.text for fault in archive.faults if fault.member is None or self._wants(fault.member)]
+    fresh, trusted = [], {}
+    for member in archive.members:
+      if not self._wants(member.name):
+        self.skipped += 1
+        continue
+      if member.name in self.targets:
+        self._compare(archive, member)
+        self.kept += 1
+        continue
+      self.targets[member.name] = (archive, member)
+      if file := self._trusted(archive, member, journal):
+        trusted[member.name] = file
+      else:
+        fresh.append(member)
+    self.kept += len(trusted)
+    self.todo.append((archive, journal, fresh, trusted))
+
+  def finish(self):
+    """Looks at folders and at the disk, once all archives are known."""
+    for name in sorted(self._parents() & self.targets.keys()):
+      self._refuse(name, 'a file whose name is a folder of another member')
+    for archive, _, fresh, _ in self.todo:
+      for member in fresh:
+        self._place(archive, member)
+    if self.faults:
+      return
+    disk = os.statvfs(next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.is_dir()))
+    free = disk.f_bavail * disk.f_frsize
+    if self.need and self.need + RESERVE > free:
+      self.faults.append(f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; make room, or choose '
+                         'with --include')
+    if disk.f_files and self.files > disk.f_favail:
+      self.faults.append(f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; make room, or choose with --include')
+
+  def _wants(self, name: str) -> bool:
+    return not self.include or any(fnmatch.fnmatchcase(name, glob) for glob in self.include)
+
+  def _refuse(self, name: str, problem: str):
+    archive = self.targets[name][0]
+    self.faults.append(f'{archive.path}: member {name!r}: got {problem}, wanted a place of its own; drop it there, or clear the place')
+
+  def _compare(self, archive: Archive, member: Member):
+    """A second member of one name must hold the same."""
+    first, other = self.targets[member.name]
+    problem = ''
+    if other.size != member.size:
+      problem = f'{member.size} bytes, but {first.path} holds it with {other.size}'
+    elif crc(archive, member) != crc(first, other):
+      problem = f'other content than the same name has in {first.path}'
+    if problem:
+      self.faults.append(f'{archive.path}: member {member.name!r}: got {problem}; wanted one content per name: drop one of them')
+
+  def _trusted(self, archive: Archive, member: Member, journal: Journal) -> File | None:
+    """What the journal says of a member's file, if the file is just as it was and the member too; None else."""
+    file = journal.files.get(member.name)
+    if file is None or file.size != member.size or (member.crc is None and not journal.is_of(archive)):
+      return None
+    if member.crc is not None and member.crc != file.crc:
+      return None
+    status = _status(f'{self.real}/{member.name}')
+    same = status and stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+    return file if same else None
+
+  def _parents(self) -> set[str]:
+    folders: set[str] = set()
+    for name in self.targets:
+      folder = os.path.dirname(name)
+      while folder and folder not in folders:
+        folders.add(folder)
+        folder = os.path.dirname(folder)
+    return folders
+
+  def _place(self, archive: Archive, member: Member):
+    """Refuses a place that cannot be written; counts what it takes."""
+    target = f'{self.real}/{member.name}'
+    status = _status(target)
+    if problem := self._folder(os.path.dirname(member.name)):
+      self._refuse(member.name, problem)
+    elif len(os.fsencode(target)) >= _PATH_BYTES:
+      self._refuse(member.name, f'a path of {len(os.fsencode(target))} bytes below this root')
+    elif status and not stat.S_ISREG(status.st_mode):
+      self._refuse(member.name, f'a {"folder" if stat.S_ISDIR(status.st_mode) else "device or pipe"} that is there already')
+    elif status and pathlib.Path(target).resolve() in self._sources:
+      self._refuse(member.name, 'the place of an archive that is being unpacked')
+    self.bytes += member.size
+    if status is None or status.st_size != member.size:
+      self.need += -(-member.size // _BLOCK) * _BLOCK
+      self.files += 1
+
+  def _folder(self, name: str) -> str:
+    """Why a folder below the root cannot be written into; '' when it can."""
+    if not name:
+      return ''
+    if name not in self._folders:
+      self._folders[name] = self._folder(os.path.dirname(name)) or self._folder_itself(f'{self.real}/{name}')
+    return self._folders[name]
+
+  def _folder_itself(self, path: str) -> str:
+    status = _status(path)
+    if os.path.islink(path) and os.path.commonpath([self.real, os.path.realpath(path)]) != self.real:
+      return f'a link on the way, {path}, that leaves the root'
+    return f'a file on the way, {path}' if status and not stat.S_ISDIR(status.st_mode) else ''
+
+
+def _status(path: str) -> os.stat_result | None:
+  try:
+    return os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+
+
+# Doing it.
+
+class _Stopped(Exception):
+  """Another worker failed, or somebody pressed Ctrl-C."""
+
+
+class _Run:
+  """Workers, their counts, and the progress of them all."""
+
+  def __init__(self, root: pathlib.Path, workers: int, progress: Callable[[int, int], None] | None):
+    self.root, self.real, self.workers = root, os.path.realpath(root), workers
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.faults: list[str] = []
+    self.small = threading.Lock()    # without processes, small files are done by one thread at a time (see unpack_workers)
+    self._progress, self._done, self._total = progress, 0, 0
+    self._lock = threading.Lock()
+    self._stop = threading.Event()
+
+  def expect(self, count: int):
+    """count more bytes are to be done."""
+    with self._lock:
+      self._total += count
+
+  def advance(self, count: int):
+    """count more bytes are done."""
+    if self._stop.is_set():
+      raise _Stopped
+    with self._lock:
+      self._done += count
+      if self._progress:
+        self._progress(self._done, self._total)
+
+  def add(self, done: Brought):
+    """Adds a job's counts and faults."""
+    with self._lock:
+      self.counts.update(done.counts)
+      self.faults += done.faults
+
+  def each(self, jobs: list[Callable]) -> list:
+    """The jobs' results in their order; the first failure ends them all."""
+    with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+      futures = [pool.submit(job) for job in jobs]
+      try:
+        concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        failed = [future.exception() for future in futures if future.done() and future.exception()]
+        if failed:
+          raise next((error for error in failed if not isinstance(error, _Stopped)), failed[0])
+        return [future.result() for future in futures]
+      except BaseException:    # Ctrl-C too: the workers look at the flag
+        self._stop.set()
+        raise
+      finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write(run: _Run, plan: _Plan):
+  """Writes what the plan says. Raises DataError with all damage found, after the rest is written; at once when a disk fails."""
+  todo = [entry for entry in plan.todo if entry[2] or not entry[1].is_of(entry[0])]
+  if not todo:
     return
-  raise DataError(f'{file}: member {name!r}: got {problem}, wanted a plain file with a relative path; drop it there')
+  run.expect(plan.bytes)
+  batches = [(archive, journal, members) for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
+             for members in _batches(archive, fresh)]    # those that only one worker can do come first
+  small = sum(member.size < _SMALL for _, _, members in batches for member in members)
+  with held(run.root) as lock, contextlib.ExitStack() as stack:
+    for folder in sorted({os.path.dirname(member.name) for _, _, members in batches for member in members}):
+      os.makedirs(f'{run.real}/{folder}', exist_ok=True)
+    for archive, journal, _, trusted in todo:
+      rest = journal.files if journal.is_of(archive) else {}    # of an earlier run with another --include
+      journal.start(header(archive, journal.name), {**rest, **trusted})
+      stack.callback(journal.close)
+    many = run.workers > 1 and small >= MANY
+    helpers = stack.enter_context(Workers(min(run.workers, len(batches)), lock)) if many else None
+    run.each([functools.partial(_batch, run, *batch, helpers) for batch in batches])
+  if run.faults:
+    raise DataError('\n'.join(sorted(run.faults)))
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, root: pathlib.Path) -> bool:
-  """Whether the file had to be written."""
-  target = root / member.filename
-  if target.is_file() and target.stat().st_size == member.file_size:
-    return False
-  target.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=target.parent, prefix='.', suffix='.part', delete=False) as out:
-    try:
-      with archive.open(member) as source:
-        shutil.copyfileobj(source, out, 1 << 20)
-      out.flush()
-      os.chmod(out.name, 0o644)
-      os.replace(out.name, target)
-    except BaseException:    # Ctrl-C too: nothing half-written stays
-      os.unlink(out.name)
-      raise
-  return True
+def _batches(archive: Archive, members: list[Member]) -> Iterator[list[Member]]:
+  """Members in the order of their bytes, a few at a time; a packed tar's in one go."""
+  batch, size = [], 0
+  for member in sorted(members, key=lambda member: member.place):
+    if batch and not archive.is_stream and (len(batch) >= _BATCH_FILES or size + member.size > _BATCH_BYTES):
+      yield batch
+      batch, size = [], 0
+    batch.append(member)
+    size += member.size
+  if batch:
+    yield batch
+
+
+def _batch(run: _Run, archive: Archive, journal: Journal, members: list[Member], helpers: Workers | None):
+  """Brings some members of one archive into the root, and writes down what came of it."""
+  run.advance(0)    # ends here when another job failed
+  if sum(member.size for member in members) >= _SMALL * len(members):
+    done = bring(run.real, archive, members, run.advance)
+  elif helpers:
+    done = helpers.bring(run.real, archive, members, run.advance)
+  else:
+    with run.small:
+      done = bring(run.real, archive, members, run.advance)
+  journal.add(done.files)
+  run.add(done)
+  if done.error:
+    raise done.error
 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command; returns its exit status."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--archives', required=True, help='a zip archive, or a folder that holds some at any depth')
+  parser.add_argument('--archives', required=True, help='an archive, or a folder that holds some at any depth')
   parser.add_argument('--root', required=True, help='the media root to extract into')
+  parser.add_argument('--include', nargs='+', action='extend', default=[], metavar='GLOB',
+                      help="only members whose path matches one of these ('longvt_source/tvg_*')")
+  parser.add_argument('--workers', type=int, help='threads, or processes for many small files (default: one per core, 16 at most)')
   options = parser.parse_args(arguments)
+  if options.workers is not None and options.workers < 1:
+    parser.error('--workers must be 1 at least')
   try:
-    done = unpack(options.archives, options.root)
+    with tqdm(desc='unpack', unit='B', unit_scale=True, unit_divisor=1024, file=sys.stderr, dynamic_ncols=True,
+              mininterval=0.2 if sys.stderr.isatty() else 15.0, delay=0.5) as bar:
+      def show(done: int, total: int):
+        bar.total = total
+        bar.update(done - bar.n)
+      done = unpack(options.archives, options.root, workers=options.workers, include=options.include, progress=show)
   except ParavtError as error:
     print(error, file=sys.stderr)
-    return 2
-  print(f'{options.root}: {done.written} files written, {done.kept} already there')
+    return 1 if isinstance(error, NothingFound) else 2
+  for line in done.changed:
+    print(line)
+  print(f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of them in place of another content), '
+        f'{done.kept} already there, {done.skipped} not wanted by --include')
   return 0
 
 

@@ -5,7 +5,7 @@
   <folder>/captions.json                                step 3      questions.json    step 5
   <folder>/longvideo_reason.json, paravt_{sft,rl}_longvideoreason.parquet             the result
   <folder>/rejected/<step>.jsonl                        every rejected item with its reason and the reply
-  <folder>/provenance.json                              from what and by which versions all this was made
+  <folder>/provenance.json                              {file: its digest, and from what and by which models and prompts it was made}
 
 A step that is not asked for lends its last results. Merging and parsing are pure and quick, so they are done over each time.
 """
@@ -19,7 +19,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from paravt_jax import seeds
@@ -31,6 +31,7 @@ from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
 TOOL = 'paravt_jax.longvideo_reason'
+_INPUTS = ('video', 'clips', 'window', 'captions', 'question')       # of what a journal line was made from: all else are settings
 Progress = Callable[[str, int, int], None]
 
 
@@ -83,14 +84,17 @@ class _Known:
 
 
 class Pipeline:
-  """One run over `videos`. `run` does the steps; `tallies` then holds what became of them, `results` the finished questions."""
+  """One run over `videos`. `run` does the steps; `tallies` then holds what became of them, `results` the finished questions, and
+  `files` the derived files that this run wrote, or found to hold just that already."""
 
   def __init__(self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress):
     self.folder, self.videos, self.options, self._progress = folder, list(videos), options, progress
     self.tallies = {step: Tally() for step in STEPS if step in options.steps}
     self.results: list[rows.Result] = []
+    self.files: list[pathlib.Path] = []
     self._splits: dict[str, split.Split] = {}
     self._captions: dict[str, list[Caption]] = {}
+    self._used: dict[str, dict[str, list[dict[str, Any]]]] = collections.defaultdict(dict)    # step -> video -> settings behind it
     self._rejected: dict[str, list[tuple[str, Rejected]]] = {}
 
   async def run(self, servers: Servers, pool: DecodePool | None) -> None:
@@ -135,6 +139,7 @@ class Pipeline:
       clips = tuple(dataclasses.replace(Clip(**clip), file=str(self._clip_folder(video.id, last['made_from']['options']) / clip['file']))
                     for clip in last['result']['clips'])
       self._splits[video.id] = split.Split(last['made_from']['video'], last['result']['duration'], clips)
+      self._used['split'][video.id] = [_settings(last)]
 
   async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
     """A video's clips with what its journal line says of it: its identity is known only now."""
@@ -171,6 +176,7 @@ class Pipeline:
     for name, found in self._splits.items():
       outcomes = [self._outcome('caption', log, job, ('video', 'window')) for job in jobs[name]]
       said = [Caption(clip.start, clip.end, text) for clip, text in zip(found.clips, outcomes) if isinstance(text, str)]
+      self._used['caption'][name] = [_settings(log.last(job.item)) for job, text in zip(jobs[name], outcomes) if isinstance(text, str)]
       missing = len(outcomes) - len(said)
       if None in outcomes:
         self._waiting('merge')
@@ -185,8 +191,9 @@ class Pipeline:
     tally = self.tallies['merge']
     tally.items, tally.done = len(self._splits), len(self._captions)
     tally.rejected.update(rejected.reason for _, rejected in self._rejected['merge'])
-    merged = [caption.merged(name, self._captions[name]) for name in sorted(self._captions)]
-    journal.write_atomic(self.folder / 'captions.json', journal.json_bytes(merged))
+    names = sorted(self._captions)
+    merged = [caption.merged(name, self._captions[name]) for name in names]
+    self._write({'captions.json': (journal.json_bytes(merged), self._record(names, ('split', 'caption')))})
 
   async def _ask(self, log: journal.Journal, client: server.Server | None) -> dict[str, str]:
     """The replies by video, unread."""
@@ -196,7 +203,9 @@ class Pipeline:
       work = lambda name=name, said=said: ask.ask(client, said, self._splits[name].duration, options, self._seed('ask', name))
       jobs.append(_Job(name, made_from, work))
     await self._each('ask', log, jobs, client.options.concurrency if client else 1)
-    return {job.item: reply for job in jobs if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)}
+    replies = {job.item: reply for job in jobs if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)}
+    self._used['ask'] = {name: [_settings(log.last(name))] for name in replies}
+    return replies
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
     outcomes = {name: parse.parse(reply, self._splits[name].duration) for name, reply in replies.items()}
@@ -220,6 +229,8 @@ class Pipeline:
     paths = {video.id: video.path for video in self.videos}
     for job in jobs:
       text = self._outcome('rewrite', log, job, ('question',))
+      if isinstance(text, str):
+        self._used['rewrite'][job.item] = [_settings(log.last(job.item))]
       question = dataclasses.replace(questions[job.item], reasoning=text if isinstance(text, str) else '')
       value = pathlib.Path(paths[job.item]).relative_to(self.options.media_root).as_posix()
       self.results.append(rows.Result(job.item, value, question, tuple(self._captions[job.item])))
@@ -288,21 +299,52 @@ class Pipeline:
         path.unlink(missing_ok=True)
 
   def _write_rows(self) -> None:
-    record = self._record()
-    write = lambda name, value: journal.write_atomic(self.folder / name, journal.json_bytes(value))
-    write('questions.json', rows.reason_json(self.results, rewritten=False))
-    write('longvideo_reason.json', rows.reason_json(self.results, rewritten=True))
-    write('provenance.json', record)
-    made = {'sft': [rows.sft_row(each, self.options.trace) for each in self.results], 'rl': [rows.rl_row(each) for each in self.results]}
-    for kind, path in rows.file_names(self.folder).items():
-      journal.write_atomic(path, rows.parquet_bytes(made[kind], kind, record))
+    names, trace = [each.id for each in self.results], self.options.trace
+    asked = self._record(names, ('split', 'caption', 'ask'))
+    told = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
+    records = {'sft': {**told, 'options': {**told['options'], 'trace': dataclasses.asdict(trace)}}, 'rl': asked}
+    made = {'sft': [rows.sft_row(each, trace) for each in self.results], 'rl': [rows.rl_row(each) for each in self.results]}
+    self._write({
+      'questions.json': (journal.json_bytes(rows.reason_json(self.results, rewritten=False)), asked),
+      'longvideo_reason.json': (journal.json_bytes(rows.reason_json(self.results, rewritten=True)), told),
+      **{path.name: (rows.parquet_bytes(made[kind], kind, records[kind]), records[kind])
+         for kind, path in rows.file_names(self.folder).items()}})
 
-  def _record(self) -> dict[str, Any]:
-    """Provenance: the videos that questions came from, by content, and every option that shapes them. Never a key."""
-    versions = {'split': split.VERSION, 'caption': caption.VERSION, 'ask': ask.VERSION, 'rows': rows.VERSION}
-    options = {part: dataclasses.asdict(getattr(self.options, part)) for part in ('cut', 'caption', 'ask', 'rewrite', 'trace')}
-    return {'tool': TOOL, 'version': versions, 'options': options,
-            'inputs': [self._splits[result.id].identity for result in self.results]}
+  def _record(self, names: Sequence[str], steps: Sequence[str]) -> dict[str, Any]:
+    """Provenance of a file: the videos it came from, by content, and the settings of each step, models and digests of prompts among
+    them, as the journals have them of just what went in (of several runs, several). Never a key."""
+    options = {step: _distinct(each for name in names for each in self._used[step].get(name, ())) for step in steps}
+    return {'tool': TOOL, 'version': rows.VERSION, 'options': options, 'inputs': [self._splits[name].identity for name in names]}
+
+  def _write(self, files: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
+    """Writes derived files, {name: (content, record)}, and their records; those of other files stay while they are true of them."""
+    for name, (content, _) in files.items():
+      journal.write_atomic(self.folder / name, content)
+      self.files.append(self.folder / name)
+    new = {name: {'blake2b': provenance.digest(self.folder / name), **record} for name, (_, record) in files.items()}
+    path = self.folder / 'provenance.json'
+    journal.write_atomic(path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items()))))
+
+
+def _true_records(path: pathlib.Path) -> dict[str, Any]:
+  """The records in a provenance.json of those files beside it that still are what was recorded."""
+  try:
+    found = json.loads(path.read_bytes()) if path.is_file() else {}
+  except ValueError:
+    return {}
+  records = found.items() if isinstance(found, dict) else ()
+  return {name: record for name, record in records if isinstance(record, dict) and (path.parent / name).is_file()
+          and provenance.digest(path.parent / name) == record.get('blake2b')}
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """How a journal's item was made, whatever it was made of: version, model, prompt's digest, options."""
+  return {name: value for name, value in entry['made_from'].items() if name not in _INPUTS}
+
+
+def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Each of these once, in an order of their own."""
+  return [json.loads(text) for text in sorted({json.dumps(each, sort_keys=True) for each in found})]
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:
@@ -325,8 +367,6 @@ def _made(options: Any, client: server.Server | None) -> dict[str, Any]:
 def _digest(value: Any) -> str:
   text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
   return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 
 
 def _slug(item: str) -> str:

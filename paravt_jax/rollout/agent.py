@@ -30,6 +30,7 @@ from paravt_jax.types import (
   Turn,
 )
 from paravt_jax.video import sampling
+from paravt_jax.video.readers import VideoInfo
 from paravt_jax.video.store import FrameStore
 
 
@@ -123,20 +124,22 @@ class Agent:
   async def open(self, task: Task, budget: int) -> Opening:
     """The first segment: system prompt, the question, and min(budget, frames available) overview frames with their times.
 
-    Several videos share the budget evenly, the first ones taking what is left over; each shows a frame at least.
+    Several videos share the budget evenly, the first ones taking what is left over; what a short one cannot use goes to the
+    others. Each shows a frame at least, also where there are more videos than frames to share.
 
     Raises:
       MediaError: a video cannot be read.
     """
-    found = await asyncio.gather(*map(self._overview, task.videos, _shares(budget, len(task.videos))))
+    infos = await asyncio.gather(*map(self._frames.probe, task.videos))
+    shares = _shares(budget, [sampling.available(info.duration, info.fps) for info in infos])
+    found = await asyncio.gather(*map(self._overview, task.videos, infos, shares))
     user = self._manner.user(task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found])
     segment = template.opening(self._sampler.tok, self._manner.system(task), user, self._options.think_prefix)
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
-  async def _overview(self, path: str, budget: int) -> tuple[Clip, Overview]:
+  async def _overview(self, path: str, info: VideoInfo, budget: int) -> tuple[Clip, Overview]:
     """min(budget, frames available) frames of a video."""
     context = self._sampler.options
-    info = await self._frames.probe(path)
     times = sampling.budget_times(info.duration, budget, info.fps)
     clip = await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
     return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration)
@@ -256,9 +259,17 @@ class _Run:
                    Trajectory(tuple(self.segments), stop), stop, error, tuple(others))
 
 
-def _shares(budget: int, videos: int) -> list[int]:
-  """A budget of frames split over videos: 10 over 4 -> [3, 3, 2, 2]; at least 1 each."""
-  return [max(1, (budget + videos - 1 - i) // videos) for i in range(videos)]
+def _shares(budget: int, available: Sequence[int]) -> list[int]:
+  """A budget of frames split over videos that have so many: 10 over [9, 9, 9, 9] -> [3, 3, 2, 2], over [1, 9] -> [1, 9]; at least
+  1 each."""
+  shares = [1] * len(available)
+  left = budget - len(available)
+  while left > 0 and (able := [i for i, most in enumerate(available) if shares[i] < most]):
+    least = min(shares[i] for i in able)
+    for i in [i for i in able if shares[i] == least][:left]:
+      shares[i] += 1
+      left -= 1
+  return shares
 
 
 def _stop(finish: str, answered: bool) -> StopReason:

@@ -22,6 +22,11 @@ def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> 
   return int(choices[seeds.at(seed, 'frames', task_id, epoch) % len(choices)])
 
 
+def available(duration: float, fps: float) -> int:
+  """Frames that a video of so many seconds, at an average rate of `fps`, has; at least 1."""
+  return max(1, round(duration * fps))
+
+
 def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
   """Times of an overview of `budget` frames: the middles of equal parts of the video.
 
@@ -38,7 +43,7 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
   """
   if not (duration > 0 and budget > 0 and fps > 0):
     raise ValueError(f'budget_times: got duration={duration}, budget={budget}, fps={fps}, wanted all three positive')
-  count = min(int(budget), max(1, round(duration * fps)))
+  count = min(int(budget), available(duration, fps))
   return (np.arange(count) + 0.5) * (duration / count)
 
 

@@ -1,19 +1,27 @@
-"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder if there is one.
+"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder, bounded too, if there is one.
 
 A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder: another file or another knob is
-another key, never a stale frame.
+another key, never a stale frame. Several processes may share a folder; each looks at what the others wrote before it throws away.
+
+  <folder>/<first two digits>/<key>.npz     frames, seconds, duration; its time of change is that of its last use
+  <folder>/<first two digits>/*.part        being written, locked by its writer; what a killed one left is swept
 """
 
 import asyncio
 import collections
+import contextlib
+import fcntl
 import hashlib
 import logging
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 import threading
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +31,11 @@ from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.readers import VideoInfo, missing
 
 _LAYOUT = 1                  # of the files below; a new number is a new key
+_PART = '.part'
+_OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
+_RESERVE = 1 << 30           # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
+_SLACK = 1_000_000_000       # ns by which times of files may lag behind the clock, or another machine's
+_ROOM = 0.1                  # of the folder's bound: freed at a time, and written before one looks again what others wrote
 
 
 class FrameStore:
@@ -30,22 +43,31 @@ class FrameStore:
 
   Concurrent requests for the same frames share one decode. Errors are not kept: a file that was mended is read again. A full
   disk costs the folder's use, never the run: one warning, and every lost write is counted. `counts`: memory, disk, decoded,
-  shared, disk_write_failed, disk_unreadable.
+  shared, disk_write_failed, disk_unreadable, disk_dropped (files thrown away for room), disk_full (not written for want of room).
+
+  Epochs visit a corpus in turn, so a folder that throws away what it holds for what comes would have thrown away just what comes
+  next: of a corpus larger than the bound nothing would ever be found. So only files that nobody used since this store was opened
+  leave; once there are none, what is decoded is not written any more, and the share that is held is found in every epoch.
 
   Args:
     folder: for decoded frames, made if missing; None keeps them in memory only.
     pool: decodes what is not there; the caller closes it.
     capacity: bytes of frames in memory; the least recently used leave first.
+    disk_capacity: bytes of frames in the folder, about; None for no bound.
   """
 
-  def __init__(self, folder: str | os.PathLike | None, pool: DecodePool, capacity: int):
+  def __init__(self, folder: str | os.PathLike | None, pool: DecodePool, capacity: int, disk_capacity: int | None = None):
     self.counts: collections.Counter[str] = collections.Counter()
     self._folder = pathlib.Path(folder) if folder is not None else None
+    self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
+    self._unseen = float('inf')            # bytes written since the folder was last looked through
+    self._room = 0.0                       # bytes that were free below the bound then
+    self._opened, self._full = time.time_ns() - _SLACK, False
     self._pool = pool
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
     self._bytes = 0
-    self._lock = threading.Lock()
+    self._lock, self._sweeping = threading.Lock(), threading.Lock()
     self._infos: dict[tuple, VideoInfo] = {}
     self._running: dict[str, asyncio.Task] = {}
     self._warned: set[int] = set()
@@ -140,6 +162,7 @@ class FrameStore:
       with np.load(self._file(key)) as arrays:
         clip = Clip(arrays['frames'], arrays['seconds'], float(arrays['duration']))
       self._count('disk')
+      self._touch(key)
       return clip
     except FileNotFoundError:
       return None
@@ -147,15 +170,28 @@ class FrameStore:
       self._count('disk_unreadable')     # decoded again and written anew
       return None
 
+  def _touch(self, key: str):
+    """Marks a file as used now. One that is gone, or belongs to somebody else, is none of our business."""
+    if math.isfinite(self._disk_capacity):
+      with contextlib.suppress(OSError):
+        os.utime(self._file(key))
+
   def _write(self, key: str, clip: Clip):
     """Writes beside the place and renames, so that a reader never meets half a file."""
     file, temporary = self._file(key), None
+    if clip.frames.nbytes > self._disk_capacity:
+      return
     try:
       file.parent.mkdir(parents=True, exist_ok=True)
-      with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.part', delete=False) as out:
+      if not self._make_room(clip.frames.nbytes):
+        self._count('disk_full')
+        return
+      with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PART, delete=False) as out:
         temporary = out.name
+        fcntl.flock(out, fcntl.LOCK_EX)
         np.savez(out, frames=clip.frames, seconds=clip.seconds, duration=clip.duration)
-      os.replace(temporary, file)
+        out.flush()
+        os.replace(temporary, file)
     except OSError as error:
       self._count('disk_write_failed')
       if temporary:
@@ -165,6 +201,52 @@ class FrameStore:
         logging.getLogger(__name__).warning(
             'frame store %s: writing failed (%s); going on without it, wanted room for decoded frames: free some space or set '
             'video.cache_folder elsewhere (counted in disk_write_failed)', self._folder, error.strerror)
+
+  def _make_room(self, size: int) -> bool:
+    """Whether `size` bytes may be written; throws the least recently used files of earlier runs away for them, if need be."""
+    with self._sweeping:
+      disk = shutil.disk_usage(self._folder)
+      if self._full or disk.free - size < min(_RESERVE, disk.total // 20):
+        return False
+      if self._unseen + size <= min(self._room, _ROOM * self._disk_capacity):
+        self._unseen += size
+        return True
+      files = sorted(_files(self._folder))
+      total = sum(bytes_ for _, bytes_, _ in files)
+      if total + size > self._disk_capacity:
+        for used, bytes_, path in files:
+          if used >= self._opened or total + size <= (1 - _ROOM) * self._disk_capacity:
+            break
+          path.unlink(missing_ok=True)
+          total -= bytes_
+          self._count('disk_dropped')
+      self._room, self._unseen = self._disk_capacity - total, size
+      self._full = self._room < size
+      return not self._full
+
+
+def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
+  """(time of last use, bytes, path) of every file of frames. What killed writers left is removed on the way."""
+  for path in folder.glob('??/*'):
+    try:
+      stat = path.stat()
+      if path.suffix == _PART:
+        _sweep(path)
+      elif path.suffix == '.npz':
+        yield stat.st_mtime_ns, stat.st_size, path
+    except FileNotFoundError:              # another process was quicker
+      continue
+
+
+def _sweep(path: pathlib.Path):
+  """Removes a half-written file unless its writer lives."""
+  with path.open('rb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return
+    if time.time() - os.fstat(file.fileno()).st_mtime > _OLD:
+      path.unlink(missing_ok=True)
 
 
 def _identity(path: str) -> tuple:

@@ -3,18 +3,27 @@
 import asyncio
 import collections
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
 
+from configs import base
+from experiments import sft_data
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import batches
+from paravt_jax.data import batches, planner
 from paravt_jax.data.conversations import Conversation, Message, VideoRef
-from paravt_jax.errors import DataError, MediaError
+from paravt_jax.data.fields import RowOptions
+from paravt_jax.data.table import Table
+from paravt_jax.data.world import corpus, questions, scene, traces, write
+from paravt_jax.errors import ConfigError, DataError, MediaError
 from paravt_jax.testing import tiny
 from tests.data.sft_test import OPTIONS, Fake
 
-SIZES = batches.BatchOptions(micro_batches=2, rows=2, row_tokens=128, row_images=24, image_patches=4, lookahead=4, prefetch=2)
+SIZES = batches.BatchOptions(
+  micro_batches=2, rows=2, row_tokens=128, row_images=24, image_patches=4, row_stills=0, still_patches=0, lookahead=4, refill=False,
+  prefetch=2, workers=2, skip_bad_rows=False, max_bad_share=1.0)
 FEW_IMAGES = dataclasses.replace(SIZES, row_images=12)
 
 
@@ -34,8 +43,8 @@ def source(name, count=40, weight=1.0, first=0, last=None, **kinds):
   return batches.Source(name, [row(name, i, **kinds) for i in range(count)], weight, first, last)
 
 
-def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, options=OPTIONS):
-  iterator = batches.batches(sources, tok, frames or Fake(), options, sizes, seed)
+def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, options=OPTIONS, shard=(0, 1)):
+  iterator = batches.batches(sources, tok, frames or Fake(), options, sizes, seed, shard=shard)
   if state is not None:
     iterator.set_state(state)
   found = [next(iterator) for _ in range(steps)]
@@ -84,8 +93,8 @@ def test_each_epoch_shows_every_row_once_in_an_order_of_its_own(tok):
   drawn = seen + waiting
   assert sum(drawn.values()) == state['positions']['a'] >= 30
   assert max(drawn.values()) - min(drawn[i] for i in range(10)) <= 1
-  planner = batches._Planner([source('a', count=10)], tok, Fake(), OPTIONS, SIZES, 0)
-  epochs = [[planner._draw()[1] for _ in range(10)] for _ in range(2)]
+  draws = planner._Draws({'a': source('a', count=10)}, 0)
+  epochs = [[draws.next(0)[1] for _ in range(10)] for _ in range(2)]
   assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
 
 
@@ -177,3 +186,64 @@ def test_the_bank_decodes_each_video_once_and_off_grid_times_by_the_decoder():
   assert len(fake.decoded) == 4
   assert asyncio.run(bank.frames('v', [7.0], 1024, 1024)).frames[0, 0, 0, 0] == 7
   assert asyncio.run(bank.probe('v')).duration == 128.0
+
+
+def test_samples_that_fail_when_decoded_end_the_run_above_the_share(tok):
+  class Breaks(Fake):
+    def frames_sync(self, path, *rest):
+      raise MediaError('broken', 'decode')
+
+  strict = dataclasses.replace(SIZES, max_bad_share=0.5)
+  with pytest.raises(DataError, match=r'(\d+) of \1 rows drawn are broken \(media_decode \1; such as a a:\d+ media_decode broken\)') as error:
+    run(tok, [source('a')], 40, sizes=strict, frames=Breaks())
+  assert int(str(error.value).split(' of ')[1].split()[0]) >= 100
+
+
+def test_a_worker_that_was_late_once_costs_no_sample(tok):
+  class Late(Fake):
+    def __init__(self):
+      super().__init__()
+      self.late = {('frames', 'timeout'), ('probe', 'crashed')}
+
+    def frames_sync(self, *request):
+      self._once('frames', 'timeout')
+      return super().frames_sync(*request)
+
+    def probe_sync(self, path):
+      self._once('probe', 'crashed')
+      return super().probe_sync(path)
+
+    def _once(self, *kind):
+      if kind in self.late:
+        self.late.discard(kind)
+        raise MediaError('late', kind[1])
+
+  frames = Late()
+  found, _ = run(tok, [source('a')], 3, frames=frames, sizes=dataclasses.replace(SIZES, workers=1))
+  assert not frames.late and [batch.dropped for batch in found] == [{}, {}, {}]
+
+
+def test_an_image_larger_than_its_slots_is_no_surprise_of_the_packer(tok):
+  options = dataclasses.replace(OPTIONS, max_pixels=4096)
+  with pytest.raises(ConfigError, match=r'video\.max_pixels: got 4096, wanted at most 1024'):
+    run(tok, [source('a')], 1, options=options)
+
+
+def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_measured_with(tok, tmp_path):
+  """The digest was taken when one process parsed, planned and decoded everything in turn."""
+  config = base.sft('tiny')
+  section = config.world.to_dict()
+  section['corpus'] |= {'videos': 4, 'heldout_videos': 1, 'rl_tasks': 4, 'heldout_tasks': 2, 'videos_per_archive': 4,
+                        'sft_rows': {'trace': 60, 'subagent': 40, 'lookup12': 20, 'letters': 20, 'choice1': 20}}
+  options = corpus.WorldOptions(scene.SceneOptions(**section['scene']), questions.QuestionOptions(**section['questions']),
+                                traces.TraceOptions(**section['traces']), corpus.CorpusOptions(**section['corpus']))
+  world = write.write(tmp_path / 'world', options, section['seed'], workers=0)
+  tables = {file.stem.removeprefix('paravt_sft_'): Table([file], '/media', RowOptions(False, False)) for file in world.sft}
+  sources = [batches.Source(name, rows, *config.sources.get(name, (1.0, 0, None))) for name, rows in tables.items()]
+  found, state = run(tok, sources, 20, sizes=sft_data.batch_options(config), options=sft_data.frame_options(config))
+  hashed = hashlib.blake2b(digest_size=16)
+  for batch in found:
+    for name in sorted(batch.arrays):
+      hashed.update(name.encode() + str(batch.arrays[name].dtype).encode() + batch.arrays[name].tobytes())
+    hashed.update(json.dumps([batch.used, sorted(batch.samples.items()), batch.tokens, batch.targets, sorted(batch.dropped.items())]).encode())
+  assert (hashed.hexdigest(), state['drawn']) == ('cc4eb02d44286f84e86a9769adee43d3', 365)

@@ -86,3 +86,9 @@ def test_a_broken_sft_row_names_file_row_what_it_got_and_the_way_out(tmp_path, m
     _conversations(tmp_path, BROKEN_SFT[message])
   assert str(error.value).startswith(f'row 0 of {tmp_path}/paravt_sft_x.parquet: ')
   assert 'set data.skip_bad_rows=True' in str(error.value)
+
+
+def test_line_ends_of_windows_are_line_ends(tmp_path):
+  rows = [{'role': 'user', 'content': [{'type': 'text', 'text': 'a\r\nb'}]}, {'role': 'assistant', 'content': '<think>\r\nab\r\n</think>\r\nc'}]
+  found, = _conversations(tmp_path, json.dumps(rows))
+  assert [message.parts for message in found.messages] == [('a\nb',), ('<think>\nab\n</think>\nc',)]

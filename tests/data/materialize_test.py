@@ -363,11 +363,13 @@ def test_what_killed_runs_left_is_swept_and_what_lives_is_not(place):
   write(place / 'in/a.parquet', {'videos': ['selfqa/a']})
   dead = subprocess.Popen([sys.executable, '-c', ''])
   dead.wait()
+  living = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
   (place / 'out').mkdir()
-  names = [f'.a.parquet.{dead.pid}.part', f'.a.parquet.{os.getppid()}.part', f'a.parquet.{dead.pid}.part', '.other.part']
+  names = [f'.a.parquet.{dead.pid}.part', f'.a.parquet.{living.pid}.part', f'a.parquet.{dead.pid}.part', '.other.part']
   for name in names:
     (place / 'out' / name).touch()
   there(place)
+  living.communicate(b'\n')
   assert [name for name in names if (place / 'out' / name).exists()] == names[1:]
 
 

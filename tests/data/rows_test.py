@@ -101,6 +101,7 @@ BROKEN_RL = {
     'videos: got .*, wanted a non-empty list': _rl() | {'videos': [['selfqa/a.mp4']]},
     'videos: got None, wanted a media path': _rl(video=None),
     'media root': _rl(video='../a.mp4'),
+    'images: got .*i.png.*, wanted none': _rl() | {'images': [{'image': 'selfqa/i.png'}]},
     "extra_info: got '{broken', wanted JSON": _rl() | {'extra_info': '{broken'},
     r"extra_info: got \[1\], wanted a JSON object": _rl() | {'extra_info': '[1]'},
     r'facts: got \[1\], wanted an object': _rl(facts=[1]),

@@ -15,7 +15,8 @@ from paravt_jax.types import Clip, Window
 from paravt_jax.video import sampling
 from paravt_jax.video.readers import VideoInfo
 
-OPTIONS = sft.FrameOptions(rate=1.0, min_frames=1, max_frames=16, min_pixels=1024, max_pixels=1024, think_prefix='<think>\n')
+OPTIONS = sft.FrameOptions(
+  rate=1.0, min_frames=1, max_frames=16, min_pixels=1024, max_pixels=1024, image_max_pixels=1024, think_prefix='<think>\n')
 CALL = ('<think>\nLook at 41 and 73.\n</think>\n'
         '<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, "end_time": 43}}</tool_call>')
 ANSWER = '<think>\nSeen: 41 red.\n</think>\n<answer>red</answer>'
@@ -121,7 +122,7 @@ def test_lengths_without_decoding_are_the_lengths_after_it(tok):
 
 def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok, tmp_path):
   Image.new('RGB', (70, 50), (10, 200, 30)).save(tmp_path / 'a.png')
-  options = sft.FrameOptions(1.0, 1, 16, 1024, 4096, '<think>\n')
+  options = sft.FrameOptions(1.0, 1, 16, 1024, 1024, 4096, '<think>\n')
   row = conversation(('user', (ImageRef(str(tmp_path / 'a.png')), 'Colour?')), ('assistant', ('green',)))
   for media in (sft.decoded(Fake(), options), sft.sized(Fake(), options)):
     got = sft.sample(tok, row, media, options)

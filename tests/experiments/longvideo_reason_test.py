@@ -65,6 +65,20 @@ def test_the_command_prints_a_table_and_the_files_and_writes_the_key_nowhere(tmp
   assert 'geheim' not in done.stderr + done.stdout
 
 
+def test_only_files_of_the_steps_that_ran_are_printed(tmp_path, videos, capsys):
+  def printed(steps, model):
+    entry.main(checked(videos, **knobs, steps=steps, vision__model=model))
+    return [pathlib.Path(line).name for line in capsys.readouterr().out.splitlines()]
+
+  rows = ['questions.json', 'longvideo_reason.json', 'paravt_sft_longvideoreason.parquet', 'paravt_rl_longvideoreason.parquet']
+  with ChatServer(models=('seer', 'watcher', 'thinker')) as server:
+    knobs = {**SMALL, 'vision.api_key': '', 'reasoner.api_key': '', 'output': str(tmp_path / 'out'), 'vision.url': server.url,
+             'reasoner.url': server.url}
+    assert printed(','.join(pipeline.STEPS), 'seer') == ['captions.json', *rows]
+    assert printed('split,caption,merge', 'watcher') == ['captions.json']     # the others are there, and of other captions
+    assert printed('split,caption', 'watcher') == [] and printed('ask,parse', 'watcher') == rows
+
+
 @pytest.mark.parametrize('victim, number', [
   ('caption', 3), pytest.param('ask', 5, marks=pytest.mark.slow), pytest.param('rewrite', 7, marks=pytest.mark.slow)])
 def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(tmp_path, videos, victim, number):

@@ -1,6 +1,5 @@
 """From a recipe to running parts, and the one clear error when a part is not there."""
 
-import collections
 import json
 import pathlib
 
@@ -9,8 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from configs import para_grpo, sft
-from experiments import runs, wiring
-from experiments import sft as sft_entry
+from experiments import runs, sft_data, wiring
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.metrics import names
 
@@ -42,7 +40,7 @@ def test_the_corpus_is_written_once_and_its_tasks_point_at_real_videos(small, tm
 def test_sft_sources_take_their_weights_and_first_and_last_steps_from_the_recipe(small):
   small.cold_start.unlock()
   small.cold_start.sources = {'trace': (3.0, 100, None), 'lookup1': (0.5, 0, 200)}
-  found = {source.name: source for source in sft_entry.sources(small.cold_start, collections.Counter())}
+  found = {source.name: source for source in sft_data.sources(small.cold_start)}
   assert found.keys() == set(small.world.corpus.sft_rows)
   of = lambda name: (found[name].weight, *(getattr(found[name], field) for field in list(type(found[name]).__dataclass_fields__)[3:5]))
   assert (of('trace'), of('lookup1'), of('subagent')) == ((3.0, 100, None), (0.5, 0, 200), (1.0, 0, None))
@@ -60,7 +58,7 @@ def test_files_of_ones_own_must_exist(change, message):
   config = sft.get_config('8b')
   config.data.update(change)
   with pytest.raises((ConfigError, DataError), match=message):
-    sft_entry.sources(config, collections.Counter())
+    sft_data.sources(config)
 
 
 def test_a_model_folder_that_is_missing_or_not_whole_is_one_clear_error(tmp_path):

@@ -3,13 +3,15 @@
 import asyncio
 import collections
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
-from paravt_jax.data import conversations
+from paravt_jax.data import conversations, provenance
 from paravt_jax.data import rows as data_rows
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import RolloutError
@@ -75,6 +77,21 @@ def outputs(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in ('.json', '.parquet')}
 
 
+def recorded(folder):
+  """{file name: record} of provenance.json."""
+  return json.loads((folder / 'provenance.json').read_text())
+
+
+def used(record):
+  """{step: [(model, digest of the prompt)]} of a record."""
+  return {step: [(each['model'], each['prompt']) for each in found] for step, found in record['options'].items()
+          if step in ('caption', 'ask', 'rewrite')}
+
+
+def prompt_digest(text):
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def rejected(folder, step):
   path = folder / 'rejected' / f'{step}.jsonl'
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -104,8 +121,9 @@ def test_six_steps_make_rows_that_sft_and_rl_read(tmp_path, videos, pool):
   assert captions[1] == {'id': 'ü b/c.mp4', 'captions': [
     {'start_time': 0.0, 'end_time': 2.0, 'caption': CAPTION}, {'start_time': 2.0, 'end_time': 4.0, 'caption': CAPTION}]}
   assert [each['REASONS'] for each in json.loads((tmp_path / 'out' / 'longvideo_reason.json').read_text())] == [REWRITTEN] * 2
-  inputs = json.loads((tmp_path / 'out' / 'provenance.json').read_text())['inputs']
-  assert [os.path.basename(each['path']) for each in inputs] == ['a.mp4', 'c.mp4']
+  records = recorded(tmp_path / 'out')
+  assert records.keys() == outputs(tmp_path / 'out').keys() - {'provenance.json'} and len(records) == 5
+  assert {tuple(os.path.basename(each['path']) for each in record['inputs']) for record in records.values()} == {('a.mp4', 'c.mp4')}
 
 
 def test_a_second_run_asks_nothing_and_writes_the_same_bytes(tmp_path, videos, pool):
@@ -229,3 +247,53 @@ def test_rows_name_videos_below_the_media_root_that_was_given(tmp_path, videos, 
   run(tmp_path / 'out', videos, pool, media_root=str(tmp_path))
   tasks = data_rows.rl_tasks([rows.file_names(tmp_path / 'out')['rl']], tmp_path, ROW_OPTIONS, NOTHING)
   assert [task.video for task in tasks] == [str(videos / 'a.mp4'), str(videos / 'ü b/c.mp4')]
+
+
+def test_every_file_is_recorded_with_the_models_and_prompts_of_what_went_into_it(tmp_path, videos, pool):
+  out, digests = tmp_path / 'out', {name: prompt_digest(getattr(OPTIONS, name).prompt) for name in ('caption', 'ask', 'rewrite')}
+  run(out, videos, pool, model='seer', steps=('split', 'caption', 'merge'))
+  records = recorded(out)
+  assert list(records) == ['captions.json'] and used(records['captions.json']) == {'caption': [('seer', digests['caption'])]}
+  run(out, videos, pool, model='thinker', steps=('ask', 'parse', 'rewrite'), caption__prompt='Not asked now.')
+  asked = {'caption': [('seer', digests['caption'])], 'ask': [('thinker', digests['ask'])]}
+  told = {**asked, 'rewrite': [('thinker', digests['rewrite'])]}
+  files = {kind: path.name for kind, path in rows.file_names(out).items()}
+  found = {name: used(record) for name, record in recorded(out).items()}
+  assert found == {'captions.json': {'caption': asked['caption']}, 'questions.json': asked, 'longvideo_reason.json': told,
+                   files['rl']: asked, files['sft']: told}
+  for name, record in recorded(out).items():
+    assert record.pop('blake2b') == provenance.digest(out / name)
+    if name.endswith('.parquet'):
+      assert json.loads(pq.read_schema(out / name).metadata[provenance.KEY]) == record
+
+
+def test_captions_made_again_are_recorded_anew_and_what_came_of_the_old_ones_keeps_its_record(tmp_path, videos, pool):
+  run(tmp_path / 'out', videos, pool, model='old')
+  before = recorded(tmp_path / 'out')
+  run(tmp_path / 'out', videos, pool, model='new', steps=('split', 'caption', 'merge'), caption__prompt='Describe it.')
+  after = recorded(tmp_path / 'out')
+  assert used(after.pop('captions.json')) == {'caption': [('new', prompt_digest('Describe it.'))]}
+  assert used(before.pop('captions.json')) == {'caption': [('old', prompt_digest('Describe.'))]} and after == before
+
+
+def test_captions_of_two_models_are_recorded_as_both_and_unused_ones_not_at_all(tmp_path, videos, pool):
+  run(tmp_path / 'out', videos, pool, model='old', steps=('split', 'caption', 'merge'))
+  script = lambda body, number: (good(body, number), 'Hm.', Raw(503), Raw(503))[number]
+  run(tmp_path / 'out', videos, pool, script, concurrency=1, model='new', steps=('caption',))
+  run(tmp_path / 'out', videos, pool, steps=('merge',))
+  record = recorded(tmp_path / 'out')['captions.json']
+  assert used(record) == {'caption': [('new', prompt_digest('Describe.')), ('old', prompt_digest('Describe.'))]}
+  run(tmp_path / 'out', videos, pool, steps=('merge',), ask__max_missing=0.0)
+  record = recorded(tmp_path / 'out')['captions.json']                    # the video with the short caption is not in it now
+  assert used(record) == {'caption': [('old', prompt_digest('Describe.'))]} and len(record['inputs']) == 1
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff{', b'[]', b'{"tool": "x", "inputs": []}', b'{"questions.json": 3}'])
+def test_records_that_cannot_be_read_or_are_not_true_are_replaced(tmp_path, videos, pool, content):
+  run(tmp_path / 'out', videos, pool)
+  (tmp_path / 'out' / 'questions.json').write_text('[]')
+  run(tmp_path / 'out', videos, pool, steps=('merge',))
+  assert len(recorded(tmp_path / 'out')) == 4 and 'questions.json' not in recorded(tmp_path / 'out')
+  (tmp_path / 'out' / 'provenance.json').write_bytes(content)
+  run(tmp_path / 'out', videos, pool, steps=('merge',))
+  assert list(recorded(tmp_path / 'out')) == ['captions.json']

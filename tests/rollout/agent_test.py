@@ -12,6 +12,7 @@ import pytest
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
 from paravt_jax.errors import MediaError
+from paravt_jax.rollout import agent
 from paravt_jax.rollout.sampler import Address, expanded
 from paravt_jax.testing.scripted import Die, Refuse, Reply
 from paravt_jax.types import Overview, ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall
@@ -348,3 +349,10 @@ def test_a_text_only_task_runs_and_its_crops_are_answered_with_an_error():
 def test_one_missing_video_of_several_is_a_media_error():
   with pytest.raises(MediaError, match='no such file'):
     opened(dataclasses.replace(TASK, videos=('a.mp4', 'missing.mp4')), 4)
+
+
+@pytest.mark.parametrize(('budget', 'available', 'shares'), [
+  (10, [9, 9, 9, 9], [3, 3, 2, 2]), (64, [4, 240], [4, 60]), (10, [1, 9], [1, 9]), (64, [4, 5], [4, 5]), (4, [9] * 6, [1] * 6),
+  (8, [100], [8])])
+def test_videos_share_the_budget_and_what_a_short_one_cannot_use_goes_to_the_others(budget, available, shares):
+  assert agent._shares(budget, available) == shares

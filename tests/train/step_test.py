@@ -51,6 +51,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(kind):
     assert metrics_eight[name] == pytest.approx(metrics_one[name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_large_images_give_the_same_step_on_eight_devices_as_on_one():
   rng = np.random.default_rng(3)
   documents = []

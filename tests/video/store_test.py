@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import fcntl
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -147,3 +149,90 @@ def test_the_sync_twin_shares_memory_and_folder(pool, clip, tmp_path):
   other = FrameStore(tmp_path / 'frames', pool, 1 << 20)
   other.frames_sync(clip, [1.0], *PIXELS)
   assert other.counts == {'disk': 1}
+
+
+FILE_BYTES = 2 * FRAME_BYTES + 900       # of two frames in the folder, about
+
+
+def _held(folder):
+  """The seconds of the clips in a folder."""
+  return {tuple(np.load(file)['seconds'].tolist()) for file in folder.rglob('*.npz')}
+
+
+def _ages(folder, *order):
+  """Makes the files' times of last use follow `order`, first the one that was used least recently."""
+  files = {tuple(np.load(file)['seconds'].tolist()): file for file in folder.rglob('*.npz')}
+  for age, seconds in enumerate(order):
+    os.utime(files[seconds], (age, age))
+
+
+def test_the_folder_holds_at_most_its_bytes_and_the_least_recently_used_of_earlier_runs_leave(pool, clip, tmp_path):
+  folder = tmp_path / 'frames'
+  store = FrameStore(folder, pool, 0, 4 * FILE_BYTES)
+  for second in (1.0, 2.0, 3.0):
+    store.frames_sync(clip, [second, second + 0.25], *PIXELS)
+  _ages(folder, (2.0, 2.25), (1.0, 1.25), (3.0, 3.25))
+  store.frames_sync(clip, [2.0, 2.25], *PIXELS)                            # read: used last of all
+  for second in (4.0, 5.0):
+    store.frames_sync(clip, [second, second + 0.25], *PIXELS)
+  assert (1.0, 1.25) not in _held(folder) and {(2.0, 2.25), (5.0, 5.25)} <= _held(folder)
+  assert sum(file.stat().st_size for file in folder.rglob('*.npz')) <= 4 * FILE_BYTES
+  assert store.counts['disk_dropped'] >= 1 and store.counts['decoded'] == 5 and store.counts['disk'] == 1
+
+
+def test_what_this_run_uses_stays_and_is_found_again_in_every_epoch_when_the_corpus_is_larger_than_the_folder(pool, clip, tmp_path):
+  store = FrameStore(tmp_path / 'frames', pool, 0, 4 * FILE_BYTES)
+  found = []
+  for _ in range(3):
+    before = store.counts['disk']
+    for second in range(8):
+      store.frames_sync(clip, [second, second + 0.25], *PIXELS)
+    found.append(store.counts['disk'] - before)
+  held = len(_held(tmp_path / 'frames'))
+  assert 3 <= held <= 4 and found == [0, held, held]
+  assert (store.counts['disk_dropped'], store.counts['disk_full']) == (0, 3 * (8 - held))
+
+
+def test_stores_that_share_a_folder_stay_within_its_bytes_together(pool, clip, tmp_path):
+  stores = [FrameStore(tmp_path / 'frames', pool, 0, 6 * FILE_BYTES) for _ in range(3)]
+  for turn in range(24):
+    stores[turn % 3].frames_sync(clip, [turn * 0.25, turn * 0.25 + 0.25], *PIXELS)
+    assert sum(file.stat().st_size for file in (tmp_path / 'frames').rglob('*.npz')) <= 6 * FILE_BYTES
+  assert sum(store.counts['disk_full'] for store in stores) >= 18
+  assert sum(store.counts['disk_write_failed'] for store in stores) == 0
+
+
+def test_a_clip_larger_than_the_folder_may_be_is_decoded_and_not_written(pool, clip, tmp_path):
+  store = FrameStore(tmp_path / 'frames', pool, 0, FRAME_BYTES)
+  assert len(store.frames_sync(clip, [1.0, 2.0], *PIXELS).frames) == 2
+  assert not list(tmp_path.rglob('*.npz')) and store.counts == {'decoded': 1}
+
+
+def test_without_a_bound_nothing_leaves(pool, clip, tmp_path):
+  store = FrameStore(tmp_path / 'frames', pool, 0)
+  for second in range(6):
+    store.frames_sync(clip, [float(second)], *PIXELS)
+  assert len(_held(tmp_path / 'frames')) == 6 and store.counts == {'decoded': 6}
+
+
+@pytest.mark.parametrize('bound', [None, 1 << 20])
+def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(pool, clip, tmp_path, bound):
+  folder = tmp_path / 'frames' / '00'
+  folder.mkdir(parents=True)
+  left, written = folder / 'a.part', folder / 'b.part'
+  left.write_bytes(b'half')
+  os.utime(left, (1, 1))
+  with written.open('wb') as writer:
+    fcntl.flock(writer, fcntl.LOCK_EX)
+    FrameStore(tmp_path / 'frames', pool, 0, bound).frames_sync(clip, [1.0], *PIXELS)
+    assert written.exists() and not left.exists()
+
+
+def test_a_disk_that_is_nearly_full_is_left_to_others(pool, clip, tmp_path, monkeypatch):
+  store = FrameStore(tmp_path / 'frames', pool, 0)
+  disk = shutil.disk_usage(tmp_path)
+  for free, files in ((1 << 20, 0), (1 << 30, 1)):             # of a disk of 4 GiB: a twentieth of it stays free
+    monkeypatch.setattr(store_module.shutil, 'disk_usage', lambda _, free=free: disk._replace(total=4 << 30, free=free))
+    assert len(store.frames_sync(clip, [1.0], *PIXELS).frames) == 1
+    assert len(list(tmp_path.rglob('*.npz'))) == files
+  assert (store.counts['disk_full'], store.counts['decoded']) == (1, 2)

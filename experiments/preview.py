@@ -1,0 +1,79 @@
+"""Rows of an SFT recipe as the model will see them, on one HTML page.
+
+python -m experiments.preview --config=configs/sft.py[:scale] --row=SOURCE:NUMBER[,SOURCE:NUMBER...] --output=preview.html
+
+SOURCE is a file's name without paravt_sft_ and .parquet, as in `sources` of the recipe, or a source of the manifest; NUMBER is
+the row in it, from 0. The last line on standard output is the page.
+"""
+
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import sft as sft_entry
+from experiments import sft_data, wiring
+from experiments.launch import build, run
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data import batches, fields
+from paravt_jax.data.fields import Broken
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.report import preview
+
+_ROW = flags.DEFINE_list('row', [], 'Which rows: SOURCE:NUMBER, or several with commas between them.')
+_OUTPUT = flags.DEFINE_string('output', 'preview.html', 'The page to write.')
+
+
+def main(config: ConfigDict) -> None:
+  """Writes the page and prints where it is."""
+  print(page(config, _ROW.value, pathlib.Path(_OUTPUT.value)))
+
+
+def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.Path:
+  """Writes the page of some rows. Raises ConfigError or DataError for a row that there is not."""
+  sft_entry.check(config)
+  if not rows:
+    raise ConfigError('--row is empty: wanted SOURCE:NUMBER, as in --row=trace:0')
+  if not out.name or out.is_dir():
+    raise ConfigError(f'--output={out}: wanted a file to write, as in --output=preview.html')
+  wanted = [asked(row) for row in rows]
+  sources = {source.name: source for source in sft_data.sources(config)}
+  for name, number in wanted:
+    _check(sources, name, number)
+  tok = ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
+  options = sft_data.frame_options(config)
+  limits = build(preview.Limits, {name: config.train[name] for name in ('row_tokens', 'row_images', 'image_patches', 'row_stills')}, 'train')
+  looks = []
+  with wiring.decode_pool(config) as pool:
+    for name, number in wanted:
+      shown = f'{name}:{number}'
+      try:
+        conversation = sources[name].conversations[number]
+      except (Broken, DataError) as error:
+        looks.append(preview.unreadable(shown, name, fields.reason_of(error), str(error)))
+        continue
+      looks.append(preview.look(shown, conversation, tok, pool, options, limits))
+  return preview.write(out, f'rows of {config.name}:{config.scale}', looks, limits)
+
+
+def asked(row: str) -> tuple[str, int]:
+  """('trace', 12) for 'trace:12'. Raises ConfigError."""
+  name, _, number = row.strip().rpartition(':')
+  if not name or not re.fullmatch('[0-9]+', number):
+    raise ConfigError(f'--row={row}: wanted SOURCE:NUMBER, as in --row=trace:0')
+  return name, int(number)
+
+
+def _check(sources: Mapping[str, batches.Source], name: str, number: int) -> None:
+  if name not in sources:
+    raise ConfigError(f'--row={name}:{number}: there is no source {name!r}, only {", ".join(sorted(sources))}')
+  if number >= len(sources[name].conversations):
+    count = len(sources[name].conversations)
+    raise ConfigError(f'--row={name}:{number}: {name} has {count} rows, wanted one from 0 to {count - 1}')
+
+
+if __name__ == '__main__':
+  sys.exit(run(main))

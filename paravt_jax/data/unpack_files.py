@@ -1,0 +1,124 @@
+"""Members of an archive become files below a root, each by rename, checksums compared. For threads and processes."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator
+
+from paravt_jax.data import archives
+from paravt_jax.data.archives import CHUNK, Archive, Member
+from paravt_jax.data.unpack_journal import PART, PART_END, File
+from paravt_jax.errors import DataError
+
+_numbers = itertools.count()
+
+
+@dataclasses.dataclass
+class Brought:
+  """What came of some members: files that are whole now, a line per damaged one, and what the disk said when it failed.
+
+  counts: written, replaced (of them, those in place of another content), kept (they were there) and bytes (written).
+  """
+  files: dict[str, File] = dataclasses.field(default_factory=dict)
+  faults: list[str] = dataclasses.field(default_factory=list)
+  counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  error: OSError | None = None
+
+
+def bring(root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]) -> Brought:
+  """Makes files of some members, in the order of their bytes, in folders that are there.
+
+  A file of the right size and content is kept, one of another content replaced. A damaged member is a fault and the next one
+  follows; a failing disk ends it. advance(n): n more bytes are done; what it raises ends it too, and leaves nothing half.
+  """
+  done = Brought()
+  try:
+    for member, pieces in _contents(archive, members):
+      try:
+        done.files[member.name] = _one(root, archive, member, pieces, advance, done.counts)
+      except DataError as error:
+        done.faults.append(str(error))
+  except DataError as error:    # a packed tar that breaks half-way
+    done.faults.append(str(error))
+  except OSError as error:
+    done.error = error
+  return done
+
+
+def crc(archive: Archive, member: Member) -> int:
+  """CRC-32 of a member; a plain tar must be read for it. Raises DataError when it is damaged there, OSError when unreadable."""
+  if member.crc is not None:
+    return member.crc
+  with open(archive.path, 'rb') as file:
+    return archives.checksum(file.fileno(), archive, member)
+
+
+def _contents(archive: Archive, members: list[Member]) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
+  """(member, what gives its pieces); for a packed tar only once, and before the next member."""
+  if not archive.is_stream:
+    with open(archive.path, 'rb') as file:
+      for member in members:
+        yield member, functools.partial(archives.content, file.fileno(), archive, member)
+    return
+  wanted = {member.place: member for member in members}
+  for number, _, content in archives.tar_entries(archive.path, archive.kind, archive.bytes):
+    if number in wanted and content is not None:
+      yield wanted.pop(number), functools.partial(iter, content)
+    if not wanted:
+      return
+  raise archives.damaged(archive.path, archive.kind, 'it changed while it was read')
+
+
+def _one(root: str, archive: Archive, member: Member, pieces: Callable[[], Iterator[bytes]], advance: Callable[[int], None],
+         counts: collections.Counter[str]) -> File:
+  target = f'{root}/{member.name}'
+  try:
+    status = os.stat(target)
+  except FileNotFoundError:
+    status = None
+  if status and status.st_size == member.size:
+    wanted = crc(archive, member)
+    if _file_crc(target) == wanted:
+      advance(member.size)
+      counts['kept'] += 1
+      return File(member.size, wanted, status.st_mtime_ns)
+  part = f'{os.path.dirname(target)}/{PART}{os.getpid()}-{next(_numbers)}{PART_END}'
+  out = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+  try:
+    try:
+      got, size = _copy(pieces(), out, advance)
+      if size != member.size or member.crc not in (None, got):
+        raise archives.damaged(archive.path, archive.kind, f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '
+                               f'{member.size}' + ('' if member.crc is None else f' with {member.crc:08x}'))
+      mtime_ns = os.fstat(out).st_mtime_ns
+    finally:
+      os.close(out)
+    os.replace(part, target)
+  except BaseException:    # Ctrl-C too: nothing half-written stays
+    os.unlink(part)
+    raise
+  counts.update(written=1, bytes=size, replaced=int(status is not None))
+  return File(size, got, mtime_ns)
+
+
+def _copy(pieces: Iterator[bytes], out: int, advance: Callable[[int], None]) -> tuple[int, int]:
+  """Writes all pieces; (checksum, bytes)."""
+  checksum = size = 0
+  for piece in pieces:
+    checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+    left = memoryview(piece)
+    while left:
+      left = left[os.write(out, left):]
+    advance(len(piece))
+  return checksum, size
+
+
+def _file_crc(path: str) -> int:
+  checksum = 0
+  with open(path, 'rb', buffering=0) as file:
+    while piece := file.read(CHUNK):
+      checksum = zlib.crc32(piece, checksum)
+  return checksum

@@ -1,0 +1,148 @@
+"""What was unpacked into a root: from which archive, which files, by which version. One file per archive in `.paravt_unpack/`.
+
+A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, mtime_ns, digest}, members}, then a line [name,
+size, crc, mtime_ns] for each file, written as files are done. A kill costs the lines not yet written, and such files are then
+known by their checksum only. `members` is the list of a tar, so that an unchanged one need not be read again; a zip has its
+own.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from paravt_jax.data import archives
+
+TOOL, VERSION = 'paravt_jax.data.unpack', 1    # another version's lines are not believed
+PART = '.paravt-'                              # how a file that is being written is called, with _PART_END
+PART_END = '.part'
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+  """A file that was whole when it was last looked at. mtime_ns: its time of change then."""
+  size: int
+  crc: int
+  mtime_ns: int
+
+
+def header(archive: archives.Archive, name: str) -> dict[str, Any]:
+  """The first line. name: of the archive, relative to the folder of archives."""
+  is_whole_list = archive.kind != 'zip' and not archive.faults    # refused members, left out by a glob, must be seen again
+  members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []
+  identity = {'name': name, 'kind': archive.kind, 'bytes': archive.bytes, 'mtime_ns': archive.mtime_ns, 'digest': archive.digest}
+  return {'tool': TOOL, 'version': VERSION, 'archive': identity, 'members': members}
+
+
+class Journal:
+  """The journal of one archive: `known` (the header, None when there is none or it is unreadable) and `files` are as loaded."""
+
+  def __init__(self, root: pathlib.Path, name: str):
+    short = os.path.basename(name)[:80]    # readable; the hash tells equal ones apart
+    tag = hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+    self.name = name
+    self.path = root / archives.OURS / f'{short}-{tag}.jsonl'
+    self.known: dict[str, Any] | None = None
+    self.files: dict[str, File] = {}
+    self._members: tuple[archives.Member, ...] = ()
+    self._identity: tuple[Any, ...] = ()
+    self._lock = threading.Lock()
+    self._out = None
+    with contextlib.suppress(FileNotFoundError), open(self.path, encoding='utf-8', errors='replace') as lines:
+      self._load(lines)
+
+  def _load(self, lines: Iterable[str]):
+    for number, line in enumerate(lines):
+      try:
+        value = json.loads(line)
+        if number == 0:
+          if (value['tool'], value['version']) != (TOOL, VERSION):
+            return
+          self._members = tuple(archives.Member(*each) for each in value['members'])
+          self._identity = tuple(value['archive'][key] for key in ('kind', 'bytes', 'mtime_ns', 'digest'))
+          self.known = value
+        else:
+          name, size, crc, mtime_ns = value
+          self.files[name] = File(size, crc, mtime_ns)
+      except (ValueError, TypeError, KeyError):    # a kill tore the line, or somebody edited it: such a file is read again
+        if self.known is None:
+          return
+
+  def remembered(self, path: pathlib.Path) -> archives.Archive | None:
+    """A tar's list of members, if the tar still has the size and time that it had; None else."""
+    status = os.stat(path)
+    if not self._members or self._identity[1:3] != (status.st_size, status.st_mtime_ns):
+      return None
+    return archives.Archive(path, *self._identity, self._members, ())
+
+  def is_of(self, archive: archives.Archive) -> bool:
+    """Whether it was written for an archive with this very list of members."""
+    return self.known is not None and self._identity[3] == archive.digest
+
+  def start(self, first: dict[str, Any], files: dict[str, File]):
+    """Begins anew with what still holds, by rename; `add` then appends."""
+    part = self.path.with_name(self.path.name + PART_END)
+    with open(part, 'w', encoding='utf-8') as out:
+      out.write(json.dumps(first) + '\n')
+      out.writelines(_line(name, file) for name, file in files.items())
+    os.replace(part, self.path)
+    self._out = open(self.path, 'a', encoding='utf-8')    # noqa: SIM115 (closed by `close`)
+
+  def add(self, files: dict[str, File]):
+    """Appends lines, from any thread."""
+    with self._lock:
+      self._out.writelines(_line(name, file) for name, file in files.items())
+      self._out.flush()
+
+  def close(self):
+    """Ends what `start` began; nothing without it."""
+    if self._out:
+      self._out.close()
+
+
+def _line(name: str, file: File) -> str:
+  return json.dumps([name, file.size, file.crc, file.mtime_ns]) + '\n'
+
+
+@contextlib.contextmanager
+def held(root: pathlib.Path) -> Iterator[int]:
+  """Makes the root and keeps it to this process: another one waits. What a killed run left half-written is removed.
+
+  Gives the lock's descriptor; it ends with the processes that have it, however they end. Where the file system has no locks
+  there is none.
+  """
+  folder = root / archives.OURS
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / 'lock', 'a') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      log.warning('%s: another process unpacks there; waiting for it', root)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+    mark = folder / 'unfinished'
+    if mark.exists():
+      _sweep(root)
+    mark.touch()
+    yield lock.fileno()
+    mark.unlink()    # not after an exception: the next run looks round
+
+
+def _sweep(root: pathlib.Path):
+  """Removes every file below the root that was being written when a run died."""
+  for folder, _, names in os.walk(root):
+    for name in names:
+      if name.startswith(PART) and name.endswith(PART_END):
+        os.unlink(os.path.join(folder, name))
