@@ -1,7 +1,7 @@
 """Evaluation of a checkpoint, offline: one recipe for all benchmarks, the synthetic world among them.
 
-python -m experiments.eval --config=configs/eval.py --config.model.folder=DIR                     # the world, embedded server
-python -m experiments.eval --config=configs/eval.py:8b --config.model.folder=DIR --config.benchmarks=videomme,charades \\
+python -m experiments.eval --config=configs/eval.py --config.model=DIR                            # the world, embedded server
+python -m experiments.eval --config=configs/eval.py:8b --config.model=DIR --config.benchmarks=videomme,charades \\
   --config.data.root=DIR --config.server.kind=sglang
 python -m experiments.eval --config=configs/eval.py:8b --config.model.url=http://HOST:PORT/v1 --config.model.name=NAME \\
   --config.model.tokenizer=DIR --config.benchmarks=mlvu
@@ -39,8 +39,9 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       'scale': scale,
       # separated by commas: the names above, world
       'benchmarks': 'world',
-      # one of three: a Hugging Face folder, a run folder of experiments.rl or experiments.sft, or the address (up to and without
-      # /chat/completions) of a server that speaks the OpenAI protocol, its name of the model, and a folder that holds the tokenizer
+      # one of three: a Hugging Face folder (--config.model=DIR says the same), a run folder of experiments.rl or experiments.sft, or
+      # the address (up to and without /chat/completions) of a server that speaks the OpenAI protocol, its name of the model, and a
+      # folder that holds the tokenizer
       'model': {'folder': '', 'run': '', 'url': '', 'name': '', 'tokenizer': ''},
       # folder '' means runs/eval_<model>_<fingerprint>
       'run': {'folder': ''},
@@ -52,7 +53,8 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       # of the protocols of other agents
       'protocol': {'name': 'tools', 'dispatch': 'parallel', 'prompt_file': ''},
       # budgets: K of each benchmark; the world has its own, and takes the first world_questions held-out tasks. limit: samples of each
-      # benchmark, 0 for all. concurrent: samples in flight. max_error_rate: above it, the command ends with status 1
+      # benchmark, 0 for all. concurrent: samples in flight. max_error_rate: above it, the command ends with status 1. report_right:
+      # the page shows right answers too
       'eval': {
         'budgets': (64,),
         'world_budgets': (4, 8, 16, 32, 64),
@@ -62,6 +64,7 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'max_error_rate': 0.01,
         'grounding_threshold': 0.5,  # of the world's tvg questions, as in training's evaluation
         'bootstrap': 2000,
+        'report_right': False,
       },
       # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it can go on from a turn's pinned
       # beginning; more: further fields of a request, a JSON object
@@ -74,7 +77,7 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'max_backoff_s': 60.0,
         'concurrency': 64,
         'max_reply_bytes': 4_000_000,
-        'max_failures': 20,  # requests in a row that failed after all retries: the run ends
+        'max_failures': 20,  # requests in a row that failed after all retries: the run ends, and the same command goes on
       },
       'train': {'freeze_vision': True},  # the weights stay as they are: a server may keep what it computed of a frame
       'world': base.world(),

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: `python -m experiments.eval --config=configs/eval.py[:scale] --config.model.folder=DIR [...]`.
+"""Evaluation of a checkpoint: `python -m experiments.eval --config=configs/eval.py[:scale] --config.model=DIR [...]`.
 
 The same command goes on where it was. `--compare RESULTS RESULTS` and `--merge RESULTS RESULTS ...` work on finished results. The
 last line on standard output is the results folder. Exit status: 0 done, 1 more errors than eval.max_error_rate, 2 wrong input.
@@ -119,4 +119,4 @@ async def session(config: ConfigDict, model: eval_models.Model, protocol: protoc
 if __name__ == '__main__':
   if len(sys.argv) > 1 and sys.argv[1] in eval_tools.COMMANDS:
     sys.exit(eval_tools.run(sys.argv[1], sys.argv[2:]))
-  sys.exit(run(main))
+  sys.exit(run(main, {'model': 'model.folder'}))

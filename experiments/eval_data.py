@@ -29,7 +29,8 @@ WORLD = 'world'
 @dataclasses.dataclass(frozen=True)
 class Suite:
   """One benchmark to be put. samples: of all shards, one video's side by side. metric: which of the metrics is the score. metrics: of a
-  sample, its episode and the text to score. official: of a sample and that text, None without such a rule. rule: what else scores are
+  sample, its episode, and its answer where the protocol reads it by a rule of its own (else None). official: of a sample and the last
+  turn's text as it was written, None without such a rule. rule: what else scores are
   a function of."""
 
   name: str
@@ -37,7 +38,7 @@ class Suite:
   budgets: tuple[int, ...]
   metric: str
   reward: groups.Reward
-  metrics: Callable[[Sample, Episode, str], dict[str, float]]
+  metrics: Callable[[Sample, Episode, str | None], dict[str, float]]
   official: Callable[[Sample, str], dict[str, float]] | None
   rule: str
 
@@ -88,14 +89,22 @@ def _world(config: ConfigDict) -> Suite:
   tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[: config.eval.world_questions]
   samples = [Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {}) for task in tasks]
   scored = build(total.RewardOptions, rollouts.evaluation_knobs(config), 'reward')
-
-  def metrics(sample: Sample, episode: Episode, text: str) -> dict[str, float]:
-    last = dataclasses.replace(episode.turns[-1], text=text)
-    return {'accuracy': float(total.accuracy(dataclasses.replace(episode, turns=(*episode.turns[:-1], last)), scored))}
-
   rule = f'tvg at IoU {config.eval.grounding_threshold}'
   budgets = tuple(config.eval.world_budgets)
-  return Suite(WORLD, by_video(_limited(config, samples)), budgets, 'accuracy', rollouts.evaluation_reward(config), metrics, None, rule)
+  return Suite(WORLD, by_video(_limited(config, samples)), budgets, 'accuracy', rollouts.evaluation_reward(config), world_metrics(scored), None,
+               rule)
+
+
+def world_metrics(options: total.RewardOptions) -> Callable[[Sample, Episode, str | None], dict[str, float]]:
+  """Suite.metrics of the world: R_acc, also where a protocol reads the answer by a rule of its own."""
+
+  def metrics(sample: Sample, episode: Episode, given: str | None) -> dict[str, float]:
+    if given is not None:
+      last = dataclasses.replace(episode.turns[-1], text=f'<answer>{given}</answer>')
+      episode = dataclasses.replace(episode, turns=(*episode.turns[:-1], last))
+    return {'accuracy': float(total.accuracy(episode, options))}
+
+  return metrics
 
 
 def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
@@ -103,7 +112,7 @@ def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   samples = benchmarks.load(name, where, config.data.cache, config.eval.limit)
   changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
   reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
-  metrics = lambda sample, episode, text: benchmarks.scores(sample, text)
+  metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)
   return Suite(name, by_video(samples), tuple(config.eval.budgets), about.metric, reward, metrics, about.official, '')
 
 
@@ -133,9 +142,8 @@ def outcome(suite: Suite, sample: Sample, record: Record, protocol: protocols.Pr
       tokens={'prompt': 0, 'sampled': 0}, episode=None, **common)
   episode = record.scored.episode
   said, text = protocols.answer(protocol, episode), episode.turns[-1].text
-  if protocol.answer is not extract_answer:            # where an answer stands is the protocol's to say, not the scores'
-    text = f'<answer>{said}</answer>'
-  metrics = suite.metrics(sample, episode, text)
+  # where an answer stands is the protocol's to say, not the scores'; formats and published rules look at what was written
+  metrics = suite.metrics(sample, episode, None if protocol.answer is extract_answer else said)
   contexts = [episode.trajectory, *(result.subagent for result in episode.results if result.subagent is not None)]
   segments = [segment for context in contexts for segment in context.segments]
   tokens = {

@@ -137,7 +137,8 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-  """A running model. check: raises RolloutError when no server is left. urls: of servers that say how busy they are."""
+  """A running model. check: raises RolloutError when no server is left, or the one by URL failed too often. urls: of servers that
+  say how busy they are."""
 
   agent: Agent
   frames: FrameStore
@@ -166,7 +167,7 @@ async def opened(config: ConfigDict, model: Model, protocol: protocols.Protocol,
         await server.check()
         frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
         sampler = chat_model.ChatModel(server, tok, rollouts.context(config, config.sampling.temperature), options)
-        yield Crew(made(sampler, frames), frames, lambda: None, None, ())
+        yield Crew(made(sampler, frames), frames, server.check_up, None, ())
     return
   served = hf_folder(model, folder)
   vocab = weights.load_hf(served, only=())[0].text.vocab

@@ -20,6 +20,7 @@ from paravt_jax.report import evaluation as page
 
 COMMANDS = ('--compare', '--merge')
 BOOTSTRAP, SEED = 2000, 0    # of comparisons
+PUBLISHED = {name: about.published for name, about in benchmarks.BENCHMARKS.items()}
 FLIPS = 20                   # listed each way; the file has all
 
 
@@ -27,7 +28,7 @@ def finish(folder: pathlib.Path, plan: results.Plan, name: str, samples: int, se
   """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and returns the summary."""
   found = results.summarize(plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed)
   runs.write_json(folder / 'summary.json', found)
-  text = table.markdown(found, name, {name: about.published for name, about in benchmarks.BENCHMARKS.items()})
+  text = table.markdown(found, name, PUBLISHED)
   (folder / 'table.md').write_text(text)
   print(text)
   return found
@@ -39,10 +40,10 @@ def error_rate(found: Mapping[str, Any]) -> float:
 
 
 def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
-  """The page of a results folder, with the frames that the samples saw."""
+  """The page of a results folder, with the frames that the samples saw and the published scores beside ours."""
   with wiring.decode_pool(config) as pool:
     frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
-    return page.write(folder, folder / 'report.html', frames)
+    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right)
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -113,5 +114,5 @@ def merge(arguments: Sequence[str]) -> None:
     for outcome in outcomes:
       journal.append(outcome)
   finish(target, plan, name.removeprefix('eval_'), int(config['eval']['bootstrap']), int(config['seed']))
-  page.write(target, target / 'report.html', None)
+  page.write(target, target / 'report.html', None, published=PUBLISHED, right=bool(config['eval']['report_right']))
   print(target)

@@ -146,7 +146,7 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
 
 ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft sft_data wiring runs',
          'longvideo_reason': 'longvideo_reason wiring runs', 'ablate': 'ablate', 'ask': 'ask rollouts servers wiring runs',
-         'eval': 'eval eval_data eval_models rollouts servers wiring runs'}
+         'eval': 'eval eval_data eval_models eval_tools rollouts servers wiring runs'}
 GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function
 ELSEWHERE = {'server.embedded': ('threads',), 'server.sglang': ('staging', 'devices')}            # read beside the dataclass of their section
 

@@ -40,6 +40,7 @@ FORMAT_HINTS = {
     'tvg': 'Answer with [start, end] in seconds.',
     'oe': 'Answer in a few words.',
 }
+SHAPED = 'shaped'             # a task's fact: its question already says how to write the answer
 FINAL_REQUEST = 'No more calls. Give the final answer now.'
 
 ERRORS = {
@@ -70,10 +71,11 @@ def user(task: types.Task, videos: Sequence[Sequence[Any]]) -> list[Any]:
     task: the task. videos: the pieces of each of its videos' frames, in its order.
 
   Returns:
-    Without slots, all frames and then the text as `question` has it. Of several videos each one's frames follow a line
-    `Video n:`.
+    Without slots, all frames and then the text as `question` has it, or the task's question alone where its facts say that it
+    is SHAPED. Of several videos each one's frames follow a line `Video n:`.
   """
-  text, pieces, at = question(task.question, task.question_type), [], 0
+  text = task.question if task.facts.get(SHAPED) is True else question(task.question, task.question_type)
+  pieces, at = [], 0
   for number, (frames, slot) in enumerate(zip(videos, _slots(task), strict=True), 1):
     if slot > at:
       pieces.append(text[at:slot])

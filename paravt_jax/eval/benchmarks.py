@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from paravt_jax import seeds
+from paravt_jax.chat import prompts
 from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import official, questions, snapshots
@@ -30,7 +31,8 @@ class Benchmark:
   columns: that a row must have; optional: that are read beside them. read: a row's Question, or Broken.
   media: folders of the snapshot (or of its archives) that a row's video path is relative to; depth: how many last parts of that
   path must agree when the video lies elsewhere; videos: what publishes them, for people.
-  prompt: how `{question}` is put; options follow, a line each. subtitle_chars: how much of a video's subtitles stands before
+  prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write the answer, so that our agent is not
+  told another way. subtitle_chars: how much of a video's subtitles stands before
   the question, 0 for none. breakdowns: fields of a sample.
   metric: which of `scores` is the score. official: the published rule, on the last turn's text. forced_tokens: what the
   published protocol leaves for a forced answer. published: scores by model, per cent.
@@ -47,6 +49,7 @@ class Benchmark:
   depth: int
   videos: str
   prompt: str
+  shaped: bool
   subtitle_chars: int
   metric: str
   breakdowns: tuple[str, ...]
@@ -74,7 +77,7 @@ _VIDEOMME = Benchmark(
     columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'), optional=('domain', 'task_type'),
     read=questions.videomme,
     media=('data', 'videos'), depth=1, videos='videos_chunked_*.zip',
-    prompt='{question}', subtitle_chars=0, breakdowns=('duration', 'domain', 'task_type'),
+    prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration', 'domain', 'task_type'),
     metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(0))
 
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
@@ -87,7 +90,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       optional=('option0', 'option1', 'option2', 'option3', 'option4', 'candidates', 'duration_group', 'question_category'),
       read=questions.longvideobench,
       media=('videos',), depth=1, videos='videos.tar.part.*',
-      prompt='{question}', subtitle_chars=0, breakdowns=('duration_group', 'question_category'),
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration_group', 'question_category'),
       metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(2)),
   Benchmark(
       name='lvbench', hub='lmms-lab/LVBench', config='default', split='train',
@@ -95,7 +98,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       columns=('uid', 'question', 'answer', 'video_path'), optional=('type', 'question_type', 'options'),
       read=questions.lvbench,
       media=('', 'videos', 'all_videos'), depth=1, videos='its video archives',
-      prompt='{question}', subtitle_chars=0, breakdowns=('type', 'question_type'),
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('type', 'question_type'),
       metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(3)),
   Benchmark(
       name='mlvu', hub='sy1998/MLVU_dev', config='default', split='test',
@@ -103,7 +106,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       columns=('video_name', 'question', 'answer', 'task_type'), optional=('candidates',),
       read=questions.mlvu,
       media=('video', 'videos', ''), depth=1, videos='video_part_*.zip',
-      prompt='{question}', subtitle_chars=0, breakdowns=('task_type',),
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('task_type',),
       metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(4)),
   Benchmark(
       name='mmvu', hub='yale-nlp/MMVU', config='default', split='validation',
@@ -111,7 +114,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       columns=('id', 'question', 'choices', 'answer', 'question_type', 'video'), optional=('subject', 'metadata'),
       read=questions.mmvu,
       media=('',), depth=2, videos='videos/<subject>/<number>.mp4',
-      prompt='{question}', subtitle_chars=0, breakdowns=('question_type', 'subject'),
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('question_type', 'subject'),
       metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(5)),
   Benchmark(
       name='charades', hub='lmms-lab/charades_sta', config='default', split='test',
@@ -120,7 +123,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       read=questions.charades,
       media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480.zip',
       prompt='When does this happen in the video: "{question}"\nSay it like this: The event happens in the X - Y seconds.',
-      subtitle_chars=0, breakdowns=(),
+      shaped=True, subtitle_chars=0, breakdowns=(),
       metric='iou', official=official.score_times, forced_tokens=128, published=_published(6)),
   Benchmark(
       name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', config='default', split='test',
@@ -129,7 +132,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       read=questions.longvideo_reason,
       media=('', 'videos', 'longvila_videos'), depth=1,
       videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
-      prompt='{question}', subtitle_chars=0, breakdowns=('problem_type', 'options'),
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('problem_type', 'options'),
       metric='accuracy', official=official.score_longvideo_reason, forced_tokens=64, published={}),
 )}
 
@@ -154,11 +157,12 @@ def said(text: str) -> str:
   return answer.extract_answer(text) if '<think>' in text or '</think>' in text or '<answer>' in text else text.strip()
 
 
-def scores(sample: Sample, text: str) -> dict[str, float]:
+def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
   """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and 'f1' beside it) or, for
   temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for longvideo_reason 'format' too. A benchmark's `metric` names its
-  score."""
-  task, given = sample.task, said(text)
+  score. given: the answer, where a protocol reads it by a rule of its own; else it is `said`."""
+  task = sample.task
+  given = said(text) if given is None else given
   if task.question_type == 'tvg':
     return official.recalls(answer.temporal_iou(given, task.answer))
   if task.question_type == 'oe':
@@ -323,5 +327,6 @@ def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subti
   if subtitles:
     lines.insert(0, f'Subtitles (seconds):\n{subtitles}\n')
   task = Task(id=question.id, videos=(str(video),), question='\n'.join(lines), question_type=question.kind,
-              answer=question.gold, options=question.options, source=benchmark.name)
+              answer=question.gold, options=question.options, source=benchmark.name,
+              facts={prompts.SHAPED: True} if benchmark.shaped else {})
   return Sample(benchmark=benchmark.name, task=task, fields=dict(question.fields), subtitles=subtitles)

@@ -318,7 +318,8 @@ def _cards(file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str
 def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any]:
   """{row, scene, facts, bare}: scene is None without an episode; bare: it has no pictures."""
   official = {f'official {name}': value for name, value in row.official.items() if row.metrics.get(name) != value}
-  values = {**row.metrics, **official, **{f'{name} s': value for name, value in row.seconds.items()},
+  # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a benchmark score it, by another rule
+  values = {'score': row.score, **row.metrics, **official, **{f'{name} s': value for name, value in row.seconds.items()},
             **{f'{name} tokens': value for name, value in row.tokens.items()}}
   facts = [(name, number(value)) for name, value in values.items() if _known(value) is not None]
   if scored is None:
@@ -340,7 +341,8 @@ def _thin(episode: Episode) -> Episode:
   """The episode with the frames that get pictures only, and without tokens."""
   views = episode.overviews
   most = max(1, OVERVIEW // max(len(views), 1))
-  bare = lambda result: dataclasses.replace(result, seconds=_some(result.seconds, CROP), subagent=None)
+  empty = lambda trajectory: None if trajectory is None else Trajectory((), trajectory.stop)
+  bare = lambda result: dataclasses.replace(result, seconds=_some(result.seconds, CROP), subagent=empty(result.subagent))
   turns = tuple(dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns)
   others = tuple(dataclasses.replace(view, seconds=_some(view.seconds, most)) for view in episode.others)
   return dataclasses.replace(episode, seconds=_some(episode.seconds, most), others=others, turns=turns,

@@ -73,6 +73,7 @@ class Server:
     self._gate = asyncio.Semaphore(options.concurrency)
     self._session: aiohttp.ClientSession | None = None
     self._in_a_row = 0
+    self._down = ''
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
@@ -129,9 +130,15 @@ class Server:
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
     if self._in_a_row >= self.options.max_failures:
-      raise RolloutError(f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
-                         f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+      self._down = (f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
+                    f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+      raise RolloutError(self._down)
     return outcome
+
+  def check_up(self) -> None:
+    """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which take errors for outcomes."""
+    if self._down:
+      raise RolloutError(self._down)
 
   async def _ask(self, body: bytes, read: Callable[[bytes], Reply | Rejected]) -> Reply | Rejected | Failed:
     failure, pause = Failed('connection', 'not asked'), 0.0

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from paravt_jax.chat import prompts
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks
 from paravt_jax.eval.benchmarks import BENCHMARKS
@@ -65,6 +66,15 @@ def test_options_are_lettered_once_whatever_the_file_does(tmp_path: pathlib.Path
 
 def test_an_option_that_is_not_applicable_is_skipped(tmp_path: pathlib.Path):
   assert _load(tmp_path, 'longvideobench')[0].task.options == ('a hat', 'a scarf', 'a coat', 'gloves')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_question_is_told_one_shape_of_its_answer_and_not_two(tmp_path: pathlib.Path, name: str):
+  own = 'Say it like this: The event happens in the X - Y seconds.'
+  for sample in _load(tmp_path, name):
+    (text,) = prompts.user(sample.task, [[]])
+    wanted = own if name == 'charades' else prompts.FORMAT_HINTS[sample.task.question_type]
+    assert [shape for shape in (*prompts.FORMAT_HINTS.values(), own) if shape in text] == [wanted] and text.endswith(wanted)
 
 
 def test_charades_asks_for_the_shape_of_its_answer(tmp_path: pathlib.Path):

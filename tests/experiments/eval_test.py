@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -11,12 +15,18 @@ from configs import eval as recipe
 from configs import para_grpo
 from experiments import eval as entry
 from experiments import eval_data, eval_models, eval_tools
-from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.errors import ConfigError, DataError, RolloutError
 from paravt_jax.eval import benchmarks, protocols, results
 from paravt_jax.eval.run import Record
 from paravt_jax.eval.sample import Sample
-from paravt_jax.types import Task
+from paravt_jax.rewards.total import PUBLISHED
+from paravt_jax.testing import tiny
+from paravt_jax.types import Scored, Task
+from tests.eval import fixtures
 from tests.eval.results_test import outcome, plan
+from tests.eval.stage import perform
+from tests.experiments import small_job
+from tests.longvideo_reason.chat_server import ChatServer, Raw
 
 FILES = {'config.json': '{}', 'model.safetensors': 'weights', 'tokenizer.json': '{}', 'README.md': 'about'}
 
@@ -140,6 +150,37 @@ def test_an_error_keeps_its_reason_and_has_no_score():
   assert got.fields == {'question_type': 'mcq', 'task_type': 'count'} and got.seconds == {'wall': 0.25}
 
 
+def said(suite, protocol, text, number=0):
+  """The line of the suite's n-th sample after an episode whose only turn says `text`."""
+  one = suite.samples[number]
+  episode, _, _ = perform(protocols.PROTOCOLS[protocol], text, task=dataclasses.replace(one.task, videos=('a.mp4',)))
+  return eval_data.outcome(suite, one, Record(one.task, 64, Scored(episode, 0.0, {}), seconds={}), protocols.PROTOCOLS[protocol])
+
+
+@pytest.mark.parametrize(('protocol', 'text', 'answer', 'score', 'form', 'official'), [
+  ('videozoomer', r'<think>It grows.</think><answer>\boxed{B}</answer>', 'B', 1.0, 1.0, {'accuracy': 0.0, 'format': 1.0}),
+  ('videozoomer', r'It grows. <answer>\boxed{C}</answer>', 'C', 0.0, 0.0, {'accuracy': 0.0, 'format': 0.0}),
+  ('direct', 'B', 'B', 1.0, 0.0, {'accuracy': 1.0, 'format': 0.0}),
+  ('sage', '<json>{"final_answer": "B"}</json>', 'B', 1.0, 0.0, {'accuracy': 0.0, 'format': 0.0}),
+  ('longvt', '<think>It grows.</think>\n<answer>B</answer>', 'B', 1.0, 1.0, {'accuracy': 1.0, 'format': 1.0})])
+def test_a_protocol_reads_the_answer_but_formats_and_published_rules_see_what_was_written(
+    tmp_path, protocol, text, answer, score, form, official):
+  config = recipe.get_config()
+  config.benchmarks, config.data.cache = 'longvideo_reason', str(tmp_path / 'cache')
+  config.paths.longvideo_reason = str(fixtures.snapshot(tmp_path, 'longvideo_reason'))
+  (suite,) = eval_data.suites(config)
+  got = said(suite, protocol, text)
+  assert (got.answer, got.score, got.metrics, got.official) == (answer, score, {'accuracy': score, 'format': form}, official)
+
+
+def test_the_world_is_scored_by_the_answer_that_the_protocol_reads():
+  task = Task('w', ('a.mp4',), 'What appears at 41?', 'oe', 'red')
+  options = dataclasses.replace(PUBLISHED, open_ended='exact')
+  suite = eval_data.Suite('world', [Sample('world', task, {})], (64,), 'accuracy', None, eval_data.world_metrics(options), None, '')
+  assert [said(suite, name, text).score for name, text in (
+    ('direct', 'red'), ('direct', 'blue'), ('think', 'red'), ('think', '<think>hm</think>red'))] == [1.0, 0.0, 0.0, 1.0]
+
+
 # Models
 
 
@@ -160,6 +201,13 @@ def test_a_model_is_named_by_its_files_wherever_they_lie(tmp_path):
 def test_not_exactly_one_model_is_refused(section, message):
   with pytest.raises(ConfigError, match=message):
     eval_models.identify(named(**section))
+
+
+def test_a_models_folder_may_be_named_in_the_short_way(tmp_path):
+  command = [sys.executable, '-m', 'experiments.eval', f'--config={small_job.ROOT}/configs/eval.py', '--config.model=nowhere']
+  done = subprocess.run(command, cwd=tmp_path, env=small_job.environment(), capture_output=True, text=True, timeout=120)
+  assert (done.returncode, done.stdout) == (2, '') and list(tmp_path.iterdir()) == []
+  assert done.stderr.splitlines()[-1].startswith('error: --config.model.folder: nowhere/config.json does not exist')
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path):
@@ -196,12 +244,51 @@ def test_where_a_server_listens_and_how_many_samples_are_in_flight_is_not():
   assert entry.settings(config, model, protocols.PROTOCOLS['tools']) == entry.settings(moved, model, protocols.PROTOCOLS['tools'])
 
 
+# A server by URL
+
+
+def test_a_server_that_fails_again_and_again_ends_the_run_which_goes_on_when_it_is_mended(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  tiny.build_tokenizer(tmp_path / 'model')
+  config = recipe.get_config()
+  config.update_from_flattened_dict({
+    'benchmarks': 'videomme', 'paths.videomme': str(fixtures.snapshot(tmp_path, 'videomme')), 'data.cache': str(tmp_path / 'cache'),
+    'model.name': 'seer', 'model.tokenizer': 'model', 'protocol.name': 'think', 'run.folder': 'runs/e', 'video.workers': 1,
+    'eval.concurrent': 1, 'eval.bootstrap': 50, 'chat_server.retries': 0, 'chat_server.max_failures': 2, 'sampling.context': 4096})
+  text = '<think>I look.</think><answer>C</answer>'
+  with ChatServer(lambda body, number: text if number == 0 else Raw(503, b'busy')) as server:
+    config.model.url = server.url
+    with pytest.raises(RolloutError, match=r'2 requests in a row failed, the last with status .*run the same command again: it goes on'):
+      entry.main(config)
+    assert len(server.bodies) == 3
+  folder = tmp_path / 'runs' / 'e'
+  first = json.loads((folder / 'results.jsonl').read_text().splitlines()[0])
+  assert (first['status'], first['answer']) == ('answered', 'C') and not (folder / 'summary.json').exists()
+  shutil.copytree(folder, 'runs/f')                # as another process would find it: this one may still hold the lock of the first
+  folder, config.run.folder = tmp_path / 'runs' / 'f', 'runs/f'
+  with ChatServer(lambda body, number: text) as server:
+    config.model.url = server.url
+    entry.main(config)
+    assert len(server.bodies) == 2
+  found = json.loads((folder / 'summary.json').read_text())['videomme']
+  assert (found['samples'], found['answered'], found['errors']) == (3, 3, 0)
+  page = (folder / 'report.html').read_text()
+  assert 'ParaVT-8B' in page and cards(page) == ['wrong', 'wrong']               # published beside ours; right ones on demand
+  config.eval.report_right = True
+  eval_tools.report(config, folder)
+  assert sorted(cards((folder / 'report.html').read_text())) == ['right', 'wrong', 'wrong']
+
+
+def cards(page):
+  return re.findall(r'data-outcome="(\w+)"', page)
+
+
 # Finished results
 
 
 def finished(folder, made, outcomes):
   folder.mkdir(parents=True)
-  (folder / 'config.json').write_text(json.dumps({'eval': {'bootstrap': 50}, 'seed': 0, 'shard': '1/2'}))
+  (folder / 'config.json').write_text(json.dumps({'eval': {'bootstrap': 50, 'report_right': True}, 'seed': 0, 'shard': '1/2'}))
   results.write_plan(folder, made)
   with results.Journal(folder) as journal:
     for one in outcomes:

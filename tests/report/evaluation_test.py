@@ -16,7 +16,7 @@ from PIL import Image
 
 from paravt_jax.errors import DataError, MediaError, ParavtError
 from paravt_jax.report import episodes, evaluation
-from paravt_jax.types import Overview, ResultStatus, StopReason, ToolCall, ToolResult, Window
+from paravt_jax.types import Overview, ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Window
 from tests.report import made_run
 from tests.report.build_test import _Balance
 
@@ -220,6 +220,24 @@ def test_the_table_is_the_summary_s_with_its_intervals(tmp_path):
   assert 'This page is not complete' not in page
   assert re.search(r'charades<small>by K</small>.*?>64</th><td>60\.0 % <small>\[50\.0, 70\.0\]', page, re.DOTALL)
   assert re.search(r'charades<small>by metric</small>.*?>r@0\.5</th><td>60\.0 % <small>\[53\.0, 67\.0\]', page, re.DOTALL)
+
+
+def test_the_score_is_that_of_the_line_and_not_of_the_episodes_reward(tmp_path):
+  made = scored(1)
+  made = dataclasses.replace(made, parts={**made.parts, 'accuracy': 1.0})
+  page = page_of(folder_of(tmp_path, line('charades', 1, score=0.25, scored=made, metrics={'iou': 0.25}, official=None)))
+  assert 'score <b>0.25</b>' in page and 'iou <b>0.25</b>' in page and 'accuracy <b>' not in page
+  assert cards(page)[0][0] == 'partial' and '<span class="chip outcome">0.25</span>' in page
+
+
+def test_a_crop_whose_frames_came_back_is_not_called_a_sub_agents(tmp_path):
+  result = ToolResult(ToolCall('crop_video', {}), ResultStatus.EXECUTED, '2 frames of 1.0 to 2.0 seconds.', Window(1, 2), (1.0, 2.0))
+  looked = dataclasses.replace(result, subagent=Trajectory((), StopReason.STOP))
+  made = scored(1)
+  turn = dataclasses.replace(made.episode.turns[0], results=(result, looked, result))
+  made = dataclasses.replace(made, episode=dataclasses.replace(made.episode, turns=(turn,)))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=made)))
+  assert re.findall(r'</span>([a-z-]+) · ', page) == ['frames', 'sub-agent', 'frames']
 
 
 def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
