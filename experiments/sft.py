@@ -145,14 +145,23 @@ class Skipped:
       self._known.add(reason)
 
 
+def refuse_other_plans(plan: int) -> None:
+  """Raises DataError unless all hosts planned the same batch: rows would be lost or come twice, and nobody would know."""
+  plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
+  if len(set(plans)) > 1:
+    raise DataError(
+      f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see the same files, or not the same recipe: '
+      'see to their disks, then go on from the last checkpoint with the same command'
+    )
+
+
 def one_step(
   update, learner: state.State, data, mesh, counts: collections.Counter, skipped: Skipped
 ) -> tuple[state.State, dict[str, float]]:
   """One update and what is logged of it; the time waited for data is told apart."""
   begin = time.monotonic()
   batch = next(data)
-  if jax.process_count() > 1:  # rows would be lost or come twice, and nobody would know
-    multihost_utils.assert_equal(np.uint32(batch.plan & 0xFFFFFFFF), f'this host planned another batch than the others ({batch.plan})')
+  refuse_other_plans(batch.plan)
   ready = time.monotonic()
   learner, found = update(learner, step.put_batch(mesh, batch.arrays, batch.used))
   metrics = sums.reduce(found)  # waits for the device

@@ -17,7 +17,7 @@ from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 
-OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=10.0, ready_timeout_s=2.0, retries=2, backoff_s=0.01, image_cache=256)
+OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=60.0, ready_timeout_s=2.0, retries=2, backoff_s=0.01, image_cache=256)
 PAD = 98
 REQUEST = GenerateRequest(rid='a', input_ids=[1, 2, 3], images=(), temperature=0.7, top_p=1.0, top_k=-1, max_new_tokens=2048,
                           stop_token_ids=(2,), banned_ids=(90, 91), seed=5, ignore_eos=False)

@@ -26,6 +26,13 @@ part = {name: array[:, 2 * index:2 * index + 2] for name, array in arrays.items(
 update = step.make_sft_step(common.CONFIG, common.sgd(), mesh, common.MODEL)
 _, totals = update(common.fresh(common.sgd(), mesh), step.put_batch(mesh, part, used))
 found = sums.reduce(totals)
+from experiments import sft
+from paravt_jax.errors import DataError
+sft.refuse_other_plans(7)
+try:
+  sft.refuse_other_plans(index)
+except DataError as error:
+  print('REFUSED', error)
 print('FOUND', repr(found['sft/loss']), repr(found['optim/grad_norm']))
 '''
 
@@ -54,6 +61,7 @@ def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(
     for process in started:
       process.kill()
   assert [process.returncode for process in started] == [0, 0], said
+  assert all('REFUSED SFT data: the hosts planned different batches ([0, 1])' in one for one in said), said
   found = [[float(word) for line in one.splitlines() if line.startswith('FOUND') for word in line.split()[1:]] for one in said]
   mesh = common.mesh_of(fsdp=4)
   arrays, used = batch()
