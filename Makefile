@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
+MODEL ?=
 SGLANG ?= cpu
 SGLANG_VENV := .venv-sglang
 
@@ -31,6 +32,12 @@ $(SGLANG_VENV)/.installed-%: third_party/sglang/requirements-%.txt
 
 rl: setup          ## the main job: world, cold start, PARA-GRPO, evaluation, report. ARGS=--config.knob=value
 	@$(RUN) -m experiments.rl --config=configs/para_grpo.py $(ARGS)
+
+# MODEL: a Hugging Face folder; without one, that of the newest run
+eval: setup        ## a model on the world: MODEL=DIR, by default the newest run's. ARGS=--config.knob=value
+	@model="$(MODEL)"; test -n "$$model" || model="$$(dirname "$$(ls -t runs/*/hf/config.json 2>/dev/null | head -n 1)")"; \
+	if test "$$model" = .; then echo "make eval: there is no runs/*/hf; train a model with make rl, or name one: make eval MODEL=DIR" >&2; exit 2; fi; \
+	$(RUN) -m experiments.eval --config=configs/eval.py "--config.model=$$model" $(ARGS)
 
 test: setup        ## the fast tests
 	@$(RUN) -m pytest -q -n auto --dist loadfile -m "not slow and not sglang" tests $(ARGS)

@@ -87,6 +87,7 @@ def _published() -> ConfigDict:
       'reward': {
         'format_weight': 1.0,
         'anchor_weight': 0.5,
+        'unclosed_penalty': 0.3,  # of R_anchor, for a think that is never closed
         'answer_suffix': True,
         'tool': True,
         'tool_threshold': 0.0,

@@ -10,7 +10,7 @@ import re
 import sys
 import types as python_types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -22,11 +22,13 @@ T = TypeVar('T')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(main: Callable[[ConfigDict], Any]) -> None:
+def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = None) -> None:
   """Parses `--config=FILE[:scale] --config.knob=value`, calls main(config), and turns errors made for people into one line.
 
-  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has.
+  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has. short: names that stand for
+  longer ones, as {'model': 'model.folder'} for --config.model=DIR.
   """
+  sys.argv[1:] = lengthened(sys.argv[1:], short or {})           # here, for config_flags reads overrides from sys.argv itself
   config = config_flags.DEFINE_config_file(
     'config', None, 'The recipe: a file of configs/, with an optional :scale.', lock_config=True
   )
@@ -50,6 +52,13 @@ def run(main: Callable[[ConfigDict], Any]) -> None:
       sys.exit(130)
 
   app.run(guarded, flags_parser=_parse)
+
+
+def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
+  """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it stands for."""
+  names = {f'{dashes}config.{name}': f'{dashes}config.{long}' for name, long in short.items() for dashes in ('-', '--')}
+  split = [argument.partition('=') for argument in arguments]
+  return [names.get(name, name) + sign + value for name, sign, value in split]
 
 
 def _parse(argv: list[str]) -> list[str]:

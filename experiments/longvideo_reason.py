@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from experiments import runs, wiring
 from experiments.launch import build, require, require_recipe, run
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, server, split
+from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, split
 from paravt_jax.longvideo_reason.items import Video
+from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.readers import READERS
 
 SERVER_OF = {'caption': 'vision', 'ask': 'reasoner', 'rewrite': 'reasoner'}  # step -> section of the recipe

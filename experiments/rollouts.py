@@ -60,13 +60,17 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-  """What episodes are made with. `sampling` agents use the training temperature, `greedy` ones 0."""
+  """What episodes are made with. `sampling` agents use the training temperature, `greedy` ones 0; `samplers` are theirs, for agents
+  of another kind."""
 
   client: clients.Client
   fleet: Fleet
   weights: Weights
   sampling: Agent
   greedy: Agent
+  frames: FrameStore
+  samplers: tuple[Sampler, Sampler]
+  control: Control
 
   def check(self) -> None:
     """Raises RolloutError when no server is left and none can come back."""
@@ -118,8 +122,9 @@ async def opened(
       weights.staging = Staging(model_folder, _staging_folder(config, members, folder))
     client = await stack.enter_async_context(clients.Client(options, vocab, router, image_id=tok.image_pad))
     frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
-    agent = lambda temperature: _agent(config, client, tok, frames, temperature)
-    yield Rollouts(client, fleet, weights, agent(config.sampling.temperature), agent(0.0))
+    samplers = tuple(_sampler(config, client, tok, temperature) for temperature in (config.sampling.temperature, 0.0))
+    sampling, greedy = (_agent(config, sampler, frames) for sampler in samplers)
+    yield Rollouts(client, fleet, weights, sampling, greedy, frames, samplers, control)
 
 
 async def _if_fresh(base: Canary | None, members: Sequence[Member], control: Control) -> Canary | None:
@@ -152,10 +157,17 @@ def _staging_folder(config: ConfigDict, members: Sequence[Member], run: pathlib.
   return None
 
 
-def _agent(config: ConfigDict, client: clients.Client, tok: ChatTokenizer, frames: FrameStore, temperature: float) -> Agent:
+def context(config: ConfigDict, temperature: float) -> ContextOptions:
+  """What all contexts share, at a temperature."""
   section = {**config.sampling.to_dict(), 'temperature': temperature}
-  context = build(ContextOptions, section, 'sampling', min_pixels=config.video.min_pixels, max_pixels=config.video.max_pixels)
-  sampler = Sampler(client, tok, context)
+  return build(ContextOptions, section, 'sampling', min_pixels=config.video.min_pixels, max_pixels=config.video.max_pixels)
+
+
+def _sampler(config: ConfigDict, client: clients.Client, tok: ChatTokenizer, temperature: float) -> Sampler:
+  return Sampler(client, tok, context(config, temperature))
+
+
+def _agent(config: ConfigDict, sampler: Sampler, frames: FrameStore) -> Agent:
   subagents = Subagents(sampler, frames, build(SubagentOptions, config.subagent, 'subagent'))
   return Agent(sampler, subagents, frames, build(AgentOptions, config.agent, 'agent'))
 
@@ -173,7 +185,11 @@ async def rewards(config: ConfigDict) -> AsyncIterator[groups.Reward]:
     yield groups.rewarder(options, asked)
 
 
+def evaluation_knobs(config: ConfigDict) -> dict[str, object]:
+  """The reward section of evaluations: tvg by the IoU threshold, open-ended answers exactly; format as in training."""
+  return {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': config.eval.grounding_threshold}
+
+
 def evaluation_reward(config: ConfigDict) -> groups.Reward:
-  """How evaluations score: tvg by the IoU threshold, open-ended answers exactly; format as in training."""
-  changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': config.eval.grounding_threshold}
-  return groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
+  """How evaluations score."""
+  return groups.rewarder(build(total.RewardOptions, evaluation_knobs(config), 'reward'), None)

@@ -40,10 +40,11 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def shown(config: ConfigDict) -> dict[str, Any]:
-  """The recipe as JSON values, to be written down and shown: the servers' key is blotted out."""
+  """The recipe as JSON values, to be written down and shown: the servers' keys are blotted out."""
   values = json.loads(config.to_json_best_effort())
-  if values.get('server', {}).get('api_key'):
-    values['server']['api_key'] = '(set)'
+  for section in ('server', 'chat_server'):
+    if values.get(section, {}).get('api_key'):
+      values[section]['api_key'] = '(set)'
   return values
 
 

@@ -14,7 +14,9 @@ import typing
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, grpo, longvideo_reason, para_grpo, sft
+from configs import ablations, ask, base, grpo, longvideo_reason, para_grpo, sft
+from configs import eval as evaluation
+from experiments import ask as ask_entry
 from experiments import bench as bench_entry
 from experiments import launch, rl
 from experiments import sft as sft_entry
@@ -53,7 +55,7 @@ def test_8b_holds_the_published_numbers_of_frames_prompts_and_tools():
 def test_8b_holds_the_published_numbers_of_the_reward():
   config = para_grpo.get_config('8b').reward
   assert numbers(config, 'format_weight anchor_weight answer_suffix tool tool_threshold tool_bonus') == (1.0, 0.5, True, True, 0.0, 'call')
-  assert numbers(config, 'open_ended grounding_threshold') == ('f1', None)
+  assert numbers(config, 'unclosed_penalty open_ended grounding_threshold') == (0.3, 'f1', None)
 
 
 def test_8b_holds_the_published_numbers_of_the_loss_and_its_optimizer():
@@ -143,7 +145,8 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
 # Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
 
 ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft sft_data wiring runs',
-         'longvideo_reason': 'longvideo_reason wiring runs'}
+         'longvideo_reason': 'longvideo_reason wiring runs', 'ablate': 'ablate', 'ask': 'ask rollouts servers wiring runs',
+         'eval': 'eval eval_data eval_models eval_tools rollouts servers wiring runs'}
 GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function
 ELSEWHERE = {'server.embedded': ('threads',), 'server.sglang': ('staging', 'devices')}            # read beside the dataclass of their section
 
@@ -234,9 +237,17 @@ def test_every_section_builds_its_dataclass(name, scale):
   assert built >= (7 if name == 'sft' and scale == 'tiny' else 3)
 
 
+def asked(config):
+  """The recipe of `ask` under the names by which agents and servers read it."""
+  own = {knob: value for knob, value in config.items() if knob not in ('video', 'decode')}
+  return ConfigDict({**own, **ask_entry.recipe(config)})
+
+
 @pytest.mark.parametrize(('entry', 'config'), [
   ('rl', para_grpo.get_config()), ('rl', para_grpo.get_config('8b')), ('sft', sft.get_config()), ('sft', sft.get_config('8b')),
-  ('longvideo_reason', longvideo_reason.get_config())])
+  ('longvideo_reason', longvideo_reason.get_config()), ('ablate', ablations.get_config()),
+  ('eval', evaluation.get_config()), ('eval', evaluation.get_config('8b')),
+  ('ask', asked(ask.get_config())), ('ask', asked(ask.get_config('8b')))])
 def test_every_knob_is_read(entry, config):
   """By name in an entry point, or as a field of its section's dataclass that the library reads."""
   used = library_attributes()
@@ -244,8 +255,9 @@ def test_every_knob_is_read(entry, config):
   fields = {f'{where}.{field.name}': field.name for where, kinds in found.builds.items() for kind, _ in kinds
             for field in dataclasses.fields(kind)}
   dead = []
+  elsewhere = ('cold_start.', 'sources.', 'overrides.', 'drawings.', 'paths.')
   for knob in leaves(config):
-    if knob.startswith(('cold_start.', 'sources.')) or any(knob.startswith(f'{path}.') for path in found.direct & set(fields)):
+    if knob.startswith(elsewhere) or any(knob.startswith(f'{path}.') for path in found.direct & set(fields)):
       continue
     base_knob = next((path for path in fields if knob == path or knob.startswith(f'{path}.')), None)
     if knob not in found.direct and (base_knob is None or fields[base_knob] not in used):

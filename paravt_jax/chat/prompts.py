@@ -30,11 +30,17 @@ SYSTEM = (
     f'<tools>\n{json.dumps(TOOL_SCHEMA)}\n</tools>\n'
     'A call: <tool_call>{"name": "crop_video", "arguments": {"start_time": 8, "end_time": 12}}</tool_call>')
 
+_SEEN = 'Frames of a video follow, each after its time.'
+NO_TOOLS = f'{_SEEN} Think in <think></think>, then give the answer in <answer></answer>.'
+THINK = f'{_SEEN} Think step by step in <think></think>, then give the answer in <answer></answer>.'
+DIRECT = f'{_SEEN} Do not think aloud: give the answer at once in <answer></answer>.'
+
 FORMAT_HINTS = {
     'mcq': 'Answer with the letter.',
     'tvg': 'Answer with [start, end] in seconds.',
     'oe': 'Answer in a few words.',
 }
+SHAPED = 'shaped'             # a task's fact: its question already says how to write the answer
 FINAL_REQUEST = 'No more calls. Give the final answer now.'
 
 ERRORS = {
@@ -65,10 +71,11 @@ def user(task: types.Task, videos: Sequence[Sequence[Any]]) -> list[Any]:
     task: the task. videos: the pieces of each of its videos' frames, in its order.
 
   Returns:
-    Without slots, all frames and then the text as `question` has it. Of several videos each one's frames follow a line
-    `Video n:`.
+    Without slots, all frames and then the text as `question` has it, or the task's question alone where its facts say that it
+    is SHAPED. Of several videos each one's frames follow a line `Video n:`.
   """
-  text, pieces, at = question(task.question, task.question_type), [], 0
+  text = task.question if task.facts.get(SHAPED) is True else question(task.question, task.question_type)
+  pieces, at = [], 0
   for number, (frames, slot) in enumerate(zip(videos, _slots(task), strict=True), 1):
     if slot > at:
       pieces.append(text[at:slot])
@@ -104,6 +111,11 @@ def subagent(window: types.Window, task_question: str | None, video: str = '') -
   question behind it."""
   seen = f'These frames show {window.start:.1f} to {window.end:.1f} seconds{video and " of "}{video}.'
   return f'{seen} Say briefly what they show.' if task_question is None else f'{seen} Answer briefly: {task_question}'
+
+
+def frames(count: int, window: types.Window) -> str:
+  """What the main agent is told of a crop whose frames it sees itself."""
+  return f'{count} frames of {window.start:.1f} to {window.end:.1f} seconds.'
 
 
 def error(status: types.ResultStatus, detail: str = '') -> str:

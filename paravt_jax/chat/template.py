@@ -40,22 +40,22 @@ def opening(tok: tokenizer_lib.ChatTokenizer, system: str | None, user: Sequence
   return _given(parts, user)
 
 
-def continuation(tok: tokenizer_lib.ChatTokenizer, *, closed: bool, results: Sequence[str], request: str | None,
-                 think_prefix: str) -> types.Segment:
+def continuation(tok: tokenizer_lib.ChatTokenizer, *, closed: bool, results: Sequence[str | Sequence[Piece]],
+                 request: str | None, think_prefix: str) -> types.Segment:
   """What follows a sampled turn, up to and with the next turn's header and pinned prefix.
 
   Args:
     tok: the tokenizer.
     closed: whether the turn's last sampled id is `<|im_end|>`; if not, it is given here.
-    results: shown texts of the turn's results, in call order; one user message each.
+    results: of the turn, in call order, one user message each: the text to show as a tool response, or the message's pieces.
     request: a last user message, or None.
     think_prefix: the pinned opening of the next turn.
   """
   parts = [end_of_turn(tok, closed)]
-  parts += [response(tok, text) for text in results]
+  parts += [response(tok, shown) if isinstance(shown, str) else message(tok, 'user', shown) for shown in results]
   if request is not None:
     parts.append(message(tok, 'user', [request]))
-  return _given([*parts, header(tok, think_prefix)])
+  return _given([*parts, header(tok, think_prefix)], [piece for shown in results if not isinstance(shown, str) for piece in shown])
 
 
 def closing(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> types.Segment:

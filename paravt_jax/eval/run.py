@@ -6,7 +6,8 @@ Scores are given over all samples (`accuracy`: an error earns nothing, and is co
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from paravt_jax.errors import MediaError
@@ -30,12 +31,13 @@ class EvalOptions:
 @dataclasses.dataclass(frozen=True)
 class Record:
   """One question at one budget. scored: the episode with its parts, or None after an error, whose reason and text stand
-  beside it."""
+  beside it. seconds: 'wall', and of it 'open' (frames, prompt), 'episode' and 'reward'."""
   task: Task
   budget: int
   scored: Scored | None
   reason: str = ''
   error: str = ''
+  seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
   @property
   def key(self) -> tuple[str, int]:
@@ -61,38 +63,65 @@ async def evaluate(agent: Agent, tasks: Sequence[Task], reward: Reward, options:
     (records in the order tasks x budgets, `summarize` of them). Errors of server, video and judge are records too. Trajectories
     come back without their frames, which would fill the memory at thousands of questions.
   """
-  gate = asyncio.Semaphore(options.concurrency)
+  places = {(task.id, budget): i for i, (task, budget) in enumerate((task, budget) for task in tasks for budget in options.budgets)}
+  records: list[Record | None] = [None] * len(places)
 
-  async def one(task: Task, budget: int) -> Record:
-    async with gate:
-      record = await _record(agent, task, budget, reward, options)
+  def keep(record: Record) -> None:
     if on_record is not None:
       on_record(record)
-    return _light(record)
+    records[places[record.key]] = light(record)
 
-  running = [asyncio.create_task(one(task, budget)) for task in tasks for budget in options.budgets]
-  try:
-    records = list(await asyncio.gather(*running))
-  finally:
-    for other in running:
-      other.cancel()
+  await each(agent, ((task, budget) for task in tasks for budget in options.budgets), lambda task: reward, options, keep)
   return records, summarize(records)
 
 
+async def each(agent: Agent, questions: Iterable[tuple[Task, int]], reward: Callable[[Task], Reward], options: EvalOptions,
+               on_record: Callable[[Record], None]) -> None:
+  """Runs (task, budget) pairs in their order, `options.concurrency` at a time; nothing is kept, and nothing runs ahead.
+
+  Args:
+    questions: taken one by one; those of one video, side by side, share its frames. reward: of a task; see `evaluate`.
+    on_record: hears of each record as it finishes, frames included, in the event loop. What it raises ends the evaluation.
+  """
+  waiting = iter(questions)
+
+  async def work() -> None:
+    for task, budget in waiting:
+      on_record(await _record(agent, task, budget, reward(task), options))
+
+  workers = [asyncio.create_task(work()) for _ in range(options.concurrency)]
+  try:
+    await asyncio.gather(*workers)
+  finally:
+    for worker in workers:
+      worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+
+
 async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions) -> Record:
+  start = time.monotonic()
   try:
     opening = await agent.open(task, budget)
   except MediaError as error:
-    return Record(task, budget, None, f'media_{error.reason}', str(error))
+    return Record(task, budget, None, f'media_{error.reason}', str(error), _laps(start, time.monotonic()))
+  opened = time.monotonic()
   episode = await agent.run(task, opening, Address(options.seed, task.id, options.epoch, 0))
+  ended = time.monotonic()
   outcome = await judged(episode, reward)
+  seconds = _laps(start, opened, ended, time.monotonic())
   if isinstance(outcome, Dropped):
-    return Record(task, budget, None, outcome.reason, episode.error)
-  return Record(task, budget, outcome)
+    return Record(task, budget, None, outcome.reason, episode.error, seconds)
+  return Record(task, budget, outcome, seconds=seconds)
 
 
-def _light(record: Record) -> Record:
-  """The record without frames."""
+def _laps(start: float, *ends: float) -> dict[str, float]:
+  """Seconds of the stages that were reached, and of all."""
+  stages = zip(('open', 'episode', 'reward'), (start, *ends), ends)
+  return {'wall': ends[-1] - start, **{stage: end - begin for stage, begin, end in stages}}
+
+
+def light(record: Record) -> Record:
+  """The record without its frames."""
   if record.scored is None:
     return record
   bare = lambda t: dataclasses.replace(t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments))

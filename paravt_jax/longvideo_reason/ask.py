@@ -4,8 +4,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from paravt_jax.longvideo_reason import parse, server
+from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Question, Rejected, seconds
+from paravt_jax.rollout import chat_server as server
 
 VERSION = 1
 _CITED = re.compile(r'\[\s*([\d.:]+)\s*s?\s+(?:to|-|–)\s+([\d.:]+)\s*s?\s*\]')

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paravt_jax.errors import MediaError
-from paravt_jax.longvideo_reason import parse, server
+from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
+from paravt_jax.rollout import chat_server as server
 from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
 

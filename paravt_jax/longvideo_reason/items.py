@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any
 
+from paravt_jax.rollout.outcomes import Failed, Rejected
+
+__all__ = ['Caption', 'Clip', 'Failed', 'Question', 'Rejected', 'Step', 'Video', 'seconds', 'to_json']
+
 
 @dataclasses.dataclass(frozen=True)
 class Video:
@@ -44,21 +48,6 @@ class Question:
   answer: str
   steps: tuple[Step, ...]
   reasoning: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejected:
-  """A final verdict on an item: its input or the reply was no good. Kept, counted by `reason`, and not tried again."""
-  reason: str
-  detail: str
-  reply: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-  """An item that could not be done this time (a server was lost, a deadline passed). Counted, and tried by the next run."""
-  reason: str
-  detail: str
 
 
 def seconds(value: float) -> str:

@@ -24,8 +24,9 @@ from typing import Any
 
 from paravt_jax import seeds
 from paravt_jax.data import provenance
-from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, server, split
+from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, split
 from paravt_jax.longvideo_reason.items import Caption, Clip, Failed, Question, Rejected, Video, to_json
+from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')

@@ -13,10 +13,11 @@ SMOOTH_FROM = 24           # points from which a line is drawn smoothed over its
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """points: (step, value), steps ascending. color: a CSS colour, such as 'var(--c1)'."""
+  """points: (step, value), steps ascending. color: a CSS colour, such as 'var(--c1)'. band: (step, low, high), shaded behind a line."""
   name: str
   points: Sequence[tuple[float, float]]
   color: str
+  band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def lines(series: Sequence[Series], *, bounds: tuple[float, float] | None, log: 
   if not series:
     return ''
   scale = _scale(series, bounds, log)
-  marks = []
+  marks = [_band(s, scale) for s in series if s.band]
   for s in series:
     smooth = len(s.points) >= SMOOTH_FROM
     if smooth:
@@ -122,7 +123,7 @@ def number(value: float) -> str:
 
 def _scale(series: Sequence[Series], bounds: tuple[float, float] | None, log: bool) -> _Scale:
   xs = [x for s in series for x, _ in s.points]
-  ys = [y for s in series for _, y in s.points] + list(bounds or ())
+  ys = [y for s in series for _, y in s.points] + [y for s in series for _, *ends in s.band for y in ends] + list(bounds or ())
   low, high = min(ys), max(ys)
   if log:
     low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9)
@@ -154,6 +155,12 @@ def _axes(scale: _Scale) -> str:
 def _path(points: Sequence[tuple[float, float]], scale: _Scale, color: str, css: str) -> str:
   drawn = ' '.join(f'{scale.x(x):.1f},{scale.y(y):.1f}' for x, y in points)
   return f'<polyline class="{css}" stroke="{color}" points="{drawn}"/>'
+
+
+def _band(series: Series, scale: _Scale) -> str:
+  outline = [(x, high) for x, _, high in series.band] + [(x, low) for x, low, _ in reversed(series.band)]
+  drawn = ' '.join(f'{scale.x(x):.1f},{scale.y(y):.1f}' for x, y in outline)
+  return f'<polygon fill="{series.color}" fill-opacity=".13" points="{drawn}"/>'
 
 
 def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

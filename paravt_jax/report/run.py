@@ -181,9 +181,9 @@ def _evaluation(raw: Any, entries: Sequence[Entry], name: str, notes: list[str])
     cell = cells.get(k, empty)
     by_k[k] = dataclasses.replace(cell, accuracy=given.get(k, cell.accuracy), calls=calls.get(k, cell.calls))
   scores = [accuracy(entry) for entry in entries]
-  interval = raw.get('interval') or _interval(scores)
+  bounds = raw.get('interval') or interval(scores, len(scores))
   return Evaluation(
-    int(raw.get('episodes', len(entries))), raw.get('accuracy', _mean(scores)), None if interval is None else tuple(interval),
+    int(raw.get('episodes', len(entries))), raw.get('accuracy', _mean(scores)), None if bounds is None else tuple(bounds),
     raw.get('format_compliance', _mean([entry.scored.parts.get('compliant') for entry in entries])),
     raw.get('calls_per_episode', _mean([entry.scored.episode.executed for entry in entries])), by_k, _by_type(entries))
 
@@ -195,7 +195,7 @@ def _cells(entries: Sequence[Entry]) -> dict[int, Cell]:
   cells = {}
   for k, group in by_k.items():
     scores = [accuracy(entry) for entry in group]
-    cells[k] = Cell(_mean(scores), _mean([entry.scored.episode.executed for entry in group]), _interval(scores), len(group))
+    cells[k] = Cell(_mean(scores), _mean([entry.scored.episode.executed for entry in group]), interval(scores, len(scores)), len(group))
   return cells
 
 
@@ -211,11 +211,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
   return sum(known) / len(known) if known else None
 
 
-def _interval(scores: Sequence[float]) -> tuple[float, float] | None:
-  """Wilson's 95 % interval of a mean of scores in [0, 1]."""
-  n = len(scores)
+def interval(scores: Sequence[float], n: int) -> tuple[float, float] | None:
+  """Wilson's 95 % interval of a mean of scores in [0, 1], n of which are independent; None below two."""
   if n < 2:
     return None
-  p, z = sum(scores) / n, 1.96
+  p, z = sum(scores) / len(scores), 1.96
   center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
   return max(0.0, (center - half) / (1 + z * z / n)), min(1.0, (center + half) / (1 + z * z / n))

@@ -213,7 +213,8 @@ def _turn(turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadF
   for result in turn.results:
     thumbs, note = _thumbs(load, videos[result.video] if videos else '', result.seconds)
     results.append({
-      'number': next(numbers), 'ok': result.status is ResultStatus.EXECUTED, 'status': str(result.status).replace('_', ' '),
+      'number': next(numbers), 'ok': result.status is ResultStatus.EXECUTED,
+      'status': str(result.status).replace('_', ' '), 'by': 'frames' if result.subagent is None else 'sub-agent',
       'window': _window(result, len(videos)), 'text': result.text, 'thumbs': thumbs, 'note': note})
   return {'spans': spans(turn.text), 'results': results, 'forced': turn.forced, 'stop': str(turn.stop)}
 

@@ -43,9 +43,10 @@ def read(turns: Sequence[Turn]) -> Form:
       balanced=all(tags.balanced(text, name) for _, text in _texts(turns) for name in _BALANCED))
 
 
-def anchor(form: Form) -> float:
-  """R_anchor: .4 a substantive think is closed, .3 and a closed non-blank answer follows it, -.3 some think is never closed."""
-  return .4 * bool(form.closed) + .3 * _precedes(form.closed, form.answers) - .3 * form.open_think
+def anchor(form: Form, *, unclosed_penalty: float) -> float:
+  """R_anchor: .4 a substantive think is closed, .3 and a closed non-blank answer follows it, less `unclosed_penalty` (the method's
+  is .3) when some think is never closed."""
+  return .4 * bool(form.closed) + .3 * _precedes(form.closed, form.answers) - unclosed_penalty * form.open_think
 
 
 def base(form: Form, *, answer_suffix: bool) -> float:
@@ -56,9 +57,9 @@ def base(form: Form, *, answer_suffix: bool) -> float:
   return earned + .1 * (earned > 0 and form.balanced)
 
 
-def form_reward(form: Form, *, answer_suffix: bool, anchor_weight: float) -> float:
+def form_reward(form: Form, *, answer_suffix: bool, anchor_weight: float, unclosed_penalty: float) -> float:
   """R_fmt = min(1, R_base + anchor_weight * R_anchor); may be negative."""
-  return min(1.0, base(form, answer_suffix=answer_suffix) + anchor_weight * anchor(form))
+  return min(1.0, base(form, answer_suffix=answer_suffix) + anchor_weight * anchor(form, unclosed_penalty=unclosed_penalty))
 
 
 def compliant(episode: Episode) -> bool:

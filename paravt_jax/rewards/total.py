@@ -14,12 +14,14 @@ from paravt_jax.types import Episode
 class RewardOptions:
   """The knobs of the reward; a recipe holds their values.
 
-  format_weight: w_fmt. anchor_weight: lambda of R_fmt, 0 turns anchoring off. answer_suffix: which R_base. tool: R_tool on.
+  format_weight: w_fmt. anchor_weight: lambda of R_fmt, 0 turns anchoring off. unclosed_penalty: what R_anchor loses to a
+  think that is never closed, 0 takes the penalty away. answer_suffix: which R_base. tool: R_tool on.
   tool_threshold, tool_bonus ('call' | 'executed'): when R_tool's bonus is paid. open_ended: 'f1' | 'exact' | 'judge'.
   grounding_threshold: tvg pays 1 when IoU reaches it, else 0; None pays the IoU itself.
   """
   format_weight: float
   anchor_weight: float
+  unclosed_penalty: float
   answer_suffix: bool
   tool: bool
   tool_threshold: float
@@ -34,7 +36,7 @@ class RewardOptions:
 
 
 PUBLISHED = RewardOptions(
-    format_weight=1.0, anchor_weight=0.5, answer_suffix=True, tool=True, tool_threshold=0.0, tool_bonus='call',
+    format_weight=1.0, anchor_weight=0.5, unclosed_penalty=0.3, answer_suffix=True, tool=True, tool_threshold=0.0, tool_bonus='call',
     open_ended='f1', grounding_threshold=None)
 PARTS = ('accuracy', 'format', 'base', 'anchor', 'tool', 'total', 'compliant')
 
@@ -77,9 +79,10 @@ def score(episode: Episode, weights: RewardOptions | Mapping[str, Any], *, judge
   shape = form.read(episode.turns)
   parts = {
       'accuracy': right,
-      'format': form.form_reward(shape, answer_suffix=knobs.answer_suffix, anchor_weight=knobs.anchor_weight),
+      'format': form.form_reward(shape, answer_suffix=knobs.answer_suffix, anchor_weight=knobs.anchor_weight,
+                                 unclosed_penalty=knobs.unclosed_penalty),
       'base': form.base(shape, answer_suffix=knobs.answer_suffix),
-      'anchor': form.anchor(shape),
+      'anchor': form.anchor(shape, unclosed_penalty=knobs.unclosed_penalty),
       'tool': tools.tool_reward(episode, right, threshold=knobs.tool_threshold, bonus=knobs.tool_bonus) if knobs.tool else 0.0,
       'compliant': float(form.compliant(episode)),
   }

@@ -5,12 +5,15 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from paravt_jax.chat import prompts, tags, template, toolcalls
 from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.sampler import MAIN, Address, Sampler
-from paravt_jax.rollout.subagent import Subagents
+from paravt_jax.rollout.subagent import Response, Subagents
 from paravt_jax.types import (
   Clip,
   Episode,
@@ -49,12 +52,74 @@ class Opening:
   overviews: tuple[Overview, ...]
 
 
-class Agent:
-  """Runs episodes; any number at once."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """An episode begins."""
+  opening: Opening
 
-  def __init__(self, sampler: Sampler, subagents: Subagents, frames: FrameStore, options: AgentOptions):
+
+@dataclasses.dataclass(frozen=True)
+class TurnDone:
+  """The main agent wrote turn `turn` (from 0); text: pinned prefix included."""
+  turn: int
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallStarted:
+  """Call `index` (from 0) of a turn is looked at. Calls of a turn run at once."""
+  turn: int
+  index: int
+  call: ToolCall | ParseFailure
+
+
+@dataclasses.dataclass(frozen=True)
+class CallDone:
+  """A call came back. The one result that calls over the limit share was never started."""
+  turn: int
+  index: int
+  result: ToolResult
+
+
+Event = Opened | TurnDone | CallStarted | CallDone
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+  """How an agent speaks and listens; what else an evaluation may ask for than TRAINED.
+
+  system: the system text of a task, None for no system message. user: the pieces of its user message, from those of its videos'
+  frames. parse: a turn's calls and failures. answered: whether a turn's text holds an answer. request: what asks for the final
+  answer. frames: the pieces of a video's frames and their seconds. refused: what a result that did not run comes back as.
+  forced_tokens: at most so many in the turn that it asks for, by question type; those not named have the turn's own.
+  """
+  system: Callable[[Task], str | None]
+  user: Callable[[Task, Sequence[Sequence[template.Piece]]], list[template.Piece]]
+  parse: Callable[[str], Sequence[ToolCall | ParseFailure]]
+  answered: Callable[[str], bool]
+  request: str
+  frames: Callable[[np.ndarray, Sequence[float]], Sequence[template.Piece]]
+  refused: Callable[[ToolResult], str | Sequence[template.Piece]]
+  forced_tokens: Mapping[str, int]
+
+
+TRAINED = Manner(system=lambda task: prompts.system(task.facts.get('system')), user=prompts.user, parse=toolcalls.parse,
+                 answered=tags.has_answer, request=prompts.FINAL_REQUEST, frames=template.frame_pieces,
+                 refused=lambda result: result.text, forced_tokens={})
+
+
+class Agent:
+  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop."""
+
+  def __init__(self, sampler: Sampler, subagents: Subagents, frames: FrameStore, options: AgentOptions,
+               manner: Manner = TRAINED, watch: Callable[[Event], None] | None = None):
     self._sampler, self._subagents, self._frames, self._options = sampler, subagents, frames, options
+    self._manner, self._watch = manner, watch
     self._closing_room = len(template.closing(sampler.tok, False).ids)
+
+  def watched(self, watch: Callable[[Event], None]) -> 'Agent':
+    """The same agent, with `watch`."""
+    return Agent(self._sampler, self._subagents, self._frames, self._options, self._manner, watch)
 
   async def open(self, task: Task, budget: int) -> Opening:
     """The first segment: system prompt, the question, and min(budget, frames available) overview frames with their times.
@@ -68,8 +133,8 @@ class Agent:
     infos = await asyncio.gather(*map(self._frames.probe, task.videos))
     shares = _shares(budget, [sampling.available(info.duration, info.fps) for info in infos])
     found = await asyncio.gather(*map(self._overview, task.videos, infos, shares))
-    user = prompts.user(task, [template.frame_pieces(clip.frames, overview.seconds) for clip, overview in found])
-    segment = template.opening(self._sampler.tok, prompts.system(task.facts.get('system')), user, self._options.think_prefix)
+    user = self._manner.user(task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found])
+    segment = template.opening(self._sampler.tok, self._manner.system(task), user, self._options.think_prefix)
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
   async def _overview(self, path: str, info: VideoInfo, budget: int) -> tuple[Clip, Overview]:
@@ -86,6 +151,7 @@ class Agent:
     `error`.
     """
     run = _Run(task, opening, address, [opening.segment])
+    self._tell(Opened, opening)
     try:
       stop = await self._turns(run)
     except RolloutError as error:
@@ -96,37 +162,46 @@ class Agent:
     """Turns until one ends the episode. After max_turns rounds of tools one last turn is asked for, whose calls do not run."""
     options = self._options
     for turn in range(options.max_turns + 1):
-      room = min(options.max_new_tokens, self._room(run.segments))
+      forced = turn == options.max_turns
+      room = min(self._most(run.task, turn), self._room(run.segments))
       if room < 1:
         return StopReason.CONTEXT
       segment, finish = await self._sampler.sample(
           run.segments, address=run.address, turn=turn, call=MAIN, max_new_tokens=room,
           token_class=TokenClass.AFTER_TOOL if turn else run.opening_class)
-      forced = turn == options.max_turns
       text = template.turn_text(self._sampler.tok, segment.ids, options.think_prefix)
-      blocks = () if forced or finish == 'abort' else toolcalls.parse(text)
-      answered = tags.has_answer(text)
+      self._tell(TurnDone, turn, text)
+      blocks = () if forced or finish == 'abort' else self._manner.parse(text)
+      answered = self._manner.answered(text)
       goes_on = bool(blocks) and (any(isinstance(block, ToolCall) for block in blocks) or not answered)
       stop = _stop(finish, answered and not goes_on)
       run.segments.append(segment)
-      run.turns.append(Turn(text, await self._results(run, blocks, turn), stop, forced))
-      if not self._follow(run, segment, goes_on, request=turn + 1 == options.max_turns):
+      responses = await self._responses(run, blocks, turn)
+      run.turns.append(Turn(text, tuple(response.result for response in responses), stop, forced))
+      shown = [self._shown(response) for response in responses] if goes_on else None
+      if not self._follow(run, segment, shown, request=turn + 1 == options.max_turns):
         return StopReason.CONTEXT if goes_on else stop
     raise AssertionError('the forced turn returns')
+
+  def _most(self, task: Task, turn: int) -> int:
+    """Tokens that a turn may have; fewer where the final answer was asked for and the manner says so."""
+    most = self._options.max_new_tokens
+    asked = turn and turn == self._options.max_turns
+    return min(most, self._manner.forced_tokens.get(task.question_type, most)) if asked else most
 
   def _room(self, segments: Sequence[Segment]) -> int:
     """Tokens that may be sampled next, with place left for a closing."""
     return self._sampler.room(segments, reserved=self._closing_room)
 
-  def _follow(self, run: '_Run', segment: Segment, goes_on: bool, *, request: bool) -> bool:
+  def _follow(self, run: '_Run', segment: Segment, shown: Sequence[str | Sequence[template.Piece]] | None, *,
+              request: bool) -> bool:
     """Appends what follows a turn: its results and the next header where the context holds them and a token more (True); else
-    the `<|im_end|>` that the turn may lack (False)."""
+    the `<|im_end|>` that the turn may lack (False). shown: what results come back as; None when nothing follows."""
     tok = self._sampler.tok
     closed = template.is_closed(tok, segment.ids)
-    if goes_on:
-      continuation = template.continuation(
-          tok, closed=closed, results=[result.text for result in run.turns[-1].results],
-          request=prompts.FINAL_REQUEST if request else None, think_prefix=self._options.think_prefix)
+    if shown is not None:
+      continuation = template.continuation(tok, closed=closed, results=shown, request=self._manner.request if request else None,
+                                           think_prefix=self._options.think_prefix)
       if self._room([*run.segments, continuation]) >= 1:
         run.segments.append(continuation)
         return True
@@ -135,19 +210,33 @@ class Agent:
       run.segments.append(closing)
     return False
 
-  async def _results(self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int) -> tuple[ToolResult, ...]:
-    """Results in the order of the blocks; the first max_parallel at once, one shared error for the rest."""
-    limit = self._options.max_parallel
-    results = await asyncio.gather(*(self._result(run, block, turn, index) for index, block in enumerate(blocks[:limit])))
-    if len(blocks) > limit:
-      results.append(ToolResult(blocks[limit], ResultStatus.OVER_LIMIT, prompts.error(ResultStatus.OVER_LIMIT)))
-    return tuple(results)
+  def _shown(self, response: Response) -> str | Sequence[template.Piece]:
+    ran = response.result.status is ResultStatus.EXECUTED
+    return response.shown if ran else self._manner.refused(response.result)
 
-  async def _result(self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int) -> ToolResult:
+  async def _responses(self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int) -> list[Response]:
+    """In the order of the blocks; the first max_parallel at once, one shared error for the rest."""
+    limit = self._options.max_parallel
+    responses = await asyncio.gather(*(self._response(run, block, turn, index) for index, block in enumerate(blocks[:limit])))
+    if len(blocks) > limit:
+      rest = ToolResult(blocks[limit], ResultStatus.OVER_LIMIT, prompts.error(ResultStatus.OVER_LIMIT))
+      self._tell(CallDone, turn, limit, rest)
+      responses.append(Response.of(rest))
+    return responses
+
+  async def _response(self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int) -> Response:
+    self._tell(CallStarted, turn, index, block)
     if isinstance(block, ParseFailure):
-      return ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE))
-    return await self._subagents.run(block, task=run.task, durations=[view.duration for view in run.opening.overviews],
-                                     address=run.address, turn=turn, index=index)
+      response = Response.of(ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE)))
+    else:
+      response = await self._subagents.respond(block, task=run.task, address=run.address, turn=turn, index=index,
+                                               durations=[view.duration for view in run.opening.overviews])
+    self._tell(CallDone, turn, index, response.result)
+    return response
+
+  def _tell(self, event: Callable[..., Event], *facts: Any) -> None:
+    if self._watch is not None:
+      self._watch(event(*facts))
 
 
 @dataclasses.dataclass

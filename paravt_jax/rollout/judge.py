@@ -3,13 +3,15 @@
 A judge that fails is no score: its episode leaves the group and is counted.
 """
 
-import asyncio
 import collections
 import dataclasses
 import re
+import sys
 
-import aiohttp
 import orjson
+
+from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions
+from paravt_jax.rollout.outcomes import Rejected
 
 _PROMPT = """Is the answer right? Compare it with the reference; wording may differ, facts may not.
 Question: {question}
@@ -17,14 +19,16 @@ Reference: {gold}
 Answer: {prediction}
 Reply with one last line, either "VERDICT: right" or "VERDICT: wrong"."""
 _VERDICT = re.compile(r'^\s*VERDICT:\s*(right|wrong)\s*\.?\s*$', re.IGNORECASE)
-_LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+_REPLY_BYTES = 1 << 20       # a longer reply is unread
+_REASONS = {'connection': 'judge_connection', 'timeout': 'judge_timeout', 'status': 'judge_status', 'refused': 'judge_status',
+            'too_large': 'judge_unreadable', 'unreadable': 'judge_unreadable'}
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
   """url: of the server, up to and without '/chat/completions'. model: its name there. api_key: bearer token, or None.
-  max_tokens: of a reply. timeout_s: for a request. retries: after a lost connection or status 429 or 5xx, backoff_s apart and
-  doubling. concurrency: requests at once."""
+  max_tokens: of a reply. timeout_s: for a request. retries: after a lost connection or status 408, 429 or 5xx, backoff_s apart
+  and doubling. concurrency: requests at once."""
   url: str
   model: str
   api_key: str | None
@@ -48,57 +52,48 @@ class JudgeFailure:
   detail: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Read(Reply):
+  """A completion whose verdict could be read."""
+  verdict: Verdict
+
+
 class Judge:
   """Use as `async with Judge(options) as judge`. `counts` holds verdicts and failures by name."""
 
   def __init__(self, options: JudgeOptions):
     self._options = options
-    self._gate = asyncio.Semaphore(options.concurrency)
-    self._session: aiohttp.ClientSession | None = None
+    self._server = Server(ServerOptions(
+      url=options.url, model=options.model, api_key=options.api_key or '', timeout_s=options.timeout_s, retries=options.retries,
+      backoff_s=options.backoff_s, max_backoff_s=options.backoff_s * 2**options.retries, concurrency=options.concurrency,
+      max_reply_bytes=_REPLY_BYTES, max_failures=sys.maxsize), '--config.judge')      # a failure costs its episode, never the run
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
-    headers = {'Content-Type': 'application/json'}
-    if self._options.api_key:
-      headers['Authorization'] = f'Bearer {self._options.api_key}'
-    self._session = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=self._options.timeout_s))
+    await self._server.__aenter__()
     return self
 
   async def __aexit__(self, *exception):
-    await self._session.close()
+    await self._server.__aexit__(*exception)
 
   async def compare(self, question: str, gold: str, prediction: str) -> Verdict | JudgeFailure:
-    """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures are values."""
+    """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures are values.
+
+    Raises:
+      RolloutError: the url is none.
+    """
     if not prediction.strip():
       return Verdict(False)
-    body = orjson.dumps({
-      'model': self._options.model, 'temperature': 0, 'max_tokens': self._options.max_tokens,
-      'messages': [{'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}],
-    })
-    async with self._gate:
-      outcome = await self._ask(body)
+    messages = [{'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}]
+    found = await self._server.complete(messages, Sampling(self._options.max_tokens, 0, 0), read=_read)
+    outcome = found.verdict if isinstance(found, _Read) else JudgeFailure(_REASONS[found.reason], found.detail)
     self.counts[outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()] += 1
     return outcome
 
-  async def _ask(self, body: bytes) -> Verdict | JudgeFailure:
-    failure = JudgeFailure('judge_connection', 'not asked')
-    for attempt in range(self._options.retries + 1):
-      if attempt:
-        await asyncio.sleep(self._options.backoff_s * 2**(attempt - 1))
-      try:
-        async with self._session.post(f'{self._options.url}/chat/completions', data=body) as reply:
-          content = await reply.read()
-      except TimeoutError:
-        return JudgeFailure('judge_timeout', f'no reply within {self._options.timeout_s:g} s')
-      except _LOST as error:
-        failure = JudgeFailure('judge_connection', f'{type(error).__name__}: {error}')
-        continue
-      if reply.status == 200:
-        return read_verdict(content)
-      failure = JudgeFailure('judge_status', f'{reply.status}: {content[:200]!r}')
-      if reply.status != 429 and reply.status < 500:
-        return failure
-    return failure
+
+def _read(content: bytes) -> Reply | Rejected:
+  verdict = read_verdict(content)
+  return Rejected('unreadable', verdict.detail) if isinstance(verdict, JudgeFailure) else _Read('', verdict)
 
 
 def read_verdict(content: bytes) -> Verdict | JudgeFailure:

@@ -4,13 +4,14 @@ import asyncio
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paravt_jax.chat import prompts, template, toolcalls
 from paravt_jax.errors import MediaError, RolloutError
 from paravt_jax.rollout.sampler import Address, Sampler
 from paravt_jax.types import (
+  Clip,
   ResultStatus,
   Segment,
   StopReason,
@@ -43,6 +44,18 @@ class SubagentOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Response:
+  """What a call comes back as. shown: the text of a tool response, or the pieces of a user message."""
+  result: ToolResult
+  shown: str | Sequence[template.Piece]
+
+  @classmethod
+  def of(cls, result: ToolResult) -> 'Response':
+    """A result that comes back as its text."""
+    return cls(result, result.text)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Seen:
   """What a sub-agent came to, before its text is judged."""
   seconds: tuple[float, ...]
@@ -56,29 +69,31 @@ class Subagents:
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
     self._sampler, self._frames, self._options = sampler, frames, options
 
-  async def run(self, call: ToolCall, *, task: Task, durations: Sequence[float], address: Address, turn: int,
-                index: int) -> ToolResult:
-    """The result of one call of `task`'s main agent; never raises for what a model, a file or a server did.
+  async def respond(self, call: ToolCall, *, task: Task, durations: Sequence[float], address: Address, turn: int,
+                    index: int) -> Response:
+    """What one call of `task`'s main agent comes back as; never raises for what a model, a file or a server did.
 
     Args:
       call: as parsed; its arguments are judged here. durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
     video = chosen(call.arguments.get('video_path'), task.videos)
-    result = await self._run(call, video, task, durations, address, turn, index)
-    return dataclasses.replace(result, video=video)
+    response = await self._run(call, video, task, durations, address, turn, index)
+    return dataclasses.replace(response, result=dataclasses.replace(response.result, video=video))
 
   async def _run(self, call: ToolCall, video: int, task: Task, durations: Sequence[float], address: Address, turn: int,
-                 index: int) -> ToolResult:
+                 index: int) -> Response:
     if call.name == prompts.TOOL_NAME and not task.videos:
-      return ToolResult(call, ResultStatus.BAD_ARGUMENTS, prompts.error(ResultStatus.BAD_ARGUMENTS, 'There is no video.'))
+      refused = prompts.error(ResultStatus.BAD_ARGUMENTS, 'There is no video.')
+      return Response.of(ToolResult(call, ResultStatus.BAD_ARGUMENTS, refused))
     window = toolcalls.resolve_window(call, durations[video] if durations else 0.0, min_frames=self._options.min_frames,
                                       max_frames=self._options.max_frames)
     if not isinstance(window, Window):
-      return ToolResult(call, window.status, window.message)
+      return Response.of(ToolResult(call, window.status, window.message))
     try:
       async with asyncio.timeout(self._options.deadline_s):
-        seen = await self._look(window, video, task, address, turn, index)
+        clip = await self._clip(window, task.videos[video])
+        return await self._answer(call, window, clip, video, task, address, turn, index)
     except TimeoutError:
       return _failed(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
@@ -87,13 +102,19 @@ class Subagents:
     except RolloutError as error:
       logging.getLogger(__name__).warning('sub-agent of %s: %s', task.id, error)
       return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
-    return self._judged(call, window, seen)
 
-  async def _look(self, window: Window, video: int, task: Task, address: Address, turn: int, index: int) -> _Seen:
-    """Frames, opening, one sampled turn."""
+  async def _clip(self, window: Window, path: str) -> Clip:
     options, context = self._options, self._sampler.options
     times = sampling.window_times(window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames)
-    clip = await self._frames.frames(task.videos[video], times, context.min_pixels, context.max_pixels)
+    return await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
+
+  async def _answer(self, call: ToolCall, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int,
+                    index: int) -> Response:
+    return Response.of(self._judged(call, window, await self._look(window, clip, video, task, address, turn, index)))
+
+  async def _look(self, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int, index: int) -> _Seen:
+    """Opening and one sampled turn."""
+    options = self._options
     question = prompts.told(task) if options.see_question else None
     name = prompts.label(video + 1) if len(task.videos) > 1 else ''
     user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.subagent(window, question, name)]
@@ -124,6 +145,25 @@ class Subagents:
     return text if len(ids) <= self._options.summary_tokens else tok.decode(ids[:self._options.summary_tokens]).rstrip(_CUT)
 
 
+class Crops(Subagents):
+  """Calls whose frames come back as they are into the main agent's own context: nobody looks at them before.
+
+  shown: the pieces of the user message for a window and its clip.
+  """
+
+  def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions,
+               shown: Callable[[Window, Clip], Sequence[template.Piece]]):
+    super().__init__(sampler, frames, options)
+    self._shown = shown
+
+  async def _answer(self, call: ToolCall, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int,
+                    index: int) -> Response:
+    """The frames, and as the result's text what stands beside them; no sub-agent, so no trajectory."""
+    pieces = tuple(self._shown(window, clip))
+    text = prompts.frames(len(clip.frames), window)
+    return Response(ToolResult(call, ResultStatus.EXECUTED, text, window, tuple(float(second) for second in clip.seconds)), pieces)
+
+
 def chosen(video_path: Any, videos: Sequence[str]) -> int:
   """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base name; the first by default.
 
@@ -138,5 +178,5 @@ def chosen(video_path: Any, videos: Sequence[str]) -> int:
   return next((i for i, path in enumerate(videos) if path.rpartition('/')[2] == base), 0)
 
 
-def _failed(call: ToolCall, window: Window, status: ResultStatus) -> ToolResult:
-  return ToolResult(call, status, prompts.error(status), window)
+def _failed(call: ToolCall, window: Window, status: ResultStatus) -> Response:
+  return Response.of(ToolResult(call, status, prompts.error(status), window))

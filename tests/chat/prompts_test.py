@@ -36,6 +36,14 @@ def test_each_question_type_says_how_to_answer():
   assert len({prompts.question('?', kind) for kind in ('mcq', 'tvg', 'oe')}) == 3
 
 
+def test_a_question_that_says_how_to_write_the_answer_gets_no_second_shape():
+  task = types.Task('t', ('a.mp4',), 'When?\nSay it like this: X - Y seconds.', 'tvg', '1,2', facts={prompts.SHAPED: True})
+  assert prompts.user(task, [['frame']]) == ['frame', 'When?\nSay it like this: X - Y seconds.']
+  for facts in ({}, {prompts.SHAPED: False}, {'kind': 'tvg'}):                   # as RL asks it
+    plain = types.Task('t', ('a.mp4',), 'When?', 'tvg', '1,2', facts=facts)
+    assert prompts.user(plain, [['frame']]) == ['frame', 'When?\nAnswer with [start, end] in seconds.']
+
+
 def test_a_subagent_is_told_its_window_and_the_question_unless_it_may_not_see_it():
   assert '10.0 to 14.5 seconds' in prompts.subagent(Window(10, 14.5), None)
   assert 'What is red?' in prompts.subagent(Window(10, 14.5), 'What is red?')

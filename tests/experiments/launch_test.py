@@ -59,6 +59,14 @@ def test_a_missing_knob_is_named_and_fields_may_be_handed_in():
   assert launch.build(Options, section, 'some', name='b').name == 'b'
 
 
+def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
+  given = ['--config=a.py', '--config.model=D=E', '-config.model', 'F', '--config.model.url=u', '--config.models=x', '--', 'config.model=y']
+  assert launch.lengthened(given, {'model': 'model.folder'}) == [
+    '--config=a.py', '--config.model.folder=D=E', '-config.model.folder', 'F', '--config.model.url=u', '--config.models=x', '--',
+    'config.model=y']
+  assert launch.lengthened(given, {}) == given
+
+
 def test_require_says_the_flag_the_value_and_what_is_allowed():
   launch.require(1, 'at least 1', True, 'rollout.steps')
   with pytest.raises(ConfigError, match=r'--config.rollout.steps=0: wanted at least 1'):

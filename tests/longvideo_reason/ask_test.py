@@ -6,7 +6,7 @@ import pytest
 
 from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions, ask, fill, read_rewrite, rewrite
 from paravt_jax.longvideo_reason.items import Caption, Question, Rejected, Step
-from paravt_jax.longvideo_reason.server import Server, ServerOptions
+from paravt_jax.rollout.chat_server import Server, ServerOptions
 from tests.longvideo_reason.chat_server import REWRITTEN, ChatServer
 
 QUESTION = Question('Why?', ('red', 'blue', 'green', 'grey'), 'B', (Step(0.0, 10.0, ('It rains.',)), Step(65.0, 70.5, ('So', 'blue.'))))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from paravt_jax.longvideo_reason.caption import CaptionOptions, caption, merged, read
 from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
-from paravt_jax.longvideo_reason.server import Server, ServerOptions
+from paravt_jax.rollout.chat_server import Server, ServerOptions
 from paravt_jax.testing import clips
 from paravt_jax.video.decode import DecodePool
 from tests.longvideo_reason.chat_server import CAPTION, ChatServer

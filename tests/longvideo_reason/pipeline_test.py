@@ -15,8 +15,9 @@ from paravt_jax.data import conversations, provenance
 from paravt_jax.data import rows as data_rows
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import RolloutError
-from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, server, split
+from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, split
 from paravt_jax.longvideo_reason.items import Failed
+from paravt_jax.rollout import chat_server as server
 from paravt_jax.testing import clips
 from paravt_jax.video.decode import DecodePool
 from tests.longvideo_reason.chat_server import CAPTION, QUESTION, REWRITTEN, ChatServer, Raw, completion, good, kind

@@ -89,3 +89,11 @@ def test_ticks_are_round():
   assert charts.ticks(0, 1, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
   assert charts.ticks(0.31, 0.72, 5) == [0.4, 0.5, 0.6, 0.7]
   assert charts.ticks(5, 5, 3) == [5.0]
+
+
+def test_a_band_is_shaded_behind_its_line_and_widens_the_axis():
+  series = Series('a', [(0, 0.5), (10, 0.5)], 'red', [(0, 0.0, 1.0), (10, 0.0, 1.0)])
+  svg = charts.lines([series], bounds=(0, 1), log=False, label='x')
+  (drawn,) = re.findall(r'<polygon[^>]*points="([^"]+)"', svg)
+  assert drawn == '46.0,10.0 430.0,10.0 430.0,184.0 46.0,184.0'  # high from left to right, low back
+  assert svg.index('<polygon') < svg.index('<polyline')

@@ -13,7 +13,7 @@ def base(*texts: str, suffix: bool = True) -> float:
 
 
 def anchor(*texts: str) -> float:
-  return form.anchor(form.read(episode(*texts).turns))
+  return form.anchor(form.read(episode(*texts).turns), unclosed_penalty=.3)
 
 
 def test_ten_characters_make_a_think_substantive():
@@ -72,7 +72,7 @@ def test_the_anchor_pays_the_flow_only_for_a_closed_answer_with_text_after_the_t
 def test_one_think_left_open_in_any_turn_costs():
   assert anchor(LONG + '</think><answer>B</answer>', '<think>') == pytest.approx(.4)
   assert anchor('<think>') == pytest.approx(-.3)
-  assert form.form_reward(form.read(episode('<think>').turns), answer_suffix=True, anchor_weight=.5) == pytest.approx(-.15)
+  assert form.form_reward(form.read(episode('<think>').turns), answer_suffix=True, anchor_weight=.5, unclosed_penalty=.3) == pytest.approx(-.15)
 
 
 @pytest.mark.parametrize('text', [
@@ -97,3 +97,10 @@ def test_every_turn_of_an_episode_must_comply():
   good, bad = LONG + '</think>' + CALL, LONG + '</think>'
   assert form.compliant(episode(good, LONG + '</think><answer>B</answer>'))
   assert not form.compliant(episode(good, bad)) and not form.compliant(episode())
+
+
+def test_the_penalty_for_a_think_left_open_is_a_knob():
+  shape = form.read(episode(LONG + '</think><answer>B</answer>', '<think>').turns)
+  assert form.anchor(shape, unclosed_penalty=.3) == pytest.approx(.4) and form.anchor(shape, unclosed_penalty=0.0) == pytest.approx(.7)
+  rewards = [form.form_reward(shape, answer_suffix=False, anchor_weight=.5, unclosed_penalty=penalty) for penalty in (0.0, .3)]
+  assert rewards == pytest.approx([.95, .8])  # .3 + .2 + .1 without balance, and half of .7 or of .4

@@ -154,3 +154,10 @@ def test_random_turns_never_raise_and_stay_in_range():
     assert value == pytest.approx(terms['accuracy'] + terms['format'] + terms['tool'])
     if terms['compliant']:
       assert not form.read(turns).open_think
+
+
+def test_the_penalty_for_an_open_think_is_the_methods_unless_a_recipe_changes_it():
+  text = LONG + '<answer>B</answer>'  # never closed: .2 + .3 + .2 of R_base, and the anchor's penalty
+  assert parts(episode(text))['anchor'] == pytest.approx(-.3) and parts(episode(text))['format'] == pytest.approx(.55)
+  assert parts(episode(text), unclosed_penalty=0.0)['anchor'] == 0.0
+  assert parts(episode(text), unclosed_penalty=0.0)['format'] == pytest.approx(.7)

@@ -6,6 +6,7 @@ import json
 import pytest
 from aiohttp import web
 
+from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.judge import Judge, JudgeFailure, JudgeOptions, Verdict, read_verdict
 
 
@@ -67,6 +68,23 @@ def test_overload_is_retried_and_a_refusal_is_not():
   assert outcome == Verdict(False) and len(bodies) == 3
   outcome, bodies, counts = ask((401, b'no'))
   assert outcome.reason == 'judge_status' and len(bodies) == 1 and counts == {'judge_status': 1}
+
+
+@pytest.mark.parametrize('status', [400, 413, 422, 404])
+def test_a_request_that_is_refused_is_a_failure_of_its_status(status):
+  outcome, bodies, counts = ask((status, b'no'))
+  assert outcome == JudgeFailure('judge_status', f"{status}: b'no'") and len(bodies) == 1 and counts == {'judge_status': 1}
+
+
+def test_a_reply_without_a_verdict_or_without_an_end_is_unreadable():
+  outcome, bodies, counts = ask((200, completion('Perhaps.')))
+  assert outcome == JudgeFailure('judge_unreadable', "'Perhaps.'") and len(bodies) == 1 and counts == {'judge_unreadable': 1}
+  assert ask((200, b' ' * ((1 << 20) + 1)))[0].reason == 'judge_unreadable'
+
+
+def test_an_address_that_is_none_is_one_line():
+  with pytest.raises(RolloutError, match=r"--config.judge.url='http://\[x': not a URL"):
+    ask((200, b''), url='http://[x')
 
 
 def test_a_hang_and_a_dead_server_are_typed_failures():

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import pathlib
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -20,7 +20,7 @@ import orjson
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.longvideo_reason.items import Failed, Rejected
+from paravt_jax.rollout.outcomes import Failed, Rejected
 
 _LOST = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)   # no connection, or no HTTP on it
 _AGAIN = (408, 429)
@@ -73,6 +73,7 @@ class Server:
     self._gate = asyncio.Semaphore(options.concurrency)
     self._session: aiohttp.ClientSession | None = None
     self._in_a_row = 0
+    self._down = ''
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
@@ -108,8 +109,12 @@ class Server:
     if names and self.options.model not in names:
       raise RolloutError(f'{self._where}.model={self.options.model!r}: {self._url} serves {", ".join(names[:8])}; name one of these')
 
-  async def complete(self, messages: Sequence[dict[str, Any]], sampling: Sampling) -> Reply | Rejected | Failed:
+  async def complete(self, messages: Sequence[dict[str, Any]], sampling: Sampling, more: Mapping[str, Any] | None = None,
+                     read: Callable[[bytes], Reply | Rejected] | None = None) -> Reply | Rejected | Failed:
     """One chat completion.
+
+    Args:
+      more: further fields of the request. read: reads a completion; `read_completion` when None.
 
     Returns:
       Reply; Rejected when the server refuses this very request or the reply is no whole text ('refused', 'truncated', 'filtered',
@@ -119,17 +124,23 @@ class Server:
       RolloutError: the last `max_failures` requests failed.
     """
     body = orjson.dumps({'model': self.options.model, 'messages': list(messages), 'max_tokens': sampling.max_tokens,
-                         'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False})
+                         'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False, **(more or {})})
     async with self._gate:
-      outcome = await self._ask(body)
+      outcome = await self._ask(body, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
     if self._in_a_row >= self.options.max_failures:
-      raise RolloutError(f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
-                         f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+      self._down = (f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
+                    f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+      raise RolloutError(self._down)
     return outcome
 
-  async def _ask(self, body: bytes) -> Reply | Rejected | Failed:
+  def check_up(self) -> None:
+    """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which take errors for outcomes."""
+    if self._down:
+      raise RolloutError(self._down)
+
+  async def _ask(self, body: bytes, read: Callable[[bytes], Reply | Rejected]) -> Reply | Rejected | Failed:
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
       if attempt:
@@ -145,7 +156,7 @@ class Server:
       if content is None:
         return Rejected('too_large', f'over {self.options.max_reply_bytes} bytes')
       if status == 200:
-        return read_completion(content)
+        return read(content)
       detail = f'{status}: {content[:_SHOWN]!r}'
       if status in _REFUSED:
         return Rejected('refused', detail)
@@ -197,10 +208,10 @@ def read_completion(content: bytes) -> Reply | Rejected:
 
 
 def image_part(pixels: np.ndarray, quality: int) -> dict[str, Any]:
-  """uint8[H, W, 3] as a JPEG data URL in a message's content."""
-  buffer = io.BytesIO()
-  Image.fromarray(pixels).save(buffer, 'JPEG', quality=quality)
-  return {'type': 'image_url', 'image_url': {'url': f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'}}
+  """uint8[H, W, 3] as a data URL in a message's content: a JPEG of this quality, or a PNG, which keeps every pixel, at 0."""
+  buffer, kind = io.BytesIO(), 'jpeg' if quality else 'png'
+  Image.fromarray(pixels).save(buffer, kind, **({'quality': quality} if quality else {'compress_level': 1}))
+  return {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'}}
 
 
 def video_part(path: str) -> dict[str, Any]:

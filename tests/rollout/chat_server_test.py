@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.longvideo_reason.items import Failed, Rejected
-from paravt_jax.longvideo_reason.server import (
+from paravt_jax.rollout.chat_server import (
   Reply,
   Sampling,
   Server,
@@ -22,6 +21,7 @@ from paravt_jax.longvideo_reason.server import (
   text_part,
   video_part,
 )
+from paravt_jax.rollout.outcomes import Failed, Rejected
 from tests.longvideo_reason.chat_server import ChatServer, Raw, completion
 
 DEFAULTS = {'model': 'seer', 'api_key': '', 'timeout_s': 30.0, 'retries': 2, 'backoff_s': 0.001, 'max_backoff_s': 0.002,

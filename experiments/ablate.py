@@ -1,0 +1,250 @@
+"""Ablations: `python -m experiments.ablate --config=configs/ablations.py [--config.sets=grpo,para_grpo] [--config.seeds=0,1,2]`.
+
+A grid of named override sets x seeds over one recipe. Each run is a normal run folder, made by experiments.rl in a process of its
+own: what one does wrong stops no other. The same command goes on: finished runs stay, begun ones continue. Ends with a table and a
+page of curves. Exit status: 0 done, 1 some run failed (the others are in the table), 2 wrong input, 130 interrupted.
+"""
+
+import collections
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import rl, runs, sft, wiring
+from experiments.launch import complaint, require, require_recipe, run
+from paravt_jax.errors import ConfigError
+from paravt_jax.report import ablation, ablation_page
+from paravt_jax.report.run import flatten
+
+OWN = ('seed', 'run.folder')  # knobs that the grid itself sets
+POLL_S = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of the grid. arguments: those of experiments.rl; config: what they come to."""
+
+  name: str
+  seed: int
+  folder: pathlib.Path
+  arguments: tuple[str, ...]
+  config: ConfigDict
+
+  @property
+  def log(self) -> pathlib.Path:
+    """What the run says, on both streams."""
+    return self.folder.with_name(f'{self.folder.name}.log')
+
+
+def main(config: ConfigDict) -> None:
+  """Runs what is not yet done of the grid, then writes and prints the table."""
+  cells = grid(config)
+  slots = deal(config)
+  folder = pathlib.Path(config.folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  waiting = [cell for cell in cells if not finished(cell)]
+  say(f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to go, {len(slots)} at once')
+  prepare(waiting)
+  with runs.Interrupts() as interrupts:
+    failed = execute(waiting, slots, interrupts)
+  found = ablation.load({name: {c.seed: c.folder for c in cells if c.name == name} for name in names(config)})
+  settings = ablation.Settings(
+    recipe=config.recipe,
+    common=tuple(config.common),
+    overrides={name: tuple(config.overrides[name]) for name in names(config)},
+    reference=config.reference,
+    drawings={title: tuple(sets) for title, sets in config.drawings.items()},
+  )
+  print(ablation_page.write(folder, found, settings))
+  for cell in failed:
+    say(f'failed: {cell.name}, seed {cell.seed}: {last_line(cell.log)} (all of it: {cell.log})')
+  print(folder)
+  if failed:
+    sys.exit(1)
+
+
+def say(text: str) -> None:
+  """A line on stderr, at once."""
+  print(f'ablate: {text}', file=sys.stderr, flush=True)
+
+
+def names(config: ConfigDict) -> tuple[str, ...]:
+  """The chosen sets, in the order asked for. Raises ConfigError for one that there is not."""
+  asked = tuple(dict.fromkeys(name.strip() for name in config.sets.split(',') if name.strip()))
+  known = list(config.overrides.keys())
+  for name in asked or ('',):
+    near = difflib.get_close_matches(name, known, n=1)
+    wanted = f'{name!r}: did you mean {near[0]}?' if near else f'some of {", ".join(known)}'
+    require(config.sets, wanted, name in known, 'sets')
+  return asked
+
+
+def grid(config: ConfigDict) -> list[Cell]:
+  """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can be compared. Raises ConfigError."""
+  require_recipe(config, 'overrides', 'configs/ablations.py')
+  file = pathlib.Path(config.recipe.partition(':')[0])
+  require(config.recipe, 'a recipe of experiments.rl, such as configs/para_grpo.py:tiny', file.is_file(), 'recipe')
+  seeds = tuple(config.seeds)
+  good = bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds) and len(set(seeds)) == len(seeds)
+  require(seeds, 'one or more different seeds, as in --config.seeds=0,1,2', good, 'seeds')
+  require(config.reference, f'one of {", ".join(config.overrides)}', config.reference in config.overrides, 'reference')
+  for title, sets in config.drawings.items():
+    require(tuple(sets), f'some of {", ".join(config.overrides)}', set(sets) <= set(config.overrides), f'drawings.{title}')
+  return [cell(config, name, seed) for seed in seeds for name in names(config)]
+
+
+def cell(config: ConfigDict, name: str, seed: int) -> Cell:
+  """One run of the grid. Raises ConfigError naming the set when the recipe does not take its overrides."""
+  folder = pathlib.Path(config.folder) / f'{name}-seed{seed}'
+  where = f'--config.overrides.{name}' + (' with --config.common' if config.common else '')
+  knobs: dict[str, str] = {}
+  for override in (*config.common, *config.overrides[name]):  # the set's come last and win
+    knob, equals, value = override.partition('=')
+    if not equals:
+      raise ConfigError(f"{where}: got {override!r}, wanted 'some.knob=value'")
+    if knob in OWN:
+      raise ConfigError(f'{where}: {knob} is set by the grid, run by run; take it out (--config.seeds and --config.folder are for this)')
+    knobs[knob] = value
+  knobs.update({'seed': str(seed), 'run.folder': str(folder)})
+  arguments = (f'--config={config.recipe}', *(f'--config.{knob}={value}' for knob, value in knobs.items()))
+  try:
+    found = resolve(arguments)
+    rl.check(found)
+  except ConfigError as error:
+    raise ConfigError(f'{where}: {error}') from error
+  return Cell(name, seed, folder, arguments, found)
+
+
+def resolve(arguments: Sequence[str]) -> ConfigDict:
+  """The recipe that an entry point would get from these arguments, parsed by the same code. Raises ConfigError."""
+  words, values = ['ablate', *arguments], flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_file('config', None, '', flag_values=values, lock_config=True, sys_argv=words)
+    values(words)
+    return values['config'].value
+  except (AttributeError, KeyError, OSError, flags.Error) as error:
+    raise ConfigError(complaint(error)) from error
+
+
+def deal(config: ConfigDict) -> list[list[int]]:
+  """The CPU cores of each job: those of the recipe, or all that this process may use, dealt out in turn. Raises ConfigError."""
+  may = sorted(os.sched_getaffinity(0))
+  cores = list(config.cores) or may
+  require(tuple(config.cores), f'some of the cores that this process may use, {may}', set(cores) <= set(may), 'cores')
+  require(config.jobs, f'1 to {len(cores)}, a core each', 1 <= config.jobs <= len(cores), 'jobs')
+  return [cores[job :: config.jobs] for job in range(config.jobs)]
+
+
+# What is there already
+
+
+def finished(cell: Cell) -> bool:
+  """Whether the run reached its end. Raises ConfigError when its folder was made with other settings."""
+  file = cell.folder / 'config.json'
+  begun = any((cell.folder / name).exists() for name in ('summary.json', 'metrics.jsonl', 'checkpoints'))
+  if not file.is_file() or not begun:
+    return False
+  bound = lambda values: dict(flatten({key: value for key, value in values.items() if key not in runs.FREE_TO_CHANGE}))
+  try:
+    before, now = bound(json.loads(file.read_text())), bound(runs.shown(cell.config))
+  except ValueError as error:
+    raise ConfigError(f'{file}: not JSON ({error}); move the folder away, then the run is made anew') from error
+  changed = [f'{knob}: {before.get(knob)} -> {now.get(knob)}' for knob in sorted({*before, *now}) if before.get(knob) != now.get(knob)]
+  if changed:
+    raise ConfigError(f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); choose another --config.folder, '
+                      'or move it away')  # fmt: skip
+  return all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
+
+
+def prepare(waiting: Sequence[Cell]) -> None:
+  """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
+  shared = {}
+  for one in waiting:
+    key = runs.fingerprint(runs.shown(one.config).get('cold_start'), one.config.model.folder, runs.shown(one.config)['data'])
+    shared.setdefault(key, one.config)
+  for config in shared.values():
+    if config.data.kind == 'world':
+      wiring.make_world(config)
+    if not config.model.folder and 'cold_start' in config:
+      sft.cold_start(config.cold_start)
+
+
+# Running
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run under way: on which slot, and since when."""
+
+  cell: Cell
+  slot: int
+  process: subprocess.Popen
+  begun: float
+
+
+def execute(waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: runs.Interrupts) -> list[Cell]:
+  """Runs the cells in order, as many at once as there are slots; returns those that failed.
+
+  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves; their folders go on next time.
+  """
+  queue, free, failed = collections.deque(waiting), list(range(len(slots))), []
+  jobs: list[Job] = []
+  told = False
+  while jobs or (queue and not interrupts.asked):
+    while queue and free and not interrupts.asked:
+      slot = free.pop(0)
+      jobs.append(start(queue.popleft(), slot, slots[slot]))
+    if interrupts.asked and not told:
+      told = True
+      for job in jobs:
+        job.process.send_signal(signal.SIGINT)
+    time.sleep(POLL_S)
+    for job in [job for job in jobs if job.process.poll() is not None]:
+      jobs.remove(job)
+      free.append(job.slot)
+      if not interrupts.asked and not succeeded(job):
+        failed.append(job.cell)
+  interrupts.check()
+  return failed
+
+
+def start(one: Cell, slot: int, cores: Sequence[int]) -> Job:
+  """experiments.rl on the cell's arguments, on its cores, in a session of its own: Ctrl-C comes to it from here, once."""
+  command = (sys.executable, '-m', 'experiments.rl', *one.arguments)
+  with one.log.open('a') as log:
+    log.write(f'$ {shlex.join(command)}\n')
+    log.flush()
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
+  say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
+  return Job(one, slot, process, time.monotonic())
+
+
+def succeeded(job: Job) -> bool:
+  """Whether an ended run is whole, and a line on it."""
+  one, status = job.cell, job.process.returncode
+  whole = status == 0 and (one.folder / 'summary.json').is_file()
+  how = f'done: {ablation.glance(one.folder)}' if whole else f'FAILED with status {status}: {last_line(one.log)}'
+  say(f'{one.name}, seed {one.seed}: after {(time.monotonic() - job.begun) / 60:.1f} minutes {how}')
+  return whole
+
+
+def last_line(log: pathlib.Path) -> str:
+  """The last line that a run said."""
+  lines = [line for line in log.read_text(errors='replace').replace('\r', '\n').splitlines() if line.strip()]
+  return lines[-1].strip() if lines else 'it said nothing'
+
+
+if __name__ == '__main__':
+  sys.exit(run(main))

@@ -1,0 +1,183 @@
+"""One question on one video with the full agent, told on the terminal as it happens; see configs/ask.py.
+
+Standard output: the overview, every turn, every crop as it comes back, the answer; with --config.html the page's path last.
+"""
+
+import asyncio
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from experiments import evaluation, rollouts, runs, servers, wiring
+from experiments.launch import require, require_recipe, run
+from paravt_jax.chat import prompts
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError, DataError, MediaError, RolloutError
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.report import evaluation as page
+from paravt_jax.report.scenes import clock
+from paravt_jax.rewards.answer import extract_answer
+from paravt_jax.rollout.agent import CallDone, CallStarted, Event, Opened, TurnDone
+from paravt_jax.rollout.sampler import Address
+from paravt_jax.types import Episode, ResultStatus, StopReason, Task, ToolCall, ToolResult
+from paravt_jax.video.readers import VideoInfo
+
+TINY_WIDTH = 512  # of the text model; what is narrower was trained at the tiny scale's frame size
+
+Say = Callable[[str], None]
+
+
+def main(config: ConfigDict) -> None:
+  """Asks, and writes the page if one is wanted."""
+  check(config)
+  agents = recipe(config)
+  servers.check(agents)
+  folder = model_folder(config)
+  model = _model(folder, config.scale)
+  probe(agents, config.video)
+  say = lambda line: print(line, flush=True)
+  say(f'model {folder} at {" ".join(config.server.urls)}' if config.server.kind == 'url' else f'model {folder} (starting its server)')
+  with runs.Interrupts() as interrupts:
+    episode = asyncio.run(ask(config, agents, folder, model, say, interrupts))
+  if config.html:
+    with wiring.decode_pool(agents) as pool:
+      frames = lambda path, seconds: pool.frames_sync(path, seconds, config.decode.min_pixels, config.decode.max_pixels)
+      say(f'page: {page.write_one(episode, config.html, frames)}')
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ConfigError for what is missing or out of range, before anything is started."""
+  require_recipe(config, 'question', 'configs/ask.py')
+  if not config.question.strip():
+    raise ConfigError('--config.question is empty: wanted a question on the video, as in --config.question="What appears at 41?"')
+  if not config.video:
+    raise ConfigError('--config.video is empty: wanted a video file, as in --config.video=FILE.mp4')
+  if not pathlib.Path(config.video).is_file():
+    raise ConfigError(f'--config.video={config.video}: there is no such file; check the path')
+  kinds = tuple(prompts.FORMAT_HINTS)
+  require(config.question_type, f'one of {", ".join(kinds)}', config.question_type in kinds, 'question_type')
+  require(config.frames, 'at least 1', config.frames >= 1, 'frames')
+  require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
+  require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
+  require(config.html, 'a file to write', not pathlib.Path(config.html).is_dir() or not config.html, 'html')
+
+
+def recipe(config: ConfigDict) -> ConfigDict:
+  """The knobs under the names that agents and servers know from the RL recipes, where `video` says how frames are decoded."""
+  same = {name: config[name] for name in ('name', 'seed', 'sampling', 'agent', 'subagent', 'server', 'client')}
+  return ConfigDict({**same, 'video': config.decode, 'train': {'freeze_vision': True}})  # no weights ever change here
+
+
+def model_folder(config: ConfigDict) -> pathlib.Path:
+  """The folder asked for, else the newest runs/*/hf. Raises ConfigError when there is neither."""
+  if config.model.folder:
+    return pathlib.Path(config.model.folder)
+  found = sorted(pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime)
+  if not found:
+    raise ConfigError(
+      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of the Qwen3-VL family, or train '
+      'one with python -m experiments.rl --config=configs/para_grpo.py'
+    )
+  return found[-1].parent
+
+
+def _model(folder: pathlib.Path, scale: str) -> Config:
+  """The sizes of the model in `folder`, which must be those of the scale: frames are given as it was trained on them."""
+  file = folder / 'config.json'
+  try:
+    model = Config.from_hf(json.loads(file.read_text()))
+  except (OSError, ValueError) as error:
+    raise DataError(f'--config.model.folder: {file} cannot be read; wanted a Hugging Face folder of the Qwen3-VL family') from error
+  if (model.text.width < TINY_WIDTH) != (scale == 'tiny'):
+    fits = 'configs/ask.py' if model.text.width < TINY_WIDTH else 'configs/ask.py:8b (or :2b)'
+    raise ConfigError(f'--config.model.folder={folder}: its width of {model.text.width} is not of scale :{scale}; wanted --config={fits}')
+  return model
+
+
+def probe(agents: ConfigDict, video: str) -> VideoInfo:
+  """What the file says of its video stream. Raises ConfigError for a file that is no video."""
+  with wiring.decode_pool(agents) as pool:
+    try:
+      return pool.probe_sync(video)
+    except MediaError as error:
+      raise ConfigError(f'--config.video={video}: cannot be read as a video ({error.reason}); wanted a whole mp4, mkv, webm, …') from error
+
+
+async def ask(
+  config: ConfigDict, agents: ConfigDict, folder: pathlib.Path, model: Config, say: Say, interrupts: runs.Interrupts
+) -> Episode:
+  """The episode of the question, told line by line. Raises RolloutError when the server fails."""
+  video = str(pathlib.Path(config.video).absolute())
+  task = Task(pathlib.Path(video).name, (video,), config.question, config.question_type, '')
+  logs = pathlib.Path(config.folder)
+  tok = ChatTokenizer.load(folder)
+  async with rollouts.opened(agents, folder, tok, model.text.vocab, logs, None) as server:
+    agent = server.sampling.watched(Narrator(say, time.monotonic))
+
+    async def work() -> Episode:
+      return await agent.run(task, await agent.open(task, config.frames), Address(config.seed, task.id, 0, 0))
+
+    episode = await evaluation.unless_stopped(work(), interrupts, server)
+  if episode.stop is StopReason.ERROR:
+    raise RolloutError(f'the server failed: {episode.error}; its log is in {logs}')
+  say(f'answer: {answer(episode) or f"none (ended by {episode.stop})"}')
+  return episode
+
+
+def answer(episode: Episode) -> str:
+  """What the last turn answers; '' when it does not."""
+  return extract_answer(episode.turns[-1].text) if episode.turns else ''
+
+
+class Narrator:
+  """Tells an episode's events, a few lines each, with the seconds since it opened. now: a clock, in seconds."""
+
+  def __init__(self, say: Say, now: Callable[[], float]):
+    self._say, self._now, self._start = say, now, now()
+    self._numbers: dict[tuple[int, int], int] = {}
+
+  def __call__(self, event: Event) -> None:
+    if isinstance(event, Opened):
+      self._start = self._now()
+      for view in event.opening.overviews:
+        span = f', from {clock(view.seconds[0])} to {clock(view.seconds[-1])}' if view.seconds else ''
+        self._tell(f'overview: {len(view.seconds)} frames{span}; the video lasts {clock(view.duration)}')
+    elif isinstance(event, TurnDone):
+      self._tell(f'turn {event.turn + 1}:')
+      for line in event.text.strip().splitlines():
+        self._say(f'           {line}')
+    elif isinstance(event, CallStarted):
+      self._tell(f'  crop {self._number(event)} → {asked(event.call)}')
+    elif isinstance(event, CallDone):
+      self._tell(f'  crop {self._number(event)} ← {told(event.result)}')
+
+  def _number(self, event: CallStarted | CallDone) -> int:
+    """Crops are counted through all turns, from 1, as on the page."""
+    return self._numbers.setdefault((event.turn, event.index), len(self._numbers) + 1)
+
+  def _tell(self, line: str) -> None:
+    self._say(f'[{self._now() - self._start:6.1f} s] {line}')
+
+
+def asked(call: ToolCall | object) -> str:
+  """'39 – 43' for a call, as the agent wrote it; the block itself when it is none."""
+  if isinstance(call, ToolCall):
+    arguments = call.arguments
+    return f'{arguments.get("start_time", "?")} – {arguments.get("end_time", "?")}'
+  return ' '.join(getattr(call, 'text', '').split())[:80] or 'a block that is no call'
+
+
+def told(result: ToolResult) -> str:
+  """What came back of a call: its text, and how many frames were looked at."""
+  text = ' '.join(result.text.split())
+  if result.status is ResultStatus.EXECUTED:
+    return f'{text}   ({len(result.seconds)} frames, {clock(result.window.start)} – {clock(result.window.end)})'
+  return f'{str(result.status).replace("_", " ")}: {text}'
+
+
+if __name__ == '__main__':
+  sys.exit(run(main))

@@ -1,0 +1,176 @@
+"""The model of an evaluation: where its files are, what names it, and a running crew of agents around it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import paravt_jax
+from experiments import rollouts, wiring
+from experiments.launch import build
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.eval import chat_model, protocols, results
+from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.rollout import chat_server
+from paravt_jax.rollout.agent import Agent, AgentOptions
+from paravt_jax.rollout.control import Control
+from paravt_jax.rollout.subagent import SubagentOptions
+from paravt_jax.train import checkpoint, sharding, state
+from paravt_jax.video.store import FrameStore
+
+KEPT = ('.safetensors', '.json', '.jinja', '.txt')             # of a checkpoint folder: what a server reads
+CODE = ('chat', 'data', 'eval', 'models', 'rewards', 'rollout', 'serving', 'video')     # rooms that scores are a function of
+BLOCK = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What is evaluated. parts: what names it, whatever its path. folder: of Hugging Face files; None for a server by URL, and for a
+  run whose record `step` is exported first."""
+
+  name: str
+  parts: Mapping[str, Any]
+  folder: pathlib.Path | None
+  run: pathlib.Path | None = None
+  step: int | None = None
+
+
+def identify(config: ConfigDict) -> Model:
+  """Finds the model that the recipe names, and hashes its files.
+
+  Raises:
+    ConfigError: not exactly one is named, or a server's lacks its parts. DataError: a folder holds no model.
+  """
+  section = config.model
+  given = [name for name in ('folder', 'run', 'url') if section[name]]
+  if len(given) != 1:
+    raise ConfigError(
+      f'--config.model: got {", ".join(given) or "nothing"}, wanted one of model.folder=DIR (Hugging Face), model.run=RUN (of '
+      f'experiments.rl or sft), model.url=URL with model.name and model.tokenizer'
+    )
+  if section.url:
+    if not section.name or not section.tokenizer:
+      raise ConfigError('--config.model.url: wanted model.name and model.tokenizer (a folder that holds tokenizer.json) with it')
+    parts = {'kind': 'chat', 'name': section.name, 'tokenizer': content([_file(section.tokenizer, 'tokenizer.json')])}
+    return Model(section.name.replace('/', '_'), parts, None)
+  if section.folder:
+    return _of_folder(pathlib.Path(section.folder), '--config.model.folder')
+  run = pathlib.Path(section.run)
+  if (run / 'hf').is_dir():
+    return _of_folder(run / 'hf', '--config.model.run')
+  step = checkpoint.latest(run / 'checkpoints')
+  if step is None or not (run / 'config.json').is_file():
+    raise DataError(f'--config.model.run: {run} holds neither hf/ nor config.json with a record in checkpoints/; is it a run folder?')
+  files = sorted(path for path in checkpoint.folder(run / 'checkpoints', step).rglob('*') if path.is_file())
+  return Model(run.resolve().name, {'kind': 'record', 'files': content(files)}, None, run, step)
+
+
+def _of_folder(folder: pathlib.Path, knob: str) -> Model:
+  _file(folder, 'config.json', knob)
+  files = sorted(path for path in folder.iterdir() if path.suffix in KEPT and path.is_file())
+  if not any(path.suffix == '.safetensors' for path in files):
+    raise DataError(f'{knob}: {folder} holds no *.safetensors; wanted a Hugging Face checkpoint folder')
+  resolved = folder.resolve()
+  name = resolved.parent.name if resolved.name == 'hf' else resolved.name
+  return Model(name, {'kind': 'folder', 'files': content(files)}, folder)
+
+
+def _file(folder: str | pathlib.Path, name: str, knob: str = '--config.model.tokenizer') -> pathlib.Path:
+  path = pathlib.Path(folder) / name
+  if not path.is_file():
+    raise DataError(f'{knob}: {path} does not exist; wanted a Hugging Face checkpoint folder')
+  return path
+
+
+def content(files: Sequence[pathlib.Path]) -> str:
+  """Names the contents of files, and the files by their last names."""
+
+  def one(path: pathlib.Path) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    with path.open('rb') as file:
+      while block := file.read(BLOCK):
+        found.update(block)
+    return found.hexdigest()
+
+  with ThreadPoolExecutor(4) as pool:
+    return results.digest(list(zip([path.name for path in files], pool.map(one, files))))
+
+
+def code() -> str:
+  """Names the source of all that scores are a function of."""
+  root = pathlib.Path(paravt_jax.__file__).parent
+  return content(sorted(path for room in CODE for path in (root / room).rglob('*.py')))
+
+
+def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
+  """The Hugging Face files of a model that is not served yet: its own, or its record's, exported into the results folder.
+
+  Raises:
+    CheckpointError: the record cannot be read. DataError: the run's recipe is broken.
+  """
+  if model.folder is not None:
+    return model.folder
+  target = folder / f'hf_{model.step:08d}'
+  if target.is_dir():
+    return target
+  try:
+    recipe = ConfigDict(json.loads((model.run / 'config.json').read_text()))
+    started = recipe.cold_start if 'cold_start' in recipe and not recipe.model.folder else recipe
+    base = started.model.folder or str(wiring.tiny_model(started.seed))       # whose sizes and tokenizer it has
+  except (ValueError, AttributeError) as error:
+    raise DataError(f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft') from error
+  model_config, _ = weights.load_hf(base, only=())
+  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+  template = state.abstract(model_config, wiring.make_optimizer(recipe, model_config), mesh)
+  record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
+  weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
+  return target
+
+
+@dataclasses.dataclass(frozen=True)
+class Crew:
+  """A running model. check: raises RolloutError when no server is left, or the one by URL failed too often. urls: of servers that
+  say how busy they are."""
+
+  agent: Agent
+  frames: FrameStore
+  check: Callable[[], None]
+  control: Control | None
+  urls: tuple[str, ...]
+
+
+@contextlib.asynccontextmanager
+async def opened(config: ConfigDict, model: Model, protocol: protocols.Protocol, folder: pathlib.Path) -> AsyncIterator[Crew]:
+  """Starts what serves the model, or reaches the server that does, and ends it again.
+
+  Raises:
+    ConfigError, DataError, RolloutError: what is asked for cannot be started, or does not answer.
+  """
+  agent_options = build(AgentOptions, config.agent, 'agent')
+  subagent_options = build(SubagentOptions, config.subagent, 'subagent')
+  made = lambda sampler, frames: protocols.agent(
+    protocol, config.protocol.dispatch, sampler, frames, agent_options, subagent_options)
+  if config.model.url:
+    options = build(chat_model.ChatOptions, config.chat, 'chat')
+    where = build(chat_server.ServerOptions, config.chat_server, 'chat_server', url=config.model.url, model=config.model.name)
+    tok = ChatTokenizer.load(config.model.tokenizer)
+    with wiring.decode_pool(config) as pool:
+      async with chat_server.Server(where, '--config.model') as server:
+        await server.check()
+        frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
+        sampler = chat_model.ChatModel(server, tok, rollouts.context(config, config.sampling.temperature), options)
+        yield Crew(made(sampler, frames), frames, server.check_up, None, ())
+    return
+  served = hf_folder(model, folder)
+  vocab = weights.load_hf(served, only=())[0].text.vocab
+  async with rollouts.opened(config, served, ChatTokenizer.load(served), vocab, folder, None) as server:
+    urls = tuple(member.url for member in server.fleet.members)
+    yield Crew(made(server.samplers[0], server.frames), server.frames, server.check, server.control, urls)

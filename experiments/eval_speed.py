@@ -1,0 +1,107 @@
+"""How fast an evaluation went, and how full the servers' batches were."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from paravt_jax.errors import RolloutError
+from paravt_jax.eval.results import Outcome
+from paravt_jax.rollout.control import Control
+
+EVERY_S = 0.25
+
+
+@dataclasses.dataclass
+class Load:
+  """What servers said of themselves: polls, and the sums over them of requests that were decoding and that waited; by server, what it
+  sampled and the steps of its blocks since the first poll."""
+
+  polls: int = 0
+  running: int = 0
+  waiting: int = 0
+  tokens: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+  steps: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def batch(self) -> float | None:
+    """Requests that a block of a server decoded at once, on average over its steps; None when servers do not say."""
+    made, steps = (sum(now - first for first, now in found.values()) for found in (self.tokens, self.steps))
+    return made / steps if steps else None
+
+  def heard(self, url: str, info: Mapping[str, Any]) -> None:
+    """Takes in a reply to /get_server_info."""
+    if not isinstance(info.get('running'), list):
+      return
+    self.polls += 1
+    self.running += sum(info['running'])
+    self.waiting += int(info.get('waiting', 0))
+    counts, each = info.get('counts', {}), info.get('options', {}).get('decode_steps', 1)
+    for found, now in ((self.tokens, counts.get('sampled_tokens', 0)), (self.steps, counts.get('decode_calls', 0) * each)):
+      found.setdefault(url, [now, now])[1] = now
+
+
+@contextlib.asynccontextmanager
+async def watched(control: Control | None, urls: Sequence[str]) -> AsyncIterator[Load]:
+  """Polls the servers while the body runs, and at its ends; one that says nothing of its load is not counted."""
+  load = Load()
+  if control is None:
+    yield load
+    return
+  await ask(control, urls, load)
+  task = asyncio.create_task(_poll(control, urls, load))
+  try:
+    yield load
+  finally:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def ask(control: Control | None, urls: Sequence[str], load: Load) -> None:
+  """One poll; of no servers nothing."""
+  for url in urls:
+    try:
+      load.heard(url, await control.json('GET', f'{url}/get_server_info'))
+    except RolloutError:     # a server that is lost is the fleet's to notice
+      continue
+
+
+async def _poll(control: Control, urls: Sequence[str], load: Load) -> None:
+  while True:
+    await asyncio.sleep(EVERY_S)
+    await ask(control, urls, load)
+
+
+class Speed:
+  """Sums over the samples that this process finished."""
+
+  def __init__(self):
+    self._start, self._samples = time.monotonic(), 0
+    self._tokens = {'prompt': 0, 'sampled': 0}
+    self._seconds: dict[str, float] = {}
+
+  def add(self, outcome: Outcome) -> None:
+    """Counts a sample."""
+    self._samples += 1
+    for name in self._tokens:
+      self._tokens[name] += outcome.tokens[name]
+    for name, seconds in outcome.seconds.items():
+      self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+  def found(self, load: Load, frames: Mapping[str, int]) -> dict[str, Any]:
+    """samples, seconds, samples_per_second, tokens_per_second (sampled), prompt_tokens_per_second; stages: mean seconds of a sample in
+    each; in_flight: mean samples at a time; server_running, server_waiting: mean requests decoding and waiting; server_batch: requests
+    that a block of a server decoded at once; None where servers do not say; frames: how often decoded frames were found in memory,
+    shared or decoded."""
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    mean = lambda total, count: round(total / count, 4) if count else None
+    return {
+      'samples': self._samples, 'seconds': round(seconds, 3), 'samples_per_second': mean(self._samples, seconds),
+      'tokens_per_second': mean(self._tokens['sampled'], seconds), 'prompt_tokens_per_second': mean(self._tokens['prompt'], seconds),
+      'stages': {name: mean(total, self._samples) for name, total in self._seconds.items()},
+      'in_flight': mean(self._seconds.get('wall', 0.0), seconds), 'server_running': mean(load.running, load.polls),
+      'server_waiting': mean(load.waiting, load.polls),
+      'server_batch': None if load.batch is None else round(load.batch, 3), 'frames': dict(sorted(frames.items())),
+    }

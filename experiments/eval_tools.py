@@ -1,0 +1,118 @@
+"""What is made of results: the summary, its table and page; and two commands on finished results folders.
+
+python -m experiments.eval --compare RESULTS RESULTS            paired differences by benchmark; the flips in <second>/compare_<first>.json
+python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]      the whole of which these are the shards
+"""
+
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import runs, wiring
+from paravt_jax.errors import ConfigError, ParavtError
+from paravt_jax.eval import benchmarks, results, table
+from paravt_jax.report import evaluation as page
+
+COMMANDS = ('--compare', '--merge')
+BOOTSTRAP, SEED = 2000, 0    # of comparisons
+PUBLISHED = {name: about.published for name, about in benchmarks.BENCHMARKS.items()}
+FLIPS = 20                   # listed each way; the file has all
+
+
+def finish(folder: pathlib.Path, plan: results.Plan, name: str, samples: int, seed: int) -> dict[str, Any]:
+  """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and returns the summary."""
+  found = results.summarize(plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed)
+  runs.write_json(folder / 'summary.json', found)
+  text = table.markdown(found, name, PUBLISHED)
+  (folder / 'table.md').write_text(text)
+  print(text)
+  return found
+
+
+def error_rate(found: Mapping[str, Any]) -> float:
+  """The largest share of errors of any benchmark."""
+  return max((row['errors'] / row['samples'] for row in found.values() if row['samples']), default=0.0)
+
+
+def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+  """The page of a results folder, with the frames that the samples saw and the published scores beside ours."""
+  with wiring.decode_pool(config) as pool:
+    frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
+    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right)
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+  """One of COMMANDS; returns the exit status: 0, or 2 after one line about what is wrong."""
+  try:
+    if command == '--compare':
+      compare(arguments)
+    else:
+      merge(arguments)
+  except ParavtError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def compare(arguments: Sequence[str]) -> None:
+  """Prints the comparison of two results folders and writes all of it, flips included, beside the second one's results.
+
+  Raises:
+    ConfigError: not two folders, or no benchmark in common. DataError: one is no results folder, or their questions differ.
+  """
+  folders = [pathlib.Path(word) for word in arguments]
+  if len(folders) != 2 or any(word.startswith('--') for word in arguments):
+    raise ConfigError(f'--compare: got {" ".join(arguments) or "nothing"}, wanted two results folders')
+  plans = [results.read_plan(folder) for folder in folders]
+  metrics = {name: about['metric'] for name, about in plans[0].benchmarks.items() if name in plans[1].benchmarks}
+  if not metrics:
+    raise ConfigError(f'--compare: {folders[0]} has {sorted(plans[0].benchmarks)}, {folders[1]} has {sorted(plans[1].benchmarks)}: wanted a '
+                      f'benchmark in both')
+  sides = [results.read(folder / 'results.jsonl') for folder in folders]
+  found = results.compare(*sides, metrics, samples=BOOTSTRAP, seed=SEED)
+  names = [folder.resolve().name for folder in folders]
+  target = folders[1] / f'compare_{names[0]}.json'
+  about = {'first': str(folders[0]), 'second': str(folders[1]), 'settings': results.differences(*plans), 'benchmarks': found}
+  runs.write_json(target, about)
+  print(table.comparison(found, *names, FLIPS))
+  print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
+  print(target)
+
+
+def merge(arguments: Sequence[str]) -> None:
+  """Writes the whole of which the given results folders are the shards, and prints its folder.
+
+  Raises:
+    ConfigError: no folders, a target that is not empty, or shards that do not make a whole; see `results.merged`.
+  """
+  words = list(arguments)
+  target = None
+  if '--out' in words[:-1]:
+    place = words.index('--out')
+    target = pathlib.Path(words[place + 1])
+    del words[place : place + 2]
+  if not words or any(word.startswith('--') for word in words):
+    raise ConfigError(f'--merge: got {" ".join(arguments) or "nothing"}, wanted results folders, and optionally --out DIR')
+  folders = [pathlib.Path(word) for word in words]
+  plans = {folder: results.read_plan(folder) for folder in folders}
+  plan, outcomes = results.merged(plans, {folder: results.read(folder / 'results.jsonl') for folder in folders})
+  first = folders[0].resolve()
+  name = re.sub(r'_shard\d+of\d+$', '', first.name)
+  target = target or folders[0].parent / (name if name != first.name else f'{first.name}_merged')
+  if target.exists() and any(target.iterdir()):
+    raise ConfigError(f'--merge: {target} is not empty; name another folder with --out DIR')
+  target.mkdir(parents=True, exist_ok=True)
+  config = json.loads((folders[0] / 'config.json').read_text())
+  runs.write_json(target / 'config.json', {**config, 'shard': ''})
+  results.write_plan(target, plan)
+  with results.Journal(target) as journal:
+    for outcome in outcomes:
+      journal.append(outcome)
+  finish(target, plan, name.removeprefix('eval_'), int(config['eval']['bootstrap']), int(config['seed']))
+  page.write(target, target / 'report.html', None, published=PUBLISHED, right=bool(config['eval']['report_right']))
+  print(target)

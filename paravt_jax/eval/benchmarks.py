@@ -1,0 +1,332 @@
+"""The public benchmarks, one record each: where their files are, what a row means, how it is put and scored (spec, section 11).
+
+Rows are checked where they enter: a gold answer that cannot be resolved stops the run. A video that is missing does not: its
+question is asked all the same and ends as an error of its own; `problems` tells of it before anything is launched.
+"""
+
+import dataclasses
+import heapq
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from paravt_jax import seeds
+from paravt_jax.chat import prompts
+from paravt_jax.data.fields import Broken
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.eval import official, questions, snapshots
+from paravt_jax.eval.questions import Question, Row
+from paravt_jax.eval.sample import Sample
+from paravt_jax.rewards import answer
+from paravt_jax.types import Task
+
+LETTERS = answer.LETTERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """One benchmark.
+
+  hub, config, split: its published name. rows: globs of its row files in a snapshot, the first that matches any file counts.
+  columns: that a row must have; optional: that are read beside them. read: a row's Question, or Broken.
+  media: folders of the snapshot (or of its archives) that a row's video path is relative to; depth: how many last parts of that
+  path must agree when the video lies elsewhere; videos: what publishes them, for people.
+  prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write the answer, so that our agent is not
+  told another way. subtitle_chars: how much of a video's subtitles stands before
+  the question, 0 for none. breakdowns: fields of a sample.
+  metric: which of `scores` is the score. official: the published rule, on the last turn's text. forced_tokens: what the
+  published protocol leaves for a forced answer. published: scores by model, per cent.
+  """
+  name: str
+  hub: str
+  config: str
+  split: str
+  rows: tuple[str, ...]
+  columns: tuple[str, ...]
+  optional: tuple[str, ...]
+  read: Callable[[Row], Question]
+  media: tuple[str, ...]
+  depth: int
+  videos: str
+  prompt: str
+  shaped: bool
+  subtitle_chars: int
+  metric: str
+  breakdowns: tuple[str, ...]
+  official: Callable[[Sample, str], dict[str, float]]
+  forced_tokens: int
+  published: Mapping[str, float]
+
+
+# The records.
+
+_PUBLISHED = {
+  'ParaVT-8B': (62.1, 69.4, 60.4, 39.8, 65.0, 68.6, 50.1),
+  'Qwen3-VL-8B with tool': (59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3),
+  'LongVT-RFT-7B': (59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4),
+}
+
+
+def _published(column: int) -> dict[str, float]:
+  return {model: row[column] for model, row in _PUBLISHED.items()}
+
+
+_VIDEOMME = Benchmark(
+    name='videomme', hub='lmms-lab/Video-MME', config='videomme', split='test',
+    rows=('videomme/test-*.parquet', 'test-*.parquet', 'data/test-*.parquet', 'test.json*'),
+    columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'), optional=('domain', 'task_type'),
+    read=questions.videomme,
+    media=('data', 'videos'), depth=1, videos='videos_chunked_*.zip',
+    prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration', 'domain', 'task_type'),
+    metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(0))
+
+BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
+  _VIDEOMME,
+  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_chars=24000, published=_published(1)),
+  Benchmark(
+      name='longvideobench', hub='longvideobench/LongVideoBench', config='default', split='validation',
+      rows=('validation-*.parquet', 'data/validation-*.parquet', 'lvb_val.json', 'validation.json*'),
+      columns=('id', 'video_path', 'question', 'correct_choice'),
+      optional=('option0', 'option1', 'option2', 'option3', 'option4', 'candidates', 'duration_group', 'question_category'),
+      read=questions.longvideobench,
+      media=('videos',), depth=1, videos='videos.tar.part.*',
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration_group', 'question_category'),
+      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(2)),
+  Benchmark(
+      name='lvbench', hub='lmms-lab/LVBench', config='default', split='train',
+      rows=('data/train-*.parquet', 'train-*.parquet', '*/train-*.parquet', 'train.json*'),
+      columns=('uid', 'question', 'answer', 'video_path'), optional=('type', 'question_type', 'options'),
+      read=questions.lvbench,
+      media=('', 'videos', 'all_videos'), depth=1, videos='its video archives',
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('type', 'question_type'),
+      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(3)),
+  Benchmark(
+      name='mlvu', hub='sy1998/MLVU_dev', config='default', split='test',
+      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
+      columns=('video_name', 'question', 'answer', 'task_type'), optional=('candidates',),
+      read=questions.mlvu,
+      media=('video', 'videos', ''), depth=1, videos='video_part_*.zip',
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('task_type',),
+      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(4)),
+  Benchmark(
+      name='mmvu', hub='yale-nlp/MMVU', config='default', split='validation',
+      rows=('validation.json*', 'validation-*.parquet', 'data/validation-*.parquet', '*/validation-*.parquet'),
+      columns=('id', 'question', 'choices', 'answer', 'question_type', 'video'), optional=('subject', 'metadata'),
+      read=questions.mmvu,
+      media=('',), depth=2, videos='videos/<subject>/<number>.mp4',
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('question_type', 'subject'),
+      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(5)),
+  Benchmark(
+      name='charades', hub='lmms-lab/charades_sta', config='default', split='test',
+      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
+      columns=('video', 'caption', 'timestamp'), optional=(),
+      read=questions.charades,
+      media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480.zip',
+      prompt='When does this happen in the video: "{question}"\nSay it like this: The event happens in the X - Y seconds.',
+      shaped=True, subtitle_chars=0, breakdowns=(),
+      metric='iou', official=official.score_times, forced_tokens=128, published=_published(6)),
+  Benchmark(
+      name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', config='default', split='test',
+      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*', '*test*.json*'),
+      columns=('problem', 'problem_type', 'videos', 'answer'), optional=('problem_id',),
+      read=questions.longvideo_reason,
+      media=('', 'videos', 'longvila_videos'), depth=1,
+      videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
+      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('problem_type', 'options'),
+      metric='accuracy', official=official.score_longvideo_reason, forced_tokens=64, published={}),
+)}
+
+
+def named(name: str) -> Benchmark:
+  """The record of that name.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  if name not in BENCHMARKS:
+    raise ConfigError(f'benchmark {name!r}: no such benchmark; wanted one of {", ".join(BENCHMARKS)}')
+  return BENCHMARKS[name]
+
+
+# Scores.
+
+
+def said(text: str) -> str:
+  """The answer in a turn's text, pinned prefix included (spec, section 4). A text without any think or answer tag is an answer
+  as a whole: where no thought is asked for none is opened."""
+  return answer.extract_answer(text) if '<think>' in text or '</think>' in text or '<answer>' in text else text.strip()
+
+
+def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
+  """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and 'f1' beside it) or, for
+  temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for longvideo_reason 'format' too. A benchmark's `metric` names its
+  score. given: the answer, where a protocol reads it by a rule of its own; else it is `said`."""
+  task = sample.task
+  given = said(text) if given is None else given
+  if task.question_type == 'tvg':
+    return official.recalls(answer.temporal_iou(given, task.answer))
+  if task.question_type == 'oe':
+    found = {'accuracy': answer.exact_match(given, task.answer), 'f1': answer.token_f1(given, task.answer)}
+  else:
+    found = {'accuracy': answer.choice_accuracy(given, task.answer, len(task.options) or len(LETTERS))}
+  if sample.benchmark == 'longvideo_reason':
+    found['format'] = float(official.begins_as_told(text))
+  return found
+
+
+# Snapshots to samples.
+
+
+def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: int = 0) -> list[Sample]:
+  """The samples of a benchmark, in the order of its rows.
+
+  Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found without them. A task's question
+  holds the options and, where the benchmark has them, the subtitles (also in Sample.subtitles). A video that is nowhere keeps
+  the path at which it was expected.
+
+  Args:
+    folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is unpacked.
+    limit: so many samples, 0 for all: drawn by their ids, the same on every machine; more only add.
+
+  Raises:
+    ConfigError: no such benchmark.
+    DataError: no folder, no row file, a row that breaks the schema or whose gold answer cannot be resolved, a damaged archive;
+      no subtitles at all where the benchmark has them.
+  """
+  benchmark = named(name)
+  try:
+    root = snapshots.root(folder)
+    asked = _drawn(_questions(benchmark, root), limit)
+    videos, _ = _videos(benchmark, root, cache, asked)
+    subtitles = _subtitles(benchmark, root, cache, asked)
+  except DataError as error:
+    raise _about(name, error) from error
+  return [_sample(benchmark, question, videos[question.video] or root / benchmark.media[0] / question.video,
+                  subtitles.get(question.video, '')) for question in asked]
+
+
+def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0) -> list[str]:
+  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each, [] when all is there.
+
+  First folders, row files, columns and rows; when these are right and `cache` is given, archives are unpacked as `load` would
+  and the videos counted. Else a video counts as there if an archive names it, or might hold it (a packed tar is not read
+  through for this).
+  """
+  found: list[str] = []
+  whole: dict[str, tuple[pathlib.Path, list[Question]]] = {}
+  for name, folder in folders.items():
+    try:
+      root = snapshots.root(folder)
+      whole[name] = root, _drawn(_questions(named(name), root), limit)
+    except (DataError, ConfigError) as error:
+      found.append(str(_about(name, error)))
+  for name, (root, asked) in whole.items():
+    benchmark = named(name)
+    place = None if found else cache
+    try:
+      videos, missing = _videos(benchmark, root, place, asked)
+      if missing:
+        found.append(f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: {", ".join(missing[:5])}'
+                     f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked')
+      if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
+        _subtitles(benchmark, root, place, asked)
+    except DataError as error:
+      found.append(str(_about(name, error)))
+  return found
+
+
+def _about(name: str, error: Exception) -> DataError:
+  return DataError(str(error) if str(error).startswith(f'{name}: ') else f'{name}: {error}')
+
+
+def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
+  """Every row's question, with an id that is unique."""
+  found: dict[str, Question] = {}
+  for file in snapshots.row_files(root, benchmark.rows):
+    for number, row in snapshots.rows(file, benchmark.columns, benchmark.optional):
+      where = f'{benchmark.name}: row {number} of {file}'
+      try:
+        question = benchmark.read(row)
+        place = pathlib.PurePosixPath(question.video)
+        if place.is_absolute() or '..' in place.parts:
+          raise Broken(f'video: got {question.video!r}, wanted a path inside the snapshot')
+      except Broken as error:
+        raise DataError(f'{where}: {error}; fetch the published file, or mend the row') from error
+      name = question.id or f'{place.stem}-{len(found)}'
+      if name in found:
+        raise DataError(f'{where}: got the id {name!r} again, wanted one id per row; fetch the published file')
+      found[name] = dataclasses.replace(question, id=name)
+  if not found:
+    raise DataError(f'{benchmark.name}: no rows in {root}, wanted at least one; fetch the published files')
+  return list(found.values())
+
+
+def _drawn(asked: list[Question], limit: int) -> list[Question]:
+  """`limit` of them (0: all), in their order."""
+  if not 0 < limit < len(asked):
+    return asked
+  kept = heapq.nsmallest(limit, range(len(asked)), key=lambda i: seeds.at(0, 'benchmark_limit', asked[i].id))
+  return [asked[i] for i in sorted(kept)]
+
+
+def _place(benchmark: Benchmark, cache: str | os.PathLike) -> pathlib.Path:
+  """Where a hub data set's archives are unpacked; benchmarks on the same data share it."""
+  return pathlib.Path(cache) / benchmark.hub.replace('/', '--')
+
+
+def _is_subtitles(parts: Sequence[pathlib.Path]) -> bool:
+  return parts[0].name.lower().startswith('subtitle')
+
+
+def _videos(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
+            ) -> tuple[dict[str, pathlib.Path | None], list[str]]:
+  """({video as rows name it: its file or None}, those that are missing). Without a cache nothing is unpacked, and a video that
+  an archive names, or may hold, is not missing."""
+  wanted = dict.fromkeys(question.video for question in asked)
+  folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
+
+  def found() -> tuple[dict[str, pathlib.Path | None], list[str]]:
+    files = snapshots.Files(folders, snapshots.VIDEOS)
+    videos = {video: files.find(video, benchmark.media, benchmark.depth) for video in wanted}
+    return videos, [video for video, path in videos.items() if path is None]
+
+  videos, missing = found()
+  held = [(parts, snapshots.members(parts)) for parts in snapshots.archives(root) if missing and not _is_subtitles(parts)]
+  tail = lambda name: (*pathlib.PurePosixPath(name).parts[-benchmark.depth:-1], snapshots.stem(name, snapshots.VIDEOS))
+  inside = {parts: None if names is None else set(map(tail, names)) for parts, names in held}
+  holding = [parts for parts, names in inside.items() if names is None or names & set(map(tail, missing))]
+  if cache is None:
+    return videos, [video for video in missing
+                    if not any(inside[each] is None or tail(video) in inside[each] for each in holding)]
+  for parts in holding:
+    snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+  return found() if holding else (videos, missing)
+
+
+def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
+               ) -> dict[str, str]:
+  """{video: its subtitles}, of those that have some. Not every video of Video-MME has."""
+  if not benchmark.subtitle_chars:
+    return {}
+  folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
+  files = snapshots.Files(folders, snapshots.SUBTITLES)
+  if not len(files) and cache is not None:
+    for parts in filter(_is_subtitles, snapshots.archives(root)):
+      snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+    files = snapshots.Files(folders, snapshots.SUBTITLES)
+  if not len(files):
+    raise DataError(f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt or subtitle.zip; fetch it')
+  paths = {video: files.find(f'{pathlib.PurePosixPath(video).stem}.srt', ('subtitle',), 1)
+           for video in dict.fromkeys(question.video for question in asked)}
+  return {video: snapshots.read_subtitles(path, benchmark.subtitle_chars) for video, path in paths.items() if path is not None}
+
+
+def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subtitles: str) -> Sample:
+  lines = [benchmark.prompt.format(question=question.text)]
+  lines += [f'{letter}. {option}' for letter, option in zip(LETTERS, question.options)]
+  if subtitles:
+    lines.insert(0, f'Subtitles (seconds):\n{subtitles}\n')
+  task = Task(id=question.id, videos=(str(video),), question='\n'.join(lines), question_type=question.kind,
+              answer=question.gold, options=question.options, source=benchmark.name,
+              facts={prompts.SHAPED: True} if benchmark.shaped else {})
+  return Sample(benchmark=benchmark.name, task=task, fields=dict(question.fields), subtitles=subtitles)

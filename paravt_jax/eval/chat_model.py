@@ -1,0 +1,158 @@
+"""Any model behind an OpenAI-compatible server, in the place of our own: contexts become messages again, replies become tokens.
+
+Our chat template can be read backwards: control tokens are placed by id and nothing else has theirs. The reply's tokens are those
+of a local tokenizer; there are no log-probs, so such episodes are for evaluation only.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from paravt_jax.chat import tags
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.rollout.chat_server import Reply, Sampling, Server, image_part, text_part
+from paravt_jax.rollout.outcomes import Rejected
+from paravt_jax.rollout.sampler import Address, ContextOptions, expanded
+from paravt_jax.types import Segment, TokenClass
+
+_SHOWN = 200                 # characters of a reply that a message shows
+_CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatOptions:
+  """quality: of the JPEGs that frames are sent as; 0 sends PNGs, which keep every pixel. prefill: a pinned prefix is sent as the
+  beginning of the reply (vLLM and SGLang go on from it; others may not). more: further fields of each request, a JSON object as
+  text such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none."""
+  quality: int
+  prefill: bool
+  more: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Written(Reply):
+  """What a model wrote. finish: 'stop', or 'length' when a limit cut it."""
+  finish: str
+
+
+class ChatModel:
+  """A Sampler twin over a chat server. Use inside `async with server`. `counts`: requests, prompt_tokens and sampled_tokens, both
+  by the local tokenizer."""
+
+  def __init__(self, server: Server, tok: ChatTokenizer, context: ContextOptions, options: ChatOptions):
+    self.tok, self.options = tok, context
+    self._server, self._chat = server, options
+    self._more = _more(options.more)
+    self.counts: collections.Counter[str] = collections.Counter()
+
+  @property
+  def prefills(self) -> bool:
+    """Whether a reply can be given its beginning."""
+    return self._chat.prefill
+
+  def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
+    """Tokens that may still be sampled after these segments, with `reserved` left free; an estimate for another tokenizer."""
+    return self.options.context - expanded(segments) - reserved
+
+  async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
+                   token_class: TokenClass) -> tuple[Segment, str]:
+    """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish reason ('stop' or 'length').
+
+    Raises:
+      RolloutError: the server failed or refused, or its reply cannot be read; begins with the reason's name.
+    """
+    messages = await asyncio.to_thread(lambda: list(to_messages(self.tok, segments, self._chat.quality)))
+    more = dict(self._more)
+    if messages[-1]['role'] == 'assistant':
+      more |= _CONTINUE
+    if self.options.top_p < 1:
+      more['top_p'] = self.options.top_p
+    if self.options.top_k > 0:
+      more['top_k'] = self.options.top_k
+    sampling = Sampling(max_new_tokens, self.options.temperature, address.sampling_seed(turn, call))
+    outcome = await self._server.complete(messages, sampling, more, read_written)
+    if not isinstance(outcome, Written):
+      raise RolloutError(f'{outcome.reason}: {outcome.detail}')
+    ids = self.tok.encode(outcome.text, trusted=True)
+    if outcome.finish == 'stop':
+      ids = np.append(ids, np.int32(self.tok.im_end))
+    self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
+    return Segment(ids, sampled=True, logprobs=np.zeros(len(ids), np.float32), versions=np.zeros(len(ids), np.int32),
+                   token_class=token_class), outcome.finish
+
+
+def to_messages(tok: ChatTokenizer, segments: Sequence[Segment], quality: int) -> Iterator[dict[str, Any]]:
+  """The messages that segments of our template stand for; frames as data URLs, texts between them whole.
+
+  A last assistant message is the beginning that a reply is given; an empty one is left out.
+  """
+  ids = np.concatenate([np.asarray(segment.ids, np.int32) for segment in segments])
+  images = iter([image for segment in segments for image in segment.images])
+  starts = np.flatnonzero(ids == tok.im_start)
+  for start, limit in zip(starts, [*starts[1:], len(ids)]):
+    body = ids[start + 1:limit]
+    ends = np.flatnonzero(body == tok.im_end)
+    yield from _message(tok, body[:ends[0]] if len(ends) else body, images, quality, closed=bool(len(ends)))
+
+
+def _message(tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray], quality: int, *,
+             closed: bool) -> Iterator[dict[str, Any]]:
+  """One message, from its tokens between `<|im_start|>` and `<|im_end|>`."""
+  parts, texts = [], np.split(body, np.flatnonzero(body == tok.image_pad))
+  for index, run in enumerate(texts):
+    text = tok.decode(run[~np.isin(run, tok.vision_ids)])
+    if not index:
+      role, _, text = text.partition('\n')
+    else:
+      parts.append(image_part(next(images), quality))
+    if text:
+      parts.append(text_part(text))
+  if all(part['type'] == 'text' for part in parts):
+    content: Any = ''.join(part['text'] for part in parts)
+  else:
+    content = parts
+  if closed or content:
+    yield {'role': role, 'content': content}
+
+
+def read_written(content: bytes) -> Written | Rejected:
+  """Reads a chat completion: its text, with the reasoning that a server took out put back before it, and how it ended.
+
+  An empty text is what the model wrote. Calls that the server took out of the text are a fault of its settings.
+  """
+  try:
+    choice = orjson.loads(content)['choices'][0]
+    message, finish = choice['message'], choice.get('finish_reason')
+    text, reasoning = message.get('content'), message.get('reasoning_content') or message.get('reasoning') or ''
+  except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
+    return Rejected('unreadable', repr(content[:_SHOWN]))
+  if isinstance(text, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in text):
+    text = ''.join(part['text'] for part in text)
+  if finish == 'content_filter':
+    return Rejected('filtered', 'the server filtered the reply')
+  if message.get('tool_calls'):
+    return Rejected('tool_calls', 'the server took the calls out of the text; start it without a tool call parser')
+  if text is None:
+    text = ''
+  if not isinstance(text, str) or not isinstance(reasoning, str):
+    return Rejected('unreadable', f'content {text!r:.80}, reasoning {reasoning!r:.80}')
+  if reasoning:
+    text = f'{tags.THINK_OPEN}\n{reasoning}' + (f'\n{tags.THINK_CLOSE}\n{text}' if text or finish != 'length' else '')
+  return Written(text.replace('\0', '').replace('\r\n', '\n'), 'length' if finish == 'length' else 'stop')
+
+
+def _more(text: str) -> dict[str, Any]:
+  try:
+    value = json.loads(text) if text else {}
+  except ValueError as error:
+    raise ConfigError(f'chat.more={text!r}: is no JSON ({error}), wanted an object or nothing') from error
+  if not isinstance(value, dict):
+    raise ConfigError(f'chat.more={text!r}: got {type(value).__name__}, wanted a JSON object')
+  return value

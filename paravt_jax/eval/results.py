@@ -1,0 +1,399 @@
+"""A results folder: what was asked and with what (plan.json), every finished sample (results.jsonl), and the numbers of both.
+
+  plan.json      what the results are a function of, by benchmark the keys of all samples, and the shard
+  results.jsonl  an `Outcome` a line, on disk before the next one is begun
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.eval import scoring, statistics
+from paravt_jax.metrics.writer import append_line, unwritable
+
+ANSWERED, ERROR = 'answered', 'error'
+SHOWN = 5                    # names in a message
+SHOWN_AS = {'iou': 'mIoU'}   # means of metrics that have a name of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """A sample that is finished: answered and scored, or an error, which is no wrong answer.
+
+  key: 'videomme/<id>/k=64'. score: in [0, 1], None after an error, whose reason (a countable word) and text stand beside it.
+  metrics: what the score is made of, and more of its kind; official: by the benchmark's own rule, None where it has none.
+  fields: by which scores are broken down. seconds: 'wall' and its stages. tokens: 'prompt' (given, images expanded) and
+  'sampled', sub-agents included. episode: the JSON of report.episodes, None after an error.
+  """
+  key: str
+  benchmark: str
+  id: str
+  k: int
+  status: str
+  reason: str
+  error: str
+  score: float | None
+  metrics: Mapping[str, float]
+  official: Mapping[str, float] | None
+  answer: str
+  gold: str
+  fields: Mapping[str, str]
+  seconds: Mapping[str, float]
+  tokens: Mapping[str, int]
+  episode: Mapping[str, Any] | None
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
+def key_of(benchmark: str, sample: str, k: int) -> str:
+  """What names a sample at a budget: 'videomme/<id>/k=64'."""
+  return f'{benchmark}/{sample}/k={k}'
+
+
+def digest(value: Any) -> str:
+  """Sixteen hex digits that name a JSON value."""
+  return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class Journal:
+  """Appends outcomes to a folder's results.jsonl, a whole line each or nothing.
+
+  Errors of an earlier run and a torn last line are taken out when it is opened: those samples are put again. `answered` holds
+  the keys that need not be.
+
+  Raises:
+    DataError: an existing line breaks the schema. ParavtError: the folder cannot be written.
+  """
+
+  def __init__(self, folder: Path):
+    self.path = folder / 'results.jsonl'
+    lines, whole = _lines(self.path)
+    kept = [(outcome, line) for outcome, line in lines if outcome.status == ANSWERED]
+    self.answered = {outcome.key for outcome, _ in kept}
+    try:
+      if len(kept) < len(lines) or not whole:
+        partial = self.path.with_name('.results.jsonl.partial')
+        partial.write_bytes(b''.join(line for _, line in kept))
+        partial.replace(self.path)
+      self._file = self.path.open('ab', buffering=0)
+    except OSError as error:
+      raise unwritable(self.path, 'open', error) from error
+
+  def append(self, outcome: Outcome) -> None:
+    """Writes one line. Raises ParavtError when the disk is full; the file then ends with the last whole line."""
+    line = json.dumps({name: getattr(outcome, name) for name in FIELDS}, separators=(',', ':'), allow_nan=False)
+    append_line(self._file, line.encode() + b'\n', self.path, f'write the result of {outcome.key}')
+
+  def close(self) -> None:
+    """Closes the file; further appends fail."""
+    self._file.close()
+
+  def __enter__(self) -> 'Journal':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def read(path: Path) -> list[Outcome]:
+  """Outcomes of a results.jsonl in the order of writing; a missing file gives none, a torn last line is left out.
+
+  Raises:
+    DataError: a line breaks the schema.
+  """
+  return [outcome for outcome, _ in _lines(path)[0]]
+
+
+def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
+  """Outcomes with their lines, and whether the last line is whole."""
+  found: list[tuple[Outcome, bytes]] = []
+  if not path.is_file():
+    return found, True
+  with path.open('rb') as file:
+    for number, line in enumerate(file, 1):
+      if not line.endswith(b'\n'):
+        return found, False
+      try:
+        found.append((Outcome(**json.loads(line)), line))
+      except (ValueError, TypeError) as error:
+        raise DataError(f'{path} line {number}: got {line[:60]!r}, wanted an object with exactly {list(FIELDS)}; it was written by '
+                        f'another version, or by hand: choose another folder') from error
+  return found, True
+
+
+# What results are a function of
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a results folder is made with.
+
+  common: model, protocol, limits, sampling, code, ..., in named JSON values. benchmarks: by name {'parts': what is its own (frames,
+  questions), 'metric': which of the metrics is the score, 'keys': of its samples, in order}. shard: (number from 1, count); (1, 1)
+  is everything.
+  """
+  common: Mapping[str, Any]
+  benchmarks: Mapping[str, Mapping[str, Any]]
+  shard: tuple[int, int]
+
+  def fingerprint(self, benchmark: str) -> str:
+    """Names everything that the scores of a benchmark are a function of."""
+    return digest([self.common, self.benchmarks[benchmark]['parts']])
+
+
+def refuse_other(folder: Path, plan: Plan) -> None:
+  """Raises ConfigError, naming the settings that differ, when a folder was begun with others, or as another shard."""
+  if not (folder / 'plan.json').exists():
+    return
+  changed = differences(read_plan(folder), plan)
+  if changed:
+    raise ConfigError(f'results folder {folder} was begun with other settings ({", ".join(changed[:SHOWN])}'
+                      f'{", ..." if len(changed) > SHOWN else ""}); go on with the same, or choose another with --config.run.folder=DIR')
+
+
+def write_plan(folder: Path, plan: Plan) -> Plan:
+  """Writes a folder's plan by rename, beside the benchmarks that it holds already, and returns the plan of all of them.
+
+  Raises:
+    ConfigError: as `refuse_other`. DataError: the folder's plan is broken. ParavtError: it cannot be written.
+  """
+  refuse_other(folder, plan)
+  if (folder / 'plan.json').exists():
+    plan = dataclasses.replace(plan, benchmarks={**read_plan(folder).benchmarks, **plan.benchmarks})
+  partial = folder / f'.plan.json.{os.getpid()}'
+  try:
+    partial.write_text(json.dumps(dataclasses.asdict(plan)) + '\n')
+    partial.replace(folder / 'plan.json')
+  except OSError as error:
+    raise unwritable(folder / 'plan.json', 'write', error) from error
+  return plan
+
+
+def read_plan(folder: Path) -> Plan:
+  """The plan of a results folder. Raises DataError when there is none, or it is broken."""
+  path = folder / 'plan.json'
+  try:
+    data = json.loads(path.read_text())
+    return Plan(data['common'], data['benchmarks'], tuple(data['shard']))
+  except FileNotFoundError as error:
+    raise DataError(f'{folder}: got no plan.json, wanted a results folder of experiments.eval; check the path') from error
+  except (ValueError, KeyError, TypeError, OSError) as error:
+    raise DataError(f'{path}: got {type(error).__name__} ({error}), wanted a plan of experiments.eval; move the folder away') from error
+
+
+def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
+  """'agent.max_turns: 3 -> 2' for each setting in which two plans differ, of benchmarks that both have; shards: the shard too."""
+  rows = _differences(before.common, _plain(now.common), '')
+  for name in before.benchmarks:
+    if name in now.benchmarks:
+      rows += _differences(before.benchmarks[name]['parts'], _plain(now.benchmarks[name]['parts']), f'{name}.')
+  if shards and before.shard != now.shard:
+    rows.append('shard: {}/{} -> {}/{}'.format(*before.shard, *now.shard))
+  return rows
+
+
+def _plain(value: Any) -> Any:
+  """As JSON gives it back: tuples are lists."""
+  return json.loads(json.dumps(value))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+  rows = []
+  for name in sorted({*before, *now}):
+    old, new = before.get(name), now.get(name)
+    if isinstance(old, dict) and isinstance(new, dict):
+      rows += _differences(old, new, f'{prefix}{name}.')
+    elif old != new:
+      rows.append(f'{prefix}{name}: {old} -> {new}')
+  return rows
+
+
+# Numbers
+
+
+def summarize(plan: Plan, outcomes: Iterable[Outcome], *, samples: int, seed: int) -> dict[str, dict[str, Any]]:
+  """The numbers of each benchmark of a plan, JSON-able: what summary.json holds.
+
+  Args:
+    plan: whose keys are the samples. outcomes: of any of them, in any order; a later one of a key replaces an earlier one.
+    samples, seed: of bootstrap intervals.
+
+  Returns:
+    By benchmark: as `_numbers`, and its `metric` and `fingerprint`. Equal for equal outcomes, whatever their order.
+  """
+  by_key = {outcome.key: outcome for outcome in outcomes}
+  found = {}
+  for name, about in plan.benchmarks.items():
+    mine = [by_key[key] for key in about['keys'] if key in by_key]
+    found[name] = {**_numbers(mine, about['metric'], samples, seed), 'breakdowns': _breakdowns(mine, samples, seed),
+                   'metric': SHOWN_AS.get(about['metric'], about['metric']), 'fingerprint': plan.fingerprint(name)}
+  return found
+
+
+def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) -> dict[str, Any]:
+  """samples, answered, errors (how many), reasons (of errors).
+
+  score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered, interval_answered: over the answered
+  ones. score_official, official_interval, score_official_answered: the same by the benchmark's own rule, None without one. metrics,
+  official: every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means over answered samples:
+  calls_per_sample (executed), calls_failed, format_compliance, truncated. No samples give None.
+  """
+  answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
+  scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
+  (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
+  metrics, official = ({name: _metric(outcomes, which, name, samples, seed) for name in _names(answered, which)}
+                       for which in ('metrics', 'official'))
+  theirs = official.get(metric, {})
+  return {
+    'samples': len(outcomes), 'answered': len(answered), 'errors': len(outcomes) - len(answered),
+    'reasons': dict(sorted(collections.Counter(o.reason for o in outcomes if o.status == ERROR).items())),
+    'score': score, 'interval': interval, 'score_answered': score_answered, 'interval_answered': interval_answered,
+    'score_official': theirs.get('all'), 'score_official_answered': theirs.get('answered'),
+    'official_interval': theirs.get('interval'), 'metrics': metrics, 'official': official,
+    'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
+    'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
+    'format_compliance': _mean([float(outcome.episode['parts']['compliant']) for outcome in answered]),
+    'truncated': _mean([any(turn['stop'] == 'length' for turn in outcome.episode['turns']) for outcome in answered]),
+  }
+
+
+def _score(outcomes: Sequence[Outcome], value, samples: int, seed: int) -> tuple[float | None, list[float]]:
+  """(mean, interval); what is None counts as nothing earned."""
+  values = [value(outcome) or 0.0 for outcome in outcomes]
+  return _mean(values), list(statistics.interval(values, [outcome.id for outcome in outcomes], samples=samples, seed=seed))
+
+
+def _metric(outcomes: Sequence[Outcome], which: str, name: str, samples: int, seed: int) -> dict[str, Any]:
+  """One metric over the samples that have it (an open-ended row has no F1 of a letter), errors included."""
+  mine = [outcome for outcome in outcomes if outcome.status == ERROR or name in (getattr(outcome, which) or {})]
+  value = lambda outcome: (getattr(outcome, which) or {}).get(name)
+  score, interval = _score(mine, value, samples, seed)
+  return {'all': score, 'interval': interval, 'answered': _mean([value(o) for o in mine if o.status == ANSWERED])}
+
+
+def _names(outcomes: Sequence[Outcome], which: str) -> list[str]:
+  """Metrics that occur, in order of appearance."""
+  return list(dict.fromkeys(name for outcome in outcomes for name in (getattr(outcome, which) or {})))
+
+
+def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, dict[str, Any]]:
+  """By field and value, and by 'k', the counts, score and interval of those samples; fields with one value are left out."""
+  table: dict[str, dict[str, list[Outcome]]] = {}
+  for outcome in outcomes:
+    for field, value in (('k', str(outcome.k)), *outcome.fields.items()):
+      table.setdefault(field, {}).setdefault(value, []).append(outcome)
+  order = lambda value: (0, int(value), '') if value.isdecimal() else (1, 0, value)
+  return {field: {value: _cell(groups[value], samples, seed) for value in sorted(groups, key=order)}
+          for field, groups in table.items() if len(groups) > 1}
+
+
+def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any]:
+  answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
+  score, interval = _score(outcomes, lambda outcome: outcome.score, samples, seed)
+  return {'samples': len(outcomes), 'answered': len(answered), 'errors': len(outcomes) - len(answered), 'score': score,
+          'interval': interval, 'score_answered': _mean([outcome.score for outcome in answered]),
+          'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered])}
+
+
+def _calls(outcome: Outcome, executed: bool) -> int:
+  """Calls of an episode that were executed, or that were not."""
+  return sum((result['status'] == 'executed') is executed for turn in outcome.episode['turns'] for result in turn['results'])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+  return math.fsum(values) / len(values) if values else None
+
+
+# Two folders
+
+
+def compare(first: Iterable[Outcome], second: Iterable[Outcome], metrics: Mapping[str, str], *, samples: int, seed: int
+            ) -> dict[str, dict[str, Any]]:
+  """Two evaluations of the same questions, by benchmark that both have; a pair with an error on either side counts as unpaired.
+
+  Args:
+    metrics: by benchmark, which metric is the score. samples, seed: of the bootstrap, which draws questions (with all their budgets).
+
+  Returns:
+    By benchmark: metric; first, second: scores over the pairs; difference (second minus first), low, high; only_first, only_second
+    right, and McNemar's p; right: what that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
+
+  Raises:
+    DataError: a key has another gold answer in each folder: they are not the same questions.
+  """
+  sides = [{outcome.key: outcome for outcome in side} for side in (first, second)]
+  found = {}
+  for name, metric in metrics.items():
+    mine = [{key: outcome for key, outcome in side.items() if outcome.benchmark == name} for side in sides]
+    both = [key for key in sorted(mine[0]) if key in mine[1] and all(side[key].status == ANSWERED for side in mine)]
+    pairs = [(mine[0][key], mine[1][key]) for key in both]
+    unpaired = len({*mine[0], *mine[1]}) - len(pairs)
+    found[name] = {'metric': SHOWN_AS.get(metric, metric), **_paired(pairs, metric, samples, seed), 'unpaired': unpaired}
+  return found
+
+
+def _paired(pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int) -> dict[str, Any]:
+  """What `compare` says of a benchmark's pairs of answered outcomes."""
+  for a, b in pairs:
+    if a.gold != b.gold:
+      raise DataError(f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions in both folders; evaluate '
+                      f'both on one snapshot')
+  scores = [[pair[side].score for pair in pairs] for side in (0, 1)]
+  difference, low, high = scoring.paired_bootstrap(*scores, clusters=[a.id for a, _ in pairs], samples=samples, seed=seed)
+  right = [[_right(pair[side], metric) for pair in pairs] for side in (0, 1)]
+  test = statistics.mcnemar(*right)
+  flips = lambda wanted: [{'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
+                          for (a, b), was, became in zip(pairs, *right) if (was, became) == wanted]
+  return {
+    'first': _mean(scores[0]), 'second': _mean(scores[1]), 'difference': difference if pairs else None, 'low': low if pairs else None,
+    'high': high if pairs else None, 'p': test.p, 'only_first': test.only_first, 'only_second': test.only_second,
+    'right': 'IoU at least 0.5' if metric == 'iou' else 'a full score', 'pairs': len(pairs),
+    'lost': flips((True, False)), 'won': flips((False, True)),
+  }
+
+
+def _right(outcome: Outcome, metric: str) -> bool:
+  return outcome.score >= (0.5 if metric == 'iou' else 1.0)
+
+
+def merged(plans: Mapping[Path, Plan], outcomes: Mapping[Path, Sequence[Outcome]]) -> tuple[Plan, list[Outcome]]:
+  """The whole of which results folders are the shards: its plan and all its outcomes.
+
+  Raises:
+    ConfigError: they were made with different settings, or benchmarks; a shard is missing or there twice; samples of one are missing
+      (its run did not end). The message names all that is missing.
+  """
+  (first, plan), *others = plans.items()
+  for path, other in others:
+    changed = differences(plan, other, shards=False)
+    if set(plan.benchmarks) != set(other.benchmarks):
+      changed.append(f'benchmarks: {sorted(plan.benchmarks)} -> {sorted(other.benchmarks)}')
+    if plan.shard[1] != other.shard[1]:
+      changed.append(f'shards: {plan.shard[1]} -> {other.shard[1]}')
+    if changed:
+      raise ConfigError(f'{path} was made with other settings than {first} ({", ".join(changed[:SHOWN])}); merge shards of one evaluation')
+  numbers = collections.Counter(plan.shard[0] for plan in plans.values())
+  twice = sorted(number for number, count in numbers.items() if count > 1)
+  if twice:
+    raise ConfigError(f'shards {twice} of {plan.shard[1]} are given twice; name each folder once')
+  faults = [f'shard {number}/{plan.shard[1]} is not among the folders' for number in range(1, plan.shard[1] + 1) if number not in numbers]
+  for path, other in plans.items():
+    there = {outcome.key for outcome in outcomes[path]}
+    missing = [key for about in other.benchmarks.values() for key in about['keys'] if key not in there]
+    if missing:
+      faults.append(f'{path} lacks {len(missing)} samples ({", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""})')
+  if faults:
+    raise ConfigError(f'not complete: {"; ".join(faults)}; finish those runs and merge again')
+  ordered = sorted(plans.values(), key=lambda plan: plan.shard)
+  whole = {name: {**about, 'keys': [key for plan in ordered for key in plan.benchmarks[name]['keys']]}
+           for name, about in plan.benchmarks.items()}
+  keys = {key for about in whole.values() for key in about['keys']}
+  return dataclasses.replace(plan, benchmarks=whole, shard=(1, 1)), [o for some in outcomes.values() for o in some if o.key in keys]

@@ -1,0 +1,62 @@
+"""How sure a score is, and whether two differ. Pure; every draw is seeded."""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Sequence
+
+from paravt_jax.eval import scoring
+
+
+def interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int) -> tuple[float, float]:
+  """The 95 % interval of a mean of values in [0, 1].
+
+  Wilson's for a share (all values 0 or 1, one per cluster), a bootstrap over clusters for any other mean; where a bootstrap could
+  only repeat itself (one cluster, or all values equal) Wilson's over the clusters, which is wider than any mean's.
+
+  Args:
+    values: a score each. clusters: what is drawn together, such as the question that was put at several budgets.
+    samples: bootstrap samples. seed: of the draws.
+
+  Returns:
+    (low, high). No values give (0, 1): nothing is known.
+
+  Raises:
+    ValueError: the lengths differ.
+  """
+  if len(values) == 0:
+    return 0.0, 1.0
+  if len(set(clusters)) == 1:
+    return scoring.wilson(sum(values) / len(values), 1)
+  if len(set(values)) == 1 or all(value in (0, 1) for value in values):
+    return scoring.share_interval(values, clusters, samples=samples, seed=seed)
+  _, low, high = scoring.paired_bootstrap([0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed)
+  return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class McNemar:
+  """Of pairs that are right or wrong: how many only the first, and only the second has right, and the two-sided p."""
+  only_first: int
+  only_second: int
+  p: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+  """The exact test (McNemar 1947, by the binomial distribution) of whether two systems are right equally often.
+
+  Args:
+    first, second: whether each is right, on the same questions in the same order.
+
+  Returns:
+    The discordant pairs and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when no pair is discordant.
+
+  Raises:
+    ValueError: the lengths differ.
+  """
+  if len(first) != len(second):
+    raise ValueError(f'mcnemar: got {len(first)} and {len(second)} outcomes, wanted as many of each')
+  only_first = sum(a and not b for a, b in zip(first, second))
+  only_second = sum(b and not a for a, b in zip(first, second))
+  discordant, fewer = only_first + only_second, min(only_first, only_second)
+  tail = sum(math.comb(discordant, i) for i in range(fewer + 1))
+  return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))

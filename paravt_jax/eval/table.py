@@ -1,0 +1,120 @@
+"""Markdown of an evaluation and of a comparison. Every number says how sure it is, and published ones say that they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WIDEST = 40                 # rows of a breakdown
+
+
+def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]]) -> str:
+  """The tables of a summary (`results.summarize`).
+
+  Args:
+    name: of what was evaluated. published: by benchmark {model: number, per cent}; those of benchmarks that were not put are left out.
+
+  Returns:
+    Markdown that ends in a newline: scores, ours beside published rows, errors by reason, further metrics, breakdowns. Scores are per
+    cent with their 95 % interval.
+  """
+  parts = [f'# {name}', _scores(summary)]
+  beside = _beside(summary, name, published)
+  if beside:
+    parts.append(beside)
+  errors = [[benchmark, reason, str(count)] for benchmark, row in summary.items() for reason, count in row['reasons'].items()]
+  if errors:
+    parts.append('## Errors\n\nThey earn nothing in the scores over all samples, and are tried again by the same command.\n\n'
+                 + table(('benchmark', 'reason', 'samples'), errors))
+  parts.append(_metrics(summary))
+  parts += [_breakdown(benchmark, row) for benchmark, row in summary.items() if row['breakdowns']]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
+  head = ('benchmark', 'metric', 'score, all samples', 'score, answered', 'official rule', 'samples', 'errors', 'calls per sample',
+          'format', 'fingerprint')
+  rows = [[benchmark, row['metric'], sure(row['score'], row['interval']), sure(row['score_answered'], row['interval_answered']),
+           sure(row['score_official'], row['official_interval']), str(row['samples']), str(row['errors']),
+           plain(row['calls_per_sample'], 2), percent(row['format_compliance']), row['fingerprint']] for benchmark, row in summary.items()]
+  return 'Per cent [95 % interval].\n\n' + table(head, rows)
+
+
+def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]]) -> str:
+  benchmarks = [benchmark for benchmark in summary if published.get(benchmark)]
+  if not benchmarks:
+    return ''
+  models = list(dict.fromkeys(model for benchmark in benchmarks for model in published[benchmark]))
+  rows = [[name, 'measured here', *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks)],
+          [f'{name}, official rule', 'measured here',
+           *(sure(summary[b]['score_official'], summary[b]['official_interval']) for b in benchmarks)]]
+  rows += [[model, 'published', *(plain(published[b].get(model), 1) for b in benchmarks)] for model in models]
+  return ('## Beside published numbers\n\nRows marked "published" are quoted, not measured here: other frames, prompts and scoring; they '
+          'enter no statistics.\n\n' + table(('model', 'source', *benchmarks), rows))
+
+
+def _metrics(summary: Mapping[str, Mapping[str, Any]]) -> str:
+  rows = [[benchmark, name, rule, sure(cell['all'], cell['interval']), percent(cell['answered'])]
+          for benchmark, row in summary.items() for rule, which in (('ours', 'metrics'), ('official', 'official'))
+          for name, cell in row[which].items()]
+  return '## Metrics\n\n' + table(('benchmark', 'metric', 'rule', 'all samples', 'answered'), rows)
+
+
+def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
+  parts = []
+  for field, cells in row['breakdowns'].items():
+    rows = [[value, sure(cell['score'], cell['interval']), percent(cell['score_answered']), str(cell['samples']), str(cell['errors']),
+             plain(cell['calls_per_sample'], 2)] for value, cell in list(cells.items())[:_WIDEST]]
+    more = f'\n\n{len(cells) - _WIDEST} more values in summary.json.' if len(cells) > _WIDEST else ''
+    parts.append(table((field, row['metric'], 'answered', 'samples', 'errors', 'calls per sample'), rows) + more)
+  return f'## {benchmark}\n\n' + '\n\n'.join(parts)
+
+
+def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, flips: int) -> str:
+  """Markdown of a comparison of two results folders (`results.compare`), with at most `flips` flips listed each way."""
+  head = ('benchmark', 'metric', first, second, 'difference', 'only first right', 'only second right', 'McNemar p', 'pairs', 'unpaired')
+  rows = [[benchmark, row['metric'], percent(row['first']), percent(row['second']),
+           sure(row['difference'], (row['low'], row['high']), sign=True), str(row['only_first']), str(row['only_second']),
+           f'{row["p"]:.4g}', str(row['pairs']), str(row['unpaired'])] for benchmark, row in found.items()]
+  parts = [f'# {first} against {second}',
+           'Per cent; differences are second minus first with a paired bootstrap 95 % interval, drawn by question. A pair with an error '
+           'on either side is left out (unpaired). McNemar\'s test is exact; right means '
+           + ', '.join(sorted({row['right'] for row in found.values()})) + '.', table(head, rows)]
+  for benchmark, row in found.items():
+    for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
+      lines = [f'- `{flip["key"]}`: gold {short(flip["gold"])}, first {short(flip["first"])}, second {short(flip["second"])}'
+               for flip in row[way][:flips]]
+      if len(row[way]) > flips:
+        lines.append(f'- {len(row[way]) - flips} more')
+      if lines:
+        parts.append(f'## {benchmark}: {title}\n\n' + '\n'.join(lines))
+  return '\n\n'.join(parts) + '\n'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table; bars in cells are escaped."""
+  clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
+  lines = [list(head), ['---'] * len(head), *rows]
+  return '\n'.join('| ' + ' | '.join(map(clean, line)) + ' |' for line in lines)
+
+
+def percent(value: float | None) -> str:
+  """'62.1', '-' for None."""
+  return '-' if value is None else f'{100 * value:.1f}'
+
+
+def plain(value: float | None, digits: int) -> str:
+  """A number as it is, '-' for None."""
+  return '-' if value is None else f'{value:.{digits}f}'
+
+
+def sure(value: float | None, interval: Sequence[float] | None, *, sign: bool = False) -> str:
+  """'62.1 [60.2, 64.0]', '-' for None."""
+  if value is None or interval is None:
+    return '-'
+  form = '{:+.1f}' if sign else '{:.1f}'
+  return f'{form.format(100 * value)} [{form.format(100 * interval[0])}, {form.format(100 * interval[1])}]'
+
+
+def short(text: str) -> str:
+  """A text on one line, cut."""
+  line = ' '.join(text.split())
+  return f'"{line[:60]}{"..." if len(line) > 60 else ""}"'

@@ -1,0 +1,395 @@
+"""An evaluation as one static HTML file: the scores, then every wrong answer with its frames and crops on the timeline, to filter.
+
+  results.jsonl: a line per finished sample; of several with one key (an error that was tried again) the last one counts
+  summary.json: {benchmark: {samples, score, interval, ...}}; without it (a run that was cut off) the numbers come from the lines
+"""
+
+import base64
+import collections
+import dataclasses
+import datetime
+import functools
+import io
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from paravt_jax.errors import DataError
+from paravt_jax.metrics.writer import unwritable
+from paravt_jax.report import episodes, scenes
+from paravt_jax.report.charts import number
+from paravt_jax.report.headline import percent
+from paravt_jax.report.run import interval
+from paravt_jax.types import Episode, ResultStatus, Scored, Trajectory
+
+PICTURES = 3000              # different pictures on a page, about 5 KB each at 224 x 224
+SAMPLES = 600                # samples shown in full
+OVERVIEW = 16                # pictures of an overview; its timeline has every frame
+CROP = 8                     # pictures of a crop
+CLIPS = 32                   # decoded clips kept, for samples of one video stand near each other
+VALUES = 40                  # of a field, in the table of its breakdown
+OUTCOMES = ('wrong', 'partial', 'error', 'right')
+_HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A line of results.jsonl without its episode. outcome: one of OUTCOMES, '' for a question without a gold answer.
+
+  score: 0 .. 1, None after an error; calls: that were executed; start: where the line begins in the file.
+  """
+  key: str
+  benchmark: str
+  id: str
+  k: int
+  outcome: str
+  reason: str
+  error: str
+  score: float | None
+  metrics: Mapping[str, float]
+  official: Mapping[str, float]
+  answer: str
+  gold: str
+  fields: Mapping[str, str]
+  seconds: Mapping[str, float]
+  tokens: Mapping[str, float]
+  calls: int
+  start: int
+
+
+def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFrames | None, *,
+          published: Mapping[str, Mapping[str, float]] | None = None, right: bool = False, pictures: int = PICTURES,
+          samples: int = SAMPLES) -> Path:
+  """Writes the page of a results folder.
+
+  Args:
+    folder: see the module; lines that break the schema are named on the page.
+    out_html: the file to write; replaced in one go.
+    load_frames: (video path, seconds) -> Clip; it may raise MediaError. None: times only.
+    published: by benchmark and model, the score in points as published, to stand beside ours.
+    right: show right answers too, after the others have their place.
+    pictures, samples: at most so many on the page, shared evenly by the benchmarks; the page says what was left out.
+
+  Returns:
+    out_html.
+
+  Raises:
+    DataError: the folder or its results.jsonl does not exist. ParavtError: the page cannot be written.
+  """
+  file = Path(folder) / 'results.jsonl'
+  if not file.is_file():
+    raise DataError(f'{file}: no such file; wanted the results folder of an evaluation (the last line that it prints)')
+  notes: list[str] = []
+  rows = read(file, notes)
+  summary = _summary(Path(folder) / 'summary.json', rows, notes)
+  wanted = [row for row in rows if right or row.outcome != 'right']
+  chosen = list(itertools.islice(_in_turn(wanted), samples))
+  held = _Pictures(load_frames, pictures)
+  cards = _cards(file, chosen, held, notes)
+  left = collections.Counter(row.outcome for row in rows)
+  left.subtract(row.outcome for row in chosen)
+  page = _render(cards, held, title=Path(folder).resolve().name, table=_table(summary, published or {}), notes=notes,
+                 breakdowns=_parts(summary), left={name: left[name] for name in OUTCOMES if left[name] > 0}, right=right)
+  return _save(Path(out_html), page)
+
+
+def write_one(episode: Episode, out_html: Path | str, load_frames: scenes.LoadFrames | None) -> Path:
+  """Writes the page of one episode without a gold answer: its question, overview, timeline and turns.
+
+  Raises:
+    ParavtError: the page cannot be written.
+  """
+  row = Row(key=episode.task.id, benchmark='', id=episode.task.id, k=episode.budget, outcome='', reason='', error=episode.error,
+            score=None, metrics={}, official={}, answer='', gold='', fields={}, seconds={}, tokens={}, calls=episode.executed, start=0)
+  held = _Pictures(load_frames, PICTURES)
+  cards = [_card(row, Scored(episode, 0.0, {}), held)]
+  page = _render(cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True)
+  return _save(Path(out_html), page)
+
+
+def read(path: Path | str, notes: list[str]) -> list[Row]:
+  """The last line of every key, in order of writing; lines that are broken are named in `notes`, a torn last one is left out."""
+  rows: dict[str, Row] = {}
+  start = 0
+  with Path(path).open('rb') as file:
+    for count, line in enumerate(file, 1):
+      if not line.endswith(b'\n'):
+        break
+      try:
+        row = _row(line, start, f'{Path(path).name} line {count}')
+        rows.pop(row.key, None)                            # its place is that of its last line
+        rows[row.key] = row
+      except DataError as error:
+        notes.append(f'{error}; left out')
+      start += len(line)
+  return list(rows.values())
+
+
+def _row(line: bytes, start: int, where: str) -> Row:
+  try:
+    data = json.loads(line)
+  except ValueError as error:
+    raise DataError(f'{where}: got {line[:40]!r}, wanted a JSON object') from error
+  kinds = {'key': str, 'benchmark': str, 'id': str, 'k': int, 'status': str, 'fields': dict, 'metrics': dict}
+  wrong = [name for name, kind in kinds.items() if not isinstance(data, dict) or not isinstance(data.get(name), kind)]
+  if wrong:
+    raise DataError(f'{where}: {", ".join(wrong)} missing or of another type, wanted a line of an evaluation')
+  score, episode = data.get('score'), data.get('episode') or {}
+  failed = data['status'] == 'error' or not isinstance(score, (int, float))
+  outcome = 'error' if failed else 'right' if score >= 1 else 'wrong' if score <= 0 else 'partial'
+  results = [result for turn in episode.get('turns', ()) for result in turn.get('results', ())]
+  text = lambda name: '' if data.get(name) is None else str(data[name])
+  return Row(
+    key=data['key'], benchmark=data['benchmark'], id=data['id'], k=data['k'], outcome=outcome, reason=text('reason'),
+    error=text('error'), score=None if failed else float(score), metrics=data['metrics'], official=data.get('official') or {},
+    answer=text('answer'), gold=text('gold'), fields=data['fields'], seconds=data.get('seconds') or {},
+    tokens=data.get('tokens') or {}, calls=sum(result.get('status') == ResultStatus.EXECUTED for result in results), start=start)
+
+
+def _in_turn(rows: Iterable[Row]) -> Iterator[Row]:
+  """One row of each benchmark after the other, what went wrong first."""
+  groups: dict[tuple[bool, str], list[Row]] = collections.defaultdict(list)
+  for row in rows:
+    groups[row.outcome == 'right', row.benchmark].append(row)
+  for late in (False, True):
+    for turn in itertools.zip_longest(*(group for (right, _), group in groups.items() if right is late)):
+      yield from (row for row in turn if row is not None)
+
+
+# Numbers
+
+
+def _summary(path: Path, rows: Sequence[Row], notes: list[str]) -> dict[str, Mapping[str, Any]]:
+  """summary.json's benchmarks; those that it lacks are computed from the rows, and that is said."""
+  found: dict[str, Mapping[str, Any]] = {}
+  if path.is_file():
+    try:
+      data = json.loads(path.read_text())
+    except ValueError:
+      data = {}
+      notes.append(f'{path.name} is no JSON and was left out.')
+    found = {name: value for name, value in data.items() if isinstance(value, dict) and 'samples' in value} if isinstance(
+      data, dict) else {}
+  missing = list(dict.fromkeys(row.benchmark for row in rows if row.benchmark not in found))
+  if missing:
+    notes.append(f'The numbers of {", ".join(missing)} come from the samples that are there: {path.name} lacks them.')
+  for name in missing:
+    own = [row for row in rows if row.benchmark == name]
+    found[name] = {**_cell(own), 'breakdowns': _breakdowns(own)}
+  return found
+
+
+def _cell(rows: Sequence[Row]) -> dict[str, Any]:
+  """The numbers of some rows as summary.json has them; the interval is over questions, whose budgets are not independent."""
+  answered = [row for row in rows if row.score is not None]
+  scores = [row.score or 0.0 for row in rows]
+  return {'samples': len(rows), 'answered': len(answered), 'errors': len(rows) - len(answered), 'score': _mean(scores),
+          'interval': interval(scores, len({row.id for row in rows})), 'score_answered': _mean([row.score for row in answered]),
+          'calls_per_sample': _mean([row.calls for row in answered])}
+
+
+def _breakdowns(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+  """By field and value, and by k: `_cell`."""
+  found: dict[str, dict[str, Any]] = {}
+  for field in ('k', *dict.fromkeys(field for row in rows for field in row.fields)):
+    groups: dict[Any, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+      if field == 'k' or field in row.fields:
+        groups[row.k if field == 'k' else str(row.fields[field])].append(row)
+    if len(groups) > 1:
+      found[field] = {str(value): _cell(groups[value]) for value in sorted(groups)}
+  return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+  return sum(values) / len(values) if values else None
+
+
+def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+  """A row of texts per benchmark, its interval also as percent of the way from 0 to 1."""
+  return [{
+    'name': name, 'metric': str(one.get('metric', 'score')), 'score': percent(_known(one.get('score'))),
+    'range': _range(one.get('interval')), 'bar': _bar(one.get('score'), one.get('interval')),
+    'official': percent(_known(one.get('score_official'))), 'answered': percent(_known(one.get('score_answered'))),
+    'samples': one['samples'], 'errors': one.get('errors', 0),
+    'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}',
+    'published': [(model, f'{value:.1f} %') for model, value in published.get(name, {}).items()],
+  } for name, one in summary.items()]
+
+
+def _known(value: Any) -> float | None:
+  return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _range(bounds: Any) -> str:
+  if not isinstance(bounds, Sequence) or len(bounds) != 2 or None in map(_known, bounds):
+    return ''
+  return f'[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]'
+
+
+def _bar(score: Any, bounds: Any) -> dict[str, float] | None:
+  """Where a score and its interval lie, in percent of 0 .. 1."""
+  if _known(score) is None or not _range(bounds):
+    return None
+  low, high, at = (round(100 * min(max(value, 0.0), 1.0), 2) for value in (*bounds, score))
+  return {'left': low, 'width': round(high - low, 2), 'at': at}
+
+
+def _parts(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Small tables: the metrics of a benchmark where it has several, and its breakdowns."""
+  found = []
+  for name, one in summary.items():
+    metrics = {metric: {**values, 'score': values.get('all')} for metric, values in (one.get('metrics') or {}).items()}
+    tables = {'metric': metrics} if len(metrics) > 1 else {}
+    for field, cells in {**tables, **(one.get('breakdowns') or {})}.items():
+      found.append({'benchmark': name, 'field': 'K' if field == 'k' else field, 'more': max(len(cells) - VALUES, 0), 'cells': [{
+        'name': value, 'count': cell.get('samples'), 'errors': cell.get('errors', 0), 'score': percent(_known(cell.get('score'))),
+        'range': _range(cell.get('interval')), 'bar': _bar(cell.get('score'), cell.get('interval')),
+      } for value, cell in itertools.islice(cells.items(), VALUES)]})
+  return found
+
+
+# Samples
+
+
+class _Pictures:
+  """Frames up to a number of different ones; each picture stands on the page once, however many samples show it."""
+
+  def __init__(self, load: scenes.LoadFrames | None, limit: int):
+    # samples of one video ask for the same overview
+    self.load = None if load is None else functools.lru_cache(CLIPS)(load)
+    self.limit = limit
+    self._seen: set[tuple[str, float]] = set()
+    self._styles: dict[str, str] = {}                      # data URI -> class
+
+  def take(self, episode: Episode) -> bool:
+    """Whether all the pictures of an episode still fit; then they are counted."""
+    asked = {(video, t) for video, view in zip(episode.task.videos, episode.overviews) for t in view.seconds}
+    asked |= {(episode.task.videos[result.video], t) for result in episode.results for t in result.seconds}
+    if self.load is None or len(self._seen | asked) > self.limit:
+      return False
+    self._seen |= asked
+    return True
+
+  def name(self, thumbs: Iterable[dict[str, Any]]) -> None:
+    """Gives thumbnails that have a picture the class that shows it."""
+    for thumb in thumbs:
+      if thumb['src'] is not None:
+        thumb['css'] = self._styles.setdefault(thumb['src'], f'p{len(self._styles)}')
+
+  def css(self) -> str:
+    """The style sheet that holds the pictures."""
+    return '\n'.join(f'.thumb .{name}{{aspect-ratio:{_shape(uri)};background-image:url({uri})}}' for uri, name in self._styles.items())
+
+
+def _shape(uri: str) -> str:
+  with Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2]))) as image:
+    return f'{image.width}/{image.height}'
+
+
+def _cards(file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str]) -> list[dict[str, Any]]:
+  """The samples to show, by benchmark, in the order of the file within it."""
+  made = []
+  with file.open('rb') as lines:
+    for row in rows:
+      lines.seek(row.start)
+      data = json.loads(lines.readline()).get('episode')
+      try:
+        scored = None if data is None else episodes.from_json(data, f'{file.name}, {row.key}').scored
+      except DataError as error:
+        notes.append(f'{error}; its turns are left out')
+        scored = None
+      made.append(_card(row, scored, pictures))
+  bare = sum(card['bare'] for card in made)
+  if bare and pictures.load is not None:
+    notes.append(f'{bare} of {len(made)} samples are shown without pictures, for a page holds {pictures.limit} at most.')
+  order = {name: i for i, name in enumerate(dict.fromkeys(row.benchmark for row in rows))}
+  return sorted(made, key=lambda card: (order[card['row'].benchmark], card['row'].start))
+
+
+def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any]:
+  """{row, scene, facts, bare}: scene is None without an episode; bare: it has no pictures."""
+  official = {f'official {name}': value for name, value in row.official.items() if row.metrics.get(name) != value}
+  # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a benchmark score it, by another rule
+  values = {'score': row.score, **row.metrics, **official, **{f'{name} s': value for name, value in row.seconds.items()},
+            **{f'{name} tokens': value for name, value in row.tokens.items()}}
+  facts = [(name, number(value)) for name, value in values.items() if _known(value) is not None]
+  if scored is None:
+    return {'row': row, 'scene': None, 'facts': facts, 'bare': False}
+  thin = _thin(scored.episode)
+  fits = pictures.take(thin)
+  entry = episodes.Entry(0, dataclasses.replace(scored, episode=thin))
+  scene = scenes.scene(scenes.Pick('', (('', entry),)), pictures.load if fits else None, None)
+  side = scene['sides'][0]
+  side['timeline'] = scenes.timeline(scored.episode)       # every frame, also those without a picture
+  for thumbs in (scene['thumbs'], *(result['thumbs'] for turn in side['turns'] for result in turn['results'])):
+    pictures.name(thumbs)
+  shown, seen = len(scene['thumbs']), sum(len(view.seconds) for view in scored.episode.overviews)
+  scene['few'] = f'{shown} of {seen} frames shown' if shown < seen else ''
+  return {'row': row, 'scene': scene, 'facts': facts, 'bare': not fits}
+
+
+def _thin(episode: Episode) -> Episode:
+  """The episode with the frames that get pictures only, and without tokens."""
+  views = episode.overviews
+  most = max(1, OVERVIEW // max(len(views), 1))
+  empty = lambda trajectory: None if trajectory is None else Trajectory((), trajectory.stop)
+  bare = lambda result: dataclasses.replace(result, seconds=_some(result.seconds, CROP), subagent=empty(result.subagent))
+  turns = tuple(dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns)
+  others = tuple(dataclasses.replace(view, seconds=_some(view.seconds, most)) for view in episode.others)
+  return dataclasses.replace(episode, seconds=_some(episode.seconds, most), others=others, turns=turns,
+                             trajectory=Trajectory((), episode.stop))
+
+
+def _some(seconds: Sequence[float], most: int) -> tuple[float, ...]:
+  """At most so many of them, evenly spread, the first and the last included."""
+  if len(seconds) <= most:
+    return tuple(seconds)
+  return tuple(seconds[round(i * (len(seconds) - 1) / max(most - 1, 1))] for i in range(most))
+
+
+# The page
+
+
+def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any) -> str:
+  environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                   undefined=jinja2.StrictUndefined)
+  style = ''.join((_HERE / name).read_text() for name in ('page.css', 'evaluation.css'))
+  script = ''.join((_HERE / name).read_text() for name in ('page.js', 'evaluation.js'))
+  return environment.get_template('evaluation.html.j2').render(
+    cards=cards, filters=_filters(cards), style=Markup(style + pictures.css()), script=Markup(script),
+    written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'), **values)
+
+
+def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, int]]]]:
+  """(what, [(value, how many samples)]) by which samples can be chosen; what all share is left out."""
+  rows = [card['row'] for card in cards]
+  values = (('benchmark', lambda row: row.benchmark), ('outcome', lambda row: row.outcome), ('K', lambda row: row.k),
+            ('calls', lambda row: row.calls))
+  found = []
+  for name, value in values:
+    counts = collections.Counter(map(value, rows))
+    order = sorted(counts, key=OUTCOMES.index) if name == 'outcome' and '' not in counts else sorted(counts)
+    if len(counts) > 1:
+      found.append((name, [(str(key), counts[key]) for key in order]))
+  return found
+
+
+def _save(out: Path, page: str) -> Path:
+  part = out.with_name(out.name + '.part')
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(page, encoding='utf-8', errors='replace')
+    os.replace(part, out)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    raise unwritable(out, 'write the report', error) from error
+  return out

@@ -1,0 +1,288 @@
+"""Benchmarks from snapshots in their published schemas: fields, gold answers, videos, scores, and what is missing."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import pytest
+
+from paravt_jax.chat import prompts
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.eval import benchmarks
+from paravt_jax.eval.benchmarks import BENCHMARKS
+from paravt_jax.eval.sample import Sample
+from paravt_jax.types import Task
+from paravt_jax.video.readers import PyavReader
+from tests.eval import fixtures
+
+NAMES = tuple(BENCHMARKS)
+
+
+def _load(tmp_path: pathlib.Path, name: str, limit: int = 0) -> list[Sample]:
+  return benchmarks.load(name, fixtures.snapshot(tmp_path, name), tmp_path / 'cache', limit)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_snapshot_of_the_published_schema_is_read(tmp_path: pathlib.Path, name: str):
+  samples = _load(tmp_path, name)
+  found = [(s.task.id, s.task.answer, len(s.task.options), s.task.question_type) for s in samples]
+  assert found == fixtures.GOLD[name]
+  assert {s.benchmark for s in samples} == {s.task.source for s in samples} == {name}
+  for sample in samples:
+    assert set(sample.fields) == set(BENCHMARKS[name].breakdowns) and all(isinstance(v, str) for v in sample.fields.values())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_row_gets_its_own_video(tmp_path: pathlib.Path, name: str):
+  samples = _load(tmp_path, name)
+  wanted = [fixtures.VIDEOS[name.removesuffix('_wsub')].index(_short(name, s)) + 4 for s in samples]
+  assert [round(PyavReader(s.task.video).info.duration) for s in samples] == wanted
+
+
+def _short(name: str, sample: Sample) -> str:
+  path = pathlib.PurePosixPath(sample.task.video)
+  return f'{path.parent.name}/{path.name}' if name == 'mmvu' else path.stem if name.startswith('videomme') else path.name
+
+
+def test_the_published_rows_are_those_of_the_paper():
+  rows = {model: [BENCHMARKS[name].published[model] for name in NAMES[:7]] for model in BENCHMARKS['mmvu'].published}
+  order = ('videomme', 'videomme_wsub', 'longvideobench', 'lvbench', 'mlvu', 'mmvu', 'charades')
+  assert (*order, 'longvideo_reason') == NAMES
+  assert rows == {'ParaVT-8B': [62.1, 69.4, 60.4, 39.8, 65.0, 68.6, 50.1],
+                  'Qwen3-VL-8B with tool': [59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3],
+                  'LongVT-RFT-7B': [59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4]}
+  assert BENCHMARKS['longvideo_reason'].published == {}
+  assert {name: BENCHMARKS[name].forced_tokens for name in NAMES if BENCHMARKS[name].forced_tokens != 64} == {'charades': 128}
+
+
+def test_options_are_lettered_once_whatever_the_file_does(tmp_path: pathlib.Path):
+  videomme, lvbench = _load(tmp_path, 'videomme'), _load(tmp_path, 'lvbench')
+  assert videomme[1].task.question == (
+    'What is the genre of this video?\nA. It is a news report.\nB. It is a documentary.\nC. It is a film.\nD. It is an advert.')
+  assert lvbench[0].task.question == 'What year appears in the opening caption of the video?\nA. 1636\nB. 1366\nC. 1363\nD. 1633'
+  assert lvbench[0].task.options == ('1636', '1366', '1363', '1633')
+
+
+def test_an_option_that_is_not_applicable_is_skipped(tmp_path: pathlib.Path):
+  assert _load(tmp_path, 'longvideobench')[0].task.options == ('a hat', 'a scarf', 'a coat', 'gloves')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_question_is_told_one_shape_of_its_answer_and_not_two(tmp_path: pathlib.Path, name: str):
+  own = 'Say it like this: The event happens in the X - Y seconds.'
+  for sample in _load(tmp_path, name):
+    (text,) = prompts.user(sample.task, [[]])
+    wanted = own if name == 'charades' else prompts.FORMAT_HINTS[sample.task.question_type]
+    assert [shape for shape in (*prompts.FORMAT_HINTS.values(), own) if shape in text] == [wanted] and text.endswith(wanted)
+
+
+def test_charades_asks_for_the_shape_of_its_answer(tmp_path: pathlib.Path):
+  question = _load(tmp_path, 'charades')[0].task.question
+  assert '"person turn a light on."' in question and 'The event happens in the X - Y seconds' in question
+
+
+def test_subtitles_stand_before_the_question_where_there_are_some(tmp_path: pathlib.Path):
+  samples = _load(tmp_path, 'videomme_wsub')
+  assert samples[0].subtitles == samples[1].subtitles == '0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you'
+  assert samples[1].task.question.startswith('Subtitles (seconds):\n0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you\n\nWhat is the genre')
+  assert samples[2].subtitles == '' and samples[2].task.question.startswith('Which is not held up?')
+  assert not any(sample.subtitles for sample in _load(tmp_path, 'videomme'))
+
+
+def test_subtitles_are_bounded(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme_wsub')
+  (root / 'subtitle').mkdir()
+  cues = (f'{i}\n00:{i // 60:02}:{i % 60:02},000 --> 00:{i // 60:02}:{i % 60:02},900\nline {i} {"word " * 20}\n' for i in range(600))
+  (root / 'subtitle/fFjv93ACGo8.srt').write_text('\n'.join(cues))
+  sample = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')[0]
+  assert 23_000 < len(sample.subtitles) <= 24_000
+  assert sample.subtitles.startswith('0.0 --> 0.9 line 0 ') and '\n59' in sample.subtitles
+
+
+def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme_wsub')
+  (root / 'subtitle.zip').unlink()
+  with pytest.raises(DataError, match=r'^videomme_wsub: no subtitle file below'):
+    benchmarks.load('videomme_wsub', root, tmp_path / 'cache')
+  assert benchmarks.problems({'videomme_wsub': root}) != [] and benchmarks.problems({'videomme': root}) == []
+
+
+def test_a_row_that_cannot_be_resolved_stops_the_run_and_is_named(tmp_path: pathlib.Path):
+  good = {'video_name': 'a.mp4', 'question': 'Which?', 'candidates': ['x', 'y'], 'answer': 'x', 'task_type': 'order'}
+  (tmp_path / 'test.json').write_text(json.dumps([good, {**good, 'answer': 'z'}]))
+  wanted = f"mlvu: row 1 of {tmp_path / 'test.json'}: answer: got 'z', wanted one of A, B; fetch the published file, or mend the row"
+  with pytest.raises(DataError, match=re.escape(wanted)):
+    benchmarks.load('mlvu', tmp_path, tmp_path / 'cache')
+  assert benchmarks.problems({'mlvu': tmp_path}) == [wanted]
+
+
+def test_a_row_without_options_is_asked_as_it_is_and_marked(tmp_path: pathlib.Path):
+  whole, broken = _load(tmp_path, 'longvideo_reason')
+  assert whole.fields == {'problem_type': 'goal', 'options': 'four'}
+  assert broken.fields == {'problem_type': 'plot', 'options': 'broken'}
+  assert broken.task.question == 'Who is the man interacting with the car?' and broken.task.answer == 'C'
+  assert benchmarks.scores(broken, '<answer>C</answer>')['accuracy'] == 1.0
+
+
+@pytest.mark.parametrize('path', ['../secret.mp4', '/home/secret.mp4', 'x/../../secret.mp4'])
+def test_a_video_outside_of_the_snapshot_is_refused(tmp_path: pathlib.Path, path: str):
+  (tmp_path / 'test.json').write_text(json.dumps([{'video': path, 'caption': 'x', 'timestamp': [1, 2]}]))
+  with pytest.raises(DataError, match=r'charades: row 0 of .*wanted a path inside the snapshot'):
+    benchmarks.load('charades', tmp_path, tmp_path / 'cache')
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: pathlib.Path):
+  row = {'uid': '7', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': 'a.mp4'}
+  (tmp_path / 'train.json').write_text(json.dumps([row, row]))
+  with pytest.raises(DataError, match=r"row 1 of .*got the id '7' again"):
+    benchmarks.load('lvbench', tmp_path, tmp_path / 'cache')
+
+
+# Videos, limits, what is missing.
+
+
+def test_videos_that_are_extracted_already_need_no_archive(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme')
+  for at, name in enumerate(fixtures.VIDEOS['videomme']):
+    (root / 'data').mkdir(exist_ok=True)
+    (root / 'data' / f'{name}.mp4').write_bytes(fixtures.video(4 + at))
+  samples = benchmarks.load('videomme', root, tmp_path / 'cache')
+  assert {pathlib.Path(s.task.video).parent for s in samples} == {root / 'data'} and not (tmp_path / 'cache').exists()
+
+
+def test_only_archives_that_hold_a_missing_video_are_unpacked(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme')
+  (root / 'data').mkdir()
+  (root / 'data/fFjv93ACGo8.mkv').write_bytes(fixtures.video(4))
+  samples = benchmarks.load('videomme', root, tmp_path / 'cache')
+  assert samples[0].task.video == str(root / 'data/fFjv93ACGo8.mkv')
+  assert [path.name for path in (tmp_path / 'cache').rglob('*.mp4')] == ['N1cdUjctpG8.mp4']
+
+
+def test_subtitle_archives_are_not_unpacked_for_videos(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'longvideobench')
+  (root / 'subtitles.tar.gz').write_bytes(fixtures.tarred({'subtitles/86CxyhFV9MI.json': b'[]'}, 'w:gz'))
+  benchmarks.load('longvideobench', root, tmp_path / 'cache')
+  assert sorted(path.name for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix == '.json') == [
+    'videos.tar.part.aa.json']
+
+
+def test_benchmarks_on_the_same_data_share_what_is_unpacked(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme')
+  plain, subtitled = (benchmarks.load(name, root, tmp_path / 'cache') for name in ('videomme', 'videomme_wsub'))
+  assert [s.task.video for s in plain] == [s.task.video for s in subtitled]
+
+
+def test_a_missing_video_is_told_beforehand_and_keeps_its_question(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'mmvu')
+  shutil.rmtree(root / 'videos/Art')
+  assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == [
+    f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put videos/<subject>/<number>.mp4 into that folder, as it is or unpacked']
+  first, second = benchmarks.load('mmvu', root, tmp_path / 'cache')
+  assert first.task.video == str(root / 'videos/Art/0.mp4') and second.task.video == str(root / 'videos/Biology/0.mp4')
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path: pathlib.Path):
+  (tmp_path / 'empty').mkdir()
+  odd = tmp_path / 'odd'
+  fixtures.parquet(odd / 'data/test-0.parquet', [{'video': 'a.mp4', 'caption': 'x'}])
+  seven = tmp_path / 'seven'
+  seven.mkdir()
+  row = {'uid': '', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': ''}
+  (seven / 'train.jsonl').write_text('\n'.join(json.dumps({**row, 'uid': str(i), 'video_path': f'{i}.mp4'}) for i in range(7)))
+  (seven / '3.mp4').write_bytes(b'')
+  good = fixtures.snapshot(tmp_path, 'videomme')
+  found = benchmarks.problems({'mlvu': tmp_path / 'none', 'mmvu': tmp_path / 'empty', 'charades': odd, 'lvbench': seven, 'videomme': good},
+                              cache=tmp_path / 'cache')
+  assert [line.split(':')[0] for line in found] == ['mlvu', 'mmvu', 'charades', 'lvbench']
+  assert 'no such folder' in found[0] and 'no row file' in found[1] and "missing: ['timestamp']" in found[2]
+  assert '6 of 7 videos missing' in found[3] and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in found[3] and '6.mp4' not in found[3]
+  assert not (tmp_path / 'cache').exists()    # nothing is unpacked for a run that cannot start
+
+
+def test_a_video_inside_an_archive_is_not_missing(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'charades')
+  assert benchmarks.problems({'charades': root}) == []
+  fixtures.zipped(root / 'Charades_v1_480.zip', {'Charades_v1_480/3MSZA.mp4': b''})
+  assert '1 of 2 videos missing' in benchmarks.problems({'charades': root})[0] and 'X5YFO.mp4' in benchmarks.problems({'charades': root})[0]
+
+
+def test_a_packed_tar_is_taken_on_trust_until_it_may_be_unpacked(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'longvideo_reason')
+  (root / 'longvideo_eval_subset1.tar.gz').unlink()
+  assert benchmarks.problems({'longvideo_reason': root}) == []
+  assert 'longvila_videos/c3d4.webm' in benchmarks.problems({'longvideo_reason': root}, cache=tmp_path / 'cache')[0]
+
+
+def test_a_limit_draws_the_same_samples_everywhere_and_a_larger_one_only_adds(tmp_path: pathlib.Path):
+  row = {'uid': '', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': 'a.mp4'}
+  (tmp_path / 'train.json').write_text(json.dumps([{**row, 'uid': f'q{i}'} for i in range(40)]))
+  ids = lambda limit: [sample.task.id for sample in benchmarks.load('lvbench', tmp_path, tmp_path / 'cache', limit)]
+  every = ids(0)
+  assert every == [f'q{i}' for i in range(40)] == ids(99)
+  assert ids(4) == sorted(ids(4), key=every.index) and len(ids(4)) == 4 and set(ids(4)) < set(ids(9))
+  assert ids(4) != every[:4]
+
+
+def test_an_unknown_benchmark_is_refused():
+  with pytest.raises(ConfigError, match="benchmark 'videome': no such benchmark; wanted one of videomme,"):
+    benchmarks.load('videome', '.', '.')
+
+
+# Scores.
+
+
+def _sample(name: str, kind: str, gold: str, options: int = 0) -> Sample:
+  return Sample(name, Task('1', ('a.mp4',), 'What?', kind, gold, tuple('option' for _ in range(options))), {})
+
+
+@pytest.mark.parametrize('text, accuracy', [
+  ('<think>\nlong enough</think>\n<answer>B</answer>', 1.0),
+  ('<think>\nlong enough</think>\nB', 1.0),
+  ('<think>\nnever closed B', 0.0),
+  ('<answer>B</answer> or <answer>C</answer>', 0.0),    # the last one counts
+  ('B', 1.0),                                           # nothing was opened: an answer as a whole
+  ('(b)', 1.0),
+  ('', 0.0),
+])
+def test_multiple_choice_is_scored_by_our_own_rule(text: str, accuracy: float):
+  assert benchmarks.scores(_sample('videomme', 'mcq', 'B', 4), text) == {'accuracy': accuracy}
+
+
+def test_a_letter_beyond_the_options_is_no_answer():
+  assert benchmarks.scores(_sample('mlvu', 'mcq', 'C', 4), '<answer>C</answer>') == {'accuracy': 1.0}
+  assert benchmarks.scores(_sample('mlvu', 'mcq', 'E', 4), '<answer>E</answer>') == {'accuracy': 0.0}
+
+
+def test_open_ended_rows_are_scored_in_their_own_way():
+  sample = _sample('mmvu', 'oe', 'The depth-first search')
+  assert benchmarks.scores(sample, '<think>\nx</think><answer>depth-first search.</answer>') == {'accuracy': 1.0, 'f1': 1.0}
+  # "breadth-first search": depthfirst, search against breadthfirst, search: 2 * 1 / 4
+  assert benchmarks.scores(sample, '<answer>breadth-first search</answer>') == {'accuracy': 0.0, 'f1': 0.5}
+
+
+def test_grounding_is_scored_by_overlap_and_thresholds_that_are_reached():
+  sample = _sample('charades', 'tvg', '0,10')
+  # [0, 5] in [0, 10] is just 0.5
+  assert benchmarks.scores(sample, '<answer>The event happens in the 0.0 - 5.0 seconds.</answer>') == {
+    'iou': 0.5, 'r@0.3': 1.0, 'r@0.5': 1.0, 'r@0.7': 0.0}
+  assert benchmarks.scores(sample, '<answer>[0, 7]</answer>')['r@0.7'] == 1.0
+  assert benchmarks.scores(sample, '<answer>never</answer>') == {'iou': 0.0, 'r@0.3': 0.0, 'r@0.5': 0.0, 'r@0.7': 0.0}
+
+
+def test_longvideo_reason_is_given_a_score_for_its_form():
+  sample = _sample('longvideo_reason', 'mcq', 'B', 4)
+  assert benchmarks.scores(sample, '<think>\nx</think>\n<answer>B</answer>') == {'accuracy': 1.0, 'format': 1.0}
+  assert benchmarks.scores(sample, '<answer>B</answer>') == {'accuracy': 1.0, 'format': 0.0}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_both_rules_agree_on_a_plain_right_answer(tmp_path: pathlib.Path, name: str):
+  about = BENCHMARKS[name]
+  for sample in _load(tmp_path, name):
+    gold = sample.task.answer.replace(',', ' - ') if sample.task.question_type == 'tvg' else sample.task.answer
+    text = f'<think>\nlong enough</think>\n<answer>{gold}</answer>'
+    assert benchmarks.scores(sample, text)[about.metric] == pytest.approx(1.0)
+    expected = 0.0 if sample.task.question_type == 'oe' else 1.0    # the published driver knows no open-ended rows
+    assert about.official(sample, text)[about.metric] == pytest.approx(expected)

@@ -1,0 +1,27 @@
+"""Tables: every number with its interval, published ones apart."""
+
+from paravt_jax.eval import results, table
+from tests.eval.results_test import outcome, plan
+
+
+def page(outcomes, published):
+  made = plan(*sorted({one.id for one in outcomes}))
+  return table.markdown(results.summarize(made, outcomes, samples=100, seed=0), 'ours', published)
+
+
+def test_a_score_says_how_sure_it_is_and_how_many_errors_there_were():
+  text = page([outcome('a'), outcome('b', 0.0), outcome('c', None), outcome('d')], {})
+  row = next(line for line in text.splitlines() if line.startswith('| mlvu | accuracy |'))
+  assert '| 50.0 [15.0, 85.0] | 66.7 [20.8, 93.9] | 50.0 [15.0, 85.0] | 4 | 1 | 1.00 | 100.0 |' in row
+  assert '| mlvu | server | 1 |' in text and 'published' not in text
+
+
+def test_published_rows_stand_beside_ours_marked_and_only_for_benchmarks_that_were_put():
+  text = page([outcome('a')], {'mlvu': {'ParaVT-8B': 65.0}, 'lvbench': {'ParaVT-8B': 39.8}})
+  assert '| ParaVT-8B | published | 65.0 |' in text and '39.8' not in text
+  assert '| ours | measured here | 100.0 [20.7, 100.0] |' in text
+  assert text.index('measured here') < text.index('| published |')
+
+
+def test_bars_and_line_ends_do_not_break_a_table():
+  assert table.table(('a',), [['x|y\nz']]) == '| a |\n| --- |\n| x\\|y z |'

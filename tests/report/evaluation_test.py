@@ -1,0 +1,355 @@
+"""The page of an evaluation: scores with intervals, every wrong answer with frames and crops, filters, and a bounded size."""
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paravt_jax.errors import DataError, MediaError, ParavtError
+from paravt_jax.report import episodes, evaluation
+from paravt_jax.types import Overview, ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Window
+from tests.report import made_run
+from tests.report.build_test import _Balance
+
+EVIL = '</summary><script>alert(1)</script>"><img src=x onerror=alert(1)>'
+
+
+def scored(number, budget=4, seed=0, **changes):
+  """A made-up episode whose score is that of its text; further fields of the episode by name."""
+  found = made_run.episode(made_run.task(number), budget, 1.0, 0, np.random.default_rng(seed))
+  return dataclasses.replace(found, episode=dataclasses.replace(found.episode, **changes))
+
+
+def line(benchmark, number, k=4, score=0.0, **changes):
+  """A line of results.jsonl, as an object. score None: an error."""
+  found = changes.pop('scored', None) or scored(number, k)
+  name = found.episode.task.id
+  row = {'key': f'{benchmark}/{name}/k={k}', 'benchmark': benchmark, 'id': name, 'k': k, 'status': 'answered', 'reason': '', 'error': '',
+         'score': score, 'metrics': {'accuracy': score}, 'official': {'accuracy': score}, 'answer': 'purple', 'gold': found.episode.task.answer,
+         'fields': {'duration': 'short'}, 'seconds': {'wall': 1.5}, 'tokens': {'prompt': 300, 'sampled': 40},
+         'episode': episodes.to_json(0, found)}
+  if score is None:
+    row.update({'status': 'error', 'reason': 'media_timeout', 'error': 'a.mp4: not decoded in 30 s', 'metrics': {}, 'official': None,
+                'episode': None})
+  return {**row, **changes}
+
+
+def folder_of(tmp_path, *lines, summary=None, torn=''):
+  text = ''.join(json.dumps(one) + '\n' if isinstance(one, dict) else one for one in lines)
+  (tmp_path / 'results.jsonl').write_text(text + torn)
+  if summary is not None:
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+  return tmp_path
+
+
+def page_of(folder, load=made_run.frames, **options):
+  return evaluation.write(folder, folder / 'report.html', load, **options).read_text()
+
+
+def cards(page):
+  """(outcome, benchmark, K, calls) of the samples, in the order of the page."""
+  found = re.findall(r'<details class="card sample ?(\w*)" data-benchmark="(\w*)" data-outcome="\w*" data-k="(\d+)" data-calls="(\d+)"', page)
+  return [(outcome, benchmark, int(k), int(calls)) for outcome, benchmark, k, calls in found]
+
+
+def pictures(page):
+  """The pictures that the page holds, as arrays."""
+  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in re.findall(r'url\(data:image/jpeg;base64,([^)]+)\)', page)]
+
+
+# Samples
+
+
+def test_it_shows_what_is_wrong_and_errors_and_right_answers_on_demand(tmp_path):
+  folder = folder_of(tmp_path, line('mlvu', 1, score=1.0), line('mlvu', 2), line('charades', 3, score=0.4), line('mlvu', 4, score=None))
+  page = page_of(folder)
+  assert [card[:2] for card in cards(page)] == [('wrong', 'mlvu'), ('error', 'mlvu'), ('partial', 'charades')]
+  assert 'Not on this page: 1 right.' in page
+  whole = page_of(folder, right=True)
+  assert [card[:2] for card in cards(whole)] == [('right', 'mlvu'), ('wrong', 'mlvu'), ('error', 'mlvu'), ('partial', 'charades')]
+  assert 'Not on this page' not in whole
+
+
+def test_a_sample_has_question_gold_answer_turns_frames_and_crops_on_the_timeline(tmp_path):
+  seconds, window = (8.0, 24.0, 40.0, 56.0), (10.0, 11.0, 12.0)
+  call = ToolCall('crop_video', {'start_time': 10, 'end_time': 12})
+  result = ToolResult(call, ResultStatus.EXECUTED, '11 red', Window(10.0, 12.0), window)
+  found = scored(1, seconds=seconds)
+  turn = dataclasses.replace(found.episode.turns[0], results=(result,), text='<think>\nI look closer.</think>\n<tool_call>{}</tool_call>')
+  found = dataclasses.replace(found, episode=dataclasses.replace(found.episode, turns=(turn, found.episode.turns[-1])))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=found)))
+  assert cards(page) == [('wrong', 'mlvu', 4, 1)]
+  assert found.episode.task.question in html.unescape(page) and 'given: <b>purple</b>' in page
+  assert page.count('class="tick"') == 4 and 'title="crop 1: 10 s – 12 s, executed"' in page and page.count('class="shot"') == 3
+  assert re.findall(r'role="img" aria-label="frame at ([^"]+)"', page) == [f'{t:g} s' for t in (*seconds, *window)]
+  assert '11 red' in page and '&lt;tool_call&gt;' in page and len(pictures(page)) == 7
+  for word in ('accuracy <b>0</b>', 'wall s <b>1.5</b>', 'prompt tokens <b>300</b>', 'duration <b>short</b>'):
+    assert word in page
+
+
+def test_what_the_official_rule_says_is_shown_where_it_differs_and_unknown_numbers_are_left_out(tmp_path):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, official={'accuracy': 1.0, 'f1': None}, tokens={'prompt': None})))
+  assert 'official accuracy <b>1</b>' in page and 'official f1' not in page and 'prompt tokens' not in page
+  assert 'official accuracy' not in page_of(folder_of(tmp_path, line('mlvu', 1)))
+
+
+def test_the_last_line_of_a_key_counts_and_a_torn_one_does_not(tmp_path):
+  failed, again = line('mlvu', 2, score=None), line('mlvu', 2, score=1.0)
+  page = page_of(folder_of(tmp_path, failed, line('mlvu', 1), again, torn='{"key": "mlvu/'), right=True)
+  assert [card[0] for card in cards(page)] == ['wrong', 'right'] and 'media_timeout' not in page
+
+
+def test_an_error_is_shown_with_its_reason_and_no_invented_answer(tmp_path):
+  page = page_of(folder_of(tmp_path, line('mlvu', 3, score=None)))
+  assert '<span class="said">media_timeout</span>' in page and '<p class="fault">a.mp4: not decoded in 30 s</p>' in page
+  assert 'instead of' not in page and 'given:' not in page
+
+
+@pytest.mark.parametrize(('broken', 'said'), [
+  ('{"key": 3}\n', 'results.jsonl line 2: key, benchmark, id, k, status, fields, metrics missing or of another type'),
+  ('hm\n', "results.jsonl line 2: got b&#39;hm\\n&#39;, wanted a JSON object"), ('[]\n', 'results.jsonl line 2: key, benchmark')])
+def test_a_broken_line_is_named_and_the_others_are_shown(tmp_path, broken, said):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1), broken, line('mlvu', 2)))
+  assert said in page and len(cards(page)) == 2
+
+
+def test_an_episode_of_another_version_is_named_and_its_sample_shown_without_turns(tmp_path):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, episode={'turns': []}), line('mlvu', 2)))
+  assert 'results.jsonl, mlvu/w1/k=4: got' in page and 'its turns are left out' in page and len(cards(page)) == 2
+
+
+# Size
+
+
+def test_the_same_frame_of_a_video_stands_on_the_page_once(tmp_path):
+  seconds = (8.0, 24.0, 40.0, 56.0)
+  same = [line('mlvu', 1, scored=scored(1, seconds=seconds, turns=()), key=f'mlvu/{i}') for i in range(3)]
+  page = page_of(folder_of(tmp_path, *same))
+  assert len(cards(page)) == 3 and page.count('role="img"') == 12 and len(pictures(page)) == 4
+
+
+def test_frames_of_one_video_are_decoded_once_for_all_its_questions(tmp_path):
+  asked = []
+
+  def load(video, seconds):
+    asked.append((video, seconds))
+    return made_run.frames(video, seconds)
+  same = [line('mlvu', 1, scored=scored(1, turns=()), key=f'mlvu/{i}') for i in range(3)]
+  page_of(folder_of(tmp_path, *same), load)
+  assert len(asked) == 1
+
+
+def test_pictures_are_bounded_and_what_is_left_out_is_said(tmp_path):
+  rows = [line('mlvu', number, scored=scored(number, turns=())) for number in (1, 2, 3)]
+  page = page_of(folder_of(tmp_path, *rows), pictures=9)
+  assert page.count('role="img"') == 8 and '1 of 3 samples are shown without pictures, for a page holds 9 at most.' in page
+  assert page.count('pictures left out') == 1 and len(cards(page)) == 3
+
+
+def test_samples_are_bounded_and_benchmarks_share_them(tmp_path):
+  rows = [line('mlvu', number) for number in range(1, 7)] + [line('charades', 7), line('lvbench', 8), line('lvbench', 9)]
+  page = page_of(folder_of(tmp_path, *rows), samples=5)
+  assert [benchmark for _, benchmark, _, _ in cards(page)] == ['mlvu', 'mlvu', 'charades', 'lvbench', 'lvbench']
+  assert 'Not on this page: 4 wrong.' in page
+
+
+def test_right_answers_take_no_place_from_wrong_ones(tmp_path):
+  rows = [*(line('mlvu', number, score=1.0) for number in range(1, 5)), line('mlvu', 5), line('mlvu', 6)]
+  page = page_of(folder_of(tmp_path, *rows), right=True, samples=3)
+  assert [outcome for outcome, *_ in cards(page)] == ['right', 'wrong', 'wrong'] and 'Not on this page: 3 right.' in page
+
+
+def test_a_long_overview_is_thinned_but_its_timeline_is_not(tmp_path):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, k=64, scored=scored(1, 64, turns=()))))
+  assert page.count('role="img"') == 16 and page.count('class="tick"') == 64 and '16 of 64 frames shown' in page
+  assert re.findall(r'aria-label="frame at ([^"]+)"', page)[::15] == ['0.5 s', '63.5 s']
+
+
+def test_several_videos_share_the_overview_s_pictures(tmp_path):
+  one = scored(1, 32, turns=())
+  task = dataclasses.replace(one.episode.task, videos=(one.episode.task.video, 'videos/002.mp4'))
+  half = tuple(range(1, 33))
+  two = dataclasses.replace(one, episode=dataclasses.replace(one.episode, task=task, seconds=half, others=(Overview(half, 64.0),)))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, k=64, scored=two)))
+  assert page.count('role="img"') == 16 and page.count('aria-label="frame at Video 2, ') == 8
+
+
+def test_frames_that_cannot_be_loaded_are_times_with_a_note(tmp_path):
+  def load(video, seconds):
+    raise MediaError(f'{video}: no such file', 'missing')
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), load)
+  assert 'no frames: videos/001.mp4: no such file' in page and pictures(page) == [] and '<i></i>8 s' in page
+  plain = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), None)
+  assert 'no frames' not in plain and '<i></i>8 s' in plain and 'not complete' in plain and 'without pictures' not in plain
+
+
+def test_a_picture_keeps_its_shape(tmp_path):
+  wide = lambda video, seconds: dataclasses.replace(made_run.frames(video, seconds), frames=np.zeros((len(seconds), 90, 200, 3), np.uint8))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), wide)
+  assert re.findall(r'\.thumb \.p0\{aspect-ratio:([\d/]+);', page) == ['144/65']
+
+
+# Numbers
+
+
+SUMMARY = {
+  'charades': {'samples': 200, 'answered': 198, 'errors': 2, 'score': 0.5012, 'interval': [0.44, 0.56], 'score_answered': 0.506,
+               'score_official': 0.49, 'metric': 'mIoU', 'calls_per_sample': 1.25, 'fingerprint': 'ab',
+               'metrics': {'iou': {'all': 0.5012, 'interval': [0.44, 0.56], 'answered': 0.506},
+                           'r@0.5': {'all': 0.6, 'interval': [0.53, 0.67], 'answered': 0.61}},
+               'breakdowns': {'k': {'4': {'samples': 100, 'errors': 2, 'score': 0.4, 'interval': [0.3, 0.5]},
+                                    '64': {'samples': 100, 'errors': 0, 'score': 0.6, 'interval': [0.5, 0.7]}}}},
+}
+
+
+def test_the_table_is_the_summary_s_with_its_intervals(tmp_path):
+  page = page_of(folder_of(tmp_path, line('charades', 3), summary=SUMMARY))
+  row = re.search(r'<tr><th scope="row">charades</th>(.*?)</tr>', page, re.DOTALL)[1]
+  words = [word for word in re.sub('<[^>]+>', '|', row).split('|') if word.strip()]
+  assert [word.strip() for word in words] == ['mIoU', '50.1 %', '[44.0, 56.0]', '50.6 %', '49.0 %', '200', '2', '1.25']
+  assert 'left:44.0%;width:12.0%' in row and 'left:50.12%' in row
+  assert 'This page is not complete' not in page
+  assert re.search(r'charades<small>by K</small>.*?>64</th><td>60\.0 % <small>\[50\.0, 70\.0\]', page, re.DOTALL)
+  assert re.search(r'charades<small>by metric</small>.*?>r@0\.5</th><td>60\.0 % <small>\[53\.0, 67\.0\]', page, re.DOTALL)
+
+
+def test_the_score_is_that_of_the_line_and_not_of_the_episodes_reward(tmp_path):
+  made = scored(1)
+  made = dataclasses.replace(made, parts={**made.parts, 'accuracy': 1.0})
+  page = page_of(folder_of(tmp_path, line('charades', 1, score=0.25, scored=made, metrics={'iou': 0.25}, official=None)))
+  assert 'score <b>0.25</b>' in page and 'iou <b>0.25</b>' in page and 'accuracy <b>' not in page
+  assert cards(page)[0][0] == 'partial' and '<span class="chip outcome">0.25</span>' in page
+
+
+def test_a_crop_whose_frames_came_back_is_not_called_a_sub_agents(tmp_path):
+  result = ToolResult(ToolCall('crop_video', {}), ResultStatus.EXECUTED, '2 frames of 1.0 to 2.0 seconds.', Window(1, 2), (1.0, 2.0))
+  looked = dataclasses.replace(result, subagent=Trajectory((), StopReason.STOP))
+  made = scored(1)
+  turn = dataclasses.replace(made.episode.turns[0], results=(result, looked, result))
+  made = dataclasses.replace(made, episode=dataclasses.replace(made.episode, turns=(turn,)))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=made)))
+  assert re.findall(r'</span>([a-z-]+) · ', page) == ['frames', 'sub-agent', 'frames']
+
+
+def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
+  page = page_of(folder_of(tmp_path, line('charades', 3), summary=SUMMARY), published={'charades': {'ParaVT-8B': 50.1}, 'mlvu': {'x': 9.9}})
+  assert '9.9 %' not in page
+  assert re.search(r'<tr class="published"><th scope="row">ParaVT-8B</th><td><span class="chip">published</span></td><td>50\.1 %</td>', page)
+
+
+def test_without_a_summary_the_numbers_come_from_the_samples_and_an_error_earns_nothing(tmp_path):
+  rows = [line('mlvu', 1, score=1.0), line('mlvu', 2), line('mlvu', 3, score=None), line('mlvu', 4, k=64, score=1.0)]
+  page = page_of(folder_of(tmp_path, *rows))
+  assert 'The numbers of mlvu come from the samples that are there: summary.json lacks them.' in page
+  row = re.search(r'<tr><th scope="row">mlvu</th>(.*?)</tr>', page, re.DOTALL)[1]
+  assert re.findall(r'>([\d.]+ %)<', row) == ['50.0 %', '66.7 %'] and '[15.0, 85.0]' in row
+  assert re.search(r'mlvu<small>by K</small>.*?>4</th><td>33\.3 %.*?3, 1 errors.*?>64</th><td>100\.0 %', page, re.DOTALL)
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"mlvu": 3}'])
+def test_a_summary_that_is_none_is_not_believed(tmp_path, text):
+  (tmp_path / 'summary.json').write_text(text)
+  assert 'come from the samples that are there' in page_of(folder_of(tmp_path, line('mlvu', 1)))
+
+
+# The page
+
+
+def test_filters_are_those_kinds_in_which_samples_differ_with_their_counts(tmp_path):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1), line('mlvu', 2, k=64, score=None), line('mlvu', 3, k=64)))
+  kinds = re.findall(r'<fieldset data-of="(\w+)">', page)
+  assert 'benchmark' not in kinds and kinds[:2] == ['outcome', 'k']
+  assert re.findall(r'data-value="(\w+)" class="\w*">\w+ <small>(\d+)</small>', page)[:4] == [
+    ('wrong', '2'), ('error', '1'), ('4', '1'), ('64', '2')]
+
+
+def test_the_page_is_well_formed_needs_no_network_and_takes_nothing_for_markup(tmp_path):
+  found = scored(1)
+  task = dataclasses.replace(found.episode.task, question=EVIL, id=EVIL, facts={})
+  turns = tuple(dataclasses.replace(turn, text=EVIL) for turn in found.episode.turns)
+  found = dataclasses.replace(found, episode=dataclasses.replace(found.episode, task=task, turns=turns))
+  evil = line(EVIL, 1, scored=found, answer=EVIL, gold=EVIL, fields={EVIL: EVIL})
+  page = page_of(folder_of(tmp_path, evil, line('mlvu', 2), line('mlvu', 3, score=None, error=EVIL, reason=EVIL)))
+  assert '<script>alert' not in page and '<img src=x' not in page
+  parser = _Balance()
+  parser.feed(page)
+  assert parser.open == []
+  assert not re.findall(r'(?:src|href|url\()\s*=?\s*["\']?(?:https?:)?//', page) and '<link' not in page and '@import' not in page
+
+
+def test_a_text_that_utf8_cannot_hold_does_not_lose_the_page(tmp_path):
+  assert len(cards(page_of(folder_of(tmp_path, line('mlvu', 1, answer='\ud800'))))) == 1
+
+
+def test_an_empty_evaluation_is_a_page_too(tmp_path):
+  assert 'No samples to show.' in page_of(folder_of(tmp_path))
+
+
+def test_a_folder_that_holds_no_results_is_refused(tmp_path):
+  with pytest.raises(DataError, match=r'results.jsonl: no such file; wanted the results folder of an evaluation'):
+    evaluation.write(tmp_path, tmp_path / 'p.html', None)
+
+
+def test_it_is_written_in_one_go_or_not_at_all(tmp_path):
+  folder = folder_of(tmp_path, line('mlvu', 1))
+  path = evaluation.write(folder, tmp_path / 'new' / 'p.html', None)
+  assert [p.name for p in path.parent.iterdir()] == ['p.html']
+  (tmp_path / 'taken').mkdir()
+  with pytest.raises(ParavtError, match='taken: could not write the report'):
+    evaluation.write(folder, tmp_path / 'taken', None)
+
+
+def test_one_episode_is_a_page_of_its_own_without_gold_or_table(tmp_path):
+  found = scored(1, 4).episode
+  page = evaluation.write_one(found, tmp_path / 'one.html', made_run.frames).read_text()
+  assert '<article class="card sample">' in page and '<details' not in page
+  assert '1 of' not in page and '<table>' not in page and 'class="filters"' not in page
+  assert 'Right answer' not in page and 'This page is not complete' not in page and 'data:image/jpeg' in page
+  failed = dataclasses.replace(found, turns=(), stop=StopReason.ERROR, error='the server went away')
+  assert 'the server went away' in evaluation.write_one(failed, tmp_path / 'one.html', None).read_text()
+
+
+FILTER = r'''
+const elements = {};
+const element = (dataset, extra) => ({dataset, hidden: false, open: false, attributes: {}, getAttribute(k) { return this.attributes[k]; },
+  setAttribute(k, v) { this.attributes[k] = String(v); }, ...extra});
+const made = [['a', 'wrong', '4', '0'], ['a', 'error', '64', '1'], ['b', 'wrong', '64', '2']].map(([benchmark, outcome, k, calls]) =>
+  element({benchmark, outcome, k, calls}, {querySelector: () => ({textContent: `Question of ${benchmark} ${k}`})}));
+const group = (of, values) => {
+  const buttons = values.map(value => element({value})), pressed = b => b.attributes['aria-pressed'] === 'true';
+  return element({of}, {buttons, querySelectorAll: q => q === 'button' ? buttons : buttons.filter(pressed)});
+};
+const kinds = [group('outcome', ['wrong', 'error']), group('k', ['4', '64'])];
+for (const id of ['theme', 'words', 'shown', 'none', 'all']) elements[id] = {value: '', textContent: ''};
+globalThis.document = {getElementById: id => elements[id], querySelector: () => ({querySelectorAll: () => kinds}),
+  querySelectorAll: q => q === '.sample' ? made : []};
+globalThis.location = {hash: '#outcome=wrong'};
+globalThis.history = {replaceState: (a, b, url) => { elements.url = url; }};
+globalThis.matchMedia = () => ({matches: false});
+SCRIPT
+const shown = () => made.map(s => s.hidden ? 0 : 1).join('');
+const told = [shown(), elements.shown.textContent];
+kinds[1].buttons[1].onclick(); told.push(shown(), elements.url);
+kinds[0].buttons[0].onclick(); told.push(shown());
+elements.words.value = ' QUESTION a '; elements.words.oninput(); told.push(shown());
+elements.all.onclick({target: elements.all}); told.push(made.map(s => s.open ? 1 : 0).join(''), elements.all.textContent);
+elements.words.value = 'zebra'; elements.words.oninput(); told.push(shown(), String(elements.none.hidden));
+console.log(JSON.stringify(told));
+'''
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node to run the page\'s script')
+def test_values_of_one_kind_widen_kinds_narrow_and_the_address_keeps_the_choice():
+  here = Path(evaluation.__file__).parent
+  script = (here / 'page.js').read_text() + (here / 'evaluation.js').read_text()
+  done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True, timeout=60, check=True)
+  assert json.loads(done.stdout) == ['101', '2 of 3', '001', '#outcome=wrong&k=64', '011', '010', '010', 'close all shown', '000', 'false']
