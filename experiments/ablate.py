@@ -52,12 +52,12 @@ def main(config: ConfigDict) -> None:
   cells = grid(config)
   slots = deal(config)
   folder = pathlib.Path(config.folder)
-  folder.mkdir(parents=True, exist_ok=True)
   waiting = [cell for cell in cells if not finished(cell)]
   say(f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to go, {len(slots)} at once')
-  prepare(waiting)
-  with runs.Interrupts() as interrupts:
-    failed = execute(waiting, slots, interrupts)
+  with runs.locked(folder, 'folder'):
+    prepare(waiting)
+    with runs.Interrupts() as interrupts:
+      failed = execute(waiting, slots, interrupts)
   found = ablation.load({name: {c.seed: c.folder for c in cells if c.name == name} for name in names(config)})
   settings = ablation.Settings(
     recipe=config.recipe,

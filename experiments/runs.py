@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from ml_collections import ConfigDict
 
@@ -61,6 +61,23 @@ def commit() -> str:
     return 'unknown'
 
 
+def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
+  """Makes the folder and holds it for this process, until the handle is closed. Raises ConfigError when another process has it."""
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / '.lock').open('w')
+  except OSError as error:
+    raise ConfigError(f'run folder {path}: {error.strerror}; choose another with --config.{knob}=DIR') from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    lock.close()
+    raise ConfigError(
+      f'run folder {path} is in use by another process; wait for it, or choose another with --config.{knob}=DIR'
+    ) from None
+  return lock
+
+
 class RunFolder:
   """An open run. Phases that are done stay done; minutes add up over restarts."""
 
@@ -71,19 +88,9 @@ class RunFolder:
       ConfigError: another process has it open, or it was begun with other settings.
     """
     self.path = path
-    try:
-      path.mkdir(parents=True, exist_ok=True)
-      self._lock = (path / '.lock').open('w')
-    except OSError as error:
-      raise ConfigError(f'run folder {path}: {error.strerror}; choose another with --config.run.folder=DIR') from error
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise ConfigError(
-        f'run folder {path} is in use by another process; wait for it, or choose another with --config.run.folder=DIR'
-      ) from None
-    self._progress = self._read('progress.json') or {'minutes': {}, 'done': {}}
-    self._refuse_other_settings(config)
+    self._lock = locked(path)
+    self._progress = _read(path / 'progress.json') or {'minutes': {}, 'done': {}}
+    refuse_other_settings(path, config)
     write_json(path / 'config.json', config)
     (path / 'git.txt').write_text(commit() + '\n')
     (path / 'episodes').mkdir(exist_ok=True)
@@ -92,27 +99,6 @@ class RunFolder:
   def named(cls, config: ConfigDict, *, folder: str, default: str) -> 'RunFolder':
     """The run in `folder`, or in runs/<default> when that is empty."""
     return cls(pathlib.Path(folder or f'runs/{default}'), shown(config))
-
-  def _read(self, name: str) -> Any:
-    file = self.path / name
-    if not file.exists():
-      return None
-    try:
-      return json.loads(file.read_text())
-    except ValueError as error:
-      raise ConfigError(f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew') from error
-
-  def _refuse_other_settings(self, config: Mapping[str, Any]) -> None:
-    before = self._read('config.json')
-    results = any((self.path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or self._progress['done']
-    if before is None or not results:  # a command that was refused leaves nothing that binds the next one
-      return
-    changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
-    if changed:
-      raise ConfigError(
-        f'run folder {self.path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
-        f'go on with the same, or choose a new one with --config.run.folder=DIR'
-      )
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -138,6 +124,30 @@ class RunFolder:
     """Marks a phase as done, with its (JSON) result."""
     self._progress['done'][name] = value
     write_json(self.path / 'progress.json', self._progress)
+
+
+def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Raises ConfigError when the folder holds results that were made with other settings; it is only read, by any number of processes."""
+  before = _read(path / 'config.json')
+  done = (_read(path / 'progress.json') or {'done': {}})['done']
+  results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or done
+  if before is None or not results:  # a command that was refused leaves nothing that binds the next one
+    return
+  changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
+  if changed:
+    raise ConfigError(
+      f'run folder {path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
+      f'go on with the same, or choose a new one with --config.run.folder=DIR'
+    )
+
+
+def _read(file: pathlib.Path) -> Any:
+  if not file.exists():
+    return None
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise ConfigError(f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew') from error
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str], prefix: str = '') -> list[str]:

@@ -40,16 +40,17 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
   check(config)
   base = config.model.folder or str(wiring.tiny_model(config.seed))
   recipe = {**{key: value for key, value in config.to_dict().items() if key != 'run'}, 'base': base}
-  folder = runs.RunFolder.named(
-    config, folder=config.run.folder, default=f'{config.name}_{config.scale}-{runs.fingerprint(recipe)}'
-  )
-  target = folder.path / MODEL
-  if not target.is_dir():
-    runs.announce(config, folder)
-    with folder.phase('sft'):
-      train(config, folder, base, target)
-  elif config.data.kind == 'files':  # a world's name tells its content
-    refuse_other_data(config, folder.path)
+  path = pathlib.Path(config.run.folder or f'runs/{config.name}_{config.scale}-{runs.fingerprint(recipe)}')
+  target = path / MODEL
+  if target.is_dir():  # only read, so that several runs may begin from it at once
+    runs.refuse_other_settings(path, runs.shown(config))
+    if config.data.kind == 'files':  # a world's name tells its content
+      refuse_other_data(config, path)
+    return target
+  folder = runs.RunFolder(path, runs.shown(config))
+  runs.announce(config, folder)
+  with folder.phase('sft'):
+    train(config, folder, base, target)
   return target
 
 

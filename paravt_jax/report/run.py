@@ -79,7 +79,13 @@ def load(folder: Path | str) -> Run:
   before, after = (_evaluation(summary.get(name), entries[name], name, notes) for name in ('before', 'after'))
   return Run(folder.resolve().name, config, git.read_text().strip() if git.is_file() else '', metrics,
              _metrics(folder / 'sft' / 'metrics.jsonl', None), _minutes(summary.get('minutes')), before, after,
-             paired_gain(entries['before'], entries['after']), entries, tuple(notes))
+             _told_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']), entries, tuple(notes))
+
+
+def _told_gain(gain: Any) -> tuple[float, float, float] | None:
+  """The gain as the run's own table has it, so that page and table agree; None where summary.json does not tell."""
+  numbers = [gain.get(name) for name in ('difference', 'low', 'high')] if isinstance(gain, Mapping) else [None]
+  return tuple(map(float, numbers)) if all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers) else None
 
 
 def paired_gain(before: Iterable[Entry], after: Iterable[Entry]) -> tuple[float, float, float] | None:

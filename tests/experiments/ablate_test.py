@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import ablations, para_grpo
-from experiments import ablate
+from experiments import ablate, runs
 from paravt_jax.errors import ConfigError
 from tests.experiments import small_job
 
@@ -117,6 +117,13 @@ def test_cores_are_dealt_out_to_the_jobs():
   for knobs, message in (({'jobs': 0}, 'jobs=0: wanted 1 to'), ({'jobs': len(may) + 1}, 'a core each'), ({'cores': (-1,)}, 'cores=')):
     with pytest.raises(ConfigError, match=message):
       ablate.deal(recipe(**knobs))
+
+
+def test_a_grid_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate, 'prepare', lambda waiting: pytest.fail('began'))
+  message = r'in use by another process; wait for it, or choose another with --config\.folder=DIR'
+  with runs.locked(tmp_path), pytest.raises(ConfigError, match=message):
+    ablate.main(recipe(folder=str(tmp_path)))
 
 
 # What is there already

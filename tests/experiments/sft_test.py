@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import sft as recipe
-from experiments import sft, sft_data
+from experiments import runs, sft, sft_data
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.testing import clips, tiny
@@ -120,3 +120,18 @@ def test_the_first_row_of_each_reason_is_listed_once_over_restarts(tmp_path):
   skipped.add({**lines, 'schema': 'x\ta.parquet:9\tschema\tanother'})
   sft.Skipped(path).add(lines)
   assert path.read_text() == 'x\ta.parquet:3\tschema\tgot 3\nx\ta.parquet:4\tmedia_missing\tно file\n'
+
+
+def test_a_finished_cold_start_is_only_read_so_that_several_runs_begin_from_it_at_once(tmp_path):
+  small = recipe.get_config()
+  small.run.folder, small.model.folder = str(tmp_path / 'run'), str(tmp_path / 'base')
+  with runs.locked(tmp_path / 'run'):
+    with pytest.raises(ConfigError, match='in use by another process'):  # it is under way elsewhere
+      sft.cold_start(small)
+    (tmp_path / 'run' / 'hf').mkdir()
+    (tmp_path / 'run' / 'checkpoints').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(runs.shown(small)))
+    assert sft.cold_start(small) == tmp_path / 'run' / 'hf'
+    small.steps = 7
+    with pytest.raises(ConfigError, match=r'begun with other settings \(steps: 400 -> 7\)'):
+      sft.cold_start(small)

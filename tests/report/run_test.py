@@ -1,6 +1,7 @@
 """A run folder as values: numbers from the summary, else from the episodes; what is missing becomes a note."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ def test_the_paired_gain_averages_over_the_budgets_of_a_question_first():
   after = [_entry(1, 4, 1.0), _entry(1, 16, 0.0), _entry(2, 4, 1.0), _entry(9, 4, 1.0)]      # 3 and 9 have no partner
   # per question: 1 -> .5, 2 -> 1; mean .75, sd .35355, half = 1.96 * .35355 / sqrt 2 = .49
   assert runs.paired_gain(before, after) == pytest.approx((0.75, 0.26, 1.24), abs=1e-3)
+
+
+def test_the_gain_is_the_one_that_the_run_printed(tmp_path):
+  """Page and table once drew an interval each, and differed in the last digit."""
+  (tmp_path / 'summary.json').write_text(json.dumps({'gain': {'difference': 0.25, 'low': 0.1, 'high': 0.375, 'pairs': 12, 'unpaired': 0}}))
+  assert runs.load(tmp_path).gain == (0.25, 0.1, 0.375)
+
+
+@pytest.mark.parametrize('told', [None, 'much', {'difference': 0.25, 'low': None, 'high': 0.3},
+                                  {'difference': 0.25, 'low': 0, 'high': math.inf}])
+def test_a_gain_that_says_nothing_is_no_gain(tmp_path, told):
+  (tmp_path / 'summary.json').write_text(json.dumps({'gain': told}))
+  assert runs.load(tmp_path).gain is None
 
 
 def test_fewer_than_two_pairs_have_no_gain():
