@@ -324,7 +324,7 @@ def compare(first: Iterable[Outcome], second: Iterable[Outcome], metrics: Mappin
 
   Returns:
     By benchmark: metric; first, second: scores over the pairs; difference (second minus first), low, high; only_first, only_second
-    right, and McNemar's p; right: what that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
+    (questions that speak for it) and McNemar's p; right: what that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
 
   Raises:
     DataError: a key has another gold answer in each folder: they are not the same questions.
@@ -349,7 +349,7 @@ def _paired(pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int,
   scores = [[pair[side].score for pair in pairs] for side in (0, 1)]
   difference, low, high = scoring.paired_bootstrap(*scores, clusters=[a.id for a, _ in pairs], samples=samples, seed=seed)
   right = [[_right(pair[side], metric) for pair in pairs] for side in (0, 1)]
-  test = statistics.mcnemar(*right)
+  test = statistics.mcnemar(*right, [a.id for a, _ in pairs])
   flips = lambda wanted: [{'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
                           for (a, b), was, became in zip(pairs, *right) if (was, became) == wanted]
   return {

@@ -1,5 +1,6 @@
 """How sure a score is, and whether two differ. Pure; every draw is seeded."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
@@ -35,28 +36,33 @@ def interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: 
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """Of pairs that are right or wrong: how many only the first, and only the second has right, and the two-sided p."""
+  """How many questions speak for the first, and how many for the second of two systems, and the two-sided p."""
   only_first: int
   only_second: int
   p: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+def mcnemar(first: Sequence[bool], second: Sequence[bool], questions: Sequence[Hashable]) -> McNemar:
   """The exact test (McNemar 1947, by the binomial distribution) of whether two systems are right equally often.
 
+  A question that was put several times (at each frame budget) is one observation, not several: it speaks for the system that is
+  right more often. Where each is put once, that is McNemar's count of discordant pairs.
+
   Args:
-    first, second: whether each is right, on the same questions in the same order.
+    first, second: whether each is right, on the same pairs in the same order. questions: what each pair asks.
 
   Returns:
-    The discordant pairs and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when no pair is discordant.
+    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when none is discordant.
 
   Raises:
     ValueError: the lengths differ.
   """
-  if len(first) != len(second):
-    raise ValueError(f'mcnemar: got {len(first)} and {len(second)} outcomes, wanted as many of each')
-  only_first = sum(a and not b for a, b in zip(first, second))
-  only_second = sum(b and not a for a, b in zip(first, second))
+  if not len(first) == len(second) == len(questions):
+    raise ValueError(f'mcnemar: got {len(first)} and {len(second)} outcomes of {len(questions)} questions, wanted as many of each')
+  balance: collections.Counter[Hashable] = collections.Counter()
+  for a, b, question in zip(first, second, questions):
+    balance[question] += bool(a) - bool(b)
+  only_first, only_second = sum(count > 0 for count in balance.values()), sum(count < 0 for count in balance.values())
   discordant, fewer = only_first + only_second, min(only_first, only_second)
   tail = sum(math.comb(discordant, i) for i in range(fewer + 1))
   return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))

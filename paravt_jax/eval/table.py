@@ -70,13 +70,14 @@ def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
 
 def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, flips: int) -> str:
   """Markdown of a comparison of two results folders (`results.compare`), with at most `flips` flips listed each way."""
-  head = ('benchmark', 'metric', first, second, 'difference', 'only first right', 'only second right', 'McNemar p', 'pairs', 'unpaired')
+  head = ('benchmark', 'metric', first, second, 'difference', 'questions for the first', 'for the second', 'McNemar p', 'pairs', 'unpaired')
   rows = [[benchmark, row['metric'], percent(row['first']), percent(row['second']),
            sure(row['difference'], (row['low'], row['high']), sign=True), str(row['only_first']), str(row['only_second']),
            f'{row["p"]:.4g}', str(row['pairs']), str(row['unpaired'])] for benchmark, row in found.items()]
   parts = [f'# {first} against {second}',
            'Per cent; differences are second minus first with a paired bootstrap 95 % interval, drawn by question. A pair with an error '
-           'on either side is left out (unpaired). McNemar\'s test is exact; right means '
+           'on either side is left out (unpaired). McNemar\'s test is exact, and counts a question that was put at several K once, for the '
+           'side that is right more often; right means '
            + ', '.join(sorted({row['right'] for row in found.values()})) + '.', table(head, rows)]
   for benchmark, row in found.items():
     for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):

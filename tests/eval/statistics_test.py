@@ -44,11 +44,19 @@ def test_nothing_is_known_of_no_values():
   (0, 0, 1.0),
 ])
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(first, second, wanted):
-  got = statistics.mcnemar([True] * first + [False] * second + [True, False], [False] * first + [True] * second + [True, False])
+  got = statistics.mcnemar([True] * first + [False] * second + [True, False], [False] * first + [True] * second + [True, False],
+                           range(first + second + 2))
   assert (got.only_first, got.only_second) == (first, second)
   assert got.p == pytest.approx(wanted)
 
 
 def test_outcomes_of_other_questions_are_refused():
   with pytest.raises(ValueError, match='got 1 and 2 outcomes'):
-    statistics.mcnemar([True], [True, False])
+    statistics.mcnemar([True], [True, False], 'a')
+
+
+def test_a_question_put_at_several_budgets_is_one_observation():
+  """Ten budgets of one question are not ten coins: p would be .002 if they were."""
+  assert statistics.mcnemar([True] * 10, [False] * 10, ['a'] * 10) == statistics.McNemar(1, 0, 1.0)
+  both = statistics.mcnemar([True, False, True, True, False], [False, True, False, False, False], ['a', 'a', 'b', 'c', 'c'])
+  assert both == statistics.McNemar(2, 0, 0.5)       # a: one each
