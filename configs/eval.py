@@ -12,12 +12,13 @@ repository lays them out (rows as parquet, json or jsonl; videos extracted, or i
 subtitle.zip). Nothing is fetched. What is missing is said in one message, before anything is started.
 
   videomme, videomme_wsub   lmms-lab/Video-MME                 videomme/*.parquet, videos_chunked_*.zip, subtitle.zip
-  longvideobench            longvideobench/LongVideoBench      validation-*.parquet or lvb_val.json, videos.tar.part.* joined
-  lvbench                   lmms-lab/LVBench                   data/train-*.parquet, video_chunks/*.zip
+  longvideobench            longvideobench/LongVideoBench      validation-*.parquet or lvb_val.json, videos.tar.part.*
+  lvbench                   lmms-lab/LVBench                   data/train-*.parquet, video_chunks/videos_chunk_*.zip
   mlvu                      sy1998/MLVU_dev                    mlvu/test-*.parquet, video_part_*.zip
-  mmvu                      yale-nlp/MMVU                      validation.json, videos/
-  charades                  lmms-lab/charades_sta              data/test-*.parquet, Charades_v1_480.zip
-  longvideo_reason          LongVideo-Reason/longvideo-reason  test rows, videos in tar.gz
+  mmvu                      yale-nlp/MMVU                      validation.json, videos/<subject>/<number>.mp4
+  charades                  lmms-lab/charades_sta              data/test-*.parquet, Charades_v1_480_part_*.zip
+  longvideo_reason          LongVideo-Reason/longvideo-reason  data/test-*.parquet; beside them, or in a folder there, the
+                            videos of another repository: longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos
   world                     (made by this project)             nothing: it is written where it is not there
 """
 
@@ -53,8 +54,9 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       # of the protocols of other agents
       'protocol': {'name': 'tools', 'dispatch': 'parallel', 'prompt_file': ''},
       # budgets: K of each benchmark; the world has its own, and takes the first world_questions held-out tasks. limit: samples of each
-      # benchmark, 0 for all. concurrent: samples in flight. max_error_rate: above it, the command ends with status 1. report_right:
-      # the page shows right answers too
+      # benchmark, 0 for all. concurrent: samples in flight. max_error_rate: above it, the command ends with status 1.
+      # skip_missing_videos: do without some videos of a benchmark, whose questions are errors then. Of the page: report_right, it shows
+      # right answers too; report_samples, report_pictures, at most so many on it (the rest is in results.jsonl)
       'eval': {
         'budgets': (64,),
         'world_budgets': (4, 8, 16, 32, 64),
@@ -62,9 +64,14 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'limit': 0,
         'concurrent': 64,
         'max_error_rate': 0.01,
+        'skip_missing_videos': False,
+        # servers by server.urls must say so many tokens as the model folder would, foretold on this CPU; 0: they are believed
+        'canary_tokens': 8,
         'grounding_threshold': 0.5,  # of the world's tvg questions, as in training's evaluation
         'bootstrap': 2000,
         'report_right': False,
+        'report_samples': 600,
+        'report_pictures': 3000,
       },
       # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it can go on from a turn's pinned
       # beginning; more: further fields of a request, a JSON object

@@ -22,21 +22,23 @@ from paravt_jax.eval.run import EvalOptions, Record, each
 def main(config: ConfigDict) -> None:
   """Runs the recipe from wherever its results folder stands to the table."""
   shard = check(config)
-  protocol = protocols.chosen(config.protocol.name, config.protocol.prompt_file)
+  protocol = protocols.chosen(config.protocol.name, config.protocol.prompt_file, config.protocol.dispatch)
   model = eval_models.identify(config)
   suites = eval_data.suites(config)
   plan = results.Plan(settings(config, model, protocol), {suite.name: suite.about(shard) for suite in suites}, shard)
   path = pathlib.Path(config.run.folder or f'runs/eval_{model.name}_{runs.fingerprint(plan.common)}{_suffix(shard)}')
   results.refuse_other(path, plan)
+  ours = {key for about in plan.benchmarks.values() for key in about['keys']}       # not those of benchmarks that the folder has beside
   folder = runs.RunFolder.named(config, folder=str(path), default='')
   plan = results.write_plan(path, plan)
   print(f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)', file=sys.stderr, flush=True)
-  with runs.Interrupts() as interrupts, results.Journal(path) as journal, folder.phase('eval'):
+  with runs.Interrupts() as interrupts, results.Journal(path, again=ours) as journal, folder.phase('eval'):
     todo = {suite.name: [(s, k) for s, k in suite.questions(shard) if results.key_of(suite.name, s.task.id, k) not in journal.answered]
             for suite in suites}
     if any(todo.values()):
       speed = asyncio.run(session(config, model, protocol, path, suites, todo, journal, interrupts))
       runs.write_json(path / 'speed.json', speed)
+      print(eval_speed.told(speed), file=sys.stderr, flush=True)
   found = eval_tools.finish(path, plan, model.name, config.eval.bootstrap, config.seed)
   eval_tools.report(config, path)
   print(path)
@@ -55,13 +57,16 @@ def check(config: ConfigDict) -> tuple[int, int]:
     given = section[knob]
     valid = bool(given) and all(type(k) is int and k >= 1 for k in given) and len(set(given)) == len(given)
     require(given, 'positive frame budgets, each once', valid, f'eval.{knob}')
-  for knob, least in (('limit', 0), ('world_questions', 1), ('concurrent', 1), ('bootstrap', 1)):
+  for knob, least in (('limit', 0), ('world_questions', 1), ('concurrent', 1), ('bootstrap', 1), ('report_samples', 0), ('report_pictures', 0),
+                      ('canary_tokens', 0)):
     require(section[knob], f'at least {least}', section[knob] >= least, f'eval.{knob}')
   require(section.max_error_rate, 'a share, 0 to 1', 0 <= section.max_error_rate <= 1, 'eval.max_error_rate')
   require(config.sampling.temperature, 'at least 0 (0: greedy)', config.sampling.temperature >= 0, 'sampling.temperature')
   require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
   require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
-  if not config.model.url:
+  if config.model.url:
+    eval_models.check_url(config)
+  else:
     servers.check(config)
   return _shard(config.shard)
 
@@ -80,10 +85,12 @@ def _suffix(shard: tuple[int, int]) -> str:
 def settings(config: ConfigDict, model: eval_models.Model, protocol: protocols.Protocol) -> dict[str, Any]:
   """All that results are a function of, besides the questions."""
   kind = 'chat' if config.model.url else config.server.kind
-  dtype = config.server[kind].dtype if kind in config.server else ''
+  section = config.server.get(kind, {})
+  server = {name: section[name] for name in ('dtype', 'tensor_parallel', 'extra') if name in section}
   return {
     'model': dict(model.parts),
-    'server': {'kind': kind, 'dtype': dtype},
+    'server': {'kind': kind, **server},
+    'chat': config.chat.to_dict() if config.model.url else {},
     'protocol': {'name': config.protocol.name, 'dispatch': config.protocol.dispatch, 'prompt': results.digest(protocol.prompt)},
     **{name: config[name].to_dict() for name in ('agent', 'subagent', 'sampling', 'reward')},
     'video': {name: config.video[name] for name in ('min_pixels', 'max_pixels', 'backend')},

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,9 +72,13 @@ def suites(config: ConfigDict) -> list[Suite]:
   if unknown or not names or len(set(names)) < len(names):
     raise ConfigError(f'--config.benchmarks={config.benchmarks}: wanted different names, separated by commas, of {", ".join(known)}')
   folders = {name: str(folder(config, name)) for name in names if name != WORLD}
-  missing = benchmarks.problems(folders, config.data.cache, config.eval.limit)
-  if missing:
-    raise DataError('files of benchmarks are missing: ' + '; '.join(missing) + ' (configs/eval.py says where they are expected)')
+  missing, some_videos = benchmarks.problems(folders, config.data.cache, config.eval.limit)
+  if missing or (some_videos and not config.eval.skip_missing_videos):
+    way_out = '' if missing else '; to count their questions as errors, set --config.eval.skip_missing_videos=True'
+    raise DataError('files of benchmarks are missing: ' + '; '.join([*missing, *some_videos])
+                    + f' (configs/eval.py says where they are expected{way_out})')
+  for line in some_videos:
+    print(f'{line}; their questions are errors', file=sys.stderr, flush=True)
   return [_world(config) if name == WORLD else _benchmark(config, name, folders[name]) for name in names]
 
 
@@ -89,7 +94,7 @@ def _world(config: ConfigDict) -> Suite:
   tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[: config.eval.world_questions]
   samples = [Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {}) for task in tasks]
   scored = build(total.RewardOptions, rollouts.evaluation_knobs(config), 'reward')
-  rule = f'tvg at IoU {config.eval.grounding_threshold}'
+  rule = f'tvg at IoU {config.eval.grounding_threshold}; videos of world {world.folder.name}'
   budgets = tuple(config.eval.world_budgets)
   return Suite(WORLD, by_video(_limited(config, samples)), budgets, 'accuracy', rollouts.evaluation_reward(config), world_metrics(scored), None,
                rule)
@@ -143,7 +148,7 @@ def outcome(suite: Suite, sample: Sample, record: Record, protocol: protocols.Pr
   episode = record.scored.episode
   said, text = protocols.answer(protocol, episode), episode.turns[-1].text
   # where an answer stands is the protocol's to say, not the scores'; formats and published rules look at what was written
-  metrics = suite.metrics(sample, episode, None if protocol.answer is extract_answer else said)
+  metrics = suite.metrics(sample, episode, None if said == extract_answer(text) else said)
   contexts = [episode.trajectory, *(result.subagent for result in episode.results if result.subagent is not None)]
   segments = [segment for context in contexts for segment in context.segments]
   tokens = {

@@ -1,5 +1,6 @@
 """The model of an evaluation: where its files are, what names it, and a running crew of agents around it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -13,8 +14,8 @@ import jax
 from ml_collections import ConfigDict
 
 import paravt_jax
-from experiments import rollouts, wiring
-from experiments.launch import build
+from experiments import canary, eval_data, rollouts, wiring
+from experiments.launch import build, require
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
@@ -29,6 +30,7 @@ from paravt_jax.video.store import FrameStore
 KEPT = ('.safetensors', '.json', '.jinja', '.txt')             # of a checkpoint folder: what a server reads
 CODE = ('chat', 'data', 'eval', 'models', 'rewards', 'rollout', 'serving', 'video')     # rooms that scores are a function of
 BLOCK = 1 << 22
+PIXELS = 16 * 16              # of a patch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,17 @@ def identify(config: ConfigDict) -> Model:
   return Model(run.resolve().name, {'kind': 'record', 'files': content(files)}, None, run, step)
 
 
+def check_url(config: ConfigDict) -> None:
+  """Refuses knobs of a server by URL that are out of range. Raises ConfigError."""
+  chat_model.more(config.chat.more)
+  require(config.chat.quality, '0 (PNG) to 95', 0 <= config.chat.quality <= 95, 'chat.quality')
+  section = config.chat_server
+  for knob, least in (('retries', 0), ('concurrency', 1), ('max_reply_bytes', 1), ('max_failures', 1)):
+    require(section[knob], f'at least {least}', section[knob] >= least, f'chat_server.{knob}')
+  for knob in ('timeout_s', 'backoff_s', 'max_backoff_s'):
+    require(section[knob], 'above 0', section[knob] > 0, f'chat_server.{knob}')
+
+
 def _of_folder(folder: pathlib.Path, knob: str) -> Model:
   _file(folder, 'config.json', knob)
   files = sorted(path for path in folder.iterdir() if path.suffix in KEPT and path.is_file())
@@ -107,7 +120,8 @@ def content(files: Sequence[pathlib.Path]) -> str:
 def code() -> str:
   """Names the source of all that scores are a function of."""
   root = pathlib.Path(paravt_jax.__file__).parent
-  return content(sorted(path for room in CODE for path in (root / room).rglob('*.py')))
+  rooms = [path for room in CODE for path in (root / room).rglob('*.py')]
+  return content(sorted([*root.glob('*.py'), *rooms, pathlib.Path(eval_data.__file__)]))
 
 
 def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
@@ -128,7 +142,7 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   except (ValueError, AttributeError) as error:
     raise DataError(f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft') from error
   model_config, _ = weights.load_hf(base, only=())
-  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+  mesh = sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])       # a record holds the optimizer too, 100 GB at 8B
   template = state.abstract(model_config, wiring.make_optimizer(recipe, model_config), mesh)
   record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
   weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
@@ -171,6 +185,10 @@ async def opened(config: ConfigDict, model: Model, protocol: protocols.Protocol,
     return
   served = hf_folder(model, folder)
   vocab = weights.load_hf(served, only=())[0].text.vocab
-  async with rollouts.opened(config, served, ChatTokenizer.load(served), vocab, folder, None) as server:
+  tok, proof = ChatTokenizer.load(served), None
+  if config.server.kind == 'url' and config.eval.canary_tokens:      # who knows what it serves
+    patches = config.video.max_pixels // PIXELS
+    proof = await asyncio.to_thread(canary.foretold, served, patches, config.eval.canary_tokens)
+  async with rollouts.opened(config, served, tok, vocab, folder, proof, always=True) as server:
     urls = tuple(member.url for member in server.fleet.members)
     yield Crew(made(server.samplers[0], server.frames), server.frames, server.check, server.control, urls)

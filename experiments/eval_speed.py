@@ -74,6 +74,14 @@ async def _poll(control: Control, urls: Sequence[str], load: Load) -> None:
     await ask(control, urls, load)
 
 
+def told(speed: Mapping[str, Any]) -> str:
+  """`Speed.found` in a line."""
+  filled = '' if speed['server_batch'] is None else f', {speed["server_batch"]:.1f} of them in a block that decodes'
+  frames = ', '.join(f'{count} {name}' for name, count in speed['frames'].items()) or 'none'
+  return (f'{speed["samples"]} samples in {speed["seconds"]:.0f} s, {speed["samples_per_second"]:.1f}/s; {speed["tokens_per_second"]:.0f} '
+          f'tokens/s sampled; {speed["in_flight"]:.0f} samples in flight{filled}; clips of frames: {frames}')
+
+
 class Speed:
   """Sums over the samples that this process finished."""
 

@@ -7,6 +7,7 @@ python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]      the whol
 import json
 import pathlib
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import runs, wiring
-from paravt_jax.errors import ConfigError, ParavtError
+from paravt_jax.errors import ConfigError, DataError, ParavtError
 from paravt_jax.eval import benchmarks, results, table
 from paravt_jax.report import evaluation as page
 
@@ -43,7 +44,8 @@ def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   """The page of a results folder, with the frames that the samples saw and the published scores beside ours."""
   with wiring.decode_pool(config) as pool:
     frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
-    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right)
+    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right,
+                      samples=config.eval.report_samples, pictures=config.eval.report_pictures)
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -55,6 +57,9 @@ def run(command: str, arguments: Sequence[str]) -> int:
       merge(arguments)
   except ParavtError as error:
     print(f'error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    print(f'error: {error.filename or command}: {error.strerror}; make room or check permissions, then run it again', file=sys.stderr)
     return 2
   return 0
 
@@ -74,7 +79,8 @@ def compare(arguments: Sequence[str]) -> None:
     raise ConfigError(f'--compare: {folders[0]} has {sorted(plans[0].benchmarks)}, {folders[1]} has {sorted(plans[1].benchmarks)}: wanted a '
                       f'benchmark in both')
   sides = [results.read(folder / 'results.jsonl') for folder in folders]
-  found = results.compare(*sides, metrics, samples=BOOTSTRAP, seed=SEED)
+  keys = {name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics}
+  found = results.compare(*sides, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
   about = {'first': str(folders[0]), 'second': str(folders[1]), 'settings': results.differences(*plans), 'benchmarks': found}
@@ -106,13 +112,26 @@ def merge(arguments: Sequence[str]) -> None:
   target = target or folders[0].parent / (name if name != first.name else f'{first.name}_merged')
   if target.exists() and any(target.iterdir()):
     raise ConfigError(f'--merge: {target} is not empty; name another folder with --out DIR')
-  target.mkdir(parents=True, exist_ok=True)
-  config = json.loads((folders[0] / 'config.json').read_text())
-  runs.write_json(target / 'config.json', {**config, 'shard': ''})
-  results.write_plan(target, plan)
-  with results.Journal(target) as journal:
+  config = _config(folders[0])
+  partial = target.with_name(f'.{target.name}.partial')
+  shutil.rmtree(partial, ignore_errors=True)       # of a merge that was cut off
+  partial.mkdir(parents=True)
+  runs.write_json(partial / 'config.json', {**config.to_dict(), 'shard': ''})
+  results.write_plan(partial, plan)
+  with results.Journal(partial) as journal:
     for outcome in outcomes:
       journal.append(outcome)
-  finish(target, plan, name.removeprefix('eval_'), int(config['eval']['bootstrap']), int(config['seed']))
-  page.write(target, target / 'report.html', None, published=PUBLISHED, right=bool(config['eval']['report_right']))
+  if target.exists():
+    target.rmdir()
+  partial.rename(target)
+  finish(target, plan, name.removeprefix('eval_'), config.eval.bootstrap, config.seed)
+  report(config, target)
   print(target)
+
+
+def _config(folder: pathlib.Path) -> ConfigDict:
+  """The recipe that a results folder was made with. Raises DataError when it is not there, or broken."""
+  try:
+    return ConfigDict(json.loads((folder / 'config.json').read_text()))
+  except (OSError, ValueError) as error:
+    raise DataError(f'{folder}/config.json: {error}; wanted the recipe of experiments.eval; name that shard\'s own folder') from error

@@ -8,22 +8,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import canary, wiring
 from experiments.launch import build
-from paravt_jax import packing
-from paravt_jax.chat import template
-from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, greedy, state, step, sums
+from paravt_jax.train import checkpoint, state, step, sums
 from paravt_jax.train.optimizer import partition
-from paravt_jax.types import Group, Segment
-
-CANARY_TEXT = 'What appears in the picture, and when?'
+from paravt_jax.types import Group
 
 
 class Learner:
@@ -47,11 +42,8 @@ class Learner:
       section.row_tokens, section.row_images, section.image_patches, (section.rows,), config.rollout.subagent_credit
     )
     self._publisher = publish.Publisher(folder / 'weights', keep=config.publish.keep)
-    self._prompt = _prompt(self.tok, config.train.image_patches)
-    expanded = packing.expand(packing.Sample(self._prompt.ids, self._prompt.images, {}), self.tok.image_pad).ids
-    self._foretell = greedy.make_greedy(
-      self.model_config, self.mesh, options, expanded, self._prompt.images[0], config.publish.canary_tokens
-    )
+    self._prompt = canary.prompt(self.tok, config.train.image_patches)
+    self._foretell = canary.make(self.model_config, self.mesh, options, self.tok, self._prompt, config.publish.canary_tokens)
     self._outgoing = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(config.publish.dtype), tree))
     self._held = partition(params, self._optimizer.frozen)[1]  # as the checkpoint has them: what servers hold already
     self.version = 0
@@ -91,8 +83,7 @@ class Learner:
 
   def canary(self) -> canaries.Canary:
     """What a server must say that holds these very weights."""
-    foretold = (values.tolist() for values in self._foretell(self.state.params))
-    return canaries.Canary(tuple(self._prompt.ids.tolist()), self._prompt.images[0], tuple(self.tok.vision_ids), *map(tuple, foretold))
+    return self._foretell(self.state.params)
 
   def publish(self) -> publish.Pending:
     """Starts writing the trained weights as version `version`, with a canary; returns once the next update may run."""
@@ -117,8 +108,3 @@ class Learner:
     """Writes a Hugging Face folder, tokenizer and processor files included."""
     if not target.exists():
       weights.save_hf(target, self.model_config, jax.device_get(self.state.params), self._model_folder)
-
-
-def _prompt(tok: ChatTokenizer, patches: int) -> Segment:
-  """The canary's context: one picture with its time, one question."""
-  return template.opening(tok, None, [*template.frame_pieces([canaries.picture(patches)], [0.0]), CANARY_TEXT], '')

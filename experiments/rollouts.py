@@ -100,12 +100,14 @@ class Rollouts:
 
 @contextlib.asynccontextmanager
 async def opened(
-  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path, base: Canary | None
+  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, vocab: int, folder: pathlib.Path, base: Canary | None,
+  *, always: bool = False
 ) -> AsyncIterator[Rollouts]:
   """Starts what the recipe asks for and ends it again, whatever happens in between.
 
   Args:
     vocab: rows of the embedding table. folder: of the run, for logs. base: the canary of the model folder's own weights.
+    always: it is asked also of servers that hold what an earlier run brought them.
   """
   options = build(ClientOptions, config.client, 'client', api_key=config.server.api_key or None)
   watch = build(FleetOptions, config.server.watch, 'server.watch')
@@ -117,7 +119,7 @@ async def opened(
     fleet = Fleet(members, control, router, weights.ready, watch)
     stack.callback(weights.close)
     stack.push_async_callback(fleet.close)  # from here on the fleet ends the servers, before what they may be loading goes
-    await fleet.open(await _if_fresh(base, members, control))
+    await fleet.open(base if always else await _if_fresh(base, members, control))
     if await _are_sglang(members, control):
       weights.staging = Staging(model_folder, _staging_folder(config, members, folder))
     client = await stack.enter_async_context(clients.Client(options, vocab, router, image_id=tok.image_pad))

@@ -151,8 +151,26 @@ def test_shards_are_merged_to_the_whole(place, world):
   assert (status, out.splitlines()[-1]) == (0, 'runs/part'), err
   whole = summary(place, 'part')
   assert whole == summary(place, 'world')
+  pictures = [(place / 'runs' / name / 'report.html').read_text().count('data:image/') for name in ('world', 'part')]
+  assert pictures[0] == pictures[1] > 0
+  (place / 'runs' / 'part_shard1of2' / 'config.json').unlink()
+  status, out, err = tool(place, '--merge', 'runs/part_shard1of2', 'runs/part_shard2of2', '--out', 'runs/again')
+  assert (status, out) == (2, '') and 'config.json' in err and 'Traceback' not in err and not (place / 'runs' / 'again').exists()
   status, out, _ = tool(place, '--compare', 'runs/world', 'runs/part')
   assert status == 0 and '| 0 | 0 | 1 | 12 | 0 |' in out and 'settings that differ: none' in out
+
+
+def test_a_server_by_url_is_believed_only_if_it_says_what_the_model_would(place, trained, world):
+  """Its name says nothing: another model there would have been scored under this one's hash."""
+  tiny.build_model_folder(place / 'other', 7)
+  knobs = {**WORLD, 'model.folder': 'runs/whole/hf', 'server.kind': 'url', 'server.api_key': 'open sesame'}
+  with small_job.serving(place, place / 'other', 'other.log') as server:
+    status, out, err = run(place, 'by_url', **{**knobs, 'server.urls': f"('{server.url}',)"})
+    assert (status, out) == (2, '') and 'does' in err and 'serve another model' in err and 'Traceback' not in err, err[-3000:]
+  with small_job.serving(place, trained / 'hf', 'ours.log') as server:
+    status, _, err = run(place, 'by_url', **{**knobs, 'server.urls': f"('{server.url}',)"})      # nothing of the first try binds it
+    assert status == 0, err[-3000:]
+  assert summary(place, 'by_url')['world']['score'] == summary(place, 'world')['world']['score']
 
 
 # Benchmarks

@@ -1,8 +1,6 @@
 """The main job and its rollout servers: several, one killed, by URL, interrupted in a delivery, ahead of the learner, refused."""
 
-import contextlib
 import json
-import os
 import resource
 import signal
 import socket
@@ -13,8 +11,6 @@ import psutil
 import pytest
 
 from paravt_jax.report import episodes
-from paravt_jax.serving.embedded import launch
-from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.testing import tiny
 from tests.experiments import small_job
 from tests.main_job_test import refused
@@ -128,24 +124,6 @@ def test_ctrl_c_in_the_middle_of_a_delivery_leaves_a_run_that_goes_on(place, who
   check_same(place, 'cut')
 
 
-@contextlib.contextmanager
-def serving(place, model, log):
-  """A server that no run owns, with the sizes of the tiny recipe."""
-  config = json.loads((place / 'runs' / 'whole' / 'config.json').read_text())['server']['embedded']
-  tok = json.loads((model / 'tokenizer.json').read_text())
-  ids = {token['content']: token['id'] for token in tok['added_tokens']}
-  config.pop('threads')
-  config['lanes'] = tuple(map(tuple, config['lanes']))
-  options = ServerOptions(
-      **config, model_path=str(model), host='127.0.0.1', port=0, port_file=None, api_key='open sesame', parent_pid=None,
-      eos_token_ids=(ids['<|im_end|>'], ids['<|endoftext|>']), compile_cache=str(place / 'runs' / 'compile_cache'))
-  server = launch.launch(options, env=small_job.environment(), log=place / log, deadline_s=180, parent_pid=os.getpid())
-  try:
-    yield server
-  finally:
-    server.stop(5.0)
-
-
 def asked(server, path, body=None):
   opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
   headers = {'Authorization': 'Bearer open sesame', 'Content-Type': 'application/json'}
@@ -160,7 +138,7 @@ def by_url(server, key='open sesame'):
 
 def test_runs_go_on_with_a_server_by_url_that_holds_newer_weights_and_was_left_paused(place, whole):
   (model,) = (place / 'runs').glob('sft_tiny-*/hf')
-  with serving(place, model, 'ours.log') as server:
+  with small_job.serving(place, model, 'ours.log') as server:
     process = small_job.start(place, 'url', **by_url(server))
     small_job.wait_for(lambda: len(small_job.records(place, 'url')) >= 3, process)
     process.kill()
@@ -191,7 +169,7 @@ def nothing_was_made(place, name):
 def test_a_server_of_another_model_is_refused_before_the_first_rollout(place, whole):
   stranger = place / 'stranger'
   tiny.build_model_folder(stranger, seed=99)
-  with serving(place, stranger, 'stranger.log') as server:
+  with small_job.serving(place, stranger, 'stranger.log') as server:
     refused(small_job.run(place, 'other', **by_url(server)), server.url, 'do not match the canary', 'serve another model?')
   assert nothing_was_made(place, 'other')
 

@@ -93,8 +93,11 @@ def label(number: int) -> str:
 
 
 def told(task: types.Task) -> str:
-  """A task's question for those who are not shown its videos where they stand: labels stand in for slots inside the text."""
-  text, slots = task.question, _slots(task)
+  """A task's question for those who are not shown its videos where they stand: labels stand in for slots inside the text.
+
+  Where `facts['asked']` has the question without what came along for the main agent only (subtitles of the whole video), that one.
+  """
+  text, slots = task.facts.get('asked', task.question), _slots(task)
   if len(slots) < 2 or not any(slots):
     return text
   for number, slot in reversed(list(enumerate(slots, 1))):

@@ -165,8 +165,9 @@ def _sage(text: str) -> dict[str, Any] | None:
   """The last object of a turn: in its tags, else from its first brace."""
   tail = text[tags.after_think(text):]
   tagged = _JSON.findall(tail)
+  text = tagged[-1] if tagged else tail
   try:
-    value, _ = json.JSONDecoder().raw_decode((tagged[-1] if tagged else tail[max(tail.find('{'), 0):]).strip())
+    value, _ = json.JSONDecoder().raw_decode(text[max(text.find('{'), 0):])     # a ```json fence may stand before it
   except _UNREADABLE:
     return None
   return value if isinstance(value, dict) else None
@@ -203,10 +204,11 @@ def _clock(second: float) -> str:
 
 
 LONGVT = Manner(system=lambda task: None, user=user(QUESTION), parse=toolcalls.parse, answered=tags.has_answer,
-                request=prompts.FINAL_REQUEST, frames=bare, refused=lambda result: result.text, forced_tokens={})
+                request=prompts.FINAL_REQUEST, frames=bare, refused=lambda result: result.text, requests={}, forced_tokens={},
+                forced_prefix=True)
 VIDEOZOOMER = Manner(system=lambda task: None, user=user(QUESTION), parse=zoom_parse, answered=tags.has_answer,
                      request='No more zooms. Give the final answer now.', frames=zoom_frames, refused=zoom_refused,
-                     forced_tokens={})
+                     requests={}, forced_tokens={}, forced_prefix=True)
 SAGE = Manner(system=lambda task: None, user=user(QUESTION), parse=sage_parse, answered=lambda text: bool(sage_answer(text)),
               request='No more tools. Give the final answer now, in the same JSON.', frames=template.frame_pieces,
-              refused=sage_refused, forced_tokens={})
+              refused=sage_refused, requests={}, forced_tokens={}, forced_prefix=True)

@@ -32,10 +32,10 @@ class Benchmark:
   media: folders of the snapshot (or of its archives) that a row's video path is relative to; depth: how many last parts of that
   path must agree when the video lies elsewhere; videos: what publishes them, for people.
   prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write the answer, so that our agent is not
-  told another way. subtitle_chars: how much of a video's subtitles stands before
-  the question, 0 for none. breakdowns: fields of a sample.
-  metric: which of `scores` is the score. official: the published rule, on the last turn's text. forced_tokens: what the
-  published protocol leaves for a forced answer. published: scores by model, per cent.
+  told another way. subtitle_bytes: how much of a video's subtitles, in UTF-8, stands before the question (a token holds a byte
+  at least, in any language), 0 for none. breakdowns: fields of a sample.
+  metric: which of `scores` is the score. official: the published rule, on the last turn's text. published: scores by model, per
+  cent.
   """
   name: str
   hub: str
@@ -50,11 +50,10 @@ class Benchmark:
   videos: str
   prompt: str
   shaped: bool
-  subtitle_chars: int
+  subtitle_bytes: int
   metric: str
   breakdowns: tuple[str, ...]
   official: Callable[[Sample, str], dict[str, float]]
-  forced_tokens: int
   published: Mapping[str, float]
 
 
@@ -77,12 +76,12 @@ _VIDEOMME = Benchmark(
     columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'), optional=('domain', 'task_type'),
     read=questions.videomme,
     media=('data', 'videos'), depth=1, videos='videos_chunked_*.zip',
-    prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration', 'domain', 'task_type'),
-    metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(0))
+    prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration', 'domain', 'task_type'),
+    metric='accuracy', official=official.score_letter, published=_published(0))
 
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
   _VIDEOMME,
-  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_chars=24000, published=_published(1)),
+  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_bytes=24000, published=_published(1)),
   Benchmark(
       name='longvideobench', hub='longvideobench/LongVideoBench', config='default', split='validation',
       rows=('validation-*.parquet', 'data/validation-*.parquet', 'lvb_val.json', 'validation.json*'),
@@ -90,41 +89,41 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       optional=('option0', 'option1', 'option2', 'option3', 'option4', 'candidates', 'duration_group', 'question_category'),
       read=questions.longvideobench,
       media=('videos',), depth=1, videos='videos.tar.part.*',
-      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('duration_group', 'question_category'),
-      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(2)),
+      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration_group', 'question_category'),
+      metric='accuracy', official=official.score_letter, published=_published(2)),
   Benchmark(
       name='lvbench', hub='lmms-lab/LVBench', config='default', split='train',
       rows=('data/train-*.parquet', 'train-*.parquet', '*/train-*.parquet', 'train.json*'),
       columns=('uid', 'question', 'answer', 'video_path'), optional=('type', 'question_type', 'options'),
       read=questions.lvbench,
-      media=('', 'videos', 'all_videos'), depth=1, videos='its video archives',
-      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('type', 'question_type'),
-      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(3)),
+      media=('', 'videos', 'all_videos'), depth=1, videos='video_chunks/videos_chunk_*.zip',
+      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('type', 'question_type'),
+      metric='accuracy', official=official.score_letter, published=_published(3)),
   Benchmark(
       name='mlvu', hub='sy1998/MLVU_dev', config='default', split='test',
-      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
+      rows=('mlvu/test-*.parquet', 'data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
       columns=('video_name', 'question', 'answer', 'task_type'), optional=('candidates',),
       read=questions.mlvu,
       media=('video', 'videos', ''), depth=1, videos='video_part_*.zip',
-      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('task_type',),
-      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(4)),
+      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('task_type',),
+      metric='accuracy', official=official.score_letter, published=_published(4)),
   Benchmark(
       name='mmvu', hub='yale-nlp/MMVU', config='default', split='validation',
       rows=('validation.json*', 'validation-*.parquet', 'data/validation-*.parquet', '*/validation-*.parquet'),
       columns=('id', 'question', 'choices', 'answer', 'question_type', 'video'), optional=('subject', 'metadata'),
       read=questions.mmvu,
       media=('',), depth=2, videos='videos/<subject>/<number>.mp4',
-      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('question_type', 'subject'),
-      metric='accuracy', official=official.score_letter, forced_tokens=64, published=_published(5)),
+      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('question_type', 'subject'),
+      metric='accuracy', official=official.score_mmvu, published=_published(5)),
   Benchmark(
       name='charades', hub='lmms-lab/charades_sta', config='default', split='test',
       rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
       columns=('video', 'caption', 'timestamp'), optional=(),
       read=questions.charades,
-      media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480.zip',
+      media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480_part_*.zip',
       prompt='When does this happen in the video: "{question}"\nSay it like this: The event happens in the X - Y seconds.',
-      shaped=True, subtitle_chars=0, breakdowns=(),
-      metric='iou', official=official.score_times, forced_tokens=128, published=_published(6)),
+      shaped=True, subtitle_bytes=0, breakdowns=(),
+      metric='iou', official=official.score_times, published=_published(6)),
   Benchmark(
       name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', config='default', split='test',
       rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*', '*test*.json*'),
@@ -132,8 +131,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
       read=questions.longvideo_reason,
       media=('', 'videos', 'longvila_videos'), depth=1,
       videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
-      prompt='{question}', shaped=False, subtitle_chars=0, breakdowns=('problem_type', 'options'),
-      metric='accuracy', official=official.score_longvideo_reason, forced_tokens=64, published={}),
+      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('problem_type', 'options'),
+      metric='accuracy', official=official.score_longvideo_reason, published={}),
 )}
 
 
@@ -151,18 +150,13 @@ def named(name: str) -> Benchmark:
 # Scores.
 
 
-def said(text: str) -> str:
-  """The answer in a turn's text, pinned prefix included (spec, section 4). A text without any think or answer tag is an answer
-  as a whole: where no thought is asked for none is opened."""
-  return answer.extract_answer(text) if '<think>' in text or '</think>' in text or '<answer>' in text else text.strip()
-
-
 def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
   """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and 'f1' beside it) or, for
-  temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for longvideo_reason 'format' too. A benchmark's `metric` names its
-  score. given: the answer, where a protocol reads it by a rule of its own; else it is `said`."""
+  temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for longvideo_reason 'format' too, for mmvu the accuracy of the row's kind
+  once more, as 'accuracy_mcq' or 'accuracy_oe'. A benchmark's `metric` names its score. given: the answer, where a protocol reads
+  it by a rule of its own; else it is read as in training (spec, section 4)."""
   task = sample.task
-  given = said(text) if given is None else given
+  given = answer.extract_answer(text) if given is None else given
   if task.question_type == 'tvg':
     return official.recalls(answer.temporal_iou(given, task.answer))
   if task.question_type == 'oe':
@@ -171,6 +165,8 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
     found = {'accuracy': answer.choice_accuracy(given, task.answer, len(task.options) or len(LETTERS))}
   if sample.benchmark == 'longvideo_reason':
     found['format'] = float(official.begins_as_told(text))
+  if sample.benchmark == 'mmvu':
+    found[f'accuracy_{task.question_type}'] = found['accuracy']
   return found
 
 
@@ -181,8 +177,8 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
   """The samples of a benchmark, in the order of its rows.
 
   Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found without them. A task's question
-  holds the options and, where the benchmark has them, the subtitles (also in Sample.subtitles). A video that is nowhere keeps
-  the path at which it was expected.
+  holds the options and, where there are some, first the subtitles (also in Sample.subtitles): its facts then have it without them,
+  as 'asked', for those who look at a window only. A video that is nowhere keeps the path at which it was expected.
 
   Args:
     folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is unpacked.
@@ -205,14 +201,17 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
                   subtitles.get(question.video, '')) for question in asked]
 
 
-def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0) -> list[str]:
-  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each, [] when all is there.
+def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
+             ) -> tuple[list[str], list[str]]:
+  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each: (what ends everything, benchmarks that
+  lack some of their videos). Both are empty when all is there.
 
   First folders, row files, columns and rows; when these are right and `cache` is given, archives are unpacked as `load` would
   and the videos counted. Else a video counts as there if an archive names it, or might hold it (a packed tar is not read
   through for this).
   """
   found: list[str] = []
+  partly: list[str] = []
   whole: dict[str, tuple[pathlib.Path, list[Question]]] = {}
   for name, folder in folders.items():
     try:
@@ -226,13 +225,14 @@ def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike 
     try:
       videos, missing = _videos(benchmark, root, place, asked)
       if missing:
-        found.append(f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: {", ".join(missing[:5])}'
-                     f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked')
+        (partly if len(missing) < len(videos) else found).append(
+            f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: {", ".join(missing[:5])}'
+            f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked')
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
     except DataError as error:
       found.append(str(_about(name, error)))
-  return found
+  return found, partly
 
 
 def _about(name: str, error: Exception) -> DataError:
@@ -306,7 +306,7 @@ def _videos(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike |
 def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
                ) -> dict[str, str]:
   """{video: its subtitles}, of those that have some. Not every video of Video-MME has."""
-  if not benchmark.subtitle_chars:
+  if not benchmark.subtitle_bytes:
     return {}
   folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
   files = snapshots.Files(folders, snapshots.SUBTITLES)
@@ -318,15 +318,16 @@ def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLik
     raise DataError(f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt or subtitle.zip; fetch it')
   paths = {video: files.find(f'{pathlib.PurePosixPath(video).stem}.srt', ('subtitle',), 1)
            for video in dict.fromkeys(question.video for question in asked)}
-  return {video: snapshots.read_subtitles(path, benchmark.subtitle_chars) for video, path in paths.items() if path is not None}
+  return {video: snapshots.read_subtitles(path, benchmark.subtitle_bytes) for video, path in paths.items() if path is not None}
 
 
 def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subtitles: str) -> Sample:
   lines = [benchmark.prompt.format(question=question.text)]
   lines += [f'{letter}. {option}' for letter, option in zip(LETTERS, question.options)]
+  text = asked = '\n'.join(lines)
+  facts = {prompts.SHAPED: True} if benchmark.shaped else {}
   if subtitles:
-    lines.insert(0, f'Subtitles (seconds):\n{subtitles}\n')
-  task = Task(id=question.id, videos=(str(video),), question='\n'.join(lines), question_type=question.kind,
-              answer=question.gold, options=question.options, source=benchmark.name,
-              facts={prompts.SHAPED: True} if benchmark.shaped else {})
+    text, facts['asked'] = f'Subtitles (seconds):\n{subtitles}\n\n{asked}', asked
+  task = Task(id=question.id, videos=(str(video),), question=text, question_type=question.kind, answer=question.gold,
+              options=question.options, source=benchmark.name, facts=facts)
   return Sample(benchmark=benchmark.name, task=task, fields=dict(question.fields), subtitles=subtitles)

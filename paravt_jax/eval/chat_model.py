@@ -49,7 +49,7 @@ class ChatModel:
   def __init__(self, server: Server, tok: ChatTokenizer, context: ContextOptions, options: ChatOptions):
     self.tok, self.options = tok, context
     self._server, self._chat = server, options
-    self._more = _more(options.more)
+    self._more = more(options.more)
     self.counts: collections.Counter[str] = collections.Counter()
 
   @property
@@ -69,18 +69,19 @@ class ChatModel:
       RolloutError: the server failed or refused, or its reply cannot be read; begins with the reason's name.
     """
     messages = await asyncio.to_thread(lambda: list(to_messages(self.tok, segments, self._chat.quality)))
-    more = dict(self._more)
+    fields = dict(self._more)
     if messages[-1]['role'] == 'assistant':
-      more |= _CONTINUE
+      fields |= _CONTINUE
     if self.options.top_p < 1:
-      more['top_p'] = self.options.top_p
+      fields['top_p'] = self.options.top_p
     if self.options.top_k > 0:
-      more['top_k'] = self.options.top_k
+      fields['top_k'] = self.options.top_k
     sampling = Sampling(max_new_tokens, self.options.temperature, address.sampling_seed(turn, call))
-    outcome = await self._server.complete(messages, sampling, more, read_written)
+    outcome = await self._server.complete(messages, sampling, fields, read_written)
     if not isinstance(outcome, Written):
       raise RolloutError(f'{outcome.reason}: {outcome.detail}')
-    ids = self.tok.encode(outcome.text, trusted=True)
+    begun = messages[-1]['content'] if messages[-1]['role'] == 'assistant' else ''
+    ids = self.tok.encode(_continued(begun, outcome.text), trusted=True)
     if outcome.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
@@ -148,7 +149,14 @@ def read_written(content: bytes) -> Written | Rejected:
   return Written(text.replace('\0', '').replace('\r\n', '\n'), 'length' if finish == 'length' else 'stop')
 
 
-def _more(text: str) -> dict[str, Any]:
+def _continued(begun: str, text: str) -> str:
+  """What a reply adds to its beginning: some servers open the thought again that it was given opened."""
+  opened = begun.rstrip() == tags.THINK_OPEN and text.lstrip().startswith(tags.THINK_OPEN)
+  return text.lstrip().removeprefix(tags.THINK_OPEN).removeprefix('\n') if opened else text
+
+
+def more(text: str) -> dict[str, Any]:
+  """`ChatOptions.more` as fields. Raises ConfigError when it is no JSON object."""
   try:
     value = json.loads(text) if text else {}
   except ValueError as error:

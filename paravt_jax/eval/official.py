@@ -89,6 +89,13 @@ def score_letter(sample: Sample, text: str) -> dict[str, float]:
   return {'accuracy': float(letter(text) == sample.task.answer)}
 
 
+def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
+  """{'accuracy'} as `score_letter` gives it, and of a multiple-choice row the same as 'accuracy_mcq': what the driver's rule comes to
+  where it applies."""
+  found = score_letter(sample, text)
+  return {**found, 'accuracy_mcq': found['accuracy']} if sample.task.question_type == 'mcq' else found
+
+
 def score_times(sample: Sample, text: str) -> dict[str, float]:
   """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} against the gold 'start,end'."""
   given, (start, end) = times(text), sample.task.answer.split(',')

@@ -26,7 +26,13 @@ from paravt_jax.types import Clip, Episode, Window
 from paravt_jax.video.store import FrameStore
 
 DISPATCHES = ('parallel', 'sequential')
-FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}      # of the forced answer, as the published driver capped it
+# The forced answer as the published driver asked for it: the bare answer, no thought before it, and few tokens.
+FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}
+FORCED_REQUESTS = {
+  'mcq': 'No more calls. Answer now with the letter of the option and nothing else.',
+  'oe': 'No more calls. Answer now in a few words and nothing else.',
+  'tvg': 'No more calls. Answer now in this shape and nothing else: The event happens in the X - Y seconds.',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +60,17 @@ def raw_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def direct_answer(text: str) -> str:
-  """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter is an answer too."""
-  return extract_answer(text) or ('' if tags.ANSWER_OPEN in text else text[tags.after_think(text):].strip())
+  """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter is an answer too. A think that was
+  never closed is no answer."""
+  rest = text[tags.after_think(text):].strip()
+  bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
+  return extract_answer(text) or bare
 
 
 def _ours(name: str, manner: Manner, system: str, **differs) -> Protocol:
   usual = {'tools': False, 'pinned': False, 'crop': None, 'answer': extract_answer}
-  return Protocol(name=name, prompt='\n'.join((system, manner.request)), manner=manner, placeholders=(), **{**usual, **differs})
+  prompt = '\n'.join((system, manner.request, *manner.requests.values()))
+  return Protocol(name=name, prompt=prompt, manner=manner, placeholders=(), **{**usual, **differs})
 
 
 def _plain(system: str) -> Manner:
@@ -72,10 +82,11 @@ def _theirs(name: str, manner: Manner, crop: Callable, answer: Callable[[str], s
   return Protocol(name, '', manner, True, False, crop, answer, (adapters.QUESTION,))
 
 
+RAW_CROPS = dataclasses.replace(TRAINED, requests=FORCED_REQUESTS, forced_tokens=FORCED_TOKENS, forced_prefix=False)
+
 PROTOCOLS: Mapping[str, Protocol] = {
   'tools': _ours('tools', TRAINED, prompts.SYSTEM, tools=True, pinned=True),
-  'raw_crops': _ours('raw_crops', dataclasses.replace(TRAINED, forced_tokens=FORCED_TOKENS), prompts.SYSTEM, tools=True,
-                     pinned=True, crop=raw_crop),
+  'raw_crops': _ours('raw_crops', RAW_CROPS, prompts.SYSTEM, tools=True, pinned=True, crop=raw_crop),
   'no_tools': _ours('no_tools', _plain(prompts.NO_TOOLS), prompts.NO_TOOLS, pinned=True),
   'think': _ours('think', _plain(prompts.THINK), prompts.THINK),
   'direct': _ours('direct', dataclasses.replace(_plain(prompts.DIRECT), answered=lambda text: bool(direct_answer(text))),
@@ -86,17 +97,22 @@ PROTOCOLS: Mapping[str, Protocol] = {
 }
 
 
-def chosen(name: str, prompt_file: str) -> Protocol:
+def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
   """The protocol of that name, with the text of its prompt file where it wants one ('' for none).
 
   Raises:
-    ConfigError: an unknown name; a file that is missing, unwanted, no text, or lacks a placeholder.
+    ConfigError: an unknown name or dispatch; a dispatch of calls where there are none; a file that is missing, unwanted, no
+      text, or lacks a placeholder.
   """
   if name not in PROTOCOLS:
     near = difflib.get_close_matches(name, PROTOCOLS, 1)
     hint = f'did you mean {near[0]}?' if near else f'wanted one of {", ".join(PROTOCOLS)}'
     raise ConfigError(f'protocol.name={name!r}: there is no such protocol, {hint}')
   protocol = PROTOCOLS[name]
+  if dispatch not in DISPATCHES:
+    raise ConfigError(f'protocol.dispatch={dispatch!r}: wanted one of {", ".join(DISPATCHES)}')
+  if dispatch != DISPATCHES[0] and not protocol.tools:
+    raise ConfigError(f'protocol.dispatch={dispatch!r}: {name} makes no calls; leave it {DISPATCHES[0]!r}')
   if not protocol.placeholders:
     if prompt_file:
       raise ConfigError(f'protocol.prompt_file={prompt_file!r}: {name} has a prompt of its own; leave the knob empty, or name '
@@ -131,12 +147,7 @@ def agent(protocol: Protocol, dispatch: str, sampler: Sampler | ChatModel, frame
 
   dispatch 'sequential' runs the first call of a turn only; its siblings get the result of calls over the limit, and there are as
   many rounds as calls could have been made in parallel. The prefix is pinned only where the sampler can pin it.
-
-  Raises:
-    ConfigError: an unknown dispatch.
   """
-  if dispatch not in DISPATCHES:
-    raise ConfigError(f'protocol.dispatch={dispatch!r}: wanted one of {", ".join(DISPATCHES)}')
   rounds, at_once = agent_options.max_turns, agent_options.max_parallel
   if dispatch == 'sequential':
     rounds, at_once = rounds * at_once, 1
@@ -151,5 +162,10 @@ def agent(protocol: Protocol, dispatch: str, sampler: Sampler | ChatModel, frame
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:
-  """An episode's answer as its protocol reads it, from the last turn; '' when there is none."""
-  return protocol.answer(episode.turns[-1].text) if episode.turns else ''
+  """An episode's answer as its protocol reads it, from the last turn; '' when there is none. A turn that was asked for the bare answer
+  holds it as it is."""
+  if not episode.turns:
+    return ''
+  last = episode.turns[-1]
+  asked_bare = last.forced and len(episode.turns) > 1 and not protocol.manner.forced_prefix
+  return direct_answer(last.text) if asked_bare else protocol.answer(last.text)

@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Question:
   """What a row says. id: '' when the benchmark gives none. video: as the row names it. kind: mcq | tvg | oe. options: texts
-  without letters, () unless it is multiple choice. gold: the letter, 'start,end' in seconds, or the text."""
+  without letters, () unless it is multiple choice. gold: the letter, 'start,end' in seconds, or the text. fields: by which scores are
+  broken down; of a row that has several values (LVBench's question types), all of them, joined by '; ': it counts under each."""
   id: str
   video: str
   text: str
@@ -181,7 +182,7 @@ def mmvu(row: Row) -> Question:
 
 
 def charades(row: Row) -> Question:
-  """Charades-STA: when a caption happens."""
+  """Charades-STA: when a caption happens. The file holds half precision, 24.296875 for 24.3, and is taken at its word."""
   stamps = checks.decoded(row['timestamp'], 'timestamp')
   ends = [checks.seconds(value, 'timestamp') for value in stamps] if isinstance(stamps, list) else []
   if len(ends) != 2 or not 0 <= ends[0] < ends[1]:

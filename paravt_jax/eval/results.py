@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Outcome:
 
   key: 'videomme/<id>/k=64'. score: in [0, 1], None after an error, whose reason (a countable word) and text stand beside it.
   metrics: what the score is made of, and more of its kind; official: by the benchmark's own rule, None where it has none.
-  fields: by which scores are broken down. seconds: 'wall' and its stages. tokens: 'prompt' (given, images expanded) and
-  'sampled', sub-agents included. episode: the JSON of report.episodes, None after an error.
+  fields: by which scores are broken down; a sample counts under each of several values, 'a; b'. seconds: 'wall' and its stages.
+  tokens: 'prompt' (given, images expanded) and 'sampled', sub-agents included. episode: the JSON of report.episodes, None after an error.
   """
   key: str
   benchmark: str
@@ -66,18 +66,18 @@ def digest(value: Any) -> str:
 class Journal:
   """Appends outcomes to a folder's results.jsonl, a whole line each or nothing.
 
-  Errors of an earlier run and a torn last line are taken out when it is opened: those samples are put again. `answered` holds
-  the keys that need not be.
+  A torn last line, and errors of an earlier run among the keys `again`, are taken out when it is opened: those samples are put again.
+  `answered` holds the keys that need not be.
 
   Raises:
     DataError: an existing line breaks the schema. ParavtError: the folder cannot be written.
   """
 
-  def __init__(self, folder: Path):
+  def __init__(self, folder: Path, again: Container[str] = ()):
     self.path = folder / 'results.jsonl'
     lines, whole = _lines(self.path)
-    kept = [(outcome, line) for outcome, line in lines if outcome.status == ANSWERED]
-    self.answered = {outcome.key for outcome, _ in kept}
+    kept = [(outcome, line) for outcome, line in lines if outcome.status == ANSWERED or outcome.key not in again]
+    self.answered = {outcome.key for outcome, _ in kept if outcome.status == ANSWERED}
     try:
       if len(kept) < len(lines) or not whole:
         partial = self.path.with_name('.results.jsonl.partial')
@@ -150,13 +150,19 @@ class Plan:
 
 
 def refuse_other(folder: Path, plan: Plan) -> None:
-  """Raises ConfigError, naming the settings that differ, when a folder was begun with others, or as another shard."""
-  if not (folder / 'plan.json').exists():
+  """Raises ConfigError, naming the settings that differ, when a folder has results of others, or of another shard."""
+  if not _begun(folder):
     return
   changed = differences(read_plan(folder), plan)
   if changed:
     raise ConfigError(f'results folder {folder} was begun with other settings ({", ".join(changed[:SHOWN])}'
                       f'{", ..." if len(changed) > SHOWN else ""}); go on with the same, or choose another with --config.run.folder=DIR')
+
+
+def _begun(folder: Path) -> bool:
+  """Whether there are results; a start that was refused (no server, no model) leaves a plan that binds nobody."""
+  results = folder / 'results.jsonl'
+  return (folder / 'plan.json').exists() and results.exists() and results.stat().st_size > 0
 
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
@@ -166,7 +172,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
     ConfigError: as `refuse_other`. DataError: the folder's plan is broken. ParavtError: it cannot be written.
   """
   refuse_other(folder, plan)
-  if (folder / 'plan.json').exists():
+  if _begun(folder):
     plan = dataclasses.replace(plan, benchmarks={**read_plan(folder).benchmarks, **plan.benchmarks})
   partial = folder / f'.plan.json.{os.getpid()}'
   try:
@@ -227,13 +233,15 @@ def summarize(plan: Plan, outcomes: Iterable[Outcome], *, samples: int, seed: in
     samples, seed: of bootstrap intervals.
 
   Returns:
-    By benchmark: as `_numbers`, and its `metric` and `fingerprint`. Equal for equal outcomes, whatever their order.
+    By benchmark: as `_numbers`, and its `metric`, `fingerprint`, and how many samples are `missing` (an evaluation that was cut off).
+    Equal for equal outcomes, whatever their order.
   """
   by_key = {outcome.key: outcome for outcome in outcomes}
   found = {}
   for name, about in plan.benchmarks.items():
     mine = [by_key[key] for key in about['keys'] if key in by_key]
-    found[name] = {**_numbers(mine, about['metric'], samples, seed), 'breakdowns': _breakdowns(mine, samples, seed),
+    found[name] = {**_numbers(mine, about['metric'], samples, seed), 'missing': len(about['keys']) - len(mine),
+                   'breakdowns': _breakdowns(mine, samples, seed),
                    'metric': SHOWN_AS.get(about['metric'], about['metric']), 'fingerprint': plan.fingerprint(name)}
   return found
 
@@ -272,8 +280,11 @@ def _score(outcomes: Sequence[Outcome], value, samples: int, seed: int) -> tuple
 
 
 def _metric(outcomes: Sequence[Outcome], which: str, name: str, samples: int, seed: int) -> dict[str, Any]:
-  """One metric over the samples that have it (an open-ended row has no F1 of a letter), errors included."""
-  mine = [outcome for outcome in outcomes if outcome.status == ERROR or name in (getattr(outcome, which) or {})]
+  """One metric over the samples that have it, and the errors of their kind of question: a letter has no F1."""
+  kind = lambda outcome: outcome.fields.get('question_type')
+  has = lambda outcome: name in (getattr(outcome, which) or {})
+  others = {kind(o) for o in outcomes if o.status == ANSWERED} - {kind(o) for o in outcomes if has(o)}
+  mine = [o for o in outcomes if has(o) or (o.status == ERROR and kind(o) not in others)]
   value = lambda outcome: (getattr(outcome, which) or {}).get(name)
   score, interval = _score(mine, value, samples, seed)
   return {'all': score, 'interval': interval, 'answered': _mean([value(o) for o in mine if o.status == ANSWERED])}
@@ -288,8 +299,9 @@ def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[st
   """By field and value, and by 'k', the counts, score and interval of those samples; fields with one value are left out."""
   table: dict[str, dict[str, list[Outcome]]] = {}
   for outcome in outcomes:
-    for field, value in (('k', str(outcome.k)), *outcome.fields.items()):
-      table.setdefault(field, {}).setdefault(value, []).append(outcome)
+    for field, values in (('k', str(outcome.k)), *outcome.fields.items()):
+      for value in values.split('; '):
+        table.setdefault(field, {}).setdefault(value, []).append(outcome)
   order = lambda value: (0, int(value), '') if value.isdecimal() else (1, 0, value)
   return {field: {value: _cell(groups[value], samples, seed) for value in sorted(groups, key=order)}
           for field, groups in table.items() if len(groups) > 1}
@@ -315,16 +327,18 @@ def _mean(values: Sequence[float]) -> float | None:
 # Two folders
 
 
-def compare(first: Iterable[Outcome], second: Iterable[Outcome], metrics: Mapping[str, str], *, samples: int, seed: int
-            ) -> dict[str, dict[str, Any]]:
-  """Two evaluations of the same questions, by benchmark that both have; a pair with an error on either side counts as unpaired.
+def compare(first: Iterable[Outcome], second: Iterable[Outcome], metrics: Mapping[str, str], keys: Mapping[str, Set[str]], *,
+            samples: int, seed: int) -> dict[str, dict[str, Any]]:
+  """Two evaluations of the same questions, by benchmark that both have; what is no answer on both sides counts as unpaired.
 
   Args:
-    metrics: by benchmark, which metric is the score. samples, seed: of the bootstrap, which draws questions (with all their budgets).
+    metrics: by benchmark, which metric is the score. keys: by benchmark, those planned in either evaluation.
+    samples, seed: of the bootstrap, which draws questions (with all their budgets).
 
   Returns:
     By benchmark: metric; first, second: scores over the pairs; difference (second minus first), low, high; only_first, only_second
-    (questions that speak for it) and McNemar's p; right: what that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
+    (questions that speak for it) and McNemar's p; right: what that means; pairs, unpaired; lost, won: the flips, {key, gold, first,
+    second}, by key.
 
   Raises:
     DataError: a key has another gold answer in each folder: they are not the same questions.
@@ -335,7 +349,7 @@ def compare(first: Iterable[Outcome], second: Iterable[Outcome], metrics: Mappin
     mine = [{key: outcome for key, outcome in side.items() if outcome.benchmark == name} for side in sides]
     both = [key for key in sorted(mine[0]) if key in mine[1] and all(side[key].status == ANSWERED for side in mine)]
     pairs = [(mine[0][key], mine[1][key]) for key in both]
-    unpaired = len({*mine[0], *mine[1]}) - len(pairs)
+    unpaired = len({*keys[name], *mine[0], *mine[1]}) - len(pairs)
     found[name] = {'metric': SHOWN_AS.get(metric, metric), **_paired(pairs, metric, samples, seed), 'unpaired': unpaired}
   return found
 

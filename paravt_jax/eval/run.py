@@ -1,4 +1,5 @@
-"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes of their own.
+"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes of their own, also those of a
+single call: what server, file or clock did to an episode says nothing about the model.
 
 Scores are given over all samples (`accuracy`: an error earns nothing, and is counted in `errors`) and over the answered ones.
 """
@@ -15,7 +16,7 @@ from paravt_jax.eval import scoring
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
 from paravt_jax.rollout.sampler import Address
-from paravt_jax.types import Scored, StopReason, Task
+from paravt_jax.types import ResultStatus, Scored, StopReason, Task, ToolResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +110,19 @@ async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options
   ended = time.monotonic()
   outcome = await judged(episode, reward)
   seconds = _laps(start, opened, ended, time.monotonic())
+  failed = next(filter(_failed, episode.results), None)
+  if isinstance(outcome, Scored) and failed is not None:
+    return Record(task, budget, None, f'call_{failed.status}', f'a call failed, which is not the model\'s doing: {failed.text}', seconds)
   if isinstance(outcome, Dropped):
     return Record(task, budget, None, outcome.reason, episode.error, seconds)
   return Record(task, budget, outcome, seconds=seconds)
+
+
+def _failed(result: ToolResult) -> bool:
+  """Whether a call got no answer because server, file or time failed it, and not for what a model wrote."""
+  if result.status is ResultStatus.SUBAGENT_ERROR:       # one that wrote nothing to the purpose did answer
+    return result.subagent is None or result.subagent.stop is StopReason.ABORT
+  return result.status in (ResultStatus.TIMEOUT, ResultStatus.MEDIA_ERROR)
 
 
 def _laps(start: float, *ends: float) -> dict[str, float]:

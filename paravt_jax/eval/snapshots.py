@@ -323,26 +323,26 @@ def _clock(parts: Sequence[str | None]) -> float:
   return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(',', '.'))
 
 
-def bounded(lines: Sequence[str], max_chars: int) -> str:
-  """The lines, or when they are more than `max_chars` characters as many as fit, taken evenly from beginning to end."""
-  total = sum(len(line) + 1 for line in lines) - 1
-  count = len(lines) if total <= max_chars else int(len(lines) * max_chars / total)
+def bounded(lines: Sequence[str], max_bytes: int) -> str:
+  """The lines, or when they are more than `max_bytes` of UTF-8 as many as fit, taken evenly from beginning to end."""
+  total = sum(len(line.encode()) + 1 for line in lines) - 1
+  count = len(lines) if total <= max_bytes else len(lines) * (max_bytes + 1) // (total + 1)
   while count > 0:
     text = '\n'.join(lines[i * len(lines) // count] for i in range(count))
-    if len(text) <= max_chars:
+    if len(text.encode()) <= max_bytes:
       return text
     count -= 1
   return ''
 
 
-def read_subtitles(file: pathlib.Path, max_chars: int) -> str:
+def read_subtitles(file: pathlib.Path, max_bytes: int) -> str:
   """An srt file as `bounded` lines. Bytes that are no UTF-8 are replaced.
 
   Raises:
     DataError: it cannot be read.
   """
   try:
-    return bounded(subtitle_lines(file.read_bytes().decode('utf-8', 'replace')), max_chars)
+    return bounded(subtitle_lines(file.read_bytes().decode('utf-8', 'replace')), max_bytes)
   except OSError as error:
     raise DataError(f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it again') from error
 

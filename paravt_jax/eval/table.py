@@ -13,8 +13,8 @@ def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Map
     name: of what was evaluated. published: by benchmark {model: number, per cent}; those of benchmarks that were not put are left out.
 
   Returns:
-    Markdown that ends in a newline: scores, ours beside published rows, errors by reason, further metrics, breakdowns. Scores are per
-    cent with their 95 % interval.
+    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows, errors by reason, further metrics,
+    breakdowns. Scores are per cent with their 95 % interval.
   """
   parts = [f'# {name}', _scores(summary)]
   beside = _beside(summary, name, published)
@@ -33,13 +33,19 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
   head = ('benchmark', 'metric', 'score, all samples', 'score, answered', 'official rule', 'samples', 'errors', 'calls per sample',
           'format', 'fingerprint')
   rows = [[benchmark, row['metric'], sure(row['score'], row['interval']), sure(row['score_answered'], row['interval_answered']),
-           sure(row['score_official'], row['official_interval']), str(row['samples']), str(row['errors']),
+           sure(row['score_official'], row['official_interval']), _count(row), str(row['errors']),
            plain(row['calls_per_sample'], 2), percent(row['format_compliance']), row['fingerprint']] for benchmark, row in summary.items()]
-  return 'Per cent [95 % interval].\n\n' + table(head, rows)
+  partial = [benchmark for benchmark, row in summary.items() if row['missing']]
+  note = f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n' if partial else ''
+  return f'{note}Per cent [95 % interval].\n\n' + table(head, rows)
+
+
+def _count(row: Mapping[str, Any]) -> str:
+  return f'{row["samples"]} of {row["samples"] + row["missing"]}' if row['missing'] else str(row['samples'])
 
 
 def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]]) -> str:
-  benchmarks = [benchmark for benchmark in summary if published.get(benchmark)]
+  benchmarks = [benchmark for benchmark, row in summary.items() if published.get(benchmark) and not row['missing']]
   if not benchmarks:
     return ''
   models = list(dict.fromkeys(model for benchmark in benchmarks for model in published[benchmark]))

@@ -4,6 +4,7 @@ Every number is the mean over a set's seeds with its 95 % interval (Student's t)
 which there are few, not over questions.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -31,9 +32,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished run: its summary.json and its metrics, a record per step."""
+  """A finished run: its summary.json, its metrics, a record per step, and the commit that it was made by."""
   summary: Mapping[str, Any]
   metrics: Sequence[Mapping[str, float | None]]
+  commit: str = ''
 
 
 Results = Mapping[str, Mapping[int, Result]]  # by set, by seed
@@ -61,7 +63,9 @@ def load(folders: Mapping[str, Mapping[int, Path]]) -> Results:
 
 def _result(folder: Path) -> Result:
   try:
-    return Result(json.loads((folder / 'summary.json').read_text()), writer.read(folder / 'metrics.jsonl'))
+    git = folder / 'git.txt'
+    return Result(json.loads((folder / 'summary.json').read_text()), writer.read(folder / 'metrics.jsonl'),
+                  git.read_text().strip() if git.is_file() else '')
   except ValueError as error:
     raise DataError(f'{folder}/summary.json: not JSON ({error}); move the folder away, then the run is made anew') from error
 
@@ -133,7 +137,7 @@ def text(value: Value, signed: bool = False) -> str:
 
 
 def table(results: Results, settings: Settings) -> str:
-  """The closing table, in Markdown."""
+  """The closing table, in Markdown, and a line on it when the runs were made by different versions of the code."""
   found = numbers(results, settings.reference)
   columns = [*measures(results)]
   against = f'accuracy − {settings.reference}'
@@ -143,7 +147,9 @@ def table(results: Results, settings: Settings) -> str:
     rows.append([name, str(len(results[name])), *cells, '' if name == settings.reference else text(values['against'], True)])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
-  return '\n'.join(map(line, rows))
+  commits = collections.Counter(run.commit[:12] for seeds in results.values() for run in seeds.values())
+  versions = ', '.join(f'{commit or "unknown"} ({count} runs)' for commit, count in commits.items())
+  return '\n'.join(map(line, rows)) + (f'\n\nMade by different versions of the code: {versions}.' if len(commits) > 1 else '')
 
 
 def glance(folder: Path) -> str:

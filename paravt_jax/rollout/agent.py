@@ -91,7 +91,8 @@ class Manner:
   system: the system text of a task, None for no system message. user: the pieces of its user message, from those of its videos'
   frames. parse: a turn's calls and failures. answered: whether a turn's text holds an answer. request: what asks for the final
   answer. frames: the pieces of a video's frames and their seconds. refused: what a result that did not run comes back as.
-  forced_tokens: at most so many in the turn that it asks for, by question type; those not named have the turn's own.
+  Of the turn that it asks for, by question type: requests, another text in place of `request`; forced_tokens, at most so many, in
+  place of any turn's own. forced_prefix: whether that turn opens with the pinned prefix like the others.
   """
   system: Callable[[Task], str | None]
   user: Callable[[Task, Sequence[Sequence[template.Piece]]], list[template.Piece]]
@@ -100,12 +101,14 @@ class Manner:
   request: str
   frames: Callable[[np.ndarray, Sequence[float]], Sequence[template.Piece]]
   refused: Callable[[ToolResult], str | Sequence[template.Piece]]
+  requests: Mapping[str, str]
   forced_tokens: Mapping[str, int]
+  forced_prefix: bool
 
 
 TRAINED = Manner(system=lambda task: prompts.system(task.facts.get('system')), user=prompts.user, parse=toolcalls.parse,
                  answered=tags.has_answer, request=prompts.FINAL_REQUEST, frames=template.frame_pieces,
-                 refused=lambda result: result.text, forced_tokens={})
+                 refused=lambda result: result.text, requests={}, forced_tokens={}, forced_prefix=True)
 
 
 class Agent:
@@ -169,7 +172,7 @@ class Agent:
       segment, finish = await self._sampler.sample(
           run.segments, address=run.address, turn=turn, call=MAIN, max_new_tokens=room,
           token_class=TokenClass.AFTER_TOOL if turn else run.opening_class)
-      text = template.turn_text(self._sampler.tok, segment.ids, options.think_prefix)
+      text = template.turn_text(self._sampler.tok, segment.ids, self._prefix(turn))
       self._tell(TurnDone, turn, text)
       blocks = () if forced or finish == 'abort' else self._manner.parse(text)
       answered = self._manner.answered(text)
@@ -179,29 +182,36 @@ class Agent:
       responses = await self._responses(run, blocks, turn)
       run.turns.append(Turn(text, tuple(response.result for response in responses), stop, forced))
       shown = [self._shown(response) for response in responses] if goes_on else None
-      if not self._follow(run, segment, shown, request=turn + 1 == options.max_turns):
+      if not self._follow(run, segment, shown, turn=turn + 1):
         return StopReason.CONTEXT if goes_on else stop
     raise AssertionError('the forced turn returns')
 
   def _most(self, task: Task, turn: int) -> int:
     """Tokens that a turn may have; fewer where the final answer was asked for and the manner says so."""
     most = self._options.max_new_tokens
-    asked = turn and turn == self._options.max_turns
-    return min(most, self._manner.forced_tokens.get(task.question_type, most)) if asked else most
+    return min(most, self._manner.forced_tokens.get(task.question_type, most)) if self._asked(turn) else most
+
+  def _asked(self, turn: int) -> bool:
+    """Whether a turn is the one that the final answer was asked for in."""
+    return 0 < turn == self._options.max_turns
+
+  def _prefix(self, turn: int) -> str:
+    """What a turn is made to begin with."""
+    return '' if self._asked(turn) and not self._manner.forced_prefix else self._options.think_prefix
 
   def _room(self, segments: Sequence[Segment]) -> int:
     """Tokens that may be sampled next, with place left for a closing."""
     return self._sampler.room(segments, reserved=self._closing_room)
 
   def _follow(self, run: '_Run', segment: Segment, shown: Sequence[str | Sequence[template.Piece]] | None, *,
-              request: bool) -> bool:
-    """Appends what follows a turn: its results and the next header where the context holds them and a token more (True); else
-    the `<|im_end|>` that the turn may lack (False). shown: what results come back as; None when nothing follows."""
+              turn: int) -> bool:
+    """Appends what comes before `turn`: results and header where the context holds them and a token more (True); else the
+    `<|im_end|>` that the last turn may lack (False). shown: what results come back as; None when nothing follows."""
     tok = self._sampler.tok
     closed = template.is_closed(tok, segment.ids)
     if shown is not None:
-      continuation = template.continuation(tok, closed=closed, results=shown, request=self._manner.request if request else None,
-                                           think_prefix=self._options.think_prefix)
+      request = self._manner.requests.get(run.task.question_type, self._manner.request) if self._asked(turn) else None
+      continuation = template.continuation(tok, closed=closed, results=shown, request=request, think_prefix=self._prefix(turn))
       if self._room([*run.segments, continuation]) >= 1:
         run.segments.append(continuation)
         return True

@@ -17,7 +17,7 @@ ZOOM = '<video_zoom> {"segment": [4.0, 6.0], "fps": 2} </video_zoom>'
 def from_file(tmp_path, name, text=FILE):
   path = tmp_path / 'prompt.txt'
   path.write_text(text)
-  return protocols.chosen(name, str(path))
+  return protocols.chosen(name, str(path), 'parallel')
 
 
 def tool(name='extract_parts_from_timestamp', **arguments):

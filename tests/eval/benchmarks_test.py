@@ -1,12 +1,15 @@
 """Benchmarks from snapshots in their published schemas: fields, gold answers, videos, scores, and what is missing."""
 
+import fnmatch
 import json
 import pathlib
 import re
 import shutil
 
+import pyarrow.parquet
 import pytest
 
+from configs import eval as recipe
 from paravt_jax.chat import prompts
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks
@@ -53,7 +56,26 @@ def test_the_published_rows_are_those_of_the_paper():
                   'Qwen3-VL-8B with tool': [59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3],
                   'LongVT-RFT-7B': [59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4]}
   assert BENCHMARKS['longvideo_reason'].published == {}
-  assert {name: BENCHMARKS[name].forced_tokens for name in NAMES if BENCHMARKS[name].forced_tokens != 64} == {'charades': 128}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_files_are_called_what_their_publishers_call_them(tmp_path: pathlib.Path, name: str):
+  about, root = BENCHMARKS[name], fixtures.snapshot(tmp_path, name)
+  files = [str(path.relative_to(root)) for path in root.rglob('*')]
+  videos, _, other = about.videos.partition(' of ')
+  pattern = re.sub('<.*?>', '*', videos)
+  assert fnmatch.filter(files, f'*/{pattern}' if other else pattern), about.videos
+  assert [str(path.relative_to(root)) for path in root.glob(about.rows[0])]
+  (entry,) = [block for block in re.split(r'\n  (?=\w)', recipe.__doc__) if re.match(rf'(.*, )?{name}[, ]', block)]
+  assert about.hub in entry and about.videos in entry
+
+
+def test_grounding_gold_is_in_the_tenths_that_half_precision_stands_for(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'charades')
+  file = root / 'data/test-00000-of-00001.parquet'
+  assert str(pyarrow.parquet.read_schema(file).field('timestamp').type.value_type) == 'halffloat'
+  first, second = benchmarks.load('charades', root, tmp_path / 'cache')
+  assert first.task.answer == '24.296875,30.40625' and second.task.answer == '0,3.5'
 
 
 def test_options_are_lettered_once_whatever_the_file_does(tmp_path: pathlib.Path):
@@ -90,6 +112,13 @@ def test_subtitles_stand_before_the_question_where_there_are_some(tmp_path: path
   assert not any(sample.subtitles for sample in _load(tmp_path, 'videomme'))
 
 
+def test_the_question_without_subtitles_stands_beside_the_one_with_them(tmp_path: pathlib.Path):
+  plain, subtitled = _load(tmp_path, 'videomme'), _load(tmp_path, 'videomme_wsub')
+  assert subtitled[0].task.facts == {'asked': plain[0].task.question} and subtitled[2].task.facts == {}
+  assert prompts.told(subtitled[0].task) == plain[0].task.question
+  assert 'hello there' in prompts.user(subtitled[0].task, [[]])[0]    # the main agent is shown them
+
+
 def test_subtitles_are_bounded(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'videomme_wsub')
   (root / 'subtitle').mkdir()
@@ -100,12 +129,21 @@ def test_subtitles_are_bounded(tmp_path: pathlib.Path):
   assert sample.subtitles.startswith('0.0 --> 0.9 line 0 ') and '\n59' in sample.subtitles
 
 
+def test_subtitles_of_wide_characters_are_bounded_by_their_bytes(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme_wsub')
+  (root / 'subtitle').mkdir()
+  cues = (f'{i}\n00:00:{i:02},000 --> 00:00:{i:02},900\n{i}{"字" * 200}\n' for i in range(60))    # 12,000 characters, 36,000 bytes
+  (root / 'subtitle/fFjv93ACGo8.srt').write_text('\n'.join(cues))
+  sample = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')[0]
+  assert 23_000 < len(sample.subtitles.encode()) <= 24_000
+
+
 def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'videomme_wsub')
   (root / 'subtitle.zip').unlink()
   with pytest.raises(DataError, match=r'^videomme_wsub: no subtitle file below'):
     benchmarks.load('videomme_wsub', root, tmp_path / 'cache')
-  assert benchmarks.problems({'videomme_wsub': root}) != [] and benchmarks.problems({'videomme': root}) == []
+  assert benchmarks.problems({'videomme_wsub': root})[0] != [] and benchmarks.problems({'videomme': root}) == ([], [])
 
 
 def test_a_row_that_cannot_be_resolved_stops_the_run_and_is_named(tmp_path: pathlib.Path):
@@ -114,7 +152,7 @@ def test_a_row_that_cannot_be_resolved_stops_the_run_and_is_named(tmp_path: path
   wanted = f"mlvu: row 1 of {tmp_path / 'test.json'}: answer: got 'z', wanted one of A, B; fetch the published file, or mend the row"
   with pytest.raises(DataError, match=re.escape(wanted)):
     benchmarks.load('mlvu', tmp_path, tmp_path / 'cache')
-  assert benchmarks.problems({'mlvu': tmp_path}) == [wanted]
+  assert benchmarks.problems({'mlvu': tmp_path}) == ([wanted], [])
 
 
 def test_a_row_without_options_is_asked_as_it_is_and_marked(tmp_path: pathlib.Path):
@@ -177,8 +215,8 @@ def test_benchmarks_on_the_same_data_share_what_is_unpacked(tmp_path: pathlib.Pa
 def test_a_missing_video_is_told_beforehand_and_keeps_its_question(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'mmvu')
   shutil.rmtree(root / 'videos/Art')
-  assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == [
-    f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put videos/<subject>/<number>.mp4 into that folder, as it is or unpacked']
+  assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == ([], [
+    f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put videos/<subject>/<number>.mp4 into that folder, as it is or unpacked'])
   first, second = benchmarks.load('mmvu', root, tmp_path / 'cache')
   assert first.task.video == str(root / 'videos/Art/0.mp4') and second.task.video == str(root / 'videos/Biology/0.mp4')
 
@@ -193,26 +231,31 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: pathlib.Path):
   (seven / 'train.jsonl').write_text('\n'.join(json.dumps({**row, 'uid': str(i), 'video_path': f'{i}.mp4'}) for i in range(7)))
   (seven / '3.mp4').write_bytes(b'')
   good = fixtures.snapshot(tmp_path, 'videomme')
-  found = benchmarks.problems({'mlvu': tmp_path / 'none', 'mmvu': tmp_path / 'empty', 'charades': odd, 'lvbench': seven, 'videomme': good},
-                              cache=tmp_path / 'cache')
-  assert [line.split(':')[0] for line in found] == ['mlvu', 'mmvu', 'charades', 'lvbench']
+  videoless = tmp_path / 'videoless'
+  videoless.mkdir()
+  (videoless / 'train.jsonl').write_text(json.dumps({**row, 'uid': '0', 'video_path': 'x.mp4'}))
+  found, partly = benchmarks.problems({'mlvu': tmp_path / 'none', 'mmvu': tmp_path / 'empty', 'charades': odd, 'lvbench': seven,
+                                       'videomme': good}, cache=tmp_path / 'cache')
+  assert [line.split(':')[0] for line in found] == ['mlvu', 'mmvu', 'charades'] and len(partly) == 1
+  assert '1 of 1 videos missing' in benchmarks.problems({'lvbench': videoless})[0][0]       # nothing to go on with
   assert 'no such folder' in found[0] and 'no row file' in found[1] and "missing: ['timestamp']" in found[2]
-  assert '6 of 7 videos missing' in found[3] and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in found[3] and '6.mp4' not in found[3]
+  assert '6 of 7 videos missing' in partly[0] and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in partly[0] and '6.mp4' not in partly[0]
   assert not (tmp_path / 'cache').exists()    # nothing is unpacked for a run that cannot start
 
 
 def test_a_video_inside_an_archive_is_not_missing(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'charades')
-  assert benchmarks.problems({'charades': root}) == []
-  fixtures.zipped(root / 'Charades_v1_480.zip', {'Charades_v1_480/3MSZA.mp4': b''})
-  assert '1 of 2 videos missing' in benchmarks.problems({'charades': root})[0] and 'X5YFO.mp4' in benchmarks.problems({'charades': root})[0]
+  assert benchmarks.problems({'charades': root}) == ([], [])
+  (root / 'Charades_v1_480_part_2.zip').unlink()
+  (line,) = benchmarks.problems({'charades': root})[1]
+  assert '1 of 2 videos missing' in line and 'X5YFO.mp4' in line
 
 
 def test_a_packed_tar_is_taken_on_trust_until_it_may_be_unpacked(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'longvideo_reason')
-  (root / 'longvideo_eval_subset1.tar.gz').unlink()
-  assert benchmarks.problems({'longvideo_reason': root}) == []
-  assert 'longvila_videos/c3d4.webm' in benchmarks.problems({'longvideo_reason': root}, cache=tmp_path / 'cache')[0]
+  (root / 'longvideo_eval_videos/longvideo_eval_subset1.tar.gz').unlink()
+  assert benchmarks.problems({'longvideo_reason': root}) == ([], [])
+  assert 'longvila_videos/c3d4.webm' in benchmarks.problems({'longvideo_reason': root}, cache=tmp_path / 'cache')[1][0]
 
 
 def test_a_limit_draws_the_same_samples_everywhere_and_a_larger_one_only_adds(tmp_path: pathlib.Path):
@@ -242,12 +285,17 @@ def _sample(name: str, kind: str, gold: str, options: int = 0) -> Sample:
   ('<think>\nlong enough</think>\nB', 1.0),
   ('<think>\nnever closed B', 0.0),
   ('<answer>B</answer> or <answer>C</answer>', 0.0),    # the last one counts
-  ('B', 1.0),                                           # nothing was opened: an answer as a whole
-  ('(b)', 1.0),
+  ('B', 0.0),                                           # no thought was closed and no answer opened: there is none
   ('', 0.0),
 ])
 def test_multiple_choice_is_scored_by_our_own_rule(text: str, accuracy: float):
   assert benchmarks.scores(_sample('videomme', 'mcq', 'B', 4), text) == {'accuracy': accuracy}
+
+
+def test_an_answer_that_a_protocol_reads_by_its_own_rule_is_scored_as_it_is_given():
+  sample = _sample('videomme', 'mcq', 'B', 4)
+  assert benchmarks.scores(sample, '(b)', '(b)') == {'accuracy': 1.0}
+  assert benchmarks.scores(sample, '<answer>B</answer>', '') == {'accuracy': 0.0}
 
 
 def test_a_letter_beyond_the_options_is_no_answer():
@@ -255,11 +303,14 @@ def test_a_letter_beyond_the_options_is_no_answer():
   assert benchmarks.scores(_sample('mlvu', 'mcq', 'E', 4), '<answer>E</answer>') == {'accuracy': 0.0}
 
 
-def test_open_ended_rows_are_scored_in_their_own_way():
+def test_both_kinds_of_rows_are_scored_in_their_own_way_apart_and_together():
+  assert benchmarks.scores(_sample('mmvu', 'mcq', 'B', 5), '<answer>B</answer>') == {'accuracy': 1.0, 'accuracy_mcq': 1.0}
   sample = _sample('mmvu', 'oe', 'The depth-first search')
-  assert benchmarks.scores(sample, '<think>\nx</think><answer>depth-first search.</answer>') == {'accuracy': 1.0, 'f1': 1.0}
+  assert benchmarks.scores(sample, '<think>\nx</think><answer>depth-first search.</answer>') == {
+    'accuracy': 1.0, 'f1': 1.0, 'accuracy_oe': 1.0}
   # "breadth-first search": depthfirst, search against breadthfirst, search: 2 * 1 / 4
-  assert benchmarks.scores(sample, '<answer>breadth-first search</answer>') == {'accuracy': 0.0, 'f1': 0.5}
+  assert benchmarks.scores(sample, '<answer>breadth-first search</answer>') == {
+    'accuracy': 0.0, 'f1': 0.5, 'accuracy_oe': 0.0}
 
 
 def test_grounding_is_scored_by_overlap_and_thresholds_that_are_reached():

@@ -141,6 +141,12 @@ def test_without_prefill_nothing_is_pinned_and_the_model_opens_its_own_think():
   assert not any('continue_final_message' in body or body['messages'][-1]['role'] == 'assistant' for body in server.bodies)
 
 
+@pytest.mark.parametrize('again', ['', '<think>\n', '\n<think>'])
+def test_a_server_that_opens_the_given_thought_again_does_not_open_it_twice(again):
+  episodes, _, _ = play(chat(f'{again}It is red, plainly.</think><answer>red</answer>'))
+  assert episodes[0].turns[0].text.count('<think>') == 1 and episodes[0].turns[0].text.startswith('<think>\nIt is red')
+
+
 def test_frames_can_be_sent_as_jpegs():
   _, server, _ = play(chat(ANSWER), chat=dataclasses.replace(CHAT, quality=90))
   image = next(part for part in server.bodies[0]['messages'][1]['content'] if part['type'] == 'image_url')

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -37,7 +38,7 @@ GOLD = {
   'lvbench': [('0', 'D', 4, 'mcq'), ('1', 'A', 4, 'mcq')],
   'mlvu': [('order_12-0', 'B', 4, 'mcq'), ('needle_3-1', 'C', 3, 'mcq')],
   'mmvu': [('validation_0', 'E', 5, 'mcq'), ('validation_1', 'depth-first search', 0, 'oe')],
-  'charades': [('3MSZA-0', '24.3,30.4', 0, 'tvg'), ('X5YFO-1', '0,3.5', 0, 'tvg')],
+  'charades': [('3MSZA-0', '24.296875,30.40625', 0, 'tvg'), ('X5YFO-1', '0,3.5', 0, 'tvg')],
   'longvideo_reason': [('0', 'B', 4, 'mcq'), ('379', 'C', 0, 'mcq')],
 }
 GOLD['videomme_wsub'] = GOLD['videomme']
@@ -123,7 +124,7 @@ def _longvideobench(root: pathlib.Path) -> None:
 def _lvbench(root: pathlib.Path) -> None:
   row = lambda uid, name, question, answer, kinds, kind: {
     'uid': uid, 'question': question, 'answer': answer, 'question_type': kinds, 'time_reference': '00:15-00:19', 'type': kind,
-    'video_path': name}
+    'video_path': name, 'key': name.removesuffix('.mp4')}
   first, second = VIDEOS['lvbench']
   parquet(root / 'data/train-00000-of-00001.parquet', [
     row('0', first, 'What year appears in the opening caption of the video?\n(A) 1636\n(B) 1366\n(C) 1363\n(D) 1633', 'D',
@@ -131,14 +132,18 @@ def _lvbench(root: pathlib.Path) -> None:
     row('1', second, 'Who is she?\n(A) a cook\n(B) a guard\n(C) a teacher\n(D) nobody', 'A',
         ['entity recognition', 'event understanding'], 'live'),
   ])
-  zipped(root / 'video_chunks_01.zip', {f'all_videos/{first}': video(4), f'all_videos/{second}': video(5)})
+  (root / 'video_chunks').mkdir()
+  for number, (name, seconds) in enumerate(((first, 4), (second, 5)), 1):
+    zipped(root / f'video_chunks/videos_chunk_{number:03}.zip', {name: video(seconds)})
 
 
 def _mlvu(root: pathlib.Path) -> None:
   first, second = VIDEOS['mlvu']
+  inline = lambda options: '\n'.join(f'({letter}) {option}' for letter, option in zip('ABCD', options))
   row = lambda name, question, candidates, answer, kind: {
-    'video_name': name, 'duration': 480.0, 'question': question, 'candidates': candidates, 'answer': answer, 'task_type': kind}
-  parquet(root / 'data/test-00000-of-00001.parquet', [
+    'video_name': name, 'duration': 480.0, 'question': f'{question}\n{inline(candidates)}', 'candidates': candidates, 'answer': answer,
+    'task_type': kind}
+  parquet(root / 'mlvu/test-00000-of-00001.parquet', [
     row(first, 'In which order?', ['sleep, eat', 'eat, sleep', 'run, eat', 'eat, run'], 'eat, sleep', 'order'),
     row(second, 'How many?', ['1', '2', '3'], 'C', 'count'),
   ])
@@ -165,10 +170,11 @@ def _mmvu(root: pathlib.Path) -> None:
 def _charades(root: pathlib.Path) -> None:
   first, second = VIDEOS['charades']
   parquet(root / 'data/test-00000-of-00001.parquet', [
-    {'video': first, 'caption': 'person turn a light on.', 'timestamp': [24.3, 30.4]},
-    {'video': second, 'caption': 'a person opens the door.', 'timestamp': [0.0, 3.5]},
+    {'video': first, 'caption': 'person turn a light on.', 'timestamp': [np.float16(24.3), np.float16(30.4)]},
+    {'video': second, 'caption': 'a person opens the door.', 'timestamp': [np.float16(0.0), np.float16(3.5)]},
   ])
-  zipped(root / 'Charades_v1_480.zip', {f'Charades_v1_480/{first}': video(4), f'Charades_v1_480/{second}': video(5)})
+  zipped(root / 'Charades_v1_480_part_1.zip', {f'Charades_v1_480/{first}': video(4)})
+  zipped(root / 'Charades_v1_480_part_2.zip', {f'Charades_v1_480/{second}': video(5)})
 
 
 def _longvideo_reason(root: pathlib.Path) -> None:
@@ -180,9 +186,11 @@ def _longvideo_reason(root: pathlib.Path) -> None:
     row(0, 'What happens next?\nA. He runs.\nB. He sits.\nC. He waits.\nD. He leaves.', 'goal', first, 'B'),
     row(379, 'Who is the man interacting with the car?\n\n', 'plot', second, 'C'),
   ])
+  videos = root / 'longvideo_eval_videos'    # another repository, put into the folder of this one
+  videos.mkdir()
   for number, (name, seconds) in enumerate(((first, 4), (second, 5))):
     content = tarred({f'longvideo_eval_subset{number}/{name}': video(seconds)}, 'w:gz')
-    (root / f'longvideo_eval_subset{number}.tar.gz').write_bytes(content)
+    (videos / f'longvideo_eval_subset{number}.tar.gz').write_bytes(content)
 
 
 _WRITERS = {'videomme': _videomme, 'videomme_wsub': _videomme, 'longvideobench': _longvideobench, 'lvbench': _lvbench, 'mlvu': _mlvu,

@@ -61,6 +61,12 @@ def test_the_letter_must_be_the_gold_one_in_open_ended_rows_too():
   assert official.score_letter(_sample('mmvu', '5', 'oe'), '5') == {'accuracy': 1.0}
 
 
+def test_the_letters_of_mmvu_are_reported_over_all_rows_and_over_those_that_have_some():
+  assert official.score_mmvu(_sample('mmvu', 'B'), '<answer>B</answer>') == {'accuracy': 1.0, 'accuracy_mcq': 1.0}
+  assert official.score_mmvu(_sample('mmvu', 'C'), '<answer>B</answer>') == {'accuracy': 0.0, 'accuracy_mcq': 0.0}
+  assert official.score_mmvu(_sample('mmvu', 'depth-first search', 'oe'), '<answer>depth-first search</answer>') == {'accuracy': 0.0}
+
+
 def test_recall_counts_a_threshold_that_is_just_reached():
   # [0, 5] in [0, 10]: 5 / 10
   assert official.score_times(_sample('charades', '0,10', 'tvg'), 'in the 0.0 - 5.0 seconds') == {

@@ -65,6 +65,18 @@ def test_the_forced_answer_of_raw_crops_is_capped_and_no_other_turn_is(kind, ans
   assert requests[-1].sampling['max_new_tokens'] == 512          # without rounds nothing is forced, and the first turn is whole
 
 
+@pytest.mark.parametrize(('kind', 'said', 'answer'), [
+  ('mcq', 'A', 'A'), ('oe', 'red', 'red'), ('tvg', 'The event happens in the 3 - 5 seconds.', 'The event happens in the 3 - 5 seconds.'),
+  ('mcq', '<think>\nIt may well be A', '')])
+def test_raw_crops_ask_for_the_bare_answer_in_the_end_and_pin_nothing_before_it(kind, said, answer):
+  """As the published driver did: a thought would not fit into 64 tokens."""
+  task = dataclasses.replace(TASK, question_type=kind, answer='1,2' if kind == 'tvg' else 'A')
+  got, requests, _ = perform(PROTOCOLS['raw_crops'], LONG + call(8, 12), said, task=task, agent=dataclasses.replace(AGENT, max_turns=1))
+  assert text_of(requests[1]).endswith(f'<|im_start|>user\n{protocols.FORCED_REQUESTS[kind]}<|im_end|>\n<|im_start|>assistant\n')
+  assert (got.turns[-1].text, protocols.answer(PROTOCOLS['raw_crops'], got)) == (said, answer)
+  assert all(text in PROTOCOLS['raw_crops'].prompt for text in protocols.FORCED_REQUESTS.values())
+
+
 @pytest.mark.parametrize(('name', 'system', 'opened'), [
   ('no_tools', prompts.NO_TOOLS, '<|im_start|>assistant\n<think>\n'), ('think', prompts.THINK, '<|im_start|>assistant\n'),
   ('direct', prompts.DIRECT, '<|im_start|>assistant\n')])
@@ -115,19 +127,21 @@ def test_sequential_leaves_protocols_without_tools_as_they_are():
   ('zzzz', 'wanted one of tools, raw_crops, no_tools, think, direct, longvt, videozoomer, sage')])
 def test_an_unknown_protocol_is_refused(name, message):
   with pytest.raises(ConfigError, match=message.replace('?', r'\?')):
-    protocols.chosen(name, '')
+    protocols.chosen(name, '', 'parallel')
 
 
 def test_an_unknown_dispatch_is_refused():
   with pytest.raises(ConfigError, match=r"protocol\.dispatch='both': wanted one of parallel, sequential"):
-    perform(PROTOCOLS['tools'], ANSWER, dispatch='both')
+    protocols.chosen('tools', '', 'both')
+  with pytest.raises(ConfigError, match=r"protocol\.dispatch='sequential': direct makes no calls; leave it 'parallel'"):
+    protocols.chosen('direct', '', 'sequential')
 
 
 def test_our_own_protocols_take_no_file_and_state_their_prompt():
-  assert protocols.chosen('tools', '') is PROTOCOLS['tools'] and prompts.SYSTEM in PROTOCOLS['tools'].prompt
+  assert protocols.chosen('tools', '', 'parallel') is PROTOCOLS['tools'] and prompts.SYSTEM in PROTOCOLS['tools'].prompt
   assert all(protocol.prompt for protocol in PROTOCOLS.values() if not protocol.placeholders)
   with pytest.raises(ConfigError, match=r"prompt_file='x\.txt': tools has a prompt of its own; leave the knob empty, or name one of longvt"):
-    protocols.chosen('tools', 'x.txt')
+    protocols.chosen('tools', 'x.txt', 'parallel')
 
 
 @pytest.mark.parametrize(('content', 'message'), [
@@ -139,18 +153,18 @@ def test_a_prompt_file_is_checked_before_anything_runs(tmp_path, content, messag
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(ConfigError) as raised:
-    protocols.chosen('longvt', str(path))
+    protocols.chosen('longvt', str(path), 'parallel')
   assert message in str(raised.value) and str(path) in str(raised.value) and '\n' not in str(raised.value)
 
 
 def test_a_protocol_that_needs_a_file_says_so():
   with pytest.raises(ConfigError, match=r'prompt_file is empty: sage needs a text file with its prompt that holds \{question\}'):
-    protocols.chosen('sage', '')
+    protocols.chosen('sage', '', 'parallel')
 
 
 def test_the_file_is_part_of_what_an_evaluation_is_known_by(tmp_path):
   made = []
   for text in ('One. {question}', 'Two. {question}'):
     (tmp_path / 'prompt.txt').write_text(text)
-    made.append(protocols.chosen('sage', str(tmp_path / 'prompt.txt')).prompt)
+    made.append(protocols.chosen('sage', str(tmp_path / 'prompt.txt'), 'parallel').prompt)
   assert made[0] != made[1] and 'One. {question}' in made[0]

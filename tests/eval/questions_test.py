@@ -79,6 +79,23 @@ def test_lvbench_takes_options_from_a_column_where_the_question_has_none():
   assert questions.lvbench(row).options == ('one', 'two')
 
 
+def test_a_row_of_several_types_names_them_all(tmp_path):
+  row = {'uid': '1', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'B', 'video_path': 'a.mp4', 'type': 'live',
+         'question_type': ['entity recognition', 'event understanding']}
+  assert questions.lvbench(row).fields == {'type': 'live', 'question_type': 'entity recognition; event understanding'}
+
+
+@pytest.mark.parametrize('stamps, gold', [
+  ([24.296875, 30.40625], '24.296875,30.40625'),      # half precision's 24.3 and 30.4
+  ([0.0, 3.5], '0,3.5'),
+  ([24.25, 30.4], '24.25,30.4'),             # not of half precision: as they are
+  ([1.0, 70000.0], '1,70000'),
+  ('[24.3, 30.4]', '24.3,30.4'),
+])
+def test_a_window_of_half_precision_is_read_as_what_was_meant(stamps, gold: str):
+  assert questions.charades({'video': 'a.mp4', 'caption': 'x', 'timestamp': stamps}).gold == gold
+
+
 def test_an_address_of_mmvu_is_the_path_in_its_data_set(tmp_path):
   row = _first(tmp_path, 'mmvu')
   assert questions.mmvu(row).video == 'videos/Art/0.mp4'

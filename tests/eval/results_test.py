@@ -68,11 +68,21 @@ def test_errors_and_a_torn_line_are_taken_out_and_put_again(tmp_path):
       journal.append(one)
   whole = lines(tmp_path)
   (tmp_path / 'results.jsonl').write_bytes(b''.join(whole) + whole[0][:50])
-  with results.Journal(tmp_path) as journal:
+  with results.Journal(tmp_path, again={'mlvu/b/k=64'}) as journal:
     assert journal.answered == {'mlvu/a/k=64', 'mlvu/c/k=64'}
     journal.append(outcome('b'))
   assert lines(tmp_path)[:2] == [whole[0], whole[2]] and [o.id for o in results.read(tmp_path / 'results.jsonl')] == ['a', 'c', 'b']
   assert [path.name for path in tmp_path.iterdir()] == ['results.jsonl']
+
+
+def test_errors_of_benchmarks_that_are_not_asked_for_now_stay(tmp_path):
+  """They once left the file, and the score over all samples rose with them."""
+  with results.Journal(tmp_path) as journal:
+    for one in (outcome('a'), outcome('b', None)):
+      journal.append(one)
+  with results.Journal(tmp_path, again={'charades/x/k=64'}) as journal:
+    assert journal.answered == {'mlvu/a/k=64'}
+  assert [one.status for one in results.read(tmp_path / 'results.jsonl')] == ['answered', 'error']
 
 
 @pytest.mark.parametrize('line', [b'{"key": 1}\n', b'[]\n', b'nonsense\n'])
@@ -87,6 +97,7 @@ def test_a_line_of_another_schema_is_refused_with_its_place(tmp_path, line):
 
 def test_a_folder_goes_on_with_its_own_settings_and_takes_further_benchmarks(tmp_path):
   results.write_plan(tmp_path, plan('a'))
+  (tmp_path / 'results.jsonl').write_bytes(b'{}\n')
   got = results.write_plan(tmp_path, plan('x', benchmark='lvbench'))
   assert set(got.benchmarks) == {'mlvu', 'lvbench'}
   assert results.read_plan(tmp_path) == got
@@ -102,6 +113,9 @@ def test_a_folder_goes_on_with_its_own_settings_and_takes_further_benchmarks(tmp
 def test_deviation_20_results_of_other_settings_are_never_gone_on_with(tmp_path, now, said):
   """The release took up results whatever they had been made with."""
   results.write_plan(tmp_path, plan('a'))
+  results.write_plan(tmp_path, now)                 # nothing was begun yet
+  results.write_plan(tmp_path, plan('a'))
+  (tmp_path / 'results.jsonl').write_bytes(b'{}\n')
   before = (tmp_path / 'plan.json').read_bytes()
   with pytest.raises(ConfigError, match=f'begun with other settings .*{said}.*--config.run.folder'):
     results.write_plan(tmp_path, now)
@@ -166,6 +180,27 @@ def test_a_metric_that_some_rows_lack_is_a_mean_over_those_that_have_it():
   assert (got['metrics']['f1']['all'], got['metrics']['accuracy']['all']) == (0.5, 0.5)
 
 
+def test_an_error_counts_for_the_metrics_of_its_kind_of_question():
+  """A multiple-choice row that failed once lowered the F1 of the open-ended ones."""
+  mcq, oe = {'question_type': 'multiple-choice'}, {'question_type': 'open-ended'}
+  rows = [outcome('a', fields=mcq), outcome('b', None, fields=mcq), outcome('c', None, fields=oe),
+          outcome('d', fields=oe, metrics={'accuracy': 1.0, 'f1': 1.0})]
+  got = numbers(plan('a', 'b', 'c', 'd'), rows)['metrics']
+  assert (got['f1']['all'], got['f1']['answered'], got['accuracy']['all']) == (0.5, 1.0, 0.5)
+  unknown = numbers(plan('b', 'd'), [outcome('b', None, fields={'question_type': 'other'}), rows[3]])['metrics']
+  assert unknown['f1']['all'] == 0.5             # nobody knows what it would have had
+
+
+def test_a_row_counts_under_each_of_its_values():
+  rows = [outcome('a', fields={'type': 'reasoning; summary'}), outcome('b', 0.0, fields={'type': 'reasoning'})]
+  cells = numbers(plan('a', 'b'), rows)['breakdowns']['type']
+  assert {name: (cell['samples'], cell['score']) for name, cell in cells.items()} == {'reasoning': (2, 0.5), 'summary': (1, 1.0)}
+
+
+def test_what_was_cut_off_says_how_many_samples_are_missing():
+  assert numbers(plan('a', 'b', 'c'), [outcome('a')])['missing'] == 2 and numbers(plan('a'), [outcome('a')])['missing'] == 0
+
+
 def test_temporal_grounding_is_a_mean_iou_with_a_bootstrap_interval():
   values = {'a': 0.25, 'b': 0.5, 'c': 1.0}
   some = [outcome(name, iou, metrics={'iou': iou}, official={'iou': 0.0}) for name, iou in values.items()]
@@ -187,8 +222,8 @@ def test_a_benchmark_without_a_rule_of_its_own_has_no_official_score_and_no_samp
 def test_a_comparison_is_paired_and_lists_the_flips():
   first = [outcome('a'), outcome('b', 0.0), outcome('c', 0.0, answer='x'), outcome('d'), outcome('e')]
   second = [outcome('e', None), outcome('d', 0.0), outcome('c', answer='y'), outcome('b'), outcome('a'), outcome('f')]
-  got = results.compare(first, second, {'mlvu': 'accuracy'}, samples=300, seed=0)['mlvu']
-  assert (got['pairs'], got['unpaired'], got['first'], got['second'], got['difference']) == (4, 2, 0.5, 0.75, 0.25)
+  got = results.compare(first, second, {'mlvu': 'accuracy'}, {'mlvu': {'mlvu/never/k=64'}}, samples=300, seed=0)['mlvu']
+  assert (got['pairs'], got['unpaired'], got['first'], got['second'], got['difference']) == (4, 3, 0.5, 0.75, 0.25)
   assert got['low'] < 0.25 < got['high']
   assert (got['only_first'], got['only_second'], got['p']) == (1, 2, 1.0)
   assert [flip['key'] for flip in got['won']] == ['mlvu/b/k=64', 'mlvu/c/k=64']
@@ -197,14 +232,14 @@ def test_a_comparison_is_paired_and_lists_the_flips():
 
 
 def test_without_a_pair_nothing_is_known():
-  got = results.compare([outcome('a')], [outcome('b')], {'mlvu': 'accuracy'}, samples=10, seed=0)['mlvu']
+  got = results.compare([outcome('a')], [outcome('b')], {'mlvu': 'accuracy'}, {'mlvu': set()}, samples=10, seed=0)['mlvu']
   assert (got['pairs'], got['unpaired'], got['difference'], got['low'], got['p']) == (0, 2, None, None, 1.0)
   assert '| mlvu |' in table.comparison({'mlvu': got}, 'one', 'two', 5)
 
 
 def test_other_questions_are_not_compared():
   with pytest.raises(DataError, match="mlvu/a/k=64: got the gold answers 'A' and 'B'"):
-    results.compare([outcome('a')], [outcome('a', gold='B')], {'mlvu': 'accuracy'}, samples=10, seed=0)
+    results.compare([outcome('a')], [outcome('a', gold='B')], {'mlvu': 'accuracy'}, {'mlvu': set()}, samples=10, seed=0)
 
 
 def shards():

@@ -86,6 +86,16 @@ def test_deviation_19_an_error_is_its_own_outcome_and_never_a_wrong_answer_silen
   assert (summary['accuracy'], summary['accuracy_answered']) == (pytest.approx(2 / 6), 1.0)
 
 
+@pytest.mark.parametrize(('reply', 'reason', 'right'), [
+  (Refuse(500, 'overloaded'), 'call_subagent_error', 0.0), (sampled(''), '', 1.0), (sampled('41 red'), '', 1.0)])
+def test_deviation_19_a_server_that_failed_one_call_is_an_error_and_a_sub_agent_that_said_nothing_is_not(reply, reason, right):
+  """The episode goes on without the call, but its answer says nothing about the model."""
+  whole = answering(open='red')
+  (records, summary), _ = run(lambda request: reply if is_subagent(request) else whole(request), [OPEN])
+  assert [(record.reason, record.accuracy) for record in records] == [(reason, right)] * 2
+  assert summary['errors'] == ({reason: 2} if reason else {}) and all(('model' in r.error) is bool(reason) for r in records)
+
+
 def test_calls_that_failed_and_truncations_are_counted():
   def script(request):
     return sampled(LONG + call(50, 40)) if turn_of(request) == 0 else sampled('I still', closed=False)

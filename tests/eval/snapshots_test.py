@@ -173,4 +173,7 @@ def test_subtitles_that_are_too_long_are_thinned_evenly():
   assert kept[0] == 0 and kept[-1] > 85 and max(steps) - min(steps) <= 1
   # two of three would be allowed by their mean length, but the first two are longer than that
   assert snapshots.bounded(['x' * 40, 'y' * 40, 'z'], 60) == 'x' * 40
+  # 3 bytes a character: two lines are 13
+  wide = ['字字', '字字', '字字']
+  assert snapshots.bounded(wide, 13) == '字字\n字字' and snapshots.bounded(wide, 12) == '字字'
   assert snapshots.bounded(['a line'], 3) == '' and snapshots.bounded([], 3) == ''

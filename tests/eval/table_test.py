@@ -23,5 +23,10 @@ def test_published_rows_stand_beside_ours_marked_and_only_for_benchmarks_that_we
   assert text.index('measured here') < text.index('| published |')
 
 
+def test_what_was_cut_off_says_so_and_is_not_set_beside_published_rows():
+  text = table.markdown(results.summarize(plan('a', 'b', 'c'), [outcome('a')], samples=100, seed=0), 'ours', {'mlvu': {'ParaVT-8B': 65.0}})
+  assert '**Not complete: mlvu.**' in text and '| 1 of 3 | 0 |' in text and 'ParaVT-8B' not in text
+
+
 def test_bars_and_line_ends_do_not_break_a_table():
   assert table.table(('a',), [['x|y\nz']]) == '| a |\n| --- |\n| x\\|y z |'

@@ -89,10 +89,17 @@ def test_the_tiny_world_is_asked_as_training_asks_it():
   ('shard', '4/3', "shard='4/3': wanted its number and how many there are, such as 3/16"),
   ('shard', 'half', "shard='half': wanted its number"),
   ('server.kind', 'embeded', "server.kind='embeded': wanted one of url, embedded, sglang"),
+  ('eval.canary_tokens', -1, 'eval.canary_tokens=-1: wanted at least 0'),
+  ('eval.report_pictures', -1, 'eval.report_pictures=-1: wanted at least 0'),
+  ('chat.more', 'nonsense', "chat.more='nonsense': is no JSON"),
+  ('chat.quality', 500, 'chat.quality=500: wanted 0 (PNG) to 95'),
+  ('chat_server.retries', -1, 'chat_server.retries=-1: wanted at least 0'),
+  ('chat_server.concurrency', 0, 'chat_server.concurrency=0: wanted at least 1'),
+  ('chat_server.timeout_s', 0.0, 'chat_server.timeout_s=0.0: wanted above 0'),
 ])
 def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, message):
   config = recipe.get_config()
-  config.update_from_flattened_dict({knob: value})
+  config.update_from_flattened_dict({knob: value, **({'model.url': 'http://h/v1'} if 'chat' in knob else {})})
   with pytest.raises(ConfigError) as caught:
     entry.check(config)
   assert message in str(caught.value)
@@ -118,6 +125,21 @@ def test_one_message_names_all_that_is_missing(tmp_path):
   with pytest.raises(DataError) as caught:
     eval_data.suites(config)
   assert 'sy1998/MLVU_dev' in str(caught.value) and 'elsewhere' in str(caught.value) and 'configs/eval.py' in str(caught.value)
+
+
+def test_some_missing_videos_end_the_run_unless_their_questions_may_be_errors(tmp_path, capsys):
+  root = fixtures.snapshot(tmp_path, 'mmvu')
+  shutil.rmtree(root / 'videos/Art')
+  config = recipe.get_config()
+  config.benchmarks, config.paths.mmvu, config.data.cache = 'mmvu', str(root), str(tmp_path / 'cache')
+  with pytest.raises(DataError, match=r'1 of 2 videos missing .*--config.eval.skip_missing_videos=True'):
+    eval_data.suites(config)
+  config.eval.skip_missing_videos = True
+  assert len(eval_data.suites(config)[0].samples) == 2
+  assert '1 of 2 videos missing' in capsys.readouterr().err
+  shutil.rmtree(root / 'videos')
+  with pytest.raises(DataError, match='2 of 2 videos missing'):        # there is nothing to go on with
+    eval_data.suites(config)
 
 
 # Shards and order
@@ -222,26 +244,65 @@ def test_folders_that_hold_no_model_are_refused(tmp_path):
     eval_models.identify(named(url='http://x/v1', name='m', tokenizer=str(tmp_path)))
 
 
-@pytest.mark.parametrize(('knob', 'value'), [
-  ('agent.max_turns', 2), ('sampling.context', 256), ('video.max_pixels', 2048), ('protocol.name', 'direct'),
-  ('protocol.dispatch', 'sequential'), ('server.embedded.dtype', 'bfloat16'), ('seed', 1)])
-def test_every_setting_that_scores_depend_on_is_in_the_fingerprint(knob, value):
-  model = eval_models.Model('m', {'files': 'abc'}, pathlib.Path('m'))
+# Knobs that results are not a function of, by prefix; or that a plan has elsewhere: in the model's files, the questions and their rule.
+FREE = ('name', 'scale', 'benchmarks', 'run.', 'shard', 'data.', 'paths.', 'client.', 'chat_server.', 'train.', 'video.workers',
+        'video.deadline_s', 'video.cache', 'server.kind', 'server.urls', 'server.count', 'server.host', 'server.ports', 'server.api_key',
+        'server.ready', 'server.watch.', 'server.embedded.', 'server.sglang.',
+        'eval.concurrent', 'eval.max_error_rate', 'eval.bootstrap', 'eval.report_', 'eval.canary_tokens')
+ELSEWHERE = ('model.', 'world.', 'eval.budgets', 'eval.world_', 'eval.limit', 'eval.grounding_threshold', 'eval.skip_missing_videos',
+             'protocol.prompt_file')
+BINDING = ('server.embedded.dtype', 'server.sglang.dtype', 'server.sglang.extra', 'server.sglang.tensor_parallel')
 
-  def settings(config):
-    return entry.settings(config, model, protocols.PROTOCOLS[config.protocol.name])
+
+def leaves(config, prefix=''):
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from leaves(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def other(value):
+  """Another value of the same type."""
+  return {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5, str: lambda v: f'{v}x', tuple: lambda v: (*v, '--x')
+          }.get(type(value), lambda v: 1)(value)
+
+
+def bound(changes):
+  """What a plan says of a recipe with these changes; the placement decides which server's knobs count."""
+  config = recipe.get_config().unlock()
+  for knob, value in changes.items():
+    config.update_from_flattened_dict({knob: value})
+  model = eval_models.Model('m', {'files': 'abc'}, pathlib.Path('m'))
+  return entry.settings(config, model, protocols.PROTOCOLS.get(config.protocol.name, protocols.PROTOCOLS['direct']))
+
+
+KNOBS = dict(leaves(recipe.get_config()))
+
+
+@pytest.mark.parametrize('knob', [name for name in KNOBS if not name.startswith((*FREE, *ELSEWHERE))] + list(BINDING))
+def test_every_setting_that_scores_depend_on_is_in_the_fingerprint(knob):
+  section, _, rest = knob.partition('.')
+  where = {'chat': {'model.url': 'http://h/v1'}, 'server': {'server.kind': rest.partition('.')[0]}}.get(section, {})
+  before, now = bound(where), bound({**where, knob: other(KNOBS[knob])})
+  assert results.differences(results.Plan(before, {}, (1, 1)), results.Plan(now, {}, (1, 1)))
+
+
+@pytest.mark.parametrize('knob', [name for name in KNOBS if name.startswith(FREE) and name not in (*BINDING, 'server.kind')])
+def test_what_changes_no_score_binds_nothing(knob):
+  assert bound({knob: other(KNOBS[knob])}) == bound({})
+
+
+def test_worlds_that_differ_in_their_pictures_alone_are_told_apart(tmp_path, monkeypatch):
+  """Their questions are the same, word for word."""
+  monkeypatch.chdir(tmp_path)
   config = recipe.get_config()
-  before = results.Plan(settings(config), {}, (1, 1))
-  config.update_from_flattened_dict({knob: value})
-  changed = results.differences(before, results.Plan(settings(config), {}, (1, 1)))
-  assert any(row.startswith((knob, 'server.dtype' if 'dtype' in knob else knob)) for row in changed)
-
-
-def test_where_a_server_listens_and_how_many_samples_are_in_flight_is_not():
-  model = eval_models.Model('m', {'files': 'abc'}, pathlib.Path('m'))
-  config, moved = recipe.get_config(), recipe.get_config()
-  moved.server.count, moved.eval.concurrent, moved.client.retries = 2, 1, 9
-  assert entry.settings(config, model, protocols.PROTOCOLS['tools']) == entry.settings(moved, model, protocols.PROTOCOLS['tools'])
+  config.update_from_flattened_dict({'world.corpus.videos': 2, 'world.corpus.heldout_videos': 2, 'world.workers': 1})
+  (plain,) = eval_data.suites(config)
+  config.world.scene.noise += 1.0
+  (noisy,) = eval_data.suites(config)
+  parts, others = plain.about((1, 1))['parts'], noisy.about((1, 1))['parts']
+  assert parts['questions'] == others['questions'] and parts['rule'] != others['rule']
 
 
 # A server by URL

@@ -1,5 +1,6 @@
 """The main job, shortened: a world of 8 videos, 30 steps of cold start, 4 of RL, 6 questions at K=4 and K=16."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import psutil
 
 from configs import base
 from paravt_jax.report import episodes
+from paravt_jax.serving.embedded import launch
+from paravt_jax.serving.embedded.options import ServerOptions
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -90,3 +93,21 @@ def versions(cwd, folder, name='train'):
   """(step, weight version) of all sampled tokens of an episode log."""
   return {(entry.step, int(version)) for entry in episodes.read(cwd / 'runs' / folder / 'episodes' / f'{name}.jsonl')
           for segment in entry.scored.episode.trajectory.segments if segment.sampled for version in segment.versions}
+
+
+@contextlib.contextmanager
+def serving(place, model, log):
+  """A server that no run owns, with the sizes of the finished run 'whole'."""
+  config = json.loads((place / 'runs' / 'whole' / 'config.json').read_text())['server']['embedded']
+  tok = json.loads((model / 'tokenizer.json').read_text())
+  ids = {token['content']: token['id'] for token in tok['added_tokens']}
+  config.pop('threads')
+  config['lanes'] = tuple(map(tuple, config['lanes']))
+  options = ServerOptions(
+      **config, model_path=str(model), host='127.0.0.1', port=0, port_file=None, api_key='open sesame', parent_pid=None,
+      eos_token_ids=(ids['<|im_end|>'], ids['<|endoftext|>']), compile_cache=str(place / 'runs' / 'compile_cache'))
+  server = launch.launch(options, env=environment(), log=place / log, deadline_s=180, parent_pid=os.getpid())
+  try:
+    yield server
+  finally:
+    server.stop(5.0)

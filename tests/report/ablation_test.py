@@ -1,5 +1,6 @@
 """Ablations over seeds: means, intervals, and what a table says of runs that differ in what they hold."""
 
+import dataclasses
 import json
 import math
 
@@ -92,3 +93,10 @@ def test_a_broken_summary_is_named(tmp_path):
   (tmp_path / 'summary.json').write_text('{')
   with pytest.raises(DataError, match=r'summary.json: not JSON .* move the folder away'):
     ablation.load({'grpo': {0: tmp_path}})
+
+
+def test_runs_of_different_versions_of_the_code_are_told_of():
+  made = lambda *commits: {'grpo': {seed: dataclasses.replace(result(0.5), commit=commit) for seed, commit in enumerate(commits)}}
+  assert ablation.table(made('a' * 40, 'b' * 40, 'a' * 40), SETTINGS).endswith(
+    '\n\nMade by different versions of the code: aaaaaaaaaaaa (2 runs), bbbbbbbbbbbb (1 runs).')
+  assert 'versions' not in ablation.table(made('a' * 40, 'a' * 40), SETTINGS)

@@ -1,0 +1,45 @@
+"""Canaries: what a server must say that holds certain weights, foretold by the model here (`train/greedy.py`)."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments import wiring
+from paravt_jax import packing
+from paravt_jax.chat import template
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.serving.canary import Canary, picture
+from paravt_jax.train import greedy, sharding
+from paravt_jax.train.step import ModelOptions
+from paravt_jax.types import Segment
+
+TEXT = 'What appears in the picture, and when?'
+
+
+def prompt(tok: ChatTokenizer, patches: int) -> Segment:
+  """The context: one picture of so many patches with its time, one question."""
+  return template.opening(tok, None, [*template.frame_pieces([picture(patches)], [0.0]), TEXT], '')
+
+
+def make(config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, asked: Segment, tokens: int) -> Callable[[Any], Canary]:
+  """A function of parameters on the mesh: the canary of `prompt`'s segment, so many tokens long."""
+  expanded = packing.expand(packing.Sample(asked.ids, asked.images, {}), tok.image_pad).ids
+  foretell = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
+  return lambda params: Canary(
+    tuple(asked.ids.tolist()), asked.images[0], tuple(tok.vision_ids), *(tuple(values.tolist()) for values in foretell(params)))
+
+
+def foretold(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
+  """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter, and minutes for 8B.
+
+  Raises:
+    DataError: there is no such folder, or it is not whole.
+  """
+  config, params, tok = wiring.load_model(folder)
+  mesh = sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])
+  options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
+  return make(config, mesh, options, tok, prompt(tok, patches), tokens)(params)
