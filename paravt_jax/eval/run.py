@@ -15,8 +15,8 @@ from paravt_jax.errors import MediaError
 from paravt_jax.eval import scoring
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
-from paravt_jax.rollout.sampler import Address
-from paravt_jax.types import ResultStatus, Scored, StopReason, Task, ToolResult
+from paravt_jax.rollout.sampler import Address, expanded
+from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +114,16 @@ async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options
   if isinstance(outcome, Scored) and failed is not None:
     return Record(task, budget, None, f'call_{failed.status}', f'a call failed, which is not the model\'s doing: {failed.text}', seconds)
   if isinstance(outcome, Dropped):
-    return Record(task, budget, None, outcome.reason, episode.error, seconds)
+    return Record(task, budget, None, outcome.reason, episode.error or _why(outcome.reason, episode), seconds)
   return Record(task, budget, outcome, seconds=seconds)
+
+
+def _why(reason: str, episode: Episode) -> str:
+  """What a reason of ours means, where no server or file has said more."""
+  if reason != 'prompt_too_long':
+    return reason
+  return (f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the context: raise sampling.context (and a lane '
+          f'of server.embedded.lanes that holds it), or lower K={episode.budget}')
 
 
 def _failed(result: ToolResult) -> bool:

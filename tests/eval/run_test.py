@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -94,6 +95,13 @@ def test_deviation_19_a_server_that_failed_one_call_is_an_error_and_a_sub_agent_
   (records, summary), _ = run(lambda request: reply if is_subagent(request) else whole(request), [OPEN])
   assert [(record.reason, record.accuracy) for record in records] == [(reason, right)] * 2
   assert summary['errors'] == ({reason: 2} if reason else {}) and all(('model' in r.error) is bool(reason) for r in records)
+
+
+def test_a_prompt_that_does_not_fit_says_how_long_it_is_and_what_to_change():
+  records, summary = with_crew(answering(open='red'), lambda crew: evaluate(crew.agent, [OPEN], REWARD, OPTIONS),
+                               context=dataclasses.replace(GREEDY, context=200))[0]
+  assert summary['errors'] == {'prompt_too_long': 2} and 'raise sampling.context' in records[0].error and 'K=64' in records[1].error
+  assert 200 < int(re.search(r'of (\d+) tokens', records[0].error)[1]) < int(re.search(r'of (\d+) tokens', records[1].error)[1])
 
 
 def test_calls_that_failed_and_truncations_are_counted():
