@@ -11,6 +11,7 @@ from experiments import wiring
 from paravt_jax import packing
 from paravt_jax.chat import template
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving.canary import Canary, picture
 from paravt_jax.train import greedy, sharding
@@ -33,6 +34,14 @@ def make(config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, 
     tuple(asked.ids.tolist()), asked.images[0], tuple(tok.vision_ids), *(tuple(values.tolist()) for values in foretell(params)))
 
 
+def cpu() -> Mesh:
+  """A mesh of this host's CPU alone. Raises ConfigError when JAX was told to do without."""
+  try:
+    return sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])
+  except RuntimeError as error:
+    raise ConfigError(f'JAX_PLATFORMS leaves out the CPU, which this is done on ({error}); set JAX_PLATFORMS=cuda,cpu or tpu,cpu') from error
+
+
 def foretold(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
   """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter, and minutes for 8B.
 
@@ -40,6 +49,6 @@ def foretold(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
     DataError: there is no such folder, or it is not whole.
   """
   config, params, tok = wiring.load_model(folder)
-  mesh = sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])
+  mesh = cpu()
   options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
   return make(config, mesh, options, tok, prompt(tok, patches), tokens)(params)

@@ -42,7 +42,7 @@ def main(config: ConfigDict) -> None:
   found = eval_tools.finish(path, plan, model.name, config.eval.bootstrap, config.seed)
   eval_tools.report(config, path)
   print(path)
-  worst = eval_tools.error_rate(found)
+  worst = eval_tools.error_rate({suite.name: found[suite.name] for suite in suites})
   if worst > config.eval.max_error_rate:
     print(f'errors: {worst:.1%} of the samples of a benchmark, above eval.max_error_rate={config.eval.max_error_rate:g}; {path}/table.md '
           f'counts them by reason; the same command tries them again', file=sys.stderr)
@@ -68,6 +68,8 @@ def check(config: ConfigDict) -> tuple[int, int]:
     eval_models.check_url(config)
   else:
     servers.check(config)
+    urls = tuple(config.server.urls)
+    require(urls, "a server's address, or server.kind=embedded or sglang", bool(urls) or config.server.kind != 'url', 'server.urls')
   return _shard(config.shard)
 
 

@@ -24,7 +24,7 @@ from paravt_jax.rollout import chat_server
 from paravt_jax.rollout.agent import Agent, AgentOptions
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.subagent import SubagentOptions
-from paravt_jax.train import checkpoint, sharding, state
+from paravt_jax.train import checkpoint, state
 from paravt_jax.video.store import FrameStore
 
 KEPT = ('.safetensors', '.json', '.jinja', '.txt')             # of a checkpoint folder: what a server reads
@@ -142,7 +142,7 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   except (ValueError, AttributeError) as error:
     raise DataError(f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft') from error
   model_config, _ = weights.load_hf(base, only=())
-  mesh = sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])       # a record holds the optimizer too, 100 GB at 8B
+  mesh = canary.cpu()        # a record holds the optimizer too, 100 GB at 8B
   template = state.abstract(model_config, wiring.make_optimizer(recipe, model_config), mesh)
   record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
   weights.save_hf(target, model_config, jax.device_get(record.state.params), base)

@@ -45,7 +45,8 @@ def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   with wiring.decode_pool(config) as pool:
     frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
     return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right,
-                      samples=config.eval.report_samples, pictures=config.eval.report_pictures)
+                      samples=config.eval.report_samples, pictures=config.eval.report_pictures,
+                      title=folder.name.removeprefix('.').removesuffix('.partial'))
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -121,11 +122,11 @@ def merge(arguments: Sequence[str]) -> None:
   with results.Journal(partial) as journal:
     for outcome in outcomes:
       journal.append(outcome)
+  finish(partial, plan, name.removeprefix('eval_'), config.eval.bootstrap, config.seed)
+  report(config, partial)
   if target.exists():
     target.rmdir()
   partial.rename(target)
-  finish(target, plan, name.removeprefix('eval_'), config.eval.bootstrap, config.seed)
-  report(config, target)
   print(target)
 
 

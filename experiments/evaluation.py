@@ -162,6 +162,9 @@ def table(found: dict[str, Any]) -> str:
     for n, value in before['calls_by_windows'].items()
   ]
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
+  if before['errors'] or after['errors']:
+    rows.append(('  errors, which earn nothing', *(str(sum(side['errors'].values())) for side in (before, after))))
+    rows.append(('  accuracy of those answered', show(before['accuracy_answered']), show(after['accuracy_answered'])))
   lines = [f'{left:32s}{middle:>24s}{right:>24s}' for left, middle, right in rows]
   lines.insert(1, '-' * 80)
   change = found['gain']

@@ -220,6 +220,12 @@ def test_a_video_that_cannot_be_read_is_an_error_that_ends_with_status_1_and_is_
   row = summary(place, 'mended')['mlvu']
   assert (row['samples'], row['answered'], row['errors'], row['reasons']) == (2, 1, 1, {'media_not_video': 1})
   assert 'media_not_video' in out
+  status, _, err = run(place, 'mended', **{**knobs, 'benchmarks': 'lvbench', 'paths.lvbench': snapshots['paths.lvbench']})
+  assert status == 0, err[-3000:]                # that benchmark is whole, and the other's error is still told
+  assert summary(place, 'mended')['mlvu'] == row
+  shutil.rmtree(place / 'runs' / 'mended')
+  status, out, err = run(place, 'mended', **knobs)
+  assert status == 1
   video.write_bytes(whole)
   status, _, err = run(place, 'mended', **knobs)
   assert status == 0 and summary(place, 'mended') == summary(place, 'probe'), err[-3000:]

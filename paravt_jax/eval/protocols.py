@@ -18,7 +18,7 @@ from paravt_jax.chat.template import Piece
 from paravt_jax.errors import ConfigError
 from paravt_jax.eval import adapters
 from paravt_jax.eval.chat_model import ChatModel
-from paravt_jax.rewards.answer import extract_answer
+from paravt_jax.rewards.answer import extract_answer, said
 from paravt_jax.rollout.agent import TRAINED, Agent, AgentOptions, Manner
 from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.rollout.subagent import Crops, SubagentOptions, Subagents
@@ -62,7 +62,7 @@ def raw_crop(window: Window, clip: Clip) -> list[Piece]:
 def direct_answer(text: str) -> str:
   """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter is an answer too. A think that was
   never closed is no answer."""
-  rest = text[tags.after_think(text):].strip()
+  rest = said(text[tags.after_think(text):])
   bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
   return extract_answer(text) or bare
 

@@ -257,7 +257,7 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
   (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
-  metrics, official = ({name: _metric(outcomes, which, name, samples, seed) for name in _names(answered, which)}
+  metrics, official = ({name: _metric(outcomes, which, name, name == metric, samples, seed) for name in _names(answered, which)}
                        for which in ('metrics', 'official'))
   theirs = official.get(metric, {})
   return {
@@ -279,15 +279,16 @@ def _score(outcomes: Sequence[Outcome], value, samples: int, seed: int) -> tuple
   return _mean(values), list(statistics.interval(values, [outcome.id for outcome in outcomes], samples=samples, seed=seed))
 
 
-def _metric(outcomes: Sequence[Outcome], which: str, name: str, samples: int, seed: int) -> dict[str, Any]:
-  """One metric over the samples that have it, and the errors of their kind of question: a letter has no F1."""
+def _metric(outcomes: Sequence[Outcome], which: str, name: str, score: bool, samples: int, seed: int) -> dict[str, Any]:
+  """One metric over the samples that have it, and the errors of their kinds of question (a letter has no F1); the one that is the
+  score, over all errors."""
   kind = lambda outcome: outcome.fields.get('question_type')
   has = lambda outcome: name in (getattr(outcome, which) or {})
-  others = {kind(o) for o in outcomes if o.status == ANSWERED} - {kind(o) for o in outcomes if has(o)}
-  mine = [o for o in outcomes if has(o) or (o.status == ERROR and kind(o) not in others)]
+  kinds = {kind(o) for o in outcomes if has(o)}
+  mine = [o for o in outcomes if has(o) or (o.status == ERROR and (score or kind(o) in kinds))]
   value = lambda outcome: (getattr(outcome, which) or {}).get(name)
-  score, interval = _score(mine, value, samples, seed)
-  return {'all': score, 'interval': interval, 'answered': _mean([value(o) for o in mine if o.status == ANSWERED])}
+  mean, interval = _score(mine, value, samples, seed)
+  return {'all': mean, 'interval': interval, 'answered': _mean([value(o) for o in mine if o.status == ANSWERED])}
 
 
 def _names(outcomes: Sequence[Outcome], which: str) -> list[str]:

@@ -123,7 +123,7 @@ def _why(reason: str, episode: Episode) -> str:
   if reason != 'prompt_too_long':
     return reason
   return (f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the context: raise sampling.context (and a lane '
-          f'of server.embedded.lanes that holds it), or lower K={episode.budget}')
+          f'of server.embedded.lanes that holds it), or lower K={episode.budget}; both make another evaluation, in another folder')
 
 
 def _failed(result: ToolResult) -> bool:

@@ -147,7 +147,8 @@ def table(results: Results, settings: Settings) -> str:
     rows.append([name, str(len(results[name])), *cells, '' if name == settings.reference else text(values['against'], True)])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
-  commits = collections.Counter(run.commit[:12] for seeds in results.values() for run in seeds.values())
+  short = lambda commit: commit[:12] + ('+changes' if commit.endswith('+changes') else '')
+  commits = collections.Counter(short(run.commit) for seeds in results.values() for run in seeds.values())
   versions = ', '.join(f'{commit or "unknown"} ({count} runs)' for commit, count in commits.items())
   return '\n'.join(map(line, rows)) + (f'\n\nMade by different versions of the code: {versions}.' if len(commits) > 1 else '')
 

@@ -67,7 +67,7 @@ class Row:
 
 def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFrames | None, *,
           published: Mapping[str, Mapping[str, float]] | None = None, right: bool = False, pictures: int = PICTURES,
-          samples: int = SAMPLES) -> Path:
+          samples: int = SAMPLES, title: str = '') -> Path:
   """Writes the page of a results folder.
 
   Args:
@@ -77,6 +77,7 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
     published: by benchmark and model, the score in points as published, to stand beside ours.
     right: show right answers too, after the others have their place.
     pictures, samples: at most so many on the page, shared evenly by the benchmarks; the page says what was left out.
+    title: the folder's name by default.
 
   Returns:
     out_html.
@@ -90,13 +91,14 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
   notes: list[str] = []
   rows = read(file, notes)
   summary = _summary(Path(folder) / 'summary.json', rows, notes)
+  notes += [f'{name} is not complete: {one["missing"]} of its samples are missing.' for name, one in summary.items() if one.get('missing')]
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(_in_turn(wanted), samples))
   held = _Pictures(load_frames, pictures)
   cards = _cards(file, chosen, held, notes)
   left = collections.Counter(row.outcome for row in rows)
   left.subtract(row.outcome for row in chosen)
-  page = _render(cards, held, title=Path(folder).resolve().name, table=_table(summary, published or {}), notes=notes,
+  page = _render(cards, held, title=title or Path(folder).resolve().name, table=_table(summary, published or {}), notes=notes,
                  breakdowns=_parts(summary), left={name: left[name] for name in OUTCOMES if left[name] > 0}, right=right)
   return _save(Path(out_html), page)
 
@@ -203,7 +205,8 @@ def _breakdowns(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     groups: dict[Any, list[Row]] = collections.defaultdict(list)
     for row in rows:
       if field == 'k' or field in row.fields:
-        groups[row.k if field == 'k' else str(row.fields[field])].append(row)
+        for value in [row.k] if field == 'k' else str(row.fields[field]).split('; '):
+          groups[value].append(row)
     if len(groups) > 1:
       found[field] = {str(value): _cell(groups[value]) for value in sorted(groups)}
   return found
@@ -219,9 +222,9 @@ def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Map
     'name': name, 'metric': str(one.get('metric', 'score')), 'score': percent(_known(one.get('score'))),
     'range': _range(one.get('interval')), 'bar': _bar(one.get('score'), one.get('interval')),
     'official': percent(_known(one.get('score_official'))), 'answered': percent(_known(one.get('score_answered'))),
-    'samples': one['samples'], 'errors': one.get('errors', 0),
+    'samples': one['samples'], 'planned': one['samples'] + (one.get('missing') or 0), 'errors': one.get('errors', 0),
     'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}',
-    'published': [(model, f'{value:.1f} %') for model, value in published.get(name, {}).items()],
+    'published': [(model, f'{value:.1f} %') for model, value in published.get(name, {}).items() if not one.get('missing')],
   } for name, one in summary.items()]
 
 

@@ -26,7 +26,12 @@ def extract_answer(text: str) -> str:
     return (body if closed else _CONTROL.sub('', body)).strip()
   if tags.THINK_CLOSE not in text:
     return ''
-  return _CONTROL.sub('', _RESPONSE.sub('', toolcalls.without_blocks(tail))).strip()
+  return said(tail)
+
+
+def said(text: str) -> str:
+  """What a text says in words: without tool blocks, tool responses and special tokens, stripped."""
+  return _CONTROL.sub('', _RESPONSE.sub('', toolcalls.without_blocks(text))).strip()
 
 
 # Multiple choice. A word's edges are anything but letters and digits, so that **B**, _B_ and $B$ hold a B.

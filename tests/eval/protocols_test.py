@@ -67,7 +67,8 @@ def test_the_forced_answer_of_raw_crops_is_capped_and_no_other_turn_is(kind, ans
 
 @pytest.mark.parametrize(('kind', 'said', 'answer'), [
   ('mcq', 'A', 'A'), ('oe', 'red', 'red'), ('tvg', 'The event happens in the 3 - 5 seconds.', 'The event happens in the 3 - 5 seconds.'),
-  ('mcq', '<think>\nIt may well be A', '')])
+  ('mcq', '<think>\nIt may well be A', ''), ('mcq', '<tool_call>{"name": "crop_video", "arguments": {"video_path": "A"}}</tool_call>', ''),
+  ('tvg', '<tool_code>crop_video(10, 20)</tool_code>', '')])
 def test_raw_crops_ask_for_the_bare_answer_in_the_end_and_pin_nothing_before_it(kind, said, answer):
   """As the published driver did: a thought would not fit into 64 tokens."""
   task = dataclasses.replace(TASK, question_type=kind, answer='1,2' if kind == 'tvg' else 'A')

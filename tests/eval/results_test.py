@@ -187,8 +187,8 @@ def test_an_error_counts_for_the_metrics_of_its_kind_of_question():
           outcome('d', fields=oe, metrics={'accuracy': 1.0, 'f1': 1.0})]
   got = numbers(plan('a', 'b', 'c', 'd'), rows)['metrics']
   assert (got['f1']['all'], got['f1']['answered'], got['accuracy']['all']) == (0.5, 1.0, 0.5)
-  unknown = numbers(plan('b', 'd'), [outcome('b', None, fields={'question_type': 'other'}), rows[3]])['metrics']
-  assert unknown['f1']['all'] == 0.5             # nobody knows what it would have had
+  alone = numbers(plan('b', 'd'), [rows[1], rows[3]])['metrics']        # no multiple-choice row was answered
+  assert (alone['f1']['all'], alone['accuracy']['all']) == (1.0, 0.5)
 
 
 def test_a_row_counts_under_each_of_its_values():

@@ -62,6 +62,10 @@ def test_the_recipe_is_the_trained_agent_decoding_greedily(scale):
   for section in ('agent', 'subagent', 'reward', 'video', 'server'):
     assert ours[section].to_dict() == trained[section].to_dict()
   assert ours.is_locked and set(ours.paths) == set(benchmarks.BENCHMARKS)
+  if scale != 'tiny':
+    with pytest.raises(ConfigError, match=r"server.urls=\(\): wanted a server's address, or server.kind=embedded or sglang"):
+      entry.check(ours)
+    ours.server.urls = ('http://h:1',)
   entry.check(ours)
 
 
@@ -277,20 +281,29 @@ def bound(changes):
   return entry.settings(config, model, protocols.PROTOCOLS.get(config.protocol.name, protocols.PROTOCOLS['direct']))
 
 
+def placed(knob):
+  """The placement under which a knob is looked at."""
+  section, _, rest = knob.partition('.')
+  if section in ('chat', 'chat_server'):
+    return {'model.url': 'http://h/v1'}
+  kind = rest.partition('.')[0]
+  return {'server.kind': kind} if section == 'server' and kind in ('embedded', 'sglang') else {}
+
+
 KNOBS = dict(leaves(recipe.get_config()))
 
 
 @pytest.mark.parametrize('knob', [name for name in KNOBS if not name.startswith((*FREE, *ELSEWHERE))] + list(BINDING))
 def test_every_setting_that_scores_depend_on_is_in_the_fingerprint(knob):
-  section, _, rest = knob.partition('.')
-  where = {'chat': {'model.url': 'http://h/v1'}, 'server': {'server.kind': rest.partition('.')[0]}}.get(section, {})
+  where = placed(knob)
   before, now = bound(where), bound({**where, knob: other(KNOBS[knob])})
   assert results.differences(results.Plan(before, {}, (1, 1)), results.Plan(now, {}, (1, 1)))
 
 
 @pytest.mark.parametrize('knob', [name for name in KNOBS if name.startswith(FREE) and name not in (*BINDING, 'server.kind')])
 def test_what_changes_no_score_binds_nothing(knob):
-  assert bound({knob: other(KNOBS[knob])}) == bound({})
+  where = placed(knob)
+  assert bound({**where, knob: other(KNOBS[knob])}) == bound(where)
 
 
 def test_worlds_that_differ_in_their_pictures_alone_are_told_apart(tmp_path, monkeypatch):

@@ -99,4 +99,5 @@ def test_runs_of_different_versions_of_the_code_are_told_of():
   made = lambda *commits: {'grpo': {seed: dataclasses.replace(result(0.5), commit=commit) for seed, commit in enumerate(commits)}}
   assert ablation.table(made('a' * 40, 'b' * 40, 'a' * 40), SETTINGS).endswith(
     '\n\nMade by different versions of the code: aaaaaaaaaaaa (2 runs), bbbbbbbbbbbb (1 runs).')
+  assert 'aaaaaaaaaaaa+changes (1 runs)' in ablation.table(made('a' * 40, 'a' * 40 + '+changes'), SETTINGS)
   assert 'versions' not in ablation.table(made('a' * 40, 'a' * 40), SETTINGS)

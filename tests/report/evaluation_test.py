@@ -246,6 +246,18 @@ def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
   assert re.search(r'<tr class="published"><th scope="row">ParaVT-8B</th><td><span class="chip">published</span></td><td>50\.1 %</td>', page)
 
 
+def test_what_was_cut_off_says_so_and_stands_beside_nothing(tmp_path):
+  summary = {'charades': {**SUMMARY['charades'], 'missing': 4}}
+  page = page_of(folder_of(tmp_path, line('charades', 3), summary=summary), published={'charades': {'ParaVT-8B': 50.1}})
+  planned = SUMMARY['charades']['samples'] + 4
+  assert 'charades is not complete: 4 of its samples are missing.' in page and f' of {planned:,}<' in page and 'ParaVT-8B' not in page
+
+
+def test_a_sample_counts_under_each_of_its_values(tmp_path):
+  page = page_of(folder_of(tmp_path, line('lvbench', 1, fields={'type': 'reasoning; summary'}), line('lvbench', 2, fields={'type': 'summary'})))
+  assert '>reasoning<' in page and '>summary<' in page and 'reasoning; summary</th>' not in page
+
+
 def test_without_a_summary_the_numbers_come_from_the_samples_and_an_error_earns_nothing(tmp_path):
   rows = [line('mlvu', 1, score=1.0), line('mlvu', 2), line('mlvu', 3, score=None), line('mlvu', 4, k=64, score=1.0)]
   page = page_of(folder_of(tmp_path, *rows))
