@@ -12,8 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def make(cwd, *arguments):
   """(status, stdout, stderr) of a target, its environment taken as set up and its Python replaced by echo."""
+  outer = ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL', 'MAKEOVERRIDES', 'ARGS', 'MODEL')        # of the `make test` that this may run in
+  env = {name: value for name, value in os.environ.items() if name not in outer}
   done = subprocess.run(['make', '-f', str(ROOT / 'Makefile'), '-o', 'setup', 'RUN=echo', *arguments], cwd=cwd, capture_output=True,
-                        text=True, timeout=60)
+                        text=True, timeout=60, env=env)
   return done.returncode, done.stdout.strip(), done.stderr
 
 
