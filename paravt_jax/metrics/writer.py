@@ -129,6 +129,27 @@ def unwritable(path: Path, what: str, error: OSError) -> ParavtError:
   return ParavtError(f'{path}: could not {what}: {error.strerror}; free space or mend the folder, then run the command again')
 
 
+def write_whole(path: Path | str, text: str, what: str) -> Path:
+  """Writes a text file in one go, folders and all: a reader, or a kill, never meets half of it.
+
+  Args:
+    text: half characters in it (a file's broken name) become '?'. what: 'write the report', for the message.
+
+  Raises:
+    ParavtError: it cannot be written; the file stays as it was.
+  """
+  path = Path(path)
+  part = path.with_name(f'{path.name}.part')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(text, encoding='utf-8', errors='replace')
+    part.replace(path)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    raise unwritable(path, what, error) from error
+  return path
+
+
 def read(path: Path | str) -> list[dict[str, float | None]]:
   """All whole records, in order of writing; a missing file gives none, a torn last line is left out.
 

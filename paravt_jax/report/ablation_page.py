@@ -4,14 +4,13 @@ import dataclasses
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from paravt_jax.metrics.writer import unwritable
+from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import ablation, charts
 from paravt_jax.report.ablation import Results, Settings, Value
 from paravt_jax.report.charts import Series
@@ -54,11 +53,12 @@ def write(folder: Path, results: Results, settings: Settings) -> str:
   text = ablation.table(results, settings) if results else 'no run has reached its end yet'
   drawings = {title: draw(title, {name: results[name] for name in sets if name in results})
               for title, sets in settings.drawings.items()}
-  _put(folder / 'table.md', text + '\n')
-  _put(folder / 'summary.json', json.dumps(as_json(results, settings), indent=1) + '\n')
-  _put(folder / 'ablations.html', render(results, settings, drawings))
+  put = lambda path, text: write_whole(path, text, 'write the ablation')
+  put(folder / 'table.md', text + '\n')
+  put(folder / 'summary.json', json.dumps(as_json(results, settings), indent=1) + '\n')
+  put(folder / 'ablations.html', render(results, settings, drawings))
   for drawing in [one for found in drawings.values() for one in found]:
-    _put(folder / 'curves' / f'{drawing.name}.svg', standalone(drawing))
+    put(folder / 'curves' / f'{drawing.name}.svg', standalone(drawing))
   return text
 
 
@@ -142,15 +142,3 @@ def _cell(value: Value, column: str) -> tuple[str, str]:
   form = '{:+.3f}' if column in ('gain', 'against') else '{:.3f}'
   ends = f'[{form.format(value.low)}, {form.format(value.high)}]' if value.seeds > 1 else ''
   return form.format(value.mean), ends
-
-
-def _put(path: Path, text: str) -> None:
-  """Writes in one go."""
-  part = path.with_name(path.name + '.part')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    raise unwritable(path, 'write the ablation', error) from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from paravt_jax.metrics import names
-from paravt_jax.metrics.writer import unwritable
+from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import charts, scenes
 from paravt_jax.report.charts import Series
 from paravt_jax.report.headline import budgets, gain_text, headline, percent
@@ -72,16 +71,7 @@ def build(run_folder: Path | str, out_html: Path | str, load_frames: scenes.Load
   """
   run = load(run_folder)
   page = render(run, load_frames, decode)
-  out = Path(out_html)
-  part = out.with_name(out.name + '.part')
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(page, encoding='utf-8')
-    os.replace(part, out)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    raise unwritable(out, 'write the report', error) from error
-  return out
+  return write_whole(out_html, page, 'write the report')
 
 
 def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decode | None) -> str:

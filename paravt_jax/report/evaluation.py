@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from paravt_jax.errors import DataError
-from paravt_jax.metrics.writer import unwritable
+from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import episodes, scenes
 from paravt_jax.report.charts import number
 from paravt_jax.report.headline import percent
@@ -100,7 +99,7 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
   left.subtract(row.outcome for row in chosen)
   page = _render(cards, held, title=title or Path(folder).resolve().name, table=_table(summary, published or {}), notes=notes,
                  breakdowns=_parts(summary), left={name: left[name] for name in OUTCOMES if left[name] > 0}, right=right)
-  return _save(Path(out_html), page)
+  return write_whole(out_html, page, 'write the report')
 
 
 def write_one(episode: Episode, out_html: Path | str, load_frames: scenes.LoadFrames | None) -> Path:
@@ -114,7 +113,7 @@ def write_one(episode: Episode, out_html: Path | str, load_frames: scenes.LoadFr
   held = _Pictures(load_frames, PICTURES)
   cards = [_card(row, Scored(episode, 0.0, {}), held)]
   page = _render(cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True)
-  return _save(Path(out_html), page)
+  return write_whole(out_html, page, 'write the report')
 
 
 def read(path: Path | str, notes: list[str]) -> list[Row]:
@@ -384,15 +383,3 @@ def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str,
     if len(counts) > 1:
       found.append((name, [(str(key), counts[key]) for key in order]))
   return found
-
-
-def _save(out: Path, page: str) -> Path:
-  part = out.with_name(out.name + '.part')
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(page, encoding='utf-8', errors='replace')
-    os.replace(part, out)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    raise unwritable(out, 'write the report', error) from error
-  return out

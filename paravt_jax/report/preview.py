@@ -5,7 +5,6 @@ What is shown is taken from the very sample that would be packed, not from the r
 
 import dataclasses
 import datetime
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, sft
 from paravt_jax.data.conversations import Conversation, ImageRef, Message, VideoRef
 from paravt_jax.errors import ChatError, MediaError
-from paravt_jax.metrics.writer import unwritable
+from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import scenes
 
 _HERE = Path(__file__).parent
@@ -100,17 +99,7 @@ def unreadable(name: str, where: str, reason: str, fault: str) -> Look:
 
 def write(out_html: Path | str, title: str, looks: Sequence[Look], limits: Limits) -> Path:
   """Writes the page in one go; returns its path. Raises ParavtError when it cannot be written."""
-  out = Path(out_html)
-  part = out.with_name(out.name + '.part')
-  page = render(title, looks, limits)
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(page, encoding='utf-8', errors='replace')
-    os.replace(part, out)
-  except OSError as error:
-    part.unlink(missing_ok=True)
-    raise unwritable(out, 'write the preview', error) from error
-  return out
+  return write_whole(out_html, render(title, looks, limits), 'write the preview')
 
 
 def render(title: str, looks: Sequence[Look], limits: Limits) -> str:

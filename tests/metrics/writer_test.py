@@ -1,5 +1,6 @@
 """The metrics of a run on disk: whole records only, no step twice, clear refusals."""
 
+import errno
 import json
 import logging
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from paravt_jax.errors import ConfigError, DataError, ParavtError
-from paravt_jax.metrics.writer import MetricsWriter, read
+from paravt_jax.metrics.writer import MetricsWriter, read, write_whole
 
 
 def _writer(folder: Path, start_step: int = 0, **options) -> MetricsWriter:
@@ -159,3 +160,16 @@ def test_wandb_gets_its_options_and_the_finite_values(tmp_path, monkeypatch):
   with _writer(tmp_path, wandb={'project': 'p', 'mode': 'offline'}) as writer:
     writer.write(0, {'accuracy': 0.5})
   assert seen == [{'project': 'p', 'mode': 'offline'}, (0, {'accuracy': 0.5}), 'finish']
+
+
+def test_a_text_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+  place = tmp_path / 'deep' / 'page.html'
+  assert write_whole(str(place), 'one \udcff', 'write the page') == place and place.read_text() == 'one ?'
+
+  def full(self, text, **_):
+    self.write_bytes(text[:2].encode())
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(Path, 'write_text', full)
+  with pytest.raises(ParavtError, match=r'page.html: could not write the page: No space left on device; free space'):
+    write_whole(place, 'another', 'write the page')
+  assert place.read_text() == 'one ?' and [path.name for path in place.parent.iterdir()] == ['page.html']
