@@ -91,4 +91,7 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
     }
   )
   config.sampling.temperature = 0.0
+  if scale == 'tiny':  # to whose tokenizer the text of benchmarks is bytes; what fits the lanes of training goes there as before
+    config.sampling.context = 4096
+    config.server.embedded.lanes = (*config.server.embedded.lanes, (4096, 8))
   return config.lock()

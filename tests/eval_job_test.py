@@ -18,8 +18,6 @@ from tests.longvideo_reason.chat_server import ChatServer
 pytestmark = pytest.mark.slow
 ROOT = small_job.ROOT
 WORLD = {**small_job.WORLD, 'eval.world_budgets': (4, 16), 'eval.world_questions': 6}
-# byte-level text of benchmarks needs longer contexts than the tiny scale has
-LONG = {'sampling.context': 2048, 'server.embedded.lanes': ((2048, 8),)}
 ALL = tuple(fixtures.GOLD)
 
 
@@ -192,7 +190,7 @@ def snapshots(place):
 
 
 def test_all_benchmarks_run_from_snapshots_as_they_are_published(place, model, snapshots):
-  status, out, err = run(place, 'all', model__folder='model', benchmarks=','.join(ALL), **LONG, **snapshots)
+  status, out, err = run(place, 'all', model__folder='model', benchmarks=','.join(ALL), **snapshots)
   assert status == 0, err[-4000:]
   found = summary(place, 'all')
   assert {name: row['samples'] for name, row in found.items()} == {name: len(gold) for name, gold in fixtures.GOLD.items()}
@@ -209,7 +207,7 @@ def test_all_benchmarks_run_from_snapshots_as_they_are_published(place, model, s
 def test_a_video_that_cannot_be_read_is_an_error_that_ends_with_status_1_and_is_tried_again(place, model, snapshots):
   root = place / 'broken' / 'mlvu'
   shutil.copytree(snapshots['paths.mlvu'], root)
-  knobs = {'model.folder': 'model', 'benchmarks': 'mlvu', 'paths.mlvu': root, 'data.cache': place / 'broken' / 'cache', **LONG}
+  knobs = {'model.folder': 'model', 'benchmarks': 'mlvu', 'paths.mlvu': root, 'data.cache': place / 'broken' / 'cache'}
   status, _, err = run(place, 'mended', **{**knobs, 'run.folder': 'runs/probe'})
   assert status == 0, err[-3000:]
   [video] = (place / 'broken').rglob('order_12.mp4')
@@ -241,7 +239,7 @@ def test_missing_snapshots_are_named_at_once_before_anything_is_started(place, m
 def test_a_server_that_speaks_the_openai_protocol_is_evaluated_by_its_name(place, model, snapshots):
   with ChatServer(lambda body, number: '<think>\nI look at it now.</think>\n<answer>B</answer>') as server:
     status, out, err = run(place, 'chat', model__url=server.url, model__name='seer', model__tokenizer='model',
-                           benchmarks='mlvu', protocol__name='think', **LONG, **snapshots)
+                           benchmarks='mlvu', protocol__name='think', **snapshots)
     assert status == 0, err[-3000:]
     assert len(server.bodies) == 2 and all(body['model'] == 'seer' and body['temperature'] == 0 for body in server.bodies)
   row = summary(place, 'chat')['mlvu']

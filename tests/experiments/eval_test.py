@@ -57,7 +57,10 @@ def named(**section):
 
 @pytest.mark.parametrize('scale', ['tiny', '2b', '8b'])
 def test_the_recipe_is_the_trained_agent_decoding_greedily(scale):
-  ours, trained = recipe.get_config(scale), para_grpo.get_config(scale)
+  ours, trained = recipe.get_config(scale), para_grpo.get_config(scale).unlock()
+  if scale == 'tiny':             # benchmarks hold longer texts than the world
+    trained.sampling.context = 4096
+    trained.server.embedded.lanes = (*trained.server.embedded.lanes, (4096, 8))
   assert ours.sampling.to_dict() == {**trained.sampling.to_dict(), 'temperature': 0.0}
   for section in ('agent', 'subagent', 'reward', 'video', 'server'):
     assert ours[section].to_dict() == trained[section].to_dict()
