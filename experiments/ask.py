@@ -4,7 +4,6 @@ Standard output: the overview, every turn, every crop as it comes back, the answ
 """
 
 import asyncio
-import json
 import pathlib
 import sys
 import time
@@ -16,7 +15,7 @@ from experiments import evaluation, rollouts, runs, servers, wiring
 from experiments.launch import require, require_recipe, run
 from paravt_jax.chat import prompts
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import ConfigError, DataError, MediaError, RolloutError
+from paravt_jax.errors import ConfigError, MediaError, RolloutError
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.report import evaluation as page
 from paravt_jax.report.scenes import clock
@@ -25,8 +24,6 @@ from paravt_jax.rollout.agent import CallDone, CallStarted, Event, Opened, TurnD
 from paravt_jax.rollout.sampler import Address
 from paravt_jax.types import Episode, ResultStatus, StopReason, Task, ToolCall, ToolResult
 from paravt_jax.video.readers import VideoInfo
-
-TINY_WIDTH = 512  # of the text model; what is narrower was trained at the tiny scale's frame size
 
 Say = Callable[[str], None]
 
@@ -37,7 +34,7 @@ def main(config: ConfigDict) -> None:
   agents = recipe(config)
   servers.check(agents)
   folder = model_folder(config)
-  model = _model(folder, config.scale)
+  model = wiring.model_of_scale(folder, config.scale, 'configs/ask.py')
   probe(agents, config.video)
   say = lambda line: print(line, flush=True)
   say(f'model {folder} at {" ".join(config.server.urls)}' if config.server.kind == 'url' else f'model {folder} (starting its server)')
@@ -83,19 +80,6 @@ def model_folder(config: ConfigDict) -> pathlib.Path:
       'one with python -m experiments.rl --config=configs/para_grpo.py'
     )
   return found[-1].parent
-
-
-def _model(folder: pathlib.Path, scale: str) -> Config:
-  """The sizes of the model in `folder`, which must be those of the scale: frames are given as it was trained on them."""
-  file = folder / 'config.json'
-  try:
-    model = Config.from_hf(json.loads(file.read_text()))
-  except (OSError, ValueError) as error:
-    raise DataError(f'--config.model.folder: {file} cannot be read; wanted a Hugging Face folder of the Qwen3-VL family') from error
-  if (model.text.width < TINY_WIDTH) != (scale == 'tiny'):
-    fits = 'configs/ask.py' if model.text.width < TINY_WIDTH else 'configs/ask.py:8b (or :2b)'
-    raise ConfigError(f'--config.model.folder={folder}: its width of {model.text.width} is not of scale :{scale}; wanted --config={fits}')
-  return model
 
 
 def probe(agents: ConfigDict, video: str) -> VideoInfo:

@@ -24,6 +24,8 @@ def main(config: ConfigDict) -> None:
   shard = check(config)
   protocol = protocols.chosen(config.protocol.name, config.protocol.prompt_file, config.protocol.dispatch)
   model = eval_models.identify(config)
+  if model.folder is not None:
+    wiring.model_of_scale(model.folder, config.scale, 'configs/eval.py')
   suites = eval_data.suites(config)
   plan = results.Plan(settings(config, model, protocol), {suite.name: suite.about(shard) for suite in suites}, shard)
   path = pathlib.Path(config.run.folder or f'runs/eval_{model.name}_{runs.fingerprint(plan.common)}{_suffix(shard)}')

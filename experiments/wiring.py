@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import glob
+import json
 import os
 import pathlib
 import sys
@@ -26,6 +27,8 @@ from paravt_jax.train import optimizer as optimizers
 from paravt_jax.train import sharding, step
 from paravt_jax.types import Task
 from paravt_jax.video.decode import DecodePool
+
+TINY_WIDTH = 512  # of the text model; what is narrower was trained at the tiny scale's frame size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,22 @@ def decode_pool(config: ConfigDict) -> DecodePool:
 def model_options(section: ConfigDict, temperature: float, banned: tuple[int, ...]) -> step.ModelOptions:
   """How the learner runs the model, from a `train` section."""
   return step.ModelOptions(section.dtype, section.remat, section.backend, section.head_chunk, temperature, banned)
+
+
+def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Config:
+  """The sizes of the model in a folder, which must be those of the scale: frames are given to it as it was trained on them.
+
+  Raises: ConfigError: they are of another scale (the message names `recipe`). DataError: there is no model's config.json.
+  """
+  file = pathlib.Path(folder) / 'config.json'
+  try:
+    model = Config.from_hf(json.loads(file.read_text()))
+  except (OSError, ValueError) as error:
+    raise DataError(f'--config.model.folder: {file} cannot be read; wanted a Hugging Face folder of the Qwen3-VL family') from error
+  fits = recipe if model.text.width < TINY_WIDTH else f'{recipe}:8b (or :2b)'
+  if (fits == recipe) != (scale == 'tiny'):
+    raise ConfigError(f'--config.model.folder={folder}: its width of {model.text.width} is not of scale :{scale}; wanted --config={fits}')
+  return model
 
 
 def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:

@@ -239,6 +239,21 @@ def test_a_models_folder_may_be_named_in_the_short_way(tmp_path):
   assert done.stderr.splitlines()[-1].startswith('error: --config.model.folder: nowhere/config.json does not exist')
 
 
+@pytest.mark.parametrize(('scale', 'width', 'message'), [
+  ('tiny', 4096, r'its width of 4096 is not of scale :tiny; wanted --config=configs/eval.py:8b \(or :2b\)'),
+  ('8b', 0, r'its width of 128 is not of scale :8b; wanted --config=configs/eval.py')])
+def test_a_model_of_another_scale_is_refused_before_it_sees_frames_of_the_wrong_size(tmp_path, scale, width, message):
+  tiny.build_model_folder(tmp_path, 0)
+  if width:
+    said = json.loads((tmp_path / 'config.json').read_text())
+    said['text_config']['hidden_size'] = said['vision_config']['out_hidden_size'] = width
+    (tmp_path / 'config.json').write_text(json.dumps(said))
+  config = recipe.get_config(scale)
+  config.model.folder, config.server.urls = str(tmp_path), ('http://h:1',)
+  with pytest.raises(ConfigError, match=message):
+    entry.main(config)
+
+
 def test_folders_that_hold_no_model_are_refused(tmp_path):
   with pytest.raises(DataError, match=r'--config.model.folder: .*config.json does not exist'):
     eval_models.identify(named(folder=str(tmp_path)))
