@@ -55,11 +55,13 @@ def report(done):
   return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_json_is_one_object_on_stdout_and_all_else_goes_to_stderr(done, report):
   assert done.stdout.count('\n') == 1 and 'bench: embedded engine and transformers take turns' in done.stderr
   assert list(report) == ['embedded_vs_transformers', 'embedded_vs_sglang', 'prefix_reuse', 'publish']
 
 
+@pytest.mark.slow
 def test_the_engine_and_transformers_say_the_same_and_the_ratio_is_that_of_their_speeds(report):
   found = report['embedded_vs_transformers']
   assert found['greedy_agreement'] == 1.0 and (found['threads'], found['batch'], found['new_tokens']) == (1, 2, 4)
@@ -67,12 +69,14 @@ def test_the_engine_and_transformers_say_the_same_and_the_ratio_is_that_of_their
     found['embedded_tokens_per_second'] / max(found['transformers_tokens_per_second'], found['transformers_one_thread_tokens_per_second']))
 
 
+@pytest.mark.slow
 def test_eight_rollouts_of_a_prompt_cost_one_prefill_whether_one_by_one_or_at_once(report):
   found = report['prefix_reuse']
   assert (found['one_by_one_prefills'], found['at_once_prefills'], found['prefills']) == (1.0, 1.0, 1.0)
   assert found['rollouts'] == 8 and found['prompt_tokens'] == 64 * 4 + 64
 
 
+@pytest.mark.slow
 def test_without_sglang_its_figures_are_null_and_stderr_says_how_to_get_them(done, report):
   found = report['embedded_vs_sglang']
   assert found['tokens_per_second_ratio'] is None and found['concurrency_2']['sglang_tokens_per_second'] is None
@@ -80,6 +84,7 @@ def test_without_sglang_its_figures_are_null_and_stderr_says_how_to_get_them(don
   assert 'nowhere/python' in done.stderr and '`make sglang`' in done.stderr
 
 
+@pytest.mark.slow
 def test_publishing_is_measured_by_stage_beside_a_plain_copy(report):
   assert all(report['publish'][f'{stage}_gb_per_s'] > 0 for stage in ('save', 'convert', 'load', 'copy'))
 
@@ -185,6 +190,7 @@ def test_the_table_has_a_line_per_figure_with_its_unit_and_a_dash_for_what_was_n
   ]
 
 
+@pytest.mark.slow
 def test_every_figure_that_is_no_count_has_a_unit(report):
   bare = {name for name, _ in bench.leaves(report) if not bench._unit(name)}
   assert bare == {'embedded_vs_transformers.batch', 'embedded_vs_transformers.new_tokens', 'prefix_reuse.prompt_tokens',

@@ -328,7 +328,7 @@ def test_worlds_that_differ_in_their_pictures_alone_are_told_apart(tmp_path, mon
   """Their questions are the same, word for word."""
   monkeypatch.chdir(tmp_path)
   config = recipe.get_config()
-  config.update_from_flattened_dict({'world.corpus.videos': 2, 'world.corpus.heldout_videos': 2, 'world.workers': 1})
+  config.update_from_flattened_dict({**small_job.WORLD, 'world.corpus.videos': 2, 'world.workers': 1})
   (plain,) = eval_data.suites(config)
   config.world.scene.noise += 1.0
   (noisy,) = eval_data.suites(config)
