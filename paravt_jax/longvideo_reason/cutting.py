@@ -21,7 +21,7 @@ import numpy as np
 from paravt_jax.data import provenance
 from paravt_jax.errors import DataError, MediaError
 from paravt_jax.longvideo_reason.items import Clip
-from paravt_jax.video import readers
+from paravt_jax.video import orientation, readers
 
 _COPYABLE = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm'
 READ_RATE = 20e6             # bytes/s at least, of the disk: a whole file is read before its first clip
@@ -97,13 +97,14 @@ def packets(path: str) -> Packets | None:
       frame = next(container.decode(stream), None)
   except (av.FFmpegError, OSError, IndexError, ValueError):
     return None
-  if not keys or frame is None or frame.rotation or keys[0] != min(times):
+  if not keys or frame is None or not orientation.is_upright(frame) or keys[0] != min(times):
     return None
   return Packets(min(times), float(stream.time_base), tuple(sorted(set(keys) - opened)))
 
 
 def _open(path: str) -> av.container.InputContainer:
-  return av.open(path, options={'protocol_whitelist': 'file', 'format_whitelist': _COPYABLE})
+  options = {'protocol_whitelist': 'file', 'format_whitelist': _COPYABLE}
+  return av.open(path, options=options, metadata_errors='replace')
 
 
 def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:

@@ -7,6 +7,7 @@ worker that hangs or dies is replaced; the request it held is answered with the 
 import asyncio
 import collections
 import concurrent.futures
+import logging
 import os
 import pathlib
 import queue
@@ -22,6 +23,7 @@ import numpy as np
 
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.types import Clip
+from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
 _START_LIMIT = 60.0          # seconds for a worker to import its libraries; counts before the deadline does
@@ -94,6 +96,8 @@ class DecodePool:
       raise ConfigError(f'video.backend: got {backend!r}, wanted one of {sorted(READERS)}')
     if workers < 1 or not deadline_s > 0:
       raise ConfigError(f'decoding: got workers={workers}, deadline_s={deadline_s}, wanted both positive')
+    if backend == 'decord':
+      logging.warning(decord_reader.KNOWN_FAULTS)
     self.backend = backend
     self.counts: collections.Counter[str] = collections.Counter()
     self._deadline_s = deadline_s

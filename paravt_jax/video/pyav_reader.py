@@ -1,0 +1,374 @@
+"""One open video file, read by PyAV. Runs inside the decoding workers.
+
+The frame at time t is the one being shown: the last whose presentation time is <= t, as a decode of the whole file gives it.
+A request decodes from the key frame before its first time, without skipping anything. Where a frame is missing or damaged it
+starts again one key frame earlier, then from the file's first packet; only what fails even so is called broken.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+
+from paravt_jax.video import media, orientation, survey
+from paravt_jax.video.media import VideoInfo
+
+# Nothing that opens other files or the network: a playlist under an mp4's name would be followed out of the media root.
+_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
+               'mp3,wav,aac,flac')
+_SEEK_PIXELS = 60_000        # a seek costs about as much as decoding this many pixels (measured: 15 frames of 64x64)
+_ROUNDING = 1e-6             # seconds: forgives float rounding of a time that came from a frame
+
+
+@dataclasses.dataclass(frozen=True)
+class _Damage:
+  """What went wrong while decoding. pts: the first time that it concerns, ticks."""
+
+  pts: int
+  what: str
+  final: bool  # nothing more can come of decoding again
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """A decoded frame, or the end of the stream. before: damage between the previous frame and this one."""
+
+  pts: float  # ticks; infinite at the end
+  frame: av.VideoFrame | None
+  fault: _Damage | None
+  before: _Damage | None
+
+
+class PyavReader:
+  """Frames of one file by time.
+
+  Attributes:
+    info: VideoInfo.
+    interval: nominal distance of two frames, seconds.
+
+  Raises:
+    MediaError: missing, not_video, no_frames or decode.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+    self._converter = av.video.reformatter.VideoReformatter()
+    self._container, self._stream = _open(path)
+    self._base = float(self._stream.time_base)
+    self._first: av.VideoFrame | None = None
+    try:
+      self._measure()
+    except media.FAULTS as error:
+      raise media.broken(path, f'its packets cannot be read ({media.one_line(error)})') from error
+
+  def close(self):
+    """Closes the file."""
+    self._container.close()
+
+  def _measure(self):
+    """Sets info, the start and what is known of the packets, from an index or by reading all of them once."""
+    container, stream = self._container, self._stream
+    kind = container.format.name
+    is_mov = kind.startswith('mov')
+    fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
+    may_index = (is_mov and not fragmented) or (kind == 'avi' and not stream.codec_context.has_b_frames)
+    stamps = survey.index_stamps(stream) if may_index else None
+    self._indexed = stamps is not None
+    if stamps is not None:
+      packets = self._finding_first(container.demux(stream))
+      self._survey = survey.by_index(stream, stamps, packets)
+      while self._first is None and next(packets, None) is not None:
+        continue
+    else:
+      found = survey.collect(self._finding_first(container.demux()), stream)
+    if self._first is None:
+      raise media.no_frames(self.path)
+    first = _time(self._first, None)
+    if stamps is None:
+      self._survey = survey.by_packets(container, stream, found, first)
+    if self._survey.ordered:
+      self._start = self._survey.ordered[0]
+    else:
+      self._start = first if stream.start_time is None else max(first, stream.start_time)
+    if fragmented and cut:
+      raise media.broken(self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s')
+    self.interval = self._survey.interval * self._base
+    duration = max(self._seconds(self._survey.claimed_end), self.interval, 1e-6)
+    height, width = orientation.upright_size(self._first)
+    self.info = VideoInfo(duration, self._survey.count / duration, self._survey.count, width, height)
+
+  def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """The packets, decoded on the way until a frame comes out: where the stream starts, and what the decoder learns there."""
+    for packet in packets:
+      if self._first is None and packet.stream_index == self._stream.index:
+        try:
+          frames = self._stream.codec_context.decode(packet if packet.size else None)
+        except av.FFmpegError:
+          frames = []        # before the first frame that can be shown
+        self._first = next(iter(frames), None)
+      yield packet
+
+  def read(self, seconds: Sequence[float]) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Yields (index into seconds, frame's time, uint8[H, W, 3] RGB) for every time, in time order.
+
+    Raises:
+      MediaError: 'decode' when a wanted frame is damaged or missing, or lies behind the file's end.
+    """
+    last = self.info.duration
+    targets = [self._start + math.floor((min(max(t, 0.0), last) + _ROUNDING) / self._base + 1e-3) for t in seconds]
+    end = self._survey.end
+    if not self._indexed and targets and (max(targets) - end) * self._base > survey.slack(last):
+      raise media.broken(self.path, self._promise(end))
+    try:
+      for run in self._runs(targets):
+        yield from self._read_run(run, targets)
+    except media.FAULTS as error:
+      raise media.broken(self.path, f'decoding failed ({media.one_line(error)})') from error
+
+  def _read_run(self, run: list[int], targets: list[int]) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Answers one run of targets, from as far back as it takes."""
+    done = 0
+    for attempt in range(3):
+      from_first = attempt == 2
+      items = self._from_first() if from_first else self._from_key(targets[run[done]], earlier=attempt == 1)
+      image, last = None, None
+      for shown, fault in self._match(items, [targets[i] for i in run[done:]]):
+        if fault is not None and (from_first or fault.final):
+          raise media.broken(self.path, fault.what)
+        if fault is not None:
+          break
+        if shown is not last:
+          image, last = self._image(shown.frame), shown
+        yield run[done], self._seconds(shown.pts), image
+        done += 1
+      if done == len(run):
+        return
+    raise media.broken(self.path, f'no frame comes out of the decoder for {self._seconds(targets[run[done]]):.3f} s')
+
+  def _match(self, items: Iterator[_Frame], targets: list[int]) -> Iterator[tuple[_Frame | None, _Damage | None]]:
+    """(the frame shown, what is wrong with it) for each of the ascending targets; ends early where none is."""
+    shown, at = None, 0
+    for item in items:
+      while at < len(targets) and targets[at] < item.pts:
+        if shown is None:
+          return
+        fault = self._overdue(shown, targets[at]) if item.frame is None else None
+        fault = fault or shown.fault
+        if fault is None and item.before is not None and item.before.pts <= targets[at]:
+          fault = item.before
+        yield shown, fault
+        at += 1
+      if at == len(targets):
+        return
+      shown = item
+
+  def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
+    """Damage where the stream ends well before the target."""
+    end = max(shown.pts + (shown.frame.duration or 0), min(self._survey.end, shown.pts + 2 * self._survey.interval))
+    if (target - end) * self._base <= survey.slack(self.info.duration):
+      return None
+    return _Damage(end, self._promise(end), final=True)
+
+  def _promise(self, end: float) -> str:
+    return f'the stream ends at {self._seconds(end):.3f} s, but the header promises {self.info.duration:.3f} s'
+
+  def _seconds(self, pts: float) -> float:
+    return (pts - self._start) * self._base
+
+  def _runs(self, targets: list[int]) -> list[list[int]]:
+    """Indices of targets in time order, by what is decoded without a seek in between.
+
+    A run goes on past a key frame where decoding the frames up to it is cheaper than a seek: on thumbnails, always.
+    """
+    order = sorted(range(len(targets)), key=targets.__getitem__)
+    if self._is_linear():
+      return [order] if order else []
+    context = self._stream.codec_context
+    per_pixel = self.info.fps * self._base * context.width * context.height
+    runs: list[list[int]] = []
+    reached, current = 0, None
+    for i in order:
+      key = self._key(targets[i])
+      if key != current and (current is None or (key - reached) * per_pixel > _SEEK_PIXELS):
+        runs.append([])
+      runs[-1].append(i)
+      reached, current = targets[i], key
+    return runs
+
+  def _is_linear(self) -> bool:
+    """Whether times do not tell packets apart, so that every request begins at the first."""
+    return bool(self._survey.ordered) or len(self._survey.parts) > 1
+
+  def _key(self, target: int) -> int:
+    """About where the key frame before `target` is: it decides about seeks, not about frames."""
+    if not self._indexed:
+      return self._survey.keys[self._key_index(target)][0] if self._survey.keys else self._start
+    entries = self._stream.index_entries
+    return entries[max(0, entries.search_timestamp(target, backward=True))].timestamp
+
+  def _key_index(self, target: int) -> int:
+    return max(0, bisect.bisect_right(self._survey.keys, (target, math.inf)) - 1)
+
+  def _from_first(self) -> Iterator[_Frame]:
+    """Frames of the whole file."""
+    container, stream = _open(self.path)
+    with contextlib.closing(container):
+      yield from self._decode(stream, container.demux(stream), from_first=True)
+
+  def _from_key(self, target: int, earlier: bool) -> Iterator[_Frame]:
+    """Frames from the last key frame at or before `target` on, or from the one before; none where a seek does not get there."""
+    if self._is_linear() or not (self._indexed or self._survey.keys):
+      return
+    if self._indexed:
+      packets = self._seek(target)
+      if packets is not None and (packets[0].pts > target or earlier):
+        packets = self._seek(min(packets[0].pts, packets[0].dts or packets[0].pts) - 1)
+    else:
+      packets = self._seek(self._survey.keys[max(0, self._key_index(target) - int(earlier))][1])
+    if packets is None or packets[0].pts > target:
+      return
+    key = packets[0]
+    rest = itertools.chain(packets, self._packets())
+    begun = key.is_discard   # a hidden key frame never comes out itself
+    for item in self._decode(self._stream, rest, from_first=False):
+      if item.frame is None or item.pts >= key.pts:
+        if not begun and (item.frame is None or not item.frame.key_frame):
+          return             # not what the decoder calls a key frame: it showed something all the same
+        begun = True
+        yield item
+
+  def _seek(self, time: int) -> list[av.Packet] | None:
+    """The first key packet from there on, as a list of one; None where there is none with a time."""
+    try:
+      self._container.seek(time, stream=self._stream, backward=True)
+      for packet in self._packets():
+        if packet.size and packet.is_keyframe:
+          return None if packet.pts is None else [packet]
+    except av.FFmpegError:
+      return None
+    return None
+
+  def _packets(self) -> Iterator[av.Packet]:
+    return self._container.demux(self._stream)
+
+  def _decode(self, stream: av.VideoStream, packets: Iterator[av.Packet], from_first: bool) -> Iterator[_Frame]:
+    """Decodes everything, without dropping what the container marks, and goes on after damage."""
+    clock = _Clock(self._survey) if from_first else None
+    damage, reached, corrupt = None, None, set()
+    for packet, error in _each(packets):
+      frames: list[av.VideoFrame] = []
+      if error is None:
+        if packet is not None and clock is not None:
+          clock.set(packet)
+        if packet is not None and packet.is_corrupt and packet.pts is not None:
+          corrupt.add(packet.pts)
+        try:
+          frames = stream.codec_context.decode(packet)
+        except av.FFmpegError as fault:
+          error = fault
+      for frame in frames:
+        pts = clock.time(frame) if clock is not None and clock.ordered else _time(frame, reached)
+        before, fault = damage, None
+        if damage is not None and frame.key_frame and pts > damage.pts and not frame.is_corrupt:
+          damage = None
+        if damage is not None and pts >= damage.pts:
+          fault = damage
+        elif frame.is_corrupt or pts in corrupt:
+          fault = _Damage(pts, f'the frame at {self._seconds(pts):.3f} s is damaged', final=False)
+        yield _Frame(pts, frame, fault, before)
+        reached = pts
+      if error is not None and damage is None and (reached is not None or not from_first):
+        time = packet.pts if packet is not None and packet.pts is not None else reached
+        time = self._start if time is None else time
+        text = f'decoding fails at {self._seconds(time):.3f} s ({media.one_line(error)})'
+        damage = _Damage(time, text, final=False)
+    yield _Frame(math.inf, None, None, damage)
+
+  def _image(self, frame: av.VideoFrame) -> np.ndarray:
+    """uint8[H, W, 3], upright. One thread: handing tiny frames to several costs ten times the conversion."""
+    return orientation.upright(frame, self._converter.reformat(frame, format='rgb24', threads=1).to_ndarray())
+
+
+class _Clock:
+  """Times of frames in a file whose packets do not tell them: a clock that restarts, or no presentation times."""
+
+  def __init__(self, found: survey.Survey):
+    self.ordered = bool(found.ordered)
+    self._survey = found
+    self._packet = self._part = self._frame = 0
+
+  def set(self, packet: av.Packet):
+    """Moves the packet to the one clock of the whole file."""
+    parts = self._survey.parts
+    if self._part + 1 < len(parts) and self._packet >= parts[self._part + 1][0]:
+      self._part += 1
+    self._packet += 1
+    shift = parts[self._part][1]
+    if shift:
+      packet.pts = None if packet.pts is None else packet.pts + shift
+      packet.dts = None if packet.dts is None else packet.dts + shift
+
+  def time(self, frame: av.VideoFrame) -> int:
+    """The next time: the decoder puts frames in order."""
+    times = self._survey.ordered
+    self._frame += 1
+    if self._frame <= len(times):
+      return times[self._frame - 1]
+    return times[-1] + round(self._survey.interval) * (self._frame - len(times))
+
+
+def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+  """The file at its first packet, and its first stream of moving images that can be decoded."""
+  try:
+    options = {'protocol_whitelist': 'file', 'format_whitelist': _CONTAINERS}
+    container = av.open(path, options=options, metadata_errors='replace')
+  except FileNotFoundError as error:
+    raise media.missing(path) from error
+  except media.FAULTS as error:
+    raise media.not_video(path, media.one_line(error)) from error
+  covers = av.stream.Disposition.attached_pic
+  streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+  if not streams:
+    raise media.not_video(path, f'no video stream among {len(container.streams)} streams')
+  known = [stream for stream in streams if stream.codec_context is not None]
+  if not known:
+    raise media.unknown_codec(path, _tag(container))
+  known[0].codec_context.thread_count = 1
+  return container, known[0]
+
+
+def _each(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet | None, av.FFmpegError | None]]:
+  """(a packet that holds something, None), at last (None, None) to empty the decoder; (None, error) where demuxing failed."""
+  try:
+    for packet in packets:
+      if packet.size:
+        yield packet, None
+  except av.FFmpegError as error:
+    yield None, error
+  yield None, None
+
+
+def _time(frame: av.VideoFrame, reached: int | None) -> int:
+  """The frame's presentation time; where it has none, its decoding time if that follows, else the next tick."""
+  if frame.pts is not None:
+    return frame.pts
+  if frame.dts is not None and (reached is None or frame.dts > reached):
+    return frame.dts
+  return 0 if reached is None else reached + (frame.duration or 1)
+
+
+def _tag(container: av.container.InputContainer) -> str:
+  """What the container calls the codec of its first video stream; PyAV tells it in its dump alone."""
+  level = av.logging.get_level()
+  av.logging.set_level(av.logging.INFO)      # at a lower one the dump is empty
+  try:
+    found = re.search(r'Video: (.+?)(?:, |\n|$)', container.dumps_format())
+  finally:
+    av.logging.set_level(level)
+  return found.group(1) if found else 'unknown'

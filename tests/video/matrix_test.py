@@ -1,0 +1,186 @@
+"""Codec x container x what happens to files: every answer is the frame that a plain decode of the whole file shows."""
+
+import pathlib
+import random
+
+import av
+import numpy as np
+import pytest
+
+from paravt_jax.errors import MediaError
+from paravt_jax.testing import films
+from paravt_jax.video.readers import PyavReader
+
+CONTAINERS = {
+  'mp4': ('mp4', {}), 'mov': ('mov', {}), 'mkv': ('matroska', {}), 'webm': ('webm', {}), 'ts': ('mpegts', {}), 'avi': ('avi', {}),
+  'fragmented': ('mp4', {'movflags': 'frag_keyframe+empty_moov+default_base_moof'}),
+}  # fmt: skip
+HELD_BY = {
+  'libx264': ['mp4', 'mov', 'mkv', 'ts', 'avi', 'fragmented'], 'libx265': ['mp4', 'mov', 'mkv', 'ts', 'fragmented'],
+  'libvpx': ['mkv', 'webm', 'avi'], 'libvpx-vp9': ['mp4', 'mkv', 'webm', 'fragmented'],
+  'libsvtav1': ['mp4', 'mkv', 'webm', 'fragmented'], 'mpeg4': ['mp4', 'mov', 'mkv', 'ts', 'avi', 'fragmented'],
+}  # fmt: skip
+PAIRS = [(codec, container) for codec, containers in HELD_BY.items() for container in containers]
+MIRRORS = {(-1, 0, 0, 1): lambda a: a[:, ::-1], (1, 0, 0, -1): lambda a: a[::-1], (-1, 0, 0, -1): lambda a: a[::-1, ::-1],
+           (0, 1, 1, 0): lambda a: a.transpose(1, 0, 2), (0, 1, -1, 0): lambda a: np.rot90(a, -1),
+           (0, -1, 1, 0): lambda a: np.rot90(a), (0, -1, -1, 0): lambda a: np.rot90(a, 2).transpose(1, 0, 2)}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> pathlib.Path:
+  return tmp_path_factory.mktemp('matrix')
+
+
+def _made(folder: pathlib.Path, codec: str, container: str, name: str, **changes) -> pathlib.Path:
+  path = folder / f'{codec}-{container}-{name}.{container}'
+  format, options = CONTAINERS[container]
+  return path if path.exists() else films.write(path, codec, format=format, container_options=options, **changes)
+
+
+def _plain_decode(path: pathlib.Path) -> list[tuple[float, np.ndarray]]:
+  """[(seconds from the start, rgb)] of a decode of the whole file. AVI orders times by frame."""
+  with av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    found = [(frame.pts, frame.to_ndarray(format='rgb24')) for frame in container.decode(stream)]
+    start, base, kind = stream.start_time, float(stream.time_base), container.format.name
+  times = sorted(pts for pts, _ in found) if kind == 'avi' else [pts for pts, _ in found]
+  first = start if start is not None and start > times[0] else times[0]
+  return [((pts - first) * base, image) for pts, (_, image) in zip(times, found)]
+
+
+def _check(path: pathlib.Path, turn=lambda image: image) -> list[tuple[float, np.ndarray]]:
+  """Fresh readers whose first request lands in the middle, then others on the same reader; returns the plain decode."""
+  shown = _plain_decode(path)
+  duration = PyavReader(str(path)).info.duration
+  some = random.Random(0)
+  requests = [[duration / 2], [duration * (i + .5) / 6 for i in range(6)], [0.0], [some.uniform(0, duration) for _ in range(5)]]
+  for first in (0, 1):
+    reader = PyavReader(str(path))
+    for asked in requests[first:]:
+      answers = list(reader.read(asked))
+      assert sorted(i for i, _, _ in answers) == list(range(len(asked)))
+      assert [time for _, time, _ in answers] == sorted(time for _, time, _ in answers)
+      for i, time, image in answers:
+        right_time, right = [frame for frame in shown if frame[0] <= asked[i] + 1e-6][-1]
+        assert time == pytest.approx(right_time, abs=2e-3)
+        np.testing.assert_array_equal(image, turn(right))
+    reader.close()
+  return shown
+
+
+@pytest.mark.parametrize(('codec', 'container'), PAIRS)
+def test_plain_files(folder, codec, container):
+  path = _made(folder, codec, container, 'plain')
+  assert len(_check(path)) == 48
+  reader = PyavReader(str(path))
+  assert (reader.info.num_frames, reader.info.duration) == (48, pytest.approx(2, abs=.06))
+  assert reader.info.fps == pytest.approx(24, abs=.8)
+  assert reader.interval == pytest.approx(1 / 24, abs=1e-3)
+
+
+@pytest.mark.parametrize(('codec', 'container'), [pair for pair in PAIRS if pair[0] in films.B_FRAMES])
+def test_frames_stored_out_of_order_and_hidden_ones(folder, codec, container):
+  path = _made(folder, codec, container, 'order', options=films.B_FRAMES[codec])
+  assert len(_check(path)) == 48
+  assert PyavReader(str(path)).info.num_frames == 48
+
+
+@pytest.mark.parametrize(('codec', 'container'), [pair for pair in PAIRS if pair[1] != 'avi'])
+def test_cut_by_copying_packets(folder, codec, container):
+  """12 frames lie between two key frames; the cut lies in the middle of such a group."""
+  options = films.B_FRAMES[codec] if codec in ('libx264', 'libx265') else None
+  source = _made(folder, codec, container, 'order' if options else 'plain', options=options)
+  format, _ = CONTAINERS[container]
+  path = folder / f'cut-{codec}-{container}.{container}'
+  shown = _check(films.copy_from(source, path, .8, format))
+  info = PyavReader(str(path)).info
+  assert info.num_frames == len([time for time, _ in shown if time >= 0])
+  assert info.fps == pytest.approx(24, abs=1.5)
+
+
+@pytest.mark.parametrize(('codec', 'container'), [pair for pair in PAIRS if pair[1] != 'avi'])
+def test_a_variable_rate(folder, codec, container):
+  path = _made(folder, codec, container, 'variable', pts=lambda i: i + 30 * (i // 10))
+  assert len(_check(path)) == 48
+  assert PyavReader(str(path)).interval == pytest.approx(1 / 24, abs=2e-3)
+
+
+@pytest.mark.parametrize('container', ['mp4', 'mov'])
+@pytest.mark.parametrize('matrix', list(MIRRORS))
+def test_rotated_and_mirrored_recordings(folder, container, matrix):
+  path = folder / f'turned{"".join(map(str, matrix))}.{container}'
+  films.set_matrix(films.write(path, 'libx264', 24), matrix)
+  _check(path, MIRRORS[matrix])
+  info = PyavReader(str(path)).info
+  assert (info.height, info.width) == ((64, 48) if matrix[1] else (48, 64))
+
+
+@pytest.mark.parametrize(('codec', 'container'), [pair for pair in PAIRS if pair[1] != 'ts'])
+def test_half_a_download_is_refused_or_keeps_the_length_it_claims(folder, codec, container):
+  path = folder / f'half-{codec}-{container}.{container}'
+  format, options = CONTAINERS[container]
+  front = {'movflags': 'faststart'} if container in ('mp4', 'mov') else options
+  whole = films.write(folder / f'front-{path.name}', codec, format=format, container_options=front).read_bytes()
+  path.write_bytes(whole[:len(whole) // 2])
+  if container == 'fragmented':              # its header claims nothing
+    with pytest.raises(MediaError, match=r'ends inside a fragment, after .* s') as error:
+      PyavReader(str(path))
+    assert error.value.reason == 'decode'
+    return
+  reader = PyavReader(str(path))
+  assert reader.info.duration == pytest.approx(2, abs=.06)
+  assert len(list(reader.read([0, .2]))) == 2
+  with pytest.raises(MediaError, match=r' s') as error:
+    list(reader.read([.2, 1.9]))
+  assert error.value.reason == 'decode' and 'fetch it again' not in str(error.value)
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'libx265', 'mpeg4'])
+@pytest.mark.parametrize('offset', [0.0, 7000.0])
+def test_two_transport_streams_in_a_row_follow_each_other(folder, codec, offset):
+  """The clock starts again, from a time before (or long before) where it had come to."""
+  first = films.write(folder / f'first{offset}-{codec}.ts', codec, container_options={'initial_offset': str(offset)})
+  second = films.write(folder / f'second{offset}-{codec}.ts', codec, offset=60)
+  joined = folder / f'joined{offset}-{codec}.ts'
+  joined.write_bytes(first.read_bytes() + second.read_bytes())
+  right = [image for part in (first, second) for _, image in _plain_decode(part)]
+  for asked in ([3.0], [0.0, .5, 1.5, 2.5, 3.9]):
+    reader = PyavReader(str(joined))
+    assert (reader.info.num_frames, reader.info.duration) == (96, pytest.approx(4, abs=.1))
+    for i, time, image in reader.read(asked):
+      assert time == pytest.approx(asked[i], abs=.07)
+      np.testing.assert_array_equal(image, right[round(time * 24)])
+
+
+def test_a_transport_stream_whose_clock_wraps_goes_on(folder):
+  path = films.write(folder / 'wrap.ts', 'libx264', container_options={'initial_offset': str(2**33 / 90000 - 1)})
+  assert len(_check(path)) == 48
+  assert PyavReader(str(path)).info.duration == pytest.approx(2, abs=.05)
+
+
+def test_joined_streams_of_two_sizes_keep_each_frames_own(folder):
+  parts = [films.write(folder / f'{side}.ts', 'libx264', 24, size=(side, side)) for side in (48, 80)]
+  path = folder / 'sizes.ts'
+  path.write_bytes(b''.join(part.read_bytes() for part in parts))
+  assert [image.shape for _, _, image in PyavReader(str(path)).read([.5, 1.5])] == [(48, 48, 3), (80, 80, 3)]
+
+
+@pytest.mark.parametrize('container', ['ts', 'mkv'])
+def test_damage_in_the_middle_is_named_with_its_second_and_the_rest_is_read(folder, container):
+  whole = _made(folder, 'libx264', container, 'plain')
+  right = dict(_plain_decode(whole))
+  data = bytearray(whole.read_bytes())
+  middle = len(data) // 2
+  data[middle:middle + 300] = bytes(300)
+  path = folder / f'damaged.{container}'
+  path.write_bytes(data)
+  outcomes = []
+  for i in range(48):
+    try:
+      (_, time, image), = PyavReader(str(path)).read([i / 24 + .01])
+      same = min(right, key=lambda t: abs(t - time))
+      outcomes.append(bool((image == right[same]).all()))
+    except MediaError as error:
+      assert error.reason == 'decode' and ' s' in str(error) and 'fetch it again' not in str(error)
+      outcomes.append('decode')
+  assert outcomes[:12] == [True] * 12 and outcomes[-8:] == [True] * 8
