@@ -73,7 +73,7 @@ def copy_from(source: pathlib.Path, target: pathlib.Path, seconds: float, format
   """Copies packets from the key frame before `seconds` on, with times that put `seconds` at zero, as a cut without encoding."""
   with av.open(str(source)) as a, av.open(str(target), 'w', format=format) as b:
     stream = a.streams.video[0]
-    copied = b.add_stream_from_template(stream)
+    copied = b.add_stream_from_template(stream, opaque=True)
     start = (stream.start_time or 0) + int(seconds / stream.time_base)
     a.seek(start, stream=stream, backward=True)
     for packet in a.demux(stream):

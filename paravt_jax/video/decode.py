@@ -97,7 +97,7 @@ class DecodePool:
     if workers < 1 or not deadline_s > 0:
       raise ConfigError(f'decoding: got workers={workers}, deadline_s={deadline_s}, wanted both positive')
     if backend == 'decord':
-      logging.warning(decord_reader.KNOWN_FAULTS)
+      logging.getLogger(__name__).warning(decord_reader.KNOWN_FAULTS)
     self.backend = backend
     self.counts: collections.Counter[str] = collections.Counter()
     self._deadline_s = deadline_s

@@ -23,6 +23,7 @@ from paravt_jax.video.media import VideoInfo
 _CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
                'mp3,wav,aac,flac')
 _SEEK_PIXELS = 60_000        # a seek costs about as much as decoding this many pixels (measured: 15 frames of 64x64)
+_WHOLE = 1.0                 # seconds by which the header of a file that holds all its samples may overstate the length
 _ROUNDING = 1e-6             # seconds: forgives float rounding of a time that came from a frame
 
 
@@ -77,9 +78,12 @@ class PyavReader:
     kind = container.format.name
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
-    may_index = (is_mov and not fragmented) or (kind == 'avi' and not stream.codec_context.has_b_frames)
+    may_index = is_mov and not fragmented
+    if kind == 'avi':
+      may_index = not stream.codec_context.has_b_frames and not survey.avi_is_cut(self.path)
     stamps = survey.index_stamps(stream) if may_index else None
     self._indexed = stamps is not None
+    self._whole = self._indexed and not cut
     if stamps is not None:
       packets = self._finding_first(container.demux(stream))
       self._survey = survey.by_index(stream, stamps, packets)
@@ -171,7 +175,8 @@ class PyavReader:
   def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
     end = max(shown.pts + (shown.frame.duration or 0), min(self._survey.end, shown.pts + 2 * self._survey.interval))
-    if (target - end) * self._base <= survey.slack(self.info.duration):
+    allowed = _WHOLE if self._whole else survey.slack(self.info.duration)
+    if (target - end) * self._base <= allowed:
       return None
     return _Damage(end, self._promise(end), final=True)
 
@@ -261,6 +266,7 @@ class PyavReader:
     """Decodes everything, without dropping what the container marks, and goes on after damage."""
     clock = _Clock(self._survey) if from_first else None
     damage, reached, corrupt = None, None, set()
+    trusted = not from_first   # a stream that is marked damaged from its first frame on shows what it shows
     for packet, error in _each(packets):
       frames: list[av.VideoFrame] = []
       if error is None:
@@ -275,11 +281,13 @@ class PyavReader:
       for frame in frames:
         pts = clock.time(frame) if clock is not None and clock.ordered else _time(frame, reached)
         before, fault = damage, None
-        if damage is not None and frame.key_frame and pts > damage.pts and not frame.is_corrupt:
+        if damage is not None and frame.key_frame and pts > damage.pts and not _is_damaged(frame):
           damage = None
         if damage is not None and pts >= damage.pts:
           fault = damage
-        elif frame.is_corrupt or pts in corrupt:
+        elif not (_is_damaged(frame) or pts in corrupt):
+          trusted = True
+        elif trusted:
           fault = _Damage(pts, f'the frame at {self._seconds(pts):.3f} s is damaged', final=False)
         yield _Frame(pts, frame, fault, before)
         reached = pts
@@ -352,6 +360,11 @@ def _each(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet | None, av.F
   except av.FFmpegError as error:
     yield None, error
   yield None, None
+
+
+def _is_damaged(frame: av.VideoFrame) -> bool:
+  """Whether the decoder itself says so."""
+  return frame.is_corrupt
 
 
 def _time(frame: av.VideoFrame, reached: int | None) -> int:

@@ -4,6 +4,7 @@ A container's own claims (duration, number of frames) are compared with what is 
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -54,13 +55,20 @@ def fragments(path: str) -> tuple[bool, bool]:
   return found, at > size
 
 
+def avi_is_cut(path: str) -> bool:
+  """Whether an AVI's first list of chunks ends behind the file."""
+  with open(path, 'rb') as file:
+    head = file.read(8)
+  return head[:4] == b'RIFF' and int.from_bytes(head[4:], 'little') + 8 > os.path.getsize(path)
+
+
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
   """Decoding times of the shown packets by the container's index; None without one that covers what the header says."""
   entries, base = stream.index_entries, float(stream.time_base)
   if len(entries) < 2 or not stream.duration or stream.start_time is None:
     return None
   stamps = [entry.timestamp for entry in entries if not entry.is_discard]
-  if len(stamps) < 2 or any(a > b for a, b in zip(stamps, stamps[1:])):
+  if len(stamps) < 2 or any(a > b for a, b in itertools.pairwise(stamps)):
     return None
   length = stream.duration * base
   covered = (stamps[-1] - stamps[0]) * base
@@ -129,6 +137,9 @@ def by_packets(
 def _claimed_end(container, stream, end: int, others: float, interval: float) -> int:
   """The end of the stream by the header, where no packet of any stream reaches it; else its own end."""
   base = float(stream.time_base)
+  # FFmpeg cuts an AVI's duration down to the file's size; the number of frames stays as the header has it
+  if container.format.name == 'avi' and avi_is_cut(container.name) and (stream.frames - end) * base > slack(stream.frames * base):
+    return stream.frames
   if not container.duration or not any(word in container.format.name for word in _CLAIMING):
     return end
   claimed = container.duration / 1e6

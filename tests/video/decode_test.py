@@ -93,6 +93,18 @@ def test_decord_gives_the_same_frames(clip):
   assert [clips.read_count(frame) for frame in got.frames] == [81, 0, 29]
 
 
+def test_decord_says_once_what_it_is_known_to_get_wrong(clip, caplog):
+  with DecodePool(1, 20.0, 'decord') as pool:
+    pool.probe_sync(str(clip))
+    pool.probe_sync(str(clip))
+  warning, = [record.message for record in caplog.records if record.levelname == 'WARNING']
+  for known in ('transport streams', 'AVI', 'VP8 and VP9', 'edit list', '84 of 351'):
+    assert known in warning
+  assert '\n' not in warning
+  with DecodePool(1, 20.0, 'pyav'):
+    assert len(caplog.records) == 1
+
+
 def test_a_file_that_hangs_is_a_timeout_within_its_deadline_and_the_pool_goes_on(fifo, clip):
   with DecodePool(1, 2.0, 'pyav') as pool:
     pool.frames_sync(clip, [1.0], *PIXELS)

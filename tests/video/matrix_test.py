@@ -121,7 +121,7 @@ def test_half_a_download_is_refused_or_keeps_the_length_it_claims(folder, codec,
   format, options = CONTAINERS[container]
   front = {'movflags': 'faststart'} if container in ('mp4', 'mov') else options
   whole = films.write(folder / f'front-{path.name}', codec, format=format, container_options=front).read_bytes()
-  path.write_bytes(whole[:len(whole) // 2])
+  path.write_bytes(whole[:len(whole) * 7 // 10 if container == 'avi' else len(whole) // 2])      # an AVI's header is long
   if container == 'fragmented':              # its header claims nothing
     with pytest.raises(MediaError, match=r'ends inside a fragment, after .* s') as error:
       PyavReader(str(path))
@@ -167,7 +167,9 @@ def test_joined_streams_of_two_sizes_keep_each_frames_own(folder):
 
 @pytest.mark.parametrize('container', ['ts', 'mkv'])
 def test_damage_in_the_middle_is_named_with_its_second_and_the_rest_is_read(folder, container):
-  whole = _made(folder, 'libx264', container, 'plain')
+  format, _ = CONTAINERS[container]
+  options = {'cluster_time_limit': '400'} if container == 'mkv' else {}          # behind damage, mkv goes on at the next cluster
+  whole = films.write(folder / f'whole.{container}', 'libx264', format=format, container_options=options)
   right = dict(_plain_decode(whole))
   data = bytearray(whole.read_bytes())
   middle = len(data) // 2
