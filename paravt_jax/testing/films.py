@@ -17,6 +17,8 @@ ENCODERS = {
   'libvpx-vp9': {'deadline': 'realtime', 'cpu-used': '8', 'g': '12', 'threads': '1'},
   'libsvtav1': {'preset': '12', 'g': '12', 'svtav1-params': 'lp=1'},
   'mpeg4': {'g': '12', 'threads': '1'},
+  'mpeg1video': {'g': '12', 'threads': '1'},
+  'mpeg2video': {'g': '12', 'threads': '1'},
 }
 B_FRAMES = {
   'libx264': {'preset': 'medium', 'bf': '3', 'x264-params': 'open-gop=1:scenecut=0:rc-lookahead=5'},

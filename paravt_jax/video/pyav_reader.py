@@ -23,7 +23,6 @@ from paravt_jax.video.media import VideoInfo
 _CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
                'mp3,wav,aac,flac')
 _SEEK_PIXELS = 60_000        # a seek costs about as much as decoding this many pixels (measured: 15 frames of 64x64)
-_WHOLE = 1.0                 # seconds by which the header of a file that holds all its samples may overstate the length
 _ROUNDING = 1e-6             # seconds: forgives float rounding of a time that came from a frame
 
 
@@ -102,6 +101,7 @@ class PyavReader:
       self._start = first if stream.start_time is None else max(first, stream.start_time)
     if fragmented and cut:
       raise media.broken(self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s')
+    self._key_times = {pts for pts, _ in self._survey.keys}
     self.interval = self._survey.interval * self._base
     duration = max(self._seconds(self._survey.claimed_end), self.interval, 1e-6)
     height, width = orientation.upright_size(self._first)
@@ -175,7 +175,7 @@ class PyavReader:
   def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
     end = max(shown.pts + (shown.frame.duration or 0), min(self._survey.end, shown.pts + 2 * self._survey.interval))
-    allowed = _WHOLE if self._whole else survey.slack(self.info.duration)
+    allowed = survey.WHOLE if self._whole else survey.slack(self.info.duration)
     if (target - end) * self._base <= allowed:
       return None
     return _Damage(end, self._promise(end), final=True)
@@ -253,7 +253,8 @@ class PyavReader:
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       for packet in self._packets():
-        if packet.size and packet.is_keyframe:
+        # behind a seek a program stream's demuxer may count times from a wrong packet: such key frames are passed over
+        if packet.size and packet.is_keyframe and (self._indexed or packet.pts in self._key_times):
           return None if packet.pts is None else [packet]
     except av.FFmpegError:
       return None
@@ -266,7 +267,8 @@ class PyavReader:
     """Decodes everything, without dropping what the container marks, and goes on after damage."""
     clock = _Clock(self._survey) if from_first else None
     damage, reached, corrupt = None, None, set()
-    trusted = not from_first   # a stream that is marked damaged from its first frame on shows what it shows
+    # a stream that is marked damaged from its very first frame on shows what it shows
+    marks_count = not from_first or not _is_damaged(self._first)
     for packet, error in _each(packets):
       frames: list[av.VideoFrame] = []
       if error is None:
@@ -285,9 +287,7 @@ class PyavReader:
           damage = None
         if damage is not None and pts >= damage.pts:
           fault = damage
-        elif not (_is_damaged(frame) or pts in corrupt):
-          trusted = True
-        elif trusted:
+        elif (marks_count and _is_damaged(frame)) or pts in corrupt:
           fault = _Damage(pts, f'the frame at {self._seconds(pts):.3f} s is damaged', final=False)
         yield _Frame(pts, frame, fault, before)
         reached = pts

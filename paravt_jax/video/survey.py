@@ -14,7 +14,8 @@ import numpy as np
 _RESTART = 0.1               # seconds by which a decoding time goes back where a clock restarts
 _LEAP = 10.0                 # seconds by which it leaps ahead, in formats whose clocks may do so; both as FFmpeg has them
 _LEAPING = ('mpegts', 'mpeg')
-_CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf')   # their headers state a duration; the others' is measured
+_CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')   # their headers state a duration; the others' is measured
+WHOLE = 1.0                  # seconds by which the header of a file that holds all its samples may overstate the length
 _SAMPLE = 100                # packets of which the frame interval is taken where there is an index
 
 
@@ -72,7 +73,7 @@ def index_stamps(stream: av.VideoStream) -> list[int] | None:
     return None
   length = stream.duration * base
   covered = (stamps[-1] - stamps[0]) * base
-  return stamps if length - covered <= slack(length) + length / len(stamps) else None
+  return stamps if length - covered <= WHOLE + length / len(stamps) else None
 
 
 def by_index(stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Packet]) -> Survey:

@@ -158,6 +158,17 @@ def test_a_transport_stream_whose_clock_wraps_goes_on(folder):
   assert PyavReader(str(path)).info.duration == pytest.approx(2, abs=.05)
 
 
+@pytest.mark.parametrize('codec', ['mpeg1video', 'mpeg2video'])
+def test_a_program_stream_whose_times_are_wrong_behind_a_seek(folder, codec):
+  path = films.write(folder / f'{codec}.mpg', codec, options={'bf': '2'} if codec == 'mpeg2video' else {})
+  assert len(_check(path)) == 48
+  shown = _plain_decode(path)
+  for i in range(48):
+    (_, time, image), = PyavReader(str(path)).read([i / 24 + .01])
+    assert time == pytest.approx(i / 24, abs=1e-3)
+    np.testing.assert_array_equal(image, shown[i][1])
+
+
 def test_joined_streams_of_two_sizes_keep_each_frames_own(folder):
   parts = [films.write(folder / f'{side}.ts', 'libx264', 24, size=(side, side)) for side in (48, 80)]
   path = folder / 'sizes.ts'
