@@ -1,4 +1,4 @@
-"""Video files of every codec and container that tests read, and what happens to such files on their way."""
+"""Video files of every codec and container that tests read, and what happens to such files."""
 
 import pathlib
 import struct
@@ -12,7 +12,10 @@ SIZE = (48, 64)
 # Quick settings; key frames every 12 frames. `bf` stands for B-frames where the encoder has them.
 ENCODERS = {
   'libx264': {'preset': 'ultrafast', 'threads': '1', 'g': '12', 'bf': '0'},
-  'libx265': {'preset': 'ultrafast', 'x265-params': 'log-level=none:pools=1:frame-threads=1:keyint=12:bframes=0'},
+  'libx265': {
+    'preset': 'ultrafast',
+    'x265-params': 'log-level=none:pools=1:frame-threads=1:keyint=12:bframes=0',
+  },
   'libvpx': {'deadline': 'realtime', 'cpu-used': '8', 'g': '12', 'threads': '1'},
   'libvpx-vp9': {'deadline': 'realtime', 'cpu-used': '8', 'g': '12', 'threads': '1'},
   'libsvtav1': {'preset': '12', 'g': '12', 'svtav1-params': 'lp=1'},
@@ -22,7 +25,9 @@ ENCODERS = {
 }
 B_FRAMES = {
   'libx264': {'preset': 'medium', 'bf': '3', 'x264-params': 'open-gop=1:scenecut=0:rc-lookahead=5'},
-  'libx265': {'x265-params': 'log-level=none:pools=1:frame-threads=1:keyint=12:bframes=3:open-gop=1:rc-lookahead=5'},
+  'libx265': {
+    'x265-params': 'log-level=none:pools=1:frame-threads=1:keyint=12:bframes=3:open-gop=1:rc-lookahead=5'
+  },
   'libvpx-vp9': {'deadline': 'good', 'auto-alt-ref': '1', 'lag-in-frames': '12', 'row-mt': '0'},
   'libvpx': {'deadline': 'good', 'auto-alt-ref': '1', 'lag-in-frames': '12'},
   'mpeg4': {'bf': '2'},
@@ -31,7 +36,7 @@ B_FRAMES = {
 
 def moving_image(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
   """uint8[H, W, 3]: an image of its own for each index, without symmetry."""
-  rows, columns = np.mgrid[:size[0], :size[1]]
+  rows, columns = np.mgrid[: size[0], : size[1]]
   red = (rows * 3 + index * 7) % 256
   green = (columns * 2 + index * 11) % 256
   blue = np.full(size, 40 + index * 5 % 200)
@@ -71,8 +76,10 @@ def write(
   return path
 
 
-def copy_from(source: pathlib.Path, target: pathlib.Path, seconds: float, format: str | None = None) -> pathlib.Path:
-  """Copies packets from the key frame before `seconds` on, with times that put `seconds` at zero, as a cut without encoding."""
+def copy_from(
+  source: pathlib.Path, target: pathlib.Path, seconds: float, format: str | None = None
+) -> pathlib.Path:
+  """Copies packets from the key frame before `seconds` on; `seconds` becomes zero."""
   with av.open(str(source)) as a, av.open(str(target), 'w', format=format) as b:
     stream = a.streams.video[0]
     copied = b.add_stream_from_template(stream, opaque=True)
@@ -87,7 +94,7 @@ def copy_from(source: pathlib.Path, target: pathlib.Path, seconds: float, format
 
 
 def set_matrix(path: pathlib.Path, matrix: Sequence[int]) -> pathlib.Path:
-  """Writes the display matrix a, b, c, d (whole numbers) of an mp4's first track: (x, y) is shown at (ax + cy, bx + dy)."""
+  """Writes the display matrix a, b, c, d of an mp4's first track: (x, y) is shown at (ax + cy, bx + dy)."""
   data = bytearray(path.read_bytes())
   at = data.index(b'tkhd') + 4
   at += 4 + (32 if data[at] else 20) + 16

@@ -6,7 +6,7 @@ import av
 
 from paravt_jax.errors import MediaError
 
-# All that PyAV, numpy and decord were seen to raise on damaged bytes. Programming errors are not among them.
+# All that PyAV, numpy and decord were seen to raise on damaged bytes.
 FAULTS = (
   av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError, MemoryError, BufferError,
   RuntimeError,
@@ -32,27 +32,35 @@ def missing(path: str) -> MediaError:
 
 def not_video(path: str, got: str) -> MediaError:
   """Nothing in the file is read as a video."""
-  return MediaError(f'{path}: got {got}, wanted a video file; fetch it again or drop the row', 'not_video')
+  return MediaError(
+    f'{path}: got {got}, wanted a video file; fetch it again or drop the row', 'not_video'
+  )
 
 
 def unknown_codec(path: str, tag: str) -> MediaError:
   """The file may be whole, but no decoder knows its codec."""
-  text = (f'{path}: got a video of codec {tag}, wanted one that the bundled FFmpeg decodes; '
-          'convert it to H.264 or drop the row')
+  text = (
+    f'{path}: got a video of codec {tag}, wanted one that the bundled FFmpeg decodes; '
+    'convert it to H.264 or drop the row'
+  )
   return MediaError(text, 'not_video')
 
 
 def no_frames(path: str) -> MediaError:
   """The stream is there, and no frame comes out of it."""
-  text = (f'{path}: got a video stream without frames, wanted at least one; '
-          'fetch the file again or drop the row')
+  text = (
+    f'{path}: got a video stream without frames, wanted at least one; '
+    'fetch the file again or drop the row'
+  )
   return MediaError(text, 'no_frames')
 
 
 def broken(path: str, got: str) -> MediaError:
   """A part of the file cannot be shown. `got` says what is broken and at which second."""
-  text = (f'{path}: {got}; wanted every frame that is asked for: ask for other times, '
-          'repair the file (remux it to mp4, or get all of it) or drop the row')
+  text = (
+    f'{path}: {got}; wanted every frame that is asked for: ask for other times, '
+    'repair the file (remux it to mp4, or get all of it) or drop the row'
+  )
   return MediaError(text, 'decode')
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def matrix(frame: av.VideoFrame) -> np.ndarray | None:
-  """int[2, 2] of a frame's display matrix: (x, y) @ matrix is where a pixel is shown; None without."""
+  """int[2, 2] of a frame's display matrix: a pixel is shown at (x, y) @ matrix; None without."""
   data = frame.side_data.get('DISPLAYMATRIX')
   if data is None:
     return None
@@ -25,7 +25,7 @@ def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def upright(frame: av.VideoFrame, image: np.ndarray) -> np.ndarray:
-  """The image [H, W, 3] turned and mirrored to how it is shown, by the nearest multiple of 90 degrees."""
+  """The image [H, W, 3] as it is shown, turned by the nearest multiple of 90 degrees and mirrored."""
   transposed, flip_rows, flip_columns = _parts(matrix(frame))
   if transposed:
     image = image.transpose(1, 0, 2)

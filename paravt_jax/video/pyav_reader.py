@@ -1,8 +1,9 @@
 """One open video file, read by PyAV. Runs inside the decoding workers.
 
-The frame at time t is the one being shown: the last whose presentation time is <= t, as a decode of the whole file gives it.
-A request decodes from the key frame before its first time, without skipping anything. Where a frame is missing or damaged it
-starts again one key frame earlier, then from the file's first packet; only what fails even so is called broken.
+The frame at time t is the one being shown: the last whose presentation time is <= t, as a decode of
+the whole file gives it. A request decodes from the key frame before its first time and skips nothing.
+Where a frame is missing or damaged it starts again one key frame earlier, then from the file's first
+packet; only what fails even so is called broken.
 """
 
 import bisect
@@ -19,11 +20,14 @@ import numpy as np
 from paravt_jax.video import media, orientation, survey
 from paravt_jax.video.media import VideoInfo
 
-# Nothing that opens other files or the network: a playlist under an mp4's name would be followed out of the media root.
-_CONTAINERS = ('mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
-               'mp3,wav,aac,flac')
-_SEEK_PIXELS = 60_000        # a seek costs about as much as decoding this many pixels (measured: 15 frames of 64x64)
-_ROUNDING = 1e-6             # seconds: forgives float rounding of a time that came from a frame
+# Nothing that opens other files or the network: a playlist under an mp4's name would be followed
+# out of the media root.
+_CONTAINERS = (
+  'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
+  'mp3,wav,aac,flac'
+)
+_SEEK_PIXELS = 60_000  # a seek costs about as much as decoding these (15 frames of 64x64)
+_ROUNDING = 1e-6  # seconds: forgives float rounding of a time that came from a frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class _Damage:
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-  """A decoded frame, or the end of the stream. before: damage between the previous frame and this one."""
+  """A decoded frame, or the end of the stream. before: damage between it and the frame before."""
 
   pts: float  # ticks; infinite at the end
   frame: av.VideoFrame | None
@@ -72,7 +76,7 @@ class PyavReader:
     self._container.close()
 
   def _measure(self):
-    """Sets info, the start and what is known of the packets, from an index or by reading all of them once."""
+    """Sets info, the start and the survey: from an index, or by reading all packets once."""
     container, stream = self._container, self._stream
     kind = container.format.name
     is_mov = kind.startswith('mov')
@@ -100,21 +104,28 @@ class PyavReader:
     else:
       self._start = first if stream.start_time is None else max(first, stream.start_time)
     if fragmented and cut:
-      raise media.broken(self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s')
+      raise media.broken(
+        self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s'
+      )
     self._key_times = {pts for pts, _ in self._survey.keys}
     self.interval = self._survey.interval * self._base
     duration = max(self._seconds(self._survey.claimed_end), self.interval, 1e-6)
     height, width = orientation.upright_size(self._first)
-    self.info = VideoInfo(duration, self._survey.count / duration, self._survey.count, width, height)
+    self.info = VideoInfo(
+      duration, self._survey.count / duration, self._survey.count, width, height
+    )
 
   def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """The packets, decoded on the way until a frame comes out: where the stream starts, and what the decoder learns there."""
+    """The packets, decoded on the way until a frame comes out.
+
+    That is where the stream starts. Some decoders learn there what they need after a seek.
+    """
     for packet in packets:
       if self._first is None and packet.stream_index == self._stream.index:
         try:
           frames = self._stream.codec_context.decode(packet if packet.size else None)
         except av.FFmpegError:
-          frames = []        # before the first frame that can be shown
+          frames = []  # before the first frame that can be shown
         self._first = next(iter(frames), None)
       yield packet
 
@@ -125,7 +136,10 @@ class PyavReader:
       MediaError: 'decode' when a wanted frame is damaged or missing, or lies behind the file's end.
     """
     last = self.info.duration
-    targets = [self._start + math.floor((min(max(t, 0.0), last) + _ROUNDING) / self._base + 1e-3) for t in seconds]
+    targets = [
+      self._start + math.floor((min(max(t, 0.0), last) + _ROUNDING) / self._base + 1e-3)
+      for t in seconds
+    ]
     end = self._survey.end
     if not self._indexed and targets and (max(targets) - end) * self._base > survey.slack(last):
       raise media.broken(self.path, self._promise(end))
@@ -135,12 +149,18 @@ class PyavReader:
     except media.FAULTS as error:
       raise media.broken(self.path, f'decoding failed ({media.one_line(error)})') from error
 
-  def _read_run(self, run: list[int], targets: list[int]) -> Iterator[tuple[int, float, np.ndarray]]:
+  def _read_run(
+    self, run: list[int], targets: list[int]
+  ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Answers one run of targets, from as far back as it takes."""
     done = 0
     for attempt in range(3):
       from_first = attempt == 2
-      items = self._from_first() if from_first else self._from_key(targets[run[done]], earlier=attempt == 1)
+      items = (
+        self._from_first()
+        if from_first
+        else self._from_key(targets[run[done]], earlier=attempt == 1)
+      )
       image, last = None, None
       for shown, fault in self._match(items, [targets[i] for i in run[done:]]):
         if fault is not None and (from_first or fault.final):
@@ -153,10 +173,14 @@ class PyavReader:
         done += 1
       if done == len(run):
         return
-    raise media.broken(self.path, f'no frame comes out of the decoder for {self._seconds(targets[run[done]]):.3f} s')
+    raise media.broken(
+      self.path, f'no frame comes out of the decoder for {self._seconds(targets[run[done]]):.3f} s'
+    )
 
-  def _match(self, items: Iterator[_Frame], targets: list[int]) -> Iterator[tuple[_Frame | None, _Damage | None]]:
-    """(the frame shown, what is wrong with it) for each of the ascending targets; ends early where none is."""
+  def _match(
+    self, items: Iterator[_Frame], targets: list[int]
+  ) -> Iterator[tuple[_Frame | None, _Damage | None]]:
+    """(the frame shown, what is wrong with it) for each ascending target, as long as there is one."""
     shown, at = None, 0
     for item in items:
       while at < len(targets) and targets[at] < item.pts:
@@ -174,7 +198,10 @@ class PyavReader:
 
   def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
-    end = max(shown.pts + (shown.frame.duration or 0), min(self._survey.end, shown.pts + 2 * self._survey.interval))
+    end = max(
+      shown.pts + (shown.frame.duration or 0),
+      min(self._survey.end, shown.pts + 2 * self._survey.interval),
+    )
     allowed = survey.WHOLE if self._whole else survey.slack(self.info.duration)
     if (target - end) * self._base <= allowed:
       return None
@@ -189,7 +216,7 @@ class PyavReader:
   def _runs(self, targets: list[int]) -> list[list[int]]:
     """Indices of targets in time order, by what is decoded without a seek in between.
 
-    A run goes on past a key frame where decoding the frames up to it is cheaper than a seek: on thumbnails, always.
+    A run goes on past a key frame where decoding up to it is cheaper than a seek: on thumbnails, always.
     """
     order = sorted(range(len(targets)), key=targets.__getitem__)
     if self._is_linear():
@@ -227,7 +254,10 @@ class PyavReader:
       yield from self._decode(stream, container.demux(stream), from_first=True)
 
   def _from_key(self, target: int, earlier: bool) -> Iterator[_Frame]:
-    """Frames from the last key frame at or before `target` on, or from the one before; none where a seek does not get there."""
+    """Frames from the last key frame at or before `target` on, or from the one before it.
+
+    None come where a seek does not get there.
+    """
     if self._is_linear() or not (self._indexed or self._survey.keys):
       return
     if self._indexed:
@@ -240,20 +270,20 @@ class PyavReader:
       return
     key = packets[0]
     rest = itertools.chain(packets, self._packets())
-    begun = key.is_discard   # a hidden key frame never comes out itself
+    begun = key.is_discard  # a hidden key frame never comes out itself
     for item in self._decode(self._stream, rest, from_first=False):
       if item.frame is None or item.pts >= key.pts:
         if not begun and (item.frame is None or not item.frame.key_frame):
-          return             # not what the decoder calls a key frame: it showed something all the same
+          return  # the decoder does not call it a key frame, but shows something all the same
         begun = True
         yield item
 
   def _seek(self, time: int) -> list[av.Packet] | None:
-    """The first key packet from there on, as a list of one; None where there is none with a time."""
+    """The first key packet from there on, as a list of one; None where none has a time."""
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       for packet in self._packets():
-        # behind a seek a program stream's demuxer may count times from a wrong packet: such key frames are passed over
+        # behind a seek a program stream's times may be wrong: such key frames are passed over
         if packet.size and packet.is_keyframe and (self._indexed or packet.pts in self._key_times):
           return None if packet.pts is None else [packet]
     except av.FFmpegError:
@@ -263,7 +293,9 @@ class PyavReader:
   def _packets(self) -> Iterator[av.Packet]:
     return self._container.demux(self._stream)
 
-  def _decode(self, stream: av.VideoStream, packets: Iterator[av.Packet], from_first: bool) -> Iterator[_Frame]:
+  def _decode(
+    self, stream: av.VideoStream, packets: Iterator[av.Packet], from_first: bool
+  ) -> Iterator[_Frame]:
     """Decodes everything, without dropping what the container marks, and goes on after damage."""
     clock = _Clock(self._survey) if from_first else None
     damage, reached, corrupt = None, None, set()
@@ -299,12 +331,14 @@ class PyavReader:
     yield _Frame(math.inf, None, None, damage)
 
   def _image(self, frame: av.VideoFrame) -> np.ndarray:
-    """uint8[H, W, 3], upright. One thread: handing tiny frames to several costs ten times the conversion."""
-    return orientation.upright(frame, self._converter.reformat(frame, format='rgb24', threads=1).to_ndarray())
+    """uint8[H, W, 3], upright. One thread: handing tiny frames to several costs ten times as much."""
+    return orientation.upright(
+      frame, self._converter.reformat(frame, format='rgb24', threads=1).to_ndarray()
+    )
 
 
 class _Clock:
-  """Times of frames in a file whose packets do not tell them: a clock that restarts, or no presentation times."""
+  """Times of frames where packets do not tell them: a clock that restarts, or no presentation times."""
 
   def __init__(self, found: survey.Survey):
     self.ordered = bool(found.ordered)
@@ -352,7 +386,7 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
 
 
 def _each(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet | None, av.FFmpegError | None]]:
-  """(a packet that holds something, None), at last (None, None) to empty the decoder; (None, error) where demuxing failed."""
+  """(packet, None) for each that holds something; (None, error) where demuxing failed; (None, None) last."""
   try:
     for packet in packets:
       if packet.size:
@@ -368,7 +402,7 @@ def _is_damaged(frame: av.VideoFrame) -> bool:
 
 
 def _time(frame: av.VideoFrame, reached: int | None) -> int:
-  """The frame's presentation time; where it has none, its decoding time if that follows, else the next tick."""
+  """The frame's presentation time; without one, its decoding time if that follows, else the next tick."""
   if frame.pts is not None:
     return frame.pts
   if frame.dts is not None and (reached is None or frame.dts > reached):
@@ -379,7 +413,7 @@ def _time(frame: av.VideoFrame, reached: int | None) -> int:
 def _tag(container: av.container.InputContainer) -> str:
   """What the container calls the codec of its first video stream; PyAV tells it in its dump alone."""
   level = av.logging.get_level()
-  av.logging.set_level(av.logging.INFO)      # at a lower one the dump is empty
+  av.logging.set_level(av.logging.INFO)  # at a lower one the dump is empty
   try:
     found = re.search(r'Video: (.+?)(?:, |\n|$)', container.dumps_format())
   finally:

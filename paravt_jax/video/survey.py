@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 
-_RESTART = 0.1               # seconds by which a decoding time goes back where a clock restarts
-_LEAP = 10.0                 # seconds by which it leaps ahead, in formats whose clocks may do so; both as FFmpeg has them
+_RESTART = 0.1  # seconds by which a decoding time goes back where a clock restarts
+_LEAP = 10.0  # seconds by which it leaps ahead in some formats; both as FFmpeg has them
 _LEAPING = ('mpegts', 'mpeg')
-_CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')   # their headers state a duration; the others' is measured
-WHOLE = 1.0                  # seconds by which the header of a file that holds all its samples may overstate the length
-_SAMPLE = 100                # packets of which the frame interval is taken where there is an index
+# Their headers state a duration; that of the others is measured.
+_CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')
+WHOLE = 1.0  # seconds by which a header may overstate the length of a whole file
+_SAMPLE = 100  # packets of which the frame interval is taken where there is an index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Survey:
   claimed_end: int  # what the header says, where that is more than rounding later; else `end`
   interval: float  # nominal frame interval: the median distance of two frames
   keys: tuple[tuple[int, int], ...]  # (presentation time, time to seek to) of key frames, ascending
-  parts: tuple[tuple[int, int], ...]  # (first packet, ticks to add): more than one where a clock restarts
+  parts: tuple[
+    tuple[int, int], ...
+  ]  # (first packet, ticks to add), one for each start of the clock
   ordered: tuple[int, ...]  # times of the frames in the order shown, where packets do not tell them
 
 
@@ -48,7 +51,7 @@ def fragments(path: str) -> tuple[bool, bool]:
       if length == 1:
         length = int.from_bytes(head[8:], 'big')
       found = found or kind == b'moof'
-      if length == 0:        # up to the end of the file
+      if length == 0:  # up to the end of the file
         return found, False
       if length < 8:
         break
@@ -64,7 +67,7 @@ def avi_is_cut(path: str) -> bool:
 
 
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
-  """Decoding times of the shown packets by the container's index; None without one that covers what the header says."""
+  """Decoding times of the shown packets by the index; None where it does not cover the header's length."""
   entries, base = stream.index_entries, float(stream.time_base)
   if len(entries) < 2 or not stream.duration or stream.start_time is None:
     return None
@@ -93,7 +96,8 @@ def by_index(stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Pac
 class Packets:
   """All packets of a file in short."""
 
-  rows: list[tuple[int | None, int | None, int, bool, bool]]  # (pts, dts, duration, is a key, is shown), as stored
+  # (pts, dts, duration, is a key, is shown), in the order stored
+  rows: list[tuple[int | None, int | None, int, bool, bool]]
   others_end: float  # where the packets of the other streams end, seconds
 
 
@@ -126,25 +130,39 @@ def by_packets(
     ordered = _ordered(rows, tick)
   parts = ((0, 0),) if ordered else _parts(rows, base, name in _LEAPING, tick)
   rows = _shift(rows, parts)
-  times = ordered or sorted({row[0] for row in rows if row[4] and row[0] is not None and row[0] >= first})
+  times = ordered or sorted(
+    {row[0] for row in rows if row[4] and row[0] is not None and row[0] >= first}
+  )
   interval = _interval(times, tick)
-  ends = [pts + (length or round(interval)) for pts, _, length, _, shown in rows if shown and pts is not None]
+  ends = [
+    pts + (length or round(interval))
+    for pts, _, length, _, shown in rows
+    if shown and pts is not None
+  ]
   end = times[-1] + max(1, round(interval)) if ordered or not ends else max(ends)
-  keys = sorted((row[0], row[0] if row[1] is None else row[1]) for row in rows if row[3] and row[0] is not None)
-  claimed = _claimed_end(container, stream, end, packets.others_end, interval) if len(parts) == 1 else end
+  keys = sorted(
+    (row[0], row[0] if row[1] is None else row[1]) for row in rows if row[3] and row[0] is not None
+  )
+  claimed = (
+    _claimed_end(container, stream, end, packets.others_end, interval) if len(parts) == 1 else end
+  )
   return Survey(max(1, len(times)), end, claimed, interval, tuple(keys), parts, ordered)
 
 
 def _claimed_end(container, stream, end: int, others: float, interval: float) -> int:
-  """The end of the stream by the header, where no packet of any stream reaches it; else its own end."""
+  """The end by the header, where no packet of any stream reaches it; else the stream's own."""
   base = float(stream.time_base)
-  # FFmpeg cuts an AVI's duration down to the file's size; the number of frames stays as the header has it
-  if container.format.name == 'avi' and avi_is_cut(container.name) and (stream.frames - end) * base > slack(stream.frames * base):
+  # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames
+  if (
+    container.format.name == 'avi'
+    and avi_is_cut(container.name)
+    and (stream.frames - end) * base > slack(stream.frames * base)
+  ):
     return stream.frames
   if not container.duration or not any(word in container.format.name for word in _CLAIMING):
     return end
   claimed = container.duration / 1e6
-  if 'matroska' not in container.format.name:      # its duration may count from zero, the others' from the start
+  if 'matroska' not in container.format.name:  # whose duration may count from zero
     claimed += max(0, container.start_time or 0) / 1e6
   reached = max(end * base, others)
   allowed = max(slack(claimed), 1.5 * interval * base)
@@ -165,8 +183,8 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
   if codec == 'vp8':
     return bool(data[0] >> 4 & 1)
   if data[-1] & 0xE0 == 0xC0:
-    return True              # a superframe: hidden frames and one that is shown
-  # two bits of mark, two of profile (and a third of profile 3), show_existing_frame, frame_type, show_frame
+    return True  # a superframe: hidden frames and one that is shown
+  # two bits of mark, two of profile (three in profile 3), show_existing_frame, frame_type, show_frame
   after = 4 + ((data[0] >> 4 & 3) == 3)
   bit = lambda at: data[0] >> (7 - at) & 1
   return bool(bit(after) or bit(after + 2))
@@ -210,5 +228,7 @@ def _shift(rows: list[tuple], parts: Sequence[tuple[int, int]]) -> list[tuple]:
   if len(parts) == 1:
     return rows
   starts = np.asarray([start for start, _ in parts])
-  shifts = [parts[max(0, k)][1] for k in np.searchsorted(starts, np.arange(len(rows)), side='right') - 1]
+  shifts = [
+    parts[max(0, k)][1] for k in np.searchsorted(starts, np.arange(len(rows)), side='right') - 1
+  ]
   return [(pts if pts is None else pts + shift, *rest) for (pts, *rest), shift in zip(rows, shifts)]

@@ -1,4 +1,4 @@
-"""Codec x container x what happens to files: every answer is the frame that a plain decode of the whole file shows."""
+"""Codec x container x what happens to files: every answer is the frame that a plain decode shows."""
 
 import pathlib
 import random
@@ -21,9 +21,15 @@ HELD_BY = {
   'libsvtav1': ['mp4', 'mkv', 'webm', 'fragmented'], 'mpeg4': ['mp4', 'mov', 'mkv', 'ts', 'avi', 'fragmented'],
 }  # fmt: skip
 PAIRS = [(codec, container) for codec, containers in HELD_BY.items() for container in containers]
-MIRRORS = {(-1, 0, 0, 1): lambda a: a[:, ::-1], (1, 0, 0, -1): lambda a: a[::-1], (-1, 0, 0, -1): lambda a: a[::-1, ::-1],
-           (0, 1, 1, 0): lambda a: a.transpose(1, 0, 2), (0, 1, -1, 0): lambda a: np.rot90(a, -1),
-           (0, -1, 1, 0): lambda a: np.rot90(a), (0, -1, -1, 0): lambda a: np.rot90(a, 2).transpose(1, 0, 2)}
+MIRRORS = {
+  (-1, 0, 0, 1): lambda a: a[:, ::-1],
+  (1, 0, 0, -1): lambda a: a[::-1],
+  (-1, 0, 0, -1): lambda a: a[::-1, ::-1],
+  (0, 1, 1, 0): lambda a: a.transpose(1, 0, 2),
+  (0, 1, -1, 0): lambda a: np.rot90(a, -1),
+  (0, -1, 1, 0): lambda a: np.rot90(a),
+  (0, -1, -1, 0): lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+}
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +40,11 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def _made(folder: pathlib.Path, codec: str, container: str, name: str, **changes) -> pathlib.Path:
   path = folder / f'{codec}-{container}-{name}.{container}'
   format, options = CONTAINERS[container]
-  return path if path.exists() else films.write(path, codec, format=format, container_options=options, **changes)
+  return (
+    path
+    if path.exists()
+    else films.write(path, codec, format=format, container_options=options, **changes)
+  )
 
 
 def _plain_decode(path: pathlib.Path) -> list[tuple[float, np.ndarray]]:
@@ -49,11 +59,16 @@ def _plain_decode(path: pathlib.Path) -> list[tuple[float, np.ndarray]]:
 
 
 def _check(path: pathlib.Path, turn=lambda image: image) -> list[tuple[float, np.ndarray]]:
-  """Fresh readers whose first request lands in the middle, then others on the same reader; returns the plain decode."""
+  """Fresh readers, whose first request lands in the middle, then others; returns the plain decode."""
   shown = _plain_decode(path)
   duration = PyavReader(str(path)).info.duration
   some = random.Random(0)
-  requests = [[duration / 2], [duration * (i + .5) / 6 for i in range(6)], [0.0], [some.uniform(0, duration) for _ in range(5)]]
+  requests = [
+    [duration / 2],
+    [duration * (i + 0.5) / 6 for i in range(6)],
+    [0.0],
+    [some.uniform(0, duration) for _ in range(5)],
+  ]
   for first in (0, 1):
     reader = PyavReader(str(path))
     for asked in requests[first:]:
@@ -73,12 +88,14 @@ def test_plain_files(folder, codec, container):
   path = _made(folder, codec, container, 'plain')
   assert len(_check(path)) == 48
   reader = PyavReader(str(path))
-  assert (reader.info.num_frames, reader.info.duration) == (48, pytest.approx(2, abs=.06))
-  assert reader.info.fps == pytest.approx(24, abs=.8)
+  assert (reader.info.num_frames, reader.info.duration) == (48, pytest.approx(2, abs=0.06))
+  assert reader.info.fps == pytest.approx(24, abs=0.8)
   assert reader.interval == pytest.approx(1 / 24, abs=1e-3)
 
 
-@pytest.mark.parametrize(('codec', 'container'), [pair for pair in PAIRS if pair[0] in films.B_FRAMES])
+@pytest.mark.parametrize(
+  ('codec', 'container'), [pair for pair in PAIRS if pair[0] in films.B_FRAMES]
+)
 def test_frames_stored_out_of_order_and_hidden_ones(folder, codec, container):
   path = _made(folder, codec, container, 'order', options=films.B_FRAMES[codec])
   assert len(_check(path)) == 48
@@ -92,7 +109,7 @@ def test_cut_by_copying_packets(folder, codec, container):
   source = _made(folder, codec, container, 'order' if options else 'plain', options=options)
   format, _ = CONTAINERS[container]
   path = folder / f'cut-{codec}-{container}.{container}'
-  shown = _check(films.copy_from(source, path, .8, format))
+  shown = _check(films.copy_from(source, path, 0.8, format))
   info = PyavReader(str(path)).info
   assert info.num_frames == len([time for time, _ in shown if time >= 0])
   assert info.fps == pytest.approx(24, abs=1.5)
@@ -120,18 +137,21 @@ def test_half_a_download_is_refused_or_keeps_the_length_it_claims(folder, codec,
   path = folder / f'half-{codec}-{container}.{container}'
   format, options = CONTAINERS[container]
   front = {'movflags': 'faststart'} if container in ('mp4', 'mov') else options
-  whole = films.write(folder / f'front-{path.name}', codec, format=format, container_options=front).read_bytes()
-  path.write_bytes(whole[:len(whole) * 7 // 10 if container == 'avi' else len(whole) // 2])      # an AVI's header is long
-  if container == 'fragmented':              # its header claims nothing
+  whole = films.write(
+    folder / f'front-{path.name}', codec, format=format, container_options=front
+  ).read_bytes()
+  # an AVI's header is long
+  path.write_bytes(whole[: len(whole) * 7 // 10 if container == 'avi' else len(whole) // 2])
+  if container == 'fragmented':  # its header claims nothing
     with pytest.raises(MediaError, match=r'ends inside a fragment, after .* s') as error:
       PyavReader(str(path))
     assert error.value.reason == 'decode'
     return
   reader = PyavReader(str(path))
-  assert reader.info.duration == pytest.approx(2, abs=.06)
-  assert len(list(reader.read([0, .2]))) == 2
+  assert reader.info.duration == pytest.approx(2, abs=0.06)
+  assert len(list(reader.read([0, 0.2]))) == 2
   with pytest.raises(MediaError, match=r' s') as error:
-    list(reader.read([.2, 1.9]))
+    list(reader.read([0.2, 1.9]))
   assert error.value.reason == 'decode' and 'fetch it again' not in str(error.value)
 
 
@@ -139,58 +159,72 @@ def test_half_a_download_is_refused_or_keeps_the_length_it_claims(folder, codec,
 @pytest.mark.parametrize('offset', [0.0, 7000.0])
 def test_two_transport_streams_in_a_row_follow_each_other(folder, codec, offset):
   """The clock starts again, from a time before (or long before) where it had come to."""
-  first = films.write(folder / f'first{offset}-{codec}.ts', codec, container_options={'initial_offset': str(offset)})
+  first = films.write(
+    folder / f'first{offset}-{codec}.ts', codec, container_options={'initial_offset': str(offset)}
+  )
   second = films.write(folder / f'second{offset}-{codec}.ts', codec, offset=60)
   joined = folder / f'joined{offset}-{codec}.ts'
   joined.write_bytes(first.read_bytes() + second.read_bytes())
   right = [image for part in (first, second) for _, image in _plain_decode(part)]
-  for asked in ([3.0], [0.0, .5, 1.5, 2.5, 3.9]):
+  for asked in ([3.0], [0.0, 0.5, 1.5, 2.5, 3.9]):
     reader = PyavReader(str(joined))
-    assert (reader.info.num_frames, reader.info.duration) == (96, pytest.approx(4, abs=.1))
+    assert (reader.info.num_frames, reader.info.duration) == (96, pytest.approx(4, abs=0.1))
     for i, time, image in reader.read(asked):
-      assert time == pytest.approx(asked[i], abs=.07)
+      assert time == pytest.approx(asked[i], abs=0.07)
       np.testing.assert_array_equal(image, right[round(time * 24)])
 
 
 def test_a_transport_stream_whose_clock_wraps_goes_on(folder):
-  path = films.write(folder / 'wrap.ts', 'libx264', container_options={'initial_offset': str(2**33 / 90000 - 1)})
+  path = films.write(
+    folder / 'wrap.ts', 'libx264', container_options={'initial_offset': str(2**33 / 90000 - 1)}
+  )
   assert len(_check(path)) == 48
-  assert PyavReader(str(path)).info.duration == pytest.approx(2, abs=.05)
+  assert PyavReader(str(path)).info.duration == pytest.approx(2, abs=0.05)
 
 
 @pytest.mark.parametrize('codec', ['mpeg1video', 'mpeg2video'])
 def test_a_program_stream_whose_times_are_wrong_behind_a_seek(folder, codec):
-  path = films.write(folder / f'{codec}.mpg', codec, options={'bf': '2'} if codec == 'mpeg2video' else {})
+  path = films.write(
+    folder / f'{codec}.mpg', codec, options={'bf': '2'} if codec == 'mpeg2video' else {}
+  )
   assert len(_check(path)) == 48
   shown = _plain_decode(path)
   for i in range(48):
-    (_, time, image), = PyavReader(str(path)).read([i / 24 + .01])
+    ((_, time, image),) = PyavReader(str(path)).read([i / 24 + 0.01])
     assert time == pytest.approx(i / 24, abs=1e-3)
     np.testing.assert_array_equal(image, shown[i][1])
 
 
 def test_joined_streams_of_two_sizes_keep_each_frames_own(folder):
-  parts = [films.write(folder / f'{side}.ts', 'libx264', 24, size=(side, side)) for side in (48, 80)]
+  parts = [
+    films.write(folder / f'{side}.ts', 'libx264', 24, size=(side, side)) for side in (48, 80)
+  ]
   path = folder / 'sizes.ts'
   path.write_bytes(b''.join(part.read_bytes() for part in parts))
-  assert [image.shape for _, _, image in PyavReader(str(path)).read([.5, 1.5])] == [(48, 48, 3), (80, 80, 3)]
+  assert [image.shape for _, _, image in PyavReader(str(path)).read([0.5, 1.5])] == [
+    (48, 48, 3),
+    (80, 80, 3),
+  ]
 
 
 @pytest.mark.parametrize('container', ['ts', 'mkv'])
 def test_damage_in_the_middle_is_named_with_its_second_and_the_rest_is_read(folder, container):
   format, _ = CONTAINERS[container]
-  options = {'cluster_time_limit': '400'} if container == 'mkv' else {}          # behind damage, mkv goes on at the next cluster
-  whole = films.write(folder / f'whole.{container}', 'libx264', format=format, container_options=options)
+  # behind damage, mkv goes on at the next cluster
+  options = {'cluster_time_limit': '400'} if container == 'mkv' else {}
+  whole = films.write(
+    folder / f'whole.{container}', 'libx264', format=format, container_options=options
+  )
   right = dict(_plain_decode(whole))
   data = bytearray(whole.read_bytes())
   middle = len(data) // 2
-  data[middle:middle + 300] = bytes(300)
+  data[middle : middle + 300] = bytes(300)
   path = folder / f'damaged.{container}'
   path.write_bytes(data)
   outcomes = []
   for i in range(48):
     try:
-      (_, time, image), = PyavReader(str(path)).read([i / 24 + .01])
+      ((_, time, image),) = PyavReader(str(path)).read([i / 24 + 0.01])
       same = min(right, key=lambda t: abs(t - time))
       outcomes.append(bool((image == right[same]).all()))
     except MediaError as error:
