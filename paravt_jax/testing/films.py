@@ -59,7 +59,7 @@ def write(
   size: tuple[int, int] = SIZE,
   offset: int = 0,
 ) -> pathlib.Path:
-  """Writes `frames` images at 24 frames/s, the first of number `offset`. pts: index -> time in 1/24 s."""
+  """Writes `frames` images at 24 frames/s, numbered from `offset`. pts: index -> time in 1/24 s."""
   with av.open(str(path), 'w', format=format, options=container_options or {}) as out:
     stream = out.add_stream(codec, rate=24, options=ENCODERS[codec] | (options or {}))
     stream.height, stream.width = size
@@ -94,7 +94,7 @@ def copy_from(
 
 
 def set_matrix(path: pathlib.Path, matrix: Sequence[int]) -> pathlib.Path:
-  """Writes the display matrix a, b, c, d of an mp4's first track: (x, y) is shown at (ax + cy, bx + dy)."""
+  """Writes the display matrix a, b, c, d of an mp4's track: (x, y) is shown at (ax + cy, bx + dy)."""
   data = bytearray(path.read_bytes())
   at = data.index(b'tkhd') + 4
   at += 4 + (32 if data[at] else 20) + 16

@@ -25,7 +25,7 @@ def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
 
 
 def upright(frame: av.VideoFrame, image: np.ndarray) -> np.ndarray:
-  """The image [H, W, 3] as it is shown, turned by the nearest multiple of 90 degrees and mirrored."""
+  """The image [H, W, 3] as it is shown, turned by a multiple of 90 degrees and mirrored."""
   transposed, flip_rows, flip_columns = _parts(matrix(frame))
   if transposed:
     image = image.transpose(1, 0, 2)

@@ -1,9 +1,9 @@
 """One open video file, read by PyAV. Runs inside the decoding workers.
 
 The frame at time t is the one being shown: the last whose presentation time is <= t, as a decode of
-the whole file gives it. A request decodes from the key frame before its first time and skips nothing.
-Where a frame is missing or damaged it starts again one key frame earlier, then from the file's first
-packet; only what fails even so is called broken.
+the whole file gives it. A request decodes from the key frame before its first time and skips
+nothing. Where a frame is missing or damaged it starts again one key frame earlier, then from the
+file's first packet; only what fails even so is called broken.
 """
 
 import bisect
@@ -180,7 +180,7 @@ class PyavReader:
   def _match(
     self, items: Iterator[_Frame], targets: list[int]
   ) -> Iterator[tuple[_Frame | None, _Damage | None]]:
-    """(the frame shown, what is wrong with it) for each ascending target, as long as there is one."""
+    """(the frame shown, what is wrong with it) for each ascending target."""
     shown, at = None, 0
     for item in items:
       while at < len(targets) and targets[at] < item.pts:
@@ -208,7 +208,8 @@ class PyavReader:
     return _Damage(end, self._promise(end), final=True)
 
   def _promise(self, end: float) -> str:
-    return f'the stream ends at {self._seconds(end):.3f} s, but the header promises {self.info.duration:.3f} s'
+    promised = f'the header promises {self.info.duration:.3f} s'
+    return f'the stream ends at {self._seconds(end):.3f} s, but {promised}'
 
   def _seconds(self, pts: float) -> float:
     return (pts - self._start) * self._base
@@ -216,7 +217,7 @@ class PyavReader:
   def _runs(self, targets: list[int]) -> list[list[int]]:
     """Indices of targets in time order, by what is decoded without a seek in between.
 
-    A run goes on past a key frame where decoding up to it is cheaper than a seek: on thumbnails, always.
+    A run goes on past a key frame where decoding is cheaper than a seek: on thumbnails, always.
     """
     order = sorted(range(len(targets)), key=targets.__getitem__)
     if self._is_linear():
@@ -331,14 +332,14 @@ class PyavReader:
     yield _Frame(math.inf, None, None, damage)
 
   def _image(self, frame: av.VideoFrame) -> np.ndarray:
-    """uint8[H, W, 3], upright. One thread: handing tiny frames to several costs ten times as much."""
+    """uint8[H, W, 3], upright. One thread: several cost ten times as much on tiny frames."""
     return orientation.upright(
       frame, self._converter.reformat(frame, format='rgb24', threads=1).to_ndarray()
     )
 
 
 class _Clock:
-  """Times of frames where packets do not tell them: a clock that restarts, or no presentation times."""
+  """Times of frames where packets do not tell them: a clock that restarts, or no times."""
 
   def __init__(self, found: survey.Survey):
     self.ordered = bool(found.ordered)
@@ -386,7 +387,7 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
 
 
 def _each(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet | None, av.FFmpegError | None]]:
-  """(packet, None) for each that holds something; (None, error) where demuxing failed; (None, None) last."""
+  """(packet, None) for each with data; (None, error) where demuxing failed; (None, None) last."""
   try:
     for packet in packets:
       if packet.size:
@@ -402,7 +403,7 @@ def _is_damaged(frame: av.VideoFrame) -> bool:
 
 
 def _time(frame: av.VideoFrame, reached: int | None) -> int:
-  """The frame's presentation time; without one, its decoding time if that follows, else the next tick."""
+  """The frame's presentation time; else its decoding time if that follows, else the next tick."""
   if frame.pts is not None:
     return frame.pts
   if frame.dts is not None and (reached is None or frame.dts > reached):
@@ -411,7 +412,7 @@ def _time(frame: av.VideoFrame, reached: int | None) -> int:
 
 
 def _tag(container: av.container.InputContainer) -> str:
-  """What the container calls the codec of its first video stream; PyAV tells it in its dump alone."""
+  """What the container calls its first video stream's codec; PyAV's dump alone tells it."""
   level = av.logging.get_level()
   av.logging.set_level(av.logging.INFO)  # at a lower one the dump is empty
   try:

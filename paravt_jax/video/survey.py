@@ -67,7 +67,7 @@ def avi_is_cut(path: str) -> bool:
 
 
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
-  """Decoding times of the shown packets by the index; None where it does not cover the header's length."""
+  """Decoding times of the shown packets by the index; None where it covers too little."""
   entries, base = stream.index_entries, float(stream.time_base)
   if len(entries) < 2 or not stream.duration or stream.start_time is None:
     return None
@@ -184,7 +184,7 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
     return bool(data[0] >> 4 & 1)
   if data[-1] & 0xE0 == 0xC0:
     return True  # a superframe: hidden frames and one that is shown
-  # two bits of mark, two of profile (three in profile 3), show_existing_frame, frame_type, show_frame
+  # two bits of mark, two of profile (three in profile 3), show_existing, type, show_frame
   after = 4 + ((data[0] >> 4 & 3) == 3)
   bit = lambda at: data[0] >> (7 - at) & 1
   return bool(bit(after) or bit(after + 2))

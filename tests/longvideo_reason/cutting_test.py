@@ -8,7 +8,7 @@ import pytest
 
 from paravt_jax.errors import MediaError
 from paravt_jax.longvideo_reason.cutting import CutOptions, cut, packets, windows
-from paravt_jax.testing import clips
+from paravt_jax.testing import clips, films
 from paravt_jax.video.readers import PyavReader
 
 SIZE = (64, 64)
@@ -96,6 +96,16 @@ def test_a_rotated_recording_is_cut_into_upright_clips(tmp_path):
   found = cut_up(path, tmp_path / 'clips')
   assert [copied for _, _, copied, _ in found] == [False] * 3
   assert [count for *_, shown in found for count in shown] == upright != list(range(50))
+
+
+@pytest.mark.parametrize('matrix', [(-1, 0, 0, 1), (1, 0, 0, -1)])
+def test_a_mirrored_recording_is_cut_into_clips_as_it_is_shown(tmp_path, matrix):
+  path = films.set_matrix(written(tmp_path / 'a.mp4', 'libx264', 'mp4'), matrix)
+  source = PyavReader(str(path))
+  shown = [clips.read_count(image) for _, _, image in source.read(np.arange(50) / 10 + 0.05)]
+  found = cut_up(path, tmp_path / 'clips')
+  assert [copied for _, _, copied, _ in found] == [False] * 3
+  assert [count for *_, counts in found for count in counts] == shown != list(range(50))
 
 
 def test_odd_sides_and_high_rates_are_brought_to_what_an_encoder_takes(tmp_path):

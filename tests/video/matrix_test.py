@@ -1,4 +1,4 @@
-"""Codec x container x what happens to files: every answer is the frame that a plain decode shows."""
+"""Codec x container x what happens to files: every answer is what a plain decode shows."""
 
 import pathlib
 import random
@@ -59,7 +59,7 @@ def _plain_decode(path: pathlib.Path) -> list[tuple[float, np.ndarray]]:
 
 
 def _check(path: pathlib.Path, turn=lambda image: image) -> list[tuple[float, np.ndarray]]:
-  """Fresh readers, whose first request lands in the middle, then others; returns the plain decode."""
+  """Fresh readers, asked for the middle first, then for others; returns the plain decode."""
   shown = _plain_decode(path)
   duration = PyavReader(str(path)).info.duration
   some = random.Random(0)
