@@ -176,6 +176,7 @@ def one_step(
     'time/learn': end - ready,
     'time/step': end - begin,
     'learner/tokens_per_second': batch.tokens / (end - begin),
+    'data/repeated': float(batch.repeated),
     **{f'data/skipped/reason={reason}': float(count) for reason, count in counts.items()},
   }
   return learner, metrics

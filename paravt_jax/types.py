@@ -66,10 +66,20 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """Decoded frames. frames: uint8[N, H, W, 3] RGB, already resized; seconds: float64[N], presentation time minus stream start."""
+  """Decoded frames. frames: uint8[N, H, W, 3] RGB, already resized.
+
+  seconds: float64[N], what each is labelled with: its presentation time minus the stream's start; of one that stays on screen
+  longer than a nominal frame interval, the time that was looked at. own: float64[N], the presentation times themselves (where
+  they are not given: the labels); equal ones are one frame.
+  """
   frames: np.ndarray
   seconds: np.ndarray
   duration: float            # of the whole video, seconds
+  own: np.ndarray | None = None
+
+  def __post_init__(self):
+    if self.own is None:
+      object.__setattr__(self, 'own', self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +141,7 @@ class ToolResult:
   """What one call (or failure) of a turn came to, in call order. `text` is what the main agent is shown.
 
   `seconds` holds the times of the frames that the sub-agent saw; `subagent` its trajectory, None when it never ran; `video` says
-  which of the task's videos the window lies in, from 0.
+  which of the task's videos the window lies in, from 0; `repeated` counts the frames left out because they were shown already.
   """
   call: ToolCall | ParseFailure
   status: ResultStatus
@@ -140,6 +150,7 @@ class ToolResult:
   seconds: tuple[float, ...] = ()
   subagent: Trajectory | None = None
   video: int = 0
+  repeated: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +164,17 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Overview:
-  """What the opening shows of one video: the times of its frames, and how long it is, seconds."""
+  """What the opening shows of one video: the times of its frames, and how long it is, seconds; repeated: as of ToolResult."""
   seconds: tuple[float, ...]
   duration: float
+  repeated: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
   """A finished rollout. `trajectory` is the main agent's. `seconds` and `duration`: the times of the overview frames and the
   length of the first video (none and 0.0 in a text-only task), `others` the same of the further ones; together they show K frames.
+  `repeated` counts what the first overview left out because it was shown already.
   """
   task: Task
   rollout: int
@@ -173,11 +186,12 @@ class Episode:
   stop: StopReason
   error: str = ''            # what the server did, when stop is ERROR
   others: tuple[Overview, ...] = ()
+  repeated: int = 0
 
   @property
   def overviews(self) -> tuple[Overview, ...]:
     """One per video of the task, in its order."""
-    return (Overview(self.seconds, self.duration), *self.others)[:len(self.task.videos)]
+    return (Overview(self.seconds, self.duration, self.repeated), *self.others)[:len(self.task.videos)]
 
   @property
   def results(self) -> tuple[ToolResult, ...]:

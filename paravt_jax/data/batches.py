@@ -87,7 +87,7 @@ class Batch:
   """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used: micro-batches in use, and plan:
   a number that names the batch's plan, the same on all hosts; samples by source; tokens: not padding; targets: tokens with mask 1;
   dropped: draws left out, by reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share of
-  the rows in use."""
+  the rows in use; repeated: frames of its videos left out because they were shown already."""
   arrays: dict[str, np.ndarray]
   used: int
   plan: int
@@ -97,6 +97,7 @@ class Batch:
   dropped: dict[str, int]
   examples: dict[str, str]
   fill: float
+  repeated: int
 
 
 class FrameBank:
@@ -139,7 +140,7 @@ class FrameBank:
     clip = self._clips[path]
     if whole.max() >= len(clip.frames):
       return self._frames.frames_sync(path, seconds, min_pixels, max_pixels)
-    return Clip(clip.frames[whole], clip.seconds[whole], clip.duration)
+    return Clip(clip.frames[whole], clip.seconds[whole], clip.duration, clip.own[whole])
 
   async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
     """As frames_sync, off the event loop."""
@@ -283,7 +284,7 @@ class Assembler:
                options: BatchOptions, shard: tuple[int, int], pool: concurrent.futures.Executor):
     self._rows = {source.name: source.conversations for source in sources}
     self._tok, self._frame_options, self._options = tok, frame_options, options
-    self._media, self._pool = sft.decoded(frames, frame_options), pool
+    self._frames, self._pool = frames, pool
     self._here = options.rows // shard[1]            # rows of a micro-batch on this host
     self._first = shard[0] * self._here
 
@@ -296,12 +297,13 @@ class Assembler:
 
   def finish(self, begun: _Begun) -> tuple[Batch, collections.Counter]:
     """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer than planned, is left out."""
-    plan, failed, misjudged = begun.plan, collections.Counter(), 0
+    plan, failed, misjudged, repeated = begun.plan, collections.Counter(), 0, 0
     examples, samples, kept, bins = dict(plan.examples), [], collections.Counter(), []
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:
-        sample, reason, fault = begun.samples[i].result()
+        sample, reason, fault, left_out = begun.samples[i].result()
+        repeated += left_out
         if sample is not None:
           row.append((plan.items[i], sample))
           continue
@@ -314,10 +316,10 @@ class Assembler:
       samples += [packing.Tree(sample) for _, sample in row]
       kept.update(item[0] for item, _ in row)
     dropped = collections.Counter(plan.dropped) + failed + collections.Counter({MISJUDGED: misjudged})
-    return self._batch(plan, samples, bins, kept, dropped, examples), failed
+    return self._batch(plan, samples, bins, kept, dropped, examples, repeated), failed
 
   def _batch(self, plan: Plan, trees: list[packing.Tree], bins: list[Sequence[int]], kept: collections.Counter,
-             dropped: collections.Counter, examples: dict[str, str]) -> Batch:
+             dropped: collections.Counter, examples: dict[str, str], repeated: int) -> Batch:
     options = self._options
     packed = packing.pack(trees, row_tokens=options.row_tokens, row_images=options.row_images, image_patches=options.image_patches,
                           row_stills=options.row_stills, still_patches=options.still_patches, image_id=self._tok.image_pad,
@@ -326,18 +328,20 @@ class Assembler:
     used = max(1, -(-len(plan.bins) // options.rows))
     tokens = int((packed.segments_RT > 0).sum())
     return Batch(arrays, used, plan.digest, dict(kept), tokens, int(packed.extras[sft.MASK].sum()), dict(dropped), examples,
-                 tokens / (used * self._here * options.row_tokens))
+                 tokens / (used * self._here * options.row_tokens), repeated)
 
-  def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str]:
-    """(sample, '', ''), or (None, reason, fault)."""
+  def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str, int]:
+    """(sample, '', '', frames left out as repeats), or (None, reason, fault, 0)."""
+    repeated: list[int] = []
+    media = sft.decoded(self._frames, self._frame_options, repeated.append)
     try:
-      return sft.sample(self._tok, self._rows[item[0]][item[1]], self._media, self._frame_options), '', ''
+      return sft.sample(self._tok, self._rows[item[0]][item[1]], media, self._frame_options), '', '', sum(repeated)
     except MediaError as error:
-      return None, f'media_{error.reason}', str(error)
+      return None, f'media_{error.reason}', str(error), 0
     except (fields.Broken, DataError) as error:      # it could be read when it was planned: its media have gone
-      return None, fields.reason_of(error), str(error)
+      return None, fields.reason_of(error), str(error), 0
     except ChatError as error:
-      return None, 'chat', str(error)
+      return None, 'chat', str(error), 0
 
   def _fit(self, row: list[tuple[Item, packing.Sample]]) -> list[Item]:
     """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be longer than planned)."""

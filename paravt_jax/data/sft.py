@@ -1,13 +1,10 @@
 """Conversations to samples: tokens, frames and the target mask, by the very template that the agent loop uses."""
 
 import dataclasses
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from paravt_jax.chat import prompts, spans, template
 from paravt_jax.chat.tokenizer import ChatTokenizer
@@ -15,14 +12,12 @@ from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.errors import MediaError
 from paravt_jax.packing import Sample
 from paravt_jax.types import Clip, Window
-from paravt_jax.video import patches, sampling
+from paravt_jax.video import patches, sampling, stills
 from paravt_jax.video.readers import VideoInfo
 
 MASK = 'mask'                # extras: 1 on target tokens
 Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
 PASSING = ('timeout', 'crashed')     # reasons that a busy machine may give, too: asked once more
-# What Pillow raises for files that are no images, or damaged ones.
-_IMAGE_FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +49,7 @@ def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.nda
   """float64[n] seconds to look at: a window as a sub-agent samples it, a whole video as an overview of its budget K."""
   if ref.start is None and ref.end is None:
     budget = ref.num_frames or min(options.max_frames, max(1, int(info.duration * options.rate)))
-    return sampling.budget_times(info.duration, budget, info.fps)
+    return sampling.overview_times(info.duration, budget, info.fps)
   start = min(max(ref.start or 0.0, 0.0), info.duration)
   end = min(info.duration if ref.end is None else ref.end, info.duration)
   if start >= end:
@@ -64,28 +59,46 @@ def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.nda
                                max_frames=options.max_frames)
 
 
-def decoded(frames: Frames, options: FrameOptions) -> Media:
-  """Media as they are: decoded frames after their times, images resized once."""
+def decoded(frames: Frames, options: FrameOptions, repeated: Callable[[int], None] | None = None) -> Media:
+  """Media as they are: decoded frames after their times, each once, images resized once. repeated: hears how many frames of a
+  video were left out because they were shown already."""
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
-    times = frame_times(ref, _patiently(frames.probe_sync, ref.path), options)
+    info = _patiently(frames.probe_sync, ref.path)
+    times = frame_times(ref, info, options)
     clip = _patiently(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
+    clip, left_out = sampling.once(clip, times, _since(ref))
+    if repeated is not None:
+      repeated(left_out)
     return template.frame_pieces(clip.frames, clip.seconds)
   return media
 
 
 def sized(frames: Frames, options: FrameOptions) -> Media:
-  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths only, the pixels are 0."""
+  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths only, the pixels are 0.
+
+  At a varying rate no fewer frames than are shown: repeats are known only once they are decoded.
+  """
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
-      return [np.broadcast_to(np.uint8(0), (*_image_size(ref, options), 3))]
+      height, width = stills.size(ref.path)
+      return [np.broadcast_to(np.uint8(0), (*patches.target_size(height, width, options.min_pixels, options.image_max_pixels), 3))]
     info = _patiently(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
+    if len(times) > info.num_frames:
+      shown = np.unique(shown)[-info.num_frames:] if ref.start is None and ref.end is None else shown[-info.num_frames:]
+    elif ref.start is not None or ref.end is not None:
+      shown = np.where(shown < _since(ref), times, shown)
     size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
-    return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(times), shown)
+    return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(shown), shown)
   return media
+
+
+def _since(ref: VideoRef) -> float:
+  """The start of a row's window, seconds."""
+  return max(ref.start or 0.0, 0.0)
 
 
 def sample(tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions) -> Sample:
@@ -121,31 +134,8 @@ def _patiently(ask: Callable, *arguments):
     return ask(*arguments)
 
 
-def _image_size(ref: ImageRef, options: FrameOptions) -> tuple[int, int]:
-  """(height, width) that an image is resized to, from its header."""
-  with _opened(ref) as image:
-    return patches.target_size(image.height, image.width, options.min_pixels, options.image_max_pixels)
-
-
 def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
   """uint8[H, W, 3], resized once."""
-  with _opened(ref) as image:
-    try:
-      pixels = np.asarray(image.convert('RGB'))
-    except _IMAGE_FAULTS as error:
-      raise _broken_image(ref, error) from error
+  pixels = stills.read(ref.path)
   size = patches.target_size(*pixels.shape[:2], options.min_pixels, options.image_max_pixels)
   return patches.resize(pixels[None], size)[0]
-
-
-def _opened(ref: ImageRef) -> Image.Image:
-  try:
-    return Image.open(ref.path)
-  except FileNotFoundError:
-    raise MediaError(f'{ref.path}: no such file, wanted an image; unpack the media, or fix the row', 'missing') from None
-  except _IMAGE_FAULTS as error:
-    raise _broken_image(ref, error) from error
-
-
-def _broken_image(ref: ImageRef, error: Exception) -> MediaError:
-  return MediaError(f'{ref.path}: cannot be read as an image ({error}); copy it again', 'decode')

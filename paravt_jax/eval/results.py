@@ -252,7 +252,7 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered, interval_answered: over the answered
   ones. score_official, official_interval, score_official_answered: the same by the benchmark's own rule, None without one. metrics,
   official: every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means over answered samples:
-  calls_per_sample (executed), calls_failed, format_compliance, truncated. No samples give None.
+  calls_per_sample (executed), calls_failed, format_compliance, truncated, frames_repeated (left out, shown already). No samples give None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
@@ -270,6 +270,7 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
     'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
     'format_compliance': _mean([float(outcome.episode['parts']['compliant']) for outcome in answered]),
     'truncated': _mean([any(turn['stop'] == 'length' for turn in outcome.episode['turns']) for outcome in answered]),
+    'frames_repeated': _mean([_repeated(outcome.episode) for outcome in answered]),
   }
 
 
@@ -319,6 +320,12 @@ def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any
 def _calls(outcome: Outcome, executed: bool) -> int:
   """Calls of an episode that were executed, or that were not."""
   return sum((result['status'] == 'executed') is executed for turn in outcome.episode['turns'] for result in turn['results'])
+
+
+def _repeated(episode: Mapping[str, Any]) -> int:
+  """Frames of an episode's overviews and crops that were left out because they were shown already."""
+  results = (result for turn in episode['turns'] for result in turn['results'])
+  return sum(seen.get('repeated', 0) for seen in (episode, *episode.get('others', ()), *results))
 
 
 def _mean(values: Sequence[float]) -> float | None:

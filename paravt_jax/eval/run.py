@@ -156,8 +156,8 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
 
   episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (95 %, drawn by question): over
   all samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
-  question type. format_compliance, calls_per_episode (executed), calls_failed, truncated: means over the answered. No samples
-  give nulls.
+  question type. format_compliance, calls_per_episode (executed), calls_failed, truncated, frames_repeated (left out of overviews and
+  crops, for they were shown already): means over the answered. No samples give nulls.
   """
   answered = [record for record in records if record.scored is not None]
   episodes = [record.scored.episode for record in answered]
@@ -175,6 +175,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     'calls_by_k': _by(answered, lambda record: record.budget, lambda record: record.scored.episode.executed),
     'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
     'truncated': _mean([any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]),
+    'frames_repeated': _mean([sum(seen.repeated for seen in (*episode.overviews, *episode.results)) for episode in episodes]),
     'stops': dict(collections.Counter(str(episode.stop) for episode in episodes)),
   }
 

@@ -49,8 +49,8 @@ async def _media(pool: DecodePool, clip: str, options: CaptionOptions) -> list[d
   if options.send == 'video':
     return [server.video_part(clip)]
   info = await pool.probe(clip)
-  times = sampling.budget_times(info.duration, options.frames, info.fps)
-  shown = await pool.frames(clip, times, options.min_pixels, options.max_pixels)
+  times = sampling.overview_times(info.duration, options.frames, info.fps)
+  shown, _ = sampling.once(await pool.frames(clip, times, options.min_pixels, options.max_pixels), times)
   parts = []
   for second, pixels in zip(shown.seconds, shown.frames):
     parts += [server.text_part(f'<{second:.1f} seconds>'), server.image_part(pixels, options.quality)]

@@ -120,7 +120,9 @@ def to_json(step: int, scored: Scored) -> dict[str, Any]:
     'budget': episode.budget,
     'seconds': [_round(t) for t in episode.seconds],
     'duration': _round(episode.duration),
-    'others': [{'seconds': [_round(t) for t in view.seconds], 'duration': _round(view.duration)} for view in episode.others],
+    'others': [{'seconds': [_round(t) for t in view.seconds], 'duration': _round(view.duration), **_repeated_to_json(view)}
+               for view in episode.others],
+    **_repeated_to_json(episode),
     'stop': str(episode.stop),
     'turns': [{'text': turn.text, 'stop': str(turn.stop), 'forced': turn.forced,
                'results': [_result_to_json(result) for result in turn.results]} for turn in episode.turns],
@@ -134,6 +136,7 @@ def from_json(data: Any, where: str) -> Entry:
   Raises:
     DataError: a key is missing, unknown, or of another type.
   """
+  data, repeated = _repeated(data)
   line = _object(data, where, step=int, reward=_NUMBER, parts=dict, task=dict, rollout=int, budget=int, seconds=list,
                  duration=_NUMBER, others=list, stop=str, turns=list, trajectory=dict)
   task = _object(line['task'], f'{where}, task', id=str, videos=list, question=str, question_type=str, answer=str, options=list,
@@ -143,7 +146,8 @@ def from_json(data: Any, where: str) -> Entry:
     task=Task(**{**task, **{key: tuple(task[key]) for key in _LISTS}}), rollout=line['rollout'], budget=line['budget'],
     seconds=tuple(line['seconds']), duration=line['duration'], turns=turns,
     trajectory=_trajectory(line['trajectory'], f'{where}, trajectory'), stop=_enum(StopReason, line['stop'], f'{where}, stop'),
-    others=tuple(_overview(view, f'{where}, others[{i}]') for i, view in enumerate(line['others'])))
+    others=tuple(_overview(view, f'{where}, others[{i}]') for i, view in enumerate(line['others'])),
+    repeated=repeated)
   return Entry(line['step'], Scored(episode, line['reward'], line['parts']))
 
 
@@ -183,7 +187,19 @@ def _result_to_json(result: ToolResult) -> dict[str, Any]:
     'call': _plain(dataclasses.asdict(result.call)), 'status': str(result.status), 'text': result.text,
     'window': None if window is None else [_round(window.start), _round(window.end), window.num_frames],
     'seconds': [_round(t) for t in result.seconds],
-    'subagent': None if result.subagent is None else _trajectory_to_json(result.subagent), 'video': result.video}
+    'subagent': None if result.subagent is None else _trajectory_to_json(result.subagent), 'video': result.video,
+    **_repeated_to_json(result)}
+
+
+def _repeated_to_json(seen: Episode | Overview | ToolResult) -> dict[str, int]:
+  return {'repeated': seen.repeated} if seen.repeated else {}
+
+
+def _repeated(data: Any) -> tuple[Any, int]:
+  """(the object without it, frames left out as repeats); lines without any, or older than the count, do not have the key."""
+  if isinstance(data, dict) and type(data.get('repeated')) is int:
+    return {key: value for key, value in data.items() if key != 'repeated'}, data['repeated']
+  return data, 0
 
 
 def _plain(value: Any) -> Any:
@@ -196,8 +212,9 @@ def _plain(value: Any) -> Any:
 
 
 def _overview(data: Any, where: str) -> Overview:
+  data, repeated = _repeated(data)
   view = _object(data, where, seconds=list, duration=_NUMBER)
-  return Overview(tuple(view['seconds']), view['duration'])
+  return Overview(tuple(view['seconds']), view['duration'], repeated)
 
 
 def _turn(data: Any, where: str) -> Turn:
@@ -207,6 +224,7 @@ def _turn(data: Any, where: str) -> Turn:
 
 
 def _result(data: Any, where: str) -> ToolResult:
+  data, repeated = _repeated(data)
   result = _object(data, where, call=dict, status=str, text=str, window=(list, type(None)), seconds=list,
                    subagent=(dict, type(None)), video=int)
   if 'reason' in result['call']:
@@ -218,7 +236,7 @@ def _result(data: Any, where: str) -> ToolResult:
   return ToolResult(
     call, _enum(ResultStatus, result['status'], f'{where}, status'), result['text'],
     None if result['window'] is None else Window(*result['window']), tuple(result['seconds']),
-    None if result['subagent'] is None else _trajectory(result['subagent'], f'{where}, subagent'), result['video'])
+    None if result['subagent'] is None else _trajectory(result['subagent'], f'{where}, subagent'), result['video'], repeated)
 
 
 def _trajectory(data: Any, where: str) -> Trajectory:

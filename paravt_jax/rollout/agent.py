@@ -125,7 +125,7 @@ class Agent:
     return Agent(self._sampler, self._subagents, self._frames, self._options, self._manner, watch)
 
   async def open(self, task: Task, budget: int) -> Opening:
-    """The first segment: system prompt, the question, and min(budget, frames available) overview frames with their times.
+    """The first segment: system prompt, the question, and min(budget, distinct frames found) overview frames with their times.
 
     Several videos share the budget evenly, the first ones taking what is left over; what a short one cannot use goes to the
     others. Each shows a frame at least, also where there are more videos than frames to share.
@@ -134,18 +134,20 @@ class Agent:
       MediaError: a video cannot be read.
     """
     infos = await asyncio.gather(*map(self._frames.probe, task.videos))
-    shares = _shares(budget, [sampling.available(info.duration, info.fps) for info in infos])
-    found = await asyncio.gather(*map(self._overview, task.videos, infos, shares))
+    available = [sampling.available(info.duration, info.fps) for info in infos]
+    shares = _shares(budget, available)
+    asked = [budget if share == most else share for share, most in zip(shares, available)]    # all it has: none is to be missed
+    found = await asyncio.gather(*map(self._overview, task.videos, infos, asked))
     user = self._manner.user(task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found])
     segment = template.opening(self._sampler.tok, self._manner.system(task), user, self._options.think_prefix)
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
   async def _overview(self, path: str, info: VideoInfo, budget: int) -> tuple[Clip, Overview]:
-    """min(budget, frames available) frames of a video."""
+    """min(budget, distinct frames found) frames of a video, each once."""
     context = self._sampler.options
-    times = sampling.budget_times(info.duration, budget, info.fps)
-    clip = await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
-    return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration)
+    times = sampling.overview_times(info.duration, budget, info.fps)
+    clip, repeated = sampling.once(await self._frames.frames(path, times, context.min_pixels, context.max_pixels), times)
+    return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration, repeated)
 
   async def run(self, task: Task, opening: Opening, address: Address) -> Episode:
     """One episode from its opening to its end.
@@ -266,7 +268,7 @@ class _Run:
   def episode(self, stop: StopReason, error: str = '') -> Episode:
     first, *others = self.opening.overviews or (Overview((), 0.0),)
     return Episode(self.task, self.address.rollout, self.opening.budget, first.seconds, first.duration, tuple(self.turns),
-                   Trajectory(tuple(self.segments), stop), stop, error, tuple(others))
+                   Trajectory(tuple(self.segments), stop), stop, error, tuple(others), first.repeated)
 
 
 def _shares(budget: int, available: Sequence[int]) -> list[int]:

@@ -73,6 +73,7 @@ def _episode(one: Scored, advantage: float) -> dict[str, float]:
     'calls/failed': float(len(results) - len(executed)),
     'calls/episodes_with': float(bool(executed)),
     'turns': float(len(episode.turns)),
+    'frames/repeated': float(sum(seen.repeated for seen in (*episode.overviews, *results))),
     'budget': float(episode.budget),
     'truncated/turn': float(any(turn.stop is StopReason.LENGTH for turn in episode.turns)),
     'truncated/context': float(episode.stop is StopReason.CONTEXT),

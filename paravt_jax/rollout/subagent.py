@@ -92,8 +92,9 @@ class Subagents:
       return Response.of(ToolResult(call, window.status, window.message))
     try:
       async with asyncio.timeout(self._options.deadline_s):
-        clip = await self._clip(window, task.videos[video])
-        return await self._answer(call, window, clip, video, task, address, turn, index)
+        clip, repeated = await self._clip(window, task.videos[video])
+        response = await self._answer(call, window, clip, video, task, address, turn, index)
+        return dataclasses.replace(response, result=dataclasses.replace(response.result, repeated=repeated))
     except TimeoutError:
       return _failed(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
@@ -103,10 +104,12 @@ class Subagents:
       logging.getLogger(__name__).warning('sub-agent of %s: %s', task.id, error)
       return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
 
-  async def _clip(self, window: Window, path: str) -> Clip:
+  async def _clip(self, window: Window, path: str) -> tuple[Clip, int]:
+    """The window's frames, each once and labelled with times in it; and how many repeats were left out."""
     options, context = self._options, self._sampler.options
     times = sampling.window_times(window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames)
-    return await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
+    clip = await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
+    return sampling.once(clip, times, window.start)
 
   async def _answer(self, call: ToolCall, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int,
                     index: int) -> Response:

@@ -118,7 +118,9 @@ class DecodePool:
   async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
     """The frames shown at `seconds`, one per time and in that order, resized once to between min_pixels and max_pixels.
 
-    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own times.
+    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own times; of
+    one that is on screen for longer than a nominal frame interval by then, the time looked at. One frame may come several times:
+    `sampling.once` leaves it once.
 
     Raises:
       MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
@@ -136,9 +138,9 @@ class DecodePool:
     times = np.asarray(seconds, np.float64)
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all():
       raise ValueError(f'{path}: got times {seconds!r}, wanted one or more finite seconds')
-    _, _, shown, duration, frames = self._run(('frames', str(path), times, min_pixels, max_pixels))
+    _, _, shown, duration, own, frames = self._run(('frames', str(path), times, min_pixels, max_pixels))
     self._count('frames', len(frames))
-    return Clip(frames, shown, duration)
+    return Clip(frames, shown, duration, own)
 
   def probe_sync(self, path: str) -> VideoInfo:
     """As `probe`, for callers without an event loop."""

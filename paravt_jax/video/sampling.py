@@ -6,7 +6,7 @@ import numpy as np
 
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError
-from paravt_jax.types import Window
+from paravt_jax.types import Clip, Window
 
 
 def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> int:
@@ -45,6 +45,29 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
     raise ValueError(f'budget_times: got duration={duration}, budget={budget}, fps={fps}, wanted all three positive')
   count = min(int(budget), available(duration, fps))
   return (np.arange(count) + 0.5) * (duration / count)
+
+
+def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
+  """Times to look at for an overview: as `budget_times`, but always `budget` of them, so that no frame of a short video is missed
+  where its rate varies (slides). `once` then leaves each frame that was found once: at a constant rate min(K, available).
+
+  Raises: as `budget_times`.
+  """
+  count = len(budget_times(duration, budget, fps))
+  return (np.arange(int(budget)) + 0.5) * (duration / int(budget)) if count < budget else budget_times(duration, budget, fps)
+
+
+def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, int]:
+  """A clip decoded at `times` with each frame once, under its first label; and how many repeats that leaves out.
+
+  The frame on screen when a window opens began before it: a label before `since`, the window's start, becomes the time looked at.
+  """
+  labels = np.where(clip.seconds < since, np.minimum(times, clip.duration), clip.seconds)
+  _, first = np.unique(clip.own, return_index=True)
+  first = np.sort(first)
+  repeated = len(clip.own) - len(first)
+  frames = clip.frames[first] if repeated else clip.frames
+  return Clip(frames, labels[first], clip.duration, clip.own[first]), repeated
 
 
 def window_times(window: Window, *, fps: float, min_frames: int, max_frames: int) -> np.ndarray:

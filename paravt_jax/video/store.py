@@ -3,7 +3,7 @@
 A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder: another file or another knob is
 another key, never a stale frame. Several processes may share a folder; each looks at what the others wrote before it throws away.
 
-  <folder>/<first two digits>/<key>.npz     frames, seconds, duration; its time of change is that of its last use
+  <folder>/<first two digits>/<key>.npz     frames, seconds, duration; own where it is not the seconds. Last changed: last used
   <folder>/<first two digits>/*.part        being written, locked by its writer; what a killed one left is swept
 """
 
@@ -30,7 +30,7 @@ from paravt_jax.types import Clip
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.readers import VideoInfo, missing
 
-_LAYOUT = 1                  # of the files below; a new number is a new key
+_LAYOUT = 2                  # of the files below; a new number is a new key
 _PART = '.part'
 _OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
 _RESERVE = 1 << 30           # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
@@ -142,6 +142,7 @@ class FrameStore:
   def _keep(self, key: str, clip: Clip) -> Clip:
     clip.frames.setflags(write=False)
     clip.seconds.setflags(write=False)
+    clip.own.setflags(write=False)
     with self._lock:
       if key not in self._clips and clip.frames.nbytes <= self._capacity:
         self._clips[key] = clip
@@ -160,7 +161,7 @@ class FrameStore:
   def _read(self, key: str) -> Clip | None:
     try:
       with np.load(self._file(key)) as arrays:
-        clip = Clip(arrays['frames'], arrays['seconds'], float(arrays['duration']))
+        clip = Clip(arrays['frames'], arrays['seconds'], float(arrays['duration']), arrays.get('own'))
       self._count('disk')
       self._touch(key)
       return clip
@@ -189,7 +190,8 @@ class FrameStore:
       with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PART, delete=False) as out:
         temporary = out.name
         fcntl.flock(out, fcntl.LOCK_EX)
-        np.savez(out, frames=clip.frames, seconds=clip.seconds, duration=clip.duration)
+        own = {} if np.array_equal(clip.own, clip.seconds) else {'own': clip.own}
+        np.savez(out, frames=clip.frames, seconds=clip.seconds, duration=clip.duration, **own)
         out.flush()
         os.replace(temporary, file)
     except OSError as error:

@@ -11,6 +11,7 @@ from paravt_jax.errors import MediaError
 from paravt_jax.video import patches, readers
 
 _OPEN_FILES = 8              # readers kept per worker: crops of one episode come in runs on the same video
+_LONGER = 1.05               # of a frame interval: forgives times that are rounded to milliseconds
 _LOOK_UP = 5.0               # seconds between looks at whether the parent is still there
 
 
@@ -42,15 +43,24 @@ class Files:
 
 
 def decode(reader, seconds: np.ndarray, min_pixels: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-  """(uint8[N, h, w, 3], float64[N]) of the frames shown at `seconds`, in the order asked for; resized once."""
-  frames, times = None, np.zeros(len(seconds))
+  """(uint8[N, h, w, 3], float64[N] their own times) of the frames shown at `seconds`, in the order asked for; resized once."""
+  frames, own, last = None, np.zeros(len(seconds)), None
   for i, time, image in reader.read(seconds):
     if frames is None:
       size = patches.target_size(*image.shape[:2], min_pixels, max_pixels)
       frames = np.empty((len(seconds), *size, 3), np.uint8)
-    frames[i] = patches.resize(image[None], frames.shape[1:3])[0]
-    times[i] = time
-  return frames, times
+    if last is not None and own[last] == time:
+      frames[i] = frames[last]
+    else:
+      frames[i] = patches.resize(image[None], frames.shape[1:3])[0]
+    own[i], last = time, i
+  return frames, own
+
+
+def labels(own: np.ndarray, seconds: np.ndarray, interval: float, duration: float) -> np.ndarray:
+  """float64[N]: the frames' own times; where one is on screen for longer than `interval` by then, the time looked at."""
+  looked = np.clip(seconds, 0.0, duration)
+  return np.where(looked - own > interval * _LONGER, looked, own)
 
 
 def answer(files: Files, request: tuple) -> tuple[tuple, np.ndarray | None]:
@@ -60,8 +70,9 @@ def answer(files: Files, request: tuple) -> tuple[tuple, np.ndarray | None]:
     reader = files.get(path)
     if kind == 'probe':
       return ('ok', reader.info), None
-    frames, times = decode(reader, *rest)
-    return ('ok', frames.shape, times, reader.info.duration), frames
+    frames, own = decode(reader, *rest)
+    shown = labels(own, rest[0], reader.interval, reader.info.duration)
+    return ('ok', frames.shape, shown, reader.info.duration, own), frames
   except MediaError as error:
     files.forget(path)
     return ('error', str(error), error.reason), None

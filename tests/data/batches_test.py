@@ -19,6 +19,7 @@ from paravt_jax.data.table import Table
 from paravt_jax.data.world import corpus, questions, scene, traces, write
 from paravt_jax.errors import ConfigError, DataError, MediaError
 from paravt_jax.testing import tiny
+from paravt_jax.types import Clip
 from tests.data.sft_test import OPTIONS, Fake
 
 SIZES = batches.BatchOptions(
@@ -247,3 +248,16 @@ def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_meas
       hashed.update(name.encode() + str(batch.arrays[name].dtype).encode() + batch.arrays[name].tobytes())
     hashed.update(json.dumps([batch.used, sorted(batch.samples.items()), batch.tokens, batch.targets, sorted(batch.dropped.items())]).encode())
   assert (hashed.hexdigest(), state['drawn']) == ('cc4eb02d44286f84e86a9769adee43d3', 365)
+
+
+def test_repeated_frames_are_counted_and_a_row_shorter_than_planned_is_packed(tok):
+  class Slides(Fake):
+    def frames_sync(self, *request):
+      clip = super().frames_sync(*request)
+      return Clip(clip.frames, clip.seconds, clip.duration, np.floor(clip.seconds / 64) * 64)
+
+  (plain,), _ = run(tok, [source('a')], 1)
+  (batch,), _ = run(tok, [source('a')], 1, frames=Slides())
+  rows = plain.samples['a']
+  assert (plain.repeated, batch.repeated) == (0, 2 * rows) and batch.samples == plain.samples and batch.dropped == {}
+  assert batch.targets == plain.targets and batch.tokens < plain.tokens and batch.plan == plain.plan

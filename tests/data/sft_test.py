@@ -132,3 +132,57 @@ def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok,
     with pytest.raises(MediaError) as error:
       sft.sample(tok, conversation(('user', (ImageRef(str(tmp_path / name)),))), sft.decoded(Fake(), options), options)
     assert error.value.reason == reason
+
+
+class Slides(Fake):
+  """512 frames; but from 10 s on a slide stays for 20 s each."""
+
+  def frames_sync(self, path, seconds, min_pixels, max_pixels):
+    clip = super().frames_sync(path, seconds, min_pixels, max_pixels)
+    return Clip(clip.frames, clip.seconds, clip.duration, np.where(clip.seconds < 10, clip.seconds, np.floor(clip.seconds / 20) * 20))
+
+
+def test_a_video_shows_each_frame_once_counts_the_repeats_and_was_planned_no_shorter(tok):
+  for ref, wanted, left_out in ((VideoRef('v', 16, None, None), 8, 8), (VideoRef('v', None, 30.0, 45.0), 2, 14),
+                                (VideoRef('v', None, 3.0, 8.0), 6, 0)):
+    row, repeated = conversation(('user', (ref, 'What?')), ('assistant', ('red',))), []
+    real = sft.sample(tok, row, sft.decoded(Slides(), OPTIONS, repeated.append), OPTIONS)
+    planned = sft.sample(tok, row, sft.sized(Slides(), OPTIONS), OPTIONS)
+    assert (len(real.images), repeated) == (wanted, [left_out])
+    assert (real.ids == tok.image_pad).sum() == wanted
+    assert packing.expanded_length(planned) >= packing.expanded_length(real)
+
+
+def test_the_frame_on_screen_when_a_window_opens_is_labelled_inside_it(tok):
+  row = conversation(('user', (VideoRef('v', 2, 10.1, 12.1), 'What?')), ('assistant', ('red',)))
+  for media in (sft.decoded(Fake(), OPTIONS), sft.sized(Fake(), OPTIONS)):
+    assert '<10.1 seconds>' in tok.decode(sft.sample(tok, row, media, OPTIONS).ids)
+
+
+class Short(Fake):
+  """Five frames in ten seconds, at a constant rate."""
+
+  def probe_sync(self, path):
+    return VideoInfo(10.0, 0.5, 5, 64, 64)
+
+  def frames_sync(self, path, seconds, min_pixels, max_pixels):
+    seconds = np.floor(np.asarray(seconds) / 2) * 2
+    return Clip(np.zeros((len(seconds), 32, 32, 3), np.uint8), seconds, 10.0)
+
+
+def test_a_short_video_s_length_is_that_of_its_frames(tok):
+  row = conversation(('user', (VideoRef('v', 16, None, None), 'What?')), ('assistant', ('red',)))
+  real, planned = (sft.sample(tok, row, media(Short(), OPTIONS), OPTIONS) for media in (sft.decoded, sft.sized))
+  np.testing.assert_array_equal(real.ids, planned.ids)
+  assert len(real.images) == len(planned.images) == 5
+
+
+def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
+  options = sft.FrameOptions(1.0, 1, 16, 1024, 50176, 50176, '<think>\n')
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.new('RGB', (96, 64), (255, 255, 255)).save(tmp_path / 'a.jpg', exif=exif)
+  Image.fromarray(np.full((64, 64), 32896, np.uint16)).save(tmp_path / 'a.png')
+  assert sft._image(ImageRef(str(tmp_path / 'a.jpg')), options).shape == (96, 64, 3)
+  assert sft.sized(Fake(), options)(ImageRef(str(tmp_path / 'a.jpg')))[0].shape == (96, 64, 3)
+  assert sft._image(ImageRef(str(tmp_path / 'a.png')), options).mean() == 128

@@ -274,3 +274,9 @@ def test_what_does_not_belong_together_is_not_merged(other, said):
   plans, outcomes = shards()
   with pytest.raises(ConfigError, match=said):
     results.merged({**plans, 'p2': other}, outcomes)
+
+
+def test_repeated_frames_are_a_mean_over_answered_samples():
+  some = [outcome('a', calls=({**CALL, 'repeated': 3}, CALL)), outcome('b'), outcome('c', None)]
+  some[0].episode.update(repeated=4, others=[{'repeated': 1}])
+  assert numbers(plan('a', 'b', 'c'), some)['frames_repeated'] == 4.0

@@ -15,6 +15,7 @@ from tests.rollout.crew import (
   LONG,
   TASK,
   TOK,
+  Frames,
   call,
   episode,
   is_subagent,
@@ -134,3 +135,10 @@ def test_two_evaluations_are_compared_pair_by_pair_and_errors_are_left_out():
   assert got['pairs'] == 3 and got['unpaired'] == 1
   assert got['difference'] == pytest.approx(2 / 3)
   assert (got['low'], got['high']) == (0.0, 1.0)              # two questions only: each may be drawn twice
+
+
+def test_frames_left_out_as_repeats_are_a_mean_over_the_answered():
+  script = lambda request: sampled(LONG + call(0, 20)) if turn_of(request) == 0 else sampled('I still', closed=False)
+  options = dataclasses.replace(OPTIONS, budgets=(4,))
+  summary = with_crew(script, lambda crew: evaluate(crew.agent, [OPEN], REWARD, options), frames=Frames(fps=2 / 64))[0][1]
+  assert summary['frames_repeated'] == 2 + 15

@@ -64,3 +64,9 @@ def test_a_caption_is_one_line_without_thoughts_or_markup(reply, outcome):
 def test_captions_are_merged_in_order_of_time():
   assert merged('a.mp4', [Caption(10.0, 20.0, 'late'), Caption(0.0, 10.0, 'early')]) == {'id': 'a.mp4', 'captions': [
     {'start_time': 0.0, 'end_time': 10.0, 'caption': 'early'}, {'start_time': 10.0, 'end_time': 20.0, 'caption': 'late'}]}
+
+
+def test_a_caption_sees_each_frame_once(tmp_path):
+  path = clips.make_clip(tmp_path / 'a.mp4', 0.3, 10, (64, 64), lambda i: clips.counting_frame(i, (64, 64)), 10)
+  _, bodies = ask(path)
+  assert [part['type'] for part in bodies[0]['messages'][0]['content']] == ['text', 'image_url'] * 3 + ['text']

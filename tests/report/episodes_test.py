@@ -152,3 +152,13 @@ def test_several_videos_their_overviews_and_the_one_that_a_crop_saw_come_back():
 def test_a_broken_overview_is_refused_with_its_place():
   with pytest.raises(DataError, match=r"here, others\[0\]: got \['seconds'\], wanted an object with exactly"):
     from_json(_line() | {'others': [{'seconds': []}]}, 'here')
+
+
+def test_repeats_come_back_and_lines_without_any_do_not_speak_of_them():
+  scored = _scored()
+  assert 'repeated' not in json.dumps(to_json(0, scored))
+  turn = dataclasses.replace(scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], repeated=4),))
+  task = dataclasses.replace(scored.episode.task, videos=('a.mp4', 'b.mp4'), slots=(0, 0))
+  episode = dataclasses.replace(scored.episode, task=task, turns=(turn,), repeated=3, others=(Overview((1.5,), 6.0, 2),))
+  back = from_json(json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here').scored.episode
+  assert ([view.repeated for view in back.overviews], back.results[0].repeated) == ([3, 2], 4)

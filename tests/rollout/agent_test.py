@@ -356,3 +356,11 @@ def test_one_missing_video_of_several_is_a_media_error():
   (8, [100], [8])])
 def test_videos_share_the_budget_and_what_a_short_one_cannot_use_goes_to_the_others(budget, available, shares):
   assert agent._shares(budget, available) == shares
+
+
+def test_an_overview_shows_each_frame_once_and_counts_the_repeats():
+  got = opened(TASK, 8, frames=Frames(fps=5 / 64))
+  assert got.budget == 8 and len(got.overviews[0].seconds) == len(set(got.overviews[0].seconds)) == 5
+  assert got.overviews[0].repeated == 3 and len(got.segment.images) == 5
+  told, _ = episode(play(ANSWER), frames=Frames(fps=3 / 64))
+  assert (told.budget, len(told.seconds), told.repeated, told.overviews[0].repeated) == (4, 3, 1, 1)

@@ -134,3 +134,9 @@ def test_every_name_is_in_the_dictionary():
   assert len(found) > 40
   for name in found:
     names.lookup(name)
+
+
+def test_repeats_of_overviews_and_crops_are_added_up():
+  one = scored(3, results=(dataclasses.replace(executed(4, 5), repeated=2),))
+  one = dataclasses.replace(one, episode=dataclasses.replace(one.episode, repeated=5))
+  assert of([one, scored(3)])['frames/repeated'] == 3.5

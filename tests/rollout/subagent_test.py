@@ -3,12 +3,13 @@
 import asyncio
 import dataclasses
 
+import numpy as np
 import pytest
 
 from paravt_jax.errors import MediaError
 from paravt_jax.rollout.subagent import chosen
 from paravt_jax.testing.scripted import Garbage, Hang, Reply
-from paravt_jax.types import ResultStatus, StopReason, TokenClass
+from paravt_jax.types import Clip, ResultStatus, StopReason, TokenClass
 from tests.rollout.crew import CONTEXT, LONG, SUBAGENT, TASK, TOK, Frames, call, episode, is_subagent, play, sampled
 
 ANSWER = LONG + '<answer>red</answer>'
@@ -148,3 +149,23 @@ def test_a_subagents_budget_is_what_the_context_leaves_and_a_window_that_fills_i
 def test_what_a_call_names_picks_among_the_tasks_own_videos_the_first_by_default(written, video):
   assert chosen(written, ('/m/a.mp4', '/m/b.mp4', '/m/c.mp4')) == video
   assert chosen(written, ()) == 0
+
+
+class Slides(Frames):
+  """A slide every 10 s; the label is the time looked at."""
+
+  async def frames(self, path, seconds, min_pixels, max_pixels):
+    clip = await super().frames(path, seconds, min_pixels, max_pixels)
+    return Clip(clip.frames, clip.seconds, clip.duration, np.floor(clip.seconds / 10) * 10)
+
+
+def test_a_window_shows_each_frame_once_and_counts_the_repeats():
+  result, request = one(block=call(35, 43), frames=Slides())
+  assert (result.seconds, result.repeated) == ((35, 40), 7) and len(request.images) == 2
+  result, request = one(block=call(31, 33), frames=Slides())
+  assert (result.seconds, result.repeated) == ((31,), 2) and len(request.images) == 1
+
+
+def test_no_label_lies_before_the_window():
+  result, request = one(block=call(39.25, 43), frames=Frames(fps=2.0))
+  assert result.seconds == (39.25, 40.0, 41.0, 42.0) and '<39.2 seconds>' in TOK.decode(request.input_ids)

@@ -12,6 +12,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.testing import clips
+from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
 
 SIZE = (64, 64)
@@ -207,3 +208,40 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, fifo, clip, hanging):
   parent.wait()
   assert len(pids) == 2
   assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in pids)
+
+
+def slides(path):
+  """Frames 0..7 at 4 frames/s from 0 to 1.75 s, 8 at 10 s, 9 at 20 s, then 10..17 at 4 frames/s from 30 s on."""
+  pts = [*range(8), 40, 80, *range(120, 128)]
+  return str(clips.make_clip(path, 18 / 4, 4, (64, 64), lambda i: clips.counting_frame(i, (64, 64)), 4, pts=pts,
+                             options={'bf': '0'}))
+
+
+@pytest.mark.parametrize('backend', ['pyav', 'decord'])
+def test_a_frame_that_stays_on_screen_carries_the_time_looked_at_and_tells_its_own(backend, tmp_path):
+  with DecodePool(1, 20.0, backend) as pool:
+    got = pool.frames_sync(slides(tmp_path / 'a.mp4'), [5.0, 0.3, 12.0, 29.0, 1.9, 10.0], *PIXELS)
+  assert [clips.read_count(frame) for frame in got.frames] == [7, 1, 8, 9, 7, 8]
+  np.testing.assert_allclose(got.own, [1.75, 0.25, 10, 20, 1.75, 10], atol=1e-3)
+  np.testing.assert_allclose(got.seconds, [5, 0.25, 12, 29, 1.75, 10], atol=1e-3)
+
+
+def test_a_label_lies_inside_the_video_however_late_the_time_asked_for(pool, tmp_path):
+  got = pool.frames_sync(slides(tmp_path / 'a.mp4'), [-3.0, 500.0], *PIXELS)
+  assert got.seconds[0] == 0.0 and 30.0 <= got.seconds[1] <= got.duration
+
+
+def test_labels_lead_back_to_the_same_frames(pool, tmp_path):
+  path = slides(tmp_path / 'a.mp4')
+  first = pool.frames_sync(path, [5.0, 0.3, 12.0, 29.0], *PIXELS)
+  again = pool.frames_sync(path, first.seconds, *PIXELS)
+  assert again.own.tolist() == first.own.tolist() and again.seconds.tolist() == first.seconds.tolist()
+
+
+def test_an_overview_of_few_slides_shows_each_of_them_once(pool, tmp_path):
+  path = slides(tmp_path / 'a.mp4')
+  info = pool.probe_sync(path)
+  times = sampling.overview_times(info.duration, 64, info.fps)
+  got, repeated = sampling.once(pool.frames_sync(path, times, *PIXELS), times)
+  shown = [clips.read_count(frame) for frame in got.frames]
+  assert {7, 8, 9} <= set(shown) and len(shown) == len(set(shown)) == 64 - repeated

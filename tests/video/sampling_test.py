@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import ConfigError
-from paravt_jax.types import Window
+from paravt_jax.types import Clip, Window
 from paravt_jax.video import sampling
 
 CHOICES = (4, 8, 16, 32, 64)
@@ -96,3 +96,37 @@ def test_a_number_of_frames_replaces_the_rate_and_is_clamped(wanted, got):
 def test_an_empty_window_is_refused():
   with pytest.raises(ValueError, match='wanted start < end'):
     sampling.window_times(Window(5, 5), **RATE)
+
+
+def test_an_overview_asks_for_k_middles_even_of_a_video_with_fewer_frames():
+  np.testing.assert_array_equal(sampling.overview_times(64.0, 16, 4.0), sampling.budget_times(64.0, 16, 4.0))
+  np.testing.assert_allclose(sampling.overview_times(10.0, 4, 0.2), [1.25, 3.75, 6.25, 8.75])
+
+
+@pytest.mark.parametrize(('count', 'fps'), [(1, 4), (5, 30), (37, 29.97), (63, 10), (64, 10)])
+def test_of_a_short_video_at_a_constant_rate_every_frame_is_found_once(count, fps):
+  times = sampling.overview_times(count / fps, 64, fps)
+  own = np.floor(times * fps + 1e-6) / fps
+  got, repeated = sampling.once(Clip(np.zeros((64, 32, 32, 3), np.uint8), own, count / fps), times)
+  np.testing.assert_allclose(got.seconds, np.arange(count) / fps)
+  assert repeated == 64 - count
+
+
+def test_each_frame_is_left_once_under_its_first_label_and_the_repeats_are_counted():
+  frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+  clip = Clip(frames, np.array([1.0, 41.0, 42.0, 43.0, 101.0]), 102.0, np.array([1.0, 1.0, 1.0, 2.0, 101.0]))
+  got, repeated = sampling.once(clip, [1.5, 41.0, 42.0, 43.0, 101.5])
+  assert (got.seconds.tolist(), got.own.tolist(), repeated) == ([1.0, 43.0, 101.0], [1.0, 2.0, 101.0], 2)
+  assert got.frames[:, 0, 0, 0].tolist() == [0, 3, 4]
+
+
+def test_equal_pictures_at_different_times_are_frames_of_their_own():
+  clip = Clip(np.zeros((3, 32, 32, 3), np.uint8), np.array([0.0, 0.25, 0.5]), 1.0)
+  got, repeated = sampling.once(clip, clip.seconds)
+  assert got.frames is clip.frames and got.seconds.tolist() == [0.0, 0.25, 0.5] and repeated == 0
+
+
+def test_the_frame_on_screen_when_a_window_opens_is_labelled_with_the_time_looked_at():
+  clip = Clip(np.zeros((2, 32, 32, 3), np.uint8), np.array([39.5, 41.5]), 64.0)
+  got, _ = sampling.once(clip, [40.0, 42.0], since=40.0)
+  assert got.seconds.tolist() == [40.0, 41.5] and got.own.tolist() == [39.5, 41.5]

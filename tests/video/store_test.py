@@ -236,3 +236,15 @@ def test_a_disk_that_is_nearly_full_is_left_to_others(pool, clip, tmp_path, monk
     assert len(store.frames_sync(clip, [1.0], *PIXELS).frames) == 1
     assert len(list(tmp_path.rglob('*.npz'))) == files
   assert (store.counts['disk_full'], store.counts['decoded']) == (1, 2)
+
+
+def test_the_frames_own_times_come_back_from_the_folder(pool, tmp_path):
+  pts = [*range(8), *range(80, 88)]
+  path = str(clips.make_clip(tmp_path / 'slide.mp4', 4, 4, (64, 64), lambda i: clips.counting_frame(i, (64, 64)), 4, pts=pts,
+                             options={'bf': '0'}))
+  first = FrameStore(tmp_path / 'frames', pool, 0).frames_sync(path, [1.1, 5.0], *PIXELS)
+  store = FrameStore(tmp_path / 'frames', pool, 0)
+  again = store.frames_sync(path, [1.1, 5.0], *PIXELS)
+  assert store.counts['disk'] == 1 and again.own.tolist() == first.own.tolist() == [1.0, 1.75]
+  assert again.seconds.tolist() == first.seconds.tolist() == [1.0, 5.0]
+  assert not again.own.flags.writeable
