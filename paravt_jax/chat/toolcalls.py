@@ -30,6 +30,7 @@ _CODE = re.compile(r'\s*(?:```\w*\s+)?[A-Za-z_]\w{0,99}\(')
 _OBJECT = re.compile(r'\{|\[(?=\s*\{)')
 _FENCE = re.compile(r'^\s*(?:```|~~~).*$', re.MULTILINE)
 _TIMES = ('start_time', 'end_time')
+_MOST = 64                 # objects of a block that are looked at
 _POSITIONAL = ('video_path', *_TIMES, 'num_frames')
 _ARGUMENTS = ('arguments', 'parameters', 'args')
 _UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)  # what json and ast raise on text, deep nesting included
@@ -182,12 +183,14 @@ def _slack(inside: str, block: str, *, closed: bool, last: bool) -> tuple[ToolCa
     except lenient.Unreadable:
       items.append(failed[0])
       break
-    if not (closed or whole):
+    if len(items) >= _MOST or not (closed or whole):
       items.append(failed[0])
-    elif named and not items and isinstance(value, dict) and 'name' not in value:
+      break
+    if named and not items and isinstance(value, dict) and 'name' not in value:
       items += _calls({'name': named[1], 'arguments': next((value[k] for k in _ARGUMENTS if k in value), value)}, block, False)
     else:
-      items += _calls(value, block, False)
+      found = _calls(value, block, False)
+      items += found if whole else [one if isinstance(one, ToolCall) else failed[0] for one in found]
   if not closed and not _ends_whole(inside, items):
     return failed
   return tuple(items) or failed
@@ -204,8 +207,8 @@ def _ends_whole(inside: str, items: list[ToolCall | ParseFailure]) -> bool:
 
 def _calls(value: Any, block: str, strict: bool) -> list[ToolCall | ParseFailure]:
   """The calls of one decoded value. strict: it is the one JSON value of a closed block, so its call may be well-formed."""
-  for _ in range(2):       # a value that is JSON as text, once or twice over
-    value = _from_text(value) if isinstance(value, str) and value.lstrip()[:1] in ('{', '[') else value
+  if isinstance(value, str) and value.lstrip()[:1] in ('{', '['):
+    value, strict = _from_text(value), False
   if isinstance(value, dict) and isinstance(value.get('tool_calls'), list):
     value = value['tool_calls']
   if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
@@ -303,7 +306,8 @@ def _functions(inside: str, block: str, closed: bool) -> list[ToolCall | ParseFa
 def _parameters(body: str, found: list[re.Match]) -> dict[str, str]:
   """Parameters by name, as text; one that is not closed ends where the next one begins."""
   values = {}
-  for match, limit in zip(found, [*(match.start() for match in found[1:]), len(body)], strict=True):
+  limits = [*(match.start() for match in found[1:]), len(body)]
+  for match, limit in zip(found, limits, strict=False):    # no parameter, no value
     close = _PARAMETER_END.search(body, match.end(), limit)
     values[match[1]] = body[match.end():close.start() if close else limit].strip().strip('"\'')
   return values
