@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 LONGEST = 20_000           # characters of a block that is looked at; a call has a few hundred
-_DEEPEST = 64              # levels; a call has three
+DEEPEST = 64               # levels; a call has three
 _SKIP = re.compile(r'(?:[\s\ufeff\u200b\xa0]|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*+')
 _BARE = re.compile(r'[^,{}\[\]"\'\n“”]+')
 _KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
@@ -16,6 +16,8 @@ _NUMBER = re.compile(r'[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 _WORDS = {'true': True, 'false': False, 'null': None, 'True': True, 'False': False, 'None': None, 'NaN': math.nan,
           'Infinity': math.inf, '+Infinity': math.inf, '-Infinity': -math.inf}
 _QUOTES = {'"': '"', "'": "'", '“': '”"', '”': '”"', '‘': "’'", '’': "’'"}
+# what stands behind a closing quote: a separator, a comment, an end, or the next key where the comma is missing
+_AFTER_STRING = re.compile(r'[ \t]{0,99}(?:[,:}\]\n\r#]|//|/\*|\Z|"[A-Za-z_]{1,40}"[ \t]{0,9}:)')
 _ESCAPE = re.compile(r'u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([\s\S])')
 _ESCAPED = {'n': '\n', 't': '\t', 'r': '\r', 'b': '\b', 'f': '\f', '"': '"', "'": "'", '\\': '\\', '/': '/'}
 _MOST_DIGITS = 400         # of a number; more than any float holds
@@ -77,7 +79,7 @@ class _Reader:
     self.at = _SKIP.match(self.text, self.at).end()
 
   def _open(self) -> None:
-    if len(self._stack) > _DEEPEST:
+    if len(self._stack) > DEEPEST:
       raise Unreadable
     inner = {} if self.text[self.at] == '{' else []
     self._put(inner)
@@ -116,7 +118,7 @@ class _Reader:
     self._stack[-1] = (self._stack[-1][0], key)
 
   def _string(self) -> str:
-    """A string, raw control characters and unescaped quotes included: a quote closes where a separator or a line's end follows."""
+    """A string, raw control characters and unescaped quotes included: a quote closes where `_AFTER_STRING` follows."""
     closing, parts, at = _QUOTES[self.text[self.at]], [], self.at + 1
     while at < len(self.text):
       char = self.text[at]
@@ -133,8 +135,7 @@ class _Reader:
     raise Unreadable
 
   def _ends(self, at: int) -> bool:
-    following = self.text[at:at + 200].lstrip(' \t')[:1]
-    return following in ('', ',', ':', '}', ']', '\n', '\r', '/', '#')
+    return _AFTER_STRING.match(self.text, at) is not None
 
   def _bare(self) -> Any:
     """A number, a word such as True, or a time without quotes (as text)."""

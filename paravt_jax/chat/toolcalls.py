@@ -232,6 +232,8 @@ def _call(value: Any, block: str, strict: bool) -> ToolCall | ParseFailure:
     strict, arguments = False, _loose_arguments(value)
   if arguments is None:
     return ParseFailure('no_arguments', block)
+  if _is_deep(arguments, lenient.DEEPEST):
+    return ParseFailure('too_deep', block)
   if not _is_unicode([name, arguments]):
     return ParseFailure('not_unicode', block)
   plain = all(not isinstance(arguments.get(key), str) or seconds(arguments[key]) is not None or
@@ -311,6 +313,12 @@ def _parameters(body: str, found: list[re.Match]) -> dict[str, str]:
     close = _PARAMETER_END.search(body, match.end(), limit)
     values[match[1]] = body[match.end():close.start() if close else limit].strip().strip('"\'')
   return values
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+  """Whether containers nest deeper than `levels`: what writes an episode down goes into them by recursion."""
+  inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return levels < 0 or any(_is_deep(one, levels - 1) for one in inner)
 
 
 def _is_unicode(value: Any) -> bool:

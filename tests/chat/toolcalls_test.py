@@ -73,6 +73,7 @@ def test_deviation_8_one_malformed_call_leaves_the_others():
     ('{"name": "crop_video", "arguments": "from 1 to 5"}', 'no_arguments'),
     ('{"name": "\\ud800", "arguments": {}}', 'not_unicode'),
     ('{"name": "a", "arguments": {"b": ' + '1' * 5000 + '}}', 'not_json'),
+    ('{"name": "a", "arguments": {"b": ' + '[' * 300 + ']' * 300 + '}}', 'too_deep'),
     ('[' * 100_000, 'not_json'), ('{"a":' * 100_000, 'not_json')])
 def test_a_block_that_is_no_call_is_a_failure_with_a_countable_reason(body, reason):
   text = f'<tool_call>{body}</tool_call>'
@@ -197,7 +198,8 @@ def test_one_json_object_in_a_closed_block_is_well_formed_whatever_its_arguments
 def test_times_as_the_overview_writes_them_are_run_and_are_not_well_formed(written, seconds):
   call, = toolcalls.parse(block(f'{{"name": "crop_video", "arguments": {{"start_time": "{written}", "end_time": 5000}}}}'))
   assert toolcalls.resolve_window(call, 9000.0) == Window(seconds, 5000) and call.well_formed is False
-  bare, = toolcalls.parse(block(f'{{"name": "crop_video", "arguments": {{"start_time": {written.replace(",", ".")}, "end_time": 5000}}}}'))
+  bare = written.replace(', ', ' ').replace(',', '.')
+  bare, = toolcalls.parse(block(f'{{"name": "crop_video", "arguments": {{"start_time": {bare}, "end_time": 5000}}}}'))
   assert bare.well_formed is False
 
 
