@@ -226,6 +226,8 @@ def _call(value: Any, block: str, strict: bool) -> ToolCall | ParseFailure:
   name, arguments = value.get('name'), value.get('arguments')
   if name is None and isinstance(value.get('function'), str):
     name, strict = value['function'], False
+  if name is None and isinstance(value.get(prompts.TOOL_NAME), dict):
+    name, arguments, strict = prompts.TOOL_NAME, value[prompts.TOOL_NAME], False
   if not isinstance(name, str) or not name.strip():
     return ParseFailure('no_name', block)
   if not isinstance(arguments, dict):

@@ -173,7 +173,7 @@ def test_two_objects_in_a_block_are_two_calls_that_are_not_well_formed(text):
     block(OBJECT.replace('"start', '"why": "the "red" car", "start')), block(f'I look: {OBJECT} and go on'),
     block(f'{{"type": "function", "function": {OBJECT}}}'), block(f'{{"function": "crop_video", "arguments": {TIMES}}}'),
     block(f'{{"tool_calls": [{{"function": {OBJECT}}}]}}'), block(OBJECT.replace('arguments', 'parameters')),
-    block('{"name": "crop_video", "start_time": 1, "end_time": 2}'), block(f'crop_video\n{TIMES}'),
+    block(f'{{"crop_video": {TIMES}}}'), block('{"name": "crop_video", "start_time": 1, "end_time": 2}'), block(f'crop_video\n{TIMES}'),
     block(f'<function>crop_video</function>\n{TIMES}'), block('crop_video(start_time=1, end_time=2)'),
     block(f'\n{XML}\n'), XML, XML + '\n</tool_call>', '<tool_call>\n' + XML, f'<function=crop_video>{TIMES}</function>',
     GOOD.replace('tool_call', 'TOOL_CALL'), GOOD.replace('<tool_call>', '<tool_call >'), GOOD.replace('tool_call', 'tool_calls'),
