@@ -84,9 +84,14 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
-  """One well-formed call as the policy wrote it; arguments are not validated against a video yet."""
+  """One call as the policy wrote it; arguments are not validated against a video yet.
+
+  `well_formed`: its block is closed and holds exactly one JSON object with a name and an object of arguments. Others run too, but
+  earn nothing.
+  """
   name: str
   arguments: dict[str, Any]
+  well_formed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,7 +252,8 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered, interval_answered: over the answered
   ones. score_official, official_interval, score_official_answered: the same by the benchmark's own rule, None without one. metrics,
   official: every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means over answered samples:
-  calls_per_sample (executed), calls_failed, format_compliance, truncated, frames_repeated (left out, shown already). No samples give None.
+  calls_per_sample (executed), calls_well_formed and calls_other (of another form, run too), calls_failed, format_compliance,
+  truncated, frames_repeated (left out, shown already); calls_failed_by_reason: how many. No samples give None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
@@ -268,6 +269,10 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
     'official_interval': theirs.get('interval'), 'metrics': metrics, 'official': official,
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
     'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
+    'calls_well_formed': _mean([_forms(outcome, True) for outcome in answered]),
+    'calls_other': _mean([_forms(outcome, False) for outcome in answered]),
+    'calls_failed_by_reason': dict(sorted(collections.Counter(
+      result['status'] for outcome in answered for result in _results(outcome) if result['status'] != 'executed').items())),
     'format_compliance': _mean([float(outcome.episode['parts']['compliant']) for outcome in answered]),
     'truncated': _mean([any(turn['stop'] == 'length' for turn in outcome.episode['turns']) for outcome in answered]),
     'frames_repeated': _mean([_repeated(outcome.episode) for outcome in answered]),
@@ -319,7 +324,17 @@ def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any
 
 def _calls(outcome: Outcome, executed: bool) -> int:
   """Calls of an episode that were executed, or that were not."""
-  return sum((result['status'] == 'executed') is executed for turn in outcome.episode['turns'] for result in turn['results'])
+  return sum((result['status'] == 'executed') is executed for result in _results(outcome))
+
+
+def _forms(outcome: Outcome, well_formed: bool) -> int:
+  """Calls of an episode that are well-formed, or that were read although they are not; lines that do not say are of the first."""
+  calls = [result.get('call') or {} for result in _results(outcome)]
+  return sum(call.get('well_formed', True) is well_formed for call in calls if 'name' in call)
+
+
+def _results(outcome: Outcome) -> list[dict[str, Any]]:
+  return [result for turn in outcome.episode['turns'] for result in turn['results']]
 
 
 def _repeated(episode: Mapping[str, Any]) -> int:

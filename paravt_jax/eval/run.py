@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from paravt_jax.chat.toolcalls import is_well_formed
 from paravt_jax.errors import MediaError
 from paravt_jax.eval import scoring
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
 from paravt_jax.rollout.sampler import Address, expanded
-from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolResult
+from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolCall, ToolResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +157,9 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
 
   episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (95 %, drawn by question): over
   all samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
-  question type. format_compliance, calls_per_episode (executed), calls_failed, truncated, frames_repeated (left out of overviews and
-  crops, for they were shown already): means over the answered. No samples give nulls.
+  question type. format_compliance, calls_per_episode (executed), calls_well_formed, calls_other (of another form, run too),
+  calls_failed, truncated, frames_repeated (left out of overviews and crops, for they were shown already): means over the
+  answered. No samples give nulls.
   """
   answered = [record for record in records if record.scored is not None]
   episodes = [record.scored.episode for record in answered]
@@ -174,10 +176,16 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     'calls_per_episode': _mean([episode.executed for episode in episodes]),
     'calls_by_k': _by(answered, lambda record: record.budget, lambda record: record.scored.episode.executed),
     'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
+    'calls_well_formed': _mean([sum(map(is_well_formed, _calls(episode))) for episode in episodes]),
+    'calls_other': _mean([sum(not call.well_formed for call in _calls(episode)) for episode in episodes]),
     'truncated': _mean([any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]),
     'frames_repeated': _mean([sum(seen.repeated for seen in (*episode.overviews, *episode.results)) for episode in episodes]),
     'stops': dict(collections.Counter(str(episode.stop) for episode in episodes)),
   }
+
+
+def _calls(episode: Episode) -> list[ToolCall]:
+  return [result.call for result in episode.results if isinstance(result.call, ToolCall)]
 
 
 def _by(records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]) -> dict[str, float]:

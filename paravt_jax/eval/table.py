@@ -13,8 +13,8 @@ def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Map
     name: of what was evaluated. published: by benchmark {model: number, per cent}; those of benchmarks that were not put are left out.
 
   Returns:
-    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows, errors by reason, further metrics,
-    breakdowns. Scores are per cent with their 95 % interval.
+    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows, errors by reason, calls, further
+    metrics, breakdowns. Scores are per cent with their 95 % interval.
   """
   parts = [f'# {name}', _scores(summary)]
   beside = _beside(summary, name, published)
@@ -24,7 +24,7 @@ def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Map
   if errors:
     parts.append('## Errors\n\nThey earn nothing in the scores over all samples, and are tried again by the same command.\n\n'
                  + table(('benchmark', 'reason', 'samples'), errors))
-  parts.append(_metrics(summary))
+  parts += [_calls(summary), _metrics(summary)]
   parts += [_breakdown(benchmark, row) for benchmark, row in summary.items() if row['breakdowns']]
   return '\n\n'.join(parts) + '\n'
 
@@ -55,6 +55,16 @@ def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapp
   rows += [[model, 'published', *(plain(published[b].get(model), 1) for b in benchmarks)] for model in models]
   return ('## Beside published numbers\n\nRows marked "published" are quoted, not measured here: other frames, prompts and scoring; they '
           'enter no statistics.\n\n' + table(('model', 'source', *benchmarks), rows))
+
+
+def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
+  """Per answered sample: calls by form, those that ran, and those that did not with their reasons."""
+  rows = [[benchmark, *(plain(row[name], 2) for name in ('calls_well_formed', 'calls_other', 'calls_per_sample', 'calls_failed')),
+           ', '.join(f'{reason} {count}' for reason, count in row['calls_failed_by_reason'].items())]
+          for benchmark, row in summary.items()]
+  return ('## Calls\n\nPer answered sample. Calls of another form than the one asked for run too. What did not run is counted by '
+          'reason over all samples.\n\n'
+          + table(('benchmark', 'well-formed', 'of another form', 'ran', 'did not run', 'reasons'), rows))
 
 
 def _metrics(summary: Mapping[str, Mapping[str, Any]]) -> str:

@@ -29,17 +29,18 @@ _REWARD = {
   'reward/format': Metric('reward', 'R_fmt before its weight, base and anchor together, capped at 1', _BY),
   'reward/base': Metric('reward', 'R_base, tags present and in order', _BY),
   'reward/anchor': Metric('reward', 'R_anchor, thoughts that are closed and followed by an answer', _BY),
-  'reward/tool': Metric('reward', 'R_tool, calls parsed and executed, with the bonus', _BY),
+  'reward/tool': Metric('reward', 'R_tool, well-formed calls parsed and executed, with the bonus', _BY),
   'reward/std': Metric('reward', 'standard deviation of the reward inside a group, mean over groups', _BY),
   'accuracy': Metric('share', 'R_acc of an episode; in evaluation the benchmark\'s own score', _BY),
-  'format_compliance': Metric('share', 'episodes whose every turn is a closed thought, then calls or one answer', _BY),
+  'format_compliance': Metric('share', 'episodes whose every turn is a closed thought, then well-formed calls or one answer', _BY),
   'advantage': Metric('advantage', 'mean group advantage of the episodes (0 when all groups are whole)', _BY),
   'advantage/abs': Metric('advantage', 'mean magnitude of the same', _BY),
 }
 
 _EPISODES = {
   'calls/parsed': Metric('calls per episode', 'well-formed calls', _BY),
-  'calls/executed': Metric('calls per episode', 'calls whose sub-agent answered', _BY),
+  'calls/other': Metric('calls per episode', 'calls that can be read but are not well-formed; they run and earn nothing', _BY),
+  'calls/executed': Metric('calls per episode', 'calls whose sub-agent answered, well-formed or not', _BY),
   'calls/failed': Metric('calls per episode', 'calls and failures that did not run, also by reason', (*_BY, 'reason')),
   'calls/episodes_with': Metric('share', 'episodes with at least one executed call', _BY),
   'calls/seconds': Metric('s', 'mean length of a cropped window', _BY),

@@ -230,7 +230,8 @@ def _result(data: Any, where: str) -> ToolResult:
   if 'reason' in result['call']:
     call = ParseFailure(**_object(result['call'], f'{where}, call', reason=str, text=str))
   else:
-    call = ToolCall(**_object(result['call'], f'{where}, call', name=str, arguments=dict))
+    told = {'well_formed': True, **result['call']}     # files from before calls of other forms ran do not say it
+    call = ToolCall(**_object(told, f'{where}, call', name=str, arguments=dict, well_formed=bool))
   if result['window'] is not None and len(result['window']) != 3:
     raise DataError(f'{where}, window: got {result["window"]}, wanted [start, end, num_frames]')
   return ToolResult(

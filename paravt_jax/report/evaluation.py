@@ -222,9 +222,18 @@ def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Map
     'range': _range(one.get('interval')), 'bar': _bar(one.get('score'), one.get('interval')),
     'official': percent(_known(one.get('score_official'))), 'answered': percent(_known(one.get('score_answered'))),
     'samples': one['samples'], 'planned': one['samples'] + (one.get('missing') or 0), 'errors': one.get('errors', 0),
-    'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}',
+    'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}', 'forms': _forms(one),
     'published': [(model, f'{value:.1f} %') for model, value in published.get(name, {}).items() if not one.get('missing')],
   } for name, one in summary.items()]
+
+
+def _forms(one: Mapping[str, Any]) -> str:
+  """What a summary says of its calls: by form, and how many did not run for which reason; '' where it does not say."""
+  well, other = _known(one.get('calls_well_formed')), _known(one.get('calls_other'))
+  if well is None or other is None:
+    return ''
+  failed = ', '.join(f'{str(reason).replace("_", " ")} {count}' for reason, count in (one.get('calls_failed_by_reason') or {}).items())
+  return f'{well:.2f} well-formed, {other:.2f} of another form' + (f'; did not run: {failed}' if failed else '')
 
 
 def _known(value: Any) -> float | None:

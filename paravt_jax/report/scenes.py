@@ -16,7 +16,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.errors import MediaError
 from paravt_jax.report.episodes import Entry
 from paravt_jax.report.run import accuracy
-from paravt_jax.types import Clip, Episode, ResultStatus, Task, ToolResult, Trajectory, Turn
+from paravt_jax.types import Clip, Episode, ResultStatus, Task, ToolCall, ToolResult, Trajectory, Turn
 
 LoadFrames = Callable[[str, Sequence[float]], Clip]
 Decode = Callable[[list[int]], str]
@@ -214,9 +214,14 @@ def _turn(turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadF
     thumbs, note = _thumbs(load, videos[result.video] if videos else '', result.seconds)
     results.append({
       'number': next(numbers), 'ok': result.status is ResultStatus.EXECUTED,
-      'status': str(result.status).replace('_', ' '), 'by': 'frames' if result.subagent is None else 'sub-agent',
+      'status': str(result.status).replace('_', ' '), 'form': _form(result), 'by': 'frames' if result.subagent is None else 'sub-agent',
       'window': _window(result, len(videos)), 'text': result.text, 'thumbs': thumbs, 'note': note})
   return {'spans': spans(turn.text), 'results': results, 'forced': turn.forced, 'stop': str(turn.stop)}
+
+
+def _form(result: ToolResult) -> str:
+  """What the page says of a call that was read although it is not well-formed; '' for others."""
+  return 'not well-formed' if isinstance(result.call, ToolCall) and not result.call.well_formed else ''
 
 
 def _window(result: ToolResult, videos: int) -> str:

@@ -1,14 +1,15 @@
 """Rewards for structure: R_base, R_anchor and R_fmt of spec section 4, and the compliance that no weight changes.
 
 Texts are turns with the pinned prefix included. Positive terms hold when any turn earns them, and a flow such as
-think -> answer may span turns; the penalty and the balance look at every turn. A place is (turn, index in its text).
+think -> answer may span turns; the penalty and the balance look at every turn. Only well-formed calls count. A place is (turn, index
+in its text).
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 from paravt_jax.chat import tags, toolcalls
-from paravt_jax.types import Episode, ToolCall, Turn
+from paravt_jax.types import Episode, Turn
 
 SUBSTANTIVE = 10  # characters of a thought, stripped
 _BALANCED = ('think', 'tool_call', 'tool_code', 'answer')
@@ -23,8 +24,8 @@ class Form:
   open_think: bool           # some think is opened and never closed
   answered: bool             # an <answer> with non-blank text, closed or not
   answers: tuple[Place, ...]  # starts of closed, non-blank answers
-  calls: tuple[Place, ...]   # parseable calls, those of forced turns left out
-  balanced: bool
+  calls: tuple[Place, ...]   # well-formed calls, those of forced turns left out
+  balanced: bool             # tags balance, and every tool block is a well-formed call
 
 
 def read(turns: Sequence[Turn]) -> Form:
@@ -39,8 +40,9 @@ def read(turns: Sequence[Turn]) -> Form:
       answered=bool(answers),
       answers=tuple((turn, answer.start) for turn, answer in answers if answer.closed),
       calls=tuple((index, block.start) for index, turn in enumerate(turns) if not turn.forced
-                  for block in toolcalls.blocks(turn.text) if any(isinstance(item, ToolCall) for item in block.items)),
-      balanced=all(tags.balanced(text, name) for _, text in _texts(turns) for name in _BALANCED))
+                  for block in toolcalls.blocks(turn.text) if any(map(toolcalls.is_well_formed, block.items))),
+      balanced=all(tags.balanced(text, name) for _, text in _texts(turns) for name in _BALANCED) and
+      all(toolcalls.is_well_formed(item) for _, text in _texts(turns) for item in toolcalls.parse(text)))
 
 
 def anchor(form: Form, *, unclosed_penalty: float) -> float:
@@ -77,7 +79,7 @@ def turn_compliant(text: str) -> bool:
     return False
   items, left = toolcalls.parse(rest), toolcalls.without_blocks(rest).strip()
   if items:
-    return not left and all(isinstance(item, ToolCall) for item in items)
+    return not left and all(map(toolcalls.is_well_formed, items))
   answers = tags.answers(left)
   if len(answers) != 1 or not answers[0].closed:
     return False

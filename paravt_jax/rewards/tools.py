@@ -1,17 +1,21 @@
-"""R_tool of spec section 4. That a tool ran is read from results; that a call parses, from texts; forced turns earn nothing."""
+"""R_tool of spec section 4. That a tool ran is read from results; that a call parses, from texts; forced turns earn nothing.
+
+Calls that are not well-formed run, and earn nothing either.
+"""
 
 from paravt_jax.chat import toolcalls
-from paravt_jax.types import Episode, ResultStatus, ToolCall
+from paravt_jax.types import Episode, ResultStatus
 
 
 def parseable(episode: Episode) -> bool:
-  """Whether a turn that is not forced holds a call, of a known tool or not."""
-  return any(isinstance(item, ToolCall) for turn in episode.turns if not turn.forced for item in toolcalls.parse(turn.text))
+  """Whether a turn that is not forced holds a well-formed call, of a known tool or not."""
+  return any(toolcalls.is_well_formed(item) for turn in episode.turns if not turn.forced for item in toolcalls.parse(turn.text))
 
 
 def executed(episode: Episode) -> bool:
-  """Whether the sub-agent of at least one call answered, in a turn that is not forced."""
-  return any(result.status is ResultStatus.EXECUTED for turn in episode.turns if not turn.forced for result in turn.results)
+  """Whether the sub-agent of at least one well-formed call answered, in a turn that is not forced."""
+  return any(result.status is ResultStatus.EXECUTED and toolcalls.is_well_formed(result.call)
+             for turn in episode.turns if not turn.forced for result in turn.results)
 
 
 def tool_reward(episode: Episode, accuracy: float, *, threshold: float, bonus: str) -> float:

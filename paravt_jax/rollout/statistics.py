@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paravt_jax.chat.toolcalls import is_well_formed
 from paravt_jax.rollout.groups import dropped
 from paravt_jax.types import Episode, Group, ResultStatus, Scored, StopReason, ToolCall
 
@@ -68,7 +69,8 @@ def _episode(one: Scored, advantage: float) -> dict[str, float]:
     'reward/total': one.reward,
     'advantage': advantage,
     'advantage/abs': abs(advantage),
-    'calls/parsed': float(sum(isinstance(result.call, ToolCall) for result in results)),
+    'calls/parsed': float(sum(is_well_formed(result.call) for result in results)),
+    'calls/other': float(sum(isinstance(result.call, ToolCall) and not result.call.well_formed for result in results)),
     'calls/executed': float(len(executed)),
     'calls/failed': float(len(results) - len(executed)),
     'calls/episodes_with': float(bool(executed)),

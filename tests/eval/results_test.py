@@ -168,6 +168,16 @@ def test_breakdowns_count_errors_too_and_budgets_ascend():
   assert numbers(plan('a'), [outcome('a')])['breakdowns'] == {}            # one value says nothing
 
 
+def test_calls_are_counted_by_form_and_those_that_did_not_run_by_reason():
+  calls = ({'status': 'executed', 'call': {'name': 'crop_video', 'arguments': {}, 'well_formed': False}},
+           {'status': 'executed', 'call': {'name': 'crop_video', 'arguments': {}, 'well_formed': True}},
+           {'status': 'bad_arguments', 'call': {'name': 'crop_video', 'arguments': {}, 'well_formed': False}},
+           {'status': 'parse_failure', 'call': {'reason': 'not_json', 'text': '{'}})
+  got = numbers(plan('a'), [outcome('a', calls=calls)])
+  assert (got['calls_well_formed'], got['calls_other'], got['calls_per_sample'], got['calls_failed']) == (1.0, 2.0, 2.0, 2.0)
+  assert got['calls_failed_by_reason'] == {'bad_arguments': 1, 'parse_failure': 1}
+
+
 def test_calls_truncations_and_format_are_means_over_answered_samples():
   failed = {'status': 'bad_arguments'}
   got = numbers(plan('a', 'b', 'c'), [outcome('a', calls=(CALL, CALL, failed)), outcome('b', calls=(), stop='length'), outcome('c', None)])

@@ -28,5 +28,11 @@ def test_what_was_cut_off_says_so_and_is_not_set_beside_published_rows():
   assert '**Not complete: mlvu.**' in text and '| 1 of 3 | 0 |' in text and 'ParaVT-8B' not in text
 
 
+def test_calls_stand_by_form_with_what_did_not_run_by_reason():
+  call = {'status': 'executed', 'call': {'name': 'crop_video', 'arguments': {}, 'well_formed': False}}
+  text = page([outcome('a', calls=(call, {'status': 'timeout', 'call': {'name': 'crop_video', 'arguments': {}}}))], {})
+  assert '| mlvu | 1.00 | 1.00 | 1.00 | 1.00 | timeout 1 |' in text
+
+
 def test_bars_and_line_ends_do_not_break_a_table():
   assert table.table(('a',), [['x|y\nz']]) == '| a |\n| --- |\n| x\\|y z |'

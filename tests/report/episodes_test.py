@@ -45,6 +45,15 @@ def test_a_line_keeps_the_sizes_of_images_and_no_pixels():
   assert segment['images'] == [[32, 32]] * 4
 
 
+def test_a_call_keeps_its_form_and_a_line_from_before_there_were_forms_is_read():
+  line = _line()
+  call = line['turns'][0]['results'][0]['call']
+  call['well_formed'] = False
+  assert from_json(line, 'here').scored.episode.results[0].call.well_formed is False
+  del call['well_formed']
+  assert from_json(line, 'here').scored.episode.results[0].call.well_formed is True
+
+
 def test_a_parse_failure_comes_back_as_one():
   line = _line()
   line['turns'][0]['results'][0] |= {

@@ -365,3 +365,23 @@ def test_values_of_one_kind_widen_kinds_narrow_and_the_address_keeps_the_choice(
   script = (here / 'page.js').read_text() + (here / 'evaluation.js').read_text()
   done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True, timeout=60, check=True)
   assert json.loads(done.stdout) == ['101', '2 of 3', '001', '#outcome=wrong&k=64', '011', '010', '010', 'close all shown', '000', 'false']
+
+
+def test_a_call_that_ran_and_is_not_well_formed_is_marked(tmp_path):
+  call = ToolCall('crop_video', {'start_time': '1.0s', 'end_time': 2}, False)
+  sloppy = ToolResult(call, ResultStatus.EXECUTED, 'red', Window(1, 2), (1.0, 2.0))
+  made = scored(1)
+  turn = dataclasses.replace(made.episode.turns[0],
+                             results=(sloppy, dataclasses.replace(sloppy, call=dataclasses.replace(call, well_formed=True))))
+  made = dataclasses.replace(made, episode=dataclasses.replace(made.episode, turns=(turn,)))
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=made)))
+  assert re.findall(r'· ([^<]*?)(?: · <span class="form">([^<]*)</span>)?</div><p>red', page) == [
+    ('1 s – 2 s', 'not well-formed'), ('1 s – 2 s', '')]
+
+
+def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not_run(tmp_path):
+  folder = folder_of(tmp_path, line('mlvu', 1))
+  numbers = {'samples': 1, 'score': 0.5, 'interval': [0, 1], 'calls_per_sample': 1.25, 'calls_well_formed': 1.0, 'calls_other': 0.5,
+             'calls_failed_by_reason': {'bad_arguments': 3}}
+  (folder / 'summary.json').write_text(json.dumps({'mlvu': numbers}))
+  assert '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>' in page_of(folder)

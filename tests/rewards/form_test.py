@@ -50,8 +50,17 @@ def test_a_substantive_think_before_a_call_earns_more_even_from_an_earlier_turn(
 
 
 def test_a_call_that_is_no_call_or_forced_earns_no_flow():
-  assert base(LONG + '</think><tool_call>oops</tool_call>') == pytest.approx(.3)
+  assert base(LONG + '</think><tool_call>oops</tool_call>') == pytest.approx(.2)  # nor the .1 of the balance
   assert form.base(form.read((turn(LONG + '</think>' + CALL, forced=True),)), answer_suffix=True) == pytest.approx(.3)
+
+
+@pytest.mark.parametrize('sloppy', [
+    CALL.replace('{"name', '```json\n{"name').replace('</tool', '\n```</tool'), CALL.removesuffix('</tool_call>'),
+    CALL.replace('"', "'"), CALL.replace('"start_time": 1', '"start_time": "1.0s"'), '<tool_code>crop_video("v", 1, 2)</tool_code>',
+    '<function=crop_video><parameter=start_time>1</parameter><parameter=end_time>2</parameter></function>'])
+def test_a_call_that_is_not_well_formed_earns_no_flow_no_balance_and_is_not_compliant(sloppy):
+  assert base(LONG + '</think>' + sloppy) == pytest.approx(.2) and base(LONG + '</think>' + CALL) == pytest.approx(.6)
+  assert not form.turn_compliant(LONG + '</think>' + sloppy) and form.turn_compliant(LONG + '</think>' + CALL)
 
 
 def test_balance_needs_a_positive_score_and_every_turn():

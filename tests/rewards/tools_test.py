@@ -2,6 +2,8 @@
 
 import pytest
 
+from paravt_jax import types
+from paravt_jax.chat import toolcalls
 from paravt_jax.rewards import tools
 from paravt_jax.types import ResultStatus
 from tests.rewards.made import CALL, episode, turn
@@ -24,8 +26,16 @@ def test_a_failed_call_was_not_executed(status):
   assert reward(made, 1.0) == pytest.approx(.6) and reward(made, 1.0, 'executed') == pytest.approx(.1)
 
 
-def test_a_leaked_code_call_is_parseable_and_one_inside_a_think_is_not():
-  assert tools.parseable(episode('<tool_code>crop_video("v", 1, 2)</tool_code>'))
+def test_a_call_that_ran_and_is_not_well_formed_earns_nothing():
+  sloppy = CALL.replace('"', "'")
+  call, = toolcalls.parse(sloppy)
+  made = episode(types.Turn(sloppy, (types.ToolResult(call, ResultStatus.EXECUTED, 'red'),)))
+  assert made.executed == 1 and not tools.executed(made)
+  assert reward(made, 1.0) == reward(made, 1.0, 'executed') == 0.0
+
+
+def test_a_leaked_code_call_is_not_parseable_and_one_inside_a_think_is_not():
+  assert not tools.parseable(episode('<tool_code>crop_video("v", 1, 2)</tool_code>')) and tools.parseable(episode(CALL))
   assert not tools.parseable(episode(f'<think>{CALL}</think>')) and not tools.parseable(episode('<tool_call>{}</tool_call>'))
 
 

@@ -142,6 +142,15 @@ def test_one_bad_call_does_not_void_its_siblings():
   assert isinstance(got.results[1].call, ParseFailure) and isinstance(got.results[0].call, ToolCall)
 
 
+def test_calls_that_are_not_well_formed_run_and_count_towards_the_limit():
+  objects = ''.join(f'{{"name": "crop_video", "arguments": {{"start_time": {start}, "end_time": {start + 4}}}}}\n' for start in (8, 14))
+  first = LONG + f'<tool_call>{objects}</tool_call>' + call(20, 24) + call(30, 34)
+  got, requests = episode(play(first, ANSWER), agent=dataclasses.replace(AGENT, max_parallel=3))
+  assert [result.status for result in got.results] == [ResultStatus.EXECUTED] * 3 + [ResultStatus.OVER_LIMIT]
+  assert [result.call.well_formed for result in got.results] == [False, False, True, True]
+  assert sum(map(is_subagent, requests)) == 3 and got.executed == 3
+
+
 def test_calls_and_failures_beyond_the_limit_get_one_shared_error_result():
   broken = '<tool_call>{broken</tool_call>'
   got, requests = episode(play(LONG + broken + call(1, 3) * 6, ANSWER), agent=dataclasses.replace(AGENT, max_parallel=3))

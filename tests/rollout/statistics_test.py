@@ -88,11 +88,17 @@ def test_calls_are_counted_as_parsed_executed_and_failed_by_reason():
   broken = ToolResult(ParseFailure('not_json', '{'), ResultStatus.PARSE_FAILURE, 'error')
   late = ToolResult(CALL, ResultStatus.TIMEOUT, 'error', Window(0.0, 8.0))
   found = of([scored(3, results=(executed(4.0, 6), executed(6.0, 2), broken, late)), scored(3)])
-  assert (found['calls/parsed'], found['calls/executed'], found['calls/failed']) == (1.5, 1.0, 1.0)
+  assert (found['calls/parsed'], found['calls/executed'], found['calls/failed'], found['calls/other']) == (1.5, 1.0, 1.0, 0.0)
   assert (found['calls/failed/reason=parse_failure'], found['calls/failed/reason=timeout']) == (0.5, 0.5)
   assert found['calls/episodes_with'] == 0.5
   assert found['calls/seconds'] == 6.0                          # windows of 4, 6 and 8 s
   assert found['length/subagent'] == 4.0
+
+
+def test_a_call_that_is_not_well_formed_is_counted_apart_and_among_those_that_ran():
+  sloppy = dataclasses.replace(executed(4.0, 6), call=dataclasses.replace(CALL, well_formed=False))
+  found = of([scored(3, results=(sloppy, executed(6.0, 2)))])
+  assert (found['calls/parsed'], found['calls/other'], found['calls/executed']) == (1.0, 1.0, 2.0)
 
 
 def test_lengths_are_of_what_the_main_agent_wrote_and_of_its_expanded_context():
