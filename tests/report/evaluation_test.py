@@ -365,3 +365,13 @@ def test_values_of_one_kind_widen_kinds_narrow_and_the_address_keeps_the_choice(
   script = (here / 'page.js').read_text() + (here / 'evaluation.js').read_text()
   done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True, timeout=60, check=True)
   assert json.loads(done.stdout) == ['101', '2 of 3', '001', '#outcome=wrong&k=64', '011', '010', '010', 'close all shown', '000', 'false']
+
+
+def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_path):
+  summary = {'charades': {**SUMMARY['charades'], 'score_lmms_eval': 0.47, 'broken': {'rows': 2, 'gold nowhere': 2}}}
+  folder = folder_of(tmp_path, line('charades', 1, lmms_eval={'accuracy': 1.0}), summary=summary)
+  page = evaluation.write(folder, tmp_path / 'a.html', None, published={'charades': {'X': 50.1, 'Y': 49.3}},
+                          rules={'X': 'official'}).read_text()
+  assert '<td>47.0 %</td></tr>' in page and 'lmms-eval accuracy <b>1</b>' in page
+  assert 'by the rule: official' in page and 'by the rule: unknown' in page
+  assert 'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as they are.' in page
