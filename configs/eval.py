@@ -7,7 +7,8 @@ python -m experiments.eval --config=configs/eval.py:8b --config.model.url=http:/
   --config.model.tokenizer=DIR --config.benchmarks=mlvu
 python -m experiments.eval --compare RESULTS RESULTS          python -m experiments.eval --merge RESULTS RESULTS ...
 
-Where the files of a benchmark are expected: `paths.<name>`, by default `data.root`/<name on the hub>, as a download of the whole
+Where the files of a benchmark are expected: `paths.<name>`, by default `data.root`/<name on the hub> (or, of Video-MME, LVBench,
+MMVU and charades_sta, its newer name, lmms-eval/...; or as a hub cache calls it, datasets--owner--name), as a download of the whole
 repository lays them out (rows as parquet, json or jsonl; videos extracted, or in their zip and tar archives; `subtitle/` or
 subtitle.zip). Nothing is fetched. What is missing is said in one message, before anything is started.
 

@@ -16,7 +16,7 @@ from paravt_jax.data import fields, rows
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, protocols, results
 from paravt_jax.eval.run import Record
-from paravt_jax.eval.sample import Sample
+from paravt_jax.eval.sample import Sample, told
 from paravt_jax.report import episodes
 from paravt_jax.rewards import total
 from paravt_jax.rewards.answer import extract_answer
@@ -31,7 +31,7 @@ WORLD = 'world'
 class Suite:
   """One benchmark to be put. samples: of all shards, one video's side by side. metric: which of the metrics is the score. metrics: of a
   sample, its episode, and its answer where the protocol reads it by a rule of its own (else None). official: of a sample and the last
-  turn's text as it was written, None without such a rule. rule: what else scores are
+  turn's text as it was written, None without such a rule; lmms_eval: the same by that harness's rule. rule: what else scores are
   a function of."""
 
   name: str
@@ -42,6 +42,7 @@ class Suite:
   metrics: Callable[[Sample, Episode, str | None], dict[str, float]]
   official: Callable[[Sample, str], dict[str, float]] | None
   rule: str
+  lmms_eval: Callable[[Sample, str], dict[str, float]] | None = None
 
   def questions(self, shard: tuple[int, int]) -> Iterator[tuple[Sample, int]]:
     """(sample, K) of a shard, by video and then by K; whole videos go to a shard, in turn."""
@@ -52,7 +53,8 @@ class Suite:
 
   def about(self, shard: tuple[int, int]) -> dict[str, Any]:
     """Its entry in a plan."""
-    asked = [[s.task.id, s.task.question, s.task.question_type, s.task.answer, list(s.task.options), s.subtitles] for s in self.samples]
+    asked = [[s.task.id, s.task.question, s.task.question_type, s.task.answer, list(s.task.options), s.subtitles, *s.golds]
+             for s in self.samples]
     return {
       'parts': {'budgets': list(self.budgets), 'samples': len(asked), 'questions': results.digest(asked), 'rule': self.rule},
       'metric': self.metric,
@@ -83,8 +85,14 @@ def suites(config: ConfigDict) -> list[Suite]:
 
 
 def folder(config: ConfigDict, name: str) -> pathlib.Path:
-  """Where the snapshot of a benchmark is expected."""
-  return pathlib.Path(config.paths[name] or pathlib.Path(config.data.root) / benchmarks.BENCHMARKS[name].hub)
+  """Where the snapshot of a benchmark is expected: its path, else the first of its names on the hub that is below the root, as a
+  folder or as a hub cache has it (datasets--owner--name)."""
+  if config.paths[name]:
+    return pathlib.Path(config.paths[name])
+  about, root = benchmarks.BENCHMARKS[name], pathlib.Path(config.data.root)
+  hubs = (about.hub, *about.also)
+  places = [root / hub for hub in hubs] + [root / f'datasets--{hub.replace("/", "--")}' for hub in hubs]
+  return next((place for place in places if place.is_dir()), places[0])
 
 
 def _world(config: ConfigDict) -> Suite:
@@ -115,10 +123,13 @@ def world_metrics(options: total.RewardOptions) -> Callable[[Sample, Episode, st
 def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   about = benchmarks.BENCHMARKS[name]
   samples = benchmarks.load(name, where, config.data.cache, config.eval.limit)
+  broken = told(benchmarks.faults(samples))
+  if broken:
+    print(f'{name}: of {len(samples)} rows, {broken}; they are asked as they are and marked', file=sys.stderr, flush=True)
   changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
   reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
   metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)
-  return Suite(name, by_video(samples), tuple(config.eval.budgets), about.metric, reward, metrics, about.official, '')
+  return Suite(name, by_video(samples), tuple(config.eval.budgets), about.metric, reward, metrics, about.official, '', about.lmms_eval)
 
 
 def _limited(config: ConfigDict, samples: list[Sample]) -> list[Sample]:
@@ -138,13 +149,13 @@ def outcome(suite: Suite, sample: Sample, record: Record, protocol: protocols.Pr
   task: Task = sample.task
   common = {
     'key': results.key_of(suite.name, task.id, record.budget), 'benchmark': suite.name, 'id': task.id, 'k': record.budget,
-    'gold': task.answer, 'fields': {'question_type': task.question_type, **sample.fields},
+    'gold': sample.gold, 'fields': {'question_type': task.question_type, **sample.fields},
     'seconds': {name: round(value, 4) for name, value in record.seconds.items()},
   }
   if record.scored is None:
     return results.Outcome(
-      status=results.ERROR, reason=record.reason, error=record.error or record.reason, score=None, metrics={}, official=None, answer='',
-      tokens={'prompt': 0, 'sampled': 0}, episode=None, **common)
+      status=results.ERROR, reason=record.reason, error=record.error or record.reason, score=None, metrics={}, official=None,
+      lmms_eval=None, answer='', tokens={'prompt': 0, 'sampled': 0}, episode=None, **common)
   episode = record.scored.episode
   said, text = protocols.answer(protocol, episode), episode.turns[-1].text
   # where an answer stands is the protocol's to say, not the scores'; formats and published rules look at what was written
@@ -157,5 +168,6 @@ def outcome(suite: Suite, sample: Sample, record: Record, protocol: protocols.Pr
   }
   return results.Outcome(
     status=results.ANSWERED, reason='', error='', score=metrics[suite.metric], metrics=metrics,
-    official=None if suite.official is None else suite.official(sample, text), answer=said, tokens=tokens,
+    official=None if suite.official is None else suite.official(sample, text),
+    lmms_eval=None if suite.lmms_eval is None else suite.lmms_eval(sample, text), answer=said, tokens=tokens,
     episode=episodes.to_json(0, record.scored), **common)

@@ -29,7 +29,7 @@ def finish(folder: pathlib.Path, plan: results.Plan, name: str, samples: int, se
   """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and returns the summary."""
   found = results.summarize(plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed)
   runs.write_json(folder / 'summary.json', found)
-  text = table.markdown(found, name, PUBLISHED)
+  text = table.markdown(found, name, PUBLISHED, benchmarks.RULES)
   (folder / 'table.md').write_text(text)
   print(text)
   return found
@@ -44,7 +44,7 @@ def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
   """The page of a results folder, with the frames that the samples saw and the published scores beside ours."""
   with wiring.decode_pool(config) as pool:
     frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
-    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, right=config.eval.report_right,
+    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, rules=benchmarks.RULES, right=config.eval.report_right,
                       samples=config.eval.report_samples, pictures=config.eval.report_pictures,
                       title=folder.name.removeprefix('.').removesuffix('.partial'))
 

@@ -1,44 +1,50 @@
 """The public benchmarks, one record each: where their files are, what a row means, how it is put and scored (spec, section 11).
 
-Rows are checked where they enter: a gold answer that cannot be resolved stops the run. A video that is missing does not: its
-question is asked all the same and ends as an error of its own; `problems` tells of it before anything is launched.
+Rows are read where they enter: one that is broken as published is kept and marked, and `faults` counts them; a file that lacks a
+column, or is another benchmark's, is refused. A video that is missing does not stop a run: its question is asked all the same and ends
+as an error of its own; `problems` tells of it before anything is launched.
 """
 
 import dataclasses
 import heapq
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
 from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import official, questions, snapshots
+from paravt_jax.eval import lmms_eval, official, questions, snapshots
+from paravt_jax.eval import sample as marks
 from paravt_jax.eval.questions import Question, Row
 from paravt_jax.eval.sample import Sample
 from paravt_jax.rewards import answer
 from paravt_jax.types import Task
 
 LETTERS = answer.LETTERS
+_ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
   """One benchmark.
 
-  hub, config, split: its published name. rows: globs of its row files in a snapshot, the first that matches any file counts.
+  hub, config, split: its published name; also: other names on the hub of the same rows. rows: globs of its row files in a snapshot,
+  the first that matches any file counts.
   columns: that a row must have; optional: that are read beside them. read: a row's Question, or Broken.
   media: folders of the snapshot (or of its archives) that a row's video path is relative to; depth: how many last parts of that
   path must agree when the video lies elsewhere; videos: what publishes them, for people.
   prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write the answer, so that our agent is not
   told another way. subtitle_bytes: how much of a video's subtitles, in UTF-8, stands before the question (a token holds a byte
   at least, in any language), 0 for none. breakdowns: fields of a sample.
-  metric: which of `scores` is the score. official: the published rule, on the last turn's text. published: scores by model, per
-  cent.
+  metric: which of `scores` is the score. official: the published rule, on the last turn's text; lmms_eval: that harness's, None where
+  it has no such task. published: scores by model, per cent, made with the rules of `RULES`.
   """
   name: str
   hub: str
+  also: tuple[str, ...]
   config: str
   split: str
   rows: tuple[str, ...]
@@ -54,6 +60,7 @@ class Benchmark:
   metric: str
   breakdowns: tuple[str, ...]
   official: Callable[[Sample, str], dict[str, float]]
+  lmms_eval: Callable[[Sample, str], dict[str, float]] | None
   published: Mapping[str, float]
 
 
@@ -66,73 +73,78 @@ _PUBLISHED = {
 }
 
 
+# Which rule a published row was made with. The release says that one driver made all of its table, other models' rows too.
+RULES = dict.fromkeys(_PUBLISHED, 'official')
+
+
 def _published(column: int) -> dict[str, float]:
   return {model: row[column] for model, row in _PUBLISHED.items()}
 
 
 _VIDEOMME = Benchmark(
-    name='videomme', hub='lmms-lab/Video-MME', config='videomme', split='test',
+    name='videomme', hub='lmms-lab/Video-MME', also=('lmms-eval/Video-MME',), config='videomme', split='test',
     rows=('videomme/test-*.parquet', 'test-*.parquet', 'data/test-*.parquet', 'test.json*'),
     columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'), optional=('domain', 'task_type'),
     read=questions.videomme,
     media=('data', 'videos'), depth=1, videos='videos_chunked_*.zip',
     prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration', 'domain', 'task_type'),
-    metric='accuracy', official=official.score_letter, published=_published(0))
+    metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(0))
 
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
   _VIDEOMME,
   dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_bytes=24000, published=_published(1)),
   Benchmark(
-      name='longvideobench', hub='longvideobench/LongVideoBench', config='default', split='validation',
+      name='longvideobench', hub='longvideobench/LongVideoBench', also=(), config='default', split='validation',
       rows=('validation-*.parquet', 'data/validation-*.parquet', 'lvb_val.json', 'validation.json*'),
       columns=('id', 'video_path', 'question', 'correct_choice'),
       optional=('option0', 'option1', 'option2', 'option3', 'option4', 'candidates', 'duration_group', 'question_category'),
       read=questions.longvideobench,
       media=('videos',), depth=1, videos='videos.tar.part.*',
       prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration_group', 'question_category'),
-      metric='accuracy', official=official.score_letter, published=_published(2)),
+      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_first_letter, published=_published(2)),
   Benchmark(
-      name='lvbench', hub='lmms-lab/LVBench', config='default', split='train',
+      name='lvbench', hub='lmms-lab/LVBench', also=('lmms-eval/LVBench',), config='default', split='train',
       rows=('data/train-*.parquet', 'train-*.parquet', '*/train-*.parquet', 'train.json*'),
-      columns=('uid', 'question', 'answer', 'video_path'), optional=('type', 'question_type', 'options'),
+      columns=('question', 'answer', 'video_path'), optional=('uid', 'type', 'question_type', 'options'),
       read=questions.lvbench,
       media=('', 'videos', 'all_videos'), depth=1, videos='video_chunks/videos_chunk_*.zip',
       prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('type', 'question_type'),
-      metric='accuracy', official=official.score_letter, published=_published(3)),
+      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(3)),
   Benchmark(
-      name='mlvu', hub='sy1998/MLVU_dev', config='default', split='test',
+      name='mlvu', hub='sy1998/MLVU_dev', also=(), config='default', split='test',
       rows=('mlvu/test-*.parquet', 'data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
       columns=('video_name', 'question', 'answer', 'task_type'), optional=('candidates',),
       read=questions.mlvu,
       media=('video', 'videos', ''), depth=1, videos='video_part_*.zip',
       prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('task_type',),
-      metric='accuracy', official=official.score_letter, published=_published(4)),
+      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(4)),
   Benchmark(
-      name='mmvu', hub='yale-nlp/MMVU', config='default', split='validation',
+      name='mmvu', hub='yale-nlp/MMVU', also=('lmms-eval/MMVU',), config='default', split='validation',
       rows=('validation.json*', 'validation-*.parquet', 'data/validation-*.parquet', '*/validation-*.parquet'),
-      columns=('id', 'question', 'choices', 'answer', 'question_type', 'video'), optional=('subject', 'metadata'),
+      columns=('id', 'question', 'choices', 'answer', 'question_type'),
+      optional=('video', 'video_path', 'subject', 'metadata'),
       read=questions.mmvu,
-      media=('',), depth=2, videos='videos/<subject>/<number>.mp4',
+      media=('', 'videos'), depth=2, videos='videos/<subject>/<number>.mp4',
       prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('question_type', 'subject'),
-      metric='accuracy', official=official.score_mmvu, published=_published(5)),
+      metric='accuracy', official=official.score_mmvu, lmms_eval=lmms_eval.score_mmvu, published=_published(5)),
   Benchmark(
-      name='charades', hub='lmms-lab/charades_sta', config='default', split='test',
+      name='charades', hub='lmms-lab/charades_sta', also=('lmms-eval/charades_sta',), config='default', split='test',
       rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
       columns=('video', 'caption', 'timestamp'), optional=(),
       read=questions.charades,
       media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480_part_*.zip',
       prompt='When does this happen in the video: "{question}"\nSay it like this: The event happens in the X - Y seconds.',
       shaped=True, subtitle_bytes=0, breakdowns=(),
-      metric='iou', official=official.score_times, published=_published(6)),
+      metric='iou', official=official.score_times, lmms_eval=lmms_eval.score_times, published=_published(6)),
   Benchmark(
-      name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', config='default', split='test',
+      name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', also=(), config='default', split='test',
       rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*', '*test*.json*'),
       columns=('problem', 'problem_type', 'videos', 'answer'), optional=('problem_id',),
       read=questions.longvideo_reason,
       media=('', 'videos', 'longvila_videos'), depth=1,
       videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
       prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('problem_type', 'options'),
-      metric='accuracy', official=official.score_longvideo_reason, published={}),
+      metric='accuracy', official=official.score_longvideo_reason, lmms_eval=None, published={}),
 )}
 
 
@@ -158,16 +170,27 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
   task = sample.task
   given = answer.extract_answer(text) if given is None else given
   if task.question_type == 'tvg':
-    return official.recalls(answer.temporal_iou(given, task.answer))
+    return official.recalls(0.0 if sample.unanswerable else answer.temporal_iou(given, task.answer))
   if task.question_type == 'oe':
-    found = {'accuracy': answer.exact_match(given, task.answer), 'f1': answer.token_f1(given, task.answer)}
+    golds = [] if sample.unanswerable else _spellings(task.answer) if sample.benchmark == 'mmvu' else [task.answer]
+    best = lambda rule: max((rule(given, gold) for gold in golds), default=0.0)
+    found = {'accuracy': best(answer.exact_match), 'f1': best(answer.token_f1)}
   else:
-    found = {'accuracy': answer.choice_accuracy(given, task.answer, len(task.options) or len(LETTERS))}
+    letters = [] if sample.unanswerable else sample.golds or (task.answer,)
+    count = len(task.options) or len(LETTERS)
+    found = {'accuracy': max((answer.choice_accuracy(given, letter, count) for letter in letters), default=0.0)}
   if sample.benchmark == 'longvideo_reason':
     found['format'] = float(official.begins_as_told(text))
   if sample.benchmark == 'mmvu':
     found[f'accuracy_{task.question_type}'] = found['accuracy']
   return found
+
+
+def _spellings(gold: str) -> list[str]:
+  """A gold text, and it without what it has in parentheses: "oxygen (O2)" is right as "oxygen" too. Those that are part of a word or
+  all there is, O(n) and (2, 3), are kept."""
+  bare = ' '.join(_ASIDE.sub(' ', gold).split())
+  return [gold, bare] if bare and bare != gold else [gold]
 
 
 # Snapshots to samples.
@@ -186,8 +209,8 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
 
   Raises:
     ConfigError: no such benchmark.
-    DataError: no folder, no row file, a row that breaks the schema or whose gold answer cannot be resolved, a damaged archive;
-      no subtitles at all where the benchmark has them.
+    DataError: no folder, no row file, a file that lacks a column, a row that names no video inside the snapshot, a row that is there
+      twice, a damaged archive; no subtitles at all where the benchmark has them.
   """
   benchmark = named(name)
   try:
@@ -199,6 +222,11 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
     raise _about(name, error) from error
   return [_sample(benchmark, question, videos[question.video] or root / benchmark.media[0] / question.video,
                   subtitles.get(question.video, '')) for question in asked]
+
+
+def faults(samples: Sequence[Sample]) -> dict[str, int]:
+  """As `sample.count`, of the rows that these samples are."""
+  return marks.count(sample.fields for sample in samples)
 
 
 def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
@@ -254,7 +282,10 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
         raise DataError(f'{where}: {error}; fetch the published file, or mend the row') from error
       name = question.id or f'{place.stem}-{len(found)}'
       if name in found:
-        raise DataError(f'{where}: got the id {name!r} again, wanted one id per row; fetch the published file')
+        if dataclasses.replace(found[name], faults=(), id='') == dataclasses.replace(question, faults=(), id=''):
+          raise DataError(f'{where}: got the id {name!r} again, of the same row, wanted each row once; fetch the published file')
+        question = dataclasses.replace(question, faults=(*question.faults, questions.ID_TWICE))
+        name = f'{name}-{len(found)}'
       found[name] = dataclasses.replace(question, id=name)
   if not found:
     raise DataError(f'{benchmark.name}: no rows in {root}, wanted at least one; fetch the published files')
@@ -328,6 +359,11 @@ def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subti
   facts = {prompts.SHAPED: True} if benchmark.shaped else {}
   if subtitles:
     text, facts['asked'] = f'Subtitles (seconds):\n{subtitles}\n\n{asked}', asked
+  fields = dict(question.fields)
+  if question.faults:
+    alone = question.faults == (marks.NO_OPTIONS,)
+    fields |= {marks.OPTIONS: marks.BROKEN, **({} if alone else {marks.FAULTS: '; '.join(question.faults)})}
   task = Task(id=question.id, videos=(str(video),), question=text, question_type=question.kind, answer=question.gold,
               options=question.options, source=benchmark.name, facts=facts)
-  return Sample(benchmark=benchmark.name, task=task, fields=dict(question.fields), subtitles=subtitles)
+  return Sample(benchmark=benchmark.name, task=task, fields=fields, subtitles=subtitles,
+                golds=question.golds if len(question.golds) > 1 else ())

@@ -85,8 +85,9 @@ def recalls(overlap: float) -> dict[str, float]:
 
 
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'}. The driver reads a letter from open-ended rows too, and so nearly always finds them wrong; so does this."""
-  return {'accuracy': float(letter(text) == sample.task.answer)}
+  """{'accuracy'}. The driver reads a letter from open-ended rows too, and so nearly always finds them wrong; so does this. Of a gold
+  text that stands twice it knows the first letter only; where the gold is nowhere, nothing is right."""
+  return {'accuracy': float(not sample.unanswerable and letter(text) == sample.task.answer)}
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
@@ -98,6 +99,8 @@ def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
 
 def score_times(sample: Sample, text: str) -> dict[str, float]:
   """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} against the gold 'start,end'."""
+  if sample.unanswerable:
+    return recalls(0.0)
   given, (start, end) = times(text), sample.task.answer.split(',')
   return recalls(iou(given, (float(start), float(end))) if given else 0.0)
 
@@ -107,4 +110,4 @@ def score_longvideo_reason(sample: Sample, text: str) -> dict[str, float]:
   pattern = _THEREFORE_ANSWER if _THEREFORE in text else _ANSWER
   tagged = pattern.search(text)
   given = (tagged[1] if tagged else text).strip()
-  return {'accuracy': float(given == sample.task.answer), 'format': float(begins_as_told(text))}
+  return {'accuracy': float(not sample.unanswerable and given == sample.task.answer), 'format': float(begins_as_told(text))}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import scoring, statistics
+from paravt_jax.eval import sample, scoring, statistics
 from paravt_jax.metrics.writer import append_line, unwritable
 
 ANSWERED, ERROR = 'answered', 'error'
@@ -28,7 +28,8 @@ class Outcome:
   """A sample that is finished: answered and scored, or an error, which is no wrong answer.
 
   key: 'videomme/<id>/k=64'. score: in [0, 1], None after an error, whose reason (a countable word) and text stand beside it.
-  metrics: what the score is made of, and more of its kind; official: by the benchmark's own rule, None where it has none.
+  metrics: what the score is made of, and more of its kind; official: by the benchmark's own rule, None where it has none;
+  lmms_eval: by that harness's, likewise (results of before it was known have none).
   fields: by which scores are broken down; a sample counts under each of several values, 'a; b'. seconds: 'wall' and its stages.
   tokens: 'prompt' (given, images expanded) and 'sampled', sub-agents included. episode: the JSON of report.episodes, None after an error.
   """
@@ -48,6 +49,7 @@ class Outcome:
   seconds: Mapping[str, float]
   tokens: Mapping[str, int]
   episode: Mapping[str, Any] | None
+  lmms_eval: Mapping[str, float] | None = None
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
@@ -250,23 +252,25 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   """samples, answered, errors (how many), reasons (of errors).
 
   score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered, interval_answered: over the answered
-  ones. score_official, official_interval, score_official_answered: the same by the benchmark's own rule, None without one. metrics,
-  official: every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means over answered samples:
-  calls_per_sample (executed), calls_well_formed and calls_other (of another form, run too), calls_failed, format_compliance,
-  truncated, frames_repeated (left out, shown already); calls_failed_by_reason: how many. No samples give None.
+  ones. score_official, official_interval, score_official_answered: the same by the benchmark's own rule, None without one;
+  score_lmms_eval, lmms_eval_interval, score_lmms_eval_answered: by that harness's. broken: how many of the rows are broken as
+  published, and why. metrics, official, lmms_eval: every metric by name, over `all` samples (with the interval) and over the
+  `answered` ones. Means over answered samples: calls_per_sample (executed), calls_well_formed and calls_other (of another
+  form, run too), calls_failed, format_compliance, truncated, frames_repeated (left out, shown already);
+  calls_failed_by_reason: how many. No samples give None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
   (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
-  metrics, official = ({name: _metric(outcomes, which, name, name == metric, samples, seed) for name in _names(answered, which)}
-                       for which in ('metrics', 'official'))
-  theirs = official.get(metric, {})
+  metrics, official, theirs = ({name: _metric(outcomes, which, name, name == metric, samples, seed) for name in _names(answered, which)}
+                       for which in ('metrics', 'official', 'lmms_eval'))
   return {
     'samples': len(outcomes), 'answered': len(answered), 'errors': len(outcomes) - len(answered),
     'reasons': dict(sorted(collections.Counter(o.reason for o in outcomes if o.status == ERROR).items())),
     'score': score, 'interval': interval, 'score_answered': score_answered, 'interval_answered': interval_answered,
-    'score_official': theirs.get('all'), 'score_official_answered': theirs.get('answered'),
-    'official_interval': theirs.get('interval'), 'metrics': metrics, 'official': official,
+    **_by_rule('official', official.get(metric, {})), **_by_rule('lmms_eval', theirs.get(metric, {})),
+    'broken': sample.count({outcome.id: outcome.fields for outcome in outcomes}.values()),
+    'metrics': metrics, 'official': official, 'lmms_eval': theirs,
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
     'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
     'calls_well_formed': _mean([_forms(outcome, True) for outcome in answered]),
@@ -277,6 +281,11 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
     'truncated': _mean([any(turn['stop'] == 'length' for turn in outcome.episode['turns']) for outcome in answered]),
     'frames_repeated': _mean([_repeated(outcome.episode) for outcome in answered]),
   }
+
+
+def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
+  """The score by another rule than ours, None without it."""
+  return {f'score_{rule}': score.get('all'), f'score_{rule}_answered': score.get('answered'), f'{rule}_interval': score.get('interval')}
 
 
 def _score(outcomes: Sequence[Outcome], value, samples: int, seed: int) -> tuple[float | None, list[float]]:

@@ -1,23 +1,29 @@
 """Markdown of an evaluation and of a comparison. Every number says how sure it is, and published ones say that they are."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from paravt_jax.eval.sample import told
+
+RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}      # other rules than ours, as they are shown
 _WIDEST = 40                 # rows of a breakdown
 
 
-def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]]) -> str:
+def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]],
+             rules: Mapping[str, str] = MappingProxyType({})) -> str:
   """The tables of a summary (`results.summarize`).
 
   Args:
     name: of what was evaluated. published: by benchmark {model: number, per cent}; those of benchmarks that were not put are left out.
+    rules: by model, the rule that its published numbers were made with: 'official' or 'lmms_eval'; unknown without an entry.
 
   Returns:
     Markdown that ends in a newline: scores, those of complete benchmarks beside published rows, errors by reason, calls, further
     metrics, breakdowns. Scores are per cent with their 95 % interval.
   """
   parts = [f'# {name}', _scores(summary)]
-  beside = _beside(summary, name, published)
+  beside = _beside(summary, name, published, rules)
   if beside:
     parts.append(beside)
   errors = [[benchmark, reason, str(count)] for benchmark, row in summary.items() for reason, count in row['reasons'].items()]
@@ -31,30 +37,41 @@ def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Map
 
 def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
   head = ('benchmark', 'metric', 'score, all samples', 'score, answered', 'official rule', 'samples', 'errors', 'calls per sample',
-          'format', 'fingerprint')
+          'format', 'lmms-eval rule', 'fingerprint')
   rows = [[benchmark, row['metric'], sure(row['score'], row['interval']), sure(row['score_answered'], row['interval_answered']),
-           sure(row['score_official'], row['official_interval']), _count(row), str(row['errors']),
-           plain(row['calls_per_sample'], 2), percent(row['format_compliance']), row['fingerprint']] for benchmark, row in summary.items()]
+           _by(row, 'official'), _count(row), str(row['errors']),
+           plain(row['calls_per_sample'], 2), percent(row['format_compliance']), _by(row, 'lmms_eval'),
+           row['fingerprint']] for benchmark, row in summary.items()]
   partial = [benchmark for benchmark, row in summary.items() if row['missing']]
-  note = f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n' if partial else ''
+  note = ''.join(f'{benchmark}: {told(row["broken"])}.\n\n' for benchmark, row in summary.items() if row.get('broken'))
+  note += f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n' if partial else ''
   return f'{note}Per cent [95 % interval].\n\n' + table(head, rows)
+
+
+def _by(row: Mapping[str, Any], rule: str) -> str:
+  """The score by another rule than ours; '-' without it, as in summaries of before it was known."""
+  return sure(row.get(f'score_{rule}'), row.get(f'{rule}_interval'))
 
 
 def _count(row: Mapping[str, Any]) -> str:
   return f'{row["samples"]} of {row["samples"] + row["missing"]}' if row['missing'] else str(row['samples'])
 
 
-def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]]) -> str:
+def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]],
+            rules: Mapping[str, str]) -> str:
   benchmarks = [benchmark for benchmark, row in summary.items() if published.get(benchmark) and not row['missing']]
   if not benchmarks:
     return ''
   models = list(dict.fromkeys(model for benchmark in benchmarks for model in published[benchmark]))
-  rows = [[name, 'measured here', *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks)],
-          [f'{name}, official rule', 'measured here',
-           *(sure(summary[b]['score_official'], summary[b]['official_interval']) for b in benchmarks)]]
-  rows += [[model, 'published', *(plain(published[b].get(model), 1) for b in benchmarks)] for model in models]
+  rows = [[name, 'measured here', *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks), 'ours']]
+  rows += [[f'{name}, {shown} rule', 'measured here',
+            *(_by(summary[b], rule) for b in benchmarks), shown]
+           for rule, shown in RULES.items()]
+  rows += [[model, 'published', *(plain(published[b].get(model), 1) for b in benchmarks),
+            RULES.get(rules.get(model, ''), 'unknown')] for model in models]
   return ('## Beside published numbers\n\nRows marked "published" are quoted, not measured here: other frames, prompts and scoring; they '
-          'enter no statistics.\n\n' + table(('model', 'source', *benchmarks), rows))
+          'enter no statistics. Compare one with the row of ours that was made by its rule.\n\n'
+          + table(('model', 'source', *benchmarks, 'rule'), rows))
 
 
 def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -69,8 +86,8 @@ def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _metrics(summary: Mapping[str, Mapping[str, Any]]) -> str:
   rows = [[benchmark, name, rule, sure(cell['all'], cell['interval']), percent(cell['answered'])]
-          for benchmark, row in summary.items() for rule, which in (('ours', 'metrics'), ('official', 'official'))
-          for name, cell in row[which].items()]
+          for benchmark, row in summary.items() for which, rule in {'metrics': 'ours', **RULES}.items()
+          for name, cell in row.get(which, {}).items()]
   return '## Metrics\n\n' + table(('benchmark', 'metric', 'rule', 'all samples', 'answered'), rows)
 
 

@@ -35,6 +35,7 @@ OVERVIEW = 16                # pictures of an overview; its timeline has every f
 CROP = 8                     # pictures of a crop
 CLIPS = 32                   # decoded clips kept, for samples of one video stand near each other
 VALUES = 40                  # of a field, in the table of its breakdown
+RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}      # by which a published score may have been made, as shown
 OUTCOMES = ('wrong', 'partial', 'error', 'right')
 _HERE = Path(__file__).parent
 
@@ -55,6 +56,7 @@ class Row:
   score: float | None
   metrics: Mapping[str, float]
   official: Mapping[str, float]
+  lmms_eval: Mapping[str, float]
   answer: str
   gold: str
   fields: Mapping[str, str]
@@ -65,8 +67,8 @@ class Row:
 
 
 def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFrames | None, *,
-          published: Mapping[str, Mapping[str, float]] | None = None, right: bool = False, pictures: int = PICTURES,
-          samples: int = SAMPLES, title: str = '') -> Path:
+          published: Mapping[str, Mapping[str, float]] | None = None, rules: Mapping[str, str] | None = None,
+          right: bool = False, pictures: int = PICTURES, samples: int = SAMPLES, title: str = '') -> Path:
   """Writes the page of a results folder.
 
   Args:
@@ -74,6 +76,7 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
     out_html: the file to write; replaced in one go.
     load_frames: (video path, seconds) -> Clip; it may raise MediaError. None: times only.
     published: by benchmark and model, the score in points as published, to stand beside ours.
+    rules: by model, the rule ('official' or 'lmms_eval') that its published scores were made with; unknown without an entry.
     right: show right answers too, after the others have their place.
     pictures, samples: at most so many on the page, shared evenly by the benchmarks; the page says what was left out.
     title: the folder's name by default.
@@ -90,6 +93,7 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
   notes: list[str] = []
   rows = read(file, notes)
   summary = _summary(Path(folder) / 'summary.json', rows, notes)
+  notes += [_broken(name, one['broken']) for name, one in summary.items() if one.get('broken')]
   notes += [f'{name} is not complete: {one["missing"]} of its samples are missing.' for name, one in summary.items() if one.get('missing')]
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(_in_turn(wanted), samples))
@@ -97,7 +101,7 @@ def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFram
   cards = _cards(file, chosen, held, notes)
   left = collections.Counter(row.outcome for row in rows)
   left.subtract(row.outcome for row in chosen)
-  page = _render(cards, held, title=title or Path(folder).resolve().name, table=_table(summary, published or {}), notes=notes,
+  page = _render(cards, held, title=title or Path(folder).resolve().name, table=_table(summary, published or {}, rules or {}), notes=notes,
                  breakdowns=_parts(summary), left={name: left[name] for name in OUTCOMES if left[name] > 0}, right=right)
   return write_whole(out_html, page, 'write the report')
 
@@ -109,7 +113,8 @@ def write_one(episode: Episode, out_html: Path | str, load_frames: scenes.LoadFr
     ParavtError: the page cannot be written.
   """
   row = Row(key=episode.task.id, benchmark='', id=episode.task.id, k=episode.budget, outcome='', reason='', error=episode.error,
-            score=None, metrics={}, official={}, answer='', gold='', fields={}, seconds={}, tokens={}, calls=episode.executed, start=0)
+            score=None, metrics={}, official={}, lmms_eval={}, answer='', gold='', fields={}, seconds={}, tokens={},
+            calls=episode.executed, start=0)
   held = _Pictures(load_frames, PICTURES)
   cards = [_card(row, Scored(episode, 0.0, {}), held)]
   page = _render(cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True)
@@ -151,6 +156,7 @@ def _row(line: bytes, start: int, where: str) -> Row:
   return Row(
     key=data['key'], benchmark=data['benchmark'], id=data['id'], k=data['k'], outcome=outcome, reason=text('reason'),
     error=text('error'), score=None if failed else float(score), metrics=data['metrics'], official=data.get('official') or {},
+    lmms_eval=data.get('lmms_eval') or {},
     answer=text('answer'), gold=text('gold'), fields=data['fields'], seconds=data.get('seconds') or {},
     tokens=data.get('tokens') or {}, calls=sum(result.get('status') == ResultStatus.EXECUTED for result in results), start=start)
 
@@ -215,15 +221,19 @@ def _mean(values: Sequence[float]) -> float | None:
   return sum(values) / len(values) if values else None
 
 
-def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]],
+           rules: Mapping[str, str]) -> list[dict[str, Any]]:
   """A row of texts per benchmark, its interval also as percent of the way from 0 to 1."""
   return [{
     'name': name, 'metric': str(one.get('metric', 'score')), 'score': percent(_known(one.get('score'))),
     'range': _range(one.get('interval')), 'bar': _bar(one.get('score'), one.get('interval')),
-    'official': percent(_known(one.get('score_official'))), 'answered': percent(_known(one.get('score_answered'))),
+    'official': percent(_known(one.get('score_official'))),
+    'lmms_eval': '' if _known(one.get('score_lmms_eval')) is None else percent(one['score_lmms_eval']),
+    'answered': percent(_known(one.get('score_answered'))),
     'samples': one['samples'], 'planned': one['samples'] + (one.get('missing') or 0), 'errors': one.get('errors', 0),
     'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}', 'forms': _forms(one),
-    'published': [(model, f'{value:.1f} %') for model, value in published.get(name, {}).items() if not one.get('missing')],
+    'published': [(model, f'{value:.1f} %', RULES.get(rules.get(model, ''), 'unknown'))
+                  for model, value in published.get(name, {}).items() if not one.get('missing')],
   } for name, one in summary.items()]
 
 
@@ -234,6 +244,12 @@ def _forms(one: Mapping[str, Any]) -> str:
     return ''
   failed = ', '.join(f'{str(reason).replace("_", " ")} {count}' for reason, count in (one.get('calls_failed_by_reason') or {}).items())
   return f'{well:.2f} well-formed, {other:.2f} of another form' + (f'; did not run: {failed}' if failed else '')
+
+
+def _broken(name: str, counts: Mapping[str, int]) -> str:
+  """How many rows of a benchmark are broken as published, and why."""
+  reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')
+  return f'Of the rows of {name}, {counts["rows"]} are broken as published ({reasons}); they were asked as they are.'
 
 
 def _known(value: Any) -> float | None:
@@ -328,9 +344,10 @@ def _cards(file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str
 
 def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any]:
   """{row, scene, facts, bare}: scene is None without an episode; bare: it has no pictures."""
-  official = {f'official {name}': value for name, value in row.official.items() if row.metrics.get(name) != value}
+  others = {f'{rule} {name}': value for rule, found in (('official', row.official), ('lmms-eval', row.lmms_eval))
+            for name, value in found.items() if row.metrics.get(name) != value}
   # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a benchmark score it, by another rule
-  values = {'score': row.score, **row.metrics, **official, **{f'{name} s': value for name, value in row.seconds.items()},
+  values = {'score': row.score, **row.metrics, **others, **{f'{name} s': value for name, value in row.seconds.items()},
             **{f'{name} tokens': value for name, value in row.tokens.items()}}
   facts = [(name, number(value)) for name, value in values.items() if _known(value) is not None]
   if scored is None:

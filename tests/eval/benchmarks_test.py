@@ -14,7 +14,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks
 from paravt_jax.eval.benchmarks import BENCHMARKS
-from paravt_jax.eval.sample import Sample
+from paravt_jax.eval.sample import Sample, told
 from paravt_jax.types import Task
 from paravt_jax.video.readers import PyavReader
 from tests.eval import fixtures
@@ -146,13 +146,47 @@ def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):
   assert benchmarks.problems({'videomme_wsub': root})[0] != [] and benchmarks.problems({'videomme': root}) == ([], [])
 
 
-def test_a_row_that_cannot_be_resolved_stops_the_run_and_is_named(tmp_path: pathlib.Path):
-  good = {'video_name': 'a.mp4', 'question': 'Which?', 'candidates': ['x', 'y'], 'answer': 'x', 'task_type': 'order'}
-  (tmp_path / 'test.json').write_text(json.dumps([good, {**good, 'answer': 'z'}]))
-  wanted = f"mlvu: row 1 of {tmp_path / 'test.json'}: answer: got 'z', wanted one of A, B; fetch the published file, or mend the row"
-  with pytest.raises(DataError, match=re.escape(wanted)):
-    benchmarks.load('mlvu', tmp_path, tmp_path / 'cache')
-  assert benchmarks.problems({'mlvu': tmp_path}) == ([wanted], [])
+def _published(tmp_path: pathlib.Path) -> list[Sample]:
+  """A whole row, one whose gold text stands twice, one whose gold is nowhere, one with empty options."""
+  good = {'video_name': 'a.mp4', 'question': 'Which?', 'candidates': ['x', 'y', 'z'], 'answer': 'x', 'task_type': 'order'}
+  rows = [good, {**good, 'candidates': ['x', 'y', 'y'], 'answer': 'y'}, {**good, 'answer': 'E'}, {**good, 'candidates': ['', 'y', 'x']}]
+  (tmp_path / 'test.json').write_text(json.dumps(rows))
+  return benchmarks.load('mlvu', tmp_path, tmp_path / 'cache')
+
+
+def test_rows_that_are_broken_as_published_are_kept_marked_and_counted(tmp_path: pathlib.Path):
+  samples = _published(tmp_path)
+  broken = {'task_type': 'order', 'options': 'broken', 'broken': ''}
+  assert [sample.fields for sample in samples] == [
+    {'task_type': 'order'}, {**broken, 'broken': 'gold twice'}, {**broken, 'broken': 'gold nowhere'}, {**broken, 'broken': 'option empty'}]
+  assert [sample.gold for sample in samples] == ['A', 'B or C', 'E', 'C']
+  assert benchmarks.faults(samples) == {'rows': 3, 'gold nowhere': 1, 'gold twice': 1, 'option empty': 1}
+  assert told(benchmarks.faults(samples)) == '3 rows are broken as published: 1 gold nowhere, 1 gold twice, 1 option empty'
+  assert benchmarks.faults(samples[:1]) == {} and told({}) == ''
+
+
+def test_a_gold_that_stands_twice_is_right_under_either_letter_and_one_that_is_nowhere_under_none(tmp_path: pathlib.Path):
+  about, (_, twice, nowhere, _) = BENCHMARKS['mlvu'], _published(tmp_path)
+  said = lambda letter: f'<think>\nlong enough</think>\n<answer>{letter}</answer>'
+  rules = (benchmarks.scores, about.official, about.lmms_eval)
+  assert [[rule(twice, said(letter))['accuracy'] for letter in 'ABC'] for rule in rules] == [
+    [0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]                     # the driver takes the first
+  assert {rule(nowhere, said(letter))['accuracy'] for rule in rules for letter in 'ABCDE'} == {0.0}
+
+
+def test_a_window_that_is_none_can_be_asked_and_not_be_right(tmp_path: pathlib.Path):
+  (tmp_path / 'test.json').write_text(json.dumps([{'video': 'a.mp4', 'caption': 'x', 'timestamp': [5, 2]}]))
+  about, (sample,) = BENCHMARKS['charades'], benchmarks.load('charades', tmp_path, tmp_path / 'cache')
+  text = '<answer>The event happens in the 2 - 5 seconds.</answer>'
+  assert sample.fields['broken'] == 'gold nowhere' and sample.unanswerable
+  assert [rule(sample, text)['iou'] for rule in (benchmarks.scores, about.official, about.lmms_eval)] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize('gold, answer, accuracy', [
+  ('oxygen (O2)', 'oxygen', 1.0), ('oxygen (O2)', 'oxygen (O2)', 1.0), ('oxygen (O2)', 'O2', 0.0),
+  ('O(n)', 'O(n)', 1.0), ('O(n)', 'O', 0.0), ('(crypsis)', 'crypsis', 1.0)])
+def test_an_open_ended_gold_counts_without_its_parenthesis(gold: str, answer: str, accuracy: float):
+  assert benchmarks.scores(_sample('mmvu', 'oe', gold), f'<answer>{answer}</answer>')['accuracy'] == accuracy
 
 
 def test_a_row_without_options_is_asked_as_it_is_and_marked(tmp_path: pathlib.Path):
@@ -170,11 +204,19 @@ def test_a_video_outside_of_the_snapshot_is_refused(tmp_path: pathlib.Path, path
     benchmarks.load('charades', tmp_path, tmp_path / 'cache')
 
 
-def test_an_id_that_comes_twice_is_refused(tmp_path: pathlib.Path):
+def test_a_row_that_comes_twice_is_refused(tmp_path: pathlib.Path):
   row = {'uid': '7', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': 'a.mp4'}
   (tmp_path / 'train.json').write_text(json.dumps([row, row]))
   with pytest.raises(DataError, match=r"row 1 of .*got the id '7' again"):
     benchmarks.load('lvbench', tmp_path, tmp_path / 'cache')
+
+
+def test_an_id_that_two_questions_share_is_told_apart_and_marked(tmp_path: pathlib.Path):
+  row = {'uid': '7', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': 'a.mp4'}
+  (tmp_path / 'train.json').write_text(json.dumps([row, {**row, 'question': 'Who?\n(A) x\n(B) y'}]))
+  first, second = benchmarks.load('lvbench', tmp_path, tmp_path / 'cache')
+  assert (first.task.id, first.fields) == ('7', {})
+  assert (second.task.id, second.fields['broken']) == ('7-1', 'id twice')
 
 
 # Videos, limits, what is missing.

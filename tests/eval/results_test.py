@@ -51,7 +51,7 @@ def test_what_is_written_comes_back(tmp_path):
   assert results.read(tmp_path / 'results.jsonl') == written
   assert set(json.loads(lines(tmp_path)[0])) == {
     'key', 'benchmark', 'id', 'k', 'status', 'reason', 'error', 'score', 'metrics', 'official', 'answer', 'gold', 'fields', 'seconds',
-    'tokens', 'episode'}
+    'tokens', 'episode', 'lmms_eval'}
   assert written[0].key == 'mlvu/a/k=64'
 
 

@@ -36,3 +36,23 @@ def test_calls_stand_by_form_with_what_did_not_run_by_reason():
 
 def test_bars_and_line_ends_do_not_break_a_table():
   assert table.table(('a',), [['x|y\nz']]) == '| a |\n| --- |\n| x\\|y z |'
+
+
+def test_rules_stand_beside_each_other_and_a_published_row_says_which_one_made_it():
+  made = plan('a')
+  found = results.summarize(made, [outcome('a', official={'accuracy': 0.0}, lmms_eval={'accuracy': 1.0})], samples=100, seed=0)
+  assert (found['mlvu']['score_official'], found['mlvu']['score_lmms_eval']) == (0.0, 1.0)
+  text = table.markdown(found, 'ours', {'mlvu': {'ParaVT-8B': 65.0, 'other': 60.0, 'third': 50.0}},
+                        {'ParaVT-8B': 'official', 'other': 'lmms_eval'})
+  assert '| ParaVT-8B | published | 65.0 | official |' in text and '| other | published | 60.0 | lmms-eval |' in text
+  assert '| third | published | 50.0 | unknown |' in text
+  assert '| ours, lmms-eval rule | measured here | 100.0 [20.7, 100.0] | lmms-eval |' in text
+  assert '| ours, official rule | measured here | 0.0 [0.0, 79.3] | official |' in text
+
+
+def test_rows_that_are_broken_as_published_are_counted_once_however_often_they_were_put():
+  fields = {'options': 'broken', 'broken': 'option empty; gold nowhere'}
+  some = [outcome('a', k=k, fields=fields) for k in (16, 64)] + [outcome('b', fields={'options': 'broken'}), outcome('c')]
+  found = results.summarize(plan('a', 'b', 'c', k=(16, 64)), some, samples=100, seed=0)
+  assert found['mlvu']['broken'] == {'rows': 2, 'gold nowhere': 1, 'option empty': 1, 'options missing': 1}
+  assert 'mlvu: 2 rows are broken as published: 1 gold nowhere, 1 option empty, 1 options missing.' in table.markdown(found, 'ours', {})

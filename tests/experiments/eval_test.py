@@ -436,3 +436,26 @@ def test_what_a_server_says_of_its_load_becomes_a_mean_batch():
   load.heard('sglang', {'version': '0.5.21'})
   assert (load.polls, load.running, load.waiting, load.batch) == (2, 6, 6, 6.0)
   assert entry.eval_speed.Load().batch is None
+
+
+@pytest.mark.parametrize('folder', [
+  'lmms-lab/Video-MME', 'lmms-eval/Video-MME', 'datasets--lmms-lab--Video-MME', 'datasets--lmms-eval--Video-MME'])
+def test_a_benchmark_is_found_under_each_of_its_names_on_the_hub(tmp_path, folder):
+  config = recipe.get_config()
+  config.data.root = str(tmp_path)
+  assert eval_data.folder(config, 'videomme') == tmp_path / 'lmms-lab/Video-MME'          # where it is expected
+  (tmp_path / folder).mkdir(parents=True)
+  assert eval_data.folder(config, 'videomme') == tmp_path / folder
+
+
+def test_broken_rows_are_told_at_start_and_both_their_golds_stand_in_the_line(tmp_path, capsys):
+  row = {'video_name': 'a.mp4', 'question': 'Which?', 'candidates': ['x', 'y', 'y'], 'answer': 'y', 'task_type': 'order'}
+  (tmp_path / 'test.json').write_text(json.dumps([row]))
+  (tmp_path / 'a.mp4').write_bytes(b'')
+  config = recipe.get_config()
+  config.benchmarks, config.data.cache, config.paths.mlvu = 'mlvu', str(tmp_path / 'cache'), str(tmp_path)
+  (suite,) = eval_data.suites(config)
+  assert capsys.readouterr().err == (
+    'mlvu: of 1 rows, 1 row is broken as published: 1 gold twice; they are asked as they are and marked\n')
+  got = said(suite, 'tools', '<think>long enough</think>\n<answer>C</answer>')
+  assert (got.gold, got.score, got.official, got.lmms_eval) == ('B or C', 1.0, {'accuracy': 0.0}, {'accuracy': 1.0})

@@ -385,3 +385,13 @@ def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not
              'calls_failed_by_reason': {'bad_arguments': 3}}
   (folder / 'summary.json').write_text(json.dumps({'mlvu': numbers}))
   assert '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>' in page_of(folder)
+
+
+def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_path):
+  summary = {'charades': {**SUMMARY['charades'], 'score_lmms_eval': 0.47, 'broken': {'rows': 2, 'gold nowhere': 2}}}
+  folder = folder_of(tmp_path, line('charades', 1, lmms_eval={'accuracy': 1.0}), summary=summary)
+  page = evaluation.write(folder, tmp_path / 'a.html', None, published={'charades': {'X': 50.1, 'Y': 49.3}},
+                          rules={'X': 'official'}).read_text()
+  assert '<td>47.0 %</td></tr>' in page and 'lmms-eval accuracy <b>1</b>' in page
+  assert 'by the rule: official' in page and 'by the rule: unknown' in page
+  assert 'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as they are.' in page

@@ -1,0 +1,180 @@
+"""How lmms-eval reads an answer and scores it, so that rows which were made with it can be compared with ours.
+
+Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped with). Every quirk is meant: do not
+mend them here.
+Where that harness draws a letter at random, or asks a judge, there is none here: such an answer is wrong.
+"""
+
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+
+from paravt_jax.eval import official
+from paravt_jax.eval.sample import Sample
+
+FOUR, FIVE = 'ABCD', 'ABCDE'
+_THOUGHTS = (('<think>', '</think>'), ('<analysis>', '</analysis>'))
+_EDGES = (',', '.', '!', '?', ';', ':', "'", '"')
+_PHRASES = (
+    *(f'{article}{what} is' for article in ('the ', '') for what in (
+        'answer', 'correct answer', 'best answer', 'correct option', 'best option', 'choice', 'correct choice')),
+    'my answer is', 'my choice is', 'i choose', 'i select', 'i pick', '옵션', '정답은', '답은', '답:', '答案是', '答案为', '选', '答えは')
+_BEFORE_LETTERS = (
+    'The best answer is', 'The correct answer is', 'The answer is', 'The answer', 'The best option is', 'The correct option is',
+    'Best answer:', 'Best option:')
+_EXAMPLE = 'a specific example is : 20.8 - 30.0 seconds'
+_EVENT_WORDS = ('start', 'end', 'happen')
+_NUMBER = r'\d+(?:\.\d+)?'
+_CLOCK = r'\d{1,2}:\d{2}(?::\d{2})?'
+_CLOCK_RANGE = re.compile(rf'\b({_CLOCK})\s*[–-]\s*({_CLOCK})\b')
+_RANGE = re.compile(rf'({_NUMBER})\s*[–-]\s*({_NUMBER})')
+_RANGE_IN_SECONDS = re.compile(rf'({_NUMBER})\s*s?\s*[–-]\s*({_NUMBER})\s*s?')
+_ONE_CLOCK, _ONE_NUMBER = re.compile(rf'\b{_CLOCK}\b'), re.compile(rf'\b{_NUMBER}\b')
+_POWERS = {power: f'^{digit}' for digit, power in enumerate('⁰¹²³⁴⁵⁶⁷⁸⁹')}
+_ORDER = re.compile(r'o\s*\([^)]+\)')
+
+
+def without_thoughts(text: str) -> str:
+  """The text without thoughts that were closed; of one whose opening is not there, what follows its last closing."""
+  for opened, closed in _THOUGHTS:
+    while opened in text and closed in text:
+      start = text.find(opened)
+      end = text.find(closed, start)
+      if end < 0:
+        break
+      text = text[:start] + text[end + len(closed):]
+    if closed in text and opened not in text:
+      text = text.rpartition(closed)[2]
+  return text.strip()
+
+
+def letter(text: str, choices: str = FOUR) -> str:
+  """The letter that multiple choice is read as (Video-MME, LVBench, MLVU), '' for none.
+
+  Kinds of mention in order: the text begins with a letter, ends with one, one follows a phrase such as "answer is" (anywhere behind
+  it, in a word too), `(B)`, `B.`, `B:`, `B)`, `B` and a space; without any of these a letter in any word. Of one kind the last
+  mention counts; a phrase takes of each letter the first that follows.
+  """
+  text = text.strip()
+  for mark in _EDGES:
+    text = text.strip(mark)
+  bare, text = text.strip(), f' {text} '
+  if not bare:
+    return ''
+  found = [one for one in choices if bare.startswith(one) and not bare[1:2].isalpha()]
+  found = found or [one for one in choices if bare.endswith(one) and not bare[-2:-1].isalpha()]
+  if found:
+    return found[0]
+  lower = text.lower()
+  behind = [text.find(one, lower.find(phrase) + len(phrase)) for phrase in _PHRASES if phrase in lower for one in choices]
+  if max(behind, default=-1) >= 0:
+    return text[max(behind)]
+  for kind in ('({})', '{}.', '{}:', '{})', '{} ', '{}'):
+    at = {text.rfind(kind.format(one)): one for one in choices}
+    if max(at) >= 0:
+      return at[max(at)]
+  return ''
+
+
+def first_letter(text: str) -> str:
+  """The first capital A..E anywhere in the text (LongVideoBench) once announcements are taken out; '' for none, where the harness
+  draws one."""
+  for phrase in _BEFORE_LETTERS:
+    text = text.replace(phrase, '')
+  return next((one for one in text if one in FIVE), '')
+
+
+def times(text: str) -> tuple[float, float] | None:
+  """(start, end) in seconds that a grounded answer is read as, put in order; None for none.
+
+  Only lines (parted at !, ? and line ends) that speak of a start, an end or a happening count, all where there is none. Tried in turn:
+  the first range of clocks, the first `a - b` ("to" is a dash), the first two clocks, the first numbers of two lines.
+  """
+  text = text.lower().replace(_EXAMPLE, '').replace('to', '-')
+  lines = re.split(r'[!?\n]', text)
+  lines = [line for line in lines if any(word in line for word in _EVENT_WORDS)] or lines
+  first = next(_windows(lines), None)
+  return None if first is None else (min(first), max(first))
+
+
+def _windows(lines: Sequence[str]) -> Iterator[tuple[float, float]]:
+  """Readings, best one first."""
+  for pattern, number in ((_CLOCK_RANGE, _seconds), (_RANGE, float)):
+    yield from ((number(match[1]), number(match[2])) for match in map(pattern.search, lines) if match)
+  clocks = [_seconds(clock) for line in lines for clock in _ONE_CLOCK.findall(line)]
+  numbers = [float(match[0]) for match in map(_ONE_NUMBER.search, lines) if match]
+  yield from ((found[0], found[1]) for found in (clocks, numbers) if len(found) >= 2)
+  yield from ((float(match[1]), float(match[2])) for match in map(_RANGE_IN_SECONDS.search, lines) if match)
+
+
+def _seconds(clock: str) -> float:
+  return sum(float(part) * 60**place for place, part in enumerate(reversed(clock.split(':'))))
+
+
+def chooses(text: str, gold: str, option: str) -> bool:
+  """Whether MMVU's rule finds a multiple-choice answer right: the first stand-alone A..E in either case is the gold letter, or the
+  gold letter stands alone anywhere, or the gold option's text is in it, or the letter and a word of that option are."""
+  lower, option = text.lower(), option.strip().lower()
+  if re.search(rf'\b{gold}\b', text, re.IGNORECASE):     # which the first stand-alone letter is a case of
+    return True
+  words = [word.strip(string.punctuation) for word in option.split()]
+  return (option != '' and option in lower) or (gold.lower() in lower and any(word in lower for word in words if len(word) > 2))
+
+
+def says(text: str, gold: str) -> bool:
+  """Whether MMVU's rule finds an open-ended answer right without its judge: one text holds the other, their first numbers agree to
+  0.01, all words (of three letters and more) of a gold of two to five words are there, or both name the same order O(...)."""
+  text, gold = (_raised(one.strip().lower()) for one in (text, gold))
+  given, wanted = ' '.join(text.split()), ' '.join(gold.split())
+  if wanted in given or given in wanted:
+    return True
+  numbers = [re.search(r'\d+\.?\d*', one) for one in (text, gold)]
+  if all(numbers) and abs(float(numbers[0][0]) - float(numbers[1][0])) < 0.01:
+    return True
+  words, there = ([word for word in (part.strip(string.punctuation) for part in one.split()) if word] for one in (wanted, given))
+  if 2 <= len(words) <= 5 and all(word in there for word in words if len(word) > 2):
+    return True
+  orders = [_ORDER.search(one) for one in (given, wanted)]
+  return all(orders) and orders[0][0] == orders[1][0]
+
+
+def _raised(text: str) -> str:
+  return ''.join(_POWERS.get(one, one) for one in text)
+
+
+# Scores of a sample and its last turn's text.
+
+
+def score_letter(sample: Sample, text: str) -> dict[str, float]:
+  """{'accuracy'} of Video-MME, LVBench and MLVU: a letter past D is never read."""
+  return _chosen(sample, lambda gold: letter(without_thoughts(text)) == gold)
+
+
+def score_first_letter(sample: Sample, text: str) -> dict[str, float]:
+  """{'accuracy'} of LongVideoBench."""
+  return _chosen(sample, lambda gold: first_letter(without_thoughts(text)) == gold)
+
+
+def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
+  """{'accuracy'} of MMVU, and the same as 'accuracy_mcq' or 'accuracy_oe'."""
+  task, bare = sample.task, without_thoughts(text)
+  if task.question_type == 'oe':
+    found = {'accuracy': float(not sample.unanswerable and says(bare, task.answer))}
+  else:
+    options = dict(zip(official.LETTERS, task.options))
+    found = _chosen(sample, lambda gold: chooses(bare, gold, options.get(gold, '')))
+  return {**found, f'accuracy_{task.question_type}': found['accuracy']}
+
+
+def score_times(sample: Sample, text: str) -> dict[str, float]:
+  """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of Charades-STA."""
+  given = times(without_thoughts(text))
+  if given is None or sample.unanswerable:
+    return official.recalls(0.0)
+  start, end = sample.task.answer.split(',')
+  return official.recalls(official.iou(given, (float(start), float(end))))
+
+
+def _chosen(sample: Sample, right: Callable[[str], bool]) -> dict[str, float]:
+  """Right under any of the gold letters, never where the gold is nowhere."""
+  return {'accuracy': float(not sample.unanswerable and any(map(right, sample.golds or (sample.task.answer,))))}
