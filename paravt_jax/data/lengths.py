@@ -28,7 +28,7 @@ from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.data.table import Table
 from paravt_jax.errors import ChatError, DataError, MediaError
 
-VERSION = 1                  # raise when the same row and options give another size
+VERSION = 2                  # raise when the same row and options give another size
 NO_TARGET = 'no_target'
 _EVERY = 1024                # new sizes after which an index is written
 

@@ -1,5 +1,7 @@
 """SFT samples: the token stream of the agent loop, the mask of spec section 10, the frames of the samplers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -132,3 +134,13 @@ def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok,
     with pytest.raises(MediaError) as error:
       sft.sample(tok, conversation(('user', (ImageRef(str(tmp_path / name)),))), sft.decoded(Fake(), options), options)
     assert error.value.reason == reason
+
+
+def test_a_masked_turn_is_in_the_context_and_no_target(tok):
+  whole = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
+  messages = [dataclasses.replace(message, trained=message.parts != (CALL,)) for message in WORKED.messages]
+  masked = sft.sample(tok, Conversation('t.parquet:0', tuple(messages)), sft.decoded(Fake(), OPTIONS), OPTIONS)
+  np.testing.assert_array_equal(masked.ids, whole.ids)
+  last = len(tok.encode(OPTIONS.think_prefix, trusted=True)) + len(tok.encode(ANSWER[len(OPTIONS.think_prefix):], trusted=True)) + 1
+  assert masked.extras[sft.MASK].sum() == last < whole.extras[sft.MASK].sum()
+  assert masked.extras[sft.MASK][-last:].all()
