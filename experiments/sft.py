@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import runs, sft_data, wiring
 from experiments.launch import require, require_recipe, run
+from paravt_jax.data import planner
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
@@ -110,6 +111,7 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
       learner, start = record.state, record.step
       data.set_state(record.host['data'])
       counts.update(record.host['skipped'])
+    left_out = LeftOut(sum(counts[reason] for reason in LeftOut.REASONS), data.get_state()['drawn'])
     writer = MetricsWriter(
       folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start
     )
@@ -118,6 +120,7 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
         for number in range(start, config.steps):
           learner, metrics = one_step(update, learner, data, mesh, counts, skipped)
           done = number + 1
+          left_out.tell(counts, data.get_state()['drawn'], skipped.latest)
           writer.write(number, metrics)
           progress.set_postfix_str(f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False)
           progress.update()
@@ -130,16 +133,51 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   weights.save_hf(target, model_config, jax.device_get(learner.params), base)
 
 
+class LeftOut:
+  """Says on the terminal that rows are left out as too long: at the first one, and once their share of the draws passes SHARE."""
+
+  SHARE = 0.05  # of the rows drawn: beyond it the run trains on other data than the recipe names
+  REASONS = (planner.TOO_LONG, planner.TOO_MANY_IMAGES)
+
+  def __init__(self, before: int, drawn: int):
+    self._first, self._warned = before > 0, self._is_large(before, drawn)
+
+  def tell(self, counts: Mapping[str, int], drawn: int, examples: Mapping[str, str]) -> None:
+    """counts: rows left out so far, by reason; drawn: rows drawn so far; examples: of this batch, a line for each reason."""
+    count = self.count(counts)
+    if count and not self._first:
+      example = next((examples[reason].split('\t') for reason in self.REASONS if reason in examples), ['', 'a row', '', ''])
+      self._say(f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)')
+      self._first = True
+    if not self._warned and self._is_large(count, drawn):
+      self._say(f'warning: {count} of {drawn} rows drawn were left out as too long, more than {self.SHARE:g} of them; raise '
+                'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)')
+      self._warned = True
+
+  def count(self, counts: Mapping[str, int]) -> int:
+    """How many of the counts are rows that were too long."""
+    return sum(counts.get(reason, 0) for reason in self.REASONS)
+
+  def _is_large(self, count: int, drawn: int) -> bool:
+    return drawn >= planner.JUDGED and count > self.SHARE * drawn
+
+  def _say(self, text: str) -> None:
+    if jax.process_index() == 0:
+      print(f'\nsft: {text}', file=sys.stderr, flush=True)
+
+
 class Skipped:
   """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row, reason, fault."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
     lines = path.read_text().splitlines() if path.exists() else []
+    self.latest: Mapping[str, str] = {}  # of the last batch
     self._known = {line.split('\t')[2] for line in lines if line.count('\t') >= 3}
 
   def add(self, examples: Mapping[str, str]) -> None:
     """Appends a line for each reason that is new."""
+    self.latest = examples
     for reason in examples.keys() - self._known:
       with self._path.open('a', encoding='utf-8', errors='replace') as file:
         file.write(' '.join(examples[reason].splitlines()) + '\n')

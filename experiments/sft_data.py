@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.launch import build
+from paravt_jax.chat import slow
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, fields, manifest, provenance, sft, table
 from paravt_jax.video.decode import DecodePool
@@ -85,10 +86,16 @@ def make_batches(
   """The endless iterator of packed batches. base: the folder of the tokenizer, for lengths to be kept between runs."""
   cache = None
   if config.data.cache_folder and base:
-    cache = batches.Cache(pathlib.Path(config.data.cache_folder), provenance.digest(pathlib.Path(base) / 'tokenizer.json'))
+    cache = batches.Cache(pathlib.Path(config.data.cache_folder), _tokenizer(pathlib.Path(base)))
   return batches.batches(
     rows, tok, frames, frame_options(config), batch_options(config), config.seed, shard=shard, cache=cache
   )
+
+
+def _tokenizer(base: pathlib.Path) -> str:
+  """A digest of the files of a tokenizer."""
+  names = ('tokenizer.json',) if (base / 'tokenizer.json').exists() else (*slow.FILES, 'tokenizer_config.json', 'added_tokens.json')
+  return '-'.join(provenance.digest(base / name) for name in names if (base / name).exists())
 
 
 def identities(found: Sequence[batches.Source]) -> dict[str, list[list[str]]]:

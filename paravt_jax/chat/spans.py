@@ -19,7 +19,7 @@ _RESPONSE_TAG = re.compile(f'({template.RESPONSE_OPEN}|{template.RESPONSE_CLOSE}
 
 
 def conversation(tok: tokenizer_lib.ChatTokenizer, messages: Sequence[tuple[str, Sequence[template.Piece]]],
-                 think_prefix: str) -> tuple[types.Segment, ...]:
+                 think_prefix: str, trained: Sequence[bool] | None = None) -> tuple[types.Segment, ...]:
   """Segments of a finished conversation; `sampled` marks the targets.
 
   Args:
@@ -27,6 +27,7 @@ def conversation(tok: tokenizer_lib.ChatTokenizer, messages: Sequence[tuple[str,
     messages: (role, pieces) in order; roles system, user, assistant. An assistant turn is its raw text, thinks and calls
       included; a tool's result is a user message `<tool_response>\\n...\\n</tool_response>` after a turn.
     think_prefix: the opening that rollouts pin; a turn that begins with it is encoded as prefix and rest, as there.
+    trained: for each message whether it may be a target; None for all. Of other turns the ids are the same, but given.
 
   Raises:
     ChatError: an unknown role, or an image in an assistant turn.
@@ -34,7 +35,7 @@ def conversation(tok: tokenizer_lib.ChatTokenizer, messages: Sequence[tuple[str,
   segments: list[types.Segment] = []
   for index, (role, pieces) in enumerate(messages):
     if role == 'assistant':
-      segments += _turn(tok, index, pieces, think_prefix)
+      segments += _turn(tok, index, pieces, think_prefix, trained is None or trained[index])
       if index + 1 < len(messages):
         segments.append(types.Segment(ids=template.end_of_turn(tok, closed=True), sampled=False))
       continue
@@ -58,15 +59,16 @@ def turn_spans(segments: Sequence[types.Segment]) -> tuple[tuple[int, int], ...]
   return tuple((int(end) - len(segment.ids), int(end)) for segment, end in zip(segments, ends) if segment.sampled)
 
 
-def _turn(tok: tokenizer_lib.ChatTokenizer, index: int, pieces: Sequence[template.Piece], prefix: str) -> list[types.Segment]:
-  """An assistant turn: its header, given, and its text with `<|im_end|>`, the target."""
+def _turn(tok: tokenizer_lib.ChatTokenizer, index: int, pieces: Sequence[template.Piece], prefix: str,
+          target: bool) -> list[types.Segment]:
+  """An assistant turn: its header, given, and its text with `<|im_end|>`, the target unless it is masked."""
   if not all(isinstance(piece, str) for piece in pieces):
     raise errors.ChatError(f'message {index}: got an image in an assistant turn; wanted text only, fix the row')
   text = ''.join(pieces)
   start = prefix if text.startswith(prefix) else ''
   parts = [tok.encode(start, trusted=True), tok.encode(text[len(start):], trusted=True), [tok.im_end]]
   return [types.Segment(ids=template.header(tok, ''), sampled=False),
-          types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=True)]
+          types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=target)]
 
 
 def _trust(role: str, pieces: Sequence[template.Piece], answered: bool) -> list[template.Piece]:

@@ -12,6 +12,7 @@ Nothing sampled is decoded and encoded again. Control tokens are placed by id, s
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,6 +72,15 @@ def is_closed(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray)
 def turn_text(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray, think_prefix: str) -> str:
   """The text of a sampled turn as it is scored: the pinned prefix before it, its closing `<|im_end|>` left off."""
   return think_prefix + tok.decode(ids[:-1] if is_closed(tok, ids) else ids)
+
+
+def assistant_text(content: str, reasoning: str, calls: Sequence[tuple[str, dict]]) -> str:
+  """A turn as the model writes it: think, content, then each (name, arguments) as a call in lines of its own; '' and () for none."""
+  text = f'{THINK_PREFIX}{reasoning.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}' if reasoning else content
+  for name, arguments in calls:
+    call = json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)
+    text += '\n' * bool(text and not text.endswith('\n')) + f'<tool_call>\n{call}\n</tool_call>'
+  return text
 
 
 # The parts, each int32[n]. SFT (chat/spans.py) is built from the very same ones.

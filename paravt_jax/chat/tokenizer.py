@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from paravt_jax import errors
+from paravt_jax.chat import slow
 
 _CONTROL = re.compile(r'<\|.*\|>', re.DOTALL)
 _TAG = re.compile(r'</?[A-Za-z_]+>')
@@ -46,12 +47,20 @@ class ChatTokenizer:
 
   @classmethod
   def load(cls, folder: str | pathlib.Path) -> 'ChatTokenizer':
-    """The tokenizer of a Hugging Face checkpoint folder. Raises ChatError when `tokenizer.json` is missing or unreadable."""
+    """The tokenizer of a Hugging Face checkpoint folder: its tokenizer.json, or vocab.json and merges.txt where it has none.
+
+    Raises ChatError when there is neither, or one cannot be read.
+    """
     path = pathlib.Path(folder) / 'tokenizer.json'
+    if not path.exists() and slow.is_there(path.parent):
+      tok = cls(slow.spec(path.parent), str(path.parent))
+      slow.check_ids(path.parent, tok.token_to_id)
+      return tok
     try:
       spec = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-      raise errors.ChatError(f'{path}: no such file; wanted a fast tokenizer, point at a checkpoint folder with one') from None
+      raise errors.ChatError(f'{path}: no such file, nor vocab.json with merges.txt; wanted a tokenizer, point at a checkpoint folder '
+                             'with one') from None
     except (OSError, ValueError) as error:
       raise errors.ChatError(f'{path}: cannot be read ({error}), wanted JSON; copy the file again') from error
     return cls(spec, str(path))

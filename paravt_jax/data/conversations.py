@@ -1,19 +1,24 @@
 """SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`) is read and checked.
 
-messages: JSON text or list of {role, content}, content a string or parts {type: text | video_url | image_url, ...}. Media
-values are sentinels or `file://` URIs under the media root. `table.py` reads rows one by one, as they are needed.
+messages: JSON text or list of {role, content}, content a string, parts {type: text | video_url | image_url | video | image, ...}
+or JSON text of parts. Other keys of a message: `turns.py`. Media values are sentinels or `file://` URIs under the
+media root. `table.py` reads rows one by one, as they are needed.
 """
 
 import collections
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from paravt_jax.data import fields
+from paravt_jax.chat import template
+from paravt_jax.data import fields, turns
 from paravt_jax.data.fields import Broken, RowOptions
 
 COLUMN = 'messages'
+_KINDS = ('text', 'video_url', 'image_url', 'video', 'image')
+_TIMES = ('nframes', 'video_start', 'video_end')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +38,13 @@ class ImageRef:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user."""
+  """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user.
+
+  A tool's result is a user message with its tags. trained: false for an assistant turn that the row masks.
+  """
   role: str
   parts: tuple[str | VideoRef | ImageRef, ...]
+  trained: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +63,70 @@ def sft_conversations(files: Sequence[str | os.PathLike], media_root: str | os.P
 
 def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOptions) -> Conversation:
   """One row. value: of its column `messages`; name: the conversation's id. Raises Broken, or DataError for a media path."""
-  messages = []
+  messages, roles, waiting = [], [], []
   for i, message in enumerate(fields.list_of_dicts(fields.decoded(_text(value), COLUMN), COLUMN)):
-    where, role, content = f'messages[{i}]', message.get('role'), message.get('content')
-    if role not in ('system', 'user', 'assistant'):
-      raise Broken(f'{where}.role: got {role!r}, wanted system, user or assistant')
+    where, role = f'messages[{i}]', message.get('role')
+    if role not in ('system', 'user', 'assistant') and not (role == 'tool' and roles[-1:] in (['assistant'], ['tool'])):
+      raise Broken(f'{where}.role: got {role!r}, wanted system, user or assistant, or after a turn that calls tool')
     if role == 'system' and i:
       raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
-    where = f'{where}.content'
-    parts = [_lines(content)] if isinstance(content, str) else [
-        _part(part, f'{where}[{j}]', root, options) for j, part in enumerate(fields.list_of_dicts(content, where))]
-    if role != 'user':
+    turns.check_keys(message, where)
+    trained = turns.trained(message, where)
+    parts = _parts(message, f'{where}.content', root, options)
+    if role not in ('user', 'tool'):
       if not all(isinstance(part, str) for part in parts):
-        raise Broken(f'{where}: got media in a {role} message, wanted text only')
+        raise Broken(f'{where}.content: got media in a {role} message, wanted text only')
       parts = [''.join(parts)]
-    messages.append(Message(role, tuple(parts)))
-  if not messages or messages[-1].role != 'assistant' or not any(message.role == 'user' for message in messages):
-    raise Broken(f'messages: got roles {[message.role for message in messages]}, wanted a user and, last, an assistant')
+    if role == 'assistant':
+      parts, waiting = [turns.assistant_text(message, parts[0], where)], turns.call_ids(message)
+    if role == 'tool':
+      turns.refuse_other_order(message, waiting, where)
+      parts = _response(parts, f'{where}.content')
+    messages.append(Message('user' if role == 'tool' else role, tuple(parts), trained or role != 'assistant'))
+    roles.append(role)
+  if not messages or roles[-1] != 'assistant' or 'user' not in roles:
+    raise Broken(f'messages: got roles {roles}, wanted a user and, last, an assistant')
   return Conversation(name, tuple(messages))
+
+
+def _parts(message: dict, where: str, root: str | os.PathLike, options: RowOptions) -> list[str | VideoRef | ImageRef]:
+  """The content of a message; nothing of an assistant's that only calls is ''."""
+  content = message.get('content')
+  if message['role'] == 'assistant' and (content is None or (content == [] and message.get('tool_calls'))):
+    return ['']
+  if isinstance(content, str):
+    listed = _listed(content)
+    if listed is None:
+      return [_lines(content)]
+    content = listed
+  return [_part(part, f'{where}[{j}]', root, options) for j, part in enumerate(fields.list_of_dicts(content, where))]
+
+
+def _listed(content: str) -> list[dict] | None:
+  """The parts that a text is the JSON of: objects that each have a `type`; None for any other text."""
+  if not content.lstrip().startswith(('[', '{')):
+    return None
+  try:
+    found = json.loads(content)
+  except (ValueError, RecursionError):
+    return None
+  if isinstance(found, dict) and found.get('type') in _KINDS:
+    found = [found]
+  whole = isinstance(found, list) and found and all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
+  return found if whole else None
+
+
+def _response(parts: list[str | VideoRef | ImageRef], where: str) -> list[str | VideoRef | ImageRef]:
+  """A tool's result as the user message that a rollout shows; one that has the tags already is as it is."""
+  opened, closed = template.RESPONSE_OPEN, template.RESPONSE_CLOSE
+  text = ''.join(part for part in parts if isinstance(part, str))
+  if text.startswith(opened) and text.endswith(closed) and text.count(opened) == text.count(closed) == 1:
+    return parts
+  if opened in text or closed in text:
+    raise Broken(f'{where}: got {opened} or {closed} within a result, wanted a plain text: it would become a tag', 'tool_calls')
+  if len(parts) == 1 and isinstance(parts[0], str):
+    return [f'{opened}\n{parts[0]}\n{closed}']
+  return [f'{opened}\n', *parts, f'\n{closed}']
 
 
 def _text(value: Any) -> Any:
@@ -93,17 +148,30 @@ def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) 
   """One part of a content list; keys that parquet filled with nulls count as absent."""
   kind = part.get('type')
   if kind == 'text' and isinstance(part.get('text'), str):
+    turns.refuse_unknown(part, {'type', 'text'}, where)
     return _lines(part['text'])
-  if kind not in ('video_url', 'image_url') or not isinstance(part.get(kind), dict):
+  value = part.get(kind) if kind in _KINDS else None
+  if kind in ('video', 'image') and isinstance(value, str):       # Qwen's form: the settings of a video stand beside it
+    settings, known, path = part, {'type', kind}, value
+  elif kind in ('video_url', 'image_url') and isinstance(value, (dict, str)):
+    turns.refuse_unknown(part, {'type', kind}, where)
+    settings = {'url': value} if isinstance(value, str) else value
+    where, known, path = f'{where}.{kind}', {'url'}, settings.get('url')
+  else:
     raise Broken(f'{where}: got {fields.short(part)}, wanted text, video_url or image_url with its value under that key')
-  value = part[kind]
-  path = fields.media(value.get('url'), f'{where}.{kind}.url', root, options)
-  if kind == 'image_url':
-    return ImageRef(path)
-  count, start, end = (None if value.get(key) is None else fields.seconds(value[key], f'{where}.{kind}.{key}')
-                       for key in ('nframes', 'video_start', 'video_end'))
+  key = f'{where}.{"url" if "url" in known else kind}'
+  if kind in ('image', 'image_url'):
+    turns.refuse_unknown({name: item for name, item in settings.items() if (name, item) != ('detail', 'auto')}, known, where)
+    return ImageRef(fields.media(path, key, root, options))
+  turns.refuse_unknown(settings, known | set(_TIMES), where)
+  return _video(settings, fields.media(path, key, root, options), where)
+
+
+def _video(settings: dict, path: str, where: str) -> VideoRef:
+  """A video with its number of frames and its window."""
+  count, start, end = (None if settings.get(key) is None else fields.seconds(settings[key], f'{where}.{key}') for key in _TIMES)
   if count is not None and (count < 1 or count != int(count)):
-    raise Broken(f'{where}.{kind}.nframes: got {value["nframes"]!r}, wanted a positive integer')
+    raise Broken(f'{where}.nframes: got {settings["nframes"]!r}, wanted a positive integer')
   if start is not None and end is not None and start >= end:
-    raise Broken(f'{where}.{kind}: got video_start {start} and video_end {end}, wanted start < end')
+    raise Broken(f'{where}: got video_start {start} and video_end {end}, wanted start < end')
   return VideoRef(path, None if count is None else int(count), start, end)

@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import re
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'se
 KEYS = ('url', 'video', 'image', 'video_url', 'image_url')    # a string, or a list of them, under such a key is a media path
 PATH_COLUMNS = ('videos', 'images')                           # columns whose bare strings are media paths too
 _SCHEME = 'file://'
+_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)     # no name holds them, decoded
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'                # a list, nested or not, of strings, numbers and words such as null
 _JSON_STRING = re.compile(_STRING, re.DOTALL)
@@ -31,13 +33,50 @@ _JSON_CHARACTER = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a
 def resolve(value: str, root: str | os.PathLike) -> str:
   """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://` URI or path inside it.
 
-  Whether the file is there is not looked at. Symbolic links below the root are the owner's business and are followed later.
+  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, percent-encoded. Of those the first that is a file
+  is taken, the literal name before the decoded one, and the literal one where neither is. Nothing else is looked for on the disk.
+  Symbolic links below the root are the owner's business and are followed later.
 
   Raises:
-    DataError: a path that leaves the root (`..`, another absolute path), a doubled `file://`, another scheme, an empty value.
+    DataError: a path that leaves the root (`..`, another absolute path), a doubled `file://`, another scheme, an empty value; a
+      URI that does so once it is decoded, or has `%2f` or `%00`, and is no file as it stands.
   """
   base = os.path.abspath(root)
-  path = value[len(_SCHEME):] if isinstance(value, str) and value.startswith(_SCHEME) else value
+  names = _names(value) if isinstance(value, str) and value.startswith('file:') else [value]
+  paths, fault = {}, None
+  for name in names:
+    try:
+      paths[name], fault = _inside_root(value, name, base), None
+    except DataError as error:
+      fault = error
+      continue
+    if len(names) > 1 and os.path.isfile(paths[name]):
+      return paths[name]
+  if fault is not None:      # of the last name, the decoded one; had one before it been a file, it would have been taken
+    raise fault
+  literal = _without_host(value).removeprefix(_SCHEME)
+  return paths.get(literal) or paths[names[-1]]
+
+
+def _without_host(value: str) -> str:
+  """`file://localhost/a` and `file:/a` as /a; any other URI as it is."""
+  return re.sub(r'^file:(?://localhost)?(?=/(?!/))', '', value, flags=re.IGNORECASE)
+
+
+def _names(value: str) -> list[str]:
+  """The names that a file URI may mean, as it stands first."""
+  literal = value.removeprefix(_SCHEME)
+  short = _without_host(value)
+  names = [literal] if short == value else [literal, short]
+  if '%' in value:
+    plain = names[-1]
+    decoded = '' if _NEVER.search(plain) else urllib.parse.unquote(plain)   # '': refused, for it is no path
+    names.append(decoded)
+  return list(dict.fromkeys(names))
+
+
+def _inside_root(value: str, path: str, base: str) -> str:
+  """`path`, which `value` means, as an absolute one inside `base`. Raises DataError."""
   if not isinstance(path, str) or not path or '\0' in path or '://' in path:
     raise DataError(f'media path {value!r}: wanted a path under {base}, or one {_SCHEME} URI inside it; '
                     'materialize the rows again')

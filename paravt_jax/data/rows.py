@@ -1,14 +1,18 @@
 """RL rows to tasks: the only place where the published RL schema (`paravt_rl_*.parquet`) is read and checked.
 
 prompt [{role, content with <video>}], videos [{video}], extra_info JSON {answer, question_type: mcq | tvg | oe, and optionally
-id, options, facts, source}, data_source (optional). The user message has as many `<video>` slots as there are videos, none
-included, anywhere in its text. Media values are sentinels or `file://` URIs under the media root.
+id, options, facts, source}, data_source (optional). A row without question_type (LongVT's) is of the type that
+its content tells. The user message has as many `<video>` slots as there are videos, none included, anywhere in its text. Media
+values are sentinels or `file://` URIs under the media root.
 """
 
 import collections
 import dataclasses
 import heapq
+import itertools
 import json
+import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +29,7 @@ VIDEO = '<video>'
 TYPES = ('mcq', 'tvg', 'oe')
 LETTERS = 'ABCDEFGHIJ'
 _OPTION = re.compile(r'^\s*\(?([A-J])[.):]\s*(\S.*?)\s*$', re.MULTILINE)
+_ELEVENTH = re.compile(r'^\s*\(?J[.):]\s*\S.*\n+\s*\(?K[.):]\s*\S', re.MULTILINE)
 _NUMBER = r'(\d+(?:\.\d+)?)'
 _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
@@ -62,21 +67,25 @@ def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, 
       no row left; a source that no row has.
   """
   seen: dict[str, str] = {}
-  filters = _Filters(wanted)
+  filters, told = _Filters(wanted), collections.Counter()
 
   def parse(row: dict, name: str) -> Task | None:
-    info = _info(row)
+    info, inferred = _info(row)
     if not filters.pass_(info['question_type'], _source(row, info)):
       return None
     task = _task(row, info, name, media_root, options)
     if task.id in seen:
       raise Broken(f'extra_info.id: got {task.id!r} again (first in {seen[task.id]}), wanted one id per row', 'duplicate_id')
     seen[task.id] = name
+    told.update([info['question_type']] if inferred else [])
     return task
 
   found = fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts, listed, optional=('data_source', 'images'),
                       max_bad_share=wanted.max_bad_share)
   filters.check([str(file) for file in files])
+  if told:
+    logging.getLogger(__name__).warning('%s: %d rows have no question_type; by what they hold they are %s', [str(file) for file in files],
+                                        told.total(), fields.worded(told))
   return subsample(found, wanted.max_rows, seed)
 
 
@@ -119,14 +128,32 @@ class _Filters:
                       'widen the filters')
 
 
-def _info(row: dict) -> dict:
-  """extra_info, its question_type one of TYPES."""
+def _info(row: dict) -> tuple[dict, bool]:
+  """extra_info, its question_type one of TYPES; and whether that was told by what the row holds."""
   info = fields.decoded(row['extra_info'], 'extra_info')
   if not isinstance(info, dict):
     raise Broken(f'extra_info: got {fields.short(info)}, wanted a JSON object with answer and question_type')
-  if info.get('question_type') not in TYPES:
-    raise Broken(f'extra_info.question_type: got {info.get("question_type")!r}, wanted mcq, tvg or oe', 'question_type')
-  return info
+  inferred = info.get('question_type') in (None, '')
+  if inferred:
+    info = {**info, 'question_type': _type(row, info)}
+  if info['question_type'] not in TYPES:
+    raise Broken(f'extra_info.question_type: got {info["question_type"]!r}, wanted mcq, tvg or oe', 'question_type')
+  return info, inferred
+
+
+def _type(row: dict, info: dict) -> str:
+  """What a row asks that does not say so: with options mcq, with a span for an answer tvg, else oe. Raises Broken for both."""
+  prompt = fields.decoded(row['prompt'], 'prompt')
+  asked = [message.get('content') for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
+  text = '\n'.join(content for content in asked if isinstance(content, str)).replace('\r\n', '\n')
+  options = bool(info.get('options')) or len(_options(_OPTION.findall(text))) >= 2
+  answer = info.get('answer')
+  pair = isinstance(answer, (list, tuple)) and len(answer) == 2
+  span = pair or (isinstance(answer, str) and bool(_SPAN.fullmatch(answer)))
+  if options and span:
+    raise Broken(f'extra_info: got no question_type, options and the span {fields.short(answer)}, wanted question_type: mcq or tvg cannot be '
+                 'told', 'question_type')
+  return 'mcq' if options else 'tvg' if span else 'oe'
 
 
 def _source(row: dict, info: dict) -> str:
@@ -159,7 +186,7 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
   own = info.get('id')
   paths = tuple(fields.media(video.get('video'), 'videos', root, options) for video in videos)
   return Task(id=name if own in (None, '') else str(own), videos=paths, question=question, question_type=info['question_type'],
-              answer=_gold(info, len(choices)), options=choices, source=_source(row, info), facts=facts, slots=slots)
+              answer=_gold(info, choices), options=choices, source=_source(row, info), facts=facts, slots=slots)
 
 
 def _is_finite(facts: dict) -> bool:
@@ -195,19 +222,38 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
   for number in range(len(slots), 0, -1) if len(slots) > 1 else ():
     labelled = labelled[:slots[number - 1]] + label(number) + labelled[slots[number - 1]:]
   written = _options(_OPTION.findall(labelled))
-  given = info.get('options')
-  if given is None:
+  if len(written) == len(LETTERS) and _ELEVENTH.search(labelled):
+    raise Broken(f'prompt: got more than {len(LETTERS)} options, wanted A. to J. at most', 'options')
+  given = _given(info)
+  if not given:
     if len(written) < 2:
       raise Broken(f'prompt: got {len(written)} options, wanted two or more in order, A. to J., each on a line of its own',
                    'options')
     return text, written
-  if not isinstance(given, list) or not all(isinstance(option, str) for option in given):
-    raise Broken(f'extra_info.options: got {fields.short(given)}, wanted a list of texts', 'options')
+  if len(given) > len(LETTERS):
+    raise Broken(f'extra_info.options: got {len(given)} options, wanted {len(LETTERS)} at most, A. to J.', 'options')
   choices = _options(_OPTION.findall('\n'.join(given)))
   choices = choices if len(choices) == len(given) else tuple(option.strip() for option in given)
   if len(written) != len(choices):
     text = '\n'.join([text, *(f'{letter}. {choice}' for letter, choice in zip(LETTERS, choices))])
   return text, choices
+
+
+def _given(info: dict) -> list[str]:
+  """extra_info.options as a list; it may be JSON text, or an object by letter. [] when there are none."""
+  given = info.get('options')
+  if isinstance(given, str) and given.strip():
+    given = fields.decoded(given, 'extra_info.options')
+  if isinstance(given, dict):
+    held = {str(letter).strip(): text for letter, text in given.items() if text is not None}   # parquet fills with nulls
+    if sorted(held) != list(LETTERS[:len(held)]):
+      raise Broken(f'extra_info.options: got the keys {sorted(held)}, wanted A, B, ... in order, J at most', 'options')
+    given = [held[letter] for letter in sorted(held)]
+  if given is None or given in ('', []):
+    return []
+  if not isinstance(given, list) or not all(isinstance(option, str) and option.strip() for option in given):
+    raise Broken(f'extra_info.options: got {fields.short(given)}, wanted a list of texts', 'options')
+  return given
 
 
 def _options(lines: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -217,19 +263,40 @@ def _options(lines: list[tuple[str, str]]) -> tuple[str, ...]:
   return tuple(run) if len(run) == len(lines) - start else ()
 
 
-def _gold(info: dict, num_options: int) -> str:
+def _gold(info: dict, options: tuple[str, ...]) -> str:
   """The checked answer: a letter, 'start,end' in seconds, or a text."""
   answer, kind = info.get('answer'), info['question_type']
   if kind == 'mcq':
-    letter = re.fullmatch(r'\(?([A-J])\)?(?:[.):].*)?', answer.strip(), re.DOTALL) if isinstance(answer, str) else None
-    if not 2 <= num_options <= len(LETTERS) or not letter or letter[1] not in LETTERS[:num_options]:
-      raise Broken(f'extra_info.answer: {fields.short(answer)} is not one of {num_options} options', 'answer')
-    return letter[1]
+    return _letter(answer, options)
   if kind == 'tvg':
     return _span(answer)
-  if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+  if (isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip()
+      or (isinstance(answer, float) and not math.isfinite(answer))):
     raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted a text', 'answer')
   return str(answer).strip()
+
+
+def _letter(answer: Any, options: tuple[str, ...]) -> str:
+  """The letter of a gold answer: a letter, one with its option, or an option's text. Raises Broken unless it is one option only."""
+  folded = [option.strip().casefold() for option in options]
+  for first, second in itertools.combinations(range(len(options)), 2):
+    if folded[first] == folded[second] and options[first].strip() != options[second].strip():
+      raise Broken(f'options: {LETTERS[first]} and {LETTERS[second]} differ only in case ({fields.short(options[first])}), wanted '
+                   'options that differ', 'options')
+  text = answer.strip() if isinstance(answer, str) else ''
+  match = re.fullmatch(r'\(?([A-J])\)?(?:[.):](.*))?', text, re.DOTALL)
+  letter = match[1] if match and match[1] in LETTERS[:len(options)] else None
+  rest = (match[2] or '').strip().casefold() if letter else ''
+  if letter and rest in folded and folded[LETTERS.index(letter)] != rest:
+    raise Broken(f'extra_info.answer: {fields.short(answer)} is the letter of one option and the text of another, wanted one', 'answer')
+  if letter is None:
+    places = [i for i, option in enumerate(folded) if text and option == text.casefold()]
+    letter = LETTERS[places[0]] if places else None
+  if letter is None or not 2 <= len(options) <= len(LETTERS):
+    raise Broken(f'extra_info.answer: {fields.short(answer)} is not one of {len(options)} options', 'answer')
+  if folded.count(folded[LETTERS.index(letter)]) > 1:
+    raise Broken(f'extra_info.answer: {fields.short(answer)} stands among the options twice, wanted it once', 'answer')
+  return letter
 
 
 def _span(answer: Any) -> str:

@@ -104,7 +104,8 @@ def _since(ref: VideoRef) -> float:
 def sample(tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions) -> Sample:
   """One conversation as tokens (image placeholders not expanded), frames, and extras {'mask': float32[n]}.
 
-  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>` included; 0 elsewhere. System texts
+  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>` included, unless the row
+  masks the turn; 0 elsewhere. System texts
   without a `<tools>` block are replaced by ours.
 
   Raises:
@@ -112,7 +113,7 @@ def sample(tok: ChatTokenizer, conversation: Conversation, media: Media, options
     ChatError: an assistant turn holds an image.
   """
   messages = [(message.role, _pieces(message.role, message.parts, media)) for message in conversation.messages]
-  segments = spans.conversation(tok, messages, options.think_prefix)
+  segments = spans.conversation(tok, messages, options.think_prefix, [message.trained for message in conversation.messages])
   ids = np.concatenate([np.zeros(0, np.int32), *(segment.ids for segment in segments)])
   images = tuple(image for segment in segments for image in segment.images)
   return Sample(ids, images, {MASK: spans.sampled_mask(segments).astype(np.float32)})

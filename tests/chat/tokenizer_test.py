@@ -79,3 +79,36 @@ def test_a_tokenizer_without_the_control_tokens_is_refused():
   spec['added_tokens'] = [token for token in spec['added_tokens'] if token['content'] != '<|video_pad|>']
   with pytest.raises(errors.ChatError, match=r'<\|video_pad\|>'):
     tokenizer.ChatTokenizer(spec, 'made')
+
+
+def _split(folder, added):
+  """A folder with vocab.json and merges.txt in place of the tokenizer.json. added: (file, content of it by id and token)."""
+  spec = json.loads(made_tokenizer.spec())
+  (folder / 'vocab.json').write_text(json.dumps(spec['model']['vocab']))
+  merges = [merge if isinstance(merge, str) else ' '.join(merge) for merge in spec['model']['merges']]
+  (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
+  name, content = added
+  (folder / name).write_text(json.dumps(content(spec['added_tokens'])))
+
+
+ADDED = [('tokenizer_config.json', lambda tokens: {'added_tokens_decoder': {str(token['id']): {
+             key: token[key] for key in ('content', 'special', 'normalized', 'lstrip', 'rstrip', 'single_word')} for token in tokens}}),
+         ('added_tokens.json', lambda tokens: {token['content']: token['id'] for token in tokens})]
+
+
+@pytest.mark.parametrize('added', ADDED)
+def test_a_folder_with_vocab_and_merges_is_the_same_tokenizer(tmp_path, added):
+  _split(tmp_path, added)
+  got = tokenizer.ChatTokenizer.load(tmp_path)
+  assert (got.vocab_size, got.vision_ids, got.im_end) == (TOK.vocab_size, TOK.vision_ids, TOK.im_end)
+  for text in ('What appears?', 'a\n\n b', "it's 12", 'naïve – 東京 🚗', '<think>\nred</think>\n<tool_call>{"a": 1}</tool_call>', ' The  red'):
+    for trusted in (True, False):
+      ids = got.encode(text, trusted=trusted)
+      assert ids.tolist() == TOK.encode(text, trusted=trusted).tolist()
+      assert got.decode(ids) == text
+
+
+def test_added_tokens_that_cannot_have_their_ids_are_refused(tmp_path):
+  _split(tmp_path, ('added_tokens.json', lambda tokens: {token['content']: token['id'] + 7 for token in tokens}))
+  with pytest.raises(errors.ChatError, match=r"'<\|endoftext\|>' should be .* copy tokenizer.json into the folder"):
+    tokenizer.ChatTokenizer.load(tmp_path)

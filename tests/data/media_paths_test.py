@@ -129,3 +129,36 @@ def test_missing_files_are_counted_by_bucket(tmp_path):
   values = ['longvt_source/tvg_1/here.mp4', 'longvt_source/tvg_1/a.mp4',
             'longvt_source/tvg_2/b.mp4', f'file://{tmp_path}/longvt_source/tvg_2/c.mp4']
   assert media_paths.missing(values, tmp_path) == collections.Counter({'longvt_source/tvg': 3})
+
+
+@pytest.fixture
+def spaced(tmp_path):
+  """A media root, its name with a space, that holds `selfqa/sp ace.mp4` and, literally, `selfqa/100%25.mp4`."""
+  folder = tmp_path / 'my media' / 'selfqa'
+  folder.mkdir(parents=True)
+  (folder / 'sp ace.mp4').touch()
+  (folder / '100%25.mp4').touch()
+  return tmp_path / 'my media'
+
+
+@pytest.mark.parametrize('uri', ['file://{quoted}/selfqa/sp%20ace.mp4', 'file://localhost{root}/selfqa/sp ace.mp4',
+                                 'file://localhost{quoted}/selfqa/sp%20ace.mp4', 'file:{quoted}/selfqa/sp%20ace.mp4'])
+def test_uris_by_the_standard_are_read(spaced, uri):
+  quoted = str(spaced).replace(' ', '%20')
+  assert media_paths.resolve(uri.format(root=spaced, quoted=quoted), spaced) == f'{spaced}/selfqa/sp ace.mp4'
+
+
+def test_the_literal_name_comes_before_the_decoded_one(spaced):
+  assert media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced) == f'{spaced}/selfqa/100%25.mp4'
+  (spaced / 'selfqa' / '100%.mp4').touch()
+  assert media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced) == f'{spaced}/selfqa/100%25.mp4'
+  assert media_paths.resolve(f'file://{spaced}/selfqa/none%20here.mp4', spaced) == f'{spaced}/selfqa/none%20here.mp4'
+  assert media_paths.resolve(f'file://localhost{spaced}/selfqa/none.mp4', spaced) == f'{spaced}/selfqa/none.mp4'
+
+
+@pytest.mark.parametrize('uri', ['file://{root}/selfqa/%2e%2e/%2e%2e/%2e%2e/etc/passwd', 'file://{root}/selfqa%2f..%2f..%2fx.mp4',
+                                 'file://{root}/selfqa/sp%20ace.mp4%00', 'file://localhost/etc/passwd', 'file:/etc/passwd',
+                                 'file:///etc/pass%77d', 'file://localhost{root}/../x.mp4', 'file://file%3A//{root}/selfqa/a.mp4'])
+def test_no_form_of_a_uri_leaves_the_root(spaced, uri):
+  with pytest.raises(DataError, match='media path'):
+    media_paths.resolve(uri.format(root=str(spaced)), spaced)

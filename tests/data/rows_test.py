@@ -284,3 +284,47 @@ def test_skipped_rows_are_counted_by_reason_and_listed_by_file_and_number(tmp_pa
 def test_a_character_that_json_spells_as_a_pair_is_one_character(tmp_path):
   task, = _tasks(tmp_path, _rl('<video>What?', question_type='oe', answer='\U0001f600'))
   assert task.answer == '\U0001f600'
+
+
+ELEVEN = [f'colour {letter}' for letter in 'ABCDEFGHIJK']
+
+
+@pytest.mark.parametrize(('row', 'says'), [
+    (_rl('<video>What?', options=ELEVEN), 'got 11 options, wanted 10 at most'),
+    (_rl('<video>What?\n' + '\n'.join(f'{c[-1]}. {c}' for c in ELEVEN)), 'got more than 10 options'),
+    (_rl('<video>What?', options=['red', 'blue', 'red'], answer='red'), "'red' stands among the options twice"),
+    (_rl('<video>What?', options=['red', 'blue', 'red'], answer='C'), "'C' stands among the options twice"),
+    (_rl('<video>What?', options=['red', 'blue', 'Red']), 'A and C differ only in case'),
+    (_rl('<video>What?', options=['red', 'blue'], answer='A. blue'), 'the letter of one option and the text of another'),
+    (_rl('<video>What?', options={'A': 'red', 'C': 'blue'}), r"got the keys \['A', 'C'\]"),
+    (_rl('<video>What?', question_type='oe', answer=float('nan')), 'got nan, wanted a text'),
+])
+def test_options_and_golds_that_mean_two_things_are_refused_with_the_row(tmp_path, row, says):
+  with pytest.raises(DataError, match=f'row 0 of .*{says}'):
+    _tasks(tmp_path, row)
+
+
+@pytest.mark.parametrize(('options', 'answer', 'want'), [
+    (['red', 'blue'], 'Blue', 'B'), (['A. red', 'B. blue'], 'red', 'A'), ({'A': 'red', 'B': 'blue', 'C': None}, 'B', 'B'),
+    ('["red", "blue"]', 'A', 'A'), (['red', 'red', 'blue'], 'C', 'C'),
+])
+def test_a_gold_may_be_an_options_text_and_options_an_object_or_json(tmp_path, options, answer, want):
+  task, = _tasks(tmp_path, _rl('<video>What?', options=options, answer=answer))
+  assert task.answer == want
+
+
+def _untyped(question, answer, **info):
+  row = _rl(question, answer=answer, **info)
+  held = json.loads(row['extra_info'])
+  del held['question_type']
+  return row | {'extra_info': json.dumps(held)}
+
+
+def test_a_row_without_a_type_is_of_the_type_that_it_holds_and_is_counted(tmp_path, caplog):
+  table = [_untyped(MCQ, 'B'), _untyped('<video>What?', 'red', options=['red', 'blue']), _untyped('<video>When?', [3.5, 7]),
+           _untyped('<video>When?', '3.5 - 7'), _untyped('<video>What does he wave?', 'A red flag.', video_segment=[10.0, 20.0])]
+  assert [task.question_type for task in _tasks(tmp_path, *table)] == ['mcq', 'mcq', 'tvg', 'tvg', 'oe']
+  assert [record.getMessage().partition(': ')[2] for record in caplog.records] == [
+      '5 rows have no question_type; by what they hold they are mcq 2, tvg 2, oe 1']
+  with pytest.raises(DataError, match=r'row 0 of .*options and the span \[1, 2\], wanted question_type'):
+    _tasks(tmp_path, _untyped(MCQ, [1, 2]))

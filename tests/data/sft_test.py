@@ -1,5 +1,7 @@
 """SFT samples: the token stream of the agent loop, the mask of spec section 10, the frames of the samplers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -186,3 +188,13 @@ def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
   assert sft._image(ImageRef(str(tmp_path / 'a.jpg')), options).shape == (96, 64, 3)
   assert sft.sized(Fake(), options)(ImageRef(str(tmp_path / 'a.jpg')))[0].shape == (96, 64, 3)
   assert sft._image(ImageRef(str(tmp_path / 'a.png')), options).mean() == 128
+
+
+def test_a_masked_turn_is_in_the_context_and_no_target(tok):
+  whole = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
+  messages = [dataclasses.replace(message, trained=message.parts != (CALL,)) for message in WORKED.messages]
+  masked = sft.sample(tok, Conversation('t.parquet:0', tuple(messages)), sft.decoded(Fake(), OPTIONS), OPTIONS)
+  np.testing.assert_array_equal(masked.ids, whole.ids)
+  last = len(tok.encode(OPTIONS.think_prefix, trusted=True)) + len(tok.encode(ANSWER[len(OPTIONS.think_prefix):], trusted=True)) + 1
+  assert masked.extras[sft.MASK].sum() == last < whole.extras[sft.MASK].sum()
+  assert masked.extras[sft.MASK][-last:].all()

@@ -135,3 +135,21 @@ def test_a_finished_cold_start_is_only_read_so_that_several_runs_begin_from_it_a
     small.steps = 7
     with pytest.raises(ConfigError, match=r'begun with other settings \(steps: 400 -> 7\)'):
       sft.cold_start(small)
+
+
+def test_rows_that_are_too_long_are_told_at_the_first_and_above_a_share(capsys):
+  told = sft.LeftOut(0, 0)
+  told.tell({'missing_media': 3}, 40, {})
+  assert capsys.readouterr().err == ''
+  example = {'too_long': 's\tx.parquet:7\ttoo_long\t9000 tokens, a row holds 8192'}
+  told.tell({'too_long': 1}, 50, example)
+  assert capsys.readouterr().err == ('\nsft: left out as too long: x.parquet:7 (9000 tokens, a row holds 8192); more are only counted '
+                                     '(data/skipped)\n')
+  told.tell({'too_long': 5}, 100, example)
+  assert capsys.readouterr().err == ''
+  told.tell({'too_long': 4, 'too_many_images': 3}, 120, example)
+  assert capsys.readouterr().err.startswith('\nsft: warning: 7 of 120 rows drawn were left out as too long, more than 0.05 of them; raise '
+                                            'train.row_tokens')
+  told.tell({'too_long': 60}, 200, example)
+  sft.LeftOut(7, 120).tell({'too_long': 60}, 200, example)
+  assert capsys.readouterr().err == ''

@@ -1,4 +1,4 @@
-"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names."""
+"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names; `stored.py` knows how folders differ."""
 
 import json
 import os
@@ -9,22 +9,21 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from paravt_jax.errors import DataError
-from paravt_jax.models.qwen3_vl import model
+from paravt_jax.models.qwen3_vl import model, stored
 from paravt_jax.models.qwen3_vl.config import Config
 
 _SHARD_BYTES = 5 * 10 ** 9
 _STRIP = 16                  # rows that are transposed at once: four times as fast as all of them, which miss the cache
 _COLUMNS = 1024              # of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
 _SERVED_PIXELS = (1024, 50176)     # least and most pixels of an image in a folder that is served: our frames pass unchanged
+_TOKENIZERS = (('tokenizer.json',), ('vocab.json', 'merges.txt'))
 _COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
            'added_tokens.json', 'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
-_DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16)}
 
 # Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a layer.
 _TEXT_LAYER = {
@@ -134,46 +133,42 @@ def load_hf(folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None 
     only: paths of the leaves to read, such as ('visual', 'pos_embed', 'embedding'); None for all.
 
   Returns:
-    The config, and parameters as numpy arrays in the dtype they are stored in; one tensor is read at a time.
+    The config, and parameters as numpy arrays in the dtype that most of them are stored in; one tensor is read at a time.
 
   Raises:
-    DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does not fit the config.
+    DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does not fit the config, a
+      tied model stores a head that is not its embedding.
     ConfigError: config.json is not of the dense Qwen3-VL family.
   """
   folder = pathlib.Path(folder)
   config = Config.from_hf(_read_json(folder / 'config.json'))
-  table, params, seen = name_table(config), {}, set()
+  table, params, files = name_table(config), {}, _weight_files(folder)
   wanted = {name for name, slot in table.items() if only is None or slot.path in only}
-  for file in _weight_files(folder):
-    try:
-      with safe_open(file, 'np') as tensors:
-        seen |= _read_file(config, file, tensors, table, wanted, params)
-    except (SafetensorError, OSError) as error:
-      raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
-  missing = sorted(wanted - seen)
-  if missing:
-    raise DataError(f'{folder}: got {len(wanted) - len(missing)} of {len(wanted)} tensors, wanted also {missing[0]!r}; '
-                    'a shard is missing, or config.json is of another model')
+  found = stored.tensors(files)
+  _refuse_names(config, found, table, wanted, folder)
+  dtype = stored.main_dtype([found[name] for name in table if name in found])
+  for file in files:
+    chosen = [tensor for name, tensor in found.items() if tensor.file == file and name in wanted]
+    for tensor, array in stored.arrays(file, chosen, dtype):
+      _fill(config, params, model.abstract_params(config), table[tensor.name], array, f'{file}: {tensor.key}')
+  if config.tied and stored.HEAD in found:
+    stored.refuse_other_head(found[stored.HEAD], found[stored.EMBEDDING])
+  stored.tell_casts(folder, [tensor for name, tensor in found.items() if name in wanted], dtype)
   return config, params
 
 
-def _read_file(config: Config, file: pathlib.Path, tensors: Any, table: dict[str, Slot], chosen: set[str], params: dict) -> set[str]:
-  """Fills `params` with the chosen tensors of one open file; returns its names."""
-  names = set(tensors.keys())
-  unknown = sorted(names - set(table))
+def _refuse_names(config: Config, found: dict, table: dict[str, Slot], wanted: set[str], folder: pathlib.Path) -> None:
+  """Raises DataError for tensors that the model has not, or has and the files do not. A tied model may store its head, too."""
+  known = set(table) | ({stored.HEAD} if config.tied else set())
+  unknown = sorted(set(found) - known)
   if unknown:
-    raise DataError(f'{file}: got {len(unknown)} unknown tensors, such as {unknown[0]!r}, wanted only those of the model in '
+    first = found[unknown[0]]
+    raise DataError(f'{first.file}: got {len(unknown)} unknown tensors, such as {first.key!r}, wanted only those of the model in '
                     'config.json; check that weights and config (tie_word_embeddings, too) belong together')
-  wanted = model.abstract_params(config)
-  for name in sorted(names & chosen):
-    _check_dtype(file, name, tensors.get_slice(name).get_dtype())
-    _fill(config, params, wanted, table[name], tensors.get_tensor(name), f'{file}: {name}')
-  return names
-
-
-def _check_dtype(file: pathlib.Path, name: str, dtype: str) -> None:
-  if dtype not in _DTYPES:
-    raise DataError(f'{file}: {name} is {dtype}, wanted one of {sorted(_DTYPES)}; use an unquantised checkpoint')
+  missing = sorted((wanted | ({stored.EMBEDDING} if stored.HEAD in found else set())) - set(found))
+  if missing:
+    raise DataError(f'{folder}: got {len(wanted & set(found))} of {len(wanted)} tensors, wanted also {missing[0]!r}; '
+                    'a shard is missing, or config.json (tie_word_embeddings, too) is of another model')
 
 
 def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str) -> None:
@@ -197,13 +192,25 @@ def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: n
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   index = folder / 'model.safetensors.index.json'
   if index.exists():
-    files = sorted({folder / name for name in _read_json(index)['weight_map'].values()})
+    names = _read_json(index)
+    names = names.get('weight_map') if isinstance(names, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+      raise DataError(f'{index}: got no weight_map, wanted the index that transformers writes; copy or download it again')
+    files = sorted({folder / name for name in names.values()})
   else:
     files = [folder / 'model.safetensors']
   for file in files:
     if not file.exists():
-      raise DataError(f'{file}: no such file, wanted the weights of {folder}; download or export the checkpoint again')
+      raise DataError(f'{file}: no such file, wanted the weights of {folder}; {_instead(folder)}')
   return files
+
+
+def _instead(folder: pathlib.Path) -> str:
+  """A way out where weights are missing: what the folder has in their place."""
+  pickled = sorted(folder.glob('pytorch_model*.bin'))
+  if pickled:
+    return f'{pickled[0].name} is a pickle, which is not read: load it with transformers and save_pretrained(safe_serialization=True)'
+  return 'download or export the checkpoint again'
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -226,11 +233,12 @@ def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], t
       [1024, 50176] pixels, so that a server passes our frames unchanged.
 
   Raises:
-    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer.json, or the disk refuses.
+    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or the disk refuses.
   """
   folder, source = pathlib.Path(folder), pathlib.Path(tokenizer_folder)
-  if not (source / 'tokenizer.json').exists():
-    raise DataError(f'{source}: got no tokenizer.json, wanted the folder of the tokenizer that the model was trained with')
+  if not any(all((source / name).exists() for name in names) for names in _TOKENIZERS):
+    raise DataError(f'{source}: got no tokenizer.json, nor vocab.json and merges.txt, wanted the folder of the tokenizer that the '
+                    'model was trained with')
   if folder.exists() and not (folder / 'config.json').exists() and any(folder.iterdir()):
     raise DataError(f'{folder}: exists and is no checkpoint, wanted a new folder or one to replace; choose another')
   _check_params(config, params)

@@ -127,3 +127,71 @@ def test_the_table_of_names_covers_every_parameter_once():
   slots = list(weights.name_table(config).values())
   assert len({(s.path, s.layer) for s in slots}) == len(slots)
   assert len({s.path for s in slots}) == len(jax.tree.leaves(model.abstract_params(config)))
+
+
+EMBEDDING, HEAD = 'model.language_model.embed_tokens.weight', 'lm_head.weight'
+
+
+@pytest.mark.parametrize('checkpoint', ['float32'], indirect=True)
+def test_a_tied_model_may_store_its_head_if_it_is_the_embedding(damaged):
+  config, params = weights.load_hf(damaged(lambda t: t.update({HEAD: t[EMBEDDING].copy()})))
+  assert config.tied and 'head' not in params
+  with pytest.raises(DataError, match=r'lm_head\.weight is not model\.language_model\.embed_tokens\.weight, wanted it equal'):
+    weights.load_hf(damaged(lambda t: t.update({HEAD: t[EMBEDDING] + 1})))
+  with pytest.raises(DataError, match='wanted it equal'):
+    weights.load_hf(damaged(lambda t: t.update({HEAD: t[EMBEDDING][:-1]})), only=[('text', 'norm', 'scale')])
+
+
+@pytest.mark.parametrize('checkpoint', ['bfloat16'], indirect=True)
+def test_an_untied_model_without_its_head_is_refused_with_the_setting_that_says_so(damaged):
+  with pytest.raises(DataError, match=r"wanted also 'lm_head\.weight'; .*tie_word_embeddings"):
+    weights.load_hf(damaged(lambda t: t.pop(HEAD)))
+
+
+def test_rotary_buffers_that_are_stored_are_left_out(damaged):
+  wanted = weights.load_hf(damaged(lambda t: None))
+  names = ('model.language_model.rotary_emb.inv_freq', 'model.visual.rotary_pos_emb.inv_freq',
+           'model.language_model.layers.0.self_attn.rotary_emb.inv_freq', 'model.language_model.rotary_emb.original_inv_freq')
+  got = weights.load_hf(damaged(lambda t: t.update({name: np.ones(4, np.float32) for name in names})))
+  assert got[0] == wanted[0]
+  jax.tree.map(np.testing.assert_array_equal, got[1], wanted[1])
+
+
+@pytest.mark.parametrize('checkpoint', ['bfloat16'], indirect=True)
+def test_single_tensors_of_another_dtype_are_cast_to_that_of_most_and_told_in_a_line(damaged, caplog):
+  wanted = weights.load_hf(damaged(lambda t: None))[1]
+  assert not caplog.records
+  got = weights.load_hf(damaged(lambda t: t.update({NORM: t[NORM].astype(np.float32)})))[1]
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(got)} == {'bfloat16'}
+  assert [record.getMessage().partition(': ')[2] for record in caplog.records] == [
+      f'1 tensors are not bfloat16 like most and were cast to it, such as {NORM} (F32)']
+  with pytest.raises(DataError, match='numbers that bfloat16 cannot hold'):
+    weights.load_hf(damaged(lambda t: t.update({NORM: np.full(48, 3.4e38, np.float32)})))
+
+
+@pytest.mark.parametrize('older', [lambda name: name.removeprefix('model.') if '.visual.' in name else
+                                   name.replace('model.language_model.', 'model.'),
+                                   lambda name: name.removeprefix('model.')])
+def test_names_of_older_writers_are_read(damaged, older):
+  wanted = weights.load_hf(damaged(lambda t: None))[1]
+
+  def rename(tensors):
+    for name in list(tensors):
+      tensors[older(name)] = tensors.pop(name)
+  jax.tree.map(np.testing.assert_array_equal, weights.load_hf(damaged(rename))[1], wanted)
+
+
+def test_weights_that_are_not_there_are_named_with_what_is_in_their_place(damaged):
+  folder = damaged(lambda t: None)
+  (folder / 'model.safetensors').rename(folder / 'aside')
+  (folder / 'pytorch_model.bin').touch()
+  with pytest.raises(DataError, match=r'pytorch_model\.bin is a pickle, which is not read'):
+    weights.load_hf(folder)
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {NORM: 'model-00002-of-00002.safetensors'}}))
+  with pytest.raises(DataError, match=r'model-00002-of-00002\.safetensors: no such file'):
+    weights.load_hf(folder)
+  index.write_text('{}')
+  with pytest.raises(DataError, match='got no weight_map'):
+    weights.load_hf(folder)
