@@ -115,6 +115,8 @@ def world_metrics(options: total.RewardOptions) -> Callable[[Sample, Episode, st
 def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   about = benchmarks.BENCHMARKS[name]
   samples = benchmarks.load(name, where, config.data.cache, config.eval.limit)
+  if notes := benchmarks.subtitle_notes(samples):
+    print(f'{name}: {notes}', file=sys.stderr, flush=True)
   changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
   reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
   metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)
