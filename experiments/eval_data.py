@@ -126,6 +126,8 @@ def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   broken = told(benchmarks.faults(samples))
   if broken:
     print(f'{name}: of {len(samples)} rows, {broken}; they are asked as they are and marked', file=sys.stderr, flush=True)
+  if notes := benchmarks.subtitle_notes(samples):
+    print(f'{name}: {notes}', file=sys.stderr, flush=True)
   changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
   reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
   metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)

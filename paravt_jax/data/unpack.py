@@ -2,13 +2,19 @@
 
 Run: python -m paravt_jax.data.unpack --archives DIR --root DIR [--include GLOB ...] [--workers N]
 
-Every zip and tar (.tar.gz, .tgz, .tar.bz2, .tar.xz) at any depth of DIR. All that can be seen beforehand is checked for all
-archives before the first byte is written, and every fault is listed: names that leave the root, links, devices, encryption,
-bombs, files that two archives hold differently, a disk that is too small, damage. Files appear by rename, so that a killed run
-leaves whole files only; the next run goes on, and skips quickly what the journal (ROOT/.paravt_unpack) knows. Other files that
-carry a member's name are compared by checksum and replaced if they differ: the archives are what is right.
+Every zip and tar (also .tar.gz, .bz2, .xz, .zst, .lz4, and what `split` made of one: x.tar.part.aa, x.zip.001) at any depth of
+DIR. All that can be seen beforehand is checked for all archives before the first byte is written, and every fault is listed: names
+that leave the root, links, devices, encryption, bombs, missing parts, files that two archives hold differently, a disk that is too
+small, damage. Files appear by rename, so that a killed run leaves whole files only; the next run goes on, and skips quickly what the
+journal (ROOT/.paravt_unpack) knows. Other files that carry a member's name are compared by checksum and replaced if they differ: the
+archives are what is right.
 
-Status: 0 done; 1 nothing found (no archive, or no member that --include wants); 2 refused or failed, a line for each reason.
+What macOS and Windows leave in archives (__MACOSX/, ._*, .DS_Store, Thumbs.db, ...) is left out and counted. Files that look like
+an archive and are not read (.7z, .rar, a download that stopped, a zip over several disks, ...) are named: the others are unpacked,
+and the status is 2 until they are gone.
+
+Status: 0 done; 1 nothing found (no archive, or no member that --include wants); 2 refused, failed, or not all read, a line for each
+reason.
 """
 
 import argparse
@@ -28,7 +34,8 @@ from collections.abc import Callable, Iterator, Sequence
 from tqdm import tqdm
 
 from paravt_jax.data import archives as archives_module
-from paravt_jax.data.archives import Archive, Member
+from paravt_jax.data.archive_members import PLAIN, Archive, Member
+from paravt_jax.data.archive_parts import SUFFIXES
 from paravt_jax.data.unpack_files import Brought, bring, crc
 from paravt_jax.data.unpack_journal import File, Journal, header, held
 from paravt_jax.data.unpack_workers import Workers
@@ -49,19 +56,22 @@ class NothingFound(DataError):
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
   """What was done: files written (bytes in all; replaced: of them, those in place of another content), kept (they were there
-  whole, or another archive holds the same), skipped (`include` does not want them); changed: a line per archive that is not
-  what it was."""
+  whole, or another archive holds the same), skipped (`include` does not want them), left_out (of macOS and Windows); changed: a
+  line per archive that is not what it was; unread: a line per file that looks like an archive and is not read."""
   written: int
   kept: int
   bytes: int = 0
   skipped: int = 0
   replaced: int = 0
   changed: tuple[str, ...] = ()
+  left_out: int = 0
+  unread: tuple[str, ...] = ()
 
 
 def unpack(archives: str | os.PathLike, root: str | os.PathLike, *, workers: int | None = None, include: Sequence[str] = (),
            progress: Callable[[int, int], None] | None = None) -> Unpacked:
-  """Extracts every archive below the folder `archives` (or that one file) into `root`. May be killed and run again.
+  """Extracts every archive below the folder `archives` (or that one file, or those of which it is a part) into `root`. May be
+  killed and run again.
 
   Args:
     workers: over archives and over the members of one; threads, or processes for many small files. None: one per core that this
@@ -73,8 +83,8 @@ def unpack(archives: str | os.PathLike, root: str | os.PathLike, *, workers: int
 
   Raises:
     NothingFound: no archive, or no member that `include` wants.
-    DataError: all faults, a line each (see the top); those seen only while writing (a wrong checksum, a disk that cannot be
-      written) leave the other files that were written before.
+    DataError: nothing but files that are not read; all faults, a line each (see the top); those seen only while writing (a wrong
+      checksum, a disk that cannot be written) leave the other files that were written before.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
   try:
@@ -89,13 +99,15 @@ def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, inclu
   run = _Run(root, workers or min(16, len(os.sched_getaffinity(0))), progress)
   if not source.exists():
     raise DataError(f'{source}: no such file or folder, wanted archives; check --archives')
-  paths = archives_module.find(source, root)
-  if not paths:
-    raise NothingFound(f'{source}: got no archive, wanted a file or a folder with {" ".join("*" + s for s in archives_module.SUFFIXES)}; '
+  found = archives_module.find(source, root)
+  if not found.archives and found.unread:
+    raise DataError('\n'.join(found.unread))
+  if not found.archives:
+    raise NothingFound(f'{source}: got no archive, wanted a file or a folder with {" ".join("*" + s for s in SUFFIXES)}; '
                        'check --archives')
-  journals = [Journal(root, path.name if path == source else str(path.relative_to(source))) for path in paths]
-  listed = run.each([functools.partial(_list, run, path, journal) for path, journal in zip(paths, journals)])
-  plan = _Plan(root, include, {path.resolve() for path in paths})
+  journals = [Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source))) for parts in found.archives]
+  listed = run.each([functools.partial(_list, run, *each) for each in zip(found.archives, journals)])
+  plan = _Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)
   plan.finish()
@@ -107,16 +119,16 @@ def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, inclu
   _write(run, plan)
   changed = tuple(filter(None, (_change(archive, journal) for archive, journal in zip(listed, journals))))
   return Unpacked(run.counts['written'], plan.kept + run.counts['kept'], run.counts['bytes'], plan.skipped, run.counts['replaced'],
-                  changed)
+                  changed, sum(archive.left for archive in listed), tuple(found.unread))
 
 
-def _list(run: '_Run', path: pathlib.Path, journal: Journal) -> Archive:
-  known = journal.remembered(path)
+def _list(run: '_Run', parts: tuple[pathlib.Path, ...], journal: Journal) -> Archive:
+  known = journal.remembered(parts)
   if known:
     return known
-  if archives_module.kind_of(path) not in ('zip', 'tar'):
-    run.expect(os.stat(path).st_size)
-  return archives_module.read(path, run.advance)
+  if archives_module.kind_of(parts[0]) not in PLAIN:
+    run.expect(archives_module.facts(parts)[0])
+  return archives_module.read(parts, run.advance)
 
 
 def _change(archive: Archive, journal: Journal) -> str | None:
@@ -199,7 +211,8 @@ class _Plan:
   def _trusted(self, archive: Archive, member: Member, journal: Journal) -> File | None:
     """What the journal says of a member's file, if the file is just as it was and the member too; None else."""
     file = journal.files.get(member.name)
-    if file is None or file.size != member.size or (member.crc is None and not journal.is_of(archive)):
+    # headers of a plain tar say nothing of contents: a part that was fetched again may hold others
+    if file is None or file.size != member.size or (member.crc is None and not journal.is_of_same_files(archive)):
       return None
     if member.crc is not None and member.crc != file.crc:
       return None
@@ -312,7 +325,7 @@ class _Run:
 
 def _write(run: _Run, plan: _Plan):
   """Writes what the plan says. Raises DataError with all damage found, after the rest is written; at once when a disk fails."""
-  todo = [entry for entry in plan.todo if entry[2] or not entry[1].is_of(entry[0])]
+  todo = [entry for entry in plan.todo if entry[2] or not entry[1].is_of_same_files(entry[0])]
   if not todo:
     return
   run.expect(plan.bytes)
@@ -323,7 +336,7 @@ def _write(run: _Run, plan: _Plan):
     for folder in sorted({os.path.dirname(member.name) for _, _, members in batches for member in members}):
       os.makedirs(f'{run.real}/{folder}', exist_ok=True)
     for archive, journal, _, trusted in todo:
-      rest = journal.files if journal.is_of(archive) else {}    # of an earlier run with another --include
+      rest = journal.files if journal.is_of_same_files(archive) else {}    # of an earlier run with another --include
       journal.start(header(archive, journal.name), {**rest, **trusted})
       stack.callback(journal.close)
     many = run.workers > 1 and small >= MANY
@@ -386,8 +399,11 @@ def main(arguments: list[str] | None = None) -> int:
   for line in done.changed:
     print(line)
   print(f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of them in place of another content), '
-        f'{done.kept} already there, {done.skipped} not wanted by --include')
-  return 0
+        f'{done.kept} already there, {done.skipped} not wanted by --include'
+        + (f', {done.left_out} left out that macOS or Windows left there' if done.left_out else ''))
+  for line in done.unread:
+    print(line, file=sys.stderr)
+  return 2 if done.unread else 0
 
 
 if __name__ == '__main__':

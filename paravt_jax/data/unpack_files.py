@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 
-from paravt_jax.data import archives
+from paravt_jax.data import archives, tars
 from paravt_jax.data.archives import CHUNK, Archive, Member
 from paravt_jax.data.unpack_journal import PART, PART_END, File
 from paravt_jax.errors import DataError
@@ -36,7 +36,7 @@ def bring(root: str, archive: Archive, members: list[Member], advance: Callable[
   """
   done = Brought()
   try:
-    for member, pieces in _contents(archive, members):
+    for member, pieces in _contents(root, archive, members, done):
       try:
         done.files[member.name] = _one(root, archive, member, pieces, advance, done.counts)
       except DataError as error:
@@ -52,24 +52,41 @@ def crc(archive: Archive, member: Member) -> int:
   """CRC-32 of a member; a plain tar must be read for it. Raises DataError when it is damaged there, OSError when unreadable."""
   if member.crc is not None:
     return member.crc
-  with open(archive.path, 'rb') as file:
-    return archives.checksum(file.fileno(), archive, member)
+  with archive.open() as file:
+    return archives.checksum(file, archive, member)
 
 
-def _contents(archive: Archive, members: list[Member]) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
+def _contents(root: str, archive: Archive, members: list[Member], done: Brought
+              ) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
   """(member, what gives its pieces); for a packed tar only once, and before the next member."""
   if not archive.is_stream:
-    with open(archive.path, 'rb') as file:
+    with archive.open() as file:
       for member in members:
-        yield member, functools.partial(archives.content, file.fileno(), archive, member)
+        yield member, functools.partial(archives.content, file, archive, member)
     return
-  wanted = {member.place: member for member in members}
-  for number, _, content in archives.tar_entries(archive.path, archive.kind, archive.bytes):
+  wanted: dict[int, list[Member]] = {}
+  for member in members:
+    wanted.setdefault(member.place, []).append(member)
+  for number, _, content in tars.entries(archive):
     if number in wanted and content is not None:
-      yield wanted.pop(number), functools.partial(iter, content)
+      first, *links = wanted.pop(number)
+      yield first, functools.partial(iter, content)
+      for link in links:    # the stream has passed: what was written is read
+        yield link, functools.partial(_written, root, archive, first, link, done)
     if not wanted:
       return
   raise archives.damaged(archive.path, archive.kind, 'it changed while it was read')
+
+
+def _written(root: str, archive: Archive, first: Member, link: Member, done: Brought
+             ) -> Iterator[bytes]:
+  """The bytes of a hard link, from the file that was brought before it."""
+  if first.name not in done.files:
+    raise DataError(f'{archive.path}: member {link.name!r}: got a hard link to {first.name!r}, which '
+                    'could not be written; fetch the archive again')
+  with open(f'{root}/{first.name}', 'rb') as file:
+    while piece := file.read(CHUNK):
+      yield piece
 
 
 def _one(root: str, archive: Archive, member: Member, pieces: Callable[[], Iterator[bytes]], advance: Callable[[int], None],

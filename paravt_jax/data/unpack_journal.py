@@ -1,6 +1,6 @@
 """What was unpacked into a root: from which archive, which files, by which version. One file per archive in `.paravt_unpack/`.
 
-A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, mtime_ns, digest}, members}, then a line [name,
+A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, stamp, digest, left}, members}, then a line [name,
 size, crc, mtime_ns] for each file, written as files are done. A kill costs the lines not yet written, and such files are then
 known by their checksum only. `members` is the list of a tar, so that an unchanged one need not be read again; a zip has its
 own.
@@ -16,12 +16,13 @@ import logging
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from paravt_jax.data import archives
 
-TOOL, VERSION = 'paravt_jax.data.unpack', 1    # another version's lines are not believed
+TOOL, VERSION = 'paravt_jax.data.unpack', 2    # another version's lines are not believed
+_IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')    # of an archive
 PART = '.paravt-'                              # how a file that is being written is called, with _PART_END
 PART_END = '.part'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -40,7 +41,7 @@ def header(archive: archives.Archive, name: str) -> dict[str, Any]:
   """The first line. name: of the archive, relative to the folder of archives."""
   is_whole_list = archive.kind != 'zip' and not archive.faults    # refused members, left out by a glob, must be seen again
   members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []
-  identity = {'name': name, 'kind': archive.kind, 'bytes': archive.bytes, 'mtime_ns': archive.mtime_ns, 'digest': archive.digest}
+  identity = {'name': name, **{key: getattr(archive, key) for key in _IDENTITY}}
   return {'tool': TOOL, 'version': VERSION, 'archive': identity, 'members': members}
 
 
@@ -69,7 +70,7 @@ class Journal:
           if (value['tool'], value['version']) != (TOOL, VERSION):
             return
           self._members = tuple(archives.Member(*each) for each in value['members'])
-          self._identity = tuple(value['archive'][key] for key in ('kind', 'bytes', 'mtime_ns', 'digest'))
+          self._identity = tuple(value['archive'][key] for key in _IDENTITY)
           self.known = value
         else:
           name, size, crc, mtime_ns = value
@@ -78,16 +79,20 @@ class Journal:
         if self.known is None:
           return
 
-  def remembered(self, path: pathlib.Path) -> archives.Archive | None:
-    """A tar's list of members, if the tar still has the size and time that it had; None else."""
-    status = os.stat(path)
-    if not self._members or self._identity[1:3] != (status.st_size, status.st_mtime_ns):
+  def remembered(self, parts: Sequence[pathlib.Path]) -> archives.Archive | None:
+    """A tar's list of members, if its files still have the sizes and times that they had; None else."""
+    if not self._members or self._identity[1:3] != archives.facts(parts):
       return None
-    return archives.Archive(path, *self._identity, self._members, ())
+    kind, size, stamp, digest, left = self._identity
+    return archives.Archive(parts[0], tuple(parts), kind, size, stamp, digest, self._members, (), left)
 
   def is_of(self, archive: archives.Archive) -> bool:
     """Whether it was written for an archive with this very list of members."""
     return self.known is not None and self._identity[3] == archive.digest
+
+  def is_of_same_files(self, archive: archives.Archive) -> bool:
+    """Whether its files, too, have the sizes and times that they had then."""
+    return self.is_of(archive) and self._identity[1:3] == (archive.bytes, archive.stamp)
 
   def start(self, first: dict[str, Any], files: dict[str, File]):
     """Begins anew with what still holds, by rename; `add` then appends."""

@@ -18,8 +18,10 @@ from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import lmms_eval, official, questions, snapshots
 from paravt_jax.eval import sample as marks
+from paravt_jax.eval import subtitles as subtitle_files
 from paravt_jax.eval.questions import Question, Row
 from paravt_jax.eval.sample import Sample
+from paravt_jax.eval.subtitles import NoSubtitles, Subtitles
 from paravt_jax.rewards import answer
 from paravt_jax.types import Task
 
@@ -92,7 +94,8 @@ _VIDEOMME = Benchmark(
 
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
   _VIDEOMME,
-  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_bytes=24000, published=_published(1)),
+  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_bytes=24000, breakdowns=(*_VIDEOMME.breakdowns, 'subtitles'),
+                       published=_published(1)),
   Benchmark(
       name='longvideobench', hub='longvideobench/LongVideoBench', also=(), config='default', split='validation',
       rows=('validation-*.parquet', 'data/validation-*.parquet', 'lvb_val.json', 'validation.json*'),
@@ -220,8 +223,18 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
     subtitles = _subtitles(benchmark, root, cache, asked)
   except DataError as error:
     raise _about(name, error) from error
-  return [_sample(benchmark, question, videos[question.video] or root / benchmark.media[0] / question.video,
-                  subtitles.get(question.video, '')) for question in asked]
+  said = {video: found.text for video, found in subtitles.items() if isinstance(found, Subtitles)}
+  samples = [_sample(benchmark, question, videos[question.video] or root / benchmark.media[0] / question.video,
+                     said.get(question.video, '')) for question in asked]
+  if not benchmark.subtitle_bytes:
+    return samples
+  return [_marked(sample, subtitles.get(question.video)) for sample, question in zip(samples, asked)]
+
+
+def subtitle_notes(samples: Sequence[Sample]) -> str:
+  """What people should know of the subtitle files of some samples, a line; '' for nothing."""
+  videos = {sample.task.videos: sample.fields.get('subtitles', '') for sample in samples}
+  return subtitle_files.told(videos.values())
 
 
 def faults(samples: Sequence[Sample]) -> dict[str, int]:
@@ -255,12 +268,18 @@ def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike 
       if missing:
         (partly if len(missing) < len(videos) else found).append(
             f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: {", ".join(missing[:5])}'
-            f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked')
+            f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked{_unread(root)}')
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
     except DataError as error:
       found.append(str(_about(name, error)))
   return found, partly
+
+
+def _unread(root: pathlib.Path) -> str:
+  """What looks like an archive there and is not read, which may be where something missing is."""
+  lines = snapshots.unread(root)
+  return f' ({"; ".join(lines[:3])}{"; ..." if len(lines) > 3 else ""})' if lines else ''
 
 
 def _about(name: str, error: Exception) -> DataError:
@@ -335,8 +354,8 @@ def _videos(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike |
 
 
 def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
-               ) -> dict[str, str]:
-  """{video: its subtitles}, of those that have some. Not every video of Video-MME has."""
+               ) -> dict[str, Subtitles | NoSubtitles]:
+  """{video: its subtitles, or why its file gives none}, of those that have a file. Not every video of Video-MME has."""
   if not benchmark.subtitle_bytes:
     return {}
   folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
@@ -346,10 +365,28 @@ def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLik
       snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
     files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files):
-    raise DataError(f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt or subtitle.zip; fetch it')
+    raise DataError(f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt (or .vtt) or subtitle.zip; fetch it'
+                    + _unread(root))
   paths = {video: files.find(f'{pathlib.PurePosixPath(video).stem}.srt', ('subtitle',), 1)
            for video in dict.fromkeys(question.video for question in asked)}
-  return {video: snapshots.read_subtitles(path, benchmark.subtitle_bytes) for video, path in paths.items() if path is not None}
+  return {video: _read_subtitles(path, benchmark.subtitle_bytes) for video, path in paths.items() if path is not None}
+
+
+def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitles:
+  try:
+    return subtitle_files.read(path, max_bytes)
+  except NoSubtitles as error:
+    return error
+
+
+def _marked(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
+  """The sample with what became of its subtitle file; one that gives nothing makes it an error."""
+  if isinstance(found, Subtitles):
+    state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN
+  else:
+    state = subtitle_files.NONE if found is None else subtitle_files.UNREADABLE
+  facts = {**sample.task.facts, subtitle_files.BROKEN: str(found)} if isinstance(found, NoSubtitles) else sample.task.facts
+  return dataclasses.replace(sample, fields={**sample.fields, 'subtitles': state}, task=dataclasses.replace(sample.task, facts=facts))
 
 
 def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subtitles: str) -> Sample:

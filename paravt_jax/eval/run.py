@@ -13,7 +13,7 @@ from typing import Any
 
 from paravt_jax.chat.toolcalls import is_well_formed
 from paravt_jax.errors import MediaError
-from paravt_jax.eval import scoring
+from paravt_jax.eval import scoring, subtitles
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
 from paravt_jax.rollout.sampler import Address, expanded
@@ -102,6 +102,8 @@ async def each(agent: Agent, questions: Iterable[tuple[Task, int]], reward: Call
 
 async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions) -> Record:
   start = time.monotonic()
+  if problem := task.facts.get(subtitles.BROKEN):    # without them it would be another question
+    return Record(task, budget, None, 'subtitles', problem, _laps(start, time.monotonic()))
   try:
     opening = await agent.open(task, budget)
   except MediaError as error:

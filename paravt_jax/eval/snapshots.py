@@ -2,33 +2,28 @@
 
 import collections
 import contextlib
-import gzip
-import io
 import json
-import lzma
 import os
 import pathlib
 import re
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from paravt_jax.data import unpack
+from paravt_jax.data import archive_parts, archive_unread, unpack
+from paravt_jax.data.archive_members import PLAIN
+from paravt_jax.data.archives import kind_of
+from paravt_jax.data.archives import read as read_archive
 from paravt_jax.errors import DataError
+from paravt_jax.eval import subtitles
+from paravt_jax.eval.subtitles import subtitle_lines as subtitle_lines
 
 VIDEOS = ('.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.wmv', '.m4v')
-SUBTITLES = ('.srt',)
-_ARCHIVE = re.compile(r'(?P<stem>.+?)(?:\.zip|(?P<kind>\.tar\.(?:gz|bz2|xz)|\.tgz|\.tar)'
-                      r'(?P<part>(?:\.part)?[._-]?(?:[a-z]{2}|\d{1,4}))?)', re.IGNORECASE)
+SUBTITLES = subtitles.SUFFIXES
+_MARK = 'every file compared with its checksum'    # marks without it are not believed
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
-_CHUNK = 1 << 20
 
 
 def root(folder: str | os.PathLike) -> pathlib.Path:
@@ -94,10 +89,12 @@ def _parquet(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
     raise DataError(f'{file}: no readable parquet file ({error}); fetch it again') from error
 
 
-def _json(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _json(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
+          ) -> Iterator[dict[str, Any]]:
   try:
-    text = file.read_text(encoding='utf-8-sig')
-    found = [json.loads(line) for line in text.splitlines() if line.strip()] if _is_lines(file, text) else json.loads(text)
+    data = file.read_bytes()
+    text = data.decode(json.detect_encoding(data)).removeprefix('\ufeff')
+    found = _lines(text) if _is_lines(file, text) else _parsed(text)
     if _SURROGATE.search(text):    # a pair is one character; half of one cannot be made into tokens
       json.dumps(found, ensure_ascii=False).encode()
   except (OSError, ValueError, RecursionError) as error:
@@ -106,16 +103,33 @@ def _json(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]) -
     lists = [value for value in found.values() if isinstance(value, list)]
     found = lists[0] if len(lists) == 1 else found
   if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-    raise DataError(f'{file}: got {type(found).__name__}, wanted a list of objects; fetch the published file')
+    raise DataError(f'{file}: got {type(found).__name__}, wanted a list of objects; fetch the '
+                    'published file')
   yield from found
+
+
+def _lines(text: str) -> list[Any]:
+  """The values of JSON lines. Only newlines end a line: U+2028 and its like stand in strings."""
+  found = []
+  for number, line in enumerate(text.split('\n'), 1):
+    try:
+      if line.strip():
+        found.append(_parsed(line))
+    except ValueError as error:
+      raise ValueError(f'line {number}: {error}') from error
+  return found
+
+
+def _parsed(text: str) -> Any:
+  return json.loads(text, strict=False)    # control characters may stand in strings as they are
 
 
 def _is_lines(file: pathlib.Path, text: str) -> bool:
   """Whether every line is an object of its own, which some files named .json are too."""
   if file.suffix == '.jsonl':
     return True
-  lines = text.lstrip().splitlines()
-  return len(lines) > 1 and all(line.startswith('{') and line.rstrip().endswith('}') for line in lines[:2])
+  lines = [line.strip() for line in text.lstrip().split('\n', 2)[:2]]
+  return len(lines) > 1 and all(line.startswith('{') and line.endswith('}') for line in lines)
 
 
 # Files.
@@ -186,164 +200,73 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def archives(folder: pathlib.Path) -> list[tuple[pathlib.Path, ...]]:
-  """Every zip and tar below a folder; one that is published in parts (`videos.tar.part.aa`, ...) as all of them, in order."""
-  found: dict[pathlib.Path, list[pathlib.Path]] = {}
-  for path in _walk(folder):
-    match = _ARCHIVE.fullmatch(path.name)
-    if match:
-      found.setdefault(path.with_name(match['stem'] + match['kind']) if match['part'] else path, []).append(path)
-  return [tuple(sorted(parts)) for _, parts in sorted(found.items())]
+  """Every zip and tar below a folder, by name.
+
+  One that is published in parts (`videos.tar.part.aa`, ...) comes as all of them, in order.
+  """
+  return archive_parts.groups(_walk(folder))
+
+
+def unread(folder: pathlib.Path) -> list[str]:
+  """A line for each file below a folder that looks like an archive and is not read."""
+  files = list(_walk(folder))
+  groups, disks = archive_parts.groups(files), archive_parts.over_disks(files)
+  return list(archive_unread.found(files, groups, disks).values())
 
 
 def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
-  """The names in an archive, or None when only reading it through would tell (a packed tar, or one in parts).
+  """The names in an archive, or None when only reading it through would tell (a packed tar).
 
   Raises:
-    DataError: a damaged archive.
+    DataError: a damaged archive, or one of which a part is missing.
   """
-  with _damage(parts[0]):
-    if parts[0].suffix.lower() == '.zip':
-      with zipfile.ZipFile(parts[0]) as archive:
-        return archive.namelist()
-    if len(parts) > 1 or parts[0].suffix.lower() != '.tar':
+  with _disk(parts[0]):
+    if kind_of(parts[0]) not in PLAIN and not archive_parts.gap(parts):
       return None
-    with tarfile.open(parts[0], 'r:') as archive:
-      return archive.getnames()
+    archive = read_archive(parts)
+  problem = next((fault.text for fault in archive.faults if fault.member is None), '')
+  if problem:
+    raise DataError(problem)
+  return [member.name for member in archive.members]
 
 
 def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path) -> bool:
-  """Extracts an archive into `target`, unless a mark in the folder `marks` says that this very one (name, size, date) was. True
-  when it had to be done. An interrupted one is done again; whole files only are ever seen.
+  """Extracts an archive into `target`, as `data.unpack` does. True when it had to be done.
+
+  It is not done when a mark in the folder `marks` says that this very one (names, sizes, dates)
+  was. An interrupted one is done again; whole files only are ever seen, and a file of another
+  content is replaced.
 
   Raises:
-    DataError: a damaged archive, one that would write outside, a disk that cannot be written.
+    DataError: a damaged archive, one of which a part is missing, one that would write outside, a
+      disk that cannot be written.
   """
-  facts = [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in parts]
+  with _disk(parts[0]):
+    facts = [_MARK, *([path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in parts)]
   mark = marks / f'{parts[0].name}.json'
   with contextlib.suppress(OSError, ValueError):
     if json.loads(mark.read_text()) == facts:
       return False
-  if parts[0].suffix.lower() == '.zip':
+  with contextlib.suppress(unpack.NothingFound):    # an archive without a file
     unpack.unpack(parts[0], target)
-  else:
-    _untar(parts, target)
-  with _damage(mark):
+  with _disk(mark):
     marks.mkdir(parents=True, exist_ok=True)
-    _write(mark, io.BytesIO(json.dumps(facts).encode()))
+    partial = mark.with_name(f'.{mark.name}.{os.getpid()}')
+    partial.write_text(json.dumps(facts))
+    partial.replace(mark)
   return True
 
 
-def _untar(parts: Sequence[pathlib.Path], target: pathlib.Path) -> None:
-  """Files of a tar, packed or in parts, read as one stream."""
-  with _damage(parts[0]), contextlib.ExitStack() as stack:
-    joined = _Joined([stack.enter_context(path.open('rb')) for path in parts])
-    archive = stack.enter_context(tarfile.open(fileobj=joined, mode='r|*'))
-    for member in archive:
-      if member.isdir():
-        continue
-      names = pathlib.PurePosixPath(member.name.replace('\\', '/')).parts
-      if not member.isfile() or not names or '..' in names or names[0].startswith('/') or ':' in names[0]:
-        raise DataError(f'{parts[0]}: member {member.name!r}: got a link, a device or a path that leaves the root, wanted '
-                        'plain files with relative paths; drop it there')
-      path = target.joinpath(*names)
-      if not path.is_file() or path.stat().st_size != member.size:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, archive.extractfile(member))
-
-
-def _write(path: pathlib.Path, source) -> None:
-  """A file that appears by rename."""
-  with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.', suffix='.part', delete=False) as out:
-    try:
-      shutil.copyfileobj(source, out, _CHUNK)
-      out.flush()
-      os.chmod(out.name, 0o644)
-      os.replace(out.name, path)
-    except BaseException:    # Ctrl-C too: nothing half-written stays
-      os.unlink(out.name)
-      raise
-
-
-class _Joined:
-  """Files read one after the other as one stream; all that tarfile asks of one is `read`."""
-
-  def __init__(self, files):
-    self._files = collections.deque(files)
-
-  def read(self, size: int) -> bytes:
-    pieces = []
-    while size and self._files:
-      piece = self._files[0].read(size)
-      if not piece:
-        self._files.popleft()
-      pieces.append(piece)
-      size -= len(piece)
-    return b''.join(pieces)
-
-
 @contextlib.contextmanager
-def _damage(file: pathlib.Path):
-  """What a damaged or unreadable archive raises, as a DataError."""
+def _disk(file: pathlib.Path):
+  """What a disk that cannot be read or written raises, as a DataError."""
   try:
     yield
-  except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
-          NotImplementedError) as error:
-    raise DataError(f'{file}: damaged archive ({error}), wanted a whole one; fetch it again') from error
   except OSError as error:
-    raise DataError(f'{file}: {error.strerror or error} at {error.filename or file}; make room or check permissions, then run '
-                    'again (finished files are kept)') from error
-
-
-# Subtitles.
-
-_CLOCK = r'(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)'
-_TIMING = re.compile(rf'\s*{_CLOCK}\s*-->\s*{_CLOCK}.*')
-_MARKUP = re.compile(r'<[^>]*>|\{\\[^}]*\}')
-
-
-def subtitle_lines(text: str) -> list[str]:
-  """'start --> end text' of every cue of an srt file, seconds with one decimal, markup removed. A cue that says what the one
-  before it said, or nothing, is left out; so is what is no cue."""
-  lines, last = [], ''
-  for block in re.split(r'\n[ \t]*\n', text.replace('\r\n', '\n').replace('\r', '\n').lstrip('\ufeff')):
-    rest = block.split('\n')
-    timing = next(((i, match) for i, line in enumerate(rest[:3]) if (match := _TIMING.fullmatch(line))), None)
-    if timing is None:
-      continue
-    said = ' '.join(' '.join(_MARKUP.sub('', line) for line in rest[timing[0] + 1:]).split())
-    if said and said != last:
-      start, end = (_clock(timing[1].groups()[at:at + 3]) for at in (0, 3))
-      lines.append(f'{start:.1f} --> {end:.1f} {said}')
-      last = said
-  return lines
-
-
-def _clock(parts: Sequence[str | None]) -> float:
-  hours, minutes, seconds = parts
-  return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(',', '.'))
-
-
-def bounded(lines: Sequence[str], max_bytes: int) -> str:
-  """The lines, or when they are more than `max_bytes` of UTF-8 as many as fit, taken evenly from beginning to end."""
-  total = sum(len(line.encode()) + 1 for line in lines) - 1
-  count = len(lines) if total <= max_bytes else len(lines) * (max_bytes + 1) // (total + 1)
-  while count > 0:
-    text = '\n'.join(lines[i * len(lines) // count] for i in range(count))
-    if len(text.encode()) <= max_bytes:
-      return text
-    count -= 1
-  return ''
+    raise DataError(f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
+                    'check permissions, then run again (finished files are kept)') from error
 
 
 def read_subtitles(file: pathlib.Path, max_bytes: int) -> str:
-  """An srt file as `bounded` lines. Bytes that are no UTF-8 are replaced.
-
-  Raises:
-    DataError: it cannot be read.
-  """
-  try:
-    return bounded(subtitle_lines(file.read_bytes().decode('utf-8', 'replace')), max_bytes)
-  except OSError as error:
-    raise DataError(f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it again') from error
-
-
+  """The text of `subtitles.read`, with its errors."""
+  return subtitles.read(file, max_bytes).text

@@ -12,13 +12,12 @@ import pytest
 from paravt_jax.data import archives
 from paravt_jax.data.unpack_journal import File, Journal, header, held
 
-MEMBER = archives.Member('d/é.mp4', 3, 7, 1, 3, False)
+MEMBER = archives.Member('d/é.mp4', 3, 7, 1, 3, 0)
 
 
 def _archive(path: pathlib.Path, kind: str = 'tar', faults: tuple = ()) -> archives.Archive:
   path.write_bytes(b'123')
-  status = path.stat()
-  return archives.Archive(path, kind, status.st_size, status.st_mtime_ns, archives.digest([MEMBER]), (MEMBER,), faults)
+  return archives.Archive(path, (path,), kind, *archives.facts([path]), archives.digest([MEMBER]), (MEMBER,), faults, left=2)
 
 
 def _written(root: pathlib.Path, archive: archives.Archive) -> Journal:
@@ -37,7 +36,8 @@ def test_a_journal_comes_back_as_it_was_written_and_says_archive_tool_and_versio
   assert again.files == {'a': File(1, 2, 3), 'd/é.mp4': File(3, 7, 9)}
   assert again.is_of(archive)
   assert (again.known['tool'], again.known['version'], again.known['archive']) == (
-    'paravt_jax.data.unpack', 1, {'name': 'in/a.tar', 'kind': 'tar', 'bytes': 3, 'mtime_ns': archive.mtime_ns, 'digest': archive.digest})
+    'paravt_jax.data.unpack', 2, {'name': 'in/a.tar', 'kind': 'tar', 'bytes': 3, 'stamp': archive.stamp, 'digest': archive.digest,
+                                  'left': 2})
 
 
 def test_a_torn_last_line_and_lines_that_make_no_sense_cost_only_themselves(tmp_path):
@@ -49,7 +49,7 @@ def test_a_torn_last_line_and_lines_that_make_no_sense_cost_only_themselves(tmp_
   assert Journal(tmp_path, 'in/a.tar').files.keys() == {'a', 'd/é.mp4'}
 
 
-@pytest.mark.parametrize('first', ['', '{', '[]', '{"tool": "paravt_jax.data.unpack", "version": 1}'])
+@pytest.mark.parametrize('first', ['', '{', '[]', '{"tool": "paravt_jax.data.unpack", "version": 2}'])
 def test_a_journal_without_a_readable_header_says_nothing(tmp_path, first):
   journal = _written(tmp_path, _archive(tmp_path / 'a.tar'))
   journal.path.write_text('\n'.join([first, *journal.path.read_text().split('\n')[1:]]))
@@ -67,15 +67,15 @@ def test_another_versions_journal_says_nothing(tmp_path):
 def test_a_tars_list_is_remembered_while_size_and_time_stay_and_no_member_was_refused(tmp_path):
   archive = _archive(tmp_path / 'a.tar')
   _written(tmp_path, archive)
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.path) == archive
+  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) == archive
   os.utime(archive.path, ns=(1, 1))
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.path) is None
+  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) is None
   refused = _archive(tmp_path / 'a.tar', faults=(archives.Fault('../x', 'why'),))
   _written(tmp_path, refused)
-  assert Journal(tmp_path, 'in/a.tar').remembered(refused.path) is None
+  assert Journal(tmp_path, 'in/a.tar').remembered(refused.parts) is None
   zipped = _archive(tmp_path / 'a.tar', kind='zip')
   _written(tmp_path, zipped)
-  assert Journal(tmp_path, 'in/a.tar').remembered(zipped.path) is None
+  assert Journal(tmp_path, 'in/a.tar').remembered(zipped.parts) is None
 
 
 def test_archives_of_one_name_in_two_folders_have_two_journals(tmp_path):

@@ -331,3 +331,113 @@ def test_a_root_that_cannot_be_made_is_one_clear_error(tmp_path):
   archive = _zip(tmp_path / 'a.zip', {'a': b'1'})
   with pytest.raises(DataError, match=r'a\.zip/root: Not a directory at .*check permissions, then run again'):
     unpack(archive, archive / 'root')
+
+
+def _main(tmp_path: pathlib.Path, capsys, *more: str) -> tuple[int, str, str]:
+  status = main(['--archives', str(tmp_path / 'in'), '--root', str(tmp_path / 'root'), *more])
+  said = capsys.readouterr()
+  return status, said.out, said.err
+
+
+def _parts(folder: pathlib.Path, name: str, data: bytes, count: int) -> list[pathlib.Path]:
+  """data in `count` files NAMEaa, NAMEab, ..."""
+  folder.mkdir(parents=True, exist_ok=True)
+  size = -(-len(data) // count)
+  paths = [folder / f'{name}a{letter}' for letter in 'abcdefghijklm'[:count]]
+  for number, path in enumerate(paths):
+    path.write_bytes(data[number * size:(number + 1) * size])
+  return paths
+
+
+def test_what_looks_like_an_archive_and_is_not_read_is_named_and_the_rest_is_unpacked_with_status_2(tmp_path, capsys):
+  _zip(tmp_path / 'in/a.zip', {'a': b'1'})
+  (tmp_path / 'in/deep').mkdir()
+  (tmp_path / 'in/deep/b.7z').write_bytes(b"7z\xbc\xaf'\x1c" + bytes(50))
+  (tmp_path / 'in/c.zip.part').write_bytes(b'PK')
+  status, out, err = _main(tmp_path, capsys)
+  assert (status, _files(tmp_path / 'root')) == (2, ['a']) and '1 files written' in out
+  assert err.splitlines() == [
+    f'{tmp_path}/in/c.zip.part: not read: a download that is not finished; fetch it to its end, or remove it',
+    f'{tmp_path}/in/deep/b.7z: not read: a kind of archive (.7z) that is not read; unpack it by hand into the root, and move it out of '
+    'the folder']
+  (tmp_path / 'in/a.zip').unlink()
+  status, out, err = _main(tmp_path, capsys)    # nothing but these
+  assert (status, out, err.count('not read: ')) == (2, '', 2)
+  assert main(['--archives', str(tmp_path / 'in/deep/b.7z'), '--root', str(tmp_path / 'root')]) == 2
+  assert 'b.7z: not read: ' in capsys.readouterr().err
+
+
+def test_what_macos_and_windows_left_is_left_out_and_counted_also_when_the_journal_is_asked(tmp_path, capsys):
+  for number in range(2):
+    _zip(tmp_path / f'in/{number}.zip', {f'v/{number}.mp4': b'1', f'__MACOSX/v/._{number}.mp4': b'2', 'v/.DS_Store': bytes([number])})
+  _tar(tmp_path / 'in/c.tar', {'w/._a.mp4': b'3', 'w/a.mp4': b'4', 'w/Thumbs.db': b'5'})
+  for _ in range(2):
+    status, out, _ = _main(tmp_path, capsys)
+    assert status == 0 and out.endswith(', 6 left out that macOS or Windows left there\n')
+  assert _files(tmp_path / 'root') == ['v/0.mp4', 'v/1.mp4', 'w/a.mp4']
+
+
+@pytest.mark.parametrize('name', ['v.tar', 'v.tar.gz'])
+def test_an_archive_in_parts_lands_in_the_root_by_any_of_its_parts_and_once(tmp_path, name):
+  members = {f'v/{i}.mp4': NOISE[i * 5000:(i + 1) * 5000] for i in range(9)}
+  data = _tar(tmp_path / name, members).read_bytes()
+  paths = _parts(tmp_path / 'in', f'{name}.part.', data, 7)
+  _zip(tmp_path / 'in/a.zip', {'a': b'1'})
+  assert unpack(tmp_path / 'in', tmp_path / 'root') == Unpacked(10, 0, 45001)
+  assert {name: (tmp_path / 'root' / name).read_bytes() for name in members} == members
+  assert unpack(tmp_path / 'in', tmp_path / 'root') == Unpacked(0, 10)
+  assert unpack(paths[3], tmp_path / 'other') == Unpacked(9, 0, 45000)    # one of them stands for all
+  data = _tar(tmp_path / name, members | {'v/8.mp4': NOISE[:5000]}).read_bytes()
+  _parts(tmp_path / 'in', f'{name}.part.', data, 7)
+  assert unpack(tmp_path / 'in', tmp_path / 'root').replaced == 1    # though no header of the tar changed
+
+
+@pytest.mark.parametrize('lost', [0, 3, 6])
+def test_without_one_of_its_parts_nothing_is_written_and_with_it_every_file_is_right(tmp_path, lost):
+  members = {f'{i}.mp4': NOISE[i * 3000:(i + 1) * 3000] for i in range(12)}
+  data = _tar(tmp_path / 'v.tar', members).read_bytes()
+  paths = _parts(tmp_path / 'in', 'v.tar.', data, 7)
+  piece = paths[lost].read_bytes()
+  paths[lost].unlink()
+  with pytest.raises(DataError) as error:
+    unpack(tmp_path / 'in', tmp_path / 'root')
+  assert (f'no {paths[lost].name}' if lost < 6 else 'no end mark') in str(error.value)
+  assert not (tmp_path / 'root').exists()
+  paths[lost].write_bytes(piece)
+  unpack(tmp_path / 'in', tmp_path / 'root')
+  assert {name: (tmp_path / 'root' / name).read_bytes() for name in members} == members
+
+
+def test_a_whole_archive_beside_its_own_parts_is_compared_with_them_and_written_once(tmp_path):
+  data = _tar(tmp_path / 'in/v.tar', {'a': NOISE[:3000]}).read_bytes()
+  _parts(tmp_path / 'in', 'v.tar.part.', data, 3)
+  assert unpack(tmp_path / 'in', tmp_path / 'root') == Unpacked(1, 1, 3000)
+
+
+def test_a_journal_of_the_version_before_is_not_believed_and_its_files_are_compared(tmp_path):
+  archive = _zip(tmp_path / 'a.zip', {'a': b'right'})
+  unpack(archive, tmp_path / 'root')
+  journal = next((tmp_path / 'root/.paravt_unpack').glob('*.jsonl'))
+  journal.write_text(journal.read_text().replace('"version": 2', '"version": 1'))
+  status = (tmp_path / 'root/a').stat()
+  (tmp_path / 'root/a').write_bytes(b'wrong')
+  os.utime(tmp_path / 'root/a', ns=(status.st_mtime_ns, status.st_mtime_ns))
+  assert unpack(archive, tmp_path / 'root').replaced == 1
+
+
+def test_a_plain_tar_fetched_again_with_the_same_headers_is_compared_whatever_was_chosen_in_between(tmp_path):
+  _tar(tmp_path / 'a.tar', {'a': b'wrong', 'b': b'wrong'})
+  unpack(tmp_path / 'a.tar', tmp_path / 'root')
+  _tar(tmp_path / 'a.tar', {'a': b'right', 'b': b'right'})
+  assert unpack(tmp_path / 'a.tar', tmp_path / 'root', include=['a']).replaced == 1
+  assert unpack(tmp_path / 'a.tar', tmp_path / 'root').replaced == 1
+  assert [(tmp_path / 'root' / name).read_bytes() for name in 'ab'] == [b'right', b'right']
+
+
+def test_no_member_takes_the_place_of_a_part_that_is_being_unpacked(tmp_path):
+  data = _tar(tmp_path / 'v.tar', {'v.tar.ab': b'1' * 4000, 'b': b'2'}).read_bytes()
+  (tmp_path / 'v.tar').unlink()
+  paths = _parts(tmp_path, 'v.tar.', data, 2)
+  paths[1].write_bytes(data[len(data) // 2:])
+  with pytest.raises(DataError, match=r"member 'v\.tar\.ab': got the place of an archive"):
+    unpack(tmp_path, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from configs import eval as recipe
 from paravt_jax.chat import prompts
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import benchmarks
+from paravt_jax.eval import benchmarks, subtitles
 from paravt_jax.eval.benchmarks import BENCHMARKS
 from paravt_jax.eval.sample import Sample, told
 from paravt_jax.types import Task
@@ -136,6 +136,30 @@ def test_subtitles_of_wide_characters_are_bounded_by_their_bytes(tmp_path: pathl
   (root / 'subtitle/fFjv93ACGo8.srt').write_text('\n'.join(cues))
   sample = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')[0]
   assert 23_000 < len(sample.subtitles.encode()) <= 24_000
+
+
+def test_a_subtitle_file_without_a_cue_is_an_error_of_its_videos_questions_and_a_guess_is_told(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'videomme_wsub')
+  (root / 'subtitle').mkdir()
+  (root / 'subtitle/fFjv93ACGo8.srt').write_bytes(b'')
+  (root / 'subtitle/N1cdUjctpG8.vtt').write_bytes('WEBVTT\n\n00:01.000 --> 00:02.000\ncafé\n'.encode('cp1252'))
+  first, second, third = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')
+  assert [sample.fields['subtitles'] for sample in (first, second, third)] == ['unreadable', 'unreadable', 'shown, read as cp1252']
+  assert (first.subtitles, third.subtitles) == ('', '1.0 --> 2.0 café')
+  assert 'fFjv93ACGo8.srt: got an empty file, wanted srt or vtt' in first.task.facts[subtitles.BROKEN]
+  assert subtitles.BROKEN not in third.task.facts and third.task.question.startswith('Subtitles (seconds):\n1.0 --> 2.0 café\n')
+  assert benchmarks.subtitle_notes([first, second, third]) == (
+    'subtitle files: 1 are no clean Unicode and were read as cp1252 (1); 1 give no cue, and their questions are errors')
+  assert [sample.fields['subtitles'] for sample in _load(tmp_path / 'other', 'videomme_wsub')] == ['shown', 'shown', 'none']
+  assert benchmarks.subtitle_notes(_load(tmp_path / 'third', 'videomme')) == ''
+
+
+def test_an_archive_that_is_not_read_is_named_where_videos_are_missing(tmp_path: pathlib.Path):
+  root = fixtures.snapshot(tmp_path, 'charades')
+  (root / 'Charades_v1_480_part_2.zip').rename(root / 'Charades_v1_480_part_2.7z')
+  (root / 'Charades_v1_480_part_2.7z').write_bytes(b"7z\xbc\xaf'\x1c")
+  (line,) = benchmarks.problems({'charades': root})[1]
+  assert '1 of 2 videos missing' in line and 'part_2.7z: not read: a kind of archive (.7z) that is not read' in line
 
 
 def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from paravt_jax.eval.run import EvalOptions, Record, compare, evaluate, summarize
+from paravt_jax.eval.subtitles import BROKEN
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout.groups import rewarder
 from paravt_jax.testing.scripted import Refuse
@@ -96,6 +97,13 @@ def test_deviation_19_a_server_that_failed_one_call_is_an_error_and_a_sub_agent_
   (records, summary), _ = run(lambda request: reply if is_subagent(request) else whole(request), [OPEN])
   assert [(record.reason, record.accuracy) for record in records] == [(reason, right)] * 2
   assert summary['errors'] == ({reason: 2} if reason else {}) and all(('model' in r.error) is bool(reason) for r in records)
+
+
+def test_a_question_whose_subtitle_file_gives_nothing_is_an_error_and_is_not_put():
+  broken = dataclasses.replace(OPEN, facts={BROKEN: 'x.srt: got an empty file'})
+  (records, summary), requests = run(answering(open='red'), [broken])
+  assert [(record.reason, record.error) for record in records] == [('subtitles', 'x.srt: got an empty file')] * 2
+  assert (summary['errors'], requests) == ({'subtitles': 2}, [])
 
 
 def test_a_prompt_that_does_not_fit_says_how_long_it_is_and_what_to_change():

@@ -1,6 +1,5 @@
 """Files of snapshots: rows, videos in folders and archives, subtitles. Small real files."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -117,7 +116,7 @@ def test_an_archive_is_unpacked_once(tmp_path: pathlib.Path, kind: str):
     for at, name in enumerate(['v.tar.part.aa', 'v.tar.part.ab'] if kind == 'parts' else [f'v.{kind}']):
       (tmp_path / name).write_bytes((whole[:2100], whole[2100:])[at] if kind == 'parts' else whole)
   parts, = snapshots.archives(tmp_path)
-  assert snapshots.members(parts) == (None if kind in ('tar.gz', 'parts') else list(content))
+  assert snapshots.members(parts) == (None if kind == 'tar.gz' else list(content))
   assert snapshots.unpacked(parts, files, marks)
   assert {str(path.relative_to(files)): path.read_bytes() for path in files.glob('data/**/*') if path.is_file()} == content
   (files / 'data/a.mp4').unlink()
@@ -134,7 +133,7 @@ def test_an_interrupted_unpacking_is_done_again(tmp_path: pathlib.Path):
   parts = (tmp_path / 'v.tar',)
   with pytest.raises(DataError, match='damaged archive'):
     snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks')
-  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.mp4']
+  assert not (tmp_path / 'out').exists()                             # it is looked at before it is unpacked
   (tmp_path / 'v.tar').write_bytes(whole)
   assert snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks')
   assert (tmp_path / 'out/b.mp4').stat().st_size == 9000
@@ -155,25 +154,55 @@ def test_a_damaged_archive_is_named(tmp_path: pathlib.Path, name: str):
     snapshots.unpacked((tmp_path / name,), tmp_path / 'out', tmp_path / 'marks')
 
 
-def test_subtitles_become_plain_lines():
-  assert snapshots.subtitle_lines(fixtures.SRT) == ['0.5 --> 2.0 hello there', '2.0 --> 3.2 all of you']
-  rolling = '\ufeff1\r\n01:00:00,000 --> 01:00:01,000\r\n{\\an8}one\r\n\r\n2\r\n01:00:01,000 --> 01:00:02,500\r\none\r\n\r\n'
-  assert snapshots.subtitle_lines(rolling + '3\n00:05.2 --> 00:06.0 align:start\ntwo\n\nnot a cue\n\n4\n00:00:09,0 --> 00:00:10,0\n\n') == [
-    '3600.0 --> 3601.0 one', '5.2 --> 6.0 two']
-  assert snapshots.subtitle_lines('') == []
+def test_a_file_of_the_right_size_and_another_content_is_written_again(tmp_path: pathlib.Path):
+  (tmp_path / 'v.tar').write_bytes(fixtures.tarred({'a.mp4': b'A' * 9000}, 'w'))
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out/a.mp4').write_bytes(b'B' * 9000)                  # as a part that was missing had left it
+  (tmp_path / 'marks').mkdir()
+  status = (tmp_path / 'v.tar').stat()                               # a mark from before contents were compared
+  (tmp_path / 'marks/v.tar.json').write_text(json.dumps([['v.tar', status.st_size, status.st_mtime_ns]]))
+  assert snapshots.unpacked((tmp_path / 'v.tar',), tmp_path / 'out', tmp_path / 'marks')
+  assert (tmp_path / 'out/a.mp4').read_bytes() == b'A' * 9000
 
 
-def test_subtitles_that_are_too_long_are_thinned_evenly():
-  lines = [f'{i}.0 --> {i + 1}.0 {"word" * 5}' for i in range(100)]
-  assert snapshots.bounded(lines[:3], 10_000) == '\n'.join(lines[:3])
-  text = snapshots.bounded(lines, 400)
-  kept = [int(line.split('.')[0]) for line in text.split('\n')]
-  assert 350 <= len(text) <= 400
-  steps = {after - before for before, after in itertools.pairwise(kept)}
-  assert kept[0] == 0 and kept[-1] > 85 and max(steps) - min(steps) <= 1
-  # two of three would be allowed by their mean length, but the first two are longer than that
-  assert snapshots.bounded(['x' * 40, 'y' * 40, 'z'], 60) == 'x' * 40
-  # 3 bytes a character: two lines are 13
-  wide = ['字字', '字字', '字字']
-  assert snapshots.bounded(wide, 13) == '字字\n字字' and snapshots.bounded(wide, 12) == '字字'
-  assert snapshots.bounded(['a line'], 3) == '' and snapshots.bounded([], 3) == ''
+def test_a_part_that_is_missing_is_named_before_anything_is_written(tmp_path: pathlib.Path):
+  whole = fixtures.tarred({f'{name}.mp4': name.encode() * 9000 for name in 'abc'}, 'w')
+  for name, start in (('aa', 0), ('ab', 8000), ('ad', 24000)):
+    (tmp_path / f'v.tar.part.{name}').write_bytes(whole[start:start + 8000])
+  (parts,) = snapshots.archives(tmp_path)
+  for job in (lambda: snapshots.members(parts), lambda: snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks')):
+    with pytest.raises(DataError, match=r'got 3 parts and no v\.tar\.part\.ac, wanted every part'):
+      job()
+  assert not (tmp_path / 'out').exists() and not (tmp_path / 'marks').exists()
+
+
+def test_a_whole_archive_and_its_parts_are_two_archives(tmp_path: pathlib.Path):
+  _touch(tmp_path / 'v.tar', tmp_path / 'v.tar.aa', tmp_path / 'v.tar.ab', tmp_path / 'w.7z')
+  assert [[path.name for path in parts] for parts in snapshots.archives(tmp_path)] == [['v.tar'], ['v.tar.aa', 'v.tar.ab']]
+  (line,) = snapshots.unread(tmp_path)
+  assert line.startswith(f'{tmp_path}/w.7z: not read: ')
+
+
+@pytest.mark.parametrize('odd', ['\u2028', '\u2029', '\x85', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\0', '\t', '\x1f'])
+@pytest.mark.parametrize('name', ['rows.jsonl', 'rows.json'])
+def test_only_newlines_end_a_json_line(tmp_path: pathlib.Path, odd: str, name: str):
+  lines = [f'{{"a": "one{odd}half"}}', '{"a": "two"}', '', '  ', '{"a": "three"}']
+  for end, last in (('\n', '\n'), ('\n', ''), ('\r\n', '\r\n')):
+    (tmp_path / name).write_bytes((end.join(lines) + last).encode())
+    assert [row['a'] for _, row in snapshots.rows(tmp_path / name, ['a'], [])] == [f'one{odd}half', 'two', 'three']
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32', 'utf-16-le', 'utf-8'])
+@pytest.mark.parametrize('name', ['rows.jsonl', 'lines.json', 'rows.json'])
+def test_json_is_read_in_every_encoding_of_unicode(tmp_path: pathlib.Path, encoding: str, name: str):
+  text = json.dumps([{'a': 'é字'}] * 2, ensure_ascii=False) if name == 'rows.json' else '{"a": "é字"}\n' * 2
+  (tmp_path / name).write_bytes(text.encode(encoding))
+  assert [row['a'] for _, row in snapshots.rows(tmp_path / name, ['a'], [])] == ['é字'] * 2
+
+
+@pytest.mark.parametrize('line', ['{"a": ', 'NaN', '\0' * 20, '{"a": 1}{"a": 2}'])
+def test_a_line_that_is_no_json_is_named_by_its_number(tmp_path: pathlib.Path, line: str):
+  (tmp_path / 'rows.jsonl').write_text('{"a": 1}\n\n' + line + '\n')
+  wanted = 'wanted a list of objects' if line == 'NaN' else r'no readable jsonl file \(line 3: '
+  with pytest.raises(DataError, match=wanted):
+    list(snapshots.rows(tmp_path / 'rows.jsonl', ['a'], []))

@@ -134,6 +134,18 @@ def test_one_message_names_all_that_is_missing(tmp_path):
   assert 'sy1998/MLVU_dev' in str(caught.value) and 'elsewhere' in str(caught.value) and 'configs/eval.py' in str(caught.value)
 
 
+def test_subtitle_files_that_were_guessed_or_gave_nothing_are_told_at_the_start(tmp_path, capsys):
+  root = fixtures.snapshot(tmp_path, 'videomme_wsub')
+  (root / 'subtitle').mkdir()
+  (root / 'subtitle/fFjv93ACGo8.srt').write_bytes(b'no cue')
+  (root / 'subtitle/N1cdUjctpG8.srt').write_bytes('00:01,0 --> 00:02,0\ncafé'.encode('cp1252'))
+  config = recipe.get_config()
+  config.benchmarks, config.paths.videomme_wsub, config.data.cache = 'videomme_wsub', str(root), str(tmp_path / 'cache')
+  assert len(eval_data.suites(config)[0].samples) == 3
+  assert ('videomme_wsub: subtitle files: 1 are no clean Unicode and were read as cp1252 (1); 1 give no cue, and their questions are '
+          'errors\n') in capsys.readouterr().err
+
+
 def test_some_missing_videos_end_the_run_unless_their_questions_may_be_errors(tmp_path, capsys):
   root = fixtures.snapshot(tmp_path, 'mmvu')
   shutil.rmtree(root / 'videos/Art')

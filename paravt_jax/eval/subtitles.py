@@ -1,0 +1,196 @@
+"""Subtitle files (srt, vtt) as plain lines, in whatever encoding and shape they come.
+
+A byte-order mark decides the encoding. Without one: UTF-16 and UTF-32 are told by their NULs, then
+UTF-8 is tried. What is left is guessed and counted: GB18030 where the bytes above 0x7f stand in
+pairs throughout (most subtitles that are no Unicode are Chinese or Western), else Windows-1252.
+"""
+
+import codecs
+import collections
+import dataclasses
+import html
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+from paravt_jax.errors import DataError
+
+SUFFIXES = ('.srt', '.vtt')
+_MARKS = (    # the longer ones first: UTF-32's begins with UTF-16's
+  (codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'),
+  (codecs.BOM_UTF8, 'utf-8'),
+  (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'),
+  (b'\x84\x31\x95\x33', 'gb18030'))
+_WIDE = ('utf-32-le', 'utf-32-be', 'utf-16-le', 'utf-16-be')
+_ARROW = '-->'
+_LOST = '\N{REPLACEMENT CHARACTER}'
+_PAIRS = re.compile(rb'(?:[\x81-\xfe][\x80-\xfe])+')
+_HIGH = re.compile(rb'[\x80-\xff]+')
+
+_NUMBER = r'\s*(\d{1,9})\s*'
+_CLOCK = rf'-?(?:{_NUMBER}:)?{_NUMBER}:{_NUMBER}(?:[.,:]\s*(\d+))?'
+_TIMING = re.compile(rf'\s*{_CLOCK}\s*(?:-\s*-?\s*>|--&gt;|→)\s*{_CLOCK}(?P<rest>.*)')
+_WIDTHS = str.maketrans('：，．。', ':,..')    # as Chinese keyboards write them
+_SETTINGS = re.compile(r'(?:\s+[A-Za-z]\w*:\S+)*\s*')
+_MARKUP = re.compile(r'</?[A-Za-z][^<>]*>|</?>|<\d[\d:.]*>|\{\\[^}]*\}')
+_BREAKS = re.compile(r'\\[Nnh]')
+_BLOCKS = ('NOTE', 'STYLE', 'REGION')
+
+
+# The fact of a task whose subtitle file gives nothing: why. It is not asked, and is an error.
+BROKEN = 'subtitles_error'
+# The field 'subtitles' of a sample, by which scores are broken down.
+SHOWN, NONE, UNREADABLE, GUESSED = 'shown', 'none', 'unreadable', 'shown, read as '
+
+
+class NoSubtitles(DataError):
+  """A subtitle file is there, but nothing is said in it that can be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subtitles:
+  """What a file says. encoding: it was read as; guessed: because nothing else fitted."""
+  text: str
+  encoding: str
+  guessed: bool
+
+
+def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
+  """A subtitle file as `bounded` lines.
+
+  Raises:
+    NoSubtitles: it yields no line. DataError: it cannot be read.
+  """
+  try:
+    data = file.read_bytes()
+  except OSError as error:
+    raise DataError(f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it '
+                    'again') from error
+  text, encoding, guessed = decoded(data)
+  lines = subtitle_lines(text)
+  if not lines:
+    found = f'no cue with a text in {len(data)} bytes (read as {encoding})'
+    got = found if data else 'an empty file'
+    raise NoSubtitles(f'{file}: got {got}, wanted srt or vtt; fetch it again, or remove it to ask '
+                      'without subtitles (both make other questions, for another results folder)')
+  return Subtitles(bounded(lines, max_bytes), encoding, guessed)
+
+
+def decoded(data: bytes) -> tuple[str, str, bool]:
+  """(text, encoding, whether that is a guess) of a subtitle file; see the top."""
+  for mark, encoding in _MARKS:
+    if data.startswith(mark):
+      text = data[len(mark):].decode(encoding, 'replace')
+      return text, encoding, _LOST in text
+  if b'\0' in data:
+    for encoding in _WIDE:
+      text = data.decode(encoding, 'replace')
+      if _ARROW in text:
+        return text, encoding, _LOST in text
+  text = data.decode('utf-8', 'replace')
+  lost = text.count(_LOST)
+  if not lost:
+    return text, 'utf-8', False
+  if sum(char > '\x7f' for char in text) > 10 * lost:    # a few torn characters
+    return text, 'utf-8', True
+  encoding = 'gb18030' if all(map(_PAIRS.fullmatch, _HIGH.findall(data))) else 'cp1252'
+  return data.decode(encoding, 'replace'), encoding, True
+
+
+def subtitle_lines(text: str) -> list[str]:
+  """'start --> end text' of every cue of an srt or vtt file, seconds with one decimal.
+
+  A cue ends where the next one's times stand, whatever blank lines there are. Markup, numbers of
+  cues, and notes and styles of vtt are removed. A cue that says what the one before it said, or
+  nothing, is left out; so is what stands before the first one.
+  """
+  text = re.sub('\r+\n', '\n', text).replace('\r', '\n').replace('\ufeff', '').replace('\0', '')
+  rows = text.split('\n')
+  is_vtt = text.lstrip().startswith('WEBVTT')
+  found: list[str] = []
+  last = ''
+  times = [(at, match) for at, row in enumerate(rows)
+           if (match := _TIMING.fullmatch(' '.join(row.translate(_WIDTHS).split())))]
+  for (at, match), (until, _) in zip(times, [*times[1:], (len(rows), None)]):
+    number = _number(rows, at)
+    body = rows[at + 1:until]
+    if until < len(rows):
+      body = _without_name(body, number, is_vtt)
+    rest = match['rest']
+    first = '' if _SETTINGS.fullmatch(rest) else rest
+    said = _said([first, *(_without_blocks(body) if is_vtt else body)])
+    if said and said != last:
+      start, end = (_seconds(match.groups()[i:i + 4]) for i in (0, 4))
+      found.append(f'{start:.1f} --> {end:.1f} {said}')
+      last = said
+  return found
+
+
+def _number(rows: Sequence[str], at: int) -> int | None:
+  """The number of the cue whose times stand in row `at`, None where it has none."""
+  above = next((row.strip() for row in reversed(rows[max(0, at - 2):at]) if row.strip()), '')
+  return int(above) if above.isdecimal() and len(above) < 10 else None
+
+
+def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str]:
+  """A cue's rows without the number (in vtt: any name) of the next cue, which stands last."""
+  kept = list(body)
+  while kept and not kept[-1].strip():
+    kept.pop()
+  is_beside = len(kept) == len(body)    # directly above the times
+  is_alone = len(kept) < 2 or not kept[-2].strip()
+  last = kept[-1].strip() if kept else ''
+  is_next = number is not None and (is_beside or last == str(number + 1))
+  is_number = last.isdecimal() and ((is_beside and is_alone) or is_next)
+  is_name = is_vtt and bool(last) and is_beside and is_alone and len(kept) > 1
+  return kept[:-1] if is_number or is_name else kept
+
+
+def _without_blocks(body: list[str]) -> list[str]:
+  """A cue's rows of vtt without comments and styles: from their word to the next blank line."""
+  kept, inside, before = [], False, 'x'
+  for row in body:
+    inside = (inside and bool(row.strip())) or (not before.strip() and row.startswith(_BLOCKS))
+    if not inside:
+      kept.append(row)
+    before = row
+  return kept
+
+
+def _said(rows: Iterable[str]) -> str:
+  """The text of a cue in one line."""
+  bare = (html.unescape(_BREAKS.sub(' ', _MARKUP.sub('', row))) for row in rows)
+  return ' '.join(' '.join(bare).split())
+
+
+def _seconds(parts: Sequence[str | None]) -> float:
+  hours, minutes, seconds, fraction = parts
+  whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
+  return whole + float(f'0.{fraction or 0}')
+
+
+def bounded(lines: Sequence[str], max_bytes: int) -> str:
+  """The lines, or when they are more than `max_bytes` of UTF-8 as many as fit.
+
+  These are taken evenly from beginning to end.
+  """
+  total = sum(len(line.encode()) + 1 for line in lines) - 1
+  count = len(lines) if total <= max_bytes else len(lines) * (max_bytes + 1) // (total + 1)
+  while count > 0:
+    text = '\n'.join(lines[i * len(lines) // count] for i in range(count))
+    if len(text.encode()) <= max_bytes:
+      return text
+    count -= 1
+  return ''
+
+
+def told(fields: Iterable[str]) -> str:
+  """What people should know of some files, by their samples' fields 'subtitles'; '' for nothing."""
+  counts = collections.Counter(fields)
+  guessed = {name: count for name, count in sorted(counts.items()) if name.startswith(GUESSED)}
+  parts = [f'{sum(guessed.values())} are no clean Unicode and were read as '
+           + ', '.join(f'{name.removeprefix(GUESSED)} ({count})' for name, count in guessed.items())
+           ] if guessed else []
+  broken = counts[UNREADABLE]
+  parts += [f'{broken} give no cue, and their questions are errors'] if broken else []
+  return f'subtitle files: {"; ".join(parts)}' if parts else ''
