@@ -18,7 +18,7 @@ KEPT = ('episode',)          # a queue asks no more of `scored` than whether the
 
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
-  config = ConfigDict({'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
+  config = ConfigDict({'data': {'media_root': ''}, 'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
   server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
   return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
 
