@@ -18,6 +18,7 @@ from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 
+KINDS = ('url', 'embedded', 'sglang')
 LAUNCHERS = {'cpu': 'launch_cpu.py', 'cuda': 'launch_gpu.py'}
 THIRD_PARTY = pathlib.Path(__file__).resolve().parent.parent / 'third_party' / 'sglang'
 
@@ -31,6 +32,7 @@ def check(config: ConfigDict) -> None:
     ConfigError: naming the knob.
   """
   section = config.server
+  require(section.kind, f'one of {", ".join(KINDS)}', section.kind in KINDS, 'server.kind')
   if section.kind == 'url':
     return
   ports = section.ports

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import ablations, allowed, ask, bench, longvideo_reason, para_grpo, sft
 from configs import eval as evaluation
-from experiments import ablate, eval_data, knobs, preview, rl
+from experiments import ablate, eval_data, knobs, preview, rl, servers
 from experiments import ask as ask_entry
 from experiments import bench as bench_entry
 from experiments import eval as eval_entry
@@ -257,6 +257,7 @@ def test_the_words_of_a_rule_are_those_that_the_library_knows():
   assert words(allowed.RL['publish']['dtype'], manifest.DTYPES)
   assert words(allowed.EVAL['protocol']['dispatch'], protocols.DISPATCHES)
   assert allowed.RL['data']['question_types'].holds(rows.TYPES)
+  assert words(allowed.SERVER['kind'], servers.KINDS)
 
 
 def test_a_knob_of_ones_own_without_a_rule_is_left_to_who_reads_it():
