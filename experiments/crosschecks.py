@@ -2,9 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import sft_data, wiring
 from experiments.launch import require
 from paravt_jax import packing
+from paravt_jax.data import batches
 from paravt_jax.data.world import corpus
 
 
@@ -39,6 +40,11 @@ def require_slots(config: ConfigDict) -> None:
   most = config.train.image_patches * packing.PATCH**2
   wanted = f'at most {most}, what train.image_patches={config.train.image_patches} hold'
   require(config.video.max_pixels, wanted, config.video.max_pixels <= most, 'video.max_pixels')
+
+
+def require_batches(config: ConfigDict) -> None:
+  """Raises ConfigError when the rows of SFT cannot hold what frames and images may be."""
+  batches.check(sft_data.batch_options(config), sft_data.frame_options(config), (0, 1))
 
 
 def require_schedule(config: ConfigDict, steps: int, knob: str) -> None:

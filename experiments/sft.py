@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from experiments import binding, crosschecks, runs, sft_data, wiring
 from experiments.launch import require, require_recipe, run
-from paravt_jax.data import batches
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
@@ -76,7 +75,7 @@ def check(config: ConfigDict) -> None:
   crosschecks.require_rows(config)
   crosschecks.require_schedule(config, config.steps, 'steps')
   crosschecks.require_world(config)
-  batches.check(sft_data.batch_options(config), sft_data.frame_options(config), (0, 1))
+  crosschecks.require_batches(config)
 
 
 def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib.Path) -> None:
