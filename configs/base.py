@@ -45,7 +45,7 @@ def _published() -> ConfigDict:
       'name': '',
       'scale': '',
       'seed': 0,
-      # folder '' means runs/<name>_<scale>; a checkpoint every so many steps
+      # folder '' means runs/<name>_<scale>; a checkpoint every so many steps, 0: only after the last
       'run': _run(5),
       # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
       'model': {'folder': ''},

@@ -19,13 +19,12 @@ import time
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import rl, runs, sft, wiring
-from experiments.launch import complaint, require, require_recipe, run
+from experiments import binding, rl, runs, sft, wiring
+from experiments.launch import complaint, configured, define, require, require_recipe, run
 from paravt_jax.errors import ConfigError
 from paravt_jax.report import ablation, ablation_page
-from paravt_jax.report.run import flatten
 
 OWN = ('seed', 'run.folder')  # knobs that the grid itself sets
 POLL_S = 0.2
@@ -128,11 +127,10 @@ def cell(config: ConfigDict, name: str, seed: int) -> Cell:
 
 def resolve(arguments: Sequence[str]) -> ConfigDict:
   """The recipe that an entry point would get from these arguments, parsed by the same code. Raises ConfigError."""
-  words, values = ['ablate', *arguments], flags.FlagValues()
+  values = flags.FlagValues()
   try:
-    config_flags.DEFINE_config_file('config', None, '', flag_values=values, lock_config=True, sys_argv=words)
-    values(words)
-    return values['config'].value
+    define(values)
+    return configured(('ablate', *arguments), values, {})[1]
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(complaint(error)) from error
 
@@ -155,16 +153,19 @@ def finished(cell: Cell) -> bool:
   begun = any((cell.folder / name).exists() for name in ('summary.json', 'metrics.jsonl', 'checkpoints'))
   if not file.is_file() or not begun:
     return False
-  bound = lambda values: dict(flatten({key: value for key, value in values.items() if key not in runs.FREE_TO_CHANGE}))
   try:
-    before, now = bound(json.loads(file.read_text())), bound(runs.shown(cell.config))
+    before, now = json.loads(file.read_text()), runs.shown(cell.config)
   except ValueError as error:
     raise ConfigError(f'{file}: not JSON ({error}); move the folder away, then the run is made anew') from error
-  changed = [f'{knob}: {before.get(knob)} -> {now.get(knob)}' for knob in sorted({*before, *now}) if before.get(knob) != now.get(knob)]
+  changed, _ = binding.changes(before, now)
+  whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
+  planned, asked, done = before['rollout']['steps'], cell.config.rollout.steps, runs.steps_done(cell.folder)
+  if asked < (planned if whole else done or 0):
+    changed.append(f'rollout.steps: {planned} -> {asked}')
   if changed:
     raise ConfigError(f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); choose another --config.folder, '
                       'or move it away')  # fmt: skip
-  return all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
+  return whole and asked <= (planned if done is None else done)  # of a finished run more steps may be asked for
 
 
 def prepare(waiting: Sequence[Cell]) -> None:
@@ -178,9 +179,6 @@ def prepare(waiting: Sequence[Cell]) -> None:
       wiring.make_world(config)
     if not config.model.folder and 'cold_start' in config:
       sft.cold_start(config.cold_start)
-
-
-# Running
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from experiments import evaluation, rollouts, runs, servers, wiring
 from experiments.launch import require, require_recipe, run
-from paravt_jax.chat import prompts
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, MediaError, RolloutError
 from paravt_jax.models.qwen3_vl.config import Config
@@ -55,11 +54,6 @@ def check(config: ConfigDict) -> None:
     raise ConfigError('--config.video is empty: wanted a video file, as in --config.video=FILE.mp4')
   if not pathlib.Path(config.video).is_file():
     raise ConfigError(f'--config.video={config.video}: there is no such file; check the path')
-  kinds = tuple(prompts.FORMAT_HINTS)
-  require(config.question_type, f'one of {", ".join(kinds)}', config.question_type in kinds, 'question_type')
-  require(config.frames, 'at least 1', config.frames >= 1, 'frames')
-  require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
-  require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
   require(config.html, 'a file to write', not pathlib.Path(config.html).is_dir() or not config.html, 'html')
 
 

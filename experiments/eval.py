@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import eval_data, eval_models, eval_speed, eval_tools, evaluation, runs, servers, wiring
+from experiments import crosschecks, eval_data, eval_models, eval_speed, eval_tools, evaluation, runs, servers, wiring
 from experiments.launch import require, require_recipe, run
 from paravt_jax.errors import ConfigError
 from paravt_jax.eval import protocols, results
@@ -54,18 +54,8 @@ def main(config: ConfigDict) -> None:
 def check(config: ConfigDict) -> tuple[int, int]:
   """Refuses knobs out of range, before anything is made; the shard as (number, count)."""
   require_recipe(config, 'protocol', 'configs/eval.py')
-  section = config.eval
-  for knob in ('budgets', 'world_budgets'):
-    given = section[knob]
-    valid = bool(given) and all(type(k) is int and k >= 1 for k in given) and len(set(given)) == len(given)
-    require(given, 'positive frame budgets, each once', valid, f'eval.{knob}')
-  for knob, least in (('limit', 0), ('world_questions', 1), ('concurrent', 1), ('bootstrap', 1), ('report_samples', 0), ('report_pictures', 0),
-                      ('canary_tokens', 0)):
-    require(section[knob], f'at least {least}', section[knob] >= least, f'eval.{knob}')
-  require(section.max_error_rate, 'a share, 0 to 1', 0 <= section.max_error_rate <= 1, 'eval.max_error_rate')
-  require(config.sampling.temperature, 'at least 0 (0: greedy)', config.sampling.temperature >= 0, 'sampling.temperature')
-  require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
-  require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
+  if eval_data.WORLD in config.benchmarks.split(','):
+    crosschecks.require_heldout(config)
   if config.model.url:
     eval_models.check_url(config)
   else:

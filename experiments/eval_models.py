@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import paravt_jax
 from experiments import canary, eval_data, rollouts, wiring
-from experiments.launch import build, require
+from experiments.launch import build
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
@@ -76,14 +76,8 @@ def identify(config: ConfigDict) -> Model:
 
 
 def check_url(config: ConfigDict) -> None:
-  """Refuses knobs of a server by URL that are out of range. Raises ConfigError."""
+  """Refuses further fields of requests that are no JSON object. Raises ConfigError."""
   chat_model.more(config.chat.more)
-  require(config.chat.quality, '0 (PNG) to 95', 0 <= config.chat.quality <= 95, 'chat.quality')
-  section = config.chat_server
-  for knob, least in (('retries', 0), ('concurrency', 1), ('max_reply_bytes', 1), ('max_failures', 1)):
-    require(section[knob], f'at least {least}', section[knob] >= least, f'chat_server.{knob}')
-  for knob in ('timeout_s', 'backoff_s', 'max_backoff_s'):
-    require(section[knob], 'above 0', section[knob] > 0, f'chat_server.{knob}')
 
 
 def _of_folder(folder: pathlib.Path, knob: str) -> Model:

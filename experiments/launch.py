@@ -16,23 +16,29 @@ from typing import Any, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from experiments import knobs, overrides
 from paravt_jax.errors import ConfigError, ParavtError
 
 T = TypeVar('T')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+USAGE = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]'
+
+
 def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = None) -> None:
   """Parses `--config=FILE[:scale] --config.knob=value`, calls main(config), and turns errors made for people into one line.
 
-  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has. short: names that stand for
-  longer ones, as {'model': 'model.folder'} for --config.model=DIR.
+  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has. How values are written:
+  overrides.py. short: names that stand for longer ones, as in {'model': 'model.folder'} for --config.model=DIR.
   """
-  sys.argv[1:] = lengthened(sys.argv[1:], short or {})           # here, for config_flags reads overrides from sys.argv itself
-  config = config_flags.DEFINE_config_file(
-    'config', None, 'The recipe: a file of configs/, with an optional :scale.', lock_config=True
-  )
-  flags.mark_flag_as_required('config')
+  define(flags.FLAGS)
+  configs: list[ConfigDict] = []
+
+  def parse(argv: list[str]) -> list[str]:
+    left, config = _parse(argv, short or {})
+    configs.append(config)
+    return left
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -40,7 +46,7 @@ def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = Non
     logging.set_verbosity(logging.WARNING)  # the libraries' own news are not ours
     logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)  # it raises what it logs
     try:
-      main(config.value)
+      main(configs[0])
     except ParavtError as error:
       _fail(str(error))
     except OSError as error:
@@ -51,7 +57,33 @@ def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = Non
       print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       sys.exit(130)
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=parse)
+
+
+def define(values: flags.FlagValues) -> None:
+  """Makes --config a flag of these; its overrides are read by `configured` and not by absl."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'The recipe: a file of configs/, with an optional :scale.', values, lock_config=True, sys_argv=['']
+  )
+  flags.mark_flag_as_required('config', values)
+
+
+def configured(
+  argv: Sequence[str], values: flags.FlagValues, short: Mapping[str, str]
+) -> tuple[list[str], ConfigDict, list[str]]:
+  """A command line as (what is left of it, the recipe with its overrides, notes on these).
+
+  Raises:
+    ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob, flag or scale that there is not.
+  """
+  words = lengthened(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
+  rest, given = overrides.split(words)
+  left = values([argv[0], *rest])
+  recipe = values['config'].config_filename
+  if not pathlib.Path(recipe.split(':', 1)[0]).is_file():  # absl would say so at the first use only, with a traceback
+    raise ConfigError(f'--config={recipe}: there is no such recipe; usage: {USAGE}')
+  config = values['config'].value
+  return left, config, overrides.assign(config, given)
 
 
 def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
@@ -61,21 +93,20 @@ def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
   return [names.get(name, name) + sign + value for name, sign, value in split]
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """absl's parser, except that a mistyped knob or recipe is one line and not a traceback."""
+def _parse(argv: list[str], short: Mapping[str, str]) -> tuple[list[str], ConfigDict]:
+  """What is left of the command line and the recipe; a mistyped knob or recipe is one line and not a traceback."""
   flags.FLAGS.set_gnu_getopt(True)
-  usage = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--config.knob=value]'
   try:
-    rest = flags.FLAGS(argv)
-    recipe = flags.FLAGS['config'].config_filename
-    if not pathlib.Path(recipe.split(':', 1)[0]).is_file():  # absl would say so at the first use only, with a traceback
-      _fail(f'--config={recipe}: there is no such recipe; usage: {usage}')
-    return rest
+    left, config, notes = configured(argv, flags.FLAGS, short)
   except (AttributeError, KeyError) as error:
     _fail(complaint(error))
+  except ConfigError as error:
+    _fail(str(error))
   except (OSError, flags.Error) as error:
-    _fail(f'{complaint(error)}; usage: {usage}')
-  return []
+    _fail(f'{complaint(error)}; usage: {USAGE}')
+  for note in notes:
+    print(note, file=sys.stderr)
+  return left, config
 
 
 def complaint(error: Exception) -> str:
@@ -149,6 +180,11 @@ def require(value: Any, allowed: str, ok: bool, knob: str) -> None:
 
 
 def require_recipe(config: ConfigDict, section: str, example: str) -> None:
-  """Raises the ConfigError that says which kind of recipe an entry point wants, unless `config` has its `section`."""
+  """The door of every entry point: refuses a recipe of another one, and then any knob that breaks its rule (knobs.py).
+
+  Raises:
+    ConfigError: the recipe lacks the entry point's `section`; the message names `example`. Or a knob's value and what is wanted.
+  """
   if section not in config:
     raise ConfigError(f'--config: this recipe has no {section!r}, so it is one of another entry point; wanted one such as {example}')
+  knobs.check(config)

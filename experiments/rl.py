@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import evaluation, rollouts, runs, servers, sft, supply, wiring
+from experiments import crosschecks, evaluation, rollouts, runs, servers, sft, supply, wiring
 from experiments.launch import build, require, require_recipe, run
 from experiments.learner import Learner
 from paravt_jax.data.order import EpochOrder
@@ -21,7 +21,6 @@ from paravt_jax.errors import ConfigError, SyncError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
-from paravt_jax.serving import manifest
 
 
 def main(config: ConfigDict) -> None:
@@ -29,6 +28,7 @@ def main(config: ConfigDict) -> None:
   check(config)
   folder = runs.RunFolder.named(config, folder=config.run.folder, default=f'{config.name}_{config.scale}')
   runs.announce(config, folder)
+  reopen(config, folder)
   with folder.phase('world' if config.data.kind == 'world' else 'corpus'):
     corpus = wiring.rl_corpus(config)
     questions = wiring.rl_questions(config, corpus, folder.path)
@@ -39,6 +39,15 @@ def main(config: ConfigDict) -> None:
   runs.write_json(folder.path / 'summary.json', summary)
   evaluation.finish(config, folder, summary, model_folder)
   print(folder.path)
+
+
+def reopen(config: ConfigDict, folder: runs.RunFolder) -> None:
+  """Takes back what a finished run made at its end when more steps are asked for; it is made anew after them."""
+  done = runs.steps_done(folder.path)
+  if done is not None and done < config.rollout.steps:
+    (folder.path / 'summary.json').unlink(missing_ok=True)
+    folder.forget('after')
+    shutil.rmtree(folder.path / 'hf', ignore_errors=True)
 
 
 def cold_start(config: ConfigDict, folder: runs.RunFolder) -> pathlib.Path:
@@ -58,22 +67,6 @@ def cold_start(config: ConfigDict, folder: runs.RunFolder) -> pathlib.Path:
 def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
   require_recipe(config, 'rollout', 'configs/para_grpo.py')
-  require(config.rollout.steps, 'at least 1', config.rollout.steps >= 1, 'rollout.steps')
-  require(config.rollout.prompts, 'at least 1', config.rollout.prompts >= 1, 'rollout.prompts')
-  require(
-    config.rollout.group_size,
-    'at least 2 (a group of one has no advantage)',
-    config.rollout.group_size >= 2,
-    'rollout.group_size',
-  )
-  require(config.rollout.staleness, 'at least 0', config.rollout.staleness >= 0, 'rollout.staleness')
-  require(config.rollout.max_concurrent, 'at least 1', config.rollout.max_concurrent >= 1, 'rollout.max_concurrent')
-  require(config.eval.questions, 'at least 0 (0: no evaluation)', config.eval.questions >= 0, 'eval.questions')
-  wiring.require_rows(config)
-  wiring.require_rows_wanted(config)
-  require(config.agent.max_turns, 'at least 0', config.agent.max_turns >= 0, 'agent.max_turns')
-  require(config.agent.max_parallel, 'at least 1', config.agent.max_parallel >= 1, 'agent.max_parallel')
-  require(config.sampling.temperature, 'above 0 (RL must explore)', config.sampling.temperature > 0, 'sampling.temperature')
   exact = config.sampling.top_p == 1 and config.sampling.top_k == -1
   require(
     (config.sampling.top_p, config.sampling.top_k),
@@ -81,13 +74,18 @@ def check(config: ConfigDict) -> None:
     exact,
     'sampling.top_p, sampling.top_k',
   )
-  for knob, budgets in (('frames.budgets', config.frames.budgets), ('eval.budgets', config.eval.budgets)):
-    require(budgets, 'positive frame budgets', bool(budgets) and all(type(k) is int and k >= 1 for k in budgets), knob)
+  crosschecks.require_rows(config)
+  crosschecks.require_slots(config)
+  crosschecks.require_schedule(config, config.rollout.steps, 'rollout.steps')
+  crosschecks.require_world(config)
+  if config.data.kind == 'world':
+    require(config.world.corpus.rl_tasks, 'at least 1', config.world.corpus.rl_tasks >= 1, 'world.corpus.rl_tasks')
+  if 'cold_start' in config and not config.model.folder:
+    try:
+      sft.check(config.cold_start)
+    except ConfigError as error:
+      raise ConfigError(str(error).replace('--config.', '--config.cold_start.')) from error
   servers.check(config)
-  require(config.publish.keep, 'at least 1', config.publish.keep >= 1, 'publish.keep')
-  require(config.publish.canary_tokens, 'at least 1', config.publish.canary_tokens >= 1, 'publish.canary_tokens')
-  require(config.publish.dtype, f'one of {", ".join(manifest.DTYPES)}', config.publish.dtype in manifest.DTYPES, 'publish.dtype')
-  require(config.data.kind, "'world' or 'files'", config.data.kind in ('world', 'files'), 'data.kind')
 
 
 async def session(
@@ -155,7 +153,7 @@ async def train(
           pending = await asyncio.to_thread(learner.publish)
           clock.lap('publish')
           queue.deliver(server.deliver(pending, learner.version), learner.version)
-          save = learner.version % config.run.checkpoint_every == 0 or learner.version == knobs.steps
+          save = runs.saves(config.run.checkpoint_every, learner.version, knobs.steps)
           if save or not knobs.staleness:  # else it is written, converted and loaded beside the next groups
             await queue.delivered()
             clock.lap('sync')

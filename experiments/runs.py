@@ -18,9 +18,11 @@ from typing import IO, Any
 
 from ml_collections import ConfigDict
 
+from experiments import binding
 from paravt_jax.errors import ConfigError
+from paravt_jax.train import checkpoint
 
-FREE_TO_CHANGE = ('run', 'server', 'client')  # sections that may differ when a run goes on
+SHOWN = 8  # changed settings that are told, when a run goes on with others that are free
 
 
 def fingerprint(*parts: Any) -> str:
@@ -90,7 +92,10 @@ class RunFolder:
     self.path = path
     self._lock = locked(path)
     self._progress = _read(path / 'progress.json') or {'minutes': {}, 'done': {}}
-    refuse_other_settings(path, config)
+    changed = refuse_other_settings(path, config)
+    if changed:
+      more = f' and {len(changed) - SHOWN} more' if len(changed) > SHOWN else ''
+      print(f'run folder {path} goes on with {", ".join(changed[:SHOWN])}{more}', file=sys.stderr, flush=True)
     write_json(path / 'config.json', config)
     (path / 'git.txt').write_text(commit() + '\n')
     (path / 'episodes').mkdir(exist_ok=True)
@@ -125,20 +130,64 @@ class RunFolder:
     self._progress['done'][name] = value
     write_json(self.path / 'progress.json', self._progress)
 
+  def forget(self, name: str) -> None:
+    """Marks a phase as not done; one that was not is no error."""
+    if self._progress['done'].pop(name, None) is not None:
+      write_json(self.path / 'progress.json', self._progress)
 
-def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Raises ConfigError when the folder holds results that were made with other settings; it is only read, by any number of processes."""
+
+def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
+  """Compares a recipe with the one that the folder was begun with; it is only read, by any number of processes.
+
+  Returns:
+    The knobs that changed and may, as 'mesh.data: 1 -> 2'; none while the folder holds no results.
+
+  Raises:
+    ConfigError: the folder holds results that were made with other settings, or more steps than are asked for.
+  """
   before = _read(path / 'config.json')
-  done = (_read(path / 'progress.json') or {'done': {}})['done']
-  results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or done
+  ended = (_read(path / 'progress.json') or {'done': {}})['done']
+  results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or ended
   if before is None or not results:  # a command that was refused leaves nothing that binds the next one
-    return
-  changed = [key for key in sorted({*before, *config} - set(FREE_TO_CHANGE)) if before.get(key) != config.get(key)]
-  if changed:
+    return []
+  bound, free = binding.changes(before, config)
+  if bound:
     raise ConfigError(
-      f'run folder {path} was begun with other settings ({", ".join(_differences(before, config, changed))}); '
+      f'run folder {path} was begun with other settings ({", ".join(bound[:4])}); '
       f'go on with the same, or choose a new one with --config.run.folder=DIR'
     )
+  _refuse_fewer_steps(path, before, config)
+  return free
+
+
+def _refuse_fewer_steps(path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+  knob = binding.steps_knob(now)
+  if knob is None or binding.value(before, knob) is None:
+    return
+  asked, planned = binding.value(now, knob), binding.value(before, knob)
+  done = steps_done(path)
+  if done is None and (path / 'hf').is_dir():  # finished, and its records were taken away
+    done = planned
+    if asked > planned:
+      raise ConfigError(
+        f'run folder {path} has no record to go on from ({knob}: {planned} -> {asked}); begin another run from its model with '
+        f'--config.model.folder={path}/hf and --config.run.folder=DIR'
+      )
+  if asked < (done or 0):
+    raise ConfigError(
+      f'run folder {path} was begun with other settings ({knob}: {planned} -> {asked}) and has made {done} steps; ask for {done} '
+      f'or more, or choose a new one with --config.run.folder=DIR'
+    )
+
+
+def steps_done(path: pathlib.Path) -> int | None:
+  """The step of the newest record of a run, where it would go on; None when there is none."""
+  return checkpoint.latest(path / 'checkpoints')
+
+
+def saves(every: int, done: int, last: int) -> bool:
+  """Whether a record is written after `done` steps: every so many (0: never in between), and after the last one."""
+  return done == last or (every > 0 and done % every == 0)
 
 
 def _read(file: pathlib.Path) -> Any:
@@ -148,19 +197,6 @@ def _read(file: pathlib.Path) -> Any:
     return json.loads(file.read_text())
   except ValueError as error:
     raise ConfigError(f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew') from error
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str], prefix: str = '') -> list[str]:
-  """'agent.max_turns: 3 -> 2' for up to four knobs."""
-  rows = []
-  for key in keys:
-    old, new = before.get(key), now.get(key)
-    if isinstance(old, dict) and isinstance(new, dict):
-      inner = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-      rows += _differences(old, new, inner, f'{prefix}{key}.')
-    else:
-      rows.append(f'{prefix}{key}: {old} -> {new}')
-  return rows[:4]
 
 
 def announce(config: ConfigDict, folder: RunFolder) -> None:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.launch import build, require
+from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.rollout.fleet import Member
@@ -25,24 +26,17 @@ Start = Callable[[], ServerProcess]
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what is wrong with `server` before anything is made; addresses are asked for by `members`.
+  """Refuses knobs of `server` that do not go together, before anything is made; addresses are asked for by `members`.
 
   Raises:
     ConfigError: naming the knob.
   """
   section = config.server
   require(section.kind, f'one of {", ".join(KINDS)}', section.kind in KINDS, 'server.kind')
-  for name, least in (('every_s', None), ('tolerance', None), ('misses', 1), ('restarts', 0), ('memory_mb', 0), ('drain_s', 0)):
-    value = section.watch[name]
-    valid = value > 0 if least is None else value >= least           # nan is neither
-    require(value, 'above 0' if least is None else f'at least {least}', valid, f'server.watch.{name}')
   if section.kind == 'url':
     return
-  require(section.count, 'at least 1', section.count >= 1, 'server.count')
   ports = section.ports
   require(ports, f'{section.count} ports, one per server, or ()', len(ports) in (0, section.count), 'server.ports')
-  valid = all(type(port) is int and 0 < port < 65536 for port in ports) and len(set(ports)) == len(ports)
-  require(ports, 'different ports, each in 1..65535', valid, 'server.ports')
   if section.kind == 'sglang':
     wide = section.sglang.tensor_parallel * section.count
     devices, python = section.sglang.devices, section.sglang.python
@@ -51,6 +45,9 @@ def check(config: ConfigDict) -> None:
     _sglang(config, 0, pathlib.Path())  # the options check themselves
   else:
     _embedded(config, 0, pathlib.Path(), ())
+    slot, pixels = section.embedded.max_image_patches * packing.PATCH**2, config.video.max_pixels
+    wanted = f'at least {-(-pixels // packing.PATCH**2)}, what video.max_pixels={pixels} may need'
+    require(section.embedded.max_image_patches, wanted, slot >= pixels, 'server.embedded.max_image_patches')
 
 
 async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> list[Member]:

@@ -16,14 +16,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments import runs, sft_data, wiring
+from experiments import binding, crosschecks, runs, sft_data, wiring
 from experiments.launch import require, require_recipe, run
 from paravt_jax.data import planner
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import checkpoint, sharding, state, step, sums
-from paravt_jax.video import patches
 
 MODEL = 'hf'  # the exported folder, below the run's
 
@@ -36,14 +35,16 @@ def main(config: ConfigDict) -> None:
 def cold_start(config: ConfigDict) -> pathlib.Path:
   """Trains (or goes on, or finds it done) and returns the Hugging Face folder.
 
-  The folder's name holds a fingerprint of the recipe, so that another recipe is another cold start.
+  The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is another cold start, and the same on
+  other devices is not.
   """
   check(config)
   base = config.model.folder or str(wiring.tiny_model(config.seed))
-  recipe = {**{key: value for key, value in config.to_dict().items() if key != 'run'}, 'base': base}
+  recipe = {**binding.bound(runs.shown(config)), 'steps': config.steps, 'base': base}
   path = pathlib.Path(config.run.folder or f'runs/{config.name}_{config.scale}-{runs.fingerprint(recipe)}')
   target = path / MODEL
-  if target.is_dir():  # only read, so that several runs may begin from it at once
+  done = runs.steps_done(path)
+  if target.is_dir() and (done is None or done >= config.steps):  # only read, so that several runs may begin from it at once
     runs.refuse_other_settings(path, runs.shown(config))
     if config.data.kind == 'files':  # a world's name tells its content
       refuse_other_data(config, path)
@@ -70,26 +71,12 @@ def refuse_other_data(config: ConfigDict, folder: pathlib.Path) -> None:
 def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
   require_recipe(config, 'sources', 'configs/sft.py')
-  require(config.steps, 'at least 1', config.steps >= 1, 'steps')
-  wiring.require_rows(config)
   data = config.data
-  require(data.kind, "'world' or 'files'", data.kind in ('world', 'files'), 'data.kind')
-  require(data.max_bad_share, 'between 0 and 1', 0 <= data.max_bad_share <= 1, 'data.max_bad_share')
   require(data.manifest, 'empty where data.train names files', not (data.manifest and data.train), 'data.manifest')
-  require(config.video.cache_gb, '0 (no bound) or more', config.video.cache_gb >= 0, 'video.cache_gb')
-  for knob in ('lookahead', 'prefetch'):
-    require(config.batches[knob], 'at least 1', config.batches[knob] >= 1, f'batches.{knob}')
-  for knob, least in (('micro_batches', 1), ('row_tokens', 1), ('row_images', 0), ('row_stills', 0), ('still_patches', 0)):
-    require(config.train[knob], f'at least {least}', config.train[knob] >= least, f'train.{knob}')
-  frames, least = config.frames, patches.SIDE**2
-  require(frames.rate, 'above 0', frames.rate > 0, 'frames.rate')
-  require(frames.min_frames, f'1 to frames.max_frames={frames.max_frames}', 1 <= frames.min_frames <= frames.max_frames, 'frames.min_frames')
-  for knob, pixels in (('video.max_pixels', config.video.max_pixels), ('frames.image_max_pixels', frames.image_max_pixels)):
-    require(pixels, f'at least {least}, one token, and video.min_pixels', pixels >= max(least, config.video.min_pixels), knob)
-  for name, value in config.sources.items():
-    valid = isinstance(value, (tuple, list)) and len(value) == 3
-    require(value, 'a weight, a first step and a last one or None, as in (2.0, 0, None)', valid, f'sources.{name}')
-  require(config.optimizer.learning_rate, 'above 0', config.optimizer.learning_rate > 0, 'optimizer.learning_rate')
+  crosschecks.require_rows(config)
+  crosschecks.require_schedule(config, config.steps, 'steps')
+  crosschecks.require_world(config)
+  crosschecks.require_batches(config)
 
 
 def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib.Path) -> None:
@@ -124,7 +111,7 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
           writer.write(number, metrics)
           progress.set_postfix_str(f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False)
           progress.update()
-          if interrupts.asked or done % config.run.checkpoint_every == 0 or done == config.steps:
+          if interrupts.asked or runs.saves(config.run.checkpoint_every, done, config.steps):
             checkpoint.save(records, done, learner, {'data': data.get_state(), 'skipped': dict(counts)}, keep=config.run.keep)
           interrupts.check()
     finally:

@@ -2,7 +2,9 @@
 
 import asyncio
 import collections
+import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -32,9 +34,9 @@ class Queue:
   ):
     knobs = config.rollout
     self.schedule = schedule.Schedule(schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness))
-    self._rows = digest(tasks)
+    self._rows = digest(tasks, config.data.media_root)
     if host is not None:
-      if host['rows'] != self._rows:
+      if host['rows'] not in (self._rows, digest(tasks)):  # with whole paths in records of before
         raise DataError(
           f'the {len(tasks)} training rows are not those with which this run was begun (digest {self._rows}, wanted {host["rows"]}): '
           'go on with the same files, or choose another run with --config.run.folder=DIR'
@@ -137,9 +139,12 @@ class Queue:
     await asyncio.gather(*self._running, *delivery, return_exceptions=True)
 
 
-def digest(tasks: Sequence[Task]) -> str:
-  """Sixteen hex digits that name the rows and their order."""
-  hashed = hashlib.blake2b(digest_size=8)
+def digest(tasks: Sequence[Task], media_root: str = '') -> str:
+  """Sixteen hex digits that name the rows and their order. Videos go by their path below the media root, which may move."""
+  hashed, root = hashlib.blake2b(digest_size=8), pathlib.Path(media_root)
+  below = lambda path: str(pathlib.Path(path).relative_to(root)) if pathlib.Path(path).is_relative_to(root) else path
   for task in tasks:
+    if media_root:
+      task = dataclasses.replace(task, videos=tuple(map(below, task.videos)))
     hashed.update(repr(task).encode(errors='backslashreplace') + b'\0')
   return hashed.hexdigest()

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import runs
-from experiments.launch import build, require
+from experiments.launch import build
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import fields, rows, unpack
 from paravt_jax.data.world import corpus, questions, scene, traces, write
@@ -54,15 +54,20 @@ def bar(total: int, what: str, done: int = 0) -> tqdm:
   )
 
 
-def make_world(config: ConfigDict) -> tuple[write.World, pathlib.Path]:
-  """The synthetic corpus of the recipe, written and unpacked under runs/worlds unless it is there: (world, media root)."""
+def world_options(config: ConfigDict) -> corpus.WorldOptions:
+  """The `world` section of a recipe."""
   section = config.world
-  options = corpus.WorldOptions(
+  return corpus.WorldOptions(
     build(scene.SceneOptions, section.scene, 'world.scene'),
     build(questions.QuestionOptions, section.questions, 'world.questions'),
     build(traces.TraceOptions, section.traces, 'world.traces'),
     build(corpus.CorpusOptions, section.corpus, 'world.corpus'),
   )
+
+
+def make_world(config: ConfigDict) -> tuple[write.World, pathlib.Path]:
+  """The synthetic corpus of the recipe, written and unpacked under runs/worlds unless it is there: (world, media root)."""
+  section, options = config.world, world_options(config)
   folder = pathlib.Path('runs/worlds') / runs.fingerprint(write.fingerprint(options, section.seed))
   folder.parent.mkdir(parents=True, exist_ok=True)
   with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
@@ -79,7 +84,8 @@ def rl_corpus(config: ConfigDict) -> Corpus:
   """Parquet files and media root of an RL recipe."""
   if config.data.kind == 'world':
     world, root = make_world(config)
-    return Corpus((world.rl,), (world.heldout,), root)
+    heldout = (world.heldout,) if config.world.corpus.heldout_tasks else ()
+    return Corpus((world.rl,), heldout, root)
   heldout = existing(config.data.eval, 'data.eval') if config.data.eval else ()  # none: no evaluation
   return Corpus(existing(config.data.train, 'data.train'), heldout, pathlib.Path(config.data.media_root))
 
@@ -137,16 +143,6 @@ def list_skipped(path: pathlib.Path, counts: Mapping[str, int], listed: Sequence
   if listed:
     path.write_text(''.join(f'{line}\n' for line in listed), 'utf-8', 'backslashreplace')
     print(f'data: left out {sum(counts.values())} broken rows ({fields.worded(counts)}), listed in {path}', file=sys.stderr)
-
-
-def require_rows_wanted(config: ConfigDict) -> None:
-  """Raises ConfigError for filters of rows that are out of range."""
-  data = config.data
-  require(data.max_bad_share, 'a share, 0 to 1', 0 <= data.max_bad_share <= 1, 'data.max_bad_share')
-  require(data.max_rows, 'at least 0 (0: all rows)', data.max_rows >= 0, 'data.max_rows')
-  types_ok = all(kind in rows.TYPES for kind in data.question_types)
-  require(data.question_types, f'some of {", ".join(rows.TYPES)}, or () for all', types_ok, 'data.question_types')
-  require(data.sources, 'names, or () for all', all(isinstance(name, str) for name in data.sources), 'data.sources')
 
 
 def decode_pool(config: ConfigDict) -> DecodePool:
@@ -207,13 +203,6 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
       f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose another scale'
     )
   return sharding.make_mesh(*sizes, jax.devices()[:needed])
-
-
-def require_rows(config: ConfigDict) -> None:
-  """Raises ConfigError unless the rows of a micro-batch divide over the mesh's data axes."""
-  shards = config.mesh.data * config.mesh.fsdp
-  ok = config.train.rows >= 1 and config.train.rows % shards == 0
-  require(config.train.rows, f'a multiple of {shards} (mesh.data x mesh.fsdp), at least that', ok, 'train.rows')
 
 
 def make_optimizer(config: ConfigDict, model_config: Config) -> optimizers.Optimizer:

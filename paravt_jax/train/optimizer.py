@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -39,6 +40,17 @@ class OptimizerOptions:
 
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+
+
+def at_step(opt_state: Any, step: jax.Array) -> Any:
+  """The optimizer state with every schedule at `step`, so that learning rates are a function of the run's step alone.
+
+  By itself optax counts updates: several to a batch run ahead of the step, and a skipped one falls behind it. Moments and their
+  bias corrections keep counting updates.
+  """
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  moved = lambda node: optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
+  return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
 def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:

@@ -19,7 +19,7 @@ from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.rl import advantages, losses
 from paravt_jax.train import head, sharding, sums
-from paravt_jax.train.optimizer import Optimizer, partition
+from paravt_jax.train.optimizer import Optimizer, at_step, partition
 from paravt_jax.train.state import State, shardings
 
 Batch = Mapping[str, jax.Array]
@@ -91,7 +91,7 @@ def make_sft_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mod
       return -scores.logprob_RT.sum() / count, sums.sft(scores, trained_MRT[index])
 
     gradient, totals = _accumulate(loss, trainable, batch['used'])
-    trainable, opt_state, norms = _update(optimizer, gradient, state.opt_state, trainable)
+    trainable, opt_state, norms = _update(optimizer, gradient, state.opt_state, trainable, state.step)
     totals = sums.merge(totals, {**norms, **_rate(optimizer, state)})
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
@@ -103,7 +103,7 @@ def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mode
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference` is a tree of parameters,
   wanted when rl.beta > 0. With updates_per_batch above 1, prox and reference log-probs are computed once, then each update
-  runs over the whole batch. `sums` go to sums.reduce.
+  runs over the whole batch, all at the learning rate of the batch's step. `sums` go to sums.reduce.
 
   Raises:
     ConfigError: options that are not allowed; at the call, a missing reference.
@@ -132,7 +132,7 @@ def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mode
     def update(_, carry):
       trainable, opt_state, totals = carry
       gradient, new = _accumulate(lambda t, i: loss(t, i, before), trainable, batch['used'])
-      trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable)
+      trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
       return trainable, opt_state, sums.merge(totals, sums.merge(new, norms))
 
     if rl.updates_per_batch == 1:
@@ -218,8 +218,11 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
   return jax.lax.fori_loop(0, used, body, tuple(jnp.zeros(shape, jnp.float32) for _ in range(count)))
 
 
-def _update(optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any, sums.Sums]:
-  """One optimizer update; a gradient that is not finite changes nothing and is counted."""
+def _update(
+  optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
+) -> tuple[Any, Any, sums.Sums]:
+  """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and is counted."""
+  opt_state = at_step(opt_state, step)
   size = optax.tree.norm(gradient)
   finite = jnp.isfinite(size)
   keep = lambda new, old: jnp.where(finite, new, old)
@@ -231,7 +234,7 @@ def _update(optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any)
 
 
 def _rate(optimizer: Optimizer, state: State) -> sums.Sums:
-  """The learning rate of this batch's first update, from the step."""
+  """The learning rate of this batch: that of the run's step, at which every update of the batch acts (`at_step`)."""
   return {'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), 'batches': jnp.float32(1)}
 
 

@@ -159,6 +159,16 @@ def test_a_finished_run_may_differ_in_placement_but_not_in_what_it_measured(tmp_
     ablate.finished(one)
 
 
+def test_a_finished_run_is_begun_again_for_more_steps_and_not_for_fewer(tmp_path, monkeypatch):
+  steps = {**ablate.runs.shown(ablate.cell(recipe(), 'grpo', 0).config)['rollout'], 'steps': 100}
+  one = made(tmp_path, monkeypatch, rollout=steps)
+  assert not ablate.finished(one)  # the recipe asks for 120
+  (tmp_path / 'runs').rename(tmp_path / 'before')
+  one = made(tmp_path, monkeypatch, rollout={**steps, 'steps': 130})
+  with pytest.raises(ConfigError, match=r'was made with other settings \(rollout.steps: 130 -> 120\)'):
+    ablate.finished(one)
+
+
 def test_settings_bind_only_once_there_are_results(tmp_path, monkeypatch):
   one = made(tmp_path, monkeypatch, seed=9)
   for name in ('summary.json', 'report.html'):

@@ -46,10 +46,54 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_ar
   runs.RunFolder(tmp_path, RECIPE)
 
 
-def test_what_does_not_change_the_results_may_differ(tmp_path):
+def test_what_does_not_change_the_results_may_differ_and_is_told_in_a_line(tmp_path, capsys):
   closed(run := runs.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
-  runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}, 'client': {'timeout_s': 9.0}})
+  assert capsys.readouterr().err == ''
+  closed(runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}, 'client': {'timeout_s': 9.0}}))
+  assert capsys.readouterr().err == (
+    f'run folder {tmp_path} goes on with client.timeout_s: None -> 9.0, run.keep: 2 -> 9, server.port: 0 -> 5\n')
+  many = {'server': {f'k{i}': i for i in range(11)}}
+  closed(runs.RunFolder(tmp_path, {**RECIPE, **many}))
+  assert capsys.readouterr().err.endswith('server.k4: None -> 4 and 6 more\n')
+
+
+def begun(path, done=None, **values):
+  """A folder as a run of 6 steps leaves it that has a record of step `done`."""
+  recipe = {**RECIPE, 'steps': 6, **values}
+  runs.write_json(path / 'config.json', recipe)
+  (path / 'metrics.jsonl').write_text('{}\n')
+  if done is not None:
+    (path / 'checkpoints' / f'{done:08d}').mkdir(parents=True)
+    (path / 'checkpoints' / f'{done:08d}' / 'host.json').write_text('{}')
+  return recipe
+
+
+def test_steps_may_grow_and_may_not_fall_below_what_was_done(tmp_path):
+  recipe = begun(tmp_path, done=4)
+  assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12}) == ['steps: 6 -> 12']
+  assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 4}) == ['steps: 6 -> 4']
+  with pytest.raises(ConfigError, match=r'\(steps: 6 -> 3\) and has made 4 steps; ask for 4 or more, or choose a new one with'):
+    runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 3})
+
+
+def test_a_finished_run_without_its_records_cannot_make_more_steps_and_says_the_way_out(tmp_path):
+  recipe = begun(tmp_path)
+  assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12}) == ['steps: 6 -> 12']  # it begins at its first step again
+  (tmp_path / 'hf').mkdir()
+  with pytest.raises(ConfigError, match=r'no record to go on from \(steps: 6 -> 12\); .* --config.model.folder=.*/hf and --config.run.folder'):
+    runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12})
+  with pytest.raises(ConfigError, match=r'\(steps: 6 -> 5\) and has made 6 steps'):
+    runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 5})
+  assert runs.refuse_other_settings(tmp_path, recipe) == []
+
+
+def test_a_phase_is_forgotten_for_good(tmp_path):
+  closed(run := runs.RunFolder(tmp_path, RECIPE))
+  run.finish('after', {'accuracy': 0.5})
+  run.forget('after')
+  run.forget('never')
+  assert runs.RunFolder(tmp_path, RECIPE).result('after') is None
 
 
 @pytest.mark.parametrize('trace', ['metrics.jsonl', 'checkpoints'])

@@ -11,14 +11,14 @@ from experiments import supply
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.metrics import names
-from paravt_jax.types import Group
+from paravt_jax.types import Group, Task
 
 KEPT = ('episode',)          # a queue asks no more of `scored` than whether there is any
 
 
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
-  config = ConfigDict({'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
+  config = ConfigDict({'data': {'media_root': ''}, 'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
   server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
   return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
 
@@ -54,6 +54,19 @@ def ids(batch):
 def order(size, count, seed=3):
   made = EpochOrder(size, seed)
   return [made.at(position)[1] for position in range(count)]
+
+
+def test_the_media_root_may_move_and_records_of_before_name_whole_paths():
+  task = lambda *videos: Task('a', videos, 'q', 'oe', 'x')
+  before, after = [task('/old/a.mp4', '/else/b.mp4')], [task('/new/a.mp4', '/else/b.mp4')]
+  assert supply.digest(before, '/old') == supply.digest(after, '/new') != supply.digest(after, '/old')
+  assert supply.digest([task('/old/c.mp4')], '/old') != supply.digest(before, '/old')
+  assert supply.digest(before, '') == supply.digest(before)
+  config = ConfigDict({'data': {'media_root': '/old'}, 'rollout': {'prompts': 1, 'max_concurrent': 1, 'staleness': 0}})
+  server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
+  made = lambda host: supply.Queue(config, server, None, None, EpochOrder(1, 0), before, host)
+  state = made(None).state()
+  assert made({**state, 'rows': supply.digest(before)}).state() == state  # as it was written before
 
 
 def test_batches_follow_the_data_order_whatever_finishes_first(started):

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.train import optimizer
+from paravt_jax.train import optimizer, state, step, sums
 from tests.train import common
 
 BASE = optimizer.OptimizerOptions(
@@ -107,3 +108,67 @@ def test_unknown_names_are_refused(changes, message):
 def test_an_unknown_frozen_name_is_refused():
   with pytest.raises(ConfigError, match="got \\['vision'\\], wanted names among"):
     optimizer.make_optimizer(BASE, AXES, ('vision',))
+
+
+# The rate that acts is the rate that is logged
+
+FALLING = dataclasses.replace(BASE, learning_rate=0.01, matrix_learning_rate=0.01, warmup_steps=2, total_steps=6)
+RATES = [0.005, 0.01, 0.01, 0.01 * (2 + 2**0.5) / 4, 0.005, 0.01 * (2 - 2**0.5) / 4]  # warm-up of 2, then the cosine to 0 over 4
+
+
+def signed():
+  """Every parameter with a gradient moves by exactly the learning rate, so that a step shows which rate acted."""
+  rate = optimizer.make_schedule(FALLING, FALLING.learning_rate)
+  return optimizer.Optimizer(optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(rate)), rate, ())
+
+
+def batch(extras):
+  rng = np.random.default_rng(0)
+  arrays, used = common.packed([common.group(rng) for _ in range(4)], extras=extras).micro_batches(4)
+  return step.put_batch(common.mesh_of(), arrays, used)
+
+
+def acted(before, after):
+  """The largest change of any parameter."""
+  return np.abs(common.change(before, jax.device_get(after.params))).max()
+
+
+@pytest.mark.parametrize('updates', [1, 2])
+def test_a_schedule_counts_batches_however_many_updates_each_makes(updates):
+  rl, built = dataclasses.replace(common.RL, updates_per_batch=updates), signed()
+  train = step.make_rl_step(common.CONFIG, built, common.mesh_of(), common.RL_MODEL, rl)
+  learner, given, before = common.fresh(built, common.mesh_of()), batch(step.RL_EXTRAS), common.params()
+  for wanted in RATES:
+    learner, totals = train(learner, given, common.params(1))
+    assert sums.reduce(totals)['optim/learning_rate'] == pytest.approx(wanted, rel=1e-5)
+    assert acted(before, learner) == pytest.approx(updates * wanted, rel=1e-3)
+    before = jax.device_get(learner.params)
+  learner, totals = train(learner, given, common.params(1))
+  assert sums.reduce(totals)['optim/learning_rate'] == acted(before, learner) == 0  # the cosine has ended, and not before
+
+
+def test_a_skipped_update_does_not_hold_back_the_schedule():
+  built = signed()
+  train = step.make_sft_step(common.CONFIG, built, common.mesh_of(), common.MODEL)
+  spoilt = jax.tree.map(np.copy, common.params())
+  spoilt['text']['norm']['scale'][0] = np.inf
+  learner, totals = train(state.from_params(common.CONFIG, built, common.mesh_of(), spoilt), batch(step.SFT_EXTRAS))
+  assert sums.reduce(totals)['optim/skipped'] == 1
+  mended = learner.replace(params=common.fresh(built, common.mesh_of()).params)
+  learner, totals = train(mended, batch(step.SFT_EXTRAS))
+  assert sums.reduce(totals)['optim/learning_rate'] == pytest.approx(RATES[1], rel=1e-5)
+  assert acted(common.params(), learner) == pytest.approx(RATES[1], rel=1e-3)
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'muon'])
+def test_a_step_sets_every_schedule_and_nothing_else_of_an_optimizers_state(name):
+  built = optimizer.make_optimizer(dataclasses.replace(FALLING, name=name), AXES, ())
+  fresh = built.transform.init(random(0))
+  moved = optimizer.at_step(fresh, jnp.int32(4))
+  assert jax.tree.structure(moved) == jax.tree.structure(fresh)  # what was written before is still read
+  counts = [(np.asarray(a).item(), np.asarray(b).item()) for a, b in zip(jax.tree.leaves(fresh), jax.tree.leaves(moved))
+            if not np.array_equal(a, b)]
+  assert counts == [(0, 4)] * (2 if name == 'muon' else 1)
+  update = built.transform.update(random(1), moved, random(0))[0]
+  straight, at_four = built.transform.update(random(1), fresh, random(0))[0], RATES[4] / RATES[0]
+  np.testing.assert_allclose(update['norm'], straight['norm'] * at_four, rtol=1e-4)

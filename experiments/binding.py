@@ -1,0 +1,118 @@
+"""Which settings bind a run that goes on: what changes its numbers does.
+
+free    where and how the work is done: devices, servers, caches, workers, deadlines, what is logged
+        and kept, and how a batch is cut into micro-batches. Sums are then added in another order,
+        which moves the last bits of a float and nothing else.
+steps   may grow, and may not fall below what was done (runs.refuse_other_settings).
+bound   everything else.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Knobs, or sections with a dot at the end; the same below cold_start.
+FREE = (
+  'scale',  # a label: what differs between scales has knobs of its own
+  'run.',
+  'server.',
+  'client.',
+  'mesh.',
+  'video.workers',
+  'video.deadline_s',
+  'video.cache_mb',
+  'video.cache_folder',
+  'video.cache_gb',
+  'batches.prefetch',
+  'data.media_root',  # the rows are compared by their content
+  'data.cache_folder',
+  'data.skip_bad_rows',  # whether a broken row ends the run; no row that was trained on changes
+  'data.max_bad_share',
+  'train.remat',
+  'train.backend',
+  'train.head_chunk',
+  'rollout.max_concurrent',
+  'rollout.gap_limit',
+  'eval.concurrent',
+  'judge.url',
+  'judge.api_key',
+  'judge.timeout_s',
+  'judge.retries',
+  'judge.backoff_s',
+  'judge.concurrency',
+  'publish.keep',
+  'publish.canary_tokens',
+  'world.workers',
+)
+COLD_START = 'cold_start.'
+CUT = ('train.rows', 'train.micro_batches')
+BATCH = ' x '.join(CUT)
+
+
+def is_free(knob: str) -> bool:
+  """Whether a knob may change by itself when a run goes on."""
+  name = knob.removeprefix(COLD_START)
+  return any(name == free or (free.endswith('.') and name.startswith(free)) for free in FREE)
+
+
+def steps_knob(recipe: Mapping[str, Any]) -> str | None:
+  """The knob that says how many steps a run makes; None in a recipe that makes none."""
+  if 'rollout' in recipe:
+    return 'rollout.steps'
+  return 'steps' if type(recipe.get('steps')) is int else None
+
+
+def flat(recipe: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'agent.max_turns': 3, ...} of a recipe as JSON values."""
+  found: dict[str, Any] = {}
+  for name, value in recipe.items():
+    if isinstance(value, Mapping) and value:
+      found |= flat(value, f'{prefix}{name}.')
+    else:
+      found[f'{prefix}{name}'] = json.loads(json.dumps(value, default=str))
+  return found
+
+
+def value(recipe: Mapping[str, Any], knob: str) -> Any:
+  """The value of a knob, None where the recipe lacks it."""
+  return flat(recipe).get(knob)
+
+
+def bound(recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """What a run's numbers are a function of, besides how many steps it makes.
+
+  In RL a batch is all that was sampled, whatever the rows. In SFT rows and micro-batches make the
+  batch, so their product binds. A constant schedule has no end, so optimizer.total_steps binds
+  nothing under it.
+  """
+  values = flat(recipe)
+  kept = {
+    knob: one for knob, one in values.items() if not is_free(knob) and knob != steps_knob(recipe)
+  }
+  for prefix in ('', COLD_START):
+    rows, micro_batches = (kept.pop(f'{prefix}{knob}', None) for knob in CUT)
+    if (prefix or 'rollout' not in recipe) and rows is not None and micro_batches is not None:
+      kept[f'{prefix}{BATCH}'] = rows * micro_batches
+    if values.get(f'{prefix}optimizer.schedule') == 'constant':
+      kept.pop(f'{prefix}optimizer.total_steps', None)
+  return kept
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+  """(what binds and changed, what is free and changed), each as 'agent.max_turns: 3 -> 2', by name.
+
+  The number of steps is among what is free.
+  """
+  bound_before, bound_now = bound(before), bound(now)
+  binding = _differences(bound_before, bound_now)
+  told = {*bound_before, *bound_now, 'run.folder'}
+  for prefix in ('', COLD_START):
+    if bound_before.get(f'{prefix}{BATCH}') != bound_now.get(f'{prefix}{BATCH}'):
+      told |= {f'{prefix}{knob}' for knob in CUT}
+  free = lambda recipe: {knob: one for knob, one in flat(recipe).items() if knob not in told}
+  return binding, _differences(free(before), free(now))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  changed = [knob for knob in sorted({*before, *now}) if before.get(knob) != now.get(knob)]
+  return [f'{knob}: {before.get(knob)} -> {now.get(knob)}' for knob in changed]

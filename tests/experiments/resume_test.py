@@ -1,0 +1,156 @@
+"""A run that goes on with other placement, or for more steps, trains as if it had been begun so."""
+
+import json
+
+import pytest
+
+from configs import sft as recipe
+from experiments import runs, sft
+from paravt_jax.errors import ConfigError
+from paravt_jax.train import checkpoint
+from tests.experiments import small_job
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A working directory in which the small world is written once."""
+  return tmp_path_factory.mktemp('resume')
+
+
+def trained(place, monkeypatch, folder, **knobs):
+  """The losses of the cold start in runs/<folder>, by step, at its end."""
+  monkeypatch.chdir(place)
+  config = recipe.get_config()
+  config.update_from_flattened_dict(
+    {
+      **small_job.WORLD,
+      'world.workers': 0,
+      'steps': 2,
+      'run.folder': f'runs/{folder}',
+      'run.checkpoint_every': 0,
+      'run.tensorboard': False,
+      'optimizer.warmup_steps': 0,
+      **{name.replace('__', '.'): value for name, value in knobs.items()},
+    }
+  )
+  sft.cold_start(config)
+  lines = (place / 'runs' / folder / 'metrics.jsonl').read_text().splitlines()
+  return {line['step']: line['sft/loss'] for line in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+def test_a_cold_start_goes_on_on_other_devices_and_for_more_steps_as_if_it_had_been_begun_so(
+  place, monkeypatch, capsys
+):
+  whole = trained(place, monkeypatch, 'whole', steps=4)
+  assert checkpoint.steps(place / 'runs' / 'whole' / 'checkpoints') == (
+    4,
+  )  # checkpoint_every=0: the last record alone
+  assert list(trained(place, monkeypatch, 'parts')) == [0, 1]
+  first = (place / 'runs' / 'parts' / 'hf' / 'model.safetensors').read_bytes()
+  capsys.readouterr()
+  elsewhere = {
+    'mesh__data': 2,
+    'train__rows': 2,
+    'train__micro_batches': 2,
+    'train__remat': True,
+    'train__backend': 'xla',
+    'train__head_chunk': 64,
+    'batches__prefetch': 1,
+    'video__workers': 1,
+    'video__cache_mb': 8,
+  }
+  parts = trained(place, monkeypatch, 'parts', steps=4, **elsewhere)
+  said = capsys.readouterr().err
+  assert (
+    'run folder runs/parts goes on with batches.prefetch: 4 -> 1, mesh.data: 1 -> 2, '
+    'steps: 2 -> 4, ' in said
+  )
+  assert list(parts) == [0, 1, 2, 3] and parts == pytest.approx(whole, rel=2e-4)
+  assert checkpoint.steps(place / 'runs' / 'parts' / 'checkpoints') == (2, 4)
+  assert (
+    place / 'runs' / 'parts' / 'hf' / 'model.safetensors'
+  ).read_bytes() != first  # the model of the longer run
+  with pytest.raises(
+    ConfigError, match=r'\(steps: 4 -> 3\) and has made 4 steps; ask for 4 or more'
+  ):
+    trained(place, monkeypatch, 'parts', steps=3, **elsewhere)
+  with pytest.raises(ConfigError, match=r'\(train.rows x train.micro_batches: 4 -> 8\)'):
+    trained(place, monkeypatch, 'parts', steps=4, train__micro_batches=2)
+
+
+def test_a_cold_start_is_found_again_from_other_devices_and_not_from_another_recipe(
+  place, monkeypatch
+):
+  monkeypatch.chdir(place)
+  made = []
+  monkeypatch.setattr(sft, 'train', lambda config, folder, base, target: made.append(folder.path))
+  monkeypatch.setattr(sft.wiring, 'tiny_model', lambda seed: 'base')
+  for knobs in (
+    {},
+    {'mesh.data': 2},
+    {'train.rows': 2, 'train.micro_batches': 2},
+    {'video.workers': 7},
+    {'seed': 1},
+    {'steps': 9},
+    {'train.micro_batches': 2},
+  ):
+    config = recipe.get_config()
+    config.update_from_flattened_dict(knobs)
+    sft.cold_start(config)
+  assert len(set(made[:4])) == 1 and len(set(made)) == 4
+
+
+def test_records_are_written_every_so_many_steps_and_after_the_last():
+  assert [done for done in range(1, 8) if runs.saves(3, done, 7)] == [3, 6, 7]
+  assert [done for done in range(1, 8) if runs.saves(0, done, 7)] == [7]
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_for_more_steps_and_is_measured_and_exported_anew(place):
+  cwd, small = (
+    place,
+    {
+      'eval__questions': 2,
+      'eval__budgets': (4,),
+      'run__checkpoint_every': 0,
+      'run__tensorboard': False,
+    },
+  )
+  assert small_job.run(cwd, 'rl', rollout__steps=1, **small)[0] == 0
+  run = cwd / 'runs' / 'rl'
+  assert checkpoint.steps(run / 'checkpoints') == (1,)
+  before = (run / 'hf' / 'model.safetensors').read_bytes()
+  after = json.loads((run / 'progress.json').read_text())['done']['before']
+  status, _, said = small_job.run(
+    cwd,
+    'rl',
+    rollout__steps=2,
+    train__rows=2,
+    train__remat=True,
+    data__media_root='elsewhere',
+    **small,
+  )
+  assert status == 0, said
+  assert (
+    'goes on with data.media_root:  -> elsewhere, rollout.steps: 1 -> 2, '
+    'train.remat: False -> True, train.rows: 4 -> 2' in said
+  )
+  assert [line['step'] for line in small_job.records(cwd, 'rl')] == [0, 1] and checkpoint.steps(
+    run / 'checkpoints'
+  ) == (1, 2)
+  assert (run / 'hf' / 'model.safetensors').read_bytes() != before
+  assert json.loads((run / 'summary.json').read_text())['steps'] == 2
+  assert (
+    json.loads((run / 'progress.json').read_text())['done']['before'] == after
+  )  # what was measured first stays
+  status, _, said = small_job.run(
+    cwd,
+    'rl',
+    rollout__steps=1,
+    train__rows=2,
+    train__remat=True,
+    data__media_root='elsewhere',
+    **small,
+  )
+  assert status == 2 and '(rollout.steps: 2 -> 1) and has made 2 steps; ask for 2 or more' in said
