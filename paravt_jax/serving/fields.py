@@ -49,11 +49,17 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
   try:
     body = orjson.loads(raw) if raw else {}
     if raw:
-      json.loads(raw, object_pairs_hook=lambda pairs: _once(where, pairs))  # orjson takes the last of two equal keys
+      json.loads(
+        raw, object_pairs_hook=lambda pairs: _once(where, pairs)
+      )  # orjson takes the last of two equal keys
   except RecursionError as error:
-    raise RequestError(f'{where}: the body is nested too deeply, wanted an object of a few levels') from error
+    raise RequestError(
+      f'{where}: the body is nested too deeply, wanted an object of a few levels'
+    ) from error
   except ValueError as error:
-    raise RequestError(f'{where}: the body is no JSON ({" ".join(str(error).split())[:160]})') from error
+    raise RequestError(
+      f'{where}: the body is no JSON ({" ".join(str(error).split())[:160]})'
+    ) from error
   if not isinstance(body, dict):
     raise RequestError(f'{where}: got {shown(body)}, wanted a JSON object')
   return body
@@ -133,7 +139,9 @@ def biases(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], .
   pairs = []
   for key, bias in section(name, value).items():
     if not isinstance(key, str) or not _ID.fullmatch(key) or int(key) >= vocab_size:
-      raise RequestError(f'{name}: got {shown(key)}: {shown(bias)}, wanted ids in 0..{vocab_size - 1} as text')
+      raise RequestError(
+        f'{name}: got {shown(key)}: {shown(bias)}, wanted ids in 0..{vocab_size - 1} as text'
+      )
     pairs.append((int(key), number(f'{name}[{key}]', bias, -LARGEST_BIAS, LARGEST_BIAS)))
   return tuple(sorted(pairs))
 
@@ -147,7 +155,9 @@ def version(name: str, value: Any) -> int:
   if isinstance(value, str) and _ID.fullmatch(value):
     value = int(value)
   if type(value) is not int or not 0 <= value <= LARGEST_VERSION:
-    raise ValueError(f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text such as "12"')
+    raise ValueError(
+      f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text such as "12"'
+    )
   return value
 
 
