@@ -8,7 +8,7 @@ import asyncio
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,10 @@ class ChatModel:
     return self.options.context - expanded(segments) - reserved
 
   async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
-                   token_class: TokenClass) -> tuple[Segment, str]:
+                   token_class: TokenClass, heard: Callable[[list[int]], None] | None = None) -> tuple[Segment, str]:
     """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish reason ('stop' or 'length').
+
+    heard: hears its ids once, when they are there: a reply comes whole.
 
     Raises:
       RolloutError: the server failed or refused, or its reply cannot be read; begins with the reason's name.
@@ -85,6 +87,8 @@ class ChatModel:
     if outcome.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
+    if heard is not None:
+      heard(ids.tolist())
     return Segment(ids, sampled=True, logprobs=np.zeros(len(ids), np.float32), versions=np.zeros(len(ids), np.int32),
                    token_class=token_class), outcome.finish
 

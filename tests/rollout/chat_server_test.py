@@ -22,9 +22,10 @@ from paravt_jax.rollout.chat_server import (
   video_part,
 )
 from paravt_jax.rollout.outcomes import Failed, Rejected
+from tests import patience
 from tests.longvideo_reason.chat_server import ChatServer, Raw, completion
 
-DEFAULTS = {'model': 'seer', 'api_key': '', 'timeout_s': 30.0, 'retries': 2, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
+DEFAULTS = {'model': 'seer', 'api_key': '', 'timeout_s': patience.seconds(30.0), 'retries': 2, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
             'concurrency': 4, 'max_reply_bytes': 10_000, 'max_failures': 1000}
 MESSAGES = [{'role': 'user', 'content': 'Say it.'}]
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.judge import Judge, JudgeFailure, JudgeOptions, Verdict, read_verdict
+from tests import patience
 
 
 def completion(text):
@@ -46,7 +47,7 @@ def ask(*replies, prediction='crimson', **options):
     await runner.setup()
     await web.TCPSite(runner, '127.0.0.1', 0).start()
     values = {'url': f'http://127.0.0.1:{runner.addresses[0][1]}/v1', 'model': 'm', 'api_key': None, 'max_tokens': 64,
-              'timeout_s': 5.0, 'retries': 2, 'backoff_s': 0.01, 'concurrency': 2, **options}
+              'timeout_s': patience.seconds(60.0), 'retries': 2, 'backoff_s': 0.01, 'concurrency': 2, **options}
     async with Judge(JudgeOptions(**values)) as judge:
       outcome = await judge.compare('What?', 'red', prediction)
     await runner.cleanup()

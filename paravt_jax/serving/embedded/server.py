@@ -134,7 +134,7 @@ class Server:
     flag('flush_cache', body.get('flush_cache', True))       # is flushed either way: old pages mean nothing to new weights
     async with self._updating:
       try:
-        version, params = await asyncio.to_thread(self._load, pathlib.Path(folder), wanted)
+        version, params = await asyncio.to_thread(self._load, folder, wanted)
       except (SyncError, DataError, ConfigError) as error:
         return _json({'success': False, 'message': str(error)}, 400)
       future, loop = asyncio.get_running_loop().create_future(), asyncio.get_running_loop()
@@ -146,7 +146,8 @@ class Server:
       self.model_path, self.weight_version = folder, str(version)
     return _json({'success': True, 'message': f'weights of {folder} as version {version}', 'num_paused_requests': 0})
 
-  def _load(self, path: pathlib.Path, wanted: int | None) -> tuple[int, Any]:
+  def _load(self, folder: str, wanted: str | int | None) -> tuple[int, Any]:
+    path = pathlib.Path(folder)
     if not _is_folder(path):
       raise SyncError(f'model_path: {shown(str(path))} is no folder here, wanted a published version (with manifest.json) or a '
                       'Hugging Face folder')
@@ -157,7 +158,7 @@ class Server:
       version = self.engine.version
       if config != self.engine.config:
         raise SyncError(f'{path}: config.json is of another model than the one served; publish the model that was started')
-    version = version if wanted is None else wanted
+    version = version if wanted is None else version_number(wanted)
     new = manifest.leaves(params)
     whole = manifest.nest({name: new[name] if name in new else self._own(name) for name in self._names})
     prepared = jax.block_until_ready(programs.prepare(self.engine.config, whole, self.options.dtype))
