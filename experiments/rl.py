@@ -27,6 +27,7 @@ from paravt_jax.serving import manifest
 def main(config: ConfigDict) -> None:
   """Runs the recipe from wherever its folder stands to the report."""
   check(config)
+  rollouts.check_judge(config)
   folder = runs.RunFolder.named(config, folder=config.run.folder, default=f'{config.name}_{config.scale}')
   runs.announce(config, folder)
   with folder.phase('world' if config.data.kind == 'world' else 'corpus'):
