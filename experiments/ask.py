@@ -147,15 +147,13 @@ class Narrator:
     self._written = ''
 
   def _turn_done(self, event: TurnDone) -> None:
-    lines = indented(event.text)
-    begun = self._written and lines.startswith(self._written)
-    if begun:
-      self._write(lines[len(self._written) :])
-    again = ', written again' if self._written and not begun else ''
+    begun = bool(self._written)
+    self.grown(event.turn, event.text)
+    whole = self._written == indented(event.text) != ''
     self.close()
-    if not begun:
-      self._tell(f'turn {event.turn + 1}{again}:')
-      for line in lines.splitlines():
+    if not whole:  # nothing was written before, or something else
+      self._tell(f'turn {event.turn + 1}{", written again" if begun else ""}:')
+      for line in indented(event.text).splitlines():
         self.say(line)
 
   def __call__(self, event: Event) -> None:
