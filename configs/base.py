@@ -98,6 +98,8 @@ def _published() -> ConfigDict:
       'judge': {
         'url': '',
         'model': '',
+        'api_key': '',
+        'more': '',  # further fields of each request, a JSON object as text; null takes one of ours out
         'max_tokens': 256,
         'timeout_s': 60.0,
         'retries': 3,

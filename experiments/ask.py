@@ -4,6 +4,7 @@ Standard output: the overview, every turn, every crop as it comes back, the answ
 """
 
 import asyncio
+import contextlib
 import pathlib
 import sys
 import time
@@ -35,10 +36,10 @@ def main(config: ConfigDict) -> None:
   folder = model_folder(config)
   model = wiring.model_of_scale(folder, config.scale, 'configs/ask.py')
   probe(agents, config.video)
-  say = lambda line: print(line, flush=True)
+  say, write = lambda line: print(line, flush=True), lambda text: print(text, end='', flush=True)
   say(f'model {folder} at {" ".join(config.server.urls)}' if config.server.kind == 'url' else f'model {folder} (starting its server)')
   with runs.Interrupts() as interrupts:
-    episode = asyncio.run(ask(config, agents, folder, model, say, interrupts))
+    episode = asyncio.run(ask(config, agents, folder, model, Narrator(say, time.monotonic, write), interrupts))
   if config.html:
     with wiring.decode_pool(agents) as pool:
       frames = lambda path, seconds: pool.frames_sync(path, seconds, config.decode.min_pixels, config.decode.max_pixels)
@@ -86,23 +87,24 @@ def probe(agents: ConfigDict, video: str) -> VideoInfo:
 
 
 async def ask(
-  config: ConfigDict, agents: ConfigDict, folder: pathlib.Path, model: Config, say: Say, interrupts: runs.Interrupts
+  config: ConfigDict, agents: ConfigDict, folder: pathlib.Path, model: Config, narrator: 'Narrator', interrupts: runs.Interrupts
 ) -> Episode:
-  """The episode of the question, told line by line. Raises RolloutError when the server fails."""
+  """The episode of the question, told as it is written. Raises RolloutError when the server fails."""
   video = str(pathlib.Path(config.video).absolute())
   task = Task(pathlib.Path(video).name, (video,), config.question, config.question_type, '')
   logs = pathlib.Path(config.folder)
   tok = ChatTokenizer.load(folder)
   async with rollouts.opened(agents, folder, tok, model.text.vocab, logs, None) as server:
-    agent = server.sampling.watched(Narrator(say, time.monotonic))
+    agent = server.sampling.watched(narrator, narrator.grown)
 
     async def work() -> Episode:
       return await agent.run(task, await agent.open(task, config.frames), Address(config.seed, task.id, 0, 0))
 
-    episode = await evaluation.unless_stopped(work(), interrupts, server)
+    with contextlib.closing(narrator):
+      episode = await evaluation.unless_stopped(work(), interrupts, server)
   if episode.stop is StopReason.ERROR:
     raise RolloutError(f'the server failed: {episode.error}; its log is in {logs}')
-  say(f'answer: {answer(episode) or f"none (ended by {episode.stop})"}')
+  narrator.say(f'answer: {answer(episode) or f"none (ended by {episode.stop})"}')
   return episode
 
 
@@ -112,11 +114,41 @@ def answer(episode: Episode) -> str:
 
 
 class Narrator:
-  """Tells an episode's events, a few lines each, with the seconds since it opened. now: a clock, in seconds."""
+  """Tells an episode's events, a few lines each, with the seconds since it opened; a turn as it is written, if `write` is given.
 
-  def __init__(self, say: Say, now: Callable[[], float]):
-    self._say, self._now, self._start = say, now, now()
+  say: prints a line. now: a clock, in seconds. write: prints a part of a line. Nothing but text is printed, whatever reads it.
+  """
+
+  def __init__(self, say: Say, now: Callable[[], float], write: Say | None = None):
+    self.say, self._now, self._start, self._write = say, now, now(), write
     self._numbers: dict[tuple[int, int], int] = {}
+    self._written = ''  # of the turn that is being written
+
+  def grown(self, turn: int, text: str) -> None:
+    """Writes what is new of a turn's text. A text that begins anew waits for the turn's end."""
+    lines = indented(text)
+    if self._write is None or lines == self._written or not lines.startswith(self._written):
+      return
+    if not self._written:
+      self._tell(f'turn {turn + 1}:')
+    self._write(lines[len(self._written) :])
+    self._written = lines
+
+  def close(self) -> None:
+    """Ends a line that was begun."""
+    if self._written:
+      self._write('\n')
+    self._written = ''
+
+  def _turn_done(self, event: TurnDone) -> None:
+    begun = bool(self._written)
+    self.grown(event.turn, event.text)
+    whole = self._written == indented(event.text) != ''
+    self.close()
+    if not whole:  # nothing was written before, or something else
+      self._tell(f'turn {event.turn + 1}{", written again" if begun else ""}:')
+      for line in indented(event.text).splitlines():
+        self.say(line)
 
   def __call__(self, event: Event) -> None:
     if isinstance(event, Opened):
@@ -125,9 +157,7 @@ class Narrator:
         span = f', from {clock(view.seconds[0])} to {clock(view.seconds[-1])}' if view.seconds else ''
         self._tell(f'overview: {len(view.seconds)} frames{span}; the video lasts {clock(view.duration)}')
     elif isinstance(event, TurnDone):
-      self._tell(f'turn {event.turn + 1}:')
-      for line in event.text.strip().splitlines():
-        self._say(f'           {line}')
+      self._turn_done(event)
     elif isinstance(event, CallStarted):
       self._tell(f'  crop {self._number(event)} → {asked(event.call)}')
     elif isinstance(event, CallDone):
@@ -138,7 +168,12 @@ class Narrator:
     return self._numbers.setdefault((event.turn, event.index), len(self._numbers) + 1)
 
   def _tell(self, line: str) -> None:
-    self._say(f'[{self._now() - self._start:6.1f} s] {line}')
+    self.say(f'[{self._now() - self._start:6.1f} s] {line}')
+
+
+def indented(text: str) -> str:
+  """A turn's lines below its heading; of the beginning of a text the beginning of its lines."""
+  return '\n'.join(f'           {line}' for line in text.strip().splitlines())
 
 
 def asked(call: ToolCall | object) -> str:

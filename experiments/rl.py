@@ -26,6 +26,7 @@ from paravt_jax.rollout import groups
 def main(config: ConfigDict) -> None:
   """Runs the recipe from wherever its folder stands to the report."""
   check(config)
+  rollouts.check_judge(config)
   folder = runs.RunFolder.named(config, folder=config.run.folder, default=f'{config.name}_{config.scale}')
   runs.announce(config, folder)
   reopen(config, folder)

@@ -181,10 +181,25 @@ async def rewards(config: ConfigDict) -> AsyncIterator[groups.Reward]:
   if options.open_ended != 'judge':
     yield groups.rewarder(options, None)
     return
+  async with judge.Judge(_judge_options(config)) as asked:
+    yield groups.rewarder(options, asked)
+
+
+def _judge_options(config: ConfigDict) -> judge.JudgeOptions:
   if not config.judge.url:
     raise ConfigError("--config.judge.url is empty, but reward.open_ended is 'judge': name an OpenAI-compatible server")
-  async with judge.Judge(build(judge.JudgeOptions, config.judge, 'judge', api_key=None)) as asked:
-    yield groups.rewarder(options, asked)
+  return build(judge.JudgeOptions, config.judge, 'judge')
+
+
+def check_judge(config: ConfigDict) -> None:
+  """Asks the judge, if the recipe has one, for a verdict before anything is made. Raises RolloutError when it cannot be used."""
+
+  async def ask() -> None:
+    async with judge.Judge(_judge_options(config)) as asked:
+      await asked.check()
+
+  if config.reward.open_ended == 'judge':
+    asyncio.run(ask())
 
 
 def evaluation_knobs(config: ConfigDict) -> dict[str, object]:

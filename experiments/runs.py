@@ -44,7 +44,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def shown(config: ConfigDict) -> dict[str, Any]:
   """The recipe as JSON values, to be written down and shown: the servers' keys are blotted out."""
   values = json.loads(config.to_json_best_effort())
-  for section in ('server', 'chat_server'):
+  for section in ('server', 'chat_server', 'judge'):
     if values.get(section, {}).get('api_key'):
       values[section]['api_key'] = '(set)'
   return values

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from paravt_jax.data.world import write
+from tests import patience
 from tests.data.world.small import WORLD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.slow
 def run(place, module, *arguments, status=0):
   """Standard output and error of a command in `place`."""
   env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  done = subprocess.run([sys.executable, '-m', module, *arguments], cwd=place, env=env, capture_output=True, text=True, timeout=300,
+  done = subprocess.run([sys.executable, '-m', module, *arguments], cwd=place, env=env, capture_output=True, text=True,
+                        timeout=patience.seconds(300),
                         check=False)
   assert done.returncode == status, done.stdout + done.stderr
   return done.stdout, done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from paravt_jax.eval import results
 from paravt_jax.testing import tiny
+from tests import patience
 from tests.eval import fixtures
 from tests.experiments import small_job
 from tests.longvideo_reason.chat_server import ChatServer
@@ -29,13 +30,13 @@ def command(folder, knobs):
 def run(cwd, folder, **knobs):
   """(status, stdout, stderr) of an evaluation into runs/<folder>; knobs with '__' for dots."""
   done = subprocess.run(command(folder, {name.replace('__', '.'): value for name, value in knobs.items()}), cwd=cwd,
-                        env=small_job.environment(), capture_output=True, text=True, timeout=600)
+                        env=small_job.environment(), capture_output=True, text=True, timeout=patience.seconds(1200))
   return done.returncode, done.stdout, done.stderr
 
 
 def tool(cwd, *arguments):
   done = subprocess.run([sys.executable, '-m', 'experiments.eval', *arguments], cwd=cwd, env=small_job.environment(), capture_output=True,
-                        text=True, timeout=120)
+                        text=True, timeout=patience.seconds(600))
   return done.returncode, done.stdout, done.stderr
 
 
@@ -126,7 +127,7 @@ def test_kill_9_loses_at_most_the_samples_in_flight(place, trained):
     process = subprocess.Popen(command('cut', knobs), cwd=place, env=small_job.environment(), stdout=subprocess.DEVNULL, stderr=log)
     small_job.wait_for(lambda: len(lines(place, 'cut')) >= 3, process)
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(patience.seconds(120))
   kept = [line for line in lines(place, 'cut') if b'"status":"answered"' in line]
   assert 3 <= len(kept) < 30 and not (place / 'runs' / 'cut' / 'summary.json').exists()
   with (place / 'runs' / 'cut' / 'results.jsonl').open('ab') as file:

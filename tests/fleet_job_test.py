@@ -12,6 +12,7 @@ import pytest
 
 from paravt_jax.report import episodes
 from paravt_jax.testing import tiny
+from tests import patience
 from tests.experiments import small_job
 from tests.main_job_test import refused
 
@@ -70,7 +71,7 @@ def test_one_of_two_servers_is_killed_in_the_middle_and_the_run_is_as_if_nothing
   both = servers_of(process)
   assert len(both) == 2
   both[0].kill()
-  out, _ = process.communicate(timeout=300)
+  out, _ = process.communicate(timeout=patience.seconds(600))
   assert (process.returncode, out.splitlines()[-1]) == (0, 'runs/two'), (place / 'two.err').read_text()[-4000:]
   rows = check_same(place, 'two')
   assert rows[0]['server/restarts'] == 0 and rows[-1]['server/restarts'] >= 1 and rows[-1]['server/lost'] >= 1
@@ -100,7 +101,7 @@ def stopped_in_delivery(place, name, process, server, version):
   small_job.wait_for(lambda: published(place, name) >= version, process)
   server.suspend()
   try:
-    small_job.wait_for(lambda: len(small_job.records(place, name)) >= version, process, timeout=3.0)
+    small_job.wait_for(lambda: len(small_job.records(place, name)) >= version, process, quiet=3.0)
   except AssertionError:
     return True
   server.resume()
@@ -116,7 +117,7 @@ def test_ctrl_c_in_the_middle_of_a_delivery_leaves_a_run_that_goes_on(place, who
   process.send_signal(signal.SIGINT)
   small_job.wait_for(lambda: 'ending at the next safe point' in (place / 'cut.err').read_text(), process)
   server.resume()
-  out, _ = process.communicate(timeout=60)
+  out, _ = process.communicate(timeout=patience.seconds(600))
   assert (process.returncode, out) == (130, '') and 'Traceback' not in (place / 'cut.err').read_text()
   assert small_job.nobody_is_left(place)
   status, _, err = small_job.run(place, 'cut', **SHORT)
@@ -128,7 +129,7 @@ def asked(server, path, body=None):
   opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
   headers = {'Authorization': 'Bearer open sesame', 'Content-Type': 'application/json'}
   data = None if body is None else json.dumps(body).encode()
-  with opener.open(urllib.request.Request(server.url + path, data, headers), timeout=30) as reply:
+  with opener.open(urllib.request.Request(server.url + path, data, headers), timeout=patience.seconds(120)) as reply:
     return reply.read()
 
 
@@ -142,7 +143,7 @@ def test_runs_go_on_with_a_server_by_url_that_holds_newer_weights_and_was_left_p
     process = small_job.start(place, 'url', **by_url(server))
     small_job.wait_for(lambda: len(small_job.records(place, 'url')) >= 3, process)
     process.kill()
-    process.wait(10)
+    process.wait(patience.seconds(60))
     held = json.loads(asked(server, '/get_model_info'))['weight_version']
     assert int(held) >= 3                                # the record on disk is of version 2
     asked(server, '/pause_generation', {'mode': 'retract'})      # as a kill in the middle of a delivery leaves it

@@ -15,6 +15,7 @@ import transformers
 
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.report import episodes
+from tests import patience
 from tests.experiments import small_job
 from tests.models.qwen3_vl import oracle
 
@@ -146,20 +147,20 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
   family = psutil.Process(process.pid).children(recursive=True)
   assert any('paravt_jax.serving.embedded.server' in ' '.join(child.cmdline()) for child in family)
   process.send_signal(signal.SIGINT)
-  out, _ = process.communicate(timeout=60)
+  out, _ = process.communicate(timeout=patience.seconds(300))
   assert process.returncode == 130 and out == ''
   said = (place / 'cut.err').read_text()
   assert 'interrupted; the same command goes on from the last checkpoint' in said and 'Traceback' not in said
   assert list((place / 'runs' / 'cut' / 'checkpoints').glob('0000000[12]/host.json'))
-  psutil.wait_procs(family, timeout=10)
+  psutil.wait_procs(family, timeout=patience.seconds(60))
   assert [child.pid for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
 
   process = small_job.start(place, 'cut')
   small_job.wait_for(lambda: len(small_job.records(place, 'cut')) >= 3, process)
   family = psutil.Process(process.pid).children(recursive=True)
   process.kill()
-  process.wait(10)
-  psutil.wait_procs(family, timeout=20)
+  process.wait(patience.seconds(60))
+  psutil.wait_procs(family, timeout=patience.seconds(60))
   assert [child.pid for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
 
   status, out, err = small_job.run(place, 'cut')
@@ -180,7 +181,7 @@ def test_a_cold_start_that_is_interrupted_goes_on_with_the_same_curve(folder, pl
   process = small_job.start(place, 'cold', entry='sft')
   small_job.wait_for(lambda: len(small_job.records(place, 'cold')) >= 3, process)
   process.send_signal(signal.SIGINT)
-  out, _ = process.communicate(timeout=60)
+  out, _ = process.communicate(timeout=patience.seconds(300))
   assert (process.returncode, out) == (130, '') and 'Traceback' not in (place / 'cold.err').read_text()
   done = len(small_job.records(place, 'cold'))
   assert 3 <= done < 12 and (place / 'runs' / 'cold' / 'checkpoints' / f'{done:08d}' / 'host.json').is_file()

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from tests import patience
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -15,7 +17,7 @@ def make(cwd, *arguments):
   outer = ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL', 'MAKEOVERRIDES', 'ARGS', 'MODEL')        # of the `make test` that this may run in
   env = {name: value for name, value in os.environ.items() if name not in outer}
   done = subprocess.run(['make', '-f', str(ROOT / 'Makefile'), '-o', 'setup', 'RUN=echo', *arguments], cwd=cwd, capture_output=True,
-                        text=True, timeout=60, env=env)
+                        text=True, timeout=patience.seconds(120), env=env)
   return done.returncode, done.stdout.strip(), done.stderr
 
 

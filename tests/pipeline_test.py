@@ -37,6 +37,7 @@ from paravt_jax.train import optimizer, sharding, state, step, sums
 from paravt_jax.types import ResultStatus, Segment
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
+from tests import patience
 from tests.data.world import small
 from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, SUBAGENT, call
 
@@ -86,7 +87,7 @@ def served(tmp_path_factory):
       lanes=((512, 8),), chunk_tokens=32, prefill_rows=4, pages=128, decode_steps=4, image_batch=16, image_slots=256,
       max_image_patches=4, bias_rows=2, max_stop_ids=2, max_body_mb=16, compile_cache=None, parent_pid=None)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-  server = launch.launch(options, env=environment, log=folder / 'server.log', deadline_s=180, parent_pid=os.getpid())
+  server = launch.launch(options, env=environment, log=folder / 'server.log', deadline_s=patience.seconds(300), parent_pid=os.getpid())
   yield folder, server.url
   server.stop(5.0)
 
@@ -130,12 +131,13 @@ def test_one_rows_way_through(tasks, served, tmp_path):
   size_two, reward = dataclasses.replace(GROUP, size=2), rewarder(PUBLISHED, None)
 
   async def walk(pool):
-    options = dataclasses.replace(CLIENT, timeout_s=120.0)
+    options = dataclasses.replace(CLIENT, timeout_s=patience.seconds(300))
     async with Client(options, learner.config.text.vocab, Router((url,)), image_id=learner.tok.image_pad) as client, \
         Control(options) as control:
       await control.wait_ready(url)
       frames, sampler = FrameStore(None, pool, 2**24), Dictating(client, learner.tok, context)
-      agent = Agent(sampler, Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=12, deadline_s=120.0)), frames,
+      agent = Agent(sampler, Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=12,
+                                                                            deadline_s=patience.seconds(300))), frames,
                     dataclasses.replace(AGENT, max_new_tokens=24, max_turns=1))
       for version in (0, 1):
         sampler.exchanged = []

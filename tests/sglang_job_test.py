@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.report import episodes
+from tests import patience
 from tests.experiments import small_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.sglang]
@@ -26,7 +27,7 @@ def runs(place):
   """The lines of both runs, by kind of server. The first makes the cold start, the second goes out from it, too."""
   for name, knobs in (('embedded', {}), ('sglang', SGLANG)):
     process = small_job.start(place, name, **KNOBS, **knobs)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=patience.seconds(1200))
     assert (process.returncode, out.splitlines()[-1:]) == (0, [f'runs/{name}']), (place / f'{name}.err').read_text()[-4000:]
     assert small_job.nobody_is_left(place)
     for memory in (pathlib.Path('/dev/shm'), pathlib.Path(tempfile.gettempdir())):

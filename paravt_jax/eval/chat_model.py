@@ -7,8 +7,7 @@ of a local tokenizer; there are no log-probs, so such episodes are for evaluatio
 import asyncio
 import collections
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ import orjson
 
 from paravt_jax.chat import tags
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.errors import RolloutError
+from paravt_jax.rollout import chat_server
+from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, image_part, text_part
 from paravt_jax.rollout.outcomes import Rejected
 from paravt_jax.rollout.sampler import Address, ContextOptions, expanded
@@ -29,8 +30,8 @@ _CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
 @dataclasses.dataclass(frozen=True)
 class ChatOptions:
   """quality: of the JPEGs that frames are sent as; 0 sends PNGs, which keep every pixel. prefill: a pinned prefix is sent as the
-  beginning of the reply (vLLM and SGLang go on from it; others may not). more: further fields of each request, a JSON object as
-  text such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none."""
+  beginning of the reply (vLLM and SGLang go on from it; others may not). more: further fields of each request (null takes one of
+  ours out), a JSON object as text such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none."""
   quality: int
   prefill: bool
   more: str
@@ -62,8 +63,10 @@ class ChatModel:
     return self.options.context - expanded(segments) - reserved
 
   async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
-                   token_class: TokenClass) -> tuple[Segment, str]:
+                   token_class: TokenClass, heard: Callable[[list[int]], None] | None = None) -> tuple[Segment, str]:
     """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish reason ('stop' or 'length').
+
+    heard: hears its ids once, when they are there: a reply comes whole.
 
     Raises:
       RolloutError: the server failed or refused, or its reply cannot be read; begins with the reason's name.
@@ -85,6 +88,8 @@ class ChatModel:
     if outcome.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
+    if heard is not None:
+      heard(ids.tolist())
     return Segment(ids, sampled=True, logprobs=np.zeros(len(ids), np.float32), versions=np.zeros(len(ids), np.int32),
                    token_class=token_class), outcome.finish
 
@@ -131,11 +136,9 @@ def read_written(content: bytes) -> Written | Rejected:
   try:
     choice = orjson.loads(content)['choices'][0]
     message, finish = choice['message'], choice.get('finish_reason')
-    text, reasoning = message.get('content'), message.get('reasoning_content') or message.get('reasoning') or ''
+    text, reasoning = message_text(message.get('content')), message.get('reasoning_content') or message.get('reasoning') or ''
   except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return Rejected('unreadable', repr(content[:_SHOWN]))
-  if isinstance(text, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in text):
-    text = ''.join(part['text'] for part in text)
   if finish == 'content_filter':
     return Rejected('filtered', 'the server filtered the reply')
   if message.get('tool_calls'):
@@ -157,10 +160,4 @@ def _continued(begun: str, text: str) -> str:
 
 def more(text: str) -> dict[str, Any]:
   """`ChatOptions.more` as fields. Raises ConfigError when it is no JSON object."""
-  try:
-    value = json.loads(text) if text else {}
-  except ValueError as error:
-    raise ConfigError(f'chat.more={text!r}: is no JSON ({error}), wanted an object or nothing') from error
-  if not isinstance(value, dict):
-    raise ConfigError(f'chat.more={text!r}: got {type(value).__name__}, wanted a JSON object')
-  return value
+  return chat_server.more(text, 'chat.more')

@@ -33,6 +33,8 @@ from paravt_jax.video import sampling
 from paravt_jax.video.readers import VideoInfo
 from paravt_jax.video.store import FrameStore
 
+_CUT = '\ufffd'              # what a part of a character decodes to
+
 
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
@@ -112,17 +114,19 @@ TRAINED = Manner(system=lambda task: prompts.system(task.facts.get('system')), u
 
 
 class Agent:
-  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop."""
+  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop; `grown` the main agent's turns as
+  they are written: (turn, its text so far)."""
 
   def __init__(self, sampler: Sampler, subagents: Subagents, frames: FrameStore, options: AgentOptions,
-               manner: Manner = TRAINED, watch: Callable[[Event], None] | None = None):
+               manner: Manner = TRAINED, watch: Callable[[Event], None] | None = None,
+               grown: Callable[[int, str], None] | None = None):
     self._sampler, self._subagents, self._frames, self._options = sampler, subagents, frames, options
-    self._manner, self._watch = manner, watch
+    self._manner, self._watch, self._grown = manner, watch, grown
     self._closing_room = len(template.closing(sampler.tok, False).ids)
 
-  def watched(self, watch: Callable[[Event], None]) -> 'Agent':
-    """The same agent, with `watch`."""
-    return Agent(self._sampler, self._subagents, self._frames, self._options, self._manner, watch)
+  def watched(self, watch: Callable[[Event], None], grown: Callable[[int, str], None] | None = None) -> 'Agent':
+    """The same agent, with `watch` and `grown`."""
+    return Agent(self._sampler, self._subagents, self._frames, self._options, self._manner, watch, grown)
 
   async def open(self, task: Task, budget: int) -> Opening:
     """The first segment: system prompt, the question, and min(budget, distinct frames found) overview frames with their times.
@@ -173,7 +177,7 @@ class Agent:
         return StopReason.CONTEXT
       segment, finish = await self._sampler.sample(
           run.segments, address=run.address, turn=turn, call=MAIN, max_new_tokens=room,
-          token_class=TokenClass.AFTER_TOOL if turn else run.opening_class)
+          token_class=TokenClass.AFTER_TOOL if turn else run.opening_class, **self._heard(turn))
       text = template.turn_text(self._sampler.tok, segment.ids, self._prefix(turn))
       self._tell(TurnDone, turn, text)
       blocks = () if forced or finish == 'abort' else self._manner.parse(text)
@@ -245,6 +249,13 @@ class Agent:
                                                durations=[view.duration for view in run.opening.overviews])
     self._tell(CallDone, turn, index, response.result)
     return response
+
+  def _heard(self, turn: int) -> dict[str, Callable[[list[int]], None]]:
+    """What `sample` is given to tell a turn's text so far, but for a character of which only a part is there."""
+    if self._grown is None:
+      return {}
+    text = lambda ids: template.turn_text(self._sampler.tok, ids, self._prefix(turn)).rstrip(_CUT)
+    return {'heard': lambda ids: self._grown(turn, text(ids))}
 
   def _tell(self, event: Callable[..., Event], *facts: Any) -> None:
     if self._watch is not None:

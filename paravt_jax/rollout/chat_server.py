@@ -1,15 +1,19 @@
 """A client of any OpenAI-compatible server. What goes wrong with a request is a value, counted by reason.
 
 Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off. Replies are bounded in size and read
-strictly; redirects are not followed, so the key goes to the address that was given and to no other.
+strictly; redirects are not followed, so the key goes to the address that was given and to no other. A server that refuses a
+parameter by name (see `chat_dialect`) is asked without it from then on.
 """
 
 import asyncio
 import base64
 import collections
 import dataclasses
+import email.utils
 import io
+import logging
 import pathlib
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,8 +23,11 @@ import numpy as np
 import orjson
 from PIL import Image
 
-from paravt_jax.errors import RolloutError
+from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.rollout.chat_dialect import Dialect, error_in, message_text
 from paravt_jax.rollout.outcomes import Failed, Rejected
+
+log = logging.getLogger(__name__)
 
 _LOST = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)   # no connection, or no HTTP on it
 _AGAIN = (408, 429)
@@ -74,6 +81,7 @@ class Server:
     self._session: aiohttp.ClientSession | None = None
     self._in_a_row = 0
     self._down = ''
+    self._dialect = Dialect()
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
@@ -114,7 +122,7 @@ class Server:
     """One chat completion.
 
     Args:
-      more: further fields of the request. read: reads a completion; `read_completion` when None.
+      more: further fields of the request; None takes a field out. read: reads a completion; `read_completion` when None.
 
     Returns:
       Reply; Rejected when the server refuses this very request or the reply is no whole text ('refused', 'truncated', 'filtered',
@@ -123,10 +131,10 @@ class Server:
     Raises:
       RolloutError: the last `max_failures` requests failed.
     """
-    body = orjson.dumps({'model': self.options.model, 'messages': list(messages), 'max_tokens': sampling.max_tokens,
-                         'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False, **(more or {})})
+    own = {'max_tokens': sampling.max_tokens, 'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False}
+    given = {'model': self.options.model, 'messages': list(messages), **(more or {})}
     async with self._gate:
-      outcome = await self._ask(body, read or read_completion)
+      outcome = await self._understood(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
     if self._in_a_row >= self.options.max_failures:
@@ -135,12 +143,44 @@ class Server:
       raise RolloutError(self._down)
     return outcome
 
+  async def _understood(self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
+                        ) -> Reply | Rejected | Failed:
+    """Asks; and again for every parameter of ours that the server refuses by name, a few times at most."""
+    while True:
+      spoken, said = self._dialect.spoken(own), []
+      fields = {name: value for name, value in {**spoken, **given}.items() if value is not None}
+      outcome = await self._ask(orjson.dumps(fields), read, said)
+      if isinstance(outcome, Reply) or not said:
+        return outcome
+      if self._dialect.spoken(own) == spoken:                # nobody else has learned it meanwhile
+        learned = self._dialect.learn(said[-1], own.keys() - given.keys(), fields.keys())
+        if not learned:
+          return outcome
+        log.warning('%s.url=%s: %s; it says: %s', self._where, self._url, learned, ' '.join(said[-1].split())[:_SHOWN])
+
+  async def probe(self, messages: Sequence[dict[str, Any]], sampling: Sampling, more: Mapping[str, Any],
+                  read: Callable[[bytes], Reply | Rejected], *, ways_out: Mapping[str, str]) -> None:
+    """One completion before there is work, so that a server that cannot be used is told at the start; the same bounds and retries.
+
+    ways_out: by an outcome's reason what the user may change, names of knobs included.
+
+    Raises:
+      RolloutError: no reply that can be read; one line with what came and the way out.
+    """
+    outcome = await self.complete(messages, sampling, more, read)
+    if not isinstance(outcome, Reply):
+      refused_key = outcome.detail[:4] in ('401:', '403:')
+      way = f'set {self._where}.api_key' if refused_key else ways_out.get(outcome.reason, ways_out[''])
+      raise RolloutError(f'{self._where}.url={self._url}, model {self.options.model!r}: cannot be used: {outcome.reason} '
+                         f'({" ".join(outcome.detail.split())}); {way}')
+
   def check_up(self) -> None:
     """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which take errors for outcomes."""
     if self._down:
       raise RolloutError(self._down)
 
-  async def _ask(self, body: bytes, read: Callable[[bytes], Reply | Rejected]) -> Reply | Rejected | Failed:
+  async def _ask(self, body: bytes, read: Callable[[bytes], Reply | Rejected], said: list[str]) -> Reply | Rejected | Failed:
+    """The outcome after all retries. said: gets what the server says when it refuses or fails."""
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
       if attempt:
@@ -156,7 +196,10 @@ class Server:
       if content is None:
         return Rejected('too_large', f'over {self.options.max_reply_bytes} bytes')
       if status == 200:
+        status = error_in(content)
+      if status == 200:
         return read(content)
+      said.append(content[:_CHUNK].decode(errors='replace'))
       detail = f'{status}: {content[:_SHOWN]!r}'
       if status in _REFUSED:
         return Rejected('refused', detail)
@@ -193,12 +236,14 @@ def read_completion(content: bytes) -> Reply | Rejected:
   """Reads a chat completion strictly: one choice's text, ended by the model itself."""
   try:
     choice = orjson.loads(content)['choices'][0]
-    text, finish = choice['message']['content'], choice.get('finish_reason')
+    message, finish = choice['message'], choice.get('finish_reason')
+    text = message_text(message['content'])
+    refusal = message.get('refusal')
   except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return Rejected('unreadable', repr(content[:_SHOWN]), content[:_CHUNK].decode(errors='replace'))
-  if isinstance(text, list) and all(isinstance(part, dict) and isinstance(part.get('text'), str) for part in text):
-    text = ''.join(part['text'] for part in text)
   if not isinstance(text, str) or not text.strip():
+    if refusal:
+      return Rejected('filtered', f'the model refuses: {refusal!r:.120}')
     return Rejected('no_text', f'content {text!r:.80}, finish_reason {finish!r:.40}')
   if finish == 'length':
     return Rejected('truncated', 'the reply ran into max_tokens', text)
@@ -231,6 +276,22 @@ def _model_names(content: bytes | None) -> list[str]:
     return []
 
 
+def more(text: str, knob: str) -> dict[str, Any]:
+  """Further fields of a request, a JSON object as text; '' is none. Raises ConfigError, with the knob's name, when it is no object."""
+  try:
+    value = orjson.loads(text) if text else {}
+  except orjson.JSONDecodeError as error:
+    raise ConfigError(f'{knob}={text!r}: is no JSON ({error}), wanted an object or nothing') from error
+  if not isinstance(value, dict):
+    raise ConfigError(f'{knob}={text!r}: got {type(value).__name__}, wanted a JSON object')
+  return value
+
+
 def _retry_after(value: str) -> float:
-  """Seconds; the form with a date counts as none."""
-  return float(value) if value.isascii() and value.isdigit() and len(value) < 7 else 0.0
+  """Seconds to wait, of a header that holds seconds or a date; 0 when it holds neither."""
+  if value.isascii() and value.replace('.', '', 1).isdigit() and len(value) < 7:
+    return float(value)
+  try:
+    return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+  except ValueError:
+    return 0.0

@@ -21,6 +21,7 @@ from paravt_jax.video import patches
 
 __all__ = ['Client', 'ClientOptions', 'ImageCache', 'Sampled', 'check', 'check_counts', 'image_tokens', 'resumed_seed']
 
+_Event = Callable[[bytes], None] | None
 _ROUNDING = 1e-3             # a log-prob may exceed 0 by so much, in nats
 _NOTICE_S = 2.0              # for telling a server, and for asking whether it lives
 
@@ -97,7 +98,8 @@ class Client(Http):
       await asyncio.gather(*self._tasks, return_exceptions=True)
     await super().__aexit__(*exception)
 
-  async def generate(self, request: protocol.GenerateRequest, affinity: int = 0) -> Sampled:
+  async def generate(self, request: protocol.GenerateRequest, affinity: int = 0,
+                     heard: Callable[[list[int]], None] | None = None) -> Sampled:
     """Samples until a stop token or `max_new_tokens`.
 
     A request that the server aborts (a weight update) goes on from its tokens with what is left of its budget; each token
@@ -107,6 +109,7 @@ class Client(Http):
     Args:
       request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from their own seed.
       affinity: requests of one group share a number, hence a server, which then computes their prefix once.
+      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin anew.
 
     Raises:
       RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no server is left, or more than
@@ -120,7 +123,7 @@ class Client(Http):
     idle = 0
     try:
       while True:
-        reply, steady = await self._part(request, done, len(parts), affinity, fragments)
+        reply, steady = await self._part(request, done, len(parts), affinity, fragments, heard)
         parts.append(reply)
         done = done + reply.output_ids
         left = request.max_new_tokens - len(done)
@@ -157,13 +160,15 @@ class Client(Http):
       await self._quietly(*self._sent[rid])
 
   async def _part(self, request: protocol.GenerateRequest, done: list[int], index: int, affinity: int,
-                  fragments: list[orjson.Fragment]) -> tuple[protocol.GenerateReply, bool]:
+                  fragments: list[orjson.Fragment], heard: Callable[[list[int]], None] | None
+                  ) -> tuple[protocol.GenerateReply, bool]:
     """A checked reply, and whether its server was still taking requests when it came."""
     part = request
     if index:
       part = dataclasses.replace(request, rid=f'{request.rid}~{index}', input_ids=list(request.input_ids) + done,
                                  max_new_tokens=request.max_new_tokens - len(done), seed=resumed_seed(request.seed, len(done)))
-    body = part.to_json(fragments)
+    body = part.to_json(fragments) | ({} if heard is None else {'stream': True})
+    event = None if heard is None else lambda data: heard(done + _ids_of(data, self._vocab_size))
     sent = 0
 
     def payload(url: str) -> bytes:
@@ -175,7 +180,7 @@ class Client(Http):
 
     for _ in range(self.options.retries + 2):
       url = await self._router.choose(affinity)
-      came = await self._visit(url, payload)
+      came = await self._visit(url, payload, event)
       if came is not None:
         reply = protocol.GenerateReply.from_json(parsed(f'POST {url}/generate', *came))
         check(part, reply, self._vocab_size)
@@ -187,10 +192,10 @@ class Client(Http):
     raise RolloutError(f'request {request.rid}: {self.options.retries + 2} servers in a row were lost over it, the last: '
                        f'{self._router.reason(url)}; see their logs, or raise client.retries')
 
-  async def _visit(self, url: str, payload: Callable[[str], bytes]) -> tuple[int, bytes] | None:
+  async def _visit(self, url: str, payload: Callable[[str], bytes], event: _Event) -> tuple[int, bytes] | None:
     """(status, body) from one server, behind the gate; None when the server was lost first, and with it what it said."""
     gone = self._router.started(url)
-    work, leave = asyncio.ensure_future(self._ask(url, payload)), asyncio.ensure_future(gone.wait())
+    work, leave = asyncio.ensure_future(self._ask(url, payload, event)), asyncio.ensure_future(gone.wait())
     try:
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
       if gone.is_set():
@@ -207,10 +212,10 @@ class Client(Http):
       leave.cancel()
       await asyncio.gather(work, leave, return_exceptions=True)
 
-  async def _ask(self, url: str, payload: Callable[[str], bytes]) -> tuple[int, bytes]:
+  async def _ask(self, url: str, payload: Callable[[str], bytes], event: _Event) -> tuple[int, bytes]:
     """Sends until the connection holds. A server may say 5xx because it dies: then that is a lost connection, too."""
     for attempt in range(self.options.retries + 1):
-      status, reply = await self.trying(lambda _: self.once('POST', f'{url}/generate', payload(url)))
+      status, reply = await self.trying(lambda _: self.once('POST', f'{url}/generate', payload(url), heard=event))
       if status < 500:
         return status, reply
       await asyncio.sleep(self.options.backoff_s)                # one that dies says 500 a moment before it is gone
@@ -237,6 +242,16 @@ class Client(Http):
 def resumed_seed(seed: int, done: int) -> int:
   """The sampling seed (31 bits) of a request that goes on after `done` tokens: its own, or the same draws would come twice."""
   return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7fffffff
+
+
+def _ids_of(event: bytes, vocab_size: int) -> list[int]:
+  """The ids of an event that is to be shown; none where it holds no ids. What is kept comes whole, and is checked."""
+  try:
+    ids = orjson.loads(event)['output_ids']
+  except (orjson.JSONDecodeError, KeyError, TypeError):
+    return []
+  right = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab_size for token in ids)
+  return ids if right else []
 
 
 def _joined(parts: list[protocol.GenerateReply], finish: str) -> Sampled:

@@ -62,8 +62,11 @@ class Http:
     session, self._session = self._session, None
     await session.close()
 
-  async def once(self, method: str, url: str, body: bytes | None = None, timeout_s: float | None = None) -> tuple[int, bytes]:
+  async def once(self, method: str, url: str, body: bytes | None = None, timeout_s: float | None = None,
+                 heard: Callable[[bytes], None] | None = None) -> tuple[int, bytes]:
     """(status, reply body), without sending twice.
+
+    heard: hears the events of a reply that is a stream of server-sent events, the last one too, which is the reply body.
 
     Raises:
       Lost: no connection, or it broke. Silent: no reply within timeout_s (the options' when None). RolloutError: no HTTP.
@@ -72,7 +75,8 @@ class Http:
     try:
       async with self._session.request(method, url, data=body, headers=JSON,
                                        timeout=aiohttp.ClientTimeout(total=limit)) as reply:
-        return reply.status, await reply.read()
+        streamed = heard is not None and reply.content_type == 'text/event-stream'
+        return reply.status, await (_last_event(url, reply.content, heard) if streamed else reply.read())
     except TimeoutError as error:
       raise Silent(f'{method} {url}: no reply within {limit:g} s; is the server overloaded or paused? '
                          'raise client.timeout_s') from error
@@ -123,6 +127,24 @@ class Http:
     except RolloutError:
       return False
     return status == 200
+
+
+async def _last_event(url: str, content: aiohttp.StreamReader, heard: Callable[[bytes], None]) -> bytes:
+  """Reads `data: ...` lines until `data: [DONE]`. Raises Lost when the stream ends before."""
+  last, line = b'', bytearray()
+  async for part in content.iter_any():
+    *whole, rest = part.split(b'\n')
+    for piece in whole:
+      line += piece
+      name, _, data = bytes(line).strip().partition(b':')
+      line.clear()
+      if name == b'data' and data.strip() == b'[DONE]':
+        return last
+      if name == b'data':
+        last = data.strip()
+        heard(last)
+    line += rest
+  raise Lost(f'POST {url}: the stream ended before its last event; is the server up? see its log')
 
 
 def parsed(what: str, status: int, reply: bytes) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import sys
 
 import orjson
 
-from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions
+from paravt_jax.chat import tags
+from paravt_jax.rollout.chat_dialect import message_text
+from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions, more
 from paravt_jax.rollout.outcomes import Rejected
 
 _PROMPT = """Is the answer right? Compare it with the reference; wording may differ, facts may not.
@@ -18,8 +20,16 @@ Question: {question}
 Reference: {gold}
 Answer: {prediction}
 Reply with one last line, either "VERDICT: right" or "VERDICT: wrong"."""
-_VERDICT = re.compile(r'^\s*VERDICT:\s*(right|wrong)\s*\.?\s*$', re.IGNORECASE)
+_VERDICT = re.compile(r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)')   # of a line's bare words
+_HEADING, _WORD = re.compile(r'(?:(?:my|the|final) )*verdict'), re.compile(r'right|wrong')
 _REPLY_BYTES = 1 << 20       # a longer reply is unread
+_FENCE = re.compile(r'\s*(?:```|~~~)\s*\w*\s*')
+_PROBE = ('What colour is a ripe tomato?', 'red', 'It is red.')
+_WAYS_OUT = {
+  'connection': 'start it, or correct --config.judge.url', 'timeout': 'raise --config.judge.timeout_s',
+  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off, or name another --config.judge.model',
+  '': 'correct --config.judge.url and --config.judge.model, or set --config.judge.more (a JSON object that is merged into every '
+      'request; null takes a field out)'}
 _REASONS = {'connection': 'judge_connection', 'timeout': 'judge_timeout', 'status': 'judge_status', 'refused': 'judge_status',
             'too_large': 'judge_unreadable', 'unreadable': 'judge_unreadable'}
 
@@ -28,7 +38,8 @@ _REASONS = {'connection': 'judge_connection', 'timeout': 'judge_timeout', 'statu
 class JudgeOptions:
   """url: of the server, up to and without '/chat/completions'. model: its name there. api_key: bearer token, or None.
   max_tokens: of a reply. timeout_s: for a request. retries: after a lost connection or status 408, 429 or 5xx, backoff_s apart
-  and doubling. concurrency: requests at once."""
+  and doubling. concurrency: requests at once. more: further fields of each request (null takes one of ours out), a JSON object as
+  text such as '{"reasoning_effort": "low"}'."""
   url: str
   model: str
   api_key: str | None
@@ -37,6 +48,7 @@ class JudgeOptions:
   retries: int
   backoff_s: float
   concurrency: int
+  more: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +71,15 @@ class _Read(Reply):
 
 
 class Judge:
-  """Use as `async with Judge(options) as judge`. `counts` holds verdicts and failures by name."""
+  """Use as `async with Judge(options) as judge`. `counts` holds verdicts and failures by name.
+
+  Raises:
+    ConfigError: options.more is no JSON object.
+  """
 
   def __init__(self, options: JudgeOptions):
-    self._options = options
+    self._more = more(options.more, 'judge.more')
+    self._sampling = Sampling(options.max_tokens, 0, 0)
     self._server = Server(ServerOptions(
       url=options.url, model=options.model, api_key=options.api_key or '', timeout_s=options.timeout_s, retries=options.retries,
       backoff_s=options.backoff_s, max_backoff_s=options.backoff_s * 2**options.retries, concurrency=options.concurrency,
@@ -76,6 +93,14 @@ class Judge:
   async def __aexit__(self, *exception):
     await self._server.__aexit__(*exception)
 
+  async def check(self) -> None:
+    """Asks for one verdict that anybody can give, before there is anything to lose.
+
+    Raises:
+      RolloutError: none came that can be read; one line that says what came instead and which knobs may help.
+    """
+    await self._server.probe(_messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT)
+
   async def compare(self, question: str, gold: str, prediction: str) -> Verdict | JudgeFailure:
     """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures are values.
 
@@ -84,11 +109,14 @@ class Judge:
     """
     if not prediction.strip():
       return Verdict(False)
-    messages = [{'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}]
-    found = await self._server.complete(messages, Sampling(self._options.max_tokens, 0, 0), read=_read)
+    found = await self._server.complete(_messages(question, gold, prediction), self._sampling, self._more, _read)
     outcome = found.verdict if isinstance(found, _Read) else JudgeFailure(_REASONS[found.reason], found.detail)
     self.counts[outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()] += 1
     return outcome
+
+
+def _messages(question: str, gold: str, prediction: str) -> list[dict[str, str]]:
+  return [{'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}]
 
 
 def _read(content: bytes) -> Reply | Rejected:
@@ -97,13 +125,30 @@ def _read(content: bytes) -> Reply | Rejected:
 
 
 def read_verdict(content: bytes) -> Verdict | JudgeFailure:
-  """Reads a chat completion strictly: its last non-blank line must be the verdict, as asked for."""
+  """Reads a chat completion: its last line must be the verdict, as asked for, in whatever Markdown; thoughts are left out."""
   try:
-    text = orjson.loads(content)['choices'][0]['message']['content']
-  except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+    choice = orjson.loads(content)['choices'][0]
+    text, finish = message_text(choice['message']['content']), choice.get('finish_reason')
+    refusal = choice['message'].get('refusal')
+  except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return JudgeFailure('judge_unreadable', repr(content[:200]))
-  lines = [line for line in text.splitlines() if line.strip()] if isinstance(text, str) else []
-  match = _VERDICT.match(lines[-1]) if lines else None
-  if match is None:
-    return JudgeFailure('judge_unreadable', repr(str(text)[-200:]))
-  return Verdict(match.group(1).lower() == 'right')
+  verdict = _verdict_of(text) if isinstance(text, str) else None
+  if verdict is not None:
+    return verdict
+  why = ' (cut off by max_tokens)' if finish == 'length' else f' (the model refuses: {refusal!r:.120})' if refusal else ''
+  return JudgeFailure('judge_unreadable', repr(str(text)[-200:]) + why)
+
+
+def _verdict_of(text: str) -> Verdict | None:
+  """The verdict on the last line that holds a word, or below it as under a heading; None when there is none."""
+  if tags.THINK_OPEN in text[tags.after_think(text):]:       # the thought was never closed
+    return None
+  lines = [_words(line) for line in text[tags.after_think(text):].splitlines() if not _FENCE.fullmatch(line)]
+  last, above = [*(line for line in reversed(lines) if line), '', ''][:2]
+  found = _VERDICT.fullmatch(last) or (_WORD.fullmatch(last) if _HEADING.fullmatch(above) else None)
+  return None if found is None else Verdict(found[found.lastindex or 0] == 'right')
+
+
+def _words(line: str) -> str:
+  """A line's words, lower case, one blank between them: Markdown, quotes and stops are none. A question mark stays, as doubt does."""
+  return ' '.join(re.findall(r'[^\W_]+|\?', re.sub(r'(?<=\w)/(?=\w)', ' or ', line.lower())))

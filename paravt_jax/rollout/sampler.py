@@ -4,7 +4,7 @@ send."""
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,8 +66,10 @@ class Sampler:
     return self.options.context - expanded(segments) - reserved
 
   async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
-                   token_class: TokenClass) -> tuple[Segment, str]:
+                   token_class: TokenClass, heard: Callable[[list[int]], None] | None = None) -> tuple[Segment, str]:
     """The next segment, ids verbatim as the server returned them, and the finish reason ('stop', 'length' or 'abort').
+
+    heard: hears all its ids so far, as they come.
 
     Raises:
       RolloutError: the server failed, or broke the protocol.
@@ -79,5 +81,5 @@ class Sampler:
         temperature=self.options.temperature, top_p=self.options.top_p, top_k=self.options.top_k, max_new_tokens=max_new_tokens,
         stop_token_ids=(self.tok.im_end,), banned_ids=tuple(self.tok.vision_ids),
         seed=address.sampling_seed(turn, call), ignore_eos=False)
-    got = await self._client.generate(request, affinity=address.affinity)
+    got = await self._client.generate(request, affinity=address.affinity, heard=heard)
     return Segment(got.ids, sampled=True, logprobs=got.logprobs, versions=got.versions, token_class=token_class), got.finish

@@ -4,29 +4,35 @@ Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply'
 """
 
 import base64
-import binascii
 import dataclasses
 import io
+import struct
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from paravt_jax.errors import RolloutError
+from paravt_jax.serving import fields
+from paravt_jax.serving.fields import RequestError
 
 BANNED_BIAS = -1e9           # as logit_bias; far below any logit, finite because JSON has no infinity
 FIRST_VERSION = 'default'    # SGLang's name for weights that were never updated; ours is version 0
+LEAST_TEMPERATURE = 1e-6     # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
+
+_MOST_PATCHES = 1 << 18      # 8192x8192; a server of its own takes fewer
+# What Pillow raises for bytes that are no image, and for a header of far too many pixels.
+_NO_IMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error,
+             zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 FINISH_REASONS = ('stop', 'length', 'abort')
 _SAMPLING_KEYS = frozenset({'temperature', 'top_p', 'top_k', 'max_new_tokens', 'stop_token_ids', 'logit_bias', 'sampling_seed',
                             'ignore_eos', 'skip_special_tokens', 'spaces_between_special_tokens', 'n'})
 _REQUEST_KEYS = frozenset({'rid', 'input_ids', 'image_data', 'sampling_params', 'return_logprob', 'logprob_start_len', 'stream',
                            'return_text_in_logprobs', 'top_logprobs_num'})
-
-
-class RequestError(RolloutError):
-  """A request that no server should run; answered with status 400 and this text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +112,14 @@ class GenerateReply:
       raise RolloutError(f'server reply: got {len(ids)} ids but {len(logprobs)} log-probs; send return_logprob=true')
     return cls(ids, logprobs, finish, counts[0], counts[1], counts[2], versions, counts[3])
 
-  def to_json(self, rid: str, reason: Mapping[str, Any], latency: float) -> dict[str, Any]:
-    """The body that a server answers. `reason` is SGLang's finish_reason object; latency in seconds."""
+  def to_json(self, rid: str, reason: Mapping[str, Any] | None, latency: float) -> dict[str, Any]:
+    """The body that a server answers. `reason` is SGLang's finish_reason object, None while more is to come; latency in seconds."""
     return {
         'text': '',
         'output_ids': self.output_ids,
         'meta_info': {
             'id': rid,
-            'finish_reason': dict(reason),
+            'finish_reason': None if reason is None else dict(reason),
             'prompt_tokens': self.prompt_tokens,
             'completion_tokens': len(self.output_ids),
             'cached_tokens': self.cached_tokens,
@@ -135,8 +141,8 @@ class GenerateReply:
 
 
 def version_number(text: str | int) -> int:
-  """A weight version as a number; SGLang's 'default' (never updated) is 0."""
-  return 0 if text == FIRST_VERSION else int(text)
+  """A weight version as a number; SGLang's 'default' (never updated) is 0. Raises ValueError for anything else."""
+  return 0 if text == FIRST_VERSION else fields.version('weight_version', text)
 
 
 def encode_image(image: np.ndarray) -> str:
@@ -146,22 +152,33 @@ def encode_image(image: np.ndarray) -> str:
   return base64.b64encode(buffer.getvalue()).decode('ascii')
 
 
-def decode_image(text: str) -> np.ndarray:
+def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
   """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3].
 
   Raises:
-    RequestError: not base64, not an image, or a side that is no multiple of 32 (nothing is resized here).
+    RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32 (nothing is resized here), or
+      of more than `max_patches` patches of 16x16. The size is taken from the header, before anything is decoded.
   """
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:
-    with Image.open(io.BytesIO(base64.b64decode(payload, validate=True))) as picture:
-      image = np.asarray(picture.convert('RGB'))
-  except (binascii.Error, UnidentifiedImageError, OSError, ValueError) as error:
+    with Image.open(io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')) as picture:
+      _check_still(picture, max_patches)
+      return np.asarray(picture.convert('RGB'))
+  except _BOMB as error:
+    raise RequestError(f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller') from error
+  except _NO_IMAGE as error:
     raise RequestError(f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})') from error
-  height, width = image.shape[:2]
-  if height % 32 or width % 32:
+
+
+def _check_still(picture: Image.Image, max_patches: int) -> None:
+  width, height = picture.size
+  if picture.format == 'PNG' and getattr(picture, 'n_frames', 1) > 1:
+    raise RequestError(f'image_data: got an animated PNG of {picture.n_frames} images, wanted a still one')
+  if height % 32 or width % 32 or not height * width:
     raise RequestError(f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; resize it first')
-  return image
+  if height * width // 256 > max_patches:
+    raise RequestError(f'image_data: got an image of {height}x{width} ({height * width // 256} patches), this server takes up to '
+                       f'{max_patches}; send it smaller or raise max_image_patches')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +196,7 @@ class ParsedGenerate:
   seed: int | None
   ignore_eos: bool
   return_logprob: bool
+  stream: bool
 
 
 def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
@@ -188,78 +206,45 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     RequestError: an unknown key, a wrong type, or a value out of range, named in one line.
   """
   if not isinstance(body, dict):
-    raise RequestError(f'/generate: got {type(body).__name__}, wanted a JSON object')
-  _refuse_unknown('/generate', body, _REQUEST_KEYS)
-  params = body.get('sampling_params') or {}
-  if not isinstance(params, dict):
-    raise RequestError(f'sampling_params: got {type(params).__name__}, wanted an object')
-  _refuse_unknown('sampling_params', params, _SAMPLING_KEYS)
-  if params.get('n', 1) != 1 or body.get('stream') or body.get('top_logprobs_num'):
-    raise RequestError('/generate: n > 1, stream and top_logprobs_num are not served; send n requests (their prefix is shared)')
-  ids = _ids('input_ids', body.get('input_ids'), vocab_size)
-  if not ids:
+    raise RequestError(f'/generate: got {fields.shown(body)}, wanted a JSON object')
+  fields.refuse_unknown('/generate', body, _REQUEST_KEYS)
+  params = fields.section('sampling_params', body.get('sampling_params'))
+  fields.refuse_unknown('sampling_params', params, _SAMPLING_KEYS)
+  _refuse_unserved(body, params)
+  input_ids = fields.ids('input_ids', body.get('input_ids'), vocab_size)
+  if not input_ids:
     raise RequestError('input_ids: got no ids, wanted at least one')
+  temperature = fields.number('temperature', params.get('temperature', 1.0), 0.0, 100.0)
+  seed, rid = params.get('sampling_seed'), body.get('rid')
   return ParsedGenerate(
-      rid=_rid(body.get('rid')),
-      input_ids=ids,
-      image_data=_image_list(body.get('image_data')),
-      temperature=_number('temperature', params.get('temperature', 1.0), 0.0, 100.0),
-      top_p=_number('top_p', params.get('top_p', 1.0), 1e-6, 1.0),
-      top_k=_whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
-      max_new_tokens=_whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
-      stop_token_ids=tuple(_ids('stop_token_ids', params.get('stop_token_ids') or [], vocab_size)),
-      logit_bias=_biases(params.get('logit_bias') or {}, vocab_size),
-      seed=None if params.get('sampling_seed') is None else _whole('sampling_seed', params['sampling_seed'], 0, 2**63 - 1),
-      ignore_eos=bool(params.get('ignore_eos', False)),
-      return_logprob=bool(body.get('return_logprob', False)))
+      rid=None if rid is None else fields.text('rid', rid),
+      input_ids=input_ids,
+      image_data=fields.texts('image_data', body.get('image_data')),
+      temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+      top_p=fields.number('top_p', params.get('top_p', 1.0), 1e-6, 1.0),
+      top_k=fields.whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
+      max_new_tokens=fields.whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
+      stop_token_ids=tuple(fields.ids('stop_token_ids', _given(params, 'stop_token_ids', []), vocab_size)),
+      logit_bias=fields.biases('logit_bias', params.get('logit_bias'), vocab_size),
+      seed=None if seed is None else fields.whole('sampling_seed', seed, 0, 2**63 - 1),
+      ignore_eos=fields.flag('ignore_eos', _given(params, 'ignore_eos', False)),
+      return_logprob=fields.flag('return_logprob', _given(body, 'return_logprob', False)),
+      stream=fields.flag('stream', _given(body, 'stream', False)))
 
 
-def _refuse_unknown(where: str, got: Mapping[str, Any], known: frozenset[str]) -> None:
-  unknown = sorted(set(got) - known)
-  if unknown:
-    raise RequestError(f'{where}: unknown key {unknown[0]!r}; wanted some of {sorted(known)}')
+def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
+  """A value for which null means that it was not given, as it does in SGLang."""
+  value = values.get(name)
+  return default if value is None else value
 
 
-def _rid(value: Any) -> str | None:
-  if value is not None and not isinstance(value, str):
-    raise RequestError(f'rid: got {type(value).__name__}, wanted a string')
-  return value
-
-
-def _ids(name: str, value: Any, vocab_size: int) -> list[int]:
-  if not isinstance(value, list) or not all(type(token) is int for token in value):
-    raise RequestError(f'{name}: got {str(value)[:60]!r}, wanted one flat list of integers')
-  if value and (min(value) < 0 or max(value) >= vocab_size):
-    wrong = next(token for token in value if not 0 <= token < vocab_size)
-    raise RequestError(f'{name}: got {wrong}, wanted ids in 0..{vocab_size - 1}')
-  return value
-
-
-def _image_list(value: Any) -> list[str]:
-  images = [] if value is None else [value] if isinstance(value, str) else value
-  if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-    raise RequestError('image_data: wanted a list of base64 strings')
-  return images
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-    raise RequestError(f'{name}: got {value!r}, wanted a number in {low:g}..{high:g}')
-  return float(value)
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-  if type(value) is not int or not low <= value <= high:
-    raise RequestError(f'{name}: got {value!r}, wanted an integer in {low}..{high}')
-  return value
-
-
-def _biases(value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
-  if not isinstance(value, dict):
-    raise RequestError(f'logit_bias: got {type(value).__name__}, wanted an object of id to number')
-  pairs = []
-  for key, bias in value.items():
-    if not key.isdecimal() or int(key) >= vocab_size or isinstance(bias, bool) or not isinstance(bias, (int, float)):
-      raise RequestError(f'logit_bias: got {key!r}: {bias!r}, wanted an id in 0..{vocab_size - 1} and a number')
-    pairs.append((int(key), float(bias)))
-  return tuple(sorted(pairs))
+def _refuse_unserved(body: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+  """Checks what changes nothing here; refuses what would: several samples of one request, and the runners-up of a token."""
+  if fields.whole('n', params.get('n', 1), 0, 2**31 - 1) != 1:
+    raise RequestError(f'n: got {params["n"]}, wanted 1: n > 1 is not served; send n requests (their prefix is shared)')
+  if fields.whole('top_logprobs_num', _given(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
+    raise RequestError(f'top_logprobs_num: got {body["top_logprobs_num"]}, wanted 0: only the log-probs of what was sampled are served')
+  fields.whole('logprob_start_len', _given(body, 'logprob_start_len', -1), -1, 2**31 - 1)
+  fields.flag('return_text_in_logprobs', _given(body, 'return_text_in_logprobs', False))
+  for name in ('skip_special_tokens', 'spaces_between_special_tokens'):
+    fields.flag(name, _given(params, name, True))

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+_START_S = 300.0             # for hangs: it takes milliseconds
 _SIDE = 32                   # pixels of a merged token's side
 
 
@@ -36,7 +37,7 @@ class Request:
 class Reply:
   """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start, end) spans, all of the
   server's version when None; image_tokens, prompt_tokens: counted when None; finish: stop | length | abort; delay: seconds
-  before it is sent; until: it is not sent before this is set."""
+  before it is sent; until: it is not sent before this is set. broken_after: of a stream, the events after which it breaks."""
   ids: Sequence[int]
   finish: str = 'stop'
   logprobs: Sequence[float] | None = None
@@ -46,6 +47,7 @@ class Reply:
   cached_tokens: int = 0
   delay: float = 0.0
   until: threading.Event | None = None
+  broken_after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Die:
 class Garbage:
   """Status 200 and these bytes."""
   body: bytes = b'<html>not a rollout server</html>'
+  kind: str = 'application/json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +111,13 @@ class ScriptedServer:
 
   def __enter__(self):
     self._thread.start()
-    self._started.wait(timeout=10)
+    if not self._started.wait(_START_S):
+      raise RuntimeError(f'scripted server: did not listen within {_START_S:g} s')
     return self
 
   def __exit__(self, *exception):
     self._loop.call_soon_threadsafe(self._stop.set)
-    self._thread.join(timeout=10)
+    self._thread.join(_START_S)
 
   def _main(self) -> None:
     asyncio.set_event_loop(self._loop)
@@ -171,13 +175,29 @@ class ScriptedServer:
       http.transport.close()
       return web.Response()
     if isinstance(outcome, Garbage):
-      return web.Response(body=outcome.body, content_type='application/json')
+      return web.Response(body=outcome.body, content_type=outcome.kind)
     if isinstance(outcome, Refuse):
       return web.Response(status=outcome.status, text=outcome.text)
     await asyncio.sleep(outcome.delay)
     while outcome.until is not None and not outcome.until.is_set() and not self._stop.is_set():
       await asyncio.sleep(0.01)
+    if body.get('stream'):
+      return await self._stream(http, request, outcome)
     return web.Response(body=orjson.dumps(reply_json(request, outcome, self._weights[1])), content_type='application/json')
+
+  async def _stream(self, http: web.Request, request: Request, reply: Reply) -> web.StreamResponse:
+    """As SGLang streams: an event per token, each with all ids so far, the last one with the reason."""
+    response = web.StreamResponse(headers={'Content-Type': 'text/event-stream'})
+    await response.prepare(http)
+    whole = reply_json(request, reply, self._weights[1])
+    for number in range(1, len(whole['output_ids'])):
+      if number - 1 == reply.broken_after:
+        http.transport.close()
+        return response
+      begun = {**whole, 'output_ids': whole['output_ids'][:number], 'meta_info': {'finish_reason': None}}
+      await response.write(b'data: ' + orjson.dumps(begun) + b'\n\n')
+    await response.write(b'data: ' + orjson.dumps(whole) + b'\n\ndata: [DONE]\n\n')
+    return response
 
   async def _health(self, http: web.Request) -> web.Response:
     self._ready_after -= 1

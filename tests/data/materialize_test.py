@@ -14,6 +14,7 @@ import pytest
 from paravt_jax.data import materialize, provenance, sanitize
 from paravt_jax.data.materialize import rewrite_files
 from paravt_jax.errors import DataError
+from tests import patience
 
 SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/')
 PART = pyarrow.struct([('type', pyarrow.string()), ('text', pyarrow.string()),
@@ -394,7 +395,7 @@ def test_memory_is_bounded_by_a_row_group_not_by_the_file(place, shape):
     folder = place / f'{groups}'
     write(folder / 'a.parquet', pyarrow.concat_tables([table] * groups), row_group_size=100, use_dictionary=False)
     arguments = [sys.executable, '-c', MEASURE, str(place / 'root'), str(folder), str(place / f'out{groups}')]
-    peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120).stdout))
+    peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=patience.seconds(300)).stdout))
   assert peaks[1] < 1.5 * peaks[0]    # eight times as much data
 
 
@@ -403,7 +404,8 @@ def test_a_run_killed_in_the_middle_leaves_whole_files_and_the_next_one_finishes
     write(place / f'in/{name}.parquet', {'videos': [f'selfqa/{name}{number}' for number in range(6)]}, row_group_size=2)
   code = ('import os, sys\nfrom paravt_jax.data.materialize import rewrite_files\n'
           'rewrite_files("materialize", *sys.argv[1:], progress=lambda done, total: done == 10 and os.kill(os.getpid(), 9))')
-  killed = subprocess.run([sys.executable, '-c', code, *(str(place / name) for name in ('root', 'in', 'out'))], timeout=120, check=False)
+  killed = subprocess.run([sys.executable, '-c', code, *(str(place / name) for name in ('root', 'in', 'out'))],
+                          timeout=patience.seconds(300), check=False)
   assert killed.returncode == -9
   assert [path.name for path in sorted((place / 'out').glob('*.parquet'))] == ['a.parquet']
   assert [path.name.split('.')[1] for path in (place / 'out').glob('.*.part')] == ['b']
@@ -419,7 +421,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(place):
   code = ('import resource, sys\nfrom paravt_jax.data import materialize\n'
           'resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\nsys.exit(materialize.main(sys.argv[1:]))')
   arguments = ['--root', place / 'root', '--parquet-dir', place / 'in', '--output-dir', place / 'out']
-  done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+  done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
+                        timeout=patience.seconds(300), check=False)
   assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
   assert 'in/b.parquet' in done.stderr and 'make room' in done.stderr
   assert [path.name for path in (place / 'out').iterdir()] == ['a.parquet']
@@ -467,6 +470,6 @@ def test_both_commands_run_as_modules(place):
   for name, source, output in (('materialize', 'in', 'out'), ('sanitize', 'out', 'back')):
     arguments = ['--root', place / 'root', '--parquet-dir', place / source, '--output-dir', place / output]
     done = subprocess.run([sys.executable, '-m', f'paravt_jax.data.{name}', *map(str, arguments)], capture_output=True, text=True,
-                          check=False, timeout=120)
+                          check=False, timeout=patience.seconds(300))
     assert (done.returncode, done.stderr.strip()) == (0, '')
   same(place / 'in/a.parquet', place / 'back/a.parquet')

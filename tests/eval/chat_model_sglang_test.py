@@ -19,6 +19,7 @@ from paravt_jax.rollout.sampler import MAIN, Address, Sampler
 from paravt_jax.serving import sglang
 from paravt_jax.testing import tiny
 from paravt_jax.types import Segment, TokenClass
+from tests import patience
 from tests.eval.chat_model_test import SERVER
 from tests.rollout.crew import CLIENT, CONTEXT
 from tests.serving.contract.drive import sglang_options
@@ -58,15 +59,16 @@ def test_messages_reach_the_model_as_the_very_context_that_ids_do(tmp_path):
   more = json.dumps({'logit_bias': {str(token): -100 for token in tok.vision_ids}, 'skip_special_tokens': False})
 
   async def ask(url):
-    where = ServerOptions(**{**SERVER, 'url': f'{url}/v1', 'model': options.served_name, 'api_key': 'key', 'timeout_s': 120.0})
-    client = dataclasses.replace(CLIENT, api_key='key', timeout_s=120.0)
+    where = ServerOptions(**{**SERVER, 'url': f'{url}/v1', 'model': options.served_name, 'api_key': 'key',
+                             'timeout_s': patience.seconds(120.0)})
+    client = dataclasses.replace(CLIENT, api_key='key', timeout_s=patience.seconds(120.0))
     async with Client(client, vocab, Router((url,)), image_id=tok.image_pad) as native, Server(where, 'model') as server:
       await server.check()
       doors = Sampler(native, tok, greedy), ChatModel(server, tok, greedy, ChatOptions(0, True, more))
       return [[await door.sample(segments, address=Address(0, 'a', 0, 0), turn=0, call=MAIN, max_new_tokens=TOKENS,
                                  token_class=TokenClass.TEXT) for door in doors] for segments in contexts(tok)]
 
-  process = sglang.launch(options, env=dict(os.environ), log=tmp_path / 'server.log', deadline_s=180, parent_pid=os.getpid())
+  process = sglang.launch(options, env=dict(os.environ), log=tmp_path / 'server.log', deadline_s=patience.seconds(900), parent_pid=os.getpid())
   try:
     pairs = asyncio.run(ask(process.url))
   finally:

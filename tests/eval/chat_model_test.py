@@ -20,11 +20,12 @@ from paravt_jax.rollout.outcomes import Rejected
 from paravt_jax.rollout.sampler import Address
 from paravt_jax.testing import tiny
 from paravt_jax.types import ResultStatus, Segment, StopReason
+from tests import patience
 from tests.eval.stage import perform
 from tests.longvideo_reason.chat_server import ChatServer, Raw, completion
 from tests.rollout.crew import AGENT, CONTEXT, LONG, SUBAGENT, TASK, TOK, Frames, call
 
-SERVER = {'model': 'seer', 'api_key': '', 'timeout_s': 30.0, 'retries': 1, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
+SERVER = {'model': 'seer', 'api_key': '', 'timeout_s': patience.seconds(30.0), 'retries': 1, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
           'concurrency': 4, 'max_reply_bytes': 1 << 20, 'max_failures': 1000}
 CHAT = ChatOptions(quality=0, prefill=True, more='')
 THINK = '<think>\n'

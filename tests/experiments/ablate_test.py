@@ -12,6 +12,7 @@ import pytest
 from configs import ablations, para_grpo
 from experiments import ablate, runs
 from paravt_jax.errors import ConfigError
+from tests import patience
 from tests.experiments import small_job
 
 ROOT = small_job.ROOT
@@ -199,7 +200,8 @@ def command(*arguments, **knobs):
 
 def ran(cwd, *arguments, **knobs):
   """(status, stdout, stderr)."""
-  done = subprocess.run(command(*arguments, **knobs), cwd=cwd, env=small_job.environment(), capture_output=True, text=True, timeout=900)
+  done = subprocess.run(command(*arguments, **knobs), cwd=cwd, env=small_job.environment(), capture_output=True,
+                        text=True, timeout=patience.seconds(900))
   return done.returncode, done.stdout, done.stderr
 
 
@@ -271,7 +273,7 @@ def test_after_ctrl_c_the_runs_end_cleanly_and_the_same_command_goes_on(place):
   process = subprocess.Popen(command(*arguments, **knobs), cwd=cwd, env=small_job.environment(), stderr=subprocess.PIPE, text=True)
   small_job.wait_for(lambda: small_job.records(cwd, folder), process)
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=300)
+  _, err = process.communicate(timeout=patience.seconds(300))
   assert process.returncode == 130 and 'FAILED' not in err and small_job.nobody_is_left(cwd)
   assert not (cwd / 'runs' / folder / 'summary.json').exists()
   status, out, _ = ran(cwd, *arguments, **knobs)

@@ -18,6 +18,7 @@ from paravt_jax.rollout.agent import CallDone, CallStarted, Opened, Opening, Tur
 from paravt_jax.testing import clips, tiny
 from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer
 from paravt_jax.types import Overview, ParseFailure, ResultStatus, Segment, ToolCall, ToolResult, Window
+from tests import patience
 from tests.experiments import small_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -73,6 +74,21 @@ def test_overview_turns_crops_and_the_answer_are_told_in_their_order(place, caps
   assert lines[10] == 'turn 2:' and lines[-1] == 'answer: red'
 
 
+def test_a_turn_is_written_as_it_comes_and_reads_as_if_it_had_come_at_once(place, capsys, monkeypatch):
+  turns = 'I look.</think>\n\n  ' + CALL.format(6, 9), 'Seen: 8 red.</think>\n<answer>red</answer>'
+  pieces = []
+  with monkeypatch.context() as patch:
+    patch.setattr(ask.Narrator, 'grown', lambda narrator, turn, text: None)
+    at_once = asked(place, capsys, *turns)
+  with monkeypatch.context() as patch:
+    patch.setattr('builtins.print', lambda *words, end='\n', flush: pieces.append(' '.join(words) + end))
+    asked(place, capsys, *turns)
+  streamed = ''.join(pieces)
+  assert [re.sub(r'^\[ *[\d.]+ s\] ', '', line) for line in streamed.splitlines()][1:] == at_once[1:]     # 0: the server's address
+  assert ' l' in pieces and '' not in pieces and len(pieces) > 40      # most tokens of this tokenizer are letters
+  assert all(character.isprintable() or character == '\n' for character in streamed)         # no control codes
+
+
 def test_the_page_has_the_episode_with_its_frames(place, capsys, tmp_path):
   page = tmp_path / 'new' / 'a.html'
   lines = asked(place, capsys, 'I look.</think>\n' + CALL.format(6, 9), 'Seen.</think>\n<answer>red</answer>', html=str(page))
@@ -112,7 +128,8 @@ def test_it_starts_the_embedded_server_itself_and_leaves_nothing_running(place, 
   command = [sys.executable, '-m', 'experiments.ask', f'--config={ROOT}/configs/ask.py', f'--config.video={place / "a.mp4"}',
              f'--config.model.folder={place / "model"}', '--config.question=What appears at 8?', '--config.html=a.html',
              '--config.server.embedded.threads=1', '--config.agent.max_new_tokens=16']
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env=small_job.environment())
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False,
+                        timeout=patience.seconds(600), env=small_job.environment())
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'overview: 16 frames, from 0.5 s to 15.5 s; the video lasts 16 s' in done.stdout
   assert '\nanswer: ' in done.stdout                      # of a random model: any, or none
@@ -177,7 +194,7 @@ def test_a_folder_that_holds_no_model_is_refused(place, tmp_path, text):
 def test_a_file_that_is_no_video_is_one_line_with_status_2_and_no_server_is_started(place, tmp_path):
   command = [sys.executable, '-m', 'experiments.ask', f'--config={ROOT}/configs/ask.py', f'--config.video={place / "notes.mp4"}',
              f'--config.model.folder={place / "model"}', '--config.question=What?']
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=patience.seconds(300),
                         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
   assert (done.returncode, done.stdout) == (2, '')
   assert done.stderr == (f'error: --config.video={place / "notes.mp4"}: cannot be read as a video (not_video); '
@@ -219,3 +236,31 @@ def test_the_clock_begins_when_the_episode_opens():
   narrator = ask.Narrator(said.append, lambda: next(clock))
   narrator(Opened(Opening(Segment([], False), 2, (Overview((3.0, 9.0), 12.0),))))
   assert said == ['[   1.5 s] overview: 2 frames, from 3 s to 9 s; the video lasts 12 s']
+
+
+def growing(*events):
+  """What a narrator prints of texts (as they grow) and of whole turns, and in how many pieces."""
+  pieces = []
+  narrator = ask.Narrator(lambda line: pieces.append(line + '\n'), lambda: 0.0, pieces.append)
+  for event in events:
+    if isinstance(event, str):
+      narrator.grown(0, event)
+    else:
+      narrator(event)
+  narrator.close()
+  return ''.join(pieces)
+
+
+@pytest.mark.parametrize('text', ['a', ' \n<think>\nI look.\n\n  Then.</think>\n<answer>red</answer>\n',
+                                  'a\r\nb\x0bc\u2028d  ', '', ' \n', 'é\U0001f600 ü'])
+def test_a_turn_in_pieces_reads_as_the_whole_turn(text):
+  whole = growing(TurnDone(0, text))
+  for size in (1, 2, 5):
+    assert growing(*(text[:end] for end in range(size, len(text), size)), TurnDone(0, text)) == whole
+    assert growing('', *(text[:end] for end in range(0, len(text) + 1, size)), TurnDone(0, text)) == whole
+
+
+def test_a_turn_that_began_anew_is_told_again_and_one_that_was_cut_ends_its_line():
+  assert growing('I lo', 'You', TurnDone(0, 'You see.')) == (
+    '[   0.0 s] turn 1:\n           I lo\n[   0.0 s] turn 1, written again:\n           You see.\n')
+  assert growing('I lo') == '[   0.0 s] turn 1:\n           I lo\n'

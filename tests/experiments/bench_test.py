@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import bench as recipe
 from experiments import bench, bench_data, bench_generate
 from paravt_jax.errors import DataError
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SMALL = {
@@ -39,7 +40,7 @@ SMALL_DATA = {
 def run(*arguments: str) -> subprocess.CompletedProcess:
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   return subprocess.run([sys.executable, '-m', 'experiments.bench', '--config=configs/bench.py', *arguments], cwd=ROOT,
-                        env=environment, capture_output=True, text=True, check=False, timeout=300)
+                        env=environment, capture_output=True, text=True, check=False, timeout=patience.seconds(300))
 
 
 @pytest.fixture(scope='module')

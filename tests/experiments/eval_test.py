@@ -22,6 +22,7 @@ from paravt_jax.eval.sample import Sample
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.testing import tiny
 from paravt_jax.types import Scored, Task
+from tests import patience
 from tests.eval import fixtures
 from tests.eval.results_test import outcome, plan
 from tests.eval.stage import perform
@@ -246,7 +247,7 @@ def test_not_exactly_one_model_is_refused(section, message):
 
 def test_a_models_folder_may_be_named_in_the_short_way(tmp_path):
   command = [sys.executable, '-m', 'experiments.eval', f'--config={small_job.ROOT}/configs/eval.py', '--config.model=nowhere']
-  done = subprocess.run(command, cwd=tmp_path, env=small_job.environment(), capture_output=True, text=True, timeout=120)
+  done = subprocess.run(command, cwd=tmp_path, env=small_job.environment(), capture_output=True, text=True, timeout=patience.seconds(300))
   assert (done.returncode, done.stdout) == (2, '') and list(tmp_path.iterdir()) == []
   assert done.stderr.splitlines()[-1].startswith('error: --config.model.folder: nowhere/config.json does not exist')
 

@@ -16,6 +16,7 @@ from experiments import longvideo_reason as entry
 from paravt_jax.errors import ConfigError, DataError, RolloutError
 from paravt_jax.longvideo_reason import pipeline
 from paravt_jax.testing import clips
+from tests import patience
 from tests.longvideo_reason.chat_server import ChatServer, Raw, good, kind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def command(videos, output, url, **changes):
 
 
 def run(*arguments, **changes):
-  return subprocess.run(command(*arguments, **changes), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  return subprocess.run(command(*arguments, **changes), cwd=ROOT, capture_output=True, text=True, timeout=patience.seconds(300), check=False)
 
 
 def outputs(folder):
@@ -94,7 +95,7 @@ def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(tmp_path, vid
   with ChatServer(script) as server:
     process = subprocess.Popen(command(videos, tmp_path / 'out', server.url, reasoner__concurrency=1), cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert reached.wait(300)
+    assert reached.wait(patience.seconds(300)), 'the request to be held never came'
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert kind(server.bodies[-1]) == victim and len(server.bodies) == number + 1

@@ -11,6 +11,7 @@ from configs import sft as recipe
 from experiments import bench_media, preview
 from paravt_jax.errors import ConfigError
 from paravt_jax.testing import clips, tiny
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -51,7 +52,7 @@ def test_the_command_prints_the_page_s_path_and_nothing_else(corpus, tmp_path):
   flags = [f'--config.{knob}={value}' for knob, value in knobs.items()]
   command = [sys.executable, '-m', 'experiments.preview', '--config=configs/sft.py', '--row=mine:0']
   done = subprocess.run([*command, f'--output={tmp_path / "p.html"}', *flags], cwd=ROOT, capture_output=True, text=True, check=False,
-                        env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, timeout=300)
+                        env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, timeout=patience.seconds(300))
   assert (done.returncode, done.stdout) == (0, f'{tmp_path / "p.html"}\n'), done.stderr[-2000:]
   assert 'data:image/jpeg' in (tmp_path / 'p.html').read_text()
 

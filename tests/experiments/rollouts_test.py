@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from configs import para_grpo
-from experiments import rollouts
+from experiments import rollouts, runs
 from paravt_jax.errors import ConfigError, RolloutError, SyncError
 from paravt_jax.metrics import names
 from paravt_jax.rollout.fleet import Member
 from paravt_jax.serving import canary, publish
 from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer, turns
 from paravt_jax.types import StopReason
+from tests.longvideo_reason.chat_server import ChatServer
 from tests.rewards import made
 from tests.rollout.crew import LONG, TOK, play
 
@@ -233,6 +234,23 @@ def test_the_reward_is_the_recipes_and_an_evaluation_scores_exactly_and_by_the_i
   config.reward.format_weight = 0.0
   assert score(config, near)[0] == pytest.approx(0.8)
   assert near.stop is StopReason.ANSWER
+
+
+def test_a_judge_is_asked_before_anything_is_made():
+  config = para_grpo.get_config()
+  rollouts.check_judge(config)                                # there is none to be asked
+  config.reward.open_ended = 'judge'
+  with ChatServer(lambda body, number: 'VERDICT: right') as server:
+    config.judge.update({'url': server.url, 'model': 'seer', 'api_key': 'key', 'more': '{"seed": null}'})
+    rollouts.check_judge(config)
+    assert len(server.bodies) == 1 and 'seed' not in server.bodies[0]
+  config.judge.update({'retries': 0})
+  with pytest.raises(RolloutError, match=r'--config.judge.url=.*cannot be used: connection'):
+    rollouts.check_judge(config)
+  config.judge.more = '{'
+  with pytest.raises(ConfigError, match=r'judge.more=.* is no JSON'):
+    rollouts.check_judge(config)
+  assert runs.shown(config)['judge']['api_key'] == '(set)'
 
 
 def test_a_judge_needs_an_address():

@@ -1,12 +1,12 @@
 """The main job, shortened: a world of 8 videos, 30 steps of cold start, 4 of RL, 6 questions at K=4 and K=16."""
 
 import contextlib
+import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import psutil
 
@@ -14,6 +14,7 @@ from configs import base
 from paravt_jax.report import episodes
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -51,7 +52,7 @@ def start(cwd, folder, **knobs):
 
 def run(cwd, folder, before=None, **knobs):
   """(status, stdout, stderr) of the job, at its end; `before` runs in the child first."""
-  done = subprocess.run(command(folder, **knobs), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600,
+  done = subprocess.run(command(folder, **knobs), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=patience.seconds(1200),
                         preexec_fn=before)
   return done.returncode, done.stdout, done.stderr
 
@@ -62,13 +63,13 @@ def records(cwd, folder):
   return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')] if path.exists() else []
 
 
-def wait_for(condition, process=None, timeout=300.0):
+def wait_for(condition, process=None, quiet=600.0):
   """Polls until `condition()` holds; fails when the process ends first or time runs out."""
-  end = time.monotonic() + timeout
-  while not condition():
-    assert process is None or process.poll() is None, 'the job ended first'
-    assert time.monotonic() < end, 'waited too long'
-    time.sleep(0.02)
+  def look():
+    found = condition()
+    assert found or process is None or process.poll() is None, 'the job ended first'
+    return found
+  patience.until(look, ' '.join(inspect.getsource(condition).split()), quiet, step=0.02)
 
 
 def lived_in(cwd):
@@ -85,7 +86,7 @@ def lived_in(cwd):
 
 def nobody_is_left(cwd):
   """Whether all of them have ended, a moment after the job."""
-  psutil.wait_procs(lived_in(cwd), timeout=20)
+  psutil.wait_procs(lived_in(cwd), timeout=patience.seconds(60))
   return lived_in(cwd) == []
 
 
@@ -106,7 +107,7 @@ def serving(place, model, log):
   options = ServerOptions(
       **config, model_path=str(model), host='127.0.0.1', port=0, port_file=None, api_key='open sesame', parent_pid=None,
       eos_token_ids=(ids['<|im_end|>'], ids['<|endoftext|>']), compile_cache=str(place / 'runs' / 'compile_cache'))
-  server = launch.launch(options, env=environment(), log=place / log, deadline_s=180, parent_pid=os.getpid())
+  server = launch.launch(options, env=environment(), log=place / log, deadline_s=patience.seconds(300), parent_pid=os.getpid())
   try:
     yield server
   finally:

@@ -7,10 +7,12 @@ import pytest
 from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions, ask, fill, read_rewrite, rewrite
 from paravt_jax.longvideo_reason.items import Caption, Question, Rejected, Step
 from paravt_jax.rollout.chat_server import Server, ServerOptions
+from tests import patience
 from tests.longvideo_reason.chat_server import REWRITTEN, ChatServer
 
 QUESTION = Question('Why?', ('red', 'blue', 'green', 'grey'), 'B', (Step(0.0, 10.0, ('It rains.',)), Step(65.0, 70.5, ('So', 'blue.'))))
-SERVER = {'model': 'thinker', 'api_key': '', 'timeout_s': 60.0, 'retries': 0, 'backoff_s': 0.1, 'max_backoff_s': 0.1, 'concurrency': 2,
+SERVER = {'model': 'thinker', 'api_key': '', 'timeout_s': patience.seconds(60.0), 'retries': 0, 'backoff_s': 0.1,
+          'max_backoff_s': 0.1, 'concurrency': 2,
           'max_reply_bytes': 10_000, 'max_failures': 9}
 
 

@@ -13,10 +13,12 @@ from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
 from paravt_jax.rollout.chat_server import Server, ServerOptions
 from paravt_jax.testing import clips
 from paravt_jax.video.decode import DecodePool
+from tests import patience
 from tests.longvideo_reason.chat_server import CAPTION, ChatServer
 
 OPTIONS = CaptionOptions('Describe.', 'frames', 4, 1024, 4096, 95, 64, 0.0, 10)
-SERVER = {'model': 'seer', 'api_key': '', 'timeout_s': 60.0, 'retries': 0, 'backoff_s': 0.1, 'max_backoff_s': 0.1, 'concurrency': 2,
+SERVER = {'model': 'seer', 'api_key': '', 'timeout_s': patience.seconds(60.0), 'retries': 0, 'backoff_s': 0.1,
+          'max_backoff_s': 0.1, 'concurrency': 2,
           'max_reply_bytes': 10_000, 'max_failures': 9}
 
 

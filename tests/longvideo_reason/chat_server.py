@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests import patience
+
 CAPTION = 'A grey board of squares changes its pattern.'
 QUESTION = """QUESTION: Why does the board change?
 OPTIONS:
@@ -63,12 +65,12 @@ class ChatServer:
 
   def __enter__(self):
     self._thread.start()
-    assert self._started.wait(30)
+    assert self._started.wait(patience.seconds(120)), 'the chat server did not start'
     return self
 
   def __exit__(self, *exception):
     self._loop.call_soon_threadsafe(self._stop.set)
-    self._thread.join(30)
+    self._thread.join(patience.seconds(120))
 
   async def _serve(self):
     self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -10,9 +10,10 @@ from paravt_jax.errors import MediaError
 from paravt_jax.longvideo_reason.cutting import CutOptions, cut, packets, windows
 from paravt_jax.testing import clips, films
 from paravt_jax.video.readers import PyavReader
+from tests import patience
 
 SIZE = (64, 64)
-OPTIONS = CutOptions(clip_seconds=2.0, snap_seconds=0.25, min_seconds=0.5, max_fps=30.0, crf=18, deadline_s=30.0)
+OPTIONS = CutOptions(clip_seconds=2.0, snap_seconds=0.25, min_seconds=0.5, max_fps=30.0, crf=18, deadline_s=patience.seconds(120.0))
 
 
 def frame(index):

@@ -12,8 +12,9 @@ from paravt_jax.longvideo_reason.cutting import CutOptions
 from paravt_jax.longvideo_reason.items import Failed, Rejected, Video
 from paravt_jax.longvideo_reason.split import Split, find, split
 from paravt_jax.testing import clips
+from tests import patience
 
-OPTIONS = CutOptions(clip_seconds=2.0, snap_seconds=0.25, min_seconds=0.5, max_fps=30.0, crf=18, deadline_s=60.0)
+OPTIONS = CutOptions(clip_seconds=2.0, snap_seconds=0.25, min_seconds=0.5, max_fps=30.0, crf=18, deadline_s=patience.seconds(120.0))
 
 
 def clip(path, seconds=4):

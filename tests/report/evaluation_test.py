@@ -17,6 +17,7 @@ from PIL import Image
 from paravt_jax.errors import DataError, MediaError, ParavtError
 from paravt_jax.report import episodes, evaluation
 from paravt_jax.types import Overview, ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Window
+from tests import patience
 from tests.report import made_run
 from tests.report.build_test import _Balance
 
@@ -363,7 +364,8 @@ console.log(JSON.stringify(told));
 def test_values_of_one_kind_widen_kinds_narrow_and_the_address_keeps_the_choice():
   here = Path(evaluation.__file__).parent
   script = (here / 'page.js').read_text() + (here / 'evaluation.js').read_text()
-  done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True, timeout=60, check=True)
+  done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True,
+                        timeout=patience.seconds(60), check=True)
   assert json.loads(done.stdout) == ['101', '2 of 3', '001', '#outcome=wrong&k=64', '011', '010', '010', 'close all shown', '000', 'false']
 
 

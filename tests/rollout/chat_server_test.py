@@ -16,15 +16,17 @@ from paravt_jax.rollout.chat_server import (
   Sampling,
   Server,
   ServerOptions,
+  _retry_after,
   image_part,
   read_completion,
   text_part,
   video_part,
 )
 from paravt_jax.rollout.outcomes import Failed, Rejected
+from tests import patience
 from tests.longvideo_reason.chat_server import ChatServer, Raw, completion
 
-DEFAULTS = {'model': 'seer', 'api_key': '', 'timeout_s': 30.0, 'retries': 2, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
+DEFAULTS = {'model': 'seer', 'api_key': '', 'timeout_s': patience.seconds(30.0), 'retries': 2, 'backoff_s': 0.001, 'max_backoff_s': 0.002,
             'concurrency': 4, 'max_reply_bytes': 10_000, 'max_failures': 1000}
 MESSAGES = [{'role': 'user', 'content': 'Say it.'}]
 
@@ -143,3 +145,34 @@ def test_images_go_as_jpeg_data_urls_and_videos_as_file_addresses():
   assert head == 'data:image/jpeg;base64' and decoded.shape == pixels.shape and abs(decoded.astype(int) - pixels).max() < 8
   assert video_part('/a b/é.mp4') == {'type': 'video_url', 'video_url': {'url': 'file:///a%20b/%C3%A9.mp4'}}
   assert json.dumps(text_part('x')) == '{"type": "text", "text": "x"}'
+
+
+def test_a_parameter_that_is_refused_by_name_is_left_out_from_then_on_and_told_once(caplog):
+  refusal = Raw(400, b"{\"error\": {\"message\": \"Unsupported parameter: 'seed'\"}}")
+  outcomes, server, counts = ask(refusal, 'red', times=3, concurrency=1)
+  assert outcomes == [Reply('red')] * 3 and counts == {'replies': 3}
+  assert ['seed' in body for body in server.bodies] == [True, False, False, False]
+  assert sum('seed is left out' in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_refusal_that_never_ends_is_asked_a_few_times_at_most():
+  def script(body, number):
+    return Raw(400, f'Unsupported parameter: {next(iter(set(body) - {"model", "messages"}), "nothing")}'.encode())
+  with ChatServer(script) as server:
+    async def run():
+      async with Server(ServerOptions(**{**DEFAULTS, 'url': server.url}), '--config.vision') as client:
+        return await client.complete(MESSAGES, Sampling(7, 0.5, 3))
+    assert asyncio.run(run()).reason == 'refused'
+    assert len(server.bodies) == 6 and server.bodies[-1].keys() == {'model', 'messages'}
+
+
+@pytest.mark.parametrize(('header', 'least'), [('1', 1.0), ('0.25', 0.25), ('Wed, 21 Oct 2099 07:28:00 GMT', 9e8),
+                                               ('soon', 0.0), ('', 0.0), ('-1', 0.0),
+                                               ('Wed, 21 Oct 2015 07:28:00 GMT', 0.0)])
+def test_retry_after_is_seconds_or_a_date(header, least):
+  assert _retry_after(header) == least or least == 9e8 < _retry_after(header)
+
+
+def test_a_refusal_of_the_model_itself_says_so():
+  body = json.dumps({'choices': [{'message': {'content': None, 'refusal': 'I cannot'}, 'finish_reason': 'stop'}]}).encode()
+  assert read_completion(body) == Rejected('filtered', "the model refuses: 'I cannot'")

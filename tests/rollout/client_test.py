@@ -7,6 +7,7 @@ import io
 import threading
 
 import numpy as np
+import orjson
 import pytest
 from PIL import Image
 
@@ -16,11 +17,15 @@ from paravt_jax.rollout.http import ClientOptions
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
+from tests import patience
 
-OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=60.0, ready_timeout_s=2.0, retries=2, backoff_s=0.01, image_cache=256)
+OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=patience.seconds(60.0), ready_timeout_s=2.0, retries=2,
+                        backoff_s=0.01, image_cache=256)
 PAD = 98
 REQUEST = GenerateRequest(rid='a', input_ids=[1, 2, 3], images=(), temperature=0.7, top_p=1.0, top_k=-1, max_new_tokens=2048,
                           stop_token_ids=(2,), banned_ids=(90, 91), seed=5, ignore_eos=False)
+WHOLE = {'text': '', 'output_ids': [5, 2], 'meta_info': {
+  'id': 'a', 'finish_reason': {'type': 'stop'}, 'prompt_tokens': 3, 'output_token_logprobs': [[-0.5, 5, None], [-0.5, 2, None]]}}
 FRAME = np.arange(64 * 32 * 3, dtype=np.uint8).reshape(64, 32, 3)
 
 
@@ -87,8 +92,7 @@ def test_an_abort_on_purpose_does_not_resume():
   async def run(url):
     async with opened(Router((url,))) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not server.requests:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: server.requests)
       await client.abort('a')
       await client.abort('stranger')
       answer.set()
@@ -266,8 +270,7 @@ def test_a_request_under_way_leaves_a_server_that_somebody_else_gave_up():
   async def run(router, one):
     async with opened(router) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not one.requests:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: one.requests)
       router.lost(one.url, 'pings missed')
       return await waiting
   with ScriptedServer(turns(Hang())) as one, ScriptedServer(turns(Reply(ids=(2,)))) as two:
@@ -278,12 +281,10 @@ def test_a_reply_under_a_held_gate_waits_and_is_thrown_away_when_its_server_prov
   async def run(router, one, two):
     async with opened(router) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not one.requests:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: one.requests)
       router.hold()
       answer.set()
-      while one._at_once:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: not one._at_once)
       await asyncio.sleep(0.1)
       assert not waiting.done() and two.requests == []
       router.lost(one.url, 'the canary does not match')
@@ -300,12 +301,10 @@ def test_a_reply_under_a_held_gate_is_handed_out_when_the_gate_opens():
   async def run(router, server):
     async with opened(router) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not server.requests:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: server.requests)
       router.hold()
       answer.set()
-      while server._at_once:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: not server._at_once)
       assert not waiting.done()
       router.release()
       return await waiting
@@ -319,8 +318,7 @@ def test_an_abort_by_a_server_that_drains_is_no_empty_go():
   async def run(router, one):
     async with opened(router, retries=0) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not one.requests:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: one.requests)
       router.drain(one.url, 'too large')
       answer.set()
       return await waiting
@@ -328,3 +326,60 @@ def test_an_abort_by_a_server_that_drains_is_no_empty_go():
   script = turns(Reply(ids=(), finish='abort', versions=(), until=answer))
   with ScriptedServer(script) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
     assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [7, 2]
+
+
+# Streams
+
+
+def heard_of(server, **options):
+  """(what came in the end, every list of ids that was heard)."""
+  heard = []
+
+  async def run():
+    async with opened(Router((server.url,)), **options) as client:
+      return await client.generate(REQUEST, heard=heard.append)
+  return asyncio.run(run()), heard
+
+
+def test_a_stream_is_heard_token_by_token_and_comes_to_what_an_unheard_request_does():
+  reply = Reply(ids=(7, 8, 2), logprobs=(-1, -2, -3), versions=((3, 0, 2), (4, 2, 3)))
+  with ScriptedServer(turns(reply)) as server:
+    got, heard = heard_of(server)
+    plain, _ = generate(server)
+    assert [request.body.get('stream') for request in server.requests] == [True, None]
+  assert heard == [[7], [7, 8], [7, 8, 2]]
+  assert (got.ids.tolist(), got.logprobs.tolist(), got.versions.tolist(), got.finish) == (
+    plain.ids.tolist(), plain.logprobs.tolist(), plain.versions.tolist(), plain.finish)
+
+
+def test_a_stream_that_an_update_interrupts_is_heard_from_its_beginning_on():
+  with ScriptedServer(turns(Reply(ids=(5, 6), finish='abort'), Reply(ids=(7, 2)))) as server:
+    got, heard = heard_of(server)
+  assert heard == [[5], [5, 6], [5, 6, 7], [5, 6, 7, 2]] and got.ids.tolist() == [5, 6, 7, 2]
+
+
+def test_a_stream_that_breaks_is_a_lost_connection_and_begins_anew():
+  with ScriptedServer(turns(Reply(ids=(5, 6, 2), broken_after=1), Reply(ids=(5, 6, 2)))) as server:
+    got, heard = heard_of(server)
+    assert len(server.requests) == 2 and server.requests[0].rid != server.requests[1].rid
+  assert heard == [[5], [5], [5, 6], [5, 6, 2]] and got.ids.tolist() == [5, 6, 2]
+
+
+@pytest.mark.parametrize(('events', 'says'), [
+  (b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', 'out of memory'),
+  (b'data: {"output_ids": [5], "meta_info": {}}\n\ndata: [DONE]\n\n', 'server reply'), (b'data: nonsense\n\ndata: [DONE]\n\n', 'wanted JSON'),
+  (b'data: [DONE]\n\n', 'wanted JSON'), (b'data: {"output_ids": [5]}\n\n', 'the stream ended before its last event'),
+  (b'', 'the stream ended')])
+def test_a_stream_of_anything_else_is_one_line(events, says):
+  with (ScriptedServer(turns(Garbage(events, 'text/event-stream'))) as server, pytest.raises(RolloutError, match=says) as caught):
+    heard_of(server, retries=0)
+  assert '\n' not in str(caught.value)
+
+
+def test_what_is_heard_may_come_in_any_pieces_and_never_breaks_a_request():
+  """Ids beyond the vocabulary are not shown; the last event is checked like every reply."""
+  odd = [b'data: {"output_ids": [5, 100]}\r\n\r\n', b': a comment\n', b'event: x\n', b'data: [1]\n\n', b'data: {"output_ids": "no"}\n\n']
+  body = b''.join(odd) + b'data: ' + orjson.dumps(WHOLE) + b'\n\ndata: [DONE]\n\n'
+  with ScriptedServer(turns(Garbage(body, 'text/event-stream'))) as server:
+    got, heard = heard_of(server)
+  assert heard == [[], [], [], [5, 2]] and got.ids.tolist() == [5, 2]

@@ -10,6 +10,7 @@ from paravt_jax.errors import RolloutError, SyncError
 from paravt_jax.rollout.control import Control
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Reply, ScriptedServer, turns
+from tests import patience
 from tests.rollout.client_test import OPTIONS
 
 NOBODY = 'http://127.0.0.1:1'          # a privileged port that nobody listens on
@@ -132,4 +133,4 @@ def test_a_server_that_is_not_there_is_one_line(url, message):
 
 def test_a_wrong_key_is_not_waited_for():
   with server(api_key='other') as it, pytest.raises(RolloutError, match='refuses our key'):
-    told(lambda control: control.wait_ready(it.url), ready_timeout_s=60.0)
+    told(lambda control: control.wait_ready(it.url), ready_timeout_s=patience.seconds(120.0))

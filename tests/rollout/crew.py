@@ -18,12 +18,13 @@ from paravt_jax.testing import tiny
 from paravt_jax.testing.scripted import Reply, ScriptedServer
 from paravt_jax.types import Clip, Task
 from paravt_jax.video.readers import VideoInfo
+from tests import patience
 
-CLIENT = ClientOptions(api_key=None, connections=64, timeout_s=60.0, ready_timeout_s=2.0, retries=1, backoff_s=0.01,
+CLIENT = ClientOptions(api_key=None, connections=64, timeout_s=patience.seconds(60.0), ready_timeout_s=2.0, retries=1, backoff_s=0.01,
                        image_cache=4096)
 AGENT = AgentOptions(think_prefix='<think>\n', max_turns=3, max_parallel=5, max_new_tokens=512)
 SUBAGENT = SubagentOptions(rate=1.0, min_frames=2, max_frames=16, see_question=True, max_new_tokens=256, summary_tokens=512,
-                           deadline_s=60.0)
+                           deadline_s=patience.seconds(60.0))
 CONTEXT = ContextOptions(temperature=0.7, top_p=1.0, top_k=-1, context=16384, min_pixels=1024, max_pixels=50176)
 GROUP = GroupOptions(size=4, gating=True, budgets=(4, 8, 16, 32, 64), frames=64, max_concurrent=8, seed=7)
 TASK = Task('task-1', ('a.mp4',), 'What appears at 41?', 'oe', 'red')

@@ -22,6 +22,7 @@ from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.testing import tiny
 from paravt_jax.types import Segment
+from tests import patience
 from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, Frames, call
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def served(tmp_path_factory):
       max_image_patches=4, bias_rows=2, max_stop_ids=2, max_body_mb=16, compile_cache=None, parent_pid=None)
   path = os.pathsep.join(path for path in sys.path if path)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': path}
-  server = launch.launch(options, env=environment, log=folder / 'server.log', deadline_s=180, parent_pid=os.getpid())
+  server = launch.launch(options, env=environment, log=folder / 'server.log', deadline_s=patience.seconds(300), parent_pid=os.getpid())
   yield folder, server.url, config.text.vocab
   server.stop(5.0)
 
@@ -46,14 +47,14 @@ def collected(folder, url, vocab_size, order=1, task=TASK):
   tok = ChatTokenizer.load(folder)
   context = dataclasses.replace(CONTEXT, context=512)
   frames = Frames()
-  client = dataclasses.replace(CLIENT, api_key='key', timeout_s=180.0)
+  client = dataclasses.replace(CLIENT, api_key='key', timeout_s=patience.seconds(300))
 
   async def run():
     router = Router((url,))
     async with Client(client, vocab_size, router, image_id=tok.image_pad) as it, Control(client) as control:
       await control.wait_ready(url)
       sampler = Sampler(it, tok, context)
-      subagents = Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=16, deadline_s=120.0))
+      subagents = Subagents(sampler, frames, dataclasses.replace(SUBAGENT, max_new_tokens=16, deadline_s=patience.seconds(120.0)))
       agent = Agent(sampler, subagents, frames, dataclasses.replace(AGENT, max_new_tokens=24))
       prompts = [Prompt(dataclasses.replace(task, id=f'task-{i}'), 0, 8) for i in range(2)][::order]
       groups = await collect(agent, prompts, rewarder(PUBLISHED, None), GROUP)
@@ -117,9 +118,9 @@ def cropped(served, protocol, shade):
   folder, url, vocab_size = served
   tok = ChatTokenizer.load(folder)
   context = dataclasses.replace(CONTEXT, context=512, temperature=0.0)
-  client = dataclasses.replace(CLIENT, api_key='key', timeout_s=180.0)
+  client = dataclasses.replace(CLIENT, api_key='key', timeout_s=patience.seconds(300))
   agent = dataclasses.replace(AGENT, max_new_tokens=24, max_turns=1)
-  subagent = dataclasses.replace(SUBAGENT, max_new_tokens=8, deadline_s=120.0)
+  subagent = dataclasses.replace(SUBAGENT, max_new_tokens=8, deadline_s=patience.seconds(120.0))
 
   async def run():
     async with Client(client, vocab_size, Router((url,)), image_id=tok.image_pad) as it, Control(client) as control:

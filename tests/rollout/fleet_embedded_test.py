@@ -22,11 +22,12 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing import tiny
+from tests import patience
 from tests.rollout.client_test import OPTIONS
 
 pytestmark = pytest.mark.slow
 
-CLIENT = dataclasses.replace(OPTIONS, api_key='key', timeout_s=180.0, ready_timeout_s=180.0)
+CLIENT = dataclasses.replace(OPTIONS, api_key='key', timeout_s=patience.seconds(300), ready_timeout_s=patience.seconds(300))
 FLEET = FleetOptions(every_s=0.5, misses=12, restarts=2, memory_mb=0, drain_s=0.0, tolerance=1e-4)
 NEW_TOKENS = 300
 IMAGE = canary.picture(4)
@@ -86,7 +87,8 @@ def launched(learner, number):
       parent_pid=None)
   path = os.pathsep.join(path for path in sys.path if path)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': path}
-  return launch.launch(options, env=environment, log=learner.root / f'server{number}.log', deadline_s=180, parent_pid=os.getpid())
+  return launch.launch(options, env=environment, log=learner.root / f'server{number}.log',
+                       deadline_s=patience.seconds(300), parent_pid=os.getpid())
 
 
 def with_fleet(learner, use, **changes):
@@ -122,9 +124,7 @@ async def under_way(learner, fleet, client, control):
 
 async def restored(fleet, router, pid):
   """Returns once both servers are UP and the first is another process than `pid`."""
-  async with asyncio.timeout(180):
-    while len(router.up_urls()) < 2 or fleet.members[0].process.pid == pid:
-      await asyncio.sleep(0.05)
+  await patience.seen(lambda: len(router.up_urls()) == 2 and fleet.members[0].process.pid != pid, 'a server to be restored', 300.0)
 
 
 def check_exact(learner, replies):

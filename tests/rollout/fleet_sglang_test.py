@@ -14,6 +14,7 @@ from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.fleet import Fleet, Member
 from paravt_jax.rollout.router import Router
 from paravt_jax.serving import sglang
+from tests import patience
 from tests.rollout.fleet_embedded_test import CLIENT, FLEET, Learner, check_exact
 from tests.serving.contract.drive import sglang_options
 
@@ -25,7 +26,7 @@ def test_a_killed_sglang_comes_back_with_the_current_weights_and_every_request_i
   options = sglang_options(learner.folder, api_key='key', context_length=512)
 
   def start():
-    return sglang.launch(options, env=dict(os.environ), log=tmp_path / 'server.log', deadline_s=180, parent_pid=os.getpid())
+    return sglang.launch(options, env=dict(os.environ), log=tmp_path / 'server.log', deadline_s=patience.seconds(900), parent_pid=os.getpid())
 
   def stage(published):
     folder = tmp_path / f'staged{published.name}'
@@ -44,8 +45,7 @@ def test_a_killed_sglang_comes_back_with_the_current_weights_and_every_request_i
       await fleet.deliver(learner.published[1], 1, learner.canary(1))
       await asyncio.gather(*tasks)
       tasks = [asyncio.create_task(client.generate(learner.request(number), affinity=number)) for number in range(8)]
-      while router.load(process.url) < 8:
-        await asyncio.sleep(0.01)
+      await patience.seen(lambda: router.load(process.url) >= 8, 'eight requests under way')
       await control.pause(process.url)
       assert await control.ready(process.url, 5.0)
       os.kill(process.pid, signal.SIGKILL)

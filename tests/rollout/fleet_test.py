@@ -16,6 +16,7 @@ from paravt_jax.rollout.fleet import Fleet, FleetOptions, Member
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing.scripted import Die, Hang, Refuse, Reply, ScriptedServer
+from tests import patience
 from tests.rollout.client_test import OPTIONS, PAD, REQUEST
 
 FLEET = FleetOptions(every_s=0.05, misses=200, restarts=2, memory_mb=0, drain_s=0.2, tolerance=0.01)
@@ -94,15 +95,14 @@ def fleet(bench, use, *, urls=(), options=FLEET, client=OPTIONS, opening=None):
         await whole.open(opening)
         return await use(whole, it, router)
   try:
-    return asyncio.run(asyncio.wait_for(run(), 120.0))
+    return asyncio.run(asyncio.wait_for(run(), patience.seconds(120.0)))
   finally:
     assert not any(process.alive for launched in bench.launched for process in launched)
 
 
 async def seen(state):
-  """Returns once `state()` holds; the whole test has a deadline."""
-  while not state():
-    await asyncio.sleep(0.01)
+  """Returns once `state()` holds."""
+  await patience.seen(state, quiet=60.0)
 
 
 def ask(client, number=0, affinity=0):
@@ -297,7 +297,7 @@ def test_a_server_that_falls_silent_while_it_is_brought_back_is_started_once_mor
     bench.scripts[0].canary = Script().canary
     return (await ask(client)).versions.tolist(), len(bench.launched[0])
   bench = Bench(Script())
-  lasting = dataclasses.replace(OPTIONS, timeout_s=60.0)     # longer than a test may take
+  lasting = dataclasses.replace(OPTIONS, timeout_s=3600.0)     # longer than a test may take
   assert fleet(bench, use, options=dataclasses.replace(WATCHFUL, restarts=9), client=lasting) == ([2, 2], 3)
 
 

@@ -58,3 +58,30 @@ def test_being_watched_changes_nothing(script):
   unwatched, _ = episode(script)
   assert got.trajectory.ids.tolist() == unwatched.trajectory.ids.tolist()
   assert [turn.text for turn in got.turns] == [turn.text for turn in unwatched.turns]
+
+
+def test_the_main_agents_turns_are_told_as_they_grow_and_sub_agents_are_not():
+  grown = []
+
+  async def use(crew):
+    opening = await crew.agent.open(TASK, 4)
+    agent = crew.agent.watched(lambda event: grown.append(type(event)), lambda turn, text: grown.append((turn, text)))
+    return await agent.run(TASK, opening, Address(7, TASK.id, 0, 0))
+  got, requests = with_crew(play(LONG + call(8, 12), 'é ' + ANSWER), use)
+  assert [request.body.get('stream') for request in requests] == [True, None, True]
+  for turn, whole in enumerate(turn.text for turn in got.turns):
+    texts = [event[1] for event in grown if isinstance(event, tuple) and event[0] == turn]
+    assert len(texts) > 5 and texts[-1] == whole and all(whole.startswith(text) for text in texts)     # no half é either
+    assert texts == sorted(texts, key=len)
+  kinds = [event for event in grown if not isinstance(event, tuple)]
+  assert kinds == [Opened, TurnDone, CallStarted, CallDone, TurnDone] and isinstance(grown[1], tuple)
+
+
+def test_being_heard_changes_nothing():
+  script = play(LONG + call(1, 3) * 7, ANSWER)
+
+  async def use(crew):
+    agent = crew.agent.watched(lambda event: None, lambda turn, text: None)
+    return await agent.run(TASK, await crew.agent.open(TASK, 4), Address(7, TASK.id, 0, 0))
+  got, _ = with_crew(script, use)
+  assert got.trajectory.ids.tolist() == episode(script)[0].trajectory.ids.tolist()

@@ -3,6 +3,7 @@
 import psutil
 import pytest
 
+from tests import patience
 from tests.serving.contract import drive
 
 
@@ -37,7 +38,7 @@ def served(request):
   """A server with the weights of its folder as version 0, idle, running and with an empty prefix cache."""
   server = request.getfixturevalue(f'{request.param}_server')
   server.told('/continue_generation', {})
-  drive.wait_until(lambda: server.call('/flush_cache', {})[0] == 200)
+  patience.until(lambda: server.call('/flush_cache', {})[0] == 200)
   if server.call('/get_model_info')[1]['weight_version'] not in ('default', '0'):
     server.update(None, 0)
   return server

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import psutil
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from paravt_jax.errors import RolloutError
 from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / 'third_party' / 'sglang' / 'launch_gpu.py'
@@ -33,13 +33,6 @@ def run(tmp_path):
   yield start
   for child in started:
     process.end(child, 0.0)
-
-
-def until(condition, seconds=30.0):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end, 'it did not come'
-    time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -63,7 +56,7 @@ time.sleep(600)
                                              ('signal.SIG_IGN', -signal.SIGKILL)])
 def test_stop_asks_then_kills_and_leaves_nobody_of_the_group(run, handler, status):
   server = run(PARENT.format(handler=handler))
-  until(lambda: 'child' in server.tail() and 'deaf' in server.tail())
+  patience.until(lambda: 'child' in server.tail() and 'deaf' in server.tail())
   child = next(int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child'))
   assert server.alive and not gone(child)
   server.stop(0.2 if status == -signal.SIGKILL else 30.0)
@@ -73,30 +66,30 @@ def test_stop_asks_then_kills_and_leaves_nobody_of_the_group(run, handler, statu
 
 def test_the_orphans_of_a_server_that_was_killed_are_ended_by_stop(run):
   server = run(PARENT.format(handler='signal.SIG_DFL'))
-  until(lambda: 'child' in server.tail())
+  patience.until(lambda: 'child' in server.tail())
   child = next(int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child'))
   os.kill(server.pid, signal.SIGKILL)
-  until(lambda: not server.alive)
+  patience.until(lambda: not server.alive)
   assert not server.alive and not gone(child)                      # asking twice does not lose the group
   server.stop(1.0)
-  until(lambda: gone(child))
+  patience.until(lambda: gone(child))
 
 
 def test_waiting_returns_when_ready_and_an_early_end_shows_the_end_of_the_log(run):
   server = run('import time; print("up", flush=True); time.sleep(600)')
-  process.wait_until(server.process, lambda: 'up' in server.tail(), server.log, 30.0, 'a server')
+  process.wait_until(server.process, lambda: 'up' in server.tail(), server.log, patience.seconds(60), 'a server')
   with pytest.raises(RolloutError, match=r'a server: not ready within 0 s'):
     process.wait_until(server.process, lambda: False, server.log, 0.0, 'a server')
   assert server.alive                                              # waiting ends nobody
   broken = run('import sys; print("line 1\\nno such model", flush=True); sys.exit(7)')
   with pytest.raises(RolloutError, match=r'(?s)a server: ended with status 7 before it was ready; .*no such model'):
-    process.wait_until(broken.process, lambda: False, broken.log, 30.0, 'a server')
+    process.wait_until(broken.process, lambda: False, broken.log, patience.seconds(60), 'a server')
 
 
 def test_a_line_that_names_the_error_stands_for_the_whole_log(run):
   server = run('import sys; print("noise\\nerror: the port is taken", file=sys.stderr); sys.exit(2)')
   with pytest.raises(RolloutError) as error:
-    process.wait_until(server.process, lambda: False, server.log, 30.0, 'a server')
+    process.wait_until(server.process, lambda: False, server.log, patience.seconds(60), 'a server')
   assert str(error.value) == (f'a server: ended with status 2 before it was ready; the port is taken (its log: {server.log})')
 
 
@@ -111,9 +104,9 @@ def test_what_cannot_be_started_is_one_clear_line(tmp_path):
 def test_memory_counts_children_and_is_nothing_after_the_end(run):
   hold = 'import time; held = bytearray(64 << 20); print("held", flush=True); time.sleep(600)'
   one = run(hold)
-  until(lambda: one.tail().count('held') == 1)
+  patience.until(lambda: one.tail().count('held') == 1)
   two = run(f'import subprocess, sys; subprocess.run([sys.executable, "-c", {hold!r}])')
-  until(lambda: two.tail().count('held') == 2)
+  patience.until(lambda: two.tail().count('held') == 2)
   assert 64 < one.memory_mb() < 96 and 64 < two.memory_mb() < 128
   one.stop(10.0)
   assert one.memory_mb() == 0
@@ -131,7 +124,7 @@ def test_a_child_that_hides_its_memory_and_is_gone_when_it_is_asked_again_holds_
 
 def test_the_environment_of_the_child_is_the_given_one(run):
   server = run('import os; print(sorted(set(os.environ) - {"LC_CTYPE"}), flush=True)', env={'ONE': '1'})
-  until(lambda: not server.alive)
+  patience.until(lambda: not server.alive)
   assert server.tail() == "['ONE']"
 
 
@@ -177,12 +170,12 @@ def test_the_launcher_lets_no_process_outlive_the_one_above_it(fake_sglang, tmp_
   path = os.pathsep.join([fake_sglang['PYTHONPATH'], str(ROOT)])
   starter = subprocess.Popen([sys.executable, '-c', START, str(LAUNCHER), str(log)], env={**fake_sglang, 'PYTHONPATH': path})
   try:
-    until(lambda: log.exists() and 'pids' in log.read_text())
+    patience.until(lambda: log.exists() and 'pids' in log.read_text())
     line = next(line for line in log.read_text().splitlines() if line.startswith('pids'))
     server, child = (int(word) for word in line.split()[1:3])
     assert line.endswith("['--port', '1']")                        # the launcher's own argument is not passed on
     os.kill(starter.pid if victim == 'starter' else server, signal.SIGKILL)
-    until(lambda: gone(server) and gone(child))
+    patience.until(lambda: gone(server) and gone(child))
   finally:
     starter.kill()
     starter.wait()

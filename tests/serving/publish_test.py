@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import SyncError
 from paravt_jax.serving import manifest, publish
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -254,7 +255,7 @@ publish.save({str(tmp_path)!r}, 1, {{'a': np.ones(4, np.float32)}}, keep=2)
 manifest.list_files = lambda folder: os.kill(os.getpid(), 9)
 publish.save({str(tmp_path)!r}, 2, {{'a': np.ones(4, np.float32)}}, keep=2)
 '''
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=patience.seconds(300), check=False)
   assert done.returncode == -9, done.stderr[-2000:]
   assert publish.versions(tmp_path) == [1] and (tmp_path / '.2.part').is_dir()
   publish.save(tmp_path, 3, {'a': np.ones(4, np.float32)}, keep=2)
@@ -299,7 +300,7 @@ def test_two_processes_publish_their_shards_as_one_version_and_both_learn_of_a_f
   started = [subprocess.Popen([sys.executable, '-c', PROCESS, address, str(i), str(tmp_path / 'weights')], cwd=ROOT, env=env,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in (0, 1)]
   try:
-    said = [process.communicate(timeout=150)[0] for process in started]
+    said = [process.communicate(timeout=patience.seconds(300))[0] for process in started]
   finally:
     for process in started:
       process.kill()

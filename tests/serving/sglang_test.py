@@ -9,6 +9,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError, RolloutError
 from paravt_jax.serving import sglang
+from tests import patience
 
 OPTIONS = sglang.SGLangOptions(
     python='/venv/bin/python', launcher='/launch.py', model_path='/model', served_name='tiny', host='127.0.0.1', port=8000,
@@ -124,7 +125,7 @@ def test_a_clash_of_ports_is_tried_once_more_with_another_one_unless_the_port_wa
   (tmp_path / 'config.json').write_text('{}')
   given = changed(python=sys.executable, launcher=str(launcher), model_path=str(tmp_path),
                   port=sglang.free_port('127.0.0.1', 0) if port else 0)
-  launch = lambda: sglang.launch(given, env={}, log=tmp_path / 'log', deadline_s=60.0, parent_pid=1)
+  launch = lambda: sglang.launch(given, env={}, log=tmp_path / 'log', deadline_s=patience.seconds(300), parent_pid=1)
   if starts is None:
     with pytest.raises(RolloutError, match='address already in use'):
       launch()
@@ -145,7 +146,7 @@ def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path):
   winner = tmp_path / 'winner.py'
   winner.write_text(PRETEND.replace('CLASHES', '0'))
   given = changed(python=sys.executable, launcher=str(winner), model_path=str(tmp_path), port=0)
-  other = sglang.launch(given, env={}, log=tmp_path / 'log', deadline_s=60.0, parent_pid=1)
+  other = sglang.launch(given, env={}, log=tmp_path / 'log', deadline_s=patience.seconds(300), parent_pid=1)
   port = int(other.url.rsplit(':', 1)[1])
   loser = sglang.process.start([sys.executable, str(launcher)], env={}, log=tmp_path / 'loser')
   try:

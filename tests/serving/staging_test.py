@@ -17,6 +17,7 @@ from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import manifest, publish, staging
 from paravt_jax.serving.embedded import programs, server
 from paravt_jax.testing import tiny
+from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -106,7 +107,7 @@ def test_a_folder_that_is_no_model_and_a_disk_that_refuses_are_one_error_each(ba
 def test_a_fresh_folder_goes_when_it_is_closed_and_a_dead_ones_is_swept(base, published, tmp_path, monkeypatch):
   monkeypatch.setattr(staging, '_MEMORY', tmp_path)
   code = f'from paravt_jax.serving import staging; print(*staging._claim(staging.pathlib.Path({str(tmp_path)!r}))); import os; os._exit(9)'
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=patience.seconds(300), check=False)
   assert done.returncode == 9, done.stderr[-2000:]
   assert len(list(tmp_path.iterdir())) == 1
   with staging.Staging(base, None) as one, staging.Staging(base, None) as two:

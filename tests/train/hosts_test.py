@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.train import sharding, step, sums
+from tests import patience
 from tests.train import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(
   started = [subprocess.Popen([sys.executable, '-c', PROCESS, address, str(i)], cwd=ROOT, env=env, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True) for i in (0, 1)]
   try:
-    said = [process.communicate(timeout=200)[0] for process in started]
+    said = [process.communicate(timeout=patience.seconds(600))[0] for process in started]
   finally:
     for process in started:
       process.kill()

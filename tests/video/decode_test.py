@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.testing import clips
 from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
+from tests import patience
 
 SIZE = (64, 64)
 PIXELS = (1024, 50176)
@@ -45,13 +45,6 @@ def _gone(pid: int) -> bool:
     return True
   with open(f'/proc/{pid}/stat') as file:
     return file.read().rsplit(')', 1)[1].split()[0] == 'Z'
-
-
-def _wait_until(condition, seconds=10.0):
-  end = time.monotonic() + seconds
-  while not condition() and time.monotonic() < end:
-    time.sleep(0.02)
-  return condition()
 
 
 def _pids(pool):
@@ -113,7 +106,7 @@ def test_a_file_that_hangs_is_a_timeout_within_its_deadline_and_the_pool_goes_on
     with pytest.raises(MediaError, match=r'wanted one within 2\.0 s') as error:
       pool.frames_sync(fifo, [1.0], *PIXELS)
     assert error.value.reason == 'timeout'
-    assert _wait_until(lambda: _gone(hung))
+    patience.until(lambda: _gone(hung))
     assert clips.read_count(pool.frames_sync(clip, [1.0], *PIXELS).frames[0]) == 4
     assert pool.counts['timeout'] == 1
 
@@ -191,7 +184,8 @@ def test_closing_ends_the_workers_and_fails_what_is_under_way(fifo):
     with pytest.raises(MediaError, match='closed'):
       await waiting
     return pids
-  assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in asyncio.run(run()))
+  for pid in asyncio.run(run()):
+    patience.until(lambda pid=pid: _gone(pid), 'a worker that was to end')
 
 
 @pytest.mark.parametrize('hanging', [False, True])
@@ -207,7 +201,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, fifo, clip, hanging):
   parent.kill()
   parent.wait()
   assert len(pids) == 2
-  assert all(_wait_until(lambda pid=pid: _gone(pid)) for pid in pids)
+  for pid in pids:
+    patience.until(lambda pid=pid: _gone(pid), 'a worker that was to end')
 
 
 def slides(path):

@@ -28,7 +28,8 @@ COUNTS = ('requests', 'prompt_tokens', 'cached_tokens', 'prefilled_tokens', 'pre
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """One request on its way. `answer(reply, reason)` is called once, from the engine's thread."""
+  """One request on its way. `answer(reply, reason)` is called from the engine's thread: once when it ends, and for a stream with
+  reason None after every dispatch that gave it tokens."""
   rid: str
   prompt: Prompt             # as sent
   context: Prompt            # as sent, then what was generated before a retraction
@@ -36,7 +37,7 @@ class Job:
   request: ParsedGenerate
   seed: int
   stops: frozenset[int]
-  answer: Callable[[GenerateReply, dict[str, Any]], None]
+  answer: Callable[[GenerateReply, dict[str, Any] | None], None]
   ids: list[int] = dataclasses.field(default_factory=list)
   logprobs: list[float] = dataclasses.field(default_factory=list)
   spans: list[list[int]] = dataclasses.field(default_factory=list)
@@ -463,6 +464,8 @@ class Engine:
         self._finish(job, {'type': 'stop', 'matched': job.ids[-1]} if stopped
                      else {'type': 'length', 'length': job.request.max_new_tokens})
         self._release_bias(job)
+      elif n and job.request.stream:
+        job.answer(self._reply(job, ''), None)
 
   def _release_pages(self, job: Job) -> None:
     for key in reversed(job.context.keys):         # ends of contexts are forgotten before their beginnings
@@ -472,7 +475,11 @@ class Engine:
     self.biases.release(job.request.logit_bias)
 
   def _finish(self, job: Job, reason: dict[str, Any]) -> None:
+    job.answer(self._reply(job, reason['type']), reason)
+
+  def _reply(self, job: Job, finish: str) -> GenerateReply:
+    """What a job has by now; copies, since it may go on."""
     image_tokens = int((job.prompt.picture_T >= 0).sum())
     spans = [tuple(span) for span in job.spans] or [(self.version, 0, 0)]
-    job.answer(GenerateReply(job.ids, job.logprobs, reason['type'], len(job.prompt), job.cached or 0, image_tokens, spans,
-                             job.retractions), reason)
+    return GenerateReply(list(job.ids), list(job.logprobs), finish, len(job.prompt), job.cached or 0, image_tokens, spans,
+                         job.retractions)

@@ -57,11 +57,8 @@ class PictureStore:
     return picture
 
   def _decode(self, text: str) -> Picture:
-    image = decode_image(text)
+    image = decode_image(text, self._max_patches)
     rows, grid = patches.patchify(image)
-    if len(rows) > self._max_patches:
-      raise RequestError(f'image_data: got an image of {image.shape[0]}x{image.shape[1]} ({len(rows)} patches), this server '
-                         f'takes up to {self._max_patches}; send it smaller or raise max_image_patches')
     digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
     return Picture(digest, rows, grid, patches.merged_tokens(grid))
 

@@ -11,6 +11,8 @@ import numpy as np
 
 Tree = Any
 
+_COLD, _STRONG = 0.05, 1e3   # a temperature and a logit that no ordinary request reaches
+
 
 def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
   """Sampling state of `slots` idle slots; `count` tokens of `budget` are sampled, `bias` is a row of the bias table."""
@@ -28,7 +30,8 @@ def sample(logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.
     the state with the tokens counted, bool[S]: the slot is done (a stop id, or the budget is used up).
   """
   hot_S = state['temperature'] > 0
-  scaled_SV = (logits_SV + bias_QV[state['bias']]) / jnp.where(hot_S, state['temperature'], 1.0)[:, None]
+  biased_SV = logits_SV + bias_QV[state['bias']]
+  scaled_SV = (biased_SV - _shift(biased_SV, state['temperature'])[:, None]) / jnp.where(hot_S, state['temperature'], 1.0)[:, None]
   top_S = scaled_SV.max(axis=-1)
   mass_SV = jnp.exp(scaled_SV - top_S[:, None])
   cut_S = hot_S & ((state['top_p'] < 1) | (state['top_k'] > 0)) & active_S
@@ -41,6 +44,15 @@ def sample(logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.
   count_S = state['count'] + active_S
   done_S = (token_S[:, None] == state['stop']).any(-1) | (count_S >= state['budget'])
   return token_S, logprob_S, {**state, 'count': count_S}, done_S
+
+
+def _shift(biased_SV: jax.Array, temperature_S: jax.Array) -> jax.Array:
+  """What is taken from a row before it is divided: its largest, where numbers get so large that one rounding of them matters.
+
+  Two kernels may round x / temperature differently; near 1e36 the difference of two such x is inf, and so is the log-prob.
+  """
+  best_S = biased_SV.max(axis=-1)
+  return jnp.where((temperature_S < _COLD) | (jnp.abs(best_S) > _STRONG), best_S, 0.0)
 
 
 def _uniform(seed_U: jax.Array, count: jax.Array) -> jax.Array:

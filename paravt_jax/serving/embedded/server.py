@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import jax
 import numpy as np
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, ParavtError, SyncError
@@ -28,6 +29,7 @@ from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import PictureStore, Prompt, expand
+from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, shown, text
 from paravt_jax.serving.protocol import (
   FIRST_VERSION,
   GenerateReply,
@@ -41,6 +43,8 @@ log = logging.getLogger('paravt.server')
 
 _OPEN = ('/health', '/ready')
 PAUSE_MODES = ('retract', 'abort', 'in_place')
+
+_Events = asyncio.Queue[tuple[GenerateReply, dict[str, Any] | None]]     # of one request; the last one has a reason
 
 
 class Server:
@@ -68,27 +72,31 @@ class Server:
         '/flush_cache': self.flush}.items()])
     return app
 
-  async def generate(self, request: web.Request) -> web.Response:
-    """POST /generate: see `protocol`."""
+  async def generate(self, request: web.Request) -> web.StreamResponse:
+    """POST /generate: see `protocol`. With stream=true server-sent events, each with all tokens so far."""
     start = time.monotonic()
     parsed = parse_generate(await _body(request), self.engine.config.text.vocab)
-    future: asyncio.Future[tuple[GenerateReply, dict[str, Any]]] = asyncio.get_running_loop().create_future()
-    job = self._job(parsed, future)
+    events: _Events = asyncio.Queue()
+    job = self._job(parsed, events)
     self._rids.add(job.rid)
     self.engine.submit(job)
     try:
-      reply, reason = await future
-    except asyncio.CancelledError:           # the client went away
+      if parsed.stream:
+        return await _stream(request, job.rid, events, start)
+      reply, reason = await events.get()
+      return _json(_checked(reply).to_json(job.rid, reason, time.monotonic() - start))
+    except (asyncio.CancelledError, ConnectionError):        # the client went away
       self.engine.call(lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None)
       raise
     finally:
       self._rids.discard(job.rid)
-    return _json(reply.to_json(job.rid, reason, time.monotonic() - start))
 
-  def _job(self, parsed: ParsedGenerate, future: asyncio.Future) -> Job:
+  def _job(self, parsed: ParsedGenerate, events: '_Events') -> Job:
     rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
     if rid in self._rids:
-      raise RequestError(f'rid: got {rid!r}, which is running already; wanted one that is unique')
+      raise RequestError(f'rid: got {shown(rid)}, which is running already; wanted one that is unique')
+    if len(parsed.input_ids) > self.options.context:       # before images are decoded and positions are laid out
+      raise RequestError(f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} with new tokens')
     pictures = tuple(self._pictures.get(text) for text in parsed.image_data)
     if len({picture.digest for picture in pictures}) > self.options.image_slots:
       raise RequestError(f'image_data: got {len(pictures)} images, this server keeps '
@@ -100,8 +108,8 @@ class Server:
                          f'takes {self.options.max_stop_ids}; raise max_stop_ids')
     loop = asyncio.get_running_loop()
 
-    def answer(reply: GenerateReply, reason: dict[str, Any]) -> None:
-      loop.call_soon_threadsafe(lambda: future.done() or future.set_result((reply, reason)))
+    def answer(reply: GenerateReply, reason: dict[str, Any] | None) -> None:
+      loop.call_soon_threadsafe(events.put_nowait, (reply, reason))
 
     seed = seeds.at('serving', rid) if parsed.seed is None else parsed.seed
     return Job(rid, prompt, prompt, self._lane(prompt, parsed.max_new_tokens), parsed, seed, stops, answer)
@@ -120,17 +128,17 @@ class Server:
 
   async def update_weights(self, request: web.Request) -> web.Response:
     """POST /update_weights_from_disk {model_path, weight_version}: verified first; old weights stay when anything is wrong."""
-    body = await _body(request)
-    folder = body.get('model_path')
-    if not isinstance(folder, str):
-      raise RequestError(f'model_path: got {folder!r}, wanted the path of a published version or a Hugging Face folder')
+    body = await _body(request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache'))
+    folder, wanted = text('model_path', body.get('model_path')), _version(body.get('weight_version'))
+    everyone = flag('abort_all_requests', body.get('abort_all_requests', False))
+    flag('flush_cache', body.get('flush_cache', True))       # is flushed either way: old pages mean nothing to new weights
     async with self._updating:
       try:
-        version, params = await asyncio.to_thread(self._load, folder, body.get('weight_version'))
+        version, params = await asyncio.to_thread(self._load, folder, wanted)
       except (SyncError, DataError, ConfigError) as error:
         return _json({'success': False, 'message': str(error)}, 400)
       future, loop = asyncio.get_running_loop().create_future(), asyncio.get_running_loop()
-      if body.get('abort_all_requests'):
+      if everyone:
         await self._in_engine(lambda: self.engine.abort(lambda job: True, 'update_weights_from_disk'))
       self.engine.call(lambda: self.engine.update(params, version, lambda: loop.call_soon_threadsafe(future.set_result, None)),
                        lambda _: None)
@@ -138,19 +146,19 @@ class Server:
       self.model_path, self.weight_version = folder, str(version)
     return _json({'success': True, 'message': f'weights of {folder} as version {version}', 'num_paused_requests': 0})
 
-  def _load(self, folder: str, wanted: Any) -> tuple[int, Any]:
+  def _load(self, folder: str, wanted: str | int | None) -> tuple[int, Any]:
     path = pathlib.Path(folder)
+    if not _is_folder(path):
+      raise SyncError(f'model_path: {shown(str(path))} is no folder here, wanted a published version (with manifest.json) or a '
+                      'Hugging Face folder')
     if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
       version, params = publish.load(path, self._abstract, {name: self._own_hash(name) for name in self._names})
     else:
       config, params = weights.load_hf(path)
       version = self.engine.version
       if config != self.engine.config:
-        raise SyncError(f'{folder}: config.json is of another model than the one served; publish the model that was started')
-    try:
-      version = version if wanted is None else version_number(wanted)
-    except ValueError as error:
-      raise SyncError(f'weight_version: got {wanted!r}, wanted a number as text') from error
+        raise SyncError(f'{path}: config.json is of another model than the one served; publish the model that was started')
+    version = version if wanted is None else version_number(wanted)
     new = manifest.leaves(params)
     whole = manifest.nest({name: new[name] if name in new else self._own(name) for name in self._names})
     prepared = jax.block_until_ready(programs.prepare(self.engine.config, whole, self.options.dtype))
@@ -173,29 +181,31 @@ class Server:
 
   async def pause(self, request: web.Request) -> web.Response:
     """POST /pause_generation {mode: retract | abort | in_place}; abort when not given, as SGLang does."""
-    mode = (await _body(request)).get('mode', 'abort')
+    mode = (await _body(request, ('mode',))).get('mode', 'abort')
     if mode not in PAUSE_MODES:
-      raise RequestError(f'mode: got {mode!r}, wanted one of {PAUSE_MODES}')
+      raise RequestError(f'mode: got {shown(mode)}, wanted one of {PAUSE_MODES}')
     await self._in_engine(lambda: self.engine.pause(mode))
     return _json({'status': 'ok', 'message': f'paused ({mode})'})
 
   async def resume(self, request: web.Request) -> web.Response:
     """POST /continue_generation {}."""
+    await _body(request, ())
     await self._in_engine(self.engine.resume)
     return _json({'status': 'ok', 'message': 'running'})
 
   async def abort(self, request: web.Request) -> web.Response:
     """POST /abort_request {rid} or {abort_all: true}; the aborted are answered with what they have."""
-    body = await _body(request)
-    rid = body.get('rid')
-    if not body.get('abort_all') and not isinstance(rid, str):
-      raise RequestError(f'abort_request: got rid {rid!r}, wanted a rid or abort_all=true')
-    chosen = lambda job: bool(body.get('abort_all')) or job.rid == rid
+    body = await _body(request, ('rid', 'abort_all'))
+    rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
+    if not everyone:
+      text('rid', rid)
+    chosen = lambda job: everyone or job.rid == rid
     count = await self._in_engine(lambda: self.engine.abort(chosen, 'abort_request'))
     return _json({'aborted': count})
 
   async def flush(self, request: web.Request) -> web.Response:
     """GET or POST /flush_cache: status 400 while anything runs."""
+    await _body(request, ())
     if await self._in_engine(self.engine.flush):
       return _json({'success': True})
     raise RequestError('flush_cache: requests are running, wanted an idle server; pause or wait first')
@@ -221,14 +231,57 @@ def _json(value: Any, status: int = 200) -> web.Response:
   return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
 
 
-async def _body(request: web.Request) -> Any:
-  raw = await request.read()
+def _checked(reply: GenerateReply) -> GenerateReply:
+  """The reply. Raises SyncError when a log-prob is none: JSON has no word for it, and nothing could be learned from it."""
+  if not finite(reply.logprobs):
+    raise SyncError(f'/generate: weights of version {reply.weight_versions[-1][0]} give log-probs that are not finite; '
+                    'load other weights with /update_weights_from_disk')
+  return reply
+
+
+async def _stream(request: web.Request, rid: str, events: _Events, start: float) -> web.StreamResponse:
+  """Sends what a job has, again and again until it ends; tokens that came while the last event was sent travel together."""
+  response = web.StreamResponse(headers={'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache'})
+  await response.prepare(request)
+  reason = None
+  while reason is None:
+    reply, reason = await events.get()
+    while reason is None and not events.empty():
+      reply, reason = events.get_nowait()
+    if not finite(reply.logprobs) and reason is None:
+      continue                                               # the last event says it
+    try:
+      body = _checked(reply).to_json(rid, reason, time.monotonic() - start)
+    except SyncError as error:
+      body = {'error': {'message': str(error)}}
+    await response.write(b'data: ' + orjson.dumps(body) + b'\n\n')
+  await response.write(b'data: [DONE]\n\n')
+  await response.write_eof()
+  return response
+
+
+def _is_folder(path: pathlib.Path) -> bool:
   try:
-    body = orjson.loads(raw) if raw else {}
-  except orjson.JSONDecodeError as error:
-    raise RequestError(f'{request.path}: the body is no JSON ({error})') from error
-  if not isinstance(body, dict):
-    raise RequestError(f'{request.path}: got {type(body).__name__}, wanted a JSON object')
+    return path.is_dir()
+  except OSError:                                            # longer than a name may be
+    return False
+
+
+def _version(value: Any) -> int | None:
+  try:
+    return None if value is None else version_number(value)
+  except ValueError as error:
+    raise RequestError(str(error)) from error
+
+
+async def _body(request: web.Request, known: Collection[str] | None = None) -> dict[str, Any]:
+  """The body as an object. known: the keys that it may have, None when they are checked elsewhere."""
+  try:
+    body = json_object(request.path, await request.read())
+  except (web.RequestPayloadError, HttpProcessingError) as error:
+    raise RequestError(f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})') from error
+  if known is not None:
+    refuse_unknown(request.path, body, known)
   return body
 
 
@@ -238,6 +291,11 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Awaitab
     return await handler(request)
   except RequestError as error:
     return _json({'error': {'message': str(error)}}, 400)
+  except SyncError as error:
+    return _json({'error': {'message': str(error)}}, 500)
+  except web.HTTPClientError as error:                       # no such path, another method, a body that is too large
+    message = f'{request.method} {shown(request.path)}: {" ".join((error.text or error.reason).split())}'
+    return _json({'error': {'message': message}}, error.status)
 
 
 def _key(api_key: str | None) -> Any:

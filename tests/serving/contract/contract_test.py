@@ -1,6 +1,11 @@
 """The contract of a rollout server: every test here holds for the embedded server and for real SGLang."""
 
 import asyncio
+import dataclasses
+import http.client
+import itertools
+import json
+import socket
 import time
 
 import jax
@@ -14,7 +19,8 @@ from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.http import ClientOptions
 from paravt_jax.rollout.router import Router
 from paravt_jax.serving.protocol import GenerateReply, encode_image
-from tests.serving.contract.drive import CONTEXT, KEY, Flight, expanded, frame, request, together, tokens, wait_until
+from tests import patience
+from tests.serving.contract.drive import CONTEXT, KEY, Flight, expanded, frame, request, together, tokens
 
 LONG = 200                   # new tokens of requests that are to be caught at work
 
@@ -33,7 +39,7 @@ def long_requests(served, number, **changes):
 def caught(served, requests):
   """The requests under way, at least one of them decoding."""
   flight = Flight(served, requests)
-  wait_until(lambda: served.running() > 0 or all(flight.done))
+  patience.until(lambda: served.running() > 0 or all(flight.done))
   return flight
 
 
@@ -166,7 +172,7 @@ def test_an_update_under_pause_retract_leaves_spans_that_are_exact_under_their_o
     sent = long_requests(served, 4, seed=4 * go)
     with caught(served, sent) as flight:
       served.told('/pause_generation', {'mode': 'retract'})
-      assert served.call('/health', timeout=10.0)[0] == 200
+      assert served.call('/health', timeout=60.0)[0] == 200
       served.update(other, 7)
       assert served.call('/get_model_info')[1]['weight_version'] == '7'
       served.told('/continue_generation', {})
@@ -251,8 +257,8 @@ def test_a_paused_server_is_healthy_takes_requests_and_serves_them_when_it_goes_
   with Flight(served, [request(served.words(5, 82))]) as flight:
     start = time.monotonic()
     for path in ('/health', '/get_model_info', '/get_server_info'):
-      assert served.call(path, timeout=10.0)[0] == 200
-    wait_until(lambda: time.monotonic() - start > 0.2)
+      assert served.call(path, timeout=60.0)[0] == 200
+    patience.until(lambda: time.monotonic() - start > 0.2)
     assert flight.done == [False]
     served.told('/continue_generation', {})
     assert flight.replies()[0].finish == 'length'
@@ -262,7 +268,7 @@ def test_pausing_with_abort_answers_what_runs(served):
   for _ in range(20):
     with caught(served, long_requests(served, 2)) as flight:
       served.told('/pause_generation', {'mode': 'abort'})
-      wait_until(lambda: any(flight.done))     # answered while paused; one that arrived after the pause waits for its end
+      patience.until(lambda: any(flight.done))     # answered while paused; one that arrived after the pause waits for its end
       served.told('/continue_generation', {})
       replies = flight.replies()
     if any(reply.finish == 'abort' for reply in replies):
@@ -288,9 +294,65 @@ def test_the_same_image_may_be_sent_with_a_data_header(served):
   assert status == 200 and served.gap(sent, GenerateReply.from_json(reply)) < 1e-4
 
 
+# Streams
+
+
+def streamed(served, sent, after=lambda body: None):
+  """The events of a streamed request, as objects. after: hears each as it arrives."""
+  connection = http.client.HTTPConnection('127.0.0.1', int(served.process.url.rsplit(':', 1)[1]), timeout=patience.seconds(60))
+  headers = {'Authorization': f'Bearer {KEY}', 'Content-Type': 'application/json'}
+  connection.request('POST', '/generate', json.dumps({**sent.to_json(), 'stream': True}), headers)
+  reply = connection.getresponse()
+  assert reply.status == 200 and reply.headers['Content-Type'].startswith('text/event-stream')
+  events = []
+  while (line := reply.readline()) and line.strip() != b'data: [DONE]':
+    if line.startswith(b'data: '):
+      events.append(json.loads(line.removeprefix(b'data: ')))
+      after(events[-1])
+  connection.close()
+  assert line.strip() == b'data: [DONE]'
+  return events
+
+
+def test_a_stream_tells_all_ids_so_far_and_ends_as_the_plain_reply(served):
+  sent = request(served.with_image(20, 5, 91), (frame(91),), temperature=0.0, max_new_tokens=60, banned_ids=banned(served))
+  plain = served.generate(dataclasses.replace(sent, rid=sent.rid + '-plain'))
+  events = streamed(served, sent)
+  assert [event['meta_info']['finish_reason'] for event in events[:-1]] == [None] * (len(events) - 1) and len(events) > 2
+  whole = GenerateReply.from_json(events[-1])
+  assert (whole.output_ids, whole.finish) == (plain.output_ids, 'length')
+  np.testing.assert_allclose(whole.logprobs, plain.logprobs, atol=0 if served.kind == 'embedded' else 1e-4)
+  lengths = [len(event['output_ids']) for event in events]
+  assert lengths == sorted(lengths) and 0 < lengths[0] < 60       # the first is there before the last token is
+  assert all(event['output_ids'] == whole.output_ids[:length] for event, length in zip(events, lengths))
+
+
+def test_a_stream_whose_reader_goes_away_frees_its_place(served):
+  for _ in range(20):
+    body = json.dumps({**long_requests(served, 1)[0].to_json(), 'stream': True}).encode()
+    port = int(served.process.url.rsplit(':', 1)[1])
+    with socket.create_connection(('127.0.0.1', port), patience.seconds(30)) as raw:
+      raw.sendall(b'POST /generate HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n'
+                  b'Content-Length: %d\r\n\r\n%s' % (KEY.encode(), len(body), body))
+      came = b''
+      while b'data: ' not in came:
+        came += raw.recv(4096)
+    patience.until(lambda: served.running() == 0, 'the place of a reader that went away')
+    if b'[DONE]' not in came:
+      return
+  pytest.fail('20 times a request of 200 tokens was sent whole before its reader could go away')
+
+
+def test_a_wrong_stream_is_refused_like_any_request(served):
+  body = {'input_ids': [1, 2], 'sampling_params': {'temperature': -1}, 'stream': True}
+  status, reply = served.call('/generate', body)
+  assert status == 400 or (status == 200 and '"error"' in reply)     # SGLang may have opened its stream by then
+
+
 def through_client(served, scenario, key=KEY):
   """What `await scenario(client, control, url)` gives."""
-  options = ClientOptions(api_key=key, connections=16, timeout_s=60.0, ready_timeout_s=30.0, retries=2, backoff_s=0.05,
+  options = ClientOptions(api_key=key, connections=16, timeout_s=patience.seconds(60.0),
+                          ready_timeout_s=patience.seconds(30.0), retries=2, backoff_s=0.05,
                           image_cache=16)
 
   async def run():
@@ -309,7 +371,7 @@ def test_the_client_gets_every_token_of_what_a_server_aborts(served):
     for _ in range(20):
       sent = long_requests(served, 3)
       tasks = [asyncio.create_task(client.generate(one)) for one in sent]
-      while not (await asyncio.to_thread(served.running) or all(task.done() for task in tasks)):
+      while not (await asyncio.to_thread(served.running) or all(task.done() for task in tasks)):      # each look has its limit
         await asyncio.sleep(0.005)
       await control.pause(url, 'abort')
       await control.resume(url)
@@ -322,6 +384,35 @@ def test_the_client_gets_every_token_of_what_a_server_aborts(served):
     assert (len(sampled.ids), sampled.finish) == (LONG, 'length') and not sampled.versions.any()
     reply = GenerateReply(sampled.ids.tolist(), sampled.logprobs.tolist(), 'length', 0, 0, 0, [])
     assert served.gap(one, reply) < 1e-4
+
+
+@pytest.mark.parametrize('mode', ['retract', 'abort'])
+def test_what_is_heard_of_a_stream_grows_through_an_update_of_the_weights(served, mode):
+  other = jax.tree.map(np.asarray, model.init(served.config, jax.random.key(9)))
+  folder = served.staged(other, 7)
+
+  async def scenario(client, control, url):
+    for _ in range(20):
+      sent, heard = long_requests(served, 1)[0], []
+      task = asyncio.create_task(client.generate(sent, heard=heard.append))
+      await patience.seen(lambda heard=heard: heard, 'the first tokens of a stream', step=0.001)
+      await control.pause(url, mode)
+      before = len(heard)
+      await asyncio.to_thread(served.told, '/update_weights_from_disk', {'model_path': str(folder), 'weight_version': '7'})
+      await control.resume(url)
+      got = await task
+      if 0 < (got.versions == 0).sum() < LONG:
+        return sent, got, heard, before
+      await asyncio.to_thread(served.update, None, 0)
+    raise AssertionError('20 times a request of 200 tokens was done before a pause could arrive')
+
+  sent, got, heard, before = through_client(served, scenario)
+  assert len(got.ids) == LONG and got.versions.tolist() == sorted(got.versions.tolist()) and 0 < before < len(heard)
+  assert heard[-1] == got.ids.tolist()
+  assert all(longer[:len(ids)] == ids for ids, longer in itertools.pairwise(heard))
+  reply = GenerateReply(got.ids.tolist(), got.logprobs.tolist(), 'length', 0, 0, 0, [])
+  old, new = (served.expected(sent, reply, params) for params in (served.params, other))
+  assert np.abs(got.logprobs - np.where(got.versions == 0, old, new)).mean() < 1e-4
 
 
 def test_the_client_refuses_images_and_placeholders_that_disagree_before_a_server_sees_them(served):

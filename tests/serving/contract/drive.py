@@ -6,10 +6,8 @@ import itertools
 import json
 import os
 import pathlib
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
@@ -23,6 +21,7 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest
 from paravt_jax.testing import tiny
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CONTEXT = 256
@@ -58,13 +57,13 @@ class Served:
   params: dict
   scratch: pathlib.Path
 
-  def call(self, path: str, body=None, key: str | None = KEY, timeout: float = 60.0) -> tuple[int, object]:
+  def call(self, path: str, body=None, key: str | None = KEY, timeout: float = 120.0) -> tuple[int, object]:
     """(status, reply: JSON where it is that, else text). A body makes it a POST."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {'Content-Type': 'application/json'} | ({} if key is None else {'Authorization': f'Bearer {key}'})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-      with opener.open(urllib.request.Request(self.process.url + path, data, headers), timeout=timeout) as reply:
+      with opener.open(urllib.request.Request(self.process.url + path, data, headers), timeout=patience.seconds(timeout)) as reply:
         return reply.status, _value(reply.read())
     except urllib.error.HTTPError as error:
       return error.code, _value(error.read())
@@ -156,13 +155,6 @@ def frame(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end, 'it did not come'
-    time.sleep(0.005)
-
-
 class Flight:
   """Requests that are under way: `with Flight(served, requests) as flight: ...; flight.replies()`."""
 
@@ -181,7 +173,7 @@ class Flight:
     return [future.done() for future in self.futures]
 
   def replies(self) -> list[GenerateReply]:
-    return [future.result(60.0) for future in self.futures]
+    return [future.result(patience.seconds(300)) for future in self.futures]
 
 
 def together(served: Served, requests: list[GenerateRequest]) -> list[GenerateReply]:
@@ -204,7 +196,7 @@ def started(kind: str, folder: pathlib.Path, scratch: pathlib.Path, **changes) -
   if kind == 'embedded':
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
     process = embedded.launch(embedded_options(folder, eos_token_ids=(tokens(folder, '<|im_end|>')[0],), **changes),
-                              env=environment, log=log, deadline_s=120.0, parent_pid=pid)
+                              env=environment, log=log, deadline_s=patience.seconds(300), parent_pid=pid)
   else:
-    process = sglang.launch(sglang_options(folder, **changes), env=os.environ, log=log, deadline_s=240.0, parent_pid=pid)
+    process = sglang.launch(sglang_options(folder, **changes), env=os.environ, log=log, deadline_s=patience.seconds(900), parent_pid=pid)
   return Served(kind, process, folder, config, params, scratch)

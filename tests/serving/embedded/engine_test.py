@@ -11,6 +11,7 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import expand
 from paravt_jax.serving.protocol import GenerateRequest, parse_generate
 from paravt_jax.testing import tiny
+from tests import patience
 
 CHUNK, NEW, JOBS = 16, 10, 6
 
@@ -41,7 +42,7 @@ def answers(engine: Engine, numbers) -> dict[int, tuple]:
                       lambda reply, _, n=n: done.put((n, (reply.output_ids, reply.logprobs)))))
   life = threading.Thread(target=engine.run, daemon=True)
   life.start()
-  found = dict(done.get(timeout=60) for _ in numbers)
+  found = dict(done.get(timeout=patience.seconds(300)) for _ in numbers)
   engine.call(engine.stop, lambda _: None)
   life.join(60)
   return found

@@ -62,3 +62,18 @@ def test_greedy_company_does_not_change_a_draw():
   bias = jnp.zeros((1, 100))
   assert sample(logits, bias, alone)[0][0] == sample(logits, bias, mixed)[0][0]
   assert sample(logits, bias, mixed)[0][1] == logits[1].argmax()
+
+
+def test_a_cold_temperature_and_a_strong_bias_leave_log_probs_finite():
+  logits = jax.random.normal(jax.random.key(0), (1, 512))
+  half = jnp.where(jnp.arange(512) % 2 == 0, 1.0, 0.0)[None]
+  for temperature, bias in ((1e-6, 0.0), (1e-6, 1e30), (1e-6, -1e30), (1.0, 1e30), (0.7, 1e9), (0.0, 1e30)):
+    _, logprob, _, _ = sample(logits, bias * half, state(1, temperature=temperature))
+    assert -7.0 < float(logprob[0]) <= 0.0, (temperature, bias)     # ln 512 is 6.2: nobody is less likely than in a draw of all
+
+
+def test_what_ordinary_requests_are_given_is_the_plain_softmax():
+  logits = 4 * jax.random.normal(jax.random.key(1), (8, 512))
+  token, logprob, _, _ = sample(logits, jnp.zeros((1, 512)), state(8, temperature=0.7))
+  plain = jax.nn.log_softmax(logits / 0.7)[jnp.arange(8), token]
+  np.testing.assert_allclose(np.asarray(logprob), np.asarray(plain), atol=1e-5)

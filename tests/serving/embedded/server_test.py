@@ -9,7 +9,8 @@ import pytest
 from paravt_jax.errors import RolloutError
 from paravt_jax.serving import publish
 from paravt_jax.serving.embedded.launch import launch
-from tests.serving.contract.drive import Flight, embedded_options, frame, request, together, wait_until
+from tests import patience
+from tests.serving.contract.drive import Flight, embedded_options, frame, request, together
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def test_broken_weights_are_refused_and_the_old_ones_stay(served, tmp_path):
 def test_a_request_that_came_while_paused_is_aborted_by_its_rid_alone(served):
   served.told('/pause_generation', {'mode': 'in_place'})
   with Flight(served, [request(served.words(12, 82), rid=rid) for rid in ('one', 'other')]) as flight:
-    wait_until(lambda: served.call('/get_server_info')[1]['waiting'] == 2)
+    patience.until(lambda: served.call('/get_server_info')[1]['waiting'] == 2)
     assert served.call('/abort_request', {'rid': 'one'})[1] == {'aborted': 1}
-    wait_until(lambda: flight.done[0])
+    patience.until(lambda: flight.done[0])
     served.told('/continue_generation', {})
     one, other = flight.replies()
   assert (one.finish, one.output_ids, other.finish) == ('abort', [], 'length')
@@ -108,5 +109,5 @@ def test_a_port_in_use_and_a_wrong_model_end_in_one_clear_line(served, tmp_path)
   for given, says in ((embedded_options(served.folder, port=port), f'cannot listen on 127.0.0.1:{port}'),
                       (embedded_options(tmp_path), 'config.json')):
     with pytest.raises(RolloutError, match='ended with status 2') as error:
-      launch(given, env=environment, log=tmp_path / 'log', deadline_s=60.0, parent_pid=os.getpid())
+      launch(given, env=environment, log=tmp_path / 'log', deadline_s=patience.seconds(300), parent_pid=os.getpid())
     assert says in str(error.value) and 'Traceback' not in str(error.value)

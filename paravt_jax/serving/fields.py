@@ -1,0 +1,166 @@
+"""Checks of what a JSON body holds: one function per kind of value, and one line that names the field when it is another."""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import orjson
+
+from paravt_jax.errors import RolloutError
+
+LARGEST_BIAS = 1e30  # divided by the lowest temperature it is still a float32
+LARGEST_VERSION = 2**31 - 1  # versions travel as int32
+_ID = re.compile(r'0|[1-9][0-9]{0,9}')
+
+
+class RequestError(RolloutError):
+  """A request that no server should run; answered with status 400 and this text."""
+
+
+class _Short(reprlib.Repr):
+  """A bounded `repr`: of lists and objects only the first level, of long texts and numbers the ends."""
+
+  def __init__(self):
+    super().__init__()
+    self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong = 2, 4, 2, 60, 40
+
+  def repr_int(self, x: int, level: int) -> str:
+    return super().repr_int(x, level) if x.bit_length() < 1000 else 'a number of hundreds of digits'
+
+
+_SHORT = _Short()
+
+
+def shown(value: Any) -> str:
+  """A value for a message: one line of bounded length, whatever the value is."""
+  return _SHORT.repr(value)
+
+
+def json_object(where: str, raw: bytes) -> dict[str, Any]:
+  """A body as an object; an empty body is an empty object.
+
+  Raises:
+    RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply, no object, or an object with
+      a key twice.
+  """
+  try:
+    body = orjson.loads(raw) if raw else {}
+    if raw:
+      json.loads(
+        raw, object_pairs_hook=lambda pairs: _once(where, pairs)
+      )  # orjson takes the last of two equal keys
+  except RecursionError as error:
+    raise RequestError(
+      f'{where}: the body is nested too deeply, wanted an object of a few levels'
+    ) from error
+  except ValueError as error:
+    raise RequestError(
+      f'{where}: the body is no JSON ({" ".join(str(error).split())[:160]})'
+    ) from error
+  if not isinstance(body, dict):
+    raise RequestError(f'{where}: got {shown(body)}, wanted a JSON object')
+  return body
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise RequestError(f'{where}: key {shown(twice)} is there twice, wanted it once')
+  return found
+
+
+def refuse_unknown(where: str, got: Mapping[str, Any], known: Collection[str]) -> None:
+  """Raises RequestError for a key that is not among `known`."""
+  unknown = sorted(set(got) - set(known))
+  if unknown:
+    raise RequestError(f'{where}: unknown key {shown(unknown[0])}; wanted some of {sorted(known)}')
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+  """An integer in low..high; True and 1.0 are none."""
+  if type(value) is not int or not low <= value <= high:
+    raise RequestError(f'{name}: got {shown(value)}, wanted an integer in {low}..{high}')
+  return value
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+  """A number in low..high; nan is none."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    raise RequestError(f'{name}: got {shown(value)}, wanted a number in {low:g}..{high:g}')
+  return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+  """true or false."""
+  if not isinstance(value, bool):
+    raise RequestError(f'{name}: got {shown(value)}, wanted true or false')
+  return value
+
+
+def section(name: str, value: Any) -> dict[str, Any]:
+  """An object; null is an empty one."""
+  if value is not None and not isinstance(value, dict):
+    raise RequestError(f'{name}: got {shown(value)}, wanted an object')
+  return value or {}
+
+
+def text(name: str, value: Any) -> str:
+  """A string of at least one character."""
+  if not isinstance(value, str) or not value:
+    raise RequestError(f'{name}: got {shown(value)}, wanted a string that is not empty')
+  return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+  """Strings; a single one is a list of one, null an empty list."""
+  found = [] if value is None else [value] if isinstance(value, str) else value
+  if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+    raise RequestError(f'{name}: got {shown(value)}, wanted a list of base64 strings')
+  return found
+
+
+def ids(name: str, value: Any, vocab_size: int) -> list[int]:
+  """Token ids of the vocabulary."""
+  if not isinstance(value, list) or not all(type(token) is int for token in value):
+    raise RequestError(f'{name}: got {shown(value)}, wanted one flat list of integers')
+  if value and (min(value) < 0 or max(value) >= vocab_size):
+    wrong = next(token for token in value if not 0 <= token < vocab_size)
+    raise RequestError(f'{name}: got {shown(wrong)}, wanted ids in 0..{vocab_size - 1}')
+  return value
+
+
+def biases(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
+  """(id, bias) pairs, sorted, of an object of ids to numbers that float32 holds."""
+  pairs = []
+  for key, bias in section(name, value).items():
+    if not isinstance(key, str) or not _ID.fullmatch(key) or int(key) >= vocab_size:
+      raise RequestError(
+        f'{name}: got {shown(key)}: {shown(bias)}, wanted ids in 0..{vocab_size - 1} as text'
+      )
+    pairs.append((int(key), number(f'{name}[{key}]', bias, -LARGEST_BIAS, LARGEST_BIAS)))
+  return tuple(sorted(pairs))
+
+
+def version(name: str, value: Any) -> int:
+  """A weight version: a number in 0..2**31 - 1, as digits or as an integer.
+
+  Raises:
+    ValueError: anything else. (This one also reads replies, so it is no RequestError.)
+  """
+  if isinstance(value, str) and _ID.fullmatch(value):
+    value = int(value)
+  if type(value) is not int or not 0 <= value <= LARGEST_VERSION:
+    raise ValueError(
+      f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text such as "12"'
+    )
+  return value
+
+
+def finite(values: Collection[float]) -> bool:
+  """Whether all numbers are finite."""
+  return all(map(math.isfinite, values))
