@@ -1,0 +1,154 @@
+"""Which letter of a multiple-choice question a text chooses. Pure, and never an exception.
+
+Four kinds of evidence are looked for in turn, and the first that is present decides: an answer statement ("the answer is B",
+"B is correct"; the last one wins), a letter that leads the text or its last line ("B. The man"), mentions of options
+("option B"), bare letters. A letter that a text sets aside ("not A", "option A is wrong") counts in none of them.
+"""
+
+import re
+from collections.abc import Iterator
+
+LETTERS = 'ABCDEFGHIJ'
+
+# A letter's edges are anything but letters and digits, so that (B), $B$ and {B} hold a B.
+_EDGE, _EDGE_AFTER = r"(?<![^\W_])(?<![^\W_]['’])", r"(?![^\W_])(?!['’][^\W_])"
+_LETTER = rf'{_EDGE}[A-J]{_EDGE_AFTER}'
+_UPPER = re.compile(_LETTER)
+# What follows A or I when they are words: a lower-case word, though not the "or" of "A or B".
+_ARTICLE = re.compile(r'(?:[ \t]+|-)(?!(?:or|and)\W+[A-J](?![^\W_]))[^\W\d_A-Z]')
+_WHOLE = re.compile(r'\s*([a-j])\s*')
+_BRACKETED = re.compile(r'(?<![^\W_])[(\[{]\s*([a-j])\s*[)\]}]')
+_FIRST = re.compile(r'\s*([a-j])\s*(?:[):]|\.(?![^\W_]))')
+_EMPHASIS = re.compile(r'[*`]+|(?<![^\W_])_+|_+(?![^\W_])')
+_LEADING = re.compile(r'[\s(\[{"“$\\>#•-]{0,9}([A-J])["”)\]}$]{0,3}[ \t]*(?:(?<=[)\]}])|[):]|\.(?![^\W_])|\n|\Z)')
+
+_OPTIONS = r'(?:options?|choices?|answers?|letters?)'
+_ITEM = rf'[(\["\']{{0,2}}{_LETTER}[)\]"\']{{0,2}}'
+_COMMAS = rf'{_ITEM}(?:\s*(?:,\s*(?:and\b|or\b)?|/|&|\band\b|\bor\b)\s*(?:{_OPTIONS}\s+)?{_ITEM}){{0,9}}'
+_OR = rf'{_ITEM}(?:(?:\s*,\s*{_ITEM}){{0,9}}\s*,?\s*(?:\bor\b|\bnor\b|\band\b|/|&)\s*(?:{_OPTIONS}\s+)?{_ITEM})?'
+
+# Set aside: by the words before a letter, by the name of a group of options, or by what is said of it behind it.
+_NOT = (r"(?:\b(?:not|nor|neither|never|over|(?<!other )than|instead\s+of|unlike|except(?:\s+for)?|excluding|versus|vs\.?|cannot|"
+        r"eliminat\w{1,4}|rul(?:e|es|ed|ing)\s+out|reject\w{0,3}|discard\w{0,3}|exclud\w{1,3})|n['’]t)")
+_FALSE = (r'(?:not|wrong|incorrect|false|invalid|unsupported|inaccurate|irrelevant|implausible|unlikely|inconsistent|mistaken|'
+          r'misleading|eliminated|ruled\s+out|excluded|rejected|discarded|contradicted)\b')
+_VERB = r'(?:is|are|was|were|seems?|looks?|appears?|can|could|must|should|may|might|would|do|does|did|has|have|had)'
+_DENIED = rf"""\s*(?:\([^()\n]{{0,80}}\)\s*)?(?:\b{_VERB}(?:\s+(?:to\s+)?be|\s+both|\s+all|\s+also|\s+\w{{2,12}}ly){{0,2}}\s+{_FALSE}
+  |\b(?:is|are|was|were|do|does|did|ca|could|would|has|have)n['’]t\b|\bcannot\b|\bwon['’]t\b|\bcontradicts?\b|\bfails?\b)"""
+_SET_ASIDE = (
+  re.compile(rf'{_NOT}\s+(?:(?:be|the|either|any\s+of|quite|necessarily)\s+){{0,3}}(?:(?:other\s+)?{_OPTIONS}\s*)?{_OR}',
+             re.IGNORECASE),
+  re.compile(rf'\b(?:others|(?:other|remaining)\s+(?:options|choices|answers|ones|letters)|'
+             rf'(?:wrong|incorrect|false)\s+(?:{_OPTIONS}|ones?))\W{{0,3}}(?:(?:is|are|like|such\s+as)\b\W{{0,3}})?{_COMMAS}',
+             re.IGNORECASE),
+  re.compile(rf'(?<!is\s)(?<!:\s){_COMMAS}(?=\s*(?:\([^()\n]{{0,80}}\)\s*)?(?:are|were|do|have|can|could)\b){_DENIED}',
+             re.IGNORECASE | re.VERBOSE),
+  re.compile(rf'{_ITEM}{_DENIED}', re.IGNORECASE | re.VERBOSE),
+)
+
+# Statements. Between one and its letter stand at most a few signs and words such as "option".
+_IS = r"(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)(?![^\W_])"
+_SUBJECT = r"(?:\b(?:I|we|one|let\s+us|so|thus|therefore)|\b(?:I|we)['’](?:d|ll|m|ve|re)|\blet['’]s)"
+_STATEMENT = re.compile(
+  rf"""\b(?:\w{{2,9}}\s+)?(?:answer|choice|selection|option)\b(?:[^.:;?!\n]{{0,60}}?\b{_IS}\s*:?|\s*(?::|=|->|→))
+  |\b(?:final|correct|right|best|my)\s+(?:answer|option|choice)\b
+  |{_SUBJECT}\s+(?:(?:would|will|must|should|have\s+to|can|shall|therefore|also|am|are|have|then)\s+){{0,2}}
+   (?:choose|chose|choosing|chosen|select(?:ed|ing)?|pick(?:ed|ing)?|go(?:ing)?\s+with|went\s+with|opt(?:ed|ing)?\s+for|
+   conclude|answer|say)\b(?:\s+that)?
+  |\\boxed""", re.IGNORECASE | re.VERBOSE)
+_NAMED = re.compile(
+  rf'(?:(?:[^\w.?!]|_){{0,9}}?\b(?i:the|option|choice|letter|answer|text)\b){{0,3}}(?:[^\w.?!]|_){{0,9}}?{_EDGE}([A-J]){_EDGE_AFTER}')
+_CORRECT = re.compile(
+  rf"""(?P<items>{_COMMAS})\s*(?:\([^()\n]{{0,80}}\)\s*)?(?:\b(?:{_IS}|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)|['’]s)
+  \s+(?:(?:the|clearly|definitely|indeed|therefore|thus|also|most|more|only|likely|probably|single|very)\s+){{0,4}}
+  (?:correct|right|true|accurate|best|answer|appropriate|plausible|likely)\b(?!\s+about)""", re.VERBOSE)
+_JOINED = re.compile(
+  r'[\s)\]}."\']*(?:,|/|&|-|\b(?:or|and)\b)(?:[\s,(\[{"\']|\bor\b|\band\b|\boptions?\b)*([A-Ja-j])' + _EDGE_AFTER)
+_MENTION = re.compile(rf'\b(?i:options?|choices?|letters?)(?:\s|[:(\["\']){{1,3}}({_COMMAS})')
+
+
+def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
+  """1.0 when the letter that `prediction` chooses is `gold` and one of the first `num_options` letters of A..J, else 0.0."""
+  chosen = chosen_letter(prediction)
+  right = gold.strip(' \n()[].:').upper()
+  return float(chosen is not None and chosen == right and chosen in LETTERS[:max(num_options, 0)])
+
+
+def chosen_letter(text: str) -> str | None:
+  """The letter A..J that a text chooses, upper case; None when it names none, or several without deciding.
+
+  Upper-case letters count as whole words (A and I not before a lower-case word), lower-case ones only as the whole text,
+  bracketed, or first before `.`, `)` or `:`. Markdown emphasis is ignored.
+  """
+  text = _without_set_aside(_EMPHASIS.sub('', text))
+  for decide in (_stated, _leading, _mentioned, _bare):
+    letters = decide(text)
+    if letters:
+      return letters.pop() if len(letters) == 1 else None
+  return None
+
+
+def _without_set_aside(text: str) -> str:
+  """The text with a dot in place of every letter that it sets aside."""
+  dots = lambda match: _UPPER.sub('·', match[0])
+  for pattern in _SET_ASIDE:
+    text = pattern.sub(dots, text)
+  return text
+
+
+def _stated(text: str) -> set[str]:
+  """The letters of the last answer statement; empty without one."""
+  found = [named for statement in _STATEMENT.finditer(text) if (named := _named(text, statement))]
+  found += [(match.start('items'), set(_UPPER.findall(match['items']))) for match in _CORRECT.finditer(text)]
+  return max(found, key=lambda one: one[0])[1] if found else set()
+
+
+def _named(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
+  """(index, letters) that a statement names right after itself, None when it names none."""
+  at = statement.end()
+  upper = _NAMED.match(text, at)
+  if upper and not _is_word(text, statement, upper):
+    return upper.start(1), {upper[1], *_joined(text, upper.end())}
+  line = text[at:at + 200].partition('\n')[0]
+  lead = len(line) - len(line.lstrip(' \t:"\''))
+  lower = _WHOLE.fullmatch(line, lead) or _FIRST.match(line, lead) or _BRACKETED.match(line, lead)
+  return (at + lower.start(1), {lower[1].upper(), *_joined(text, at + lower.end())}) if lower else None
+
+
+def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
+  """Whether A or I is a word: "Answer: A man walks" speaks of a man, "the answer is A because" of option A; I is a pronoun."""
+  noun = upper[1] == 'I' or (upper[1] == 'A' and not re.search(rf'\b{_IS}\s*:?\Z', statement[0], re.IGNORECASE))
+  return noun and _ARTICLE.match(text, upper.end()) is not None
+
+
+def _joined(text: str, end: int) -> Iterator[str]:
+  """The letter that is joined to the one that ends at `end`: "A or a dog" and "B, A man walks" join nothing."""
+  joined = _JOINED.match(text, end)
+  if not joined:
+    return
+  letter = joined[1]
+  if letter.islower():
+    meant = text[joined.end():joined.end() + 1] in tuple(')]}') or _WHOLE.fullmatch(text, joined.start(1)) is not None
+  else:
+    meant = not (letter in 'AI' and _ARTICLE.match(text, joined.end()))
+  if meant:
+    yield letter.upper()
+
+
+def _leading(text: str) -> set[str]:
+  """The letters with which the text and its last line begin."""
+  whole = text.strip()
+  return {(match[1]).upper() for line in (whole, whole.rpartition('\n')[2])
+          if (match := _LEADING.match(line) or _FIRST.match(line) or _BRACKETED.match(line) or _WHOLE.fullmatch(line))}
+
+
+def _mentioned(text: str) -> set[str]:
+  """The letters that are called options."""
+  return {letter[0] for match in _MENTION.finditer(text) for letter in _UPPER.finditer(match[1])
+          if not (letter[0] == 'I' and _ARTICLE.match(text, match.start(1) + letter.end()))}
+
+
+def _bare(text: str) -> set[str]:
+  """Every letter that stands alone."""
+  upper = {match[0] for match in _UPPER.finditer(text) if not (match[0] in 'AI' and _ARTICLE.match(text, match.end()))}
+  return upper | {match[1].upper() for match in _BRACKETED.finditer(text)}

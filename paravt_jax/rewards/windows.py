@@ -1,0 +1,93 @@
+"""Windows of time that a text names, and how well they meet a gold one. Pure, and never an exception."""
+
+import math
+import re
+
+from paravt_jax.chat import toolcalls
+
+_NUMBER = r'[0-9]+(?:\.[0-9]+)?'
+_CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?'
+_END = r'(?![^\W\d_])'                           # a unit ends a word, but 1m10s goes on with a number
+_HOURS, _MINUTES, _SECONDS = rf'h(?:(?:ou)?rs?)?{_END}', rf'm(?:in(?:ute)?s?)?{_END}', rf's(?:ec(?:ond)?s?)?{_END}'
+_UNIT = rf'(?:{_SECONDS}|{_MINUTES}|{_HOURS})'
+_THEN = r'[\s,-]{0,3}(?:and\s{1,3})?'            # between the parts of one time: "1 minute and 10 seconds"
+_BELOW_60 = r'[0-5]?[0-9](?:\.[0-9]+)?'
+_COMPOUND = (rf'{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_MINUTES}(?:{_THEN}{_BELOW_60}\s?{_SECONDS})?'
+             rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}')
+_TIME = rf'(?:{_CLOCK}(?:\s*{_UNIT})?|{_COMPOUND}|{_NUMBER}(?:\s*{_UNIT})?)'
+_JOIN = r'\s*(?:[-–—−]+>?|~|→|\b(?:to|until|till|through|and)\b)\s*(?:about\s+)?'
+_BRACKET_PAIR = re.compile(rf'[\[({{]\s*({_TIME})(?:\s*,\s*|{_JOIN})({_TIME})\s*[\])}}]', re.IGNORECASE)
+_BEHIND = r'(?![\w%])(?![.:,–—−~-][0-9])'
+_RANGE = re.compile(rf'(?<![\w.–−-])(?<![0-9][:,])({_TIME}){_JOIN}({_TIME}){_BEHIND}', re.IGNORECASE)
+_IS = r'["\']?\s{0,3}(?:is|at|on|from|:|=)?\s{0,3}(?:at\s+|about\s+)?["\']?'
+_WORDS = r'(?:[ _-]?(?:time|second|timestamp|s|sec))?'
+_NAMED = re.compile(rf'\b(?:start|begin)(?:s|ning|ing)?{_WORDS}{_IS}({_TIME})(?![\w%.:][0-9])[^0-9]{{0,30}}?'
+                    rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}', re.IGNORECASE)
+_PAIR = re.compile(rf'\s*({_TIME})\s*,\s*({_TIME})\s*', re.IGNORECASE)
+_PART = re.compile(rf'({_NUMBER})\s*({_UNIT})', re.IGNORECASE)
+_FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
+
+
+def temporal_iou(prediction: str, gold: str | tuple[float, float] | list[float]) -> float:
+  """Intersection over union, 0..1, of the window that `prediction` names and `gold` ('a,b', '[a, b]' or two numbers, seconds).
+
+  Malformed, fewer than two times, or end <= start on either side: 0.0.
+  """
+  given, wanted = time_window(prediction), _gold_window(gold)
+  if given is None or wanted is None:
+    return 0.0
+  shared = min(given[1], wanted[1]) - max(given[0], wanted[0])
+  return max(shared, 0.0) / (max(given[1], wanted[1]) - min(given[0], wanted[0]))
+
+
+def time_window(text: str) -> tuple[float, float] | None:
+  """(start, end) in seconds of the last bracketed pair; without one of the last range with a unit, else of the last range.
+
+  A time is seconds, MM:SS or HH:MM:SS, with or without a unit, or several units in a row ("1 minute 10 seconds"). A range
+  joins two times, or names them ("start: 12, end: 20"). None when there is none, or that one does not end after it starts.
+  """
+  ranges = sorted([*_RANGE.finditer(text), *_NAMED.finditer(text)], key=lambda match: match.start())
+  united = [match for match in ranges if _unit(match[1]) or _unit(match[2])]
+  for found in (list(_BRACKET_PAIR.finditer(text)), united, ranges):
+    if found:
+      return _window(found[-1])
+  return None
+
+
+def _gold_window(gold: str | tuple[float, float] | list[float]) -> tuple[float, float] | None:
+  """A gold window as (start, end), None when it is none."""
+  if isinstance(gold, str):
+    pair = _PAIR.fullmatch(gold)
+    return _window(pair) if pair else time_window(gold)
+  if not hasattr(gold, '__len__') or len(gold) != 2:
+    return None
+  return _ordered(*(toolcalls.seconds(end.item() if hasattr(end, 'item') else end) for end in gold))
+
+
+def _window(match: re.Match[str]) -> tuple[float, float] | None:
+  """The window of two matched times; a unit on the second also holds for a first that has none."""
+  unit = _unit(match[2]) or 's'
+  return _ordered(_seconds(match[1], _unit(match[1]) or unit), _seconds(match[2], unit))
+
+
+def _unit(time: str) -> str:
+  """The first letter of a time's first unit, '' when it has none."""
+  return next((char for char in time.lower() if char.isalpha()), '')
+
+
+def _seconds(time: str, unit: str) -> float:
+  """Seconds of a clock (its unit says nothing), of a number in `unit`, or of numbers with units in a row."""
+  if ':' in time:
+    parts = re.findall(r'[0-9.]+', time)
+    return sum(float(part) * 60.0**place for place, part in enumerate(reversed(parts)))
+  parts = _PART.findall(time)
+  if parts:
+    return sum(float(number) * _FACTORS[name[0].lower()] for number, name in parts)
+  return float(time) * _FACTORS[unit]
+
+
+def _ordered(start: float | None, end: float | None) -> tuple[float, float] | None:
+  """(start, end) when both are finite and start < end."""
+  if start is None or end is None or not (math.isfinite(start) and math.isfinite(end) and start < end):
+    return None
+  return start, end
