@@ -374,9 +374,9 @@ def test_both_kinds_of_rows_are_scored_in_their_own_way_apart_and_together():
   sample = _sample('mmvu', 'oe', 'The depth-first search')
   assert benchmarks.scores(sample, '<think>\nx</think><answer>depth-first search.</answer>') == {
     'accuracy': 1.0, 'f1': 1.0, 'accuracy_oe': 1.0}
-  # "breadth-first search": depthfirst, search against breadthfirst, search: 2 * 1 / 4
+  # "breadth-first search": breadth, first, search against depth, first, search: 2 * 2 / 6
   assert benchmarks.scores(sample, '<answer>breadth-first search</answer>') == {
-    'accuracy': 0.0, 'f1': 0.5, 'accuracy_oe': 0.0}
+    'accuracy': 0.0, 'f1': pytest.approx(2 / 3), 'accuracy_oe': 0.0}
 
 
 def test_grounding_is_scored_by_overlap_and_thresholds_that_are_reached():
