@@ -40,7 +40,7 @@ eval: setup        ## a model on the world: MODEL=DIR, by default the newest run
 	$(RUN) -m experiments.eval --config=configs/eval.py "--config.model=$$model" $(ARGS)
 
 test: setup        ## the fast tests
-	@$(RUN) -m pytest -q -n auto --dist loadfile -m "not slow and not sglang" tests $(ARGS)
+	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang" tests $(ARGS)
 
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
 	@$(RUN) -m pytest -q -m "slow and not sglang" tests $(ARGS)
