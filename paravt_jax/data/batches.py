@@ -180,7 +180,11 @@ class _Plans(grain.IterDataset):
 
 
 class Batches:
-  """An endless iterator of `Batch`; made by `batches`. close() ends its threads."""
+  """An endless iterator of `Batch`; made by `batches`. Close it, or use it as a context: that ends its threads.
+
+  One that is dropped unclosed, after an error say, can hang the process: the garbage collector then ends its threads from
+  whichever thread it happens to run in, which may hold the very lock that they wait for.
+  """
 
   def __init__(self, plans: _Plans, assembler: 'Assembler', measured: Mapping[str, Lengths],
                pools: Sequence[concurrent.futures.ThreadPoolExecutor], options: BatchOptions):
@@ -188,6 +192,12 @@ class Batches:
     begun = grain.experimental.ThreadPrefetchIterDataset(plans.map(assembler.begin), prefetch_buffer_size=options.prefetch)
     self._made = iter(grain.experimental.ThreadPrefetchIterDataset(begun.map(assembler.finish), prefetch_buffer_size=1))
     self._assembled, self._failed = 0, collections.Counter()
+
+  def __enter__(self) -> 'Batches':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
 
   def __iter__(self) -> Iterator[Batch]:
     return self

@@ -45,13 +45,11 @@ def source(name, count=40, weight=1.0, first=0, last=None, **kinds):
 
 
 def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, options=OPTIONS, shard=(0, 1)):
-  iterator = batches.batches(sources, tok, frames or Fake(), options, sizes, seed, shard=shard)
-  if state is not None:
-    iterator.set_state(state)
-  found = [next(iterator) for _ in range(steps)]
-  state = iterator.get_state()
-  iterator.close()
-  return found, state
+  with batches.batches(sources, tok, frames or Fake(), options, sizes, seed, shard=shard) as iterator:
+    if state is not None:
+      iterator.set_state(state)
+    found = [next(iterator) for _ in range(steps)]
+    return found, iterator.get_state()
 
 
 def same(a, b):
