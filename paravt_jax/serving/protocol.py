@@ -6,8 +6,6 @@ Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply'
 import base64
 import dataclasses
 import io
-import struct
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,15 +15,14 @@ from PIL import Image
 from paravt_jax.errors import RolloutError
 from paravt_jax.serving import fields
 from paravt_jax.serving.fields import RequestError
+from paravt_jax.video import stills
 
 BANNED_BIAS = -1e9           # as logit_bias; far below any logit, finite because JSON has no infinity
 FIRST_VERSION = 'default'    # SGLang's name for weights that were never updated; ours is version 0
 LEAST_TEMPERATURE = 1e-6     # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
 
 _MOST_PATCHES = 1 << 18      # 8192x8192; a server of its own takes fewer
-# What Pillow raises for bytes that are no image, and for a header of far too many pixels.
-_NO_IMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error,
-             zlib.error)
+# What Pillow raises for a header of far too many pixels.
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 FINISH_REASONS = ('stop', 'length', 'abort')
@@ -153,7 +150,7 @@ def encode_image(image: np.ndarray) -> str:
 
 
 def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
-  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3].
+  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `stills.rgb` reads any mode.
 
   Raises:
     RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32 (nothing is resized here), or
@@ -163,10 +160,10 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')) as picture:
       _check_still(picture, max_patches)
-      return np.asarray(picture.convert('RGB'))
+      return stills.rgb(picture)
   except _BOMB as error:
     raise RequestError(f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller') from error
-  except _NO_IMAGE as error:
+  except stills.FAULTS as error:
     raise RequestError(f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})') from error
 
 

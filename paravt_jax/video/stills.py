@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms
 from paravt_jax.errors import MediaError
 
 # What Pillow raises for files that are no images, or damaged ones.
-FAULTS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError,
+FAULTS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
           struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 _DEEP = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N', 'F')
 _ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
