@@ -72,3 +72,13 @@ def test_a_reply_of_another_shape_is_an_error(broken):
 def test_wrong_sampling_parameters_are_named(params, says):
   with pytest.raises(RequestError, match=says):
     parse_generate({'input_ids': [1], 'sampling_params': params}, 10)
+
+
+@pytest.mark.parametrize('body', [
+  {'input_ids': [10**5000]}, {'input_ids': [1], 'sampling_params': {'temperature': 10**5000}},
+  {'input_ids': [1], 'sampling_params': {'max_new_tokens': -10**5000}}, {'input_ids': [1], 'sampling_params': {'logit_bias': {'5': 10**5000}}},
+  {'input_ids': [1], 'sampling_params': {'top_p': float('nan')}}, {'input_ids': [1], 'sampling_params': {'temperature': float('inf')}}])
+def test_numbers_that_only_python_can_hold_are_refused_in_a_short_line(body):
+  with pytest.raises(RequestError, match=r'got (?:a number of|nan|inf|.*a number of)') as caught:
+    parse_generate(body, 10)
+  assert len(str(caught.value)) < 200
