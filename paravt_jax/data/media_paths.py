@@ -33,7 +33,7 @@ _JSON_CHARACTER = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a
 def resolve(value: str, root: str | os.PathLike) -> str:
   """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://` URI or path inside it.
 
-  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, percent-encoded. Of those the first that is a file
+  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`, percent-encoded. Of those the first that is a file
   is taken, the literal name before the decoded one, and the literal one where neither is. Nothing else is looked for on the disk.
   Symbolic links below the root are the owner's business and are followed later.
 
