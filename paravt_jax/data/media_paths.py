@@ -33,7 +33,7 @@ _JSON_CHARACTER = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a
 def resolve(value: str, root: str | os.PathLike) -> str:
   """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://` URI or path inside it.
 
-  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, percent-encoded. Of those the first that is a file
+  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`, percent-encoded. Of those the first that is a file
   is taken, the literal name before the decoded one, and the literal one where neither is. Nothing else is looked for on the disk.
   Symbolic links below the root are the owner's business and are followed later.
 
@@ -42,7 +42,7 @@ def resolve(value: str, root: str | os.PathLike) -> str:
       URI that does so once it is decoded, or has `%2f` or `%00`, and is no file as it stands.
   """
   base = os.path.abspath(root)
-  names = _names(value) if isinstance(value, str) and value.startswith('file:') else [value]
+  names = _names(value) if isinstance(value, str) and value[:5].lower() == 'file:' else [value]
   paths, fault = {}, None
   for name in names:
     try:
@@ -59,8 +59,8 @@ def resolve(value: str, root: str | os.PathLike) -> str:
 
 
 def _without_host(value: str) -> str:
-  """`file://localhost/a` and `file:/a` as /a; any other URI as it is."""
-  return re.sub(r'^file:(?://localhost)?(?=/(?!/))', '', value, flags=re.IGNORECASE)
+  """`file://localhost/a`, `file:/a` and `FILE:///a` as /a; any other URI as it is."""
+  return re.sub(r'^file:(?://(?:localhost)?)?(?=/(?!/))', '', value, flags=re.IGNORECASE)
 
 
 def _names(value: str) -> list[str]:
@@ -77,7 +77,7 @@ def _names(value: str) -> list[str]:
 
 def _inside_root(value: str, path: str, base: str) -> str:
   """`path`, which `value` means, as an absolute one inside `base`. Raises DataError."""
-  if not isinstance(path, str) or not path or '\0' in path or '://' in path:
+  if not isinstance(path, str) or not path or '\0' in path or '://' in path or path.startswith('data:'):
     raise DataError(f'media path {value!r}: wanted a path under {base}, or one {_SCHEME} URI inside it; '
                     'materialize the rows again')
   full = os.path.normpath(os.path.join(base, path))

@@ -10,34 +10,45 @@ from collections.abc import Iterator
 
 LETTERS = 'ABCDEFGHIJ'
 
-# A letter's edges are anything but letters and digits, so that (B), $B$ and {B} hold a B.
-_EDGE, _EDGE_AFTER = r"(?<![^\W_])(?<![^\W_]['’])", r"(?![^\W_])(?!['’][^\W_])"
+# A letter's edges are anything but letters and digits, so that (B), $B$ and {B} hold a B. Chinese and Japanese put no space
+# between words: their characters are edges too ("答案是B").
+_CJK = r'\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'
+_WORD = rf'[^\W_{_CJK}]'
+_EDGE, _EDGE_AFTER = rf"(?<!{_WORD})(?<!{_WORD}['’])", rf"(?!{_WORD})(?!['’]{_WORD})"
 _LETTER = rf'{_EDGE}[A-J]{_EDGE_AFTER}'
 _UPPER = re.compile(_LETTER)
 # What follows A or I when they are words: a lower-case word, though not the "or" of "A or B".
-_ARTICLE = re.compile(r'(?:[ \t]+|-)(?!(?:or|and)\W+[A-J](?![^\W_]))[^\W\d_A-Z]')
+_ARTICLE = re.compile(rf'(?:[ \t]+|-)(?!(?:or|and)\W+[A-J](?!{_WORD}))[^\W\d_A-Z{_CJK}]')
 _WHOLE = re.compile(r'\s*([a-j])\s*')
-_BRACKETED = re.compile(r'(?<![^\W_])[(\[{]\s*([a-j])\s*[)\]}]')
-_FIRST = re.compile(r'\s*([a-j])\s*(?:[):]|\.(?![^\W_]))')
+_BRACKETED = re.compile(rf'(?<!{_WORD})[(\[{{（【]\s*([a-j])\s*[)\]}}）】]')
+_FIRST = re.compile(rf'\s*([a-j])\s*(?:[):）：、．]|\.(?!{_WORD}))')
 _EMPHASIS = re.compile(r'[*`]+|(?<![^\W_])_+|_+(?![^\W_])')
-_LEADING = re.compile(r'[\s(\[{"“$\\>#•-]{0,9}([A-J])["”)\]}$]{0,3}[ \t]*(?:(?<=[)\]}])|[):]|\.(?![^\W_])|\n|\Z)')
+_SPACES = re.compile(r'\s+')
+_LEADING = re.compile(
+  rf'[\s(\[{{（【"“$\\>#•-]{{0,9}}([A-J])["”)\]}}）】$]{{0,3}}[ \t]*(?:(?<=[)\]}}）】])|[):：、．]|\.(?!{_WORD})|\n|\Z)')
 
 _OPTIONS = r'(?:options?|choices?|answers?|letters?)'
 _ITEM = rf'[(\["\']{{0,2}}{_LETTER}[)\]"\']{{0,2}}'
-_COMMAS = rf'{_ITEM}(?:\s*(?:,\s*(?:and\b|or\b)?|/|&|\band\b|\bor\b)\s*(?:{_OPTIONS}\s+)?{_ITEM}){{0,9}}'
-_OR = rf'{_ITEM}(?:(?:\s*,\s*{_ITEM}){{0,9}}\s*,?\s*(?:\bor\b|\bnor\b|\band\b|/|&)\s*(?:{_OPTIONS}\s+)?{_ITEM})?'
+_COMMAS = rf'(?>{_ITEM}(?:\s?(?:,(?:\s?(?:and|or)\b)?|/|&|\band\b|\bor\b)\s?(?:{_OPTIONS}\s)?{_ITEM}){{0,9}})'
+_OR = rf'{_ITEM}(?:(?:\s?,\s?{_ITEM}){{0,9}}\s?(?:,\s?)?(?:\bor\b|\bnor\b|\band\b|/|&)\s?(?:{_OPTIONS}\s)?{_ITEM})?'
 
 # Set aside: by the words before a letter, by the name of a group of options, or by what is said of it behind it.
-_NOT = (r"(?:\b(?:not|nor|neither|never|over|(?<!other )than|instead\s+of|unlike|except(?:\s+for)?|excluding|versus|vs\.?|cannot|"
+_NOT = (r"(?:\b(?:not|nor|neither|never|over|(?<!other )than|instead\s+of|as\s+opposed\s+to|unlike(?:ly\s+to)?|except(?:\s+for)?|excluding|"
+        r"versus|vs\.?|cannot|"
         r"eliminat\w{1,4}|rul(?:e|es|ed|ing)\s+out|reject\w{0,3}|discard\w{0,3}|exclud\w{1,3})|n['’]t)")
 _FALSE = (r'(?:not|wrong|incorrect|false|invalid|unsupported|inaccurate|irrelevant|implausible|unlikely|inconsistent|mistaken|'
           r'misleading|eliminated|ruled\s+out|excluded|rejected|discarded|contradicted)\b')
 _VERB = r'(?:is|are|was|were|seems?|looks?|appears?|can|could|must|should|may|might|would|do|does|did|has|have|had)'
 _DENIED = rf"""\s*(?:\([^()\n]{{0,80}}\)\s*)?(?:\b{_VERB}(?:\s+(?:to\s+)?be|\s+both|\s+all|\s+also|\s+\w{{2,12}}ly){{0,2}}\s+{_FALSE}
   |\b(?:is|are|was|were|do|does|did|ca|could|would|has|have)n['’]t\b|\bcannot\b|\bwon['’]t\b|\bcontradicts?\b|\bfails?\b)"""
+# "I don't think the answer is A", "I would not choose A": what is denied there is the verb.
+_DENIED_VERB = (r"(?:(?:think|believe|say|feel)\s+(?:that\s+)?(?:(?:it|this|that|(?:the\s+)?(?:correct\s+|right\s+)?(?:answer|option|choice))"
+                r"\s*(?:is|was|['’]s|(?:would|should|could|can)\s+be)\s+)?|choose\s+|select\s+|pick\s+|go\s+with\s+|opt\s+for\s+)?")
 _SET_ASIDE = (
-  re.compile(rf'{_NOT}\s+(?:(?:be|the|either|any\s+of|quite|necessarily)\s+){{0,3}}(?:(?:other\s+)?{_OPTIONS}\s*)?{_OR}',
-             re.IGNORECASE),
+  re.compile(rf'{_NOT}\s+{_DENIED_VERB}(?:(?:be|the|either|any\s+of|quite|necessarily)\s+){{0,3}}'
+             rf'(?:(?:other\s+)?{_OPTIONS}\s*)?{_OR}', re.IGNORECASE),
+  re.compile(rf'(?:不是|不选|不应选|而非|并非|排除)\s?(?:选项|答案)?\s?{_ITEM}|{_ITEM}\s?(?:选项|项)?\s?是?(?:不正确|不对|错误|错的|不符)'),
+  re.compile(rf'\b(?:option|choice)\s{_ITEM},\s[^,.:;?!\n]{{1,80}},{_DENIED}', re.IGNORECASE | re.VERBOSE),
   re.compile(rf'\b(?:others|(?:other|remaining)\s+(?:options|choices|answers|ones|letters)|'
              rf'(?:wrong|incorrect|false)\s+(?:{_OPTIONS}|ones?))\W{{0,3}}(?:(?:is|are|like|such\s+as)\b\W{{0,3}})?{_COMMAS}',
              re.IGNORECASE),
@@ -50,8 +61,9 @@ _SET_ASIDE = (
 _IS = r"(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)(?![^\W_])"
 _SUBJECT = r"(?:\b(?:I|we|one|let\s+us|so|thus|therefore)|\b(?:I|we)['’](?:d|ll|m|ve|re)|\blet['’]s)"
 _STATEMENT = re.compile(
-  rf"""\b(?:\w{{2,9}}\s+)?(?:answer|choice|selection|option)\b(?:[^.:;?!\n]{{0,60}}?\b{_IS}\s*:?|\s*(?::|=|->|→))
-  |\b(?:final|correct|right|best|my)\s+(?:answer|option|choice)\b
+  rf"""\b(?:\w{{2,9}}\s+)?(?:answer|choice|selection|option)\b(?!\s(?:choices|options)\b)(?:[^.:;?!\n]{{0,60}}?\b{_IS}\s*:?|\s*(?::|=|->|→))
+  |\b(?:final|correct|right|best|my)[ ](?:answer|option|choice)\b
+  |答案(?:应该|应|就)?[是为选]?\s*[:：]?|(?<![不可])(?:选择|应选|选)(?!项)
   |{_SUBJECT}\s+(?:(?:would|will|must|should|have\s+to|can|shall|therefore|also|am|are|have|then)\s+){{0,2}}
    (?:choose|chose|choosing|chosen|select(?:ed|ing)?|pick(?:ed|ing)?|go(?:ing)?\s+with|went\s+with|opt(?:ed|ing)?\s+for|
    conclude|answer|say)\b(?:\s+that)?
@@ -59,11 +71,12 @@ _STATEMENT = re.compile(
 _NAMED = re.compile(
   rf'(?:(?:[^\w.?!]|_){{0,9}}?\b(?i:the|option|choice|letter|answer|text)\b){{0,3}}(?:[^\w.?!]|_){{0,9}}?{_EDGE}([A-J]){_EDGE_AFTER}')
 _CORRECT = re.compile(
-  rf"""(?P<items>{_COMMAS})\s*(?:\([^()\n]{{0,80}}\)\s*)?(?:\b(?:{_IS}|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)|['’]s)
+  rf"""(?P<items>{_COMMAS})\s*(?:\([^()\n]{{0,80}}\)\s*)?(?!\b(?:are|were)\b)(?:\b(?:{_IS}|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)|['’]s)
   \s+(?:(?:the|clearly|definitely|indeed|therefore|thus|also|most|more|only|likely|probably|single|very)\s+){{0,4}}
   (?:correct|right|true|accurate|best|answer|appropriate|plausible|likely)\b(?!\s+about)""", re.VERBOSE)
 _JOINED = re.compile(
-  r'[\s)\]}."\']*(?:,|/|&|-|\b(?:or|and)\b)(?:[\s,(\[{"\']|\bor\b|\band\b|\boptions?\b)*([A-Ja-j])' + _EDGE_AFTER)
+  r'[\s)\]}."\']*(?:,|/|&|-|\+|\(?\b(?:or|and)\b)(?:[\s,(\[{"\'/]|\b(?:or|and|options?|possibly|maybe|perhaps|even)\b)*([A-Ja-j])'
+  + _EDGE_AFTER)
 _MENTION = re.compile(rf'\b(?i:options?|choices?|letters?)(?:\s|[:(\["\']){{1,3}}({_COMMAS})')
 
 
@@ -80,7 +93,8 @@ def chosen_letter(text: str) -> str | None:
   Upper-case letters count as whole words (A and I not before a lower-case word), lower-case ones only as the whole text,
   bracketed, or first before `.`, `)` or `:`. Markdown emphasis is ignored.
   """
-  text = _without_set_aside(_EMPHASIS.sub('', text))
+  text = _SPACES.sub(lambda run: '\n' if '\n' in run[0] else ' ', _EMPHASIS.sub('', text))
+  text = _without_set_aside(text)
   for decide in (_stated, _leading, _mentioned, _bare):
     letters = decide(text)
     if letters:
@@ -99,8 +113,15 @@ def _without_set_aside(text: str) -> str:
 def _stated(text: str) -> set[str]:
   """The letters of the last answer statement; empty without one."""
   found = [named for statement in _STATEMENT.finditer(text) if (named := _named(text, statement))]
-  found += [(match.start('items'), set(_UPPER.findall(match['items']))) for match in _CORRECT.finditer(text)]
+  found += [(match.start('items'), _praised(match['items'])) for match in _CORRECT.finditer(text)]
   return max(found, key=lambda one: one[0])[1] if found else set()
+
+
+def _praised(items: str) -> set[str]:
+  """The letters that one verb calls correct: of "Of A, B and C, B is" the last, of "A or B is" and "A, B is" both."""
+  letters, last = _UPPER.findall(items), items.rpartition(',')[2]
+  listed = len(letters) > 2 and not re.search(r'\b(?:or|and)\b|[/&]', last)
+  return {letters[-1]} if listed else set(letters)
 
 
 def _named(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:

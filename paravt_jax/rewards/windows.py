@@ -6,8 +6,8 @@ import re
 from paravt_jax.chat import toolcalls
 
 _NUMBER = r'[0-9]+(?:\.[0-9]+)?'
-_CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9])?(?:\.[0-9]+)?'
-_END = r'(?![^\W\d_])'                           # a unit ends a word, but 1m10s goes on with a number
+_CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9](?:,[0-9]{3}(?![0-9:]))?)?(?:\.[0-9]+)?'    # subtitles write 00:01:10,500
+_END = r'(?![^\W\d_])(?:\.(?=[\s,\])}]))?'             # a unit ends a word, but 1m10s goes on with a number; "sec." has a dot
 _HOURS, _MINUTES, _SECONDS = rf'h(?:(?:ou)?rs?)?{_END}', rf'm(?:in(?:ute)?s?)?{_END}', rf's(?:ec(?:ond)?s?)?{_END}'
 _UNIT = rf'(?:{_SECONDS}|{_MINUTES}|{_HOURS})'
 _THEN = r'[\s,-]{0,3}(?:and\s{1,3})?'            # between the parts of one time: "1 minute and 10 seconds"
@@ -15,14 +15,16 @@ _BELOW_60 = r'[0-5]?[0-9](?:\.[0-9]+)?'
 _COMPOUND = (rf'{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_MINUTES}(?:{_THEN}{_BELOW_60}\s?{_SECONDS})?'
              rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}')
 _TIME = rf'(?:{_CLOCK}(?:\s*{_UNIT})?|{_COMPOUND}|{_NUMBER}(?:\s*{_UNIT})?)'
-_JOIN = r'\s*(?:[-–—−]+>?|~|→|\b(?:to|until|till|through|and)\b)\s*(?:about\s+)?'
+_ABOUT = r'(?:(?:about|around|approximately|approx\.|roughly|the)\s+)?'
+_JOIN = r'\s*(?:[-–—−]+>?|~|→|\b(?:to|until|till|through|and)\b)\s*' + _ABOUT
 _BRACKET_PAIR = re.compile(rf'[\[({{]\s*({_TIME})(?:\s*,\s*|{_JOIN})({_TIME})\s*[\])}}]', re.IGNORECASE)
 _BEHIND = r'(?![\w%])(?![.:,–—−~-][0-9])'
 _RANGE = re.compile(rf'(?<![\w.–−-])(?<![0-9][:,])({_TIME}){_JOIN}({_TIME}){_BEHIND}', re.IGNORECASE)
-_IS = r'["\']?\s{0,3}(?:is|at|on|from|:|=)?\s{0,3}(?:at\s+|about\s+)?["\']?'
+_IS = rf'["\']?\s{{0,3}}(?:is|at|on|from|:|=|(?<=\s)[-–—](?=\s))?\s{{0,3}}(?:at\s+)?{_ABOUT}["\']?'
 _WORDS = r'(?:[ _-]?(?:time|second|timestamp|s|sec))?'
 _NAMED = re.compile(rf'\b(?:start|begin)(?:s|ning|ing)?{_WORDS}{_IS}({_TIME})(?![\w%.:][0-9])[^0-9]{{0,30}}?'
                     rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}', re.IGNORECASE)
+_MARKUP = re.compile(rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE)    # emphasis, and times as the overview writes them
 _PAIR = re.compile(rf'\s*({_TIME})\s*,\s*({_TIME})\s*', re.IGNORECASE)
 _PART = re.compile(rf'({_NUMBER})\s*({_UNIT})', re.IGNORECASE)
 _FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
@@ -46,6 +48,7 @@ def time_window(text: str) -> tuple[float, float] | None:
   A time is seconds, MM:SS or HH:MM:SS, with or without a unit, or several units in a row ("1 minute 10 seconds"). A range
   joins two times, or names them ("start: 12, end: 20"). None when there is none, or that one does not end after it starts.
   """
+  text = _MARKUP.sub(lambda match: match[1] or '', text)
   ranges = sorted([*_RANGE.finditer(text), *_NAMED.finditer(text)], key=lambda match: match.start())
   united = [match for match in ranges if _unit(match[1]) or _unit(match[2])]
   for found in (list(_BRACKET_PAIR.finditer(text)), united, ranges):
@@ -78,9 +81,9 @@ def _unit(time: str) -> str:
 def _seconds(time: str, unit: str) -> float:
   """Seconds of a clock (its unit says nothing), of a number in `unit`, or of numbers with units in a row."""
   if ':' in time:
-    parts = re.findall(r'[0-9.]+', time)
+    parts = re.findall(r'[0-9.]+', time.replace(',', '.'))
     return sum(float(part) * 60.0**place for place, part in enumerate(reversed(parts)))
-  parts = _PART.findall(time)
+  parts = _PART.findall(time) if _unit(time) else []    # digits without a unit would be searched once for each of them
   if parts:
     return sum(float(number) * _FACTORS[name[0].lower()] for number, name in parts)
   return float(time) * _FACTORS[unit]

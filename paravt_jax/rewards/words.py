@@ -11,13 +11,13 @@ import unicodedata
 
 _ARTICLES = frozenset({'a', 'an', 'the'})
 _KEPT = frozenset('/+#^<>=')                     # stay wherever they stand
-_KEPT_BY_NUMBERS = frozenset('%$')               # other currency signs and the degree sign are no punctuation
+_KEPT_BY_NUMBERS = frozenset('%‰$')              # other currency signs and the degree sign are no punctuation
 _QUOTES = re.compile('["\'`´‘’‚‛“”„‟«»‹›]')
 _DASHES = re.compile('[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]')
 _SUPERSCRIPT = re.compile('[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+')
 _PLAIN = str.maketrans('⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹', '+-0123456789')
 _THOUSANDS = re.compile(r'(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)')
-_DETACHED = re.compile(r'(?<=\d)\s+(?=[%°])')     # "5 %" is 5%
+_DETACHED = re.compile(r'(?<=\d)\s+(?=[%‰°]|[$€£¥₩₹](?!\s*\d))')     # "5 %" is 5%, "5 €" is 5€
 _DETACHED_SIGN = re.compile(r'([$€£¥₩₹])\s+(?=\d)')
 _NUMBER = re.compile(r'([-+]?)([$€£¥₩₹]?)([-+]?)((?:[0-9]+\.?[0-9]*)|(?:\.[0-9]+))([%°$€£¥₩₹]?)')
 _SEPARATORS = re.compile(r'[\s,]+')

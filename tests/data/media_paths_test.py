@@ -162,3 +162,14 @@ def test_the_literal_name_comes_before_the_decoded_one(spaced):
 def test_no_form_of_a_uri_leaves_the_root(spaced, uri):
   with pytest.raises(DataError, match='media path'):
     media_paths.resolve(uri.format(root=str(spaced)), spaced)
+
+
+def test_the_scheme_of_a_uri_is_read_in_either_case(spaced):
+  quoted = str(spaced).replace(' ', '%20')
+  for uri in (f'FILE://{quoted}/selfqa/sp%20ace.mp4', f'File://LOCALHOST{quoted}/selfqa/sp%20ace.mp4'):
+    assert media_paths.resolve(uri, spaced) == f'{spaced}/selfqa/sp ace.mp4'
+
+
+def test_data_uris_are_no_paths(spaced):
+  with pytest.raises(DataError, match='media path'):
+    media_paths.resolve('data:image/png;base64,iVBORw0KGgo=', spaced)

@@ -1,5 +1,7 @@
 """Which letter a text chooses: the kinds of evidence, and what is set aside."""
 
+import time
+
 import pytest
 
 from paravt_jax.rewards.letters import chosen_letter
@@ -43,3 +45,37 @@ def test_a_letter_that_leads_the_text_or_its_last_line_comes_before_other_mentio
 def test_a_mention_as_an_option_comes_before_bare_letters_and_two_mentions_choose_none():
   assert chosen_letter('With vitamin C in mind, option B fits') == 'B'
   assert chosen_letter('With vitamin C in mind, option B and option D fit') is None
+
+
+@pytest.mark.parametrize('said, letter', [
+    ("I don't think the answer is A, so B.", 'B'), ('I would not choose A.', None), ('We should not select (A). (B) fits.', 'B'),
+    ('The answer is unlikely to be A. It is B', 'B'), ('B as opposed to A', 'B'),
+    ('Option A, the red car, is wrong. Option B, the blue car, is right.', 'B')])
+def test_a_denied_choice_and_an_option_with_its_text_between_commas_are_set_aside(said, letter):
+  assert chosen_letter(said) == letter
+
+
+@pytest.mark.parametrize('said', ['The answer is A (or B)', 'the answer is A or possibly B', 'The answer is A and/or B',
+                                  'Answer: A+B', 'A, B is correct'])
+def test_letters_that_are_joined_in_other_ways_choose_none_either(said):
+  assert chosen_letter(said) is None
+
+
+@pytest.mark.parametrize('said, letter', [
+    ('Of the options A, B, C and D, B is correct.', 'B'), ('The answer is D, since both A and B are correct.', 'D'),
+    ('Option A: wrong\nOption B: correct\nOption C: wrong', None)])
+def test_a_list_of_options_before_the_praised_one_is_no_statement_of_its_own(said, letter):
+  assert chosen_letter(said) == letter
+
+
+@pytest.mark.parametrize('said, letter', [
+    ('答案是B', 'B'), ('选择D。', 'D'), ('答案是B，而不是C', 'B'), ('（b）', 'B'), ('B、狗。选项A是猫', 'B'), ('选项 A 是正确的', 'A')])
+def test_chinese_text_around_a_letter_leaves_it_alone(said, letter):
+  assert chosen_letter(said) == letter
+
+
+@pytest.mark.parametrize('piece', ['A, ', 'options A, B, C and ', 'A or ', 'not A' + ' ' * 5000, "don't think the answer is "])
+def test_a_long_hostile_text_takes_linear_time(piece):
+  began = time.process_time()
+  chosen_letter(piece * (100_000 // len(piece)))
+  assert time.process_time() - began < 2.0

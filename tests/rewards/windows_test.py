@@ -1,5 +1,7 @@
 """Times and ranges as models write them, by the specification."""
 
+import time
+
 import pytest
 
 from paravt_jax.rewards.windows import time_window
@@ -32,3 +34,18 @@ def test_a_range_with_a_unit_comes_before_others_and_a_bracketed_pair_before_bot
 
 def test_one_time_is_no_range():
   assert time_window('at 1 minute 10 seconds') is None
+
+
+@pytest.mark.parametrize('said', [
+    '<12.0 seconds> to <20.0 seconds>', '[<12.0 seconds>, <20.0 seconds>]', '00:00:12,000 --> 00:00:20,000', '**12** to **20**',
+    '**Start:** 12\n**End:** 20', '12 sec. to 20 sec.', '[12 sec., 20 sec.]', 'from around 12 to approximately 20 seconds',
+    'starts around 12 seconds and ends at about 20 seconds', 'Start - 12\nEnd - 20'])
+def test_times_are_read_as_the_overview_subtitles_and_markdown_write_them(said):
+  assert time_window(said) == (12, 20)
+
+
+@pytest.mark.parametrize('said', ['1' * 100_000 + ' to ' + '2' * 100_000, 'start: 1' + '0' * 100_000 + ' end: 2'])
+def test_a_run_of_digits_takes_linear_time(said):
+  began = time.process_time()
+  assert time_window(said) is None
+  assert time.process_time() - began < 2.0

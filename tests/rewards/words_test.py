@@ -25,3 +25,8 @@ def test_a_comma_or_hyphen_separates_words_and_articles_go_where_something_is_le
   assert normalise('The well-known, red C++ of an A/B') == ['well', 'known', 'red', 'c++', 'of', 'a/b']
   assert normalise('the a') == ['the', 'a']
   assert normalise('covid-19') == ['covid-19']
+
+
+def test_a_currency_sign_behind_its_number_holds_across_a_space_and_per_mille_is_a_unit():
+  assert normalise('5 €') == normalise('5€') == ['5€']
+  assert normalise('5‰') != normalise('5')
