@@ -86,6 +86,8 @@ def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOpt
     roles.append(role)
   if not messages or roles[-1] != 'assistant' or 'user' not in roles:
     raise Broken(f'messages: got roles {roles}, wanted a user and, last, an assistant')
+  if not any(message.trained for message in messages if message.role == 'assistant'):
+    raise Broken('messages: every assistant turn is masked, wanted one to train on', 'loss')
   return Conversation(name, tuple(messages))
 
 

@@ -26,6 +26,7 @@ _NAMED = re.compile(rf'\b(?:start|begin)(?:s|ning|ing)?{_WORDS}{_IS}({_TIME})(?!
                     rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}', re.IGNORECASE)
 _MARKUP = re.compile(rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE)    # emphasis, and times as the overview writes them
 _PAIR = re.compile(rf'\s*({_TIME})\s*,\s*({_TIME})\s*', re.IGNORECASE)
+_HALF = re.compile(rf'{_NUMBER}\s?(?:{_HOURS}|{_MINUTES})[\s,]{{0,3}}\Z', re.IGNORECASE)
 _PART = re.compile(rf'({_NUMBER})\s*({_UNIT})', re.IGNORECASE)
 _FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
 
@@ -49,12 +50,18 @@ def time_window(text: str) -> tuple[float, float] | None:
   joins two times, or names them ("start: 12, end: 20"). None when there is none, or that one does not end after it starts.
   """
   text = _MARKUP.sub(lambda match: match[1] or '', text)
-  ranges = sorted([*_RANGE.finditer(text), *_NAMED.finditer(text)], key=lambda match: match.start())
+  found = [*(match for match in _RANGE.finditer(text) if not _is_cut(text, match)), *_NAMED.finditer(text)]
+  ranges = sorted(found, key=lambda match: match.start())
   united = [match for match in ranges if _unit(match[1]) or _unit(match[2])]
-  for found in (list(_BRACKET_PAIR.finditer(text)), united, ranges):
-    if found:
-      return _window(found[-1])
+  for kind in (list(_BRACKET_PAIR.finditer(text)), united, ranges):
+    if kind:
+      return _window(kind[-1])
   return None
+
+
+def _is_cut(text: str, match: re.Match[str]) -> bool:
+  """Whether a range begins inside a time that is none, as "1 minute 90 seconds"."""
+  return bool(_unit(match[1])) and _HALF.search(text, max(0, match.start() - 24), match.start()) is not None
 
 
 def _gold_window(gold: str | tuple[float, float] | list[float]) -> tuple[float, float] | None:

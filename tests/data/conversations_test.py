@@ -134,6 +134,11 @@ def test_a_masked_turn_is_kept_and_not_trained_on(tmp_path, mask):
   assert [message.trained for message in found.messages] == [True, False, True, True]
 
 
+def test_a_row_whose_every_turn_is_masked_is_broken(tmp_path):
+  with pytest.raises(DataError, match='every assistant turn is masked'):
+    _conversations(tmp_path, json.dumps([USER, DONE | {'loss': False}]))
+
+
 @pytest.mark.parametrize('content', [[{'type': 'video', 'video': 'selfqa/a.mp4', 'nframes': 4}, {'type': 'text', 'text': 'What?'}],
                                      [{'type': 'video_url', 'video_url': {'url': 'selfqa/a.mp4', 'nframes': 4}, 'text': None},
                                       {'type': 'text', 'text': 'What?'}]])

@@ -32,6 +32,11 @@ def test_a_range_with_a_unit_comes_before_others_and_a_bracketed_pair_before_bot
   assert time_window('[1, 2], which is 1m1s to 1m2s') == (1, 2)
 
 
+def test_a_time_with_more_than_59_seconds_beside_its_minutes_is_malformed():
+  assert time_window('1 minute 90 seconds to 3 minutes') is None
+  assert time_window('after 1 minute, 10 to 20') == (10, 20)
+
+
 def test_one_time_is_no_range():
   assert time_window('at 1 minute 10 seconds') is None
 
