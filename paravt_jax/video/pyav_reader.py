@@ -81,7 +81,7 @@ class PyavReader:
   def _measure(self):
     """Sets info, the start and the survey: from an index, or by reading all packets once."""
     container, stream = self._container, self._stream
-    kind = container.format.name
+    kind, told = container.format.name, stream.start_time  # reading packets may change the latter
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
     may_index = is_mov and not fragmented
@@ -105,7 +105,7 @@ class PyavReader:
     if self._survey.ordered:
       self._start = self._survey.ordered[0]
     else:
-      self._start = first if stream.start_time is None else max(first, stream.start_time)
+      self._start = first if told is None else max(first, told)
     if fragmented and cut:
       raise media.broken(
         self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s'

@@ -89,6 +89,8 @@ def index_stamps(stream: av.VideoStream) -> list[int] | None:
   if len(stamps) < 2 or any(a > b for a, b in itertools.pairwise(stamps)):
     return None
   length = stream.duration * base
+  if (stream.container.duration or 0) / 1e6 - length > slack(length):
+    return None  # the last frame may be shown for long: only its packet's time tells
   covered = (stamps[-1] - stamps[0]) * base
   return stamps if length - covered <= WHOLE + length / len(stamps) else None
 
@@ -250,7 +252,7 @@ def _claimed_end(
   if not container.duration or not any(word in container.format.name for word in _CLAIMING):
     return end
   claimed = container.duration / 1e6
-  if 'matroska' not in container.format.name:  # whose duration may count from zero
+  if container.format.name not in ('matroska,webm', 'flv'):  # their durations count from zero
     claimed += max(0, container.start_time or 0) / 1e6
   reached = max(end * base, others)
   allowed = max(slack(claimed), 1.5 * interval * base)
@@ -297,7 +299,9 @@ def _parts(rows: list[Row], base: float, leaps: bool, tick: int) -> tuple[tuple[
     if dts is None:
       continue
     gap = 0.0 if last is None else (dts - last) * base
-    if gap < -_RESTART or (leaps and gap > _LEAP):
+    # a leap with nothing else that tells of a joint is an image that stays
+    is_joint = rows[i].is_key and any(row.is_marked for row in rows[max(0, i - 2) : i])
+    if gap < -_RESTART or (leaps and gap > _LEAP and is_joint):
       starts.append(i)
     last = dts
   parts, end = [], None

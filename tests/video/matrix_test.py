@@ -283,3 +283,29 @@ def test_frames_that_refer_to_a_damaged_one_are_errors(folder, container):
   outcomes = _outcomes(path, _plain_decode(whole))
   assert outcomes[:12] == [True] * 12 and outcomes[24:] == [True] * 24
   assert 'decode' in outcomes and set(outcomes) == {True, 'decode'}
+
+
+@pytest.mark.parametrize('container', ['mp4', 'mov', 'mkv', 'ts', 'flv'])
+def test_images_that_stay_for_long_keep_their_times(folder, container):
+  """The first one stays for 20 s; the last one comes 20 s after the one before it."""
+  format, _ = {'flv': ('flv', {})}.get(container) or CONTAINERS[container]
+  path = films.write(
+    folder / f'stay.{container}', 'libx264', 30, format=format, options=films.B_FRAMES['libx264'],
+    pts=lambda i: 0 if i == 0 else 480 + i + (480 if i == 29 else 0),
+  )  # fmt: skip
+  shown = [time for time, _ in _check(path)]
+  assert shown[1] - shown[0] == pytest.approx(481 / 24, abs=2e-3)
+  info = PyavReader(str(path)).info
+  assert (info.num_frames, info.duration) == (30, pytest.approx(shown[-1], abs=0.2))
+
+
+def test_a_start_that_the_demuxer_guesses_while_it_reads_is_not_believed(folder):
+  """In mkv it guesses decoding times, and of ten seconds a frame a start that is too late."""
+  path = films.write(
+    folder / 'rare.mkv', 'libx264', 8, options={'preset': 'veryfast', 'bf': '3'},
+    pts=lambda i: 240 * i,
+  )  # fmt: skip
+  reader = PyavReader(str(path))
+  times = [time for _, time, _ in reader.read([0.0, 15.0, 71.0])]
+  assert times == pytest.approx([0, 10, 70], abs=2e-3)
+  assert (reader.info.num_frames, reader.info.duration) == (8, pytest.approx(80, abs=10))
