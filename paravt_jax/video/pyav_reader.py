@@ -95,6 +95,8 @@ class PyavReader:
       self._survey = survey.by_index(self.path, stream, stamps, packets)
       while self._first is None and next(packets, None) is not None:
         continue
+      if stream.codec_context.has_b_frames and not cut:
+        self._survey = survey.with_tail(self._survey, self._tail(stamps[-1]))
     else:
       found = survey.collect(self._finding_first(container.demux()), stream)
     if self._first is None:
@@ -117,6 +119,14 @@ class PyavReader:
     self.info = VideoInfo(
       duration, self._survey.count / duration, self._survey.count, width, height
     )
+
+  def _tail(self, time: int) -> Iterator[av.Packet]:
+    """The packets from the last key frame on; none where a seek does not get there."""
+    try:
+      self._container.seek(time, stream=self._stream, backward=True)
+      yield from self._packets()
+    except av.FFmpegError:
+      return
 
   def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     """The packets, decoded on the way until a frame comes out.

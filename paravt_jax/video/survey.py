@@ -111,6 +111,18 @@ def by_index(
   return Survey(len(stamps), end, end, interval, (), ((0, 0),), (), complete, ())
 
 
+def with_tail(found: Survey, packets: Iterator[av.Packet]) -> Survey:
+  """The survey with the end that the last packets tell, where it is later than the index says.
+
+  An index holds decoding times: a last frame that comes late is not seen in them.
+  """
+  shown = [p for p in packets if p.size and p.pts is not None and not p.is_discard]
+  end = max((p.pts + (p.duration or 0) for p in shown), default=found.end)
+  if end - found.end <= 2 * found.interval:
+    return found
+  return dataclasses.replace(found, end=end, claimed_end=end)
+
+
 class Row(NamedTuple):
   """One packet in short. Times are ticks, None where the container does not tell them."""
 

@@ -309,3 +309,18 @@ def test_a_start_that_the_demuxer_guesses_while_it_reads_is_not_believed(folder)
   times = [time for _, time, _ in reader.read([0.0, 15.0, 71.0])]
   assert times == pytest.approx([0, 10, 70], abs=2e-3)
   assert (reader.info.num_frames, reader.info.duration) == (8, pytest.approx(80, abs=10))
+
+
+@pytest.mark.parametrize('container', ['mp4', 'mov'])
+def test_a_last_frame_that_comes_late_is_seen_behind_an_index(folder, container):
+  """The index and the header of mp4 hold decoding times, which B-frames put two frames earlier."""
+  path = films.write(
+    folder / f'late.{container}', 'libx264', 30, options={'preset': 'medium', 'bf': '3'},
+    pts=lambda i: i if i < 29 else 480,
+  )  # fmt: skip
+  info = PyavReader(str(path)).info
+  assert (info.num_frames, info.duration) == (30, pytest.approx(20, abs=0.1))
+  shown = [time for time, _ in _check(path)]
+  assert [time for _, time, _ in PyavReader(str(path)).read([10.0, 20.02])] == pytest.approx(
+    [shown[28], 20], abs=1e-3
+  )
