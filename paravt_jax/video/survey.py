@@ -116,8 +116,9 @@ def with_tail(found: Survey, packets: Iterator[av.Packet]) -> Survey:
 
   An index holds decoding times: a last frame that comes late is not seen in them.
   """
-  shown = [p for p in packets if p.size and p.pts is not None and not p.is_discard]
-  end = max((p.pts + (p.duration or 0) for p in shown), default=found.end)
+  shown = [p.pts for p in packets if p.size and p.pts is not None and not p.is_discard]
+  # a last packet's own length may be that of a gap before it
+  end = max(shown, default=0) + round(found.interval)
   if end - found.end <= 2 * found.interval:
     return found
   return dataclasses.replace(found, end=end, claimed_end=end)

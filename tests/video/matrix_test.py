@@ -285,13 +285,14 @@ def test_frames_that_refer_to_a_damaged_one_are_errors(folder, container):
   assert 'decode' in outcomes and set(outcomes) == {True, 'decode'}
 
 
+@pytest.mark.parametrize('late', [0, 480])
 @pytest.mark.parametrize('container', ['mp4', 'mov', 'mkv', 'ts', 'flv'])
-def test_images_that_stay_for_long_keep_their_times(folder, container):
-  """The first one stays for 20 s; the last one comes 20 s after the one before it."""
+def test_images_that_stay_for_long_keep_their_times(folder, container, late):
+  """The first one stays for 20 s; the last one comes at once, or 20 s later."""
   format, _ = {'flv': ('flv', {})}.get(container) or CONTAINERS[container]
   path = films.write(
-    folder / f'stay.{container}', 'libx264', 30, format=format, options=films.B_FRAMES['libx264'],
-    pts=lambda i: 0 if i == 0 else 480 + i + (480 if i == 29 else 0),
+    folder / f'stay{late}.{container}', 'libx264', 30, format=format, options=films.B_FRAMES['libx264'],
+    pts=lambda i: 0 if i == 0 else 480 + i + (late if i == 29 else 0),
   )  # fmt: skip
   shown = [time for time, _ in _check(path)]
   assert shown[1] - shown[0] == pytest.approx(481 / 24, abs=2e-3)
