@@ -39,8 +39,11 @@ def whole_name(path: pathlib.Path) -> str:
 
 
 def groups(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, ...]]:
-  """The archives among some files, each with its parts in order, by name. Gaps: see `gap`."""
-  paths = list(paths)
+  """The archives among some files, each with its parts in order, by name. Gaps: see `gap`.
+
+  What macOS leaves beside one (`._a.tar`) is none.
+  """
+  paths = [path for path in paths if not path.name.startswith('._')]
   names = {(path.parent, path.name.lower()) for path in paths}
   found: list[tuple[pathlib.Path, ...]] = []
   parts: dict[tuple, list[pathlib.Path]] = collections.defaultdict(list)

@@ -62,6 +62,8 @@ def found(paths: Iterable[pathlib.Path], groups: Sequence[tuple[pathlib.Path, ..
   lines = {}
   for path in paths:
     what, way_out = '', _BY_HAND
+    if path.name.startswith('._'):
+      continue  # left by macOS beside the file itself
     if path in disks:
       what, way_out = _NAMES[1][1:]
     elif path in first:

@@ -7,6 +7,7 @@ pairs throughout (most subtitles that are no Unicode are Chinese or Western), el
 
 import codecs
 import collections
+import contextlib
 import dataclasses
 import html
 import pathlib
@@ -81,16 +82,20 @@ def decoded(data: bytes) -> tuple[str, str, bool]:
   for mark, encoding in _MARKS:
     if data.startswith(mark):
       text = data[len(mark):].decode(encoding, 'replace')
-      return text, encoding, _LOST in text
+      return text.removesuffix(_LOST), encoding, _LOST in text    # an odd byte at the end
   if b'\0' in data:
     for encoding in _WIDE:
       text = data.decode(encoding, 'replace')
       if _ARROW in text:
-        return text, encoding, _LOST in text
+        return text.removesuffix(_LOST), encoding, _LOST in text
   text = data.decode('utf-8', 'replace')
   lost = text.count(_LOST)
   if not lost:
     return text, 'utf-8', False
+  with contextlib.suppress(UnicodeDecodeError):    # only the last character is cut
+    text = codecs.getincrementaldecoder('utf-8')().decode(data)
+    if not text.isascii():
+      return text, 'utf-8', True
   if sum(char > '\x7f' for char in text) > 10 * lost:    # a few torn characters
     return text, 'utf-8', True
   encoding = 'gb18030' if all(map(_PAIRS.fullmatch, _HIGH.findall(data))) else 'cp1252'

@@ -7,6 +7,7 @@ file's first packet; only what fails even so is called broken.
 """
 
 import bisect
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -27,14 +28,16 @@ _CONTAINERS = (
   'mp3,wav,aac,flac'
 )
 _SEEK_PIXELS = 60_000  # a seek costs about as much as decoding these (15 frames of 64x64)
+_HELD = 32  # frames that a decoder holds back at most to order them
 _ROUNDING = 1e-6  # seconds: forgives float rounding of a time that came from a frame
 
 
 @dataclasses.dataclass(frozen=True)
 class _Damage:
-  """What went wrong while decoding. pts: the first time that it concerns, ticks."""
+  """What went wrong while decoding. Times are ticks."""
 
-  pts: int
+  since: int  # from here on frames may be missing
+  pts: int  # of what failed: a later key frame is whole again
   what: str
   final: bool  # nothing more can come of decoding again
 
@@ -78,7 +81,7 @@ class PyavReader:
   def _measure(self):
     """Sets info, the start and the survey: from an index, or by reading all packets once."""
     container, stream = self._container, self._stream
-    kind = container.format.name
+    kind, told = container.format.name, stream.start_time  # reading packets may change the latter
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
     may_index = is_mov and not fragmented
@@ -89,9 +92,11 @@ class PyavReader:
     self._whole = self._indexed and not cut
     if stamps is not None:
       packets = self._finding_first(container.demux(stream))
-      self._survey = survey.by_index(stream, stamps, packets)
+      self._survey = survey.by_index(self.path, stream, stamps, packets)
       while self._first is None and next(packets, None) is not None:
         continue
+      if stream.codec_context.has_b_frames and not cut:
+        self._survey = survey.with_tail(self._survey, self._tail(stamps[-1]))
     else:
       found = survey.collect(self._finding_first(container.demux()), stream)
     if self._first is None:
@@ -102,7 +107,7 @@ class PyavReader:
     if self._survey.ordered:
       self._start = self._survey.ordered[0]
     else:
-      self._start = first if stream.start_time is None else max(first, stream.start_time)
+      self._start = first if told is None else max(first, told)
     if fragmented and cut:
       raise media.broken(
         self.path, f'the file ends inside a fragment, after {self._seconds(self._survey.end):.3f} s'
@@ -114,6 +119,14 @@ class PyavReader:
     self.info = VideoInfo(
       duration, self._survey.count / duration, self._survey.count, width, height
     )
+
+  def _tail(self, time: int) -> Iterator[av.Packet]:
+    """The packets from the last key frame on; none where a seek does not get there."""
+    try:
+      self._container.seek(time, stream=self._stream, backward=True)
+      yield from self._packets()
+    except av.FFmpegError:
+      return
 
   def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     """The packets, decoded on the way until a frame comes out.
@@ -140,14 +153,25 @@ class PyavReader:
       self._start + math.floor((min(max(t, 0.0), last) + _ROUNDING) / self._base + 1e-3)
       for t in seconds
     ]
-    end = self._survey.end
-    if not self._indexed and targets and (max(targets) - end) * self._base > survey.slack(last):
-      raise media.broken(self.path, self._promise(end))
+    self._check_there(targets)
     try:
       for run in self._runs(targets):
         yield from self._read_run(run, targets)
     except media.FAULTS as error:
       raise media.broken(self.path, f'decoding failed ({media.one_line(error)})') from error
+
+  def _check_there(self, targets: list[int]):
+    """Raises MediaError where the survey tells that a frame is not in the file."""
+    found = self._survey
+    end, reach = min(found.end, found.complete), max(targets, default=self._start)
+    is_behind = (reach - end) * self._base > survey.slack(self.info.duration)
+    if reach >= found.complete or (not self._indexed and is_behind):
+      raise media.broken(self.path, self._promise(end))
+    for since, until in found.holes:
+      if any(since <= target < until for target in targets):
+        behind = f'{self._seconds(min(until, found.end)):.3f} s'
+        text = f'packets are lost or damaged between {self._seconds(since):.3f} s and {behind}'
+        raise media.broken(self.path, text)
 
   def _read_run(
     self, run: list[int], targets: list[int]
@@ -188,13 +212,18 @@ class PyavReader:
           return
         fault = self._overdue(shown, targets[at]) if item.frame is None else None
         fault = fault or shown.fault
-        if fault is None and item.before is not None and item.before.pts <= targets[at]:
+        if fault is None and item.before is not None and self._is_lost(shown, targets[at], item):
           fault = item.before
         yield shown, fault
         at += 1
       if at == len(targets):
         return
       shown = item
+
+  def _is_lost(self, shown: _Frame, target: int, item: _Frame) -> bool:
+    """Whether the frame at the target may be one that damage took, between two that came."""
+    is_after = target >= shown.pts + round(self._survey.interval)
+    return item.before.pts <= target or (is_after and item.before.since <= target)
 
   def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
@@ -205,7 +234,7 @@ class PyavReader:
     allowed = survey.WHOLE if self._whole else survey.slack(self.info.duration)
     if (target - end) * self._base <= allowed:
       return None
-    return _Damage(end, self._promise(end), final=True)
+    return _Damage(end, end, self._promise(end), final=True)
 
   def _promise(self, end: float) -> str:
     promised = f'the header promises {self.info.duration:.3f} s'
@@ -299,7 +328,8 @@ class PyavReader:
   ) -> Iterator[_Frame]:
     """Decodes everything, without dropping what the container marks, and goes on after damage."""
     clock = _Clock(self._survey) if from_first else None
-    damage, reached, corrupt = None, None, set()
+    damage, reached = None, None
+    whole: collections.deque[int] = collections.deque(maxlen=_HELD)  # sent before the damage
     # a stream that is marked damaged from its very first frame on shows what it shows
     marks_count = not from_first or not _is_damaged(self._first)
     for packet, error in _each(packets):
@@ -307,8 +337,8 @@ class PyavReader:
       if error is None:
         if packet is not None and clock is not None:
           clock.set(packet)
-        if packet is not None and packet.is_corrupt and packet.pts is not None:
-          corrupt.add(packet.pts)
+        if packet is not None and damage is None and packet.pts is not None:
+          whole.append(packet.pts)
         try:
           frames = stream.codec_context.decode(packet)
         except av.FFmpegError as fault:
@@ -318,17 +348,21 @@ class PyavReader:
         before, fault = damage, None
         if damage is not None and frame.key_frame and pts > damage.pts and not _is_damaged(frame):
           damage = None
-        if damage is not None and pts >= damage.pts:
+        if damage is not None and pts >= damage.since and pts not in whole:
           fault = damage
-        elif (marks_count and _is_damaged(frame)) or pts in corrupt:
-          fault = _Damage(pts, f'the frame at {self._seconds(pts):.3f} s is damaged', final=False)
+        elif marks_count and _is_damaged(frame):
+          text = f'the frame at {self._seconds(pts):.3f} s is damaged'
+          fault = _Damage(pts, pts, text, final=False)
         yield _Frame(pts, frame, fault, before)
         reached = pts
       if error is not None and damage is None and (reached is not None or not from_first):
         time = packet.pts if packet is not None and packet.pts is not None else reached
         time = self._start if time is None else time
         text = f'decoding fails at {self._seconds(time):.3f} s ({media.one_line(error)})'
-        damage = _Damage(time, text, final=False)
+        early = packet.dts if packet is not None and packet.dts is not None else time
+        with contextlib.suppress(ValueError):
+          whole.remove(time)
+        damage = _Damage(min(early, time), time, text, final=False)
     yield _Frame(math.inf, None, None, damage)
 
   def _image(self, frame: av.VideoFrame) -> np.ndarray:

@@ -16,7 +16,7 @@ FAULTS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, At
           struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 _DEEP = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N', 'F')
 _ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
-_BITS_PER_SAMPLE = 258       # a TIFF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262    # a TIFF's tags
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -71,7 +71,10 @@ def _plain(image: Image.Image) -> Image.Image:
   clear = image.info.get('transparency')
   if image.mode in _DEEP:
     values = np.asarray(image)
-    grey = Image.fromarray(_grey(values, _white(image)))
+    levels = _grey(values, _white(image))
+    if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0:    # white is zero; Pillow turns only 8 bits
+      levels = 255 - levels
+    grey = Image.fromarray(levels)
     if not isinstance(clear, int):
       return grey.convert('RGB')
     alpha = np.where(values == clear, 0, 255).astype(np.uint8)

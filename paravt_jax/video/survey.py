@@ -5,8 +5,10 @@ A container's own claims (duration, number of frames) are compared with what is 
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,6 +20,9 @@ _LEAPING = ('mpegts', 'mpeg')
 _CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')
 WHOLE = 1.0  # seconds by which a header may overstate the length of a whole file
 _SAMPLE = 100  # packets of which the frame interval is taken where there is an index
+_RESYNCING = ('matroska', 'flv')  # behind damage, these go on at the next place that makes sense
+_SKIPPED = 100  # bytes between two packets: more than headers take
+_DELAY = 3  # frames that a decoder may hold back to order them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Survey:
     tuple[int, int], ...
   ]  # (first packet, ticks to add), one for each start of the clock
   ordered: tuple[int, ...]  # times of the frames in the order shown, where packets do not tell them
+  complete: float  # of a file that was cut, where its frames are all there; infinite for others
+  holes: tuple[tuple[int, float], ...]  # (from, up to) where packets were lost: wrong frames there
 
 
 def slack(seconds: float) -> float:
@@ -66,6 +73,13 @@ def avi_is_cut(path: str) -> bool:
   return head[:4] == b'RIFF' and int.from_bytes(head[4:], 'little') + 8 > os.path.getsize(path)
 
 
+def index_end(stream: av.VideoStream, path: str) -> float:
+  """Decoding time of the first packet that lies behind the file's end; infinite without one."""
+  size = os.path.getsize(path)
+  lost = (e.timestamp for e in stream.index_entries if e.pos + e.size > size)
+  return min(lost, default=math.inf)
+
+
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
   """Decoding times of the shown packets by the index; None where it covers too little."""
   entries, base = stream.index_entries, float(stream.time_base)
@@ -75,11 +89,15 @@ def index_stamps(stream: av.VideoStream) -> list[int] | None:
   if len(stamps) < 2 or any(a > b for a, b in itertools.pairwise(stamps)):
     return None
   length = stream.duration * base
+  if (stream.container.duration or 0) / 1e6 - length > slack(length):
+    return None  # the last frame may be shown for long: only its packet's time tells
   covered = (stamps[-1] - stamps[0]) * base
   return stamps if length - covered <= WHOLE + length / len(stamps) else None
 
 
-def by_index(stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Packet]) -> Survey:
+def by_index(
+  path: str, stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Packet]
+) -> Survey:
   """From the index; the frame interval from the presentation times of the first of `packets`."""
   times = []
   for packet in packets:
@@ -89,28 +107,59 @@ def by_index(stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Pac
       break
   end = stream.start_time + stream.duration
   interval = _interval(times, stream.duration / len(stamps))
-  return Survey(len(stamps), end, end, interval, (), ((0, 0),), ())
+  complete = index_end(stream, path)
+  return Survey(len(stamps), end, end, interval, (), ((0, 0),), (), complete, ())
+
+
+def with_tail(found: Survey, packets: Iterator[av.Packet]) -> Survey:
+  """The survey with the end that the last packets tell, where it is later than the index says.
+
+  An index holds decoding times: a last frame that comes late is not seen in them.
+  """
+  shown = [p.pts for p in packets if p.size and p.pts is not None and not p.is_discard]
+  # a last packet's own length may be that of a gap before it
+  end = max(shown, default=0) + round(found.interval)
+  if end - found.end <= 2 * found.interval:
+    return found
+  return dataclasses.replace(found, end=end, claimed_end=end)
+
+
+class Row(NamedTuple):
+  """One packet in short. Times are ticks, None where the container does not tell them."""
+
+  pts: int | None
+  dts: int | None
+  length: int
+  is_key: bool
+  is_shown: bool
+  is_marked: bool  # as damaged, by the demuxer
+  skipped: int  # bytes of the file between it and the next packet
 
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
   """All packets of a file in short."""
 
-  # (pts, dts, duration, is a key, is shown), in the order stored
-  rows: list[tuple[int | None, int | None, int, bool, bool]]
+  rows: list[Row]  # in the order stored
   others_end: float  # where the packets of the other streams end, seconds
 
 
 def collect(packets: Iterator[av.Packet], stream: av.VideoStream) -> Packets:
   """Reads all that can be demuxed: damage that the demuxer cannot pass ends it."""
-  rows, others, codec = [], 0.0, stream.codec_context.name
+  rows, others, codec, reached = [], 0.0, stream.codec_context.name, None
   try:
     for packet in packets:
       if not packet.size:
         continue
+      if packet.pos is not None and packet.pos >= 0:
+        skipped = 0 if reached is None else packet.pos - reached
+        if rows and skipped > rows[-1].skipped:
+          rows[-1] = rows[-1]._replace(skipped=skipped)
+        reached = packet.pos + packet.size
       if packet.stream_index == stream.index:
         shown = not packet.is_discard and _is_shown(packet, codec)
-        rows.append((packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, shown))
+        times = packet.pts, packet.dts, packet.duration or 0
+        rows.append(Row(*times, packet.is_keyframe, shown, packet.is_corrupt, 0))
       elif packet.pts is not None:
         others = max(others, float((packet.pts + (packet.duration or 0)) * packet.time_base))
   except av.FFmpegError:
@@ -127,42 +176,96 @@ def by_packets(
   tick = max(1, round(1 / float(stream.average_rate or stream.guessed_rate or 25) / base))
   ordered: tuple[int, ...] = ()
   if _times_are_missing(rows) or (name == 'avi' and context.has_b_frames):
-    ordered = _ordered(rows, tick)
+    ordered = _ordered([row for row in rows if row.pts is None or row.pts >= first], tick)
   parts = ((0, 0),) if ordered else _parts(rows, base, name in _LEAPING, tick)
   rows = _shift(rows, parts)
   times = ordered or sorted(
-    {row[0] for row in rows if row[4] and row[0] is not None and row[0] >= first}
+    {row.pts for row in rows if row.is_shown and row.pts is not None and row.pts >= first}
   )
   interval = _interval(times, tick)
   ends = [
-    pts + (length or round(interval))
-    for pts, _, length, _, shown in rows
-    if shown and pts is not None
+    row.pts + (row.length or round(interval))
+    for row in rows
+    if row.is_shown and row.pts is not None
   ]
   end = times[-1] + max(1, round(interval)) if ordered or not ends else max(ends)
   keys = sorted(
-    (row[0], row[0] if row[1] is None else row[1]) for row in rows if row[3] and row[0] is not None
+    (row.pts, row.pts if row.dts is None else row.dts)
+    for row in rows
+    if row.is_key and row.pts is not None
   )
-  claimed = (
-    _claimed_end(container, stream, end, packets.others_end, interval) if len(parts) == 1 else end
+  claimed, complete = end, math.inf
+  if len(parts) == 1:
+    start = ordered[0] if ordered else first
+    claimed = _claimed_end(container, stream, start, end, packets.others_end, interval)
+  if claimed > end:
+    is_mov = name.startswith('mov')  # whose tables list what is lost, and nothing else is
+    complete = index_end(stream, container.name) if is_mov else _complete(rows, ordered, interval)
+  holes = () if ordered else _holes(rows, interval, any(word in name for word in _RESYNCING))
+  return Survey(
+    max(1, len(times)), end, claimed, interval, tuple(keys), parts, ordered, complete, holes
   )
-  return Survey(max(1, len(times)), end, claimed, interval, tuple(keys), parts, ordered)
 
 
-def _claimed_end(container, stream, end: int, others: float, interval: float) -> int:
+def _complete(rows: list[Row], ordered: Sequence[int], interval: float) -> float:
+  """Up to where no frame is missing in a file that was cut: what is lost was decoded later."""
+  if ordered:
+    return ordered[max(0, len(ordered) - 1 - _DELAY)]
+  last = max((row.dts for row in rows if row.dts is not None), default=math.inf)
+  return last + max(1, interval - 1)  # less one tick: both are rounded
+
+
+def _holes(rows: list[Row], interval: float, may_skip: bool) -> tuple[tuple[int, float], ...]:
+  """(from, up to) where packets are lost or damaged: up to the next key frame.
+
+  may_skip: whether bytes that are skipped tell of a loss, where time is missing there too.
+  """
+  usual = float(np.median([row.skipped for row in rows])) if rows else 0.0
+  found, since = [], None
+  for at, row in enumerate(rows):
+    if since is not None and row.is_key and row.pts is not None and row.pts > since:
+      found.append((since, row.pts))
+      since = None
+    if since is not None or row.dts is None or row.pts is None:
+      continue
+    after = rows[at + 1] if at + 1 < len(rows) else None
+    if after is None:
+      since = row.pts if row.is_marked else None
+    elif row.is_marked and not _is_joint(rows[at : at + 3], interval):
+      since = row.dts
+    elif may_skip and after.dts is not None and row.skipped > max(_SKIPPED, 10 * usual):
+      since = row.dts if after.dts - row.dts > 1.5 * interval else None
+  return (*found, *([] if since is None else [(since, math.inf)]))
+
+
+def _is_joint(rows: list[Row], interval: float) -> bool:
+  """Whether a marked packet, the first one, is whole: where two streams were joined.
+
+  There the mark falls on one of the last two packets before a key frame, and no time is missing.
+  """
+  first, *others = rows
+  for steps, row in enumerate(others, 1):
+    if row.is_key:
+      return row.dts is not None and row.dts - first.dts <= (steps + 0.5) * interval
+  return False
+
+
+def _claimed_end(
+  container, stream, start: int, end: int, others: float, interval: float
+) -> int:
   """The end by the header, where no packet of any stream reaches it; else the stream's own."""
   base = float(stream.time_base)
   # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames
   if (
     container.format.name == 'avi'
     and avi_is_cut(container.name)
-    and (stream.frames - end) * base > slack(stream.frames * base)
+    and (start + stream.frames - end) * base > slack(stream.frames * base)
   ):
-    return stream.frames
+    return start + stream.frames
   if not container.duration or not any(word in container.format.name for word in _CLAIMING):
     return end
   claimed = container.duration / 1e6
-  if 'matroska' not in container.format.name:  # whose duration may count from zero
+  if container.format.name not in ('matroska,webm', 'flv'):  # their durations count from zero
     claimed += max(0, container.start_time or 0) / 1e6
   reached = max(end * base, others)
   allowed = max(slack(claimed), 1.5 * interval * base)
@@ -190,11 +293,11 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
   return bool(bit(after) or bit(after + 2))
 
 
-def _times_are_missing(rows: list[tuple]) -> bool:
+def _times_are_missing(rows: list[Row]) -> bool:
   return sum(pts is None for pts, *_ in rows) * 2 > len(rows)
 
 
-def _ordered(rows: list[tuple], tick: int) -> tuple[int, ...]:
+def _ordered(rows: list[Row], tick: int) -> tuple[int, ...]:
   """Each frame that comes out of the decoder gets the next time."""
   times = [dts if pts is None else pts for pts, dts, *_ in rows]
   if None in times or len(set(times)) < len(times):
@@ -202,14 +305,16 @@ def _ordered(rows: list[tuple], tick: int) -> tuple[int, ...]:
   return tuple(sorted(times))
 
 
-def _parts(rows: list[tuple], base: float, leaps: bool, tick: int) -> tuple[tuple[int, int], ...]:
+def _parts(rows: list[Row], base: float, leaps: bool, tick: int) -> tuple[tuple[int, int], ...]:
   """Where the clock restarts, and what to add there so that the second part follows the first."""
   starts, last = [0], None
   for i, (_, dts, *_) in enumerate(rows):
     if dts is None:
       continue
     gap = 0.0 if last is None else (dts - last) * base
-    if gap < -_RESTART or (leaps and gap > _LEAP):
+    # a leap with nothing else that tells of a joint is an image that stays
+    is_joint = rows[i].is_key and any(row.is_marked for row in rows[max(0, i - 2) : i])
+    if gap < -_RESTART or (leaps and gap > _LEAP and is_joint):
       starts.append(i)
     last = dts
   parts, end = [], None
@@ -223,12 +328,16 @@ def _parts(rows: list[tuple], base: float, leaps: bool, tick: int) -> tuple[tupl
   return tuple(parts) or ((0, 0),)
 
 
-def _shift(rows: list[tuple], parts: Sequence[tuple[int, int]]) -> list[tuple]:
-  """The rows with their presentation times on one clock."""
+def _shift(rows: list[Row], parts: Sequence[tuple[int, int]]) -> list[Row]:
+  """The rows with their times on one clock."""
   if len(parts) == 1:
     return rows
   starts = np.asarray([start for start, _ in parts])
   shifts = [
     parts[max(0, k)][1] for k in np.searchsorted(starts, np.arange(len(rows)), side='right') - 1
   ]
-  return [(pts if pts is None else pts + shift, *rest) for (pts, *rest), shift in zip(rows, shifts)]
+  moved = lambda time, shift: None if time is None else time + shift
+  return [
+    row._replace(pts=moved(row.pts, shift), dts=moved(row.dts, shift))
+    for row, shift in zip(rows, shifts)
+  ]

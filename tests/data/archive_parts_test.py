@@ -91,3 +91,7 @@ def test_joined_files_read_seek_and_give_bytes_from_anywhere_as_one(tmp_path):
       file.seek(-11, 2)
   with pytest.raises(FileNotFoundError):
     Joined([tmp_path / 'a', tmp_path / 'no'])
+
+
+def test_what_macos_leaves_beside_an_archive_is_no_archive():
+  assert groups([pathlib.Path('d/._a.tar'), pathlib.Path('d/a.tar')]) == [(pathlib.Path('d/a.tar'),)]

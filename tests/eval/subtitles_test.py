@@ -111,3 +111,13 @@ def test_people_are_told_of_guesses_and_of_files_that_gave_nothing():
   assert subtitles.told(['shown', 'none']) == ''
   assert subtitles.told(['shown', 'shown, read as cp1252', 'shown, read as gb18030', 'shown, read as cp1252', 'unreadable']) == (
     'subtitle files: 3 are no clean Unicode and were read as cp1252 (2), gb18030 (1); 1 give no cue, and their questions are errors')
+
+
+def test_a_file_that_ends_inside_a_character_keeps_its_encoding():
+  cut = f'1\n{ONE}\nCafé\n\n2\n{TWO}\né'.encode()[:-1]
+  text, encoding, guessed = decoded(cut)
+  assert (encoding, guessed) == ('utf-8', True)
+  assert subtitle_lines(text) == ['1.0 --> 2.5 Café']
+  for encoding in ('utf-16', 'utf-16-be'):    # a stray byte behind whole ones
+    text, _, _ = decoded(f'1\n{ONE}\nhi\n\n2\n{TWO}\nyou'.encode(encoding) + b'\n')
+    assert subtitle_lines(text) == BOTH

@@ -83,6 +83,20 @@ def _check(path: pathlib.Path, turn=lambda image: image) -> list[tuple[float, np
   return shown
 
 
+def _outcomes(path: pathlib.Path, right: list[tuple[float, np.ndarray]]) -> list[bool | str]:
+  """For each frame of the whole file, asked of a fresh reader: is it right, or the error's reason."""
+  outcomes: list[bool | str] = []
+  for seconds, image in right:
+    reader = PyavReader(str(path))
+    try:
+      ((_, _, got),) = reader.read([seconds + 1e-3])
+      outcomes.append(bool((got == image).all()))
+    except MediaError as error:
+      outcomes.append(error.reason)
+    reader.close()
+  return outcomes
+
+
 @pytest.mark.parametrize(('codec', 'container'), PAIRS)
 def test_plain_files(folder, codec, container):
   path = _made(folder, codec, container, 'plain')
@@ -153,6 +167,10 @@ def test_half_a_download_is_refused_or_keeps_the_length_it_claims(folder, codec,
   with pytest.raises(MediaError, match=r' s') as error:
     list(reader.read([0.2, 1.9]))
   assert error.value.reason == 'decode' and 'fetch it again' not in str(error.value)
+  # up to the break all is right, and from there on all is an error, also close behind it
+  outcomes = _outcomes(path, _plain_decode(folder / f'front-{path.name}'))
+  refused = outcomes.index('decode')
+  assert refused > 4 and set(outcomes[:refused]) == {True} and set(outcomes[refused:]) == {'decode'}
 
 
 @pytest.mark.parametrize('codec', ['libx264', 'libx265', 'mpeg4'])
@@ -172,6 +190,22 @@ def test_two_transport_streams_in_a_row_follow_each_other(folder, codec, offset)
     for i, time, image in reader.read(asked):
       assert time == pytest.approx(asked[i], abs=0.07)
       np.testing.assert_array_equal(image, right[round(time * 24)])
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'libx265', 'mpeg2video'])
+@pytest.mark.parametrize('offset', ['0', '2.0'])
+def test_no_frame_beside_a_joint_of_transport_streams_counts_as_damaged(folder, codec, offset):
+  """The counters of packets break there, so that the demuxer marks a packet before the joint."""
+  options = films.B_FRAMES.get(codec, {'bf': '2'})
+  first = films.write(folder / f'beside-{codec}.ts', codec, options=options)
+  second = films.write(
+    folder / f'beside2-{codec}{offset}.ts', codec, options=options, offset=60,
+    container_options={'initial_offset': offset},
+  )  # fmt: skip
+  joined = folder / f'besides-{codec}{offset}.ts'
+  joined.write_bytes(first.read_bytes() + second.read_bytes())
+  later = [(2 + seconds, image) for seconds, image in _plain_decode(second)]
+  assert _outcomes(joined, _plain_decode(first) + later) == [True] * 96
 
 
 def test_a_transport_stream_whose_clock_wraps_goes_on(folder):
@@ -207,27 +241,87 @@ def test_joined_streams_of_two_sizes_keep_each_frames_own(folder):
   ]
 
 
-@pytest.mark.parametrize('container', ['ts', 'mkv'])
+@pytest.mark.parametrize('container', ['ts', 'mkv', 'flv'])
 def test_damage_in_the_middle_is_named_with_its_second_and_the_rest_is_read(folder, container):
-  format, _ = CONTAINERS[container]
+  format = {'ts': 'mpegts', 'mkv': 'matroska', 'flv': 'flv'}[container]
   # behind damage, mkv goes on at the next cluster
   options = {'cluster_time_limit': '400'} if container == 'mkv' else {}
   whole = films.write(
     folder / f'whole.{container}', 'libx264', format=format, container_options=options
   )
-  right = dict(_plain_decode(whole))
   data = bytearray(whole.read_bytes())
-  middle = len(data) // 2
-  data[middle : middle + 300] = bytes(300)
+  middle = len(data) * 4 // 10
+  data[middle : middle + 600] = bytes(600)
   path = folder / f'damaged.{container}'
   path.write_bytes(data)
-  outcomes = []
-  for i in range(48):
-    try:
-      ((_, time, image),) = PyavReader(str(path)).read([i / 24 + 0.01])
-      same = min(right, key=lambda t: abs(t - time))
-      outcomes.append(bool((image == right[same]).all()))
-    except MediaError as error:
-      assert error.reason == 'decode' and ' s' in str(error) and 'fetch it again' not in str(error)
-      outcomes.append('decode')
-  assert outcomes[:12] == [True] * 12 and outcomes[-8:] == [True] * 8
+  outcomes = _outcomes(path, _plain_decode(whole))
+  assert outcomes[:12] == [True] * 12 and outcomes[-12:] == [True] * 12
+  if container != 'ts':  # a transport stream may say nothing of what it lost
+    assert 'decode' in outcomes and set(outcomes) == {True, 'decode'}
+    with pytest.raises(MediaError, match=r'lost or damaged between \d\.\d+ s and \d\.\d+ s') as error:
+      list(PyavReader(str(path)).read([outcomes.index('decode') / 24 + 0.01]))
+    assert 'fetch it again' not in str(error.value)
+
+
+@pytest.mark.parametrize('container', ['mp4', 'fragmented'])
+def test_frames_that_refer_to_a_damaged_one_are_errors(folder, container):
+  """B-frames come before the frame that they refer to, and behind it in the file."""
+  format, options = CONTAINERS[container]
+  codec_options = {'preset': 'medium', 'bf': '3', 'b_strategy': '0', 'g': '12'}
+  whole = films.write(
+    folder / f'refer.{container}', 'libx264', format=format, container_options=options,
+    options=codec_options,
+  )  # fmt: skip
+  with av.open(str(whole)) as found:
+    packets = [packet for packet in found.demux(video=0) if packet.size]
+  lost = next(i for i in range(14, 24) if packets[i].pts > packets[i + 1].pts)
+  data = bytearray(whole.read_bytes())
+  at = packets[lost].pos
+  data[at : at + packets[lost].size] = bytes(packets[lost].size)
+  path = folder / f'referred.{container}'
+  path.write_bytes(data)
+  outcomes = _outcomes(path, _plain_decode(whole))
+  assert outcomes[:12] == [True] * 12 and outcomes[24:] == [True] * 24
+  assert 'decode' in outcomes and set(outcomes) == {True, 'decode'}
+
+
+@pytest.mark.parametrize('late', [0, 480])
+@pytest.mark.parametrize('container', ['mp4', 'mov', 'mkv', 'ts', 'flv'])
+def test_images_that_stay_for_long_keep_their_times(folder, container, late):
+  """The first one stays for 20 s; the last one comes at once, or 20 s later."""
+  format, _ = {'flv': ('flv', {})}.get(container) or CONTAINERS[container]
+  path = films.write(
+    folder / f'stay{late}.{container}', 'libx264', 30, format=format, options=films.B_FRAMES['libx264'],
+    pts=lambda i: 0 if i == 0 else 480 + i + (late if i == 29 else 0),
+  )  # fmt: skip
+  shown = [time for time, _ in _check(path)]
+  assert shown[1] - shown[0] == pytest.approx(481 / 24, abs=2e-3)
+  info = PyavReader(str(path)).info
+  assert (info.num_frames, info.duration) == (30, pytest.approx(shown[-1], abs=0.2))
+
+
+def test_a_start_that_the_demuxer_guesses_while_it_reads_is_not_believed(folder):
+  """In mkv it guesses decoding times, and of ten seconds a frame a start that is too late."""
+  path = films.write(
+    folder / 'rare.mkv', 'libx264', 8, options={'preset': 'veryfast', 'bf': '3'},
+    pts=lambda i: 240 * i,
+  )  # fmt: skip
+  reader = PyavReader(str(path))
+  times = [time for _, time, _ in reader.read([0.0, 15.0, 71.0])]
+  assert times == pytest.approx([0, 10, 70], abs=2e-3)
+  assert (reader.info.num_frames, reader.info.duration) == (8, pytest.approx(80, abs=10))
+
+
+@pytest.mark.parametrize('container', ['mp4', 'mov'])
+def test_a_last_frame_that_comes_late_is_seen_behind_an_index(folder, container):
+  """The index and the header of mp4 hold decoding times, which B-frames put two frames earlier."""
+  path = films.write(
+    folder / f'late.{container}', 'libx264', 30, options={'preset': 'medium', 'bf': '3'},
+    pts=lambda i: i if i < 29 else 480,
+  )  # fmt: skip
+  info = PyavReader(str(path)).info
+  assert (info.num_frames, info.duration) == (30, pytest.approx(20, abs=0.1))
+  shown = [time for time, _ in _check(path)]
+  assert [time for _, time, _ in PyavReader(str(path)).read([10.0, 20.02])] == pytest.approx(
+    [shown[28], 20], abs=1e-3
+  )

@@ -162,3 +162,13 @@ def test_what_is_not_there_or_no_image_is_named(tmp_path):
     with pytest.raises(MediaError) as error:
       stills.size(str(path))
     assert error.value.reason == reason
+
+
+def test_a_deep_tiff_whose_white_is_zero_is_not_shown_as_a_negative(tmp_path):
+  path = tmp_path / 'negative.tif'
+  Image.fromarray(np.array([[0, 65535, 16384]], np.uint16)).save(path)
+  black_is_zero, white_is_zero = (struct.pack('<HHIHH', 262, 3, 1, value, 0) for value in (1, 0))
+  data = path.read_bytes()
+  assert data.count(black_is_zero) == 1
+  path.write_bytes(data.replace(black_is_zero, white_is_zero))
+  assert stills.read(str(path))[0, :, 0].tolist() == [255, 0, 191]
