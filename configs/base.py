@@ -1,9 +1,11 @@
-"""What the RL recipes share: the published numbers, and what a scale changes: sizes and placement, never the algorithm.
+"""What the RL recipes share: the published numbers, and what a scale changes: sizes and placement,
+never the algorithm.
 
-A recipe calls `rl(scale)` and sets what its experiment is about. Sections are the library's options dataclasses, field by field.
-Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; rollout servers elsewhere, by URL), and for RL 8b_split
-(one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it starts; run it with CUDA_VISIBLE_DEVICES=0,1,2,3, or
-JAX takes memory on all eight).
+A recipe calls `rl(scale)` and sets what its experiment is about. Sections are the library's options
+dataclasses, field by field. Scales: tiny (any machine, the default), 2b (one 80 GB GPU), 8b (8 x 80
+GB; rollout servers elsewhere, by URL), and for RL 8b_split (one machine of 8 x 80 GB: four for the
+learner, four for SGLang servers that it starts; run it with CUDA_VISIBLE_DEVICES=0,1,2,3, or JAX
+takes memory on all eight).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,10 @@ def rl(scale: str) -> ConfigDict:
     ValueError: `scale` is not one of RL_SCALES.
   """
   if scale not in RL_SCALES:
-    raise ValueError(f'scale {scale!r}: wanted one of {", ".join(RL_SCALES)}, as in --config=configs/para_grpo.py:tiny')
+    raise ValueError(
+      f'scale {scale!r}: wanted one of {", ".join(RL_SCALES)}, as in '
+      '--config=configs/para_grpo.py:tiny'
+    )
   config = _published()
   config.scale = scale
   if scale == 'tiny':
@@ -45,13 +50,15 @@ def _published() -> ConfigDict:
       'name': '',
       'scale': '',
       'seed': 0,
-      # folder '' means runs/<name>_<scale>; a checkpoint every so many steps, 0: only after the last
+      # folder '' means runs/<name>_<scale>; a checkpoint every so many steps, 0: only after the
+      # last
       'run': _run(5),
       # folder: a Hugging Face checkpoint; '' means the cold start below, made if it does not exist
       'model': {'folder': ''},
-      # kind: files (parquet and media that you have) or world (the synthetic corpus). skip_bad_rows: leave broken rows out and list
-      # them, up to max_bad_share of the rows. Of the training rows only these types and sources, () for all; then a seeded
-      # sub-sample of max_rows, 0 for all.
+      # kind: files (parquet and media that you have) or world (the synthetic corpus).
+      # skip_bad_rows: leave broken rows out and list them, up to max_bad_share of the rows. Of the
+      # training rows only these types and sources, () for all; then a seeded sub-sample of
+      # max_rows, 0 for all.
       'data': {
         'kind': 'files',
         'train': (),
@@ -74,7 +81,12 @@ def _published() -> ConfigDict:
       },
       'frames': {'gating': True, 'budgets': (4, 8, 16, 32, 64), 'frames': 64},
       'sampling': {'temperature': 0.7, 'top_p': 1.0, 'top_k': -1, 'context': 32768},
-      'agent': {'think_prefix': '<think>\n', 'max_turns': 3, 'max_parallel': 5, 'max_new_tokens': 2048},
+      'agent': {
+        'think_prefix': '<think>\n',
+        'max_turns': 3,
+        'max_parallel': 5,
+        'max_new_tokens': 2048,
+      },
       'subagent': {
         'rate': 1.0,
         'min_frames': 2,
@@ -99,7 +111,8 @@ def _published() -> ConfigDict:
         'url': '',
         'model': '',
         'api_key': '',
-        'more': '',  # further fields of each request, a JSON object as text; null takes one of ours out
+        # further fields of each request, a JSON object as text; null takes one of ours out
+        'more': '',
         'max_tokens': 256,
         'timeout_s': 60.0,
         'retries': 3,
@@ -115,7 +128,14 @@ def _published() -> ConfigDict:
         'subagent_credit': 'episode',
         'gap_limit': 0.05,
       },
-      'rl': {'clip': 0.2, 'weight_cap': 5.0, 'beta': 0.01, 'kl_limit': 10.0, 'batch_norm': 'std', 'updates_per_batch': 1},
+      'rl': {
+        'clip': 0.2,
+        'weight_cap': 5.0,
+        'beta': 0.01,
+        'kl_limit': 10.0,
+        'batch_norm': 'std',
+        'updates_per_batch': 1,
+      },
       'optimizer': _adamw(2e-6, 'constant', 54),
       'train': {
         'dtype': 'bfloat16',
@@ -131,7 +151,8 @@ def _published() -> ConfigDict:
       },
       'mesh': {'data': 1, 'fsdp': 8, 'tensor': 1},
       'server': servers(),
-      # dtype of published weights; keep: versions on disk; canary_tokens: foretold by the learner with every version
+      # dtype of published weights; keep: versions on disk; canary_tokens: foretold by the learner
+      # with every version
       'publish': {'dtype': 'bfloat16', 'keep': 2, 'canary_tokens': 8},
       'client': {
         'connections': 256,
@@ -141,7 +162,13 @@ def _published() -> ConfigDict:
         'backoff_s': 0.5,
         'image_cache': 4096,
       },
-      'eval': {'questions': 300, 'budgets': (64,), 'concurrent': 64, 'grounding_threshold': 0.5, 'bootstrap': 2000},
+      'eval': {
+        'questions': 300,
+        'budgets': (64,),
+        'concurrent': 64,
+        'grounding_threshold': 0.5,
+        'bootstrap': 2000,
+      },
     }
   )
 
@@ -180,7 +207,9 @@ def _adamw(learning_rate: float, schedule: str, steps: int) -> dict:
 def sft(scale: str) -> ConfigDict:
   """The cold start: the published numbers (spec of ParaVT-SFT), or the tiny scale's. Locked."""
   if scale not in SCALES:
-    raise ValueError(f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/sft.py:tiny')
+    raise ValueError(
+      f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/sft.py:tiny'
+    )
   config = ConfigDict(
     {
       'name': 'sft',
@@ -188,8 +217,9 @@ def sft(scale: str) -> ConfigDict:
       'seed': 0,
       'run': _run(100),
       'model': {'folder': ''},
-      # manifest: a file that names the sources (paravt_jax/data/manifest.py), in place of `train`. cache_folder: rows and lengths, for
-      # the next run ('' for none). max_bad_share: of the draws; above it broken rows (schema, media) end the run
+      # manifest: a file that names the sources (paravt_jax/data/manifest.py), in place of `train`.
+      # cache_folder: rows and lengths, for the next run ('' for none). max_bad_share: of the draws;
+      # above it broken rows (schema, media) end the run
       'data': {
         'kind': 'files',
         'train': (),
@@ -200,9 +230,16 @@ def sft(scale: str) -> ConfigDict:
         'max_bad_share': 0.05,
       },
       # image_max_pixels: of a still image, 1024 tokens
-      'frames': {'rate': 1.0, 'min_frames': 2, 'max_frames': 64, 'image_max_pixels': 1048576, 'think_prefix': '<think>\n'},
-      # (weight, first step, last step or None) by source: its name in the manifest, or that of its file (paravt_sft_<name>.parquet).
-      # Without any weight here or in the manifest sources are drawn in proportion to their rows; else those without have weight 1.
+      'frames': {
+        'rate': 1.0,
+        'min_frames': 2,
+        'max_frames': 64,
+        'image_max_pixels': 1048576,
+        'think_prefix': '<think>\n',
+      },
+      # (weight, first step, last step or None) by source: its name in the manifest, or that of its
+      # file (paravt_sft_<name>.parquet). Without any weight here or in the manifest sources are
+      # drawn in proportion to their rows; else those without have weight 1.
       'sources': {},
       'video': {
         'min_pixels': 1024,
@@ -210,7 +247,8 @@ def sft(scale: str) -> ConfigDict:
         'backend': 'pyav',
         'workers': 8,
         'deadline_s': 30.0,
-        # decoded frames: this much in memory; in cache_folder ('' for none) for the next epoch, at most cache_gb (0: no bound)
+        # decoded frames: this much in memory; in cache_folder ('' for none) for the next epoch, at
+        # most cache_gb (0: no bound)
         'cache_mb': 1024,
         'cache_folder': 'runs/frames',
         'cache_gb': 500,
@@ -244,17 +282,23 @@ def sft(scale: str) -> ConfigDict:
 
 
 def _tiny(config: ConfigDict) -> None:
-  """A fresh machine without accelerator: synthetic world, 1.8M parameters in float32, embedded server, a mesh of one device."""
+  """A fresh machine without accelerator: synthetic world, 1.8M parameters in float32, embedded
+  server, a mesh of one device.
+  """
   config.data.kind = 'world'
   config.cold_start = sft('tiny')
-  config.world = config.cold_start.world  # one object: --config.world.… changes the cold start's world too
+  config.world = (
+    config.cold_start.world
+  )  # one object: --config.world.… changes the cold start's world too
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0, 'cache_mb': 512})
   config.sampling.context = 512
   config.agent.update({'max_new_tokens': 96})
   config.subagent.update({'max_new_tokens': 32, 'summary_tokens': 32, 'deadline_s': 60.0})
   config.rollout.update({'steps': 120, 'staleness': 0, 'gap_limit': 1e-4})
   config.reward.open_ended = 'exact'
-  config.optimizer.update({'name': 'adam', 'learning_rate': 2e-4, 'total_steps': 120, 'weight_decay': 0.0})
+  config.optimizer.update(
+    {'name': 'adam', 'learning_rate': 2e-4, 'total_steps': 120, 'weight_decay': 0.0}
+  )
   config.train.update(
     {
       'dtype': 'float32',
@@ -275,11 +319,15 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _tiny_sft(config: ConfigDict) -> None:
-  """A cold start of a few minutes on two cores, stopped well before it saturates: RL must have something to do."""
+  """A cold start of a few minutes on two cores, stopped well before it saturates: RL must have
+  something to do.
+  """
   config.data.kind = 'world'
   config.world = world()
   config.frames.image_max_pixels = 1024
-  config.batches.update({'refill': False, 'prefetch': 4})  # samples are small beside a row: first fit alone fills rows
+  config.batches.update(
+    {'refill': False, 'prefetch': 4}
+  )  # samples are small beside a row: first fit alone fills rows
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0})
   config.steps = 400
   config.optimizer.update(
@@ -310,7 +358,8 @@ def _tiny_sft(config: ConfigDict) -> None:
   )
   config.mesh.fsdp = 1
   config.run.checkpoint_every = 100
-  # Reading frames comes first and needs short rows; then most of what is left to learn is in the traces.
+  # Reading frames comes first and needs short rows; then most of what is left to learn is in the
+  # traces.
   config.sources = {
     'trace': (7.0, 0, None),
     'trace_mcq': (0.5, 0, None),
@@ -324,7 +373,9 @@ def _tiny_sft(config: ConfigDict) -> None:
 
 
 def world() -> ConfigDict:
-  """The synthetic corpus. Harder: more colours' shapes, longer videos, shorter events, tvg and oe3 in the mix."""
+  """The synthetic corpus. Harder: more colours' shapes, longer videos, shorter events, tvg and oe3
+  in the mix.
+  """
   return ConfigDict(
     {
       'seed': 1,
@@ -347,7 +398,14 @@ def world() -> ConfigDict:
         'clearance': 3,
         'choices': 4,
       },
-      'traces': {'tolerance': 1, 'always_call': 0.5, 'reach': 2, 'grounding_reach': 5, 'recovery': 0.03, 'walk_options': False},
+      'traces': {
+        'tolerance': 1,
+        'always_call': 0.5,
+        'reach': 2,
+        'grounding_reach': 5,
+        'recovery': 0.03,
+        'walk_options': False,
+      },
       'corpus': {
         'videos': 300,
         'heldout_videos': 60,

@@ -1,4 +1,5 @@
-"""What the benches measure and how large. Sizes are the tiny scale's, so that a run takes minutes on two cores.
+"""What the benches measure and how large. Sizes are the tiny scale's, so that a run takes minutes
+on two cores.
 
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout          # a table
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout --json   # one JSON object on stdout
@@ -24,8 +25,9 @@ def get_config() -> ConfigDict:
       'threads': 2,  # cores that every measured program gets, ours and the others
       'model': {'folder': ''},  # a Hugging Face folder; '' is the random tiny model
       'run': {'folder': 'runs/bench'},  # logs of the servers; scratch space of the publish stages
-      # embedded engine against transformers' generate: one batch, in this process; the better of `repeats` turns each. The batch
-      # is what a step of RL asks for: groups of rollouts of one prompt with the largest frame budget, and turns of a call's length
+      # embedded engine against transformers' generate: one batch, in this process; the better of
+      # `repeats` turns each. The batch is what a step of RL asks for: groups of rollouts of one
+      # prompt with the largest frame budget, and turns of a call's length
       'generate': {
         'batch': 32,
         'group': 8,  # rollouts of a prompt
@@ -37,8 +39,17 @@ def get_config() -> ConfigDict:
         'lanes': ((320, 8),) * 4,
         'decode_steps': 8,
       },
-      # embedded against SGLang over HTTP: `turns` x concurrency requests at each concurrency, groups that share a prompt
-      'serve': {'concurrencies': (16, 64), 'turns': 3, 'group': 8, 'frames': 16, 'words': 32, 'new_tokens': 96, 'temperature': 0.7},
+      # embedded against SGLang over HTTP: `turns` x concurrency requests at each concurrency,
+      # groups that share a prompt
+      'serve': {
+        'concurrencies': (16, 64),
+        'turns': 3,
+        'group': 8,
+        'frames': 16,
+        'words': 32,
+        'new_tokens': 96,
+        'temperature': 0.7,
+      },
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
       'publish': {'bytes': 1_000_000_000},
@@ -49,19 +60,37 @@ def get_config() -> ConfigDict:
 
 
 def _data() -> dict:
-  """The suite `data`. What is generated (a clip, archives, rows) stays in run.folder/data for the next time: about 1 GB."""
+  """The suite `data`. What is generated (a clip, archives, rows) stays in run.folder/data for the
+  next time: about 1 GB.
+  """
   return {
-    # the stated mix: frames of a video, tokens of text, and the share of rows that hold an image instead, of so many tokens
-    'mix': {'frames': (1, 64), 'text': (50, 1500), 'image_share': 0.3, 'image_tokens': (64, 1024), 'images': 64},
+    # the stated mix: frames of a video, tokens of text, and the share of rows that hold an image
+    # instead, of so many tokens
+    'mix': {
+      'frames': (1, 64),
+      'text': (50, 1500),
+      'image_share': 0.3,
+      'image_tokens': (64, 1024),
+      'images': 64,
+    },
     'packing': {'rows': 5000, 'batches': 50},
     # grain: of the noise over the picture, in grey levels; it sets the bit rate
     'clip': {'seconds': 150, 'height': 360, 'width': 640, 'fps': 30, 'gop': 250, 'grain': 30},
-    # overviews of the whole clip and windows in it, asked by `threads` workers; the best of `repeats` turns
-    'decode': {'overviews': 2, 'overview_frames': 64, 'windows': 8, 'window_seconds': 10.0, 'window_frames': 16, 'repeats': 2},
+    # overviews of the whole clip and windows in it, asked by `threads` workers; the best of
+    # `repeats` turns
+    'decode': {
+      'overviews': 2,
+      'overview_frames': 64,
+      'windows': 8,
+      'window_seconds': 10.0,
+      'window_frames': 16,
+      'repeats': 2,
+    },
     # bytes of one archive (and of each kind in several), `archives` in all
     'unpack': {'bytes': 128_000_000, 'archives': 4, 'repeats': 3},
     'materialize': {'rows': 50_000, 'frames': (1, 64), 'text': (50, 1500), 'image_share': 0.3},
-    # one device of the 8B recipe and the time it takes for a step: 6 * parameters * tokens / (peak * share), here an H100's
+    # one device of the 8B recipe and the time it takes for a step: 6 * parameters * tokens / (peak
+    # * share), here an H100's
     'step': {'parameters': 8.2e9, 'peak_flops': 989e12, 'share': 0.4},
     'input': {'rows': 400, 'steps': 5, 'stage_rows': 24},
     'sft': _one_device(),

@@ -1,4 +1,5 @@
-"""Evaluation of a checkpoint, offline: one recipe for all benchmarks, the synthetic world among them.
+"""Evaluation of a checkpoint, offline: one recipe for all benchmarks, the synthetic world among
+them.
 
 python -m experiments.eval --config=configs/eval.py --config.model=DIR                            # the world, embedded server
 python -m experiments.eval --config=configs/eval.py:8b --config.model=DIR --config.benchmarks=videomme,charades \\
@@ -7,10 +8,12 @@ python -m experiments.eval --config=configs/eval.py:8b --config.model.url=http:/
   --config.model.tokenizer=DIR --config.benchmarks=mlvu
 python -m experiments.eval --compare RESULTS RESULTS          python -m experiments.eval --merge RESULTS RESULTS ...
 
-Where the files of a benchmark are expected: `paths.<name>`, by default `data.root`/<name on the hub> (or, of Video-MME, LVBench,
-MMVU and charades_sta, its newer name, lmms-eval/...; or as a hub cache calls it, datasets--owner--name), as a download of the whole
-repository lays them out (rows as parquet, json or jsonl; videos extracted, or in their zip and tar archives; `subtitle/` or
-subtitle.zip). Nothing is fetched. What is missing is said in one message, before anything is started.
+Where the files of a benchmark are expected: `paths.<name>`, by default `data.root`/<name on the
+hub> (or, of Video-MME, LVBench, MMVU and charades_sta, its newer name, lmms-eval/...; or as a hub
+cache calls it, datasets--owner--name), as a download of the whole repository lays them out (rows as
+parquet, json or jsonl; videos extracted, or in their zip and tar archives; `subtitle/` or
+subtitle.zip). Nothing is fetched. What is missing is said in one message, before anything is
+started.
 
   videomme, videomme_wsub   lmms-lab/Video-MME                 videomme/*.parquet, videos_chunked_*.zip, subtitle.zip
   longvideobench            longvideobench/LongVideoBench      validation-*.parquet or lvb_val.json, videos.tar.part.*
@@ -19,7 +22,8 @@ subtitle.zip). Nothing is fetched. What is missing is said in one message, befor
   mmvu                      yale-nlp/MMVU                      validation.json, videos/<subject>/<number>.mp4
   charades                  lmms-lab/charades_sta              data/test-*.parquet, Charades_v1_480_part_*.zip
   longvideo_reason          LongVideo-Reason/longvideo-reason  data/test-*.parquet; beside them, or in a folder there, the
-                            videos of another repository: longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos
+                            videos of another repository: longvideo_eval_subset*.tar.gz of
+                            LongVideo-Reason/longvideo_eval_videos
   world                     (made by this project)             nothing: it is written where it is not there
 """
 
@@ -27,12 +31,32 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-BENCHMARKS = ('videomme', 'videomme_wsub', 'longvideobench', 'lvbench', 'mlvu', 'mmvu', 'charades', 'longvideo_reason')
-SHARED = ('seed', 'video', 'sampling', 'agent', 'subagent', 'reward', 'server', 'client')       # as the model is trained
+BENCHMARKS = (
+  'videomme',
+  'videomme_wsub',
+  'longvideobench',
+  'lvbench',
+  'mlvu',
+  'mmvu',
+  'charades',
+  'longvideo_reason',
+)
+SHARED = (
+  'seed',
+  'video',
+  'sampling',
+  'agent',
+  'subagent',
+  'reward',
+  'server',
+  'client',
+)  # as the model is trained
 
 
 def get_config(scale: str = 'tiny') -> ConfigDict:
-  """The recipe at `scale`: what the agent is comes from the RL recipe of that scale, decoding is greedy. Locked."""
+  """The recipe at `scale`: what the agent is comes from the RL recipe of that scale, decoding is
+  greedy. Locked.
+  """
   trained = base.rl(scale)
   config = ConfigDict({name: trained[name] for name in SHARED})
   config.update(
@@ -41,9 +65,10 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       'scale': scale,
       # separated by commas: the names above, world
       'benchmarks': 'world',
-      # one of three: a Hugging Face folder (--config.model=DIR says the same), a run folder of experiments.rl or experiments.sft, or
-      # the address (up to and without /chat/completions) of a server that speaks the OpenAI protocol, its name of the model, and a
-      # folder that holds the tokenizer
+      # one of three: a Hugging Face folder (--config.model=DIR says the same), a run folder of
+      # experiments.rl or experiments.sft, or the address (up to and without /chat/completions) of a
+      # server that speaks the OpenAI protocol, its name of the model, and a folder that holds the
+      # tokenizer
       'model': {'folder': '', 'run': '', 'url': '', 'name': '', 'tokenizer': ''},
       # folder '' means runs/eval_<model>_<fingerprint>
       'run': {'folder': ''},
@@ -51,13 +76,15 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       # root: above the snapshots. cache: for what is unpacked from their archives
       'data': {'root': 'data', 'cache': 'runs/benchmarks'},
       'paths': dict.fromkeys(BENCHMARKS, ''),
-      # name: tools (as trained), raw_crops, no_tools, direct, think, or another agent's. dispatch: parallel or sequential. prompt_file:
-      # of the protocols of other agents
+      # name: tools (as trained), raw_crops, no_tools, direct, think, or another agent's. dispatch:
+      # parallel or sequential. prompt_file: of the protocols of other agents
       'protocol': {'name': 'tools', 'dispatch': 'parallel', 'prompt_file': ''},
-      # budgets: K of each benchmark; the world has its own, and takes the first world_questions held-out tasks. limit: samples of each
-      # benchmark, 0 for all. concurrent: samples in flight. max_error_rate: above it, the command ends with status 1.
-      # skip_missing_videos: do without some videos of a benchmark, whose questions are errors then. Of the page: report_right, it shows
-      # right answers too; report_samples, report_pictures, at most so many on it (the rest is in results.jsonl)
+      # budgets: K of each benchmark; the world has its own, and takes the first world_questions
+      # held-out tasks. limit: samples of each benchmark, 0 for all. concurrent: samples in flight.
+      # max_error_rate: above it, the command ends with status 1. skip_missing_videos: do without
+      # some videos of a benchmark, whose questions are errors then. Of the page: report_right, it
+      # shows right answers too; report_samples, report_pictures, at most so many on it (the rest is
+      # in results.jsonl)
       'eval': {
         'budgets': (64,),
         'world_budgets': (4, 8, 16, 32, 64),
@@ -66,7 +93,8 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'concurrent': 64,
         'max_error_rate': 0.01,
         'skip_missing_videos': False,
-        # servers by server.urls must say so many tokens as the model folder would, foretold on this CPU; 0: they are believed
+        # servers by server.urls must say so many tokens as the model folder would, foretold on this
+        # CPU; 0: they are believed
         'canary_tokens': 8,
         'grounding_threshold': 0.5,  # of the world's tvg questions, as in training's evaluation
         'bootstrap': 2000,
@@ -74,8 +102,8 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'report_samples': 600,
         'report_pictures': 3000,
       },
-      # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it can go on from a turn's pinned
-      # beginning; more: further fields of a request, a JSON object
+      # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it
+      # can go on from a turn's pinned beginning; more: further fields of a request, a JSON object
       'chat': {'quality': 0, 'prefill': True, 'more': ''},
       'chat_server': {
         'api_key': '',
@@ -85,14 +113,22 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'max_backoff_s': 60.0,
         'concurrency': 64,
         'max_reply_bytes': 4_000_000,
-        'max_failures': 20,  # requests in a row that failed after all retries: the run ends, and the same command goes on
+        # requests in a row that failed after all retries: the run ends, and the same command goes
+        # on
+        'max_failures': 20,
       },
-      'train': {'freeze_vision': True},  # the weights stay as they are: a server may keep what it computed of a frame
+      'train': {
+        'freeze_vision': True
+      },  # the weights stay as they are: a server may keep what it computed of a frame
       'world': base.world(),
     }
   )
   config.sampling.temperature = 0.0
-  if scale == 'tiny':  # to whose tokenizer the text of benchmarks is bytes; what fits the lanes of training goes there as before
+  if (
+    scale == 'tiny'
+    # to whose tokenizer the text of benchmarks is bytes; what fits the lanes of training goes there
+    # as before
+  ):
     config.sampling.context = 4096
     config.server.embedded.lanes = (*config.server.embedded.lanes, (4096, 8))
   return config.lock()

@@ -1,4 +1,5 @@
-"""Vanilla GRPO, the baseline: no pinned opening, no answer suffix, no anchor, no gating; the tool reward stays on.
+"""Vanilla GRPO, the baseline: no pinned opening, no answer suffix, no anchor, no gating; the tool
+reward stays on.
 
 python -m experiments.rl --config=configs/grpo.py
 """

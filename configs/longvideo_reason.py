@@ -1,4 +1,5 @@
-"""Reasoning data for one's own long videos: split, caption, merge, ask, parse, rewrite (one resumable pipeline).
+"""Reasoning data for one's own long videos: split, caption, merge, ask, parse, rewrite (one
+resumable pipeline).
 
 python -m experiments.longvideo_reason --config=configs/longvideo_reason.py --config.videos=DIR --config.output=DIR \\
   --config.vision.url=http://HOST:PORT/v1 --config.vision.model=NAME --config.reasoner.url=... --config.reasoner.model=...
@@ -12,8 +13,10 @@ python -m experiments.sft --config=configs/sft.py:8b --config.data.train="('DIR/
 from ml_collections import ConfigDict
 
 CAPTION = (
-  'These frames, each after its time, show one clip of a longer video. Describe in a few sentences what can be seen: people and '
-  'things, what they do and in which order, the place, and any text on the screen. Say only what is visible.'
+  'These frames, each after its time, show one clip of a longer video. Describe in a few '
+  'sentences what can be seen: people and '
+  'things, what they do and in which order, the place, and any text on the screen. Say only '
+  'what is visible.'
 )
 ASK = """Below are notes on a video of {duration} seconds: what is seen from one second to another, in order.
 

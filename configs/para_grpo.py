@@ -1,4 +1,5 @@
-"""PARA-GRPO: GRPO with exploration anchoring (pinned <think>, anchor reward) and frame-budget gating.
+"""PARA-GRPO: GRPO with exploration anchoring (pinned <think>, anchor reward) and frame-budget
+gating.
 
 python -m experiments.rl --config=configs/para_grpo.py            # the tiny scale, on any machine
 python -m experiments.rl --config=configs/para_grpo.py:8b --config.model.folder=DIR --config.data.media_root=DIR \\

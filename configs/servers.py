@@ -1,6 +1,8 @@
-"""Rollout servers of a recipe: which kind, how many, how they are watched, and how each kind is started.
+"""Rollout servers of a recipe: which kind, how many, how they are watched, and how each kind is
+started.
 
-kind: url (servers that run already: server.urls), embedded (ours, JAX) or sglang (real SGLang out of .venv-sglang, see `make sglang`).
+kind: url (servers that run already: server.urls), embedded (ours, JAX) or sglang (real SGLang out
+of .venv-sglang, see `make sglang`).
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,8 @@ def servers() -> ConfigDict:
       'kind': 'url',
       'urls': (),
       'count': 1,  # servers to start (embedded, sglang)
-      'host': '127.0.0.1',  # where started ones listen; another address is for people who know their network
+      # where started ones listen; another address is for people who know their network
+      'host': '127.0.0.1',
       'ports': (),  # one per started server; () takes free ones
       'api_key': '',
       'ready_timeout_s': 900.0,
@@ -21,7 +24,8 @@ def servers() -> ConfigDict:
         'every_s': 5.0,
         'misses': 12,  # pings in a row without an answer before a server counts as dead
         'restarts': 3,  # in a row, without having served in between
-        'memory_mb': 0,  # of a started server's processes; above it, it is drained and restarted; 0: no limit
+        # of a started server's processes; above it, it is drained and restarted; 0: no limit
+        'memory_mb': 0,
         'drain_s': 120.0,
         'tolerance': 0.05,  # nats between canary and learner
       },
@@ -49,9 +53,13 @@ def servers() -> ConfigDict:
         'mem_fraction': 0.8,
         'threads': 8,  # of the CPU, for each of its processes
         'tensor_parallel': 1,
-        'devices': (),  # GPUs, tensor_parallel for each server in turn; () leaves the choice to CUDA_VISIBLE_DEVICES
+        # GPUs, tensor_parallel for each server in turn; () leaves the choice to
+        # CUDA_VISIBLE_DEVICES
+        'devices': (),
         'vision_cache_mb': 1024,  # safe because RL freezes the tower; refused when it does not
-        'staging': '',  # folder for converted weights that the servers see too; '' is memory-backed, on this machine
+        # folder for converted weights that the servers see too; '' is memory-backed, on this
+        # machine
+        'staging': '',
         'extra': (),  # further arguments of sglang.launch_server
       },
     }
@@ -76,6 +84,13 @@ def tiny_servers() -> ConfigDict:
     }
   )
   config.sglang.update(
-    {'device': 'cpu', 'dtype': 'float32', 'max_total_tokens': 32768, 'mem_fraction': 0.2, 'vision_cache_mb': 0, 'threads': 2}
+    {
+      'device': 'cpu',
+      'dtype': 'float32',
+      'max_total_tokens': 32768,
+      'mem_fraction': 0.2,
+      'vision_cache_mb': 0,
+      'threads': 2,
+    }
   )
   return config

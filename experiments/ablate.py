@@ -1,8 +1,9 @@
 """Ablations: `python -m experiments.ablate --config=configs/ablations.py [--config.sets=grpo,para_grpo] [--config.seeds=0,1,2]`.
 
-A grid of named override sets x seeds over one recipe. Each run is a normal run folder, made by experiments.rl in a process of its
-own: what one does wrong stops no other. The same command goes on: finished runs stay, begun ones continue. Ends with a table and a
-page of curves. Exit status: 0 done, 1 some run failed (the others are in the table), 2 wrong input, 130 interrupted.
+A grid of named override sets x seeds over one recipe. Each run is a normal run folder, made by
+experiments.rl in a process of its own: what one does wrong stops no other. The same command goes
+on: finished runs stay, begun ones continue. Ends with a table and a page of curves. Exit status: 0
+done, 1 some run failed (the others are in the table), 2 wrong input, 130 interrupted.
 """
 
 import collections
@@ -52,12 +53,17 @@ def main(config: ConfigDict) -> None:
   slots = deal(config)
   folder = pathlib.Path(config.folder)
   waiting = [cell for cell in cells if not finished(cell)]
-  say(f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to go, {len(slots)} at once')
+  say(
+    f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to '
+    f'go, {len(slots)} at once'
+  )
   with runs.locked(folder, 'folder'):
     prepare(waiting)
     with runs.Interrupts() as interrupts:
       failed = execute(waiting, slots, interrupts)
-  found = ablation.load({name: {c.seed: c.folder for c in cells if c.name == name} for name in names(config)})
+  found = ablation.load(
+    {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(config)}
+  )
   settings = ablation.Settings(
     recipe=config.recipe,
     common=tuple(config.common),
@@ -90,21 +96,44 @@ def names(config: ConfigDict) -> tuple[str, ...]:
 
 
 def grid(config: ConfigDict) -> list[Cell]:
-  """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can be compared. Raises ConfigError."""
+  """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can
+  be compared. Raises ConfigError.
+  """
   require_recipe(config, 'overrides', 'configs/ablations.py')
   file = pathlib.Path(config.recipe.partition(':')[0])
-  require(config.recipe, 'a recipe of experiments.rl, such as configs/para_grpo.py:tiny', file.is_file(), 'recipe')
+  require(
+    config.recipe,
+    'a recipe of experiments.rl, such as configs/para_grpo.py:tiny',
+    file.is_file(),
+    'recipe',
+  )
   seeds = tuple(config.seeds)
-  good = bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds) and len(set(seeds)) == len(seeds)
+  good = (
+    bool(seeds)
+    and all(type(seed) is int and seed >= 0 for seed in seeds)
+    and len(set(seeds)) == len(seeds)
+  )
   require(seeds, 'one or more different seeds, as in --config.seeds=0,1,2', good, 'seeds')
-  require(config.reference, f'one of {", ".join(config.overrides)}', config.reference in config.overrides, 'reference')
+  require(
+    config.reference,
+    f'one of {", ".join(config.overrides)}',
+    config.reference in config.overrides,
+    'reference',
+  )
   for title, sets in config.drawings.items():
-    require(tuple(sets), f'some of {", ".join(config.overrides)}', set(sets) <= set(config.overrides), f'drawings.{title}')
+    require(
+      tuple(sets),
+      f'some of {", ".join(config.overrides)}',
+      set(sets) <= set(config.overrides),
+      f'drawings.{title}',
+    )
   return [cell(config, name, seed) for seed in seeds for name in names(config)]
 
 
 def cell(config: ConfigDict, name: str, seed: int) -> Cell:
-  """One run of the grid. Raises ConfigError naming the set when the recipe does not take its overrides."""
+  """One run of the grid. Raises ConfigError naming the set when the recipe does not take its
+  overrides.
+  """
   folder = pathlib.Path(config.folder) / f'{name}-seed{seed}'
   where = f'--config.overrides.{name}' + (' with --config.common' if config.common else '')
   knobs: dict[str, str] = {}
@@ -113,10 +142,16 @@ def cell(config: ConfigDict, name: str, seed: int) -> Cell:
     if not equals:
       raise ConfigError(f"{where}: got {override!r}, wanted 'some.knob=value'")
     if knob in OWN:
-      raise ConfigError(f'{where}: {knob} is set by the grid, run by run; take it out (--config.seeds and --config.folder are for this)')
+      raise ConfigError(
+        f'{where}: {knob} is set by the grid, run by run; take it out (--config.seeds and '
+        '--config.folder are for this)'
+      )
     knobs[knob] = value
   knobs.update({'seed': str(seed), 'run.folder': str(folder)})
-  arguments = (f'--config={config.recipe}', *(f'--config.{knob}={value}' for knob, value in knobs.items()))
+  arguments = (
+    f'--config={config.recipe}',
+    *(f'--config.{knob}={value}' for knob, value in knobs.items()),
+  )
   try:
     found = resolve(arguments)
     rl.check(found)
@@ -126,7 +161,9 @@ def cell(config: ConfigDict, name: str, seed: int) -> Cell:
 
 
 def resolve(arguments: Sequence[str]) -> ConfigDict:
-  """The recipe that an entry point would get from these arguments, parsed by the same code. Raises ConfigError."""
+  """The recipe that an entry point would get from these arguments, parsed by the same code. Raises
+  ConfigError.
+  """
   values = flags.FlagValues()
   try:
     define(values)
@@ -136,10 +173,17 @@ def resolve(arguments: Sequence[str]) -> ConfigDict:
 
 
 def deal(config: ConfigDict) -> list[list[int]]:
-  """The CPU cores of each job: those of the recipe, or all that this process may use, dealt out in turn. Raises ConfigError."""
+  """The CPU cores of each job: those of the recipe, or all that this process may use, dealt out in
+  turn. Raises ConfigError.
+  """
   may = sorted(os.sched_getaffinity(0))
   cores = list(config.cores) or may
-  require(tuple(config.cores), f'some of the cores that this process may use, {may}', set(cores) <= set(may), 'cores')
+  require(
+    tuple(config.cores),
+    f'some of the cores that this process may use, {may}',
+    set(cores) <= set(may),
+    'cores',
+  )
   require(config.jobs, f'1 to {len(cores)}, a core each', 1 <= config.jobs <= len(cores), 'jobs')
   return [cores[job :: config.jobs] for job in range(config.jobs)]
 
@@ -148,31 +192,49 @@ def deal(config: ConfigDict) -> list[list[int]]:
 
 
 def finished(cell: Cell) -> bool:
-  """Whether the run reached its end. Raises ConfigError when its folder was made with other settings."""
+  """Whether the run reached its end. Raises ConfigError when its folder was made with other
+  settings.
+  """
   file = cell.folder / 'config.json'
-  begun = any((cell.folder / name).exists() for name in ('summary.json', 'metrics.jsonl', 'checkpoints'))
+  begun = any(
+    (cell.folder / name).exists() for name in ('summary.json', 'metrics.jsonl', 'checkpoints')
+  )
   if not file.is_file() or not begun:
     return False
   try:
     before, now = json.loads(file.read_text()), runs.shown(cell.config)
   except ValueError as error:
-    raise ConfigError(f'{file}: not JSON ({error}); move the folder away, then the run is made anew') from error
+    raise ConfigError(
+      f'{file}: not JSON ({error}); move the folder away, then the run is made anew'
+    ) from error
   changed, _ = binding.changes(before, now)
   whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
-  planned, asked, done = before['rollout']['steps'], cell.config.rollout.steps, runs.steps_done(cell.folder)
+  planned, asked, done = (
+    before['rollout']['steps'],
+    cell.config.rollout.steps,
+    runs.steps_done(cell.folder),
+  )
   if asked < (planned if whole else done or 0):
     changed.append(f'rollout.steps: {planned} -> {asked}')
   if changed:
-    raise ConfigError(f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); choose another --config.folder, '
+    raise ConfigError(f'run folder {cell.folder} was made with other '
+f'settings ({", ".join(changed[:4])}); '
+'choose another --config.folder, '
                       'or move it away')  # fmt: skip
-  return whole and asked <= (planned if done is None else done)  # of a finished run more steps may be asked for
+  return whole and asked <= (
+    planned if done is None else done
+  )  # of a finished run more steps may be asked for
 
 
 def prepare(waiting: Sequence[Cell]) -> None:
   """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
   shared = {}
   for one in waiting:
-    key = runs.fingerprint(runs.shown(one.config).get('cold_start'), one.config.model.folder, runs.shown(one.config)['data'])
+    key = runs.fingerprint(
+      runs.shown(one.config).get('cold_start'),
+      one.config.model.folder,
+      runs.shown(one.config)['data'],
+    )
     shared.setdefault(key, one.config)
   for config in shared.values():
     if config.data.kind == 'world':
@@ -191,10 +253,13 @@ class Job:
   begun: float
 
 
-def execute(waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: runs.Interrupts) -> list[Cell]:
+def execute(
+  waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: runs.Interrupts
+) -> list[Cell]:
   """Runs the cells in order, as many at once as there are slots; returns those that failed.
 
-  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves; their folders go on next time.
+  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves;
+  their folders go on next time.
   """
   queue, free, failed = collections.deque(waiting), list(range(len(slots))), []
   jobs: list[Job] = []
@@ -218,12 +283,16 @@ def execute(waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts:
 
 
 def start(one: Cell, slot: int, cores: Sequence[int]) -> Job:
-  """experiments.rl on the cell's arguments, on its cores, in a session of its own: Ctrl-C comes to it from here, once."""
+  """experiments.rl on the cell's arguments, on its cores, in a session of its own: Ctrl-C comes to
+  it from here, once.
+  """
   command = (sys.executable, '-m', 'experiments.rl', *one.arguments)
   with one.log.open('a') as log:
     log.write(f'$ {shlex.join(command)}\n')
     log.flush()
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+      command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
   os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
   say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
   return Job(one, slot, process, time.monotonic())
@@ -233,14 +302,22 @@ def succeeded(job: Job) -> bool:
   """Whether an ended run is whole, and a line on it."""
   one, status = job.cell, job.process.returncode
   whole = status == 0 and (one.folder / 'summary.json').is_file()
-  how = f'done: {ablation.glance(one.folder)}' if whole else f'FAILED with status {status}: {last_line(one.log)}'
+  how = (
+    f'done: {ablation.glance(one.folder)}'
+    if whole
+    else f'FAILED with status {status}: {last_line(one.log)}'
+  )
   say(f'{one.name}, seed {one.seed}: after {(time.monotonic() - job.begun) / 60:.1f} minutes {how}')
   return whole
 
 
 def last_line(log: pathlib.Path) -> str:
   """The last line that a run said."""
-  lines = [line for line in log.read_text(errors='replace').replace('\r', '\n').splitlines() if line.strip()]
+  lines = [
+    line
+    for line in log.read_text(errors='replace').replace('\r', '\n').splitlines()
+    if line.strip()
+  ]
   return lines[-1].strip() if lines else 'it said nothing'
 
 

@@ -1,6 +1,8 @@
-"""One question on one video with the full agent, told on the terminal as it happens; see configs/ask.py.
+"""One question on one video with the full agent, told on the terminal as it happens; see
+configs/ask.py.
 
-Standard output: the overview, every turn, every crop as it comes back, the answer; with --config.html the page's path last.
+Standard output: the overview, every turn, every crop as it comes back, the answer; with
+--config.html the page's path last.
 """
 
 import asyncio
@@ -37,12 +39,20 @@ def main(config: ConfigDict) -> None:
   model = wiring.model_of_scale(folder, config.scale, 'configs/ask.py')
   probe(agents, config.video)
   say, write = lambda line: print(line, flush=True), lambda text: print(text, end='', flush=True)
-  say(f'model {folder} at {" ".join(config.server.urls)}' if config.server.kind == 'url' else f'model {folder} (starting its server)')
+  say(
+    f'model {folder} at {" ".join(config.server.urls)}'
+    if config.server.kind == 'url'
+    else f'model {folder} (starting its server)'
+  )
   with runs.Interrupts() as interrupts:
-    episode = asyncio.run(ask(config, agents, folder, model, Narrator(say, time.monotonic, write), interrupts))
+    episode = asyncio.run(
+      ask(config, agents, folder, model, Narrator(say, time.monotonic, write), interrupts)
+    )
   if config.html:
     with wiring.decode_pool(agents) as pool:
-      frames = lambda path, seconds: pool.frames_sync(path, seconds, config.decode.min_pixels, config.decode.max_pixels)
+      frames = lambda path, seconds: pool.frames_sync(
+        path, seconds, config.decode.min_pixels, config.decode.max_pixels
+      )
       say(f'page: {page.write_one(episode, config.html, frames)}')
 
 
@@ -50,28 +60,46 @@ def check(config: ConfigDict) -> None:
   """Raises ConfigError for what is missing or out of range, before anything is started."""
   require_recipe(config, 'question', 'configs/ask.py')
   if not config.question.strip():
-    raise ConfigError('--config.question is empty: wanted a question on the video, as in --config.question="What appears at 41?"')
+    raise ConfigError(
+      '--config.question is empty: wanted a question on the video, as in '
+      '--config.question="What appears at 41?"'
+    )
   if not config.video:
     raise ConfigError('--config.video is empty: wanted a video file, as in --config.video=FILE.mp4')
   if not pathlib.Path(config.video).is_file():
     raise ConfigError(f'--config.video={config.video}: there is no such file; check the path')
-  require(config.html, 'a file to write', not pathlib.Path(config.html).is_dir() or not config.html, 'html')
+  require(
+    config.html,
+    'a file to write',
+    not pathlib.Path(config.html).is_dir() or not config.html,
+    'html',
+  )
 
 
 def recipe(config: ConfigDict) -> ConfigDict:
-  """The knobs under the names that agents and servers know from the RL recipes, where `video` says how frames are decoded."""
-  same = {name: config[name] for name in ('name', 'seed', 'sampling', 'agent', 'subagent', 'server', 'client')}
-  return ConfigDict({**same, 'video': config.decode, 'train': {'freeze_vision': True}})  # no weights ever change here
+  """The knobs under the names that agents and servers know from the RL recipes, where `video` says
+  how frames are decoded.
+  """
+  same = {
+    name: config[name]
+    for name in ('name', 'seed', 'sampling', 'agent', 'subagent', 'server', 'client')
+  }
+  return ConfigDict(
+    {**same, 'video': config.decode, 'train': {'freeze_vision': True}}
+  )  # no weights ever change here
 
 
 def model_folder(config: ConfigDict) -> pathlib.Path:
   """The folder asked for, else the newest runs/*/hf. Raises ConfigError when there is neither."""
   if config.model.folder:
     return pathlib.Path(config.model.folder)
-  found = sorted(pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime)
+  found = sorted(
+    pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime
+  )
   if not found:
     raise ConfigError(
-      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of the Qwen3-VL family, or train '
+      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder '
+      'of the Qwen3-VL family, or train '
       'one with python -m experiments.rl --config=configs/para_grpo.py'
     )
   return found[-1].parent
@@ -83,13 +111,23 @@ def probe(agents: ConfigDict, video: str) -> VideoInfo:
     try:
       return pool.probe_sync(video)
     except MediaError as error:
-      raise ConfigError(f'--config.video={video}: cannot be read as a video ({error.reason}); wanted a whole mp4, mkv, webm, …') from error
+      raise ConfigError(
+        f'--config.video={video}: cannot be read as a video ({error.reason}); wanted a whole '
+        'mp4, mkv, webm, …'
+      ) from error
 
 
 async def ask(
-  config: ConfigDict, agents: ConfigDict, folder: pathlib.Path, model: Config, narrator: 'Narrator', interrupts: runs.Interrupts
+  config: ConfigDict,
+  agents: ConfigDict,
+  folder: pathlib.Path,
+  model: Config,
+  narrator: 'Narrator',
+  interrupts: runs.Interrupts,
 ) -> Episode:
-  """The episode of the question, told as it is written. Raises RolloutError when the server fails."""
+  """The episode of the question, told as it is written. Raises RolloutError when the server
+  fails.
+  """
   video = str(pathlib.Path(config.video).absolute())
   task = Task(pathlib.Path(video).name, (video,), config.question, config.question_type, '')
   logs = pathlib.Path(config.folder)
@@ -98,7 +136,9 @@ async def ask(
     agent = server.sampling.watched(narrator, narrator.grown)
 
     async def work() -> Episode:
-      return await agent.run(task, await agent.open(task, config.frames), Address(config.seed, task.id, 0, 0))
+      return await agent.run(
+        task, await agent.open(task, config.frames), Address(config.seed, task.id, 0, 0)
+      )
 
     with contextlib.closing(narrator):
       episode = await evaluation.unless_stopped(work(), interrupts, server)
@@ -114,9 +154,11 @@ def answer(episode: Episode) -> str:
 
 
 class Narrator:
-  """Tells an episode's events, a few lines each, with the seconds since it opened; a turn as it is written, if `write` is given.
+  """Tells an episode's events, a few lines each, with the seconds since it opened; a turn as it is
+  written, if `write` is given.
 
-  say: prints a line. now: a clock, in seconds. write: prints a part of a line. Nothing but text is printed, whatever reads it.
+  say: prints a line. now: a clock, in seconds. write: prints a part of a line. Nothing but text is
+  printed, whatever reads it.
   """
 
   def __init__(self, say: Say, now: Callable[[], float], write: Say | None = None):
@@ -154,8 +196,12 @@ class Narrator:
     if isinstance(event, Opened):
       self._start = self._now()
       for view in event.opening.overviews:
-        span = f', from {clock(view.seconds[0])} to {clock(view.seconds[-1])}' if view.seconds else ''
-        self._tell(f'overview: {len(view.seconds)} frames{span}; the video lasts {clock(view.duration)}')
+        span = (
+          f', from {clock(view.seconds[0])} to {clock(view.seconds[-1])}' if view.seconds else ''
+        )
+        self._tell(
+          f'overview: {len(view.seconds)} frames{span}; the video lasts {clock(view.duration)}'
+        )
     elif isinstance(event, TurnDone):
       self._turn_done(event)
     elif isinstance(event, CallStarted):
@@ -188,7 +234,10 @@ def told(result: ToolResult) -> str:
   """What came back of a call: its text, and how many frames were looked at."""
   text = ' '.join(result.text.split())
   if result.status is ResultStatus.EXECUTED:
-    return f'{text}   ({len(result.seconds)} frames, {clock(result.window.start)} – {clock(result.window.end)})'
+    return (
+      f'{text}   ({len(result.seconds)} frames, {clock(result.window.start)} – '
+      f'{clock(result.window.end)})'
+    )
   return f'{str(result.status).replace("_", " ")}: {text}'
 
 

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from experiments import bench_data, bench_rollout
 from experiments.launch import require, require_recipe, run
 
-_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else on standard output.')
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print one JSON object and nothing else on standard output.'
+)
 
 Suite = Callable[[ConfigDict], dict[str, Any]]
 SUITES: Mapping[str, Suite] = {'data': bench_data.suite, 'rollout': bench_rollout.suite}
@@ -38,7 +40,9 @@ def main(config: ConfigDict) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-  """One aligned line per figure: name, value, unit. A figure that could not be measured is a dash."""
+  """One aligned line per figure: name, value, unit. A figure that could not be measured is a
+  dash.
+  """
   rows = [(name, _shown(value), _unit(name)) for name, value in leaves(report)]
   name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
   return '\n'.join(f'{row[0]:<{name}}  {row[1]:>{value}}  {row[2]}'.rstrip() for row in rows)

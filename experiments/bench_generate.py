@@ -1,4 +1,5 @@
-"""The embedded engine beside transformers' generate: the same weights, prompts, pixels and lengths, in one process.
+"""The embedded engine beside transformers' generate: the same weights, prompts, pixels and lengths,
+in one process.
 
 Both get the same cores and take turns, so that what else the machine does falls on both alike.
 """
@@ -28,8 +29,8 @@ from paravt_jax.serving.embedded.prompts import Picture, expand
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, parse_generate
 from paravt_jax.video import patches
 
-_SIDE = 32                   # of a frame: one merged token
-_LOOK_S = 0.5                # at the cores, before the idlest are chosen
+_SIDE = 32  # of a frame: one merged token
+_LOOK_S = 0.5  # at the cores, before the idlest are chosen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,18 +42,29 @@ class Question:
 
 
 def question(tok: ChatTokenizer, frames: int, words: int, *address: Any) -> Question:
-  """A prompt shaped like those of rollouts, a time stamp before every frame, then `words` tokens; all of it random by `address`."""
+  """A prompt shaped like those of rollouts, a time stamp before every frame, then `words` tokens;
+  all of it random by `address`.
+  """
   rng = seeds.rng(*address)
   ids: list[int] = []
   for second in range(frames):
-    ids += [*map(int, tok.encode(f'<{second}.0 seconds>', trusted=True)), tok.vision_start, tok.image_pad, tok.vision_end]
+    ids += [
+      *map(int, tok.encode(f'<{second}.0 seconds>', trusted=True)),
+      tok.vision_start,
+      tok.image_pad,
+      tok.vision_end,
+    ]
   ids += [int(token) for token in rng.integers(200, 500, words)]
-  return Question(ids, tuple(rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8) for _ in range(frames)))
+  return Question(
+    ids, tuple(rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8) for _ in range(frames))
+  )
 
 
 @contextlib.contextmanager
 def confined(threads: int) -> Iterator[tuple[int, ...]]:
-  """This thread, and what it starts meanwhile, runs on the `threads` idlest of its cores (where the system can say so)."""
+  """This thread, and what it starts meanwhile, runs on the `threads` idlest of its cores (where the
+  system can say so).
+  """
   if not hasattr(os, 'sched_setaffinity'):
     yield ()
     return
@@ -67,21 +79,32 @@ def confined(threads: int) -> Iterator[tuple[int, ...]]:
 
 
 def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dict[str, Any]:
-  """Tokens per second of both, the better of their turns, prefill and image encoding included, and the ratio.
+  """Tokens per second of both, the better of their turns, prefill and image encoding included, and
+  the ratio.
 
-  The prompts are those of groups, as in rollouts; transformers cannot share a prompt, so its speed is that of distinct ones too.
-  It runs on all threads and on one, and the faster counts. Beside it: our speed on distinct prompts.
+  The prompts are those of groups, as in rollouts; transformers cannot share a prompt, so its speed
+  is that of distinct ones too. It runs on all threads and on one, and the faster counts. Beside it:
+  our speed on distinct prompts.
   """
   knobs = config.generate
   made = lambda *at: question(tok, knobs.frames, knobs.words, config.seed, 'generate', *at)
   groups = lambda turn, group: [made(group, turn, n) for n in range(-(-knobs.batch // group))]
-  asked = lambda turn, group: [one for one in groups(turn, group) for _ in range(group)][: knobs.batch]
-  seconds: dict[str, list[float]] = {'embedded': [], 'embedded_distinct': [], 'transformers': [], 'transformers_one_thread': []}
+  asked = lambda turn, group: [one for one in groups(turn, group) for _ in range(group)][
+    : knobs.batch
+  ]
+  seconds: dict[str, list[float]] = {
+    'embedded': [],
+    'embedded_distinct': [],
+    'transformers': [],
+    'transformers_one_thread': [],
+  }
   with confined(config.threads) as cores, _engine(config, folder) as engine:
     theirs = _transformers(folder)
     ours = lambda prompts, temperature: _ours(engine, prompts, knobs.new_tokens, temperature)
-    first, _ = ours(asked(0, knobs.group), 0.0)         # greedy: both warm up, and must say the same
-    same = first[:, 0] == theirs(asked(0, knobs.group), knobs.new_tokens, 0.0, config.threads)[0][:, 0]
+    first, _ = ours(asked(0, knobs.group), 0.0)  # greedy: both warm up, and must say the same
+    same = (
+      first[:, 0] == theirs(asked(0, knobs.group), knobs.new_tokens, 0.0, config.threads)[0][:, 0]
+    )
     for turn in range(1, knobs.repeats + 1):
       prompts, rest = asked(turn, knobs.group), (knobs.new_tokens, knobs.temperature)
       seconds['transformers'].append(theirs(prompts, *rest, config.threads)[1])
@@ -89,7 +112,9 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
       seconds['transformers_one_thread'].append(theirs(prompts, *rest, 1)[1])
       seconds['embedded_distinct'].append(ours(asked(turn, 1), knobs.temperature)[1])
   speed = {name: knobs.batch * knobs.new_tokens / min(taken) for name, taken in seconds.items()}
-  best = max(speed['transformers'], speed['transformers_one_thread'])      # more threads may be slower on a busy machine
+  best = max(
+    speed['transformers'], speed['transformers_one_thread']
+  )  # more threads may be slower on a busy machine
   return {
     'tokens_per_second_ratio': speed['embedded'] / best,
     'distinct_prompts_ratio': speed['embedded_distinct'] / best,
@@ -104,9 +129,22 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
 @contextlib.contextmanager
 def _engine(config: ConfigDict, folder: pathlib.Path) -> Iterator[Engine]:
   """A running engine on the server's recipe."""
-  given = {'model_path': str(folder), 'host': '127.0.0.1', 'port': 0, 'port_file': None, 'api_key': None, 'eos_token_ids': ()}
-  section = {**config.server.embedded.to_dict(), 'lanes': config.generate.lanes, 'decode_steps': config.generate.decode_steps}
-  engine = server.build(build(ServerOptions, section, 'server.embedded', compile_cache=None, parent_pid=None, **given))
+  given = {
+    'model_path': str(folder),
+    'host': '127.0.0.1',
+    'port': 0,
+    'port_file': None,
+    'api_key': None,
+    'eos_token_ids': (),
+  }
+  section = {
+    **config.server.embedded.to_dict(),
+    'lanes': config.generate.lanes,
+    'decode_steps': config.generate.decode_steps,
+  }
+  engine = server.build(
+    build(ServerOptions, section, 'server.embedded', compile_cache=None, parent_pid=None, **given)
+  )
   life = threading.Thread(target=engine.run, daemon=True)
   life.start()
   try:
@@ -116,18 +154,39 @@ def _engine(config: ConfigDict, folder: pathlib.Path) -> Iterator[Engine]:
     life.join()
 
 
-def _ours(engine: Engine, asked: list[Question], new_tokens: int, temperature: float) -> tuple[np.ndarray, float]:
+def _ours(
+  engine: Engine, asked: list[Question], new_tokens: int, temperature: float
+) -> tuple[np.ndarray, float]:
   """(int[batch, new] ids, seconds): frames as arrays in, ids and log-probs out; no HTTP."""
   done: queue.SimpleQueue[tuple[int, GenerateReply]] = queue.SimpleQueue()
   start = time.perf_counter()
-  decoded = {one: tuple(map(_picture, one.frames)) for one in dict.fromkeys(asked)}        # once per group
+  decoded = {
+    one: tuple(map(_picture, one.frames)) for one in dict.fromkeys(asked)
+  }  # once per group
   for n, one in enumerate(asked):
     pictures = decoded[one]
     prompt = expand(one.ids, pictures, engine.config.image_id, engine.options.chunk_tokens)
-    body = GenerateRequest(str(n), one.ids, (), temperature, 1.0, -1, new_tokens, (), (), n, True).to_json([])
+    body = GenerateRequest(
+      str(n), one.ids, (), temperature, 1.0, -1, new_tokens, (), (), n, True
+    ).to_json([])
     parsed = parse_generate(body, engine.config.text.vocab)
-    lane = next(i for i, (context, _) in enumerate(engine.options.lanes) if len(prompt) + new_tokens <= context)
-    engine.submit(Job(str(n), prompt, prompt, lane, parsed, n, frozenset(), lambda reply, _, n=n: done.put((n, reply))))
+    lane = next(
+      i
+      for i, (context, _) in enumerate(engine.options.lanes)
+      if len(prompt) + new_tokens <= context
+    )
+    engine.submit(
+      Job(
+        str(n),
+        prompt,
+        prompt,
+        lane,
+        parsed,
+        n,
+        frozenset(),
+        lambda reply, _, n=n: done.put((n, reply)),
+      )
+    )
   replies = dict(done.get() for _ in asked)
   seconds = time.perf_counter() - start
   return np.array([replies[n].output_ids for n in range(len(asked))]), seconds
@@ -135,11 +194,20 @@ def _ours(engine: Engine, asked: list[Question], new_tokens: int, temperature: f
 
 def _picture(frame: np.ndarray) -> Picture:
   rows, grid = patches.patchify(frame)
-  return Picture(hashlib.blake2b(frame.tobytes(), digest_size=16).digest(), rows, grid, patches.merged_tokens(grid))
+  return Picture(
+    hashlib.blake2b(frame.tobytes(), digest_size=16).digest(),
+    rows,
+    grid,
+    patches.merged_tokens(grid),
+  )
 
 
-def _transformers(folder: pathlib.Path) -> Callable[[list[Question], int, float, int], tuple[np.ndarray, float]]:
-  """generate(questions, new tokens, temperature, threads) -> (int[batch, new] ids, seconds); pixel values are passed directly."""
+def _transformers(
+  folder: pathlib.Path,
+) -> Callable[[list[Question], int, float, int], tuple[np.ndarray, float]]:
+  """generate(questions, new tokens, temperature, threads) -> (int[batch, new] ids, seconds); pixel
+  values are passed directly.
+  """
   import torch
   from transformers import Qwen3VLForConditionalGeneration
   from transformers.utils import logging
@@ -147,14 +215,25 @@ def _transformers(folder: pathlib.Path) -> Callable[[list[Question], int, float,
   logging.disable_progress_bar()
   model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
-  def generate(asked: list[Question], new_tokens: int, temperature: float, threads: int) -> tuple[np.ndarray, float]:
+  def generate(
+    asked: list[Question], new_tokens: int, temperature: float, threads: int
+  ) -> tuple[np.ndarray, float]:
     torch.set_num_threads(threads)
     start = time.perf_counter()
     ids = torch.tensor([one.ids for one in asked])
     found = [patches.patchify(frame) for one in asked for frame in one.frames]
     pixels = np.concatenate([rows for rows, _ in found]).astype(np.float32) / 127.5 - 1
-    rows = torch.from_numpy(pixels).reshape(len(pixels), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(pixels), -1)
-    how = {'do_sample': True, 'temperature': temperature, 'top_k': 0, 'top_p': 1.0} if temperature else {'do_sample': False}
+    rows = (
+      torch.from_numpy(pixels)
+      .reshape(len(pixels), 3, 1, -1)
+      .expand(-1, -1, 2, -1)
+      .reshape(len(pixels), -1)
+    )
+    how = (
+      {'do_sample': True, 'temperature': temperature, 'top_k': 0, 'top_p': 1.0}
+      if temperature
+      else {'do_sample': False}
+    )
     with torch.inference_mode():
       out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == model.config.image_token_id).int(),

@@ -1,4 +1,6 @@
-"""The SFT input pipeline of the 8B recipe, one device's share: how full packs are, samples/s by stage, how long a step waits."""
+"""The SFT input pipeline of the 8B recipe, one device's share: how full packs are, samples/s by
+stage, how long a step waits.
+"""
 
 import concurrent.futures
 import os
@@ -31,39 +33,59 @@ class SquareVideos:
     """Two minutes at 30 frames a second."""
     return VideoInfo(self.SECONDS, 30.0, 3600, 224, 224)
 
-  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  def frames_sync(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """Nothing is decoded here."""
     raise NotImplementedError(path)
 
 
 def step_seconds(config: ConfigDict) -> float:
-  """How long one device takes for its packs, by the accelerator's estimate: 6 * parameters * tokens / (peak FLOP/s * share)."""
+  """How long one device takes for its packs, by the accelerator's estimate: 6 * parameters * tokens
+  / (peak FLOP/s * share).
+  """
   step, train = config.data.step, config.data.sft.train
   tokens = train.micro_batches * train.rows * train.row_tokens
   return 6 * step.parameters * tokens / (step.peak_flops * step.share)
 
 
 def packing_efficiency(config: ConfigDict, folder: pathlib.Path) -> float:
-  """Share of the rows' tokens that are not padding, over many plans of the stated mix, by the recipe's own planner."""
+  """Share of the rows' tokens that are not padding, over many plans of the stated mix, by the
+  recipe's own planner.
+  """
   mix, knobs, media = config.data.mix, config.data.packing, folder / 'packing'
   images = [image.name for image in bench_media.pictures(media, mix.images, mix.image_tokens)]
-  rows = bench_media.mixed_rows(knobs.rows, mix, lambda n: f'{n}.mp4', images, SquareVideos.SECONDS, config.seed)
+  rows = bench_media.mixed_rows(
+    knobs.rows, mix, lambda n: f'{n}.mp4', images, SquareVideos.SECONDS, config.seed
+  )
   recipe = config.data.sft.copy_and_resolve_references()
   file = bench_media.parquet(media / 'paravt_sft_bench.parquet', rows)
   recipe.data.update({'train': (str(file),), 'media_root': str(media)})
   train, sources = recipe.train, sft_data.sources(recipe)
   with concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as pool:
-    planner, _ = batches.make_planner(sources, _tokenizer(config), SquareVideos(), sft_data.frame_options(recipe),
-                                      sft_data.batch_options(recipe), config.seed, pool, None)
+    planner, _ = batches.make_planner(
+      sources,
+      _tokenizer(config),
+      SquareVideos(),
+      sft_data.frame_options(recipe),
+      sft_data.batch_options(recipe),
+      config.seed,
+      pool,
+      None,
+    )
     used = sum(planner.plan().tokens for _ in range(knobs.batches))
   return used / (knobs.batches * train.micro_batches * train.rows * train.row_tokens)
 
 
-def measure(config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, say: Say) -> dict[str, Any]:
-  """{'input_wait_share', 'first_epoch_wait_share', 'input', 'stages'}: the real pipeline in its first epoch and in its second.
+def measure(
+  config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, say: Say
+) -> dict[str, Any]:
+  """{'input_wait_share', 'first_epoch_wait_share', 'input', 'stages'}: the real pipeline in its
+  first epoch and in its second.
 
-  A step is a sleep of `step_seconds`; the share is that of the time waited for batches, after the first one of each epoch,
-  which comes while a run compiles. The second epoch is the same batches again, made anew from the store that the first filled.
+  A step is a sleep of `step_seconds`; the share is that of the time waited for batches, after the
+  first one of each epoch, which comes while a run compiles. The second epoch is the same batches
+  again, made anew from the store that the first filled.
   """
   knobs, recipe = config.data.input, config.data.sft.copy_and_resolve_references()
   _corpus(config, folder / 'corpus', clip, recipe)
@@ -90,11 +112,18 @@ def _tokenizer(config: ConfigDict) -> ChatTokenizer:
   return ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
 
 
-def _corpus(config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, recipe: ConfigDict) -> None:
-  """A parquet file of the stated mix and its media, set as the recipe's data: every row has a video of its own (a link)."""
+def _corpus(
+  config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, recipe: ConfigDict
+) -> None:
+  """A parquet file of the stated mix and its media, set as the recipe's data: every row has a video
+  of its own (a link).
+  """
   knobs, mix, media = config.data.input, config.data.mix, folder / bench_media.BUCKET
   media.mkdir(parents=True, exist_ok=True)
-  images = [f'{bench_media.BUCKET}/{image.name}' for image in bench_media.pictures(media, mix.images, mix.image_tokens)]
+  images = [
+    f'{bench_media.BUCKET}/{image.name}'
+    for image in bench_media.pictures(media, mix.images, mix.image_tokens)
+  ]
 
   def video(n: int) -> str:
     link = media / f'{clip.stem}-{n}.mp4'
@@ -102,12 +131,16 @@ def _corpus(config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, recipe
       os.link(clip, link)
     return f'{bench_media.BUCKET}/{link.name}'
 
-  rows = bench_media.mixed_rows(knobs.rows, mix, video, images, config.data.clip.seconds, config.seed)
+  rows = bench_media.mixed_rows(
+    knobs.rows, mix, video, images, config.data.clip.seconds, config.seed
+  )
   file = bench_media.parquet(folder / 'paravt_sft_bench.parquet', rows)
   recipe.data.update({'train': (str(file),), 'media_root': str(folder)})
 
 
-def _epoch(recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: int, seconds: float) -> dict[str, Any]:
+def _epoch(
+  recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: int, seconds: float
+) -> dict[str, Any]:
   """The seconds waited in `steps` steps after the first batch, and what the batches held."""
   data = sft_data.make_batches(recipe, sft_data.sources(recipe), tok, frames)
   waited, found = 0.0, [next(data)]
@@ -127,8 +160,12 @@ def _epoch(recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: in
   }
 
 
-def _stages(config: ConfigDict, recipe: ConfigDict, tok: ChatTokenizer, cache: pathlib.Path) -> dict[str, float]:
-  """Samples per second of each stage alone: read a row, tokenise and size it, decode it, read it from the store, pack."""
+def _stages(
+  config: ConfigDict, recipe: ConfigDict, tok: ChatTokenizer, cache: pathlib.Path
+) -> dict[str, float]:
+  """Samples per second of each stage alone: read a row, tokenise and size it, decode it, read it
+  from the store, pack.
+  """
   options = sft_data.frame_options(recipe)
   (source,) = sft_data.sources(recipe)
   count = min(config.data.input.stage_rows, len(source.conversations))
@@ -142,14 +179,31 @@ def _stages(config: ConfigDict, recipe: ConfigDict, tok: ChatTokenizer, cache: p
 
   rows = timed('read_row', lambda: [source.conversations[n] for n in range(count)])
   shutil.rmtree(cache, ignore_errors=True)
-  with wiring.decode_pool(recipe) as pool, concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as threads:
-    whole = lambda frames: list(threads.map(lambda row: sft.sample(tok, row, sft.decoded(frames, options), options), rows))
+  with (
+    wiring.decode_pool(recipe) as pool,
+    concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as threads,
+  ):
+    whole = lambda frames: list(
+      threads.map(lambda row: sft.sample(tok, row, sft.decoded(frames, options), options), rows)
+    )
     timed('plan', lambda: [sft.sample(tok, row, sft.sized(pool, options), options) for row in rows])
     timed('decode', lambda: whole(FrameStore(cache, pool, 0)))
     samples = timed('store_read', lambda: whole(FrameStore(cache, pool, 0)))
   train = recipe.train
-  timed('pack', lambda: packing.pack(
-    [packing.Tree(sample) for sample in samples], row_tokens=train.row_tokens, row_images=train.row_images,
-    image_patches=train.image_patches, row_stills=train.row_stills, still_patches=train.still_patches, image_id=tok.image_pad,
-    rows_multiple=1, extras=batches.EXTRAS).spans)
+  timed(
+    'pack',
+    lambda: (
+      packing.pack(
+        [packing.Tree(sample) for sample in samples],
+        row_tokens=train.row_tokens,
+        row_images=train.row_images,
+        image_patches=train.image_patches,
+        row_stills=train.row_stills,
+        still_patches=train.still_patches,
+        image_id=tok.image_pad,
+        rows_multiple=1,
+        extras=batches.EXTRAS,
+      ).spans
+    ),
+  )
   return rates

@@ -1,4 +1,6 @@
-"""What the data suite measures on, generated once into its folder: a clip, archives, SFT rows in the published schema."""
+"""What the data suite measures on, generated once into its folder: a clip, archives, SFT rows in
+the published schema.
+"""
 
 import json
 import os
@@ -17,17 +19,25 @@ from paravt_jax import seeds
 from paravt_jax.testing import clips
 
 BUCKET = 'longvt_source/selftrace_0'
-_VERSION = 1                 # of what is generated; a new number makes it anew
-_TEXTURE = (3, 90, 160)      # times as large as a frame, and its coarseness
+_VERSION = 1  # of what is generated; a new number makes it anew
+_TEXTURE = (3, 90, 160)  # times as large as a frame, and its coarseness
 
 
 def clip(folder: pathlib.Path, knobs: ConfigDict) -> pathlib.Path:
-  """An H.264 mp4 of a camera that wanders over a textured ground, with grain, so that its bit rate is a real video's."""
+  """An H.264 mp4 of a camera that wanders over a textured ground, with grain, so that its bit rate
+  is a real video's.
+  """
 
   def write(path: pathlib.Path) -> None:
     rng, size = np.random.default_rng(0), (knobs.height, knobs.width)
     ground = Image.fromarray(rng.integers(0, 256, (*_TEXTURE[1:], 3), np.uint8))
-    wide = np.asarray(ground.resize((size[1] * _TEXTURE[0], size[0] * _TEXTURE[0]), Image.Resampling.BICUBIC)) // 2 + 50
+    wide = (
+      np.asarray(
+        ground.resize((size[1] * _TEXTURE[0], size[0] * _TEXTURE[0]), Image.Resampling.BICUBIC)
+      )
+      // 2
+      + 50
+    )
     grain = rng.integers(0, knobs.grain, (8, *size, 3), np.uint8)
 
     def frame(i: int) -> np.ndarray:
@@ -40,11 +50,12 @@ def clip(folder: pathlib.Path, knobs: ConfigDict) -> pathlib.Path:
 
 
 def archives(folder: pathlib.Path, kind: str, total: int, count: int) -> list[pathlib.Path]:
-  """`count` zip archives that hold about `total` bytes together, every second member deflated, the others stored.
+  """`count` zip archives that hold about `total` bytes together, every second member deflated, the
+  others stored.
 
   Args:
-    folder: where they are kept.
-    kind: jpgs (5 to 50 KB each) or mp4s (8 MB each). total: bytes of the members. count: of archives, of about the same size.
+    folder: where they are kept. kind: jpgs (5 to 50 KB each) or mp4s (8 MB each). total: bytes of
+    the members. count: of archives, of about the same size.
   """
   sizes = (5_000, 50_000) if kind == 'jpgs' else (8_000_000, 8_000_001)
 
@@ -52,14 +63,20 @@ def archives(folder: pathlib.Path, kind: str, total: int, count: int) -> list[pa
     rng, left, number = seeds.rng(0, 'archive', kind, count, part), total // count, 0
     with zipfile.ZipFile(path, 'w', compresslevel=1) as archive:
       while left > 0:
-        # fifteen sixteenths of the byte values: as little as a jpg shrinks, the decompressor has its work to do
+        # fifteen sixteenths of the byte values: as little as a jpg shrinks, the decompressor has
+        # its work to do
         data = rng.integers(0, 240, int(rng.integers(*sizes)), np.uint8).tobytes()
         method = zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED
-        archive.writestr(f'{BUCKET}/{kind}{part}/{number // 1000:03d}/{number:06d}.{kind[:-1]}', data, method)
+        archive.writestr(
+          f'{BUCKET}/{kind}{part}/{number // 1000:03d}/{number:06d}.{kind[:-1]}', data, method
+        )
         left, number = left - len(data), number + 1
 
   mark = _mark(kind, total, count)
-  return [_once(folder / f'{mark}-{kind}-{part}.zip', lambda path, part=part: write(path, part)) for part in range(count)]
+  return [
+    _once(folder / f'{mark}-{kind}-{part}.zip', lambda path, part=part: write(path, part))
+    for part in range(count)
+  ]
 
 
 def pictures(folder: pathlib.Path, count: int, tokens: tuple[int, int]) -> list[pathlib.Path]:
@@ -79,11 +96,15 @@ def pictures(folder: pathlib.Path, count: int, tokens: tuple[int, int]) -> list[
 def conversation(
   video: str | None, image: str | None, frames: int, window: tuple[float, float] | None, tokens: int
 ) -> list[dict]:
-  """The messages of a row: one video (its number of frames, or a window) or one image, and about `tokens` tokens of text."""
+  """The messages of a row: one video (its number of frames, or a window) or one image, and about
+  `tokens` tokens of text.
+  """
   said = max(1, tokens // 3)
   media = {'type': 'image_url', 'image_url': {'url': image}}
   if video is not None:
-    where = {'nframes': frames} if window is None else {'video_start': window[0], 'video_end': window[1]}
+    where = (
+      {'nframes': frames} if window is None else {'video_start': window[0], 'video_end': window[1]}
+    )
     media = {'type': 'video_url', 'video_url': {'url': video, **where}}
   return [
     {'role': 'user', 'content': [media, {'type': 'text', 'text': words(tokens - said)}]},
@@ -92,18 +113,28 @@ def conversation(
 
 
 def words(tokens: int) -> str:
-  """Text that the tiny tokenizer turns into `tokens` tokens: numbers and the blanks between them."""
-  return ' '.join(str(100 + i % 100) for i in range((tokens + 1) // 2)) + (' ' if tokens and tokens % 2 == 0 else '')
+  """Text that the tiny tokenizer turns into `tokens` tokens: numbers and the blanks between
+  them.
+  """
+  return ' '.join(str(100 + i % 100) for i in range((tokens + 1) // 2)) + (
+    ' ' if tokens and tokens % 2 == 0 else ''
+  )
 
 
 def mixed_rows(
-  count: int, knobs: ConfigDict, videos: Callable[[int], str], images: Sequence[str], seconds: float, seed: int
+  count: int,
+  knobs: ConfigDict,
+  videos: Callable[[int], str],
+  images: Sequence[str],
+  seconds: float,
+  seed: int,
 ) -> list[list[dict]]:
-  """Rows of the stated mix. Half of the videos are seen whole, the others in a window at one frame a second.
+  """Rows of the stated mix. Half of the videos are seen whole, the others in a window at one frame
+  a second.
 
   Args:
-    count: of rows. knobs: frames, text, image_share. videos: row number -> media value. images: media values to choose from.
-    seconds: length of the videos. seed: of all draws.
+    count: of rows. knobs: frames, text, image_share. videos: row number -> media value. images:
+    media values to choose from. seconds: length of the videos. seed: of all draws.
   """
   rows = []
   for n in range(count):
@@ -112,8 +143,14 @@ def mixed_rows(
     if rng.random() < knobs.image_share:
       rows.append(conversation(None, images[int(rng.integers(len(images)))], 0, None, tokens))
       continue
-    start = float(rng.uniform(0, seconds - frames)) if rng.random() < 0.5 and frames < seconds else None
-    rows.append(conversation(videos(n), None, frames, None if start is None else (start, start + frames - 0.5), tokens))
+    start = (
+      float(rng.uniform(0, seconds - frames)) if rng.random() < 0.5 and frames < seconds else None
+    )
+    rows.append(
+      conversation(
+        videos(n), None, frames, None if start is None else (start, start + frames - 0.5), tokens
+      )
+    )
   return rows
 
 

@@ -1,4 +1,6 @@
-"""How fast weights travel: saved, verified and loaded, converted for a Hugging Face server, each against a plain copy."""
+"""How fast weights travel: saved, verified and loaded, converted for a Hugging Face server, each
+against a plain copy.
+"""
 
 import dataclasses
 import pathlib
@@ -17,25 +19,30 @@ from paravt_jax.models.qwen3_vl import model
 from paravt_jax.serving import publish, staging
 
 GB = 1e9
-REPEATS = 4                  # the best one counts: the first also pays for the imports and for the page cache
+REPEATS = 4  # the best one counts: the first also pays for the imports and for the page cache
 
 
 def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
-  """Times every stage of one version on random bfloat16 weights shaped like a 2B text decoder, cut to about `bytes_`.
+  """Times every stage of one version on random bfloat16 weights shaped like a 2B text decoder, cut
+  to about `bytes_`.
 
   Args:
-    bytes_: of the weights.
-    folder: where versions and the copy are written; made when missing, left empty. Staging goes to memory, as in a run.
+    bytes_: of the weights. folder: where versions and the copy are written; made when missing, left
+    empty. Staging goes to memory, as in a run.
 
   Returns:
-    GB/s: save (hash, write, rename), load (read, hash, compare), convert (loaded arrays -> safetensors in memory), stage (load and
-    convert), copy (shutil.copytree of the published folder), memory_copy (the same into memory, as convert writes it), and `bytes`.
+    GB/s: save (hash, write, rename), load (read, hash, compare), convert (loaded arrays ->
+    safetensors in memory), stage (load and convert), copy (shutil.copytree of the published
+    folder), memory_copy (the same into memory, as convert writes it), and `bytes`.
   """
   config, params = made(bytes_)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
   folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder) as scratch, tempfile.TemporaryDirectory(dir=staging.memory_folder(2 * size)) as memory:
+  with (
+    tempfile.TemporaryDirectory(dir=folder) as scratch,
+    tempfile.TemporaryDirectory(dir=staging.memory_folder(2 * size)) as memory,
+  ):
     work, fast = pathlib.Path(scratch), pathlib.Path(memory)
     published = work / 'weights' / '1'
     steps = {
@@ -44,7 +51,10 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
       'load': lambda: publish.load(published, abstract),
       'convert': lambda: staging.write_tensors(fast / 'staged', config, params),
       'memory_copy': lambda: shutil.copytree(published, fast / 'copy'),
-      'stage': lambda: staging.write_tensors(fast / 'staged', config, publish.load(published, abstract)[1])}
+      'stage': lambda: staging.write_tensors(
+        fast / 'staged', config, publish.load(published, abstract)[1]
+      ),
+    }
     seconds = dict.fromkeys(steps, float('inf'))
     for _ in range(REPEATS):
       for name, step in steps.items():
@@ -52,17 +62,25 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
           shutil.rmtree(left, ignore_errors=True)
         (fast / 'staged').mkdir()
         seconds[name] = min(seconds[name], _timed(step))
-  return {**{f'{name}_gb_per_s': size / GB / taken for name, taken in seconds.items()}, 'bytes': float(size)}
+  return {
+    **{f'{name}_gb_per_s': size / GB / taken for name, taken in seconds.items()},
+    'bytes': float(size),
+  }
 
 
 def made(bytes_: int) -> tuple[sizes.Config, dict[str, Any]]:
-  """A 2B decoder with fewer layers and a smaller vocabulary, about `bytes_` in bfloat16, without its vision tower."""
+  """A 2B decoder with fewer layers and a smaller vocabulary, about `bytes_` in bfloat16, without
+  its vision tower.
+  """
   full = sizes.PUBLISHED['2b']()
-  per_layer = model_bytes(dataclasses.replace(full, text=dataclasses.replace(full.text, layers=4))) - model_bytes(
-    dataclasses.replace(full, text=dataclasses.replace(full.text, layers=3)))
+  per_layer = model_bytes(
+    dataclasses.replace(full, text=dataclasses.replace(full.text, layers=4))
+  ) - model_bytes(dataclasses.replace(full, text=dataclasses.replace(full.text, layers=3)))
   layers = max(3, round(bytes_ * 0.8 / per_layer))
   vocab = max(64, int(bytes_ - layers * per_layer) // (2 * full.text.width) // 64 * 64)
-  config = dataclasses.replace(full, text=dataclasses.replace(full.text, layers=layers, vocab=vocab))
+  config = dataclasses.replace(
+    full, text=dataclasses.replace(full.text, layers=layers, vocab=vocab)
+  )
   rng = np.random.default_rng(0)
   fill = lambda leaf: (rng.integers(0, 0x4000, leaf.shape, np.uint16)).view(ml_dtypes.bfloat16)
   return config, {'text': jax.tree.map(fill, model.abstract_params(config)['text'])}

@@ -1,4 +1,6 @@
-"""Suite `rollout`: the embedded server beside transformers and SGLang, the cost of a group's shared prompt, weights on their way."""
+"""Suite `rollout`: the embedded server beside transformers and SGLang, the cost of a group's shared
+prompt, weights on their way.
+"""
 
 import asyncio
 import contextlib
@@ -25,14 +27,20 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, encode_image
 
-LAUNCHER = pathlib.Path(__file__).resolve().parent.parent / 'third_party' / 'sglang' / 'launch_cpu.py'
+LAUNCHER = (
+  pathlib.Path(__file__).resolve().parent.parent / 'third_party' / 'sglang' / 'launch_cpu.py'
+)
 GRACE_S = 10.0
 _POLL_S = 0.01
 
 
 def suite(config: ConfigDict) -> dict[str, Any]:
-  """{'embedded_vs_transformers': ..., 'embedded_vs_sglang': ..., 'prefix_reuse': ..., 'publish': ...}; see configs/bench.py."""
-  folder = pathlib.Path(config.model.folder) if config.model.folder else wiring.tiny_model(config.seed)
+  """{'embedded_vs_transformers': ..., 'embedded_vs_sglang': ..., 'prefix_reuse': ..., 'publish':
+  ...}; see configs/bench.py.
+  """
+  folder = (
+    pathlib.Path(config.model.folder) if config.model.folder else wiring.tiny_model(config.seed)
+  )
   tok = ChatTokenizer.load(folder)
   _say('embedded engine and transformers take turns')
   report = {'embedded_vs_transformers': bench_generate.measure(config, folder, tok)}
@@ -41,18 +49,30 @@ def suite(config: ConfigDict) -> dict[str, Any]:
   if pathlib.Path(config.server.sglang.python).is_file():
     theirs = _serve(config, tok, 'sglang', lambda: _sglang(config, folder))
   else:
-    _say(f'there is no {config.server.sglang.python}: nothing is compared with SGLang; install it with `make sglang`')
+    _say(
+      f'there is no {config.server.sglang.python}: nothing is compared with SGLang; install '
+      'it with `make sglang`'
+    )
   report['embedded_vs_sglang'] = _versus(config, ours['speeds'], theirs and theirs['speeds'])
-  report['prefix_reuse'] = {**ours['prefix'], 'sglang_prefills': theirs and theirs['prefix']['prefills']}
+  report['prefix_reuse'] = {
+    **ours['prefix'],
+    'sglang_prefills': theirs and theirs['prefix']['prefills'],
+  }
   _say(f'publish: {config.publish.bytes / 1e9:g} GB through every stage')
-  return report | {'publish': bench_publish.measure(config.publish.bytes, pathlib.Path(config.run.folder) / 'publish')}
+  return report | {
+    'publish': bench_publish.measure(
+      config.publish.bytes, pathlib.Path(config.run.folder) / 'publish'
+    )
+  }
 
 
 def _say(text: str) -> None:
   print(f'bench: {text}', file=sys.stderr, flush=True)
 
 
-def _versus(config: ConfigDict, ours: dict[int, float], theirs: dict[int, float] | None) -> dict[str, Any]:
+def _versus(
+  config: ConfigDict, ours: dict[int, float], theirs: dict[int, float] | None
+) -> dict[str, Any]:
   """The ratio is that of the concurrency where we do worst."""
   ratios = {n: ours[n] / theirs[n] for n in ours} if theirs else {}
   each = {
@@ -63,14 +83,25 @@ def _versus(config: ConfigDict, ours: dict[int, float], theirs: dict[int, float]
     }
     for n in ours
   }
-  return {'tokens_per_second_ratio': min(ratios.values(), default=None), **each, 'threads': config.threads}
+  return {
+    'tokens_per_second_ratio': min(ratios.values(), default=None),
+    **each,
+    'threads': config.threads,
+  }
 
 
 # The two servers
 
 
 def _embedded(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> ServerProcess:
-  given = {'host': '127.0.0.1', 'port': 0, 'port_file': None, 'api_key': None, 'parent_pid': None, 'compile_cache': None}
+  given = {
+    'host': '127.0.0.1',
+    'port': 0,
+    'port_file': None,
+    'api_key': None,
+    'parent_pid': None,
+    'compile_cache': None,
+  }
   options = build(
     ServerOptions,
     config.server.embedded,
@@ -79,7 +110,9 @@ def _embedded(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> S
     eos_token_ids=(tok.im_end, tok.endoftext),
     **given,
   )
-  return launch.launch(options, env=wiring.child_environment(config.threads), **_how(config, 'embedded'))
+  return launch.launch(
+    options, env=wiring.child_environment(config.threads), **_how(config, 'embedded')
+  )
 
 
 def _sglang(config: ConfigDict, folder: pathlib.Path) -> ServerProcess:
@@ -105,8 +138,11 @@ def _how(config: ConfigDict, name: str) -> dict[str, Any]:
   return {'log': log, 'deadline_s': config.server.ready_timeout_s, 'parent_pid': os.getpid()}
 
 
-def _serve(config: ConfigDict, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]) -> dict[str, Any]:
-  """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of one server, started on `config.threads` cores and ended again.
+def _serve(
+  config: ConfigDict, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]
+) -> dict[str, Any]:
+  """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of one server, started on `config.threads`
+  cores and ended again.
 
   The client that drives it may use the other cores.
   """
@@ -122,7 +158,11 @@ def _serve(config: ConfigDict, tok: ChatTokenizer, name: str, start: Callable[[]
 async def _drive(config: ConfigDict, tok: ChatTokenizer, name: str, url: str) -> dict[str, Any]:
   async with _http(url) as http:
     speeds = {n: await _speed(config, tok, http, n) for n in config.serve.concurrencies}
-    measured = await (_prefix_counts(config, tok, http) if name == 'embedded' else _prefix_replies(config, tok, http))
+    measured = await (
+      _prefix_counts(config, tok, http)
+      if name == 'embedded'
+      else _prefix_replies(config, tok, http)
+    )
   return {'speeds': speeds, 'prefix': measured}
 
 
@@ -136,19 +176,28 @@ async def _http(url: str) -> AsyncIterator[aiohttp.ClientSession]:
     yield session
 
 
-def _body(tok: ChatTokenizer, asked: Question, rid: str, new_tokens: int, temperature: float, seed: int) -> bytes:
+def _body(
+  tok: ChatTokenizer, asked: Question, rid: str, new_tokens: int, temperature: float, seed: int
+) -> bytes:
   banned = (tok.vision_start, tok.vision_end, tok.image_pad, tok.video_pad)
-  request = GenerateRequest(rid, asked.ids, asked.frames, temperature, 1.0, -1, new_tokens, (), banned, seed, True)
+  request = GenerateRequest(
+    rid, asked.ids, asked.frames, temperature, 1.0, -1, new_tokens, (), banned, seed, True
+  )
   return orjson.dumps(request.to_json([encode_image(frame) for frame in asked.frames]))
 
 
 async def _ask(http: aiohttp.ClientSession, path: str, body: bytes | None = None) -> Any:
   """What a server answers; None for text. Raises RolloutError for another status than 200."""
-  method, headers = ('GET', None) if body is None else ('POST', {'Content-Type': 'application/json'})
+  method, headers = (
+    ('GET', None) if body is None else ('POST', {'Content-Type': 'application/json'})
+  )
   async with http.request(method, path, data=body, headers=headers) as reply:
     said = await reply.read()
   if reply.status != 200:
-    raise RolloutError(f'bench: {path} answered {reply.status}: {said[:200]!r}; see the log of the server in run.folder')
+    raise RolloutError(
+      f'bench: {path} answered {reply.status}: {said[:200]!r}; see the log of the server in '
+      'run.folder'
+    )
   return orjson.loads(said) if said[:1] in (b'{', b'[') else None
 
 
@@ -156,8 +205,11 @@ async def _generate(http: aiohttp.ClientSession, body: bytes) -> GenerateReply:
   return GenerateReply.from_json(await _ask(http, '/generate', body))
 
 
-async def _speed(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession, concurrency: int) -> float:
-  """Sampled tokens per second with that many requests under way: the median of turns, after one that warms up.
+async def _speed(
+  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession, concurrency: int
+) -> float:
+  """Sampled tokens per second with that many requests under way: the median of turns, after one
+  that warms up.
 
   Every turn has prompts that no turn had before; within a group they are the same, as in rollouts.
   """
@@ -166,14 +218,20 @@ async def _speed(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSes
   for turn in range(knobs.turns + 1):
     bodies = []
     for n in range(2 * concurrency):
-      asked = question(tok, knobs.frames, knobs.words, config.seed, 'serve', concurrency, turn, n // knobs.group)
-      bodies.append(_body(tok, asked, f'{concurrency}-{turn}-{n}', knobs.new_tokens, knobs.temperature, n))
+      asked = question(
+        tok, knobs.frames, knobs.words, config.seed, 'serve', concurrency, turn, n // knobs.group
+      )
+      bodies.append(
+        _body(tok, asked, f'{concurrency}-{turn}-{n}', knobs.new_tokens, knobs.temperature, n)
+      )
     seconds, replies = await _timed(http, bodies, concurrency)
     speeds.append(sum(len(reply.output_ids) for reply in replies) / seconds)
   return statistics.median(speeds[1:])
 
 
-async def _timed(http: aiohttp.ClientSession, bodies: list[bytes], concurrency: int) -> tuple[float, list[GenerateReply]]:
+async def _timed(
+  http: aiohttp.ClientSession, bodies: list[bytes], concurrency: int
+) -> tuple[float, list[GenerateReply]]:
   """(seconds, replies in order); a new request goes out when one comes back."""
   replies: dict[int, GenerateReply] = {}
   left = iter(enumerate(bodies))
@@ -196,14 +254,20 @@ def _group(config: ConfigDict, tok: ChatTokenizer, name: str) -> list[bytes]:
   return [_body(tok, asked, f'{name}-{n}', knobs.new_tokens, 1.0, n) for n in range(knobs.rollouts)]
 
 
-async def _prefix_counts(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession) -> dict[str, Any]:
-  """Prefilled tokens per token of the prompt, by the server's own counts: rollouts that come one by one, and all in one instant.
+async def _prefix_counts(
+  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession
+) -> dict[str, Any]:
+  """Prefilled tokens per token of the prompt, by the server's own counts: rollouts that come one by
+  one, and all in one instant.
 
   For the one instant the server is paused until all of them wait.
   """
   found = {}
   for name in ('one_by_one', 'at_once'):
-    bodies, before = _group(config, tok, name), (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens']
+    bodies, before = (
+      _group(config, tok, name),
+      (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens'],
+    )
     if name == 'one_by_one':
       replies = [await _generate(http, body) for body in bodies]
     else:
@@ -216,10 +280,22 @@ async def _prefix_counts(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.C
     after = (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens']
     found[name] = (after - before) / replies[0].prompt_tokens
   both = {f'{name}_prefills': value for name, value in found.items()}
-  return {'prefills': max(found.values()), **both, 'prompt_tokens': replies[0].prompt_tokens, 'rollouts': len(replies)}
+  return {
+    'prefills': max(found.values()),
+    **both,
+    'prompt_tokens': replies[0].prompt_tokens,
+    'rollouts': len(replies),
+  }
 
 
-async def _prefix_replies(config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession) -> dict[str, Any]:
+async def _prefix_replies(
+  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession
+) -> dict[str, Any]:
   """The same of SGLang, by what its replies call cached, all sent together."""
-  replies = await asyncio.gather(*(_generate(http, body) for body in _group(config, tok, 'at_once')))
-  return {'prefills': sum(reply.prompt_tokens - reply.cached_tokens for reply in replies) / replies[0].prompt_tokens}
+  replies = await asyncio.gather(
+    *(_generate(http, body) for body in _group(config, tok, 'at_once'))
+  )
+  return {
+    'prefills': sum(reply.prompt_tokens - reply.cached_tokens for reply in replies)
+    / replies[0].prompt_tokens
+  }

@@ -1,4 +1,6 @@
-"""Canaries: what a server must say that holds certain weights, foretold by the model here (`train/greedy.py`)."""
+"""Canaries: what a server must say that holds certain weights, foretold by the model here
+(`train/greedy.py`).
+"""
 
 import pathlib
 from collections.abc import Callable
@@ -26,12 +28,18 @@ def prompt(tok: ChatTokenizer, patches: int) -> Segment:
   return template.opening(tok, None, [*template.frame_pieces([picture(patches)], [0.0]), TEXT], '')
 
 
-def make(config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, asked: Segment, tokens: int) -> Callable[[Any], Canary]:
+def make(
+  config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, asked: Segment, tokens: int
+) -> Callable[[Any], Canary]:
   """A function of parameters on the mesh: the canary of `prompt`'s segment, so many tokens long."""
   expanded = packing.expand(packing.Sample(asked.ids, asked.images, {}), tok.image_pad).ids
   foretell = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
   return lambda params: Canary(
-    tuple(asked.ids.tolist()), asked.images[0], tuple(tok.vision_ids), *(tuple(values.tolist()) for values in foretell(params)))
+    tuple(asked.ids.tolist()),
+    asked.images[0],
+    tuple(tok.vision_ids),
+    *(tuple(values.tolist()) for values in foretell(params)),
+  )
 
 
 def cpu() -> Mesh:
@@ -39,11 +47,15 @@ def cpu() -> Mesh:
   try:
     return sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])
   except RuntimeError as error:
-    raise ConfigError(f'JAX_PLATFORMS leaves out the CPU, which this is done on ({error}); set JAX_PLATFORMS=cuda,cpu or tpu,cpu') from error
+    raise ConfigError(
+      f'JAX_PLATFORMS leaves out the CPU, which this is done on ({error}); set '
+      'JAX_PLATFORMS=cuda,cpu or tpu,cpu'
+    ) from error
 
 
 def foretold(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
-  """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter, and minutes for 8B.
+  """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter,
+  and minutes for 8B.
 
   Raises:
     DataError: there is no such folder, or it is not whole.

@@ -1,4 +1,6 @@
-"""What knobs must be to each other, before anything is made. What one may be: configs/allowed.py."""
+"""What knobs must be to each other, before anything is made. What one may be:
+configs/allowed.py.
+"""
 
 from ml_collections import ConfigDict
 

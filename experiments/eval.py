@@ -1,7 +1,8 @@
 """Evaluation of a checkpoint: `python -m experiments.eval --config=configs/eval.py[:scale] --config.model=DIR [...]`.
 
-The same command goes on where it was. `--compare RESULTS RESULTS` and `--merge RESULTS RESULTS ...` work on finished results. The
-last line on standard output is the results folder. Exit status: 0 done, 1 more errors than eval.max_error_rate, 2 wrong input.
+The same command goes on where it was. `--compare RESULTS RESULTS` and `--merge RESULTS RESULTS ...`
+work on finished results. The last line on standard output is the results folder. Exit status: 0
+done, 1 more errors than eval.max_error_rate, 2 wrong input.
 """
 
 import asyncio
@@ -12,7 +13,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import crosschecks, eval_data, eval_models, eval_speed, eval_tools, evaluation, runs, servers, wiring
+from experiments import (
+  crosschecks,
+  eval_data,
+  eval_models,
+  eval_speed,
+  eval_tools,
+  evaluation,
+  runs,
+  servers,
+  wiring,
+)
 from experiments.launch import require, require_recipe, run
 from paravt_jax.errors import ConfigError
 from paravt_jax.eval import protocols, results
@@ -22,21 +33,43 @@ from paravt_jax.eval.run import EvalOptions, Record, each
 def main(config: ConfigDict) -> None:
   """Runs the recipe from wherever its results folder stands to the table."""
   shard = check(config)
-  protocol = protocols.chosen(config.protocol.name, config.protocol.prompt_file, config.protocol.dispatch)
+  protocol = protocols.chosen(
+    config.protocol.name, config.protocol.prompt_file, config.protocol.dispatch
+  )
   model = eval_models.identify(config)
   if model.folder is not None:
     wiring.model_of_scale(model.folder, config.scale, 'configs/eval.py')
   suites = eval_data.suites(config)
-  plan = results.Plan(settings(config, model, protocol), {suite.name: suite.about(shard) for suite in suites}, shard)
-  path = pathlib.Path(config.run.folder or f'runs/eval_{model.name}_{runs.fingerprint(plan.common)}{_suffix(shard)}')
+  plan = results.Plan(
+    settings(config, model, protocol), {suite.name: suite.about(shard) for suite in suites}, shard
+  )
+  path = pathlib.Path(
+    config.run.folder or f'runs/eval_{model.name}_{runs.fingerprint(plan.common)}{_suffix(shard)}'
+  )
   results.refuse_other(path, plan)
-  ours = {key for about in plan.benchmarks.values() for key in about['keys']}       # not those of benchmarks that the folder has beside
+  ours = {
+    key for about in plan.benchmarks.values() for key in about['keys']
+  }  # not those of benchmarks that the folder has beside
   folder = runs.RunFolder.named(config, folder=str(path), default='')
   plan = results.write_plan(path, plan)
-  print(f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)', file=sys.stderr, flush=True)
-  with runs.Interrupts() as interrupts, results.Journal(path, again=ours) as journal, folder.phase('eval'):
-    todo = {suite.name: [(s, k) for s, k in suite.questions(shard) if results.key_of(suite.name, s.task.id, k) not in journal.answered]
-            for suite in suites}
+  print(
+    f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)',
+    file=sys.stderr,
+    flush=True,
+  )
+  with (
+    runs.Interrupts() as interrupts,
+    results.Journal(path, again=ours) as journal,
+    folder.phase('eval'),
+  ):
+    todo = {
+      suite.name: [
+        (s, k)
+        for s, k in suite.questions(shard)
+        if results.key_of(suite.name, s.task.id, k) not in journal.answered
+      ]
+      for suite in suites
+    }
     if any(todo.values()):
       speed = asyncio.run(session(config, model, protocol, path, suites, todo, journal, interrupts))
       runs.write_json(path / 'speed.json', speed)
@@ -46,8 +79,12 @@ def main(config: ConfigDict) -> None:
   print(path)
   worst = eval_tools.error_rate({suite.name: found[suite.name] for suite in suites})
   if worst > config.eval.max_error_rate:
-    print(f'errors: {worst:.1%} of the samples of a benchmark, above eval.max_error_rate={config.eval.max_error_rate:g}; {path}/table.md '
-          f'counts them by reason; the same command tries them again', file=sys.stderr)
+    print(
+      f'errors: {worst:.1%} of the samples of a benchmark, above '
+      f'eval.max_error_rate={config.eval.max_error_rate:g}; {path}/table.md '
+      f'counts them by reason; the same command tries them again',
+      file=sys.stderr,
+    )
     sys.exit(1)
 
 
@@ -61,14 +98,21 @@ def check(config: ConfigDict) -> tuple[int, int]:
   else:
     servers.check(config)
     urls = tuple(config.server.urls)
-    require(urls, "a server's address, or server.kind=embedded or sglang", bool(urls) or config.server.kind != 'url', 'server.urls')
+    require(
+      urls,
+      "a server's address, or server.kind=embedded or sglang",
+      bool(urls) or config.server.kind != 'url',
+      'server.urls',
+    )
   return _shard(config.shard)
 
 
 def _shard(text: str) -> tuple[int, int]:
   match = re.fullmatch(r'([1-9]\d*)/([1-9]\d*)', text or '1/1')
   if match is None or int(match[1]) > int(match[2]):
-    raise ConfigError(f"--config.shard={text!r}: wanted its number and how many there are, such as 3/16, or ''")
+    raise ConfigError(
+      f"--config.shard={text!r}: wanted its number and how many there are, such as 3/16, or ''"
+    )
   return int(match[1]), int(match[2])
 
 
@@ -76,16 +120,24 @@ def _suffix(shard: tuple[int, int]) -> str:
   return '' if shard == (1, 1) else '_shard{}of{}'.format(*shard)
 
 
-def settings(config: ConfigDict, model: eval_models.Model, protocol: protocols.Protocol) -> dict[str, Any]:
+def settings(
+  config: ConfigDict, model: eval_models.Model, protocol: protocols.Protocol
+) -> dict[str, Any]:
   """All that results are a function of, besides the questions."""
   kind = 'chat' if config.model.url else config.server.kind
   section = config.server.get(kind, {})
-  server = {name: section[name] for name in ('dtype', 'tensor_parallel', 'extra') if name in section}
+  server = {
+    name: section[name] for name in ('dtype', 'tensor_parallel', 'extra') if name in section
+  }
   return {
     'model': dict(model.parts),
     'server': {'kind': kind, **server},
     'chat': config.chat.to_dict() if config.model.url else {},
-    'protocol': {'name': config.protocol.name, 'dispatch': config.protocol.dispatch, 'prompt': results.digest(protocol.prompt)},
+    'protocol': {
+      'name': config.protocol.name,
+      'dispatch': config.protocol.dispatch,
+      'prompt': results.digest(protocol.prompt),
+    },
     **{name: config[name].to_dict() for name in ('agent', 'subagent', 'sampling', 'reward')},
     'video': {name: config.video[name] for name in ('min_pixels', 'max_pixels', 'backend')},
     'seed': config.seed,
@@ -93,12 +145,24 @@ def settings(config: ConfigDict, model: eval_models.Model, protocol: protocols.P
   }
 
 
-async def session(config: ConfigDict, model: eval_models.Model, protocol: protocols.Protocol, folder: pathlib.Path,
-                  suites: list[eval_data.Suite], todo: dict[str, list], journal: results.Journal,
-                  interrupts: runs.Interrupts) -> dict[str, Any]:
-  """Puts what is left to do, a benchmark after another; every finished sample is on disk at once. Returns how fast it went."""
+async def session(
+  config: ConfigDict,
+  model: eval_models.Model,
+  protocol: protocols.Protocol,
+  folder: pathlib.Path,
+  suites: list[eval_data.Suite],
+  todo: dict[str, list],
+  journal: results.Journal,
+  interrupts: runs.Interrupts,
+) -> dict[str, Any]:
+  """Puts what is left to do, a benchmark after another; every finished sample is on disk at once.
+  Returns how fast it went.
+  """
   options = EvalOptions((), config.eval.concurrent, config.seed, -1)
-  async with eval_models.opened(config, model, protocol, folder) as crew, eval_speed.watched(crew.control, crew.urls) as load:
+  async with (
+    eval_models.opened(config, model, protocol, folder) as crew,
+    eval_speed.watched(crew.control, crew.urls) as load,
+  ):
     speed = eval_speed.Speed()
     for suite in suites:
       samples = {sample.task.id: sample for sample, _ in todo[suite.name]}

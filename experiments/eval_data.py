@@ -1,4 +1,6 @@
-"""The questions of an evaluation: benchmarks from their snapshots, the world that is made, in an order that shares frames."""
+"""The questions of an evaluation: benchmarks from their snapshots, the world that is made, in an
+order that shares frames.
+"""
 
 import collections
 import dataclasses
@@ -29,10 +31,12 @@ WORLD = 'world'
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """One benchmark to be put. samples: of all shards, one video's side by side. metric: which of the metrics is the score. metrics: of a
-  sample, its episode, and its answer where the protocol reads it by a rule of its own (else None). official: of a sample and the last
-  turn's text as it was written, None without such a rule; lmms_eval: the same by that harness's rule. rule: what else scores are
-  a function of."""
+  """One benchmark to be put. samples: of all shards, one video's side by side. metric: which of the
+  metrics is the score. metrics: of a sample, its episode, and its answer where the protocol reads
+  it by a rule of its own (else None). official: of a sample and the last turn's text as it was
+  written, None without such a rule; lmms_eval: the same by that harness's rule. rule: what else
+  scores are a function of.
+  """
 
   name: str
   samples: Sequence[Sample]
@@ -46,17 +50,34 @@ class Suite:
 
   def questions(self, shard: tuple[int, int]) -> Iterator[tuple[Sample, int]]:
     """(sample, K) of a shard, by video and then by K; whole videos go to a shard, in turn."""
-    for number, (_, group) in enumerate(itertools.groupby(self.samples, key=lambda sample: sample.task.videos)):
+    for number, (_, group) in enumerate(
+      itertools.groupby(self.samples, key=lambda sample: sample.task.videos)
+    ):
       if number % shard[1] == shard[0] - 1:
         members = list(group)
         yield from ((sample, k) for k in self.budgets for sample in members)
 
   def about(self, shard: tuple[int, int]) -> dict[str, Any]:
     """Its entry in a plan."""
-    asked = [[s.task.id, s.task.question, s.task.question_type, s.task.answer, list(s.task.options), s.subtitles, *s.golds]
-             for s in self.samples]
+    asked = [
+      [
+        s.task.id,
+        s.task.question,
+        s.task.question_type,
+        s.task.answer,
+        list(s.task.options),
+        s.subtitles,
+        *s.golds,
+      ]
+      for s in self.samples
+    ]
     return {
-      'parts': {'budgets': list(self.budgets), 'samples': len(asked), 'questions': results.digest(asked), 'rule': self.rule},
+      'parts': {
+        'budgets': list(self.budgets),
+        'samples': len(asked),
+        'questions': results.digest(asked),
+        'rule': self.rule,
+      },
       'metric': self.metric,
       'keys': [results.key_of(self.name, sample.task.id, k) for sample, k in self.questions(shard)],
     }
@@ -66,50 +87,85 @@ def suites(config: ConfigDict) -> list[Suite]:
   """The benchmarks that the recipe names, read and checked.
 
   Raises:
-    ConfigError: an unknown name. DataError: files are missing (all of them are named at once), or a row is broken.
+    ConfigError: an unknown name. DataError: files are missing (all of them are named at once), or a
+    row is broken.
   """
   names = [name.strip() for name in config.benchmarks.split(',') if name.strip()]
   known = (*benchmarks.BENCHMARKS, WORLD)
   unknown = [name for name in names if name not in known]
   if unknown or not names or len(set(names)) < len(names):
-    raise ConfigError(f'--config.benchmarks={config.benchmarks}: wanted different names, separated by commas, of {", ".join(known)}')
+    raise ConfigError(
+      f'--config.benchmarks={config.benchmarks}: wanted different names, separated by '
+      f'commas, of {", ".join(known)}'
+    )
   folders = {name: str(folder(config, name)) for name in names if name != WORLD}
   missing, some_videos = benchmarks.problems(folders, config.data.cache, config.eval.limit)
   if missing or (some_videos and not config.eval.skip_missing_videos):
-    way_out = '' if missing else '; to count their questions as errors, set --config.eval.skip_missing_videos=True'
-    raise DataError('files of benchmarks are missing: ' + '; '.join([*missing, *some_videos])
-                    + f' (configs/eval.py says where they are expected{way_out})')
+    way_out = (
+      ''
+      if missing
+      else '; to count their questions as errors, set --config.eval.skip_missing_videos=True'
+    )
+    raise DataError(
+      'files of benchmarks are missing: '
+      + '; '.join([*missing, *some_videos])
+      + f' (configs/eval.py says where they are expected{way_out})'
+    )
   for line in some_videos:
     print(f'{line}; their questions are errors', file=sys.stderr, flush=True)
-  return [_world(config) if name == WORLD else _benchmark(config, name, folders[name]) for name in names]
+  return [
+    _world(config) if name == WORLD else _benchmark(config, name, folders[name]) for name in names
+  ]
 
 
 def folder(config: ConfigDict, name: str) -> pathlib.Path:
-  """Where the snapshot of a benchmark is expected: its path, else the first of its names on the hub that is below the root, as a
-  folder or as a hub cache has it (datasets--owner--name)."""
+  """Where the snapshot of a benchmark is expected: its path, else the first of its names on the hub
+  that is below the root, as a folder or as a hub cache has it (datasets--owner--name).
+  """
   if config.paths[name]:
     return pathlib.Path(config.paths[name])
   about, root = benchmarks.BENCHMARKS[name], pathlib.Path(config.data.root)
   hubs = (about.hub, *about.also)
-  places = [root / hub for hub in hubs] + [root / f'datasets--{hub.replace("/", "--")}' for hub in hubs]
+  places = [root / hub for hub in hubs] + [
+    root / f'datasets--{hub.replace("/", "--")}' for hub in hubs
+  ]
   return next((place for place in places if place.is_dir()), places[0])
 
 
 def _world(config: ConfigDict) -> Suite:
-  """The held-out questions of the synthetic corpus, scored as training's own evaluation scores them."""
+  """The held-out questions of the synthetic corpus, scored as training's own evaluation scores
+  them.
+  """
   world, root = wiring.make_world(config)
   options = fields.RowOptions(skip_bad_rows=False, require_media=True)
-  tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[: config.eval.world_questions]
-  samples = [Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {}) for task in tasks]
+  tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[
+    : config.eval.world_questions
+  ]
+  samples = [
+    Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {})
+    for task in tasks
+  ]
   scored = build(total.RewardOptions, rollouts.evaluation_knobs(config), 'reward')
   rule = f'tvg at IoU {config.eval.grounding_threshold}; videos of world {world.folder.name}'
   budgets = tuple(config.eval.world_budgets)
-  return Suite(WORLD, by_video(_limited(config, samples)), budgets, 'accuracy', rollouts.evaluation_reward(config), world_metrics(scored), None,
-               rule)
+  return Suite(
+    WORLD,
+    by_video(_limited(config, samples)),
+    budgets,
+    'accuracy',
+    rollouts.evaluation_reward(config),
+    world_metrics(scored),
+    None,
+    rule,
+  )
 
 
-def world_metrics(options: total.RewardOptions) -> Callable[[Sample, Episode, str | None], dict[str, float]]:
-  """Suite.metrics of the world: R_acc, also where a protocol reads the answer by a rule of its own."""
+def world_metrics(
+  options: total.RewardOptions,
+) -> Callable[[Sample, Episode, str | None], dict[str, float]]:
+  """Suite.metrics of the world: R_acc, also where a protocol reads the answer by a rule of its
+  own.
+  """
 
   def metrics(sample: Sample, episode: Episode, given: str | None) -> dict[str, float]:
     if given is not None:
@@ -125,13 +181,27 @@ def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   samples = benchmarks.load(name, where, config.data.cache, config.eval.limit)
   broken = told(benchmarks.faults(samples))
   if broken:
-    print(f'{name}: of {len(samples)} rows, {broken}; they are asked as they are and marked', file=sys.stderr, flush=True)
+    print(
+      f'{name}: of {len(samples)} rows, {broken}; they are asked as they are and marked',
+      file=sys.stderr,
+      flush=True,
+    )
   if notes := benchmarks.subtitle_notes(samples):
     print(f'{name}: {notes}', file=sys.stderr, flush=True)
   changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
   reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
   metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)
-  return Suite(name, by_video(samples), tuple(config.eval.budgets), about.metric, reward, metrics, about.official, '', about.lmms_eval)
+  return Suite(
+    name,
+    by_video(samples),
+    tuple(config.eval.budgets),
+    about.metric,
+    reward,
+    metrics,
+    about.official,
+    '',
+    about.lmms_eval,
+  )
 
 
 def _limited(config: ConfigDict, samples: list[Sample]) -> list[Sample]:
@@ -146,30 +216,58 @@ def by_video(samples: Sequence[Sample]) -> list[Sample]:
   return [sample for group in found.values() for sample in group]
 
 
-def outcome(suite: Suite, sample: Sample, record: Record, protocol: protocols.Protocol) -> results.Outcome:
+def outcome(
+  suite: Suite, sample: Sample, record: Record, protocol: protocols.Protocol
+) -> results.Outcome:
   """The line of a finished sample; its frames are still needed, for the tokens that they cost."""
   task: Task = sample.task
   common = {
-    'key': results.key_of(suite.name, task.id, record.budget), 'benchmark': suite.name, 'id': task.id, 'k': record.budget,
-    'gold': sample.gold, 'fields': {'question_type': task.question_type, **sample.fields},
+    'key': results.key_of(suite.name, task.id, record.budget),
+    'benchmark': suite.name,
+    'id': task.id,
+    'k': record.budget,
+    'gold': sample.gold,
+    'fields': {'question_type': task.question_type, **sample.fields},
     'seconds': {name: round(value, 4) for name, value in record.seconds.items()},
   }
   if record.scored is None:
     return results.Outcome(
-      status=results.ERROR, reason=record.reason, error=record.error or record.reason, score=None, metrics={}, official=None,
-      lmms_eval=None, answer='', tokens={'prompt': 0, 'sampled': 0}, episode=None, **common)
+      status=results.ERROR,
+      reason=record.reason,
+      error=record.error or record.reason,
+      score=None,
+      metrics={},
+      official=None,
+      lmms_eval=None,
+      answer='',
+      tokens={'prompt': 0, 'sampled': 0},
+      episode=None,
+      **common,
+    )
   episode = record.scored.episode
   said, text = protocols.answer(protocol, episode), episode.turns[-1].text
-  # where an answer stands is the protocol's to say, not the scores'; formats and published rules look at what was written
+  # where an answer stands is the protocol's to say, not the scores'; formats and published rules
+  # look at what was written
   metrics = suite.metrics(sample, episode, None if said == extract_answer(text) else said)
-  contexts = [episode.trajectory, *(result.subagent for result in episode.results if result.subagent is not None)]
+  contexts = [
+    episode.trajectory,
+    *(result.subagent for result in episode.results if result.subagent is not None),
+  ]
   segments = [segment for context in contexts for segment in context.segments]
   tokens = {
     'prompt': expanded([segment for segment in segments if not segment.sampled]),
     'sampled': sum(len(segment.ids) for segment in segments if segment.sampled),
   }
   return results.Outcome(
-    status=results.ANSWERED, reason='', error='', score=metrics[suite.metric], metrics=metrics,
+    status=results.ANSWERED,
+    reason='',
+    error='',
+    score=metrics[suite.metric],
+    metrics=metrics,
     official=None if suite.official is None else suite.official(sample, text),
-    lmms_eval=None if suite.lmms_eval is None else suite.lmms_eval(sample, text), answer=said, tokens=tokens,
-    episode=episodes.to_json(0, record.scored), **common)
+    lmms_eval=None if suite.lmms_eval is None else suite.lmms_eval(sample, text),
+    answer=said,
+    tokens=tokens,
+    episode=episodes.to_json(0, record.scored),
+    **common,
+  )

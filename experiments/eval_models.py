@@ -1,4 +1,6 @@
-"""The model of an evaluation: where its files are, what names it, and a running crew of agents around it."""
+"""The model of an evaluation: where its files are, what names it, and a running crew of agents
+around it.
+"""
 
 import asyncio
 import contextlib
@@ -27,16 +29,26 @@ from paravt_jax.rollout.subagent import SubagentOptions
 from paravt_jax.train import checkpoint, state
 from paravt_jax.video.store import FrameStore
 
-KEPT = ('.safetensors', '.json', '.jinja', '.txt')             # of a checkpoint folder: what a server reads
-CODE = ('chat', 'data', 'eval', 'models', 'rewards', 'rollout', 'serving', 'video')     # rooms that scores are a function of
+KEPT = ('.safetensors', '.json', '.jinja', '.txt')  # of a checkpoint folder: what a server reads
+CODE = (
+  'chat',
+  'data',
+  'eval',
+  'models',
+  'rewards',
+  'rollout',
+  'serving',
+  'video',
+)  # rooms that scores are a function of
 BLOCK = 1 << 22
-PIXELS = 16 * 16              # of a patch
+PIXELS = 16 * 16  # of a patch
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What is evaluated. parts: what names it, whatever its path. folder: of Hugging Face files; None for a server by URL, and for a
-  run whose record `step` is exported first."""
+  """What is evaluated. parts: what names it, whatever its path. folder: of Hugging Face files; None
+  for a server by URL, and for a run whose record `step` is exported first.
+  """
 
   name: str
   parts: Mapping[str, Any]
@@ -49,19 +61,28 @@ def identify(config: ConfigDict) -> Model:
   """Finds the model that the recipe names, and hashes its files.
 
   Raises:
-    ConfigError: not exactly one is named, or a server's lacks its parts. DataError: a folder holds no model.
+    ConfigError: not exactly one is named, or a server's lacks its parts. DataError: a folder holds
+    no model.
   """
   section = config.model
   given = [name for name in ('folder', 'run', 'url') if section[name]]
   if len(given) != 1:
     raise ConfigError(
-      f'--config.model: got {", ".join(given) or "nothing"}, wanted one of model.folder=DIR (Hugging Face), model.run=RUN (of '
+      f'--config.model: got {", ".join(given) or "nothing"}, wanted one of model.folder=DIR '
+      '(Hugging Face), model.run=RUN (of '
       f'experiments.rl or sft), model.url=URL with model.name and model.tokenizer'
     )
   if section.url:
     if not section.name or not section.tokenizer:
-      raise ConfigError('--config.model.url: wanted model.name and model.tokenizer (a folder that holds tokenizer.json) with it')
-    parts = {'kind': 'chat', 'name': section.name, 'tokenizer': content([_file(section.tokenizer, 'tokenizer.json')])}
+      raise ConfigError(
+        '--config.model.url: wanted model.name and model.tokenizer (a folder that holds '
+        'tokenizer.json) with it'
+      )
+    parts = {
+      'kind': 'chat',
+      'name': section.name,
+      'tokenizer': content([_file(section.tokenizer, 'tokenizer.json')]),
+    }
     return Model(section.name.replace('/', '_'), parts, None)
   if section.folder:
     return _of_folder(pathlib.Path(section.folder), '--config.model.folder')
@@ -70,8 +91,13 @@ def identify(config: ConfigDict) -> Model:
     return _of_folder(run / 'hf', '--config.model.run')
   step = checkpoint.latest(run / 'checkpoints')
   if step is None or not (run / 'config.json').is_file():
-    raise DataError(f'--config.model.run: {run} holds neither hf/ nor config.json with a record in checkpoints/; is it a run folder?')
-  files = sorted(path for path in checkpoint.folder(run / 'checkpoints', step).rglob('*') if path.is_file())
+    raise DataError(
+      f'--config.model.run: {run} holds neither hf/ nor config.json with a record in '
+      'checkpoints/; is it a run folder?'
+    )
+  files = sorted(
+    path for path in checkpoint.folder(run / 'checkpoints', step).rglob('*') if path.is_file()
+  )
   return Model(run.resolve().name, {'kind': 'record', 'files': content(files)}, None, run, step)
 
 
@@ -84,13 +110,17 @@ def _of_folder(folder: pathlib.Path, knob: str) -> Model:
   _file(folder, 'config.json', knob)
   files = sorted(path for path in folder.iterdir() if path.suffix in KEPT and path.is_file())
   if not any(path.suffix == '.safetensors' for path in files):
-    raise DataError(f'{knob}: {folder} holds no *.safetensors; wanted a Hugging Face checkpoint folder')
+    raise DataError(
+      f'{knob}: {folder} holds no *.safetensors; wanted a Hugging Face checkpoint folder'
+    )
   resolved = folder.resolve()
   name = resolved.parent.name if resolved.name == 'hf' else resolved.name
   return Model(name, {'kind': 'folder', 'files': content(files)}, folder)
 
 
-def _file(folder: str | pathlib.Path, name: str, knob: str = '--config.model.tokenizer') -> pathlib.Path:
+def _file(
+  folder: str | pathlib.Path, name: str, knob: str = '--config.model.tokenizer'
+) -> pathlib.Path:
   path = pathlib.Path(folder) / name
   if not path.is_file():
     raise DataError(f'{knob}: {path} does not exist; wanted a Hugging Face checkpoint folder')
@@ -119,7 +149,8 @@ def code() -> str:
 
 
 def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
-  """The Hugging Face files of a model that is not served yet: its own, or its record's, exported into the results folder.
+  """The Hugging Face files of a model that is not served yet: its own, or its record's, exported
+  into the results folder.
 
   Raises:
     CheckpointError: the record cannot be read. DataError: the run's recipe is broken.
@@ -132,11 +163,15 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   try:
     recipe = ConfigDict(json.loads((model.run / 'config.json').read_text()))
     started = recipe.cold_start if 'cold_start' in recipe and not recipe.model.folder else recipe
-    base = started.model.folder or str(wiring.tiny_model(started.seed))       # whose sizes and tokenizer it has
+    base = started.model.folder or str(
+      wiring.tiny_model(started.seed)
+    )  # whose sizes and tokenizer it has
   except (ValueError, AttributeError) as error:
-    raise DataError(f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft') from error
+    raise DataError(
+      f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft'
+    ) from error
   model_config, _ = weights.load_hf(base, only=())
-  mesh = canary.cpu()        # a record holds the optimizer too, 100 GB at 8B
+  mesh = canary.cpu()  # a record holds the optimizer too, 100 GB at 8B
   template = state.abstract(model_config, wiring.make_optimizer(recipe, model_config), mesh)
   record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
   weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
@@ -145,8 +180,9 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-  """A running model. check: raises RolloutError when no server is left, or the one by URL failed too often. urls: of servers that
-  say how busy they are."""
+  """A running model. check: raises RolloutError when no server is left, or the one by URL failed
+  too often. urls: of servers that say how busy they are.
+  """
 
   agent: Agent
   frames: FrameStore
@@ -156,7 +192,9 @@ class Crew:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: ConfigDict, model: Model, protocol: protocols.Protocol, folder: pathlib.Path) -> AsyncIterator[Crew]:
+async def opened(
+  config: ConfigDict, model: Model, protocol: protocols.Protocol, folder: pathlib.Path
+) -> AsyncIterator[Crew]:
   """Starts what serves the model, or reaches the server that does, and ends it again.
 
   Raises:
@@ -165,24 +203,35 @@ async def opened(config: ConfigDict, model: Model, protocol: protocols.Protocol,
   agent_options = build(AgentOptions, config.agent, 'agent')
   subagent_options = build(SubagentOptions, config.subagent, 'subagent')
   made = lambda sampler, frames: protocols.agent(
-    protocol, config.protocol.dispatch, sampler, frames, agent_options, subagent_options)
+    protocol, config.protocol.dispatch, sampler, frames, agent_options, subagent_options
+  )
   if config.model.url:
     options = build(chat_model.ChatOptions, config.chat, 'chat')
-    where = build(chat_server.ServerOptions, config.chat_server, 'chat_server', url=config.model.url, model=config.model.name)
+    where = build(
+      chat_server.ServerOptions,
+      config.chat_server,
+      'chat_server',
+      url=config.model.url,
+      model=config.model.name,
+    )
     tok = ChatTokenizer.load(config.model.tokenizer)
     with wiring.decode_pool(config) as pool:
       async with chat_server.Server(where, '--config.model') as server:
         await server.check()
         frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
-        sampler = chat_model.ChatModel(server, tok, rollouts.context(config, config.sampling.temperature), options)
+        sampler = chat_model.ChatModel(
+          server, tok, rollouts.context(config, config.sampling.temperature), options
+        )
         yield Crew(made(sampler, frames), frames, server.check_up, None, ())
     return
   served = hf_folder(model, folder)
   vocab = weights.load_hf(served, only=())[0].text.vocab
   tok, proof = ChatTokenizer.load(served), None
-  if config.server.kind == 'url' and config.eval.canary_tokens:      # who knows what it serves
+  if config.server.kind == 'url' and config.eval.canary_tokens:  # who knows what it serves
     patches = config.video.max_pixels // PIXELS
     proof = await asyncio.to_thread(canary.foretold, served, patches, config.eval.canary_tokens)
   async with rollouts.opened(config, served, tok, vocab, folder, proof, always=True) as server:
     urls = tuple(member.url for member in server.fleet.members)
-    yield Crew(made(server.samplers[0], server.frames), server.frames, server.check, server.control, urls)
+    yield Crew(
+      made(server.samplers[0], server.frames), server.frames, server.check, server.control, urls
+    )

@@ -16,8 +16,9 @@ EVERY_S = 0.25
 
 @dataclasses.dataclass
 class Load:
-  """What servers said of themselves: polls, and the sums over them of requests that were decoding and that waited; by server, what it
-  sampled and the steps of its blocks since the first poll."""
+  """What servers said of themselves: polls, and the sums over them of requests that were decoding
+  and that waited; by server, what it sampled and the steps of its blocks since the first poll.
+  """
 
   polls: int = 0
   running: int = 0
@@ -27,8 +28,12 @@ class Load:
 
   @property
   def batch(self) -> float | None:
-    """Requests that a block of a server decoded at once, on average over its steps; None when servers do not say."""
-    made, steps = (sum(now - first for first, now in found.values()) for found in (self.tokens, self.steps))
+    """Requests that a block of a server decoded at once, on average over its steps; None when
+    servers do not say.
+    """
+    made, steps = (
+      sum(now - first for first, now in found.values()) for found in (self.tokens, self.steps)
+    )
     return made / steps if steps else None
 
   def heard(self, url: str, info: Mapping[str, Any]) -> None:
@@ -39,13 +44,18 @@ class Load:
     self.running += sum(info['running'])
     self.waiting += int(info.get('waiting', 0))
     counts, each = info.get('counts', {}), info.get('options', {}).get('decode_steps', 1)
-    for found, now in ((self.tokens, counts.get('sampled_tokens', 0)), (self.steps, counts.get('decode_calls', 0) * each)):
+    for found, now in (
+      (self.tokens, counts.get('sampled_tokens', 0)),
+      (self.steps, counts.get('decode_calls', 0) * each),
+    ):
       found.setdefault(url, [now, now])[1] = now
 
 
 @contextlib.asynccontextmanager
 async def watched(control: Control | None, urls: Sequence[str]) -> AsyncIterator[Load]:
-  """Polls the servers while the body runs, and at its ends; one that says nothing of its load is not counted."""
+  """Polls the servers while the body runs, and at its ends; one that says nothing of its load is
+  not counted.
+  """
   load = Load()
   if control is None:
     yield load
@@ -64,7 +74,7 @@ async def ask(control: Control | None, urls: Sequence[str], load: Load) -> None:
   for url in urls:
     try:
       load.heard(url, await control.json('GET', f'{url}/get_server_info'))
-    except RolloutError:     # a server that is lost is the fleet's to notice
+    except RolloutError:  # a server that is lost is the fleet's to notice
       continue
 
 
@@ -76,10 +86,18 @@ async def _poll(control: Control, urls: Sequence[str], load: Load) -> None:
 
 def told(speed: Mapping[str, Any]) -> str:
   """`Speed.found` in a line."""
-  filled = '' if speed['server_batch'] is None else f', {speed["server_batch"]:.1f} of them in a block that decodes'
+  filled = (
+    ''
+    if speed['server_batch'] is None
+    else f', {speed["server_batch"]:.1f} of them in a block that decodes'
+  )
   frames = ', '.join(f'{count} {name}' for name, count in speed['frames'].items()) or 'none'
-  return (f'{speed["samples"]} samples in {speed["seconds"]:.0f} s, {speed["samples_per_second"]:.1f}/s; {speed["tokens_per_second"]:.0f} '
-          f'tokens/s sampled; {speed["in_flight"]:.0f} samples in flight{filled}; clips of frames: {frames}')
+  return (
+    f'{speed["samples"]} samples in {speed["seconds"]:.0f} s, '
+    f'{speed["samples_per_second"]:.1f}/s; {speed["tokens_per_second"]:.0f} '
+    f'tokens/s sampled; {speed["in_flight"]:.0f} samples in flight{filled}; clips of frames: '
+    f'{frames}'
+  )
 
 
 class Speed:
@@ -99,17 +117,24 @@ class Speed:
       self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
   def found(self, load: Load, frames: Mapping[str, int]) -> dict[str, Any]:
-    """samples, seconds, samples_per_second, tokens_per_second (sampled), prompt_tokens_per_second; stages: mean seconds of a sample in
-    each; in_flight: mean samples at a time; server_running, server_waiting: mean requests decoding and waiting; server_batch: requests
-    that a block of a server decoded at once; None where servers do not say; frames: how often decoded frames were found in memory,
-    shared or decoded."""
+    """samples, seconds, samples_per_second, tokens_per_second (sampled), prompt_tokens_per_second;
+    stages: mean seconds of a sample in each; in_flight: mean samples at a time; server_running,
+    server_waiting: mean requests decoding and waiting; server_batch: requests that a block of a
+    server decoded at once; None where servers do not say; frames: how often decoded frames were
+    found in memory, shared or decoded.
+    """
     seconds = max(time.monotonic() - self._start, 1e-9)
     mean = lambda total, count: round(total / count, 4) if count else None
     return {
-      'samples': self._samples, 'seconds': round(seconds, 3), 'samples_per_second': mean(self._samples, seconds),
-      'tokens_per_second': mean(self._tokens['sampled'], seconds), 'prompt_tokens_per_second': mean(self._tokens['prompt'], seconds),
+      'samples': self._samples,
+      'seconds': round(seconds, 3),
+      'samples_per_second': mean(self._samples, seconds),
+      'tokens_per_second': mean(self._tokens['sampled'], seconds),
+      'prompt_tokens_per_second': mean(self._tokens['prompt'], seconds),
       'stages': {name: mean(total, self._samples) for name, total in self._seconds.items()},
-      'in_flight': mean(self._seconds.get('wall', 0.0), seconds), 'server_running': mean(load.running, load.polls),
+      'in_flight': mean(self._seconds.get('wall', 0.0), seconds),
+      'server_running': mean(load.running, load.polls),
       'server_waiting': mean(load.waiting, load.polls),
-      'server_batch': None if load.batch is None else round(load.batch, 3), 'frames': dict(sorted(frames.items())),
+      'server_batch': None if load.batch is None else round(load.batch, 3),
+      'frames': dict(sorted(frames.items())),
     }

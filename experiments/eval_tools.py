@@ -1,4 +1,5 @@
-"""What is made of results: the summary, its table and page; and two commands on finished results folders.
+"""What is made of results: the summary, its table and page; and two commands on finished results
+folders.
 
 python -m experiments.eval --compare RESULTS RESULTS            paired differences by benchmark; the flips in <second>/compare_<first>.json
 python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]      the whole of which these are the shards
@@ -20,14 +21,20 @@ from paravt_jax.eval import benchmarks, results, table
 from paravt_jax.report import evaluation as page
 
 COMMANDS = ('--compare', '--merge')
-BOOTSTRAP, SEED = 2000, 0    # of comparisons
+BOOTSTRAP, SEED = 2000, 0  # of comparisons
 PUBLISHED = {name: about.published for name, about in benchmarks.BENCHMARKS.items()}
-FLIPS = 20                   # listed each way; the file has all
+FLIPS = 20  # listed each way; the file has all
 
 
-def finish(folder: pathlib.Path, plan: results.Plan, name: str, samples: int, seed: int) -> dict[str, Any]:
-  """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and returns the summary."""
-  found = results.summarize(plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed)
+def finish(
+  folder: pathlib.Path, plan: results.Plan, name: str, samples: int, seed: int
+) -> dict[str, Any]:
+  """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and
+  returns the summary.
+  """
+  found = results.summarize(
+    plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
+  )
   runs.write_json(folder / 'summary.json', found)
   text = table.markdown(found, name, PUBLISHED, benchmarks.RULES)
   (folder / 'table.md').write_text(text)
@@ -37,16 +44,30 @@ def finish(folder: pathlib.Path, plan: results.Plan, name: str, samples: int, se
 
 def error_rate(found: Mapping[str, Any]) -> float:
   """The largest share of errors of any benchmark."""
-  return max((row['errors'] / row['samples'] for row in found.values() if row['samples']), default=0.0)
+  return max(
+    (row['errors'] / row['samples'] for row in found.values() if row['samples']), default=0.0
+  )
 
 
 def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
-  """The page of a results folder, with the frames that the samples saw and the published scores beside ours."""
+  """The page of a results folder, with the frames that the samples saw and the published scores
+  beside ours.
+  """
   with wiring.decode_pool(config) as pool:
-    frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
-    return page.write(folder, folder / 'report.html', frames, published=PUBLISHED, rules=benchmarks.RULES, right=config.eval.report_right,
-                      samples=config.eval.report_samples, pictures=config.eval.report_pictures,
-                      title=folder.name.removeprefix('.').removesuffix('.partial'))
+    frames = lambda path, seconds: pool.frames_sync(
+      path, seconds, config.video.min_pixels, config.video.max_pixels
+    )
+    return page.write(
+      folder,
+      folder / 'report.html',
+      frames,
+      published=PUBLISHED,
+      rules=benchmarks.RULES,
+      right=config.eval.report_right,
+      samples=config.eval.report_samples,
+      pictures=config.eval.report_pictures,
+      title=folder.name.removeprefix('.').removesuffix('.partial'),
+    )
 
 
 def run(command: str, arguments: Sequence[str]) -> int:
@@ -60,31 +81,53 @@ def run(command: str, arguments: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except OSError as error:
-    print(f'error: {error.filename or command}: {error.strerror}; make room or check permissions, then run it again', file=sys.stderr)
+    print(
+      f'error: {error.filename or command}: {error.strerror}; make room or check '
+      'permissions, then run it again',
+      file=sys.stderr,
+    )
     return 2
   return 0
 
 
 def compare(arguments: Sequence[str]) -> None:
-  """Prints the comparison of two results folders and writes all of it, flips included, beside the second one's results.
+  """Prints the comparison of two results folders and writes all of it, flips included, beside the
+  second one's results.
 
   Raises:
-    ConfigError: not two folders, or no benchmark in common. DataError: one is no results folder, or their questions differ.
+    ConfigError: not two folders, or no benchmark in common. DataError: one is no results folder, or
+    their questions differ.
   """
   folders = [pathlib.Path(word) for word in arguments]
   if len(folders) != 2 or any(word.startswith('--') for word in arguments):
-    raise ConfigError(f'--compare: got {" ".join(arguments) or "nothing"}, wanted two results folders')
+    raise ConfigError(
+      f'--compare: got {" ".join(arguments) or "nothing"}, wanted two results folders'
+    )
   plans = [results.read_plan(folder) for folder in folders]
-  metrics = {name: about['metric'] for name, about in plans[0].benchmarks.items() if name in plans[1].benchmarks}
+  metrics = {
+    name: about['metric']
+    for name, about in plans[0].benchmarks.items()
+    if name in plans[1].benchmarks
+  }
   if not metrics:
-    raise ConfigError(f'--compare: {folders[0]} has {sorted(plans[0].benchmarks)}, {folders[1]} has {sorted(plans[1].benchmarks)}: wanted a '
-                      f'benchmark in both')
+    raise ConfigError(
+      f'--compare: {folders[0]} has {sorted(plans[0].benchmarks)}, {folders[1]} has '
+      f'{sorted(plans[1].benchmarks)}: wanted a '
+      f'benchmark in both'
+    )
   sides = [results.read(folder / 'results.jsonl') for folder in folders]
-  keys = {name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics}
+  keys = {
+    name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
+  }
   found = results.compare(*sides, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
-  about = {'first': str(folders[0]), 'second': str(folders[1]), 'settings': results.differences(*plans), 'benchmarks': found}
+  about = {
+    'first': str(folders[0]),
+    'second': str(folders[1]),
+    'settings': results.differences(*plans),
+    'benchmarks': found,
+  }
   runs.write_json(target, about)
   print(table.comparison(found, *names, FLIPS))
   print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
@@ -95,7 +138,8 @@ def merge(arguments: Sequence[str]) -> None:
   """Writes the whole of which the given results folders are the shards, and prints its folder.
 
   Raises:
-    ConfigError: no folders, a target that is not empty, or shards that do not make a whole; see `results.merged`.
+    ConfigError: no folders, a target that is not empty, or shards that do not make a whole; see
+    `results.merged`.
   """
   words = list(arguments)
   target = None
@@ -104,10 +148,15 @@ def merge(arguments: Sequence[str]) -> None:
     target = pathlib.Path(words[place + 1])
     del words[place : place + 2]
   if not words or any(word.startswith('--') for word in words):
-    raise ConfigError(f'--merge: got {" ".join(arguments) or "nothing"}, wanted results folders, and optionally --out DIR')
+    raise ConfigError(
+      f'--merge: got {" ".join(arguments) or "nothing"}, wanted results folders, and '
+      'optionally --out DIR'
+    )
   folders = [pathlib.Path(word) for word in words]
   plans = {folder: results.read_plan(folder) for folder in folders}
-  plan, outcomes = results.merged(plans, {folder: results.read(folder / 'results.jsonl') for folder in folders})
+  plan, outcomes = results.merged(
+    plans, {folder: results.read(folder / 'results.jsonl') for folder in folders}
+  )
   first = folders[0].resolve()
   name = re.sub(r'_shard\d+of\d+$', '', first.name)
   target = target or folders[0].parent / (name if name != first.name else f'{first.name}_merged')
@@ -115,7 +164,7 @@ def merge(arguments: Sequence[str]) -> None:
     raise ConfigError(f'--merge: {target} is not empty; name another folder with --out DIR')
   config = _config(folders[0])
   partial = target.with_name(f'.{target.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)       # of a merge that was cut off
+  shutil.rmtree(partial, ignore_errors=True)  # of a merge that was cut off
   partial.mkdir(parents=True)
   runs.write_json(partial / 'config.json', {**config.to_dict(), 'shard': ''})
   results.write_plan(partial, plan)
@@ -131,8 +180,13 @@ def merge(arguments: Sequence[str]) -> None:
 
 
 def _config(folder: pathlib.Path) -> ConfigDict:
-  """The recipe that a results folder was made with. Raises DataError when it is not there, or broken."""
+  """The recipe that a results folder was made with. Raises DataError when it is not there, or
+  broken.
+  """
   try:
     return ConfigDict(json.loads((folder / 'config.json').read_text()))
   except (OSError, ValueError) as error:
-    raise DataError(f'{folder}/config.json: {error}; wanted the recipe of experiments.eval; name that shard\'s own folder') from error
+    raise DataError(
+      f'{folder}/config.json: {error}; wanted the recipe of experiments.eval; name that '
+      "shard's own folder"
+    ) from error

@@ -19,8 +19,12 @@ from paravt_jax.video import sampling
 T = TypeVar('T')
 
 
-async def unless_stopped(work: Awaitable[T], interrupts: runs.Interrupts, server: rollouts.Rollouts) -> T:
-  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no server is left."""
+async def unless_stopped(
+  work: Awaitable[T], interrupts: runs.Interrupts, server: rollouts.Rollouts
+) -> T:
+  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no
+  server is left.
+  """
   task = asyncio.ensure_future(work)
   try:
     while not task.done():
@@ -41,14 +45,20 @@ async def phase(
   questions: Sequence[Task],
   interrupts: runs.Interrupts,
 ) -> None:
-  """Evaluates once per run: greedy for accuracy and calls, sampled at the training temperature for format compliance."""
+  """Evaluates once per run: greedy for accuracy and calls, sampled at the training temperature for
+  format compliance.
+  """
   if folder.result(name) is not None or not questions:
     return
   with folder.phase(f'eval_{name}'):
     everywhere = {k: list(questions) for k in config.eval.budgets}
-    records = await unless_stopped(measure(f'{name}: greedy', config, server.greedy, everywhere), interrupts, server)
+    records = await unless_stopped(
+      measure(f'{name}: greedy', config, server.greedy, everywhere), interrupts, server
+    )
     sampled = await unless_stopped(
-      measure(f'{name}: sampled', config, server.sampling, _drawn(config, questions)), interrupts, server
+      measure(f'{name}: sampled', config, server.sampling, _drawn(config, questions)),
+      interrupts,
+      server,
     )
     path = folder.path / 'episodes' / f'{name}.jsonl'
     path.unlink(missing_ok=True)
@@ -74,7 +84,9 @@ def _drawn(config: ConfigDict, questions: Sequence[Task]) -> dict[int, list[Task
   """Every question once, under the budget that training would draw for it."""
   found: dict[int, list[Task]] = {}
   for task in questions:
-    found.setdefault(sampling.draw_budget(config.seed, task.id, -1, tuple(config.eval.budgets)), []).append(task)
+    found.setdefault(
+      sampling.draw_budget(config.seed, task.id, -1, tuple(config.eval.budgets)), []
+    ).append(task)
   return found
 
 
@@ -87,14 +99,20 @@ async def measure(
     for budget, tasks in sorted(questions.items()):
       options = evaluations.EvalOptions((budget,), config.eval.concurrent, config.seed, -1)
       found, _ = await evaluations.evaluate(
-        agent, tasks, rollouts.evaluation_reward(config), options, on_record=lambda _: progress.update()
+        agent,
+        tasks,
+        rollouts.evaluation_reward(config),
+        options,
+        on_record=lambda _: progress.update(),
       )
       records += found
   return records
 
 
 def by_windows(records: Sequence[evaluations.Record]) -> dict[str, float]:
-  """Executed calls per episode by the number of windows that a question needs, where the generator knows it."""
+  """Executed calls per episode by the number of windows that a question needs, where the generator
+  knows it.
+  """
   rows: dict[str, list[int]] = {}
   for record in records:
     if record.scored is not None and 'windows' in record.task.facts:
@@ -122,18 +140,27 @@ def gain(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any] | None:
   sides = []
   for name in ('before', 'after'):
     entries = list(read(folder.path / 'episodes' / f'{name}.jsonl'))
-    sides.append([evaluations.Record(e.scored.episode.task, e.scored.episode.budget, e.scored) for e in entries])
+    sides.append(
+      [
+        evaluations.Record(e.scored.episode.task, e.scored.episode.budget, e.scored)
+        for e in entries
+      ]
+    )
   if not all(sides):
     return None
   return evaluations.compare(*sides, samples=config.eval.bootstrap, seed=config.seed)
 
 
-def finish(config: ConfigDict, folder: runs.RunFolder, found: dict[str, Any], model_folder: pathlib.Path) -> None:
+def finish(
+  config: ConfigDict, folder: runs.RunFolder, found: dict[str, Any], model_folder: pathlib.Path
+) -> None:
   """Writes the report and prints the table."""
   page = folder.path / 'report.html'
   tok = ChatTokenizer.load(model_folder)
   with folder.phase('report'), wiring.decode_pool(config) as pool:
-    frames = lambda path, seconds: pool.frames_sync(path, seconds, config.video.min_pixels, config.video.max_pixels)
+    frames = lambda path, seconds: pool.frames_sync(
+      path, seconds, config.video.min_pixels, config.video.max_pixels
+    )
     report.build(folder.path, page, frames, tok.decode)
   print(table(found))
   print(f'report: {page}')
@@ -146,32 +173,65 @@ def table(found: dict[str, Any]) -> str:
     return 'no evaluation: eval.questions is 0, or there are no held-out rows'
   rows = [('', 'before RL', 'after RL')]
   show = lambda value: '-' if value is None else f'{value:.3f}'
-  spread = lambda side: f'{show(side["accuracy"])} [{side["interval"][0]:.3f}, {side["interval"][1]:.3f}]'
+  spread = lambda side: (
+    f'{show(side["accuracy"])} [{side["interval"][0]:.3f}, {side["interval"][1]:.3f}]'
+  )
   rows.append(('accuracy (greedy)', spread(before), spread(after)))
   rows += [
-    (f'  at K={k}', show(before['accuracy_by_k'][k]), show(after['accuracy_by_k'].get(k))) for k in before['accuracy_by_k']
+    (f'  at K={k}', show(before['accuracy_by_k'][k]), show(after['accuracy_by_k'].get(k)))
+    for k in before['accuracy_by_k']
   ]
   rows += [
-    (f'  {kind}', show(value), show(after['accuracy_by_type'].get(kind))) for kind, value in before['accuracy_by_type'].items()
+    (f'  {kind}', show(value), show(after['accuracy_by_type'].get(kind)))
+    for kind, value in before['accuracy_by_type'].items()
   ]
-  rows.append(('format compliance (sampled)', show(before['format_compliance']), show(after['format_compliance'])))
-  rows.append(('executed calls per episode', show(before['calls_per_episode']), show(after['calls_per_episode'])))
-  rows += [(f'  at K={k}', show(before['calls_by_k'][k]), show(after['calls_by_k'].get(k))) for k in before['calls_by_k']]
+  rows.append(
+    (
+      'format compliance (sampled)',
+      show(before['format_compliance']),
+      show(after['format_compliance']),
+    )
+  )
+  rows.append(
+    (
+      'executed calls per episode',
+      show(before['calls_per_episode']),
+      show(after['calls_per_episode']),
+    )
+  )
+  rows += [
+    (f'  at K={k}', show(before['calls_by_k'][k]), show(after['calls_by_k'].get(k)))
+    for k in before['calls_by_k']
+  ]
   rows += [
     (f'  {n}-window questions', show(value), show(after['calls_by_windows'].get(n)))
     for n, value in before['calls_by_windows'].items()
   ]
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
   if before['errors'] or after['errors']:
-    rows.append(('  errors, which earn nothing', *(str(sum(side['errors'].values())) for side in (before, after))))
-    rows.append(('  accuracy of those answered', show(before['accuracy_answered']), show(after['accuracy_answered'])))
+    rows.append(
+      (
+        '  errors, which earn nothing',
+        *(str(sum(side['errors'].values())) for side in (before, after)),
+      )
+    )
+    rows.append(
+      (
+        '  accuracy of those answered',
+        show(before['accuracy_answered']),
+        show(after['accuracy_answered']),
+      )
+    )
   lines = [f'{left:32s}{middle:>24s}{right:>24s}' for left, middle, right in rows]
   lines.insert(1, '-' * 80)
   change = found['gain']
   if change:
     lines.append(
-      f'gain in accuracy {change["difference"]:+.3f}, 95 % interval [{change["low"]:+.3f}, {change["high"]:+.3f}], '
+      f'gain in accuracy {change["difference"]:+.3f}, 95 % interval [{change["low"]:+.3f}, '
+      f'{change["high"]:+.3f}], '
       f'{change["pairs"]} pairs, drawn by question'
     )
-  lines.append('minutes: ' + ', '.join(f'{name} {minutes:.1f}' for name, minutes in found['minutes'].items()))
+  lines.append(
+    'minutes: ' + ', '.join(f'{name} {minutes:.1f}' for name, minutes in found['minutes'].items())
+  )
   return '\n'.join(lines)

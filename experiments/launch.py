@@ -1,4 +1,5 @@
-"""How every entry point starts and fails: one recipe by flag, one clear line for a wrong input, no half-printed traceback.
+"""How every entry point starts and fails: one recipe by flag, one clear line for a wrong input, no
+half-printed traceback.
 
 Exit status: 0 done, 2 wrong input (a ParavtError), 130 interrupted.
 """
@@ -29,8 +30,9 @@ USAGE = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--co
 def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = None) -> None:
   """Parses `--config=FILE[:scale] --config.knob=value`, calls main(config), and turns errors made for people into one line.
 
-  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has. How values are written:
-  overrides.py. short: names that stand for longer ones, as in {'model': 'model.folder'} for --config.model=DIR.
+  The recipe is locked: a knob that it does not have is refused, with the nearest one that it has.
+  How values are written: overrides.py. short: names that stand for longer ones, as in {'model':
+  'model.folder'} for --config.model=DIR.
   """
   define(flags.FLAGS)
   configs: list[ConfigDict] = []
@@ -44,7 +46,9 @@ def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = Non
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     logging.set_verbosity(logging.WARNING)  # the libraries' own news are not ours
-    logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)  # it raises what it logs
+    logging.get_absl_logger().addFilter(
+      lambda record: '/orbax/' not in record.pathname
+    )  # it raises what it logs
     try:
       main(configs[0])
     except ParavtError as error:
@@ -52,7 +56,10 @@ def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = Non
     except OSError as error:
       if error.errno not in FULL:
         raise
-      _fail(f'{error.filename or "a file"}: {error.strerror}; free space, then run the same command again: it goes on where it was')
+      _fail(
+        f'{error.filename or "a file"}: {error.strerror}; free space, then run the same '
+        'command again: it goes on where it was'
+      )
     except KeyboardInterrupt:
       print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       sys.exit(130)
@@ -63,7 +70,12 @@ def run(main: Callable[[ConfigDict], Any], short: Mapping[str, str] | None = Non
 def define(values: flags.FlagValues) -> None:
   """Makes --config a flag of these; its overrides are read by `configured` and not by absl."""
   config_flags.DEFINE_config_file(
-    'config', None, 'The recipe: a file of configs/, with an optional :scale.', values, lock_config=True, sys_argv=['']
+    'config',
+    None,
+    'The recipe: a file of configs/, with an optional :scale.',
+    values,
+    lock_config=True,
+    sys_argv=[''],
   )
   flags.mark_flag_as_required('config', values)
 
@@ -74,27 +86,38 @@ def configured(
   """A command line as (what is left of it, the recipe with its overrides, notes on these).
 
   Raises:
-    ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob, flag or scale that there is not.
+    ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob,
+    flag or scale that there is not.
   """
   words = lengthened(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
   rest, given = overrides.split(words)
   left = values([argv[0], *rest])
   recipe = values['config'].config_filename
-  if not pathlib.Path(recipe.split(':', 1)[0]).is_file():  # absl would say so at the first use only, with a traceback
+  if not pathlib.Path(
+    recipe.split(':', 1)[0]
+  ).is_file():  # absl would say so at the first use only, with a traceback
     raise ConfigError(f'--config={recipe}: there is no such recipe; usage: {USAGE}')
   config = values['config'].value
   return left, config, overrides.assign(config, given)
 
 
 def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
-  """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it stands for."""
-  names = {f'{dashes}config.{name}': f'{dashes}config.{long}' for name, long in short.items() for dashes in ('-', '--')}
+  """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it
+  stands for.
+  """
+  names = {
+    f'{dashes}config.{name}': f'{dashes}config.{long}'
+    for name, long in short.items()
+    for dashes in ('-', '--')
+  }
   split = [argument.partition('=') for argument in arguments]
   return [names.get(name, name) + sign + value for name, sign, value in split]
 
 
 def _parse(argv: list[str], short: Mapping[str, str]) -> tuple[list[str], ConfigDict]:
-  """What is left of the command line and the recipe; a mistyped knob or recipe is one line and not a traceback."""
+  """What is left of the command line and the recipe; a mistyped knob or recipe is one line and not
+  a traceback.
+  """
   flags.FLAGS.set_gnu_getopt(True)
   try:
     left, config, notes = configured(argv, flags.FLAGS, short)
@@ -110,13 +133,19 @@ def _parse(argv: list[str], short: Mapping[str, str]) -> tuple[list[str], Config
 
 
 def complaint(error: Exception) -> str:
-  """What parsing flags did not like, in one line: an unknown knob, a value that does not parse, or the recipe's own complaint."""
+  """What parsing flags did not like, in one line: an unknown knob, a value that does not parse, or
+  the recipe's own complaint.
+  """
   text = ' '.join(str(error).split())
   if isinstance(error, (AttributeError, KeyError)):
-    wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' '))
+    wanted = re.search(
+      r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', str(error).replace('\\n', ' ')
+    )
     if wanted:
       return f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?'
-    return f'a --config.… flag names a knob that this recipe does not have ({text}); its file lists them'
+    return (
+      f'a --config.… flag names a knob that this recipe does not have ({text}); its file lists them'
+    )
   raised = re.search(r'Traceback .*\n\w*(?:Error|Exception): (.*)', str(error), re.DOTALL)
   return ' '.join(raised[1].split()) if raised else text
 
@@ -127,11 +156,12 @@ def _fail(message: str) -> typing.NoReturn:
 
 
 def build(kind: type[T], section: Mapping[str, Any], where: str, **given: Any) -> T:
-  """A frozen options dataclass from a section of the recipe: every field is there exactly once, and of its type.
+  """A frozen options dataclass from a section of the recipe: every field is there exactly once, and
+  of its type.
 
   Args:
-    kind: the dataclass. section: its part of the recipe. where: the section's name, for the message.
-    **given: fields that are not knobs (folders, urls), handed in by the entry point.
+    kind: the dataclass. section: its part of the recipe. where: the section's name, for the
+    message. **given: fields that are not knobs (folders, urls), handed in by the entry point.
 
   Raises:
     ConfigError: a knob is missing, unknown, or of another type.
@@ -140,10 +170,14 @@ def build(kind: type[T], section: Mapping[str, Any], where: str, **given: Any) -
   hints = typing.get_type_hints(kind)
   values = {**dict(section), **given}
   for name in values.keys() - fields.keys():
-    raise ConfigError(f'config.{where}.{name}: {kind.__name__} has no such field; it has {", ".join(fields)}')
+    raise ConfigError(
+      f'config.{where}.{name}: {kind.__name__} has no such field; it has {", ".join(fields)}'
+    )
   for name in fields.keys() - values.keys():
     raise ConfigError(f'config.{where}: {name} is missing; add it to the recipe')
-  return kind(**{name: _typed(values[name], hints[name], f'config.{where}.{name}') for name in fields})
+  return kind(
+    **{name: _typed(values[name], hints[name], f'config.{where}.{name}') for name in fields}
+  )
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -166,11 +200,18 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def _tuple(value: Any, hints: tuple[Any, ...], where: str) -> tuple:
-  """A list or tuple, each member as its hint wants it; `hints` end in an ellipsis when any number may come."""
+  """A list or tuple, each member as its hint wants it; `hints` end in an ellipsis when any number
+  may come.
+  """
   repeated = len(hints) == 2 and hints[1] is Ellipsis
   if not isinstance(value, (list, tuple)) or not (repeated or len(value) == len(hints)):
-    raise ConfigError(f'{where}: got {value!r}, wanted {"a tuple" if repeated else f"a tuple of {len(hints)}"}')
-  return tuple(_typed(one, hints[0] if repeated else hint, where) for one, hint in zip(value, value if repeated else hints))
+    raise ConfigError(
+      f'{where}: got {value!r}, wanted {"a tuple" if repeated else f"a tuple of {len(hints)}"}'
+    )
+  return tuple(
+    _typed(one, hints[0] if repeated else hint, where)
+    for one, hint in zip(value, value if repeated else hints)
+  )
 
 
 def require(value: Any, allowed: str, ok: bool, knob: str) -> None:
@@ -180,11 +221,16 @@ def require(value: Any, allowed: str, ok: bool, knob: str) -> None:
 
 
 def require_recipe(config: ConfigDict, section: str, example: str) -> None:
-  """The door of every entry point: refuses a recipe of another one, and then any knob that breaks its rule (knobs.py).
+  """The door of every entry point: refuses a recipe of another one, and then any knob that breaks
+  its rule (knobs.py).
 
   Raises:
-    ConfigError: the recipe lacks the entry point's `section`; the message names `example`. Or a knob's value and what is wanted.
+    ConfigError: the recipe lacks the entry point's `section`; the message names `example`. Or a
+    knob's value and what is wanted.
   """
   if section not in config:
-    raise ConfigError(f'--config: this recipe has no {section!r}, so it is one of another entry point; wanted one such as {example}')
+    raise ConfigError(
+      f'--config: this recipe has no {section!r}, so it is one of another entry point; '
+      f'wanted one such as {example}'
+    )
   knobs.check(config)

@@ -1,7 +1,7 @@
 """Reasoning data from long videos: `python -m experiments.longvideo_reason --config=configs/longvideo_reason.py --config.videos=DIR`.
 
-`--config.steps=split,caption` runs some of the six steps. Ends with a table of what became of each step's items; the last lines on
-standard output are the files that the chosen steps made.
+`--config.steps=split,caption` runs some of the six steps. Ends with a table of what became of each
+step's items; the last lines on standard output are the files that the chosen steps made.
 """
 
 import asyncio
@@ -21,8 +21,15 @@ from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, s
 from paravt_jax.longvideo_reason.items import Video
 from paravt_jax.rollout import chat_server as server
 
-SERVER_OF = {'caption': 'vision', 'ask': 'reasoner', 'rewrite': 'reasoner'}  # step -> section of the recipe
-PLACES = {'ask': ('{captions}',), 'rewrite': ('{question}', '{options}', '{answer}', '{reasons}')}  # what its prompt must hold
+SERVER_OF = {
+  'caption': 'vision',
+  'ask': 'reasoner',
+  'rewrite': 'reasoner',
+}  # step -> section of the recipe
+PLACES = {
+  'ask': ('{captions}',),
+  'rewrite': ('{question}', '{options}', '{answer}', '{reasons}'),
+}  # what its prompt must hold
 
 
 def main(config: ConfigDict) -> None:
@@ -41,9 +48,14 @@ def main(config: ConfigDict) -> None:
       work.close()
       print(table(line.tallies), file=sys.stderr)
   last = list(line.tallies)[-1]
-  if not line.tallies[last].done + line.tallies[last].kept and not (last == 'rewrite' and line.results):
-    raise DataError(f'{last}: nothing came out of {len(videos)} videos; the table above says why, {folder}/rejected holds the replies '
-                    'that were no good, and an earlier step may have to run first (--config.steps)')
+  if not line.tallies[last].done + line.tallies[last].kept and not (
+    last == 'rewrite' and line.results
+  ):
+    raise DataError(
+      f'{last}: nothing came out of {len(videos)} videos; the table above says why, '
+      f'{folder}/rejected holds the replies '
+      'that were no good, and an earlier step may have to run first (--config.steps)'
+    )
   for path in line.files:
     print(path)
 
@@ -52,13 +64,35 @@ def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
   require_recipe(config, 'reasoner', 'configs/longvideo_reason.py')
   names = steps(config)
-  require(config.videos, 'a folder of videos, as in --config.videos=DIR', pathlib.Path(config.videos or ' ').is_dir(), 'videos')
+  require(
+    config.videos,
+    'a folder of videos, as in --config.videos=DIR',
+    pathlib.Path(config.videos or ' ').is_dir(),
+    'videos',
+  )
   root = pathlib.Path(os.path.abspath(config.media_root or config.videos))
-  require(config.media_root, 'a folder above the videos', pathlib.Path(os.path.abspath(config.videos)).is_relative_to(root), 'media_root')
-  inside = pathlib.Path(os.path.abspath(config.output)).is_relative_to(os.path.abspath(config.videos))
-  require(config.output, 'a folder outside of that of the videos, or clips would be taken for videos', not inside, 'output')
+  require(
+    config.media_root,
+    'a folder above the videos',
+    pathlib.Path(os.path.abspath(config.videos)).is_relative_to(root),
+    'media_root',
+  )
+  inside = pathlib.Path(os.path.abspath(config.output)).is_relative_to(
+    os.path.abspath(config.videos)
+  )
+  require(
+    config.output,
+    'a folder outside of that of the videos, or clips would be taken for videos',
+    not inside,
+    'output',
+  )
   part = config.split
-  require(part.snap_seconds, 'below half of clip_seconds', part.snap_seconds < part.clip_seconds / 2, 'split.snap_seconds')
+  require(
+    part.snap_seconds,
+    'below half of clip_seconds',
+    part.snap_seconds < part.clip_seconds / 2,
+    'split.snap_seconds',
+  )
   for section, wanted in PLACES.items():
     missing = [place for place in wanted if place not in config[section].prompt]
     require('...', f'a text that holds {", ".join(missing)}', not missing, f'{section}.prompt')
@@ -75,20 +109,32 @@ def check_server(config: ConfigDict, section: str) -> None:
 
 
 def steps(config: ConfigDict) -> tuple[str, ...]:
-  """The chosen steps, in the order of the pipeline. Raises ConfigError for one that there is not."""
+  """The chosen steps, in the order of the pipeline. Raises ConfigError for one that there is
+  not.
+  """
   names = [name.strip() for name in config.steps.split(',') if name.strip()]
   known = ','.join(pipeline.STEPS)
-  require(config.steps, f'some of {known}', bool(names) and set(names) <= set(pipeline.STEPS), 'steps')
+  require(
+    config.steps, f'some of {known}', bool(names) and set(names) <= set(pipeline.STEPS), 'steps'
+  )
   return tuple(step for step in pipeline.STEPS if step in names)
 
 
 def find_videos(config: ConfigDict) -> list[Video]:
-  """The videos below config.videos, and a line on what cannot be taken. Raises DataError when there are none."""
+  """The videos below config.videos, and a line on what cannot be taken. Raises DataError when there
+  are none.
+  """
   videos, bad = split.find(config.videos)
   if bad:
-    print(f'videos: {len(bad)} left out, their names are no UTF-8 (the first: {bad[0]})', file=sys.stderr)
+    print(
+      f'videos: {len(bad)} left out, their names are no UTF-8 (the first: {bad[0]})',
+      file=sys.stderr,
+    )
   if not videos:
-    raise DataError(f'--config.videos={config.videos}: no video in there, wanted files such as {", ".join(sorted(split.SUFFIXES)[:6])}')
+    raise DataError(
+      f'--config.videos={config.videos}: no video in there, wanted files such as '
+      f'{", ".join(sorted(split.SUFFIXES)[:6])}'
+    )
   return videos
 
 
@@ -115,11 +161,15 @@ def clients(config: ConfigDict) -> dict[str, server.Server]:
     'reasoner': build(server.ServerOptions, config.reasoner, 'reasoner'),
   }
   needed = {SERVER_OF[step] for step in steps(config) if step in SERVER_OF}
-  return {section: server.Server(options[section], f'--config.{section}') for section in sorted(needed)}
+  return {
+    section: server.Server(options[section], f'--config.{section}') for section in sorted(needed)
+  }
 
 
 async def check_servers(config: ConfigDict) -> None:
-  """Refuses servers that are not there, that refuse the key, or that do not know the model, before anything starts."""
+  """Refuses servers that are not there, that refuse the key, or that do not know the model, before
+  anything starts.
+  """
   for client in clients(config).values():
     async with client:
       await client.check()
@@ -128,30 +178,42 @@ async def check_servers(config: ConfigDict) -> None:
 async def go(config: ConfigDict, line: pipeline.Pipeline) -> None:
   """The run, with its clients and the processes that decode."""
   async with contextlib.AsyncExitStack() as stack:
-    found = {section: await stack.enter_async_context(client) for section, client in clients(config).items()}
+    found = {
+      section: await stack.enter_async_context(client)
+      for section, client in clients(config).items()
+    }
     frames = 'caption' in line.tallies and config.caption.send == 'frames'
     pool = stack.enter_context(wiring.decode_pool(config)) if frames else None
     try:
       await line.run(pipeline.Servers(found.get('vision'), found.get('reasoner')), pool)
     finally:
       for section, client in found.items():
-        outcomes = ', '.join(f'{name} {count}' for name, count in sorted(client.counts.items())) or 'not asked'
+        outcomes = (
+          ', '.join(f'{name} {count}' for name, count in sorted(client.counts.items()))
+          or 'not asked'
+        )
         print(f'\n{section} ({client.options.model}): {outcomes}', file=sys.stderr)
 
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the output folder for this process alone. Raises ConfigError when another one has it, or it cannot be made."""
+  """Holds the output folder for this process alone. Raises ConfigError when another one has it, or
+  it cannot be made.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / '.lock').open('w')
   except OSError as error:
-    raise ConfigError(f'--config.output={folder}: {error.strerror}; name a folder that can be written') from error
+    raise ConfigError(
+      f'--config.output={folder}: {error.strerror}; name a folder that can be written'
+    ) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      raise ConfigError(f'--config.output={folder}: in use by another process; wait for it, or name another folder') from None
+      raise ConfigError(
+        f'--config.output={folder}: in use by another process; wait for it, or name another folder'
+      ) from None
     yield
 
 
@@ -184,14 +246,23 @@ class Bars:
 
 
 def table(tallies: Mapping[str, pipeline.Tally]) -> str:
-  """One line per step: items, done now, done before, waiting, and what was rejected or failed, by reason."""
-  lines = [f'{"step":<8} {"items":>7} {"done":>7} {"before":>7} {"waiting":>7}  rejected / failed (tried again next time)']
+  """One line per step: items, done now, done before, waiting, and what was rejected or failed, by
+  reason.
+  """
+  lines = [
+    f'{"step":<8} {"items":>7} {"done":>7} {"before":>7} {"waiting":>7}  rejected / failed '
+    '(tried again next time)'
+  ]
   for step, tally in tallies.items():
-    rejected = ', '.join(f'{reason} {count}' for reason, count in tally.rejected.most_common()) or '-'
+    rejected = (
+      ', '.join(f'{reason} {count}' for reason, count in tally.rejected.most_common()) or '-'
+    )
     failed = ', '.join(f'{reason} {count}' for reason, count in tally.failed.most_common()) or '-'
     again = ', '.join(f'{what} ({count})' for what, count in tally.again.most_common())
-    lines.append(f'{step:<8} {tally.items:>7} {tally.done:>7} {tally.kept:>7} {tally.waiting:>7}  {rejected} / {failed}'
-                 + (f'; made again, changed: {again}' if again else ''))
+    lines.append(
+      f'{step:<8} {tally.items:>7} {tally.done:>7} {tally.kept:>7} {tally.waiting:>7}  '
+      f'{rejected} / {failed}' + (f'; made again, changed: {again}' if again else '')
+    )
   return '\n'.join(lines)
 
 

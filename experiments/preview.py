@@ -2,8 +2,8 @@
 
 python -m experiments.preview --config=configs/sft.py[:scale] --row=SOURCE:NUMBER[,SOURCE:NUMBER...] --output=preview.html
 
-SOURCE is a file's name without paravt_sft_ and .parquet, as in `sources` of the recipe, or a source of the manifest; NUMBER is
-the row in it, from 0. The last line on standard output is the page.
+SOURCE is a file's name without paravt_sft_ and .parquet, as in `sources` of the recipe, or a source
+of the manifest; NUMBER is the row in it, from 0. The last line on standard output is the page.
 """
 
 import pathlib
@@ -23,7 +23,9 @@ from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.report import preview
 
-_ROW = flags.DEFINE_list('row', [], 'Which rows: SOURCE:NUMBER, or several with commas between them.')
+_ROW = flags.DEFINE_list(
+  'row', [], 'Which rows: SOURCE:NUMBER, or several with commas between them.'
+)
 _OUTPUT = flags.DEFINE_string('output', 'preview.html', 'The page to write.')
 
 
@@ -45,7 +47,14 @@ def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.
     _check(sources, name, number)
   tok = ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
   options = sft_data.frame_options(config)
-  limits = build(preview.Limits, {name: config.train[name] for name in ('row_tokens', 'row_images', 'image_patches', 'row_stills')}, 'train')
+  limits = build(
+    preview.Limits,
+    {
+      name: config.train[name]
+      for name in ('row_tokens', 'row_images', 'image_patches', 'row_stills')
+    },
+    'train',
+  )
   looks = []
   with wiring.decode_pool(config) as pool:
     for name, number in wanted:
@@ -69,10 +78,14 @@ def asked(row: str) -> tuple[str, int]:
 
 def _check(sources: Mapping[str, batches.Source], name: str, number: int) -> None:
   if name not in sources:
-    raise ConfigError(f'--row={name}:{number}: there is no source {name!r}, only {", ".join(sorted(sources))}')
+    raise ConfigError(
+      f'--row={name}:{number}: there is no source {name!r}, only {", ".join(sorted(sources))}'
+    )
   if number >= len(sources[name].conversations):
     count = len(sources[name].conversations)
-    raise ConfigError(f'--row={name}:{number}: {name} has {count} rows, wanted one from 0 to {count - 1}')
+    raise ConfigError(
+      f'--row={name}:{number}: {name} has {count} rows, wanted one from 0 to {count - 1}'
+    )
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """The main job: `python -m experiments.rl --config=configs/para_grpo.py[:scale] [--config.knob=value]`.
 
-corpus -> cold start (made if it does not exist) -> rollout server -> evaluation -> PARA-GRPO -> evaluation -> report.
-The same command goes on where it was. The last line on standard output is the run folder.
+corpus -> cold start (made if it does not exist) -> rollout server -> evaluation -> PARA-GRPO ->
+evaluation -> report. The same command goes on where it was. The last line on standard output is the
+run folder.
 """
 
 import asyncio
@@ -27,14 +28,18 @@ def main(config: ConfigDict) -> None:
   """Runs the recipe from wherever its folder stands to the report."""
   check(config)
   rollouts.check_judge(config)
-  folder = runs.RunFolder.named(config, folder=config.run.folder, default=f'{config.name}_{config.scale}')
+  folder = runs.RunFolder.named(
+    config, folder=config.run.folder, default=f'{config.name}_{config.scale}'
+  )
   runs.announce(config, folder)
   reopen(config, folder)
   with folder.phase('world' if config.data.kind == 'world' else 'corpus'):
     corpus = wiring.rl_corpus(config)
     questions = wiring.rl_questions(config, corpus, folder.path)
   with folder.phase('cold_start'):
-    model_folder = pathlib.Path(config.model.folder) if config.model.folder else cold_start(config, folder)
+    model_folder = (
+      pathlib.Path(config.model.folder) if config.model.folder else cold_start(config, folder)
+    )
   with runs.Interrupts() as interrupts:
     summary = asyncio.run(session(config, folder, model_folder, questions, interrupts))
   runs.write_json(folder.path / 'summary.json', summary)
@@ -43,7 +48,9 @@ def main(config: ConfigDict) -> None:
 
 
 def reopen(config: ConfigDict, folder: runs.RunFolder) -> None:
-  """Takes back what a finished run made at its end when more steps are asked for; it is made anew after them."""
+  """Takes back what a finished run made at its end when more steps are asked for; it is made anew
+  after them.
+  """
   done = runs.steps_done(folder.path)
   if done is not None and done < config.rollout.steps:
     (folder.path / 'summary.json').unlink(missing_ok=True)
@@ -52,10 +59,13 @@ def reopen(config: ConfigDict, folder: runs.RunFolder) -> None:
 
 
 def cold_start(config: ConfigDict, folder: runs.RunFolder) -> pathlib.Path:
-  """The recipe's cold start, trained if it does not exist yet; its curve is kept with the run, for the report."""
+  """The recipe's cold start, trained if it does not exist yet; its curve is kept with the run, for
+  the report.
+  """
   if 'cold_start' not in config:
     raise ConfigError(
-      '--config.model.folder is empty, and this scale has no cold start of its own: train one with experiments.sft'
+      '--config.model.folder is empty, and this scale has no cold start of its own: train '
+      'one with experiments.sft'
     )
   model_folder = sft.cold_start(config.cold_start)
   curve = model_folder.parent / 'metrics.jsonl'
@@ -80,7 +90,12 @@ def check(config: ConfigDict) -> None:
   crosschecks.require_schedule(config, config.rollout.steps, 'rollout.steps')
   crosschecks.require_world(config)
   if config.data.kind == 'world':
-    require(config.world.corpus.rl_tasks, 'at least 1', config.world.corpus.rl_tasks >= 1, 'world.corpus.rl_tasks')
+    require(
+      config.world.corpus.rl_tasks,
+      'at least 1',
+      config.world.corpus.rl_tasks >= 1,
+      'world.corpus.rl_tasks',
+    )
   if 'cold_start' in config and not config.model.folder:
     try:
       sft.check(config.cold_start)
@@ -96,12 +111,16 @@ async def session(
   questions: wiring.Questions,
   interrupts: runs.Interrupts,
 ) -> dict[str, Any]:
-  """Everything that needs learner and server at once: evaluation, training, evaluation. Returns the summary."""
+  """Everything that needs learner and server at once: evaluation, training, evaluation. Returns the
+  summary.
+  """
   with folder.phase('start'):
     learner = Learner(config, model_folder, folder.path)
     base = learner.canary()
     host = learner.restore()
-    opened = rollouts.opened(config, model_folder, learner.tok, learner.model_config.text.vocab, folder.path, base)
+    opened = rollouts.opened(
+      config, model_folder, learner.tok, learner.model_config.text.vocab, folder.path, base
+    )
     server = await opened.__aenter__()
   try:
     # always: a server by URL may still hold what an earlier run published
@@ -126,17 +145,28 @@ async def train(
   host: dict[str, Any] | None,
   interrupts: runs.Interrupts,
 ) -> None:
-  """Steps until the recipe's number: rollouts, update, publish, log, checkpoint; rollouts may be `staleness` versions ahead."""
+  """Steps until the recipe's number: rollouts, update, publish, log, checkpoint; rollouts may be
+  `staleness` versions ahead.
+  """
   knobs = config.rollout
   group_options = build(
-    groups.GroupOptions, config.frames, 'frames', size=knobs.group_size, max_concurrent=knobs.max_concurrent, seed=config.seed
+    groups.GroupOptions,
+    config.frames,
+    'frames',
+    size=knobs.group_size,
+    max_concurrent=knobs.max_concurrent,
+    seed=config.seed,
   )
   tasks, skipped = questions.train, questions.metrics()
   async with rollouts.rewards(config) as reward:
-    queue = supply.Queue(config, server, reward, group_options, EpochOrder(len(tasks), config.seed), tasks, host)
+    queue = supply.Queue(
+      config, server, reward, group_options, EpochOrder(len(tasks), config.seed), tasks, host
+    )
     wandb = wiring.wandb_options(config, folder.path)
     with (
-      MetricsWriter(folder.path, tensorboard=config.run.tensorboard, wandb=wandb, start_step=learner.version) as writer,
+      MetricsWriter(
+        folder.path, tensorboard=config.run.tensorboard, wandb=wandb, start_step=learner.version
+      ) as writer,
       EpisodeLog(folder.path / 'episodes' / 'train.jsonl', start_step=learner.version) as log,
       wiring.bar(knobs.steps, config.name, learner.version) as progress,
     ):
@@ -155,15 +185,21 @@ async def train(
           clock.lap('publish')
           queue.deliver(server.deliver(pending, learner.version), learner.version)
           save = runs.saves(config.run.checkpoint_every, learner.version, knobs.steps)
-          if save or not knobs.staleness:  # else it is written, converted and loaded beside the next groups
+          if (
+            save or not knobs.staleness
+          ):  # else it is written, converted and loaded beside the next groups
             await queue.delivered()
             clock.lap('sync')
           for group in batch:
             for one in group.scored:
               log.append(number, one)
-          writer.write(number, {**metrics, **clock.times(), **queue.metrics(), **server.metrics(), **skipped})
+          writer.write(
+            number, {**metrics, **clock.times(), **queue.metrics(), **server.metrics(), **skipped}
+          )
           guard(metrics, knobs.gap_limit, number)
-          clock = Clock()  # saving counts towards the next step: a record that is on disk never lacks its line in the log
+          # saving counts towards the next step: a record that is on disk never lacks its line in
+          # the log
+          clock = Clock()
           if save:
             learner.save(queue.state())
             saved = learner.version
@@ -171,7 +207,9 @@ async def train(
           progress.set_postfix_str(glance(metrics), refresh=False)
           progress.update()
           interrupts.check()
-      except KeyboardInterrupt:  # a second Ctrl-C may fall inside a step: then the last record stands
+      except (
+        KeyboardInterrupt
+      ):  # a second Ctrl-C may fall inside a step: then the last record stands
         await queue.delivered()
         if learner.version == queue.schedule.version > saved:
           learner.save(queue.state())
@@ -202,7 +240,10 @@ class Clock:
   def times(self) -> dict[str, float]:
     """Seconds by stage, and of the whole step."""
     self.lap('other')
-    return {**{f'time/{stage}': seconds for stage, seconds in self._laps.items()}, 'time/step': self._last - self._start}
+    return {
+      **{f'time/{stage}': seconds for stage, seconds in self._laps.items()},
+      'time/step': self._last - self._start,
+    }
 
 
 def guard(metrics: dict[str, float], limit: float, number: int) -> None:
@@ -210,8 +251,10 @@ def guard(metrics: dict[str, float], limit: float, number: int) -> None:
   gap = metrics.get('policy/gap_current_mean', 0.0)
   if not gap <= limit:  # nan is a disagreement too
     raise SyncError(
-      f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most rollout.gap_limit={limit:g}: '
-      f'they do not run the same weights, images or temperature; see metrics.jsonl (policy/gap_*) and server*.log'
+      f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at '
+      f'most rollout.gap_limit={limit:g}: '
+      'they do not run the same weights, images or temperature; see metrics.jsonl '
+      '(policy/gap_*) and server*.log'
     )
 
 

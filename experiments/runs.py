@@ -1,6 +1,8 @@
-"""A run's folder: what was asked for (config.json, git.txt), what was done so far (progress.json), and one process at a time.
+"""A run's folder: what was asked for (config.json, git.txt), what was done so far (progress.json),
+and one process at a time.
 
-config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/  summary.json  report.html
+config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/
+summary.json  report.html
 """
 
 import contextlib
@@ -51,7 +53,9 @@ def shown(config: ConfigDict) -> dict[str, Any]:
 
 
 def commit() -> str:
-  """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a checkout."""
+  """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a
+  checkout.
+  """
   root = pathlib.Path(__file__).resolve().parent.parent
   try:
     git = lambda *words: subprocess.run(
@@ -64,18 +68,23 @@ def commit() -> str:
 
 
 def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
-  """Makes the folder and holds it for this process, until the handle is closed. Raises ConfigError when another process has it."""
+  """Makes the folder and holds it for this process, until the handle is closed. Raises ConfigError
+  when another process has it.
+  """
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock = (path / '.lock').open('w')
   except OSError as error:
-    raise ConfigError(f'run folder {path}: {error.strerror}; choose another with --config.{knob}=DIR') from error
+    raise ConfigError(
+      f'run folder {path}: {error.strerror}; choose another with --config.{knob}=DIR'
+    ) from error
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError:
     lock.close()
     raise ConfigError(
-      f'run folder {path} is in use by another process; wait for it, or choose another with --config.{knob}=DIR'
+      f'run folder {path} is in use by another process; wait for it, or choose another with '
+      f'--config.{knob}=DIR'
     ) from None
   return lock
 
@@ -95,7 +104,11 @@ class RunFolder:
     changed = refuse_other_settings(path, config)
     if changed:
       more = f' and {len(changed) - SHOWN} more' if len(changed) > SHOWN else ''
-      print(f'run folder {path} goes on with {", ".join(changed[:SHOWN])}{more}', file=sys.stderr, flush=True)
+      print(
+        f'run folder {path} goes on with {", ".join(changed[:SHOWN])}{more}',
+        file=sys.stderr,
+        flush=True,
+      )
     write_json(path / 'config.json', config)
     (path / 'git.txt').write_text(commit() + '\n')
     (path / 'episodes').mkdir(exist_ok=True)
@@ -137,18 +150,22 @@ class RunFolder:
 
 
 def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
-  """Compares a recipe with the one that the folder was begun with; it is only read, by any number of processes.
+  """Compares a recipe with the one that the folder was begun with; it is only read, by any number
+  of processes.
 
   Returns:
     The knobs that changed and may, as 'mesh.data: 1 -> 2'; none while the folder holds no results.
 
   Raises:
-    ConfigError: the folder holds results that were made with other settings, or more steps than are asked for.
+    ConfigError: the folder holds results that were made with other settings, or more steps than are
+    asked for.
   """
   before = _read(path / 'config.json')
   ended = (_read(path / 'progress.json') or {'done': {}})['done']
   results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or ended
-  if before is None or not results:  # a command that was refused leaves nothing that binds the next one
+  if (
+    before is None or not results
+  ):  # a command that was refused leaves nothing that binds the next one
     return []
   bound, free = binding.changes(before, config)
   if bound:
@@ -160,7 +177,9 @@ def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list
   return free
 
 
-def _refuse_fewer_steps(path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_fewer_steps(
+  path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
   knob = binding.steps_knob(now)
   if knob is None or binding.value(before, knob) is None:
     return
@@ -170,12 +189,14 @@ def _refuse_fewer_steps(path: pathlib.Path, before: Mapping[str, Any], now: Mapp
     done = planned
     if asked > planned:
       raise ConfigError(
-        f'run folder {path} has no record to go on from ({knob}: {planned} -> {asked}); begin another run from its model with '
+        f'run folder {path} has no record to go on from ({knob}: {planned} -> {asked}); '
+        'begin another run from its model with '
         f'--config.model.folder={path}/hf and --config.run.folder=DIR'
       )
   if asked < (done or 0):
     raise ConfigError(
-      f'run folder {path} was begun with other settings ({knob}: {planned} -> {asked}) and has made {done} steps; ask for {done} '
+      f'run folder {path} was begun with other settings ({knob}: {planned} -> {asked}) and '
+      f'has made {done} steps; ask for {done} '
       f'or more, or choose a new one with --config.run.folder=DIR'
     )
 
@@ -186,7 +207,9 @@ def steps_done(path: pathlib.Path) -> int | None:
 
 
 def saves(every: int, done: int, last: int) -> bool:
-  """Whether a record is written after `done` steps: every so many (0: never in between), and after the last one."""
+  """Whether a record is written after `done` steps: every so many (0: never in between), and after
+  the last one.
+  """
   return done == last or (every > 0 and done % every == 0)
 
 
@@ -196,22 +219,28 @@ def _read(file: pathlib.Path) -> Any:
   try:
     return json.loads(file.read_text())
   except ValueError as error:
-    raise ConfigError(f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew') from error
+    raise ConfigError(
+      f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew'
+    ) from error
 
 
 def announce(config: ConfigDict, folder: RunFolder) -> None:
   """The first lines of a run: which scale, how to choose another, where things go."""
   rule = '=' * 100
   print(
-    f'{rule}\n{config.name} at scale :{config.scale}   (choose another: --config=configs/{config.name}.py:2b or :8b)\n'
-    f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it cleanly)\n{rule}',
+    f'{rule}\n{config.name} at scale :{config.scale}   (choose another: '
+    f'--config=configs/{config.name}.py:2b or :8b)\n'
+    f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it '
+    f'cleanly)\n{rule}',
     file=sys.stderr,
     flush=True,
   )
 
 
 class Interrupts:
-  """Ctrl-C (or SIGTERM) asks for an end at the next safe point; a second one ends at once. Use as a context."""
+  """Ctrl-C (or SIGTERM) asks for an end at the next safe point; a second one ends at once. Use as a
+  context.
+  """
 
   def __init__(self):
     self.asked = False
@@ -224,7 +253,9 @@ class Interrupts:
     print('\nending at the next safe point (again: at once) …', file=sys.stderr, flush=True)
 
   def __enter__(self) -> 'Interrupts':
-    self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    self._before = {
+      number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     return self
 
   def __exit__(self, *_) -> None:

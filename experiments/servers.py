@@ -1,4 +1,6 @@
-"""The rollout servers that a recipe asks for: by URL, or started here (embedded, sglang), as members of a watched fleet."""
+"""The rollout servers that a recipe asks for: by URL, or started here (embedded, sglang), as
+members of a watched fleet.
+"""
 
 import asyncio
 import os
@@ -26,7 +28,8 @@ Start = Callable[[], ServerProcess]
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses knobs of `server` that do not go together, before anything is made; addresses are asked for by `members`.
+  """Refuses knobs of `server` that do not go together, before anything is made; addresses are asked
+  for by `members`.
 
   Raises:
     ConfigError: naming the knob.
@@ -36,25 +39,48 @@ def check(config: ConfigDict) -> None:
   if section.kind == 'url':
     return
   ports = section.ports
-  require(ports, f'{section.count} ports, one per server, or ()', len(ports) in (0, section.count), 'server.ports')
+  require(
+    ports,
+    f'{section.count} ports, one per server, or ()',
+    len(ports) in (0, section.count),
+    'server.ports',
+  )
   if section.kind == 'sglang':
     wide = section.sglang.tensor_parallel * section.count
     devices, python = section.sglang.devices, section.sglang.python
-    require(devices, f'{wide} GPUs (server.count x tensor_parallel), or ()', len(devices) in (0, wide), 'server.sglang.devices')
-    require(python, "SGLang's interpreter, which is not there: run `make sglang`", pathlib.Path(python).is_file(), 'server.sglang.python')
+    require(
+      devices,
+      f'{wide} GPUs (server.count x tensor_parallel), or ()',
+      len(devices) in (0, wide),
+      'server.sglang.devices',
+    )
+    require(
+      python,
+      "SGLang's interpreter, which is not there: run `make sglang`",
+      pathlib.Path(python).is_file(),
+      'server.sglang.python',
+    )
     _sglang(config, 0, pathlib.Path())  # the options check themselves
   else:
     _embedded(config, 0, pathlib.Path(), ())
     slot, pixels = section.embedded.max_image_patches * packing.PATCH**2, config.video.max_pixels
     wanted = f'at least {-(-pixels // packing.PATCH**2)}, what video.max_pixels={pixels} may need'
-    require(section.embedded.max_image_patches, wanted, slot >= pixels, 'server.embedded.max_image_patches')
+    require(
+      section.embedded.max_image_patches,
+      wanted,
+      slot >= pixels,
+      'server.embedded.max_image_patches',
+    )
 
 
-async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> list[Member]:
+async def members(
+  config: ConfigDict, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path
+) -> list[Member]:
   """Servers that answer; those to be started are started side by side.
 
   Raises:
-    ConfigError: a knob of `server` is wrong. RolloutError: one did not come up; none is left running.
+    ConfigError: a knob of `server` is wrong. RolloutError: one did not come up; none is left
+    running.
   """
   check(config)
   section = config.server
@@ -62,11 +88,14 @@ async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatToken
     if not section.urls:
       raise ConfigError(
         '--config.server.urls is empty: start a rollout server and name it, as in '
-        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or let the run start its own with --config.server.kind=embedded or sglang'
+        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or let the run start its own '
+        'with --config.server.kind=embedded or sglang'
       )
     return [Member(url.rstrip('/'), None, None) for url in section.urls]
   starts = [_start(config, number, model_folder, tok, folder) for number in range(section.count)]
-  found = await asyncio.gather(*(asyncio.to_thread(start) for start in starts), return_exceptions=True)
+  found = await asyncio.gather(
+    *(asyncio.to_thread(start) for start in starts), return_exceptions=True
+  )
   started = [one for one in found if isinstance(one, ServerProcess)]
   failed = [one for one in found if isinstance(one, BaseException)]
   if failed:
@@ -76,18 +105,32 @@ async def members(config: ConfigDict, model_folder: pathlib.Path, tok: ChatToken
   return [Member(process.url, process, start) for process, start in zip(started, starts)]
 
 
-def _start(config: ConfigDict, number: int, model_folder: pathlib.Path, tok: ChatTokenizer, folder: pathlib.Path) -> Start:
+def _start(
+  config: ConfigDict,
+  number: int,
+  model_folder: pathlib.Path,
+  tok: ChatTokenizer,
+  folder: pathlib.Path,
+) -> Start:
   """What starts server `number`, now and after a crash; it blocks until the server answers."""
   section = config.server
-  how = {'log': folder / f'server{number}.log', 'deadline_s': section.ready_timeout_s, 'parent_pid': os.getpid()}
+  how = {
+    'log': folder / f'server{number}.log',
+    'deadline_s': section.ready_timeout_s,
+    'parent_pid': os.getpid(),
+  }
   if section.kind == 'embedded':
     options = _embedded(config, number, model_folder, (tok.im_end, tok.endoftext))
-    return lambda: launch.launch(options, env=wiring.child_environment(section.embedded.threads), **how)
+    return lambda: launch.launch(
+      options, env=wiring.child_environment(section.embedded.threads), **how
+    )
   sglang_options = _sglang(config, number, model_folder)
   return lambda: sglang.launch(sglang_options, env=dict(os.environ), **how)
 
 
-def _embedded(config: ConfigDict, number: int, model_folder: pathlib.Path, ends: tuple[int, ...]) -> ServerOptions:
+def _embedded(
+  config: ConfigDict, number: int, model_folder: pathlib.Path, ends: tuple[int, ...]
+) -> ServerOptions:
   section = config.server
   return build(
     ServerOptions,
@@ -109,7 +152,11 @@ def _sglang(config: ConfigDict, number: int, model_folder: pathlib.Path) -> sgla
   width = section.sglang.tensor_parallel
   return build(
     sglang.SGLangOptions,
-    {name: value for name, value in section.sglang.to_dict().items() if name not in ('staging', 'devices')},
+    {
+      name: value
+      for name, value in section.sglang.to_dict().items()
+      if name not in ('staging', 'devices')
+    },
     'server.sglang',
     devices=section.sglang.devices[number * width : (number + 1) * width],
     launcher=str(THIRD_PARTY / LAUNCHERS.get(section.sglang.device, LAUNCHERS['cuda'])),

@@ -1,7 +1,7 @@
 """Cold-start SFT: `python -m experiments.sft --config=configs/sft.py[:scale] [--config.knob=value]`.
 
-Trains on conversations (loss on assistant turns only), checkpoints, and ends with a Hugging Face folder that RL starts from.
-The last line on standard output is that folder.
+Trains on conversations (loss on assistant turns only), checkpoints, and ends with a Hugging Face
+folder that RL starts from. The last line on standard output is that folder.
 """
 
 import collections
@@ -35,16 +35,20 @@ def main(config: ConfigDict) -> None:
 def cold_start(config: ConfigDict) -> pathlib.Path:
   """Trains (or goes on, or finds it done) and returns the Hugging Face folder.
 
-  The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is another cold start, and the same on
-  other devices is not.
+  The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is
+  another cold start, and the same on other devices is not.
   """
   check(config)
   base = config.model.folder or str(wiring.tiny_model(config.seed))
   recipe = {**binding.bound(runs.shown(config)), 'steps': config.steps, 'base': base}
-  path = pathlib.Path(config.run.folder or f'runs/{config.name}_{config.scale}-{runs.fingerprint(recipe)}')
+  path = pathlib.Path(
+    config.run.folder or f'runs/{config.name}_{config.scale}-{runs.fingerprint(recipe)}'
+  )
   target = path / MODEL
   done = runs.steps_done(path)
-  if target.is_dir() and (done is None or done >= config.steps):  # only read, so that several runs may begin from it at once
+  if target.is_dir() and (
+    done is None or done >= config.steps
+  ):  # only read, so that several runs may begin from it at once
     runs.refuse_other_settings(path, runs.shown(config))
     if config.data.kind == 'files':  # a world's name tells its content
       refuse_other_data(config, path)
@@ -58,12 +62,17 @@ def cold_start(config: ConfigDict) -> pathlib.Path:
 
 def refuse_other_data(config: ConfigDict, folder: pathlib.Path) -> None:
   """Raises DataError when a finished run was trained on other files than there are now."""
-  known = json.loads((folder / 'provenance.json').read_text())['sources'] if (folder / 'provenance.json').exists() else None
+  known = (
+    json.loads((folder / 'provenance.json').read_text())['sources']
+    if (folder / 'provenance.json').exists()
+    else None
+  )
   now = sft_data.identities(sft_data.sources(config))
   if known is not None and known != now:
     changed = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
     raise DataError(
-      f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove the folder to train anew, or choose another '
+      f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove '
+      'the folder to train anew, or choose another '
       'with --config.run.folder=DIR'
     )
 
@@ -72,7 +81,12 @@ def check(config: ConfigDict) -> None:
   """Refuses knobs out of range, before anything is made."""
   require_recipe(config, 'sources', 'configs/sft.py')
   data = config.data
-  require(data.manifest, 'empty where data.train names files', not (data.manifest and data.train), 'data.manifest')
+  require(
+    data.manifest,
+    'empty where data.train names files',
+    not (data.manifest and data.train),
+    'data.manifest',
+  )
   crosschecks.require_rows(config)
   crosschecks.require_schedule(config, config.steps, 'steps')
   crosschecks.require_world(config)
@@ -84,13 +98,29 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
   model_config, params, tok = wiring.load_model(base)
   mesh = wiring.make_mesh(config)
   optimizer = wiring.make_optimizer(config, model_config)
-  update = step.make_sft_step(model_config, optimizer, mesh, wiring.model_options(config.train, 1.0, ()))
-  records, counts, skipped = folder.path / 'checkpoints', collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
+  update = step.make_sft_step(
+    model_config, optimizer, mesh, wiring.model_options(config.train, 1.0, ())
+  )
+  records, counts, skipped = (
+    folder.path / 'checkpoints',
+    collections.Counter(),
+    Skipped(folder.path / 'skipped_rows.txt'),
+  )
   rows = sft_data.sources(config)
-  runs.write_json(folder.path / 'provenance.json', {'tool': 'experiments.sft', 'base': base, 'sources': sft_data.identities(rows)})
+  runs.write_json(
+    folder.path / 'provenance.json',
+    {'tool': 'experiments.sft', 'base': base, 'sources': sft_data.identities(rows)},
+  )
   learner = state.from_params(model_config, optimizer, mesh, params)
   with wiring.decode_pool(config) as pool:
-    data = sft_data.make_batches(config, rows, tok, sft_data.frame_source(config, pool), base=base, shard=sharding.host_rows(mesh))
+    data = sft_data.make_batches(
+      config,
+      rows,
+      tok,
+      sft_data.frame_source(config, pool),
+      base=base,
+      shard=sharding.host_rows(mesh),
+    )
     start = 0
     checkpoint.sweep(records)
     if checkpoint.latest(records) is not None:
@@ -100,7 +130,10 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
       counts.update(record.host['skipped'])
     left_out = LeftOut(sum(counts[reason] for reason in LeftOut.REASONS), data.get_state()['drawn'])
     writer = MetricsWriter(
-      folder.path, tensorboard=config.run.tensorboard, wandb=wiring.wandb_options(config, folder.path), start_step=start
+      folder.path,
+      tensorboard=config.run.tensorboard,
+      wandb=wiring.wandb_options(config, folder.path),
+      start_step=start,
     )
     try:
       with runs.Interrupts() as interrupts, wiring.bar(config.steps, 'sft', start) as progress:
@@ -109,10 +142,18 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
           done = number + 1
           left_out.tell(counts, data.get_state()['drawn'], skipped.latest)
           writer.write(number, metrics)
-          progress.set_postfix_str(f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False)
+          progress.set_postfix_str(
+            f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}', refresh=False
+          )
           progress.update()
           if interrupts.asked or runs.saves(config.run.checkpoint_every, done, config.steps):
-            checkpoint.save(records, done, learner, {'data': data.get_state(), 'skipped': dict(counts)}, keep=config.run.keep)
+            checkpoint.save(
+              records,
+              done,
+              learner,
+              {'data': data.get_state(), 'skipped': dict(counts)},
+              keep=config.run.keep,
+            )
           interrupts.check()
     finally:
       writer.close()
@@ -121,7 +162,9 @@ def train(config: ConfigDict, folder: runs.RunFolder, base: str, target: pathlib
 
 
 class LeftOut:
-  """Says on the terminal that rows are left out as too long: at the first one, and once their share of the draws passes SHARE."""
+  """Says on the terminal that rows are left out as too long: at the first one, and once their share
+  of the draws passes SHARE.
+  """
 
   SHARE = 0.05  # of the rows drawn: beyond it the run trains on other data than the recipe names
   REASONS = (planner.TOO_LONG, planner.TOO_MANY_IMAGES)
@@ -130,15 +173,25 @@ class LeftOut:
     self._first, self._warned = before > 0, self._is_large(before, drawn)
 
   def tell(self, counts: Mapping[str, int], drawn: int, examples: Mapping[str, str]) -> None:
-    """counts: rows left out so far, by reason; drawn: rows drawn so far; examples: of this batch, a line for each reason."""
+    """counts: rows left out so far, by reason; drawn: rows drawn so far; examples: of this batch, a
+    line for each reason.
+    """
     count = self.count(counts)
     if count and not self._first:
-      example = next((examples[reason].split('\t') for reason in self.REASONS if reason in examples), ['', 'a row', '', ''])
-      self._say(f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)')
+      example = next(
+        (examples[reason].split('\t') for reason in self.REASONS if reason in examples),
+        ['', 'a row', '', ''],
+      )
+      self._say(
+        f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)'
+      )
       self._first = True
     if not self._warned and self._is_large(count, drawn):
-      self._say(f'warning: {count} of {drawn} rows drawn were left out as too long, more than {self.SHARE:g} of them; raise '
-                'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)')
+      self._say(
+        f'warning: {count} of {drawn} rows drawn were left out as too long, more than '
+        f'{self.SHARE:g} of them; raise '
+        'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)'
+      )
       self._warned = True
 
   def count(self, counts: Mapping[str, int]) -> int:
@@ -154,7 +207,9 @@ class LeftOut:
 
 
 class Skipped:
-  """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row, reason, fault."""
+  """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row,
+  reason, fault.
+  """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -172,11 +227,14 @@ class Skipped:
 
 
 def refuse_other_plans(plan: int) -> None:
-  """Raises DataError unless all hosts planned the same batch: rows would be lost or come twice, and nobody would know."""
+  """Raises DataError unless all hosts planned the same batch: rows would be lost or come twice, and
+  nobody would know.
+  """
   plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
   if len(set(plans)) > 1:
     raise DataError(
-      f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see the same files, or not the same recipe: '
+      f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see '
+      'the same files, or not the same recipe: '
       'see to their disks, then go on from the last checkpoint with the same command'
     )
 

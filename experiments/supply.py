@@ -1,4 +1,6 @@
-"""Groups on their way to the learner: started as far ahead as the schedule allows, handed out a step at a time."""
+"""Groups on their way to the learner: started as far ahead as the schedule allows, handed out a
+step at a time.
+"""
 
 import asyncio
 import collections
@@ -20,7 +22,9 @@ LOST_IN_A_ROW = 64  # groups lost whole, one after the other, before the run giv
 
 
 class Queue:
-  """Groups on their way: started as the schedule allows, handed out in batches, counted for the checkpoint."""
+  """Groups on their way: started as the schedule allows, handed out in batches, counted for the
+  checkpoint.
+  """
 
   def __init__(
     self,
@@ -33,16 +37,25 @@ class Queue:
     host: dict[str, Any] | None,
   ):
     knobs = config.rollout
-    self.schedule = schedule.Schedule(schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness))
+    self.schedule = schedule.Schedule(
+      schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness)
+    )
     self._rows = digest(tasks, config.data.media_root)
     if host is not None:
       if host['rows'] not in (self._rows, digest(tasks)):  # with whole paths in records of before
         raise DataError(
-          f'the {len(tasks)} training rows are not those with which this run was begun (digest {self._rows}, wanted {host["rows"]}): '
+          f'the {len(tasks)} training rows are not those with which this run was begun '
+          f'(digest {self._rows}, wanted {host["rows"]}): '
           'go on with the same files, or choose another run with --config.run.folder=DIR'
         )
       self.schedule.restore(host['schedule'], lost=host['ready'])
-    self._agent, self._reward, self._options, self._order, self._tasks = server.sampling, reward, options, order, tasks
+    self._agent, self._reward, self._options, self._order, self._tasks = (
+      server.sampling,
+      reward,
+      options,
+      order,
+      tasks,
+    )
     self._client = server.client
     self._batch = knobs.prompts
     self._running: dict[asyncio.Task, int] = {}
@@ -50,7 +63,9 @@ class Queue:
     self._handed: list[tuple[int, Group]] = []  # out for a step that is not done yet
     self._delivery: asyncio.Task | None = None
     self._lost = 0
-    self._dropped: collections.Counter[str] = collections.Counter()  # groups lost whole since the last step, by reason
+    self._dropped: collections.Counter[str] = (
+      collections.Counter()
+    )  # groups lost whole since the last step, by reason
     self._seen = dict(self._client.counts)
 
   def _fill(self) -> None:
@@ -58,7 +73,9 @@ class Queue:
     while (position := self.schedule.start()) is not None:
       epoch, index = self._order.at(position)
       prompt = groups.Prompt(self._tasks[index], epoch)
-      self._running[asyncio.create_task(groups.run_group(self._agent, prompt, self._reward, self._options))] = position
+      self._running[
+        asyncio.create_task(groups.run_group(self._agent, prompt, self._reward, self._options))
+      ] = position
 
   async def next_batch(self) -> list[Group]:
     """The next step's groups, in the order of their positions.
@@ -83,9 +100,13 @@ class Queue:
     self._handed = []
 
   def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
-    """Lets `work` bring `version` to the servers while groups go on; groups may count on it once it is there."""
+    """Lets `work` bring `version` to the servers while groups go on; groups may count on it once it
+    is there.
+    """
     if self._delivery is not None:
-      raise RuntimeError(f'version {version} cannot go out before the one before has: await delivered()')
+      raise RuntimeError(
+        f'version {version} cannot go out before the one before has: await delivered()'
+      )
 
     async def bring() -> None:
       await work
@@ -96,7 +117,9 @@ class Queue:
   async def delivered(self) -> None:
     """Returns when the last version is out, or raises what its delivery met."""
     if self._delivery is not None:
-      await asyncio.shield(self._delivery)  # who stops waiting does not stop a server in the middle of an update
+      await asyncio.shield(
+        self._delivery
+      )  # who stops waiting does not stop a server in the middle of an update
       self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:
@@ -110,21 +133,31 @@ class Queue:
     self._lost += 1
     if self._lost >= LOST_IN_A_ROW:
       raise RolloutError(
-        f"{self._lost} groups in a row were lost whole (the last: {group.dropped[0]}); see the server's log, and check "
+        f'{self._lost} groups in a row were lost whole (the last: {group.dropped[0]}); see '
+        "the server's log, and check "
         f'the media root'
       )
 
   def state(self) -> dict[str, Any]:
     """For the checkpoint; groups that wait for a step, or for the end of theirs, run again."""
-    return {'rows': self._rows, 'schedule': self.schedule.state(), 'ready': sorted(position for position, _ in (*self._handed, *self._ready))}
+    return {
+      'rows': self._rows,
+      'schedule': self.schedule.state(),
+      'ready': sorted(position for position, _ in (*self._handed, *self._ready)),
+    }
 
   def metrics(self) -> dict[str, float]:
-    """How full the queue is, and what was lost, cut and sent again since these were asked for last."""
+    """How full the queue is, and what was lost, cut and sent again since these were asked for
+    last.
+    """
     before, self._seen = self._seen, dict(self._client.counts)
     dropped, self._dropped = self._dropped, collections.Counter()
     return {
       **{f'groups/dropped/reason={reason}': float(count) for reason, count in dropped.items()},
-      **{f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0)) for name in ('interrupted', 'retried', 'moved')},
+      **{
+        f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0))
+        for name in ('interrupted', 'retried', 'moved')
+      },
       'rollout/running': float(len(self._running)),
       'rollout/queued': float(len(self._ready)),
       'rollout/capacity': float(self.schedule.room),
@@ -132,7 +165,9 @@ class Queue:
     }
 
   async def close(self) -> None:
-    """Cancels the groups; a delivery that has begun is waited for, so that no server stays paused."""
+    """Cancels the groups; a delivery that has begun is waited for, so that no server stays
+    paused.
+    """
     for task in self._running:
       task.cancel()
     delivery = [self._delivery] if self._delivery is not None else []
@@ -140,9 +175,13 @@ class Queue:
 
 
 def digest(tasks: Sequence[Task], media_root: str = '') -> str:
-  """Sixteen hex digits that name the rows and their order. Videos go by their path below the media root, which may move."""
+  """Sixteen hex digits that name the rows and their order. Videos go by their path below the media
+  root, which may move.
+  """
   hashed, root = hashlib.blake2b(digest_size=8), pathlib.Path(media_root)
-  below = lambda path: str(pathlib.Path(path).relative_to(root)) if pathlib.Path(path).is_relative_to(root) else path
+  below = lambda path: (
+    str(pathlib.Path(path).relative_to(root)) if pathlib.Path(path).is_relative_to(root) else path
+  )
   for task in tasks:
     if media_root:
       task = dataclasses.replace(task, videos=tuple(map(below, task.videos)))

@@ -1,4 +1,6 @@
-"""Every error this project raises on purpose. A message says where, what it got, what it wanted, and the way out."""
+"""Every error this project raises on purpose. A message says where, what it got, what it wanted,
+and the way out.
+"""
 
 
 class ParavtError(Exception):

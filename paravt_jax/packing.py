@@ -1,8 +1,9 @@
-"""Documents to rows: what the learner's arrays look like, and the only place where image placeholders are expanded.
+"""Documents to rows: what the learner's arrays look like, and the only place where image
+placeholders are expanded.
 
-A `Tree` is a shared prefix and the suffixes that follow it (a group's prompt and its rollouts); a plain document is a tree
-without suffixes. Several trees share a row; they never see each other (segments), and suffixes see their prefix and themselves
-(branches):
+A `Tree` is a shared prefix and the suffixes that follow it (a group's prompt and its rollouts); a
+plain document is a tree without suffixes. Several trees share a row; they never see each other
+(segments), and suffixes see their prefix and themselves (branches):
 
     tokens     a b c | d e | f g h | p q r | . .        two trees: prefix abc with suffixes de and fgh; document pqr; padding
     segments   1 1 1   1 1   1 1 1   2 2 2   0 0
@@ -21,13 +22,16 @@ from paravt_jax.errors import DataError
 from paravt_jax.models.qwen3_vl import positions as mrope
 from paravt_jax.video import patches as pixels
 
-MERGE = 2                    # patches per side that become one token
-PATCH = 16                   # pixels per side of a patch
+MERGE = 2  # patches per side that become one token
+PATCH = 16  # pixels per side of a patch
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A run of tokens. ids: int32[n], one placeholder per image; images: uint8[H, W, 3] in order; extras: name -> array[n]."""
+  """A run of tokens. ids: int32[n], one placeholder per image; images: uint8[H, W, 3] in order;
+  extras: name -> array[n].
+  """
+
   ids: np.ndarray
   images: tuple[np.ndarray, ...] = ()
   extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -36,6 +40,7 @@ class Sample:
 @dataclasses.dataclass(frozen=True)
 class Tree:
   """A prefix and the suffixes that each continue it. Without suffixes it is a plain document."""
+
   prefix: Sample
   suffixes: tuple[Sample, ...] = ()
 
@@ -43,6 +48,7 @@ class Tree:
 @dataclasses.dataclass(frozen=True)
 class Span:
   """Where a sample lies: tokens [start, stop) of a row, image placeholders expanded."""
+
   row: int
   start: int
   stop: int
@@ -50,12 +56,15 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Rows of documents; see the drawing above. Padding has segment 0, branch 0, previous -1, visual -1 and extras 0.
+  """Rows of documents; see the drawing above. Padding has segment 0, branch 0, previous -1, visual
+  -1 and extras 0.
 
-  Images lie in slots of two sizes: N frames of up to X patches, and `stills`, fewer and larger ones for what does not fit there.
-  visual_RT indexes the row's own merged image tokens: those of the frame slots, X/4 each, and after them those of the stills.
-  spans[i] holds tree i's prefix and then its suffixes.
+  Images lie in slots of two sizes: N frames of up to X patches, and `stills`, fewer and larger ones
+  for what does not fit there. visual_RT indexes the row's own merged image tokens: those of the
+  frame slots, X/4 each, and after them those of the stills. spans[i] holds tree i's prefix and then
+  its suffixes.
   """
+
   tokens_RT: np.ndarray
   positions_ART: np.ndarray
   segments_RT: np.ndarray
@@ -80,18 +89,26 @@ class Packed:
     return float((self.segments_RT > 0).mean()) if self.segments_RT.size else 0.0
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The learner's arrays by name, row axis first (positions: [R, A, T]); stills where rows have slots for them; extras keep
-    their names."""
+    """The learner's arrays by name, row axis first (positions: [R, A, T]); stills where rows have
+    slots for them; extras keep their names.
+    """
     named = {
-      'tokens': self.tokens_RT, 'positions': np.moveaxis(self.positions_ART, 0, 1), 'segments': self.segments_RT,
-      'branches': self.branches_RT, 'visual': self.visual_RT, 'previous': self.previous_RT,
-      'patches': self.patches_RNXPC, 'grids': self.grids_RNG,
+      'tokens': self.tokens_RT,
+      'positions': np.moveaxis(self.positions_ART, 0, 1),
+      'segments': self.segments_RT,
+      'branches': self.branches_RT,
+      'visual': self.visual_RT,
+      'previous': self.previous_RT,
+      'patches': self.patches_RNXPC,
+      'grids': self.grids_RNG,
     }
     if self.stills_RNXPC.shape[1]:
       named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RNG}
     return {**named, **self.extras}
 
-  def micro_batches(self, rows: int, capacity: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+  def micro_batches(
+    self, rows: int, capacity: int | None = None
+  ) -> tuple[dict[str, np.ndarray], int]:
     """Splits into micro-batches of `rows` rows.
 
     Args:
@@ -107,8 +124,11 @@ class Packed:
     used = max(1, -(-self.rows // rows))
     capacity = used if capacity is None else capacity
     if used > capacity:
-      raise DataError(f'packing: {self.rows} rows need {used} micro-batches of {rows}, but there is room for {capacity}; '
-                      f'raise train.micro_batches or take fewer samples per step')
+      raise DataError(
+        f'packing: {self.rows} rows need {used} micro-batches of {rows}, but there is room '
+        f'for {capacity}; '
+        f'raise train.micro_batches or take fewer samples per step'
+      )
     missing = capacity * rows - self.rows
     split = {}
     for name, array in self.arrays().items():
@@ -121,21 +141,36 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class _Expanded:
-  """A sample with its placeholders expanded; `image` is the sample's image of each token, or -1, `inner` its place in it."""
+  """A sample with its placeholders expanded; `image` is the sample's image of each token, or -1,
+  `inner` its place in it.
+  """
+
   ids: np.ndarray
   image: np.ndarray
   inner: np.ndarray
-  source: np.ndarray         # index into the unexpanded ids
+  source: np.ndarray  # index into the unexpanded ids
   grids: tuple[tuple[int, int], ...]
 
 
 def image_grid(image: np.ndarray) -> tuple[int, int]:
-  """Patches (high, wide) of an image uint8[H, W, 3] whose sides are multiples of 32. Raises DataError for other sides."""
+  """Patches (high, wide) of an image uint8[H, W, 3] whose sides are multiples of 32. Raises
+  DataError for other sides.
+  """
   height, width = image.shape[:2]
   step = PATCH * MERGE
-  if image.ndim != 3 or image.shape[2] != 3 or height % step or width % step or not height or not width:
-    raise DataError(f'packing: got an image of shape {image.shape}, wanted [H, W, 3] with sides multiples of {step}; '
-                    f'resize it first')
+  if (
+    image.ndim != 3
+    or image.shape[2] != 3
+    or height % step
+    or width % step
+    or not height
+    or not width
+  ):
+    raise DataError(
+      f'packing: got an image of shape {image.shape}, wanted [H, W, 3] with sides multiples '
+      f'of {step}; '
+      f'resize it first'
+    )
   return height // PATCH, width // PATCH
 
 
@@ -152,7 +187,9 @@ def tree_size(tree: Tree) -> tuple[int, int]:
 
 
 def sizes(tree: Tree, image_patches: int) -> tuple[int, int, int]:
-  """(tokens, frame slots, still slots) that a tree takes in a row whose frame slots hold `image_patches` patches."""
+  """(tokens, frame slots, still slots) that a tree takes in a row whose frame slots hold
+  `image_patches` patches.
+  """
   tokens, images = tree_size(tree)
   grids = [image_grid(image) for sample in (tree.prefix, *tree.suffixes) for image in sample.images]
   stills = sum(h * w > image_patches for h, w in grids)
@@ -168,7 +205,10 @@ def expand(sample: Sample, image_id: int) -> _Expanded:
   ids = np.asarray(sample.ids, np.int32)
   is_image = ids == image_id
   if is_image.sum() != len(sample.images):
-    raise DataError(f'packing: got {is_image.sum()} image placeholders and {len(sample.images)} images, wanted as many of each')
+    raise DataError(
+      f'packing: got {is_image.sum()} image placeholders and {len(sample.images)} images, '
+      'wanted as many of each'
+    )
   grids = tuple(image_grid(image) for image in sample.images)
   repeats = np.ones(len(ids), np.int64)
   repeats[is_image] = [h * w // MERGE**2 for h, w in grids]
@@ -181,21 +221,29 @@ def expand(sample: Sample, image_id: int) -> _Expanded:
 def _per_token(name: str, sample: Sample) -> np.ndarray:
   values = np.asarray(sample.extras[name])
   if values.shape != (len(sample.ids),):
-    raise DataError(f'packing: extra {name!r} has shape {values.shape}, wanted one value per unexpanded token, '
-                    f'({len(sample.ids)},)')
+    raise DataError(
+      f'packing: extra {name!r} has shape {values.shape}, wanted one value per unexpanded token, '
+      f'({len(sample.ids)},)'
+    )
   return values
 
 
-def first_fit_decreasing(sizes: Sequence[tuple[int, ...]], capacity: tuple[int, ...]) -> list[list[int]]:
-  """Bins of indices into `sizes`, none above `capacity` in any of its numbers; largest first, each into the first that holds it.
+def first_fit_decreasing(
+  sizes: Sequence[tuple[int, ...]], capacity: tuple[int, ...]
+) -> list[list[int]]:
+  """Bins of indices into `sizes`, none above `capacity` in any of its numbers; largest first, each
+  into the first that holds it.
 
   Raises:
     DataError: one item is larger than a bin.
   """
   for index, size in enumerate(sizes):
     if any(taken > room for taken, room in zip(size, capacity, strict=True)):
-      raise DataError(f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop it, or raise '
-                      f'row_tokens, row_images or row_stills')
+      raise DataError(
+        f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop '
+        'it, or raise '
+        f'row_tokens, row_images or row_stills'
+      )
   share = [max(taken / max(room, 1) for taken, room in zip(size, capacity)) for size in sizes]
   bins: list[list[int]] = []
   free: list[list[int]] = []
@@ -219,15 +267,21 @@ def _worded(size: tuple[int, ...]) -> str:
 @dataclasses.dataclass(frozen=True)
 class _Slots:
   """Image slots of one size in every row, and how many of each row are taken."""
-  patches: np.ndarray        # uint8[R, N, X, 1, C]
-  grids: np.ndarray          # int32[R, N, 2]
+
+  patches: np.ndarray  # uint8[R, N, X, 1, C]
+  grids: np.ndarray  # int32[R, N, 2]
   taken: list[int]
-  first: int                 # the merged token of a row with which they begin
+  first: int  # the merged token of a row with which they begin
 
   @classmethod
   def empty(cls, rows: int, count: int, size: int, first: int) -> '_Slots':
     channels = 3 * PATCH * PATCH
-    return cls(np.zeros((rows, count, size, 1, channels), np.uint8), np.zeros((rows, count, 2), np.int32), [0] * rows, first)
+    return cls(
+      np.zeros((rows, count, size, 1, channels), np.uint8),
+      np.zeros((rows, count, 2), np.int32),
+      [0] * rows,
+      first,
+    )
 
   @property
   def merged(self) -> int:
@@ -237,7 +291,7 @@ class _Slots:
   def put(self, row: int, values: np.ndarray, grid: tuple[int, int]) -> int:
     """Takes the row's next slot; returns the merged token with which it begins."""
     slot = self.taken[row]
-    self.patches[row, slot, :len(values), 0] = values
+    self.patches[row, slot, : len(values), 0] = values
     self.grids[row, slot] = grid
     self.taken[row] += 1
     return self.first + slot * self.merged
@@ -246,7 +300,15 @@ class _Slots:
 class _Writer:
   """Fills the arrays of `Packed`, sample by sample."""
 
-  def __init__(self, rows: int, row_tokens: int, frames: _Slots, stills: _Slots, image_id: int, extras: Mapping[str, type]):
+  def __init__(
+    self,
+    rows: int,
+    row_tokens: int,
+    frames: _Slots,
+    stills: _Slots,
+    image_id: int,
+    extras: Mapping[str, type],
+  ):
     shape = (rows, row_tokens)
     self.frames, self.stills, self.image_id = frames, stills, image_id
     self.tokens, self.segments, self.branches = (np.zeros(shape, np.int32) for _ in range(3))
@@ -259,11 +321,18 @@ class _Writer:
     """Writes prefix and suffixes; returns their spans."""
     prefix, end = self.sample(row, segment, 0, tree.prefix, 0, -1)
     last = prefix.stop - 1 if prefix.stop > prefix.start else -1
-    suffixes = [self.sample(row, segment, branch, s, end, last)[0] for branch, s in enumerate(tree.suffixes, start=1)]
+    suffixes = [
+      self.sample(row, segment, branch, s, end, last)[0]
+      for branch, s in enumerate(tree.suffixes, start=1)
+    ]
     return (prefix, *suffixes)
 
-  def sample(self, row: int, segment: int, branch: int, sample: Sample, first: int, predecessor: int) -> tuple[Span, int]:
-    """Writes one sample whose positions begin at `first`; returns its span and the position that follows it."""
+  def sample(
+    self, row: int, segment: int, branch: int, sample: Sample, first: int, predecessor: int
+  ) -> tuple[Span, int]:
+    """Writes one sample whose positions begin at `first`; returns its span and the position that
+    follows it.
+    """
     expanded = expand(sample, self.image_id)
     start = self.next_token[row]
     stop = start + len(expanded.ids)
@@ -275,7 +344,9 @@ class _Writer:
     self.previous[at] = np.arange(start - 1, stop - 1)
     if stop > start:
       self.previous[row, start] = predecessor
-    first = np.array([*self.images(row, sample), 0], np.int64)        # the 0 stands for text, whose image is -1
+    first = np.array(
+      [*self.images(row, sample), 0], np.int64
+    )  # the 0 stands for text, whose image is -1
     self.visual[at] = np.where(expanded.image >= 0, first[expanded.image] + expanded.inner, -1)
     for name, array in self.extras.items():
       if name in sample.extras:
@@ -284,39 +355,56 @@ class _Writer:
     return Span(row, start, stop), end
 
   def images(self, row: int, sample: Sample) -> list[int]:
-    """Writes the patches of a sample's images into the row's next slots; returns the merged token with which each begins."""
+    """Writes the patches of a sample's images into the row's next slots; returns the merged token
+    with which each begins.
+    """
     starts = []
     for image in sample.images:
       values, grid = pixels.patchify(image)
       slots = self.frames if len(values) <= self.frames.patches.shape[2] else self.stills
       if len(values) > slots.patches.shape[2]:
-        raise DataError(f'packing: got an image of {len(values)} patches, wanted at most '
-                        f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches or still_patches, or '
-                        f'lower the pixels per image')
+        raise DataError(
+          f'packing: got an image of {len(values)} patches, wanted at most '
+          f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches '
+          'or still_patches, or '
+          f'lower the pixels per image'
+        )
       starts.append(slots.put(row, values, grid))
     return starts
 
 
-def pack(trees: Sequence[Tree], *, row_tokens: int, row_images: int, image_patches: int, image_id: int, rows_multiple: int,
-         extras: Mapping[str, type], row_stills: int = 0, still_patches: int = 0,
-         bins: Sequence[Sequence[int]] | None = None) -> Packed:
-  """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over rows.
+def pack(
+  trees: Sequence[Tree],
+  *,
+  row_tokens: int,
+  row_images: int,
+  image_patches: int,
+  image_id: int,
+  rows_multiple: int,
+  extras: Mapping[str, type],
+  row_stills: int = 0,
+  still_patches: int = 0,
+  bins: Sequence[Sequence[int]] | None = None,
+) -> Packed:
+  """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over
+  rows.
 
   Args:
-    trees: what to pack; none gives `rows_multiple` rows of padding.
-    row_tokens: T, tokens per row, image placeholders expanded.
-    row_images: N, frame slots per row; may be 0.
-    image_patches: X, patches per frame slot, a multiple of 4.
-    image_id: the placeholder's token id.
-    rows_multiple: the number of rows is padded to a multiple of it (the mesh's data axes times rows per device).
-    extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's value repeats on its
+    trees: what to pack; none gives `rows_multiple` rows of padding. row_tokens: T, tokens per row,
+    image placeholders expanded. row_images: N, frame slots per row; may be 0. image_patches: X,
+    patches per frame slot, a multiple of 4. image_id: the placeholder's token id. rows_multiple:
+    the number of rows is padded to a multiple of it (the mesh's data axes times rows per device).
+    extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's
+    value repeats on its
       image's tokens.
-    row_stills, still_patches: slots per row for images of more than image_patches patches, and what each holds, a multiple
+    row_stills, still_patches: slots per row for images of more than image_patches patches, and what
+    each holds, a multiple
       of 4.
     bins: which trees (indices) lie in each row, when that was decided before; a row may be empty.
 
   Raises:
-    DataError: a tree or a bin is larger than a row, an image than a slot, or images and placeholders differ in number.
+    DataError: a tree or a bin is larger than a row, an image than a slot, or images and
+    placeholders differ in number.
   """
   capacity = (row_tokens, row_images, row_stills) if row_stills else (row_tokens, row_images)
   taken = [sizes(tree, image_patches) if row_stills else tree_size(tree) for tree in trees]
@@ -332,15 +420,38 @@ def pack(trees: Sequence[Tree], *, row_tokens: int, row_images: int, image_patch
   for row, members in enumerate(bins):
     for segment, index in enumerate(members, start=1):
       spans[index] = writer.tree(row, segment, trees[index])
-  return Packed(writer.tokens, writer.positions, writer.segments, writer.branches, writer.visual, writer.previous,
-                frames.patches, frames.grids, stills.patches, stills.grids, writer.extras, tuple(spans))
+  return Packed(
+    writer.tokens,
+    writer.positions,
+    writer.segments,
+    writer.branches,
+    writer.visual,
+    writer.previous,
+    frames.patches,
+    frames.grids,
+    stills.patches,
+    stills.grids,
+    writer.extras,
+    tuple(spans),
+  )
 
 
-def _check_bins(bins: Sequence[Sequence[int]], taken: Sequence[tuple[int, ...]], capacity: tuple[int, ...]) -> None:
+def _check_bins(
+  bins: Sequence[Sequence[int]], taken: Sequence[tuple[int, ...]], capacity: tuple[int, ...]
+) -> None:
   """Raises DataError unless every tree lies in one bin and every bin fits a row."""
   if sorted(index for members in bins for index in members) != list(range(len(taken))):
-    raise DataError(f'packing: got bins {[list(members) for members in bins]} for {len(taken)} trees, wanted each tree in one bin')
+    raise DataError(
+      f'packing: got bins {[list(members) for members in bins]} for {len(taken)} trees, '
+      'wanted each tree in one bin'
+    )
   for row, members in enumerate(bins):
-    total = tuple(map(sum, zip(*(taken[index] for index in members)))) if members else (0,) * len(capacity)
+    total = (
+      tuple(map(sum, zip(*(taken[index] for index in members))))
+      if members
+      else (0,) * len(capacity)
+    )
     if any(map(operator.gt, total, capacity)):
-      raise DataError(f'packing: row {row} takes {_worded(total)}, it holds {_worded(capacity)}; plan it anew')
+      raise DataError(
+        f'packing: row {row} takes {_worded(total)}, it holds {_worded(capacity)}; plan it anew'
+      )

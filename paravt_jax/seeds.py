@@ -1,4 +1,6 @@
-"""An address for every random draw on the host: the same words give the same number in every process, on every machine."""
+"""An address for every random draw on the host: the same words give the same number in every
+process, on every machine.
+"""
 
 import hashlib
 
@@ -6,14 +8,17 @@ import numpy as np
 
 
 def at(*address: int | str) -> int:
-  """A uint63 that is a function of the address alone (blake2b; Python's own `hash` is salted per process).
+  """A uint63 that is a function of the address alone (blake2b; Python's own `hash` is salted per
+  process).
 
   >>> at(0, 'frames', 'task-7', 1) == at(0, 'frames', 'task-7', 1)
   True
   """
   for part in address:
     if not isinstance(part, (int, str)) or isinstance(part, bool):
-      raise TypeError(f'seeds.at: got {part!r} ({type(part).__name__}), wanted integers and strings')
+      raise TypeError(
+        f'seeds.at: got {part!r} ({type(part).__name__}), wanted integers and strings'
+      )
   text = '\x1f'.join(f'{type(part).__name__}:{part}' for part in address)
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1
 

@@ -1,4 +1,6 @@
-"""Recipes: the published numbers, that each builds what it stands for at every scale, and that no knob is dead."""
+"""Recipes: the published numbers, that each builds what it stands for at every scale, and that no
+knob is dead.
+"""
 
 import ast
 import dataclasses
@@ -35,7 +37,11 @@ def leaves(config, prefix=''):
   """{'agent.max_turns': 3, ...}."""
   out = {}
   for key, value in config.items():
-    out |= leaves(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {f'{prefix}{key}': value}
+    out |= (
+      leaves(value, f'{prefix}{key}.')
+      if isinstance(value, ConfigDict)
+      else {f'{prefix}{key}': value}
+    )
   return out
 
 
@@ -48,21 +54,40 @@ def test_8b_holds_the_published_numbers_of_frames_prompts_and_tools():
   config = para_grpo.get_config('8b')
   assert numbers(config.frames, 'gating budgets frames') == (True, (4, 8, 16, 32, 64), 64)
   assert numbers(config.video, 'min_pixels max_pixels') == (1024, 50176)
-  assert numbers(config.agent, 'think_prefix max_turns max_parallel max_new_tokens') == ('<think>\n', 3, 5, 2048)
-  assert numbers(config.subagent, 'rate min_frames max_frames see_question summary_tokens') == (1.0, 2, 16, True, 512)
+  assert numbers(config.agent, 'think_prefix max_turns max_parallel max_new_tokens') == (
+    '<think>\n',
+    3,
+    5,
+    2048,
+  )
+  assert numbers(config.subagent, 'rate min_frames max_frames see_question summary_tokens') == (
+    1.0,
+    2,
+    16,
+    True,
+    512,
+  )
   assert numbers(config.sampling, 'temperature top_p top_k context') == (0.7, 1.0, -1, 32768)
 
 
 def test_8b_holds_the_published_numbers_of_the_reward():
   config = para_grpo.get_config('8b').reward
-  assert numbers(config, 'format_weight anchor_weight answer_suffix tool tool_threshold tool_bonus') == (1.0, 0.5, True, True, 0.0, 'call')
+  assert numbers(
+    config, 'format_weight anchor_weight answer_suffix tool tool_threshold tool_bonus'
+  ) == (1.0, 0.5, True, True, 0.0, 'call')
   assert numbers(config, 'unclosed_penalty open_ended grounding_threshold') == (0.3, 'f1', None)
 
 
 def test_8b_holds_the_published_numbers_of_the_loss_and_its_optimizer():
   config = para_grpo.get_config('8b')
   assert config.rl.to_dict() == {
-    'clip': 0.2, 'weight_cap': 5.0, 'beta': 0.01, 'kl_limit': 10.0, 'batch_norm': 'std', 'updates_per_batch': 1}
+    'clip': 0.2,
+    'weight_cap': 5.0,
+    'beta': 0.01,
+    'kl_limit': 10.0,
+    'batch_norm': 'std',
+    'updates_per_batch': 1,
+  }
   assert numbers(config.optimizer, 'name learning_rate schedule') == ('adamw', 2e-6, 'constant')
   assert numbers(config.optimizer, 'warmup_steps weight_decay clip_norm') == (0, 0.01, 1.0)
   assert numbers(config.train, 'dtype freeze_vision') == ('bfloat16', True)
@@ -70,14 +95,23 @@ def test_8b_holds_the_published_numbers_of_the_loss_and_its_optimizer():
 
 def test_8b_holds_the_published_numbers_of_the_schedule():
   config = para_grpo.get_config('8b')
-  assert numbers(config.rollout, 'steps prompts group_size staleness max_concurrent subagent_credit') == (54, 8, 8, 2, 64, 'episode')
-  assert config.rollout.prompts % (config.mesh.data * config.mesh.fsdp) == 0      # the release's 7 does not divide
+  assert numbers(
+    config.rollout, 'steps prompts group_size staleness max_concurrent subagent_credit'
+  ) == (54, 8, 8, 2, 64, 'episode')
+  assert (
+    config.rollout.prompts % (config.mesh.data * config.mesh.fsdp) == 0
+  )  # the release's 7 does not divide
 
 
 def test_8b_holds_the_published_numbers_of_the_cold_start():
   config = sft.get_config('8b')
   assert config.steps == 500
-  assert numbers(config.optimizer, 'name learning_rate schedule total_steps') == ('adamw', 2e-5, 'cosine', 1500)
+  assert numbers(config.optimizer, 'name learning_rate schedule total_steps') == (
+    'adamw',
+    2e-5,
+    'cosine',
+    1500,
+  )
   assert numbers(config.optimizer, 'warmup_steps weight_decay clip_norm') == (75, 0.01, 1.0)
   assert numbers(config.train, 'row_tokens dtype') == (8192, 'bfloat16')
   devices = config.mesh.data * config.mesh.fsdp
@@ -86,19 +120,29 @@ def test_8b_holds_the_published_numbers_of_the_cold_start():
 
 
 def test_2b_differs_from_8b_in_sizes_and_placement_only():
-  changed = lambda small, large: {knob for knob, value in leaves(large).items() if leaves(small).get(knob) != value}
+  changed = lambda small, large: {
+    knob for knob, value in leaves(large).items() if leaves(small).get(knob) != value
+  }
   placement = {'scale', 'mesh.fsdp', 'train.rows'}
   assert changed(para_grpo.get_config('2b'), para_grpo.get_config('8b')) == placement
   assert changed(sft.get_config('2b'), sft.get_config('8b')) == {*placement, 'train.micro_batches'}
   small, large = sft.get_config('2b'), sft.get_config('8b')
-  assert small.train.rows * small.train.micro_batches == large.train.rows * large.train.micro_batches
+  assert (
+    small.train.rows * small.train.micro_batches == large.train.rows * large.train.micro_batches
+  )
 
 
 def test_8b_split_is_8b_on_one_machine_half_for_the_learner_half_for_servers():
   split, large = leaves(para_grpo.get_config('8b_split')), leaves(para_grpo.get_config('8b'))
   assert {knob: value for knob, value in split.items() if value != large[knob]} == {
-    'scale': '8b_split', 'mesh.fsdp': 4, 'train.rows': 4, 'train.micro_batches': 64, 'server.kind': 'sglang', 'server.count': 4,
-    'server.sglang.devices': (4, 5, 6, 7)}
+    'scale': '8b_split',
+    'mesh.fsdp': 4,
+    'train.rows': 4,
+    'train.micro_batches': 64,
+    'server.kind': 'sglang',
+    'server.count': 4,
+    'server.sglang.devices': (4, 5, 6, 7),
+  }
 
 
 def test_tiny_keeps_the_method_and_changes_sizes():
@@ -107,9 +151,16 @@ def test_tiny_keeps_the_method_and_changes_sizes():
   for section in ('frames', 'rl'):
     assert small[section].to_dict() == large[section].to_dict()
   assert small.reward.to_dict() == {**large.reward.to_dict(), 'open_ended': 'exact'}
-  assert numbers(small.agent, 'think_prefix max_turns max_parallel') == numbers(large.agent, 'think_prefix max_turns max_parallel')
+  assert numbers(small.agent, 'think_prefix max_turns max_parallel') == numbers(
+    large.agent, 'think_prefix max_turns max_parallel'
+  )
   assert numbers(small.sampling, 'temperature top_p top_k') == (0.7, 1.0, -1)
-  assert numbers(small.rollout, 'prompts group_size staleness subagent_credit') == (8, 8, 0, 'episode')
+  assert numbers(small.rollout, 'prompts group_size staleness subagent_credit') == (
+    8,
+    8,
+    0,
+    'episode',
+  )
 
 
 @pytest.mark.parametrize('scale', SCALES)
@@ -117,7 +168,12 @@ def test_grpo_is_para_grpo_without_prefix_suffix_anchor_and_gating(scale):
   ours, vanilla = leaves(para_grpo.get_config(scale)), leaves(grpo.get_config(scale))
   assert ours.keys() == vanilla.keys()
   assert {knob: value for knob, value in vanilla.items() if value != ours[knob]} == {
-    'name': 'grpo', 'agent.think_prefix': '', 'reward.answer_suffix': False, 'reward.anchor_weight': 0.0, 'frames.gating': False}
+    'name': 'grpo',
+    'agent.think_prefix': '',
+    'reward.answer_suffix': False,
+    'reward.anchor_weight': 0.0,
+    'frames.gating': False,
+  }
   assert vanilla['reward.tool'] is True
 
 
@@ -143,13 +199,25 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
     make('3b')
 
 
-# Knobs reach the code: which dataclass a section builds, and which knobs the entry points read themselves, from their source.
+# Knobs reach the code: which dataclass a section builds, and which knobs the entry points read
+# themselves, from their source.
 
-ENTRY = {'rl': 'rl learner rollouts servers supply evaluation wiring runs', 'sft': 'sft sft_data wiring runs',
-         'longvideo_reason': 'longvideo_reason wiring runs', 'ablate': 'ablate', 'ask': 'ask rollouts servers wiring runs',
-         'eval': 'eval eval_data eval_models eval_tools rollouts servers wiring runs'}
-GIVEN = {'model_options': {'section': 'train'}, '_count': {'section': 'server'}}        # parameters that are a section, by function
-ELSEWHERE = {'server.embedded': ('threads',), 'server.sglang': ('staging', 'devices')}            # read beside the dataclass of their section
+ENTRY = {
+  'rl': 'rl learner rollouts servers supply evaluation wiring runs',
+  'sft': 'sft sft_data wiring runs',
+  'longvideo_reason': 'longvideo_reason wiring runs',
+  'ablate': 'ablate',
+  'ask': 'ask rollouts servers wiring runs',
+  'eval': 'eval eval_data eval_models eval_tools rollouts servers wiring runs',
+}
+GIVEN = {
+  'model_options': {'section': 'train'},
+  '_count': {'section': 'server'},
+}  # parameters that are a section, by function
+ELSEWHERE = {
+  'server.embedded': ('threads',),
+  'server.sglang': ('staging', 'devices'),
+}  # read beside the dataclass of their section
 
 
 @dataclasses.dataclass
@@ -174,7 +242,7 @@ def reads(entry):
 
 def _function(function, module, found):
   sections = {'config': '', **GIVEN.get(function.name, {})}
-  for node in ast.walk(function):                      # `knobs = config.rollout`, `a, b = config.a, config.b`
+  for node in ast.walk(function):  # `knobs = config.rollout`, `a, b = config.a, config.b`
     if isinstance(node, ast.Assign):
       pairs = [(node.targets[0], node.value)]
       if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
@@ -188,16 +256,24 @@ def _function(function, module, found):
       found.direct.add(_path(node, sections))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'build':
       kind = eval(ast.unparse(node.args[0]), vars(module))
-      found.builds.setdefault(node.args[2].value, []).append((kind, {keyword.arg for keyword in node.keywords}))
+      found.builds.setdefault(node.args[2].value, []).append(
+        (kind, {keyword.arg for keyword in node.keywords})
+      )
 
 
 def _path(node, sections):
-  """'rollout.steps' for config.rollout.steps, self.config.rollout.steps and knobs.steps; None for anything else."""
+  """'rollout.steps' for config.rollout.steps, self.config.rollout.steps and knobs.steps; None for
+  anything else.
+  """
   if isinstance(node, ast.Name):
     return sections.get(node.id)
   if not isinstance(node, ast.Attribute):
     return None
-  if node.attr in ('config', '_config') and isinstance(node.value, ast.Name) and node.value.id == 'self':
+  if (
+    node.attr in ('config', '_config')
+    and isinstance(node.value, ast.Name)
+    and node.value.id == 'self'
+  ):
     return ''
   above = _path(node.value, sections)
   return None if above is None else f'{above}.{node.attr}'.lstrip('.')
@@ -228,7 +304,11 @@ def test_every_section_builds_its_dataclass(name, scale):
       continue
     for kind, given in kinds:
       hints = typing.get_type_hints(kind)
-      knobs = {knob: value for knob, value in section.items() if knob not in ELSEWHERE.get(where, ()) and knob not in given}
+      knobs = {
+        knob: value
+        for knob, value in section.items()
+        if knob not in ELSEWHERE.get(where, ()) and knob not in given
+      }
       given = {field: placeholder(hints[field]) for field in given}
       options = launch.build(kind, ConfigDict(knobs), where, **given)
       assert isinstance(options, kind)
@@ -242,21 +322,37 @@ def asked(config):
   return ConfigDict({**own, **ask_entry.recipe(config)})
 
 
-@pytest.mark.parametrize(('entry', 'config'), [
-  ('rl', para_grpo.get_config()), ('rl', para_grpo.get_config('8b')), ('sft', sft.get_config()), ('sft', sft.get_config('8b')),
-  ('longvideo_reason', longvideo_reason.get_config()), ('ablate', ablations.get_config()),
-  ('eval', evaluation.get_config()), ('eval', evaluation.get_config('8b')),
-  ('ask', asked(ask.get_config())), ('ask', asked(ask.get_config('8b')))])
+@pytest.mark.parametrize(
+  ('entry', 'config'),
+  [
+    ('rl', para_grpo.get_config()),
+    ('rl', para_grpo.get_config('8b')),
+    ('sft', sft.get_config()),
+    ('sft', sft.get_config('8b')),
+    ('longvideo_reason', longvideo_reason.get_config()),
+    ('ablate', ablations.get_config()),
+    ('eval', evaluation.get_config()),
+    ('eval', evaluation.get_config('8b')),
+    ('ask', asked(ask.get_config())),
+    ('ask', asked(ask.get_config('8b'))),
+  ],
+)
 def test_every_knob_is_read(entry, config):
   """By name in an entry point, or as a field of its section's dataclass that the library reads."""
   used = library_attributes()
   found = reads(entry)
-  fields = {f'{where}.{field.name}': field.name for where, kinds in found.builds.items() for kind, _ in kinds
-            for field in dataclasses.fields(kind)}
+  fields = {
+    f'{where}.{field.name}': field.name
+    for where, kinds in found.builds.items()
+    for kind, _ in kinds
+    for field in dataclasses.fields(kind)
+  }
   dead = []
   elsewhere = ('cold_start.', 'sources.', 'overrides.', 'drawings.', 'paths.')
   for knob in leaves(config):
-    if knob.startswith(elsewhere) or any(knob.startswith(f'{path}.') for path in found.direct & set(fields)):
+    if knob.startswith(elsewhere) or any(
+      knob.startswith(f'{path}.') for path in found.direct & set(fields)
+    ):
       continue
     base_knob = next((path for path in fields if knob == path or knob.startswith(f'{path}.')), None)
     if knob not in found.direct and (base_knob is None or fields[base_knob] not in used):
@@ -267,8 +363,12 @@ def test_every_knob_is_read(entry, config):
 @functools.cache
 def library_attributes():
   """Names of all attributes that the library reads."""
-  return {node.attr for file in (ROOT / 'paravt_jax').rglob('*.py') for node in ast.walk(ast.parse(file.read_text()))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+  return {
+    node.attr
+    for file in (ROOT / 'paravt_jax').rglob('*.py')
+    for node in ast.walk(ast.parse(file.read_text()))
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+  }
 
 
 def test_the_cold_start_of_the_main_job_is_the_tiny_sft_recipe():
@@ -281,8 +381,14 @@ def test_the_cold_start_of_the_main_job_is_the_tiny_sft_recipe():
 def started(*arguments, main='print("ran", config.agent.max_turns)', cwd=ROOT):
   """(status, stdout, stderr) of an entry point around `main`; fast, for it imports no JAX."""
   code = f'from experiments import launch\ndef main(config): {main}\nlaunch.run(main)'
-  done = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=patience.seconds(300),
-                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  done = subprocess.run(
+    [sys.executable, '-c', code, *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    timeout=patience.seconds(300),
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
   return done.returncode, done.stdout, done.stderr
 
 
@@ -296,67 +402,101 @@ def test_a_knob_on_the_command_line_changes_the_recipe():
 def test_a_scale_is_chosen_behind_the_recipes_name():
   assert started(f'{RECIPE}:8b', main='print(config.scale)') == (0, '8b\n', '')
   status, _, err = started('--config=configs/para_grp.py:8b')
-  assert status == 2 and err.startswith('error: --config=configs/para_grp.py:8b: there is no such recipe; usage: ')
+  assert status == 2 and err.startswith(
+    'error: --config=configs/para_grp.py:8b: there is no such recipe; usage: '
+  )
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-  ((RECIPE, '--config.agent.max_turn=2'), "no knob 'max_turn' in this recipe: did you mean max_turns?"),
-  ((RECIPE, '--config.agnt.max_turns=2'), "no knob 'agnt' in this recipe: did you mean agent?"),
-  ((RECIPE, '--config.zzz.qqq=2'), 'a knob that this recipe does not have'),
-  ((RECIPE, '--config.agent.max_turns=two'), "--config.agent.max_turns=two: wanted a whole number"),
-  ((RECIPE, '--config.frames.gating=perhaps'), '--config.frames.gating=perhaps: wanted True or False'),
-  ((RECIPE, '--config.rollout=3'), "--config.rollout=3: rollout is a section, wanted one of its knobs, as in --config.rollout.knob=value"),
-  (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
-  ((f'{RECIPE}:3b',), "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, as in --config=configs/para_grpo.py:tiny"),
-  ((), 'Flag --config must have a value'),
-  ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),
-])
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      (RECIPE, '--config.agent.max_turn=2'),
+      "no knob 'max_turn' in this recipe: did you mean max_turns?",
+    ),
+    ((RECIPE, '--config.agnt.max_turns=2'), "no knob 'agnt' in this recipe: did you mean agent?"),
+    ((RECIPE, '--config.zzz.qqq=2'), 'a knob that this recipe does not have'),
+    (
+      (RECIPE, '--config.agent.max_turns=two'),
+      '--config.agent.max_turns=two: wanted a whole number',
+    ),
+    (
+      (RECIPE, '--config.frames.gating=perhaps'),
+      '--config.frames.gating=perhaps: wanted True or False',
+    ),
+    (
+      (RECIPE, '--config.rollout=3'),
+      '--config.rollout=3: rollout is a section, wanted one of its knobs, as in '
+      '--config.rollout.knob=value',
+    ),
+    (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
+    (
+      (f'{RECIPE}:3b',),
+      "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, as in --config=configs/para_grpo.py:tiny",
+    ),
+    ((), 'Flag --config must have a value'),
+    ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),
+  ],
+)
 def test_wrong_input_ends_in_one_line_with_status_2(arguments, message):
   status, out, err = started(*arguments)
   assert (status, out) == (2, '')
   assert err.startswith('error: ') and message in err and err.count('\n') == 1
-  assert 'Traceback' not in err and ('wanted' in err or 'did you mean' in err or 'usage' in err or 'knob' in err)
+  assert 'Traceback' not in err and (
+    'wanted' in err or 'did you mean' in err or 'usage' in err or 'knob' in err
+  )
 
 
 def test_an_interrupt_ends_with_status_130_and_says_how_to_go_on():
   status, _, err = started(RECIPE, main='raise KeyboardInterrupt')
-  assert status == 130 and err.strip() == 'interrupted; the same command goes on from the last checkpoint'
+  assert (
+    status == 130
+    and err.strip() == 'interrupted; the same command goes on from the last checkpoint'
+  )
 
 
 def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_input_error():
-  status, _, err = started(RECIPE, main='raise OSError(28, "No space left on device", "runs/x/progress.json")')
-  assert status == 2 and err == ('error: runs/x/progress.json: No space left on device; free space, then run the same command again: '
-                                 'it goes on where it was\n')
+  status, _, err = started(
+    RECIPE, main='raise OSError(28, "No space left on device", "runs/x/progress.json")'
+  )
+  assert status == 2 and err == (
+    'error: runs/x/progress.json: No space left on device; free space, then run the same '
+    'command again: '
+    'it goes on where it was\n'
+  )
   status, _, err = started(RECIPE, main='raise OSError(5, "Input/output error")')
   assert status == 1 and 'Traceback' in err
 
 
-@pytest.mark.parametrize(('knob', 'value', 'message'), [
-  ('rollout.steps', 0, '--config.rollout.steps=0: wanted at least 1'),
-  ('rollout.prompts', 0, 'rollout.prompts=0: wanted at least 1'),
-  ('rollout.group_size', 1, 'rollout.group_size=1: wanted at least 2'),
-  ('rollout.max_concurrent', 0, 'rollout.max_concurrent=0: wanted at least 1'),
-  ('eval.questions', -1, 'eval.questions=-1: wanted at least 0'),
-  ('train.rows', 0, 'train.rows=0: wanted at least 1'),
-  ('rollout.staleness', -1, 'rollout.staleness=-1: wanted at least 0'),
-  ('agent.max_turns', -1, 'agent.max_turns=-1: wanted at least 0'),
-  ('agent.max_parallel', 0, 'agent.max_parallel=0: wanted at least 1'),
-  ('sampling.temperature', 0.0, 'sampling.temperature=0.0: wanted above 0'),
-  ('sampling.top_p', 0.9, 'wanted top_p=1 and top_k=-1'),
-  ('sampling.top_k', 50, 'wanted top_p=1 and top_k=-1'),
-  ('frames.budgets', (4, 0), 'frames.budgets=(4, 0): wanted positive frame budgets'),
-  ('frames.budgets', (4, 'a'), 'wanted positive frame budgets'),
-  ('frames.budgets', (), 'wanted positive frame budgets'),
-  ('eval.budgets', (0,), 'eval.budgets=(0,): wanted positive frame budgets'),
-  ('data.kind', 'wrld', "data.kind='wrld': wanted 'world' or 'files'"),
-  ('data.max_bad_share', 1.5, 'data.max_bad_share=1.5: wanted a share, 0 to 1'),
-  ('data.max_rows', -1, 'data.max_rows=-1: wanted at least 0'),
-  ('data.question_types', ('mc',), "data.question_types=('mc',): wanted some of mcq, tvg, oe"),
-  ('data.sources', (1,), 'data.sources=(1,): wanted names'),
-  ('publish.keep', 0, 'publish.keep=0: wanted at least 1'),
-  ('publish.canary_tokens', 0, 'publish.canary_tokens=0: wanted at least 1'),
-  ('publish.dtype', 'float16', "publish.dtype='float16': wanted one of bfloat16, float32"),
-])
+@pytest.mark.parametrize(
+  ('knob', 'value', 'message'),
+  [
+    ('rollout.steps', 0, '--config.rollout.steps=0: wanted at least 1'),
+    ('rollout.prompts', 0, 'rollout.prompts=0: wanted at least 1'),
+    ('rollout.group_size', 1, 'rollout.group_size=1: wanted at least 2'),
+    ('rollout.max_concurrent', 0, 'rollout.max_concurrent=0: wanted at least 1'),
+    ('eval.questions', -1, 'eval.questions=-1: wanted at least 0'),
+    ('train.rows', 0, 'train.rows=0: wanted at least 1'),
+    ('rollout.staleness', -1, 'rollout.staleness=-1: wanted at least 0'),
+    ('agent.max_turns', -1, 'agent.max_turns=-1: wanted at least 0'),
+    ('agent.max_parallel', 0, 'agent.max_parallel=0: wanted at least 1'),
+    ('sampling.temperature', 0.0, 'sampling.temperature=0.0: wanted above 0'),
+    ('sampling.top_p', 0.9, 'wanted top_p=1 and top_k=-1'),
+    ('sampling.top_k', 50, 'wanted top_p=1 and top_k=-1'),
+    ('frames.budgets', (4, 0), 'frames.budgets=(4, 0): wanted positive frame budgets'),
+    ('frames.budgets', (4, 'a'), 'wanted positive frame budgets'),
+    ('frames.budgets', (), 'wanted positive frame budgets'),
+    ('eval.budgets', (0,), 'eval.budgets=(0,): wanted positive frame budgets'),
+    ('data.kind', 'wrld', "data.kind='wrld': wanted 'world' or 'files'"),
+    ('data.max_bad_share', 1.5, 'data.max_bad_share=1.5: wanted a share, 0 to 1'),
+    ('data.max_rows', -1, 'data.max_rows=-1: wanted at least 0'),
+    ('data.question_types', ('mc',), "data.question_types=('mc',): wanted some of mcq, tvg, oe"),
+    ('data.sources', (1,), 'data.sources=(1,): wanted names'),
+    ('publish.keep', 0, 'publish.keep=0: wanted at least 1'),
+    ('publish.canary_tokens', 0, 'publish.canary_tokens=0: wanted at least 1'),
+    ('publish.dtype', 'float16', "publish.dtype='float16': wanted one of bfloat16, float32"),
+  ],
+)
 def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, message):
   config = para_grpo.get_config()
   config.update_from_flattened_dict({knob: value})
@@ -370,12 +510,16 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused_before_anything_is_ma
   config = recipe.get_config('8b')
   check(config)
   config.train.rows = 12
-  with pytest.raises(ConfigError, match=r'--config.train.rows=12: wanted a multiple of 8 \(mesh.data x mesh.fsdp\)'):
+  with pytest.raises(
+    ConfigError, match=r'--config.train.rows=12: wanted a multiple of 8 \(mesh.data x mesh.fsdp\)'
+  ):
     check(config)
 
 
-@pytest.mark.parametrize(('knob', 'value'), [
-  ('steps', 0), ('train.rows', 0), ('data.kind', 'wrld'), ('optimizer.learning_rate', 0.0)])
+@pytest.mark.parametrize(
+  ('knob', 'value'),
+  [('steps', 0), ('train.rows', 0), ('data.kind', 'wrld'), ('optimizer.learning_rate', 0.0)],
+)
 def test_a_cold_start_out_of_range_is_refused(knob, value):
   config = sft.get_config()
   config.update_from_flattened_dict({knob: value})
@@ -384,18 +528,36 @@ def test_a_cold_start_out_of_range_is_refused(knob, value):
 
 
 def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path):
-  command = [sys.executable, '-m', 'experiments.rl', f'--config={ROOT}/configs/para_grpo.py', '--config.agent.max_parallel=0']
-  done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=patience.seconds(120),
-                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
-  assert done.returncode == 2 and done.stderr == 'error: --config.agent.max_parallel=0: wanted at least 1\n'
+  command = [
+    sys.executable,
+    '-m',
+    'experiments.rl',
+    f'--config={ROOT}/configs/para_grpo.py',
+    '--config.agent.max_parallel=0',
+  ]
+  done = subprocess.run(
+    command,
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    timeout=patience.seconds(120),
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
+  assert (
+    done.returncode == 2
+    and done.stderr == 'error: --config.agent.max_parallel=0: wanted at least 1\n'
+  )
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(('entry', 'recipe', 'wanted'), [
-  (rl.check, sft.get_config, "no 'rollout', .* such as configs/para_grpo.py"),
-  (sft_entry.check, para_grpo.get_config, "no 'sources', .* such as configs/sft.py"),
-  (bench_entry.main, para_grpo.get_config, "no 'suite', .* such as configs/bench.py"),
-])
+@pytest.mark.parametrize(
+  ('entry', 'recipe', 'wanted'),
+  [
+    (rl.check, sft.get_config, "no 'rollout', .* such as configs/para_grpo.py"),
+    (sft_entry.check, para_grpo.get_config, "no 'sources', .* such as configs/sft.py"),
+    (bench_entry.main, para_grpo.get_config, "no 'suite', .* such as configs/bench.py"),
+  ],
+)
 def test_a_recipe_of_another_entry_point_is_refused(entry, recipe, wanted):
   with pytest.raises(ConfigError, match=wanted):
     entry(recipe())

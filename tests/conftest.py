@@ -12,24 +12,33 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def machine() -> str:
-  """Names the processor and the compiler: a program that was compiled for another may not run here."""
+  """Names the processor and the compiler: a program that was compiled for another may not run
+  here.
+  """
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   except OSError:
     lines = []
   kinds = sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features'))})
-  return hashlib.sha256('\n'.join([*kinds, metadata.version('jax'), metadata.version('jaxlib')]).encode()).hexdigest()[:12]
+  return hashlib.sha256(
+    '\n'.join([*kinds, metadata.version('jax'), metadata.version('jaxlib')]).encode()
+  ).hexdigest()[:12]
 
 
 os.environ['NPROC'] = '32'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8']).strip()
-# Most of the tests' time is XLA's: what it compiled is kept for the other workers, the servers that tests start, and the next run.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8']
+).strip()
+# Most of the tests' time is XLA's: what it compiled is kept for the other workers, the servers that
+# tests start, and the next run.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / f'xla-{machine()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 
 def pytest_configure(config):
-  """Registers the marks of tests that `make test` leaves to `make test-slow` and `make test-sglang`."""
+  """Registers the marks of tests that `make test` leaves to `make test-slow` and `make
+  test-sglang`.
+  """
   config.addinivalue_line('markers', 'slow: takes more than a few seconds')
   config.addinivalue_line('markers', 'sglang: needs the environment of `make sglang`')

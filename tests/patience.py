@@ -1,6 +1,8 @@
-"""How long tests wait for what must come. A limit is there for hangs: it grows with how slow the machine is just then.
+"""How long tests wait for what must come. A limit is there for hangs: it grows with how slow the
+machine is just then.
 
-Numbers given here are seconds on a quiet machine. `until` and `seen` say what they waited for when they give up.
+Numbers given here are seconds on a quiet machine. `until` and `seen` say what they waited for when
+they give up.
 """
 
 import asyncio
@@ -11,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 
-QUIET_S = 0.12               # what `unit` takes on a quiet machine
-_LASTS_S = 60.0              # a measurement is taken again after so long: others come and go
+QUIET_S = 0.12  # what `unit` takes on a quiet machine
+_LASTS_S = 60.0  # a measurement is taken again after so long: others come and go
 
 
 def unit() -> float:
-  """Seconds of a fixed small piece of work, of the kind that tests wait for: a process starts and imports something."""
+  """Seconds of a fixed small piece of work, of the kind that tests wait for: a process starts and
+  imports something.
+  """
   start = time.monotonic()
   subprocess.run([sys.executable, '-c', 'import numpy, asyncio, json'], check=True)
   return time.monotonic() - start
@@ -37,11 +41,14 @@ def seconds(quiet: float) -> float:
   return quiet * slowness()
 
 
-def until(condition: Callable[[], object], what: str = '', quiet: float = 120.0, step: float = 0.01) -> None:
+def until(
+  condition: Callable[[], object], what: str = '', quiet: float = 120.0, step: float = 0.01
+) -> None:
   """Polls until the condition holds.
 
   Raises:
-    AssertionError: it does not hold in time; names `what`, or the line that the condition stands in.
+    AssertionError: it does not hold in time; names `what`, or the line that the condition stands
+    in.
   """
   start = time.monotonic()
   while not condition():
@@ -49,7 +56,9 @@ def until(condition: Callable[[], object], what: str = '', quiet: float = 120.0,
     time.sleep(step)
 
 
-async def seen(condition: Callable[[], object], what: str = '', quiet: float = 120.0, step: float = 0.01) -> None:
+async def seen(
+  condition: Callable[[], object], what: str = '', quiet: float = 120.0, step: float = 0.01
+) -> None:
   """`until` for an event loop."""
   start = time.monotonic()
   while not condition():
@@ -64,4 +73,7 @@ def _line(condition: Callable[[], object]) -> str:
 def _check(start: float, what: str, quiet: float) -> None:
   waited = time.monotonic() - start
   if waited > quiet and waited > seconds(quiet):
-    raise AssertionError(f'waited {waited:.0f} s for {what}: it did not come (the machine is {slowness():.1f} times slower than a quiet one)')
+    raise AssertionError(
+      f'waited {waited:.0f} s for {what}: it did not come (the machine is {slowness():.1f} '
+      'times slower than a quiet one)'
+    )

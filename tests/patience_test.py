@@ -34,18 +34,24 @@ def test_it_is_measured_once_a_minute(slow, monkeypatch):
 
 
 def test_what_did_not_come_is_said(slow):
-  with pytest.raises(AssertionError, match=r'for the server: it did not come \(the machine is 4.0 times slower'):
+  with pytest.raises(
+    AssertionError, match=r'for the server: it did not come \(the machine is 4.0 times slower'
+  ):
     patience.until(lambda: False, 'the server', 0.01)
   with pytest.raises(AssertionError, match='for the reply: it did not come'):
     asyncio.run(patience.seen(lambda: False, 'the reply', 0.01))
   nobody = []
-  with pytest.raises(AssertionError, match=r'for patience.until\(lambda: nobody, quiet=0.01\): it did not'):
+  with pytest.raises(
+    AssertionError, match=r'for patience.until\(lambda: nobody, quiet=0.01\): it did not'
+  ):
     patience.until(lambda: nobody, quiet=0.01)
 
 
 def test_what_comes_late_is_waited_for(slow):
   left = iter([False] * 4 + [True])
-  patience.until(lambda: next(left), 'the fifth look', quiet=0.01, step=0.006)     # 24 ms: in time by four times 10 ms
+  patience.until(
+    lambda: next(left), 'the fifth look', quiet=0.01, step=0.006
+  )  # 24 ms: in time by four times 10 ms
 
 
 def test_the_unit_is_real_work():

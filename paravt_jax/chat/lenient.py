@@ -1,4 +1,5 @@
-"""What policies write in place of JSON: a reader of objects with the slips that published models make, and of times with units.
+"""What policies write in place of JSON: a reader of objects with the slips that published models
+make, and of times with units.
 
 Everything here takes time linear in its text, and none of it raises for what a text holds.
 """
@@ -7,41 +8,73 @@ import math
 import re
 from typing import Any
 
-LONGEST = 20_000           # characters of a block that is looked at; a call has a few hundred
-DEEPEST = 64               # levels; a call has three
+LONGEST = 20_000  # characters of a block that is looked at; a call has a few hundred
+DEEPEST = 64  # levels; a call has three
 _SKIP = re.compile(r'(?:[\s\ufeff\u200b\xa0]|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*+')
 _BARE = re.compile(r'[^,{}\[\]"\'\n“”]+')
 _KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 _NUMBER = re.compile(r'[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?')
-_WORDS = {'true': True, 'false': False, 'null': None, 'True': True, 'False': False, 'None': None, 'NaN': math.nan,
-          'Infinity': math.inf, '+Infinity': math.inf, '-Infinity': -math.inf}
+_WORDS = {
+  'true': True,
+  'false': False,
+  'null': None,
+  'True': True,
+  'False': False,
+  'None': None,
+  'NaN': math.nan,
+  'Infinity': math.inf,
+  '+Infinity': math.inf,
+  '-Infinity': -math.inf,
+}
 _QUOTES = {'"': '"', "'": "'", '“': '”"', '”': '”"', '‘': "’'", '’': "’'"}
-# what stands behind a closing quote: a separator, a comment, an end, or the next key where the comma is missing
+# what stands behind a closing quote: a separator, a comment, an end, or the next key where the
+# comma is missing
 _AFTER_STRING = re.compile(r'[ \t]{0,99}(?:[,:}\]\n\r#]|//|/\*|\Z|"[A-Za-z_]{1,40}"[ \t]{0,9}:)')
 _ESCAPE = re.compile(r'u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([\s\S])')
-_ESCAPED = {'n': '\n', 't': '\t', 'r': '\r', 'b': '\b', 'f': '\f', '"': '"', "'": "'", '\\': '\\', '/': '/'}
-_MOST_DIGITS = 400         # of a number; more than any float holds
+_ESCAPED = {
+  'n': '\n',
+  't': '\t',
+  'r': '\r',
+  'b': '\b',
+  'f': '\f',
+  '"': '"',
+  "'": "'",
+  '\\': '\\',
+  '/': '/',
+}
+_MOST_DIGITS = 400  # of a number; more than any float holds
 
 _LONGEST_TIME = 64
 _CLOCK = re.compile(r'(?:([0-9]+):)?([0-9]+):([0-5][0-9](?:\.[0-9]+)?)')
-_UNITS = re.compile(r'(?:([0-9.]+)\s*(?:h|hrs?|hours?)[\s,]*)?(?:([0-9.]+)\s*(?:m|mins?|minutes?)[\s,]*)?'
-                    r'(?:([0-9.]+)\s*(?:s|secs?|seconds?))?', re.IGNORECASE)
+_UNITS = re.compile(
+  r'(?:([0-9.]+)\s*(?:h|hrs?|hours?)[\s,]*)?(?:([0-9.]+)\s*(?:m|mins?|minutes?)[\s,]*)?'
+  r'(?:([0-9.]+)\s*(?:s|secs?|seconds?))?',
+  re.IGNORECASE,
+)
 _SECONDS = re.compile(r'\s*(?:s|secs?|seconds?)\Z', re.IGNORECASE)
 _FRACTION = re.compile(r'(:[0-5][0-9]),([0-9]{1,6})\Z')
-_LARGEST = 10**15  # seconds; larger integers are clamped before they become floats, which could not hold them
+_LARGEST = (
+  10**15
+)  # seconds; larger integers are clamped before they become floats, which could not hold them
 
 
 class Unreadable(ValueError):
-  """No value stands here, not even with the slips that are known. Never leaves this room and `toolcalls`."""
+  """No value stands here, not even with the slips that are known. Never leaves this room and
+  `toolcalls`.
+  """
 
 
 class _Reader:
-  """One value of a text, read without recursion. `at` is the place behind what was read; `whole`: no closing brace was missing."""
+  """One value of a text, read without recursion. `at` is the place behind what was read; `whole`:
+  no closing brace was missing.
+  """
 
   def __init__(self, text: str, at: int):
     self.text, self.at, self.whole = text, at, True
     self._root: list[Any] = []
-    self._stack: list[tuple[Any, Any]] = [(self._root, None)]   # (container, the key that waits for its value)
+    self._stack: list[tuple[Any, Any]] = [
+      (self._root, None)
+    ]  # (container, the key that waits for its value)
 
   def read(self) -> Any:
     """The object or array that begins at `at`. Raises Unreadable."""
@@ -63,7 +96,7 @@ class _Reader:
     elif char == ',' and not self._waits():
       self.at += 1
     elif isinstance(container, dict) and key is None:
-      if char == '{' and not container:      # {{ ... }}: a template's braces
+      if char == '{' and not container:  # {{ ... }}: a template's braces
         self.at += 1
       else:
         self._key()
@@ -112,19 +145,23 @@ class _Reader:
     else:
       raise Unreadable
     self._space()
-    if self.text[self.at:self.at + 1] != ':':
+    if self.text[self.at : self.at + 1] != ':':
       raise Unreadable
     self.at += 1
     self._stack[-1] = (self._stack[-1][0], key)
 
   def _string(self) -> str:
-    """A string, raw control characters and unescaped quotes included: a quote closes where `_AFTER_STRING` follows."""
+    """A string, raw control characters and unescaped quotes included: a quote closes where
+    `_AFTER_STRING` follows.
+    """
     closing, parts, at = _QUOTES[self.text[self.at]], [], self.at + 1
     while at < len(self.text):
       char = self.text[at]
       if char == '\\' and (match := _ESCAPE.match(self.text, at + 1)):
         code = match[1] or match[2]
-        parts.append(chr(int(code, 16)) if code else _ESCAPED.get(match[3], '\\' + (match[3] or '')))
+        parts.append(
+          chr(int(code, 16)) if code else _ESCAPED.get(match[3], '\\' + (match[3] or ''))
+        )
         at = match.end()
       elif char in closing and self._ends(at + 1):
         self.at = at + 1
@@ -155,7 +192,8 @@ class _Reader:
 
 
 def value(text: str, at: int) -> tuple[Any, int, bool]:
-  """The object or array that begins at text[at]: (value, the index behind it, whether all its closing braces are there).
+  """The object or array that begins at text[at]: (value, the index behind it, whether all its
+  closing braces are there).
 
   Raises:
     Unreadable: there is none.
@@ -168,7 +206,9 @@ def value(text: str, at: int) -> tuple[Any, int, bool]:
 
 
 def strict_seconds(time: Any) -> float | None:
-  """A time as a number, numeric string, MM:SS or HH:MM:SS, in seconds; None if none, or not finite."""
+  """A time as a number, numeric string, MM:SS or HH:MM:SS, in seconds; None if none, or not
+  finite.
+  """
   if isinstance(time, str):
     text = time.strip()
     if len(text) > _LONGEST_TIME:
@@ -190,7 +230,9 @@ def strict_seconds(time: Any) -> float | None:
 
 
 def seconds(time: Any) -> float | None:
-  """As `strict_seconds`, and as the overview and subtitles write times: '12.5s', '<12.0 seconds>', '00:01:10,500', '1m10s'."""
+  """As `strict_seconds`, and as the overview and subtitles write times: '12.5s', '<12.0 seconds>',
+  '00:01:10,500', '1m10s'.
+  """
   strict = strict_seconds(time)
   if strict is not None or not isinstance(time, str) or len(time) > _LONGEST_TIME:
     return strict
@@ -202,9 +244,19 @@ def seconds(time: Any) -> float | None:
   if units is None or not any(units.groups()):
     return plain
   parts = [strict_seconds(part) if part else 0.0 for part in units.groups()]
-  return None if None in parts else sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
+  return (
+    None
+    if None in parts
+    else sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
+  )
 
 
 def _paired(text: str) -> str:
-  """`text` with the surrogates that two \\u escapes spell joined to their character, as JSON means them; lone ones stay."""
-  return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'surrogatepass') if not text.isascii() else text
+  """`text` with the surrogates that two \\u escapes spell joined to their character, as JSON means
+  them; lone ones stay.
+  """
+  return (
+    text.encode('utf-16', 'surrogatepass').decode('utf-16', 'surrogatepass')
+    if not text.isascii()
+    else text
+  )

@@ -1,9 +1,10 @@
-"""Conversations as segments for SFT: what is a target and what is given, token for token as a rollout would have it.
+"""Conversations as segments for SFT: what is a target and what is given, token for token as a
+rollout would have it.
 
-  system, user            given
-  <|im_start|>assistant\\n  given
-  <think>\\n ... <|im_end|> target (the pinned prefix too: it is what the policy must continue from)
-  \\n                      given, only when something follows
+system, user            given
+<|im_start|>assistant\\n  given
+<think>\\n ... <|im_end|> target (the pinned prefix too: it is what the policy must continue from)
+\\n                      given, only when something follows
 """
 
 import re
@@ -18,16 +19,22 @@ from paravt_jax.chat import tokenizer as tokenizer_lib
 _RESPONSE_TAG = re.compile(f'({template.RESPONSE_OPEN}|{template.RESPONSE_CLOSE})')
 
 
-def conversation(tok: tokenizer_lib.ChatTokenizer, messages: Sequence[tuple[str, Sequence[template.Piece]]],
-                 think_prefix: str, trained: Sequence[bool] | None = None) -> tuple[types.Segment, ...]:
+def conversation(
+  tok: tokenizer_lib.ChatTokenizer,
+  messages: Sequence[tuple[str, Sequence[template.Piece]]],
+  think_prefix: str,
+  trained: Sequence[bool] | None = None,
+) -> tuple[types.Segment, ...]:
   """Segments of a finished conversation; `sampled` marks the targets.
 
   Args:
-    tok: the tokenizer.
-    messages: (role, pieces) in order; roles system, user, assistant. An assistant turn is its raw text, thinks and calls
-      included; a tool's result is a user message `<tool_response>\\n...\\n</tool_response>` after a turn.
-    think_prefix: the opening that rollouts pin; a turn that begins with it is encoded as prefix and rest, as there.
-    trained: for each message whether it may be a target; None for all. Of other turns the ids are the same, but given.
+    tok: the tokenizer. messages: (role, pieces) in order; roles system, user, assistant. An
+    assistant turn is its raw text, thinks and calls
+      included; a tool's result is a user message `<tool_response>\\n...\\n</tool_response>` after a
+      turn.
+    think_prefix: the opening that rollouts pin; a turn that begins with it is encoded as prefix and
+    rest, as there. trained: for each message whether it may be a target; None for all. Of other
+    turns the ids are the same, but given.
 
   Raises:
     ChatError: an unknown role, or an image in an assistant turn.
@@ -40,39 +47,66 @@ def conversation(tok: tokenizer_lib.ChatTokenizer, messages: Sequence[tuple[str,
         segments.append(types.Segment(ids=template.end_of_turn(tok, closed=True), sampled=False))
       continue
     if role not in ('system', 'user'):
-      raise errors.ChatError(f'message {index}: got role {role!r}; wanted system, user or assistant, fix the row')
+      raise errors.ChatError(
+        f'message {index}: got role {role!r}; wanted system, user or assistant, fix the row'
+      )
     answered = any(earlier == 'assistant' for earlier, _ in messages[:index])
     shown = _trust(role, pieces, answered)
     images = tuple(piece for piece in shown if not isinstance(piece, str))
-    segments.append(types.Segment(ids=template.message(tok, role, shown), sampled=False, images=images))
+    segments.append(
+      types.Segment(ids=template.message(tok, role, shown), sampled=False, images=images)
+    )
   return tuple(segments)
 
 
 def sampled_mask(segments: Sequence[types.Segment]) -> np.ndarray:
   """bool[n] over the concatenated ids: which tokens are sampled (in SFT: targets)."""
-  return np.concatenate([np.zeros(0, bool), *(np.full(len(segment.ids), segment.sampled) for segment in segments)])
+  return np.concatenate(
+    [np.zeros(0, bool), *(np.full(len(segment.ids), segment.sampled) for segment in segments)]
+  )
 
 
 def turn_spans(segments: Sequence[types.Segment]) -> tuple[tuple[int, int], ...]:
   """[start, end) of every sampled segment in the concatenated ids, in order."""
   ends = np.cumsum([len(segment.ids) for segment in segments], dtype=int)
-  return tuple((int(end) - len(segment.ids), int(end)) for segment, end in zip(segments, ends) if segment.sampled)
+  return tuple(
+    (int(end) - len(segment.ids), int(end))
+    for segment, end in zip(segments, ends)
+    if segment.sampled
+  )
 
 
-def _turn(tok: tokenizer_lib.ChatTokenizer, index: int, pieces: Sequence[template.Piece], prefix: str,
-          target: bool) -> list[types.Segment]:
-  """An assistant turn: its header, given, and its text with `<|im_end|>`, the target unless it is masked."""
+def _turn(
+  tok: tokenizer_lib.ChatTokenizer,
+  index: int,
+  pieces: Sequence[template.Piece],
+  prefix: str,
+  target: bool,
+) -> list[types.Segment]:
+  """An assistant turn: its header, given, and its text with `<|im_end|>`, the target unless it is
+  masked.
+  """
   if not all(isinstance(piece, str) for piece in pieces):
-    raise errors.ChatError(f'message {index}: got an image in an assistant turn; wanted text only, fix the row')
+    raise errors.ChatError(
+      f'message {index}: got an image in an assistant turn; wanted text only, fix the row'
+    )
   text = ''.join(pieces)
   start = prefix if text.startswith(prefix) else ''
-  parts = [tok.encode(start, trusted=True), tok.encode(text[len(start):], trusted=True), [tok.im_end]]
-  return [types.Segment(ids=template.header(tok, ''), sampled=False),
-          types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=target)]
+  parts = [
+    tok.encode(start, trusted=True),
+    tok.encode(text[len(start) :], trusted=True),
+    [tok.im_end],
+  ]
+  return [
+    types.Segment(ids=template.header(tok, ''), sampled=False),
+    types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=target),
+  ]
 
 
 def _trust(role: str, pieces: Sequence[template.Piece], answered: bool) -> list[template.Piece]:
-  """System texts are ours; so are the response tags of messages that answer a turn. Everything else is a user's text."""
+  """System texts are ours; so are the response tags of messages that answer a turn. Everything else
+  is a user's text.
+  """
   if role == 'system':
     return [template.Trusted(piece) if isinstance(piece, str) else piece for piece in pieces]
   if not answered:
@@ -80,6 +114,9 @@ def _trust(role: str, pieces: Sequence[template.Piece], answered: bool) -> list[
   shown: list[template.Piece] = []
   for piece in pieces:
     parts = _RESPONSE_TAG.split(piece) if isinstance(piece, str) else [piece]
-    shown += [template.Trusted(part) if isinstance(part, str) and _RESPONSE_TAG.fullmatch(part) else part
-              for part in parts if not (isinstance(part, str) and not part)]
+    shown += [
+      template.Trusted(part) if isinstance(part, str) and _RESPONSE_TAG.fullmatch(part) else part
+      for part in parts
+      if not (isinstance(part, str) and not part)
+    ]
   return shown

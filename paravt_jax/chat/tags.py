@@ -1,4 +1,6 @@
-"""Where thinks and answers stand in the text of one turn; whatever reads a turn reads it through here or `toolcalls`."""
+"""Where thinks and answers stand in the text of one turn; whatever reads a turn reads it through
+here or `toolcalls`.
+"""
 
 import dataclasses
 import re
@@ -11,7 +13,10 @@ _THINK_TAG = re.compile(r'</?think>')
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A tagged stretch of a turn's text: text[start:end] with its tags, `body` without them; not closed: no end tag."""
+  """A tagged stretch of a turn's text: text[start:end] with its tags, `body` without them; not
+  closed: no end tag.
+  """
+
   start: int
   end: int
   body: str
@@ -19,34 +24,44 @@ class Span:
 
 
 def after_think(text: str) -> int:
-  """The index behind the last `</think>`; 0 when there is none (the think is never closed, so the whole turn is looked at)."""
+  """The index behind the last `</think>`; 0 when there is none (the think is never closed, so the
+  whole turn is looked at).
+  """
   return text.rfind(THINK_CLOSE) + len(THINK_CLOSE) if THINK_CLOSE in text else 0
 
 
 def thinks(text: str) -> tuple[Span, ...]:
-  """All thinks in order. One is closed if `</think>` follows before the next `<think>`; else it runs to the next tag or end."""
+  """All thinks in order. One is closed if `</think>` follows before the next `<think>`; else it
+  runs to the next tag or end.
+  """
   spans = []
   for opened in re.finditer(THINK_OPEN, text):
     following = _THINK_TAG.search(text, opened.end())
     if following and following.group() == THINK_CLOSE:
-      spans.append(Span(opened.start(), following.end(), text[opened.end():following.start()], True))
+      spans.append(
+        Span(opened.start(), following.end(), text[opened.end() : following.start()], True)
+      )
     else:
       tag = ANY_TAG.search(text, opened.end())
       end = tag.start() if tag else len(text)
-      spans.append(Span(opened.start(), end, text[opened.end():end], False))
+      spans.append(Span(opened.start(), end, text[opened.end() : end], False))
   return tuple(spans)
 
 
 def without_thinks(text: str) -> str:
-  """`text` with every closed think overwritten by spaces: what is inside is text, not structure. Positions stay."""
+  """`text` with every closed think overwritten by spaces: what is inside is text, not structure.
+  Positions stay.
+  """
   for think in thinks(text):
     if think.closed:
-      text = text[:think.start] + ' ' * (think.end - think.start) + text[think.end:]
+      text = text[: think.start] + ' ' * (think.end - think.start) + text[think.end :]
   return text
 
 
 def answers(text: str) -> tuple[Span, ...]:
-  """All answers outside closed thinks, in order; an unclosed one runs to the next `<answer>` or the end of the turn."""
+  """All answers outside closed thinks, in order; an unclosed one runs to the next `<answer>` or the
+  end of the turn.
+  """
   plain, spans = without_thinks(text), []
   starts = [match.start() for match in re.finditer(ANSWER_OPEN, plain)]
   for start, limit in zip(starts, [*starts[1:], len(plain)]):
@@ -60,14 +75,18 @@ def answers(text: str) -> tuple[Span, ...]:
 
 
 def has_answer(text: str) -> bool:
-  """Whether the turn, after its last `</think>` if any, ends with an `<answer>` that holds non-blank text (closed or not)."""
-  tail = text[after_think(text):]
+  """Whether the turn, after its last `</think>` if any, ends with an `<answer>` that holds
+  non-blank text (closed or not).
+  """
+  tail = text[after_think(text) :]
   _, opened, rest = tail.rpartition(ANSWER_OPEN)
   return bool(opened) and bool(rest.partition(ANSWER_CLOSE)[0].strip())
 
 
 def balanced(text: str, name: str) -> bool:
-  """Whether every `<name>` outside closed thinks has its `</name>` after it, and the other way round."""
+  """Whether every `<name>` outside closed thinks has its `</name>` after it, and the other way
+  round.
+  """
   depth = 0
   for tag in re.finditer(rf'<(/?){re.escape(name)}>', without_thinks(text)):
     depth += -1 if tag.group(1) else 1

@@ -1,14 +1,16 @@
-r"""The append-only chat template: what is given to the policy, as segments that are only ever appended.
+r"""The append-only chat template: what is given to the policy, as segments that are only ever
+appended.
 
 An episode's stream, sampled tokens in capitals (n results of a turn are n user messages):
 
   opening      <|im_start|>system\n...<|im_end|>\n<|im_start|>user\nframes and text<|im_end|>\n<|im_start|>assistant\n<think>\n
   sampled      I SHOULD LOOK.</think><tool_call>{...}</tool_call><|im_end|>
-  continuation \n<|im_start|>user\n<tool_response>\n41 red\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n
+  continuation \n<|im_start|>user\n<tool_response>\n41
+  red\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n
   sampled      IT IS RED.</think><answer>B</answer><|im_end|>
 
-Nothing sampled is decoded and encoded again. Control tokens are placed by id, so no text can forge one. An image is
-`<|vision_start|><|image_pad|><|vision_end|>` with one pad, whatever its size.
+Nothing sampled is decoded and encoded again. Control tokens are placed by id, so no text can forge
+one. An image is `<|vision_start|><|image_pad|><|vision_end|>` with one pad, whatever its size.
 """
 
 import itertools
@@ -29,38 +31,63 @@ class Trusted(str):
   """Text that we wrote: its structural tags become tags. In any other text they stay text."""
 
 
-def frame_pieces(frames: np.ndarray | Sequence[np.ndarray], seconds: Iterable[float]) -> list[Piece]:
-  """Each frame after its time: ['<12.0 seconds>', frame, ...]. Raises ValueError when the lengths differ."""
-  return [piece for frame, second in zip(frames, seconds, strict=True) for piece in (f'<{float(second):.1f} seconds>', frame)]
+def frame_pieces(
+  frames: np.ndarray | Sequence[np.ndarray], seconds: Iterable[float]
+) -> list[Piece]:
+  """Each frame after its time: ['<12.0 seconds>', frame, ...]. Raises ValueError when the lengths
+  differ.
+  """
+  return [
+    piece
+    for frame, second in zip(frames, seconds, strict=True)
+    for piece in (f'<{float(second):.1f} seconds>', frame)
+  ]
 
 
-def opening(tok: tokenizer_lib.ChatTokenizer, system: str | None, user: Sequence[Piece], think_prefix: str) -> types.Segment:
-  """The given start of a context: system message (unless None), user message, assistant header, pinned prefix ('' for none)."""
+def opening(
+  tok: tokenizer_lib.ChatTokenizer, system: str | None, user: Sequence[Piece], think_prefix: str
+) -> types.Segment:
+  """The given start of a context: system message (unless None), user message, assistant header,
+  pinned prefix ('' for none).
+  """
   parts = [message(tok, 'system', [Trusted(system)])] if system is not None else []
   parts += [message(tok, 'user', user), header(tok, think_prefix)]
   return _given(parts, user)
 
 
-def continuation(tok: tokenizer_lib.ChatTokenizer, *, closed: bool, results: Sequence[str | Sequence[Piece]],
-                 request: str | None, think_prefix: str) -> types.Segment:
+def continuation(
+  tok: tokenizer_lib.ChatTokenizer,
+  *,
+  closed: bool,
+  results: Sequence[str | Sequence[Piece]],
+  request: str | None,
+  think_prefix: str,
+) -> types.Segment:
   """What follows a sampled turn, up to and with the next turn's header and pinned prefix.
 
   Args:
-    tok: the tokenizer.
-    closed: whether the turn's last sampled id is `<|im_end|>`; if not, it is given here.
-    results: of the turn, in call order, one user message each: the text to show as a tool response, or the message's pieces.
-    request: a last user message, or None.
-    think_prefix: the pinned opening of the next turn.
+    tok: the tokenizer. closed: whether the turn's last sampled id is `<|im_end|>`; if not, it is
+    given here. results: of the turn, in call order, one user message each: the text to show as a
+    tool response, or the message's pieces. request: a last user message, or None. think_prefix: the
+    pinned opening of the next turn.
   """
   parts = [end_of_turn(tok, closed)]
-  parts += [response(tok, shown) if isinstance(shown, str) else message(tok, 'user', shown) for shown in results]
+  parts += [
+    response(tok, shown) if isinstance(shown, str) else message(tok, 'user', shown)
+    for shown in results
+  ]
   if request is not None:
     parts.append(message(tok, 'user', [request]))
-  return _given([*parts, header(tok, think_prefix)], [piece for shown in results if not isinstance(shown, str) for piece in shown])
+  return _given(
+    [*parts, header(tok, think_prefix)],
+    [piece for shown in results if not isinstance(shown, str) for piece in shown],
+  )
 
 
 def closing(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> types.Segment:
-  """The end of a stream after which nothing is asked: `<|im_end|>` if the last turn lacks it, else no token."""
+  """The end of a stream after which nothing is asked: `<|im_end|>` if the last turn lacks it, else
+  no token.
+  """
   return _given([np.array([] if closed else [tok.im_end], np.int32)])
 
 
@@ -69,14 +96,24 @@ def is_closed(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray)
   return len(ids) > 0 and int(ids[-1]) == tok.im_end
 
 
-def turn_text(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray, think_prefix: str) -> str:
-  """The text of a sampled turn as it is scored: the pinned prefix before it, its closing `<|im_end|>` left off."""
+def turn_text(
+  tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray, think_prefix: str
+) -> str:
+  """The text of a sampled turn as it is scored: the pinned prefix before it, its closing
+  `<|im_end|>` left off.
+  """
   return think_prefix + tok.decode(ids[:-1] if is_closed(tok, ids) else ids)
 
 
 def assistant_text(content: str, reasoning: str, calls: Sequence[tuple[str, dict]]) -> str:
-  """A turn as the model writes it: think, content, then each (name, arguments) as a call in lines of its own; '' and () for none."""
-  text = f'{THINK_PREFIX}{reasoning.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}' if reasoning else content
+  """A turn as the model writes it: think, content, then each (name, arguments) as a call in lines
+  of its own; '' and () for none.
+  """
+  text = (
+    f'{THINK_PREFIX}{reasoning.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}'
+    if reasoning
+    else content
+  )
   for name, arguments in calls:
     call = json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)
     text += '\n' * bool(text and not text.endswith('\n')) + f'<tool_call>\n{call}\n</tool_call>'
@@ -88,17 +125,25 @@ def assistant_text(content: str, reasoning: str, calls: Sequence[tuple[str, dict
 
 def end_of_turn(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> np.ndarray:
   """`<|im_end|>` unless it was sampled, then a line break."""
-  return np.concatenate([np.array([] if closed else [tok.im_end], np.int32), tok.encode('\n', trusted=True)])
+  return np.concatenate(
+    [np.array([] if closed else [tok.im_end], np.int32), tok.encode('\n', trusted=True)]
+  )
 
 
 def header(tok: tokenizer_lib.ChatTokenizer, think_prefix: str) -> np.ndarray:
   """`<|im_start|>assistant\\n` and the pinned prefix."""
-  parts = [[tok.im_start], tok.encode('assistant\n', trusted=True), tok.encode(think_prefix, trusted=True)]
+  parts = [
+    [tok.im_start],
+    tok.encode('assistant\n', trusted=True),
+    tok.encode(think_prefix, trusted=True),
+  ]
   return np.concatenate(parts).astype(np.int32)
 
 
 def message(tok: tokenizer_lib.ChatTokenizer, role: str, pieces: Sequence[Piece]) -> np.ndarray:
-  """One whole message with its line break. Neighbouring texts of the same trust are encoded as one."""
+  """One whole message with its line break. Neighbouring texts of the same trust are encoded as
+  one.
+  """
   parts = [np.array([tok.im_start], np.int32)]
   for kind, run in itertools.groupby([f'{role}\n', *pieces], key=type):
     if issubclass(kind, str):

@@ -1,7 +1,8 @@
 """The one parser of tool calls, and what a call comes to on a given video.
 
-Executed leniently, credited strictly: the forms that published models write are calls, and `well_formed` says which are as asked
-for. Model output is never an exception here: a block that is no call is a `ParseFailure`, a call that cannot be run a `Refusal`.
+Executed leniently, credited strictly: the forms that published models write are calls, and
+`well_formed` says which are as asked for. Model output is never an exception here: a block that is
+no call is a `ParseFailure`, a call that cannot be run a `Refusal`.
 """
 
 import ast
@@ -15,30 +16,53 @@ from paravt_jax.chat import lenient, prompts, tags
 from paravt_jax.chat.lenient import strict_seconds as seconds
 from paravt_jax.types import ParseFailure, ResultStatus, ToolCall, Window
 
-__all__ = ['Block', 'Refusal', 'blocks', 'is_well_formed', 'parse', 'resolve_window', 'seconds', 'without_blocks']
+__all__ = [
+  'Block',
+  'Refusal',
+  'blocks',
+  'is_well_formed',
+  'parse',
+  'resolve_window',
+  'seconds',
+  'without_blocks',
+]
 
 _NAME = r'["\']?([A-Za-z_][\w.-]{0,99})["\']?\s{0,9}>'
 _FUNCTION = re.compile(rf'<function(?:\s{{0,9}}=\s{{0,9}}|\s{{1,9}}name\s{{0,9}}=\s{{0,9}}){_NAME}')
-_PARAMETER = re.compile(rf'<param(?:eter)?(?:\s{{0,9}}=\s{{0,9}}|\s{{1,9}}name\s{{0,9}}=\s{{0,9}}){_NAME}')
+_PARAMETER = re.compile(
+  rf'<param(?:eter)?(?:\s{{0,9}}=\s{{0,9}}|\s{{1,9}}name\s{{0,9}}=\s{{0,9}}){_NAME}'
+)
 _PARAMETER_END = re.compile(r'</param(?:eter)?>|</function>')
 _FUNCTION_END = re.compile(r'\s{0,99}</function>(?:\s{0,99}</tool_call>)?')
-_OPENING = re.compile(rf'<\s{{0,3}}(tool_call|tool_code)s?\s{{0,3}}>|{_FUNCTION.pattern}', re.IGNORECASE)
+_OPENING = re.compile(
+  rf'<\s{{0,3}}(tool_call|tool_code)s?\s{{0,3}}>|{_FUNCTION.pattern}', re.IGNORECASE
+)
 _EDGE = re.compile(r'<\s{0,3}(/?)\s{0,3}(tool_call|tool_code)s?\s{0,3}>', re.IGNORECASE)
 _SPACE = re.compile(r'\s*')
-_NAMED = re.compile(r'\s*(?:<function>\s{0,9})?([A-Za-z_]\w{0,99})\s{0,9}(?:</function>)?[\s:]{0,9}(?=\{)')
+_NAMED = re.compile(
+  r'\s*(?:<function>\s{0,9})?([A-Za-z_]\w{0,99})\s{0,9}(?:</function>)?[\s:]{0,9}(?=\{)'
+)
 _CODE = re.compile(r'\s*(?:```\w*\s+)?[A-Za-z_]\w{0,99}\(')
 _OBJECT = re.compile(r'\{|\[(?=\s*\{)')
 _FENCE = re.compile(r'^\s*(?:```|~~~).*$', re.MULTILINE)
 _TIMES = ('start_time', 'end_time')
-_MOST = 64                 # objects of a block that are looked at
+_MOST = 64  # objects of a block that are looked at
 _POSITIONAL = ('video_path', *_TIMES, 'num_frames')
 _ARGUMENTS = ('arguments', 'parameters', 'args')
-_UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)  # what json and ast raise on text, deep nesting included
+_UNREADABLE = (
+  ValueError,
+  SyntaxError,
+  RecursionError,
+  MemoryError,
+)  # what json and ast raise on text, deep nesting included
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """One tool block: text[start:end] with its tags, and what it holds, in order (it may hold several calls)."""
+  """One tool block: text[start:end] with its tags, and what it holds, in order (it may hold several
+  calls).
+  """
+
   start: int
   end: int
   items: tuple[ToolCall | ParseFailure, ...]
@@ -47,12 +71,15 @@ class Block:
 @dataclasses.dataclass(frozen=True)
 class Refusal:
   """Why a call cannot be run; `message` is what the policy is shown."""
+
   status: ResultStatus
   message: str
 
 
 def parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The calls and failures of one turn, in order of appearance: after its last `</think>`, else of the whole turn."""
+  """The calls and failures of one turn, in order of appearance: after its last `</think>`, else of
+  the whole turn.
+  """
   return tuple(item for block in blocks(text) for item in block.items)
 
 
@@ -74,7 +101,7 @@ def blocks(text: str) -> tuple[Block, ...]:
 def without_blocks(text: str) -> str:
   """`text` with the blocks that `parse` reads cut out."""
   for block in reversed(blocks(text)):
-    text = text[:block.start] + text[block.end:]
+    text = text[: block.start] + text[block.end :]
   return text
 
 
@@ -83,12 +110,14 @@ def is_well_formed(item: ToolCall | ParseFailure) -> bool:
   return isinstance(item, ToolCall) and item.well_formed
 
 
-def resolve_window(call: ToolCall, duration: float, *, min_frames: int = 2, max_frames: int = 16) -> Window | Refusal:
+def resolve_window(
+  call: ToolCall, duration: float, *, min_frames: int = 2, max_frames: int = 16
+) -> Window | Refusal:
   """The window that a call means on a video of `duration` seconds.
 
-  Times are numbers, numeric strings, MM:SS, HH:MM:SS, or as `lenient.seconds` reads them; start is clamped to 0, end to the
-  duration, num_frames to min_frames..max_frames. Anything else, start >= end and start >= duration included, is a Refusal.
-  `video_path` is ignored.
+  Times are numbers, numeric strings, MM:SS, HH:MM:SS, or as `lenient.seconds` reads them; start is
+  clamped to 0, end to the duration, num_frames to min_frames..max_frames. Anything else, start >=
+  end and start >= duration included, is a Refusal. `video_path` is ignored.
   """
   if call.name != prompts.TOOL_NAME:
     return _refuse(ResultStatus.UNKNOWN_TOOL, '')
@@ -120,7 +149,9 @@ def _refuse(status: ResultStatus, detail: str) -> Refusal:
 
 
 def _call_block(text: str, start: int, body: int) -> Block:
-  """The `<tool_call>` whose content starts at `body`. A tag inside a string of strict JSON is part of the string."""
+  """The `<tool_call>` whose content starts at `body`. A tag inside a string of strict JSON is part
+  of the string.
+  """
   inside, end, closed = _bounds(text, body, 'tool_call')
   exact = text[start:body] == '<tool_call>' and closed and text[:end].endswith('</tool_call>')
   try:
@@ -137,8 +168,10 @@ def _call_block(text: str, start: int, body: int) -> Block:
 
 
 def _across_tags(text: str, start: int, body: int) -> Block | None:
-  """The block whose strict JSON holds tags inside its strings, so that its bounds are those of the JSON; None if it is not one."""
-  window = text[body:body + lenient.LONGEST]
+  """The block whose strict JSON holds tags inside its strings, so that its bounds are those of the
+  JSON; None if it is not one.
+  """
+  window = text[body : body + lenient.LONGEST]
   content = _SPACE.match(window).end()
   try:
     value, stop = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(window, content)
@@ -152,19 +185,25 @@ def _across_tags(text: str, start: int, body: int) -> Block | None:
 
 
 def _bounds(text: str, body: int, name: str) -> tuple[str, int, bool]:
-  """(content, index behind the block, whether it is closed): it ends at its closing tag, the next opening tag, or the turn's end."""
+  """(content, index behind the block, whether it is closed): it ends at its closing tag, the next
+  opening tag, or the turn's end.
+  """
   for edge in _EDGE.finditer(text, body):
     if not edge[1]:
-      return text[body:edge.start()], edge.start(), False
+      return text[body : edge.start()], edge.start(), False
     if edge[2].lower() == name:
-      return text[body:edge.start()], edge.end(), True
+      return text[body : edge.start()], edge.end(), True
   return text[body:], len(text), False
 
 
-def _slack(inside: str, block: str, *, closed: bool, last: bool) -> tuple[ToolCall | ParseFailure, ...]:
-  """What a block that is not strict JSON holds: the forms that published models write, in order, and a failure for what is none.
+def _slack(
+  inside: str, block: str, *, closed: bool, last: bool
+) -> tuple[ToolCall | ParseFailure, ...]:
+  """What a block that is not strict JSON holds: the forms that published models write, in order,
+  and a failure for what is none.
 
-  Without its closing tag a block holds calls only at the end of the turn (`last`), whole ones, with nothing behind them.
+  Without its closing tag a block holds calls only at the end of the turn (`last`), whole ones, with
+  nothing behind them.
   """
   failed = (ParseFailure('not_json' if closed else 'unclosed', block),)
   if len(inside) > lenient.LONGEST or not (closed or last):
@@ -187,17 +226,25 @@ def _slack(inside: str, block: str, *, closed: bool, last: bool) -> tuple[ToolCa
       items.append(failed[0])
       break
     if named and not items and isinstance(value, dict) and 'name' not in value:
-      items += _calls({'name': named[1], 'arguments': next((value[k] for k in _ARGUMENTS if k in value), value)}, block, False)
+      items += _calls(
+        {'name': named[1], 'arguments': next((value[k] for k in _ARGUMENTS if k in value), value)},
+        block,
+        False,
+      )
     else:
       found = _calls(value, block, False)
-      items += found if whole else [one if isinstance(one, ToolCall) else failed[0] for one in found]
+      items += (
+        found if whole else [one if isinstance(one, ToolCall) else failed[0] for one in found]
+      )
   if not closed and not _ends_whole(inside, items):
     return failed
   return tuple(items) or failed
 
 
 def _ends_whole(inside: str, items: list[ToolCall | ParseFailure]) -> bool:
-  """Whether an unclosed block ends with its last object: nothing follows but a fence or the beginning of the closing tag."""
+  """Whether an unclosed block ends with its last object: nothing follows but a fence or the
+  beginning of the closing tag.
+  """
   text = inside.rstrip()
   cut = text.rfind('<')
   if cut >= 0 and '</tool_call>'.startswith(text[cut:]):
@@ -206,7 +253,9 @@ def _ends_whole(inside: str, items: list[ToolCall | ParseFailure]) -> bool:
 
 
 def _calls(value: Any, block: str, strict: bool) -> list[ToolCall | ParseFailure]:
-  """The calls of one decoded value. strict: it is the one JSON value of a closed block, so its call may be well-formed."""
+  """The calls of one decoded value. strict: it is the one JSON value of a closed block, so its call
+  may be well-formed.
+  """
   if isinstance(value, str) and value.lstrip()[:1] in ('{', '['):
     value, strict = _from_text(value), False
   if isinstance(value, dict) and isinstance(value.get('tool_calls'), list):
@@ -238,8 +287,12 @@ def _call(value: Any, block: str, strict: bool) -> ToolCall | ParseFailure:
     return ParseFailure('too_deep', block)
   if not _is_unicode([name, arguments]):
     return ParseFailure('not_unicode', block)
-  plain = all(not isinstance(arguments.get(key), str) or seconds(arguments[key]) is not None or
-              lenient.seconds(arguments[key]) is None for key in _TIMES)
+  plain = all(
+    not isinstance(arguments.get(key), str)
+    or seconds(arguments[key]) is not None
+    or lenient.seconds(arguments[key]) is None
+    for key in _TIMES
+  )
   return ToolCall(name if strict else name.strip(), arguments, strict and plain)
 
 
@@ -265,7 +318,9 @@ def _from_text(text: str) -> Any:
   except _UNREADABLE:
     pass
   try:
-    return lenient.value(text, _SPACE.match(text).end())[0] if len(text) <= lenient.LONGEST else None
+    return (
+      lenient.value(text, _SPACE.match(text).end())[0] if len(text) <= lenient.LONGEST else None
+    )
   except lenient.Unreadable:
     return None
 
@@ -278,7 +333,9 @@ def _refuse_constant(name: str) -> float:
 
 
 def _bare_function(text: str, start: int, body: int) -> Block:
-  """`<function=name>...</function>` without `<tool_call>` around it; a `</tool_call>` behind it belongs to it."""
+  """`<function=name>...</function>` without `<tool_call>` around it; a `</tool_call>` behind it
+  belongs to it.
+  """
   opened = _OPENING.search(text, body)
   limit = opened.start() if opened else len(text)
   close = text.find('</function>', body, limit)
@@ -291,11 +348,20 @@ def _bare_function(text: str, start: int, body: int) -> Block:
 
 
 def _functions(inside: str, block: str, closed: bool) -> list[ToolCall | ParseFailure]:
-  """The functions of a block in Qwen's XML form: parameters as tags, or as one object. One that is cut off is a failure."""
+  """The functions of a block in Qwen's XML form: parameters as tags, or as one object. One that is
+  cut off is a failure.
+  """
   found, items = list(_FUNCTION.finditer(inside)), []
-  for opened, following in zip(found, [*(match.start() for match in found[1:]), len(inside)], strict=True):
-    body = inside[opened.end():following]
-    whole = closed or following < len(inside) or '</function>' in body or body.rstrip().endswith(('</parameter>', '</param>'))
+  for opened, following in zip(
+    found, [*(match.start() for match in found[1:]), len(inside)], strict=True
+  ):
+    body = inside[opened.end() : following]
+    whole = (
+      closed
+      or following < len(inside)
+      or '</function>' in body
+      or body.rstrip().endswith(('</parameter>', '</param>'))
+    )
     parameters = list(_PARAMETER.finditer(body))
     if not whole:
       items.append(ParseFailure('unclosed', block))
@@ -303,7 +369,9 @@ def _functions(inside: str, block: str, closed: bool) -> list[ToolCall | ParseFa
       value = _from_text(body[at:].partition('</function>')[0])
       items.append(_call({'name': opened[1], 'arguments': value}, block, False))
     else:
-      items.append(_call({'name': opened[1], 'arguments': _parameters(body, parameters)}, block, False))
+      items.append(
+        _call({'name': opened[1], 'arguments': _parameters(body, parameters)}, block, False)
+      )
   return items
 
 
@@ -311,20 +379,24 @@ def _parameters(body: str, found: list[re.Match]) -> dict[str, str]:
   """Parameters by name, as text; one that is not closed ends where the next one begins."""
   values = {}
   limits = [*(match.start() for match in found[1:]), len(body)]
-  for match, limit in zip(found, limits, strict=False):    # no parameter, no value
+  for match, limit in zip(found, limits, strict=False):  # no parameter, no value
     close = _PARAMETER_END.search(body, match.end(), limit)
-    values[match[1]] = body[match.end():close.start() if close else limit].strip().strip('"\'')
+    values[match[1]] = body[match.end() : close.start() if close else limit].strip().strip('"\'')
   return values
 
 
 def _is_deep(value: Any, levels: int) -> bool:
-  """Whether containers nest deeper than `levels`: what writes an episode down goes into them by recursion."""
+  """Whether containers nest deeper than `levels`: what writes an episode down goes into them by
+  recursion.
+  """
   inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
   return levels < 0 or any(_is_deep(one, levels - 1) for one in inner)
 
 
 def _is_unicode(value: Any) -> bool:
-  """Whether all strings can be written as UTF-8: JSON's and Python's escapes can spell lone surrogates."""
+  """Whether all strings can be written as UTF-8: JSON's and Python's escapes can spell lone
+  surrogates.
+  """
   try:
     json.dumps(value, ensure_ascii=False).encode()
   except _UNREADABLE:
@@ -336,7 +408,9 @@ def _is_unicode(value: Any) -> bool:
 
 
 def _code_block(text: str, start: int, body: int) -> Block:
-  """The `<tool_code>` whose content starts at `body`: statements that are calls, alone or as arguments of `print`."""
+  """The `<tool_code>` whose content starts at `body`: statements that are calls, alone or as
+  arguments of `print`.
+  """
   inside, end, closed = _bounds(text, body, 'tool_code')
   block = text[start:end]
   if not closed:
@@ -345,7 +419,9 @@ def _code_block(text: str, start: int, body: int) -> Block:
 
 
 def _code(inside: str, block: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The calls of some lines of Python, a fence around them left out; a JSON object among them is none."""
+  """The calls of some lines of Python, a fence around them left out; a JSON object among them is
+  none.
+  """
   if len(inside) > lenient.LONGEST:
     return (ParseFailure('not_code', block),)
   source = '\n'.join(line.strip() for line in _FENCE.sub('', inside).splitlines())
@@ -355,7 +431,9 @@ def _code(inside: str, block: str) -> tuple[ToolCall | ParseFailure, ...]:
       statements = ast.parse(source).body
   except _UNREADABLE:
     return (ParseFailure('not_code', block),)
-  return tuple(item for statement in statements for item in _statement(statement, block)) or (ParseFailure('empty', block),)
+  return tuple(item for statement in statements for item in _statement(statement, block)) or (
+    ParseFailure('empty', block),
+  )
 
 
 def _statement(statement: ast.stmt, text: str) -> list[ToolCall | ParseFailure]:
@@ -367,12 +445,17 @@ def _statement(statement: ast.stmt, text: str) -> list[ToolCall | ParseFailure]:
 
 
 def _code_call(node: ast.AST | None, text: str) -> ToolCall | ParseFailure:
-  """`name(...)` with literal arguments, positional ones named in the order video_path, start_time, end_time, num_frames."""
+  """`name(...)` with literal arguments, positional ones named in the order video_path, start_time,
+  end_time, num_frames.
+  """
   if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
     return ParseFailure('not_a_call', text)
   if len(node.args) > len(_POSITIONAL):
     return ParseFailure('no_arguments', text)
-  given = [*zip(_POSITIONAL, node.args), *((keyword.arg, keyword.value) for keyword in node.keywords)]
+  given = [
+    *zip(_POSITIONAL, node.args),
+    *((keyword.arg, keyword.value) for keyword in node.keywords),
+  ]
   arguments: dict[str, Any] = {}
   for name, value in given:
     if name is None or name in arguments or not _is_literal(value):
@@ -385,4 +468,6 @@ def _is_literal(node: ast.AST) -> bool:
   """Whether a node is a string, number, boolean or None, or a number with a sign."""
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
     return isinstance(node.operand, ast.Constant) and type(node.operand.value) in (int, float)
-  return isinstance(node, ast.Constant) and (node.value is None or type(node.value) in (str, int, float, bool))
+  return isinstance(node, ast.Constant) and (
+    node.value is None or type(node.value) in (str, int, float, bool)
+  )

@@ -16,24 +16,46 @@ from collections.abc import Iterator, Sequence
 from paravt_jax.data.archive_parts import Joined
 from paravt_jax.errors import DataError
 
-OURS = '.paravt_unpack'             # the folder of the journal; no member may be called so
-RATIO = 200                         # media barely shrink, text 20-fold: more is made to hurt,
-FLOOR = 64 << 20                    # in bytes: unless it is small anyway
+OURS = '.paravt_unpack'  # the folder of the journal; no member may be called so
+RATIO = 200  # media barely shrink, text 20-fold: more is made to hurt,
+FLOOR = 64 << 20  # in bytes: unless it is small anyway
 CHUNK = 1 << 20
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-PLAIN = ('zip', 'tar')              # kinds whose members can be read in any order
-_NAME_BYTES = 255                   # of one part of a path, on every usual file system
+PLAIN = ('zip', 'tar')  # kinds whose members can be read in any order
+_NAME_BYTES = 255  # of one part of a path, on every usual file system
 _DRIVE = re.compile('[A-Za-z]:')
 # What Finder and Explorer leave in archives: forks, thumbnails, settings of a folder's window.
-_LEFT_FOLDERS = ('__macosx', '.appledouble', '.spotlight-v100', '.trashes', '.fseventsd',
-                 '.temporaryitems', '$recycle.bin', 'system volume information')
+_LEFT_FOLDERS = (
+  '__macosx',
+  '.appledouble',
+  '.spotlight-v100',
+  '.trashes',
+  '.fseventsd',
+  '.temporaryitems',
+  '$recycle.bin',
+  'system volume information',
+)
 _LEFT_FILES = ('.ds_store', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r', '.localized')
 # All that the readers raise on bytes that make no sense.
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error,
-           NotImplementedError, ValueError, IndexError, OverflowError, RecursionError)
+_DAMAGE = (
+  zipfile.BadZipFile,
+  tarfile.TarError,
+  zlib.error,
+  lzma.LZMAError,
+  EOFError,
+  struct.error,
+  NotImplementedError,
+  ValueError,
+  IndexError,
+  OverflowError,
+  RecursionError,
+)
 # What is fetched in an archive's place when something went wrong.
-_OTHERS = ((b'version https://git-lfs', 'a Git LFS pointer in its place'),
-           (b'<!doctype html', 'a web page in its place'), (b'<html', 'a web page in its place'))
+_OTHERS = (
+  (b'version https://git-lfs', 'a Git LFS pointer in its place'),
+  (b'<!doctype html', 'a web page in its place'),
+  (b'<html', 'a web page in its place'),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +66,7 @@ class Member:
   place: where its header (zip) or its bytes (plain tar) begin; its number in a packed tar. Files
   that are hard links to each other share one. method: of compression, as zip numbers them.
   """
+
   name: str
   size: int
   crc: int | None
@@ -58,6 +81,7 @@ class Fault:
 
   member: its name as the archive spells it, None when the archive is at fault.
   """
+
   member: str | None
   text: str
 
@@ -65,6 +89,7 @@ class Fault:
 @dataclasses.dataclass(frozen=True)
 class Listing:
   """What was found in an archive. left: files that macOS or Windows left there, not members."""
+
   members: list[Member] = dataclasses.field(default_factory=list)
   faults: list[Fault] = dataclasses.field(default_factory=list)
   left: int = 0
@@ -78,6 +103,7 @@ class Archive:
   bytes: of all parts. stamp: names their sizes and times. digest: names the list of members.
   left: files that macOS or Windows left in it, which are no members.
   """
+
   path: pathlib.Path
   parts: tuple[pathlib.Path, ...]
   kind: str
@@ -123,8 +149,11 @@ def relative(name: str) -> str:
 def is_left_behind(name: str) -> bool:
   """Whether macOS or Windows left this file, and nobody wants it: `__MACOSX/`, `._*`, ..."""
   *folders, last = name.replace('\\', '/').rstrip('/').lower().split('/')
-  return (last.startswith('._') or last in (*_LEFT_FILES, *_LEFT_FOLDERS)
-          or any(folder in _LEFT_FOLDERS for folder in folders))
+  return (
+    last.startswith('._')
+    or last in (*_LEFT_FILES, *_LEFT_FOLDERS)
+    or any(folder in _LEFT_FOLDERS for folder in folders)
+  )
 
 
 def digest(members: Sequence[Member]) -> str:
@@ -135,8 +164,9 @@ def digest(members: Sequence[Member]) -> str:
 
 def damaged(path: pathlib.Path, kind: str, why: str) -> DataError:
   """The error for an archive whose bytes make no sense."""
-  return DataError(f'{path}: damaged archive ({_instead(path) or why}), wanted a whole {kind}; '
-                   'fetch it again')
+  return DataError(
+    f'{path}: damaged archive ({_instead(path) or why}), wanted a whole {kind}; fetch it again'
+  )
 
 
 @contextlib.contextmanager
@@ -147,11 +177,13 @@ def guarded(path: pathlib.Path, kind: str) -> Iterator[None]:
   except _DAMAGE as error:
     raise damaged(path, kind, str(error) or type(error).__name__) from error
   except OSError as error:
-    if error.errno is not None:    # a disk's own trouble
+    if error.errno is not None:  # a disk's own trouble
       raise
     if 'too much memory' in str(error):
-      raise DataError(f'{path}: got zstd with a window of more than 128 MB, wanted a smaller one; '
-                      'unpack it with `zstd -d --long=31`') from error
+      raise DataError(
+        f'{path}: got zstd with a window of more than 128 MB, wanted a smaller one; '
+        'unpack it with `zstd -d --long=31`'
+      ) from error
     # gzip, bz2 and zstd say damage so
     raise damaged(path, kind, str(error)) from error
 
@@ -166,5 +198,8 @@ def _instead(path: pathlib.Path) -> str:
 
 def refused(path: pathlib.Path, name: str, problem: str) -> Fault:
   """The fault of a member that may not be written."""
-  return Fault(name, f'{path}: member {name!r}: got {problem}, wanted a plain file with a '
-                     'relative path; drop it there')
+  return Fault(
+    name,
+    f'{path}: member {name!r}: got {problem}, wanted a plain file with a '
+    'relative path; drop it there',
+  )

@@ -14,13 +14,31 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tbz', '.tar.xz', '.txz',
-            '.tar.zst', '.tzst', '.tar.lz4', '.tar.lzma', '.tlz', '.zipx', '.taz')
+SUFFIXES = (
+  '.zip',
+  '.tar',
+  '.tar.gz',
+  '.tgz',
+  '.tar.bz2',
+  '.tbz2',
+  '.tbz',
+  '.tar.xz',
+  '.txz',
+  '.tar.zst',
+  '.tzst',
+  '.tar.lz4',
+  '.tar.lzma',
+  '.tlz',
+  '.zipx',
+  '.taz',
+)
 _EXTENSION = '|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES, key=len, reverse=True))
 _PART = re.compile(
-    rf'(?P<whole>.*?(?:{_EXTENSION}))(?P<word>(?:[._-]?part)?[._-]?)'
-    r'(?P<index>\d{1,6}|(?<=part)[a-z]|(?<=part[._-])[a-z]|[a-z]{2,6}|[0-9a-f]{2,4})'
-    r'(?:[._-]?of[._-]?(?P<count>\d{1,6}))?', re.IGNORECASE)
+  rf'(?P<whole>.*?(?:{_EXTENSION}))(?P<word>(?:[._-]?part)?[._-]?)'
+  r'(?P<index>\d{1,6}|(?<=part)[a-z]|(?<=part[._-])[a-z]|[a-z]{2,6}|[0-9a-f]{2,4})'
+  r'(?:[._-]?of[._-]?(?P<count>\d{1,6}))?',
+  re.IGNORECASE,
+)
 _DISK = re.compile(r'(?P<stem>.+)\.z\d\d', re.IGNORECASE)
 # What stands beside an archive and is no part of it, where the name alone could mean either.
 _BESIDE = ('gz', 'xz', 'bz', 'lz', 'md', 'js', 'py', 'id', 'sh', 'db')
@@ -82,7 +100,7 @@ def _is_between(path: pathlib.Path, match: re.Match, names: set[tuple[pathlib.Pa
   index = match['index'].lower()
   if not index.isalpha() or len(index) != 2 or index in ('aa', 'zz'):
     return False
-  stem = path.name.lower()[:match.start('index')]
+  stem = path.name.lower()[: match.start('index')]
   return all((path.parent, stem + beside) in names for beside in (_before(index), _next(index)[0]))
 
 
@@ -91,8 +109,9 @@ def _before(index: str) -> str:
   return first + chr(ord(last) - 1) if last != 'a' else chr(ord(first) - 1) + 'z'
 
 
-def _parts(members: list[pathlib.Path], word: str, names: set[tuple[pathlib.Path, str]]
-           ) -> list[pathlib.Path]:
+def _parts(
+  members: list[pathlib.Path], word: str, names: set[tuple[pathlib.Path, str]]
+) -> list[pathlib.Path]:
   """Those of one scheme that are parts indeed; [] when they are other files, such as `.md5`."""
   first = [path for path in members if _index(path).startswith('a')]
   widths = {len(_index(path)) for path in members if set(_index(path)) == {'a'}}
@@ -123,7 +142,7 @@ def _sixteens(index: str) -> tuple[int, int, str]:
 
 def gap(parts: Sequence[pathlib.Path]) -> str:
   """What the names say is missing or twice among an archive's parts, in order; '' for nothing."""
-  if is_whole(parts[0].name) or not groups(parts):    # the latter: a file that was named outright
+  if is_whole(parts[0].name) or not groups(parts):  # the latter: a file that was named outright
     return ''
   match = _PART.fullmatch(parts[0].name)
   indices = [_index(path) for path in parts]
@@ -176,10 +195,14 @@ def _between(before: str, after: str) -> list[str]:
 
 def over_disks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
   """The zips over several disks (`a.zip` beside `a.z01`), which nothing here reads."""
-  stems = {(path.parent, match['stem'].lower())
-           for path in paths if (match := _DISK.fullmatch(path.name))}
-  return {path for path in paths
-          if path.suffix.lower() == '.zip' and (path.parent, path.stem.lower()) in stems}
+  stems = {
+    (path.parent, match['stem'].lower()) for path in paths if (match := _DISK.fullmatch(path.name))
+  }
+  return {
+    path
+    for path in paths
+    if path.suffix.lower() == '.zip' and (path.parent, path.stem.lower()) in stems
+  }
 
 
 class Joined(io.RawIOBase):
@@ -208,7 +231,7 @@ class Joined(io.RawIOBase):
   def readinto(self, buffer) -> int:
     """Reads on from the position."""
     data = self.pread(len(buffer), self._at)
-    buffer[:len(data)] = data
+    buffer[: len(data)] = data
     self._at += len(data)
     return len(data)
 
@@ -216,7 +239,7 @@ class Joined(io.RawIOBase):
     """Moves the position, as files do."""
     base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._ends[-1]}[whence]
     if base + offset < 0:
-      raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))    # as files do
+      raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as files do
     self._at = base + offset
     return self._at
 

@@ -15,40 +15,154 @@ from paravt_jax.data.archive_parts import SUFFIXES
 _ANY = '|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES, key=len, reverse=True))
 _NAMES = (
   # (what a name tells, what it is, the way out)
-  (re.compile(rf'.*(?:{_ANY}|\.7z|\.rar)[._-]?'
-              r'(?:part|partial|crdownload|download|aria2|incomplete|filepart|opdownload|!ut|!qb)'),
-   'a download that is not finished', 'fetch it to its end, or remove it'),
-  (re.compile(r'.*\.z\d\d'), 'a part of a zip over several disks',
-   'join them with `zip -s 0 IN.zip --out WHOLE.zip`, and move these out of the folder'),
-  (re.compile(r'.*\.(?:7z|rar|ace|arj|cab|lzh|lha|iso|dmg|cpio|xar|alz|wim|sitx?)'
-              r'(?:[._-]\d{1,4})?'),
-   '', ''),
+  (
+    re.compile(
+      rf'.*(?:{_ANY}|\.7z|\.rar)[._-]?'
+      r'(?:part|partial|crdownload|download|aria2|incomplete|filepart|opdownload|!ut|!qb)'
+    ),
+    'a download that is not finished',
+    'fetch it to its end, or remove it',
+  ),
+  (
+    re.compile(r'.*\.z\d\d'),
+    'a part of a zip over several disks',
+    'join them with `zip -s 0 IN.zip --out WHOLE.zip`, and move these out of the folder',
+  ),
+  (
+    re.compile(
+      r'.*\.(?:7z|rar|ace|arj|cab|lzh|lha|iso|dmg|cpio|xar|alz|wim|sitx?)'
+      r'(?:[._-]\d{1,4})?'
+    ),
+    '',
+    '',
+  ),
   (re.compile(r'.*\.r\d\d'), 'a part of a rar', ''),
   (re.compile(r'.*\.(?:tar\.(?:z|lz|lzo|lrz|br|sz|zlib)|tz|tzo|tbr)'), '', ''),
 )
-_BYTES = ((b"7z\xbc\xaf'\x1c", '7z'), (b'Rar!\x1a\x07', 'rar'), (b'MSCF\0\0\0\0', 'cab'),
-          (b'\x1f\x9d', 'Z'), (b'LZIP', 'lzip'), (b'xar!', 'xar'), (b'070701', 'cpio'),
-          (b'070702', 'cpio'), (b'070707', 'cpio'))
+_BYTES = (
+  (b"7z\xbc\xaf'\x1c", '7z'),
+  (b'Rar!\x1a\x07', 'rar'),
+  (b'MSCF\0\0\0\0', 'cab'),
+  (b'\x1f\x9d', 'Z'),
+  (b'LZIP', 'lzip'),
+  (b'xar!', 'xar'),
+  (b'070701', 'cpio'),
+  (b'070702', 'cpio'),
+  (b'070707', 'cpio'),
+)
 _BY_HAND = 'unpack it by hand into the root, and move it out of the folder'
 _RENAME = 'call it *{}, so that it is read, or move it out of the folder'
 # Names of files that are no archives, whatever they begin with (an .npz is a zip): not looked into.
-_MEDIA = frozenset((
-  '.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.wmv', '.m4v', '.mpg', '.mpeg', '.ts',
-  '.m2ts', '.3gp', '.ogv', '.gif', '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff',
-  '.heic', '.avif', '.mp3', '.wav', '.flac', '.m4a', '.aac', '.opus', '.ogg'))
-_KNOWN = _MEDIA | frozenset((
-  '.json', '.jsonl', '.txt', '.csv', '.tsv', '.md', '.html', '.xml', '.yaml', '.yml', '.srt',
-  '.vtt', '.ass', '.parquet', '.arrow', '.feather', '.npy', '.npz', '.pt', '.pth', '.ckpt',
-  '.bin', '.safetensors', '.onnx', '.pkl', '.h5', '.hdf5', '.keras', '.mat', '.pdf', '.docx',
-  '.xlsx', '.pptx', '.odt', '.ods', '.odp', '.epub', '.jar', '.apk', '.whl', '.egg', '.crx',
-  '.xpi', '.kmz', '.py', '.ipynb', '.sh', '.lock', '.metadata', '.log', '.md5', '.sha1',
-  '.sha256', '.sha512', '.asc', '.sig', '.idx', '.index', '.url', '.torrent', '.db', '.sqlite'))
+_MEDIA = frozenset(
+  (
+    '.mp4',
+    '.mkv',
+    '.webm',
+    '.avi',
+    '.mov',
+    '.flv',
+    '.wmv',
+    '.m4v',
+    '.mpg',
+    '.mpeg',
+    '.ts',
+    '.m2ts',
+    '.3gp',
+    '.ogv',
+    '.gif',
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.webp',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.heic',
+    '.avif',
+    '.mp3',
+    '.wav',
+    '.flac',
+    '.m4a',
+    '.aac',
+    '.opus',
+    '.ogg',
+  )
+)
+_KNOWN = _MEDIA | frozenset(
+  (
+    '.json',
+    '.jsonl',
+    '.txt',
+    '.csv',
+    '.tsv',
+    '.md',
+    '.html',
+    '.xml',
+    '.yaml',
+    '.yml',
+    '.srt',
+    '.vtt',
+    '.ass',
+    '.parquet',
+    '.arrow',
+    '.feather',
+    '.npy',
+    '.npz',
+    '.pt',
+    '.pth',
+    '.ckpt',
+    '.bin',
+    '.safetensors',
+    '.onnx',
+    '.pkl',
+    '.h5',
+    '.hdf5',
+    '.keras',
+    '.mat',
+    '.pdf',
+    '.docx',
+    '.xlsx',
+    '.pptx',
+    '.odt',
+    '.ods',
+    '.odp',
+    '.epub',
+    '.jar',
+    '.apk',
+    '.whl',
+    '.egg',
+    '.crx',
+    '.xpi',
+    '.kmz',
+    '.py',
+    '.ipynb',
+    '.sh',
+    '.lock',
+    '.metadata',
+    '.log',
+    '.md5',
+    '.sha1',
+    '.sha256',
+    '.sha512',
+    '.asc',
+    '.sig',
+    '.idx',
+    '.index',
+    '.url',
+    '.torrent',
+    '.db',
+    '.sqlite',
+  )
+)
 _NONSENSE = (EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
 _USTAR = slice(257, 262)
 
 
-def found(paths: Iterable[pathlib.Path], groups: Sequence[tuple[pathlib.Path, ...]],
-          disks: Container[pathlib.Path]) -> dict[pathlib.Path, str]:
+def found(
+  paths: Iterable[pathlib.Path],
+  groups: Sequence[tuple[pathlib.Path, ...]],
+  disks: Container[pathlib.Path],
+) -> dict[pathlib.Path, str]:
   """A line for each file that looks like an archive and is not read, by path.
 
   groups: the archives among the files, of which those that only bear the name are found too.
@@ -112,8 +226,10 @@ def _other(path: pathlib.Path) -> tuple[str, str]:
         return f'a {kind} by its first bytes, but not by its name', _RENAME.format(f'.{kind}')
     inner = pathlib.PurePath(path.stem).suffix.lower()
     if inner in _MEDIA or inner not in _KNOWN:
-      return ('a packed file, which is no archive',
-              'unpack it by hand, and move it out of the folder')
+      return (
+        'a packed file, which is no archive',
+        'unpack it by hand, and move it out of the folder',
+      )
   return '', ''
 
 

@@ -37,6 +37,7 @@ _SKIPPABLE = [bytes([byte]) for byte in range(0x50, 0x60)]
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What a folder holds: archives, each with its parts in order, and a line per unread file."""
+
   archives: list[tuple[pathlib.Path, ...]]
   unread: list[str]
 
@@ -55,8 +56,11 @@ def find(source: pathlib.Path, root: pathlib.Path) -> Found:
   inside, outside = root.resolve(), source.resolve()
   skip = inside if inside != outside and inside.is_relative_to(outside) else None
   paths = list(_files(source, skip))
-  groups = [group for group in archive_parts.groups(paths)
-            if skip is None or not group[0].resolve().is_relative_to(skip)]
+  groups = [
+    group
+    for group in archive_parts.groups(paths)
+    if skip is None or not group[0].resolve().is_relative_to(skip)
+  ]
   unread = archive_unread.found(paths, groups, archive_parts.over_disks(paths))
   archives = [group for group in groups if not unread.keys() & set(group)]
   return Found(archives, list(unread.values()))
@@ -77,8 +81,9 @@ def _files(folder: str | os.PathLike, skip: pathlib.Path | None) -> Iterator[pat
       yield pathlib.Path(entry.path)
 
 
-def read(path: pathlib.Path | Sequence[pathlib.Path],
-         spend: Callable[[int], None] = lambda count: None) -> Archive:
+def read(
+  path: pathlib.Path | Sequence[pathlib.Path], spend: Callable[[int], None] = lambda count: None
+) -> Archive:
   """Lists an archive, given as its file or its parts in order.
 
   Damage is a fault too, never an exception. spend(n): n more bytes of a packed tar were read.
@@ -92,18 +97,27 @@ def read(path: pathlib.Path | Sequence[pathlib.Path],
   found = Listing()
   try:
     if gap := archive_parts.gap(parts):
-      raise DataError(f'{parts[0]}: got {len(parts)} parts and {gap}, wanted every part of the '
-                      'archive; fetch what is missing')
-    found = (zips.listing(archive) if archive.kind == 'zip' else tars.listing(archive, spend))
+      raise DataError(
+        f'{parts[0]}: got {len(parts)} parts and {gap}, wanted every part of the '
+        'archive; fetch what is missing'
+      )
+    found = zips.listing(archive) if archive.kind == 'zip' else tars.listing(archive, spend)
   except DataError as error:
     found = Listing([], [Fault(None, str(error))])
-  total = sum(member.size for member in found.members)    # hard links count, for they are written
+  total = sum(member.size for member in found.members)  # hard links count, for they are written
   if total > archive_members.FLOOR and total > RATIO * size:
-    text = (f'{parts[0]}: got {total} bytes packed into {size}, a bomb; wanted at most {RATIO} '
-            'times as many')
+    text = (
+      f'{parts[0]}: got {total} bytes packed into {size}, a bomb; wanted at most {RATIO} '
+      'times as many'
+    )
     found.faults.append(Fault(None, text))
-  return dataclasses.replace(archive, digest=digest(found.members), members=tuple(found.members),
-                             faults=tuple(found.faults), left=found.left)
+  return dataclasses.replace(
+    archive,
+    digest=digest(found.members),
+    members=tuple(found.members),
+    faults=tuple(found.faults),
+    left=found.left,
+  )
 
 
 def facts(parts: Sequence[pathlib.Path]) -> tuple[int, str]:
@@ -126,7 +140,7 @@ def kind_of(path: pathlib.Path) -> str:
     return 'tar.lz4' if '.lz4' in path.name.lower() else 'tar.zst'
   if start.startswith(_ZIP) or archive_parts.whole_name(path).endswith(('.zip', '.zipx')):
     return 'zip'
-  return 'tar'    # or nonsense, which reading it as a tar finds out
+  return 'tar'  # or nonsense, which reading it as a tar finds out
 
 
 def content(file: Joined, archive: Archive, member: Member) -> Iterator[bytes]:
@@ -153,8 +167,9 @@ def content(file: Joined, archive: Archive, member: Member) -> Iterator[bytes]:
       count = f'{left} bytes fewer' if left > 0 else 'more bytes'
       raise damaged(archive.path, archive.kind, f'{count} than its header says')
   except DataError as error:
-    raise DataError(str(error).replace(
-        'damaged archive (', f'damaged archive (member {member.name!r}: ', 1)) from error
+    raise DataError(
+      str(error).replace('damaged archive (', f'damaged archive (member {member.name!r}: ', 1)
+    ) from error
 
 
 def _pieces(file: Joined, start: int, count: int) -> Iterator[bytes]:

@@ -1,11 +1,14 @@
-"""The stream of SFT batches: sources mixed by weight, shuffled by address, packed on lengths, then decoded; exactly resumable.
+"""The stream of SFT batches: sources mixed by weight, shuffled by address, packed on lengths, then
+decoded; exactly resumable.
 
   draws     (source, row) pairs, a function of (seed, number of the draw)                                      planner.py
   plan      the draws of one batch, chosen on lengths so that they fill its rows: the same plan on every host  planner.py
-  assemble  this host's rows only: frames decoded by several threads, batches ahead; packed into arrays [M, R, T]
+  assemble  this host's rows only: frames decoded by several threads, batches ahead; packed into
+  arrays [M, R, T]
 
-Every host plans everything and decodes its own share, so the state (`get_state()`, a small dict, part of the step's checkpoint)
-is the same on all of them, and a run may go on with another number of hosts.
+Every host plans everything and decodes its own share, so the state (`get_state()`, a small dict,
+part of the step's checkpoint) is the same on all of them, and a run may go on with another number
+of hosts.
 """
 
 import asyncio
@@ -59,14 +62,16 @@ EXTRAS = {sft.MASK: np.float32}
 
 @dataclasses.dataclass(frozen=True)
 class BatchOptions:
-  """Sizes of a batch: M micro-batches of R rows (on all hosts) of T tokens, with slots for N frames of X patches each.
+  """Sizes of a batch: M micro-batches of R rows (on all hosts) of T tokens, with slots for N frames
+  of X patches each.
 
-  row_stills: slots of a row for images of more than image_patches patches; still_patches: what each holds.
-  lookahead: draws that may wait for the next batch; more fill rows better. refill: see planner.PlanOptions.
-  prefetch: batches whose frames are decoded ahead. workers: threads that ask for frames.
-  skip_bad_rows: rows that break the schema are dropped and counted instead of raised. max_bad_share: of the draws, above which
-  broken rows (schema or media) end the run.
+  row_stills: slots of a row for images of more than image_patches patches; still_patches: what each
+  holds. lookahead: draws that may wait for the next batch; more fill rows better. refill: see
+  planner.PlanOptions. prefetch: batches whose frames are decoded ahead. workers: threads that ask
+  for frames. skip_bad_rows: rows that break the schema are dropped and counted instead of raised.
+  max_bad_share: of the draws, above which broken rows (schema or media) end the run.
   """
+
   micro_batches: int
   rows: int
   row_tokens: int
@@ -84,10 +89,13 @@ class BatchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used: micro-batches in use, and plan:
-  a number that names the batch's plan, the same on all hosts; samples by source; tokens: not padding; targets: tokens with mask 1;
-  dropped: draws left out, by reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share of
-  the rows in use; repeated: frames of its videos left out because they were shown already."""
+  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used:
+  micro-batches in use, and plan: a number that names the batch's plan, the same on all hosts;
+  samples by source; tokens: not padding; targets: tokens with mask 1; dropped: draws left out, by
+  reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share
+  of the rows in use; repeated: frames of its videos left out because they were shown already.
+  """
+
   arrays: dict[str, np.ndarray]
   used: int
   plan: int
@@ -101,7 +109,8 @@ class Batch:
 
 
 class FrameBank:
-  """Frames in memory, decoded once: every `step` seconds of each video, from t = 0 on. Times off this grid go to the decoder.
+  """Frames in memory, decoded once: every `step` seconds of each video, from t = 0 on. Times off
+  this grid go to the decoder.
 
   A drop-in for DecodePool, and for FrameStore in rollouts; safe to use from several threads.
   """
@@ -130,7 +139,9 @@ class FrameBank:
         times = np.arange(0, self.probe_sync(path).duration - 1e-6, self._step)
         self._clips[path] = self._frames.frames_sync(path, times, *self._pixels)
 
-  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  def frames_sync(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """As DecodePool.frames_sync."""
     index = np.asarray(seconds) / self._step
     whole = np.round(index).astype(int)
@@ -142,7 +153,9 @@ class FrameBank:
       return self._frames.frames_sync(path, seconds, min_pixels, max_pixels)
     return Clip(clip.frames[whole], clip.seconds[whole], clip.duration, clip.own[whole])
 
-  async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  async def frames(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """As frames_sync, off the event loop."""
     return await asyncio.to_thread(self.frames_sync, path, seconds, min_pixels, max_pixels)
 
@@ -180,17 +193,31 @@ class _Plans(grain.IterDataset):
 
 
 class Batches:
-  """An endless iterator of `Batch`; made by `batches`. Close it, or use it as a context: that ends its threads.
+  """An endless iterator of `Batch`; made by `batches`. Close it, or use it as a context: that ends
+  its threads.
 
-  One that is dropped unclosed, after an error say, can hang the process: the garbage collector then ends its threads from
-  whichever thread it happens to run in, which may hold the very lock that they wait for.
+  One that is dropped unclosed, after an error say, can hang the process: the garbage collector then
+  ends its threads from whichever thread it happens to run in, which may hold the very lock that
+  they wait for.
   """
 
-  def __init__(self, plans: _Plans, assembler: 'Assembler', measured: Mapping[str, Lengths],
-               pools: Sequence[concurrent.futures.ThreadPoolExecutor], options: BatchOptions):
+  def __init__(
+    self,
+    plans: _Plans,
+    assembler: 'Assembler',
+    measured: Mapping[str, Lengths],
+    pools: Sequence[concurrent.futures.ThreadPoolExecutor],
+    options: BatchOptions,
+  ):
     self._lengths, self._pools, self._share = measured, pools, options.max_bad_share
-    begun = grain.experimental.ThreadPrefetchIterDataset(plans.map(assembler.begin), prefetch_buffer_size=options.prefetch)
-    self._made = iter(grain.experimental.ThreadPrefetchIterDataset(begun.map(assembler.finish), prefetch_buffer_size=1))
+    begun = grain.experimental.ThreadPrefetchIterDataset(
+      plans.map(assembler.begin), prefetch_buffer_size=options.prefetch
+    )
+    self._made = iter(
+      grain.experimental.ThreadPrefetchIterDataset(
+        begun.map(assembler.finish), prefetch_buffer_size=1
+      )
+    )
     self._assembled, self._failed = 0, collections.Counter()
 
   def __enter__(self) -> 'Batches':
@@ -206,14 +233,17 @@ class Batches:
     """The next batch.
 
     Raises:
-      DataError: no source is active, every row is dropped, a row breaks the schema and such rows are not skipped, or too many are
+      DataError: no source is active, every row is dropped, a row breaks the schema and such rows
+      are not skipped, or too many are
         broken: among all draws so far, or among the samples that this process has decoded.
     """
     batch, failed = next(self._made)
     self._failed.update(failed)
     self._assembled += sum(batch.samples.values()) + failed.total()
     if self._assembled >= JUDGED and self._failed.total() > self._share * self._assembled:
-      raise too_many_bad(self._failed.total(), self._assembled, self._failed, self._share, batch.examples)
+      raise too_many_bad(
+        self._failed.total(), self._assembled, self._failed, self._share, batch.examples
+      )
     return batch
 
   def get_state(self) -> dict[str, Any]:
@@ -221,7 +251,9 @@ class Batches:
     return self._made.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on exactly there. Raises DataError when the state is of other sources or of files that have changed since."""
+    """Goes on exactly there. Raises DataError when the state is of other sources or of files that
+    have changed since.
+    """
     self._made.set_state(state)
 
   def close(self) -> None:
@@ -233,80 +265,149 @@ class Batches:
       measured.close()
 
 
-def batches(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-            options: BatchOptions, seed: int, *, shard: tuple[int, int] = (0, 1), cache: Cache | None = None) -> Batches:
+def batches(
+  sources: Sequence[Source],
+  tok: ChatTokenizer,
+  frames: sft.Frames,
+  frame_options: sft.FrameOptions,
+  options: BatchOptions,
+  seed: int,
+  *,
+  shard: tuple[int, int] = (0, 1),
+  cache: Cache | None = None,
+) -> Batches:
   """The batches of this host, made ahead in threads; the same arguments give the same batches.
 
   Args:
     sources, tok, frame_options: what to draw from and how it is turned into tokens and frames.
-    frames: decodes, and tells durations and sizes.
-    seed: of the draws and orders.
-    shard: (index, count): this host's rows are [index*R/count, (index+1)*R/count) of each micro-batch. Hosts' rows, one after the
+    frames: decodes, and tells durations and sizes. seed: of the draws and orders. shard: (index,
+    count): this host's rows are [index*R/count, (index+1)*R/count) of each micro-batch. Hosts'
+    rows, one after the
       other, are the batch that one host alone would make.
     cache: where lengths are kept between runs.
 
   Raises:
-    ConfigError: the rows do not divide over the hosts, or slots are too small for the pixels that frames or images may have.
+    ConfigError: the rows do not divide over the hosts, or slots are too small for the pixels that
+    frames or images may have.
   """
   check(options, frame_options, shard)
   measuring = concurrent.futures.ThreadPoolExecutor(options.workers, 'lengths')
   decoding = concurrent.futures.ThreadPoolExecutor(options.workers, 'samples')
-  planner, measured = make_planner(sources, tok, frames, frame_options, options, seed, measuring, cache, alone=shard[1] == 1)
+  planner, measured = make_planner(
+    sources, tok, frames, frame_options, options, seed, measuring, cache, alone=shard[1] == 1
+  )
   assembler = Assembler(sources, tok, frames, frame_options, options, shard, decoding)
   return Batches(_Plans(planner), assembler, measured, (measuring, decoding), options)
 
 
-def make_planner(sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-                 options: BatchOptions, seed: int, pool: concurrent.futures.Executor,
-                 cache: Cache | None, *, alone: bool = True) -> tuple[Planner, dict[str, Lengths]]:
-  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead; alone: see Lengths."""
-  measured = {source.name: Lengths(source.conversations, tok, frames, frame_options, options.image_patches, options.skip_bad_rows,
-                                   pool, cache, alone) for source in sources}
+def make_planner(
+  sources: Sequence[Source],
+  tok: ChatTokenizer,
+  frames: sft.Frames,
+  frame_options: sft.FrameOptions,
+  options: BatchOptions,
+  seed: int,
+  pool: concurrent.futures.Executor,
+  cache: Cache | None,
+  *,
+  alone: bool = True,
+) -> tuple[Planner, dict[str, Lengths]]:
+  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead; alone: see
+  Lengths.
+  """
+  measured = {
+    source.name: Lengths(
+      source.conversations,
+      tok,
+      frames,
+      frame_options,
+      options.image_patches,
+      options.skip_bad_rows,
+      pool,
+      cache,
+      alone,
+    )
+    for source in sources
+  }
   capacity = (options.row_tokens, options.row_images, options.row_stills)
-  plan = PlanOptions(options.micro_batches * options.rows, capacity, options.lookahead, options.refill, options.max_bad_share)
+  plan = PlanOptions(
+    options.micro_batches * options.rows,
+    capacity,
+    options.lookahead,
+    options.refill,
+    options.max_bad_share,
+  )
   return Planner(sources, measured, plan, seed), measured
 
 
 def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[int, int]) -> None:
   """Raises ConfigError for sizes that do not go together."""
   if options.rows % shard[1]:
-    raise ConfigError(f'train.rows: got {options.rows}, wanted a multiple of {shard[1]}, the number of hosts')
+    raise ConfigError(
+      f'train.rows: got {options.rows}, wanted a multiple of {shard[1]}, the number of hosts'
+    )
   largest = max(options.image_patches, options.still_patches if options.row_stills else 0)
-  for name, pixels, room in (('video.max_pixels', frame_options.max_pixels, options.image_patches),
-                             ('frames.image_max_pixels', frame_options.image_max_pixels, largest)):
+  for name, pixels, room in (
+    ('video.max_pixels', frame_options.max_pixels, options.image_patches),
+    ('frames.image_max_pixels', frame_options.image_max_pixels, largest),
+  ):
     if pixels > room * packing.PATCH**2:
-      raise ConfigError(f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of {room} patches holds; raise '
-                        'train.image_patches or train.still_patches (with train.row_stills), or lower it')
+      raise ConfigError(
+        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of '
+        f'{room} patches holds; raise '
+        'train.image_patches or train.still_patches (with train.row_stills), or lower it'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-  """A plan and this host's share of it: index into the plan's items -> its sample, or why it is dropped."""
+  """A plan and this host's share of it: index into the plan's items -> its sample, or why it is
+  dropped.
+  """
+
   plan: Plan
   bins: tuple[tuple[int, ...], ...]
   samples: dict[int, concurrent.futures.Future]
 
 
 class Assembler:
-  """Plans to arrays: `begin` lets this host's samples be decoded, `finish` waits for them and packs."""
+  """Plans to arrays: `begin` lets this host's samples be decoded, `finish` waits for them and
+  packs.
+  """
 
-  def __init__(self, sources: Sequence[Source], tok: ChatTokenizer, frames: sft.Frames, frame_options: sft.FrameOptions,
-               options: BatchOptions, shard: tuple[int, int], pool: concurrent.futures.Executor):
+  def __init__(
+    self,
+    sources: Sequence[Source],
+    tok: ChatTokenizer,
+    frames: sft.Frames,
+    frame_options: sft.FrameOptions,
+    options: BatchOptions,
+    shard: tuple[int, int],
+    pool: concurrent.futures.Executor,
+  ):
     self._rows = {source.name: source.conversations for source in sources}
     self._tok, self._frame_options, self._options = tok, frame_options, options
     self._frames, self._pool = frames, pool
-    self._here = options.rows // shard[1]            # rows of a micro-batch on this host
+    self._here = options.rows // shard[1]  # rows of a micro-batch on this host
     self._first = shard[0] * self._here
 
   def begin(self, plan: Plan) -> _Begun:
     """This host's rows of a plan, their samples under way."""
     rows, at = self._options.rows, range(self._first, self._first + self._here)
     bins = (*plan.bins, *[()] * (self._options.micro_batches * rows - len(plan.bins)))
-    bins = tuple(bins[micro * rows + row] for micro in range(self._options.micro_batches) for row in at)
-    return _Begun(plan, bins, {i: self._pool.submit(self._sample, plan.items[i]) for members in bins for i in members})
+    bins = tuple(
+      bins[micro * rows + row] for micro in range(self._options.micro_batches) for row in at
+    )
+    return _Begun(
+      plan,
+      bins,
+      {i: self._pool.submit(self._sample, plan.items[i]) for members in bins for i in members},
+    )
 
   def finish(self, begun: _Begun) -> tuple[Batch, collections.Counter]:
-    """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer than planned, is left out."""
+    """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer
+    than planned, is left out.
+    """
     plan, failed, misjudged, repeated = begun.plan, collections.Counter(), 0, 0
     examples, samples, kept, bins = dict(plan.examples), [], collections.Counter(), []
     for members in begun.bins:
@@ -321,40 +422,82 @@ class Assembler:
         examples.setdefault(reason, self._line(plan.items[i], reason, fault))
       for item in self._fit(row):
         misjudged += 1
-        examples.setdefault(MISJUDGED, self._line(item, MISJUDGED, 'longer than its header promises (its frame rate varies)'))
+        examples.setdefault(
+          MISJUDGED,
+          self._line(item, MISJUDGED, 'longer than its header promises (its frame rate varies)'),
+        )
       bins.append(range(len(samples), len(samples) + len(row)))
       samples += [packing.Tree(sample) for _, sample in row]
       kept.update(item[0] for item, _ in row)
-    dropped = collections.Counter(plan.dropped) + failed + collections.Counter({MISJUDGED: misjudged})
+    dropped = (
+      collections.Counter(plan.dropped) + failed + collections.Counter({MISJUDGED: misjudged})
+    )
     return self._batch(plan, samples, bins, kept, dropped, examples, repeated), failed
 
-  def _batch(self, plan: Plan, trees: list[packing.Tree], bins: list[Sequence[int]], kept: collections.Counter,
-             dropped: collections.Counter, examples: dict[str, str], repeated: int) -> Batch:
+  def _batch(
+    self,
+    plan: Plan,
+    trees: list[packing.Tree],
+    bins: list[Sequence[int]],
+    kept: collections.Counter,
+    dropped: collections.Counter,
+    examples: dict[str, str],
+    repeated: int,
+  ) -> Batch:
     options = self._options
-    packed = packing.pack(trees, row_tokens=options.row_tokens, row_images=options.row_images, image_patches=options.image_patches,
-                          row_stills=options.row_stills, still_patches=options.still_patches, image_id=self._tok.image_pad,
-                          rows_multiple=self._here, extras=EXTRAS, bins=bins)
+    packed = packing.pack(
+      trees,
+      row_tokens=options.row_tokens,
+      row_images=options.row_images,
+      image_patches=options.image_patches,
+      row_stills=options.row_stills,
+      still_patches=options.still_patches,
+      image_id=self._tok.image_pad,
+      rows_multiple=self._here,
+      extras=EXTRAS,
+      bins=bins,
+    )
     arrays, _ = packed.micro_batches(self._here, options.micro_batches)
     used = max(1, -(-len(plan.bins) // options.rows))
     tokens = int((packed.segments_RT > 0).sum())
-    return Batch(arrays, used, plan.digest, dict(kept), tokens, int(packed.extras[sft.MASK].sum()), dict(dropped), examples,
-                 tokens / (used * self._here * options.row_tokens), repeated)
+    return Batch(
+      arrays,
+      used,
+      plan.digest,
+      dict(kept),
+      tokens,
+      int(packed.extras[sft.MASK].sum()),
+      dict(dropped),
+      examples,
+      tokens / (used * self._here * options.row_tokens),
+      repeated,
+    )
 
   def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str, int]:
     """(sample, '', '', frames left out as repeats), or (None, reason, fault, 0)."""
     repeated: list[int] = []
     media = sft.decoded(self._frames, self._frame_options, repeated.append)
     try:
-      return sft.sample(self._tok, self._rows[item[0]][item[1]], media, self._frame_options), '', '', sum(repeated)
+      return (
+        sft.sample(self._tok, self._rows[item[0]][item[1]], media, self._frame_options),
+        '',
+        '',
+        sum(repeated),
+      )
     except MediaError as error:
       return None, f'media_{error.reason}', str(error), 0
-    except (fields.Broken, DataError) as error:      # it could be read when it was planned: its media have gone
+    except (
+      fields.Broken,
+      DataError,
+    ) as error:  # it could be read when it was planned: its media have gone
       return None, fields.reason_of(error), str(error), 0
     except ChatError as error:
       return None, 'chat', str(error), 0
 
   def _fit(self, row: list[tuple[Item, packing.Sample]]) -> list[Item]:
-    """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be longer than planned)."""
+    """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be
+    longer than planned).
+    """
     capacity = (self._options.row_tokens, self._options.row_images, self._options.row_stills)
     sizes = [packing.sizes(packing.Tree(sample), self._options.image_patches) for _, sample in row]
     out = []

@@ -1,8 +1,10 @@
-"""SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`) is read and checked.
+"""SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`)
+is read and checked.
 
-messages: JSON text or list of {role, content}, content a string, parts {type: text | video_url | image_url | video | image, ...}
-or JSON text of parts. Other keys of a message: `turns.py`. Media values are sentinels or `file://` URIs under the
-media root. `table.py` reads rows one by one, as they are needed.
+messages: JSON text or list of {role, content}, content a string, parts {type: text | video_url |
+image_url | video | image, ...} or JSON text of parts. Other keys of a message: `turns.py`. Media
+values are sentinels or `file://` URIs under the media root. `table.py` reads rows one by one, as
+they are needed.
 """
 
 import collections
@@ -23,7 +25,10 @@ _TIMES = ('nframes', 'video_start', 'video_end')
 
 @dataclasses.dataclass(frozen=True)
 class VideoRef:
-  """A video of a conversation, by absolute path. start, end in seconds; None leaves the choice to the pipeline."""
+  """A video of a conversation, by absolute path. start, end in seconds; None leaves the choice to
+  the pipeline.
+  """
+
   path: str
   num_frames: int | None
   start: float | None
@@ -33,6 +38,7 @@ class VideoRef:
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
   """An image of a conversation, by absolute path."""
+
   path: str
 
 
@@ -40,8 +46,10 @@ class ImageRef:
 class Message:
   """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user.
 
-  A tool's result is a user message with its tags. trained: false for an assistant turn that the row masks.
+  A tool's result is a user message with its tags. trained: false for an assistant turn that the row
+  masks.
   """
+
   role: str
   parts: tuple[str | VideoRef | ImageRef, ...]
   trained: bool = True
@@ -50,24 +58,40 @@ class Message:
 @dataclasses.dataclass(frozen=True)
 class Conversation:
   """One SFT row. `id` is 'file.parquet:row'. Assistant turns are raw turn text."""
+
   id: str
   messages: tuple[Message, ...]
 
 
-def sft_conversations(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
-                      counts: collections.Counter) -> list[Conversation]:
-  """The conversations of SFT parquet files, in the order of files and rows. Arguments and errors as for `rows.rl_tasks`."""
+def sft_conversations(
+  files: Sequence[str | os.PathLike],
+  media_root: str | os.PathLike,
+  options: RowOptions,
+  counts: collections.Counter,
+) -> list[Conversation]:
+  """The conversations of SFT parquet files, in the order of files and rows. Arguments and errors as
+  for `rows.rl_tasks`.
+  """
   parse = lambda row, name: conversation(row[COLUMN], name, media_root, options)
   return fields.read(files, (COLUMN,), parse, options, counts)
 
 
-def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOptions) -> Conversation:
-  """One row. value: of its column `messages`; name: the conversation's id. Raises Broken, or DataError for a media path."""
+def conversation(
+  value: Any, name: str, root: str | os.PathLike, options: RowOptions
+) -> Conversation:
+  """One row. value: of its column `messages`; name: the conversation's id. Raises Broken, or
+  DataError for a media path.
+  """
   messages, roles, waiting = [], [], []
   for i, message in enumerate(fields.list_of_dicts(fields.decoded(_text(value), COLUMN), COLUMN)):
     where, role = f'messages[{i}]', message.get('role')
-    if role not in ('system', 'user', 'assistant') and not (role == 'tool' and roles[-1:] in (['assistant'], ['tool'])):
-      raise Broken(f'{where}.role: got {role!r}, wanted system, user or assistant, or after a turn that calls tool')
+    if role not in ('system', 'user', 'assistant') and not (
+      role == 'tool' and roles[-1:] in (['assistant'], ['tool'])
+    ):
+      raise Broken(
+        f'{where}.role: got {role!r}, wanted system, user or assistant, or after a turn that '
+        'calls tool'
+      )
     if role == 'system' and i:
       raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
     turns.check_keys(message, where)
@@ -82,7 +106,9 @@ def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOpt
     if role == 'tool':
       turns.refuse_other_order(message, waiting, where)
       parts = _response(parts, f'{where}.content')
-    messages.append(Message('user' if role == 'tool' else role, tuple(parts), trained or role != 'assistant'))
+    messages.append(
+      Message('user' if role == 'tool' else role, tuple(parts), trained or role != 'assistant')
+    )
     roles.append(role)
   if not messages or roles[-1] != 'assistant' or 'user' not in roles:
     raise Broken(f'messages: got roles {roles}, wanted a user and, last, an assistant')
@@ -91,21 +117,30 @@ def conversation(value: Any, name: str, root: str | os.PathLike, options: RowOpt
   return Conversation(name, tuple(messages))
 
 
-def _parts(message: dict, where: str, root: str | os.PathLike, options: RowOptions) -> list[str | VideoRef | ImageRef]:
+def _parts(
+  message: dict, where: str, root: str | os.PathLike, options: RowOptions
+) -> list[str | VideoRef | ImageRef]:
   """The content of a message; nothing of an assistant's that only calls is ''."""
   content = message.get('content')
-  if message['role'] == 'assistant' and (content is None or (content == [] and message.get('tool_calls'))):
+  if message['role'] == 'assistant' and (
+    content is None or (content == [] and message.get('tool_calls'))
+  ):
     return ['']
   if isinstance(content, str):
     listed = _listed(content)
     if listed is None:
       return [_lines(content)]
     content = listed
-  return [_part(part, f'{where}[{j}]', root, options) for j, part in enumerate(fields.list_of_dicts(content, where))]
+  return [
+    _part(part, f'{where}[{j}]', root, options)
+    for j, part in enumerate(fields.list_of_dicts(content, where))
+  ]
 
 
 def _listed(content: str) -> list[dict] | None:
-  """The parts that a text is the JSON of: objects that each have a `type`; None for any other text."""
+  """The parts that a text is the JSON of: objects that each have a `type`; None for any other
+  text.
+  """
   if not content.lstrip().startswith(('[', '{')):
     return None
   try:
@@ -114,18 +149,34 @@ def _listed(content: str) -> list[dict] | None:
     return None
   if isinstance(found, dict) and found.get('type') in _KINDS:
     found = [found]
-  whole = isinstance(found, list) and found and all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
+  whole = (
+    isinstance(found, list)
+    and found
+    and all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
+  )
   return found if whole else None
 
 
-def _response(parts: list[str | VideoRef | ImageRef], where: str) -> list[str | VideoRef | ImageRef]:
-  """A tool's result as the user message that a rollout shows; one that has the tags already is as it is."""
+def _response(
+  parts: list[str | VideoRef | ImageRef], where: str
+) -> list[str | VideoRef | ImageRef]:
+  """A tool's result as the user message that a rollout shows; one that has the tags already is as
+  it is.
+  """
   opened, closed = template.RESPONSE_OPEN, template.RESPONSE_CLOSE
   text = ''.join(part for part in parts if isinstance(part, str))
-  if text.startswith(opened) and text.endswith(closed) and text.count(opened) == text.count(closed) == 1:
+  if (
+    text.startswith(opened)
+    and text.endswith(closed)
+    and text.count(opened) == text.count(closed) == 1
+  ):
     return parts
   if opened in text or closed in text:
-    raise Broken(f'{where}: got {opened} or {closed} within a result, wanted a plain text: it would become a tag', 'tool_calls')
+    raise Broken(
+      f'{where}: got {opened} or {closed} within a result, wanted a plain text: it would '
+      'become a tag',
+      'tool_calls',
+    )
   if len(parts) == 1 and isinstance(parts[0], str):
     return [f'{opened}\n{parts[0]}\n{closed}']
   return [f'{opened}\n', *parts, f'\n{closed}']
@@ -138,32 +189,47 @@ def _text(value: Any) -> Any:
   try:
     return value.decode()
   except UnicodeDecodeError as error:
-    raise Broken(f'{COLUMN}: got bytes that are no UTF-8 ({error.reason} at {error.start}), wanted JSON text') from error
+    raise Broken(
+      f'{COLUMN}: got bytes that are no UTF-8 ({error.reason} at {error.start}), wanted JSON text'
+    ) from error
 
 
 def _lines(text: str) -> str:
-  """Line ends as they are everywhere else: a target with CRLF would not be what a rollout pins and parses."""
+  """Line ends as they are everywhere else: a target with CRLF would not be what a rollout pins and
+  parses.
+  """
   return text.replace('\r\n', '\n')
 
 
-def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) -> str | VideoRef | ImageRef:
+def _part(
+  part: dict, where: str, root: str | os.PathLike, options: RowOptions
+) -> str | VideoRef | ImageRef:
   """One part of a content list; keys that parquet filled with nulls count as absent."""
   kind = part.get('type')
   if kind == 'text' and isinstance(part.get('text'), str):
     turns.refuse_unknown(part, {'type', 'text'}, where)
     return _lines(part['text'])
   value = part.get(kind) if kind in _KINDS else None
-  if kind in ('video', 'image') and isinstance(value, str):       # Qwen's form: the settings of a video stand beside it
+  if kind in ('video', 'image') and isinstance(
+    value, str
+  ):  # Qwen's form: the settings of a video stand beside it
     settings, known, path = part, {'type', kind}, value
   elif kind in ('video_url', 'image_url') and isinstance(value, (dict, str)):
     turns.refuse_unknown(part, {'type', kind}, where)
     settings = {'url': value} if isinstance(value, str) else value
     where, known, path = f'{where}.{kind}', {'url'}, settings.get('url')
   else:
-    raise Broken(f'{where}: got {fields.short(part)}, wanted text, video_url or image_url with its value under that key')
+    raise Broken(
+      f'{where}: got {fields.short(part)}, wanted text, video_url or image_url with its '
+      'value under that key'
+    )
   key = f'{where}.{"url" if "url" in known else kind}'
   if kind in ('image', 'image_url'):
-    turns.refuse_unknown({name: item for name, item in settings.items() if (name, item) != ('detail', 'auto')}, known, where)
+    turns.refuse_unknown(
+      {name: item for name, item in settings.items() if (name, item) != ('detail', 'auto')},
+      known,
+      where,
+    )
     return ImageRef(fields.media(path, key, root, options))
   turns.refuse_unknown(settings, known | set(_TIMES), where)
   return _video(settings, fields.media(path, key, root, options), where)
@@ -171,7 +237,10 @@ def _part(part: dict, where: str, root: str | os.PathLike, options: RowOptions) 
 
 def _video(settings: dict, path: str, where: str) -> VideoRef:
   """A video with its number of frames and its window."""
-  count, start, end = (None if settings.get(key) is None else fields.seconds(settings[key], f'{where}.{key}') for key in _TIMES)
+  count, start, end = (
+    None if settings.get(key) is None else fields.seconds(settings[key], f'{where}.{key}')
+    for key in _TIMES
+  )
   if count is not None and (count < 1 or count != int(count)):
     raise Broken(f'{where}.nframes: got {settings["nframes"]!r}, wanted a positive integer')
   if start is not None and end is not None and start >= end:

@@ -1,4 +1,6 @@
-"""Writing a file of a cache that several processes share: whole or not at all, and what a killed writer left is swept."""
+"""Writing a file of a cache that several processes share: whole or not at all, and what a killed
+writer left is swept.
+"""
 
 import fcntl
 import os
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 _PART = '.part'
-_OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
+_OLD = 60.0  # seconds; a younger part may not be locked yet by the writer that just made it
 
 
 def replace(target: pathlib.Path, write: Callable[[BinaryIO], None]) -> None:

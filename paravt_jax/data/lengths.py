@@ -1,8 +1,9 @@
-"""How long rows are, without decoding anything: measured once, in parallel and ahead of need, and kept for the next run.
+"""How long rows are, without decoding anything: measured once, in parallel and ahead of need, and
+kept for the next run.
 
-A row's size is (tokens, frame slots, still slots). With a cache folder it is written down with a fingerprint of the row's media
-(path, bytes, time of change), so that a file that was replaced is measured again; faults are never kept, so that a file that was
-mended is read again.
+A row's size is (tokens, frame slots, still slots). With a cache folder it is written down with a
+fingerprint of the row's media (path, bytes, time of change), so that a file that was replaced is
+measured again; faults are never kept, so that a file that was mended is read again.
 
   <folder>/lengths/<parquet's digest>-<digest of the options>.npz    sizes int32[n, 3], media uint64[n], known bool[n], provenance
 """
@@ -28,24 +29,27 @@ from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.data.table import Table
 from paravt_jax.errors import ChatError, DataError, MediaError
 
-VERSION = 2                  # raise when the same row and options give another size
+VERSION = 2  # raise when the same row and options give another size
 NO_TARGET = 'no_target'
-_EVERY = 1024                # new sizes after which an index is written
+_EVERY = 1024  # new sizes after which an index is written
 
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
   """Where sizes are kept, and what is known of the tokenizer: a digest of its file."""
+
   folder: pathlib.Path
   tokenizer: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a row takes: tokens with images expanded, frame slots, still slots; all 0 when it cannot be used.
+  """What a row takes: tokens with images expanded, frame slots, still slots; all 0 when it cannot
+  be used.
 
   reason: '' or why not: a schema's reason, media_<reason>, chat, no_target. fault: that in words.
   """
+
   tokens: int
   frames: int
   stills: int
@@ -57,27 +61,49 @@ class Lengths:
   """The sizes of one source's rows. Safe to use from several threads.
 
   Args:
-    rows: a Table, or any sequence of conversations (nothing is kept of those).
-    tok, frames, options: as for `sft.sample`; frames are only probed.
-    image_patches: of a frame slot: larger images are stills.
-    skip_bad_rows: a row that breaks the schema has a reason; else it raises.
-    alone: whether this is the only host. With others, media that time out here and nowhere else would make the hosts' plans part
+    rows: a Table, or any sequence of conversations (nothing is kept of those). tok, frames,
+    options: as for `sft.sample`; frames are only probed. image_patches: of a frame slot: larger
+    images are stills. skip_bad_rows: a row that breaks the schema has a reason; else it raises.
+    alone: whether this is the only host. With others, media that time out here and nowhere else
+    would make the hosts' plans part
       for good, so that such a failure raises; alone it is a reason as any other.
     pool: measures ahead.
     cache: where sizes are kept; None for nowhere.
   """
 
-  def __init__(self, rows: Sequence[Conversation], tok: ChatTokenizer, frames: sft.Frames, options: sft.FrameOptions,
-               image_patches: int, skip_bad_rows: bool, pool: concurrent.futures.Executor, cache: Cache | None, alone: bool = True):
+  def __init__(
+    self,
+    rows: Sequence[Conversation],
+    tok: ChatTokenizer,
+    frames: sft.Frames,
+    options: sft.FrameOptions,
+    image_patches: int,
+    skip_bad_rows: bool,
+    pool: concurrent.futures.Executor,
+    cache: Cache | None,
+    alone: bool = True,
+  ):
     self._rows, self._tok, self._options, self._image_patches = rows, tok, options, image_patches
-    self._media, self._skip, self._pool, self._alone = sft.sized(frames, options), skip_bad_rows, pool, alone
+    self._media, self._skip, self._pool, self._alone = (
+      sft.sized(frames, options),
+      skip_bad_rows,
+      pool,
+      alone,
+    )
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}
     self._indexes: tuple[_Index, ...] = ()
     if cache is not None and isinstance(rows, Table):
-      made_with = {'tokenizer': cache.tokenizer, 'image_patches': image_patches, 'system': prompts.SYSTEM,
-                   **dataclasses.asdict(options)}
-      self._indexes = tuple(_Index(cache.folder, shard.digest, shard.path.name, shard.rows, made_with) for shard in rows.shards)
+      made_with = {
+        'tokenizer': cache.tokenizer,
+        'image_patches': image_patches,
+        'system': prompts.SYSTEM,
+        **dataclasses.asdict(options),
+      }
+      self._indexes = tuple(
+        _Index(cache.folder, shard.digest, shard.path.name, shard.rows, made_with)
+        for shard in rows.shards
+      )
 
   def ask(self, rows: Iterable[int]) -> None:
     """Begins to measure rows that will be wanted soon."""
@@ -86,7 +112,9 @@ class Lengths:
         self._asked[row] = self._pool.submit(self._measure, row)
 
   def size(self, row: int) -> Size:
-    """The size of a row; remembered. Raises DataError for a row that breaks the schema, unless such rows are skipped."""
+    """The size of a row; remembered. Raises DataError for a row that breaks the schema, unless such
+    rows are skipped.
+    """
     if row not in self._sizes:
       asked = self._asked.pop(row, None)
       self._sizes[row] = asked.result() if asked is not None else self._measure(row)
@@ -106,7 +134,10 @@ class Lengths:
       conversation = self._rows[row]
     except (fields.Broken, DataError) as error:
       if not self._skip:
-        raise DataError(f'row {self.name(row)}: {error}; fix the row or set data.skip_bad_rows=True (counted in data/skipped)') from error
+        raise DataError(
+          f'row {self.name(row)}: {error}; fix the row or set data.skip_bad_rows=True '
+          '(counted in data/skipped)'
+        ) from error
       return Size(0, 0, 0, fields.reason_of(error), str(error))
     index, inner = self._index(row)
     mark = _fingerprint(conversation) if index is not None else 0
@@ -122,8 +153,11 @@ class Lengths:
       sample = sft.sample(self._tok, conversation, self._media, self._options)
     except MediaError as error:
       if error.reason in sft.PASSING and not self._alone:
-        raise DataError(f'{error}; every host must plan the same batches, so this one cannot leave the row out: see to its disk, then '
-                        'run again') from error
+        raise DataError(
+          f'{error}; every host must plan the same batches, so this one cannot leave the row '
+          'out: see to its disk, then '
+          'run again'
+        ) from error
       return Size(0, 0, 0, f'media_{error.reason}', str(error))
     except ChatError as error:
       return Size(0, 0, 0, 'chat', str(error))
@@ -144,7 +178,9 @@ def name(rows: Sequence[Conversation], row: int) -> str:
 
 
 def _fingerprint(conversation: Conversation) -> int:
-  """A uint64 of the media files of a row: paths, bytes and times of change; a file that is not there counts, too."""
+  """A uint64 of the media files of a row: paths, bytes and times of change; a file that is not
+  there counts, too.
+  """
   found = []
   for message in conversation.messages:
     for part in message.parts:
@@ -154,18 +190,34 @@ def _fingerprint(conversation: Conversation) -> int:
           found.append((part.path, stat.st_size, stat.st_mtime_ns))
         except OSError:
           found.append((part.path, -1, 0))
-  return int.from_bytes(hashlib.blake2b(repr(found).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'big')
+  return int.from_bytes(
+    hashlib.blake2b(repr(found).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'big'
+  )
 
 
 class _Index:
-  """The sizes of one parquet file's rows, in memory and in a file that several processes may share."""
+  """The sizes of one parquet file's rows, in memory and in a file that several processes may
+  share.
+  """
 
   def __init__(self, folder: pathlib.Path, digest: str, name: str, rows: int, options: dict):
-    made = hashlib.blake2b(json.dumps([VERSION, options], sort_keys=True).encode(), digest_size=8).hexdigest()
+    made = hashlib.blake2b(
+      json.dumps([VERSION, options], sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
     self._file = folder / 'lengths' / f'{digest}-{made}.npz'
-    self._record = json.dumps({'tool': 'data.lengths', 'version': VERSION, 'options': options,
-                               'inputs': [{'path': name, 'blake2b': digest}]})
-    self._sizes, self._media, self._known = np.zeros((rows, 3), np.int32), np.zeros(rows, np.uint64), np.zeros(rows, bool)
+    self._record = json.dumps(
+      {
+        'tool': 'data.lengths',
+        'version': VERSION,
+        'options': options,
+        'inputs': [{'path': name, 'blake2b': digest}],
+      }
+    )
+    self._sizes, self._media, self._known = (
+      np.zeros((rows, 3), np.int32),
+      np.zeros(rows, np.uint64),
+      np.zeros(rows, bool),
+    )
     self._new, self._unsaved = 0, False
     self._lock = threading.Lock()
     self._merge()
@@ -176,7 +228,11 @@ class _Index:
       if not self._known[row] or int(self._media[row]) != media:
         return None
       tokens, frames, stills = self._sizes[row].tolist()
-    return Size(tokens, frames, stills) if tokens else Size(0, 0, 0, NO_TARGET, 'no token of it is a target')
+    return (
+      Size(tokens, frames, stills)
+      if tokens
+      else Size(0, 0, 0, NO_TARGET, 'no token of it is a target')
+    )
 
   def put(self, row: int, media: int, size: Size) -> None:
     """Remembers a size, and writes the file every so often."""
@@ -189,22 +245,38 @@ class _Index:
       self.write()
 
   def write(self) -> None:
-    """Writes what is new, with what other processes have written meanwhile, beside the place, and renames."""
+    """Writes what is new, with what other processes have written meanwhile, beside the place, and
+    renames.
+    """
     with self._lock:
       if not self._new and not self._unsaved:
         return
       self._merge()
       self._new, self._unsaved = 0, True
       try:
-        kept.replace(self._file, lambda out: np.savez(
-          out, sizes=self._sizes, media=self._media, known=self._known, provenance=np.array(self._record)))
+        kept.replace(
+          self._file,
+          lambda out: np.savez(
+            out,
+            sizes=self._sizes,
+            media=self._media,
+            known=self._known,
+            provenance=np.array(self._record),
+          ),
+        )
         self._unsaved = False
       except OSError as error:
-        logging.getLogger(__name__).warning('%s: cannot be written (%s); lengths are measured again by the next run, wanted room for '
-                                            'them: free some space or set data.cache_folder elsewhere', self._file, error)
+        logging.getLogger(__name__).warning(
+          '%s: cannot be written (%s); lengths are measured again by the next run, wanted room for '
+          'them: free some space or set data.cache_folder elsewhere',
+          self._file,
+          error,
+        )
 
   def _merge(self) -> None:
-    """Takes over sizes from the file that are not known here. A file that cannot be read is written anew later."""
+    """Takes over sizes from the file that are not known here. A file that cannot be read is written
+    anew later.
+    """
     try:
       with np.load(self._file) as found:
         sizes, media, known = found['sizes'], found['media'], found['known']

@@ -1,7 +1,8 @@
 """Which parquet files make up each source of SFT data, with what weight, and when.
 
-A manifest is a JSON file beside the data: {"sources": {name: {"files": [globs relative to it], "weight": 2.5, "first": 0,
-"last": null}}}. All but `files` may be left out. Without one, each file given is a source of its own.
+A manifest is a JSON file beside the data: {"sources": {name: {"files": [globs relative to it],
+"weight": 2.5, "first": 0, "last": null}}}. All but `files` may be left out. Without one, each file
+given is a source of its own.
 """
 
 import dataclasses
@@ -20,7 +21,10 @@ _PREFIX = 'paravt_sft_'
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A source. weight: None when nobody gave one; it takes part in the batches first <= step (< last; None: for ever)."""
+  """A source. weight: None when nobody gave one; it takes part in the batches first <= step (<
+  last; None: for ever).
+  """
+
   name: str
   files: tuple[pathlib.Path, ...]
   weight: float | None
@@ -32,17 +36,26 @@ def read(file: str | os.PathLike) -> tuple[Entry, ...]:
   """The sources of a manifest, in its order.
 
   Raises:
-    DataError: it is missing or no such JSON; an unknown key, a glob without files, a file in two places, a weight or a step that
+    DataError: it is missing or no such JSON; an unknown key, a glob without files, a file in two
+    places, a weight or a step that
       cannot be.
   """
   file = pathlib.Path(file)
   try:
-    value = json.loads(file.read_text(encoding='utf-8-sig'), object_pairs_hook=lambda pairs: _unique(file, pairs))
+    value = json.loads(
+      file.read_text(encoding='utf-8-sig'), object_pairs_hook=lambda pairs: _unique(file, pairs)
+    )
   except (OSError, ValueError) as error:
-    raise DataError(f'manifest {file}: cannot be read ({error}), wanted JSON {{"sources": {{...}}}}; check data.manifest') from error
+    raise DataError(
+      f'manifest {file}: cannot be read ({error}), wanted JSON {{"sources": {{...}}}}; check '
+      'data.manifest'
+    ) from error
   sources = value.get('sources') if isinstance(value, dict) else None
   if not isinstance(sources, dict) or set(value) != {'sources'}:
-    raise DataError(f'manifest {file}: got {_words(value)}, wanted one key "sources"; see paravt_jax/data/manifest.py')
+    raise DataError(
+      f'manifest {file}: got {_words(value)}, wanted one key "sources"; see '
+      'paravt_jax/data/manifest.py'
+    )
   if not sources:
     raise DataError(f'manifest {file}: no sources, wanted at least one; name its parquet files')
   entries = tuple(_entry(file, name, fields) for name, fields in sources.items())
@@ -51,25 +64,32 @@ def read(file: str | os.PathLike) -> tuple[Entry, ...]:
 
 
 def of_files(files: Sequence[str | os.PathLike]) -> tuple[Entry, ...]:
-  """A source per file, named after it without paravt_sft_ and .parquet. Raises DataError for a file or a name that comes twice."""
+  """A source per file, named after it without paravt_sft_ and .parquet. Raises DataError for a file
+  or a name that comes twice.
+  """
   paths = tuple(map(pathlib.Path, files))
   entries = tuple(Entry(path.stem.removeprefix(_PREFIX), (path,), None, 0, None) for path in paths)
   _check_twice('data.train', entries)
   names = [entry.name for entry in entries]
   twice = next((name for name in names if names.count(name) > 1), None)
   if twice is not None:
-    raise DataError(f'data.train: two files give a source named {twice!r}, wanted names of their own; use data.manifest')
+    raise DataError(
+      f'data.train: two files give a source named {twice!r}, wanted names of their own; use '
+      'data.manifest'
+    )
   return entries
 
 
-def weighted(entries: Sequence[Entry], chosen: Mapping[str, tuple[float, int, int | None]],
-             rows: Mapping[str, int]) -> tuple[tuple[Entry, float], ...]:
+def weighted(
+  entries: Sequence[Entry],
+  chosen: Mapping[str, tuple[float, int, int | None]],
+  rows: Mapping[str, int],
+) -> tuple[tuple[Entry, float], ...]:
   """(source, weight of its draws) with a recipe's choices put over a manifest's.
 
   Args:
-    entries: the sources.
-    chosen: (weight, first, last) by name.
-    rows: of each source. Where nobody gives any weight, sources are drawn in proportion to them; else those without one get 1.
+    entries: the sources. chosen: (weight, first, last) by name. rows: of each source. Where nobody
+    gives any weight, sources are drawn in proportion to them; else those without one get 1.
 
   Raises:
     DataError: a choice that cannot be, or nothing left to draw from.
@@ -78,13 +98,21 @@ def weighted(entries: Sequence[Entry], chosen: Mapping[str, tuple[float, int, in
   for entry in entries:
     if entry.name in chosen:
       weight, first, last = chosen[entry.name]
-      entry = _checked(f'sources.{entry.name}', dataclasses.replace(entry, weight=weight, first=first, last=last))
+      entry = _checked(
+        f'sources.{entry.name}', dataclasses.replace(entry, weight=weight, first=first, last=last)
+      )
     found.append(entry)
   natural = all(entry.weight is None for entry in found)
-  weights = [float(rows[entry.name]) if natural else 1.0 if entry.weight is None else float(entry.weight) for entry in found]
+  weights = [
+    float(rows[entry.name]) if natural else 1.0 if entry.weight is None else float(entry.weight)
+    for entry in found
+  ]
   if not any(weight > 0 and rows[entry.name] for entry, weight in zip(found, weights)):
-    raise DataError(f'SFT data: nothing left to draw from ({", ".join(f"{e.name}: {rows[e.name]} rows" for e in found)}), wanted a '
-                    'source with rows and a weight above 0; check the files and their weights')
+    raise DataError(
+      'SFT data: nothing left to draw from '
+      f'({", ".join(f"{e.name}: {rows[e.name]} rows" for e in found)}), wanted a '
+      'source with rows and a weight above 0; check the files and their weights'
+    )
   return tuple(zip(found, weights))
 
 
@@ -93,7 +121,10 @@ def _unique(file: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) != len(pairs):
     names = [name for name, _ in pairs]
-    raise DataError(f'manifest {file}: {next(n for n in names if names.count(n) > 1)!r} comes twice in one object; rename one')
+    raise DataError(
+      f'manifest {file}: {next(n for n in names if names.count(n) > 1)!r} comes twice in one '
+      'object; rename one'
+    )
   return found
 
 
@@ -105,41 +136,61 @@ def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
   if unknown:
     raise DataError(f'{where}: got the key {unknown[0]!r}, wanted only {", ".join(_KEYS)}')
   globs = fields.get('files')
-  if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) and glob for glob in globs):
+  if (
+    not isinstance(globs, list)
+    or not globs
+    or not all(isinstance(glob, str) and glob for glob in globs)
+  ):
     raise DataError(f'{where}.files: got {_words(globs)}, wanted a list of file names or patterns')
   files = []
   for glob in globs:
     try:
       matches = sorted(path for path in file.parent.glob(glob) if path.is_file())
     except (ValueError, NotImplementedError) as error:
-      raise DataError(f'{where}.files: {glob!r}: {error}, wanted a path relative to the manifest') from error
+      raise DataError(
+        f'{where}.files: {glob!r}: {error}, wanted a path relative to the manifest'
+      ) from error
     if not matches:
-      raise DataError(f'{where}.files: nothing matches {glob!r} below {file.parent.absolute()}; check the pattern')
+      raise DataError(
+        f'{where}.files: nothing matches {glob!r} below {file.parent.absolute()}; check the pattern'
+      )
     files += matches
-  return _checked(where, Entry(name, tuple(files), fields.get('weight'), fields.get('first', 0), fields.get('last')))
+  return _checked(
+    where,
+    Entry(name, tuple(files), fields.get('weight'), fields.get('first', 0), fields.get('last')),
+  )
 
 
 def _checked(where: str, entry: Entry) -> Entry:
   """The entry, if its numbers can be."""
   number = lambda value, kind: isinstance(value, kind) and not isinstance(value, bool)
-  if entry.weight is not None and not (number(entry.weight, (int, float)) and math.isfinite(entry.weight) and entry.weight >= 0):
+  if entry.weight is not None and not (
+    number(entry.weight, (int, float)) and math.isfinite(entry.weight) and entry.weight >= 0
+  ):
     raise DataError(f'{where}.weight: got {entry.weight!r}, wanted a number from 0 on')
   if not number(entry.first, int) or entry.first < 0:
     raise DataError(f'{where}.first: got {entry.first!r}, wanted a step from 0 on')
   if entry.last is not None and not (number(entry.last, int) and entry.last > entry.first):
-    raise DataError(f'{where}.last: got {entry.last!r}, wanted a step above first ({entry.first}), or null')
+    raise DataError(
+      f'{where}.last: got {entry.last!r}, wanted a step above first ({entry.first}), or null'
+    )
   return entry
 
 
 def _check_twice(where: str, entries: Sequence[Entry]) -> None:
-  """Raises DataError when a file is in two places: its rows would count double without anyone having asked for it."""
+  """Raises DataError when a file is in two places: its rows would count double without anyone
+  having asked for it.
+  """
   seen: dict[pathlib.Path, str] = {}
   for entry in entries:
     for path in entry.files:
       real = path.resolve()
       if real in seen:
-        raise DataError(f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each file once; use weights to '
-                        'draw a source more often')
+        raise DataError(
+          f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each '
+          'file once; use weights to '
+          'draw a source more often'
+        )
       seen[real] = entry.name
 
 

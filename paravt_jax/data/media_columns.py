@@ -1,7 +1,9 @@
-"""Media paths in Arrow columns: one direction of `media_paths` applied to whole tables, and counted.
+"""Media paths in Arrow columns: one direction of `media_paths` applied to whole tables, and
+counted.
 
-Text columns (JSON) are edited in place. Nested columns are taken apart down to their strings, each distinct string is changed
-once, and the column is put together again with the same offsets and nulls.
+Text columns (JSON) are edited in place. Nested columns are taken apart down to their strings, each
+distinct string is changed once, and the column is put together again with the same offsets and
+nulls.
 """
 
 import bisect
@@ -22,21 +24,29 @@ Runs = dict[str, list[list[int]]]
 COLUMNS = ('messages', 'videos', 'images', 'prompt')
 WANTED = {'materialize': 'sentinel', 'sanitize': 'in_root'}
 _QUOTED = tuple(f'"{sentinel}' for sentinel in media_paths.SENTINELS)
-_ROWS = 4096    # rows that are Python objects at one time
+_ROWS = 4096  # rows that are Python objects at one time
 
 
 class Rewriter:
   """Changes the media paths of one file's tables, given in order, and counts what it sees.
 
-  changed: how many values were changed. left: how many were not, by `media_paths.kind`; besides, `kept` are URIs under the root
-  that stood there before `materialize`, `elsewhere` sentinels in places where no media path is looked for, `other_type` values of
-  types that nothing is known about (bytes, maps). found: every sentinel met, as itself or in a URI under the root. kept: where
-  those URIs stood, {column path: [[first, one past the last], ...]} counted over the column's values; given to `sanitize` they
-  stay, so that there and back is the identity even for them.
+  changed: how many values were changed. left: how many were not, by `media_paths.kind`; besides,
+  `kept` are URIs under the root that stood there before `materialize`, `elsewhere` sentinels in
+  places where no media path is looked for, `other_type` values of types that nothing is known about
+  (bytes, maps). found: every sentinel met, as itself or in a URI under the root. kept: where those
+  URIs stood, {column path: [[first, one past the last], ...]} counted over the column's values;
+  given to `sanitize` they stay, so that there and back is the identity even for them.
   """
 
-  def __init__(self, direction: Direction, roots: Sequence[str | os.PathLike], kept: Mapping[str, list] | None = None):
-    """roots: the media root, then other names of the same folder. kept: of an earlier `materialize`; None when there was none."""
+  def __init__(
+    self,
+    direction: Direction,
+    roots: Sequence[str | os.PathLike],
+    kept: Mapping[str, list] | None = None,
+  ):
+    """roots: the media root, then other names of the same folder. kept: of an earlier
+    `materialize`; None when there was none.
+    """
     self._prefixes = tuple(dict.fromkeys(media_paths.prefix(root) for root in roots))
     self._direction, self._wanted = direction, WANTED[direction]
     self._kinds: dict[str, str] = {}
@@ -48,11 +58,16 @@ class Rewriter:
     self.found: set[str] = set()
 
   def table(self, table: pyarrow.Table) -> pyarrow.Table:
-    """The table with the paths of its media columns changed; schema, other columns and order as they were."""
+    """The table with the paths of its media columns changed; schema, other columns and order as
+    they were.
+    """
     for index, field in enumerate(table.schema):
       if field.name in COLUMNS:
-        parts = [self._array(chunk.slice(start, _ROWS), field.name, None)
-                 for chunk in table.column(index).chunks for start in range(0, len(chunk), _ROWS)]
+        parts = [
+          self._array(chunk.slice(start, _ROWS), field.name, None)
+          for chunk in table.column(index).chunks
+          for start in range(0, len(chunk), _ROWS)
+        ]
         table = table.set_column(index, field, pyarrow.chunked_array(parts, field.type))
     return table
 
@@ -68,11 +83,15 @@ class Rewriter:
     if types.is_struct(kind):
       array = _compact(array)
       names = [kind.field(index).name for index in range(kind.num_fields)]
-      children = [self._array(child, f'{path}.{name}', name) for name, child in zip(names, array.flatten())]
-      return pyarrow.Array.from_buffers(kind, len(array), array.buffers()[:1], array.null_count, 0, children)
+      children = [
+        self._array(child, f'{path}.{name}', name) for name, child in zip(names, array.flatten())
+      ]
+      return pyarrow.Array.from_buffers(
+        kind, len(array), array.buffers()[:1], array.null_count, 0, children
+      )
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
       array = _compact(array)
-      buffers = array.buffers()[:1 if types.is_fixed_size_list(kind) else 2]
+      buffers = array.buffers()[: 1 if types.is_fixed_size_list(kind) else 2]
       values = self._array(array.values, path, key)
       return pyarrow.Array.from_buffers(kind, len(array), buffers, array.null_count, 0, [values])
     if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
@@ -95,7 +114,9 @@ class Rewriter:
       return self._changed(value) if kind == self._wanted else value
 
     texts = array.to_pylist()
-    result = [None if text is None else media_paths.rewrite_text(text, change, column) for text in texts]
+    result = [
+      None if text is None else media_paths.rewrite_text(text, change, column) for text in texts
+    ]
     mentions = sum(text.count(quoted) for text in texts if text for quoted in _QUOTED)
     self._leave('elsewhere', max(0, mentions - known))
     return array if result == texts else pyarrow.array(result, array.type)
@@ -108,23 +129,34 @@ class Rewriter:
     self._positions[path] += len(array)
     if key not in media_paths.KEYS:
       values = [value if value.startswith(media_paths.SENTINELS) else None for value in values]
-      self._leave('elsewhere', len(array) - pyarrow.array(values, pyarrow.large_string()).take(encoded.indices).null_count)
+      self._leave(
+        'elsewhere',
+        len(array) - pyarrow.array(values, pyarrow.large_string()).take(encoded.indices).null_count,
+      )
       return array
     present = np.flatnonzero(np.asarray(encoded.indices.is_valid()))
     which = encoded.indices.drop_null().to_numpy()
     kinds = [self._kind(value) for value in values]
     in_root = np.array([kind == 'in_root' for kind in kinds], bool)[which]
     kept = np.zeros(len(array), bool)
-    kept[[place for place in present[in_root].tolist() if self._is_kept(path, start + place)]] = True
-    for kind, count in zip(kinds, np.bincount(which[~kept[present]], minlength=len(values)).tolist()):
+    kept[[place for place in present[in_root].tolist() if self._is_kept(path, start + place)]] = (
+      True
+    )
+    for kind, count in zip(
+      kinds, np.bincount(which[~kept[present]], minlength=len(values)).tolist()
+    ):
       self._count(kind, count)
     self._leave('kept', int(kept.sum()))
     if self._wanted not in kinds:
       return array
-    changed = [self._changed(value) if kind == self._wanted else value for value, kind in zip(values, kinds)]
+    changed = [
+      self._changed(value) if kind == self._wanted else value for value, kind in zip(values, kinds)
+    ]
     result = pyarrow.array(changed, pyarrow.large_string()).take(encoded.indices)
     if kept.any():
-      result = pyarrow.compute.if_else(pyarrow.array(kept), array.cast(pyarrow.large_string()), result)
+      result = pyarrow.compute.if_else(
+        pyarrow.array(kept), array.cast(pyarrow.large_string()), result
+      )
     return result.cast(array.type)
 
   def _kind(self, value: str) -> str:
@@ -136,7 +168,7 @@ class Rewriter:
     return kind
 
   def _sentinel(self, value: str) -> str:
-    return value[max(len(prefix) for prefix in ('', *self._prefixes) if value.startswith(prefix)):]
+    return value[max(len(prefix) for prefix in ('', *self._prefixes) if value.startswith(prefix)) :]
 
   def _changed(self, value: str) -> str:
     return self._prefixes[0] + value if self._direction == 'materialize' else self._sentinel(value)
@@ -152,7 +184,9 @@ class Rewriter:
       self.left[kind] += count
 
   def _is_kept(self, path: str, position: int) -> bool:
-    """Whether a URI under the root stays for `sanitize`; `materialize` writes down that it stood there."""
+    """Whether a URI under the root stays for `sanitize`; `materialize` writes down that it stood
+    there.
+    """
     if self._records:
       runs = self.kept.setdefault(path, [])
       if runs and runs[-1][1] == position:
@@ -167,5 +201,7 @@ class Rewriter:
 
 
 def _compact(array: pyarrow.Array) -> pyarrow.Array:
-  """The same values in buffers of their own that start with them: what a slice shows is all there is."""
+  """The same values in buffers of their own that start with them: what a slice shows is all there
+  is.
+  """
   return pyarrow.concat_arrays([array, array.slice(0, 0)])

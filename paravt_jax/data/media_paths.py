@@ -1,8 +1,10 @@
-"""Sentinel media paths of the published corpora, such as `longvt_source/videor1_3/a.mp4`, and files under a root.
+"""Sentinel media paths of the published corpora, such as `longvt_source/videor1_3/a.mp4`, and files
+under a root.
 
-`resolve` is the one place where a path from a row becomes a path on disk. `materialize` writes such paths into a row's columns
-as `file://` URIs; `sanitize` takes them out again; one after the other is the identity. Pure but for `missing`: the commands that
-rewrite files are `paravt_jax.data.materialize` and `.sanitize`.
+`resolve` is the one place where a path from a row becomes a path on disk. `materialize` writes such
+paths into a row's columns as `file://` URIs; `sanitize` takes them out again; one after the other
+is the identity. Pure but for `missing`: the commands that rewrite files are
+`paravt_jax.data.materialize` and `.sanitize`.
 """
 
 import collections
@@ -18,27 +20,41 @@ from typing import Any
 from paravt_jax.errors import DataError
 
 SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/')
-KEYS = ('url', 'video', 'image', 'video_url', 'image_url')    # a string, or a list of them, under such a key is a media path
-PATH_COLUMNS = ('videos', 'images')                           # columns whose bare strings are media paths too
+KEYS = (
+  'url',
+  'video',
+  'image',
+  'video_url',
+  'image_url',
+)  # a string, or a list of them, under such a key is a media path
+PATH_COLUMNS = ('videos', 'images')  # columns whose bare strings are media paths too
 _SCHEME = 'file://'
-_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)     # no name holds them, decoded
+_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)  # no name holds them, decoded
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'                # a list, nested or not, of strings, numbers and words such as null
+# a list, nested or not, of strings, numbers and words such as null
+_STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'
 _JSON_STRING = re.compile(_STRING, re.DOTALL)
-_JSON_VALUE = re.compile(rf'("(?<!\\")(?:{"|".join(KEYS)})"\s*+:\s*+)({_STRING}|{_STRINGS})', re.DOTALL)
+_JSON_VALUE = re.compile(
+  rf'("(?<!\\")(?:{"|".join(KEYS)})"\s*+:\s*+)({_STRING}|{_STRINGS})', re.DOTALL
+)
 _JSON_WHOLE = re.compile(rf'(\s*+)({_STRING}|{_STRINGS})(?=\s*+\Z)', re.DOTALL)
-_JSON_CHARACTER = re.compile(r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.', re.DOTALL)
+_JSON_CHARACTER = re.compile(
+  r'\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|.', re.DOTALL
+)
 
 
 def resolve(value: str, root: str | os.PathLike) -> str:
-  """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://` URI or path inside it.
+  """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://`
+  URI or path inside it.
 
-  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`, percent-encoded. Of those the first that is a file
-  is taken, the literal name before the decoded one, and the literal one where neither is. Nothing else is looked for on the disk.
-  Symbolic links below the root are the owner's business and are followed later.
+  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`,
+  percent-encoded. Of those the first that is a file is taken, the literal name before the decoded
+  one, and the literal one where neither is. Nothing else is looked for on the disk. Symbolic links
+  below the root are the owner's business and are followed later.
 
   Raises:
-    DataError: a path that leaves the root (`..`, another absolute path), a doubled `file://`, another scheme, an empty value; a
+    DataError: a path that leaves the root (`..`, another absolute path), a doubled `file://`,
+    another scheme, an empty value; a
       URI that does so once it is decoded, or has `%2f` or `%00`, and is no file as it stands.
   """
   base = os.path.abspath(root)
@@ -52,7 +68,9 @@ def resolve(value: str, root: str | os.PathLike) -> str:
       continue
     if len(names) > 1 and os.path.isfile(paths[name]):
       return paths[name]
-  if fault is not None:      # of the last name, the decoded one; had one before it been a file, it would have been taken
+  if (
+    fault is not None
+  ):  # of the last name, the decoded one; had one before it been a file, it would have been taken
     raise fault
   literal = _without_host(value).removeprefix(_SCHEME)
   return paths.get(literal) or paths[names[-1]]
@@ -70,27 +88,42 @@ def _names(value: str) -> list[str]:
   names = [literal] if short == value else [literal, short]
   if '%' in value:
     plain = names[-1]
-    decoded = '' if _NEVER.search(plain) else urllib.parse.unquote(plain)   # '': refused, for it is no path
+    decoded = (
+      '' if _NEVER.search(plain) else urllib.parse.unquote(plain)
+    )  # '': refused, for it is no path
     names.append(decoded)
   return list(dict.fromkeys(names))
 
 
 def _inside_root(value: str, path: str, base: str) -> str:
   """`path`, which `value` means, as an absolute one inside `base`. Raises DataError."""
-  if not isinstance(path, str) or not path or '\0' in path or '://' in path or path.startswith('data:'):
-    raise DataError(f'media path {value!r}: wanted a path under {base}, or one {_SCHEME} URI inside it; '
-                    'materialize the rows again')
+  if (
+    not isinstance(path, str)
+    or not path
+    or '\0' in path
+    or '://' in path
+    or path.startswith('data:')
+  ):
+    raise DataError(
+      f'media path {value!r}: wanted a path under {base}, or one {_SCHEME} URI inside it; '
+      'materialize the rows again'
+    )
   full = os.path.normpath(os.path.join(base, path))
   if os.path.commonpath([base, full]) != base or full == base:
-    raise DataError(f'media path {value!r}: got {full}, wanted a file inside the media root {base}; fix the row or set '
-                    'data.media_root')
+    raise DataError(
+      f'media path {value!r}: got {full}, wanted a file inside the media root {base}; fix '
+      'the row or set '
+      'data.media_root'
+    )
   return full
 
 
 def materialize(value: str, root: str | os.PathLike) -> str:
-  """A sentinel as exactly one `file://` URI under the root; any other value as it is. Raises DataError as `resolve`.
+  """A sentinel as exactly one `file://` URI under the root; any other value as it is. Raises
+  DataError as `resolve`.
 
-  Nothing of the sentinel is normalised or percent-encoded: what was put before it can be taken away again.
+  Nothing of the sentinel is normalised or percent-encoded: what was put before it can be taken away
+  again.
   """
   if not value.startswith(SENTINELS):
     return value
@@ -99,7 +132,9 @@ def materialize(value: str, root: str | os.PathLike) -> str:
 
 
 def sanitize(value: str, root: str | os.PathLike) -> str:
-  """The inverse: a `file://` URI of a sentinel under the root as the sentinel; any other value as it is."""
+  """The inverse: a `file://` URI of a sentinel under the root as the sentinel; any other value as
+  it is.
+  """
   rest = value.removeprefix(prefix(root))
   return rest if rest != value and rest.startswith(SENTINELS) else value
 
@@ -112,13 +147,14 @@ def prefix(root: str | os.PathLike) -> str:
 def kind(value: str, prefixes: Sequence[str]) -> str:
   """What a media value is, a countable word; `prefixes` as `prefix` gives them.
 
-  sentinel, in_root (a URI of a sentinel below one of the prefixes), leaves_root (a sentinel that climbs out, or no path at all),
-  doubled_scheme, other_file_uri, url (any other scheme), absolute_path, relative_path, empty.
+  sentinel, in_root (a URI of a sentinel below one of the prefixes), leaves_root (a sentinel that
+  climbs out, or no path at all), doubled_scheme, other_file_uri, url (any other scheme),
+  absolute_path, relative_path, empty.
   """
   if value.startswith(SENTINELS):
     return 'sentinel' if _is_inside(value) else 'leaves_root'
   if value.startswith(_SCHEME):
-    rest = next((value[len(each):] for each in prefixes if value.startswith(each)), '')
+    rest = next((value[len(each) :] for each in prefixes if value.startswith(each)), '')
     if rest.startswith(SENTINELS) and _is_inside(rest):
       return 'in_root'
     return 'doubled_scheme' if value.startswith(_SCHEME, len(_SCHEME)) else 'other_file_uri'
@@ -128,7 +164,9 @@ def kind(value: str, prefixes: Sequence[str]) -> str:
 
 
 def bucket(sentinel: str) -> str:
-  """The part of the corpora a path under the root belongs to: `longvt_source/videor1` of `longvt_source/videor1_3/a.mp4`."""
+  """The part of the corpora a path under the root belongs to: `longvt_source/videor1` of
+  `longvt_source/videor1_3/a.mp4`.
+  """
   first, *rest = posixpath.normpath(sentinel).split('/', 2)
   if first not in ('longvt_source', 'museg') or len(rest) < 2:
     return first
@@ -138,10 +176,11 @@ def bucket(sentinel: str) -> str:
 
 
 def rewrite(column: Any, change: Callable[[str], str], name: str | None = None) -> Any:
-  """A column's value with `change` applied to every media path: strings, alone or in lists, under one of KEYS.
+  """A column's value with `change` applied to every media path: strings, alone or in lists, under
+  one of KEYS.
 
-  JSON text stays text, changed in place: spaces, escapes and order of keys are kept. Nothing else is touched. `name` is the
-  column's: in the PATH_COLUMNS strings without a key are media paths too.
+  JSON text stays text, changed in place: spaces, escapes and order of keys are kept. Nothing else
+  is touched. `name` is the column's: in the PATH_COLUMNS strings without a key are media paths too.
   """
   return _inside(column, lambda text: rewrite_text(text, change, name), change)
 
@@ -153,7 +192,7 @@ def rewrite_text(text: str, change: Callable[[str], str], name: str | None = Non
       return change(text)
     whole = _JSON_WHOLE.match(text)
     if whole:
-      return whole[1] + _changed_value(whole[2], change) + text[whole.end():]
+      return whole[1] + _changed_value(whole[2], change) + text[whole.end() :]
   return _JSON_VALUE.sub(lambda match: match[1] + _changed_value(match[2], change), text)
 
 
@@ -175,11 +214,19 @@ def missing(values: Iterable[str], root: str | os.PathLike) -> collections.Count
 
 
 def _is_inside(sentinel: str) -> bool:
-  """Whether a sentinel is a path below the root, wherever that is; `resolve` refuses what is not."""
+  """Whether a sentinel is a path below the root, wherever that is; `resolve` refuses what is
+  not.
+  """
   if '..' not in sentinel and '\0' not in sentinel and '://' not in sentinel:
-    return True    # the usual case, without the cost of normpath
+    return True  # the usual case, without the cost of normpath
   path = posixpath.normpath(sentinel)
-  return '\0' not in sentinel and '://' not in sentinel and path != '.' and path != '..' and not path.startswith('../')
+  return (
+    '\0' not in sentinel
+    and '://' not in sentinel
+    and path != '.'
+    and path != '..'
+    and not path.startswith('../')
+  )
 
 
 def _inside(item: Any, leaf: Callable[[str], str], change: Callable[[str], str]) -> Any:
@@ -188,7 +235,10 @@ def _inside(item: Any, leaf: Callable[[str], str], change: Callable[[str], str])
   if isinstance(item, list):
     return [_inside(each, leaf, change) for each in item]
   if isinstance(item, dict):
-    return {key: _inside(each, change if key in KEYS else _unchanged, change) for key, each in item.items()}
+    return {
+      key: _inside(each, change if key in KEYS else _unchanged, change)
+      for key, each in item.items()
+    }
   return item
 
 
@@ -204,17 +254,19 @@ def _changed_value(raw: str, change: Callable[[str], str]) -> str:
 
 
 def _changed_json(literal: str, change: Callable[[str], str]) -> str:
-  """A JSON string literal with its value changed. What stays of the value stays as it was written, escapes included."""
+  """A JSON string literal with its value changed. What stays of the value stays as it was written,
+  escapes included.
+  """
   raw = literal[1:-1]
   try:
     value = json.loads(literal, strict=False) if '\\' in raw else raw
   except ValueError:
-    return literal    # no JSON: not ours to mend
+    return literal  # no JSON: not ours to mend
   changed = change(value)
   if changed == value:
     return literal
   if changed.endswith(value):
-    return f'"{_escaped(changed[:len(changed) - len(value)], literal.isascii())}{raw}"'
+    return f'"{_escaped(changed[: len(changed) - len(value)], literal.isascii())}{raw}"'
   if value.endswith(changed):
     units = _JSON_CHARACTER.finditer(raw)
     for _ in range(len(value) - len(changed)):

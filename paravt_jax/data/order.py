@@ -1,4 +1,6 @@
-"""In which order the rows of a data set come: a function of the seed alone, resumable from one integer."""
+"""In which order the rows of a data set come: a function of the seed alone, resumable from one
+integer.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from paravt_jax.errors import ConfigError
 class EpochOrder:
   """An endless sequence: every epoch holds each of `size` items once, in an order of its own.
 
-  `position` (items handed out so far) is the whole state: a checkpoint stores it, and setting it continues the same sequence.
+  `position` (items handed out so far) is the whole state: a checkpoint stores it, and setting it
+  continues the same sequence.
 
   Raises:
     ConfigError: an empty data set.
@@ -20,11 +23,15 @@ class EpochOrder:
 
   def __init__(self, size: int, seed: int, position: int = 0):
     if size < 1:
-      raise ConfigError(f'epoch order: got a data set of {size} items, wanted at least one; check the data files and filters')
+      raise ConfigError(
+        f'epoch order: got a data set of {size} items, wanted at least one; check the data '
+        'files and filters'
+      )
     self.size = size
     self.position = position
     self._permutation = functools.lru_cache(maxsize=2)(
-        lambda epoch: seeds.rng(seed, 'order', epoch).permutation(size).astype(np.int64))
+      lambda epoch: seeds.rng(seed, 'order', epoch).permutation(size).astype(np.int64)
+    )
 
   def at(self, position: int) -> tuple[int, int]:
     """(epoch, item) at a position, without moving there."""

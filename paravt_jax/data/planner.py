@@ -1,9 +1,11 @@
-"""Which rows make up each batch, decided on lengths alone; the same on every host, and exactly resumable.
+"""Which rows make up each batch, decided on lengths alone; the same on every host, and exactly
+resumable.
 
   draws   (source, row) pairs, a function of (seed, number of the draw): sources by weight, each in an order of its own per epoch
   plan    draws that together fill the rows of one batch; what does not fit waits, and goes first in the next one
 
-The state is a small dict: what was drawn, what waits, what was refused, and which files it was drawn from.
+The state is a small dict: what was drawn, what waits, what was refused, and which files it was
+drawn from.
 """
 
 import collections
@@ -20,19 +22,21 @@ from paravt_jax.data.lengths import NO_TARGET, Lengths, Size
 from paravt_jax.errors import DataError
 
 TOO_LONG, TOO_MANY_IMAGES, MISJUDGED = 'too_long', 'too_many_images', 'misjudged'
-NOT_BAD = (TOO_LONG, TOO_MANY_IMAGES, NO_TARGET, MISJUDGED)   # dropped, but no fault of the data's
-JUDGED = 100                 # rows after which a share of bad ones says something
+NOT_BAD = (TOO_LONG, TOO_MANY_IMAGES, NO_TARGET, MISJUDGED)  # dropped, but no fault of the data's
+JUDGED = 100  # rows after which a share of bad ones says something
 
-Item = tuple[str, int]       # (source, row)
-_Draw = tuple[int, Item, tuple[int, int, int]]     # (age: 0 has waited longest, item, size)
+Item = tuple[str, int]  # (source, row)
+_Draw = tuple[int, Item, tuple[int, int, int]]  # (age: 0 has waited longest, item, size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Conversations that are drawn together, share `weight` of the draws of batches `first` <= step (< `last`, None for ever).
+  """Conversations that are drawn together, share `weight` of the draws of batches `first` <= step
+  (< `last`, None for ever).
 
   identity: (file name, digest) of what they are read from; a run goes on with the same only.
   """
+
   name: str
   conversations: Sequence[Conversation]
   weight: float
@@ -49,9 +53,11 @@ class Source:
 class PlanOptions:
   """bins: rows of a batch, on all hosts. capacity: (tokens, frame slots, still slots) of a row.
 
-  lookahead: draws that may wait for the next batch; more fill rows better. refill: whether rows are then filled with the best two
-  of those that wait. max_bad_share: of the draws, above which broken rows end the run.
+  lookahead: draws that may wait for the next batch; more fill rows better. refill: whether rows are
+  then filled with the best two of those that wait. max_bad_share: of the draws, above which broken
+  rows end the run.
   """
+
   bins: int
   capacity: tuple[int, int, int]
   lookahead: int
@@ -61,8 +67,11 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One batch. items: its rows of data; bins[b]: indices into items that lie in row b of the batch (fewer bins than rows: the
-  rest is empty); dropped: draws left out, by reason; examples: one line for each reason."""
+  """One batch. items: its rows of data; bins[b]: indices into items that lie in row b of the batch
+  (fewer bins than rows: the rest is empty); dropped: draws left out, by reason; examples: one line
+  for each reason.
+  """
+
   items: tuple[Item, ...]
   bins: tuple[tuple[int, ...], ...]
   sizes: tuple[tuple[int, int, int], ...]
@@ -71,7 +80,9 @@ class Plan:
 
   @property
   def digest(self) -> int:
-    """A number of 63 bits that names the plan: which rows of data lie in which rows of the batch."""
+    """A number of 63 bits that names the plan: which rows of data lie in which rows of the
+    batch.
+    """
     return seeds.at(0, 'plan', repr(self.items), repr(self.bins))
 
   @property
@@ -90,10 +101,16 @@ class _Draws:
     self.positions = dict.fromkeys(sources, 0)
 
   def next(self, step: int) -> Item:
-    """The next draw of batch `step`: a source by weight, then its next row in this epoch's order. Raises DataError."""
-    active = [s for s in self._sources.values() if s.active(step) and s.weight > 0 and len(s.conversations)]
+    """The next draw of batch `step`: a source by weight, then its next row in this epoch's order.
+    Raises DataError.
+    """
+    active = [
+      s for s in self._sources.values() if s.active(step) and s.weight > 0 and len(s.conversations)
+    ]
     if not active:
-      raise DataError(f'SFT data: no source has rows at step {step}; give one a weight, or let it last longer')
+      raise DataError(
+        f'SFT data: no source has rows at step {step}; give one a weight, or let it last longer'
+      )
     weights = np.cumsum([source.weight for source in active])
     spot = seeds.at(self._seed, 'mix', self.drawn) / 2**63 * weights[-1]
     source = active[int(np.searchsorted(weights, spot, side='right'))]
@@ -109,8 +126,12 @@ class _Draws:
   def _order(self, source: Source, epoch: int) -> np.ndarray:
     key = source.name, epoch
     if key not in self._orders:
-      self._orders = {k: v for k, v in self._orders.items() if k[0] != source.name or k[1] == epoch - 1}
-      self._orders[key] = seeds.rng(self._seed, 'order', source.name, epoch).permutation(len(source.conversations))
+      self._orders = {
+        k: v for k, v in self._orders.items() if k[0] != source.name or k[1] == epoch - 1
+      }
+      self._orders[key] = seeds.rng(self._seed, 'order', source.name, epoch).permutation(
+        len(source.conversations)
+      )
     return self._orders[key]
 
 
@@ -122,7 +143,9 @@ class Planner:
     lengths: by source. seed: of the draws and orders.
   """
 
-  def __init__(self, sources: Sequence[Source], lengths: Mapping[str, Lengths], options: PlanOptions, seed: int):
+  def __init__(
+    self, sources: Sequence[Source], lengths: Mapping[str, Lengths], options: PlanOptions, seed: int
+  ):
     self._sources = {source.name: source for source in sources}
     self._lengths, self._options = lengths, options
     self._draws, self._ahead = _Draws(self._sources, seed), _Draws(self._sources, seed)
@@ -134,15 +157,19 @@ class Planner:
   def plan(self) -> Plan:
     """The next batch.
 
-    Every draw is tried in turn, those that waited first, each in the first row that holds it; what fits nowhere waits, until
-    `lookahead` draws do. The first one tried always goes in, so that nothing waits for ever.
+    Every draw is tried in turn, those that waited first, each in the first row that holds it; what
+    fits nowhere waits, until `lookahead` draws do. The first one tried always goes in, so that
+    nothing waits for ever.
 
     Raises:
       DataError: no source is active, every row is dropped, or too many are broken.
     """
     options = self._options
     found, left, dropped, examples = self._first_fit()
-    while len(bins := packing.first_fit_decreasing([size for _, _, size in found], options.capacity)) > options.bins:
+    while (
+      len(bins := packing.first_fit_decreasing([size for _, _, size in found], options.capacity))
+      > options.bins
+    ):
       left.insert(0, found.pop())
     if options.refill:
       bins = bins + [[] for _ in range(options.bins - len(bins))]
@@ -150,11 +177,18 @@ class Planner:
     self.waiting = [*(item for _, item, _ in left), *self.waiting]
     self.step += 1
     self._refuse_bad(examples)
-    return Plan(tuple(item for _, item, _ in found), tuple(map(tuple, bins)), tuple(size for _, _, size in found), dict(dropped),
-                examples)
+    return Plan(
+      tuple(item for _, item, _ in found),
+      tuple(map(tuple, bins)),
+      tuple(size for _, _, size in found),
+      dict(dropped),
+      examples,
+    )
 
   def _first_fit(self) -> 'tuple[list[_Draw], list[_Draw], collections.Counter, dict[str, str]]':
-    """(draws that fit, draws that must wait, dropped by reason, examples); what was not looked at stays in `waiting`."""
+    """(draws that fit, draws that must wait, dropped by reason, examples); what was not looked at
+    stays in `waiting`.
+    """
     free = [self._options.capacity] * self._options.bins
     fitting: list[_Draw] = []
     left: list[_Draw] = []
@@ -166,7 +200,9 @@ class Planner:
       size, reason, fault = self._size(item)
       if reason:
         dropped[reason] += 1
-        examples.setdefault(reason, f'{item[0]}\t{self._lengths[item[0]].name(item[1])}\t{reason}\t{fault}')
+        examples.setdefault(
+          reason, f'{item[0]}\t{self._lengths[item[0]].name(item[1])}\t{reason}\t{fault}'
+        )
         self._give_up(dropped)
         if reason not in NOT_BAD:
           self.bad[reason] += 1
@@ -188,7 +224,9 @@ class Planner:
     return self._draws.next(self.step)
 
   def _measure_ahead(self) -> None:
-    """Lets the rows of the next draws be measured, as many as one batch may need. Only a guess across a change of sources."""
+    """Lets the rows of the next draws be measured, as many as one batch may need. Only a guess
+    across a change of sources.
+    """
     active = lambda step: [source.active(step) for source in self._sources.values()]
     if self._ahead.drawn < self._draws.drawn or active(self._ahead_step) != active(self.step):
       self._ahead.follow(self._draws)
@@ -209,15 +247,22 @@ class Planner:
     if size[0] > capacity[0]:
       return size, TOO_LONG, f'{size[0]} tokens, a row holds {capacity[0]}'
     if size[1] > capacity[1] or size[2] > capacity[2]:
-      return size, TOO_MANY_IMAGES, f'{size[1]} frames and {size[2]} stills, a row holds {capacity[1]} and {capacity[2]}'
+      return (
+        size,
+        TOO_MANY_IMAGES,
+        f'{size[1]} frames and {size[2]} stills, a row holds {capacity[1]} and {capacity[2]}',
+      )
     return size, '', ''
 
   def _give_up(self, dropped: collections.Counter) -> None:
     """Raises DataError when nothing but dropped rows comes."""
     total = sum(len(source.conversations) for source in self._sources.values())
     if dropped.total() > 2 * total + JUDGED:
-      raise DataError(f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; raise row_tokens or '
-                      f'row_images, or check the media root')
+      raise DataError(
+        f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; '
+        'raise row_tokens or '
+        f'row_images, or check the media root'
+      )
 
   def _refuse_bad(self, examples: Mapping[str, str]) -> None:
     """Raises DataError when too large a share of all draws so far was broken."""
@@ -227,18 +272,33 @@ class Planner:
 
   def get_state(self) -> dict[str, Any]:
     """Plain numbers and lists."""
-    return {'step': self.step, 'drawn': self._draws.drawn, 'positions': dict(self._draws.positions),
-            'waiting': [list(item) for item in self.waiting], 'bad': dict(self.bad),
-            'sources': [[name, [list(file) for file in source.identity]] for name, source in self._sources.items()]}
+    return {
+      'step': self.step,
+      'drawn': self._draws.drawn,
+      'positions': dict(self._draws.positions),
+      'waiting': [list(item) for item in self.waiting],
+      'bad': dict(self.bad),
+      'sources': [
+        [name, [list(file) for file in source.identity]] for name, source in self._sources.items()
+      ],
+    }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on where `state` was taken. Raises DataError when it is of other sources or other files."""
+    """Goes on where `state` was taken. Raises DataError when it is of other sources or other
+    files.
+    """
     if 'sources' not in state:
-      raise DataError('SFT data: the checkpoint does not say what it was drawn from (an older version wrote it); start a new run')
+      raise DataError(
+        'SFT data: the checkpoint does not say what it was drawn from (an older version '
+        'wrote it); start a new run'
+      )
     before = {name: [tuple(file) for file in files] for name, files in state['sources']}
     if list(before) != list(self._sources):
-      raise DataError(f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} in this order; use the same '
-                      'recipe, or start a new run')
+      raise DataError(
+        f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} '
+        'in this order; use the same '
+        'recipe, or start a new run'
+      )
     for name, source in self._sources.items():
       _refuse_other_files(name, before[name], list(source.identity))
     self.step = int(state['step'])
@@ -249,12 +309,14 @@ class Planner:
     self.bad = collections.Counter({reason: int(count) for reason, count in state['bad'].items()})
 
 
-def _refill(found: list[_Draw], bins: list[list[int]], left: list[_Draw],
-            capacity: tuple[int, ...]) -> tuple[list[_Draw], list[list[int]], list[_Draw]]:
-  """Fuller rows: each gives back its youngest draws, two at most and never its oldest, and takes the best two that wait.
+def _refill(
+  found: list[_Draw], bins: list[list[int]], left: list[_Draw], capacity: tuple[int, ...]
+) -> tuple[list[_Draw], list[list[int]], list[_Draw]]:
+  """Fuller rows: each gives back its youngest draws, two at most and never its oldest, and takes
+  the best two that wait.
 
-  No row gets emptier, for its own two are among those that wait. Returns what `_first_fit_decreasing` had: draws, rows, and the
-  rest in order of age.
+  No row gets emptier, for its own two are among those that wait. Returns what
+  `_first_fit_decreasing` had: draws, rows, and the rest in order of age.
   """
   rows = [sorted(found[i] for i in members) for members in bins]
   waiting = list(left)
@@ -263,8 +325,12 @@ def _refill(found: list[_Draw], bins: list[list[int]], left: list[_Draw],
     waiting += row[kept:]
     del row[kept:]
     waiting.sort(key=operator.itemgetter(0))
-    room = np.array(capacity) - sum((np.array(size) for _, _, size in row), np.zeros(len(capacity), np.int64))
-    picked = _best_two(room, np.array([size for _, _, size in waiting], np.int64).reshape(-1, len(capacity)))
+    room = np.array(capacity) - sum(
+      (np.array(size) for _, _, size in row), np.zeros(len(capacity), np.int64)
+    )
+    picked = _best_two(
+      room, np.array([size for _, _, size in waiting], np.int64).reshape(-1, len(capacity))
+    )
     row += [waiting[i] for i in picked]
     waiting = [draw for i, draw in enumerate(waiting) if i not in picked]
   firsts = np.cumsum([0, *map(len, rows)]).tolist()
@@ -273,32 +339,49 @@ def _refill(found: list[_Draw], bins: list[list[int]], left: list[_Draw],
 
 
 def _best_two(room: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
-  """Indices of the one or two sizes [n, 3] that fill a room [3] best in tokens; of equals the first. () when none fits."""
+  """Indices of the one or two sizes [n, 3] that fill a room [3] best in tokens; of equals the
+  first. () when none fits.
+  """
   places = np.flatnonzero((sizes <= room).all(1))
   if not len(places):
     return ()
   sizes = sizes[places]
   both = sizes[:, None] + sizes[None]
-  both[np.arange(len(places)), np.arange(len(places))] = sizes             # with itself: alone
+  both[np.arange(len(places)), np.arange(len(places))] = sizes  # with itself: alone
   tokens = np.where((both <= room).all(2), both[..., 0], -1)
   one, other = divmod(int(tokens.argmax()), len(places))
   return tuple(sorted({int(places[one]), int(places[other])}))
 
 
-def too_many_bad(bad: int, drawn: int, reasons: Mapping[str, int], share: float, examples: Mapping[str, str]) -> DataError:
+def too_many_bad(
+  bad: int, drawn: int, reasons: Mapping[str, int], share: float, examples: Mapping[str, str]
+) -> DataError:
   """The refusal of data of which too large a share is broken."""
   words = ', '.join(f'{reason} {count}' for reason, count in reasons.items())
   example = ' '.join(next(iter(examples.values()), '').split('\t'))
-  return DataError(f'SFT data: {bad} of {drawn} rows drawn are broken ({words}{"; such as " * bool(example)}{example}), wanted a share '
-                   f'of at most {share:g}; mend the data (skipped_rows.txt has an example of each reason), or raise data.max_bad_share')
+  return DataError(
+    f'SFT data: {bad} of {drawn} rows drawn are broken '
+    f'({words}{"; such as " * bool(example)}{example}), wanted a share '
+    f'of at most {share:g}; mend the data (skipped_rows.txt has an example of each reason), '
+    'or raise data.max_bad_share'
+  )
 
 
-def _refuse_other_files(name: str, before: list[tuple[str, str]], now: list[tuple[str, str]]) -> None:
-  """Raises DataError when a source's files are not those of the checkpoint: row numbers would mean other rows."""
+def _refuse_other_files(
+  name: str, before: list[tuple[str, str]], now: list[tuple[str, str]]
+) -> None:
+  """Raises DataError when a source's files are not those of the checkpoint: row numbers would mean
+  other rows.
+  """
   if before == now:
     return
   old, new = dict(before), dict(now)
-  words = [f'{file} is new' for file in new if file not in old] + [f'{file} is gone' for file in old if file not in new]
+  words = [f'{file} is new' for file in new if file not in old] + [
+    f'{file} is gone' for file in old if file not in new
+  ]
   words += [f'{file} has changed' for file in new if file in old and new[file] != old[file]]
-  raise DataError(f'SFT data: source {name!r} is not what the checkpoint was drawn from ({"; ".join(words) or "another order"}), wanted '
-                  'the same files; put them back, or start a new run')
+  raise DataError(
+    f'SFT data: source {name!r} is not what the checkpoint was drawn from '
+    f'({"; ".join(words) or "another order"}), wanted '
+    'the same files; put them back, or start a new run'
+  )

@@ -1,9 +1,11 @@
-"""RL rows to tasks: the only place where the published RL schema (`paravt_rl_*.parquet`) is read and checked.
+"""RL rows to tasks: the only place where the published RL schema (`paravt_rl_*.parquet`) is read
+and checked.
 
-prompt [{role, content with <video>}], videos [{video}], extra_info JSON {answer, question_type: mcq | tvg | oe, and optionally
-id, options, facts, source}, data_source (optional). A row without question_type (LongVT's) is of the type that
-its content tells. The user message has as many `<video>` slots as there are videos, none included, anywhere in its text. Media
-values are sentinels or `file://` URIs under the media root.
+prompt [{role, content with <video>}], videos [{video}], extra_info JSON {answer, question_type: mcq
+| tvg | oe, and optionally id, options, facts, source}, data_source (optional). A row without
+question_type (LongVT's) is of the type that its content tells. The user message has as many
+`<video>` slots as there are videos, none included, anywhere in its text. Media values are sentinels
+or `file://` URIs under the media root.
 """
 
 import collections
@@ -36,8 +38,11 @@ _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """Which rows are asked for. question_types, sources: only these, () for all; max_rows: a sub-sample of so many, 0 for all;
-  max_bad_share: of the rows asked for that may be broken where broken rows are skipped."""
+  """Which rows are asked for. question_types, sources: only these, () for all; max_rows: a
+  sub-sample of so many, 0 for all; max_bad_share: of the rows asked for that may be broken where
+  broken rows are skipped.
+  """
+
   question_types: tuple[str, ...]
   sources: tuple[str, ...]
   max_rows: int
@@ -47,23 +52,29 @@ class Wanted:
 EVERY = Wanted((), (), 0, 1.0)
 
 
-def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
-             counts: collections.Counter, listed: list[str] | None = None, wanted: Wanted = EVERY, seed: int = 0) -> list[Task]:
+def rl_tasks(
+  files: Sequence[str | os.PathLike],
+  media_root: str | os.PathLike,
+  options: RowOptions,
+  counts: collections.Counter,
+  listed: list[str] | None = None,
+  wanted: Wanted = EVERY,
+  seed: int = 0,
+) -> list[Task]:
   """The tasks of RL parquet files, in the order of files and rows.
 
-  Ids come from extra_info.id, else 'file:row'. A system message of the row (it may carry its own tool block) is kept in
-  facts['system'].
+  Ids come from extra_info.id, else 'file:row'. A system message of the row (it may carry its own
+  tool block) is kept in facts['system'].
 
   Args:
-    files: parquet files.
-    media_root: folder that holds the media.
-    options: what to do with broken rows.
-    counts: counts[reason] grows by the broken rows that were left out. listed: gets a line for each of them.
-    wanted: which rows are asked for. Of a row of another type or source nothing else is looked at, its media need not be there.
-    seed: of the sub-sample.
+    files: parquet files. media_root: folder that holds the media. options: what to do with broken
+    rows. counts: counts[reason] grows by the broken rows that were left out. listed: gets a line
+    for each of them. wanted: which rows are asked for. Of a row of another type or source nothing
+    else is looked at, its media need not be there. seed: of the sub-sample.
 
   Raises:
-    DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be skipped; too many of them;
+    DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be
+    skipped; too many of them;
       no row left; a source that no row has.
   """
   seen: dict[str, str] = {}
@@ -75,25 +86,44 @@ def rl_tasks(files: Sequence[str | os.PathLike], media_root: str | os.PathLike, 
       return None
     task = _task(row, info, name, media_root, options)
     if task.id in seen:
-      raise Broken(f'extra_info.id: got {task.id!r} again (first in {seen[task.id]}), wanted one id per row', 'duplicate_id')
+      raise Broken(
+        f'extra_info.id: got {task.id!r} again (first in {seen[task.id]}), wanted one id per row',
+        'duplicate_id',
+      )
     seen[task.id] = name
     told.update([info['question_type']] if inferred else [])
     return task
 
-  found = fields.read(files, ('prompt', 'videos', 'extra_info'), parse, options, counts, listed, optional=('data_source', 'images'),
-                      max_bad_share=wanted.max_bad_share)
+  found = fields.read(
+    files,
+    ('prompt', 'videos', 'extra_info'),
+    parse,
+    options,
+    counts,
+    listed,
+    optional=('data_source', 'images'),
+    max_bad_share=wanted.max_bad_share,
+  )
   filters.check([str(file) for file in files])
   if told:
-    logging.getLogger(__name__).warning('%s: %d rows have no question_type; by what they hold they are %s', [str(file) for file in files],
-                                        told.total(), fields.worded(told))
+    logging.getLogger(__name__).warning(
+      '%s: %d rows have no question_type; by what they hold they are %s',
+      [str(file) for file in files],
+      told.total(),
+      fields.worded(told),
+    )
   return subsample(found, wanted.max_rows, seed)
 
 
 def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:
-  """`count` tasks (0: all) in their order, drawn by seed and task id: the same on every machine; a larger count only adds."""
+  """`count` tasks (0: all) in their order, drawn by seed and task id: the same on every machine; a
+  larger count only adds.
+  """
   if not count or count >= len(tasks):
     return tasks
-  drawn = heapq.nsmallest(count, range(len(tasks)), key=lambda i: seeds.at(seed, 'subsample', tasks[i].id))
+  drawn = heapq.nsmallest(
+    count, range(len(tasks)), key=lambda i: seeds.at(seed, 'subsample', tasks[i].id)
+  )
   return [tasks[i] for i in sorted(drawn)]
 
 
@@ -121,38 +151,62 @@ class _Filters:
     absent = [source for source in self._wanted.sources if source not in self._sources]
     if absent:
       there = ', '.join(f'{source!r} {count}' for source, count in self._sources.most_common(20))
-      raise DataError(f'data.sources: got {absent[0]!r}, wanted sources that {files} have (rows: {there}); correct the name')
+      raise DataError(
+        f'data.sources: got {absent[0]!r}, wanted sources that {files} have (rows: {there}); '
+        'correct the name'
+      )
     if not self._kept:
-      removed = ' and '.join(f'data.{knob}={getattr(self._wanted, knob)} {count}' for knob, count in self._removed.items())
-      raise DataError(f'{files}: got no row that is asked for: of {self._sources.total()}, {removed} were removed; '
-                      'widen the filters')
+      removed = ' and '.join(
+        f'data.{knob}={getattr(self._wanted, knob)} {count}'
+        for knob, count in self._removed.items()
+      )
+      raise DataError(
+        f'{files}: got no row that is asked for: of {self._sources.total()}, {removed} were '
+        'removed; '
+        'widen the filters'
+      )
 
 
 def _info(row: dict) -> tuple[dict, bool]:
   """extra_info, its question_type one of TYPES; and whether that was told by what the row holds."""
   info = fields.decoded(row['extra_info'], 'extra_info')
   if not isinstance(info, dict):
-    raise Broken(f'extra_info: got {fields.short(info)}, wanted a JSON object with answer and question_type')
+    raise Broken(
+      f'extra_info: got {fields.short(info)}, wanted a JSON object with answer and question_type'
+    )
   inferred = info.get('question_type') in (None, '')
   if inferred:
     info = {**info, 'question_type': _type(row, info)}
   if info['question_type'] not in TYPES:
-    raise Broken(f'extra_info.question_type: got {info["question_type"]!r}, wanted mcq, tvg or oe', 'question_type')
+    raise Broken(
+      f'extra_info.question_type: got {info["question_type"]!r}, wanted mcq, tvg or oe',
+      'question_type',
+    )
   return info, inferred
 
 
 def _type(row: dict, info: dict) -> str:
-  """What a row asks that does not say so: with options mcq, with a span for an answer tvg, else oe. Raises Broken for both."""
+  """What a row asks that does not say so: with options mcq, with a span for an answer tvg, else oe.
+  Raises Broken for both.
+  """
   prompt = fields.decoded(row['prompt'], 'prompt')
-  asked = [message.get('content') for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
+  asked = (
+    [message.get('content') for message in prompt if isinstance(message, dict)]
+    if isinstance(prompt, list)
+    else []
+  )
   text = '\n'.join(content for content in asked if isinstance(content, str)).replace('\r\n', '\n')
   options = bool(info.get('options')) or len(_options(_OPTION.findall(text))) >= 2
   answer = info.get('answer')
   pair = isinstance(answer, (list, tuple)) and len(answer) == 2
   span = pair or (isinstance(answer, str) and bool(_SPAN.fullmatch(answer)))
   if options and span:
-    raise Broken(f'extra_info: got no question_type, options and the span {fields.short(answer)}, wanted question_type: mcq or tvg cannot be '
-                 'told', 'question_type')
+    raise Broken(
+      f'extra_info: got no question_type, options and the span {fields.short(answer)}, '
+      'wanted question_type: mcq or tvg cannot be '
+      'told',
+      'question_type',
+    )
   return 'mcq' if options else 'tvg' if span else 'oe'
 
 
@@ -166,27 +220,54 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
   for message in prompt:
     role, content = message.get('role'), message.get('content')
     if role not in texts or not isinstance(content, str):
-      raise Broken(f'prompt: got role {role!r} with content of type {type(content).__name__}, wanted system or user with text')
+      raise Broken(
+        f'prompt: got role {role!r} with content of type {type(content).__name__}, wanted '
+        'system or user with text'
+      )
     texts[role].append(content)
   if fields.decoded(row.get('images') or None, 'images'):
-    raise Broken(f'images: got {fields.short(row["images"])}, wanted none: the agent looks at videos; leave such rows out', 'images')
+    raise Broken(
+      f'images: got {fields.short(row["images"])}, wanted none: the agent looks at videos; '
+      'leave such rows out',
+      'images',
+    )
   videos = fields.decoded(row['videos'], 'videos') or []
   videos = fields.list_of_dicts(videos, 'videos') if videos else []
   if len(texts['user']) != 1 or texts['user'][0].count(VIDEO) != len(videos):
-    raise Broken(f'prompt: got {len(texts["user"])} user messages with {"".join(texts["user"]).count(VIDEO)} {VIDEO}, '
-                 f'wanted one message with {len(videos)}, one for each of `videos`', 'slots')
+    raise Broken(
+      f'prompt: got {len(texts["user"])} user messages with '
+      f'{"".join(texts["user"]).count(VIDEO)} {VIDEO}, '
+      f'wanted one message with {len(videos)}, one for each of `videos`',
+      'slots',
+    )
   text, slots = _slots(texts['user'][0].replace('\r\n', '\n'))
   question, choices = _question(text, slots, info)
   facts = fields.decoded(info.get('facts') or {}, 'extra_info.facts')
-  if not isinstance(facts, dict) or not isinstance(facts.get('system', ''), str) or not _is_finite(facts):
-    raise Broken(f'extra_info.facts: got {fields.short(facts)}, wanted an object of finite numbers (its `system`, if any, '
-                 'a text)')
+  if (
+    not isinstance(facts, dict)
+    or not isinstance(facts.get('system', ''), str)
+    or not _is_finite(facts)
+  ):
+    raise Broken(
+      f'extra_info.facts: got {fields.short(facts)}, wanted an object of finite numbers (its '
+      '`system`, if any, '
+      'a text)'
+    )
   if texts['system']:
     facts = {**facts, 'system': '\n'.join(texts['system'])}
   own = info.get('id')
   paths = tuple(fields.media(video.get('video'), 'videos', root, options) for video in videos)
-  return Task(id=name if own in (None, '') else str(own), videos=paths, question=question, question_type=info['question_type'],
-              answer=_gold(info, choices), options=choices, source=_source(row, info), facts=facts, slots=slots)
+  return Task(
+    id=name if own in (None, '') else str(own),
+    videos=paths,
+    question=question,
+    question_type=info['question_type'],
+    answer=_gold(info, choices),
+    options=choices,
+    source=_source(row, info),
+    facts=facts,
+    slots=slots,
+  )
 
 
 def _is_finite(facts: dict) -> bool:
@@ -199,7 +280,9 @@ def _is_finite(facts: dict) -> bool:
 
 
 def _slots(content: str) -> tuple[str, tuple[int, ...]]:
-  """A user message without its `<video>`s, stripped; and where in it they stood, () when all stood at its start."""
+  """A user message without its `<video>`s, stripped; and where in it they stood, () when all stood
+  at its start.
+  """
   first, *rest = content.split(VIDEO)
   text, slots = first, []
   for piece in rest:
@@ -211,8 +294,9 @@ def _slots(content: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple[str, ...]]:
-  """What the user is asked, and the options' texts without letters (empty unless mcq); of several videos, one that stands in an
-  option is told by its label."""
+  """What the user is asked, and the options' texts without letters (empty unless mcq); of several
+  videos, one that stands in an option is told by its label.
+  """
   kind = info['question_type']
   if not text:
     raise Broken(f'prompt: got nothing beside {VIDEO}, wanted a question', 'no_question')
@@ -220,18 +304,26 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
     return text, ()
   labelled = text
   for number in range(len(slots), 0, -1) if len(slots) > 1 else ():
-    labelled = labelled[:slots[number - 1]] + label(number) + labelled[slots[number - 1]:]
+    labelled = labelled[: slots[number - 1]] + label(number) + labelled[slots[number - 1] :]
   written = _options(_OPTION.findall(labelled))
   if len(written) == len(LETTERS) and _ELEVENTH.search(labelled):
-    raise Broken(f'prompt: got more than {len(LETTERS)} options, wanted A. to J. at most', 'options')
+    raise Broken(
+      f'prompt: got more than {len(LETTERS)} options, wanted A. to J. at most', 'options'
+    )
   given = _given(info)
   if not given:
     if len(written) < 2:
-      raise Broken(f'prompt: got {len(written)} options, wanted two or more in order, A. to J., each on a line of its own',
-                   'options')
+      raise Broken(
+        f'prompt: got {len(written)} options, wanted two or more in order, A. to J., each on '
+        'a line of its own',
+        'options',
+      )
     return text, written
   if len(given) > len(LETTERS):
-    raise Broken(f'extra_info.options: got {len(given)} options, wanted {len(LETTERS)} at most, A. to J.', 'options')
+    raise Broken(
+      f'extra_info.options: got {len(given)} options, wanted {len(LETTERS)} at most, A. to J.',
+      'options',
+    )
   choices = _options(_OPTION.findall('\n'.join(given)))
   choices = choices if len(choices) == len(given) else tuple(option.strip() for option in given)
   if len(written) != len(choices):
@@ -240,19 +332,30 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
 
 
 def _given(info: dict) -> list[str]:
-  """extra_info.options as a list; it may be JSON text, or an object by letter. [] when there are none."""
+  """extra_info.options as a list; it may be JSON text, or an object by letter. [] when there are
+  none.
+  """
   given = info.get('options')
   if isinstance(given, str) and given.strip():
     given = fields.decoded(given, 'extra_info.options')
   if isinstance(given, dict):
-    held = {str(letter).strip(): text for letter, text in given.items() if text is not None}   # parquet fills with nulls
-    if sorted(held) != list(LETTERS[:len(held)]):
-      raise Broken(f'extra_info.options: got the keys {sorted(held)}, wanted A, B, ... in order, J at most', 'options')
+    held = {
+      str(letter).strip(): text for letter, text in given.items() if text is not None
+    }  # parquet fills with nulls
+    if sorted(held) != list(LETTERS[: len(held)]):
+      raise Broken(
+        f'extra_info.options: got the keys {sorted(held)}, wanted A, B, ... in order, J at most',
+        'options',
+      )
     given = [held[letter] for letter in sorted(held)]
   if given is None or given in ('', []):
     return []
-  if not isinstance(given, list) or not all(isinstance(option, str) and option.strip() for option in given):
-    raise Broken(f'extra_info.options: got {fields.short(given)}, wanted a list of texts', 'options')
+  if not isinstance(given, list) or not all(
+    isinstance(option, str) and option.strip() for option in given
+  ):
+    raise Broken(
+      f'extra_info.options: got {fields.short(given)}, wanted a list of texts', 'options'
+    )
   return given
 
 
@@ -270,32 +373,51 @@ def _gold(info: dict, options: tuple[str, ...]) -> str:
     return _letter(answer, options)
   if kind == 'tvg':
     return _span(answer)
-  if (isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip()
-      or (isinstance(answer, float) and not math.isfinite(answer))):
+  if (
+    isinstance(answer, bool)
+    or not isinstance(answer, (str, int, float))
+    or not str(answer).strip()
+    or (isinstance(answer, float) and not math.isfinite(answer))
+  ):
     raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted a text', 'answer')
   return str(answer).strip()
 
 
 def _letter(answer: Any, options: tuple[str, ...]) -> str:
-  """The letter of a gold answer: a letter, one with its option, or an option's text. Raises Broken unless it is one option only."""
+  """The letter of a gold answer: a letter, one with its option, or an option's text. Raises Broken
+  unless it is one option only.
+  """
   folded = [option.strip().casefold() for option in options]
   for first, second in itertools.combinations(range(len(options)), 2):
     if folded[first] == folded[second] and options[first].strip() != options[second].strip():
-      raise Broken(f'options: {LETTERS[first]} and {LETTERS[second]} differ only in case ({fields.short(options[first])}), wanted '
-                   'options that differ', 'options')
+      raise Broken(
+        f'options: {LETTERS[first]} and {LETTERS[second]} differ only in case '
+        f'({fields.short(options[first])}), wanted '
+        'options that differ',
+        'options',
+      )
   text = answer.strip() if isinstance(answer, str) else ''
   match = re.fullmatch(r'\(?([A-J])\)?(?:[.):](.*))?', text, re.DOTALL)
-  letter = match[1] if match and match[1] in LETTERS[:len(options)] else None
+  letter = match[1] if match and match[1] in LETTERS[: len(options)] else None
   rest = (match[2] or '').strip().casefold() if letter else ''
   if letter and rest in folded and folded[LETTERS.index(letter)] != rest:
-    raise Broken(f'extra_info.answer: {fields.short(answer)} is the letter of one option and the text of another, wanted one', 'answer')
+    raise Broken(
+      f'extra_info.answer: {fields.short(answer)} is the letter of one option and the text '
+      'of another, wanted one',
+      'answer',
+    )
   if letter is None:
     places = [i for i, option in enumerate(folded) if text and option == text.casefold()]
     letter = LETTERS[places[0]] if places else None
   if letter is None or not 2 <= len(options) <= len(LETTERS):
-    raise Broken(f'extra_info.answer: {fields.short(answer)} is not one of {len(options)} options', 'answer')
+    raise Broken(
+      f'extra_info.answer: {fields.short(answer)} is not one of {len(options)} options', 'answer'
+    )
   if folded.count(folded[LETTERS.index(letter)]) > 1:
-    raise Broken(f'extra_info.answer: {fields.short(answer)} stands among the options twice, wanted it once', 'answer')
+    raise Broken(
+      f'extra_info.answer: {fields.short(answer)} stands among the options twice, wanted it once',
+      'answer',
+    )
   return letter
 
 
@@ -303,8 +425,15 @@ def _span(answer: Any) -> str:
   """'start,end' of [start, end] or of a text such as '3.5, 7', '[3.5, 7]' or '3.5 - 7'."""
   match = _SPAN.fullmatch(answer) if isinstance(answer, str) else None
   pair = [match[1], match[2]] if match else answer
-  numbers = [fields.seconds(number, 'extra_info.answer') for number in pair] if isinstance(pair, list) else []
+  numbers = (
+    [fields.seconds(number, 'extra_info.answer') for number in pair]
+    if isinstance(pair, list)
+    else []
+  )
   if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
-    raise Broken(f'extra_info.answer: got {fields.short(answer)}, wanted [start, end] in seconds with 0 <= start < end',
-                 'answer')
+    raise Broken(
+      f'extra_info.answer: got {fields.short(answer)}, wanted [start, end] in seconds with 0 '
+      '<= start < end',
+      'answer',
+    )
   return f'{numbers[0]:.10g},{numbers[1]:.10g}'

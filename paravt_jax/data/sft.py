@@ -1,4 +1,6 @@
-"""Conversations to samples: tokens, frames and the target mask, by the very template that the agent loop uses."""
+"""Conversations to samples: tokens, frames and the target mask, by the very template that the agent
+loop uses.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,17 +17,19 @@ from paravt_jax.types import Clip, Window
 from paravt_jax.video import patches, sampling, stills
 from paravt_jax.video.readers import VideoInfo
 
-MASK = 'mask'                # extras: 1 on target tokens
+MASK = 'mask'  # extras: 1 on target tokens
 Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
-PASSING = ('timeout', 'crashed')     # reasons that a busy machine may give, too: asked once more
+PASSING = ('timeout', 'crashed')  # reasons that a busy machine may give, too: asked once more
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameOptions:
-  """How SFT samples frames. rate: frames/s where a row names no number; max_frames: of an overview without one, and of a
-  window. min_frames: of a window. min_pixels, max_pixels: area of a frame. image_max_pixels: of a still image, which is worth
-  more of them. think_prefix: the opening that rollouts pin.
+  """How SFT samples frames. rate: frames/s where a row names no number; max_frames: of an overview
+  without one, and of a window. min_frames: of a window. min_pixels, max_pixels: area of a frame.
+  image_max_pixels: of a still image, which is worth more of them. think_prefix: the opening that
+  rollouts pin.
   """
+
   rate: float
   min_frames: int
   max_frames: int
@@ -38,7 +42,9 @@ class FrameOptions:
 class Frames(Protocol):
   """What decodes: a DecodePool, or a batches.FrameBank before one."""
 
-  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  def frames_sync(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """The frames shown at `seconds`."""
 
   def probe_sync(self, path: str) -> VideoInfo:
@@ -46,22 +52,36 @@ class Frames(Protocol):
 
 
 def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.ndarray:
-  """float64[n] seconds to look at: a window as a sub-agent samples it, a whole video as an overview of its budget K."""
+  """float64[n] seconds to look at: a window as a sub-agent samples it, a whole video as an overview
+  of its budget K.
+  """
   if ref.start is None and ref.end is None:
     budget = ref.num_frames or min(options.max_frames, max(1, int(info.duration * options.rate)))
     return sampling.overview_times(info.duration, budget, info.fps)
   start = min(max(ref.start or 0.0, 0.0), info.duration)
   end = min(info.duration if ref.end is None else ref.end, info.duration)
   if start >= end:
-    raise MediaError(f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of {info.duration:.1f} s, wanted '
-                     f'start < end inside it; fix the row', 'window')
-  return sampling.window_times(Window(start, end, ref.num_frames), fps=options.rate, min_frames=options.min_frames,
-                               max_frames=options.max_frames)
+    raise MediaError(
+      f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of '
+      f'{info.duration:.1f} s, wanted '
+      f'start < end inside it; fix the row',
+      'window',
+    )
+  return sampling.window_times(
+    Window(start, end, ref.num_frames),
+    fps=options.rate,
+    min_frames=options.min_frames,
+    max_frames=options.max_frames,
+  )
 
 
-def decoded(frames: Frames, options: FrameOptions, repeated: Callable[[int], None] | None = None) -> Media:
-  """Media as they are: decoded frames after their times, each once, images resized once. repeated: hears how many frames of a
-  video were left out because they were shown already."""
+def decoded(
+  frames: Frames, options: FrameOptions, repeated: Callable[[int], None] | None = None
+) -> Media:
+  """Media as they are: decoded frames after their times, each once, images resized once. repeated:
+  hears how many frames of a video were left out because they were shown already.
+  """
+
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
@@ -72,27 +92,40 @@ def decoded(frames: Frames, options: FrameOptions, repeated: Callable[[int], Non
     if repeated is not None:
       repeated(left_out)
     return template.frame_pieces(clip.frames, clip.seconds)
+
   return media
 
 
 def sized(frames: Frames, options: FrameOptions) -> Media:
-  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths only, the pixels are 0.
+  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths
+  only, the pixels are 0.
 
   At a varying rate no fewer frames than are shown: repeats are known only once they are decoded.
   """
+
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       height, width = stills.size(ref.path)
-      return [np.broadcast_to(np.uint8(0), (*patches.target_size(height, width, options.min_pixels, options.image_max_pixels), 3))]
+      return [
+        np.broadcast_to(
+          np.uint8(0),
+          (*patches.target_size(height, width, options.min_pixels, options.image_max_pixels), 3),
+        )
+      ]
     info = _patiently(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
     if len(times) > info.num_frames:
-      shown = np.unique(shown)[-info.num_frames:] if ref.start is None and ref.end is None else shown[-info.num_frames:]
+      shown = (
+        np.unique(shown)[-info.num_frames :]
+        if ref.start is None and ref.end is None
+        else shown[-info.num_frames :]
+      )
     elif ref.start is not None or ref.end is not None:
       shown = np.where(shown < _since(ref), times, shown)
     size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
     return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(shown), shown)
+
   return media
 
 
@@ -101,32 +134,43 @@ def _since(ref: VideoRef) -> float:
   return max(ref.start or 0.0, 0.0)
 
 
-def sample(tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions) -> Sample:
-  """One conversation as tokens (image placeholders not expanded), frames, and extras {'mask': float32[n]}.
+def sample(
+  tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions
+) -> Sample:
+  """One conversation as tokens (image placeholders not expanded), frames, and extras {'mask':
+  float32[n]}.
 
-  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>` included, unless the row
-  masks the turn; 0 elsewhere. System texts
-  without a `<tools>` block are replaced by ours.
+  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>`
+  included, unless the row masks the turn; 0 elsewhere. System texts without a `<tools>` block are
+  replaced by ours.
 
   Raises:
     MediaError: a video or an image cannot be read.
     ChatError: an assistant turn holds an image.
   """
-  messages = [(message.role, _pieces(message.role, message.parts, media)) for message in conversation.messages]
-  segments = spans.conversation(tok, messages, options.think_prefix, [message.trained for message in conversation.messages])
+  messages = [
+    (message.role, _pieces(message.role, message.parts, media)) for message in conversation.messages
+  ]
+  segments = spans.conversation(
+    tok, messages, options.think_prefix, [message.trained for message in conversation.messages]
+  )
   ids = np.concatenate([np.zeros(0, np.int32), *(segment.ids for segment in segments)])
   images = tuple(image for segment in segments for image in segment.images)
   return Sample(ids, images, {MASK: spans.sampled_mask(segments).astype(np.float32)})
 
 
-def _pieces(role: str, parts: Sequence[str | VideoRef | ImageRef], media: Media) -> list[template.Piece]:
+def _pieces(
+  role: str, parts: Sequence[str | VideoRef | ImageRef], media: Media
+) -> list[template.Piece]:
   if role == 'system':
     return [prompts.system(''.join(part for part in parts if isinstance(part, str)))]
   return [piece for part in parts for piece in ([part] if isinstance(part, str) else media(part))]
 
 
 def _patiently(ask: Callable, *arguments):
-  """What `ask` answers; where a worker was late or died, it is asked once more, so that a busy moment costs no sample."""
+  """What `ask` answers; where a worker was late or died, it is asked once more, so that a busy
+  moment costs no sample.
+  """
   try:
     return ask(*arguments)
   except MediaError as error:

@@ -1,7 +1,9 @@
-"""SFT rows by number: a source's parquet files are opened, not parsed; a row becomes a `Conversation` when it is asked for.
+"""SFT rows by number: a source's parquet files are opened, not parsed; a row becomes a
+`Conversation` when it is asked for.
 
-With a cache folder the column `messages` of each file lies there as an Arrow file that is mapped into memory, so that opening it
-again is quick and a hundred thousand rows take next to no memory; without one it is kept in memory as Arrow text.
+With a cache folder the column `messages` of each file lies there as an Arrow file that is mapped
+into memory, so that opening it again is quick and a hundred thousand rows take next to no memory;
+without one it is kept in memory as Arrow text.
 
   <folder>/rows/<digest of the parquet file>.arrow     column messages, in the file's order; metadata: provenance
 """
@@ -23,13 +25,16 @@ from paravt_jax.data.conversations import Conversation
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import DataError
 
-VERSION = 1                  # of the cached files; raise when the same parquet file gives other content
-_BATCH = 1024                # rows read at a time
+VERSION = 1  # of the cached files; raise when the same parquet file gives other content
+_BATCH = 1024  # rows read at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One parquet file. digest: of its content; first: the number of its first row within the table; rows: how many it has."""
+  """One parquet file. digest: of its content; first: the number of its first row within the table;
+  rows: how many it has.
+  """
+
   path: pathlib.Path
   digest: str
   first: int
@@ -37,25 +42,31 @@ class Shard:
 
 
 class Table(Sequence):
-  """The conversations of some parquet files, in the order of files and rows; nothing is parsed before it is asked for.
+  """The conversations of some parquet files, in the order of files and rows; nothing is parsed
+  before it is asked for.
 
   Safe to use from several threads.
 
   Args:
-    files: parquet files with a column `messages`; they may be empty.
-    media_root: where media paths lie.
-    options: `require_media` makes a row without its media broken; `skip_bad_rows` is the caller's business.
-    folder: a cache, made if missing; None keeps the text in memory. What cannot be written there is kept in memory.
+    files: parquet files with a column `messages`; they may be empty. media_root: where media paths
+    lie. options: `require_media` makes a row without its media broken; `skip_bad_rows` is the
+    caller's business. folder: a cache, made if missing; None keeps the text in memory. What cannot
+    be written there is kept in memory.
 
   Raises:
     DataError: a file is missing, or no parquet file with that column.
   """
 
-  def __init__(self, files: Sequence[str | os.PathLike], media_root: str | os.PathLike, options: RowOptions,
-               folder: str | os.PathLike | None = None):
+  def __init__(
+    self,
+    files: Sequence[str | os.PathLike],
+    media_root: str | os.PathLike,
+    options: RowOptions,
+    folder: str | os.PathLike | None = None,
+  ):
     self._root, self._options = media_root, options
     self._columns: list[pa.ChunkedArray] = []
-    self._starts: list[list[int]] = []               # of each shard: the first row of each of its chunks
+    self._starts: list[list[int]] = []  # of each shard: the first row of each of its chunks
     shards, first = [], 0
     for file in map(pathlib.Path, files):
       digest = _digest(file)
@@ -75,7 +86,9 @@ class Table(Sequence):
     """(number of the shard, row within it)."""
     if not 0 <= row < self._rows:
       raise IndexError(f'row {row} of a table of {self._rows} rows')
-    shard = bisect.bisect_right(self._firsts, row) - 1    # the last that begins there: empty ones before it are passed over
+    shard = (
+      bisect.bisect_right(self._firsts, row) - 1
+    )  # the last that begins there: empty ones before it are passed over
     return shard, row - self._firsts[shard]
 
   def name(self, row: int) -> str:
@@ -84,12 +97,16 @@ class Table(Sequence):
     return f'{self.shards[shard].path.name}:{inner}'
 
   def __getitem__(self, row: int) -> Conversation:
-    """One row. Raises fields.Broken, or DataError for a media path that cannot be one; IndexError beyond the end."""
+    """One row. Raises fields.Broken, or DataError for a media path that cannot be one; IndexError
+    beyond the end.
+    """
     shard, inner = self.locate(row)
     starts = self._starts[shard]
     chunk = bisect.bisect_right(starts, inner) - 1
     value = self._columns[shard].chunk(chunk)[inner - starts[chunk]].as_py()
-    return conversations.conversation(value, f'{self.shards[shard].path.name}:{inner}', self._root, self._options)
+    return conversations.conversation(
+      value, f'{self.shards[shard].path.name}:{inner}', self._root, self._options
+    )
 
   @property
   def identity(self) -> tuple[tuple[str, str], ...]:
@@ -106,24 +123,33 @@ def _ends(column: pa.ChunkedArray) -> Iterator[int]:
 
 def _digest(file: pathlib.Path) -> str:
   if not file.is_file():
-    raise DataError(f'{file}: no such file, wanted a parquet file with column {conversations.COLUMN}; check the data paths')
+    raise DataError(
+      f'{file}: no such file, wanted a parquet file with column {conversations.COLUMN}; '
+      'check the data paths'
+    )
   return provenance.digest(file)
 
 
 def _column(file: pathlib.Path, digest: str, folder: pathlib.Path | None) -> pa.ChunkedArray:
-  """The column `messages`: mapped from the cache, which is filled first where it can be, else read into memory."""
+  """The column `messages`: mapped from the cache, which is filled first where it can be, else read
+  into memory.
+  """
   if folder is None:
     return _read(file)
   target = folder / 'rows' / f'{digest}-{VERSION}.arrow'
   try:
     try:
       return _mapped(target)
-    except (FileNotFoundError, pa.ArrowInvalid):       # not there yet, or damaged
+    except (FileNotFoundError, pa.ArrowInvalid):  # not there yet, or damaged
       _write(file, target)
       return _mapped(target)
   except (OSError, pa.ArrowInvalid) as error:
-    logging.getLogger(__name__).warning('%s: cannot be used as a cache (%s); rows are kept in memory, wanted room for them: free '
-                                        'some space or set data.cache_folder elsewhere', target, error)
+    logging.getLogger(__name__).warning(
+      '%s: cannot be used as a cache (%s); rows are kept in memory, wanted room for them: free '
+      'some space or set data.cache_folder elsewhere',
+      target,
+      error,
+    )
     return _read(file)
 
 
@@ -138,7 +164,9 @@ def _read(file: pathlib.Path) -> pa.ChunkedArray:
 
 
 def _write(file: pathlib.Path, target: pathlib.Path) -> None:
-  """Fills the cache, a batch of rows at a time. Raises OSError when the folder cannot be written."""
+  """Fills the cache, a batch of rows at a time. Raises OSError when the folder cannot be
+  written.
+  """
   schema, batches = _batches(file)
   record = json.dumps(provenance.record('data.table', VERSION, [file], {}))
 
@@ -159,14 +187,18 @@ def _batches(file: pathlib.Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
   names = parquet.schema_arrow.names
   if conversations.COLUMN not in names:
     parquet.close()
-    raise DataError(f'{file}: got columns {names}, wanted {conversations.COLUMN}; check the data paths')
+    raise DataError(
+      f'{file}: got columns {names}, wanted {conversations.COLUMN}; check the data paths'
+    )
   kind = parquet.schema_arrow.field(conversations.COLUMN).type
   plain = kind.value_type if pa.types.is_dictionary(kind) else kind
   schema = pa.schema([(conversations.COLUMN, plain)])
   return schema, _iterate(file, parquet, schema)
 
 
-def _iterate(file: pathlib.Path, parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _iterate(
+  file: pathlib.Path, parquet: pq.ParquetFile, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
   with parquet:
     batches = parquet.iter_batches(batch_size=_BATCH, columns=[conversations.COLUMN])
     while True:
@@ -177,7 +209,10 @@ def _iterate(file: pathlib.Path, parquet: pq.ParquetFile, schema: pa.Schema) -> 
       if batch is None:
         return
       column = batch.column(0)
-      yield pa.record_batch([column.dictionary_decode() if pa.types.is_dictionary(column.type) else column], schema=schema)
+      yield pa.record_batch(
+        [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column],
+        schema=schema,
+      )
 
 
 def _unreadable(file: pathlib.Path, error: Exception) -> DataError:

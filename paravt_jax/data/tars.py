@@ -41,12 +41,17 @@ PACKINGS = {
   'tar.lzma': (b'\x5d\0\0', lzma.open),
 }
 _BLOCK = tarfile.BLOCKSIZE
-_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
-               tarfile.GNUTYPE_LONGLINK)
-_LONGEST_EXTENSION = 1 << 20        # in bytes: such a header is read whole into memory
+_EXTENSIONS = (
+  tarfile.XHDTYPE,
+  tarfile.XGLTYPE,
+  tarfile.SOLARIS_XHDTYPE,
+  tarfile.GNUTYPE_LONGNAME,
+  tarfile.GNUTYPE_LONGLINK,
+)
+_LONGEST_EXTENSION = 1 << 20  # in bytes: such a header is read whole into memory
 _REST = b'M'
-_MOST_ZEROS = 1 << 20               # in bytes, after the end mark; tapes were padded to less
-_RECORD = 10240                     # in bytes: what an empty tar has
+_MOST_ZEROS = 1 << 20  # in bytes, after the end mark; tapes were padded to less
+_RECORD = 10240  # in bytes: what an empty tar has
 
 
 class _Broken(Exception):
@@ -59,7 +64,7 @@ def listing(archive: Archive, spend: Callable[[int], None]) -> Listing:
   spend(n): n more bytes of a packed tar were read.
   """
   found, left = Listing(), 0
-  held: dict[str, Member] = {}    # by name, for hard links
+  held: dict[str, Member] = {}  # by name, for hard links
   for number, info, content in entries(archive, spend):
     if is_left_behind(info.name):
       left += not info.isdir()
@@ -97,8 +102,9 @@ def _problem(info: tarfile.TarInfo) -> str:
   return '' if info.isreg() or info.isdir() or info.islnk() else 'a link or device'
 
 
-def entries(archive: Archive, spend: Callable[[int], None] = lambda count: None
-            ) -> Iterator[tuple[int, tarfile.TarInfo, Iterator[bytes] | None]]:
+def entries(
+  archive: Archive, spend: Callable[[int], None] = lambda count: None
+) -> Iterator[tuple[int, tarfile.TarInfo, Iterator[bytes] | None]]:
   """(number, header, content) of a tar's entries.
 
   content: pieces, to be read before the next entry; None in a plain tar. Both raise DataError for
@@ -114,31 +120,50 @@ def entries(archive: Archive, spend: Callable[[int], None] = lambda count: None
       unpacked = stack.enter_context(PACKINGS[kind][1](_Counted(raw, spend)))
       plain = _Bounded(unpacked, path, max(archive_members.FLOOR, RATIO * size))
     try:
-      tar = stack.enter_context(tarfile.open(
-          fileobj=plain, mode='r|' if archive.is_stream else 'r:', bufsize=CHUNK, tarinfo=strict,
-          ignore_zeros=True))
+      tar = stack.enter_context(
+        tarfile.open(
+          fileobj=plain,
+          mode='r|' if archive.is_stream else 'r:',
+          bufsize=CHUNK,
+          tarinfo=strict,
+          ignore_zeros=True,
+        )
+      )
       number = -1
       for number, info in enumerate(tar):
-        is_cut = (not archive.is_stream and info.isreg() and not info.issparse()
-                  and info.offset_data + info.size > size)
+        is_cut = (
+          not archive.is_stream
+          and info.isreg()
+          and not info.issparse()
+          and info.offset_data + info.size > size
+        )
         if info.size < 0 or is_cut:
           raise damaged(path, kind, f'member {info.name!r} ends after the file')
         if strict.between and not _is_joint(strict.between, info.offset):
-          raise damaged(path, kind, f'{strict.between * _BLOCK} bytes of zeros before byte '
-                                    f'{info.offset}, which is how a download with a hole looks')
+          raise damaged(
+            path,
+            kind,
+            f'{strict.between * _BLOCK} bytes of zeros before byte '
+            f'{info.offset}, which is how a download with a hole looks',
+          )
         strict.between = 0
         content = archive.is_stream and info.isreg()
         yield number, info, _content(path, kind, tar, info) if content else None
     except _Broken as error:
       at = tar.offset if tar else 0
-      raise damaged(path, kind, f'{error}; at byte {at}' if strict.zeros else
-                    f'no end mark: it is cut, or the header at byte {at} is broken') from error
+      raise damaged(
+        path,
+        kind,
+        f'{error}; at byte {at}'
+        if strict.zeros
+        else f'no end mark: it is cut, or the header at byte {at} is broken',
+      ) from error
     if strict.zeros < 2:
       raise damaged(path, kind, 'no end mark of two blocks of zeros: it is cut')
     if number < 0 and strict.zeros * _BLOCK > _RECORD:
       raise damaged(path, kind, 'nothing but zeros')
     while archive.is_stream and plain.read(CHUNK):
-      pass    # the packing's own checksum stands at its end
+      pass  # the packing's own checksum stands at its end
 
 
 def _is_joint(zeros: int, at: int) -> bool:
@@ -154,15 +179,17 @@ def _strict() -> type[tarfile.TarInfo]:
 
   zeros: zero blocks since the last header. between: zero blocks before that one.
   """
+
   class Strict(tarfile.TarInfo):
     """See `_strict`."""
+
     zeros = between = 0
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
       """As in tarfile, but strict."""
       if not buf and cls.zeros:
-        return super().frombuf(buf, encoding, errors)    # the end of the file, after the mark
+        return super().frombuf(buf, encoding, errors)  # the end of the file, after the mark
       if len(buf) < _BLOCK:
         if cls.zeros and not buf.strip(b'\0'):
           return super().frombuf(b'', encoding, errors)
@@ -170,8 +197,10 @@ def _strict() -> type[tarfile.TarInfo]:
       if not buf.strip(b'\0'):
         cls.zeros += 1
         if cls.zeros * _BLOCK > _MOST_ZEROS:
-          raise _Broken(f'more than {_MOST_ZEROS} bytes of zeros after its end, where a download '
-                        'may have stopped')
+          raise _Broken(
+            f'more than {_MOST_ZEROS} bytes of zeros after its end, where a download '
+            'may have stopped'
+          )
         return super().frombuf(buf, encoding, errors)
       try:
         info = super().frombuf(buf, encoding, errors)
@@ -181,11 +210,13 @@ def _strict() -> type[tarfile.TarInfo]:
         raise tarfile.ReadError('a size that cannot be')
       cls.between, cls.zeros = cls.zeros, 0
       return info
+
   return Strict
 
 
-def _content(path: pathlib.Path, kind: str, tar: tarfile.TarFile, info: tarfile.TarInfo
-             ) -> Iterator[bytes]:
+def _content(
+  path: pathlib.Path, kind: str, tar: tarfile.TarFile, info: tarfile.TarInfo
+) -> Iterator[bytes]:
   with guarded(path, kind):
     file = tar.extractfile(info)
     while piece := file.read(CHUNK):
@@ -194,6 +225,7 @@ def _content(path: pathlib.Path, kind: str, tar: tarfile.TarFile, info: tarfile.
 
 class _Counted:
   """A file that reports how much of it was read."""
+
   closed = False
 
   def __init__(self, file: IO[bytes], spend: Callable[[int], None]):
@@ -220,6 +252,8 @@ class _Bounded:
     data = self._file.read(size)
     self._total += len(data)
     if self._total > self._limit:
-      raise DataError(f'{self._path}: got more than {self._limit} bytes out of it, a bomb; wanted '
-                      f'at most {RATIO} times as many as it has')
+      raise DataError(
+        f'{self._path}: got more than {self._limit} bytes out of it, a bomb; wanted '
+        f'at most {RATIO} times as many as it has'
+      )
     return data

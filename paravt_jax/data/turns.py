@@ -1,7 +1,9 @@
-"""What a message of an SFT row says beside its role and content: calls, reasoning, and whether it is trained on.
+"""What a message of an SFT row says beside its role and content: calls, reasoning, and whether it
+is trained on.
 
-Published sets have `tool_calls` (OpenAI's form, or name and arguments alone), `reasoning_content`, and masks. A key that is not
-known here is a fault of the row: what it says would be lost without a word.
+Published sets have `tool_calls` (OpenAI's form, or name and arguments alone), `reasoning_content`,
+and masks. A key that is not known here is a fault of the row: what it says would be lost without a
+word.
 """
 
 import json
@@ -12,51 +14,87 @@ from paravt_jax.chat import tags, template
 from paravt_jax.data import fields
 from paravt_jax.data.fields import Broken
 
-MASKS = ('loss', 'weight', 'loss_mask', 'train')     # false or 0: the turn is in the context, but no target
+MASKS = (
+  'loss',
+  'weight',
+  'loss_mask',
+  'train',
+)  # false or 0: the turn is in the context, but no target
 _KEYS = {'role', 'content', *MASKS}
 _OF_ROLE = {'assistant': {'tool_calls', 'reasoning_content'}, 'tool': {'tool_call_id', 'name'}}
 _CALL_TAG = re.compile('<tool_call>|<tool_code>')
 
 
 def refuse_unknown(value: dict, known: set[str], where: str) -> None:
-  """Raises Broken for a key that is not known; one whose value is null (parquet fills so) counts as absent."""
+  """Raises Broken for a key that is not known; one whose value is null (parquet fills so) counts as
+  absent.
+  """
   unknown = sorted(str(key) for key, item in value.items() if key not in known and item is not None)
   if unknown:
-    raise Broken(f'{where}: got the key {unknown[0]!r}, wanted only {", ".join(sorted(known))}: what it says would be lost',
-                 'unknown_key')
+    raise Broken(
+      f'{where}: got the key {unknown[0]!r}, wanted only {", ".join(sorted(known))}: what it '
+      'says would be lost',
+      'unknown_key',
+    )
 
 
 def check_keys(message: dict, where: str) -> None:
-  """Raises Broken for a message with a key that its role does not have; empty calls and reasoning count as absent."""
+  """Raises Broken for a message with a key that its role does not have; empty calls and reasoning
+  count as absent.
+  """
   empty = {key for key in ('tool_calls', 'reasoning_content') if message.get(key) in ([], '')}
-  refuse_unknown({key: item for key, item in message.items() if key not in empty},
-                 _KEYS | _OF_ROLE.get(message['role'], set()), where)
+  refuse_unknown(
+    {key: item for key, item in message.items() if key not in empty},
+    _KEYS | _OF_ROLE.get(message['role'], set()),
+    where,
+  )
 
 
 def trained(message: dict, where: str) -> bool:
-  """Whether a message is a target as far as its masks say: true where it has none. Raises Broken where they disagree."""
+  """Whether a message is a target as far as its masks say: true where it has none. Raises Broken
+  where they disagree.
+  """
   said = {key: message[key] for key in MASKS if message.get(key) is not None}
   for key, value in said.items():
     if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-      raise Broken(f'{where}.{key}: got {fields.short(value)}, wanted 0 or 1 (false or true): a turn is trained on or not', 'loss')
+      raise Broken(
+        f'{where}.{key}: got {fields.short(value)}, wanted 0 or 1 (false or true): a turn is '
+        'trained on or not',
+        'loss',
+      )
     if value and key != 'weight' and message['role'] != 'assistant':
-      raise Broken(f'{where}.{key}: got {value!r} in a {message["role"]} message, wanted 0: only an assistant is trained', 'loss')
+      raise Broken(
+        f'{where}.{key}: got {value!r} in a {message["role"]} message, wanted 0: only an '
+        'assistant is trained',
+        'loss',
+      )
   if len(set(map(bool, said.values()))) > 1:
     raise Broken(f'{where}: got {said}, wanted masks that agree', 'loss')
   return all(said.values())
 
 
 def assistant_text(message: dict, content: str, where: str) -> str:
-  """An assistant's raw turn: its reasoning as a think, its content, then its calls. Raises Broken for an empty one."""
-  reasoning, calls = message.get('reasoning_content'), _calls(message.get('tool_calls'), f'{where}.tool_calls')
+  """An assistant's raw turn: its reasoning as a think, its content, then its calls. Raises Broken
+  for an empty one.
+  """
+  reasoning, calls = (
+    message.get('reasoning_content'),
+    _calls(message.get('tool_calls'), f'{where}.tool_calls'),
+  )
   if reasoning:
     if not isinstance(reasoning, str):
       raise Broken(f'{where}.reasoning_content: got {fields.short(reasoning)}, wanted a text')
-    if any(tag in text for tag in (tags.THINK_OPEN, tags.THINK_CLOSE) for text in (content, reasoning)):
-      raise Broken(f'{where}: got reasoning_content and a think in the text, wanted one of them', 'reasoning')
+    if any(
+      tag in text for tag in (tags.THINK_OPEN, tags.THINK_CLOSE) for text in (content, reasoning)
+    ):
+      raise Broken(
+        f'{where}: got reasoning_content and a think in the text, wanted one of them', 'reasoning'
+      )
     reasoning = reasoning.replace('\r\n', '\n')
   if calls and _CALL_TAG.search(content, tags.after_think(content)):
-    raise Broken(f'{where}: got tool_calls and a call in the content, wanted one of them', 'tool_calls')
+    raise Broken(
+      f'{where}: got tool_calls and a call in the content, wanted one of them', 'tool_calls'
+    )
   text = template.assistant_text(content, reasoning or '', calls)
   if not text.strip():
     raise Broken(f'{where}: got an empty assistant turn, wanted a text or a call', 'empty_turn')
@@ -69,16 +107,28 @@ def call_ids(message: dict) -> list[str | None]:
 
 
 def refuse_other_order(message: dict, waiting: list[str | None], where: str) -> None:
-  """Takes a tool message's call off those that wait for a result. Raises Broken unless results come in call order."""
+  """Takes a tool message's call off those that wait for a result. Raises Broken unless results come
+  in call order.
+  """
   wanted, got = waiting.pop(0) if waiting else None, message.get('tool_call_id')
   if wanted is not None and got is not None and got != wanted:
-    raise Broken(f'{where}.tool_call_id: got {got!r}, wanted {wanted!r}: results stand in the order of the calls', 'tool_calls')
+    raise Broken(
+      f'{where}.tool_call_id: got {got!r}, wanted {wanted!r}: results stand in the order of '
+      'the calls',
+      'tool_calls',
+    )
 
 
 def _calls(value: Any, where: str) -> list[tuple[str, dict]]:
-  """(name, arguments) of each call of `tool_calls`: a list, or JSON text of one; none where there is nothing."""
+  """(name, arguments) of each call of `tool_calls`: a list, or JSON text of one; none where there
+  is nothing.
+  """
   value = fields.decoded(value or [], where)
-  return [_call(call, f'{where}[{i}]') for i, call in enumerate(fields.list_of_dicts(value, where))] if value else []
+  return (
+    [_call(call, f'{where}[{i}]') for i, call in enumerate(fields.list_of_dicts(value, where))]
+    if value
+    else []
+  )
 
 
 def _call(call: dict, where: str) -> tuple[str, dict]:
@@ -94,9 +144,20 @@ def _call(call: dict, where: str) -> tuple[str, dict]:
     refuse_unknown(call, {'type', 'id', 'index', 'name', 'arguments'}, where)
   name, arguments = body.get('name'), fields.decoded(body.get('arguments'), f'{where}.arguments')
   if arguments is not None and arguments is body.get('arguments') and isinstance(arguments, dict):
-    arguments = {key: item for key, item in arguments.items() if item is not None}     # a struct that parquet filled
-  if not isinstance(name, str) or not name or not isinstance(arguments, dict) or not _is_json(arguments):
-    raise Broken(f'{where}: got {fields.short(body)}, wanted a name and arguments: an object, or JSON text of one', 'tool_calls')
+    arguments = {
+      key: item for key, item in arguments.items() if item is not None
+    }  # a struct that parquet filled
+  if (
+    not isinstance(name, str)
+    or not name
+    or not isinstance(arguments, dict)
+    or not _is_json(arguments)
+  ):
+    raise Broken(
+      f'{where}: got {fields.short(body)}, wanted a name and arguments: an object, or JSON '
+      'text of one',
+      'tool_calls',
+    )
   return name, arguments
 
 

@@ -2,19 +2,21 @@
 
 Run: python -m paravt_jax.data.unpack --archives DIR --root DIR [--include GLOB ...] [--workers N]
 
-Every zip and tar (also .tar.gz, .bz2, .xz, .zst, .lz4, and what `split` made of one: x.tar.part.aa, x.zip.001) at any depth of
-DIR. All that can be seen beforehand is checked for all archives before the first byte is written, and every fault is listed: names
-that leave the root, links, devices, encryption, bombs, missing parts, files that two archives hold differently, a disk that is too
-small, damage. Files appear by rename, so that a killed run leaves whole files only; the next run goes on, and skips quickly what the
-journal (ROOT/.paravt_unpack) knows. Other files that carry a member's name are compared by checksum and replaced if they differ: the
-archives are what is right.
+Every zip and tar (also .tar.gz, .bz2, .xz, .zst, .lz4, and what `split` made of one: x.tar.part.aa,
+x.zip.001) at any depth of DIR. All that can be seen beforehand is checked for all archives before
+the first byte is written, and every fault is listed: names that leave the root, links, devices,
+encryption, bombs, missing parts, files that two archives hold differently, a disk that is too
+small, damage. Files appear by rename, so that a killed run leaves whole files only; the next run
+goes on, and skips quickly what the journal (ROOT/.paravt_unpack) knows. Other files that carry a
+member's name are compared by checksum and replaced if they differ: the archives are what is right.
 
-What macOS and Windows leave in archives (__MACOSX/, ._*, .DS_Store, Thumbs.db, ...) is left out and counted. Files that look like
-an archive and are not read (.7z, .rar, a download that stopped, a zip over several disks, ...) are named: the others are unpacked,
-and the status is 2 until they are gone.
+What macOS and Windows leave in archives (__MACOSX/, ._*, .DS_Store, Thumbs.db, ...) is left out and
+counted. Files that look like an archive and are not read (.7z, .rar, a download that stopped, a zip
+over several disks, ...) are named: the others are unpacked, and the status is 2 until they are
+gone.
 
-Status: 0 done; 1 nothing found (no archive, or no member that --include wants); 2 refused, failed, or not all read, a line for each
-reason.
+Status: 0 done; 1 nothing found (no archive, or no member that --include wants); 2 refused, failed,
+or not all read, a line for each reason.
 """
 
 import argparse
@@ -41,12 +43,12 @@ from paravt_jax.data.unpack_journal import File, Journal, header, held
 from paravt_jax.data.unpack_workers import Workers
 from paravt_jax.errors import DataError, ParavtError
 
-RESERVE = 256 << 20          # bytes of the disk that stay free
-_BLOCK = 4096                # what a file takes on a disk is a multiple of this
-_BATCH_FILES, _BATCH_BYTES = 64, 16 << 20    # what a worker does before it looks for more
-_PATH_BYTES = 4096           # Linux' longest path
-_SMALL = 256 << 10           # bytes of a file that is mostly system calls,
-MANY = 2000                  # and how many of them are worth starting processes for
+RESERVE = 256 << 20  # bytes of the disk that stay free
+_BLOCK = 4096  # what a file takes on a disk is a multiple of this
+_BATCH_FILES, _BATCH_BYTES = 64, 16 << 20  # what a worker does before it looks for more
+_PATH_BYTES = 4096  # Linux' longest path
+_SMALL = 256 << 10  # bytes of a file that is mostly system calls,
+MANY = 2000  # and how many of them are worth starting processes for
 
 
 class NothingFound(DataError):
@@ -55,9 +57,12 @@ class NothingFound(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-  """What was done: files written (bytes in all; replaced: of them, those in place of another content), kept (they were there
-  whole, or another archive holds the same), skipped (`include` does not want them), left_out (of macOS and Windows); changed: a
-  line per archive that is not what it was; unread: a line per file that looks like an archive and is not read."""
+  """What was done: files written (bytes in all; replaced: of them, those in place of another
+  content), kept (they were there whole, or another archive holds the same), skipped (`include` does
+  not want them), left_out (of macOS and Windows); changed: a line per archive that is not what it
+  was; unread: a line per file that looks like an archive and is not read.
+  """
+
   written: int
   kept: int
   bytes: int = 0
@@ -68,34 +73,51 @@ class Unpacked:
   unread: tuple[str, ...] = ()
 
 
-def unpack(archives: str | os.PathLike, root: str | os.PathLike, *, workers: int | None = None, include: Sequence[str] = (),
-           progress: Callable[[int, int], None] | None = None) -> Unpacked:
-  """Extracts every archive below the folder `archives` (or that one file, or those of which it is a part) into `root`. May be
-  killed and run again.
+def unpack(
+  archives: str | os.PathLike,
+  root: str | os.PathLike,
+  *,
+  workers: int | None = None,
+  include: Sequence[str] = (),
+  progress: Callable[[int, int], None] | None = None,
+) -> Unpacked:
+  """Extracts every archive below the folder `archives` (or that one file, or those of which it is a
+  part) into `root`. May be killed and run again.
 
   Args:
-    workers: over archives and over the members of one; threads, or processes for many small files. None: one per core that this
+    workers: over archives and over the members of one; threads, or processes for many small files.
+    None: one per core that this
       process has, 16 at most.
-    include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none: all. Faults of members that
+    include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none:
+    all. Faults of members that
       are not wanted do not count.
-    progress: called with (done, total) in bytes, from the workers but one at a time: first over the packed tars that must be
+    progress: called with (done, total) in bytes, from the workers but one at a time: first over the
+    packed tars that must be
       read through, then over what is written, which adds to both.
 
   Raises:
-    NothingFound: no archive, or no member that `include` wants.
-    DataError: nothing but files that are not read; all faults, a line each (see the top); those seen only while writing (a wrong
+    NothingFound: no archive, or no member that `include` wants. DataError: nothing but files that
+    are not read; all faults, a line each (see the top); those seen only while writing (a wrong
       checksum, a disk that cannot be written) leave the other files that were written before.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
   try:
     return _unpack(source, root, workers, include, progress)
   except OSError as error:
-    raise DataError(f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} there: make room or check '
-                    'permissions, then run again (finished files are kept)') from error
+    raise DataError(
+      f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} '
+      'there: make room or check '
+      'permissions, then run again (finished files are kept)'
+    ) from error
 
 
-def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, include: Sequence[str],
-            progress: Callable[[int, int], None] | None) -> Unpacked:
+def _unpack(
+  source: pathlib.Path,
+  root: pathlib.Path,
+  workers: int | None,
+  include: Sequence[str],
+  progress: Callable[[int, int], None] | None,
+) -> Unpacked:
   run = _Run(root, workers or min(16, len(os.sched_getaffinity(0))), progress)
   if not source.exists():
     raise DataError(f'{source}: no such file or folder, wanted archives; check --archives')
@@ -103,10 +125,18 @@ def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, inclu
   if not found.archives and found.unread:
     raise DataError('\n'.join(found.unread))
   if not found.archives:
-    raise NothingFound(f'{source}: got no archive, wanted a file or a folder with {" ".join("*" + s for s in SUFFIXES)}; '
-                       'check --archives')
-  journals = [Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source))) for parts in found.archives]
-  listed = run.each([functools.partial(_list, run, *each) for each in zip(found.archives, journals)])
+    raise NothingFound(
+      f'{source}: got no archive, wanted a file or a folder with '
+      f'{" ".join("*" + s for s in SUFFIXES)}; '
+      'check --archives'
+    )
+  journals = [
+    Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source)))
+    for parts in found.archives
+  ]
+  listed = run.each(
+    [functools.partial(_list, run, *each) for each in zip(found.archives, journals)]
+  )
   plan = _Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)
@@ -114,12 +144,28 @@ def _unpack(source: pathlib.Path, root: pathlib.Path, workers: int | None, inclu
   if plan.faults:
     raise DataError('\n'.join(plan.faults))
   if not plan.targets:
-    raise NothingFound(f'{source}: got {plan.skipped} members, wanted one at least' +
-                       (f' that matches {" or ".join(include)}; check --include' if include else '; check --archives'))
+    raise NothingFound(
+      f'{source}: got {plan.skipped} members, wanted one at least'
+      + (
+        f' that matches {" or ".join(include)}; check --include'
+        if include
+        else '; check --archives'
+      )
+    )
   _write(run, plan)
-  changed = tuple(filter(None, (_change(archive, journal) for archive, journal in zip(listed, journals))))
-  return Unpacked(run.counts['written'], plan.kept + run.counts['kept'], run.counts['bytes'], plan.skipped, run.counts['replaced'],
-                  changed, sum(archive.left for archive in listed), tuple(found.unread))
+  changed = tuple(
+    filter(None, (_change(archive, journal) for archive, journal in zip(listed, journals)))
+  )
+  return Unpacked(
+    run.counts['written'],
+    plan.kept + run.counts['kept'],
+    run.counts['bytes'],
+    plan.skipped,
+    run.counts['replaced'],
+    changed,
+    sum(archive.left for archive in listed),
+    tuple(found.unread),
+  )
 
 
 def _list(run: '_Run', parts: tuple[pathlib.Path, ...], journal: Journal) -> Archive:
@@ -136,10 +182,13 @@ def _change(archive: Archive, journal: Journal) -> str | None:
   if journal.known is None or journal.is_of(archive):
     return None
   gone = len(journal.files.keys() - {member.name for member in archive.members})
-  return f'{archive.path}: changed since it was unpacked here' + (f'; {gone} files that it no longer holds stay' if gone else '')
+  return f'{archive.path}: changed since it was unpacked here' + (
+    f'; {gone} files that it no longer holds stay' if gone else ''
+  )
 
 
 # What is to be done, and whether it may be.
+
 
 class _Plan:
   """Which members of which archives are to be written where; and every reason not to."""
@@ -155,7 +204,9 @@ class _Plan:
 
   def add(self, archive: Archive, journal: Journal):
     """Takes one archive; call it in the order of their names."""
-    self.faults += [fault.text for fault in archive.faults if fault.member is None or self._wants(fault.member)]
+    self.faults += [
+      fault.text for fault in archive.faults if fault.member is None or self._wants(fault.member)
+    ]
     fresh, trusted = [], {}
     for member in archive.members:
       if not self._wants(member.name):
@@ -182,20 +233,35 @@ class _Plan:
         self._place(archive, member)
     if self.faults:
       return
-    disk = os.statvfs(next(folder for folder in (self.root.absolute(), *self.root.absolute().parents) if folder.is_dir()))
+    disk = os.statvfs(
+      next(
+        folder
+        for folder in (self.root.absolute(), *self.root.absolute().parents)
+        if folder.is_dir()
+      )
+    )
     free = disk.f_bavail * disk.f_frsize
     if self.need and self.need + RESERVE > free:
-      self.faults.append(f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; make room, or choose '
-                         'with --include')
+      self.faults.append(
+        f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; '
+        'make room, or choose '
+        'with --include'
+      )
     if disk.f_files and self.files > disk.f_favail:
-      self.faults.append(f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; make room, or choose with --include')
+      self.faults.append(
+        f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; make room, or '
+        'choose with --include'
+      )
 
   def _wants(self, name: str) -> bool:
     return not self.include or any(fnmatch.fnmatchcase(name, glob) for glob in self.include)
 
   def _refuse(self, name: str, problem: str):
     archive = self.targets[name][0]
-    self.faults.append(f'{archive.path}: member {name!r}: got {problem}, wanted a place of its own; drop it there, or clear the place')
+    self.faults.append(
+      f'{archive.path}: member {name!r}: got {problem}, wanted a place of its own; drop it '
+      'there, or clear the place'
+    )
 
   def _compare(self, archive: Archive, member: Member):
     """A second member of one name must hold the same."""
@@ -206,18 +272,31 @@ class _Plan:
     elif crc(archive, member) != crc(first, other):
       problem = f'other content than the same name has in {first.path}'
     if problem:
-      self.faults.append(f'{archive.path}: member {member.name!r}: got {problem}; wanted one content per name: drop one of them')
+      self.faults.append(
+        f'{archive.path}: member {member.name!r}: got {problem}; wanted one content per '
+        'name: drop one of them'
+      )
 
   def _trusted(self, archive: Archive, member: Member, journal: Journal) -> File | None:
-    """What the journal says of a member's file, if the file is just as it was and the member too; None else."""
+    """What the journal says of a member's file, if the file is just as it was and the member too;
+    None else.
+    """
     file = journal.files.get(member.name)
     # headers of a plain tar say nothing of contents: a part that was fetched again may hold others
-    if file is None or file.size != member.size or (member.crc is None and not journal.is_of_same_files(archive)):
+    if (
+      file is None
+      or file.size != member.size
+      or (member.crc is None and not journal.is_of_same_files(archive))
+    ):
       return None
     if member.crc is not None and member.crc != file.crc:
       return None
     status = _status(f'{self.real}/{member.name}')
-    same = status and stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+    same = (
+      status
+      and stat.S_ISREG(status.st_mode)
+      and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+    )
     return file if same else None
 
   def _parents(self) -> set[str]:
@@ -238,7 +317,10 @@ class _Plan:
     elif len(os.fsencode(target)) >= _PATH_BYTES:
       self._refuse(member.name, f'a path of {len(os.fsencode(target))} bytes below this root')
     elif status and not stat.S_ISREG(status.st_mode):
-      self._refuse(member.name, f'a {"folder" if stat.S_ISDIR(status.st_mode) else "device or pipe"} that is there already')
+      self._refuse(
+        member.name,
+        f'a {"folder" if stat.S_ISDIR(status.st_mode) else "device or pipe"} that is there already',
+      )
     elif status and pathlib.Path(target).resolve() in self._sources:
       self._refuse(member.name, 'the place of an archive that is being unpacked')
     self.bytes += member.size
@@ -251,12 +333,16 @@ class _Plan:
     if not name:
       return ''
     if name not in self._folders:
-      self._folders[name] = self._folder(os.path.dirname(name)) or self._folder_itself(f'{self.real}/{name}')
+      self._folders[name] = self._folder(os.path.dirname(name)) or self._folder_itself(
+        f'{self.real}/{name}'
+      )
     return self._folders[name]
 
   def _folder_itself(self, path: str) -> str:
     status = _status(path)
-    if os.path.islink(path) and os.path.commonpath([self.real, os.path.realpath(path)]) != self.real:
+    if (
+      os.path.islink(path) and os.path.commonpath([self.real, os.path.realpath(path)]) != self.real
+    ):
       return f'a link on the way, {path}, that leaves the root'
     return f'a file on the way, {path}' if status and not stat.S_ISDIR(status.st_mode) else ''
 
@@ -270,6 +356,7 @@ def _status(path: str) -> os.stat_result | None:
 
 # Doing it.
 
+
 class _Stopped(Exception):
   """Another worker failed, or somebody pressed Ctrl-C."""
 
@@ -281,7 +368,9 @@ class _Run:
     self.root, self.real, self.workers = root, os.path.realpath(root), workers
     self.counts: collections.Counter[str] = collections.Counter()
     self.faults: list[str] = []
-    self.small = threading.Lock()    # without processes, small files are done by one thread at a time (see unpack_workers)
+    self.small = (
+      threading.Lock()
+    )  # without processes, small files are done by one thread at a time (see unpack_workers)
     self._progress, self._done, self._total = progress, 0, 0
     self._lock = threading.Lock()
     self._stop = threading.Event()
@@ -316,7 +405,7 @@ class _Run:
         if failed:
           raise next((error for error in failed if not isinstance(error, _Stopped)), failed[0])
         return [future.result() for future in futures]
-      except BaseException:    # Ctrl-C too: the workers look at the flag
+      except BaseException:  # Ctrl-C too: the workers look at the flag
         self._stop.set()
         raise
       finally:
@@ -324,19 +413,28 @@ class _Run:
 
 
 def _write(run: _Run, plan: _Plan):
-  """Writes what the plan says. Raises DataError with all damage found, after the rest is written; at once when a disk fails."""
+  """Writes what the plan says. Raises DataError with all damage found, after the rest is written;
+  at once when a disk fails.
+  """
   todo = [entry for entry in plan.todo if entry[2] or not entry[1].is_of_same_files(entry[0])]
   if not todo:
     return
   run.expect(plan.bytes)
-  batches = [(archive, journal, members) for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
-             for members in _batches(archive, fresh)]    # those that only one worker can do come first
+  batches = [
+    (archive, journal, members)
+    for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
+    for members in _batches(archive, fresh)
+  ]  # those that only one worker can do come first
   small = sum(member.size < _SMALL for _, _, members in batches for member in members)
   with held(run.root) as lock, contextlib.ExitStack() as stack:
-    for folder in sorted({os.path.dirname(member.name) for _, _, members in batches for member in members}):
+    for folder in sorted(
+      {os.path.dirname(member.name) for _, _, members in batches for member in members}
+    ):
       os.makedirs(f'{run.real}/{folder}', exist_ok=True)
     for archive, journal, _, trusted in todo:
-      rest = journal.files if journal.is_of_same_files(archive) else {}    # of an earlier run with another --include
+      rest = (
+        journal.files if journal.is_of_same_files(archive) else {}
+      )  # of an earlier run with another --include
       journal.start(header(archive, journal.name), {**rest, **trusted})
       stack.callback(journal.close)
     many = run.workers > 1 and small >= MANY
@@ -350,7 +448,11 @@ def _batches(archive: Archive, members: list[Member]) -> Iterator[list[Member]]:
   """Members in the order of their bytes, a few at a time; a packed tar's in one go."""
   batch, size = [], 0
   for member in sorted(members, key=lambda member: member.place):
-    if batch and not archive.is_stream and (len(batch) >= _BATCH_FILES or size + member.size > _BATCH_BYTES):
+    if (
+      batch
+      and not archive.is_stream
+      and (len(batch) >= _BATCH_FILES or size + member.size > _BATCH_BYTES)
+    ):
       yield batch
       batch, size = [], 0
     batch.append(member)
@@ -359,9 +461,11 @@ def _batches(archive: Archive, members: list[Member]) -> Iterator[list[Member]]:
     yield batch
 
 
-def _batch(run: _Run, archive: Archive, journal: Journal, members: list[Member], helpers: Workers | None):
+def _batch(
+  run: _Run, archive: Archive, journal: Journal, members: list[Member], helpers: Workers | None
+):
   """Brings some members of one archive into the root, and writes down what came of it."""
-  run.advance(0)    # ends here when another job failed
+  run.advance(0)  # ends here when another job failed
   if sum(member.size for member in members) >= _SMALL * len(members):
     done = bring(run.real, archive, members, run.advance)
   elif helpers:
@@ -377,30 +481,63 @@ def _batch(run: _Run, archive: Archive, journal: Journal, members: list[Member],
 
 def main(arguments: list[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--archives', required=True, help='an archive, or a folder that holds some at any depth')
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--archives', required=True, help='an archive, or a folder that holds some at any depth'
+  )
   parser.add_argument('--root', required=True, help='the media root to extract into')
-  parser.add_argument('--include', nargs='+', action='extend', default=[], metavar='GLOB',
-                      help="only members whose path matches one of these ('longvt_source/tvg_*')")
-  parser.add_argument('--workers', type=int, help='threads, or processes for many small files (default: one per core, 16 at most)')
+  parser.add_argument(
+    '--include',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='GLOB',
+    help="only members whose path matches one of these ('longvt_source/tvg_*')",
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    help='threads, or processes for many small files (default: one per core, 16 at most)',
+  )
   options = parser.parse_args(arguments)
   if options.workers is not None and options.workers < 1:
     parser.error('--workers must be 1 at least')
   try:
-    with tqdm(desc='unpack', unit='B', unit_scale=True, unit_divisor=1024, file=sys.stderr, dynamic_ncols=True,
-              mininterval=0.2 if sys.stderr.isatty() else 15.0, delay=0.5) as bar:
+    with tqdm(
+      desc='unpack',
+      unit='B',
+      unit_scale=True,
+      unit_divisor=1024,
+      file=sys.stderr,
+      dynamic_ncols=True,
+      mininterval=0.2 if sys.stderr.isatty() else 15.0,
+      delay=0.5,
+    ) as bar:
+
       def show(done: int, total: int):
         bar.total = total
         bar.update(done - bar.n)
-      done = unpack(options.archives, options.root, workers=options.workers, include=options.include, progress=show)
+
+      done = unpack(
+        options.archives,
+        options.root,
+        workers=options.workers,
+        include=options.include,
+        progress=show,
+      )
   except ParavtError as error:
     print(error, file=sys.stderr)
     return 1 if isinstance(error, NothingFound) else 2
   for line in done.changed:
     print(line)
-  print(f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of them in place of another content), '
-        f'{done.kept} already there, {done.skipped} not wanted by --include'
-        + (f', {done.left_out} left out that macOS or Windows left there' if done.left_out else ''))
+  print(
+    f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of '
+    'them in place of another content), '
+    f'{done.kept} already there, {done.skipped} not wanted by --include'
+    + (f', {done.left_out} left out that macOS or Windows left there' if done.left_out else '')
+  )
   for line in done.unread:
     print(line, file=sys.stderr)
   return 2 if done.unread else 0

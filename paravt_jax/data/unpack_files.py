@@ -1,4 +1,6 @@
-"""Members of an archive become files below a root, each by rename, checksums compared. For threads and processes."""
+"""Members of an archive become files below a root, each by rename, checksums compared. For threads
+and processes.
+"""
 
 import collections
 import dataclasses
@@ -18,21 +20,27 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass
 class Brought:
-  """What came of some members: files that are whole now, a line per damaged one, and what the disk said when it failed.
+  """What came of some members: files that are whole now, a line per damaged one, and what the disk
+  said when it failed.
 
-  counts: written, replaced (of them, those in place of another content), kept (they were there) and bytes (written).
+  counts: written, replaced (of them, those in place of another content), kept (they were there) and
+  bytes (written).
   """
+
   files: dict[str, File] = dataclasses.field(default_factory=dict)
   faults: list[str] = dataclasses.field(default_factory=list)
   counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   error: OSError | None = None
 
 
-def bring(root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]) -> Brought:
+def bring(
+  root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]
+) -> Brought:
   """Makes files of some members, in the order of their bytes, in folders that are there.
 
-  A file of the right size and content is kept, one of another content replaced. A damaged member is a fault and the next one
-  follows; a failing disk ends it. advance(n): n more bytes are done; what it raises ends it too, and leaves nothing half.
+  A file of the right size and content is kept, one of another content replaced. A damaged member is
+  a fault and the next one follows; a failing disk ends it. advance(n): n more bytes are done; what
+  it raises ends it too, and leaves nothing half.
   """
   done = Brought()
   try:
@@ -41,7 +49,7 @@ def bring(root: str, archive: Archive, members: list[Member], advance: Callable[
         done.files[member.name] = _one(root, archive, member, pieces, advance, done.counts)
       except DataError as error:
         done.faults.append(str(error))
-  except DataError as error:    # a packed tar that breaks half-way
+  except DataError as error:  # a packed tar that breaks half-way
     done.faults.append(str(error))
   except OSError as error:
     done.error = error
@@ -49,15 +57,18 @@ def bring(root: str, archive: Archive, members: list[Member], advance: Callable[
 
 
 def crc(archive: Archive, member: Member) -> int:
-  """CRC-32 of a member; a plain tar must be read for it. Raises DataError when it is damaged there, OSError when unreadable."""
+  """CRC-32 of a member; a plain tar must be read for it. Raises DataError when it is damaged there,
+  OSError when unreadable.
+  """
   if member.crc is not None:
     return member.crc
   with archive.open() as file:
     return archives.checksum(file, archive, member)
 
 
-def _contents(root: str, archive: Archive, members: list[Member], done: Brought
-              ) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
+def _contents(
+  root: str, archive: Archive, members: list[Member], done: Brought
+) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
   """(member, what gives its pieces); for a packed tar only once, and before the next member."""
   if not archive.is_stream:
     with archive.open() as file:
@@ -71,26 +82,35 @@ def _contents(root: str, archive: Archive, members: list[Member], done: Brought
     if number in wanted and content is not None:
       first, *links = wanted.pop(number)
       yield first, functools.partial(iter, content)
-      for link in links:    # the stream has passed: what was written is read
+      for link in links:  # the stream has passed: what was written is read
         yield link, functools.partial(_written, root, archive, first, link, done)
     if not wanted:
       return
   raise archives.damaged(archive.path, archive.kind, 'it changed while it was read')
 
 
-def _written(root: str, archive: Archive, first: Member, link: Member, done: Brought
-             ) -> Iterator[bytes]:
+def _written(
+  root: str, archive: Archive, first: Member, link: Member, done: Brought
+) -> Iterator[bytes]:
   """The bytes of a hard link, from the file that was brought before it."""
   if first.name not in done.files:
-    raise DataError(f'{archive.path}: member {link.name!r}: got a hard link to {first.name!r}, which '
-                    'could not be written; fetch the archive again')
+    raise DataError(
+      f'{archive.path}: member {link.name!r}: got a hard link to {first.name!r}, which '
+      'could not be written; fetch the archive again'
+    )
   with open(f'{root}/{first.name}', 'rb') as file:
     while piece := file.read(CHUNK):
       yield piece
 
 
-def _one(root: str, archive: Archive, member: Member, pieces: Callable[[], Iterator[bytes]], advance: Callable[[int], None],
-         counts: collections.Counter[str]) -> File:
+def _one(
+  root: str,
+  archive: Archive,
+  member: Member,
+  pieces: Callable[[], Iterator[bytes]],
+  advance: Callable[[int], None],
+  counts: collections.Counter[str],
+) -> File:
   target = f'{root}/{member.name}'
   try:
     status = os.stat(target)
@@ -108,13 +128,17 @@ def _one(root: str, archive: Archive, member: Member, pieces: Callable[[], Itera
     try:
       got, size = _copy(pieces(), out, advance)
       if size != member.size or member.crc not in (None, got):
-        raise archives.damaged(archive.path, archive.kind, f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '
-                               f'{member.size}' + ('' if member.crc is None else f' with {member.crc:08x}'))
+        raise archives.damaged(
+          archive.path,
+          archive.kind,
+          f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '
+          f'{member.size}' + ('' if member.crc is None else f' with {member.crc:08x}'),
+        )
       mtime_ns = os.fstat(out).st_mtime_ns
     finally:
       os.close(out)
     os.replace(part, target)
-  except BaseException:    # Ctrl-C too: nothing half-written stays
+  except BaseException:  # Ctrl-C too: nothing half-written stays
     os.unlink(part)
     raise
   counts.update(written=1, bytes=size, replaced=int(status is not None))
@@ -128,7 +152,7 @@ def _copy(pieces: Iterator[bytes], out: int, advance: Callable[[int], None]) -> 
     checksum, size = zlib.crc32(piece, checksum), size + len(piece)
     left = memoryview(piece)
     while left:
-      left = left[os.write(out, left):]
+      left = left[os.write(out, left) :]
     advance(len(piece))
   return checksum, size
 

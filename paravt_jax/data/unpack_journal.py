@@ -1,9 +1,10 @@
-"""What was unpacked into a root: from which archive, which files, by which version. One file per archive in `.paravt_unpack/`.
+"""What was unpacked into a root: from which archive, which files, by which version. One file per
+archive in `.paravt_unpack/`.
 
-A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, stamp, digest, left}, members}, then a line [name,
-size, crc, mtime_ns] for each file, written as files are done. A kill costs the lines not yet written, and such files are then
-known by their checksum only. `members` is the list of a tar, so that an unchanged one need not be read again; a zip has its
-own.
+A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, stamp, digest, left},
+members}, then a line [name, size, crc, mtime_ns] for each file, written as files are done. A kill
+costs the lines not yet written, and such files are then known by their checksum only. `members` is
+the list of a tar, so that an unchanged one need not be read again; a zip has its own.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ from typing import Any
 
 from paravt_jax.data import archives
 
-TOOL, VERSION = 'paravt_jax.data.unpack', 2    # another version's lines are not believed
-_IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')    # of an archive
-PART = '.paravt-'                              # how a file that is being written is called, with _PART_END
+TOOL, VERSION = 'paravt_jax.data.unpack', 2  # another version's lines are not believed
+_IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')  # of an archive
+PART = '.paravt-'  # how a file that is being written is called, with _PART_END
 PART_END = '.part'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
   """A file that was whole when it was last looked at. mtime_ns: its time of change then."""
+
   size: int
   crc: int
   mtime_ns: int
@@ -39,17 +41,21 @@ class File:
 
 def header(archive: archives.Archive, name: str) -> dict[str, Any]:
   """The first line. name: of the archive, relative to the folder of archives."""
-  is_whole_list = archive.kind != 'zip' and not archive.faults    # refused members, left out by a glob, must be seen again
+  is_whole_list = (
+    archive.kind != 'zip' and not archive.faults
+  )  # refused members, left out by a glob, must be seen again
   members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []
   identity = {'name': name, **{key: getattr(archive, key) for key in _IDENTITY}}
   return {'tool': TOOL, 'version': VERSION, 'archive': identity, 'members': members}
 
 
 class Journal:
-  """The journal of one archive: `known` (the header, None when there is none or it is unreadable) and `files` are as loaded."""
+  """The journal of one archive: `known` (the header, None when there is none or it is unreadable)
+  and `files` are as loaded.
+  """
 
   def __init__(self, root: pathlib.Path, name: str):
-    short = os.path.basename(name)[:80]    # readable; the hash tells equal ones apart
+    short = os.path.basename(name)[:80]  # readable; the hash tells equal ones apart
     tag = hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
     self.name = name
     self.path = root / archives.OURS / f'{short}-{tag}.jsonl'
@@ -59,7 +65,10 @@ class Journal:
     self._identity: tuple[Any, ...] = ()
     self._lock = threading.Lock()
     self._out = None
-    with contextlib.suppress(FileNotFoundError), open(self.path, encoding='utf-8', errors='replace') as lines:
+    with (
+      contextlib.suppress(FileNotFoundError),
+      open(self.path, encoding='utf-8', errors='replace') as lines,
+    ):
       self._load(lines)
 
   def _load(self, lines: Iterable[str]):
@@ -75,16 +84,24 @@ class Journal:
         else:
           name, size, crc, mtime_ns = value
           self.files[name] = File(size, crc, mtime_ns)
-      except (ValueError, TypeError, KeyError):    # a kill tore the line, or somebody edited it: such a file is read again
+      except (
+        ValueError,
+        TypeError,
+        KeyError,
+      ):  # a kill tore the line, or somebody edited it: such a file is read again
         if self.known is None:
           return
 
   def remembered(self, parts: Sequence[pathlib.Path]) -> archives.Archive | None:
-    """A tar's list of members, if its files still have the sizes and times that they had; None else."""
+    """A tar's list of members, if its files still have the sizes and times that they had; None
+    else.
+    """
     if not self._members or self._identity[1:3] != archives.facts(parts):
       return None
     kind, size, stamp, digest, left = self._identity
-    return archives.Archive(parts[0], tuple(parts), kind, size, stamp, digest, self._members, (), left)
+    return archives.Archive(
+      parts[0], tuple(parts), kind, size, stamp, digest, self._members, (), left
+    )
 
   def is_of(self, archive: archives.Archive) -> bool:
     """Whether it was written for an archive with this very list of members."""
@@ -101,7 +118,7 @@ class Journal:
       out.write(json.dumps(first) + '\n')
       out.writelines(_line(name, file) for name, file in files.items())
     os.replace(part, self.path)
-    self._out = open(self.path, 'a', encoding='utf-8')    # noqa: SIM115 (closed by `close`)
+    self._out = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by `close`)
 
   def add(self, files: dict[str, File]):
     """Appends lines, from any thread."""
@@ -121,10 +138,11 @@ def _line(name: str, file: File) -> str:
 
 @contextlib.contextmanager
 def held(root: pathlib.Path) -> Iterator[int]:
-  """Makes the root and keeps it to this process: another one waits. What a killed run left half-written is removed.
+  """Makes the root and keeps it to this process: another one waits. What a killed run left
+  half-written is removed.
 
-  Gives the lock's descriptor; it ends with the processes that have it, however they end. Where the file system has no locks
-  there is none.
+  Gives the lock's descriptor; it ends with the processes that have it, however they end. Where the
+  file system has no locks there is none.
   """
   folder = root / archives.OURS
   folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +160,7 @@ def held(root: pathlib.Path) -> Iterator[int]:
       _sweep(root)
     mark.touch()
     yield lock.fileno()
-    mark.unlink()    # not after an exception: the next run looks round
+    mark.unlink()  # not after an exception: the next run looks round
 
 
 def _sweep(root: pathlib.Path):

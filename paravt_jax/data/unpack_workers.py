@@ -1,8 +1,8 @@
 """Processes that bring members into a root, for archives of many small files.
 
-Python's threads take turns at every system call, and a small file is nothing but calls: four threads are three times slower
-than one there (large files are reads, checksums and writes that run side by side). Each process is asked by one thread at a
-time.
+Python's threads take turns at every system call, and a small file is nothing but calls: four
+threads are three times slower than one there (large files are reads, checksums and writes that run
+side by side). Each process is asked by one thread at a time.
 """
 
 import contextlib
@@ -22,17 +22,29 @@ from paravt_jax.data.unpack_files import Brought, bring
 from paravt_jax.errors import DataError
 
 _HOME = str(pathlib.Path(__file__).parents[2])
-_PROGRAM = 'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.data import unpack_workers; unpack_workers.serve()'
+_PROGRAM = (
+  'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.data import unpack_workers; '
+  'unpack_workers.serve()'
+)
 
 
 class Workers:
-  """`count` processes. They hold the descriptor `lock` too: while one of a killed run still writes, the root is not free."""
+  """`count` processes. They hold the descriptor `lock` too: while one of a killed run still writes,
+  the root is not free.
+  """
 
   def __init__(self, count: int, lock: int):
     self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
-    self.all = [subprocess.Popen([sys.executable, '-c', _PROGRAM, _HOME], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                 pass_fds=(lock,), start_new_session=True)    # Ctrl-C is for the parent, which then ends them
-                for _ in range(count)]
+    self.all = [
+      subprocess.Popen(
+        [sys.executable, '-c', _PROGRAM, _HOME],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(lock,),
+        start_new_session=True,
+      )  # Ctrl-C is for the parent, which then ends them
+      for _ in range(count)
+    ]
     for each in self.all:
       self._free.put(each)
 
@@ -43,13 +55,15 @@ class Workers:
     for each in self.all:
       if error is not None:
         each.terminate()
-      with contextlib.suppress(BrokenPipeError):    # it was dead
-        each.stdin.close()    # the end of its life
+      with contextlib.suppress(BrokenPipeError):  # it was dead
+        each.stdin.close()  # the end of its life
     for each in self.all:
       each.stdout.close()
       each.wait()
 
-  def bring(self, root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]) -> Brought:
+  def bring(
+    self, root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]
+  ) -> Brought:
     """`unpack_files.bring` in a process that is free; waits for one.
 
     Raises:
@@ -57,22 +71,31 @@ class Workers:
     """
     process = self._free.get()
     try:
-      pickle.dump((root, dataclasses.replace(archive, members=(), faults=()), members), process.stdin)
+      pickle.dump(
+        (root, dataclasses.replace(archive, members=(), faults=()), members), process.stdin
+      )
       process.stdin.flush()
       while isinstance(answer := pickle.load(process.stdout), int):
         advance(answer)
       return answer
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
-      raise DataError(f'{archive.path}: the process that unpacked it died (status {process.wait()}), wanted it to live; was it out of '
-                      'memory? Run again, with fewer --workers') from error
+      raise DataError(
+        f'{archive.path}: the process that unpacked it died (status {process.wait()}), '
+        'wanted it to live; was it out of '
+        'memory? Run again, with fewer --workers'
+      ) from error
     finally:
       self._free.put(process)
 
 
 def serve():
-  """A worker's life: jobs from stdin, progress (ints, in bytes) and results to stdout, until the parent closes or dies."""
+  """A worker's life: jobs from stdin, progress (ints, in bytes) and results to stdout, until the
+  parent closes or dies.
+  """
   ended = threading.Event()
-  signal.signal(signal.SIGTERM, lambda *_: ended.set())    # looked at between pieces: an exception anywhere could not clean up
+  signal.signal(
+    signal.SIGTERM, lambda *_: ended.set()
+  )  # looked at between pieces: an exception anywhere could not clean up
   while True:
     try:
       root, archive, members = pickle.load(sys.stdin.buffer)
@@ -83,7 +106,7 @@ def serve():
       result = bring(root, archive, members, advanced)
       _send(advanced.rest)
       _send(result)
-    except BrokenPipeError:    # nobody listens any more
+    except BrokenPipeError:  # nobody listens any more
       return
 
 
@@ -105,4 +128,4 @@ class _Advanced:
 def _send(value: int | Brought):
   data = memoryview(pickle.dumps(value))
   while data:
-    data = data[os.write(1, data):]
+    data = data[os.write(1, data) :]

@@ -35,12 +35,12 @@ from paravt_jax.data.archive_parts import Joined
 
 BZIP2, LZMA, ZSTD, XZ = zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 93, 95
 _UNREAD = {1: 'shrink', 6: 'implode', 9: 'deflate64', 97: 'wavpack', 98: 'ppmd', 99: 'AES'}
-_HEADER = struct.Struct('<4s22xHH')    # of a member: signature, length of name, of extra field
+_HEADER = struct.Struct('<4s22xHH')  # of a member: signature, length of name, of extra field
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _UTF8 = 0x800
 _DOS_FOLDER = 0x10
 _END = b'PK\5\6'
-_MEMORY = 256 << 20                    # in bytes: the largest window that is unpacked
+_MEMORY = 256 << 20  # in bytes: the largest window that is unpacked
 
 
 def listing(archive: Archive) -> Listing:
@@ -48,8 +48,13 @@ def listing(archive: Archive) -> Listing:
   path, size, found = archive.path, archive.bytes, Listing()
   with guarded(path, 'zip'), archive.open() as raw:
     if disks := _disks(raw):
-      found.faults.append(Fault(None, f'{path}: got the last of {disks} disks of one zip, which is '
-                                      'not read; join them with `zip -s 0 IN.zip --out WHOLE.zip`'))
+      found.faults.append(
+        Fault(
+          None,
+          f'{path}: got the last of {disks} disks of one zip, which is '
+          'not read; join them with `zip -s 0 IN.zip --out WHOLE.zip`',
+        )
+      )
       return found
     with zipfile.ZipFile(io.BufferedReader(raw)) as opened:
       infos = opened.infolist()
@@ -72,8 +77,16 @@ def listing(archive: Archive) -> Listing:
     if problem:
       found.faults.append(refused(path, name, problem))
     elif inside and not _is_folder(info, name):
-      found.members.append(Member(inside, info.file_size, info.CRC, info.header_offset,
-                                  info.compress_size, info.compress_type))
+      found.members.append(
+        Member(
+          inside,
+          info.file_size,
+          info.CRC,
+          info.header_offset,
+          info.compress_size,
+          info.compress_type,
+        )
+      )
   return Listing(found.members, found.faults, left)
 
 
@@ -87,8 +100,8 @@ def _disks(raw: Joined) -> int:
   place = tail.rfind(_END)
   if place < 0 or len(tail) < place + 22:
     return 0
-  number, first = struct.unpack('<HH', tail[place + 4:place + 8])
-  return number + 1 if 0 < number < 0xffff or 0 < first < 0xffff else 0
+  number, first = struct.unpack('<HH', tail[place + 4 : place + 8])
+  return number + 1 if 0 < number < 0xFFFF or 0 < first < 0xFFFF else 0
 
 
 def _is_folder(info: zipfile.ZipInfo, name: str) -> bool:
@@ -101,15 +114,14 @@ def _problem(info: zipfile.ZipInfo, name: str) -> str:
   """What is wrong with a member of a zip, '' when it may be written."""
   method, size, packed = info.compress_type, info.file_size, info.compress_size
   if name.endswith('/') and not size:
-    return ''    # a folder, whatever its mode says
+    return ''  # a folder, whatever its mode says
   if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
     return 'a link or device'
   if info.flag_bits & _ENCRYPTED:
     return 'an encrypted file'
   if method not in _STREAMS and method != STORED:
     kind = f'{_UNREAD[method]}, ' if method in _UNREAD else ''
-    return (f'compression method {method} ({kind}none of stored, deflate, bzip2, lzma, xz and '
-            'zstd)')
+    return f'compression method {method} ({kind}none of stored, deflate, bzip2, lzma, xz and zstd)'
   if method == STORED and packed != size:
     return f'{packed} stored bytes that are declared as {size}'
   if size > archive_members.FLOOR and size > RATIO * packed:
@@ -124,7 +136,7 @@ def _name(info: zipfile.ZipInfo) -> str:
   """
   name = info.orig_filename
   if not info.flag_bits & _UTF8:
-    raw = name.encode('cp437')    # what zipfile had decoded
+    raw = name.encode('cp437')  # what zipfile had decoded
     unicode = _unicode_path(info.extra, raw)
     with contextlib.suppress(UnicodeDecodeError):
       name = (raw if unicode is None else unicode).decode()
@@ -137,7 +149,7 @@ def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
   """The UTF-8 name in Info-ZIP's extra field 0x7075 (APPNOTE.TXT 4.6.9), if it is of this name."""
   while len(extra) >= 4:
     tag, length = struct.unpack('<HH', extra[:4])
-    body, extra = extra[4:4 + length], extra[4 + length:]
+    body, extra = extra[4 : 4 + length], extra[4 + length :]
     if tag == 0x7075 and len(body) > 5 and struct.unpack('<I', body[1:5])[0] == zlib.crc32(raw):
       return body[5:]
   return None
@@ -149,9 +161,10 @@ def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
 def place_of(file: Joined, archive: Archive, member: Member) -> int:
   """Where a member's packed bytes begin. Raises DataError when there is no header."""
   header = file.pread(_HEADER.size, member.place)
-  while 0 < len(header) < _HEADER.size and (more := file.pread(
-      _HEADER.size - len(header), member.place + len(header))):
-    header += more    # it stands across two parts
+  while 0 < len(header) < _HEADER.size and (
+    more := file.pread(_HEADER.size - len(header), member.place + len(header))
+  ):
+    header += more  # it stands across two parts
   if len(header) < _HEADER.size or not header.startswith(b'PK\3\4'):
     raise damaged(archive.path, 'zip', f'member {member.name!r}: no header at byte {member.place}')
   _, name, extra = _HEADER.unpack(header)
@@ -198,8 +211,13 @@ def _lzma(pieces: Iterator[bytes]) -> Iterator[bytes]:
   number, window = struct.unpack('<BI', start[4:9])
   if window > _MEMORY or number >= 9 * 5 * 5:
     raise ValueError(f'LZMA with a window of {window} bytes')
-  about = {'id': lzma.FILTER_LZMA1, 'dict_size': max(window, 4096), 'lc': number % 9,
-           'lp': number // 9 % 5, 'pb': number // 45}
+  about = {
+    'id': lzma.FILTER_LZMA1,
+    'dict_size': max(window, 4096),
+    'lc': number % 9,
+    'lp': number // 9 % 5,
+    'pb': number // 45,
+  }
   stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[about])
   yield from _fed(stream, _chained(start[9:], pieces), ends=False)
 
@@ -246,7 +264,8 @@ _STREAMS: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
   DEFLATED: _inflated,
   BZIP2: lambda pieces: _fed(bz2.BZ2Decompressor(), pieces, ends=True),
   LZMA: _lzma,
-  XZ: lambda pieces: _fed(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), pieces,
-                          ends=True),
+  XZ: lambda pieces: _fed(
+    lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), pieces, ends=True
+  ),
   ZSTD: _zstd,
 }

@@ -1,11 +1,13 @@
-r"""How other published video agents speak: the calls they write, what they are shown in return, and where their answer stands.
+r"""How other published video agents speak: the calls they write, what they are shown in return, and
+where their answer stands.
 
   LongVT        <tool_call>{"name": "crop_video", ...}</tool_call>; frames, then their number and window, in a tool response
   VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed{B}
   SAGE          <json>{"final_answer": null, "recommended_tools": {"tool_calls": [...]}}</json>; of its tools only the one that
                 shows parts of the video is here, a call of another gets an error
 
-Their prompts are theirs: a text file that the user brings. Contexts are append-only here, as ours are; frames have our sizes.
+Their prompts are theirs: a text file that the user brings. Contexts are append-only here, as ours
+are; frames have our sizes.
 """
 
 import json
@@ -24,32 +26,37 @@ from paravt_jax.types import Clip, ParseFailure, ResultStatus, Task, ToolCall, T
 
 QUESTION = '{question}'
 VIDEO = '{video}'
-RULE = '---'                 # a line that parts a prompt file's system text from its user text
+RULE = '---'  # a line that parts a prompt file's system text from its user text
 
 _ZOOM = re.compile(r'<video_zoom>(.*?)(</video_zoom>|(?=<video_zoom>)|\Z)', re.DOTALL)
 _BOXED = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 _JSON = re.compile(r'<json>(.*?)(?:</json>|\Z)', re.DOTALL)
 _SAGE_TOOL = 'extract_parts_from_timestamp'
-ZOOM_FRAMES = 16             # a larger request is refused, as the published VideoZoomer does
+ZOOM_FRAMES = 16  # a larger request is refused, as the published VideoZoomer does
 _UNREADABLE = (ValueError, RecursionError)
 
 
 def split(text: str, where: str) -> tuple[str, str]:
-  """(system text, user text) of a prompt file: parted by the first line `---`; without one there is no system text.
+  """(system text, user text) of a prompt file: parted by the first line `---`; without one there is
+  no system text.
 
   Raises:
     ConfigError: nothing stands after the line.
   """
   lines = text.splitlines(keepends=True)
   at = next((index for index, line in enumerate(lines) if line.strip() == RULE), -1)
-  system, user = ''.join(lines[:max(at, 0)]).strip(), ''.join(lines[at + 1:]).strip()
+  system, user = ''.join(lines[: max(at, 0)]).strip(), ''.join(lines[at + 1 :]).strip()
   if not user:
-    raise ConfigError(f'{where}: got no text for the user, wanted it after a line {RULE!r}, or alone')
+    raise ConfigError(
+      f'{where}: got no text for the user, wanted it after a line {RULE!r}, or alone'
+    )
   return system, user
 
 
 def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
-  """Makes a user message: all frames, then `text`, which is ours, with the task's question and video, which are not."""
+  """Makes a user message: all frames, then `text`, which is ours, with the task's question and
+  video, which are not.
+  """
   parts = re.split(f'({re.escape(QUESTION)}|{re.escape(VIDEO)})', text)
 
   def pieces(task: Task, videos: Sequence[Sequence[Piece]]) -> list[Piece]:
@@ -58,6 +65,7 @@ def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
       shown += [f'{prompts.label(number)}:\n', *frames] if len(videos) > 1 else frames
     filled = {QUESTION: prompts.told(task), VIDEO: task.video.rpartition('/')[2]}
     return shown + [filled.get(part, template.Trusted(part)) for part in parts if part]
+
   return pieces
 
 
@@ -68,7 +76,13 @@ def bare(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
 
 def respond(*pieces: Piece) -> list[Piece]:
   """A tool response around pieces."""
-  return [template.Trusted(template.RESPONSE_OPEN), '\n', *pieces, '\n', template.Trusted(template.RESPONSE_CLOSE)]
+  return [
+    template.Trusted(template.RESPONSE_OPEN),
+    '\n',
+    *pieces,
+    '\n',
+    template.Trusted(template.RESPONSE_CLOSE),
+  ]
 
 
 # LongVT
@@ -76,15 +90,19 @@ def respond(*pieces: Piece) -> list[Piece]:
 
 def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a crop, and what was cut."""
-  return respond(*bare(clip.frames, clip.seconds),
-                 f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.')
+  return respond(
+    *bare(clip.frames, clip.seconds),
+    f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.',
+  )
 
 
 # VideoZoomer
 
 
 def zoom_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The zooms of a turn after its last `</think>`, else of the whole turn; `fps` times the length is the number of frames."""
+  """The zooms of a turn after its last `</think>`, else of the whole turn; `fps` times the length
+  is the number of frames.
+  """
   return tuple(_zoom(match) for match in _ZOOM.finditer(text, tags.after_think(text)))
 
 
@@ -109,22 +127,35 @@ def _zoom(match: re.Match) -> ToolCall | ParseFailure:
 
 def zoom_frames(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
   """Each frame after its number and time."""
-  return [piece for index, (frame, second) in enumerate(zip(frames, seconds, strict=True))
-          for piece in (f'<frame{index}_time{float(second):.2f}s>', frame)]
+  return [
+    piece
+    for index, (frame, second) in enumerate(zip(frames, seconds, strict=True))
+    for piece in (f'<frame{index}_time{float(second):.2f}s>', frame)
+  ]
 
 
 def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a zoom, and how to go on."""
-  return ['The frames of the video clip are shown below:\n', *zoom_frames(clip.frames, clip.seconds),
-          template.Trusted('Go on with your reasoning inside <think> and </think>, then write your final answer inside <answer> '
-                           'and </answer>.')]
+  return [
+    'The frames of the video clip are shown below:\n',
+    *zoom_frames(clip.frames, clip.seconds),
+    template.Trusted(
+      'Go on with your reasoning inside <think> and </think>, then write your final answer '
+      'inside <answer> '
+      'and </answer>.'
+    ),
+  ]
 
 
 def zoom_refused(result: ToolResult) -> list[Piece]:
   """An error as a user message of its own."""
   text = result.text
   if isinstance(result.call, ParseFailure):
-    wanted = f'at most {ZOOM_FRAMES} frames' if result.call.reason == 'too_many_frames' else '{"segment": [start, end], "fps": n}'
+    wanted = (
+      f'at most {ZOOM_FRAMES} frames'
+      if result.call.reason == 'too_many_frames'
+      else '{"segment": [start, end], "fps": n}'
+    )
     text = f'Error: this zoom cannot be run, wanted {wanted}.'
   return [f'{text} Go on with your reasoning, then zoom again or give your final answer.']
 
@@ -132,7 +163,7 @@ def zoom_refused(result: ToolResult) -> list[Piece]:
 def boxed(text: str) -> str:
   r"""The answer of a turn, taken out of its last `\boxed{}` if there is one."""
   answer = extract_answer(text)
-  found = _BOXED.findall(answer or text[tags.after_think(text):])
+  found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
 
 
@@ -140,7 +171,9 @@ def boxed(text: str) -> str:
 
 
 def sage_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The recommended tools of a turn; none once it holds a final answer. A turn that is no such object is a failure."""
+  """The recommended tools of a turn; none once it holds a final answer. A turn that is no such
+  object is a failure.
+  """
   value = _sage(text)
   if value is None:
     return (ParseFailure('not_json', text),)
@@ -152,22 +185,30 @@ def sage_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
 
 
 def _sage_call(call: Any) -> ToolCall | ParseFailure:
-  if not isinstance(call, dict) or not isinstance(call.get('name'), str) or not isinstance(call.get('arguments'), dict):
+  if (
+    not isinstance(call, dict)
+    or not isinstance(call.get('name'), str)
+    or not isinstance(call.get('arguments'), dict)
+  ):
     return ParseFailure('no_name', json.dumps(call))
   if call['name'] != _SAGE_TOOL:
     return ToolCall(call['name'], call['arguments'])
   given = call['arguments']
   times = {'start_time': given.get('timestamp_start') or 0, 'end_time': given.get('timestamp_end')}
-  return ToolCall(prompts.TOOL_NAME, {name: value for name, value in times.items() if value is not None})
+  return ToolCall(
+    prompts.TOOL_NAME, {name: value for name, value in times.items() if value is not None}
+  )
 
 
 def _sage(text: str) -> dict[str, Any] | None:
   """The last object of a turn: in its tags, else from its first brace."""
-  tail = text[tags.after_think(text):]
+  tail = text[tags.after_think(text) :]
   tagged = _JSON.findall(tail)
   text = tagged[-1] if tagged else tail
   try:
-    value, _ = json.JSONDecoder().raw_decode(text[max(text.find('{'), 0):])     # a ```json fence may stand before it
+    value, _ = json.JSONDecoder().raw_decode(
+      text[max(text.find('{'), 0) :]
+    )  # a ```json fence may stand before it
   except _UNREADABLE:
     return None
   return value if isinstance(value, dict) else None
@@ -186,13 +227,19 @@ def sage_answer(text: str) -> str:
 
 def sage_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a part of the video, each after its time."""
-  return respond(f'{_SAGE_TOOL} {_clock(window.start)} {_clock(window.end)}: {len(clip.frames)} frames\n',
-                 *template.frame_pieces(clip.frames, clip.seconds))
+  return respond(
+    f'{_SAGE_TOOL} {_clock(window.start)} {_clock(window.end)}: {len(clip.frames)} frames\n',
+    *template.frame_pieces(clip.frames, clip.seconds),
+  )
 
 
 def sage_refused(result: ToolResult) -> list[Piece]:
   """An error as a tool response, in this agent's words for its tool."""
-  text = f'Error: only {_SAGE_TOOL} can be run here.' if result.status is ResultStatus.UNKNOWN_TOOL else result.text
+  text = (
+    f'Error: only {_SAGE_TOOL} can be run here.'
+    if result.status is ResultStatus.UNKNOWN_TOOL
+    else result.text
+  )
   if result.status is ResultStatus.PARSE_FAILURE:
     text = 'Error: wanted one JSON object between <json> and </json>.'
   return respond(text.replace('start_time', 'timestamp_start').replace('end_time', 'timestamp_end'))
@@ -203,12 +250,39 @@ def _clock(second: float) -> str:
   return f'{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}'
 
 
-LONGVT = Manner(system=lambda task: None, user=user(QUESTION), parse=toolcalls.parse, answered=tags.has_answer,
-                request=prompts.FINAL_REQUEST, frames=bare, refused=lambda result: result.text, requests={}, forced_tokens={},
-                forced_prefix=True)
-VIDEOZOOMER = Manner(system=lambda task: None, user=user(QUESTION), parse=zoom_parse, answered=tags.has_answer,
-                     request='No more zooms. Give the final answer now.', frames=zoom_frames, refused=zoom_refused,
-                     requests={}, forced_tokens={}, forced_prefix=True)
-SAGE = Manner(system=lambda task: None, user=user(QUESTION), parse=sage_parse, answered=lambda text: bool(sage_answer(text)),
-              request='No more tools. Give the final answer now, in the same JSON.', frames=template.frame_pieces,
-              refused=sage_refused, requests={}, forced_tokens={}, forced_prefix=True)
+LONGVT = Manner(
+  system=lambda task: None,
+  user=user(QUESTION),
+  parse=toolcalls.parse,
+  answered=tags.has_answer,
+  request=prompts.FINAL_REQUEST,
+  frames=bare,
+  refused=lambda result: result.text,
+  requests={},
+  forced_tokens={},
+  forced_prefix=True,
+)
+VIDEOZOOMER = Manner(
+  system=lambda task: None,
+  user=user(QUESTION),
+  parse=zoom_parse,
+  answered=tags.has_answer,
+  request='No more zooms. Give the final answer now.',
+  frames=zoom_frames,
+  refused=zoom_refused,
+  requests={},
+  forced_tokens={},
+  forced_prefix=True,
+)
+SAGE = Manner(
+  system=lambda task: None,
+  user=user(QUESTION),
+  parse=sage_parse,
+  answered=lambda text: bool(sage_answer(text)),
+  request='No more tools. Give the final answer now, in the same JSON.',
+  frames=template.frame_pieces,
+  refused=sage_refused,
+  requests={},
+  forced_tokens={},
+  forced_prefix=True,
+)

@@ -1,8 +1,10 @@
-"""The public benchmarks, one record each: where their files are, what a row means, how it is put and scored (spec, section 11).
+"""The public benchmarks, one record each: where their files are, what a row means, how it is put
+and scored (spec, section 11).
 
-Rows are read where they enter: one that is broken as published is kept and marked, and `faults` counts them; a file that lacks a
-column, or is another benchmark's, is refused. A video that is missing does not stop a run: its question is asked all the same and ends
-as an error of its own; `problems` tells of it before anything is launched.
+Rows are read where they enter: one that is broken as published is kept and marked, and `faults`
+counts them; a file that lacks a column, or is another benchmark's, is refused. A video that is
+missing does not stop a run: its question is asked all the same and ends as an error of its own;
+`problems` tells of it before anything is launched.
 """
 
 import dataclasses
@@ -33,17 +35,19 @@ _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 class Benchmark:
   """One benchmark.
 
-  hub, config, split: its published name; also: other names on the hub of the same rows. rows: globs of its row files in a snapshot,
-  the first that matches any file counts.
-  columns: that a row must have; optional: that are read beside them. read: a row's Question, or Broken.
-  media: folders of the snapshot (or of its archives) that a row's video path is relative to; depth: how many last parts of that
-  path must agree when the video lies elsewhere; videos: what publishes them, for people.
-  prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write the answer, so that our agent is not
-  told another way. subtitle_bytes: how much of a video's subtitles, in UTF-8, stands before the question (a token holds a byte
-  at least, in any language), 0 for none. breakdowns: fields of a sample.
-  metric: which of `scores` is the score. official: the published rule, on the last turn's text; lmms_eval: that harness's, None where
-  it has no such task. published: scores by model, per cent, made with the rules of `RULES`.
+  hub, config, split: its published name; also: other names on the hub of the same rows. rows: globs
+  of its row files in a snapshot, the first that matches any file counts. columns: that a row must
+  have; optional: that are read beside them. read: a row's Question, or Broken. media: folders of
+  the snapshot (or of its archives) that a row's video path is relative to; depth: how many last
+  parts of that path must agree when the video lies elsewhere; videos: what publishes them, for
+  people. prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write
+  the answer, so that our agent is not told another way. subtitle_bytes: how much of a video's
+  subtitles, in UTF-8, stands before the question (a token holds a byte at least, in any language),
+  0 for none. breakdowns: fields of a sample. metric: which of `scores` is the score. official: the
+  published rule, on the last turn's text; lmms_eval: that harness's, None where it has no such
+  task. published: scores by model, per cent, made with the rules of `RULES`.
   """
+
   name: str
   hub: str
   also: tuple[str, ...]
@@ -75,7 +79,8 @@ _PUBLISHED = {
 }
 
 
-# Which rule a published row was made with. The release says that one driver made all of its table, other models' rows too.
+# Which rule a published row was made with. The release says that one driver made all of its table,
+# other models' rows too.
 RULES = dict.fromkeys(_PUBLISHED, 'official')
 
 
@@ -84,71 +89,206 @@ def _published(column: int) -> dict[str, float]:
 
 
 _VIDEOMME = Benchmark(
-    name='videomme', hub='lmms-lab/Video-MME', also=('lmms-eval/Video-MME',), config='videomme', split='test',
-    rows=('videomme/test-*.parquet', 'test-*.parquet', 'data/test-*.parquet', 'test.json*'),
-    columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'), optional=('domain', 'task_type'),
-    read=questions.videomme,
-    media=('data', 'videos'), depth=1, videos='videos_chunked_*.zip',
-    prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration', 'domain', 'task_type'),
-    metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(0))
+  name='videomme',
+  hub='lmms-lab/Video-MME',
+  also=('lmms-eval/Video-MME',),
+  config='videomme',
+  split='test',
+  rows=('videomme/test-*.parquet', 'test-*.parquet', 'data/test-*.parquet', 'test.json*'),
+  columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'),
+  optional=('domain', 'task_type'),
+  read=questions.videomme,
+  media=('data', 'videos'),
+  depth=1,
+  videos='videos_chunked_*.zip',
+  prompt='{question}',
+  shaped=False,
+  subtitle_bytes=0,
+  breakdowns=('duration', 'domain', 'task_type'),
+  metric='accuracy',
+  official=official.score_letter,
+  lmms_eval=lmms_eval.score_letter,
+  published=_published(0),
+)
 
-BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
-  _VIDEOMME,
-  dataclasses.replace(_VIDEOMME, name='videomme_wsub', subtitle_bytes=24000, breakdowns=(*_VIDEOMME.breakdowns, 'subtitles'),
-                       published=_published(1)),
-  Benchmark(
-      name='longvideobench', hub='longvideobench/LongVideoBench', also=(), config='default', split='validation',
-      rows=('validation-*.parquet', 'data/validation-*.parquet', 'lvb_val.json', 'validation.json*'),
+BENCHMARKS: Mapping[str, Benchmark] = {
+  benchmark.name: benchmark
+  for benchmark in (
+    _VIDEOMME,
+    dataclasses.replace(
+      _VIDEOMME,
+      name='videomme_wsub',
+      subtitle_bytes=24000,
+      breakdowns=(*_VIDEOMME.breakdowns, 'subtitles'),
+      published=_published(1),
+    ),
+    Benchmark(
+      name='longvideobench',
+      hub='longvideobench/LongVideoBench',
+      also=(),
+      config='default',
+      split='validation',
+      rows=(
+        'validation-*.parquet',
+        'data/validation-*.parquet',
+        'lvb_val.json',
+        'validation.json*',
+      ),
       columns=('id', 'video_path', 'question', 'correct_choice'),
-      optional=('option0', 'option1', 'option2', 'option3', 'option4', 'candidates', 'duration_group', 'question_category'),
+      optional=(
+        'option0',
+        'option1',
+        'option2',
+        'option3',
+        'option4',
+        'candidates',
+        'duration_group',
+        'question_category',
+      ),
       read=questions.longvideobench,
-      media=('videos',), depth=1, videos='videos.tar.part.*',
-      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('duration_group', 'question_category'),
-      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_first_letter, published=_published(2)),
-  Benchmark(
-      name='lvbench', hub='lmms-lab/LVBench', also=('lmms-eval/LVBench',), config='default', split='train',
+      media=('videos',),
+      depth=1,
+      videos='videos.tar.part.*',
+      prompt='{question}',
+      shaped=False,
+      subtitle_bytes=0,
+      breakdowns=('duration_group', 'question_category'),
+      metric='accuracy',
+      official=official.score_letter,
+      lmms_eval=lmms_eval.score_first_letter,
+      published=_published(2),
+    ),
+    Benchmark(
+      name='lvbench',
+      hub='lmms-lab/LVBench',
+      also=('lmms-eval/LVBench',),
+      config='default',
+      split='train',
       rows=('data/train-*.parquet', 'train-*.parquet', '*/train-*.parquet', 'train.json*'),
-      columns=('question', 'answer', 'video_path'), optional=('uid', 'type', 'question_type', 'options'),
+      columns=('question', 'answer', 'video_path'),
+      optional=('uid', 'type', 'question_type', 'options'),
       read=questions.lvbench,
-      media=('', 'videos', 'all_videos'), depth=1, videos='video_chunks/videos_chunk_*.zip',
-      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('type', 'question_type'),
-      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(3)),
-  Benchmark(
-      name='mlvu', hub='sy1998/MLVU_dev', also=(), config='default', split='test',
-      rows=('mlvu/test-*.parquet', 'data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
-      columns=('video_name', 'question', 'answer', 'task_type'), optional=('candidates',),
+      media=('', 'videos', 'all_videos'),
+      depth=1,
+      videos='video_chunks/videos_chunk_*.zip',
+      prompt='{question}',
+      shaped=False,
+      subtitle_bytes=0,
+      breakdowns=('type', 'question_type'),
+      metric='accuracy',
+      official=official.score_letter,
+      lmms_eval=lmms_eval.score_letter,
+      published=_published(3),
+    ),
+    Benchmark(
+      name='mlvu',
+      hub='sy1998/MLVU_dev',
+      also=(),
+      config='default',
+      split='test',
+      rows=(
+        'mlvu/test-*.parquet',
+        'data/test-*.parquet',
+        'test-*.parquet',
+        '*/test-*.parquet',
+        'test.json*',
+      ),
+      columns=('video_name', 'question', 'answer', 'task_type'),
+      optional=('candidates',),
       read=questions.mlvu,
-      media=('video', 'videos', ''), depth=1, videos='video_part_*.zip',
-      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('task_type',),
-      metric='accuracy', official=official.score_letter, lmms_eval=lmms_eval.score_letter, published=_published(4)),
-  Benchmark(
-      name='mmvu', hub='yale-nlp/MMVU', also=('lmms-eval/MMVU',), config='default', split='validation',
-      rows=('validation.json*', 'validation-*.parquet', 'data/validation-*.parquet', '*/validation-*.parquet'),
+      media=('video', 'videos', ''),
+      depth=1,
+      videos='video_part_*.zip',
+      prompt='{question}',
+      shaped=False,
+      subtitle_bytes=0,
+      breakdowns=('task_type',),
+      metric='accuracy',
+      official=official.score_letter,
+      lmms_eval=lmms_eval.score_letter,
+      published=_published(4),
+    ),
+    Benchmark(
+      name='mmvu',
+      hub='yale-nlp/MMVU',
+      also=('lmms-eval/MMVU',),
+      config='default',
+      split='validation',
+      rows=(
+        'validation.json*',
+        'validation-*.parquet',
+        'data/validation-*.parquet',
+        '*/validation-*.parquet',
+      ),
       columns=('id', 'question', 'choices', 'answer', 'question_type'),
       optional=('video', 'video_path', 'subject', 'metadata'),
       read=questions.mmvu,
-      media=('', 'videos'), depth=2, videos='videos/<subject>/<number>.mp4',
-      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('question_type', 'subject'),
-      metric='accuracy', official=official.score_mmvu, lmms_eval=lmms_eval.score_mmvu, published=_published(5)),
-  Benchmark(
-      name='charades', hub='lmms-lab/charades_sta', also=('lmms-eval/charades_sta',), config='default', split='test',
+      media=('', 'videos'),
+      depth=2,
+      videos='videos/<subject>/<number>.mp4',
+      prompt='{question}',
+      shaped=False,
+      subtitle_bytes=0,
+      breakdowns=('question_type', 'subject'),
+      metric='accuracy',
+      official=official.score_mmvu,
+      lmms_eval=lmms_eval.score_mmvu,
+      published=_published(5),
+    ),
+    Benchmark(
+      name='charades',
+      hub='lmms-lab/charades_sta',
+      also=('lmms-eval/charades_sta',),
+      config='default',
+      split='test',
       rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
-      columns=('video', 'caption', 'timestamp'), optional=(),
+      columns=('video', 'caption', 'timestamp'),
+      optional=(),
       read=questions.charades,
-      media=('Charades_v1_480', 'videos', ''), depth=1, videos='Charades_v1_480_part_*.zip',
-      prompt='When does this happen in the video: "{question}"\nSay it like this: The event happens in the X - Y seconds.',
-      shaped=True, subtitle_bytes=0, breakdowns=(),
-      metric='iou', official=official.score_times, lmms_eval=lmms_eval.score_times, published=_published(6)),
-  Benchmark(
-      name='longvideo_reason', hub='LongVideo-Reason/longvideo-reason', also=(), config='default', split='test',
-      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*', '*test*.json*'),
-      columns=('problem', 'problem_type', 'videos', 'answer'), optional=('problem_id',),
+      media=('Charades_v1_480', 'videos', ''),
+      depth=1,
+      videos='Charades_v1_480_part_*.zip',
+      prompt='When does this happen in the video: '
+      '"{question}"\nSay it like this: The event happens '
+      'in the X - Y seconds.',
+      shaped=True,
+      subtitle_bytes=0,
+      breakdowns=(),
+      metric='iou',
+      official=official.score_times,
+      lmms_eval=lmms_eval.score_times,
+      published=_published(6),
+    ),
+    Benchmark(
+      name='longvideo_reason',
+      hub='LongVideo-Reason/longvideo-reason',
+      also=(),
+      config='default',
+      split='test',
+      rows=(
+        'data/test-*.parquet',
+        'test-*.parquet',
+        '*/test-*.parquet',
+        'test.json*',
+        '*test*.json*',
+      ),
+      columns=('problem', 'problem_type', 'videos', 'answer'),
+      optional=('problem_id',),
       read=questions.longvideo_reason,
-      media=('', 'videos', 'longvila_videos'), depth=1,
+      media=('', 'videos', 'longvila_videos'),
+      depth=1,
       videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
-      prompt='{question}', shaped=False, subtitle_bytes=0, breakdowns=('problem_type', 'options'),
-      metric='accuracy', official=official.score_longvideo_reason, lmms_eval=None, published={}),
-)}
+      prompt='{question}',
+      shaped=False,
+      subtitle_bytes=0,
+      breakdowns=('problem_type', 'options'),
+      metric='accuracy',
+      official=official.score_longvideo_reason,
+      lmms_eval=None,
+      published={},
+    ),
+  )
+}
 
 
 def named(name: str) -> Benchmark:
@@ -158,7 +298,9 @@ def named(name: str) -> Benchmark:
     ConfigError: there is none.
   """
   if name not in BENCHMARKS:
-    raise ConfigError(f'benchmark {name!r}: no such benchmark; wanted one of {", ".join(BENCHMARKS)}')
+    raise ConfigError(
+      f'benchmark {name!r}: no such benchmark; wanted one of {", ".join(BENCHMARKS)}'
+    )
   return BENCHMARKS[name]
 
 
@@ -166,22 +308,34 @@ def named(name: str) -> Benchmark:
 
 
 def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
-  """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and 'f1' beside it) or, for
-  temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for longvideo_reason 'format' too, for mmvu the accuracy of the row's kind
-  once more, as 'accuracy_mcq' or 'accuracy_oe'. A benchmark's `metric` names its score. given: the answer, where a protocol reads
-  it by a rule of its own; else it is read as in training (spec, section 4)."""
+  """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and
+  'f1' beside it) or, for temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for
+  longvideo_reason 'format' too, for mmvu the accuracy of the row's kind once more, as
+  'accuracy_mcq' or 'accuracy_oe'. A benchmark's `metric` names its score. given: the answer, where
+  a protocol reads it by a rule of its own; else it is read as in training (spec, section 4).
+  """
   task = sample.task
   given = answer.extract_answer(text) if given is None else given
   if task.question_type == 'tvg':
     return official.recalls(0.0 if sample.unanswerable else answer.temporal_iou(given, task.answer))
   if task.question_type == 'oe':
-    golds = [] if sample.unanswerable else _spellings(task.answer) if sample.benchmark == 'mmvu' else [task.answer]
+    golds = (
+      []
+      if sample.unanswerable
+      else _spellings(task.answer)
+      if sample.benchmark == 'mmvu'
+      else [task.answer]
+    )
     best = lambda rule: max((rule(given, gold) for gold in golds), default=0.0)
     found = {'accuracy': best(answer.exact_match), 'f1': best(answer.token_f1)}
   else:
     letters = [] if sample.unanswerable else sample.golds or (task.answer,)
     count = len(task.options) or len(LETTERS)
-    found = {'accuracy': max((answer.choice_accuracy(given, letter, count) for letter in letters), default=0.0)}
+    found = {
+      'accuracy': max(
+        (answer.choice_accuracy(given, letter, count) for letter in letters), default=0.0
+      )
+    }
   if sample.benchmark == 'longvideo_reason':
     found['format'] = float(official.begins_as_told(text))
   if sample.benchmark == 'mmvu':
@@ -190,8 +344,9 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
 
 
 def _spellings(gold: str) -> list[str]:
-  """A gold text, and it without what it has in parentheses: "oxygen (O2)" is right as "oxygen" too. Those that are part of a word or
-  all there is, O(n) and (2, 3), are kept."""
+  """A gold text, and it without what it has in parentheses: "oxygen (O2)" is right as "oxygen" too.
+  Those that are part of a word or all there is, O(n) and (2, 3), are kept.
+  """
   bare = ' '.join(_ASIDE.sub(' ', gold).split())
   return [gold, bare] if bare and bare != gold else [gold]
 
@@ -199,20 +354,24 @@ def _spellings(gold: str) -> list[str]:
 # Snapshots to samples.
 
 
-def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: int = 0) -> list[Sample]:
+def load(
+  name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: int = 0
+) -> list[Sample]:
   """The samples of a benchmark, in the order of its rows.
 
-  Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found without them. A task's question
-  holds the options and, where there are some, first the subtitles (also in Sample.subtitles): its facts then have it without them,
-  as 'asked', for those who look at a window only. A video that is nowhere keeps the path at which it was expected.
+  Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found
+  without them. A task's question holds the options and, where there are some, first the subtitles
+  (also in Sample.subtitles): its facts then have it without them, as 'asked', for those who look at
+  a window only. A video that is nowhere keeps the path at which it was expected.
 
   Args:
-    folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is unpacked.
-    limit: so many samples, 0 for all: drawn by their ids, the same on every machine; more only add.
+    folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is
+    unpacked. limit: so many samples, 0 for all: drawn by their ids, the same on every machine; more
+    only add.
 
   Raises:
-    ConfigError: no such benchmark.
-    DataError: no folder, no row file, a file that lacks a column, a row that names no video inside the snapshot, a row that is there
+    ConfigError: no such benchmark. DataError: no folder, no row file, a file that lacks a column, a
+    row that names no video inside the snapshot, a row that is there
       twice, a damaged archive; no subtitles at all where the benchmark has them.
   """
   benchmark = named(name)
@@ -224,11 +383,20 @@ def load(name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: 
   except DataError as error:
     raise _about(name, error) from error
   said = {video: found.text for video, found in subtitles.items() if isinstance(found, Subtitles)}
-  samples = [_sample(benchmark, question, videos[question.video] or root / benchmark.media[0] / question.video,
-                     said.get(question.video, '')) for question in asked]
+  samples = [
+    _sample(
+      benchmark,
+      question,
+      videos[question.video] or root / benchmark.media[0] / question.video,
+      said.get(question.video, ''),
+    )
+    for question in asked
+  ]
   if not benchmark.subtitle_bytes:
     return samples
-  return [_marked(sample, subtitles.get(question.video)) for sample, question in zip(samples, asked)]
+  return [
+    _marked(sample, subtitles.get(question.video)) for sample, question in zip(samples, asked)
+  ]
 
 
 def subtitle_notes(samples: Sequence[Sample]) -> str:
@@ -242,14 +410,15 @@ def faults(samples: Sequence[Sample]) -> dict[str, int]:
   return marks.count(sample.fields for sample in samples)
 
 
-def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
-             ) -> tuple[list[str], list[str]]:
-  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each: (what ends everything, benchmarks that
-  lack some of their videos). Both are empty when all is there.
+def problems(
+  folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
+) -> tuple[list[str], list[str]]:
+  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each: (what
+  ends everything, benchmarks that lack some of their videos). Both are empty when all is there.
 
-  First folders, row files, columns and rows; when these are right and `cache` is given, archives are unpacked as `load` would
-  and the videos counted. Else a video counts as there if an archive names it, or might hold it (a packed tar is not read
-  through for this).
+  First folders, row files, columns and rows; when these are right and `cache` is given, archives
+  are unpacked as `load` would and the videos counted. Else a video counts as there if an archive
+  names it, or might hold it (a packed tar is not read through for this).
   """
   found: list[str] = []
   partly: list[str] = []
@@ -267,8 +436,11 @@ def problems(folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike 
       videos, missing = _videos(benchmark, root, place, asked)
       if missing:
         (partly if len(missing) < len(videos) else found).append(
-            f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: {", ".join(missing[:5])}'
-            f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, as it is or unpacked{_unread(root)}')
+          f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: '
+          f'{", ".join(missing[:5])}'
+          f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, '
+          f'as it is or unpacked{_unread(root)}'
+        )
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
     except DataError as error:
@@ -301,13 +473,20 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
         raise DataError(f'{where}: {error}; fetch the published file, or mend the row') from error
       name = question.id or f'{place.stem}-{len(found)}'
       if name in found:
-        if dataclasses.replace(found[name], faults=(), id='') == dataclasses.replace(question, faults=(), id=''):
-          raise DataError(f'{where}: got the id {name!r} again, of the same row, wanted each row once; fetch the published file')
+        if dataclasses.replace(found[name], faults=(), id='') == dataclasses.replace(
+          question, faults=(), id=''
+        ):
+          raise DataError(
+            f'{where}: got the id {name!r} again, of the same row, wanted each row once; '
+            'fetch the published file'
+          )
         question = dataclasses.replace(question, faults=(*question.faults, questions.ID_TWICE))
         name = f'{name}-{len(found)}'
       found[name] = dataclasses.replace(question, id=name)
   if not found:
-    raise DataError(f'{benchmark.name}: no rows in {root}, wanted at least one; fetch the published files')
+    raise DataError(
+      f'{benchmark.name}: no rows in {root}, wanted at least one; fetch the published files'
+    )
   return list(found.values())
 
 
@@ -315,7 +494,9 @@ def _drawn(asked: list[Question], limit: int) -> list[Question]:
   """`limit` of them (0: all), in their order."""
   if not 0 < limit < len(asked):
     return asked
-  kept = heapq.nsmallest(limit, range(len(asked)), key=lambda i: seeds.at(0, 'benchmark_limit', asked[i].id))
+  kept = heapq.nsmallest(
+    limit, range(len(asked)), key=lambda i: seeds.at(0, 'benchmark_limit', asked[i].id)
+  )
   return [asked[i] for i in sorted(kept)]
 
 
@@ -328,10 +509,15 @@ def _is_subtitles(parts: Sequence[pathlib.Path]) -> bool:
   return parts[0].name.lower().startswith('subtitle')
 
 
-def _videos(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
-            ) -> tuple[dict[str, pathlib.Path | None], list[str]]:
-  """({video as rows name it: its file or None}, those that are missing). Without a cache nothing is unpacked, and a video that
-  an archive names, or may hold, is not missing."""
+def _videos(
+  benchmark: Benchmark,
+  root: pathlib.Path,
+  cache: str | os.PathLike | None,
+  asked: Sequence[Question],
+) -> tuple[dict[str, pathlib.Path | None], list[str]]:
+  """({video as rows name it: its file or None}, those that are missing). Without a cache nothing is
+  unpacked, and a video that an archive names, or may hold, is not missing.
+  """
   wanted = dict.fromkeys(question.video for question in asked)
   folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
 
@@ -341,21 +527,39 @@ def _videos(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike |
     return videos, [video for video, path in videos.items() if path is None]
 
   videos, missing = found()
-  held = [(parts, snapshots.members(parts)) for parts in snapshots.archives(root) if missing and not _is_subtitles(parts)]
-  tail = lambda name: (*pathlib.PurePosixPath(name).parts[-benchmark.depth:-1], snapshots.stem(name, snapshots.VIDEOS))
+  held = [
+    (parts, snapshots.members(parts))
+    for parts in snapshots.archives(root)
+    if missing and not _is_subtitles(parts)
+  ]
+  tail = lambda name: (
+    *pathlib.PurePosixPath(name).parts[-benchmark.depth : -1],
+    snapshots.stem(name, snapshots.VIDEOS),
+  )
   inside = {parts: None if names is None else set(map(tail, names)) for parts, names in held}
-  holding = [parts for parts, names in inside.items() if names is None or names & set(map(tail, missing))]
+  holding = [
+    parts for parts, names in inside.items() if names is None or names & set(map(tail, missing))
+  ]
   if cache is None:
-    return videos, [video for video in missing
-                    if not any(inside[each] is None or tail(video) in inside[each] for each in holding)]
+    return videos, [
+      video
+      for video in missing
+      if not any(inside[each] is None or tail(video) in inside[each] for each in holding)
+    ]
   for parts in holding:
     snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
   return found() if holding else (videos, missing)
 
 
-def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLike | None, asked: Sequence[Question]
-               ) -> dict[str, Subtitles | NoSubtitles]:
-  """{video: its subtitles, or why its file gives none}, of those that have a file. Not every video of Video-MME has."""
+def _subtitles(
+  benchmark: Benchmark,
+  root: pathlib.Path,
+  cache: str | os.PathLike | None,
+  asked: Sequence[Question],
+) -> dict[str, Subtitles | NoSubtitles]:
+  """{video: its subtitles, or why its file gives none}, of those that have a file. Not every video
+  of Video-MME has.
+  """
   if not benchmark.subtitle_bytes:
     return {}
   folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
@@ -365,11 +569,19 @@ def _subtitles(benchmark: Benchmark, root: pathlib.Path, cache: str | os.PathLik
       snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
     files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files):
-    raise DataError(f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt (or .vtt) or subtitle.zip; fetch it'
-                    + _unread(root))
-  paths = {video: files.find(f'{pathlib.PurePosixPath(video).stem}.srt', ('subtitle',), 1)
-           for video in dict.fromkeys(question.video for question in asked)}
-  return {video: _read_subtitles(path, benchmark.subtitle_bytes) for video, path in paths.items() if path is not None}
+    raise DataError(
+      f'{benchmark.name}: no subtitle file below {root}, wanted subtitle/<videoID>.srt (or '
+      '.vtt) or subtitle.zip; fetch it' + _unread(root)
+    )
+  paths = {
+    video: files.find(f'{pathlib.PurePosixPath(video).stem}.srt', ('subtitle',), 1)
+    for video in dict.fromkeys(question.video for question in asked)
+  }
+  return {
+    video: _read_subtitles(path, benchmark.subtitle_bytes)
+    for video, path in paths.items()
+    if path is not None
+  }
 
 
 def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitles:
@@ -385,11 +597,21 @@ def _marked(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
     state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN
   else:
     state = subtitle_files.NONE if found is None else subtitle_files.UNREADABLE
-  facts = {**sample.task.facts, subtitle_files.BROKEN: str(found)} if isinstance(found, NoSubtitles) else sample.task.facts
-  return dataclasses.replace(sample, fields={**sample.fields, 'subtitles': state}, task=dataclasses.replace(sample.task, facts=facts))
+  facts = (
+    {**sample.task.facts, subtitle_files.BROKEN: str(found)}
+    if isinstance(found, NoSubtitles)
+    else sample.task.facts
+  )
+  return dataclasses.replace(
+    sample,
+    fields={**sample.fields, 'subtitles': state},
+    task=dataclasses.replace(sample.task, facts=facts),
+  )
 
 
-def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subtitles: str) -> Sample:
+def _sample(
+  benchmark: Benchmark, question: Question, video: pathlib.Path, subtitles: str
+) -> Sample:
   lines = [benchmark.prompt.format(question=question.text)]
   lines += [f'{letter}. {option}' for letter, option in zip(LETTERS, question.options)]
   text = asked = '\n'.join(lines)
@@ -399,8 +621,24 @@ def _sample(benchmark: Benchmark, question: Question, video: pathlib.Path, subti
   fields = dict(question.fields)
   if question.faults:
     alone = question.faults == (marks.NO_OPTIONS,)
-    fields |= {marks.OPTIONS: marks.BROKEN, **({} if alone else {marks.FAULTS: '; '.join(question.faults)})}
-  task = Task(id=question.id, videos=(str(video),), question=text, question_type=question.kind, answer=question.gold,
-              options=question.options, source=benchmark.name, facts=facts)
-  return Sample(benchmark=benchmark.name, task=task, fields=fields, subtitles=subtitles,
-                golds=question.golds if len(question.golds) > 1 else ())
+    fields |= {
+      marks.OPTIONS: marks.BROKEN,
+      **({} if alone else {marks.FAULTS: '; '.join(question.faults)}),
+    }
+  task = Task(
+    id=question.id,
+    videos=(str(video),),
+    question=text,
+    question_type=question.kind,
+    answer=question.gold,
+    options=question.options,
+    source=benchmark.name,
+    facts=facts,
+  )
+  return Sample(
+    benchmark=benchmark.name,
+    task=task,
+    fields=fields,
+    subtitles=subtitles,
+    golds=question.golds if len(question.golds) > 1 else (),
+  )

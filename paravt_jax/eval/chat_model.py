@@ -1,7 +1,9 @@
-"""Any model behind an OpenAI-compatible server, in the place of our own: contexts become messages again, replies become tokens.
+"""Any model behind an OpenAI-compatible server, in the place of our own: contexts become messages
+again, replies become tokens.
 
-Our chat template can be read backwards: control tokens are placed by id and nothing else has theirs. The reply's tokens are those
-of a local tokenizer; there are no log-probs, so such episodes are for evaluation only.
+Our chat template can be read backwards: control tokens are placed by id and nothing else has
+theirs. The reply's tokens are those of a local tokenizer; there are no log-probs, so such episodes
+are for evaluation only.
 """
 
 import asyncio
@@ -23,15 +25,18 @@ from paravt_jax.rollout.outcomes import Rejected
 from paravt_jax.rollout.sampler import Address, ContextOptions, expanded
 from paravt_jax.types import Segment, TokenClass
 
-_SHOWN = 200                 # characters of a reply that a message shows
+_SHOWN = 200  # characters of a reply that a message shows
 _CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatOptions:
-  """quality: of the JPEGs that frames are sent as; 0 sends PNGs, which keep every pixel. prefill: a pinned prefix is sent as the
-  beginning of the reply (vLLM and SGLang go on from it; others may not). more: further fields of each request (null takes one of
-  ours out), a JSON object as text such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none."""
+  """quality: of the JPEGs that frames are sent as; 0 sends PNGs, which keep every pixel. prefill: a
+  pinned prefix is sent as the beginning of the reply (vLLM and SGLang go on from it; others may
+  not). more: further fields of each request (null takes one of ours out), a JSON object as text
+  such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none.
+  """
+
   quality: int
   prefill: bool
   more: str
@@ -40,14 +45,18 @@ class ChatOptions:
 @dataclasses.dataclass(frozen=True)
 class Written(Reply):
   """What a model wrote. finish: 'stop', or 'length' when a limit cut it."""
+
   finish: str
 
 
 class ChatModel:
-  """A Sampler twin over a chat server. Use inside `async with server`. `counts`: requests, prompt_tokens and sampled_tokens, both
-  by the local tokenizer."""
+  """A Sampler twin over a chat server. Use inside `async with server`. `counts`: requests,
+  prompt_tokens and sampled_tokens, both by the local tokenizer.
+  """
 
-  def __init__(self, server: Server, tok: ChatTokenizer, context: ContextOptions, options: ChatOptions):
+  def __init__(
+    self, server: Server, tok: ChatTokenizer, context: ContextOptions, options: ChatOptions
+  ):
     self.tok, self.options = tok, context
     self._server, self._chat = server, options
     self._more = more(options.more)
@@ -59,19 +68,34 @@ class ChatModel:
     return self._chat.prefill
 
   def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
-    """Tokens that may still be sampled after these segments, with `reserved` left free; an estimate for another tokenizer."""
+    """Tokens that may still be sampled after these segments, with `reserved` left free; an estimate
+    for another tokenizer.
+    """
     return self.options.context - expanded(segments) - reserved
 
-  async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
-                   token_class: TokenClass, heard: Callable[[list[int]], None] | None = None) -> tuple[Segment, str]:
-    """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish reason ('stop' or 'length').
+  async def sample(
+    self,
+    segments: Sequence[Segment],
+    *,
+    address: Address,
+    turn: int,
+    call: int,
+    max_new_tokens: int,
+    token_class: TokenClass,
+    heard: Callable[[list[int]], None] | None = None,
+  ) -> tuple[Segment, str]:
+    """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish
+    reason ('stop' or 'length').
 
     heard: hears its ids once, when they are there: a reply comes whole.
 
     Raises:
-      RolloutError: the server failed or refused, or its reply cannot be read; begins with the reason's name.
+      RolloutError: the server failed or refused, or its reply cannot be read; begins with the
+      reason's name.
     """
-    messages = await asyncio.to_thread(lambda: list(to_messages(self.tok, segments, self._chat.quality)))
+    messages = await asyncio.to_thread(
+      lambda: list(to_messages(self.tok, segments, self._chat.quality))
+    )
     fields = dict(self._more)
     if messages[-1]['role'] == 'assistant':
       fields |= _CONTINUE
@@ -90,12 +114,20 @@ class ChatModel:
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
     if heard is not None:
       heard(ids.tolist())
-    return Segment(ids, sampled=True, logprobs=np.zeros(len(ids), np.float32), versions=np.zeros(len(ids), np.int32),
-                   token_class=token_class), outcome.finish
+    return Segment(
+      ids,
+      sampled=True,
+      logprobs=np.zeros(len(ids), np.float32),
+      versions=np.zeros(len(ids), np.int32),
+      token_class=token_class,
+    ), outcome.finish
 
 
-def to_messages(tok: ChatTokenizer, segments: Sequence[Segment], quality: int) -> Iterator[dict[str, Any]]:
-  """The messages that segments of our template stand for; frames as data URLs, texts between them whole.
+def to_messages(
+  tok: ChatTokenizer, segments: Sequence[Segment], quality: int
+) -> Iterator[dict[str, Any]]:
+  """The messages that segments of our template stand for; frames as data URLs, texts between them
+  whole.
 
   A last assistant message is the beginning that a reply is given; an empty one is left out.
   """
@@ -103,13 +135,16 @@ def to_messages(tok: ChatTokenizer, segments: Sequence[Segment], quality: int) -
   images = iter([image for segment in segments for image in segment.images])
   starts = np.flatnonzero(ids == tok.im_start)
   for start, limit in zip(starts, [*starts[1:], len(ids)]):
-    body = ids[start + 1:limit]
+    body = ids[start + 1 : limit]
     ends = np.flatnonzero(body == tok.im_end)
-    yield from _message(tok, body[:ends[0]] if len(ends) else body, images, quality, closed=bool(len(ends)))
+    yield from _message(
+      tok, body[: ends[0]] if len(ends) else body, images, quality, closed=bool(len(ends))
+    )
 
 
-def _message(tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray], quality: int, *,
-             closed: bool) -> Iterator[dict[str, Any]]:
+def _message(
+  tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray], quality: int, *, closed: bool
+) -> Iterator[dict[str, Any]]:
   """One message, from its tokens between `<|im_start|>` and `<|im_end|>`."""
   parts, texts = [], np.split(body, np.flatnonzero(body == tok.image_pad))
   for index, run in enumerate(texts):
@@ -129,31 +164,44 @@ def _message(tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray],
 
 
 def read_written(content: bytes) -> Written | Rejected:
-  """Reads a chat completion: its text, with the reasoning that a server took out put back before it, and how it ended.
+  """Reads a chat completion: its text, with the reasoning that a server took out put back before
+  it, and how it ended.
 
-  An empty text is what the model wrote. Calls that the server took out of the text are a fault of its settings.
+  An empty text is what the model wrote. Calls that the server took out of the text are a fault of
+  its settings.
   """
   try:
     choice = orjson.loads(content)['choices'][0]
     message, finish = choice['message'], choice.get('finish_reason')
-    text, reasoning = message_text(message.get('content')), message.get('reasoning_content') or message.get('reasoning') or ''
+    text, reasoning = (
+      message_text(message.get('content')),
+      message.get('reasoning_content') or message.get('reasoning') or '',
+    )
   except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return Rejected('unreadable', repr(content[:_SHOWN]))
   if finish == 'content_filter':
     return Rejected('filtered', 'the server filtered the reply')
   if message.get('tool_calls'):
-    return Rejected('tool_calls', 'the server took the calls out of the text; start it without a tool call parser')
+    return Rejected(
+      'tool_calls', 'the server took the calls out of the text; start it without a tool call parser'
+    )
   if text is None:
     text = ''
   if not isinstance(text, str) or not isinstance(reasoning, str):
     return Rejected('unreadable', f'content {text!r:.80}, reasoning {reasoning!r:.80}')
   if reasoning:
-    text = f'{tags.THINK_OPEN}\n{reasoning}' + (f'\n{tags.THINK_CLOSE}\n{text}' if text or finish != 'length' else '')
-  return Written(text.replace('\0', '').replace('\r\n', '\n'), 'length' if finish == 'length' else 'stop')
+    text = f'{tags.THINK_OPEN}\n{reasoning}' + (
+      f'\n{tags.THINK_CLOSE}\n{text}' if text or finish != 'length' else ''
+    )
+  return Written(
+    text.replace('\0', '').replace('\r\n', '\n'), 'length' if finish == 'length' else 'stop'
+  )
 
 
 def _continued(begun: str, text: str) -> str:
-  """What a reply adds to its beginning: some servers open the thought again that it was given opened."""
+  """What a reply adds to its beginning: some servers open the thought again that it was given
+  opened.
+  """
   opened = begun.rstrip() == tags.THINK_OPEN and text.lstrip().startswith(tags.THINK_OPEN)
   return text.lstrip().removeprefix(tags.THINK_OPEN).removeprefix('\n') if opened else text
 

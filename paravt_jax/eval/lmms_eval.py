@@ -1,8 +1,9 @@
-"""How lmms-eval reads an answer and scores it, so that rows which were made with it can be compared with ours.
+"""How lmms-eval reads an answer and scores it, so that rows which were made with it can be compared
+with ours.
 
-Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped with). Every quirk is meant: do not
-mend them here.
-Where that harness draws a letter at random, or asks a judge, there is none here: such an answer is wrong.
+Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped
+with). Every quirk is meant: do not mend them here. Where that harness draws a letter at random, or
+asks a judge, there is none here: such an answer is wrong.
 """
 
 import re
@@ -16,12 +17,43 @@ FOUR, FIVE = 'ABCD', 'ABCDE'
 _THOUGHTS = (('<think>', '</think>'), ('<analysis>', '</analysis>'))
 _EDGES = (',', '.', '!', '?', ';', ':', "'", '"')
 _PHRASES = (
-    *(f'{article}{what} is' for article in ('the ', '') for what in (
-        'answer', 'correct answer', 'best answer', 'correct option', 'best option', 'choice', 'correct choice')),
-    'my answer is', 'my choice is', 'i choose', 'i select', 'i pick', '옵션', '정답은', '답은', '답:', '答案是', '答案为', '选', '答えは')
+  *(
+    f'{article}{what} is'
+    for article in ('the ', '')
+    for what in (
+      'answer',
+      'correct answer',
+      'best answer',
+      'correct option',
+      'best option',
+      'choice',
+      'correct choice',
+    )
+  ),
+  'my answer is',
+  'my choice is',
+  'i choose',
+  'i select',
+  'i pick',
+  '옵션',
+  '정답은',
+  '답은',
+  '답:',
+  '答案是',
+  '答案为',
+  '选',
+  '答えは',
+)
 _BEFORE_LETTERS = (
-    'The best answer is', 'The correct answer is', 'The answer is', 'The answer', 'The best option is', 'The correct option is',
-    'Best answer:', 'Best option:')
+  'The best answer is',
+  'The correct answer is',
+  'The answer is',
+  'The answer',
+  'The best option is',
+  'The correct option is',
+  'Best answer:',
+  'Best option:',
+)
 _EXAMPLE = 'a specific example is : 20.8 - 30.0 seconds'
 _EVENT_WORDS = ('start', 'end', 'happen')
 _NUMBER = r'\d+(?:\.\d+)?'
@@ -35,14 +67,16 @@ _ORDER = re.compile(r'o\s*\([^)]+\)')
 
 
 def without_thoughts(text: str) -> str:
-  """The text without thoughts that were closed; of one whose opening is not there, what follows its last closing."""
+  """The text without thoughts that were closed; of one whose opening is not there, what follows its
+  last closing.
+  """
   for opened, closed in _THOUGHTS:
     while opened in text and closed in text:
       start = text.find(opened)
       end = text.find(closed, start)
       if end < 0:
         break
-      text = text[:start] + text[end + len(closed):]
+      text = text[:start] + text[end + len(closed) :]
     if closed in text and opened not in text:
       text = text.rpartition(closed)[2]
   return text.strip()
@@ -51,9 +85,10 @@ def without_thoughts(text: str) -> str:
 def letter(text: str, choices: str = FOUR) -> str:
   """The letter that multiple choice is read as (Video-MME, LVBench, MLVU), '' for none.
 
-  Kinds of mention in order: the text begins with a letter, ends with one, one follows a phrase such as "answer is" (anywhere behind
-  it, in a word too), `(B)`, `B.`, `B:`, `B)`, `B` and a space; without any of these a letter in any word. Of one kind the last
-  mention counts; a phrase takes of each letter the first that follows.
+  Kinds of mention in order: the text begins with a letter, ends with one, one follows a phrase such
+  as "answer is" (anywhere behind it, in a word too), `(B)`, `B.`, `B:`, `B)`, `B` and a space;
+  without any of these a letter in any word. Of one kind the last mention counts; a phrase takes of
+  each letter the first that follows.
   """
   text = text.strip()
   for mark in _EDGES:
@@ -66,7 +101,12 @@ def letter(text: str, choices: str = FOUR) -> str:
   if found:
     return found[0]
   lower = text.lower()
-  behind = [text.find(one, lower.find(phrase) + len(phrase)) for phrase in _PHRASES if phrase in lower for one in choices]
+  behind = [
+    text.find(one, lower.find(phrase) + len(phrase))
+    for phrase in _PHRASES
+    if phrase in lower
+    for one in choices
+  ]
   if max(behind, default=-1) >= 0:
     return text[max(behind)]
   for kind in ('({})', '{}.', '{}:', '{})', '{} ', '{}'):
@@ -77,8 +117,9 @@ def letter(text: str, choices: str = FOUR) -> str:
 
 
 def first_letter(text: str) -> str:
-  """The first capital A..E anywhere in the text (LongVideoBench) once announcements are taken out; '' for none, where the harness
-  draws one."""
+  """The first capital A..E anywhere in the text (LongVideoBench) once announcements are taken out;
+  '' for none, where the harness draws one.
+  """
   for phrase in _BEFORE_LETTERS:
     text = text.replace(phrase, '')
   return next((one for one in text if one in FIVE), '')
@@ -87,8 +128,9 @@ def first_letter(text: str) -> str:
 def times(text: str) -> tuple[float, float] | None:
   """(start, end) in seconds that a grounded answer is read as, put in order; None for none.
 
-  Only lines (parted at !, ? and line ends) that speak of a start, an end or a happening count, all where there is none. Tried in turn:
-  the first range of clocks, the first `a - b` ("to" is a dash), the first two clocks, the first numbers of two lines.
+  Only lines (parted at !, ? and line ends) that speak of a start, an end or a happening count, all
+  where there is none. Tried in turn: the first range of clocks, the first `a - b` ("to" is a dash),
+  the first two clocks, the first numbers of two lines.
   """
   text = text.lower().replace(_EXAMPLE, '').replace('to', '-')
   lines = re.split(r'[!?\n]', text)
@@ -100,11 +142,15 @@ def times(text: str) -> tuple[float, float] | None:
 def _windows(lines: Sequence[str]) -> Iterator[tuple[float, float]]:
   """Readings, best one first."""
   for pattern, number in ((_CLOCK_RANGE, _seconds), (_RANGE, float)):
-    yield from ((number(match[1]), number(match[2])) for match in map(pattern.search, lines) if match)
+    yield from (
+      (number(match[1]), number(match[2])) for match in map(pattern.search, lines) if match
+    )
   clocks = [_seconds(clock) for line in lines for clock in _ONE_CLOCK.findall(line)]
   numbers = [float(match[0]) for match in map(_ONE_NUMBER.search, lines) if match]
   yield from ((found[0], found[1]) for found in (clocks, numbers) if len(found) >= 2)
-  yield from ((float(match[1]), float(match[2])) for match in map(_RANGE_IN_SECONDS.search, lines) if match)
+  yield from (
+    (float(match[1]), float(match[2])) for match in map(_RANGE_IN_SECONDS.search, lines) if match
+  )
 
 
 def _seconds(clock: str) -> float:
@@ -112,18 +158,26 @@ def _seconds(clock: str) -> float:
 
 
 def chooses(text: str, gold: str, option: str) -> bool:
-  """Whether MMVU's rule finds a multiple-choice answer right: the first stand-alone A..E in either case is the gold letter, or the
-  gold letter stands alone anywhere, or the gold option's text is in it, or the letter and a word of that option are."""
+  """Whether MMVU's rule finds a multiple-choice answer right: the first stand-alone A..E in either
+  case is the gold letter, or the gold letter stands alone anywhere, or the gold option's text is in
+  it, or the letter and a word of that option are.
+  """
   lower, option = text.lower(), option.strip().lower()
-  if re.search(rf'\b{gold}\b', text, re.IGNORECASE):     # which the first stand-alone letter is a case of
+  if re.search(
+    rf'\b{gold}\b', text, re.IGNORECASE
+  ):  # which the first stand-alone letter is a case of
     return True
   words = [word.strip(string.punctuation) for word in option.split()]
-  return (option != '' and option in lower) or (gold.lower() in lower and any(word in lower for word in words if len(word) > 2))
+  return (option != '' and option in lower) or (
+    gold.lower() in lower and any(word in lower for word in words if len(word) > 2)
+  )
 
 
 def says(text: str, gold: str) -> bool:
-  """Whether MMVU's rule finds an open-ended answer right without its judge: one text holds the other, their first numbers agree to
-  0.01, all words (of three letters and more) of a gold of two to five words are there, or both name the same order O(...)."""
+  """Whether MMVU's rule finds an open-ended answer right without its judge: one text holds the
+  other, their first numbers agree to 0.01, all words (of three letters and more) of a gold of two
+  to five words are there, or both name the same order O(...).
+  """
   text, gold = (_raised(one.strip().lower()) for one in (text, gold))
   given, wanted = ' '.join(text.split()), ' '.join(gold.split())
   if wanted in given or given in wanted:
@@ -131,7 +185,10 @@ def says(text: str, gold: str) -> bool:
   numbers = [re.search(r'\d+\.?\d*', one) for one in (text, gold)]
   if all(numbers) and abs(float(numbers[0][0]) - float(numbers[1][0])) < 0.01:
     return True
-  words, there = ([word for word in (part.strip(string.punctuation) for part in one.split()) if word] for one in (wanted, given))
+  words, there = (
+    [word for word in (part.strip(string.punctuation) for part in one.split()) if word]
+    for one in (wanted, given)
+  )
   if 2 <= len(words) <= 5 and all(word in there for word in words if len(word) > 2):
     return True
   orders = [_ORDER.search(one) for one in (given, wanted)]
@@ -177,4 +234,8 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 
 def _chosen(sample: Sample, right: Callable[[str], bool]) -> dict[str, float]:
   """Right under any of the gold letters, never where the gold is nowhere."""
-  return {'accuracy': float(not sample.unanswerable and any(map(right, sample.golds or (sample.task.answer,))))}
+  return {
+    'accuracy': float(
+      not sample.unanswerable and any(map(right, sample.golds or (sample.task.answer,)))
+    )
+  }

@@ -1,7 +1,9 @@
-"""How the published drivers read an answer and score it, apart from our own rule, so that their rows can be compared with ours.
+"""How the published drivers read an answer and score it, apart from our own rule, so that their
+rows can be compared with ours.
 
-Letters and times as in the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason as in its own script (arXiv 2507.07966).
-Every quirk is meant: do not mend them here, `paravt_jax.rewards.answer` is where an answer is read as it should be.
+Letters and times as in the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason as in its
+own script (arXiv 2507.07966). Every quirk is meant: do not mend them here,
+`paravt_jax.rewards.answer` is where an answer is read as it should be.
 """
 
 import re
@@ -26,9 +28,11 @@ _THEREFORE_ANSWER = re.compile(rf'<answer>{_THEREFORE} (.*?)</answer>', re.DOTAL
 
 
 def letter(text: str) -> str:
-  """The option that the driver reads: the single letter in the first `<answer>`, else the first stand-alone A..J inside it;
-  else the whole text if it is one letter, else the one after "answer is" or "answer:", else the first stand-alone A..J, else
-  the first character, whatever it is; '' of an empty text."""
+  """The option that the driver reads: the single letter in the first `<answer>`, else the first
+  stand-alone A..J inside it; else the whole text if it is one letter, else the one after "answer
+  is" or "answer:", else the first stand-alone A..J, else the first character, whatever it is; '' of
+  an empty text.
+  """
   text = text.strip()
   tagged = _ANSWER.search(text)
   if tagged:
@@ -45,10 +49,12 @@ def letter(text: str) -> str:
 
 
 def times(text: str) -> tuple[float, float] | None:
-  """(start, end) in seconds that the driver reads, not always in order; None when the text holds fewer than two numbers.
+  """(start, end) in seconds that the driver reads, not always in order; None when the text holds
+  fewer than two numbers.
 
-  In a `<time>` tag first, then in the whole text: the first `mm:ss` range that ends after it starts and within an hour, else
-  the first `a - b` that does. Else the numbers after start and end words, else the first two numbers.
+  In a `<time>` tag first, then in the whole text: the first `mm:ss` range that ends after it starts
+  and within an hour, else the first `a - b` that does. Else the numbers after start and end words,
+  else the first two numbers.
   """
   tag = _TIME_TAG.search(text)
   for target in ([tag[1]] if tag else []) + [text]:
@@ -68,33 +74,45 @@ def times(text: str) -> tuple[float, float] | None:
 
 
 def iou(given: Sequence[float], gold: Sequence[float]) -> float:
-  """Intersection over the hull of two windows, 0..1; the same as over the union wherever they meet."""
+  """Intersection over the hull of two windows, 0..1; the same as over the union wherever they
+  meet.
+  """
   shared = max(0.0, min(given[1], gold[1]) - max(given[0], gold[0]))
   hull = max(given[1], gold[1]) - min(given[0], gold[0])
   return shared / hull if hull > 0 else 0.0
 
 
 def begins_as_told(text: str) -> bool:
-  """LongVideo-Reason's format: the response begins with `<think>...</think>` and then `<answer>...</answer>`."""
+  """LongVideo-Reason's format: the response begins with `<think>...</think>` and then
+  `<answer>...</answer>`.
+  """
   return _FORMAT.match(text) is not None
 
 
 def recalls(overlap: float) -> dict[str, float]:
   """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of one sample; a threshold that is just reached counts."""
-  return {'iou': overlap, **{f'r@{threshold:g}': float(overlap >= threshold) for threshold in RECALLS}}
+  return {
+    'iou': overlap,
+    **{f'r@{threshold:g}': float(overlap >= threshold) for threshold in RECALLS},
+  }
 
 
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'}. The driver reads a letter from open-ended rows too, and so nearly always finds them wrong; so does this. Of a gold
-  text that stands twice it knows the first letter only; where the gold is nowhere, nothing is right."""
+  """{'accuracy'}. The driver reads a letter from open-ended rows too, and so nearly always finds
+  them wrong; so does this. Of a gold text that stands twice it knows the first letter only; where
+  the gold is nowhere, nothing is right.
+  """
   return {'accuracy': float(not sample.unanswerable and letter(text) == sample.task.answer)}
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'} as `score_letter` gives it, and of a multiple-choice row the same as 'accuracy_mcq': what the driver's rule comes to
-  where it applies."""
+  """{'accuracy'} as `score_letter` gives it, and of a multiple-choice row the same as
+  'accuracy_mcq': what the driver's rule comes to where it applies.
+  """
   found = score_letter(sample, text)
-  return {**found, 'accuracy_mcq': found['accuracy']} if sample.task.question_type == 'mcq' else found
+  return (
+    {**found, 'accuracy_mcq': found['accuracy']} if sample.task.question_type == 'mcq' else found
+  )
 
 
 def score_times(sample: Sample, text: str) -> dict[str, float]:
@@ -106,8 +124,13 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_longvideo_reason(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy', 'format'}: the text of the first `<answer>`, or all of it, must be the gold letter and nothing else."""
+  """{'accuracy', 'format'}: the text of the first `<answer>`, or all of it, must be the gold letter
+  and nothing else.
+  """
   pattern = _THEREFORE_ANSWER if _THEREFORE in text else _ANSWER
   tagged = pattern.search(text)
   given = (tagged[1] if tagged else text).strip()
-  return {'accuracy': float(not sample.unanswerable and given == sample.task.answer), 'format': float(begins_as_told(text))}
+  return {
+    'accuracy': float(not sample.unanswerable and given == sample.task.answer),
+    'format': float(begins_as_told(text)),
+  }

@@ -1,11 +1,11 @@
 """In which ways a question can be put to a model, as data. One agent loop runs them all.
 
-  tools        as trained: calls are answered by sub-agents' texts
-  raw_crops    as the published driver did: a crop's frames come back into the main agent's own context
-  no_tools     as trained but without tools: one turn behind the pinned prefix
-  think        think, then answer; nothing pinned, for models that were not trained here
-  direct       the answer at once
-  longvt, videozoomer, sage    other published agents (adapters.py), by a prompt file that the user brings
+tools        as trained: calls are answered by sub-agents' texts
+raw_crops    as the published driver did: a crop's frames come back into the main agent's own context
+no_tools     as trained but without tools: one turn behind the pinned prefix
+think        think, then answer; nothing pinned, for models that were not trained here
+direct       the answer at once
+longvt, videozoomer, sage    other published agents (adapters.py), by a prompt file that the user brings
 """
 
 import dataclasses
@@ -26,12 +26,14 @@ from paravt_jax.types import Clip, Episode, Window
 from paravt_jax.video.store import FrameStore
 
 DISPATCHES = ('parallel', 'sequential')
-# The forced answer as the published driver asked for it: the bare answer, no thought before it, and few tokens.
+# The forced answer as the published driver asked for it: the bare answer, no thought before it, and
+# few tokens.
 FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}
 FORCED_REQUESTS = {
   'mcq': 'No more calls. Answer now with the letter of the option and nothing else.',
   'oe': 'No more calls. Answer now in a few words and nothing else.',
-  'tvg': 'No more calls. Answer now in this shape and nothing else: The event happens in the X - Y seconds.',
+  'tvg': 'No more calls. Answer now in this shape and nothing else: The event happens in the X - Y '
+  'seconds.',
 }
 
 
@@ -39,10 +41,11 @@ FORCED_REQUESTS = {
 class Protocol:
   """One way. prompt: the texts before the policy, which belong to an evaluation's fingerprint.
 
-  tools: whether there are rounds of tools at all. pinned: whether turns open with the think prefix. crop: what a window's frames
-  come back as; None where a sub-agent looks at them. answer: an answer from its turn's text. placeholders: what the prompt file
-  must hold; none where the prompt is ours.
+  tools: whether there are rounds of tools at all. pinned: whether turns open with the think prefix.
+  crop: what a window's frames come back as; None where a sub-agent looks at them. answer: an answer
+  from its turn's text. placeholders: what the prompt file must hold; none where the prompt is ours.
   """
+
   name: str
   prompt: str
   manner: Manner
@@ -54,15 +57,22 @@ class Protocol:
 
 
 def raw_crop(window: Window, clip: Clip) -> list[Piece]:
-  """A crop's frames, each after its time, then a tool response that states their number and window."""
-  return [*template.frame_pieces(clip.frames, clip.seconds), template.Trusted(template.RESPONSE_OPEN),
-          f'\n{prompts.frames(len(clip.frames), window)}\n', template.Trusted(template.RESPONSE_CLOSE)]
+  """A crop's frames, each after its time, then a tool response that states their number and
+  window.
+  """
+  return [
+    *template.frame_pieces(clip.frames, clip.seconds),
+    template.Trusted(template.RESPONSE_OPEN),
+    f'\n{prompts.frames(len(clip.frames), window)}\n',
+    template.Trusted(template.RESPONSE_CLOSE),
+  ]
 
 
 def direct_answer(text: str) -> str:
-  """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter is an answer too. A think that was
-  never closed is no answer."""
-  rest = said(text[tags.after_think(text):])
+  """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter
+  is an answer too. A think that was never closed is no answer.
+  """
+  rest = said(text[tags.after_think(text) :])
   bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
   return extract_answer(text) or bare
 
@@ -82,15 +92,23 @@ def _theirs(name: str, manner: Manner, crop: Callable, answer: Callable[[str], s
   return Protocol(name, '', manner, True, False, crop, answer, (adapters.QUESTION,))
 
 
-RAW_CROPS = dataclasses.replace(TRAINED, requests=FORCED_REQUESTS, forced_tokens=FORCED_TOKENS, forced_prefix=False)
+RAW_CROPS = dataclasses.replace(
+  TRAINED, requests=FORCED_REQUESTS, forced_tokens=FORCED_TOKENS, forced_prefix=False
+)
 
 PROTOCOLS: Mapping[str, Protocol] = {
   'tools': _ours('tools', TRAINED, prompts.SYSTEM, tools=True, pinned=True),
-  'raw_crops': _ours('raw_crops', RAW_CROPS, prompts.SYSTEM, tools=True, pinned=True, crop=raw_crop),
+  'raw_crops': _ours(
+    'raw_crops', RAW_CROPS, prompts.SYSTEM, tools=True, pinned=True, crop=raw_crop
+  ),
   'no_tools': _ours('no_tools', _plain(prompts.NO_TOOLS), prompts.NO_TOOLS, pinned=True),
   'think': _ours('think', _plain(prompts.THINK), prompts.THINK),
-  'direct': _ours('direct', dataclasses.replace(_plain(prompts.DIRECT), answered=lambda text: bool(direct_answer(text))),
-                  prompts.DIRECT, answer=direct_answer),
+  'direct': _ours(
+    'direct',
+    dataclasses.replace(_plain(prompts.DIRECT), answered=lambda text: bool(direct_answer(text))),
+    prompts.DIRECT,
+    answer=direct_answer,
+  ),
   'longvt': _theirs('longvt', adapters.LONGVT, adapters.longvt_crop, extract_answer),
   'videozoomer': _theirs('videozoomer', adapters.VIDEOZOOMER, adapters.zoom_crop, adapters.boxed),
   'sage': _theirs('sage', adapters.SAGE, adapters.sage_crop, adapters.sage_answer),
@@ -101,7 +119,8 @@ def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
   """The protocol of that name, with the text of its prompt file where it wants one ('' for none).
 
   Raises:
-    ConfigError: an unknown name or dispatch; a dispatch of calls where there are none; a file that is missing, unwanted, no
+    ConfigError: an unknown name or dispatch; a dispatch of calls where there are none; a file that
+    is missing, unwanted, no
       text, or lacks a placeholder.
   """
   if name not in PROTOCOLS:
@@ -112,48 +131,75 @@ def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
   if dispatch not in DISPATCHES:
     raise ConfigError(f'protocol.dispatch={dispatch!r}: wanted one of {", ".join(DISPATCHES)}')
   if dispatch != DISPATCHES[0] and not protocol.tools:
-    raise ConfigError(f'protocol.dispatch={dispatch!r}: {name} makes no calls; leave it {DISPATCHES[0]!r}')
+    raise ConfigError(
+      f'protocol.dispatch={dispatch!r}: {name} makes no calls; leave it {DISPATCHES[0]!r}'
+    )
   if not protocol.placeholders:
     if prompt_file:
-      raise ConfigError(f'protocol.prompt_file={prompt_file!r}: {name} has a prompt of its own; leave the knob empty, or name '
-                        f'one of {", ".join(other for other, p in PROTOCOLS.items() if p.placeholders)}')
+      raise ConfigError(
+        f'protocol.prompt_file={prompt_file!r}: {name} has a prompt of its own; leave the '
+        'knob empty, or name '
+        f'one of {", ".join(other for other, p in PROTOCOLS.items() if p.placeholders)}'
+      )
     return protocol
   text = _read(prompt_file, protocol)
   system, user = adapters.split(text, f'protocol.prompt_file={prompt_file}')
-  manner = dataclasses.replace(protocol.manner, system=lambda task: system or None, user=adapters.user(user))
+  manner = dataclasses.replace(
+    protocol.manner, system=lambda task: system or None, user=adapters.user(user)
+  )
   return dataclasses.replace(protocol, prompt='\n'.join((text, manner.request)), manner=manner)
 
 
 def _read(prompt_file: str, protocol: Protocol) -> str:
   where, wanted = f'protocol.prompt_file={prompt_file}', ' and '.join(protocol.placeholders)
   if not prompt_file:
-    raise ConfigError(f'protocol.prompt_file is empty: {protocol.name} needs a text file with its prompt that holds {wanted}')
+    raise ConfigError(
+      f'protocol.prompt_file is empty: {protocol.name} needs a text file with its prompt '
+      f'that holds {wanted}'
+    )
   try:
     text = pathlib.Path(prompt_file).read_text(encoding='utf-8')
   except UnicodeDecodeError as error:
-    raise ConfigError(f'{where}: is no UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8') from error
+    raise ConfigError(
+      f'{where}: is no UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8'
+    ) from error
   except OSError as error:
-    raise ConfigError(f'{where}: {error.strerror}; wanted a text file with the prompt of {protocol.name}') from error
+    raise ConfigError(
+      f'{where}: {error.strerror}; wanted a text file with the prompt of {protocol.name}'
+    ) from error
   user = adapters.split(text, where)[1]
   missing = [name for name in protocol.placeholders if name not in user]
   if missing:
-    raise ConfigError(f'{where}: its user text holds no {", ".join(missing)}; write it where the question belongs')
+    raise ConfigError(
+      f'{where}: its user text holds no {", ".join(missing)}; write it where the question belongs'
+    )
   return text
 
 
-def agent(protocol: Protocol, dispatch: str, sampler: Sampler | ChatModel, frames: FrameStore, agent_options: AgentOptions,
-          subagent_options: SubagentOptions) -> Agent:
+def agent(
+  protocol: Protocol,
+  dispatch: str,
+  sampler: Sampler | ChatModel,
+  frames: FrameStore,
+  agent_options: AgentOptions,
+  subagent_options: SubagentOptions,
+) -> Agent:
   """An agent that follows `protocol`.
 
-  dispatch 'sequential' runs the first call of a turn only; its siblings get the result of calls over the limit, and there are as
-  many rounds as calls could have been made in parallel. The prefix is pinned only where the sampler can pin it.
+  dispatch 'sequential' runs the first call of a turn only; its siblings get the result of calls
+  over the limit, and there are as many rounds as calls could have been made in parallel. The prefix
+  is pinned only where the sampler can pin it.
   """
   rounds, at_once = agent_options.max_turns, agent_options.max_parallel
   if dispatch == 'sequential':
     rounds, at_once = rounds * at_once, 1
   pins = protocol.pinned and not (isinstance(sampler, ChatModel) and not sampler.prefills)
-  options = dataclasses.replace(agent_options, max_turns=rounds if protocol.tools else 0, max_parallel=at_once,
-                                think_prefix=agent_options.think_prefix if pins else '')
+  options = dataclasses.replace(
+    agent_options,
+    max_turns=rounds if protocol.tools else 0,
+    max_parallel=at_once,
+    think_prefix=agent_options.think_prefix if pins else '',
+  )
   if protocol.crop is None:
     calls = Subagents(sampler, frames, subagent_options)
   else:
@@ -162,8 +208,9 @@ def agent(protocol: Protocol, dispatch: str, sampler: Sampler | ChatModel, frame
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:
-  """An episode's answer as its protocol reads it, from the last turn; '' when there is none. A turn that was asked for the bare answer
-  holds it as it is."""
+  """An episode's answer as its protocol reads it, from the last turn; '' when there is none. A turn
+  that was asked for the bare answer holds it as it is.
+  """
   if not episode.turns:
     return ''
   last = episode.turns[-1]

@@ -1,7 +1,8 @@
 """What a row of each benchmark means: its published columns to a Question.
 
-Published rows have faults of their own. Such a row is kept and says which: its question is asked as it is, a gold text that stands
-twice is right under either letter, a gold that stands nowhere cannot be right. Only what cannot be asked at all is a `Broken`.
+Published rows have faults of their own. Such a row is kept and says which: its question is asked as
+it is, a gold text that stands twice is right under either letter, a gold that stands nowhere cannot
+be right. Only what cannot be asked at all is a `Broken`.
 """
 
 import ast
@@ -28,11 +29,14 @@ OVER_TEN, ID_TWICE, NO_KIND = 'options over ten', 'id twice', 'type unknown'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What a row says. id: '' when the benchmark gives none. video: as the row names it. kind: mcq | tvg | oe. options: texts
-  without letters, () unless it is multiple choice. gold: the letter, 'start,end' in seconds, or the text. golds: every letter that is
-  right, () of other kinds and of a row whose gold is nowhere: its `gold` is then what the row says. faults: of the row, in words that
-  can be counted. fields: by which scores are broken down; of a row that has several values (LVBench's question types), all of them,
-  joined by '; ': it counts under each."""
+  """What a row says. id: '' when the benchmark gives none. video: as the row names it. kind: mcq |
+  tvg | oe. options: texts without letters, () unless it is multiple choice. gold: the letter,
+  'start,end' in seconds, or the text. golds: every letter that is right, () of other kinds and of a
+  row whose gold is nowhere: its `gold` is then what the row says. faults: of the row, in words that
+  can be counted. fields: by which scores are broken down; of a row that has several values
+  (LVBench's question types), all of them, joined by '; ': it counts under each.
+  """
+
   id: str
   video: str
   text: str
@@ -47,8 +51,13 @@ class Question:
 # What a row's columns may hold.
 
 _LETTERED = re.compile(r'[ \t]*\(?([A-J])(?:\)[.:]?|[.:])[ \t]*(\S.*)?', re.DOTALL)
-_MARKS = (re.compile(r'^[ \t]*\(?([A-J])[.):][ \t]*', re.MULTILINE), re.compile(r'\(([A-J])\)[ \t]*'))
-_GOLD = re.compile(r'\(?([A-J])(?:\)?|(?:\)[.:]?|[.:])(?:\s.*)?)|\(?([a-j])\)?[.:]?', re.DOTALL)    # not "A man": that is a text
+_MARKS = (
+  re.compile(r'^[ \t]*\(?([A-J])[.):][ \t]*', re.MULTILINE),
+  re.compile(r'\(([A-J])\)[ \t]*'),
+)
+_GOLD = re.compile(
+  r'\(?([A-J])(?:\)?|(?:\)[.:]?|[.:])(?:\s.*)?)|\(?([a-j])\)?[.:]?', re.DOTALL
+)  # not "A man": that is a text
 _URL_PATH = re.compile(r'/(?:resolve|blob|raw)/[^/]+/(.+)')
 _ANSWER = re.compile(r'\s*<answer>(.*?)</answer>\s*', re.DOTALL)
 _NOT_APPLICABLE = 'n/a'
@@ -73,13 +82,19 @@ def _asked(row: Row, name: str, faults: list[str]) -> str:
 def _said(value: Any) -> str:
   """A text or number as text, stripped; '' for anything else. 3.0 is 3."""
   value = value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value
-  if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+  if (
+    isinstance(value, bool)
+    or not isinstance(value, str | int | float)
+    or (isinstance(value, float) and not math.isfinite(value))
+  ):
     return ''
   return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _plain(value: Any) -> Any:
-  """A list for an array or a tuple, the value of JSON or Python text that holds a list or an object; anything else as it is."""
+  """A list for an array or a tuple, the value of JSON or Python text that holds a list or an
+  object; anything else as it is.
+  """
   value = value.tolist() if hasattr(value, 'tolist') else value
   if isinstance(value, str) and value.strip()[:1] in ('[', '{'):
     for read in (json.loads, ast.literal_eval):
@@ -95,21 +110,25 @@ def _texts(row: Row, *names: str) -> dict[str, str]:
   found = {}
   for name in names:
     value = _plain(row.get(name))
-    value = '; '.join(map(str, value)) if isinstance(value, list) else '' if value is None else str(value)
+    value = (
+      '; '.join(map(str, value)) if isinstance(value, list) else '' if value is None else str(value)
+    )
     if value.strip():
       found[name] = value.strip()
   return found
 
 
 def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
-  """Up to ten texts, their own letters (A, B, ... in order) taken off; () when there are none. An empty one keeps its place."""
+  """Up to ten texts, their own letters (A, B, ... in order) taken off; () when there are none. An
+  empty one keeps its place.
+  """
   values = _plain(values)
   if isinstance(values, Mapping):
     values = [values[name] for name in sorted(values, key=str)]
   texts = [_said(value) for value in values] if isinstance(values, list) else []
   if len(texts) > len(LETTERS):
     faults.append(OVER_TEN)
-    texts = texts[:len(LETTERS)]
+    texts = texts[: len(LETTERS)]
   matches = [_LETTERED.fullmatch(text) for text in texts]
   if texts and all(match and match[1] == letter for match, letter in zip(matches, LETTERS)):
     texts = [(match[2] or '').strip() for match in matches]
@@ -122,42 +141,62 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
 
 
 def _inline(text: str) -> tuple[str, tuple[str, ...]]:
-  """(question, options) of a text that ends with its options, `A.`, `(A)` or `A)` each; (text, ()) when they are not the
-  letters from A on, two of them at least with a text."""
+  """(question, options) of a text that ends with its options, `A.`, `(A)` or `A)` each; (text, ())
+  when they are not the letters from A on, two of them at least with a text.
+  """
   for pattern in _MARKS:
     marks = list(pattern.finditer(text))
     start = max((i for i, mark in enumerate(marks) if mark[1] == 'A'), default=len(marks))
     marks = marks[start:]
-    texts = [text[mark.end():after].strip() for mark, after in zip(marks, [mark.start() for mark in marks[1:]] + [len(text)])]
-    in_order = ''.join(mark[1] for mark in marks) == LETTERS[:len(marks)]
-    if in_order and sum(map(bool, texts)) >= 2 and text[:marks[0].start()].strip():
-      return text[:marks[0].start()].strip(), tuple(texts)
+    texts = [
+      text[mark.end() : after].strip()
+      for mark, after in zip(marks, [mark.start() for mark in marks[1:]] + [len(text)])
+    ]
+    in_order = ''.join(mark[1] for mark in marks) == LETTERS[: len(marks)]
+    if in_order and sum(map(bool, texts)) >= 2 and text[: marks[0].start()].strip():
+      return text[: marks[0].start()].strip(), tuple(texts)
   return text, ()
 
 
 def _letter(value: Any, count: int) -> str:
-  """The letter that a gold answer is: `C`, `c`, `(C)`, `C.` or `C. text`; '' when it is none of the first `count`."""
+  """The letter that a gold answer is: `C`, `c`, `(C)`, `C.` or `C. text`; '' when it is none of the
+  first `count`.
+  """
   match = _GOLD.fullmatch(_said(value))
   letter = (match[1] or match[2]).upper() if match else ''
   return letter if letter in LETTERS[:count] else ''
 
 
-def _golds(value: Any, options: Sequence[str], faults: list[str], *, text_first: bool = False) -> tuple[str, ...]:
-  """The letters that are right for a gold that is a letter or an option's text, best one first; () when it stands nowhere.
+def _golds(
+  value: Any, options: Sequence[str], faults: list[str], *, text_first: bool = False
+) -> tuple[str, ...]:
+  """The letters that are right for a gold that is a letter or an option's text, best one first; ()
+  when it stands nowhere.
 
-  A letter goes before a text that looks like one, or after it with `text_first`; then both are right where they differ, for nobody
-  can tell which was meant.
+  A letter goes before a text that looks like one, or after it with `text_first`; then both are
+  right where they differ, for nobody can tell which was meant.
   """
   given, letter = _said(value), _letter(value, len(options) or len(LETTERS))
-  known = bool(given) or isinstance(value, str)      # an empty text is an empty option, where there is one
+  known = bool(given) or isinstance(
+    value, str
+  )  # an empty text is an empty option, where there is one
   same = [LETTERS[i] for i, option in enumerate(options) if known and option == given]
-  same = same or [LETTERS[i] for i, option in enumerate(options) if _bare(given) and _bare(option) == _bare(given)]
+  same = same or [
+    LETTERS[i] for i, option in enumerate(options) if _bare(given) and _bare(option) == _bare(given)
+  ]
   if letter and same and text_first and letter not in same and len(given) == 1:
     faults.append(AMBIGUOUS)
     return (*same, letter)
   if letter and (not same or not text_first):
     text = options[LETTERS.index(letter)] if options else ''
-    same = [letter, *(LETTERS[i] for i, option in enumerate(options) if text and option == text and LETTERS[i] != letter)]
+    same = [
+      letter,
+      *(
+        LETTERS[i]
+        for i, option in enumerate(options)
+        if text and option == text and LETTERS[i] != letter
+      ),
+    ]
   if not same:
     faults.append(NOWHERE)
   elif len(same) > 1:
@@ -169,11 +208,23 @@ def _bare(text: str) -> str:
   return ' '.join(text.casefold().split()).rstrip(' .')
 
 
-def _choice(identity: str, video: str, text: str, options: tuple[str, ...], golds: tuple[str, ...], said: Any,
-            faults: Sequence[str], fields: Mapping[str, str]) -> Question:
-  """A multiple-choice question; said: the gold as the row has it, which stands for one that is nowhere."""
+def _choice(
+  identity: str,
+  video: str,
+  text: str,
+  options: tuple[str, ...],
+  golds: tuple[str, ...],
+  said: Any,
+  faults: Sequence[str],
+  fields: Mapping[str, str],
+) -> Question:
+  """A multiple-choice question; said: the gold as the row has it, which stands for one that is
+  nowhere.
+  """
   gold = golds[0] if golds else checks.short(said) if not _said(said) else _said(said)
-  return Question(identity, video, text, 'mcq', options, gold, golds, tuple(dict.fromkeys(faults)), fields)
+  return Question(
+    identity, video, text, 'mcq', options, gold, golds, tuple(dict.fromkeys(faults)), fields
+  )
 
 
 # Rows to questions, one reader per schema.
@@ -183,26 +234,56 @@ def videomme(row: Row) -> Question:
   """Video-MME; its options carry their letters."""
   faults: list[str] = []
   text, options = _asked(row, 'question', faults), _options(row['options'], faults)
-  return _choice(_said(row['question_id']), f'{_text(row, "videoID")}.mp4', text, options, _golds(row['answer'], options, faults),
-                 row['answer'], faults, _texts(row, 'duration', 'domain', 'task_type'))
+  return _choice(
+    _said(row['question_id']),
+    f'{_text(row, "videoID")}.mp4',
+    text,
+    options,
+    _golds(row['answer'], options, faults),
+    row['answer'],
+    faults,
+    _texts(row, 'duration', 'domain', 'task_type'),
+  )
 
 
 def longvideobench(row: Row) -> Question:
-  """LongVideoBench: options in columns of their own (or, in its json file, a list), of which "N/A" is none."""
+  """LongVideoBench: options in columns of their own (or, in its json file, a list), of which "N/A"
+  is none.
+  """
   faults: list[str] = []
   names = [f'option{i}' for i in range(5)]
   if not any(name in row for name in (*names, 'candidates')):
     raise Broken('option0..4: got none and no candidates, wanted either')
-  values = [row.get(name) for name in names] if any(name in row for name in names) else _plain(row['candidates'])
+  values = (
+    [row.get(name) for name in names]
+    if any(name in row for name in names)
+    else _plain(row['candidates'])
+  )
   values = values if isinstance(values, list) else []
-  kept = [i for i, value in enumerate(values) if _said(value) and _said(value).casefold() != _NOT_APPLICABLE]
+  kept = [
+    i
+    for i, value in enumerate(values)
+    if _said(value) and _said(value).casefold() != _NOT_APPLICABLE
+  ]
   options, choice = _options([values[i] for i in kept], faults), _said(row['correct_choice'])
   if not choice.isdecimal():
     golds = _golds(choice, options, faults)
   else:
-    golds = _golds(LETTERS[kept.index(int(choice))] if int(choice) in kept[:len(LETTERS)] else None, options, faults)
-  return _choice(_said(row['id']), _text(row, 'video_path'), _asked(row, 'question', faults), options, golds, row['correct_choice'],
-                 faults, _texts(row, 'duration_group', 'question_category'))
+    golds = _golds(
+      LETTERS[kept.index(int(choice))] if int(choice) in kept[: len(LETTERS)] else None,
+      options,
+      faults,
+    )
+  return _choice(
+    _said(row['id']),
+    _text(row, 'video_path'),
+    _asked(row, 'question', faults),
+    options,
+    golds,
+    row['correct_choice'],
+    faults,
+    _texts(row, 'duration_group', 'question_category'),
+  )
 
 
 def lvbench(row: Row) -> Question:
@@ -210,8 +291,16 @@ def lvbench(row: Row) -> Question:
   faults: list[str] = []
   text, options = _inline(_asked(row, 'question', faults))
   options = _options(options or row.get('options'), faults)
-  return _choice(_said(row.get('uid')), _text(row, 'video_path'), text, options, _golds(row['answer'], options, faults), row['answer'],
-                 faults, _texts(row, 'type', 'question_type'))
+  return _choice(
+    _said(row.get('uid')),
+    _text(row, 'video_path'),
+    text,
+    options,
+    _golds(row['answer'], options, faults),
+    row['answer'],
+    faults,
+    _texts(row, 'type', 'question_type'),
+  )
 
 
 def mlvu(row: Row) -> Question:
@@ -220,12 +309,22 @@ def mlvu(row: Row) -> Question:
   text, options = _inline(_asked(row, 'question', faults))
   candidates = row.get('candidates')
   options = _options(candidates if _options(candidates, []) else options, faults)
-  return _choice('', _text(row, 'video_name'), text, options, _golds(row['answer'], options, faults, text_first=True), row['answer'],
-                 faults, _texts(row, 'task_type'))
+  return _choice(
+    '',
+    _text(row, 'video_name'),
+    text,
+    options,
+    _golds(row['answer'], options, faults, text_first=True),
+    row['answer'],
+    faults,
+    _texts(row, 'task_type'),
+  )
 
 
 def mmvu(row: Row) -> Question:
-  """MMVU: multiple-choice and open-ended; the video is an address, of which the path in the data set counts, or a path."""
+  """MMVU: multiple-choice and open-ended; the video is an address, of which the path in the data
+  set counts, or a path.
+  """
   faults: list[str] = []
   if 'video' not in row and 'video_path' not in row:
     raise Broken('video: got neither this column nor video_path, wanted one of them')
@@ -233,7 +332,9 @@ def mmvu(row: Row) -> Question:
   if '://' in video:
     match = _URL_PATH.search(urllib.parse.urlsplit(video).path)
     if not match:
-      raise Broken(f'video: got {video!r}, wanted a path or an address with /resolve/<revision>/<path>')
+      raise Broken(
+        f'video: got {video!r}, wanted a path or an address with /resolve/<revision>/<path>'
+      )
     video = urllib.parse.unquote(match[1])
   choices = _choices(row['choices'])
   kind = {'multiple-choice': 'mcq', 'open-ended': 'oe'}.get(row['question_type'])
@@ -242,15 +343,39 @@ def mmvu(row: Row) -> Question:
     kind = 'mcq' if choices else 'oe'
   metadata = _plain(row.get('metadata'))
   extra = metadata if isinstance(metadata, Mapping) else {}
-  subject = str(row.get('subject') or extra.get('subject') or pathlib.PurePosixPath(video).parent.name)
-  text, fields = _asked(row, 'question', faults), {'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind], 'subject': subject}
+  subject = str(
+    row.get('subject') or extra.get('subject') or pathlib.PurePosixPath(video).parent.name
+  )
+  text, fields = (
+    _asked(row, 'question', faults),
+    {'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind], 'subject': subject},
+  )
   if kind == 'mcq':
     options = _options(choices, faults)
-    return _choice(_said(row['id']), video, text, options, _golds(row['answer'], options, faults), row['answer'], faults, fields)
+    return _choice(
+      _said(row['id']),
+      video,
+      text,
+      options,
+      _golds(row['answer'], options, faults),
+      row['answer'],
+      faults,
+      fields,
+    )
   gold = _said(row['answer'])
   if not gold:
     faults.append(NOWHERE)
-  return Question(_said(row['id']), video, text, kind, (), gold or checks.short(row['answer']), (), tuple(faults), fields)
+  return Question(
+    _said(row['id']),
+    video,
+    text,
+    kind,
+    (),
+    gold or checks.short(row['answer']),
+    (),
+    tuple(faults),
+    fields,
+  )
 
 
 def _choices(value: Any) -> list[Any]:
@@ -259,27 +384,34 @@ def _choices(value: Any) -> list[Any]:
   if isinstance(found, Mapping):
     found = [found.get(letter) for letter in LETTERS]
   found = found if isinstance(found, list) else []
-  return found[:max((i + 1 for i, one in enumerate(found) if _said(one)), default=0)]
+  return found[: max((i + 1 for i, one in enumerate(found) if _said(one)), default=0)]
 
 
 def charades(row: Row) -> Question:
-  """Charades-STA: when a caption happens. The file holds half precision, 24.296875 for 24.3, and is taken at its word."""
+  """Charades-STA: when a caption happens. The file holds half precision, 24.296875 for 24.3, and is
+  taken at its word.
+  """
   faults: list[str] = []
   stamps = _plain(row['timestamp'])
   try:
-    ends = [checks.seconds(value, 'timestamp') for value in stamps] if isinstance(stamps, list) else []
+    ends = (
+      [checks.seconds(value, 'timestamp') for value in stamps] if isinstance(stamps, list) else []
+    )
   except Broken:
     ends = []
   whole = len(ends) == 2 and 0 <= ends[0] < ends[1]
   if not whole:
     faults.append(NOWHERE)
   gold = f'{ends[0]:.10g},{ends[1]:.10g}' if whole else checks.short(row['timestamp'])
-  return Question('', _text(row, 'video'), _asked(row, 'caption', faults), 'tvg', (), gold, (), tuple(faults), {})
+  return Question(
+    '', _text(row, 'video'), _asked(row, 'caption', faults), 'tvg', (), gold, (), tuple(faults), {}
+  )
 
 
 def longvideo_reason(row: Row) -> Question:
-  """LongVideo-Reason. Five of the 1000 published rows hold no four options (two hold none): they are asked as they are, as the
-  publishers do, and marked in fields['options']."""
+  """LongVideo-Reason. Five of the 1000 published rows hold no four options (two hold none): they
+  are asked as they are, as the publishers do, and marked in fields['options'].
+  """
   faults: list[str] = []
   problem = _asked(row, 'problem', faults)
   text, options = _inline(problem)
@@ -295,5 +427,13 @@ def longvideo_reason(row: Row) -> Question:
   wrapped = _ANSWER.fullmatch(row['answer']) if isinstance(row['answer'], str) else None
   said = wrapped[1] if wrapped else row['answer']
   golds = _golds(said, options or ('',) * 4, faults)
-  return _choice(_said(row.get('problem_id')), videos.strip(), text, options, golds, said, faults,
-                 {**_texts(row, 'problem_type'), OPTIONS: 'four' if options else BROKEN})
+  return _choice(
+    _said(row.get('problem_id')),
+    videos.strip(),
+    text,
+    options,
+    golds,
+    said,
+    faults,
+    {**_texts(row, 'problem_type'), OPTIONS: 'four' if options else BROKEN},
+  )

@@ -1,7 +1,9 @@
-"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes of their own, also those of a
-single call: what server, file or clock did to an episode says nothing about the model.
+"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes
+of their own, also those of a single call: what server, file or clock did to an episode says nothing
+about the model.
 
-Scores are given over all samples (`accuracy`: an error earns nothing, and is counted in `errors`) and over the answered ones.
+Scores are given over all samples (`accuracy`: an error earns nothing, and is counted in `errors`)
+and over the answered ones.
 """
 
 import asyncio
@@ -22,8 +24,10 @@ from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, To
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-  """budgets: K, each put to every question. concurrency: episodes in flight. seed, epoch: of the draws, when sampling is not
-  greedy."""
+  """budgets: K, each put to every question. concurrency: episodes in flight. seed, epoch: of the
+  draws, when sampling is not greedy.
+  """
+
   budgets: tuple[int, ...]
   concurrency: int
   seed: int
@@ -32,8 +36,11 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question at one budget. scored: the episode with its parts, or None after an error, whose reason and text stand
-  beside it. seconds: 'wall', and of it 'open' (frames, prompt), 'episode' and 'reward'."""
+  """One question at one budget. scored: the episode with its parts, or None after an error, whose
+  reason and text stand beside it. seconds: 'wall', and of it 'open' (frames, prompt), 'episode' and
+  'reward'.
+  """
+
   task: Task
   budget: int
   scored: Scored | None
@@ -52,20 +59,31 @@ class Record:
     return 0.0 if self.scored is None else float(self.scored.parts['accuracy'])
 
 
-async def evaluate(agent: Agent, tasks: Sequence[Task], reward: Reward, options: EvalOptions,
-                   on_record: Callable[[Record], None] | None = None) -> tuple[list[Record], dict[str, Any]]:
+async def evaluate(
+  agent: Agent,
+  tasks: Sequence[Task],
+  reward: Reward,
+  options: EvalOptions,
+  on_record: Callable[[Record], None] | None = None,
+) -> tuple[list[Record], dict[str, Any]]:
   """Runs all tasks at all budgets.
 
   Args:
-    agent: greedy or sampling, as its context options say.
-    reward: its parts must hold 'accuracy' (in [0, 1]) and 'compliant'; here tvg is usually scored by a threshold, oe exactly.
-    on_record: hears of each record as it finishes, frames included.
+    agent: greedy or sampling, as its context options say. reward: its parts must hold 'accuracy'
+    (in [0, 1]) and 'compliant'; here tvg is usually scored by a threshold, oe exactly. on_record:
+    hears of each record as it finishes, frames included.
 
   Returns:
-    (records in the order tasks x budgets, `summarize` of them). Errors of server, video and judge are records too. Trajectories
-    come back without their frames, which would fill the memory at thousands of questions.
+    (records in the order tasks x budgets, `summarize` of them). Errors of server, video and judge
+    are records too. Trajectories come back without their frames, which would fill the memory at
+    thousands of questions.
   """
-  places = {(task.id, budget): i for i, (task, budget) in enumerate((task, budget) for task in tasks for budget in options.budgets)}
+  places = {
+    (task.id, budget): i
+    for i, (task, budget) in enumerate(
+      (task, budget) for task in tasks for budget in options.budgets
+    )
+  }
   records: list[Record | None] = [None] * len(places)
 
   def keep(record: Record) -> None:
@@ -73,17 +91,30 @@ async def evaluate(agent: Agent, tasks: Sequence[Task], reward: Reward, options:
       on_record(record)
     records[places[record.key]] = light(record)
 
-  await each(agent, ((task, budget) for task in tasks for budget in options.budgets), lambda task: reward, options, keep)
+  await each(
+    agent,
+    ((task, budget) for task in tasks for budget in options.budgets),
+    lambda task: reward,
+    options,
+    keep,
+  )
   return records, summarize(records)
 
 
-async def each(agent: Agent, questions: Iterable[tuple[Task, int]], reward: Callable[[Task], Reward], options: EvalOptions,
-               on_record: Callable[[Record], None]) -> None:
-  """Runs (task, budget) pairs in their order, `options.concurrency` at a time; nothing is kept, and nothing runs ahead.
+async def each(
+  agent: Agent,
+  questions: Iterable[tuple[Task, int]],
+  reward: Callable[[Task], Reward],
+  options: EvalOptions,
+  on_record: Callable[[Record], None],
+) -> None:
+  """Runs (task, budget) pairs in their order, `options.concurrency` at a time; nothing is kept, and
+  nothing runs ahead.
 
   Args:
-    questions: taken one by one; those of one video, side by side, share its frames. reward: of a task; see `evaluate`.
-    on_record: hears of each record as it finishes, frames included, in the event loop. What it raises ends the evaluation.
+    questions: taken one by one; those of one video, side by side, share its frames. reward: of a
+    task; see `evaluate`. on_record: hears of each record as it finishes, frames included, in the
+    event loop. What it raises ends the evaluation.
   """
   waiting = iter(questions)
 
@@ -100,14 +131,18 @@ async def each(agent: Agent, questions: Iterable[tuple[Task, int]], reward: Call
     await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions) -> Record:
+async def _record(
+  agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions
+) -> Record:
   start = time.monotonic()
-  if problem := task.facts.get(subtitles.BROKEN):    # without them it would be another question
+  if problem := task.facts.get(subtitles.BROKEN):  # without them it would be another question
     return Record(task, budget, None, 'subtitles', problem, _laps(start, time.monotonic()))
   try:
     opening = await agent.open(task, budget)
   except MediaError as error:
-    return Record(task, budget, None, f'media_{error.reason}', str(error), _laps(start, time.monotonic()))
+    return Record(
+      task, budget, None, f'media_{error.reason}', str(error), _laps(start, time.monotonic())
+    )
   opened = time.monotonic()
   episode = await agent.run(task, opening, Address(options.seed, task.id, options.epoch, 0))
   ended = time.monotonic()
@@ -115,9 +150,18 @@ async def _record(agent: Agent, task: Task, budget: int, reward: Reward, options
   seconds = _laps(start, opened, ended, time.monotonic())
   failed = next(filter(_failed, episode.results), None)
   if isinstance(outcome, Scored) and failed is not None:
-    return Record(task, budget, None, f'call_{failed.status}', f'a call failed, which is not the model\'s doing: {failed.text}', seconds)
+    return Record(
+      task,
+      budget,
+      None,
+      f'call_{failed.status}',
+      f"a call failed, which is not the model's doing: {failed.text}",
+      seconds,
+    )
   if isinstance(outcome, Dropped):
-    return Record(task, budget, None, outcome.reason, episode.error or _why(outcome.reason, episode), seconds)
+    return Record(
+      task, budget, None, outcome.reason, episode.error or _why(outcome.reason, episode), seconds
+    )
   return Record(task, budget, outcome, seconds=seconds)
 
 
@@ -125,13 +169,21 @@ def _why(reason: str, episode: Episode) -> str:
   """What a reason of ours means, where no server or file has said more."""
   if reason != 'prompt_too_long':
     return reason
-  return (f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the context: raise sampling.context (and a lane '
-          f'of server.embedded.lanes that holds it), or lower K={episode.budget}; both make another evaluation, in another folder')
+  return (
+    f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the '
+    'context: raise sampling.context (and a lane '
+    f'of server.embedded.lanes that holds it), or lower K={episode.budget}; both make '
+    'another evaluation, in another folder'
+  )
 
 
 def _failed(result: ToolResult) -> bool:
-  """Whether a call got no answer because server, file or time failed it, and not for what a model wrote."""
-  if result.status is ResultStatus.SUBAGENT_ERROR:       # one that wrote nothing to the purpose did answer
+  """Whether a call got no answer because server, file or time failed it, and not for what a model
+  wrote.
+  """
+  if (
+    result.status is ResultStatus.SUBAGENT_ERROR
+  ):  # one that wrote nothing to the purpose did answer
     return result.subagent is None or result.subagent.stop is StopReason.ABORT
   return result.status in (ResultStatus.TIMEOUT, ResultStatus.MEDIA_ERROR)
 
@@ -146,10 +198,14 @@ def light(record: Record) -> Record:
   """The record without its frames."""
   if record.scored is None:
     return record
-  bare = lambda t: dataclasses.replace(t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments))
+  bare = lambda t: dataclasses.replace(
+    t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments)
+  )
   result = lambda r: r if r.subagent is None else dataclasses.replace(r, subagent=bare(r.subagent))
   episode = record.scored.episode
-  turns = tuple(dataclasses.replace(turn, results=tuple(map(result, turn.results))) for turn in episode.turns)
+  turns = tuple(
+    dataclasses.replace(turn, results=tuple(map(result, turn.results))) for turn in episode.turns
+  )
   episode = dataclasses.replace(episode, turns=turns, trajectory=bare(episode.trajectory))
   return dataclasses.replace(record, scored=dataclasses.replace(record.scored, episode=episode))
 
@@ -157,31 +213,51 @@ def light(record: Record) -> Record:
 def summarize(records: Sequence[Record]) -> dict[str, Any]:
   """The numbers of an evaluation, JSON-able; budgets and types are keys as text.
 
-  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval (95 %, drawn by question): over
-  all samples; accuracy_answered: over those with an outcome. accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and
-  question type. format_compliance, calls_per_episode (executed), calls_well_formed, calls_other (of another form, run too),
-  calls_failed, truncated, frames_repeated (left out of overviews and crops, for they were shown already): means over the
-  answered. No samples give nulls.
+  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval
+  (95 %, drawn by question): over all samples; accuracy_answered: over those with an outcome.
+  accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and question type.
+  format_compliance, calls_per_episode (executed), calls_well_formed, calls_other (of another form,
+  run too), calls_failed, truncated, frames_repeated (left out of overviews and crops, for they were
+  shown already): means over the answered. No samples give nulls.
   """
   answered = [record for record in records if record.scored is not None]
   episodes = [record.scored.episode for record in answered]
   return {
     'episodes': len(records),
-    'errors': dict(collections.Counter(record.reason for record in records if record.scored is None)),
+    'errors': dict(
+      collections.Counter(record.reason for record in records if record.scored is None)
+    ),
     'error_rate': 1 - len(answered) / len(records) if records else 0.0,
     'accuracy': _mean([record.accuracy for record in records]),
-    'interval': list(scoring.share_interval([r.accuracy for r in records], [r.task.id for r in records], samples=2000, seed=0)),
+    'interval': list(
+      scoring.share_interval(
+        [r.accuracy for r in records], [r.task.id for r in records], samples=2000, seed=0
+      )
+    ),
     'accuracy_answered': _mean([record.accuracy for record in answered]),
     'accuracy_by_k': _by(records, lambda record: record.budget, lambda record: record.accuracy),
-    'accuracy_by_type': _by(records, lambda record: record.task.question_type, lambda record: record.accuracy),
+    'accuracy_by_type': _by(
+      records, lambda record: record.task.question_type, lambda record: record.accuracy
+    ),
     'format_compliance': _mean([float(record.scored.parts['compliant']) for record in answered]),
     'calls_per_episode': _mean([episode.executed for episode in episodes]),
-    'calls_by_k': _by(answered, lambda record: record.budget, lambda record: record.scored.episode.executed),
+    'calls_by_k': _by(
+      answered, lambda record: record.budget, lambda record: record.scored.episode.executed
+    ),
     'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
     'calls_well_formed': _mean([sum(map(is_well_formed, _calls(episode))) for episode in episodes]),
-    'calls_other': _mean([sum(not call.well_formed for call in _calls(episode)) for episode in episodes]),
-    'truncated': _mean([any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]),
-    'frames_repeated': _mean([sum(seen.repeated for seen in (*episode.overviews, *episode.results)) for episode in episodes]),
+    'calls_other': _mean(
+      [sum(not call.well_formed for call in _calls(episode)) for episode in episodes]
+    ),
+    'truncated': _mean(
+      [any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]
+    ),
+    'frames_repeated': _mean(
+      [
+        sum(seen.repeated for seen in (*episode.overviews, *episode.results))
+        for episode in episodes
+      ]
+    ),
     'stops': dict(collections.Counter(str(episode.stop) for episode in episodes)),
   }
 
@@ -190,7 +266,9 @@ def _calls(episode: Episode) -> list[ToolCall]:
   return [result.call for result in episode.results if isinstance(result.call, ToolCall)]
 
 
-def _by(records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]) -> dict[str, float]:
+def _by(
+  records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]
+) -> dict[str, float]:
   """Means of `value` by `key`, keys ascending."""
   groups: dict[Any, list[float]] = collections.defaultdict(list)
   for record in records:
@@ -202,17 +280,30 @@ def _mean(values: Sequence[float]) -> float | None:
   return sum(values) / len(values) if values else None
 
 
-def compare(before: Sequence[Record], after: Sequence[Record], *, samples: int, seed: int) -> dict[str, Any]:
-  """The paired difference in accuracy of two evaluations of the same questions: {difference, low, high, pairs}.
+def compare(
+  before: Sequence[Record], after: Sequence[Record], *, samples: int, seed: int
+) -> dict[str, Any]:
+  """The paired difference in accuracy of two evaluations of the same questions: {difference, low,
+  high, pairs}.
 
-  Pairs are matched by (task, budget) and drawn task by task, for the budgets of one question are not independent. A pair with
-  an error on either side is left out and counted in `unpaired`.
+  Pairs are matched by (task, budget) and drawn task by task, for the budgets of one question are
+  not independent. A pair with an error on either side is left out and counted in `unpaired`.
   """
   first = {record.key: record for record in before if record.scored is not None}
   second = {record.key: record for record in after if record.scored is not None}
   keys = [key for key in first if key in second]
   difference, low, high = scoring.paired_bootstrap(
-      [first[key].accuracy for key in keys], [second[key].accuracy for key in keys], clusters=[task for task, _ in keys],
-      samples=samples, seed=seed)
+    [first[key].accuracy for key in keys],
+    [second[key].accuracy for key in keys],
+    clusters=[task for task, _ in keys],
+    samples=samples,
+    seed=seed,
+  )
   unpaired = len({record.key for record in (*before, *after)}) - len(keys)
-  return {'difference': difference, 'low': low, 'high': high, 'pairs': len(keys), 'unpaired': unpaired}
+  return {
+    'difference': difference,
+    'low': low,
+    'high': high,
+    'pairs': len(keys),
+    'unpaired': unpaired,
+  }

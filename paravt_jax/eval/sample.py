@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from paravt_jax.types import Task
 
-# The fields of a row that is broken as published: that it is, and what is wrong with it, joined by '; ' (nothing where it lacks only
-# its options).
+# The fields of a row that is broken as published: that it is, and what is wrong with it, joined by
+# '; ' (nothing where it lacks only its options).
 OPTIONS, BROKEN, FAULTS = 'options', 'broken', 'broken'
 NOWHERE, NO_OPTIONS = 'gold nowhere', 'options missing'
 
@@ -16,10 +16,12 @@ NOWHERE, NO_OPTIONS = 'gold nowhere', 'options missing'
 class Sample:
   """A benchmark's question.
 
-  task: what the agent is asked; its answer is the gold one, its id is unique within the benchmark. fields: by which scores are
-  broken down (duration, task_type, subject, problem_type, ...), each a text. subtitles: of the video, '' for none. golds: every letter that is
-  right where the gold text stands among the options more than once, else ().
+  task: what the agent is asked; its answer is the gold one, its id is unique within the benchmark.
+  fields: by which scores are broken down (duration, task_type, subject, problem_type, ...), each a
+  text. subtitles: of the video, '' for none. golds: every letter that is right where the gold text
+  stands among the options more than once, else ().
   """
+
   benchmark: str
   task: Task
   fields: Mapping[str, str]
@@ -44,14 +46,22 @@ def faults(fields: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
-  """How many rows, by their samples' fields, are broken as published: 'rows' in all, then by what is wrong; {} for none."""
+  """How many rows, by their samples' fields, are broken as published: 'rows' in all, then by what
+  is wrong; {} for none.
+  """
   found = [faults(fields) for fields in rows]
   told = collections.Counter(fault for each in found for fault in each)
   return {'rows': sum(map(bool, found)), **dict(sorted(told.items()))} if told else {}
 
 
 def told(counts: Mapping[str, int]) -> str:
-  """Such counts for people: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; '' for none."""
+  """Such counts for people: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; ''
+  for none.
+  """
   reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')
   one = counts.get('rows') == 1
-  return f'{counts["rows"]} {"row is" if one else "rows are"} broken as published: {reasons}' if counts else ''
+  return (
+    f'{counts["rows"]} {"row is" if one else "rows are"} broken as published: {reasons}'
+    if counts
+    else ''
+  )

@@ -11,29 +11,43 @@ _Z95 = 1.959963984540054
 
 
 def wilson(successes: float, count: int, z: float = _Z95) -> tuple[float, float]:
-  """The Wilson score interval of a share (Wilson 1927), 95 % by default. No samples give (0, 1): nothing is known."""
+  """The Wilson score interval of a share (Wilson 1927), 95 % by default. No samples give (0, 1):
+  nothing is known.
+  """
   if count == 0:
     return 0.0, 1.0
   share = successes / count
   centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-  half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-  return (max(0.0, centre - half) if successes > 0 else 0.0), (min(1.0, centre + half) if successes < count else 1.0)
+  half = (
+    z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+  )
+  return (max(0.0, centre - half) if successes > 0 else 0.0), (
+    min(1.0, centre + half) if successes < count else 1.0
+  )
 
 
-def share_interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int) -> tuple[float, float]:
-  """The 95 % interval of a mean of values in [0, 1] whose members of one cluster are not independent (a question at every budget).
+def share_interval(
+  values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int
+) -> tuple[float, float]:
+  """The 95 % interval of a mean of values in [0, 1] whose members of one cluster are not
+  independent (a question at every budget).
 
-  Wilson's over the clusters when each has one member, or when all values are equal; else a bootstrap over clusters.
+  Wilson's over the clusters when each has one member, or when all values are equal; else a
+  bootstrap over clusters.
   """
   count = len(set(clusters))
   if count == len(values) or len(set(values)) <= 1:
     return wilson(sum(values) / max(len(values), 1) * count, count)
-  _, low, high = paired_bootstrap([0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed)
+  _, low, high = paired_bootstrap(
+    [0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed
+  )
   return low, high
 
 
 def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, float]:
-  """(mean, half width of its normal 95 % interval). No values give (nan, inf); one gives an infinite half width."""
+  """(mean, half width of its normal 95 % interval). No values give (nan, inf); one gives an
+  infinite half width.
+  """
   values = np.asarray(values, np.float64)
   if len(values) == 0:
     return math.nan, math.inf
@@ -42,13 +56,20 @@ def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, floa
   return float(values.mean()), float(z * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def paired_bootstrap(before: Sequence[float], after: Sequence[float], *, clusters: Sequence[Hashable] | None, samples: int,
-                     seed: int) -> tuple[float, float, float]:
-  """The mean of after - before with its 95 % percentile interval, by resampling pairs (Efron and Tibshirani 1993, chapter 13).
+def paired_bootstrap(
+  before: Sequence[float],
+  after: Sequence[float],
+  *,
+  clusters: Sequence[Hashable] | None,
+  samples: int,
+  seed: int,
+) -> tuple[float, float, float]:
+  """The mean of after - before with its 95 % percentile interval, by resampling pairs (Efron and
+  Tibshirani 1993, chapter 13).
 
   Args:
-    before, after: scores of the same questions, in the same order.
-    clusters: what is drawn together, such as the task of a question put at several budgets; None draws each pair alone.
+    before, after: scores of the same questions, in the same order. clusters: what is drawn
+    together, such as the task of a question put at several budgets; None draws each pair alone.
     samples: bootstrap samples. seed: of the draws.
 
   Returns:
@@ -59,15 +80,26 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], *, cluster
   """
   before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
   if before.shape != after.shape or (clusters is not None and len(clusters) != len(before)):
-    raise ValueError(f'paired_bootstrap: got {len(before)} scores before and {len(after)} after'
-                     f'{"" if clusters is None else f" and {len(clusters)} clusters"}, wanted as many of each')
+    raise ValueError(
+      f'paired_bootstrap: got {len(before)} scores before and {len(after)} after'
+      f'{"" if clusters is None else f" and {len(clusters)} clusters"}, wanted as many of each'
+    )
   if len(before) == 0:
     return math.nan, -math.inf, math.inf
-  names = {name: index for index, name in enumerate(dict.fromkeys(range(len(before)) if clusters is None else clusters))}
-  index_E = np.asarray([names[name] for name in (range(len(before)) if clusters is None else clusters)])
+  names = {
+    name: index
+    for index, name in enumerate(
+      dict.fromkeys(range(len(before)) if clusters is None else clusters)
+    )
+  }
+  index_E = np.asarray(
+    [names[name] for name in (range(len(before)) if clusters is None else clusters)]
+  )
   total_C = np.bincount(index_E, weights=after - before, minlength=len(names))
   count_C = np.bincount(index_E, minlength=len(names))
-  order = np.lexsort((count_C, total_C))  # the interval is that of a set: another order of the questions gives the same one
+  order = np.lexsort(
+    (count_C, total_C)
+  )  # the interval is that of a set: another order of the questions gives the same one
   total_C, count_C = total_C[order], count_C[order]
   draws_BC = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means_B = total_C[draws_BC].sum(axis=1) / count_C[draws_BC].sum(axis=1)

@@ -1,4 +1,6 @@
-"""A benchmark's files as a hub download lays them out: rows, videos in folders or archives, subtitles. Nothing is fetched."""
+"""A benchmark's files as a hub download lays them out: rows, videos in folders or archives,
+subtitles. Nothing is fetched.
+"""
 
 import collections
 import contextlib
@@ -22,21 +24,26 @@ from paravt_jax.eval.subtitles import subtitle_lines as subtitle_lines
 
 VIDEOS = ('.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.wmv', '.m4v')
 SUBTITLES = subtitles.SUFFIXES
-_MARK = 'every file compared with its checksum'    # marks without it are not believed
+_MARK = 'every file compared with its checksum'  # marks without it are not believed
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 
 
 def root(folder: str | os.PathLike) -> pathlib.Path:
-  """The folder that holds a snapshot's files: itself, or in a hub cache (`snapshots/<revision>`) the revision of `main`, else
-  the newest one.
+  """The folder that holds a snapshot's files: itself, or in a hub cache (`snapshots/<revision>`)
+  the revision of `main`, else the newest one.
 
   Raises:
     DataError: there is no such folder.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise DataError(f'{folder}: no such folder, wanted the files of a hub snapshot; fetch it or correct the path')
-  revisions = sorted((path for path in folder.glob('snapshots/*') if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    raise DataError(
+      f'{folder}: no such folder, wanted the files of a hub snapshot; fetch it or correct the path'
+    )
+  revisions = sorted(
+    (path for path in folder.glob('snapshots/*') if path.is_dir()),
+    key=lambda path: path.stat().st_mtime,
+  )
   main = folder / 'refs' / 'main'
   if main.is_file():
     named = folder / 'snapshots' / main.read_text().strip()
@@ -57,11 +64,17 @@ def row_files(folder: pathlib.Path, globs: Sequence[str]) -> list[pathlib.Path]:
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
     if files:
       return files
-  raise DataError(f'{folder}: no row file, wanted one of {", ".join(globs)}; fetch the snapshot again or correct the path')
+  raise DataError(
+    f'{folder}: no row file, wanted one of {", ".join(globs)}; fetch the snapshot again or '
+    'correct the path'
+  )
 
 
-def rows(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(number from 0, row) of a parquet, json (a list, or an object that holds one) or jsonl file, with these columns only.
+def rows(
+  file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(number from 0, row) of a parquet, json (a list, or an object that holds one) or jsonl file,
+  with these columns only.
 
   Raises:
     DataError: the file cannot be read, or lacks a column.
@@ -70,41 +83,54 @@ def rows(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]) ->
   for number, row in enumerate(read(file, columns, optional)):
     absent = [column for column in columns if column not in row]
     if absent:
-      raise DataError(f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} (missing: {absent}); fetch '
-                      'the published file')
+      raise DataError(
+        f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} '
+        f'(missing: {absent}); fetch '
+        'the published file'
+      )
     yield number, {name: row[name] for name in (*columns, *optional) if name in row}
 
 
-def _parquet(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet(
+  file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[dict[str, Any]]:
   try:
     with pyarrow.parquet.ParquetFile(file) as table:
       names = table.schema_arrow.names
       absent = [column for column in columns if column not in names]
       if absent:
-        raise DataError(f'{file}: got the columns {names}, wanted {list(columns)} (missing: {absent}); fetch the '
-                        'published file')
-      for batch in table.iter_batches(batch_size=256, columns=[name for name in names if name in columns or name in optional]):
+        raise DataError(
+          f'{file}: got the columns {names}, wanted {list(columns)} (missing: {absent}); fetch the '
+          'published file'
+        )
+      for batch in table.iter_batches(
+        batch_size=256, columns=[name for name in names if name in columns or name in optional]
+      ):
         yield from batch.to_pylist()
   except (pyarrow.ArrowException, OSError) as error:
     raise DataError(f'{file}: no readable parquet file ({error}); fetch it again') from error
 
 
-def _json(file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
-          ) -> Iterator[dict[str, Any]]:
+def _json(
+  file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[dict[str, Any]]:
   try:
     data = file.read_bytes()
     text = data.decode(json.detect_encoding(data)).removeprefix('\ufeff')
     found = _lines(text) if _is_lines(file, text) else _parsed(text)
-    if _SURROGATE.search(text):    # a pair is one character; half of one cannot be made into tokens
+    if _SURROGATE.search(text):  # a pair is one character; half of one cannot be made into tokens
       json.dumps(found, ensure_ascii=False).encode()
   except (OSError, ValueError, RecursionError) as error:
-    raise DataError(f'{file}: no readable {file.suffix[1:]} file ({error}); fetch it again') from error
+    raise DataError(
+      f'{file}: no readable {file.suffix[1:]} file ({error}); fetch it again'
+    ) from error
   if isinstance(found, dict):
     lists = [value for value in found.values() if isinstance(value, list)]
     found = lists[0] if len(lists) == 1 else found
   if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-    raise DataError(f'{file}: got {type(found).__name__}, wanted a list of objects; fetch the '
-                    'published file')
+    raise DataError(
+      f'{file}: got {type(found).__name__}, wanted a list of objects; fetch the published file'
+    )
   yield from found
 
 
@@ -121,7 +147,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-  return json.loads(text, strict=False)    # control characters may stand in strings as they are
+  return json.loads(text, strict=False)  # control characters may stand in strings as they are
 
 
 def _is_lines(file: pathlib.Path, text: str) -> bool:
@@ -136,12 +162,15 @@ def _is_lines(file: pathlib.Path, text: str) -> bool:
 
 
 class Files:
-  """Where the files of some kinds lie below some folders, of which the first counts where two hold a file. Folders that are
-  links are followed, hidden ones are not looked into."""
+  """Where the files of some kinds lie below some folders, of which the first counts where two hold
+  a file. Folders that are links are followed, hidden ones are not looked into.
+  """
 
   def __init__(self, folders: Iterable[str | os.PathLike], suffixes: Sequence[str]):
     self._suffixes = suffixes
-    self._by_stem: dict[str, list[tuple[tuple[str, ...], pathlib.Path, int]]] = collections.defaultdict(list)
+    self._by_stem: dict[str, list[tuple[tuple[str, ...], pathlib.Path, int]]] = (
+      collections.defaultdict(list)
+    )
     for rank, folder in enumerate(folders):
       for path in _walk(pathlib.Path(folder)):
         bare, suffix = os.path.splitext(path.name)
@@ -156,8 +185,8 @@ class Files:
 
     Args:
       wanted: a relative path. Another suffix of the same kind will do, its own is preferred.
-      folders: where it is to lie, tried in this order.
-      depth: how many of its last parts must agree at least: 1 takes a file of that name from anywhere, if there is but one.
+      folders: where it is to lie, tried in this order. depth: how many of its last parts must agree
+      at least: 1 takes a file of that name from anywhere, if there is but one.
     """
     parts = pathlib.PurePosixPath(wanted).parts
     candidates = self._by_stem.get(stem(wanted, self._suffixes), []) if parts else []
@@ -168,8 +197,12 @@ class Files:
         if place[:-1] == there:
           return path
     for count in range(len(parts), depth - 1, -1):
-      tail = parts[len(parts) - count:-1]
-      hits = [found for found in candidates if found[0][len(found[0]) - count:-1] == tail and len(found[0]) >= count]
+      tail = parts[len(parts) - count : -1]
+      hits = [
+        found
+        for found in candidates
+        if found[0][len(found[0]) - count : -1] == tail and len(found[0]) >= count
+      ]
       hits = [found for found in hits if found[0][-1] == parts[-1]] or hits
       first = [path for _, path, rank in hits if rank == min(hit[2] for hit in hits)]
       if first:
@@ -184,7 +217,9 @@ def stem(name: str, suffixes: Sequence[str]) -> str:
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Every file below a folder, by name. A folder that was seen is not entered again, so that links cannot run in circles."""
+  """Every file below a folder, by name. A folder that was seen is not entered again, so that links
+  cannot run in circles.
+  """
   seen = set()
   for place, folders, files in os.walk(folder, followlinks=True):
     real = os.path.realpath(place)
@@ -242,12 +277,15 @@ def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib
       disk that cannot be written.
   """
   with _disk(parts[0]):
-    facts = [_MARK, *([path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in parts)]
+    facts = [
+      _MARK,
+      *([path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in parts),
+    ]
   mark = marks / f'{parts[0].name}.json'
   with contextlib.suppress(OSError, ValueError):
     if json.loads(mark.read_text()) == facts:
       return False
-  with contextlib.suppress(unpack.NothingFound):    # an archive without a file
+  with contextlib.suppress(unpack.NothingFound):  # an archive without a file
     unpack.unpack(parts[0], target)
   with _disk(mark):
     marks.mkdir(parents=True, exist_ok=True)
@@ -263,8 +301,10 @@ def _disk(file: pathlib.Path):
   try:
     yield
   except OSError as error:
-    raise DataError(f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
-                    'check permissions, then run again (finished files are kept)') from error
+    raise DataError(
+      f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
+      'check permissions, then run again (finished files are kept)'
+    ) from error
 
 
 def read_subtitles(file: pathlib.Path, max_bytes: int) -> str:

@@ -8,15 +8,18 @@ from collections.abc import Hashable, Sequence
 from paravt_jax.eval import scoring
 
 
-def interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int) -> tuple[float, float]:
+def interval(
+  values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int
+) -> tuple[float, float]:
   """The 95 % interval of a mean of values in [0, 1].
 
-  Wilson's for a share (all values 0 or 1, one per cluster), a bootstrap over clusters for any other mean; where a bootstrap could
-  only repeat itself (one cluster, or all values equal) Wilson's over the clusters, which is wider than any mean's.
+  Wilson's for a share (all values 0 or 1, one per cluster), a bootstrap over clusters for any other
+  mean; where a bootstrap could only repeat itself (one cluster, or all values equal) Wilson's over
+  the clusters, which is wider than any mean's.
 
   Args:
-    values: a score each. clusters: what is drawn together, such as the question that was put at several budgets.
-    samples: bootstrap samples. seed: of the draws.
+    values: a score each. clusters: what is drawn together, such as the question that was put at
+    several budgets. samples: bootstrap samples. seed: of the draws.
 
   Returns:
     (low, high). No values give (0, 1): nothing is known.
@@ -30,39 +33,56 @@ def interval(values: Sequence[float], clusters: Sequence[Hashable], *, samples: 
     return scoring.wilson(sum(values) / len(values), 1)
   if len(set(values)) == 1 or all(value in (0, 1) for value in values):
     return scoring.share_interval(values, clusters, samples=samples, seed=seed)
-  _, low, high = scoring.paired_bootstrap([0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed)
+  _, low, high = scoring.paired_bootstrap(
+    [0.0] * len(values), values, clusters=clusters, samples=samples, seed=seed
+  )
   return low, high
 
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """How many questions speak for the first, and how many for the second of two systems, and the two-sided p."""
+  """How many questions speak for the first, and how many for the second of two systems, and the
+  two-sided p.
+  """
+
   only_first: int
   only_second: int
   p: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool], questions: Sequence[Hashable]) -> McNemar:
-  """The exact test (McNemar 1947, by the binomial distribution) of whether two systems are right equally often.
+def mcnemar(
+  first: Sequence[bool], second: Sequence[bool], questions: Sequence[Hashable]
+) -> McNemar:
+  """The exact test (McNemar 1947, by the binomial distribution) of whether two systems are right
+  equally often.
 
-  A question that was put several times (at each frame budget) is one observation, not several: it speaks for the system that is
-  right more often. Where each is put once, that is McNemar's count of discordant pairs.
+  A question that was put several times (at each frame budget) is one observation, not several: it
+  speaks for the system that is right more often. Where each is put once, that is McNemar's count of
+  discordant pairs.
 
   Args:
-    first, second: whether each is right, on the same pairs in the same order. questions: what each pair asks.
+    first, second: whether each is right, on the same pairs in the same order. questions: what each
+    pair asks.
 
   Returns:
-    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when none is discordant.
+    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when none is
+    discordant.
 
   Raises:
     ValueError: the lengths differ.
   """
   if not len(first) == len(second) == len(questions):
-    raise ValueError(f'mcnemar: got {len(first)} and {len(second)} outcomes of {len(questions)} questions, wanted as many of each')
+    raise ValueError(
+      f'mcnemar: got {len(first)} and {len(second)} outcomes of {len(questions)} questions, '
+      'wanted as many of each'
+    )
   balance: collections.Counter[Hashable] = collections.Counter()
   for a, b, question in zip(first, second, questions):
     balance[question] += bool(a) - bool(b)
-  only_first, only_second = sum(count > 0 for count in balance.values()), sum(count < 0 for count in balance.values())
+  only_first, only_second = (
+    sum(count > 0 for count in balance.values()),
+    sum(count < 0 for count in balance.values()),
+  )
   discordant, fewer = only_first + only_second, min(only_first, only_second)
   tail = sum(math.comb(discordant, i) for i in range(fewer + 1))
   return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))

@@ -17,11 +17,14 @@ from collections.abc import Iterable, Sequence
 from paravt_jax.errors import DataError
 
 SUFFIXES = ('.srt', '.vtt')
-_MARKS = (    # the longer ones first: UTF-32's begins with UTF-16's
-  (codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'),
+_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+  (codecs.BOM_UTF32_LE, 'utf-32-le'),
+  (codecs.BOM_UTF32_BE, 'utf-32-be'),
   (codecs.BOM_UTF8, 'utf-8'),
-  (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'),
-  (b'\x84\x31\x95\x33', 'gb18030'))
+  (codecs.BOM_UTF16_LE, 'utf-16-le'),
+  (codecs.BOM_UTF16_BE, 'utf-16-be'),
+  (b'\x84\x31\x95\x33', 'gb18030'),
+)
 _WIDE = ('utf-32-le', 'utf-32-be', 'utf-16-le', 'utf-16-be')
 _ARROW = '-->'
 _LOST = '\N{REPLACEMENT CHARACTER}'
@@ -31,7 +34,7 @@ _HIGH = re.compile(rb'[\x80-\xff]+')
 _NUMBER = r'\s*(\d{1,9})\s*'
 _CLOCK = rf'-?(?:{_NUMBER}:)?{_NUMBER}:{_NUMBER}(?:[.,:]\s*(\d+))?'
 _TIMING = re.compile(rf'\s*{_CLOCK}\s*(?:-\s*-?\s*>|--&gt;|→)\s*{_CLOCK}(?P<rest>.*)')
-_WIDTHS = str.maketrans('：，．。', ':,..')    # as Chinese keyboards write them
+_WIDTHS = str.maketrans('：，．。', ':,..')  # as Chinese keyboards write them
 _SETTINGS = re.compile(r'(?:\s+[A-Za-z]\w*:\S+)*\s*')
 _MARKUP = re.compile(r'</?[A-Za-z][^<>]*>|</?>|<\d[\d:.]*>|\{\\[^}]*\}')
 _BREAKS = re.compile(r'\\[Nnh]')
@@ -51,6 +54,7 @@ class NoSubtitles(DataError):
 @dataclasses.dataclass(frozen=True)
 class Subtitles:
   """What a file says. encoding: it was read as; guessed: because nothing else fitted."""
+
   text: str
   encoding: str
   guessed: bool
@@ -65,15 +69,18 @@ def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
   try:
     data = file.read_bytes()
   except OSError as error:
-    raise DataError(f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it '
-                    'again') from error
+    raise DataError(
+      f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it again'
+    ) from error
   text, encoding, guessed = decoded(data)
   lines = subtitle_lines(text)
   if not lines:
     found = f'no cue with a text in {len(data)} bytes (read as {encoding})'
     got = found if data else 'an empty file'
-    raise NoSubtitles(f'{file}: got {got}, wanted srt or vtt; fetch it again, or remove it to ask '
-                      'without subtitles (both make other questions, for another results folder)')
+    raise NoSubtitles(
+      f'{file}: got {got}, wanted srt or vtt; fetch it again, or remove it to ask '
+      'without subtitles (both make other questions, for another results folder)'
+    )
   return Subtitles(bounded(lines, max_bytes), encoding, guessed)
 
 
@@ -81,8 +88,8 @@ def decoded(data: bytes) -> tuple[str, str, bool]:
   """(text, encoding, whether that is a guess) of a subtitle file; see the top."""
   for mark, encoding in _MARKS:
     if data.startswith(mark):
-      text = data[len(mark):].decode(encoding, 'replace')
-      return text.removesuffix(_LOST), encoding, _LOST in text    # an odd byte at the end
+      text = data[len(mark) :].decode(encoding, 'replace')
+      return text.removesuffix(_LOST), encoding, _LOST in text  # an odd byte at the end
   if b'\0' in data:
     for encoding in _WIDE:
       text = data.decode(encoding, 'replace')
@@ -92,11 +99,11 @@ def decoded(data: bytes) -> tuple[str, str, bool]:
   lost = text.count(_LOST)
   if not lost:
     return text, 'utf-8', False
-  with contextlib.suppress(UnicodeDecodeError):    # only the last character is cut
+  with contextlib.suppress(UnicodeDecodeError):  # only the last character is cut
     text = codecs.getincrementaldecoder('utf-8')().decode(data)
     if not text.isascii():
       return text, 'utf-8', True
-  if sum(char > '\x7f' for char in text) > 10 * lost:    # a few torn characters
+  if sum(char > '\x7f' for char in text) > 10 * lost:  # a few torn characters
     return text, 'utf-8', True
   encoding = 'gb18030' if all(map(_PAIRS.fullmatch, _HIGH.findall(data))) else 'cp1252'
   return data.decode(encoding, 'replace'), encoding, True
@@ -114,18 +121,21 @@ def subtitle_lines(text: str) -> list[str]:
   is_vtt = text.lstrip().startswith('WEBVTT')
   found: list[str] = []
   last = ''
-  times = [(at, match) for at, row in enumerate(rows)
-           if (match := _TIMING.fullmatch(' '.join(row.translate(_WIDTHS).split())))]
+  times = [
+    (at, match)
+    for at, row in enumerate(rows)
+    if (match := _TIMING.fullmatch(' '.join(row.translate(_WIDTHS).split())))
+  ]
   for (at, match), (until, _) in zip(times, [*times[1:], (len(rows), None)]):
     number = _number(rows, at)
-    body = rows[at + 1:until]
+    body = rows[at + 1 : until]
     if until < len(rows):
       body = _without_name(body, number, is_vtt)
     rest = match['rest']
     first = '' if _SETTINGS.fullmatch(rest) else rest
     said = _said([first, *(_without_blocks(body) if is_vtt else body)])
     if said and said != last:
-      start, end = (_seconds(match.groups()[i:i + 4]) for i in (0, 4))
+      start, end = (_seconds(match.groups()[i : i + 4]) for i in (0, 4))
       found.append(f'{start:.1f} --> {end:.1f} {said}')
       last = said
   return found
@@ -133,7 +143,7 @@ def subtitle_lines(text: str) -> list[str]:
 
 def _number(rows: Sequence[str], at: int) -> int | None:
   """The number of the cue whose times stand in row `at`, None where it has none."""
-  above = next((row.strip() for row in reversed(rows[max(0, at - 2):at]) if row.strip()), '')
+  above = next((row.strip() for row in reversed(rows[max(0, at - 2) : at]) if row.strip()), '')
   return int(above) if above.isdecimal() and len(above) < 10 else None
 
 
@@ -142,7 +152,7 @@ def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str
   kept = list(body)
   while kept and not kept[-1].strip():
     kept.pop()
-  is_beside = len(kept) == len(body)    # directly above the times
+  is_beside = len(kept) == len(body)  # directly above the times
   is_alone = len(kept) < 2 or not kept[-2].strip()
   last = kept[-1].strip() if kept else ''
   is_next = number is not None and (is_beside or last == str(number + 1))
@@ -193,9 +203,14 @@ def told(fields: Iterable[str]) -> str:
   """What people should know of some files, by their samples' fields 'subtitles'; '' for nothing."""
   counts = collections.Counter(fields)
   guessed = {name: count for name, count in sorted(counts.items()) if name.startswith(GUESSED)}
-  parts = [f'{sum(guessed.values())} are no clean Unicode and were read as '
-           + ', '.join(f'{name.removeprefix(GUESSED)} ({count})' for name, count in guessed.items())
-           ] if guessed else []
+  parts = (
+    [
+      f'{sum(guessed.values())} are no clean Unicode and were read as '
+      + ', '.join(f'{name.removeprefix(GUESSED)} ({count})' for name, count in guessed.items())
+    ]
+    if guessed
+    else []
+  )
   broken = counts[UNREADABLE]
   parts += [f'{broken} give no cue, and their questions are errors'] if broken else []
   return f'subtitle files: {"; ".join(parts)}' if parts else ''

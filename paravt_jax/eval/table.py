@@ -1,4 +1,6 @@
-"""Markdown of an evaluation and of a comparison. Every number says how sure it is, and published ones say that they are."""
+"""Markdown of an evaluation and of a comparison. Every number says how sure it is, and published
+ones say that they are.
+"""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -6,45 +8,91 @@ from typing import Any
 
 from paravt_jax.eval.sample import told
 
-RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}      # other rules than ours, as they are shown
-_WIDEST = 40                 # rows of a breakdown
+RULES = {
+  'official': 'official',
+  'lmms_eval': 'lmms-eval',
+}  # other rules than ours, as they are shown
+_WIDEST = 40  # rows of a breakdown
 
 
-def markdown(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]],
-             rules: Mapping[str, str] = MappingProxyType({})) -> str:
+def markdown(
+  summary: Mapping[str, Mapping[str, Any]],
+  name: str,
+  published: Mapping[str, Mapping[str, float]],
+  rules: Mapping[str, str] = MappingProxyType({}),
+) -> str:
   """The tables of a summary (`results.summarize`).
 
   Args:
-    name: of what was evaluated. published: by benchmark {model: number, per cent}; those of benchmarks that were not put are left out.
-    rules: by model, the rule that its published numbers were made with: 'official' or 'lmms_eval'; unknown without an entry.
+    name: of what was evaluated. published: by benchmark {model: number, per cent}; those of
+    benchmarks that were not put are left out. rules: by model, the rule that its published numbers
+    were made with: 'official' or 'lmms_eval'; unknown without an entry.
 
   Returns:
-    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows, errors by reason, calls, further
-    metrics, breakdowns. Scores are per cent with their 95 % interval.
+    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows,
+    errors by reason, calls, further metrics, breakdowns. Scores are per cent with their 95 %
+    interval.
   """
   parts = [f'# {name}', _scores(summary)]
   beside = _beside(summary, name, published, rules)
   if beside:
     parts.append(beside)
-  errors = [[benchmark, reason, str(count)] for benchmark, row in summary.items() for reason, count in row['reasons'].items()]
+  errors = [
+    [benchmark, reason, str(count)]
+    for benchmark, row in summary.items()
+    for reason, count in row['reasons'].items()
+  ]
   if errors:
-    parts.append('## Errors\n\nThey earn nothing in the scores over all samples, and are tried again by the same command.\n\n'
-                 + table(('benchmark', 'reason', 'samples'), errors))
+    parts.append(
+      '## Errors\n\nThey earn nothing in the scores over all samples, and are tried again by '
+      'the same command.\n\n' + table(('benchmark', 'reason', 'samples'), errors)
+    )
   parts += [_calls(summary), _metrics(summary)]
   parts += [_breakdown(benchmark, row) for benchmark, row in summary.items() if row['breakdowns']]
   return '\n\n'.join(parts) + '\n'
 
 
 def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  head = ('benchmark', 'metric', 'score, all samples', 'score, answered', 'official rule', 'samples', 'errors', 'calls per sample',
-          'format', 'lmms-eval rule', 'fingerprint')
-  rows = [[benchmark, row['metric'], sure(row['score'], row['interval']), sure(row['score_answered'], row['interval_answered']),
-           _by(row, 'official'), _count(row), str(row['errors']),
-           plain(row['calls_per_sample'], 2), percent(row['format_compliance']), _by(row, 'lmms_eval'),
-           row['fingerprint']] for benchmark, row in summary.items()]
+  head = (
+    'benchmark',
+    'metric',
+    'score, all samples',
+    'score, answered',
+    'official rule',
+    'samples',
+    'errors',
+    'calls per sample',
+    'format',
+    'lmms-eval rule',
+    'fingerprint',
+  )
+  rows = [
+    [
+      benchmark,
+      row['metric'],
+      sure(row['score'], row['interval']),
+      sure(row['score_answered'], row['interval_answered']),
+      _by(row, 'official'),
+      _count(row),
+      str(row['errors']),
+      plain(row['calls_per_sample'], 2),
+      percent(row['format_compliance']),
+      _by(row, 'lmms_eval'),
+      row['fingerprint'],
+    ]
+    for benchmark, row in summary.items()
+  ]
   partial = [benchmark for benchmark, row in summary.items() if row['missing']]
-  note = ''.join(f'{benchmark}: {told(row["broken"])}.\n\n' for benchmark, row in summary.items() if row.get('broken'))
-  note += f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n' if partial else ''
+  note = ''.join(
+    f'{benchmark}: {told(row["broken"])}.\n\n'
+    for benchmark, row in summary.items()
+    if row.get('broken')
+  )
+  note += (
+    f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n'
+    if partial
+    else ''
+  )
   return f'{note}Per cent [95 % interval].\n\n' + table(head, rows)
 
 
@@ -54,68 +102,162 @@ def _by(row: Mapping[str, Any], rule: str) -> str:
 
 
 def _count(row: Mapping[str, Any]) -> str:
-  return f'{row["samples"]} of {row["samples"] + row["missing"]}' if row['missing'] else str(row['samples'])
+  return (
+    f'{row["samples"]} of {row["samples"] + row["missing"]}'
+    if row['missing']
+    else str(row['samples'])
+  )
 
 
-def _beside(summary: Mapping[str, Mapping[str, Any]], name: str, published: Mapping[str, Mapping[str, float]],
-            rules: Mapping[str, str]) -> str:
-  benchmarks = [benchmark for benchmark, row in summary.items() if published.get(benchmark) and not row['missing']]
+def _beside(
+  summary: Mapping[str, Mapping[str, Any]],
+  name: str,
+  published: Mapping[str, Mapping[str, float]],
+  rules: Mapping[str, str],
+) -> str:
+  benchmarks = [
+    benchmark
+    for benchmark, row in summary.items()
+    if published.get(benchmark) and not row['missing']
+  ]
   if not benchmarks:
     return ''
   models = list(dict.fromkeys(model for benchmark in benchmarks for model in published[benchmark]))
-  rows = [[name, 'measured here', *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks), 'ours']]
-  rows += [[f'{name}, {shown} rule', 'measured here',
-            *(_by(summary[b], rule) for b in benchmarks), shown]
-           for rule, shown in RULES.items()]
-  rows += [[model, 'published', *(plain(published[b].get(model), 1) for b in benchmarks),
-            RULES.get(rules.get(model, ''), 'unknown')] for model in models]
-  return ('## Beside published numbers\n\nRows marked "published" are quoted, not measured here: other frames, prompts and scoring; they '
-          'enter no statistics. Compare one with the row of ours that was made by its rule.\n\n'
-          + table(('model', 'source', *benchmarks, 'rule'), rows))
+  rows = [
+    [
+      name,
+      'measured here',
+      *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks),
+      'ours',
+    ]
+  ]
+  rows += [
+    [f'{name}, {shown} rule', 'measured here', *(_by(summary[b], rule) for b in benchmarks), shown]
+    for rule, shown in RULES.items()
+  ]
+  rows += [
+    [
+      model,
+      'published',
+      *(plain(published[b].get(model), 1) for b in benchmarks),
+      RULES.get(rules.get(model, ''), 'unknown'),
+    ]
+    for model in models
+  ]
+  return (
+    '## Beside published numbers\n\nRows marked "published" are quoted, not measured here: '
+    'other frames, prompts and scoring; they '
+    'enter no statistics. Compare one with the row of ours that was made by its rule.\n\n'
+    + table(('model', 'source', *benchmarks, 'rule'), rows)
+  )
 
 
 def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  """Per answered sample: calls by form, those that ran, and those that did not with their reasons."""
-  rows = [[benchmark, *(plain(row[name], 2) for name in ('calls_well_formed', 'calls_other', 'calls_per_sample', 'calls_failed')),
-           ', '.join(f'{reason} {count}' for reason, count in row['calls_failed_by_reason'].items())]
-          for benchmark, row in summary.items()]
-  return ('## Calls\n\nPer answered sample. Calls of another form than the one asked for run too. What did not run is counted by '
-          'reason over all samples.\n\n'
-          + table(('benchmark', 'well-formed', 'of another form', 'ran', 'did not run', 'reasons'), rows))
+  """Per answered sample: calls by form, those that ran, and those that did not with their
+  reasons.
+  """
+  rows = [
+    [
+      benchmark,
+      *(
+        plain(row[name], 2)
+        for name in ('calls_well_formed', 'calls_other', 'calls_per_sample', 'calls_failed')
+      ),
+      ', '.join(f'{reason} {count}' for reason, count in row['calls_failed_by_reason'].items()),
+    ]
+    for benchmark, row in summary.items()
+  ]
+  return (
+    '## Calls\n\nPer answered sample. Calls of another form than the one asked for run too. '
+    'What did not run is counted by '
+    'reason over all samples.\n\n'
+    + table(('benchmark', 'well-formed', 'of another form', 'ran', 'did not run', 'reasons'), rows)
+  )
 
 
 def _metrics(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  rows = [[benchmark, name, rule, sure(cell['all'], cell['interval']), percent(cell['answered'])]
-          for benchmark, row in summary.items() for which, rule in {'metrics': 'ours', **RULES}.items()
-          for name, cell in row.get(which, {}).items()]
+  rows = [
+    [benchmark, name, rule, sure(cell['all'], cell['interval']), percent(cell['answered'])]
+    for benchmark, row in summary.items()
+    for which, rule in {'metrics': 'ours', **RULES}.items()
+    for name, cell in row.get(which, {}).items()
+  ]
   return '## Metrics\n\n' + table(('benchmark', 'metric', 'rule', 'all samples', 'answered'), rows)
 
 
 def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
   parts = []
   for field, cells in row['breakdowns'].items():
-    rows = [[value, sure(cell['score'], cell['interval']), percent(cell['score_answered']), str(cell['samples']), str(cell['errors']),
-             plain(cell['calls_per_sample'], 2)] for value, cell in list(cells.items())[:_WIDEST]]
-    more = f'\n\n{len(cells) - _WIDEST} more values in summary.json.' if len(cells) > _WIDEST else ''
-    parts.append(table((field, row['metric'], 'answered', 'samples', 'errors', 'calls per sample'), rows) + more)
+    rows = [
+      [
+        value,
+        sure(cell['score'], cell['interval']),
+        percent(cell['score_answered']),
+        str(cell['samples']),
+        str(cell['errors']),
+        plain(cell['calls_per_sample'], 2),
+      ]
+      for value, cell in list(cells.items())[:_WIDEST]
+    ]
+    more = (
+      f'\n\n{len(cells) - _WIDEST} more values in summary.json.' if len(cells) > _WIDEST else ''
+    )
+    parts.append(
+      table((field, row['metric'], 'answered', 'samples', 'errors', 'calls per sample'), rows)
+      + more
+    )
   return f'## {benchmark}\n\n' + '\n\n'.join(parts)
 
 
 def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, flips: int) -> str:
-  """Markdown of a comparison of two results folders (`results.compare`), with at most `flips` flips listed each way."""
-  head = ('benchmark', 'metric', first, second, 'difference', 'questions for the first', 'for the second', 'McNemar p', 'pairs', 'unpaired')
-  rows = [[benchmark, row['metric'], percent(row['first']), percent(row['second']),
-           sure(row['difference'], (row['low'], row['high']), sign=True), str(row['only_first']), str(row['only_second']),
-           f'{row["p"]:.4g}', str(row['pairs']), str(row['unpaired'])] for benchmark, row in found.items()]
-  parts = [f'# {first} against {second}',
-           'Per cent; differences are second minus first with a paired bootstrap 95 % interval, drawn by question. A pair with an error '
-           'on either side is left out (unpaired). McNemar\'s test is exact, and counts a question that was put at several K once, for the '
-           'side that is right more often; right means '
-           + ', '.join(sorted({row['right'] for row in found.values()})) + '.', table(head, rows)]
+  """Markdown of a comparison of two results folders (`results.compare`), with at most `flips` flips
+  listed each way.
+  """
+  head = (
+    'benchmark',
+    'metric',
+    first,
+    second,
+    'difference',
+    'questions for the first',
+    'for the second',
+    'McNemar p',
+    'pairs',
+    'unpaired',
+  )
+  rows = [
+    [
+      benchmark,
+      row['metric'],
+      percent(row['first']),
+      percent(row['second']),
+      sure(row['difference'], (row['low'], row['high']), sign=True),
+      str(row['only_first']),
+      str(row['only_second']),
+      f'{row["p"]:.4g}',
+      str(row['pairs']),
+      str(row['unpaired']),
+    ]
+    for benchmark, row in found.items()
+  ]
+  parts = [
+    f'# {first} against {second}',
+    'Per cent; differences are second minus first with a paired bootstrap 95 % interval, '
+    'drawn by question. A pair with an error '
+    "on either side is left out (unpaired). McNemar's test is exact, and counts a question "
+    'that was put at several K once, for the '
+    'side that is right more often; right means '
+    + ', '.join(sorted({row['right'] for row in found.values()}))
+    + '.',
+    table(head, rows),
+  ]
   for benchmark, row in found.items():
     for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
-      lines = [f'- `{flip["key"]}`: gold {short(flip["gold"])}, first {short(flip["first"])}, second {short(flip["second"])}'
-               for flip in row[way][:flips]]
+      lines = [
+        f'- `{flip["key"]}`: gold {short(flip["gold"])}, first {short(flip["first"])}, '
+        f'second {short(flip["second"])}'
+        for flip in row[way][:flips]
+      ]
       if len(row[way]) > flips:
         lines.append(f'- {len(row[way]) - flips} more')
       if lines:
@@ -145,7 +287,10 @@ def sure(value: float | None, interval: Sequence[float] | None, *, sign: bool = 
   if value is None or interval is None:
     return '-'
   form = '{:+.1f}' if sign else '{:.1f}'
-  return f'{form.format(100 * value)} [{form.format(100 * interval[0])}, {form.format(100 * interval[1])}]'
+  return (
+    f'{form.format(100 * value)} [{form.format(100 * interval[0])}, '
+    f'{form.format(100 * interval[1])}]'
+  )
 
 
 def short(text: str) -> str:

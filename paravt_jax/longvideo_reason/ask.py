@@ -1,4 +1,6 @@
-"""Steps 4 and 6: one hard question about a video from its captions, and its reasons told fluently."""
+"""Steps 4 and 6: one hard question about a video from its captions, and its reasons told
+fluently.
+"""
 
 import dataclasses
 import re
@@ -14,8 +16,10 @@ _CITED = re.compile(r'\[\s*([\d.:]+)\s*s?\s+(?:to|-|–)\s+([\d.:]+)\s*s?\s*\]')
 
 @dataclasses.dataclass(frozen=True)
 class AskOptions:
-  """prompt: holds {captions} and may hold {duration}. max_tokens, temperature: of a reply. max_missing: share of a video's clips
-  that may lack a caption."""
+  """prompt: holds {captions} and may hold {duration}. max_tokens, temperature: of a reply.
+  max_missing: share of a video's clips that may lack a caption.
+  """
+
   prompt: str
   max_tokens: int
   temperature: float
@@ -24,8 +28,10 @@ class AskOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RewriteOptions:
-  """prompt: holds {question}, {options}, {answer} and {reasons}. max_tokens, temperature: of a reply. min_chars: a shorter text is
-  rejected."""
+  """prompt: holds {question}, {options}, {answer} and {reasons}. max_tokens, temperature: of a
+  reply. min_chars: a shorter text is rejected.
+  """
+
   prompt: str
   max_tokens: int
   temperature: float
@@ -37,30 +43,53 @@ def fill(prompt: str, **values: str) -> str:
   return re.sub(r'\{(' + '|'.join(values) + r')\}', lambda match: values[match[1]], prompt)
 
 
-async def ask(client: server.Server, captions: Sequence[Caption], duration: float, options: AskOptions,
-              seed: int) -> str | Rejected | Failed:
+async def ask(
+  client: server.Server,
+  captions: Sequence[Caption],
+  duration: float,
+  options: AskOptions,
+  seed: int,
+) -> str | Rejected | Failed:
   """The reply to the request for a question, unread (`parse.parse` reads it)."""
-  lines = '\n'.join(f'[{seconds(each.start)} to {seconds(each.end)}] {each.text}' for each in captions)
-  outcome = await _complete(client, fill(options.prompt, captions=lines, duration=seconds(duration)), options, seed)
+  lines = '\n'.join(
+    f'[{seconds(each.start)} to {seconds(each.end)}] {each.text}' for each in captions
+  )
+  outcome = await _complete(
+    client, fill(options.prompt, captions=lines, duration=seconds(duration)), options, seed
+  )
   return outcome.text if isinstance(outcome, server.Reply) else outcome
 
 
-async def rewrite(client: server.Server, question: Question, options: RewriteOptions, seed: int) -> str | Rejected | Failed:
+async def rewrite(
+  client: server.Server, question: Question, options: RewriteOptions, seed: int
+) -> str | Rejected | Failed:
   """The reasons of a question as fluent text; rejected by `read_rewrite`'s reasons."""
-  text = fill(options.prompt, question=question.question, options=listed(question.options), answer=question.answer,
-              reasons=reasons(question))
+  text = fill(
+    options.prompt,
+    question=question.question,
+    options=listed(question.options),
+    answer=question.answer,
+    reasons=reasons(question),
+  )
   outcome = await _complete(client, text, options, seed)
-  return read_rewrite(outcome.text, question, options.min_chars) if isinstance(outcome, server.Reply) else outcome
+  return (
+    read_rewrite(outcome.text, question, options.min_chars)
+    if isinstance(outcome, server.Reply)
+    else outcome
+  )
 
 
-async def _complete(client, text: str, options: AskOptions | RewriteOptions, seed: int) -> server.Reply | Rejected | Failed:
+async def _complete(
+  client, text: str, options: AskOptions | RewriteOptions, seed: int
+) -> server.Reply | Rejected | Failed:
   sampling = server.Sampling(options.max_tokens, options.temperature, seed)
   return await client.complete([{'role': 'user', 'content': text}], sampling)
 
 
 def read_rewrite(reply: str, question: Question, min_chars: int) -> str | Rejected:
-  """A rewritten reasoning, or Rejected: 'unclosed_think', 'markup', 'short', 'new_window' (it cites what the reasons did not) or
-  'contradiction' (it ends with another letter)."""
+  """A rewritten reasoning, or Rejected: 'unclosed_think', 'markup', 'short', 'new_window' (it cites
+  what the reasons did not) or 'contradiction' (it ends with another letter).
+  """
   text = parse.without_think(reply)
   if isinstance(text, Rejected):
     return text
@@ -69,12 +98,18 @@ def read_rewrite(reply: str, question: Question, min_chars: int) -> str | Reject
     return Rejected('markup', f'the text holds {found.group()}', reply)
   if len(text) < min_chars:
     return Rejected('short', f'{len(text)} characters, wanted {min_chars}', reply)
-  known = {(parse.time(seconds(step.start)), parse.time(seconds(step.end))) for step in question.steps}
+  known = {
+    (parse.time(seconds(step.start)), parse.time(seconds(step.end))) for step in question.steps
+  }
   for first, last in _CITED.findall(' '.join(text.split())):
     if (parse.time(first), parse.time(last)) not in known:
-      return Rejected('new_window', f'[{first} to {last}] is none of the windows of the reasons', reply)
+      return Rejected(
+        'new_window', f'[{first} to {last}] is none of the windows of the reasons', reply
+      )
   if (letter := parse.last_letter(text)) not in (None, question.answer):
-    return Rejected('contradiction', f'the answer is {question.answer}, the text ends with {letter}', reply)
+    return Rejected(
+      'contradiction', f'the answer is {question.answer}, the text ends with {letter}', reply
+    )
   return text
 
 
@@ -85,4 +120,7 @@ def listed(options: Sequence[str]) -> str:
 
 def reasons(question: Question) -> str:
   """The steps of a question as text: '[10 to 20] ...', a line each."""
-  return '\n'.join(f'[{seconds(step.start)} to {seconds(step.end)}] {" ".join(step.reasons)}' for step in question.steps)
+  return '\n'.join(
+    f'[{seconds(step.start)} to {seconds(step.end)}] {" ".join(step.reasons)}'
+    for step in question.steps
+  )

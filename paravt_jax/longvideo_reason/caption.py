@@ -1,4 +1,6 @@
-"""Step 2: what a vision model says of one clip. Step 3: the captions of a video, in order of time."""
+"""Step 2: what a vision model says of one clip. Step 3: the captions of a video, in order of
+time.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,16 +14,18 @@ from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
 
 VERSION = 1
-_LATER = ('timeout', 'crashed', 'missing')     # a clip that may decode the next time
+_LATER = ('timeout', 'crashed', 'missing')  # a clip that may decode the next time
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionOptions:
-  """prompt: what is asked of a clip. send: 'frames' (JPEG data URLs) or 'video' (a `file://` URL, for a server that reads our disk).
+  """prompt: what is asked of a clip. send: 'frames' (JPEG data URLs) or 'video' (a `file://` URL,
+  for a server that reads our disk).
 
-  frames: of a clip, evenly; min_pixels, max_pixels: area of a frame; quality: of the JPEG, 1 to 95. max_tokens, temperature: of a
-  reply. min_chars: a shorter caption is rejected.
+  frames: of a clip, evenly; min_pixels, max_pixels: area of a frame; quality: of the JPEG, 1 to 95.
+  max_tokens, temperature: of a reply. min_chars: a shorter caption is rejected.
   """
+
   prompt: str
   send: str
   frames: int
@@ -33,14 +37,20 @@ class CaptionOptions:
   min_chars: int
 
 
-async def caption(client: server.Server, pool: DecodePool, clip: str, options: CaptionOptions, seed: int) -> str | Rejected | Failed:
-  """One clip's caption, on one line; Rejected also with 'short', 'unclosed_think', 'markup' or a MediaError's reason."""
+async def caption(
+  client: server.Server, pool: DecodePool, clip: str, options: CaptionOptions, seed: int
+) -> str | Rejected | Failed:
+  """One clip's caption, on one line; Rejected also with 'short', 'unclosed_think', 'markup' or a
+  MediaError's reason.
+  """
   try:
     parts = await _media(pool, clip, options)
   except MediaError as error:
     return (Failed if error.reason in _LATER else Rejected)(error.reason, str(error))
   messages = [{'role': 'user', 'content': [*parts, server.text_part(options.prompt)]}]
-  outcome = await client.complete(messages, server.Sampling(options.max_tokens, options.temperature, seed))
+  outcome = await client.complete(
+    messages, server.Sampling(options.max_tokens, options.temperature, seed)
+  )
   return read(outcome.text, options.min_chars) if isinstance(outcome, server.Reply) else outcome
 
 
@@ -50,26 +60,41 @@ async def _media(pool: DecodePool, clip: str, options: CaptionOptions) -> list[d
     return [server.video_part(clip)]
   info = await pool.probe(clip)
   times = sampling.overview_times(info.duration, options.frames, info.fps)
-  shown, _ = sampling.once(await pool.frames(clip, times, options.min_pixels, options.max_pixels), times)
+  shown, _ = sampling.once(
+    await pool.frames(clip, times, options.min_pixels, options.max_pixels), times
+  )
   parts = []
   for second, pixels in zip(shown.seconds, shown.frames):
-    parts += [server.text_part(f'<{second:.1f} seconds>'), server.image_part(pixels, options.quality)]
+    parts += [
+      server.text_part(f'<{second:.1f} seconds>'),
+      server.image_part(pixels, options.quality),
+    ]
   return parts
 
 
 def read(reply: str, min_chars: int) -> str | Rejected:
-  """A reply as a caption: without the model's own thoughts, on one line, free of our tags and special tokens."""
+  """A reply as a caption: without the model's own thoughts, on one line, free of our tags and
+  special tokens.
+  """
   text = parse.without_think(reply)
   if isinstance(text, Rejected):
     return text
   if found := parse.MARKUP.search(text):
     return Rejected('markup', f'the caption holds {found.group()}', reply)
   line = ' '.join(text.split())
-  return line if len(line) >= min_chars else Rejected('short', f'{len(line)} characters, wanted {min_chars}', reply)
+  return (
+    line
+    if len(line) >= min_chars
+    else Rejected('short', f'{len(line)} characters, wanted {min_chars}', reply)
+  )
 
 
 def merged(name: str, captions: Sequence[Caption]) -> dict[str, Any]:
   """{id, captions: [{start_time, end_time, caption}]} of a video, sorted by time."""
   ordered = sorted(captions, key=lambda caption: (caption.start, caption.end))
-  return {'id': name, 'captions': [
-    {'start_time': each.start, 'end_time': each.end, 'caption': each.text} for each in ordered]}
+  return {
+    'id': name,
+    'captions': [
+      {'start_time': each.start, 'end_time': each.end, 'caption': each.text} for each in ordered
+    ],
+  }

@@ -1,7 +1,9 @@
-"""The process that cuts one video into clips. Started by `split.split`; writes a JSON line per clip to standard output.
+"""The process that cuts one video into clips. Started by `split.split`; writes a JSON line per clip
+to standard output.
 
-A window whose ends are key frames (of closed groups) is copied packet by packet; any other one is encoded again, from frames at a
-constant rate. Either way the clip shows exactly [start, end) of the video. Sound is left out.
+A window whose ends are key frames (of closed groups) is copied packet by packet; any other one is
+encoded again, from frames at a constant rate. Either way the clip shows exactly [start, end) of the
+video. Sound is left out.
 """
 
 import bisect
@@ -24,14 +26,17 @@ from paravt_jax.longvideo_reason.items import Clip
 from paravt_jax.video import orientation, readers
 
 _COPYABLE = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm'
-READ_RATE = 20e6             # bytes/s at least, of the disk: a whole file is read before its first clip
-_ROUND = 1e-3                # seconds within which two times are one
+READ_RATE = 20e6  # bytes/s at least, of the disk: a whole file is read before its first clip
+_ROUND = 1e-3  # seconds within which two times are one
 
 
 @dataclasses.dataclass(frozen=True)
 class CutOptions:
-  """clip_seconds: length of a clip. snap_seconds: a cut moves to a key frame that near. min_seconds: a shorter rest joins the clip
-  before it. max_fps, crf: of clips that are encoded again. deadline_s: for each clip."""
+  """clip_seconds: length of a clip. snap_seconds: a cut moves to a key frame that near.
+  min_seconds: a shorter rest joins the clip before it. max_fps, crf: of clips that are encoded
+  again. deadline_s: for each clip.
+  """
+
   clip_seconds: float
   snap_seconds: float
   min_seconds: float
@@ -42,8 +47,11 @@ class CutOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
-  """A stream's packets in short. start: presentation time of the first frame; base: seconds per tick; keys: presentation times of
-  key frames from which, and up to which, packets can be copied, ticks, ascending."""
+  """A stream's packets in short. start: presentation time of the first frame; base: seconds per
+  tick; keys: presentation times of key frames from which, and up to which, packets can be copied,
+  ticks, ascending.
+  """
+
   start: int
   base: float
   keys: tuple[int, ...]
@@ -53,19 +61,22 @@ class Packets:
     return (pts - self.start) * self.base
 
 
-def windows(duration: float, keys: Sequence[float], options: CutOptions) -> list[tuple[float, float]]:
+def windows(
+  duration: float, keys: Sequence[float], options: CutOptions
+) -> list[tuple[float, float]]:
   """[start, end) of each clip, in seconds, without gaps from 0 to the duration.
 
   Args:
-    duration: of the video.
-    keys: seconds at which packets may be cut, ascending.
-    options: cuts lie at multiples of clip_seconds, or at the nearest of `keys` within snap_seconds of that.
+    duration: of the video. keys: seconds at which packets may be cut, ascending. options: cuts lie
+    at multiples of clip_seconds, or at the nearest of `keys` within snap_seconds of that.
   """
   cuts = [0.0]
   for i in range(1, math.ceil(duration / options.clip_seconds)):
     wanted = i * options.clip_seconds
     after = bisect.bisect_left(keys, wanted)
-    near = min(keys[max(0, after - 1):after + 1], key=lambda key: abs(key - wanted), default=math.inf)
+    near = min(
+      keys[max(0, after - 1) : after + 1], key=lambda key: abs(key - wanted), default=math.inf
+    )
     cut = near if abs(near - wanted) <= options.snap_seconds else wanted
     if cut > cuts[-1] + _ROUND:
       cuts.append(cut)
@@ -75,7 +86,9 @@ def windows(duration: float, keys: Sequence[float], options: CutOptions) -> list
 
 
 def packets(path: str) -> Packets | None:
-  """Where the file may be cut without encoding; None where copying is no way at all (format, edit list, rotation, no times)."""
+  """Where the file may be cut without encoding; None where copying is no way at all (format, edit
+  list, rotation, no times).
+  """
   try:
     with _open(path) as container:
       stream = container.streams.video[0]
@@ -85,14 +98,19 @@ def packets(path: str) -> Packets | None:
       for packet in container.demux(stream):
         if not packet.size:
           continue
-        if packet.pts is None or packet.is_discard or packet.is_corrupt or (packet.dts is None and dated):
+        if (
+          packet.pts is None
+          or packet.is_discard
+          or packet.is_corrupt
+          or (packet.dts is None and dated)
+        ):
           return None
         dated = dated or packet.dts is not None
         times.append(packet.pts)
         if packet.is_keyframe:
           keys.append(packet.pts)
         elif keys and packet.pts < keys[-1]:
-          opened.add(keys[-1])               # it refers to the group before: cutting here would lose it
+          opened.add(keys[-1])  # it refers to the group before: cutting here would lose it
       container.seek(keys[0] if keys else 0, stream=stream)
       frame = next(container.decode(stream), None)
   except (av.FFmpegError, OSError, IndexError, ValueError):
@@ -108,7 +126,8 @@ def _open(path: str) -> av.container.InputContainer:
 
 
 def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
-  """Copies the packets from the key frame at `start` up to the one at `end` (None: all) into an mp4; returns how many.
+  """Copies the packets from the key frame at `start` up to the one at `end` (None: all) into an
+  mp4; returns how many.
 
   Raises av.FFmpegError or ValueError when the codec does not go into an mp4.
   """
@@ -131,16 +150,24 @@ def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
 
 
 def _decoding_times(found: Sequence[av.Packet]) -> list[int]:
-  """The packets' own; Matroska and MPEG-TS leave those of the first few open, which are counted back from the first known one."""
+  """The packets' own; Matroska and MPEG-TS leave those of the first few open, which are counted
+  back from the first known one.
+  """
   known = next((i for i, packet in enumerate(found) if packet.dts is not None), None)
   if known is None:
     raise ValueError('no packet has a decoding time')
   step = max(1, found[known].duration or 1)
-  return [packet.dts if i >= known else found[known].dts - (known - i) * step for i, packet in enumerate(found)]
+  return [
+    packet.dts if i >= known else found[known].dts - (known - i) * step
+    for i, packet in enumerate(found)
+  ]
 
 
-def encode(reader: readers.PyavReader, window: tuple[float, float], target: pathlib.Path, options: CutOptions) -> int:
-  """Encodes [start, end) of the video at min(its rate, max_fps) frames/s as H.264; returns how many frames.
+def encode(
+  reader: readers.PyavReader, window: tuple[float, float], target: pathlib.Path, options: CutOptions
+) -> int:
+  """Encodes [start, end) of the video at min(its rate, max_fps) frames/s as H.264; returns how many
+  frames.
 
   Raises MediaError when a frame does not decode.
   """
@@ -152,10 +179,16 @@ def encode(reader: readers.PyavReader, window: tuple[float, float], target: path
     for i, _, image in reader.read(np.minimum(times, reader.info.duration)):
       height, width = (max(2, side // 2 * 2) for side in image.shape[:2])
       if stream is None:
-        stream = out.add_stream('libx264', rate=rate, options={'preset': 'veryfast', 'crf': str(options.crf), 'threads': '1'})
+        stream = out.add_stream(
+          'libx264',
+          rate=rate,
+          options={'preset': 'veryfast', 'crf': str(options.crf), 'threads': '1'},
+        )
         stream.height, stream.width, stream.pix_fmt = height, width, 'yuv420p'
         stream.codec_context.time_base = 1 / rate
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(_even(image)[:height, :width]), format='rgb24')
+      frame = av.VideoFrame.from_ndarray(
+        np.ascontiguousarray(_even(image)[:height, :width]), format='rgb24'
+      )
       frame.pts, frame.time_base = i, 1 / rate
       out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
@@ -164,11 +197,15 @@ def encode(reader: readers.PyavReader, window: tuple[float, float], target: path
 
 def _even(image: np.ndarray) -> np.ndarray:
   """A side of one pixel becomes two, which is what the encoder can take."""
-  return np.pad(image, [(0, int(image.shape[0] == 1)), (0, int(image.shape[1] == 1)), (0, 0)], mode='edge')
+  return np.pad(
+    image, [(0, int(image.shape[0] == 1)), (0, int(image.shape[1] == 1)), (0, 0)], mode='edge'
+  )
 
 
 def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
-  """Cuts a video into clips below `folder`, yielding each when its file is whole. Raises MediaError."""
+  """Cuts a video into clips below `folder`, yielding each when its file is whole. Raises
+  MediaError.
+  """
   reader = readers.PyavReader(path)
   table = packets(path)
   ticks = {} if table is None else {round(table.seconds(key), 6): key for key in table.keys}
@@ -179,7 +216,11 @@ def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
     partial = target.with_name(f'.{target.name}.part')
     last = number == len(found) - 1
     ends = (ticks.get(round(start, 6)), None if last else ticks.get(round(end, 6)))
-    copied = ends[0] is not None and (last or ends[1] is not None) and _copied(path, ends, end - start, partial)
+    copied = (
+      ends[0] is not None
+      and (last or ends[1] is not None)
+      and _copied(path, ends, end - start, partial)
+    )
     if not copied:
       encode(reader, (start, end), partial, options)
     partial.replace(target)
@@ -199,13 +240,17 @@ def _copied(path: str, ends: tuple[int, int | None], length: float, target: path
 
 
 def main(path: str, folder: str, options: CutOptions, parent: int) -> None:
-  """Writes JSON lines: {identity}, {clip} each, then {duration}; or {error, reason}. Ends itself when late, or left alone."""
+  """Writes JSON lines: {identity}, {clip} each, then {duration}; or {error, reason}. Ends itself
+  when late, or left alone.
+  """
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   say = lambda value: print(json.dumps(value), flush=True)
   target = pathlib.Path(folder)
   try:
     say({'identity': provenance.identity(path)})
-    signal.setitimer(signal.ITIMER_REAL, 2 * (options.deadline_s + os.path.getsize(path) / READ_RATE))
+    signal.setitimer(
+      signal.ITIMER_REAL, 2 * (options.deadline_s + os.path.getsize(path) / READ_RATE)
+    )
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     duration = 0.0
@@ -217,7 +262,7 @@ def main(path: str, folder: str, options: CutOptions, parent: int) -> None:
         return
     say({'duration': duration})
   except BrokenPipeError:
-    return                                   # nobody listens any more
+    return  # nobody listens any more
   except MediaError as error:
     say({'error': str(error), 'reason': error.reason})
   except DataError as error:

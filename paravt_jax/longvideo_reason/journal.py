@@ -1,7 +1,8 @@
-"""What a step has finished: one JSON line per item, appended whole. A kill at any point loses the items in flight, no more.
+"""What a step has finished: one JSON line per item, appended whole. A kill at any point loses the
+items in flight, no more.
 
-A line says what the item was made from. One that would be made from something else now (another input, prompt or model) is not
-taken for done; the last line of an item counts.
+A line says what the item was made from. One that would be made from something else now (another
+input, prompt or model) is not taken for done; the last line of an item counts.
 """
 
 import json
@@ -16,7 +17,9 @@ Made = Mapping[str, Any]
 
 
 class Journal:
-  """The lines of one file. `torn` is the number of unreadable lines that were found (a kill leaves one at most)."""
+  """The lines of one file. `torn` is the number of unreadable lines that were found (a kill leaves
+  one at most).
+  """
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
@@ -28,7 +31,11 @@ class Journal:
     for line in whole.split(b'\n') if whole else ():
       try:
         entry = json.loads(line)
-        self._entries[entry['item']] = {'made_from': entry['made_from'], 'result': entry['result'], 'rejected': entry['rejected']}
+        self._entries[entry['item']] = {
+          'made_from': entry['made_from'],
+          'result': entry['result'],
+          'rejected': entry['rejected'],
+        }
       except (ValueError, KeyError, TypeError):
         self.torn += 1
     self._file = self.path.open('ab', buffering=0)
@@ -50,7 +57,9 @@ class Journal:
     return Rejected(**entry['rejected']) if entry['rejected'] else entry['result']
 
   def changed(self, item: str, made_from: Made) -> list[str]:
-    """What a finished item was made from that is otherwise now, by name; empty when it is current or was never finished."""
+    """What a finished item was made from that is otherwise now, by name; empty when it is current
+    or was never finished.
+    """
     entry = self._entries.get(item)
     if entry is None:
       return []
@@ -62,9 +71,15 @@ class Journal:
     return self._entries.get(item)
 
   def put(self, item: str, made_from: Made, outcome: Any | Rejected) -> None:
-    """Appends an item's outcome, a JSON value or a Rejected, as one line. Raises OSError when the disk is full."""
+    """Appends an item's outcome, a JSON value or a Rejected, as one line. Raises OSError when the
+    disk is full.
+    """
     rejected = vars(outcome) if isinstance(outcome, Rejected) else None
-    entry = {'made_from': dict(made_from), 'result': None if rejected else outcome, 'rejected': rejected}
+    entry = {
+      'made_from': dict(made_from),
+      'result': None if rejected else outcome,
+      'rejected': rejected,
+    }
     line = json.dumps({'item': item, **entry}, ensure_ascii=True).encode() + b'\n'
     size = os.fstat(self._file.fileno()).st_size
     try:
@@ -72,13 +87,15 @@ class Journal:
       if written != len(line):
         raise OSError(28, os.strerror(28), str(self.path))
     except OSError:
-      self._file.truncate(size)          # half a line is no line, and must not spoil the next one
+      self._file.truncate(size)  # half a line is no line, and must not spoil the next one
       raise
     self._entries[item] = json.loads(json.dumps(entry))
 
 
 def write_atomic(path: pathlib.Path, content: bytes) -> bool:
-  """Writes by rename after an fsync; False when the file already holds just this, which is then left alone."""
+  """Writes by rename after an fsync; False when the file already holds just this, which is then
+  left alone.
+  """
   if path.is_file() and path.read_bytes() == content:
     return False
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
-"""Step 5: a model's reply to a question, or why it is none. Pure, and strict: what is not just as asked for is rejected by reason.
+"""Step 5: a model's reply to a question, or why it is none. Pure, and strict: what is not just as
+asked for is rejected by reason.
 
-    QUESTION: ...            each header once and in this order, alone on its line or with its text after it
-    OPTIONS:
-    A. ...                   A to D, each once and in order
-    ANSWER: B                the letter; what follows it must be that option
-    REASONS:
-    [10 to 20] ...           one or more blocks, each opened by a line that begins with the window it cites
+QUESTION: ...            each header once and in this order, alone on its line or with its text after it
+OPTIONS:
+A. ...                   A to D, each once and in order
+ANSWER: B                the letter; what follows it must be that option
+REASONS:
+[10 to 20] ...           one or more blocks, each opened by a line that begins with the window it cites
 """
 
 import re
@@ -14,7 +15,9 @@ from paravt_jax.longvideo_reason.items import Question, Rejected, Step
 
 LETTERS = 'ABCD'
 SECTIONS = ('QUESTION', 'OPTIONS', 'ANSWER', 'REASONS')
-_MARKS = ' \t\r\f\v#>*_`'     # what markdown puts around a line; taken off first, so that every pattern below is quick on any text
+# what markdown puts around a line; taken off first, so that every pattern below is quick on any
+# text
+_MARKS = ' \t\r\f\v#>*_`'
 _HEADER = re.compile(rf'({"|".join(SECTIONS)})[*_ ]*:(.*)')
 _OPTION = re.compile(r'\(?([A-Za-z]) ?[.):](.*)')
 _ANSWER = re.compile(r'\(?([A-Z])(?![A-Za-z0-9])[.):,]*')
@@ -23,14 +26,21 @@ _CLOCK = re.compile(r'(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)\s*(?:s|sec|seconds)?
 _TO = re.compile(r'\s+to\s+', re.IGNORECASE)
 _DASH = re.compile(r'\s*[-–]\s*')
 _BULLET = re.compile(r'(?:[-•]|\d{1,4}[.)]) ')
-_LONGEST = 60                # characters inside the brackets of a window
-MARKUP = re.compile(r'</?(?:think|answer|tool_call|tool_code|tool_response|tools|video|image)>|<\|[^|<>]*\|>', re.IGNORECASE)
-_VERDICT = re.compile(r'\b(?:answer|option|choice)\b(?:\s+(?:is|would be|must be))?\s*:?\s*\(?\b([A-D])\b(?!\s+[a-z])')
-_SLACK = 1.0                 # seconds by which a window may overstep the video's end; it is cut there
+_LONGEST = 60  # characters inside the brackets of a window
+MARKUP = re.compile(
+  r'</?(?:think|answer|tool_call|tool_code|tool_response|tools|video|image)>|<\|[^|<>]*\|>',
+  re.IGNORECASE,
+)
+_VERDICT = re.compile(
+  r'\b(?:answer|option|choice)\b(?:\s+(?:is|would be|must be))?\s*:?\s*\(?\b([A-D])\b(?!\s+[a-z])'
+)
+_SLACK = 1.0  # seconds by which a window may overstep the video's end; it is cut there
 
 
 def without_think(text: str) -> str | Rejected:
-  """A reply without the model's own thoughts: what follows its last `</think>`. A think that is never closed hides the reply."""
+  """A reply without the model's own thoughts: what follows its last `</think>`. A think that is
+  never closed hides the reply.
+  """
   before, closed, after = text.rpartition('</think>')
   if '<think>' in after:
     return Rejected('unclosed_think', 'the reply ends inside <think>', text)
@@ -40,9 +50,10 @@ def without_think(text: str) -> str | Rejected:
 def parse(reply: str, duration: float) -> Question | Rejected:
   """A reply's question, or a Rejected with one of these reasons.
 
-  'unclosed_think', 'markup' (tags or special tokens of ours), 'no_question', 'no_options', 'no_answer', 'no_reasons',
-  'repeated_section', 'wrong_order', 'options_in_question', 'bad_options', 'same_options', 'bad_answer', 'answer_mismatch',
-  'no_window', 'bad_window', 'window_outside', 'empty_reason', 'contradiction'.
+  'unclosed_think', 'markup' (tags or special tokens of ours), 'no_question', 'no_options',
+  'no_answer', 'no_reasons', 'repeated_section', 'wrong_order', 'options_in_question',
+  'bad_options', 'same_options', 'bad_answer', 'answer_mismatch', 'no_window', 'bad_window',
+  'window_outside', 'empty_reason', 'contradiction'.
 
   Args:
     reply: the model's text.
@@ -70,7 +81,9 @@ def _parse(text: str, duration: float) -> Question:
     raise _Bad('markup', f'the reply holds {found.group()}')
   sections = _sections(text)
   question = ' '.join(sections['QUESTION'].split())
-  if any((found := _option(line)) and found[0] in LETTERS for line in sections['QUESTION'].split('\n')):
+  if any(
+    (found := _option(line)) and found[0] in LETTERS for line in sections['QUESTION'].split('\n')
+  ):
     raise _Bad('options_in_question', question)
   options = _options(sections['OPTIONS'])
   answer = _answer(sections['ANSWER'], options)
@@ -82,7 +95,9 @@ def _parse(text: str, duration: float) -> Question:
 
 
 def last_letter(text: str) -> str | None:
-  """The letter that a reasoning names last as the answer ('the answer is B', 'option B'); None when it names none."""
+  """The letter that a reasoning names last as the answer ('the answer is B', 'option B'); None when
+  it names none.
+  """
   named = _VERDICT.findall(' '.join(text.split()))
   return named[-1] if named else None
 
@@ -136,9 +151,11 @@ def _answer(text: str, options: tuple[str, ...]) -> str:
   found = _ANSWER.match(text.strip(_MARKS))
   if not found or found[1] not in LETTERS:
     raise _Bad('bad_answer', f'{text!r:.80}, wanted one letter of {LETTERS}')
-  rest = text.strip(_MARKS)[found.end():].strip(_MARKS)
+  rest = text.strip(_MARKS)[found.end() :].strip(_MARKS)
   if rest and _plain(rest) != _plain(options[LETTERS.index(found[1])]):
-    raise _Bad('answer_mismatch', f'{text!r:.80}, but {found[1]} is {options[LETTERS.index(found[1])]!r}')
+    raise _Bad(
+      'answer_mismatch', f'{text!r:.80}, but {found[1]} is {options[LETTERS.index(found[1])]!r}'
+    )
   return found[1]
 
 
@@ -152,17 +169,22 @@ def _steps(text: str, duration: float) -> tuple[Step, ...]:
       steps[-1][2].append(line)
     else:
       raise _Bad('no_window', f'reasons begin with {line.strip()!r}, wanted [start to end]')
-  found = tuple(Step(start, end, tuple(sentence for line in lines if (sentence := _sentence(line)))) for start, end, lines in steps)
+  found = tuple(
+    Step(start, end, tuple(sentence for line in lines if (sentence := _sentence(line))))
+    for start, end, lines in steps
+  )
   if not all(step.reasons for step in found):
     raise _Bad('empty_reason', 'a window without a word about it')
   return found
 
 
 def _block(line: str) -> tuple[str, str, str] | None:
-  """(start, end, what follows) of a line that begins with a window: '[10 to 20] ...', '##### From [10 to 20]:', '2. [10 - 20] ...'."""
+  """(start, end, what follows) of a line that begins with a window: '[10 to 20] ...', '##### From
+  [10 to 20]:', '2. [10 - 20] ...'.
+  """
   text = line.lstrip(f'{_MARKS}-•')
   if number := _NUMBER.match(text):
-    text = text[number.end():].lstrip(_MARKS)
+    text = text[number.end() :].lstrip(_MARKS)
   if text[:5].lower() in ('from ', 'from['):
     text = text[4:].lstrip(_MARKS)
   inside, closed, rest = text[1:].partition(']')

@@ -1,4 +1,5 @@
-"""The six steps over a folder of videos: each goes on where it was, runs in parallel with a bound, and counts what failed.
+"""The six steps over a folder of videos: each goes on where it was, runs in parallel with a bound,
+and counts what failed.
 
   <folder>/journal/{split,caption,ask,rewrite}.jsonl    what is finished, a line per item (see `journal`)
   <folder>/clips/<video>/00000.mp4                      step 1
@@ -7,7 +8,8 @@
   <folder>/rejected/<step>.jsonl                        every rejected item with its reason and the reply
   <folder>/provenance.json                              {file: its digest, and from what and by which models and prompts it was made}
 
-A step that is not asked for lends its last results. Merging and parsing are pure and quick, so they are done over each time.
+A step that is not asked for lends its last results. Merging and parsing are pure and quick, so they
+are done over each time.
 """
 
 import asyncio
@@ -25,19 +27,36 @@ from typing import Any
 from paravt_jax import seeds
 from paravt_jax.data import provenance
 from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, split
-from paravt_jax.longvideo_reason.items import Caption, Clip, Failed, Question, Rejected, Video, to_json
+from paravt_jax.longvideo_reason.items import (
+  Caption,
+  Clip,
+  Failed,
+  Question,
+  Rejected,
+  Video,
+  to_json,
+)
 from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
 TOOL = 'paravt_jax.longvideo_reason'
-_INPUTS = ('video', 'clips', 'window', 'captions', 'question')       # of what a journal line was made from: all else are settings
+_INPUTS = (
+  'video',
+  'clips',
+  'window',
+  'captions',
+  'question',
+)  # of what a journal line was made from: all else are settings
 Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """steps: which run. media_root: rows name videos by their path below it. split_workers: videos cut at once. Parts: see each."""
+  """steps: which run. media_root: rows name videos by their path below it. split_workers: videos
+  cut at once. Parts: see each.
+  """
+
   steps: tuple[str, ...]
   media_root: str
   seed: int
@@ -51,26 +70,35 @@ class Options:
 
 @dataclasses.dataclass
 class Tally:
-  """What became of a step's items. kept: were done before; waiting: an earlier step has not finished with them."""
+  """What became of a step's items. kept: were done before; waiting: an earlier step has not
+  finished with them.
+  """
+
   items: int = 0
   done: int = 0
   kept: int = 0
   waiting: int = 0
   rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  again: collections.Counter = dataclasses.field(default_factory=collections.Counter)     # what changed -> items made again
+  again: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )  # what changed -> items made again
 
 
 @dataclasses.dataclass(frozen=True)
 class Servers:
   """The clients of a run: one that sees, one that reasons; None where no step needs it."""
+
   vision: server.Server | None
   reasoner: server.Server | None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """One item of a step that is worked on: its name, what it would be made from, and how it is made."""
+  """One item of a step that is worked on: its name, what it would be made from, and how it is
+  made.
+  """
+
   item: str
   made_from: dict[str, Any]
   work: Callable[[], Awaitable[Any | Rejected | Failed]]
@@ -79,33 +107,43 @@ class _Job:
 @dataclasses.dataclass(frozen=True)
 class _Known:
   """An outcome that knows better than its job what it was made from."""
+
   made_from: dict[str, Any]
   outcome: Any | Rejected
 
 
 class Pipeline:
-  """One run over `videos`. `run` does the steps; `tallies` then holds what became of them, `results` the finished questions, and
-  `files` the derived files that this run wrote, or found to hold just that already."""
+  """One run over `videos`. `run` does the steps; `tallies` then holds what became of them,
+  `results` the finished questions, and `files` the derived files that this run wrote, or found to
+  hold just that already.
+  """
 
-  def __init__(self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress):
+  def __init__(
+    self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress
+  ):
     self.folder, self.videos, self.options, self._progress = folder, list(videos), options, progress
     self.tallies = {step: Tally() for step in STEPS if step in options.steps}
     self.results: list[rows.Result] = []
     self.files: list[pathlib.Path] = []
     self._splits: dict[str, split.Split] = {}
     self._captions: dict[str, list[Caption]] = {}
-    self._used: dict[str, dict[str, list[dict[str, Any]]]] = collections.defaultdict(dict)    # step -> video -> settings behind it
+    self._used: dict[str, dict[str, list[dict[str, Any]]]] = collections.defaultdict(
+      dict
+    )  # step -> video -> settings behind it
     self._rejected: dict[str, list[tuple[str, Rejected]]] = {}
 
   async def run(self, servers: Servers, pool: DecodePool | None) -> None:
     """Does the chosen steps and writes their files.
 
     Raises:
-      RolloutError: a server went away. OSError: the disk is full. All that was finished until then stays.
+      RolloutError: a server went away. OSError: the disk is full. All that was finished until then
+      stays.
     """
     with contextlib.ExitStack() as stack:
-      logs = {step: stack.enter_context(journal.Journal(self.folder / 'journal' / f'{step}.jsonl'))
-              for step in ('split', 'caption', 'ask', 'rewrite')}
+      logs = {
+        step: stack.enter_context(journal.Journal(self.folder / 'journal' / f'{step}.jsonl'))
+        for step in ('split', 'caption', 'ask', 'rewrite')
+      }
       try:
         await self._split(logs['split'])
         await self._caption(logs['caption'], servers.vision, pool)
@@ -120,25 +158,44 @@ class Pipeline:
   # Steps
 
   async def _split(self, log: journal.Journal) -> None:
-    options = {key: value for key, value in dataclasses.asdict(self.options.cut).items() if key != 'deadline_s'}
+    options = {
+      key: value
+      for key, value in dataclasses.asdict(self.options.cut).items()
+      if key != 'deadline_s'
+    }
     jobs = []
     for video in self.videos:
       last = log.last(video.id)
       same = last is not None and provenance.is_same(video.path, last['made_from']['video'])
-      made_from = {'version': split.VERSION, 'video': last['made_from']['video'] if same else None, 'options': options}
+      made_from = {
+        'version': split.VERSION,
+        'video': last['made_from']['video'] if same else None,
+        'options': options,
+      }
       if same and last['result'] and not self._clips_are_there(video.id, last):
         made_from |= {'clips': 'missing'}
       jobs.append(_Job(video.id, made_from, lambda video=video: self._cut(video, options)))
     await self._each('split', log, jobs, self.options.split_workers)
     for video in self.videos:
       last = log.last(video.id)
-      if not last or not last['result'] or not provenance.is_same(video.path, last['made_from']['video']):
+      if (
+        not last
+        or not last['result']
+        or not provenance.is_same(video.path, last['made_from']['video'])
+      ):
         continue
       if 'split' in self.tallies and last['made_from']['options'] != options:
-        continue                               # it failed just now; its old clips are of no use
-      clips = tuple(dataclasses.replace(Clip(**clip), file=str(self._clip_folder(video.id, last['made_from']['options']) / clip['file']))
-                    for clip in last['result']['clips'])
-      self._splits[video.id] = split.Split(last['made_from']['video'], last['result']['duration'], clips)
+        continue  # it failed just now; its old clips are of no use
+      clips = tuple(
+        dataclasses.replace(
+          Clip(**clip),
+          file=str(self._clip_folder(video.id, last['made_from']['options']) / clip['file']),
+        )
+        for clip in last['result']['clips']
+      )
+      self._splits[video.id] = split.Split(
+        last['made_from']['video'], last['result']['duration'], clips
+      )
       self._used['split'][video.id] = [_settings(last)]
 
   async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
@@ -151,9 +208,11 @@ class Pipeline:
     if isinstance(outcome, Rejected):
       return _Known(made_from, outcome)
     for other in folder.parent.glob(f'{_slug(video.id)}-*'):
-      if other != folder:                      # cut by other options
+      if other != folder:  # cut by other options
         shutil.rmtree(other, ignore_errors=True)
-    return _Known(made_from, {'duration': outcome.duration, 'clips': [to_json(clip) for clip in outcome.clips]})
+    return _Known(
+      made_from, {'duration': outcome.duration, 'clips': [to_json(clip) for clip in outcome.clips]}
+    )
 
   def _clip_folder(self, item: str, options: dict[str, Any]) -> pathlib.Path:
     return self.folder / 'clips' / f'{_slug(item)}-{_digest(options)[:8]}'
@@ -162,26 +221,50 @@ class Pipeline:
     folder = self._clip_folder(item, entry['made_from']['options'])
     return all((folder / clip['file']).is_file() for clip in entry['result']['clips'])
 
-  async def _caption(self, log: journal.Journal, client: server.Server | None, pool: DecodePool | None) -> None:
+  async def _caption(
+    self, log: journal.Journal, client: server.Server | None, pool: DecodePool | None
+  ) -> None:
     options, made = self.options.caption, _made(self.options.caption, client)
     jobs: dict[str, list[_Job]] = {}
     for name, found in self._splits.items():
       for number, clip in enumerate(found.clips):
-        made_from = {'version': caption.VERSION, 'video': found.identity['blake2b'], 'window': [clip.start, clip.end], **made}
+        made_from = {
+          'version': caption.VERSION,
+          'video': found.identity['blake2b'],
+          'window': [clip.start, clip.end],
+          **made,
+        }
         item = f'{name}#{number:05d}'
-        work = lambda path=clip.file, item=item: caption.caption(client, pool, path, options, self._seed('caption', item))
+        work = lambda path=clip.file, item=item: caption.caption(
+          client, pool, path, options, self._seed('caption', item)
+        )
         jobs.setdefault(name, []).append(_Job(item, made_from, work))
-    await self._each('caption', log, [job for each in jobs.values() for job in each], client.options.concurrency if client else 1)
+    await self._each(
+      'caption',
+      log,
+      [job for each in jobs.values() for job in each],
+      client.options.concurrency if client else 1,
+    )
     self._rejected['merge'] = []
     for name, found in self._splits.items():
       outcomes = [self._outcome('caption', log, job, ('video', 'window')) for job in jobs[name]]
-      said = [Caption(clip.start, clip.end, text) for clip, text in zip(found.clips, outcomes) if isinstance(text, str)]
-      self._used['caption'][name] = [_settings(log.last(job.item)) for job, text in zip(jobs[name], outcomes) if isinstance(text, str)]
+      said = [
+        Caption(clip.start, clip.end, text)
+        for clip, text in zip(found.clips, outcomes)
+        if isinstance(text, str)
+      ]
+      self._used['caption'][name] = [
+        _settings(log.last(job.item))
+        for job, text in zip(jobs[name], outcomes)
+        if isinstance(text, str)
+      ]
       missing = len(outcomes) - len(said)
       if None in outcomes:
         self._waiting('merge')
       elif not said or missing > self.options.ask.max_missing * len(outcomes):
-        self._rejected['merge'].append((name, Rejected('few_captions', f'{missing} of {len(outcomes)} clips have none')))
+        self._rejected['merge'].append(
+          (name, Rejected('few_captions', f'{missing} of {len(outcomes)} clips have none'))
+        )
       else:
         self._captions[name] = said
 
@@ -193,37 +276,67 @@ class Pipeline:
     tally.rejected.update(rejected.reason for _, rejected in self._rejected['merge'])
     names = sorted(self._captions)
     merged = [caption.merged(name, self._captions[name]) for name in names]
-    self._write({'captions.json': (journal.json_bytes(merged), self._record(names, ('split', 'caption')))})
+    self._write(
+      {'captions.json': (journal.json_bytes(merged), self._record(names, ('split', 'caption')))}
+    )
 
   async def _ask(self, log: journal.Journal, client: server.Server | None) -> dict[str, str]:
     """The replies by video, unread."""
     options, jobs = self.options.ask, []
     for name, said in self._captions.items():
-      made_from = {'version': ask.VERSION, 'captions': _digest(caption.merged(name, said)), **_made(options, client)}
-      work = lambda name=name, said=said: ask.ask(client, said, self._splits[name].duration, options, self._seed('ask', name))
+      made_from = {
+        'version': ask.VERSION,
+        'captions': _digest(caption.merged(name, said)),
+        **_made(options, client),
+      }
+      work = lambda name=name, said=said: ask.ask(
+        client, said, self._splits[name].duration, options, self._seed('ask', name)
+      )
       jobs.append(_Job(name, made_from, work))
     await self._each('ask', log, jobs, client.options.concurrency if client else 1)
-    replies = {job.item: reply for job in jobs if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)}
+    replies = {
+      job.item: reply
+      for job in jobs
+      if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)
+    }
     self._used['ask'] = {name: [_settings(log.last(name))] for name in replies}
     return replies
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
-    outcomes = {name: parse.parse(reply, self._splits[name].duration) for name, reply in replies.items()}
-    questions = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Question)}
+    outcomes = {
+      name: parse.parse(reply, self._splits[name].duration) for name, reply in replies.items()
+    }
+    questions = {
+      name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Question)
+    }
     bad = [(name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, Rejected)]
     if 'parse' in self.tallies:
       tally = self.tallies['parse']
-      tally.items, tally.done, tally.waiting = len(self._captions), len(questions), len(self._captions) - len(replies)
+      tally.items, tally.done, tally.waiting = (
+        len(self._captions),
+        len(questions),
+        len(self._captions) - len(replies),
+      )
       tally.rejected.update(rejected.reason for _, rejected in bad)
       self._rejected['parse'] = bad
     return questions
 
-  async def _rewrite(self, log: journal.Journal, client: server.Server | None, questions: dict[str, Question]) -> None:
-    """Also gathers the results. A question whose rewriting was rejected or failed keeps its reasons as they are."""
+  async def _rewrite(
+    self, log: journal.Journal, client: server.Server | None, questions: dict[str, Question]
+  ) -> None:
+    """Also gathers the results. A question whose rewriting was rejected or failed keeps its reasons
+    as they are.
+    """
     options, jobs = self.options.rewrite, []
     for name, question in sorted(questions.items()):
-      made_from = {'version': ask.VERSION, 'question': _digest(to_json(question)), **_made(options, client)}
-      work = lambda name=name, question=question: ask.rewrite(client, question, options, self._seed('rewrite', name))
+      made_from = {
+        'version': ask.VERSION,
+        'question': _digest(to_json(question)),
+        **_made(options, client),
+      }
+      work = lambda name=name, question=question: ask.rewrite(
+        client, question, options, self._seed('rewrite', name)
+      )
       jobs.append(_Job(name, made_from, work))
     await self._each('rewrite', log, jobs, client.options.concurrency if client else 1)
     paths = {video.id: video.path for video in self.videos}
@@ -231,14 +344,18 @@ class Pipeline:
       text = self._outcome('rewrite', log, job, ('question',))
       if isinstance(text, str):
         self._used['rewrite'][job.item] = [_settings(log.last(job.item))]
-      question = dataclasses.replace(questions[job.item], reasoning=text if isinstance(text, str) else '')
+      question = dataclasses.replace(
+        questions[job.item], reasoning=text if isinstance(text, str) else ''
+      )
       value = pathlib.Path(paths[job.item]).relative_to(self.options.media_root).as_posix()
       self.results.append(rows.Result(job.item, value, question, tuple(self._captions[job.item])))
 
   # What steps share
 
   async def _each(self, step: str, log: journal.Journal, jobs: list[_Job], limit: int) -> None:
-    """Works on the jobs that are not done, `limit` at a time, and writes each outcome down. The first error ends the others."""
+    """Works on the jobs that are not done, `limit` at a time, and writes each outcome down. The
+    first error ends the others.
+    """
     if step not in self.tallies:
       return
     tally, rejected = self.tallies[step], []
@@ -272,12 +389,18 @@ class Pipeline:
       self._rejected[step] = rejected
       tally.rejected.update(each.reason for _, each in rejected)
 
-  def _outcome(self, step: str, log: journal.Journal, job: _Job, essential: tuple[str, ...]) -> Any | Rejected | None:
-    """What is known of an item: made from just this where its step runs, else as last made from the same `essential` inputs."""
+  def _outcome(
+    self, step: str, log: journal.Journal, job: _Job, essential: tuple[str, ...]
+  ) -> Any | Rejected | None:
+    """What is known of an item: made from just this where its step runs, else as last made from the
+    same `essential` inputs.
+    """
     if step in self.tallies:
       return log.current(job.item, job.made_from)
     last = log.last(job.item)
-    if last is None or any(last['made_from'].get(name) != job.made_from[name] for name in essential):
+    if last is None or any(
+      last['made_from'].get(name) != job.made_from[name] for name in essential
+    ):
       return None
     return Rejected(**last['rejected']) if last['rejected'] else last['result']
 
@@ -291,10 +414,15 @@ class Pipeline:
   def _write_rejected(self) -> None:
     """One file per step that ran, with just the items that are rejected now."""
     for step in self.tallies.keys() & self._rejected.keys():
-      found = [{'item': item, **vars(rejected)} for item, rejected in sorted(self._rejected[step], key=lambda each: each[0])]
+      found = [
+        {'item': item, **vars(rejected)}
+        for item, rejected in sorted(self._rejected[step], key=lambda each: each[0])
+      ]
       path = self.folder / 'rejected' / f'{step}.jsonl'
       if found:
-        journal.write_atomic(path, ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode())
+        journal.write_atomic(
+          path, ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode()
+        )
       else:
         path.unlink(missing_ok=True)
 
@@ -302,28 +430,62 @@ class Pipeline:
     names, trace = [each.id for each in self.results], self.options.trace
     asked = self._record(names, ('split', 'caption', 'ask'))
     told = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
-    records = {'sft': {**told, 'options': {**told['options'], 'trace': dataclasses.asdict(trace)}}, 'rl': asked}
-    made = {'sft': [rows.sft_row(each, trace) for each in self.results], 'rl': [rows.rl_row(each) for each in self.results]}
-    self._write({
-      'questions.json': (journal.json_bytes(rows.reason_json(self.results, rewritten=False)), asked),
-      'longvideo_reason.json': (journal.json_bytes(rows.reason_json(self.results, rewritten=True)), told),
-      **{path.name: (rows.parquet_bytes(made[kind], kind, records[kind]), records[kind])
-         for kind, path in rows.file_names(self.folder).items()}})
+    records = {
+      'sft': {**told, 'options': {**told['options'], 'trace': dataclasses.asdict(trace)}},
+      'rl': asked,
+    }
+    made = {
+      'sft': [rows.sft_row(each, trace) for each in self.results],
+      'rl': [rows.rl_row(each) for each in self.results],
+    }
+    self._write(
+      {
+        'questions.json': (
+          journal.json_bytes(rows.reason_json(self.results, rewritten=False)),
+          asked,
+        ),
+        'longvideo_reason.json': (
+          journal.json_bytes(rows.reason_json(self.results, rewritten=True)),
+          told,
+        ),
+        **{
+          path.name: (rows.parquet_bytes(made[kind], kind, records[kind]), records[kind])
+          for kind, path in rows.file_names(self.folder).items()
+        },
+      }
+    )
 
   def _record(self, names: Sequence[str], steps: Sequence[str]) -> dict[str, Any]:
-    """Provenance of a file: the videos it came from, by content, and the settings of each step, models and digests of prompts among
-    them, as the journals have them of just what went in (of several runs, several). Never a key."""
-    options = {step: _distinct(each for name in names for each in self._used[step].get(name, ())) for step in steps}
-    return {'tool': TOOL, 'version': rows.VERSION, 'options': options, 'inputs': [self._splits[name].identity for name in names]}
+    """Provenance of a file: the videos it came from, by content, and the settings of each step,
+    models and digests of prompts among them, as the journals have them of just what went in (of
+    several runs, several). Never a key.
+    """
+    options = {
+      step: _distinct(each for name in names for each in self._used[step].get(name, ()))
+      for step in steps
+    }
+    return {
+      'tool': TOOL,
+      'version': rows.VERSION,
+      'options': options,
+      'inputs': [self._splits[name].identity for name in names],
+    }
 
   def _write(self, files: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
-    """Writes derived files, {name: (content, record)}, and their records; those of other files stay while they are true of them."""
+    """Writes derived files, {name: (content, record)}, and their records; those of other files stay
+    while they are true of them.
+    """
     for name, (content, _) in files.items():
       journal.write_atomic(self.folder / name, content)
       self.files.append(self.folder / name)
-    new = {name: {'blake2b': provenance.digest(self.folder / name), **record} for name, (_, record) in files.items()}
+    new = {
+      name: {'blake2b': provenance.digest(self.folder / name), **record}
+      for name, (_, record) in files.items()
+    }
     path = self.folder / 'provenance.json'
-    journal.write_atomic(path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items()))))
+    journal.write_atomic(
+      path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items())))
+    )
 
 
 def _true_records(path: pathlib.Path) -> dict[str, Any]:
@@ -333,12 +495,19 @@ def _true_records(path: pathlib.Path) -> dict[str, Any]:
   except ValueError:
     return {}
   records = found.items() if isinstance(found, dict) else ()
-  return {name: record for name, record in records if isinstance(record, dict) and (path.parent / name).is_file()
-          and provenance.digest(path.parent / name) == record.get('blake2b')}
+  return {
+    name: record
+    for name, record in records
+    if isinstance(record, dict)
+    and (path.parent / name).is_file()
+    and provenance.digest(path.parent / name) == record.get('blake2b')
+  }
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """How a journal's item was made, whatever it was made of: version, model, prompt's digest, options."""
+  """How a journal's item was made, whatever it was made of: version, model, prompt's digest,
+  options.
+  """
   return {name: value for name, value in entry['made_from'].items() if name not in _INPUTS}
 
 
@@ -361,7 +530,11 @@ async def _together(lanes: Sequence[Awaitable[None]]) -> None:
 def _made(options: Any, client: server.Server | None) -> dict[str, Any]:
   """A model and options as a journal line names them; a prompt by its digest."""
   values = dataclasses.asdict(options)
-  return {'model': client.options.model if client else '', **values, 'prompt': _digest(values['prompt'])}
+  return {
+    'model': client.options.model if client else '',
+    **values,
+    'prompt': _digest(values['prompt']),
+  }
 
 
 def _digest(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""Questions as files: the LongVideo-Reason JSON, and parquet rows in the published SFT and RL schemas.
+"""Questions as files: the LongVideo-Reason JSON, and parquet rows in the published SFT and RL
+schemas.
 
-An SFT row teaches the tool honestly: the teacher crops just those clips that its reasons cite, and each is answered with what a
-vision model said of that very clip; then it reasons and answers. A question that cites more clips than the agent may crop is
-answered without a call.
+An SFT row teaches the tool honestly: the teacher crops just those clips that its reasons cite, and
+each is answered with what a vision model said of that very clip; then it reasons and answers. A
+question that cites more clips than the agent may crop is answered without a call.
 """
 
 import dataclasses
@@ -25,12 +26,15 @@ from paravt_jax.longvideo_reason.items import Caption, Question, Step, seconds
 VERSION = 1
 SOURCE = 'longvideoreason'
 ROW_GROUP = 256
-_TOUCH = 0.05                # seconds by which a cited window must overlap a clip to mean it
+_TOUCH = 0.05  # seconds by which a cited window must overlap a clip to mean it
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceOptions:
-  """calls: SFT rows crop the cited clips; off: they think and answer at once. max_parallel, max_rounds: the agent's limits."""
+  """calls: SFT rows crop the cited clips; off: they think and answer at once. max_parallel,
+  max_rounds: the agent's limits.
+  """
+
   calls: bool
   max_parallel: int
   max_rounds: int
@@ -38,7 +42,10 @@ class TraceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished question with what its rows need. video: the media value of a row; captions: of the clips, in order."""
+  """A finished question with what its rows need. video: the media value of a row; captions: of the
+  clips, in order.
+  """
+
   id: str
   video: str
   question: Question
@@ -47,24 +54,46 @@ class Result:
 
 def reason_json(results: Sequence[Result], rewritten: bool) -> list[dict[str, Any]]:
   """[{QUESTION, OPTIONS {letter: text}, ANSWER, REASONS, video_name}]. REASONS: {'Step 1': {timestamp, reasons}}, or, with
-  `rewritten`, the fluent text where there is one."""
-  return [{'QUESTION': each.question.question, 'OPTIONS': dict(zip(ask.parse.LETTERS, each.question.options)),
-           'ANSWER': each.question.answer,
-           'REASONS': each.question.reasoning if rewritten and each.question.reasoning else _steps(each.question.steps),
-           'video_name': each.id} for each in results]
+  `rewritten`, the fluent text where there is one.
+  """
+  return [
+    {
+      'QUESTION': each.question.question,
+      'OPTIONS': dict(zip(ask.parse.LETTERS, each.question.options)),
+      'ANSWER': each.question.answer,
+      'REASONS': each.question.reasoning
+      if rewritten and each.question.reasoning
+      else _steps(each.question.steps),
+      'video_name': each.id,
+    }
+    for each in results
+  ]
 
 
 def _steps(steps: Sequence[Step]) -> dict[str, Any]:
-  return {f'Step {i}': {'timestamp': f'{seconds(step.start)} to {seconds(step.end)}', 'reasons': list(step.reasons)}
-          for i, step in enumerate(steps, 1)}
+  return {
+    f'Step {i}': {
+      'timestamp': f'{seconds(step.start)} to {seconds(step.end)}',
+      'reasons': list(step.reasons),
+    }
+    for i, step in enumerate(steps, 1)
+  }
 
 
 def rl_row(result: Result) -> dict[str, Any]:
   """A question in the RL schema; its id is that of the video, after the source."""
-  extra = {'id': f'{SOURCE}/{result.id}', 'answer': result.question.answer, 'question_type': 'mcq', 'source': SOURCE,
-           'options': list(result.question.options)}
-  return {'prompt': [{'role': 'user', 'content': f'<video>{problem(result.question)}'}], 'videos': [{'video': result.video}],
-          'extra_info': json.dumps(extra, ensure_ascii=False)}
+  extra = {
+    'id': f'{SOURCE}/{result.id}',
+    'answer': result.question.answer,
+    'question_type': 'mcq',
+    'source': SOURCE,
+    'options': list(result.question.options),
+  }
+  return {
+    'prompt': [{'role': 'user', 'content': f'<video>{problem(result.question)}'}],
+    'videos': [{'video': result.video}],
+    'extra_info': json.dumps(extra, ensure_ascii=False),
+  }
 
 
 def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
@@ -74,9 +103,15 @@ def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
   messages = [_message('system', prompts.system()), {'role': 'user', 'content': [video, text]}]
   for clips in rounds(result, options):
     messages.append(_message('assistant', _look(clips)))
-    messages += [_message('user', f'<tool_response>\n{clip.text}\n</tool_response>') for clip in clips]
+    messages += [
+      _message('user', f'<tool_response>\n{clip.text}\n</tool_response>') for clip in clips
+    ]
   thought = result.question.reasoning or ask.reasons(result.question)
-  messages.append(_message('assistant', f'<think>\n{thought}\n</think>\n<answer>{result.question.answer}</answer>'))
+  messages.append(
+    _message(
+      'assistant', f'<think>\n{thought}\n</think>\n<answer>{result.question.answer}</answer>'
+    )
+  )
   return {'messages': json.dumps(messages, ensure_ascii=False)}
 
 
@@ -86,19 +121,31 @@ def problem(question: Question) -> str:
 
 
 def rounds(result: Result, options: TraceOptions) -> list[tuple[Caption, ...]]:
-  """The cited clips that have a caption, in order of time, at most max_parallel to a turn; none when they exceed the limits."""
-  cited = [clip for clip in result.captions
-           if any(min(clip.end, step.end) - max(clip.start, step.start) > _TOUCH for step in result.question.steps)]
+  """The cited clips that have a caption, in order of time, at most max_parallel to a turn; none
+  when they exceed the limits.
+  """
+  cited = [
+    clip
+    for clip in result.captions
+    if any(
+      min(clip.end, step.end) - max(clip.start, step.start) > _TOUCH
+      for step in result.question.steps
+    )
+  ]
   if not options.calls or len(cited) > options.max_parallel * options.max_rounds:
     return []
-  return [tuple(cited[i:i + options.max_parallel]) for i in range(0, len(cited), options.max_parallel)]
+  return [
+    tuple(cited[i : i + options.max_parallel]) for i in range(0, len(cited), options.max_parallel)
+  ]
 
 
 def _look(clips: Sequence[Caption]) -> str:
   """A turn that says where to look and asks for every clip at once."""
   ends = [(_number(clip.start), _number(clip.end)) for clip in clips]
   where = ', '.join(f'{seconds(start)} to {seconds(end)}' for start, end in ends)
-  return f'<think>\nLook closer at {where} seconds.\n</think>\n' + ''.join(traces.call_text(start, end) for start, end in ends)
+  return f'<think>\nLook closer at {where} seconds.\n</think>\n' + ''.join(
+    traces.call_text(start, end) for start, end in ends
+  )
 
 
 def _number(time: float) -> float:
@@ -112,7 +159,9 @@ def _message(role: str, text: str) -> dict[str, Any]:
 
 def parquet_bytes(rows: Sequence[Mapping[str, Any]], kind: str, record: Mapping[str, Any]) -> bytes:
   """A parquet file of the 'sft' or 'rl' schema with its provenance in the metadata."""
-  schema = {'sft': SFT_SCHEMA, 'rl': RL_SCHEMA}[kind].with_metadata({provenance.KEY: json.dumps(record).encode()})
+  schema = {'sft': SFT_SCHEMA, 'rl': RL_SCHEMA}[kind].with_metadata(
+    {provenance.KEY: json.dumps(record).encode()}
+  )
   buffer = io.BytesIO()
   pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer, row_group_size=ROW_GROUP)
   return buffer.getvalue()

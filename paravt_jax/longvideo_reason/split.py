@@ -1,4 +1,6 @@
-"""Step 1: a video into clips of about ten seconds, by a process of its own that can be killed when it hangs."""
+"""Step 1: a video into clips of about ten seconds, by a process of its own that can be killed when
+it hangs.
+"""
 
 import asyncio
 import dataclasses
@@ -13,25 +15,49 @@ from paravt_jax.longvideo_reason.cutting import READ_RATE, CutOptions
 from paravt_jax.longvideo_reason.items import Clip, Failed, Rejected, Video
 
 VERSION = 1
-SUFFIXES = frozenset(('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.ts', '.mts', '.m2ts', '.mpg', '.mpeg', '.flv', '.wmv',
-                      '.3gp', '.ogv'))
+SUFFIXES = frozenset(
+  (
+    '.mp4',
+    '.m4v',
+    '.mov',
+    '.mkv',
+    '.webm',
+    '.avi',
+    '.ts',
+    '.mts',
+    '.m2ts',
+    '.mpg',
+    '.mpeg',
+    '.flv',
+    '.wmv',
+    '.3gp',
+    '.ogv',
+  )
+)
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_START_S = 60.0              # for a process to import its libraries
-_PROGRAM = ('import sys, json; sys.path.insert(0, sys.argv.pop(1)); from paravt_jax.longvideo_reason import cutting; '
-            'cutting.main(sys.argv[1], sys.argv[2], cutting.CutOptions(**json.loads(sys.argv[3])), int(sys.argv[4]))')
+_START_S = 60.0  # for a process to import its libraries
+_PROGRAM = (
+  'import sys, json; sys.path.insert(0, sys.argv.pop(1)); from paravt_jax.longvideo_reason '
+  'import cutting; '
+  'cutting.main(sys.argv[1], sys.argv[2], cutting.CutOptions(**json.loads(sys.argv[3])), '
+  'int(sys.argv[4]))'
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
   """identity: of the video, as in `data.provenance`; clips in order, without gaps."""
+
   identity: dict[str, Any]
   duration: float
   clips: tuple[Clip, ...]
 
 
 def find(folder: str | os.PathLike) -> tuple[list[Video], list[str]]:
-  """(videos below a folder, by name; names that are no UTF-8 and cannot go into a row). Hidden files are passed over."""
+  """(videos below a folder, by name; names that are no UTF-8 and cannot go into a row). Hidden
+  files are passed over.
+  """
   base = pathlib.Path(os.path.abspath(folder))
   found, bad = [], []
   for place, folders, files in os.walk(base):
@@ -49,19 +75,33 @@ def find(folder: str | os.PathLike) -> tuple[list[Video], list[str]]:
   return sorted(found, key=lambda video: video.id), bad
 
 
-async def split(video: Video, folder: pathlib.Path, options: CutOptions) -> tuple[dict[str, Any] | None, Split | Rejected | Failed]:
+async def split(
+  video: Video, folder: pathlib.Path, options: CutOptions
+) -> tuple[dict[str, Any] | None, Split | Rejected | Failed]:
   """Cuts a video into clips below `folder`, which is emptied first.
 
   Returns:
-    (the video's identity, where it could be read at all; Split, or Rejected with a MediaError's reason when it is no video that we
-    can read, or Failed: 'timeout', 'crashed', 'missing', 'disk').
+    (the video's identity, where it could be read at all; Split, or Rejected with a MediaError's
+    reason when it is no video that we can read, or Failed: 'timeout', 'crashed', 'missing',
+    'disk').
 
   Raises:
     OSError: the disk is full.
   """
   process = await asyncio.create_subprocess_exec(
-    sys.executable, '-c', _PROGRAM, _ROOT, video.path, str(folder), json.dumps(dataclasses.asdict(options)), str(os.getpid()),
-    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True)
+    sys.executable,
+    '-c',
+    _PROGRAM,
+    _ROOT,
+    video.path,
+    str(folder),
+    json.dumps(dataclasses.asdict(options)),
+    str(os.getpid()),
+    stdin=asyncio.subprocess.DEVNULL,
+    stdout=asyncio.subprocess.PIPE,
+    stderr=asyncio.subprocess.DEVNULL,
+    start_new_session=True,
+  )
   try:
     return await _listen(process, video, options)
   finally:
@@ -78,16 +118,24 @@ async def _listen(process: asyncio.subprocess.Process, video: Video, options: Cu
     try:
       line = await asyncio.wait_for(process.stdout.readline(), limit)
     except TimeoutError:
-      return identity, Failed('timeout', f'{video.id}: nothing for {limit:.0f} s after clip {len(clips)}; see split.deadline_s')
+      return identity, Failed(
+        'timeout',
+        f'{video.id}: nothing for {limit:.0f} s after clip {len(clips)}; see split.deadline_s',
+      )
     limit = options.deadline_s + (0 if clips else size / READ_RATE)
     if not line.endswith(b'\n'):
       status = await process.wait()
-      return identity, Failed('crashed', f'{video.id}: the process that cuts it ended with code {status} after clip {len(clips)}')
+      return identity, Failed(
+        'crashed',
+        f'{video.id}: the process that cuts it ended with code {status} after clip {len(clips)}',
+      )
     said = json.loads(line)
-    if said.get('errno') in FULL:              # nothing to do with the video
+    if said.get('errno') in FULL:  # nothing to do with the video
       raise OSError(said['errno'], os.strerror(said['errno']), said['error'])
     if 'error' in said:
-      return identity, (Failed if said['reason'] in ('missing', 'disk') else Rejected)(said['reason'], said['error'])
+      return identity, (Failed if said['reason'] in ('missing', 'disk') else Rejected)(
+        said['reason'], said['error']
+      )
     if 'identity' in said:
       identity = said['identity']
     elif 'clip' in said:

@@ -1,7 +1,9 @@
-"""Every metric: its unit and its meaning. A name that is not here cannot be logged, so a chart never shows a misspelt stranger.
+"""Every metric: its unit and its meaning. A name that is not here cannot be logged, so a chart
+never shows a misspelt stranger.
 
-A name may carry suffixes `/key=value` where its entry lists the key: 'accuracy/k=4', 'calls/failed/reason=timeout',
-'accuracy/k=4/type=mcq'. Shares lie in [0, 1]; "per episode" is a mean over the episodes of the step that survived.
+A name may carry suffixes `/key=value` where its entry lists the key: 'accuracy/k=4',
+'calls/failed/reason=timeout', 'accuracy/k=4/type=mcq'. Shares lie in [0, 1]; "per episode" is a
+mean over the episodes of the step that survived.
 """
 
 import dataclasses
@@ -15,33 +17,62 @@ _VALUE = re.compile(r'[A-Za-z0-9_.+-]+')
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """unit: what one stands for; meaning: one sentence; suffixes: keys that may follow the name as `/key=value`."""
+  """unit: what one stands for; meaning: one sentence; suffixes: keys that may follow the name as
+  `/key=value`.
+  """
+
   unit: str
   meaning: str
   suffixes: tuple[str, ...] = ()
 
 
-_BY = ('k', 'type', 'source')          # breakdowns of an episode's numbers: frame budget, question type, data source
+_BY = (
+  'k',
+  'type',
+  'source',
+)  # breakdowns of an episode's numbers: frame budget, question type, data source
 
 _REWARD = {
   'reward/total': Metric('reward', 'mean reward R of an episode', _BY),
   'reward/accuracy': Metric('reward', 'R_acc, the answer against the gold one', _BY),
-  'reward/format': Metric('reward', 'R_fmt before its weight, base and anchor together, capped at 1', _BY),
+  'reward/format': Metric(
+    'reward', 'R_fmt before its weight, base and anchor together, capped at 1', _BY
+  ),
   'reward/base': Metric('reward', 'R_base, tags present and in order', _BY),
-  'reward/anchor': Metric('reward', 'R_anchor, thoughts that are closed and followed by an answer', _BY),
-  'reward/tool': Metric('reward', 'R_tool, well-formed calls parsed and executed, with the bonus', _BY),
-  'reward/std': Metric('reward', 'standard deviation of the reward inside a group, mean over groups', _BY),
-  'accuracy': Metric('share', 'R_acc of an episode; in evaluation the benchmark\'s own score', _BY),
-  'format_compliance': Metric('share', 'episodes whose every turn is a closed thought, then well-formed calls or one answer', _BY),
-  'advantage': Metric('advantage', 'mean group advantage of the episodes (0 when all groups are whole)', _BY),
+  'reward/anchor': Metric(
+    'reward', 'R_anchor, thoughts that are closed and followed by an answer', _BY
+  ),
+  'reward/tool': Metric(
+    'reward', 'R_tool, well-formed calls parsed and executed, with the bonus', _BY
+  ),
+  'reward/std': Metric(
+    'reward', 'standard deviation of the reward inside a group, mean over groups', _BY
+  ),
+  'accuracy': Metric('share', "R_acc of an episode; in evaluation the benchmark's own score", _BY),
+  'format_compliance': Metric(
+    'share',
+    'episodes whose every turn is a closed thought, then well-formed calls or one answer',
+    _BY,
+  ),
+  'advantage': Metric(
+    'advantage', 'mean group advantage of the episodes (0 when all groups are whole)', _BY
+  ),
   'advantage/abs': Metric('advantage', 'mean magnitude of the same', _BY),
 }
 
 _EPISODES = {
   'calls/parsed': Metric('calls per episode', 'well-formed calls', _BY),
-  'calls/other': Metric('calls per episode', 'calls that can be read but are not well-formed; they run and earn nothing', _BY),
-  'calls/executed': Metric('calls per episode', 'calls whose sub-agent answered, well-formed or not', _BY),
-  'calls/failed': Metric('calls per episode', 'calls and failures that did not run, also by reason', (*_BY, 'reason')),
+  'calls/other': Metric(
+    'calls per episode',
+    'calls that can be read but are not well-formed; they run and earn nothing',
+    _BY,
+  ),
+  'calls/executed': Metric(
+    'calls per episode', 'calls whose sub-agent answered, well-formed or not', _BY
+  ),
+  'calls/failed': Metric(
+    'calls per episode', 'calls and failures that did not run, also by reason', (*_BY, 'reason')
+  ),
   'calls/episodes_with': Metric('share', 'episodes with at least one executed call', _BY),
   'calls/seconds': Metric('s', 'mean length of a cropped window', _BY),
   'turns': Metric('turns per episode', 'assistant turns of the main agent', _BY),
@@ -51,12 +82,18 @@ _EPISODES = {
   'length/sampled': Metric('tokens per episode', 'tokens that the main agent wrote', _BY),
   'length/turn': Metric('tokens per turn', 'tokens that the main agent wrote in a turn', _BY),
   'length/turn_max': Metric('tokens', 'longest turn of the step'),
-  'length/context': Metric('tokens per episode', 'final length of the main context, images expanded', _BY),
+  'length/context': Metric(
+    'tokens per episode', 'final length of the main context, images expanded', _BY
+  ),
   'length/context_max': Metric('tokens', 'longest main context of the step'),
   'length/subagent': Metric('tokens per call', 'tokens that a sub-agent wrote', _BY),
   'length/thought': Metric('characters', 'mean length of a thought', _BY),
   'budget': Metric('frames', 'mean overview budget K'),
-  'frames/repeated': Metric('frames per episode', 'frames of overviews and crops left out because they were shown already', _BY),
+  'frames/repeated': Metric(
+    'frames per episode',
+    'frames of overviews and crops left out because they were shown already',
+    _BY,
+  ),
   'groups/accepted': Metric('groups', 'groups that entered the step'),
   'groups/no_signal': Metric('share', 'groups whose rewards are all equal', _BY),
   'groups/dropped': Metric('groups', 'groups lost whole since the last step', ('reason',)),
@@ -70,10 +107,16 @@ _EPISODES = {
   'rollout/capacity': Metric('groups', 'groups that may still start under the staleness bound'),
   'rollout/interrupted': Metric('requests', 'requests cut by a weight update and resumed'),
   'rollout/retried': Metric('requests', 'requests that were sent again after a transport error'),
-  'rollout/moved': Metric('requests', 'requests that were sent again because their server was lost'),
+  'rollout/moved': Metric(
+    'requests', 'requests that were sent again because their server was lost'
+  ),
   'rollout/tokens_per_second': Metric('tokens/s', 'sampled tokens over the time of the rollouts'),
   'rollout/epoch': Metric('epochs', 'position in the data'),
-  'subagent/exact': Metric('share', 'sub-agents\' answers that equal what the window shows, where the generator knows', ('k',)),
+  'subagent/exact': Metric(
+    'share',
+    "sub-agents' answers that equal what the window shows, where the generator knows",
+    ('k',),
+  ),
 }
 
 _POLICY = {
@@ -82,12 +125,18 @@ _POLICY = {
   'policy/ratio': Metric('ratio', 'mean of exp(logp - logp_prox)'),
   'policy/ratio_max': Metric('ratio', 'largest of the same'),
   'policy/clip_share': Metric('share', 'trained tokens at which the clip acts'),
-  'policy/dropped_share': Metric('share', 'trained tokens dropped because their behaviour weight exceeds the cap'),
+  'policy/dropped_share': Metric(
+    'share', 'trained tokens dropped because their behaviour weight exceeds the cap'
+  ),
   'policy/ess': Metric('share', 'effective sample size of the behaviour weights over their number'),
   'policy/weight': Metric('ratio', 'mean behaviour weight w'),
-  'policy/gap_mean': Metric('nats', 'mean |logp_prox - logp_behave|: learner against server, also by token class', ('class',)),
+  'policy/gap_mean': Metric(
+    'nats',
+    'mean |logp_prox - logp_behave|: learner against server, also by token class',
+    ('class',),
+  ),
   'policy/gap_max': Metric('nats', 'largest of the same', ('class',)),
-  'policy/gap_current_mean': Metric('nats', 'the same, tokens of the step\'s own version only'),
+  'policy/gap_current_mean': Metric('nats', "the same, tokens of the step's own version only"),
   'policy/gap_current_max': Metric('nats', 'largest of the same'),
   'policy/kl_reference': Metric('nats', 'k1 estimate of the KL to the reference per trained token'),
   'policy/kl_reward': Metric('reward', 'mean per-token KL reward, -beta times the estimate'),
@@ -114,12 +163,18 @@ _LEARNER = {
   'pack/images': Metric('images', 'images of the step'),
   'data/skipped': Metric('rows', 'rows left out, also by reason', ('reason',)),
   'data/repeated': Metric('frames', 'frames left out because their row shows them already'),
-  'data/overlong': Metric('rows', 'samples (episodes and sub-agents in RL) dropped because they exceed a pack'),
-  'learner/tokens_per_second': Metric('tokens/s', 'tokens through the learner over the time of the step'),
+  'data/overlong': Metric(
+    'rows', 'samples (episodes and sub-agents in RL) dropped because they exceed a pack'
+  ),
+  'learner/tokens_per_second': Metric(
+    'tokens/s', 'tokens through the learner over the time of the step'
+  ),
   'learner/mfu': Metric('share', 'model FLOPs over the peak of the devices'),
   'memory/device': Metric('GiB', 'peak memory of a device'),
   'memory/host': Metric('GiB', 'resident memory of the process', ('process',)),
-  'metrics/nonfinite': Metric('values', 'values of this record that were not finite and are written as null'),
+  'metrics/nonfinite': Metric(
+    'values', 'values of this record that were not finite and are written as null'
+  ),
 }
 
 _SERVER = {
@@ -129,33 +184,70 @@ _SERVER = {
   'server/prompt_tokens': Metric('tokens', 'prompt tokens since the last step'),
   'server/cached_share': Metric('share', 'prompt tokens whose keys and values were reused'),
   'server/tokens': Metric('tokens', 'tokens sampled since the last step'),
-  'server/tokens_per_second': Metric('tokens/s', 'tokens sampled over the time the server was busy'),
+  'server/tokens_per_second': Metric(
+    'tokens/s', 'tokens sampled over the time the server was busy'
+  ),
   'server/occupancy': Metric('share', 'slots in use, mean over decode steps'),
   'server/version': Metric('version', 'weight version it serves'),
-  'server/lost': Metric('servers', 'times a server was found dead, silent or wrong, since the start'),
-  'server/restarts': Metric('restarts', 'times a server process was started again, since the start'),
-  'server/drained': Metric('servers', 'times a server was emptied for holding too much memory, since the start'),
+  'server/lost': Metric(
+    'servers', 'times a server was found dead, silent or wrong, since the start'
+  ),
+  'server/restarts': Metric(
+    'restarts', 'times a server process was started again, since the start'
+  ),
+  'server/drained': Metric(
+    'servers', 'times a server was emptied for holding too much memory, since the start'
+  ),
   'server/back': Metric('servers', 'times a server took requests again, since the start'),
-  'sync/seconds': Metric('s', 'the last weight update, by stage: write, convert (for SGLang), load (canary included)', ('stage',)),
+  'sync/seconds': Metric(
+    's',
+    'the last weight update, by stage: write, convert (for SGLang), load (canary included)',
+    ('stage',),
+  ),
   'media/failed': Metric('crops', 'crops that could not be decoded, by reason', ('reason',)),
   'media/cache_hits': Metric('share', 'frame requests answered from the store'),
 }
 
 _EVALUATION = {
   'eval/accuracy': Metric('share', 'score over all samples', (*_BY, 'benchmark')),
-  'eval/accuracy_answered': Metric('share', 'score over the samples that were answered', (*_BY, 'benchmark')),
+  'eval/accuracy_answered': Metric(
+    'share', 'score over the samples that were answered', (*_BY, 'benchmark')
+  ),
   'eval/low': Metric('share', 'lower end of the 95 % interval of the score', (*_BY, 'benchmark')),
   'eval/high': Metric('share', 'upper end of the same', (*_BY, 'benchmark')),
   'eval/iou': Metric('IoU', 'mean IoU of temporal grounding', (*_BY, 'benchmark')),
-  'eval/recall': Metric('share', 'grounding samples whose IoU reaches the threshold', (*_BY, 'benchmark', 'iou')),
-  'eval/format_compliance': Metric('share', 'as format_compliance, on the evaluation set', (*_BY, 'benchmark')),
-  'eval/calls': Metric('calls per episode', 'executed calls on the evaluation set', (*_BY, 'benchmark')),
-  'eval/errors': Metric('share', 'samples without an outcome because of an error', ('reason', 'benchmark')),
+  'eval/recall': Metric(
+    'share', 'grounding samples whose IoU reaches the threshold', (*_BY, 'benchmark', 'iou')
+  ),
+  'eval/format_compliance': Metric(
+    'share', 'as format_compliance, on the evaluation set', (*_BY, 'benchmark')
+  ),
+  'eval/calls': Metric(
+    'calls per episode', 'executed calls on the evaluation set', (*_BY, 'benchmark')
+  ),
+  'eval/errors': Metric(
+    'share', 'samples without an outcome because of an error', ('reason', 'benchmark')
+  ),
   'eval/episodes': Metric('episodes', 'samples evaluated', (*_BY, 'benchmark')),
 }
 
-TIME = ('rollout', 'wait', 'reward', 'collate', 'reference', 'prox', 'learn', 'publish', 'sync', 'checkpoint', 'eval', 'data',
-        'log', 'compile', 'other')
+TIME = (
+  'rollout',
+  'wait',
+  'reward',
+  'collate',
+  'reference',
+  'prox',
+  'learn',
+  'publish',
+  'sync',
+  'checkpoint',
+  'eval',
+  'data',
+  'log',
+  'compile',
+  'other',
+)
 """Stages of a step, in the order in which charts stack them; `time/step` is their sum."""
 
 _TIME = {
@@ -164,7 +256,15 @@ _TIME = {
   **{f'time/{stage}': Metric('s', f'wall time of the step spent on: {stage}') for stage in TIME},
 }
 
-METRICS: dict[str, Metric] = {**_REWARD, **_EPISODES, **_POLICY, **_LEARNER, **_SERVER, **_EVALUATION, **_TIME}
+METRICS: dict[str, Metric] = {
+  **_REWARD,
+  **_EPISODES,
+  **_POLICY,
+  **_LEARNER,
+  **_SERVER,
+  **_EVALUATION,
+  **_TIME,
+}
 
 
 def split(name: str) -> tuple[str, dict[str, str]]:
@@ -178,20 +278,31 @@ def lookup(name: str) -> Metric:
   """The entry behind a name, suffixes allowed.
 
   Raises:
-    ConfigError: the name is unknown (the nearest known one is suggested), or carries a suffix that its entry does not list.
+    ConfigError: the name is unknown (the nearest known one is suggested), or carries a suffix that
+    its entry does not list.
   """
   base, suffixes = split(name)
   metric = METRICS.get(base)
   if metric is None:
     near = difflib.get_close_matches(base, METRICS, n=1, cutoff=0.5)
-    hint = f'did you mean {near[0]!r}?' if near else 'the dictionary is METRICS in paravt_jax/metrics/names.py'
-    raise ConfigError(f'metric {name!r} is unknown; {hint} A new metric needs an entry there (unit and meaning)')
+    hint = (
+      f'did you mean {near[0]!r}?'
+      if near
+      else 'the dictionary is METRICS in paravt_jax/metrics/names.py'
+    )
+    raise ConfigError(
+      f'metric {name!r} is unknown; {hint} A new metric needs an entry there (unit and meaning)'
+    )
   if name != '/'.join([base, *(f'{key}={value}' for key, value in suffixes.items())]):
-    raise ConfigError(f'metric {name!r}: suffixes stand last and once each, wanted {base}/key=value')
+    raise ConfigError(
+      f'metric {name!r}: suffixes stand last and once each, wanted {base}/key=value'
+    )
   for key, value in suffixes.items():
     if key not in metric.suffixes:
       allowed = ', '.join(metric.suffixes) or 'none'
       raise ConfigError(f'metric {name!r}: {base!r} has no suffix {key!r}; allowed: {allowed}')
     if not _VALUE.fullmatch(value):
-      raise ConfigError(f'metric {name!r}: got the value {value!r} for {key!r}, wanted letters, digits and . _ + -')
+      raise ConfigError(
+        f'metric {name!r}: got the value {value!r} for {key!r}, wanted letters, digits and . _ + -'
+      )
   return metric

@@ -1,7 +1,8 @@
-"""Metrics of a run: one JSON object a step in metrics.jsonl, TensorBoard events beside it, W&B when asked for.
+"""Metrics of a run: one JSON object a step in metrics.jsonl, TensorBoard events beside it, W&B when
+asked for.
 
-A record is flat: {"step": 3, "wall": 1763690000.1, "accuracy": 0.5, "accuracy/k=4": null}. `wall` is Unix time,
-null a value that was not finite.
+A record is flat: {"step": 3, "wall": 1763690000.1, "accuracy": 0.5, "accuracy/k=4": null}. `wall`
+is Unix time, null a value that was not finite.
 """
 
 import importlib
@@ -28,11 +29,12 @@ class MetricsWriter:
   """Appends a run's metrics, a record a step, each on disk before the call returns.
 
   Args:
-    folder: the run's folder; created when missing.
-    tensorboard: also write TensorBoard events to folder/tensorboard.
-    wandb: keyword arguments for `wandb.init`, or None for no W&B.
-    start_step: the first step that will be written. Records at or after it (of a run that is resumed from an earlier
-      checkpoint) and a torn last line are cut off, so that no step stands there twice. 0 begins anew.
+    folder: the run's folder; created when missing. tensorboard: also write TensorBoard events to
+    folder/tensorboard. wandb: keyword arguments for `wandb.init`, or None for no W&B. start_step:
+    the first step that will be written. Records at or after it (of a run that is resumed from an
+    earlier
+      checkpoint) and a torn last line are cut off, so that no step stands there twice. 0 begins
+      anew.
 
   Raises:
     ConfigError: W&B is asked for and not installed.
@@ -40,7 +42,9 @@ class MetricsWriter:
     ParavtError: the disk is full, or the folder cannot be written.
   """
 
-  def __init__(self, folder: Path | str, *, tensorboard: bool, wandb: Mapping[str, Any] | None, start_step: int):
+  def __init__(
+    self, folder: Path | str, *, tensorboard: bool, wandb: Mapping[str, Any] | None, start_step: int
+  ):
     self.path = Path(folder) / 'metrics.jsonl'
     self.nonfinite = 0
     self._warned: set[str] = set()
@@ -52,7 +56,9 @@ class MetricsWriter:
       self._file = self.path.open('ab', buffering=0)
       if self.path.is_file():
         self._file.truncate(keep)
-      self._events = _open_events(self.path.parent / 'tensorboard', start_step) if tensorboard else None
+      self._events = (
+        _open_events(self.path.parent / 'tensorboard', start_step) if tensorboard else None
+      )
     except OSError as error:
       raise unwritable(self.path, f'open for step {start_step}', error) from error
 
@@ -103,8 +109,16 @@ class MetricsWriter:
     fresh = [name for name in bad if name not in self._warned]
     if fresh:
       self._warned.update(fresh)
-      log.warning('step %d: not finite, written as null: %s (%d such values so far)', step, ', '.join(fresh), self.nonfinite)
-    return {**{name: None if name in bad else value for name, value in values.items()}, 'metrics/nonfinite': float(len(bad))}
+      log.warning(
+        'step %d: not finite, written as null: %s (%d such values so far)',
+        step,
+        ', '.join(fresh),
+        self.nonfinite,
+      )
+    return {
+      **{name: None if name in bad else value for name, value in values.items()},
+      'metrics/nonfinite': float(len(bad)),
+    }
 
 
 def append_line(file, line: bytes, path: Path, what: str) -> None:
@@ -126,14 +140,18 @@ def append_line(file, line: bytes, path: Path, what: str) -> None:
 
 def unwritable(path: Path, what: str, error: OSError) -> ParavtError:
   """The one line that a failed write ends in: where, what, why, and the way out."""
-  return ParavtError(f'{path}: could not {what}: {error.strerror}; free space or mend the folder, then run the command again')
+  return ParavtError(
+    f'{path}: could not {what}: {error.strerror}; free space or mend the folder, then run '
+    'the command again'
+  )
 
 
 def write_whole(path: Path | str, text: str, what: str) -> Path:
   """Writes a text file in one go, folders and all: a reader, or a kill, never meets half of it.
 
   Args:
-    text: half characters in it (a file's broken name) become '?'. what: 'write the report', for the message.
+    text: half characters in it (a file's broken name) become '?'. what: 'write the report', for the
+    message.
 
   Raises:
     ParavtError: it cannot be written; the file stays as it was.
@@ -151,7 +169,8 @@ def write_whole(path: Path | str, text: str, what: str) -> Path:
 
 
 def read(path: Path | str) -> list[dict[str, float | None]]:
-  """All whole records, in order of writing; a missing file gives none, a torn last line is left out.
+  """All whole records, in order of writing; a missing file gives none, a torn last line is left
+  out.
 
   Raises:
     DataError: a line that is not the last one is no JSON object with an integer `step`.
@@ -172,7 +191,10 @@ def _records(path: Path) -> list[tuple[dict, int]]:
       except ValueError:
         record = None
       if not isinstance(record, dict) or not isinstance(record.get('step'), int):
-        raise DataError(f'{path} line {number}: got {line[:60]!r}, wanted a JSON object with an integer "step"; cut it out')
+        raise DataError(
+          f'{path} line {number}: got {line[:60]!r}, wanted a JSON object with an integer '
+          '"step"; cut it out'
+        )
       found.append((record, len(line)))
   return found
 
@@ -181,13 +203,17 @@ def _open_events(folder: Path, start_step: int) -> EventsWriter:
   folder.mkdir(parents=True, exist_ok=True)
   events = EventsWriter(str(folder / 'events'))
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  events.write_event(event_pb2.Event(wall_time=time.time(), step=start_step, session_log=start))  # viewers purge from here on
+  events.write_event(
+    event_pb2.Event(wall_time=time.time(), step=start_step, session_log=start)
+  )  # viewers purge from here on
   return events
 
 
 def _write_event(events: EventsWriter, step: int, values: Mapping[str, float]) -> None:
   for name, value in values.items():
-    events.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+    events.write_event(
+      event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+    )
   events.flush()
 
 
@@ -195,6 +221,8 @@ def _start_wandb(options: Mapping[str, Any]):
   try:
     wandb = importlib.import_module('wandb')
   except ImportError as error:
-    raise ConfigError('metrics: W&B is asked for, but the package wandb is not installed; '
-                      'pip install wandb, or switch it off in the recipe') from error
+    raise ConfigError(
+      'metrics: W&B is asked for, but the package wandb is not installed; '
+      'pip install wandb, or switch it off in the recipe'
+    ) from error
   return wandb.init(**options)

@@ -1,7 +1,8 @@
 """Attention over packed rows, one call for every model and backend.
 
-Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the row, and j lies in the
-shared prefix (branch 0) or in i's own branch. One row can so hold several documents, and several continuations of one prefix:
+Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the
+row, and j lies in the shared prefix (branch 0) or in i's own branch. One row can so hold several
+documents, and several continuations of one prefix:
 
   segment  1 1 1 1 1 1 1 2 2 0        the prefix a b c is computed once; suffixes d e and f g each see it and themselves,
   branch   0 0 0 1 1 2 2 0 0 0        not each other; document h i sees itself; the last token is padding
@@ -15,14 +16,21 @@ import jax.numpy as jnp
 
 from paravt_jax import shapes
 
-_FAR = -1e30                 # finite, so that a row that sees nothing gives garbage but no nan
-_CHUNK = 128                 # queries of a block: fastest on a CPU at T = 512 and 1024
-_MOST_CHUNKS = 16            # longer rows get longer blocks, so that programs stay short
+_FAR = -1e30  # finite, so that a row that sees nothing gives garbage but no nan
+_CHUNK = 128  # queries of a block: fastest on a CPU at T = 512 and 1024
+_MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
 
 
-def visible(segments_BT: jax.Array, branches_BT: jax.Array, segments_BS: jax.Array, branches_BS: jax.Array,
-            first: int = 0) -> jax.Array:
-  """bool[B, T, S]: who sees whom, for queries that start at row index `first` and keys that start at 0."""
+def visible(
+  segments_BT: jax.Array,
+  branches_BT: jax.Array,
+  segments_BS: jax.Array,
+  branches_BS: jax.Array,
+  first: int = 0,
+) -> jax.Array:
+  """bool[B, T, S]: who sees whom, for queries that start at row index `first` and keys that start
+  at 0.
+  """
   same = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] != 0)
   branch = (branches_BS[:, None, :] == 0) | (branches_BS[:, None, :] == branches_BT[:, :, None])
   rows, columns = segments_BT.shape[1], segments_BS.shape[1]
@@ -30,15 +38,21 @@ def visible(segments_BT: jax.Array, branches_BT: jax.Array, segments_BS: jax.Arr
   return same & branch & causal[None]
 
 
-def masked(q_BTHF: jax.Array, k_BSKF: jax.Array, v_BSKF: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-  """Softmax attention with an explicit mask; query head h reads key head h // (H / K). Softmax in float32.
+def masked(
+  q_BTHF: jax.Array, k_BSKF: jax.Array, v_BSKF: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+  """Softmax attention with an explicit mask; query head h reads key head h // (H / K). Softmax in
+  float32.
 
-  Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage, never nan.
+  Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage,
+  never nan.
   """
   sizes = shapes.check(q_BTHF=q_BTHF, k_BSKF=k_BSKF, v_BSKF=v_BSKF, mask_BTS=mask_BTS)
   groups = sizes['H'] // sizes['K']
   q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
-  scores_BKGTS = jnp.einsum('BTKGF,BSKF->BKGTS', q_BTKGF * sizes['F'] ** -0.5, k_BSKF, preferred_element_type=jnp.float32)
+  scores_BKGTS = jnp.einsum(
+    'BTKGF,BSKF->BKGTS', q_BTKGF * sizes['F'] ** -0.5, k_BSKF, preferred_element_type=jnp.float32
+  )
   weights_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, _FAR), axis=-1)
   out_BTKGF = jnp.einsum('BKGTS,BSKF->BTKGF', weights_BKGTS.astype(v_BSKF.dtype), v_BSKF)
   return out_BTKGF.reshape(q_BTHF.shape)
@@ -49,17 +63,22 @@ def _xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
 
 
 def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
-  """Blocks of queries, each against the keys up to its end: half the products, one block of weights in memory at a time."""
+  """Blocks of queries, each against the keys up to its end: half the products, one block of weights
+  in memory at a time.
+  """
   length, groups = q_BTHF.shape[1], q_BTHF.shape[2] // k_BTKF.shape[2]
   chunk = max(_CHUNK, -(-length // (_MOST_CHUNKS * _CHUNK)) * _CHUNK)
   q_BKGFT = jnp.moveaxis(q_BTHF.reshape(*q_BTHF.shape[:2], -1, groups, q_BTHF.shape[-1]), 1, -1)
   k_BKTF, v_BKTF = jnp.swapaxes(k_BTKF, 1, 2), jnp.swapaxes(v_BTKF, 1, 2)
-  o_BKGFT = _blocks(chunk, q_BKGFT * q_BTHF.shape[-1] ** -0.5, k_BKTF, v_BKTF, segments_BT, branches_BT)
+  o_BKGFT = _blocks(
+    chunk, q_BKGFT * q_BTHF.shape[-1] ** -0.5, k_BKTF, v_BKTF, segments_BT, branches_BT
+  )
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a plain one on its last two
-# axes, which is what makes it fast on a CPU (a transposed [Q, S] operand costs five times as much there).
+# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a
+# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, S] operand
+# costs five times as much there).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -81,13 +100,20 @@ def _uncut(blocks, groups):
 
 def _seen(segments_BT, branches_BT, first, last, groups):
   """bool[B, 1, S, Q] for keys 0..last and queries first..last of every group."""
-  mask_BTS = visible(segments_BT[:, first:last], branches_BT[:, first:last],
-                     segments_BT[:, :last], branches_BT[:, :last], first)
+  mask_BTS = visible(
+    segments_BT[:, first:last],
+    branches_BT[:, first:last],
+    segments_BT[:, :last],
+    branches_BT[:, :last],
+    first,
+  )
   return jnp.tile(jnp.swapaxes(mask_BTS, 1, 2), (1, 1, groups))[:, None]
 
 
 def _scores(k_BKTF, q_BKFQ, last):
-  return jnp.einsum('BKSF,BKFQ->BKSQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32)
+  return jnp.einsum(
+    'BKSF,BKFQ->BKSQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32
+  )
 
 
 def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
@@ -101,8 +127,12 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
     most_BKQ = jnp.max(scores_BKSQ, axis=2)
     weights_BKSQ = jnp.exp(scores_BKSQ - most_BKQ[:, :, None])
     sum_BKQ = jnp.sum(weights_BKSQ, axis=2)
-    out_BKFQ = jnp.einsum('BKFS,BKSQ->BKFQ', v_BKFT[..., :last], weights_BKSQ.astype(v_BKFT.dtype),
-                          preferred_element_type=jnp.float32)
+    out_BKFQ = jnp.einsum(
+      'BKFS,BKSQ->BKFQ',
+      v_BKFT[..., :last],
+      weights_BKSQ.astype(v_BKFT.dtype),
+      preferred_element_type=jnp.float32,
+    )
     out.append((out_BKFQ / sum_BKQ[:, :, None]).astype(v_BKTF.dtype))
     log_sums.append(most_BKQ + jnp.log(sum_BKQ))
   out_BKGFT = _uncut(out, groups)
@@ -110,10 +140,14 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
 
 
 def _blocks_backward(chunk, kept, d_out_BKGFT):
-  """Dao et al. 2022, appendix B: weights again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out * out))."""
+  """Dao et al. 2022, appendix B: weights again from scores and their log-sum; d_scores = w * (d_w -
+  sum_F(d_out * out)).
+  """
   q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = kept
   groups, length, dtype = q_BKGFT.shape[2], q_BKGFT.shape[-1], q_BKGFT.dtype
-  dot_BKGFT = jnp.sum(d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True)
+  dot_BKGFT = jnp.sum(
+    d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True
+  )
   k_BKFT = jnp.swapaxes(k_BKTF, 2, 3)
   d_k, d_v, d_q = jnp.zeros(k_BKTF.shape, jnp.float32), jnp.zeros(v_BKTF.shape, jnp.float32), []
   for block, first in enumerate(range(0, length, chunk)):
@@ -136,14 +170,21 @@ _blocks.defvjp(_blocks_forward, _blocks_backward)
 BACKENDS = {'xla': _xla, 'chunked': _chunked}
 
 
-def attend(q_BTHF: jax.Array, k_BTKF: jax.Array, v_BTKF: jax.Array, segments_BT: jax.Array, branches_BT: jax.Array, *,
-           backend: str) -> jax.Array:
+def attend(
+  q_BTHF: jax.Array,
+  k_BTKF: jax.Array,
+  v_BTKF: jax.Array,
+  segments_BT: jax.Array,
+  branches_BT: jax.Array,
+  *,
+  backend: str,
+) -> jax.Array:
   """Packed, causal, shared-prefix attention.
 
   Args:
-    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H a multiple of K.
-    segments_BT, branches_BT: int32; segment 0 is padding.
-    backend: a key of BACKENDS. 'xla' holds the whole T x T; 'chunked' a block of queries against their keys, recomputed in the
+    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H a multiple of K. segments_BT, branches_BT:
+    int32; segment 0 is padding. backend: a key of BACKENDS. 'xla' holds the whole T x T; 'chunked'
+    a block of queries against their keys, recomputed in the
       backward pass (gradients of padding's queries are 0).
 
   Returns:
@@ -152,7 +193,9 @@ def attend(q_BTHF: jax.Array, k_BTKF: jax.Array, v_BTKF: jax.Array, segments_BT:
   Raises:
     ValueError: unknown backend, or shapes disagree.
   """
-  shapes.check(q_BTHF=q_BTHF, k_BTKF=k_BTKF, v_BTKF=v_BTKF, segments_BT=segments_BT, branches_BT=branches_BT)
+  shapes.check(
+    q_BTHF=q_BTHF, k_BTKF=k_BTKF, v_BTKF=v_BTKF, segments_BT=segments_BT, branches_BT=branches_BT
+  )
   if backend not in BACKENDS:
     raise ValueError(f'attention backend {backend!r}: wanted one of {sorted(BACKENDS)}')
   return BACKENDS[backend](q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT)

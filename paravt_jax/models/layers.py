@@ -1,4 +1,6 @@
-"""Small linen modules shared by the vision tower and the text decoder. Parameters are float32 and name their logical axes."""
+"""Small linen modules shared by the vision tower and the text decoder. Parameters are float32 and
+name their logical axes.
+"""
 
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 
 class Linear(nn.Module):
   """x @ kernel (+ bias) in `dtype`. Kernel [in, out], normal with std scale / sqrt(in) at init."""
+
   features: int
   axes: tuple[str, str]
   dtype: jnp.dtype
@@ -18,7 +21,12 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.normal(self.scale * x.shape[-1] ** -0.5)
-    kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32)
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(init, self.axes),
+      (x.shape[-1], self.features),
+      jnp.float32,
+    )
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
@@ -29,12 +37,18 @@ class Linear(nn.Module):
 
 class RMSNorm(nn.Module):
   """Zhang & Sennrich 2019: x / rms(x) * scale, in float32, returned in x's dtype."""
+
   eps: float
   axis: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), x.shape[-1:], jnp.float32)
+    scale = self.param(
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+      x.shape[-1:],
+      jnp.float32,
+    )
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
@@ -42,12 +56,23 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
   """Ba et al. 2016, in float32, returned in x's dtype; eps 1e-6."""
+
   axis: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), x.shape[-1:], jnp.float32)
-    bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:], jnp.float32)
+    scale = self.param(
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+      x.shape[-1:],
+      jnp.float32,
+    )
+    bias = self.param(
+      'bias',
+      nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)),
+      x.shape[-1:],
+      jnp.float32,
+    )
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
@@ -55,12 +80,16 @@ class LayerNorm(nn.Module):
 
 
 def rotate(x_BTHF: jax.Array, angle_BTF: jax.Array) -> jax.Array:
-  """Rotary embedding in float32, halves paired (i, i + F/2). `angle_BTF` has F/2 angles per token, shared by all heads."""
+  """Rotary embedding in float32, halves paired (i, i + F/2). `angle_BTF` has F/2 angles per token,
+  shared by all heads.
+  """
   cos, sin = jnp.cos(angle_BTF)[..., None, :], jnp.sin(angle_BTF)[..., None, :]
   a, b = jnp.split(x_BTHF.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHF.dtype)
 
 
 def stacked_init(init: Callable[[jax.Array], dict], key: jax.Array, count: int) -> dict:
-  """`count` draws of `init(key)`, stacked on a new leading axis; partitioning boxes stay as they are."""
+  """`count` draws of `init(key)`, stacked on a new leading axis; partitioning boxes stay as they
+  are.
+  """
   return jax.vmap(init)(jax.random.split(key, count))

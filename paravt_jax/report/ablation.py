@@ -1,7 +1,8 @@
-"""Ablations: runs of several sets of overrides and seeds, side by side: a table, its numbers as JSON, and a page of curves.
+"""Ablations: runs of several sets of overrides and seeds, side by side: a table, its numbers as
+JSON, and a page of curves.
 
-Every number is the mean over a set's seeds with its 95 % interval (Student's t): it says how sure a set's number is over seeds, of
-which there are few, not over questions.
+Every number is the mean over a set's seeds with its 95 % interval (Student's t): it says how sure a
+set's number is over seeds, of which there are few, not over questions.
 """
 
 import collections
@@ -15,14 +16,18 @@ from typing import Any
 from paravt_jax.errors import DataError
 from paravt_jax.metrics import writer
 
-# Student's t, 97.5 %, for 1 to 10 degrees of freedom; above, Cornish and Fisher's expansion is right to .003.
+# Student's t, 97.5 %, for 1 to 10 degrees of freedom; above, Cornish and Fisher's expansion is
+# right to .003.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _Z = 1.959963984540054
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a grid was. overrides: of each set; reference: the set that others are set against; drawings: which sets share a chart."""
+  """What a grid was. overrides: of each set; reference: the set that others are set against;
+  drawings: which sets share a chart.
+  """
+
   recipe: str
   common: Sequence[str]
   overrides: Mapping[str, Sequence[str]]
@@ -32,7 +37,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished run: its summary.json, its metrics, a record per step, and the commit that it was made by."""
+  """A finished run: its summary.json, its metrics, a record per step, and the commit that it was
+  made by.
+  """
+
   summary: Mapping[str, Any]
   metrics: Sequence[Mapping[str, float | None]]
   commit: str = ''
@@ -43,7 +51,10 @@ Results = Mapping[str, Mapping[int, Result]]  # by set, by seed
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-  """A number over seeds. mean: None when no run has it; low, high: infinite with a single seed; seeds: how many have it."""
+  """A number over seeds. mean: None when no run has it; low, high: infinite with a single seed;
+  seeds: how many have it.
+  """
+
   mean: float | None
   low: float
   high: float
@@ -51,27 +62,38 @@ class Value:
 
 
 def load(folders: Mapping[str, Mapping[int, Path]]) -> Results:
-  """What the run folders hold; a run that did not reach its end is left out, and so is a set without any.
+  """What the run folders hold; a run that did not reach its end is left out, and so is a set
+  without any.
 
   Raises:
     DataError: a summary.json that is no JSON.
   """
-  found = {name: {seed: _result(folder) for seed, folder in seeds.items() if (folder / 'summary.json').is_file()}
-           for name, seeds in folders.items()}
+  found = {
+    name: {
+      seed: _result(folder) for seed, folder in seeds.items() if (folder / 'summary.json').is_file()
+    }
+    for name, seeds in folders.items()
+  }
   return {name: seeds for name, seeds in found.items() if seeds}
 
 
 def _result(folder: Path) -> Result:
   try:
     git = folder / 'git.txt'
-    return Result(json.loads((folder / 'summary.json').read_text()), writer.read(folder / 'metrics.jsonl'),
-                  git.read_text().strip() if git.is_file() else '')
+    return Result(
+      json.loads((folder / 'summary.json').read_text()),
+      writer.read(folder / 'metrics.jsonl'),
+      git.read_text().strip() if git.is_file() else '',
+    )
   except ValueError as error:
-    raise DataError(f'{folder}/summary.json: not JSON ({error}); move the folder away, then the run is made anew') from error
+    raise DataError(
+      f'{folder}/summary.json: not JSON ({error}); move the folder away, then the run is made anew'
+    ) from error
 
 
 def interval(values: Sequence[float | None]) -> Value:
-  """The mean of independent runs with its 95 % interval by Student's t; values that are None are left out.
+  """The mean of independent runs with its 95 % interval by Student's t; values that are None are
+  left out.
 
   >>> interval([0.5, 0.6, 0.7])
   Value(mean=0.6, low=0.3515..., high=0.8484..., seeds=3)
@@ -91,14 +113,26 @@ def student(freedom: int) -> float:
   """The 97.5 % quantile of Student's t with that many degrees of freedom, at least 1."""
   if freedom <= len(_T):
     return _T[freedom - 1]
-  return _Z + (_Z ** 3 + _Z) / (4 * freedom) + (5 * _Z ** 5 + 16 * _Z ** 3 + 3 * _Z) / (96 * freedom ** 2)
+  return _Z + (_Z**3 + _Z) / (4 * freedom) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * freedom**2)
 
 
 def measures(results: Results) -> dict[str, tuple[str, ...]]:
-  """{column: path in summary.json}, as far as some run has it: format, calls, accuracy over all and by K, gain."""
-  budgets = sorted({int(k) for seeds in results.values() for run in seeds.values()
-                    for k in (_at(run.summary, ('after', 'accuracy_by_k')) or {})})
-  columns = {'format': ('after', 'format_compliance'), 'calls': ('after', 'calls_per_episode'), 'accuracy': ('after', 'accuracy')}
+  """{column: path in summary.json}, as far as some run has it: format, calls, accuracy over all and
+  by K, gain.
+  """
+  budgets = sorted(
+    {
+      int(k)
+      for seeds in results.values()
+      for run in seeds.values()
+      for k in (_at(run.summary, ('after', 'accuracy_by_k')) or {})
+    }
+  )
+  columns = {
+    'format': ('after', 'format_compliance'),
+    'calls': ('after', 'calls_per_episode'),
+    'accuracy': ('after', 'accuracy'),
+  }
   columns |= {f'acc K={k}': ('after', 'accuracy_by_k', str(k)) for k in budgets}
   columns |= {'gain': ('gain', 'difference')}
   columns |= {f'calls K={k}': ('after', 'calls_by_k', str(k)) for k in budgets}
@@ -113,16 +147,26 @@ def _at(value: Any, path: Sequence[str]) -> Any:
 
 
 def numbers(results: Results, reference: str) -> dict[str, dict[str, Value]]:
-  """Every column of every set over its seeds, and 'against <reference>': the difference in accuracy, paired by seed.
+  """Every column of every set over its seeds, and 'against <reference>': the difference in
+  accuracy, paired by seed.
 
   The differences are of greedy accuracy after training, over the seeds that both have.
   """
   columns, table = measures(results), {}
   for name, seeds in results.items():
-    table[name] = {column: interval([_at(run.summary, path) for run in seeds.values()]) for column, path in columns.items()}
+    table[name] = {
+      column: interval([_at(run.summary, path) for run in seeds.values()])
+      for column, path in columns.items()
+    }
     others = results.get(reference, {})
-    pairs = [(_at(seeds[seed].summary, columns['accuracy']), _at(others[seed].summary, columns['accuracy']))
-             for seed in seeds if seed in others]
+    pairs = [
+      (
+        _at(seeds[seed].summary, columns['accuracy']),
+        _at(others[seed].summary, columns['accuracy']),
+      )
+      for seed in seeds
+      if seed in others
+    ]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     table[name]['against'] = interval(differences)
   return table
@@ -133,24 +177,39 @@ def text(value: Value, signed: bool = False) -> str:
   if value.mean is None:
     return '-'
   shown = f'{value.mean:+.3f}' if signed else f'{value.mean:.3f}'
-  return shown if value.seeds < 2 else f'{shown} ±{value.high - value.mean:.3f}'.replace('±0.', '±.')
+  return (
+    shown if value.seeds < 2 else f'{shown} ±{value.high - value.mean:.3f}'.replace('±0.', '±.')
+  )
 
 
 def table(results: Results, settings: Settings) -> str:
-  """The closing table, in Markdown, and a line on it when the runs were made by different versions of the code."""
+  """The closing table, in Markdown, and a line on it when the runs were made by different versions
+  of the code.
+  """
   found = numbers(results, settings.reference)
   columns = [*measures(results)]
   against = f'accuracy − {settings.reference}'
   rows = [['set', 'seeds', *columns, against], ['---', *('---:' for _ in range(len(columns) + 2))]]
   for name, values in found.items():
     cells = [text(values[column], column == 'gain') for column in columns]
-    rows.append([name, str(len(results[name])), *cells, '' if name == settings.reference else text(values['against'], True)])
+    rows.append(
+      [
+        name,
+        str(len(results[name])),
+        *cells,
+        '' if name == settings.reference else text(values['against'], True),
+      ]
+    )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
   short = lambda commit: commit[:12] + ('+changes' if commit.endswith('+changes') else '')
-  commits = collections.Counter(short(run.commit) for seeds in results.values() for run in seeds.values())
+  commits = collections.Counter(
+    short(run.commit) for seeds in results.values() for run in seeds.values()
+  )
   versions = ', '.join(f'{commit or "unknown"} ({count} runs)' for commit, count in commits.items())
-  return '\n'.join(map(line, rows)) + (f'\n\nMade by different versions of the code: {versions}.' if len(commits) > 1 else '')
+  return '\n'.join(map(line, rows)) + (
+    f'\n\nMade by different versions of the code: {versions}.' if len(commits) > 1 else ''
+  )
 
 
 def glance(folder: Path) -> str:
@@ -159,5 +218,8 @@ def glance(folder: Path) -> str:
   before, after = (_at(summary, (side, 'accuracy')) for side in ('before', 'after'))
   if before is None or after is None:
     return 'not evaluated'
-  return (f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} calls per episode, '
-          f'format {summary["after"]["format_compliance"]:.3f}')
+  return (
+    f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} '
+    'calls per episode, '
+    f'format {summary["after"]["format_compliance"]:.3f}'
+  )

@@ -1,4 +1,6 @@
-"""An ablation's files: table.md, summary.json, ablations.html and, for use elsewhere, each drawing as an SVG file of its own."""
+"""An ablation's files: table.md, summary.json, ablations.html and, for use elsewhere, each drawing
+as an SVG file of its own.
+"""
 
 import dataclasses
 import html
@@ -18,7 +20,8 @@ from paravt_jax.report.run import curve
 
 _HERE = Path(__file__).parent
 _HUES = tuple(f'var(--c{i})' for i in range(1, 9))
-# metric, title, unit, least range of y; only what a reward's weights do not change, so that sets can be compared
+# metric, title, unit, least range of y; only what a reward's weights do not change, so that sets
+# can be compared
 CURVES: tuple[tuple[str, str, str, tuple[float, float] | None], ...] = (
   ('accuracy', 'Accuracy', 'share of training episodes', (0, 1)),
   ('format_compliance', 'Format compliance', 'share of training episodes', None),
@@ -36,7 +39,10 @@ _STYLE = """:root{--ink:#1c1d20;--soft:#5d6068;--hair:#ecebe7;--c1:#1f6fd6;--c2:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A chart of some sets: its file's name, title, unit, picture and legend (name, colour, last value)."""
+  """A chart of some sets: its file's name, title, unit, picture and legend (name, colour, last
+  value).
+  """
+
   name: str
   title: str
   unit: str
@@ -51,8 +57,10 @@ def write(folder: Path, results: Results, settings: Settings) -> str:
     ParavtError: a file cannot be written.
   """
   text = ablation.table(results, settings) if results else 'no run has reached its end yet'
-  drawings = {title: draw(title, {name: results[name] for name in sets if name in results})
-              for title, sets in settings.drawings.items()}
+  drawings = {
+    title: draw(title, {name: results[name] for name in sets if name in results})
+    for title, sets in settings.drawings.items()
+  }
   put = lambda path, text: write_whole(path, text, 'write the ablation')
   put(folder / 'table.md', text + '\n')
   put(folder / 'summary.json', json.dumps(as_json(results, settings), indent=1) + '\n')
@@ -63,10 +71,20 @@ def write(folder: Path, results: Results, settings: Settings) -> str:
 
 
 def as_json(results: Results, settings: Settings) -> dict:
-  """{set: {column: {mean, low, high, seeds}}}, unknown ends as null; 'against' is the difference to the reference's accuracy."""
-  ends = lambda value: {'mean': value.mean, 'low': _finite(value.low), 'high': _finite(value.high), 'seeds': value.seeds}
+  """{set: {column: {mean, low, high, seeds}}}, unknown ends as null; 'against' is the difference to
+  the reference's accuracy.
+  """
+  ends = lambda value: {
+    'mean': value.mean,
+    'low': _finite(value.low),
+    'high': _finite(value.high),
+    'seeds': value.seeds,
+  }
   found = ablation.numbers(results, settings.reference)
-  return {name: {column: ends(value) for column, value in values.items()} for name, values in found.items()}
+  return {
+    name: {column: ends(value) for column, value in values.items()}
+    for name, values in found.items()
+  }
 
 
 def _finite(value: float) -> float | None:
@@ -74,65 +92,109 @@ def _finite(value: float) -> float | None:
 
 
 def draw(title: str, results: Results) -> list[Drawing]:
-  """The curves of some sets, each the mean over its seeds; the shade runs from the lowest seed to the highest."""
+  """The curves of some sets, each the mean over its seeds; the shade runs from the lowest seed to
+  the highest.
+  """
   made = []
   for metric, heading, unit, bounds in CURVES:
-    series = [over_seeds(name, [curve(run.metrics, metric) for run in seeds.values()], color)
-              for (name, seeds), color in zip(results.items(), _HUES)]
+    series = [
+      over_seeds(name, [curve(run.metrics, metric) for run in seeds.values()], color)
+      for (name, seeds), color in zip(results.items(), _HUES)
+    ]
     svg = charts.lines(series, bounds=bounds, log=False, label=f'{heading}: {title}')
-    legend = [(s.name, s.color, charts.number(s.points[-1][1])) for s in series if len(s.points) > 1]
+    legend = [
+      (s.name, s.color, charts.number(s.points[-1][1])) for s in series if len(s.points) > 1
+    ]
     if svg:
-      made.append(Drawing(f'{title}-{metric.replace("/", "_")}', heading, unit, Markup(svg), legend))
+      made.append(
+        Drawing(f'{title}-{metric.replace("/", "_")}', heading, unit, Markup(svg), legend)
+      )
   return made
 
 
 def over_seeds(name: str, curves: Sequence[Sequence[tuple[float, float]]], color: str) -> Series:
-  """The mean of several curves at the steps that all of them have, with their lowest and highest; smoothed over a tenth alike."""
+  """The mean of several curves at the steps that all of them have, with their lowest and highest;
+  smoothed over a tenth alike.
+  """
   known = [dict(points) for points in curves if points]
   steps = sorted(set.intersection(*map(set, known))) if known else []
   smooth = [_smoothed([one[step] for step in steps]) for one in known]
   columns = list(zip(*smooth))
   points = [(step, math.fsum(values) / len(values)) for step, values in zip(steps, columns)]
-  band = [(step, min(values), max(values)) for step, values in zip(steps, columns)] if len(known) > 1 else []
+  band = (
+    [(step, min(values), max(values)) for step, values in zip(steps, columns)]
+    if len(known) > 1
+    else []
+  )
   return Series(name, points, color, band)
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
   """A centred moving average over a tenth of the values, narrower at the ends."""
   half = len(values) // 20
-  windows = [values[max(0, i - half):i + half + 1] for i in range(len(values))]
+  windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
   return [math.fsum(window) / len(window) for window in windows]
 
 
 def standalone(drawing: Drawing) -> str:
   """The drawing as an SVG file that needs no page: title, legend and light colours with it."""
-  rows = [drawing.legend[i:i + 3] for i in range(0, len(drawing.legend), 3)]
+  rows = [drawing.legend[i : i + 3] for i in range(0, len(drawing.legend), 3)]
   top = 30 + 16 * len(rows)
   names = ''.join(
-    f'<rect x="{14 + 142 * column}" y="{26 + 16 * row}" width="9" height="9" rx="2" fill="{color}"/>'
+    f'<rect x="{14 + 142 * column}" y="{26 + 16 * row}" width="9" height="9" rx="2" '
+    f'fill="{color}"/>'
     f'<text x="{27 + 142 * column}" y="{34 + 16 * row}">{html.escape(name)} {last}</text>'
-    for row, entries in enumerate(rows) for column, (name, color, last) in enumerate(entries))
-  inner = str(drawing.svg).replace('<svg ', f'<svg y="{top}" width="{charts.WIDTH}" height="{charts.HEIGHT}" ', 1)
-  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} {top + charts.HEIGHT}" width="{charts.WIDTH * 2}">'
-          f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="white"/>'
-          f'<text class="title" x="14" y="17">{html.escape(drawing.title)}</text>'
-          f'<text x="{charts.WIDTH - 10}" y="17" text-anchor="end">{html.escape(drawing.unit)}</text>{names}{inner}</svg>\n')
+    for row, entries in enumerate(rows)
+    for column, (name, color, last) in enumerate(entries)
+  )
+  inner = str(drawing.svg).replace(
+    '<svg ', f'<svg y="{top}" width="{charts.WIDTH}" height="{charts.HEIGHT}" ', 1
+  )
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} '
+    f'{top + charts.HEIGHT}" width="{charts.WIDTH * 2}">'
+    f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="white"/>'
+    f'<text class="title" x="14" y="17">{html.escape(drawing.title)}</text>'
+    f'<text x="{charts.WIDTH - 10}" y="17" '
+    f'text-anchor="end">{html.escape(drawing.unit)}</text>{names}{inner}</svg>\n'
+  )
 
 
 def render(results: Results, settings: Settings, drawings: Mapping[str, Sequence[Drawing]]) -> str:
   """The page as text."""
-  environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   undefined=jinja2.StrictUndefined)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
   found = ablation.numbers(results, settings.reference)
   columns = [*ablation.measures(results), 'against']
-  rows = [{'name': name, 'seeds': sorted(results[name]), 'overrides': settings.overrides.get(name, ()),
-           'cells': [_cell(values[column], column) if (name, column) != (settings.reference, 'against') else ('', '')
-                     for column in columns]}
-          for name, values in found.items()]
+  rows = [
+    {
+      'name': name,
+      'seeds': sorted(results[name]),
+      'overrides': settings.overrides.get(name, ()),
+      'cells': [
+        _cell(values[column], column)
+        if (name, column) != (settings.reference, 'against')
+        else ('', '')
+        for column in columns
+      ],
+    }
+    for name, values in found.items()
+  ]
   return environment.get_template('ablation.html.j2').render(
-    settings=settings, columns=[*columns[:-1], f'accuracy − {settings.reference}'], rows=rows, drawings=drawings,
-    few=min((len(seeds) for seeds in results.values()), default=0), missing=[n for n in settings.overrides if n not in results],
-    style=Markup((_HERE / 'page.css').read_text()), script=Markup((_HERE / 'page.js').read_text()))
+    settings=settings,
+    columns=[*columns[:-1], f'accuracy − {settings.reference}'],
+    rows=rows,
+    drawings=drawings,
+    few=min((len(seeds) for seeds in results.values()), default=0),
+    missing=[n for n in settings.overrides if n not in results],
+    style=Markup((_HERE / 'page.css').read_text()),
+    script=Markup((_HERE / 'page.js').read_text()),
+  )
 
 
 def _cell(value: Value, column: str) -> tuple[str, str]:

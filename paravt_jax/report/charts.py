@@ -1,4 +1,6 @@
-"""Charts as SVG text. Colours are CSS variables of the page, so that one drawing serves the light and the dark theme."""
+"""Charts as SVG text. Colours are CSS variables of the page, so that one drawing serves the light
+and the dark theme.
+"""
 
 import dataclasses
 import html
@@ -8,12 +10,15 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 440, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
-SMOOTH_FROM = 24           # points from which a line is drawn smoothed over its faint raw self
+SMOOTH_FROM = 24  # points from which a line is drawn smoothed over its faint raw self
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """points: (step, value), steps ascending. color: a CSS colour, such as 'var(--c1)'. band: (step, low, high), shaded behind a line."""
+  """points: (step, value), steps ascending. color: a CSS colour, such as 'var(--c1)'. band: (step,
+  low, high), shaded behind a line.
+  """
+
   name: str
   points: Sequence[tuple[float, float]]
   color: str
@@ -23,6 +28,7 @@ class Series:
 @dataclasses.dataclass(frozen=True)
 class _Scale:
   """Data to drawing: linear, or logarithmic in y."""
+
   x0: float
   x1: float
   y0: float
@@ -39,8 +45,11 @@ class _Scale:
     return HEIGHT - _BOTTOM - (v - a) / (b - a or 1) * (HEIGHT - _TOP - _BOTTOM)
 
 
-def lines(series: Sequence[Series], *, bounds: tuple[float, float] | None, log: bool, label: str) -> str:
-  """A line chart over steps. bounds: the least range of y, None to follow the data. log: logarithmic y, without values <= 0.
+def lines(
+  series: Sequence[Series], *, bounds: tuple[float, float] | None, log: bool, label: str
+) -> str:
+  """A line chart over steps. bounds: the least range of y, None to follow the data. log:
+  logarithmic y, without values <= 0.
 
   Returns '' when no series has two points. `label` is read aloud instead of the drawing.
   """
@@ -60,7 +69,9 @@ def lines(series: Sequence[Series], *, bounds: tuple[float, float] | None, log: 
 
 
 def areas(series: Sequence[Series], *, label: str) -> str:
-  """Stacked areas, first series at the bottom; a step that a series lacks counts as 0. '' below two steps."""
+  """Stacked areas, first series at the bottom; a step that a series lacks counts as 0. '' below two
+  steps.
+  """
   steps = sorted({step for s in series for step, _ in s.points})
   if len(steps) < 2:
     return ''
@@ -78,24 +89,41 @@ def areas(series: Sequence[Series], *, label: str) -> str:
   return _svg(label, _axes(scale) + shapes, _hover(series, scale))
 
 
-def bars(values: Sequence[float | None], intervals: Sequence[tuple[float, float] | None], colors: Sequence[str], *, top: float,
-         texts: Sequence[str], label: str) -> str:
-  """A small panel of upright bars on a common scale 0..top, each with its text above, and a whisker for a known interval."""
+def bars(
+  values: Sequence[float | None],
+  intervals: Sequence[tuple[float, float] | None],
+  colors: Sequence[str],
+  *,
+  top: float,
+  texts: Sequence[str],
+  label: str,
+) -> str:
+  """A small panel of upright bars on a common scale 0..top, each with its text above, and a whisker
+  for a known interval.
+  """
   width, height, floor, roof = 120, 120, 112, 18
   step = width / len(values)
   parts = [f'<line class="grid" x1="4" x2="{width - 4}" y1="{floor}" y2="{floor}"/>']
   y = lambda value: floor - (floor - roof) * min(value, top) / top
   for i, (value, interval, color, text) in enumerate(zip(values, intervals, colors, texts)):
-    center = step * (i + .5)
+    center = step * (i + 0.5)
     tip = floor
     if value is not None:
       tip = min(y(value), y(interval[1]) if interval else floor)
       box = f'x="{center - 19:.1f}" y="{y(value):.1f}" width="38" height="{floor - y(value):.1f}"'
       parts.append(f'<rect fill="{color}" {box} rx="2"/>')
     if interval is not None:
-      parts.append(f'<path class="whisker" d="M{center:.1f} {y(interval[0]):.1f}V{y(interval[1]):.1f}"/>')
-    parts.append(f'<text class="value" x="{center:.1f}" y="{tip - 5:.1f}" text-anchor="middle">{html.escape(text)}</text>')
-  return f'<svg class="bars" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+      parts.append(
+        f'<path class="whisker" d="M{center:.1f} {y(interval[0]):.1f}V{y(interval[1]):.1f}"/>'
+      )
+    parts.append(
+      f'<text class="value" x="{center:.1f}" y="{tip - 5:.1f}" '
+      f'text-anchor="middle">{html.escape(text)}</text>'
+    )
+  return (
+    f'<svg class="bars" viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+  )
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -106,7 +134,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
   """
   raw = (high - low) / max(count, 1) or 1.0
   size = 10 ** math.floor(math.log10(raw))
-  step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * .999)
+  step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
   first = math.ceil(low / step - 1e-9)
   return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -123,12 +151,16 @@ def number(value: float) -> str:
 
 def _scale(series: Sequence[Series], bounds: tuple[float, float] | None, log: bool) -> _Scale:
   xs = [x for s in series for x, _ in s.points]
-  ys = [y for s in series for _, y in s.points] + [y for s in series for _, *ends in s.band for y in ends] + list(bounds or ())
+  ys = (
+    [y for s in series for _, y in s.points]
+    + [y for s in series for _, *ends in s.band for y in ends]
+    + list(bounds or ())
+  )
   low, high = min(ys), max(ys)
   if log:
     low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high) + 1e-9)
   else:
-    margin = (high - low) * .06 or abs(high) * .1 or .5
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
     low = low if bounds and low == bounds[0] else low - margin
     high = high if bounds and high == bounds[1] and bounds[1] > bounds[0] else high + margin
   return _Scale(min(xs), max(xs), low, high, log)
@@ -137,18 +169,22 @@ def _scale(series: Sequence[Series], bounds: tuple[float, float] | None, log: bo
 def _axes(scale: _Scale) -> str:
   if scale.log:
     powers = range(round(math.log10(scale.y0)), round(math.log10(scale.y1)) + 1)
-    levels = [10.0 ** p for p in powers][::max(1, math.ceil(len(powers) / 6))]
+    levels = [10.0**p for p in powers][:: max(1, math.ceil(len(powers) / 6))]
   else:
     levels = ticks(scale.y0, scale.y1, 5)
   parts = []
   for level in levels:
     y = scale.y(level)
-    text = f'{level:.0e}' if scale.log and level < .01 else number(level)
-    parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                 f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+    text = f'{level:.0e}' if scale.log and level < 0.01 else number(level)
+    parts.append(
+      f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+      f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+    )
   for step in ticks(scale.x0, scale.x1, 6):
     if step == int(step):
-      parts.append(f'<text x="{scale.x(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(step)}</text>')
+      parts.append(
+        f'<text x="{scale.x(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(step)}</text>'
+      )
   return ''.join(parts)
 
 
@@ -158,7 +194,9 @@ def _path(points: Sequence[tuple[float, float]], scale: _Scale, color: str, css:
 
 
 def _band(series: Series, scale: _Scale) -> str:
-  outline = [(x, high) for x, _, high in series.band] + [(x, low) for x, low, _ in reversed(series.band)]
+  outline = [(x, high) for x, _, high in series.band] + [
+    (x, low) for x, low, _ in reversed(series.band)
+  ]
   drawn = ' '.join(f'{scale.x(x):.1f},{scale.y(y):.1f}' for x, y in outline)
   return f'<polygon fill="{series.color}" fill-opacity=".13" points="{drawn}"/>'
 
@@ -168,16 +206,24 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
   half = max(1, len(points) // 20)
   means = []
   for i, (x, _) in enumerate(points):
-    window = [y for _, y in points[max(0, i - half):i + half + 1]]
+    window = [y for _, y in points[max(0, i - half) : i + half + 1]]
     means.append((x, sum(window) / len(window)))
   return means
 
 
 def _hover(series: Sequence[Series], scale: _Scale) -> str:
-  """What the page's script shows under the pointer, as JSON: x positions in the drawing, steps, values."""
+  """What the page's script shows under the pointer, as JSON: x positions in the drawing, steps,
+  values.
+  """
   steps = sorted({x for s in series for x, _ in s.points})
-  shown = [{'name': s.name, 'color': s.color, 'y': [_short(dict(s.points).get(x)) for x in steps]} for s in series]
-  return json.dumps({'x': [round(scale.x(x), 1) for x in steps], 'steps': steps, 'series': shown}, separators=(',', ':'))
+  shown = [
+    {'name': s.name, 'color': s.color, 'y': [_short(dict(s.points).get(x)) for x in steps]}
+    for s in series
+  ]
+  return json.dumps(
+    {'x': [round(scale.x(x), 1) for x in steps], 'steps': steps, 'series': shown},
+    separators=(',', ':'),
+  )
 
 
 def _short(value: float | None) -> float | None:
@@ -185,5 +231,9 @@ def _short(value: float | None) -> float | None:
 
 
 def _svg(label: str, body: str, hover: str) -> str:
-  return (f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}" '
-          f'data-hover="{html.escape(hover)}">{body}<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg>')
+  return (
+    f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+    f'aria-label="{html.escape(label)}" '
+    f'data-hover="{html.escape(hover)}">{body}<line class="cursor" y1="{_TOP}" '
+    f'y2="{HEIGHT - _BOTTOM}"/></svg>'
+  )

@@ -1,7 +1,9 @@
-"""An evaluation as one static HTML file: the scores, then every wrong answer with its frames and crops on the timeline, to filter.
+"""An evaluation as one static HTML file: the scores, then every wrong answer with its frames and
+crops on the timeline, to filter.
 
-  results.jsonl: a line per finished sample; of several with one key (an error that was tried again) the last one counts
-  summary.json: {benchmark: {samples, score, interval, ...}}; without it (a run that was cut off) the numbers come from the lines
+results.jsonl: a line per finished sample; of several with one key (an error that was tried again)
+the last one counts summary.json: {benchmark: {samples, score, interval, ...}}; without it (a run
+that was cut off) the numbers come from the lines
 """
 
 import base64
@@ -29,23 +31,29 @@ from paravt_jax.report.headline import percent
 from paravt_jax.report.run import interval
 from paravt_jax.types import Episode, ResultStatus, Scored, Trajectory
 
-PICTURES = 3000              # different pictures on a page, about 5 KB each at 224 x 224
-SAMPLES = 600                # samples shown in full
-OVERVIEW = 16                # pictures of an overview; its timeline has every frame
-CROP = 8                     # pictures of a crop
-CLIPS = 32                   # decoded clips kept, for samples of one video stand near each other
-VALUES = 40                  # of a field, in the table of its breakdown
-RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}      # by which a published score may have been made, as shown
+PICTURES = 3000  # different pictures on a page, about 5 KB each at 224 x 224
+SAMPLES = 600  # samples shown in full
+OVERVIEW = 16  # pictures of an overview; its timeline has every frame
+CROP = 8  # pictures of a crop
+CLIPS = 32  # decoded clips kept, for samples of one video stand near each other
+VALUES = 40  # of a field, in the table of its breakdown
+RULES = {
+  'official': 'official',
+  'lmms_eval': 'lmms-eval',
+}  # by which a published score may have been made, as shown
 OUTCOMES = ('wrong', 'partial', 'error', 'right')
 _HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of results.jsonl without its episode. outcome: one of OUTCOMES, '' for a question without a gold answer.
+  """A line of results.jsonl without its episode. outcome: one of OUTCOMES, '' for a question
+  without a gold answer.
 
-  score: 0 .. 1, None after an error; calls: that were executed; start: where the line begins in the file.
+  score: 0 .. 1, None after an error; calls: that were executed; start: where the line begins in the
+  file.
   """
+
   key: str
   benchmark: str
   id: str
@@ -66,63 +74,111 @@ class Row:
   start: int
 
 
-def write(folder: Path | str, out_html: Path | str, load_frames: scenes.LoadFrames | None, *,
-          published: Mapping[str, Mapping[str, float]] | None = None, rules: Mapping[str, str] | None = None,
-          right: bool = False, pictures: int = PICTURES, samples: int = SAMPLES, title: str = '') -> Path:
+def write(
+  folder: Path | str,
+  out_html: Path | str,
+  load_frames: scenes.LoadFrames | None,
+  *,
+  published: Mapping[str, Mapping[str, float]] | None = None,
+  rules: Mapping[str, str] | None = None,
+  right: bool = False,
+  pictures: int = PICTURES,
+  samples: int = SAMPLES,
+  title: str = '',
+) -> Path:
   """Writes the page of a results folder.
 
   Args:
-    folder: see the module; lines that break the schema are named on the page.
-    out_html: the file to write; replaced in one go.
-    load_frames: (video path, seconds) -> Clip; it may raise MediaError. None: times only.
-    published: by benchmark and model, the score in points as published, to stand beside ours.
-    rules: by model, the rule ('official' or 'lmms_eval') that its published scores were made with; unknown without an entry.
-    right: show right answers too, after the others have their place.
-    pictures, samples: at most so many on the page, shared evenly by the benchmarks; the page says what was left out.
-    title: the folder's name by default.
+    folder: see the module; lines that break the schema are named on the page. out_html: the file to
+    write; replaced in one go. load_frames: (video path, seconds) -> Clip; it may raise MediaError.
+    None: times only. published: by benchmark and model, the score in points as published, to stand
+    beside ours. rules: by model, the rule ('official' or 'lmms_eval') that its published scores
+    were made with; unknown without an entry. right: show right answers too, after the others have
+    their place. pictures, samples: at most so many on the page, shared evenly by the benchmarks;
+    the page says what was left out. title: the folder's name by default.
 
   Returns:
     out_html.
 
   Raises:
-    DataError: the folder or its results.jsonl does not exist. ParavtError: the page cannot be written.
+    DataError: the folder or its results.jsonl does not exist. ParavtError: the page cannot be
+    written.
   """
   file = Path(folder) / 'results.jsonl'
   if not file.is_file():
-    raise DataError(f'{file}: no such file; wanted the results folder of an evaluation (the last line that it prints)')
+    raise DataError(
+      f'{file}: no such file; wanted the results folder of an evaluation (the last line that '
+      'it prints)'
+    )
   notes: list[str] = []
   rows = read(file, notes)
   summary = _summary(Path(folder) / 'summary.json', rows, notes)
   notes += [_broken(name, one['broken']) for name, one in summary.items() if one.get('broken')]
-  notes += [f'{name} is not complete: {one["missing"]} of its samples are missing.' for name, one in summary.items() if one.get('missing')]
+  notes += [
+    f'{name} is not complete: {one["missing"]} of its samples are missing.'
+    for name, one in summary.items()
+    if one.get('missing')
+  ]
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(_in_turn(wanted), samples))
   held = _Pictures(load_frames, pictures)
   cards = _cards(file, chosen, held, notes)
   left = collections.Counter(row.outcome for row in rows)
   left.subtract(row.outcome for row in chosen)
-  page = _render(cards, held, title=title or Path(folder).resolve().name, table=_table(summary, published or {}, rules or {}), notes=notes,
-                 breakdowns=_parts(summary), left={name: left[name] for name in OUTCOMES if left[name] > 0}, right=right)
+  page = _render(
+    cards,
+    held,
+    title=title or Path(folder).resolve().name,
+    table=_table(summary, published or {}, rules or {}),
+    notes=notes,
+    breakdowns=_parts(summary),
+    left={name: left[name] for name in OUTCOMES if left[name] > 0},
+    right=right,
+  )
   return write_whole(out_html, page, 'write the report')
 
 
-def write_one(episode: Episode, out_html: Path | str, load_frames: scenes.LoadFrames | None) -> Path:
-  """Writes the page of one episode without a gold answer: its question, overview, timeline and turns.
+def write_one(
+  episode: Episode, out_html: Path | str, load_frames: scenes.LoadFrames | None
+) -> Path:
+  """Writes the page of one episode without a gold answer: its question, overview, timeline and
+  turns.
 
   Raises:
     ParavtError: the page cannot be written.
   """
-  row = Row(key=episode.task.id, benchmark='', id=episode.task.id, k=episode.budget, outcome='', reason='', error=episode.error,
-            score=None, metrics={}, official={}, lmms_eval={}, answer='', gold='', fields={}, seconds={}, tokens={},
-            calls=episode.executed, start=0)
+  row = Row(
+    key=episode.task.id,
+    benchmark='',
+    id=episode.task.id,
+    k=episode.budget,
+    outcome='',
+    reason='',
+    error=episode.error,
+    score=None,
+    metrics={},
+    official={},
+    lmms_eval={},
+    answer='',
+    gold='',
+    fields={},
+    seconds={},
+    tokens={},
+    calls=episode.executed,
+    start=0,
+  )
   held = _Pictures(load_frames, PICTURES)
   cards = [_card(row, Scored(episode, 0.0, {}), held)]
-  page = _render(cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True)
+  page = _render(
+    cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True
+  )
   return write_whole(out_html, page, 'write the report')
 
 
 def read(path: Path | str, notes: list[str]) -> list[Row]:
-  """The last line of every key, in order of writing; lines that are broken are named in `notes`, a torn last one is left out."""
+  """The last line of every key, in order of writing; lines that are broken are named in `notes`, a
+  torn last one is left out.
+  """
   rows: dict[str, Row] = {}
   start = 0
   with Path(path).open('rb') as file:
@@ -131,7 +187,7 @@ def read(path: Path | str, notes: list[str]) -> list[Row]:
         break
       try:
         row = _row(line, start, f'{Path(path).name} line {count}')
-        rows.pop(row.key, None)                            # its place is that of its last line
+        rows.pop(row.key, None)  # its place is that of its last line
         rows[row.key] = row
       except DataError as error:
         notes.append(f'{error}; left out')
@@ -144,21 +200,49 @@ def _row(line: bytes, start: int, where: str) -> Row:
     data = json.loads(line)
   except ValueError as error:
     raise DataError(f'{where}: got {line[:40]!r}, wanted a JSON object') from error
-  kinds = {'key': str, 'benchmark': str, 'id': str, 'k': int, 'status': str, 'fields': dict, 'metrics': dict}
-  wrong = [name for name, kind in kinds.items() if not isinstance(data, dict) or not isinstance(data.get(name), kind)]
+  kinds = {
+    'key': str,
+    'benchmark': str,
+    'id': str,
+    'k': int,
+    'status': str,
+    'fields': dict,
+    'metrics': dict,
+  }
+  wrong = [
+    name
+    for name, kind in kinds.items()
+    if not isinstance(data, dict) or not isinstance(data.get(name), kind)
+  ]
   if wrong:
-    raise DataError(f'{where}: {", ".join(wrong)} missing or of another type, wanted a line of an evaluation')
+    raise DataError(
+      f'{where}: {", ".join(wrong)} missing or of another type, wanted a line of an evaluation'
+    )
   score, episode = data.get('score'), data.get('episode') or {}
   failed = data['status'] == 'error' or not isinstance(score, (int, float))
   outcome = 'error' if failed else 'right' if score >= 1 else 'wrong' if score <= 0 else 'partial'
   results = [result for turn in episode.get('turns', ()) for result in turn.get('results', ())]
   text = lambda name: '' if data.get(name) is None else str(data[name])
   return Row(
-    key=data['key'], benchmark=data['benchmark'], id=data['id'], k=data['k'], outcome=outcome, reason=text('reason'),
-    error=text('error'), score=None if failed else float(score), metrics=data['metrics'], official=data.get('official') or {},
+    key=data['key'],
+    benchmark=data['benchmark'],
+    id=data['id'],
+    k=data['k'],
+    outcome=outcome,
+    reason=text('reason'),
+    error=text('error'),
+    score=None if failed else float(score),
+    metrics=data['metrics'],
+    official=data.get('official') or {},
     lmms_eval=data.get('lmms_eval') or {},
-    answer=text('answer'), gold=text('gold'), fields=data['fields'], seconds=data.get('seconds') or {},
-    tokens=data.get('tokens') or {}, calls=sum(result.get('status') == ResultStatus.EXECUTED for result in results), start=start)
+    answer=text('answer'),
+    gold=text('gold'),
+    fields=data['fields'],
+    seconds=data.get('seconds') or {},
+    tokens=data.get('tokens') or {},
+    calls=sum(result.get('status') == ResultStatus.EXECUTED for result in results),
+    start=start,
+  )
 
 
 def _in_turn(rows: Iterable[Row]) -> Iterator[Row]:
@@ -167,7 +251,9 @@ def _in_turn(rows: Iterable[Row]) -> Iterator[Row]:
   for row in rows:
     groups[row.outcome == 'right', row.benchmark].append(row)
   for late in (False, True):
-    for turn in itertools.zip_longest(*(group for (right, _), group in groups.items() if right is late)):
+    for turn in itertools.zip_longest(
+      *(group for (right, _), group in groups.items() if right is late)
+    ):
       yield from (row for row in turn if row is not None)
 
 
@@ -183,11 +269,21 @@ def _summary(path: Path, rows: Sequence[Row], notes: list[str]) -> dict[str, Map
     except ValueError:
       data = {}
       notes.append(f'{path.name} is no JSON and was left out.')
-    found = {name: value for name, value in data.items() if isinstance(value, dict) and 'samples' in value} if isinstance(
-      data, dict) else {}
+    found = (
+      {
+        name: value
+        for name, value in data.items()
+        if isinstance(value, dict) and 'samples' in value
+      }
+      if isinstance(data, dict)
+      else {}
+    )
   missing = list(dict.fromkeys(row.benchmark for row in rows if row.benchmark not in found))
   if missing:
-    notes.append(f'The numbers of {", ".join(missing)} come from the samples that are there: {path.name} lacks them.')
+    notes.append(
+      f'The numbers of {", ".join(missing)} come from the samples that are there: '
+      f'{path.name} lacks them.'
+    )
   for name in missing:
     own = [row for row in rows if row.benchmark == name]
     found[name] = {**_cell(own), 'breakdowns': _breakdowns(own)}
@@ -195,12 +291,20 @@ def _summary(path: Path, rows: Sequence[Row], notes: list[str]) -> dict[str, Map
 
 
 def _cell(rows: Sequence[Row]) -> dict[str, Any]:
-  """The numbers of some rows as summary.json has them; the interval is over questions, whose budgets are not independent."""
+  """The numbers of some rows as summary.json has them; the interval is over questions, whose
+  budgets are not independent.
+  """
   answered = [row for row in rows if row.score is not None]
   scores = [row.score or 0.0 for row in rows]
-  return {'samples': len(rows), 'answered': len(answered), 'errors': len(rows) - len(answered), 'score': _mean(scores),
-          'interval': interval(scores, len({row.id for row in rows})), 'score_answered': _mean([row.score for row in answered]),
-          'calls_per_sample': _mean([row.calls for row in answered])}
+  return {
+    'samples': len(rows),
+    'answered': len(answered),
+    'errors': len(rows) - len(answered),
+    'score': _mean(scores),
+    'interval': interval(scores, len({row.id for row in rows})),
+    'score_answered': _mean([row.score for row in answered]),
+    'calls_per_sample': _mean([row.calls for row in answered]),
+  }
 
 
 def _breakdowns(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -221,35 +325,64 @@ def _mean(values: Sequence[float]) -> float | None:
   return sum(values) / len(values) if values else None
 
 
-def _table(summary: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]],
-           rules: Mapping[str, str]) -> list[dict[str, Any]]:
+def _table(
+  summary: Mapping[str, Mapping[str, Any]],
+  published: Mapping[str, Mapping[str, float]],
+  rules: Mapping[str, str],
+) -> list[dict[str, Any]]:
   """A row of texts per benchmark, its interval also as percent of the way from 0 to 1."""
-  return [{
-    'name': name, 'metric': str(one.get('metric', 'score')), 'score': percent(_known(one.get('score'))),
-    'range': _range(one.get('interval')), 'bar': _bar(one.get('score'), one.get('interval')),
-    'official': percent(_known(one.get('score_official'))),
-    'lmms_eval': '' if _known(one.get('score_lmms_eval')) is None else percent(one['score_lmms_eval']),
-    'answered': percent(_known(one.get('score_answered'))),
-    'samples': one['samples'], 'planned': one['samples'] + (one.get('missing') or 0), 'errors': one.get('errors', 0),
-    'calls': '–' if _known(one.get('calls_per_sample')) is None else f'{one["calls_per_sample"]:.2f}', 'forms': _forms(one),
-    'published': [(model, f'{value:.1f} %', RULES.get(rules.get(model, ''), 'unknown'))
-                  for model, value in published.get(name, {}).items() if not one.get('missing')],
-  } for name, one in summary.items()]
+  return [
+    {
+      'name': name,
+      'metric': str(one.get('metric', 'score')),
+      'score': percent(_known(one.get('score'))),
+      'range': _range(one.get('interval')),
+      'bar': _bar(one.get('score'), one.get('interval')),
+      'official': percent(_known(one.get('score_official'))),
+      'lmms_eval': ''
+      if _known(one.get('score_lmms_eval')) is None
+      else percent(one['score_lmms_eval']),
+      'answered': percent(_known(one.get('score_answered'))),
+      'samples': one['samples'],
+      'planned': one['samples'] + (one.get('missing') or 0),
+      'errors': one.get('errors', 0),
+      'calls': '–'
+      if _known(one.get('calls_per_sample')) is None
+      else f'{one["calls_per_sample"]:.2f}',
+      'forms': _forms(one),
+      'published': [
+        (model, f'{value:.1f} %', RULES.get(rules.get(model, ''), 'unknown'))
+        for model, value in published.get(name, {}).items()
+        if not one.get('missing')
+      ],
+    }
+    for name, one in summary.items()
+  ]
 
 
 def _forms(one: Mapping[str, Any]) -> str:
-  """What a summary says of its calls: by form, and how many did not run for which reason; '' where it does not say."""
+  """What a summary says of its calls: by form, and how many did not run for which reason; '' where
+  it does not say.
+  """
   well, other = _known(one.get('calls_well_formed')), _known(one.get('calls_other'))
   if well is None or other is None:
     return ''
-  failed = ', '.join(f'{str(reason).replace("_", " ")} {count}' for reason, count in (one.get('calls_failed_by_reason') or {}).items())
-  return f'{well:.2f} well-formed, {other:.2f} of another form' + (f'; did not run: {failed}' if failed else '')
+  failed = ', '.join(
+    f'{str(reason).replace("_", " ")} {count}'
+    for reason, count in (one.get('calls_failed_by_reason') or {}).items()
+  )
+  return f'{well:.2f} well-formed, {other:.2f} of another form' + (
+    f'; did not run: {failed}' if failed else ''
+  )
 
 
 def _broken(name: str, counts: Mapping[str, int]) -> str:
   """How many rows of a benchmark are broken as published, and why."""
   reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')
-  return f'Of the rows of {name}, {counts["rows"]} are broken as published ({reasons}); they were asked as they are.'
+  return (
+    f'Of the rows of {name}, {counts["rows"]} are broken as published ({reasons}); they were '
+    'asked as they are.'
+  )
 
 
 def _known(value: Any) -> float | None:
@@ -274,13 +407,30 @@ def _parts(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Small tables: the metrics of a benchmark where it has several, and its breakdowns."""
   found = []
   for name, one in summary.items():
-    metrics = {metric: {**values, 'score': values.get('all')} for metric, values in (one.get('metrics') or {}).items()}
+    metrics = {
+      metric: {**values, 'score': values.get('all')}
+      for metric, values in (one.get('metrics') or {}).items()
+    }
     tables = {'metric': metrics} if len(metrics) > 1 else {}
     for field, cells in {**tables, **(one.get('breakdowns') or {})}.items():
-      found.append({'benchmark': name, 'field': 'K' if field == 'k' else field, 'more': max(len(cells) - VALUES, 0), 'cells': [{
-        'name': value, 'count': cell.get('samples'), 'errors': cell.get('errors', 0), 'score': percent(_known(cell.get('score'))),
-        'range': _range(cell.get('interval')), 'bar': _bar(cell.get('score'), cell.get('interval')),
-      } for value, cell in itertools.islice(cells.items(), VALUES)]})
+      found.append(
+        {
+          'benchmark': name,
+          'field': 'K' if field == 'k' else field,
+          'more': max(len(cells) - VALUES, 0),
+          'cells': [
+            {
+              'name': value,
+              'count': cell.get('samples'),
+              'errors': cell.get('errors', 0),
+              'score': percent(_known(cell.get('score'))),
+              'range': _range(cell.get('interval')),
+              'bar': _bar(cell.get('score'), cell.get('interval')),
+            }
+            for value, cell in itertools.islice(cells.items(), VALUES)
+          ],
+        }
+      )
   return found
 
 
@@ -288,19 +438,27 @@ def _parts(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Pictures:
-  """Frames up to a number of different ones; each picture stands on the page once, however many samples show it."""
+  """Frames up to a number of different ones; each picture stands on the page once, however many
+  samples show it.
+  """
 
   def __init__(self, load: scenes.LoadFrames | None, limit: int):
     # samples of one video ask for the same overview
     self.load = None if load is None else functools.lru_cache(CLIPS)(load)
     self.limit = limit
     self._seen: set[tuple[str, float]] = set()
-    self._styles: dict[str, str] = {}                      # data URI -> class
+    self._styles: dict[str, str] = {}  # data URI -> class
 
   def take(self, episode: Episode) -> bool:
     """Whether all the pictures of an episode still fit; then they are counted."""
-    asked = {(video, t) for video, view in zip(episode.task.videos, episode.overviews) for t in view.seconds}
-    asked |= {(episode.task.videos[result.video], t) for result in episode.results for t in result.seconds}
+    asked = {
+      (video, t)
+      for video, view in zip(episode.task.videos, episode.overviews)
+      for t in view.seconds
+    }
+    asked |= {
+      (episode.task.videos[result.video], t) for result in episode.results for t in result.seconds
+    }
     if self.load is None or len(self._seen | asked) > self.limit:
       return False
     self._seen |= asked
@@ -314,7 +472,10 @@ class _Pictures:
 
   def css(self) -> str:
     """The style sheet that holds the pictures."""
-    return '\n'.join(f'.thumb .{name}{{aspect-ratio:{_shape(uri)};background-image:url({uri})}}' for uri, name in self._styles.items())
+    return '\n'.join(
+      f'.thumb .{name}{{aspect-ratio:{_shape(uri)};background-image:url({uri})}}'
+      for uri, name in self._styles.items()
+    )
 
 
 def _shape(uri: str) -> str:
@@ -322,7 +483,9 @@ def _shape(uri: str) -> str:
     return f'{image.width}/{image.height}'
 
 
-def _cards(file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str]) -> list[dict[str, Any]]:
+def _cards(
+  file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str]
+) -> list[dict[str, Any]]:
   """The samples to show, by benchmark, in the order of the file within it."""
   made = []
   with file.open('rb') as lines:
@@ -330,25 +493,40 @@ def _cards(file: Path, rows: Sequence[Row], pictures: _Pictures, notes: list[str
       lines.seek(row.start)
       data = json.loads(lines.readline()).get('episode')
       try:
-        scored = None if data is None else episodes.from_json(data, f'{file.name}, {row.key}').scored
+        scored = (
+          None if data is None else episodes.from_json(data, f'{file.name}, {row.key}').scored
+        )
       except DataError as error:
         notes.append(f'{error}; its turns are left out')
         scored = None
       made.append(_card(row, scored, pictures))
   bare = sum(card['bare'] for card in made)
   if bare and pictures.load is not None:
-    notes.append(f'{bare} of {len(made)} samples are shown without pictures, for a page holds {pictures.limit} at most.')
+    notes.append(
+      f'{bare} of {len(made)} samples are shown without pictures, for a page holds '
+      f'{pictures.limit} at most.'
+    )
   order = {name: i for i, name in enumerate(dict.fromkeys(row.benchmark for row in rows))}
   return sorted(made, key=lambda card: (order[card['row'].benchmark], card['row'].start))
 
 
 def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any]:
   """{row, scene, facts, bare}: scene is None without an episode; bare: it has no pictures."""
-  others = {f'{rule} {name}': value for rule, found in (('official', row.official), ('lmms-eval', row.lmms_eval))
-            for name, value in found.items() if row.metrics.get(name) != value}
-  # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a benchmark score it, by another rule
-  values = {'score': row.score, **row.metrics, **others, **{f'{name} s': value for name, value in row.seconds.items()},
-            **{f'{name} tokens': value for name, value in row.tokens.items()}}
+  others = {
+    f'{rule} {name}': value
+    for rule, found in (('official', row.official), ('lmms-eval', row.lmms_eval))
+    for name, value in found.items()
+    if row.metrics.get(name) != value
+  }
+  # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a
+  # benchmark score it, by another rule
+  values = {
+    'score': row.score,
+    **row.metrics,
+    **others,
+    **{f'{name} s': value for name, value in row.seconds.items()},
+    **{f'{name} tokens': value for name, value in row.tokens.items()},
+  }
   facts = [(name, number(value)) for name, value in values.items() if _known(value) is not None]
   if scored is None:
     return {'row': row, 'scene': None, 'facts': facts, 'bare': False}
@@ -357,8 +535,11 @@ def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any
   entry = episodes.Entry(0, dataclasses.replace(scored, episode=thin))
   scene = scenes.scene(scenes.Pick('', (('', entry),)), pictures.load if fits else None, None)
   side = scene['sides'][0]
-  side['timeline'] = scenes.timeline(scored.episode)       # every frame, also those without a picture
-  for thumbs in (scene['thumbs'], *(result['thumbs'] for turn in side['turns'] for result in turn['results'])):
+  side['timeline'] = scenes.timeline(scored.episode)  # every frame, also those without a picture
+  for thumbs in (
+    scene['thumbs'],
+    *(result['thumbs'] for turn in side['turns'] for result in turn['results']),
+  ):
     pictures.name(thumbs)
   shown, seen = len(scene['thumbs']), sum(len(view.seconds) for view in scored.episode.overviews)
   scene['few'] = f'{shown} of {seen} frames shown' if shown < seen else ''
@@ -370,11 +551,22 @@ def _thin(episode: Episode) -> Episode:
   views = episode.overviews
   most = max(1, OVERVIEW // max(len(views), 1))
   empty = lambda trajectory: None if trajectory is None else Trajectory((), trajectory.stop)
-  bare = lambda result: dataclasses.replace(result, seconds=_some(result.seconds, CROP), subagent=empty(result.subagent))
-  turns = tuple(dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns)
-  others = tuple(dataclasses.replace(view, seconds=_some(view.seconds, most)) for view in episode.others)
-  return dataclasses.replace(episode, seconds=_some(episode.seconds, most), others=others, turns=turns,
-                             trajectory=Trajectory((), episode.stop))
+  bare = lambda result: dataclasses.replace(
+    result, seconds=_some(result.seconds, CROP), subagent=empty(result.subagent)
+  )
+  turns = tuple(
+    dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns
+  )
+  others = tuple(
+    dataclasses.replace(view, seconds=_some(view.seconds, most)) for view in episode.others
+  )
+  return dataclasses.replace(
+    episode,
+    seconds=_some(episode.seconds, most),
+    others=others,
+    turns=turns,
+    trajectory=Trajectory((), episode.stop),
+  )
 
 
 def _some(seconds: Sequence[float], most: int) -> tuple[float, ...]:
@@ -388,24 +580,44 @@ def _some(seconds: Sequence[float], most: int) -> tuple[float, ...]:
 
 
 def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any) -> str:
-  environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   undefined=jinja2.StrictUndefined)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
   style = ''.join((_HERE / name).read_text() for name in ('page.css', 'evaluation.css'))
   script = ''.join((_HERE / name).read_text() for name in ('page.js', 'evaluation.js'))
   return environment.get_template('evaluation.html.j2').render(
-    cards=cards, filters=_filters(cards), style=Markup(style + pictures.css()), script=Markup(script),
-    written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'), **values)
+    cards=cards,
+    filters=_filters(cards),
+    style=Markup(style + pictures.css()),
+    script=Markup(script),
+    written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
+    **values,
+  )
 
 
 def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, int]]]]:
-  """(what, [(value, how many samples)]) by which samples can be chosen; what all share is left out."""
+  """(what, [(value, how many samples)]) by which samples can be chosen; what all share is left
+  out.
+  """
   rows = [card['row'] for card in cards]
-  values = (('benchmark', lambda row: row.benchmark), ('outcome', lambda row: row.outcome), ('K', lambda row: row.k),
-            ('calls', lambda row: row.calls))
+  values = (
+    ('benchmark', lambda row: row.benchmark),
+    ('outcome', lambda row: row.outcome),
+    ('K', lambda row: row.k),
+    ('calls', lambda row: row.calls),
+  )
   found = []
   for name, value in values:
     counts = collections.Counter(map(value, rows))
-    order = sorted(counts, key=OUTCOMES.index) if name == 'outcome' and '' not in counts else sorted(counts)
+    order = (
+      sorted(counts, key=OUTCOMES.index)
+      if name == 'outcome' and '' not in counts
+      else sorted(counts)
+    )
     if len(counts) > 1:
       found.append((name, [(str(key), counts[key]) for key in order]))
   return found

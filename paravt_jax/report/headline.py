@@ -1,16 +1,21 @@
-"""The sentence on top of a report: did the agent learn to crop, and does it pay? Computed from the evaluations alone."""
+"""The sentence on top of a report: did the agent learn to crop, and does it pay? Computed from the
+evaluations alone.
+"""
 
 import dataclasses
 
 from paravt_jax.report.run import Evaluation, Run
 
-CALLS_MOVED = 0.15         # executed calls per episode that count as a change
-CALLS_MANY = 0.75          # ... and as a habit
+CALLS_MOVED = 0.15  # executed calls per episode that count as a change
+CALLS_MANY = 0.75  # ... and as a habit
 
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-  """verdict: good | mixed | bad | unknown (the colour of the mark); title: the answer; detail: the numbers behind it."""
+  """verdict: good | mixed | bad | unknown (the colour of the mark); title: the answer; detail:
+  the numbers behind it.
+  """
+
   verdict: str
   title: str
   detail: str
@@ -20,12 +25,19 @@ def headline(run: Run) -> Headline:
   """The headline of a run, whatever of it exists."""
   if run.before is None or run.after is None:
     have = 'before' if run.before else 'after' if run.after else None
-    detail = f'Only the evaluation {have} training is there.' if have else f'{len(run.metrics)} training steps are logged.'
+    detail = (
+      f'Only the evaluation {have} training is there.'
+      if have
+      else f'{len(run.metrics)} training steps are logged.'
+    )
     return Headline('unknown', 'This run cannot be compared yet: an evaluation is missing.', detail)
   low = min(set(run.before.by_k) & set(run.after.by_k), default=None)
   if low is None or None in (run.before.by_k[low].calls, run.after.by_k[low].calls):
-    return Headline('unknown', f'Accuracy went from {percent(run.before.accuracy)} to {percent(run.after.accuracy)}.',
-                    'Calls by frame budget are not known, so nothing can be said about cropping.')
+    return Headline(
+      'unknown',
+      f'Accuracy went from {percent(run.before.accuracy)} to {percent(run.after.accuracy)}.',
+      'Calls by frame budget are not known, so nothing can be said about cropping.',
+    )
   return Headline(*_verdict(run, low), _detail(run, low))
 
 
@@ -35,34 +47,63 @@ def _verdict(run: Run, low: int) -> tuple[str, str]:
   if calls[1] < CALLS_MANY and calls[0] - calls[1] > CALLS_MOVED:
     return 'bad', 'The agent unlearned to crop: calls collapsed during training.'
   if calls[1] - calls[0] > CALLS_MOVED:
-    return ('good', 'The agent learned to crop, and it pays.') if better else (
-      ('bad', 'The agent learned to crop, but its answers got worse.') if worse else
-      ('mixed', 'The agent learned to crop, but accuracy did not clearly move.'))
+    return (
+      ('good', 'The agent learned to crop, and it pays.')
+      if better
+      else (
+        ('bad', 'The agent learned to crop, but its answers got worse.')
+        if worse
+        else ('mixed', 'The agent learned to crop, but accuracy did not clearly move.')
+      )
+    )
   if calls[1] >= CALLS_MANY:
-    return ('good', 'The agent cropped from the start and learned to use what it sees.') if better else (
-      ('bad', 'The agent keeps cropping, but its answers got worse.') if worse else
-      ('mixed', 'The agent cropped from the start; training changed little.'))
-  return ('mixed', 'Accuracy rose, but not by cropping.') if better else ('bad', 'The agent did not learn to crop.')
+    return (
+      ('good', 'The agent cropped from the start and learned to use what it sees.')
+      if better
+      else (
+        ('bad', 'The agent keeps cropping, but its answers got worse.')
+        if worse
+        else ('mixed', 'The agent cropped from the start; training changed little.')
+      )
+    )
+  return (
+    ('mixed', 'Accuracy rose, but not by cropping.')
+    if better
+    else ('bad', 'The agent did not learn to crop.')
+  )
 
 
 def _sides(run: Run) -> tuple[bool, bool]:
-  """Whether accuracy is clearly better, clearly worse: the paired interval excludes 0, else the two intervals are apart."""
+  """Whether accuracy is clearly better, clearly worse: the paired interval excludes 0, else the two
+  intervals are apart.
+  """
   if run.gain is not None:
     return run.gain[1] > 0, run.gain[2] < 0
   if run.before.interval is None or run.after.interval is None:
     return False, False
-  return run.after.interval[0] > run.before.interval[1], run.after.interval[1] < run.before.interval[0]
+  return run.after.interval[0] > run.before.interval[1], run.after.interval[
+    1
+  ] < run.before.interval[0]
 
 
 def _detail(run: Run, low: int) -> str:
   before, after = run.before.by_k[low], run.after.by_k[low]
-  parts = [f'With only {low} overview frames it makes {after.calls:.2f} executed calls per episode '
-           f'(before: {before.calls:.2f}) and answers {percent(after.accuracy)} right (before: {percent(before.accuracy)}).']
+  parts = [
+    f'With only {low} overview frames it makes {after.calls:.2f} executed calls per episode '
+    f'(before: {before.calls:.2f}) and answers {percent(after.accuracy)} right (before: '
+    f'{percent(before.accuracy)}).'
+  ]
   high = max(set(run.before.by_k) & set(run.after.by_k))
   if high != low and run.after.by_k[high].calls is not None:
-    parts.append(f'With {high} frames it makes {run.after.by_k[high].calls:.2f} calls and answers '
-                 f'{percent(run.after.by_k[high].accuracy)} right.')
-  parts.append(f'Over all: {percent(run.before.accuracy)} → {percent(run.after.accuracy)}' + gain_text(run) + '.')
+    parts.append(
+      f'With {high} frames it makes {run.after.by_k[high].calls:.2f} calls and answers '
+      f'{percent(run.after.by_k[high].accuracy)} right.'
+    )
+  parts.append(
+    f'Over all: {percent(run.before.accuracy)} → {percent(run.after.accuracy)}'
+    + gain_text(run)
+    + '.'
+  )
   return ' '.join(parts)
 
 

@@ -1,6 +1,8 @@
-"""SFT rows as the model will see them, on one static HTML page: messages, every frame with its time, all tokens, the loss mask.
+"""SFT rows as the model will see them, on one static HTML page: messages, every frame with its
+time, all tokens, the loss mask.
 
-What is shown is taken from the very sample that would be packed, not from the row: its pictures, its ids and its mask.
+What is shown is taken from the very sample that would be packed, not from the row: its pictures,
+its ids and its mask.
 """
 
 import dataclasses
@@ -23,16 +25,18 @@ from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import scenes
 
 _HERE = Path(__file__).parent
-_PIXELATED = 100             # pixels; smaller pictures are drawn with hard edges
-_PER_CHARACTER = 4           # bytes of a UTF-8 character: tokens that it can be cut into
+_PIXELATED = 100  # pixels; smaller pictures are drawn with hard edges
+_PER_CHARACTER = 4  # bytes of a UTF-8 character: tokens that it can be cut into
 _BROKEN = '\N{REPLACEMENT CHARACTER}'
 _REPLACED = "The row's own system text has no <tools> block; the model is given this one instead."
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one row of a batch holds: tokens (image placeholders expanded), images of up to image_patches patches, and stills, which
-  are larger."""
+  """What one row of a batch holds: tokens (image placeholders expanded), images of up to
+  image_patches patches, and stills, which are larger.
+  """
+
   row_tokens: int
   row_images: int
   image_patches: int
@@ -43,8 +47,10 @@ class Limits:
 class Token:
   """What is shown as one token; several ids where a character is cut in pieces.
 
-  target: whether the loss counts it; image: its number from 1, 0 for text; expanded: tokens that it takes in a row.
+  target: whether the loss counts it; image: its number from 1, 0 for text; expanded: tokens that it
+  takes in a row.
   """
+
   ids: tuple[int, ...]
   text: str
   target: bool
@@ -54,10 +60,13 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A row to show. name: as it was asked for; id: 'file.parquet:row'; reason: why it would be dropped, '' when it would not be.
+  """A row to show. name: as it was asked for; id: 'file.parquet:row'; reason: why it would be
+  dropped, '' when it would not be.
 
-  fault: the reason in words; messages, tokens (by message), counts: empty as far as the row could not be read.
+  fault: the reason in words; messages, tokens (by message), counts: empty as far as the row could
+  not be read.
   """
+
   name: str
   id: str
   reason: str
@@ -67,9 +76,16 @@ class Look:
   counts: dict[str, int]
 
 
-def look(name: str, conversation: Conversation, tok: ChatTokenizer, frames: sft.Frames, options: sft.FrameOptions,
-         limits: Limits) -> Look:
-  """A row as it would be packed; media that cannot be read give a look without tokens, and the reason.
+def look(
+  name: str,
+  conversation: Conversation,
+  tok: ChatTokenizer,
+  frames: sft.Frames,
+  options: sft.FrameOptions,
+  limits: Limits,
+) -> Look:
+  """A row as it would be packed; media that cannot be read give a look without tokens, and the
+  reason.
 
   Args:
     name: how the row was asked for, 'source:number'.
@@ -89,7 +105,15 @@ def look(name: str, conversation: Conversation, tok: ChatTokenizer, frames: sft.
     return Look(name, conversation.id, reason, str(error), _messages(conversation, shown), (), {})
   counts = _counts(sample, limits)
   reason, fault = _verdict(counts, limits)
-  return Look(name, conversation.id, reason, fault, _messages(conversation, shown), _tokens(tok, sample), counts)
+  return Look(
+    name,
+    conversation.id,
+    reason,
+    fault,
+    _messages(conversation, shown),
+    _tokens(tok, sample),
+    counts,
+  )
 
 
 def unreadable(name: str, where: str, reason: str, fault: str) -> Look:
@@ -104,32 +128,58 @@ def write(out_html: Path | str, title: str, looks: Sequence[Look], limits: Limit
 
 def render(title: str, looks: Sequence[Look], limits: Limits) -> str:
   """The page as text."""
-  environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   undefined=jinja2.StrictUndefined)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
   environment.filters['visible'] = visible
   return environment.get_template('preview.html.j2').render(
-    title=title, looks=looks, limits=limits, style=Markup((_HERE / 'page.css').read_text() + (_HERE / 'preview.css').read_text()),
-    script=Markup((_HERE / 'page.js').read_text()), written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'))
+    title=title,
+    looks=looks,
+    limits=limits,
+    style=Markup((_HERE / 'page.css').read_text() + (_HERE / 'preview.css').read_text()),
+    script=Markup((_HERE / 'page.js').read_text()),
+    written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
+  )
 
 
 def visible(text: str) -> str:
-  """A token's text with its line ends marked, so that a token of nothing but a break can be seen and pointed at."""
+  """A token's text with its line ends marked, so that a token of nothing but a break can be seen
+  and pointed at.
+  """
   return text.replace('\r', '␍').replace('\n', '⏎\n')
 
 
 def _counts(sample: packing.Sample, limits: Limits) -> dict[str, int]:
   tokens, images, stills = packing.sizes(packing.Tree(sample), limits.image_patches)
   seen = sum(_image_tokens(image) for image in sample.images)
-  return {'tokens': tokens, 'images': images, 'stills': stills, 'image_tokens': seen, 'targets': int(sample.extras[sft.MASK].sum())}
+  return {
+    'tokens': tokens,
+    'images': images,
+    'stills': stills,
+    'image_tokens': seen,
+    'targets': int(sample.extras[sft.MASK].sum()),
+  }
 
 
 def _verdict(counts: dict[str, int], limits: Limits) -> tuple[str, str]:
-  """Why the planner would drop such a sample, as its reason and in words; ('', '') when it would not."""
+  """Why the planner would drop such a sample, as its reason and in words; ('', '') when it would
+  not.
+  """
   if counts['tokens'] > limits.row_tokens:
-    return batches.TOO_LONG, f'{counts["tokens"]:,} tokens; a row holds {limits.row_tokens:,} (train.row_tokens)'
+    return (
+      batches.TOO_LONG,
+      f'{counts["tokens"]:,} tokens; a row holds {limits.row_tokens:,} (train.row_tokens)',
+    )
   for kind, most in (('images', limits.row_images), ('stills', limits.row_stills)):
     if counts[kind] > most:
-      return batches.TOO_MANY_IMAGES, f'{counts[kind]:,} {kind}; a row holds {most:,} (train.row_{kind})'
+      return (
+        batches.TOO_MANY_IMAGES,
+        f'{counts[kind]:,} {kind}; a row holds {most:,} (train.row_{kind})',
+      )
   if not counts['targets']:
     return batches.NO_TARGET, 'no token counts in the loss'
   return '', ''
@@ -138,8 +188,12 @@ def _verdict(counts: dict[str, int], limits: Limits) -> tuple[str, str]:
 # Messages
 
 
-def _messages(conversation: Conversation, shown: Sequence[list[template.Piece]]) -> tuple[dict[str, Any], ...]:
-  """{role, parts, note} of each message. `shown`: the pieces of its media in order; those behind a broken one are missing."""
+def _messages(
+  conversation: Conversation, shown: Sequence[list[template.Piece]]
+) -> tuple[dict[str, Any], ...]:
+  """{role, parts, note} of each message. `shown`: the pieces of its media in order; those behind a
+  broken one are missing.
+  """
   pieces = iter(shown)
   return tuple(_message(message, pieces) for message in conversation.messages)
 
@@ -148,7 +202,11 @@ def _message(message: Message, shown: Iterator[list[template.Piece]]) -> dict[st
   if message.role == 'system':
     own = ''.join(part for part in message.parts if isinstance(part, str))
     text = prompts.system(own)
-    return {'role': 'system', 'parts': [{'spans': _plain(text)}], 'note': '' if text == own else _REPLACED}
+    return {
+      'role': 'system',
+      'parts': [{'spans': _plain(text)}],
+      'note': '' if text == own else _REPLACED,
+    }
   cut = scenes.spans if message.role == 'assistant' else _plain
   media = lambda ref: {'title': ref.path, 'label': _label(ref), **_pictures(next(shown, None))}
   parts = [{'spans': cut(part)} if isinstance(part, str) else media(part) for part in message.parts]
@@ -166,7 +224,10 @@ def _label(ref: VideoRef | ImageRef) -> str:
     if ref.num_frames is not None:
       words.append(f'{_many(ref.num_frames, "frame")} asked for')
     if ref.start is not None or ref.end is not None:
-      words.append(f'from {scenes.clock(ref.start or 0)} to ' + ('the end' if ref.end is None else scenes.clock(ref.end)))
+      words.append(
+        f'from {scenes.clock(ref.start or 0)} to '
+        + ('the end' if ref.end is None else scenes.clock(ref.end))
+      )
   return ' · '.join(words)
 
 
@@ -181,10 +242,23 @@ def _pictures(pieces: list[template.Piece] | None) -> dict[str, Any]:
       continue
     height, width = piece.shape[:2]
     time = before.strip('<>').replace(' seconds', ' s')
-    thumbs.append({'src': scenes.data_uri(piece), 'pixelated': max(height, width) < _PIXELATED, 'text': time or f'{width}×{height}',
-                   'title': f'{time + " · " if time else ""}{width}×{height} · {_many(_image_tokens(piece), "token")}'})
+    thumbs.append(
+      {
+        'src': scenes.data_uri(piece),
+        'pixelated': max(height, width) < _PIXELATED,
+        'text': time or f'{width}×{height}',
+        'title': f'{time + " · " if time else ""}{width}×{height} · '
+        f'{_many(_image_tokens(piece), "token")}',
+      }
+    )
     before = ''
-  few = 'still' if thumbs and all('×' in thumb['text'] for thumb in thumbs) else 'few' if len(thumbs) <= 16 else 'some'
+  few = (
+    'still'
+    if thumbs and all('×' in thumb['text'] for thumb in thumbs)
+    else 'few'
+    if len(thumbs) <= 16
+    else 'some'
+  )
   return {'thumbs': thumbs, 'size': few, 'note': ''}
 
 
@@ -212,8 +286,9 @@ def _tokens(tok: ChatTokenizer, sample: packing.Sample) -> tuple[tuple[Token, ..
   return tuple(found)
 
 
-def _message_tokens(tok: ChatTokenizer, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray],
-                    seen: int) -> Iterator[Token]:
+def _message_tokens(
+  tok: ChatTokenizer, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray], seen: int
+) -> Iterator[Token]:
   at = 0
   while at < len(ids):
     if ids[at] == tok.image_pad:
@@ -222,13 +297,15 @@ def _message_tokens(tok: ChatTokenizer, ids: np.ndarray, mask: np.ndarray, image
       at += 1
       continue
     size = _character(tok, ids[at:], mask[at:])
-    run = tuple(int(i) for i in ids[at:at + size])
+    run = tuple(int(i) for i in ids[at : at + size])
     yield Token(run, tok.decode(run), bool(mask[at]), 0, size)
     at += size
 
 
 def _character(tok: ChatTokenizer, ids: np.ndarray, mask: np.ndarray) -> int:
-  """How many of the next tokens make whole characters: 1, or more when the first one ends within a character."""
+  """How many of the next tokens make whole characters: 1, or more when the first one ends within a
+  character.
+  """
   for size in range(1, min(_PER_CHARACTER, len(ids)) + 1):
     if mask[size - 1] != mask[0]:
       break

@@ -1,6 +1,8 @@
-"""A run folder as values. Whatever is missing or short becomes a note for the reader, never an exception.
+"""A run folder as values. Whatever is missing or short becomes a note for the reader, never an
+exception.
 
-  config.json  git.txt  metrics.jsonl  sft/metrics.jsonl  summary.json  episodes/{before,after,train}.jsonl
+config.json  git.txt  metrics.jsonl  sft/metrics.jsonl  summary.json
+episodes/{before,after,train}.jsonl
 """
 
 import collections
@@ -19,12 +21,15 @@ from paravt_jax.metrics import writer
 from paravt_jax.report import episodes
 from paravt_jax.report.episodes import Entry
 
-TRAIN_KEPT = 64            # entries of train.jsonl kept from its beginning, and as many from its end
+TRAIN_KEPT = 64  # entries of train.jsonl kept from its beginning, and as many from its end
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One frame budget in one evaluation. `interval` is the 95 % one of the accuracy; None: not known."""
+  """One frame budget in one evaluation. `interval` is the 95 % one of the accuracy; None: not
+  known.
+  """
+
   accuracy: float | None
   calls: float | None
   interval: tuple[float, float] | None
@@ -33,7 +38,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Before or after: the numbers over all samples, by frame budget K (ascending), and accuracy by question type."""
+  """Before or after: the numbers over all samples, by frame budget K (ascending), and accuracy by
+  question type.
+  """
+
   episodes: int
   accuracy: float | None
   interval: tuple[float, float] | None
@@ -45,7 +53,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All a page needs. `entries` by 'before', 'after', 'train'; `gain` is (difference, low, high) over questions both have."""
+  """All a page needs. `entries` by 'before', 'after', 'train'; `gain` is (difference, low, high)
+  over questions both have.
+  """
+
   name: str
   config: Mapping[str, Any]
   git: str
@@ -63,35 +74,66 @@ def load(folder: Path | str) -> Run:
   """Reads a run folder.
 
   Raises:
-    DataError: the folder does not exist. Files inside that are missing or broken are named in `notes` instead.
+    DataError: the folder does not exist. Files inside that are missing or broken are named in
+    `notes` instead.
   """
   folder = Path(folder)
   if not folder.is_dir():
-    raise DataError(f'{folder}: no such folder; wanted a run folder (the last line that a run prints)')
+    raise DataError(
+      f'{folder}: no such folder; wanted a run folder (the last line that a run prints)'
+    )
   notes: list[str] = []
   config, summary = (_json(folder / name, notes) for name in ('config.json', 'summary.json'))
-  entries = {name: _entries(folder / 'episodes' / f'{name}.jsonl', notes, name == 'train')
-             for name in ('before', 'after', 'train')}
+  entries = {
+    name: _entries(folder / 'episodes' / f'{name}.jsonl', notes, name == 'train')
+    for name in ('before', 'after', 'train')
+  }
   metrics = _metrics(folder / 'metrics.jsonl', notes)
   if len(metrics) == 1:
     notes.append('metrics.jsonl holds a single step: curves need two.')
   git = folder / 'git.txt'
-  before, after = (_evaluation(summary.get(name), entries[name], name, notes) for name in ('before', 'after'))
-  return Run(folder.resolve().name, config, git.read_text().strip() if git.is_file() else '', metrics,
-             _metrics(folder / 'sft' / 'metrics.jsonl', None), _minutes(summary.get('minutes')), before, after,
-             _told_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']), entries, tuple(notes))
+  before, after = (
+    _evaluation(summary.get(name), entries[name], name, notes) for name in ('before', 'after')
+  )
+  return Run(
+    folder.resolve().name,
+    config,
+    git.read_text().strip() if git.is_file() else '',
+    metrics,
+    _metrics(folder / 'sft' / 'metrics.jsonl', None),
+    _minutes(summary.get('minutes')),
+    before,
+    after,
+    _told_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']),
+    entries,
+    tuple(notes),
+  )
 
 
 def _told_gain(gain: Any) -> tuple[float, float, float] | None:
-  """The gain as the run's own table has it, so that page and table agree; None where summary.json does not tell."""
-  numbers = [gain.get(name) for name in ('difference', 'low', 'high')] if isinstance(gain, Mapping) else [None]
-  return tuple(map(float, numbers)) if all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers) else None
+  """The gain as the run's own table has it, so that page and table agree; None where summary.json
+  does not tell.
+  """
+  numbers = (
+    [gain.get(name) for name in ('difference', 'low', 'high')]
+    if isinstance(gain, Mapping)
+    else [None]
+  )
+  return (
+    tuple(map(float, numbers))
+    if all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+    else None
+  )
 
 
-def paired_gain(before: Iterable[Entry], after: Iterable[Entry]) -> tuple[float, float, float] | None:
-  """Mean difference in accuracy over the (question, K) pairs that both hold, with its 95 % interval; None below two questions.
+def paired_gain(
+  before: Iterable[Entry], after: Iterable[Entry]
+) -> tuple[float, float, float] | None:
+  """Mean difference in accuracy over the (question, K) pairs that both hold, with its 95 %
+  interval; None below two questions.
 
-  Differences are averaged per question first, since the budgets of one question are not independent (normal approximation).
+  Differences are averaged per question first, since the budgets of one question are not independent
+  (normal approximation).
   """
   earlier = {entry.key: accuracy(entry) for entry in before}
   differences = collections.defaultdict(list)
@@ -120,13 +162,20 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]
   rows: list[tuple[str, str]] = []
   for key, value in config.items():
     name = f'{prefix}{key}'
-    rows += flatten(value, f'{name}.') if isinstance(value, Mapping) and value else [(name, json.dumps(value))]
+    rows += (
+      flatten(value, f'{name}.')
+      if isinstance(value, Mapping) and value
+      else [(name, json.dumps(value))]
+    )
   return rows
 
 
 def _json(path: Path, notes: list[str]) -> Mapping[str, Any]:
   if not path.is_file():
-    notes.append(f'{path.name} is missing' + (': the run did not reach its end.' if path.name == 'summary.json' else '.'))
+    notes.append(
+      f'{path.name} is missing'
+      + (': the run did not reach its end.' if path.name == 'summary.json' else '.')
+    )
     return {}
   try:
     data = json.loads(path.read_text())
@@ -168,16 +217,22 @@ def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]
 def _minutes(raw: Any) -> dict[str, float]:
   if isinstance(raw, (int, float)):
     return {'total': float(raw)}
-  return {name: float(value) for name, value in (raw or {}).items() if isinstance(value, (int, float))}
+  return {
+    name: float(value) for name, value in (raw or {}).items() if isinstance(value, (int, float))
+  }
 
 
-def _evaluation(raw: Any, entries: Sequence[Entry], name: str, notes: list[str]) -> Evaluation | None:
+def _evaluation(
+  raw: Any, entries: Sequence[Entry], name: str, notes: list[str]
+) -> Evaluation | None:
   """From summary.json where it speaks, the rest from the episodes."""
   if not isinstance(raw, Mapping) and not entries:
     return None
   raw = raw if isinstance(raw, Mapping) else {}
   if not raw:
-    notes.append(f'The numbers "{name}" come from {len(entries)} logged episodes, for summary.json lacks them.')
+    notes.append(
+      f'The numbers "{name}" come from {len(entries)} logged episodes, for summary.json lacks them.'
+    )
   cells = _cells(entries)
   given = {int(k): value for k, value in (raw.get('accuracy_by_k') or {}).items()}
   calls = {int(k): value for k, value in (raw.get('calls_by_k') or {}).items()}
@@ -185,13 +240,20 @@ def _evaluation(raw: Any, entries: Sequence[Entry], name: str, notes: list[str])
   by_k = {}
   for k in sorted({*given, *cells}):
     cell = cells.get(k, empty)
-    by_k[k] = dataclasses.replace(cell, accuracy=given.get(k, cell.accuracy), calls=calls.get(k, cell.calls))
+    by_k[k] = dataclasses.replace(
+      cell, accuracy=given.get(k, cell.accuracy), calls=calls.get(k, cell.calls)
+    )
   scores = [accuracy(entry) for entry in entries]
   bounds = raw.get('interval') or interval(scores, len(scores))
   return Evaluation(
-    int(raw.get('episodes', len(entries))), raw.get('accuracy', _mean(scores)), None if bounds is None else tuple(bounds),
+    int(raw.get('episodes', len(entries))),
+    raw.get('accuracy', _mean(scores)),
+    None if bounds is None else tuple(bounds),
     raw.get('format_compliance', _mean([entry.scored.parts.get('compliant') for entry in entries])),
-    raw.get('calls_per_episode', _mean([entry.scored.episode.executed for entry in entries])), by_k, _by_type(entries))
+    raw.get('calls_per_episode', _mean([entry.scored.episode.executed for entry in entries])),
+    by_k,
+    _by_type(entries),
+  )
 
 
 def _cells(entries: Sequence[Entry]) -> dict[int, Cell]:
@@ -201,7 +263,12 @@ def _cells(entries: Sequence[Entry]) -> dict[int, Cell]:
   cells = {}
   for k, group in by_k.items():
     scores = [accuracy(entry) for entry in group]
-    cells[k] = Cell(_mean(scores), _mean([entry.scored.episode.executed for entry in group]), interval(scores, len(scores)), len(group))
+    cells[k] = Cell(
+      _mean(scores),
+      _mean([entry.scored.episode.executed for entry in group]),
+      interval(scores, len(scores)),
+      len(group),
+    )
   return cells
 
 
@@ -218,7 +285,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def interval(scores: Sequence[float], n: int) -> tuple[float, float] | None:
-  """Wilson's 95 % interval of a mean of scores in [0, 1], n of which are independent; None below two."""
+  """Wilson's 95 % interval of a mean of scores in [0, 1], n of which are independent; None below
+  two.
+  """
   if n < 2:
     return None
   p, z = sum(scores) / len(scores), 1.96

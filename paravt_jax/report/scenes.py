@@ -1,4 +1,6 @@
-"""Which episodes a report shows, and each as plain values for the page: thumbnails, timeline, coloured turns, tokens."""
+"""Which episodes a report shows, and each as plain values for the page: thumbnails, timeline,
+coloured turns, tokens.
+"""
 
 import base64
 import collections
@@ -16,37 +18,52 @@ from paravt_jax.chat import prompts
 from paravt_jax.errors import MediaError
 from paravt_jax.report.episodes import Entry
 from paravt_jax.report.run import accuracy
-from paravt_jax.types import Clip, Episode, ResultStatus, Task, ToolCall, ToolResult, Trajectory, Turn
+from paravt_jax.types import (
+  Clip,
+  Episode,
+  ResultStatus,
+  Task,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Turn,
+)
 
 LoadFrames = Callable[[str, Sequence[float]], Clip]
 Decode = Callable[[list[int]], str]
 
-THUMB = 144                # pixels of a thumbnail's longer side at most
-LABEL = .12                # share of the timeline that an event's text takes
+THUMB = 144  # pixels of a thumbnail's longer side at most
+LABEL = 0.12  # share of the timeline that an event's text takes
 _TAG = re.compile(r'(</?(?:think|tool_call|tool_code|answer)>)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
   """One question at one K. `sides`: (caption, entry), at most two, before training first."""
+
   label: str
   sides: tuple[tuple[str, Entry], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A run of a turn's text. kind: think | tool | answer | plain; tag: the text is the tag itself."""
+  """A run of a turn's text. kind: think | tool | answer | plain; tag: the text is the tag
+  itself.
+  """
+
   kind: str
   tag: bool
   text: str
 
 
 def choose(entries: Mapping[str, Sequence[Entry]]) -> list[Pick]:
-  """A handful that shows the run: solved by cropping, lost, most calls, a failed call, few and many frames, worst.
+  """A handful that shows the run: solved by cropping, lost, most calls, a failed call, few and many
+  frames, worst.
 
-  Evaluations are paired by question and K; without an evaluation after training, steps of training stand in, unpaired.
+  Evaluations are paired by question and K; without an evaluation after training, steps of training
+  stand in, unpaired.
   """
-  after = entries['after'] or entries['train'][-len(entries['train']) // 2:]
+  after = entries['after'] or entries['train'][-len(entries['train']) // 2 :]
   caption = 'after training' if entries['after'] else 'while training'
   earlier = {entry.key: entry for entry in entries['before']}
   if not after:
@@ -61,7 +78,9 @@ def choose(entries: Mapping[str, Sequence[Entry]]) -> list[Pick]:
   return list(picks.values())
 
 
-def _wishes(after: Sequence[Entry], earlier: Mapping[tuple, Entry]) -> Iterable[tuple[str, Entry | None]]:
+def _wishes(
+  after: Sequence[Entry], earlier: Mapping[tuple, Entry]
+) -> Iterable[tuple[str, Entry | None]]:
   ks = sorted({entry.scored.episode.budget for entry in after})
   if not ks:
     return
@@ -71,31 +90,57 @@ def _wishes(after: Sequence[Entry], earlier: Mapping[tuple, Entry]) -> Iterable[
   failed = lambda e: sum(r.status is not ResultStatus.EXECUTED for r in e.scored.episode.results)
   reward = lambda e: e.scored.reward
   best = lambda group, key: max(group, key=key, default=None)
-  yield 'solved by cropping', best([e for e in few if accuracy(e) > was(e) and calls(e)], lambda e: (calls(e) == 2, reward(e)))
-  yield 'best, few frames', best([e for e in few if calls(e)] or few, lambda e: (calls(e) == 1, reward(e)))
+  yield (
+    'solved by cropping',
+    best(
+      [e for e in few if accuracy(e) > was(e) and calls(e)], lambda e: (calls(e) == 2, reward(e))
+    ),
+  )
+  yield (
+    'best, few frames',
+    best([e for e in few if calls(e)] or few, lambda e: (calls(e) == 1, reward(e))),
+  )
   yield 'most calls', best([e for e in after if calls(e)], calls)
   yield 'a failed call', best([e for e in after if failed(e)], lambda e: (failed(e), reward(e)))
   if not any(map(failed, after)):
-    yield 'a failed call before', best([e for e in after if e.key in earlier and failed(earlier[e.key])], reward)
-  yield 'many frames, right', best([e for e in many if accuracy(e) >= 1], lambda e: (-calls(e), reward(e)))
+    yield (
+      'a failed call before',
+      best([e for e in after if e.key in earlier and failed(earlier[e.key])], reward),
+    )
+  yield (
+    'many frames, right',
+    best([e for e in many if accuracy(e) >= 1], lambda e: (-calls(e), reward(e))),
+  )
   yield 'many frames', best(many, reward)
-  yield 'lost', best([e for e in after if e.key in earlier and accuracy(e) < was(e)], lambda e: -reward(e))
+  yield (
+    'lost',
+    best([e for e in after if e.key in earlier and accuracy(e) < was(e)], lambda e: -reward(e)),
+  )
   yield 'worst', min(after, key=reward, default=None)
 
 
 def scene(pick: Pick, load: LoadFrames | None, decode: Decode | None) -> dict[str, Any]:
-  """What the template shows of a pick: the question once, then each side. Frames that cannot be loaded become a note."""
+  """What the template shows of a pick: the question once, then each side. Frames that cannot be
+  loaded become a note.
+  """
   episode = pick.sides[-1][1].scored.episode
   thumbs, note = _overview(load, episode)
   return {
-    'label': pick.label, 'k': episode.budget, 'task': episode.task,
+    'label': pick.label,
+    'k': episode.budget,
+    'task': episode.task,
     'duration': ' + '.join(clock(view.duration) for view in episode.overviews) or clock(0),
-    'thumbs': thumbs, 'note': note, 'size': 'few' if len(thumbs) <= 8 else 'some' if len(thumbs) <= 16 else 'many',
-    'sides': [_side(caption, entry, load, decode) for caption, entry in pick.sides]}
+    'thumbs': thumbs,
+    'note': note,
+    'size': 'few' if len(thumbs) <= 8 else 'some' if len(thumbs) <= 16 else 'many',
+    'sides': [_side(caption, entry, load, decode) for caption, entry in pick.sides],
+  }
 
 
 def spans(text: str) -> list[Span]:
-  """A turn's text cut at its tags. An unclosed tag colours what follows up to the next tag's opening."""
+  """A turn's text cut at its tags. An unclosed tag colours what follows up to the next tag's
+  opening.
+  """
   found, kind = [], 'plain'
   for piece in _TAG.split(text):
     if not piece:
@@ -120,8 +165,9 @@ def clock(seconds: float) -> str:
 
 
 def timeline(episode: Episode) -> dict[str, Any]:
-  """Everything on the axis of the videos, end to end, as percent of their duration: overview ticks, what is known to happen
-  (in the first video), crops in lanes."""
+  """Everything on the axis of the videos, end to end, as percent of their duration: overview ticks,
+  what is known to happen (in the first video), crops in lanes.
+  """
   views = episode.overviews
   starts = list(itertools.accumulate((view.duration for view in views), initial=0.0))
   duration = max(starts[-1], 1e-6)
@@ -132,46 +178,80 @@ def timeline(episode: Episode) -> dict[str, Any]:
   for number, result in enumerate(episode.results, 1):
     if result.window is None:
       continue
-    start, end = starts[result.video] + result.window.start, starts[result.video] + result.window.end
-    lane = _lane(lanes, start, end + .04 * duration)
+    start, end = (
+      starts[result.video] + result.window.start,
+      starts[result.video] + result.window.end,
+    )
+    lane = _lane(lanes, start, end + 0.04 * duration)
     left, right = percent(start), percent(end)
-    crops.append({
-      'number': number, 'left': left, 'width': right - left,
-      'lane': lane, 'ok': result.status is ResultStatus.EXECUTED,
-      'title': f'crop {number}: {_window(result, len(views))}, {result.status}',
-      'frames': [percent(starts[result.video] + t) for t in result.seconds]})
+    crops.append(
+      {
+        'number': number,
+        'left': left,
+        'width': right - left,
+        'lane': lane,
+        'ok': result.status is ResultStatus.EXECUTED,
+        'title': f'crop {number}: {_window(result, len(views))}, {result.status}',
+        'frames': [percent(starts[result.video] + t) for t in result.seconds],
+      }
+    )
   for event in known_events(episode.task):
     left, right = percent(event['start']), percent(event['end'])
     lane = _lane(event_lanes, event['start'], event['end'] + LABEL * duration)
     events.append({**event, 'left': left, 'width': right - left, 'lane': lane})
   return {
     'overview': [percent(start + t) for start, view in zip(starts, views) for t in view.seconds],
-    'crops': crops, 'lanes': len(lanes),
-    'events': events, 'event_lanes': len(event_lanes),
-    'axis': [{'left': 100 * i / 4, 'text': clock(duration * i / 4)} for i in range(5)] if len(views) == 1 else
-            [{'left': percent(start), 'text': prompts.label(i)} for i, start in enumerate(starts[:-1], 1)]}
+    'crops': crops,
+    'lanes': len(lanes),
+    'events': events,
+    'event_lanes': len(event_lanes),
+    'axis': [{'left': 100 * i / 4, 'text': clock(duration * i / 4)} for i in range(5)]
+    if len(views) == 1
+    else [
+      {'left': percent(start), 'text': prompts.label(i)} for i, start in enumerate(starts[:-1], 1)
+    ],
+  }
 
 
 def _lane(ends: list[float], start: float, end: float) -> int:
-  """The first lane that is free from `start` on, which is then taken up to `end`; a new one if none is."""
+  """The first lane that is free from `start` on, which is then taken up to `end`; a new one if none
+  is.
+  """
   lane = next((i for i, taken in enumerate(ends) if taken <= start), len(ends))
-  ends[lane:lane + 1] = [end]
+  ends[lane : lane + 1] = [end]
   return lane
 
 
 def known_events(task: Task) -> list[dict[str, Any]]:
-  """What the generator knows to happen: {start, end, text, point}, from facts' `events`, `cues` with `labels`, and tvg's gold.
+  """What the generator knows to happen: {start, end, text, point}, from facts' `events`, `cues`
+  with `labels`, and tvg's gold.
 
   A cue is a single second (point). Facts of another shape are left out.
   """
   found = []
   for event in task.facts.get('events') or ():
     if isinstance(event, Mapping) and 'start' in event and 'end' in event:
-      words = [str(event[key]) for key in ('label', 'text', 'colour', 'color', 'shape') if event.get(key)]
-      found.append({'start': float(event['start']), 'end': float(event['end']), 'text': ' '.join(words), 'point': False})
+      words = [
+        str(event[key]) for key in ('label', 'text', 'colour', 'color', 'shape') if event.get(key)
+      ]
+      found.append(
+        {
+          'start': float(event['start']),
+          'end': float(event['end']),
+          'text': ' '.join(words),
+          'point': False,
+        }
+      )
   labels = task.facts.get('labels') or ()
   for i, cue in enumerate(task.facts.get('cues') or ()):
-    found.append({'start': float(cue), 'end': float(cue), 'text': str(labels[i]) if i < len(labels) else '', 'point': True})
+    found.append(
+      {
+        'start': float(cue),
+        'end': float(cue),
+        'text': str(labels[i]) if i < len(labels) else '',
+        'point': True,
+      }
+    )
   if task.question_type == 'tvg' and re.fullmatch(r'\s*[\d.]+\s*,\s*[\d.]+\s*', task.answer):
     start, end = map(float, task.answer.split(','))
     found.append({'start': start, 'end': end, 'text': 'gold', 'point': False})
@@ -179,7 +259,9 @@ def known_events(task: Task) -> list[dict[str, Any]]:
 
 
 def tokens(trajectory: Trajectory, decode: Decode | None) -> list[dict[str, Any]]:
-  """Runs of a trajectory's tokens: given ones together, sampled ones singly with log-prob, version, and a surprise of 0..9."""
+  """Runs of a trajectory's tokens: given ones together, sampled ones singly with log-prob, version,
+  and a surprise of 0..9.
+  """
   runs = []
   show = decode or (lambda ids: ' '.join(map(str, ids)) + ' ')
   for segment in trajectory.segments:
@@ -188,40 +270,80 @@ def tokens(trajectory: Trajectory, decode: Decode | None) -> list[dict[str, Any]
       runs.append({'text': show(ids), 'sampled': False, 'count': len(ids)})
       continue
     for token, logprob, version in zip(ids, segment.logprobs, segment.versions):
-      runs.append({'text': show([token]), 'sampled': True, 'level': int(min(9, max(0.0, -logprob) * 3)),
-                   'title': f'{token} · log-prob {logprob:.3f} · version {version}'})
+      runs.append(
+        {
+          'text': show([token]),
+          'sampled': True,
+          'level': int(min(9, max(0.0, -logprob) * 3)),
+          'title': f'{token} · log-prob {logprob:.3f} · version {version}',
+        }
+      )
   return runs
 
 
-def _side(caption: str, entry: Entry, load: LoadFrames | None, decode: Decode | None) -> dict[str, Any]:
+def _side(
+  caption: str, entry: Entry, load: LoadFrames | None, decode: Decode | None
+) -> dict[str, Any]:
   episode, numbers = entry.scored.episode, iter(range(1, 10000))
   sampled = sum(len(s.ids) for s in episode.trajectory.segments if s.sampled)
   return {
-    'caption': caption, 'reward': entry.scored.reward, 'right': accuracy(entry), 'stop': str(episode.stop),
-    'parts': [(name, entry.scored.parts[name]) for name in ('accuracy', 'format', 'base', 'anchor', 'tool')
-              if name in entry.scored.parts],
-    'calls': episode.executed, 'timeline': timeline(episode), 'rollout': episode.rollout,
+    'caption': caption,
+    'reward': entry.scored.reward,
+    'right': accuracy(entry),
+    'stop': str(episode.stop),
+    'parts': [
+      (name, entry.scored.parts[name])
+      for name in ('accuracy', 'format', 'base', 'anchor', 'tool')
+      if name in entry.scored.parts
+    ],
+    'calls': episode.executed,
+    'timeline': timeline(episode),
+    'rollout': episode.rollout,
     'turns': [_turn(turn, numbers, episode.task.videos, load) for turn in episode.turns],
     'counts': (sampled, sum(len(s.ids) for s in episode.trajectory.segments) - sampled),
-    'tokens': [('main agent', tokens(episode.trajectory, decode)),
-               *((f'sub-agent {i}', tokens(result.subagent, decode)) for i, result in enumerate(episode.results, 1)
-                 if result.subagent is not None)]}
+    'tokens': [
+      ('main agent', tokens(episode.trajectory, decode)),
+      *(
+        (f'sub-agent {i}', tokens(result.subagent, decode))
+        for i, result in enumerate(episode.results, 1)
+        if result.subagent is not None
+      ),
+    ],
+  }
 
 
-def _turn(turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadFrames | None) -> dict[str, Any]:
+def _turn(
+  turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadFrames | None
+) -> dict[str, Any]:
   results = []
   for result in turn.results:
     thumbs, note = _thumbs(load, videos[result.video] if videos else '', result.seconds)
-    results.append({
-      'number': next(numbers), 'ok': result.status is ResultStatus.EXECUTED,
-      'status': str(result.status).replace('_', ' '), 'form': _form(result), 'by': 'frames' if result.subagent is None else 'sub-agent',
-      'window': _window(result, len(videos)), 'text': result.text, 'thumbs': thumbs, 'note': note})
-  return {'spans': spans(turn.text), 'results': results, 'forced': turn.forced, 'stop': str(turn.stop)}
+    results.append(
+      {
+        'number': next(numbers),
+        'ok': result.status is ResultStatus.EXECUTED,
+        'status': str(result.status).replace('_', ' '),
+        'form': _form(result),
+        'by': 'frames' if result.subagent is None else 'sub-agent',
+        'window': _window(result, len(videos)),
+        'text': result.text,
+        'thumbs': thumbs,
+        'note': note,
+      }
+    )
+  return {
+    'spans': spans(turn.text),
+    'results': results,
+    'forced': turn.forced,
+    'stop': str(turn.stop),
+  }
 
 
 def _form(result: ToolResult) -> str:
   """What the page says of a call that was read although it is not well-formed; '' for others."""
-  return 'not well-formed' if isinstance(result.call, ToolCall) and not result.call.well_formed else ''
+  return (
+    'not well-formed' if isinstance(result.call, ToolCall) and not result.call.well_formed else ''
+  )
 
 
 def _window(result: ToolResult, videos: int) -> str:
@@ -242,7 +364,9 @@ def _overview(load: LoadFrames | None, episode: Episode) -> tuple[list[dict[str,
   return found, notes[0] if notes else ''
 
 
-def _thumbs(load: LoadFrames | None, video: str, seconds: Sequence[float]) -> tuple[list[dict[str, Any]], str]:
+def _thumbs(
+  load: LoadFrames | None, video: str, seconds: Sequence[float]
+) -> tuple[list[dict[str, Any]], str]:
   """Data URIs with their times, and why there are none."""
   times = [{'src': None, 'text': clock(t)} for t in seconds]
   if load is None or not seconds:
@@ -251,7 +375,10 @@ def _thumbs(load: LoadFrames | None, video: str, seconds: Sequence[float]) -> tu
     frames = load(video, seconds).frames
   except MediaError as error:
     return times, f'no frames: {error}'
-  return [{**time, 'src': data_uri(frame), 'pixelated': max(frame.shape[:2]) < 100} for time, frame in zip(times, frames)], ''
+  return [
+    {**time, 'src': data_uri(frame), 'pixelated': max(frame.shape[:2]) < 100}
+    for time, frame in zip(times, frames)
+  ], ''
 
 
 def data_uri(frame: np.ndarray) -> str:
@@ -274,4 +401,5 @@ def caching(load: LoadFrames | None) -> LoadFrames | None:
     if key not in kept:
       kept[key] = load(video, seconds)
     return kept[key]
+
   return cached

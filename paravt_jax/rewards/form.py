@@ -1,8 +1,9 @@
-"""Rewards for structure: R_base, R_anchor and R_fmt of spec section 4, and the compliance that no weight changes.
+"""Rewards for structure: R_base, R_anchor and R_fmt of spec section 4, and the compliance that no
+weight changes.
 
-Texts are turns with the pinned prefix included. Positive terms hold when any turn earns them, and a flow such as
-think -> answer may span turns; the penalty and the balance look at every turn. Only well-formed calls count. A place is (turn, index
-in its text).
+Texts are turns with the pinned prefix included. Positive terms hold when any turn earns them, and a
+flow such as think -> answer may span turns; the penalty and the balance look at every turn. Only
+well-formed calls count. A place is (turn, index in its text).
 """
 
 import dataclasses
@@ -18,63 +19,94 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What the turns hold. `thoughts` are the starts of substantive thinks, `closed` the ends of those that are closed."""
+  """What the turns hold. `thoughts` are the starts of substantive thinks, `closed` the ends of
+  those that are closed.
+  """
+
   thoughts: tuple[Place, ...]
   closed: tuple[Place, ...]
-  open_think: bool           # some think is opened and never closed
-  answered: bool             # an <answer> with non-blank text, closed or not
+  open_think: bool  # some think is opened and never closed
+  answered: bool  # an <answer> with non-blank text, closed or not
   answers: tuple[Place, ...]  # starts of closed, non-blank answers
-  calls: tuple[Place, ...]   # well-formed calls, those of forced turns left out
-  balanced: bool             # tags balance, and every tool block is a well-formed call
+  calls: tuple[Place, ...]  # well-formed calls, those of forced turns left out
+  balanced: bool  # tags balance, and every tool block is a well-formed call
 
 
 def read(turns: Sequence[Turn]) -> Form:
   """The form of an episode's turns."""
   thinks = [(turn, think) for turn, text in _texts(turns) for think in tags.thinks(text)]
   solid = [(turn, think) for turn, think in thinks if len(think.body.strip()) >= SUBSTANTIVE]
-  answers = [(turn, answer) for turn, text in _texts(turns) for answer in tags.answers(text) if answer.body.strip()]
+  answers = [
+    (turn, answer)
+    for turn, text in _texts(turns)
+    for answer in tags.answers(text)
+    if answer.body.strip()
+  ]
   return Form(
-      thoughts=tuple((turn, think.start) for turn, think in solid),
-      closed=tuple((turn, think.end) for turn, think in solid if think.closed),
-      open_think=any(not think.closed for _, think in thinks),
-      answered=bool(answers),
-      answers=tuple((turn, answer.start) for turn, answer in answers if answer.closed),
-      calls=tuple((index, block.start) for index, turn in enumerate(turns) if not turn.forced
-                  for block in toolcalls.blocks(turn.text) if any(map(toolcalls.is_well_formed, block.items))),
-      balanced=all(tags.balanced(text, name) for _, text in _texts(turns) for name in _BALANCED) and
-      all(toolcalls.is_well_formed(item) for _, text in _texts(turns) for item in toolcalls.parse(text)))
+    thoughts=tuple((turn, think.start) for turn, think in solid),
+    closed=tuple((turn, think.end) for turn, think in solid if think.closed),
+    open_think=any(not think.closed for _, think in thinks),
+    answered=bool(answers),
+    answers=tuple((turn, answer.start) for turn, answer in answers if answer.closed),
+    calls=tuple(
+      (index, block.start)
+      for index, turn in enumerate(turns)
+      if not turn.forced
+      for block in toolcalls.blocks(turn.text)
+      if any(map(toolcalls.is_well_formed, block.items))
+    ),
+    balanced=all(tags.balanced(text, name) for _, text in _texts(turns) for name in _BALANCED)
+    and all(
+      toolcalls.is_well_formed(item) for _, text in _texts(turns) for item in toolcalls.parse(text)
+    ),
+  )
 
 
 def anchor(form: Form, *, unclosed_penalty: float) -> float:
-  """R_anchor: .4 a substantive think is closed, .3 and a closed non-blank answer follows it, less `unclosed_penalty` (the method's
-  is .3) when some think is never closed."""
-  return .4 * bool(form.closed) + .3 * _precedes(form.closed, form.answers) - unclosed_penalty * form.open_think
+  """R_anchor: .4 a substantive think is closed, .3 and a closed non-blank answer follows it, less
+  `unclosed_penalty` (the method's is .3) when some think is never closed.
+  """
+  return (
+    0.4 * bool(form.closed)
+    + 0.3 * _precedes(form.closed, form.answers)
+    - unclosed_penalty * form.open_think
+  )
 
 
 def base(form: Form, *, answer_suffix: bool) -> float:
-  """R_base: a substantive think, an answer that holds text, its closing; a think before a call; and tags that balance."""
-  think, answer, closing = (.2, .3, .2) if answer_suffix else (.3, .2, .1)
+  """R_base: a substantive think, an answer that holds text, its closing; a think before a call; and
+  tags that balance.
+  """
+  think, answer, closing = (0.2, 0.3, 0.2) if answer_suffix else (0.3, 0.2, 0.1)
   earned = think * bool(form.thoughts) + answer * form.answered + closing * bool(form.answers)
-  earned += .3 * _precedes(form.thoughts, form.calls)
-  return earned + .1 * (earned > 0 and form.balanced)
+  earned += 0.3 * _precedes(form.thoughts, form.calls)
+  return earned + 0.1 * (earned > 0 and form.balanced)
 
 
-def form_reward(form: Form, *, answer_suffix: bool, anchor_weight: float, unclosed_penalty: float) -> float:
+def form_reward(
+  form: Form, *, answer_suffix: bool, anchor_weight: float, unclosed_penalty: float
+) -> float:
   """R_fmt = min(1, R_base + anchor_weight * R_anchor); may be negative."""
-  return min(1.0, base(form, answer_suffix=answer_suffix) + anchor_weight * anchor(form, unclosed_penalty=unclosed_penalty))
+  return min(
+    1.0,
+    base(form, answer_suffix=answer_suffix)
+    + anchor_weight * anchor(form, unclosed_penalty=unclosed_penalty),
+  )
 
 
 def compliant(episode: Episode) -> bool:
-  """Whether every turn is `<think>...</think>`, then well-formed calls or one non-blank answer, no more. No turn: False."""
+  """Whether every turn is `<think>...</think>`, then well-formed calls or one non-blank answer, no
+  more. No turn: False.
+  """
   return bool(episode.turns) and all(turn_compliant(turn.text) for turn in episode.turns)
 
 
 def turn_compliant(text: str) -> bool:
   """`compliant` for the text of one turn, pinned prefix included."""
   thinks = tags.thinks(text)
-  if len(thinks) != 1 or not thinks[0].closed or text[:thinks[0].start].strip():
+  if len(thinks) != 1 or not thinks[0].closed or text[: thinks[0].start].strip():
     return False
-  rest = text[thinks[0].end:]
+  rest = text[thinks[0].end :]
   if tags.THINK_CLOSE in rest:
     return False
   items, left = toolcalls.parse(rest), toolcalls.without_blocks(rest).strip()
@@ -84,7 +116,11 @@ def turn_compliant(text: str) -> bool:
   if len(answers) != 1 or not answers[0].closed:
     return False
   body = answers[0].body
-  return left == f'{tags.ANSWER_OPEN}{body}{tags.ANSWER_CLOSE}' and bool(body.strip()) and not tags.ANY_TAG.search(body)
+  return (
+    left == f'{tags.ANSWER_OPEN}{body}{tags.ANSWER_CLOSE}'
+    and bool(body.strip())
+    and not tags.ANY_TAG.search(body)
+  )
 
 
 def _texts(turns: Sequence[Turn]) -> list[tuple[int, str]]:

@@ -14,11 +14,13 @@ from paravt_jax.types import Episode
 class RewardOptions:
   """The knobs of the reward; a recipe holds their values.
 
-  format_weight: w_fmt. anchor_weight: lambda of R_fmt, 0 turns anchoring off. unclosed_penalty: what R_anchor loses to a
-  think that is never closed, 0 takes the penalty away. answer_suffix: which R_base. tool: R_tool on.
-  tool_threshold, tool_bonus ('call' | 'executed'): when R_tool's bonus is paid. open_ended: 'f1' | 'exact' | 'judge'.
-  grounding_threshold: tvg pays 1 when IoU reaches it, else 0; None pays the IoU itself.
+  format_weight: w_fmt. anchor_weight: lambda of R_fmt, 0 turns anchoring off. unclosed_penalty:
+  what R_anchor loses to a think that is never closed, 0 takes the penalty away. answer_suffix:
+  which R_base. tool: R_tool on. tool_threshold, tool_bonus ('call' | 'executed'): when R_tool's
+  bonus is paid. open_ended: 'f1' | 'exact' | 'judge'. grounding_threshold: tvg pays 1 when IoU
+  reaches it, else 0; None pays the IoU itself.
   """
+
   format_weight: float
   anchor_weight: float
   unclosed_penalty: float
@@ -30,19 +32,33 @@ class RewardOptions:
   grounding_threshold: float | None
 
   def __post_init__(self):
-    for name, allowed in (('tool_bonus', ('call', 'executed')), ('open_ended', ('f1', 'exact', 'judge'))):
+    for name, allowed in (
+      ('tool_bonus', ('call', 'executed')),
+      ('open_ended', ('f1', 'exact', 'judge')),
+    ):
       if getattr(self, name) not in allowed:
-        raise errors.ConfigError(f'reward.{name}: got {getattr(self, name)!r}; wanted one of {", ".join(allowed)}')
+        raise errors.ConfigError(
+          f'reward.{name}: got {getattr(self, name)!r}; wanted one of {", ".join(allowed)}'
+        )
 
 
 PUBLISHED = RewardOptions(
-    format_weight=1.0, anchor_weight=0.5, unclosed_penalty=0.3, answer_suffix=True, tool=True, tool_threshold=0.0, tool_bonus='call',
-    open_ended='f1', grounding_threshold=None)
+  format_weight=1.0,
+  anchor_weight=0.5,
+  unclosed_penalty=0.3,
+  answer_suffix=True,
+  tool=True,
+  tool_threshold=0.0,
+  tool_bonus='call',
+  open_ended='f1',
+  grounding_threshold=None,
+)
 PARTS = ('accuracy', 'format', 'base', 'anchor', 'tool', 'total', 'compliant')
 
 
 def options(weights: RewardOptions | Mapping[str, Any]) -> RewardOptions:
-  """RewardOptions from themselves or from a mapping (a ConfigDict too) whose missing keys take the published value.
+  """RewardOptions from themselves or from a mapping (a ConfigDict too) whose missing keys take the
+  published value.
 
   Raises:
     ConfigError: a key or a value that does not exist.
@@ -59,17 +75,19 @@ def options(weights: RewardOptions | Mapping[str, Any]) -> RewardOptions:
   return dataclasses.replace(PUBLISHED, **values)
 
 
-def score(episode: Episode, weights: RewardOptions | Mapping[str, Any], *, judged: float | None = None
-          ) -> tuple[float, dict[str, float]]:
+def score(
+  episode: Episode, weights: RewardOptions | Mapping[str, Any], *, judged: float | None = None
+) -> tuple[float, dict[str, float]]:
   """The reward of a finished episode.
 
   Args:
-    episode: the rollout; its answer is that of its last turn.
-    weights: the knobs (see `options`).
-    judged: R_acc from an LLM judge, needed (and only used) for open-ended tasks under open_ended='judge'.
+    episode: the rollout; its answer is that of its last turn. weights: the knobs (see `options`).
+    judged: R_acc from an LLM judge, needed (and only used) for open-ended tasks under
+    open_ended='judge'.
 
   Returns:
-    (total, parts): the terms by name, PARTS; `base` and `anchor` before the cap and their weight, `compliant` 0 or 1.
+    (total, parts): the terms by name, PARTS; `base` and `anchor` before the cap and their weight,
+    `compliant` 0 or 1.
 
   Raises:
     ConfigError: an open-ended task under 'judge' without `judged`.
@@ -78,29 +96,43 @@ def score(episode: Episode, weights: RewardOptions | Mapping[str, Any], *, judge
   right = accuracy(episode, knobs, judged=judged)
   shape = form.read(episode.turns)
   parts = {
-      'accuracy': right,
-      'format': form.form_reward(shape, answer_suffix=knobs.answer_suffix, anchor_weight=knobs.anchor_weight,
-                                 unclosed_penalty=knobs.unclosed_penalty),
-      'base': form.base(shape, answer_suffix=knobs.answer_suffix),
-      'anchor': form.anchor(shape, unclosed_penalty=knobs.unclosed_penalty),
-      'tool': tools.tool_reward(episode, right, threshold=knobs.tool_threshold, bonus=knobs.tool_bonus) if knobs.tool else 0.0,
-      'compliant': float(form.compliant(episode)),
+    'accuracy': right,
+    'format': form.form_reward(
+      shape,
+      answer_suffix=knobs.answer_suffix,
+      anchor_weight=knobs.anchor_weight,
+      unclosed_penalty=knobs.unclosed_penalty,
+    ),
+    'base': form.base(shape, answer_suffix=knobs.answer_suffix),
+    'anchor': form.anchor(shape, unclosed_penalty=knobs.unclosed_penalty),
+    'tool': tools.tool_reward(
+      episode, right, threshold=knobs.tool_threshold, bonus=knobs.tool_bonus
+    )
+    if knobs.tool
+    else 0.0,
+    'compliant': float(form.compliant(episode)),
   }
   parts['total'] = right + knobs.format_weight * parts['format'] + parts['tool']
   return parts['total'], parts
 
 
 def accuracy(episode: Episode, knobs: RewardOptions, *, judged: float | None = None) -> float:
-  """R_acc, 0..1, of the last turn's answer, by question type; 0 without a turn. `judged` and errors as in `score`."""
+  """R_acc, 0..1, of the last turn's answer, by question type; 0 without a turn. `judged` and errors
+  as in `score`.
+  """
   task = episode.task
   said = answer.extract_answer(episode.turns[-1].text) if episode.turns else ''
   if task.question_type == 'mcq':
     return answer.choice_accuracy(said, task.answer, len(task.options) or len(answer.LETTERS))
   if task.question_type == 'tvg':
     overlap = answer.temporal_iou(said, task.answer)
-    return overlap if knobs.grounding_threshold is None else float(overlap >= knobs.grounding_threshold)
+    return (
+      overlap if knobs.grounding_threshold is None else float(overlap >= knobs.grounding_threshold)
+    )
   if knobs.open_ended == 'judge':
     if judged is None:
-      raise errors.ConfigError(f'reward.open_ended: got judge, but no verdict for task {task.id}; ask rollout.judge first')
+      raise errors.ConfigError(
+        f'reward.open_ended: got judge, but no verdict for task {task.id}; ask rollout.judge first'
+      )
     return float(judged)
   return (answer.exact_match if knobs.open_ended == 'exact' else answer.token_f1)(said, task.answer)

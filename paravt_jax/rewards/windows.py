@@ -1,4 +1,6 @@
-"""Windows of time that a text names, and how well they meet a gold one. Pure, and never an exception."""
+"""Windows of time that a text names, and how well they meet a gold one. Pure, and never an
+exception.
+"""
 
 import math
 import re
@@ -6,25 +8,42 @@ import re
 from paravt_jax.chat import toolcalls
 
 _NUMBER = r'[0-9]+(?:\.[0-9]+)?'
-_CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9](?:,[0-9]{3}(?![0-9:]))?)?(?:\.[0-9]+)?'    # subtitles write 00:01:10,500
-_END = r'(?![^\W\d_])(?:\.(?=[\s,\])}]))?'             # a unit ends a word, but 1m10s goes on with a number; "sec." has a dot
-_HOURS, _MINUTES, _SECONDS = rf'h(?:(?:ou)?rs?)?{_END}', rf'm(?:in(?:ute)?s?)?{_END}', rf's(?:ec(?:ond)?s?)?{_END}'
+# subtitles write 00:01:10,500
+_CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9](?:,[0-9]{3}(?![0-9:]))?)?(?:\.[0-9]+)?'
+# a unit ends a word, but 1m10s goes on with a number; "sec." has a dot
+_END = r'(?![^\W\d_])(?:\.(?=[\s,\])}]))?'
+_HOURS, _MINUTES, _SECONDS = (
+  rf'h(?:(?:ou)?rs?)?{_END}',
+  rf'm(?:in(?:ute)?s?)?{_END}',
+  rf's(?:ec(?:ond)?s?)?{_END}',
+)
 _UNIT = rf'(?:{_SECONDS}|{_MINUTES}|{_HOURS})'
-_THEN = r'[\s,-]{0,3}(?:and\s{1,3})?'            # between the parts of one time: "1 minute and 10 seconds"
+_THEN = r'[\s,-]{0,3}(?:and\s{1,3})?'  # between the parts of one time: "1 minute and 10 seconds"
 _BELOW_60 = r'[0-5]?[0-9](?:\.[0-9]+)?'
-_COMPOUND = (rf'{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_MINUTES}(?:{_THEN}{_BELOW_60}\s?{_SECONDS})?'
-             rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}')
+_COMPOUND = (
+  rf'{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_MINUTES}(?:{_THEN}{_BELOW_60}\s?{_SECONDS})?'
+  rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}'
+)
 _TIME = rf'(?:{_CLOCK}(?:\s*{_UNIT})?|{_COMPOUND}|{_NUMBER}(?:\s*{_UNIT})?)'
 _ABOUT = r'(?:(?:about|around|approximately|approx\.|roughly|the)\s+)?'
 _JOIN = r'\s*(?:[-–—−]+>?|~|→|\b(?:to|until|till|through|and)\b)\s*' + _ABOUT
-_BRACKET_PAIR = re.compile(rf'[\[({{]\s*({_TIME})(?:\s*,\s*|{_JOIN})({_TIME})\s*[\])}}]', re.IGNORECASE)
+_BRACKET_PAIR = re.compile(
+  rf'[\[({{]\s*({_TIME})(?:\s*,\s*|{_JOIN})({_TIME})\s*[\])}}]', re.IGNORECASE
+)
 _BEHIND = r'(?![\w%])(?![.:,–—−~-][0-9])'
-_RANGE = re.compile(rf'(?<![\w.–−-])(?<![0-9][:,])({_TIME}){_JOIN}({_TIME}){_BEHIND}', re.IGNORECASE)
+_RANGE = re.compile(
+  rf'(?<![\w.–−-])(?<![0-9][:,])({_TIME}){_JOIN}({_TIME}){_BEHIND}', re.IGNORECASE
+)
 _IS = rf'["\']?\s{{0,3}}(?:is|at|on|from|:|=|(?<=\s)[-–—](?=\s))?\s{{0,3}}(?:at\s+)?{_ABOUT}["\']?'
 _WORDS = r'(?:[ _-]?(?:time|second|timestamp|s|sec))?'
-_NAMED = re.compile(rf'\b(?:start|begin)(?:s|ning|ing)?{_WORDS}{_IS}({_TIME})(?![\w%.:][0-9])[^0-9]{{0,30}}?'
-                    rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}', re.IGNORECASE)
-_MARKUP = re.compile(rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE)    # emphasis, and times as the overview writes them
+_NAMED = re.compile(
+  rf'\b(?:start|begin)(?:s|ning|ing)?{_WORDS}{_IS}({_TIME})(?![\w%.:][0-9])[^0-9]{{0,30}}?'
+  rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}',
+  re.IGNORECASE,
+)
+_MARKUP = re.compile(
+  rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE
+)  # emphasis, and times as the overview writes them
 _PAIR = re.compile(rf'\s*({_TIME})\s*,\s*({_TIME})\s*', re.IGNORECASE)
 _HALF = re.compile(rf'{_NUMBER}\s?(?:{_HOURS}|{_MINUTES})[\s,]{{0,3}}\Z', re.IGNORECASE)
 _PART = re.compile(rf'({_NUMBER})\s*({_UNIT})', re.IGNORECASE)
@@ -32,7 +51,8 @@ _FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
 
 
 def temporal_iou(prediction: str, gold: str | tuple[float, float] | list[float]) -> float:
-  """Intersection over union, 0..1, of the window that `prediction` names and `gold` ('a,b', '[a, b]' or two numbers, seconds).
+  """Intersection over union, 0..1, of the window that `prediction` names and `gold` ('a,b', '[a,
+  b]' or two numbers, seconds).
 
   Malformed, fewer than two times, or end <= start on either side: 0.0.
   """
@@ -44,13 +64,18 @@ def temporal_iou(prediction: str, gold: str | tuple[float, float] | list[float])
 
 
 def time_window(text: str) -> tuple[float, float] | None:
-  """(start, end) in seconds of the last bracketed pair; without one of the last range with a unit, else of the last range.
+  """(start, end) in seconds of the last bracketed pair; without one of the last range with a unit,
+  else of the last range.
 
-  A time is seconds, MM:SS or HH:MM:SS, with or without a unit, or several units in a row ("1 minute 10 seconds"). A range
-  joins two times, or names them ("start: 12, end: 20"). None when there is none, or that one does not end after it starts.
+  A time is seconds, MM:SS or HH:MM:SS, with or without a unit, or several units in a row ("1 minute
+  10 seconds"). A range joins two times, or names them ("start: 12, end: 20"). None when there is
+  none, or that one does not end after it starts.
   """
   text = _MARKUP.sub(lambda match: match[1] or '', text)
-  found = [*(match for match in _RANGE.finditer(text) if not _is_cut(text, match)), *_NAMED.finditer(text)]
+  found = [
+    *(match for match in _RANGE.finditer(text) if not _is_cut(text, match)),
+    *_NAMED.finditer(text),
+  ]
   ranges = sorted(found, key=lambda match: match.start())
   united = [match for match in ranges if _unit(match[1]) or _unit(match[2])]
   for kind in (list(_BRACKET_PAIR.finditer(text)), united, ranges):
@@ -61,7 +86,10 @@ def time_window(text: str) -> tuple[float, float] | None:
 
 def _is_cut(text: str, match: re.Match[str]) -> bool:
   """Whether a range begins inside a time that is none, as "1 minute 90 seconds"."""
-  return bool(_unit(match[1])) and _HALF.search(text, max(0, match.start() - 24), match.start()) is not None
+  return (
+    bool(_unit(match[1]))
+    and _HALF.search(text, max(0, match.start() - 24), match.start()) is not None
+  )
 
 
 def _gold_window(gold: str | tuple[float, float] | list[float]) -> tuple[float, float] | None:
@@ -86,11 +114,15 @@ def _unit(time: str) -> str:
 
 
 def _seconds(time: str, unit: str) -> float:
-  """Seconds of a clock (its unit says nothing), of a number in `unit`, or of numbers with units in a row."""
+  """Seconds of a clock (its unit says nothing), of a number in `unit`, or of numbers with units in
+  a row.
+  """
   if ':' in time:
     parts = re.findall(r'[0-9.]+', time.replace(',', '.'))
     return sum(float(part) * 60.0**place for place, part in enumerate(reversed(parts)))
-  parts = _PART.findall(time) if _unit(time) else []    # digits without a unit would be searched once for each of them
+  parts = (
+    _PART.findall(time) if _unit(time) else []
+  )  # digits without a unit would be searched once for each of them
   if parts:
     return sum(float(number) * _FACTORS[name[0].lower()] for number, name in parts)
   return float(time) * _FACTORS[unit]
@@ -98,6 +130,10 @@ def _seconds(time: str, unit: str) -> float:
 
 def _ordered(start: float | None, end: float | None) -> tuple[float, float] | None:
   """(start, end) when both are finite and start < end."""
-  if start is None or end is None or not (math.isfinite(start) and math.isfinite(end) and start < end):
+  if (
+    start is None
+    or end is None
+    or not (math.isfinite(start) and math.isfinite(end) and start < end)
+  ):
     return None
   return start, end

@@ -1,7 +1,8 @@
 """Short texts as tokens, and how alike two of them are. Pure, and never an exception.
 
-Signs that make another answer of the same characters stay: 5, -5, 5% and 1/2 differ from each other and from 12, C from C++,
-A/B from AB, 3-5 from 35. What only decorates goes: "red-blue", "Red, blue!" and "the red blue" are the same words.
+Signs that make another answer of the same characters stay: 5, -5, 5% and 1/2 differ from each other
+and from 12, C from C++, A/B from AB, 3-5 from 35. What only decorates goes: "red-blue", "Red,
+blue!" and "the red blue" are the same words.
 """
 
 import collections
@@ -10,14 +11,14 @@ import re
 import unicodedata
 
 _ARTICLES = frozenset({'a', 'an', 'the'})
-_KEPT = frozenset('/+#^<>=')                     # stay wherever they stand
-_KEPT_BY_NUMBERS = frozenset('%‰$')              # other currency signs and the degree sign are no punctuation
+_KEPT = frozenset('/+#^<>=')  # stay wherever they stand
+_KEPT_BY_NUMBERS = frozenset('%‰$')  # other currency signs and the degree sign are no punctuation
 _QUOTES = re.compile('["\'`´‘’‚‛“”„‟«»‹›]')
 _DASHES = re.compile('[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]')
 _SUPERSCRIPT = re.compile('[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+')
 _PLAIN = str.maketrans('⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹', '+-0123456789')
 _THOUSANDS = re.compile(r'(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)')
-_DETACHED = re.compile(r'(?<=\d)\s+(?=[%‰°]|[$€£¥₩₹](?!\s*\d))')     # "5 %" is 5%, "5 €" is 5€
+_DETACHED = re.compile(r'(?<=\d)\s+(?=[%‰°]|[$€£¥₩₹](?!\s*\d))')  # "5 %" is 5%, "5 €" is 5€
 _DETACHED_SIGN = re.compile(r'([$€£¥₩₹])\s+(?=\d)')
 _NUMBER = re.compile(r'([-+]?)([$€£¥₩₹]?)([-+]?)((?:[0-9]+\.?[0-9]*)|(?:\.[0-9]+))([%°$€£¥₩₹]?)')
 _SEPARATORS = re.compile(r'[\s,]+')
@@ -26,14 +27,19 @@ _SEPARATORS = re.compile(r'[\s,]+')
 def normalise(text: str) -> list[str]:
   """The tokens of a text, in order.
 
-  Lower case, articles dropped unless nothing else is left. A comma or hyphen between words separates them; quotes and the
-  punctuation at a token's ends go, but / + # ^ < > = stay. A token with a digit keeps its sign, point, inner - and :, and
-  its %, degree or currency sign; plain numbers are written one way (.5 is 0.5, 1,000 is 1000). A text of nothing but
-  punctuation is one token, as it stands.
+  Lower case, articles dropped unless nothing else is left. A comma or hyphen between words
+  separates them; quotes and the punctuation at a token's ends go, but / + # ^ < > = stay. A token
+  with a digit keeps its sign, point, inner - and :, and its %, degree or currency sign; plain
+  numbers are written one way (.5 is 0.5, 1,000 is 1000). A text of nothing but punctuation is one
+  token, as it stands.
   """
-  text = _SUPERSCRIPT.sub(lambda match: '^' + match[0].translate(_PLAIN), unicodedata.normalize('NFC', text))
+  text = _SUPERSCRIPT.sub(
+    lambda match: '^' + match[0].translate(_PLAIN), unicodedata.normalize('NFC', text)
+  )
   text = _QUOTES.sub('', _DASHES.sub('-', text)).lower()
-  text = _DETACHED_SIGN.sub(r'\1', _DETACHED.sub('', _THOUSANDS.sub(lambda match: match[1].replace(',', ''), text)))
+  text = _DETACHED_SIGN.sub(
+    r'\1', _DETACHED.sub('', _THOUSANDS.sub(lambda match: match[1].replace(',', ''), text))
+  )
   tokens = [token for word in _SEPARATORS.split(text) for token in _tokens(word) if token]
   if not tokens:
     return text.split()
@@ -50,7 +56,9 @@ def _tokens(word: str) -> list[str]:
 def _stripped(token: str, numeric: bool) -> str:
   """The token without the punctuation at its ends."""
   start, end = 0, len(token)
-  while start < end and _goes(token[start], numeric) and not (numeric and _begins_number(token, start)):
+  while (
+    start < end and _goes(token[start], numeric) and not (numeric and _begins_number(token, start))
+  ):
     start += 1
   while end > start and _goes(token[end - 1], numeric):
     end -= 1
@@ -66,15 +74,20 @@ def _goes(char: str, numeric: bool) -> bool:
 
 def _begins_number(token: str, at: int) -> bool:
   """Whether the sign or point at `at` belongs to the number behind it."""
-  behind = token[at + 1:at + 3]
+  behind = token[at + 1 : at + 3]
   if token[at] == '.':
-    return behind[:1].isdigit() and not token[at - 1:at].isdigit()
-  return token[at] == '-' and (behind[:1].isdigit() or unicodedata.category(behind[:1] or ' ') == 'Sc'
-                               or (behind[:1] == '.' and behind[1:].isdigit()))
+    return behind[:1].isdigit() and not token[at - 1 : at].isdigit()
+  return token[at] == '-' and (
+    behind[:1].isdigit()
+    or unicodedata.category(behind[:1] or ' ') == 'Sc'
+    or (behind[:1] == '.' and behind[1:].isdigit())
+  )
 
 
 def _number(token: str) -> str:
-  """A plain number, with its sign and unit, in the one way it is written; any other token as it is."""
+  """A plain number, with its sign and unit, in the one way it is written; any other token as it
+  is.
+  """
   match = _NUMBER.fullmatch(token)
   if not match or len(token) > 400:
     return token
@@ -89,13 +102,17 @@ def _number(token: str) -> str:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-  """F1 over multisets of normalised tokens, 0..1; 0.0 when either side has no token (Rajpurkar et al. 2016)."""
+  """F1 over multisets of normalised tokens, 0..1; 0.0 when either side has no token (Rajpurkar et
+  al. 2016).
+  """
   given, wanted = normalise(prediction), normalise(gold)
   shared = sum((collections.Counter(given) & collections.Counter(wanted)).values())
   return 2.0 * shared / (len(given) + len(wanted)) if shared else 0.0
 
 
 def exact_match(prediction: str, gold: str) -> float:
-  """1.0 when both sides have the same normalised tokens in the same order, and at least one; else 0.0."""
+  """1.0 when both sides have the same normalised tokens in the same order, and at least one; else
+  0.0.
+  """
   given = normalise(prediction)
   return float(bool(given) and given == normalise(gold))

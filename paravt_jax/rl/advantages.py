@@ -1,4 +1,6 @@
-"""Credit: rewards of episodes to advantages of tokens (Shao et al. 2024, GRPO; spec, section 6). Pure functions of arrays."""
+"""Credit: rewards of episodes to advantages of tokens (Shao et al. 2024, GRPO; spec, section 6).
+Pure functions of arrays.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,13 @@ def group_normalize(reward_E, group_E) -> np.ndarray:
   """(r - mean) / (std + 1e-6) within each group id, with the sample standard deviation (ddof 1).
 
   Args:
-    reward_E: rewards of the episodes that survived, in any order, any real dtype (numpy or concrete JAX arrays).
-    group_E: their group ids, integers or strings; members of a group need not be neighbours and groups may differ in size.
+    reward_E: rewards of the episodes that survived, in any order, any real dtype (numpy or concrete
+    JAX arrays). group_E: their group ids, integers or strings; members of a group need not be
+    neighbours and groups may differ in size.
 
   Returns:
-    advantage_E, float32. Equal rewards and a group of one give exactly 0; no episodes give an empty array.
+    advantage_E, float32. Equal rewards and a group of one give exactly 0; no episodes give an empty
+    array.
   """
   reward_E, group_E = np.asarray(reward_E, np.float64), np.asarray(group_E)
   shapes.check(reward_E=reward_E, group_E=group_E)
@@ -37,8 +41,8 @@ def batch_normalize(advantage_ST: jax.Array, mask_ST: jax.Array, mode: str) -> j
 
   Args:
     advantage_ST: group part; any leading axes; garbage (nan included) is allowed outside the mask.
-    mask_ST: 1 on trained tokens.
-    mode: 'std' divides by (std + 1e-6), ddof 0, without centring, so that a batch without signal stays at 0; 'mean_std' also
+    mask_ST: 1 on trained tokens. mode: 'std' divides by (std + 1e-6), ddof 0, without centring, so
+    that a batch without signal stays at 0; 'mean_std' also
       subtracts the mean; 'none' changes nothing.
 
   Returns:
@@ -60,22 +64,30 @@ def batch_normalize(advantage_ST: jax.Array, mask_ST: jax.Array, mode: str) -> j
   return jnp.where(trained, centred / (std + EPSILON), 0.0)
 
 
-def k1(logprob_ST: jax.Array, reference_ST: jax.Array, mask_ST: jax.Array, limit: float) -> jax.Array:
-  """The k1 estimate of KL(policy || reference) per trained token, log p - log p_ref clamped to +-limit; 0 outside the mask."""
+def k1(
+  logprob_ST: jax.Array, reference_ST: jax.Array, mask_ST: jax.Array, limit: float
+) -> jax.Array:
+  """The k1 estimate of KL(policy || reference) per trained token, log p - log p_ref clamped to
+  +-limit; 0 outside the mask.
+  """
   shapes.check(logprob_ST=logprob_ST, reference_ST=reference_ST, mask_ST=mask_ST)
   trained = mask_ST > 0
-  return jnp.where(trained, jnp.clip(jnp.where(trained, logprob_ST - reference_ST, 0.0), -limit, limit), 0.0)
+  return jnp.where(
+    trained, jnp.clip(jnp.where(trained, logprob_ST - reference_ST, 0.0), -limit, limit), 0.0
+  )
 
 
 def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
   """Sum of the rewards still to come in the same run, a token's own included (gamma = lambda = 1).
 
   Args:
-    reward_ST: finite rewards per token.
-    run_ST: integers; neighbours with the same number belong to one run (one branch of one packed document).
+    reward_ST: finite rewards per token. run_ST: integers; neighbours with the same number belong to
+    one run (one branch of one packed document).
   """
   shapes.check(reward_ST=reward_ST, run_ST=run_ST)
-  last_ST = jnp.concatenate([run_ST[:, 1:] != run_ST[:, :-1], jnp.ones_like(run_ST[:, :1], bool)], axis=1)
+  last_ST = jnp.concatenate(
+    [run_ST[:, 1:] != run_ST[:, :-1], jnp.ones_like(run_ST[:, :1], bool)], axis=1
+  )
 
   def combine(later, earlier):
     return earlier[0] + jnp.where(earlier[1], 0.0, later[0]), earlier[1] | later[1]
@@ -84,10 +96,14 @@ def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
   return total_ST
 
 
-def token_credit(advantage_ST: jax.Array, kl_ST: jax.Array, mask_ST: jax.Array, run_ST: jax.Array, *, beta: float) -> jax.Array:
-  """A trained token's credit: its episode's advantage plus the KL reward -beta * kl still to come in its run.
+def token_credit(
+  advantage_ST: jax.Array, kl_ST: jax.Array, mask_ST: jax.Array, run_ST: jax.Array, *, beta: float
+) -> jax.Array:
+  """A trained token's credit: its episode's advantage plus the KL reward -beta * kl still to come
+  in its run.
 
-  The group reward sits on the last generated token, so given tokens (prompts, observations, a trajectory's end) change nothing.
+  The group reward sits on the last generated token, so given tokens (prompts, observations, a
+  trajectory's end) change nothing.
 
   Returns:
     credit_ST, 0 outside the mask.

@@ -1,6 +1,7 @@
-"""The turn loop, one for RL and evaluation: look, think, call sub-agents, read their results, answer. Tokens only grow.
+"""The turn loop, one for RL and evaluation: look, think, call sub-agents, read their results,
+answer. Tokens only grow.
 
-    opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ... | <|im_end|> (if missing)
+opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ... | <|im_end|> (if missing)
 """
 
 import asyncio
@@ -33,13 +34,15 @@ from paravt_jax.video import sampling
 from paravt_jax.video.readers import VideoInfo
 from paravt_jax.video.store import FrameStore
 
-_CUT = '\ufffd'              # what a part of a character decodes to
+_CUT = '\ufffd'  # what a part of a character decodes to
 
 
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
-  """think_prefix: pinned opening of every turn ('' for none). max_turns: rounds of tools; max_parallel: calls of a round that
-  run; max_new_tokens: of a turn."""
+  """think_prefix: pinned opening of every turn ('' for none). max_turns: rounds of tools;
+  max_parallel: calls of a round that run; max_new_tokens: of a turn.
+  """
+
   think_prefix: str
   max_turns: int
   max_parallel: int
@@ -48,7 +51,10 @@ class AgentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """A prompt, shared by the rollouts of a group. overviews: one per video of the task, in its order."""
+  """A prompt, shared by the rollouts of a group. overviews: one per video of the task, in its
+  order.
+  """
+
   segment: Segment
   budget: int
   overviews: tuple[Overview, ...]
@@ -57,12 +63,14 @@ class Opening:
 @dataclasses.dataclass(frozen=True)
 class Opened:
   """An episode begins."""
+
   opening: Opening
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnDone:
   """The main agent wrote turn `turn` (from 0); text: pinned prefix included."""
+
   turn: int
   text: str
 
@@ -70,6 +78,7 @@ class TurnDone:
 @dataclasses.dataclass(frozen=True)
 class CallStarted:
   """Call `index` (from 0) of a turn is looked at. Calls of a turn run at once."""
+
   turn: int
   index: int
   call: ToolCall | ParseFailure
@@ -78,6 +87,7 @@ class CallStarted:
 @dataclasses.dataclass(frozen=True)
 class CallDone:
   """A call came back. The one result that calls over the limit share was never started."""
+
   turn: int
   index: int
   result: ToolResult
@@ -90,12 +100,15 @@ Event = Opened | TurnDone | CallStarted | CallDone
 class Manner:
   """How an agent speaks and listens; what else an evaluation may ask for than TRAINED.
 
-  system: the system text of a task, None for no system message. user: the pieces of its user message, from those of its videos'
-  frames. parse: a turn's calls and failures. answered: whether a turn's text holds an answer. request: what asks for the final
-  answer. frames: the pieces of a video's frames and their seconds. refused: what a result that did not run comes back as.
-  Of the turn that it asks for, by question type: requests, another text in place of `request`; forced_tokens, at most so many, in
-  place of any turn's own. forced_prefix: whether that turn opens with the pinned prefix like the others.
+  system: the system text of a task, None for no system message. user: the pieces of its user
+  message, from those of its videos' frames. parse: a turn's calls and failures. answered: whether a
+  turn's text holds an answer. request: what asks for the final answer. frames: the pieces of a
+  video's frames and their seconds. refused: what a result that did not run comes back as. Of the
+  turn that it asks for, by question type: requests, another text in place of `request`;
+  forced_tokens, at most so many, in place of any turn's own. forced_prefix: whether that turn opens
+  with the pinned prefix like the others.
   """
+
   system: Callable[[Task], str | None]
   user: Callable[[Task, Sequence[Sequence[template.Piece]]], list[template.Piece]]
   parse: Callable[[str], Sequence[ToolCall | ParseFailure]]
@@ -108,31 +121,59 @@ class Manner:
   forced_prefix: bool
 
 
-TRAINED = Manner(system=lambda task: prompts.system(task.facts.get('system')), user=prompts.user, parse=toolcalls.parse,
-                 answered=tags.has_answer, request=prompts.FINAL_REQUEST, frames=template.frame_pieces,
-                 refused=lambda result: result.text, requests={}, forced_tokens={}, forced_prefix=True)
+TRAINED = Manner(
+  system=lambda task: prompts.system(task.facts.get('system')),
+  user=prompts.user,
+  parse=toolcalls.parse,
+  answered=tags.has_answer,
+  request=prompts.FINAL_REQUEST,
+  frames=template.frame_pieces,
+  refused=lambda result: result.text,
+  requests={},
+  forced_tokens={},
+  forced_prefix=True,
+)
 
 
 class Agent:
-  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop; `grown` the main agent's turns as
-  they are written: (turn, its text so far)."""
+  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop;
+  `grown` the main agent's turns as they are written: (turn, its text so far).
+  """
 
-  def __init__(self, sampler: Sampler, subagents: Subagents, frames: FrameStore, options: AgentOptions,
-               manner: Manner = TRAINED, watch: Callable[[Event], None] | None = None,
-               grown: Callable[[int, str], None] | None = None):
-    self._sampler, self._subagents, self._frames, self._options = sampler, subagents, frames, options
+  def __init__(
+    self,
+    sampler: Sampler,
+    subagents: Subagents,
+    frames: FrameStore,
+    options: AgentOptions,
+    manner: Manner = TRAINED,
+    watch: Callable[[Event], None] | None = None,
+    grown: Callable[[int, str], None] | None = None,
+  ):
+    self._sampler, self._subagents, self._frames, self._options = (
+      sampler,
+      subagents,
+      frames,
+      options,
+    )
     self._manner, self._watch, self._grown = manner, watch, grown
     self._closing_room = len(template.closing(sampler.tok, False).ids)
 
-  def watched(self, watch: Callable[[Event], None], grown: Callable[[int, str], None] | None = None) -> 'Agent':
+  def watched(
+    self, watch: Callable[[Event], None], grown: Callable[[int, str], None] | None = None
+  ) -> 'Agent':
     """The same agent, with `watch` and `grown`."""
-    return Agent(self._sampler, self._subagents, self._frames, self._options, self._manner, watch, grown)
+    return Agent(
+      self._sampler, self._subagents, self._frames, self._options, self._manner, watch, grown
+    )
 
   async def open(self, task: Task, budget: int) -> Opening:
-    """The first segment: system prompt, the question, and min(budget, distinct frames found) overview frames with their times.
+    """The first segment: system prompt, the question, and min(budget, distinct frames found)
+    overview frames with their times.
 
-    Several videos share the budget evenly, the first ones taking what is left over; what a short one cannot use goes to the
-    others. Each shows a frame at least, also where there are more videos than frames to share.
+    Several videos share the budget evenly, the first ones taking what is left over; what a short
+    one cannot use goes to the others. Each shows a frame at least, also where there are more videos
+    than frames to share.
 
     Raises:
       MediaError: a video cannot be read.
@@ -140,24 +181,32 @@ class Agent:
     infos = await asyncio.gather(*map(self._frames.probe, task.videos))
     available = [sampling.available(info.duration, info.fps) for info in infos]
     shares = _shares(budget, available)
-    asked = [budget if share == most else share for share, most in zip(shares, available)]    # all it has: none is to be missed
+    asked = [
+      budget if share == most else share for share, most in zip(shares, available)
+    ]  # all it has: none is to be missed
     found = await asyncio.gather(*map(self._overview, task.videos, infos, asked))
-    user = self._manner.user(task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found])
-    segment = template.opening(self._sampler.tok, self._manner.system(task), user, self._options.think_prefix)
+    user = self._manner.user(
+      task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found]
+    )
+    segment = template.opening(
+      self._sampler.tok, self._manner.system(task), user, self._options.think_prefix
+    )
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
   async def _overview(self, path: str, info: VideoInfo, budget: int) -> tuple[Clip, Overview]:
     """min(budget, distinct frames found) frames of a video, each once."""
     context = self._sampler.options
     times = sampling.overview_times(info.duration, budget, info.fps)
-    clip, repeated = sampling.once(await self._frames.frames(path, times, context.min_pixels, context.max_pixels), times)
+    clip, repeated = sampling.once(
+      await self._frames.frames(path, times, context.min_pixels, context.max_pixels), times
+    )
     return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration, repeated)
 
   async def run(self, task: Task, opening: Opening, address: Address) -> Episode:
     """One episode from its opening to its end.
 
-    Never raises for what model or server did: a server's failure ends the episode with StopReason.ERROR and its message in
-    `error`.
+    Never raises for what model or server did: a server's failure ends the episode with
+    StopReason.ERROR and its message in `error`.
     """
     run = _Run(task, opening, address, [opening.segment])
     self._tell(Opened, opening)
@@ -168,7 +217,9 @@ class Agent:
     return run.episode(stop)
 
   async def _turns(self, run: '_Run') -> StopReason:
-    """Turns until one ends the episode. After max_turns rounds of tools one last turn is asked for, whose calls do not run."""
+    """Turns until one ends the episode. After max_turns rounds of tools one last turn is asked for,
+    whose calls do not run.
+    """
     options = self._options
     for turn in range(options.max_turns + 1):
       forced = turn == options.max_turns
@@ -176,13 +227,21 @@ class Agent:
       if room < 1:
         return StopReason.CONTEXT
       segment, finish = await self._sampler.sample(
-          run.segments, address=run.address, turn=turn, call=MAIN, max_new_tokens=room,
-          token_class=TokenClass.AFTER_TOOL if turn else run.opening_class, **self._heard(turn))
+        run.segments,
+        address=run.address,
+        turn=turn,
+        call=MAIN,
+        max_new_tokens=room,
+        token_class=TokenClass.AFTER_TOOL if turn else run.opening_class,
+        **self._heard(turn),
+      )
       text = template.turn_text(self._sampler.tok, segment.ids, self._prefix(turn))
       self._tell(TurnDone, turn, text)
       blocks = () if forced or finish == 'abort' else self._manner.parse(text)
       answered = self._manner.answered(text)
-      goes_on = bool(blocks) and (any(isinstance(block, ToolCall) for block in blocks) or not answered)
+      goes_on = bool(blocks) and (
+        any(isinstance(block, ToolCall) for block in blocks) or not answered
+      )
       stop = _stop(finish, answered and not goes_on)
       run.segments.append(segment)
       responses = await self._responses(run, blocks, turn)
@@ -193,9 +252,15 @@ class Agent:
     raise AssertionError('the forced turn returns')
 
   def _most(self, task: Task, turn: int) -> int:
-    """Tokens that a turn may have; fewer where the final answer was asked for and the manner says so."""
+    """Tokens that a turn may have; fewer where the final answer was asked for and the manner says
+    so.
+    """
     most = self._options.max_new_tokens
-    return min(most, self._manner.forced_tokens.get(task.question_type, most)) if self._asked(turn) else most
+    return (
+      min(most, self._manner.forced_tokens.get(task.question_type, most))
+      if self._asked(turn)
+      else most
+    )
 
   def _asked(self, turn: int) -> bool:
     """Whether a turn is the one that the final answer was asked for in."""
@@ -203,21 +268,37 @@ class Agent:
 
   def _prefix(self, turn: int) -> str:
     """What a turn is made to begin with."""
-    return '' if self._asked(turn) and not self._manner.forced_prefix else self._options.think_prefix
+    return (
+      '' if self._asked(turn) and not self._manner.forced_prefix else self._options.think_prefix
+    )
 
   def _room(self, segments: Sequence[Segment]) -> int:
     """Tokens that may be sampled next, with place left for a closing."""
     return self._sampler.room(segments, reserved=self._closing_room)
 
-  def _follow(self, run: '_Run', segment: Segment, shown: Sequence[str | Sequence[template.Piece]] | None, *,
-              turn: int) -> bool:
-    """Appends what comes before `turn`: results and header where the context holds them and a token more (True); else the
-    `<|im_end|>` that the last turn may lack (False). shown: what results come back as; None when nothing follows."""
+  def _follow(
+    self,
+    run: '_Run',
+    segment: Segment,
+    shown: Sequence[str | Sequence[template.Piece]] | None,
+    *,
+    turn: int,
+  ) -> bool:
+    """Appends what comes before `turn`: results and header where the context holds them and a token
+    more (True); else the `<|im_end|>` that the last turn may lack (False). shown: what results come
+    back as; None when nothing follows.
+    """
     tok = self._sampler.tok
     closed = template.is_closed(tok, segment.ids)
     if shown is not None:
-      request = self._manner.requests.get(run.task.question_type, self._manner.request) if self._asked(turn) else None
-      continuation = template.continuation(tok, closed=closed, results=shown, request=request, think_prefix=self._prefix(turn))
+      request = (
+        self._manner.requests.get(run.task.question_type, self._manner.request)
+        if self._asked(turn)
+        else None
+      )
+      continuation = template.continuation(
+        tok, closed=closed, results=shown, request=request, think_prefix=self._prefix(turn)
+      )
       if self._room([*run.segments, continuation]) >= 1:
         run.segments.append(continuation)
         return True
@@ -230,28 +311,46 @@ class Agent:
     ran = response.result.status is ResultStatus.EXECUTED
     return response.shown if ran else self._manner.refused(response.result)
 
-  async def _responses(self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int) -> list[Response]:
+  async def _responses(
+    self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int
+  ) -> list[Response]:
     """In the order of the blocks; the first max_parallel at once, one shared error for the rest."""
     limit = self._options.max_parallel
-    responses = await asyncio.gather(*(self._response(run, block, turn, index) for index, block in enumerate(blocks[:limit])))
+    responses = await asyncio.gather(
+      *(self._response(run, block, turn, index) for index, block in enumerate(blocks[:limit]))
+    )
     if len(blocks) > limit:
-      rest = ToolResult(blocks[limit], ResultStatus.OVER_LIMIT, prompts.error(ResultStatus.OVER_LIMIT))
+      rest = ToolResult(
+        blocks[limit], ResultStatus.OVER_LIMIT, prompts.error(ResultStatus.OVER_LIMIT)
+      )
       self._tell(CallDone, turn, limit, rest)
       responses.append(Response.of(rest))
     return responses
 
-  async def _response(self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int) -> Response:
+  async def _response(
+    self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int
+  ) -> Response:
     self._tell(CallStarted, turn, index, block)
     if isinstance(block, ParseFailure):
-      response = Response.of(ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE)))
+      response = Response.of(
+        ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE))
+      )
     else:
-      response = await self._subagents.respond(block, task=run.task, address=run.address, turn=turn, index=index,
-                                               durations=[view.duration for view in run.opening.overviews])
+      response = await self._subagents.respond(
+        block,
+        task=run.task,
+        address=run.address,
+        turn=turn,
+        index=index,
+        durations=[view.duration for view in run.opening.overviews],
+      )
     self._tell(CallDone, turn, index, response.result)
     return response
 
   def _heard(self, turn: int) -> dict[str, Callable[[list[int]], None]]:
-    """What `sample` is given to tell a turn's text so far, but for a character of which only a part is there."""
+    """What `sample` is given to tell a turn's text so far, but for a character of which only a part
+    is there.
+    """
     if self._grown is None:
       return {}
     text = lambda ids: template.turn_text(self._sampler.tok, ids, self._prefix(turn)).rstrip(_CUT)
@@ -265,6 +364,7 @@ class Agent:
 @dataclasses.dataclass
 class _Run:
   """An episode while it runs."""
+
   task: Task
   opening: Opening
   address: Address
@@ -278,13 +378,25 @@ class _Run:
 
   def episode(self, stop: StopReason, error: str = '') -> Episode:
     first, *others = self.opening.overviews or (Overview((), 0.0),)
-    return Episode(self.task, self.address.rollout, self.opening.budget, first.seconds, first.duration, tuple(self.turns),
-                   Trajectory(tuple(self.segments), stop), stop, error, tuple(others), first.repeated)
+    return Episode(
+      self.task,
+      self.address.rollout,
+      self.opening.budget,
+      first.seconds,
+      first.duration,
+      tuple(self.turns),
+      Trajectory(tuple(self.segments), stop),
+      stop,
+      error,
+      tuple(others),
+      first.repeated,
+    )
 
 
 def _shares(budget: int, available: Sequence[int]) -> list[int]:
-  """A budget of frames split over videos that have so many: 10 over [9, 9, 9, 9] -> [3, 3, 2, 2], over [1, 9] -> [1, 9]; at least
-  1 each."""
+  """A budget of frames split over videos that have so many: 10 over [9, 9, 9, 9] -> [3, 3, 2, 2],
+  over [1, 9] -> [1, 9]; at least 1 each.
+  """
   shares = [1] * len(available)
   left = budget - len(available)
   while left > 0 and (able := [i for i, most in enumerate(available) if shares[i] < most]):

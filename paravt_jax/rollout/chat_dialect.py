@@ -1,4 +1,6 @@
-"""What servers that call themselves OpenAI-compatible do differently: parameters they refuse, errors and texts they wrap."""
+"""What servers that call themselves OpenAI-compatible do differently: parameters they refuse,
+errors and texts they wrap.
+"""
 
 import re
 from collections.abc import Collection, Mapping
@@ -8,8 +10,10 @@ import orjson
 
 # How a refusal says that a server does not know a parameter, or takes no other value than its own.
 _UNKNOWN = re.compile(
-  r'unsupported|n[o\']t support|unrecogni[sz]ed|unknown|not permitted|not allowed|not accepted|extra_forbidden|extra (?:inputs|fields)|'
-  r'extraneous|unexpected|deprecated|cannot (?:both )?be (?:set|specified|used)|invalid (?:parameter|field|argument)|cannot find field|'
+  r'unsupported|n[o\']t support|unrecogni[sz]ed|unknown|not permitted|not allowed|not '
+  r'accepted|extra_forbidden|extra (?:inputs|fields)|'
+  r'extraneous|unexpected|deprecated|cannot (?:both )?be (?:set|specified|used)|invalid '
+  r'(?:parameter|field|argument)|cannot find field|'
   r'only the default|only be set|strictly positive|must be (?:greater|>|positive)|does not exist',
   re.IGNORECASE,
 )
@@ -36,9 +40,11 @@ class Dialect:
     }
 
   def learn(self, refusal: str, own: Collection[str], sent: Collection[str]) -> str:
-    """What is done from now on, in words, if a refusal blames a parameter of ours that was sent; '' when it does not.
+    """What is done from now on, in words, if a refusal blames a parameter of ours that was sent; ''
+    when it does not.
 
-    own: our parameters that the user has not set. At most twice per parameter, since each step leaves a name behind.
+    own: our parameters that the user has not set. At most twice per parameter, since each step
+    leaves a name behind.
     """
     for name in sorted(own):
       wire = self._instead.get(name, name)
@@ -54,7 +60,9 @@ class Dialect:
 
 
 def blames(refusal: str, name: str, sent: Collection[str]) -> bool:
-  """Whether a refusal says that the server does not take this parameter; of several that it names, the first is meant."""
+  """Whether a refusal says that the server does not take this parameter; of several that it names,
+  the first is meant.
+  """
   named = _param(refusal)
   if named is None:
     places = {
@@ -82,7 +90,9 @@ def _param(refusal: str) -> str | None:
 
 
 def error_in(content: bytes) -> int:
-  """The status of an error that came with status 200, as gateways pass them on; 200 when there is none."""
+  """The status of an error that came with status 200, as gateways pass them on; 200 when there is
+  none.
+  """
   if b'"error"' not in content[:4096]:
     return 200
   try:
@@ -97,7 +107,9 @@ def error_in(content: bytes) -> int:
 
 
 def message_text(content: Any) -> Any:
-  """The text of a message's content: as it is, or of a list of parts the texts joined, thoughts left out."""
+  """The text of a message's content: as it is, or of a list of parts the texts joined, thoughts
+  left out.
+  """
   if not isinstance(content, list):
     return content
   parts = [

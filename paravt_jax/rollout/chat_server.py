@@ -1,8 +1,10 @@
-"""A client of any OpenAI-compatible server. What goes wrong with a request is a value, counted by reason.
+"""A client of any OpenAI-compatible server. What goes wrong with a request is a value, counted by
+reason.
 
-Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off. Replies are bounded in size and read
-strictly; redirects are not followed, so the key goes to the address that was given and to no other. A server that refuses a
-parameter by name (see `chat_dialect`) is asked without it from then on.
+Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off.
+Replies are bounded in size and read strictly; redirects are not followed, so the key goes to the
+address that was given and to no other. A server that refuses a parameter by name (see
+`chat_dialect`) is asked without it from then on.
 """
 
 import asyncio
@@ -29,21 +31,31 @@ from paravt_jax.rollout.outcomes import Failed, Rejected
 
 log = logging.getLogger(__name__)
 
-_LOST = (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError)   # no connection, or no HTTP on it
+_LOST = (
+  aiohttp.ClientError,
+  aiohttp.http_exceptions.HttpProcessingError,
+)  # no connection, or no HTTP on it
 _AGAIN = (408, 429)
-_REFUSED = (400, 413, 422)   # this request and no other: too long, or an image that the server does not take
+_REFUSED = (
+  400,
+  413,
+  422,
+)  # this request and no other: too long, or an image that the server does not take
 _CHUNK = 1 << 16
-_SHOWN = 200                 # characters of a reply that a message shows
+_SHOWN = 200  # characters of a reply that a message shows
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
-  """url: up to and without '/chat/completions'. model: its name there. api_key: bearer token; '' sends none.
+  """url: up to and without '/chat/completions'. model: its name there. api_key: bearer token; ''
+  sends none.
 
-  timeout_s: for one request. retries: how often it is tried again, backoff_s apart and doubling up to max_backoff_s (a server's
-  own Retry-After counts, up to the same). concurrency: requests at once. max_reply_bytes: a longer reply is refused unread.
-  max_failures: that many failed requests in a row, and the run ends.
+  timeout_s: for one request. retries: how often it is tried again, backoff_s apart and doubling up
+  to max_backoff_s (a server's own Retry-After counts, up to the same). concurrency: requests at
+  once. max_reply_bytes: a longer reply is refused unread. max_failures: that many failed requests
+  in a row, and the run ends.
   """
+
   url: str
   model: str
   api_key: str = dataclasses.field(repr=False)
@@ -59,19 +71,25 @@ class ServerOptions:
 @dataclasses.dataclass(frozen=True)
 class Reply:
   """The text that a model wrote, whole: its end was its own and not a limit's."""
+
   text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """max_tokens: of a reply; temperature: 0 is greedy. seed: sent along, for servers that know it."""
+  """max_tokens: of a reply; temperature: 0 is greedy. seed: sent along, for servers that know
+  it.
+  """
+
   max_tokens: int
   temperature: float
   seed: int
 
 
 class Server:
-  """Use as `async with Server(options, where) as server`; `where` names the knobs in messages. `counts` holds outcomes by name."""
+  """Use as `async with Server(options, where) as server`; `where` names the knobs in messages.
+  `counts` holds outcomes by name.
+  """
 
   def __init__(self, options: ServerOptions, where: str):
     self.options = options
@@ -89,8 +107,10 @@ class Server:
     if self.options.api_key:
       headers['Authorization'] = f'Bearer {self.options.api_key}'
     self._session = aiohttp.ClientSession(
-      headers=headers, timeout=aiohttp.ClientTimeout(total=self.options.timeout_s),
-      connector=aiohttp.TCPConnector(limit=self.options.concurrency))
+      headers=headers,
+      timeout=aiohttp.ClientTimeout(total=self.options.timeout_s),
+      connector=aiohttp.TCPConnector(limit=self.options.concurrency),
+    )
     return self
 
   async def __aexit__(self, *exception):
@@ -106,61 +126,104 @@ class Server:
     """
     outcome = await self._once('GET', '/models', None)
     if isinstance(outcome, Failed):
-      raise RolloutError(f'{self._where}.url={self._url}: no server answers there ({outcome.detail}); start it, or correct the url')
+      raise RolloutError(
+        f'{self._where}.url={self._url}: no server answers there ({outcome.detail}); start '
+        'it, or correct the url'
+      )
     status, content, _ = outcome
     if status in (401, 403):
       sent = 'the key was refused' if self.options.api_key else 'it wants a key and got none'
-      raise RolloutError(f'{self._where}.api_key: {self._url} answered {status}: {sent}; set {self._where}.api_key')
+      raise RolloutError(
+        f'{self._where}.api_key: {self._url} answered {status}: {sent}; set {self._where}.api_key'
+      )
     if status >= 500:
-      raise RolloutError(f'{self._where}.url={self._url}: answered {status} when asked for its models, wanted 200; wait until it is up')
+      raise RolloutError(
+        f'{self._where}.url={self._url}: answered {status} when asked for its models, wanted '
+        '200; wait until it is up'
+      )
     names = _model_names(content) if status == 200 else []
     if names and self.options.model not in names:
-      raise RolloutError(f'{self._where}.model={self.options.model!r}: {self._url} serves {", ".join(names[:8])}; name one of these')
+      raise RolloutError(
+        f'{self._where}.model={self.options.model!r}: {self._url} serves '
+        f'{", ".join(names[:8])}; name one of these'
+      )
 
-  async def complete(self, messages: Sequence[dict[str, Any]], sampling: Sampling, more: Mapping[str, Any] | None = None,
-                     read: Callable[[bytes], Reply | Rejected] | None = None) -> Reply | Rejected | Failed:
+  async def complete(
+    self,
+    messages: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    more: Mapping[str, Any] | None = None,
+    read: Callable[[bytes], Reply | Rejected] | None = None,
+  ) -> Reply | Rejected | Failed:
     """One chat completion.
 
     Args:
-      more: further fields of the request; None takes a field out. read: reads a completion; `read_completion` when None.
+      more: further fields of the request; None takes a field out. read: reads a completion;
+      `read_completion` when None.
 
     Returns:
-      Reply; Rejected when the server refuses this very request or the reply is no whole text ('refused', 'truncated', 'filtered',
-      'no_text', 'unreadable', 'too_large'); Failed when asking later may help ('connection', 'timeout', 'status').
+      Reply; Rejected when the server refuses this very request or the reply is no whole text
+      ('refused', 'truncated', 'filtered', 'no_text', 'unreadable', 'too_large'); Failed when asking
+      later may help ('connection', 'timeout', 'status').
 
     Raises:
       RolloutError: the last `max_failures` requests failed.
     """
-    own = {'max_tokens': sampling.max_tokens, 'temperature': sampling.temperature, 'seed': sampling.seed, 'stream': False}
+    own = {
+      'max_tokens': sampling.max_tokens,
+      'temperature': sampling.temperature,
+      'seed': sampling.seed,
+      'stream': False,
+    }
     given = {'model': self.options.model, 'messages': list(messages), **(more or {})}
     async with self._gate:
       outcome = await self._understood(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
     if self._in_a_row >= self.options.max_failures:
-      self._down = (f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
-                    f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command again: it goes on')
+      self._down = (
+        f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
+        f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command '
+        'again: it goes on'
+      )
       raise RolloutError(self._down)
     return outcome
 
-  async def _understood(self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
-                        ) -> Reply | Rejected | Failed:
-    """Asks; and again for every parameter of ours that the server refuses by name, a few times at most."""
+  async def _understood(
+    self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
+  ) -> Reply | Rejected | Failed:
+    """Asks; and again for every parameter of ours that the server refuses by name, a few times at
+    most.
+    """
     while True:
       spoken, said = self._dialect.spoken(own), []
       fields = {name: value for name, value in {**spoken, **given}.items() if value is not None}
       outcome = await self._ask(orjson.dumps(fields), read, said)
       if isinstance(outcome, Reply) or not said:
         return outcome
-      if self._dialect.spoken(own) == spoken:                # nobody else has learned it meanwhile
+      if self._dialect.spoken(own) == spoken:  # nobody else has learned it meanwhile
         learned = self._dialect.learn(said[-1], own.keys() - given.keys(), fields.keys())
         if not learned:
           return outcome
-        log.warning('%s.url=%s: %s; it says: %s', self._where, self._url, learned, ' '.join(said[-1].split())[:_SHOWN])
+        log.warning(
+          '%s.url=%s: %s; it says: %s',
+          self._where,
+          self._url,
+          learned,
+          ' '.join(said[-1].split())[:_SHOWN],
+        )
 
-  async def probe(self, messages: Sequence[dict[str, Any]], sampling: Sampling, more: Mapping[str, Any],
-                  read: Callable[[bytes], Reply | Rejected], *, ways_out: Mapping[str, str]) -> None:
-    """One completion before there is work, so that a server that cannot be used is told at the start; the same bounds and retries.
+  async def probe(
+    self,
+    messages: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    more: Mapping[str, Any],
+    read: Callable[[bytes], Reply | Rejected],
+    *,
+    ways_out: Mapping[str, str],
+  ) -> None:
+    """One completion before there is work, so that a server that cannot be used is told at the
+    start; the same bounds and retries.
 
     ways_out: by an outcome's reason what the user may change, names of knobs included.
 
@@ -170,22 +233,33 @@ class Server:
     outcome = await self.complete(messages, sampling, more, read)
     if not isinstance(outcome, Reply):
       refused_key = outcome.detail[:4] in ('401:', '403:')
-      way = f'set {self._where}.api_key' if refused_key else ways_out.get(outcome.reason, ways_out[''])
-      raise RolloutError(f'{self._where}.url={self._url}, model {self.options.model!r}: cannot be used: {outcome.reason} '
-                         f'({" ".join(outcome.detail.split())}); {way}')
+      way = (
+        f'set {self._where}.api_key' if refused_key else ways_out.get(outcome.reason, ways_out[''])
+      )
+      raise RolloutError(
+        f'{self._where}.url={self._url}, model {self.options.model!r}: cannot be used: '
+        f'{outcome.reason} '
+        f'({" ".join(outcome.detail.split())}); {way}'
+      )
 
   def check_up(self) -> None:
-    """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which take errors for outcomes."""
+    """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which
+    take errors for outcomes.
+    """
     if self._down:
       raise RolloutError(self._down)
 
-  async def _ask(self, body: bytes, read: Callable[[bytes], Reply | Rejected], said: list[str]) -> Reply | Rejected | Failed:
+  async def _ask(
+    self, body: bytes, read: Callable[[bytes], Reply | Rejected], said: list[str]
+  ) -> Reply | Rejected | Failed:
     """The outcome after all retries. said: gets what the server says when it refuses or fails."""
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
       if attempt:
         self.counts['retries'] += 1
-        await asyncio.sleep(min(max(self.options.backoff_s * 2**(attempt - 1), pause), self.options.max_backoff_s))
+        await asyncio.sleep(
+          min(max(self.options.backoff_s * 2 ** (attempt - 1), pause), self.options.max_backoff_s)
+        )
       outcome = await self._once('POST', '/chat/completions', body)
       if isinstance(outcome, Failed):
         failure, pause = outcome, 0.0
@@ -208,16 +282,23 @@ class Server:
         return failure
     return failure
 
-  async def _once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes | None, float] | Failed:
+  async def _once(
+    self, method: str, path: str, body: bytes | None
+  ) -> tuple[int, bytes | None, float] | Failed:
     """(status, content or None when it is too large, seconds that the server asks us to wait)."""
     try:
-      async with self._session.request(method, self._url + path, data=body, allow_redirects=False) as reply:
+      async with self._session.request(
+        method, self._url + path, data=body, allow_redirects=False
+      ) as reply:
         content = await self._bounded(reply)
         return reply.status, content, _retry_after(reply.headers.get('Retry-After', ''))
     except TimeoutError:
       return Failed('timeout', f'no reply within {self.options.timeout_s:g} s')
     except aiohttp.InvalidURL as error:
-      raise RolloutError(f'{self._where}.url={self._url!r}: not a URL ({error}), wanted one such as http://127.0.0.1:30000/v1') from error
+      raise RolloutError(
+        f'{self._where}.url={self._url!r}: not a URL ({error}), wanted one such as '
+        'http://127.0.0.1:30000/v1'
+      ) from error
     except _LOST as error:
       return Failed('connection', f'{type(error).__name__}: {error}'[:_SHOWN])
 
@@ -253,15 +334,27 @@ def read_completion(content: bytes) -> Reply | Rejected:
 
 
 def image_part(pixels: np.ndarray, quality: int) -> dict[str, Any]:
-  """uint8[H, W, 3] as a data URL in a message's content: a JPEG of this quality, or a PNG, which keeps every pixel, at 0."""
+  """uint8[H, W, 3] as a data URL in a message's content: a JPEG of this quality, or a PNG, which
+  keeps every pixel, at 0.
+  """
   buffer, kind = io.BytesIO(), 'jpeg' if quality else 'png'
-  Image.fromarray(pixels).save(buffer, kind, **({'quality': quality} if quality else {'compress_level': 1}))
-  return {'type': 'image_url', 'image_url': {'url': f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'}}
+  Image.fromarray(pixels).save(
+    buffer, kind, **({'quality': quality} if quality else {'compress_level': 1})
+  )
+  return {
+    'type': 'image_url',
+    'image_url': {
+      'url': f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
+    },
+  }
 
 
 def video_part(path: str) -> dict[str, Any]:
   """A file that the server can read itself, as a `file://` video in a message's content."""
-  return {'type': 'video_url', 'video_url': {'url': 'file://' + urllib.parse.quote(str(pathlib.Path(path).absolute()))}}
+  return {
+    'type': 'video_url',
+    'video_url': {'url': 'file://' + urllib.parse.quote(str(pathlib.Path(path).absolute()))},
+  }
 
 
 def text_part(text: str) -> dict[str, Any]:
@@ -277,11 +370,15 @@ def _model_names(content: bytes | None) -> list[str]:
 
 
 def more(text: str, knob: str) -> dict[str, Any]:
-  """Further fields of a request, a JSON object as text; '' is none. Raises ConfigError, with the knob's name, when it is no object."""
+  """Further fields of a request, a JSON object as text; '' is none. Raises ConfigError, with the
+  knob's name, when it is no object.
+  """
   try:
     value = orjson.loads(text) if text else {}
   except orjson.JSONDecodeError as error:
-    raise ConfigError(f'{knob}={text!r}: is no JSON ({error}), wanted an object or nothing') from error
+    raise ConfigError(
+      f'{knob}={text!r}: is no JSON ({error}), wanted an object or nothing'
+    ) from error
   if not isinstance(value, dict):
     raise ConfigError(f'{knob}={text!r}: got {type(value).__name__}, wanted a JSON object')
   return value

@@ -1,6 +1,8 @@
-"""The way to the rollout servers, ours or SGLang's: send ids and frames, get ids and log-probs, and believe nothing unchecked.
+"""The way to the rollout servers, ours or SGLang's: send ids and frames, get ids and log-probs, and
+believe nothing unchecked.
 
-`Client.generate` resumes what a weight update interrupted, and sends again what a lost server held, from the tokens it has.
+`Client.generate` resumes what a weight update interrupted, and sends again what a lost server held,
+from the tokens it has.
 """
 
 import asyncio
@@ -19,17 +21,28 @@ from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
 
-__all__ = ['Client', 'ClientOptions', 'ImageCache', 'Sampled', 'check', 'check_counts', 'image_tokens', 'resumed_seed']
+__all__ = [
+  'Client',
+  'ClientOptions',
+  'ImageCache',
+  'Sampled',
+  'check',
+  'check_counts',
+  'image_tokens',
+  'resumed_seed',
+]
 
 _Event = Callable[[bytes], None] | None
-_ROUNDING = 1e-3             # a log-prob may exceed 0 by so much, in nats
-_NOTICE_S = 2.0              # for telling a server, and for asking whether it lives
+_ROUNDING = 1e-3  # a log-prob may exceed 0 by so much, in nats
+_NOTICE_S = 2.0  # for telling a server, and for asking whether it lives
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-  """What a request came to. ids: int32[n], stop token included; logprobs: float32[n]; versions: int32[n]; finish as in the
-  protocol."""
+  """What a request came to. ids: int32[n], stop token included; logprobs: float32[n]; versions:
+  int32[n]; finish as in the protocol.
+  """
+
   ids: np.ndarray
   logprobs: np.ndarray
   versions: np.ndarray
@@ -38,21 +51,29 @@ class Sampled:
 
 def image_tokens(images: Sequence[np.ndarray]) -> int:
   """Tokens that images uint8[H, W, 3] become; sides are multiples of 32."""
-  return sum((image.shape[0] // patches.SIDE) * (image.shape[1] // patches.SIDE) for image in images)
+  return sum(
+    (image.shape[0] // patches.SIDE) * (image.shape[1] // patches.SIDE) for image in images
+  )
 
 
 class ImageCache:
-  """Frames as JSON strings of base64 PNG, encoded once per stretch of memory: rollouts and turns send the same ones again.
+  """Frames as JSON strings of base64 PNG, encoded once per stretch of memory: rollouts and turns
+  send the same ones again.
 
-  An entry keeps its array alive, so no other frame can take its address; frames are never written to.
+  An entry keeps its array alive, so no other frame can take its address; frames are never written
+  to.
   """
 
   def __init__(self, capacity: int):
     self._capacity = capacity
-    self._entries: collections.OrderedDict[tuple, tuple[np.ndarray, asyncio.Task, int]] = collections.OrderedDict()
+    self._entries: collections.OrderedDict[tuple, tuple[np.ndarray, asyncio.Task, int]] = (
+      collections.OrderedDict()
+    )
 
   async def encode(self, images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
-    """One fragment per image. Encoding runs in a thread, and once even if eight rollouts ask at the same moment."""
+    """One fragment per image. Encoding runs in a thread, and once even if eight rollouts ask at the
+    same moment.
+    """
     keys = [_memory(image) for image in images]
     missing = {key: image for key, image in zip(keys, images) if key not in self._entries}
     if missing:
@@ -78,18 +99,22 @@ def _fragments(images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
 
 
 class Client(Http):
-  """Generates. Use as `async with Client(options, vocab_size, router, image_id=...) as client`; safe for any number of requests.
+  """Generates. Use as `async with Client(options, vocab_size, router, image_id=...) as client`;
+  safe for any number of requests.
 
-  vocab_size: rows of the model's embedding table, padding rows included: a policy may sample those, so not the tokenizer's.
-  image_id: the placeholder of an image. `counts`: requests, tokens (prompt, cached, sampled), and of requests 'interrupted' (by
-  an update or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
+  vocab_size: rows of the model's embedding table, padding rows included: a policy may sample those,
+  so not the tokenizer's. image_id: the placeholder of an image. `counts`: requests, tokens (prompt,
+  cached, sampled), and of requests 'interrupted' (by an update or a drain), 'retried' (connection
+  lost), 'moved' (sent again because their server was lost).
   """
 
   def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
     super().__init__(options)
     self._vocab_size, self._router, self._image_id = vocab_size, router, image_id
     self._images = ImageCache(options.image_cache)
-    self._sent: dict[str, tuple[str, str]] = {}       # rid -> (server, rid on the wire) of what is in flight
+    self._sent: dict[
+      str, tuple[str, str]
+    ] = {}  # rid -> (server, rid on the wire) of what is in flight
     self._given_up: set[str] = set()
     self._tasks: set[asyncio.Task] = set()
 
@@ -98,23 +123,30 @@ class Client(Http):
       await asyncio.gather(*self._tasks, return_exceptions=True)
     await super().__aexit__(*exception)
 
-  async def generate(self, request: protocol.GenerateRequest, affinity: int = 0,
-                     heard: Callable[[list[int]], None] | None = None) -> Sampled:
+  async def generate(
+    self,
+    request: protocol.GenerateRequest,
+    affinity: int = 0,
+    heard: Callable[[list[int]], None] | None = None,
+  ) -> Sampled:
     """Samples until a stop token or `max_new_tokens`.
 
-    A request that the server aborts (a weight update) goes on from its tokens with what is left of its budget; each token
-    keeps the version that sampled it. What a lost server held is sent again from the tokens that arrived, with the same seed.
-    `finish` is 'abort' only after `abort(rid)`, or when no token comes in `retries` + 1 goes.
+    A request that the server aborts (a weight update) goes on from its tokens with what is left of
+    its budget; each token keeps the version that sampled it. What a lost server held is sent again
+    from the tokens that arrived, with the same seed. `finish` is 'abort' only after `abort(rid)`,
+    or when no token comes in `retries` + 1 goes.
 
     Args:
-      request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from their own seed.
-      affinity: requests of one group share a number, hence a server, which then computes their prefix once.
-      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin anew.
+      request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from
+      their own seed. affinity: requests of one group share a number, hence a server, which then
+      computes their prefix once. heard: hears all ids so far, as they come, unchecked. After a lost
+      connection they may begin anew.
 
     Raises:
-      RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no server is left, or more than
-        `retries` + 1 were lost over this request; a server is silent, or its reply breaks the protocol: counts, ids or image tokens
-        that are not ours.
+      RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no
+      server is left, or more than
+        `retries` + 1 were lost over this request; a server is silent, or its reply breaks the
+        protocol: counts, ids or image tokens that are not ours.
     """
     self._refuse_harmful(request)
     fragments = await self._images.encode(request.images)
@@ -134,7 +166,7 @@ class Client(Http):
           return _joined(parts, 'length')
         self.counts['interrupted'] += 1
         if idle:
-          await asyncio.sleep(self.options.backoff_s * 2**(idle - 1))
+          await asyncio.sleep(self.options.backoff_s * 2 ** (idle - 1))
     except (asyncio.CancelledError, RolloutError):
       self._abandon(request.rid)
       raise
@@ -146,34 +178,52 @@ class Client(Http):
     ids = request.input_ids
     placeholders = sum(token == self._image_id for token in ids)
     if placeholders != len(request.images):
-      raise RolloutError(f'request {request.rid}: got {placeholders} image placeholders (id {self._image_id}) for '
-                         f'{len(request.images)} images, wanted one each; a server would answer it with garbage')
+      raise RolloutError(
+        f'request {request.rid}: got {placeholders} image placeholders (id {self._image_id}) for '
+        f'{len(request.images)} images, wanted one each; a server would answer it with garbage'
+      )
     if not ids or min(ids) < 0 or max(ids) >= self._vocab_size:
       got = f'ids in {min(ids)}..{max(ids)}' if ids else 'no ids'
-      raise RolloutError(f'request {request.rid}: got {got}, wanted some in 0..{self._vocab_size - 1}; SGLang would end on one '
-                         'beyond its vocabulary')
+      raise RolloutError(
+        f'request {request.rid}: got {got}, wanted some in 0..{self._vocab_size - 1}; SGLang '
+        'would end on one '
+        'beyond its vocabulary'
+      )
 
   async def abort(self, rid: str) -> None:
-    """Ends a request of this client; its `generate` returns what it has, with finish 'abort'. Unknown rids do nothing."""
+    """Ends a request of this client; its `generate` returns what it has, with finish 'abort'.
+    Unknown rids do nothing.
+    """
     if rid in self._sent:
       self._given_up.add(rid)
       await self._quietly(*self._sent[rid])
 
-  async def _part(self, request: protocol.GenerateRequest, done: list[int], index: int, affinity: int,
-                  fragments: list[orjson.Fragment], heard: Callable[[list[int]], None] | None
-                  ) -> tuple[protocol.GenerateReply, bool]:
+  async def _part(
+    self,
+    request: protocol.GenerateRequest,
+    done: list[int],
+    index: int,
+    affinity: int,
+    fragments: list[orjson.Fragment],
+    heard: Callable[[list[int]], None] | None,
+  ) -> tuple[protocol.GenerateReply, bool]:
     """A checked reply, and whether its server was still taking requests when it came."""
     part = request
     if index:
-      part = dataclasses.replace(request, rid=f'{request.rid}~{index}', input_ids=list(request.input_ids) + done,
-                                 max_new_tokens=request.max_new_tokens - len(done), seed=resumed_seed(request.seed, len(done)))
+      part = dataclasses.replace(
+        request,
+        rid=f'{request.rid}~{index}',
+        input_ids=list(request.input_ids) + done,
+        max_new_tokens=request.max_new_tokens - len(done),
+        seed=resumed_seed(request.seed, len(done)),
+      )
     body = part.to_json(fragments) | ({} if heard is None else {'stream': True})
     event = None if heard is None else lambda data: heard(done + _ids_of(data, self._vocab_size))
     sent = 0
 
     def payload(url: str) -> bytes:
       nonlocal sent
-      wire = f'{part.rid}!{sent}' if sent else part.rid          # what was sent before may still run there
+      wire = f'{part.rid}!{sent}' if sent else part.rid  # what was sent before may still run there
       sent += 1
       self._sent[request.rid] = (url, wire)
       return orjson.dumps({**body, 'rid': wire})
@@ -184,18 +234,32 @@ class Client(Http):
       if came is not None:
         reply = protocol.GenerateReply.from_json(parsed(f'POST {url}/generate', *came))
         check(part, reply, self._vocab_size)
-        self.counts.update(requests=1, prompt_tokens=reply.prompt_tokens, cached_tokens=reply.cached_tokens,
-                           sampled_tokens=len(reply.output_ids))
+        self.counts.update(
+          requests=1,
+          prompt_tokens=reply.prompt_tokens,
+          cached_tokens=reply.cached_tokens,
+          sampled_tokens=len(reply.output_ids),
+        )
         self._router.served(url)
         return reply, self._router.state(url) is State.UP
       self.counts['moved'] += 1
-    raise RolloutError(f'request {request.rid}: {self.options.retries + 2} servers in a row were lost over it, the last: '
-                       f'{self._router.reason(url)}; see their logs, or raise client.retries')
+    raise RolloutError(
+      f'request {request.rid}: {self.options.retries + 2} servers in a row were lost over '
+      'it, the last: '
+      f'{self._router.reason(url)}; see their logs, or raise client.retries'
+    )
 
-  async def _visit(self, url: str, payload: Callable[[str], bytes], event: _Event) -> tuple[int, bytes] | None:
-    """(status, body) from one server, behind the gate; None when the server was lost first, and with it what it said."""
+  async def _visit(
+    self, url: str, payload: Callable[[str], bytes], event: _Event
+  ) -> tuple[int, bytes] | None:
+    """(status, body) from one server, behind the gate; None when the server was lost first, and
+    with it what it said.
+    """
     gone = self._router.started(url)
-    work, leave = asyncio.ensure_future(self._ask(url, payload, event)), asyncio.ensure_future(gone.wait())
+    work, leave = (
+      asyncio.ensure_future(self._ask(url, payload, event)),
+      asyncio.ensure_future(gone.wait()),
+    )
     try:
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
       if gone.is_set():
@@ -212,21 +276,34 @@ class Client(Http):
       leave.cancel()
       await asyncio.gather(work, leave, return_exceptions=True)
 
-  async def _ask(self, url: str, payload: Callable[[str], bytes], event: _Event) -> tuple[int, bytes]:
-    """Sends until the connection holds. A server may say 5xx because it dies: then that is a lost connection, too."""
+  async def _ask(
+    self, url: str, payload: Callable[[str], bytes], event: _Event
+  ) -> tuple[int, bytes]:
+    """Sends until the connection holds. A server may say 5xx because it dies: then that is a lost
+    connection, too.
+    """
     for attempt in range(self.options.retries + 1):
-      status, reply = await self.trying(lambda _: self.once('POST', f'{url}/generate', payload(url), heard=event))
+      status, reply = await self.trying(
+        lambda _: self.once('POST', f'{url}/generate', payload(url), heard=event)
+      )
       if status < 500:
         return status, reply
-      await asyncio.sleep(self.options.backoff_s)                # one that dies says 500 a moment before it is gone
+      await asyncio.sleep(
+        self.options.backoff_s
+      )  # one that dies says 500 a moment before it is gone
       if status == 500 and await self.ready(url, _NOTICE_S):
         return status, reply
       if attempt < self.options.retries:
         await self.back_off(attempt)
-    raise Lost(f'POST {url}/generate: got status {status} {attempt + 1} times; the server says: {excerpt(reply)}')
+    raise Lost(
+      f'POST {url}/generate: got status {status} {attempt + 1} times; the server says: '
+      f'{excerpt(reply)}'
+    )
 
   def _abandon(self, rid: str) -> None:
-    """Tells the server, in the background, that nobody waits any more: it notices a closed connection late."""
+    """Tells the server, in the background, that nobody waits any more: it notices a closed
+    connection late.
+    """
     if rid in self._sent and self._session is not None:
       task = asyncio.create_task(self._quietly(*self._sent[rid]))
       self._tasks.add(task)
@@ -234,23 +311,31 @@ class Client(Http):
 
   async def _quietly(self, url: str, wire: str) -> None:
     try:
-      await self.once('POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S)
+      await self.once(
+        'POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S
+      )
     except RolloutError:
       self.counts['abort_failed'] += 1
 
 
 def resumed_seed(seed: int, done: int) -> int:
-  """The sampling seed (31 bits) of a request that goes on after `done` tokens: its own, or the same draws would come twice."""
-  return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7fffffff
+  """The sampling seed (31 bits) of a request that goes on after `done` tokens: its own, or the same
+  draws would come twice.
+  """
+  return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7FFFFFFF
 
 
 def _ids_of(event: bytes, vocab_size: int) -> list[int]:
-  """The ids of an event that is to be shown; none where it holds no ids. What is kept comes whole, and is checked."""
+  """The ids of an event that is to be shown; none where it holds no ids. What is kept comes whole,
+  and is checked.
+  """
   try:
     ids = orjson.loads(event)['output_ids']
   except (orjson.JSONDecodeError, KeyError, TypeError):
     return []
-  right = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab_size for token in ids)
+  right = isinstance(ids, list) and all(
+    type(token) is int and 0 <= token < vocab_size for token in ids
+  )
   return ids if right else []
 
 
@@ -258,36 +343,53 @@ def _joined(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
   ids = [token for part in parts for token in part.output_ids]
   logprobs = [value for part in parts for value in part.logprobs]
   versions = np.concatenate([part.versions() for part in parts])
-  return Sampled(np.asarray(ids, np.int32), np.asarray(logprobs, np.float32), versions.astype(np.int32), finish)
+  return Sampled(
+    np.asarray(ids, np.int32), np.asarray(logprobs, np.float32), versions.astype(np.int32), finish
+  )
 
 
-def check(request: protocol.GenerateRequest, reply: protocol.GenerateReply, vocab_size: int) -> None:
+def check(
+  request: protocol.GenerateRequest, reply: protocol.GenerateReply, vocab_size: int
+) -> None:
   """Compares a reply with what was asked.
 
   Raises:
-    RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans that do not cover the ids, an
-      unknown finish reason, or numbers of image or prompt tokens that are not our own (the server resized our frames, say).
+    RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans
+    that do not cover the ids, an
+      unknown finish reason, or numbers of image or prompt tokens that are not our own (the server
+      resized our frames, say).
   """
   check_counts(request, reply)
   ids, where = reply.output_ids, f'reply to {request.rid}'
   if reply.finish not in protocol.FINISH_REASONS:
-    raise RolloutError(f'{where}: got finish reason {reply.finish!r}, wanted one of {protocol.FINISH_REASONS}')
+    raise RolloutError(
+      f'{where}: got finish reason {reply.finish!r}, wanted one of {protocol.FINISH_REASONS}'
+    )
   if len(ids) != len(reply.logprobs):
-    raise RolloutError(f'{where}: got {len(ids)} ids and {len(reply.logprobs)} log-probs, wanted as many of each')
+    raise RolloutError(
+      f'{where}: got {len(ids)} ids and {len(reply.logprobs)} log-probs, wanted as many of each'
+    )
   if len(ids) > request.max_new_tokens:
     raise RolloutError(f'{where}: got {len(ids)} ids, wanted at most {request.max_new_tokens}')
   if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-    raise RolloutError(f'{where}: got ids in {min(ids)}..{max(ids)}, wanted 0..{vocab_size - 1}; does the server '
-                       'hold another model?')
+    raise RolloutError(
+      f'{where}: got ids in {min(ids)}..{max(ids)}, wanted 0..{vocab_size - 1}; does the server '
+      'hold another model?'
+    )
   banned = set(request.banned_ids).intersection(ids)
   if banned:
     raise RolloutError(f'{where}: got banned id {min(banned)}; does the server honour logit_bias?')
   if not all(math.isfinite(value) and value <= _ROUNDING for value in reply.logprobs):
-    raise RolloutError(f'{where}: got a log-prob that is not finite or above 0; is return_logprob served?')
+    raise RolloutError(
+      f'{where}: got a log-prob that is not finite or above 0; is return_logprob served?'
+    )
   edges = [0, *(end for _, _, end in reply.weight_versions)]
   if edges[-1] != len(ids) or [start for _, start, _ in reply.weight_versions] != edges[:-1]:
-    raise RolloutError(f'{where}: got weight version spans {reply.weight_versions}, wanted them to cover {len(ids)} ids '
-                       'in order')
+    raise RolloutError(
+      f'{where}: got weight version spans {reply.weight_versions}, wanted them to cover '
+      f'{len(ids)} ids '
+      'in order'
+    )
 
 
 def check_counts(request: protocol.GenerateRequest, reply: protocol.GenerateReply) -> None:
@@ -298,10 +400,16 @@ def check_counts(request: protocol.GenerateRequest, reply: protocol.GenerateRepl
   """
   expected = image_tokens(request.images)
   if reply.image_tokens != expected:
-    raise RolloutError(f'reply to {request.rid}: the server counts {reply.image_tokens} image tokens, we {expected}: it resized '
-                       'our frames; set size to {"shortest_edge": 1024, "longest_edge": 50176} in the served '
-                       'preprocessor_config.json')
+    raise RolloutError(
+      f'reply to {request.rid}: the server counts {reply.image_tokens} image tokens, we '
+      f'{expected}: it resized '
+      'our frames; set size to {"shortest_edge": 1024, "longest_edge": 50176} in the served '
+      'preprocessor_config.json'
+    )
   prompt = len(request.input_ids) + expected - len(request.images)
   if reply.prompt_tokens != prompt:
-    raise RolloutError(f'reply to {request.rid}: the server counts {reply.prompt_tokens} prompt tokens, we {prompt}: it does not '
-                       'keep our ids; is it SGLang 0.5.21 or later?')
+    raise RolloutError(
+      f'reply to {request.rid}: the server counts {reply.prompt_tokens} prompt tokens, we '
+      f'{prompt}: it does not '
+      'keep our ids; is it SGLang 0.5.21 or later?'
+    )

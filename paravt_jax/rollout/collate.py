@@ -1,7 +1,8 @@
 """Groups to the learner's rows.
 
-A group becomes one tree: its first given segment is the shared prefix, each rollout a suffix. A sub-agent's trajectory is a
-document of its own. Only sampled tokens are trained; given ones (prompts, pinned prefixes, results, closings) carry mask 0:
+A group becomes one tree: its first given segment is the shared prefix, each rollout a suffix. A
+sub-agent's trajectory is a document of its own. Only sampled tokens are trained; given ones
+(prompts, pinned prefixes, results, closings) carry mask 0:
 
     prefix (given)     | turn 1 (sampled) | results, header, pinned prefix (given) | turn 2 (sampled)
     mask  0 0 0 0 0 0  | 1 1 1 1 1        | 0 0 0 0 0 0 0 0                        | 1 1 1 1
@@ -17,15 +18,24 @@ from paravt_jax import packing
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.types import Episode, Group, Segment, Trajectory
 
-EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32, 'version': np.int32}
+EXTRAS = {
+  'mask': np.float32,
+  'advantage': np.float32,
+  'behavior': np.float32,
+  'token_class': np.int32,
+  'version': np.int32,
+}
 SUBAGENT_CREDIT = ('episode', 'off')
 
 
 @dataclasses.dataclass(frozen=True)
 class CollateOptions:
-  """row_tokens: T, images expanded; row_images, image_patches: slots of a row and of an image. row_counts: how many rows a
-  batch may have, rising (few shapes, few compilations); above the last, multiples of it. subagent_credit: 'episode' trains
-  sub-agents on their episode's advantage, 'off' leaves them out (as the release does)."""
+  """row_tokens: T, images expanded; row_images, image_patches: slots of a row and of an image.
+  row_counts: how many rows a batch may have, rising (few shapes, few compilations); above the last,
+  multiples of it. subagent_credit: 'episode' trains sub-agents on their episode's advantage, 'off'
+  leaves them out (as the release does).
+  """
+
   row_tokens: int
   row_images: int
   image_patches: int
@@ -35,41 +45,62 @@ class CollateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """packed: rows whose extras are `EXTRAS`. counters: sums over the batch, by name (see `collate`)."""
+  """packed: rows whose extras are `EXTRAS`. counters: sums over the batch, by name (see
+  `collate`).
+  """
+
   packed: packing.Packed
   counters: dict[str, float]
 
 
-def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: CollateOptions, image_id: int, version: int) -> Batch:
+def collate(
+  groups: Sequence[Group],
+  advantage_E: np.ndarray,
+  *,
+  options: CollateOptions,
+  image_id: int,
+  version: int,
+) -> Batch:
   """Packs the episodes of a step.
 
   Args:
     groups: as collected; groups and episodes keep their order, whatever order they finished in.
     advantage_E: the group advantage of each episode, over `group.scored` of all groups in order.
-    options: sizes and credit. image_id: the image placeholder. version: the learner's weight version, for staleness.
+    options: sizes and credit. image_id: the image placeholder. version: the learner's weight
+    version, for staleness.
 
   Returns:
-    A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling), token_class, version, current (1
-    if `version` sampled it) on them, else 0. Counters: episodes, subagents, trees, images, trained_tokens (of them
-    subagent_tokens), given_tokens, dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained
-    tokens), staleness_max. No groups give rows of padding.
+    A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling),
+    token_class, version, current (1 if `version` sampled it) on them, else 0. Counters: episodes,
+    subagents, trees, images, trained_tokens (of them subagent_tokens), given_tokens,
+    dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained tokens),
+    staleness_max. No groups give rows of padding.
 
   Raises:
-    ConfigError: an unknown subagent_credit. DataError: advantages do not match the episodes, or a group's prefixes differ.
+    ConfigError: an unknown subagent_credit. DataError: advantages do not match the episodes, or a
+    group's prefixes differ.
   """
   if options.subagent_credit not in SUBAGENT_CREDIT:
-    raise ConfigError(f'rollout.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}')
+    raise ConfigError(
+      f'rollout.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}'
+    )
   advantage_E = np.asarray(advantage_E, np.float32)
   count = sum(len(group.scored) for group in groups)
   if advantage_E.shape != (count,):
-    raise DataError(f'collate: got advantages of shape {advantage_E.shape}, wanted ({count},), one per surviving episode')
+    raise DataError(
+      f'collate: got advantages of shape {advantage_E.shape}, wanted ({count},), one per '
+      'surviving episode'
+    )
   counters: collections.Counter[str] = collections.Counter(
-      dict.fromkeys(('episodes', 'subagents', 'dropped_episodes', 'dropped_subagents', 'subagent_tokens'), 0))
+    dict.fromkeys(
+      ('episodes', 'subagents', 'dropped_episodes', 'dropped_subagents', 'subagent_tokens'), 0
+    )
+  )
   trees: list[packing.Tree] = []
   first = 0
   for group in groups:
     episodes = [scored.episode for scored in group.scored]
-    advantages = advantage_E[first:first + len(episodes)]
+    advantages = advantage_E[first : first + len(episodes)]
     first += len(episodes)
     trees += _group_trees(group.id, episodes, advantages, options, counters)
     if options.subagent_credit == 'episode':
@@ -79,20 +110,36 @@ def collate(groups: Sequence[Group], advantage_E: np.ndarray, *, options: Collat
   return Batch(packed, _counted(trees, counters, version))
 
 
-def _group_trees(name: str, episodes: Sequence[Episode], advantages: np.ndarray, options: CollateOptions,
-                 counters: collections.Counter) -> list[packing.Tree]:
-  """The group as one tree, or as several that repeat the prefix when a row cannot hold all its suffixes."""
+def _group_trees(
+  name: str,
+  episodes: Sequence[Episode],
+  advantages: np.ndarray,
+  options: CollateOptions,
+  counters: collections.Counter,
+) -> list[packing.Tree]:
+  """The group as one tree, or as several that repeat the prefix when a row cannot hold all its
+  suffixes.
+  """
   if not episodes:
     return []
   opening = episodes[0].trajectory.segments[0]
   for episode in episodes:
     other = episode.trajectory.segments[0]
-    if other.sampled or not np.array_equal(other.ids, opening.ids) or len(other.images) != len(opening.images):
-      raise DataError(f'collate: group {name}: rollout {episode.rollout} has another prompt than {episodes[0].rollout}; '
-                      'a group is one prompt with one frame budget')
+    if (
+      other.sampled
+      or not np.array_equal(other.ids, opening.ids)
+      or len(other.images) != len(opening.images)
+    ):
+      raise DataError(
+        f'collate: group {name}: rollout {episode.rollout} has another prompt than '
+        f'{episodes[0].rollout}; '
+        'a group is one prompt with one frame budget'
+      )
   prefix = sample((opening,), 0.0)
   prefix_size = _size(prefix)
-  batches: list[tuple[list[packing.Sample], list[int]]] = []     # suffixes, and [tokens, images] with the prefix
+  batches: list[
+    tuple[list[packing.Sample], list[int]]
+  ] = []  # suffixes, and [tokens, images] with the prefix
   for episode, advantage in zip(episodes, advantages):
     suffix = sample(episode.trajectory.segments[1:], float(advantage))
     tokens, images = _size(suffix)
@@ -100,7 +147,11 @@ def _group_trees(name: str, episodes: Sequence[Episode], advantages: np.ndarray,
       counters['dropped_episodes'] += 1
       continue
     counters['episodes'] += 1
-    fits = [b for b in batches if b[1][0] + tokens <= options.row_tokens and b[1][1] + images <= options.row_images]
+    fits = [
+      b
+      for b in batches
+      if b[1][0] + tokens <= options.row_tokens and b[1][1] + images <= options.row_images
+    ]
     if not fits:
       fits = [([], list(prefix_size))]
       batches += fits
@@ -111,8 +162,12 @@ def _group_trees(name: str, episodes: Sequence[Episode], advantages: np.ndarray,
   return [packing.Tree(prefix, tuple(suffixes)) for suffixes, _ in batches]
 
 
-def _subagent_trees(episodes: Sequence[Episode], advantages: np.ndarray, options: CollateOptions,
-                    counters: collections.Counter) -> list[packing.Tree]:
+def _subagent_trees(
+  episodes: Sequence[Episode],
+  advantages: np.ndarray,
+  options: CollateOptions,
+  counters: collections.Counter,
+) -> list[packing.Tree]:
   """Each sub-agent that sampled anything, as a document that carries its episode's advantage."""
   trees = []
   for episode, advantage in zip(episodes, advantages):
@@ -129,21 +184,34 @@ def _subagent_trees(episodes: Sequence[Episode], advantages: np.ndarray, options
 
 
 def subagents(episode: Episode) -> list[Trajectory]:
-  """The sub-agents' trajectories that hold sampled tokens, in call order, those of failed calls included."""
+  """The sub-agents' trajectories that hold sampled tokens, in call order, those of failed calls
+  included.
+  """
   found = [result.subagent for result in episode.results if result.subagent is not None]
-  return [trajectory for trajectory in found if any(segment.sampled and len(segment.ids) for segment in trajectory.segments)]
+  return [
+    trajectory
+    for trajectory in found
+    if any(segment.sampled and len(segment.ids) for segment in trajectory.segments)
+  ]
 
 
 def sample(segments: Sequence[Segment], advantage: float) -> packing.Sample:
-  """Segments as one run of tokens with the learner's extras; ids are those sent and received, unexpanded."""
-  ids, columns = [np.zeros(0, np.int32)], {name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()}
+  """Segments as one run of tokens with the learner's extras; ids are those sent and received,
+  unexpanded.
+  """
+  ids, columns = (
+    [np.zeros(0, np.int32)],
+    {name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()},
+  )
   for segment in segments:
     ids.append(np.asarray(segment.ids, np.int32))
     n, on = len(segment.ids), float(segment.sampled)
     columns['mask'].append(np.full(n, on, np.float32))
     columns['advantage'].append(np.full(n, advantage * on, np.float32))
     columns['behavior'].append(segment.logprobs if segment.sampled else np.zeros(n, np.float32))
-    columns['token_class'].append(np.full(n, int(segment.token_class) if segment.sampled else 0, np.int32))
+    columns['token_class'].append(
+      np.full(n, int(segment.token_class) if segment.sampled else 0, np.int32)
+    )
     columns['version'].append(segment.versions if segment.sampled else np.zeros(n, np.int32))
   extras = {name: np.concatenate(column).astype(EXTRAS[name]) for name, column in columns.items()}
   images = tuple(image for segment in segments for image in segment.images)
@@ -159,11 +227,20 @@ def _pack(trees: Sequence[packing.Tree], options: CollateOptions, image_id: int)
   limits = (options.row_tokens, options.row_images)
   needed = len(packing.first_fit_decreasing([packing.tree_size(tree) for tree in trees], limits))
   multiple = next((rows for rows in options.row_counts if rows >= needed), options.row_counts[-1])
-  return packing.pack(trees, row_tokens=options.row_tokens, row_images=options.row_images, image_patches=options.image_patches,
-                      image_id=image_id, rows_multiple=multiple, extras=EXTRAS)
+  return packing.pack(
+    trees,
+    row_tokens=options.row_tokens,
+    row_images=options.row_images,
+    image_patches=options.image_patches,
+    image_id=image_id,
+    rows_multiple=multiple,
+    extras=EXTRAS,
+  )
 
 
-def _counted(trees: Sequence[packing.Tree], counters: collections.Counter, version: int) -> dict[str, float]:
+def _counted(
+  trees: Sequence[packing.Tree], counters: collections.Counter, version: int
+) -> dict[str, float]:
   trained = given = 0
   behind_sum, behind_max = 0.0, 0
   for tree in trees:
@@ -175,5 +252,12 @@ def _counted(trees: Sequence[packing.Tree], counters: collections.Counter, versi
       behind_sum += float(behind.sum())
       behind_max = max(behind_max, int(behind.max(initial=0)))
   images = sum(packing.tree_size(tree)[1] for tree in trees)
-  return {**counters, 'trees': len(trees), 'images': images, 'trained_tokens': trained, 'given_tokens': given,
-          'staleness_sum': behind_sum, 'staleness_max': behind_max}
+  return {
+    **counters,
+    'trees': len(trees),
+    'images': images,
+    'trained_tokens': trained,
+    'given_tokens': given,
+    'staleness_sum': behind_sum,
+    'staleness_max': behind_max,
+  }

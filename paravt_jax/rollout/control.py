@@ -1,4 +1,5 @@
-"""Commands to single servers: pause, weights, continue, abort; questions: who are you, are you there. Ours or SGLang's alike.
+"""Commands to single servers: pause, weights, continue, abort; questions: who are you, are you
+there. Ours or SGLang's alike.
 
 Has connections of its own: a full client cannot hold up an update.
 """
@@ -16,8 +17,8 @@ from paravt_jax.serving import protocol
 
 log = logging.getLogger('paravt.control')
 
-OURS = 'paravt_jax'          # what the embedded server calls itself
-OLDEST_SGLANG = (0, 5, 21)   # older ones tokenise prompts with images again, or lack version spans
+OURS = 'paravt_jax'  # what the embedded server calls itself
+OLDEST_SGLANG = (0, 5, 21)  # older ones tokenise prompts with images again, or lack version spans
 _POLL_S = 0.2
 _PING_S = 2.0
 
@@ -29,10 +30,14 @@ class Control(Http):
     """A command whose reply holds nothing of use (some servers answer it with plain text)."""
     status, reply = await self.call('POST', url + path, orjson.dumps(body))
     if status != 200:
-      raise RolloutError(f'POST {url}{path}: got status {status}, wanted 200; the server says: {excerpt(reply)}')
+      raise RolloutError(
+        f'POST {url}{path}: got status {status}, wanted 200; the server says: {excerpt(reply)}'
+      )
 
   async def pause(self, url: str, mode: str = 'retract') -> None:
-    """Stops generation; 'retract' keeps what is in flight for later, with its keys and values recomputed on the new weights."""
+    """Stops generation; 'retract' keeps what is in flight for later, with its keys and values
+    recomputed on the new weights.
+    """
     await self._tell(url, '/pause_generation', {'mode': mode})
 
   async def resume(self, url: str) -> None:
@@ -51,18 +56,25 @@ class Control(Http):
     """Loads weights from `folder` as `version`, without pausing by itself.
 
     Raises:
-      SyncError: the server refused them. RolloutError: it did not answer, or is broken itself (status 5xx).
+      SyncError: the server refused them. RolloutError: it did not answer, or is broken itself
+      (status 5xx).
     """
     body = {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True}
     status, reply = await self.call('POST', f'{url}/update_weights_from_disk', orjson.dumps(body))
     if status >= 500:
-      raise RolloutError(f'{url}: failed while it loaded weights {version} (status {status}): {excerpt(reply)}; see its log')
+      raise RolloutError(
+        f'{url}: failed while it loaded weights {version} (status {status}): '
+        f'{excerpt(reply)}; see its log'
+      )
     if status != 200 or not _succeeded(reply):
-      raise SyncError(f'{url}: refused weights {version} from {folder} (status {status}): {excerpt(reply)}; '
-                      'is the folder complete, and visible to the server?')
+      raise SyncError(
+        f'{url}: refused weights {version} from {folder} (status {status}): {excerpt(reply)}; '
+        'is the folder complete, and visible to the server?'
+      )
 
   async def swap_weights(self, url: str, folder: str, version: int) -> None:
-    """Pause, update, continue: what is in flight goes on under the new weights. Continues after a refusal, too.
+    """Pause, update, continue: what is in flight goes on under the new weights. Continues after a
+    refusal, too.
 
     Raises:
       SyncError, RolloutError: as `update_weights`.
@@ -81,7 +93,9 @@ class Control(Http):
     Raises:
       RolloutError: it failed, or the reply is none of the protocol.
     """
-    return protocol.GenerateReply.from_json(await self.json('POST', f'{url}/generate', orjson.dumps(request.to_json())))
+    return protocol.GenerateReply.from_json(
+      await self.json('POST', f'{url}/generate', orjson.dumps(request.to_json()))
+    )
 
   async def info(self, url: str) -> dict[str, Any]:
     """GET /get_model_info: `model_path`, `weight_version` and more. Answers while paused.
@@ -91,35 +105,47 @@ class Control(Http):
     """
     found = await self.json('GET', f'{url}/get_model_info')
     if 'weight_version' not in found:
-      raise RolloutError(f'GET {url}/get_model_info: got {sorted(found)}, wanted weight_version; {_WANTED}')
+      raise RolloutError(
+        f'GET {url}/get_model_info: got {sorted(found)}, wanted weight_version; {_WANTED}'
+      )
     return found
 
   async def version(self, url: str) -> int:
-    """The weight version that the server names; 0 for weights that were never updated, -1 for a name that is none of ours."""
+    """The weight version that the server names; 0 for weights that were never updated, -1 for a
+    name that is none of ours.
+    """
     text = str((await self.info(url))['weight_version'])
-    return protocol.version_number(text) if text == protocol.FIRST_VERSION or text.isdecimal() else -1
+    return (
+      protocol.version_number(text) if text == protocol.FIRST_VERSION or text.isdecimal() else -1
+    )
 
   async def software(self, url: str) -> str:
-    """The release that the server names: `OURS`, or SGLang's, such as '0.5.21'. Raises RolloutError."""
+    """The release that the server names: `OURS`, or SGLang's, such as '0.5.21'. Raises
+    RolloutError.
+    """
     return str((await self.json('GET', f'{url}/get_server_info')).get('version'))
 
   async def inspect(self, url: str) -> None:
     """Checks that this is a server whose HTTP we know.
 
     Raises:
-      RolloutError: it is not there, refuses our key, is another version, or serves a model without images.
+      RolloutError: it is not there, refuses our key, is another version, or serves a model without
+      images.
     """
     info = await self.info(url)
     software = await self.software(url)
     if software != OURS and _release(software) < OLDEST_SGLANG:
       raise RolloutError(f'{url}: speaks version {software!r} of the protocol; {_WANTED}')
     if info.get('is_generation') is False or info.get('has_image_understanding') is False:
-      raise RolloutError(f'{url}: serves {info.get("model_path")}, a model that takes no images or generates nothing; '
-                         'start it with the Qwen3-VL folder of this run')
+      raise RolloutError(
+        f'{url}: serves {info.get("model_path")}, a model that takes no images or generates '
+        'nothing; '
+        'start it with the Qwen3-VL folder of this run'
+      )
 
   async def wait_ready(self, url: str) -> None:
-    """Returns when the server takes requests. One that answers but is not ready is told to continue: a run that was killed in the
-    middle of an update left it paused.
+    """Returns when the server takes requests. One that answers but is not ready is told to
+    continue: a run that was killed in the middle of an update left it paused.
 
     Raises:
       RolloutError: it did not within ready_timeout_s, or refuses our key.
@@ -138,12 +164,20 @@ class Control(Http):
           except (Lost, Silent) as error:
             problem = str(error)
           if silent:
-            log.warning('%s: not ready yet (%s); waiting up to %g s', url, problem, self.options.ready_timeout_s)
+            log.warning(
+              '%s: not ready yet (%s); waiting up to %g s',
+              url,
+              problem,
+              self.options.ready_timeout_s,
+            )
             silent = False
           await asyncio.sleep(min(self.options.backoff_s, _POLL_S))
     except TimeoutError as error:
-      raise RolloutError(f'{url}: not ready after {self.options.ready_timeout_s:g} s (last: {problem}); see the server\'s log, '
-                         'or raise client.ready_timeout_s') from error
+      raise RolloutError(
+        f'{url}: not ready after {self.options.ready_timeout_s:g} s (last: {problem}); see '
+        "the server's log, "
+        'or raise client.ready_timeout_s'
+      ) from error
 
   async def _readiness(self, url: str) -> int:
     """The status of GET /ready, or of /health where there is no such thing."""
@@ -155,7 +189,9 @@ class Control(Http):
     return status
 
 
-_WANTED = f'wanted the embedded server of {OURS}, or SGLang {".".join(map(str, OLDEST_SGLANG))} or later'
+_WANTED = (
+  f'wanted the embedded server of {OURS}, or SGLang {".".join(map(str, OLDEST_SGLANG))} or later'
+)
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -1,4 +1,6 @@
-"""A group: one prompt, G rollouts of it, their rewards. Episodes that cannot be scored are dropped by name and counted."""
+"""A group: one prompt, G rollouts of it, their rewards. Episodes that cannot be scored are dropped
+by name and counted.
+"""
 
 import asyncio
 import collections
@@ -20,6 +22,7 @@ from paravt_jax.video import sampling
 @dataclasses.dataclass(frozen=True)
 class Dropped:
   """Why an episode has no reward; a short, countable word."""
+
   reason: str
 
 
@@ -29,8 +32,10 @@ Reward = Callable[[Episode], Awaitable[tuple[float, dict[str, float]] | Dropped]
 
 @dataclasses.dataclass(frozen=True)
 class GroupOptions:
-  """size: G, rollouts of a prompt. gating: draw K from `budgets` per prompt; else K = frames. max_concurrent: groups in flight.
-  seed: of the run."""
+  """size: G, rollouts of a prompt. gating: draw K from `budgets` per prompt; else K = frames.
+  max_concurrent: groups in flight. seed: of the run.
+  """
+
   size: int
   gating: bool
   budgets: tuple[int, ...]
@@ -42,33 +47,43 @@ class GroupOptions:
 @dataclasses.dataclass(frozen=True)
 class Prompt:
   """A group to run. budget None means as the options say; an integer forces K (evaluation)."""
+
   task: Task
   epoch: int
   budget: int | None = None
 
 
 def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
-  """The reward of spec section 4; open-ended answers go to the judge when options say so, and its failures drop the episode.
+  """The reward of spec section 4; open-ended answers go to the judge when options say so, and its
+  failures drop the episode.
 
   Raises:
     ConfigError: reward.open_ended is 'judge' and there is none.
   """
   if options.open_ended == 'judge' and judge is None:
-    raise ConfigError('reward.open_ended: got judge, but no judge is configured; set judge.url and judge.model, or f1 or exact')
+    raise ConfigError(
+      'reward.open_ended: got judge, but no judge is configured; set judge.url and '
+      'judge.model, or f1 or exact'
+    )
 
   async def reward(episode: Episode) -> tuple[float, dict[str, float]] | Dropped:
     task = episode.task
     if task.question_type != 'oe' or options.open_ended != 'judge':
       return total.score(episode, options)
-    verdict = await judge.compare(told(task), task.answer, answer.extract_answer(episode.turns[-1].text))
+    verdict = await judge.compare(
+      told(task), task.answer, answer.extract_answer(episode.turns[-1].text)
+    )
     if isinstance(verdict, JudgeFailure):
       return Dropped(verdict.reason)
     return total.score(episode, options, judged=float(verdict.right))
+
   return reward
 
 
 def budget_of(prompt: Prompt, options: GroupOptions) -> int:
-  """K of a prompt: forced, or drawn from (seed, task id, epoch) alone, or fixed when gating is off."""
+  """K of a prompt: forced, or drawn from (seed, task id, epoch) alone, or fixed when gating is
+  off.
+  """
   if prompt.budget is not None:
     return prompt.budget
   choices = options.budgets if options.gating else (options.frames,)
@@ -79,21 +94,30 @@ async def run_group(agent: Agent, prompt: Prompt, reward: Reward, options: Group
   """All rollouts of one prompt, concurrently, behind one opening.
 
   Returns:
-    A group in rollout order. `dropped` holds a reason per lost rollout: 'media_<reason>', 'prompt_too_long', 'server',
-    'abort', or what the reward says.
+    A group in rollout order. `dropped` holds a reason per lost rollout: 'media_<reason>',
+    'prompt_too_long', 'server', 'abort', or what the reward says.
   """
   task = prompt.task
   try:
     opening = await agent.open(task, budget_of(prompt, options))
   except MediaError as error:
     return Group(task.id, prompt.epoch, (), (f'media_{error.reason}',) * options.size)
-  outcomes = await asyncio.gather(*(
-    _rollout(agent, prompt, opening, reward, options.seed, index) for index in range(options.size)))
-  return Group(task.id, prompt.epoch, tuple(o for o in outcomes if isinstance(o, Scored)),
-               tuple(o.reason for o in outcomes if isinstance(o, Dropped)))
+  outcomes = await asyncio.gather(
+    *(
+      _rollout(agent, prompt, opening, reward, options.seed, index) for index in range(options.size)
+    )
+  )
+  return Group(
+    task.id,
+    prompt.epoch,
+    tuple(o for o in outcomes if isinstance(o, Scored)),
+    tuple(o.reason for o in outcomes if isinstance(o, Dropped)),
+  )
 
 
-async def _rollout(agent: Agent, prompt: Prompt, opening: Opening, reward: Reward, seed: int, index: int) -> Scored | Dropped:
+async def _rollout(
+  agent: Agent, prompt: Prompt, opening: Opening, reward: Reward, seed: int, index: int
+) -> Scored | Dropped:
   address = Address(seed, prompt.task.id, prompt.epoch, index)
   return await judged(await agent.run(prompt.task, opening, address), reward)
 
@@ -101,19 +125,28 @@ async def _rollout(agent: Agent, prompt: Prompt, opening: Opening, reward: Rewar
 async def judged(episode: Episode, reward: Reward) -> Scored | Dropped:
   """The episode with its reward, or why it has none."""
   if episode.stop is StopReason.ERROR:
-    logging.getLogger(__name__).warning('%s, rollout %d is dropped: %s', episode.task.id, episode.rollout, episode.error)
+    logging.getLogger(__name__).warning(
+      '%s, rollout %d is dropped: %s', episode.task.id, episode.rollout, episode.error
+    )
     return Dropped('server')
   if episode.stop is StopReason.ABORT:
     return Dropped('abort')
   if not episode.turns:
     return Dropped('prompt_too_long')
   outcome = await reward(episode)
-  return outcome if isinstance(outcome, Dropped) else Scored(episode, float(outcome[0]), dict(outcome[1]))
+  return (
+    outcome
+    if isinstance(outcome, Dropped)
+    else Scored(episode, float(outcome[0]), dict(outcome[1]))
+  )
 
 
-async def stream(agent: Agent, prompts: Sequence[Prompt], reward: Reward,
-                 options: GroupOptions) -> AsyncGenerator[tuple[int, Group]]:
-  """(index, group) as groups finish, at most max_concurrent in flight; closing it (contextlib.aclosing) cancels the rest."""
+async def stream(
+  agent: Agent, prompts: Sequence[Prompt], reward: Reward, options: GroupOptions
+) -> AsyncGenerator[tuple[int, Group]]:
+  """(index, group) as groups finish, at most max_concurrent in flight; closing it
+  (contextlib.aclosing) cancels the rest.
+  """
   gate = asyncio.Semaphore(options.max_concurrent)
 
   async def one(index: int) -> tuple[int, Group]:
@@ -130,9 +163,16 @@ async def stream(agent: Agent, prompts: Sequence[Prompt], reward: Reward,
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def collect(agent: Agent, prompts: Sequence[Prompt], reward: Reward, options: GroupOptions,
-                  on_group: Callable[[Group], None] | None = None) -> list[Group]:
-  """All groups, in the order of `prompts` whatever order they finish in. `on_group` hears of each as it finishes."""
+async def collect(
+  agent: Agent,
+  prompts: Sequence[Prompt],
+  reward: Reward,
+  options: GroupOptions,
+  on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
+  """All groups, in the order of `prompts` whatever order they finish in. `on_group` hears of each
+  as it finishes.
+  """
   groups: list[Group | None] = [None] * len(prompts)
   async with contextlib.aclosing(stream(agent, prompts, reward, options)) as finished:
     async for index, group in finished:

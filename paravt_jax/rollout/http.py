@@ -1,7 +1,8 @@
-"""Requests to rollout servers: kept-alive connections, a limit on them, a bearer token, errors of one line.
+"""Requests to rollout servers: kept-alive connections, a limit on them, a bearer token, errors of
+one line.
 
-What broke on the way is `Lost` and may be sent again, what nobody answered is `Silent`; whatever else goes wrong is a
-RolloutError.
+What broke on the way is `Lost` and may be sent again, what nobody answered is `Silent`; whatever
+else goes wrong is a RolloutError.
 """
 
 import asyncio
@@ -23,9 +24,11 @@ _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 class ClientOptions:
   """api_key: bearer token, or None. connections: open at once, per client.
 
-  timeout_s: for one request, queueing included. ready_timeout_s: for a server to come up, or to come back. retries: of a request
-  whose connection is lost, backoff_s apart and doubling, before its server is given up. image_cache: encoded frames kept.
+  timeout_s: for one request, queueing included. ready_timeout_s: for a server to come up, or to
+  come back. retries: of a request whose connection is lost, backoff_s apart and doubling, before
+  its server is given up. image_cache: encoded frames kept.
   """
+
   api_key: str | None
   connections: int
   timeout_s: float
@@ -54,36 +57,59 @@ class Http:
   async def __aenter__(self):
     headers = {'Authorization': f'Bearer {self.options.api_key}'} if self.options.api_key else {}
     self._session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=self.options.connections, keepalive_timeout=60),
-        timeout=aiohttp.ClientTimeout(total=self.options.timeout_s), headers=headers)
+      connector=aiohttp.TCPConnector(limit=self.options.connections, keepalive_timeout=60),
+      timeout=aiohttp.ClientTimeout(total=self.options.timeout_s),
+      headers=headers,
+    )
     return self
 
   async def __aexit__(self, *exception):
     session, self._session = self._session, None
     await session.close()
 
-  async def once(self, method: str, url: str, body: bytes | None = None, timeout_s: float | None = None,
-                 heard: Callable[[bytes], None] | None = None) -> tuple[int, bytes]:
+  async def once(
+    self,
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    timeout_s: float | None = None,
+    heard: Callable[[bytes], None] | None = None,
+  ) -> tuple[int, bytes]:
     """(status, reply body), without sending twice.
 
-    heard: hears the events of a reply that is a stream of server-sent events, the last one too, which is the reply body.
+    heard: hears the events of a reply that is a stream of server-sent events, the last one too,
+    which is the reply body.
 
     Raises:
-      Lost: no connection, or it broke. Silent: no reply within timeout_s (the options' when None). RolloutError: no HTTP.
+      Lost: no connection, or it broke. Silent: no reply within timeout_s (the options' when None).
+      RolloutError: no HTTP.
     """
     limit = self.options.timeout_s if timeout_s is None else timeout_s
     try:
-      async with self._session.request(method, url, data=body, headers=JSON,
-                                       timeout=aiohttp.ClientTimeout(total=limit)) as reply:
+      async with self._session.request(
+        method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
+      ) as reply:
         streamed = heard is not None and reply.content_type == 'text/event-stream'
-        return reply.status, await (_last_event(url, reply.content, heard) if streamed else reply.read())
+        return reply.status, await (
+          _last_event(url, reply.content, heard) if streamed else reply.read()
+        )
     except TimeoutError as error:
-      raise Silent(f'{method} {url}: no reply within {limit:g} s; is the server overloaded or paused? '
-                         'raise client.timeout_s') from error
+      raise Silent(
+        f'{method} {url}: no reply within {limit:g} s; is the server overloaded or paused? '
+        'raise client.timeout_s'
+      ) from error
     except _BROKEN as error:
-      raise Lost(f'{method} {url}: connection lost ({type(error).__name__}: {error}); is the server up? see its log') from error
-    except (aiohttp.ClientError, ValueError) as error:             # an address that is none, a reply that is no HTTP
-      raise RolloutError(f'{method} {url}: {type(error).__name__}: {error}; is this the address of a rollout server?') from error
+      raise Lost(
+        f'{method} {url}: connection lost ({type(error).__name__}: {error}); is the server '
+        'up? see its log'
+      ) from error
+    except (
+      aiohttp.ClientError,
+      ValueError,
+    ) as error:  # an address that is none, a reply that is no HTTP
+      raise RolloutError(
+        f'{method} {url}: {type(error).__name__}: {error}; is this the address of a rollout server?'
+      ) from error
 
   async def call(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
     """(status, reply body). A lost connection is tried again `retries` times.
@@ -129,7 +155,9 @@ class Http:
     return status == 200
 
 
-async def _last_event(url: str, content: aiohttp.StreamReader, heard: Callable[[bytes], None]) -> bytes:
+async def _last_event(
+  url: str, content: aiohttp.StreamReader, heard: Callable[[bytes], None]
+) -> bytes:
   """Reads `data: ...` lines until `data: [DONE]`. Raises Lost when the stream ends before."""
   last, line = b'', bytearray()
   async for part in content.iter_any():
@@ -154,15 +182,24 @@ def parsed(what: str, status: int, reply: bytes) -> dict[str, Any]:
     RolloutError: a status other than 200, or no JSON object.
   """
   if status in (401, 403):
-    raise RolloutError(f'{what}: the server refuses our key (status {status}); set server.api_key to the key it was started with')
+    raise RolloutError(
+      f'{what}: the server refuses our key (status {status}); set server.api_key to the key '
+      'it was started with'
+    )
   if status != 200:
-    raise RolloutError(f'{what}: got status {status}, wanted 200; the server says: {excerpt(reply)}')
+    raise RolloutError(
+      f'{what}: got status {status}, wanted 200; the server says: {excerpt(reply)}'
+    )
   try:
     value = orjson.loads(reply)
   except orjson.JSONDecodeError as error:
-    raise RolloutError(f'{what}: got {excerpt(reply)}, wanted JSON; is this a rollout server?') from error
+    raise RolloutError(
+      f'{what}: got {excerpt(reply)}, wanted JSON; is this a rollout server?'
+    ) from error
   if not isinstance(value, dict):
-    raise RolloutError(f'{what}: got {excerpt(reply)}, wanted a JSON object; is this a rollout server?')
+    raise RolloutError(
+      f'{what}: got {excerpt(reply)}, wanted a JSON object; is this a rollout server?'
+    )
   return value
 
 

@@ -20,26 +20,41 @@ Question: {question}
 Reference: {gold}
 Answer: {prediction}
 Reply with one last line, either "VERDICT: right" or "VERDICT: wrong"."""
-_VERDICT = re.compile(r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)')   # of a line's bare words
+_VERDICT = re.compile(
+  r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)'
+)  # of a line's bare words
 _HEADING, _WORD = re.compile(r'(?:(?:my|the|final) )*verdict'), re.compile(r'right|wrong')
-_REPLY_BYTES = 1 << 20       # a longer reply is unread
+_REPLY_BYTES = 1 << 20  # a longer reply is unread
 _FENCE = re.compile(r'\s*(?:```|~~~)\s*\w*\s*')
 _PROBE = ('What colour is a ripe tomato?', 'red', 'It is red.')
 _WAYS_OUT = {
-  'connection': 'start it, or correct --config.judge.url', 'timeout': 'raise --config.judge.timeout_s',
-  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off, or name another --config.judge.model',
-  '': 'correct --config.judge.url and --config.judge.model, or set --config.judge.more (a JSON object that is merged into every '
-      'request; null takes a field out)'}
-_REASONS = {'connection': 'judge_connection', 'timeout': 'judge_timeout', 'status': 'judge_status', 'refused': 'judge_status',
-            'too_large': 'judge_unreadable', 'unreadable': 'judge_unreadable'}
+  'connection': 'start it, or correct --config.judge.url',
+  'timeout': 'raise --config.judge.timeout_s',
+  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off, or name another '
+  '--config.judge.model',
+  '': 'correct --config.judge.url and --config.judge.model, or set --config.judge.more (a JSON '
+  'object that is merged into every '
+  'request; null takes a field out)',
+}
+_REASONS = {
+  'connection': 'judge_connection',
+  'timeout': 'judge_timeout',
+  'status': 'judge_status',
+  'refused': 'judge_status',
+  'too_large': 'judge_unreadable',
+  'unreadable': 'judge_unreadable',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
-  """url: of the server, up to and without '/chat/completions'. model: its name there. api_key: bearer token, or None.
-  max_tokens: of a reply. timeout_s: for a request. retries: after a lost connection or status 408, 429 or 5xx, backoff_s apart
-  and doubling. concurrency: requests at once. more: further fields of each request (null takes one of ours out), a JSON object as
-  text such as '{"reasoning_effort": "low"}'."""
+  """url: of the server, up to and without '/chat/completions'. model: its name there. api_key:
+  bearer token, or None. max_tokens: of a reply. timeout_s: for a request. retries: after a lost
+  connection or status 408, 429 or 5xx, backoff_s apart and doubling. concurrency: requests at once.
+  more: further fields of each request (null takes one of ours out), a JSON object as text such as
+  '{"reasoning_effort": "low"}'.
+  """
+
   url: str
   model: str
   api_key: str | None
@@ -54,12 +69,16 @@ class JudgeOptions:
 @dataclasses.dataclass(frozen=True)
 class Verdict:
   """right: whether the prediction means the reference."""
+
   right: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFailure:
-  """reason: 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'; detail: what came."""
+  """reason: 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'; detail: what
+  came.
+  """
+
   reason: str
   detail: str
 
@@ -67,6 +86,7 @@ class JudgeFailure:
 @dataclasses.dataclass(frozen=True)
 class _Read(Reply):
   """A completion whose verdict could be read."""
+
   verdict: Verdict
 
 
@@ -80,10 +100,21 @@ class Judge:
   def __init__(self, options: JudgeOptions):
     self._more = more(options.more, 'judge.more')
     self._sampling = Sampling(options.max_tokens, 0, 0)
-    self._server = Server(ServerOptions(
-      url=options.url, model=options.model, api_key=options.api_key or '', timeout_s=options.timeout_s, retries=options.retries,
-      backoff_s=options.backoff_s, max_backoff_s=options.backoff_s * 2**options.retries, concurrency=options.concurrency,
-      max_reply_bytes=_REPLY_BYTES, max_failures=sys.maxsize), '--config.judge')      # a failure costs its episode, never the run
+    self._server = Server(
+      ServerOptions(
+        url=options.url,
+        model=options.model,
+        api_key=options.api_key or '',
+        timeout_s=options.timeout_s,
+        retries=options.retries,
+        backoff_s=options.backoff_s,
+        max_backoff_s=options.backoff_s * 2**options.retries,
+        concurrency=options.concurrency,
+        max_reply_bytes=_REPLY_BYTES,
+        max_failures=sys.maxsize,
+      ),
+      '--config.judge',
+    )  # a failure costs its episode, never the run
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
@@ -97,35 +128,55 @@ class Judge:
     """Asks for one verdict that anybody can give, before there is anything to lose.
 
     Raises:
-      RolloutError: none came that can be read; one line that says what came instead and which knobs may help.
+      RolloutError: none came that can be read; one line that says what came instead and which knobs
+      may help.
     """
-    await self._server.probe(_messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT)
+    await self._server.probe(
+      _messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT
+    )
 
   async def compare(self, question: str, gold: str, prediction: str) -> Verdict | JudgeFailure:
-    """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures are values.
+    """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures
+    are values.
 
     Raises:
       RolloutError: the url is none.
     """
     if not prediction.strip():
       return Verdict(False)
-    found = await self._server.complete(_messages(question, gold, prediction), self._sampling, self._more, _read)
-    outcome = found.verdict if isinstance(found, _Read) else JudgeFailure(_REASONS[found.reason], found.detail)
-    self.counts[outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()] += 1
+    found = await self._server.complete(
+      _messages(question, gold, prediction), self._sampling, self._more, _read
+    )
+    outcome = (
+      found.verdict
+      if isinstance(found, _Read)
+      else JudgeFailure(_REASONS[found.reason], found.detail)
+    )
+    self.counts[
+      outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()
+    ] += 1
     return outcome
 
 
 def _messages(question: str, gold: str, prediction: str) -> list[dict[str, str]]:
-  return [{'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}]
+  return [
+    {'role': 'user', 'content': _PROMPT.format(question=question, gold=gold, prediction=prediction)}
+  ]
 
 
 def _read(content: bytes) -> Reply | Rejected:
   verdict = read_verdict(content)
-  return Rejected('unreadable', verdict.detail) if isinstance(verdict, JudgeFailure) else _Read('', verdict)
+  return (
+    Rejected('unreadable', verdict.detail)
+    if isinstance(verdict, JudgeFailure)
+    else _Read('', verdict)
+  )
 
 
 def read_verdict(content: bytes) -> Verdict | JudgeFailure:
-  """Reads a chat completion: its last line must be the verdict, as asked for, in whatever Markdown; thoughts are left out."""
+  """Reads a chat completion: its last line must be the verdict, as asked for, in whatever Markdown;
+  thoughts are left out.
+  """
   try:
     choice = orjson.loads(content)['choices'][0]
     text, finish = message_text(choice['message']['content']), choice.get('finish_reason')
@@ -135,20 +186,34 @@ def read_verdict(content: bytes) -> Verdict | JudgeFailure:
   verdict = _verdict_of(text) if isinstance(text, str) else None
   if verdict is not None:
     return verdict
-  why = ' (cut off by max_tokens)' if finish == 'length' else f' (the model refuses: {refusal!r:.120})' if refusal else ''
+  why = (
+    ' (cut off by max_tokens)'
+    if finish == 'length'
+    else f' (the model refuses: {refusal!r:.120})'
+    if refusal
+    else ''
+  )
   return JudgeFailure('judge_unreadable', repr(str(text)[-200:]) + why)
 
 
 def _verdict_of(text: str) -> Verdict | None:
-  """The verdict on the last line that holds a word, or below it as under a heading; None when there is none."""
-  if tags.THINK_OPEN in text[tags.after_think(text):]:       # the thought was never closed
+  """The verdict on the last line that holds a word, or below it as under a heading; None when there
+  is none.
+  """
+  if tags.THINK_OPEN in text[tags.after_think(text) :]:  # the thought was never closed
     return None
-  lines = [_words(line) for line in text[tags.after_think(text):].splitlines() if not _FENCE.fullmatch(line)]
+  lines = [
+    _words(line)
+    for line in text[tags.after_think(text) :].splitlines()
+    if not _FENCE.fullmatch(line)
+  ]
   last, above = [*(line for line in reversed(lines) if line), '', ''][:2]
   found = _VERDICT.fullmatch(last) or (_WORD.fullmatch(last) if _HEADING.fullmatch(above) else None)
   return None if found is None else Verdict(found[found.lastindex or 0] == 'right')
 
 
 def _words(line: str) -> str:
-  """A line's words, lower case, one blank between them: Markdown, quotes and stops are none. A question mark stays, as doubt does."""
+  """A line's words, lower case, one blank between them: Markdown, quotes and stops are none. A
+  question mark stays, as doubt does.
+  """
   return ' '.join(re.findall(r'[^\W_]+|\?', re.sub(r'(?<=\w)/(?=\w)', ' or ', line.lower())))

@@ -1,7 +1,8 @@
-"""Which server gets a request: the one that holds its group's prefix, else the least loaded; and the gate before all of them.
+"""Which server gets a request: the one that holds its group's prefix, else the least loaded; and
+the gate before all of them.
 
-While the gate is held nothing is sent, and no reply of new weights reaches an episode: until a canary proves them they are not
-believed.
+While the gate is held nothing is sent, and no reply of new weights reaches an episode: until a
+canary proves them they are not believed.
 """
 
 import asyncio
@@ -12,11 +13,12 @@ from collections.abc import Sequence
 
 from paravt_jax.errors import RolloutError
 
-_REMEMBERED = 65536          # prompts whose server is known
+_REMEMBERED = 65536  # prompts whose server is known
 
 
 class State(enum.Enum):
   """UP takes requests; DRAINING finishes what it has; DOWN has lost what it had."""
+
   UP = 'up'
   DRAINING = 'draining'
   DOWN = 'down'
@@ -25,24 +27,31 @@ class State(enum.Enum):
 @dataclasses.dataclass
 class _Server:
   state: State = State.UP
-  load: int = 0                        # requests under way
-  served: int = 0                      # replies that were believed since it came up
-  reason: str = ''                     # why it is not UP
-  gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)       # of this life; the next one has its own
+  load: int = 0  # requests under way
+  served: int = 0  # replies that were believed since it came up
+  reason: str = ''  # why it is not UP
+  gone: asyncio.Event = dataclasses.field(
+    default_factory=asyncio.Event
+  )  # of this life; the next one has its own
 
 
 class Router:
   """See the module. Not for several threads: everything happens on one event loop.
 
-  supervised: somebody (a fleet) brings lost servers back, so requests wait for that; else the loss of the last is final.
+  supervised: somebody (a fleet) brings lost servers back, so requests wait for that; else the loss
+  of the last is final.
   """
 
   def __init__(self, urls: Sequence[str]):
     if not urls or len(set(urls)) != len(urls):
-      raise RolloutError(f'rollout servers: got {list(urls)}, wanted one or more URLs, each once; set server.urls')
+      raise RolloutError(
+        f'rollout servers: got {list(urls)}, wanted one or more URLs, each once; set server.urls'
+      )
     self.supervised = False
     self._servers = {url: _Server() for url in urls}
-    self._homes: collections.OrderedDict[int, str] = collections.OrderedDict()   # affinity -> url, least recently used first
+    self._homes: collections.OrderedDict[int, str] = (
+      collections.OrderedDict()
+    )  # affinity -> url, least recently used first
     self._held = 0
     self._failure: str | None = None
     self._change = asyncio.Event()
@@ -67,7 +76,8 @@ class Router:
   # Requests.
 
   async def choose(self, affinity: int) -> str:
-    """The server for a request: where its affinity is at home, or the least loaded (which then is its home).
+    """The server for a request: where its affinity is at home, or the least loaded (which then is
+    its home).
 
     Waits while the gate is held or no server is UP.
 
@@ -88,7 +98,9 @@ class Router:
     return home
 
   def started(self, url: str) -> asyncio.Event:
-    """A request goes to the server. The event is set when the server is lost, and everything on its way there with it."""
+    """A request goes to the server. The event is set when the server is lost, and everything on its
+    way there with it.
+    """
     self._servers[url].load += 1
     return self._servers[url].gone
 
@@ -125,7 +137,9 @@ class Router:
     self._notify()
 
   def lost(self, url: str, reason: str) -> None:
-    """The server is DOWN: what is on its way there, or arrived but was not believed yet, is to be sent again."""
+    """The server is DOWN: what is on its way there, or arrived but was not believed yet, is to be
+    sent again.
+    """
     server = self._servers.get(url)
     if server is None or server.state is State.DOWN:
       return
@@ -139,7 +153,9 @@ class Router:
     """A DOWN server comes back under another address (DOWN still)."""
     if url != new:
       if new in self._servers:
-        raise RolloutError(f'{new}: two servers have this address; give each a port of its own, or 0')
+        raise RolloutError(
+          f'{new}: two servers have this address; give each a port of its own, or 0'
+        )
       self._servers = {new if key == url else key: server for key, server in self._servers.items()}
       self._notify()
 
@@ -165,7 +181,8 @@ class Router:
     self._notify()
 
   async def passed(self, url: str) -> None:
-    """Returns once a reply of this server may be believed: the gate is open, or the server drains and gets no new weights.
+    """Returns once a reply of this server may be believed: the gate is open, or the server drains
+    and gets no new weights.
 
     Raises:
       RolloutError: no server will ever be UP.

@@ -1,5 +1,6 @@
-"""One more stretch of a context: segments in, one sampled segment out. Main agent and sub-agents differ only in what they
-send."""
+"""One more stretch of a context: segments in, one sampled segment out. Main agent and sub-agents
+differ only in what they send.
+"""
 
 import dataclasses
 import itertools
@@ -14,13 +15,16 @@ from paravt_jax.rollout.client import Client, image_tokens
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.types import Segment, TokenClass
 
-MAIN = -1                    # the main agent's place in an address, where a sub-agent has its call's number
+MAIN = -1  # the main agent's place in an address, where a sub-agent has its call's number
 
 
 @dataclasses.dataclass(frozen=True)
 class ContextOptions:
-  """What all contexts of a run share. temperature (0 is greedy), top_p (1 off), top_k (-1 off): of sampling. context: tokens
-  that prompt and reply may fill, images expanded. min_pixels, max_pixels: of a frame."""
+  """What all contexts of a run share. temperature (0 is greedy), top_p (1 off), top_k (-1 off): of
+  sampling. context: tokens that prompt and reply may fill, images expanded. min_pixels, max_pixels:
+  of a frame.
+  """
+
   temperature: float
   top_p: float
   top_k: int
@@ -32,6 +36,7 @@ class ContextOptions:
 @dataclasses.dataclass(frozen=True)
 class Address:
   """Which rollout; with turn and call it names a draw."""
+
   seed: int
   task_id: str
   epoch: int
@@ -39,17 +44,23 @@ class Address:
 
   @property
   def affinity(self) -> int:
-    """Equal for the rollouts of one prompt: they go to one server, which computes their prefix once."""
+    """Equal for the rollouts of one prompt: they go to one server, which computes their prefix
+    once.
+    """
     return seeds.at(self.task_id, self.epoch)
 
   def sampling_seed(self, turn: int, call: int) -> int:
-    """31 bits; a function of (seed, task, epoch, rollout, turn, call) alone. The main agent's call is MAIN."""
-    return seeds.at(self.seed, self.task_id, self.epoch, self.rollout, turn, call) & 0x7fffffff
+    """31 bits; a function of (seed, task, epoch, rollout, turn, call) alone. The main agent's call
+    is MAIN.
+    """
+    return seeds.at(self.seed, self.task_id, self.epoch, self.rollout, turn, call) & 0x7FFFFFFF
 
 
 def expanded(segments: Sequence[Segment]) -> int:
   """Tokens of segments once each image placeholder is as many as its image has."""
-  return sum(len(segment.ids) + image_tokens(segment.images) - len(segment.images) for segment in segments)
+  return sum(
+    len(segment.ids) + image_tokens(segment.images) - len(segment.images) for segment in segments
+  )
 
 
 class Sampler:
@@ -58,16 +69,30 @@ class Sampler:
   def __init__(self, client: Client, tok: ChatTokenizer, options: ContextOptions):
     self.tok, self.options = tok, options
     self._client = client
-    self._tag = uuid.uuid4().hex[:8]        # request ids must differ between processes; results do not depend on them
+    self._tag = uuid.uuid4().hex[
+      :8
+    ]  # request ids must differ between processes; results do not depend on them
     self._serial = itertools.count()
 
   def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
-    """Tokens that may still be sampled after these segments, with `reserved` left free; zero or less means none."""
+    """Tokens that may still be sampled after these segments, with `reserved` left free; zero or
+    less means none.
+    """
     return self.options.context - expanded(segments) - reserved
 
-  async def sample(self, segments: Sequence[Segment], *, address: Address, turn: int, call: int, max_new_tokens: int,
-                   token_class: TokenClass, heard: Callable[[list[int]], None] | None = None) -> tuple[Segment, str]:
-    """The next segment, ids verbatim as the server returned them, and the finish reason ('stop', 'length' or 'abort').
+  async def sample(
+    self,
+    segments: Sequence[Segment],
+    *,
+    address: Address,
+    turn: int,
+    call: int,
+    max_new_tokens: int,
+    token_class: TokenClass,
+    heard: Callable[[list[int]], None] | None = None,
+  ) -> tuple[Segment, str]:
+    """The next segment, ids verbatim as the server returned them, and the finish reason ('stop',
+    'length' or 'abort').
 
     heard: hears all its ids so far, as they come.
 
@@ -75,11 +100,19 @@ class Sampler:
       RolloutError: the server failed, or broke the protocol.
     """
     request = GenerateRequest(
-        rid=f'{self._tag}-{next(self._serial)}',
-        input_ids=np.concatenate([segment.ids for segment in segments]).tolist(),
-        images=tuple(image for segment in segments for image in segment.images),
-        temperature=self.options.temperature, top_p=self.options.top_p, top_k=self.options.top_k, max_new_tokens=max_new_tokens,
-        stop_token_ids=(self.tok.im_end,), banned_ids=tuple(self.tok.vision_ids),
-        seed=address.sampling_seed(turn, call), ignore_eos=False)
+      rid=f'{self._tag}-{next(self._serial)}',
+      input_ids=np.concatenate([segment.ids for segment in segments]).tolist(),
+      images=tuple(image for segment in segments for image in segment.images),
+      temperature=self.options.temperature,
+      top_p=self.options.top_p,
+      top_k=self.options.top_k,
+      max_new_tokens=max_new_tokens,
+      stop_token_ids=(self.tok.im_end,),
+      banned_ids=tuple(self.tok.vision_ids),
+      seed=address.sampling_seed(turn, call),
+      ignore_eos=False,
+    )
     got = await self._client.generate(request, affinity=address.affinity, heard=heard)
-    return Segment(got.ids, sampled=True, logprobs=got.logprobs, versions=got.versions, token_class=token_class), got.finish
+    return Segment(
+      got.ids, sampled=True, logprobs=got.logprobs, versions=got.versions, token_class=token_class
+    ), got.finish

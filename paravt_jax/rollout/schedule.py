@@ -1,4 +1,6 @@
-"""How far rollouts may run ahead of the learner (Fu et al. 2025, AReaL, section 5), counted in prompt groups."""
+"""How far rollouts may run ahead of the learner (Fu et al. 2025, AReaL, section 5), counted in
+prompt groups.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,7 +8,9 @@ from collections.abc import Iterable
 from paravt_jax.errors import CheckpointError
 
 
-def capacity(*, version: int, batch: int, accepted: int, running: int, max_concurrent: int, staleness: int) -> int:
+def capacity(
+  *, version: int, batch: int, accepted: int, running: int, max_concurrent: int, staleness: int
+) -> int:
   """Groups that may start now; zero or less means none.
 
   Args:
@@ -23,14 +27,15 @@ def capacity(*, version: int, batch: int, accepted: int, running: int, max_concu
 @dataclasses.dataclass(frozen=True)
 class ScheduleOptions:
   """batch: groups per step; max_concurrent: groups in flight; staleness: eta."""
+
   batch: int
   max_concurrent: int
   staleness: int
 
 
 class Schedule:
-  """The counters behind `capacity`. A group is started, then accepted or rejected; positions name groups (data order, epoch
-  included).
+  """The counters behind `capacity`. A group is started, then accepted or rejected; positions name
+  groups (data order, epoch included).
 
   What was running when a run died is started again first: its positions are in the saved state.
   """
@@ -41,7 +46,7 @@ class Schedule:
     self.accepted = 0
     self.rejected = 0
     self.next_position = 0
-    self._running: dict[int, None] = {}       # an ordered set
+    self._running: dict[int, None] = {}  # an ordered set
     self._again: list[int] = []
 
   @property
@@ -52,11 +57,22 @@ class Schedule:
   @property
   def room(self) -> int:
     """Groups that may start now; not negative."""
-    return max(0, capacity(version=self.version, batch=self.options.batch, accepted=self.accepted, running=self.running,
-                           max_concurrent=self.options.max_concurrent, staleness=self.options.staleness))
+    return max(
+      0,
+      capacity(
+        version=self.version,
+        batch=self.options.batch,
+        accepted=self.accepted,
+        running=self.running,
+        max_concurrent=self.options.max_concurrent,
+        staleness=self.options.staleness,
+      ),
+    )
 
   def start(self) -> int | None:
-    """The position of the group to start next, now counted as running; None when there is no room."""
+    """The position of the group to start next, now counted as running; None when there is no
+    room.
+    """
     if not self.room:
       return None
     if self._again:
@@ -79,7 +95,9 @@ class Schedule:
 
   def _end(self, position: int) -> None:
     if position not in self._running:
-      raise ValueError(f'schedule: group {position} is not running; running are {list(self._running)}')
+      raise ValueError(
+        f'schedule: group {position} is not running; running are {list(self._running)}'
+      )
     del self._running[position]
 
   def publish(self, version: int) -> None:
@@ -88,20 +106,36 @@ class Schedule:
 
   def state(self) -> dict[str, object]:
     """JSON-able; part of the checkpoint. Groups in flight are listed as ones to start again."""
-    return {'version': self.version, 'accepted': self.accepted, 'rejected': self.rejected, 'next_position': self.next_position,
-            'again': sorted([*self._running, *self._again])}
+    return {
+      'version': self.version,
+      'accepted': self.accepted,
+      'rejected': self.rejected,
+      'next_position': self.next_position,
+      'again': sorted([*self._running, *self._again]),
+    }
 
   def restore(self, state: dict[str, object], lost: Iterable[int] = ()) -> None:
-    """Takes over a `state()`. lost: positions that were accepted, but whose groups were not saved with it; they run again.
+    """Takes over a `state()`. lost: positions that were accepted, but whose groups were not saved
+    with it; they run again.
 
     Raises:
       CheckpointError: a counter is missing.
     """
-    missing = [name for name in ('version', 'accepted', 'rejected', 'next_position', 'again') if name not in state]
+    missing = [
+      name
+      for name in ('version', 'accepted', 'rejected', 'next_position', 'again')
+      if name not in state
+    ]
     if missing:
-      raise CheckpointError(f'rollout counters: got {sorted(state)}, missing {missing}; is this checkpoint of another version?')
+      raise CheckpointError(
+        f'rollout counters: got {sorted(state)}, missing {missing}; is this checkpoint of '
+        'another version?'
+      )
     lost = list(lost)
     self.version, self.rejected = int(state['version']), int(state['rejected'])
-    self.accepted, self.next_position = int(state['accepted']) - len(lost), int(state['next_position'])
+    self.accepted, self.next_position = (
+      int(state['accepted']) - len(lost),
+      int(state['next_position']),
+    )
     self._again = sorted([*state['again'], *lost])
     self._running = {}

@@ -1,4 +1,6 @@
-"""Groups to the numbers that section 7 of the method wants logged of the rollouts; names are those of metrics/names.py."""
+"""Groups to the numbers that section 7 of the method wants logged of the rollouts; names are those
+of metrics/names.py.
+"""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,14 @@ REWARD_TERMS = {
   'accuracy': 'accuracy',
   'format_compliance': 'compliant',
 }
-BY_BUDGET = ('reward/total', 'accuracy', 'format_compliance', 'calls/executed', 'advantage', 'advantage/abs')
+BY_BUDGET = (
+  'reward/total',
+  'accuracy',
+  'format_compliance',
+  'calls/executed',
+  'advantage',
+  'advantage/abs',
+)
 
 
 def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, float]:
@@ -30,11 +39,15 @@ def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, fl
   Returns:
     name -> value; without episodes only the counts of what was dropped.
   """
-  out = {f'episodes/dropped/reason={reason}': float(count) for reason, count in dropped(groups).items()}
+  out = {
+    f'episodes/dropped/reason={reason}': float(count) for reason, count in dropped(groups).items()
+  }
   scored = [one for group in groups for one in group.scored]
   if not scored:
     return {**out, 'episodes/kept': 0.0}
-  rows = [_episode(one, float(advantage)) for one, advantage in zip(scored, advantage_E, strict=True)]
+  rows = [
+    _episode(one, float(advantage)) for one, advantage in zip(scored, advantage_E, strict=True)
+  ]
   by_budget: dict[int, list[Mapping[str, float]]] = collections.defaultdict(list)
   for one, row in zip(scored, rows):
     by_budget[one.episode.budget].append(row)
@@ -52,7 +65,9 @@ def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, fl
     'groups/accepted': float(len(stds)),
     'groups/no_signal': float(np.mean([std < 1e-9 for std in stds])),
     'reward/std': float(np.mean(stds)),
-    'length/turn_max': float(max((n for one in scored for n in _turn_lengths(one.episode)), default=0)),
+    'length/turn_max': float(
+      max((n for one in scored for n in _turn_lengths(one.episode)), default=0)
+    ),
     'length/context_max': max(row['length/context'] for row in rows),
     'length/turn': float(sum(lengths) / max(sum(len(one.episode.turns) for one in scored), 1)),
   }
@@ -70,7 +85,9 @@ def _episode(one: Scored, advantage: float) -> dict[str, float]:
     'advantage': advantage,
     'advantage/abs': abs(advantage),
     'calls/parsed': float(sum(is_well_formed(result.call) for result in results)),
-    'calls/other': float(sum(isinstance(result.call, ToolCall) and not result.call.well_formed for result in results)),
+    'calls/other': float(
+      sum(isinstance(result.call, ToolCall) and not result.call.well_formed for result in results)
+    ),
     'calls/executed': float(len(executed)),
     'calls/failed': float(len(results) - len(executed)),
     'calls/episodes_with': float(bool(executed)),
@@ -81,7 +98,8 @@ def _episode(one: Scored, advantage: float) -> dict[str, float]:
     'truncated/context': float(episode.stop is StopReason.CONTEXT),
     'length/sampled': float(sum(_turn_lengths(episode))),
     'length/context': float(
-      len(trajectory.ids) + sum(image.shape[0] * image.shape[1] // 1024 - 1 for image in trajectory.images)
+      len(trajectory.ids)
+      + sum(image.shape[0] * image.shape[1] // 1024 - 1 for image in trajectory.images)
     ),
   }
 
@@ -97,9 +115,15 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _failures(scored: Sequence[Scored]) -> dict[str, float]:
   """Calls per episode that did not run, by reason; seconds and tokens of those that did."""
   results = [result for one in scored for result in one.episode.results]
-  failed = collections.Counter(str(result.status) for result in results if result.status is not ResultStatus.EXECUTED)
-  out = {f'calls/failed/reason={reason}': count / len(scored) for reason, count in sorted(failed.items())}
-  windows = [result.window.end - result.window.start for result in results if result.window is not None]
+  failed = collections.Counter(
+    str(result.status) for result in results if result.status is not ResultStatus.EXECUTED
+  )
+  out = {
+    f'calls/failed/reason={reason}': count / len(scored) for reason, count in sorted(failed.items())
+  }
+  windows = [
+    result.window.end - result.window.start for result in results if result.window is not None
+  ]
   written = [
     len(segment.ids)
     for result in results

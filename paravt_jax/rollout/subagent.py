@@ -1,4 +1,6 @@
-"""One call, one sub-agent: the window's frames, a fresh context, a short text. Whatever goes wrong is a typed result."""
+"""One call, one sub-agent: the window's frames, a fresh context, a short text. Whatever goes wrong
+is a typed result.
+"""
 
 import asyncio
 import dataclasses
@@ -26,14 +28,17 @@ from paravt_jax.video import sampling
 from paravt_jax.video.store import FrameStore
 
 _LABEL = re.compile(r'(?:video\s*)?([1-9][0-9]{0,3})', re.IGNORECASE)
-_CUT = '\ufffd'              # what a cut through a character decodes to
+_CUT = '\ufffd'  # what a cut through a character decodes to
 _STOPS = {'stop': StopReason.STOP, 'length': StopReason.LENGTH, 'abort': StopReason.ABORT}
 
 
 @dataclasses.dataclass(frozen=True)
 class SubagentOptions:
-  """rate: frames/s of a window; min_frames, max_frames: of a window. see_question: it is told the question. max_new_tokens:
-  it may write; summary_tokens: of its text that the main agent gets. deadline_s: for the whole call, decoding included."""
+  """rate: frames/s of a window; min_frames, max_frames: of a window. see_question: it is told the
+  question. max_new_tokens: it may write; summary_tokens: of its text that the main agent gets.
+  deadline_s: for the whole call, decoding included.
+  """
+
   rate: float
   min_frames: int
   max_frames: int
@@ -45,7 +50,10 @@ class SubagentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """What a call comes back as. shown: the text of a tool response, or the pieces of a user message."""
+  """What a call comes back as. shown: the text of a tool response, or the pieces of a user
+  message.
+  """
+
   result: ToolResult
   shown: str | Sequence[template.Piece]
 
@@ -58,6 +66,7 @@ class Response:
 @dataclasses.dataclass(frozen=True)
 class _Seen:
   """What a sub-agent came to, before its text is judged."""
+
   seconds: tuple[float, ...]
   segments: tuple[Segment, ...]
   finish: str
@@ -69,9 +78,18 @@ class Subagents:
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
     self._sampler, self._frames, self._options = sampler, frames, options
 
-  async def respond(self, call: ToolCall, *, task: Task, durations: Sequence[float], address: Address, turn: int,
-                    index: int) -> Response:
-    """What one call of `task`'s main agent comes back as; never raises for what a model, a file or a server did.
+  async def respond(
+    self,
+    call: ToolCall,
+    *,
+    task: Task,
+    durations: Sequence[float],
+    address: Address,
+    turn: int,
+    index: int,
+  ) -> Response:
+    """What one call of `task`'s main agent comes back as; never raises for what a model, a file or
+    a server did.
 
     Args:
       call: as parsed; its arguments are judged here. durations: of the task's videos, seconds.
@@ -81,20 +99,34 @@ class Subagents:
     response = await self._run(call, video, task, durations, address, turn, index)
     return dataclasses.replace(response, result=dataclasses.replace(response.result, video=video))
 
-  async def _run(self, call: ToolCall, video: int, task: Task, durations: Sequence[float], address: Address, turn: int,
-                 index: int) -> Response:
+  async def _run(
+    self,
+    call: ToolCall,
+    video: int,
+    task: Task,
+    durations: Sequence[float],
+    address: Address,
+    turn: int,
+    index: int,
+  ) -> Response:
     if call.name == prompts.TOOL_NAME and not task.videos:
       refused = prompts.error(ResultStatus.BAD_ARGUMENTS, 'There is no video.')
       return Response.of(ToolResult(call, ResultStatus.BAD_ARGUMENTS, refused))
-    window = toolcalls.resolve_window(call, durations[video] if durations else 0.0, min_frames=self._options.min_frames,
-                                      max_frames=self._options.max_frames)
+    window = toolcalls.resolve_window(
+      call,
+      durations[video] if durations else 0.0,
+      min_frames=self._options.min_frames,
+      max_frames=self._options.max_frames,
+    )
     if not isinstance(window, Window):
       return Response.of(ToolResult(call, window.status, window.message))
     try:
       async with asyncio.timeout(self._options.deadline_s):
         clip, repeated = await self._clip(window, task.videos[video])
         response = await self._answer(call, window, clip, video, task, address, turn, index)
-        return dataclasses.replace(response, result=dataclasses.replace(response.result, repeated=repeated))
+        return dataclasses.replace(
+          response, result=dataclasses.replace(response.result, repeated=repeated)
+        )
     except TimeoutError:
       return _failed(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
@@ -105,29 +137,62 @@ class Subagents:
       return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
 
   async def _clip(self, window: Window, path: str) -> tuple[Clip, int]:
-    """The window's frames, each once and labelled with times in it; and how many repeats were left out."""
+    """The window's frames, each once and labelled with times in it; and how many repeats were left
+    out.
+    """
     options, context = self._options, self._sampler.options
-    times = sampling.window_times(window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames)
+    times = sampling.window_times(
+      window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames
+    )
     clip = await self._frames.frames(path, times, context.min_pixels, context.max_pixels)
     return sampling.once(clip, times, window.start)
 
-  async def _answer(self, call: ToolCall, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int,
-                    index: int) -> Response:
-    return Response.of(self._judged(call, window, await self._look(window, clip, video, task, address, turn, index)))
+  async def _answer(
+    self,
+    call: ToolCall,
+    window: Window,
+    clip: Clip,
+    video: int,
+    task: Task,
+    address: Address,
+    turn: int,
+    index: int,
+  ) -> Response:
+    return Response.of(
+      self._judged(call, window, await self._look(window, clip, video, task, address, turn, index))
+    )
 
-  async def _look(self, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int, index: int) -> _Seen:
+  async def _look(
+    self,
+    window: Window,
+    clip: Clip,
+    video: int,
+    task: Task,
+    address: Address,
+    turn: int,
+    index: int,
+  ) -> _Seen:
     """Opening and one sampled turn."""
     options = self._options
     question = prompts.told(task) if options.see_question else None
     name = prompts.label(video + 1) if len(task.videos) > 1 else ''
-    user = [*template.frame_pieces(clip.frames, clip.seconds), prompts.subagent(window, question, name)]
+    user = [
+      *template.frame_pieces(clip.frames, clip.seconds),
+      prompts.subagent(window, question, name),
+    ]
     opening = template.opening(self._sampler.tok, None, user, '')
     seconds = tuple(float(second) for second in clip.seconds)
     room = min(options.max_new_tokens, self._sampler.room([opening]))
     if room < 1:
       return _Seen(seconds, (opening,), 'length')
-    sampled, finish = await self._sampler.sample([opening], address=address, turn=turn, call=index, max_new_tokens=room,
-                                                 token_class=TokenClass.AFTER_FRAME)
+    sampled, finish = await self._sampler.sample(
+      [opening],
+      address=address,
+      turn=turn,
+      call=index,
+      max_new_tokens=room,
+      token_class=TokenClass.AFTER_FRAME,
+    )
     return _Seen(seconds, (opening, sampled), finish)
 
   def _judged(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
@@ -141,34 +206,63 @@ class Subagents:
     return ToolResult(call, status, text, window, seen.seconds, trajectory)
 
   def _summary(self, segment: Segment) -> str:
-    """The text after any `</think>`, at most summary_tokens long. The template encodes it as untrusted: no special tokens."""
+    """The text after any `</think>`, at most summary_tokens long. The template encodes it as
+    untrusted: no special tokens.
+    """
     tok = self._sampler.tok
     text = prompts.result(template.turn_text(tok, segment.ids, ''))
     ids = tok.encode(text, trusted=False)
-    return text if len(ids) <= self._options.summary_tokens else tok.decode(ids[:self._options.summary_tokens]).rstrip(_CUT)
+    return (
+      text
+      if len(ids) <= self._options.summary_tokens
+      else tok.decode(ids[: self._options.summary_tokens]).rstrip(_CUT)
+    )
 
 
 class Crops(Subagents):
-  """Calls whose frames come back as they are into the main agent's own context: nobody looks at them before.
+  """Calls whose frames come back as they are into the main agent's own context: nobody looks at
+  them before.
 
   shown: the pieces of the user message for a window and its clip.
   """
 
-  def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions,
-               shown: Callable[[Window, Clip], Sequence[template.Piece]]):
+  def __init__(
+    self,
+    sampler: Sampler,
+    frames: FrameStore,
+    options: SubagentOptions,
+    shown: Callable[[Window, Clip], Sequence[template.Piece]],
+  ):
     super().__init__(sampler, frames, options)
     self._shown = shown
 
-  async def _answer(self, call: ToolCall, window: Window, clip: Clip, video: int, task: Task, address: Address, turn: int,
-                    index: int) -> Response:
-    """The frames, and as the result's text what stands beside them; no sub-agent, so no trajectory."""
+  async def _answer(
+    self,
+    call: ToolCall,
+    window: Window,
+    clip: Clip,
+    video: int,
+    task: Task,
+    address: Address,
+    turn: int,
+    index: int,
+  ) -> Response:
+    """The frames, and as the result's text what stands beside them; no sub-agent, so no
+    trajectory.
+    """
     pieces = tuple(self._shown(window, clip))
     text = prompts.frames(len(clip.frames), window)
-    return Response(ToolResult(call, ResultStatus.EXECUTED, text, window, tuple(float(second) for second in clip.seconds)), pieces)
+    return Response(
+      ToolResult(
+        call, ResultStatus.EXECUTED, text, window, tuple(float(second) for second in clip.seconds)
+      ),
+      pieces,
+    )
 
 
 def chosen(video_path: Any, videos: Sequence[str]) -> int:
-  """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base name; the first by default.
+  """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base
+  name; the first by default.
 
   What the policy wrote only picks among `videos`; it is never opened.
   """

@@ -1,6 +1,8 @@
-"""A prompt with an image whose greedy continuation the learner foretells: a server that agrees holds the learner's weights.
+"""A prompt with an image whose greedy continuation the learner foretells: a server that agrees
+holds the learner's weights.
 
-The same image comes with every version, so a server that keeps vision features longer than the weights that made them is caught.
+The same image comes with every version, so a server that keeps vision features longer than the
+weights that made them is caught.
 """
 
 import dataclasses
@@ -10,16 +12,24 @@ from typing import Any
 import numpy as np
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, RequestError, decode_image, encode_image
+from paravt_jax.serving.protocol import (
+  GenerateReply,
+  GenerateRequest,
+  RequestError,
+  decode_image,
+  encode_image,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Canary:
   """input_ids: unexpanded, one placeholder for the image uint8[H, W, 3]. banned_ids: not sampled.
 
-  output_ids: the n most likely ids in turn; logprobs: theirs, in nats, at temperature 1; margins: how far, in nats, the runner-up
-  lies behind each: where that is less than the tolerance, a server may rightly go another way.
+  output_ids: the n most likely ids in turn; logprobs: theirs, in nats, at temperature 1; margins:
+  how far, in nats, the runner-up lies behind each: where that is less than the tolerance, a server
+  may rightly go another way.
   """
+
   input_ids: tuple[int, ...]
   image: np.ndarray
   banned_ids: tuple[int, ...]
@@ -39,43 +49,73 @@ class Canary:
       SyncError: it is broken.
     """
     try:
-      numbers = {name: tuple(int(x) for x in value[name]) for name in ('input_ids', 'banned_ids', 'output_ids')}
-      found = cls(image=decode_image(value['image']), logprobs=tuple(float(x) for x in value['logprobs']),
-                  margins=tuple(float(x) for x in value['margins']), **numbers)
+      numbers = {
+        name: tuple(int(x) for x in value[name])
+        for name in ('input_ids', 'banned_ids', 'output_ids')
+      }
+      found = cls(
+        image=decode_image(value['image']),
+        logprobs=tuple(float(x) for x in value['logprobs']),
+        margins=tuple(float(x) for x in value['margins']),
+        **numbers,
+      )
       if not len(found.output_ids) == len(found.logprobs) == len(found.margins) > 0:
-        raise ValueError(f'{len(found.output_ids)} ids, {len(found.logprobs)} log-probs, {len(found.margins)} margins')
+        raise ValueError(
+          f'{len(found.output_ids)} ids, {len(found.logprobs)} log-probs, '
+          f'{len(found.margins)} margins'
+        )
       return found
     except (KeyError, TypeError, ValueError, AttributeError, RequestError) as error:
-      raise SyncError(f'canary of a manifest: broken ({type(error).__name__}: {error}); publish the version again') from error
+      raise SyncError(
+        f'canary of a manifest: broken ({type(error).__name__}: {error}); publish the version again'
+      ) from error
 
   def request(self, rid: str) -> GenerateRequest:
     """The request whose reply `problem` judges."""
     return GenerateRequest(
-        rid=rid, input_ids=list(self.input_ids), images=(self.image,), temperature=0.0, top_p=1.0, top_k=-1,
-        max_new_tokens=len(self.output_ids), stop_token_ids=(), banned_ids=self.banned_ids, seed=0, ignore_eos=True)
+      rid=rid,
+      input_ids=list(self.input_ids),
+      images=(self.image,),
+      temperature=0.0,
+      top_p=1.0,
+      top_k=-1,
+      max_new_tokens=len(self.output_ids),
+      stop_token_ids=(),
+      banned_ids=self.banned_ids,
+      seed=0,
+      ignore_eos=True,
+    )
 
   def problem(self, reply: GenerateReply, tolerance: float) -> str | None:
-    """What is wrong with a server's reply, or None when every log-prob is within `tolerance` nats of the learner's.
+    """What is wrong with a server's reply, or None when every log-prob is within `tolerance` nats
+    of the learner's.
 
-    Where the two best ids lie closer than the tolerance, the reply may take the other one; what follows is then another text,
-    and is not compared.
+    Where the two best ids lie closer than the tolerance, the reply may take the other one; what
+    follows is then another text, and is not compared.
     """
     if len(reply.output_ids) != len(self.output_ids):
       return f'got {len(reply.output_ids)} tokens, wanted {len(self.output_ids)}'
     for place, (token, wanted) in enumerate(zip(reply.output_ids, self.output_ids)):
       gap = abs(reply.logprobs[place] - self.logprobs[place])
-      if not gap <= tolerance:               # nan is a disagreement too
-        return (f'token {place}: log-prob {reply.logprobs[place]:.6g}, the learner says {self.logprobs[place]:.6g} '
-                f'(apart {gap:.2g}, allowed {tolerance:g})')
+      if not gap <= tolerance:  # nan is a disagreement too
+        return (
+          f'token {place}: log-prob {reply.logprobs[place]:.6g}, the learner says '
+          f'{self.logprobs[place]:.6g} '
+          f'(apart {gap:.2g}, allowed {tolerance:g})'
+        )
       if token != wanted:
         if self.margins[place] > tolerance:
-          return f'token {place}: got id {token}, the learner says {wanted}, by a margin of {self.margins[place]:.2g}'
+          return (
+            f'token {place}: got id {token}, the learner says {wanted}, by a margin of '
+            f'{self.margins[place]:.2g}'
+          )
         return None
     return None
 
 
 def picture(patches: int) -> np.ndarray:
-  """uint8[H, 32, 3], the canary's image: noise, so that no two patches are alike, and higher than wide where that fits.
+  """uint8[H, 32, 3], the canary's image: noise, so that no two patches are alike, and higher than
+  wide where that fits.
 
   Args:
     patches: 16x16 patches that an image may have; at least 4.

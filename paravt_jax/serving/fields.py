@@ -1,4 +1,6 @@
-"""Checks of what a JSON body holds: one function per kind of value, and one line that names the field when it is another."""
+"""Checks of what a JSON body holds: one function per kind of value, and one line that names the
+field when it is another.
+"""
 
 import json
 import math
@@ -21,7 +23,9 @@ class RequestError(RolloutError):
 
 
 class _Short(reprlib.Repr):
-  """A bounded `repr`: of lists and objects only the first level, of long texts and numbers the ends."""
+  """A bounded `repr`: of lists and objects only the first level, of long texts and numbers the
+  ends.
+  """
 
   def __init__(self):
     super().__init__()
@@ -43,7 +47,8 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
   """A body as an object; an empty body is an empty object.
 
   Raises:
-    RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply, no object, or an object with
+    RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply,
+    no object, or an object with
       a key twice.
   """
   try:
@@ -156,7 +161,8 @@ def version(name: str, value: Any) -> int:
     value = int(value)
   if type(value) is not int or not 0 <= value <= LARGEST_VERSION:
     raise ValueError(
-      f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text such as "12"'
+      f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text '
+      'such as "12"'
     )
   return value
 

@@ -1,11 +1,14 @@
-"""What a published weight version must be: a JSON page beside the arrays, and the content hashes that it is written in.
+"""What a published weight version must be: a JSON page beside the arrays, and the content hashes
+that it is written in.
 
-    {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}}, held: {name: hash},
+    {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
+    held: {name: hash},
      canary, files: {path: [bytes, hash | null]}, tree, seal}
 
-`arrays` are published; `held` are what the model has besides, unchanged since the base model. `files` are those of the array
-store, with a hash where a shard's hash does not cover every byte. `tree` is the model's identity: a hash over the names and
-hashes of all arrays. `seal` is a hash over the page itself, so that an edited page is told from a published one.
+`arrays` are published; `held` are what the model has besides, unchanged since the base model.
+`files` are those of the array store, with a hash where a shard's hash does not cover every byte.
+`tree` is the model's identity: a hash over the names and hashes of all arrays. `seal` is a hash
+over the page itself, so that an edited page is told from a published one.
 """
 
 import contextlib
@@ -28,9 +31,9 @@ from paravt_jax.errors import SyncError
 FILE = 'manifest.json'
 FORMAT = 2
 DTYPES = ('bfloat16', 'float32')
-HASHERS = 4                  # threads; hashing releases the GIL
-_BLOCK = 4 << 20             # bytes that one thread hashes at once
-_SMALL = 1 << 20             # files up to this size are hashed whole
+HASHERS = 4  # threads; hashing releases the GIL
+_BLOCK = 4 << 20  # bytes that one thread hashes at once
+_SMALL = 1 << 20  # files up to this size are hashed whole
 _DIGEST_BYTES = 16
 
 Params = dict[str, Any]
@@ -40,6 +43,7 @@ Index = tuple[tuple[int, int], ...]
 @dataclasses.dataclass(frozen=True)
 class Shard:
   """A part of an array, [start, stop) per axis, and the hash of its bytes in row-major order."""
+
   index: Index
   hash: str
 
@@ -47,6 +51,7 @@ class Shard:
 @dataclasses.dataclass(frozen=True)
 class Entry:
   """One published array."""
+
   shape: tuple[int, ...]
   dtype: str
   shards: tuple[Shard, ...]
@@ -59,6 +64,7 @@ class Entry:
 @dataclasses.dataclass(frozen=True)
 class Manifest:
   """See the module. `files`: path below the array folder -> (bytes, hash or None)."""
+
   version: int
   arrays: dict[str, Entry]
   held: dict[str, str]
@@ -67,17 +73,31 @@ class Manifest:
 
   @property
   def tree(self) -> str:
-    """The model's identity: the same weights, published in the same dtype and shards, have the same one."""
+    """The model's identity: the same weights, published in the same dtype and shards, have the same
+    one.
+    """
     arrays = {name: dataclasses.asdict(entry) for name, entry in self.arrays.items()}
     return _text_hash(json.dumps([arrays, self.held], sort_keys=True))
 
   def to_text(self) -> str:
     """The page, byte for byte what `read` accepts."""
-    arrays = {name: {'shape': entry.shape, 'dtype': entry.dtype,
-                     'shards': [{'index': shard.index, 'hash': shard.hash} for shard in entry.shards]}
-              for name, entry in self.arrays.items()}
-    body = {'format': FORMAT, 'version': self.version, 'arrays': arrays, 'held': self.held, 'canary': self.canary,
-            'files': self.files, 'tree': self.tree}
+    arrays = {
+      name: {
+        'shape': entry.shape,
+        'dtype': entry.dtype,
+        'shards': [{'index': shard.index, 'hash': shard.hash} for shard in entry.shards],
+      }
+      for name, entry in self.arrays.items()
+    }
+    body = {
+      'format': FORMAT,
+      'version': self.version,
+      'arrays': arrays,
+      'held': self.held,
+      'canary': self.canary,
+      'files': self.files,
+      'tree': self.tree,
+    }
     body['seal'] = _text_hash(json.dumps(body, sort_keys=True))
     return json.dumps(body, indent=1, sort_keys=True) + '\n'
 
@@ -86,7 +106,8 @@ def read(folder: str | os.PathLike) -> Manifest:
   """The manifest of one published version.
 
   Raises:
-    SyncError: there is none, or it is not what was published: broken, edited, or of another version than the folder's name.
+    SyncError: there is none, or it is not what was published: broken, edited, or of another version
+    than the folder's name.
   """
   folder = pathlib.Path(folder)
   file = folder / FILE
@@ -94,22 +115,39 @@ def read(folder: str | os.PathLike) -> Manifest:
     text = file.read_bytes().decode()
     found = parse(json.loads(text))
   except OSError as error:
-    raise SyncError(f'{folder}: got no {FILE} ({error.strerror}), wanted a published version; check the path') from error
+    raise SyncError(
+      f'{folder}: got no {FILE} ({error.strerror}), wanted a published version; check the path'
+    ) from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise SyncError(f'{file}: broken ({type(error).__name__}: {error}); publish it again') from error
+    raise SyncError(
+      f'{file}: broken ({type(error).__name__}: {error}); publish it again'
+    ) from error
   if found.to_text() != text:
-    raise SyncError(f'{file}: was changed after it was published, wanted it untouched; publish it again')
+    raise SyncError(
+      f'{file}: was changed after it was published, wanted it untouched; publish it again'
+    )
   if folder.name.isdecimal() and folder.name != str(found.version):
-    raise SyncError(f'{folder}: holds version {found.version}, wanted {folder.name}, as its name says; publish {folder.name} again')
+    raise SyncError(
+      f'{folder}: holds version {found.version}, wanted {folder.name}, as its name says; '
+      f'publish {folder.name} again'
+    )
   return found
 
 
 def parse(page: dict[str, Any]) -> Manifest:
   if page['format'] != FORMAT or type(page['version']) is not int:
     raise ValueError(f'format {page["format"]!r}, version {page["version"]!r}')
-  arrays = {name: Entry(tuple(entry['shape']), entry['dtype'], tuple(
-    Shard(tuple((start, stop) for start, stop in shard['index']), shard['hash']) for shard in entry['shards']))
-    for name, entry in page['arrays'].items()}
+  arrays = {
+    name: Entry(
+      tuple(entry['shape']),
+      entry['dtype'],
+      tuple(
+        Shard(tuple((start, stop) for start, stop in shard['index']), shard['hash'])
+        for shard in entry['shards']
+      ),
+    )
+    for name, entry in page['arrays'].items()
+  }
   files = {path: (size, digest) for path, (size, digest) in page['files'].items()}
   return Manifest(page['version'], arrays, dict(page['held']), page['canary'], files)
 
@@ -130,13 +168,16 @@ def nest(named: Mapping[str, Any]) -> Params:
 
 
 def inspect(arrays: Sequence[np.ndarray]) -> list[tuple[str, bool]]:
-  """Of each array: the hash of its bytes in row-major order, and whether all its values (float32 or bfloat16) are finite."""
+  """Of each array: the hash of its bytes in row-major order, and whether all its values (float32 or
+  bfloat16) are finite.
+  """
   with ThreadPoolExecutor(HASHERS) as pool:
     return _in_blocks(pool, arrays, [_inspect_block] * len(arrays))
 
 
 def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tuple[str, bool]]:
-  """Reads into each contiguous array the bytes of its file, and inspects each block while it is in the processor's cache.
+  """Reads into each contiguous array the bytes of its file, and inspects each block while it is in
+  the processor's cache.
 
   Raises:
     OSError: a file cannot be read, or is too short.
@@ -149,30 +190,43 @@ def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tu
 
 
 def held_hashes(named: Mapping[str, Any]) -> dict[str, str]:
-  """Hashes that tell whether two holders have the same array: of the values rounded to bfloat16, however they are stored.
+  """Hashes that tell whether two holders have the same array: of the values rounded to bfloat16,
+  however they are stored.
 
   Args:
     named: whole arrays by name, numpy or jax ones that this process can address.
   """
   with ThreadPoolExecutor(HASHERS) as pool:
-    return {name: _in_blocks(pool, [np.asarray(array)], [_rounded_block])[0] for name, array in named.items()}
+    return {
+      name: _in_blocks(pool, [np.asarray(array)], [_rounded_block])[0]
+      for name, array in named.items()
+    }
 
 
-def _in_blocks(pool: Executor, arrays: Sequence[np.ndarray], functions: Sequence[Callable[[np.ndarray, int], Any]]) -> list[Any]:
-  """Runs each array's function over its blocks (block, its first byte), so that one large array keeps every thread busy; joins
-  the results by array."""
+def _in_blocks(
+  pool: Executor,
+  arrays: Sequence[np.ndarray],
+  functions: Sequence[Callable[[np.ndarray, int], Any]],
+) -> list[Any]:
+  """Runs each array's function over its blocks (block, its first byte), so that one large array
+  keeps every thread busy; joins the results by array.
+  """
   calls = []
   for array, function in zip(arrays, functions, strict=True):
     flat = np.ascontiguousarray(array).reshape(-1)
     step = _BLOCK // flat.itemsize
-    calls.append([pool.submit(function, flat[start:start + step], start * flat.itemsize)
-                  for start in range(0, max(flat.size, 1), step)])
+    calls.append(
+      [
+        pool.submit(function, flat[start : start + step], start * flat.itemsize)
+        for start in range(0, max(flat.size, 1), step)
+      ]
+    )
   return [_join([call.result() for call in own]) for own in calls]
 
 
 def _join(parts: list[Any]) -> Any:
   if isinstance(parts[0], bytes):
-    return hashlib.sha256(b''.join(parts)).hexdigest()[:2 * _DIGEST_BYTES]
+    return hashlib.sha256(b''.join(parts)).hexdigest()[: 2 * _DIGEST_BYTES]
   return _join([digest for digest, _ in parts]), all(finite for _, finite in parts)
 
 
@@ -199,13 +253,15 @@ def _read_block(file: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
 
 
 def finite(block: np.ndarray) -> bool:
-  """Whether float32 or bfloat16 values are all finite. Two maxima of the bits: a quarter of the time of isfinite."""
+  """Whether float32 or bfloat16 values are all finite. Two maxima of the bits: a quarter of the
+  time of isfinite.
+  """
   if not block.size:
     return True
   if block.itemsize == 4:
-    signed, unsigned, infinite = np.int32, np.uint32, 0x7f800000
+    signed, unsigned, infinite = np.int32, np.uint32, 0x7F800000
   else:
-    signed, unsigned, infinite = np.int16, np.uint16, 0x7f80
+    signed, unsigned, infinite = np.int16, np.uint16, 0x7F80
   negative = infinite | 1 << 8 * block.itemsize - 1
   return bool(block.view(signed).max() < infinite and block.view(unsigned).max() < negative)
 
@@ -219,7 +275,10 @@ def list_files(folder: pathlib.Path) -> dict[str, tuple[int, str | None]]:
   found = {}
   for path in sorted(path for path in folder.rglob('*') if not path.is_dir()):
     size = path.stat().st_size
-    found[path.relative_to(folder).as_posix()] = (size, _bytes_hash(path.read_bytes()) if size <= _SMALL else None)
+    found[path.relative_to(folder).as_posix()] = (
+      size,
+      _bytes_hash(path.read_bytes()) if size <= _SMALL else None,
+    )
   return found
 
 
@@ -229,7 +288,7 @@ def shard_index(index: Iterable[slice], shape: Sequence[int]) -> Index:
 
 
 def _bytes_hash(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()[:2 * _DIGEST_BYTES]
+  return hashlib.sha256(data).hexdigest()[: 2 * _DIGEST_BYTES]
 
 
 def _text_hash(text: str) -> str:

@@ -1,4 +1,6 @@
-"""A server as a child process of ours: started in a session of its own, waited for, measured, and ended with all it started."""
+"""A server as a child process of ours: started in a session of its own, waited for, measured, and
+ended with all it started.
+"""
 
 import contextlib
 import dataclasses
@@ -13,14 +15,17 @@ import psutil
 
 from paravt_jax.errors import RolloutError
 
-_TAIL = 12                   # lines of the log that an error shows
+_TAIL = 12  # lines of the log that an error shows
 _POLL_S = 0.05
-_KILLED_S = 5.0              # patience with the end of what was killed
+_KILLED_S = 5.0  # patience with the end of what was killed
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerProcess:
-  """A running server of ours. url: without a slash at the end. log: what it says, standard output and error."""
+  """A running server of ours. url: without a slash at the end. log: what it says, standard output
+  and error.
+  """
+
   url: str
   process: subprocess.Popen
   log: pathlib.Path
@@ -36,7 +41,8 @@ class ServerProcess:
     return self.process.pid
 
   def stop(self, grace_s: float) -> None:
-    """Asks the server to end (running requests are aborted) and kills what is left of its group after `grace_s` seconds.
+    """Asks the server to end (running requests are aborted) and kills what is left of its group
+    after `grace_s` seconds.
 
     When it returns, neither the process nor one of its group lives. Ending twice is no error.
     """
@@ -47,8 +53,9 @@ class ServerProcess:
     return tail(self.log)
 
   def memory_mb(self) -> float:
-    """MiB that the process and all its descendants hold: shared pages are counted once (PSS), resident ones where the system
-    does not tell shares. 0 when it has ended."""
+    """MiB that the process and all its descendants hold: shared pages are counted once (PSS),
+    resident ones where the system does not tell shares. 0 when it has ended.
+    """
     return sum(_held(member) for member in _family(self.pid)) / 2**20
 
 
@@ -60,7 +67,7 @@ def _held(process: psutil.Process) -> int:
       return getattr(full, 'pss', full.rss)
     except psutil.AccessDenied:
       return process.memory_info().rss
-  except psutil.NoSuchProcess:         # a zombie is one, too
+  except psutil.NoSuchProcess:  # a zombie is one, too
     return 0
 
 
@@ -76,44 +83,69 @@ def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) 
   try:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('ab') as sink:
-      return subprocess.Popen(list(command), env=dict(env), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                              start_new_session=True)
+      return subprocess.Popen(
+        list(command),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=sink,
+        stderr=sink,
+        start_new_session=True,
+      )
   except OSError as error:
-    raise RolloutError(f'server: cannot start {command[0]} with its log at {log} ({error.strerror}); '
-                       'check both paths') from error
+    raise RolloutError(
+      f'server: cannot start {command[0]} with its log at {log} ({error.strerror}); '
+      'check both paths'
+    ) from error
 
 
-def wait_until(process: subprocess.Popen, ready: Callable[[], bool], log: pathlib.Path, deadline_s: float, what: str) -> None:
+def wait_until(
+  process: subprocess.Popen,
+  ready: Callable[[], bool],
+  log: pathlib.Path,
+  deadline_s: float,
+  what: str,
+) -> None:
   """Returns once `ready()` is true; asks twenty times a second. `what` names the server in errors.
 
   Raises:
-    RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is shown. It is not ended here.
+    RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is
+    shown. It is not ended here.
   """
   deadline = time.monotonic() + deadline_s
   while not ready():
     if ended(process):
       said = tail(log)
       last = said.rpartition('\n')[2]
-      why = f'{last.removeprefix("error: ")} (its log: {log})' if last.startswith('error: ') else f'its log {log} ends:\n{said}'
+      why = (
+        f'{last.removeprefix("error: ")} (its log: {log})'
+        if last.startswith('error: ')
+        else f'its log {log} ends:\n{said}'
+      )
       raise RolloutError(f'{what}: ended with status {process.wait()} before it was ready; {why}')
     if time.monotonic() > deadline:
-      raise RolloutError(f'{what}: not ready within {deadline_s:g} s, raise server.ready_timeout_s; '
-                         f'its log {log} ends:\n{tail(log)}')
+      raise RolloutError(
+        f'{what}: not ready within {deadline_s:g} s, raise server.ready_timeout_s; '
+        f'its log {log} ends:\n{tail(log)}'
+      )
     time.sleep(_POLL_S)
 
 
 def ended(process: subprocess.Popen) -> bool:
-  """Whether it ended. It is not reaped: its id stays taken, so that its group can still be ended without hitting a stranger."""
+  """Whether it ended. It is not reaped: its id stays taken, so that its group can still be ended
+  without hitting a stranger.
+  """
   if process.returncode is not None:
     return True
   try:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-  except ChildProcessError:                  # reaped by someone else
+  except ChildProcessError:  # reaped by someone else
     return True
 
 
 def end(process: subprocess.Popen, grace_s: float) -> None:
-  """SIGTERM to the process, `grace_s` seconds of patience, SIGKILL to its whole group, and its status is taken."""
+  """SIGTERM to the process, `grace_s` seconds of patience, SIGKILL to its whole group, and its
+  status is taken.
+  """
   if process.returncode is not None:
     return
   family = _family(process.pid)
@@ -123,9 +155,11 @@ def end(process: subprocess.Popen, grace_s: float) -> None:
     while not ended(process) and time.monotonic() < deadline:
       time.sleep(_POLL_S)
   with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, signal.SIGKILL)   # `start` made it the leader: its id is the group's
+    os.killpg(process.pid, signal.SIGKILL)  # `start` made it the leader: its id is the group's
   process.wait()
-  deadline = time.monotonic() + _KILLED_S    # those that are not our own children vanish a moment later
+  deadline = (
+    time.monotonic() + _KILLED_S
+  )  # those that are not our own children vanish a moment later
   while any(_runs(member) for member in family) and time.monotonic() < deadline:
     time.sleep(_POLL_S)
 

@@ -1,6 +1,8 @@
-"""SGLang's native HTTP, as both servers speak it: what `/generate` takes and gives, and how images travel.
+"""SGLang's native HTTP, as both servers speak it: what `/generate` takes and gives, and how images
+travel.
 
-Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply's ids include the stop token.
+Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply's ids include the
+stop token.
 """
 
 import base64
@@ -17,28 +19,56 @@ from paravt_jax.serving import fields
 from paravt_jax.serving.fields import RequestError
 from paravt_jax.video import stills
 
-BANNED_BIAS = -1e9           # as logit_bias; far below any logit, finite because JSON has no infinity
-FIRST_VERSION = 'default'    # SGLang's name for weights that were never updated; ours is version 0
-LEAST_TEMPERATURE = 1e-6     # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
+BANNED_BIAS = -1e9  # as logit_bias; far below any logit, finite because JSON has no infinity
+FIRST_VERSION = 'default'  # SGLang's name for weights that were never updated; ours is version 0
+LEAST_TEMPERATURE = (
+  1e-6  # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
+)
 
-_MOST_PATCHES = 1 << 18      # 8192x8192; a server of its own takes fewer
+_MOST_PATCHES = 1 << 18  # 8192x8192; a server of its own takes fewer
 # What Pillow raises for a header of far too many pixels.
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 FINISH_REASONS = ('stop', 'length', 'abort')
-_SAMPLING_KEYS = frozenset({'temperature', 'top_p', 'top_k', 'max_new_tokens', 'stop_token_ids', 'logit_bias', 'sampling_seed',
-                            'ignore_eos', 'skip_special_tokens', 'spaces_between_special_tokens', 'n'})
-_REQUEST_KEYS = frozenset({'rid', 'input_ids', 'image_data', 'sampling_params', 'return_logprob', 'logprob_start_len', 'stream',
-                           'return_text_in_logprobs', 'top_logprobs_num'})
+_SAMPLING_KEYS = frozenset(
+  {
+    'temperature',
+    'top_p',
+    'top_k',
+    'max_new_tokens',
+    'stop_token_ids',
+    'logit_bias',
+    'sampling_seed',
+    'ignore_eos',
+    'skip_special_tokens',
+    'spaces_between_special_tokens',
+    'n',
+  }
+)
+_REQUEST_KEYS = frozenset(
+  {
+    'rid',
+    'input_ids',
+    'image_data',
+    'sampling_params',
+    'return_logprob',
+    'logprob_start_len',
+    'stream',
+    'return_text_in_logprobs',
+    'top_logprobs_num',
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateRequest:
   """One context to continue.
 
-  input_ids: unexpanded ids. images: uint8[H, W, 3] each, one per image pad, in order; sides multiples of 32.
-  temperature 0 is greedy; top_p 1 and top_k -1 are off. banned_ids are never sampled; seed makes the result repeatable.
+  input_ids: unexpanded ids. images: uint8[H, W, 3] each, one per image pad, in order; sides
+  multiples of 32. temperature 0 is greedy; top_p 1 and top_k -1 are off. banned_ids are never
+  sampled; seed makes the result repeatable.
   """
+
   rid: str
   input_ids: list[int]
   images: tuple[np.ndarray, ...]
@@ -52,18 +82,26 @@ class GenerateRequest:
   ignore_eos: bool
 
   def to_json(self, encoded_images: list[str] | None = None) -> dict[str, Any]:
-    """The body of POST /generate. `encoded_images` (from `encode_image`) spares encoding the same frames again."""
-    images = [encode_image(image) for image in self.images] if encoded_images is None else encoded_images
+    """The body of POST /generate. `encoded_images` (from `encode_image`) spares encoding the same
+    frames again.
+    """
+    images = (
+      [encode_image(image) for image in self.images] if encoded_images is None else encoded_images
+    )
     body = {
-        'rid': self.rid,
-        'input_ids': [int(token) for token in self.input_ids],
-        'return_logprob': True,
-        'sampling_params': {
-            'temperature': float(self.temperature), 'top_p': float(self.top_p), 'top_k': int(self.top_k),
-            'max_new_tokens': int(self.max_new_tokens), 'stop_token_ids': [int(token) for token in self.stop_token_ids],
-            'logit_bias': {str(int(token)): BANNED_BIAS for token in self.banned_ids},
-            'sampling_seed': int(self.seed), 'ignore_eos': bool(self.ignore_eos),
-        },
+      'rid': self.rid,
+      'input_ids': [int(token) for token in self.input_ids],
+      'return_logprob': True,
+      'sampling_params': {
+        'temperature': float(self.temperature),
+        'top_p': float(self.top_p),
+        'top_k': int(self.top_k),
+        'max_new_tokens': int(self.max_new_tokens),
+        'stop_token_ids': [int(token) for token in self.stop_token_ids],
+        'logit_bias': {str(int(token)): BANNED_BIAS for token in self.banned_ids},
+        'sampling_seed': int(self.seed),
+        'ignore_eos': bool(self.ignore_eos),
+      },
     }
     if images:
       body['image_data'] = list(images)
@@ -72,11 +110,14 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateReply:
-  """What was sampled. output_ids: n ids, stop token included; logprobs: n floats (of logits / temperature, banned ids masked).
+  """What was sampled. output_ids: n ids, stop token included; logprobs: n floats (of logits /
+  temperature, banned ids masked).
 
-  weight_versions: (version, start, end) spans over the n sampled tokens, in order, end exclusive. prompt_tokens counts images
-  expanded; cached_tokens of them were not computed for this request; image_tokens of them stand for images.
+  weight_versions: (version, start, end) spans over the n sampled tokens, in order, end exclusive.
+  prompt_tokens counts images expanded; cached_tokens of them were not computed for this request;
+  image_tokens of them stand for images.
   """
+
   output_ids: list[int]
   logprobs: list[float]
   finish: str
@@ -100,33 +141,53 @@ class GenerateReply:
       finish = meta['finish_reason']['type']
       whole = {'version': meta.get('weight_version', FIRST_VERSION), 'start': 0, 'end': len(ids)}
       spans = meta.get('weight_versions') or [whole]
-      versions = [(version_number(s['version']), int(s['start']), int(s['end'])) for s in spans if s['end'] > s['start']]
-      counts = [int(meta.get(name) or 0) for name in ('prompt_tokens', 'cached_tokens', 'image_tokens', 'num_retractions')]
+      versions = [
+        (version_number(s['version']), int(s['start']), int(s['end']))
+        for s in spans
+        if s['end'] > s['start']
+      ]
+      counts = [
+        int(meta.get(name) or 0)
+        for name in ('prompt_tokens', 'cached_tokens', 'image_tokens', 'num_retractions')
+      ]
     except (KeyError, TypeError, ValueError, IndexError) as error:
-      raise RolloutError(f'server reply: got {str(reply)[:200]!r}, wanted output_ids and meta_info as SGLang 0.5.21 sends them '
-                         f'({type(error).__name__}: {error})') from error
+      raise RolloutError(
+        f'server reply: got {str(reply)[:200]!r}, wanted output_ids and meta_info as SGLang '
+        '0.5.21 sends them '
+        f'({type(error).__name__}: {error})'
+      ) from error
     if len(logprobs) != len(ids):
-      raise RolloutError(f'server reply: got {len(ids)} ids but {len(logprobs)} log-probs; send return_logprob=true')
+      raise RolloutError(
+        f'server reply: got {len(ids)} ids but {len(logprobs)} log-probs; send return_logprob=true'
+      )
     return cls(ids, logprobs, finish, counts[0], counts[1], counts[2], versions, counts[3])
 
   def to_json(self, rid: str, reason: Mapping[str, Any] | None, latency: float) -> dict[str, Any]:
-    """The body that a server answers. `reason` is SGLang's finish_reason object, None while more is to come; latency in seconds."""
+    """The body that a server answers. `reason` is SGLang's finish_reason object, None while more is
+    to come; latency in seconds.
+    """
     return {
-        'text': '',
-        'output_ids': self.output_ids,
-        'meta_info': {
-            'id': rid,
-            'finish_reason': None if reason is None else dict(reason),
-            'prompt_tokens': self.prompt_tokens,
-            'completion_tokens': len(self.output_ids),
-            'cached_tokens': self.cached_tokens,
-            'image_tokens': self.image_tokens,
-            'weight_version': str(self.weight_versions[-1][0]) if self.weight_versions else FIRST_VERSION,
-            'weight_versions': [{'version': str(v), 'start': start, 'end': end} for v, start, end in self.weight_versions],
-            'num_retractions': self.retractions,
-            'output_token_logprobs': [[logprob, token, None] for logprob, token in zip(self.logprobs, self.output_ids)],
-            'e2e_latency': latency,
-        },
+      'text': '',
+      'output_ids': self.output_ids,
+      'meta_info': {
+        'id': rid,
+        'finish_reason': None if reason is None else dict(reason),
+        'prompt_tokens': self.prompt_tokens,
+        'completion_tokens': len(self.output_ids),
+        'cached_tokens': self.cached_tokens,
+        'image_tokens': self.image_tokens,
+        'weight_version': str(self.weight_versions[-1][0])
+        if self.weight_versions
+        else FIRST_VERSION,
+        'weight_versions': [
+          {'version': str(v), 'start': start, 'end': end} for v, start, end in self.weight_versions
+        ],
+        'num_retractions': self.retractions,
+        'output_token_logprobs': [
+          [logprob, token, None] for logprob, token in zip(self.logprobs, self.output_ids)
+        ],
+        'e2e_latency': latency,
+      },
     }
 
   def versions(self) -> np.ndarray:
@@ -138,7 +199,9 @@ class GenerateReply:
 
 
 def version_number(text: str | int) -> int:
-  """A weight version as a number; SGLang's 'default' (never updated) is 0. Raises ValueError for anything else."""
+  """A weight version as a number; SGLang's 'default' (never updated) is 0. Raises ValueError for
+  anything else.
+  """
   return 0 if text == FIRST_VERSION else fields.version('weight_version', text)
 
 
@@ -150,37 +213,57 @@ def encode_image(image: np.ndarray) -> str:
 
 
 def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
-  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `stills.rgb` reads any mode.
+  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `stills.rgb` reads
+  any mode.
 
   Raises:
-    RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32 (nothing is resized here), or
-      of more than `max_patches` patches of 16x16. The size is taken from the header, before anything is decoded.
+    RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32
+    (nothing is resized here), or
+      of more than `max_patches` patches of 16x16. The size is taken from the header, before
+      anything is decoded.
   """
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:
-    with Image.open(io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')) as picture:
+    with Image.open(
+      io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')
+    ) as picture:
       _check_still(picture, max_patches)
       return stills.rgb(picture)
   except _BOMB as error:
-    raise RequestError(f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller') from error
+    raise RequestError(
+      f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller'
+    ) from error
   except stills.FAULTS as error:
-    raise RequestError(f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})') from error
+    raise RequestError(
+      f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})'
+    ) from error
 
 
 def _check_still(picture: Image.Image, max_patches: int) -> None:
   width, height = picture.size
   if picture.format == 'PNG' and getattr(picture, 'n_frames', 1) > 1:
-    raise RequestError(f'image_data: got an animated PNG of {picture.n_frames} images, wanted a still one')
+    raise RequestError(
+      f'image_data: got an animated PNG of {picture.n_frames} images, wanted a still one'
+    )
   if height % 32 or width % 32 or not height * width:
-    raise RequestError(f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; resize it first')
+    raise RequestError(
+      f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; '
+      'resize it first'
+    )
   if height * width // 256 > max_patches:
-    raise RequestError(f'image_data: got an image of {height}x{width} ({height * width // 256} patches), this server takes up to '
-                       f'{max_patches}; send it smaller or raise max_image_patches')
+    raise RequestError(
+      f'image_data: got an image of {height}x{width} ({height * width // 256} patches), this '
+      'server takes up to '
+      f'{max_patches}; send it smaller or raise max_image_patches'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedGenerate:
-  """A `/generate` body that passed the checks; images are still text, logit_bias is general (`banned` when <= BANNED_BIAS)."""
+  """A `/generate` body that passed the checks; images are still text, logit_bias is general
+  (`banned` when <= BANNED_BIAS).
+  """
+
   rid: str | None
   input_ids: list[int]
   image_data: list[str]
@@ -214,19 +297,22 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
   temperature = fields.number('temperature', params.get('temperature', 1.0), 0.0, 100.0)
   seed, rid = params.get('sampling_seed'), body.get('rid')
   return ParsedGenerate(
-      rid=None if rid is None else fields.text('rid', rid),
-      input_ids=input_ids,
-      image_data=fields.texts('image_data', body.get('image_data')),
-      temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-      top_p=fields.number('top_p', params.get('top_p', 1.0), 1e-6, 1.0),
-      top_k=fields.whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
-      max_new_tokens=fields.whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
-      stop_token_ids=tuple(fields.ids('stop_token_ids', _given(params, 'stop_token_ids', []), vocab_size)),
-      logit_bias=fields.biases('logit_bias', params.get('logit_bias'), vocab_size),
-      seed=None if seed is None else fields.whole('sampling_seed', seed, 0, 2**63 - 1),
-      ignore_eos=fields.flag('ignore_eos', _given(params, 'ignore_eos', False)),
-      return_logprob=fields.flag('return_logprob', _given(body, 'return_logprob', False)),
-      stream=fields.flag('stream', _given(body, 'stream', False)))
+    rid=None if rid is None else fields.text('rid', rid),
+    input_ids=input_ids,
+    image_data=fields.texts('image_data', body.get('image_data')),
+    temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+    top_p=fields.number('top_p', params.get('top_p', 1.0), 1e-6, 1.0),
+    top_k=fields.whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
+    max_new_tokens=fields.whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
+    stop_token_ids=tuple(
+      fields.ids('stop_token_ids', _given(params, 'stop_token_ids', []), vocab_size)
+    ),
+    logit_bias=fields.biases('logit_bias', params.get('logit_bias'), vocab_size),
+    seed=None if seed is None else fields.whole('sampling_seed', seed, 0, 2**63 - 1),
+    ignore_eos=fields.flag('ignore_eos', _given(params, 'ignore_eos', False)),
+    return_logprob=fields.flag('return_logprob', _given(body, 'return_logprob', False)),
+    stream=fields.flag('stream', _given(body, 'stream', False)),
+  )
 
 
 def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -236,11 +322,19 @@ def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def _refuse_unserved(body: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-  """Checks what changes nothing here; refuses what would: several samples of one request, and the runners-up of a token."""
+  """Checks what changes nothing here; refuses what would: several samples of one request, and the
+  runners-up of a token.
+  """
   if fields.whole('n', params.get('n', 1), 0, 2**31 - 1) != 1:
-    raise RequestError(f'n: got {params["n"]}, wanted 1: n > 1 is not served; send n requests (their prefix is shared)')
+    raise RequestError(
+      f'n: got {params["n"]}, wanted 1: n > 1 is not served; send n requests (their prefix '
+      'is shared)'
+    )
   if fields.whole('top_logprobs_num', _given(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
-    raise RequestError(f'top_logprobs_num: got {body["top_logprobs_num"]}, wanted 0: only the log-probs of what was sampled are served')
+    raise RequestError(
+      f'top_logprobs_num: got {body["top_logprobs_num"]}, wanted 0: only the log-probs of '
+      'what was sampled are served'
+    )
   fields.whole('logprob_start_len', _given(body, 'logprob_start_len', -1), -1, 2**31 - 1)
   fields.flag('return_text_in_logprobs', _given(body, 'return_text_in_logprobs', False))
   for name in ('skip_special_tokens', 'spaces_between_special_tokens'):

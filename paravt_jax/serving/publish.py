@@ -1,13 +1,17 @@
-"""Weight versions on a shared folder: Orbax arrays plus a manifest that says exactly what must be read back.
+"""Weight versions on a shared folder: Orbax arrays plus a manifest that says exactly what must be
+read back.
 
-`weights/<version>/` appears by rename, whole or not at all: `arrays/` (Orbax, neither compressed nor OCDBT) and `manifest.json`
-(see `manifest`). Only what trains is written; what the model holds besides is named there with its hash.
+`weights/<version>/` appears by rename, whole or not at all: `arrays/` (Orbax, neither compressed
+nor OCDBT) and `manifest.json` (see `manifest`). Only what trains is written; what the model holds
+besides is named there with its hash.
 
-With several processes each writes and hashes the shards it has; process 0 joins their pages. They meet at a barrier in `start`,
-and through files alone afterwards: no collective runs in a background thread, where it could cross one of the training step.
+With several processes each writes and hashes the shards it has; process 0 joins their pages. They
+meet at a barrier in `start`, and through files alone afterwards: no collective runs in a background
+thread, where it could cross one of the training step.
 
-Files are not synced to the disk (`fsync`), which would take most of the time: what a power cut leaves of a version does not have
-the hashes of its manifest and is refused, and the next step publishes anew. Checkpoints are synced; they are another module's.
+Files are not synced to the disk (`fsync`), which would take most of the time: what a power cut
+leaves of a version does not have the hashes of its manifest and is refused, and the next step
+publishes anew. Checkpoints are synced; they are another module's.
 """
 
 import dataclasses
@@ -37,9 +41,9 @@ from paravt_jax.serving.manifest import Entry, Manifest, Params, Shard
 MANIFEST = manifest.FILE
 ARRAYS = 'arrays'
 _FAILED = 'failed'
-_PATIENCE_S = 600.0          # for the other processes to finish their part
+_PATIENCE_S = 600.0  # for the other processes to finish their part
 _POLL_S = 0.02
-_WRITE_ERRORS = (OSError, ValueError, RuntimeError)          # Orbax's store has its own for a full disk
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # Orbax's store has its own for a full disk
 _UNSYNCED = tensorstore.Context({'file_io_sync': False, 'file_io_concurrency': {'limit': 128}})
 
 read_manifest = manifest.read
@@ -60,7 +64,8 @@ class Pending:
     """Waits; returns the published folder.
 
     Raises:
-      SyncError: the folder cannot be written; nothing half-written stays, earlier versions are untouched.
+      SyncError: the folder cannot be written; nothing half-written stays, earlier versions are
+      untouched.
     """
     return self._future.result()
 
@@ -68,6 +73,7 @@ class Pending:
 @dataclasses.dataclass(frozen=True)
 class _Job:
   """All that the writing thread needs; `named` are arrays that nobody else touches."""
+
   target: pathlib.Path
   partial: pathlib.Path
   version: int
@@ -77,7 +83,9 @@ class _Job:
 
 
 class Publisher:
-  """Writes versions below `folder` and forgets all but the newest `keep`. Every process of a run has one; a folder has one run."""
+  """Writes versions below `folder` and forgets all but the newest `keep`. Every process of a run
+  has one; a folder has one run.
+  """
 
   def __init__(self, folder: str | os.PathLike, *, keep: int):
     if keep < 1:
@@ -87,13 +95,16 @@ class Publisher:
     self._pending: Pending | None = None
     self._held: tuple[Params | None, dict[str, str]] = (None, {})
 
-  def start(self, version: int, params: Params, *, held: Params | None, canary: dict[str, Any] | None) -> Pending:
-    """Begins to write; returns as soon as the caller may overwrite or donate its buffers. Waits for the write before it.
+  def start(
+    self, version: int, params: Params, *, held: Params | None, canary: dict[str, Any] | None
+  ) -> Pending:
+    """Begins to write; returns as soon as the caller may overwrite or donate its buffers. Waits for
+    the write before it.
 
     Args:
-      version: the name of the folder; a version that exists is replaced.
-      params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its dtype.
-      held: what the model has besides. It is hashed (once, as long as the same tree is given) and never written.
+      version: the name of the folder; a version that exists is replaced. params: tree of float32 or
+      bfloat16 arrays, on host or devices, sharded or not. Each keeps its dtype. held: what the
+      model has besides. It is hashed (once, as long as the same tree is given) and never written.
       canary: anything JSON can hold, kept in the manifest.
 
     Raises:
@@ -111,14 +122,25 @@ class Publisher:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _begin(self, version: int, params: Params, held: Params | None, canary: dict[str, Any] | None, *, copy: bool) -> Pending:
+  def _begin(
+    self,
+    version: int,
+    params: Params,
+    held: Params | None,
+    canary: dict[str, Any] | None,
+    *,
+    copy: bool,
+  ) -> Pending:
     if self._pending is not None:
       self._pending._future.exception()
     target, partial = self._folder / str(version), self._folder / f'.{version}.part'
     named = manifest.leaves(params)
     for name, leaf in named.items():
       if np.dtype(leaf.dtype).name not in manifest.DTYPES:
-        raise SyncError(f'{target}: {name!r} is {np.dtype(leaf.dtype).name}, wanted one of {manifest.DTYPES}; cast it first')
+        raise SyncError(
+          f'{target}: {name!r} is {np.dtype(leaf.dtype).name}, wanted one of '
+          f'{manifest.DTYPES}; cast it first'
+        )
     hashes = self._hashes(held)
     both = sorted(named.keys() & hashes.keys())
     if both:
@@ -134,11 +156,16 @@ class Publisher:
     if held is None:
       return {}
     if self._held[0] is not held:
-      self._held = held, manifest.held_hashes({name: _whole(leaf) for name, leaf in manifest.leaves(held).items()})
+      self._held = (
+        held,
+        manifest.held_hashes({name: _whole(leaf) for name, leaf in manifest.leaves(held).items()}),
+      )
     return self._held[1]
 
   def _open(self, target: pathlib.Path, partial: pathlib.Path) -> None:
-    """An empty partial folder, on which all processes agree; what a killed publisher left is removed."""
+    """An empty partial folder, on which all processes agree; what a killed publisher left is
+    removed.
+    """
     problem = None
     if jax.process_index() == 0:
       try:
@@ -151,7 +178,9 @@ class Publisher:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'publish-{target.name}')
     if problem is not None or not (partial / ARRAYS).is_dir():
-      raise _unwritable(target, problem or FileNotFoundError(f'{partial} was not made by process 0')) from problem
+      raise _unwritable(
+        target, problem or FileNotFoundError(f'{partial} was not made by process 0')
+      ) from problem
 
   def _run(self, job: _Job) -> pathlib.Path:
     try:
@@ -167,14 +196,22 @@ class Publisher:
     return job.target
 
   def _forget(self, version: int) -> None:
-    for old in sorted(versions(self._folder))[:-self._keep]:
+    for old in sorted(versions(self._folder))[: -self._keep]:
       if old != version:
         shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
 
-def save(folder: str | os.PathLike, version: int, params: Params, *, keep: int, held: Params | None = None,
-         canary: dict[str, Any] | None = None) -> pathlib.Path:
-  """Publishes `params` as `folder/<version>/` and waits for it; see Publisher. Saves the copy, as nobody changes them meanwhile.
+def save(
+  folder: str | os.PathLike,
+  version: int,
+  params: Params,
+  *,
+  keep: int,
+  held: Params | None = None,
+  canary: dict[str, Any] | None = None,
+) -> pathlib.Path:
+  """Publishes `params` as `folder/<version>/` and waits for it; see Publisher. Saves the copy, as
+  nobody changes them meanwhile.
 
   Raises:
     SyncError: the folder cannot be written; nothing half-written stays.
@@ -190,20 +227,24 @@ def versions(folder: str | os.PathLike) -> list[int]:
   return [int(path.name) for path in found if path.name.isdecimal() and (path / MANIFEST).is_file()]
 
 
-def load(folder: str | os.PathLike, abstract: Params, held: Mapping[str, Any] | None = None) -> tuple[int, Params]:
+def load(
+  folder: str | os.PathLike, abstract: Params, held: Mapping[str, Any] | None = None
+) -> tuple[int, Params]:
   """Reads one published version and checks every array of it.
 
   Args:
-    folder: `weights/<version>`.
-    abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names and shapes.
-    held: what the reader has of its own, by name: arrays, or functions that return an array's `manifest.held_hashes` hash (asked
+    folder: `weights/<version>`. abstract: tree of ShapeDtypeStructs of the whole model, which the
+    weights must match in names and shapes. held: what the reader has of its own, by name: arrays,
+    or functions that return an array's `manifest.held_hashes` hash (asked
       only where a version leaves that array out). None: every array must be published.
 
   Returns:
-    The version and the tree of numpy arrays, float32 or bfloat16 as published; held ones are not in it.
+    The version and the tree of numpy arrays, float32 or bfloat16 as published; held ones are not in
+    it.
 
   Raises:
-    SyncError: it is missing, unreadable, of another model, not finite, or not what was published; the array is named.
+    SyncError: it is missing, unreadable, of another model, not finite, or not what was published;
+    the array is named.
   """
   folder = pathlib.Path(folder).absolute()
   page = manifest.read(folder)
@@ -231,10 +272,16 @@ class _DeviceArrays(_Unsynced, ocp.type_handlers.ArrayHandler):
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller files."""
+  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller
+  files.
+  """
   writers = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, _HostArrays(deepcopy_host_arrays=False)), (jax.Array, _DeviceArrays(use_replica_parallel=False)))
-  return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=writers)
+    (np.ndarray, _HostArrays(deepcopy_host_arrays=False)),
+    (jax.Array, _DeviceArrays(use_replica_parallel=False)),
+  )
+  return ocp.PyTreeCheckpointHandler(
+    use_ocdbt=False, use_compression=False, type_handler_registry=writers
+  )
 
 
 def _snapshot(leaf: Any) -> Any:
@@ -257,12 +304,16 @@ def _write_arrays(job: _Job) -> Manifest:
   _refuse_too_large(job)
   with ThreadPoolExecutor(1) as side:
     entries = side.submit(_entries, job.named)
-    _handler().save(epath.Path(job.partial / ARRAYS), args=ocp.args.PyTreeSave(manifest.nest(job.named)))
+    _handler().save(
+      epath.Path(job.partial / ARRAYS), args=ocp.args.PyTreeSave(manifest.nest(job.named))
+    )
   return Manifest(job.version, entries.result(), job.held, job.canary, {})
 
 
 def _refuse_too_large(job: _Job) -> None:
-  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its other writers."""
+  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its
+  other writers.
+  """
   need = sum(leaf.nbytes for leaf in job.named.values()) // jax.process_count()
   if shutil.disk_usage(job.partial).free < need:
     raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {need / 1e6:.0f} MB are wanted')
@@ -279,16 +330,29 @@ def _largest_shard(leaf: Any) -> int:
 def _entries(named: dict[str, Any]) -> dict[str, Entry]:
   shards = {name: _own_shards(leaf) for name, leaf in named.items()}
   hashes = iter(manifest.inspect([data for own in shards.values() for _, data in own]))
-  return {name: Entry(tuple(leaf.shape), np.dtype(leaf.dtype).name, tuple(Shard(index, next(hashes)[0]) for index, _ in shards[name]))
-          for name, leaf in named.items()}
+  return {
+    name: Entry(
+      tuple(leaf.shape),
+      np.dtype(leaf.dtype).name,
+      tuple(Shard(index, next(hashes)[0]) for index, _ in shards[name]),
+    )
+    for name, leaf in named.items()
+  }
 
 
 def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
   """Of every part of the array that some process must hash, those that are this one's."""
   if isinstance(leaf, jax.Array):
-    return [(manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
-            for shard in leaf.addressable_shards if shard.replica_id == 0]
-  return [(tuple((0, size) for size in leaf.shape), np.asarray(leaf))] if jax.process_index() == 0 else []
+    return [
+      (manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
+      for shard in leaf.addressable_shards
+      if shard.replica_id == 0
+    ]
+  return (
+    [(tuple((0, size) for size in leaf.shape), np.asarray(leaf))]
+    if jax.process_index() == 0
+    else []
+  )
 
 
 def _part(job: _Job, process: int) -> pathlib.Path:
@@ -323,7 +387,8 @@ def _finish(job: _Job, page: Manifest) -> None:
 
 
 def _layout(page: Manifest) -> list[tuple[str, Shard, str]]:
-  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in row-major order.
+  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in
+  row-major order.
 
   Raises:
     ValueError: a file has another size than its shard, or the shards are not the whole array.
@@ -333,18 +398,26 @@ def _layout(page: Manifest) -> list[tuple[str, Shard, str]]:
     written = 0
     for shard in entry.shards:
       chunk = '.'.join(str(start // (stop - start)) for start, stop in shard.index) or '0'
-      file, size = f'{name.replace("/", ".")}/{chunk}', math.prod(stop - start for start, stop in shard.index)
+      file, size = (
+        f'{name.replace("/", ".")}/{chunk}',
+        math.prod(stop - start for start, stop in shard.index),
+      )
       if page.files.get(file, (None,))[0] != size * np.dtype(entry.dtype).itemsize:
         raise ValueError(f'{name!r}: file {file!r} is not the {size} values of a shard')
       written += size
       found.append((name, shard, file))
     if written != math.prod(entry.shape):
-      raise ValueError(f'{name!r} has {math.prod(entry.shape)} values, of which {written} were written')
+      raise ValueError(
+        f'{name!r} has {math.prod(entry.shape)} values, of which {written} were written'
+      )
   return found
 
 
 def _joined(one: Manifest, other: Manifest) -> Manifest:
-  arrays = {name: dataclasses.replace(entry, shards=entry.shards + other.arrays[name].shards) for name, entry in one.arrays.items()}
+  arrays = {
+    name: dataclasses.replace(entry, shards=entry.shards + other.arrays[name].shards)
+    for name, entry in one.arrays.items()
+  }
   return dataclasses.replace(one, arrays=arrays)
 
 
@@ -359,7 +432,9 @@ def _wait(job: _Job, condition: Any) -> None:
 
 
 def _give_up(job: _Job, error: Exception) -> None:
-  """Removes what was written; with several processes it is marked instead, so that all of them learn it."""
+  """Removes what was written; with several processes it is marked instead, so that all of them
+  learn it.
+  """
   if jax.process_count() == 1:
     shutil.rmtree(job.partial, ignore_errors=True)
     return
@@ -374,47 +449,65 @@ def _reason(error: BaseException) -> str:
 
 
 def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
-  return SyncError(f'{target}: weights cannot be written ({_reason(error)}); free space or choose another folder, '
-                   'the run goes on from its last checkpoint')
+  return SyncError(
+    f'{target}: weights cannot be written ({_reason(error)}); free space or choose another folder, '
+    'the run goes on from its last checkpoint'
+  )
 
 
 def _compare_names(folder: pathlib.Path, page: Manifest, wanted: dict[str, Any]) -> None:
   odd = sorted((page.arrays.keys() | page.held.keys()) ^ wanted.keys())
   if odd:
     side = 'missing' if odd[0] in wanted else 'unknown'
-    raise SyncError(f'{folder}: array {odd[0]!r} is {side} ({len(odd)} such); publish the model that the server '
-                    'was started with')
+    raise SyncError(
+      f'{folder}: array {odd[0]!r} is {side} ({len(odd)} such); publish the model that the server '
+      'was started with'
+    )
   for name, entry in page.arrays.items():
     shape = tuple(wanted[name].shape)
     if entry.shape != shape or entry.dtype not in manifest.DTYPES:
-      raise SyncError(f'{folder}: {name!r} is {entry.text()}, wanted float32 or bfloat16 {list(shape)}; '
-                      'publish the model that the server was started with')
+      raise SyncError(
+        f'{folder}: {name!r} is {entry.text()}, wanted float32 or bfloat16 {list(shape)}; '
+        'publish the model that the server was started with'
+      )
 
 
 def _compare_held(folder: pathlib.Path, hashes: Mapping[str, str], held: Mapping[str, Any]) -> None:
   for name, wanted in hashes.items():
     if name not in held:
-      raise SyncError(f'{folder}: array {name!r} is not in this version and not held here either; publish all arrays')
+      raise SyncError(
+        f'{folder}: array {name!r} is not in this version and not held here either; publish '
+        'all arrays'
+      )
     own = held[name]() if callable(held[name]) else manifest.held_hashes({name: held[name]})[name]
     if own != wanted:
-      raise SyncError(f'{folder}: {name!r} was left out as unchanged, but is another one here; publish all arrays, or start '
-                      'the server with the model that the run began from')
+      raise SyncError(
+        f'{folder}: {name!r} was left out as unchanged, but is another one here; publish all '
+        'arrays, or start '
+        'the server with the model that the run began from'
+      )
 
 
 def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
   try:
     found = manifest.list_files(folder / ARRAYS)
   except OSError as error:
-    raise SyncError(f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again') from error
+    raise SyncError(
+      f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again'
+    ) from error
   for path in sorted(found.keys() | page.files.keys()):
     if found.get(path) == page.files.get(path):
       continue
     name = path.split('/')[0].replace('.', '/')
     where = f'{name!r} (file {path!r})' if name in page.arrays else f'file {path!r}'
     if path not in found or path not in page.files:
-      raise SyncError(f'{folder}: {where} is {"unknown" if path in found else "missing"}; publish it again')
+      raise SyncError(
+        f'{folder}: {where} is {"unknown" if path in found else "missing"}; publish it again'
+      )
     (size, _), (wanted, _) = found[path], page.files[path]
-    said = f'{size} bytes, wanted {wanted}' if size != wanted else 'other content than was published'
+    said = (
+      f'{size} bytes, wanted {wanted}' if size != wanted else 'other content than was published'
+    )
     raise SyncError(f'{folder}: {where} has {said}; publish it again')
 
 
@@ -423,12 +516,21 @@ def _read_arrays(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
   named = {name: np.empty(entry.shape, entry.dtype) for name, entry in page.arrays.items()}
   try:
     layout = _layout(page)
-    places = [named[name][tuple(slice(start, stop) for start, stop in shard.index)] for name, shard, _ in layout]
-    parts = [place if place.flags.c_contiguous else np.empty(place.shape, place.dtype) for place in places]
+    places = [
+      named[name][tuple(slice(start, stop) for start, stop in shard.index)]
+      for name, shard, _ in layout
+    ]
+    parts = [
+      place if place.flags.c_contiguous else np.empty(place.shape, place.dtype) for place in places
+    ]
     inspected = manifest.fill(parts, [folder / ARRAYS / file for _, _, file in layout])
   except (OSError, ValueError) as error:
-    raise SyncError(f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again') from error
-  for (name, shard, _), place, part, (found, finite) in zip(layout, places, parts, inspected, strict=True):
+    raise SyncError(
+      f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again'
+    ) from error
+  for (name, shard, _), place, part, (found, finite) in zip(
+    layout, places, parts, inspected, strict=True
+  ):
     if found != shard.hash:
       raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
     if not finite:

@@ -1,4 +1,6 @@
-"""Starts real SGLang servers. Its environment is another one (third_party/sglang); nothing of it is imported here."""
+"""Starts real SGLang servers. Its environment is another one (third_party/sglang); nothing of it is
+imported here.
+"""
 
 import contextlib
 import dataclasses
@@ -20,7 +22,7 @@ _DTYPES = ('float32', 'bfloat16')
 _DROPPED = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV', '__PYVENV_LAUNCHER__')
 _CLASH = 'address already in use'
 _HEALTH_S = 5.0
-_EDGE = 2                    # tokens of its context length that SGLang never fills
+_EDGE = 2  # tokens of its context length that SGLang never fills
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,19 @@ class SGLangOptions:
   """All of it is given; nothing has a default.
 
   python, launcher: the interpreter of SGLang's environment and the script of third_party/sglang that it runs. served_name: the
-  model's name in replies. port 0 picks a free one. api_key: asked of every request but health and readiness, null for none;
-  it stands on the server's command line. context_length: tokens of a request, images expanded, sampled ones included.
-  max_total_tokens: of the cache of keys and values; max_running_requests: decoded together. mem_fraction: of the device's
-  memory for weights and cache. tensor_parallel: devices of one server; devices: their numbers, () for all that are seen.
-  vision_cache_mb: features of images kept by the server; they are not dropped by a weight update, so it must be 0 unless
+  model's name in replies. port 0 picks a free one. api_key: asked of every request but health and
+  readiness, null for none;
+  it stands on the server's command line. context_length: tokens of a request, images expanded,
+  sampled ones included.
+  max_total_tokens: of the cache of keys and values; max_running_requests: decoded together.
+  mem_fraction: of the device's
+  memory for weights and cache. tensor_parallel: devices of one server; devices: their numbers, ()
+  for all that are seen.
+  vision_cache_mb: features of images kept by the server; they are not dropped by a weight update,
+  so it must be 0 unless
   vision_frozen. threads: of the CPU, per process. extra: further arguments, as typed.
   """
+
   python: str
   launcher: str
   model_path: str
@@ -60,22 +68,39 @@ class SGLangOptions:
 
 
 def _check(options: SGLangOptions) -> None:
-  for name in ('context_length', 'max_total_tokens', 'max_running_requests', 'tensor_parallel', 'threads'):
+  for name in (
+    'context_length',
+    'max_total_tokens',
+    'max_running_requests',
+    'tensor_parallel',
+    'threads',
+  ):
     value = getattr(options, name)
     if type(value) is not int or value < 1:
       raise ConfigError(f'server.{name}: got {value!r}, wanted a positive integer')
   wide = not options.devices or len(options.devices) == options.tensor_parallel
   frozen = options.vision_cache_mb == 0 or options.vision_frozen
   claims = {
-      'device': (options.device in _DEVICES, f'one of {_DEVICES}'),
-      'dtype': (options.dtype in _DTYPES, f'one of {_DTYPES}'),
-      'port': (type(options.port) is int and 0 <= options.port < 65536, '0..65535, 0 picks a free one'),
-      'mem_fraction': (0 < options.mem_fraction < 1, 'a share between 0 and 1'),
-      'devices': (wide, f'{options.tensor_parallel} device numbers, as many as tensor_parallel, or none'),
-      'vision_cache_mb': (options.vision_cache_mb >= 0 and frozen,
-                          '0: features that the server keeps outlive a weight update; freeze the vision tower to keep them'),
-      'max_total_tokens': (options.max_total_tokens >= options.context_length + _EDGE,
-                           f'at least context_length + {_EDGE} ({options.context_length + _EDGE})'),
+    'device': (options.device in _DEVICES, f'one of {_DEVICES}'),
+    'dtype': (options.dtype in _DTYPES, f'one of {_DTYPES}'),
+    'port': (
+      type(options.port) is int and 0 <= options.port < 65536,
+      '0..65535, 0 picks a free one',
+    ),
+    'mem_fraction': (0 < options.mem_fraction < 1, 'a share between 0 and 1'),
+    'devices': (
+      wide,
+      f'{options.tensor_parallel} device numbers, as many as tensor_parallel, or none',
+    ),
+    'vision_cache_mb': (
+      options.vision_cache_mb >= 0 and frozen,
+      '0: features that the server keeps outlive a weight update; freeze the vision tower to '
+      'keep them',
+    ),
+    'max_total_tokens': (
+      options.max_total_tokens >= options.context_length + _EDGE,
+      f'at least context_length + {_EDGE} ({options.context_length + _EDGE})',
+    ),
   }
   for name, (holds, wanted) in claims.items():
     if not holds:
@@ -83,42 +108,74 @@ def _check(options: SGLangOptions) -> None:
 
 
 def command(options: SGLangOptions, parent_pid: int) -> list[str]:
-  """The command line; `options.port` is a real one by now. The launcher ends the server when `parent_pid` is gone."""
+  """The command line; `options.port` is a real one by now. The launcher ends the server when
+  `parent_pid` is gone.
+  """
   o = options
   words = [
-      o.python, o.launcher, '--parent-pid', str(parent_pid),
-      '--model-path', o.model_path, '--served-model-name', o.served_name, '--host', o.host, '--port', str(o.port),
-      '--device', o.device, '--dtype', o.dtype, '--context-length', str(o.context_length + _EDGE),
-      '--max-total-tokens', str(o.max_total_tokens),          # not optional: by default a CPU server takes most of the memory
-      '--max-running-requests', str(o.max_running_requests), '--mem-fraction-static', str(o.mem_fraction),
-      '--tensor-parallel-size', str(o.tensor_parallel),
+    o.python,
+    o.launcher,
+    '--parent-pid',
+    str(parent_pid),
+    '--model-path',
+    o.model_path,
+    '--served-model-name',
+    o.served_name,
+    '--host',
+    o.host,
+    '--port',
+    str(o.port),
+    '--device',
+    o.device,
+    '--dtype',
+    o.dtype,
+    '--context-length',
+    str(o.context_length + _EDGE),
+    '--max-total-tokens',
+    str(o.max_total_tokens),  # not optional: by default a CPU server takes most of the memory
+    '--max-running-requests',
+    str(o.max_running_requests),
+    '--mem-fraction-static',
+    str(o.mem_fraction),
+    '--tensor-parallel-size',
+    str(o.tensor_parallel),
   ]
   if o.device == 'cpu':
-    words += ['--attention-backend', 'torch_native',          # the default wants kernels that only a source build has
-              '--sampling-backend', 'pytorch',
-              '--sleep-on-idle']                              # else a scheduler with nothing to do spins on a core
+    words += [
+      '--attention-backend',
+      'torch_native',  # the default wants kernels that only a source build has
+      '--sampling-backend',
+      'pytorch',
+      '--sleep-on-idle',
+    ]  # else a scheduler with nothing to do spins on a core
   if o.api_key is not None:
     words += ['--api-key', o.api_key]
   return [*words, *o.extra]
 
 
 def environment(options: SGLangOptions, base: Mapping[str, str]) -> dict[str, str]:
-  """The server's environment: `base` without what belongs to our own Python, and what the server needs.
+  """The server's environment: `base` without what belongs to our own Python, and what the server
+  needs.
 
   third_party/sglang/README.md has the reasons at length.
   """
   ours = {
-      'SGLANG_VLM_CACHE_SIZE_MB': str(options.vision_cache_mb),     # kept image features outlive a weight update
-      'SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION': '0',              # else /health samples a token: 20 s and 503 while paused
-      'HF_HUB_OFFLINE': '1',                                        # a wrong path fails at once; nothing is fetched
-      'OMP_NUM_THREADS': str(options.threads),                      # each process would take all cores
-      'NO_PROXY': _without_proxy(options.host, base.get('NO_PROXY')),   # it warms itself up over HTTP
-      'no_proxy': _without_proxy(options.host, base.get('no_proxy')),
+    'SGLANG_VLM_CACHE_SIZE_MB': str(
+      options.vision_cache_mb
+    ),  # kept image features outlive a weight update
+    # else /health samples a token: 20 s and 503 while paused
+    'SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION': '0',
+    'HF_HUB_OFFLINE': '1',  # a wrong path fails at once; nothing is fetched
+    'OMP_NUM_THREADS': str(options.threads),  # each process would take all cores
+    'NO_PROXY': _without_proxy(options.host, base.get('NO_PROXY')),  # it warms itself up over HTTP
+    'no_proxy': _without_proxy(options.host, base.get('no_proxy')),
   }
   if options.device == 'cpu':
-    ours |= {'SGLANG_USE_CPU_ENGINE': '1',                          # the platform is looked for at import, before arguments
-             'TORCH_COMPILE_DISABLE': '1',                          # nothing is compiled while it runs
-             'CUDA_VISIBLE_DEVICES': ''}
+    ours |= {
+      'SGLANG_USE_CPU_ENGINE': '1',  # the platform is looked for at import, before arguments
+      'TORCH_COMPILE_DISABLE': '1',  # nothing is compiled while it runs
+      'CUDA_VISIBLE_DEVICES': '',
+    }
   elif options.devices:
     ours['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, options.devices))
   return {name: value for name, value in base.items() if name not in _DROPPED} | ours
@@ -128,8 +185,14 @@ def _without_proxy(host: str, given: str | None) -> str:
   return ','.join(dict.fromkeys(filter(None, (given, host, '127.0.0.1', 'localhost'))))
 
 
-def launch(options: SGLangOptions, *, env: Mapping[str, str], log: pathlib.Path, deadline_s: float,
-           parent_pid: int) -> ServerProcess:
+def launch(
+  options: SGLangOptions,
+  *,
+  env: Mapping[str, str],
+  log: pathlib.Path,
+  deadline_s: float,
+  parent_pid: int,
+) -> ServerProcess:
   """Starts a server in its own session and returns once it has warmed up and takes requests.
 
   Args:
@@ -138,8 +201,8 @@ def launch(options: SGLangOptions, *, env: Mapping[str, str], log: pathlib.Path,
     parent_pid: the process (this one) after whose end the server and its children end too.
 
   Raises:
-    ConfigError: the environment, the launcher or the model folder is not there.
-    RolloutError: it ended, or took no requests within `deadline_s` seconds; the end of its log is shown.
+    ConfigError: the environment, the launcher or the model folder is not there. RolloutError: it
+    ended, or took no requests within `deadline_s` seconds; the end of its log is shown.
   """
   _check_paths(options)
   start = log.stat().st_size if log.exists() else 0
@@ -148,28 +211,41 @@ def launch(options: SGLangOptions, *, env: Mapping[str, str], log: pathlib.Path,
   except RolloutError:
     with contextlib.suppress(FileNotFoundError):
       said = log.read_bytes()[start:].decode(errors='replace').lower()
-      if options.port == 0 and _CLASH in said:             # another process took the port after we had looked
+      if options.port == 0 and _CLASH in said:  # another process took the port after we had looked
         return _started(options, env, log, deadline_s, parent_pid)
     raise
 
 
-def _started(options: SGLangOptions, env: Mapping[str, str], log: pathlib.Path, deadline_s: float,
-             parent_pid: int) -> ServerProcess:
+def _started(
+  options: SGLangOptions,
+  env: Mapping[str, str],
+  log: pathlib.Path,
+  deadline_s: float,
+  parent_pid: int,
+) -> ServerProcess:
   given = dataclasses.replace(options, port=free_port(options.host, options.port))
   url = f'http://{given.host}:{given.port}'
   child = process.start(command(given, parent_pid), env=environment(given, env), log=log)
   try:
-    process.wait_until(child, lambda: answers(child, given.host, given.port), log, deadline_s, 'SGLang')
-  except BaseException:                # Ctrl-C included: no child is left behind
+    process.wait_until(
+      child, lambda: answers(child, given.host, given.port), log, deadline_s, 'SGLang'
+    )
+  except BaseException:  # Ctrl-C included: no child is left behind
     process.end(child, 1.0)
     raise
   return ServerProcess(url, child, log)
 
 
 def _check_paths(options: SGLangOptions) -> None:
-  for name, path, way in (('python', options.python, 'run `make sglang`, or `make sglang SGLANG=gpu`'),
-                          ('launcher', options.launcher, 'it stands in third_party/sglang'),
-                          ('model_path', str(pathlib.Path(options.model_path) / 'config.json'), 'give a checkpoint folder')):
+  for name, path, way in (
+    ('python', options.python, 'run `make sglang`, or `make sglang SGLANG=gpu`'),
+    ('launcher', options.launcher, 'it stands in third_party/sglang'),
+    (
+      'model_path',
+      str(pathlib.Path(options.model_path) / 'config.json'),
+      'give a checkpoint folder',
+    ),
+  ):
     if not pathlib.Path(path).is_file():
       raise ConfigError(f'server.{name}: there is no {path}; {way}')
 
@@ -185,15 +261,20 @@ def free_port(host: str, port: int) -> int:
     try:
       sock.bind((host, port))
     except OSError as error:
-      raise ConfigError(f'server: cannot listen on {host}:{port} ({error.strerror}); set server.ports to free ones, '
-                        'or to (), and server.host to an address of this machine') from error
+      raise ConfigError(
+        f'server: cannot listen on {host}:{port} ({error.strerror}); set server.ports to '
+        'free ones, '
+        'or to (), and server.host to an address of this machine'
+      ) from error
     return sock.getsockname()[1]
 
 
 def answers(child: subprocess.Popen, host: str, port: int) -> bool:
-  """Whether `child` listens there, and is healthy: it has warmed up (/health needs no key and samples nothing).
+  """Whether `child` listens there, and is healthy: it has warmed up (/health needs no key and
+  samples nothing).
 
-  That it is the child is looked up: a server that loses the race for its port warms up all the same, before it ends.
+  That it is the child is looked up: a server that loses the race for its port warms up all the
+  same, before it ends.
   """
   try:
     sockets = psutil.Process(child.pid).net_connections('tcp')

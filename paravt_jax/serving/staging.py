@@ -1,4 +1,6 @@
-"""From a published version to the folder that a Hugging Face server loads: verified first, then safetensors in memory."""
+"""From a published version to the folder that a Hugging Face server loads: verified first, then
+safetensors in memory.
+"""
 
 import fcntl
 import json
@@ -23,18 +25,21 @@ WEIGHTS = 'model.safetensors'
 _MEMORY = pathlib.Path('/dev/shm')
 _PREFIX = 'paravt-staging-'
 _LOCK = '.lock'
-_FILES = 4                   # that are written at once
-_FILE_BYTES = 64 << 20       # a smaller one is not worth its thread
+_FILES = 4  # that are written at once
+_FILE_BYTES = 64 << 20  # a smaller one is not worth its thread
 _TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 
 class Staging:
-  """Turns published versions into folders that a server loads, one below the other in a staging folder.
+  """Turns published versions into folders that a server loads, one below the other in a staging
+  folder.
 
   Args:
-    model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and the arrays that versions
+    model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and
+    the arrays that versions
       leave out.
-    folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes, else in the system's temporary
+    folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes,
+    else in the system's temporary
       one; it goes with `close`, or is swept by the next run when we are killed.
 
   Raises:
@@ -49,7 +54,7 @@ class Staging:
       raise SyncError(f'staging: {error}') from error
     self._abstract = model.abstract_params(self._config)
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
-    self._own = self._lock = None          # the folder that we made, and the open file that says we live
+    self._own = self._lock = None  # the folder that we made, and the open file that says we live
     self._hashes: dict[str, str] = {}
     self._staged: dict[pathlib.Path, Manifest] = {}
 
@@ -63,12 +68,15 @@ class Staging:
     return publish.read_manifest(published)
 
   def stage(self, published: str | os.PathLike) -> pathlib.Path:
-    """Verifies and converts a version; returns a folder named by it. A version that is staged already is not converted again.
+    """Verifies and converts a version; returns a folder named by it. A version that is staged
+    already is not converted again.
 
-    Only the published arrays are in it: a server keeps the others, whose hashes were compared with the base model's.
+    Only the published arrays are in it: a server keeps the others, whose hashes were compared with
+    the base model's.
 
     Raises:
-      SyncError: the version is not what was published, or the folder cannot be written. The array or file is named.
+      SyncError: the version is not what was published, or the folder cannot be written. The array
+      or file is named.
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)
@@ -82,11 +90,16 @@ class Staging:
         shutil.rmtree(left, ignore_errors=True)
       partial.mkdir()
       write_tensors(partial, self._config, params)
-      weights.write_companions(partial, self._config, next(iter(page.arrays.values())).dtype, self._base)
+      weights.write_companions(
+        partial, self._config, next(iter(page.arrays.values())).dtype, self._base
+      )
       partial.rename(target)
     except (OSError, DataError) as error:
-      raise SyncError(f'{published}: cannot be staged for the servers ({error}); free memory or space there, or set another '
-                      'staging folder') from error
+      raise SyncError(
+        f'{published}: cannot be staged for the servers ({error}); free memory or space '
+        'there, or set another '
+        'staging folder'
+      ) from error
     self._staged[target] = page
     return target
 
@@ -129,19 +142,24 @@ class Staging:
         _, found = weights.load_hf(self._base, only={tuple(name.split('/'))})
         self._hashes |= manifest.held_hashes(manifest.leaves(found))
       return self._hashes[name]
+
     return compute
 
 
 def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
-  """Writes safetensors files of our parameters (any subset of whole leaves) under their names; returns their bytes.
+  """Writes safetensors files of our parameters (any subset of whole leaves) under their names;
+  returns their bytes.
 
-  One file, or several and an index as transformers writes it. A thread to a file: the system lets only one write to a file at a time.
+  One file, or several and an index as transformers writes it. A thread to a file: the system lets
+  only one write to a file at a time.
 
   Raises:
     OSError: no space, or no permission.
   """
   named = manifest.leaves(params)
-  slots = {name: slot for name, slot in weights.name_table(config).items() if '/'.join(slot.path) in named}
+  slots = {
+    name: slot for name, slot in weights.name_table(config).items() if '/'.join(slot.path) in named
+  }
   tensors = {}
   for name, slot in slots.items():
     array = named['/'.join(slot.path)]
@@ -149,7 +167,9 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
     tensors[name] = _TYPES[array.dtype.name], shape, math.prod(shape) * array.itemsize
   count = min(_FILES, -(-sum(size for *_, size in tensors.values()) // _FILE_BYTES))
   shares, filled = [[] for _ in range(count)], [0] * count
-  for name in sorted(tensors, key=lambda name: -tensors[name][2]):          # the next largest to the emptiest file
+  for name in sorted(
+    tensors, key=lambda name: -tensors[name][2]
+  ):  # the next largest to the emptiest file
     emptiest = filled.index(min(filled))
     shares[emptiest].append(name)
     filled[emptiest] += tensors[name][2]
@@ -162,16 +182,23 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
           out.write(block.reshape(-1).view(np.uint8))
       return out.tell()
 
-  files = {WEIGHTS if count == 1 else f'model-{i + 1:05d}-of-{count:05d}.safetensors': names for i, names in enumerate(shares)}
+  files = {
+    WEIGHTS if count == 1 else f'model-{i + 1:05d}-of-{count:05d}.safetensors': names
+    for i, names in enumerate(shares)
+  }
   if count > 1:
     weight_map = {name: file for file, names in files.items() for name in names}
-    (folder / f'{WEIGHTS}.index.json').write_text(json.dumps({'metadata': {'total_size': sum(filled)}, 'weight_map': weight_map}))
+    (folder / f'{WEIGHTS}.index.json').write_text(
+      json.dumps({'metadata': {'total_size': sum(filled)}, 'weight_map': weight_map})
+    )
   with ThreadPoolExecutor(_FILES) as pool:
     return sum(pool.map(write, files, files.values()))
 
 
 def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
-  """The start of a safetensors file of these (dtype, shape, bytes), which follow it in this order."""
+  """The start of a safetensors file of these (dtype, shape, bytes), which follow it in this
+  order.
+  """
   header, end = {'__metadata__': {'format': 'pt'}}, 0
   for name, (dtype, shape, size) in tensors.items():
     header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': (end, end + size)}
@@ -189,7 +216,9 @@ def memory_folder(room: int) -> pathlib.Path:
 
 
 def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
-  """A new folder, and its open lock: the system drops the lock when this process ends, however it ends."""
+  """A new folder, and its open lock: the system drops the lock when this process ends, however it
+  ends.
+  """
   folder = parent / f'{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}'
   folder.mkdir(mode=0o700)
   lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -203,7 +232,7 @@ def sweep(parent: pathlib.Path) -> list[pathlib.Path]:
   for folder in sorted(parent.glob(f'{_PREFIX}*')):
     try:
       lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:              # someone else's, or about to be locked
+    except OSError:  # someone else's, or about to be locked
       continue
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

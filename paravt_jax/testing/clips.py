@@ -1,4 +1,6 @@
-"""Small video files for tests, benches and the synthetic world: real H.264 mp4s, written with PyAV's bundled FFmpeg."""
+"""Small video files for tests, benches and the synthetic world: real H.264 mp4s, written with
+PyAV's bundled FFmpeg.
+"""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -8,25 +10,34 @@ import av
 import numpy as np
 
 
-def make_clip(path: str | Path, seconds: float, fps: int, size: tuple[int, int], frames_fn: Callable[[int], np.ndarray],
-              gop: int, *, options: dict[str, str] | None = None, pts: list[int] | None = None) -> Path:
+def make_clip(
+  path: str | Path,
+  seconds: float,
+  fps: int,
+  size: tuple[int, int],
+  frames_fn: Callable[[int], np.ndarray],
+  gop: int,
+  *,
+  options: dict[str, str] | None = None,
+  pts: list[int] | None = None,
+) -> Path:
   """Writes an H.264 mp4 without audio.
 
   Args:
-    path: of the file; its folder must exist.
-    seconds, fps: length; round(seconds * fps) frames are written.
-    size: (height, width), even numbers.
-    frames_fn: frame index -> uint8[height, width, 3] RGB.
-    gop: largest distance of key frames, in frames.
-    options: for libx264, such as {'preset': 'veryfast', 'crf': '18', 'bf': '0'}.
-    pts: presentation times of the frames in units of 1/fps, strictly increasing; by default 0, 1, 2, ...
+    path: of the file; its folder must exist. seconds, fps: length; round(seconds * fps) frames are
+    written. size: (height, width), even numbers. frames_fn: frame index -> uint8[height, width, 3]
+    RGB. gop: largest distance of key frames, in frames. options: for libx264, such as {'preset':
+    'veryfast', 'crf': '18', 'bf': '0'}. pts: presentation times of the frames in units of 1/fps,
+    strictly increasing; by default 0, 1, 2, ...
 
   Returns:
     The path.
   """
   path = Path(path)
   with av.open(str(path), 'w', format='mp4') as container:
-    stream = container.add_stream('libx264', rate=fps, options={'preset': 'veryfast', 'threads': '1', **(options or {})})
+    stream = container.add_stream(
+      'libx264', rate=fps, options={'preset': 'veryfast', 'threads': '1', **(options or {})}
+    )
     stream.height, stream.width = size
     stream.pix_fmt = 'yuv420p'
     stream.gop_size = gop
@@ -41,15 +52,21 @@ def make_clip(path: str | Path, seconds: float, fps: int, size: tuple[int, int],
 
 
 def counting_frame(index: int, size: tuple[int, int]) -> np.ndarray:
-  """uint8[H, W, 3] that spells `index` (below 65536) as a 4x4 board of black and white squares, for `read_count`."""
+  """uint8[H, W, 3] that spells `index` (below 65536) as a 4x4 board of black and white squares, for
+  `read_count`.
+  """
   bits = (index >> np.arange(16)) & 1
   height, width = size
-  board = np.repeat(np.repeat(bits.reshape(4, 4), -(-height // 4), 0), -(-width // 4), 1)[:height, :width]
+  board = np.repeat(np.repeat(bits.reshape(4, 4), -(-height // 4), 0), -(-width // 4), 1)[
+    :height, :width
+  ]
   return np.repeat((board * 219 + 16).astype(np.uint8)[..., None], 3, 2)
 
 
 def read_count(frame: np.ndarray) -> int:
-  """The index that `counting_frame` spelled, read from the middles of the squares of a decoded, resized uint8[H, W, 3]."""
+  """The index that `counting_frame` spelled, read from the middles of the squares of a decoded,
+  resized uint8[H, W, 3].
+  """
   height, width = frame.shape[:2]
   rows, columns = ((np.arange(4) * 2 + 1) * side // 8 for side in (height, width))
   bits = frame[rows][:, columns].mean(-1).reshape(16) > 127

@@ -94,7 +94,9 @@ def copy_from(
 
 
 def set_matrix(path: pathlib.Path, matrix: Sequence[int]) -> pathlib.Path:
-  """Writes the display matrix a, b, c, d of an mp4's track: (x, y) is shown at (ax + cy, bx + dy)."""
+  """Writes the display matrix a, b, c, d of an mp4's track: (x, y) is shown at (ax + cy, bx +
+  dy).
+  """
   data = bytearray(path.read_bytes())
   at = data.index(b'tkhd') + 4
   at += 4 + (32 if data[at] else 20) + 16

@@ -1,10 +1,11 @@
-"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a thread of its own, and answers what a function says.
+"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a thread of its own, and
+answers what a function says.
 
     with ScriptedServer(lambda request: Reply(ids=(5, 6, 2))) as server:
       router = Router((server.url,))
 
-The function gets each `/generate` request and returns a `Reply`, or one of the ways a server fails: `Hang`, `Die`, `Garbage`,
-`Refuse`.
+The function gets each `/generate` request and returns a `Reply`, or one of the ways a server fails:
+`Hang`, `Die`, `Garbage`, `Refuse`.
 """
 
 import asyncio
@@ -18,13 +19,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-_START_S = 300.0             # for hangs: it takes milliseconds
-_SIDE = 32                   # pixels of a merged token's side
+_START_S = 300.0  # for hangs: it takes milliseconds
+_SIDE = 32  # pixels of a merged token's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
   """A `/generate` body as it came. images: (height, width) each; order: how many came before it."""
+
   rid: str
   input_ids: tuple[int, ...]
   images: tuple[tuple[int, int], ...]
@@ -35,9 +37,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start, end) spans, all of the
-  server's version when None; image_tokens, prompt_tokens: counted when None; finish: stop | length | abort; delay: seconds
-  before it is sent; until: it is not sent before this is set. broken_after: of a stream, the events after which it breaks."""
+  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start,
+  end) spans, all of the server's version when None; image_tokens, prompt_tokens: counted when None;
+  finish: stop | length | abort; delay: seconds before it is sent; until: it is not sent before this
+  is set. broken_after: of a stream, the events after which it breaks.
+  """
+
   ids: Sequence[int]
   finish: str = 'stop'
   logprobs: Sequence[float] | None = None
@@ -63,6 +68,7 @@ class Die:
 @dataclasses.dataclass(frozen=True)
 class Garbage:
   """Status 200 and these bytes."""
+
   body: bytes = b'<html>not a rollout server</html>'
   kind: str = 'application/json'
 
@@ -70,6 +76,7 @@ class Garbage:
 @dataclasses.dataclass(frozen=True)
 class Refuse:
   """An error status and a text."""
+
   status: int = 400
   text: str = 'refused'
 
@@ -83,16 +90,24 @@ def turns(*replies: Reply | Hang | Die | Garbage | Refuse) -> Script:
 
 
 class ScriptedServer:
-  """See the module. `requests` and `commands` ((path, body) of everything else) record what came; `api_key` is asked for when
-  set.
+  """See the module. `requests` and `commands` ((path, body) of everything else) record what came;
+  `api_key` is asked for when set.
 
-  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first, and questions about the model as
-  long; `silent` True: takes everything and answers nothing, as a stopped process does. facts: what it adds to its
-  /get_server_info. port 0 takes a free one.
+  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first, and
+  questions about the model as long; `silent` True: takes everything and answers nothing, as a
+  stopped process does. facts: what it adds to its /get_server_info. port 0 takes a free one.
   """
 
-  def __init__(self, script: Script, *, api_key: str | None = None, weights_ok: bool = True, ready_after: int = 0,
-               facts: dict[str, Any] | None = None, port: int = 0):
+  def __init__(
+    self,
+    script: Script,
+    *,
+    api_key: str | None = None,
+    weights_ok: bool = True,
+    ready_after: int = 0,
+    facts: dict[str, Any] | None = None,
+    port: int = 0,
+  ):
     self.script = script
     self.weights_ok, self.silent = weights_ok, False
     self.facts = {'version': 'paravt_jax', **(facts or {})}
@@ -132,7 +147,13 @@ class ScriptedServer:
     app.router.add_get('/ready', self._ready)
     app.router.add_get('/get_model_info', self._info)
     app.router.add_get('/get_server_info', self._facts)
-    for path in ('/update_weights_from_disk', '/pause_generation', '/continue_generation', '/abort_request', '/flush_cache'):
+    for path in (
+      '/update_weights_from_disk',
+      '/pause_generation',
+      '/continue_generation',
+      '/abort_request',
+      '/flush_cache',
+    ):
       app.router.add_post(path, self._command)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
@@ -144,7 +165,9 @@ class ScriptedServer:
     await runner.cleanup()
 
   def _allowed(self, request: web.Request) -> bool:
-    return self._api_key is None or request.headers.get('Authorization') == f'Bearer {self._api_key}'
+    return (
+      self._api_key is None or request.headers.get('Authorization') == f'Bearer {self._api_key}'
+    )
 
   @web.middleware
   async def _door(self, http: web.Request, handler: Any) -> web.StreamResponse:
@@ -165,7 +188,14 @@ class ScriptedServer:
 
   async def _answer(self, http: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     images = tuple(png_size(text) for text in body.get('image_data', ()))
-    request = Request(body['rid'], tuple(body['input_ids']), images, body['sampling_params'], len(self.requests), body)
+    request = Request(
+      body['rid'],
+      tuple(body['input_ids']),
+      images,
+      body['sampling_params'],
+      len(self.requests),
+      body,
+    )
     self.requests.append(request)
     outcome = self.script(request)
     if isinstance(outcome, Hang):
@@ -183,10 +213,15 @@ class ScriptedServer:
       await asyncio.sleep(0.01)
     if body.get('stream'):
       return await self._stream(http, request, outcome)
-    return web.Response(body=orjson.dumps(reply_json(request, outcome, self._weights[1])), content_type='application/json')
+    return web.Response(
+      body=orjson.dumps(reply_json(request, outcome, self._weights[1])),
+      content_type='application/json',
+    )
 
   async def _stream(self, http: web.Request, request: Request, reply: Reply) -> web.StreamResponse:
-    """As SGLang streams: an event per token, each with all ids so far, the last one with the reason."""
+    """As SGLang streams: an event per token, each with all ids so far, the last one with the
+    reason.
+    """
     response = web.StreamResponse(headers={'Content-Type': 'text/event-stream'})
     await response.prepare(http)
     whole = reply_json(request, reply, self._weights[1])
@@ -194,7 +229,11 @@ class ScriptedServer:
       if number - 1 == reply.broken_after:
         http.transport.close()
         return response
-      begun = {**whole, 'output_ids': whole['output_ids'][:number], 'meta_info': {'finish_reason': None}}
+      begun = {
+        **whole,
+        'output_ids': whole['output_ids'][:number],
+        'meta_info': {'finish_reason': None},
+      }
       await response.write(b'data: ' + orjson.dumps(begun) + b'\n\n')
     await response.write(b'data: ' + orjson.dumps(whole) + b'\n\ndata: [DONE]\n\n')
     return response
@@ -219,7 +258,9 @@ class ScriptedServer:
     body = orjson.loads(await http.read() or b'{}')
     self.commands.append((http.path, body))
     if http.path != '/update_weights_from_disk':
-      self.paused = {'/pause_generation': True, '/continue_generation': False}.get(http.path, self.paused)
+      self.paused = {'/pause_generation': True, '/continue_generation': False}.get(
+        http.path, self.paused
+      )
       return web.Response(text='ok')
     if not self.weights_ok:
       return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
@@ -230,19 +271,29 @@ class ScriptedServer:
 def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict[str, Any]:
   """The body of a reply of weights `version`, in SGLang's shape."""
   ids = [int(token) for token in reply.ids]
-  logprobs = [-0.5] * len(ids) if reply.logprobs is None else [float(value) for value in reply.logprobs]
+  logprobs = (
+    [-0.5] * len(ids) if reply.logprobs is None else [float(value) for value in reply.logprobs]
+  )
   spans = [(version, 0, len(ids))] if reply.versions is None else reply.versions
   counted = sum((height // _SIDE) * (width // _SIDE) for height, width in request.images)
   return {
-    'text': '', 'output_ids': ids,
+    'text': '',
+    'output_ids': ids,
     'meta_info': {
-      'id': request.rid, 'finish_reason': {'type': reply.finish}, 'completion_tokens': len(ids),
+      'id': request.rid,
+      'finish_reason': {'type': reply.finish},
+      'completion_tokens': len(ids),
       'cached_tokens': reply.cached_tokens,
-      'prompt_tokens': (len(request.input_ids) + counted - len(request.images) if reply.prompt_tokens is None
-                        else reply.prompt_tokens),
+      'prompt_tokens': (
+        len(request.input_ids) + counted - len(request.images)
+        if reply.prompt_tokens is None
+        else reply.prompt_tokens
+      ),
       'image_tokens': counted if reply.image_tokens is None else reply.image_tokens,
       'weight_version': str(spans[-1][0]) if spans else 'default',
-      'weight_versions': [{'version': str(version), 'start': start, 'end': end} for version, start, end in spans],
+      'weight_versions': [
+        {'version': str(version), 'start': start, 'end': end} for version, start, end in spans
+      ],
       'num_retractions': 0,
       'output_token_logprobs': [[logprob, token, None] for logprob, token in zip(logprobs, ids)],
     },

@@ -1,8 +1,10 @@
-"""A tiny Qwen3-VL that trains on a CPU: its tokenizer, its configuration, and a checkpoint folder in Hugging Face's layout.
+"""A tiny Qwen3-VL that trains on a CPU: its tokenizer, its configuration, and a checkpoint folder
+in Hugging Face's layout.
 
-The tokenizer is a byte-level BPE without merges (`ignore_merges`): a word that stands in the vocabulary is one token, any other
-text falls apart into bytes. It has Qwen3-VL's special tokens under their names, one token per integer 0..199, one per time
-stamp `<41.0 seconds>` of a whole second, and one per fixed phrase of prompts and tool calls, so that sequences stay short.
+The tokenizer is a byte-level BPE without merges (`ignore_merges`): a word that stands in the
+vocabulary is one token, any other text falls apart into bytes. It has Qwen3-VL's special tokens
+under their names, one token per integer 0..199, one per time stamp `<41.0 seconds>` of a whole
+second, and one per fixed phrase of prompts and tool calls, so that sequences stay short.
 """
 
 import json
@@ -20,18 +22,44 @@ from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.testing import phrases as texts
 
 SPECIAL = (
-  '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>', '<|box_start|>', '<|box_end|>',
-  '<|quad_start|>', '<|quad_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>',
+  '<|endoftext|>',
+  '<|im_start|>',
+  '<|im_end|>',
+  '<|object_ref_start|>',
+  '<|object_ref_end|>',
+  '<|box_start|>',
+  '<|box_end|>',
+  '<|quad_start|>',
+  '<|quad_end|>',
+  '<|vision_start|>',
+  '<|vision_end|>',
+  '<|vision_pad|>',
+  '<|image_pad|>',
+  '<|video_pad|>',
 )
 STRUCTURAL = (
-  '<tool_call>', '</tool_call>', '<|fim_prefix|>', '<|fim_middle|>', '<|fim_suffix|>', '<|fim_pad|>', '<|repo_name|>',
-  '<|file_sep|>', '<tool_response>', '</tool_response>', '<think>', '</think>', '<answer>', '</answer>',
+  '<tool_call>',
+  '</tool_call>',
+  '<|fim_prefix|>',
+  '<|fim_middle|>',
+  '<|fim_suffix|>',
+  '<|fim_pad|>',
+  '<|repo_name|>',
+  '<|file_sep|>',
+  '<tool_response>',
+  '</tool_response>',
+  '<think>',
+  '</think>',
+  '<answer>',
+  '</answer>',
 )
-VERSION = 2                  # raise when the same seed gives other bytes
-SPREAD = 0.1                 # of token embeddings; at the usual 0.02 the first layers' outputs drown them for a hundred steps
+VERSION = 2  # raise when the same seed gives other bytes
+# of token embeddings; at the usual 0.02 the first layers' outputs drown them for a hundred steps
+SPREAD = 0.1
 INTEGERS = 200
-STAMPS = 129                 # whole seconds that have a time stamp token: 0..128
-# Digits, letters (with the blank before them, and one after if digits follow), punctuation (with line ends), blanks.
+STAMPS = 129  # whole seconds that have a time stamp token: 0..128
+# Digits, letters (with the blank before them, and one after if digits follow), punctuation (with
+# line ends), blanks.
 WORD = r'\p{N}+| ?\p{L}+(?: (?=\p{N}))?| ?[^\s\p{L}\p{N}]+(?:[\r\n]+| (?=\p{N}))?|\s+'
 CHAT_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -52,29 +80,54 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 def build_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   """Writes tokenizer and processor files into `folder` (made if missing) and returns the tokenizer.
 
-  The files load in `tokenizers` and in transformers' AutoTokenizer. The same code gives the same bytes.
+  The files load in `tokenizers` and in transformers' AutoTokenizer. The same code gives the same
+  bytes.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = make_tokenizer()
   tokenizer.save(str(folder / 'tokenizer.json'))
   config = {
-    'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>', 'bos_token': None,
-    'unk_token': None, 'additional_special_tokens': [t for t in SPECIAL if t not in ('<|im_end|>', '<|endoftext|>')],
-    'clean_up_tokenization_spaces': False, 'model_max_length': 32768, 'add_prefix_space': False, 'errors': 'replace',
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'eos_token': '<|im_end|>',
+    'pad_token': '<|endoftext|>',
+    'bos_token': None,
+    'unk_token': None,
+    'additional_special_tokens': [t for t in SPECIAL if t not in ('<|im_end|>', '<|endoftext|>')],
+    'clean_up_tokenization_spaces': False,
+    'model_max_length': 32768,
+    'add_prefix_space': False,
+    'errors': 'replace',
     'chat_template': CHAT_TEMPLATE,
   }
-  pixels = {'patch_size': 16, 'temporal_patch_size': 2, 'merge_size': 2, 'image_mean': [0.5] * 3, 'image_std': [0.5] * 3,
-            'size': {'shortest_edge': 1024, 'longest_edge': 50176}, 'processor_class': 'Qwen3VLProcessor'}
+  pixels = {
+    'patch_size': 16,
+    'temporal_patch_size': 2,
+    'merge_size': 2,
+    'image_mean': [0.5] * 3,
+    'image_std': [0.5] * 3,
+    'size': {'shortest_edge': 1024, 'longest_edge': 50176},
+    'processor_class': 'Qwen3VLProcessor',
+  }
   _write(folder / 'tokenizer_config.json', config)
-  _write(folder / 'preprocessor_config.json', {**pixels, 'image_processor_type': 'Qwen2VLImageProcessorFast'})
-  _write(folder / 'video_preprocessor_config.json', {**pixels, 'video_processor_type': 'Qwen3VLVideoProcessor'})
+  _write(
+    folder / 'preprocessor_config.json',
+    {**pixels, 'image_processor_type': 'Qwen2VLImageProcessorFast'},
+  )
+  _write(
+    folder / 'video_preprocessor_config.json',
+    {**pixels, 'video_processor_type': 'Qwen3VLVideoProcessor'},
+  )
   (folder / 'chat_template.jinja').write_text(CHAT_TEMPLATE)
   return tokenizer
 
 
-def make_tokenizer(phrases: Sequence[str] | None = None, corpus: Iterable[str] | None = None) -> Tokenizer:
-  """The tokenizer itself. phrases: texts that become one token each; corpus: texts whose words become one token each."""
+def make_tokenizer(
+  phrases: Sequence[str] | None = None, corpus: Iterable[str] | None = None
+) -> Tokenizer:
+  """The tokenizer itself. phrases: texts that become one token each; corpus: texts whose words
+  become one token each.
+  """
   phrases = texts.phrases() if phrases is None else phrases
   corpus = texts.corpus() if corpus is None else corpus
   split = pre_tokenizers.Split(Regex(WORD), 'isolated')
@@ -88,46 +141,77 @@ def make_tokenizer(phrases: Sequence[str] | None = None, corpus: Iterable[str] |
   tokenizer.pre_tokenizer = order
   tokenizer.decoder = decoders.ByteLevel()
   plain = [*STRUCTURAL, *(f'<{second}.0 seconds>' for second in range(STAMPS)), *phrases]
-  tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
-  tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in dict.fromkeys(plain)])
+  tokenizer.add_special_tokens(
+    [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
+  )
+  tokenizer.add_tokens(
+    [AddedToken(text, special=False, normalized=False) for text in dict.fromkeys(plain)]
+  )
   return tokenizer
 
 
 def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> Config:
-  """1.8M parameters: text `layers` x `width` (4 heads of 32, 2 for keys), vision 2 x 96 with both blocks tapped, head tied.
+  """1.8M parameters: text `layers` x `width` (4 heads of 32, 2 for keys), vision 2 x 96 with both
+  blocks tapped, head tied.
 
   The vocabulary is padded to a multiple of 64, so that a mesh divides it.
   """
   vocab = -(-tokenizer.get_vocab_size() // 64) * 64
-  text = TextConfig(vocab=vocab, width=width, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=3 * width, rope_theta=1e4,
-                    rope_sections=(6, 5, 5), norm_eps=1e-6, max_positions=32768)
-  vision = VisionConfig(width=96, depth=2, mlp=192, heads=4, patch=16, merge=2, temporal=2, positions=64, taps=(0, 1))
-  ids = [tokenizer.token_to_id(f'<|{name}|>') for name in ('image_pad', 'video_pad', 'vision_start', 'vision_end')]
+  text = TextConfig(
+    vocab=vocab,
+    width=width,
+    layers=layers,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    mlp=3 * width,
+    rope_theta=1e4,
+    rope_sections=(6, 5, 5),
+    norm_eps=1e-6,
+    max_positions=32768,
+  )
+  vision = VisionConfig(
+    width=96, depth=2, mlp=192, heads=4, patch=16, merge=2, temporal=2, positions=64, taps=(0, 1)
+  )
+  ids = [
+    tokenizer.token_to_id(f'<|{name}|>')
+    for name in ('image_pad', 'video_pad', 'vision_start', 'vision_end')
+  ]
   return Config(text, vision, True, *ids)
 
 
 def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
-  """Writes a checkpoint folder of random float32 weights with tokenizer and processor files; the seed fixes every byte."""
+  """Writes a checkpoint folder of random float32 weights with tokenizer and processor files; the
+  seed fixes every byte.
+  """
   folder = pathlib.Path(folder)
   with tempfile.TemporaryDirectory() as files:
     config = tiny_config(build_tokenizer(files))
     params = jax.tree.map(np.asarray, model.init(config, jax.random.key(seed)))
-    params['text']['embed']['embedding'] = number_embeddings(params['text']['embed']['embedding'], Tokenizer.from_file(
-      str(pathlib.Path(files) / 'tokenizer.json')), seed)
+    params['text']['embed']['embedding'] = number_embeddings(
+      params['text']['embed']['embedding'],
+      Tokenizer.from_file(str(pathlib.Path(files) / 'tokenizer.json')),
+      seed,
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     weights.save_hf(folder, config, params, files)
   return config
 
 
 def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> np.ndarray:
-  """A random embedding table that already knows numbers, as any published checkpoint does: float32[V, D], standard deviation SPREAD.
+  """A random embedding table that already knows numbers, as any published checkpoint does:
+  float32[V, D], standard deviation SPREAD.
 
-  Integers lie on random Fourier features (so "two less" is a rotation); the stamp '<41.0 seconds>' lies near '41'.
+  Integers lie on random Fourier features (so "two less" is a rotation); the stamp '<41.0 seconds>'
+  lies near '41'.
   """
   rng = seeds.rng(seed, 'number_embeddings')
   table_VD = (table_VD * (SPREAD / table_VD.std())).astype(np.float32)
   width = table_VD.shape[1]
-  periods, phases = np.exp(rng.uniform(np.log(3), np.log(400), width // 2)), rng.uniform(0, 2 * np.pi, width // 2)
+  periods, phases = (
+    np.exp(rng.uniform(np.log(3), np.log(400), width // 2)),
+    rng.uniform(0, 2 * np.pi, width // 2),
+  )
   angles = 2 * np.pi * np.arange(INTEGERS)[:, None] / periods + phases
   mixing = np.linalg.qr(rng.normal(size=(width, width)))[0]
   numbers = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ mixing * (SPREAD * np.sqrt(2))
@@ -135,7 +219,9 @@ def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> 
   for number in range(INTEGERS):
     table_VD[tokenizer.token_to_id(str(number))] = numbers[number]
   for second in range(STAMPS):
-    table_VD[tokenizer.token_to_id(f'<{second}.0 seconds>')] = (numbers[second] + offset) / np.sqrt(2)
+    table_VD[tokenizer.token_to_id(f'<{second}.0 seconds>')] = (numbers[second] + offset) / np.sqrt(
+      2
+    )
   return table_VD
 
 

@@ -1,9 +1,11 @@
-"""Records of a run: one folder per step with the arrays (Orbax) and the host's counters (JSON), complete or absent.
+"""Records of a run: one folder per step with the arrays (Orbax) and the host's counters (JSON),
+complete or absent.
 
     <root>/00000012/arrays/...   parameters, optimizer state: one Orbax checkpoint, leaves by name
     <root>/00000012/host.json    what the host knows: data position, rollout counters, weight version, ...
 
-A record is written under a temporary name and renamed, so a kill in the middle leaves the previous one as the newest.
+A record is written under a temporary name and renamed, so a kill in the middle leaves the previous
+one as the newest.
 """
 
 import dataclasses
@@ -27,7 +29,10 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What `restore` gives: `state` as the template was, `host` as it was saved, `step` of the record."""
+  """What `restore` gives: `state` as the template was, `host` as it was saved, `step` of the
+  record.
+  """
+
   step: int
   state: Any
   host: dict[str, Any]
@@ -49,7 +54,13 @@ def steps(root: str | os.PathLike) -> tuple[int, ...]:
   root = pathlib.Path(root)
   if not root.is_dir():
     return ()
-  return tuple(sorted(int(path.name) for path in root.iterdir() if path.name.isdigit() and (path / 'host.json').is_file()))
+  return tuple(
+    sorted(
+      int(path.name)
+      for path in root.iterdir()
+      if path.name.isdigit() and (path / 'host.json').is_file()
+    )
+  )
 
 
 def latest(root: str | os.PathLike) -> int | None:
@@ -59,13 +70,17 @@ def latest(root: str | os.PathLike) -> int | None:
 
 
 def sweep(root: str | os.PathLike) -> None:
-  """Removes what a killed or refused `save` left of a record. Nobody may be saving; an absent folder is no error."""
+  """Removes what a killed or refused `save` left of a record. Nobody may be saving; an absent
+  folder is no error.
+  """
   if jax.process_index() == 0:
     for path in pathlib.Path(root).glob(f'{_TEMPORARY}*'):
       shutil.rmtree(path, ignore_errors=True)
 
 
-def save(root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *, keep: int) -> pathlib.Path:
+def save(
+  root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *, keep: int
+) -> pathlib.Path:
   """Writes the record of a step and deletes all but the `keep` newest ones.
 
   Args:
@@ -76,9 +91,10 @@ def save(root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *
     keep: how many records stay, at least 1.
 
   Raises:
-    CheckpointError: the record cannot be written (disk full, no permission); earlier records are untouched.
+    CheckpointError: the record cannot be written (disk full, no permission); earlier records are
+    untouched.
   """
-  root = pathlib.Path(root).absolute()      # which Orbax asks for
+  root = pathlib.Path(root).absolute()  # which Orbax asks for
   target = folder(root, step)
   temporary = root / f'{_TEMPORARY}{target.name}'
   try:
@@ -95,11 +111,13 @@ def save(root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *
       temporary.rename(target)
   except _WRITE_ERRORS as error:
     shutil.rmtree(temporary, ignore_errors=True)
-    raise CheckpointError(f'{target}: the record could not be written ({error}); earlier records are intact; '
-                          f'free disk space or set another run folder') from error
+    raise CheckpointError(
+      f'{target}: the record could not be written ({error}); earlier records are intact; '
+      f'free disk space or set another run folder'
+    ) from error
   _barrier(f'checkpoint-{step}-end')
   if jax.process_index() == 0:
-    for old in steps(root)[:-max(keep, 1)]:
+    for old in steps(root)[: -max(keep, 1)]:
       shutil.rmtree(folder(root, old))
   return target
 
@@ -108,20 +126,26 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
   """Reads a record onto the devices of the template.
 
   Args:
-    root: folder of the run's records.
-    template: a tree of jax.ShapeDtypeStruct with shardings (state.abstract), or of arrays, in the shape that is wanted.
-    step: which record; None for the newest.
+    root: folder of the run's records. template: a tree of jax.ShapeDtypeStruct with shardings
+    (state.abstract), or of arrays, in the shape that is wanted. step: which record; None for the
+    newest.
 
   Raises:
-    CheckpointError: there is no such record, it is half written or damaged, or a leaf is missing, unknown or of another shape
+    CheckpointError: there is no such record, it is half written or damaged, or a leaf is missing,
+    unknown or of another shape
       or dtype; the message names file, leaf, and what was got and wanted.
   """
   step = latest(root) if step is None else step
   if step is None:
-    raise CheckpointError(f'{root}: got no checkpoint record, wanted at least one; check the folder, or start without resuming')
+    raise CheckpointError(
+      f'{root}: got no checkpoint record, wanted at least one; check the folder, or start '
+      'without resuming'
+    )
   path = folder(root, step).absolute()
   if not path.is_dir():
-    raise CheckpointError(f'{path}: no record of step {step}; there are records of {list(steps(root))}')
+    raise CheckpointError(
+      f'{path}: no record of step {step}; there are records of {list(steps(root))}'
+    )
   host = _read_host(path)
   wanted = leaf_names(template)
   try:
@@ -130,10 +154,14 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
       raise ValueError('its list of arrays cannot be read')
     _compare(path, {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in stored.items()}, wanted)
     with _context():
-      arrays = orbax.load_checkpointables(path / 'arrays', {'state': jax.tree.map(_abstract, wanted)})['state']
+      arrays = orbax.load_checkpointables(
+        path / 'arrays', {'state': jax.tree.map(_abstract, wanted)}
+      )['state']
   except _READ_ERRORS as error:
-    raise CheckpointError(f'{path}/arrays: half written or damaged ({type(error).__name__}: {str(error)[:200]}); '
-                          f'delete {path} to fall back on an earlier record {[s for s in steps(root) if s != step]}') from error
+    raise CheckpointError(
+      f'{path}/arrays: half written or damaged ({type(error).__name__}: {str(error)[:200]}); '
+      f'delete {path} to fall back on an earlier record {[s for s in steps(root) if s != step]}'
+    ) from error
   leaves = [arrays[name] for name in wanted]
   return Record(step, jax.tree.unflatten(jax.tree.structure(template), leaves), host)
 
@@ -158,20 +186,34 @@ def _read_host(path: pathlib.Path) -> dict[str, Any]:
   try:
     return json.loads((path / 'host.json').read_text())
   except (OSError, ValueError) as error:
-    raise CheckpointError(f'{path}/host.json: half written or damaged ({error}); delete {path} to fall back on an earlier '
-                          f'record') from error
+    raise CheckpointError(
+      f'{path}/host.json: half written or damaged ({error}); delete {path} to fall back on '
+      'an earlier '
+      f'record'
+    ) from error
 
 
-def _compare(path: pathlib.Path, stored: dict[str, tuple[tuple[int, ...], Any]], wanted: dict[str, Any]) -> None:
+def _compare(
+  path: pathlib.Path, stored: dict[str, tuple[tuple[int, ...], Any]], wanted: dict[str, Any]
+) -> None:
   """Raises CheckpointError for the first leaf that differs."""
-  hint = 'this checkpoint belongs to another model or optimizer; point to its own run folder or to the recipe that wrote it'
+  hint = (
+    'this checkpoint belongs to another model or optimizer; point to its own run folder or to '
+    'the recipe that wrote it'
+  )
   for name, leaf in wanted.items():
     if name not in stored:
-      raise CheckpointError(f'{path}: leaf {name} is missing, wanted shape {tuple(leaf.shape)}; {hint}')
+      raise CheckpointError(
+        f'{path}: leaf {name} is missing, wanted shape {tuple(leaf.shape)}; {hint}'
+      )
     shape, dtype = stored[name]
     if shape != tuple(leaf.shape) or np.dtype(dtype) != np.dtype(leaf.dtype):
-      raise CheckpointError(f'{path}: leaf {name} has shape {shape} {np.dtype(dtype)}, wanted {tuple(leaf.shape)} '
-                            f'{np.dtype(leaf.dtype)}; {hint}')
+      raise CheckpointError(
+        f'{path}: leaf {name} has shape {shape} {np.dtype(dtype)}, wanted {tuple(leaf.shape)} '
+        f'{np.dtype(leaf.dtype)}; {hint}'
+      )
   unknown = sorted(set(stored) - set(wanted))
   if unknown:
-    raise CheckpointError(f'{path}: got leaf {unknown[0]} (and {len(unknown) - 1} more), wanted no such leaf; {hint}')
+    raise CheckpointError(
+      f'{path}: got leaf {unknown[0]} (and {len(unknown) - 1} more), wanted no such leaf; {hint}'
+    )

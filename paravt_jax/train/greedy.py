@@ -1,4 +1,6 @@
-"""What a policy would say next, most likely token by most likely token: the learner's half of a canary."""
+"""What a policy would say next, most likely token by most likely token: the learner's half of a
+canary.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +16,25 @@ from paravt_jax.train import sharding
 from paravt_jax.train.step import ModelOptions
 
 
-def make_greedy(config: Config, mesh: Mesh, options: ModelOptions, input_ids: np.ndarray, image: np.ndarray,
-                tokens: int) -> Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Builds `f(params) -> (ids, logprobs, margins)`, each of length `tokens`, by whole forward passes on the learner's mesh.
+def make_greedy(
+  config: Config,
+  mesh: Mesh,
+  options: ModelOptions,
+  input_ids: np.ndarray,
+  image: np.ndarray,
+  tokens: int,
+) -> Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Builds `f(params) -> (ids, logprobs, margins)`, each of length `tokens`, by whole forward
+  passes on the learner's mesh.
 
   Args:
-    config, mesh, options: as of the step; its temperature is not used: greedy decoding reports temperature 1.
-    input_ids: int[n], one placeholder per merged token of the image.
-    image: uint8[H, W, 3], sides multiples of 32.
-    tokens: how many to foretell; `options.banned` are never chosen.
+    config, mesh, options: as of the step; its temperature is not used: greedy decoding reports
+    temperature 1. input_ids: int[n], one placeholder per merged token of the image. image: uint8[H,
+    W, 3], sides multiples of 32. tokens: how many to foretell; `options.banned` are never chosen.
 
   Returns:
-    A function: ids int32, log-probs float32, and margins float32, the distance in nats from the best id to the second.
+    A function: ids int32, log-probs float32, and margins float32, the distance in nats from the
+    best id to the second.
   """
   padded = np.concatenate([np.asarray(input_ids, np.int32), np.zeros(tokens, np.int32)])
   inputs = model.single_inputs(config, padded, (image,))
@@ -37,19 +46,37 @@ def make_greedy(config: Config, mesh: Mesh, options: ModelOptions, input_ids: np
 
     def one(place, carry):
       tokens_BT, ids, logprobs, margins = carry
-      hidden_BTD = model.hidden(config, params, inputs._replace(tokens_BT=tokens_BT), dtype=dtype, remat=False, freeze_vision=True,
-                                features=features, backend=options.backend)
+      hidden_BTD = model.hidden(
+        config,
+        params,
+        inputs._replace(tokens_BT=tokens_BT),
+        dtype=dtype,
+        remat=False,
+        freeze_vision=True,
+        features=features,
+        backend=options.backend,
+      )
       last_D = jax.lax.dynamic_index_in_dim(hidden_BTD[0], start + place - 1, keepdims=False)
-      logits_V = jnp.einsum('D,DV->V', last_D, kernel_DV.astype(dtype), preferred_element_type=jnp.float32)
+      logits_V = jnp.einsum(
+        'D,DV->V', last_D, kernel_DV.astype(dtype), preferred_element_type=jnp.float32
+      )
       if options.banned:
         logits_V = logits_V.at[jnp.asarray(options.banned)].set(-jnp.inf)
       best, found = jax.lax.top_k(jax.nn.log_softmax(logits_V), 2)
-      return (tokens_BT.at[0, start + place].set(found[0]), ids.at[place].set(found[0]), logprobs.at[place].set(best[0]),
-              margins.at[place].set(best[0] - best[1]))
+      return (
+        tokens_BT.at[0, start + place].set(found[0]),
+        ids.at[place].set(found[0]),
+        logprobs.at[place].set(best[0]),
+        margins.at[place].set(best[0] - best[1]),
+      )
 
     empty = jnp.zeros(tokens, jnp.float32)
-    return jax.lax.fori_loop(0, tokens, one, (jnp.asarray(inputs.tokens_BT), jnp.zeros(tokens, jnp.int32), empty, empty))[1:]
+    return jax.lax.fori_loop(
+      0, tokens, one, (jnp.asarray(inputs.tokens_BT), jnp.zeros(tokens, jnp.int32), empty, empty)
+    )[1:]
 
-  places = sharding.parameter_shardings(model.logical_axes(config), model.abstract_params(config), mesh)
+  places = sharding.parameter_shardings(
+    model.logical_axes(config), model.abstract_params(config), mesh
+  )
   run = jax.jit(greedy, in_shardings=(places,), out_shardings=sharding.replicated(mesh))
   return lambda params: tuple(np.asarray(x) for x in run(params))

@@ -11,19 +11,24 @@ from optax import contrib
 
 from paravt_jax.errors import ConfigError
 
-STACK_AXES = frozenset({'layers', 'taps'})                    # axes along which equal weights are stacked
-TABLE_AXES = frozenset({'vocab', 'vision_positions'})         # a weight with one of these is a look-up table, not a matrix
+STACK_AXES = frozenset({'layers', 'taps'})  # axes along which equal weights are stacked
+TABLE_AXES = frozenset(
+  {'vocab', 'vision_positions'}
+)  # a weight with one of these is a look-up table, not a matrix
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
   """Numbers of one optimizer.
 
-  name: adam | adamw | muon. schedule: constant | cosine, both after a linear warm-up over `warmup_steps`; cosine reaches
-  final_scale * learning_rate at `total_steps` and stays there. With muon, matrices take `matrix_learning_rate` under the same
-  schedule and `momentum`; embeddings, norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices,
-  under adamw on embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient norm (0: no).
+  name: adam | adamw | muon. schedule: constant | cosine, both after a linear warm-up over
+  `warmup_steps`; cosine reaches final_scale * learning_rate at `total_steps` and stays there. With
+  muon, matrices take `matrix_learning_rate` under the same schedule and `momentum`; embeddings,
+  norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices, under adamw on
+  embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient
+  norm (0: no).
   """
+
   name: str
   learning_rate: float
   matrix_learning_rate: float
@@ -43,25 +48,34 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """The optimizer state with every schedule at `step`, so that learning rates are a function of the run's step alone.
+  """The optimizer state with every schedule at `step`, so that learning rates are a function of the
+  run's step alone.
 
-  By itself optax counts updates: several to a batch run ahead of the step, and a skipped one falls behind it. Moments and their
-  bias corrections keep counting updates.
+  By itself optax counts updates: several to a batch run ahead of the step, and a skipped one falls
+  behind it. Moments and their bias corrections keep counting updates.
   """
   is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
-  moved = lambda node: optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
+  moved = lambda node: (
+    optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
+  )
   return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
 def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:
-  """Learning rate of step 0, 1, ...; at step 0 of a warm-up it is peak / warmup_steps, so no step is wasted."""
+  """Learning rate of step 0, 1, ...; at step 0 of a warm-up it is peak / warmup_steps, so no step
+  is wasted.
+  """
   warmup = max(options.warmup_steps, 0)
   decay = {
     'constant': lambda: optax.constant_schedule(peak),
-    'cosine': lambda: optax.cosine_decay_schedule(peak, max(options.total_steps - warmup, 1), alpha=options.final_scale),
+    'cosine': lambda: optax.cosine_decay_schedule(
+      peak, max(options.total_steps - warmup, 1), alpha=options.final_scale
+    ),
   }
   if options.schedule not in decay:
-    raise ConfigError(f'optimizer.schedule: got {options.schedule!r}, wanted one of {sorted(decay)}')
+    raise ConfigError(
+      f'optimizer.schedule: got {options.schedule!r}, wanted one of {sorted(decay)}'
+    )
   if not warmup:
     return decay[options.schedule]()
   ramp = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
@@ -70,31 +84,44 @@ def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optax transformation for the trainable parameters, the schedule that is logged, and which parameters are frozen."""
+  """An optax transformation for the trainable parameters, the schedule that is logged, and which
+  parameters are frozen.
+  """
+
   transform: optax.GradientTransformation
   learning_rate: Schedule
   frozen: tuple[str, ...]
 
 
-def partition(tree: dict[str, Any], frozen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Splits a dict of parameters (or of their axes) by its top-level names: (trainable, frozen). `{**a, **b}` joins them again.
+def partition(
+  tree: dict[str, Any], frozen: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Splits a dict of parameters (or of their axes) by its top-level names: (trainable, frozen).
+  `{**a, **b}` joins them again.
 
   Raises:
     ConfigError: a frozen name that the tree does not have.
   """
   unknown = set(frozen) - set(tree)
   if unknown:
-    raise ConfigError(f'frozen parameters: got {sorted(unknown)}, wanted names among {sorted(tree)}')
-  return {k: v for k, v in tree.items() if k not in frozen}, {k: v for k, v in tree.items() if k in frozen}
+    raise ConfigError(
+      f'frozen parameters: got {sorted(unknown)}, wanted names among {sorted(tree)}'
+    )
+  return {k: v for k, v in tree.items() if k not in frozen}, {
+    k: v for k, v in tree.items() if k in frozen
+  }
 
 
 def matrix_axes(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
-  """Which axes of a weight are input and output, from its logical axes; None when it is no matrix (norm, bias, embedding).
+  """Which axes of a weight are input and output, from its logical axes; None when it is no matrix
+  (norm, bias, embedding).
 
-  The leading axis of stacked weights is a batch axis: each layer's matrix is orthogonalised by itself.
+  The leading axis of stacked weights is a batch axis: each layer's matrix is orthogonalised by
+  itself.
 
   Returns:
-    Numbers of input axes (all but the last) and output axis (the last), as `nn.Dense` kernels have them.
+    Numbers of input axes (all but the last) and output axis (the last), as `nn.Dense` kernels have
+    them.
   """
   inner = [i for i, name in enumerate(axes) if name not in STACK_AXES]
   if len(inner) < 2 or TABLE_AXES & set(axes):
@@ -107,24 +134,30 @@ def is_axes(node: Any) -> bool:
   return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
 
 
-def make_optimizer(options: OptimizerOptions, axes: dict[str, Any], frozen: tuple[str, ...]) -> Optimizer:
+def make_optimizer(
+  options: OptimizerOptions, axes: dict[str, Any], frozen: tuple[str, ...]
+) -> Optimizer:
   """Builds the optimizer for the trainable parameters.
 
   Args:
-    options: the numbers.
-    axes: logical axes of all parameters (model.logical_axes), a tree like theirs with tuples of names as leaves.
-    frozen: top-level names of parameters that get no gradient, no update and no optimizer state, such as ('vision',).
+    options: the numbers. axes: logical axes of all parameters (model.logical_axes), a tree like
+    theirs with tuples of names as leaves. frozen: top-level names of parameters that get no
+    gradient, no update and no optimizer state, such as ('vision',).
 
   Raises:
     ConfigError: unknown optimizer, schedule or frozen name.
   """
   trainable, _ = partition(axes, frozen)
   rate = make_schedule(options, options.learning_rate)
-  decayed = jax.tree.map(lambda names: len([n for n in names if n not in STACK_AXES]) >= 2, trainable, is_leaf=is_axes)
+  decayed = jax.tree.map(
+    lambda names: len([n for n in names if n not in STACK_AXES]) >= 2, trainable, is_leaf=is_axes
+  )
   b1, b2, eps = options.beta1, options.beta2, options.epsilon
   makers = {
     'adam': lambda: optax.adam(rate, b1=b1, b2=b2, eps=eps),
-    'adamw': lambda: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=options.weight_decay, mask=decayed),
+    'adamw': lambda: optax.adamw(
+      rate, b1=b1, b2=b2, eps=eps, weight_decay=options.weight_decay, mask=decayed
+    ),
     'muon': lambda: _muon(options, rate, trainable),
   }
   if options.name not in makers:
@@ -134,8 +167,16 @@ def make_optimizer(options: OptimizerOptions, axes: dict[str, Any], frozen: tupl
 
 
 def _muon(options: OptimizerOptions, rate: Schedule, axes: Any) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024) on matrices, AdamW (with Nesterov's momentum, without decay) on the rest."""
+  """Muon (Jordan et al. 2024) on matrices, AdamW (with Nesterov's momentum, without decay) on the
+  rest.
+  """
   return contrib.muon(
-    make_schedule(options, options.matrix_learning_rate), beta=options.momentum, eps=options.epsilon,
-    weight_decay=options.weight_decay, adam_b1=options.beta1, adam_b2=options.beta2, adam_learning_rate=rate,
-    muon_weight_dimension_numbers=jax.tree.map(matrix_axes, axes, is_leaf=is_axes))
+    make_schedule(options, options.matrix_learning_rate),
+    beta=options.momentum,
+    eps=options.epsilon,
+    weight_decay=options.weight_decay,
+    adam_b1=options.beta1,
+    adam_b2=options.beta2,
+    adam_learning_rate=rate,
+    muon_weight_dimension_numbers=jax.tree.map(matrix_axes, axes, is_leaf=is_axes),
+  )

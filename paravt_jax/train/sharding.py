@@ -1,6 +1,7 @@
 """Where arrays live: one table from logical axes to the mesh axes (data, fsdp, tensor).
 
-Rows of a batch are split over data and fsdp; parameters over fsdp (their width) and tensor (heads, hidden units, vocabulary).
+Rows of a batch are split over data and fsdp; parameters over fsdp (their width) and tensor (heads,
+hidden units, vocabulary).
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,16 +44,22 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of data x fsdp x tensor devices, in the order given (jax.devices() by default). Auto axes: XLA fills in the rest.
+  """A mesh of data x fsdp x tensor devices, in the order given (jax.devices() by default). Auto
+  axes: XLA fills in the rest.
 
   Raises:
     ConfigError: the product is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   if data * fsdp * tensor != len(devices):
-    raise ConfigError(f'mesh: got data {data} x fsdp {fsdp} x tensor {tensor} = {data * fsdp * tensor}, wanted {len(devices)}, '
-                      f'the number of devices; change config.mesh')
-  return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    raise ConfigError(
+      f'mesh: got data {data} x fsdp {fsdp} x tensor {tensor} = {data * fsdp * tensor}, '
+      f'wanted {len(devices)}, '
+      f'the number of devices; change config.mesh'
+    )
+  return Mesh(
+    np.asarray(devices).reshape(data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3
+  )
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -63,11 +70,19 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
   """
   unknown = [name for name in axes if name is not None and name not in RULES]
   if unknown:
-    raise ConfigError(f'sharding: no rule for logical axis {unknown[0]!r} of {tuple(axes)}; add it to train/sharding.RULES')
+    raise ConfigError(
+      f'sharding: no rule for logical axis {unknown[0]!r} of {tuple(axes)}; add it to '
+      'train/sharding.RULES'
+    )
   entries = [None if name is None else RULES[name] for name in axes]
-  used = [axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+  used = [
+    axis for entry in entries if entry for axis in ((entry,) if isinstance(entry, str) else entry)
+  ]
   if len(used) != len(set(used)):
-    raise ConfigError(f'sharding: {tuple(axes)} puts two axes on one mesh axis ({used}); change train/sharding.RULES')
+    raise ConfigError(
+      f'sharding: {tuple(axes)} puts two axes on one mesh axis ({used}); change '
+      'train/sharding.RULES'
+    )
   return PartitionSpec(*entries)
 
 
@@ -86,8 +101,10 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     mesh: a mesh with axes (data, fsdp, tensor).
 
   Raises:
-    ConfigError: an axis without a rule, names and shape of different length, or a sharded dimension that does not divide.
+    ConfigError: an axis without a rule, names and shape of different length, or a sharded dimension
+    that does not divide.
   """
+
   def one(path, names, leaf):
     where = jax.tree_util.keystr(path, simple=True, separator='/')
     if len(names) != len(leaf.shape):
@@ -95,8 +112,11 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     entries = spec(names)
     for name, size, entry in zip(names, leaf.shape, entries):
       if size % shards(entry, mesh):
-        raise ConfigError(f'sharding: {where} has {name}={size}, wanted a multiple of {shards(entry, mesh)} (mesh axes '
-                          f'{entry}); choose a mesh that divides it')
+        raise ConfigError(
+          f'sharding: {where} has {name}={size}, wanted a multiple of {shards(entry, mesh)} '
+          '(mesh axes '
+          f'{entry}); choose a mesh that divides it'
+        )
     return NamedSharding(mesh, entries)
 
   return jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=is_axes)
@@ -108,7 +128,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh, leading: int) -> NamedSharding:
-  """Rows split over the data axes, after `leading` axes that are not (1 for arrays [M, R, ...], 0 for [R, ...])."""
+  """Rows split over the data axes, after `leading` axes that are not (1 for arrays [M, R, ...], 0
+  for [R, ...]).
+  """
   return NamedSharding(mesh, PartitionSpec(*[None] * leading, RULES['rows']))
 
 
@@ -118,7 +140,8 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def host_rows(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): this process holds part `index` of `count` equal, contiguous parts of every micro-batch's rows.
+  """(index, count): this process holds part `index` of `count` equal, contiguous parts of every
+  micro-batch's rows.
 
   Processes that hold the same rows (a tensor axis across hosts) have the same index.
 
@@ -129,6 +152,9 @@ def host_rows(mesh: Mesh) -> tuple[int, int]:
   found = rows(mesh, 0).addressable_devices_indices_map((parts,)).values()
   mine = sorted({place for (where,) in found for place in range(*where.indices(parts))})
   if mine != list(range(mine[0], mine[0] + len(mine))) or parts % len(mine) or mine[0] % len(mine):
-    raise ConfigError(f'mesh: this process holds parts {mine} of {parts} of the rows, wanted an equal, contiguous share; order the '
-                      f'devices by process')
+    raise ConfigError(
+      f'mesh: this process holds parts {mine} of {parts} of the rows, wanted an equal, '
+      'contiguous share; order the '
+      f'devices by process'
+    )
   return mine[0] // len(mine), parts // len(mine)

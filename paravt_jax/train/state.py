@@ -1,4 +1,6 @@
-"""The learner's state: parameters, optimizer state and step, each leaf with its place on the mesh."""
+"""The learner's state: parameters, optimizer state and step, each leaf with its place on the
+mesh.
+"""
 
 from typing import Any
 
@@ -15,32 +17,47 @@ from paravt_jax.train.optimizer import Optimizer, partition
 
 @flax.struct.dataclass
 class State:
-  """step: int32, updates done (batches, not optimizer updates). params: all of them, frozen ones included, float32."""
+  """step: int32, updates done (batches, not optimizer updates). params: all of them, frozen ones
+  included, float32.
+  """
+
   step: jax.Array
   params: Any
   opt_state: Any
 
 
 def shardings(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
-  """A State whose leaves are NamedShardings. Optimizer state lies where its parameter lies; counters are everywhere."""
+  """A State whose leaves are NamedShardings. Optimizer state lies where its parameter lies;
+  counters are everywhere.
+  """
   shapes = model.abstract_params(config)
   params = sharding.parameter_shardings(model.logical_axes(config), shapes, mesh)
   trainable, _ = partition(shapes, optimizer.frozen)
-  opt_state = _like_params(jax.eval_shape(optimizer.transform.init, trainable), shapes, params, mesh)
+  opt_state = _like_params(
+    jax.eval_shape(optimizer.transform.init, trainable), shapes, params, mesh
+  )
   return State(step=sharding.replicated(mesh), params=params, opt_state=opt_state)
 
 
 def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
-  """The state as jax.ShapeDtypeStruct with shardings: the template for checkpoint.restore and for ahead-of-time compilation."""
+  """The state as jax.ShapeDtypeStruct with shardings: the template for checkpoint.restore and for
+  ahead-of-time compilation.
+  """
   params = model.abstract_params(config)
   trainable, _ = partition(params, optimizer.frozen)
-  shapes = State(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.transform.init, trainable))
-  return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes,
-                      shardings(config, optimizer, mesh))
+  shapes = State(
+    jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.transform.init, trainable)
+  )
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    shapes,
+    shardings(config, optimizer, mesh),
+  )
 
 
 def create(config: Config, optimizer: Optimizer, mesh: Mesh, key: jax.Array) -> State:
   """A fresh state with random parameters, each made on its own devices."""
+
   def init(key):
     return from_values(model.init(config, key), optimizer)
 
@@ -48,10 +65,18 @@ def create(config: Config, optimizer: Optimizer, mesh: Mesh, key: jax.Array) -> 
 
 
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:
-  """A state at step 0 around given parameters (host or device arrays, copied), cast to float32 and placed on the mesh."""
+  """A state at step 0 around given parameters (host or device arrays, copied), cast to float32 and
+  placed on the mesh.
+  """
   places = shardings(config, optimizer, mesh)
-  placed = jax.tree.map(lambda x, place: jax.device_put(jnp.array(x, jnp.float32, copy=True), place), params, places.params)
-  return jax.jit(lambda params: from_values(params, optimizer), out_shardings=places, donate_argnums=0)(placed)
+  placed = jax.tree.map(
+    lambda x, place: jax.device_put(jnp.array(x, jnp.float32, copy=True), place),
+    params,
+    places.params,
+  )
+  return jax.jit(
+    lambda params: from_values(params, optimizer), out_shardings=places, donate_argnums=0
+  )(placed)
 
 
 def from_values(params: Any, optimizer: Optimizer) -> State:
@@ -61,9 +86,16 @@ def from_values(params: Any, optimizer: Optimizer) -> State:
 
 
 def _like_params(opt_state: Any, shapes: Any, places: Any, mesh: Mesh) -> Any:
-  """Places of optimizer leaves: that of the parameter whose path ends theirs and whose shape they have."""
-  by_path = {path: (leaf.shape, place) for (path, leaf), place in zip(
-    jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(places, is_leaf=lambda x: isinstance(x, NamedSharding)))}
+  """Places of optimizer leaves: that of the parameter whose path ends theirs and whose shape they
+  have.
+  """
+  by_path = {
+    path: (leaf.shape, place)
+    for (path, leaf), place in zip(
+      jax.tree_util.tree_leaves_with_path(shapes),
+      jax.tree.leaves(places, is_leaf=lambda x: isinstance(x, NamedSharding)),
+    )
+  }
 
   def place(path, leaf):
     for start in range(len(path)):

@@ -1,7 +1,9 @@
-"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, tensor), the same at every scale.
+"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, tensor), the same at every
+scale.
 
-A batch is a dict of arrays [M, R, ...]: M micro-batches of R packed rows (packing.Packed.micro_batches), of which `used` are
-run. Gradients are summed in float32 over the micro-batches of a loss that is normalised by the token count of the whole batch.
+A batch is a dict of arrays [M, R, ...]: M micro-batches of R packed rows
+(packing.Packed.micro_batches), of which `used` are run. Gradients are summed in float32 over the
+micro-batches of a loss that is normalised by the token count of the whole batch.
 """
 
 import dataclasses
@@ -24,19 +26,26 @@ from paravt_jax.train.state import State, shardings
 
 Batch = Mapping[str, jax.Array]
 INPUTS = ('tokens', 'positions', 'segments', 'branches', 'visual', 'previous', 'patches', 'grids')
-STILLS = ('stills', 'still_grids')        # beside INPUTS, where rows have slots for large images
+STILLS = ('stills', 'still_grids')  # beside INPUTS, where rows have slots for large images
 SFT_EXTRAS = {'mask': np.float32}
-RL_EXTRAS = {'mask': np.float32, 'advantage': np.float32, 'behavior': np.float32, 'token_class': np.int32,
-             'current': np.float32}       # 1 on tokens that the version now trained has sampled
+RL_EXTRAS = {
+  'mask': np.float32,
+  'advantage': np.float32,
+  'behavior': np.float32,
+  'token_class': np.int32,
+  'current': np.float32,
+}  # 1 on tokens that the version now trained has sampled
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-  """How the model is run. dtype: of matrix products, 'float32' or 'bfloat16'. remat: recompute layers in the backward pass.
+  """How the model is run. dtype: of matrix products, 'float32' or 'bfloat16'. remat: recompute
+  layers in the backward pass.
 
-  backend: attention's. head_chunk: tokens per row whose logits are in memory at once. temperature, banned: the distribution
-  that is scored; SFT has 1 and ().
+  backend: attention's. head_chunk: tokens per row whose logits are in memory at once. temperature,
+  banned: the distribution that is scored; SFT has 1 and ().
   """
+
   dtype: str
   remat: bool
   backend: str
@@ -47,7 +56,10 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RLOptions:
-  """Numbers of the policy update (spec, sections 6 and 7). beta 0: no reference; updates_per_batch 1: no prox pass."""
+  """Numbers of the policy update (spec, sections 6 and 7). beta 0: no reference; updates_per_batch
+  1: no prox pass.
+  """
+
   clip: float
   weight_cap: float
   beta: float
@@ -59,27 +71,40 @@ class RLOptions:
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:
   """Host arrays [M, R, ...] to the mesh, rows over its data axes.
 
-  With several processes each gives its own part of the rows (sharding.host_rows), and M and `used` are the same in all.
+  With several processes each gives its own part of the rows (sharding.host_rows), and M and `used`
+  are the same in all.
 
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
   """
   rows, count = arrays['tokens'].shape[1], sharding.host_rows(mesh)[1]
   if rows * count % sharding.row_shards(mesh):
-    raise DataError(f'batch: got {rows * count} rows per micro-batch, wanted a multiple of {sharding.row_shards(mesh)} (data x '
-                    f'fsdp); change train.rows')
+    raise DataError(
+      f'batch: got {rows * count} rows per micro-batch, wanted a multiple of '
+      f'{sharding.row_shards(mesh)} (data x '
+      f'fsdp); change train.rows'
+    )
   place = sharding.rows(mesh, 1)
   whole = lambda array: (array.shape[0], rows * count, *array.shape[2:])
-  put = jax.device_put if count == 1 else lambda array, at: jax.make_array_from_process_local_data(at, array, whole(array))
+  put = (
+    jax.device_put
+    if count == 1
+    else lambda array, at: jax.make_array_from_process_local_data(at, array, whole(array))
+  )
   batch = {name: put(array, place) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
 
 
-def make_sft_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions) -> Callable[[State, Batch], Any]:
-  """Builds `f(state, batch) -> (state, sums)`, the mean cross-entropy over the tokens with mask 1 of the whole batch.
+def make_sft_step(
+  config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions
+) -> Callable[[State, Batch], Any]:
+  """Builds `f(state, batch) -> (state, sums)`, the mean cross-entropy over the tokens with mask 1
+  of the whole batch.
 
-  The state is donated: do not use it again. The batch has INPUTS, perhaps STILLS, SFT_EXTRAS and `used`. `sums` go to sums.reduce.
+  The state is donated: do not use it again. The batch has INPUTS, perhaps STILLS, SFT_EXTRAS and
+  `used`. `sums` go to sums.reduce.
   """
+
   def step(state: State, batch: Batch) -> tuple[State, sums.Sums]:
     trainable, frozen = partition(state.params, optimizer.frozen)
     trained_MRT = _trained(batch)
@@ -87,23 +112,31 @@ def make_sft_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mod
 
     def loss(trainable, index):
       micro = _micro(batch, index)
-      scores = _scores(config, {**trainable, **frozen}, micro, trained_MRT[index], optimizer, options)
+      scores = _scores(
+        config, {**trainable, **frozen}, micro, trained_MRT[index], optimizer, options
+      )
       return -scores.logprob_RT.sum() / count, sums.sft(scores, trained_MRT[index])
 
     gradient, totals = _accumulate(loss, trainable, batch['used'])
-    trainable, opt_state, norms = _update(optimizer, gradient, state.opt_state, trainable, state.step)
+    trainable, opt_state, norms = _update(
+      optimizer, gradient, state.opt_state, trainable, state.step
+    )
     totals = sums.merge(totals, {**norms, **_rate(optimizer, state)})
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
   return _jit(step, shardings(config, optimizer, mesh), mesh)
 
 
-def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions, rl: RLOptions) -> Callable[..., Any]:
-  """Builds `f(state, batch, reference=None) -> (state, sums)`, the decoupled PPO update of spec sections 6 and 7.
+def make_rl_step(
+  config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions, rl: RLOptions
+) -> Callable[..., Any]:
+  """Builds `f(state, batch, reference=None) -> (state, sums)`, the decoupled PPO update of spec
+  sections 6 and 7.
 
-  The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference` is a tree of parameters,
-  wanted when rl.beta > 0. With updates_per_batch above 1, prox and reference log-probs are computed once, then each update
-  runs over the whole batch, all at the learning rate of the batch's step. `sums` go to sums.reduce.
+  The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
+  is a tree of parameters, wanted when rl.beta > 0. With updates_per_batch above 1, prox and
+  reference log-probs are computed once, then each update runs over the whole batch, all at the
+  learning rate of the batch's step. `sums` go to sums.reduce.
 
   Raises:
     ConfigError: options that are not allowed; at the call, a missing reference.
@@ -120,7 +153,11 @@ def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mode
       return _scores(config, params, _micro(batch, index), trained_MRT[index], optimizer, options)
 
     def expected(index):
-      return logprob(reference, index).logprob_RT if rl.beta > 0 else jnp.zeros(trained_MRT.shape[1:], jnp.float32)
+      return (
+        logprob(reference, index).logprob_RT
+        if rl.beta > 0
+        else jnp.zeros(trained_MRT.shape[1:], jnp.float32)
+      )
 
     def loss(trainable, index, before):
       scores = logprob({**trainable, **frozen}, index)
@@ -147,45 +184,106 @@ def make_rl_step(config: Config, optimizer: Optimizer, mesh: Mesh, options: Mode
     totals = sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
-  return _with_reference(_jit(step, shardings(config, optimizer, mesh), mesh, reference=rl.beta > 0), rl)
+  return _with_reference(
+    _jit(step, shardings(config, optimizer, mesh), mesh, reference=rl.beta > 0), rl
+  )
 
 
-def make_logprobs(config: Config, mesh: Mesh, options: ModelOptions) -> Callable[[Any, Batch], jax.Array]:
-  """Builds `f(params, batch) -> logprob_MRT` of every token that has a predecessor, 0 elsewhere; for canaries and tests."""
+def make_logprobs(
+  config: Config, mesh: Mesh, options: ModelOptions
+) -> Callable[[Any, Batch], jax.Array]:
+  """Builds `f(params, batch) -> logprob_MRT` of every token that has a predecessor, 0 elsewhere;
+  for canaries and tests.
+  """
+
   def logprobs(params, batch):
     shape = batch['tokens'].shape
     wanted_RT = jnp.ones(shape[1:], bool)
-    run = lambda i: (_scores(config, params, _micro(batch, i), wanted_RT, None, options).logprob_RT,)
+    run = lambda i: (
+      _scores(config, params, _micro(batch, i), wanted_RT, None, options).logprob_RT,
+    )
     return _each(run, batch['used'], shape)[0]
 
-  places = sharding.parameter_shardings(model.logical_axes(config), model.abstract_params(config), mesh)
+  places = sharding.parameter_shardings(
+    model.logical_axes(config), model.abstract_params(config), mesh
+  )
   return jax.jit(logprobs, in_shardings=(places, None), out_shardings=sharding.replicated(mesh))
 
 
-def _policy_loss(scores: head.Scores, prox_RT, reference_RT, micro: Batch, trained_RT, count, rl: RLOptions):
+def _policy_loss(
+  scores: head.Scores, prox_RT, reference_RT, micro: Batch, trained_RT, count, rl: RLOptions
+):
   """One micro-batch's share of the loss, and what is logged of it."""
   mask_RT = trained_RT.astype(jnp.float32)
-  kl_RT = advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit) if rl.beta > 0 else jnp.zeros_like(prox_RT)
+  kl_RT = (
+    advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit)
+    if rl.beta > 0
+    else jnp.zeros_like(prox_RT)
+  )
   run_RT = micro['segments'] * (micro['branches'].max() + 1) + micro['branches']
   credit_RT = advantages.token_credit(micro['advantage'], kl_RT, mask_RT, run_RT, beta=rl.beta)
-  _, parts = losses.decoupled_policy_loss(scores.logprob_RT, prox_RT, micro['behavior'], credit_RT, mask_RT, clip=rl.clip,
-                                          weight_cap=rl.weight_cap)
-  totals = sums.policy(parts, scores, prox_RT, micro['behavior'], kl_RT, rl.beta, trained_RT, micro['token_class'],
-                       micro['current'] > 0)
+  _, parts = losses.decoupled_policy_loss(
+    scores.logprob_RT,
+    prox_RT,
+    micro['behavior'],
+    credit_RT,
+    mask_RT,
+    clip=rl.clip,
+    weight_cap=rl.weight_cap,
+  )
+  totals = sums.policy(
+    parts,
+    scores,
+    prox_RT,
+    micro['behavior'],
+    kl_RT,
+    rl.beta,
+    trained_RT,
+    micro['token_class'],
+    micro['current'] > 0,
+  )
   return parts['loss_sum'] / count, totals
 
 
-def _scores(config: Config, params: Any, micro: Batch, wanted_RT: jax.Array, optimizer: Optimizer | None,
-            options: ModelOptions) -> head.Scores:
+def _scores(
+  config: Config,
+  params: Any,
+  micro: Batch,
+  wanted_RT: jax.Array,
+  optimizer: Optimizer | None,
+  options: ModelOptions,
+) -> head.Scores:
   inputs = model.Inputs(
-    tokens_BT=micro['tokens'], positions_ABT=jnp.moveaxis(micro['positions'], 1, 0), segments_BT=micro['segments'],
-    branches_BT=micro['branches'], visual_BT=micro['visual'], patches_BNXPC=micro['patches'], grids_BNG=micro['grids'],
-    stills_BNXPC=micro.get('stills'), still_grids_BNG=micro.get('still_grids'))
+    tokens_BT=micro['tokens'],
+    positions_ABT=jnp.moveaxis(micro['positions'], 1, 0),
+    segments_BT=micro['segments'],
+    branches_BT=micro['branches'],
+    visual_BT=micro['visual'],
+    patches_BNXPC=micro['patches'],
+    grids_BNG=micro['grids'],
+    stills_BNXPC=micro.get('stills'),
+    still_grids_BNG=micro.get('still_grids'),
+  )
   freeze = optimizer is not None and 'visual' in optimizer.frozen
-  hidden_RTD = model.hidden(config, params, inputs, dtype=jnp.dtype(options.dtype), remat=options.remat, freeze_vision=freeze,
-                            backend=options.backend)
-  return head.token_scores(hidden_RTD, model.head(params, config), micro['tokens'], micro['previous'], wanted_RT,
-                           temperature=options.temperature, banned=options.banned, chunk=options.head_chunk)
+  hidden_RTD = model.hidden(
+    config,
+    params,
+    inputs,
+    dtype=jnp.dtype(options.dtype),
+    remat=options.remat,
+    freeze_vision=freeze,
+    backend=options.backend,
+  )
+  return head.token_scores(
+    hidden_RTD,
+    model.head(params, config),
+    micro['tokens'],
+    micro['previous'],
+    wanted_RT,
+    temperature=options.temperature,
+    banned=options.banned,
+    chunk=options.head_chunk,
+  )
 
 
 def _trained(batch: Batch) -> jax.Array:
@@ -195,33 +293,51 @@ def _trained(batch: Batch) -> jax.Array:
 
 
 def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
-  return {name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for name, x in batch.items() if name != 'used'}
+  return {
+    name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+    for name, x in batch.items()
+    if name != 'used'
+  }
 
 
 def _accumulate(loss: Callable, trainable: Any, used: jax.Array) -> tuple[Any, sums.Sums]:
-  """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in float32; and of the sums."""
+  """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in
+  float32; and of the sums.
+  """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
 
   def body(index, carry):
     gradient, totals = carry
     new, found = jax.grad(loss, has_aux=True)(trainable, index)
-    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new), sums.merge(totals, found)
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new), sums.merge(
+      totals, found
+    )
 
-  return jax.lax.fori_loop(0, used, body, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
+  return jax.lax.fori_loop(
+    0, used, body, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+  )
 
 
 def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-  """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not used."""
+  """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not
+  used.
+  """
   count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
-  body = lambda i, out: tuple(jax.lax.dynamic_update_index_in_dim(o, x, i, 0) for o, x in zip(out, run(i)))
-  return jax.lax.fori_loop(0, used, body, tuple(jnp.zeros(shape, jnp.float32) for _ in range(count)))
+  body = lambda i, out: tuple(
+    jax.lax.dynamic_update_index_in_dim(o, x, i, 0) for o, x in zip(out, run(i))
+  )
+  return jax.lax.fori_loop(
+    0, used, body, tuple(jnp.zeros(shape, jnp.float32) for _ in range(count))
+  )
 
 
 def _update(
   optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
 ) -> tuple[Any, Any, sums.Sums]:
-  """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and is counted."""
+  """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and
+  is counted.
+  """
   opt_state = at_step(opt_state, step)
   size = optax.tree.norm(gradient)
   finite = jnp.isfinite(size)
@@ -234,12 +350,17 @@ def _update(
 
 
 def _rate(optimizer: Optimizer, state: State) -> sums.Sums:
-  """The learning rate of this batch: that of the run's step, at which every update of the batch acts (`at_step`)."""
-  return {'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), 'batches': jnp.float32(1)}
+  """The learning rate of this batch: that of the run's step, at which every update of the batch
+  acts (`at_step`).
+  """
+  return {
+    'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
+    'batches': jnp.float32(1),
+  }
 
 
 def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = None) -> Callable:
-  batch = None                                   # as put_batch placed it
+  batch = None  # as put_batch placed it
   extra = () if reference is None else (places.params if reference else None,)
   out = (places, sharding.replicated(mesh))
   return jax.jit(step, donate_argnums=0, in_shardings=(places, batch, *extra), out_shardings=out)
@@ -248,7 +369,10 @@ def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = Non
 def _with_reference(step: Callable, rl: RLOptions) -> Callable:
   def call(state: State, batch: Batch, reference: Any = None) -> tuple[State, sums.Sums]:
     if rl.beta > 0 and reference is None:
-      raise ConfigError(f'rl.beta is {rl.beta}, but the step got no reference parameters; pass them, or set rl.beta=0')
+      raise ConfigError(
+        f'rl.beta is {rl.beta}, but the step got no reference parameters; pass them, or set '
+        'rl.beta=0'
+      )
     return step(state, batch, reference if rl.beta > 0 else None)
 
   call.jitted = step
@@ -257,9 +381,12 @@ def _with_reference(step: Callable, rl: RLOptions) -> Callable:
 
 def _check(rl: RLOptions) -> None:
   claims = {
-    f'rl.clip={rl.clip} is in (0, 1)': 0 < rl.clip < 1, f'rl.weight_cap={rl.weight_cap} is above 1': rl.weight_cap > 1,
-    f'rl.beta={rl.beta} is not negative': rl.beta >= 0, f'rl.kl_limit={rl.kl_limit} is positive': rl.kl_limit > 0,
-    f'rl.batch_norm={rl.batch_norm!r} is one of {advantages.BATCH_NORMS}': rl.batch_norm in advantages.BATCH_NORMS,
+    f'rl.clip={rl.clip} is in (0, 1)': 0 < rl.clip < 1,
+    f'rl.weight_cap={rl.weight_cap} is above 1': rl.weight_cap > 1,
+    f'rl.beta={rl.beta} is not negative': rl.beta >= 0,
+    f'rl.kl_limit={rl.kl_limit} is positive': rl.kl_limit > 0,
+    f'rl.batch_norm={rl.batch_norm!r} is one of {advantages.BATCH_NORMS}': rl.batch_norm
+    in advantages.BATCH_NORMS,
     f'rl.updates_per_batch={rl.updates_per_batch} is at least 1': rl.updates_per_batch >= 1,
   }
   for claim, holds in claims.items():

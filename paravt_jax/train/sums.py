@@ -1,7 +1,8 @@
-"""What a step reports: sums and counts on the device, divided once on the host, so that micro-batches and hosts average right.
+"""What a step reports: sums and counts on the device, divided once on the host, so that
+micro-batches and hosts average right.
 
-A key that begins with 'max_' is merged by maximum, every other one by addition. `reduce` turns merged sums into metrics; sums
-of several steps may be merged first.
+A key that begins with 'max_' is merged by maximum, every other one by addition. `reduce` turns
+merged sums into metrics; sums of several steps may be merged first.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from paravt_jax.train.head import Scores
 
 Sums = dict[str, jax.Array]
 
-CLASSES = ('text', 'after_frame', 'after_tool')               # types.TokenClass, in order
+CLASSES = ('text', 'after_frame', 'after_tool')  # types.TokenClass, in order
 
 METRICS = {
   'sft/loss': 'mean cross-entropy over target tokens, nats',
@@ -26,10 +27,13 @@ METRICS = {
   'policy/clip_share': 'share of trained tokens at which the clip decides',
   'policy/dropped_share': 'share of trained tokens whose behaviour weight is above the cap',
   'policy/weight': 'mean behaviour weight, dropped ones as 0',
-  'policy/ess': 'effective sample size of the behaviour weights, dropped ones as 0, as a share of the trained tokens',
+  'policy/ess': 'effective sample size of the behaviour weights, '
+  'dropped ones as 0, as a share of the '
+  'trained tokens',
   'policy/gap_mean': 'mean |logp_prox - logp_behave|, nats; also by class',
   'policy/gap_max': 'largest of the same; also by class',
-  'policy/kl_reference': 'k1 estimate of the KL to the reference per trained token (0 when beta is 0)',
+  'policy/kl_reference': 'k1 estimate of the KL to the reference per '
+  'trained token (0 when beta is 0)',
   'policy/kl_reward': 'mean of -beta times the same',
   'policy/tokens': 'trained tokens of the step; also by class',
   'policy/updates': 'optimizer updates of the step',
@@ -45,52 +49,106 @@ METRICS = {
 
 def merge(a: Sums, b: Sums) -> Sums:
   """Joins two dicts of sums; a key that only one has is kept."""
-  join = lambda name: jnp.maximum(a[name], b[name]) if name.startswith('max_') else a[name] + b[name]
-  return {name: join(name) if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}}
+  join = lambda name: (
+    jnp.maximum(a[name], b[name]) if name.startswith('max_') else a[name] + b[name]
+  )
+  return {
+    name: join(name) if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}
+  }
 
 
 def sft(scores: Scores, trained_RT: jax.Array) -> Sums:
   """Sums of a supervised micro-batch; scores are 0 outside the trained tokens."""
-  return jax.lax.stop_gradient({
-    'target_tokens': trained_RT.sum().astype(jnp.float32), 'cross_entropy': -scores.logprob_RT.sum(),
-    'correct': scores.correct_RT.sum()})
+  return jax.lax.stop_gradient(
+    {
+      'target_tokens': trained_RT.sum().astype(jnp.float32),
+      'cross_entropy': -scores.logprob_RT.sum(),
+      'correct': scores.correct_RT.sum(),
+    }
+  )
 
 
-def policy(parts: Mapping[str, jax.Array], scores: Scores, prox_RT: jax.Array, behavior_RT: jax.Array, kl_RT: jax.Array,
-           beta: float, trained_RT: jax.Array, class_RT: jax.Array, current_RT: jax.Array) -> Sums:
-  """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the gap at current_RT."""
+def policy(
+  parts: Mapping[str, jax.Array],
+  scores: Scores,
+  prox_RT: jax.Array,
+  behavior_RT: jax.Array,
+  kl_RT: jax.Array,
+  beta: float,
+  trained_RT: jax.Array,
+  class_RT: jax.Array,
+  current_RT: jax.Array,
+) -> Sums:
+  """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the
+  gap at current_RT.
+  """
   gap_RT = jnp.where(trained_RT, jnp.abs(prox_RT - jnp.where(trained_RT, behavior_RT, 0.0)), 0.0)
   found = {**parts, 'kl': kl_RT.sum(), 'kl_reward': -beta * kl_RT.sum()}
   found['max_gap'] = found.pop('gap_max')
   del found['gap_sum']
   now_RT = trained_RT & current_RT
-  found |= {'tokens_current': now_RT.sum().astype(jnp.float32), 'gap_current': jnp.where(now_RT, gap_RT, 0.0).sum(),
-            'max_gap_current': jnp.where(now_RT, gap_RT, 0.0).max(initial=0.0)}
+  found |= {
+    'tokens_current': now_RT.sum().astype(jnp.float32),
+    'gap_current': jnp.where(now_RT, gap_RT, 0.0).sum(),
+    'max_gap_current': jnp.where(now_RT, gap_RT, 0.0).max(initial=0.0),
+  }
   for number, name in enumerate(CLASSES):
     member = trained_RT & (class_RT == number)
     total = lambda x, member=member: jnp.where(member, x, 0.0).sum()
-    found |= {f'tokens_{name}': member.sum().astype(jnp.float32), f'entropy_{name}': total(scores.entropy_RT),
-              f'logprob_{name}': total(scores.logprob_RT), f'gap_{name}': total(gap_RT),
-              f'max_gap_{name}': jnp.where(member, gap_RT, 0.0).max(initial=0.0)}
+    found |= {
+      f'tokens_{name}': member.sum().astype(jnp.float32),
+      f'entropy_{name}': total(scores.entropy_RT),
+      f'logprob_{name}': total(scores.logprob_RT),
+      f'gap_{name}': total(gap_RT),
+      f'max_gap_{name}': jnp.where(member, gap_RT, 0.0).max(initial=0.0),
+    }
   return jax.lax.stop_gradient(found)
 
 
 def policy_zeros() -> Sums:
   """The keys of `policy` and `norms`, all 0: where a loop over updates begins."""
-  names = ('loss_sum', 'ratio_sum', 'clipped', 'dropped', 'weight_sum', 'weight_square_sum', 'max_gap', 'tokens', 'kl',
-           'kl_reward', 'grad_norm', 'update_norm', 'param_norm', 'updates', 'skipped', 'tokens_current', 'gap_current', 'max_gap_current')
-  by_class = [f'{kind}_{name}' for kind in ('tokens', 'entropy', 'logprob', 'gap', 'max_gap') for name in CLASSES]
+  names = (
+    'loss_sum',
+    'ratio_sum',
+    'clipped',
+    'dropped',
+    'weight_sum',
+    'weight_square_sum',
+    'max_gap',
+    'tokens',
+    'kl',
+    'kl_reward',
+    'grad_norm',
+    'update_norm',
+    'param_norm',
+    'updates',
+    'skipped',
+    'tokens_current',
+    'gap_current',
+    'max_gap_current',
+  )
+  by_class = [
+    f'{kind}_{name}'
+    for kind in ('tokens', 'entropy', 'logprob', 'gap', 'max_gap')
+    for name in CLASSES
+  ]
   return {name: jnp.zeros((), jnp.float32) for name in (*names, *by_class)}
 
 
 def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.Array) -> Sums:
   """Norms of one optimizer update (the first two 0 when it was not made), with counts."""
-  return {'grad_norm': gradient, 'update_norm': update, 'param_norm': params, 'updates': jnp.float32(1),
-          'skipped': 1 - made.astype(jnp.float32)}
+  return {
+    'grad_norm': gradient,
+    'update_norm': update,
+    'param_norm': params,
+    'updates': jnp.float32(1),
+    'skipped': 1 - made.astype(jnp.float32),
+  }
 
 
 def reduce(sums: Mapping[str, float]) -> dict[str, float]:
-  """Metrics (names in METRICS, breakdowns as 'name/class=text') from the sums of one or more steps. Pure; on the host.
+  """Metrics (names in METRICS, breakdowns as 'name/class=text') from the sums of one or more steps.
+  Pure; on the host.
 
   Quotients with a count of 0 are left out, so nothing is made up for a class without tokens.
   """
@@ -116,14 +174,25 @@ def reduce(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def _reduce_policy(sums: Mapping[str, float], mean, out: dict[str, float]) -> None:
-  seen = sums['tokens']                            # trained tokens times updates
+  seen = sums['tokens']  # trained tokens times updates
   repeats = max(sums['updates'] / max(sums['batches'], 1), 1)
-  means = {'loss': 'loss_sum', 'ratio': 'ratio_sum', 'clip_share': 'clipped', 'dropped_share': 'dropped',
-           'weight': 'weight_sum', 'kl_reference': 'kl', 'kl_reward': 'kl_reward'}
+  means = {
+    'loss': 'loss_sum',
+    'ratio': 'ratio_sum',
+    'clip_share': 'clipped',
+    'dropped_share': 'dropped',
+    'weight': 'weight_sum',
+    'kl_reference': 'kl',
+    'kl_reward': 'kl_reward',
+  }
   for metric, name in means.items():
     mean(f'policy/{metric}', sums[name], seen)
   mean('policy/ess', sums['weight_sum'] ** 2, sums['weight_square_sum'] * seen)
-  out |= {'policy/tokens': seen / repeats, 'policy/updates': sums['updates'], 'policy/gap_max': sums['max_gap']}
+  out |= {
+    'policy/tokens': seen / repeats,
+    'policy/updates': sums['updates'],
+    'policy/gap_max': sums['max_gap'],
+  }
   mean('policy/gap_current_mean', sums['gap_current'], sums['tokens_current'])
   if sums['tokens_current'] > 0:
     out['policy/gap_current_max'] = sums['max_gap_current']

@@ -1,7 +1,9 @@
-"""Decoding in killable processes: every request comes back within its deadline, as frames or as a typed MediaError.
+"""Decoding in killable processes: every request comes back within its deadline, as frames or as a
+typed MediaError.
 
-Workers are fresh interpreters (never forked, and the caller's main module is not imported again), each with one socket. A
-worker that hangs or dies is replaced; the request it held is answered with the reason 'timeout' or 'crashed'.
+Workers are fresh interpreters (never forked, and the caller's main module is not imported again),
+each with one socket. A worker that hangs or dies is replaced; the request it held is answered with
+the reason 'timeout' or 'crashed'.
 """
 
 import asyncio
@@ -26,11 +28,15 @@ from paravt_jax.types import Clip
 from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
-_START_LIMIT = 60.0          # seconds for a worker to import its libraries; counts before the deadline does
-_GRACE = 2.0                 # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+_START_LIMIT = 60.0  # seconds for a worker to import its libraries; counts before the deadline does
+_GRACE = (
+  2.0  # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+)
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
-_PROGRAM = ('import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.video import worker; '
-            'worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))')
+_PROGRAM = (
+  'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.video import worker; '
+  'worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))'
+)
 
 
 class _Worker:
@@ -39,8 +45,13 @@ class _Worker:
   def __init__(self, backend: str, deadline_s: float, parent: int):
     ours, theirs = socket.socketpair()
     arguments = [_ROOT, str(theirs.fileno()), backend, str(parent), str(deadline_s + _GRACE)]
-    self.process = subprocess.Popen([sys.executable, '-c', _PROGRAM, *arguments], pass_fds=[theirs.fileno()],
-                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    self.process = subprocess.Popen(
+      [sys.executable, '-c', _PROGRAM, *arguments],
+      pass_fds=[theirs.fileno()],
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      start_new_session=True,
+    )
     theirs.close()
     self._connection = Connection(ours.detach())
     self._ready = False
@@ -67,7 +78,9 @@ class _Worker:
     return reply
 
   def end(self):
-    """Kills the process and closes the socket. One that the kernel cannot end yet (a dead network disk) is left to it."""
+    """Kills the process and closes the socket. One that the kernel cannot end yet (a dead network
+    disk) is left to it.
+    """
     self.process.kill()
     self._connection.close()
     try:
@@ -79,8 +92,8 @@ class _Worker:
 class DecodePool:
   """Frames of videos by path and times, decoded in `workers` processes.
 
-  Safe to use from several threads and from a running event loop, which it never blocks. `counts` tells requests, frames, and
-  failures by reason.
+  Safe to use from several threads and from a running event loop, which it never blocks. `counts`
+  tells requests, frames, and failures by reason.
 
   Args:
     workers: processes; each decodes one request at a time on one thread.
@@ -95,7 +108,9 @@ class DecodePool:
     if backend not in READERS:
       raise ConfigError(f'video.backend: got {backend!r}, wanted one of {sorted(READERS)}')
     if workers < 1 or not deadline_s > 0:
-      raise ConfigError(f'decoding: got workers={workers}, deadline_s={deadline_s}, wanted both positive')
+      raise ConfigError(
+        f'decoding: got workers={workers}, deadline_s={deadline_s}, wanted both positive'
+      )
     if backend == 'decord':
       logging.getLogger(__name__).warning(decord_reader.KNOWN_FAULTS)
     self.backend = backend
@@ -115,30 +130,39 @@ class DecodePool:
   def __exit__(self, *_):
     self.close()
 
-  async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
-    """The frames shown at `seconds`, one per time and in that order, resized once to between min_pixels and max_pixels.
+  async def frames(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
+    """The frames shown at `seconds`, one per time and in that order, resized once to between
+    min_pixels and max_pixels.
 
-    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own times; of
-    one that is on screen for longer than a nominal frame interval by then, the time looked at. One frame may come several times:
-    `sampling.once` leaves it once.
+    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own
+    times; of one that is on screen for longer than a nominal frame interval by then, the time
+    looked at. One frame may come several times: `sampling.once` leaves it once.
 
     Raises:
       MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
       ValueError: no times.
     """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(self._threads, self.frames_sync, path, seconds, min_pixels, max_pixels)
+    return await loop.run_in_executor(
+      self._threads, self.frames_sync, path, seconds, min_pixels, max_pixels
+    )
 
   async def probe(self, path: str) -> VideoInfo:
     """What the file says of its video stream. Raises as `frames`."""
     return await asyncio.get_running_loop().run_in_executor(self._threads, self.probe_sync, path)
 
-  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  def frames_sync(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """As `frames`, for callers without an event loop."""
     times = np.asarray(seconds, np.float64)
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all():
       raise ValueError(f'{path}: got times {seconds!r}, wanted one or more finite seconds')
-    _, _, shown, duration, own, frames = self._run(('frames', str(path), times, min_pixels, max_pixels))
+    _, _, shown, duration, own, frames = self._run(
+      ('frames', str(path), times, min_pixels, max_pixels)
+    )
     self._count('frames', len(frames))
     return Clip(frames, shown, duration, own)
 
@@ -168,8 +192,12 @@ class DecodePool:
     finally:
       self._idle.put(worker if whole or self._closed else self._replace(worker))
     if reply is None:
-      reply = ('error', f'{request[1]}: no answer after {time.monotonic() - started:.1f} s, wanted one within '
-               f'{self._deadline_s} s; check the file and its disk, or raise video.deadline_s', 'timeout')
+      reply = (
+        'error',
+        f'{request[1]}: no answer after {time.monotonic() - started:.1f} s, wanted one within '
+        f'{self._deadline_s} s; check the file and its disk, or raise video.deadline_s',
+        'timeout',
+      )
     if reply[0] == 'error':
       self._count(reply[2])
       raise MediaError(reply[1], reply[2])
@@ -179,8 +207,12 @@ class DecodePool:
     if self._closed:
       return 'error', f'{path}: the decoding pool was closed, wanted it open', 'crashed'
     worker.end()
-    return ('error', f'{path}: the decoding process ended with code {worker.process.returncode}, wanted frames; '
-            'try the file alone, or the other video.backend', 'crashed')
+    return (
+      'error',
+      f'{path}: the decoding process ended with code {worker.process.returncode}, wanted frames; '
+      'try the file alone, or the other video.backend',
+      'crashed',
+    )
 
   def _start(self) -> _Worker:
     worker = _Worker(self.backend, self._deadline_s, os.getpid())
@@ -197,5 +229,3 @@ class DecodePool:
   def _count(self, name: str, amount: int = 1):
     with self._lock:
       self.counts[name] += amount
-
-

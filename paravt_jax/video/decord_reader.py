@@ -10,8 +10,9 @@ from paravt_jax.video.media import VideoInfo
 
 # Said once where this backend is chosen. The files are real ones, compared with a full decode.
 KNOWN_FAULTS = (
-  "video.backend='decord' is known to be wrong on transport streams, on AVI, at the ends of VP8 and "
-  "VP9 and on clips cut with an edit list; it differed or failed on 84 of 351 real files, "
+  "video.backend='decord' is known to be wrong on transport streams, on AVI, at the ends of "
+  'VP8 and '
+  'VP9 and on clips cut with an edit list; it differed or failed on 84 of 351 real files, '
   "'pyav' on 39, most of them broken on purpose"
 )
 

@@ -1,7 +1,8 @@
 """Frames to patches: one target size, one resize, and the order in which Qwen3-VL reads patches.
 
-A patch is 16x16 pixels; 2x2 neighbouring patches are merged into one token, so sides are multiples of 32. Patches are listed
-merge block by merge block (2x2 order): four consecutive ones make one token. Channels of a patch: colour, row, column.
+A patch is 16x16 pixels; 2x2 neighbouring patches are merged into one token, so sides are multiples
+of 32. Patches are listed merge block by merge block (2x2 order): four consecutive ones make one
+token. Channels of a patch: colour, row, column.
 """
 
 import math
@@ -11,25 +12,28 @@ from PIL import Image
 
 from paravt_jax.errors import ConfigError
 
-PATCH = 16                   # pixels of a patch's side; fixed by the model family
-MERGE = 2                    # patches of a merged token's side
+PATCH = 16  # pixels of a patch's side; fixed by the model family
+MERGE = 2  # patches of a merged token's side
 SIDE = PATCH * MERGE
 
 
 def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
   """The one size that frames of (height, width) pixels are resized to.
 
-  Nearest multiples of 32 with about the same aspect ratio and min_pixels <= area <= max_pixels: Qwen's `smart_resize`, but for
-  very long strips, where that one overshoots. A size that it returned is returned unchanged, so a server cannot resize again.
+  Nearest multiples of 32 with about the same aspect ratio and min_pixels <= area <= max_pixels:
+  Qwen's `smart_resize`, but for very long strips, where that one overshoots. A size that it
+  returned is returned unchanged, so a server cannot resize again.
 
   Raises:
-    ConfigError: the pixel limits hold no multiple-of-32 size (1024 <= max, min <= max - max/4 or so).
-    ValueError: a side is not positive.
+    ConfigError: the pixel limits hold no multiple-of-32 size (1024 <= max, min <= max - max/4 or
+    so). ValueError: a side is not positive.
   """
   if height < 1 or width < 1:
     raise ValueError(f'target_size: got {height}x{width}, wanted positive sides')
   if max_pixels < SIDE * SIDE or min_pixels > max_pixels:
-    raise ConfigError(f'pixel limits: got [{min_pixels}, {max_pixels}], wanted min <= max and max >= {SIDE * SIDE}')
+    raise ConfigError(
+      f'pixel limits: got [{min_pixels}, {max_pixels}], wanted min <= max and max >= {SIDE * SIDE}'
+    )
   h, w = (max(SIDE, round(side / SIDE) * SIDE) for side in (height, width))
   if h * w > max_pixels:
     scale = math.sqrt(height * width / max_pixels)
@@ -41,7 +45,9 @@ def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tu
 
 
 def _within(h: int, w: int, max_pixels: int) -> tuple[int, int]:
-  """Shortens the longer side until the area fits: rounding up a strip's short side to 32 can overshoot."""
+  """Shortens the longer side until the area fits: rounding up a strip's short side to 32 can
+  overshoot.
+  """
   if h * w <= max_pixels:
     return h, w
   longer = max(SIDE, max_pixels // min(h, w) // SIDE * SIDE)
@@ -49,7 +55,9 @@ def _within(h: int, w: int, max_pixels: int) -> tuple[int, int]:
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes uint8[N, H, W, 3] to uint8[N, h, w, 3] by PIL's bicubic filter; frames already of that size come back untouched."""
+  """Resizes uint8[N, H, W, 3] to uint8[N, h, w, 3] by PIL's bicubic filter; frames already of that
+  size come back untouched.
+  """
   height, width = size
   if frames.shape[1:3] == (height, width):
     return frames
@@ -66,22 +74,33 @@ def patchify(frame: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     frame: uint8[H, W, 3], sides multiples of 32.
 
   Returns:
-    (patches uint8[X, C] with X = H/16 * W/16 in 2x2 merge order and C = 3*16*16, grid (H/16, W/16)).
+    (patches uint8[X, C] with X = H/16 * W/16 in 2x2 merge order and C = 3*16*16, grid (H/16,
+    W/16)).
 
   Raises:
     ValueError: another shape.
   """
-  if frame.ndim != 3 or frame.shape[2] != 3 or frame.shape[0] % SIDE or frame.shape[1] % SIDE or not frame.size:
-    raise ValueError(f'patchify: got shape {frame.shape}, wanted [H, W, 3] with sides multiples of {SIDE}')
+  if (
+    frame.ndim != 3
+    or frame.shape[2] != 3
+    or frame.shape[0] % SIDE
+    or frame.shape[1] % SIDE
+    or not frame.size
+  ):
+    raise ValueError(
+      f'patchify: got shape {frame.shape}, wanted [H, W, 3] with sides multiples of {SIDE}'
+    )
   h, w = frame.shape[0] // PATCH, frame.shape[1] // PATCH
   blocks = frame.reshape(h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH, 3)
   return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(h * w, 3 * PATCH * PATCH), (h, w)
 
 
 def unpatchify(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """The frame uint8[H, W, 3] that `patchify` cut into patches [X, C] with that grid; padding after them is ignored."""
+  """The frame uint8[H, W, 3] that `patchify` cut into patches [X, C] with that grid; padding after
+  them is ignored.
+  """
   h, w = grid
-  blocks = patches[:h * w].reshape(h // MERGE, w // MERGE, MERGE, MERGE, 3, PATCH, PATCH)
+  blocks = patches[: h * w].reshape(h // MERGE, w // MERGE, MERGE, MERGE, 3, PATCH, PATCH)
   return blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * PATCH, w * PATCH, 3)
 
 

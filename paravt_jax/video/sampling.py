@@ -1,4 +1,6 @@
-"""Which frames, at what second. Pure: numbers in, seconds out; the decoder later snaps them to real frames."""
+"""Which frames, at what second. Pure: numbers in, seconds out; the decoder later snaps them to real
+frames.
+"""
 
 from collections.abc import Sequence
 
@@ -10,15 +12,19 @@ from paravt_jax.types import Clip, Window
 
 
 def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> int:
-  """The overview budget K of a prompt: uniform over `choices`, a function of (seed, task id, epoch) alone.
+  """The overview budget K of a prompt: uniform over `choices`, a function of (seed, task id, epoch)
+  alone.
 
-  Every rollout of the group and every process on every machine draws the same K. One choice means that gating is off.
+  Every rollout of the group and every process on every machine draws the same K. One choice means
+  that gating is off.
 
   Raises:
     ConfigError: no choices, or one below 1.
   """
   if not choices or min(choices) < 1:
-    raise ConfigError(f'frame budgets: got {tuple(choices)!r}, wanted integers >= 1; set them in the recipe')
+    raise ConfigError(
+      f'frame budgets: got {tuple(choices)!r}, wanted integers >= 1; set them in the recipe'
+    )
   return int(choices[seeds.at(seed, 'frames', task_id, epoch) % len(choices)])
 
 
@@ -31,36 +37,46 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
   """Times of an overview of `budget` frames: the middles of equal parts of the video.
 
   Args:
-    duration: of the video, seconds.
-    budget: K, frames wanted.
-    fps: average frame rate; round(duration * fps) frames are available. The rate never overrides the budget.
+    duration: of the video, seconds. budget: K, frames wanted. fps: average frame rate;
+    round(duration * fps) frames are available. The rate never overrides the budget.
 
   Returns:
-    float64[min(K, frames available)], strictly increasing seconds; at a constant frame rate each falls on a frame of its own.
+    float64[min(K, frames available)], strictly increasing seconds; at a constant frame rate each
+    falls on a frame of its own.
 
   Raises:
     ValueError: duration, budget or fps is not positive.
   """
   if not (duration > 0 and budget > 0 and fps > 0):
-    raise ValueError(f'budget_times: got duration={duration}, budget={budget}, fps={fps}, wanted all three positive')
+    raise ValueError(
+      f'budget_times: got duration={duration}, budget={budget}, fps={fps}, wanted all three '
+      'positive'
+    )
   count = min(int(budget), available(duration, fps))
   return (np.arange(count) + 0.5) * (duration / count)
 
 
 def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
-  """Times to look at for an overview: as `budget_times`, but always `budget` of them, so that no frame of a short video is missed
-  where its rate varies (slides). `once` then leaves each frame that was found once: at a constant rate min(K, available).
+  """Times to look at for an overview: as `budget_times`, but always `budget` of them, so that no
+  frame of a short video is missed where its rate varies (slides). `once` then leaves each frame
+  that was found once: at a constant rate min(K, available).
 
   Raises: as `budget_times`.
   """
   count = len(budget_times(duration, budget, fps))
-  return (np.arange(int(budget)) + 0.5) * (duration / int(budget)) if count < budget else budget_times(duration, budget, fps)
+  return (
+    (np.arange(int(budget)) + 0.5) * (duration / int(budget))
+    if count < budget
+    else budget_times(duration, budget, fps)
+  )
 
 
 def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, int]:
-  """A clip decoded at `times` with each frame once, under its first label; and how many repeats that leaves out.
+  """A clip decoded at `times` with each frame once, under its first label; and how many repeats
+  that leaves out.
 
-  The frame on screen when a window opens began before it: a label before `since`, the window's start, becomes the time looked at.
+  The frame on screen when a window opens began before it: a label before `since`, the window's
+  start, becomes the time looked at.
   """
   labels = np.where(clip.seconds < since, np.minimum(times, clip.duration), clip.seconds)
   _, first = np.unique(clip.own, return_index=True)
@@ -71,26 +87,33 @@ def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, 
 
 
 def window_times(window: Window, *, fps: float, min_frames: int, max_frames: int) -> np.ndarray:
-  """Times inside a window: start, start + 1/fps, ... <= end; thinned evenly to `max_frames`, spread to `min_frames`.
+  """Times inside a window: start, start + 1/fps, ... <= end; thinned evenly to `max_frames`, spread
+  to `min_frames`.
 
-  `window.num_frames` replaces the rate: that many times evenly from start to end, clamped to [min_frames, max_frames].
+  `window.num_frames` replaces the rate: that many times evenly from start to end, clamped to
+  [min_frames, max_frames].
 
   Returns:
-    float64[n], min_frames <= n <= max_frames, strictly increasing seconds within [start, end]; the first one is start.
+    float64[n], min_frames <= n <= max_frames, strictly increasing seconds within [start, end]; the
+    first one is start.
 
   Raises:
     ValueError: start >= end, or 1 <= min_frames <= max_frames and fps > 0 do not hold.
   """
   if not (window.start < window.end and fps > 0 and 1 <= min_frames <= max_frames):
-    raise ValueError(f'window_times: got {window}, fps={fps}, frames {min_frames}..{max_frames}, '
-                     'wanted start < end, fps > 0 and 1 <= min <= max')
+    raise ValueError(
+      f'window_times: got {window}, fps={fps}, frames {min_frames}..{max_frames}, '
+      'wanted start < end, fps > 0 and 1 <= min <= max'
+    )
   span = window.end - window.start
   at_rate = int(np.floor(span * fps + 1e-9)) + 1
   if window.num_frames is not None:
     return _spread(window, min(max(window.num_frames, min_frames), max_frames))
   if at_rate < min_frames:
     return _spread(window, min_frames)
-  steps = np.arange(at_rate) if at_rate <= max_frames else np.linspace(0, at_rate - 1, max_frames).round()
+  steps = (
+    np.arange(at_rate) if at_rate <= max_frames else np.linspace(0, at_rate - 1, max_frames).round()
+  )
   return np.minimum(window.start + steps / fps, window.end)
 
 

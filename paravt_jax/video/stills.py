@@ -1,6 +1,7 @@
 """Still images of any kind to upright 8-bit RGB: one function for every mode of Pillow.
 
-Deep images are scaled, transparent ones laid over white, rotated ones turned upright; of an animation the first picture counts.
+Deep images are scaled, transparent ones laid over white, rotated ones turned upright; of an
+animation the first picture counts.
 """
 
 import struct
@@ -12,11 +13,24 @@ from PIL import ExifTags, Image, ImageCms
 from paravt_jax.errors import MediaError
 
 # What Pillow raises for files that are no images, or damaged ones.
-FAULTS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError,
-          struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+FAULTS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  EOFError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  ArithmeticError,
+  RuntimeError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
+  Image.DecompressionBombWarning,
+)
 _DEEP = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N', 'F')
 _ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262    # a TIFF's tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # a TIFF's tags
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -32,7 +46,8 @@ def read(path: str) -> np.ndarray:
   """uint8[H, W, 3] of an image file, as `rgb`.
 
   Raises:
-    MediaError: 'missing', or 'decode' for a file that is no image, is damaged or cut short, or has too many pixels.
+    MediaError: 'missing', or 'decode' for a file that is no image, is damaged or cut short, or has
+    too many pixels.
   """
   with _opened(path) as image:
     try:
@@ -42,21 +57,27 @@ def read(path: str) -> np.ndarray:
 
 
 def size(path: str) -> tuple[int, int]:
-  """(height, width) of an image file as `read` returns it, from its header. Raises as `read` for what the header tells.
+  """(height, width) of an image file as `read` returns it, from its header. Raises as `read` for
+  what the header tells.
 
-  The header of a PNG does not hold its orientation, so that one lying on its side is told as stored: the area is the same.
+  The header of a PNG does not hold its orientation, so that one lying on its side is told as
+  stored: the area is the same.
   """
   with _opened(path) as image:
-    sideways = image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5    # Pillow itself turns a TIFF
+    sideways = (
+      image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5
+    )  # Pillow itself turns a TIFF
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-  """uint8[H, W, 3] of an open image of any mode: upright by its EXIF orientation, over white where it is transparent.
+  """uint8[H, W, 3] of an open image of any mode: upright by its EXIF orientation, over white where
+  it is transparent.
 
-  16-bit values 0..65535 become 0..255 (of a TIFF that says it has 9 to 15 bits: those). Mode I within 0..255 is taken as it is,
-  within 0..65535 as 16-bit; F within 0..1 as shares of white, within 0..255 as it is; any other I or F is stretched from its least
-  value to its greatest. What is no number is black. Colour profiles are left alone.
+  16-bit values 0..65535 become 0..255 (of a TIFF that says it has 9 to 15 bits: those). Mode I
+  within 0..255 is taken as it is, within 0..65535 as 16-bit; F within 0..1 as shares of white,
+  within 0..255 as it is; any other I or F is stretched from its least value to its greatest. What
+  is no number is black. Colour profiles are left alone.
 
   Raises: one of FAULTS where the file behind the image is damaged.
   """
@@ -72,7 +93,9 @@ def _plain(image: Image.Image) -> Image.Image:
   if image.mode in _DEEP:
     values = np.asarray(image)
     levels = _grey(values, _white(image))
-    if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0:    # white is zero; Pillow turns only 8 bits
+    if (
+      getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0
+    ):  # white is zero; Pillow turns only 8 bits
       levels = 255 - levels
     grey = Image.fromarray(levels)
     if not isinstance(clear, int):
@@ -85,7 +108,9 @@ def _plain(image: Image.Image) -> Image.Image:
   if image.mode in _ALPHA:
     return _over_white(image)
   if clear is not None and image.mode in ('1', 'L', 'P', 'RGB'):
-    if isinstance(clear, tuple) and max(clear) > 255:         # of a 16-bit PNG, whose pixels Pillow gives as 8 bits
+    if (
+      isinstance(clear, tuple) and max(clear) > 255
+    ):  # of a 16-bit PNG, whose pixels Pillow gives as 8 bits
       image = image.copy()
       image.info['transparency'] = tuple(value >> 8 for value in clear)
     return _over_white(image)
@@ -133,10 +158,14 @@ def _opened(path: str) -> Image.Image:
   try:
     return Image.open(path)
   except FileNotFoundError:
-    raise MediaError(f'{path}: no such file, wanted an image; unpack the media, or fix the row', 'missing') from None
+    raise MediaError(
+      f'{path}: no such file, wanted an image; unpack the media, or fix the row', 'missing'
+    ) from None
   except FAULTS as error:
     raise _broken(path, error) from error
 
 
 def _broken(path: str, error: BaseException) -> MediaError:
-  return MediaError(f'{path}: cannot be read as an image ({error}); copy it again, or drop the row', 'decode')
+  return MediaError(
+    f'{path}: cannot be read as an image ({error}); copy it again, or drop the row', 'decode'
+  )

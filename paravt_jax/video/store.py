@@ -1,7 +1,9 @@
-"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder, bounded too, if there is one.
+"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder, bounded
+too, if there is one.
 
-A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder: another file or another knob is
-another key, never a stale frame. Several processes may share a folder; each looks at what the others wrote before it throws away.
+A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder:
+another file or another knob is another key, never a stale frame. Several processes may share a
+folder; each looks at what the others wrote before it throws away.
 
   <folder>/<first two digits>/<key>.npz     frames, seconds, duration; own where it is not the seconds. Last changed: last used
   <folder>/<first two digits>/*.part        being written, locked by its writer; what a killed one left is swept
@@ -30,24 +32,31 @@ from paravt_jax.types import Clip
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.readers import VideoInfo, missing
 
-_LAYOUT = 2                  # of the files below; a new number is a new key
+_LAYOUT = 2  # of the files below; a new number is a new key
 _PART = '.part'
-_OLD = 60.0                  # seconds; a younger part may not be locked yet by the writer that just made it
-_RESERVE = 1 << 30           # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
-_SLACK = 1_000_000_000       # ns by which times of files may lag behind the clock, or another machine's
-_ROOM = 0.1                  # of the folder's bound: freed at a time, and written before one looks again what others wrote
+_OLD = 60.0  # seconds; a younger part may not be locked yet by the writer that just made it
+_RESERVE = (
+  1 << 30
+)  # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
+_SLACK = 1_000_000_000  # ns by which times of files may lag behind the clock, or another machine's
+# of the folder's bound: freed at a time, and written before one looks again what others wrote
+_ROOM = 0.1
 
 
 class FrameStore:
-  """A DecodePool with a memory. Its coroutines belong to one event loop at a time; the sync twins may run beside them.
+  """A DecodePool with a memory. Its coroutines belong to one event loop at a time; the sync twins
+  may run beside them.
 
-  Concurrent requests for the same frames share one decode. Errors are not kept: a file that was mended is read again. A full
-  disk costs the folder's use, never the run: one warning, and every lost write is counted. `counts`: memory, disk, decoded,
-  shared, disk_write_failed, disk_unreadable, disk_dropped (files thrown away for room), disk_full (not written for want of room).
+  Concurrent requests for the same frames share one decode. Errors are not kept: a file that was
+  mended is read again. A full disk costs the folder's use, never the run: one warning, and every
+  lost write is counted. `counts`: memory, disk, decoded, shared, disk_write_failed,
+  disk_unreadable, disk_dropped (files thrown away for room), disk_full (not written for want of
+  room).
 
-  Epochs visit a corpus in turn, so a folder that throws away what it holds for what comes would have thrown away just what comes
-  next: of a corpus larger than the bound nothing would ever be found. So only files that nobody used since this store was opened
-  leave; once there are none, what is decoded is not written any more, and the share that is held is found in every epoch.
+  Epochs visit a corpus in turn, so a folder that throws away what it holds for what comes would
+  have thrown away just what comes next: of a corpus larger than the bound nothing would ever be
+  found. So only files that nobody used since this store was opened leave; once there are none, what
+  is decoded is not written any more, and the share that is held is found in every epoch.
 
   Args:
     folder: for decoded frames, made if missing; None keeps them in memory only.
@@ -56,12 +65,18 @@ class FrameStore:
     disk_capacity: bytes of frames in the folder, about; None for no bound.
   """
 
-  def __init__(self, folder: str | os.PathLike | None, pool: DecodePool, capacity: int, disk_capacity: int | None = None):
+  def __init__(
+    self,
+    folder: str | os.PathLike | None,
+    pool: DecodePool,
+    capacity: int,
+    disk_capacity: int | None = None,
+  ):
     self.counts: collections.Counter[str] = collections.Counter()
     self._folder = pathlib.Path(folder) if folder is not None else None
     self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
-    self._unseen = float('inf')            # bytes written since the folder was last looked through
-    self._room = 0.0                       # bytes that were free below the bound then
+    self._unseen = float('inf')  # bytes written since the folder was last looked through
+    self._room = 0.0  # bytes that were free below the bound then
     self._opened, self._full = time.time_ns() - _SLACK, False
     self._pool = pool
     self._capacity = capacity
@@ -72,7 +87,9 @@ class FrameStore:
     self._running: dict[str, asyncio.Task] = {}
     self._warned: set[int] = set()
 
-  async def frames(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  async def frames(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """As DecodePool.frames; the arrays are shared between callers and cannot be written to."""
     times = np.asarray(seconds, np.float64)
     identity = await asyncio.to_thread(_identity, path)
@@ -85,7 +102,9 @@ class FrameStore:
     else:
       self._running[key] = asyncio.create_task(self._load(key, path, times, min_pixels, max_pixels))
       self._running[key].add_done_callback(lambda task: self._finish(key, task))
-    return await asyncio.shield(self._running[key])  # a caller that gives up must not take the frames from the others
+    return await asyncio.shield(
+      self._running[key]
+    )  # a caller that gives up must not take the frames from the others
 
   async def probe(self, path: str) -> VideoInfo:
     """As DecodePool.probe; asked once per file."""
@@ -94,7 +113,9 @@ class FrameStore:
       self._infos[identity] = await self._pool.probe(path)
     return self._infos[identity]
 
-  def frames_sync(self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int) -> Clip:
+  def frames_sync(
+    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
+  ) -> Clip:
     """As `frames`, for threads without an event loop; concurrent requests are not shared."""
     times = np.asarray(seconds, np.float64)
     key = self._key(_identity(path), times, min_pixels, max_pixels)
@@ -120,9 +141,11 @@ class FrameStore:
   def _finish(self, key: str, task: asyncio.Task):
     self._running.pop(key, None)
     if not task.cancelled():
-      task.exception()       # marks it as seen: every caller may have gone
+      task.exception()  # marks it as seen: every caller may have gone
 
-  async def _load(self, key: str, path: str, times: np.ndarray, min_pixels: int, max_pixels: int) -> Clip:
+  async def _load(
+    self, key: str, path: str, times: np.ndarray, min_pixels: int, max_pixels: int
+  ) -> Clip:
     clip = await asyncio.to_thread(self._read, key) if self._folder else None
     if clip is None:
       clip = await self._pool.frames(path, times, min_pixels, max_pixels)
@@ -161,18 +184,22 @@ class FrameStore:
   def _read(self, key: str) -> Clip | None:
     try:
       with np.load(self._file(key)) as arrays:
-        clip = Clip(arrays['frames'], arrays['seconds'], float(arrays['duration']), arrays.get('own'))
+        clip = Clip(
+          arrays['frames'], arrays['seconds'], float(arrays['duration']), arrays.get('own')
+        )
       self._count('disk')
       self._touch(key)
       return clip
     except FileNotFoundError:
       return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      self._count('disk_unreadable')     # decoded again and written anew
+      self._count('disk_unreadable')  # decoded again and written anew
       return None
 
   def _touch(self, key: str):
-    """Marks a file as used now. One that is gone, or belongs to somebody else, is none of our business."""
+    """Marks a file as used now. One that is gone, or belongs to somebody else, is none of our
+    business.
+    """
     if math.isfinite(self._disk_capacity):
       with contextlib.suppress(OSError):
         os.utime(self._file(key))
@@ -201,11 +228,17 @@ class FrameStore:
       if error.errno not in self._warned:
         self._warned.add(error.errno)
         logging.getLogger(__name__).warning(
-            'frame store %s: writing failed (%s); going on without it, wanted room for decoded frames: free some space or set '
-            'video.cache_folder elsewhere (counted in disk_write_failed)', self._folder, error.strerror)
+          'frame store %s: writing failed (%s); going on without it, wanted room for decoded '
+          'frames: free some space or set '
+          'video.cache_folder elsewhere (counted in disk_write_failed)',
+          self._folder,
+          error.strerror,
+        )
 
   def _make_room(self, size: int) -> bool:
-    """Whether `size` bytes may be written; throws the least recently used files of earlier runs away for them, if need be."""
+    """Whether `size` bytes may be written; throws the least recently used files of earlier runs
+    away for them, if need be.
+    """
     with self._sweeping:
       disk = shutil.disk_usage(self._folder)
       if self._full or disk.free - size < min(_RESERVE, disk.total // 20):
@@ -228,7 +261,9 @@ class FrameStore:
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
-  """(time of last use, bytes, path) of every file of frames. What killed writers left is removed on the way."""
+  """(time of last use, bytes, path) of every file of frames. What killed writers left is removed on
+  the way.
+  """
   for path in folder.glob('??/*'):
     try:
       stat = path.stat()
@@ -236,7 +271,7 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
         _sweep(path)
       elif path.suffix == '.npz':
         yield stat.st_mtime_ns, stat.st_size, path
-    except FileNotFoundError:              # another process was quicker
+    except FileNotFoundError:  # another process was quicker
       continue
 
 
@@ -258,5 +293,7 @@ def _identity(path: str) -> tuple:
   except (FileNotFoundError, NotADirectoryError) as error:
     raise missing(str(path)) from error
   except OSError as error:
-    raise MediaError(f'{path}: {error.strerror}, wanted a readable video; check its permissions', 'not_video') from error
+    raise MediaError(
+      f'{path}: {error.strerror}, wanted a readable video; check its permissions', 'not_video'
+    ) from error
   return str(path), stat.st_size, stat.st_mtime_ns

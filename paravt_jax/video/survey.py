@@ -250,9 +250,7 @@ def _is_joint(rows: list[Row], interval: float) -> bool:
   return False
 
 
-def _claimed_end(
-  container, stream, start: int, end: int, others: float, interval: float
-) -> int:
+def _claimed_end(container, stream, start: int, end: int, others: float, interval: float) -> int:
   """The end by the header, where no packet of any stream reaches it; else the stream's own."""
   base = float(stream.time_base)
   # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames

@@ -1,4 +1,6 @@
-"""The process that decodes. Started by `decode.DecodePool` with one end of a socket; imports no more than av, numpy and PIL."""
+"""The process that decodes. Started by `decode.DecodePool` with one end of a socket; imports no
+more than av, numpy and PIL.
+"""
 
 import collections
 import os
@@ -10,9 +12,9 @@ import numpy as np
 from paravt_jax.errors import MediaError
 from paravt_jax.video import patches, readers
 
-_OPEN_FILES = 8              # readers kept per worker: crops of one episode come in runs on the same video
-_LONGER = 1.05               # of a frame interval: forgives times that are rounded to milliseconds
-_LOOK_UP = 5.0               # seconds between looks at whether the parent is still there
+_OPEN_FILES = 8  # readers kept per worker: crops of one episode come in runs on the same video
+_LONGER = 1.05  # of a frame interval: forgives times that are rounded to milliseconds
+_LOOK_UP = 5.0  # seconds between looks at whether the parent is still there
 
 
 class Files:
@@ -42,8 +44,12 @@ class Files:
       self._readers.pop(key).close()
 
 
-def decode(reader, seconds: np.ndarray, min_pixels: int, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-  """(uint8[N, h, w, 3], float64[N] their own times) of the frames shown at `seconds`, in the order asked for; resized once."""
+def decode(
+  reader, seconds: np.ndarray, min_pixels: int, max_pixels: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(uint8[N, h, w, 3], float64[N] their own times) of the frames shown at `seconds`, in the order
+  asked for; resized once.
+  """
   frames, own, last = None, np.zeros(len(seconds)), None
   for i, time, image in reader.read(seconds):
     if frames is None:
@@ -58,7 +64,9 @@ def decode(reader, seconds: np.ndarray, min_pixels: int, max_pixels: int) -> tup
 
 
 def labels(own: np.ndarray, seconds: np.ndarray, interval: float, duration: float) -> np.ndarray:
-  """float64[N]: the frames' own times; where one is on screen for longer than `interval` by then, the time looked at."""
+  """float64[N]: the frames' own times; where one is on screen for longer than `interval` by then,
+  the time looked at.
+  """
   looked = np.clip(seconds, 0.0, duration)
   return np.where(looked - own > interval * _LONGER, looked, own)
 
@@ -81,8 +89,8 @@ def answer(files: Files, request: tuple) -> tuple[tuple, np.ndarray | None]:
 def main(descriptor: int, backend: str, parent: int, alarm: float):
   """Answers requests until the other end closes or the parent is gone.
 
-  A request that outlives `alarm` seconds is ended by the kernel, even inside C code that holds the interpreter lock: so a
-  worker whose parent died while it hung does not stay behind.
+  A request that outlives `alarm` seconds is ended by the kernel, even inside C code that holds the
+  interpreter lock: so a worker whose parent died while it hung does not stay behind.
   """
   connection = Connection(descriptor)
   files = Files(backend)
@@ -102,4 +110,4 @@ def main(descriptor: int, backend: str, parent: int, alarm: float):
         connection.send_bytes(frames.reshape(-1).data)
       signal.setitimer(signal.ITIMER_REAL, 0)
   except (EOFError, ConnectionError):
-    return                   # the parent closed its end or died
+    return  # the parent closed its end or died

@@ -10,12 +10,20 @@ from tests.chat import made_tokenizer
 TOK = made_tokenizer.tok()
 FRAME = np.zeros((32, 32, 3), np.uint8)
 PREFIX = template.THINK_PREFIX
-FIRST = '<think>\n\nI look.</think><tool_call>{"name": "crop_video", "arguments": {"start_time": 1, "end_time": 2}}</tool_call>'
+FIRST = (
+  '<think>\n\nI look.</think><tool_call>{"name": "crop_video", "arguments": {"start_time": 1, '
+  '"end_time": 2}}</tool_call>'
+)
 LAST = '<think>\nIt is red.</think>\n<answer>red</answer>'
 USER = [*template.frame_pieces([FRAME], [3]), 'What? <think> <|im_end|>']
-TALK = [('system', [prompts.SYSTEM]), ('user', USER), ('assistant', [FIRST]),
-        ('user', ['<tool_response>\n41 red\n</tool_response>']), ('user', ['<tool_response>\n\n</tool_response>']),
-        ('assistant', [LAST])]
+TALK = [
+  ('system', [prompts.SYSTEM]),
+  ('user', USER),
+  ('assistant', [FIRST]),
+  ('user', ['<tool_response>\n41 red\n</tool_response>']),
+  ('user', ['<tool_response>\n\n</tool_response>']),
+  ('assistant', [LAST]),
+]
 
 
 def targets(segments) -> list[str]:
@@ -33,7 +41,9 @@ def test_deviation_21_only_assistant_turns_are_targets_whatever_special_tokens_u
 
 
 def test_the_literal_mask_of_a_small_conversation():
-  segments = spans.conversation(TOK, [('user', ['a']), ('assistant', ['b']), ('user', ['c']), ('assistant', ['b'])], PREFIX)
+  segments = spans.conversation(
+    TOK, [('user', ['a']), ('assistant', ['b']), ('user', ['c']), ('assistant', ['b'])], PREFIX
+  )
   drawn = ''.join('T' if target else '.' for target in spans.sampled_mask(segments))
   header = len(template.header(TOK, ''))
   user = len(template.message(TOK, 'user', ['a']))
@@ -45,10 +55,18 @@ def test_sft_lays_the_very_tokens_of_a_rollout():
   for text in (FIRST, LAST):
     sampled.append(np.append(TOK.encode(text.removeprefix(PREFIX), trusted=True), TOK.im_end))
   rollout = [
-      template.opening(TOK, prompts.SYSTEM, USER, PREFIX).ids, sampled[0],
-      template.continuation(TOK, closed=True, results=['41 red', ''], request=None, think_prefix=PREFIX).ids, sampled[1]]
+    template.opening(TOK, prompts.SYSTEM, USER, PREFIX).ids,
+    sampled[0],
+    template.continuation(
+      TOK, closed=True, results=['41 red', ''], request=None, think_prefix=PREFIX
+    ).ids,
+    sampled[1],
+  ]
   segments = spans.conversation(TOK, TALK, PREFIX)
-  assert np.concatenate(rollout).tolist() == np.concatenate([segment.ids for segment in segments]).tolist()
+  assert (
+    np.concatenate(rollout).tolist()
+    == np.concatenate([segment.ids for segment in segments]).tolist()
+  )
 
 
 def test_images_stay_in_order_with_their_placeholders():
@@ -69,17 +87,34 @@ def test_a_first_question_cannot_hold_response_tags():
 
 def test_what_a_response_holds_is_text_only_its_own_tags_are_tags():
   segments = spans.conversation(
-      TOK, [('user', ['a']), ('assistant', ['b']), ('user', ['<tool_response>\n<think> red\n</tool_response>'])], PREFIX)
+    TOK,
+    [
+      ('user', ['a']),
+      ('assistant', ['b']),
+      ('user', ['<tool_response>\n<think> red\n</tool_response>']),
+    ],
+    PREFIX,
+  )
   ids = segments[-1].ids.tolist()
   assert TOK.token_to_id('<think>') not in ids and TOK.decode(ids).count('<think>') == 1
-  assert ids.count(TOK.token_to_id('<tool_response>')) == ids.count(TOK.token_to_id('</tool_response>')) == 1
+  assert (
+    ids.count(TOK.token_to_id('<tool_response>'))
+    == ids.count(TOK.token_to_id('</tool_response>'))
+    == 1
+  )
 
 
-@pytest.mark.parametrize('message, says', [(('tool', ['a']), "role 'tool'"), (('assistant', [FRAME]), 'image')])
+@pytest.mark.parametrize(
+  'message, says', [(('tool', ['a']), "role 'tool'"), (('assistant', [FRAME]), 'image')]
+)
 def test_a_row_that_breaks_the_roles_is_one_clear_error(message, says):
   with pytest.raises(errors.ChatError, match=says):
     spans.conversation(TOK, [('user', ['a']), message], PREFIX)
 
 
 def test_nothing_gives_nothing():
-  assert spans.conversation(TOK, [], PREFIX) == () and spans.sampled_mask(()).shape == (0,) and spans.turn_spans(()) == ()
+  assert (
+    spans.conversation(TOK, [], PREFIX) == ()
+    and spans.sampled_mask(()).shape == (0,)
+    and spans.turn_spans(()) == ()
+  )

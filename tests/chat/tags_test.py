@@ -21,7 +21,10 @@ def test_other_tags_inside_a_closed_think_are_text():
 
 
 def test_an_answer_is_closed_when_its_end_comes_before_the_next_answer():
-  assert [(a.body, a.closed) for a in tags.answers('<answer>A<answer>B</answer>')] == [('A', False), ('B', True)]
+  assert [(a.body, a.closed) for a in tags.answers('<answer>A<answer>B</answer>')] == [
+    ('A', False),
+    ('B', True),
+  ]
   assert [(a.body, a.closed) for a in tags.answers('<answer>A b')] == [('A b', False)]
   assert tags.answers('</answer>') == ()
 
@@ -29,13 +32,19 @@ def test_an_answer_is_closed_when_its_end_comes_before_the_next_answer():
 def test_balance_is_in_order():
   assert tags.balanced('', 'answer') and tags.balanced('<answer></answer>', 'answer')
   assert not tags.balanced('</answer><answer>', 'answer')
-  assert not tags.balanced('<answer>', 'answer') and not tags.balanced('<answer></answer></answer>', 'answer')
+  assert not tags.balanced('<answer>', 'answer') and not tags.balanced(
+    '<answer></answer></answer>', 'answer'
+  )
   assert not tags.balanced('<think>a', 'think') and not tags.balanced('a</think>', 'think')
 
 
 def test_a_turn_has_an_answer_when_its_last_block_holds_text():
-  assert tags.has_answer('<think>a</think><answer>B</answer>') and tags.has_answer('<think>a <answer>B')
-  assert not tags.has_answer('<think>a</think><answer> </answer>') and not tags.has_answer('<answer>B</answer></think>')
+  assert tags.has_answer('<think>a</think><answer>B</answer>') and tags.has_answer(
+    '<think>a <answer>B'
+  )
+  assert not tags.has_answer('<think>a</think><answer> </answer>') and not tags.has_answer(
+    '<answer>B</answer></think>'
+  )
   assert not tags.has_answer('<answer>B</answer><answer></answer>') and not tags.has_answer('B')
 
 

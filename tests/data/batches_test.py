@@ -1,4 +1,6 @@
-"""Batches: deterministic, resumable to the sample, mixed by weight, packed; what is left out is counted."""
+"""Batches: deterministic, resumable to the sample, mixed by weight, packed; what is left out is
+counted.
+"""
 
 import asyncio
 import collections
@@ -23,8 +25,20 @@ from paravt_jax.types import Clip
 from tests.data.sft_test import OPTIONS, Fake
 
 SIZES = batches.BatchOptions(
-  micro_batches=2, rows=2, row_tokens=128, row_images=24, image_patches=4, row_stills=0, still_patches=0, lookahead=4, refill=False,
-  prefetch=2, workers=2, skip_bad_rows=False, max_bad_share=1.0)
+  micro_batches=2,
+  rows=2,
+  row_tokens=128,
+  row_images=24,
+  image_patches=4,
+  row_stills=0,
+  still_patches=0,
+  lookahead=4,
+  refill=False,
+  prefetch=2,
+  workers=2,
+  skip_bad_rows=False,
+  max_bad_share=1.0,
+)
 FEW_IMAGES = dataclasses.replace(SIZES, row_images=12)
 
 
@@ -36,7 +50,10 @@ def tok(tmp_path_factory):
 
 
 def row(name, i, frames=4, text='red.', path='v'):
-  messages = (Message('user', (VideoRef(path, frames, None, None), f'What appears at {i}?')), Message('assistant', (text,)))
+  messages = (
+    Message('user', (VideoRef(path, frames, None, None), f'What appears at {i}?')),
+    Message('assistant', (text,)),
+  )
   return Conversation(f'{name}:{i}', messages)
 
 
@@ -44,8 +61,21 @@ def source(name, count=40, weight=1.0, first=0, last=None, **kinds):
   return batches.Source(name, [row(name, i, **kinds) for i in range(count)], weight, first, last)
 
 
-def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, options=OPTIONS, shard=(0, 1)):
-  with batches.batches(sources, tok, frames or Fake(), options, sizes, seed, shard=shard) as iterator:
+def run(
+  tok,
+  sources,
+  steps,
+  *,
+  sizes=SIZES,
+  seed=0,
+  frames=None,
+  state=None,
+  options=OPTIONS,
+  shard=(0, 1),
+):
+  with batches.batches(
+    sources, tok, frames or Fake(), options, sizes, seed, shard=shard
+  ) as iterator:
     if state is not None:
       iterator.set_state(state)
     found = [next(iterator) for _ in range(steps)]
@@ -53,7 +83,9 @@ def run(tok, sources, steps, *, sizes=SIZES, seed=0, frames=None, state=None, op
 
 
 def same(a, b):
-  return a.samples == b.samples and all(np.array_equal(a.arrays[name], b.arrays[name]) for name in a.arrays)
+  return a.samples == b.samples and all(
+    np.array_equal(a.arrays[name], b.arrays[name]) for name in a.arrays
+  )
 
 
 def asked(tok, batch):
@@ -71,12 +103,22 @@ def test_the_same_seed_gives_the_same_batches_and_another_one_others(tok):
 
 def test_arrays_have_the_promised_shapes_and_the_mask_its_targets(tok):
   (batch,), _ = run(tok, [source('a')], 1)
-  assert batch.arrays['tokens'].shape == (2, 2, 128) and batch.arrays['positions'].shape == (2, 2, 3, 128)
-  assert batch.arrays['patches'].shape == (2, 2, 24, 4, 1, 768) and batch.arrays['mask'].dtype == np.float32
+  assert batch.arrays['tokens'].shape == (2, 2, 128) and batch.arrays['positions'].shape == (
+    2,
+    2,
+    3,
+    128,
+  )
+  assert (
+    batch.arrays['patches'].shape == (2, 2, 24, 4, 1, 768)
+    and batch.arrays['mask'].dtype == np.float32
+  )
   text = tok.decode(batch.arrays['tokens'][batch.arrays['mask'] > 0])
   assert set(text.split('<|im_end|>')) == {'red.', ''}
   assert batch.targets == batch.arrays['mask'].sum() == 3 * sum(batch.samples.values())
-  assert batch.tokens == (batch.arrays['segments'] > 0).sum() and batch.used == 2 and batch.fill > 0.75
+  assert (
+    batch.tokens == (batch.arrays['segments'] > 0).sum() and batch.used == 2 and batch.fill > 0.75
+  )
 
 
 def test_pixels_are_those_of_the_frames_asked_for(tok):
@@ -119,17 +161,31 @@ def test_a_state_of_other_sources_is_refused(tok):
 
 
 def test_sources_are_mixed_by_weight_and_join_at_their_step(tok):
-  sources = [source('a', weight=3.0), source('b'), source('late', weight=4.0, first=20), source('gone', weight=4.0, last=20)]
+  sources = [
+    source('a', weight=3.0),
+    source('b'),
+    source('late', weight=4.0, first=20),
+    source('gone', weight=4.0, last=20),
+  ]
   found, _ = run(tok, sources, 40)
-  total = lambda part: sum((collections.Counter(batch.samples) for batch in part), collections.Counter())
+  total = lambda part: sum(
+    (collections.Counter(batch.samples) for batch in part), collections.Counter()
+  )
   early, late = total(found[:19]), total(found[21:])
   assert early['late'] == 0 and late['gone'] == 0
-  assert abs(early['a'] / sum(early.values()) - 3 / 8) < 0.1 and abs(late['late'] / sum(late.values()) - 0.5) < 0.1
+  assert (
+    abs(early['a'] / sum(early.values()) - 3 / 8) < 0.1
+    and abs(late['late'] / sum(late.values()) - 0.5) < 0.1
+  )
 
 
 def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tok):
-  bad = [row('a', 0, text='red. ' * 60), row('a', 1, frames=16), row('a', 2, path='missing'),
-         Conversation('a:3', (Message('user', ('Nothing to learn?',)),))]
+  bad = [
+    row('a', 0, text='red. ' * 60),
+    row('a', 1, frames=16),
+    row('a', 2, path='missing'),
+    Conversation('a:3', (Message('user', ('Nothing to learn?',)),)),
+  ]
   mixed = batches.Source('a', [*bad, *(row('a', i) for i in range(4, 8))], 1.0, 0, None)
   found, _ = run(tok, [mixed], 2, sizes=FEW_IMAGES)
   dropped = sum((collections.Counter(b.dropped) for b in found), collections.Counter())
@@ -144,7 +200,9 @@ def test_a_video_that_fails_only_when_decoded_is_dropped_and_counted(tok):
         raise MediaError('broken', 'decode')
       return super().frames_sync(path, *rest)
 
-  mixed = batches.Source('a', [row('a', 0, path='broken'), *(row('a', i) for i in range(1, 4))], 1.0, 0, None)
+  mixed = batches.Source(
+    'a', [row('a', 0, path='broken'), *(row('a', i) for i in range(1, 4))], 1.0, 0, None
+  )
   (batch,), _ = run(tok, [mixed], 1, frames=Breaks())
   assert batch.dropped['media_decode'] >= 1 and 0 not in asked(tok, batch)
 
@@ -166,7 +224,12 @@ def test_data_without_a_usable_row_stops_with_one_clear_error(tok):
 
 
 def test_rows_are_filled(tok):
-  mixed = [source('a'), source('b', frames=1), source('c', frames=8), source('d', frames=2, text='red. ' * 8)]
+  mixed = [
+    source('a'),
+    source('b', frames=1),
+    source('c', frames=8),
+    source('d', frames=2, text='red. ' * 8),
+  ]
   found, _ = run(tok, mixed, 20, sizes=dataclasses.replace(SIZES, lookahead=12, row_images=64))
   assert np.mean([batch.fill for batch in found]) > 0.9
 
@@ -175,7 +238,11 @@ def test_the_bank_decodes_each_video_once_and_off_grid_times_by_the_decoder():
   fake = Fake()
   bank = batches.FrameBank(fake, 1.0, 1024, 1024)
   clip = bank.frames_sync('v', [41.0, 3.0, 41.0], 1024, 1024)
-  assert clip.frames[:, 0, 0, 0].tolist() == [41, 3, 41] and clip.seconds.tolist() == [41.0, 3.0, 41.0]
+  assert clip.frames[:, 0, 0, 0].tolist() == [41, 3, 41] and clip.seconds.tolist() == [
+    41.0,
+    3.0,
+    41.0,
+  ]
   assert clip.duration == 128.0
   bank.frames_sync('v', [100.0], 1024, 1024)
   assert len(fake.decoded) == 1 and bank.bytes == 128 * 32 * 32 * 3
@@ -193,7 +260,11 @@ def test_samples_that_fail_when_decoded_end_the_run_above_the_share(tok):
       raise MediaError('broken', 'decode')
 
   strict = dataclasses.replace(SIZES, max_bad_share=0.5)
-  with pytest.raises(DataError, match=r'(\d+) of \1 rows drawn are broken \(media_decode \1; such as a a:\d+ media_decode broken\)') as error:
+  with pytest.raises(
+    DataError,
+    match=r'(\d+) of \1 rows drawn are broken \(media_decode \1; such as a a:\d+ media_decode '
+    r'broken\)',
+  ) as error:
     run(tok, [source('a')], 40, sizes=strict, frames=Breaks())
   assert int(str(error.value).split(' of ')[1].split()[0]) >= 100
 
@@ -228,23 +299,55 @@ def test_an_image_larger_than_its_slots_is_no_surprise_of_the_packer(tok):
     run(tok, [source('a')], 1, options=options)
 
 
-def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_measured_with(tok, tmp_path):
+def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_measured_with(
+  tok, tmp_path
+):
   """The digest was taken when one process parsed, planned and decoded everything in turn."""
   config = base.sft('tiny')
   section = config.world.to_dict()
-  section['corpus'] |= {'videos': 4, 'heldout_videos': 1, 'rl_tasks': 4, 'heldout_tasks': 2, 'videos_per_archive': 4,
-                        'sft_rows': {'trace': 60, 'subagent': 40, 'lookup12': 20, 'letters': 20, 'choice1': 20}}
-  options = corpus.WorldOptions(scene.SceneOptions(**section['scene']), questions.QuestionOptions(**section['questions']),
-                                traces.TraceOptions(**section['traces']), corpus.CorpusOptions(**section['corpus']))
+  section['corpus'] |= {
+    'videos': 4,
+    'heldout_videos': 1,
+    'rl_tasks': 4,
+    'heldout_tasks': 2,
+    'videos_per_archive': 4,
+    'sft_rows': {'trace': 60, 'subagent': 40, 'lookup12': 20, 'letters': 20, 'choice1': 20},
+  }
+  options = corpus.WorldOptions(
+    scene.SceneOptions(**section['scene']),
+    questions.QuestionOptions(**section['questions']),
+    traces.TraceOptions(**section['traces']),
+    corpus.CorpusOptions(**section['corpus']),
+  )
   world = write.write(tmp_path / 'world', options, section['seed'], workers=0)
-  tables = {file.stem.removeprefix('paravt_sft_'): Table([file], '/media', RowOptions(False, False)) for file in world.sft}
-  sources = [batches.Source(name, rows, *config.sources.get(name, (1.0, 0, None))) for name, rows in tables.items()]
-  found, state = run(tok, sources, 20, sizes=sft_data.batch_options(config), options=sft_data.frame_options(config))
+  tables = {
+    file.stem.removeprefix('paravt_sft_'): Table([file], '/media', RowOptions(False, False))
+    for file in world.sft
+  }
+  sources = [
+    batches.Source(name, rows, *config.sources.get(name, (1.0, 0, None)))
+    for name, rows in tables.items()
+  ]
+  found, state = run(
+    tok, sources, 20, sizes=sft_data.batch_options(config), options=sft_data.frame_options(config)
+  )
   hashed = hashlib.blake2b(digest_size=16)
   for batch in found:
     for name in sorted(batch.arrays):
-      hashed.update(name.encode() + str(batch.arrays[name].dtype).encode() + batch.arrays[name].tobytes())
-    hashed.update(json.dumps([batch.used, sorted(batch.samples.items()), batch.tokens, batch.targets, sorted(batch.dropped.items())]).encode())
+      hashed.update(
+        name.encode() + str(batch.arrays[name].dtype).encode() + batch.arrays[name].tobytes()
+      )
+    hashed.update(
+      json.dumps(
+        [
+          batch.used,
+          sorted(batch.samples.items()),
+          batch.tokens,
+          batch.targets,
+          sorted(batch.dropped.items()),
+        ]
+      ).encode()
+    )
   assert (hashed.hexdigest(), state['drawn']) == ('cc4eb02d44286f84e86a9769adee43d3', 365)
 
 
@@ -257,5 +360,9 @@ def test_repeated_frames_are_counted_and_a_row_shorter_than_planned_is_packed(to
   (plain,), _ = run(tok, [source('a')], 1)
   (batch,), _ = run(tok, [source('a')], 1, frames=Slides())
   rows = plain.samples['a']
-  assert (plain.repeated, batch.repeated) == (0, 2 * rows) and batch.samples == plain.samples and batch.dropped == {}
+  assert (
+    (plain.repeated, batch.repeated) == (0, 2 * rows)
+    and batch.samples == plain.samples
+    and batch.dropped == {}
+  )
   assert batch.targets == plain.targets and batch.tokens < plain.tokens and batch.plan == plain.plan

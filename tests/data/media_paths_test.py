@@ -11,20 +11,41 @@ from paravt_jax.errors import DataError
 ROOT = '/data/media'
 
 
-@pytest.mark.parametrize('value', ['longvt_source/videor1_3/a b.mp4', f'file://{ROOT}/longvt_source/videor1_3/a b.mp4',
-                                   f'{ROOT}/longvt_source/videor1_3/a b.mp4', 'longvt_source/x/../videor1_3/a b.mp4'])
+@pytest.mark.parametrize(
+  'value',
+  [
+    'longvt_source/videor1_3/a b.mp4',
+    f'file://{ROOT}/longvt_source/videor1_3/a b.mp4',
+    f'{ROOT}/longvt_source/videor1_3/a b.mp4',
+    'longvt_source/x/../videor1_3/a b.mp4',
+  ],
+)
 def test_sentinels_uris_and_paths_inside_the_root_are_one_absolute_path(value):
   assert media_paths.resolve(value, ROOT) == f'{ROOT}/longvt_source/videor1_3/a b.mp4'
 
 
-@pytest.mark.parametrize('value', ['../secret.mp4', 'selfqa/../../secret.mp4', '/etc/passwd', 'file:///etc/passwd',
-                                   f'{ROOT}2/a.mp4', f'file://{ROOT}/../secret.mp4', '.', 'selfqa/..', ''])
+@pytest.mark.parametrize(
+  'value',
+  [
+    '../secret.mp4',
+    'selfqa/../../secret.mp4',
+    '/etc/passwd',
+    'file:///etc/passwd',
+    f'{ROOT}2/a.mp4',
+    f'file://{ROOT}/../secret.mp4',
+    '.',
+    'selfqa/..',
+    '',
+  ],
+)
 def test_release_22_nothing_escapes_the_media_root(value):
   with pytest.raises(DataError, match='media path'):
     media_paths.resolve(value, ROOT)
 
 
-@pytest.mark.parametrize('value', [f'file://file://{ROOT}/a.mp4', 'https://host/a.mp4', 'a\0b.mp4', None, 3])
+@pytest.mark.parametrize(
+  'value', [f'file://file://{ROOT}/a.mp4', 'https://host/a.mp4', 'a\0b.mp4', None, 3]
+)
 def test_release_22_a_doubled_file_scheme_and_other_values_are_refused(value):
   with pytest.raises(DataError, match='wanted'):
     media_paths.resolve(value, ROOT)
@@ -36,28 +57,49 @@ def test_release_22_materializing_twice_gives_exactly_one_file_scheme():
   assert media_paths.materialize(once, ROOT) == once
 
 
-@pytest.mark.parametrize('value', ['https://host/a.mp4', 'other/a.mp4', 'file:///elsewhere/a.mp4', ''])
+@pytest.mark.parametrize(
+  'value', ['https://host/a.mp4', 'other/a.mp4', 'file:///elsewhere/a.mp4', '']
+)
 def test_values_that_are_no_sentinels_are_left_alone(value):
   assert media_paths.materialize(value, ROOT) == value
   assert media_paths.sanitize(value, ROOT) == value
 
 
-@pytest.mark.parametrize('prefix', ['longvt_source/tvg_1/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/'])
+@pytest.mark.parametrize(
+  'prefix', ['longvt_source/tvg_1/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/']
+)
 def test_sanitize_undoes_materialize(prefix):
-  assert media_paths.sanitize(media_paths.materialize(prefix + 'a.mp4', ROOT), ROOT) == prefix + 'a.mp4'
+  assert (
+    media_paths.sanitize(media_paths.materialize(prefix + 'a.mp4', ROOT), ROOT) == prefix + 'a.mp4'
+  )
 
 
-PARTS = [{'type': 'text', 'text': 'selfqa/not-a-path.mp4', 'video_url': None},
-         {'type': 'video_url', 'text': None, 'video_url': {'url': 'selfqa/a.mp4', 'nframes': 4}}]
+PARTS = [
+  {'type': 'text', 'text': 'selfqa/not-a-path.mp4', 'video_url': None},
+  {'type': 'video_url', 'text': None, 'video_url': {'url': 'selfqa/a.mp4', 'nframes': 4}},
+]
 MESSAGES = [{'role': 'user', 'content': PARTS}, {'role': 'assistant', 'content': 'selfqa/b.mp4'}]
 
 
-@pytest.mark.parametrize('column', [MESSAGES, json.dumps(MESSAGES), json.dumps(MESSAGES, indent=3), [{'video': 'selfqa/a.mp4'}],
-                                    '[{"video" :  "selfqa/\\u00fc\\"q\\".mp4"}]', '[{"video":"selfqa/ü.mp4"}]',
-                                    '[{"url":\r\n\t"selfqa\\/a.mp4"}]', '[{"url": "\\u0073elfqa/\\ud83c\\udfac.mp4"}]',
-                                    '{"image_url":"selfqa/x/../a.jpg"}', '[{"video": ["selfqa/a.jpg", null, 3]}]',
-                                    [{'video': ['selfqa/a.jpg', None]}], '{"a \\"url": "selfqa/no", "url": "selfqa/yes"}',
-                                    '{"text": "\\"url\\": \\"selfqa/no\\"", "video":"selfqa//yes"}', ['{"url": "selfqa/a"}']])
+@pytest.mark.parametrize(
+  'column',
+  [
+    MESSAGES,
+    json.dumps(MESSAGES),
+    json.dumps(MESSAGES, indent=3),
+    [{'video': 'selfqa/a.mp4'}],
+    '[{"video" :  "selfqa/\\u00fc\\"q\\".mp4"}]',
+    '[{"video":"selfqa/ü.mp4"}]',
+    '[{"url":\r\n\t"selfqa\\/a.mp4"}]',
+    '[{"url": "\\u0073elfqa/\\ud83c\\udfac.mp4"}]',
+    '{"image_url":"selfqa/x/../a.jpg"}',
+    '[{"video": ["selfqa/a.jpg", null, 3]}]',
+    [{'video': ['selfqa/a.jpg', None]}],
+    '{"a \\"url": "selfqa/no", "url": "selfqa/yes"}',
+    '{"text": "\\"url\\": \\"selfqa/no\\"", "video":"selfqa//yes"}',
+    ['{"url": "selfqa/a"}'],
+  ],
+)
 def test_a_columns_media_paths_are_rewritten_and_the_round_trip_is_the_identity(column):
   there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT))
   assert str(there).count('file://') == 1
@@ -67,32 +109,68 @@ def test_a_columns_media_paths_are_rewritten_and_the_round_trip_is_the_identity(
 
 def test_a_root_of_any_characters_can_be_taken_out_again_however_it_is_escaped():
   root = '/data/mé "dia" \U0001f3ac\\x'
-  for text in ('[{"url": "selfqa/a.mp4"}]', '[{"url": "selfqa/\u00fc.mp4"}]', '[{"url": "selfqa\\/a.mp4"}]'):
+  for text in (
+    '[{"url": "selfqa/a.mp4"}]',
+    '[{"url": "selfqa/\u00fc.mp4"}]',
+    '[{"url": "selfqa\\/a.mp4"}]',
+  ):
     there = media_paths.rewrite(text, lambda value: media_paths.materialize(value, root))
     assert json.loads(there)[0]['url'] == f'file://{root}/' + json.loads(text)[0]['url']
     assert media_paths.rewrite(there, lambda value: media_paths.sanitize(value, root)) == text
-  assert '/mé \\"dia' in media_paths.rewrite('[{"url": "selfqa/ü"}]', lambda value: media_paths.materialize(value, root))
-  assert '/m\\u00e9 \\"dia' in media_paths.rewrite('[{"url": "selfqa/u"}]', lambda value: media_paths.materialize(value, root))
+  assert '/mé \\"dia' in media_paths.rewrite(
+    '[{"url": "selfqa/ü"}]', lambda value: media_paths.materialize(value, root)
+  )
+  assert '/m\\u00e9 \\"dia' in media_paths.rewrite(
+    '[{"url": "selfqa/u"}]', lambda value: media_paths.materialize(value, root)
+  )
   foreign = json.dumps([{'url': f'file://{root}/selfqa/a.mp4'}]).replace('/', '\\/')
-  assert media_paths.rewrite(foreign, lambda value: media_paths.sanitize(value, root)) == '[{"url": "selfqa\\/a.mp4"}]'
+  assert (
+    media_paths.rewrite(foreign, lambda value: media_paths.sanitize(value, root))
+    == '[{"url": "selfqa\\/a.mp4"}]'
+  )
 
 
 def test_a_value_that_is_replaced_altogether_is_written_as_json():
-  assert media_paths.rewrite('[{"url": "selfqa/a"}]', lambda value: 'né"w') == '[{"url": "n\\u00e9\\"w"}]'
+  assert (
+    media_paths.rewrite('[{"url": "selfqa/a"}]', lambda value: 'né"w')
+    == '[{"url": "n\\u00e9\\"w"}]'
+  )
 
 
 def test_text_that_is_no_json_is_left_as_it_is():
-  for text in ('', 'plain', '{"url": "selfqa/\\x"}', '{"url": "selfqa/a', '"url"', '{"url": 3}', '{"url": {"url": null}}'):
+  for text in (
+    '',
+    'plain',
+    '{"url": "selfqa/\\x"}',
+    '{"url": "selfqa/a',
+    '"url"',
+    '{"url": 3}',
+    '{"url": {"url": null}}',
+  ):
     assert media_paths.rewrite(text, lambda value: 'changed') == text
 
 
-@pytest.mark.parametrize('column', ['selfqa/a b.mp4', '["selfqa/a b.mp4"]', ' [ "selfqa/a b.mp4" ]\r\n', '"selfqa/a b.mp4"',
-                                    ['selfqa/a b.mp4'], [['selfqa/a b.mp4']], '[{"video": "selfqa/a b.mp4"}]'])
+@pytest.mark.parametrize(
+  'column',
+  [
+    'selfqa/a b.mp4',
+    '["selfqa/a b.mp4"]',
+    ' [ "selfqa/a b.mp4" ]\r\n',
+    '"selfqa/a b.mp4"',
+    ['selfqa/a b.mp4'],
+    [['selfqa/a b.mp4']],
+    '[{"video": "selfqa/a b.mp4"}]',
+  ],
+)
 def test_bare_strings_are_paths_in_the_path_columns_only(column):
   assert list(media_paths.media(column, 'videos')) == ['selfqa/a b.mp4']
-  assert list(media_paths.media(column, 'messages')) == (['selfqa/a b.mp4'] if 'video' in str(column) else [])
+  assert list(media_paths.media(column, 'messages')) == (
+    ['selfqa/a b.mp4'] if 'video' in str(column) else []
+  )
   there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT), 'videos')
-  assert media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT), 'videos') == column
+  assert (
+    media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT), 'videos') == column
+  )
 
 
 def test_the_filesystem_root_can_be_the_media_root():
@@ -100,40 +178,74 @@ def test_the_filesystem_root_can_be_the_media_root():
   assert media_paths.sanitize('file:///selfqa/a.mp4', '/') == 'selfqa/a.mp4'
 
 
-@pytest.mark.parametrize(('value', 'kind'), [
-  ('selfqa/a', 'sentinel'), ('selfqa/x/../a..b', 'sentinel'), ('selfqa/../../a', 'leaves_root'), ('selfqa/..', 'leaves_root'),
-  ('selfqa/\0', 'leaves_root'), (f'file://{ROOT}/selfqa/a', 'in_root'), (f'file://{ROOT}/other/a', 'other_file_uri'),
-  (f'file://{ROOT}/selfqa/../../a', 'other_file_uri'), (f'file://{ROOT}2/selfqa/a', 'other_file_uri'),
-  (f'file://file://{ROOT}/selfqa/a', 'doubled_scheme'), ('https://host/selfqa/a', 'url'), ('data:image/png;base64,aa', 'url'),
-  ('/selfqa/a', 'absolute_path'), ('museg/other/a', 'relative_path'), ('', 'empty')])
+@pytest.mark.parametrize(
+  ('value', 'kind'),
+  [
+    ('selfqa/a', 'sentinel'),
+    ('selfqa/x/../a..b', 'sentinel'),
+    ('selfqa/../../a', 'leaves_root'),
+    ('selfqa/..', 'leaves_root'),
+    ('selfqa/\0', 'leaves_root'),
+    (f'file://{ROOT}/selfqa/a', 'in_root'),
+    (f'file://{ROOT}/other/a', 'other_file_uri'),
+    (f'file://{ROOT}/selfqa/../../a', 'other_file_uri'),
+    (f'file://{ROOT}2/selfqa/a', 'other_file_uri'),
+    (f'file://file://{ROOT}/selfqa/a', 'doubled_scheme'),
+    ('https://host/selfqa/a', 'url'),
+    ('data:image/png;base64,aa', 'url'),
+    ('/selfqa/a', 'absolute_path'),
+    ('museg/other/a', 'relative_path'),
+    ('', 'empty'),
+  ],
+)
 def test_every_value_has_one_kind(value, kind):
   assert media_paths.kind(value, [media_paths.prefix(ROOT)]) == kind
 
 
-@pytest.mark.parametrize(('sentinel', 'bucket'), [
-  ('longvt_source/videor1_12/a/b.mp4', 'longvt_source/videor1'), ('longvt_source/videor1/b.mp4', 'longvt_source/videor1'),
-  ('longvt_source/a_b_1/c', 'longvt_source/a_b'), ('longvt_source/v2/c', 'longvt_source/v2'), ('longvt_source/a.mp4', 'longvt_source'),
-  ('museg/charades/a_1.mp4', 'museg/charades'), ('museg/et_instruct_164k/a/b.mp4', 'museg/et_instruct_164k'),
-  ('selfqa/x/a.mp4', 'selfqa'), ('longvt_source/../selfqa/a', 'selfqa'), ('other/a', 'other')])
+@pytest.mark.parametrize(
+  ('sentinel', 'bucket'),
+  [
+    ('longvt_source/videor1_12/a/b.mp4', 'longvt_source/videor1'),
+    ('longvt_source/videor1/b.mp4', 'longvt_source/videor1'),
+    ('longvt_source/a_b_1/c', 'longvt_source/a_b'),
+    ('longvt_source/v2/c', 'longvt_source/v2'),
+    ('longvt_source/a.mp4', 'longvt_source'),
+    ('museg/charades/a_1.mp4', 'museg/charades'),
+    ('museg/et_instruct_164k/a/b.mp4', 'museg/et_instruct_164k'),
+    ('selfqa/x/a.mp4', 'selfqa'),
+    ('longvt_source/../selfqa/a', 'selfqa'),
+    ('other/a', 'other'),
+  ],
+)
 def test_a_bucket_is_the_corpus_without_the_number_of_its_part(sentinel, bucket):
   assert media_paths.bucket(sentinel) == bucket
 
 
 def test_only_media_keys_are_media():
-  assert list(media_paths.media(MESSAGES)) == list(media_paths.media(json.dumps(MESSAGES))) == ['selfqa/a.mp4']
+  assert (
+    list(media_paths.media(MESSAGES))
+    == list(media_paths.media(json.dumps(MESSAGES)))
+    == ['selfqa/a.mp4']
+  )
 
 
 def test_missing_files_are_counted_by_bucket(tmp_path):
   (tmp_path / 'longvt_source/tvg_1').mkdir(parents=True)
   (tmp_path / 'longvt_source/tvg_1/here.mp4').touch()
-  values = ['longvt_source/tvg_1/here.mp4', 'longvt_source/tvg_1/a.mp4',
-            'longvt_source/tvg_2/b.mp4', f'file://{tmp_path}/longvt_source/tvg_2/c.mp4']
+  values = [
+    'longvt_source/tvg_1/here.mp4',
+    'longvt_source/tvg_1/a.mp4',
+    'longvt_source/tvg_2/b.mp4',
+    f'file://{tmp_path}/longvt_source/tvg_2/c.mp4',
+  ]
   assert media_paths.missing(values, tmp_path) == collections.Counter({'longvt_source/tvg': 3})
 
 
 @pytest.fixture
 def spaced(tmp_path):
-  """A media root, its name with a space, that holds `selfqa/sp ace.mp4` and, literally, `selfqa/100%25.mp4`."""
+  """A media root, its name with a space, that holds `selfqa/sp ace.mp4` and, literally,
+  `selfqa/100%25.mp4`.
+  """
   folder = tmp_path / 'my media' / 'selfqa'
   folder.mkdir(parents=True)
   (folder / 'sp ace.mp4').touch()
@@ -141,24 +253,56 @@ def spaced(tmp_path):
   return tmp_path / 'my media'
 
 
-@pytest.mark.parametrize('uri', ['file://{quoted}/selfqa/sp%20ace.mp4', 'file://localhost{root}/selfqa/sp ace.mp4',
-                                 'file://localhost{quoted}/selfqa/sp%20ace.mp4', 'file:{quoted}/selfqa/sp%20ace.mp4'])
+@pytest.mark.parametrize(
+  'uri',
+  [
+    'file://{quoted}/selfqa/sp%20ace.mp4',
+    'file://localhost{root}/selfqa/sp ace.mp4',
+    'file://localhost{quoted}/selfqa/sp%20ace.mp4',
+    'file:{quoted}/selfqa/sp%20ace.mp4',
+  ],
+)
 def test_uris_by_the_standard_are_read(spaced, uri):
   quoted = str(spaced).replace(' ', '%20')
-  assert media_paths.resolve(uri.format(root=spaced, quoted=quoted), spaced) == f'{spaced}/selfqa/sp ace.mp4'
+  assert (
+    media_paths.resolve(uri.format(root=spaced, quoted=quoted), spaced)
+    == f'{spaced}/selfqa/sp ace.mp4'
+  )
 
 
 def test_the_literal_name_comes_before_the_decoded_one(spaced):
-  assert media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced) == f'{spaced}/selfqa/100%25.mp4'
+  assert (
+    media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced)
+    == f'{spaced}/selfqa/100%25.mp4'
+  )
   (spaced / 'selfqa' / '100%.mp4').touch()
-  assert media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced) == f'{spaced}/selfqa/100%25.mp4'
-  assert media_paths.resolve(f'file://{spaced}/selfqa/none%20here.mp4', spaced) == f'{spaced}/selfqa/none%20here.mp4'
-  assert media_paths.resolve(f'file://localhost{spaced}/selfqa/none.mp4', spaced) == f'{spaced}/selfqa/none.mp4'
+  assert (
+    media_paths.resolve(f'file://{spaced}/selfqa/100%25.mp4', spaced)
+    == f'{spaced}/selfqa/100%25.mp4'
+  )
+  assert (
+    media_paths.resolve(f'file://{spaced}/selfqa/none%20here.mp4', spaced)
+    == f'{spaced}/selfqa/none%20here.mp4'
+  )
+  assert (
+    media_paths.resolve(f'file://localhost{spaced}/selfqa/none.mp4', spaced)
+    == f'{spaced}/selfqa/none.mp4'
+  )
 
 
-@pytest.mark.parametrize('uri', ['file://{root}/selfqa/%2e%2e/%2e%2e/%2e%2e/etc/passwd', 'file://{root}/selfqa%2f..%2f..%2fx.mp4',
-                                 'file://{root}/selfqa/sp%20ace.mp4%00', 'file://localhost/etc/passwd', 'file:/etc/passwd',
-                                 'file:///etc/pass%77d', 'file://localhost{root}/../x.mp4', 'file://file%3A//{root}/selfqa/a.mp4'])
+@pytest.mark.parametrize(
+  'uri',
+  [
+    'file://{root}/selfqa/%2e%2e/%2e%2e/%2e%2e/etc/passwd',
+    'file://{root}/selfqa%2f..%2f..%2fx.mp4',
+    'file://{root}/selfqa/sp%20ace.mp4%00',
+    'file://localhost/etc/passwd',
+    'file:/etc/passwd',
+    'file:///etc/pass%77d',
+    'file://localhost{root}/../x.mp4',
+    'file://file%3A//{root}/selfqa/a.mp4',
+  ],
+)
 def test_no_form_of_a_uri_leaves_the_root(spaced, uri):
   with pytest.raises(DataError, match='media path'):
     media_paths.resolve(uri.format(root=str(spaced)), spaced)
@@ -166,7 +310,10 @@ def test_no_form_of_a_uri_leaves_the_root(spaced, uri):
 
 def test_the_scheme_of_a_uri_is_read_in_either_case(spaced):
   quoted = str(spaced).replace(' ', '%20')
-  for uri in (f'FILE://{quoted}/selfqa/sp%20ace.mp4', f'File://LOCALHOST{quoted}/selfqa/sp%20ace.mp4'):
+  for uri in (
+    f'FILE://{quoted}/selfqa/sp%20ace.mp4',
+    f'File://LOCALHOST{quoted}/selfqa/sp%20ace.mp4',
+  ):
     assert media_paths.resolve(uri, spaced) == f'{spaced}/selfqa/sp ace.mp4'
 
 

@@ -43,9 +43,23 @@ def source(name, count, weight=1.0, first=0, last=None, identity=()):
   return Source(name, range(count), weight, first, last, identity)
 
 
-def make(sizes, *, bins=4, capacity=(8192, 128, 8), lookahead=64, refill=True, share=1.0, seed=0, identity=()):
-  return Planner([source('a', len(sizes), identity=identity)], {'a': Sizes(sizes)},
-                 PlanOptions(bins, capacity, lookahead, refill, share), seed)
+def make(
+  sizes,
+  *,
+  bins=4,
+  capacity=(8192, 128, 8),
+  lookahead=64,
+  refill=True,
+  share=1.0,
+  seed=0,
+  identity=(),
+):
+  return Planner(
+    [source('a', len(sizes), identity=identity)],
+    {'a': Sizes(sizes)},
+    PlanOptions(bins, capacity, lookahead, refill, share),
+    seed,
+  )
 
 
 @pytest.mark.parametrize('bins', [4, 32])
@@ -60,11 +74,18 @@ def test_a_plan_keeps_every_row_within_its_capacity_and_each_draw_in_one_row(ref
   plans = make(stated_mix(500, 2, 0.6), capacity=(4096, 60, 2), refill=refill)
   for _ in range(30):
     plan = plans.plan()
-    assert sorted(i for row in plan.bins for i in row) == list(range(len(plan.items))) and len(plan.bins) <= 4
+    assert (
+      sorted(i for row in plan.bins for i in row) == list(range(len(plan.items)))
+      and len(plan.bins) <= 4
+    )
     for row in plan.bins:
       assert all(sum(plan.sizes[i][k] for i in row) <= room for k, room in enumerate((4096, 60, 2)))
     assert [plan.sizes[i] for i in range(len(plan.items))] == [
-      tuple(getattr(plans._lengths['a'].sizes[row], kind) for kind in ('tokens', 'frames', 'stills')) for _, row in plan.items]
+      tuple(
+        getattr(plans._lengths['a'].sizes[row], kind) for kind in ('tokens', 'frames', 'stills')
+      )
+      for _, row in plan.items
+    ]
 
 
 @pytest.mark.parametrize('refill', [True, False])
@@ -80,13 +101,17 @@ def test_each_draw_goes_into_exactly_one_batch_or_waits(refill):
 
 def test_refilled_rows_are_never_emptier():
   for seed in range(20):
-    full, plain = (make(stated_mix(300, seed, 0.3), refill=refill).plan() for refill in (True, False))
+    full, plain = (
+      make(stated_mix(300, seed, 0.3), refill=refill).plan() for refill in (True, False)
+    )
     assert full.tokens >= plain.tokens
 
 
 def test_the_draw_that_waited_longest_always_goes_into_the_next_batch():
   # Rows of 3 fit only where nothing else lies; tiny ones would fill every gap for ever.
-  sizes = [Size(90, 0, 0)] * 5 + [Size(51, 0, 0)] * 15 + [Size(49, 0, 0)] * 200 + [Size(1, 0, 0)] * 30
+  sizes = (
+    [Size(90, 0, 0)] * 5 + [Size(51, 0, 0)] * 15 + [Size(49, 0, 0)] * 200 + [Size(1, 0, 0)] * 30
+  )
   plans = make(sizes, bins=2, capacity=(100, 1, 0), lookahead=16)
   for _ in range(400):
     oldest = plans.waiting[:1]
@@ -94,8 +119,14 @@ def test_the_draw_that_waited_longest_always_goes_into_the_next_batch():
 
 
 def test_no_draw_waits_for_ever():
-  sizes = [Size(100, 0, 0)] + [Size(int(n), 0, 0) for n in np.random.default_rng(0).integers(1, 60, 400)]
-  plans, waits, longest = make(sizes, bins=2, capacity=(100, 1, 0), lookahead=16), collections.Counter(), 0
+  sizes = [Size(100, 0, 0)] + [
+    Size(int(n), 0, 0) for n in np.random.default_rng(0).integers(1, 60, 400)
+  ]
+  plans, waits, longest = (
+    make(sizes, bins=2, capacity=(100, 1, 0), lookahead=16),
+    collections.Counter(),
+    0,
+  )
   for _ in range(600):
     plans.plan()
     waits = collections.Counter({item: waits[item] + 1 for item in plans.waiting})
@@ -125,11 +156,16 @@ def test_rows_are_measured_ahead_of_their_draws_and_only_those_that_come():
   assert set(drawn) <= set(asked) and len(asked) == len(set(asked)) <= len(drawn) + 2 * (16 + 4 * 4)
   while len(asked) < 200:
     plans.plan()
-  assert len(asked) == len(set(asked))                                     # none is asked for twice in an epoch
+  assert len(asked) == len(set(asked))  # none is asked for twice in an epoch
 
 
-DROPS = {'too_long': Size(9000, 1, 0), 'too_many_images': Size(90, 129, 0), 'no_target': Size(0, 0, 0, 'no_target', 'x'),
-         'media_missing': Size(0, 0, 0, 'media_missing', 'gone'), 'schema': Size(0, 0, 0, 'schema', 'broken')}
+DROPS = {
+  'too_long': Size(9000, 1, 0),
+  'too_many_images': Size(90, 129, 0),
+  'no_target': Size(0, 0, 0, 'no_target', 'x'),
+  'media_missing': Size(0, 0, 0, 'media_missing', 'gone'),
+  'schema': Size(0, 0, 0, 'schema', 'broken'),
+}
 
 
 def test_what_cannot_be_used_is_dropped_by_reason_with_an_example_of_each():
@@ -138,19 +174,31 @@ def test_what_cannot_be_used_is_dropped_by_reason_with_an_example_of_each():
   found = [plans.plan() for _ in range(30)]
   assert set().union(*(plan.dropped for plan in found)) == set(DROPS)
   lines = {reason: line.split('\t') for plan in found for reason, line in plan.examples.items()}
-  assert {reason: (line[0], line[2]) for reason, line in lines.items()} == {reason: ('a', reason) for reason in DROPS}
-  assert lines['too_long'][3] == '9000 tokens, a row holds 8192' and lines['media_missing'][3] == 'gone'
+  assert {reason: (line[0], line[2]) for reason, line in lines.items()} == {
+    reason: ('a', reason) for reason in DROPS
+  }
+  assert (
+    lines['too_long'][3] == '9000 tokens, a row holds 8192' and lines['media_missing'][3] == 'gone'
+  )
 
 
 def test_data_of_which_too_large_a_share_is_broken_is_refused_after_a_hundred_draws():
   sizes = ([DROPS['media_missing']] * 2 + [DROPS['schema']] + [Size(4000, 1, 0)] * 17) * 10
   plans = make(sizes, share=0.1, lookahead=4)
-  wanted = r'SFT data: (\d+) of (\d+) rows drawn are broken \(.*media_missing \d+.*wanted a share of at most 0.1'
+  wanted = (
+    r'SFT data: (\d+) of (\d+) rows drawn are broken \(.*media_missing \d+.*wanted a share of '
+    r'at most 0.1'
+  )
   with pytest.raises(DataError, match=wanted) as error:
     for _ in range(30):
       plans.plan()
   bad, drawn = map(int, str(error.value).split(' rows')[0].removeprefix('SFT data: ').split(' of '))
-  assert drawn >= 100 and bad > 0.1 * drawn and 'data.max_bad_share' in str(error.value) and '\n' not in str(error.value)
+  assert (
+    drawn >= 100
+    and bad > 0.1 * drawn
+    and 'data.max_bad_share' in str(error.value)
+    and '\n' not in str(error.value)
+  )
   allowed = make(sizes, share=0.2, lookahead=4)
   for _ in range(30):
     allowed.plan()
@@ -181,26 +229,46 @@ def test_bad_rows_seen_before_a_resume_count_after_it():
 FILES = (('a.parquet', '11'), ('b.parquet', '22'))
 
 
-@pytest.mark.parametrize(('files', 'message'), [
-  ((FILES[0], ('b.parquet', '33')), 'b.parquet has changed'), (FILES[:1], 'b.parquet is gone'),
-  ((*FILES, ('c.parquet', '44')), 'c.parquet is new'), (FILES[::-1], 'another order')])
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    ((FILES[0], ('b.parquet', '33')), 'b.parquet has changed'),
+    (FILES[:1], 'b.parquet is gone'),
+    ((*FILES, ('c.parquet', '44')), 'c.parquet is new'),
+    (FILES[::-1], 'another order'),
+  ],
+)
 def test_a_run_does_not_go_on_over_other_files(files, message):
   state = make(stated_mix(20, 0, 0.3), identity=FILES).get_state()
   same = make(stated_mix(20, 0, 0.3), identity=FILES)
   same.set_state(state)
-  with pytest.raises(DataError, match=rf"source 'a' is not what the checkpoint was drawn from \(.*{message}.*start a new run"):
+  with pytest.raises(
+    DataError,
+    match=rf"source 'a' is not what the checkpoint was drawn from \(.*{message}.*start a new run",
+  ):
     make(stated_mix(20, 0, 0.3), identity=files).set_state(state)
 
 
 def test_sources_come_and_go_at_their_steps():
   sources = [source('a', 50, last=3), source('b', 50, first=3)]
-  plans = Planner(sources, {name: Sizes([Size(4000, 1, 0)] * 50) for name in 'ab'}, PlanOptions(4, (8192, 128, 8), 2, True, 1.0), 0)
+  plans = Planner(
+    sources,
+    {name: Sizes([Size(4000, 1, 0)] * 50) for name in 'ab'},
+    PlanOptions(4, (8192, 128, 8), 2, True, 1.0),
+    0,
+  )
   names = [{name for name, _ in plans.plan().items} for _ in range(6)]
   assert names[:3] == [{'a'}] * 3 and names[4:] == [{'b'}] * 2
 
 
 def test_a_run_does_not_go_on_with_sources_in_another_order():
-  plans = lambda names: Planner([source(name, 5) for name in names], {name: Sizes([Size(9, 1, 0)] * 5) for name in names},
-                                PlanOptions(4, (8192, 128, 8), 2, True, 1.0), 0)
-  with pytest.raises(DataError, match=r"the checkpoint has sources \['a', 'b'\], wanted \['b', 'a'\] in this order"):
+  plans = lambda names: Planner(
+    [source(name, 5) for name in names],
+    {name: Sizes([Size(9, 1, 0)] * 5) for name in names},
+    PlanOptions(4, (8192, 128, 8), 2, True, 1.0),
+    0,
+  )
+  with pytest.raises(
+    DataError, match=r"the checkpoint has sources \['a', 'b'\], wanted \['b', 'a'\] in this order"
+  ):
     plans('ba').set_state(plans('ab').get_state())

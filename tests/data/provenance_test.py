@@ -1,4 +1,6 @@
-"""Provenance: a derived file says what it was made from, and every change of that is noticed and named."""
+"""Provenance: a derived file says what it was made from, and every change of that is noticed and
+named.
+"""
 
 import json
 import os
@@ -18,13 +20,17 @@ def file(tmp_path):
 
 
 def test_a_digest_is_blake2b_of_sixteen_bytes(file):
-  assert provenance.digest(file) == 'cf4ab791c62b8d2b2109c90275287816'    # printf abc | b2sum -l 128
+  assert provenance.digest(file) == 'cf4ab791c62b8d2b2109c90275287816'  # printf abc | b2sum -l 128
 
 
 def test_an_identity_is_path_size_time_and_content(file):
   os.utime(file, ns=(0, 1_500_000_001))
-  assert provenance.identity(file) == {'path': str(file), 'bytes': 3, 'mtime_ns': 1_500_000_001,
-                                       'blake2b': 'cf4ab791c62b8d2b2109c90275287816'}
+  assert provenance.identity(file) == {
+    'path': str(file),
+    'bytes': 3,
+    'mtime_ns': 1_500_000_001,
+    'blake2b': 'cf4ab791c62b8d2b2109c90275287816',
+  }
 
 
 def test_a_record_survives_json_and_finds_nothing_changed(file):
@@ -34,27 +40,41 @@ def test_a_record_survives_json_and_finds_nothing_changed(file):
   assert provenance.changes(again, 'tool', 1, [file], {'sizes': (1, 2)}) == []
 
 
-@pytest.mark.parametrize('text', [None, '', b'', '{', 'null', '[]', '{}', '{"inputs": 3}', '{"inputs": [{}]}', '{"inputs": [3]}'])
+@pytest.mark.parametrize(
+  'text',
+  [None, '', b'', '{', 'null', '[]', '{}', '{"inputs": 3}', '{"inputs": [{}]}', '{"inputs": [3]}'],
+)
 def test_what_is_no_record_is_none(text):
   assert provenance.read(text) is None
 
 
 def test_without_a_record_nothing_is_up_to_date(file):
-  assert provenance.changes(None, 'tool', 1, [file], {}) == ['it does not say what it was made from']
+  assert provenance.changes(None, 'tool', 1, [file], {}) == [
+    'it does not say what it was made from'
+  ]
 
 
 def test_another_version_tool_or_option_is_a_change(file):
   made = provenance.record('tool', 1, [file], {'root': '/a'})
-  assert provenance.changes(made, 'tool', 2, [file], {'root': '/a'}) == ['it was made by tool version 1, this is tool version 2']
-  assert provenance.changes(made, 'other', 1, [file], {'root': '/a'}) == ['it was made by tool version 1, this is other version 1']
-  assert provenance.changes(made, 'tool', 1, [file], {'root': '/b'}) == ["it was made with {'root': '/a'}, wanted {'root': '/b'}"]
+  assert provenance.changes(made, 'tool', 2, [file], {'root': '/a'}) == [
+    'it was made by tool version 1, this is tool version 2'
+  ]
+  assert provenance.changes(made, 'other', 1, [file], {'root': '/a'}) == [
+    'it was made by tool version 1, this is other version 1'
+  ]
+  assert provenance.changes(made, 'tool', 1, [file], {'root': '/b'}) == [
+    "it was made with {'root': '/a'}, wanted {'root': '/b'}"
+  ]
 
 
 def test_other_inputs_are_changes_by_name(file, tmp_path):
   made = provenance.record('tool', 1, [file], {})
   other = tmp_path / 'b'
   other.touch()
-  assert provenance.changes(made, 'tool', 1, [other], {}) == [f'{other} is a new input', f'{file} was an input']
+  assert provenance.changes(made, 'tool', 1, [other], {}) == [
+    f'{other} is a new input',
+    f'{file} was an input',
+  ]
 
 
 def test_another_size_other_content_and_absence_are_changes(file):

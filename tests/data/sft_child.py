@@ -1,6 +1,8 @@
-"""A process that makes SFT batches from files and videos, to be killed: `python -m tests.data.sft_child FOLDER STEPS`.
+"""A process that makes SFT batches from files and videos, to be killed: `python -m
+tests.data.sft_child FOLDER STEPS`.
 
-After each batch it writes down the batch's digest and the state, in one step, and says so in FOLDER/said; it goes on from there.
+After each batch it writes down the batch's digest and the state, in one step, and says so in
+FOLDER/said; it goes on from there.
 """
 
 import hashlib
@@ -17,15 +19,37 @@ from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
 
 FRAMES = sft.FrameOptions(
-  rate=1.0, min_frames=1, max_frames=8, min_pixels=1024, max_pixels=1024, image_max_pixels=4096, think_prefix='<think>\n')
+  rate=1.0,
+  min_frames=1,
+  max_frames=8,
+  min_pixels=1024,
+  max_pixels=1024,
+  image_max_pixels=4096,
+  think_prefix='<think>\n',
+)
 SIZES = batches.BatchOptions(
-  micro_batches=2, rows=2, row_tokens=160, row_images=24, image_patches=4, row_stills=2, still_patches=16, lookahead=4, refill=True,
-  prefetch=2, workers=2, skip_bad_rows=True, max_bad_share=0.5)
+  micro_batches=2,
+  rows=2,
+  row_tokens=160,
+  row_images=24,
+  image_patches=4,
+  row_stills=2,
+  still_patches=16,
+  lookahead=4,
+  refill=True,
+  prefetch=2,
+  workers=2,
+  skip_bad_rows=True,
+  max_bad_share=0.5,
+)
 
 
 def digest(batch):
   """Of everything a step sees of a batch."""
-  hashed = hashlib.blake2b(json.dumps([batch.used, sorted(batch.samples.items()), sorted(batch.dropped.items())]).encode(), digest_size=8)
+  hashed = hashlib.blake2b(
+    json.dumps([batch.used, sorted(batch.samples.items()), sorted(batch.dropped.items())]).encode(),
+    digest_size=8,
+  )
   for name in sorted(batch.arrays):
     hashed.update(name.encode() + batch.arrays[name].tobytes())
   return hashed.hexdigest()
@@ -38,7 +62,16 @@ def open_batches(folder, frames, shard=(0, 1), options=FRAMES):
   for name, weight in (('a', 3.0), ('b', 1.0)):
     rows = Table([folder / f'{name}.parquet'], folder, RowOptions(True, False), folder / 'cache')
     sources.append(batches.Source(name, rows, weight, 0, None, rows.identity))
-  return batches.batches(sources, tok, frames, options, SIZES, 0, shard=shard, cache=batches.Cache(folder / 'cache', 'tok'))
+  return batches.batches(
+    sources,
+    tok,
+    frames,
+    options,
+    SIZES,
+    0,
+    shard=shard,
+    cache=batches.Cache(folder / 'cache', 'tok'),
+  )
 
 
 def main(folder, steps):

@@ -1,4 +1,6 @@
-"""Rows by number: the same conversations as reading everything gives, whatever the parquet file looks like."""
+"""Rows by number: the same conversations as reading everything gives, whatever the parquet file
+looks like.
+"""
 
 import collections
 import json
@@ -15,13 +17,24 @@ LENIENT = RowOptions(skip_bad_rows=True, require_media=False)
 
 
 def messages(i):
-  return [{'role': 'user', 'content': [{'type': 'video_url', 'video_url': {'url': f'selfqa/відео {i}.mp4'}},
-                                       {'type': 'text', 'text': f'What\r\nappears at {i}?'}]},
-          {'role': 'assistant', 'content': [{'type': 'text', 'text': f'red {i}'}]}]
+  return [
+    {
+      'role': 'user',
+      'content': [
+        {'type': 'video_url', 'video_url': {'url': f'selfqa/відео {i}.mp4'}},
+        {'type': 'text', 'text': f'What\r\nappears at {i}?'},
+      ],
+    },
+    {'role': 'assistant', 'content': [{'type': 'text', 'text': f'red {i}'}]},
+  ]
 
 
 def write(path, values, kind=None, **options):
-  columns = {'id': pa.array(range(len(values))), 'messages': pa.array(values, kind), 'zusatz': pa.array(['x'] * len(values))}
+  columns = {
+    'id': pa.array(range(len(values))),
+    'messages': pa.array(values, kind),
+    'zusatz': pa.array(['x'] * len(values)),
+  }
   pq.write_table(pa.table(columns), path, **options)
   return path
 
@@ -41,9 +54,12 @@ def folder(request, tmp_path):
 
 
 def test_rows_are_those_of_reading_everything_in_any_order(tmp_path, folder):
-  files = [write(tmp_path / 'a.parquet', text(5), row_group_size=2), write(tmp_path / 'b.parquet', text(3, 5))]
+  files = [
+    write(tmp_path / 'a.parquet', text(5), row_group_size=2),
+    write(tmp_path / 'b.parquet', text(3, 5)),
+  ]
   wanted = conversations.sft_conversations(files, tmp_path, LENIENT, collections.Counter())
-  for _ in range(2):                                                       # the second time from the cache, where there is one
+  for _ in range(2):  # the second time from the cache, where there is one
     opened = table.Table(files, tmp_path, LENIENT, folder)
     assert len(opened) == 8
     assert [opened[i] for i in (7, 0, 4, 5)] == [wanted[i] for i in (7, 0, 4, 5)]
@@ -56,7 +72,8 @@ def test_rows_are_those_of_reading_everything_in_any_order(tmp_path, folder):
 
 SHAPES = {
   'lists': ([messages(0), messages(1)], None),
-  'large text': (text(2), pa.large_string()), 'a dictionary': (text(2) * 3, pa.dictionary(pa.int32(), pa.string())),
+  'large text': (text(2), pa.large_string()),
+  'a dictionary': (text(2) * 3, pa.dictionary(pa.int32(), pa.string())),
   'bytes': ([value.encode() for value in text(2)], pa.binary()),
 }
 
@@ -72,17 +89,34 @@ def test_messages_may_be_text_bytes_a_dictionary_or_lists(tmp_path, folder, shap
 
 def test_empty_shards_are_passed_over(tmp_path, folder):
   empty = pa.string()
-  files = [write(tmp_path / 'e1.parquet', [], empty), write(tmp_path / 'a.parquet', text(2)), write(tmp_path / 'e2.parquet', [], empty),
-           write(tmp_path / 'b.parquet', text(1, 2))]
-  assert [row.id for row in every(files, tmp_path, folder)] == ['a.parquet:0', 'a.parquet:1', 'b.parquet:0']
+  files = [
+    write(tmp_path / 'e1.parquet', [], empty),
+    write(tmp_path / 'a.parquet', text(2)),
+    write(tmp_path / 'e2.parquet', [], empty),
+    write(tmp_path / 'b.parquet', text(1, 2)),
+  ]
+  assert [row.id for row in every(files, tmp_path, folder)] == [
+    'a.parquet:0',
+    'a.parquet:1',
+    'b.parquet:0',
+  ]
   assert len(table.Table(files[:1], tmp_path, LENIENT, folder)) == 0
 
 
-def test_a_broken_row_is_a_fault_of_that_row_alone_and_of_the_moment_it_is_asked_for(tmp_path, folder):
-  file = write(tmp_path / 'a.parquet', [text(1)[0], '{"role"', json.dumps([{'role': 'tool', 'content': 'x'}]), None])
+def test_a_broken_row_is_a_fault_of_that_row_alone_and_of_the_moment_it_is_asked_for(
+  tmp_path, folder
+):
+  file = write(
+    tmp_path / 'a.parquet',
+    [text(1)[0], '{"role"', json.dumps([{'role': 'tool', 'content': 'x'}]), None],
+  )
   opened = table.Table([file], tmp_path, LENIENT, folder)
   assert opened[0].id == 'a.parquet:0'
-  for row, fault in ((1, 'wanted JSON'), (2, "got 'tool'"), (3, 'got None, wanted a non-empty list')):
+  for row, fault in (
+    (1, 'wanted JSON'),
+    (2, "got 'tool'"),
+    (3, 'got None, wanted a non-empty list'),
+  ):
     with pytest.raises(Broken, match=fault):
       opened[row]
   outside = write(tmp_path / 'b.parquet', [text(1)[0].replace('selfqa/', 'file:///etc/')])
@@ -97,9 +131,11 @@ def test_the_cache_is_keyed_by_content_and_says_from_what_it_was_made(tmp_path):
   file, folder = write(tmp_path / 'a.parquet', text(2)), tmp_path / 'cache'
   first = table.Table([file], tmp_path, LENIENT, folder)
   assert first.identity == (('a.parquet', provenance.digest(file)),)
-  cached, = folder.rglob('*.arrow')
+  (cached,) = folder.rglob('*.arrow')
   record = json.loads(pa.ipc.open_file(cached).schema.metadata[provenance.KEY])
-  assert record['tool'] == 'data.table' and record['inputs'][0]['blake2b'] == provenance.digest(file)
+  assert record['tool'] == 'data.table' and record['inputs'][0]['blake2b'] == provenance.digest(
+    file
+  )
   write(file, text(2, 7))
   second = table.Table([file], tmp_path, LENIENT, folder)
   assert second[0].messages[1].parts == ('red 7',) and second.identity != first.identity
@@ -109,18 +145,29 @@ def test_the_cache_is_keyed_by_content_and_says_from_what_it_was_made(tmp_path):
 def test_a_damaged_or_unwritable_cache_costs_the_cache_and_not_the_run(tmp_path, caplog):
   file, folder = write(tmp_path / 'a.parquet', text(2)), tmp_path / 'cache'
   table.Table([file], tmp_path, LENIENT, folder)
-  cached, = folder.rglob('*.arrow')
+  (cached,) = folder.rglob('*.arrow')
   cached.write_bytes(b'half')
-  assert [row.messages[1].parts for row in every([file], tmp_path, folder)] == [('red 0',), ('red 1',)]
-  assert cached.stat().st_size > 4                                         # mended
+  assert [row.messages[1].parts for row in every([file], tmp_path, folder)] == [
+    ('red 0',),
+    ('red 1',),
+  ]
+  assert cached.stat().st_size > 4  # mended
   (tmp_path / 'file').write_bytes(b'')
   assert len(every([file], tmp_path, tmp_path / 'file' / 'cache')) == 2
   assert [record.getMessage().count('data.cache_folder') for record in caplog.records] == [1]
 
 
-@pytest.mark.parametrize(('make', 'message'), [
-  (lambda p: None, 'no such file, wanted a parquet file'), (lambda p: p.write_bytes(b'PAR1 no'), 'not a readable parquet file'),
-  (lambda p: pq.write_table(pa.table({'message': ['x']}), p), r"got columns \['message'\], wanted messages")])
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda p: None, 'no such file, wanted a parquet file'),
+    (lambda p: p.write_bytes(b'PAR1 no'), 'not a readable parquet file'),
+    (
+      lambda p: pq.write_table(pa.table({'message': ['x']}), p),
+      r"got columns \['message'\], wanted messages",
+    ),
+  ],
+)
 def test_a_file_that_is_no_such_parquet_file_is_refused(tmp_path, folder, make, message):
   make(tmp_path / 'a.parquet')
   with pytest.raises(DataError, match=message):

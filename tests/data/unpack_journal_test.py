@@ -1,4 +1,6 @@
-"""What was unpacked is written down line by line, and only what can be read and still holds is believed."""
+"""What was unpacked is written down line by line, and only what can be read and still holds is
+believed.
+"""
 
 import fcntl
 import json
@@ -17,7 +19,16 @@ MEMBER = archives.Member('d/é.mp4', 3, 7, 1, 3, 0)
 
 def _archive(path: pathlib.Path, kind: str = 'tar', faults: tuple = ()) -> archives.Archive:
   path.write_bytes(b'123')
-  return archives.Archive(path, (path,), kind, *archives.facts([path]), archives.digest([MEMBER]), (MEMBER,), faults, left=2)
+  return archives.Archive(
+    path,
+    (path,),
+    kind,
+    *archives.facts([path]),
+    archives.digest([MEMBER]),
+    (MEMBER,),
+    faults,
+    left=2,
+  )
 
 
 def _written(root: pathlib.Path, archive: archives.Archive) -> Journal:
@@ -36,8 +47,17 @@ def test_a_journal_comes_back_as_it_was_written_and_says_archive_tool_and_versio
   assert again.files == {'a': File(1, 2, 3), 'd/é.mp4': File(3, 7, 9)}
   assert again.is_of(archive)
   assert (again.known['tool'], again.known['version'], again.known['archive']) == (
-    'paravt_jax.data.unpack', 2, {'name': 'in/a.tar', 'kind': 'tar', 'bytes': 3, 'stamp': archive.stamp, 'digest': archive.digest,
-                                  'left': 2})
+    'paravt_jax.data.unpack',
+    2,
+    {
+      'name': 'in/a.tar',
+      'kind': 'tar',
+      'bytes': 3,
+      'stamp': archive.stamp,
+      'digest': archive.digest,
+      'left': 2,
+    },
+  )
 
 
 def test_a_torn_last_line_and_lines_that_make_no_sense_cost_only_themselves(tmp_path):
@@ -49,7 +69,9 @@ def test_a_torn_last_line_and_lines_that_make_no_sense_cost_only_themselves(tmp_
   assert Journal(tmp_path, 'in/a.tar').files.keys() == {'a', 'd/é.mp4'}
 
 
-@pytest.mark.parametrize('first', ['', '{', '[]', '{"tool": "paravt_jax.data.unpack", "version": 2}'])
+@pytest.mark.parametrize(
+  'first', ['', '{', '[]', '{"tool": "paravt_jax.data.unpack", "version": 2}']
+)
 def test_a_journal_without_a_readable_header_says_nothing(tmp_path, first):
   journal = _written(tmp_path, _archive(tmp_path / 'a.tar'))
   journal.path.write_text('\n'.join([first, *journal.path.read_text().split('\n')[1:]]))
@@ -84,7 +106,12 @@ def test_archives_of_one_name_in_two_folders_have_two_journals(tmp_path):
 
 def test_what_a_dead_run_left_half_written_is_swept_and_other_files_stay(tmp_path):
   (tmp_path / 'deep/er').mkdir(parents=True)
-  for name in ('deep/er/.paravt-77-0.part', 'deep/.paravt-77-1.part', 'deep/mine.part', '.paravt-x'):
+  for name in (
+    'deep/er/.paravt-77-0.part',
+    'deep/.paravt-77-1.part',
+    'deep/mine.part',
+    '.paravt-x',
+  ):
     (tmp_path / name).write_bytes(b'half')
   with pytest.raises(ZeroDivisionError), held(tmp_path):
     raise ZeroDivisionError
@@ -95,9 +122,16 @@ def test_what_a_dead_run_left_half_written_is_swept_and_other_files_stay(tmp_pat
 
 
 def test_a_root_is_held_by_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
-  program = ('import pathlib, sys\nfrom paravt_jax.data.unpack_journal import held\n'
-             'with held(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()')
-  with subprocess.Popen([sys.executable, '-c', program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+  program = (
+    'import pathlib, sys\nfrom paravt_jax.data.unpack_journal import held\n'
+    'with held(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', program, str(tmp_path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as other:
     assert other.stdout.readline() == 'in\n'
     with open(tmp_path / archives.OURS / 'lock') as lock, pytest.raises(BlockingIOError):
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,6 @@
-"""Benchmarks from snapshots in their published schemas: fields, gold answers, videos, scores, and what is missing."""
+"""Benchmarks from snapshots in their published schemas: fields, gold answers, videos, scores, and
+what is missing.
+"""
 
 import fnmatch
 import json
@@ -33,7 +35,9 @@ def test_a_snapshot_of_the_published_schema_is_read(tmp_path: pathlib.Path, name
   assert found == fixtures.GOLD[name]
   assert {s.benchmark for s in samples} == {s.task.source for s in samples} == {name}
   for sample in samples:
-    assert set(sample.fields) == set(BENCHMARKS[name].breakdowns) and all(isinstance(v, str) for v in sample.fields.values())
+    assert set(sample.fields) == set(BENCHMARKS[name].breakdowns) and all(
+      isinstance(v, str) for v in sample.fields.values()
+    )
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -45,16 +49,27 @@ def test_every_row_gets_its_own_video(tmp_path: pathlib.Path, name: str):
 
 def _short(name: str, sample: Sample) -> str:
   path = pathlib.PurePosixPath(sample.task.video)
-  return f'{path.parent.name}/{path.name}' if name == 'mmvu' else path.stem if name.startswith('videomme') else path.name
+  return (
+    f'{path.parent.name}/{path.name}'
+    if name == 'mmvu'
+    else path.stem
+    if name.startswith('videomme')
+    else path.name
+  )
 
 
 def test_the_published_rows_are_those_of_the_paper():
-  rows = {model: [BENCHMARKS[name].published[model] for name in NAMES[:7]] for model in BENCHMARKS['mmvu'].published}
+  rows = {
+    model: [BENCHMARKS[name].published[model] for name in NAMES[:7]]
+    for model in BENCHMARKS['mmvu'].published
+  }
   order = ('videomme', 'videomme_wsub', 'longvideobench', 'lvbench', 'mlvu', 'mmvu', 'charades')
   assert (*order, 'longvideo_reason') == NAMES
-  assert rows == {'ParaVT-8B': [62.1, 69.4, 60.4, 39.8, 65.0, 68.6, 50.1],
-                  'Qwen3-VL-8B with tool': [59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3],
-                  'LongVT-RFT-7B': [59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4]}
+  assert rows == {
+    'ParaVT-8B': [62.1, 69.4, 60.4, 39.8, 65.0, 68.6, 50.1],
+    'Qwen3-VL-8B with tool': [59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3],
+    'LongVT-RFT-7B': [59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4],
+  }
   assert BENCHMARKS['longvideo_reason'].published == {}
 
 
@@ -66,7 +81,11 @@ def test_files_are_called_what_their_publishers_call_them(tmp_path: pathlib.Path
   pattern = re.sub('<.*?>', '*', videos)
   assert fnmatch.filter(files, f'*/{pattern}' if other else pattern), about.videos
   assert [str(path.relative_to(root)) for path in root.glob(about.rows[0])]
-  (entry,) = [block for block in re.split(r'\n  (?=\w)', recipe.__doc__) if re.match(rf'(.*, )?{name}[, ]', block)]
+  (entry,) = [
+    block
+    for block in re.split(r'\n  (?=\w)', recipe.__doc__)
+    if re.match(rf'(.*, )?{name}[, ]', block)
+  ]
   assert about.hub in entry and about.videos in entry
 
 
@@ -81,13 +100,23 @@ def test_grounding_gold_is_in_the_tenths_that_half_precision_stands_for(tmp_path
 def test_options_are_lettered_once_whatever_the_file_does(tmp_path: pathlib.Path):
   videomme, lvbench = _load(tmp_path, 'videomme'), _load(tmp_path, 'lvbench')
   assert videomme[1].task.question == (
-    'What is the genre of this video?\nA. It is a news report.\nB. It is a documentary.\nC. It is a film.\nD. It is an advert.')
-  assert lvbench[0].task.question == 'What year appears in the opening caption of the video?\nA. 1636\nB. 1366\nC. 1363\nD. 1633'
+    'What is the genre of this video?\nA. It is a news report.\nB. It is a documentary.\nC. '
+    'It is a film.\nD. It is an advert.'
+  )
+  assert (
+    lvbench[0].task.question
+    == 'What year appears in the opening caption of the video?\nA. 1636\nB. 1366\nC. 1363\nD. 1633'
+  )
   assert lvbench[0].task.options == ('1636', '1366', '1363', '1633')
 
 
 def test_an_option_that_is_not_applicable_is_skipped(tmp_path: pathlib.Path):
-  assert _load(tmp_path, 'longvideobench')[0].task.options == ('a hat', 'a scarf', 'a coat', 'gloves')
+  assert _load(tmp_path, 'longvideobench')[0].task.options == (
+    'a hat',
+    'a scarf',
+    'a coat',
+    'gloves',
+  )
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -96,33 +125,49 @@ def test_a_question_is_told_one_shape_of_its_answer_and_not_two(tmp_path: pathli
   for sample in _load(tmp_path, name):
     (text,) = prompts.user(sample.task, [[]])
     wanted = own if name == 'charades' else prompts.FORMAT_HINTS[sample.task.question_type]
-    assert [shape for shape in (*prompts.FORMAT_HINTS.values(), own) if shape in text] == [wanted] and text.endswith(wanted)
+    assert [shape for shape in (*prompts.FORMAT_HINTS.values(), own) if shape in text] == [
+      wanted
+    ] and text.endswith(wanted)
 
 
 def test_charades_asks_for_the_shape_of_its_answer(tmp_path: pathlib.Path):
   question = _load(tmp_path, 'charades')[0].task.question
-  assert '"person turn a light on."' in question and 'The event happens in the X - Y seconds' in question
+  assert (
+    '"person turn a light on."' in question and 'The event happens in the X - Y seconds' in question
+  )
 
 
 def test_subtitles_stand_before_the_question_where_there_are_some(tmp_path: pathlib.Path):
   samples = _load(tmp_path, 'videomme_wsub')
-  assert samples[0].subtitles == samples[1].subtitles == '0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you'
-  assert samples[1].task.question.startswith('Subtitles (seconds):\n0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you\n\nWhat is the genre')
+  assert (
+    samples[0].subtitles
+    == samples[1].subtitles
+    == '0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you'
+  )
+  assert samples[1].task.question.startswith(
+    'Subtitles (seconds):\n0.5 --> 2.0 hello there\n2.0 --> 3.2 all of you\n\nWhat is the genre'
+  )
   assert samples[2].subtitles == '' and samples[2].task.question.startswith('Which is not held up?')
   assert not any(sample.subtitles for sample in _load(tmp_path, 'videomme'))
 
 
 def test_the_question_without_subtitles_stands_beside_the_one_with_them(tmp_path: pathlib.Path):
   plain, subtitled = _load(tmp_path, 'videomme'), _load(tmp_path, 'videomme_wsub')
-  assert subtitled[0].task.facts == {'asked': plain[0].task.question} and subtitled[2].task.facts == {}
+  assert (
+    subtitled[0].task.facts == {'asked': plain[0].task.question} and subtitled[2].task.facts == {}
+  )
   assert prompts.told(subtitled[0].task) == plain[0].task.question
-  assert 'hello there' in prompts.user(subtitled[0].task, [[]])[0]    # the main agent is shown them
+  assert 'hello there' in prompts.user(subtitled[0].task, [[]])[0]  # the main agent is shown them
 
 
 def test_subtitles_are_bounded(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'videomme_wsub')
   (root / 'subtitle').mkdir()
-  cues = (f'{i}\n00:{i // 60:02}:{i % 60:02},000 --> 00:{i // 60:02}:{i % 60:02},900\nline {i} {"word " * 20}\n' for i in range(600))
+  cues = (
+    f'{i}\n00:{i // 60:02}:{i % 60:02},000 --> 00:{i // 60:02}:{i % 60:02},900\nline {i} '
+    f'{"word " * 20}\n'
+    for i in range(600)
+  )
   (root / 'subtitle/fFjv93ACGo8.srt').write_text('\n'.join(cues))
   sample = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')[0]
   assert 23_000 < len(sample.subtitles) <= 24_000
@@ -132,25 +177,45 @@ def test_subtitles_are_bounded(tmp_path: pathlib.Path):
 def test_subtitles_of_wide_characters_are_bounded_by_their_bytes(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'videomme_wsub')
   (root / 'subtitle').mkdir()
-  cues = (f'{i}\n00:00:{i:02},000 --> 00:00:{i:02},900\n{i}{"字" * 200}\n' for i in range(60))    # 12,000 characters, 36,000 bytes
+  cues = (
+    f'{i}\n00:00:{i:02},000 --> 00:00:{i:02},900\n{i}{"字" * 200}\n' for i in range(60)
+  )  # 12,000 characters, 36,000 bytes
   (root / 'subtitle/fFjv93ACGo8.srt').write_text('\n'.join(cues))
   sample = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')[0]
   assert 23_000 < len(sample.subtitles.encode()) <= 24_000
 
 
-def test_a_subtitle_file_without_a_cue_is_an_error_of_its_videos_questions_and_a_guess_is_told(tmp_path: pathlib.Path):
+def test_a_subtitle_file_without_a_cue_is_an_error_of_its_videos_questions_and_a_guess_is_told(
+  tmp_path: pathlib.Path,
+):
   root = fixtures.snapshot(tmp_path, 'videomme_wsub')
   (root / 'subtitle').mkdir()
   (root / 'subtitle/fFjv93ACGo8.srt').write_bytes(b'')
-  (root / 'subtitle/N1cdUjctpG8.vtt').write_bytes('WEBVTT\n\n00:01.000 --> 00:02.000\ncafé\n'.encode('cp1252'))
+  (root / 'subtitle/N1cdUjctpG8.vtt').write_bytes(
+    'WEBVTT\n\n00:01.000 --> 00:02.000\ncafé\n'.encode('cp1252')
+  )
   first, second, third = benchmarks.load('videomme_wsub', root, tmp_path / 'cache')
-  assert [sample.fields['subtitles'] for sample in (first, second, third)] == ['unreadable', 'unreadable', 'shown, read as cp1252']
+  assert [sample.fields['subtitles'] for sample in (first, second, third)] == [
+    'unreadable',
+    'unreadable',
+    'shown, read as cp1252',
+  ]
   assert (first.subtitles, third.subtitles) == ('', '1.0 --> 2.0 café')
-  assert 'fFjv93ACGo8.srt: got an empty file, wanted srt or vtt' in first.task.facts[subtitles.BROKEN]
-  assert subtitles.BROKEN not in third.task.facts and third.task.question.startswith('Subtitles (seconds):\n1.0 --> 2.0 café\n')
+  assert (
+    'fFjv93ACGo8.srt: got an empty file, wanted srt or vtt' in first.task.facts[subtitles.BROKEN]
+  )
+  assert subtitles.BROKEN not in third.task.facts and third.task.question.startswith(
+    'Subtitles (seconds):\n1.0 --> 2.0 café\n'
+  )
   assert benchmarks.subtitle_notes([first, second, third]) == (
-    'subtitle files: 1 are no clean Unicode and were read as cp1252 (1); 1 give no cue, and their questions are errors')
-  assert [sample.fields['subtitles'] for sample in _load(tmp_path / 'other', 'videomme_wsub')] == ['shown', 'shown', 'none']
+    'subtitle files: 1 are no clean Unicode and were read as cp1252 (1); 1 give no cue, and '
+    'their questions are errors'
+  )
+  assert [sample.fields['subtitles'] for sample in _load(tmp_path / 'other', 'videomme_wsub')] == [
+    'shown',
+    'shown',
+    'none',
+  ]
   assert benchmarks.subtitle_notes(_load(tmp_path / 'third', 'videomme')) == ''
 
 
@@ -159,7 +224,10 @@ def test_an_archive_that_is_not_read_is_named_where_videos_are_missing(tmp_path:
   (root / 'Charades_v1_480_part_2.zip').rename(root / 'Charades_v1_480_part_2.7z')
   (root / 'Charades_v1_480_part_2.7z').write_bytes(b"7z\xbc\xaf'\x1c")
   (line,) = benchmarks.problems({'charades': root})[1]
-  assert '1 of 2 videos missing' in line and 'part_2.7z: not read: a kind of archive (.7z) that is not read' in line
+  assert (
+    '1 of 2 videos missing' in line
+    and 'part_2.7z: not read: a kind of archive (.7z) that is not read' in line
+  )
 
 
 def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):
@@ -167,13 +235,28 @@ def test_no_subtitles_at_all_are_refused(tmp_path: pathlib.Path):
   (root / 'subtitle.zip').unlink()
   with pytest.raises(DataError, match=r'^videomme_wsub: no subtitle file below'):
     benchmarks.load('videomme_wsub', root, tmp_path / 'cache')
-  assert benchmarks.problems({'videomme_wsub': root})[0] != [] and benchmarks.problems({'videomme': root}) == ([], [])
+  assert benchmarks.problems({'videomme_wsub': root})[0] != [] and benchmarks.problems(
+    {'videomme': root}
+  ) == ([], [])
 
 
 def _published(tmp_path: pathlib.Path) -> list[Sample]:
-  """A whole row, one whose gold text stands twice, one whose gold is nowhere, one with empty options."""
-  good = {'video_name': 'a.mp4', 'question': 'Which?', 'candidates': ['x', 'y', 'z'], 'answer': 'x', 'task_type': 'order'}
-  rows = [good, {**good, 'candidates': ['x', 'y', 'y'], 'answer': 'y'}, {**good, 'answer': 'E'}, {**good, 'candidates': ['', 'y', 'x']}]
+  """A whole row, one whose gold text stands twice, one whose gold is nowhere, one with empty
+  options.
+  """
+  good = {
+    'video_name': 'a.mp4',
+    'question': 'Which?',
+    'candidates': ['x', 'y', 'z'],
+    'answer': 'x',
+    'task_type': 'order',
+  }
+  rows = [
+    good,
+    {**good, 'candidates': ['x', 'y', 'y'], 'answer': 'y'},
+    {**good, 'answer': 'E'},
+    {**good, 'candidates': ['', 'y', 'x']},
+  ]
   (tmp_path / 'test.json').write_text(json.dumps(rows))
   return benchmarks.load('mlvu', tmp_path, tmp_path / 'cache')
 
@@ -182,48 +265,87 @@ def test_rows_that_are_broken_as_published_are_kept_marked_and_counted(tmp_path:
   samples = _published(tmp_path)
   broken = {'task_type': 'order', 'options': 'broken', 'broken': ''}
   assert [sample.fields for sample in samples] == [
-    {'task_type': 'order'}, {**broken, 'broken': 'gold twice'}, {**broken, 'broken': 'gold nowhere'}, {**broken, 'broken': 'option empty'}]
+    {'task_type': 'order'},
+    {**broken, 'broken': 'gold twice'},
+    {**broken, 'broken': 'gold nowhere'},
+    {**broken, 'broken': 'option empty'},
+  ]
   assert [sample.gold for sample in samples] == ['A', 'B or C', 'E', 'C']
-  assert benchmarks.faults(samples) == {'rows': 3, 'gold nowhere': 1, 'gold twice': 1, 'option empty': 1}
-  assert told(benchmarks.faults(samples)) == '3 rows are broken as published: 1 gold nowhere, 1 gold twice, 1 option empty'
+  assert benchmarks.faults(samples) == {
+    'rows': 3,
+    'gold nowhere': 1,
+    'gold twice': 1,
+    'option empty': 1,
+  }
+  assert (
+    told(benchmarks.faults(samples))
+    == '3 rows are broken as published: 1 gold nowhere, 1 gold twice, 1 option empty'
+  )
   assert benchmarks.faults(samples[:1]) == {} and told({}) == ''
 
 
-def test_a_gold_that_stands_twice_is_right_under_either_letter_and_one_that_is_nowhere_under_none(tmp_path: pathlib.Path):
+def test_a_gold_that_stands_twice_is_right_under_either_letter_and_one_that_is_nowhere_under_none(
+  tmp_path: pathlib.Path,
+):
   about, (_, twice, nowhere, _) = BENCHMARKS['mlvu'], _published(tmp_path)
   said = lambda letter: f'<think>\nlong enough</think>\n<answer>{letter}</answer>'
   rules = (benchmarks.scores, about.official, about.lmms_eval)
   assert [[rule(twice, said(letter))['accuracy'] for letter in 'ABC'] for rule in rules] == [
-    [0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]                     # the driver takes the first
+    [0.0, 1.0, 1.0],
+    [0.0, 1.0, 0.0],
+    [0.0, 1.0, 1.0],
+  ]  # the driver takes the first
   assert {rule(nowhere, said(letter))['accuracy'] for rule in rules for letter in 'ABCDE'} == {0.0}
 
 
 def test_a_window_that_is_none_can_be_asked_and_not_be_right(tmp_path: pathlib.Path):
-  (tmp_path / 'test.json').write_text(json.dumps([{'video': 'a.mp4', 'caption': 'x', 'timestamp': [5, 2]}]))
-  about, (sample,) = BENCHMARKS['charades'], benchmarks.load('charades', tmp_path, tmp_path / 'cache')
+  (tmp_path / 'test.json').write_text(
+    json.dumps([{'video': 'a.mp4', 'caption': 'x', 'timestamp': [5, 2]}])
+  )
+  about, (sample,) = (
+    BENCHMARKS['charades'],
+    benchmarks.load('charades', tmp_path, tmp_path / 'cache'),
+  )
   text = '<answer>The event happens in the 2 - 5 seconds.</answer>'
   assert sample.fields['broken'] == 'gold nowhere' and sample.unanswerable
-  assert [rule(sample, text)['iou'] for rule in (benchmarks.scores, about.official, about.lmms_eval)] == [0.0, 0.0, 0.0]
+  assert [
+    rule(sample, text)['iou'] for rule in (benchmarks.scores, about.official, about.lmms_eval)
+  ] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize('gold, answer, accuracy', [
-  ('oxygen (O2)', 'oxygen', 1.0), ('oxygen (O2)', 'oxygen (O2)', 1.0), ('oxygen (O2)', 'O2', 0.0),
-  ('O(n)', 'O(n)', 1.0), ('O(n)', 'O', 0.0), ('(crypsis)', 'crypsis', 1.0)])
+@pytest.mark.parametrize(
+  'gold, answer, accuracy',
+  [
+    ('oxygen (O2)', 'oxygen', 1.0),
+    ('oxygen (O2)', 'oxygen (O2)', 1.0),
+    ('oxygen (O2)', 'O2', 0.0),
+    ('O(n)', 'O(n)', 1.0),
+    ('O(n)', 'O', 0.0),
+    ('(crypsis)', 'crypsis', 1.0),
+  ],
+)
 def test_an_open_ended_gold_counts_without_its_parenthesis(gold: str, answer: str, accuracy: float):
-  assert benchmarks.scores(_sample('mmvu', 'oe', gold), f'<answer>{answer}</answer>')['accuracy'] == accuracy
+  assert (
+    benchmarks.scores(_sample('mmvu', 'oe', gold), f'<answer>{answer}</answer>')['accuracy']
+    == accuracy
+  )
 
 
 def test_a_row_without_options_is_asked_as_it_is_and_marked(tmp_path: pathlib.Path):
   whole, broken = _load(tmp_path, 'longvideo_reason')
   assert whole.fields == {'problem_type': 'goal', 'options': 'four'}
   assert broken.fields == {'problem_type': 'plot', 'options': 'broken'}
-  assert broken.task.question == 'Who is the man interacting with the car?' and broken.task.answer == 'C'
+  assert (
+    broken.task.question == 'Who is the man interacting with the car?' and broken.task.answer == 'C'
+  )
   assert benchmarks.scores(broken, '<answer>C</answer>')['accuracy'] == 1.0
 
 
 @pytest.mark.parametrize('path', ['../secret.mp4', '/home/secret.mp4', 'x/../../secret.mp4'])
 def test_a_video_outside_of_the_snapshot_is_refused(tmp_path: pathlib.Path, path: str):
-  (tmp_path / 'test.json').write_text(json.dumps([{'video': path, 'caption': 'x', 'timestamp': [1, 2]}]))
+  (tmp_path / 'test.json').write_text(
+    json.dumps([{'video': path, 'caption': 'x', 'timestamp': [1, 2]}])
+  )
   with pytest.raises(DataError, match=r'charades: row 0 of .*wanted a path inside the snapshot'):
     benchmarks.load('charades', tmp_path, tmp_path / 'cache')
 
@@ -252,7 +374,9 @@ def test_videos_that_are_extracted_already_need_no_archive(tmp_path: pathlib.Pat
     (root / 'data').mkdir(exist_ok=True)
     (root / 'data' / f'{name}.mp4').write_bytes(fixtures.video(4 + at))
   samples = benchmarks.load('videomme', root, tmp_path / 'cache')
-  assert {pathlib.Path(s.task.video).parent for s in samples} == {root / 'data'} and not (tmp_path / 'cache').exists()
+  assert {pathlib.Path(s.task.video).parent for s in samples} == {root / 'data'} and not (
+    tmp_path / 'cache'
+  ).exists()
 
 
 def test_only_archives_that_hold_a_missing_video_are_unpacked(tmp_path: pathlib.Path):
@@ -266,25 +390,39 @@ def test_only_archives_that_hold_a_missing_video_are_unpacked(tmp_path: pathlib.
 
 def test_subtitle_archives_are_not_unpacked_for_videos(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'longvideobench')
-  (root / 'subtitles.tar.gz').write_bytes(fixtures.tarred({'subtitles/86CxyhFV9MI.json': b'[]'}, 'w:gz'))
+  (root / 'subtitles.tar.gz').write_bytes(
+    fixtures.tarred({'subtitles/86CxyhFV9MI.json': b'[]'}, 'w:gz')
+  )
   benchmarks.load('longvideobench', root, tmp_path / 'cache')
-  assert sorted(path.name for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix == '.json') == [
-    'videos.tar.part.aa.json']
+  assert sorted(
+    path.name
+    for path in (tmp_path / 'cache').rglob('*')
+    if path.is_file() and path.suffix == '.json'
+  ) == ['videos.tar.part.aa.json']
 
 
 def test_benchmarks_on_the_same_data_share_what_is_unpacked(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'videomme')
-  plain, subtitled = (benchmarks.load(name, root, tmp_path / 'cache') for name in ('videomme', 'videomme_wsub'))
+  plain, subtitled = (
+    benchmarks.load(name, root, tmp_path / 'cache') for name in ('videomme', 'videomme_wsub')
+  )
   assert [s.task.video for s in plain] == [s.task.video for s in subtitled]
 
 
 def test_a_missing_video_is_told_beforehand_and_keeps_its_question(tmp_path: pathlib.Path):
   root = fixtures.snapshot(tmp_path, 'mmvu')
   shutil.rmtree(root / 'videos/Art')
-  assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == ([], [
-    f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put videos/<subject>/<number>.mp4 into that folder, as it is or unpacked'])
+  assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == (
+    [],
+    [
+      f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put '
+      'videos/<subject>/<number>.mp4 into that folder, as it is or unpacked'
+    ],
+  )
   first, second = benchmarks.load('mmvu', root, tmp_path / 'cache')
-  assert first.task.video == str(root / 'videos/Art/0.mp4') and second.task.video == str(root / 'videos/Biology/0.mp4')
+  assert first.task.video == str(root / 'videos/Art/0.mp4') and second.task.video == str(
+    root / 'videos/Biology/0.mp4'
+  )
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path: pathlib.Path):
@@ -294,19 +432,39 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: pathlib.Path):
   seven = tmp_path / 'seven'
   seven.mkdir()
   row = {'uid': '', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': ''}
-  (seven / 'train.jsonl').write_text('\n'.join(json.dumps({**row, 'uid': str(i), 'video_path': f'{i}.mp4'}) for i in range(7)))
+  (seven / 'train.jsonl').write_text(
+    '\n'.join(json.dumps({**row, 'uid': str(i), 'video_path': f'{i}.mp4'}) for i in range(7))
+  )
   (seven / '3.mp4').write_bytes(b'')
   good = fixtures.snapshot(tmp_path, 'videomme')
   videoless = tmp_path / 'videoless'
   videoless.mkdir()
   (videoless / 'train.jsonl').write_text(json.dumps({**row, 'uid': '0', 'video_path': 'x.mp4'}))
-  found, partly = benchmarks.problems({'mlvu': tmp_path / 'none', 'mmvu': tmp_path / 'empty', 'charades': odd, 'lvbench': seven,
-                                       'videomme': good}, cache=tmp_path / 'cache')
+  found, partly = benchmarks.problems(
+    {
+      'mlvu': tmp_path / 'none',
+      'mmvu': tmp_path / 'empty',
+      'charades': odd,
+      'lvbench': seven,
+      'videomme': good,
+    },
+    cache=tmp_path / 'cache',
+  )
   assert [line.split(':')[0] for line in found] == ['mlvu', 'mmvu', 'charades'] and len(partly) == 1
-  assert '1 of 1 videos missing' in benchmarks.problems({'lvbench': videoless})[0][0]       # nothing to go on with
-  assert 'no such folder' in found[0] and 'no row file' in found[1] and "missing: ['timestamp']" in found[2]
-  assert '6 of 7 videos missing' in partly[0] and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in partly[0] and '6.mp4' not in partly[0]
-  assert not (tmp_path / 'cache').exists()    # nothing is unpacked for a run that cannot start
+  assert (
+    '1 of 1 videos missing' in benchmarks.problems({'lvbench': videoless})[0][0]
+  )  # nothing to go on with
+  assert (
+    'no such folder' in found[0]
+    and 'no row file' in found[1]
+    and "missing: ['timestamp']" in found[2]
+  )
+  assert (
+    '6 of 7 videos missing' in partly[0]
+    and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in partly[0]
+    and '6.mp4' not in partly[0]
+  )
+  assert not (tmp_path / 'cache').exists()  # nothing is unpacked for a run that cannot start
 
 
 def test_a_video_inside_an_archive_is_not_missing(tmp_path: pathlib.Path):
@@ -321,21 +479,32 @@ def test_a_packed_tar_is_taken_on_trust_until_it_may_be_unpacked(tmp_path: pathl
   root = fixtures.snapshot(tmp_path, 'longvideo_reason')
   (root / 'longvideo_eval_videos/longvideo_eval_subset1.tar.gz').unlink()
   assert benchmarks.problems({'longvideo_reason': root}) == ([], [])
-  assert 'longvila_videos/c3d4.webm' in benchmarks.problems({'longvideo_reason': root}, cache=tmp_path / 'cache')[1][0]
+  assert (
+    'longvila_videos/c3d4.webm'
+    in benchmarks.problems({'longvideo_reason': root}, cache=tmp_path / 'cache')[1][0]
+  )
 
 
-def test_a_limit_draws_the_same_samples_everywhere_and_a_larger_one_only_adds(tmp_path: pathlib.Path):
+def test_a_limit_draws_the_same_samples_everywhere_and_a_larger_one_only_adds(
+  tmp_path: pathlib.Path,
+):
   row = {'uid': '', 'question': 'Which?\n(A) x\n(B) y', 'answer': 'A', 'video_path': 'a.mp4'}
   (tmp_path / 'train.json').write_text(json.dumps([{**row, 'uid': f'q{i}'} for i in range(40)]))
-  ids = lambda limit: [sample.task.id for sample in benchmarks.load('lvbench', tmp_path, tmp_path / 'cache', limit)]
+  ids = lambda limit: [
+    sample.task.id for sample in benchmarks.load('lvbench', tmp_path, tmp_path / 'cache', limit)
+  ]
   every = ids(0)
   assert every == [f'q{i}' for i in range(40)] == ids(99)
-  assert ids(4) == sorted(ids(4), key=every.index) and len(ids(4)) == 4 and set(ids(4)) < set(ids(9))
+  assert (
+    ids(4) == sorted(ids(4), key=every.index) and len(ids(4)) == 4 and set(ids(4)) < set(ids(9))
+  )
   assert ids(4) != every[:4]
 
 
 def test_an_unknown_benchmark_is_refused():
-  with pytest.raises(ConfigError, match="benchmark 'videome': no such benchmark; wanted one of videomme,"):
+  with pytest.raises(
+    ConfigError, match="benchmark 'videome': no such benchmark; wanted one of videomme,"
+  ):
     benchmarks.load('videome', '.', '.')
 
 
@@ -343,17 +512,22 @@ def test_an_unknown_benchmark_is_refused():
 
 
 def _sample(name: str, kind: str, gold: str, options: int = 0) -> Sample:
-  return Sample(name, Task('1', ('a.mp4',), 'What?', kind, gold, tuple('option' for _ in range(options))), {})
+  return Sample(
+    name, Task('1', ('a.mp4',), 'What?', kind, gold, tuple('option' for _ in range(options))), {}
+  )
 
 
-@pytest.mark.parametrize('text, accuracy', [
-  ('<think>\nlong enough</think>\n<answer>B</answer>', 1.0),
-  ('<think>\nlong enough</think>\nB', 1.0),
-  ('<think>\nnever closed B', 0.0),
-  ('<answer>B</answer> or <answer>C</answer>', 0.0),    # the last one counts
-  ('B', 0.0),                                           # no thought was closed and no answer opened: there is none
-  ('', 0.0),
-])
+@pytest.mark.parametrize(
+  'text, accuracy',
+  [
+    ('<think>\nlong enough</think>\n<answer>B</answer>', 1.0),
+    ('<think>\nlong enough</think>\nB', 1.0),
+    ('<think>\nnever closed B', 0.0),
+    ('<answer>B</answer> or <answer>C</answer>', 0.0),  # the last one counts
+    ('B', 0.0),  # no thought was closed and no answer opened: there is none
+    ('', 0.0),
+  ],
+)
 def test_multiple_choice_is_scored_by_our_own_rule(text: str, accuracy: float):
   assert benchmarks.scores(_sample('videomme', 'mcq', 'B', 4), text) == {'accuracy': accuracy}
 
@@ -365,32 +539,54 @@ def test_an_answer_that_a_protocol_reads_by_its_own_rule_is_scored_as_it_is_give
 
 
 def test_a_letter_beyond_the_options_is_no_answer():
-  assert benchmarks.scores(_sample('mlvu', 'mcq', 'C', 4), '<answer>C</answer>') == {'accuracy': 1.0}
-  assert benchmarks.scores(_sample('mlvu', 'mcq', 'E', 4), '<answer>E</answer>') == {'accuracy': 0.0}
+  assert benchmarks.scores(_sample('mlvu', 'mcq', 'C', 4), '<answer>C</answer>') == {
+    'accuracy': 1.0
+  }
+  assert benchmarks.scores(_sample('mlvu', 'mcq', 'E', 4), '<answer>E</answer>') == {
+    'accuracy': 0.0
+  }
 
 
 def test_both_kinds_of_rows_are_scored_in_their_own_way_apart_and_together():
-  assert benchmarks.scores(_sample('mmvu', 'mcq', 'B', 5), '<answer>B</answer>') == {'accuracy': 1.0, 'accuracy_mcq': 1.0}
+  assert benchmarks.scores(_sample('mmvu', 'mcq', 'B', 5), '<answer>B</answer>') == {
+    'accuracy': 1.0,
+    'accuracy_mcq': 1.0,
+  }
   sample = _sample('mmvu', 'oe', 'The depth-first search')
   assert benchmarks.scores(sample, '<think>\nx</think><answer>depth-first search.</answer>') == {
-    'accuracy': 1.0, 'f1': 1.0, 'accuracy_oe': 1.0}
+    'accuracy': 1.0,
+    'f1': 1.0,
+    'accuracy_oe': 1.0,
+  }
   # "breadth-first search": breadth, first, search against depth, first, search: 2 * 2 / 6
   assert benchmarks.scores(sample, '<answer>breadth-first search</answer>') == {
-    'accuracy': 0.0, 'f1': pytest.approx(2 / 3), 'accuracy_oe': 0.0}
+    'accuracy': 0.0,
+    'f1': pytest.approx(2 / 3),
+    'accuracy_oe': 0.0,
+  }
 
 
 def test_grounding_is_scored_by_overlap_and_thresholds_that_are_reached():
   sample = _sample('charades', 'tvg', '0,10')
   # [0, 5] in [0, 10] is just 0.5
-  assert benchmarks.scores(sample, '<answer>The event happens in the 0.0 - 5.0 seconds.</answer>') == {
-    'iou': 0.5, 'r@0.3': 1.0, 'r@0.5': 1.0, 'r@0.7': 0.0}
+  assert benchmarks.scores(
+    sample, '<answer>The event happens in the 0.0 - 5.0 seconds.</answer>'
+  ) == {'iou': 0.5, 'r@0.3': 1.0, 'r@0.5': 1.0, 'r@0.7': 0.0}
   assert benchmarks.scores(sample, '<answer>[0, 7]</answer>')['r@0.7'] == 1.0
-  assert benchmarks.scores(sample, '<answer>never</answer>') == {'iou': 0.0, 'r@0.3': 0.0, 'r@0.5': 0.0, 'r@0.7': 0.0}
+  assert benchmarks.scores(sample, '<answer>never</answer>') == {
+    'iou': 0.0,
+    'r@0.3': 0.0,
+    'r@0.5': 0.0,
+    'r@0.7': 0.0,
+  }
 
 
 def test_longvideo_reason_is_given_a_score_for_its_form():
   sample = _sample('longvideo_reason', 'mcq', 'B', 4)
-  assert benchmarks.scores(sample, '<think>\nx</think>\n<answer>B</answer>') == {'accuracy': 1.0, 'format': 1.0}
+  assert benchmarks.scores(sample, '<think>\nx</think>\n<answer>B</answer>') == {
+    'accuracy': 1.0,
+    'format': 1.0,
+  }
   assert benchmarks.scores(sample, '<answer>B</answer>') == {'accuracy': 1.0, 'format': 0.0}
 
 
@@ -398,8 +594,14 @@ def test_longvideo_reason_is_given_a_score_for_its_form():
 def test_both_rules_agree_on_a_plain_right_answer(tmp_path: pathlib.Path, name: str):
   about = BENCHMARKS[name]
   for sample in _load(tmp_path, name):
-    gold = sample.task.answer.replace(',', ' - ') if sample.task.question_type == 'tvg' else sample.task.answer
+    gold = (
+      sample.task.answer.replace(',', ' - ')
+      if sample.task.question_type == 'tvg'
+      else sample.task.answer
+    )
     text = f'<think>\nlong enough</think>\n<answer>{gold}</answer>'
     assert benchmarks.scores(sample, text)[about.metric] == pytest.approx(1.0)
-    expected = 0.0 if sample.task.question_type == 'oe' else 1.0    # the published driver knows no open-ended rows
+    expected = (
+      0.0 if sample.task.question_type == 'oe' else 1.0
+    )  # the published driver knows no open-ended rows
     assert about.official(sample, text)[about.metric] == pytest.approx(expected)

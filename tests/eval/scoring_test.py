@@ -13,12 +13,15 @@ def test_the_order_of_questions_does_not_change_an_interval():
   values, questions = rng.integers(0, 2, 60).tolist(), [i // 3 for i in range(60)]
   shuffled = rng.permutation(60)
   first = share_interval(values, questions, samples=200, seed=0)
-  assert first == share_interval([values[i] for i in shuffled], [questions[i] for i in shuffled], samples=200, seed=0)
+  assert first == share_interval(
+    [values[i] for i in shuffled], [questions[i] for i in shuffled], samples=200, seed=0
+  )
   assert first[0] < sum(values) / 60 < first[1]
 
 
 def test_wilson_of_8_in_10():
-  # z = 1.96, z2 = 3.8415: centre (.8 + .19207) / 1.38415 = .71675, half 1.96/1.38415 * sqrt(.016 + .0096036) = .22657
+  # z = 1.96, z2 = 3.8415: centre (.8 + .19207) / 1.38415 = .71675, half 1.96/1.38415 * sqrt(.016 +
+  # .0096036) = .22657
   assert wilson(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-4)
 
 

@@ -10,13 +10,26 @@ from paravt_jax.testing.scripted import ScriptedServer
 from tests.rollout.crew import AGENT, CLIENT, CONTEXT, SUBAGENT, TASK, TOK, Frames, play
 
 
-def perform(protocol, *turns, dispatch='parallel', task=TASK, agent=AGENT, subagent=SUBAGENT, budget=4, **script):
+def perform(
+  protocol,
+  *turns,
+  dispatch='parallel',
+  task=TASK,
+  agent=AGENT,
+  subagent=SUBAGENT,
+  budget=4,
+  **script,
+):
   """(episode, texts of the requests in order, frames asked for): `turns` as in `crew.play`."""
   frames = Frames()
 
   async def run(server):
-    async with Client(CLIENT, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as client:
-      actor = protocols.agent(protocol, dispatch, Sampler(client, TOK, CONTEXT), frames, agent, subagent)
+    async with Client(
+      CLIENT, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad
+    ) as client:
+      actor = protocols.agent(
+        protocol, dispatch, Sampler(client, TOK, CONTEXT), frames, agent, subagent
+      )
       return await actor.run(task, await actor.open(task, budget), Address(7, task.id, 0, 0))
 
   with ScriptedServer(play(*turns, **script)) as server:

@@ -1,4 +1,6 @@
-"""Ablations: the grid is checked before anything starts, a run that fails stops no other, and the same command goes on."""
+"""Ablations: the grid is checked before anything starts, a run that fails stops no other, and the
+same command goes on.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ def recipe(**knobs):
   """The shipped grid over this checkout's recipe; further knobs with '__' for dots."""
   config = ablations.get_config()
   config.recipe = f'{ROOT}/configs/para_grpo.py:tiny'
-  config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in knobs.items()})
+  config.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in knobs.items()}
+  )
   return config
 
 
@@ -33,7 +37,9 @@ def leaves(config, prefix=''):
   """{'agent.max_turns': 3, ...}."""
   out = {}
   for key, value in config.items():
-    out |= leaves(value, f'{prefix}{key}.') if hasattr(value, 'items') else {f'{prefix}{key}': value}
+    out |= (
+      leaves(value, f'{prefix}{key}.') if hasattr(value, 'items') else {f'{prefix}{key}': value}
+    )
   return out
 
 
@@ -42,8 +48,13 @@ def leaves(config, prefix=''):
 
 def test_the_shipped_grid_is_nine_sets_with_three_seeds_seed_by_seed():
   cells = ablate.grid(recipe())
-  assert [(cell.name, cell.seed) for cell in cells] == [(name, seed) for seed in (0, 1, 2) for name in ALL]
-  assert cells[0].folder == pathlib.Path('runs/ablations/sft_only-seed0') and cells[0].log.name == 'sft_only-seed0.log'
+  assert [(cell.name, cell.seed) for cell in cells] == [
+    (name, seed) for seed in (0, 1, 2) for name in ALL
+  ]
+  assert (
+    cells[0].folder == pathlib.Path('runs/ablations/sft_only-seed0')
+    and cells[0].log.name == 'sft_only-seed0.log'
+  )
 
 
 @pytest.mark.parametrize(('name', 'wanted'), [
@@ -70,14 +81,23 @@ def test_the_cold_start_is_the_same_for_every_set_and_seed():
 
 
 def test_a_sets_override_wins_over_that_of_all_sets():
-  found = ablate.cell(recipe(common=('rollout.steps=40', 'frames.budgets=(4,8)'), overrides__grpo=('rollout.steps=2',)), 'grpo', 0)
+  found = ablate.cell(
+    recipe(
+      common=('rollout.steps=40', 'frames.budgets=(4,8)'), overrides__grpo=('rollout.steps=2',)
+    ),
+    'grpo',
+    0,
+  )
   assert found.config.rollout.steps == 2 and found.config.frames.budgets == (4, 8)
   assert [word for word in found.arguments if 'steps' in word] == ['--config.rollout.steps=2']
 
 
 def test_sets_and_seeds_are_chosen_in_the_order_asked_for():
   cells = ablate.grid(recipe(sets='para_grpo, grpo', seeds=(3,)))
-  assert [(cell.name, cell.seed, cell.config.seed) for cell in cells] == [('para_grpo', 3, 3), ('grpo', 3, 3)]
+  assert [(cell.name, cell.seed, cell.config.seed) for cell in cells] == [
+    ('para_grpo', 3, 3),
+    ('grpo', 3, 3),
+  ]
 
 
 @pytest.mark.parametrize(('knobs', 'message'), [
@@ -85,17 +105,24 @@ def test_sets_and_seeds_are_chosen_in_the_order_asked_for():
   ({'sets': ' '}, "--config.sets=' ': wanted some of grpo, grpo_anchoring"),
   ({'seeds': ()}, r'--config.seeds=\(\): wanted one or more different seeds'),
   ({'seeds': (1, 1)}, r'--config.seeds=\(1, 1\): wanted one or more different seeds'),
-  ({'recipe': 'configs/none.py'}, "--config.recipe='configs/none.py': wanted a recipe of experiments.rl"),
-  ({'recipe': f'{ROOT}/configs/sft.py'}, '--config.overrides.sft_only: .* a knob that this recipe does not have .*rollout'),
+  ({'recipe': 'configs/none.py'}, "--config.recipe='configs/none.py': "
+"wanted a recipe of experiments.rl"),
+  ({'recipe': f'{ROOT}/configs/sft.py'}, '--config.overrides.sft_only: .* a knob that '
+'this recipe does not have .*rollout'),
   ({'recipe': f'{ROOT}/configs/para_grpo.py:3b'}, "scale '3b': wanted one of tiny, 2b, 8b"),
   ({'reference': 'gpo'}, "--config.reference='gpo': wanted one of"),
   ({'drawings__parts': ('grpo', 'x')}, r"--config.drawings.parts=\('grpo', 'x'\): wanted some of"),
-  ({'overrides__grpo': ('rollout.step=4',)}, "--config.overrides.grpo: no knob 'step' in this recipe: did you mean steps?"),
+  ({'overrides__grpo': ('rollout.step=4',)}, "--config.overrides.grpo: no knob 'step' in "
+"this recipe: did you mean steps?"),
   ({'overrides__grpo': ('rollout.steps=x',)}, r'--config.overrides.grpo: .*rollout.steps=x'),
-  ({'overrides__grpo': ('rollout.steps=0',)}, '--config.overrides.grpo: --config.rollout.steps=0: wanted at least 1'),
-  ({'overrides__grpo': ('rollout.steps',)}, "--config.overrides.grpo: got 'rollout.steps', wanted 'some.knob=value'"),
+  ({'overrides__grpo': ('rollout.steps=0',)}, '--config.overrides.grpo: '
+'--config.rollout.steps=0: wanted at '
+'least 1'),
+  ({'overrides__grpo': ('rollout.steps',)}, "--config.overrides.grpo: got "
+"'rollout.steps', wanted 'some.knob=value'"),
   ({'overrides__grpo': ('seed=4',)}, '--config.overrides.grpo: seed is set by the grid'),
-  ({'common': ('run.folder=x',)}, '--config.overrides.sft_only with --config.common: run.folder is set by the grid'),
+  ({'common': ('run.folder=x',)}, '--config.overrides.sft_only with '
+'--config.common: run.folder is set by the grid'),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_starts(knobs, message, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -115,7 +142,11 @@ def test_cores_are_dealt_out_to_the_jobs():
   two = tuple(may[:2]) if len(may) > 1 else tuple(may)
   dealt = ablate.deal(recipe(jobs=len(two), cores=two))
   assert dealt == [[core] for core in two]
-  for knobs, message in (({'jobs': 0}, 'jobs=0: wanted 1 to'), ({'jobs': len(may) + 1}, 'a core each'), ({'cores': (-1,)}, 'cores=')):
+  for knobs, message in (
+    ({'jobs': 0}, 'jobs=0: wanted 1 to'),
+    ({'jobs': len(may) + 1}, 'a core each'),
+    ({'cores': (-1,)}, 'cores='),
+  ):
     with pytest.raises(ConfigError, match=message):
       ablate.deal(recipe(**knobs))
 
@@ -131,12 +162,17 @@ def test_a_grid_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
 
 
 def made(tmp_path, monkeypatch, **values):
-  """A run of the grid, its folder as a run that went to its end under these further values leaves it."""
+  """A run of the grid, its folder as a run that went to its end under these further values leaves
+  it.
+  """
   monkeypatch.chdir(tmp_path)
   one = ablate.cell(recipe(), 'grpo', 0)
   one.folder.mkdir(parents=True)
   shown = ablate.runs.shown(one.config)
-  changed = {key: {**shown[key], **value} if isinstance(value, dict) else value for key, value in values.items()}
+  changed = {
+    key: {**shown[key], **value} if isinstance(value, dict) else value
+    for key, value in values.items()
+  }
   (one.folder / 'config.json').write_text(json.dumps({**shown, **changed}))
   for name in ('summary.json', 'report.html'):
     (one.folder / name).write_text('{}')
@@ -156,7 +192,10 @@ def test_a_finished_run_may_differ_in_placement_but_not_in_what_it_measured(tmp_
   assert ablate.finished(made(tmp_path, monkeypatch, server={'kind': 'sglang'}, run={'keep': 9}))
   (tmp_path / 'runs').rename(tmp_path / 'before')
   one = made(tmp_path, monkeypatch, eval={'questions': 7})
-  with pytest.raises(ConfigError, match=r'grpo-seed0 was made with other settings \(eval.questions: 7 -> 300\); choose another'):
+  with pytest.raises(
+    ConfigError,
+    match=r'grpo-seed0 was made with other settings \(eval.questions: 7 -> 300\); choose another',
+  ):
     ablate.finished(one)
 
 
@@ -166,7 +205,9 @@ def test_a_finished_run_is_begun_again_for_more_steps_and_not_for_fewer(tmp_path
   assert not ablate.finished(one)  # the recipe asks for 120
   (tmp_path / 'runs').rename(tmp_path / 'before')
   one = made(tmp_path, monkeypatch, rollout={**steps, 'steps': 130})
-  with pytest.raises(ConfigError, match=r'was made with other settings \(rollout.steps: 130 -> 120\)'):
+  with pytest.raises(
+    ConfigError, match=r'was made with other settings \(rollout.steps: 130 -> 120\)'
+  ):
     ablate.finished(one)
 
 
@@ -200,25 +241,38 @@ def command(*arguments, **knobs):
 
 def ran(cwd, *arguments, **knobs):
   """(status, stdout, stderr)."""
-  done = subprocess.run(command(*arguments, **knobs), cwd=cwd, env=small_job.environment(), capture_output=True,
-                        text=True, timeout=patience.seconds(900))
+  done = subprocess.run(
+    command(*arguments, **knobs),
+    cwd=cwd,
+    env=small_job.environment(),
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(900),
+  )
   return done.returncode, done.stdout, done.stderr
 
 
 def test_runs_that_fail_are_named_each_with_its_reason_and_the_exit_status_is_1(tmp_path):
   files = {'data.kind': 'files', 'data.train': "('none.parquet',)", 'model.folder': 'nowhere'}
-  status, out, err = ran(tmp_path, '--config.sets=grpo,para_grpo', '--config.seeds=0', f'--config.jobs={JOBS}', **files)
+  status, out, err = ran(
+    tmp_path, '--config.sets=grpo,para_grpo', '--config.seeds=0', f'--config.jobs={JOBS}', **files
+  )
   assert status == 1 and out == 'no run has reached its end yet\nruns/ablations\n'
   for name in ('grpo', 'para_grpo'):
     log = (tmp_path / 'runs' / 'ablations' / f'{name}-seed0.log').read_text()
     assert log.startswith('$ ') and 'experiments.rl' in log.splitlines()[0]
     assert f'failed: {name}, seed 0: error: --config.data.train: none.parquet does not exist' in err
-  assert 'No run has reached its end yet' in (tmp_path / 'runs' / 'ablations' / 'ablations.html').read_text()
+  assert (
+    'No run has reached its end yet'
+    in (tmp_path / 'runs' / 'ablations' / 'ablations.html').read_text()
+  )
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A grid of three sets at the shortened scale, of which one breaks when it runs: (folder, status, stdout, stderr)."""
+  """A grid of three sets at the shortened scale, of which one breaks when it runs: (folder, status,
+  stdout, stderr).
+  """
   cwd = tmp_path_factory.mktemp('grid')
   return cwd, *ran(cwd, '--config.sets=sft_only,grpo,para_grpo', '--config.seeds=0', f'--config.jobs={JOBS}',
                    "--config.overrides.grpo=('model.folder=nowhere',)")  # fmt: skip
@@ -234,18 +288,28 @@ def test_a_run_that_breaks_stops_no_other(place):
   cwd, status, out, err = place
   assert status == 1 and 'failed: grpo, seed 0: error: ' in err and 'nowhere' in err
   rows = [line.split('|')[1].strip() for line in out.splitlines() if line.startswith('| ')]
-  assert rows == ['set', '---', 'sft_only', 'para_grpo'] and out.splitlines()[-1] == 'runs/ablations'
+  assert (
+    rows == ['set', '---', 'sft_only', 'para_grpo'] and out.splitlines()[-1] == 'runs/ablations'
+  )
   folder = cwd / 'runs' / 'ablations'
   assert len(small_job.records(cwd, 'ablations/para_grpo-seed0')) == small_job.STEPS
-  assert (folder / 'para_grpo-seed0' / 'hf').is_dir() and (folder / 'para_grpo-seed0' / 'report.html').is_file()
-  assert 'No run of these sets has reached its end: grpo.' in (folder / 'ablations.html').read_text()
+  assert (folder / 'para_grpo-seed0' / 'hf').is_dir() and (
+    folder / 'para_grpo-seed0' / 'report.html'
+  ).is_file()
+  assert (
+    'No run of these sets has reached its end: grpo.' in (folder / 'ablations.html').read_text()
+  )
   assert (folder / 'curves' / 'parts-accuracy.svg').is_file()
 
 
 @pytest.mark.slow
 def test_sft_only_is_the_cold_start_before_and_after(place):
   found = summary(place[0], 'sft_only')
-  assert found['after']['accuracy_by_k'] == found['before']['accuracy_by_k'] == summary(place[0], 'para_grpo')['before']['accuracy_by_k']
+  assert (
+    found['after']['accuracy_by_k']
+    == found['before']['accuracy_by_k']
+    == summary(place[0], 'para_grpo')['before']['accuracy_by_k']
+  )
   assert found['gain']['difference'] == 0.0
 
 
@@ -259,18 +323,36 @@ def test_the_same_command_runs_only_what_is_not_there(place):
   cwd = place[0]
   before = (cwd / 'runs' / 'ablations' / 'para_grpo-seed0' / 'summary.json').stat().st_mtime_ns
   status, out, err = ran(cwd, '--config.sets=sft_only,para_grpo', '--config.seeds=0')
-  assert status == 0 and '2 runs in runs/ablations: 2 are done, 0 to go' in err and 'begins' not in err
-  assert (cwd / 'runs' / 'ablations' / 'para_grpo-seed0' / 'summary.json').stat().st_mtime_ns == before
-  status, _, err = ran(cwd, '--config.sets=para_grpo', '--config.seeds=0', **{'rollout.group_size': 2})
-  assert status == 2 and 'para_grpo-seed0 was made with other settings (rollout.group_size: 4 -> 2)' in err
+  assert (
+    status == 0 and '2 runs in runs/ablations: 2 are done, 0 to go' in err and 'begins' not in err
+  )
+  assert (
+    cwd / 'runs' / 'ablations' / 'para_grpo-seed0' / 'summary.json'
+  ).stat().st_mtime_ns == before
+  status, _, err = ran(
+    cwd, '--config.sets=para_grpo', '--config.seeds=0', **{'rollout.group_size': 2}
+  )
+  assert (
+    status == 2
+    and 'para_grpo-seed0 was made with other settings (rollout.group_size: 4 -> 2)' in err
+  )
 
 
 @pytest.mark.slow
 def test_after_ctrl_c_the_runs_end_cleanly_and_the_same_command_goes_on(place):
   cwd = place[0]
-  arguments, folder = ('--config.sets=grpo_anchoring', '--config.seeds=0'), 'ablations/grpo_anchoring-seed0'
+  arguments, folder = (
+    ('--config.sets=grpo_anchoring', '--config.seeds=0'),
+    'ablations/grpo_anchoring-seed0',
+  )
   knobs = {'rollout.steps': 8}  # many more than may be done until the signal comes
-  process = subprocess.Popen(command(*arguments, **knobs), cwd=cwd, env=small_job.environment(), stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command(*arguments, **knobs),
+    cwd=cwd,
+    env=small_job.environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   small_job.wait_for(lambda: small_job.records(cwd, folder), process)
   process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=patience.seconds(300))

@@ -1,4 +1,6 @@
-"""The learner's records: one atomic record per step, and a checkpoint of another model is refused."""
+"""The learner's records: one atomic record per step, and a checkpoint of another model is
+refused.
+"""
 
 import jax
 import numpy as np
@@ -15,9 +17,13 @@ from paravt_jax.testing import tiny
 
 def model_folder(folder, width):
   """A checkpoint of that width, its numbers drawn by numpy (cheaper than model.init)."""
-  config = tiny.tiny_config(tiny.build_tokenizer(folder.with_name(folder.name + '_files')), layers=2, width=width)
+  config = tiny.tiny_config(
+    tiny.build_tokenizer(folder.with_name(folder.name + '_files')), layers=2, width=width
+  )
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), model.abstract_params(config))
+  params = jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), model.abstract_params(config)
+  )
   weights.save_hf(folder, config, params, folder.with_name(folder.name + '_files'))
   return folder
 
@@ -51,7 +57,11 @@ def test_a_checkpoint_of_another_shape_is_one_clear_error(config, folders, tmp_p
   with pytest.raises(CheckpointError) as caught:
     Learner(config, folders[1], tmp_path).restore()
   message = str(caught.value)
-  assert 'checkpoints/00000000: leaf ' in message and 'wanted' in message and 'belongs to another model' in message
+  assert (
+    'checkpoints/00000000: leaf ' in message
+    and 'wanted' in message
+    and 'belongs to another model' in message
+  )
   assert '\n' not in message
 
 
@@ -59,21 +69,32 @@ def test_the_published_version_is_the_learners(config, folders, tmp_path):
   learner = Learner(config, folders[0], tmp_path)
   learner.version = 3
   folder = learner.publish().result()
-  held = {name: array for name, array in manifest.leaves(learner.state.params).items() if name.startswith('visual/')}
+  held = {
+    name: array
+    for name, array in manifest.leaves(learner.state.params).items()
+    if name.startswith('visual/')
+  }
   version, params = publish.load(folder, model.abstract_params(learner.model_config), held)
   trained = {name: value for name, value in learner.state.params.items() if name != 'visual'}
-  assert version == 3 and params.keys() == trained.keys()           # the frozen tower stays where it is
+  assert version == 3 and params.keys() == trained.keys()  # the frozen tower stays where it is
   assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(trained)))
 
 
 def test_the_canary_that_goes_out_is_what_the_published_weights_say(config, folders, tmp_path):
   learner = Learner(config, folders[0], tmp_path)
   canary = Canary.from_json(publish.read_manifest(learner.publish().result()).canary)
-  assert len(canary.output_ids) == config.publish.canary_tokens and canary.to_json() == learner.canary().to_json()
-  first = np.asarray(model.logits(learner.model_config, learner.state.params, canary.input_ids, (canary.image,)))[-1]
+  assert (
+    len(canary.output_ids) == config.publish.canary_tokens
+    and canary.to_json() == learner.canary().to_json()
+  )
+  first = np.asarray(
+    model.logits(learner.model_config, learner.state.params, canary.input_ids, (canary.image,))
+  )[-1]
   assert not set(canary.output_ids) & set(learner.tok.vision_ids)
   allowed = np.delete(first, learner.tok.vision_ids).astype(np.float64)
-  np.testing.assert_allclose(canary.logprobs[0], allowed.max() - np.log(np.exp(allowed).sum()), atol=1e-4)
+  np.testing.assert_allclose(
+    canary.logprobs[0], allowed.max() - np.log(np.exp(allowed).sum()), atol=1e-4
+  )
 
 
 def test_an_export_is_the_parameters_and_is_written_once(config, folders, tmp_path):

@@ -1,4 +1,6 @@
-"""The command: from a folder of videos to rows, through a kill, and one line for every wrong input."""
+"""The command: from a folder of videos to rows, through a kill, and one line for every wrong
+input.
+"""
 
 import os
 import pathlib
@@ -20,9 +22,20 @@ from tests import patience
 from tests.longvideo_reason.chat_server import ChatServer, Raw, good, kind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMALL = {'split.clip_seconds': 2.0, 'split.snap_seconds': 0.2, 'split.min_seconds': 0.5, 'caption.frames': 2, 'video.workers': 1,
-         'vision.model': 'seer', 'reasoner.model': 'thinker', 'vision.concurrency': 1, 'vision.backoff_s': 0.01, 'vision.retries': 1,
-         'vision.api_key': 'geheim', 'reasoner.api_key': 'geheim'}
+SMALL = {
+  'split.clip_seconds': 2.0,
+  'split.snap_seconds': 0.2,
+  'split.min_seconds': 0.5,
+  'caption.frames': 2,
+  'video.workers': 1,
+  'vision.model': 'seer',
+  'reasoner.model': 'thinker',
+  'vision.concurrency': 1,
+  'vision.backoff_s': 0.01,
+  'vision.retries': 1,
+  'vision.api_key': 'geheim',
+  'reasoner.api_key': 'geheim',
+}
 
 
 @pytest.fixture
@@ -36,19 +49,41 @@ def videos(tmp_path):
 
 def command(videos, output, url, **changes):
   """The command line; a knob's '.' is written '__'."""
-  knobs = {**SMALL, 'videos': videos, 'output': output, 'vision.url': url, 'reasoner.url': url,
-           **{name.replace('__', '.'): value for name, value in changes.items()}}
-  return [sys.executable, '-m', 'experiments.longvideo_reason', '--config=configs/longvideo_reason.py',
-          *(f'--config.{name}={value}' for name, value in knobs.items())]
+  knobs = {
+    **SMALL,
+    'videos': videos,
+    'output': output,
+    'vision.url': url,
+    'reasoner.url': url,
+    **{name.replace('__', '.'): value for name, value in changes.items()},
+  }
+  return [
+    sys.executable,
+    '-m',
+    'experiments.longvideo_reason',
+    '--config=configs/longvideo_reason.py',
+    *(f'--config.{name}={value}' for name, value in knobs.items()),
+  ]
 
 
 def run(*arguments, **changes):
-  return subprocess.run(command(*arguments, **changes), cwd=ROOT, capture_output=True, text=True, timeout=patience.seconds(300), check=False)
+  return subprocess.run(
+    command(*arguments, **changes),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(300),
+    check=False,
+  )
 
 
 def outputs(folder):
   """{name: bytes} of the files that a run leaves for others."""
-  return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in ('.json', '.parquet') and path.name != 'config.json'}
+  return {
+    path.name: path.read_bytes()
+    for path in folder.iterdir()
+    if path.suffix in ('.json', '.parquet') and path.name != 'config.json'
+  }
 
 
 def test_the_command_prints_a_table_and_the_files_and_writes_the_key_nowhere(tmp_path, videos):
@@ -56,13 +91,31 @@ def test_the_command_prints_a_table_and_the_files_and_writes_the_key_nowhere(tmp
   with ChatServer(api_key='geheim') as server:
     done = run(videos, tmp_path / 'out', server.url)
   assert done.returncode == 0, done.stderr
-  assert done.stdout.split() == [str(tmp_path / 'out' / name) for name in (
-    'captions.json', 'questions.json', 'longvideo_reason.json', 'paravt_sft_longvideoreason.parquet', 'paravt_rl_longvideoreason.parquet')]
+  assert done.stdout.split() == [
+    str(tmp_path / 'out' / name)
+    for name in (
+      'captions.json',
+      'questions.json',
+      'longvideo_reason.json',
+      'paravt_sft_longvideoreason.parquet',
+      'paravt_rl_longvideoreason.parquet',
+    )
+  ]
   table = [line.split() for line in done.stderr.splitlines()[-6:]]
-  assert [line[:5] for line in table] == [['split', '3', '2', '0', '0'], ['caption', '4', '4', '0', '0'], ['merge', '2', '2', '0', '0'],
-                                          ['ask', '2', '2', '0', '0'], ['parse', '2', '2', '0', '0'], ['rewrite', '2', '2', '0', '0']]
+  assert [line[:5] for line in table] == [
+    ['split', '3', '2', '0', '0'],
+    ['caption', '4', '4', '0', '0'],
+    ['merge', '2', '2', '0', '0'],
+    ['ask', '2', '2', '0', '0'],
+    ['parse', '2', '2', '0', '0'],
+    ['rewrite', '2', '2', '0', '0'],
+  ]
   assert 'not_video 1' in ' '.join(table[0]) and 'caption: 100%' in done.stderr
-  assert not [path for path in (tmp_path / 'out').rglob('*') if path.is_file() and b'geheim' in path.read_bytes()]
+  assert not [
+    path
+    for path in (tmp_path / 'out').rglob('*')
+    if path.is_file() and b'geheim' in path.read_bytes()
+  ]
   assert 'geheim' not in done.stderr + done.stdout
 
 
@@ -71,19 +124,42 @@ def test_only_files_of_the_steps_that_ran_are_printed(tmp_path, videos, capsys):
     entry.main(checked(videos, **knobs, steps=steps, vision__model=model))
     return [pathlib.Path(line).name for line in capsys.readouterr().out.splitlines()]
 
-  rows = ['questions.json', 'longvideo_reason.json', 'paravt_sft_longvideoreason.parquet', 'paravt_rl_longvideoreason.parquet']
+  rows = [
+    'questions.json',
+    'longvideo_reason.json',
+    'paravt_sft_longvideoreason.parquet',
+    'paravt_rl_longvideoreason.parquet',
+  ]
   with ChatServer(models=('seer', 'watcher', 'thinker')) as server:
-    knobs = {**SMALL, 'vision.api_key': '', 'reasoner.api_key': '', 'output': str(tmp_path / 'out'), 'vision.url': server.url,
-             'reasoner.url': server.url}
+    knobs = {
+      **SMALL,
+      'vision.api_key': '',
+      'reasoner.api_key': '',
+      'output': str(tmp_path / 'out'),
+      'vision.url': server.url,
+      'reasoner.url': server.url,
+    }
     assert printed(','.join(pipeline.STEPS), 'seer') == ['captions.json', *rows]
-    assert printed('split,caption,merge', 'watcher') == ['captions.json']     # the others are there, and of other captions
+    assert printed('split,caption,merge', 'watcher') == [
+      'captions.json'
+    ]  # the others are there, and of other captions
     assert printed('split,caption', 'watcher') == [] and printed('ask,parse', 'watcher') == rows
 
 
-@pytest.mark.parametrize('victim, number', [
-  ('caption', 3), pytest.param('ask', 5, marks=pytest.mark.slow), pytest.param('rewrite', 7, marks=pytest.mark.slow)])
-def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(tmp_path, videos, victim, number):
-  """The server holds the reply to request `number` (from 0), so that the kill finds just the requests since then in flight."""
+@pytest.mark.parametrize(
+  'victim, number',
+  [
+    ('caption', 3),
+    pytest.param('ask', 5, marks=pytest.mark.slow),
+    pytest.param('rewrite', 7, marks=pytest.mark.slow),
+  ],
+)
+def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(
+  tmp_path, videos, victim, number
+):
+  """The server holds the reply to request `number` (from 0), so that the kill finds just the
+  requests since then in flight.
+  """
   reached = threading.Event()
 
   def script(body, count):
@@ -93,8 +169,12 @@ def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(tmp_path, vid
     return Raw(hang=True)
 
   with ChatServer(script) as server:
-    process = subprocess.Popen(command(videos, tmp_path / 'out', server.url, reasoner__concurrency=1), cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+      command(videos, tmp_path / 'out', server.url, reasoner__concurrency=1),
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
     assert reached.wait(patience.seconds(300)), 'the request to be held never came'
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -112,13 +192,21 @@ def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(tmp_path, vid
 def test_a_kill_while_videos_are_cut_changes_nothing_of_what_comes_out(tmp_path, videos):
   log = tmp_path / 'out' / 'journal' / 'split.jsonl'
   with ChatServer() as server:
-    process = subprocess.Popen(command(videos, tmp_path / 'out', server.url, split__workers=1), cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+      command(videos, tmp_path / 'out', server.url, split__workers=1),
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not (log.exists() and log.stat().st_size):
       time.sleep(0.002)
     process.kill()
     process.wait()
-    assert run(videos, tmp_path / 'out', server.url).returncode == run(videos, tmp_path / 'whole', server.url).returncode == 0
+    assert (
+      run(videos, tmp_path / 'out', server.url).returncode
+      == run(videos, tmp_path / 'whole', server.url).returncode
+      == 0
+    )
   assert outputs(tmp_path / 'out') == outputs(tmp_path / 'whole')
 
 
@@ -126,43 +214,86 @@ def test_a_folder_in_use_is_refused(tmp_path, videos):
   with entry.opened(tmp_path / 'out'):
     done = run(videos, tmp_path / 'out', 'http://127.0.0.1:9/v1')
   assert done.returncode == 2
-  assert done.stderr == f'error: --config.output={tmp_path}/out: in use by another process; wait for it, or name another folder\n'
+  assert (
+    done.stderr
+    == f'error: --config.output={tmp_path}/out: in use by another process; wait for it, or name '
+    'another folder\n'
+  )
 
 
-def test_a_server_that_is_not_there_or_knows_no_such_model_is_one_line_before_anything_starts(tmp_path, videos):
+def test_a_server_that_is_not_there_or_knows_no_such_model_is_one_line_before_anything_starts(
+  tmp_path, videos
+):
   done = run(videos, tmp_path / 'out', 'http://127.0.0.1:9/v1')
-  assert (done.returncode, done.stdout) == (2, '') and done.stderr.count('\n') == 1 and 'no server answers there' in done.stderr
-  for keywords, wanted in (({'models': ('other',)}, 'serves other; name one of these'), ({'api_key': 'x'}, 'answered 401: it wants a key')):
+  assert (
+    (done.returncode, done.stdout) == (2, '')
+    and done.stderr.count('\n') == 1
+    and 'no server answers there' in done.stderr
+  )
+  for keywords, wanted in (
+    ({'models': ('other',)}, 'serves other; name one of these'),
+    ({'api_key': 'x'}, 'answered 401: it wants a key'),
+  ):
     with ChatServer(**keywords) as server, pytest.raises(RolloutError, match=wanted):
-      entry.main(checked(videos, output=str(tmp_path / 'out'), vision__url=server.url, reasoner__url=server.url))
+      entry.main(
+        checked(
+          videos, output=str(tmp_path / 'out'), vision__url=server.url, reasoner__url=server.url
+        )
+      )
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['.lock']
 
 
 def test_nothing_at_all_is_an_error_after_the_table(tmp_path, videos):
   done = run(videos, tmp_path / 'out', '', steps='parse')
-  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: parse: nothing came out of 2 videos; the table above')
+  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+    'error: parse: nothing came out of 2 videos; the table above'
+  )
 
 
 def checked(folder, **changes):
   config = recipe.get_config()
-  config.update_from_flattened_dict({'videos': str(folder), 'vision.url': 'http://x/v1', 'vision.model': 'm', 'reasoner.url': 'http://x/v1',
-                                     'reasoner.model': 'm', **{name.replace('__', '.'): value for name, value in changes.items()}})
+  config.update_from_flattened_dict(
+    {
+      'videos': str(folder),
+      'vision.url': 'http://x/v1',
+      'vision.model': 'm',
+      'reasoner.url': 'http://x/v1',
+      'reasoner.model': 'm',
+      **{name.replace('__', '.'): value for name, value in changes.items()},
+    }
+  )
   entry.check(config)
   return config
 
 
-@pytest.mark.parametrize('knob, value, wanted', [
-  ('videos', '', 'wanted a folder of videos'), ('videos', '/nowhere', 'wanted a folder of videos'),
-  ('steps', 'split,capton', 'wanted some of split,'), ('steps', '', 'wanted some of split,'),
-  ('media_root', '/usr', 'wanted a folder above the videos'), ('split.clip_seconds', 0.0, 'wanted above 0'),
-  ('split.snap_seconds', 5.0, 'below half of clip_seconds'), ('split.workers', 0, 'wanted at least 1'), ('split.crf', 60, 'wanted 0 to 51'),
-  ('split.max_fps', 0.0, 'wanted above 0'), ('caption.send', 'gif', "wanted 'frames' or 'video'"), ('caption.frames', 0, 'wanted at least 1'),
-  ('caption.quality', 100, 'wanted 1 to 95'), ('caption.max_pixels', 100, 'wanted at least 1024'),
-  ('ask.max_missing', 2.0, 'wanted a share, 0 to 1'),
-  ('ask.prompt', 'x', 'a text that holds {captions}'), ('rewrite.prompt', '{question} {answer} {reasons}', 'a text that holds {options}'),
-  ('video.backend', 'vlc', 'wanted one of pyav'), ('vision.url', '', 'the address of an OpenAI-compatible server'),
-  ('reasoner.model', '', "the model's name"), ('vision.concurrency', 0, 'wanted at least 1'), ('reasoner.retries', -1, 'wanted at least 0'),
-  ('reasoner.timeout_s', 0.0, 'wanted above 0')])
+@pytest.mark.parametrize(
+  'knob, value, wanted',
+  [
+    ('videos', '', 'wanted a folder of videos'),
+    ('videos', '/nowhere', 'wanted a folder of videos'),
+    ('steps', 'split,capton', 'wanted some of split,'),
+    ('steps', '', 'wanted some of split,'),
+    ('media_root', '/usr', 'wanted a folder above the videos'),
+    ('split.clip_seconds', 0.0, 'wanted above 0'),
+    ('split.snap_seconds', 5.0, 'below half of clip_seconds'),
+    ('split.workers', 0, 'wanted at least 1'),
+    ('split.crf', 60, 'wanted 0 to 51'),
+    ('split.max_fps', 0.0, 'wanted above 0'),
+    ('caption.send', 'gif', "wanted 'frames' or 'video'"),
+    ('caption.frames', 0, 'wanted at least 1'),
+    ('caption.quality', 100, 'wanted 1 to 95'),
+    ('caption.max_pixels', 100, 'wanted at least 1024'),
+    ('ask.max_missing', 2.0, 'wanted a share, 0 to 1'),
+    ('ask.prompt', 'x', 'a text that holds {captions}'),
+    ('rewrite.prompt', '{question} {answer} {reasons}', 'a text that holds {options}'),
+    ('video.backend', 'vlc', 'wanted one of pyav'),
+    ('vision.url', '', 'the address of an OpenAI-compatible server'),
+    ('reasoner.model', '', "the model's name"),
+    ('vision.concurrency', 0, 'wanted at least 1'),
+    ('reasoner.retries', -1, 'wanted at least 0'),
+    ('reasoner.timeout_s', 0.0, 'wanted above 0'),
+  ],
+)
 def test_a_knob_out_of_range_is_refused_by_name(videos, knob, value, wanted):
   with pytest.raises(ConfigError) as caught:
     checked(videos, **{knob: value})
@@ -170,7 +301,9 @@ def test_a_knob_out_of_range_is_refused_by_name(videos, knob, value, wanted):
 
 
 def test_clips_are_not_to_be_taken_for_videos(videos):
-  with pytest.raises(ConfigError, match=r'--config.output=.*wanted a folder outside of that of the videos'):
+  with pytest.raises(
+    ConfigError, match=r'--config.output=.*wanted a folder outside of that of the videos'
+  ):
     checked(videos, output=str(videos / 'out'))
 
 
@@ -196,4 +329,5 @@ def test_the_table_says_what_changed_and_why_things_were_left_out():
   tally.failed.update({'timeout': 1})
   tally.again.update({'prompt': 3})
   assert entry.table({'caption': tally}).splitlines()[1] == (
-    'caption        9       3       2       1  short 2 / timeout 1; made again, changed: prompt (3)')
+    'caption        9       3       2       1  short 2 / timeout 1; made again, changed: prompt (3)'
+  )

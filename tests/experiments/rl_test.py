@@ -1,4 +1,6 @@
-"""The main loop's own parts: the guard against a learner and a server that disagree, the clock, the cold start's door."""
+"""The main loop's own parts: the guard against a learner and a server that disagree, the clock, the
+cold start's door.
+"""
 
 import asyncio
 import contextlib
@@ -16,7 +18,10 @@ from paravt_jax.metrics import names
 
 def test_a_gap_above_the_limit_ends_the_run_with_its_number():
   rl.guard({'policy/gap_current_mean': 9e-5}, 1e-4, 3)
-  with pytest.raises(SyncError, match=r'step 3: .* is 2.00e-04, wanted at most rollout.gap_limit=0.0001: .*see metrics.jsonl'):
+  with pytest.raises(
+    SyncError,
+    match=r'step 3: .* is 2.00e-04, wanted at most rollout.gap_limit=0.0001: .*see metrics.jsonl',
+  ):
     rl.guard({'policy/gap_current_mean': 2e-4}, 1e-4, 3)
 
 
@@ -26,9 +31,13 @@ def test_a_gap_that_is_no_number_ends_the_run():
 
 
 def test_tokens_of_an_older_version_may_differ_and_those_of_the_current_one_may_not():
-  rl.guard({'policy/gap_mean': 1.0, 'staleness/max': 1.0}, 1e-4, 3)                # no token of the current version
+  rl.guard(
+    {'policy/gap_mean': 1.0, 'staleness/max': 1.0}, 1e-4, 3
+  )  # no token of the current version
   with pytest.raises(SyncError):
-    rl.guard({'policy/gap_mean': 1.0, 'policy/gap_current_mean': 1.0, 'staleness/max': 2.0}, 1e-4, 3)
+    rl.guard(
+      {'policy/gap_mean': 1.0, 'policy/gap_current_mean': 1.0, 'staleness/max': 2.0}, 1e-4, 3
+    )
 
 
 def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):
@@ -45,7 +54,9 @@ def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypa
 
 def test_a_scale_without_a_cold_start_asks_for_a_model(tmp_path):
   config = para_grpo.get_config('8b')
-  with pytest.raises(ConfigError, match=r'--config.model.folder is empty, .*train one with experiments.sft'):
+  with pytest.raises(
+    ConfigError, match=r'--config.model.folder is empty, .*train one with experiments.sft'
+  ):
     rl.cold_start(config, runs.RunFolder(tmp_path, {}))
 
 
@@ -58,24 +69,42 @@ def test_the_cold_starts_curve_is_kept_with_the_run(tmp_path, monkeypatch):
   assert (folder.path / 'sft' / 'metrics.jsonl').read_text() == '{"step": 0}\n'
 
 
-def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatever_it_served_before(tmp_path, monkeypatch):
+def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatever_it_served_before(
+  tmp_path, monkeypatch
+):
   done = []
 
   @contextlib.asynccontextmanager
   async def opened(*_):
     async def deliver(pending, version):
       done.append(('deliver', pending, version))
+
     yield types.SimpleNamespace(deliver=deliver)
 
   async def note(name, *_):
     done.append(name)
+
   learner = types.SimpleNamespace(
-    version=0, tok=None, restore=lambda: None, canary=lambda: None, publish=lambda: 'version 0', export=lambda target: None,
-    model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)))
+    version=0,
+    tok=None,
+    restore=lambda: None,
+    canary=lambda: None,
+    publish=lambda: 'version 0',
+    export=lambda target: None,
+    model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)),
+  )
   monkeypatch.setattr(rl, 'Learner', lambda *_: learner)
   monkeypatch.setattr(rl.rollouts, 'opened', opened)
   monkeypatch.setattr(rl.evaluation, 'phase', note)
   monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
   monkeypatch.setattr(rl, 'train', lambda *_: note('train'))
-  asyncio.run(rl.session(ConfigDict(), runs.RunFolder(tmp_path / 'run', {}), tmp_path, wiring.Questions([], [], {}), None))
+  asyncio.run(
+    rl.session(
+      ConfigDict(),
+      runs.RunFolder(tmp_path / 'run', {}),
+      tmp_path,
+      wiring.Questions([], [], {}),
+      None,
+    )
+  )
   assert done == [('deliver', 'version 0', 0), 'before', 'train', 'after']

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 from experiments import runs
 from paravt_jax.errors import ConfigError
 
-RECIPE = {'name': 'x', 'seed': 0, 'agent': {'max_turns': 3, 'max_parallel': 5}, 'run': {'keep': 2}, 'server': {'port': 0}}
+RECIPE = {
+  'name': 'x',
+  'seed': 0,
+  'agent': {'max_turns': 3, 'max_parallel': 5},
+  'run': {'keep': 2},
+  'server': {'port': 0},
+}
 
 
 def changed(section, **values):
@@ -40,7 +46,10 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_ar
   """Deviation 20: the release goes on with results that were made under other settings."""
   closed(run := runs.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
-  with pytest.raises(ConfigError, match=r'begun with other settings \(agent.max_turns: 3 -> 2\); go on with the same, or choose'):
+  with pytest.raises(
+    ConfigError,
+    match=r'begun with other settings \(agent.max_turns: 3 -> 2\); go on with the same, or choose',
+  ):
     runs.RunFolder(tmp_path, changed('agent', max_turns=2))
   assert json.loads((tmp_path / 'config.json').read_text()) == RECIPE
   runs.RunFolder(tmp_path, RECIPE)
@@ -50,9 +59,15 @@ def test_what_does_not_change_the_results_may_differ_and_is_told_in_a_line(tmp_p
   closed(run := runs.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
   assert capsys.readouterr().err == ''
-  closed(runs.RunFolder(tmp_path, {**changed('run', keep=9), 'server': {'port': 5}, 'client': {'timeout_s': 9.0}}))
+  closed(
+    runs.RunFolder(
+      tmp_path, {**changed('run', keep=9), 'server': {'port': 5}, 'client': {'timeout_s': 9.0}}
+    )
+  )
   assert capsys.readouterr().err == (
-    f'run folder {tmp_path} goes on with client.timeout_s: None -> 9.0, run.keep: 2 -> 9, server.port: 0 -> 5\n')
+    f'run folder {tmp_path} goes on with client.timeout_s: None -> 9.0, run.keep: 2 -> 9, '
+    'server.port: 0 -> 5\n'
+  )
   many = {'server': {f'k{i}': i for i in range(11)}}
   closed(runs.RunFolder(tmp_path, {**RECIPE, **many}))
   assert capsys.readouterr().err.endswith('server.k4: None -> 4 and 6 more\n')
@@ -73,15 +88,24 @@ def test_steps_may_grow_and_may_not_fall_below_what_was_done(tmp_path):
   recipe = begun(tmp_path, done=4)
   assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12}) == ['steps: 6 -> 12']
   assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 4}) == ['steps: 6 -> 4']
-  with pytest.raises(ConfigError, match=r'\(steps: 6 -> 3\) and has made 4 steps; ask for 4 or more, or choose a new one with'):
+  with pytest.raises(
+    ConfigError,
+    match=r'\(steps: 6 -> 3\) and has made 4 steps; ask for 4 or more, or choose a new one with',
+  ):
     runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 3})
 
 
 def test_a_finished_run_without_its_records_cannot_make_more_steps_and_says_the_way_out(tmp_path):
   recipe = begun(tmp_path)
-  assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12}) == ['steps: 6 -> 12']  # it begins at its first step again
+  assert runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12}) == [
+    'steps: 6 -> 12'
+  ]  # it begins at its first step again
   (tmp_path / 'hf').mkdir()
-  with pytest.raises(ConfigError, match=r'no record to go on from \(steps: 6 -> 12\); .* --config.model.folder=.*/hf and --config.run.folder'):
+  with pytest.raises(
+    ConfigError,
+    match=r'no record to go on from \(steps: 6 -> 12\); .* --config.model.folder=.*/hf and '
+    r'--config.run.folder',
+  ):
     runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 12})
   with pytest.raises(ConfigError, match=r'\(steps: 6 -> 5\) and has made 6 steps'):
     runs.refuse_other_settings(tmp_path, {**recipe, 'steps': 5})
@@ -129,7 +153,10 @@ def test_a_finished_phase_keeps_its_result_over_restarts(tmp_path):
 
 def test_a_folder_that_cannot_be_made_and_a_broken_file_are_one_clear_error(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ConfigError, match=r'run folder .*file/below: Not a directory; choose another with --config.run.folder=DIR'):
+  with pytest.raises(
+    ConfigError,
+    match=r'run folder .*file/below: Not a directory; choose another with --config.run.folder=DIR',
+  ):
     runs.RunFolder(tmp_path / 'file' / 'below', RECIPE)
   (tmp_path / 'progress.json').write_text('{"minutes"')
   with pytest.raises(ConfigError, match=r'progress.json: not JSON .*move the folder away'):
@@ -149,6 +176,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   def full(path, text):
     path.open('w').write(text[:3])
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(runs.pathlib.Path, 'write_text', full)
   with pytest.raises(OSError):
     runs.write_json(tmp_path / 'a.json', {'a': 2})
@@ -157,7 +185,11 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_fingerprint_is_a_function_of_the_values_and_not_of_their_order():
-  assert runs.fingerprint({'a': 1, 'b': (2, 3)}) == runs.fingerprint({'b': [2, 3], 'a': 1}) != runs.fingerprint({'a': 1, 'b': (2, 4)})
+  assert (
+    runs.fingerprint({'a': 1, 'b': (2, 3)})
+    == runs.fingerprint({'b': [2, 3], 'a': 1})
+    != runs.fingerprint({'a': 1, 'b': (2, 4)})
+  )
   assert len(runs.fingerprint('x')) == 8
 
 
@@ -178,4 +210,7 @@ def test_a_run_says_its_scale_and_how_to_choose_another(tmp_path, capsys):
   config = ConfigDict({**RECIPE, 'name': 'para_grpo', 'scale': 'tiny'})
   runs.announce(config, runs.RunFolder(tmp_path, RECIPE))
   said = capsys.readouterr().err
-  assert 'at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)' in said and str(tmp_path) in said
+  assert (
+    'at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)' in said
+    and str(tmp_path) in said
+  )

@@ -1,4 +1,6 @@
-"""Which servers a recipe starts, with which options; that a failed start leaves none; what is refused before anything is made."""
+"""Which servers a recipe starts, with which options; that a failed start leaves none; what is
+refused before anything is made.
+"""
 
 import asyncio
 import contextlib
@@ -31,7 +33,9 @@ def config(tmp_path):
 
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
-  """(kind, options, how) of every launch. Stands in for both launchers by processes that sleep; those of `fails` do not come up."""
+  """(kind, options, how) of every launch. Stands in for both launchers by processes that sleep;
+  those of `fails` do not come up.
+  """
   seen = types.SimpleNamespace(calls=[], processes=[], fails=())
 
   def launcher(kind):
@@ -40,9 +44,13 @@ def launched(monkeypatch, tmp_path):
       if how['log'].name in seen.fails:
         raise RolloutError(f'{how["log"].name}: did not come up')
       child = process.start(ASLEEP, env=dict(os.environ), log=how['log'])
-      seen.processes.append(ServerProcess(f'http://127.0.0.1:{1000 + len(seen.processes)}', child, how['log']))
+      seen.processes.append(
+        ServerProcess(f'http://127.0.0.1:{1000 + len(seen.processes)}', child, how['log'])
+      )
       return seen.processes[-1]
+
     return launch
+
   monkeypatch.setattr(servers.launch, 'launch', launcher('embedded'))
   monkeypatch.setattr(servers.sglang, 'launch', launcher('sglang'))
   yield seen
@@ -54,18 +62,29 @@ def members(config, tmp_path):
   return asyncio.run(servers.members(config, tmp_path / 'model', TOK, tmp_path))
 
 
-def test_embedded_servers_get_the_recipes_sizes_the_model_and_the_end_of_a_turn(config, launched, tmp_path):
+def test_embedded_servers_get_the_recipes_sizes_the_model_and_the_end_of_a_turn(
+  config, launched, tmp_path
+):
   config.server.update({'api_key': 'key', 'ready_timeout_s': 77.0, 'ports': (4001,)})
   config.server.embedded.update({'lanes': ((128, 3), (256, 2)), 'chunk_tokens': 64})
   (member,) = members(config, tmp_path)
   ((kind, options, how),) = launched.calls
   assert kind == 'embedded' and (how['deadline_s'], how['parent_pid']) == (77.0, os.getpid())
   assert how['log'] == tmp_path / 'server0.log'
-  assert (options.model_path, options.host, options.port, options.api_key) == (str(tmp_path / 'model'), '127.0.0.1', 4001, 'key')
+  assert (options.model_path, options.host, options.port, options.api_key) == (
+    str(tmp_path / 'model'),
+    '127.0.0.1',
+    4001,
+    'key',
+  )
   assert options.eos_token_ids == (TOK.im_end, TOK.endoftext)
-  assert (options.dtype, options.lanes, options.chunk_tokens) == ('float32', ((128, 3), (256, 2)), 64)
+  assert (options.dtype, options.lanes, options.chunk_tokens) == (
+    'float32',
+    ((128, 3), (256, 2)),
+    64,
+  )
   assert (member.url, member.process) == (launched.processes[0].url, launched.processes[0])
-  again = member.start()                                       # as after a crash
+  again = member.start()  # as after a crash
   assert launched.calls[1][1] == options and again is launched.processes[1]
 
 
@@ -73,11 +92,16 @@ def test_threads_of_an_embedded_server_are_set_in_its_environment_alone(config, 
   config.server.embedded.threads = 3
   members(config, tmp_path)
   ((_, _, how),) = launched.calls
-  assert how['env']['OMP_NUM_THREADS'] == '3' and 'intra_op_parallelism_threads=3' in how['env']['XLA_FLAGS']
+  assert (
+    how['env']['OMP_NUM_THREADS'] == '3'
+    and 'intra_op_parallelism_threads=3' in how['env']['XLA_FLAGS']
+  )
   assert 'intra_op_parallelism_threads' not in os.environ.get('XLA_FLAGS', '')
 
 
-def test_sglang_servers_get_the_launcher_of_their_device_the_context_and_the_frozen_tower(config, launched, tmp_path):
+def test_sglang_servers_get_the_launcher_of_their_device_the_context_and_the_frozen_tower(
+  config, launched, tmp_path
+):
   config.server.update({'kind': 'sglang', 'count': 2, 'ports': (4001, 4002)})
   config.sampling.context = 640
   found = members(config, tmp_path)
@@ -85,7 +109,12 @@ def test_sglang_servers_get_the_launcher_of_their_device_the_context_and_the_fro
   assert {kind for kind, _, _ in launched.calls} == {'sglang'} and sorted(options) == [4001, 4002]
   one = options[4001]
   assert pathlib.Path(one.launcher).name == 'launch_cpu.py' and pathlib.Path(one.launcher).is_file()
-  assert (one.python, one.device, one.context_length, one.served_name) == (sys.executable, 'cpu', 640, 'para_grpo')
+  assert (one.python, one.device, one.context_length, one.served_name) == (
+    sys.executable,
+    'cpu',
+    640,
+    'para_grpo',
+  )
   assert (one.vision_frozen, one.vision_cache_mb, one.api_key, one.devices) == (True, 0, None, ())
   assert {how['log'].name for _, _, how in launched.calls} == {'server0.log', 'server1.log'}
   assert len({member.url for member in found}) == 2
@@ -98,7 +127,9 @@ def test_on_gpus_each_sglang_gets_its_own_devices_and_the_other_launcher(launche
   config.server.sglang.tensor_parallel = 2
   members(config, tmp_path)
   assert sorted(options.devices for _, options, _ in launched.calls) == [(4, 5), (6, 7)]
-  assert {pathlib.Path(options.launcher).name for _, options, _ in launched.calls} == {'launch_gpu.py'}
+  assert {pathlib.Path(options.launcher).name for _, options, _ in launched.calls} == {
+    'launch_gpu.py'
+  }
   assert {options.vision_cache_mb for _, options, _ in launched.calls} == {1024}
 
 
@@ -122,38 +153,61 @@ def test_one_of_three_that_does_not_come_up_leaves_none_running(config, launched
 def test_servers_by_url_are_neither_started_nor_ended(config, launched, tmp_path):
   config.server.update({'kind': 'url', 'urls': ('http://a:1/', 'http://b:2')})
   assert [(member.url, member.process, member.start) for member in members(config, tmp_path)] == [
-    ('http://a:1', None, None), ('http://b:2', None, None)]
+    ('http://a:1', None, None),
+    ('http://b:2', None, None),
+  ]
   assert launched.calls == []
 
 
-@pytest.mark.parametrize('changes', [
-  {'count': 2, 'ports': (4001,)}, {'kind': 'sglang', 'sglang.devices': (0, 1)},
-  {'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'}])
-def test_servers_that_do_not_go_together_are_refused_before_one_is_started(config, launched, tmp_path, changes):
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'count': 2, 'ports': (4001,)},
+    {'kind': 'sglang', 'sglang.devices': (0, 1)},
+    {'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'},
+  ],
+)
+def test_servers_that_do_not_go_together_are_refused_before_one_is_started(
+  config, launched, tmp_path, changes
+):
   config.server.update_from_flattened_dict(changes)
   with pytest.raises(ConfigError):
     members(config, tmp_path)
   assert launched.calls == []
 
 
-@pytest.mark.parametrize('changes, message', [
-  ({'kind': 'cloud'}, r"server\.kind='cloud': wanted one of url, embedded, sglang"),
-  ({'count': 0}, r'server\.count=0: wanted at least 1'),
-  ({'count': 2, 'ports': (4001,)}, r'server\.ports=\(4001,\): wanted 2 ports, one per server, or \(\)'),
-  ({'count': 2, 'ports': (4001, 4001)}, r'server\.ports=\(4001, 4001\): wanted different ports'),
-  ({'ports': (70000,)}, r'server\.ports=\(70000,\): wanted different ports, each in 1\.\.65535'),
-  ({'ports': ('4001',)}, r"server\.ports=\('4001',\): wanted different ports"),
-  ({'watch.every_s': 0.0}, r'server\.watch\.every_s=0\.0: wanted above 0'),
-  ({'kind': 'url', 'watch.misses': 0}, r'server\.watch\.misses=0: wanted at least 1'),
-  ({'watch.restarts': -1}, r'server\.watch\.restarts=-1: wanted at least 0'),
-  ({'watch.memory_mb': -1}, r'server\.watch\.memory_mb=-1: wanted at least 0'),
-  ({'watch.drain_s': -1.0}, r'server\.watch\.drain_s=-1\.0: wanted at least 0'),
-  ({'watch.tolerance': float('nan')}, r'server\.watch\.tolerance=nan: wanted above 0'),
-  ({'kind': 'sglang', 'sglang.devices': (0, 1)}, r'server\.sglang\.devices=\(0, 1\): wanted 1 GPUs'),
-  ({'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'},
-   r"server\.sglang\.python='\.venv-nowhere/bin/python': wanted SGLang's interpreter, which is not there: run `make sglang`"),
-])
-def test_wrong_servers_are_refused_before_anything_is_made(config, launched, tmp_path, changes, message):
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'kind': 'cloud'}, r"server\.kind='cloud': wanted one of url, embedded, sglang"),
+    ({'count': 0}, r'server\.count=0: wanted at least 1'),
+    (
+      {'count': 2, 'ports': (4001,)},
+      r'server\.ports=\(4001,\): wanted 2 ports, one per server, or \(\)',
+    ),
+    ({'count': 2, 'ports': (4001, 4001)}, r'server\.ports=\(4001, 4001\): wanted different ports'),
+    ({'ports': (70000,)}, r'server\.ports=\(70000,\): wanted different ports, each in 1\.\.65535'),
+    ({'ports': ('4001',)}, r"server\.ports=\('4001',\): wanted different ports"),
+    ({'watch.every_s': 0.0}, r'server\.watch\.every_s=0\.0: wanted above 0'),
+    ({'kind': 'url', 'watch.misses': 0}, r'server\.watch\.misses=0: wanted at least 1'),
+    ({'watch.restarts': -1}, r'server\.watch\.restarts=-1: wanted at least 0'),
+    ({'watch.memory_mb': -1}, r'server\.watch\.memory_mb=-1: wanted at least 0'),
+    ({'watch.drain_s': -1.0}, r'server\.watch\.drain_s=-1\.0: wanted at least 0'),
+    ({'watch.tolerance': float('nan')}, r'server\.watch\.tolerance=nan: wanted above 0'),
+    (
+      {'kind': 'sglang', 'sglang.devices': (0, 1)},
+      r'server\.sglang\.devices=\(0, 1\): wanted 1 GPUs',
+    ),
+    (
+      {'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'},
+      r"server\.sglang\.python='\.venv-nowhere/bin/python': wanted SGLang's interpreter, "
+      r'which is not there: run `make sglang`',
+    ),
+  ],
+)
+def test_wrong_servers_are_refused_before_anything_is_made(
+  config, launched, tmp_path, changes, message
+):
   config.server.update_from_flattened_dict(changes)
   with pytest.raises(ConfigError, match=message) as caught:
     rl.check(config)
@@ -162,22 +216,30 @@ def test_wrong_servers_are_refused_before_anything_is_made(config, launched, tmp
 
 @pytest.mark.parametrize('kind', ['embedded', 'sglang'])
 def test_a_port_in_use_is_one_line_with_the_way_out(config, tmp_path, kind):
-  """The real launchers: neither reads the model, nor imports what it serves with, before it has its port."""
+  """The real launchers: neither reads the model, nor imports what it serves with, before it has its
+  port.
+  """
   tiny.build_model_folder(tmp_path / 'model', seed=1)
   with contextlib.closing(socket.socket()) as taken:
     taken.bind(('127.0.0.1', 0))
     taken.listen()
     port = taken.getsockname()[1]
     config.server.update({'kind': kind, 'ports': (port,)})
-    with pytest.raises((ConfigError, RolloutError), match=rf'cannot listen on 127\.0\.0\.1:{port} .* set server\.ports to free ones') as caught:
+    with pytest.raises(
+      (ConfigError, RolloutError),
+      match=rf'cannot listen on 127\.0\.0\.1:{port} .* set server\.ports to free ones',
+    ) as caught:
       members(config, tmp_path)
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(('kind', 'knob', 'value', 'says'), [
-  ('embedded', 'embedded.dtype', 'float16', "server.dtype: got 'float16'"),
-  ('embedded', 'embedded.pages', 1, 'server.pages: got 1'),
-])
+@pytest.mark.parametrize(
+  ('kind', 'knob', 'value', 'says'),
+  [
+    ('embedded', 'embedded.dtype', 'float16', "server.dtype: got 'float16'"),
+    ('embedded', 'embedded.pages', 1, 'server.pages: got 1'),
+  ],
+)
 def test_wrong_options_of_a_server_are_refused_before_anything_is_made(kind, knob, value, says):
   config = para_grpo.get_config()
   config.server.kind = kind

@@ -1,4 +1,6 @@
-"""The cold start's entry point: sources from a manifest, knobs that cannot be, and the batches of the 8B recipe."""
+"""The cold start's entry point: sources from a manifest, knobs that cannot be, and the batches of
+the 8B recipe.
+"""
 
 import json
 
@@ -19,20 +21,37 @@ from paravt_jax.video.store import FrameStore
 
 def row(kind, name, text='What?'):
   value = {'type': f'{kind}_url', f'{kind}_url': {'url': f'selfqa/{name}'}}
-  return json.dumps([{'role': 'user', 'content': [value, {'type': 'text', 'text': text}]}, {'role': 'assistant', 'content': 'red'}])
+  return json.dumps(
+    [
+      {'role': 'user', 'content': [value, {'type': 'text', 'text': text}]},
+      {'role': 'assistant', 'content': 'red'},
+    ]
+  )
 
 
 @pytest.fixture
 def data(tmp_path):
   """A folder with a media root, two shards of one source and one of another, and their manifest."""
   (tmp_path / 'media' / 'selfqa').mkdir(parents=True)
-  clips.make_clip(tmp_path / 'media' / 'selfqa' / 'a.mp4', 4, 4, (64, 96), lambda i: np.full((64, 96, 3), 9 * i, np.uint8), 8)
+  clips.make_clip(
+    tmp_path / 'media' / 'selfqa' / 'a.mp4',
+    4,
+    4,
+    (64, 96),
+    lambda i: np.full((64, 96, 3), 9 * i, np.uint8),
+    8,
+  )
   Image.new('RGB', (700, 500), (9, 9, 9)).save(tmp_path / 'media' / 'selfqa' / 'a.png')
-  rows = {'x_1': [row('video', 'a.mp4')] * 30, 'x_2': [row('video', 'gone.mp4'), *[row('image', 'a.png')] * 9],
-          'y': ['{', *[row('video', 'a.mp4', 'Y?')] * 19]}
+  rows = {
+    'x_1': [row('video', 'a.mp4')] * 30,
+    'x_2': [row('video', 'gone.mp4'), *[row('image', 'a.png')] * 9],
+    'y': ['{', *[row('video', 'a.mp4', 'Y?')] * 19],
+  }
   for name, values in rows.items():
     pq.write_table(pa.table({'messages': values}), tmp_path / f'paravt_sft_{name}.parquet')
-  write(tmp_path, {'x': {'files': ['paravt_sft_x_*.parquet']}, 'y': {'files': ['paravt_sft_y.parquet']}})
+  write(
+    tmp_path, {'x': {'files': ['paravt_sft_x_*.parquet']}, 'y': {'files': ['paravt_sft_y.parquet']}}
+  )
   return tmp_path
 
 
@@ -42,9 +61,17 @@ def write(folder, sources):
 
 def config(data, **knobs):
   made = recipe.get_config('8b')
-  made.data.update({'manifest': str(data / 'mix.json'), 'media_root': str(data / 'media'), 'cache_folder': str(data / 'cache'),
-                    'skip_bad_rows': True})
-  made.train.update({'rows': 1, 'micro_batches': 2, 'row_tokens': 2048, 'row_images': 16, 'row_stills': 2})
+  made.data.update(
+    {
+      'manifest': str(data / 'mix.json'),
+      'media_root': str(data / 'media'),
+      'cache_folder': str(data / 'cache'),
+      'skip_bad_rows': True,
+    }
+  )
+  made.train.update(
+    {'rows': 1, 'micro_batches': 2, 'row_tokens': 2048, 'row_images': 16, 'row_stills': 2}
+  )
   made.mesh.fsdp = 1
   made.video.update({'workers': 2, 'cache_folder': str(data / 'frames')})
   made.update_from_flattened_dict(knobs)
@@ -52,8 +79,10 @@ def config(data, **knobs):
 
 
 def found(config):
-  return {source.name: (source.weight, source.first, source.last, len(source.conversations))
-          for source in sft_data.sources(config)}
+  return {
+    source.name: (source.weight, source.first, source.last, len(source.conversations))
+    for source in sft_data.sources(config)
+  }
 
 
 def test_without_weights_sources_are_drawn_in_proportion_to_their_rows(data):
@@ -61,7 +90,13 @@ def test_without_weights_sources_are_drawn_in_proportion_to_their_rows(data):
 
 
 def test_weights_and_steps_come_from_the_manifest_and_the_recipe_goes_over_it(data, capsys):
-  write(data, {'x': {'files': ['paravt_sft_x_*.parquet'], 'weight': 2, 'last': 9}, 'y': {'files': ['paravt_sft_y.parquet'], 'first': 3}})
+  write(
+    data,
+    {
+      'x': {'files': ['paravt_sft_x_*.parquet'], 'weight': 2, 'last': 9},
+      'y': {'files': ['paravt_sft_y.parquet'], 'first': 3},
+    },
+  )
   assert found(config(data)) == {'x': (2.0, 0, 9, 40), 'y': (1.0, 3, None, 20)}
   chosen = config(data).unlock()
   chosen.sources = {'y': (0.5, 1, 4)}
@@ -76,19 +111,37 @@ def test_files_of_the_command_line_are_a_source_each(data):
   assert found(config(data, **{'data.manifest': '', 'data.train': files})).keys() == {'y', 'x_1'}
 
 
-@pytest.mark.parametrize(('knob', 'value'), [
-  ('data.max_bad_share', 1.5), ('data.max_bad_share', -0.1), ('video.cache_gb', -1), ('batches.lookahead', 0), ('batches.prefetch', 0),
-  ('data.train', ('a.parquet',)), ('train.micro_batches', 0), ('train.row_stills', -1), ('frames.rate', 0.0), ('frames.min_frames', 0),
-  ('frames.image_max_pixels', 10), ('video.max_pixels', 1000), ('sources.x', (1.0,))])
+@pytest.mark.parametrize(
+  ('knob', 'value'),
+  [
+    ('data.max_bad_share', 1.5),
+    ('data.max_bad_share', -0.1),
+    ('video.cache_gb', -1),
+    ('batches.lookahead', 0),
+    ('batches.prefetch', 0),
+    ('data.train', ('a.parquet',)),
+    ('train.micro_batches', 0),
+    ('train.row_stills', -1),
+    ('frames.rate', 0.0),
+    ('frames.min_frames', 0),
+    ('frames.image_max_pixels', 10),
+    ('video.max_pixels', 1000),
+    ('sources.x', (1.0,)),
+  ],
+)
 def test_a_knob_that_cannot_be_is_refused_before_anything_is_made(data, knob, value):
   sft.check(config(data))
   with pytest.raises(ConfigError, match='data.manifest' if knob == 'data.train' else knob):
-    sft.check(config(data, **{knob: value}) if knob != 'sources.x' else config(data, sources={'x': value}))
+    sft.check(
+      config(data, **{knob: value}) if knob != 'sources.x' else config(data, sources={'x': value})
+    )
 
 
 def test_a_manifest_that_is_wrong_is_one_line(data):
   write(data, {'x': {'files': ['none*.parquet']}})
-  with pytest.raises(DataError, match=r"manifest .*mix.json: sources.x.files: nothing matches 'none\*.parquet'"):
+  with pytest.raises(
+    DataError, match=r"manifest .*mix.json: sources.x.files: nothing matches 'none\*.parquet'"
+  ):
     sft_data.sources(config(data))
 
 
@@ -103,23 +156,40 @@ def test_the_8b_recipe_makes_batches_of_its_files_from_the_store_of_frames(data,
       made_batches = sft_data.make_batches(made, sft_data.sources(made), tok, frames, base=folder)
       batch = next(made_batches)
       made_batches.close()
-  assert batch.arrays['tokens'].shape == (2, 1, 2048) and batch.arrays['patches'].shape == (2, 1, 16, 196, 1, 768)
+  assert batch.arrays['tokens'].shape == (2, 1, 2048) and batch.arrays['patches'].shape == (
+    2,
+    1,
+    16,
+    196,
+    1,
+    768,
+  )
   assert batch.arrays['stills'].shape == (2, 1, 2, 4096, 1, 768)
-  assert {tuple(grid) for grid in batch.arrays['still_grids'].reshape(-1, 2)} <= {(0, 0), (32, 44)}        # 704 x 512: not shrunk
+  assert {tuple(grid) for grid in batch.arrays['still_grids'].reshape(-1, 2)} <= {
+    (0, 0),
+    (32, 44),
+  }  # 704 x 512: not shrunk
   assert {tuple(grid) for grid in batch.arrays['grids'].reshape(-1, 2)} <= {(0, 0), (4, 6)}
   assert batch.used == 2 and batch.samples.keys() == {'x', 'y'}
-  assert len(list((data / 'cache' / 'rows').iterdir())) == 3 and list((data / 'cache' / 'lengths').iterdir())
+  assert len(list((data / 'cache' / 'rows').iterdir())) == 3 and list(
+    (data / 'cache' / 'lengths').iterdir()
+  )
   assert list((data / 'frames').rglob('*.npz'))
 
 
 def test_the_first_row_of_each_reason_is_listed_once_over_restarts(tmp_path):
   path = tmp_path / 'skipped_rows.txt'
-  lines = {'schema': 'x\ta.parquet:3\tschema\tgot\n3', 'media_missing': 'x\ta.parquet:4\tmedia_missing\tно file'}
+  lines = {
+    'schema': 'x\ta.parquet:3\tschema\tgot\n3',
+    'media_missing': 'x\ta.parquet:4\tmedia_missing\tно file',
+  }
   skipped = sft.Skipped(path)
   skipped.add({'schema': lines['schema']})
   skipped.add({**lines, 'schema': 'x\ta.parquet:9\tschema\tanother'})
   sft.Skipped(path).add(lines)
-  assert path.read_text() == 'x\ta.parquet:3\tschema\tgot 3\nx\ta.parquet:4\tmedia_missing\tно file\n'
+  assert (
+    path.read_text() == 'x\ta.parquet:3\tschema\tgot 3\nx\ta.parquet:4\tmedia_missing\tно file\n'
+  )
 
 
 def test_a_finished_cold_start_is_only_read_so_that_several_runs_begin_from_it_at_once(tmp_path):
@@ -143,13 +213,18 @@ def test_rows_that_are_too_long_are_told_at_the_first_and_above_a_share(capsys):
   assert capsys.readouterr().err == ''
   example = {'too_long': 's\tx.parquet:7\ttoo_long\t9000 tokens, a row holds 8192'}
   told.tell({'too_long': 1}, 50, example)
-  assert capsys.readouterr().err == ('\nsft: left out as too long: x.parquet:7 (9000 tokens, a row holds 8192); more are only counted '
-                                     '(data/skipped)\n')
+  assert capsys.readouterr().err == (
+    '\nsft: left out as too long: x.parquet:7 (9000 tokens, a row holds 8192); more are only '
+    'counted '
+    '(data/skipped)\n'
+  )
   told.tell({'too_long': 5}, 100, example)
   assert capsys.readouterr().err == ''
   told.tell({'too_long': 4, 'too_many_images': 3}, 120, example)
-  assert capsys.readouterr().err.startswith('\nsft: warning: 7 of 120 rows drawn were left out as too long, more than 0.05 of them; raise '
-                                            'train.row_tokens')
+  assert capsys.readouterr().err.startswith(
+    '\nsft: warning: 7 of 120 rows drawn were left out as too long, more than 0.05 of them; raise '
+    'train.row_tokens'
+  )
   told.tell({'too_long': 60}, 200, example)
   sft.LeftOut(7, 120).tell({'too_long': 60}, 200, example)
   assert capsys.readouterr().err == ''

@@ -1,4 +1,6 @@
-"""Groups on their way to the learner: in order, as far ahead as the schedule allows, and the same after a restart."""
+"""Groups on their way to the learner: in order, as far ahead as the schedule allows, and the same
+after a restart.
+"""
 
 import asyncio
 import collections
@@ -13,20 +15,30 @@ from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.metrics import names
 from paravt_jax.types import Group, Task
 
-KEPT = ('episode',)          # a queue asks no more of `scored` than whether there is any
+KEPT = ('episode',)  # a queue asks no more of `scored` than whether there is any
 
 
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
-  config = ConfigDict({'data': {'media_root': ''}, 'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs}})
-  server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
+  config = ConfigDict(
+    {
+      'data': {'media_root': ''},
+      'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs},
+    }
+  )
+  server = types.SimpleNamespace(
+    sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
+  )
   return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
 
 
 def test_a_run_does_not_go_on_with_other_rows():
   state = queue(size=6).state()
   assert queue(size=6, host=state).state() == state
-  with pytest.raises(DataError, match=r'the 7 training rows are not those with which this run was begun .*run\.folder'):
+  with pytest.raises(
+    DataError,
+    match=r'the 7 training rows are not those with which this run was begun .*run\.folder',
+  ):
     queue(size=7, host=state)
 
 
@@ -36,13 +48,21 @@ def test_the_digest_is_of_the_rows_and_their_order():
 
 @pytest.fixture
 def started(monkeypatch):
-  """(task, epoch) of the groups in the order of their start; `delays` and `lost` by task steer how they end."""
+  """(task, epoch) of the groups in the order of their start; `delays` and `lost` by task steer how
+  they end.
+  """
   log = types.SimpleNamespace(prompts=[], delays={}, lost=())
 
   async def run_group(agent, prompt, reward, options):
     log.prompts.append((prompt.task, prompt.epoch))
     await asyncio.sleep(log.delays.get(prompt.task, 0))
-    return Group(str(prompt.task), prompt.epoch, () if prompt.task in log.lost else KEPT, ('media_missing',) * (prompt.task in log.lost))
+    return Group(
+      str(prompt.task),
+      prompt.epoch,
+      () if prompt.task in log.lost else KEPT,
+      ('media_missing',) * (prompt.task in log.lost),
+    )
+
   monkeypatch.setattr(supply.groups, 'run_group', run_group)
   return log
 
@@ -59,11 +79,17 @@ def order(size, count, seed=3):
 def test_the_media_root_may_move_and_records_of_before_name_whole_paths():
   task = lambda *videos: Task('a', videos, 'q', 'oe', 'x')
   before, after = [task('/old/a.mp4', '/else/b.mp4')], [task('/new/a.mp4', '/else/b.mp4')]
-  assert supply.digest(before, '/old') == supply.digest(after, '/new') != supply.digest(after, '/old')
+  assert (
+    supply.digest(before, '/old') == supply.digest(after, '/new') != supply.digest(after, '/old')
+  )
   assert supply.digest([task('/old/c.mp4')], '/old') != supply.digest(before, '/old')
   assert supply.digest(before, '') == supply.digest(before)
-  config = ConfigDict({'data': {'media_root': '/old'}, 'rollout': {'prompts': 1, 'max_concurrent': 1, 'staleness': 0}})
-  server = types.SimpleNamespace(sampling=None, client=types.SimpleNamespace(counts=collections.Counter()))
+  config = ConfigDict(
+    {'data': {'media_root': '/old'}, 'rollout': {'prompts': 1, 'max_concurrent': 1, 'staleness': 0}}
+  )
+  server = types.SimpleNamespace(
+    sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
+  )
   made = lambda host: supply.Queue(config, server, None, None, EpochOrder(1, 0), before, host)
   state = made(None).state()
   assert made({**state, 'rows': supply.digest(before)}).state() == state  # as it was written before
@@ -80,6 +106,7 @@ def test_batches_follow_the_data_order_whatever_finishes_first(started):
     two = await made.next_batch()
     await made.close()
     return ids(one), ids(two)
+
   assert asyncio.run(run()) == (order(6, 4)[:2], order(6, 4)[2:])
 
 
@@ -90,6 +117,7 @@ def test_without_staleness_nothing_runs_while_the_learner_steps(started):
     found = made.metrics()
     await made.close()
     return found
+
   found = asyncio.run(run())
   assert (found['rollout/running'], found['rollout/queued'], found['rollout/capacity']) == (0, 0, 0)
   assert len(started.prompts) == 2
@@ -103,8 +131,9 @@ def test_with_staleness_the_next_groups_run_already(started):
     await made.next_batch()
     await asyncio.sleep(0)
     await made.close()
+
   asyncio.run(run())
-  assert len(started.prompts) == 6                     # (eta + version + 1) * batch
+  assert len(started.prompts) == 6  # (eta + version + 1) * batch
 
 
 def test_a_group_that_is_lost_whole_gives_its_place_to_the_next(started):
@@ -117,8 +146,13 @@ def test_a_group_that_is_lost_whole_gives_its_place_to_the_next(started):
     state = made.schedule.state()
     await made.close()
     return ids(batch), state
+
   batch, state = asyncio.run(run())
-  assert batch == first[1:3] and (state['accepted'], state['rejected'], state['next_position']) == (2, 1, 3)
+  assert batch == first[1:3] and (state['accepted'], state['rejected'], state['next_position']) == (
+    2,
+    1,
+    3,
+  )
 
 
 def test_when_group_after_group_is_lost_the_run_ends_with_the_reason(started):
@@ -130,12 +164,18 @@ def test_when_group_after_group_is_lost_the_run_ends_with_the_reason(started):
       await made.next_batch()
     finally:
       await made.close()
-  with pytest.raises(RolloutError, match=r'64 groups in a row were lost whole \(the last: media_missing\).*media root'):
+
+  with pytest.raises(
+    RolloutError,
+    match=r'64 groups in a row were lost whole \(the last: media_missing\).*media root',
+  ):
     asyncio.run(run())
 
 
 def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
-  """The release forgot its counters; here groups that were done but not trained on, and those in flight, run again first."""
+  """The release forgot its counters; here groups that were done but not trained on, and those in
+  flight, run again first.
+  """
   first = order(12, 6)
 
   async def run():
@@ -154,14 +194,19 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
     following = await resumed.next_batch()
     await resumed.close()
     return ids(batch), state, ids(following)
+
   batch, state, following = asyncio.run(run())
   assert batch == first[:2] and state['ready'] == [2, 3]
   assert following == first[2:4] and [task for task, _ in started.prompts][:2] == first[2:4]
 
 
 @pytest.mark.parametrize('staleness', [0, 2])
-def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_restart(started, staleness):
-  """An interrupt may fall between a batch's last rollout and its step; the run must neither lose the groups nor wait for ever."""
+def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_restart(
+  started, staleness
+):
+  """An interrupt may fall between a batch's last rollout and its step; the run must neither lose
+  the groups nor wait for ever.
+  """
   first = order(12, 4)
 
   async def run():
@@ -169,7 +214,7 @@ def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_res
     await made.next_batch()
     made.trained()
     made.deliver(asyncio.sleep(0), 1)
-    await made.next_batch()                            # interrupted here
+    await made.next_batch()  # interrupted here
     state = made.state()
     await made.close()
     resumed = queue(size=12, staleness=staleness, host=state)
@@ -180,8 +225,13 @@ def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_res
     left = resumed.state()
     await resumed.close()
     return ids(batch), left
+
   batch, left = asyncio.run(run())
-  assert batch == first[2:4] and left['schedule']['version'] == 2 and left['schedule']['accepted'] - len(left['ready']) == 4
+  assert (
+    batch == first[2:4]
+    and left['schedule']['version'] == 2
+    and left['schedule']['accepted'] - len(left['ready']) == 4
+  )
 
 
 def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started):
@@ -195,9 +245,17 @@ def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started
     found = made.metrics(), made.metrics()
     await made.close()
     return found
+
   once, again = asyncio.run(run())
-  assert (once['groups/dropped/reason=media_missing'], once['rollout/interrupted'], once['rollout/retried']) == (1, 3, 1)
-  assert 'groups/dropped/reason=media_missing' not in again and (again['rollout/interrupted'], again['rollout/retried']) == (0, 0)
+  assert (
+    once['groups/dropped/reason=media_missing'],
+    once['rollout/interrupted'],
+    once['rollout/retried'],
+  ) == (1, 3, 1)
+  assert 'groups/dropped/reason=media_missing' not in again and (
+    again['rollout/interrupted'],
+    again['rollout/retried'],
+  ) == (0, 0)
   for name in once:
     names.lookup(name)
 
@@ -210,6 +268,7 @@ def test_every_epoch_is_another_order_and_its_number_reaches_the_group(started):
       made.trained()
       made.deliver(asyncio.sleep(0), version)
     await made.close()
+
   asyncio.run(run())
   assert [epoch for _, epoch in started.prompts[:4]] == [0, 0, 1, 1]
   assert sorted(task for task, _ in started.prompts[:2]) == [0, 1]
@@ -228,8 +287,9 @@ def test_groups_go_on_while_a_version_is_on_its_way_and_count_on_it_only_once_it
     after = made.schedule.version, len(started.prompts)
     await made.close()
     return before, after
+
   (batch, version, groups), (later, more) = asyncio.run(run())
-  assert (len(batch), version, groups) == (2, 0, 4)        # (staleness 1 + version 0 + 1) * batch 2
+  assert (len(batch), version, groups) == (2, 0, 4)  # (staleness 1 + version 0 + 1) * batch 2
   assert (later, more) == (1, 6)
 
 
@@ -243,9 +303,10 @@ def test_what_a_delivery_meets_is_raised_where_it_is_waited_for(started):
     made.trained()
     made.deliver(fails(), 1)
     try:
-      await made.next_batch()              # without staleness nothing else can happen
+      await made.next_batch()  # without staleness nothing else can happen
     finally:
       await made.close()
+
   with pytest.raises(RolloutError, match='no server took version 1'):
     asyncio.run(run())
 
@@ -258,6 +319,7 @@ def test_who_stops_waiting_does_not_stop_a_delivery(started):
       log.append('paused')
       await asyncio.sleep(0.05)
       log.append('resumed')
+
     await made.next_batch()
     made.trained()
     made.deliver(slow(), 1)
@@ -268,4 +330,5 @@ def test_who_stops_waiting_does_not_stop_a_delivery(started):
     await asyncio.gather(waiting, return_exceptions=True)
     await made.close()
     return log, made.schedule.version
+
   assert asyncio.run(run()) == (['paused', 'resumed'], 1)

@@ -1,4 +1,6 @@
-"""An OpenAI-compatible server by script, in a thread of its own: what it answers is a function of the request."""
+"""An OpenAI-compatible server by script, in a thread of its own: what it answers is a function of
+the request.
+"""
 
 import asyncio
 import dataclasses
@@ -22,12 +24,16 @@ ANSWER: A
 REASONS:
 [0 to 2] The board shows a small number.
 [2 to 4] It shows a larger number, so it counts."""
-REWRITTEN = 'First the board shows a small number, then a larger one; so what we watch is counting, step by step.'
+REWRITTEN = (
+  'First the board shows a small number, then a larger one; so what we watch is counting, step '
+  'by step.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
   """Any status, bytes and headers; close: the connection is cut instead; hang: no reply, ever."""
+
   status: int = 200
   body: bytes = b''
   headers: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -37,7 +43,11 @@ class Raw:
 
 def completion(text: Any, finish: Any = 'stop') -> Raw:
   """A chat completion with this content."""
-  return Raw(body=json.dumps({'choices': [{'message': {'role': 'assistant', 'content': text}, 'finish_reason': finish}]}).encode())
+  return Raw(
+    body=json.dumps(
+      {'choices': [{'message': {'role': 'assistant', 'content': text}, 'finish_reason': finish}]}
+    ).encode()
+  )
 
 
 def kind(body: dict) -> str:
@@ -50,13 +60,25 @@ def kind(body: dict) -> str:
 
 def good(body: dict, number: int) -> str:
   """A model that does as asked."""
-  return {'caption': CAPTION, 'ask': f'<think>Options: A. no B. no</think>\n{QUESTION}', 'rewrite': REWRITTEN}[kind(body)]
+  return {
+    'caption': CAPTION,
+    'ask': f'<think>Options: A. no B. no</think>\n{QUESTION}',
+    'rewrite': REWRITTEN,
+  }[kind(body)]
 
 
 class ChatServer:
-  """`script(body, number)` gives a text, or a Raw reply. `bodies`: what came, in order; `most_at_once`: requests in flight."""
+  """`script(body, number)` gives a text, or a Raw reply. `bodies`: what came, in order;
+  `most_at_once`: requests in flight.
+  """
 
-  def __init__(self, script: Callable[[dict, int], str | Raw] = good, *, models: Any = ('seer', 'thinker'), api_key: str = ''):
+  def __init__(
+    self,
+    script: Callable[[dict, int], str | Raw] = good,
+    *,
+    models: Any = ('seer', 'thinker'),
+    api_key: str = '',
+  ):
     self.script, self.models, self.api_key = script, models, api_key
     self.bodies: list[dict] = []
     self.most_at_once = self._at_once = 0
@@ -104,7 +126,7 @@ class ChatServer:
     self._at_once += 1
     self.most_at_once = max(self.most_at_once, self._at_once)
     try:
-      await asyncio.sleep(0)                 # lets the others in, so that what is in flight is seen
+      await asyncio.sleep(0)  # lets the others in, so that what is in flight is seen
       reply = self.script(body, number)
       reply = reply if isinstance(reply, Raw) else completion(reply)
       if reply.hang:

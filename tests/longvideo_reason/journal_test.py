@@ -1,4 +1,6 @@
-"""The journal: whole lines only, whatever a kill left behind, and nothing is taken for done that was made from something else."""
+"""The journal: whole lines only, whatever a kill left behind, and nothing is taken for done that
+was made from something else.
+"""
 
 import json
 
@@ -20,10 +22,15 @@ def test_an_item_made_from_something_else_is_not_current_and_says_what_changed(t
   with Journal(tmp_path / 'x.jsonl') as log:
     log.put('a', {'model': 'm', 'prompt': 'p'}, 'old')
     assert log.current('a', {'model': 'n', 'prompt': 'p'}) is None
-    assert log.changed('a', {'model': 'n', 'prompt': 'p'}) == ['model'] and log.changed('z', {'model': 'n'}) == []
+    assert (
+      log.changed('a', {'model': 'n', 'prompt': 'p'}) == ['model']
+      and log.changed('z', {'model': 'n'}) == []
+    )
     log.put('a', {'model': 'n', 'prompt': 'p'}, 'new')
   with Journal(tmp_path / 'x.jsonl') as log:
-    assert log.current('a', {'model': 'n', 'prompt': 'p'}) == 'new' and log.last('a')['result'] == 'new'
+    assert (
+      log.current('a', {'model': 'n', 'prompt': 'p'}) == 'new' and log.last('a')['result'] == 'new'
+    )
 
 
 def test_every_prefix_that_a_kill_can_leave_opens_and_takes_new_lines(tmp_path):
@@ -40,7 +47,9 @@ def test_every_prefix_that_a_kill_can_leave_opens_and_takes_new_lines(tmp_path):
       assert log.current('b', {'v': 1}) == ('second' if length == len(content) else None)
       log.put('c', {'v': 1}, 'third')
     lines = path.read_bytes().splitlines()
-    assert [json.loads(line)['item'] for line in lines] == ['a'] * (length >= first) + ['b'] * (length == len(content)) + ['c']
+    assert [json.loads(line)['item'] for line in lines] == ['a'] * (length >= first) + ['b'] * (
+      length == len(content)
+    ) + ['c']
 
 
 def test_a_line_of_garbage_in_the_middle_is_counted_and_passed_over(tmp_path):
@@ -57,4 +66,8 @@ def test_an_atomic_write_leaves_the_same_content_alone(tmp_path):
   assert write_atomic(path, json_bytes({'ä': 1})) and path.read_text() == '{\n "ä": 1\n}\n'
   before = path.stat().st_mtime_ns
   assert not write_atomic(path, json_bytes({'ä': 1})) and path.stat().st_mtime_ns == before
-  assert write_atomic(path, b'new') and path.read_bytes() == b'new' and [each.name for each in path.parent.iterdir()] == ['x.json']
+  assert (
+    write_atomic(path, b'new')
+    and path.read_bytes() == b'new'
+    and [each.name for each in path.parent.iterdir()] == ['x.json']
+  )

@@ -17,7 +17,9 @@ from paravt_jax.metrics.writer import MetricsWriter, read, write_whole
 
 
 def _writer(folder: Path, start_step: int = 0, **options) -> MetricsWriter:
-  return MetricsWriter(folder, **{'tensorboard': False, 'wandb': None, 'start_step': start_step, **options})
+  return MetricsWriter(
+    folder, **{'tensorboard': False, 'wandb': None, 'start_step': start_step, **options}
+  )
 
 
 def _steps(folder: Path) -> list[int]:
@@ -43,7 +45,8 @@ def test_values_that_are_not_finite_become_null_are_counted_and_warned_about_onc
   assert second['metrics/nonfinite'] == 1.0
   assert writer.nonfinite == 3
   assert [record.getMessage() for record in caplog.records] == [
-    'step 0: not finite, written as null: policy/loss, policy/entropy (2 such values so far)']
+    'step 0: not finite, written as null: policy/loss, policy/entropy (2 such values so far)'
+  ]
 
 
 def test_an_unknown_name_is_refused_and_nothing_is_written(tmp_path):
@@ -63,7 +66,7 @@ def test_a_resumed_run_has_no_step_twice(tmp_path):
   with _writer(tmp_path) as writer:
     for step in range(5):
       writer.write(step, {'accuracy': 0.0})
-  with _writer(tmp_path, start_step=3) as writer:          # the checkpoint holds steps 0..2
+  with _writer(tmp_path, start_step=3) as writer:  # the checkpoint holds steps 0..2
     writer.write(3, {'accuracy': 1.0})
   assert _steps(tmp_path) == [0, 1, 2, 3]
   assert read(tmp_path / 'metrics.jsonl')[3]['accuracy'] == 1.0
@@ -104,8 +107,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
 
 def test_a_line_that_did_not_fit_is_taken_back_whole(tmp_path):
-  # A file-size limit of 300 bytes lets the second record begin but not end, as a disk does that fills up.
-  code = '''
+  # A file-size limit of 300 bytes lets the second record begin but not end, as a disk does that
+  # fills up.
+  code = """
 import resource, signal, sys
 from paravt_jax.errors import ParavtError
 from paravt_jax.metrics.writer import MetricsWriter
@@ -118,9 +122,14 @@ try:
   writer.write(1, dict.fromkeys(names, 0.123456))
 except ParavtError as error:
   print(error)
-'''
-  done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True,
-                        cwd=Path(__file__).parents[2])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=Path(__file__).parents[2],
+  )
   assert 'could not write step 1: File too large' in done.stdout
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert text.endswith('}\n') and text.count('\n') == 1
@@ -132,31 +141,43 @@ def _events(folder: Path) -> list[event_pb2.Event]:
   data, found = path.read_bytes(), []
   while data:
     size = int.from_bytes(data[:8], 'little')
-    found.append(event_pb2.Event.FromString(data[12:12 + size]))
-    data = data[16 + size:]
+    found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
   return found
 
 
 def test_tensorboard_gets_every_finite_value_at_its_step(tmp_path):
   with _writer(tmp_path, start_step=4, tensorboard=True) as writer:
     writer.write(4, {'accuracy': 0.5, 'policy/loss': float('nan')})
-    events = _events(tmp_path / 'tensorboard')                 # flushed before close
-  values = {value.tag: (event.step, value.simple_value) for event in events for value in event.summary.value}
+    events = _events(tmp_path / 'tensorboard')  # flushed before close
+  values = {
+    value.tag: (event.step, value.simple_value) for event in events for value in event.summary.value
+  }
   assert values == {'accuracy': (4, 0.5), 'metrics/nonfinite': (4, 1.0)}
-  assert [event.step for event in events if event.session_log.status] == [4]      # viewers purge what a killed run left
+  assert [event.step for event in events if event.session_log.status] == [
+    4
+  ]  # viewers purge what a killed run left
 
 
 def test_wandb_is_imported_only_when_asked_and_told_of_clearly_when_missing(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'wandb', None)              # importing a None entry raises ModuleNotFoundError
+  monkeypatch.setitem(
+    sys.modules, 'wandb', None
+  )  # importing a None entry raises ModuleNotFoundError
   _writer(tmp_path).close()
-  with pytest.raises(ConfigError, match='wandb is not installed; pip install wandb, or switch it off'):
+  with pytest.raises(
+    ConfigError, match='wandb is not installed; pip install wandb, or switch it off'
+  ):
     _writer(tmp_path, wandb={})
 
 
 def test_wandb_gets_its_options_and_the_finite_values(tmp_path, monkeypatch):
   seen = []
-  run = types.SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append('finish'))
-  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=lambda **options: seen.append(options) or run))
+  run = types.SimpleNamespace(
+    log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append('finish')
+  )
+  monkeypatch.setitem(
+    sys.modules, 'wandb', types.SimpleNamespace(init=lambda **options: seen.append(options) or run)
+  )
   with _writer(tmp_path, wandb={'project': 'p', 'mode': 'offline'}) as writer:
     writer.write(0, {'accuracy': 0.5})
   assert seen == [{'project': 'p', 'mode': 'offline'}, (0, {'accuracy': 0.5}), 'finish']
@@ -164,12 +185,20 @@ def test_wandb_gets_its_options_and_the_finite_values(tmp_path, monkeypatch):
 
 def test_a_text_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
   place = tmp_path / 'deep' / 'page.html'
-  assert write_whole(str(place), 'one \udcff', 'write the page') == place and place.read_text() == 'one ?'
+  assert (
+    write_whole(str(place), 'one \udcff', 'write the page') == place
+    and place.read_text() == 'one ?'
+  )
 
   def full(self, text, **_):
     self.write_bytes(text[:2].encode())
     raise OSError(errno.ENOSPC, 'No space left on device')
+
   monkeypatch.setattr(Path, 'write_text', full)
-  with pytest.raises(ParavtError, match=r'page.html: could not write the page: No space left on device; free space'):
+  with pytest.raises(
+    ParavtError, match=r'page.html: could not write the page: No space left on device; free space'
+  ):
     write_whole(place, 'another', 'write the page')
-  assert place.read_text() == 'one ?' and [path.name for path in place.parent.iterdir()] == ['page.html']
+  assert place.read_text() == 'one ?' and [path.name for path in place.parent.iterdir()] == [
+    'page.html'
+  ]

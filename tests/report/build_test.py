@@ -35,7 +35,9 @@ class _Balance(html.parser.HTMLParser):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-  return made_run.write_run(tmp_path_factory.mktemp('runs') / 'made', questions=12, steps=30, seed=0)
+  return made_run.write_run(
+    tmp_path_factory.mktemp('runs') / 'made', questions=12, steps=30, seed=0
+  )
 
 
 @pytest.fixture(scope='module')
@@ -60,18 +62,35 @@ def test_it_opens_with_the_verdict_the_table_and_a_panel_per_budget(page):
 
 def test_it_draws_every_curve_that_the_run_logged_and_names_the_others(page):
   titles = re.findall(r'class="card plot"><h3>([^<]+)<small>', page)
-  assert titles == ['Reward', 'Format terms', 'Format compliance', 'Accuracy by K', 'Time per stage', 'Calls',
-                    'Log-prob gap, learner to server', 'Entropy', 'KL to the reference', 'Groups without signal',
-                    'Clipped and dropped tokens', 'Gradient norm', 'Lengths']
+  assert titles == [
+    'Reward',
+    'Format terms',
+    'Format compliance',
+    'Accuracy by K',
+    'Time per stage',
+    'Calls',
+    'Log-prob gap, learner to server',
+    'Entropy',
+    'KL to the reference',
+    'Groups without signal',
+    'Clipped and dropped tokens',
+    'Gradient norm',
+    'Lengths',
+  ]
   assert 'Not logged in this run: Staleness.' in page
 
 
 def test_episodes_stand_side_by_side_with_frames_crops_and_reward_terms(page):
   assert 'solved by cropping' in page and 'before training' in page and 'after training' in page
   assert page.count('data:image/jpeg;base64,') > 20
-  assert re.search(r'class="bar" style="left:[\d.]+%;width:[\d.]+%" title="crop 1: [\d.]+ s – [\d.]+ s, executed"', page)
+  assert re.search(
+    r'class="bar" style="left:[\d.]+%;width:[\d.]+%" title="crop 1: [\d.]+ s – [\d.]+ s, executed"',
+    page,
+  )
   assert re.search(r'reward <b>2\.80</b></span><span>accuracy <b>1\.00</b>', page)
-  assert '&lt;tool_call&gt;' in page and '<tool_call>' not in page          # what the policy wrote is text, never markup
+  assert (
+    '&lt;tool_call&gt;' in page and '<tool_call>' not in page
+  )  # what the policy wrote is text, never markup
 
 
 def test_the_recipe_and_the_code_state_are_there(page):
@@ -91,8 +110,17 @@ def test_what_the_policy_writes_cannot_become_markup(folder, tmp_path):
   assert '<script>alert' not in page and '<img src=x' not in page
 
 
-@pytest.mark.parametrize('kept', [
-  [], ['config.json'], ['metrics.jsonl'], ['episodes'], ['summary.json'], ['episodes', 'metrics.jsonl']])
+@pytest.mark.parametrize(
+  'kept',
+  [
+    [],
+    ['config.json'],
+    ['metrics.jsonl'],
+    ['episodes'],
+    ['summary.json'],
+    ['episodes', 'metrics.jsonl'],
+  ],
+)
 def test_an_interrupted_run_still_gives_a_page_that_says_so(folder, tmp_path, kept):
   run = tmp_path / 'run'
   run.mkdir()
@@ -117,6 +145,7 @@ def test_a_run_of_one_step_says_that_curves_need_two(tmp_path):
 def test_videos_that_are_gone_leave_times_and_a_note(folder, tmp_path):
   def gone(video, seconds):
     raise MediaError(f'{video}: no such file', 'missing')
+
   page = build(folder, tmp_path / 'r.html', gone, None).read_text()
   assert 'no frames: videos/' in page and 'data:image' not in page
 

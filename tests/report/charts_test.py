@@ -20,27 +20,38 @@ def _texts(svg: str) -> list[str]:
 
 
 def test_a_line_runs_from_the_left_edge_to_the_right_and_upwards_when_values_rise():
-  svg = charts.lines([Series('a', [(0, 0.0), (10, 1.0)], 'red')], bounds=(0, 1), log=False, label='x')
+  svg = charts.lines(
+    [Series('a', [(0, 0.0), (10, 1.0)], 'red')], bounds=(0, 1), log=False, label='x'
+  )
   ((first, last),) = _polylines(svg)
-  assert first == (46.0, 184.0)                        # left and bottom margins: 46, 210 - 26
-  assert last == (430.0, 10.0)                         # right and top margins: 440 - 10, 10
+  assert first == (46.0, 184.0)  # left and bottom margins: 46, 210 - 26
+  assert last == (430.0, 10.0)  # right and top margins: 440 - 10, 10
 
 
 def test_the_axes_carry_round_numbers():
-  svg = charts.lines([Series('a', [(0, 0.0), (10, 1.0)], 'red')], bounds=(0, 1), log=False, label='x')
+  svg = charts.lines(
+    [Series('a', [(0, 0.0), (10, 1.0)], 'red')], bounds=(0, 1), log=False, label='x'
+  )
   assert _texts(svg) == ['0', '0.2', '0.4', '0.6', '0.8', '1', '0', '2', '4', '6', '8', '10']
 
 
 def test_a_logarithmic_axis_gives_every_power_the_same_height_and_leaves_out_zeros():
-  svg = charts.lines([Series('a', [(0, 1e-6), (1, 1e-5), (2, 1e-4), (3, 0.0)], 'red')], bounds=None, log=True, label='x')
+  svg = charts.lines(
+    [Series('a', [(0, 1e-6), (1, 1e-5), (2, 1e-4), (3, 0.0)], 'red')],
+    bounds=None,
+    log=True,
+    label='x',
+  )
   ((a, b, c),) = _polylines(svg)
-  assert a[1] - b[1] == pytest.approx(b[1] - c[1], abs=.15)
+  assert a[1] - b[1] == pytest.approx(b[1] - c[1], abs=0.15)
   assert _texts(svg)[:3] == ['1e-06', '1e-05', '1e-04']
 
 
 def test_long_series_are_drawn_raw_and_smoothed():
   points = [(i, float(i % 2)) for i in range(40)]
-  raw, smooth = _polylines(charts.lines([Series('a', points, 'red')], bounds=(0, 1), log=False, label='x'))
+  raw, smooth = _polylines(
+    charts.lines([Series('a', points, 'red')], bounds=(0, 1), log=False, label='x')
+  )
   assert len(raw) == len(smooth) == 40
   height = lambda line: max(y for _, y in line) - min(y for _, y in line)
   assert height(smooth[2:-2]) < 40 < height(raw)
@@ -58,9 +69,11 @@ def test_a_constant_series_is_drawn():
 
 
 def test_areas_stand_on_each_other():
-  svg = charts.areas([Series('a', [(0, 1.0), (1, 1.0)], 'red'), Series('b', [(0, 2.0), (1, 2.0)], 'blue')], label='x')
+  svg = charts.areas(
+    [Series('a', [(0, 1.0), (1, 1.0)], 'red'), Series('b', [(0, 2.0), (1, 2.0)], 'blue')], label='x'
+  )
   low, high = (points.split() for points in re.findall(r'<polygon[^>]*points="([^"]+)"', svg))
-  assert low[:2] == high[:1:-1]                        # the top edge of a is the bottom edge of b, walked back
+  assert low[:2] == high[:1:-1]  # the top edge of a is the bottom edge of b, walked back
 
 
 def test_the_pointer_is_told_steps_and_values():
@@ -68,19 +81,26 @@ def test_the_pointer_is_told_steps_and_values():
   svg = charts.lines(both, bounds=None, log=False, label='x')
   data = json.loads(ET.fromstring(svg).attrib['data-hover'])
   assert data['steps'] == [0, 1, 2]
-  assert [(s['name'], s['y']) for s in data['series']] == [('a', [0.5, None, 1.0]), ('b', [3.0, 4.0, None])]
+  assert [(s['name'], s['y']) for s in data['series']] == [
+    ('a', [0.5, None, 1.0]),
+    ('b', [3.0, 4.0, None]),
+  ]
 
 
 def test_bars_are_as_high_as_their_values_and_an_unknown_value_has_none():
-  svg = charts.bars([0.5, None], [(0.25, 0.75), None], ['red', 'blue'], top=1.0, texts=['50 %', '–'], label='a & b')
+  svg = charts.bars(
+    [0.5, None], [(0.25, 0.75), None], ['red', 'blue'], top=1.0, texts=['50 %', '–'], label='a & b'
+  )
   (bar,) = ET.fromstring(svg).findall('.//rect')
-  assert float(bar.attrib['height']) == 47.0           # half of 112 - 18
+  assert float(bar.attrib['height']) == 47.0  # half of 112 - 18
   assert re.search(r'class="whisker" d="M30.0 88.5V41.5"', svg)
   assert _texts(svg) == ['50 %', '–']
 
 
-@pytest.mark.parametrize(('value', 'text'), [
-  (0, '0'), (0.1234, '0.123'), (3e-5, '3e-05'), (12345, '12.3k'), (1.0, '1'), (-0.5, '-0.5')])
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [(0, '0'), (0.1234, '0.123'), (3e-5, '3e-05'), (12345, '12.3k'), (1.0, '1'), (-0.5, '-0.5')],
+)
 def test_numbers_are_short(value, text):
   assert charts.number(value) == text
 

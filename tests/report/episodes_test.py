@@ -9,7 +9,15 @@ import pytest
 
 from paravt_jax.errors import DataError, ParavtError
 from paravt_jax.report.episodes import EpisodeLog, from_json, read, to_json
-from paravt_jax.types import Overview, ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall, ToolResult
+from paravt_jax.types import (
+  Overview,
+  ParseFailure,
+  ResultStatus,
+  StopReason,
+  TokenClass,
+  ToolCall,
+  ToolResult,
+)
 from tests.report import made_run
 
 
@@ -26,12 +34,21 @@ def test_an_episode_comes_back_as_it_was_but_for_its_pixels():
   entry = from_json(_line(), 'here')
   back, episode = entry.scored.episode, scored.episode
   assert (entry.step, entry.key) == (5, ('w2', 4, 3))
-  assert (back.task, back.seconds, back.duration, back.stop) == (episode.task, episode.seconds, 64.0, StopReason.ANSWER)
+  assert (back.task, back.seconds, back.duration, back.stop) == (
+    episode.task,
+    episode.seconds,
+    64.0,
+    StopReason.ANSWER,
+  )
   assert [turn.text for turn in back.turns] == [turn.text for turn in episode.turns]
-  assert entry.scored.reward == pytest.approx(scored.reward) and entry.scored.parts == pytest.approx(scored.parts)
+  assert entry.scored.reward == pytest.approx(
+    scored.reward
+  ) and entry.scored.parts == pytest.approx(scored.parts)
   assert [r.status for r in back.results] == [ResultStatus.EXECUTED, ResultStatus.EXECUTED]
   assert [r.window for r in back.results] == [r.window for r in episode.results]
-  assert [r.call for r in back.results] == [r.call for r in episode.results] and isinstance(back.results[0].call, ToolCall)
+  assert [r.call for r in back.results] == [r.call for r in episode.results] and isinstance(
+    back.results[0].call, ToolCall
+  )
   assert np.array_equal(back.trajectory.ids, episode.trajectory.ids)
   for own, other in zip(episode.trajectory.segments, back.trajectory.segments, strict=True):
     assert (own.sampled, own.token_class) == (other.sampled, other.token_class)
@@ -57,24 +74,42 @@ def test_a_call_keeps_its_form_and_a_line_from_before_there_were_forms_is_read()
 def test_a_parse_failure_comes_back_as_one():
   line = _line()
   line['turns'][0]['results'][0] |= {
-    'call': {'reason': 'not_json', 'text': '<tool_call>{'}, 'status': 'parse_failure', 'window': None, 'seconds': [],
-    'subagent': None}
+    'call': {'reason': 'not_json', 'text': '<tool_call>{'},
+    'status': 'parse_failure',
+    'window': None,
+    'seconds': [],
+    'subagent': None,
+  }
   result = from_json(line, 'here').scored.episode.results[0]
-  assert (result.call, result.status) == (ParseFailure('not_json', '<tool_call>{'), ResultStatus.PARSE_FAILURE)
+  assert (result.call, result.status) == (
+    ParseFailure('not_json', '<tool_call>{'),
+    ResultStatus.PARSE_FAILURE,
+  )
   assert result.window is None and result.subagent is None
 
 
-@pytest.mark.parametrize(('path', 'value', 'message'), [
-  (('reward',), 'high', r"here, reward: got 'high' \(str\)"),
-  (('budget',), True, r'here, budget: got True \(bool\)'),
-  (('stop',), 'tired', r"here, stop: got 'tired', wanted one of \['answer'"),
-  (('task', 'colour'), 'red', r'here, task: got .*colour.*wanted an object with exactly'),
-  (('turns', 0, 'results', 0, 'status'), 'fine', r"turns\[0\], results\[0\], status: got 'fine'"),
-  (('turns', 0, 'results', 0, 'window'), [1, 2], r'window: got \[1, 2\], wanted \[start, end, num_frames\]'),
-  (('trajectory', 'segments', 1, 'logprobs'), [], r'segments\[1\]: got 0 logprobs'),
-  (('trajectory', 'segments', 0, 'versions'), [1], r'segments\[0\]: got 0 logprobs and 1 versions, wanted 0 each'),
-  (('trajectory', 'segments', 0, 'token_class'), 9, r'token_class: got 9'),
-])
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
+    (('reward',), 'high', r"here, reward: got 'high' \(str\)"),
+    (('budget',), True, r'here, budget: got True \(bool\)'),
+    (('stop',), 'tired', r"here, stop: got 'tired', wanted one of \['answer'"),
+    (('task', 'colour'), 'red', r'here, task: got .*colour.*wanted an object with exactly'),
+    (('turns', 0, 'results', 0, 'status'), 'fine', r"turns\[0\], results\[0\], status: got 'fine'"),
+    (
+      ('turns', 0, 'results', 0, 'window'),
+      [1, 2],
+      r'window: got \[1, 2\], wanted \[start, end, num_frames\]',
+    ),
+    (('trajectory', 'segments', 1, 'logprobs'), [], r'segments\[1\]: got 0 logprobs'),
+    (
+      ('trajectory', 'segments', 0, 'versions'),
+      [1],
+      r'segments\[0\]: got 0 logprobs and 1 versions, wanted 0 each',
+    ),
+    (('trajectory', 'segments', 0, 'token_class'), 9, r'token_class: got 9'),
+  ],
+)
 def test_a_line_that_breaks_the_schema_is_refused_with_its_place(path, value, message):
   line = _line()
   place = line
@@ -98,7 +133,10 @@ def test_token_classes_and_stop_reasons_survive():
   line['trajectory']['segments'][1]['token_class'] = 2
   line['trajectory']['stop'] = 'context'
   trajectory = from_json(line, 'here').scored.episode.trajectory
-  assert (trajectory.segments[1].token_class, trajectory.stop) == (TokenClass.AFTER_TOOL, StopReason.CONTEXT)
+  assert (trajectory.segments[1].token_class, trajectory.stop) == (
+    TokenClass.AFTER_TOOL,
+    StopReason.CONTEXT,
+  )
 
 
 def test_a_resumed_training_log_has_no_step_twice(tmp_path):
@@ -117,7 +155,7 @@ def test_a_resumed_evaluation_keeps_what_it_has_and_knows_it(tmp_path):
     log.append(0, _scored(number=2))
     log.append(0, _scored(number=6))
   with path.open('a') as file:
-    file.write('{"step": 0, "rew')                              # killed while writing
+    file.write('{"step": 0, "rew')  # killed while writing
   with EpisodeLog(path, start_step=None) as log:
     assert log.keys == {('w2', 4, 3), ('w6', 4, 3)}
     log.append(0, _scored(number=10))
@@ -142,32 +180,51 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 def test_nan_that_a_policy_wrote_into_a_call_is_kept_as_text():
   scored = _scored()
   call = ToolCall('crop_video', {'start_time': float('nan'), 'end_time': [float('inf'), 3.5]})
-  turn = dataclasses.replace(scored.episode.turns[0], results=(ToolResult(call, ResultStatus.BAD_ARGUMENTS, 'Error'),))
+  turn = dataclasses.replace(
+    scored.episode.turns[0], results=(ToolResult(call, ResultStatus.BAD_ARGUMENTS, 'Error'),)
+  )
   scored = dataclasses.replace(scored, episode=dataclasses.replace(scored.episode, turns=(turn,)))
   line = json.loads(json.dumps(to_json(0, scored), allow_nan=False))
-  assert line['turns'][0]['results'][0]['call']['arguments'] == {'start_time': 'nan', 'end_time': ['inf', 3.5]}
+  assert line['turns'][0]['results'][0]['call']['arguments'] == {
+    'start_time': 'nan',
+    'end_time': ['inf', 3.5],
+  }
 
 
 def test_several_videos_their_overviews_and_the_one_that_a_crop_saw_come_back():
   scored = _scored()
   task = dataclasses.replace(scored.episode.task, videos=('a.mp4', 'b.mp4'), slots=(0, 4))
-  turn = dataclasses.replace(scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], video=1),))
-  episode = dataclasses.replace(scored.episode, task=task, turns=(turn,), others=(Overview((1.5, 4.5), 6.0),))
-  back = from_json(json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here').scored.episode
+  turn = dataclasses.replace(
+    scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], video=1),)
+  )
+  episode = dataclasses.replace(
+    scored.episode, task=task, turns=(turn,), others=(Overview((1.5, 4.5), 6.0),)
+  )
+  back = from_json(
+    json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here'
+  ).scored.episode
   assert (back.task, back.others, back.results[0].video) == (task, (Overview((1.5, 4.5), 6.0),), 1)
   assert back.overviews == (Overview(episode.seconds, 64.0), Overview((1.5, 4.5), 6.0))
 
 
 def test_a_broken_overview_is_refused_with_its_place():
-  with pytest.raises(DataError, match=r"here, others\[0\]: got \['seconds'\], wanted an object with exactly"):
+  with pytest.raises(
+    DataError, match=r"here, others\[0\]: got \['seconds'\], wanted an object with exactly"
+  ):
     from_json(_line() | {'others': [{'seconds': []}]}, 'here')
 
 
 def test_repeats_come_back_and_lines_without_any_do_not_speak_of_them():
   scored = _scored()
   assert 'repeated' not in json.dumps(to_json(0, scored))
-  turn = dataclasses.replace(scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], repeated=4),))
+  turn = dataclasses.replace(
+    scored.episode.turns[0], results=(dataclasses.replace(scored.episode.results[0], repeated=4),)
+  )
   task = dataclasses.replace(scored.episode.task, videos=('a.mp4', 'b.mp4'), slots=(0, 0))
-  episode = dataclasses.replace(scored.episode, task=task, turns=(turn,), repeated=3, others=(Overview((1.5,), 6.0, 2),))
-  back = from_json(json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here').scored.episode
+  episode = dataclasses.replace(
+    scored.episode, task=task, turns=(turn,), repeated=3, others=(Overview((1.5,), 6.0, 2),)
+  )
+  back = from_json(
+    json.loads(json.dumps(to_json(0, dataclasses.replace(scored, episode=episode)))), 'here'
+  ).scored.episode
   assert ([view.repeated for view in back.overviews], back.results[0].repeated) == ([3, 2], 4)

@@ -1,4 +1,6 @@
-"""The page of an evaluation: scores with intervals, every wrong answer with frames and crops, filters, and a bounded size."""
+"""The page of an evaluation: scores with intervals, every wrong answer with frames and crops,
+filters, and a bounded size.
+"""
 
 import base64
 import dataclasses
@@ -16,7 +18,15 @@ from PIL import Image
 
 from paravt_jax.errors import DataError, MediaError, ParavtError
 from paravt_jax.report import episodes, evaluation
-from paravt_jax.types import Overview, ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Window
+from paravt_jax.types import (
+  Overview,
+  ResultStatus,
+  StopReason,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Window,
+)
 from tests import patience
 from tests.report import made_run
 from tests.report.build_test import _Balance
@@ -34,13 +44,35 @@ def line(benchmark, number, k=4, score=0.0, **changes):
   """A line of results.jsonl, as an object. score None: an error."""
   found = changes.pop('scored', None) or scored(number, k)
   name = found.episode.task.id
-  row = {'key': f'{benchmark}/{name}/k={k}', 'benchmark': benchmark, 'id': name, 'k': k, 'status': 'answered', 'reason': '', 'error': '',
-         'score': score, 'metrics': {'accuracy': score}, 'official': {'accuracy': score}, 'answer': 'purple', 'gold': found.episode.task.answer,
-         'fields': {'duration': 'short'}, 'seconds': {'wall': 1.5}, 'tokens': {'prompt': 300, 'sampled': 40},
-         'episode': episodes.to_json(0, found)}
+  row = {
+    'key': f'{benchmark}/{name}/k={k}',
+    'benchmark': benchmark,
+    'id': name,
+    'k': k,
+    'status': 'answered',
+    'reason': '',
+    'error': '',
+    'score': score,
+    'metrics': {'accuracy': score},
+    'official': {'accuracy': score},
+    'answer': 'purple',
+    'gold': found.episode.task.answer,
+    'fields': {'duration': 'short'},
+    'seconds': {'wall': 1.5},
+    'tokens': {'prompt': 300, 'sampled': 40},
+    'episode': episodes.to_json(0, found),
+  }
   if score is None:
-    row.update({'status': 'error', 'reason': 'media_timeout', 'error': 'a.mp4: not decoded in 30 s', 'metrics': {}, 'official': None,
-                'episode': None})
+    row.update(
+      {
+        'status': 'error',
+        'reason': 'media_timeout',
+        'error': 'a.mp4: not decoded in 30 s',
+        'metrics': {},
+        'official': None,
+        'episode': None,
+      }
+    )
   return {**row, **changes}
 
 
@@ -58,25 +90,47 @@ def page_of(folder, load=made_run.frames, **options):
 
 def cards(page):
   """(outcome, benchmark, K, calls) of the samples, in the order of the page."""
-  found = re.findall(r'<details class="card sample ?(\w*)" data-benchmark="(\w*)" data-outcome="\w*" data-k="(\d+)" data-calls="(\d+)"', page)
+  found = re.findall(
+    r'<details class="card sample ?(\w*)" data-benchmark="(\w*)" data-outcome="\w*" '
+    r'data-k="(\d+)" data-calls="(\d+)"',
+    page,
+  )
   return [(outcome, benchmark, int(k), int(calls)) for outcome, benchmark, k, calls in found]
 
 
 def pictures(page):
   """The pictures that the page holds, as arrays."""
-  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in re.findall(r'url\(data:image/jpeg;base64,([^)]+)\)', page)]
+  return [
+    np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    for data in re.findall(r'url\(data:image/jpeg;base64,([^)]+)\)', page)
+  ]
 
 
 # Samples
 
 
 def test_it_shows_what_is_wrong_and_errors_and_right_answers_on_demand(tmp_path):
-  folder = folder_of(tmp_path, line('mlvu', 1, score=1.0), line('mlvu', 2), line('charades', 3, score=0.4), line('mlvu', 4, score=None))
+  folder = folder_of(
+    tmp_path,
+    line('mlvu', 1, score=1.0),
+    line('mlvu', 2),
+    line('charades', 3, score=0.4),
+    line('mlvu', 4, score=None),
+  )
   page = page_of(folder)
-  assert [card[:2] for card in cards(page)] == [('wrong', 'mlvu'), ('error', 'mlvu'), ('partial', 'charades')]
+  assert [card[:2] for card in cards(page)] == [
+    ('wrong', 'mlvu'),
+    ('error', 'mlvu'),
+    ('partial', 'charades'),
+  ]
   assert 'Not on this page: 1 right.' in page
   whole = page_of(folder, right=True)
-  assert [card[:2] for card in cards(whole)] == [('right', 'mlvu'), ('wrong', 'mlvu'), ('error', 'mlvu'), ('partial', 'charades')]
+  assert [card[:2] for card in cards(whole)] == [
+    ('right', 'mlvu'),
+    ('wrong', 'mlvu'),
+    ('error', 'mlvu'),
+    ('partial', 'charades'),
+  ]
   assert 'Not on this page' not in whole
 
 
@@ -85,39 +139,80 @@ def test_a_sample_has_question_gold_answer_turns_frames_and_crops_on_the_timelin
   call = ToolCall('crop_video', {'start_time': 10, 'end_time': 12})
   result = ToolResult(call, ResultStatus.EXECUTED, '11 red', Window(10.0, 12.0), window)
   found = scored(1, seconds=seconds)
-  turn = dataclasses.replace(found.episode.turns[0], results=(result,), text='<think>\nI look closer.</think>\n<tool_call>{}</tool_call>')
-  found = dataclasses.replace(found, episode=dataclasses.replace(found.episode, turns=(turn, found.episode.turns[-1])))
+  turn = dataclasses.replace(
+    found.episode.turns[0],
+    results=(result,),
+    text='<think>\nI look closer.</think>\n<tool_call>{}</tool_call>',
+  )
+  found = dataclasses.replace(
+    found, episode=dataclasses.replace(found.episode, turns=(turn, found.episode.turns[-1]))
+  )
   page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=found)))
   assert cards(page) == [('wrong', 'mlvu', 4, 1)]
   assert found.episode.task.question in html.unescape(page) and 'given: <b>purple</b>' in page
-  assert page.count('class="tick"') == 4 and 'title="crop 1: 10 s – 12 s, executed"' in page and page.count('class="shot"') == 3
-  assert re.findall(r'role="img" aria-label="frame at ([^"]+)"', page) == [f'{t:g} s' for t in (*seconds, *window)]
+  assert (
+    page.count('class="tick"') == 4
+    and 'title="crop 1: 10 s – 12 s, executed"' in page
+    and page.count('class="shot"') == 3
+  )
+  assert re.findall(r'role="img" aria-label="frame at ([^"]+)"', page) == [
+    f'{t:g} s' for t in (*seconds, *window)
+  ]
   assert '11 red' in page and '&lt;tool_call&gt;' in page and len(pictures(page)) == 7
-  for word in ('accuracy <b>0</b>', 'wall s <b>1.5</b>', 'prompt tokens <b>300</b>', 'duration <b>short</b>'):
+  for word in (
+    'accuracy <b>0</b>',
+    'wall s <b>1.5</b>',
+    'prompt tokens <b>300</b>',
+    'duration <b>short</b>',
+  ):
     assert word in page
 
 
-def test_what_the_official_rule_says_is_shown_where_it_differs_and_unknown_numbers_are_left_out(tmp_path):
-  page = page_of(folder_of(tmp_path, line('mlvu', 1, official={'accuracy': 1.0, 'f1': None}, tokens={'prompt': None})))
-  assert 'official accuracy <b>1</b>' in page and 'official f1' not in page and 'prompt tokens' not in page
+def test_what_the_official_rule_says_is_shown_where_it_differs_and_unknown_numbers_are_left_out(
+  tmp_path,
+):
+  page = page_of(
+    folder_of(
+      tmp_path, line('mlvu', 1, official={'accuracy': 1.0, 'f1': None}, tokens={'prompt': None})
+    )
+  )
+  assert (
+    'official accuracy <b>1</b>' in page
+    and 'official f1' not in page
+    and 'prompt tokens' not in page
+  )
   assert 'official accuracy' not in page_of(folder_of(tmp_path, line('mlvu', 1)))
 
 
 def test_the_last_line_of_a_key_counts_and_a_torn_one_does_not(tmp_path):
   failed, again = line('mlvu', 2, score=None), line('mlvu', 2, score=1.0)
-  page = page_of(folder_of(tmp_path, failed, line('mlvu', 1), again, torn='{"key": "mlvu/'), right=True)
+  page = page_of(
+    folder_of(tmp_path, failed, line('mlvu', 1), again, torn='{"key": "mlvu/'), right=True
+  )
   assert [card[0] for card in cards(page)] == ['wrong', 'right'] and 'media_timeout' not in page
 
 
 def test_an_error_is_shown_with_its_reason_and_no_invented_answer(tmp_path):
   page = page_of(folder_of(tmp_path, line('mlvu', 3, score=None)))
-  assert '<span class="said">media_timeout</span>' in page and '<p class="fault">a.mp4: not decoded in 30 s</p>' in page
+  assert (
+    '<span class="said">media_timeout</span>' in page
+    and '<p class="fault">a.mp4: not decoded in 30 s</p>' in page
+  )
   assert 'instead of' not in page and 'given:' not in page
 
 
-@pytest.mark.parametrize(('broken', 'said'), [
-  ('{"key": 3}\n', 'results.jsonl line 2: key, benchmark, id, k, status, fields, metrics missing or of another type'),
-  ('hm\n', "results.jsonl line 2: got b&#39;hm\\n&#39;, wanted a JSON object"), ('[]\n', 'results.jsonl line 2: key, benchmark')])
+@pytest.mark.parametrize(
+  ('broken', 'said'),
+  [
+    (
+      '{"key": 3}\n',
+      'results.jsonl line 2: key, benchmark, id, k, status, fields, metrics missing or of '
+      'another type',
+    ),
+    ('hm\n', 'results.jsonl line 2: got b&#39;hm\\n&#39;, wanted a JSON object'),
+    ('[]\n', 'results.jsonl line 2: key, benchmark'),
+  ],
+)
 def test_a_broken_line_is_named_and_the_others_are_shown(tmp_path, broken, said):
   page = page_of(folder_of(tmp_path, line('mlvu', 1), broken, line('mlvu', 2)))
   assert said in page and len(cards(page)) == 2
@@ -125,7 +220,11 @@ def test_a_broken_line_is_named_and_the_others_are_shown(tmp_path, broken, said)
 
 def test_an_episode_of_another_version_is_named_and_its_sample_shown_without_turns(tmp_path):
   page = page_of(folder_of(tmp_path, line('mlvu', 1, episode={'turns': []}), line('mlvu', 2)))
-  assert 'results.jsonl, mlvu/w1/k=4: got' in page and 'its turns are left out' in page and len(cards(page)) == 2
+  assert (
+    'results.jsonl, mlvu/w1/k=4: got' in page
+    and 'its turns are left out' in page
+    and len(cards(page)) == 2
+  )
 
 
 # Size
@@ -133,7 +232,9 @@ def test_an_episode_of_another_version_is_named_and_its_sample_shown_without_tur
 
 def test_the_same_frame_of_a_video_stands_on_the_page_once(tmp_path):
   seconds = (8.0, 24.0, 40.0, 56.0)
-  same = [line('mlvu', 1, scored=scored(1, seconds=seconds, turns=()), key=f'mlvu/{i}') for i in range(3)]
+  same = [
+    line('mlvu', 1, scored=scored(1, seconds=seconds, turns=()), key=f'mlvu/{i}') for i in range(3)
+  ]
   page = page_of(folder_of(tmp_path, *same))
   assert len(cards(page)) == 3 and page.count('role="img"') == 12 and len(pictures(page)) == 4
 
@@ -144,6 +245,7 @@ def test_frames_of_one_video_are_decoded_once_for_all_its_questions(tmp_path):
   def load(video, seconds):
     asked.append((video, seconds))
     return made_run.frames(video, seconds)
+
   same = [line('mlvu', 1, scored=scored(1, turns=()), key=f'mlvu/{i}') for i in range(3)]
   page_of(folder_of(tmp_path, *same), load)
   assert len(asked) == 1
@@ -152,26 +254,51 @@ def test_frames_of_one_video_are_decoded_once_for_all_its_questions(tmp_path):
 def test_pictures_are_bounded_and_what_is_left_out_is_said(tmp_path):
   rows = [line('mlvu', number, scored=scored(number, turns=())) for number in (1, 2, 3)]
   page = page_of(folder_of(tmp_path, *rows), pictures=9)
-  assert page.count('role="img"') == 8 and '1 of 3 samples are shown without pictures, for a page holds 9 at most.' in page
+  assert (
+    page.count('role="img"') == 8
+    and '1 of 3 samples are shown without pictures, for a page holds 9 at most.' in page
+  )
   assert page.count('pictures left out') == 1 and len(cards(page)) == 3
 
 
 def test_samples_are_bounded_and_benchmarks_share_them(tmp_path):
-  rows = [line('mlvu', number) for number in range(1, 7)] + [line('charades', 7), line('lvbench', 8), line('lvbench', 9)]
+  rows = [line('mlvu', number) for number in range(1, 7)] + [
+    line('charades', 7),
+    line('lvbench', 8),
+    line('lvbench', 9),
+  ]
   page = page_of(folder_of(tmp_path, *rows), samples=5)
-  assert [benchmark for _, benchmark, _, _ in cards(page)] == ['mlvu', 'mlvu', 'charades', 'lvbench', 'lvbench']
+  assert [benchmark for _, benchmark, _, _ in cards(page)] == [
+    'mlvu',
+    'mlvu',
+    'charades',
+    'lvbench',
+    'lvbench',
+  ]
   assert 'Not on this page: 4 wrong.' in page
 
 
 def test_right_answers_take_no_place_from_wrong_ones(tmp_path):
-  rows = [*(line('mlvu', number, score=1.0) for number in range(1, 5)), line('mlvu', 5), line('mlvu', 6)]
+  rows = [
+    *(line('mlvu', number, score=1.0) for number in range(1, 5)),
+    line('mlvu', 5),
+    line('mlvu', 6),
+  ]
   page = page_of(folder_of(tmp_path, *rows), right=True, samples=3)
-  assert [outcome for outcome, *_ in cards(page)] == ['right', 'wrong', 'wrong'] and 'Not on this page: 3 right.' in page
+  assert [outcome for outcome, *_ in cards(page)] == [
+    'right',
+    'wrong',
+    'wrong',
+  ] and 'Not on this page: 3 right.' in page
 
 
 def test_a_long_overview_is_thinned_but_its_timeline_is_not(tmp_path):
   page = page_of(folder_of(tmp_path, line('mlvu', 1, k=64, scored=scored(1, 64, turns=()))))
-  assert page.count('role="img"') == 16 and page.count('class="tick"') == 64 and '16 of 64 frames shown' in page
+  assert (
+    page.count('role="img"') == 16
+    and page.count('class="tick"') == 64
+    and '16 of 64 frames shown' in page
+  )
   assert re.findall(r'aria-label="frame at ([^"]+)"', page)[::15] == ['0.5 s', '63.5 s']
 
 
@@ -179,7 +306,12 @@ def test_several_videos_share_the_overview_s_pictures(tmp_path):
   one = scored(1, 32, turns=())
   task = dataclasses.replace(one.episode.task, videos=(one.episode.task.video, 'videos/002.mp4'))
   half = tuple(range(1, 33))
-  two = dataclasses.replace(one, episode=dataclasses.replace(one.episode, task=task, seconds=half, others=(Overview(half, 64.0),)))
+  two = dataclasses.replace(
+    one,
+    episode=dataclasses.replace(
+      one.episode, task=task, seconds=half, others=(Overview(half, 64.0),)
+    ),
+  )
   page = page_of(folder_of(tmp_path, line('mlvu', 1, k=64, scored=two)))
   assert page.count('role="img"') == 16 and page.count('aria-label="frame at Video 2, ') == 8
 
@@ -187,14 +319,26 @@ def test_several_videos_share_the_overview_s_pictures(tmp_path):
 def test_frames_that_cannot_be_loaded_are_times_with_a_note(tmp_path):
   def load(video, seconds):
     raise MediaError(f'{video}: no such file', 'missing')
+
   page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), load)
-  assert 'no frames: videos/001.mp4: no such file' in page and pictures(page) == [] and '<i></i>8 s' in page
+  assert (
+    'no frames: videos/001.mp4: no such file' in page
+    and pictures(page) == []
+    and '<i></i>8 s' in page
+  )
   plain = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), None)
-  assert 'no frames' not in plain and '<i></i>8 s' in plain and 'not complete' in plain and 'without pictures' not in plain
+  assert (
+    'no frames' not in plain
+    and '<i></i>8 s' in plain
+    and 'not complete' in plain
+    and 'without pictures' not in plain
+  )
 
 
 def test_a_picture_keeps_its_shape(tmp_path):
-  wide = lambda video, seconds: dataclasses.replace(made_run.frames(video, seconds), frames=np.zeros((len(seconds), 90, 200, 3), np.uint8))
+  wide = lambda video, seconds: dataclasses.replace(
+    made_run.frames(video, seconds), frames=np.zeros((len(seconds), 90, 200, 3), np.uint8)
+  )
   page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=scored(1, turns=()))), wide)
   assert re.findall(r'\.thumb \.p0\{aspect-ratio:([\d/]+);', page) == ['144/65']
 
@@ -203,12 +347,28 @@ def test_a_picture_keeps_its_shape(tmp_path):
 
 
 SUMMARY = {
-  'charades': {'samples': 200, 'answered': 198, 'errors': 2, 'score': 0.5012, 'interval': [0.44, 0.56], 'score_answered': 0.506,
-               'score_official': 0.49, 'metric': 'mIoU', 'calls_per_sample': 1.25, 'fingerprint': 'ab',
-               'metrics': {'iou': {'all': 0.5012, 'interval': [0.44, 0.56], 'answered': 0.506},
-                           'r@0.5': {'all': 0.6, 'interval': [0.53, 0.67], 'answered': 0.61}},
-               'breakdowns': {'k': {'4': {'samples': 100, 'errors': 2, 'score': 0.4, 'interval': [0.3, 0.5]},
-                                    '64': {'samples': 100, 'errors': 0, 'score': 0.6, 'interval': [0.5, 0.7]}}}},
+  'charades': {
+    'samples': 200,
+    'answered': 198,
+    'errors': 2,
+    'score': 0.5012,
+    'interval': [0.44, 0.56],
+    'score_answered': 0.506,
+    'score_official': 0.49,
+    'metric': 'mIoU',
+    'calls_per_sample': 1.25,
+    'fingerprint': 'ab',
+    'metrics': {
+      'iou': {'all': 0.5012, 'interval': [0.44, 0.56], 'answered': 0.506},
+      'r@0.5': {'all': 0.6, 'interval': [0.53, 0.67], 'answered': 0.61},
+    },
+    'breakdowns': {
+      'k': {
+        '4': {'samples': 100, 'errors': 2, 'score': 0.4, 'interval': [0.3, 0.5]},
+        '64': {'samples': 100, 'errors': 0, 'score': 0.6, 'interval': [0.5, 0.7]},
+      }
+    },
+  },
 }
 
 
@@ -216,23 +376,48 @@ def test_the_table_is_the_summary_s_with_its_intervals(tmp_path):
   page = page_of(folder_of(tmp_path, line('charades', 3), summary=SUMMARY))
   row = re.search(r'<tr><th scope="row">charades</th>(.*?)</tr>', page, re.DOTALL)[1]
   words = [word for word in re.sub('<[^>]+>', '|', row).split('|') if word.strip()]
-  assert [word.strip() for word in words] == ['mIoU', '50.1 %', '[44.0, 56.0]', '50.6 %', '49.0 %', '200', '2', '1.25']
+  assert [word.strip() for word in words] == [
+    'mIoU',
+    '50.1 %',
+    '[44.0, 56.0]',
+    '50.6 %',
+    '49.0 %',
+    '200',
+    '2',
+    '1.25',
+  ]
   assert 'left:44.0%;width:12.0%' in row and 'left:50.12%' in row
   assert 'This page is not complete' not in page
-  assert re.search(r'charades<small>by K</small>.*?>64</th><td>60\.0 % <small>\[50\.0, 70\.0\]', page, re.DOTALL)
-  assert re.search(r'charades<small>by metric</small>.*?>r@0\.5</th><td>60\.0 % <small>\[53\.0, 67\.0\]', page, re.DOTALL)
+  assert re.search(
+    r'charades<small>by K</small>.*?>64</th><td>60\.0 % <small>\[50\.0, 70\.0\]', page, re.DOTALL
+  )
+  assert re.search(
+    r'charades<small>by metric</small>.*?>r@0\.5</th><td>60\.0 % <small>\[53\.0, 67\.0\]',
+    page,
+    re.DOTALL,
+  )
 
 
 def test_the_score_is_that_of_the_line_and_not_of_the_episodes_reward(tmp_path):
   made = scored(1)
   made = dataclasses.replace(made, parts={**made.parts, 'accuracy': 1.0})
-  page = page_of(folder_of(tmp_path, line('charades', 1, score=0.25, scored=made, metrics={'iou': 0.25}, official=None)))
+  page = page_of(
+    folder_of(
+      tmp_path, line('charades', 1, score=0.25, scored=made, metrics={'iou': 0.25}, official=None)
+    )
+  )
   assert 'score <b>0.25</b>' in page and 'iou <b>0.25</b>' in page and 'accuracy <b>' not in page
   assert cards(page)[0][0] == 'partial' and '<span class="chip outcome">0.25</span>' in page
 
 
 def test_a_crop_whose_frames_came_back_is_not_called_a_sub_agents(tmp_path):
-  result = ToolResult(ToolCall('crop_video', {}), ResultStatus.EXECUTED, '2 frames of 1.0 to 2.0 seconds.', Window(1, 2), (1.0, 2.0))
+  result = ToolResult(
+    ToolCall('crop_video', {}),
+    ResultStatus.EXECUTED,
+    '2 frames of 1.0 to 2.0 seconds.',
+    Window(1, 2),
+    (1.0, 2.0),
+  )
   looked = dataclasses.replace(result, subagent=Trajectory((), StopReason.STOP))
   made = scored(1)
   turn = dataclasses.replace(made.episode.turns[0], results=(result, looked, result))
@@ -242,30 +427,61 @@ def test_a_crop_whose_frames_came_back_is_not_called_a_sub_agents(tmp_path):
 
 
 def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
-  page = page_of(folder_of(tmp_path, line('charades', 3), summary=SUMMARY), published={'charades': {'ParaVT-8B': 50.1}, 'mlvu': {'x': 9.9}})
+  page = page_of(
+    folder_of(tmp_path, line('charades', 3), summary=SUMMARY),
+    published={'charades': {'ParaVT-8B': 50.1}, 'mlvu': {'x': 9.9}},
+  )
   assert '9.9 %' not in page
-  assert re.search(r'<tr class="published"><th scope="row">ParaVT-8B</th><td><span class="chip">published</span></td><td>50\.1 %</td>', page)
+  assert re.search(
+    r'<tr class="published"><th scope="row">ParaVT-8B</th><td><span '
+    r'class="chip">published</span></td><td>50\.1 %</td>',
+    page,
+  )
 
 
 def test_what_was_cut_off_says_so_and_stands_beside_nothing(tmp_path):
   summary = {'charades': {**SUMMARY['charades'], 'missing': 4}}
-  page = page_of(folder_of(tmp_path, line('charades', 3), summary=summary), published={'charades': {'ParaVT-8B': 50.1}})
+  page = page_of(
+    folder_of(tmp_path, line('charades', 3), summary=summary),
+    published={'charades': {'ParaVT-8B': 50.1}},
+  )
   planned = SUMMARY['charades']['samples'] + 4
-  assert 'charades is not complete: 4 of its samples are missing.' in page and f' of {planned:,}<' in page and 'ParaVT-8B' not in page
+  assert (
+    'charades is not complete: 4 of its samples are missing.' in page
+    and f' of {planned:,}<' in page
+    and 'ParaVT-8B' not in page
+  )
 
 
 def test_a_sample_counts_under_each_of_its_values(tmp_path):
-  page = page_of(folder_of(tmp_path, line('lvbench', 1, fields={'type': 'reasoning; summary'}), line('lvbench', 2, fields={'type': 'summary'})))
+  page = page_of(
+    folder_of(
+      tmp_path,
+      line('lvbench', 1, fields={'type': 'reasoning; summary'}),
+      line('lvbench', 2, fields={'type': 'summary'}),
+    )
+  )
   assert '>reasoning<' in page and '>summary<' in page and 'reasoning; summary</th>' not in page
 
 
 def test_without_a_summary_the_numbers_come_from_the_samples_and_an_error_earns_nothing(tmp_path):
-  rows = [line('mlvu', 1, score=1.0), line('mlvu', 2), line('mlvu', 3, score=None), line('mlvu', 4, k=64, score=1.0)]
+  rows = [
+    line('mlvu', 1, score=1.0),
+    line('mlvu', 2),
+    line('mlvu', 3, score=None),
+    line('mlvu', 4, k=64, score=1.0),
+  ]
   page = page_of(folder_of(tmp_path, *rows))
-  assert 'The numbers of mlvu come from the samples that are there: summary.json lacks them.' in page
+  assert (
+    'The numbers of mlvu come from the samples that are there: summary.json lacks them.' in page
+  )
   row = re.search(r'<tr><th scope="row">mlvu</th>(.*?)</tr>', page, re.DOTALL)[1]
   assert re.findall(r'>([\d.]+ %)<', row) == ['50.0 %', '66.7 %'] and '[15.0, 85.0]' in row
-  assert re.search(r'mlvu<small>by K</small>.*?>4</th><td>33\.3 %.*?3, 1 errors.*?>64</th><td>100\.0 %', page, re.DOTALL)
+  assert re.search(
+    r'mlvu<small>by K</small>.*?>4</th><td>33\.3 %.*?3, 1 errors.*?>64</th><td>100\.0 %',
+    page,
+    re.DOTALL,
+  )
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"mlvu": 3}'])
@@ -278,25 +494,39 @@ def test_a_summary_that_is_none_is_not_believed(tmp_path, text):
 
 
 def test_filters_are_those_kinds_in_which_samples_differ_with_their_counts(tmp_path):
-  page = page_of(folder_of(tmp_path, line('mlvu', 1), line('mlvu', 2, k=64, score=None), line('mlvu', 3, k=64)))
+  page = page_of(
+    folder_of(tmp_path, line('mlvu', 1), line('mlvu', 2, k=64, score=None), line('mlvu', 3, k=64))
+  )
   kinds = re.findall(r'<fieldset data-of="(\w+)">', page)
   assert 'benchmark' not in kinds and kinds[:2] == ['outcome', 'k']
   assert re.findall(r'data-value="(\w+)" class="\w*">\w+ <small>(\d+)</small>', page)[:4] == [
-    ('wrong', '2'), ('error', '1'), ('4', '1'), ('64', '2')]
+    ('wrong', '2'),
+    ('error', '1'),
+    ('4', '1'),
+    ('64', '2'),
+  ]
 
 
 def test_the_page_is_well_formed_needs_no_network_and_takes_nothing_for_markup(tmp_path):
   found = scored(1)
   task = dataclasses.replace(found.episode.task, question=EVIL, id=EVIL, facts={})
   turns = tuple(dataclasses.replace(turn, text=EVIL) for turn in found.episode.turns)
-  found = dataclasses.replace(found, episode=dataclasses.replace(found.episode, task=task, turns=turns))
+  found = dataclasses.replace(
+    found, episode=dataclasses.replace(found.episode, task=task, turns=turns)
+  )
   evil = line(EVIL, 1, scored=found, answer=EVIL, gold=EVIL, fields={EVIL: EVIL})
-  page = page_of(folder_of(tmp_path, evil, line('mlvu', 2), line('mlvu', 3, score=None, error=EVIL, reason=EVIL)))
+  page = page_of(
+    folder_of(tmp_path, evil, line('mlvu', 2), line('mlvu', 3, score=None, error=EVIL, reason=EVIL))
+  )
   assert '<script>alert' not in page and '<img src=x' not in page
   parser = _Balance()
   parser.feed(page)
   assert parser.open == []
-  assert not re.findall(r'(?:src|href|url\()\s*=?\s*["\']?(?:https?:)?//', page) and '<link' not in page and '@import' not in page
+  assert (
+    not re.findall(r'(?:src|href|url\()\s*=?\s*["\']?(?:https?:)?//', page)
+    and '<link' not in page
+    and '@import' not in page
+  )
 
 
 def test_a_text_that_utf8_cannot_hold_does_not_lose_the_page(tmp_path):
@@ -308,7 +538,9 @@ def test_an_empty_evaluation_is_a_page_too(tmp_path):
 
 
 def test_a_folder_that_holds_no_results_is_refused(tmp_path):
-  with pytest.raises(DataError, match=r'results.jsonl: no such file; wanted the results folder of an evaluation'):
+  with pytest.raises(
+    DataError, match=r'results.jsonl: no such file; wanted the results folder of an evaluation'
+  ):
     evaluation.write(tmp_path, tmp_path / 'p.html', None)
 
 
@@ -326,12 +558,18 @@ def test_one_episode_is_a_page_of_its_own_without_gold_or_table(tmp_path):
   page = evaluation.write_one(found, tmp_path / 'one.html', made_run.frames).read_text()
   assert '<article class="card sample">' in page and '<details' not in page
   assert '1 of' not in page and '<table>' not in page and 'class="filters"' not in page
-  assert 'Right answer' not in page and 'This page is not complete' not in page and 'data:image/jpeg' in page
+  assert (
+    'Right answer' not in page
+    and 'This page is not complete' not in page
+    and 'data:image/jpeg' in page
+  )
   failed = dataclasses.replace(found, turns=(), stop=StopReason.ERROR, error='the server went away')
-  assert 'the server went away' in evaluation.write_one(failed, tmp_path / 'one.html', None).read_text()
+  assert (
+    'the server went away' in evaluation.write_one(failed, tmp_path / 'one.html', None).read_text()
+  )
 
 
-FILTER = r'''
+FILTER = r"""
 const elements = {};
 const element = (dataset, extra) => ({dataset, hidden: false, open: false, attributes: {}, getAttribute(k) { return this.attributes[k]; },
   setAttribute(k, v) { this.attributes[k] = String(v); }, ...extra});
@@ -357,43 +595,87 @@ elements.words.value = ' QUESTION a '; elements.words.oninput(); told.push(shown
 elements.all.onclick({target: elements.all}); told.push(made.map(s => s.open ? 1 : 0).join(''), elements.all.textContent);
 elements.words.value = 'zebra'; elements.words.oninput(); told.push(shown(), String(elements.none.hidden));
 console.log(JSON.stringify(told));
-'''
+"""
 
 
-@pytest.mark.skipif(shutil.which('node') is None, reason='needs node to run the page\'s script')
+@pytest.mark.skipif(shutil.which('node') is None, reason="needs node to run the page's script")
 def test_values_of_one_kind_widen_kinds_narrow_and_the_address_keeps_the_choice():
   here = Path(evaluation.__file__).parent
   script = (here / 'page.js').read_text() + (here / 'evaluation.js').read_text()
-  done = subprocess.run(['node', '-e', FILTER.replace('SCRIPT', script)], capture_output=True, text=True,
-                        timeout=patience.seconds(60), check=True)
-  assert json.loads(done.stdout) == ['101', '2 of 3', '001', '#outcome=wrong&k=64', '011', '010', '010', 'close all shown', '000', 'false']
+  done = subprocess.run(
+    ['node', '-e', FILTER.replace('SCRIPT', script)],
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(60),
+    check=True,
+  )
+  assert json.loads(done.stdout) == [
+    '101',
+    '2 of 3',
+    '001',
+    '#outcome=wrong&k=64',
+    '011',
+    '010',
+    '010',
+    'close all shown',
+    '000',
+    'false',
+  ]
 
 
 def test_a_call_that_ran_and_is_not_well_formed_is_marked(tmp_path):
   call = ToolCall('crop_video', {'start_time': '1.0s', 'end_time': 2}, False)
   sloppy = ToolResult(call, ResultStatus.EXECUTED, 'red', Window(1, 2), (1.0, 2.0))
   made = scored(1)
-  turn = dataclasses.replace(made.episode.turns[0],
-                             results=(sloppy, dataclasses.replace(sloppy, call=dataclasses.replace(call, well_formed=True))))
+  turn = dataclasses.replace(
+    made.episode.turns[0],
+    results=(sloppy, dataclasses.replace(sloppy, call=dataclasses.replace(call, well_formed=True))),
+  )
   made = dataclasses.replace(made, episode=dataclasses.replace(made.episode, turns=(turn,)))
   page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=made)))
   assert re.findall(r'· ([^<]*?)(?: · <span class="form">([^<]*)</span>)?</div><p>red', page) == [
-    ('1 s – 2 s', 'not well-formed'), ('1 s – 2 s', '')]
+    ('1 s – 2 s', 'not well-formed'),
+    ('1 s – 2 s', ''),
+  ]
 
 
 def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not_run(tmp_path):
   folder = folder_of(tmp_path, line('mlvu', 1))
-  numbers = {'samples': 1, 'score': 0.5, 'interval': [0, 1], 'calls_per_sample': 1.25, 'calls_well_formed': 1.0, 'calls_other': 0.5,
-             'calls_failed_by_reason': {'bad_arguments': 3}}
+  numbers = {
+    'samples': 1,
+    'score': 0.5,
+    'interval': [0, 1],
+    'calls_per_sample': 1.25,
+    'calls_well_formed': 1.0,
+    'calls_other': 0.5,
+    'calls_failed_by_reason': {'bad_arguments': 3},
+  }
   (folder / 'summary.json').write_text(json.dumps({'mlvu': numbers}))
-  assert '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>' in page_of(folder)
+  assert (
+    '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>'
+    in page_of(folder)
+  )
 
 
 def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_path):
-  summary = {'charades': {**SUMMARY['charades'], 'score_lmms_eval': 0.47, 'broken': {'rows': 2, 'gold nowhere': 2}}}
+  summary = {
+    'charades': {
+      **SUMMARY['charades'],
+      'score_lmms_eval': 0.47,
+      'broken': {'rows': 2, 'gold nowhere': 2},
+    }
+  }
   folder = folder_of(tmp_path, line('charades', 1, lmms_eval={'accuracy': 1.0}), summary=summary)
-  page = evaluation.write(folder, tmp_path / 'a.html', None, published={'charades': {'X': 50.1, 'Y': 49.3}},
-                          rules={'X': 'official'}).read_text()
+  page = evaluation.write(
+    folder,
+    tmp_path / 'a.html',
+    None,
+    published={'charades': {'X': 50.1, 'Y': 49.3}},
+    rules={'X': 'official'},
+  ).read_text()
   assert '<td>47.0 %</td></tr>' in page and 'lmms-eval accuracy <b>1</b>' in page
   assert 'by the rule: official' in page and 'by the rule: unknown' in page
-  assert 'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as they are.' in page
+  assert (
+    'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as '
+    'they are.' in page
+  )

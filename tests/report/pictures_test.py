@@ -10,6 +10,18 @@ def test_the_committed_picture_is_the_drawn_one(tmp_path):
 
 
 def test_the_picture_is_xml_and_names_every_station():
-  texts = [element.text for element in ET.fromstring(pictures.loop()).iter('{http://www.w3.org/2000/svg}text')]
-  assert {'Overview', 'Main agent', 'Sub-agent 1', 'Sub-agent 3', 'Answer', 'Reward', 'PARA-GRPO', 'Weights',
-          'Rollout server'} <= set(texts)
+  texts = [
+    element.text
+    for element in ET.fromstring(pictures.loop()).iter('{http://www.w3.org/2000/svg}text')
+  ]
+  assert {
+    'Overview',
+    'Main agent',
+    'Sub-agent 1',
+    'Sub-agent 3',
+    'Answer',
+    'Reward',
+    'PARA-GRPO',
+    'Weights',
+    'Rollout server',
+  } <= set(texts)

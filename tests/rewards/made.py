@@ -6,13 +6,17 @@ from paravt_jax import types
 from paravt_jax.types import ResultStatus, ToolCall
 
 LONG = '<think>\nI look at the window of the cue.'
-CALL = '<tool_call>{"name": "crop_video", "arguments": {"start_time": 1, "end_time": 2}}</tool_call>'
+CALL = (
+  '<tool_call>{"name": "crop_video", "arguments": {"start_time": 1, "end_time": 2}}</tool_call>'
+)
 MCQ = types.Task('t', ('v.mp4',), 'Which?', 'mcq', 'B', ('red', 'blue', 'green', 'grey'))
 
 
 def turn(text: str, *statuses: ResultStatus, forced: bool = False) -> types.Turn:
   """One turn whose calls came to `statuses`."""
-  results = tuple(types.ToolResult(ToolCall('crop_video', {}), status, 'shown') for status in statuses)
+  results = tuple(
+    types.ToolResult(ToolCall('crop_video', {}), status, 'shown') for status in statuses
+  )
   return types.Turn(text, results, forced=forced)
 
 

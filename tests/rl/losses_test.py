@@ -7,7 +7,7 @@ import pytest
 
 from paravt_jax.rl.losses import decoupled_policy_loss
 
-NUMBERS = {'clip': .2, 'weight_cap': 5.}
+NUMBERS = {'clip': 0.2, 'weight_cap': 5.0}
 
 
 def row(*values):
@@ -15,26 +15,35 @@ def row(*values):
 
 
 def test_weights_above_the_cap_are_dropped_from_the_sum_and_stay_in_the_count():
-  # w = exp(-1 - behave) = e^0 = 1, e^.6931 = 2, e^2 = 7.39 > 5; ratio 1, A 1: L = -(1 + 2 + 0) / 3 = -1
+  # w = exp(-1 - behave) = e^0 = 1, e^.6931 = 2, e^2 = 7.39 > 5; ratio 1, A 1: L = -(1 + 2 + 0) / 3
+  # = -1
   same, ones = row(-1, -1, -1), row(1, 1, 1)
   loss, parts = decoupled_policy_loss(same, same, row(-1, -1.6931, -3), ones, ones, **NUMBERS)
   assert loss == pytest.approx(-1.0, abs=1e-4)
   assert parts['dropped'] == 1 and parts['tokens'] == 3
-  assert parts['weight_sum'] == pytest.approx(3.0, abs=1e-4) and parts['weight_square_sum'] == pytest.approx(5.0, abs=1e-3)
+  assert parts['weight_sum'] == pytest.approx(3.0, abs=1e-4) and parts[
+    'weight_square_sum'
+  ] == pytest.approx(5.0, abs=1e-3)
   assert parts['gap_max'] == pytest.approx(2.0) and parts['gap_sum'] == pytest.approx(2.6931)
 
 
 def test_the_clip_takes_the_worse_of_ratio_and_clipped_ratio():
-  # ratio e^.5 = 1.649, A 1: max(-1.649, -1.2) = -1.2; ratio e^-1 = .368, A -1: max(.368, .8) = .8; L = (-1.2 + .8) / 2 = -.2
-  loss, parts = decoupled_policy_loss(row(-.5, -2), row(-1, -1), row(-1, -1), row(1, -1), row(1, 1), **NUMBERS)
-  assert loss == pytest.approx(-.2, abs=1e-6)
-  assert parts['clipped'] == 2 and parts['ratio_sum'] == pytest.approx(1.6487 + .3679, abs=1e-4)
+  # ratio e^.5 = 1.649, A 1: max(-1.649, -1.2) = -1.2; ratio e^-1 = .368, A -1: max(.368, .8) = .8;
+  # L = (-1.2 + .8) / 2 = -.2
+  loss, parts = decoupled_policy_loss(
+    row(-0.5, -2), row(-1, -1), row(-1, -1), row(1, -1), row(1, 1), **NUMBERS
+  )
+  assert loss == pytest.approx(-0.2, abs=1e-6)
+  assert parts['clipped'] == 2 and parts['ratio_sum'] == pytest.approx(1.6487 + 0.3679, abs=1e-4)
 
 
 def test_the_clip_does_not_act_where_it_would_help():
-  # ratio e^-1, A 1: max(-.368, -.8) = -.368; ratio e^.5, A -1: max(1.649, 1.2) = 1.649; L = 1.2809 / 2
-  loss, parts = decoupled_policy_loss(row(-2, -.5), row(-1, -1), row(-1, -1), row(1, -1), row(1, 1), **NUMBERS)
-  assert loss == pytest.approx(.6404, abs=1e-4)
+  # ratio e^-1, A 1: max(-.368, -.8) = -.368; ratio e^.5, A -1: max(1.649, 1.2) = 1.649; L = 1.2809
+  # / 2
+  loss, parts = decoupled_policy_loss(
+    row(-2, -0.5), row(-1, -1), row(-1, -1), row(1, -1), row(1, 1), **NUMBERS
+  )
+  assert loss == pytest.approx(0.6404, abs=1e-4)
   assert parts['clipped'] == 0
 
 
@@ -50,7 +59,7 @@ def test_on_policy_the_gradient_is_minus_weight_times_advantage_over_the_count()
 
 
 def test_clipped_and_dropped_tokens_have_no_gradient():
-  got = gradient(row(-.5, -1, 80), row(-1, -1, -9), row(-1, -9, -9), row(1, 1, 1), row(1, 1, 1))
+  got = gradient(row(-0.5, -1, 80), row(-1, -1, -9), row(-1, -9, -9), row(1, 1, 1), row(1, 1, 1))
   assert got.tolist() == [[0, 0, 0]]
 
 

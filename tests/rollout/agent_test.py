@@ -1,4 +1,6 @@
-"""The turn loop against a scripted server: the specification's sections 2 and 3, sentence by sentence."""
+"""The turn loop against a scripted server: the specification's sections 2 and 3, sentence by
+sentence.
+"""
 
 import asyncio
 import dataclasses
@@ -43,22 +45,37 @@ def test_an_answer_ends_the_episode_and_the_text_holds_the_pinned_prefix():
   got, requests = episode(play(ANSWER))
   assert [turn.text for turn in got.turns] == ['<think>\n' + ANSWER]
   assert (got.stop, got.turns[0].stop, got.trajectory.stop) == (StopReason.ANSWER,) * 3
-  assert len(requests) == 1 and TOK.decode(requests[0].input_ids).endswith('<|im_start|>assistant\n<think>\n')
+  assert len(requests) == 1 and TOK.decode(requests[0].input_ids).endswith(
+    '<|im_start|>assistant\n<think>\n'
+  )
 
 
 def test_sampled_ids_log_probs_and_versions_stay_verbatim_and_the_stop_token_is_part_of_them():
-  odd = (*TOK.encode('I', trusted=True), *TOK.encode('t', trusted=True), TOK.im_end)     # 'It' has more than one way
+  odd = (
+    *TOK.encode('I', trusted=True),
+    *TOK.encode('t', trusted=True),
+    TOK.im_end,
+  )  # 'It' has more than one way
   got, _ = episode(play(Reply(ids=odd, logprobs=(-1, -2, -3), versions=((1, 0, 1), (2, 1, 3)))))
   segment = got.trajectory.segments[1]
-  assert (segment.ids.tolist(), segment.sampled, segment.token_class) == (list(odd), True, TokenClass.AFTER_FRAME)
+  assert (segment.ids.tolist(), segment.sampled, segment.token_class) == (
+    list(odd),
+    True,
+    TokenClass.AFTER_FRAME,
+  )
   assert segment.logprobs.tolist() == [-1, -2, -3] and segment.versions.tolist() == [1, 2, 2]
 
 
 def test_calls_run_and_their_results_come_back_in_call_order():
-  slow_first = lambda request: sampled('one' if '8.0 to 12.0' in TOK.decode(request.input_ids) else 'two',
-                                       delay=0.1 if '8.0 to 12.0' in TOK.decode(request.input_ids) else 0)
+  slow_first = lambda request: sampled(
+    'one' if '8.0 to 12.0' in TOK.decode(request.input_ids) else 'two',
+    delay=0.1 if '8.0 to 12.0' in TOK.decode(request.input_ids) else 0,
+  )
   got, requests = episode(play(LONG + call(8, 12) + call(39, 43), ANSWER, subagent=slow_first))
-  assert [(r.status, r.text) for r in got.results] == [(ResultStatus.EXECUTED, 'one'), (ResultStatus.EXECUTED, 'two')]
+  assert [(r.status, r.text) for r in got.results] == [
+    (ResultStatus.EXECUTED, 'one'),
+    (ResultStatus.EXECUTED, 'two'),
+  ]
   assert [(result.window.start, result.window.end) for result in got.results] == [(8, 12), (39, 43)]
   assert got.results[1].seconds == (39, 40, 41, 42, 43)
   assert got.executed == 2 and got.trajectory.segments[3].token_class is TokenClass.AFTER_TOOL
@@ -66,60 +83,98 @@ def test_calls_run_and_their_results_come_back_in_call_order():
 
 def test_calls_of_one_turn_run_at_once():
   together, all_there = [], threading.Event()
+
   def subagent(request):
     together.append(request)
     if len(together) == 5:
       all_there.set()
-    return sampled('seen', until=all_there)        # nobody is answered before all have asked
+    return sampled('seen', until=all_there)  # nobody is answered before all have asked
+
   got, _ = episode(play(LONG + call(1, 3) * 5, ANSWER, subagent=subagent))
   assert [result.text for result in got.results] == ['seen'] * 5
 
 
 def test_deviation_6_parallel_results_leave_the_stream_whole():
-  """The release spliced parallel results by length and cut headers. After n results: n user messages, one assistant header."""
+  """The release spliced parallel results by length and cut headers. After n results: n user
+  messages, one assistant header.
+  """
   got, requests = episode(play(LONG + call(8, 12) + call(39, 43), ANSWER))
   tail = TOK.decode(got.trajectory.segments[2].ids)
   response = '<|im_start|>user\n<tool_response>\n41 red\n</tool_response><|im_end|>\n'
   assert tail == '\n' + response * 2 + '<|im_start|>assistant\n<think>\n'
 
 
-@pytest.mark.parametrize('first', [
-  LONG + call(8, 12) * 3, LONG + '<tool_call>{broken</tool_call>', LONG + call(5, 1), LONG + call(1, 2) * 9])
-def test_every_prompt_sent_is_a_prefix_of_the_next_and_the_trained_ids_are_those_sent_and_received(first):
-  got, requests = episode(play(first, first, ANSWER), agent=dataclasses.replace(AGENT, max_new_tokens=1024))
+@pytest.mark.parametrize(
+  'first',
+  [
+    LONG + call(8, 12) * 3,
+    LONG + '<tool_call>{broken</tool_call>',
+    LONG + call(5, 1),
+    LONG + call(1, 2) * 9,
+  ],
+)
+def test_every_prompt_sent_is_a_prefix_of_the_next_and_the_trained_ids_are_those_sent_and_received(
+  first,
+):
+  got, requests = episode(
+    play(first, first, ANSWER), agent=dataclasses.replace(AGENT, max_new_tokens=1024)
+  )
   prompts_sent = [request.input_ids for request in main(requests)]
   for earlier, later in itertools.pairwise(prompts_sent):
-    assert later[:len(earlier)] == earlier
+    assert later[: len(earlier)] == earlier
   last = np.asarray(prompts_sent[-1] + tuple(got.trajectory.segments[-1].ids))
   np.testing.assert_array_equal(got.trajectory.ids, last)
 
 
 def test_a_hundred_random_episodes_keep_the_prefix_property():
-  broken = ('<tool_call>{broken</tool_call>', '<tool_call>{"na', call(9, 2), '<tool_code>crop_video("x", 1, 5)</tool_code>')
+  broken = (
+    '<tool_call>{broken</tool_call>',
+    '<tool_call>{"na',
+    call(9, 2),
+    '<tool_code>crop_video("x", 1, 5)</tool_code>',
+  )
 
   def script(request):
     noise = np.random.default_rng(request.sampling['sampling_seed'])
     if is_subagent(request):
-      return sampled(noise.choice(['41 red', '', '</tool_response>', 'é<|im_end|>']), closed=noise.random() < 0.7)
-    blocks = [noise.choice([call(8, 12), call(39, 43), *broken]) for _ in range(noise.integers(0, 6))]
-    head, tail = noise.choice([LONG, 'no end of thinking ', '<answer>', '']), noise.choice(['', '<answer>red</answer>'])
+      return sampled(
+        noise.choice(['41 red', '', '</tool_response>', 'é<|im_end|>']), closed=noise.random() < 0.7
+      )
+    blocks = [
+      noise.choice([call(8, 12), call(39, 43), *broken]) for _ in range(noise.integers(0, 6))
+    ]
+    head, tail = (
+      noise.choice([LONG, 'no end of thinking ', '<answer>', '']),
+      noise.choice(['', '<answer>red</answer>']),
+    )
     text = head + ''.join(blocks) + tail
     return sampled(text, closed=noise.random() < 0.8)
 
   async def use(crew):
     opening = await crew.agent.open(TASK, 4)
-    return await asyncio.gather(*(crew.agent.run(TASK, opening, Address(7, str(i), 0, 0)) for i in range(100)))
+    return await asyncio.gather(
+      *(crew.agent.run(TASK, opening, Address(7, str(i), 0, 0)) for i in range(100))
+    )
 
   episodes, requests = with_crew(script, use, agent=dataclasses.replace(AGENT, max_new_tokens=1024))
   sent = {request.input_ids for request in requests}
   assert {str(got.stop) for got in episodes} >= {'answer', 'stop', 'length'}
   assert {result.status for got in episodes for result in got.results} >= {
-    ResultStatus.EXECUTED, ResultStatus.PARSE_FAILURE, ResultStatus.BAD_ARGUMENTS, ResultStatus.SUBAGENT_ERROR}
+    ResultStatus.EXECUTED,
+    ResultStatus.PARSE_FAILURE,
+    ResultStatus.BAD_ARGUMENTS,
+    ResultStatus.SUBAGENT_ERROR,
+  }
   for got in episodes:
-    ids, ends = got.trajectory.ids.tolist(), np.cumsum([len(segment.ids) for segment in got.trajectory.segments])
+    ids, ends = (
+      got.trajectory.ids.tolist(),
+      np.cumsum([len(segment.ids) for segment in got.trajectory.segments]),
+    )
     for segment, end in zip(got.trajectory.segments, ends):
       if segment.sampled:
-        assert tuple(ids[:end - len(segment.ids)]) in sent               # what stands before a turn is the prompt sent
+        assert (
+          tuple(ids[: end - len(segment.ids)]) in sent
+        )  # what stands before a turn is the prompt sent
     assert sum(segment.sampled for segment in got.trajectory.segments) == len(got.turns)
 
 
@@ -134,28 +189,48 @@ def test_deviation_7_a_failed_call_stands_in_the_context_that_is_sent_and_in_the
 
 def test_one_bad_call_does_not_void_its_siblings():
   """Deviation 8: one malformed call voided all of a turn's calls in the release."""
-  first = (LONG + call(8, 12) + '<tool_call>{broken</tool_call>' + call(70, 80) +
-           '<tool_call>{"name": "zoom", "arguments": {}}</tool_call>')
+  first = (
+    LONG
+    + call(8, 12)
+    + '<tool_call>{broken</tool_call>'
+    + call(70, 80)
+    + '<tool_call>{"name": "zoom", "arguments": {}}</tool_call>'
+  )
   got, _ = episode(play(first, ANSWER))
   assert [result.status for result in got.results] == [
-    ResultStatus.EXECUTED, ResultStatus.PARSE_FAILURE, ResultStatus.BAD_ARGUMENTS, ResultStatus.UNKNOWN_TOOL]
+    ResultStatus.EXECUTED,
+    ResultStatus.PARSE_FAILURE,
+    ResultStatus.BAD_ARGUMENTS,
+    ResultStatus.UNKNOWN_TOOL,
+  ]
   assert isinstance(got.results[1].call, ParseFailure) and isinstance(got.results[0].call, ToolCall)
 
 
 def test_calls_that_are_not_well_formed_run_and_count_towards_the_limit():
-  objects = ''.join(f'{{"name": "crop_video", "arguments": {{"start_time": {start}, "end_time": {start + 4}}}}}\n' for start in (8, 14))
+  objects = ''.join(
+    f'{{"name": "crop_video", "arguments": {{"start_time": {start}, "end_time": {start + 4}}}}}\n'
+    for start in (8, 14)
+  )
   first = LONG + f'<tool_call>{objects}</tool_call>' + call(20, 24) + call(30, 34)
   got, requests = episode(play(first, ANSWER), agent=dataclasses.replace(AGENT, max_parallel=3))
-  assert [result.status for result in got.results] == [ResultStatus.EXECUTED] * 3 + [ResultStatus.OVER_LIMIT]
+  assert [result.status for result in got.results] == [ResultStatus.EXECUTED] * 3 + [
+    ResultStatus.OVER_LIMIT
+  ]
   assert [result.call.well_formed for result in got.results] == [False, False, True, True]
   assert sum(map(is_subagent, requests)) == 3 and got.executed == 3
 
 
 def test_calls_and_failures_beyond_the_limit_get_one_shared_error_result():
   broken = '<tool_call>{broken</tool_call>'
-  got, requests = episode(play(LONG + broken + call(1, 3) * 6, ANSWER), agent=dataclasses.replace(AGENT, max_parallel=3))
+  got, requests = episode(
+    play(LONG + broken + call(1, 3) * 6, ANSWER), agent=dataclasses.replace(AGENT, max_parallel=3)
+  )
   assert [result.status for result in got.results] == [
-    ResultStatus.PARSE_FAILURE, ResultStatus.EXECUTED, ResultStatus.EXECUTED, ResultStatus.OVER_LIMIT]
+    ResultStatus.PARSE_FAILURE,
+    ResultStatus.EXECUTED,
+    ResultStatus.EXECUTED,
+    ResultStatus.OVER_LIMIT,
+  ]
   assert sum(map(is_subagent, requests)) == 2
 
 
@@ -184,7 +259,9 @@ def test_after_max_turns_rounds_a_fixed_message_asks_for_the_answer_and_calls_in
   assert [len(turn.results) for turn in got.turns] == [1, 1, 0]
   sent = [TOK.decode(request.input_ids) for request in main(requests)]
   assert [text.count(prompts.FINAL_REQUEST) for text in sent] == [0, 0, 1]
-  assert sent[2].endswith(f'<|im_start|>user\n{prompts.FINAL_REQUEST}<|im_end|>\n<|im_start|>assistant\n<think>\n')
+  assert sent[2].endswith(
+    f'<|im_start|>user\n{prompts.FINAL_REQUEST}<|im_end|>\n<|im_start|>assistant\n<think>\n'
+  )
 
 
 def test_without_rounds_of_tools_the_first_turn_is_the_last():
@@ -195,36 +272,55 @@ def test_without_rounds_of_tools_the_first_turn_is_the_last():
 def test_a_truncated_turn_gets_its_end_as_a_given_token():
   got, _ = episode(play(sampled('I am still thinking', closed=False)))
   assert (got.stop, got.turns[0].stop) == (StopReason.LENGTH, StopReason.LENGTH)
-  assert [(s.sampled, s.ids.tolist()) for s in got.trajectory.segments[2:]] == [(False, [TOK.im_end])]
+  assert [(s.sampled, s.ids.tolist()) for s in got.trajectory.segments[2:]] == [
+    (False, [TOK.im_end])
+  ]
 
 
 def test_a_truncated_turn_with_calls_runs_them_and_goes_on():
-  got, requests = episode(play(sampled(LONG + call(8, 12) + '<tool_call>{"na', closed=False), ANSWER))
-  assert [result.status for result in got.results] == [ResultStatus.EXECUTED, ResultStatus.PARSE_FAILURE]
-  assert TOK.decode(got.trajectory.segments[2].ids).startswith('<|im_end|>\n<|im_start|>user\n<tool_response>')
+  got, requests = episode(
+    play(sampled(LONG + call(8, 12) + '<tool_call>{"na', closed=False), ANSWER)
+  )
+  assert [result.status for result in got.results] == [
+    ResultStatus.EXECUTED,
+    ResultStatus.PARSE_FAILURE,
+  ]
+  assert TOK.decode(got.trajectory.segments[2].ids).startswith(
+    '<|im_end|>\n<|im_start|>user\n<tool_response>'
+  )
   assert [turn.stop for turn in got.turns] == [StopReason.LENGTH, StopReason.ANSWER]
 
 
 def test_another_stop_token_is_kept_as_sampled_and_the_end_is_given():
   got, _ = episode(play(Reply(ids=(*TOK.encode('x', trusted=True), TOK.endoftext))))
   assert got.trajectory.segments[1].ids[-1] == TOK.endoftext
-  assert got.trajectory.segments[2].ids.tolist() == [TOK.im_end] and not got.trajectory.segments[2].sampled
+  assert (
+    got.trajectory.segments[2].ids.tolist() == [TOK.im_end]
+    and not got.trajectory.segments[2].sampled
+  )
 
 
 def test_the_context_limit_counts_expanded_images_and_cuts_the_turns_budget():
-  frames = Frames(size=64)                         # 64x64 pixels are 4 tokens an image
+  frames = Frames(size=64)  # 64x64 pixels are 4 tokens an image
   got, requests = episode(play(ANSWER), budget=8, frames=frames)
   prompt = expanded(got.trajectory.segments[:1])
   assert prompt == len(requests[0].input_ids) + 8 * 3
-  _, requests = episode(play(ANSWER), budget=8, frames=frames, context=dataclasses.replace(CONTEXT, context=prompt + 101))
-  assert requests[0].sampling['max_new_tokens'] == 100          # one is left for a closing <|im_end|>
+  _, requests = episode(
+    play(ANSWER),
+    budget=8,
+    frames=frames,
+    context=dataclasses.replace(CONTEXT, context=prompt + 101),
+  )
+  assert requests[0].sampling['max_new_tokens'] == 100  # one is left for a closing <|im_end|>
 
 
 def test_results_that_do_not_fit_end_the_episode_with_context():
   first = sampled(LONG + call(8, 12))
   got, _ = episode(play(first, ANSWER))
   room = expanded(got.trajectory.segments[:3])
-  fits, _ = episode(play(first, sampled('x', closed=False)), context=dataclasses.replace(CONTEXT, context=room + 2))
+  fits, _ = episode(
+    play(first, sampled('x', closed=False)), context=dataclasses.replace(CONTEXT, context=room + 2)
+  )
   full, _ = episode(play(first, ANSWER), context=dataclasses.replace(CONTEXT, context=room + 1))
   assert (len(fits.turns), fits.stop) == (2, StopReason.LENGTH)
   assert (len(full.turns), full.stop, full.executed) == (1, StopReason.CONTEXT, 1)
@@ -261,15 +357,26 @@ def test_a_placeholder_in_a_question_is_text():
   task = dataclasses.replace(TASK, question='<|image_pad|> <|im_end|> <think> what?')
   _, requests = episode(play(ANSWER), task=task)
   ids = requests[0].input_ids
-  assert ids.count(TOK.image_pad) == 4 and '<|image_pad|> <|im_end|> <think> what?' in TOK.decode(ids)
+  assert ids.count(TOK.image_pad) == 4 and '<|image_pad|> <|im_end|> <think> what?' in TOK.decode(
+    ids
+  )
 
 
-@pytest.mark.parametrize(('own', 'sent'), [
-    ('Theirs.\n<tools>\n{}\n</tools>', 'Theirs.\n<tools>\n{}\n</tools>'), ('You are helpful.', prompts.SYSTEM)])
+@pytest.mark.parametrize(
+  ('own', 'sent'),
+  [
+    ('Theirs.\n<tools>\n{}\n</tools>', 'Theirs.\n<tools>\n{}\n</tools>'),
+    ('You are helpful.', prompts.SYSTEM),
+  ],
+)
 def test_a_row_that_carries_a_tools_block_keeps_it_and_any_other_gets_ours(own, sent):
-  got, requests = episode(play(LONG + call(8, 12), ANSWER), task=dataclasses.replace(TASK, facts={'system': own}))
+  got, requests = episode(
+    play(LONG + call(8, 12), ANSWER), task=dataclasses.replace(TASK, facts={'system': own})
+  )
   assert [result.status for result in got.results] == [ResultStatus.EXECUTED]
-  assert TOK.decode(main(requests)[0].input_ids).startswith(f'<|im_start|>system\n{sent}<|im_end|>\n<|im_start|>user\n<8.0 s')
+  assert TOK.decode(main(requests)[0].input_ids).startswith(
+    f'<|im_start|>system\n{sent}<|im_end|>\n<|im_start|>user\n<8.0 s'
+  )
   assert sent not in TOK.decode(next(filter(is_subagent, requests)).input_ids)
 
 
@@ -277,15 +384,19 @@ def test_the_vision_ids_are_banned_and_the_seed_is_an_address():
   _, requests = episode(play(LONG + call(8, 12), ANSWER), rollout=3)
   banned = {str(token) for token in TOK.vision_ids}
   assert all(set(request.sampling['logit_bias']) == banned for request in requests)
-  wanted = [seeds.at(7, 'task-1', 0, 3, turn, index) & 0x7fffffff for turn, index in ((0, -1), (1, -1))]
+  wanted = [
+    seeds.at(7, 'task-1', 0, 3, turn, index) & 0x7FFFFFFF for turn, index in ((0, -1), (1, -1))
+  ]
   assert [request.sampling['sampling_seed'] for request in main(requests)] == wanted
   crop = next(filter(is_subagent, requests))
-  assert crop.sampling['sampling_seed'] == seeds.at(7, 'task-1', 0, 3, 0, 0) & 0x7fffffff
+  assert crop.sampling['sampling_seed'] == seeds.at(7, 'task-1', 0, 3, 0, 0) & 0x7FFFFFFF
   assert all(request.sampling['stop_token_ids'] == [TOK.im_end] for request in requests)
 
 
 def test_without_a_pinned_prefix_nothing_is_pinned():
-  got, requests = episode(play('<think>' + ANSWER), agent=dataclasses.replace(AGENT, think_prefix=''))
+  got, requests = episode(
+    play('<think>' + ANSWER), agent=dataclasses.replace(AGENT, think_prefix='')
+  )
   assert TOK.decode(requests[0].input_ids).endswith('<|im_start|>assistant\n')
   assert got.turns[0].text == '<think>' + ANSWER
 
@@ -296,34 +407,49 @@ def test_without_a_pinned_prefix_nothing_is_pinned():
 def opened(task, budget, frames=None):
   async def use(crew):
     return await crew.agent.open(task, budget)
+
   return with_crew(play(ANSWER), use, frames=frames)[0]
 
 
 def test_the_prompt_of_one_video_at_the_start_is_these_very_bytes():
   opening = opened(TASK, 4)
-  frames = ''.join(f'<{t}.0 seconds><|vision_start|><|image_pad|><|vision_end|>' for t in (8, 24, 40, 56))
+  frames = ''.join(
+    f'<{t}.0 seconds><|vision_start|><|image_pad|><|vision_end|>' for t in (8, 24, 40, 56)
+  )
   assert TOK.decode(opening.segment.ids) == (
-      f'<|im_start|>system\n{prompts.SYSTEM}<|im_end|>\n<|im_start|>user\n{frames}What appears at 41?\nAnswer in a few words.'
-      '<|im_end|>\n<|im_start|>assistant\n<think>\n')
+    f'<|im_start|>system\n{prompts.SYSTEM}<|im_end|>\n<|im_start|>user\n{frames}What appears '
+    'at 41?\nAnswer in a few words.'
+    '<|im_end|>\n<|im_start|>assistant\n<think>\n'
+  )
   assert hashlib.sha256(opening.segment.ids.tobytes()).hexdigest()[:16] == 'b7a92973a9ad0c2a'
 
 
-TWO = dataclasses.replace(TASK, videos=('far/a.mp4', 'far/b.mp4'), question='First: \nThen: \nWhat changed?', slots=(7, 14))
+TWO = dataclasses.replace(
+  TASK, videos=('far/a.mp4', 'far/b.mp4'), question='First: \nThen: \nWhat changed?', slots=(7, 14)
+)
 
 
 def test_the_budget_is_split_over_the_videos_and_each_stands_where_its_slot_stood():
   opening = opened(TWO, 5)
   frame = lambda t: f'<{t:.1f} seconds><|vision_start|><|image_pad|><|vision_end|>'
   assert TOK.decode(opening.segment.ids).partition('<|im_start|>user\n')[2] == (
-      f'First: \nVideo 1:\n{frame(10.7)}{frame(32)}{frame(53.3)}\nThen: \nVideo 2:\n{frame(16)}{frame(48)}\nWhat changed?\n'
-      'Answer in a few words.<|im_end|>\n<|im_start|>assistant\n<think>\n')
-  assert [len(view.seconds) for view in opening.overviews] == [3, 2] and len(opening.segment.images) == 5
+    f'First: \nVideo 1:\n{frame(10.7)}{frame(32)}{frame(53.3)}\nThen: \nVideo '
+    f'2:\n{frame(16)}{frame(48)}\nWhat changed?\n'
+    'Answer in a few words.<|im_end|>\n<|im_start|>assistant\n<think>\n'
+  )
+  assert [len(view.seconds) for view in opening.overviews] == [3, 2] and len(
+    opening.segment.images
+  ) == 5
   assert [view.duration for view in opening.overviews] == [64.0, 64.0]
 
 
-@pytest.mark.parametrize(('budget', 'videos', 'shares'), [
-  (64, 1, [64]), (10, 4, [3, 3, 2, 2]), (2, 3, [1, 1, 1]), (4, 2, [2, 2]), (4, 0, [])])
-def test_every_video_shows_a_frame_at_least_and_what_is_left_over_goes_to_the_first(budget, videos, shares):
+@pytest.mark.parametrize(
+  ('budget', 'videos', 'shares'),
+  [(64, 1, [64]), (10, 4, [3, 3, 2, 2]), (2, 3, [1, 1, 1]), (4, 2, [2, 2]), (4, 0, [])],
+)
+def test_every_video_shows_a_frame_at_least_and_what_is_left_over_goes_to_the_first(
+  budget, videos, shares
+):
   task = dataclasses.replace(TASK, videos=('a.mp4',) * videos)
   assert [len(view.seconds) for view in opened(task, budget).overviews] == shares
 
@@ -331,6 +457,7 @@ def test_every_video_shows_a_frame_at_least_and_what_is_left_over_goes_to_the_fi
 def test_a_crop_looks_at_the_video_that_its_call_names():
   class Paths(Frames):
     paths = []
+
     async def frames(self, path, *rest):
       self.paths.append(path)
       return await super().frames(path, *rest)
@@ -346,10 +473,19 @@ def test_a_crop_looks_at_the_video_that_its_call_names():
 
 
 def test_a_text_only_task_runs_and_its_crops_are_answered_with_an_error():
-  got, requests = episode(play(LONG + call(1, 3) + call(1, 3).replace('crop_video', 'zoom'), ANSWER),
-                          task=dataclasses.replace(TASK, videos=()))
-  assert got.stop is StopReason.ANSWER and (got.overviews, got.seconds, got.duration) == ((), (), 0.0)
-  assert [result.status for result in got.results] == [ResultStatus.BAD_ARGUMENTS, ResultStatus.UNKNOWN_TOOL]
+  got, requests = episode(
+    play(LONG + call(1, 3) + call(1, 3).replace('crop_video', 'zoom'), ANSWER),
+    task=dataclasses.replace(TASK, videos=()),
+  )
+  assert got.stop is StopReason.ANSWER and (got.overviews, got.seconds, got.duration) == (
+    (),
+    (),
+    0.0,
+  )
+  assert [result.status for result in got.results] == [
+    ResultStatus.BAD_ARGUMENTS,
+    ResultStatus.UNKNOWN_TOOL,
+  ]
   assert got.results[0].text == 'Error: bad arguments. There is no video.'
   assert [request.images for request in requests] == [(), ()]
   assert got.trajectory.segments[1].token_class is TokenClass.TEXT
@@ -360,16 +496,28 @@ def test_one_missing_video_of_several_is_a_media_error():
     opened(dataclasses.replace(TASK, videos=('a.mp4', 'missing.mp4')), 4)
 
 
-@pytest.mark.parametrize(('budget', 'available', 'shares'), [
-  (10, [9, 9, 9, 9], [3, 3, 2, 2]), (64, [4, 240], [4, 60]), (10, [1, 9], [1, 9]), (64, [4, 5], [4, 5]), (4, [9] * 6, [1] * 6),
-  (8, [100], [8])])
-def test_videos_share_the_budget_and_what_a_short_one_cannot_use_goes_to_the_others(budget, available, shares):
+@pytest.mark.parametrize(
+  ('budget', 'available', 'shares'),
+  [
+    (10, [9, 9, 9, 9], [3, 3, 2, 2]),
+    (64, [4, 240], [4, 60]),
+    (10, [1, 9], [1, 9]),
+    (64, [4, 5], [4, 5]),
+    (4, [9] * 6, [1] * 6),
+    (8, [100], [8]),
+  ],
+)
+def test_videos_share_the_budget_and_what_a_short_one_cannot_use_goes_to_the_others(
+  budget, available, shares
+):
   assert agent._shares(budget, available) == shares
 
 
 def test_an_overview_shows_each_frame_once_and_counts_the_repeats():
   got = opened(TASK, 8, frames=Frames(fps=5 / 64))
-  assert got.budget == 8 and len(got.overviews[0].seconds) == len(set(got.overviews[0].seconds)) == 5
+  assert (
+    got.budget == 8 and len(got.overviews[0].seconds) == len(set(got.overviews[0].seconds)) == 5
+  )
   assert got.overviews[0].repeated == 3 and len(got.segment.images) == 5
   told, _ = episode(play(ANSWER), frames=Frames(fps=3 / 64))
   assert (told.budget, len(told.seconds), told.repeated, told.overviews[0].repeated) == (4, 3, 1, 1)

@@ -1,4 +1,6 @@
-"""What servers do differently: refusals as they are worded, errors and texts as they are wrapped."""
+"""What servers do differently: refusals as they are worded, errors and texts as they are
+wrapped.
+"""
 
 import json
 
@@ -22,19 +24,22 @@ def openai(message, param=None):
     (
       'max_tokens',
       openai(
-        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+        "'max_completion_tokens' instead."
       ),
     ),
     ('max_tokens', openai('this model is not supported with this parameter', 'max_tokens')),
     ('max_tokens', '`max_tokens` is deprecated in favor of `max_completion_tokens`'),
     (
       'max_tokens',
-      'Unsupported parameter for this model: max_tokens; set the maximum with max_completion_tokens',
+      'Unsupported parameter for this model: max_tokens; set the maximum with '
+      'max_completion_tokens',
     ),
     (
       'temperature',
       openai(
-        "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        "Unsupported value: 'temperature' does not support 0 with this model. Only the "
+        'default (1) value is supported.'
       ),
     ),
     ('temperature', 'Input validation error: `temperature` must be strictly positive'),
@@ -45,7 +50,8 @@ def openai(message, param=None):
     ('seed', 'Invalid JSON payload received. Unknown name "seed": Cannot find field.'),
     (
       'seed',
-      '{"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 0}]}',
+      '{"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs '
+      'are not permitted", "input": 0}]}',
     ),
     ('seed', "create() got an unexpected keyword argument 'seed'"),
     ('stream', "Unknown parameter: 'stream'."),
@@ -64,9 +70,11 @@ def test_a_refusal_blames_the_parameter_that_it_names(name, refusal):
     'no',
     'max_tokens',
     openai(
-      "This model's maximum context length is 4096 tokens; you requested max_tokens=512: not supported."
+      "This model's maximum context length is 4096 tokens; you requested max_tokens=512: not "
+      'supported.'
     ),
-    "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 1024 tokens.",
+    "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context "
+    'length is 1024 tokens.',
     'max_tokens is too large: 100000. This model supports at most 16384 completion tokens',
     openai('Could not finish the message because max_tokens or model output limit was reached.'),
     openai('Unsupported image', 'messages'),

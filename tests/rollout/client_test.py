@@ -19,13 +19,39 @@ from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 from tests import patience
 
-OPTIONS = ClientOptions(api_key=None, connections=64, timeout_s=patience.seconds(60.0), ready_timeout_s=2.0, retries=2,
-                        backoff_s=0.01, image_cache=256)
+OPTIONS = ClientOptions(
+  api_key=None,
+  connections=64,
+  timeout_s=patience.seconds(60.0),
+  ready_timeout_s=2.0,
+  retries=2,
+  backoff_s=0.01,
+  image_cache=256,
+)
 PAD = 98
-REQUEST = GenerateRequest(rid='a', input_ids=[1, 2, 3], images=(), temperature=0.7, top_p=1.0, top_k=-1, max_new_tokens=2048,
-                          stop_token_ids=(2,), banned_ids=(90, 91), seed=5, ignore_eos=False)
-WHOLE = {'text': '', 'output_ids': [5, 2], 'meta_info': {
-  'id': 'a', 'finish_reason': {'type': 'stop'}, 'prompt_tokens': 3, 'output_token_logprobs': [[-0.5, 5, None], [-0.5, 2, None]]}}
+REQUEST = GenerateRequest(
+  rid='a',
+  input_ids=[1, 2, 3],
+  images=(),
+  temperature=0.7,
+  top_p=1.0,
+  top_k=-1,
+  max_new_tokens=2048,
+  stop_token_ids=(2,),
+  banned_ids=(90, 91),
+  seed=5,
+  ignore_eos=False,
+)
+WHOLE = {
+  'text': '',
+  'output_ids': [5, 2],
+  'meta_info': {
+    'id': 'a',
+    'finish_reason': {'type': 'stop'},
+    'prompt_tokens': 3,
+    'output_token_logprobs': [[-0.5, 5, None], [-0.5, 2, None]],
+  },
+}
 FRAME = np.arange(64 * 32 * 3, dtype=np.uint8).reshape(64, 32, 3)
 
 
@@ -37,11 +63,14 @@ def generate(server, request=REQUEST, **options):
   async def run():
     async with opened(Router((server.url,)), **options) as client:
       return await client.generate(request), dict(client.counts)
+
   return asyncio.run(run())
 
 
 def test_ids_log_probs_and_versions_come_back_as_the_server_sent_them():
-  with ScriptedServer(turns(Reply(ids=(7, 8, 2), logprobs=(-1, -2, -3), versions=((3, 0, 2), (4, 2, 3))))) as server:
+  with ScriptedServer(
+    turns(Reply(ids=(7, 8, 2), logprobs=(-1, -2, -3), versions=((3, 0, 2), (4, 2, 3))))
+  ) as server:
     got, counts = generate(server)
   assert (got.ids.tolist(), got.logprobs.tolist(), got.finish) == ([7, 8, 2], [-1, -2, -3], 'stop')
   assert got.versions.tolist() == [3, 3, 4]
@@ -60,9 +89,14 @@ def test_a_request_is_sent_verbatim_with_one_png_per_image_and_the_vision_ids_ba
 
 
 def test_deviation_16_an_interrupted_request_resumes_from_its_tokens_with_what_is_left_of_its_budget():
-  """The release halved the budget of a request that a weight update had interrupted; 1100 of 2048 done leave 948."""
+  """The release halved the budget of a request that a weight update had interrupted; 1100 of 2048
+  done leave 948.
+  """
   first = list(range(3, 53)) * 22
-  cut, rest = Reply(ids=first, finish='abort', versions=((1, 0, 1100),)), Reply(ids=(60, 2), versions=((2, 0, 2),))
+  cut, rest = (
+    Reply(ids=first, finish='abort', versions=((1, 0, 1100),)),
+    Reply(ids=(60, 2), versions=((2, 0, 2),)),
+  )
   with ScriptedServer(turns(cut, rest)) as server:
     got, counts = generate(server)
     resumed = server.requests[1]
@@ -97,6 +131,7 @@ def test_an_abort_on_purpose_does_not_resume():
       await client.abort('stranger')
       answer.set()
       return await waiting
+
   answer = threading.Event()
   with ScriptedServer(turns(Reply(ids=(5,), finish='abort', until=answer))) as server:
     got = asyncio.run(run(server.url))
@@ -107,7 +142,11 @@ def test_an_abort_on_purpose_does_not_resume():
 def test_a_lost_connection_is_retried():
   with ScriptedServer(turns(Die(), Die(), Reply(ids=(2,)))) as server:
     got, counts = generate(server)
-    assert [request.rid for request in server.requests] == ['a', 'a!1', 'a!2']       # the lost ones may still run
+    assert [request.rid for request in server.requests] == [
+      'a',
+      'a!1',
+      'a!2',
+    ]  # the lost ones may still run
   assert got.ids.tolist() == [2] and counts['retried'] == 2
 
 
@@ -126,20 +165,23 @@ def test_a_server_that_hangs_is_an_error_within_the_timeout_and_is_told_to_stop(
     assert ('/abort_request', {'rid': 'a'}) in server.commands
 
 
-@pytest.mark.parametrize('outcome, message', [
-  (Garbage(), 'wanted JSON'),
-  (Garbage(b'[1]'), 'wanted a JSON object'),
-  (Garbage(b'{"output_ids": [1]}'), 'meta_info'),
-  (Refuse(500, 'out of memory'), 'status 500.*out of memory'),
-  (Reply(ids=(5, 2), logprobs=(-1,)), '2 ids but 1 log-probs'),
-  (Reply(ids=(100,)), 'ids in 100..100'),
-  (Reply(ids=(90,)), 'banned id 90'),
-  (Reply(ids=(5, 2), versions=((1, 0, 1),)), 'weight version spans'),
-  (Reply(ids=(5, 2), versions=((1, 1, 2), (1, 0, 1))), 'weight version spans'),
-  (Reply(ids=(5,), logprobs=(0.5,)), 'log-prob'),
-  (Reply(ids=(5,), finish='tired'), "finish reason 'tired'"),
-  (Reply(ids=(5,) * 2049), 'wanted at most 2048'),
-])
+@pytest.mark.parametrize(
+  'outcome, message',
+  [
+    (Garbage(), 'wanted JSON'),
+    (Garbage(b'[1]'), 'wanted a JSON object'),
+    (Garbage(b'{"output_ids": [1]}'), 'meta_info'),
+    (Refuse(500, 'out of memory'), 'status 500.*out of memory'),
+    (Reply(ids=(5, 2), logprobs=(-1,)), '2 ids but 1 log-probs'),
+    (Reply(ids=(100,)), 'ids in 100..100'),
+    (Reply(ids=(90,)), 'banned id 90'),
+    (Reply(ids=(5, 2), versions=((1, 0, 1),)), 'weight version spans'),
+    (Reply(ids=(5, 2), versions=((1, 1, 2), (1, 0, 1))), 'weight version spans'),
+    (Reply(ids=(5,), logprobs=(0.5,)), 'log-prob'),
+    (Reply(ids=(5,), finish='tired'), "finish reason 'tired'"),
+    (Reply(ids=(5,) * 2049), 'wanted at most 2048'),
+  ],
+)
 def test_a_reply_that_breaks_the_protocol_is_refused_and_not_retried(outcome, message):
   with ScriptedServer(turns(outcome)) as server:
     with pytest.raises(RolloutError, match=message):
@@ -148,9 +190,17 @@ def test_a_reply_that_breaks_the_protocol_is_refused_and_not_retried(outcome, me
 
 
 def test_a_server_that_resized_our_frames_is_refused_with_the_remedy():
-  with ScriptedServer(turns(Reply(ids=(2,), image_tokens=64))) as server, pytest.raises(RolloutError) as caught:
-    generate(server, dataclasses.replace(REQUEST, input_ids=[PAD], images=(np.zeros((224, 224, 3), np.uint8),)))
-  assert 'counts 64 image tokens, we 49' in str(caught.value) and 'preprocessor_config.json' in str(caught.value)
+  with (
+    ScriptedServer(turns(Reply(ids=(2,), image_tokens=64))) as server,
+    pytest.raises(RolloutError) as caught,
+  ):
+    generate(
+      server,
+      dataclasses.replace(REQUEST, input_ids=[PAD], images=(np.zeros((224, 224, 3), np.uint8),)),
+    )
+  assert 'counts 64 image tokens, we 49' in str(caught.value) and 'preprocessor_config.json' in str(
+    caught.value
+  )
 
 
 def test_image_tokens_are_squares_of_32_pixels():
@@ -167,7 +217,10 @@ def test_the_api_key_is_sent_and_a_wrong_one_is_an_error():
 def test_connections_are_kept_alive_and_limited():
   async def run(url):
     async with opened(Router((url,)), connections=3) as client:
-      await asyncio.gather(*(client.generate(dataclasses.replace(REQUEST, rid=str(i))) for i in range(12)))
+      await asyncio.gather(
+        *(client.generate(dataclasses.replace(REQUEST, rid=str(i))) for i in range(12))
+      )
+
   with ScriptedServer(turns(Reply(ids=(2,), delay=0.02))) as server:
     asyncio.run(run(server.url))
     assert len(server.requests) == 12 and len(server.connections) == 3 and server.most_at_once == 3
@@ -176,28 +229,42 @@ def test_connections_are_kept_alive_and_limited():
 def test_requests_of_one_affinity_keep_to_one_server():
   async def run(urls):
     async with opened(Router(urls)) as client:
-      await asyncio.gather(*(client.generate(dataclasses.replace(REQUEST, rid=str(i)), affinity=i // 2) for i in range(4)))
+      await asyncio.gather(
+        *(
+          client.generate(dataclasses.replace(REQUEST, rid=str(i)), affinity=i // 2)
+          for i in range(4)
+        )
+      )
+
   script = turns(Reply(ids=(2,)))
   with ScriptedServer(script) as one, ScriptedServer(script) as two:
     asyncio.run(run((one.url, two.url)))
-    assert sorted(r.rid for r in one.requests) == ['0', '1'] and sorted(r.rid for r in two.requests) == ['2', '3']
+    assert sorted(r.rid for r in one.requests) == ['0', '1'] and sorted(
+      r.rid for r in two.requests
+    ) == ['2', '3']
 
 
 def test_a_frame_is_encoded_once_even_when_eight_ask_at_the_same_moment(monkeypatch):
   encoded = []
   from paravt_jax.serving import protocol
+
   monkeypatch.setattr(protocol, 'encode_image', lambda image: encoded.append(image) or 'x')
+
   async def run():
     cache = ImageCache(capacity=8)
     await asyncio.gather(*(cache.encode((FRAME, FRAME)) for _ in range(8)))
     await cache.encode((FRAME,))
+
   asyncio.run(run())
   assert len(encoded) == 1
 
 
 def test_a_request_with_more_frames_than_the_cache_holds_is_still_whole():
   async def run():
-    return await ImageCache(capacity=2).encode([np.full((32, 32, 3), i, np.uint8) for i in range(5)])
+    return await ImageCache(capacity=2).encode(
+      [np.full((32, 32, 3), i, np.uint8) for i in range(5)]
+    )
+
   assert len(asyncio.run(run())) == 5
 
 
@@ -205,12 +272,16 @@ def test_a_request_with_more_frames_than_the_cache_holds_is_still_whole():
 def test_placeholders_that_are_not_one_per_image_never_leave_the_client(ids, images):
   """SGLang answers them with status 200 and garbage."""
   with ScriptedServer(turns(Reply(ids=(2,)))) as server:
-    with pytest.raises(RolloutError, match=r'image placeholders \(id 98\) for \d images, wanted one each'):
+    with pytest.raises(
+      RolloutError, match=r'image placeholders \(id 98\) for \d images, wanted one each'
+    ):
       generate(server, dataclasses.replace(REQUEST, input_ids=ids, images=(FRAME,) * images))
     assert server.requests == []
 
 
-@pytest.mark.parametrize(('ids', 'says'), [([1, 100], r'ids in 1\.\.100'), ([-1, 5], r'ids in -1\.\.5'), ([], 'no ids')])
+@pytest.mark.parametrize(
+  ('ids', 'says'), [([1, 100], r'ids in 1\.\.100'), ([-1, 5], r'ids in -1\.\.5'), ([], 'no ids')]
+)
 def test_ids_beyond_the_vocabulary_never_leave_the_client(ids, says):
   """One of them ends SGLang, and all requests that it had."""
   with ScriptedServer(turns(Reply(ids=(2,)))) as server:
@@ -220,25 +291,39 @@ def test_ids_beyond_the_vocabulary_never_leave_the_client(ids, says):
 
 
 def test_a_server_that_does_not_keep_our_ids_is_refused():
-  with ScriptedServer(turns(Reply(ids=(2,), prompt_tokens=4))) as server, pytest.raises(RolloutError) as caught:
+  with (
+    ScriptedServer(turns(Reply(ids=(2,), prompt_tokens=4))) as server,
+    pytest.raises(RolloutError) as caught,
+  ):
     generate(server)
   assert 'counts 4 prompt tokens, we 3' in str(caught.value)
 
 
 def test_a_request_whose_server_dies_goes_on_elsewhere_from_the_tokens_it_has_with_its_seed():
   """The first server aborts after two tokens (an update, say), then dies over the rest."""
+
   async def run(router):
     async with opened(router, retries=1) as client:
       return await client.generate(REQUEST, affinity=1), dict(client.counts)
+
   first = turns(Reply(ids=(5, 6), finish='abort', versions=((3, 0, 2),)), Die())
-  with ScriptedServer(first) as one, ScriptedServer(turns(Reply(ids=(7, 2), versions=((4, 0, 2),)))) as two:
+  with (
+    ScriptedServer(first) as one,
+    ScriptedServer(turns(Reply(ids=(7, 2), versions=((4, 0, 2),)))) as two,
+  ):
     router = Router((one.url, two.url))
     got, counts = asyncio.run(run(router))
     assert [request.rid for request in one.requests] == ['a', 'a~1', 'a~1!1']
     (moved,) = two.requests
   assert (moved.rid, moved.input_ids) == ('a~1!2', (1, 2, 3, 5, 6))
-  assert moved.sampling['max_new_tokens'] == 2046 and moved.sampling['sampling_seed'] == resumed_seed(5, 2)
-  assert (got.ids.tolist(), got.versions.tolist(), got.finish) == ([5, 6, 7, 2], [3, 3, 4, 4], 'stop')
+  assert moved.sampling['max_new_tokens'] == 2046 and moved.sampling[
+    'sampling_seed'
+  ] == resumed_seed(5, 2)
+  assert (got.ids.tolist(), got.versions.tolist(), got.finish) == (
+    [5, 6, 7, 2],
+    [3, 3, 4, 4],
+    'stop',
+  )
   assert (counts['moved'], counts['retried'], counts['interrupted']) == (1, 1, 1)
   assert router.state(one.url) is State.DOWN and router.state(two.url) is State.UP
 
@@ -247,7 +332,11 @@ def test_a_server_that_says_5xx_and_then_is_gone_is_a_lost_server():
   async def run(router):
     async with opened(router) as client:
       return await client.generate(REQUEST), dict(client.counts)
-  with ScriptedServer(turns(Refuse(500, 'dying')), ready_after=10**6) as one, ScriptedServer(turns(Reply(ids=(2,)))) as two:
+
+  with (
+    ScriptedServer(turns(Refuse(500, 'dying')), ready_after=10**6) as one,
+    ScriptedServer(turns(Reply(ids=(2,)))) as two,
+  ):
     got, counts = asyncio.run(run(Router((one.url, two.url))))
   assert got.ids.tolist() == [2] and counts['moved'] == 1
 
@@ -257,12 +346,16 @@ def test_a_request_over_which_server_after_server_is_lost_is_given_up():
     router.supervised = True
     async with opened(router, retries=0) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
-      while not waiting.done():                        # a fleet that believes in them
+      while not waiting.done():  # a fleet that believes in them
         await asyncio.sleep(0.01)
         for url in set(router.urls) - set(router.up_urls()):
           router.up(url)
       return await waiting
-  with ScriptedServer(turns(Die())) as one, pytest.raises(RolloutError, match='2 servers in a row were lost over it'):
+
+  with (
+    ScriptedServer(turns(Die())) as one,
+    pytest.raises(RolloutError, match='2 servers in a row were lost over it'),
+  ):
     asyncio.run(run(Router((one.url,))))
 
 
@@ -273,6 +366,7 @@ def test_a_request_under_way_leaves_a_server_that_somebody_else_gave_up():
       await patience.seen(lambda: one.requests)
       router.lost(one.url, 'pings missed')
       return await waiting
+
   with ScriptedServer(turns(Hang())) as one, ScriptedServer(turns(Reply(ids=(2,)))) as two:
     assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [2]
 
@@ -290,8 +384,12 @@ def test_a_reply_under_a_held_gate_waits_and_is_thrown_away_when_its_server_prov
       router.lost(one.url, 'the canary does not match')
       router.release()
       return await waiting
+
   answer = threading.Event()
-  with ScriptedServer(turns(Reply(ids=(66, 2), until=answer))) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
+  with (
+    ScriptedServer(turns(Reply(ids=(66, 2), until=answer))) as one,
+    ScriptedServer(turns(Reply(ids=(7, 2)))) as two,
+  ):
     got = asyncio.run(run(Router((one.url, two.url)), one, two))
     assert two.requests[0].input_ids == (1, 2, 3)
   assert got.ids.tolist() == [7, 2]
@@ -308,6 +406,7 @@ def test_a_reply_under_a_held_gate_is_handed_out_when_the_gate_opens():
       assert not waiting.done()
       router.release()
       return await waiting
+
   answer = threading.Event()
   with ScriptedServer(turns(Reply(ids=(7, 2), until=answer))) as server:
     assert asyncio.run(run(Router((server.url,)), server)).ids.tolist() == [7, 2]
@@ -322,6 +421,7 @@ def test_an_abort_by_a_server_that_drains_is_no_empty_go():
       router.drain(one.url, 'too large')
       answer.set()
       return await waiting
+
   answer = threading.Event()
   script = turns(Reply(ids=(), finish='abort', versions=(), until=answer))
   with ScriptedServer(script) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
@@ -338,6 +438,7 @@ def heard_of(server, **options):
   async def run():
     async with opened(Router((server.url,)), **options) as client:
       return await client.generate(REQUEST, heard=heard.append)
+
   return asyncio.run(run()), heard
 
 
@@ -349,7 +450,11 @@ def test_a_stream_is_heard_token_by_token_and_comes_to_what_an_unheard_request_d
     assert [request.body.get('stream') for request in server.requests] == [True, None]
   assert heard == [[7], [7, 8], [7, 8, 2]]
   assert (got.ids.tolist(), got.logprobs.tolist(), got.versions.tolist(), got.finish) == (
-    plain.ids.tolist(), plain.logprobs.tolist(), plain.versions.tolist(), plain.finish)
+    plain.ids.tolist(),
+    plain.logprobs.tolist(),
+    plain.versions.tolist(),
+    plain.finish,
+  )
 
 
 def test_a_stream_that_an_update_interrupts_is_heard_from_its_beginning_on():
@@ -365,20 +470,35 @@ def test_a_stream_that_breaks_is_a_lost_connection_and_begins_anew():
   assert heard == [[5], [5], [5, 6], [5, 6, 2]] and got.ids.tolist() == [5, 6, 2]
 
 
-@pytest.mark.parametrize(('events', 'says'), [
-  (b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', 'out of memory'),
-  (b'data: {"output_ids": [5], "meta_info": {}}\n\ndata: [DONE]\n\n', 'server reply'), (b'data: nonsense\n\ndata: [DONE]\n\n', 'wanted JSON'),
-  (b'data: [DONE]\n\n', 'wanted JSON'), (b'data: {"output_ids": [5]}\n\n', 'the stream ended before its last event'),
-  (b'', 'the stream ended')])
+@pytest.mark.parametrize(
+  ('events', 'says'),
+  [
+    (b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', 'out of memory'),
+    (b'data: {"output_ids": [5], "meta_info": {}}\n\ndata: [DONE]\n\n', 'server reply'),
+    (b'data: nonsense\n\ndata: [DONE]\n\n', 'wanted JSON'),
+    (b'data: [DONE]\n\n', 'wanted JSON'),
+    (b'data: {"output_ids": [5]}\n\n', 'the stream ended before its last event'),
+    (b'', 'the stream ended'),
+  ],
+)
 def test_a_stream_of_anything_else_is_one_line(events, says):
-  with (ScriptedServer(turns(Garbage(events, 'text/event-stream'))) as server, pytest.raises(RolloutError, match=says) as caught):
+  with (
+    ScriptedServer(turns(Garbage(events, 'text/event-stream'))) as server,
+    pytest.raises(RolloutError, match=says) as caught,
+  ):
     heard_of(server, retries=0)
   assert '\n' not in str(caught.value)
 
 
 def test_what_is_heard_may_come_in_any_pieces_and_never_breaks_a_request():
   """Ids beyond the vocabulary are not shown; the last event is checked like every reply."""
-  odd = [b'data: {"output_ids": [5, 100]}\r\n\r\n', b': a comment\n', b'event: x\n', b'data: [1]\n\n', b'data: {"output_ids": "no"}\n\n']
+  odd = [
+    b'data: {"output_ids": [5, 100]}\r\n\r\n',
+    b': a comment\n',
+    b'event: x\n',
+    b'data: [1]\n\n',
+    b'data: {"output_ids": "no"}\n\n',
+  ]
   body = b''.join(odd) + b'data: ' + orjson.dumps(WHOLE) + b'\n\ndata: [DONE]\n\n'
   with ScriptedServer(turns(Garbage(body, 'text/event-stream'))) as server:
     got, heard = heard_of(server)

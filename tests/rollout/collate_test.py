@@ -22,10 +22,12 @@ from paravt_jax.types import (
   Turn,
 )
 
-PAD = 9                      # the image placeholder
+PAD = 9  # the image placeholder
 TASK = Task('t', ('v.mp4',), 'q?', 'oe', 'red')
-FRAME = np.full((32, 64, 3), 5, np.uint8)                # 2 merged tokens
-OPTIONS = CollateOptions(row_tokens=32, row_images=4, image_patches=8, row_counts=(1, 2, 4), subagent_credit='episode')
+FRAME = np.full((32, 64, 3), 5, np.uint8)  # 2 merged tokens
+OPTIONS = CollateOptions(
+  row_tokens=32, row_images=4, image_patches=8, row_counts=(1, 2, 4), subagent_credit='episode'
+)
 
 
 def given(*ids, images=()):
@@ -34,7 +36,14 @@ def given(*ids, images=()):
 
 def written(*ids, version=3, token_class=TokenClass.AFTER_FRAME):
   n = len(ids)
-  return Segment(np.asarray(ids, np.int32), True, (), np.full(n, -0.5, np.float32), np.full(n, version, np.int32), token_class)
+  return Segment(
+    np.asarray(ids, np.int32),
+    True,
+    (),
+    np.full(n, -0.5, np.float32),
+    np.full(n, version, np.int32),
+    token_class,
+  )
 
 
 OPENING = given(1, PAD, 2, images=(FRAME,))
@@ -42,8 +51,13 @@ OPENING = given(1, PAD, 2, images=(FRAME,))
 
 def scored(*segments, rollout=0, subagents=(), opening=OPENING):
   trajectory = Trajectory((opening, *segments), StopReason.ANSWER)
-  results = tuple(ToolResult(ToolCall('crop_video', {}), ResultStatus.EXECUTED, 'x', subagent=s) for s in subagents)
-  episode = Episode(TASK, rollout, 1, (0.0,), 64.0, (Turn('', results),), trajectory, StopReason.ANSWER)
+  results = tuple(
+    ToolResult(ToolCall('crop_video', {}), ResultStatus.EXECUTED, 'x', subagent=s)
+    for s in subagents
+  )
+  episode = Episode(
+    TASK, rollout, 1, (0.0,), 64.0, (Turn('', results),), trajectory, StopReason.ANSWER
+  )
   return Scored(episode, 1.0, {})
 
 
@@ -52,13 +66,21 @@ def group(*members):
 
 
 def run(groups, advantages, **options):
-  return collate(groups, np.asarray(advantages), options=dataclasses.replace(OPTIONS, **options), image_id=PAD, version=4)
+  return collate(
+    groups,
+    np.asarray(advantages),
+    options=dataclasses.replace(OPTIONS, **options),
+    image_id=PAD,
+    version=4,
+  )
 
 
 def spans(packed, tree):
   """Per span of a tree: (tokens, mask)."""
-  cut = lambda array, span: array[span.row, span.start:span.stop].tolist()
-  return [(cut(packed.tokens_RT, span), cut(packed.extras['mask'], span)) for span in packed.spans[tree]]
+  cut = lambda array, span: array[span.row, span.start : span.stop].tolist()
+  return [
+    (cut(packed.tokens_RT, span), cut(packed.extras['mask'], span)) for span in packed.spans[tree]
+  ]
 
 
 def test_a_group_is_one_tree_whose_prefix_is_stored_once_and_only_sampled_tokens_are_trained():
@@ -66,9 +88,12 @@ def test_a_group_is_one_tree_whose_prefix_is_stored_once_and_only_sampled_tokens
   batch = run([group(first, scored(written(13, 99), rollout=1))], [1.5, -1.5])
   packed = batch.packed
   assert spans(packed, 0) == [
-    ([1, PAD, PAD, 2], [0, 0, 0, 0]), ([10, 11, 20, 21, 12, 99], [1, 1, 0, 0, 1, 1]), ([13, 99], [1, 1])]
+    ([1, PAD, PAD, 2], [0, 0, 0, 0]),
+    ([10, 11, 20, 21, 12, 99], [1, 1, 0, 0, 1, 1]),
+    ([13, 99], [1, 1]),
+  ]
   assert packed.extras['advantage'][0, 4:12].tolist() == [1.5, 1.5, 0, 0, 1.5, 1.5, -1.5, -1.5]
-  assert packed.extras['behavior'][0, 4:12].tolist() == [-.5, -.5, 0, 0, -.5, -.5, -.5, -.5]
+  assert packed.extras['behavior'][0, 4:12].tolist() == [-0.5, -0.5, 0, 0, -0.5, -0.5, -0.5, -0.5]
   assert packed.extras['token_class'][0, 4:12].tolist() == [1, 1, 0, 0, 2, 2, 1, 1]
   assert packed.branches_RT[0, :12].tolist() == [0] * 4 + [1] * 6 + [2] * 2
   assert packed.rows == 1
@@ -82,7 +107,9 @@ def test_the_trained_ids_are_those_sent_and_received():
 
 
 def test_deviation_9_a_trajectory_that_ends_on_an_observation_keeps_its_reward():
-  """The release put the reward on the last token and masked it away when that was an observation."""
+  """The release put the reward on the last token and masked it away when that was an
+  observation.
+  """
   batch = run([group(scored(written(10, 11), given(20, 21)))], [1.5])
   packed = batch.packed
   assert packed.extras['mask'][0, 4:8].tolist() == [1, 1, 0, 0]
@@ -100,10 +127,20 @@ def test_deviation_10_subagents_are_trained_on_their_episodes_advantage():
   assert spans(batch.packed, 1) == [([1, PAD, PAD, 50, 51], [0, 0, 0, 1, 1])]
   assert spans(batch.packed, 2) == [([1, PAD, PAD, 52], [0, 0, 0, 1])]
   span = batch.packed.spans[1][0]
-  np.testing.assert_allclose(batch.packed.extras['advantage'][span.row, span.stop - 2:span.stop], 0.7)
-  assert (batch.counters['subagents'], batch.counters['subagent_tokens'], batch.counters['trained_tokens']) == (2, 3, 5)
+  np.testing.assert_allclose(
+    batch.packed.extras['advantage'][span.row, span.stop - 2 : span.stop], 0.7
+  )
+  assert (
+    batch.counters['subagents'],
+    batch.counters['subagent_tokens'],
+    batch.counters['trained_tokens'],
+  ) == (2, 3, 5)
   off = run([group(one, scored(written(11), rollout=1))], [0.7, -0.7], subagent_credit='off')
-  assert len(off.packed.spans) == 1 and off.counters['subagents'] == 0 and off.counters['trained_tokens'] == 2
+  assert (
+    len(off.packed.spans) == 1
+    and off.counters['subagents'] == 0
+    and off.counters['trained_tokens'] == 2
+  )
 
 
 def test_a_subagent_that_sampled_nothing_is_no_document():
@@ -112,9 +149,14 @@ def test_a_subagent_that_sampled_nothing_is_no_document():
 
 
 def test_a_group_too_long_for_a_row_repeats_its_prefix():
-  members = [scored(written(*range(10, 20)), rollout=i) for i in range(4)]             # prefix 4, suffixes of 10
+  members = [
+    scored(written(*range(10, 20)), rollout=i) for i in range(4)
+  ]  # prefix 4, suffixes of 10
   batch = run([group(*members)], [1, 2, 3, 4])
-  assert [[len(tokens) for tokens, _ in spans(batch.packed, tree)] for tree in (0, 1)] == [[4, 10, 10], [4, 10, 10]]
+  assert [[len(tokens) for tokens, _ in spans(batch.packed, tree)] for tree in (0, 1)] == [
+    [4, 10, 10],
+    [4, 10, 10],
+  ]
   assert batch.counters['episodes'] == 4 and batch.counters['trees'] == 2
   advantages = batch.packed.extras['advantage']
   assert sorted(set(advantages[advantages != 0].tolist())) == [1, 2, 3, 4]
@@ -123,7 +165,11 @@ def test_a_group_too_long_for_a_row_repeats_its_prefix():
 def test_what_is_longer_than_a_row_is_dropped_and_counted():
   long = scored(written(*range(30)), rollout=1, subagents=(subagent(*range(40)),))
   batch = run([group(scored(written(10)), long)], [1, 2])
-  assert (batch.counters['episodes'], batch.counters['dropped_episodes'], batch.counters['dropped_subagents']) == (1, 1, 1)
+  assert (
+    batch.counters['episodes'],
+    batch.counters['dropped_episodes'],
+    batch.counters['dropped_subagents'],
+  ) == (1, 1, 1)
   wide = scored(written(10), opening=given(*[PAD] * 5, images=(FRAME,) * 5))
   assert run([group(wide)], [1]).counters['dropped_episodes'] == 1
 
@@ -138,7 +184,9 @@ def test_order_of_arrival_changes_nothing_and_staleness_is_counted_per_token():
   batch = run([group(old, new)], [1, -1])
   assert (batch.counters['staleness_sum'], batch.counters['staleness_max']) == (4.0, 2)
   assert batch.packed.extras['version'][0, 4:7].tolist() == [2, 2, 4]
-  assert batch.packed.extras['current'].sum() == 1 and batch.packed.extras['current'][0, 4:7].tolist() == [0, 0, 1]
+  assert batch.packed.extras['current'].sum() == 1 and batch.packed.extras['current'][
+    0, 4:7
+  ].tolist() == [0, 0, 1]
 
 
 def test_no_groups_give_padding():
@@ -157,6 +205,13 @@ def test_wrong_arguments_are_refused():
 
 def test_a_text_only_group_is_a_tree_without_images():
   opening = given(1, 2)
-  packed = run([group(scored(written(10, 99, token_class=TokenClass.TEXT), opening=opening),
-                      scored(written(13, 99, token_class=TokenClass.TEXT), rollout=1, opening=opening))], [1.5, -1.5]).packed
+  packed = run(
+    [
+      group(
+        scored(written(10, 99, token_class=TokenClass.TEXT), opening=opening),
+        scored(written(13, 99, token_class=TokenClass.TEXT), rollout=1, opening=opening),
+      )
+    ],
+    [1.5, -1.5],
+  ).packed
   assert spans(packed, 0) == [([1, 2], [0, 0]), ([10, 99], [1, 1]), ([13, 99], [1, 1])]

@@ -13,13 +13,14 @@ from paravt_jax.testing.scripted import Reply, ScriptedServer, turns
 from tests import patience
 from tests.rollout.client_test import OPTIONS
 
-NOBODY = 'http://127.0.0.1:1'          # a privileged port that nobody listens on
+NOBODY = 'http://127.0.0.1:1'  # a privileged port that nobody listens on
 
 
 def told(use, **options):
   async def run():
     async with Control(dataclasses.replace(OPTIONS, **options)) as control:
       return await use(control)
+
   return asyncio.run(run())
 
 
@@ -32,9 +33,16 @@ def test_weights_are_swapped_between_a_pause_and_a_continue():
     told(lambda control: control.swap_weights(it.url, '/weights/7', 7))
     assert it.commands == [
       ('/pause_generation', {'mode': 'retract'}),
-      ('/update_weights_from_disk', {'model_path': '/weights/7', 'weight_version': '7', 'flush_cache': True}),
-      ('/continue_generation', {})]
-    assert told(lambda control: control.info(it.url)) == {'model_path': '/weights/7', 'weight_version': '7'}
+      (
+        '/update_weights_from_disk',
+        {'model_path': '/weights/7', 'weight_version': '7', 'flush_cache': True},
+      ),
+      ('/continue_generation', {}),
+    ]
+    assert told(lambda control: control.info(it.url)) == {
+      'model_path': '/weights/7',
+      'weight_version': '7',
+    }
     assert told(lambda control: control.version(it.url)) == 7
 
 
@@ -53,11 +61,20 @@ def test_a_refused_update_is_a_sync_error_and_generation_goes_on():
 
 
 def test_5xx_is_no_refusal_of_the_weights_but_a_broken_server(monkeypatch):
-  """SyncError from every server ends a run; one that says 5xx a moment before it is gone is to be started again."""
+  """SyncError from every server ends a run; one that says 5xx a moment before it is gone is to be
+  started again.
+  """
+
   async def breaks(server, http):
     return web.Response(status=500, text='the scheduler is gone')
+
   monkeypatch.setattr(ScriptedServer, '_command', breaks)
-  with server() as it, pytest.raises(RolloutError, match=r'failed while it loaded weights 7 \(status 500\): .*scheduler is gone'):
+  with (
+    server() as it,
+    pytest.raises(
+      RolloutError, match=r'failed while it loaded weights 7 \(status 500\): .*scheduler is gone'
+    ),
+  ):
     told(lambda control: control.update_weights(it.url, '/weights/7', 7))
 
 
@@ -66,10 +83,14 @@ def test_abort_and_flush_reach_the_server():
     await control.abort(it.url)
     await control.abort(it.url, 'a!1')
     await control.flush(it.url)
+
   with server() as it:
     told(use)
-    assert it.commands == [('/abort_request', {'rid': '', 'abort_all': True}), ('/abort_request', {'rid': 'a!1'}),
-                           ('/flush_cache', {})]
+    assert it.commands == [
+      ('/abort_request', {'rid': '', 'abort_all': True}),
+      ('/abort_request', {'rid': 'a!1'}),
+      ('/flush_cache', {}),
+    ]
 
 
 def test_generate_goes_straight_to_one_server():
@@ -82,8 +103,13 @@ def test_generate_goes_straight_to_one_server():
 def test_wait_ready_says_once_that_it_waits_and_gives_up_with_the_last_word(caplog):
   with server(ready_after=3) as it:
     told(lambda control: control.wait_ready(it.url))
-  assert [record.getMessage().partition(': ')[2] for record in caplog.records] == ['not ready yet (status 503); waiting up to 2 s']
-  with server(ready_after=10**6) as it, pytest.raises(RolloutError, match=r'not ready after 0\.1 s \(last: status 503\)'):
+  assert [record.getMessage().partition(': ')[2] for record in caplog.records] == [
+    'not ready yet (status 503); waiting up to 2 s'
+  ]
+  with (
+    server(ready_after=10**6) as it,
+    pytest.raises(RolloutError, match=r'not ready after 0\.1 s \(last: status 503\)'),
+  ):
     told(lambda control: control.wait_ready(it.url), ready_timeout_s=0.1)
 
 
@@ -96,7 +122,9 @@ def test_ready_says_no_at_once_where_nobody_is_and_in_time_where_nobody_answers(
 
 
 def test_a_paused_server_answers_pings_and_is_woken_when_a_run_begins():
-  """SGLang says 503 to /ready while paused: a run that was killed in the middle of an update leaves it like that."""
+  """SGLang says 503 to /ready while paused: a run that was killed in the middle of an update leaves
+  it like that.
+  """
   with server() as it:
     it.paused = True
     assert told(lambda control: control.ready(it.url, 5.0)) is True
@@ -104,11 +132,14 @@ def test_a_paused_server_answers_pings_and_is_woken_when_a_run_begins():
     assert it.commands == [('/continue_generation', {})] and not it.paused
 
 
-@pytest.mark.parametrize('given, message', [
-  ({'facts': {'version': '0.5.12'}}, r"speaks version '0\.5\.12'.*SGLang 0\.5\.21 or later"),
-  ({'facts': {'version': None}}, r"speaks version 'None'"),
-  ({'api_key': 'other'}, r'refuses our key \(status 401\); set server\.api_key'),
-])
+@pytest.mark.parametrize(
+  'given, message',
+  [
+    ({'facts': {'version': '0.5.12'}}, r"speaks version '0\.5\.12'.*SGLang 0\.5\.21 or later"),
+    ({'facts': {'version': None}}, r"speaks version 'None'"),
+    ({'api_key': 'other'}, r'refuses our key \(status 401\); set server\.api_key'),
+  ],
+)
 def test_a_server_of_another_version_or_another_key_is_one_line(given, message):
   with server(**given) as it, pytest.raises(RolloutError, match=message) as caught:
     told(lambda control: control.inspect(it.url))
@@ -121,10 +152,13 @@ def test_servers_whose_protocol_we_know_pass(version):
     told(lambda control: control.inspect(it.url))
 
 
-@pytest.mark.parametrize('url, message', [
-  (NOBODY, r'not ready after 0\.1 s \(last: .*connection lost'),
-  ('nowhere', 'is this the address of a rollout server'),
-])
+@pytest.mark.parametrize(
+  'url, message',
+  [
+    (NOBODY, r'not ready after 0\.1 s \(last: .*connection lost'),
+    ('nowhere', 'is this the address of a rollout server'),
+  ],
+)
 def test_a_server_that_is_not_there_is_one_line(url, message):
   with pytest.raises(RolloutError, match=message) as caught:
     told(lambda control: control.wait_ready(url), ready_timeout_s=0.1)

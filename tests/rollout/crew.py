@@ -1,4 +1,6 @@
-"""A whole rollout stack over a scripted server: byte-level tokenizer, frames made up on the spot, no video files."""
+"""A whole rollout stack over a scripted server: byte-level tokenizer, frames made up on the spot,
+no video files.
+"""
 
 import asyncio
 import dataclasses
@@ -20,13 +22,31 @@ from paravt_jax.types import Clip, Task
 from paravt_jax.video.readers import VideoInfo
 from tests import patience
 
-CLIENT = ClientOptions(api_key=None, connections=64, timeout_s=patience.seconds(60.0), ready_timeout_s=2.0, retries=1, backoff_s=0.01,
-                       image_cache=4096)
+CLIENT = ClientOptions(
+  api_key=None,
+  connections=64,
+  timeout_s=patience.seconds(60.0),
+  ready_timeout_s=2.0,
+  retries=1,
+  backoff_s=0.01,
+  image_cache=4096,
+)
 AGENT = AgentOptions(think_prefix='<think>\n', max_turns=3, max_parallel=5, max_new_tokens=512)
-SUBAGENT = SubagentOptions(rate=1.0, min_frames=2, max_frames=16, see_question=True, max_new_tokens=256, summary_tokens=512,
-                           deadline_s=patience.seconds(60.0))
-CONTEXT = ContextOptions(temperature=0.7, top_p=1.0, top_k=-1, context=16384, min_pixels=1024, max_pixels=50176)
-GROUP = GroupOptions(size=4, gating=True, budgets=(4, 8, 16, 32, 64), frames=64, max_concurrent=8, seed=7)
+SUBAGENT = SubagentOptions(
+  rate=1.0,
+  min_frames=2,
+  max_frames=16,
+  see_question=True,
+  max_new_tokens=256,
+  summary_tokens=512,
+  deadline_s=patience.seconds(60.0),
+)
+CONTEXT = ContextOptions(
+  temperature=0.7, top_p=1.0, top_k=-1, context=16384, min_pixels=1024, max_pixels=50176
+)
+GROUP = GroupOptions(
+  size=4, gating=True, budgets=(4, 8, 16, 32, 64), frames=64, max_concurrent=8, seed=7
+)
 TASK = Task('task-1', ('a.mp4',), 'What appears at 41?', 'oe', 'red')
 LONG = 'I should look closer at it.</think>\n'
 
@@ -42,7 +62,9 @@ def call(start, end, **more):
 def sampled(text, *, closed=True, **reply):
   """A reply that writes `text`; structural tags are single tokens, as a policy would write them."""
   ids = TOK.encode(text, trusted=True).tolist()
-  return Reply(ids=[*ids, TOK.im_end] if closed else ids, finish='stop' if closed else 'length', **reply)
+  return Reply(
+    ids=[*ids, TOK.im_end] if closed else ids, finish='stop' if closed else 'length', **reply
+  )
 
 
 def is_subagent(request):
@@ -56,19 +78,24 @@ def turn_of(request):
 
 
 def play(*main, subagent='41 red'):
-  """A script: the main agent's n-th turn is main[n] (text or outcome), every sub-agent answers `subagent` (text, outcome,
-  function)."""
+  """A script: the main agent's n-th turn is main[n] (text or outcome), every sub-agent answers
+  `subagent` (text, outcome, function).
+  """
+
   def script(request):
     if is_subagent(request):
       outcome = subagent(request) if callable(subagent) else subagent
     else:
       outcome = main[min(turn_of(request), len(main) - 1)]
     return sampled(outcome) if isinstance(outcome, str) else outcome
+
   return script
 
 
 class Frames:
-  """Stands in for a FrameStore: a 64-s video at 30 frames/s whose 32x32 frames hold their second as grey level."""
+  """Stands in for a FrameStore: a 64-s video at 30 frames/s whose 32x32 frames hold their second as
+  grey level.
+  """
 
   def __init__(self, duration=64.0, fps=30.0, crop=None, size=32):
     self.duration, self.fps, self.crop, self.size = duration, fps, crop, size
@@ -92,20 +119,29 @@ class Frames:
 @dataclasses.dataclass
 class Crew:
   """What one test uses."""
+
   agent: Agent
   client: Client
   frames: Frames
   server: ScriptedServer
 
 
-def with_crew(script, use, *, frames=None, agent=AGENT, subagent=SUBAGENT, context=CONTEXT, client=CLIENT):
-  """Runs `await use(crew)` against a server that follows `script`; returns (its result, the server's requests)."""
+def with_crew(
+  script, use, *, frames=None, agent=AGENT, subagent=SUBAGENT, context=CONTEXT, client=CLIENT
+):
+  """Runs `await use(crew)` against a server that follows `script`; returns (its result, the
+  server's requests).
+  """
   frames = Frames() if frames is None else frames
 
   async def run(server):
     async with Client(client, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as it:
       sampler = Sampler(it, TOK, context)
-      return await use(Crew(Agent(sampler, Subagents(sampler, frames, subagent), frames, agent), it, frames, server))
+      return await use(
+        Crew(
+          Agent(sampler, Subagents(sampler, frames, subagent), frames, agent), it, frames, server
+        )
+      )
 
   with ScriptedServer(script) as server:
     return asyncio.run(run(server)), server.requests
@@ -113,7 +149,9 @@ def with_crew(script, use, *, frames=None, agent=AGENT, subagent=SUBAGENT, conte
 
 def episode(script, *, task=TASK, budget=4, rollout=0, **options):
   """One episode and the requests it made."""
+
   async def use(crew):
     opening = await crew.agent.open(task, budget)
     return await crew.agent.run(task, opening, Address(7, task.id, 0, rollout))
+
   return with_crew(script, use, **options)

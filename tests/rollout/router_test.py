@@ -27,11 +27,12 @@ def test_one_group_keeps_to_one_server_and_new_groups_go_to_the_least_loaded():
   async def use():
     router = Router((A, B))
     homes = []
-    for affinity in (7, 7, 7, 8, 8, 9):                # group 7 weighs three, 8 weighs two
+    for affinity in (7, 7, 7, 8, 8, 9):  # group 7 weighs three, 8 weighs two
       url = await router.choose(affinity)
       router.started(url)
       homes.append(url)
     return homes
+
   assert run(use()) == [A, A, A, B, B, B]
 
 
@@ -39,6 +40,7 @@ def test_idle_servers_share_groups_evenly():
   async def use():
     router = Router((A, B, C))
     return [await router.choose(affinity) for affinity in range(6)]
+
   assert sorted(run(use())) == [A, A, B, B, C, C]
 
 
@@ -49,6 +51,7 @@ def test_a_finished_request_is_load_no_more():
     assert router.load(A) == 1
     router.finished(A, gone)
     return router.load(A)
+
   assert run(use()) == 0
 
 
@@ -61,6 +64,7 @@ def test_a_group_whose_server_drains_or_is_lost_moves_and_stays_where_it_went():
     router.lost(A, 'gone')
     router.up(A)
     return homes + [await router.choose(1)]
+
   assert run(use()) == [A, B, B]
 
 
@@ -72,8 +76,9 @@ def test_what_is_on_its_way_to_a_lost_server_hears_of_it_and_the_next_life_does_
     assert before.is_set() and router.state(A) is State.DOWN and router.reason(A) == 'killed'
     router.up(A)
     after = router.started(A)
-    router.finished(A, before)                         # of the last life: no load of this one
+    router.finished(A, before)  # of the last life: no load of this one
     return after.is_set(), router.load(A)
+
   assert run(use()) == (False, 1)
 
 
@@ -84,6 +89,7 @@ def test_why_a_server_was_lost_is_no_question_once_it_has_another_address():
     router.lost(A, 'killed')
     router.replace(A, B)
     return router.reason(A), router.reason(B)
+
   assert run(use()) == ('', 'killed')
 
 
@@ -96,6 +102,7 @@ def test_a_request_waits_while_no_server_is_up_when_somebody_brings_them_back():
     router.replace(A, B)
     router.up(B)
     return await task, router.urls
+
   assert run(use()) == (B, (B,))
 
 
@@ -106,6 +113,7 @@ def test_without_a_fleet_the_loss_of_the_last_server_is_final():
     assert await router.choose(1) == B
     router.lost(B, 'second gone')
     await router.choose(1)
+
   with pytest.raises(RolloutError, match='second gone'):
     run(use())
 
@@ -120,6 +128,7 @@ def test_who_waits_is_told_when_there_is_nothing_to_wait_for():
     behind = await waits(router.passed(A))
     router.fail('no server is left')
     return [str(error) for error in await asyncio.gather(waiting, behind, return_exceptions=True)]
+
   assert run(use()) == ['no server is left'] * 2
 
 
@@ -135,6 +144,7 @@ def test_while_the_gate_is_held_nothing_is_sent_and_nothing_believed():
     router.release()
     await believing
     return await sending
+
   assert run(use()) == A
 
 
@@ -145,6 +155,7 @@ def test_a_draining_server_gets_no_new_weights_so_its_replies_pass_a_held_gate()
     router.hold()
     await router.passed(A)
     await waits(router.passed(B))
+
   run(use())
 
 

@@ -8,10 +8,22 @@ from paravt_jax.errors import CheckpointError
 from paravt_jax.rollout.schedule import Schedule, ScheduleOptions, capacity
 
 
-@pytest.mark.parametrize('version, batch, accepted, running, expected', [
-  (0, 7, 0, 0, 21), (0, 7, 7, 14, 0), (3, 7, 28, 10, 4), (3, 7, 30, 16, -4)])
+@pytest.mark.parametrize(
+  'version, batch, accepted, running, expected',
+  [(0, 7, 0, 0, 21), (0, 7, 7, 14, 0), (3, 7, 28, 10, 4), (3, 7, 30, 16, -4)],
+)
 def test_capacity_at_eta_2(version, batch, accepted, running, expected):
-  assert capacity(version=version, batch=batch, accepted=accepted, running=running, max_concurrent=64, staleness=2) == expected
+  assert (
+    capacity(
+      version=version,
+      batch=batch,
+      accepted=accepted,
+      running=running,
+      max_concurrent=64,
+      staleness=2,
+    )
+    == expected
+  )
 
 
 def test_capacity_is_bounded_by_what_may_run_at_once():
@@ -36,7 +48,9 @@ def test_a_rejected_group_gives_its_place_to_the_next():
 
 
 def test_deviation_17_the_counters_survive_a_resume_and_what_was_running_starts_first():
-  """The release lost its staleness counters on resume and ran ahead of the learner without bound."""
+  """The release lost its staleness counters on resume and ran ahead of the learner without
+  bound.
+  """
   options = ScheduleOptions(batch=2, max_concurrent=64, staleness=1)
   schedule = Schedule(options)
   assert [schedule.start() for _ in range(5)] == [0, 1, 2, 3, None]

@@ -1,4 +1,6 @@
-"""The client's half on a real mp4, through real decoding workers; and what a step of 64 episodes costs."""
+"""The client's half on a real mp4, through real decoding workers; and what a step of 64 episodes
+costs.
+"""
 
 import asyncio
 import dataclasses
@@ -18,23 +20,41 @@ from paravt_jax.testing.scripted import ScriptedServer
 from paravt_jax.types import ResultStatus
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
-from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, TOK, call, play, with_crew
+from tests.rollout.crew import (
+  AGENT,
+  CLIENT,
+  CONTEXT,
+  GROUP,
+  LONG,
+  SUBAGENT,
+  TASK,
+  TOK,
+  call,
+  play,
+  with_crew,
+)
 
 ANSWER = LONG + '<answer>red</answer>'
 
 
 def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
   size = (64, 64)
-  video = clips.make_clip(tmp_path / 'a.mp4', 10.0, 8, size, lambda i: clips.counting_frame(i, size), gop=16)
+  video = clips.make_clip(
+    tmp_path / 'a.mp4', 10.0, 8, size, lambda i: clips.counting_frame(i, size), gop=16
+  )
   task = dataclasses.replace(TASK, videos=(str(video),))
   options = dataclasses.replace(GROUP, size=2)
 
   async def run(server):
     with DecodePool(1, 20.0, 'pyav') as pool:
-      async with Client(CLIENT, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as client:
+      async with Client(
+        CLIENT, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad
+      ) as client:
         store, sampler = FrameStore(None, pool, 2**24), Sampler(client, TOK, CONTEXT)
         agent = Agent(sampler, Subagents(sampler, store, SUBAGENT), store, AGENT)
-        return await collect(agent, [Prompt(task, 0, 5)], rewarder(PUBLISHED, None), options), store.counts
+        return await collect(
+          agent, [Prompt(task, 0, 5)], rewarder(PUBLISHED, None), options
+        ), store.counts
 
   with ScriptedServer(play(LONG + call(2, 4), ANSWER)) as server:
     (group,), counts = asyncio.run(run(server))
@@ -44,15 +64,20 @@ def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
   result = episode.results[0]
   assert (result.status, result.seconds) == (ResultStatus.EXECUTED, (2.0, 3.0, 4.0))
   assert [clips.read_count(image) for image in result.subagent.images] == [16, 24, 32]
-  assert counts['decoded'] == 2                       # the overview once for both rollouts, and their equal crops once
+  assert counts['decoded'] == 2  # the overview once for both rollouts, and their equal crops once
 
 
 @pytest.mark.slow
 def test_a_step_of_64_episodes_costs_the_client_less_than_half_a_second_of_python():
-  """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread alone, not the server's. The best of
-  several steps: what else a machine does, such as sharing a core's caches, takes time of a thread too."""
+  """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread
+  alone, not the server's. The best of several steps: what else a machine does, such as sharing a
+  core's caches, takes time of a thread too.
+  """
   options = dataclasses.replace(GROUP, size=8)
-  steps = [[Prompt(dataclasses.replace(TASK, id=f'task-{step}-{i}'), 0) for i in range(8)] for step in range(6)]
+  steps = [
+    [Prompt(dataclasses.replace(TASK, id=f'task-{step}-{i}'), 0) for i in range(8)]
+    for step in range(6)
+  ]
 
   async def use(crew):
     reward, seconds = rewarder(PUBLISHED, None), []

@@ -1,4 +1,6 @@
-"""One server of each kind per session; the embedded one in `make test`, the real SGLang in `make test-sglang`."""
+"""One server of each kind per session; the embedded one in `make test`, the real SGLang in `make
+test-sglang`.
+"""
 
 import psutil
 import pytest
@@ -18,9 +20,13 @@ def _serve(kind, model_folder, tmp_path_factory):
     yield server
     assert server.process.alive, server.process.tail()
   finally:
-    members = psutil.Process(server.process.pid).children(recursive=True) if server.process.alive else []
+    members = (
+      psutil.Process(server.process.pid).children(recursive=True) if server.process.alive else []
+    )
     server.process.stop(20.0)
-  assert not [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+  assert not [
+    member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+  ]
 
 
 @pytest.fixture(scope='session')
@@ -35,7 +41,9 @@ def sglang_server(model_folder, tmp_path_factory):
 
 @pytest.fixture(params=['embedded', pytest.param('sglang', marks=pytest.mark.sglang)])
 def served(request):
-  """A server with the weights of its folder as version 0, idle, running and with an empty prefix cache."""
+  """A server with the weights of its folder as version 0, idle, running and with an empty prefix
+  cache.
+  """
   server = request.getfixturevalue(f'{request.param}_server')
   server.told('/continue_generation', {})
   patience.until(lambda: server.call('/flush_cache', {})[0] == 200)

@@ -1,4 +1,6 @@
-"""Child processes of ours: they are waited for, measured, and ended with everything they started."""
+"""Child processes of ours: they are waited for, measured, and ended with everything they
+started.
+"""
 
 import os
 import pathlib
@@ -26,7 +28,9 @@ def run(tmp_path):
 
   def start(code: str, *arguments: str, env=None) -> ServerProcess:
     command = [sys.executable, '-c', textwrap.dedent(code), *arguments]
-    child = process.start(command, env=dict(os.environ) if env is None else env, log=tmp_path / 'logs' / 'server.log')
+    child = process.start(
+      command, env=dict(os.environ) if env is None else env, log=tmp_path / 'logs' / 'server.log'
+    )
     started.append(child)
     return ServerProcess('http://127.0.0.1:1', child, tmp_path / 'logs' / 'server.log')
 
@@ -42,55 +46,73 @@ def gone(pid: int) -> bool:
     return True
 
 
-PARENT = '''
+PARENT = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, {handler})
 child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); '
                           'print("deaf", flush=True); time.sleep(600)'])
 print('child', child.pid, flush=True)
 time.sleep(600)
-'''
+"""
 
 
-@pytest.mark.parametrize('handler, status', [('signal.SIG_DFL', -signal.SIGTERM), ('lambda *_: sys.exit(3)', 3),
-                                             ('signal.SIG_IGN', -signal.SIGKILL)])
+@pytest.mark.parametrize(
+  'handler, status',
+  [
+    ('signal.SIG_DFL', -signal.SIGTERM),
+    ('lambda *_: sys.exit(3)', 3),
+    ('signal.SIG_IGN', -signal.SIGKILL),
+  ],
+)
 def test_stop_asks_then_kills_and_leaves_nobody_of_the_group(run, handler, status):
   server = run(PARENT.format(handler=handler))
   patience.until(lambda: 'child' in server.tail() and 'deaf' in server.tail())
-  child = next(int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child'))
+  child = next(
+    int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child')
+  )
   assert server.alive and not gone(child)
   server.stop(0.2 if status == -signal.SIGKILL else 30.0)
   assert not server.alive and server.process.returncode == status and gone(child)
-  server.stop(1.0)                                                 # twice is no error
+  server.stop(1.0)  # twice is no error
 
 
 def test_the_orphans_of_a_server_that_was_killed_are_ended_by_stop(run):
   server = run(PARENT.format(handler='signal.SIG_DFL'))
   patience.until(lambda: 'child' in server.tail())
-  child = next(int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child'))
+  child = next(
+    int(line.split()[1]) for line in server.tail().splitlines() if line.startswith('child')
+  )
   os.kill(server.pid, signal.SIGKILL)
   patience.until(lambda: not server.alive)
-  assert not server.alive and not gone(child)                      # asking twice does not lose the group
+  assert not server.alive and not gone(child)  # asking twice does not lose the group
   server.stop(1.0)
   patience.until(lambda: gone(child))
 
 
 def test_waiting_returns_when_ready_and_an_early_end_shows_the_end_of_the_log(run):
   server = run('import time; print("up", flush=True); time.sleep(600)')
-  process.wait_until(server.process, lambda: 'up' in server.tail(), server.log, patience.seconds(60), 'a server')
+  process.wait_until(
+    server.process, lambda: 'up' in server.tail(), server.log, patience.seconds(60), 'a server'
+  )
   with pytest.raises(RolloutError, match=r'a server: not ready within 0 s'):
     process.wait_until(server.process, lambda: False, server.log, 0.0, 'a server')
-  assert server.alive                                              # waiting ends nobody
+  assert server.alive  # waiting ends nobody
   broken = run('import sys; print("line 1\\nno such model", flush=True); sys.exit(7)')
-  with pytest.raises(RolloutError, match=r'(?s)a server: ended with status 7 before it was ready; .*no such model'):
+  with pytest.raises(
+    RolloutError, match=r'(?s)a server: ended with status 7 before it was ready; .*no such model'
+  ):
     process.wait_until(broken.process, lambda: False, broken.log, patience.seconds(60), 'a server')
 
 
 def test_a_line_that_names_the_error_stands_for_the_whole_log(run):
-  server = run('import sys; print("noise\\nerror: the port is taken", file=sys.stderr); sys.exit(2)')
+  server = run(
+    'import sys; print("noise\\nerror: the port is taken", file=sys.stderr); sys.exit(2)'
+  )
   with pytest.raises(RolloutError) as error:
     process.wait_until(server.process, lambda: False, server.log, patience.seconds(60), 'a server')
-  assert str(error.value) == (f'a server: ended with status 2 before it was ready; the port is taken (its log: {server.log})')
+  assert str(error.value) == (
+    f'a server: ended with status 2 before it was ready; the port is taken (its log: {server.log})'
+  )
 
 
 def test_what_cannot_be_started_is_one_clear_line(tmp_path):
@@ -119,16 +141,19 @@ def test_a_child_that_hides_its_memory_and_is_gone_when_it_is_asked_again_holds_
 
     def memory_info(self):
       raise psutil.NoSuchProcess(1)
+
   assert process._held(Vanishing()) == 0
 
 
 def test_the_environment_of_the_child_is_the_given_one(run):
-  server = run('import os; print(sorted(set(os.environ) - {"LC_CTYPE"}), flush=True)', env={'ONE': '1'})
+  server = run(
+    'import os; print(sorted(set(os.environ) - {"LC_CTYPE"}), flush=True)', env={'ONE': '1'}
+  )
   patience.until(lambda: not server.alive)
   assert server.tail() == "['ONE']"
 
 
-FAKE = '''
+FAKE = """
 import multiprocessing, os, sys, time
 
 def work():
@@ -142,12 +167,14 @@ if __name__ == '__main__':
   child.start()
   print('pids', os.getpid(), child.pid, sys.argv[1:], flush=True)
   time.sleep(600)
-'''
+"""
 
 
 @pytest.fixture
 def fake_sglang(tmp_path):
-  """An environment whose `sglang.launch_server` starts a child as the real one does, and does nothing to end it."""
+  """An environment whose `sglang.launch_server` starts a child as the real one does, and does
+  nothing to end it.
+  """
   package = tmp_path / 'fake' / 'sglang'
   package.mkdir(parents=True)
   (package / '__init__.py').write_text('')
@@ -155,25 +182,27 @@ def fake_sglang(tmp_path):
   return {**os.environ, 'PYTHONPATH': str(package.parent)}
 
 
-START = '''
+START = """
 import os, pathlib, sys, time
 from paravt_jax.serving import process
 command = [sys.executable, sys.argv[1], '--parent-pid', str(os.getpid()), '--port', '1']
 process.start(command, env=dict(os.environ), log=pathlib.Path(sys.argv[2]))
 time.sleep(600)
-'''
+"""
 
 
 @pytest.mark.parametrize('victim', ['starter', 'server'])
 def test_the_launcher_lets_no_process_outlive_the_one_above_it(fake_sglang, tmp_path, victim):
   log = tmp_path / 'log'
   path = os.pathsep.join([fake_sglang['PYTHONPATH'], str(ROOT)])
-  starter = subprocess.Popen([sys.executable, '-c', START, str(LAUNCHER), str(log)], env={**fake_sglang, 'PYTHONPATH': path})
+  starter = subprocess.Popen(
+    [sys.executable, '-c', START, str(LAUNCHER), str(log)], env={**fake_sglang, 'PYTHONPATH': path}
+  )
   try:
     patience.until(lambda: log.exists() and 'pids' in log.read_text())
     line = next(line for line in log.read_text().splitlines() if line.startswith('pids'))
     server, child = (int(word) for word in line.split()[1:3])
-    assert line.endswith("['--port', '1']")                        # the launcher's own argument is not passed on
+    assert line.endswith("['--port', '1']")  # the launcher's own argument is not passed on
     os.kill(starter.pid if victim == 'starter' else server, signal.SIGKILL)
     patience.until(lambda: gone(server) and gone(child))
   finally:

@@ -27,8 +27,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 def params():
   rng = np.random.default_rng(0)
   embedding = rng.normal(size=(30, 8)).astype(np.float32)
-  return {'text': {'embed': {'embedding': embedding}, 'norm': {'scale': np.ones(8, np.float32)}},
-          'head': {'kernel': rng.normal(size=(8, 30)).astype(np.float32)}}
+  return {
+    'text': {'embed': {'embedding': embedding}, 'norm': {'scale': np.ones(8, np.float32)}},
+    'head': {'kernel': rng.normal(size=(8, 30)).astype(np.float32)},
+  }
 
 
 def abstract(params):
@@ -50,13 +52,21 @@ def test_device_arrays_in_bfloat16_come_back_as_they_were(params, tmp_path):
 
 def test_orbax_itself_reads_the_arrays(params, tmp_path):
   folder = publish.save(tmp_path, 1, params, keep=1)
-  jax.tree.map(np.testing.assert_array_equal, ocp.PyTreeCheckpointer().restore(folder / 'arrays'), params)
+  jax.tree.map(
+    np.testing.assert_array_equal, ocp.PyTreeCheckpointer().restore(folder / 'arrays'), params
+  )
 
 
-def test_a_layout_of_files_that_a_reader_would_not_expect_is_not_published(params, tmp_path, monkeypatch):
+def test_a_layout_of_files_that_a_reader_would_not_expect_is_not_published(
+  params, tmp_path, monkeypatch
+):
   plain = publish._handler
   monkeypatch.setattr(publish, '_handler', lambda: type(plain())(use_ocdbt=True))
-  with pytest.raises(SyncError, match=r"weights cannot be written .*'head/kernel': file 'head.kernel/0.0' is not the 240 values of a shard"):
+  with pytest.raises(
+    SyncError,
+    match=r"weights cannot be written .*'head/kernel': file 'head.kernel/0.0' is not the 240 "
+    r'values of a shard',
+  ):
     publish.save(tmp_path, 1, params, keep=1)
   assert not list(tmp_path.iterdir())
 
@@ -76,13 +86,19 @@ def test_a_missing_an_unknown_and_a_reshaped_array_are_named(params, tmp_path):
     publish.load(folder, {**wanted, 'extra': jax.ShapeDtypeStruct((1,), np.float32)})
   with pytest.raises(SyncError, match=r"'head/kernel' is unknown"):
     publish.load(folder, {'text': wanted['text']})
-  with pytest.raises(SyncError, match=r"'head/kernel' is float32\[8, 30\], wanted float32 or bfloat16 \[8, 31\]"):
+  with pytest.raises(
+    SyncError, match=r"'head/kernel' is float32\[8, 30\], wanted float32 or bfloat16 \[8, 31\]"
+  ):
     publish.load(folder, {**wanted, 'head': {'kernel': jax.ShapeDtypeStruct((8, 31), np.float32)}})
 
 
 def test_any_damaged_file_is_noticed(params, tmp_path):
   good = publish.save(tmp_path / 'weights', 1, params, keep=1)
-  files = [path.relative_to(good) for path in sorted((good / 'arrays').rglob('*')) if path.is_file() and path.name[0].isdigit()]
+  files = [
+    path.relative_to(good)
+    for path in sorted((good / 'arrays').rglob('*'))
+    if path.is_file() and path.name[0].isdigit()
+  ]
   assert len(files) == 3
   for file in files:
     whole = (good / file).read_bytes()
@@ -95,7 +111,9 @@ def test_any_damaged_file_is_noticed(params, tmp_path):
 
 
 def test_swapped_arrays_and_a_broken_manifest_are_noticed(params, tmp_path):
-  folder = publish.save(tmp_path, 1, {'a': np.zeros(4, np.float32), 'b': np.ones(4, np.float32)}, keep=1)
+  folder = publish.save(
+    tmp_path, 1, {'a': np.zeros(4, np.float32), 'b': np.ones(4, np.float32)}, keep=1
+  )
   wanted = abstract({'a': np.zeros(4, np.float32), 'b': np.ones(4, np.float32)})
   (folder / 'arrays' / 'a').rename(tmp_path / 'a')
   (folder / 'arrays' / 'b').rename(folder / 'arrays' / 'a')
@@ -127,7 +145,10 @@ def test_arrays_that_do_not_fit_are_refused_before_they_are_written(params, tmp_
   usage = publish.shutil.disk_usage(tmp_path)
   monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=3_999_999))
   large = {'a': np.ones((2, 500_000), np.float32)}
-  with pytest.raises(SyncError, match=r'weights cannot be written \(.*No space left on device: 4 MB are wanted.*; free space'):
+  with pytest.raises(
+    SyncError,
+    match=r'weights cannot be written \(.*No space left on device: 4 MB are wanted.*; free space',
+  ):
     publish.save(tmp_path, 2, large, keep=2)
   assert list(tmp_path.iterdir()) == []
   monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=4_000_000))
@@ -135,12 +156,17 @@ def test_arrays_that_do_not_fit_are_refused_before_they_are_written(params, tmp_
 
 
 @pytest.mark.parametrize('seen', ['before', 'while it writes'])
-def test_a_full_disk_is_one_error_and_leaves_what_was_published(params, tmp_path, monkeypatch, seen):
+def test_a_full_disk_is_one_error_and_leaves_what_was_published(
+  params, tmp_path, monkeypatch, seen
+):
   if seen == 'while it writes':
     monkeypatch.setattr(publish, '_refuse_too_large', lambda job: None)
   publish.save(tmp_path, 1, params, keep=2)
   large = {'a': np.ones(1 << 20, np.float32)}
-  before, old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+  before, old = (
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    resource.getrlimit(resource.RLIMIT_FSIZE),
+  )
   resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, old[1]))
   try:
     with pytest.raises(SyncError, match=r'weights cannot be written \(.*; free space') as caught:
@@ -171,25 +197,44 @@ def test_other_dtypes_are_not_published(params, tmp_path):
 def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(params, tmp_path):
   trained, frozen = {'head': params['head']}, {'text': params['text']}
   folder = publish.save(tmp_path, 4, trained, keep=1, held=frozen, canary={'tokens': [1, 2]})
-  assert sorted(path.name for path in (folder / 'arrays').iterdir() if path.name.startswith(('head', 'text'))) == ['head.kernel']
+  assert sorted(
+    path.name for path in (folder / 'arrays').iterdir() if path.name.startswith(('head', 'text'))
+  ) == ['head.kernel']
   own = manifest.leaves(frozen)
   version, back = publish.load(folder, abstract(params), own)
   assert (version, list(back)) == (4, ['head'])
   page = publish.read_manifest(folder)
-  assert sorted(page.held) == ['text/embed/embedding', 'text/norm/scale'] and page.canary == {'tokens': [1, 2]}
-  with pytest.raises(SyncError, match="'text/norm/scale' was left out as unchanged, but is another one here"):
+  assert sorted(page.held) == ['text/embed/embedding', 'text/norm/scale'] and page.canary == {
+    'tokens': [1, 2]
+  }
+  with pytest.raises(
+    SyncError, match="'text/norm/scale' was left out as unchanged, but is another one here"
+  ):
     publish.load(folder, abstract(params), {**own, 'text/norm/scale': np.full(8, 2, np.float32)})
-  with pytest.raises(SyncError, match="'text/embed/embedding' is not in this version and not held here"):
+  with pytest.raises(
+    SyncError, match="'text/embed/embedding' is not in this version and not held here"
+  ):
     publish.load(folder, abstract(params))
   with pytest.raises(SyncError, match="'head/kernel' is both published and held"):
     publish.save(tmp_path, 5, trained, keep=1, held=params)
 
 
 def test_a_reader_that_holds_the_rest_in_bfloat16_is_no_stranger(params, tmp_path):
-  folder = publish.save(tmp_path, 4, {'head': params['head']}, keep=1, held={'text': params['text']})
-  half = {name: np.asarray(leaf, jax.numpy.bfloat16) for name, leaf in manifest.leaves({'text': params['text']}).items()}
-  asked = {name: lambda leaf=leaf: manifest.held_hashes({'x': leaf})['x'] for name, leaf in half.items()}
-  assert publish.load(folder, abstract(params), half)[0] == publish.load(folder, abstract(params), asked)[0] == 4
+  folder = publish.save(
+    tmp_path, 4, {'head': params['head']}, keep=1, held={'text': params['text']}
+  )
+  half = {
+    name: np.asarray(leaf, jax.numpy.bfloat16)
+    for name, leaf in manifest.leaves({'text': params['text']}).items()
+  }
+  asked = {
+    name: lambda leaf=leaf: manifest.held_hashes({'x': leaf})['x'] for name, leaf in half.items()
+  }
+  assert (
+    publish.load(folder, abstract(params), half)[0]
+    == publish.load(folder, abstract(params), asked)[0]
+    == 4
+  )
 
 
 def test_the_caller_may_overwrite_or_donate_its_arrays_as_soon_as_start_returns(tmp_path):
@@ -204,16 +249,24 @@ def test_the_caller_may_overwrite_or_donate_its_arrays_as_soon_as_start_returns(
   assert (back['host'] == 1).all() and (back['device'] == 1).all()
 
 
-def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(tmp_path, monkeypatch):
+def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(
+  tmp_path, monkeypatch
+):
   with publish.Publisher(tmp_path, keep=2) as publisher:
-    pending = [publisher.start(version, {'a': np.full(4, version, np.float32)}, held=None, canary=None) for version in (1, 2, 3)]
+    pending = [
+      publisher.start(version, {'a': np.full(4, version, np.float32)}, held=None, canary=None)
+      for version in (1, 2, 3)
+    ]
     assert pending[0].done and pending[1].done
     pending[2].result()
 
     def full(folder):
       raise OSError(28, 'No space left on device')
 
-    with monkeypatch.context() as patch, pytest.raises(SyncError, match=r'4: weights cannot be written \(No space left on device\)'):
+    with (
+      monkeypatch.context() as patch,
+      pytest.raises(SyncError, match=r'4: weights cannot be written \(No space left on device\)'),
+    ):
       patch.setattr(manifest, 'list_files', full)
       publisher.start(4, {'a': np.zeros(4, np.float32)}, held=None, canary=None).result()
     publisher.start(5, {'a': np.zeros(4, np.float32)}, held=None, canary=None).result()
@@ -222,7 +275,9 @@ def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(
 
 def test_held_arrays_are_hashed_once(params, tmp_path, monkeypatch):
   calls, real = [], manifest.held_hashes
-  monkeypatch.setattr(manifest, 'held_hashes', lambda named: calls.append(sorted(named)) or real(named))
+  monkeypatch.setattr(
+    manifest, 'held_hashes', lambda named: calls.append(sorted(named)) or real(named)
+  )
   frozen = {'text': params['text']}
   with publish.Publisher(tmp_path, keep=2) as publisher:
     for version in (1, 2):
@@ -234,12 +289,25 @@ def test_sharded_arrays_are_written_and_hashed_by_shard_and_read_as_one(tmp_path
   mesh = jax.make_mesh((4, 2), ('rows', 'columns'), axis_types=(AxisType.Auto, AxisType.Auto))
   whole = np.arange(64 * 16, dtype=np.float32).reshape(64, 16)
   place = lambda *axes: jax.device_put(whole, NamedSharding(mesh, PartitionSpec(*axes)))
-  params = {'both': place('rows', 'columns'), 'columns': place(None, 'columns'), 'rows': place('rows'), 'copies': place()}
+  params = {
+    'both': place('rows', 'columns'),
+    'columns': place(None, 'columns'),
+    'rows': place('rows'),
+    'copies': place(),
+  }
   with publish.Publisher(tmp_path, keep=1) as publisher:
     folder = publisher.start(1, params, held=None, canary=None).result()
   entries = publish.read_manifest(folder).arrays
-  assert {name: len(entry.shards) for name, entry in entries.items()} == {'both': 8, 'columns': 2, 'rows': 4, 'copies': 1}
-  assert {shard.index for shard in entries['columns'].shards} == {((0, 64), (0, 8)), ((0, 64), (8, 16))}
+  assert {name: len(entry.shards) for name, entry in entries.items()} == {
+    'both': 8,
+    'columns': 2,
+    'rows': 4,
+    'copies': 1,
+  }
+  assert {shard.index for shard in entries['columns'].shards} == {
+    ((0, 64), (0, 8)),
+    ((0, 64), (8, 16)),
+  }
   _, back = publish.load(folder, abstract(params))
   for name in params:
     np.testing.assert_array_equal(back[name], whole)
@@ -248,14 +316,21 @@ def test_sharded_arrays_are_written_and_hashed_by_shard_and_read_as_one(tmp_path
 
 
 def test_a_publisher_killed_in_the_middle_leaves_no_version(tmp_path):
-  code = f'''
+  code = f"""
 import os, pathlib, numpy as np
 from paravt_jax.serving import manifest, publish
 publish.save({str(tmp_path)!r}, 1, {{'a': np.ones(4, np.float32)}}, keep=2)
 manifest.list_files = lambda folder: os.kill(os.getpid(), 9)
 publish.save({str(tmp_path)!r}, 2, {{'a': np.ones(4, np.float32)}}, keep=2)
-'''
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=patience.seconds(300), check=False)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(300),
+    check=False,
+  )
   assert done.returncode == -9, done.stderr[-2000:]
   assert publish.versions(tmp_path) == [1] and (tmp_path / '.2.part').is_dir()
   publish.save(tmp_path, 3, {'a': np.ones(4, np.float32)}, keep=2)
@@ -269,7 +344,7 @@ def test_a_folder_without_permission_is_one_error(tmp_path):
     publish.save(tmp_path / 'weights', 1, {'a': np.ones(4, np.float32)}, keep=1)
 
 
-PROCESS = '''
+PROCESS = """
 import sys, jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
@@ -288,7 +363,7 @@ with publish.Publisher(sys.argv[3], keep=3) as publisher:
     publisher.start(3, tree, held=None, canary=None).result()
   except SyncError as error:
     print(error)
-'''
+"""
 
 
 @pytest.mark.slow
@@ -297,8 +372,17 @@ def test_two_processes_publish_their_shards_as_one_version_and_both_learn_of_a_f
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-  started = [subprocess.Popen([sys.executable, '-c', PROCESS, address, str(i), str(tmp_path / 'weights')], cwd=ROOT, env=env,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in (0, 1)]
+  started = [
+    subprocess.Popen(
+      [sys.executable, '-c', PROCESS, address, str(i), str(tmp_path / 'weights')],
+      cwd=ROOT,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in (0, 1)
+  ]
   try:
     said = [process.communicate(timeout=patience.seconds(300))[0] for process in started]
   finally:
@@ -311,5 +395,7 @@ def test_two_processes_publish_their_shards_as_one_version_and_both_learn_of_a_f
   for version in (1, 2):
     folder = tmp_path / 'weights' / str(version)
     assert len(publish.read_manifest(folder).arrays['rows'].shards) == 4
-    found, back = publish.load(folder, abstract({'rows': whole, 'copies': whole, 'frozen': whole}), {'frozen': whole})
+    found, back = publish.load(
+      folder, abstract({'rows': whole, 'copies': whole, 'frozen': whole}), {'frozen': whole}
+    )
     assert found == version and (back['rows'] == whole).all() and (back['copies'] == whole).all()

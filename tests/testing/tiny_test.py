@@ -1,4 +1,6 @@
-"""The tiny model: its tokenizer is lossless, short where it matters, and loads everywhere; its folder is a checkpoint."""
+"""The tiny model: its tokenizer is lossless, short where it matters, and loads everywhere; its
+folder is a checkpoint.
+"""
 
 import random
 
@@ -38,11 +40,23 @@ def count(chat, text):
 def test_any_text_comes_back(tok, chat):
   draw = random.Random(0)
   pools = [(32, 127), (0x80, 0x3000), (0x1F300, 0x1FA00), (9, 14)]
-  words = [*tiny.STRUCTURAL, *tiny.SPECIAL, '<41.0 seconds>', prompts.SYSTEM, ' red', '110', 'e\u0301']
+  words = [
+    *tiny.STRUCTURAL,
+    *tiny.SPECIAL,
+    '<41.0 seconds>',
+    prompts.SYSTEM,
+    ' red',
+    '110',
+    'e\u0301',
+  ]
   for _ in range(2000):
-    pick = lambda: draw.choice(words) if draw.random() < 0.2 else chr(draw.randrange(*draw.choice(pools)))
+    pick = lambda: (
+      draw.choice(words) if draw.random() < 0.2 else chr(draw.randrange(*draw.choice(pools)))
+    )
     text = ''.join(pick() for _ in range(draw.randrange(20)))
-    assert tok.decode(tok.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
+    assert (
+      tok.decode(tok.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
+    )
     for trusted in (True, False):
       assert chat.decode(chat.encode(text, trusted=trusted)) == text
 
@@ -63,7 +77,15 @@ def test_integers_and_whole_second_stamps_are_one_token_each(chat):
 
 def test_a_number_is_the_same_token_wherever_it_stands(chat):
   wanted = chat.encode('41', trusted=True)[0]
-  for text in ('What appears at 41?', 'Look at 41.', 'Seen: 41 red', '"start_time": 41, ', '[40, 41]', '1, 41 and', ' 41'):
+  for text in (
+    'What appears at 41?',
+    'Look at 41.',
+    'Seen: 41 red',
+    '"start_time": 41, ',
+    '[40, 41]',
+    '1, 41 and',
+    ' 41',
+  ):
     assert wanted in chat.encode(text, trusted=True)
 
 
@@ -73,7 +95,9 @@ def test_fixed_texts_cost_few_tokens(chat):
   assert count(chat, 'What appears at 41?\n' + prompts.FORMAT_HINTS['oe']) <= 5
   call, reply = traces.call_turn([41], [(39, 43)]), traces.answer_turn(['41 red'], 'red')
   prefix = count(chat, '<think>\n')
-  assert count(chat, call) - prefix + 1 == 14        # sampled: `<|im_end|>` counts, the pinned prefix does not
+  assert (
+    count(chat, call) - prefix + 1 == 14
+  )  # sampled: `<|im_end|>` counts, the pinned prefix does not
   assert count(chat, traces.call_turn([41, 73], [(39, 43), (71, 75)])) - prefix + 1 == 23
   assert count(chat, reply) - prefix + 1 == 11
   assert 600 <= chat.vocab_size <= 1000
@@ -85,7 +109,9 @@ def test_transformers_reads_the_same_ids(folder, tok):
   text = '<|im_start|>user\n<41.0 seconds>What appears at 41 12?\n\u00e9<think>\n<|im_end|>'
   assert loaded.encode(text) == tok.encode(text).ids and loaded.decode(loaded.encode(text)) == text
   assert loaded.eos_token == '<|im_end|>' and loaded.pad_token == '<|endoftext|>'
-  rendered = loaded.apply_chat_template([{'role': 'user', 'content': 'hi'}], tokenize=False, add_generation_prompt=True)
+  rendered = loaded.apply_chat_template(
+    [{'role': 'user', 'content': 'hi'}], tokenize=False, add_generation_prompt=True
+  )
   assert rendered == '<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n'
 
 
@@ -99,9 +125,15 @@ def test_a_model_folder_loads_and_is_a_function_of_its_seed(tmp_path):
     config = tiny.build_model_folder(tmp_path / name, seed)
   loaded, params = weights.load_hf(tmp_path / 'a')
   assert loaded == config and config.text.vocab % 64 == 0 and config.tied
-  embedding = lambda name: np.asarray(weights.load_hf(tmp_path / name)[1]['text']['embed']['embedding'])
+  embedding = lambda name: np.asarray(
+    weights.load_hf(tmp_path / name)[1]['text']['embed']['embedding']
+  )
   np.testing.assert_array_equal(embedding('a'), embedding('b'))
   assert (embedding('a') != embedding('c')).any()
   chat = ChatTokenizer.load(tmp_path / 'a')
-  assert (config.image_id, config.video_id, config.vision_start_id) == (chat.image_pad, chat.video_pad, chat.vision_start)
+  assert (config.image_id, config.video_id, config.vision_start_id) == (
+    chat.image_pad,
+    chat.video_pad,
+    chat.vision_start,
+  )
   assert chat.vocab_size <= config.text.vocab

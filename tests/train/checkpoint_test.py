@@ -21,7 +21,10 @@ HOST = {'position': {'epoch': 1, 'index': 7}, 'running': ['a', 'b'], 'version': 
 
 
 def tree(scale=1.0, width=3):
-  return {'params': {'w': jnp.full((2, width), float(scale)), 'b': jnp.zeros(width)}, 'count': jnp.int32(4)}
+  return {
+    'params': {'w': jnp.full((2, width), float(scale)), 'b': jnp.zeros(width)},
+    'count': jnp.int32(4),
+  }
 
 
 def test_a_record_comes_back_whole_with_its_counters(tmp_path):
@@ -49,15 +52,23 @@ def test_a_learner_state_moves_from_one_device_to_eight(tmp_path):
   optimizer = common.sgd()
   before = common.fresh(optimizer, common.mesh_of())
   checkpoint.save(tmp_path, 1, before, {}, keep=1)
-  after = checkpoint.restore(tmp_path, state.abstract(common.CONFIG, optimizer, common.mesh_of(2, 2, 2))).state
+  after = checkpoint.restore(
+    tmp_path, state.abstract(common.CONFIG, optimizer, common.mesh_of(2, 2, 2))
+  ).state
   kernel = after.params['text']['layers']['gate']['kernel']
-  assert len(kernel.sharding.device_set) == 8 and kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24)
+  assert len(kernel.sharding.device_set) == 8 and kernel.sharding.shard_shape(kernel.shape) == (
+    2,
+    16,
+    24,
+  )
   assert not common.change(jax.device_get(before.params), jax.device_get(after.params)).any()
 
 
 def test_another_shape_names_file_leaf_got_and_wanted(tmp_path):
   checkpoint.save(tmp_path, 3, tree(width=3), {}, keep=1)
-  message = r'00000003: leaf params/b has shape \(3,\) float32, wanted \(4,\) float32; .*own run folder'
+  message = (
+    r'00000003: leaf params/b has shape \(3,\) float32, wanted \(4,\) float32; .*own run folder'
+  )
   with pytest.raises(CheckpointError, match=message):
     checkpoint.restore(tmp_path, tree(width=4))
 
@@ -109,7 +120,7 @@ def test_a_record_that_cannot_be_written_leaves_the_earlier_ones_and_no_remains(
   assert checkpoint.restore(tmp_path, tree()).step == 1
 
 
-KILLED = textwrap.dedent('''
+KILLED = textwrap.dedent("""
     import os, pathlib, signal, sys
     import jax.numpy as jnp
     from paravt_jax.train import checkpoint
@@ -117,14 +128,18 @@ KILLED = textwrap.dedent('''
     checkpoint._barrier = lambda name: None
     pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.save(sys.argv[1], 2, {'w': jnp.zeros(4)}, {'step': 2}, keep=3)
-''')
+""")
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_record_usable(tmp_path):
   root = pathlib.Path(__file__).parents[2]
-  done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)], cwd=root, env={**os.environ, 'PYTHONPATH': str(root)})
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, str(tmp_path)],
+    cwd=root,
+    env={**os.environ, 'PYTHONPATH': str(root)},
+  )
   assert done.returncode == -signal.SIGKILL
-  assert len(list(tmp_path.iterdir())) == 2                        # the record, and the remains of the second
+  assert len(list(tmp_path.iterdir())) == 2  # the record, and the remains of the second
   record = checkpoint.restore(tmp_path, {'w': jnp.zeros(4)})
   assert record.step == 1 and record.state['w'].tolist() == [1] * 4
   checkpoint.save(tmp_path, 2, {'w': jnp.zeros(4)}, {'step': 2}, keep=3)
@@ -135,7 +150,9 @@ def test_what_a_killed_save_left_is_swept_and_records_stay(tmp_path):
   checkpoint.save(tmp_path, 1, tree(), {}, keep=2)
   (tmp_path / '.writing-00000002' / 'arrays').mkdir(parents=True)
   checkpoint.sweep(tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == ['00000001'] and checkpoint.latest(tmp_path) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ['00000001'] and checkpoint.latest(
+    tmp_path
+  ) == 1
   checkpoint.sweep(tmp_path / 'absent')
 
 

@@ -14,13 +14,37 @@ from paravt_jax.train.optimizer import Optimizer
 
 PAD = 5
 CONFIG = Config(
-  text=TextConfig(vocab=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, rope_theta=1e4,
-                  rope_sections=(2, 1, 1), norm_eps=1e-6, max_positions=512),
-  vision=VisionConfig(width=16, depth=1, mlp=32, heads=2, patch=16, merge=2, temporal=2, positions=16, taps=(0,)),
-  tied=True, image_id=PAD, video_id=6, vision_start_id=3, vision_end_id=4)
-MODEL = step.ModelOptions(dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=1.0, banned=())
-RL_MODEL = step.ModelOptions(dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=.7, banned=(5, 6))
-RL = step.RLOptions(clip=.2, weight_cap=5., beta=.5, kl_limit=10., batch_norm='std', updates_per_batch=1)
+  text=TextConfig(
+    vocab=64,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    rope_theta=1e4,
+    rope_sections=(2, 1, 1),
+    norm_eps=1e-6,
+    max_positions=512,
+  ),
+  vision=VisionConfig(
+    width=16, depth=1, mlp=32, heads=2, patch=16, merge=2, temporal=2, positions=16, taps=(0,)
+  ),
+  tied=True,
+  image_id=PAD,
+  video_id=6,
+  vision_start_id=3,
+  vision_end_id=4,
+)
+MODEL = step.ModelOptions(
+  dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=1.0, banned=()
+)
+RL_MODEL = step.ModelOptions(
+  dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=0.7, banned=(5, 6)
+)
+RL = step.RLOptions(
+  clip=0.2, weight_cap=5.0, beta=0.5, kl_limit=10.0, batch_norm='std', updates_per_batch=1
+)
 
 
 def sgd(rate=1.0, frozen=()):
@@ -35,7 +59,7 @@ def adam(rate=0.1):
 
 def mesh_of(data=1, fsdp=1, tensor=1):
   """A mesh over the first devices."""
-  return sharding.make_mesh(data, fsdp, tensor, jax.devices()[:data * fsdp * tensor])
+  return sharding.make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])
 
 
 def picture(rng):
@@ -43,26 +67,45 @@ def picture(rng):
   return rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
-def sample(rng, length, images=0, trained=.5, advantage=0.0):
-  """Random tokens, `images` placeholders in the first half, the last share of the tokens trained, a behaviour near uniform."""
+def sample(rng, length, images=0, trained=0.5, advantage=0.0):
+  """Random tokens, `images` placeholders in the first half, the last share of the tokens trained, a
+  behaviour near uniform.
+  """
   ids = rng.integers(10, 64, length).astype(np.int32)
   if images:
     ids[rng.choice(np.arange(1, max(length // 2, 2)), images, replace=False)] = PAD
   mask = (np.arange(length) >= length * (1 - trained)) & (ids != PAD)
-  extras = {'mask': mask, 'advantage': np.full(length, advantage), 'behavior': rng.normal(-4, .3, length),
-            'token_class': rng.integers(0, 3, length)}
+  extras = {
+    'mask': mask,
+    'advantage': np.full(length, advantage),
+    'behavior': rng.normal(-4, 0.3, length),
+    'token_class': rng.integers(0, 3, length),
+  }
   return Sample(ids, tuple(picture(rng) for _ in range(images)), extras)
 
 
-def group(rng, prefix=8, suffixes=(7, 5, 9), images=2, trained=.7):
+def group(rng, prefix=8, suffixes=(7, 5, 9), images=2, trained=0.7):
   """A prompt with frames and its rollouts, with advantages that differ."""
-  return Tree(sample(rng, prefix, images, 0.0), tuple(sample(rng, n, 0, trained, rng.normal()) for n in suffixes))
+  return Tree(
+    sample(rng, prefix, images, 0.0),
+    tuple(sample(rng, n, 0, trained, rng.normal()) for n in suffixes),
+  )
 
 
 def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS, **stills):
-  """Rows of 32 tokens and up to 4 images of 4 patches; `stills` are pack's row_stills and still_patches."""
-  return pack(trees, row_tokens=row_tokens, row_images=4, image_patches=4, image_id=PAD, rows_multiple=rows_multiple,
-              extras=extras, **stills)
+  """Rows of 32 tokens and up to 4 images of 4 patches; `stills` are pack's row_stills and
+  still_patches.
+  """
+  return pack(
+    trees,
+    row_tokens=row_tokens,
+    row_images=4,
+    image_patches=4,
+    image_id=PAD,
+    rows_multiple=rows_multiple,
+    extras=extras,
+    **stills,
+  )
 
 
 @functools.cache
@@ -85,7 +128,11 @@ def logprob_step(options=MODEL):
 def logprobs(rows, values=None, options=MODEL):
   """float32[R, T] of packed rows under `values` (params() by default)."""
   arrays, used = rows.micro_batches(rows.rows)
-  return np.asarray(logprob_step(options)(params() if values is None else values, step.put_batch(mesh_of(), arrays, used)))[0]
+  return np.asarray(
+    logprob_step(options)(
+      params() if values is None else values, step.put_batch(mesh_of(), arrays, used)
+    )
+  )[0]
 
 
 def change(before, after):

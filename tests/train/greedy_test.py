@@ -20,21 +20,34 @@ def context(config) -> np.ndarray:
 def test_each_token_is_the_best_one_that_is_not_banned_and_carries_its_log_prob_and_margin():
   config = tiny.tiny_config(tiny.make_tokenizer())
   params = model.init(config, jax.random.key(0))
-  found = greedy.make_greedy(config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]), OPTIONS, context(config), IMAGE, 5)(params)
+  found = greedy.make_greedy(
+    config, sharding.make_mesh(1, 1, 1, jax.devices()[:1]), OPTIONS, context(config), IMAGE, 5
+  )(params)
   ids = context(config)
   for token, logprob, margin in zip(*found):
     scores = np.array(model.logits(config, params, ids, (IMAGE,))[-1], np.float64)
     scores[[3, 7]] = -np.inf
     logprobs = np.sort(scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max())
     assert token == scores.argmax()
-    np.testing.assert_allclose((logprob, margin), (logprobs[-1], logprobs[-1] - logprobs[-2]), atol=1e-5)
+    np.testing.assert_allclose(
+      (logprob, margin), (logprobs[-1], logprobs[-1] - logprobs[-2]), atol=1e-5
+    )
     ids = np.append(ids, token)
 
 
 def test_a_mesh_of_eight_foretells_what_one_device_does():
   config = tiny.tiny_config(tiny.make_tokenizer())
   params = model.init(config, jax.random.key(0))
-  one, eight = (greedy.make_greedy(config, sharding.make_mesh(1, n, t, jax.devices()[:n * t]), OPTIONS, context(config), IMAGE, 4)(params)
-                for n, t in ((1, 1), (4, 2)))
+  one, eight = (
+    greedy.make_greedy(
+      config,
+      sharding.make_mesh(1, n, t, jax.devices()[: n * t]),
+      OPTIONS,
+      context(config),
+      IMAGE,
+      4,
+    )(params)
+    for n, t in ((1, 1), (4, 2))
+  )
   assert one[0].tolist() == eight[0].tolist()
   np.testing.assert_allclose(one[1], eight[1], atol=1e-5)

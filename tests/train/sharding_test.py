@@ -11,9 +11,21 @@ from paravt_jax.train import sharding, state
 from paravt_jax.train.optimizer import OptimizerOptions, make_optimizer
 from tests.train import common
 
-ADAMW = OptimizerOptions(name='adamw', learning_rate=2e-6, matrix_learning_rate=0., schedule='constant', warmup_steps=0,
-                         total_steps=0, final_scale=0., weight_decay=.01, beta1=.9, beta2=.999, epsilon=1e-8,
-                         momentum=.95, clip_norm=1.)
+ADAMW = OptimizerOptions(
+  name='adamw',
+  learning_rate=2e-6,
+  matrix_learning_rate=0.0,
+  schedule='constant',
+  warmup_steps=0,
+  total_steps=0,
+  final_scale=0.0,
+  weight_decay=0.01,
+  beta1=0.9,
+  beta2=0.999,
+  epsilon=1e-8,
+  momentum=0.95,
+  clip_norm=1.0,
+)
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)])
@@ -24,10 +36,12 @@ def test_every_parameter_of_a_published_model_matches_a_rule_and_divides(size, s
   places = sharding.parameter_shardings(model.logical_axes(config), shapes, common.mesh_of(*shape))
   assert jax.tree.structure(shapes) == jax.tree.structure(places)
   total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  held = sum(int(jax.numpy.prod(jax.numpy.array(place.shard_shape(leaf.shape), dtype=float)))
-             for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places)))
+  held = sum(
+    int(jax.numpy.prod(jax.numpy.array(place.shard_shape(leaf.shape), dtype=float)))
+    for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places))
+  )
   split = shape[1] * shape[2]
-  assert held < 1.02 * total / split                   # all that is large is split over fsdp and tensor
+  assert held < 1.02 * total / split  # all that is large is split over fsdp and tensor
 
 
 def test_the_state_of_8b_fits_its_mesh_and_optimizer_moments_lie_with_their_parameters():
@@ -37,7 +51,9 @@ def test_the_state_of_8b_fits_its_mesh_and_optimizer_moments_lie_with_their_para
   adam = full.opt_state[1][0]
   gate = lambda tree: tree['text']['layers']['gate']['kernel'].sharding.spec
   assert gate(adam.mu) == gate(full.params)
-  assert adam.nu['text']['layers']['gate']['kernel'].sharding.spec == PartitionSpec(None, 'fsdp', 'tensor')
+  assert adam.nu['text']['layers']['gate']['kernel'].sharding.spec == PartitionSpec(
+    None, 'fsdp', 'tensor'
+  )
   assert 'visual' not in adam.mu and adam.count.sharding.spec == PartitionSpec()
 
 
@@ -54,7 +70,9 @@ def test_two_axes_on_one_mesh_axis_are_refused():
 def test_a_dimension_that_does_not_divide_is_named():
   with pytest.raises(ConfigError, match='wte has vocab=7, wanted a multiple of 2'):
     shape = jax.ShapeDtypeStruct((7, 4), 'float32')
-    sharding.parameter_shardings({'wte': ('vocab', 'embed')}, {'wte': shape}, common.mesh_of(1, 1, 2))
+    sharding.parameter_shardings(
+      {'wte': ('vocab', 'embed')}, {'wte': shape}, common.mesh_of(1, 1, 2)
+    )
 
 
 def test_a_mesh_that_is_not_the_number_of_devices_is_refused():

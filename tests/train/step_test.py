@@ -1,4 +1,6 @@
-"""The step: the same numbers on any mesh and any split, what attention sees, what is trained, every knob of the update."""
+"""The step: the same numbers on any mesh and any split, what attention sees, what is trained, every
+knob of the update.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +26,9 @@ def build(kind, shape, frozen=(), rate=1.0, rl=common.RL, options=None):
 
 
 def run(kind, trees, shape=(1, 1, 1), micro=4, capacity=None, reference=1, **knobs):
-  """(change of the parameters, metrics) of one step; the reference has other weights than the policy."""
+  """(change of the parameters, metrics) of one step; the reference has other weights than the
+  policy.
+  """
   mesh = common.mesh_of(*shape)
   arrays, used = common.packed(trees).micro_batches(micro, capacity)
   start = common.fresh(common.sgd(knobs.get('rate', 1.0), knobs.get('frozen', ())), mesh)
@@ -57,16 +61,28 @@ def test_large_images_give_the_same_step_on_eight_devices_as_on_one():
   documents = []
   for large in (True, False, True, True):
     one = common.sample(rng, 12, 2)
-    pictures = (rng.integers(0, 256, (64, 32, 3), dtype=np.uint8) if large else one.images[0], one.images[1])
+    pictures = (
+      rng.integers(0, 256, (64, 32, 3), dtype=np.uint8) if large else one.images[0],
+      one.images[1],
+    )
     documents.append(Tree(Sample(one.ids, pictures, one.extras)))
   arrays, used = common.packed(documents, row_stills=2, still_patches=8).micro_batches(4)
   assert arrays['still_grids'].any()
   changes = []
   for shape in ((1, 1, 1), (2, 2, 2)):
     mesh = common.mesh_of(*shape)
-    after, totals = build('sft', shape)(common.fresh(common.sgd(1.0), mesh), step.put_batch(mesh, arrays, used))
-    changes.append((common.change(common.params(), jax.device_get(after.params)), sums.reduce(totals)['sft/loss']))
-  assert common.relative(changes[1][0], changes[0][0]) <= 1e-5 and changes[1][1] == pytest.approx(changes[0][1], rel=1e-5)
+    after, totals = build('sft', shape)(
+      common.fresh(common.sgd(1.0), mesh), step.put_batch(mesh, arrays, used)
+    )
+    changes.append(
+      (
+        common.change(common.params(), jax.device_get(after.params)),
+        sums.reduce(totals)['sft/loss'],
+      )
+    )
+  assert common.relative(changes[1][0], changes[0][0]) <= 1e-5 and changes[1][1] == pytest.approx(
+    changes[0][1], rel=1e-5
+  )
 
 
 @pytest.mark.parametrize('kind', ['sft', 'rl'])
@@ -83,9 +99,13 @@ def test_micro_batches_that_are_not_used_are_not_run():
   arrays, used = rows.micro_batches(1, 6)
   spoil = lambda x: np.concatenate([x[:used], np.ones_like(x[used:])])
   garbage = {name: spoil(x) for name, x in arrays.items()}
-  after = lambda a: build('sft', (1, 1, 1))(common.fresh(common.sgd(), mesh), step.put_batch(mesh, a, used))[0]
+  after = lambda a: build('sft', (1, 1, 1))(
+    common.fresh(common.sgd(), mesh), step.put_batch(mesh, a, used)
+  )[0]
   clean, dirty = after(arrays), after(garbage)
-  assert np.array_equal(common.change(common.params(), clean.params), common.change(common.params(), dirty.params))
+  assert np.array_equal(
+    common.change(common.params(), clean.params), common.change(common.params(), dirty.params)
+  )
 
 
 def test_the_supervised_loss_is_the_mean_cross_entropy_over_targets():
@@ -110,8 +130,8 @@ def test_a_shared_prefix_gives_the_log_probs_of_separate_sequences():
     joined = Sample(np.concatenate([tree.prefix.ids, suffix.ids]), tree.prefix.images)
     alone = common.packed([Tree(joined)], rows_multiple=1)
     start = len(tree.prefix.ids)
-    want = common.logprobs(alone)[0, start:start + len(suffix.ids)]
-    np.testing.assert_allclose(found[0, span.start:span.stop], want, atol=2e-6)
+    want = common.logprobs(alone)[0, start : start + len(suffix.ids)]
+    np.testing.assert_allclose(found[0, span.start : span.stop], want, atol=2e-6)
 
 
 def two_documents(rng):
@@ -125,13 +145,17 @@ def test_deviation_1_every_earlier_token_and_frame_moves_later_log_probs():
   for at in range(11):
     ids, images = trees[0].prefix.ids.copy(), list(trees[0].prefix.images)
     if ids[at] == common.PAD:
-      images[int((ids[:at] == common.PAD).sum())] = 255 - images[int((ids[:at] == common.PAD).sum())]
+      images[int((ids[:at] == common.PAD).sum())] = (
+        255 - images[int((ids[:at] == common.PAD).sum())]
+      )
     else:
       ids[at] = 10 + (ids[at] - 9) % 54
-    after = common.logprobs(common.packed([Tree(Sample(ids, tuple(images))), trees[1]], rows_multiple=1))
-    moved = np.abs(after - before)[0, first.start + at + 1:first.stop]
+    after = common.logprobs(
+      common.packed([Tree(Sample(ids, tuple(images))), trees[1]], rows_multiple=1)
+    )
+    moved = np.abs(after - before)[0, first.start + at + 1 : first.stop]
     assert (moved > 1e-6).all(), at
-    assert (after == before)[0, first.start:first.start + at].all(), at
+    assert (after == before)[0, first.start : first.start + at].all(), at
 
 
 def test_another_packed_sequence_changes_nothing():
@@ -141,7 +165,10 @@ def test_another_packed_sequence_changes_nothing():
   other = common.packed([trees[0], Tree(common.sample(rng, 12, 2))], rows_multiple=1)
   assert rows.spans == other.spans and not np.array_equal(rows.tokens_RT, other.tokens_RT)
   span = rows.spans[0][0]
-  assert np.array_equal(common.logprobs(rows)[0, span.start:span.stop], common.logprobs(other)[0, span.start:span.stop])
+  assert np.array_equal(
+    common.logprobs(rows)[0, span.start : span.stop],
+    common.logprobs(other)[0, span.start : span.stop],
+  )
 
 
 def test_another_suffix_of_the_same_prefix_changes_nothing():
@@ -152,14 +179,14 @@ def test_another_suffix_of_the_same_prefix_changes_nothing():
   a, b = common.logprobs(rows)[0], common.logprobs(changed)[0]
   for kept in (1, 3):
     span = rows.spans[0][kept]
-    assert np.array_equal(a[span.start:span.stop], b[span.start:span.stop])
+    assert np.array_equal(a[span.start : span.stop], b[span.start : span.stop])
 
 
 def without_reference():
   """A step with beta 0 and a frozen tower, that gets no reference parameters."""
   mesh, optimizer = common.mesh_of(), common.sgd(1.0, ('visual',))
   arrays, used = common.packed(groups()).micro_batches(4)
-  run_step = build('rl', (1, 1, 1), frozen=('visual',), rl=dataclasses.replace(common.RL, beta=0.))
+  run_step = build('rl', (1, 1, 1), frozen=('visual',), rl=dataclasses.replace(common.RL, beta=0.0))
   return run_step(common.fresh(optimizer, mesh), step.put_batch(mesh, arrays, used))[0].params
 
 
@@ -170,17 +197,21 @@ def test_a_frozen_tower_gets_no_gradient_and_the_rest_moves():
 
 
 def test_a_frozen_tower_has_no_optimizer_state():
-  optimizer = Optimizer(optax.adam(.1), optax.constant_schedule(.1), ('visual',))
+  optimizer = Optimizer(optax.adam(0.1), optax.constant_schedule(0.1), ('visual',))
   full = state.abstract(common.CONFIG, optimizer, common.mesh_of())
   assert full.opt_state[0].mu.keys() == {'text'}
   trained = sum(x.size for x in jax.tree.leaves(full.params['text']))
-  assert sum(x.size for x in jax.tree.leaves(full.opt_state)) == 2 * trained + 1           # two moments and a count
+  assert (
+    sum(x.size for x in jax.tree.leaves(full.opt_state)) == 2 * trained + 1
+  )  # two moments and a count
 
 
 def test_an_unfrozen_tower_is_trained():
   mesh = common.mesh_of()
   arrays, used = common.packed(groups()).micro_batches(4)
-  after, _ = build('sft', (1, 1, 1))(common.fresh(common.sgd(), mesh), step.put_batch(mesh, arrays, used))
+  after, _ = build('sft', (1, 1, 1))(
+    common.fresh(common.sgd(), mesh), step.put_batch(mesh, arrays, used)
+  )
   for name, leaf in after.params['visual'].items():
     assert common.change(common.params()['visual'][name], leaf).any(), name
 
@@ -196,14 +227,16 @@ def test_more_updates_per_batch_move_further_from_one_fixed_prox_and_the_clip_ac
   twice = dataclasses.replace(common.RL, updates_per_batch=3)
   once, metrics_once = run('rl', groups())
   thrice, metrics = run('rl', groups(), rl=twice)
-  assert metrics['policy/updates'] == 3 and metrics['policy/tokens'] == metrics_once['policy/tokens']
+  assert (
+    metrics['policy/updates'] == 3 and metrics['policy/tokens'] == metrics_once['policy/tokens']
+  )
   assert metrics['policy/ratio'] != pytest.approx(1, abs=1e-3) and metrics['policy/clip_share'] > 0
   assert np.linalg.norm(thrice) > 1.2 * np.linalg.norm(once)
   # the gap is between the fixed prox and the behaviour policy: the same however many updates follow
   assert metrics['policy/gap_mean'] == pytest.approx(metrics_once['policy/gap_mean'], rel=1e-5)
 
 
-def rl_loss_by_hand(rows, reference, rl, temperature=.7, normalize=True):
+def rl_loss_by_hand(rows, reference, rl, temperature=0.7, normalize=True):
   """The loss of section 7 at one update, in numpy, from log-probs of policy and reference."""
   options = dataclasses.replace(common.RL_MODEL, temperature=temperature)
   logp, behave = common.logprobs(rows, options=options), rows.extras['behavior']
@@ -214,21 +247,29 @@ def rl_loss_by_hand(rows, reference, rl, temperature=.7, normalize=True):
   weight = np.exp(logp - behave)
   total = 0.0
   for row, start in zip(*np.nonzero(mask)):
-    same = (rows.segments_RT[row] == rows.segments_RT[row, start]) & (rows.branches_RT[row] == rows.branches_RT[row, start])
+    same = (rows.segments_RT[row] == rows.segments_RT[row, start]) & (
+      rows.branches_RT[row] == rows.branches_RT[row, start]
+    )
     to_come = same & mask[row] & (np.arange(mask.shape[1]) >= start)
     credit = advantage[row, start] / scale - rl.beta * kl[row][to_come].sum()
     total -= credit * weight[row, start] * (weight[row, start] <= rl.weight_cap)
   return total / mask.sum()
 
 
-@pytest.mark.parametrize(('batch_norm', 'normalize'), [('std', True), pytest.param('none', False, marks=pytest.mark.slow)])
-def test_deviation_15_the_loss_is_that_of_the_specification_with_the_reference_at_the_same_temperature(batch_norm, normalize):
+@pytest.mark.parametrize(
+  ('batch_norm', 'normalize'), [('std', True), pytest.param('none', False, marks=pytest.mark.slow)]
+)
+def test_deviation_15_the_loss_is_that_of_the_specification_with_the_reference_at_the_same_temperature(
+  batch_norm, normalize
+):
   rl = dataclasses.replace(common.RL, batch_norm=batch_norm)
   _, metrics = run('rl', groups(), rl=rl)
   want = rl_loss_by_hand(common.packed(groups()), common.params(1), rl, normalize=normalize)
   assert metrics['policy/loss'] == pytest.approx(want, rel=1e-4)
   assert metrics['policy/kl_reference'] != 0
-  assert metrics['policy/kl_reward'] == pytest.approx(-.5 * metrics['policy/kl_reference'], rel=1e-5)
+  assert metrics['policy/kl_reward'] == pytest.approx(
+    -0.5 * metrics['policy/kl_reference'], rel=1e-5
+  )
 
 
 def test_a_policy_equal_to_its_reference_has_no_kl():
@@ -254,7 +295,7 @@ def test_a_missing_reference_is_refused():
 
 def test_deviation_10_sub_agents_are_trained_when_their_tokens_carry_an_advantage():
   rng = np.random.default_rng(3)
-  subagent = Tree(common.sample(rng, 9, 2, .5, advantage=1.5))
+  subagent = Tree(common.sample(rng, 9, 2, 0.5, advantage=1.5))
   with_them, metrics = run('rl', [*groups(2), subagent])
   without, metrics_without = run('rl', groups(2))
   assert metrics['policy/tokens'] > metrics_without['policy/tokens']
@@ -267,7 +308,7 @@ def test_the_weight_cap_drops_tokens_that_the_server_thought_unlikely():
     tree.suffixes[0].extras['behavior'][:] = -30.0
   _, metrics = run('rl', trees)
   dropped = sum(int(tree.suffixes[0].extras['mask'].sum()) for tree in trees)
-  assert metrics['policy/dropped_share'] * metrics['policy/tokens'] >= dropped - .01
+  assert metrics['policy/dropped_share'] * metrics['policy/tokens'] >= dropped - 0.01
   assert 0 < metrics['policy/ess'] < 1
 
 
@@ -277,8 +318,10 @@ def test_metrics_are_split_by_token_class_and_weigh_right():
   gaps = [metrics[f'policy/gap_mean/class={name}'] for name in sums.CLASSES]
   assert sum(tokens) == metrics['policy/tokens']
   assert metrics['policy/gap_mean'] == pytest.approx(np.dot(tokens, gaps) / sum(tokens), rel=1e-5)
-  assert metrics['policy/gap_max'] == max(metrics[f'policy/gap_max/class={name}'] for name in sums.CLASSES)
-  assert metrics['policy/entropy'] <= np.log(62)                                 # 64 tokens, two of them banned
+  assert metrics['policy/gap_max'] == max(
+    metrics[f'policy/gap_max/class={name}'] for name in sums.CLASSES
+  )
+  assert metrics['policy/entropy'] <= np.log(62)  # 64 tokens, two of them banned
 
 
 def test_the_gap_at_tokens_of_the_current_version_is_told_apart():
@@ -290,15 +333,22 @@ def test_the_gap_at_tokens_of_the_current_version_is_told_apart():
   _, both = run('rl', [old, new])
   _, none = run('rl', [old])
   for kind in ('mean', 'max'):
-    assert both[f'policy/gap_current_{kind}'] == pytest.approx(alone[f'policy/gap_{kind}'], rel=1e-5)
-    assert both[f'policy/gap_{kind}'] != pytest.approx(alone[f'policy/gap_{kind}'], rel=1e-5) or kind == 'max'
+    assert both[f'policy/gap_current_{kind}'] == pytest.approx(
+      alone[f'policy/gap_{kind}'], rel=1e-5
+    )
+    assert (
+      both[f'policy/gap_{kind}'] != pytest.approx(alone[f'policy/gap_{kind}'], rel=1e-5)
+      or kind == 'max'
+    )
     assert f'policy/gap_current_{kind}' not in none
 
 
 @pytest.mark.parametrize('kind', ['sft', 'rl'])
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
   mesh, optimizer = common.mesh_of(), common.adam()
-  make, options = (step.make_sft_step, common.MODEL) if kind == 'sft' else (step.make_rl_step, common.RL_MODEL)
+  make, options = (
+    (step.make_sft_step, common.MODEL) if kind == 'sft' else (step.make_rl_step, common.RL_MODEL)
+  )
   update = make(common.CONFIG, optimizer, mesh, options, *(() if kind == 'sft' else (common.RL,)))
   arrays, used = common.packed(groups()).micro_batches(4)
   args = () if kind == 'sft' else (common.params(1),)
@@ -307,11 +357,24 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
   start = state.from_params(common.CONFIG, optimizer, mesh, values)
   before = jax.device_get((start.params, start.opt_state))
   after, totals = update(start, step.put_batch(mesh, arrays, used), *args)
-  assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(jax.device_get((after.params, after.opt_state)))))
-  assert int(after.step) == 1 and sums.reduce(totals)['optim/skipped'] == 1 and 'optim/grad_norm' not in sums.reduce(totals)
+  assert all(
+    map(
+      np.array_equal,
+      jax.tree.leaves(before),
+      jax.tree.leaves(jax.device_get((after.params, after.opt_state))),
+    )
+  )
+  assert (
+    int(after.step) == 1
+    and sums.reduce(totals)['optim/skipped'] == 1
+    and 'optim/grad_norm' not in sums.reduce(totals)
+  )
   good = common.fresh(optimizer, mesh)
   after, totals = update(good, step.put_batch(mesh, arrays, used), *args)
-  assert sums.reduce(totals)['optim/skipped'] == 0 and common.change(common.params(), jax.device_get(after.params)).any()
+  assert (
+    sums.reduce(totals)['optim/skipped'] == 0
+    and common.change(common.params(), jax.device_get(after.params)).any()
+  )
 
 
 def test_every_reported_name_is_documented():
@@ -326,8 +389,16 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused():
     step.put_batch(common.mesh_of(2, 2, 2), arrays, used)
 
 
-@pytest.mark.parametrize('knob', [
-  {'clip': 0.}, {'weight_cap': .5}, {'beta': -1.}, {'batch_norm': 'x'}, {'updates_per_batch': 0}])
+@pytest.mark.parametrize(
+  'knob',
+  [
+    {'clip': 0.0},
+    {'weight_cap': 0.5},
+    {'beta': -1.0},
+    {'batch_norm': 'x'},
+    {'updates_per_batch': 0},
+  ],
+)
 def test_options_that_make_no_sense_are_refused(knob):
   with pytest.raises(ConfigError, match=f'rl.{next(iter(knob))}='):
     build('rl', (1, 1, 1), rl=dataclasses.replace(common.RL, **knob))

@@ -1,4 +1,6 @@
-"""The pool: every request ends within its deadline, the loop is never blocked, no worker stays behind."""
+"""The pool: every request ends within its deadline, the loop is never blocked, no worker stays
+behind.
+"""
 
 import asyncio
 import os
@@ -67,17 +69,22 @@ def test_frames_are_resized_once_inside_the_worker(pool, clip):
 def test_async_and_sync_agree_and_probe_tells_the_header(pool, clip):
   async def both():
     return await pool.frames(clip, [3.0], *PIXELS), await pool.probe(clip)
+
   got, info = asyncio.run(both())
   np.testing.assert_array_equal(got.frames, pool.frames_sync(clip, [3.0], *PIXELS).frames)
-  assert (info.duration, info.fps, info.num_frames) == (32.0, 4.0, 128) and info == pool.probe_sync(clip)
+  assert (info.duration, info.fps, info.num_frames) == (32.0, 4.0, 128) and info == pool.probe_sync(
+    clip
+  )
 
 
 def test_many_requests_at_once_get_each_their_own_frames(pool, clip):
   async def one(i):
     got = await pool.frames(clip, [i / 4, (i + 40) / 4], *PIXELS)
     return [clips.read_count(frame) for frame in got.frames]
+
   async def many():
     return await asyncio.gather(*[one(i) for i in range(80)])
+
   assert asyncio.run(many()) == [[i, i + 40] for i in range(80)]
 
 
@@ -91,7 +98,7 @@ def test_decord_says_once_what_it_is_known_to_get_wrong(clip, caplog):
   with DecodePool(1, 20.0, 'decord') as pool:
     pool.probe_sync(str(clip))
     pool.probe_sync(str(clip))
-  warning, = [record.message for record in caplog.records if record.levelname == 'WARNING']
+  (warning,) = [record.message for record in caplog.records if record.levelname == 'WARNING']
   for known in ('transport streams', 'AVI', 'VP8 and VP9', 'edit list', '84 of 351'):
     assert known in warning
   assert '\n' not in warning
@@ -114,20 +121,25 @@ def test_a_file_that_hangs_is_a_timeout_within_its_deadline_and_the_pool_goes_on
 def test_more_hanging_files_than_workers_do_not_block_the_loop_or_the_pool(fifo, clip):
   async def run(pool):
     ticks = 0
+
     async def tick():
       nonlocal ticks
       while True:
         ticks += 1
         await asyncio.sleep(0.01)
+
     ticking = asyncio.create_task(tick())
     requests = [pool.frames(path, [1.0], *PIXELS) for path in [fifo] * 3 + [clip]]
     outcomes = await asyncio.gather(*requests, return_exceptions=True)
     ticking.cancel()
     return outcomes, ticks
+
   with DecodePool(2, 2.0, 'pyav') as pool:
     pool.probe_sync(clip)
     outcomes, ticks = asyncio.run(run(pool))
-  assert [getattr(outcome, 'reason', 'frames') for outcome in outcomes] == ['timeout'] * 3 + ['frames']
+  assert [getattr(outcome, 'reason', 'frames') for outcome in outcomes] == ['timeout'] * 3 + [
+    'frames'
+  ]
   assert ticks > 15
 
 
@@ -141,8 +153,14 @@ def test_a_worker_that_is_killed_is_a_crash_and_is_replaced(clip):
     assert pool.probe_sync(clip).num_frames == 128
 
 
-@pytest.mark.parametrize(('make', 'reason'), [(lambda path: None, 'missing'), (lambda path: path.write_bytes(b''), 'not_video'),
-                                              (lambda path: path.write_text('text ' * 99), 'not_video')])
+@pytest.mark.parametrize(
+  ('make', 'reason'),
+  [
+    (lambda path: None, 'missing'),
+    (lambda path: path.write_bytes(b''), 'not_video'),
+    (lambda path: path.write_text('text ' * 99), 'not_video'),
+  ],
+)
 def test_bad_files_are_typed_counted_and_leave_the_worker_alive(pool, tmp_path, make, reason):
   path = tmp_path / 'bad.mp4'
   make(path)
@@ -157,8 +175,10 @@ def test_bad_files_are_typed_counted_and_leave_the_worker_alive(pool, tmp_path, 
 def test_a_file_that_was_replaced_is_opened_anew(pool, tmp_path):
   path = tmp_path / 'b.mp4'
   for first in (3, 500):
-    clips.make_clip(path, 1, 4, SIZE, lambda i, first=first: clips.counting_frame(first + i, SIZE), 8)
-    for _ in range(4):                                                # both workers
+    clips.make_clip(
+      path, 1, 4, SIZE, lambda i, first=first: clips.counting_frame(first + i, SIZE), 8
+    )
+    for _ in range(4):  # both workers
       assert clips.read_count(pool.frames_sync(str(path), [0.0], *PIXELS).frames[0]) == first
 
 
@@ -184,6 +204,7 @@ def test_closing_ends_the_workers_and_fails_what_is_under_way(fifo):
     with pytest.raises(MediaError, match='closed'):
       await waiting
     return pids
+
   for pid in asyncio.run(run()):
     patience.until(lambda pid=pid: _gone(pid), 'a worker that was to end')
 
@@ -191,11 +212,14 @@ def test_closing_ends_the_workers_and_fails_what_is_under_way(fifo):
 @pytest.mark.parametrize('hanging', [False, True])
 def test_workers_end_when_their_parent_is_killed(tmp_path, fifo, clip, hanging):
   """Even one that hangs in a system call: its own alarm ends it, a little after the deadline."""
-  program = (f'import threading, time\nfrom paravt_jax.video.decode import DecodePool\n'
-             f'pool = DecodePool(2, 1.0, "pyav")\npool.probe_sync({clip!r}); pool.probe_sync({clip!r})\n'
-             f'for _ in range({2 * hanging}): threading.Thread(target=pool.probe_sync, args=({fifo!r},), daemon=True).start()\n'
-             f'time.sleep(.3)\n'
-             f'print(*[w.process.pid for w in pool._workers], flush=True)\ntime.sleep(60)\n')
+  program = (
+    f'import threading, time\nfrom paravt_jax.video.decode import DecodePool\n'
+    f'pool = DecodePool(2, 1.0, "pyav")\npool.probe_sync({clip!r}); pool.probe_sync({clip!r})\n'
+    f'for _ in range({2 * hanging}): threading.Thread(target=pool.probe_sync, '
+    f'args=({fifo!r},), daemon=True).start()\n'
+    f'time.sleep(.3)\n'
+    f'print(*[w.process.pid for w in pool._workers], flush=True)\ntime.sleep(60)\n'
+  )
   parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
   pids = [int(pid) for pid in parent.stdout.readline().split()]
   parent.kill()
@@ -206,14 +230,28 @@ def test_workers_end_when_their_parent_is_killed(tmp_path, fifo, clip, hanging):
 
 
 def slides(path):
-  """Frames 0..7 at 4 frames/s from 0 to 1.75 s, 8 at 10 s, 9 at 20 s, then 10..17 at 4 frames/s from 30 s on."""
+  """Frames 0..7 at 4 frames/s from 0 to 1.75 s, 8 at 10 s, 9 at 20 s, then 10..17 at 4 frames/s
+  from 30 s on.
+  """
   pts = [*range(8), 40, 80, *range(120, 128)]
-  return str(clips.make_clip(path, 18 / 4, 4, (64, 64), lambda i: clips.counting_frame(i, (64, 64)), 4, pts=pts,
-                             options={'bf': '0'}))
+  return str(
+    clips.make_clip(
+      path,
+      18 / 4,
+      4,
+      (64, 64),
+      lambda i: clips.counting_frame(i, (64, 64)),
+      4,
+      pts=pts,
+      options={'bf': '0'},
+    )
+  )
 
 
 @pytest.mark.parametrize('backend', ['pyav', 'decord'])
-def test_a_frame_that_stays_on_screen_carries_the_time_looked_at_and_tells_its_own(backend, tmp_path):
+def test_a_frame_that_stays_on_screen_carries_the_time_looked_at_and_tells_its_own(
+  backend, tmp_path
+):
   with DecodePool(1, 20.0, backend) as pool:
     got = pool.frames_sync(slides(tmp_path / 'a.mp4'), [5.0, 0.3, 12.0, 29.0, 1.9, 10.0], *PIXELS)
   assert [clips.read_count(frame) for frame in got.frames] == [7, 1, 8, 9, 7, 8]
@@ -230,7 +268,9 @@ def test_labels_lead_back_to_the_same_frames(pool, tmp_path):
   path = slides(tmp_path / 'a.mp4')
   first = pool.frames_sync(path, [5.0, 0.3, 12.0, 29.0], *PIXELS)
   again = pool.frames_sync(path, first.seconds, *PIXELS)
-  assert again.own.tolist() == first.own.tolist() and again.seconds.tolist() == first.seconds.tolist()
+  assert (
+    again.own.tolist() == first.own.tolist() and again.seconds.tolist() == first.seconds.tolist()
+  )
 
 
 def test_an_overview_of_few_slides_shows_each_of_them_once(pool, tmp_path):

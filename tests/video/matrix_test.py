@@ -84,7 +84,9 @@ def _check(path: pathlib.Path, turn=lambda image: image) -> list[tuple[float, np
 
 
 def _outcomes(path: pathlib.Path, right: list[tuple[float, np.ndarray]]) -> list[bool | str]:
-  """For each frame of the whole file, asked of a fresh reader: is it right, or the error's reason."""
+  """For each frame of the whole file, asked of a fresh reader: is it right, or the error's
+  reason.
+  """
   outcomes: list[bool | str] = []
   for seconds, image in right:
     reader = PyavReader(str(path))
@@ -258,7 +260,9 @@ def test_damage_in_the_middle_is_named_with_its_second_and_the_rest_is_read(fold
   assert outcomes[:12] == [True] * 12 and outcomes[-12:] == [True] * 12
   if container != 'ts':  # a transport stream may say nothing of what it lost
     assert 'decode' in outcomes and set(outcomes) == {True, 'decode'}
-    with pytest.raises(MediaError, match=r'lost or damaged between \d\.\d+ s and \d\.\d+ s') as error:
+    with pytest.raises(
+      MediaError, match=r'lost or damaged between \d\.\d+ s and \d\.\d+ s'
+    ) as error:
       list(PyavReader(str(path)).read([outcomes.index('decode') / 24 + 0.01]))
     assert 'fetch it again' not in str(error.value)
 

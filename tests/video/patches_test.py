@@ -12,10 +12,19 @@ def _frame(height, width, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize(('source', 'want'), [
-    ((224, 224), (224, 224)), ((360, 640), (160, 288)), ((1080, 1920), (160, 288)), ((640, 360), (288, 160)),
-    ((64, 64), (64, 64)), ((32, 32), (32, 32)), ((16, 16), (32, 32)), ((10, 1900), (32, 1568)),
-])
+@pytest.mark.parametrize(
+  ('source', 'want'),
+  [
+    ((224, 224), (224, 224)),
+    ((360, 640), (160, 288)),
+    ((1080, 1920), (160, 288)),
+    ((640, 360), (288, 160)),
+    ((64, 64), (64, 64)),
+    ((32, 32), (32, 32)),
+    ((16, 16), (32, 32)),
+    ((10, 1900), (32, 1568)),
+  ],
+)
 def test_target_sizes(source, want):
   assert patches.target_size(*source, 1024, 50176) == want
 
@@ -30,10 +39,14 @@ def test_every_target_is_a_multiple_of_32_within_the_limits_and_stays_as_it_is()
 
 
 def test_target_sizes_equal_those_of_the_published_processor():
-  smart_resize = pytest.importorskip('transformers.models.qwen2_vl.image_processing_pil_qwen2_vl').smart_resize
+  smart_resize = pytest.importorskip(
+    'transformers.models.qwen2_vl.image_processing_pil_qwen2_vl'
+  ).smart_resize
   for height, width in np.random.default_rng(1).integers(60, 2000, (300, 2)).tolist():
     if max(height, width) < 20 * min(height, width):
-      assert patches.target_size(height, width, 1024, 50176) == smart_resize(height, width, 32, 1024, 50176)
+      assert patches.target_size(height, width, 1024, 50176) == smart_resize(
+        height, width, 32, 1024, 50176
+      )
 
 
 @pytest.mark.parametrize('limits', [(1024, 1000), (2000, 1024)])
@@ -55,21 +68,57 @@ def test_frames_of_the_right_size_are_not_touched():
 
 def test_patches_are_listed_by_merge_blocks_and_hold_colour_row_column():
   frame = np.zeros((64, 96, 3), np.uint8)
-  frame[:, :, 0] = np.arange(4).repeat(16)[:, None] * 6 + np.arange(6).repeat(16)[None]     # number of the 16x16 cell, in red
+  frame[:, :, 0] = (
+    np.arange(4).repeat(16)[:, None] * 6 + np.arange(6).repeat(16)[None]
+  )  # number of the 16x16 cell, in red
   frame[5, 7, 2] = 200
   got, grid = patches.patchify(frame)
   assert grid == (4, 6)
   assert got.shape == (24, 768)
-  assert got[:, 0].tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, 12, 13, 18, 19, 14, 15, 20, 21, 16, 17, 22, 23]
+  assert got[:, 0].tolist() == [
+    0,
+    1,
+    6,
+    7,
+    2,
+    3,
+    8,
+    9,
+    4,
+    5,
+    10,
+    11,
+    12,
+    13,
+    18,
+    19,
+    14,
+    15,
+    20,
+    21,
+    16,
+    17,
+    22,
+    23,
+  ]
   assert np.flatnonzero(got[0]).tolist() == [2 * 256 + 5 * 16 + 7]
 
 
 def test_patches_equal_those_of_the_published_processor():
   module = pytest.importorskip('transformers.models.qwen2_vl.image_processing_pil_qwen2_vl')
-  processor = module.Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2, do_resize=False,
-                                              do_rescale=False, do_normalize=False, do_convert_rgb=False)
+  processor = module.Qwen2VLImageProcessorPil(
+    patch_size=16,
+    merge_size=2,
+    temporal_patch_size=2,
+    do_resize=False,
+    do_rescale=False,
+    do_normalize=False,
+    do_convert_rgb=False,
+  )
   frame = _frame(64, 96)
-  want = np.asarray(processor(images=[frame], return_tensors='np')['pixel_values']).reshape(24, 3, 2, 256)
+  want = np.asarray(processor(images=[frame], return_tensors='np')['pixel_values']).reshape(
+    24, 3, 2, 256
+  )
   got, _ = patches.patchify(frame)
   np.testing.assert_array_equal(got.reshape(24, 3, 256), want[:, :, 0])
   np.testing.assert_array_equal(got.reshape(24, 3, 256), want[:, :, 1])

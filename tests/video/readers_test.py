@@ -1,4 +1,6 @@
-"""Which frame is shown at a time, and what a broken file becomes. Frames spell their own number, so a wrong one is seen."""
+"""Which frame is shown at a time, and what a broken file becomes. Frames spell their own number, so
+a wrong one is seen.
+"""
 
 import pathlib
 import subprocess
@@ -21,7 +23,13 @@ def folder(tmp_path_factory):
 
 
 def _clip(folder, name, **changes):
-  options = {'seconds': 10, 'fps': 10, 'size': SIZE, 'frames_fn': lambda i: clips.counting_frame(i, SIZE), 'gop': 25} | changes
+  options = {
+    'seconds': 10,
+    'fps': 10,
+    'size': SIZE,
+    'frames_fn': lambda i: clips.counting_frame(i, SIZE),
+    'gop': 25,
+  } | changes
   path = folder / name
   return str(path if path.exists() else clips.make_clip(path, **options))
 
@@ -42,7 +50,7 @@ def test_the_header_is_told(folder, backend):
 @pytest.mark.parametrize('gop', [1, 8, 250])
 def test_the_frame_is_the_last_one_shown_at_or_before_the_time(folder, backend, gop):
   reader = readers.READERS[backend](_clip(folder, f'gop{gop}.mp4', gop=gop))
-  times = [0, .05, .1, 3.14, 3.2, 3.29, 7.7, 9.95]
+  times = [0, 0.05, 0.1, 3.14, 3.2, 3.29, 7.7, 9.95]
   assert _read(reader, times)[0] == [0, 0, 1, 31, 32, 32, 77, 99]
 
 
@@ -82,14 +90,14 @@ def test_times_outside_the_video_are_its_first_and_last_frame(folder):
 def test_at_a_variable_frame_rate_a_frame_is_shown_until_the_next(folder):
   pts = [0, 1, 2, 3, 20, 21, 40, 60, 61, 62]
   reader = readers.PyavReader(_clip(folder, 'variable.mp4', seconds=1, pts=pts))
-  counts, seconds = _read(reader, [.25, 1.5, 2.0, 3.9, 4.0, 5.9, 6.15])
+  counts, seconds = _read(reader, [0.25, 1.5, 2.0, 3.9, 4.0, 5.9, 6.15])
   assert counts == [2, 3, 4, 5, 6, 6, 8]
-  np.testing.assert_allclose(seconds, [.2, .3, 2.0, 2.1, 4.0, 4.0, 6.1], atol=1e-6)
+  np.testing.assert_allclose(seconds, [0.2, 0.3, 2.0, 2.1, 4.0, 4.0, 6.1], atol=1e-6)
 
 
 def test_seconds_count_from_the_streams_own_start(folder):
   reader = readers.PyavReader(_clip(folder, 'late.mp4', pts=[30 + i for i in range(100)]))
-  assert _read(reader, [0, .1, 5.0]) == ([0, 1, 50], pytest.approx([0, .1, 5.0]))
+  assert _read(reader, [0, 0.1, 5.0]) == ([0, 1, 50], pytest.approx([0, 0.1, 5.0]))
 
 
 def _encode(path, codec, count=100, options=None, codec_options=None, format=None, title=None):
@@ -99,16 +107,26 @@ def _encode(path, codec, count=100, options=None, codec_options=None, format=Non
     stream = out.add_stream(codec, rate=10, options=codec_options or {})
     stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
     for i in range(count):
-      out.mux(stream.encode(av.VideoFrame.from_ndarray(clips.counting_frame(i, SIZE), format='rgb24')))
+      out.mux(
+        stream.encode(av.VideoFrame.from_ndarray(clips.counting_frame(i, SIZE), format='rgb24'))
+      )
     out.mux(stream.encode(None))
   return path
 
 
-@pytest.mark.parametrize(('name', 'codec'), [('a.mkv', 'libx264'), ('a.ts', 'libx264'), ('a.mov', 'libx264'),
-                                             ('a.avi', 'mpeg4'), ('a.webm', 'libvpx-vp9')])
+@pytest.mark.parametrize(
+  ('name', 'codec'),
+  [
+    ('a.mkv', 'libx264'),
+    ('a.ts', 'libx264'),
+    ('a.mov', 'libx264'),
+    ('a.avi', 'mpeg4'),
+    ('a.webm', 'libvpx-vp9'),
+  ],
+)
 def test_other_containers_are_read_too(folder, name, codec):
   reader = readers.PyavReader(str(_encode(folder / name, codec, 40)))
-  assert (reader.info.num_frames, reader.info.duration) == (40, pytest.approx(4, abs=.11))
+  assert (reader.info.num_frames, reader.info.duration) == (40, pytest.approx(4, abs=0.11))
   assert _read(reader, [0, 1.55, 3.85])[0] == [0, 15, 38]
 
 
@@ -120,15 +138,19 @@ def test_an_avi_without_presentation_times_shows_frames_in_the_order_of_the_deco
 
 @pytest.mark.parametrize('codec', ['libx264', 'libx265', 'mpeg4'])
 def test_a_bare_stream_of_pictures_has_frames_at_its_rate(folder, codec):
-  name, format = {'libx264': ('bare.h264', 'h264'), 'libx265': ('bare.hevc', 'hevc'), 'mpeg4': ('bare.m4v', 'm4v')}[codec]
+  name, format = {
+    'libx264': ('bare.h264', 'h264'),
+    'libx265': ('bare.hevc', 'hevc'),
+    'mpeg4': ('bare.m4v', 'm4v'),
+  }[codec]
   path = str(_encode(folder / name, codec, 50, format=format))
-  if format == 'm4v':                        # not among the containers that are opened
+  if format == 'm4v':  # not among the containers that are opened
     with pytest.raises(MediaError, match='wanted a video file'):
       readers.PyavReader(path)
     return
   reader = readers.PyavReader(path)
   count = reader.info.num_frames
-  counts, times = _read(reader, [reader.info.duration * (i + .5) / count for i in range(count)])
+  counts, times = _read(reader, [reader.info.duration * (i + 0.5) / count for i in range(count)])
   assert (count, counts) == (50, list(range(50)))
   np.testing.assert_allclose(np.diff(times), reader.interval, atol=1e-6)
 
@@ -137,11 +159,16 @@ def test_a_bare_stream_of_pictures_has_frames_at_its_rate(folder, codec):
 def test_the_interval_is_the_usual_distance_of_frames_not_the_average(folder, backend):
   pts = [i if i < 20 else i + 100 * (i - 19) for i in range(30)]
   reader = readers.READERS[backend](_clip(folder, 'slides.mp4', seconds=3, pts=pts))
-  assert reader.interval == pytest.approx(.1, abs=1e-4)
+  assert reader.interval == pytest.approx(0.1, abs=1e-4)
 
 
 def test_of_a_video_of_one_frame_that_frame_is_shown(folder):
-  for name, codec in (('one.mp4', 'libx264'), ('one.mkv', 'libx264'), ('one.webm', 'libvpx-vp9'), ('one.avi', 'mpeg4')):
+  for name, codec in (
+    ('one.mp4', 'libx264'),
+    ('one.mkv', 'libx264'),
+    ('one.webm', 'libvpx-vp9'),
+    ('one.avi', 'mpeg4'),
+  ):
     reader = readers.PyavReader(str(_encode(folder / name, codec, 1)))
     assert reader.info.num_frames == 1 and reader.info.duration > 0 and reader.interval > 0
     assert _read(reader, [0, reader.info.duration])[0] == [0, 0]
@@ -150,12 +177,14 @@ def test_of_a_video_of_one_frame_that_frame_is_shown(folder):
 def test_a_title_that_is_not_utf8_does_no_harm(folder):
   path = pathlib.Path(str(_encode(folder / 'title.mp4', 'libx264', 10, title='mark')))
   path.write_bytes(path.read_bytes().replace(b'mark', b'\xbb\xd8\xbb\xd8'))
-  assert _read(readers.PyavReader(str(path)), [.5])[0] == [5]
+  assert _read(readers.PyavReader(str(path)), [0.5])[0] == [5]
 
 
 def test_a_codec_that_is_not_known_is_named_and_the_file_is_not_blamed(folder):
   path = folder / 'strange.mp4'
-  path.write_bytes(_encode(folder / 'known.mp4', 'libx264', 10).read_bytes().replace(b'avc1', b'zzz1'))
+  path.write_bytes(
+    _encode(folder / 'known.mp4', 'libx264', 10).read_bytes().replace(b'avc1', b'zzz1')
+  )
   with pytest.raises(MediaError, match=r'codec .*zzz1.*convert it') as error:
     readers.PyavReader(str(path))
   assert error.value.reason == 'not_video' and 'fetch' not in str(error.value)
@@ -164,7 +193,9 @@ def test_a_codec_that_is_not_known_is_named_and_the_file_is_not_blamed(folder):
 def test_samples_in_fragments_are_counted(folder):
   """The first samples are in `moov`, whose count is 10; the others are in fragments."""
   codec_options = {'g': '10', 'bf': '0', 'sc_threshold': '0'}
-  path = str(_encode(folder / 'partly.mp4', 'libx264', 60, {'movflags': 'frag_keyframe'}, codec_options))
+  path = str(
+    _encode(folder / 'partly.mp4', 'libx264', 60, {'movflags': 'frag_keyframe'}, codec_options)
+  )
   with av.open(path) as container:
     assert container.streams.video[0].frames == 10
   reader = readers.PyavReader(path)
@@ -174,18 +205,26 @@ def test_samples_in_fragments_are_counted(folder):
 
 def test_a_packet_that_the_end_of_an_edit_list_hides_is_still_decoded(folder):
   """B-frames before the cut refer to the frame behind it, which is hidden and not counted."""
-  path = pathlib.Path(str(_encode(folder / 'end.mp4', 'libx264', 40, codec_options={'bf': '3', 'b_strategy': '0', 'g': '100'})))
+  path = pathlib.Path(
+    str(
+      _encode(
+        folder / 'end.mp4', 'libx264', 40, codec_options={'bf': '3', 'b_strategy': '0', 'g': '100'}
+      )
+    )
+  )
   data = bytearray(path.read_bytes())
   at = data.index(b'elst') + 12
-  length = int.from_bytes(data[at:at + 4], 'big')
-  data[at:at + 4] = (length * 38 // 40).to_bytes(4, 'big')
+  length = int.from_bytes(data[at : at + 4], 'big')
+  data[at : at + 4] = (length * 38 // 40).to_bytes(4, 'big')
   path.write_bytes(data)
   with av.open(str(path)) as container:
-    right = [clips.read_count(frame.to_ndarray(format='rgb24')) for frame in container.decode(video=0)]
+    right = [
+      clips.read_count(frame.to_ndarray(format='rgb24')) for frame in container.decode(video=0)
+    ]
     assert any(packet.is_discard for packet in av.open(str(path)).demux(video=0))
   reader = readers.PyavReader(str(path))
   assert reader.info.num_frames == len(right) == 38
-  assert _read(reader, [i / 10 + .01 for i in range(38)])[0] == right == list(range(38))
+  assert _read(reader, [i / 10 + 0.01 for i in range(38)])[0] == right == list(range(38))
 
 
 def _marks(reader, monkeypatch, marked):
@@ -195,12 +234,15 @@ def _marks(reader, monkeypatch, marked):
   def from_first():
     first[0] = True
     return whole()
+
   monkeypatch.setattr(reader, '_from_first', from_first)
   monkeypatch.setattr(pyav_reader, '_is_damaged', lambda frame: marked(first[0], frame))
 
 
 def test_a_frame_that_is_marked_damaged_is_read_again_from_the_first_packet(folder, monkeypatch):
-  """Decoders learn from the first packets what they need later: 4:4:4 files of older x264 are such."""
+  """Decoders learn from the first packets what they need later: 4:4:4 files of older x264 are
+  such.
+  """
   reader = readers.PyavReader(_clip(folder, 'plain.mp4'))
   _marks(reader, monkeypatch, lambda first, frame: not first)
   assert _read(reader, [7.7, 8.0])[0] == [77, 80]
@@ -208,14 +250,18 @@ def test_a_frame_that_is_marked_damaged_is_read_again_from_the_first_packet(fold
 
 def test_a_frame_that_is_marked_damaged_even_so_is_named_with_its_second(folder, monkeypatch):
   reader = readers.PyavReader(_clip(folder, 'plain.mp4'))
-  _marks(reader, monkeypatch, lambda first, frame: frame.pts == reader._start + round(7.7 / reader._base))
+  _marks(
+    reader, monkeypatch, lambda first, frame: frame.pts == reader._start + round(7.7 / reader._base)
+  )
   assert _read(reader, [7.65, 7.8])[0] == [76, 78]
   with pytest.raises(MediaError, match=r'the frame at 7\.700 s is damaged') as error:
     list(reader.read([1.0, 7.75]))
   assert error.value.reason == 'decode' and 'fetch it again' not in str(error.value)
 
 
-def test_a_stream_that_is_marked_damaged_from_its_first_frame_on_shows_what_it_shows(folder, monkeypatch):
+def test_a_stream_that_is_marked_damaged_from_its_first_frame_on_shows_what_it_shows(
+  folder, monkeypatch
+):
   reader = readers.PyavReader(_clip(folder, 'plain.mp4'))
   _marks(reader, monkeypatch, lambda first, frame: True)
   assert _read(reader, [7.7])[0] == [77]
@@ -226,7 +272,7 @@ def test_a_header_that_overstates_by_a_moment_is_no_damage_where_every_sample_is
   data = bytearray(path.read_bytes())
   for box, offset in ((b'mdhd', 20), (b'elst', 12), (b'stts', 12)):
     at = data.index(box) + offset
-    data[at:at + 4] = (int.from_bytes(data[at:at + 4], 'big') * 47 // 40).to_bytes(4, 'big')
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4], 'big') * 47 // 40).to_bytes(4, 'big')
   path.write_bytes(data)
   reader = readers.PyavReader(str(path))
   assert reader.info.duration == pytest.approx(4.7)
@@ -244,7 +290,7 @@ def test_a_rotated_recording_comes_upright(folder):
     for _ in range(3):
       out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
     out.mux(stream.encode(None))
-  (_, _, got), = readers.PyavReader(path).read([0])
+  ((_, _, got),) = readers.PyavReader(path).read([0])
   assert got.shape == (96, 64, 3)
   assert {round(got[:40].mean(), -2), round(got[56:].mean(), -2)} == {0, 300}
 
@@ -258,7 +304,9 @@ def _audio(folder):
   path = str(folder / 'sound.mp4')
   with av.open(path, 'w') as out:
     stream = out.add_stream('aac', rate=16000)
-    frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format='fltp', layout='mono')
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 16000), np.float32), format='fltp', layout='mono'
+    )
     frame.sample_rate = 16000
     out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
@@ -267,11 +315,16 @@ def _audio(folder):
 
 @pytest.mark.parametrize('backend', ['pyav', 'decord'])
 def test_what_is_no_video_is_a_media_error_with_a_reason(folder, backend):
-  head = pathlib.Path(_clip(folder, 'plain.mp4')).read_bytes()[:3000]                    # its index comes last
+  head = pathlib.Path(_clip(folder, 'plain.mp4')).read_bytes()[:3000]  # its index comes last
   files = {
-      'missing': [str(folder / 'none.mp4')],
-      'not_video': [_bytes(folder, 'empty.mp4', b''), _bytes(folder, 'text.mp4', b'no video\n' * 99), str(folder),
-                    _audio(folder), _bytes(folder, 'head.mp4', head)],
+    'missing': [str(folder / 'none.mp4')],
+    'not_video': [
+      _bytes(folder, 'empty.mp4', b''),
+      _bytes(folder, 'text.mp4', b'no video\n' * 99),
+      str(folder),
+      _audio(folder),
+      _bytes(folder, 'head.mp4', head),
+    ],
   }
   for reason, paths in files.items():
     for path in paths:
@@ -291,12 +344,14 @@ def test_a_playlist_under_a_videos_name_is_not_followed(folder):
 def _front_header(folder):
   """A clip whose header comes first, so that cutting its end leaves a file that opens."""
   path = folder / 'front.mp4'
-  return path if path.exists() else _encode(path, 'libx264', 100, {'movflags': 'faststart'}, {'g': '10'})
+  return (
+    path if path.exists() else _encode(path, 'libx264', 100, {'movflags': 'faststart'}, {'g': '10'})
+  )
 
 
 def test_of_a_truncated_file_what_is_there_is_read_and_what_is_not_is_an_error(folder):
   whole = _front_header(folder).read_bytes()
-  reader = readers.PyavReader(_bytes(folder, 'cut.mp4', whole[:len(whole) * 8 // 10]))
+  reader = readers.PyavReader(_bytes(folder, 'cut.mp4', whole[: len(whole) * 8 // 10]))
   assert _read(reader, [0, 1.5, 2.0])[0] == [0, 15, 20]
   with pytest.raises(MediaError, match=r'ends at \d\.\d+ s, but the header promises 10') as error:
     list(reader.read([0, 9.5]))
@@ -304,11 +359,13 @@ def test_of_a_truncated_file_what_is_there_is_read_and_what_is_not_is_an_error(f
 
 
 def test_a_header_that_promises_more_than_there_is_is_an_error_not_a_repeated_frame(folder):
-  """10 s that say 1000 s, and 100 frames that say 10000: the media header, the edit list and the table of times lie."""
+  """10 s that say 1000 s, and 100 frames that say 10000: the media header, the edit list and the
+  table of times lie.
+  """
   data = bytearray(_front_header(folder).read_bytes())
   for box, offset in ((b'mdhd', 20), (b'elst', 12), (b'stts', 12)):
     at = data.index(box) + offset
-    data[at:at + 4] = (int.from_bytes(data[at:at + 4], 'big') * 100).to_bytes(4, 'big')
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4], 'big') * 100).to_bytes(4, 'big')
   reader = readers.PyavReader(_bytes(folder, 'lying.mp4', bytes(data)))
   assert reader.info.num_frames == 100
   assert reader.info.duration == pytest.approx(1000)
@@ -321,12 +378,12 @@ def test_a_header_that_promises_more_than_there_is_is_an_error_not_a_repeated_fr
 def test_a_damaged_middle_never_gives_a_frame_of_another_time(folder):
   data = bytearray(_front_header(folder).read_bytes())
   middle = len(data) * 3 // 4
-  data[middle:middle + 400] = bytes(400)
+  data[middle : middle + 400] = bytes(400)
   reader = readers.PyavReader(_bytes(folder, 'hole.mp4', bytes(data)))
   outcomes = set()
   for i in range(100):
     try:
-      (_, seconds, _), = reader.read([i / 10])
+      ((_, seconds, _),) = reader.read([i / 10])
       outcomes.add(round(seconds * 10) == i)
     except MediaError as error:
       outcomes.add(error.reason)
@@ -336,10 +393,14 @@ def test_a_damaged_middle_never_gives_a_frame_of_another_time(folder):
 def test_what_decord_cannot_read_is_a_typed_error_that_names_the_other_backend(folder, monkeypatch):
   reader = readers.DecordReader(_clip(folder, 'plain.mp4'))
   for fault in (RuntimeError, IndexError, ValueError, reader._faults[0]):
+
     def fail(*_, fault=fault):
       raise fault('inside\nmore')
+
     monkeypatch.setattr(reader._reader, 'get_batch', fail)
-    with pytest.raises(MediaError, match=r"decord cannot read it \(inside\); video.backend='pyav' may") as error:
+    with pytest.raises(
+      MediaError, match=r"decord cannot read it \(inside\); video.backend='pyav' may"
+    ) as error:
       list(reader.read([1.0]))
     assert error.value.reason == 'decode' and '\n' not in str(error.value)
 
@@ -350,6 +411,7 @@ def test_what_decord_raises_while_it_measures_is_typed_too(folder, monkeypatch, 
 
   def fail(*_):
     raise IndexError('out of range')
+
   monkeypatch.setattr(decord.VideoReader, method, fail)
   with pytest.raises(MediaError, match='decord cannot read it') as error:
     readers.DecordReader(_clip(folder, 'plain.mp4'))
@@ -357,7 +419,9 @@ def test_what_decord_raises_while_it_measures_is_typed_too(folder, monkeypatch, 
 
 
 def test_a_reader_imports_neither_jax_nor_torch():
-  program = ('import sys; from paravt_jax.video import worker; '
-             'print([name for name in ("jax", "torch", "decord", "pyarrow") if name in sys.modules])')
+  program = (
+    'import sys; from paravt_jax.video import worker; '
+    'print([name for name in ("jax", "torch", "decord", "pyarrow") if name in sys.modules])'
+  )
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'

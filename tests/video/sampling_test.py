@@ -16,24 +16,37 @@ RATE = {'fps': 1.0, 'min_frames': 2, 'max_frames': 16}
 
 
 def test_budgets_are_uniform_over_the_choices():
-  counts = collections.Counter(sampling.draw_budget(0, f'task-{i}', 0, CHOICES) for i in range(5000))
+  counts = collections.Counter(
+    sampling.draw_budget(0, f'task-{i}', 0, CHOICES) for i in range(5000)
+  )
   assert set(counts) == set(CHOICES)
-  assert sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 18.47   # chi-square, 4 degrees of freedom, p = .001
+  assert (
+    sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 18.47
+  )  # chi-square, 4 degrees of freedom, p = .001
 
 
 def test_release_3_the_budget_is_a_stable_hash_of_seed_task_and_epoch_equal_in_every_process():
-  program = ('from paravt_jax.video.sampling import draw_budget\n'
-             'print([draw_budget(7, f"task-{i}", 2, (4, 8, 16, 32, 64)) for i in range(8)])')
+  program = (
+    'from paravt_jax.video.sampling import draw_budget\n'
+    'print([draw_budget(7, f"task-{i}", 2, (4, 8, 16, 32, 64)) for i in range(8)])'
+  )
   here = [sampling.draw_budget(7, f'task-{i}', 2, CHOICES) for i in range(8)]
   for salt in ('1', '2'):
-    other = subprocess.run([sys.executable, '-c', program], env={'PYTHONHASHSEED': salt, 'PYTHONPATH': '.'},
-                           capture_output=True, text=True, check=True)
+    other = subprocess.run(
+      [sys.executable, '-c', program],
+      env={'PYTHONHASHSEED': salt, 'PYTHONPATH': '.'},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
     assert other.stdout.strip() == str(here)
   assert here == [4, 64, 64, 8, 32, 8, 4, 64]
 
 
 def test_release_3_the_budget_is_drawn_anew_for_another_task_epoch_or_seed():
-  draw = lambda seed, task, epoch: [sampling.draw_budget(seed, f'{task}-{i}', epoch, CHOICES) for i in range(50)]
+  draw = lambda seed, task, epoch: [
+    sampling.draw_budget(seed, f'{task}-{i}', epoch, CHOICES) for i in range(50)
+  ]
   base = draw(0, 'a', 0)
   assert draw(1, 'a', 0) != base
   assert draw(0, 'b', 0) != base
@@ -54,8 +67,13 @@ def test_an_overview_stands_at_the_middles_of_equal_parts():
   np.testing.assert_allclose(sampling.budget_times(64.0, 4, 4.0), [8, 24, 40, 56])
 
 
-@pytest.mark.parametrize(('budget', 'fps', 'want'), [(4, 30.0, 4), (64, 30.0, 64), (64, 4.0, 40), (64, 0.05, 1), (1, 30.0, 1)])
-def test_release_2_exactly_min_of_budget_and_frames_available_whatever_the_frame_rate(budget, fps, want):
+@pytest.mark.parametrize(
+  ('budget', 'fps', 'want'),
+  [(4, 30.0, 4), (64, 30.0, 64), (64, 4.0, 40), (64, 0.05, 1), (1, 30.0, 1)],
+)
+def test_release_2_exactly_min_of_budget_and_frames_available_whatever_the_frame_rate(
+  budget, fps, want
+):
   assert len(sampling.budget_times(10.0, budget, fps)) == want
 
 
@@ -71,12 +89,15 @@ def test_an_overview_of_nothing_is_refused():
     sampling.budget_times(0, 4, 4.0)
 
 
-@pytest.mark.parametrize(('start', 'end', 'want'), [
+@pytest.mark.parametrize(
+  ('start', 'end', 'want'),
+  [
     (10, 13, [10, 11, 12, 13]),
     (10.5, 13, [10.5, 11.5, 12.5]),
-    (10, 10.4, [10, 10.4]),                                            # at least two
-    (0.1, 0.1 + 3, [0.1, 1.1, 2.1, 3.1]),                              # floats must not lose the last one
-])
+    (10, 10.4, [10, 10.4]),  # at least two
+    (0.1, 0.1 + 3, [0.1, 1.1, 2.1, 3.1]),  # floats must not lose the last one
+  ],
+)
 def test_a_window_is_sampled_from_its_start_at_the_rate(start, end, want):
   np.testing.assert_allclose(sampling.window_times(Window(start, end), **RATE), want)
 
@@ -99,7 +120,9 @@ def test_an_empty_window_is_refused():
 
 
 def test_an_overview_asks_for_k_middles_even_of_a_video_with_fewer_frames():
-  np.testing.assert_array_equal(sampling.overview_times(64.0, 16, 4.0), sampling.budget_times(64.0, 16, 4.0))
+  np.testing.assert_array_equal(
+    sampling.overview_times(64.0, 16, 4.0), sampling.budget_times(64.0, 16, 4.0)
+  )
   np.testing.assert_allclose(sampling.overview_times(10.0, 4, 0.2), [1.25, 3.75, 6.25, 8.75])
 
 
@@ -114,9 +137,15 @@ def test_of_a_short_video_at_a_constant_rate_every_frame_is_found_once(count, fp
 
 def test_each_frame_is_left_once_under_its_first_label_and_the_repeats_are_counted():
   frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-  clip = Clip(frames, np.array([1.0, 41.0, 42.0, 43.0, 101.0]), 102.0, np.array([1.0, 1.0, 1.0, 2.0, 101.0]))
+  clip = Clip(
+    frames, np.array([1.0, 41.0, 42.0, 43.0, 101.0]), 102.0, np.array([1.0, 1.0, 1.0, 2.0, 101.0])
+  )
   got, repeated = sampling.once(clip, [1.5, 41.0, 42.0, 43.0, 101.5])
-  assert (got.seconds.tolist(), got.own.tolist(), repeated) == ([1.0, 43.0, 101.0], [1.0, 2.0, 101.0], 2)
+  assert (got.seconds.tolist(), got.own.tolist(), repeated) == (
+    [1.0, 43.0, 101.0],
+    [1.0, 2.0, 101.0],
+    2,
+  )
   assert got.frames[:, 0, 0, 0].tolist() == [0, 3, 4]
 
 

@@ -1,8 +1,9 @@
 """No process of a server outlives the one that asked for it, however that one ends.
 
-Two links can break. The process that started the server may be killed: `watch_parent` looks for that in a thread, because the
-kernel's parent-death signal is bound to the *thread* that forked, which may end long before its process. The server itself may
-be killed: its children, which multiprocessing starts from its main thread, ask the kernel to die with it (`die_with_parent`).
+Two links can break. The process that started the server may be killed: `watch_parent` looks for
+that in a thread, because the kernel's parent-death signal is bound to the *thread* that forked,
+which may end long before its process. The server itself may be killed: its children, which
+multiprocessing starts from its main thread, ask the kernel to die with it (`die_with_parent`).
 SGLang asks for that too, but only after imports of ten seconds.
 """
 
@@ -19,7 +20,9 @@ _GRACE_S = 5.0
 
 
 def die_with_parent() -> None:
-  """SIGKILL for this process when its parent is gone; at once if it is gone already. Linux only; elsewhere it does nothing."""
+  """SIGKILL for this process when its parent is gone; at once if it is gone already. Linux only;
+  elsewhere it does nothing.
+  """
   if sys.platform != 'linux':
     return
   parent = os.getppid()
@@ -29,7 +32,10 @@ def die_with_parent() -> None:
 
 
 def watch_parent(pid: int) -> None:
-  """Ends this process and its group when its parent is no longer `pid`. Returns at once; a thread does it."""
+  """Ends this process and its group when its parent is no longer `pid`. Returns at once; a thread
+  does it.
+  """
+
   def watch() -> None:
     while os.getppid() == pid:
       time.sleep(_POLL_S)
@@ -38,6 +44,7 @@ def watch_parent(pid: int) -> None:
     if os.getpgrp() == os.getpid():
       os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
   threading.Thread(target=watch, daemon=True, name='watch-parent').start()
 
 
@@ -47,5 +54,5 @@ def take_parent_pid(argv: list[str]) -> int | None:
     return None
   place = argv.index('--parent-pid')
   value = argv[place + 1]
-  del argv[place:place + 2]
+  del argv[place : place + 2]
   return int(value)

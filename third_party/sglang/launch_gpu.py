@@ -1,6 +1,7 @@
 """Runs sglang.launch_server on GPUs: `python launch_gpu.py [--parent-pid N] <arguments of SGLang>`.
 
-Nothing is declared or replaced here; the file is there so that no process of the server outlives the run (guard.py).
+Nothing is declared or replaced here; the file is there so that no process of the server outlives
+the run (guard.py).
 """
 
 import runpy

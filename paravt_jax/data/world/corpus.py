@@ -1,13 +1,17 @@
-"""The rows of the synthetic corpus: RL tasks and SFT conversations about the videos, as the published schemas have them.
+"""The rows of the synthetic corpus: RL tasks and SFT conversations about the videos, as the
+published schemas have them.
 
-Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that a row's id says what it teaches:
+Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that a row's id says
+what it teaches:
   trace      the main agent at a budget K: overview, question, calls, tool responses, answer
   subagent   one window and the question about it, answered shortly
-  lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
+  lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12
+  nothing. 50 blue.'
   glance<n>  the same on an overview of n frames
   choice<n>  an mcq question about such a window, answered at once
   letters    options alone: each with its letter, the step from what is seen to an answer
-`trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq or subagent_tvg.
+`trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq
+or subagent_tvg.
 """
 
 import dataclasses
@@ -23,17 +27,23 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.types import Task, Window
 from paravt_jax.video import sampling
 
-KIND = re.compile(rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|letters|(lookup|glance|choice)[1-9]\d*')
-SFT_NUMBERS = 1_000_000      # questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
+KIND = re.compile(
+  rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|letters|(lookup|glance|choice)[1-9]\d*'
+)
+# questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
+SFT_NUMBERS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusOptions:
-  """How many rows of what. sft_rows: by kind, see above. budgets: K of `trace` rows, drawn uniformly.
+  """How many rows of what. sft_rows: by kind, see above. budgets: K of `trace` rows, drawn
+  uniformly.
 
-  heldout_tasks are asked about heldout_videos, which no other row shows. loose: share of sub-agent rows whose window is
-  drawn at random around the cue (2 to 15 s); stray: share whose window misses it. asked: most times asked for in a look-up.
+  heldout_tasks are asked about heldout_videos, which no other row shows. loose: share of sub-agent
+  rows whose window is drawn at random around the cue (2 to 15 s); stray: share whose window misses
+  it. asked: most times asked for in a look-up.
   """
+
   videos: int
   heldout_videos: int
   rl_tasks: int
@@ -49,6 +59,7 @@ class CorpusOptions:
 @dataclasses.dataclass(frozen=True)
 class WorldOptions:
   """Everything that makes a world; with a seed it fixes every byte."""
+
   scene: scenes.SceneOptions
   questions: questions.QuestionOptions
   traces: traces.TraceOptions
@@ -62,14 +73,27 @@ def check(options: WorldOptions) -> None:
   corpus = options.corpus
   unknown = [kind for kind in corpus.sft_rows if not KIND.fullmatch(kind)]
   if unknown:
-    raise ConfigError(f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent (of one question: trace_mcq, …), '
-                      f'letters, lookup<n>, glance<n> or choice<n>')
-  if min(corpus.videos, corpus.videos_per_archive) < 1 or (corpus.heldout_tasks and corpus.heldout_videos < 1):
-    raise ConfigError(f'world.corpus: got videos={corpus.videos}, videos_per_archive={corpus.videos_per_archive}, '
-                      f'heldout_videos={corpus.heldout_videos}, wanted at least 1 of each')
-  longest = max((frames_of(kind) for kind in corpus.sft_rows if kind.startswith(('lookup', 'choice'))), default=0)
+    raise ConfigError(
+      f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent (of one question: '
+      'trace_mcq, …), '
+      f'letters, lookup<n>, glance<n> or choice<n>'
+    )
+  if min(corpus.videos, corpus.videos_per_archive) < 1 or (
+    corpus.heldout_tasks and corpus.heldout_videos < 1
+  ):
+    raise ConfigError(
+      f'world.corpus: got videos={corpus.videos}, videos_per_archive={corpus.videos_per_archive}, '
+      f'heldout_videos={corpus.heldout_videos}, wanted at least 1 of each'
+    )
+  longest = max(
+    (frames_of(kind) for kind in corpus.sft_rows if kind.startswith(('lookup', 'choice'))),
+    default=0,
+  )
   if longest > options.scene.seconds:
-    raise ConfigError(f'world.corpus.sft_rows: got a window of {longest}, wanted at most {options.scene.seconds} frames')
+    raise ConfigError(
+      f'world.corpus.sft_rows: got a window of {longest}, wanted at most '
+      f'{options.scene.seconds} frames'
+    )
 
 
 def frames_of(kind: str) -> int:
@@ -79,12 +103,16 @@ def frames_of(kind: str) -> int:
 
 
 def archive_of(index: int, options: CorpusOptions) -> int:
-  """Number (from 1) of the archive that holds video `index`; held-out videos come after the others."""
+  """Number (from 1) of the archive that holds video `index`; held-out videos come after the
+  others.
+  """
   return index // options.videos_per_archive + 1
 
 
 def sentinel(index: int, options: CorpusOptions) -> str:
-  """The media path of video `index`, as the published corpora write it: longvt_source/selftrace_1/world00000.mp4."""
+  """The media path of video `index`, as the published corpora write it:
+  longvt_source/selftrace_1/world00000.mp4.
+  """
   return f'longvt_source/selftrace_{archive_of(index, options)}/{video_name(index)}.mp4'
 
 
@@ -107,10 +135,24 @@ class Writer:
     self.videos = [sentinel(i, options.corpus) for i in range(len(drawn))]
 
   def task(self, video: int, number: int, source: str, only: str = '') -> Task:
-    """Question `number` about a video, of the kind `only` if one is named; Task.video is the sentinel path."""
-    asked = dataclasses.replace(self.options.questions, weights={only: 1.0}) if only else self.options.questions
-    return questions.draw(self.scenes[video], number, asked, shapes=self.options.scene.shapes,
-                          colours=self.options.scene.colours, video=self.videos[video], source=source, seed=self.seed)
+    """Question `number` about a video, of the kind `only` if one is named; Task.video is the
+    sentinel path.
+    """
+    asked = (
+      dataclasses.replace(self.options.questions, weights={only: 1.0})
+      if only
+      else self.options.questions
+    )
+    return questions.draw(
+      self.scenes[video],
+      number,
+      asked,
+      shapes=self.options.scene.shapes,
+      colours=self.options.scene.colours,
+      video=self.videos[video],
+      source=source,
+      seed=self.seed,
+    )
 
   def tasks(self, count: int, first: int, videos: int, source: str) -> Iterator[Task]:
     """`count` tasks spread evenly over `videos` videos from number `first` on."""
@@ -119,7 +161,12 @@ class Writer:
 
   def sft_rows(self, kind: str) -> Iterator[list[dict]]:
     """The conversations (lists of messages) of one kind."""
-    makers = {'trace': self._trace, 'subagent': self._subagent, 'choice': self._choice, 'letters': self._letters}
+    makers = {
+      'trace': self._trace,
+      'subagent': self._subagent,
+      'choice': self._choice,
+      'letters': self._letters,
+    }
     make = makers.get(re.match('[a-z]+', kind)[0], self._lookup)
     for i in range(self.options.corpus.sft_rows[kind]):
       yield make(kind, i)
@@ -127,19 +174,35 @@ class Writer:
   def _sft_task(self, kind: str, i: int) -> tuple[int, Task]:
     rng = seeds.rng(self.seed, 'sft', kind, i)
     video = int(rng.integers(self.options.corpus.videos))
-    return video, self.task(video, SFT_NUMBERS + seeds.at(self.seed, kind, i) % 2**40, kind, kind.partition('_')[2])
+    return video, self.task(
+      video, SFT_NUMBERS + seeds.at(self.seed, kind, i) % 2**40, kind, kind.partition('_')[2]
+    )
 
   def _trace(self, kind: str, i: int) -> list[dict]:
     video, task = self._sft_task(kind, i)
     budgets = self.options.corpus.budgets
     budget = budgets[seeds.at(self.seed, 'budget', i) % len(budgets)]
     scene = self.options.scene
-    trace = traces.work(self.scenes[video], task, budget, self.options.traces, shapes=scene.shapes, fps=scene.fps,
-                        seed=self.seed)
-    messages = [_system(), _user(_video(task.video, nframes=budget), prompts.question(task.question, task.question_type))]
+    trace = traces.work(
+      self.scenes[video],
+      task,
+      budget,
+      self.options.traces,
+      shapes=scene.shapes,
+      fps=scene.fps,
+      seed=self.seed,
+    )
+    messages = [
+      _system(),
+      _user(
+        _video(task.video, nframes=budget), prompts.question(task.question, task.question_type)
+      ),
+    ]
     for turn, replies in zip(trace.turns, trace.replies):
       messages.append(_text('assistant', turn))
-      messages += [_text('user', f'<tool_response>\n{reply}\n</tool_response>') for reply in replies]
+      messages += [
+        _text('user', f'<tool_response>\n{reply}\n</tool_response>') for reply in replies
+      ]
     return messages
 
   def _subagent(self, kind: str, i: int) -> list[dict]:
@@ -147,18 +210,32 @@ class Writer:
     start, end = self._window(video, task, i)
     window = Window(float(start), float(end))
     seconds = sampling.window_times(window, fps=1, min_frames=2, max_frames=16)
-    answer = traces.subagent_answer(self.scenes[video], task, [float(s) for s in seconds], self.options.scene.shapes)
+    answer = traces.subagent_answer(
+      self.scenes[video], task, [float(s) for s in seconds], self.options.scene.shapes
+    )
     part = _video(task.video, start=start, end=end, nframes=len(seconds))
     return [_user(part, prompts.subagent(window, task.question)), _text('assistant', answer)]
 
   def _window(self, video: int, task: Task, i: int) -> tuple[int, int]:
-    """(start, end): the teacher's window around one of the task's cues, or a loose one, or one that misses all cues."""
+    """(start, end): the teacher's window around one of the task's cues, or a loose one, or one that
+    misses all cues.
+    """
     rng = seeds.rng(self.seed, 'window', i)
     scene, cues = self.scenes[video], task.facts['cues']
-    kind = rng.choice(3, p=[1 - self.options.corpus.loose - self.options.corpus.stray, self.options.corpus.loose,
-                            self.options.corpus.stray])
+    kind = rng.choice(
+      3,
+      p=[
+        1 - self.options.corpus.loose - self.options.corpus.stray,
+        self.options.corpus.loose,
+        self.options.corpus.stray,
+      ],
+    )
     if kind == 0:
-      reach = self.options.traces.grounding_reach if task.question_type == 'tvg' else self.options.traces.reach
+      reach = (
+        self.options.traces.grounding_reach
+        if task.question_type == 'tvg'
+        else self.options.traces.reach
+      )
       return traces.window(scene, int(rng.choice(cues)), reach)
     length = int(rng.integers(2, 16))
     starts = range(scene.seconds - length)
@@ -171,12 +248,16 @@ class Writer:
     return start, start + length
 
   def _lookup(self, kind: str, i: int) -> list[dict]:
-    """A window of n seconds (lookup), around an event as often as not, or an overview of n frames (glance)."""
+    """A window of n seconds (lookup), around an event as often as not, or an overview of n frames
+    (glance).
+    """
     rng = seeds.rng(self.seed, kind, i)
     video, n = int(rng.integers(self.options.corpus.videos)), frames_of(kind)
     scene, path = self.scenes[video], self.videos[video]
     if kind.startswith('glance'):
-      seconds = [round(float(s)) for s in sampling.budget_times(scene.seconds, n, self.options.scene.fps)]
+      seconds = [
+        round(float(s)) for s in sampling.budget_times(scene.seconds, n, self.options.scene.fps)
+      ]
       part = _video(path, nframes=n)
     else:
       event = scene.events[rng.integers(len(scene.events))]
@@ -185,10 +266,11 @@ class Writer:
       start = min(max(start, 0), scene.seconds - n)
       seconds = list(range(start, start + n))
       part = _video(path, start=start, end=start + max(n - 1, 1), nframes=n)
-    asked = traces.lookup_times(scene, seconds, int(rng.integers(1, min(n, self.options.corpus.asked) + 1)), rng)
+    asked = traces.lookup_times(
+      scene, seconds, int(rng.integers(1, min(n, self.options.corpus.asked) + 1)), rng
+    )
     answer = traces.lookup_answer(scene, asked, self.options.scene.shapes)
     return [_user(part, traces.lookup_question(asked)), _text('assistant', answer)]
-
 
   def _choice(self, kind: str, i: int) -> list[dict]:
     """A window of n seconds that shows the cue, an mcq question, and the turn that answers it."""
@@ -197,15 +279,24 @@ class Writer:
     cue, scene = task.facts['cues'][0], self.scenes[video]
     start = min(max(cue - int(rng.integers(n)), 0), scene.seconds - n)
     part = _video(task.video, start=start, end=start + max(n - 1, 1), nframes=n)
-    turn = traces.answer_turn([f'{cue} {task.facts["labels"][0]}'], task.answer,
-                             traces.choice_lines(task, self.options.traces.walk_options))
-    return [_user(part, prompts.question(task.question, task.question_type)), _text('assistant', turn)]
-
+    turn = traces.answer_turn(
+      [f'{cue} {task.facts["labels"][0]}'],
+      task.answer,
+      traces.choice_lines(task, self.options.traces.walk_options),
+    )
+    return [
+      _user(part, prompts.question(task.question, task.question_type)),
+      _text('assistant', turn),
+    ]
 
   def _letters(self, kind: str, i: int) -> list[dict]:
-    """A question with all names as options, without a video; the reply gives every option's letter, in random order."""
+    """A question with all names as options, without a video; the reply gives every option's letter,
+    in random order.
+    """
     rng = seeds.rng(self.seed, kind, i)
-    names = [*list(scenes.COLOURS)[:self.options.scene.colours], scenes.NOTHING][:len(questions.LETTERS)]
+    names = [*list(scenes.COLOURS)[: self.options.scene.colours], scenes.NOTHING][
+      : len(questions.LETTERS)
+    ]
     names = [str(name) for name in rng.permutation(names)]
     order = rng.permutation(len(names))
     reply = traces.letters_answer([names[j] for j in order], [questions.LETTERS[j] for j in order])
@@ -215,11 +306,19 @@ class Writer:
 
 def rl_row(task: Task) -> dict:
   """A task in the published RL schema: prompt, videos, extra_info (JSON text)."""
-  extra = {'id': task.id, 'answer': task.answer, 'question_type': task.question_type, 'facts': task.facts}
+  extra = {
+    'id': task.id,
+    'answer': task.answer,
+    'question_type': task.question_type,
+    'facts': task.facts,
+  }
   if task.options:
     extra['options'] = list(task.options)
-  return {'prompt': [{'role': 'user', 'content': f'<video>{task.question}'}], 'videos': [{'video': task.video}],
-          'extra_info': json.dumps(extra)}
+  return {
+    'prompt': [{'role': 'user', 'content': f'<video>{task.question}'}],
+    'videos': [{'video': task.video}],
+    'extra_info': json.dumps(extra),
+  }
 
 
 def _system() -> dict:

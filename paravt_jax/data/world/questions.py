@@ -1,8 +1,9 @@
-"""Questions about a scene. Each names the seconds to look at (the cue), and its answer follows from the frames there.
+"""Questions about a scene. Each names the seconds to look at (the cue), and its answer follows from
+the frames there.
 
-  oe   'What appears at 41?' -> 'red'          'What appears at 41 and at 73?' -> 'red, blue'
-  mcq  'What appears at 41?\\nA. red\\nB. blue\\nC. green\\nD. white' -> 'A'
-  tvg  'When does the thing that is shown at 41 start and end?' -> '40,43'
+oe   'What appears at 41?' -> 'red'          'What appears at 41 and at 73?' -> 'red, blue'
+mcq  'What appears at 41?\\nA. red\\nB. blue\\nC. green\\nD. white' -> 'A'
+tvg  'When does the thing that is shown at 41 start and end?' -> '40,43'
 """
 
 import dataclasses
@@ -21,10 +22,12 @@ LETTERS = 'ABCDEFGHIJ'
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOptions:
-  """What is asked. weights: relative frequency by kind (see KINDS). nothing: share of cues at a time when nothing is shown.
+  """What is asked. weights: relative frequency by kind (see KINDS). nothing: share of cues at a
+  time when nothing is shown.
 
   clearance: seconds between such a cue and the nearest event. choices: options of an mcq question.
   """
+
   weights: Mapping[str, float]
   nothing: float
   clearance: int
@@ -35,13 +38,18 @@ def check(options: QuestionOptions, colours: int) -> None:
   """Refuses weights, shares or numbers of choices that cannot be had. Raises ConfigError."""
   unknown = sorted(set(options.weights) - set(KINDS))
   if unknown or not sum(options.weights.values()) > 0 or min(options.weights.values()) < 0:
-    raise ConfigError(f'world.questions.weights: got {dict(options.weights)}, wanted shares >= 0 of '
-                      f'{", ".join(KINDS)}, not all 0')
+    raise ConfigError(
+      f'world.questions.weights: got {dict(options.weights)}, wanted shares >= 0 of '
+      f'{", ".join(KINDS)}, not all 0'
+    )
   if not 0 <= options.nothing < 1:
     raise ConfigError(f'world.questions.nothing: got {options.nothing}, wanted 0 <= share < 1')
   most = min(len(LETTERS), colours)
   if not 2 <= options.choices <= most:
-    raise ConfigError(f'world.questions.choices: got {options.choices}, wanted 2..{most} (letters and colours there are)')
+    raise ConfigError(
+      f'world.questions.choices: got {options.choices}, wanted 2..{most} (letters and '
+      'colours there are)'
+    )
 
 
 def open_question(cues: Sequence[int]) -> str:
@@ -62,23 +70,43 @@ def grounding_question(cue: int) -> str:
   return f'When does the thing that is shown at {cue} start and end?'
 
 
-def draw_cue(scene: scenes.Scene, rng: np.random.Generator, options: QuestionOptions, taken: Sequence[int], *,
-             empty: bool) -> int:
-  """A second to ask about: inside an event, or (`empty`) well away from all; never within 5 s of those already taken."""
+def draw_cue(
+  scene: scenes.Scene,
+  rng: np.random.Generator,
+  options: QuestionOptions,
+  taken: Sequence[int],
+  *,
+  empty: bool,
+) -> int:
+  """A second to ask about: inside an event, or (`empty`) well away from all; never within 5 s of
+  those already taken.
+  """
   seconds = np.arange(2, scene.seconds - 3)
   starts, ends = np.array([(event.start, event.end - 1) for event in scene.events]).T
-  distance = np.maximum(np.maximum(starts - seconds[:, None], seconds[:, None] - ends), 0).min(axis=1)
+  distance = np.maximum(np.maximum(starts - seconds[:, None], seconds[:, None] - ends), 0).min(
+    axis=1
+  )
   fits = distance >= options.clearance if empty else distance == 0
   far = (np.abs(seconds[:, None] - np.array(taken, int)) > 5).all(axis=1)
   pool = seconds[fits & far]
   return int(rng.choice(pool if len(pool) else seconds[fits]))
 
 
-def draw(scene: scenes.Scene, number: int, options: QuestionOptions, *, shapes: bool, colours: int, video: str, source: str,
-         seed: int) -> Task:
+def draw(
+  scene: scenes.Scene,
+  number: int,
+  options: QuestionOptions,
+  *,
+  shapes: bool,
+  colours: int,
+  video: str,
+  source: str,
+  seed: int,
+) -> Task:
   """Question `number` of a scene, a function of its arguments alone.
 
-  Task.facts: 'kind', 'windows' (looks needed), 'cues' (seconds), 'labels' (what is shown at each cue).
+  Task.facts: 'kind', 'windows' (looks needed), 'cues' (seconds), 'labels' (what is shown at each
+  cue).
   """
   rng = seeds.rng(seed, 'question', scene.name, number)
   weights = np.array([options.weights.get(kind, 0.0) for kind in KINDS])
@@ -92,10 +120,14 @@ def draw(scene: scenes.Scene, number: int, options: QuestionOptions, *, shapes: 
   text, answer, choices = _wording(scene, kind, cues, labels, options, rng, shapes, colours)
   question_type = kind if kind in ('mcq', 'tvg') else 'oe'
   facts = {'kind': kind, 'windows': windows, 'cues': cues, 'labels': labels}
-  return Task(f'{scene.name}-{number}', (video,), text, question_type, answer, choices, source, facts)
+  return Task(
+    f'{scene.name}-{number}', (video,), text, question_type, answer, choices, source, facts
+  )
 
 
-def _wording(scene, kind, cues, labels, options, rng, shapes, colours) -> tuple[str, str, tuple[str, ...]]:
+def _wording(
+  scene, kind, cues, labels, options, rng, shapes, colours
+) -> tuple[str, str, tuple[str, ...]]:
   """(question, answer, options) of one kind."""
   if kind == 'tvg':
     event = scene.at(cues[0])
@@ -106,11 +138,17 @@ def _wording(scene, kind, cues, labels, options, rng, shapes, colours) -> tuple[
   return open_question(cues), ', '.join(labels), ()
 
 
-def _choices(gold: str, options: QuestionOptions, rng: np.random.Generator, shapes: bool, colours: int) -> list[str]:
-  """The gold label and others, shuffled; 'nothing' is among the others as often as it is asked about."""
+def _choices(
+  gold: str, options: QuestionOptions, rng: np.random.Generator, shapes: bool, colours: int
+) -> list[str]:
+  """The gold label and others, shuffled; 'nothing' is among the others as often as it is asked
+  about.
+  """
   names = list(scenes.COLOURS)[:colours]
   others = [f'{c} {s}' for c in names for s in scenes.SHAPES] if shapes else list(names)
-  others = [str(o) for o in rng.permutation([o for o in others if o != gold])[:options.choices - 1]]
+  others = [
+    str(o) for o in rng.permutation([o for o in others if o != gold])[: options.choices - 1]
+  ]
   if gold != scenes.NOTHING and rng.random() < options.nothing:
     others[-1] = scenes.NOTHING
   return [str(o) for o in rng.permutation([gold, *others])]

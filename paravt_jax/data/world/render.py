@@ -1,4 +1,6 @@
-"""Scenes to pixels to H.264: frames drawn by numpy, encoded into mp4 by PyAV. Every byte follows from scene and options."""
+"""Scenes to pixels to H.264: frames drawn by numpy, encoded into mp4 by PyAV. Every byte follows
+from scene and options.
+"""
 
 import io
 
@@ -7,9 +9,9 @@ import numpy as np
 
 from paravt_jax.data.world.scene import COLOURS, Event, Scene, SceneOptions
 
-SIZE = 0.31                  # half an event's side as a share of the frame's side
+SIZE = 0.31  # half an event's side as a share of the frame's side
 CRF = '30'
-KEY_FRAMES = '4'             # frames between key frames, so that a seek decodes little
+KEY_FRAMES = '4'  # frames between key frames, so that a seek decodes little
 
 
 def shape_mask(event: Event, pixels: int) -> np.ndarray:
@@ -18,7 +20,7 @@ def shape_mask(event: Event, pixels: int) -> np.ndarray:
   y, x = np.abs(grid - event.y)[:, None], np.abs(grid - event.x)[None, :]
   masks = {
     'block': (x < SIZE) & (y < SIZE),
-    'disc': x**2 + y**2 < (1.15 * SIZE)**2,
+    'disc': x**2 + y**2 < (1.15 * SIZE) ** 2,
     'cross': ((x < SIZE / 3) & (y < 1.3 * SIZE)) | ((y < SIZE / 3) & (x < 1.3 * SIZE)),
     'bar': (x < 1.4 * SIZE) & (y < SIZE / 2),
   }
@@ -26,23 +28,27 @@ def shape_mask(event: Event, pixels: int) -> np.ndarray:
 
 
 def frames(scene: Scene, options: SceneOptions) -> np.ndarray:
-  """uint8[seconds * fps, pixels, pixels, 3] RGB: a drifting noisy grey ground, and over it the shape of the event shown."""
+  """uint8[seconds * fps, pixels, pixels, 3] RGB: a drifting noisy grey ground, and over it the
+  shape of the event shown.
+  """
   rng = np.random.default_rng(scene.seed)
   size, count = options.pixels, scene.seconds * options.fps
   level = rng.uniform(105, 150)
   grain = np.clip(rng.normal(level, options.noise, (size, size)), 60, 195).astype(np.uint8)
   tile = np.tile(grain.repeat(2, 0).repeat(2, 1)[:size, :size], (2, 2))
   steps = np.cumsum(rng.integers(-1, 2, (count, 2)), axis=0) % size
-  ground = np.stack([tile[dy:dy + size, dx:dx + size] for dy, dx in steps])
+  ground = np.stack([tile[dy : dy + size, dx : dx + size] for dy, dx in steps])
   video = np.repeat(ground[..., None], 3, axis=-1)
   for event in scene.events:
-    shown = video[event.start * options.fps:event.end * options.fps]
+    shown = video[event.start * options.fps : event.end * options.fps]
     shown[:, shape_mask(event, size)] = COLOURS[event.colour]
   return video
 
 
 def encode(video: np.ndarray, fps: int) -> bytes:
-  """An mp4 file (H.264, yuv420p, one thread so that the bytes are the same everywhere) of uint8[N, H, W, 3] at `fps`."""
+  """An mp4 file (H.264, yuv420p, one thread so that the bytes are the same everywhere) of uint8[N,
+  H, W, 3] at `fps`.
+  """
   out = io.BytesIO()
   with av.open(out, 'w', format='mp4') as container:
     stream = container.add_stream('libx264', rate=fps)

@@ -1,4 +1,6 @@
-"""What happens in a synthetic video, as plain facts: short events of a colour and a shape on a long, dull ground."""
+"""What happens in a synthetic video, as plain facts: short events of a colour and a shape on a
+long, dull ground.
+"""
 
 import dataclasses
 
@@ -6,8 +8,14 @@ from paravt_jax import seeds
 from paravt_jax.errors import ConfigError
 
 COLOURS = {
-  'red': (220, 30, 30), 'green': (20, 170, 40), 'blue': (30, 50, 225), 'yellow': (235, 220, 30),
-  'pink': (235, 50, 205), 'cyan': (30, 215, 220), 'white': (250, 250, 250), 'black': (8, 8, 8),
+  'red': (220, 30, 30),
+  'green': (20, 170, 40),
+  'blue': (30, 50, 225),
+  'yellow': (235, 220, 30),
+  'pink': (235, 50, 205),
+  'cyan': (30, 215, 220),
+  'white': (250, 250, 250),
+  'black': (8, 8, 8),
 }
 SHAPES = ('block', 'disc', 'cross', 'bar')
 NOTHING = 'nothing'
@@ -17,9 +25,11 @@ NOTHING = 'nothing'
 class SceneOptions:
   """How a video is made up. Times are seconds; events start and end on whole seconds.
 
-  events, event_seconds: inclusive ranges. gap: least time between two events. margin: no event within it of either end.
-  shapes: events are asked for as 'red disc' instead of 'red'. noise: standard deviation of the ground's pixels, 0..255.
+  events, event_seconds: inclusive ranges. gap: least time between two events. margin: no event
+  within it of either end. shapes: events are asked for as 'red disc' instead of 'red'. noise:
+  standard deviation of the ground's pixels, 0..255.
   """
+
   seconds: int
   fps: int
   pixels: int
@@ -34,7 +44,10 @@ class SceneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """Something shown from `start` up to, not including, `end`, whole seconds. x, y: its centre in units of the frame's side."""
+  """Something shown from `start` up to, not including, `end`, whole seconds. x, y: its centre in
+  units of the frame's side.
+  """
+
   start: int
   end: int
   colour: str
@@ -45,7 +58,10 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One video: its name, its length in seconds, its events in order of time, the seed of its noise."""
+  """One video: its name, its length in seconds, its events in order of time, the seed of its
+  noise.
+  """
+
   name: str
   seconds: int
   events: tuple[Event, ...]
@@ -68,25 +84,38 @@ def check(options: SceneOptions) -> None:
   if options.pixels % 32 or options.pixels < 32:
     raise ConfigError(f'world.scene.pixels: got {options.pixels}, wanted a multiple of 32')
   if longest > options.seconds:
-    raise ConfigError(f'world.scene: {options.events[1]} events of {options.event_seconds[1]} s with gaps of {options.gap} s '
-                      f'need {longest} s, but a video has {options.seconds}; lower events or raise seconds')
-  if not (1 <= options.events[0] <= options.events[1] and 1 <= options.event_seconds[0] <= options.event_seconds[1]):
-    raise ConfigError(f'world.scene: got events {options.events} and event_seconds {options.event_seconds}, wanted '
-                      f'1 <= low <= high')
+    raise ConfigError(
+      f'world.scene: {options.events[1]} events of {options.event_seconds[1]} s with gaps of '
+      f'{options.gap} s '
+      f'need {longest} s, but a video has {options.seconds}; lower events or raise seconds'
+    )
+  if not (
+    1 <= options.events[0] <= options.events[1]
+    and 1 <= options.event_seconds[0] <= options.event_seconds[1]
+  ):
+    raise ConfigError(
+      f'world.scene: got events {options.events} and event_seconds {options.event_seconds}, wanted '
+      f'1 <= low <= high'
+    )
 
 
 def draw(options: SceneOptions, name: str, seed: int) -> Scene:
-  """A scene that is a function of (options, name, seed) alone: events spread uniformly over all layouts that keep the gaps."""
+  """A scene that is a function of (options, name, seed) alone: events spread uniformly over all
+  layouts that keep the gaps.
+  """
   rng = seeds.rng(seed, 'scene', name)
   count = int(rng.integers(options.events[0], options.events[1] + 1))
   lengths = rng.integers(options.event_seconds[0], options.event_seconds[1] + 1, count)
   slack = options.seconds - 2 * options.margin - int(lengths.sum()) - (count - 1) * options.gap
   cuts = sorted(rng.integers(0, slack + 1, count).tolist())
-  names = list(COLOURS)[:options.colours]
+  names = list(COLOURS)[: options.colours]
   events, clock = [], options.margin
   for i in range(count):
     start = clock + cuts[i]
-    colour, shape = names[rng.integers(len(names))], SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0]
+    colour, shape = (
+      names[rng.integers(len(names))],
+      SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0],
+    )
     x, y = rng.uniform(0.4, 0.6, 2).round(3).tolist()
     events.append(Event(start, start + int(lengths[i]), colour, shape, x, y))
     clock += int(lengths[i]) + options.gap

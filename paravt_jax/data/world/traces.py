@@ -1,7 +1,9 @@
-"""What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop produces and parses.
+"""What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop
+produces and parses.
 
-  <think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, ...}}</tool_call>
-  <think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 41 42 red'
+<think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39,
+...}}</tool_call>
+<think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 41 42 red'
 """
 
 import dataclasses
@@ -17,17 +19,19 @@ from paravt_jax.data.world.questions import LETTERS
 from paravt_jax.types import Task, ToolCall
 from paravt_jax.video import sampling
 
-UNSEEN = 'not in view'       # a sub-agent whose window misses the cue
+UNSEEN = 'not in view'  # a sub-agent whose window misses the cue
 
 
 @dataclasses.dataclass(frozen=True)
 class TraceOptions:
   """How the teacher works. Times are seconds.
 
-  tolerance: a cue counts as seen when an overview frame of the same event lies within it. always_call: share of tasks on
-  which the teacher calls although it sees enough. reach, grounding_reach: half a window, of oe and mcq, and of tvg questions.
-  recovery: share of calling traces whose first call fails and is repeated. walk_options: see `choice_lines`.
+  tolerance: a cue counts as seen when an overview frame of the same event lies within it.
+  always_call: share of tasks on which the teacher calls although it sees enough. reach,
+  grounding_reach: half a window, of oe and mcq, and of tvg questions. recovery: share of calling
+  traces whose first call fails and is repeated. walk_options: see `choice_lines`.
   """
+
   tolerance: int
   always_call: float
   reach: int
@@ -38,23 +42,38 @@ class TraceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """A worked task at budget K. turns: assistant texts; replies[i]: the tool responses to turn i; windows: crops that ran."""
+  """A worked task at budget K. turns: assistant texts; replies[i]: the tool responses to turn i;
+  windows: crops that ran.
+  """
+
   turns: tuple[str, ...]
   replies: tuple[tuple[str, ...], ...]
   windows: tuple[tuple[int, int], ...]
 
 
 def visible(scene: scenes.Scene, cue: int, seconds: Sequence[float], tolerance: float) -> bool:
-  """Whether a frame at one of `seconds` shows what is at the cue, within the tolerance: the same event, or the ground."""
-  return any(abs(second - cue) <= tolerance and scene.at(second) == scene.at(cue) for second in seconds)
+  """Whether a frame at one of `seconds` shows what is at the cue, within the tolerance: the same
+  event, or the ground.
+  """
+  return any(
+    abs(second - cue) <= tolerance and scene.at(second) == scene.at(cue) for second in seconds
+  )
 
 
-def missing(scene: scenes.Scene, task: Task, seconds: Sequence[float], tolerance: float) -> list[int]:
-  """The cues that the overview at `seconds` leaves open. A span (tvg) needs a frame each second around it."""
+def missing(
+  scene: scenes.Scene, task: Task, seconds: Sequence[float], tolerance: float
+) -> list[int]:
+  """The cues that the overview at `seconds` leaves open. A span (tvg) needs a frame each second
+  around it.
+  """
   cues = task.facts['cues']
   if task.question_type == 'tvg':
     event = scene.at(cues[0])
-    return [] if set(range(event.start - 1, event.end + 1)) <= {round(s, 3) for s in seconds} else list(cues)
+    return (
+      []
+      if set(range(event.start - 1, event.end + 1)) <= {round(s, 3) for s in seconds}
+      else list(cues)
+    )
   return [cue for cue in cues if not visible(scene, cue, seconds, tolerance)]
 
 
@@ -64,7 +83,9 @@ def window(scene: scenes.Scene, cue: int, reach: int) -> tuple[int, int]:
 
 
 def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], shapes: bool) -> str:
-  """What a sub-agent that sees frames at `seconds` (in order) should reply: each cue in view, or the span for a tvg task."""
+  """What a sub-agent that sees frames at `seconds` (in order) should reply: each cue in view, or
+  the span for a tvg task.
+  """
   cues = [cue for cue in task.facts['cues'] if seconds[0] <= cue <= seconds[-1]]
   if not cues:
     return UNSEEN
@@ -74,7 +95,9 @@ def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], s
 
 
 def _span(scene: scenes.Scene, cue: int, seconds: Sequence[float], shapes: bool) -> str:
-  """'40 41 42 red': the seconds among `seconds` that show the cue's event. Read off one by one, no step of it is a leap."""
+  """'40 41 42 red': the seconds among `seconds` that show the cue's event. Read off one by one, no
+  step of it is a leap.
+  """
   event = scene.at(cue)
   shown = [s for s in seconds if event is not None and event.start <= s < event.end]
   if not shown:
@@ -100,24 +123,32 @@ def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
 
 
 def answer_turn(seen: Sequence[str], answer: str, choice: Sequence[str] = ()) -> str:
-  """A turn that says what was seen ('41 red'), thinks about a choice line by line (see `choice_lines`), and answers."""
+  """A turn that says what was seen ('41 red'), thinks about a choice line by line (see
+  `choice_lines`), and answers.
+  """
   thought = '\n'.join([f'Seen: {", ".join(seen)}.', *choice])
   return f'<think>\n{thought}\n</think>\n<answer>{answer}</answer>'
 
 
 def choice_lines(task: Task, walk: bool) -> tuple[str, ...]:
-  """What a thought adds for an mcq task: its letter, or (`walk`) the options in order up to the right one; nothing for others.
+  """What a thought adds for an mcq task: its letter, or (`walk`) the options in order up to the
+  right one; nothing for others.
 
-  Walking copies forwards and compares, which a small model learns; naming the letter at once asks it to look backwards.
+  Walking copies forwards and compares, which a small model learns; naming the letter at once asks
+  it to look backwards.
   """
   if task.question_type != 'mcq':
     return ()
   last = LETTERS.index(task.answer)
-  return tuple(f'{LETTERS[i]}. {task.options[i]}' for i in range(last + 1)) if walk else (task.answer,)
+  return (
+    tuple(f'{LETTERS[i]}. {task.options[i]}' for i in range(last + 1)) if walk else (task.answer,)
+  )
 
 
 def letters_answer(names: Sequence[str], letters: Sequence[str]) -> str:
-  """'Seen: red.\\nA, blue.\\nC': names, each with its letter, as a thought about a choice has them."""
+  """'Seen: red.\\nA, blue.\\nC': names, each with its letter, as a thought about a choice has
+  them.
+  """
   return 'Seen: ' + ', '.join(f'{name}.\n{letter}' for name, letter in zip(names, letters))
 
 
@@ -126,18 +157,34 @@ def answer_text(task: Task) -> str:
   return f'[{task.answer.replace(",", ", ")}]' if task.question_type == 'tvg' else task.answer
 
 
-def work(scene: scenes.Scene, task: Task, budget: int, options: TraceOptions, *, shapes: bool, fps: int, seed: int) -> Trace:
+def work(
+  scene: scenes.Scene,
+  task: Task,
+  budget: int,
+  options: TraceOptions,
+  *,
+  shapes: bool,
+  fps: int,
+  seed: int,
+) -> Trace:
   """The teacher's trace at budget K, a function of its arguments alone.
 
-  It looks at the overview frames and either answers, or crops around each cue left open in one turn and answers then. With
-  always_call it crops around every cue. With recovery its first call has its times swapped, fails, and all is asked again.
+  It looks at the overview frames and either answers, or crops around each cue left open in one turn
+  and answers then. With always_call it crops around every cue. With recovery its first call has its
+  times swapped, fails, and all is asked again.
   """
   rng = seeds.rng(seed, 'trace', task.id, budget)
   overview = sampling.budget_times(scene.seconds, budget, fps)
   cues = list(task.facts['cues'])
-  wanted = cues if rng.random() < options.always_call else missing(scene, task, overview, options.tolerance)
+  wanted = (
+    cues
+    if rng.random() < options.always_call
+    else missing(scene, task, overview, options.tolerance)
+  )
   grounding = task.question_type == 'tvg'
-  windows = [window(scene, cue, options.grounding_reach if grounding else options.reach) for cue in wanted]
+  windows = [
+    window(scene, cue, options.grounding_reach if grounding else options.reach) for cue in wanted
+  ]
   label = {cue: f'{cue} {name}' for cue, name in zip(cues, task.facts['labels'])}
   results = [subagent_answer(scene, task, range(w[0], w[1] + 1), shapes) for w in windows]
   seen = results if grounding and wanted else [label[cue] for cue in cues]
@@ -171,12 +218,16 @@ def lookup_answer(scene: scenes.Scene, seconds: Sequence[int], shapes: bool) -> 
   return ' '.join(f'{second} {scenes.label(scene.at(second), shapes)}.' for second in seconds)
 
 
-def lookup_times(scene: scenes.Scene, seconds: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
-  """Up to `count` of `seconds` in random order, about as many inside events as outside; fewer where one kind is scarce."""
+def lookup_times(
+  scene: scenes.Scene, seconds: Sequence[int], count: int, rng: np.random.Generator
+) -> list[int]:
+  """Up to `count` of `seconds` in random order, about as many inside events as outside; fewer where
+  one kind is scarce.
+  """
   order = [int(s) for s in rng.permutation(list(seconds))]
   shown = [s for s in order if scene.at(s) is not None]
   empty = [s for s in order if scene.at(s) is None]
   half = max(1, (count + 1) // 2)
-  chosen = shown[:max(half, count - len(empty))]
-  chosen += empty[:min(count - len(chosen), len(chosen) + 1)]
+  chosen = shown[: max(half, count - len(empty))]
+  chosen += empty[: min(count - len(chosen), len(chosen) + 1)]
   return [int(s) for s in rng.permutation(chosen)]

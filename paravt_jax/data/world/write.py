@@ -1,9 +1,9 @@
 """Writes a world as the real corpus is laid out, so that the real loading path is what runs.
 
-  <folder>/source/selftrace/selftrace_<n>.zip     videos under their sentinel paths, longvt_source/selftrace_<n>/world00000.mp4
-  <folder>/paravt_sft_<kind>.parquet              column `messages`, JSON text
-  <folder>/paravt_rl_world.parquet                columns prompt, videos, extra_info;  paravt_rl_heldout.parquet the same
-  <folder>/manifest.json                          what it was made from; written last
+<folder>/source/selftrace/selftrace_<n>.zip     videos under their sentinel paths, longvt_source/selftrace_<n>/world00000.mp4
+<folder>/paravt_sft_<kind>.parquet              column `messages`, JSON text
+<folder>/paravt_rl_world.parquet                columns prompt, videos, extra_info;  paravt_rl_heldout.parquet the same
+<folder>/manifest.json                          what it was made from; written last
 """
 
 import concurrent.futures
@@ -25,11 +25,16 @@ from paravt_jax.data.world import corpus, render
 from paravt_jax.data.world.scene import Scene, SceneOptions
 from paravt_jax.errors import DataError
 
-VERSION = 4                  # raise when the same options give other bytes
+VERSION = 4  # raise when the same options give other bytes
 MANIFEST = 'manifest.json'
 MESSAGE = pa.struct([('role', pa.string()), ('content', pa.string())])
-RL_SCHEMA = pa.schema([('prompt', pa.list_(MESSAGE)), ('videos', pa.list_(pa.struct([('video', pa.string())]))),
-                       ('extra_info', pa.string())])
+RL_SCHEMA = pa.schema(
+  [
+    ('prompt', pa.list_(MESSAGE)),
+    ('videos', pa.list_(pa.struct([('video', pa.string())]))),
+    ('extra_info', pa.string()),
+  ]
+)
 SFT_SCHEMA = pa.schema([('messages', pa.string())])
 ROW_GROUP = 256
 
@@ -37,6 +42,7 @@ ROW_GROUP = 256
 @dataclasses.dataclass(frozen=True)
 class World:
   """Where the files of a written world are."""
+
   folder: pathlib.Path
   archives: tuple[pathlib.Path, ...]
   sft: tuple[pathlib.Path, ...]
@@ -46,23 +52,32 @@ class World:
 
 def fingerprint(options: corpus.WorldOptions, seed: int) -> str:
   """Hex digest of everything that a world is a function of."""
-  text = json.dumps({'version': VERSION, 'seed': seed, **dataclasses.asdict(options)}, sort_keys=True)
+  text = json.dumps(
+    {'version': VERSION, 'seed': seed, **dataclasses.asdict(options)}, sort_keys=True
+  )
   return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def write(folder: pathlib.Path | str, options: corpus.WorldOptions, seed: int, *, workers: int,
-          progress: Callable[[int, int], None] | None = None) -> World:
+def write(
+  folder: pathlib.Path | str,
+  options: corpus.WorldOptions,
+  seed: int,
+  *,
+  workers: int,
+  progress: Callable[[int, int], None] | None = None,
+) -> World:
   """Writes the world into `folder`, or finds it there already.
 
-  It is written beside `folder` and renamed when complete, so a kill leaves nothing that looks like a world.
+  It is written beside `folder` and renamed when complete, so a kill leaves nothing that looks like
+  a world.
 
   Args:
     workers: processes that render videos; 0 renders in this one.
     progress: called with (videos done, videos in all).
 
   Raises:
-    ConfigError: the options cannot be satisfied.
-    DataError: `folder` holds something else than this world, or cannot be written (a full disk, say).
+    ConfigError: the options cannot be satisfied. DataError: `folder` holds something else than this
+    world, or cannot be written (a full disk, say).
   """
   folder, wanted = pathlib.Path(folder), fingerprint(options, seed)
   corpus.check(options)
@@ -75,8 +90,11 @@ def write(folder: pathlib.Path | str, options: corpus.WorldOptions, seed: int, *
     os.replace(partial, folder)
   except OSError as error:
     shutil.rmtree(partial, ignore_errors=True)
-    raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space (350 videos take about '
-                    f'100 MB) or name another place') from error
+    raise DataError(
+      f'{folder}: could not be written ({error}); nothing was left behind, free space (350 '
+      'videos take about '
+      f'100 MB) or name another place'
+    ) from error
   return open_world(folder)
 
 
@@ -84,10 +102,21 @@ def _write_all(partial, options, seed, wanted, workers, progress) -> None:
   """Every file of the world into `partial`, the manifest last."""
   partial.mkdir(parents=True)
   drawn = corpus.draw_scenes(options, seed)
-  _write_videos(partial, drawn, options, workers, progress, lambda: _write_rows(partial, options, drawn, seed))
-  counts = {'videos': len(drawn), 'rl': options.corpus.rl_tasks, 'heldout': options.corpus.heldout_tasks,
-            **{f'sft_{kind}': rows for kind, rows in options.corpus.sft_rows.items()}}
-  manifest = {'fingerprint': wanted, 'seed': seed, 'counts': counts, 'options': dataclasses.asdict(options)}
+  _write_videos(
+    partial, drawn, options, workers, progress, lambda: _write_rows(partial, options, drawn, seed)
+  )
+  counts = {
+    'videos': len(drawn),
+    'rl': options.corpus.rl_tasks,
+    'heldout': options.corpus.heldout_tasks,
+    **{f'sft_{kind}': rows for kind, rows in options.corpus.sft_rows.items()},
+  }
+  manifest = {
+    'fingerprint': wanted,
+    'seed': seed,
+    'counts': counts,
+    'options': dataclasses.asdict(options),
+  }
   (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
 
 
@@ -95,17 +124,28 @@ def open_world(folder: pathlib.Path | str) -> World:
   """The files of a complete world. Raises DataError when it has no manifest."""
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).is_file():
-    raise DataError(f'{folder}: got no {MANIFEST}, wanted a written world; run data.world.write.write, or name another folder')
-  return World(folder, tuple(sorted((folder / 'source').rglob('*.zip'))), tuple(sorted(folder.glob('paravt_sft_*.parquet'))),
-               folder / 'paravt_rl_world.parquet', folder / 'paravt_rl_heldout.parquet')
+    raise DataError(
+      f'{folder}: got no {MANIFEST}, wanted a written world; run data.world.write.write, or '
+      'name another folder'
+    )
+  return World(
+    folder,
+    tuple(sorted((folder / 'source').rglob('*.zip'))),
+    tuple(sorted(folder.glob('paravt_sft_*.parquet'))),
+    folder / 'paravt_rl_world.parquet',
+    folder / 'paravt_rl_heldout.parquet',
+  )
 
 
 def _existing(folder: pathlib.Path, wanted: str) -> World:
   world = open_world(folder)
   found = json.loads((folder / MANIFEST).read_text()).get('fingerprint')
   if found != wanted:
-    raise DataError(f'{folder}: got a world with fingerprint {found}, wanted {wanted} (other options or another seed); '
-                    f'name another folder, or remove this one')
+    raise DataError(
+      f'{folder}: got a world with fingerprint {found}, wanted {wanted} (other options or '
+      'another seed); '
+      f'name another folder, or remove this one'
+    )
   return world
 
 
@@ -115,7 +155,7 @@ def _write_videos(folder, drawn, options, workers, progress, meanwhile) -> None:
   home.mkdir(parents=True)
   jobs = []
   for i in range(0, len(drawn), per):
-    part = drawn[i:i + per]
+    part = drawn[i : i + per]
     members = [corpus.sentinel(i + j, options.corpus) for j in range(len(part))]
     jobs.append((home / f'selftrace_{i // per + 1}.zip', part, members, options.scene))
   done = 0
@@ -126,7 +166,9 @@ def _write_videos(folder, drawn, options, workers, progress, meanwhile) -> None:
       _tell(progress, done, len(drawn))
     return
   context = multiprocessing.get_context('spawn')
-  pool = concurrent.futures.ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+  )
   try:
     waiting = [pool.submit(write_archive, *job) for job in jobs]
     meanwhile()
@@ -142,8 +184,12 @@ def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) ->
     progress(done, total)
 
 
-def write_archive(path: pathlib.Path, scenes: Iterable[Scene], members: Iterable[str], options: SceneOptions) -> int:
-  """Renders scenes into a zip archive under the member paths; returns how many. The same scenes give the same bytes."""
+def write_archive(
+  path: pathlib.Path, scenes: Iterable[Scene], members: Iterable[str], options: SceneOptions
+) -> int:
+  """Renders scenes into a zip archive under the member paths; returns how many. The same scenes
+  give the same bytes.
+  """
   count = 0
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
     for scene, member in zip(scenes, members):
@@ -152,15 +198,22 @@ def write_archive(path: pathlib.Path, scenes: Iterable[Scene], members: Iterable
   return count
 
 
-def _write_rows(folder: pathlib.Path, options: corpus.WorldOptions, drawn: list[Scene], seed: int) -> None:
+def _write_rows(
+  folder: pathlib.Path, options: corpus.WorldOptions, drawn: list[Scene], seed: int
+) -> None:
   """Writes every parquet file."""
   maker, sizes = corpus.Writer(options, drawn, seed), options.corpus
-  parts = {'world': (sizes.rl_tasks, 0, sizes.videos), 'heldout': (sizes.heldout_tasks, sizes.videos, sizes.heldout_videos)}
+  parts = {
+    'world': (sizes.rl_tasks, 0, sizes.videos),
+    'heldout': (sizes.heldout_tasks, sizes.videos, sizes.heldout_videos),
+  }
   for name, (count, first, videos) in parts.items():
     rows = [corpus.rl_row(task) for task in maker.tasks(count, first, videos, name)]
     _parquet(folder / f'paravt_rl_{name}.parquet', rows, RL_SCHEMA)
   for kind in sizes.sft_rows:
-    rows = [{'messages': json.dumps(messages, ensure_ascii=False)} for messages in maker.sft_rows(kind)]
+    rows = [
+      {'messages': json.dumps(messages, ensure_ascii=False)} for messages in maker.sft_rows(kind)
+    ]
     _parquet(folder / f'paravt_sft_{kind}.parquet', rows, SFT_SCHEMA)
 
 

@@ -8,21 +8,27 @@ from paravt_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower. `taps`: blocks whose outputs become DeepStack features; `positions`: entries of the learned square."""
+  """The vision tower. `taps`: blocks whose outputs become DeepStack features; `positions`: entries
+  of the learned square.
+  """
+
   width: int
   depth: int
   mlp: int
   heads: int
-  patch: int                 # pixels per side of a patch
-  merge: int                 # patches per side of a merged token
-  temporal: int              # frames per patch
+  patch: int  # pixels per side of a patch
+  merge: int  # patches per side of a merged token
+  temporal: int  # frames per patch
   positions: int
   taps: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """The text decoder. `rope_sections`: how many rotary frequencies belong to time, height and width."""
+  """The text decoder. `rope_sections`: how many rotary frequencies belong to time, height and
+  width.
+  """
+
   vocab: int
   width: int
   layers: int
@@ -39,6 +45,7 @@ class TextConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
   """A whole model. `tied`: the output head is the transposed token embedding."""
+
   text: TextConfig
   vision: VisionConfig
   tied: bool
@@ -52,123 +59,249 @@ class Config:
 
   @staticmethod
   def from_hf(hf: dict[str, Any]) -> 'Config':
-    """Reads a parsed `config.json`, with `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (4).
+    """Reads a parsed `config.json`, with `rope_parameters` (transformers 5) or `rope_theta` +
+    `rope_scaling` (4).
 
     Raises:
       ConfigError: a field is missing, or the model is of a kind that this code does not compute.
     """
-    text, vision = _field(hf, 'text_config', 'config.json'), _field(hf, 'vision_config', 'config.json')
+    text, vision = (
+      _field(hf, 'text_config', 'config.json'),
+      _field(hf, 'vision_config', 'config.json'),
+    )
     _refuse_unsupported(hf, text, vision)
     theta, sections = _rope(text)
     get = lambda name: _field(text, name, 'text_config')
     see = lambda name: _field(vision, name, 'vision_config')
     tied = hf.get('tie_word_embeddings', text.get('tie_word_embeddings', False))
     return Config(
-        text=TextConfig(
-            vocab=get('vocab_size'), width=get('hidden_size'), layers=get('num_hidden_layers'),
-            heads=get('num_attention_heads'), kv_heads=get('num_key_value_heads'), head_dim=get('head_dim'),
-            mlp=get('intermediate_size'), rope_theta=theta,
-            rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
-        vision=VisionConfig(
-            width=see('hidden_size'), depth=see('depth'), mlp=see('intermediate_size'), heads=see('num_heads'),
-            patch=see('patch_size'), merge=see('spatial_merge_size'), temporal=see('temporal_patch_size'),
-            positions=see('num_position_embeddings'), taps=tuple(see('deepstack_visual_indexes'))),
-        tied=bool(tied), image_id=_field(hf, 'image_token_id', 'config.json'),
-        video_id=_field(hf, 'video_token_id', 'config.json'),
-        vision_start_id=_field(hf, 'vision_start_token_id', 'config.json'),
-        vision_end_id=_field(hf, 'vision_end_token_id', 'config.json'))
+      text=TextConfig(
+        vocab=get('vocab_size'),
+        width=get('hidden_size'),
+        layers=get('num_hidden_layers'),
+        heads=get('num_attention_heads'),
+        kv_heads=get('num_key_value_heads'),
+        head_dim=get('head_dim'),
+        mlp=get('intermediate_size'),
+        rope_theta=theta,
+        rope_sections=sections,
+        norm_eps=float(get('rms_norm_eps')),
+        max_positions=get('max_position_embeddings'),
+      ),
+      vision=VisionConfig(
+        width=see('hidden_size'),
+        depth=see('depth'),
+        mlp=see('intermediate_size'),
+        heads=see('num_heads'),
+        patch=see('patch_size'),
+        merge=see('spatial_merge_size'),
+        temporal=see('temporal_patch_size'),
+        positions=see('num_position_embeddings'),
+        taps=tuple(see('deepstack_visual_indexes')),
+      ),
+      tied=bool(tied),
+      image_id=_field(hf, 'image_token_id', 'config.json'),
+      video_id=_field(hf, 'video_token_id', 'config.json'),
+      vision_start_id=_field(hf, 'vision_start_token_id', 'config.json'),
+      vision_end_id=_field(hf, 'vision_end_token_id', 'config.json'),
+    )
 
   def to_hf(self, dtype: str) -> dict[str, Any]:
-    """The `config.json` of this model, rotary fields in the styles of both transformers 4 and 5. `dtype`: 'bfloat16', ..."""
+    """The `config.json` of this model, rotary fields in the styles of both transformers 4 and 5.
+    `dtype`: 'bfloat16', ...
+    """
     text, vision = self.text, self.vision
-    rope = {'mrope_interleaved': True, 'mrope_section': list(text.rope_sections), 'rope_type': 'default'}
+    rope = {
+      'mrope_interleaved': True,
+      'mrope_section': list(text.rope_sections),
+      'rope_type': 'default',
+    }
     return {
-        'architectures': ['Qwen3VLForConditionalGeneration'], 'model_type': 'qwen3_vl', 'dtype': dtype, 'torch_dtype': dtype,
-        'image_token_id': self.image_id, 'video_token_id': self.video_id, 'vision_start_token_id': self.vision_start_id,
-        'vision_end_token_id': self.vision_end_id, 'tie_word_embeddings': self.tied,
-        'text_config': {
-            'model_type': 'qwen3_vl_text', 'dtype': dtype, 'vocab_size': text.vocab, 'hidden_size': text.width,
-            'intermediate_size': text.mlp, 'num_hidden_layers': text.layers, 'num_attention_heads': text.heads,
-            'num_key_value_heads': text.kv_heads, 'head_dim': text.head_dim, 'hidden_act': 'silu',
-            'max_position_embeddings': text.max_positions, 'initializer_range': 0.02, 'rms_norm_eps': text.norm_eps,
-            'use_cache': True, 'attention_bias': False, 'attention_dropout': 0.0, 'tie_word_embeddings': self.tied,
-            'rope_theta': text.rope_theta, 'rope_scaling': rope, 'rope_parameters': {**rope, 'rope_theta': text.rope_theta}},
-        'vision_config': {
-            'model_type': 'qwen3_vl', 'depth': vision.depth, 'hidden_size': vision.width, 'hidden_act': 'gelu_pytorch_tanh',
-            'intermediate_size': vision.mlp, 'num_heads': vision.heads, 'in_channels': 3, 'patch_size': vision.patch,
-            'spatial_merge_size': vision.merge, 'temporal_patch_size': vision.temporal, 'out_hidden_size': text.width,
-            'num_position_embeddings': vision.positions, 'deepstack_visual_indexes': list(vision.taps),
-            'initializer_range': 0.02}}
+      'architectures': ['Qwen3VLForConditionalGeneration'],
+      'model_type': 'qwen3_vl',
+      'dtype': dtype,
+      'torch_dtype': dtype,
+      'image_token_id': self.image_id,
+      'video_token_id': self.video_id,
+      'vision_start_token_id': self.vision_start_id,
+      'vision_end_token_id': self.vision_end_id,
+      'tie_word_embeddings': self.tied,
+      'text_config': {
+        'model_type': 'qwen3_vl_text',
+        'dtype': dtype,
+        'vocab_size': text.vocab,
+        'hidden_size': text.width,
+        'intermediate_size': text.mlp,
+        'num_hidden_layers': text.layers,
+        'num_attention_heads': text.heads,
+        'num_key_value_heads': text.kv_heads,
+        'head_dim': text.head_dim,
+        'hidden_act': 'silu',
+        'max_position_embeddings': text.max_positions,
+        'initializer_range': 0.02,
+        'rms_norm_eps': text.norm_eps,
+        'use_cache': True,
+        'attention_bias': False,
+        'attention_dropout': 0.0,
+        'tie_word_embeddings': self.tied,
+        'rope_theta': text.rope_theta,
+        'rope_scaling': rope,
+        'rope_parameters': {**rope, 'rope_theta': text.rope_theta},
+      },
+      'vision_config': {
+        'model_type': 'qwen3_vl',
+        'depth': vision.depth,
+        'hidden_size': vision.width,
+        'hidden_act': 'gelu_pytorch_tanh',
+        'intermediate_size': vision.mlp,
+        'num_heads': vision.heads,
+        'in_channels': 3,
+        'patch_size': vision.patch,
+        'spatial_merge_size': vision.merge,
+        'temporal_patch_size': vision.temporal,
+        'out_hidden_size': text.width,
+        'num_position_embeddings': vision.positions,
+        'deepstack_visual_indexes': list(vision.taps),
+        'initializer_range': 0.02,
+      },
+    }
 
 
 def _field(section: dict[str, Any], name: str, where: str) -> Any:
   if not isinstance(section, dict) or section.get(name) is None:
-    raise ConfigError(f'{where}: got no {name!r}, wanted the config.json of a Qwen3-VL checkpoint; check the model folder')
+    raise ConfigError(
+      f'{where}: got no {name!r}, wanted the config.json of a Qwen3-VL checkpoint; check the '
+      'model folder'
+    )
   return section[name]
 
 
 def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
-  """Theta and sections from either style; transformers changed its default theta once, so none is assumed."""
+  """Theta and sections from either style; transformers changed its default theta once, so none is
+  assumed.
+  """
   new, old = text.get('rope_parameters') or {}, text.get('rope_scaling') or {}
   rope = {**old, **new}
   theta = new.get('rope_theta', text.get('rope_theta'))
   kind = rope.get('rope_type', rope.get('type', 'default'))
   sections = rope.get('mrope_section')
   if theta is None or sections is None:
-    raise ConfigError('text_config: got no rope theta or mrope_section, wanted rope_parameters, or rope_theta with '
-                      'rope_scaling; add them to config.json')
+    raise ConfigError(
+      'text_config: got no rope theta or mrope_section, wanted rope_parameters, or rope_theta with '
+      'rope_scaling; add them to config.json'
+    )
   if kind not in ('default', 'mrope') or rope.get('mrope_interleaved') is False:
-    raise ConfigError(f'text_config: got rope type {kind!r} (interleaved={rope.get("mrope_interleaved")}), '
-                      'wanted the default interleaved M-RoPE; this model is not of the dense Qwen3-VL family')
+    raise ConfigError(
+      f'text_config: got rope type {kind!r} (interleaved={rope.get("mrope_interleaved")}), '
+      'wanted the default interleaved M-RoPE; this model is not of the dense Qwen3-VL family'
+    )
   return float(theta), tuple(int(s) for s in sections)
 
 
 def _refuse_unsupported(hf: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
-  wanted = {'model_type': (hf.get('model_type', 'qwen3_vl'), 'qwen3_vl'),
-            'text_config.hidden_act': (text.get('hidden_act', 'silu'), 'silu'),
-            'text_config.attention_bias': (bool(text.get('attention_bias', False)), False),
-            'text_config.num_experts': (text.get('num_experts') or 0, 0),
-            'vision_config.hidden_act': (vision.get('hidden_act', 'gelu_pytorch_tanh'), 'gelu_pytorch_tanh'),
-            'vision_config.in_channels': (vision.get('in_channels', 3), 3),
-            'vision_config.out_hidden_size': (vision.get('out_hidden_size'), _field(text, 'hidden_size', 'text_config'))}
+  wanted = {
+    'model_type': (hf.get('model_type', 'qwen3_vl'), 'qwen3_vl'),
+    'text_config.hidden_act': (text.get('hidden_act', 'silu'), 'silu'),
+    'text_config.attention_bias': (bool(text.get('attention_bias', False)), False),
+    'text_config.num_experts': (text.get('num_experts') or 0, 0),
+    'vision_config.hidden_act': (
+      vision.get('hidden_act', 'gelu_pytorch_tanh'),
+      'gelu_pytorch_tanh',
+    ),
+    'vision_config.in_channels': (vision.get('in_channels', 3), 3),
+    'vision_config.out_hidden_size': (
+      vision.get('out_hidden_size'),
+      _field(text, 'hidden_size', 'text_config'),
+    ),
+  }
   for name, (got, want) in wanted.items():
     if got != want:
-      raise ConfigError(f'config.json: {name} is {got!r}, wanted {want!r}; only the dense Qwen3-VL family is supported')
+      raise ConfigError(
+        f'config.json: {name} is {got!r}, wanted {want!r}; only the dense Qwen3-VL family is '
+        'supported'
+      )
 
 
 def _check(config: Config) -> None:
   text, vision = config.text, config.vision
-  side = int(round(vision.positions ** 0.5))
+  side = int(round(vision.positions**0.5))
   claims = {
-      f'text heads {text.heads} are a multiple of kv_heads {text.kv_heads}': text.heads % text.kv_heads == 0,
-      f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}':
-          sum(text.rope_sections) * 2 == text.head_dim,
-      f'vision width {vision.width} / heads {vision.heads} is a multiple of 4':
-          vision.width % vision.heads == 0 and vision.width // vision.heads % 4 == 0,
-      f'vision positions {vision.positions} are a square': side * side == vision.positions,
-      f'vision taps {vision.taps} rise within depth {vision.depth}, no more than text layers {text.layers}':
-          all(0 <= t < vision.depth for t in vision.taps) and list(vision.taps) == sorted(set(vision.taps))
-          and len(vision.taps) <= text.layers}
+    f'text heads {text.heads} are a multiple of kv_heads {text.kv_heads}': text.heads
+    % text.kv_heads
+    == 0,
+    f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}': sum(
+      text.rope_sections
+    )
+    * 2
+    == text.head_dim,
+    f'vision width {vision.width} / heads {vision.heads} is a multiple of 4': vision.width
+    % vision.heads
+    == 0
+    and vision.width // vision.heads % 4 == 0,
+    f'vision positions {vision.positions} are a square': side * side == vision.positions,
+    f'vision taps {vision.taps} rise within depth {vision.depth}, no more than text layers '
+    f'{text.layers}': all(0 <= t < vision.depth for t in vision.taps)
+    and list(vision.taps) == sorted(set(vision.taps))
+    and len(vision.taps) <= text.layers,
+  }
   for claim, holds in claims.items():
     if not holds:
       raise ConfigError(f'model config: it does not hold that {claim}; correct the sizes')
 
 
-def _published(width: int, layers: int, heads: int, mlp: int, tied: bool, vision: VisionConfig) -> Config:
-  text = TextConfig(vocab=151936, width=width, layers=layers, heads=heads, kv_heads=8, head_dim=128, mlp=mlp, rope_theta=5e6,
-                    rope_sections=(24, 20, 20), norm_eps=1e-6, max_positions=262144)
-  return Config(text=text, vision=vision, tied=tied, image_id=151655, video_id=151656, vision_start_id=151652,
-                vision_end_id=151653)
+def _published(
+  width: int, layers: int, heads: int, mlp: int, tied: bool, vision: VisionConfig
+) -> Config:
+  text = TextConfig(
+    vocab=151936,
+    width=width,
+    layers=layers,
+    heads=heads,
+    kv_heads=8,
+    head_dim=128,
+    mlp=mlp,
+    rope_theta=5e6,
+    rope_sections=(24, 20, 20),
+    norm_eps=1e-6,
+    max_positions=262144,
+  )
+  return Config(
+    text=text,
+    vision=vision,
+    tied=tied,
+    image_id=151655,
+    video_id=151656,
+    vision_start_id=151652,
+    vision_end_id=151653,
+  )
 
 
-_SMALL_EYE = VisionConfig(width=1024, depth=24, mlp=4096, heads=16, patch=16, merge=2, temporal=2, positions=2304,
-                          taps=(5, 11, 17))
-_LARGE_EYE = VisionConfig(width=1152, depth=27, mlp=4304, heads=16, patch=16, merge=2, temporal=2, positions=2304,
-                          taps=(8, 16, 24))
+_SMALL_EYE = VisionConfig(
+  width=1024,
+  depth=24,
+  mlp=4096,
+  heads=16,
+  patch=16,
+  merge=2,
+  temporal=2,
+  positions=2304,
+  taps=(5, 11, 17),
+)
+_LARGE_EYE = VisionConfig(
+  width=1152,
+  depth=27,
+  mlp=4304,
+  heads=16,
+  patch=16,
+  merge=2,
+  temporal=2,
+  positions=2304,
+  taps=(8, 16, 24),
+)
 
 PUBLISHED = {
-    '2b': lambda: _published(2048, 28, 16, 6144, True, _SMALL_EYE),
-    '4b': lambda: _published(2560, 36, 32, 9728, True, _SMALL_EYE),
-    '8b': lambda: _published(4096, 36, 32, 12288, False, _LARGE_EYE),
-    '32b': lambda: _published(5120, 64, 64, 25600, False, _LARGE_EYE),
+  '2b': lambda: _published(2048, 28, 16, 6144, True, _SMALL_EYE),
+  '4b': lambda: _published(2560, 36, 32, 9728, True, _SMALL_EYE),
+  '8b': lambda: _published(4096, 36, 32, 12288, False, _LARGE_EYE),
+  '32b': lambda: _published(5120, 64, 64, 25600, False, _LARGE_EYE),
 }

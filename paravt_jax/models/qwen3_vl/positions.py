@@ -1,7 +1,8 @@
 """M-RoPE position ids: three numbers per token (time, height, width). Numpy only.
 
-Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit at (p, p + row, p + column),
-and the next token at p + max(h, w). Every temporal patch of a native video is an image of its own.
+Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit
+at (p, p + row, p + column), and the next token at p + max(h, w). Every temporal patch of a native
+video is an image of its own.
 """
 
 from collections.abc import Sequence
@@ -11,54 +12,73 @@ import numpy as np
 from paravt_jax.errors import DataError
 
 
-def mrope_positions(ids: np.ndarray, image_id: int, merged_grids: Sequence[tuple[int, int]], start: int = 0, *,
-                    video_id: int | None = None, video_grids: Sequence[tuple[int, int]] = ()) -> tuple[np.ndarray, int]:
+def mrope_positions(
+  ids: np.ndarray,
+  image_id: int,
+  merged_grids: Sequence[tuple[int, int]],
+  start: int = 0,
+  *,
+  video_id: int | None = None,
+  video_grids: Sequence[tuple[int, int]] = (),
+) -> tuple[np.ndarray, int]:
   """Positions of one stream of expanded ids.
 
   Args:
-    ids: int[n]; every image placeholder already repeated once per merged token.
-    image_id: the image placeholder.
-    merged_grids: (rows, columns) of merged tokens per image, in order.
-    start: position of the first token.
-    video_id, video_grids: the same for native video, one grid per *temporal patch* (see `video_patch_grids`).
+    ids: int[n]; every image placeholder already repeated once per merged token. image_id: the image
+    placeholder. merged_grids: (rows, columns) of merged tokens per image, in order. start: position
+    of the first token. video_id, video_grids: the same for native video, one grid per *temporal
+    patch* (see `video_patch_grids`).
 
   Returns:
-    int32[3, n], and the position of the token that would come next. Empty ids give int32[3, 0] and `start`.
+    int32[3, n], and the position of the token that would come next. Empty ids give int32[3, 0] and
+    `start`.
 
   Raises:
     DataError: the placeholders do not match the grids.
   """
   ids = np.asarray(ids)
   positions = np.empty((3, len(ids)), np.int32)
-  grids = {image_id: iter(merged_grids)} | ({video_id: iter(video_grids)} if video_id is not None else {})
+  grids = {image_id: iter(merged_grids)} | (
+    {video_id: iter(video_grids)} if video_id is not None else {}
+  )
   visual = np.isin(ids, list(grids))
   at, position = 0, start
   while at < len(ids):
     if not visual[at]:
       ahead = np.flatnonzero(visual[at:])
       n = int(ahead[0]) if len(ahead) else len(ids) - at
-      positions[:, at:at + n] = position + np.arange(n, dtype=np.int32)
+      positions[:, at : at + n] = position + np.arange(n, dtype=np.int32)
       at, position = at + n, position + n
       continue
     grid = next(grids[int(ids[at])], None)
     if grid is None:
-      raise DataError(f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
-                      'expand the ids again')
+      raise DataError(
+        f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
+        'expand the ids again'
+      )
     rows, columns = int(grid[0]), int(grid[1])
     n = rows * columns
-    if not (ids[at:at + n] == ids[at]).all() or at + n > len(ids):
-      raise DataError(f'token {at}: an image of {rows} x {columns} merged tokens wants {n} equal placeholders, got fewer; '
-                      'expand the ids with the grids of these very images')
-    positions[0, at:at + n] = position
-    positions[1, at:at + n] = position + np.repeat(np.arange(rows, dtype=np.int32), columns)
-    positions[2, at:at + n] = position + np.tile(np.arange(columns, dtype=np.int32), rows)
+    if not (ids[at : at + n] == ids[at]).all() or at + n > len(ids):
+      raise DataError(
+        f'token {at}: an image of {rows} x {columns} merged tokens wants {n} equal '
+        'placeholders, got fewer; '
+        'expand the ids with the grids of these very images'
+      )
+    positions[0, at : at + n] = position
+    positions[1, at : at + n] = position + np.repeat(np.arange(rows, dtype=np.int32), columns)
+    positions[2, at : at + n] = position + np.tile(np.arange(columns, dtype=np.int32), rows)
     at, position = at + n, position + max(rows, columns)
   left = {name: len(list(rest)) for name, rest in grids.items()}
   if any(left.values()):
-    raise DataError(f'got {sum(left.values())} more grids than runs of placeholders in {len(ids)} ids; expand the ids again')
+    raise DataError(
+      f'got {sum(left.values())} more grids than runs of placeholders in {len(ids)} ids; '
+      'expand the ids again'
+    )
   return positions, position
 
 
-def video_patch_grids(grids_thw: Sequence[tuple[int, int, int]], merge: int) -> list[tuple[int, int]]:
+def video_patch_grids(
+  grids_thw: Sequence[tuple[int, int, int]], merge: int
+) -> list[tuple[int, int]]:
   """One merged (rows, columns) per temporal patch, from (t, h, w) in patches per video."""
   return [(h // merge, w // merge) for t, h, w in grids_thw for _ in range(t)]

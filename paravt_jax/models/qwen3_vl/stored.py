@@ -1,4 +1,6 @@
-"""Tensors as folders that transformers loads store them: older names, derived buffers, single tensors of another dtype."""
+"""Tensors as folders that transformers loads store them: older names, derived buffers, single
+tensors of another dtype.
+"""
 
 import collections
 import logging
@@ -15,15 +17,32 @@ from safetensors import SafetensorError, safe_open
 from paravt_jax.errors import DataError
 
 HEAD, EMBEDDING = 'lm_head.weight', 'model.language_model.embed_tokens.weight'
-_DTYPES = {'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16)}
-_DERIVED = re.compile(r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq')     # of the config, computed by us
-_OLDER = ((re.compile(r'(visual|language_model)\.'), r'model.\1.'),         # without `model.`: a bare backbone, or an older writer
-          (re.compile(r'model\.(?!visual\.|language_model\.)(?=(?:embed_tokens|layers|norm)\.)'), 'model.language_model.'))
-_ROWS = 4096                 # of two tables that are compared at once
+_DTYPES = {
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+_DERIVED = re.compile(
+  r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq'
+)  # of the config, computed by us
+_OLDER = (
+  (
+    re.compile(r'(visual|language_model)\.'),
+    r'model.\1.',
+  ),  # without `model.`: a bare backbone, or an older writer
+  (
+    re.compile(r'model\.(?!visual\.|language_model\.)(?=(?:embed_tokens|layers|norm)\.)'),
+    'model.language_model.',
+  ),
+)
+_ROWS = 4096  # of two tables that are compared at once
 
 
 class Stored(NamedTuple):
-  """One tensor: its name as transformers writes it today, the key it has in its file, dtype and shape."""
+  """One tensor: its name as transformers writes it today, the key it has in its file, dtype and
+  shape.
+  """
+
   name: str
   key: str
   file: pathlib.Path
@@ -42,26 +61,40 @@ def tensors(files: Iterable[pathlib.Path]) -> dict[str, Stored]:
             tensor = opened.get_slice(key)
             new = Stored(_today(key), key, file, tensor.get_dtype(), tuple(tensor.get_shape()))
             if new.name in found:
-              raise DataError(f'{file}: {key} is stored twice (also as {found[new.name].key} in {found[new.name].file.name}), wanted '
-                              'it once; remove files that the index does not name, or export again')
+              raise DataError(
+                f'{file}: {key} is stored twice (also as {found[new.name].key} in '
+                f'{found[new.name].file.name}), wanted '
+                'it once; remove files that the index does not name, or export again'
+              )
             found[new.name] = new
     except (SafetensorError, OSError) as error:
-      raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
+      raise DataError(
+        f'{file}: not readable as safetensors ({error}); copy or download it again'
+      ) from error
   return found
 
 
 def main_dtype(found: Sequence[Stored]) -> np.dtype:
-  """The dtype of most numbers; float32 when nothing is stored. Raises DataError for a dtype that is not read."""
+  """The dtype of most numbers; float32 when nothing is stored. Raises DataError for a dtype that is
+  not read.
+  """
   sizes: collections.Counter[str] = collections.Counter()
   for tensor in found:
     if tensor.dtype not in _DTYPES:
-      raise DataError(f'{tensor.file}: {tensor.key} is {tensor.dtype}, wanted one of {sorted(_DTYPES)}; use an unquantised checkpoint')
+      raise DataError(
+        f'{tensor.file}: {tensor.key} is {tensor.dtype}, wanted one of {sorted(_DTYPES)}; '
+        'use an unquantised checkpoint'
+      )
     sizes[tensor.dtype] += math.prod(tensor.shape)
   return _DTYPES[sizes.most_common(1)[0][0]] if sizes else np.dtype(np.float32)
 
 
-def arrays(file: pathlib.Path, chosen: Sequence[Stored], dtype: np.dtype) -> Iterator[tuple[Stored, np.ndarray]]:
-  """Each tensor of a file in one dtype, read one by one. Raises DataError, also for a number that the dtype cannot hold."""
+def arrays(
+  file: pathlib.Path, chosen: Sequence[Stored], dtype: np.dtype
+) -> Iterator[tuple[Stored, np.ndarray]]:
+  """Each tensor of a file in one dtype, read one by one. Raises DataError, also for a number that
+  the dtype cannot hold.
+  """
   try:
     with safe_open(file, 'np') as opened:
       for tensor in sorted(chosen):
@@ -70,12 +103,17 @@ def arrays(file: pathlib.Path, chosen: Sequence[Stored], dtype: np.dtype) -> Ite
           with np.errstate(over='ignore'):
             cast = array.astype(dtype)
           if not np.isfinite(cast[np.isfinite(array)]).all():
-            raise DataError(f'{file}: {tensor.key} is {tensor.dtype} with numbers that {dtype} cannot hold, wanted one dtype; '
-                            'export the model in bfloat16 or float32')
+            raise DataError(
+              f'{file}: {tensor.key} is {tensor.dtype} with numbers that {dtype} cannot '
+              'hold, wanted one dtype; '
+              'export the model in bfloat16 or float32'
+            )
           array = cast
         yield tensor, array
   except (SafetensorError, OSError) as error:
-    raise DataError(f'{file}: not readable as safetensors ({error}); copy or download it again') from error
+    raise DataError(
+      f'{file}: not readable as safetensors ({error}); copy or download it again'
+    ) from error
 
 
 def refuse_other_head(head: Stored, embedding: Stored) -> None:
@@ -85,22 +123,38 @@ def refuse_other_head(head: Stored, embedding: Stored) -> None:
     try:
       with safe_open(head.file, 'np') as first, safe_open(embedding.file, 'np') as second:
         one, other = first.get_slice(head.key), second.get_slice(embedding.key)
-        ends = [*range(_ROWS, head.shape[0], _ROWS), head.shape[0]]      # a slice beyond the end is an error there
-        same = all(np.array_equal(one[start:end].astype(np.float32), other[start:end].astype(np.float32))
-                   for start, end in zip([0, *ends], ends))
+        ends = [
+          *range(_ROWS, head.shape[0], _ROWS),
+          head.shape[0],
+        ]  # a slice beyond the end is an error there
+        same = all(
+          np.array_equal(one[start:end].astype(np.float32), other[start:end].astype(np.float32))
+          for start, end in zip([0, *ends], ends)
+        )
     except (SafetensorError, OSError) as error:
-      raise DataError(f'{head.file}: not readable as safetensors ({error}); copy or download it again') from error
+      raise DataError(
+        f'{head.file}: not readable as safetensors ({error}); copy or download it again'
+      ) from error
   if not same:
-    raise DataError(f'{head.file}: {head.key} is not {embedding.key}, wanted it equal, for config.json says tie_word_embeddings; set that '
-                    'to false if the model was trained with a head of its own, else remove the tensor')
+    raise DataError(
+      f'{head.file}: {head.key} is not {embedding.key}, wanted it equal, for config.json '
+      'says tie_word_embeddings; set that '
+      'to false if the model was trained with a head of its own, else remove the tensor'
+    )
 
 
 def tell_casts(folder: pathlib.Path, found: Sequence[Stored], dtype: np.dtype) -> None:
   """Says in one line which tensors were not of the model's dtype."""
   other = sorted(tensor for tensor in found if _DTYPES.get(tensor.dtype) != dtype)
   if other:
-    logging.getLogger(__name__).warning('%s: %d tensors are not %s like most and were cast to it, such as %s (%s)', folder, len(other),
-                                        dtype, other[0].key, other[0].dtype)
+    logging.getLogger(__name__).warning(
+      '%s: %d tensors are not %s like most and were cast to it, such as %s (%s)',
+      folder,
+      len(other),
+      dtype,
+      other[0].key,
+      other[0].dtype,
+    )
 
 
 def _today(key: str) -> str:

@@ -1,7 +1,8 @@
-"""The vision tower's modules: patches to tokens, blocks with 2-D rotary attention inside one image, mergers.
+"""The vision tower's modules: patches to tokens, blocks with 2-D rotary attention inside one image,
+mergers.
 
-Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to X patches; a padded patch
-is seen by nobody. Shapes: [B, N, X, ...] for B rows of N images.
+Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to
+X patches; a padded patch is seen by nobody. Shapes: [B, N, X, ...] for B rows of N images.
 """
 
 import flax.linen as nn
@@ -14,8 +15,12 @@ from paravt_jax.models.layers import LayerNorm, Linear, rotate
 from paravt_jax.models.qwen3_vl.config import VisionConfig
 
 
-def patch_places(config: VisionConfig, grids_BNG: jax.Array, patches: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Row and column of each patch in merge order (int32[B, N, X]), and whether it exists (bool[B, N, X])."""
+def patch_places(
+  config: VisionConfig, grids_BNG: jax.Array, patches: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Row and column of each patch in merge order (int32[B, N, X]), and whether it exists (bool[B, N,
+  X]).
+  """
   m = config.merge
   height, width = grids_BNG[..., 0:1], grids_BNG[..., 1:2]
   index = jnp.arange(patches)
@@ -27,8 +32,12 @@ def patch_places(config: VisionConfig, grids_BNG: jax.Array, patches: int) -> tu
   return jnp.where(exists, row, 0), jnp.where(exists, column, 0), exists
 
 
-def interpolated_positions(table: jax.Array, row: jax.Array, column: jax.Array, grids_BNG: jax.Array) -> jax.Array:
-  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, V] from table [side * side, V]."""
+def interpolated_positions(
+  table: jax.Array, row: jax.Array, column: jax.Array, grids_BNG: jax.Array
+) -> jax.Array:
+  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, V] from table [side
+  * side, V].
+  """
   side = int(round(table.shape[0] ** 0.5))
 
   def taps(at, size):
@@ -38,33 +47,49 @@ def interpolated_positions(table: jax.Array, row: jax.Array, column: jax.Array, 
 
   top, bottom, down = taps(row, grids_BNG[..., 0:1])
   left, right, across = taps(column, grids_BNG[..., 1:2])
-  index = jnp.stack([top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1)
-  weight = jnp.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], axis=-1)
+  index = jnp.stack(
+    [top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1
+  )
+  weight = jnp.stack(
+    [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], axis=-1
+  )
   return jnp.einsum('BNXI,BNXIV->BNXV', weight, table.astype(jnp.float32)[index])
 
 
 def rotary_angles(config: VisionConfig, row: jax.Array, column: jax.Array) -> jax.Array:
-  """float32[B * N, X, F/2]: the first half of the frequencies turns with the row, the second with the column; theta 1e4."""
+  """float32[B * N, X, F/2]: the first half of the frequencies turns with the row, the second with
+  the column; theta 1e4.
+  """
   quarter = config.width // config.heads // 4
-  frequency = (1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter))).astype(np.float32)
+  frequency = (
+    1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter))
+  ).astype(np.float32)
   place = jnp.stack([row, column], axis=-1).astype(jnp.float32)
   angle = (place[..., None] * frequency).reshape(-1, row.shape[-1], 2 * quarter)
   return angle
 
 
 class PatchEmbed(nn.Module):
-  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1) stands for all of a patch's."""
+  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1)
+  stands for all of a patch's.
+  """
+
   config: VisionConfig
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, patches: jax.Array) -> jax.Array:
     c = self.config
-    channels = 3 * c.patch ** 2
+    channels = 3 * c.patch**2
     init = nn.initializers.normal((c.temporal * channels) ** -0.5)
     init = nn.with_logical_partitioning(init, ('time', 'pixels', 'vision_embed'))
     kernel = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
-    bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vision_embed',)), (c.width,), jnp.float32)
+    bias = self.param(
+      'bias',
+      nn.with_logical_partitioning(nn.initializers.zeros, ('vision_embed',)),
+      (c.width,),
+      jnp.float32,
+    )
     if patches.shape[-2] == 1:
       kernel = jnp.sum(kernel.astype(jnp.float32), axis=0, keepdims=True)
     pixels = (patches.astype(jnp.float32) * (2 / 255) - 1).astype(self.dtype)
@@ -73,31 +98,51 @@ class PatchEmbed(nn.Module):
 
 
 class VisionBlock(nn.Module):
-  """Pre-norm block on [I, X, V] (I images); attention within an image, among the patches that exist."""
+  """Pre-norm block on [I, X, V] (I images); attention within an image, among the patches that
+  exist.
+  """
+
   config: VisionConfig
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x_IXV: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
-    x_IXV = x_IXV + self._attention(LayerNorm('vision_norm', name='norm1')(x_IXV), angle_IXF, exists_IX)
+    x_IXV = x_IXV + self._attention(
+      LayerNorm('vision_norm', name='norm1')(x_IXV), angle_IXF, exists_IX
+    )
     y = Linear(self.config.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(
-        LayerNorm('vision_norm', name='norm2')(x_IXV))
+      LayerNorm('vision_norm', name='norm2')(x_IXV)
+    )
     y = jax.nn.gelu(y, approximate=True)
     scale = (2 * self.config.depth) ** -0.5
-    return x_IXV + Linear(self.config.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2')(y)
+    return x_IXV + Linear(
+      self.config.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2'
+    )(y)
 
   def _attention(self, x_IXV, angle_IXF, exists_IX):
     c = self.config
     qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXV)
-    q, k, v = (part[:, :, 0] for part in jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2))
+    q, k, v = (
+      part[:, :, 0] for part in jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
+    )
     mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
     o = attention.masked(rotate(q, angle_IXF), rotate(k, angle_IXF), v, mask)
-    out = Linear(c.width, ('vision_heads', 'vision_embed'), self.dtype, True, (2 * c.depth) ** -0.5, name='proj')
+    out = Linear(
+      c.width,
+      ('vision_heads', 'vision_embed'),
+      self.dtype,
+      True,
+      (2 * c.depth) ** -0.5,
+      name='proj',
+    )
     return out(o.reshape(x_IXV.shape))
 
 
 class Merger(nn.Module):
-  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`: norm after joining."""
+  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`:
+  norm after joining.
+  """
+
   config: VisionConfig
   width: int
   wide: bool
@@ -105,9 +150,11 @@ class Merger(nn.Module):
 
   @nn.compact
   def __call__(self, x_IXV: jax.Array) -> jax.Array:
-    area = self.config.merge ** 2
+    area = self.config.merge**2
     norm = LayerNorm('merged_norm' if self.wide else 'vision_norm', name='norm')
     joined = lambda x: x.reshape(x.shape[0], x.shape[1] // area, area * x.shape[2])
     y = norm(joined(x_IXV)) if self.wide else joined(norm(x_IXV))
     y = Linear(y.shape[-1], ('merged', 'vision_mlp'), self.dtype, True, name='fc1')(y)
-    return Linear(self.width, ('vision_mlp', 'embed'), self.dtype, True, name='fc2')(jax.nn.gelu(y, approximate=False))
+    return Linear(self.width, ('vision_mlp', 'embed'), self.dtype, True, name='fc2')(
+      jax.nn.gelu(y, approximate=False)
+    )

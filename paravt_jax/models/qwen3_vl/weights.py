@@ -1,4 +1,6 @@
-"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names; `stored.py` knows how folders differ."""
+"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names; `stored.py`
+knows how folders differ.
+"""
 
 import json
 import os
@@ -17,34 +19,72 @@ from paravt_jax.errors import DataError
 from paravt_jax.models.qwen3_vl import model, stored
 from paravt_jax.models.qwen3_vl.config import Config
 
-_SHARD_BYTES = 5 * 10 ** 9
-_STRIP = 16                  # rows that are transposed at once: four times as fast as all of them, which miss the cache
-_COLUMNS = 1024              # of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
-_SERVED_PIXELS = (1024, 50176)     # least and most pixels of an image in a folder that is served: our frames pass unchanged
+_SHARD_BYTES = 5 * 10**9
+_STRIP = (
+  16  # rows that are transposed at once: four times as fast as all of them, which miss the cache
+)
+_COLUMNS = (
+  1024  # of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
+)
+_SERVED_PIXELS = (
+  1024,
+  50176,
+)  # least and most pixels of an image in a folder that is served: our frames pass unchanged
 _TOKENIZERS = (('tokenizer.json',), ('vocab.json', 'merges.txt'))
-_COPIED = ('tokenizer.json', 'tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
-           'added_tokens.json', 'chat_template.json', 'chat_template.jinja', 'generation_config.json', 'processor_config.json')
+_COPIED = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'vocab.json',
+  'merges.txt',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.json',
+  'chat_template.jinja',
+  'generation_config.json',
+  'processor_config.json',
+)
 
-# Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a layer.
+# Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a
+# layer.
 _TEXT_LAYER = {
-    'input_layernorm.weight': 'norm1.scale', 'post_attention_layernorm.weight': 'norm2.scale',
-    'self_attn.q_norm.weight': 'q_norm.scale', 'self_attn.k_norm.weight': 'k_norm.scale',
-    **{f'self_attn.{n}_proj.weight': f'{n}.kernel' for n in 'qkvo'},
-    **{f'mlp.{n}_proj.weight': f'{n}.kernel' for n in ('gate', 'up', 'down')}}
+  'input_layernorm.weight': 'norm1.scale',
+  'post_attention_layernorm.weight': 'norm2.scale',
+  'self_attn.q_norm.weight': 'q_norm.scale',
+  'self_attn.k_norm.weight': 'k_norm.scale',
+  **{f'self_attn.{n}_proj.weight': f'{n}.kernel' for n in 'qkvo'},
+  **{f'mlp.{n}_proj.weight': f'{n}.kernel' for n in ('gate', 'up', 'down')},
+}
 _NORM = {'norm.weight': 'norm.scale', 'norm.bias': 'norm.bias'}
-_MERGER = {**_NORM, **{f'linear_fc{i}.{a}': f'fc{i}.{b}' for i in (1, 2) for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
+_MERGER = {
+  **_NORM,
+  **{
+    f'linear_fc{i}.{a}': f'fc{i}.{b}'
+    for i in (1, 2)
+    for a, b in (('weight', 'kernel'), ('bias', 'bias'))
+  },
+}
 _VISION_BLOCK = {
-    **{f'norm{i}.{a}': f'norm{i}.{b}' for i in (1, 2) for a, b in (('weight', 'scale'), ('bias', 'bias'))},
-    **{f'{n}.{a}': f'{n.split(".")[-1].replace("linear_", "")}.{b}'
-       for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2')
-       for a, b in (('weight', 'kernel'), ('bias', 'bias'))}}
+  **{
+    f'norm{i}.{a}': f'norm{i}.{b}'
+    for i in (1, 2)
+    for a, b in (('weight', 'scale'), ('bias', 'bias'))
+  },
+  **{
+    f'{n}.{a}': f'{n.split(".")[-1].replace("linear_", "")}.{b}'
+    for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2')
+    for a, b in (('weight', 'kernel'), ('bias', 'bias'))
+  },
+}
 
 
 class Slot(NamedTuple):
-  """Where one tensor of theirs lives: the leaf at `path`, its `layer`-th slice if stacked; `form` is how it is laid out."""
+  """Where one tensor of theirs lives: the leaf at `path`, its `layer`-th slice if stacked; `form`
+  is how it is laid out.
+  """
+
   path: tuple[str, ...]
   layer: int | None
-  form: str                  # 'same' | 'transposed' | 'patches'
+  form: str  # 'same' | 'transposed' | 'patches'
 
 
 def name_table(config: Config) -> dict[str, Slot]:
@@ -59,7 +99,9 @@ def name_table(config: Config) -> dict[str, Slot]:
     for theirs, name in names.items():
       add(f'{prefix}.{theirs}', f'{ours}.{name}', layer)
 
-  table['model.visual.patch_embed.proj.weight'] = Slot(('visual', 'patch_embed', 'kernel'), None, 'patches')
+  table['model.visual.patch_embed.proj.weight'] = Slot(
+    ('visual', 'patch_embed', 'kernel'), None, 'patches'
+  )
   add('model.visual.patch_embed.proj.bias', 'visual.patch_embed.bias')
   add('model.visual.pos_embed.weight', 'visual.pos_embed.embedding')
   for i in range(config.vision.depth):
@@ -77,7 +119,7 @@ def name_table(config: Config) -> dict[str, Slot]:
 
 
 def _ours(tensor: np.ndarray, form: str) -> np.ndarray:
-  if form == 'patches':              # [V, 3, time, h, w] -> [time, 3 * h * w, V]
+  if form == 'patches':  # [V, 3, time, h, w] -> [time, 3 * h * w, V]
     return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
   return tensor.T if form == 'transposed' else tensor
 
@@ -90,16 +132,20 @@ def _theirs(config: Config, array: np.ndarray, form: str) -> np.ndarray:
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:
-  """A contiguous copy of `array.T`, made in strips; bits are moved as integers, which numpy does without holding the GIL."""
+  """A contiguous copy of `array.T`, made in strips; bits are moved as integers, which numpy does
+  without holding the GIL.
+  """
   bits = array.view(f'u{array.itemsize}')
   out = np.empty(bits.shape[::-1], bits.dtype)
   for start in range(0, len(bits), _STRIP):
-    out[:, start:start + _STRIP] = bits[start:start + _STRIP].T
+    out[:, start : start + _STRIP] = bits[start : start + _STRIP].T
   return out.view(array.dtype)
 
 
 def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
-  """The tensor of one slot, laid out as theirs, from a tree of numpy arrays shaped like the parameters."""
+  """The tensor of one slot, laid out as theirs, from a tree of numpy arrays shaped like the
+  parameters.
+  """
   return _theirs(config, _slice(params, slot), slot.form)
 
 
@@ -110,11 +156,13 @@ def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
 
 
 def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[np.ndarray]:
-  """The rows of what `pick` returns, in contiguous blocks: no copy of the tensor is made, and none at all of one laid out alike."""
+  """The rows of what `pick` returns, in contiguous blocks: no copy of the tensor is made, and none
+  at all of one laid out alike.
+  """
   array = _slice(params, slot)
   if slot.form == 'transposed':
     for start in range(0, array.shape[1], _COLUMNS):
-      yield _transposed(array[:, start:start + _COLUMNS])
+      yield _transposed(array[:, start : start + _COLUMNS])
   else:
     yield _theirs(config, array, slot.form)
 
@@ -123,20 +171,30 @@ def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int
   """The shape that `pick` returns, given that of the whole leaf."""
   shape = shape if slot.layer is None else shape[1:]
   v = config.vision
-  return (v.width, 3, v.temporal, v.patch, v.patch) if slot.form == 'patches' else shape[::-1] if slot.form == 'transposed' else shape
+  return (
+    (v.width, 3, v.temporal, v.patch, v.patch)
+    if slot.form == 'patches'
+    else shape[::-1]
+    if slot.form == 'transposed'
+    else shape
+  )
 
 
-def load_hf(folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None = None) -> tuple[Config, dict[str, Any]]:
+def load_hf(
+  folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None = None
+) -> tuple[Config, dict[str, Any]]:
   """Reads a checkpoint folder (one safetensors file, or several with an index).
 
   Args:
     only: paths of the leaves to read, such as ('visual', 'pos_embed', 'embedding'); None for all.
 
   Returns:
-    The config, and parameters as numpy arrays in the dtype that most of them are stored in; one tensor is read at a time.
+    The config, and parameters as numpy arrays in the dtype that most of them are stored in; one
+    tensor is read at a time.
 
   Raises:
-    DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does not fit the config, a
+    DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does
+    not fit the config, a
       tied model stores a head that is not its embedding.
     ConfigError: config.json is not of the dense Qwen3-VL family.
   """
@@ -150,28 +208,47 @@ def load_hf(folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None 
   for file in files:
     chosen = [tensor for name, tensor in found.items() if tensor.file == file and name in wanted]
     for tensor, array in stored.arrays(file, chosen, dtype):
-      _fill(config, params, model.abstract_params(config), table[tensor.name], array, f'{file}: {tensor.key}')
+      _fill(
+        config,
+        params,
+        model.abstract_params(config),
+        table[tensor.name],
+        array,
+        f'{file}: {tensor.key}',
+      )
   if config.tied and stored.HEAD in found:
     stored.refuse_other_head(found[stored.HEAD], found[stored.EMBEDDING])
   stored.tell_casts(folder, [tensor for name, tensor in found.items() if name in wanted], dtype)
   return config, params
 
 
-def _refuse_names(config: Config, found: dict, table: dict[str, Slot], wanted: set[str], folder: pathlib.Path) -> None:
-  """Raises DataError for tensors that the model has not, or has and the files do not. A tied model may store its head, too."""
+def _refuse_names(
+  config: Config, found: dict, table: dict[str, Slot], wanted: set[str], folder: pathlib.Path
+) -> None:
+  """Raises DataError for tensors that the model has not, or has and the files do not. A tied model
+  may store its head, too.
+  """
   known = set(table) | ({stored.HEAD} if config.tied else set())
   unknown = sorted(set(found) - known)
   if unknown:
     first = found[unknown[0]]
-    raise DataError(f'{first.file}: got {len(unknown)} unknown tensors, such as {first.key!r}, wanted only those of the model in '
-                    'config.json; check that weights and config (tie_word_embeddings, too) belong together')
+    raise DataError(
+      f'{first.file}: got {len(unknown)} unknown tensors, such as {first.key!r}, wanted only '
+      'those of the model in '
+      'config.json; check that weights and config (tie_word_embeddings, too) belong together'
+    )
   missing = sorted((wanted | ({stored.EMBEDDING} if stored.HEAD in found else set())) - set(found))
   if missing:
-    raise DataError(f'{folder}: got {len(wanted & set(found))} of {len(wanted)} tensors, wanted also {missing[0]!r}; '
-                    'a shard is missing, or config.json (tie_word_embeddings, too) is of another model')
+    raise DataError(
+      f'{folder}: got {len(wanted & set(found))} of {len(wanted)} tensors, wanted also '
+      f'{missing[0]!r}; '
+      'a shard is missing, or config.json (tie_word_embeddings, too) is of another model'
+    )
 
 
-def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str) -> None:
+def _fill(
+  config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str
+) -> None:
   """Puts one tensor into its (slice of a) leaf, which is allocated when first met."""
   wanted, node = shapes_tree, params
   for key in slot.path[:-1]:
@@ -184,8 +261,11 @@ def _fill(config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: n
   rank = 5 if slot.form == 'patches' else target.ndim
   array = _ours(tensor, slot.form) if tensor.ndim == rank else tensor
   if array.shape != target.shape or tensor.dtype != leaf.dtype:
-    raise DataError(f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted '
-                    f'{leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; weights and config.json do not belong together')
+    raise DataError(
+      f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted '
+      f'{leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; weights and '
+      'config.json do not belong together'
+    )
   target[...] = array
 
 
@@ -194,8 +274,15 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if index.exists():
     names = _read_json(index)
     names = names.get('weight_map') if isinstance(names, dict) else None
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-      raise DataError(f'{index}: got no weight_map, wanted the index that transformers writes; copy or download it again')
+    if (
+      not isinstance(names, dict)
+      or not names
+      or not all(isinstance(name, str) for name in names.values())
+    ):
+      raise DataError(
+        f'{index}: got no weight_map, wanted the index that transformers writes; copy or '
+        'download it again'
+      )
     files = sorted({folder / name for name in names.values()})
   else:
     files = [folder / 'model.safetensors']
@@ -209,7 +296,10 @@ def _instead(folder: pathlib.Path) -> str:
   """A way out where weights are missing: what the folder has in their place."""
   pickled = sorted(folder.glob('pytorch_model*.bin'))
   if pickled:
-    return f'{pickled[0].name} is a pickle, which is not read: load it with transformers and save_pretrained(safe_serialization=True)'
+    return (
+      f'{pickled[0].name} is a pickle, which is not read: load it with transformers and '
+      'save_pretrained(safe_serialization=True)'
+    )
   return 'download or export the checkpoint again'
 
 
@@ -217,30 +307,45 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
   try:
     return json.loads(file.read_text())
   except OSError as error:
-    raise DataError(f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; '
-                    'check the path') from error
+    raise DataError(
+      f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; '
+      'check the path'
+    ) from error
   except ValueError as error:
     raise DataError(f'{file}: is not JSON ({error}); copy or download it again') from error
 
 
-def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], tokenizer_folder: str | os.PathLike) -> None:
-  """Writes a folder that transformers, SGLang and `load_hf` read; whole or not at all. Replaces an existing checkpoint folder.
+def save_hf(
+  folder: str | os.PathLike,
+  config: Config,
+  params: dict[str, Any],
+  tokenizer_folder: str | os.PathLike,
+) -> None:
+  """Writes a folder that transformers, SGLang and `load_hf` read; whole or not at all. Replaces an
+  existing checkpoint folder.
 
   Args:
-    folder: where to; its parent must exist.
-    params: fully addressable arrays; each keeps its dtype.
-    tokenizer_folder: tokenizer and processor files are copied from here. The image size of the processor is set to
+    folder: where to; its parent must exist. params: fully addressable arrays; each keeps its dtype.
+    tokenizer_folder: tokenizer and processor files are copied from here. The image size of the
+    processor is set to
       [1024, 50176] pixels, so that a server passes our frames unchanged.
 
   Raises:
-    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or the disk refuses.
+    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or the disk
+    refuses.
   """
   folder, source = pathlib.Path(folder), pathlib.Path(tokenizer_folder)
   if not any(all((source / name).exists() for name in names) for names in _TOKENIZERS):
-    raise DataError(f'{source}: got no tokenizer.json, nor vocab.json and merges.txt, wanted the folder of the tokenizer that the '
-                    'model was trained with')
+    raise DataError(
+      f'{source}: got no tokenizer.json, nor vocab.json and merges.txt, wanted the folder of '
+      'the tokenizer that the '
+      'model was trained with'
+    )
   if folder.exists() and not (folder / 'config.json').exists() and any(folder.iterdir()):
-    raise DataError(f'{folder}: exists and is no checkpoint, wanted a new folder or one to replace; choose another')
+    raise DataError(
+      f'{folder}: exists and is no checkpoint, wanted a new folder or one to replace; choose '
+      'another'
+    )
   _check_params(config, params)
   try:
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
@@ -259,12 +364,18 @@ def save_hf(folder: str | os.PathLike, config: Config, params: dict[str, Any], t
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
   except (OSError, SafetensorError) as error:
-    raise DataError(f'{folder}: could not be written ({error}); nothing was left behind, free space or choose another '
-                    'place') from error
+    raise DataError(
+      f'{folder}: could not be written ({error}); nothing was left behind, free space or '
+      'choose another '
+      'place'
+    ) from error
 
 
-def write_companions(folder: pathlib.Path, config: Config, dtype: str, source: pathlib.Path) -> None:
-  """All of a checkpoint folder but its weights: config.json, the tokenizer of the folder `source`, processor files (save_hf).
+def write_companions(
+  folder: pathlib.Path, config: Config, dtype: str, source: pathlib.Path
+) -> None:
+  """All of a checkpoint folder but its weights: config.json, the tokenizer of the folder `source`,
+  processor files (save_hf).
 
   Raises:
     OSError: the disk refuses.
@@ -279,8 +390,10 @@ def _check_params(config: Config, params: dict[str, Any]) -> None:
   got, wanted = flat(params), flat(model.abstract_params(config))
   wrong = sorted(path for path in got.keys() | wanted.keys() if got.get(path) != wanted.get(path))
   if wrong:
-    raise DataError(f'params: {".".join(wrong[0])} is {got.get(wrong[0])}, wanted {wanted.get(wrong[0])} '
-                    f'({len(wrong)} such); save with the config the params were made with')
+    raise DataError(
+      f'params: {".".join(wrong[0])} is {got.get(wrong[0])}, wanted {wanted.get(wrong[0])} '
+      f'({len(wrong)} such); save with the config the params were made with'
+    )
 
 
 def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
@@ -292,7 +405,9 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tupl
 def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
   """One file up to 5 GB; more get an index, as transformers writes it."""
   leaves = dict(_leaves(params))
-  size = lambda slot: leaves[slot.path].nbytes // (1 if slot.layer is None else leaves[slot.path].shape[0])
+  size = lambda slot: (
+    leaves[slot.path].nbytes // (1 if slot.layer is None else leaves[slot.path].shape[0])
+  )
   shards, filled = [[]], 0
   for name, slot in sorted(name_table(config).items()):
     if shards[-1] and filled + size(slot) > _SHARD_BYTES:
@@ -303,24 +418,46 @@ def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any])
   weight_map = {}
   host = jax.tree.map(np.asarray, params)
   for i, shard in enumerate(shards):
-    file = 'model.safetensors' if len(shards) == 1 else f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
-    save_file({name: pick(config, host, slot) for name, slot in shard}, folder / file, metadata={'format': 'pt'})
+    file = (
+      'model.safetensors'
+      if len(shards) == 1
+      else f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    )
+    save_file(
+      {name: pick(config, host, slot) for name, slot in shard},
+      folder / file,
+      metadata={'format': 'pt'},
+    )
     weight_map |= {name: file for name, _ in shard}
   if len(shards) > 1:
     total = sum(leaf.nbytes for leaf in leaves.values())
-    _write_json(folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
+    _write_json(
+      folder / 'model.safetensors.index.json',
+      {'metadata': {'total_size': total}, 'weight_map': weight_map},
+    )
 
 
 def _write_processor(folder: pathlib.Path, config: Config, source: pathlib.Path) -> None:
-  """Tokenizer files as they are; processor files with our image size, made up from the config when the source has none."""
+  """Tokenizer files as they are; processor files with our image size, made up from the config when
+  the source has none.
+  """
   for name in _COPIED:
     if (source / name).exists():
       shutil.copyfile(source / name, folder / name)
   v, (least, most) = config.vision, _SERVED_PIXELS
-  ours = {'patch_size': v.patch, 'temporal_patch_size': v.temporal, 'merge_size': v.merge, 'image_mean': [0.5] * 3,
-          'image_std': [0.5] * 3, 'processor_class': 'Qwen3VLProcessor', 'size': {'shortest_edge': least, 'longest_edge': most}}
-  kinds = {'preprocessor_config.json': {'image_processor_type': 'Qwen2VLImageProcessorFast'},
-           'video_preprocessor_config.json': {'video_processor_type': 'Qwen3VLVideoProcessor'}}
+  ours = {
+    'patch_size': v.patch,
+    'temporal_patch_size': v.temporal,
+    'merge_size': v.merge,
+    'image_mean': [0.5] * 3,
+    'image_std': [0.5] * 3,
+    'processor_class': 'Qwen3VLProcessor',
+    'size': {'shortest_edge': least, 'longest_edge': most},
+  }
+  kinds = {
+    'preprocessor_config.json': {'image_processor_type': 'Qwen2VLImageProcessorFast'},
+    'video_preprocessor_config.json': {'video_processor_type': 'Qwen3VLVideoProcessor'},
+  }
   for name, kind in kinds.items():
     old = _read_json(source / name) if (source / name).exists() else kind
     extra = {key: value for key, value in old.items() if key not in ('min_pixels', 'max_pixels')}
@@ -329,4 +466,3 @@ def _write_processor(folder: pathlib.Path, config: Config, source: pathlib.Path)
 
 def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
   file.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
-

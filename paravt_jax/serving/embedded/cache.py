@@ -1,6 +1,8 @@
-"""Book-keeping of what the device holds: pages of keys and values, features of images, rows of logit biases. Pure Python.
+"""Book-keeping of what the device holds: pages of keys and values, features of images, rows of
+logit biases. Pure Python.
 
-A page is one finished chunk of C tokens, known by the hash chain of everything up to its end: equal prefixes meet in it.
+A page is one finished chunk of C tokens, known by the hash chain of everything up to its end: equal
+prefixes meet in it.
 """
 
 import hashlib
@@ -11,7 +13,9 @@ import numpy as np
 
 
 class Pool:
-  """Numbered places 0..size-1 that hold keyed things; a thing nobody uses is forgotten when its place is needed (LRU)."""
+  """Numbered places 0..size-1 that hold keyed things; a thing nobody uses is forgotten when its
+  place is needed (LRU).
+  """
 
   def __init__(self, size: int):
     self.size = size
@@ -37,7 +41,8 @@ class Pool:
     return self._place[key]
 
   def acquire(self, key: Hashable) -> tuple[int, bool]:
-    """The place of `key`, held until `release`, and whether it is new (its content is to be computed).
+    """The place of `key`, held until `release`, and whether it is new (its content is to be
+    computed).
 
     Raises:
       IndexError: every place is in use; ask `fits` first.
@@ -81,13 +86,16 @@ class Pool:
 
 
 def chain_keys(content_T: np.ndarray, chunk: int) -> list[bytes]:
-  """One 16-byte key per chunk of `chunk` tokens (the last may be shorter), each a hash of all content up to its end.
+  """One 16-byte key per chunk of `chunk` tokens (the last may be shorter), each a hash of all
+  content up to its end.
 
   Args:
     content_T: int64[n]; token ids, and for image tokens a number that stands for pixels and place.
   """
   keys, parent = [], b''
   for start in range(0, len(content_T), chunk):
-    parent = hashlib.blake2b(parent + content_T[start:start + chunk].tobytes(), digest_size=16).digest()
+    parent = hashlib.blake2b(
+      parent + content_T[start : start + chunk].tobytes(), digest_size=16
+    ).digest()
     keys.append(parent)
   return keys

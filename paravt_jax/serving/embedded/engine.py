@@ -1,7 +1,9 @@
-"""Continuous batching: requests wait, are staged (pages found or computed), admitted to a slot, decoded, answered.
+"""Continuous batching: requests wait, are staged (pages found or computed), admitted to a slot,
+decoded, answered.
 
-One thread runs `Engine.run` and owns everything here; others only `submit` jobs and `call` functions, which it takes between
-dispatches. The device runs programs in the order they are given, so nothing waits for a page: being queued before is enough.
+One thread runs `Engine.run` and owns everything here; others only `submit` jobs and `call`
+functions, which it takes between dispatches. The device runs programs in the order they are given,
+so nothing waits for a page: being queued before is enough.
 """
 
 import concurrent.futures
@@ -22,17 +24,30 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import Prompt, extend
 from paravt_jax.serving.protocol import GenerateReply, ParsedGenerate
 
-COUNTS = ('requests', 'prompt_tokens', 'cached_tokens', 'prefilled_tokens', 'prefill_calls', 'images_encoded', 'sampled_tokens',
-          'decode_calls', 'retractions', 'aborted', 'updates')
+COUNTS = (
+  'requests',
+  'prompt_tokens',
+  'cached_tokens',
+  'prefilled_tokens',
+  'prefill_calls',
+  'images_encoded',
+  'sampled_tokens',
+  'decode_calls',
+  'retractions',
+  'aborted',
+  'updates',
+)
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """One request on its way. `answer(reply, reason)` is called from the engine's thread: once when it ends, and for a stream with
-  reason None after every dispatch that gave it tokens."""
+  """One request on its way. `answer(reply, reason)` is called from the engine's thread: once when
+  it ends, and for a stream with reason None after every dispatch that gave it tokens.
+  """
+
   rid: str
-  prompt: Prompt             # as sent
-  context: Prompt            # as sent, then what was generated before a retraction
+  prompt: Prompt  # as sent
+  context: Prompt  # as sent, then what was generated before a retraction
   lane: int
   request: ParsedGenerate
   seed: int
@@ -43,14 +58,15 @@ class Job:
   spans: list[list[int]] = dataclasses.field(default_factory=list)
   retractions: int = 0
   cached: int | None = None
-  table: np.ndarray | None = None      # pages of the context, while staged
-  ticket: int = 0                      # number of the last chunk it waits for
+  table: np.ndarray | None = None  # pages of the context, while staged
+  ticket: int = 0  # number of the last chunk it waits for
   aborted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
   """One page to be computed."""
+
   context: Prompt
   table: np.ndarray
   index: int
@@ -74,7 +90,9 @@ class _Block:
 
 
 class _Lane:
-  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them all: which one is no matter."""
+  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them
+  all: which one is no matter.
+  """
 
   def __init__(self, shapes: programs.Shapes, context: int, slots: int, blocks: int):
     self.context = context
@@ -98,18 +116,34 @@ class _Lane:
 
 
 class Engine:
-  """See the module. `version` is of the weights that sample now; `counts` are sums since the start."""
+  """See the module. `version` is of the weights that sample now; `counts` are sums since the
+  start.
+  """
 
   def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
     self.options, self.config, self.version = options, config, version
     self.shapes = s = programs.Shapes(
-        config=config, dtype=options.dtype, chunk=options.chunk_tokens, rows=options.prefill_rows, pages=options.pages,
-        context=options.context, steps=options.decode_steps, image_batch=options.image_batch, image_slots=options.image_slots,
-        patches=options.max_image_patches, stops=options.max_stop_ids, biases=options.bias_rows)
+      config=config,
+      dtype=options.dtype,
+      chunk=options.chunk_tokens,
+      rows=options.prefill_rows,
+      pages=options.pages,
+      context=options.context,
+      steps=options.decode_steps,
+      image_batch=options.image_batch,
+      image_slots=options.image_slots,
+      patches=options.max_image_patches,
+      stops=options.max_stop_ids,
+      biases=options.bias_rows,
+    )
     self.params = programs.prepare(config, params, options.dtype)
     shapes = tuple(dict.fromkeys(options.lanes))
     self.programs = programs.Programs(s, self.params, shapes)
-    self.pages, self.features, self.biases = Pool(options.pages), Pool(options.image_slots), Pool(options.bias_rows)
+    self.pages, self.features, self.biases = (
+      Pool(options.pages),
+      Pool(options.image_slots),
+      Pool(options.bias_rows),
+    )
     self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
     self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
     self._bias_table = jnp.asarray(self._bias_rows)
@@ -121,21 +155,26 @@ class Engine:
     self.counts = dict.fromkeys(COUNTS, 0)
     self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     self._chunks: deque[_Chunk] = deque()
-    self._pictures: dict[bytes, Any] = {}          # to be encoded
-    self._tickets: dict[bytes, int] = {}           # of pages not computed yet
+    self._pictures: dict[bytes, Any] = {}  # to be encoded
+    self._tickets: dict[bytes, int] = {}  # of pages not computed yet
     self._queued = self._computed = 0
     self._update: Callable[[], None] | None = None
     self._stopping = False
 
   def warm_up(self) -> None:
     """Runs every program once, so that the first request pays nothing. Call it before `run`."""
-    self._page_store = self.programs.prefill(self.params, self._page_store, self._feature_store, *self._prefill_arrays([]))
+    self._page_store = self.programs.prefill(
+      self.params, self._page_store, self._feature_store, *self._prefill_arrays([])
+    )
     for number, lane in enumerate(self.lanes):
       rows = programs.admission(self.shapes, lane.context // self.shapes.chunk)
       for block in lane.blocks:
-        block.state, block.caches = self.programs.admit[number](block.state, block.caches, self._page_store, rows, np.int32(0))
-        block.state, block.caches, *_ = self.programs.decode[number](self.params, block.state, block.caches, self._bias_table,
-                                                                    np.zeros(block.slots, bool))
+        block.state, block.caches = self.programs.admit[number](
+          block.state, block.caches, self._page_store, rows, np.int32(0)
+        )
+        block.state, block.caches, *_ = self.programs.decode[number](
+          self.params, block.state, block.caches, self._bias_table, np.zeros(block.slots, bool)
+        )
     jax.block_until_ready([block.state for lane in self.lanes for block in lane.blocks])
 
   # Called from other threads.
@@ -171,7 +210,9 @@ class Engine:
   def _busy(self) -> bool:
     if self._update is not None:
       return True
-    return not self.paused and bool(self.waiting or any(lane.running or lane.staged for lane in self.lanes))
+    return not self.paused and bool(
+      self.waiting or any(lane.running or lane.staged for lane in self.lanes)
+    )
 
   def _running(self) -> bool:
     return any(lane.running for lane in self.lanes)
@@ -184,8 +225,10 @@ class Engine:
     self._stopping = True
 
   def pause(self, mode: str) -> None:
-    """Stops sampling. 'retract': all go back to the queue with their tokens; 'abort': all are answered; 'in_place': they keep
-    their caches, which after an update mix old keys with new weights."""
+    """Stops sampling. 'retract': all go back to the queue with their tokens; 'abort': all are
+    answered; 'in_place': they keep their caches, which after an update mix old keys with new
+    weights.
+    """
     self.paused = True
     if mode == 'abort':
       self.abort(lambda job: True, 'pause_generation')
@@ -209,7 +252,7 @@ class Engine:
             self._release_bias(job)
       for job in lane.staged:
         if which(job) and not job.aborted:
-          job.aborted = True           # it leaves the queue once its chunks are computed
+          job.aborted = True  # it leaves the queue once its chunks are computed
           chosen.append(job)
     for job in chosen:
       self._finish(job, {'type': 'abort', 'message': message})
@@ -217,7 +260,9 @@ class Engine:
     return len(chosen)
 
   def flush(self) -> bool:
-    """Forgets all pages and image features; False, and nothing happens, while anything runs or is staged."""
+    """Forgets all pages and image features; False, and nothing happens, while anything runs or is
+    staged.
+    """
     if self._running() or any(lane.staged for lane in self.lanes):
       return False
     self.pages.clear()
@@ -225,11 +270,15 @@ class Engine:
     return True
 
   def update(self, params: Any, version: int, done: Callable[[], None]) -> None:
-    """Swaps the weights as soon as nothing runs (at once while paused); pages and features of the old ones are dropped."""
+    """Swaps the weights as soon as nothing runs (at once while paused); pages and features of the
+    old ones are dropped.
+    """
+
     def apply() -> None:
       self.params, self.version = params, version
       self.counts['updates'] += 1
       done()
+
     self._update = apply
 
   def _apply_update(self) -> None:
@@ -240,7 +289,12 @@ class Engine:
     apply()
 
   def _retract(self) -> None:
-    back = [block.leave(slot) for lane in self.lanes for block in lane.blocks for slot in sorted(block.running)]
+    back = [
+      block.leave(slot)
+      for lane in self.lanes
+      for block in lane.blocks
+      for slot in sorted(block.running)
+    ]
     for job in back:
       job.context = extend(job.prompt, job.ids, self.options.chunk_tokens)
       job.retractions += 1
@@ -250,7 +304,9 @@ class Engine:
     self.waiting.extendleft(reversed(back))
 
   def _unstage(self) -> None:
-    """Puts staged jobs back to the front of the queue; chunks they wait for are computed, so that their pages are whole."""
+    """Puts staged jobs back to the front of the queue; chunks they wait for are computed, so that
+    their pages are whole.
+    """
     self._compute_chunks(everything=True)
     for lane in self.lanes:
       for job in reversed(lane.staged):
@@ -268,7 +324,9 @@ class Engine:
     self.waiting.append(job)
 
   def _stage(self) -> None:
-    """Finds or reserves pages for waiting jobs, first come first served, up to a lane's worth beyond its free slots."""
+    """Finds or reserves pages for waiting jobs, first come first served, up to a lane's worth
+    beyond its free slots.
+    """
     later: deque[Job] = deque()
     while self.waiting:
       job = self.waiting.popleft()
@@ -278,7 +336,7 @@ class Engine:
       elif self._stage_one(job):
         lane.staged.append(job)
       else:
-        later.append(job)              # pages or features ran out: nobody overtakes
+        later.append(job)  # pages or features ran out: nobody overtakes
         break
     self.waiting = later + self.waiting
 
@@ -287,7 +345,11 @@ class Engine:
     fresh = [i for i, key in enumerate(context.keys) if key not in self.pages]
     digests = {i: self._digests(context, i) for i in fresh}
     needed = set().union(*digests.values()) if digests else set()
-    if not (self.pages.fits(context.keys) and self.features.fits(list(needed)) and self.biases.fits([bias])):
+    if not (
+      self.pages.fits(context.keys)
+      and self.features.fits(list(needed))
+      and self.biases.fits([bias])
+    ):
       return False
     row, new_bias = self.biases.acquire(bias)
     if new_bias:
@@ -307,7 +369,9 @@ class Engine:
 
   def _digests(self, context: Prompt, index: int) -> frozenset[bytes]:
     chunk = self.options.chunk_tokens
-    seen = np.unique(context.picture_T[index * chunk:(index + 1) * chunk]) if context.pictures else ()
+    seen = (
+      np.unique(context.picture_T[index * chunk : (index + 1) * chunk]) if context.pictures else ()
+    )
     return frozenset(context.pictures[i].digest for i in seen if i >= 0)
 
   def _hold_features(self, context: Prompt, digests: frozenset[bytes]) -> None:
@@ -332,7 +396,9 @@ class Engine:
       self._encode_pictures()
       batch = [self._chunks.popleft() for _ in range(min(rows, len(self._chunks)))]
       arrays = self._prefill_arrays(batch)
-      self._page_store = self.programs.prefill(self.params, self._page_store, self._feature_store, *arrays)
+      self._page_store = self.programs.prefill(
+        self.params, self._page_store, self._feature_store, *arrays
+      )
       self._computed += len(batch)
       self.counts['prefill_calls'] += 1
       for chunk in batch:
@@ -341,7 +407,9 @@ class Engine:
           self.features.release(digest)
 
   def _gather(self) -> bool:
-    """Stages who came while the device was busy, before a call goes out partly filled; whether anybody came."""
+    """Stages who came while the device was busy, before a call goes out partly filled; whether
+    anybody came.
+    """
     jax.block_until_ready(self._page_store['tail'])
     if self._inbox.empty():
       return False
@@ -351,19 +419,26 @@ class Engine:
     return True
 
   def _starving(self) -> bool:
-    return any(lane.free and lane.staged and lane.staged[0].ticket > self._computed for lane in self.lanes)
+    return any(
+      lane.free and lane.staged and lane.staged[0].ticket > self._computed for lane in self.lanes
+    )
 
   def _encode_pictures(self) -> None:
     s = self.shapes
     while self._pictures:
-      batch = [self._pictures.pop(digest) for digest in list(self._pictures)[:s.image_batch]]
-      pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch ** 2), np.uint8)
-      grids, slots = np.zeros((s.image_batch, 2), np.int32), np.full(s.image_batch, s.image_slots, np.int32)
+      batch = [self._pictures.pop(digest) for digest in list(self._pictures)[: s.image_batch]]
+      pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
+      grids, slots = (
+        np.zeros((s.image_batch, 2), np.int32),
+        np.full(s.image_batch, s.image_slots, np.int32),
+      )
       for n, picture in enumerate(batch):
-        pixels[n, :len(picture.patches_XC)] = picture.patches_XC
+        pixels[n, : len(picture.patches_XC)] = picture.patches_XC
         grids[n] = picture.grid
         slots[n] = self.features.place(picture.digest)
-      self._feature_store = self.programs.encode(self.params, self._feature_store, pixels, grids, slots)
+      self._feature_store = self.programs.encode(
+        self.params, self._feature_store, pixels, grids, slots
+      )
       self.counts['images_encoded'] += len(batch)
 
   def _prefill_arrays(self, batch: list[_Chunk]) -> tuple[np.ndarray, ...]:
@@ -377,7 +452,7 @@ class Engine:
       ids = chunk.context.ids_T[part]
       n = len(ids)
       token[r, :n], position[:, r, :n] = ids, chunk.context.positions_AT[:, part]
-      table[r, :chunk.index + 1] = chunk.table[:chunk.index + 1]
+      table[r, : chunk.index + 1] = chunk.table[: chunk.index + 1]
       index[r], count[r] = chunk.index, n
       self.counts['prefilled_tokens'] += n
       if chunk.digests:
@@ -386,25 +461,37 @@ class Engine:
 
   def _feature_places(self, context: Prompt, part: slice) -> np.ndarray:
     picture_T = context.picture_T[part]
-    slots = {int(i): self.features.place(context.pictures[i].digest) for i in np.unique(picture_T) if i >= 0}
+    slots = {
+      int(i): self.features.place(context.pictures[i].digest)
+      for i in np.unique(picture_T)
+      if i >= 0
+    }
     slot_T = np.array([slots.get(int(i), 0) for i in picture_T], np.int32)
     return np.where(picture_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
 
   def _admit(self) -> None:
-    """Fills free slots with staged jobs whose pages are computed, in order; the first block with room first, so that few run."""
+    """Fills free slots with staged jobs whose pages are computed, in order; the first block with
+    room first, so that few run.
+    """
     for number, lane in enumerate(self.lanes):
       for block in lane.blocks:
         while batch := self._next_batch(lane, block):
           rows = self._admission(lane, batch)
-          block.state, block.caches = self.programs.admit[number](block.state, block.caches, self._page_store, rows,
-                                                                  np.int32(len(batch)))
+          block.state, block.caches = self.programs.admit[number](
+            block.state, block.caches, self._page_store, rows, np.int32(len(batch))
+          )
 
   def _next_batch(self, lane: _Lane, block: _Block) -> list[tuple[int, Job]]:
     """(slot, job) of the next admission to a block; empty when it is full or nobody is ready."""
     batch = []
-    while block.free and lane.staged and lane.staged[0].ticket <= self._computed and len(batch) < programs.ADMIT_ROWS:
+    while (
+      block.free
+      and lane.staged
+      and lane.staged[0].ticket <= self._computed
+      and len(batch) < programs.ADMIT_ROWS
+    ):
       job = lane.staged.popleft()
-      self._release_pages(job)         # the copy is ordered before anything that reuses a page
+      self._release_pages(job)  # the copy is ordered before anything that reuses a page
       if job.aborted:
         self._release_bias(job)
         continue
@@ -425,25 +512,33 @@ class Engine:
       sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF
       sampling['temperature'][a], sampling['top_p'][a] = request.temperature, request.top_p
       sampling['top_k'][a] = max(request.top_k, 0)
-      sampling['stop'][a, :len(job.stops)] = sorted(job.stops)
+      sampling['stop'][a, : len(job.stops)] = sorted(job.stops)
       sampling['bias'][a] = self.biases.place(request.logit_bias)
     return rows
 
   def _decode(self) -> None:
     """One dispatch on every block that has somebody, then their tokens."""
-    running = [(number, block) for number, lane in enumerate(self.lanes) for block in lane.blocks if block.running]
+    running = [
+      (number, block)
+      for number, lane in enumerate(self.lanes)
+      for block in lane.blocks
+      if block.running
+    ]
     self.counts['decode_calls'] += len(running)
     dispatch = map if len(running) < 2 else self._threads.map
     for (_, block), (tokens, logprobs) in zip(running, list(dispatch(self._dispatch, running))):
       self._collect(block, tokens, logprobs)
 
   def _dispatch(self, one: tuple[int, _Block]) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a block; (tokens, log-probs) on the host. XLA's CPU client runs in order what one thread gives it, hence threads."""
+    """Decodes a block; (tokens, log-probs) on the host. XLA's CPU client runs in order what one
+    thread gives it, hence threads.
+    """
     number, block = one
     keep = np.zeros(block.slots, bool)
     keep[list(block.running)] = True
     block.state, block.caches, tokens, logprobs = self.programs.decode[number](
-        self.params, block.state, block.caches, self._bias_table, keep)
+      self.params, block.state, block.caches, self._bias_table, keep
+    )
     return np.asarray(tokens), np.asarray(logprobs)
 
   def _collect(self, block: _Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
@@ -461,14 +556,18 @@ class Engine:
       if n and (job.ids[-1] in job.stops or len(job.ids) >= job.request.max_new_tokens):
         block.leave(slot)
         stopped = job.ids[-1] in job.stops
-        self._finish(job, {'type': 'stop', 'matched': job.ids[-1]} if stopped
-                     else {'type': 'length', 'length': job.request.max_new_tokens})
+        self._finish(
+          job,
+          {'type': 'stop', 'matched': job.ids[-1]}
+          if stopped
+          else {'type': 'length', 'length': job.request.max_new_tokens},
+        )
         self._release_bias(job)
       elif n and job.request.stream:
         job.answer(self._reply(job, ''), None)
 
   def _release_pages(self, job: Job) -> None:
-    for key in reversed(job.context.keys):         # ends of contexts are forgotten before their beginnings
+    for key in reversed(job.context.keys):  # ends of contexts are forgotten before their beginnings
       self.pages.release(key)
 
   def _release_bias(self, job: Job) -> None:
@@ -481,5 +580,13 @@ class Engine:
     """What a job has by now; copies, since it may go on."""
     image_tokens = int((job.prompt.picture_T >= 0).sum())
     spans = [tuple(span) for span in job.spans] or [(self.version, 0, 0)]
-    return GenerateReply(list(job.ids), list(job.logprobs), finish, len(job.prompt), job.cached or 0, image_tokens, spans,
-                         job.retractions)
+    return GenerateReply(
+      list(job.ids),
+      list(job.logprobs),
+      finish,
+      len(job.prompt),
+      job.cached or 0,
+      image_tokens,
+      spans,
+      job.retractions,
+    )

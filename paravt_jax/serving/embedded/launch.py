@@ -13,8 +13,14 @@ from paravt_jax.serving.process import ServerProcess
 __all__ = ['ServerProcess', 'launch']
 
 
-def launch(options: ServerOptions, *, env: Mapping[str, str], log: pathlib.Path, deadline_s: float,
-           parent_pid: int) -> ServerProcess:
+def launch(
+  options: ServerOptions,
+  *,
+  env: Mapping[str, str],
+  log: pathlib.Path,
+  deadline_s: float,
+  parent_pid: int,
+) -> ServerProcess:
   """Starts a server in its own session and returns once it answers.
 
   Args:
@@ -24,17 +30,21 @@ def launch(options: ServerOptions, *, env: Mapping[str, str], log: pathlib.Path,
     parent_pid: the process (this one) after whose end the server ends too.
 
   Raises:
-    RolloutError: it ended, or did not answer within `deadline_s` seconds; the end of its log is shown.
+    RolloutError: it ended, or did not answer within `deadline_s` seconds; the end of its log is
+    shown.
   """
   with tempfile.TemporaryDirectory(prefix='paravt-server-') as folder:
-    port_file = pathlib.Path(folder) / 'port'          # the server writes it when it is ready to answer
+    port_file = pathlib.Path(folder) / 'port'  # the server writes it when it is ready to answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
-    child = process.start([sys.executable, '-m', 'paravt_jax.serving.embedded.server', '--options', given.to_json()],
-                          env=env, log=log)
+    child = process.start(
+      [sys.executable, '-m', 'paravt_jax.serving.embedded.server', '--options', given.to_json()],
+      env=env,
+      log=log,
+    )
     try:
       process.wait_until(child, port_file.exists, log, deadline_s, 'embedded server')
       port = int(port_file.read_text())
-    except BaseException:              # Ctrl-C included: no child is left behind
+    except BaseException:  # Ctrl-C included: no child is left behind
       process.end(child, 1.0)
       raise
   return ServerProcess(f'http://{options.host}:{port}', child, log)

@@ -1,8 +1,10 @@
-"""The device programs of the engine: encode images, prefill chunks into pages, admit a context to a slot, decode n steps.
+"""The device programs of the engine: encode images, prefill chunks into pages, admit a context to a
+slot, decode n steps.
 
-Every program has one fixed shape, and what it computes for a row depends on that row's inputs alone; that is why a request's
-result does not depend on its company. Letters here: R prefill rows, C tokens of a chunk (page), P pages of a context, S
-slots, W columns of a slot's cache, A rows of an admission, U = 2 words of a seed; the others as in `paravt_jax.shapes`.
+Every program has one fixed shape, and what it computes for a row depends on that row's inputs
+alone; that is why a request's result does not depend on its company. Letters here: R prefill rows,
+C tokens of a chunk (page), P pages of a context, S slots, W columns of a slot's cache, A rows of an
+admission, U = 2 words of a seed; the others as in `paravt_jax.shapes`.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving.embedded import sampling
 
 _FAR = -1e30
-ADMIT_ROWS = 8               # contexts copied to slots per admission call
+ADMIT_ROWS = 8  # contexts copied to slots per admission call
 
 Tree = Any
 
@@ -26,6 +28,7 @@ Tree = Any
 @dataclasses.dataclass(frozen=True)
 class Shapes:
   """Fixed sizes of all programs; see ServerOptions."""
+
   config: Config
   dtype: str
   chunk: int
@@ -42,11 +45,13 @@ class Shapes:
   @property
   def merged(self) -> int:
     """Merged tokens of the largest image."""
-    return self.patches // self.config.vision.merge ** 2
+    return self.patches // self.config.vision.merge**2
 
 
 class _Stack:
-  """Layers kept apart that answer to `[i]` like a stacked array: a stack would be copied out of at every step."""
+  """Layers kept apart that answer to `[i]` like a stacked array: a stack would be copied out of at
+  every step.
+  """
 
   def __init__(self, layers):
     self._layers = layers
@@ -56,12 +61,18 @@ class _Stack:
 
 
 def prepare(config: Config, params: Tree, dtype: str) -> Tree:
-  """Model parameters as the programs want them: on the device, in the compute dtype, text layers unstacked."""
+  """Model parameters as the programs want them: on the device, in the compute dtype, text layers
+  unstacked.
+  """
   put = lambda array: jnp.asarray(array, dtype)
   layers = params['text']['layers']
-  apart = tuple(jax.tree.map(lambda stacked, i=i: put(stacked[i]), layers) for i in range(config.text.layers))
+  apart = tuple(
+    jax.tree.map(lambda stacked, i=i: put(stacked[i]), layers) for i in range(config.text.layers)
+  )
   rest = {name: jax.tree.map(put, tree) for name, tree in params.items() if name != 'text'}
-  text = {name: jax.tree.map(put, tree) for name, tree in params['text'].items() if name != 'layers'}
+  text = {
+    name: jax.tree.map(put, tree) for name, tree in params['text'].items() if name != 'layers'
+  }
   return {**rest, 'text': {**text, 'layers': apart}}
 
 
@@ -71,46 +82,88 @@ def _stacked(params: Tree) -> Tree:
 
 
 def new_pool(s: Shapes) -> Tree:
-  """Empty pages; one more than asked for, where padding rows write. k [P, K, F, C], v [P, K, C, F] per layer, tail [P, D]."""
+  """Empty pages; one more than asked for, where padding rows write. k [P, K, F, C], v [P, K, C, F]
+  per layer, tail [P, D].
+  """
   t, pages = s.config.text, s.pages + 1
-  return {'k': tuple(jnp.zeros((pages, t.kv_heads, t.head_dim, s.chunk), s.dtype) for _ in range(t.layers)),
-          'v': tuple(jnp.zeros((pages, t.kv_heads, s.chunk, t.head_dim), s.dtype) for _ in range(t.layers)),
-          'tail': jnp.zeros((pages, t.width), s.dtype)}
+  return {
+    'k': tuple(
+      jnp.zeros((pages, t.kv_heads, t.head_dim, s.chunk), s.dtype) for _ in range(t.layers)
+    ),
+    'v': tuple(
+      jnp.zeros((pages, t.kv_heads, s.chunk, t.head_dim), s.dtype) for _ in range(t.layers)
+    ),
+    'tail': jnp.zeros((pages, t.width), s.dtype),
+  }
 
 
 def new_features(s: Shapes) -> Tree:
   """Empty image features, one slot more than asked for, where padding images write."""
   slots, width = s.image_slots + 1, s.config.text.width
-  return {'merged': jnp.zeros((slots, s.merged, width), s.dtype),
-          'deepstack': jnp.zeros((len(s.config.vision.taps), slots, s.merged, width), s.dtype)}
+  return {
+    'merged': jnp.zeros((slots, s.merged, width), s.dtype),
+    'deepstack': jnp.zeros((len(s.config.vision.taps), slots, s.merged, width), s.dtype),
+  }
 
 
 def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
-  """State of all slots, and their caches: k [S, K, F, W], v [S, K, W, F] per layer; W leaves room for one dispatch too many."""
+  """State of all slots, and their caches: k [S, K, F, W], v [S, K, W, F] per layer; W leaves room
+  for one dispatch too many.
+  """
   t, columns = s.config.text, context + s.steps
   zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
-  state = {'hidden': zeros(s.dtype, t.width), 'length': zeros('int32'), 'position': zeros('int32'), 'active': zeros('bool'),
-           'sampling': sampling.zeros(slots, s.stops)}
-  return state, {'k': tuple(zeros(s.dtype, t.kv_heads, t.head_dim, columns) for _ in range(t.layers)),
-                 'v': tuple(zeros(s.dtype, t.kv_heads, columns, t.head_dim) for _ in range(t.layers))}
+  state = {
+    'hidden': zeros(s.dtype, t.width),
+    'length': zeros('int32'),
+    'position': zeros('int32'),
+    'active': zeros('bool'),
+    'sampling': sampling.zeros(slots, s.stops),
+  }
+  return state, {
+    'k': tuple(zeros(s.dtype, t.kv_heads, t.head_dim, columns) for _ in range(t.layers)),
+    'v': tuple(zeros(s.dtype, t.kv_heads, columns, t.head_dim) for _ in range(t.layers)),
+  }
 
 
-def encode(s: Shapes, params: Tree, features: Tree, patches_NXC: jax.Array, grids_NG: jax.Array, slot_N: jax.Array) -> Tree:
+def encode(
+  s: Shapes,
+  params: Tree,
+  features: Tree,
+  patches_NXC: jax.Array,
+  grids_NG: jax.Array,
+  slot_N: jax.Array,
+) -> Tree:
   """Features of N images, written to their slots."""
-  new = model.encode_images(s.config, params, patches_NXC[None, :, :, None], grids_NG[None], jnp.dtype(s.dtype))
+  new = model.encode_images(
+    s.config, params, patches_NXC[None, :, :, None], grids_NG[None], jnp.dtype(s.dtype)
+  )
   merged, deepstack = features['merged'], features['deepstack']
   for n in range(s.image_batch):
-    merged = jax.lax.dynamic_update_slice(merged, new.merged_BNYD[0, n:n + 1], (slot_N[n], 0, 0))
-    deepstack = jax.lax.dynamic_update_slice(deepstack, new.deepstack_JBNYD[:, 0, n:n + 1], (0, slot_N[n], 0, 0))
+    merged = jax.lax.dynamic_update_slice(merged, new.merged_BNYD[0, n : n + 1], (slot_N[n], 0, 0))
+    deepstack = jax.lax.dynamic_update_slice(
+      deepstack, new.deepstack_JBNYD[:, 0, n : n + 1], (0, slot_N[n], 0, 0)
+    )
   return {'merged': merged, 'deepstack': deepstack}
 
 
-def prefill(s: Shapes, params: Tree, pool: Tree, features: Tree, token_RC: jax.Array, position_ARC: jax.Array,
-            visual_RC: jax.Array, table_RP: jax.Array, chunk_R: jax.Array, count_R: jax.Array) -> Tree:
-  """Computes one chunk per row into its page. Rows may be successive chunks of one context: each layer writes before it reads.
+def prefill(
+  s: Shapes,
+  params: Tree,
+  pool: Tree,
+  features: Tree,
+  token_RC: jax.Array,
+  position_ARC: jax.Array,
+  visual_RC: jax.Array,
+  table_RP: jax.Array,
+  chunk_R: jax.Array,
+  count_R: jax.Array,
+) -> Tree:
+  """Computes one chunk per row into its page. Rows may be successive chunks of one context: each
+  layer writes before it reads.
 
-  visual_RC: place in the flattened features, -1 for text. table_RP: pages of the row's context, its own included. chunk_R:
-  index of the row's chunk in its context. count_R: tokens of the chunk that exist.
+  visual_RC: place in the flattened features, -1 for text. table_RP: pages of the row's context, its
+  own included. chunk_R: index of the row's chunk in its context. count_R: tokens of the chunk that
+  exist.
   """
   keys, values = list(pool['k']), list(pool['v'])
   page_R = jnp.take_along_axis(table_RP, chunk_R[:, None], axis=1)[:, 0]
@@ -118,14 +171,21 @@ def prefill(s: Shapes, params: Tree, pool: Tree, features: Tree, token_RC: jax.A
   def attend(layer, q, k, v):
     k_RKFC, v_RKCF = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     for r in range(s.rows):
-      keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k_RKFC[r:r + 1], (page_R[r], 0, 0, 0))
-      values[layer] = jax.lax.dynamic_update_slice(values[layer], v_RKCF[r:r + 1], (page_R[r], 0, 0, 0))
+      keys[layer] = jax.lax.dynamic_update_slice(
+        keys[layer], k_RKFC[r : r + 1], (page_R[r], 0, 0, 0)
+      )
+      values[layer] = jax.lax.dynamic_update_slice(
+        values[layer], v_RKCF[r : r + 1], (page_R[r], 0, 0, 0)
+      )
     return _attend_pages(q, keys[layer], values[layer], table_RP, chunk_R)
 
   seen_RC = jnp.where(visual_RC >= 0, jnp.arange(s.chunk), -1)
   place_RC = jnp.maximum(visual_RC, 0)
   flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
-  own = model.Features(flat(features['merged'])[place_RC][:, None], flat(features['deepstack'])[:, place_RC][:, :, None])
+  own = model.Features(
+    flat(features['merged'])[place_RC][:, None],
+    flat(features['deepstack'])[:, place_RC][:, :, None],
+  )
   dtype = jnp.dtype(s.dtype)
   stacked = _stacked(params)
   x_RCD = model.embed(s.config, stacked, token_RC, own, seen_RC, dtype)
@@ -137,15 +197,23 @@ def prefill(s: Shapes, params: Tree, pool: Tree, features: Tree, token_RC: jax.A
   return {'k': tuple(keys), 'v': tuple(values), 'tail': tail}
 
 
-def _attend_pages(q_RCHF: jax.Array, keys: jax.Array, values: jax.Array, table_RP: jax.Array, chunk_R: jax.Array) -> jax.Array:
-  """Softmax over the pages of each row, page by page (Milakov & Gimelshein 2018), only as many as the longest row has.
+def _attend_pages(
+  q_RCHF: jax.Array, keys: jax.Array, values: jax.Array, table_RP: jax.Array, chunk_R: jax.Array
+) -> jax.Array:
+  """Softmax over the pages of each row, page by page (Milakov & Gimelshein 2018), only as many as
+  the longest row has.
 
-  A page beyond a row's own leaves that row's sums exactly as they are, so company does not change its result.
+  A page beyond a row's own leaves that row's sums exactly as they are, so company does not change
+  its result.
   """
   (rows, chunk, heads, width), kv_heads = q_RCHF.shape, keys.shape[1]
   groups = heads // kv_heads
-  q_RKXF = (q_RCHF * width ** -0.5).reshape(rows, chunk, kv_heads, groups, width).transpose(0, 2, 3, 1, 4).reshape(
-      rows, kv_heads, groups * chunk, width)
+  q_RKXF = (
+    (q_RCHF * width**-0.5)
+    .reshape(rows, chunk, kv_heads, groups, width)
+    .transpose(0, 2, 3, 1, 4)
+    .reshape(rows, kv_heads, groups * chunk, width)
+  )
   place_RX = chunk_R[:, None] * chunk + jnp.tile(jnp.arange(chunk), groups)
 
   def step(j, carry):
@@ -156,7 +224,12 @@ def _attend_pages(q_RCHF: jax.Array, keys: jax.Array, values: jax.Array, table_R
     score = jnp.where(visible[:, None], score, _FAR)
     new_top = jnp.maximum(top, score.max(-1, keepdims=True))
     weight, keep = jnp.exp(score - new_top), jnp.exp(top - new_top)
-    add = jnp.einsum('RKXC,RKCF->RKXF', weight.astype(values.dtype), values[page_R], preferred_element_type=jnp.float32)
+    add = jnp.einsum(
+      'RKXC,RKCF->RKXF',
+      weight.astype(values.dtype),
+      values[page_R],
+      preferred_element_type=jnp.float32,
+    )
     return new_top, total * keep + weight.sum(-1, keepdims=True), out * keep + add
 
   column = jnp.zeros((rows, kv_heads, groups * chunk, 1), jnp.float32)
@@ -166,61 +239,96 @@ def _attend_pages(q_RCHF: jax.Array, keys: jax.Array, values: jax.Array, table_R
   return out_RKGCF.transpose(0, 3, 1, 2, 4).reshape(q_RCHF.shape).astype(q_RCHF.dtype)
 
 
-def admit(s: Shapes, state: Tree, caches: Tree, pool: Tree, rows: Tree, number: jax.Array) -> tuple[Tree, Tree]:
+def admit(
+  s: Shapes, state: Tree, caches: Tree, pool: Tree, rows: Tree, number: jax.Array
+) -> tuple[Tree, Tree]:
   """Copies the pages of the first `number` rows to their slots and sets those slots' state.
 
-  rows: slot [A], table [A, P of the lane], last (page of the last token) [A], length [A], position [A], sampling (per row).
+  rows: slot [A], table [A, P of the lane], last (page of the last token) [A], length [A], position
+  [A], sampling (per row).
   """
+
   def one(a, carry):
     state, caches = carry
     slot, table = rows['slot'][a], rows['table'][a]
-    put = lambda into, row: jax.lax.dynamic_update_slice(into, row[None].astype(into.dtype), (slot,) + (0,) * row.ndim)
+    put = lambda into, row: jax.lax.dynamic_update_slice(
+      into, row[None].astype(into.dtype), (slot,) + (0,) * row.ndim
+    )
     join_k = lambda pages: pages[table].transpose(1, 2, 0, 3).reshape(*pages.shape[1:3], -1)
-    join_v = lambda pages: pages[table].transpose(1, 0, 2, 3).reshape(pages.shape[1], -1, pages.shape[3])
-    caches = {'k': tuple(put(c, join_k(p)) for c, p in zip(caches['k'], pool['k'])),
-              'v': tuple(put(c, join_v(p)) for c, p in zip(caches['v'], pool['v']))}
-    state = {'hidden': put(state['hidden'], pool['tail'][rows['last'][a]]), 'length': put(state['length'], rows['length'][a]),
-             'position': put(state['position'], rows['position'][a]), 'active': put(state['active'], jnp.bool_(True)),
-             'sampling': jax.tree.map(lambda into, row: put(into, row[a]), state['sampling'], rows['sampling'])}
+    join_v = lambda pages: (
+      pages[table].transpose(1, 0, 2, 3).reshape(pages.shape[1], -1, pages.shape[3])
+    )
+    caches = {
+      'k': tuple(put(c, join_k(p)) for c, p in zip(caches['k'], pool['k'])),
+      'v': tuple(put(c, join_v(p)) for c, p in zip(caches['v'], pool['v'])),
+    }
+    state = {
+      'hidden': put(state['hidden'], pool['tail'][rows['last'][a]]),
+      'length': put(state['length'], rows['length'][a]),
+      'position': put(state['position'], rows['position'][a]),
+      'active': put(state['active'], jnp.bool_(True)),
+      'sampling': jax.tree.map(
+        lambda into, row: put(into, row[a]), state['sampling'], rows['sampling']
+      ),
+    }
     return state, caches
 
   return jax.lax.fori_loop(0, number, one, (state, caches))
 
 
-def decode(s: Shapes, params: Tree, state: Tree, caches: Tree, bias_QV: jax.Array, keep_S: jax.Array
-           ) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+def decode(
+  s: Shapes, params: Tree, state: Tree, caches: Tree, bias_QV: jax.Array, keep_S: jax.Array
+) -> tuple[Tree, Tree, jax.Array, jax.Array]:
   """Samples up to `steps` tokens per slot; slots not kept, or done, sample nothing.
 
-  The keys of new tokens go to a side cache, at the same column for all slots, and join the main cache once at the end.
+  The keys of new tokens go to a side cache, at the same column for all slots, and join the main
+  cache once at the end.
 
   Returns:
     state, caches, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
   """
   t, stacked, slots = s.config.text, _stacked(params), keep_S.shape[0]
   matrix = model.head(params, s.config)
-  side = {'k': tuple(jnp.zeros((slots, t.kv_heads, t.head_dim, s.steps), s.dtype) for _ in range(t.layers)),
-          'v': tuple(jnp.zeros((slots, t.kv_heads, s.steps, t.head_dim), s.dtype) for _ in range(t.layers))}
+  side = {
+    'k': tuple(
+      jnp.zeros((slots, t.kv_heads, t.head_dim, s.steps), s.dtype) for _ in range(t.layers)
+    ),
+    'v': tuple(
+      jnp.zeros((slots, t.kv_heads, s.steps, t.head_dim), s.dtype) for _ in range(t.layers)
+    ),
+  }
   state = {**state, 'active': state['active'] & keep_S}
   first, length = state, state['length']
 
   def step(i, carry):
     state, side, tokens, logprobs = carry
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
-    token_S, logprob_S, more, done_S = sampling.sample(logits_SV, bias_QV, state['sampling'], state['active'])
+    token_S, logprob_S, more, done_S = sampling.sample(
+      logits_SV, bias_QV, state['sampling'], state['active']
+    )
     tokens = tokens.at[i].set(jnp.where(state['active'], token_S, -1))
     logprobs = logprobs.at[i].set(logprob_S)
     keys, values = list(side['k']), list(side['v'])
 
     def attend(layer, q, k, v):
       keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k.transpose(0, 2, 3, 1), (0, 0, 0, i))
-      values[layer] = jax.lax.dynamic_update_slice(values[layer], v.transpose(0, 2, 1, 3), (0, 0, i, 0))
-      return _attend_slots(q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i)
+      values[layer] = jax.lax.dynamic_update_slice(
+        values[layer], v.transpose(0, 2, 1, 3), (0, 0, i, 0)
+      )
+      return _attend_slots(
+        q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i
+      )
 
     x_S1D = model.embed(s.config, stacked, token_S[:, None], None, None, jnp.dtype(s.dtype))
     position_AS1 = jnp.broadcast_to(state['position'][None, :, None], (3, slots, 1))
     hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend)[:, 0]
-    state = {'hidden': hidden, 'length': state['length'] + 1, 'position': state['position'] + 1,
-             'active': state['active'] & ~done_S, 'sampling': more}
+    state = {
+      'hidden': hidden,
+      'length': state['length'] + 1,
+      'position': state['position'] + 1,
+      'active': state['active'] & ~done_S,
+      'sampling': more,
+    }
     return state, {'k': tuple(keys), 'v': tuple(values)}, tokens, logprobs
 
   empty = (jnp.full((s.steps, slots), -1, jnp.int32), jnp.zeros((s.steps, slots), jnp.float32))
@@ -231,54 +339,105 @@ def decode(s: Shapes, params: Tree, state: Tree, caches: Tree, bias_QV: jax.Arra
 
 def _merge(caches: Tree, side: Tree, length_S: jax.Array) -> Tree:
   """Writes each slot's side columns behind the `length` columns that it had."""
+
   def one(slot, caches):
-    put = lambda c, x, *at: jax.lax.dynamic_update_slice(c, jax.lax.dynamic_slice_in_dim(x, slot, 1, 0), (slot, *at))
+    put = lambda c, x, *at: jax.lax.dynamic_update_slice(
+      c, jax.lax.dynamic_slice_in_dim(x, slot, 1, 0), (slot, *at)
+    )
     end = length_S[slot]
-    return {'k': tuple(put(c, x, 0, 0, end) for c, x in zip(caches['k'], side['k'])),
-            'v': tuple(put(c, x, 0, end, 0) for c, x in zip(caches['v'], side['v']))}
+    return {
+      'k': tuple(put(c, x, 0, 0, end) for c, x in zip(caches['k'], side['k'])),
+      'v': tuple(put(c, x, 0, end, 0) for c, x in zip(caches['v'], side['v'])),
+    }
 
   return jax.lax.fori_loop(0, length_S.shape[0], one, caches)
 
 
-def _attend_slots(q_S1HF: jax.Array, keys: jax.Array, values: jax.Array, length_S: jax.Array, side_k: jax.Array,
-                  side_v: jax.Array, step: jax.Array) -> jax.Array:
+def _attend_slots(
+  q_S1HF: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  length_S: jax.Array,
+  side_k: jax.Array,
+  side_v: jax.Array,
+  step: jax.Array,
+) -> jax.Array:
   """One query per slot over its first `length` columns and the side columns up to `step`."""
   (slots, _, heads, width), kv_heads, columns = q_S1HF.shape, keys.shape[1], keys.shape[3]
-  q_SKGF = (q_S1HF * width ** -0.5).reshape(slots, kv_heads, heads // kv_heads, width)
+  q_SKGF = (q_S1HF * width**-0.5).reshape(slots, kv_heads, heads // kv_heads, width)
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  main = jnp.where(jnp.arange(columns) < length_S[:, None, None, None], dot('SKGF,SKFW->SKGW', q_SKGF, keys), _FAR)
+  main = jnp.where(
+    jnp.arange(columns) < length_S[:, None, None, None], dot('SKGF,SKFW->SKGW', q_SKGF, keys), _FAR
+  )
   new = jnp.where(jnp.arange(side_k.shape[3]) <= step, dot('SKGF,SKFW->SKGW', q_SKGF, side_k), _FAR)
   top = jnp.maximum(main.max(-1, keepdims=True), new.max(-1, keepdims=True))
   main, new = jnp.exp(main - top), jnp.exp(new - top)
   total = main.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-  out = dot('SKGW,SKWF->SKGF', main.astype(values.dtype), values) + dot('SKGW,SKWF->SKGF', new.astype(values.dtype), side_v)
+  out = dot('SKGW,SKWF->SKGF', main.astype(values.dtype), values) + dot(
+    'SKGW,SKWF->SKGF', new.astype(values.dtype), side_v
+  )
   return (out / total).reshape(q_S1HF.shape).astype(q_S1HF.dtype)
 
 
 class Programs:
-  """All programs of one engine, compiled once for their shapes; calling one can never compile again."""
+  """All programs of one engine, compiled once for their shapes; calling one can never compile
+  again.
+  """
 
   def __init__(self, shapes: Shapes, params: Tree, lanes: tuple[tuple[int, int], ...]):
     s = shapes
     abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-    compiled = lambda f, donate, *args: jax.jit(functools.partial(f, s), donate_argnums=donate).lower(*args).compile()
-    params, pool, features = abstract(params), jax.eval_shape(lambda: new_pool(s)), jax.eval_shape(lambda: new_features(s))
-    pixels = jax.ShapeDtypeStruct((s.image_batch, s.patches, 3 * s.config.vision.patch ** 2), np.uint8)
-    self.encode = compiled(encode, (1,), params, features, pixels, i32(s.image_batch, 2), i32(s.image_batch))
-    self.prefill = compiled(prefill, (1,), params, pool, features, i32(s.rows, s.chunk), i32(3, s.rows, s.chunk),
-                            i32(s.rows, s.chunk), i32(s.rows, s.context // s.chunk), i32(s.rows), i32(s.rows))
+    compiled = lambda f, donate, *args: (
+      jax.jit(functools.partial(f, s), donate_argnums=donate).lower(*args).compile()
+    )
+    params, pool, features = (
+      abstract(params),
+      jax.eval_shape(lambda: new_pool(s)),
+      jax.eval_shape(lambda: new_features(s)),
+    )
+    pixels = jax.ShapeDtypeStruct(
+      (s.image_batch, s.patches, 3 * s.config.vision.patch**2), np.uint8
+    )
+    self.encode = compiled(
+      encode, (1,), params, features, pixels, i32(s.image_batch, 2), i32(s.image_batch)
+    )
+    self.prefill = compiled(
+      prefill,
+      (1,),
+      params,
+      pool,
+      features,
+      i32(s.rows, s.chunk),
+      i32(3, s.rows, s.chunk),
+      i32(s.rows, s.chunk),
+      i32(s.rows, s.context // s.chunk),
+      i32(s.rows),
+      i32(s.rows),
+    )
     self.admit, self.decode = [], []
     bias = jax.ShapeDtypeStruct((s.biases, s.config.text.vocab), np.float32)
     for context, slots in lanes:
-      state, caches = jax.eval_shape(lambda context=context, slots=slots: new_lane(s, context, slots))
+      state, caches = jax.eval_shape(
+        lambda context=context, slots=slots: new_lane(s, context, slots)
+      )
       rows = abstract(admission(s, context // s.chunk))
       self.admit.append(compiled(admit, (0, 1), state, caches, pool, rows, i32()))
-      self.decode.append(compiled(decode, (1, 2), params, state, caches, bias, jax.ShapeDtypeStruct((slots,), np.bool_)))
+      self.decode.append(
+        compiled(
+          decode, (1, 2), params, state, caches, bias, jax.ShapeDtypeStruct((slots,), np.bool_)
+        )
+      )
 
 
 def admission(s: Shapes, pages: int) -> Tree:
   """Zeroed host arrays for one call of `admit` on a lane whose contexts have that many pages."""
   whole = lambda *shape: np.zeros((ADMIT_ROWS, *shape), np.int32)
-  return {'slot': whole(), 'table': np.full((ADMIT_ROWS, pages), s.pages, np.int32), 'last': whole(), 'length': whole(),
-          'position': whole(), 'sampling': jax.tree.map(np.array, sampling.zeros(ADMIT_ROWS, s.stops, np))}
+  return {
+    'slot': whole(),
+    'table': np.full((ADMIT_ROWS, pages), s.pages, np.int32),
+    'last': whole(),
+    'length': whole(),
+    'position': whole(),
+    'sampling': jax.tree.map(np.array, sampling.zeros(ADMIT_ROWS, s.stops, np)),
+  }

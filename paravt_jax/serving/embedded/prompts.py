@@ -1,4 +1,6 @@
-"""From the ids of a request to what the prefill program reads: images expanded, positions, hashes of chunks."""
+"""From the ids of a request to what the prefill program reads: images expanded, positions, hashes
+of chunks.
+"""
 
 import dataclasses
 import hashlib
@@ -14,7 +16,10 @@ from paravt_jax.video import patches
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """One image of a request. digest: of its pixels and shape. grid: in patches. tokens: merged tokens it expands to."""
+  """One image of a request. digest: of its pixels and shape. grid: in patches. tokens: merged
+  tokens it expands to.
+  """
+
   digest: bytes
   patches_XC: np.ndarray
   grid: tuple[int, int]
@@ -23,7 +28,10 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A context, images expanded to n tokens. picture_T: index into `pictures` per token, -1 for text; offset_T: place in it."""
+  """A context, images expanded to n tokens. picture_T: index into `pictures` per token, -1 for
+  text; offset_T: place in it.
+  """
+
   ids_T: np.ndarray
   positions_AT: np.ndarray
   picture_T: np.ndarray
@@ -37,7 +45,9 @@ class Prompt:
 
 
 class PictureStore:
-  """Decoded images by the text they came in (a group sends the same frames eight times), newest `capacity` kept."""
+  """Decoded images by the text they came in (a group sends the same frames eight times), newest
+  `capacity` kept.
+  """
 
   def __init__(self, capacity: int, max_patches: int):
     self._capacity, self._max_patches = capacity, max_patches
@@ -72,8 +82,11 @@ def expand(ids: list[int], pictures: tuple[Picture, ...], image_id: int, chunk: 
   raw = np.asarray(ids, np.int32)
   pads = np.flatnonzero(raw == image_id)
   if len(pads) != len(pictures):
-    raise RequestError(f'input_ids hold {len(pads)} image placeholders (id {image_id}), image_data holds {len(pictures)} '
-                       'images; send exactly one unexpanded placeholder per image')
+    raise RequestError(
+      f'input_ids hold {len(pads)} image placeholders (id {image_id}), image_data holds '
+      f'{len(pictures)} '
+      'images; send exactly one unexpanded placeholder per image'
+    )
   repeats = np.ones(len(raw), np.int64)
   repeats[pads] = [picture.tokens for picture in pictures]
   picture_of = np.full(len(raw), -1, np.int32)
@@ -87,8 +100,12 @@ def expand(ids: list[int], pictures: tuple[Picture, ...], image_id: int, chunk: 
   return Prompt(ids_T, positions_AT, picture_T, offset_T, pictures, following, keys)
 
 
-def _content(ids_T: np.ndarray, picture_T: np.ndarray, offset_T: np.ndarray, pictures: tuple[Picture, ...]) -> np.ndarray:
-  """int64[n]: a number per token that stands for all that the model sees there; negative for image tokens."""
+def _content(
+  ids_T: np.ndarray, picture_T: np.ndarray, offset_T: np.ndarray, pictures: tuple[Picture, ...]
+) -> np.ndarray:
+  """int64[n]: a number per token that stands for all that the model sees there; negative for image
+  tokens.
+  """
   if not pictures:
     return ids_T.astype(np.int64)
   names = np.array([int.from_bytes(p.digest[:8], 'little') >> 2 for p in pictures], np.int64)
@@ -96,7 +113,9 @@ def _content(ids_T: np.ndarray, picture_T: np.ndarray, offset_T: np.ndarray, pic
 
 
 def extend(prompt: Prompt, generated: list[int], chunk: int) -> Prompt:
-  """The prompt followed by generated text tokens (a retracted request starts again from its own tokens)."""
+  """The prompt followed by generated text tokens (a retracted request starts again from its own
+  tokens).
+  """
   n = len(generated)
   if not n:
     return prompt
@@ -106,4 +125,6 @@ def extend(prompt: Prompt, generated: list[int], chunk: int) -> Prompt:
   picture_T = np.concatenate([prompt.picture_T, np.full(n, -1, np.int32)])
   offset_T = np.concatenate([prompt.offset_T, np.zeros(n, np.int32)])
   keys = chain_keys(_content(ids_T, picture_T, offset_T, prompt.pictures), chunk)
-  return Prompt(ids_T, positions_AT, picture_T, offset_T, prompt.pictures, prompt.next_position + n, keys)
+  return Prompt(
+    ids_T, positions_AT, picture_T, offset_T, prompt.pictures, prompt.next_position + n, keys
+  )

@@ -1,4 +1,5 @@
-"""From logits to the next token of every slot, on the device. A slot's result is a function of its own row and seed.
+"""From logits to the next token of every slot, on the device. A slot's result is a function of its
+own row and seed.
 
 Letters: S slots, V vocabulary, Q distinct logit biases, N stop ids, U = 2 words of a seed.
 """
@@ -11,33 +12,53 @@ import numpy as np
 
 Tree = Any
 
-_COLD, _STRONG = 0.05, 1e3   # a temperature and a logit that no ordinary request reaches
+_COLD, _STRONG = 0.05, 1e3  # a temperature and a logit that no ordinary request reaches
 
 
 def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
-  """Sampling state of `slots` idle slots; `count` tokens of `budget` are sampled, `bias` is a row of the bias table."""
-  return {'count': xp.zeros(slots, np.int32), 'budget': xp.zeros(slots, np.int32), 'seed': xp.zeros((slots, 2), np.uint32),
-          'temperature': xp.zeros(slots, np.float32), 'top_p': xp.ones(slots, np.float32), 'top_k': xp.zeros(slots, np.int32),
-          'stop': xp.full((slots, stops), -1, np.int32), 'bias': xp.zeros(slots, np.int32)}
+  """Sampling state of `slots` idle slots; `count` tokens of `budget` are sampled, `bias` is a row
+  of the bias table.
+  """
+  return {
+    'count': xp.zeros(slots, np.int32),
+    'budget': xp.zeros(slots, np.int32),
+    'seed': xp.zeros((slots, 2), np.uint32),
+    'temperature': xp.zeros(slots, np.float32),
+    'top_p': xp.ones(slots, np.float32),
+    'top_k': xp.zeros(slots, np.int32),
+    'stop': xp.full((slots, stops), -1, np.int32),
+    'bias': xp.zeros(slots, np.int32),
+  }
 
 
-def sample(logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.Array
-           ) -> tuple[jax.Array, jax.Array, Tree, jax.Array]:
-  """Draws one token per slot from one uniform number, which is a function of (seed, index of the token).
+def sample(
+  logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.Array
+) -> tuple[jax.Array, jax.Array, Tree, jax.Array]:
+  """Draws one token per slot from one uniform number, which is a function of (seed, index of the
+  token).
 
   Returns:
-    int32[S] tokens, float32[S] log-probs of (logits + bias) / temperature (greedy: temperature 1; before top-p and top-k),
-    the state with the tokens counted, bool[S]: the slot is done (a stop id, or the budget is used up).
+    int32[S] tokens, float32[S] log-probs of (logits + bias) / temperature (greedy: temperature 1;
+    before top-p and top-k), the state with the tokens counted, bool[S]: the slot is done (a stop
+    id, or the budget is used up).
   """
   hot_S = state['temperature'] > 0
   biased_SV = logits_SV + bias_QV[state['bias']]
-  scaled_SV = (biased_SV - _shift(biased_SV, state['temperature'])[:, None]) / jnp.where(hot_S, state['temperature'], 1.0)[:, None]
+  scaled_SV = (biased_SV - _shift(biased_SV, state['temperature'])[:, None]) / jnp.where(
+    hot_S, state['temperature'], 1.0
+  )[:, None]
   top_S = scaled_SV.max(axis=-1)
   mass_SV = jnp.exp(scaled_SV - top_S[:, None])
   cut_S = hot_S & ((state['top_p'] < 1) | (state['top_k'] > 0)) & active_S
-  kept_SV = jax.lax.cond(cut_S.any(), lambda: _cut(mass_SV, state['top_p'], state['top_k'], cut_S), lambda: mass_SV)
+  kept_SV = jax.lax.cond(
+    cut_S.any(), lambda: _cut(mass_SV, state['top_p'], state['top_k'], cut_S), lambda: mass_SV
+  )
   drawn_S = _draw(kept_SV, jax.vmap(_uniform)(state['seed'], state['count']))
-  best_S = jax.lax.cond((active_S & ~hot_S).any(), lambda: jnp.argmax(scaled_SV, axis=-1).astype(jnp.int32), lambda: drawn_S)
+  best_S = jax.lax.cond(
+    (active_S & ~hot_S).any(),
+    lambda: jnp.argmax(scaled_SV, axis=-1).astype(jnp.int32),
+    lambda: drawn_S,
+  )
   token_S = jnp.where(hot_S, drawn_S, best_S)
   chosen_S = jnp.take_along_axis(scaled_SV, token_S[:, None], axis=1)[:, 0]
   logprob_S = chosen_S - top_S - jnp.log(mass_SV.sum(axis=-1))
@@ -47,9 +68,11 @@ def sample(logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.
 
 
 def _shift(biased_SV: jax.Array, temperature_S: jax.Array) -> jax.Array:
-  """What is taken from a row before it is divided: its largest, where numbers get so large that one rounding of them matters.
+  """What is taken from a row before it is divided: its largest, where numbers get so large that one
+  rounding of them matters.
 
-  Two kernels may round x / temperature differently; near 1e36 the difference of two such x is inf, and so is the log-prob.
+  Two kernels may round x / temperature differently; near 1e36 the difference of two such x is inf,
+  and so is the log-prob.
   """
   best_S = biased_SV.max(axis=-1)
   return jnp.where((temperature_S < _COLD) | (jnp.abs(best_S) > _STRONG), best_S, 0.0)
@@ -61,10 +84,11 @@ def _uniform(seed_U: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-  """The token at which the running sum of masses passes uniform * total: first its block, then its place in the block.
+  """The token at which the running sum of masses passes uniform * total: first its block, then its
+  place in the block.
 
-  Two short running sums instead of one long one; noise for every token (Gumbel-max) would cost more than all the rest here.
-  A token of mass 0 is never drawn.
+  Two short running sums instead of one long one; noise for every token (Gumbel-max) would cost more
+  than all the rest here. A token of mass 0 is never drawn.
   """
   slots, vocab = mass_SV.shape
   width = 32
@@ -72,22 +96,30 @@ def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
   block_SB = padded.sum(-1)
   target_S = uniform_S * block_SB.sum(-1)
   block_S, before_S = _passes(block_SB, target_S)
-  place_S, _ = _passes(jnp.take_along_axis(padded, block_S[:, None, None], axis=1)[:, 0], target_S - before_S)
+  place_S, _ = _passes(
+    jnp.take_along_axis(padded, block_S[:, None, None], axis=1)[:, 0], target_S - before_S
+  )
   return block_S * width + place_S
 
 
 def _passes(mass_SN: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """First index at which the running sum exceeds the target (the last with mass if rounding left none), and the sum before."""
+  """First index at which the running sum exceeds the target (the last with mass if rounding left
+  none), and the sum before.
+  """
   running_SN = jnp.cumsum(mass_SN, axis=-1)
   index_N = jnp.arange(mass_SN.shape[1], dtype=jnp.int32)
   last_S = jnp.where(mass_SN > 0, index_N, 0).max(-1)
-  first_S = jnp.where((running_SN > target_S[:, None]) & (mass_SN > 0), index_N, last_S[:, None]).min(-1)
+  first_S = jnp.where(
+    (running_SN > target_S[:, None]) & (mass_SN > 0), index_N, last_S[:, None]
+  ).min(-1)
   before_S = jnp.take_along_axis(running_SN - mass_SN, first_S[:, None], axis=1)[:, 0]
   return first_S, before_S
 
 
 def _cut(mass_SV: jax.Array, top_p_S: jax.Array, top_k_S: jax.Array, cut_S: jax.Array) -> jax.Array:
-  """Takes the mass from what top-p (the smallest set whose share reaches p, its last member included) and top-k leave out."""
+  """Takes the mass from what top-p (the smallest set whose share reaches p, its last member
+  included) and top-k leave out.
+  """
   sorted_SV = -jnp.sort(-mass_SV, axis=-1)
   share_SV = jnp.cumsum(sorted_SV, axis=-1) / sorted_SV.sum(-1, keepdims=True)
   before_SV = jnp.concatenate([jnp.zeros_like(share_SV[:, :1]), share_SV[:, :-1]], axis=1)

@@ -1,4 +1,6 @@
-"""Pixels: what a scene says can be read back from the decoded H.264 frames at the size the model sees."""
+"""Pixels: what a scene says can be read back from the decoded H.264 frames at the size the model
+sees.
+"""
 
 import dataclasses
 import io
@@ -17,18 +19,24 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def classify(frame: np.ndarray) -> str:
-  """The colour whose pixels fill at least 8 % of a frame uint8[H, W, 3]; 'nothing' when none does."""
+  """The colour whose pixels fill at least 8 % of a frame uint8[H, W, 3]; 'nothing' when none
+  does.
+  """
   palette = np.array([*scene.COLOURS.values()], float)
   distance = np.abs(frame.reshape(-1, 1, 3) - palette).max(axis=-1)
   counts = np.bincount(distance.argmin(axis=1)[distance.min(axis=1) < 45], minlength=len(palette))
-  return list(scene.COLOURS)[counts.argmax()] if counts.max() >= 0.08 * frame.shape[0] * frame.shape[1] else scene.NOTHING
+  return (
+    list(scene.COLOURS)[counts.argmax()]
+    if counts.max() >= 0.08 * frame.shape[0] * frame.shape[1]
+    else scene.NOTHING
+  )
 
 
 def agreement(options: scene.SceneOptions, videos: int) -> float:
   right = []
   for i in range(videos):
     drawn = scene.draw(options, f'v{i}', 0)
-    seconds = decode(render.mp4(drawn, options))[::options.fps]
+    seconds = decode(render.mp4(drawn, options))[:: options.fps]
     small = patches.resize(seconds, (32, 32))
     right += [classify(frame) == scene.label(drawn.at(t), False) for t, frame in enumerate(small)]
   return float(np.mean(right))
@@ -46,7 +54,12 @@ def test_a_video_has_the_promised_size_rate_and_codec():
   data = render.mp4(scene.draw(SCENE, 'v0', 0), SCENE)
   with av.open(io.BytesIO(data)) as container:
     stream = container.streams.video[0]
-    assert (stream.codec_context.name, stream.frames, stream.width, stream.height) == ('h264', 512, 64, 64)
+    assert (stream.codec_context.name, stream.frames, stream.width, stream.height) == (
+      'h264',
+      512,
+      64,
+      64,
+    )
     assert float(stream.duration * stream.time_base) == 128.0
     assert float(stream.average_rate) == 4.0
   assert len(data) < 400_000

@@ -34,14 +34,21 @@ def test_all_colours_occur_and_one_may_recur_in_a_video():
 
 def test_an_event_is_shown_from_its_start_up_to_its_end():
   drawn = scene.Scene('v', 128, (scene.Event(40, 43, 'red', 'disc', 0.5, 0.5),), 0)
-  assert [scene.label(drawn.at(t), False) for t in (39.9, 40, 42.9, 43)] == ['nothing', 'red', 'red', 'nothing']
+  assert [scene.label(drawn.at(t), False) for t in (39.9, 40, 42.9, 43)] == [
+    'nothing',
+    'red',
+    'red',
+    'nothing',
+  ]
   assert scene.label(drawn.at(41), True) == 'red disc'
 
 
 @pytest.mark.parametrize(('budget', 'low', 'high'), [(4, 0.05, 0.20), (64, 1.0, 1.0)])
 def test_an_overview_of_64_frames_shows_every_event_and_one_of_4_about_a_tenth(budget, low, high):
   seconds = sampling.budget_times(128, budget, 4)
-  shown = np.mean([any(e.start <= s < e.end for s in seconds) for drawn in SCENES for e in drawn.events])
+  shown = np.mean(
+    [any(e.start <= s < e.end for s in seconds) for drawn in SCENES for e in drawn.events]
+  )
   assert low <= shown <= high
 
 
@@ -52,8 +59,15 @@ def test_a_cue_in_an_event_is_visible_at_64_frames_and_seldom_at_4(budget, low, 
   assert low <= np.mean([traces.visible(drawn, cue, seconds, 1) for drawn, cue in cues]) <= high
 
 
-@pytest.mark.parametrize(('change', 'knob'), [
-  ({'seconds': 60}, 'events'), ({'colours': 9}, 'colours'), ({'pixels': 50}, 'pixels'), ({'events': (3, 2)}, 'events')])
+@pytest.mark.parametrize(
+  ('change', 'knob'),
+  [
+    ({'seconds': 60}, 'events'),
+    ({'colours': 9}, 'colours'),
+    ({'pixels': 50}, 'pixels'),
+    ({'events': (3, 2)}, 'events'),
+  ],
+)
 def test_impossible_scenes_are_refused_by_the_name_of_the_knob(change, knob):
   with pytest.raises(ConfigError, match=knob):
     scene.check(dataclasses.replace(SCENE, **change))

@@ -11,12 +11,24 @@ from paravt_jax.rewards import answer
 from paravt_jax.types import Task, ToolCall, Window
 from tests.data.world.small import QUESTIONS, SCENE, TRACES
 
-RED, BLUE = scene.Event(40, 43, 'red', 'disc', 0.5, 0.5), scene.Event(72, 76, 'blue', 'disc', 0.5, 0.5)
+RED, BLUE = (
+  scene.Event(40, 43, 'red', 'disc', 0.5, 0.5),
+  scene.Event(72, 76, 'blue', 'disc', 0.5, 0.5),
+)
 RED_AT_40 = scene.Scene('v', 128, (RED, BLUE), 0)
 CERTAIN = dataclasses.replace(TRACES, always_call=0.0, recovery=0.0)
 ONE = Task('a', ('v',), 'What appears at 41?', 'oe', 'red', facts={'cues': [41], 'labels': ['red']})
-TWO = Task('b', ('v',), 'What appears at 41 and at 73?', 'oe', 'red, blue', facts={'cues': [41, 73], 'labels': ['red', 'blue']})
-SPAN = Task('c', ('v',), 'When ... 41 ...?', 'tvg', '40,43', facts={'cues': [41], 'labels': ['red']})
+TWO = Task(
+  'b',
+  ('v',),
+  'What appears at 41 and at 73?',
+  'oe',
+  'red, blue',
+  facts={'cues': [41, 73], 'labels': ['red', 'blue']},
+)
+SPAN = Task(
+  'c', ('v',), 'When ... 41 ...?', 'tvg', '40,43', facts={'cues': [41], 'labels': ['red']}
+)
 
 
 def work(task, budget, options=CERTAIN, drawn=RED_AT_40):
@@ -26,7 +38,9 @@ def work(task, budget, options=CERTAIN, drawn=RED_AT_40):
 def many():
   for i in range(200):
     drawn = scene.draw(SCENE, f'v{i % 20}', 0)
-    task = questions.draw(drawn, i, QUESTIONS, shapes=False, colours=8, video='v', source='', seed=0)
+    task = questions.draw(
+      drawn, i, QUESTIONS, shapes=False, colours=8, video='v', source='', seed=0
+    )
     for budget in (4, 16, 64):
       yield drawn, task, work(task, budget, TRACES, drawn)
 
@@ -36,7 +50,8 @@ def test_two_open_cues_are_looked_up_by_two_calls_of_one_turn():
   assert trace.turns[0] == (
     '<think>\nLook at 41 and 73.\n</think>\n'
     '<tool_call>{"name": "crop_video", "arguments": {"start_time": 39, "end_time": 43}}</tool_call>'
-    '<tool_call>{"name": "crop_video", "arguments": {"start_time": 71, "end_time": 75}}</tool_call>')
+    '<tool_call>{"name": "crop_video", "arguments": {"start_time": 71, "end_time": 75}}</tool_call>'
+  )
   assert trace.replies == (('41 red', '73 blue'), ())
   assert trace.turns[1] == '<think>\nSeen: 41 red, 73 blue.\n</think>\n<answer>red, blue</answer>'
 
@@ -48,7 +63,8 @@ def test_what_the_overview_shows_is_answered_at_once():
 
 
 def test_only_the_cues_left_open_are_looked_up():
-  # Overview of 32: 2, 6, ..., 42, ..., 74: both cues have a frame within 1 s. Of 16: 4, 12, ..., 44, 68, 76: neither has.
+  # Overview of 32: 2, 6, ..., 42, ..., 74: both cues have a frame within 1 s. Of 16: 4, 12, ...,
+  # 44, 68, 76: neither has.
   assert work(TWO, 32).windows == ()
   assert work(TWO, 16).windows == ((39, 43), (71, 75))
   lonely = dataclasses.replace(TWO, facts={'cues': [44, 73], 'labels': ['nothing', 'blue']})
@@ -78,8 +94,16 @@ def test_a_subagent_says_only_what_its_frames_show():
 
 
 def test_always_call_calls_at_64_frames_too():
-  share = np.mean([bool(work(dataclasses.replace(ONE, id=str(i)), 64, dataclasses.replace(CERTAIN, always_call=0.3)).windows)
-                   for i in range(400)])
+  share = np.mean(
+    [
+      bool(
+        work(
+          dataclasses.replace(ONE, id=str(i)), 64, dataclasses.replace(CERTAIN, always_call=0.3)
+        ).windows
+      )
+      for i in range(400)
+    ]
+  )
   assert abs(share - 0.3) < 0.07
 
 
@@ -95,7 +119,10 @@ def test_recovery_repeats_after_a_failed_call_with_the_agent_loop_s_own_error():
 def test_every_turn_parses_its_thoughts_are_substantive_and_its_answer_is_the_task_s():
   for drawn, task, trace in many():
     for turn, replies in zip(trace.turns, trace.replies):
-      assert turn.startswith('<think>\n') and len(turn.split('</think>')[0][len('<think>'):].strip()) >= 10
+      assert (
+        turn.startswith('<think>\n')
+        and len(turn.split('</think>')[0][len('<think>') :].strip()) >= 10
+      )
       assert len(toolcalls.parse(turn)) == len(replies)
       assert all(isinstance(call, ToolCall) for call in toolcalls.parse(turn))
     final = answer.extract_answer(trace.turns[-1])
@@ -123,13 +150,21 @@ def test_look_ups_are_answered_in_the_order_asked_and_balanced():
   assert traces.lookup_answer(RED_AT_40, [41, 12, 73], False) == '41 red. 12 nothing. 73 blue.'
   rng = np.random.default_rng(0)
   asked = [traces.lookup_times(RED_AT_40, range(36, 46), 6, rng) for _ in range(50)]
-  assert all(sum(RED_AT_40.at(s) is not None for s in times) == 3 and len(set(times)) == 6 for times in asked)
-  assert len(traces.lookup_times(RED_AT_40, range(90, 100), 6, rng)) == 1    # nothing is shown there: one of it is enough
+  assert all(
+    sum(RED_AT_40.at(s) is not None for s in times) == 3 and len(set(times)) == 6 for times in asked
+  )
+  assert (
+    len(traces.lookup_times(RED_AT_40, range(90, 100), 6, rng)) == 1
+  )  # nothing is shown there: one of it is enough
 
 
 def test_a_thought_about_a_choice_names_its_letter_or_walks_through_the_options_up_to_it():
   task = Task('m', ('v',), 'Which?', 'mcq', 'B', ('red', 'blue', 'green'))
-  assert traces.choice_lines(task, False) == ('B',) and traces.choice_lines(task, True) == ('A. red', 'B. blue')
+  assert traces.choice_lines(task, False) == ('B',) and traces.choice_lines(task, True) == (
+    'A. red',
+    'B. blue',
+  )
   assert traces.choice_lines(SPAN, True) == ()
   assert traces.answer_turn(['40 blue'], 'B', ('A. red', 'B. blue')) == (
-    '<think>\nSeen: 40 blue.\nA. red\nB. blue\n</think>\n<answer>B</answer>')
+    '<think>\nSeen: 40 blue.\nA. red\nB. blue\n</think>\n<answer>B</answer>'
+  )

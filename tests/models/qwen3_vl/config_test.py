@@ -11,6 +11,7 @@ from tests.models.qwen3_vl import oracle
 
 def test_a_config_written_by_us_reads_back_and_transformers_reads_it_too():
   from transformers import Qwen3VLConfig
+
   config = PUBLISHED['8b']()
   assert Config.from_hf(config.to_hf('bfloat16')) == config
   theirs = Qwen3VLConfig(**config.to_hf('bfloat16'))
@@ -34,15 +35,33 @@ def _changed(**sections):
   return hf
 
 
-@pytest.mark.parametrize('hf, message', [
+@pytest.mark.parametrize(
+  'hf, message',
+  [
     (_changed(text_config={'num_experts': 64}), 'num_experts is 64, wanted 0'),
-    (_changed(text_config={'rope_theta': None, 'rope_parameters': {'mrope_section': [24, 20, 20]}}), 'no rope theta'),
-    (_changed(text_config={'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1., 'mrope_section': [1, 1, 1]}}),
-     "rope type 'yarn'"),
+    (
+      _changed(
+        text_config={'rope_theta': None, 'rope_parameters': {'mrope_section': [24, 20, 20]}}
+      ),
+      'no rope theta',
+    ),
+    (
+      _changed(
+        text_config={
+          'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0, 'mrope_section': [1, 1, 1]}
+        }
+      ),
+      "rope type 'yarn'",
+    ),
     (_changed(text_config={'hidden_size': None}), "no 'hidden_size'"),
     (_changed(text_config={'num_key_value_heads': 5}), 'heads 16 are a multiple of kv_heads 5'),
-    (_changed(vision_config={'deepstack_visual_indexes': [5, 99]}), r'taps \(5, 99\) rise within depth 24'),
-    ({'model_type': 'qwen3_vl'}, "no 'text_config'")])
+    (
+      _changed(vision_config={'deepstack_visual_indexes': [5, 99]}),
+      r'taps \(5, 99\) rise within depth 24',
+    ),
+    ({'model_type': 'qwen3_vl'}, "no 'text_config'"),
+  ],
+)
 def test_what_is_not_a_dense_qwen3_vl_is_refused(hf, message):
   with pytest.raises(ConfigError, match=message):
     Config.from_hf(hf)

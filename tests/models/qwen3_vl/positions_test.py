@@ -11,7 +11,11 @@ from tests.models.qwen3_vl import oracle
 
 def test_an_image_takes_one_time_step_and_pushes_the_next_token_by_its_longer_side():
   got, after = positions.mrope_positions(np.array([1, 9, 9, 9, 9, 9, 9, 2]), 9, [(2, 3)], start=10)
-  assert got.tolist() == [[10, 11, 11, 11, 11, 11, 11, 14], [10, 11, 11, 11, 12, 12, 12, 14], [10, 11, 12, 13, 11, 12, 13, 14]]
+  assert got.tolist() == [
+    [10, 11, 11, 11, 11, 11, 11, 14],
+    [10, 11, 11, 11, 12, 12, 12, 14],
+    [10, 11, 12, 13, 11, 12, 13, 14],
+  ]
   assert after == 15 and got.dtype == np.int32
 
 
@@ -28,9 +32,15 @@ def test_a_suffix_continues_where_its_prefix_ended():
   np.testing.assert_array_equal(whole, np.concatenate([prefix, suffix], axis=1))
 
 
-@pytest.mark.parametrize('ids, grids, message', [
-    ([1, 9], [], 'token 1: placeholder 9 has no image left'), ([1, 9, 9], [(1, 3)], 'token 1: an image of 1 x 3'),
-    ([9, 9, 1], [(2, 2)], 'token 0: an image of 2 x 2'), ([1], [(1, 1)], '1 more grids than runs')])
+@pytest.mark.parametrize(
+  'ids, grids, message',
+  [
+    ([1, 9], [], 'token 1: placeholder 9 has no image left'),
+    ([1, 9, 9], [(1, 3)], 'token 1: an image of 1 x 3'),
+    ([9, 9, 1], [(2, 2)], 'token 0: an image of 2 x 2'),
+    ([1], [(1, 1)], '1 more grids than runs'),
+  ],
+)
 def test_placeholders_that_do_not_match_their_grids_are_refused(ids, grids, message):
   with pytest.raises(DataError, match=message):
     positions.mrope_positions(np.array(ids), 9, grids)
@@ -42,7 +52,7 @@ def test_a_thousand_random_layouts_have_exactly_the_positions_of_transformers():
     ids, images, videos = list(rng.integers(0, 50, rng.integers(1, 9))), [], []
     for _ in range(rng.integers(0, 5)):
       h, w = (int(x) for x in rng.integers(1, 6, 2))
-      if rng.random() < .6:
+      if rng.random() < 0.6:
         images.append((1, 2 * h, 2 * w))
         ids += [oracle.START, *[oracle.IMAGE] * (h * w), oracle.END]
       else:
@@ -55,7 +65,12 @@ def test_a_thousand_random_layouts_have_exactly_the_positions_of_transformers():
     types = torch.tensor((ids == oracle.IMAGE) + 2 * (ids == oracle.VIDEO))[None].int()
     grids = lambda g: torch.tensor(g) if g else None
     want, delta = model.get_rope_index(torch.tensor(ids)[None], types, grids(images), grids(videos))
-    got, after = positions.mrope_positions(ids, oracle.IMAGE, [(h // 2, w // 2) for _, h, w in images], video_id=oracle.VIDEO,
-                                           video_grids=positions.video_patch_grids(videos, 2))
+    got, after = positions.mrope_positions(
+      ids,
+      oracle.IMAGE,
+      [(h // 2, w // 2) for _, h, w in images],
+      video_id=oracle.VIDEO,
+      video_grids=positions.video_patch_grids(videos, 2),
+    )
     np.testing.assert_array_equal(got, want[:, 0].numpy())
     assert after == len(ids) + int(delta)

@@ -1,4 +1,6 @@
-"""What the contract suite drives: either server behind one face, over plain HTTP, and the learner's own numbers beside it."""
+"""What the contract suite drives: either server behind one face, over plain HTTP, and the learner's
+own numbers beside it.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -31,25 +33,61 @@ _SERIAL = itertools.count()
 
 def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
   given = {
-      'model_path': str(folder), 'host': '127.0.0.1', 'port': 0, 'port_file': None, 'api_key': KEY, 'dtype': 'float32',
-      'eos_token_ids': (), 'lanes': ((128, 8), (CONTEXT, 4)), 'chunk_tokens': 32, 'prefill_rows': 4, 'pages': 64,
-      'decode_steps': 4, 'image_batch': 4, 'image_slots': 32, 'max_image_patches': 16, 'bias_rows': 4, 'max_stop_ids': 4,
-      'max_body_mb': 16, 'compile_cache': None, 'parent_pid': None}
+    'model_path': str(folder),
+    'host': '127.0.0.1',
+    'port': 0,
+    'port_file': None,
+    'api_key': KEY,
+    'dtype': 'float32',
+    'eos_token_ids': (),
+    'lanes': ((128, 8), (CONTEXT, 4)),
+    'chunk_tokens': 32,
+    'prefill_rows': 4,
+    'pages': 64,
+    'decode_steps': 4,
+    'image_batch': 4,
+    'image_slots': 32,
+    'max_image_patches': 16,
+    'bias_rows': 4,
+    'max_stop_ids': 4,
+    'max_body_mb': 16,
+    'compile_cache': None,
+    'parent_pid': None,
+  }
   return ServerOptions(**{**given, **changes})
 
 
 def sglang_options(folder: pathlib.Path, **changes) -> sglang.SGLangOptions:
   given = {
-      'python': str(ROOT / '.venv-sglang' / 'bin' / 'python'), 'launcher': str(ROOT / 'third_party/sglang/launch_cpu.py'),
-      'model_path': str(folder), 'served_name': 'tiny', 'host': '127.0.0.1', 'port': 0, 'api_key': KEY, 'device': 'cpu',
-      'dtype': 'float32', 'context_length': CONTEXT, 'max_total_tokens': 16384, 'max_running_requests': 16, 'mem_fraction': 0.2,
-      'tensor_parallel': 1, 'devices': (), 'vision_cache_mb': 0, 'vision_frozen': False, 'threads': 2, 'extra': ()}
+    'python': str(ROOT / '.venv-sglang' / 'bin' / 'python'),
+    'launcher': str(ROOT / 'third_party/sglang/launch_cpu.py'),
+    'model_path': str(folder),
+    'served_name': 'tiny',
+    'host': '127.0.0.1',
+    'port': 0,
+    'api_key': KEY,
+    'device': 'cpu',
+    'dtype': 'float32',
+    'context_length': CONTEXT,
+    'max_total_tokens': 16384,
+    'max_running_requests': 16,
+    'mem_fraction': 0.2,
+    'tensor_parallel': 1,
+    'devices': (),
+    'vision_cache_mb': 0,
+    'vision_frozen': False,
+    'threads': 2,
+    'extra': (),
+  }
   return sglang.SGLangOptions(**{**given, **changes})
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-  """A running server with the model it was started with. scratch: a folder for weights that are sent to it."""
+  """A running server with the model it was started with. scratch: a folder for weights that are
+  sent to it.
+  """
+
   kind: str
   process: ServerProcess
   folder: pathlib.Path
@@ -57,13 +95,20 @@ class Served:
   params: dict
   scratch: pathlib.Path
 
-  def call(self, path: str, body=None, key: str | None = KEY, timeout: float = 120.0) -> tuple[int, object]:
+  def call(
+    self, path: str, body=None, key: str | None = KEY, timeout: float = 120.0
+  ) -> tuple[int, object]:
     """(status, reply: JSON where it is that, else text). A body makes it a POST."""
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {'Content-Type': 'application/json'} | ({} if key is None else {'Authorization': f'Bearer {key}'})
+    headers = {'Content-Type': 'application/json'} | (
+      {} if key is None else {'Authorization': f'Bearer {key}'}
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-      with opener.open(urllib.request.Request(self.process.url + path, data, headers), timeout=patience.seconds(timeout)) as reply:
+      with opener.open(
+        urllib.request.Request(self.process.url + path, data, headers),
+        timeout=patience.seconds(timeout),
+      ) as reply:
         return reply.status, _value(reply.read())
     except urllib.error.HTTPError as error:
       return error.code, _value(error.read())
@@ -89,14 +134,18 @@ class Served:
     published = publish.save(self.scratch / 'weights', version, params, keep=2)
     if self.kind == 'embedded':
       return published
-    with mock.patch.object(staging, '_FILE_BYTES', 100_000):           # several files, as a large model has
-      return staging.Staging(self.folder, self.scratch / f'staging-{next(_SERIAL)}').stage(published)
+    with mock.patch.object(staging, '_FILE_BYTES', 100_000):  # several files, as a large model has
+      return staging.Staging(self.folder, self.scratch / f'staging-{next(_SERIAL)}').stage(
+        published
+      )
 
   def update(self, params: dict | None, version: int) -> None:
     """Sends weights; None: those it was started with."""
     folder = self.folder if params is None else self.staged(params, version)
-    status, body = self.call('/update_weights_from_disk',
-                             {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True})
+    status, body = self.call(
+      '/update_weights_from_disk',
+      {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True},
+    )
     assert (status, body['success']) == (200, True), body
 
   def words(self, number: int, seed: int) -> list[int]:
@@ -107,13 +156,20 @@ class Served:
     image = [self.config.vision_start_id, self.config.image_id, self.config.vision_end_id]
     return self.words(before, seed) + image + self.words(after, seed + 1)
 
-  def expected(self, sent: GenerateRequest, reply: GenerateReply, params: dict | None = None) -> np.ndarray:
-    """float64[n]: the learner's log-probs of the sampled ids: log-softmax of (masked logits / temperature), teacher-forced."""
+  def expected(
+    self, sent: GenerateRequest, reply: GenerateReply, params: dict | None = None
+  ) -> np.ndarray:
+    """float64[n]: the learner's log-probs of the sampled ids: log-softmax of (masked logits /
+    temperature), teacher-forced.
+    """
     ids = expanded(self.config, sent)
     whole = np.array(ids + reply.output_ids, np.int32)
-    padded = np.concatenate([whole, np.zeros(-len(whole) % 64, np.int32)])           # few shapes to compile
-    logits = np.asarray(model.logits(self.config, self.params if params is None else params, padded, sent.images), np.float64)
-    logits = logits[len(ids) - 1:len(whole) - 1] / (sent.temperature or 1.0)
+    padded = np.concatenate([whole, np.zeros(-len(whole) % 64, np.int32)])  # few shapes to compile
+    logits = np.asarray(
+      model.logits(self.config, self.params if params is None else params, padded, sent.images),
+      np.float64,
+    )
+    logits = logits[len(ids) - 1 : len(whole) - 1] / (sent.temperature or 1.0)
     logits[:, list(sent.banned_ids)] = -np.inf
     logits -= logits.max(-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -145,9 +201,19 @@ def expanded(config: Config, sent: GenerateRequest) -> list[int]:
 
 
 def request(ids, images=(), **changes) -> GenerateRequest:
-  given = {'rid': f'test-{next(_SERIAL)}', 'input_ids': list(map(int, ids)), 'images': tuple(images), 'temperature': 0.7,
-           'top_p': 1.0, 'top_k': -1, 'max_new_tokens': 12, 'stop_token_ids': (), 'banned_ids': (), 'seed': 11,
-           'ignore_eos': True}
+  given = {
+    'rid': f'test-{next(_SERIAL)}',
+    'input_ids': list(map(int, ids)),
+    'images': tuple(images),
+    'temperature': 0.7,
+    'top_p': 1.0,
+    'top_k': -1,
+    'max_new_tokens': 12,
+    'stop_token_ids': (),
+    'banned_ids': (),
+    'seed': 11,
+    'ignore_eos': True,
+  }
   return GenerateRequest(**{**given, **changes})
 
 
@@ -156,7 +222,9 @@ def frame(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
 
 
 class Flight:
-  """Requests that are under way: `with Flight(served, requests) as flight: ...; flight.replies()`."""
+  """Requests that are under way: `with Flight(served, requests) as flight: ...;
+  flight.replies()`.
+  """
 
   def __init__(self, served: Served, requests: list[GenerateRequest]):
     self.pool = concurrent.futures.ThreadPoolExecutor(len(requests))
@@ -195,8 +263,19 @@ def started(kind: str, folder: pathlib.Path, scratch: pathlib.Path, **changes) -
   log, pid = scratch / 'server.log', os.getpid()
   if kind == 'embedded':
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-    process = embedded.launch(embedded_options(folder, eos_token_ids=(tokens(folder, '<|im_end|>')[0],), **changes),
-                              env=environment, log=log, deadline_s=patience.seconds(300), parent_pid=pid)
+    process = embedded.launch(
+      embedded_options(folder, eos_token_ids=(tokens(folder, '<|im_end|>')[0],), **changes),
+      env=environment,
+      log=log,
+      deadline_s=patience.seconds(300),
+      parent_pid=pid,
+    )
   else:
-    process = sglang.launch(sglang_options(folder, **changes), env=os.environ, log=log, deadline_s=patience.seconds(900), parent_pid=pid)
+    process = sglang.launch(
+      sglang_options(folder, **changes),
+      env=os.environ,
+      log=log,
+      deadline_s=patience.seconds(900),
+      parent_pid=pid,
+    )
   return Served(kind, process, folder, config, params, scratch)

@@ -1,4 +1,6 @@
-"""What real SGLang does that the embedded server does not: each is a reason for a check, a variable or a step of ours."""
+"""What real SGLang does that the embedded server does not: each is a reason for a check, a variable
+or a step of ours.
+"""
 
 import dataclasses
 import json
@@ -49,21 +51,32 @@ def test_it_answers_garbage_with_200_where_images_and_placeholders_disagree(serv
   for ids, images in (([5, pad], ()), ([5], (picture,)), ([5, pad], (picture, picture))):
     status, body = served.call('/generate', request(ids, images).to_json())
     assert status == 200 and len(body['output_ids']) == 12
-  assert served.call('/generate', request([5, pad, 6, pad], (picture,)).to_json())[0] in (200, 500)   # 200 where it is cached
-  odd = request([5, pad], (frame(1, 40, 32),))                     # and it resizes what is no multiple of 32
+  assert served.call('/generate', request([5, pad, 6, pad], (picture,)).to_json())[0] in (
+    200,
+    500,
+  )  # 200 where it is cached
+  odd = request([5, pad], (frame(1, 40, 32),))  # and it resizes what is no multiple of 32
   assert served.call('/generate', odd.to_json())[0] == 200
 
 
 def test_it_ignores_unknown_keys_and_answers_lists_of_lists_with_a_list(served):
   assert served.call('/generate', {'input_ids': [1, 2], 'temperatur': 3})[0] == 200
   assert isinstance(served.call('/generate', {'input_ids': [[1, 2]]})[1], list)
-  assert served.call('/generate', {'input_ids': [1, 2], 'sampling_params': {'temperatur': 3}})[0] == 500
+  assert (
+    served.call('/generate', {'input_ids': [1, 2], 'sampling_params': {'temperatur': 3}})[0] == 500
+  )
 
 
 def test_ignore_eos_switches_stop_ids_off_too(served):
   others = tuple(i for i in range(served.config.text.vocab) if i != 300)
-  replies = [served.generate(request([5], banned_ids=others, stop_token_ids=(300,), ignore_eos=ignore)) for ignore in (0, 1)]
-  assert [(reply.finish, len(reply.output_ids)) for reply in replies] == [('stop', 1), ('length', 12)]
+  replies = [
+    served.generate(request([5], banned_ids=others, stop_token_ids=(300,), ignore_eos=ignore))
+    for ignore in (0, 1)
+  ]
+  assert [(reply.finish, len(reply.output_ids)) for reply in replies] == [
+    ('stop', 1),
+    ('length', 12),
+  ]
 
 
 def test_while_paused_it_is_not_ready_but_healthy_and_both_answer_at_once(served):
@@ -76,11 +89,13 @@ def test_while_paused_it_is_not_ready_but_healthy_and_both_answer_at_once(served
 
 
 def test_a_request_that_came_while_paused_cannot_be_aborted_until_it_goes_on(served):
-  """It waits where aborts are not looked for: the abort is lost, and the request is served when generation goes on."""
+  """It waits where aborts are not looked for: the abort is lost, and the request is served when
+  generation goes on.
+  """
   served.told('/pause_generation', {'mode': 'retract'})
   sent = request(served.words(5, 3))
   with Flight(served, [sent]) as flight:
-    time.sleep(0.5)                          # it is there by now; if it were not, the abort would be lost as well
+    time.sleep(0.5)  # it is there by now; if it were not, the abort would be lost as well
     served.told('/abort_request', {'rid': sent.rid})
     served.told('/continue_generation', {})
     assert flight.replies()[0].finish == 'length'
@@ -89,7 +104,9 @@ def test_a_request_that_came_while_paused_cannot_be_aborted_until_it_goes_on(ser
 def test_an_update_renames_the_model_to_the_folder_that_was_loaded(served):
   served.update(served.params, 4)
   info = served.call('/get_model_info')[1]
-  assert info['model_path'].startswith(str(served.scratch / 'staging-')) and info['model_path'].endswith('/4')
+  assert info['model_path'].startswith(str(served.scratch / 'staging-')) and info[
+    'model_path'
+  ].endswith('/4')
   assert info['tokenizer_path'] == str(served.folder)
   assert info['weight_version'] == '4'
 
@@ -97,10 +114,14 @@ def test_an_update_renames_the_model_to_the_folder_that_was_loaded(served):
 def test_a_folder_with_the_language_weights_alone_updates_them_and_leaves_the_tower(served):
   other = jax.tree.map(np.asarray, model.init(served.config, jax.random.key(5)))
   folder = partial(served, other, 'language', lambda name: 'visual' not in name)
-  assert len(load_file(folder / 'model.safetensors')) < len(load_file(served.folder / 'model.safetensors'))
+  assert len(load_file(folder / 'model.safetensors')) < len(
+    load_file(served.folder / 'model.safetensors')
+  )
   assert load(served, folder, 6)['success'] is True
   sent = request(served.with_image(6, 4, 8), (frame(8),), banned_ids=banned(served))
-  assert served.gap(sent, served.generate(sent), {**other, 'visual': served.params['visual']}) < 1e-4
+  assert (
+    served.gap(sent, served.generate(sent), {**other, 'visual': served.params['visual']}) < 1e-4
+  )
 
 
 def test_missing_tensors_are_a_success_so_weights_are_checked_before_it_sees_them(served):
@@ -110,7 +131,9 @@ def test_missing_tensors_are_a_success_so_weights_are_checked_before_it_sees_the
   sent = request(served.words(20, 9))
   reply = served.generate(sent)
   assert reply.weight_versions == [(8, 0, 12)]
-  assert served.gap(sent, reply, other) > 1e-2 and served.gap(sent, reply) > 1e-2       # neither the new ones nor the old
+  assert (
+    served.gap(sent, reply, other) > 1e-2 and served.gap(sent, reply) > 1e-2
+  )  # neither the new ones nor the old
 
 
 def partial(served, params, name, keep):
@@ -130,7 +153,11 @@ def load(served, folder, version):
 
 def test_server_info_shows_the_options_and_the_key_in_clear(served):
   info = served.call('/get_server_info')[1]
-  assert (info['context_length'], info['max_running_requests'], info['status']) == (258, 16, 'ready')
+  assert (info['context_length'], info['max_running_requests'], info['status']) == (
+    258,
+    16,
+    'ready',
+  )
   assert info['max_total_num_tokens'] == 16384 and len(info['internal_states']) == 1
   assert info['api_key'] == served_key(served)
 
@@ -169,8 +196,16 @@ def runs(member):
 
 @pytest.fixture(scope='module')
 def cached(model_folder, tmp_path_factory):
-  """A server that keeps image features: our check is told that the tower is frozen, and then it is not."""
-  server = started('sglang', model_folder, tmp_path_factory.mktemp('cached'), vision_cache_mb=100, vision_frozen=True)
+  """A server that keeps image features: our check is told that the tower is frozen, and then it is
+  not.
+  """
+  server = started(
+    'sglang',
+    model_folder,
+    tmp_path_factory.mktemp('cached'),
+    vision_cache_mb=100,
+    vision_frozen=True,
+  )
   yield server
   server.process.stop(5.0)
 
@@ -178,7 +213,9 @@ def cached(model_folder, tmp_path_factory):
 def test_kept_image_features_outlive_an_update_which_is_why_none_are_kept(cached):
   visual = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.5), cached.params['visual'])
   other = {**cached.params, 'visual': visual}
-  sent = request(cached.with_image(4, 4, 71), (frame(71),), temperature=0.0, banned_ids=banned(cached))
+  sent = request(
+    cached.with_image(4, 4, 71), (frame(71),), temperature=0.0, banned_ids=banned(cached)
+  )
   fresh = dataclasses.replace(sent, rid='fresh', images=(frame(72),))
   cached.generate(sent)
   cached.update(other, 1)
@@ -197,23 +234,29 @@ def test_an_id_out_of_the_vocabulary_ends_the_server_and_all_its_processes(cache
   cached.process.stop(5.0)
 
 
-LAUNCH = '''
+LAUNCH = """
 import json, os, pathlib, sys
 from paravt_jax.serving import sglang
 given = json.loads(sys.argv[1])
 options = sglang.SGLangOptions(**{**given, 'devices': (), 'extra': ()})
 sglang.launch(options, env=os.environ, log=pathlib.Path(sys.argv[2]), deadline_s=3600.0, parent_pid=os.getpid())
-'''
+"""
 
 
 @pytest.mark.parametrize('victim', ['the process that started it', 'the server itself'])
 def test_none_of_its_processes_survives_a_kill_even_while_it_starts(model_folder, tmp_path, victim):
   options = json.dumps(dataclasses.asdict(sglang_options(model_folder)))
-  starter = subprocess.Popen([sys.executable, '-c', LAUNCH, options, str(tmp_path / 'log')], cwd=ROOT,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  starter = subprocess.Popen(
+    [sys.executable, '-c', LAUNCH, options, str(tmp_path / 'log')],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
   try:
     family_of = lambda: psutil.Process(starter.pid).children(recursive=True)
-    patience.until(lambda: sum('spawn_main' in command_of(member) for member in family_of()) >= 2, quiet=600.0)
+    patience.until(
+      lambda: sum('spawn_main' in command_of(member) for member in family_of()) >= 2, quiet=600.0
+    )
     members = family_of()
     os.kill(starter.pid if victim.startswith('the process') else members[0].pid, signal.SIGKILL)
     patience.until(lambda: gone(members), quiet=120.0)
@@ -222,21 +265,40 @@ def test_none_of_its_processes_survives_a_kill_even_while_it_starts(model_folder
     starter.wait()
 
 
-def test_a_port_in_use_a_wrong_model_and_a_missing_environment_end_in_one_clear_error(served, model_folder, tmp_path):
+def test_a_port_in_use_a_wrong_model_and_a_missing_environment_end_in_one_clear_error(
+  served, model_folder, tmp_path
+):
   port = int(served.process.url.rsplit(':', 1)[1])
   broken = shutil.copytree(model_folder, tmp_path / 'model')
   (broken / 'config.json').write_text('{"model_type": "none"}')
-  for options, says in ((sglang_options(model_folder, port=port), f'cannot listen on 127.0.0.1:{port}'),
-                        (sglang_options(broken), 'ended with status')):
+  for options, says in (
+    (sglang_options(model_folder, port=port), f'cannot listen on 127.0.0.1:{port}'),
+    (sglang_options(broken), 'ended with status'),
+  ):
     with pytest.raises((sglang.ConfigError, sglang.RolloutError), match=says):
-      sglang.launch(options, env=os.environ, log=tmp_path / 'log', deadline_s=patience.seconds(600), parent_pid=os.getpid())
+      sglang.launch(
+        options,
+        env=os.environ,
+        log=tmp_path / 'log',
+        deadline_s=patience.seconds(600),
+        parent_pid=os.getpid(),
+      )
 
 
 def test_log_probs_of_the_prompt_can_be_asked_for(served):
-  """Not used by the client; the learner has its own. They are here to compare a server with the learner without sampling."""
+  """Not used by the client; the learner has its own. They are here to compare a server with the
+  learner without sampling.
+  """
   sent = request(served.words(30, 12), temperature=0.0, max_new_tokens=1)
   body = served.call('/generate', {**sent.to_json(), 'logprob_start_len': 0})[1]
-  scored = GenerateReply([entry[1] for entry in body['meta_info']['input_token_logprobs'][1:]],
-                         [entry[0] for entry in body['meta_info']['input_token_logprobs'][1:]], 'length', 1, 0, 0, [])
+  scored = GenerateReply(
+    [entry[1] for entry in body['meta_info']['input_token_logprobs'][1:]],
+    [entry[0] for entry in body['meta_info']['input_token_logprobs'][1:]],
+    'length',
+    1,
+    0,
+    0,
+    [],
+  )
   assert scored.output_ids == sent.input_ids[1:]
   assert served.gap(dataclasses.replace(sent, input_ids=sent.input_ids[:1]), scored) < 1e-4

@@ -9,7 +9,9 @@ from paravt_jax.serving.embedded.cache import Pool, chain_keys
 def test_a_held_thing_stays_and_the_longest_idle_goes_first():
   pool = Pool(3)
   places = {key: pool.acquire(key) for key in 'abc'}
-  assert sorted(place for place, new in places.values()) == [0, 1, 2] and all(new for _, new in places.values())
+  assert sorted(place for place, new in places.values()) == [0, 1, 2] and all(
+    new for _, new in places.values()
+  )
   pool.release('b')
   pool.release('a')
   assert pool.acquire('d') == (places['b'][0], True)

@@ -1,4 +1,6 @@
-"""The engine without HTTP: lanes of one shape share their requests, and which of them one gets does not change its result."""
+"""The engine without HTTP: lanes of one shape share their requests, and which of them one gets does
+not change its result.
+"""
 
 import queue
 import threading
@@ -25,9 +27,27 @@ def model(tmp_path_factory):
 
 def engine(model, lanes) -> Engine:
   options = ServerOptions(
-    model_path='', host='127.0.0.1', port=0, port_file=None, api_key=None, dtype='float32', eos_token_ids=(), lanes=lanes,
-    chunk_tokens=CHUNK, prefill_rows=2, pages=32, decode_steps=4, image_batch=1, image_slots=1, max_image_patches=4, bias_rows=1,
-    max_stop_ids=1, max_body_mb=1, compile_cache=None, parent_pid=None)
+    model_path='',
+    host='127.0.0.1',
+    port=0,
+    port_file=None,
+    api_key=None,
+    dtype='float32',
+    eos_token_ids=(),
+    lanes=lanes,
+    chunk_tokens=CHUNK,
+    prefill_rows=2,
+    pages=32,
+    decode_steps=4,
+    image_batch=1,
+    image_slots=1,
+    max_image_patches=4,
+    bias_rows=1,
+    max_stop_ids=1,
+    max_body_mb=1,
+    compile_cache=None,
+    parent_pid=None,
+  )
   return Engine(*model, 0, options)
 
 
@@ -38,8 +58,18 @@ def answers(engine: Engine, numbers) -> dict[int, tuple]:
     ids = list(range(200 + 20 * n, 200 + 20 * n + 18 + n))
     body = GenerateRequest(str(n), ids, (), 0.7, 1.0, -1, NEW, (), (), n, True).to_json([])
     prompt = expand(ids, (), engine.config.image_id, CHUNK)
-    engine.submit(Job(str(n), prompt, prompt, 0, parse_generate(body, engine.config.text.vocab), n, frozenset(),
-                      lambda reply, _, n=n: done.put((n, (reply.output_ids, reply.logprobs)))))
+    engine.submit(
+      Job(
+        str(n),
+        prompt,
+        prompt,
+        0,
+        parse_generate(body, engine.config.text.vocab),
+        n,
+        frozenset(),
+        lambda reply, _, n=n: done.put((n, (reply.output_ids, reply.logprobs))),
+      )
+    )
   life = threading.Thread(target=engine.run, daemon=True)
   life.start()
   found = dict(done.get(timeout=patience.seconds(300)) for _ in numbers)
@@ -50,7 +80,9 @@ def answers(engine: Engine, numbers) -> dict[int, tuple]:
 
 def test_lanes_of_one_shape_run_side_by_side_and_give_the_bits_that_one_alone_gives(model):
   together = engine(model, ((64, 2), (64, 2), (64, 2)))
-  assert len(together.lanes) == 1 and together.lanes[0].slots == JOBS and together.lanes[0].free == JOBS
+  assert (
+    len(together.lanes) == 1 and together.lanes[0].slots == JOBS and together.lanes[0].free == JOBS
+  )
   crowd = answers(together, range(JOBS))
   assert together.lanes[0].free == JOBS and together.counts['sampled_tokens'] == JOBS * NEW
   alone = {n: answers(engine(model, ((64, 2),)), [n])[n] for n in (0, 5)}
@@ -60,4 +92,4 @@ def test_lanes_of_one_shape_run_side_by_side_and_give_the_bits_that_one_alone_gi
 def test_a_lane_without_anybody_is_not_decoded(model):
   found = engine(model, ((64, 2), (64, 2), (64, 2)))
   answers(found, range(2))
-  assert found.counts['decode_calls'] == 3          # 10 tokens, 4 per dispatch, one lane of three
+  assert found.counts['decode_calls'] == 3  # 10 tokens, 4 per dispatch, one lane of three

@@ -1,4 +1,6 @@
-"""Whatever a body holds: one line with status 400 that names the field, and the server serves the next request."""
+"""Whatever a body holds: one line with status 400 that names the field, and the server serves the
+next request.
+"""
 
 import base64
 import gzip

@@ -8,9 +8,27 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.serving.embedded.options import ServerOptions
 
 GOOD = ServerOptions(
-    model_path='m', host='127.0.0.1', port=0, port_file=None, api_key=None, dtype='float32', eos_token_ids=(1,),
-    lanes=((128, 8), (256, 4)), chunk_tokens=32, prefill_rows=4, pages=64, decode_steps=4, image_batch=4, image_slots=32,
-    max_image_patches=16, bias_rows=4, max_stop_ids=4, max_body_mb=16, compile_cache=None, parent_pid=None)
+  model_path='m',
+  host='127.0.0.1',
+  port=0,
+  port_file=None,
+  api_key=None,
+  dtype='float32',
+  eos_token_ids=(1,),
+  lanes=((128, 8), (256, 4)),
+  chunk_tokens=32,
+  prefill_rows=4,
+  pages=64,
+  decode_steps=4,
+  image_batch=4,
+  image_slots=32,
+  max_image_patches=16,
+  bias_rows=4,
+  max_stop_ids=4,
+  max_body_mb=16,
+  compile_cache=None,
+  parent_pid=None,
+)
 
 
 def test_options_survive_the_command_line():
@@ -18,10 +36,18 @@ def test_options_survive_the_command_line():
   assert GOOD.context == 256
 
 
-@pytest.mark.parametrize('change, says', [
-    ({'lanes': [[100, 8]]}, 'multiple of chunk_tokens'), ({'lanes': [[256, 4], [128, 8]]}, 'smallest context first'),
-    ({'pages': 7}, 'server.pages: got 7, wanted at least 8'), ({'dtype': 'float16'}, "server.dtype: got 'float16'"),
-    ({'decode_steps': 0}, 'server.decode_steps'), ({'prots': 1}, "'prots' is unknown"), ({'port': 70000}, 'server.port')])
+@pytest.mark.parametrize(
+  'change, says',
+  [
+    ({'lanes': [[100, 8]]}, 'multiple of chunk_tokens'),
+    ({'lanes': [[256, 4], [128, 8]]}, 'smallest context first'),
+    ({'pages': 7}, 'server.pages: got 7, wanted at least 8'),
+    ({'dtype': 'float16'}, "server.dtype: got 'float16'"),
+    ({'decode_steps': 0}, 'server.decode_steps'),
+    ({'prots': 1}, "'prots' is unknown"),
+    ({'port': 70000}, 'server.port'),
+  ],
+)
 def test_a_wrong_option_is_named(change, says):
   with pytest.raises(ConfigError, match=says):
     ServerOptions.from_json(json.dumps(json.loads(GOOD.to_json()) | change))

@@ -39,7 +39,11 @@ def test_an_extended_prompt_is_the_prompt_of_all_its_ids():
 
 def test_a_generated_placeholder_is_text_when_a_request_is_continued():
   long = extend(expand([1], (), PAD, 2), [PAD, 3], 2)
-  assert long.ids_T.tolist() == [1, 9, 3] and long.positions_AT[0].tolist() == [0, 1, 2] and (long.picture_T == -1).all()
+  assert (
+    long.ids_T.tolist() == [1, 9, 3]
+    and long.positions_AT[0].tolist() == [0, 1, 2]
+    and (long.picture_T == -1).all()
+  )
 
 
 def test_other_numbers_of_pads_and_images_are_refused():
