@@ -17,7 +17,7 @@ import concurrent.futures
 import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import numpy as np
@@ -39,6 +39,7 @@ from paravt_jax.data.planner import (
   too_many_bad,
 )
 from paravt_jax.errors import ChatError, ConfigError, DataError, MediaError
+from paravt_jax.options import COUNT, FLAG, Options
 from paravt_jax.types import Clip
 from paravt_jax.video.readers import VideoInfo
 
@@ -61,30 +62,33 @@ EXTRAS = {sft.MASK: np.float32}
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchOptions:
-  """Sizes of a batch: M micro-batches of R rows (on all hosts) of T tokens, with slots for N frames
-  of X patches each.
+class FillOptions(Options):
+  """How the rows of a batch are filled."""
 
-  row_stills: slots of a row for images of more than image_patches patches; still_patches: what each
-  holds. lookahead: draws that may wait for the next batch; more fill rows better. refill: see
-  planner.PlanOptions. prefetch: batches whose frames are decoded ahead. workers: threads that ask
-  for frames. skip_bad_rows: rows that break the schema are dropped and counted instead of raised.
-  max_bad_share: of the draws, above which broken rows (schema or media) end the run.
-  """
+  lookahead: Annotated[int, COUNT]  # draws that may wait for the next batch; more fill rows better
+  refill: Annotated[bool, FLAG]  # rows are topped up with the best two of the draws that wait
+  prefetch: Annotated[int, COUNT]  # batches whose frames are decoded ahead
 
-  micro_batches: int
-  rows: int
-  row_tokens: int
-  row_images: int
-  image_patches: int
-  row_stills: int
-  still_patches: int
-  lookahead: int
-  refill: bool
-  prefetch: int
-  workers: int
-  skip_bad_rows: bool
-  max_bad_share: float
+  @classmethod
+  def published(cls) -> 'FillOptions':
+    """What fills rows of 8,192 tokens to .9995 (`experiments.bench`, suite data)."""
+    return cls(lookahead=64, refill=True, prefetch=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOptions(FillOptions):
+  """Sizes of a batch: M micro-batches of R rows (on all hosts) of T tokens."""
+
+  micro_batches: int  # M
+  rows: int  # R
+  row_tokens: int  # T, images expanded
+  row_images: int  # N, slots of a row for images of up to image_patches
+  image_patches: int  # X, patches that a slot holds
+  row_stills: int  # slots of a row for larger images
+  still_patches: int  # patches that such a slot holds
+  workers: int  # threads that ask for frames
+  skip_bad_rows: bool  # rows that break the schema are left out and counted, not raised
+  max_bad_share: float  # of the draws; above it broken rows (schema or media) end the run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ loop uses.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from paravt_jax.chat import prompts, spans, template
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.errors import MediaError
+from paravt_jax.options import COUNT, PIXELS, POSITIVE, PROSE, Options
 from paravt_jax.packing import Sample
 from paravt_jax.types import Clip, Window
 from paravt_jax.video import patches, sampling, stills
@@ -23,20 +24,33 @@ PASSING = ('timeout', 'crashed')  # reasons that a busy machine may give, too: a
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameOptions:
-  """How SFT samples frames. rate: frames/s where a row names no number; max_frames: of an overview
-  without one, and of a window. min_frames: of a window. min_pixels, max_pixels: area of a frame.
-  image_max_pixels: of a still image, which is worth more of them. think_prefix: the opening that
-  rollouts pin.
-  """
+class FrameCountOptions(Options):
+  """How many frames SFT shows."""
 
-  rate: float
-  min_frames: int
-  max_frames: int
-  min_pixels: int
-  max_pixels: int
-  image_max_pixels: int
-  think_prefix: str
+  rate: Annotated[float, POSITIVE]  # frames per second where a row names no number
+  min_frames: Annotated[int, COUNT]  # of a window
+  max_frames: Annotated[int, COUNT]  # of a window, and of an overview without a number
+  image_max_pixels: Annotated[int, PIXELS]  # area of a still image, which is worth more
+  think_prefix: Annotated[str, PROSE]  # the opening that rollouts pin
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self.require_order('min_frames', 'max_frames')
+
+  @classmethod
+  def published(cls) -> 'FrameCountOptions':
+    """The numbers of the release."""
+    return cls(
+      rate=1.0, min_frames=2, max_frames=64, image_max_pixels=1048576, think_prefix='<think>\n'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameOptions(FrameCountOptions):
+  """How SFT samples frames."""
+
+  min_pixels: int  # area of a frame, at least
+  max_pixels: int  # area of a frame, at most
 
 
 class Frames(Protocol):

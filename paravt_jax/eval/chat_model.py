@@ -10,7 +10,7 @@ import asyncio
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -18,6 +18,7 @@ import orjson
 from paravt_jax.chat import tags
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import RolloutError
+from paravt_jax.options import FLAG, PROSE, QUALITY, Options
 from paravt_jax.rollout import chat_server
 from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, image_part, text_part
@@ -30,16 +31,20 @@ _CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatOptions:
-  """quality: of the JPEGs that frames are sent as; 0 sends PNGs, which keep every pixel. prefill: a
-  pinned prefix is sent as the beginning of the reply (vLLM and SGLang go on from it; others may
-  not). more: further fields of each request (null takes one of ours out), a JSON object as text
-  such as '{"chat_template_kwargs": {"enable_thinking": false}}', '' for none.
-  """
+class ChatOptions(Options):
+  """How a model behind the OpenAI protocol is spoken to."""
 
-  quality: int
-  prefill: bool
-  more: str
+  quality: Annotated[int, QUALITY]  # of the JPEGs that frames are sent as; 0: PNG, every pixel
+  # a pinned prefix is sent as the beginning of the reply: vLLM and SGLang go on from it
+  prefill: Annotated[bool, FLAG]
+  # further fields of each request, a JSON object such as
+  # '{"chat_template_kwargs": {"enable_thinking": false}}'; null takes one of ours out
+  more: Annotated[str, PROSE]
+
+  @classmethod
+  def published(cls) -> 'ChatOptions':
+    """Every pixel, for servers that go on from a prefix."""
+    return cls(quality=0, prefill=True, more='')
 
 
 @dataclasses.dataclass(frozen=True)

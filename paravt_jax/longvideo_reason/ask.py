@@ -5,9 +5,11 @@ fluently.
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Question, Rejected, seconds
+from paravt_jax.options import COUNT, PROSE, SHARE, Options, from_, whole
 from paravt_jax.rollout import chat_server as server
 
 VERSION = 1
@@ -15,27 +17,23 @@ _CITED = re.compile(r'\[\s*([\d.:]+)\s*s?\s+(?:to|-|–)\s+([\d.:]+)\s*s?\s*\]')
 
 
 @dataclasses.dataclass(frozen=True)
-class AskOptions:
-  """prompt: holds {captions} and may hold {duration}. max_tokens, temperature: of a reply.
-  max_missing: share of a video's clips that may lack a caption.
-  """
+class AskOptions(Options):
+  """How the reasoning model is asked for a question, its answer and the reasons."""
 
-  prompt: str
-  max_tokens: int
-  temperature: float
-  max_missing: float
+  prompt: Annotated[str, PROSE]  # holds {captions} and may hold {duration}
+  max_tokens: Annotated[int, COUNT]  # of a reply
+  temperature: Annotated[float, from_(0)]
+  max_missing: Annotated[float, SHARE]  # share of a video's clips that may lack a caption
 
 
 @dataclasses.dataclass(frozen=True)
-class RewriteOptions:
-  """prompt: holds {question}, {options}, {answer} and {reasons}. max_tokens, temperature: of a
-  reply. min_chars: a shorter text is rejected.
-  """
+class RewriteOptions(Options):
+  """How the reasons are rewritten as one thought."""
 
-  prompt: str
-  max_tokens: int
-  temperature: float
-  min_chars: int
+  prompt: Annotated[str, PROSE]  # holds {question}, {options}, {answer} and {reasons}
+  max_tokens: Annotated[int, COUNT]  # of a reply
+  temperature: Annotated[float, from_(0)]
+  min_chars: Annotated[int, whole(0)]  # a shorter text is rejected
 
 
 def fill(prompt: str, **values: str) -> str:

@@ -4,11 +4,12 @@ time.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from paravt_jax.errors import MediaError
 from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
+from paravt_jax.options import COUNT, PIXELS, PROSE, Options, either, from_, whole
 from paravt_jax.rollout import chat_server as server
 from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
@@ -18,23 +19,24 @@ _LATER = ('timeout', 'crashed', 'missing')  # a clip that may decode the next ti
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionOptions:
-  """prompt: what is asked of a clip. send: 'frames' (JPEG data URLs) or 'video' (a `file://` URL,
-  for a server that reads our disk).
+class CaptionOptions(Options):
+  """How clips are captioned."""
 
-  frames: of a clip, evenly; min_pixels, max_pixels: area of a frame; quality: of the JPEG, 1 to 95.
-  max_tokens, temperature: of a reply. min_chars: a shorter caption is rejected.
-  """
+  prompt: Annotated[str, PROSE]  # what is asked of a clip
+  send: Annotated[
+    str, either('frames', 'video')
+  ]  # JPEGs, or a file:// URL for a server on our disk
+  frames: Annotated[int, COUNT]  # of a clip, evenly
+  min_pixels: Annotated[int, whole(0, note='0: no lower bound')]  # area of a frame, at least
+  max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
+  quality: Annotated[int, whole(1, 95)]  # of the JPEGs
+  max_tokens: Annotated[int, COUNT]  # of a reply
+  temperature: Annotated[float, from_(0)]
+  min_chars: Annotated[int, whole(0)]  # a shorter caption is rejected
 
-  prompt: str
-  send: str
-  frames: int
-  min_pixels: int
-  max_pixels: int
-  quality: int
-  max_tokens: int
-  temperature: float
-  min_chars: int
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self.require_order('min_pixels', 'max_pixels')
 
 
 async def caption(

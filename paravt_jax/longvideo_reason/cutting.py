@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Annotated
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from paravt_jax.data import provenance
 from paravt_jax.errors import DataError, MediaError
 from paravt_jax.longvideo_reason.items import Clip
+from paravt_jax.options import POSITIVE, Options, from_, whole
 from paravt_jax.video import orientation, readers
 
 _COPYABLE = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm'
@@ -31,18 +33,15 @@ _ROUND = 1e-3  # seconds within which two times are one
 
 
 @dataclasses.dataclass(frozen=True)
-class CutOptions:
-  """clip_seconds: length of a clip. snap_seconds: a cut moves to a key frame that near.
-  min_seconds: a shorter rest joins the clip before it. max_fps, crf: of clips that are encoded
-  again. deadline_s: for each clip.
-  """
+class CutOptions(Options):
+  """How videos are cut into clips."""
 
-  clip_seconds: float
-  snap_seconds: float
-  min_seconds: float
-  max_fps: float
-  crf: int
-  deadline_s: float
+  clip_seconds: Annotated[float, POSITIVE]  # length of a clip
+  snap_seconds: Annotated[float, from_(0)]  # a cut moves to a key frame that near
+  min_seconds: Annotated[float, from_(0)]  # a shorter rest joins the clip before it
+  max_fps: Annotated[float, POSITIVE]  # of clips that are encoded again
+  crf: Annotated[int, whole(0, 51)]  # of clips that are encoded again
+  deadline_s: Annotated[float, POSITIVE]  # for each clip
 
 
 @dataclasses.dataclass(frozen=True)

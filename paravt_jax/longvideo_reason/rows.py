@@ -11,7 +11,7 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from paravt_jax.data.world import traces
 from paravt_jax.data.world.write import RL_SCHEMA, SFT_SCHEMA
 from paravt_jax.longvideo_reason import ask
 from paravt_jax.longvideo_reason.items import Caption, Question, Step, seconds
+from paravt_jax.options import COUNT, FLAG, Options
 
 VERSION = 1
 SOURCE = 'longvideoreason'
@@ -30,14 +31,12 @@ _TOUCH = 0.05  # seconds by which a cited window must overlap a clip to mean it
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceOptions:
-  """calls: SFT rows crop the cited clips; off: they think and answer at once. max_parallel,
-  max_rounds: the agent's limits.
-  """
+class TraceOptions(Options):
+  """How rows for SFT are written."""
 
-  calls: bool
-  max_parallel: int
-  max_rounds: int
+  calls: Annotated[bool, FLAG]  # rows crop the clips that the reasons cite; off: they only think
+  max_parallel: Annotated[int, COUNT]  # calls of one round, as the agent may make
+  max_rounds: Annotated[int, COUNT]  # rounds of calls, as the agent may make
 
 
 @dataclasses.dataclass(frozen=True)

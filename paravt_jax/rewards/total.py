@@ -3,56 +3,48 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from paravt_jax import errors
+from paravt_jax.options import FLAG, PART, SHARE, Options, from_, one_of, optional
 from paravt_jax.rewards import answer, form, tools
 from paravt_jax.types import Episode
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardOptions:
-  """The knobs of the reward; a recipe holds their values.
+class RewardOptions(Options):
+  """The parts of the reward and their weights (spec, section 4)."""
 
-  format_weight: w_fmt. anchor_weight: lambda of R_fmt, 0 turns anchoring off. unclosed_penalty:
-  what R_anchor loses to a think that is never closed, 0 takes the penalty away. answer_suffix:
-  which R_base. tool: R_tool on. tool_threshold, tool_bonus ('call' | 'executed'): when R_tool's
-  bonus is paid. open_ended: 'f1' | 'exact' | 'judge'. grounding_threshold: tvg pays 1 when IoU
-  reaches it, else 0; None pays the IoU itself.
-  """
+  format_weight: Annotated[float, from_(0)]  # w_fmt, of R_fmt in the total
+  anchor_weight: Annotated[float, from_(0)]  # lambda, of R_anchor in R_fmt; 0: no anchoring
+  unclosed_penalty: Annotated[float, from_(0)]  # what R_anchor loses to a <think> never closed
+  answer_suffix: Annotated[bool, FLAG]  # R_base wants the text to end with its answer
+  tool: Annotated[bool, FLAG]  # R_tool is paid
+  tool_threshold: Annotated[float, SHARE]  # accuracy from which R_tool is paid
+  tool_bonus: Annotated[
+    str, one_of('call', 'executed')
+  ]  # what R_tool pays for: a call, or one that ran
+  open_ended: Annotated[str, one_of('f1', 'exact', 'judge')]  # how open answers are scored
+  # a tvg answer earns 1 from this IoU on and 0 below; None: it earns the IoU itself
+  grounding_threshold: Annotated[float | None, optional(PART)]
 
-  format_weight: float
-  anchor_weight: float
-  unclosed_penalty: float
-  answer_suffix: bool
-  tool: bool
-  tool_threshold: float
-  tool_bonus: str
-  open_ended: str
-  grounding_threshold: float | None
-
-  def __post_init__(self):
-    for name, allowed in (
-      ('tool_bonus', ('call', 'executed')),
-      ('open_ended', ('f1', 'exact', 'judge')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise errors.ConfigError(
-          f'reward.{name}: got {getattr(self, name)!r}; wanted one of {", ".join(allowed)}'
-        )
+  @classmethod
+  def published(cls) -> 'RewardOptions':
+    """The numbers of the paper; the penalty and the bonus as the specification mends them."""
+    return cls(
+      format_weight=1.0,
+      anchor_weight=0.5,
+      unclosed_penalty=0.3,
+      answer_suffix=True,
+      tool=True,
+      tool_threshold=0.0,
+      tool_bonus='call',
+      open_ended='f1',
+      grounding_threshold=None,
+    )
 
 
-PUBLISHED = RewardOptions(
-  format_weight=1.0,
-  anchor_weight=0.5,
-  unclosed_penalty=0.3,
-  answer_suffix=True,
-  tool=True,
-  tool_threshold=0.0,
-  tool_bonus='call',
-  open_ended='f1',
-  grounding_threshold=None,
-)
+PUBLISHED = RewardOptions.published()
 PARTS = ('accuracy', 'format', 'base', 'anchor', 'tool', 'total', 'compliant')
 
 

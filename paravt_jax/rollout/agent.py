@@ -7,12 +7,13 @@ opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn
 import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from paravt_jax.chat import prompts, tags, template, toolcalls
 from paravt_jax.errors import RolloutError
+from paravt_jax.options import COUNT, PROSE, Options, whole
 from paravt_jax.rollout.sampler import MAIN, Address, Sampler
 from paravt_jax.rollout.subagent import Response, Subagents
 from paravt_jax.types import (
@@ -38,15 +39,18 @@ _CUT = '\ufffd'  # what a part of a character decodes to
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentOptions:
-  """think_prefix: pinned opening of every turn ('' for none). max_turns: rounds of tools;
-  max_parallel: calls of a round that run; max_new_tokens: of a turn.
-  """
+class AgentOptions(Options):
+  """Limits of an episode's main agent."""
 
-  think_prefix: str
-  max_turns: int
-  max_parallel: int
-  max_new_tokens: int
+  think_prefix: Annotated[str, PROSE]  # pinned opening of each turn; '' for none
+  max_turns: Annotated[int, whole(0)]  # rounds of tools before the answer is asked for
+  max_parallel: Annotated[int, COUNT]  # calls of one round that run; the others are refused
+  max_new_tokens: Annotated[int, COUNT]  # of one turn
+
+  @classmethod
+  def published(cls) -> 'AgentOptions':
+    """The numbers of the paper and its release."""
+    return cls(think_prefix='<think>\n', max_turns=3, max_parallel=5, max_new_tokens=2048)
 
 
 @dataclasses.dataclass(frozen=True)

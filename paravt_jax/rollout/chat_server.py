@@ -18,7 +18,7 @@ import pathlib
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import numpy as np
@@ -26,6 +26,7 @@ import orjson
 from PIL import Image
 
 from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.options import COUNT, POSITIVE, TEXT, URL, Options, whole
 from paravt_jax.rollout.chat_dialect import Dialect, error_in, message_text
 from paravt_jax.rollout.outcomes import Failed, Rejected
 
@@ -46,26 +47,39 @@ _SHOWN = 200  # characters of a reply that a message shows
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerOptions:
-  """url: up to and without '/chat/completions'. model: its name there. api_key: bearer token; ''
-  sends none.
+class RequestOptions(Options):
+  """How requests to a server behind the OpenAI protocol are made."""
 
-  timeout_s: for one request. retries: how often it is tried again, backoff_s apart and doubling up
-  to max_backoff_s (a server's own Retry-After counts, up to the same). concurrency: requests at
-  once. max_reply_bytes: a longer reply is refused unread. max_failures: that many failed requests
-  in a row, and the run ends.
-  """
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)  # bearer token; '' sends none
+  timeout_s: Annotated[float, POSITIVE]  # for one request
+  retries: Annotated[int, whole(0)]  # of a request that fails
+  backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
+  max_backoff_s: Annotated[float, POSITIVE]  # at most; a server's own Retry-After counts, up to it
+  concurrency: Annotated[int, COUNT]  # requests at once
+  max_reply_bytes: Annotated[int, COUNT]  # a longer reply is refused unread
+  max_failures: Annotated[int, COUNT]  # requests in a row that failed: then the run ends
 
-  url: str
-  model: str
-  api_key: str = dataclasses.field(repr=False)
-  timeout_s: float
-  retries: int
-  backoff_s: float
-  max_backoff_s: float
-  concurrency: int
-  max_reply_bytes: int
-  max_failures: int
+  @classmethod
+  def published(cls) -> 'RequestOptions':
+    """Limits that suit a server of one's own."""
+    return cls(
+      api_key='',
+      timeout_s=600.0,
+      retries=5,
+      backoff_s=1.0,
+      max_backoff_s=60.0,
+      concurrency=64,
+      max_reply_bytes=4_000_000,
+      max_failures=20,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions(RequestOptions):
+  """A server behind the OpenAI protocol."""
+
+  url: Annotated[str, URL]  # up to and without '/chat/completions'
+  model: Annotated[str, TEXT]  # its name there
 
 
 @dataclasses.dataclass(frozen=True)

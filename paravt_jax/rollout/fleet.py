@@ -13,9 +13,10 @@ import pathlib
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from paravt_jax.errors import ConfigError, RolloutError, SyncError
+from paravt_jax.options import COUNT, POSITIVE, Options, from_, whole
 from paravt_jax.rollout.client import check_counts
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.router import Router, State
@@ -30,19 +31,21 @@ _FAILURES = (RolloutError, SyncError, ConfigError)
 
 
 @dataclasses.dataclass(frozen=True)
-class FleetOptions:
-  """every_s: between pings; also how long one may take. misses: pings missed in a row until a
-  server counts as lost. restarts: of one server in a row, without a reply in between. memory_mb:
-  MiB of a server's processes that drain it, 0 for no limit. drain_s: its requests may take to end
-  by themselves. tolerance: nats between a canary's log-probs and the learner's.
-  """
+class FleetOptions(Options):
+  """How servers are watched."""
 
-  every_s: float
-  misses: int
-  restarts: int
-  memory_mb: int
-  drain_s: float
-  tolerance: float
+  every_s: Annotated[float, POSITIVE]  # between pings; also how long one may take
+  misses: Annotated[int, COUNT]  # pings missed in a row before a server counts as lost
+  restarts: Annotated[int, whole(0)]  # of one server in a row, without a reply in between
+  # MiB of a started server's processes; above it, the server is drained and restarted
+  memory_mb: Annotated[int, whole(0, note='0: no limit')]
+  drain_s: Annotated[float, from_(0)]  # that its requests may take to end by themselves
+  tolerance: Annotated[float, POSITIVE]  # nats between a canary's log-probs and the learner's
+
+  @classmethod
+  def published(cls) -> 'FleetOptions':
+    """Limits that suit servers of 8B in bfloat16."""
+    return cls(every_s=5.0, misses=12, restarts=3, memory_mb=0, drain_s=120.0, tolerance=0.05)
 
 
 @dataclasses.dataclass

@@ -8,9 +8,11 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Annotated
 
 from paravt_jax.chat.prompts import told
 from paravt_jax.errors import ConfigError, MediaError
+from paravt_jax.options import BUDGETS, COUNT, FLAG, Options
 from paravt_jax.rewards import answer, total
 from paravt_jax.rollout.agent import Agent, Opening
 from paravt_jax.rollout.judge import Judge, JudgeFailure
@@ -31,17 +33,26 @@ Reward = Callable[[Episode], Awaitable[tuple[float, dict[str, float]] | Dropped]
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupOptions:
-  """size: G, rollouts of a prompt. gating: draw K from `budgets` per prompt; else K = frames.
-  max_concurrent: groups in flight. seed: of the run.
-  """
+class BudgetOptions(Options):
+  """How many frames the overview of a prompt shows (nFrames gating)."""
 
-  size: int
-  gating: bool
-  budgets: tuple[int, ...]
-  frames: int
-  max_concurrent: int
-  seed: int
+  gating: Annotated[bool, FLAG]  # K is drawn from `budgets` per prompt; off: K is `frames`
+  budgets: Annotated[tuple[int, ...], BUDGETS]  # what K is drawn from
+  frames: Annotated[int, COUNT]  # K without gating
+
+  @classmethod
+  def published(cls) -> 'BudgetOptions':
+    """The numbers of the paper."""
+    return cls(gating=True, budgets=(4, 8, 16, 32, 64), frames=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupOptions(BudgetOptions):
+  """How groups are made."""
+
+  size: int  # G, rollouts of a prompt
+  max_concurrent: int  # groups in flight
+  seed: int  # of the run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,33 +9,48 @@ import asyncio
 import collections
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import orjson
 
 from paravt_jax.errors import RolloutError
+from paravt_jax.options import COUNT, POSITIVE, Options, whole
 
 JSON = {'Content-Type': 'application/json'}
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClientOptions:
-  """api_key: bearer token, or None. connections: open at once, per client.
+class ConnectionOptions(Options):
+  """How a client speaks to rollout servers."""
 
-  timeout_s: for one request, queueing included. ready_timeout_s: for a server to come up, or to
-  come back. retries: of a request whose connection is lost, backoff_s apart and doubling, before
-  its server is given up. image_cache: encoded frames kept.
-  """
+  connections: Annotated[int, COUNT]  # open at once, per client
+  timeout_s: Annotated[float, POSITIVE]  # for one request, queueing included
+  ready_timeout_s: Annotated[float, POSITIVE]  # for a server to come up, or to come back
+  retries: Annotated[int, whole(0)]  # of a request whose connection is lost, before its server is
+  # given up
+  backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
+  image_cache: Annotated[int, whole(0, note='0: none is kept')]  # encoded frames kept
 
-  api_key: str | None
-  connections: int
-  timeout_s: float
-  ready_timeout_s: float
-  retries: int
-  backoff_s: float
-  image_cache: int
+  @classmethod
+  def published(cls) -> 'ConnectionOptions':
+    """Limits that suit servers of 8B."""
+    return cls(
+      connections=256,
+      timeout_s=600.0,
+      ready_timeout_s=600.0,
+      retries=5,
+      backoff_s=0.5,
+      image_cache=4096,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientOptions(ConnectionOptions):
+  """The same with the servers' key."""
+
+  api_key: str | None = dataclasses.field(repr=False)  # bearer token
 
 
 class Lost(RolloutError):

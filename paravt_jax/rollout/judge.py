@@ -7,10 +7,12 @@ import collections
 import dataclasses
 import re
 import sys
+from typing import Annotated
 
 import orjson
 
 from paravt_jax.chat import tags
+from paravt_jax.options import COUNT, POSITIVE, PROSE, TEXT, URL, Options, whole
 from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions, more
 from paravt_jax.rollout.outcomes import Rejected
@@ -47,23 +49,35 @@ _REASONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeOptions:
-  """url: of the server, up to and without '/chat/completions'. model: its name there. api_key:
-  bearer token, or None. max_tokens: of a reply. timeout_s: for a request. retries: after a lost
-  connection or status 408, 429 or 5xx, backoff_s apart and doubling. concurrency: requests at once.
-  more: further fields of each request (null takes one of ours out), a JSON object as text such as
-  '{"reasoning_effort": "low"}'.
-  """
+class JudgeOptions(Options):
+  """An LLM that judges open answers, behind the OpenAI protocol."""
 
-  url: str
-  model: str
-  api_key: str | None
-  max_tokens: int
-  timeout_s: float
-  retries: int
-  backoff_s: float
-  concurrency: int
-  more: str = ''
+  url: Annotated[str, URL]  # of the server, up to and without '/chat/completions'
+  model: Annotated[str, TEXT]  # its name there
+  api_key: Annotated[str, TEXT]  # bearer token; '' sends none
+  # further fields of each request, a JSON object such as '{"reasoning_effort": "low"}'; null takes
+  # one of ours out
+  more: Annotated[str, PROSE]
+  max_tokens: Annotated[int, COUNT]  # of a reply
+  timeout_s: Annotated[float, POSITIVE]  # for one request
+  retries: Annotated[int, whole(0)]  # after a lost connection, or status 408, 429 or 5xx
+  backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
+  concurrency: Annotated[int, COUNT]  # requests at once
+
+  @classmethod
+  def published(cls) -> 'JudgeOptions':
+    """No judge, and limits that suit a hosted one."""
+    return cls(
+      url='',
+      model='',
+      api_key='',
+      more='',
+      max_tokens=256,
+      timeout_s=60.0,
+      retries=3,
+      backoff_s=1.0,
+      concurrency=16,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

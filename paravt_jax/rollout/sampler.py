@@ -6,11 +6,13 @@ import dataclasses
 import itertools
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from paravt_jax import seeds
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.options import COUNT, PART, TOP_K, Options, from_
 from paravt_jax.rollout.client import Client, image_tokens
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.types import Segment, TokenClass
@@ -19,18 +21,26 @@ MAIN = -1  # the main agent's place in an address, where a sub-agent has its cal
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextOptions:
-  """What all contexts of a run share. temperature (0 is greedy), top_p (1 off), top_k (-1 off): of
-  sampling. context: tokens that prompt and reply may fill, images expanded. min_pixels, max_pixels:
-  of a frame.
-  """
+class SamplingOptions(Options):
+  """How tokens are sampled, and how many a context holds."""
 
-  temperature: float
-  top_p: float
-  top_k: int
-  context: int
-  min_pixels: int
-  max_pixels: int
+  temperature: Annotated[float, from_(0, '0: greedy')]
+  top_p: Annotated[float, PART]  # the smallest set of tokens that has this share; 1: all
+  top_k: Annotated[int, TOP_K]  # the most likely tokens; -1: all
+  context: Annotated[int, COUNT]  # tokens that prompt and reply may fill, images expanded
+
+  @classmethod
+  def published(cls) -> 'SamplingOptions':
+    """The numbers of the paper; the learner scores the whole distribution."""
+    return cls(temperature=0.7, top_p=1.0, top_k=-1, context=32768)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextOptions(SamplingOptions):
+  """What all contexts of a run share."""
+
+  min_pixels: int  # area of a frame, at least
+  max_pixels: int  # area of a frame, at most
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from paravt_jax.chat import prompts, template, toolcalls
 from paravt_jax.errors import MediaError, RolloutError
+from paravt_jax.options import COUNT, FLAG, POSITIVE, Options
 from paravt_jax.rollout.sampler import Address, Sampler
 from paravt_jax.types import (
   Clip,
@@ -33,19 +34,33 @@ _STOPS = {'stop': StopReason.STOP, 'length': StopReason.LENGTH, 'abort': StopRea
 
 
 @dataclasses.dataclass(frozen=True)
-class SubagentOptions:
-  """rate: frames/s of a window; min_frames, max_frames: of a window. see_question: it is told the
-  question. max_new_tokens: it may write; summary_tokens: of its text that the main agent gets.
-  deadline_s: for the whole call, decoding included.
-  """
+class SubagentOptions(Options):
+  """What a sub-agent sees of its window, and how much it may write."""
 
-  rate: float
-  min_frames: int
-  max_frames: int
-  see_question: bool
-  max_new_tokens: int
-  summary_tokens: int
-  deadline_s: float
+  rate: Annotated[float, POSITIVE]  # frames per second of the window
+  min_frames: Annotated[int, COUNT]  # of a window, however short it is
+  max_frames: Annotated[int, COUNT]  # of a window, however long it is
+  see_question: Annotated[bool, FLAG]  # it is told the question that the main agent answers
+  max_new_tokens: Annotated[int, COUNT]  # that it may write
+  summary_tokens: Annotated[int, COUNT]  # of its text, that the main agent gets
+  deadline_s: Annotated[float, POSITIVE]  # for the whole call, decoding included
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self.require_order('min_frames', 'max_frames')
+
+  @classmethod
+  def published(cls) -> 'SubagentOptions':
+    """The numbers of the paper and its release."""
+    return cls(
+      rate=1.0,
+      min_frames=2,
+      max_frames=16,
+      see_question=True,
+      max_new_tokens=512,
+      summary_tokens=512,
+      deadline_s=120.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,16 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from typing import Annotated
 
 import psutil
 
 from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.options import COUNT, DTYPE, GPUS, INSIDE, NAME, WORDS, Options, one_of, whole
 from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
 
-_DEVICES = ('cpu', 'cuda')
-_DTYPES = ('float32', 'bfloat16')
+DEVICES = ('cpu', 'cuda')
 _DROPPED = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV', '__PYVENV_LAUNCHER__')
 _CLASH = 'address already in use'
 _HEALTH_S = 5.0
@@ -26,85 +27,77 @@ _EDGE = 2  # tokens of its context length that SGLang never fills
 
 
 @dataclasses.dataclass(frozen=True)
-class SGLangOptions:
-  """All of it is given; nothing has a default.
+class EngineOptions(Options):
+  """How SGLang servers run."""
 
-  python, launcher: the interpreter of SGLang's environment and the script of third_party/sglang that it runs. served_name: the
-  model's name in replies. port 0 picks a free one. api_key: asked of every request but health and
-  readiness, null for none;
-  it stands on the server's command line. context_length: tokens of a request, images expanded,
-  sampled ones included.
-  max_total_tokens: of the cache of keys and values; max_running_requests: decoded together.
-  mem_fraction: of the device's
-  memory for weights and cache. tensor_parallel: devices of one server; devices: their numbers, ()
-  for all that are seen.
-  vision_cache_mb: features of images kept by the server; they are not dropped by a weight update,
-  so it must be 0 unless
-  vision_frozen. threads: of the CPU, per process. extra: further arguments, as typed.
-  """
+  python: Annotated[str, NAME]  # the interpreter of SGLang's environment
+  device: Annotated[str, one_of(*DEVICES)]
+  dtype: Annotated[str, DTYPE]  # of weights, cache and products
+  max_total_tokens: Annotated[int, COUNT]  # of the key-value cache
+  max_running_requests: Annotated[int, COUNT]  # decoded together
+  mem_fraction: Annotated[float, INSIDE]  # of the device's memory, for weights and cache
+  threads: Annotated[int, COUNT]  # of the CPU, for each of its processes
+  tensor_parallel: Annotated[int, COUNT]  # devices of one server
+  devices: Annotated[tuple[int, ...], GPUS]  # their numbers; (): CUDA_VISIBLE_DEVICES decides
+  # MiB of image features that the server keeps. They outlive a weight update, so only a frozen
+  # vision tower allows them.
+  vision_cache_mb: Annotated[int, whole(0, note='0: none')]
+  extra: Annotated[tuple[str, ...], WORDS]  # further arguments of sglang.launch_server
 
-  python: str
-  launcher: str
-  model_path: str
-  served_name: str
-  host: str
-  port: int
-  api_key: str | None
-  device: str
-  dtype: str
-  context_length: int
-  max_total_tokens: int
-  max_running_requests: int
-  mem_fraction: float
-  tensor_parallel: int
-  devices: tuple[int, ...]
-  vision_cache_mb: int
-  vision_frozen: bool
-  threads: int
-  extra: tuple[str, ...]
+  @classmethod
+  def published(cls) -> 'EngineOptions':
+    """8B in bfloat16 on one 80 GB device each; the cache takes 36 GiB."""
+    return cls(
+      python='.venv-sglang/bin/python',
+      device='cuda',
+      dtype='bfloat16',
+      max_total_tokens=262144,
+      max_running_requests=64,
+      mem_fraction=0.8,
+      threads=8,
+      tensor_parallel=1,
+      devices=(),
+      vision_cache_mb=1024,
+      extra=(),
+    )
 
-  def __post_init__(self):
+
+@dataclasses.dataclass(frozen=True)
+class SGLangOptions(EngineOptions):
+  """All that one SGLang server is started with."""
+
+  launcher: str  # the script of third_party/sglang that runs it
+  model_path: str  # a Hugging Face folder
+  served_name: str  # the model's name in replies
+  host: str  # where it listens
+  port: int  # 0: a free one
+  api_key: str | None  # of all requests but health and readiness; it stands on the command line
+  context_length: int  # tokens of a request, images expanded, sampled ones included
+  vision_frozen: bool  # weight updates leave the vision tower as it is
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
     _check(self)
 
 
 def _check(options: SGLangOptions) -> None:
-  for name in (
-    'context_length',
-    'max_total_tokens',
-    'max_running_requests',
-    'tensor_parallel',
-    'threads',
-  ):
-    value = getattr(options, name)
-    if type(value) is not int or value < 1:
-      raise ConfigError(f'server.{name}: got {value!r}, wanted a positive integer')
   wide = not options.devices or len(options.devices) == options.tensor_parallel
-  frozen = options.vision_cache_mb == 0 or options.vision_frozen
-  claims = {
-    'device': (options.device in _DEVICES, f'one of {_DEVICES}'),
-    'dtype': (options.dtype in _DTYPES, f'one of {_DTYPES}'),
-    'port': (
-      type(options.port) is int and 0 <= options.port < 65536,
-      '0..65535, 0 picks a free one',
-    ),
-    'mem_fraction': (0 < options.mem_fraction < 1, 'a share between 0 and 1'),
-    'devices': (
-      wide,
-      f'{options.tensor_parallel} device numbers, as many as tensor_parallel, or none',
-    ),
-    'vision_cache_mb': (
-      options.vision_cache_mb >= 0 and frozen,
+  room = options.context_length + _EDGE
+  if not 0 <= options.port < 65536:
+    options.refuse('port', '0..65535, 0 picks a free one')
+  if options.context_length < 1:
+    options.refuse('context_length', 'at least 1')
+  if not wide:
+    numbers = f'{options.tensor_parallel} device numbers, as many as tensor_parallel, or none'
+    options.refuse('devices', numbers)
+  if options.vision_cache_mb and not options.vision_frozen:
+    options.refuse(
+      'vision_cache_mb',
       '0: features that the server keeps outlive a weight update; freeze the vision tower to '
       'keep them',
-    ),
-    'max_total_tokens': (
-      options.max_total_tokens >= options.context_length + _EDGE,
-      f'at least context_length + {_EDGE} ({options.context_length + _EDGE})',
-    ),
-  }
-  for name, (holds, wanted) in claims.items():
-    if not holds:
-      raise ConfigError(f'server.{name}: got {getattr(options, name)!r}, wanted {wanted}')
+    )
+  if options.max_total_tokens < room:
+    options.refuse('max_total_tokens', f'at least context_length + {_EDGE} ({room})')
 
 
 def command(options: SGLangOptions, parent_pid: int) -> list[str]:

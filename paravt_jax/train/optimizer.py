@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import COUNT, DECAY, POSITIVE, SHARE, Options, from_, one_of, whole
 
 STACK_AXES = frozenset({'layers', 'taps'})  # axes along which equal weights are stacked
 TABLE_AXES = frozenset(
@@ -18,30 +19,45 @@ TABLE_AXES = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Options):
   """Numbers of one optimizer.
 
-  name: adam | adamw | muon. schedule: constant | cosine, both after a linear warm-up over
-  `warmup_steps`; cosine reaches final_scale * learning_rate at `total_steps` and stays there. With
-  muon, matrices take `matrix_learning_rate` under the same schedule and `momentum`; embeddings,
-  norms and biases take AdamW at `learning_rate`. Weight decay acts on matrices, under adamw on
-  embeddings too, never on norms and biases; adam has none. `clip_norm` bounds the global gradient
-  norm (0: no).
+  Weight decay acts on matrices, under adamw on embeddings too, never on norms and biases; adam has
+  none. With muon, embeddings, norms and biases take AdamW at `learning_rate`.
   """
 
-  name: str
-  learning_rate: float
-  matrix_learning_rate: float
-  schedule: str
-  warmup_steps: int
-  total_steps: int
-  final_scale: float
-  weight_decay: float
-  beta1: float
-  beta2: float
-  epsilon: float
-  momentum: float
-  clip_norm: float
+  name: Annotated[str, one_of('adam', 'adamw', 'muon')]  # which optimizer
+  learning_rate: Annotated[float, from_(0, '0: nothing changes')]  # the peak of the schedule
+  matrix_learning_rate: Annotated[float, from_(0)]  # that of matrices under muon
+  schedule: Annotated[str, one_of('constant', 'cosine')]  # after the warm-up
+  warmup_steps: Annotated[int, whole(0)]  # of the linear rise from 0
+  total_steps: Annotated[int, COUNT]  # where the cosine ends; it stays there
+  final_scale: Annotated[float, SHARE]  # of the learning rate, at the cosine's end
+  weight_decay: Annotated[float, from_(0)]  # decoupled, times the learning rate
+  beta1: Annotated[float, DECAY]  # of the mean of gradients
+  beta2: Annotated[float, DECAY]  # of the mean of their squares
+  epsilon: Annotated[float, POSITIVE]  # added to the root of the mean square
+  momentum: Annotated[float, DECAY]  # of muon
+  clip_norm: Annotated[float, from_(0, '0: no clipping')]  # bound of the global gradient norm
+
+  @classmethod
+  def published(cls) -> 'OptimizerOptions':
+    """The numbers of the paper's RL: AdamW at a constant 2e-6."""
+    return cls(
+      name='adamw',
+      learning_rate=2e-6,
+      matrix_learning_rate=2e-6,
+      schedule='constant',
+      warmup_steps=0,
+      total_steps=54,
+      final_scale=0.0,
+      weight_decay=0.01,
+      beta1=0.9,
+      beta2=0.999,
+      epsilon=1e-8,
+      momentum=0.95,
+      clip_norm=1.0,
+    )
 
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]

@@ -8,7 +8,7 @@ micro-batches of a loss that is normalised by the token count of the whole batch
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, one_of
 from paravt_jax.rl import advantages, losses
 from paravt_jax.train import head, sharding, sums
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
@@ -55,17 +56,22 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RLOptions:
-  """Numbers of the policy update (spec, sections 6 and 7). beta 0: no reference; updates_per_batch
-  1: no prox pass.
-  """
+class RLOptions(Options):
+  """Numbers of the policy update (spec, sections 6 and 7)."""
 
-  clip: float
-  weight_cap: float
-  beta: float
-  kl_limit: float
-  batch_norm: str
-  updates_per_batch: int
+  clip: Annotated[float, INSIDE]  # epsilon: the ratio is clipped to 1 - clip .. 1 + clip
+  weight_cap: Annotated[float, above(1)]  # of the weight between behavior and proximal policy
+  beta: Annotated[float, from_(0, '0: no reference')]  # of the KL term to the reference
+  kl_limit: Annotated[float, POSITIVE]  # of a token's KL estimate, in nats
+  batch_norm: Annotated[str, one_of('std', 'mean_std', 'none')]  # of the batch's advantages
+  updates_per_batch: Annotated[int, COUNT]  # above 1 the proximal policy is computed first
+
+  @classmethod
+  def published(cls) -> 'RLOptions':
+    """The numbers of the paper."""
+    return cls(
+      clip=0.2, weight_cap=5.0, beta=0.01, kl_limit=10.0, batch_norm='std', updates_per_batch=1
+    )
 
 
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:

@@ -18,12 +18,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
 from paravt_jax.data.world import questions, traces
 from paravt_jax.data.world import scene as scenes
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import BUDGETS, COUNT, SHARE, Members, Options, whole
 from paravt_jax.types import Task, Window
 from paravt_jax.video import sampling
 
@@ -35,25 +37,19 @@ SFT_NUMBERS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusOptions:
-  """How many rows of what. sft_rows: by kind, see above. budgets: K of `trace` rows, drawn
-  uniformly.
+class CorpusOptions(Options):
+  """How many rows of what. Held-out tasks are about videos that no other row shows."""
 
-  heldout_tasks are asked about heldout_videos, which no other row shows. loose: share of sub-agent
-  rows whose window is drawn at random around the cue (2 to 15 s); stray: share whose window misses
-  it. asked: most times asked for in a look-up.
-  """
-
-  videos: int
-  heldout_videos: int
-  rl_tasks: int
-  heldout_tasks: int
-  sft_rows: Mapping[str, int]
-  budgets: tuple[int, ...]
-  loose: float
-  stray: float
-  asked: int
-  videos_per_archive: int
+  videos: Annotated[int, COUNT]  # that training rows are about
+  heldout_videos: Annotated[int, whole(0)]  # that held-out tasks are about
+  rl_tasks: Annotated[int, whole(0)]  # training tasks of RL
+  heldout_tasks: Annotated[int, whole(0)]  # tasks for evaluation
+  sft_rows: Annotated[Mapping[str, int], Members(whole(0))]  # training rows of SFT, by kind
+  budgets: Annotated[tuple[int, ...], BUDGETS]  # K of `trace` rows, drawn uniformly
+  loose: Annotated[float, SHARE]  # share of sub-agent rows with a window around the cue at random
+  stray: Annotated[float, SHARE]  # share of sub-agent rows whose window misses the cue
+  asked: Annotated[int, COUNT]  # times that a look-up asks for, at most
+  videos_per_archive: Annotated[int, COUNT]  # in each archive of the corpus
 
 
 @dataclasses.dataclass(frozen=True)

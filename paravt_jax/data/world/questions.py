@@ -8,12 +8,14 @@ tvg  'When does the thing that is shown at 41 start and end?' -> '40,43'
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from paravt_jax import seeds
 from paravt_jax.data.world import scene as scenes
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import DECAY, Members, Options, from_, whole
 from paravt_jax.types import Task
 
 KINDS = ('oe1', 'oe2', 'oe3', 'mcq', 'tvg')
@@ -21,17 +23,13 @@ LETTERS = 'ABCDEFGHIJ'
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionOptions:
-  """What is asked. weights: relative frequency by kind (see KINDS). nothing: share of cues at a
-  time when nothing is shown.
+class QuestionOptions(Options):
+  """What is asked."""
 
-  clearance: seconds between such a cue and the nearest event. choices: options of an mcq question.
-  """
-
-  weights: Mapping[str, float]
-  nothing: float
-  clearance: int
-  choices: int
+  weights: Annotated[Mapping[str, float], Members(from_(0))]  # relative frequency by kind
+  nothing: Annotated[float, DECAY]  # share of cues at a time when nothing is shown
+  clearance: Annotated[int, whole(0)]  # seconds between such a cue and the nearest event
+  choices: Annotated[int, whole(2)]  # options of an mcq question
 
 
 def check(options: QuestionOptions, colours: int) -> None:

@@ -3,9 +3,11 @@ long, dull ground.
 """
 
 import dataclasses
+from typing import Annotated
 
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import COUNT, FLAG, Options, from_, multiple_of, span, whole
 
 COLOURS = {
   'red': (220, 30, 30),
@@ -22,24 +24,19 @@ NOTHING = 'nothing'
 
 
 @dataclasses.dataclass(frozen=True)
-class SceneOptions:
-  """How a video is made up. Times are seconds; events start and end on whole seconds.
+class SceneOptions(Options):
+  """How a video is made up. Events start and end on whole seconds."""
 
-  events, event_seconds: inclusive ranges. gap: least time between two events. margin: no event
-  within it of either end. shapes: events are asked for as 'red disc' instead of 'red'. noise:
-  standard deviation of the ground's pixels, 0..255.
-  """
-
-  seconds: int
-  fps: int
-  pixels: int
-  events: tuple[int, int]
-  event_seconds: tuple[int, int]
-  gap: int
-  margin: int
-  colours: int
-  shapes: bool
-  noise: float
+  seconds: Annotated[int, COUNT]  # of the video
+  fps: Annotated[int, COUNT]  # frames per second
+  pixels: Annotated[int, multiple_of(32)]  # of an edge of its square frames
+  events: Annotated[tuple[int, int], span(1)]  # least and most of a video
+  event_seconds: Annotated[tuple[int, int], span(1)]  # least and most of an event
+  gap: Annotated[int, whole(0)]  # seconds between two events, at least
+  margin: Annotated[int, whole(0)]  # seconds at either end without an event
+  colours: Annotated[int, COUNT]  # how many there are
+  shapes: Annotated[bool, FLAG]  # events are asked for as 'red disc' instead of 'red'
+  noise: Annotated[float, from_(0)]  # standard deviation of the ground's pixels, 0 to 255
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ produces and parses.
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from paravt_jax import seeds
 from paravt_jax.chat import prompts, toolcalls
 from paravt_jax.data.world import scene as scenes
 from paravt_jax.data.world.questions import LETTERS
+from paravt_jax.options import COUNT, FLAG, SHARE, Options, whole
 from paravt_jax.types import Task, ToolCall
 from paravt_jax.video import sampling
 
@@ -23,21 +25,17 @@ UNSEEN = 'not in view'  # a sub-agent whose window misses the cue
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceOptions:
-  """How the teacher works. Times are seconds.
+class TraceOptions(Options):
+  """How the teacher of the synthetic world works. Times are seconds."""
 
-  tolerance: a cue counts as seen when an overview frame of the same event lies within it.
-  always_call: share of tasks on which the teacher calls although it sees enough. reach,
-  grounding_reach: half a window, of oe and mcq, and of tvg questions. recovery: share of calling
-  traces whose first call fails and is repeated. walk_options: see `choice_lines`.
-  """
-
-  tolerance: int
-  always_call: float
-  reach: int
-  grounding_reach: int
-  recovery: float
-  walk_options: bool
+  tolerance: Annotated[int, whole(0)]  # a cue counts as seen with a frame of its event that near
+  always_call: Annotated[float, SHARE]  # share of tasks with calls although enough was seen
+  reach: Annotated[int, COUNT]  # half a window, of oe and mcq questions
+  grounding_reach: Annotated[int, COUNT]  # half a window, of tvg questions
+  recovery: Annotated[
+    float, SHARE
+  ]  # share of calling traces whose first call fails and is repeated
+  walk_options: Annotated[bool, FLAG]  # options are gone through one by one (`choice_lines`)
 
 
 @dataclasses.dataclass(frozen=True)

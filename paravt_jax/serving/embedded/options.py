@@ -4,49 +4,66 @@ allowed.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import COUNT, DTYPE, LANES, Options, multiple_of
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerOptions:
-  """All of it is given; nothing has a default.
+class EngineOptions(Options):
+  """Sizes of the embedded server's engine."""
 
-  lanes: (context tokens, slots) each, smallest first; a request goes to the first that holds prompt
-  + new tokens; the slots of a lane decode together. Lanes of the same shape share their requests:
-  those that are empty cost nothing, the others run side by side, and which of them a request gets
-  does not change its result. chunk_tokens: prompt tokens of a page; contexts are multiples of it.
-  prefill_rows: chunks per prefill call. pages: budget of the prefix cache, in chunks. decode_steps:
-  tokens per dispatch. image_batch: images per call of the vision tower; image_slots: images whose
-  features are kept; max_image_patches: 16x16 patches of the largest image. bias_rows: distinct
-  logit_bias objects in use at once. max_stop_ids: stop ids of one request. port 0 picks a free one;
-  port_file gets the bound port. compile_cache: folder of compiled programs, null for none.
-  parent_pid: the server ends when this process does, null for never.
-  """
+  dtype: Annotated[str, DTYPE]  # of weights, cache and products
+  # (context tokens, slots) each, smallest context first. A request goes to the first lane that
+  # holds its prompt and new tokens. Lanes of one shape share their requests: empty ones cost
+  # nothing, the others run side by side, and which one a request gets does not change its result.
+  lanes: Annotated[tuple[tuple[int, int], ...], LANES]
+  chunk_tokens: Annotated[int, COUNT]  # prompt tokens of a page; contexts are multiples of it
+  prefill_rows: Annotated[int, COUNT]  # chunks per prefill call
+  pages: Annotated[int, COUNT]  # chunks that the prefix cache may hold
+  decode_steps: Annotated[int, COUNT]  # tokens per dispatch
+  image_batch: Annotated[int, COUNT]  # images per call of the vision tower
+  image_slots: Annotated[int, COUNT]  # images whose features are kept
+  max_image_patches: Annotated[int, multiple_of(4)]  # 16x16 patches of the largest image
+  bias_rows: Annotated[int, COUNT]  # distinct logit_bias objects in use at once
+  max_stop_ids: Annotated[int, COUNT]  # stop ids of one request
+  max_body_mb: Annotated[int, COUNT]  # of a request, in MiB
 
-  model_path: str
-  host: str
-  port: int
-  port_file: str | None
-  api_key: str | None
-  dtype: str
-  eos_token_ids: tuple[int, ...]
-  lanes: tuple[tuple[int, int], ...]
-  chunk_tokens: int
-  prefill_rows: int
-  pages: int
-  decode_steps: int
-  image_batch: int
-  image_slots: int
-  max_image_patches: int
-  bias_rows: int
-  max_stop_ids: int
-  max_body_mb: int
-  compile_cache: str | None
-  parent_pid: int | None
+  @classmethod
+  def published(cls) -> 'EngineOptions':
+    """Sizes for 8B on one 80 GB device."""
+    return cls(
+      dtype='bfloat16',
+      lanes=((8192, 32), (32768, 16)),
+      chunk_tokens=256,
+      prefill_rows=4,
+      pages=2048,
+      decode_steps=4,
+      image_batch=64,
+      image_slots=4096,
+      max_image_patches=196,
+      bias_rows=4,
+      max_stop_ids=4,
+      max_body_mb=256,
+    )
 
-  def __post_init__(self):
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions(EngineOptions):
+  """All that one embedded server is started with."""
+
+  model_path: str  # a Hugging Face folder
+  host: str  # where it listens
+  port: int  # 0: a free one
+  port_file: str | None  # gets the port
+  api_key: str | None  # that requests must bring
+  eos_token_ids: tuple[int, ...]  # that end a reply
+  compile_cache: str | None  # folder of compiled programs
+  parent_pid: int | None  # the server ends when this process does
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
     _check(self)
 
   @classmethod
@@ -84,50 +101,13 @@ class ServerOptions:
 
 
 def _check(options: ServerOptions) -> None:
-  for name in (
-    'chunk_tokens',
-    'prefill_rows',
-    'pages',
-    'decode_steps',
-    'image_batch',
-    'image_slots',
-    'max_image_patches',
-    'bias_rows',
-    'max_stop_ids',
-    'max_body_mb',
-  ):
-    value = getattr(options, name)
-    if type(value) is not int or value < 1:
-      raise ConfigError(f'server.{name}: got {value!r}, wanted a positive integer')
-  if not options.lanes or list(options.lanes) != sorted(options.lanes):
-    raise ConfigError(
-      f'server.lanes: got {options.lanes}, wanted (context, slots) pairs, smallest context first'
-    )
-  for context, slots in options.lanes:
-    if context < 1 or context % options.chunk_tokens or slots < 1:
-      raise ConfigError(
-        f'server.lanes: got ({context}, {slots}), wanted a context that is a multiple of '
-        'chunk_tokens '
-        f'({options.chunk_tokens}) and at least one slot'
-      )
-  claims: dict[str, tuple[Any, bool, str]] = {
-    'pages': (
-      options.pages,
-      options.pages >= options.context // options.chunk_tokens,
-      f'at least {options.context // options.chunk_tokens}, one full context',
-    ),
-    'dtype': (options.dtype, options.dtype in ('float32', 'bfloat16'), "'float32' or 'bfloat16'"),
-    'max_image_patches': (
-      options.max_image_patches,
-      options.max_image_patches % 4 == 0,
-      'a multiple of 4',
-    ),
-    'port': (
-      options.port,
-      type(options.port) is int and 0 <= options.port < 65536,
-      '0..65535, 0 picks a free one',
-    ),
-  }
-  for name, (value, holds, wanted) in claims.items():
-    if not holds:
-      raise ConfigError(f'server.{name}: got {value!r}, wanted {wanted}')
+  if list(options.lanes) != sorted(options.lanes):
+    options.refuse('lanes', '(context, slots) pairs, smallest context first')
+  if any(context % options.chunk_tokens for context, _ in options.lanes):
+    contexts = f'contexts that are multiples of chunk_tokens ({options.chunk_tokens})'
+    options.refuse('lanes', contexts)
+  full = options.context // options.chunk_tokens
+  if options.pages < full:
+    options.refuse('pages', f'at least {full}, one full context')
+  if not 0 <= options.port < 65536:
+    options.refuse('port', '0..65535, 0 picks a free one')

@@ -1,0 +1,368 @@
+"""Options: typed sections of a recipe that check themselves, and the rules of single values.
+
+    @dataclasses.dataclass(frozen=True)
+    class AgentOptions(Options):
+      max_turns: Annotated[int, whole(0)]  # rounds of tools before the answer is asked for
+
+A field is a knob: its type and its rule stand in the annotation, its meaning behind it. A value
+that breaks its rule is refused when the object is made. `build` makes options from plain sections
+(a ConfigDict, a dict), `schema` lists the knobs of a recipe, `to_dict` is the way back.
+"""
+
+import dataclasses
+import math
+import types as python_types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+from paravt_jax.errors import ConfigError
+
+T = TypeVar('T')
+SECTION = '<section>'  # in KnobError.wanted: where the knob's neighbours stand
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a knob may be."""
+
+  wanted: str  # in words, for a message
+  holds: Callable[[Any], bool]  # whether a value is that; the value may be of any type
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+  """The rule of each value of a mapping, whose keys are names of the user's own."""
+
+  rule: Rule
+
+
+class KnobError(ConfigError):
+  """A knob that breaks its rule."""
+
+  def __init__(self, kind: str, knob: str, value: Any, wanted: str):
+    self.knob, self.value, self.wanted = knob, value, wanted
+    super().__init__(f'{kind}.{knob}={value!r}: wanted {wanted.replace(SECTION, "")}')
+
+  def at(self, where: str) -> ConfigError:
+    """The same as a ConfigError that names the knob by its place in a recipe ('' is the top)."""
+    section = f'{where}.' if where else ''
+    wanted = self.wanted.replace(SECTION, section)
+    return ConfigError(f'--config.{section}{self.knob}={self.value!r}: wanted {wanted}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The base of all options: a frozen dataclass whose annotated fields keep their rules.
+
+  Raises:
+    KnobError: at construction, for the first field that does not.
+  """
+
+  def __post_init__(self) -> None:
+    for name, rule in _own_rules(type(self)).items():
+      value = getattr(self, name)
+      members = isinstance(rule, Members)
+      for key, one in value.items() if members else [('', value)]:
+        found = rule.rule if members else rule
+        if not found.holds(one):
+          raise KnobError(type(self).__name__, f'{name}.{key}' if key else name, one, found.wanted)
+
+  def replace(self, **changes: Any) -> Self:
+    """A copy with other values, checked like the first."""
+    return dataclasses.replace(self, **changes)
+
+  def refuse(self, knob: str, wanted: str) -> typing.NoReturn:
+    """Raises the KnobError of a field; `wanted` may name its neighbours behind SECTION."""
+    raise KnobError(type(self).__name__, knob, getattr(self, knob), wanted)
+
+  def require_order(self, low: str, high: str) -> None:
+    """Raises KnobError unless the first field is at most the second."""
+    if getattr(self, low) > getattr(self, high):
+      self.refuse(low, f'at most {SECTION}{high}={getattr(self, high)!r}')
+
+
+def _own_rules(kind: type) -> dict[str, Rule | Members]:
+  """The rules of a class's own fields, by name."""
+  found: dict[str, Rule | Members] = {}
+  for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for extra in getattr(hint, '__metadata__', ()):
+      if isinstance(extra, Rule | Members):
+        found[name] = extra
+  return found
+
+
+def _section_of(hint: Any) -> type | None:
+  """The options class that a field's type names, also as `Class | None`; None for a value."""
+  if typing.get_origin(hint) is typing.Annotated:
+    return None
+  members = typing.get_args(hint) if _is_union(hint) else (hint,)
+  kinds = [one for one in members if isinstance(one, type) and dataclasses.is_dataclass(one)]
+  return kinds[0] if kinds else None
+
+
+def _is_union(hint: Any) -> bool:
+  return typing.get_origin(hint) in (typing.Union, python_types.UnionType)
+
+
+def schema(kind: type, prefix: str = '') -> dict[str, Rule]:
+  """The rules of a recipe's knobs by path, as 'agent.max_turns'; 'sources.*' for open sections."""
+  rules, found = _own_rules(kind), {}
+  for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    section = _section_of(hint)
+    rule = rules.get(name)
+    if section is not None:
+      found |= schema(section, f'{prefix}{name}.')
+    elif isinstance(rule, Members):
+      found[f'{prefix}{name}.*'] = rule.rule
+    elif rule is not None:
+      found[f'{prefix}{name}'] = rule
+  return found
+
+
+def rule_of(rules: Mapping[str, Rule], knob: str) -> Rule | None:
+  """The rule of a knob, by its path or as a member of an open section; None without one."""
+  return rules.get(knob) or rules.get(f'{knob.rpartition(".")[0]}.*')
+
+
+def leaves(options: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """('agent.max_turns', 3), ...: each knob of a recipe and its value; absent sections have none."""
+  for field in dataclasses.fields(options):
+    value = getattr(options, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, f'{prefix}{field.name}.')
+    elif isinstance(value, Mapping):
+      yield from ((f'{prefix}{field.name}.{key}', one) for key, one in value.items())
+    elif value is not None or _section_of(typing.get_type_hints(type(options))[field.name]) is None:
+      yield f'{prefix}{field.name}', value
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+  """Options as nested dicts, the way back of `build`; sections that are None are left out."""
+  found: dict[str, Any] = {}
+  hints = typing.get_type_hints(type(options), include_extras=True)
+  for field in dataclasses.fields(options):
+    value = getattr(options, field.name)
+    if dataclasses.is_dataclass(value):
+      found[field.name] = to_dict(value)
+    elif isinstance(value, Mapping):
+      found[field.name] = dict(value)
+    elif value is not None or _section_of(hints[field.name]) is None:
+      found[field.name] = value
+  return found
+
+
+def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
+  """A tree of options from plain sections: each field is there exactly once, and of its type.
+
+  Args:
+    kind: the options class of the section.
+    section: its knobs; a section of the class that may be None may be missing.
+    where: the section's path in the recipe, for messages; '' is the whole recipe.
+
+  Raises:
+    ConfigError: a knob is missing, unknown, of another type, or breaks its rule.
+  """
+  hints = typing.get_type_hints(kind)
+  fields = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
+  place = f'config.{where}' if where else 'config'
+  for name in set(section) - fields:
+    raise ConfigError(
+      f'{place}.{name}: {kind.__name__} has no such field; it has {", ".join(sorted(fields))}'
+    )
+  values: dict[str, Any] = {}
+  for name in (one for one in hints if one in fields):
+    path = f'{where}.{name}' if where else name
+    inner = _section_of(hints[name])
+    if name in section and inner is not None and section[name] is not None:
+      values[name] = build(inner, section[name], path)
+    elif name in section:
+      values[name] = _typed(section[name], hints[name], f'config.{path}')
+    elif inner is not None and _is_union(hints[name]):
+      values[name] = None
+    else:
+      raise ConfigError(f'{place}: {name} is missing; add it to the recipe')
+  try:
+    return kind(**values)
+  except KnobError as error:
+    raise error.at(where) from None
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+  """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest."""
+  if _is_union(hint):
+    if value is None:
+      return None
+    hint = next(one for one in typing.get_args(hint) if one is not type(None))
+  origin = typing.get_origin(hint)
+  if isinstance(value, Mapping):
+    members = typing.get_args(hint)
+    inner = members[1] if len(members) == 2 else Any
+    return {key: _typed(one, inner, f'{where}.{key}') for key, one in value.items()}
+  if origin is tuple and isinstance(value, list | tuple):
+    return _tuple(tuple(value), typing.get_args(hint), where)
+  if hint is float and type(value) is int:
+    return float(value)
+  return value
+
+
+def _tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
+  """Each member as its hint wants it; `hints` end in an ellipsis when any number may come."""
+  repeated = len(hints) == 2 and hints[1] is Ellipsis
+  if not repeated and len(value) != len(hints):
+    return value  # for the rule to refuse
+  kinds = [hints[0]] * len(value) if repeated else hints
+  return tuple(_typed(one, kind, where) for one, kind in zip(value, kinds))
+
+
+# Rules
+
+
+def whole(least: int, most: int | None = None, note: str = '') -> Rule:
+  """An integer from `least` on, and up to `most`; note: what a special value means."""
+  wanted = f'at least {least}' if most is None else f'{least} to {most}'
+  return Rule(
+    f'{wanted} ({note})' if note else wanted,
+    lambda value: type(value) is int and least <= value and (most is None or value <= most),
+  )
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def above(least: float, note: str = '') -> Rule:
+  """A finite number greater than `least`."""
+  return Rule(
+    f'above {least:g}' + (f' ({note})' if note else ''),
+    lambda value: _is_number(value) and value > least,
+  )
+
+
+def from_(least: float, note: str = '') -> Rule:
+  """A finite number, `least` or more."""
+  return Rule(
+    f'at least {least:g}' + (f' ({note})' if note else ''),
+    lambda value: _is_number(value) and value >= least,
+  )
+
+
+def some_of(*names: str) -> Rule:
+  """A tuple of such names, which may be empty."""
+  return Rule(
+    f'some of {", ".join(names)}, or () for all',
+    lambda value: isinstance(value, tuple | list) and all(one in names for one in value),
+  )
+
+
+def one_of(*names: str) -> Rule:
+  """One of some words."""
+  return Rule(f'one of {", ".join(names)}', lambda value: _is_text(value) and value in names)
+
+
+def multiple_of(number: int) -> Rule:
+  """A positive multiple of an integer."""
+  return Rule(
+    f'a multiple of {number}, at least that',
+    lambda value: type(value) is int and value >= number and value % number == 0,
+  )
+
+
+def either(*names: str) -> Rule:
+  """One of two words."""
+  return Rule(' or '.join(map(repr, names)), lambda value: _is_text(value) and value in names)
+
+
+def optional(rule: Rule) -> Rule:
+  """The rule, or None."""
+  return Rule(f'{rule.wanted}, or None', lambda value: value is None or rule.holds(value))
+
+
+def each(
+  wanted: str, holds: Callable[[Any], bool], least: int = 0, *, differ: bool = False
+) -> Rule:
+  """A tuple of at least so many members that all hold; differ: no two are the same."""
+
+  def valid(value: Any) -> bool:
+    members = isinstance(value, tuple | list) and len(value) >= least and all(map(holds, value))
+    return members and not (differ and len(set(value)) < len(value))
+
+  return Rule(wanted, valid)
+
+
+def span(least: int) -> Rule:
+  """(low, high), both included."""
+
+  def holds(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+      return False
+    return all(type(one) is int for one in value) and least <= value[0] <= value[1]
+
+  return Rule(f'(low, high) with {least} <= low <= high', holds)
+
+
+def _is_source(value: Any) -> bool:
+  if not isinstance(value, tuple | list) or len(value) != 3:
+    return False
+  weight, first, last = value
+  steps = whole(0).holds(first) and (last is None or (whole(0).holds(last) and first <= last))
+  return from_(0).holds(weight) and steps
+
+
+def _is_lanes(value: Any) -> bool:
+  def is_pair(one: Any) -> bool:
+    pair = isinstance(one, tuple | list) and len(one) == 2
+    return pair and all(type(part) is int and part >= 1 for part in one)
+
+  return isinstance(value, tuple | list) and bool(value) and all(map(is_pair, value))
+
+
+def _is_address(value: Any) -> bool:
+  return _is_text(value) and value.startswith(('http://', 'https://'))
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 1
+
+
+FLAG = Rule('True or False', lambda value: type(value) is bool)
+PROSE = Rule('text', _is_text)
+NAME = Rule('a name', lambda value: _is_text(value) and bool(value.strip()))
+# A path, a name or a word. Who writes 'None' wants none, and no folder of that name.
+TEXT = Rule(
+  "text (for none: '', nothing behind the =)",
+  lambda value: _is_text(value) and value not in ('None', 'none', 'null'),
+)
+URL = Rule(
+  "the address of an OpenAI-compatible server, such as http://127.0.0.1:30000/v1, or ''",
+  lambda value: value == '' or _is_address(value),
+)
+URLS = each("addresses, as in ('http://127.0.0.1:30000',)", _is_address)
+FILES = each(
+  "paths or patterns, as in ('rows/*.parquet',)", lambda one: _is_text(one) and bool(one)
+)
+NAMES = each('names, or () for all', lambda one: _is_text(one) and bool(one))
+WORDS = each('words, as typed on a command line', _is_text)
+SHARE = Rule('a share, 0 to 1', lambda value: _is_number(value) and 0 <= value <= 1)
+PART = Rule('a share above 0, up to 1', lambda value: _is_number(value) and 0 < value <= 1)
+DECAY = Rule('at least 0 and below 1', lambda value: _is_number(value) and 0 <= value < 1)
+INSIDE = Rule('between 0 and 1', lambda value: _is_number(value) and 0 < value < 1)
+SEED = whole(0, 2**31 - 1)
+COUNT = whole(1)
+POSITIVE = above(0)
+BUDGETS = each('positive frame budgets', _is_count, 1)
+DIFFERENT_BUDGETS = each('positive frame budgets, each once', _is_count, 1, differ=True)
+PIXELS = whole(1024, note='one token')
+GPUS = each(
+  'different numbers of GPUs, or ()', lambda one: type(one) is int and one >= 0, differ=True
+)
+TOP_K = Rule('at least 1, or -1 for all', lambda value: _is_count(value) or value == -1)
+QUALITY = Rule('0 (PNG) to 95', whole(0, 95).holds)
+DTYPE = one_of('bfloat16', 'float32')
+KIND = either('world', 'files')
+SOURCE = Rule('a weight, a first step and a last one or None, as in (2.0, 0, None)', _is_source)
+LANES = Rule('(context, slots) pairs of positive integers', _is_lanes)

@@ -1,0 +1,495 @@
+"""Sections of recipes that only a run reads; the others stand with the library's own code."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
+
+from paravt_jax import options as rules
+from paravt_jax.data.world import corpus, questions, scene, traces
+from paravt_jax.options import (
+  BUDGETS,
+  COUNT,
+  DIFFERENT_BUDGETS,
+  DTYPE,
+  FILES,
+  FLAG,
+  KIND,
+  NAME,
+  NAMES,
+  PART,
+  PIXELS,
+  POSITIVE,
+  PROSE,
+  SEED,
+  SHARE,
+  TEXT,
+  URL,
+  URLS,
+  Members,
+  Options,
+  above,
+  each,
+  multiple_of,
+  one_of,
+  some_of,
+  whole,
+)
+from paravt_jax.rollout.fleet import FleetOptions
+from paravt_jax.rollout.sampler import SamplingOptions
+from paravt_jax.serving import sglang
+from paravt_jax.serving.embedded import options as embedded
+from paravt_jax.train.optimizer import OptimizerOptions
+
+SERVERS = ('url', 'embedded', 'sglang')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(Options):
+  """What a run writes, and where."""
+
+  folder: Annotated[str, TEXT]  # '': runs/<name>_<scale>
+  checkpoint_every: Annotated[int, whole(0, note='0: only the last record')]  # steps
+  keep: Annotated[int, COUNT]  # records on disk
+  tensorboard: Annotated[bool, FLAG]  # event files beside metrics.jsonl
+  wandb_project: Annotated[str, TEXT]  # of Weights & Biases; '': off
+  wandb_entity: Annotated[str, TEXT]  # of Weights & Biases
+  wandb_mode: Annotated[str, one_of('online', 'offline', 'disabled', 'shared')]
+
+  @classmethod
+  def published(cls, checkpoint_every: int = 5) -> 'RunOptions':
+    """A record every so many steps, of which two are kept."""
+    return cls(
+      folder='',
+      checkpoint_every=checkpoint_every,
+      keep=2,
+      tensorboard=True,
+      wandb_project='',
+      wandb_entity='',
+      wandb_mode='online',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOptions(Options):
+  """A folder to write to."""
+
+  folder: Annotated[str, TEXT]  # '': the run chooses its name
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+  """Where training begins."""
+
+  # a Hugging Face checkpoint; '': RL makes its cold start, SFT begins from random tiny weights
+  folder: Annotated[str, TEXT]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsOptions(Options):
+  """Where rows and media lie."""
+
+  kind: Annotated[str, KIND]  # files: parquet and media that you have; world: the synthetic corpus
+  train: Annotated[tuple[str, ...], FILES]  # parquet files to train on
+  media_root: Annotated[str, TEXT]  # the folder below which rows name their media
+  skip_bad_rows: Annotated[
+    bool, FLAG
+  ]  # broken rows are left out and listed, and do not end the run
+  max_bad_share: Annotated[float, SHARE]  # of the rows; above it broken rows end the run
+
+
+@dataclasses.dataclass(frozen=True)
+class RLDataOptions(RowsOptions):
+  """The rows of RL."""
+
+  eval: Annotated[tuple[str, ...], FILES]  # parquet files of held-out rows
+  question_types: Annotated[tuple[str, ...], some_of('mcq', 'tvg', 'oe')]  # training rows of these
+  sources: Annotated[tuple[str, ...], NAMES]  # training rows of these
+  max_rows: Annotated[int, whole(0, note='0: all rows')]  # a seeded sub-sample of the rest
+
+  @classmethod
+  def published(cls) -> 'RLDataOptions':
+    """Files of one's own, all of their rows."""
+    return cls(
+      kind='files',
+      train=(),
+      media_root='',
+      skip_bad_rows=False,
+      max_bad_share=0.05,
+      eval=(),
+      question_types=(),
+      sources=(),
+      max_rows=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTDataOptions(RowsOptions):
+  """The rows of SFT."""
+
+  manifest: Annotated[str, TEXT]  # a file that names the sources, in place of `train`
+  cache_folder: Annotated[str, TEXT]  # of parsed rows and their lengths; '': none
+
+  @classmethod
+  def published(cls) -> 'SFTDataOptions':
+    """Files of one's own, all of their rows."""
+    return cls(
+      kind='files',
+      train=(),
+      media_root='',
+      skip_bad_rows=False,
+      max_bad_share=0.05,
+      manifest='',
+      cache_folder='runs/data_cache',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoOptions(Options):
+  """How frames are decoded, sized and kept."""
+
+  min_pixels: Annotated[int, whole(0, note='0: no lower bound')]  # area of a frame, at least
+  max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
+  backend: Annotated[str, one_of('pyav', 'decord')]
+  workers: Annotated[int, COUNT]  # processes that decode
+  deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
+  cache_mb: Annotated[int, whole(0, note='0: none in memory')]  # decoded frames in memory, MiB
+  cache_folder: Annotated[str, TEXT]  # of decoded frames, for the next epoch; '': none
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self.require_order('min_pixels', 'max_pixels')
+
+  @classmethod
+  def published(cls) -> 'VideoOptions':
+    """Frames of at most 224 x 224 pixels, as published."""
+    return cls(
+      min_pixels=1024,
+      max_pixels=50176,
+      backend='pyav',
+      workers=8,
+      deadline_s=30.0,
+      cache_mb=8192,
+      cache_folder='',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTVideoOptions(VideoOptions):
+  """The same with a bound on the folder of decoded frames."""
+
+  cache_gb: Annotated[int, whole(0, note='0: no bound')]  # of cache_folder, GiB
+
+  @classmethod
+  def published(cls) -> 'SFTVideoOptions':
+    """Frames of at most 224 x 224 pixels, decoded once and kept on disk."""
+    return cls(
+      min_pixels=1024,
+      max_pixels=50176,
+      backend='pyav',
+      workers=8,
+      deadline_s=30.0,
+      cache_mb=1024,
+      cache_folder='runs/frames',
+      cache_gb=500,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSamplingOptions(SamplingOptions):
+  """How rollouts are sampled."""
+
+  temperature: Annotated[float, above(0, 'RL must explore')]
+
+  @classmethod
+  def published(cls) -> 'RLSamplingOptions':
+    """The numbers of the paper; the learner scores the whole distribution."""
+    return cls(temperature=0.7, top_p=1.0, top_k=-1, context=32768)
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions(Options):
+  """How many rollouts make a step, and how far they may be ahead of the learner."""
+
+  steps: Annotated[int, COUNT]  # updates of the run
+  prompts: Annotated[int, COUNT]  # P, groups of a step
+  group_size: Annotated[int, whole(2, note='a group of one has no advantage')]  # G
+  staleness: Annotated[int, whole(0)]  # eta: versions that a rollout may be behind; 0: synchronous
+  max_concurrent: Annotated[int, COUNT]  # groups in flight
+  # whether sub-agents are trained on the advantage of their episode
+  subagent_credit: Annotated[str, one_of('episode', 'off')]
+  # mean |log-prob(learner) - log-prob(server)| of current tokens, in nats; above it the run ends
+  gap_limit: Annotated[float, POSITIVE]
+
+  @classmethod
+  def published(cls) -> 'RolloutOptions':
+    """The numbers of the paper."""
+    return cls(
+      steps=54,
+      prompts=8,
+      group_size=8,
+      staleness=2,
+      max_concurrent=64,
+      subagent_credit='episode',
+      gap_limit=0.05,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Options):
+  """How the learner runs the model, and the shape of its batches."""
+
+  dtype: Annotated[str, DTYPE]  # of matrix products
+  remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
+  backend: Annotated[str, one_of('chunked', 'xla')]  # of attention
+  head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
+  freeze_vision: Annotated[bool, FLAG]  # the vision tower is not trained
+  row_tokens: Annotated[int, COUNT]  # T, tokens of a row, images expanded
+  row_images: Annotated[int, COUNT]  # N, slots of a row for images
+  image_patches: Annotated[int, multiple_of(4)]  # X, patches that a slot holds
+  rows: Annotated[int, COUNT]  # of a micro-batch, on all hosts
+  micro_batches: Annotated[int, COUNT]  # of a step; RL takes as many as its rollouts need
+
+  @classmethod
+  def published(cls) -> 'TrainOptions':
+    """RL of 8B on eight devices."""
+    return cls(
+      dtype='bfloat16',
+      remat=True,
+      backend='chunked',
+      head_chunk=1024,
+      freeze_vision=True,
+      row_tokens=32768,
+      row_images=512,
+      image_patches=196,
+      rows=8,
+      micro_batches=32,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTTrainOptions(TrainOptions):
+  """The same with slots for large images."""
+
+  row_images: Annotated[int, whole(0)]  # N, slots of a row for images of up to image_patches
+  row_stills: Annotated[int, whole(0)]  # slots of a row for larger images
+  still_patches: Annotated[int, whole(0)]  # patches that such a slot holds
+
+  @classmethod
+  def published(cls) -> 'SFTTrainOptions':
+    """SFT of 8B on eight devices."""
+    return cls(
+      dtype='bfloat16',
+      remat=True,
+      backend='chunked',
+      head_chunk=1024,
+      freeze_vision=True,
+      row_tokens=8192,
+      row_images=128,
+      image_patches=196,
+      rows=8,
+      micro_batches=4,
+      row_stills=8,
+      still_patches=4096,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTOptimizerOptions(OptimizerOptions):
+  """An optimizer that changes something."""
+
+  learning_rate: Annotated[float, POSITIVE]  # the peak of the schedule
+  matrix_learning_rate: Annotated[float, POSITIVE]  # that of matrices under muon
+
+  @classmethod
+  def published(cls) -> 'SFTOptimizerOptions':
+    """The numbers of the release: AdamW, 2e-5 with a cosine after a short warm-up."""
+    numbers = rules.to_dict(OptimizerOptions.published())
+    rates = {'learning_rate': 2e-5, 'matrix_learning_rate': 2e-5}
+    steps = {'schedule': 'cosine', 'total_steps': 1500, 'warmup_steps': 75}
+    return cls(**{**numbers, **rates, **steps})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions(Options):
+  """Devices along each axis of the mesh."""
+
+  data: Annotated[int, COUNT]  # copies of the model
+  fsdp: Annotated[int, COUNT]  # shards of parameters, gathered layer by layer
+  tensor: Annotated[int, COUNT]  # shards of heads and hidden units
+
+  @classmethod
+  def published(cls) -> 'MeshOptions':
+    """Eight devices that share the parameters."""
+    return cls(data=1, fsdp=8, tensor=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedOptions(embedded.EngineOptions):
+  """Embedded servers that the run starts."""
+
+  threads: Annotated[int, whole(0, note='0: as many as it likes')]  # of the CPU
+
+  @classmethod
+  def published(cls) -> 'EmbeddedOptions':
+    """Sizes for 8B on one 80 GB device."""
+    return cls(**rules.to_dict(embedded.EngineOptions.published()), threads=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SGLangOptions(sglang.EngineOptions):
+  """SGLang servers: those that the run starts, and where converted weights go for all."""
+
+  # folder that the servers see too; '': in memory, on this machine
+  staging: Annotated[str, TEXT]
+
+  @classmethod
+  def published(cls) -> 'SGLangOptions':
+    """8B in bfloat16 on one 80 GB device each."""
+    return cls(**rules.to_dict(sglang.EngineOptions.published()), staging='')
+
+
+PORTS = each(
+  'different ports, each in 1..65535',
+  lambda one: type(one) is int and 0 < one < 65536,
+  differ=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServersOptions(Options):
+  """The rollout servers of a run."""
+
+  # url: servers that run already; embedded: ours, in JAX; sglang: SGLang out of .venv-sglang
+  kind: Annotated[str, one_of(*SERVERS)]
+  urls: Annotated[tuple[str, ...], URLS]  # of servers that run already
+  count: Annotated[int, COUNT]  # servers to start
+  host: Annotated[str, NAME]  # where started servers listen
+  ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
+  api_key: Annotated[str, TEXT]  # that the servers ask for
+  ready_timeout_s: Annotated[float, POSITIVE]  # for a started server to answer
+  watch: FleetOptions
+  embedded: EmbeddedOptions
+  sglang: SGLangOptions
+
+  @classmethod
+  def published(cls) -> 'ServersOptions':
+    """Servers elsewhere, by URL; started ones take one GPU each."""
+    return cls(
+      kind='url',
+      urls=(),
+      count=1,
+      host='127.0.0.1',
+      ports=(),
+      api_key='',
+      ready_timeout_s=900.0,
+      watch=FleetOptions.published(),
+      embedded=EmbeddedOptions.published(),
+      sglang=SGLangOptions.published(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishOptions(Options):
+  """How versions of the weights go out."""
+
+  dtype: Annotated[str, DTYPE]  # of published weights
+  keep: Annotated[int, COUNT]  # versions on disk
+  canary_tokens: Annotated[int, COUNT]  # that the learner predicts with each version
+
+  @classmethod
+  def published(cls) -> 'PublishOptions':
+    """Weights in bfloat16, and a canary of eight tokens."""
+    return cls(dtype='bfloat16', keep=2, canary_tokens=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutOptions(Options):
+  """The evaluation before and after RL."""
+
+  questions: Annotated[int, whole(0, note='0: no evaluation')]  # held-out rows that are asked
+  budgets: Annotated[tuple[int, ...], BUDGETS]  # K, each put to every question
+  concurrent: Annotated[int, COUNT]  # episodes in flight
+  grounding_threshold: Annotated[float, PART]  # IoU from which a tvg answer counts as right
+  bootstrap: Annotated[int, COUNT]  # samples of an interval
+
+  @classmethod
+  def published(cls) -> 'HeldOutOptions':
+    """300 questions at the largest budget."""
+    return cls(questions=300, budgets=(64,), concurrent=64, grounding_threshold=0.5, bootstrap=2000)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldOptions(Options):
+  """The synthetic corpus."""
+
+  seed: Annotated[int, SEED]  # with the sections below it fixes every byte
+  workers: Annotated[int, whole(0, note='0: in this process')]  # processes that write videos
+  scene: scene.SceneOptions
+  questions: questions.QuestionOptions
+  traces: traces.TraceOptions
+  corpus: corpus.CorpusOptions
+
+  @property
+  def made(self) -> corpus.WorldOptions:
+    """What the corpus is a function of, beside the seed."""
+    return corpus.WorldOptions(self.scene, self.questions, self.traces, self.corpus)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModelOptions(Options):
+  """The model of an evaluation: exactly one of folder, run and url."""
+
+  folder: Annotated[str, TEXT]  # of Hugging Face files; --config.model=DIR says the same
+  run: Annotated[str, TEXT]  # a run folder of experiments.rl or experiments.sft
+  url: Annotated[str, URL]  # of a server behind the OpenAI protocol, without /chat/completions
+  name: Annotated[str, TEXT]  # the server's name of the model
+  tokenizer: Annotated[str, TEXT]  # with url: a folder that holds tokenizer.json
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotOptions(Options):
+  """Where benchmarks lie."""
+
+  root: Annotated[str, TEXT]  # above the snapshots
+  cache: Annotated[str, NAME]  # for what is unpacked from their archives
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolOptions(Options):
+  """How the agent of an evaluation speaks."""
+
+  # tools (as trained), raw_crops, no_tools, direct, think, or another agent's
+  name: Annotated[str, PROSE]
+  dispatch: Annotated[str, one_of('parallel', 'sequential')]  # calls of a turn, or one
+  prompt_file: Annotated[str, TEXT]  # of the protocols of other agents
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteOptions(Options):
+  """How benchmarks are put, and what the page shows."""
+
+  budgets: Annotated[tuple[int, ...], DIFFERENT_BUDGETS]  # K of each benchmark
+  world_budgets: Annotated[tuple[int, ...], DIFFERENT_BUDGETS]  # K of the synthetic world
+  world_questions: Annotated[int, COUNT]  # held-out tasks of the world, the first ones
+  limit: Annotated[int, whole(0, note='0: all')]  # samples of each benchmark
+  concurrent: Annotated[int, COUNT]  # samples in flight
+  max_error_rate: Annotated[float, SHARE]  # above it the command ends with status 1
+  # do without some videos of a benchmark; their questions are errors then
+  skip_missing_videos: Annotated[bool, FLAG]
+  # servers by server.urls must say so many tokens as the model folder would, as predicted here
+  canary_tokens: Annotated[int, whole(0, note='0: servers are believed')]
+  grounding_threshold: Annotated[float, PART]  # IoU from which the world's tvg answers are right
+  bootstrap: Annotated[int, COUNT]  # samples of an interval
+  report_right: Annotated[bool, FLAG]  # the page shows right answers too
+  report_samples: Annotated[int, whole(0)]  # at most so many on the page
+  report_pictures: Annotated[int, whole(0)]  # at most so many on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenOptions(Options):
+  """What of the weights stays as it is."""
+
+  freeze_vision: Annotated[bool, FLAG]  # a server may keep what it computed of a frame
+
+
+Paths = Annotated[Mapping[str, str], Members(TEXT)]
