@@ -17,29 +17,69 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments import binding, rl, runs, sft, wiring
-from experiments.launch import complaint, configured, define, require, require_recipe, run
+from experiments import launch
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import (
+  COUNT,
+  NAME,
+  PROSE,
+  SEED,
+  WORDS,
+  Members,
+  Options,
+  each,
+  require,
+  schema,
+)
+from paravt_jax.orchestrator import binding, checks, corpus, run_folder
+from paravt_jax.orchestrator.cold_start import cold_start
+from paravt_jax.orchestrator.recipes import RLRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts, to_json
 from paravt_jax.report import ablation, ablation_page
 
 OWN = ('seed', 'run.folder')  # knobs that the grid itself sets
 POLL_S = 0.2
 
 
+SEEDS = each('one or more different seeds, as in --config.seeds=0,1,2', SEED.holds, 1, differ=True)
+CORES = each(
+  'different cores, or () for all', lambda one: type(one) is int and one >= 0, differ=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateRecipe(Options):
+  """A grid of named sets of overrides over one recipe."""
+
+  SECTION: ClassVar[str] = 'overrides'
+  EXAMPLE: ClassVar[str] = 'configs/ablations.py'
+
+  recipe: Annotated[str, NAME]  # of experiments.rl, with its scale
+  folder: Annotated[str, NAME]  # a run folder per set and seed, the table, the page and its curves
+  sets: Annotated[str, PROSE]  # some of `overrides`, by commas, in the order of the table
+  seeds: Annotated[tuple[int, ...], SEEDS]  # of the runs; the cold start is one for all
+  jobs: Annotated[int, COUNT]  # runs at once; where a run uses an accelerator: 1
+  cores: Annotated[tuple[int, ...], CORES]  # of the CPU, dealt out to the jobs; (): all
+  common: Annotated[tuple[str, ...], WORDS]  # overrides of every run, before those of its set
+  overrides: Annotated[Mapping[str, tuple[str, ...]], Members(WORDS)]  # by set
+  reference: Annotated[str, PROSE]  # the set that others are set against, seed by seed
+  drawings: Annotated[Mapping[str, tuple[str, ...]], Members(WORDS)]  # sets that share a drawing
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One run of the grid. arguments: those of experiments.rl; config: what they come to."""
+  """One run of the grid."""
 
-  name: str
+  name: str  # of the set
   seed: int
-  folder: pathlib.Path
-  arguments: tuple[str, ...]
-  config: ConfigDict
+  folder: pathlib.Path  # of the run
+  arguments: tuple[str, ...]  # of experiments.rl
+  recipe: RLRecipe  # what they come to
 
   @property
   def log(self) -> pathlib.Path:
@@ -47,29 +87,29 @@ class Cell:
     return self.folder.with_name(f'{self.folder.name}.log')
 
 
-def main(config: ConfigDict) -> None:
+def main(recipe: AblateRecipe) -> None:
   """Runs what is not yet done of the grid, then writes and prints the table."""
-  cells = grid(config)
-  slots = deal(config)
-  folder = pathlib.Path(config.folder)
+  cells = grid(recipe)
+  slots = deal(recipe)
+  folder = pathlib.Path(recipe.folder)
   waiting = [cell for cell in cells if not finished(cell)]
   say(
     f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to '
     f'go, {len(slots)} at once'
   )
-  with runs.locked(folder, 'folder'):
+  with run_folder.locked(folder, 'folder'):
     prepare(waiting)
-    with runs.Interrupts() as interrupts:
+    with Interrupts() as interrupts:
       failed = execute(waiting, slots, interrupts)
   found = ablation.load(
-    {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(config)}
+    {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(recipe)}
   )
   settings = ablation.Settings(
-    recipe=config.recipe,
-    common=tuple(config.common),
-    overrides={name: tuple(config.overrides[name]) for name in names(config)},
-    reference=config.reference,
-    drawings={title: tuple(sets) for title, sets in config.drawings.items()},
+    recipe=recipe.recipe,
+    common=recipe.common,
+    overrides={name: recipe.overrides[name] for name in names(recipe)},
+    reference=recipe.reference,
+    drawings=dict(recipe.drawings),
   )
   print(ablation_page.write(folder, found, settings))
   for cell in failed:
@@ -84,30 +124,29 @@ def say(text: str) -> None:
   print(f'ablate: {text}', file=sys.stderr, flush=True)
 
 
-def names(config: ConfigDict) -> tuple[str, ...]:
+def names(recipe: AblateRecipe) -> tuple[str, ...]:
   """The chosen sets, in the order asked for. Raises ConfigError for one that there is not."""
-  asked = tuple(dict.fromkeys(name.strip() for name in config.sets.split(',') if name.strip()))
-  known = list(config.overrides.keys())
+  asked = tuple(dict.fromkeys(name.strip() for name in recipe.sets.split(',') if name.strip()))
+  known = list(recipe.overrides)
   for name in asked or ('',):
     near = difflib.get_close_matches(name, known, n=1)
     wanted = f'{name!r}: did you mean {near[0]}?' if near else f'some of {", ".join(known)}'
-    require(config.sets, wanted, name in known, 'sets')
+    require(recipe.sets, wanted, name in known, 'sets')
   return asked
 
 
-def grid(config: ConfigDict) -> list[Cell]:
+def grid(recipe: AblateRecipe) -> list[Cell]:
   """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can
   be compared. Raises ConfigError.
   """
-  require_recipe(config, 'overrides', 'configs/ablations.py')
-  file = pathlib.Path(config.recipe.partition(':')[0])
+  file = pathlib.Path(recipe.recipe.partition(':')[0])
   require(
-    config.recipe,
+    recipe.recipe,
     'a recipe of experiments.rl, such as configs/para_grpo.py:tiny',
     file.is_file(),
     'recipe',
   )
-  seeds = tuple(config.seeds)
+  seeds = recipe.seeds
   good = (
     bool(seeds)
     and all(type(seed) is int and seed >= 0 for seed in seeds)
@@ -115,29 +154,29 @@ def grid(config: ConfigDict) -> list[Cell]:
   )
   require(seeds, 'one or more different seeds, as in --config.seeds=0,1,2', good, 'seeds')
   require(
-    config.reference,
-    f'one of {", ".join(config.overrides)}',
-    config.reference in config.overrides,
+    recipe.reference,
+    f'one of {", ".join(recipe.overrides)}',
+    recipe.reference in recipe.overrides,
     'reference',
   )
-  for title, sets in config.drawings.items():
+  for title, sets in recipe.drawings.items():
     require(
       tuple(sets),
-      f'some of {", ".join(config.overrides)}',
-      set(sets) <= set(config.overrides),
+      f'some of {", ".join(recipe.overrides)}',
+      set(sets) <= set(recipe.overrides),
       f'drawings.{title}',
     )
-  return [cell(config, name, seed) for seed in seeds for name in names(config)]
+  return [cell(recipe, name, seed) for seed in seeds for name in names(recipe)]
 
 
-def cell(config: ConfigDict, name: str, seed: int) -> Cell:
+def cell(recipe: AblateRecipe, name: str, seed: int) -> Cell:
   """One run of the grid. Raises ConfigError naming the set when the recipe does not take its
   overrides.
   """
-  folder = pathlib.Path(config.folder) / f'{name}-seed{seed}'
-  where = f'--config.overrides.{name}' + (' with --config.common' if config.common else '')
+  folder = pathlib.Path(recipe.folder) / f'{name}-seed{seed}'
+  where = f'--config.overrides.{name}' + (' with --config.common' if recipe.common else '')
   knobs: dict[str, str] = {}
-  for override in (*config.common, *config.overrides[name]):  # the set's come last and win
+  for override in (*recipe.common, *recipe.overrides[name]):  # the set's come last and win
     knob, equals, value = override.partition('=')
     if not equals:
       raise ConfigError(f"{where}: got {override!r}, wanted 'some.knob=value'")
@@ -148,44 +187,44 @@ def cell(config: ConfigDict, name: str, seed: int) -> Cell:
       )
     knobs[knob] = value
   knobs.update({'seed': str(seed), 'run.folder': str(folder)})
-  arguments = (
-    f'--config={config.recipe}',
-    *(f'--config.{knob}={value}' for knob, value in knobs.items()),
-  )
+  flags_ = (f'--config.{knob}={value}' for knob, value in knobs.items())
+  arguments = (f'--config={recipe.recipe}', *flags_)
   try:
     found = resolve(arguments)
-    rl.check(found)
+    checks.check_rl(found)
   except ConfigError as error:
     raise ConfigError(f'{where}: {error}') from error
   return Cell(name, seed, folder, arguments, found)
 
 
-def resolve(arguments: Sequence[str]) -> ConfigDict:
-  """The recipe that an entry point would get from these arguments, parsed by the same code. Raises
+def resolve(arguments: Sequence[str]) -> RLRecipe:
+  """The recipe that experiments.rl would get from these arguments, parsed by the same code. Raises
   ConfigError.
   """
   values = flags.FlagValues()
   try:
-    define(values)
-    return configured(('ablate', *arguments), values, {})[1]
+    launch.define(values)
+    rules = schema(RLRecipe)
+    config = launch.configured(('ablate', *arguments), values, {}, rules)[1]
   except (AttributeError, KeyError, OSError, flags.Error) as error:
-    raise ConfigError(complaint(error)) from error
+    raise ConfigError(launch.complaint(error)) from error
+  return launch.typed(RLRecipe, config)
 
 
-def deal(config: ConfigDict) -> list[list[int]]:
+def deal(recipe: AblateRecipe) -> list[list[int]]:
   """The CPU cores of each job: those of the recipe, or all that this process may use, dealt out in
   turn. Raises ConfigError.
   """
   may = sorted(os.sched_getaffinity(0))
-  cores = list(config.cores) or may
+  cores = list(recipe.cores) or may
   require(
-    tuple(config.cores),
+    recipe.cores,
     f'some of the cores that this process may use, {may}',
     set(cores) <= set(may),
     'cores',
   )
-  require(config.jobs, f'1 to {len(cores)}, a core each', 1 <= config.jobs <= len(cores), 'jobs')
-  return [cores[job :: config.jobs] for job in range(config.jobs)]
+  require(recipe.jobs, f'1 to {len(cores)}, a core each', 1 <= recipe.jobs <= len(cores), 'jobs')
+  return [cores[job :: recipe.jobs] for job in range(recipe.jobs)]
 
 
 # What is there already
@@ -195,52 +234,44 @@ def finished(cell: Cell) -> bool:
   """Whether the run reached its end. Raises ConfigError when its folder was made with other
   settings.
   """
-  file = cell.folder / 'config.json'
-  begun = any(
-    (cell.folder / name).exists() for name in ('summary.json', 'metrics.jsonl', 'checkpoints')
-  )
+  file = cell.folder / 'recipe.json'
+  leftovers = ('summary.json', 'metrics.jsonl', 'checkpoints')
+  begun = any((cell.folder / name).exists() for name in leftovers)
   if not file.is_file() or not begun:
     return False
   try:
-    before, now = json.loads(file.read_text()), runs.shown(cell.config)
+    before, now = json.loads(file.read_text()), to_json(cell.recipe)
   except ValueError as error:
     raise ConfigError(
       f'{file}: not JSON ({error}); move the folder away, then the run is made anew'
     ) from error
   changed, _ = binding.changes(before, now)
   whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
-  planned, asked, done = (
-    before['rollout']['steps'],
-    cell.config.rollout.steps,
-    runs.steps_done(cell.folder),
-  )
+  planned, asked = before['rollout']['steps'], cell.recipe.rollout.steps
+  done = run_folder.steps_done(cell.folder)
   if asked < (planned if whole else done or 0):
     changed.append(f'rollout.steps: {planned} -> {asked}')
   if changed:
-    raise ConfigError(f'run folder {cell.folder} was made with other '
-f'settings ({", ".join(changed[:4])}); '
-'choose another --config.folder, '
-                      'or move it away')  # fmt: skip
-  return whole and asked <= (
-    planned if done is None else done
-  )  # of a finished run more steps may be asked for
+    raise ConfigError(
+      f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); '
+      'choose another --config.folder, or move it away'
+    )
+  # of a finished run more steps may be asked for
+  return whole and asked <= (planned if done is None else done)
 
 
 def prepare(waiting: Sequence[Cell]) -> None:
   """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
-  shared = {}
+  shared: dict[str, RLRecipe] = {}
   for one in waiting:
-    key = runs.fingerprint(
-      runs.shown(one.config).get('cold_start'),
-      one.config.model.folder,
-      runs.shown(one.config)['data'],
-    )
-    shared.setdefault(key, one.config)
-  for config in shared.values():
-    if config.data.kind == 'world':
-      wiring.make_world(config)
-    if not config.model.folder and 'cold_start' in config:
-      sft.cold_start(config.cold_start)
+    values = to_json(one.recipe)
+    key = run_folder.fingerprint(values.get('cold_start'), one.recipe.model.folder, values['data'])
+    shared.setdefault(key, one.recipe)
+  for recipe in shared.values():
+    if recipe.data.kind == 'world' and recipe.world is not None:
+      corpus.make_world(recipe.world)
+    if not recipe.model.folder and recipe.cold_start is not None:
+      cold_start(recipe.cold_start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +285,7 @@ class Job:
 
 
 def execute(
-  waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: runs.Interrupts
+  waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: Interrupts
 ) -> list[Cell]:
   """Runs the cells in order, as many at once as there are slots; returns those that failed.
 
@@ -322,4 +353,4 @@ def last_line(log: pathlib.Path) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(run(main))
+  sys.exit(launch.run(main, AblateRecipe))

@@ -10,138 +10,126 @@ import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from ml_collections import ConfigDict
-
-from experiments import evaluation, rollouts, runs, servers, wiring
-from experiments.launch import require, require_recipe, run
+from experiments import launch
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, MediaError, RolloutError
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.options import require
+from paravt_jax.orchestrator import parts, rollouts, servers
+from paravt_jax.orchestrator.recipes import AskRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts
+from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.report import evaluation as page
 from paravt_jax.report.scenes import clock
 from paravt_jax.rewards.answer import extract_answer
 from paravt_jax.rollout.agent import CallDone, CallStarted, Event, Opened, TurnDone
 from paravt_jax.rollout.sampler import Address
-from paravt_jax.types import Episode, ResultStatus, StopReason, Task, ToolCall, ToolResult
+from paravt_jax.types import Clip, Episode, ResultStatus, StopReason, Task, ToolCall, ToolResult
 from paravt_jax.video.readers import VideoInfo
 
 Say = Callable[[str], None]
 
 
-def main(config: ConfigDict) -> None:
+def main(recipe: AskRecipe) -> None:
   """Asks, and writes the page if one is wanted."""
-  check(config)
-  agents = recipe(config)
-  servers.check(agents)
-  folder = model_folder(config)
-  model = wiring.model_of_scale(folder, config.scale, 'configs/ask.py')
-  probe(agents, config.video)
-  say, write = lambda line: print(line, flush=True), lambda text: print(text, end='', flush=True)
-  say(
-    f'model {folder} at {" ".join(config.server.urls)}'
-    if config.server.kind == 'url'
-    else f'model {folder} (starting its server)'
-  )
-  with runs.Interrupts() as interrupts:
-    episode = asyncio.run(
-      ask(config, agents, folder, model, Narrator(say, time.monotonic, write), interrupts)
-    )
-  if config.html:
-    with wiring.decode_pool(agents) as pool:
-      frames = lambda path, seconds: pool.frames_sync(
-        path, seconds, config.decode.min_pixels, config.decode.max_pixels
-      )
-      say(f'page: {page.write_one(episode, config.html, frames)}')
+  check(recipe)
+  servers.check(AgentSetup.of(recipe))
+  folder = model_folder(recipe)
+  model = parts.model_of_scale(folder, recipe.scale, 'configs/ask.py')
+  probe(recipe)
+
+  def say(line: str) -> None:
+    print(line, flush=True)
+
+  def write(text: str) -> None:
+    print(text, end='', flush=True)
+
+  by_url = recipe.server.kind == 'url'
+  where = f'at {" ".join(recipe.server.urls)}' if by_url else '(starting its server)'
+  say(f'model {folder} {where}')
+  narrator = Narrator(say, time.monotonic, write)
+  with Interrupts() as interrupts:
+    episode = asyncio.run(ask(recipe, folder, model, narrator, interrupts))
+  if recipe.html:
+    video = recipe.decode
+    with parts.decode_pool(video) as pool:
+
+      def frames(path: str, seconds: Sequence[float]) -> Clip:
+        return pool.frames_sync(path, seconds, video.min_pixels, video.max_pixels)
+
+      say(f'page: {page.write_one(episode, recipe.html, frames)}')
 
 
-def check(config: ConfigDict) -> None:
-  """Raises ConfigError for what is missing or out of range, before anything is started."""
-  require_recipe(config, 'question', 'configs/ask.py')
-  if not config.question.strip():
+def check(recipe: AskRecipe) -> None:
+  """Raises ConfigError for what is missing, before anything is started."""
+  if not recipe.question.strip():
     raise ConfigError(
       '--config.question is empty: wanted a question on the video, as in '
       '--config.question="What appears at 41?"'
     )
-  if not config.video:
+  video = recipe.video
+  if not video:
     raise ConfigError('--config.video is empty: wanted a video file, as in --config.video=FILE.mp4')
-  if not pathlib.Path(config.video).is_file():
-    raise ConfigError(f'--config.video={config.video}: there is no such file; check the path')
-  require(
-    config.html,
-    'a file to write',
-    not pathlib.Path(config.html).is_dir() or not config.html,
-    'html',
-  )
+  if not pathlib.Path(video).is_file():
+    raise ConfigError(f'--config.video={video}: there is no such file; check the path')
+  is_folder = bool(recipe.html) and pathlib.Path(recipe.html).is_dir()
+  require(recipe.html, 'a file to write', not is_folder, 'html')
 
 
-def recipe(config: ConfigDict) -> ConfigDict:
-  """The knobs under the names that agents and servers know from the RL recipes, where `video` says
-  how frames are decoded.
-  """
-  same = {
-    name: config[name]
-    for name in ('name', 'seed', 'sampling', 'agent', 'subagent', 'server', 'client')
-  }
-  return ConfigDict(
-    {**same, 'video': config.decode, 'train': {'freeze_vision': True}}
-  )  # no weights ever change here
-
-
-def model_folder(config: ConfigDict) -> pathlib.Path:
+def model_folder(recipe: AskRecipe) -> pathlib.Path:
   """The folder asked for, else the newest runs/*/hf. Raises ConfigError when there is neither."""
-  if config.model.folder:
-    return pathlib.Path(config.model.folder)
+  if recipe.model.folder:
+    return pathlib.Path(recipe.model.folder)
   found = sorted(
     pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime
   )
   if not found:
     raise ConfigError(
-      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder '
-      'of the Qwen3-VL family, or train '
-      'one with python -m experiments.rl --config=configs/para_grpo.py'
+      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of '
+      'the Qwen3-VL family, or train one with python -m experiments.rl '
+      '--config=configs/para_grpo.py'
     )
   return found[-1].parent
 
 
-def probe(agents: ConfigDict, video: str) -> VideoInfo:
+def probe(recipe: AskRecipe) -> VideoInfo:
   """What the file says of its video stream. Raises ConfigError for a file that is no video."""
-  with wiring.decode_pool(agents) as pool:
+  with parts.decode_pool(recipe.decode) as pool:
     try:
-      return pool.probe_sync(video)
+      return pool.probe_sync(recipe.video)
     except MediaError as error:
       raise ConfigError(
-        f'--config.video={video}: cannot be read as a video ({error.reason}); wanted a whole '
-        'mp4, mkv, webm, …'
+        f'--config.video={recipe.video}: cannot be read as a video ({error.reason}); wanted a '
+        'whole mp4, mkv, webm, …'
       ) from error
 
 
 async def ask(
-  config: ConfigDict,
-  agents: ConfigDict,
+  recipe: AskRecipe,
   folder: pathlib.Path,
   model: Config,
   narrator: 'Narrator',
-  interrupts: runs.Interrupts,
+  interrupts: Interrupts,
 ) -> Episode:
   """The episode of the question, told as it is written. Raises RolloutError when the server
   fails.
   """
-  video = str(pathlib.Path(config.video).absolute())
-  task = Task(pathlib.Path(video).name, (video,), config.question, config.question_type, '')
-  logs = pathlib.Path(config.folder)
+  video = str(pathlib.Path(recipe.video).absolute())
+  task = Task(pathlib.Path(video).name, (video,), recipe.question, recipe.question_type, '')
+  logs = pathlib.Path(recipe.folder)
   tok = ChatTokenizer.load(folder)
-  async with rollouts.opened(agents, folder, tok, model.text.vocab, logs, None) as server:
+  setup, vocab = AgentSetup.of(recipe), model.text.vocab
+  async with rollouts.opened(setup, launch.host(), folder, tok, vocab, logs, None) as server:
     agent = server.sampling.watched(narrator, narrator.grown)
 
     async def work() -> Episode:
-      return await agent.run(
-        task, await agent.open(task, config.frames), Address(config.seed, task.id, 0, 0)
-      )
+      opening = await agent.open(task, recipe.frames)
+      return await agent.run(task, opening, Address(recipe.seed, task.id, 0, 0))
 
     with contextlib.closing(narrator):
-      episode = await evaluation.unless_stopped(work(), interrupts, server)
+      episode = await rollouts.unless_stopped(work(), interrupts, server)
   if episode.stop is StopReason.ERROR:
     raise RolloutError(f'the server failed: {episode.error}; its log is in {logs}')
   narrator.say(f'answer: {answer(episode) or f"none (ended by {episode.stop})"}')
@@ -242,4 +230,4 @@ def told(result: ToolResult) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(run(main))
+  sys.exit(launch.run(main, AskRecipe))

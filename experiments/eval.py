@@ -1,110 +1,102 @@
 """Evaluation of a checkpoint: `python -m experiments.eval --config=configs/eval.py[:scale] --config.model=DIR [...]`.
 
-The same command goes on where it was. `--compare RESULTS RESULTS` and `--merge RESULTS RESULTS ...`
-work on finished results. The last line on standard output is the results folder. Exit status: 0
-done, 1 more errors than eval.max_error_rate, 2 wrong input.
+The same command goes on where it was. The last line on standard output is the results folder. Exit
+status: 0 done, 1 more errors than eval.max_error_rate, 2 wrong input. Of finished results:
+
+python -m experiments.eval --compare RESULTS RESULTS
+python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]
+
+compare: paired differences by benchmark; the flips go to <second>/compare_<first>.json.
+merge: the whole of which these are the shards.
 """
 
 import asyncio
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import (
-  crosschecks,
-  eval_data,
-  eval_models,
-  eval_speed,
-  eval_tools,
-  evaluation,
-  runs,
-  servers,
-  wiring,
-)
-from experiments.launch import require, require_recipe, run
-from paravt_jax.errors import ConfigError
+from experiments import launch
+from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.eval import protocols, results
-from paravt_jax.eval.run import EvalOptions, Record, each
+from paravt_jax.eval.run import EvalOptions
+from paravt_jax.options import to_dict
+from paravt_jax.orchestrator import (
+  checks,
+  eval_speed,
+  evaluated_model,
+  parts,
+  put,
+  results_folders,
+)
+from paravt_jax.orchestrator import suites as suites_
+from paravt_jax.orchestrator.recipes import EvalRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, fingerprint, write_json
+
+COMMANDS = {'--compare': results_folders.compare, '--merge': results_folders.merge}
 
 
-def main(config: ConfigDict) -> None:
+def main(recipe: EvalRecipe) -> None:
   """Runs the recipe from wherever its results folder stands to the table."""
-  shard = check(config)
-  protocol = protocols.chosen(
-    config.protocol.name, config.protocol.prompt_file, config.protocol.dispatch
-  )
-  model = eval_models.identify(config)
+  shard = check(recipe)
+  asked = recipe.protocol
+  protocol = protocols.chosen(asked.name, asked.prompt_file, asked.dispatch)
+  model = evaluated_model.identify(recipe)
   if model.folder is not None:
-    wiring.model_of_scale(model.folder, config.scale, 'configs/eval.py')
-  suites = eval_data.suites(config)
-  plan = results.Plan(
-    settings(config, model, protocol), {suite.name: suite.about(shard) for suite in suites}, shard
-  )
-  path = pathlib.Path(
-    config.run.folder or f'runs/eval_{model.name}_{runs.fingerprint(plan.common)}{_suffix(shard)}'
-  )
+    parts.model_of_scale(model.folder, recipe.scale, 'configs/eval.py')
+  suites = suites_.suites(recipe)
+  about = {suite.name: suite.about(shard) for suite in suites}
+  plan = results.Plan(settings(recipe, model, protocol), about, shard)
+  name = f'eval_{model.name}_{fingerprint(plan.common)}{_suffix(shard)}'
+  path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   results.refuse_other(path, plan)
-  ours = {
-    key for about in plan.benchmarks.values() for key in about['keys']
-  }  # not those of benchmarks that the folder has beside
-  folder = runs.RunFolder.named(config, folder=str(path), default='')
+  # not the samples of benchmarks that the folder has beside
+  ours = {key for one in plan.benchmarks.values() for key in one['keys']}
+  folder = RunFolder.named(recipe, folder=str(path), default='')
   plan = results.write_plan(path, plan)
-  print(
-    f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)',
-    file=sys.stderr,
-    flush=True,
-  )
+  _say(f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)')
   with (
-    runs.Interrupts() as interrupts,
+    Interrupts() as interrupts,
     results.Journal(path, again=ours) as journal,
     folder.phase('eval'),
   ):
-    todo = {
-      suite.name: [
-        (s, k)
-        for s, k in suite.questions(shard)
-        if results.key_of(suite.name, s.task.id, k) not in journal.answered
-      ]
-      for suite in suites
-    }
+    todo = put.left_to_do(suites, shard, journal)
     if any(todo.values()):
-      speed = asyncio.run(session(config, model, protocol, path, suites, todo, journal, interrupts))
-      runs.write_json(path / 'speed.json', speed)
-      print(eval_speed.told(speed), file=sys.stderr, flush=True)
-  found = eval_tools.finish(path, plan, model.name, config.eval.bootstrap, config.seed)
-  eval_tools.report(config, path)
+      work = session(recipe, model, protocol, path, suites, todo, journal, interrupts)
+      speed = asyncio.run(work)
+      write_json(path / 'speed.json', speed)
+      _say(eval_speed.told(speed))
+  found = results_folders.finish(path, plan, model.name, recipe.eval.bootstrap, recipe.seed)
+  results_folders.report(recipe, path)
   print(path)
-  worst = eval_tools.error_rate({suite.name: found[suite.name] for suite in suites})
-  if worst > config.eval.max_error_rate:
-    print(
+  worst = results_folders.error_rate({suite.name: found[suite.name] for suite in suites})
+  if worst > recipe.eval.max_error_rate:
+    _say(
       f'errors: {worst:.1%} of the samples of a benchmark, above '
-      f'eval.max_error_rate={config.eval.max_error_rate:g}; {path}/table.md '
-      f'counts them by reason; the same command tries them again',
-      file=sys.stderr,
+      f'eval.max_error_rate={recipe.eval.max_error_rate:g}; {path}/table.md counts them by reason; '
+      'the same command tries them again'
     )
     sys.exit(1)
 
 
-def check(config: ConfigDict) -> tuple[int, int]:
-  """Refuses knobs out of range, before anything is made; the shard as (number, count)."""
-  require_recipe(config, 'protocol', 'configs/eval.py')
-  if eval_data.WORLD in config.benchmarks.split(','):
-    crosschecks.require_heldout(config)
-  if config.model.url:
-    eval_models.check_url(config)
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def check(recipe: EvalRecipe) -> tuple[int, int]:
+  """Refuses knobs that do not fit each other, before anything is made.
+
+  Returns:
+    The shard as (number, count).
+  """
+  if checks.WORLD in recipe.benchmarks.split(','):
+    checks.check_heldout(recipe.world)
+  if recipe.model.url:
+    evaluated_model.check_url(recipe)
   else:
-    servers.check(config)
-    urls = tuple(config.server.urls)
-    require(
-      urls,
-      "a server's address, or server.kind=embedded or sglang",
-      bool(urls) or config.server.kind != 'url',
-      'server.urls',
-    )
-  return _shard(config.shard)
+    checks.check_eval_servers(recipe)
+  return _shard(recipe.shard)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -121,67 +113,83 @@ def _suffix(shard: tuple[int, int]) -> str:
 
 
 def settings(
-  config: ConfigDict, model: eval_models.Model, protocol: protocols.Protocol
+  recipe: EvalRecipe, model: evaluated_model.Model, protocol: protocols.Protocol
 ) -> dict[str, Any]:
   """All that results are a function of, besides the questions."""
-  kind = 'chat' if config.model.url else config.server.kind
-  section = config.server.get(kind, {})
+  kind = 'chat' if recipe.model.url else recipe.server.kind
+  sections = {'embedded': recipe.server.embedded, 'sglang': recipe.server.sglang}
+  section = to_dict(sections[kind]) if kind in sections else {}
   server = {
     name: section[name] for name in ('dtype', 'tensor_parallel', 'extra') if name in section
   }
+  video = to_dict(recipe.video)
   return {
     'model': dict(model.parts),
     'server': {'kind': kind, **server},
-    'chat': config.chat.to_dict() if config.model.url else {},
+    'chat': to_dict(recipe.chat) if recipe.model.url else {},
     'protocol': {
-      'name': config.protocol.name,
-      'dispatch': config.protocol.dispatch,
+      'name': recipe.protocol.name,
+      'dispatch': recipe.protocol.dispatch,
       'prompt': results.digest(protocol.prompt),
     },
-    **{name: config[name].to_dict() for name in ('agent', 'subagent', 'sampling', 'reward')},
-    'video': {name: config.video[name] for name in ('min_pixels', 'max_pixels', 'backend')},
-    'seed': config.seed,
-    'code': eval_models.code(),
+    'agent': to_dict(recipe.agent),
+    'subagent': to_dict(recipe.subagent),
+    'sampling': to_dict(recipe.sampling),
+    'reward': to_dict(recipe.reward),
+    'video': {name: video[name] for name in ('min_pixels', 'max_pixels', 'backend')},
+    'seed': recipe.seed,
+    'code': evaluated_model.code(),
   }
 
 
 async def session(
-  config: ConfigDict,
-  model: eval_models.Model,
+  recipe: EvalRecipe,
+  model: evaluated_model.Model,
   protocol: protocols.Protocol,
   folder: pathlib.Path,
-  suites: list[eval_data.Suite],
-  todo: dict[str, list],
+  suites: Sequence[suites_.Suite],
+  todo: dict[str, list[put.Question]],
   journal: results.Journal,
-  interrupts: runs.Interrupts,
+  interrupts: Interrupts,
 ) -> dict[str, Any]:
-  """Puts what is left to do, a benchmark after another; every finished sample is on disk at once.
-  Returns how fast it went.
-  """
-  options = EvalOptions((), config.eval.concurrent, config.seed, -1)
-  async with (
-    eval_models.opened(config, model, protocol, folder) as crew,
-    eval_speed.watched(crew.control, crew.urls) as load,
-  ):
+  """Serves the model and puts what is left to do; returns how fast it went."""
+  options = EvalOptions((), recipe.eval.concurrent, recipe.seed, -1)
+  opened = evaluated_model.opened(recipe, model, protocol, launch.host(), folder)
+  async with opened as served, eval_speed.watched(served.control, served.urls) as load:
     speed = eval_speed.Speed()
-    for suite in suites:
-      samples = {sample.task.id: sample for sample, _ in todo[suite.name]}
-      with wiring.bar(len(todo[suite.name]), suite.name) as progress:
+    await put.put(
+      {suite.name: served.agent for suite in suites},
+      suites,
+      todo,
+      journal,
+      protocol=protocol,
+      options=options,
+      server=served,
+      interrupts=interrupts,
+      speed=speed,
+    )
+    await eval_speed.ask(served.control, served.urls, load)
+    return speed.found(load, served.frames.counts)
 
-        def keep(record: Record, suite=suite, samples=samples, progress=progress) -> None:
-          line = eval_data.outcome(suite, samples[record.task.id], record, protocol)
-          journal.append(line)
-          speed.add(line)
-          progress.update()
 
-        questions = ((sample.task, k) for sample, k in todo[suite.name])
-        work = each(crew.agent, questions, lambda _, suite=suite: suite.reward, options, keep)
-        await evaluation.unless_stopped(work, interrupts, crew)
-    await eval_speed.ask(crew.control, crew.urls, load)
-    return speed.found(load, crew.frames.counts)
+def command(name: str, arguments: Sequence[str]) -> int:
+  """One of COMMANDS; returns the exit status: 0, or 2 after one line about what is wrong."""
+  try:
+    COMMANDS[name](arguments)
+  except ParavtError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    print(
+      f'error: {error.filename or name}: {error.strerror}; make room or check permissions, then '
+      'run it again',
+      file=sys.stderr,
+    )
+    return 2
+  return 0
 
 
 if __name__ == '__main__':
-  if len(sys.argv) > 1 and sys.argv[1] in eval_tools.COMMANDS:
-    sys.exit(eval_tools.run(sys.argv[1], sys.argv[2:]))
-  sys.exit(run(main, {'model': 'model.folder'}))
+  if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+    sys.exit(command(sys.argv[1], sys.argv[2:]))
+  sys.exit(launch.run(main, EvalRecipe, {'model': 'model.folder'}))

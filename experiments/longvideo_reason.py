@@ -6,20 +6,34 @@ step's items; the last lines on standard output are the files that the chosen st
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar
 
-from ml_collections import ConfigDict
-
-from experiments import runs, wiring
-from experiments.launch import build, require, require_recipe, run
+from experiments import launch
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, split
 from paravt_jax.longvideo_reason.items import Video
+from paravt_jax.options import (
+  COUNT,
+  NAME,
+  POSITIVE,
+  PROSE,
+  SEED,
+  TEXT,
+  Options,
+  extended,
+  one_of,
+  require,
+)
+from paravt_jax.orchestrator.parts import bar
+from paravt_jax.orchestrator.run_folder import to_json, write_json
 from paravt_jax.rollout import chat_server as server
+from paravt_jax.video.decode import DecodePool
 
 SERVER_OF = {
   'caption': 'vision',
@@ -32,18 +46,56 @@ PLACES = {
 }  # what its prompt must hold
 
 
-def main(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True)
+class SplitOptions(cutting.CutOptions):
+  """How videos are cut, and how many at once."""
+
+  workers: Annotated[int, COUNT]  # videos cut at once
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions(Options):
+  """How frames are decoded."""
+
+  workers: Annotated[int, COUNT]  # processes that decode
+  deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
+  backend: Annotated[str, one_of('pyav', 'decord')]
+
+
+@dataclasses.dataclass(frozen=True)
+class LongVideoRecipe(Options):
+  """The pipeline from videos to rows of reasoning data."""
+
+  SECTION: ClassVar[str] = 'reasoner'
+  EXAMPLE: ClassVar[str] = 'configs/longvideo_reason.py'
+
+  seed: Annotated[int, SEED]  # of every random draw
+  videos: Annotated[str, PROSE]  # folder of videos, at any depth
+  output: Annotated[str, NAME]  # folder of all that is made
+  media_root: Annotated[str, TEXT]  # rows name videos by their path below it; '': `videos`
+  steps: Annotated[str, PROSE]  # which of the six run, by commas
+  split: SplitOptions
+  caption: caption.CaptionOptions
+  ask: ask.AskOptions
+  rewrite: ask.RewriteOptions
+  trace: rows.TraceOptions  # the agent's limits, for rows that crop what the reasons cite
+  vision: server.ServerOptions  # that captions
+  reasoner: server.ServerOptions  # that asks and rewrites
+  video: DecodeOptions
+
+
+def main(recipe: LongVideoRecipe) -> None:
   """Runs the chosen steps and prints the table and the files."""
-  check(config)
-  videos = find_videos(config)
-  folder = pathlib.Path(config.output)
+  check(recipe)
+  videos = find_videos(recipe)
+  folder = pathlib.Path(recipe.output)
   with opened(folder):
-    asyncio.run(check_servers(config))
-    runs.write_json(folder / 'config.json', shown(config))
+    asyncio.run(check_servers(recipe))
+    write_json(folder / 'recipe.json', to_json(recipe))
     work = Bars()
-    line = pipeline.Pipeline(folder, videos, make_options(config), work.show)
+    line = pipeline.Pipeline(folder, videos, make_options(recipe), work.show)
     try:
-      asyncio.run(go(config, line))
+      asyncio.run(go(recipe, line))
     finally:
       work.close()
       print(table(line.tallies), file=sys.stderr)
@@ -60,71 +112,71 @@ def main(config: ConfigDict) -> None:
     print(path)
 
 
-def check(config: ConfigDict) -> None:
+def check(recipe: LongVideoRecipe) -> None:
   """Refuses knobs out of range, before anything is made."""
-  require_recipe(config, 'reasoner', 'configs/longvideo_reason.py')
-  names = steps(config)
+  names = steps(recipe)
   require(
-    config.videos,
+    recipe.videos,
     'a folder of videos, as in --config.videos=DIR',
-    pathlib.Path(config.videos or ' ').is_dir(),
+    pathlib.Path(recipe.videos or ' ').is_dir(),
     'videos',
   )
-  root = pathlib.Path(os.path.abspath(config.media_root or config.videos))
+  root = pathlib.Path(os.path.abspath(recipe.media_root or recipe.videos))
   require(
-    config.media_root,
+    recipe.media_root,
     'a folder above the videos',
-    pathlib.Path(os.path.abspath(config.videos)).is_relative_to(root),
+    pathlib.Path(os.path.abspath(recipe.videos)).is_relative_to(root),
     'media_root',
   )
-  inside = pathlib.Path(os.path.abspath(config.output)).is_relative_to(
-    os.path.abspath(config.videos)
+  inside = pathlib.Path(os.path.abspath(recipe.output)).is_relative_to(
+    os.path.abspath(recipe.videos)
   )
   require(
-    config.output,
+    recipe.output,
     'a folder outside of that of the videos, or clips would be taken for videos',
     not inside,
     'output',
   )
-  part = config.split
+  part = recipe.split
   require(
     part.snap_seconds,
     'below half of clip_seconds',
     part.snap_seconds < part.clip_seconds / 2,
     'split.snap_seconds',
   )
+  prompts = {'ask': recipe.ask.prompt, 'rewrite': recipe.rewrite.prompt}
   for section, wanted in PLACES.items():
-    missing = [place for place in wanted if place not in config[section].prompt]
+    missing = [place for place in wanted if place not in prompts[section]]
     require('...', f'a text that holds {", ".join(missing)}', not missing, f'{section}.prompt')
   for section in dict.fromkeys(SERVER_OF[name] for name in names if name in SERVER_OF):
-    check_server(config, section)
+    check_server(recipe, section)
 
 
-def check_server(config: ConfigDict, section: str) -> None:
+def check_server(recipe: LongVideoRecipe, section: str) -> None:
   """Refuses a server that is needed and not named."""
-  knobs = config[section]
+  knobs = servers_of(recipe)[section]
   where = 'the address of an OpenAI-compatible server, such as http://127.0.0.1:30000/v1'
   require(knobs.url, where, bool(knobs.url), f'{section}.url')
   require(knobs.model, "the model's name at that server", bool(knobs.model), f'{section}.model')
 
 
-def steps(config: ConfigDict) -> tuple[str, ...]:
+def steps(recipe: LongVideoRecipe) -> tuple[str, ...]:
   """The chosen steps, in the order of the pipeline. Raises ConfigError for one that there is
   not.
   """
-  names = [name.strip() for name in config.steps.split(',') if name.strip()]
+  names = [name.strip() for name in recipe.steps.split(',') if name.strip()]
   known = ','.join(pipeline.STEPS)
   require(
-    config.steps, f'some of {known}', bool(names) and set(names) <= set(pipeline.STEPS), 'steps'
+    recipe.steps, f'some of {known}', bool(names) and set(names) <= set(pipeline.STEPS), 'steps'
   )
   return tuple(step for step in pipeline.STEPS if step in names)
 
 
-def find_videos(config: ConfigDict) -> list[Video]:
-  """The videos below config.videos, and a line on what cannot be taken. Raises DataError when there
+def find_videos(recipe: LongVideoRecipe) -> list[Video]:
+  """The videos below recipe.videos, and a line on what cannot be taken. Raises DataError when there
   are none.
   """
-  videos, bad = split.find(config.videos)
+  videos, bad = split.find(recipe.videos)
   if bad:
     print(
       f'videos: {len(bad)} left out, their names are no UTF-8 (the first: {bad[0]})',
@@ -132,58 +184,59 @@ def find_videos(config: ConfigDict) -> list[Video]:
     )
   if not videos:
     raise DataError(
-      f'--config.videos={config.videos}: no video in there, wanted files such as '
+      f'--config.videos={recipe.videos}: no video in there, wanted files such as '
       f'{", ".join(sorted(split.SUFFIXES)[:6])}'
     )
   return videos
 
 
-def make_options(config: ConfigDict) -> pipeline.Options:
+def make_options(recipe: LongVideoRecipe) -> pipeline.Options:
   """The recipe as the pipeline takes it."""
-  cut = {key: value for key, value in config.split.items() if key != 'workers'}
   return pipeline.Options(
-    steps=steps(config),
-    media_root=os.path.abspath(config.media_root or config.videos),
-    seed=config.seed,
-    split_workers=config.split.workers,
-    cut=build(cutting.CutOptions, cut, 'split'),
-    caption=build(caption.CaptionOptions, config.caption, 'caption'),
-    ask=build(ask.AskOptions, config.ask, 'ask'),
-    rewrite=build(ask.RewriteOptions, config.rewrite, 'rewrite'),
-    trace=build(rows.TraceOptions, config.trace, 'trace'),
+    steps=steps(recipe),
+    media_root=os.path.abspath(recipe.media_root or recipe.videos),
+    seed=recipe.seed,
+    split_workers=recipe.split.workers,
+    cut=extended(cutting.CutOptions, recipe.split),
+    caption=recipe.caption,
+    ask=recipe.ask,
+    rewrite=recipe.rewrite,
+    trace=recipe.trace,
   )
 
 
-def clients(config: ConfigDict) -> dict[str, server.Server]:
+def servers_of(recipe: LongVideoRecipe) -> dict[str, server.ServerOptions]:
+  """The recipe's servers, by section."""
+  return {'vision': recipe.vision, 'reasoner': recipe.reasoner}
+
+
+def clients(recipe: LongVideoRecipe) -> dict[str, server.Server]:
   """A client for each server that a chosen step needs, by section."""
-  options = {
-    'vision': build(server.ServerOptions, config.vision, 'vision'),
-    'reasoner': build(server.ServerOptions, config.reasoner, 'reasoner'),
-  }
-  needed = {SERVER_OF[step] for step in steps(config) if step in SERVER_OF}
+  needed = {SERVER_OF[step] for step in steps(recipe) if step in SERVER_OF}
+  options = servers_of(recipe)
   return {
     section: server.Server(options[section], f'--config.{section}') for section in sorted(needed)
   }
 
 
-async def check_servers(config: ConfigDict) -> None:
+async def check_servers(recipe: LongVideoRecipe) -> None:
   """Refuses servers that are not there, that refuse the key, or that do not know the model, before
   anything starts.
   """
-  for client in clients(config).values():
+  for client in clients(recipe).values():
     async with client:
       await client.check()
 
 
-async def go(config: ConfigDict, line: pipeline.Pipeline) -> None:
+async def go(recipe: LongVideoRecipe, line: pipeline.Pipeline) -> None:
   """The run, with its clients and the processes that decode."""
   async with contextlib.AsyncExitStack() as stack:
     found = {
       section: await stack.enter_async_context(client)
-      for section, client in clients(config).items()
+      for section, client in clients(recipe).items()
     }
-    frames = 'caption' in line.tallies and config.caption.send == 'frames'
-    pool = stack.enter_context(wiring.decode_pool(config)) if frames else None
+    frames = 'caption' in line.tallies and recipe.caption.send == 'frames'
+    pool = stack.enter_context(_decode_pool(recipe.video)) if frames else None
     try:
       await line.run(pipeline.Servers(found.get('vision'), found.get('reasoner')), pool)
     finally:
@@ -193,6 +246,10 @@ async def go(config: ConfigDict, line: pipeline.Pipeline) -> None:
           or 'not asked'
         )
         print(f'\n{section} ({client.options.model}): {outcomes}', file=sys.stderr)
+
+
+def _decode_pool(video: DecodeOptions) -> DecodePool:
+  return DecodePool(video.workers, video.deadline_s, video.backend)
 
 
 @contextlib.contextmanager
@@ -217,15 +274,6 @@ def opened(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def shown(config: ConfigDict) -> dict:
-  """The recipe as it may be written down: keys are blotted out."""
-  values = runs.shown(config)
-  for section in set(SERVER_OF.values()):
-    if values[section]['api_key']:
-      values[section]['api_key'] = '(set)'
-  return values
-
-
 class Bars:
   """One progress bar per step, opened when the step begins."""
 
@@ -236,13 +284,13 @@ class Bars:
     """Moves a step's bar to `done` of `total`."""
     if step not in self._bars:
       self.close()
-      self._bars[step] = wiring.bar(total, step, done)
+      self._bars[step] = bar(total, step, done)
     self._bars[step].update(done - self._bars[step].n)
 
   def close(self) -> None:
     """Ends all bars."""
-    for bar in self._bars.values():
-      bar.close()
+    for one in self._bars.values():
+      one.close()
 
 
 def table(tallies: Mapping[str, pipeline.Tally]) -> str:
@@ -267,4 +315,4 @@ def table(tallies: Mapping[str, pipeline.Tally]) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(run(main))
+  sys.exit(launch.run(main, LongVideoRecipe))

@@ -11,13 +11,13 @@
 import ast
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import knobs
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import Rule, rule_of
 
 FLAG = re.compile(r'--?(?P<no>no)?config\.(?P<knob>[^=]+)(?:=(?P<text>.*))?', re.DOTALL)
 NUMBER = re.compile(r'-\.?\d')
@@ -72,7 +72,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
   return rest, found
 
 
-def assign(config: ConfigDict, given: Sequence[Override]) -> list[str]:
+def assign(config: ConfigDict, given: Sequence[Override], rules: Mapping[str, Rule]) -> list[str]:
   """Sets the knobs of a locked recipe, in order.
 
   Returns:
@@ -95,43 +95,47 @@ def assign(config: ConfigDict, given: Sequence[Override]) -> list[str]:
       holder = holder[part]
       if not isinstance(holder, ConfigDict):
         raise KeyError(f'{part} is a value and no section')
-    value = _read(config, one, holder[name], holder.get_type(name))
+    value = _read(rules, one, holder[name], holder.get_type(name))
     if one.knob in seen and isinstance(value, tuple):
       value = holder[name] + value
     elif one.knob in seen:
       notes.append(f'--config.{one.knob} is given more than once: {one} counts')
     seen.add(one.knob)
-    _set(config, one, holder, name, value)
+    _set(rules, one, holder, name, value)
   return notes
 
 
-def _set(config: ConfigDict, one: Override, holder: ConfigDict, name: str, value: Any) -> None:
+def _set(
+  rules: Mapping[str, Rule], one: Override, holder: ConfigDict, name: str, value: Any
+) -> None:
   if not isinstance(value, dict):
     holder[name] = value
-  elif knobs.is_open(config, one.knob):  # its keys are names of one's own
+  elif f'{one.knob}.*' in rules:  # its keys are names of one's own
     with holder.unlocked():
       holder[name] = ConfigDict(value)
   else:
     for key, inner in value.items():
-      _set_inner(config, f'{one.knob}.{key}', holder[name], key, inner)
+      _set_inner(rules, f'{one.knob}.{key}', holder[name], key, inner)
 
 
-def _set_inner(config: ConfigDict, knob: str, holder: ConfigDict, key: str, value: Any) -> None:
+def _set_inner(
+  rules: Mapping[str, Rule], knob: str, holder: ConfigDict, key: str, value: Any
+) -> None:
   """One knob of a section that was given as a dict, by the text that stands for its value."""
   before = holder[key]
   if isinstance(before, ConfigDict) and isinstance(value, dict):
     for name, inner in value.items():
-      _set_inner(config, f'{knob}.{name}', before, name, inner)
+      _set_inner(rules, f'{knob}.{name}', before, name, inner)
     return
   plain = isinstance(before, str) and isinstance(value, str)
   holder[key] = (
     value
     if plain
-    else _read(config, Override(knob, str(value), False), before, holder.get_type(key))
+    else _read(rules, Override(knob, str(value), False), before, holder.get_type(key))
   )
 
 
-def _read(config: ConfigDict, one: Override, before: Any, kind: type) -> Any:
+def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> Any:
   """The value that a flag gives to a knob of that type, whose value was `before`."""
   if isinstance(before, ConfigDict):
     return _section(one)
@@ -148,7 +152,10 @@ def _read(config: ConfigDict, one: Override, before: Any, kind: type) -> Any:
   if kind is tuple:
     return _tuple(one)
   if one.text.strip() in NOTHING and kind is not bool:
-    knobs.require_rule(config, one.knob, None)
+    rule = rule_of(rules, one.knob)
+    if rule is None or not rule.holds(None):
+      wanted = 'another value' if rule is None else rule.wanted
+      raise ConfigError(f'--config.{one.knob}=None: wanted {wanted}')
     return None
   if kind is bool:
     return _boolean(one)

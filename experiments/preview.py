@@ -12,15 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments import sft as sft_entry
-from experiments import sft_data, wiring
-from experiments.launch import build, run
+from experiments import launch
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, fields
 from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.orchestrator import checks, parts, sft_data
+from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.report import preview
 
 _ROW = flags.DEFINE_list(
@@ -29,34 +28,28 @@ _ROW = flags.DEFINE_list(
 _OUTPUT = flags.DEFINE_string('output', 'preview.html', 'The page to write.')
 
 
-def main(config: ConfigDict) -> None:
+def main(recipe: SFTRecipe) -> None:
   """Writes the page and prints where it is."""
-  print(page(config, _ROW.value, pathlib.Path(_OUTPUT.value)))
+  print(page(recipe, _ROW.value, pathlib.Path(_OUTPUT.value)))
 
 
-def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.Path:
+def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.Path:
   """Writes the page of some rows. Raises ConfigError or DataError for a row that there is not."""
-  sft_entry.check(config)
+  checks.check_sft(recipe)
   if not rows:
     raise ConfigError('--row is empty: wanted SOURCE:NUMBER, as in --row=trace:0')
   if not out.name or out.is_dir():
     raise ConfigError(f'--output={out}: wanted a file to write, as in --output=preview.html')
   wanted = [asked(row) for row in rows]
-  sources = {source.name: source for source in sft_data.sources(config)}
+  sources = {source.name: source for source in sft_data.sources(recipe)}
   for name, number in wanted:
     _check(sources, name, number)
-  tok = ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
-  options = sft_data.frame_options(config)
-  limits = build(
-    preview.Limits,
-    {
-      name: config.train[name]
-      for name in ('row_tokens', 'row_images', 'image_patches', 'row_stills')
-    },
-    'train',
-  )
+  tok = ChatTokenizer.load(recipe.model.folder or parts.tiny_model(recipe.seed))
+  options = sft_data.frame_options(recipe)
+  train = recipe.train
+  limits = preview.Limits(train.row_tokens, train.row_images, train.image_patches, train.row_stills)
   looks = []
-  with wiring.decode_pool(config) as pool:
+  with parts.decode_pool(recipe.video) as pool:
     for name, number in wanted:
       shown = f'{name}:{number}'
       try:
@@ -65,7 +58,7 @@ def page(config: ConfigDict, rows: Sequence[str], out: pathlib.Path) -> pathlib.
         looks.append(preview.unreadable(shown, name, fields.reason_of(error), str(error)))
         continue
       looks.append(preview.look(shown, conversation, tok, pool, options, limits))
-  return preview.write(out, f'rows of {config.name}:{config.scale}', looks, limits)
+  return preview.write(out, f'rows of {recipe.name}:{recipe.scale}', looks, limits)
 
 
 def asked(row: str) -> tuple[str, int]:
@@ -89,4 +82,4 @@ def _check(sources: Mapping[str, batches.Source], name: str, number: int) -> Non
 
 
 if __name__ == '__main__':
-  sys.exit(run(main))
+  sys.exit(launch.run(main, SFTRecipe))

@@ -189,13 +189,16 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-  """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest."""
+  """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest.
+
+  A ConfigDict is no Mapping, so `items` says what holds names of the user's own.
+  """
   if _is_union(hint):
     if value is None:
       return None
     hint = next(one for one in typing.get_args(hint) if one is not type(None))
   origin = typing.get_origin(hint)
-  if isinstance(value, Mapping):
+  if hasattr(value, 'items'):
     members = typing.get_args(hint)
     inner = members[1] if len(members) == 2 else Any
     return {key: _typed(one, inner, f'{where}.{key}') for key, one in value.items()}
@@ -213,6 +216,19 @@ def _tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
     return value  # for the rule to refuse
   kinds = [hints[0]] * len(value) if repeated else hints
   return tuple(_typed(one, kind, where) for one, kind in zip(value, kinds))
+
+
+def require(value: Any, wanted: str, ok: bool, knob: str) -> None:
+  """Raises the ConfigError that says what a knob of the recipe may be, unless `ok`."""
+  if not ok:
+    raise ConfigError(f'--config.{knob}={value!r}: wanted {wanted}')
+
+
+def extended(kind: type[T], base: Any, **more: Any) -> T:
+  """`kind` with the fields that it shares with `base`, and the others as given."""
+  names = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
+  shared = {field.name for field in dataclasses.fields(base)} & names - more.keys()
+  return kind(**{name: getattr(base, name) for name in shared}, **more)
 
 
 # Rules

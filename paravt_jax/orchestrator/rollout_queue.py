@@ -10,11 +10,10 @@ import pathlib
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import rollouts
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import DataError, RolloutError
+from paravt_jax.orchestrator import rollouts
+from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.rollout import groups, schedule
 from paravt_jax.types import Group, Task
 
@@ -28,7 +27,7 @@ class Queue:
 
   def __init__(
     self,
-    config: ConfigDict,
+    recipe: RLRecipe,
     server: rollouts.Rollouts,
     reward: groups.Reward,
     options: groups.GroupOptions,
@@ -36,11 +35,11 @@ class Queue:
     tasks: Sequence[Task],
     host: dict[str, Any] | None,
   ):
-    knobs = config.rollout
+    knobs = recipe.rollout
     self.schedule = schedule.Schedule(
       schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness)
     )
-    self._rows = digest(tasks, config.data.media_root)
+    self._rows = digest(tasks, recipe.data.media_root)
     if host is not None:
       if host['rows'] not in (self._rows, digest(tasks)):  # with whole paths in records of before
         raise DataError(

@@ -1,26 +1,21 @@
-"""What is made of results: the summary, its table and page; and two commands on finished results
-folders.
-
-python -m experiments.eval --compare RESULTS RESULTS            paired differences by benchmark; the flips in <second>/compare_<first>.json
-python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]      the whole of which these are the shards
-"""
+"""What is made of a results folder: summary, table and page; and of several: comparison, merge."""
 
 import json
 import pathlib
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import runs, wiring
-from paravt_jax.errors import ConfigError, DataError, ParavtError
+from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, results, table
+from paravt_jax.options import build
+from paravt_jax.orchestrator import parts
+from paravt_jax.orchestrator.recipes import EvalRecipe
+from paravt_jax.orchestrator.run_folder import to_json, write_json
 from paravt_jax.report import evaluation as page
+from paravt_jax.types import Clip
 
-COMMANDS = ('--compare', '--merge')
 BOOTSTRAP, SEED = 2000, 0  # of comparisons
 PUBLISHED = {name: about.published for name, about in benchmarks.BENCHMARKS.items()}
 FLIPS = 20  # listed each way; the file has all
@@ -35,7 +30,7 @@ def finish(
   found = results.summarize(
     plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
   )
-  runs.write_json(folder / 'summary.json', found)
+  write_json(folder / 'summary.json', found)
   text = table.markdown(found, name, PUBLISHED, benchmarks.RULES)
   (folder / 'table.md').write_text(text)
   print(text)
@@ -49,45 +44,27 @@ def error_rate(found: Mapping[str, Any]) -> float:
   )
 
 
-def report(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+def report(recipe: EvalRecipe, folder: pathlib.Path) -> pathlib.Path:
   """The page of a results folder, with the frames that the samples saw and the published scores
   beside ours.
   """
-  with wiring.decode_pool(config) as pool:
-    frames = lambda path, seconds: pool.frames_sync(
-      path, seconds, config.video.min_pixels, config.video.max_pixels
-    )
+  video, eval_options = recipe.video, recipe.eval
+  with parts.decode_pool(video) as pool:
+
+    def frames(path: str, seconds: Sequence[float]) -> Clip:
+      return pool.frames_sync(path, seconds, video.min_pixels, video.max_pixels)
+
     return page.write(
       folder,
       folder / 'report.html',
       frames,
       published=PUBLISHED,
       rules=benchmarks.RULES,
-      right=config.eval.report_right,
-      samples=config.eval.report_samples,
-      pictures=config.eval.report_pictures,
+      right=eval_options.report_right,
+      samples=eval_options.report_samples,
+      pictures=eval_options.report_pictures,
       title=folder.name.removeprefix('.').removesuffix('.partial'),
     )
-
-
-def run(command: str, arguments: Sequence[str]) -> int:
-  """One of COMMANDS; returns the exit status: 0, or 2 after one line about what is wrong."""
-  try:
-    if command == '--compare':
-      compare(arguments)
-    else:
-      merge(arguments)
-  except ParavtError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except OSError as error:
-    print(
-      f'error: {error.filename or command}: {error.strerror}; make room or check '
-      'permissions, then run it again',
-      file=sys.stderr,
-    )
-    return 2
-  return 0
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -128,7 +105,7 @@ def compare(arguments: Sequence[str]) -> None:
     'settings': results.differences(*plans),
     'benchmarks': found,
   }
-  runs.write_json(target, about)
+  write_json(target, about)
   print(table.comparison(found, *names, FLIPS))
   print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
   print(target)
@@ -162,30 +139,30 @@ def merge(arguments: Sequence[str]) -> None:
   target = target or folders[0].parent / (name if name != first.name else f'{first.name}_merged')
   if target.exists() and any(target.iterdir()):
     raise ConfigError(f'--merge: {target} is not empty; name another folder with --out DIR')
-  config = _config(folders[0])
+  recipe = _recipe(folders[0])
   partial = target.with_name(f'.{target.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)  # of a merge that was cut off
   partial.mkdir(parents=True)
-  runs.write_json(partial / 'config.json', {**config.to_dict(), 'shard': ''})
+  write_json(partial / 'config.json', {**to_json(recipe), 'shard': ''})
   results.write_plan(partial, plan)
   with results.Journal(partial) as journal:
     for outcome in outcomes:
       journal.append(outcome)
-  finish(partial, plan, name.removeprefix('eval_'), config.eval.bootstrap, config.seed)
-  report(config, partial)
+  finish(partial, plan, name.removeprefix('eval_'), recipe.eval.bootstrap, recipe.seed)
+  report(recipe, partial)
   if target.exists():
     target.rmdir()
   partial.rename(target)
   print(target)
 
 
-def _config(folder: pathlib.Path) -> ConfigDict:
+def _recipe(folder: pathlib.Path) -> EvalRecipe:
   """The recipe that a results folder was made with. Raises DataError when it is not there, or
   broken.
   """
   try:
-    return ConfigDict(json.loads((folder / 'config.json').read_text()))
-  except (OSError, ValueError) as error:
+    return build(EvalRecipe, json.loads((folder / 'config.json').read_text()))
+  except (OSError, ValueError, ConfigError) as error:
     raise DataError(
       f'{folder}/config.json: {error}; wanted the recipe of experiments.eval; name that '
       "shard's own folder"

@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import rollouts, wiring
-from experiments.launch import build
 from paravt_jax.data import fields, rows
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, protocols, results
 from paravt_jax.eval.run import Record
 from paravt_jax.eval.sample import Sample, told
+from paravt_jax.orchestrator import rollouts
+from paravt_jax.orchestrator.corpus import make_world
+from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.report import episodes
 from paravt_jax.rewards import total
 from paravt_jax.rewards.answer import extract_answer
@@ -83,24 +82,24 @@ class Suite:
     }
 
 
-def suites(config: ConfigDict) -> list[Suite]:
+def suites(recipe: EvalRecipe) -> list[Suite]:
   """The benchmarks that the recipe names, read and checked.
 
   Raises:
     ConfigError: an unknown name. DataError: files are missing (all of them are named at once), or a
     row is broken.
   """
-  names = [name.strip() for name in config.benchmarks.split(',') if name.strip()]
+  names = [name.strip() for name in recipe.benchmarks.split(',') if name.strip()]
   known = (*benchmarks.BENCHMARKS, WORLD)
   unknown = [name for name in names if name not in known]
   if unknown or not names or len(set(names)) < len(names):
     raise ConfigError(
-      f'--config.benchmarks={config.benchmarks}: wanted different names, separated by '
+      f'--config.benchmarks={recipe.benchmarks}: wanted different names, separated by '
       f'commas, of {", ".join(known)}'
     )
-  folders = {name: str(folder(config, name)) for name in names if name != WORLD}
-  missing, some_videos = benchmarks.problems(folders, config.data.cache, config.eval.limit)
-  if missing or (some_videos and not config.eval.skip_missing_videos):
+  folders = {name: str(folder(recipe, name)) for name in names if name != WORLD}
+  missing, some_videos = benchmarks.problems(folders, recipe.data.cache, recipe.eval.limit)
+  if missing or (some_videos and not recipe.eval.skip_missing_videos):
     way_out = (
       ''
       if missing
@@ -114,17 +113,17 @@ def suites(config: ConfigDict) -> list[Suite]:
   for line in some_videos:
     print(f'{line}; their questions are errors', file=sys.stderr, flush=True)
   return [
-    _world(config) if name == WORLD else _benchmark(config, name, folders[name]) for name in names
+    _world(recipe) if name == WORLD else _benchmark(recipe, name, folders[name]) for name in names
   ]
 
 
-def folder(config: ConfigDict, name: str) -> pathlib.Path:
+def folder(recipe: EvalRecipe, name: str) -> pathlib.Path:
   """Where the snapshot of a benchmark is expected: its path, else the first of its names on the hub
   that is below the root, as a folder or as a hub cache has it (datasets--owner--name).
   """
-  if config.paths[name]:
-    return pathlib.Path(config.paths[name])
-  about, root = benchmarks.BENCHMARKS[name], pathlib.Path(config.data.root)
+  if recipe.paths[name]:
+    return pathlib.Path(recipe.paths[name])
+  about, root = benchmarks.BENCHMARKS[name], pathlib.Path(recipe.data.root)
   hubs = (about.hub, *about.also)
   places = [root / hub for hub in hubs] + [
     root / f'datasets--{hub.replace("/", "--")}' for hub in hubs
@@ -132,28 +131,28 @@ def folder(config: ConfigDict, name: str) -> pathlib.Path:
   return next((place for place in places if place.is_dir()), places[0])
 
 
-def _world(config: ConfigDict) -> Suite:
+def _world(recipe: EvalRecipe) -> Suite:
   """The held-out questions of the synthetic corpus, scored as training's own evaluation scores
   them.
   """
-  world, root = wiring.make_world(config)
+  world, root = make_world(recipe.world)
   options = fields.RowOptions(skip_bad_rows=False, require_media=True)
   tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[
-    : config.eval.world_questions
+    : recipe.eval.world_questions
   ]
   samples = [
     Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {})
     for task in tasks
   ]
-  scored = build(total.RewardOptions, rollouts.evaluation_knobs(config), 'reward')
-  rule = f'tvg at IoU {config.eval.grounding_threshold}; videos of world {world.folder.name}'
-  budgets = tuple(config.eval.world_budgets)
+  scored = rollouts.evaluation_options(recipe)
+  rule = f'tvg at IoU {recipe.eval.grounding_threshold}; videos of world {world.folder.name}'
+  budgets = recipe.eval.world_budgets
   return Suite(
     WORLD,
-    by_video(_limited(config, samples)),
+    by_video(_limited(recipe, samples)),
     budgets,
     'accuracy',
-    rollouts.evaluation_reward(config),
+    rollouts.evaluation_reward(recipe),
     world_metrics(scored),
     None,
     rule,
@@ -176,9 +175,9 @@ def world_metrics(
   return metrics
 
 
-def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
+def _benchmark(recipe: EvalRecipe, name: str, where: str) -> Suite:
   about = benchmarks.BENCHMARKS[name]
-  samples = benchmarks.load(name, where, config.data.cache, config.eval.limit)
+  samples = benchmarks.load(name, where, recipe.data.cache, recipe.eval.limit)
   broken = told(benchmarks.faults(samples))
   if broken:
     print(
@@ -188,13 +187,13 @@ def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
     )
   if notes := benchmarks.subtitle_notes(samples):
     print(f'{name}: {notes}', file=sys.stderr, flush=True)
-  changed = {**config.reward.to_dict(), 'open_ended': 'exact', 'grounding_threshold': None}
-  reward = groups.rewarder(build(total.RewardOptions, changed, 'reward'), None)
+  scored = recipe.reward.replace(open_ended='exact', grounding_threshold=None)
+  reward = groups.rewarder(scored, None)
   metrics = lambda sample, episode, given: benchmarks.scores(sample, episode.turns[-1].text, given)
   return Suite(
     name,
     by_video(samples),
-    tuple(config.eval.budgets),
+    recipe.eval.budgets,
     about.metric,
     reward,
     metrics,
@@ -204,8 +203,8 @@ def _benchmark(config: ConfigDict, name: str, where: str) -> Suite:
   )
 
 
-def _limited(config: ConfigDict, samples: list[Sample]) -> list[Sample]:
-  return samples[: config.eval.limit] if config.eval.limit else samples
+def _limited(recipe: EvalRecipe, samples: list[Sample]) -> list[Sample]:
+  return samples[: recipe.eval.limit] if recipe.eval.limit else samples
 
 
 def by_video(samples: Sequence[Sample]) -> list[Sample]:

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from experiments import wiring
 from paravt_jax import packing
 from paravt_jax.chat import template
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.orchestrator.parts import load_model
 from paravt_jax.serving.canary import Canary, picture
 from paravt_jax.train import greedy, sharding
 from paravt_jax.train.step import ModelOptions
@@ -53,14 +53,14 @@ def cpu() -> Mesh:
     ) from error
 
 
-def foretold(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
+def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
   """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter,
   and minutes for 8B.
 
   Raises:
     DataError: there is no such folder, or it is not whole.
   """
-  config, params, tok = wiring.load_model(folder)
+  config, params, tok = load_model(folder)
   mesh = cpu()
   options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
   return make(config, mesh, options, tok, prompt(tok, patches), tokens)(params)

@@ -13,19 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 import paravt_jax
-from experiments import canary, eval_data, rollouts, wiring
-from experiments.launch import build
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
 from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.options import build, extended
+from paravt_jax.orchestrator import canary, parts, rollouts, suites
+from paravt_jax.orchestrator.host import Host
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout import chat_server
-from paravt_jax.rollout.agent import Agent, AgentOptions
+from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.control import Control
-from paravt_jax.rollout.subagent import SubagentOptions
 from paravt_jax.train import checkpoint, state
 from paravt_jax.video.store import FrameStore
 
@@ -57,14 +58,14 @@ class Model:
   step: int | None = None
 
 
-def identify(config: ConfigDict) -> Model:
+def identify(recipe: EvalRecipe) -> Model:
   """Finds the model that the recipe names, and hashes its files.
 
   Raises:
     ConfigError: not exactly one is named, or a server's lacks its parts. DataError: a folder holds
     no model.
   """
-  section = config.model
+  section = recipe.model
   given = [name for name in ('folder', 'run', 'url') if section[name]]
   if len(given) != 1:
     raise ConfigError(
@@ -101,9 +102,9 @@ def identify(config: ConfigDict) -> Model:
   return Model(run.resolve().name, {'kind': 'record', 'files': content(files)}, None, run, step)
 
 
-def check_url(config: ConfigDict) -> None:
+def check_url(recipe: EvalRecipe) -> None:
   """Refuses further fields of requests that are no JSON object. Raises ConfigError."""
-  chat_model.more(config.chat.more)
+  chat_model.more(recipe.chat.more)
 
 
 def _of_folder(folder: pathlib.Path, knob: str) -> Model:
@@ -145,7 +146,7 @@ def code() -> str:
   """Names the source of all that scores are a function of."""
   root = pathlib.Path(paravt_jax.__file__).parent
   rooms = [path for room in CODE for path in (root / room).rglob('*.py')]
-  return content(sorted([*root.glob('*.py'), *rooms, pathlib.Path(eval_data.__file__)]))
+  return content(sorted([*root.glob('*.py'), *rooms, pathlib.Path(suites.__file__)]))
 
 
 def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
@@ -157,81 +158,94 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   """
   if model.folder is not None:
     return model.folder
+  if model.run is None:
+    raise DataError(f'{model.name}: a server by URL has no files')
   target = folder / f'hf_{model.step:08d}'
   if target.is_dir():
     return target
   try:
-    recipe = ConfigDict(json.loads((model.run / 'config.json').read_text()))
-    started = recipe.cold_start if 'cold_start' in recipe and not recipe.model.folder else recipe
-    base = started.model.folder or str(
-      wiring.tiny_model(started.seed)
-    )  # whose sizes and tokenizer it has
-  except (ValueError, AttributeError) as error:
+    recipe = trained_recipe(model.run)
+  except (ValueError, ConfigError) as error:
     raise DataError(
       f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft'
     ) from error
+  started: RLRecipe | SFTRecipe = recipe
+  if isinstance(recipe, RLRecipe) and recipe.cold_start is not None and not recipe.model.folder:
+    started = recipe.cold_start
+  # whose sizes and tokenizer the record's model has
+  base = started.model.folder or str(parts.tiny_model(started.seed))
   model_config, _ = weights.load_hf(base, only=())
   mesh = canary.cpu()  # a record holds the optimizer too, 100 GB at 8B
-  template = state.abstract(model_config, wiring.make_optimizer(recipe, model_config), mesh)
+  frozen = recipe.train.freeze_vision
+  optimizer = parts.make_optimizer(recipe.optimizer, model_config, freeze_vision=frozen)
+  template = state.abstract(model_config, optimizer, mesh)
   record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
   weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
   return target
 
 
+def trained_recipe(run: pathlib.Path) -> RLRecipe | SFTRecipe:
+  """The recipe that a run was made with. Raises OSError, ValueError or ConfigError."""
+  values = json.loads((run / 'config.json').read_text())
+  if RLRecipe.SECTION in values:
+    return build(RLRecipe, values)
+  return build(SFTRecipe, values)
+
+
 @dataclasses.dataclass(frozen=True)
-class Crew:
-  """A running model. check: raises RolloutError when no server is left, or the one by URL failed
-  too often. urls: of servers that say how busy they are.
-  """
+class ServedModel:
+  """A running model."""
 
   agent: Agent
   frames: FrameStore
-  check: Callable[[], None]
-  control: Control | None
-  urls: tuple[str, ...]
+  check: Callable[[], None]  # raises RolloutError when no server is left, or it failed too often
+  control: Control | None  # None: the server is reached by URL, behind the OpenAI protocol
+  urls: tuple[str, ...]  # of servers that say how busy they are
 
 
 @contextlib.asynccontextmanager
 async def opened(
-  config: ConfigDict, model: Model, protocol: protocols.Protocol, folder: pathlib.Path
-) -> AsyncIterator[Crew]:
+  recipe: EvalRecipe,
+  model: Model,
+  protocol: protocols.Protocol,
+  host: Host,
+  folder: pathlib.Path,
+) -> AsyncIterator[ServedModel]:
   """Starts what serves the model, or reaches the server that does, and ends it again.
 
   Raises:
     ConfigError, DataError, RolloutError: what is asked for cannot be started, or does not answer.
   """
-  agent_options = build(AgentOptions, config.agent, 'agent')
-  subagent_options = build(SubagentOptions, config.subagent, 'subagent')
-  made = lambda sampler, frames: protocols.agent(
-    protocol, config.protocol.dispatch, sampler, frames, agent_options, subagent_options
-  )
-  if config.model.url:
-    options = build(chat_model.ChatOptions, config.chat, 'chat')
-    where = build(
+  setup, video = AgentSetup.of(recipe), recipe.video
+
+  def agent(sampler: protocols.Sampler, frames: FrameStore) -> Agent:
+    dispatch = recipe.protocol.dispatch
+    return protocols.agent(protocol, dispatch, sampler, frames, recipe.agent, recipe.subagent)
+
+  if recipe.model.url:
+    options = extended(
       chat_server.ServerOptions,
-      config.chat_server,
-      'chat_server',
-      url=config.model.url,
-      model=config.model.name,
+      recipe.chat_server,
+      url=recipe.model.url,
+      model=recipe.model.name,
     )
-    tok = ChatTokenizer.load(config.model.tokenizer)
-    with wiring.decode_pool(config) as pool:
-      async with chat_server.Server(where, '--config.model') as server:
+    tok = ChatTokenizer.load(recipe.model.tokenizer)
+    with parts.decode_pool(video) as pool:
+      async with chat_server.Server(options, '--config.model') as server:
         await server.check()
-        frames = FrameStore(config.video.cache_folder or None, pool, config.video.cache_mb << 20)
-        sampler = chat_model.ChatModel(
-          server, tok, rollouts.context(config, config.sampling.temperature), options
-        )
-        yield Crew(made(sampler, frames), frames, server.check_up, None, ())
+        frames = FrameStore(video.cache_folder or None, pool, video.cache_mb << 20)
+        context = rollouts.context(setup, recipe.sampling.temperature)
+        sampler = chat_model.ChatModel(server, tok, context, recipe.chat)
+        yield ServedModel(agent(sampler, frames), frames, server.check_up, None, ())
     return
   served = hf_folder(model, folder)
   vocab = weights.load_hf(served, only=())[0].text.vocab
   tok, proof = ChatTokenizer.load(served), None
-  if config.server.kind == 'url' and config.eval.canary_tokens:  # who knows what it serves
-    patches = config.video.max_pixels // PIXELS
-    proof = await asyncio.to_thread(canary.foretold, served, patches, config.eval.canary_tokens)
-  async with rollouts.opened(config, served, tok, vocab, folder, proof, always=True) as server:
+  if recipe.server.kind == 'url' and recipe.eval.canary_tokens:  # who knows what it serves
+    patches, tokens = video.max_pixels // PIXELS, recipe.eval.canary_tokens
+    proof = await asyncio.to_thread(canary.of_folder, served, patches, tokens)
+  opening = rollouts.opened(setup, host, served, tok, vocab, folder, proof, always=True)
+  async with opening as server:
     urls = tuple(member.url for member in server.fleet.members)
-    yield Crew(
-      made(server.samplers[0], server.frames), server.frames, server.check, server.control, urls
-    )
+    made = agent(server.samplers[0], server.frames)
+    yield ServedModel(made, server.frames, server.check, server.control, urls)

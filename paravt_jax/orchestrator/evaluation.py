@@ -1,49 +1,28 @@
 """Evaluation before and after training, the run's summary and its closing table."""
 
-import asyncio
 import pathlib
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import rollouts, runs, wiring
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.eval import run as evaluations
+from paravt_jax.orchestrator import parts, rollouts
+from paravt_jax.orchestrator.recipes import RLRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder
 from paravt_jax.report import build as report
 from paravt_jax.report.episodes import EpisodeLog, read
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.types import Task
 from paravt_jax.video import sampling
 
-T = TypeVar('T')
-
-
-async def unless_stopped(
-  work: Awaitable[T], interrupts: runs.Interrupts, server: rollouts.Rollouts
-) -> T:
-  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no
-  server is left.
-  """
-  task = asyncio.ensure_future(work)
-  try:
-    while not task.done():
-      await asyncio.wait({task}, timeout=0.2)
-      interrupts.check()
-      server.check()
-    return task.result()
-  finally:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
 
 async def phase(
   name: str,
-  config: ConfigDict,
-  folder: runs.RunFolder,
+  recipe: RLRecipe,
+  folder: RunFolder,
   server: rollouts.Rollouts,
   questions: Sequence[Task],
-  interrupts: runs.Interrupts,
+  interrupts: Interrupts,
 ) -> None:
   """Evaluates once per run: greedy for accuracy and calls, sampled at the training temperature for
   format compliance.
@@ -51,12 +30,12 @@ async def phase(
   if folder.result(name) is not None or not questions:
     return
   with folder.phase(f'eval_{name}'):
-    everywhere = {k: list(questions) for k in config.eval.budgets}
-    records = await unless_stopped(
-      measure(f'{name}: greedy', config, server.greedy, everywhere), interrupts, server
+    everywhere = {k: list(questions) for k in recipe.eval.budgets}
+    records = await rollouts.unless_stopped(
+      measure(f'{name}: greedy', recipe, server.greedy, everywhere), interrupts, server
     )
-    sampled = await unless_stopped(
-      measure(f'{name}: sampled', config, server.sampling, _drawn(config, questions)),
+    sampled = await rollouts.unless_stopped(
+      measure(f'{name}: sampled', recipe, server.sampling, _drawn(recipe, questions)),
       interrupts,
       server,
     )
@@ -80,28 +59,28 @@ async def phase(
   )
 
 
-def _drawn(config: ConfigDict, questions: Sequence[Task]) -> dict[int, list[Task]]:
+def _drawn(recipe: RLRecipe, questions: Sequence[Task]) -> dict[int, list[Task]]:
   """Every question once, under the budget that training would draw for it."""
   found: dict[int, list[Task]] = {}
   for task in questions:
     found.setdefault(
-      sampling.draw_budget(config.seed, task.id, -1, tuple(config.eval.budgets)), []
+      sampling.draw_budget(recipe.seed, task.id, -1, recipe.eval.budgets), []
     ).append(task)
   return found
 
 
 async def measure(
-  what: str, config: ConfigDict, agent: Agent, questions: Mapping[int, Sequence[Task]]
+  what: str, recipe: RLRecipe, agent: Agent, questions: Mapping[int, Sequence[Task]]
 ) -> list[evaluations.Record]:
   """Records of each budget's questions."""
   records = []
-  with wiring.bar(sum(map(len, questions.values())), what) as progress:
+  with parts.bar(sum(map(len, questions.values())), what) as progress:
     for budget, tasks in sorted(questions.items()):
-      options = evaluations.EvalOptions((budget,), config.eval.concurrent, config.seed, -1)
+      options = evaluations.EvalOptions((budget,), recipe.eval.concurrent, recipe.seed, -1)
       found, _ = await evaluations.evaluate(
         agent,
         tasks,
-        rollouts.evaluation_reward(config),
+        rollouts.evaluation_reward(recipe),
         options,
         on_record=lambda _: progress.update(),
       )
@@ -120,22 +99,22 @@ def by_windows(records: Sequence[evaluations.Record]) -> dict[str, float]:
   return {windows: sum(calls) / len(calls) for windows, calls in sorted(rows.items())}
 
 
-def summary(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any]:
+def summary(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any]:
   """What summary.json holds."""
   before, after = folder.result('before'), folder.result('after')
   return {
-    'name': config.name,
-    'scale': config.scale,
-    'seed': config.seed,
-    'steps': config.rollout.steps,
+    'name': recipe.name,
+    'scale': recipe.scale,
+    'seed': recipe.seed,
+    'steps': recipe.rollout.steps,
     'before': before,
     'after': after,
-    'gain': gain(config, folder),
+    'gain': gain(recipe, folder),
     'minutes': folder.minutes,
   }
 
 
-def gain(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any] | None:
+def gain(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any] | None:
   """The paired difference in greedy accuracy, after minus before, with its 95 % interval."""
   sides = []
   for name in ('before', 'after'):
@@ -148,18 +127,18 @@ def gain(config: ConfigDict, folder: runs.RunFolder) -> dict[str, Any] | None:
     )
   if not all(sides):
     return None
-  return evaluations.compare(*sides, samples=config.eval.bootstrap, seed=config.seed)
+  return evaluations.compare(*sides, samples=recipe.eval.bootstrap, seed=recipe.seed)
 
 
 def finish(
-  config: ConfigDict, folder: runs.RunFolder, found: dict[str, Any], model_folder: pathlib.Path
+  recipe: RLRecipe, folder: RunFolder, found: dict[str, Any], model_folder: pathlib.Path
 ) -> None:
   """Writes the report and prints the table."""
   page = folder.path / 'report.html'
   tok = ChatTokenizer.load(model_folder)
-  with folder.phase('report'), wiring.decode_pool(config) as pool:
+  with folder.phase('report'), parts.decode_pool(recipe.video) as pool:
     frames = lambda path, seconds: pool.frames_sync(
-      path, seconds, config.video.min_pixels, config.video.max_pixels
+      path, seconds, recipe.video.min_pixels, recipe.video.max_pixels
     )
     report.build(folder.path, page, frames, tok.decode)
   print(table(found))

@@ -1,43 +1,40 @@
-"""The data of an SFT recipe: its sources, how frames are sampled and kept, and the batches; used by
-training, preview and bench.
-"""
+"""The data of an SFT recipe: its sources, how frames are sampled and kept, and the batches."""
 
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
-from experiments import wiring
-from experiments.launch import build
 from paravt_jax.chat import slow
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, fields, manifest, provenance, sft, table
+from paravt_jax.options import extended
+from paravt_jax.orchestrator import corpus
+from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
 
 
-def sources(config: ConfigDict) -> list[batches.Source]:
+def sources(recipe: SFTRecipe) -> list[batches.Source]:
   """The sources of the recipe: its world, its manifest's, or a source per file; their rows are
   parsed when they are drawn.
   """
-  section = config.data
-  if section.kind == 'world':
-    world, root = wiring.make_world(config)
+  section = recipe.data
+  if section.kind == 'world' and recipe.world is not None:
+    world, root = corpus.make_world(recipe.world)
     entries = manifest.of_files(world.sft)
   else:
     root = pathlib.Path(section.media_root)
     entries = (
       manifest.read(section.manifest)
       if section.manifest
-      else manifest.of_files(wiring.existing(section.train, 'data.train'))
+      else manifest.of_files(corpus.existing(section.train, 'data.train'))
     )
   options = fields.RowOptions(skip_bad_rows=section.skip_bad_rows, require_media=False)
   tables = {
     entry.name: table.Table(entry.files, root, options, section.cache_folder or None)
     for entry in entries
   }
-  chosen = {name: tuple(value) for name, value in config.sources.items()}
+  chosen = dict(recipe.sources)
   unknown = sorted(set(chosen) - set(tables))
   if unknown and section.kind == 'files':  # the tiny recipe names the world's, which is no fault
     print(
@@ -53,24 +50,20 @@ def sources(config: ConfigDict) -> list[batches.Source]:
   ]
 
 
-def frame_options(config: ConfigDict) -> sft.FrameOptions:
+def frame_options(recipe: SFTRecipe) -> sft.FrameOptions:
   """How frames are sampled."""
-  return build(
-    sft.FrameOptions,
-    config.frames,
-    'frames',
-    min_pixels=config.video.min_pixels,
-    max_pixels=config.video.max_pixels,
+  video = recipe.video
+  return extended(
+    sft.FrameOptions, recipe.frames, min_pixels=video.min_pixels, max_pixels=video.max_pixels
   )
 
 
-def batch_options(config: ConfigDict) -> batches.BatchOptions:
+def batch_options(recipe: SFTRecipe) -> batches.BatchOptions:
   """The sizes of a batch, on all hosts, and how it is made."""
-  section = config.train
-  return build(
+  section = recipe.train
+  return extended(
     batches.BatchOptions,
-    config.batches,
-    'batches',
+    recipe.batches,
     micro_batches=section.micro_batches,
     rows=section.rows,
     row_tokens=section.row_tokens,
@@ -78,26 +71,25 @@ def batch_options(config: ConfigDict) -> batches.BatchOptions:
     image_patches=section.image_patches,
     row_stills=section.row_stills,
     still_patches=section.still_patches,
-    workers=config.video.workers,
-    skip_bad_rows=config.data.skip_bad_rows,
-    max_bad_share=config.data.max_bad_share,
+    workers=recipe.video.workers,
+    skip_bad_rows=recipe.data.skip_bad_rows,
+    max_bad_share=recipe.data.max_bad_share,
   )
 
 
-def frame_source(config: ConfigDict, pool: DecodePool) -> sft.Frames:
+def frame_source(recipe: SFTRecipe, pool: DecodePool) -> sft.Frames:
   """Where frames come from: the synthetic videos from memory, others from the store of frames,
   decoded once.
   """
-  video = config.video
-  if config.data.kind == 'world':
+  video = recipe.video
+  if recipe.data.kind == 'world':
     return batches.FrameBank(pool, 1.0, video.min_pixels, video.max_pixels)
-  return FrameStore(
-    video.cache_folder or None, pool, video.cache_mb << 20, video.cache_gb << 30 or None
-  )
+  limit = video.cache_gb << 30 or None
+  return FrameStore(video.cache_folder or None, pool, video.cache_mb << 20, limit)
 
 
 def make_batches(
-  config: ConfigDict,
+  recipe: SFTRecipe,
   rows: Sequence[batches.Source],
   tok: ChatTokenizer,
   frames: sft.Frames,
@@ -109,15 +101,15 @@ def make_batches(
   kept between runs.
   """
   cache = None
-  if config.data.cache_folder and base:
-    cache = batches.Cache(pathlib.Path(config.data.cache_folder), _tokenizer(pathlib.Path(base)))
+  if recipe.data.cache_folder and base:
+    cache = batches.Cache(pathlib.Path(recipe.data.cache_folder), _tokenizer(pathlib.Path(base)))
   return batches.batches(
     rows,
     tok,
     frames,
-    frame_options(config),
-    batch_options(config),
-    config.seed,
+    frame_options(recipe),
+    batch_options(recipe),
+    recipe.seed,
     shard=shard,
     cache=cache,
   )

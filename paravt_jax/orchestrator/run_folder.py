@@ -18,10 +18,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from ml_collections import ConfigDict
-
-from experiments import binding
+from paravt_jax import options
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator import binding
 from paravt_jax.train import checkpoint
 
 SHOWN = 8  # changed settings that are told, when a run goes on with others that are free
@@ -43,12 +42,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial.unlink(missing_ok=True)  # what a full disk left of it
 
 
-def shown(config: ConfigDict) -> dict[str, Any]:
-  """The recipe as JSON values, to be written down and shown: the servers' keys are blotted out."""
-  values = json.loads(config.to_json_best_effort())
-  for section in ('server', 'chat_server', 'judge'):
-    if values.get(section, {}).get('api_key'):
-      values[section]['api_key'] = '(set)'
+def to_json(recipe: Any) -> dict[str, Any]:
+  """A recipe as JSON values, to be written down and shown: keys of servers are blotted out."""
+  values = json.loads(json.dumps(options.to_dict(recipe), default=str))
+  for section in values.values():
+    if isinstance(section, dict) and section.get('api_key'):
+      section['api_key'] = '(set)'
   return values
 
 
@@ -56,11 +55,15 @@ def commit() -> str:
   """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a
   checkout.
   """
-  root = pathlib.Path(__file__).resolve().parent.parent
+  root = pathlib.Path(__file__).resolve().parents[2]
+
+  def git(*words: str) -> str:
+    command = ('git', '-C', str(root), *words)
+    return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+
   try:
-    git = lambda *words: subprocess.run(
-      ('git', '-C', str(root), *words), capture_output=True, text=True, timeout=10
-    ).stdout.strip()
+    if not git('ls-files', '--', 'paravt_jax/__init__.py'):  # installed somewhere below another one
+      return 'unknown'
     head = git('rev-parse', 'HEAD')
     return (head + ('+changes' if git('status', '--porcelain') else '')) if head else 'unknown'
   except (OSError, subprocess.TimeoutExpired):
@@ -114,9 +117,9 @@ class RunFolder:
     (path / 'episodes').mkdir(exist_ok=True)
 
   @classmethod
-  def named(cls, config: ConfigDict, *, folder: str, default: str) -> 'RunFolder':
+  def named(cls, recipe: Any, *, folder: str, default: str) -> 'RunFolder':
     """The run in `folder`, or in runs/<default> when that is empty."""
-    return cls(pathlib.Path(folder or f'runs/{default}'), shown(config))
+    return cls(pathlib.Path(folder or f'runs/{default}'), to_json(recipe))
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -224,12 +227,12 @@ def _read(file: pathlib.Path) -> Any:
     ) from error
 
 
-def announce(config: ConfigDict, folder: RunFolder) -> None:
+def announce(name: str, scale: str, folder: RunFolder) -> None:
   """The first lines of a run: which scale, how to choose another, where things go."""
   rule = '=' * 100
   print(
-    f'{rule}\n{config.name} at scale :{config.scale}   (choose another: '
-    f'--config=configs/{config.name}.py:2b or :8b)\n'
+    f'{rule}\n{name} at scale :{scale}   (choose another: '
+    f'--config=configs/{name}.py:2b or :8b)\n'
     f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it '
     f'cleanly)\n{rule}',
     file=sys.stderr,

@@ -1,0 +1,104 @@
+"""What the knobs of a recipe must be to each other, before anything is made.
+
+What a single knob may be stands on its field.
+"""
+
+import re
+
+from paravt_jax import packing
+from paravt_jax.data import batches
+from paravt_jax.data.world import corpus
+from paravt_jax.errors import ConfigError
+from paravt_jax.options import require
+from paravt_jax.orchestrator import servers, sft_data
+from paravt_jax.orchestrator.options import MeshOptions, TrainOptions, WorldOptions
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.setup import AgentSetup
+from paravt_jax.train.optimizer import OptimizerOptions
+
+WORLD = 'world'  # the synthetic corpus, as a benchmark
+
+
+def check_rl(recipe: RLRecipe) -> None:
+  """Raises ConfigError for an RL recipe whose knobs do not fit each other."""
+  sampling = recipe.sampling
+  require(
+    (sampling.top_p, sampling.top_k),
+    'top_p=1 and top_k=-1: the learner scores the whole distribution',
+    sampling.top_p == 1 and sampling.top_k == -1,
+    'sampling.top_p, sampling.top_k',
+  )
+  _require_rows(recipe.train, recipe.mesh)
+  _require_slots(recipe)
+  _require_schedule(recipe.optimizer, recipe.rollout.steps, 'rollout.steps')
+  _require_world(recipe)
+  if recipe.data.kind == WORLD and recipe.world is not None:
+    tasks = recipe.world.corpus.rl_tasks
+    require(tasks, 'at least 1', tasks >= 1, 'world.corpus.rl_tasks')
+  if recipe.cold_start is not None and not recipe.model.folder:
+    try:
+      check_sft(recipe.cold_start)
+    except ConfigError as error:
+      raise ConfigError(re.sub('--config[.]', '--config.cold_start.', str(error))) from error
+  servers.check(AgentSetup.of(recipe))
+
+
+def check_sft(recipe: SFTRecipe) -> None:
+  """Raises ConfigError for an SFT recipe whose knobs do not fit each other."""
+  data = recipe.data
+  both = bool(data.manifest and data.train)
+  require(data.manifest, 'empty where data.train names files', not both, 'data.manifest')
+  _require_rows(recipe.train, recipe.mesh)
+  _require_schedule(recipe.optimizer, recipe.steps, 'steps')
+  _require_world(recipe)
+  batches.check(sft_data.batch_options(recipe), sft_data.frame_options(recipe), (0, 1))
+
+
+def check_heldout(world: WorldOptions) -> None:
+  """Raises ConfigError for a world that cannot be made, or that has nothing to evaluate on."""
+  corpus.check(world.made)
+  tasks = world.corpus.heldout_tasks
+  wanted = 'at least 1, for the benchmark world is these tasks'
+  require(tasks, wanted, tasks >= 1, 'world.corpus.heldout_tasks')
+
+
+def check_eval_servers(recipe: EvalRecipe) -> None:
+  """Raises ConfigError for servers that an evaluation cannot start or reach."""
+  servers.check(AgentSetup.of(recipe))
+  urls, kind = recipe.server.urls, recipe.server.kind
+  wanted = "a server's address, or server.kind=embedded or sglang"
+  require(urls, wanted, bool(urls) or kind != 'url', 'server.urls')
+
+
+def _require_rows(train: TrainOptions, mesh: MeshOptions) -> None:
+  """The rows of a micro-batch divide over the mesh's data axes."""
+  shards = mesh.data * mesh.fsdp
+  wanted = f'a multiple of {shards} (mesh.data x mesh.fsdp), at least that'
+  require(train.rows, wanted, train.rows % shards == 0, 'train.rows')
+
+
+def _require_slots(recipe: RLRecipe) -> None:
+  """The learner's slot of an image holds the largest frame."""
+  patches, pixels = recipe.train.image_patches, recipe.video.max_pixels
+  most = patches * packing.PATCH**2
+  wanted = f'at most {most}, what train.image_patches={patches} hold'
+  require(pixels, wanted, pixels <= most, 'video.max_pixels')
+
+
+def _require_schedule(optimizer: OptimizerOptions, steps: int, knob: str) -> None:
+  """No steps behind a cosine that ends at a rate of 0: they would change nothing."""
+  wanted = (
+    f'at most optimizer.total_steps={optimizer.total_steps}, where the cosine ends at a learning '
+    'rate of 0: raise that too, or give optimizer.final_scale (a run that has begun is bound to '
+    'both: begin another one with --config.model.folder=RUN/hf)'
+  )
+  ends_at_zero = optimizer.schedule == 'cosine' and optimizer.final_scale == 0
+  require(steps, wanted, not (ends_at_zero and steps > optimizer.total_steps), knob)
+
+
+def _require_world(recipe: RLRecipe | SFTRecipe) -> None:
+  """A synthetic world that is asked for is there and can be made."""
+  if recipe.data.kind == WORLD:
+    require(WORLD, "'files': this scale has no world", recipe.world is not None, 'data.kind')
+    if recipe.world is not None:
+      corpus.check(recipe.world.made)

@@ -1,0 +1,232 @@
+"""SFT: trains on conversations (loss on assistant turns only), records, and ends with a Hugging
+Face folder that RL starts from.
+"""
+
+import collections
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from paravt_jax.data import batches, planner
+from paravt_jax.errors import DataError
+from paravt_jax.metrics.writer import MetricsWriter
+from paravt_jax.orchestrator import binding, checks, parts, run_folder, sft_data
+from paravt_jax.orchestrator.learner import SFTTrainer
+from paravt_jax.orchestrator.recipes import SFTRecipe
+from paravt_jax.train import sharding
+
+MODEL = 'hf'  # the exported folder, below the run's
+
+
+def cold_start(recipe: SFTRecipe) -> pathlib.Path:
+  """Trains (or goes on, or finds it done) and returns the Hugging Face folder.
+
+  The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is
+  another cold start, and the same on other devices is not.
+  """
+  checks.check_sft(recipe)
+  base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
+  shown = run_folder.to_json(recipe)
+  bound = {**binding.bound(shown), 'steps': recipe.steps, 'base': base}
+  name = f'{recipe.name}_{recipe.scale}-{run_folder.fingerprint(bound)}'
+  path = pathlib.Path(recipe.run.folder or f'runs/{name}')
+  target = path / MODEL
+  done = run_folder.steps_done(path)
+  if target.is_dir() and (done is None or done >= recipe.steps):
+    # only read, so that several runs may begin from it at once
+    run_folder.refuse_other_settings(path, shown)
+    if recipe.data.kind == 'files':  # a world's name tells its content
+      _refuse_other_data(recipe, path)
+    return target
+  folder = run_folder.RunFolder(path, shown)
+  run_folder.announce(recipe.name, recipe.scale, folder)
+  with folder.phase('sft'):
+    train(recipe, folder, pathlib.Path(base), target)
+  return target
+
+
+def _refuse_other_data(recipe: SFTRecipe, folder: pathlib.Path) -> None:
+  """Raises DataError when a finished run was trained on other files than there are now."""
+  file = folder / 'provenance.json'
+  known = json.loads(file.read_text())['sources'] if file.exists() else None
+  now = sft_data.identities(sft_data.sources(recipe))
+  if known is not None and known != now:
+    changed = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
+    raise DataError(
+      f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove '
+      'the folder to train anew, or choose another with --config.run.folder=DIR'
+    )
+
+
+def train(
+  recipe: SFTRecipe, folder: run_folder.RunFolder, base: pathlib.Path, target: pathlib.Path
+) -> None:
+  """The loop: batch, step, log, record; then the export."""
+  trainer = SFTTrainer(recipe, base, folder.path)
+  rows = sft_data.sources(recipe)
+  provenance = {
+    'tool': 'experiments.sft',
+    'base': str(base),
+    'sources': sft_data.identities(rows),
+  }
+  run_folder.write_json(folder.path / 'provenance.json', provenance)
+  counts, skipped = collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
+  with parts.decode_pool(recipe.video) as pool:
+    data = sft_data.make_batches(
+      recipe,
+      rows,
+      trainer.tok,
+      sft_data.frame_source(recipe, pool),
+      base=str(base),
+      shard=sharding.host_rows(trainer.mesh),
+    )
+    host = trainer.restore()
+    if host is not None:
+      data.set_state(host['data'])
+      counts.update(host['skipped'])
+    writer = MetricsWriter(
+      folder.path,
+      tensorboard=recipe.run.tensorboard,
+      wandb=parts.wandb_options(recipe, folder.path),
+      start_step=trainer.version,
+    )
+    try:
+      _steps(recipe, trainer, data, writer, counts, skipped)
+    finally:
+      writer.close()
+      data.close()
+  trainer.export(target)
+
+
+def _steps(
+  recipe: SFTRecipe,
+  trainer: SFTTrainer,
+  data: batches.Batches,
+  writer: MetricsWriter,
+  counts: collections.Counter,
+  skipped: 'Skipped',
+) -> None:
+  before = sum(counts[reason] for reason in LeftOut.REASONS)
+  left_out = LeftOut(before, data.get_state()['drawn'])
+  bar = parts.bar(recipe.steps, 'sft', trainer.version)
+  with run_folder.Interrupts() as interrupts, bar as progress:
+    while trainer.version < recipe.steps:
+      number = trainer.version
+      metrics = one_step(trainer, data, counts, skipped)
+      left_out.tell(counts, data.get_state()['drawn'], skipped.latest)
+      writer.write(number, metrics)
+      glance = f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}'
+      progress.set_postfix_str(glance, refresh=False)
+      progress.update()
+      every, done = recipe.run.checkpoint_every, trainer.version
+      if interrupts.asked or run_folder.saves(every, done, recipe.steps):
+        trainer.save({'data': data.get_state(), 'skipped': dict(counts)})
+      interrupts.check()
+
+
+class LeftOut:
+  """Says on the terminal that rows are left out as too long: at the first one, and once their share
+  of the draws passes SHARE.
+  """
+
+  SHARE = 0.05  # of the rows drawn: beyond it the run trains on other data than the recipe names
+  REASONS = (planner.TOO_LONG, planner.TOO_MANY_IMAGES)
+
+  def __init__(self, before: int, drawn: int):
+    self._first, self._warned = before > 0, self._is_large(before, drawn)
+
+  def tell(self, counts: Mapping[str, int], drawn: int, examples: Mapping[str, str]) -> None:
+    """counts: rows left out so far, by reason; drawn: rows drawn so far; examples: of this batch, a
+    line for each reason.
+    """
+    count = self.count(counts)
+    if count and not self._first:
+      example = next(
+        (examples[reason].split('\t') for reason in self.REASONS if reason in examples),
+        ['', 'a row', '', ''],
+      )
+      self._say(
+        f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)'
+      )
+      self._first = True
+    if not self._warned and self._is_large(count, drawn):
+      self._say(
+        f'warning: {count} of {drawn} rows drawn were left out as too long, more than '
+        f'{self.SHARE:g} of them; raise '
+        'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)'
+      )
+      self._warned = True
+
+  def count(self, counts: Mapping[str, int]) -> int:
+    """How many of the counts are rows that were too long."""
+    return sum(counts.get(reason, 0) for reason in self.REASONS)
+
+  def _is_large(self, count: int, drawn: int) -> bool:
+    return drawn >= planner.JUDGED and count > self.SHARE * drawn
+
+  def _say(self, text: str) -> None:
+    if jax.process_index() == 0:
+      print(f'\nsft: {text}', file=sys.stderr, flush=True)
+
+
+class Skipped:
+  """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row,
+  reason, fault.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    lines = path.read_text().splitlines() if path.exists() else []
+    self.latest: Mapping[str, str] = {}  # of the last batch
+    self._known = {line.split('\t')[2] for line in lines if line.count('\t') >= 3}
+
+  def add(self, examples: Mapping[str, str]) -> None:
+    """Appends a line for each reason that is new."""
+    self.latest = examples
+    for reason in examples.keys() - self._known:
+      with self._path.open('a', encoding='utf-8', errors='replace') as file:
+        file.write(' '.join(examples[reason].splitlines()) + '\n')
+      self._known.add(reason)
+
+
+def refuse_other_plans(plan: int) -> None:
+  """Raises DataError unless all hosts planned the same batch: rows would be lost or come twice, and
+  nobody would know.
+  """
+  plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
+  if len(set(plans)) > 1:
+    raise DataError(
+      f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see '
+      'the same files, or not the same recipe: '
+      'see to their disks, then go on from the last checkpoint with the same command'
+    )
+
+
+def one_step(
+  trainer: SFTTrainer, data: batches.Batches, counts: collections.Counter, skipped: Skipped
+) -> dict[str, float]:
+  """One update and what is logged of it; the time waited for data is told apart."""
+  begin = time.monotonic()
+  batch = next(data)
+  refuse_other_plans(batch.plan)
+  ready = time.monotonic()
+  metrics = trainer.update(batch.arrays, batch.used)
+  end = time.monotonic()
+  counts.update(batch.dropped)
+  skipped.add(batch.examples)
+  return metrics | {
+    'sft/documents': float(sum(batch.samples.values())),
+    'pack/fill': batch.fill,
+    'time/data': ready - begin,
+    'time/learn': end - ready,
+    'time/step': end - begin,
+    'learner/tokens_per_second': batch.tokens / (end - begin),
+    'data/repeated': float(batch.repeated),
+    **{f'data/skipped/reason={reason}': float(count) for reason, count in counts.items()},
+  }

@@ -1,0 +1,134 @@
+"""The rows of a run: the synthetic world, or files; and what is left out of them."""
+
+import collections
+import dataclasses
+import glob
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from paravt_jax.data import fields, rows, unpack
+from paravt_jax.data.world import write
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.orchestrator.options import WorldOptions
+from paravt_jax.orchestrator.parts import bar
+from paravt_jax.orchestrator.recipes import RLRecipe
+from paravt_jax.orchestrator.run_folder import fingerprint
+from paravt_jax.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Where the rows and media of a run lie."""
+
+  train: tuple[pathlib.Path, ...]
+  heldout: tuple[pathlib.Path, ...]
+  media_root: pathlib.Path
+
+
+def make_world(section: WorldOptions) -> tuple[write.World, pathlib.Path]:
+  """The synthetic corpus, written and unpacked under runs/worlds unless it is there:
+  (world, media root).
+  """
+  options = section.made
+  folder = pathlib.Path('runs/worlds') / fingerprint(write.fingerprint(options, section.seed))
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
+    world = write.write(
+      folder,
+      options,
+      section.seed,
+      workers=section.workers,
+      progress=lambda done, _: progress.update(done - progress.n),
+    )
+    progress.update(progress.total - progress.n)
+  root = folder.with_name(folder.name + '_media')
+  unpack.unpack(folder / 'source', root)
+  return world, root
+
+
+def rl_corpus(recipe: RLRecipe) -> Corpus:
+  """Parquet files and media root of an RL recipe."""
+  if recipe.data.kind == 'world' and recipe.world is not None:
+    world, root = make_world(recipe.world)
+    heldout = (world.heldout,) if recipe.world.corpus.heldout_tasks else ()
+    return Corpus((world.rl,), heldout, root)
+  data = recipe.data
+  heldout = existing(data.eval, 'data.eval') if data.eval else ()  # none: no evaluation
+  return Corpus(existing(data.train, 'data.train'), heldout, pathlib.Path(data.media_root))
+
+
+def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
+  """The files of a knob, each a path or a pattern such as 'rows/paravt_sft_*.parquet', which stands
+  for its matches in their order.
+
+  Raises:
+    ConfigError: there are none. DataError: a path that does not exist, or a pattern without a
+    match; both name the knob.
+  """
+  if not files:
+    raise ConfigError(
+      f'--config.{knob} is empty: wanted parquet files, as in '
+      f'--config.{knob}="(\'rows/paravt_*.parquet\',)"'
+    )
+  found: list[pathlib.Path] = []
+  for file in files:
+    matches = [file] if pathlib.Path(file).is_file() else sorted(glob.glob(file))
+    if not matches:
+      raise DataError(f'--config.{knob}: {file} does not exist; check the path')
+    found += map(pathlib.Path, matches)
+  return tuple(dict.fromkeys(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """The RL rows of a run, and how many broken ones were left out, by reason."""
+
+  train: list[Task]
+  heldout: list[Task]
+  skipped: Mapping[str, int]
+
+  def metrics(self) -> dict[str, float]:
+    """The same as metrics."""
+    return {
+      f'{fields.SKIPPED}/reason={reason}': float(count) for reason, count in self.skipped.items()
+    }
+
+
+def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Questions:
+  """The rows of a corpus, media resolved.
+
+  The filters choose among the training rows. Held-out rows are all read, because they measure; the
+  first eval.questions of them are kept. Broken rows that were left out are listed in the run
+  folder's skipped_rows.txt. Raises DataError as `rows.rl_tasks`.
+  """
+  data, counts, listed = recipe.data, collections.Counter(), []
+  options = fields.RowOptions(skip_bad_rows=data.skip_bad_rows, require_media=True)
+  wanted = rows.Wanted(data.question_types, data.sources, data.max_rows, data.max_bad_share)
+  every = dataclasses.replace(rows.EVERY, max_bad_share=data.max_bad_share)
+
+  def read(files: Sequence[pathlib.Path], which: rows.Wanted) -> list[Task]:
+    if not files:
+      return []
+    root = corpus.media_root
+    return rows.rl_tasks(files, root, options, counts, listed, which, recipe.seed)
+
+  try:
+    heldout = recipe.eval.questions
+    return Questions(read(corpus.train, wanted), read(corpus.heldout, every)[:heldout], counts)
+  finally:  # refused above the share: then the list is what one needs
+    list_skipped(folder / 'skipped_rows.txt', counts, listed)
+
+
+def list_skipped(path: pathlib.Path, counts: Mapping[str, int], listed: Sequence[str]) -> None:
+  """Writes broken rows, a line each, and says in one line how many there are; without any the file
+  goes.
+  """
+  path.unlink(missing_ok=True)
+  if listed:
+    path.write_text(''.join(f'{line}\n' for line in listed), 'utf-8', 'backslashreplace')
+    print(
+      f'data: left out {sum(counts.values())} broken rows ({fields.worded(counts)}), listed '
+      f'in {path}',
+      file=sys.stderr,
+    )

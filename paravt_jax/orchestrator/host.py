@@ -1,0 +1,22 @@
+"""What a run gets from the process around it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """The library reads neither environment nor checkout by itself; entry points hand them in."""
+
+  environment: Mapping[str, str]  # for the processes that the run starts
+  launchers: pathlib.Path  # third_party/sglang of a checkout, which starts SGLang servers
+
+  def child_environment(self, threads: int) -> dict[str, str]:
+    """The environment of a rollout server: on the CPU with `threads` threads (0: as it is)."""
+    environment = dict(self.environment)
+    if threads:
+      flags = f'--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'
+      environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {flags}'
+      environment['OMP_NUM_THREADS'] = str(threads)
+    return environment

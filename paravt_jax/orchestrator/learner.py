@@ -1,0 +1,183 @@
+"""Trainers: a model's state on the mesh, its step, and its records. SFT and RL share `Trainer`."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.orchestrator import canary, parts
+from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.rl import advantages
+from paravt_jax.rollout import collate
+from paravt_jax.rollout.statistics import statistics
+from paravt_jax.serving import canary as canaries
+from paravt_jax.serving import publish
+from paravt_jax.train import checkpoint, state, step, sums
+from paravt_jax.train.optimizer import partition
+from paravt_jax.types import Group
+
+
+class Trainer:
+  """A model that is trained: state, optimizer, mesh, records and export.
+
+  `version` counts finished steps. In RL it is also the version of the published weights.
+  """
+
+  def __init__(
+    self, recipe: RLRecipe | SFTRecipe, model_folder: pathlib.Path, folder: pathlib.Path
+  ):
+    """Loads the model and lays it out on the mesh.
+
+    Args:
+      model_folder: the Hugging Face folder to begin from.
+      folder: of the run; records go below it.
+
+    Raises:
+      DataError: there is no such model. ConfigError: there are too few devices.
+    """
+    self._folder, self._model_folder, self._keep = folder, model_folder, recipe.run.keep
+    self.model_config, params, self.tok = parts.load_model(model_folder)
+    self.mesh = parts.make_mesh(recipe.mesh)
+    self.optimizer = parts.make_optimizer(
+      recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
+    )
+    self.state = self._placed(params)
+    # what no step changes, as the model folder has it: servers hold it already
+    self._frozen = partition(params, self.optimizer.frozen)[1]
+    self.version = 0
+
+  def _placed(self, params: Any) -> state.State:
+    return state.from_params(self.model_config, self.optimizer, self.mesh, params)
+
+  def save(self, host: dict[str, Any]) -> None:
+    """One atomic record of everything that a resumed run needs."""
+    records = self._folder / 'checkpoints'
+    checkpoint.save(records, self.version, self.state, host, keep=self._keep)
+
+  def restore(self) -> dict[str, Any] | None:
+    """Goes on from the newest record and returns its host part; None when there is none."""
+    records = self._folder / 'checkpoints'
+    checkpoint.sweep(records)
+    if checkpoint.latest(records) is None:
+      return None
+    template = state.abstract(self.model_config, self.optimizer, self.mesh)
+    record = checkpoint.restore(records, template)
+    self.state, self.version = record.state, record.step
+    return record.host
+
+  def export(self, target: pathlib.Path) -> None:
+    """Writes a Hugging Face folder, tokenizer and processor files included, unless it is there."""
+    if not target.exists():
+      params = jax.device_get(self.state.params)
+      weights.save_hf(target, self.model_config, params, self._model_folder)
+
+
+class SFTTrainer(Trainer):
+  """The trainer of the cold start."""
+
+  def __init__(self, recipe: SFTRecipe, model_folder: pathlib.Path, folder: pathlib.Path):
+    super().__init__(recipe, model_folder, folder)
+    options = parts.model_options(recipe.train, 1.0, ())
+    self._update = step.make_sft_step(self.model_config, self.optimizer, self.mesh, options)
+
+  def update(self, arrays: dict[str, np.ndarray], used: int) -> dict[str, float]:
+    """One step on a batch of packed rows, of which `used` micro-batches count; what is logged."""
+    self.state, found = self._update(self.state, step.put_batch(self.mesh, arrays, used))
+    metrics = sums.reduce(found)  # waits for the device
+    self.version += 1
+    return metrics
+
+
+class Learner(Trainer):
+  """The trainer of RL: the policy, its reference, and its weights on their way out."""
+
+  def __init__(self, recipe: RLRecipe, model_folder: pathlib.Path, folder: pathlib.Path):
+    super().__init__(recipe, model_folder, folder)
+    section, self._recipe = recipe.train, recipe
+    banned = tuple(self.tok.vision_ids)
+    options = parts.model_options(section, recipe.sampling.temperature, banned)
+    self._update = step.make_rl_step(
+      self.model_config, self.optimizer, self.mesh, options, recipe.rl
+    )
+    self._reference = None
+    if recipe.rl.beta > 0:  # the cold start, kept beside the policy
+      self._reference = jax.tree.map(jnp.copy, self.state.params)
+    self._collate = collate.CollateOptions(
+      section.row_tokens,
+      section.row_images,
+      section.image_patches,
+      (section.rows,),
+      recipe.rollout.subagent_credit,
+    )
+    self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
+    asked, tokens = canary.prompt(self.tok, section.image_patches), recipe.publish.canary_tokens
+    self._canary = canary.make(self.model_config, self.mesh, options, self.tok, asked, tokens)
+    dtype = recipe.publish.dtype
+    self._outgoing = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))
+
+  def update(self, groups: Sequence[Group]) -> dict[str, float]:
+    """One step on these groups; returns what is logged of them and of it."""
+    # rewards -> advantages, one of each episode
+    rewards = np.array([one.reward for group in groups for one in group.scored], np.float32)
+    members = np.array([n for n, group in enumerate(groups) for _ in group.scored], np.int32)
+    advantage_E = np.zeros(0, np.float32)
+    if len(rewards):
+      advantage_E = np.asarray(advantages.group_normalize(rewards, members))
+    # episodes -> rows -> micro-batches
+    batch = collate.collate(
+      groups,
+      advantage_E,
+      options=self._collate,
+      image_id=self.tok.image_pad,
+      version=self.version,
+    )
+    rows = self._recipe.train.rows
+    arrays, used = batch.packed.micro_batches(rows, self._capacity(batch.packed.rows))
+    arrays = {
+      name: array for name, array in arrays.items() if name in (*step.INPUTS, *step.RL_EXTRAS)
+    }
+    # the step
+    inputs = step.put_batch(self.mesh, arrays, used)
+    self.state, found = self._update(self.state, inputs, self._reference)
+    metrics = sums.reduce(found)
+    self.version += 1
+    counters = batch.counters
+    trained = max(counters['trained_tokens'], 1)
+    return {
+      **statistics(groups, advantage_E),
+      **metrics,
+      'policy/version': float(self.version),
+      'staleness': counters['staleness_sum'] / trained,
+      'staleness/max': float(counters['staleness_max']),
+      'pack/fill': batch.packed.fill,
+      'pack/rows': float(batch.packed.rows),
+      'pack/micro_batches': float(used),
+      'pack/images': float(counters['images']),
+      'data/overlong': float(counters['dropped_episodes'] + counters['dropped_subagents']),
+    }
+
+  def _capacity(self, rows: int) -> int:
+    """Micro-batches in the arrays: the recipe's number, doubled until the rows fit (each size is
+    one compilation).
+    """
+    capacity = self._recipe.train.micro_batches
+    while capacity * self._recipe.train.rows < rows:
+      capacity *= 2
+    return capacity
+
+  def canary(self) -> canaries.Canary:
+    """What a server must say that holds these very weights."""
+    return self._canary(self.state.params)
+
+  def publish(self) -> publish.Pending:
+    """Starts writing the trained weights as version `version`, with a canary; returns once the next
+    update may run.
+    """
+    trained, _ = partition(self.state.params, self.optimizer.frozen)
+    proof = self.canary().to_json()
+    outgoing = self._outgoing(trained)
+    return self._publisher.start(self.version, outgoing, held=self._frozen, canary=proof)

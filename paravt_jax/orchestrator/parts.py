@@ -1,0 +1,142 @@
+"""From options to running parts: decoding, model, mesh, optimizer; and a progress bar."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.orchestrator.options import MeshOptions, TrainOptions, VideoOptions
+from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.run_folder import fingerprint, to_json
+from paravt_jax.testing import tiny
+from paravt_jax.train import optimizer as optimizers
+from paravt_jax.train import sharding, step
+from paravt_jax.train.optimizer import OptimizerOptions
+from paravt_jax.video.decode import DecodePool
+
+TINY_WIDTH = 512  # of the text model; what is narrower was trained at the tiny scale's frame size
+
+
+def bar(total: int, what: str, done: int = 0) -> tqdm:
+  """A progress bar with ETA on stderr; without a terminal, a line every few seconds."""
+  return tqdm(
+    total=total,
+    initial=done,
+    desc=what,
+    file=sys.stderr,
+    dynamic_ncols=True,
+    leave=True,
+    mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    bar_format='{l_bar}{bar:24}{r_bar}',
+  )
+
+
+def decode_pool(video: VideoOptions) -> DecodePool:
+  """The killable decoding workers."""
+  return DecodePool(video.workers, video.deadline_s, video.backend)
+
+
+def model_options(
+  section: TrainOptions, temperature: float, banned: tuple[int, ...]
+) -> step.ModelOptions:
+  """How the learner runs the model, from a `train` section."""
+  return step.ModelOptions(
+    section.dtype, section.remat, section.backend, section.head_chunk, temperature, banned
+  )
+
+
+def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Config:
+  """The sizes of the model in a folder, which must be those of the scale: frames are given to it as
+  it was trained on them.
+
+  Raises: ConfigError: they are of another scale (the message names `recipe`). DataError: there is
+  no model's config.json.
+  """
+  file = pathlib.Path(folder) / 'config.json'
+  try:
+    model = Config.from_hf(json.loads(file.read_text()))
+  except (OSError, ValueError) as error:
+    raise DataError(
+      f'--config.model.folder: {file} cannot be read; wanted a Hugging Face folder of the '
+      'Qwen3-VL family'
+    ) from error
+  fits = recipe if model.text.width < TINY_WIDTH else f'{recipe}:8b (or :2b)'
+  if (fits == recipe) != (scale == 'tiny'):
+    raise ConfigError(
+      f'--config.model.folder={folder}: its width of {model.text.width} is not of scale '
+      f':{scale}; wanted --config={fits}'
+    )
+  return model
+
+
+def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
+  """(config, parameters, tokenizer) of a Hugging Face folder.
+
+  Raises:
+    DataError: it is not there, or not whole.
+  """
+  if not pathlib.Path(folder).is_dir():
+    raise DataError(
+      f'--config.model.folder: {folder} does not exist; wanted a Hugging Face checkpoint '
+      'folder of the Qwen3-VL family'
+    )
+  config, params = weights.load_hf(folder)
+  return config, params, ChatTokenizer.load(folder)
+
+
+def tiny_model(seed: int) -> pathlib.Path:
+  """A random tiny checkpoint folder under runs/models, made if it is not there."""
+  folder = (
+    pathlib.Path('runs/models')
+    / f'tiny_{fingerprint(seed, tiny.VERSION, tiny.make_tokenizer().to_str())}'
+  )
+  if not folder.exists():
+    tiny.build_model_folder(folder, seed)
+  return folder
+
+
+def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
+  """The mesh over the first devices that it needs. Raises ConfigError when there are too
+  few.
+  """
+  sizes = (options.data, options.fsdp, options.tensor)
+  needed = sizes[0] * sizes[1] * sizes[2]
+  if len(jax.devices()) < needed:
+    raise ConfigError(
+      f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} '
+      'devices, but this process has '
+      f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose '
+      'another scale'
+    )
+  return sharding.make_mesh(*sizes, jax.devices()[:needed])
+
+
+def make_optimizer(
+  options: OptimizerOptions, model_config: Config, *, freeze_vision: bool
+) -> optimizers.Optimizer:
+  """The optimizer over the trainable parameters."""
+  frozen = ('visual',) if freeze_vision else ()
+  return optimizers.make_optimizer(options, model.logical_axes(model_config), frozen)
+
+
+def wandb_options(recipe: RLRecipe | SFTRecipe, folder: pathlib.Path) -> Mapping[str, Any] | None:
+  """Arguments for wandb.init, or None when no project is named."""
+  run = recipe.run
+  if not run.wandb_project:
+    return None
+  return {
+    'project': run.wandb_project,
+    'entity': run.wandb_entity or None,
+    'mode': run.wandb_mode,
+    'name': folder.name,
+    'dir': str(folder),
+    'config': to_json(recipe),
+  }

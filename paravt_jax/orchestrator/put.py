@@ -1,0 +1,68 @@
+"""Puts the questions of suites to an agent; every finished sample is on disk at once."""
+
+from collections.abc import Mapping, Sequence
+
+from paravt_jax.eval import protocols, results
+from paravt_jax.eval.run import EvalOptions, Record, each
+from paravt_jax.eval.sample import Sample
+from paravt_jax.orchestrator import eval_speed, parts, rollouts
+from paravt_jax.orchestrator import suites as suites_
+from paravt_jax.orchestrator.run_folder import Interrupts
+from paravt_jax.orchestrator.suites import Suite
+from paravt_jax.rollout.agent import Agent
+
+Question = tuple[Sample, int]  # a sample, and K
+
+
+def left_to_do(
+  suites: Sequence[Suite], shard: tuple[int, int], journal: results.Journal
+) -> dict[str, list[Question]]:
+  """The questions of each suite that have no answer yet; errors are put again."""
+  found: dict[str, list[Question]] = {}
+  for suite in suites:
+    found[suite.name] = [
+      (sample, k)
+      for sample, k in suite.questions(shard)
+      if results.key_of(suite.name, sample.task.id, k) not in journal.answered
+    ]
+  return found
+
+
+async def put(
+  agents: Mapping[str, Agent],
+  suites: Sequence[Suite],
+  todo: Mapping[str, list[Question]],
+  journal: results.Journal,
+  *,
+  protocol: protocols.Protocol,
+  options: EvalOptions,
+  server: rollouts.Checked,
+  interrupts: Interrupts,
+  speed: eval_speed.Speed,
+  title: str = '{}',
+) -> None:
+  """Puts the questions, a suite after another.
+
+  Args:
+    agents: the agent of each suite, by its name.
+    todo: the questions of each suite, by its name.
+    title: of the progress bar, around the suite's name.
+
+  Raises:
+    KeyboardInterrupt: Ctrl-C; what is finished is in the journal.
+    RolloutError: no server is left.
+  """
+  for suite in suites:
+    questions = todo[suite.name]
+    samples = {sample.task.id: sample for sample, _ in questions}
+    with parts.bar(len(questions), title.format(suite.name)) as progress:
+
+      def keep(record: Record, suite=suite, samples=samples, progress=progress) -> None:
+        line = suites_.outcome(suite, samples[record.task.id], record, protocol)
+        journal.append(line)
+        speed.add(line)
+        progress.update()
+
+      tasks = ((sample.task, k) for sample, k in questions)
+      work = each(agents[suite.name], tasks, lambda _, suite=suite: suite.reward, options, keep)
+      await rollouts.unless_stopped(work, interrupts, server)

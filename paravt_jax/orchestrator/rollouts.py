@@ -1,0 +1,230 @@
+"""The rollout side of a run: a fleet of servers, a client to them, and agents that sample or decode
+greedily.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError
+from paravt_jax.options import extended
+from paravt_jax.orchestrator import parts, servers
+from paravt_jax.orchestrator.host import Host
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts
+from paravt_jax.orchestrator.setup import AgentSetup
+from paravt_jax.orchestrator.weight_delivery import WeightDelivery, are_sglang, staging_folder
+from paravt_jax.rewards.total import RewardOptions
+from paravt_jax.rollout import client as clients
+from paravt_jax.rollout import groups, judge
+from paravt_jax.rollout.agent import Agent
+from paravt_jax.rollout.control import Control
+from paravt_jax.rollout.fleet import Fleet, Member
+from paravt_jax.rollout.http import ClientOptions
+from paravt_jax.rollout.router import Router
+from paravt_jax.rollout.sampler import ContextOptions, Sampler
+from paravt_jax.rollout.subagent import Subagents
+from paravt_jax.serving import publish
+from paravt_jax.serving.canary import Canary
+from paravt_jax.serving.staging import Staging
+from paravt_jax.video.store import FrameStore
+
+T = TypeVar('T')
+
+
+class Checked(Protocol):
+  """Servers that may be lost."""
+
+  @property
+  def check(self) -> Callable[[], None]:
+    """Raises RolloutError when none is left."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+  """What episodes are made with."""
+
+  client: clients.Client
+  fleet: Fleet
+  weights: WeightDelivery
+  sampling: Agent  # at the training temperature
+  greedy: Agent  # at temperature 0
+  frames: FrameStore
+  samplers: tuple[Sampler, Sampler]  # of `sampling` and `greedy`, for agents of another kind
+  control: Control
+
+  def check(self) -> None:
+    """Raises RolloutError when no server is left and none can come back."""
+    self.fleet.check()
+
+  async def deliver(self, pending: publish.Pending, version: int) -> None:
+    """Brings weights that are being written to every server; returns once their canaries matched.
+
+    Raises:
+      SyncError: they cannot be written, or no server took them. RolloutError: no server is left.
+    """
+    start = time.monotonic()
+    published = await asyncio.to_thread(pending.result)
+    written = time.monotonic()
+    found = publish.read_manifest(published).canary
+    proof = None if found is None else Canary.from_json(found)
+    await self.fleet.deliver(published, version, proof)
+    seconds = self.weights.seconds
+    seconds.update(write=written - start, load=time.monotonic() - written - seconds['convert'])
+
+  def metrics(self) -> dict[str, float]:
+    """How the last delivery went, and what became of the servers since the run began."""
+    counts = self.fleet.counts
+    return {
+      **{f'sync/seconds/stage={stage}': value for stage, value in self.weights.seconds.items()},
+      **{f'server/{name}': float(counts[name]) for name in ('lost', 'restarts', 'drained', 'back')},
+    }
+
+
+@contextlib.asynccontextmanager
+async def opened(
+  setup: AgentSetup,
+  host: Host,
+  model_folder: pathlib.Path,
+  tok: ChatTokenizer,
+  vocab: int,
+  folder: pathlib.Path,
+  base: Canary | None,
+  *,
+  always: bool = False,
+) -> AsyncIterator[Rollouts]:
+  """Starts the servers, or reaches those that run, and ends all of it again, whatever happens.
+
+  Args:
+    vocab: rows of the embedding table.
+    folder: of the run, for logs.
+    base: the canary of the model folder's own weights.
+    always: it is asked also of servers that hold what an earlier run brought them.
+  """
+  options = extended(ClientOptions, setup.client, api_key=setup.server.api_key or None)
+  async with contextlib.AsyncExitStack() as stack:
+    pool = stack.enter_context(parts.decode_pool(setup.video))
+    control = await stack.enter_async_context(Control(options))
+    members = await servers.members(setup, host, model_folder, tok, folder)
+    weights, router = WeightDelivery(), Router([member.url for member in members])
+    fleet = Fleet(members, control, router, weights.ready, setup.server.watch)
+    stack.callback(weights.close)
+    # from here on the fleet ends the servers, before what they may be loading goes
+    stack.push_async_callback(fleet.close)
+    await fleet.open(base if always else await _if_fresh(base, members, control))
+    if await are_sglang(members, control):
+      place = staging_folder(setup.server.sglang.staging, members, folder)
+      weights.staging = Staging(model_folder, place)
+    client = await stack.enter_async_context(
+      clients.Client(options, vocab, router, image_id=tok.image_pad)
+    )
+    video = setup.video
+    frames = FrameStore(video.cache_folder or None, pool, video.cache_mb << 20)
+    trained, zero = setup.sampling.temperature, 0.0
+    samplers = (_sampler(setup, client, tok, trained), _sampler(setup, client, tok, zero))
+    sampling, greedy = (_agent(setup, sampler, frames) for sampler in samplers)
+    yield Rollouts(client, fleet, weights, sampling, greedy, frames, samplers, control)
+
+
+async def _if_fresh(
+  base: Canary | None, members: Sequence[Member], control: Control
+) -> Canary | None:
+  """`base`, unless a server by URL holds what an earlier run brought it: then only the first
+  delivery can prove it.
+  """
+  for member in members:
+    if member.process is None:
+      await control.wait_ready(member.url)
+      if await control.version(member.url):
+        return None
+  return base
+
+
+def context(setup: AgentSetup, temperature: float) -> ContextOptions:
+  """What all contexts share, at a temperature."""
+  return extended(
+    ContextOptions,
+    setup.sampling,
+    temperature=temperature,
+    min_pixels=setup.video.min_pixels,
+    max_pixels=setup.video.max_pixels,
+  )
+
+
+def _sampler(
+  setup: AgentSetup, client: clients.Client, tok: ChatTokenizer, temperature: float
+) -> Sampler:
+  return Sampler(client, tok, context(setup, temperature))
+
+
+def _agent(setup: AgentSetup, sampler: Sampler, frames: FrameStore) -> Agent:
+  return Agent(sampler, Subagents(sampler, frames, setup.subagent), frames, setup.agent)
+
+
+async def unless_stopped(work: Awaitable[T], interrupts: Interrupts, server: 'Checked') -> T:
+  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no
+  server is left.
+  """
+  task = asyncio.ensure_future(work)
+  try:
+    while not task.done():
+      await asyncio.wait({task}, timeout=0.2)
+      interrupts.check()
+      server.check()
+    return task.result()
+  finally:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def rewards(recipe: RLRecipe) -> AsyncIterator[groups.Reward]:
+  """The recipe's reward; with open_ended='judge' an LLM is asked, and its failure drops the
+  episode.
+  """
+  if recipe.reward.open_ended != 'judge':
+    yield groups.rewarder(recipe.reward, None)
+    return
+  async with judge.Judge(_judge_options(recipe)) as asked:
+    yield groups.rewarder(recipe.reward, asked)
+
+
+def _judge_options(recipe: RLRecipe) -> judge.JudgeOptions:
+  if not recipe.judge.url:
+    raise ConfigError(
+      "--config.judge.url is empty, but reward.open_ended is 'judge': name an "
+      'OpenAI-compatible server'
+    )
+  return recipe.judge
+
+
+def check_judge(recipe: RLRecipe) -> None:
+  """Asks the judge, if the recipe has one, for a verdict before anything is made. Raises
+  RolloutError when it cannot be used.
+  """
+
+  async def ask() -> None:
+    async with judge.Judge(_judge_options(recipe)) as asked:
+      await asked.check()
+
+  if recipe.reward.open_ended == 'judge':
+    asyncio.run(ask())
+
+
+def evaluation_options(recipe: RLRecipe | EvalRecipe) -> RewardOptions:
+  """The reward of evaluations: tvg by the IoU threshold, open answers exactly; format as in
+  training.
+  """
+  threshold = recipe.eval.grounding_threshold
+  return recipe.reward.replace(open_ended='exact', grounding_threshold=threshold)
+
+
+def evaluation_reward(recipe: RLRecipe | EvalRecipe) -> groups.Reward:
+  """How evaluations score."""
+  return groups.rewarder(evaluation_options(recipe), None)

@@ -1,0 +1,167 @@
+"""The rollout servers of a run: by URL, or started here (embedded, sglang)."""
+
+import asyncio
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from paravt_jax import packing
+from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ConfigError
+from paravt_jax.options import KnobError, extended, require
+from paravt_jax.orchestrator.host import Host
+from paravt_jax.orchestrator.setup import AgentSetup
+from paravt_jax.rollout.fleet import Member
+from paravt_jax.serving import sglang
+from paravt_jax.serving.embedded import launch
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving.process import ServerProcess
+
+LAUNCHERS = {'cpu': 'launch_cpu.py', 'cuda': 'launch_gpu.py'}
+
+Start = Callable[[], ServerProcess]
+
+
+def check(setup: AgentSetup) -> None:
+  """Refuses knobs of `server` that do not go together, before anything is made; addresses are asked
+  for by `members`.
+
+  Raises:
+    ConfigError: naming the knob.
+  """
+  section = setup.server
+  if section.kind == 'url':
+    return
+  ports, count = section.ports, section.count
+  wanted = f'{count} ports, one per server, or ()'
+  require(ports, wanted, len(ports) in (0, count), 'server.ports')
+  if section.kind == 'sglang':
+    _check_sglang(setup)
+  else:
+    _check_embedded(setup)
+
+
+def _check_sglang(setup: AgentSetup) -> None:
+  section = setup.server.sglang
+  wide = section.tensor_parallel * setup.server.count
+  wanted = f'{wide} GPUs (server.count x tensor_parallel), or ()'
+  require(section.devices, wanted, len(section.devices) in (0, wide), 'server.sglang.devices')
+  wanted = "SGLang's interpreter, which is not there: run `make sglang`"
+  there = pathlib.Path(section.python).is_file()
+  require(section.python, wanted, there, 'server.sglang.python')
+  _sglang(setup, 0, pathlib.Path(), pathlib.Path())  # the options check themselves
+
+
+def _check_embedded(setup: AgentSetup) -> None:
+  _embedded(setup, 0, pathlib.Path(), ())
+  slot, pixels = setup.server.embedded.max_image_patches, setup.video.max_pixels
+  wanted = f'at least {-(-pixels // packing.PATCH**2)}, what video.max_pixels={pixels} may need'
+  fits = slot * packing.PATCH**2 >= pixels
+  require(slot, wanted, fits, 'server.embedded.max_image_patches')
+
+
+async def members(
+  setup: AgentSetup,
+  host: Host,
+  model_folder: pathlib.Path,
+  tok: ChatTokenizer,
+  folder: pathlib.Path,
+) -> list[Member]:
+  """Servers that answer; those to be started are started side by side.
+
+  Args:
+    folder: of the run, for the servers' logs.
+
+  Raises:
+    ConfigError: a knob of `server` is wrong.
+    RolloutError: one did not come up; none is left running.
+  """
+  check(setup)
+  section = setup.server
+  if section.kind == 'url':
+    if not section.urls:
+      raise ConfigError(
+        '--config.server.urls is empty: start a rollout server and name it, as in '
+        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or let the run start its own '
+        'with --config.server.kind=embedded or sglang'
+      )
+    return [Member(url.rstrip('/'), None, None) for url in section.urls]
+  starts = [_start(setup, host, n, model_folder, tok, folder) for n in range(section.count)]
+  found = await asyncio.gather(
+    *(asyncio.to_thread(start) for start in starts), return_exceptions=True
+  )
+  started = [one for one in found if isinstance(one, ServerProcess)]
+  failed = [one for one in found if isinstance(one, BaseException)]
+  if failed:
+    for one in started:
+      one.stop(1.0)
+    raise failed[0]
+  return [Member(process.url, process, start) for process, start in zip(started, starts)]
+
+
+def _start(
+  setup: AgentSetup,
+  host: Host,
+  number: int,
+  model_folder: pathlib.Path,
+  tok: ChatTokenizer,
+  folder: pathlib.Path,
+) -> Start:
+  """What starts server `number`, now and after a crash; it blocks until the server answers."""
+  section = setup.server
+  how: dict[str, Any] = {
+    'log': folder / f'server{number}.log',
+    'deadline_s': section.ready_timeout_s,
+    'parent_pid': os.getpid(),
+  }
+  if section.kind == 'embedded':
+    options = _embedded(setup, number, model_folder, (tok.im_end, tok.endoftext))
+    environment = host.child_environment(section.embedded.threads)
+    return lambda: launch.launch(options, env=environment, **how)
+  sglang_options = _sglang(setup, number, model_folder, host.launchers)
+  return lambda: sglang.launch(sglang_options, env=dict(host.environment), **how)
+
+
+def _embedded(
+  setup: AgentSetup, number: int, model_folder: pathlib.Path, ends: tuple[int, ...]
+) -> ServerOptions:
+  section = setup.server
+  try:
+    return extended(
+      ServerOptions,
+      section.embedded,
+      model_path=str(model_folder.absolute()),
+      host=section.host,
+      port=section.ports[number] if section.ports else 0,
+      port_file=None,
+      api_key=section.api_key or None,
+      eos_token_ids=ends,
+      compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
+      parent_pid=None,
+    )
+  except KnobError as error:
+    raise error.at('server.embedded') from None
+
+
+def _sglang(
+  setup: AgentSetup, number: int, model_folder: pathlib.Path, launchers: pathlib.Path
+) -> sglang.SGLangOptions:
+  section = setup.server
+  width = section.sglang.tensor_parallel
+  try:
+    return extended(
+      sglang.SGLangOptions,
+      section.sglang,
+      devices=section.sglang.devices[number * width : (number + 1) * width],
+      launcher=str(launchers / LAUNCHERS[section.sglang.device]),
+      model_path=str(model_folder.absolute()),
+      served_name=setup.name,
+      host=section.host,
+      port=section.ports[number] if section.ports else 0,
+      api_key=section.api_key or None,
+      context_length=setup.sampling.context,
+      vision_frozen=setup.vision_frozen,
+    )
+  except KnobError as error:
+    raise error.at('server.sglang') from None

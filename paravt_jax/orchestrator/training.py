@@ -1,0 +1,159 @@
+"""The training loop of RL: rollouts, update, publish, log, record."""
+
+import asyncio
+import time
+from typing import Any
+
+from paravt_jax.data.order import EpochOrder
+from paravt_jax.metrics.writer import MetricsWriter
+from paravt_jax.options import extended
+from paravt_jax.orchestrator import parts, rollouts
+from paravt_jax.orchestrator.corpus import Questions
+from paravt_jax.orchestrator.learner import Learner
+from paravt_jax.orchestrator.recipes import RLRecipe
+from paravt_jax.orchestrator.rollout_queue import Queue
+from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, saves
+from paravt_jax.orchestrator.weight_delivery import guard
+from paravt_jax.report.episodes import EpisodeLog
+from paravt_jax.rollout import groups
+from paravt_jax.types import Group
+
+
+async def train(
+  recipe: RLRecipe,
+  folder: RunFolder,
+  learner: Learner,
+  server: rollouts.Rollouts,
+  questions: Questions,
+  host: dict[str, Any] | None,
+  interrupts: Interrupts,
+) -> None:
+  """Steps until the recipe's number; rollouts may be `staleness` versions ahead of the learner.
+
+  Args:
+    host: what the record that the learner was restored from says of the queue; None without one.
+  """
+  knobs = recipe.rollout
+  options = extended(
+    groups.GroupOptions,
+    recipe.frames,
+    size=knobs.group_size,
+    max_concurrent=knobs.max_concurrent,
+    seed=recipe.seed,
+  )
+  tasks = questions.train
+  order = EpochOrder(len(tasks), recipe.seed)
+  wandb = parts.wandb_options(recipe, folder.path)
+  episodes = folder.path / 'episodes' / 'train.jsonl'
+  begun, board = learner.version, recipe.run.tensorboard
+  async with rollouts.rewards(recipe) as reward:
+    queue = Queue(recipe, server, reward, options, order, tasks, host)
+    with (
+      MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun) as writer,
+      EpisodeLog(episodes, start_step=begun) as log,
+      parts.bar(knobs.steps, recipe.name, begun) as progress,
+    ):
+      loop = _Loop(recipe, learner, server, queue, writer, log, questions.metrics())
+      try:
+        while learner.version < knobs.steps:
+          metrics = await loop.step(interrupts)
+          progress.set_postfix_str(glance(metrics), refresh=False)
+          progress.update()
+          interrupts.check()
+      except (
+        KeyboardInterrupt
+      ):  # a second Ctrl-C may fall inside a step: then the last record stands
+        await loop.save_what_is_out()
+        raise
+      finally:
+        await queue.close()
+
+
+class _Loop:
+  """The steps of one process: what they share, and when the last record was written."""
+
+  def __init__(
+    self,
+    recipe: RLRecipe,
+    learner: Learner,
+    server: rollouts.Rollouts,
+    queue: Queue,
+    writer: MetricsWriter,
+    log: EpisodeLog,
+    skipped: dict[str, float],
+  ):
+    self._recipe, self._learner, self._server, self._queue = recipe, learner, server, queue
+    self._writer, self._log, self._skipped = writer, log, skipped
+    self._saved, self._clock = learner.version, Clock()
+
+  async def step(self, interrupts: Interrupts) -> dict[str, float]:
+    """One step, as the package's docstring numbers it; returns what was logged."""
+    learner, queue, clock = self._learner, self._queue, self._clock
+    knobs, number = self._recipe.rollout, learner.version
+    batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
+    clock.lap('rollout')
+    metrics = await asyncio.to_thread(learner.update, batch)
+    queue.trained()
+    clock.lap('learn')
+    await queue.delivered()  # of the step before
+    clock.lap('sync')
+    pending = await asyncio.to_thread(learner.publish)
+    clock.lap('publish')
+    queue.deliver(self._server.deliver(pending, learner.version), learner.version)
+    save = saves(self._recipe.run.checkpoint_every, learner.version, knobs.steps)
+    # with staleness a version is written, converted and loaded beside the next groups
+    if save or not knobs.staleness:
+      await queue.delivered()
+      clock.lap('sync')
+    self._write(number, batch, metrics, clock)
+    guard(metrics, knobs.gap_limit, number)
+    # saving counts towards the next step: a record on disk never lacks its line in the log
+    self._clock = Clock()
+    if save:
+      self._save()
+      self._clock.lap('checkpoint')
+    return metrics
+
+  def _write(self, number: int, batch: list[Group], metrics: dict[str, float], clock: 'Clock'):
+    for group in batch:
+      for one in group.scored:
+        self._log.append(number, one)
+    times, queue, server = clock.times(), self._queue.metrics(), self._server.metrics()
+    self._writer.write(number, {**metrics, **times, **queue, **server, **self._skipped})
+
+  def _save(self) -> None:
+    self._learner.save(self._queue.state())
+    self._saved = self._learner.version
+
+  async def save_what_is_out(self) -> None:
+    """A record of the newest version, once it is out, unless there is one or a step was cut."""
+    await self._queue.delivered()
+    version = self._learner.version
+    if version == self._queue.schedule.version > self._saved:
+      self._save()
+
+
+def glance(metrics: dict[str, float]) -> str:
+  """What the progress bar shows of a step."""
+  found = [metrics.get(name, 0.0) for name in ('reward/total', 'accuracy', 'calls/executed')]
+  return 'reward {:.2f} accuracy {:.2f} calls {:.2f}'.format(*found)
+
+
+class Clock:
+  """Where a step's seconds went."""
+
+  def __init__(self) -> None:
+    self._start = self._last = time.monotonic()
+    self._laps: dict[str, float] = {}
+
+  def lap(self, stage: str) -> None:
+    """The time since the last lap belongs to `stage`."""
+    now = time.monotonic()
+    self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
+    self._last = now
+
+  def times(self) -> dict[str, float]:
+    """Seconds by stage, and of the whole step."""
+    self.lap('other')
+    stages = {f'time/{stage}': seconds for stage, seconds in self._laps.items()}
+    return {**stages, 'time/step': self._last - self._start}

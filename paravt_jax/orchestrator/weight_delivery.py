@@ -1,0 +1,80 @@
+"""Weight delivery: the way of a published version to what servers load."""
+
+import pathlib
+import time
+import urllib.parse
+from collections.abc import Sequence
+
+from paravt_jax.errors import ConfigError, SyncError
+from paravt_jax.orchestrator.run_folder import fingerprint
+from paravt_jax.rollout.control import OURS, Control
+from paravt_jax.rollout.fleet import Member
+from paravt_jax.serving.staging import Staging
+
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+
+
+class WeightDelivery:
+  """Turns a published version into the folder that servers load."""
+
+  def __init__(self) -> None:
+    self.staging: Staging | None = None  # makes Hugging Face folders, where servers want these
+    self.seconds: dict[str, float] = {}  # that each stage took the last time
+    self._current: pathlib.Path | None = None
+
+  def ready(self, published: pathlib.Path) -> pathlib.Path:
+    """The folder to load; blocks. The one before it stays: a server that comes back may be loading
+    it. Raises SyncError.
+    """
+    start = time.monotonic()
+    if self.staging is not None:
+      self.staging.clear(self._current)
+    self._current = published.absolute() if self.staging is None else self.staging.stage(published)
+    self.seconds['convert'] = time.monotonic() - start
+    return self._current
+
+  def close(self) -> None:
+    """Frees what was converted."""
+    if self.staging is not None:
+      self.staging.close()
+
+
+async def are_sglang(members: Sequence[Member], control: Control) -> bool:
+  """Whether the servers are SGLang. Raises ConfigError when some are and others are not."""
+  found = {member.url: await control.software(member.url) for member in members}
+  ours = [url for url, name in found.items() if name == OURS]
+  if ours and len(ours) < len(found):
+    raise ConfigError(
+      f'--config.server.urls: {ours[0]} is an embedded server, others are SGLang ({found}); '
+      'wanted all of one kind'
+    )
+  return not ours
+
+
+def staging_folder(
+  staging: str, members: Sequence[Member], run: pathlib.Path
+) -> pathlib.Path | None:
+  """Where converted weights go, a folder of this run's own; None is memory-backed, which needs the
+  servers on this machine.
+  """
+  if staging:
+    return pathlib.Path(staging) / f'{run.name}-{fingerprint(str(run.absolute()))}'
+  for member in members:
+    host = urllib.parse.urlsplit(member.url).hostname
+    if member.process is None and host not in LOOPBACK:
+      raise ConfigError(
+        f'--config.server.sglang.staging is empty, but {member.url} is another machine: name a '
+        'folder that it and the learner both see'
+      )
+  return None
+
+
+def guard(metrics: dict[str, float], limit: float, number: int) -> None:
+  """Raises SyncError when learner and server disagree about tokens of the current version."""
+  gap = metrics.get('policy/gap_current_mean', 0.0)
+  if not gap <= limit:  # nan is a disagreement too
+    raise SyncError(
+      f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most '
+      f'rollout.gap_limit={limit:g}: they do not run the same weights, images or temperature; '
+      'see metrics.jsonl (policy/gap_*) and server*.log'
+    )
