@@ -339,13 +339,14 @@ class EmbeddedOptions(embedded.EngineOptions):
 class SGLangOptions(sglang.EngineOptions):
   """SGLang servers: those that the run starts, and where converted weights go for all."""
 
+  threads: Annotated[int, COUNT]  # of the CPU, for each of its processes
   # folder that the servers see too; '': in memory, on this machine
   staging: Annotated[str, TEXT]
 
   @classmethod
   def published(cls) -> 'SGLangOptions':
     """8B in bfloat16 on one 80 GB device each."""
-    return cls(**rules.to_dict(sglang.EngineOptions.published()), staging='')
+    return cls(**rules.to_dict(sglang.EngineOptions.published()), threads=8, staging='')
 
 
 PORTS = each(

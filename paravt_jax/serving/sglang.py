@@ -36,7 +36,6 @@ class EngineOptions(Options):
   max_total_tokens: Annotated[int, COUNT]  # of the key-value cache
   max_running_requests: Annotated[int, COUNT]  # decoded together
   mem_fraction: Annotated[float, INSIDE]  # of the device's memory, for weights and cache
-  threads: Annotated[int, COUNT]  # of the CPU, for each of its processes
   tensor_parallel: Annotated[int, COUNT]  # devices of one server
   devices: Annotated[tuple[int, ...], GPUS]  # their numbers; (): CUDA_VISIBLE_DEVICES decides
   # MiB of image features that the server keeps. They outlive a weight update, so only a frozen
@@ -54,7 +53,6 @@ class EngineOptions(Options):
       max_total_tokens=262144,
       max_running_requests=64,
       mem_fraction=0.8,
-      threads=8,
       tensor_parallel=1,
       devices=(),
       vision_cache_mb=1024,
@@ -66,6 +64,7 @@ class EngineOptions(Options):
 class SGLangOptions(EngineOptions):
   """All that one SGLang server is started with."""
 
+  threads: Annotated[int, COUNT]  # of the CPU, for each of its processes
   launcher: str  # the script of third_party/sglang that runs it
   model_path: str  # a Hugging Face folder
   served_name: str  # the model's name in replies

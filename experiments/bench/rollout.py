@@ -14,54 +14,54 @@ from typing import Any
 
 import aiohttp
 import orjson
-from ml_collections import ConfigDict
 
-from experiments import bench_generate, bench_publish, wiring
-from experiments.bench_generate import Question, confined, question
-from experiments.launch import build
+from experiments import launch as launches
+from experiments.bench import generate as bench_generate
+from experiments.bench import publish as bench_publish
+from experiments.bench.generate import Question, confined, question
+from experiments.bench.recipe import BenchRecipe
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import RolloutError
+from paravt_jax.options import extended
+from paravt_jax.orchestrator import parts
 from paravt_jax.serving import sglang
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, encode_image
 
-LAUNCHER = (
-  pathlib.Path(__file__).resolve().parent.parent / 'third_party' / 'sglang' / 'launch_cpu.py'
-)
 GRACE_S = 10.0
 _POLL_S = 0.01
 
 
-def suite(config: ConfigDict) -> dict[str, Any]:
+def suite(recipe: BenchRecipe) -> dict[str, Any]:
   """{'embedded_vs_transformers': ..., 'embedded_vs_sglang': ..., 'prefix_reuse': ..., 'publish':
   ...}; see configs/bench.py.
   """
   folder = (
-    pathlib.Path(config.model.folder) if config.model.folder else wiring.tiny_model(config.seed)
+    pathlib.Path(recipe.model.folder) if recipe.model.folder else parts.tiny_model(recipe.seed)
   )
   tok = ChatTokenizer.load(folder)
   _say('embedded engine and transformers take turns')
-  report = {'embedded_vs_transformers': bench_generate.measure(config, folder, tok)}
-  ours = _serve(config, tok, 'embedded', lambda: _embedded(config, folder, tok))
+  report = {'embedded_vs_transformers': bench_generate.measure(recipe, folder, tok)}
+  ours = _serve(recipe, tok, 'embedded', lambda: _embedded(recipe, folder, tok))
   theirs = None
-  if pathlib.Path(config.server.sglang.python).is_file():
-    theirs = _serve(config, tok, 'sglang', lambda: _sglang(config, folder))
+  if pathlib.Path(recipe.server.sglang.python).is_file():
+    theirs = _serve(recipe, tok, 'sglang', lambda: _sglang(recipe, folder))
   else:
     _say(
-      f'there is no {config.server.sglang.python}: nothing is compared with SGLang; install '
+      f'there is no {recipe.server.sglang.python}: nothing is compared with SGLang; install '
       'it with `make sglang`'
     )
-  report['embedded_vs_sglang'] = _versus(config, ours['speeds'], theirs and theirs['speeds'])
+  report['embedded_vs_sglang'] = _versus(recipe, ours['speeds'], theirs and theirs['speeds'])
   report['prefix_reuse'] = {
     **ours['prefix'],
     'sglang_prefills': theirs and theirs['prefix']['prefills'],
   }
-  _say(f'publish: {config.publish.bytes / 1e9:g} GB through every stage')
+  _say(f'publish: {recipe.publish.bytes / 1e9:g} GB through every stage')
   return report | {
     'publish': bench_publish.measure(
-      config.publish.bytes, pathlib.Path(config.run.folder) / 'publish'
+      recipe.publish.bytes, pathlib.Path(recipe.run.folder) / 'publish'
     )
   }
 
@@ -71,7 +71,7 @@ def _say(text: str) -> None:
 
 
 def _versus(
-  config: ConfigDict, ours: dict[int, float], theirs: dict[int, float] | None
+  recipe: BenchRecipe, ours: dict[int, float], theirs: dict[int, float] | None
 ) -> dict[str, Any]:
   """The ratio is that of the concurrency where we do worst."""
   ratios = {n: ours[n] / theirs[n] for n in ours} if theirs else {}
@@ -86,82 +86,76 @@ def _versus(
   return {
     'tokens_per_second_ratio': min(ratios.values(), default=None),
     **each,
-    'threads': config.threads,
+    'threads': recipe.threads,
   }
 
 
 # The two servers
 
 
-def _embedded(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> ServerProcess:
-  given = {
-    'host': '127.0.0.1',
-    'port': 0,
-    'port_file': None,
-    'api_key': None,
-    'parent_pid': None,
-    'compile_cache': None,
-  }
-  options = build(
+def _embedded(recipe: BenchRecipe, folder: pathlib.Path, tok: ChatTokenizer) -> ServerProcess:
+  options = extended(
     ServerOptions,
-    config.server.embedded,
-    'server.embedded',
+    recipe.server.embedded,
     model_path=str(folder.absolute()),
     eos_token_ids=(tok.im_end, tok.endoftext),
-    **given,
+    host='127.0.0.1',
+    port=0,
+    port_file=None,
+    api_key=None,
+    parent_pid=None,
+    compile_cache=None,
   )
-  return launch.launch(
-    options, env=wiring.child_environment(config.threads), **_how(config, 'embedded')
-  )
+  environment = launches.host().child_environment(recipe.threads)
+  return launch.launch(options, env=environment, **_how(recipe, 'embedded'))
 
 
-def _sglang(config: ConfigDict, folder: pathlib.Path) -> ServerProcess:
-  options = build(
+def _sglang(recipe: BenchRecipe, folder: pathlib.Path) -> ServerProcess:
+  options = extended(
     sglang.SGLangOptions,
-    config.server.sglang,
-    'server.sglang',
-    launcher=str(LAUNCHER),
+    recipe.server.sglang,
+    launcher=str(launches.host().launchers / 'launch_cpu.py'),
     model_path=str(folder.absolute()),
     served_name='bench',
     host='127.0.0.1',
     port=0,
     api_key=None,
-    context_length=config.server.embedded.lanes[-1][0],
+    context_length=recipe.server.embedded.lanes[-1][0],
     vision_frozen=True,
-    threads=config.threads,
+    threads=recipe.threads,
   )
-  return sglang.launch(options, env=dict(os.environ), **_how(config, 'sglang'))
+  return sglang.launch(options, env=dict(os.environ), **_how(recipe, 'sglang'))
 
 
-def _how(config: ConfigDict, name: str) -> dict[str, Any]:
-  log = pathlib.Path(config.run.folder) / f'{name}.log'
-  return {'log': log, 'deadline_s': config.server.ready_timeout_s, 'parent_pid': os.getpid()}
+def _how(recipe: BenchRecipe, name: str) -> dict[str, Any]:
+  log = pathlib.Path(recipe.run.folder) / f'{name}.log'
+  return {'log': log, 'deadline_s': recipe.server.ready_timeout_s, 'parent_pid': os.getpid()}
 
 
 def _serve(
-  config: ConfigDict, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]
+  recipe: BenchRecipe, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]
 ) -> dict[str, Any]:
-  """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of one server, started on `config.threads`
+  """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of one server, started on `recipe.threads`
   cores and ended again.
 
   The client that drives it may use the other cores.
   """
-  _say(f'{name} server, {config.threads} threads; log {config.run.folder}/{name}.log')
-  with confined(config.threads):
+  _say(f'{name} server, {recipe.threads} threads; log {recipe.run.folder}/{name}.log')
+  with confined(recipe.threads):
     process = start()
   try:
-    return asyncio.run(_drive(config, tok, name, process.url))
+    return asyncio.run(_drive(recipe, tok, name, process.url))
   finally:
     process.stop(GRACE_S)
 
 
-async def _drive(config: ConfigDict, tok: ChatTokenizer, name: str, url: str) -> dict[str, Any]:
+async def _drive(recipe: BenchRecipe, tok: ChatTokenizer, name: str, url: str) -> dict[str, Any]:
   async with _http(url) as http:
-    speeds = {n: await _speed(config, tok, http, n) for n in config.serve.concurrencies}
+    speeds = {n: await _speed(recipe, tok, http, n) for n in recipe.serve.concurrencies}
     measured = await (
-      _prefix_counts(config, tok, http)
+      _prefix_counts(recipe, tok, http)
       if name == 'embedded'
-      else _prefix_replies(config, tok, http)
+      else _prefix_replies(recipe, tok, http)
     )
   return {'speeds': speeds, 'prefix': measured}
 
@@ -206,20 +200,20 @@ async def _generate(http: aiohttp.ClientSession, body: bytes) -> GenerateReply:
 
 
 async def _speed(
-  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession, concurrency: int
+  recipe: BenchRecipe, tok: ChatTokenizer, http: aiohttp.ClientSession, concurrency: int
 ) -> float:
   """Sampled tokens per second with that many requests under way: the median of turns, after one
   that warms up.
 
   Every turn has prompts that no turn had before; within a group they are the same, as in rollouts.
   """
-  knobs = config.serve
+  knobs = recipe.serve
   speeds = []
   for turn in range(knobs.turns + 1):
     bodies = []
     for n in range(2 * concurrency):
       asked = question(
-        tok, knobs.frames, knobs.words, config.seed, 'serve', concurrency, turn, n // knobs.group
+        tok, knobs.frames, knobs.words, recipe.seed, 'serve', concurrency, turn, n // knobs.group
       )
       bodies.append(
         _body(tok, asked, f'{concurrency}-{turn}-{n}', knobs.new_tokens, knobs.temperature, n)
@@ -248,14 +242,14 @@ async def _timed(
 # The shared prompt of a group
 
 
-def _group(config: ConfigDict, tok: ChatTokenizer, name: str) -> list[bytes]:
-  knobs = config.prefix
-  asked = question(tok, knobs.frames, knobs.words, config.seed, 'prefix', name)
+def _group(recipe: BenchRecipe, tok: ChatTokenizer, name: str) -> list[bytes]:
+  knobs = recipe.prefix
+  asked = question(tok, knobs.frames, knobs.words, recipe.seed, 'prefix', name)
   return [_body(tok, asked, f'{name}-{n}', knobs.new_tokens, 1.0, n) for n in range(knobs.rollouts)]
 
 
 async def _prefix_counts(
-  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession
+  recipe: BenchRecipe, tok: ChatTokenizer, http: aiohttp.ClientSession
 ) -> dict[str, Any]:
   """Prefilled tokens per token of the prompt, by the server's own counts: rollouts that come one by
   one, and all in one instant.
@@ -265,7 +259,7 @@ async def _prefix_counts(
   found = {}
   for name in ('one_by_one', 'at_once'):
     bodies, before = (
-      _group(config, tok, name),
+      _group(recipe, tok, name),
       (await _ask(http, '/get_server_info'))['counts']['prefilled_tokens'],
     )
     if name == 'one_by_one':
@@ -289,11 +283,11 @@ async def _prefix_counts(
 
 
 async def _prefix_replies(
-  config: ConfigDict, tok: ChatTokenizer, http: aiohttp.ClientSession
+  recipe: BenchRecipe, tok: ChatTokenizer, http: aiohttp.ClientSession
 ) -> dict[str, Any]:
   """The same of SGLang, by what its replies call cached, all sent together."""
   replies = await asyncio.gather(
-    *(_generate(http, body) for body in _group(config, tok, 'at_once'))
+    *(_generate(http, body) for body in _group(recipe, tok, 'at_once'))
   )
   return {
     'prefills': sum(reply.prompt_tokens - reply.cached_tokens for reply in replies)

@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments import bench_data, bench_rollout
-from experiments.launch import require, require_recipe, run
+from experiments import launch
+from experiments.bench import data, rollout
+from experiments.bench.recipe import BenchRecipe
+from paravt_jax.options import require
 
 _JSON = flags.DEFINE_bool(
   'json', False, 'Print one JSON object and nothing else on standard output.'
 )
 
-Suite = Callable[[ConfigDict], dict[str, Any]]
-SUITES: Mapping[str, Suite] = {'data': bench_data.suite, 'rollout': bench_rollout.suite}
+Suite = Callable[[BenchRecipe], dict[str, Any]]
+SUITES: Mapping[str, Suite] = {'data': data.suite, 'rollout': rollout.suite}
 # By the end of a figure's name; what has none is a plain number.
 UNITS = {
   'tokens_per_second': 'tokens/s', 'frames_per_second': 'frames/s', 'samples_per_second': 'samples/s', 'rows_per_second': 'rows/s',
@@ -30,12 +31,11 @@ UNITS = {
 }  # fmt: skip
 
 
-def main(config: ConfigDict) -> None:
+def main(recipe: BenchRecipe) -> None:
   """Runs one suite and prints what it found. While it runs, whatever is printed goes to stderr."""
-  require_recipe(config, 'suite', 'configs/bench.py')
-  require(config.suite, f'one of {", ".join(SUITES)}', config.suite in SUITES, 'suite')
+  require(recipe.suite, f'one of {", ".join(SUITES)}', recipe.suite in SUITES, 'suite')
   with contextlib.redirect_stdout(sys.stderr):
-    report = SUITES[config.suite](config)
+    report = SUITES[recipe.suite](recipe)
   print(json.dumps(report) if _JSON.value else table(report))
 
 
@@ -68,4 +68,4 @@ def _unit(name: str) -> str:
 
 
 if __name__ == '__main__':
-  sys.exit(run(main))
+  sys.exit(launch.run(main, BenchRecipe))

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import runs
+from experiments.bench.recipe import ClipBench, Mix
 from paravt_jax import seeds
+from paravt_jax.options import to_dict
+from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.testing import clips
 
 BUCKET = 'longvt_source/selftrace_0'
@@ -23,7 +24,7 @@ _VERSION = 1  # of what is generated; a new number makes it anew
 _TEXTURE = (3, 90, 160)  # times as large as a frame, and its coarseness
 
 
-def clip(folder: pathlib.Path, knobs: ConfigDict) -> pathlib.Path:
+def clip(folder: pathlib.Path, knobs: ClipBench) -> pathlib.Path:
   """An H.264 mp4 of a camera that wanders over a textured ground, with grain, so that its bit rate
   is a real video's.
   """
@@ -46,7 +47,7 @@ def clip(folder: pathlib.Path, knobs: ConfigDict) -> pathlib.Path:
 
     clips.make_clip(path, knobs.seconds, knobs.fps, size, frame, knobs.gop)
 
-  return _once(folder / f'clip-{_mark(knobs.to_dict())}.mp4', write)
+  return _once(folder / f'clip-{_mark(to_dict(knobs))}.mp4', write)
 
 
 def archives(folder: pathlib.Path, kind: str, total: int, count: int) -> list[pathlib.Path]:
@@ -123,7 +124,7 @@ def words(tokens: int) -> str:
 
 def mixed_rows(
   count: int,
-  knobs: ConfigDict,
+  knobs: Mix,
   videos: Callable[[int], str],
   images: Sequence[str],
   seconds: float,
@@ -175,4 +176,4 @@ def _once(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> pathli
 
 
 def _mark(*parts: object) -> str:
-  return runs.fingerprint(_VERSION, *parts)
+  return fingerprint(_VERSION, *parts)

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-from ml_collections import ConfigDict
 
-from experiments.launch import build
+from experiments.bench.recipe import BenchRecipe
 from paravt_jax import seeds
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.options import extended
 from paravt_jax.serving.embedded import server
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -78,7 +78,7 @@ def confined(threads: int) -> Iterator[tuple[int, ...]]:
     os.sched_setaffinity(0, before)
 
 
-def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dict[str, Any]:
+def measure(recipe: BenchRecipe, folder: pathlib.Path, tok: ChatTokenizer) -> dict[str, Any]:
   """Tokens per second of both, the better of their turns, prefill and image encoding included, and
   the ratio.
 
@@ -86,8 +86,8 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
   is that of distinct ones too. It runs on all threads and on one, and the faster counts. Beside it:
   our speed on distinct prompts.
   """
-  knobs = config.generate
-  made = lambda *at: question(tok, knobs.frames, knobs.words, config.seed, 'generate', *at)
+  knobs = recipe.generate
+  made = lambda *at: question(tok, knobs.frames, knobs.words, recipe.seed, 'generate', *at)
   groups = lambda turn, group: [made(group, turn, n) for n in range(-(-knobs.batch // group))]
   asked = lambda turn, group: [one for one in groups(turn, group) for _ in range(group)][
     : knobs.batch
@@ -98,16 +98,16 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
     'transformers': [],
     'transformers_one_thread': [],
   }
-  with confined(config.threads) as cores, _engine(config, folder) as engine:
+  with confined(recipe.threads) as cores, _engine(recipe, folder) as engine:
     theirs = _transformers(folder)
     ours = lambda prompts, temperature: _ours(engine, prompts, knobs.new_tokens, temperature)
     first, _ = ours(asked(0, knobs.group), 0.0)  # greedy: both warm up, and must say the same
     same = (
-      first[:, 0] == theirs(asked(0, knobs.group), knobs.new_tokens, 0.0, config.threads)[0][:, 0]
+      first[:, 0] == theirs(asked(0, knobs.group), knobs.new_tokens, 0.0, recipe.threads)[0][:, 0]
     )
     for turn in range(1, knobs.repeats + 1):
       prompts, rest = asked(turn, knobs.group), (knobs.new_tokens, knobs.temperature)
-      seconds['transformers'].append(theirs(prompts, *rest, config.threads)[1])
+      seconds['transformers'].append(theirs(prompts, *rest, recipe.threads)[1])
       seconds['embedded'].append(ours(prompts, knobs.temperature)[1])
       seconds['transformers_one_thread'].append(theirs(prompts, *rest, 1)[1])
       seconds['embedded_distinct'].append(ours(asked(turn, 1), knobs.temperature)[1])
@@ -122,29 +122,28 @@ def measure(config: ConfigDict, folder: pathlib.Path, tok: ChatTokenizer) -> dic
     'greedy_agreement': float(np.mean(same)),
     'batch': knobs.batch,
     'new_tokens': knobs.new_tokens,
-    'threads': len(cores) or config.threads,
+    'threads': len(cores) or recipe.threads,
   }
 
 
 @contextlib.contextmanager
-def _engine(config: ConfigDict, folder: pathlib.Path) -> Iterator[Engine]:
+def _engine(recipe: BenchRecipe, folder: pathlib.Path) -> Iterator[Engine]:
   """A running engine on the server's recipe."""
-  given = {
-    'model_path': str(folder),
-    'host': '127.0.0.1',
-    'port': 0,
-    'port_file': None,
-    'api_key': None,
-    'eos_token_ids': (),
-  }
-  section = {
-    **config.server.embedded.to_dict(),
-    'lanes': config.generate.lanes,
-    'decode_steps': config.generate.decode_steps,
-  }
-  engine = server.build(
-    build(ServerOptions, section, 'server.embedded', compile_cache=None, parent_pid=None, **given)
+  options = extended(
+    ServerOptions,
+    recipe.server.embedded,
+    lanes=recipe.generate.lanes,
+    decode_steps=recipe.generate.decode_steps,
+    model_path=str(folder),
+    host='127.0.0.1',
+    port=0,
+    port_file=None,
+    api_key=None,
+    eos_token_ids=(),
+    compile_cache=None,
+    parent_pid=None,
   )
+  engine = server.build(options)
   life = threading.Thread(target=engine.run, daemon=True)
   life.start()
   try:

@@ -16,11 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
-from ml_collections import ConfigDict
 
-from experiments import bench_input, bench_media, runs
-from experiments.bench_generate import confined
+from experiments.bench import input as bench_input
+from experiments.bench import media as bench_media
+from experiments.bench import recipe as recipes
+from experiments.bench.generate import confined
 from paravt_jax.errors import DataError
+from paravt_jax.options import to_dict
+from paravt_jax.orchestrator.options import VideoOptions
+from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.types import Window
 from paravt_jax.video import patches, sampling
 from paravt_jax.video.decode import DecodePool
@@ -32,24 +36,24 @@ _DEADLINE_S = 300.0
 Request = tuple[str, np.ndarray]  # a video, and the seconds wanted of it
 
 
-def suite(config: ConfigDict) -> dict[str, Any]:
+def suite(recipe: recipes.BenchRecipe) -> dict[str, Any]:
   """{'packing_efficiency', 'decode', 'unpack', 'materialize', 'input_wait_share', ...}; see
   configs/bench.py.
   """
-  knobs, folder = config.data, pathlib.Path(config.run.folder) / 'data'
+  knobs, folder = recipe.data, pathlib.Path(recipe.run.folder) / 'data'
   folder.mkdir(parents=True, exist_ok=True)
-  with confined(config.threads):
+  with confined(recipe.threads):
     _say(f'packing: {knobs.packing.batches} batches of the stated mix')
-    report: dict[str, Any] = {'packing_efficiency': bench_input.packing_efficiency(config, folder)}
+    report: dict[str, Any] = {'packing_efficiency': bench_input.packing_efficiency(recipe, folder)}
     _say(f'a clip of {knobs.clip.seconds} s')
     clip = bench_media.clip(folder, knobs.clip)
     _say('decoding: our reader and decord take turns')
-    report['decode'] = decode(knobs.decode, knobs.sft.video, clip, config.threads)
+    report['decode'] = decode(knobs.decode, knobs.sft.video, clip, recipe.threads)
     _say('unpacking: ours and unzip take turns')
-    report['unpack'] = unpack(knobs.unpack, folder) | {'threads': config.threads}
+    report['unpack'] = unpack(knobs.unpack, folder) | {'threads': recipe.threads}
     _say(f'materializing {knobs.materialize.rows} rows')
     report['materialize'] = materialize(knobs.materialize, folder)
-    return report | bench_input.measure(config, folder, clip, _say)
+    return report | bench_input.measure(recipe, folder, clip, _say)
 
 
 def _say(text: str) -> None:
@@ -60,7 +64,7 @@ def _say(text: str) -> None:
 
 
 def decode(
-  knobs: ConfigDict, video: ConfigDict, clip: pathlib.Path, workers: int
+  knobs: recipes.DecodeBench, video: VideoOptions, clip: pathlib.Path, workers: int
 ) -> dict[str, Any]:
   """Frames per second of our reader and of decord, and the ratio, on overviews, on windows, and on
   both together.
@@ -122,7 +126,9 @@ def _rates(taken: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
   }
 
 
-def _requests(knobs: ConfigDict, clip: pathlib.Path, info: VideoInfo) -> dict[str, list[Request]]:
+def _requests(
+  knobs: recipes.DecodeBench, clip: pathlib.Path, info: VideoInfo
+) -> dict[str, list[Request]]:
   """Overviews of the whole video, and windows as a sub-agent sees them, each at a place of its
   own.
   """
@@ -153,7 +159,7 @@ def _plain_decord(path: str, times: np.ndarray, size: tuple[int, int]) -> np.nda
 # Unpacking
 
 
-def unpack(knobs: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def unpack(knobs: recipes.UnpackBench, folder: pathlib.Path) -> dict[str, Any]:
   """Seconds of our command over those of `unzip -q`: on one archive (the worse of small files and
   large ones), and on several.
 
@@ -186,7 +192,7 @@ def unpack(knobs: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _versus_unzip(
-  files: list[pathlib.Path], knobs: ConfigDict, out: pathlib.Path
+  files: list[pathlib.Path], knobs: recipes.UnpackBench, out: pathlib.Path
 ) -> dict[str, Any]:
   source = files[0] if len(files) == 1 else files[0].parent
   ours = [[sys.executable, *_UNPACK, '--archives', str(source), '--root', str(out)]]
@@ -211,12 +217,12 @@ def _versus_unzip(
 # Materializing
 
 
-def materialize(knobs: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def materialize(knobs: recipes.MaterializeBench, folder: pathlib.Path) -> dict[str, Any]:
   """Rows per second of our command, its start included, and how large the rows are; the media are
   not there and are reported so.
   """
   source, out = folder / 'parquet', folder / 'materialized'
-  file = source / f'paravt_sft_bench_{runs.fingerprint(knobs.to_dict())}.parquet'
+  file = source / f'paravt_sft_bench_{fingerprint(to_dict(knobs))}.parquet'
   if not file.is_file():
     shutil.rmtree(source, ignore_errors=True)
     videos = lambda n: f'{bench_media.BUCKET}/{n // 20:06d}.mp4'
@@ -256,7 +262,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 def _run(command: list[str]) -> None:
   """Raises DataError with the end of what a command that failed has said."""
-  home = str(pathlib.Path(__file__).resolve().parent.parent)
+  home = str(pathlib.Path(__file__).resolve().parents[2])
   environment = {
     **os.environ,
     'PYTHONPATH': os.pathsep.join([home, os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep),

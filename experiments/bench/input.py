@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments import bench_media, sft_data, wiring
+from experiments.bench import media as bench_media
+from experiments.bench.recipe import BenchRecipe
 from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, sft
+from paravt_jax.orchestrator import parts, sft_data
+from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.types import Clip
 from paravt_jax.video.readers import VideoInfo
 from paravt_jax.video.store import FrameStore
@@ -40,7 +42,7 @@ class SquareVideos:
     raise NotImplementedError(path)
 
 
-def step_seconds(config: ConfigDict) -> float:
+def step_seconds(config: BenchRecipe) -> float:
   """How long one device takes for its packs, by the accelerator's estimate: 6 * parameters * tokens
   / (peak FLOP/s * share).
   """
@@ -49,7 +51,7 @@ def step_seconds(config: ConfigDict) -> float:
   return 6 * step.parameters * tokens / (step.peak_flops * step.share)
 
 
-def packing_efficiency(config: ConfigDict, folder: pathlib.Path) -> float:
+def packing_efficiency(config: BenchRecipe, folder: pathlib.Path) -> float:
   """Share of the rows' tokens that are not padding, over many plans of the stated mix, by the
   recipe's own planner.
   """
@@ -58,9 +60,8 @@ def packing_efficiency(config: ConfigDict, folder: pathlib.Path) -> float:
   rows = bench_media.mixed_rows(
     knobs.rows, mix, lambda n: f'{n}.mp4', images, SquareVideos.SECONDS, config.seed
   )
-  recipe = config.data.sft.copy_and_resolve_references()
   file = bench_media.parquet(media / 'paravt_sft_bench.parquet', rows)
-  recipe.data.update({'train': (str(file),), 'media_root': str(media)})
+  recipe = _of(config.data.sft, file, media)
   train, sources = recipe.train, sft_data.sources(recipe)
   with concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as pool:
     planner, _ = batches.make_planner(
@@ -78,7 +79,7 @@ def packing_efficiency(config: ConfigDict, folder: pathlib.Path) -> float:
 
 
 def measure(
-  config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, say: Say
+  config: BenchRecipe, folder: pathlib.Path, clip: pathlib.Path, say: Say
 ) -> dict[str, Any]:
   """{'input_wait_share', 'first_epoch_wait_share', 'input', 'stages'}: the real pipeline in its
   first epoch and in its second.
@@ -87,15 +88,17 @@ def measure(
   first one of each epoch, which comes while a run compiles. The second epoch is the same batches
   again, made anew from the store that the first filled.
   """
-  knobs, recipe = config.data.input, config.data.sft.copy_and_resolve_references()
-  _corpus(config, folder / 'corpus', clip, recipe)
+  knobs, recipe = config.data.input, _corpus(config, folder / 'corpus', clip)
   tok, seconds = _tokenizer(config), step_seconds(config)
-  recipe.video.cache_folder, recipe.data.cache_folder = str(folder / 'frames'), ''
+  recipe = recipe.replace(
+    video=recipe.video.replace(cache_folder=str(folder / 'frames')),
+    data=recipe.data.replace(cache_folder=''),
+  )
   shutil.rmtree(folder / 'frames', ignore_errors=True)
   report, details = {}, {'step_seconds': seconds, 'steps': knobs.steps}
   for epoch in ('first', 'second'):
     say(f'{knobs.steps} steps of {seconds:.2f} s, {epoch} epoch')
-    with wiring.decode_pool(recipe) as pool:
+    with parts.decode_pool(recipe.video) as pool:
       found = _epoch(recipe, tok, sft_data.frame_source(recipe, pool), knobs.steps, seconds)
     report[epoch] = found['waited_seconds'] / (found['waited_seconds'] + knobs.steps * seconds)
     details |= {f'{epoch}_{name}': value for name, value in found.items()}
@@ -108,15 +111,17 @@ def measure(
   }
 
 
-def _tokenizer(config: ConfigDict) -> ChatTokenizer:
-  return ChatTokenizer.load(config.model.folder or wiring.tiny_model(config.seed))
+def _tokenizer(config: BenchRecipe) -> ChatTokenizer:
+  return ChatTokenizer.load(config.model.folder or parts.tiny_model(config.seed))
 
 
-def _corpus(
-  config: ConfigDict, folder: pathlib.Path, clip: pathlib.Path, recipe: ConfigDict
-) -> None:
-  """A parquet file of the stated mix and its media, set as the recipe's data: every row has a video
-  of its own (a link).
+def _of(recipe: SFTRecipe, file: pathlib.Path, media_root: pathlib.Path) -> SFTRecipe:
+  return recipe.replace(data=recipe.data.replace(train=(str(file),), media_root=str(media_root)))
+
+
+def _corpus(config: BenchRecipe, folder: pathlib.Path, clip: pathlib.Path) -> SFTRecipe:
+  """The recipe on a parquet file of the stated mix and its media: every row has a video of its own
+  (a link).
   """
   knobs, mix, media = config.data.input, config.data.mix, folder / bench_media.BUCKET
   media.mkdir(parents=True, exist_ok=True)
@@ -135,11 +140,11 @@ def _corpus(
     knobs.rows, mix, video, images, config.data.clip.seconds, config.seed
   )
   file = bench_media.parquet(folder / 'paravt_sft_bench.parquet', rows)
-  recipe.data.update({'train': (str(file),), 'media_root': str(folder)})
+  return _of(config.data.sft, file, folder)
 
 
 def _epoch(
-  recipe: ConfigDict, tok: ChatTokenizer, frames: sft.Frames, steps: int, seconds: float
+  recipe: SFTRecipe, tok: ChatTokenizer, frames: sft.Frames, steps: int, seconds: float
 ) -> dict[str, Any]:
   """The seconds waited in `steps` steps after the first batch, and what the batches held."""
   data = sft_data.make_batches(recipe, sft_data.sources(recipe), tok, frames)
@@ -161,7 +166,7 @@ def _epoch(
 
 
 def _stages(
-  config: ConfigDict, recipe: ConfigDict, tok: ChatTokenizer, cache: pathlib.Path
+  config: BenchRecipe, recipe: SFTRecipe, tok: ChatTokenizer, cache: pathlib.Path
 ) -> dict[str, float]:
   """Samples per second of each stage alone: read a row, tokenise and size it, decode it, read it
   from the store, pack.
@@ -180,7 +185,7 @@ def _stages(
   rows = timed('read_row', lambda: [source.conversations[n] for n in range(count)])
   shutil.rmtree(cache, ignore_errors=True)
   with (
-    wiring.decode_pool(recipe) as pool,
+    parts.decode_pool(recipe.video) as pool,
     concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as threads,
   ):
     whole = lambda frames: list(

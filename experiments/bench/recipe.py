@@ -1,0 +1,207 @@
+"""The typed recipe of the benches; the numbers stand in configs/bench.py."""
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+from paravt_jax.options import (
+  COUNT,
+  LANES,
+  NAME,
+  PART,
+  POSITIVE,
+  SEED,
+  SHARE,
+  Options,
+  each,
+  from_,
+  multiple_of,
+  span,
+  whole,
+)
+from paravt_jax.orchestrator.options import ModelOptions
+from paravt_jax.orchestrator.recipes import SFTRecipe
+from paravt_jax.serving import sglang
+from paravt_jax.serving.embedded import options as embedded
+
+CONCURRENCIES = each(
+  'positive numbers of requests', lambda one: type(one) is int and one >= 1, 1, differ=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchFolder(Options):
+  """Where the benches write."""
+
+  folder: Annotated[str, NAME]  # logs of the servers; scratch space
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts(Options):
+  """Prompts as rollouts have them."""
+
+  frames: Annotated[int, COUNT]  # of a prompt
+  words: Annotated[int, COUNT]  # of a prompt
+  new_tokens: Annotated[int, COUNT]  # of a reply
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateBench(Prompts):
+  """The embedded engine beside transformers: one batch, in one process."""
+
+  batch: Annotated[int, COUNT]  # requests at once
+  group: Annotated[int, COUNT]  # rollouts of a prompt
+  temperature: Annotated[float, from_(0)]
+  repeats: Annotated[int, COUNT]  # turns of each, of which the best counts
+  lanes: Annotated[tuple[tuple[int, int], ...], LANES]  # (context, slots) of the engine
+  decode_steps: Annotated[int, COUNT]  # tokens per dispatch
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeBench(Prompts):
+  """The embedded server beside SGLang, over HTTP."""
+
+  concurrencies: Annotated[tuple[int, ...], CONCURRENCIES]  # requests at once
+  turns: Annotated[int, COUNT]  # turns x concurrency requests at each concurrency
+  group: Annotated[int, COUNT]  # rollouts of a prompt
+  temperature: Annotated[float, from_(0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixBench(Prompts):
+  """Rollouts of one prompt."""
+
+  rollouts: Annotated[int, COUNT]
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishBench(Options):
+  """Weights on their way."""
+
+  bytes: Annotated[int, COUNT]  # of the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchServers(Options):
+  """The servers that are measured."""
+
+  ready_timeout_s: Annotated[float, POSITIVE]  # for one to answer
+  embedded: embedded.EngineOptions
+  sglang: sglang.EngineOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix(Options):
+  """Rows of the stated mix: videos, or an image instead."""
+
+  frames: Annotated[tuple[int, int], span(1)]  # of a video
+  text: Annotated[tuple[int, int], span(1)]  # tokens
+  image_share: Annotated[float, SHARE]  # of the rows, that hold an image instead
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMix(Mix):
+  """The same with real images."""
+
+  image_tokens: Annotated[tuple[int, int], span(1)]  # of an image
+  images: Annotated[int, COUNT]  # different ones
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingBench(Options):
+  """How full rows are."""
+
+  rows: Annotated[int, COUNT]  # of the data
+  batches: Annotated[int, COUNT]  # that are planned
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipBench(Options):
+  """The video that is decoded."""
+
+  seconds: Annotated[int, COUNT]
+  height: Annotated[int, multiple_of(2)]  # pixels
+  width: Annotated[int, multiple_of(2)]  # pixels
+  fps: Annotated[int, COUNT]
+  gop: Annotated[int, COUNT]  # frames from one key frame to the next
+  grain: Annotated[int, whole(1, 255)]  # noise over the picture, in grey levels: the bit rate
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeBench(Options):
+  """What is asked of the clip."""
+
+  overviews: Annotated[int, COUNT]  # of the whole clip
+  overview_frames: Annotated[int, COUNT]  # of each
+  windows: Annotated[int, COUNT]  # in the clip
+  window_seconds: Annotated[float, POSITIVE]  # of each
+  window_frames: Annotated[int, COUNT]  # of each
+  repeats: Annotated[int, COUNT]  # turns of each program, of which the best counts
+
+
+@dataclasses.dataclass(frozen=True)
+class UnpackBench(Options):
+  """Archives to unpack."""
+
+  bytes: Annotated[int, COUNT]  # of one archive, and of each kind in several
+  archives: Annotated[int, whole(2, note='one of each kind')]  # in all
+  repeats: Annotated[int, COUNT]  # turns of each program, of which the best counts
+
+
+@dataclasses.dataclass(frozen=True)
+class MaterializeBench(Mix):
+  """Rows to materialize."""
+
+  rows: Annotated[int, COUNT]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBench(Options):
+  """The step that is simulated: 6 * parameters * tokens / (peak * share) seconds."""
+
+  parameters: Annotated[float, POSITIVE]
+  peak_flops: Annotated[float, POSITIVE]  # of the device, a second
+  share: Annotated[float, PART]  # of the peak that is reached
+
+
+@dataclasses.dataclass(frozen=True)
+class InputBench(Options):
+  """The pipeline that steps wait for."""
+
+  rows: Annotated[int, COUNT]  # of the data
+  steps: Annotated[int, COUNT]  # of each epoch
+  stage_rows: Annotated[int, COUNT]  # of each stage alone
+
+
+@dataclasses.dataclass(frozen=True)
+class DataBench(Options):
+  """The suite `data`."""
+
+  mix: ImageMix
+  packing: PackingBench
+  clip: ClipBench
+  decode: DecodeBench
+  unpack: UnpackBench
+  materialize: MaterializeBench
+  step: StepBench
+  input: InputBench
+  sft: SFTRecipe  # one device of it
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchRecipe(Options):
+  """What the benches measure, and how large it is (`experiments.bench`)."""
+
+  SECTION: ClassVar[str] = 'suite'
+  EXAMPLE: ClassVar[str] = 'configs/bench.py'
+
+  suite: Annotated[str, NAME]  # which one
+  seed: Annotated[int, SEED]
+  threads: Annotated[int, COUNT]  # cores that each measured program gets, ours and the others
+  model: ModelOptions  # without a folder: the random tiny model
+  run: BenchFolder
+  generate: GenerateBench
+  serve: ServeBench
+  prefix: PrefixBench
+  publish: PublishBench
+  server: BenchServers
+  data: DataBench
