@@ -1,97 +1,202 @@
-"""Every knob is checked at the door, by one rule of configs/allowed.py, for all entry points alike.
+"""What each knob means: `python -m experiments.knobs [SECTION ...] [--recipe=rl]`.
 
-`launch.require_recipe` does it. A rule is about one knob alone. ORDERED says of which two knobs the
-first is at most the second. What else knobs must be to each other: crosschecks.py.
+Prints the knobs of some sections (`reward`, `server.watch`), or all of a recipe's: its name, its
+value at each scale, what it may be, and its meaning, as the typed options say it. --markdown prints
+the reference of configs/README.md.
 """
 
-from collections.abc import Iterator, Mapping
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs import allowed
-from configs.rules import Rule
+from configs import ablations, ask, bench, longvideo_reason, para_grpo, sft
+from configs import eval as evaluation
+from experiments.ablate import AblateRecipe
+from experiments.bench.recipe import BenchRecipe
+from experiments.launch import typed
+from experiments.longvideo_reason import LongVideoRecipe
+from paravt_jax import options
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 
-Rules = Mapping[str, Rule]
-# The first knob is at most the second, in whatever section of the recipe they stand.
-ORDERED = (
-  ('video.min_pixels', 'video.max_pixels'),
-  ('video.min_pixels', 'frames.image_max_pixels'),
-  ('decode.min_pixels', 'decode.max_pixels'),
-  ('caption.min_pixels', 'caption.max_pixels'),
-  ('subagent.min_frames', 'subagent.max_frames'),
-  ('frames.min_frames', 'frames.max_frames'),
-)
+SCALES = ('tiny', '2b', '8b')
 
 
-def _flat(table: Mapping[str, Any], prefix: str = '') -> dict[str, Rule]:
-  """{'agent.max_turns': Rule, ...}."""
-  found: dict[str, Rule] = {}
-  for name, value in table.items():
-    found |= (
-      {f'{prefix}{name}': value} if isinstance(value, Rule) else _flat(value, f'{prefix}{name}.')
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """One entry point's recipes."""
+
+  recipe: type  # the typed tree
+  configs: Mapping[str, Callable[[], ConfigDict]]  # by scale; '' where there are none
+
+
+def _scaled(make: Callable[[str], ConfigDict]) -> dict[str, Callable[[], ConfigDict]]:
+  return {scale: lambda scale=scale: make(scale) for scale in SCALES}
+
+
+KINDS = {
+  'rl': Kind(RLRecipe, _scaled(para_grpo.get_config)),
+  'sft': Kind(SFTRecipe, _scaled(sft.get_config)),
+  'eval': Kind(EvalRecipe, _scaled(evaluation.get_config)),
+  'ask': Kind(AskRecipe, _scaled(ask.get_config)),
+  'ablate': Kind(AblateRecipe, {'': ablations.get_config}),
+  'longvideo_reason': Kind(LongVideoRecipe, {'': longvideo_reason.get_config}),
+  'bench': Kind(BenchRecipe, {'': bench.get_config}),
+}
+_RECIPE = flags.DEFINE_enum('recipe', 'rl', list(KINDS), 'Which recipes.')
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the reference of configs/README.md.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+  """One line of the reference."""
+
+  path: str  # as behind --config.
+  values: Mapping[str, Any]  # by scale; a scale that lacks the knob has none
+  wanted: str  # what it may be
+  meaning: str  # the comment on its field
+
+
+def main(argv: list[str]) -> None:
+  """Prints the reference, or the part of it that is asked for."""
+  if _MARKDOWN.value:
+    print(markdown())
+    return
+  try:
+    found = chosen(knobs(KINDS[_RECIPE.value]), argv[1:])
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  for knob in found:
+    print(f'--config.{knob.path} = {shown(knob)}')
+    print(
+      textwrap.indent(textwrap.fill(f'{knob.meaning or "-"}. Wanted: {knob.wanted}', 96), '    ')
     )
+
+
+def chosen(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
+  """The knobs of some sections, all without any. Raises ConfigError for one that there is not."""
+  kept: list[Knob] = [] if sections else list(found)
+  for section in sections:
+    name = section.removeprefix('--config.').removeprefix('config.')
+    inside = [one for one in found if one.path == name or one.path.startswith(f'{name}.')]
+    if not inside:
+      tops = dict.fromkeys(one.path.partition('.')[0] for one in found)
+      raise ConfigError(f'{section}: no such section or knob; wanted one of {", ".join(tops)}')
+    kept += inside
+  return kept
+
+
+def knobs(kind: Kind) -> list[Knob]:
+  """All knobs of a recipe, in its order."""
+  values: dict[str, dict[str, Any]] = {}
+  for scale, make in kind.configs.items():
+    for path, value in options.leaves(typed(kind.recipe, make())):
+      values.setdefault(path, {})[scale] = value
+  found = []
+  for path, (rule, meaning) in _described(kind.recipe).items():
+    held = values.get(path, {})
+    if path.endswith('.*'):  # names of one's own: the values in use, as one
+      members = {one: value for one, value in values.items() if one.startswith(path[:-1])}
+      held = {
+        '': {one.removeprefix(path[:-1]): next(iter(v.values())) for one, v in members.items()}
+      }
+    found.append(Knob(path, held, rule, meaning))
   return found
 
 
-# The section that only the recipes of one entry point have -> the rules of these recipes
-KINDS = {
-  'rollout': _flat(allowed.RL),
-  'sources': _flat(allowed.SFT),
-  'protocol': _flat(allowed.EVAL),
-  'question': _flat(allowed.ASK),
-  'overrides': _flat(allowed.ABLATE),
-  'suite': _flat(allowed.BENCH),
-  'reasoner': _flat(allowed.LONGVIDEO_REASON),
-}
+def _described(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]:
+  """(what it may be, its meaning) of each knob below a class, by path."""
+  found: dict[str, tuple[str, str]] = {}
+  rules, meanings = options.schema(kind, prefix), comments(kind)
+  hints = typing.get_type_hints(kind, include_extras=True)
+  for field in dataclasses.fields(kind):
+    path = f'{prefix}{field.name}'
+    section = options.section_of(hints[field.name])
+    if section is not None:
+      if section is not SFTRecipe or kind is SFTRecipe:  # a cold start is described as SFT
+        found |= _described(section, f'{path}.')
+      continue
+    place = path if path in rules else f'{path}.*'
+    found[place] = (rules[place].wanted, meanings.get(field.name, ''))
+  return found
 
 
-def rules(config: ConfigDict) -> Rules:
-  """The rules of a recipe's kind; none for a recipe of no entry point."""
-  return next((table for section, table in KINDS.items() if section in config), {})
+def comments(kind: type) -> dict[str, str]:
+  """The comments on the fields of a dataclass: above a field, or behind it; a subclass may leave
+  its base's as they are.
+  """
+  found: dict[str, str] = {}
+  for one in reversed(kind.__mro__):
+    if dataclasses.is_dataclass(one) and '__annotations__' in vars(one):
+      found |= {name: text for name, text in _own_comments(one).items() if text}
+  return found
 
 
-def rule(table: Rules, knob: str) -> Rule | None:
-  """The rule of a knob, by its path or as a member of 'section.*'; None for a knob without one."""
-  return table.get(knob) or table.get(f'{knob.rpartition(".")[0]}.*')
+def _own_comments(kind: type) -> dict[str, str]:
+  lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
+  (tree,) = ast.parse('\n'.join(lines)).body
+  assert isinstance(tree, ast.ClassDef)
+  found: dict[str, str] = {}
+  for node in tree.body:
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+      continue
+    above, first = [], node.lineno - 2
+    while lines[first].strip().startswith('#'):
+      above.insert(0, lines[first].strip().lstrip('# '))
+      first -= 1
+    last = lines[(node.end_lineno or node.lineno) - 1]
+    behind = last[node.end_col_offset :].partition('#')[2].strip()
+    found[node.target.id] = ' '.join([*above, behind]).strip()
+  return found
 
 
-def leaves(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """('agent.max_turns', 3), ...: every knob and its value."""
-  for name, value in config.items():
-    if isinstance(value, ConfigDict):
-      yield from leaves(value, f'{prefix}{name}.')
-    else:
-      yield f'{prefix}{name}', value
+def shown(knob: Knob) -> str:
+  """A knob's value, at each scale where they differ."""
+  written = {scale: repr(value) for scale, value in knob.values.items()}
+  if not written:
+    return '-'
+  if len(set(written.values())) == 1:
+    return next(iter(written.values()))
+  return ', '.join(f'{value} (:{scale})' for scale, value in written.items())
 
 
-def check(config: ConfigDict) -> None:
-  """Raises the ConfigError of the first knob that breaks its rule."""
-  table = rules(config)
-  for knob, value in leaves(config):
-    found = rule(table, knob)
-    if found is not None and not found.holds(value):
-      raise ConfigError(f'--config.{knob}={value!r}: wanted {found.wanted}')
-  values = dict(leaves(config))
-  for low, high in ORDERED:
-    for knob in (knob for knob in values if knob == low or knob.endswith(f'.{low}')):
-      other = knob.removesuffix(low) + high
-      if other in values and values[knob] > values[other]:
-        raise ConfigError(
-          f'--config.{knob}={values[knob]!r}: wanted at most {other}={values[other]!r}'
-        )
+def markdown() -> str:
+  """The reference as the tables of configs/README.md. What SFT, evaluation and ask share with RL
+  stands there once.
+  """
+  lines: list[str] = []
+  known: dict[str, Knob] = {}
+  for name in ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason'):
+    found = knobs(KINDS[name])
+    if name in ('sft', 'eval', 'ask'):
+      found = [one for one in found if not _same_knob(one, known.get(one.path))]
+    known |= {one.path: one for one in found}
+    lines += ['', f'### `{KINDS[name].recipe.EXAMPLE}`', '']
+    lines += ['| knob | value | may be | meaning |', '|---|---|---|---|']
+    lines += [_row(one) for one in found]
+  return '\n'.join(lines).strip()
 
 
-def require_rule(config: ConfigDict, knob: str, value: Any) -> None:
-  """Raises the ConfigError of one knob, unless its rule allows the value."""
-  found = rule(rules(config), knob)
-  if found is None or not found.holds(value):
-    raise ConfigError(
-      f'--config.{knob}={value!r}: wanted {"another value" if found is None else found.wanted}'
-    )
+def _same_knob(one: Knob, other: Knob | None) -> bool:
+  return other is not None and other.meaning == one.meaning and other.values == one.values
 
 
-def is_open(config: ConfigDict, section: str) -> bool:
-  """Whether the keys of a section are names of one's own, as those of `sources` are."""
-  return f'{section}.*' in rules(config)
+def _row(knob: Knob) -> str:
+  value = shown(knob)
+  if len(value) > 60:
+    value = f'{value[:57]}...'
+  cells = (f'`{knob.path}`', f'`{value}`', knob.wanted, knob.meaning)
+  return '| ' + ' | '.join(cell.replace('|', '\\|').replace('\n', '\\n') for cell in cells) + ' |'
+
+
+if __name__ == '__main__':
+  app.run(main)

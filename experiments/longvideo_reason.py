@@ -59,7 +59,7 @@ class DecodeOptions(Options):
 
   workers: Annotated[int, COUNT]  # processes that decode
   deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
-  backend: Annotated[str, one_of('pyav', 'decord')]
+  backend: Annotated[str, one_of('pyav', 'decord')]  # what reads files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _own_rules(kind: type) -> dict[str, Rule | Members]:
   return found
 
 
-def _section_of(hint: Any) -> type | None:
+def section_of(hint: Any) -> type | None:
   """The options class that a field's type names, also as `Class | None`; None for a value."""
   if typing.get_origin(hint) is typing.Annotated:
     return None
@@ -109,7 +109,7 @@ def schema(kind: type, prefix: str = '') -> dict[str, Rule]:
   """The rules of a recipe's knobs by path, as 'agent.max_turns'; 'sources.*' for open sections."""
   rules, found = _own_rules(kind), {}
   for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-    section = _section_of(hint)
+    section = section_of(hint)
     rule = rules.get(name)
     if section is not None:
       found |= schema(section, f'{prefix}{name}.')
@@ -133,7 +133,7 @@ def leaves(options: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield from leaves(value, f'{prefix}{field.name}.')
     elif isinstance(value, Mapping):
       yield from ((f'{prefix}{field.name}.{key}', one) for key, one in value.items())
-    elif value is not None or _section_of(typing.get_type_hints(type(options))[field.name]) is None:
+    elif value is not None or section_of(typing.get_type_hints(type(options))[field.name]) is None:
       yield f'{prefix}{field.name}', value
 
 
@@ -147,7 +147,7 @@ def to_dict(options: Any) -> dict[str, Any]:
       found[field.name] = to_dict(value)
     elif isinstance(value, Mapping):
       found[field.name] = dict(value)
-    elif value is not None or _section_of(hints[field.name]) is None:
+    elif value is not None or section_of(hints[field.name]) is None:
       found[field.name] = value
   return found
 
@@ -173,7 +173,7 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
   values: dict[str, Any] = {}
   for name in (one for one in hints if one in fields):
     path = f'{where}.{name}' if where else name
-    inner = _section_of(hints[name])
+    inner = section_of(hints[name])
     if name in section and inner is not None and section[name] is not None:
       values[name] = build(inner, section[name], path)
     elif name in section:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / 'paravt_jax'
 
 # Layers: what a room may import of paravt_jax, besides itself and GROUND. Imports go down only.
-GROUND = {'types', 'shapes', 'seeds', 'errors'}
+GROUND = {'types', 'shapes', 'seeds', 'errors', 'files', 'options'}
 _BELOW_L4 = {
   'chat',
   'video',
@@ -45,7 +45,11 @@ ALLOWED: dict[str, set[str]] = {
   'report': _BELOW_L4,
   'testing': _BELOW_L4,
   'longvideo_reason': _BELOW_L4,
+  'orchestrator': {*_BELOW_L4, 'eval', 'report', 'testing'},
 }
+# What an entry point may import of experiments: how it starts. `knobs` describes all recipes.
+START = {'launch', 'overrides'}
+DESCRIBES_ALL = 'experiments/knobs.py'
 NEVER_IMPORTED = {'experiments', 'configs', 'tests'}
 CORE = ('models', 'rl', 'train')
 HEAVY = ('grain', 'av', 'decord', 'torch')
@@ -180,6 +184,45 @@ def _public_functions(modules) -> list[tuple[str, ast.AST]]:
 def test_imports_go_down_only_and_the_core_imports_nothing_heavy():
   faults = [fault for path, tree in _modules(LIBRARY) for fault in layer_faults(path, tree)]
   assert not faults, '\n'.join(faults)
+
+
+def experiment_faults(path: str, tree: ast.Module) -> list[str]:
+  """Imports of one experiment by another: what two share belongs into the library.
+
+  A package's modules, such as those of experiments/bench, may import each other.
+  """
+  own = '.'.join(Path(path).parts[1:2]).removesuffix('.py')
+  faults = []
+  for name, line in _imports(path, tree):
+    top, *rest = name.split('.')
+    if top == 'experiments' and rest and rest[0] not in {own, *START} and path != DESCRIBES_ALL:
+      faults.append(f'{path}:{line} imports {name}')
+  return faults
+
+
+def test_an_experiment_imports_the_library_and_launch_and_no_other_experiment():
+  modules = _modules(ROOT / 'experiments')
+  faults = [fault for path, tree in modules for fault in experiment_faults(path, tree)]
+  assert not faults, '\n'.join(faults)
+  for code, path, wrong in (
+    ('from experiments import sft', 'experiments/rl.py', 1),
+    ('from experiments.bench import media', 'experiments/bench/data.py', 0),
+    ('from experiments.bench import media', 'experiments/rl.py', 2),
+    ('from experiments import launch', 'experiments/rl.py', 0),
+  ):
+    assert bool(experiment_faults(path, ast.parse(code))) is bool(wrong)
+
+
+def test_no_recipe_is_a_config_dict_below_the_door():
+  modules = _modules(LIBRARY, ROOT / 'experiments')
+  door = ('experiments/launch.py', 'experiments/overrides.py', 'experiments/knobs.py')
+  users = {
+    path
+    for path, tree in modules
+    for name, _ in _imports(path, tree)
+    if name.split('.')[0] == 'ml_collections'
+  }
+  assert users <= set(door)
 
 
 def test_every_room_stands_in_the_table():

@@ -22,7 +22,7 @@ class AskOptions(Options):
 
   prompt: Annotated[str, PROSE]  # holds {captions} and may hold {duration}
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]
+  temperature: Annotated[float, from_(0)]  # of sampling
   max_missing: Annotated[float, SHARE]  # share of a video's clips that may lack a caption
 
 
@@ -32,7 +32,7 @@ class RewriteOptions(Options):
 
   prompt: Annotated[str, PROSE]  # holds {question}, {options}, {answer} and {reasons}
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]
+  temperature: Annotated[float, from_(0)]  # of sampling
   min_chars: Annotated[int, whole(0)]  # a shorter text is rejected
 
 

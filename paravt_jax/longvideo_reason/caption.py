@@ -31,7 +31,7 @@ class CaptionOptions(Options):
   max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
   quality: Annotated[int, whole(1, 95)]  # of the JPEGs
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]
+  temperature: Annotated[float, from_(0)]  # of sampling
   min_chars: Annotated[int, whole(0)]  # a shorter caption is rejected
 
   def __post_init__(self) -> None:

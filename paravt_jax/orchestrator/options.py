@@ -53,6 +53,7 @@ class RunOptions(Options):
   tensorboard: Annotated[bool, FLAG]  # event files beside metrics.jsonl
   wandb_project: Annotated[str, TEXT]  # of Weights & Biases; '': off
   wandb_entity: Annotated[str, TEXT]  # of Weights & Biases
+  # where its events go
   wandb_mode: Annotated[str, one_of('online', 'offline', 'disabled', 'shared')]
 
   @classmethod
@@ -149,7 +150,7 @@ class VideoOptions(Options):
 
   min_pixels: Annotated[int, whole(0, note='0: no lower bound')]  # area of a frame, at least
   max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
-  backend: Annotated[str, one_of('pyav', 'decord')]
+  backend: Annotated[str, one_of('pyav', 'decord')]  # what reads files
   workers: Annotated[int, COUNT]  # processes that decode
   deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
   cache_mb: Annotated[int, whole(0, note='0: none in memory')]  # decoded frames in memory, MiB
@@ -198,7 +199,7 @@ class SFTVideoOptions(VideoOptions):
 class RLSamplingOptions(SamplingOptions):
   """How rollouts are sampled."""
 
-  temperature: Annotated[float, above(0, 'RL must explore')]
+  temperature: Annotated[float, above(0, 'RL must explore')]  # logits are divided by it
 
   @classmethod
   def published(cls) -> 'RLSamplingOptions':

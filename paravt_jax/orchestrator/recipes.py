@@ -194,7 +194,7 @@ class AskRecipe(Options):
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of sampling above temperature 0
   video: Annotated[str, PROSE]  # the file
-  question: Annotated[str, PROSE]
+  question: Annotated[str, PROSE]  # on the video
   # oe: in a few words; mcq: the letter of an option that the question holds; tvg: [start, end]
   question_type: Annotated[str, one_of('mcq', 'tvg', 'oe')]
   html: Annotated[str, TEXT]  # a page to write; '': none

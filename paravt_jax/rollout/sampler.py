@@ -24,7 +24,7 @@ MAIN = -1  # the main agent's place in an address, where a sub-agent has its cal
 class SamplingOptions(Options):
   """How tokens are sampled, and how many a context holds."""
 
-  temperature: Annotated[float, from_(0, '0: greedy')]
+  temperature: Annotated[float, from_(0, '0: greedy')]  # logits are divided by it
   top_p: Annotated[float, PART]  # the smallest set of tokens that has this share; 1: all
   top_k: Annotated[int, TOP_K]  # the most likely tokens; -1: all
   context: Annotated[int, COUNT]  # tokens that prompt and reply may fill, images expanded

@@ -31,7 +31,7 @@ class EngineOptions(Options):
   """How SGLang servers run."""
 
   python: Annotated[str, NAME]  # the interpreter of SGLang's environment
-  device: Annotated[str, one_of(*DEVICES)]
+  device: Annotated[str, one_of(*DEVICES)]  # what it runs on
   dtype: Annotated[str, DTYPE]  # of weights, cache and products
   max_total_tokens: Annotated[int, COUNT]  # of the key-value cache
   max_running_requests: Annotated[int, COUNT]  # decoded together
