@@ -166,7 +166,7 @@ class Narrator:
 
   def close(self) -> None:
     """Ends a line that was begun."""
-    if self._written:
+    if self._written and self._write is not None:
       self._write('\n')
     self._written = ''
 
@@ -221,7 +221,7 @@ def asked(call: ToolCall | object) -> str:
 def told(result: ToolResult) -> str:
   """What came back of a call: its text, and how many frames were looked at."""
   text = ' '.join(result.text.split())
-  if result.status is ResultStatus.EXECUTED:
+  if result.status is ResultStatus.EXECUTED and result.window is not None:
     return (
       f'{text}   ({len(result.seconds)} frames, {clock(result.window.start)} – '
       f'{clock(result.window.end)})'

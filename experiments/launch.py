@@ -88,7 +88,7 @@ def typed(kind: type[R], config: ConfigDict) -> R:
       f'--config: this recipe has no {section!r}, so it is one of another entry point; wanted one '
       f'such as {example}'
     )
-  return options.build(kind, config)
+  return options.build(kind, typing.cast(Mapping[str, Any], config))
 
 
 def define(values: flags.FlagValues) -> None:
@@ -119,11 +119,12 @@ def configured(
   words = lengthened(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
   rest, given = overrides.split(words)
   left = values([argv[0], *rest])
-  recipe = values['config'].config_filename
+  flag: Any = values['config']
+  recipe = flag.config_filename
   # absl would say so at the first use only, with a traceback
   if not pathlib.Path(recipe.split(':', 1)[0]).is_file():
     raise ConfigError(f'--config={recipe}: there is no such recipe; usage: {USAGE}')
-  config = values['config'].value
+  config = flag.value
   return left, config, overrides.assign(config, given, rules)
 
 

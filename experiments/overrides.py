@@ -90,14 +90,14 @@ def assign(config: ConfigDict, given: Sequence[Override], rules: Mapping[str, Ru
         f'{one}: a scale stands behind the name of its recipe, '
         'as in --config=configs/para_grpo.py:8b'
       )
-    holder = config
+    holder: Any = config
     for part in path:
       holder = holder[part]
       if not isinstance(holder, ConfigDict):
         raise KeyError(f'{part} is a value and no section')
     value = _read(rules, one, holder[name], holder.get_type(name))
     if one.knob in seen and isinstance(value, tuple):
-      value = holder[name] + value
+      value = (*holder[name], *value)
     elif one.knob in seen:
       notes.append(f'--config.{one.knob} is given more than once: {one} counts')
     seen.add(one.knob)
@@ -115,7 +115,8 @@ def _set(
       holder[name] = ConfigDict(value)
   else:
     for key, inner in value.items():
-      _set_inner(rules, f'{one.knob}.{key}', holder[name], key, inner)
+      section: Any = holder[name]
+      _set_inner(rules, f'{one.knob}.{key}', section, key, inner)
 
 
 def _set_inner(
@@ -150,7 +151,7 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
   if kind is str:
     return unescaped(one.text)
   if kind is tuple:
-    return _tuple(one)
+    return _tuple(one, one.text)
   if one.text.strip() in NOTHING and kind is not bool:
     rule = rule_of(rules, one.knob)
     if rule is None or not rule.holds(None):
@@ -158,9 +159,9 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
       raise ConfigError(f'--config.{one.knob}=None: wanted {wanted}')
     return None
   if kind is bool:
-    return _boolean(one)
+    return _boolean(one, one.text)
   if kind in (int, float):
-    return _number(one, kind)
+    return _number(one, one.text, kind)
   return _literal(one, one.text)
 
 
@@ -169,15 +170,15 @@ def unescaped(text: str) -> str:
   return re.sub(r'\\([nt\\])', lambda match: ESCAPES[match[1]], text)
 
 
-def _boolean(one: Override) -> bool:
-  value = BOOLEANS.get(one.text.strip().lower())
+def _boolean(one: Override, text: str) -> bool:
+  value = BOOLEANS.get(text.strip().lower())
   if value is None:
     raise ConfigError(f'{one}: wanted True or False')
   return value
 
 
-def _number(one: Override, kind: type) -> int | float:
-  text = one.text.strip()
+def _number(one: Override, text: str, kind: type) -> int | float:
+  text = text.strip()
   try:
     return (
       float(text)
@@ -195,8 +196,8 @@ def _number(one: Override, kind: type) -> int | float:
   raise ConfigError(f'{one}: wanted a {"whole " if kind is int else ""}number') from None
 
 
-def _tuple(one: Override) -> tuple[Any, ...]:
-  text = one.text.strip()
+def _tuple(one: Override, text: str) -> tuple[Any, ...]:
+  text = text.strip()
   if not text or text in NOTHING:
     return ()
   try:

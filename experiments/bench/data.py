@@ -79,17 +79,22 @@ def decode(
     DecodePool(workers, _DEADLINE_S, 'decord') as theirs,
   ):
     info = ours.probe_sync(str(clip))
-    size, requests = (
-      patches.target_size(info.height, info.width, video.min_pixels, video.max_pixels),
-      _requests(knobs, clip, info),
-    )
-    asked = {
-      'ours': lambda request: ours.frames_sync(*request, video.min_pixels, video.max_pixels),
-      'decord_pool': lambda request: theirs.frames_sync(
-        *request, video.min_pixels, video.max_pixels
-      ),
-      'decord': lambda request: _plain_decord(*request, size),
-    }
+    size = patches.target_size(info.height, info.width, video.min_pixels, video.max_pixels)
+    requests = _requests(knobs, clip, info)
+
+    def ask_ours(request: Request) -> Any:
+      path, times = request
+      return ours.frames_sync(path, times, video.min_pixels, video.max_pixels)
+
+    def ask_theirs(request: Request) -> Any:
+      path, times = request
+      return theirs.frames_sync(path, times, video.min_pixels, video.max_pixels)
+
+    def ask_decord(request: Request) -> Any:
+      path, times = request
+      return _plain_decord(path, times, size)
+
+    asked = {'ours': ask_ours, 'decord_pool': ask_theirs, 'decord': ask_decord}
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
       for who in asked.values():
         list(threads.map(who, [(str(clip), np.zeros(1))] * 2 * workers))  # starts the processes

@@ -212,7 +212,8 @@ def _transformers(
   from transformers.utils import logging
 
   logging.disable_progress_bar()
-  model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+  loaded = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+  model: Any = loaded.eval()  # the stub lacks `generate`
 
   def generate(
     asked: list[Question], new_tokens: int, temperature: float, threads: int

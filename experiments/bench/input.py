@@ -176,7 +176,7 @@ def _stages(
   count = min(config.data.input.stage_rows, len(source.conversations))
   rates: dict[str, float] = {}
 
-  def timed(name: str, work: Callable[[], list]) -> list:
+  def timed(name: str, work: Callable[[], Sequence]) -> Sequence:
     start = time.perf_counter()
     made = work()
     rates[f'{name}_samples_per_second'] = len(made) / (time.perf_counter() - start)

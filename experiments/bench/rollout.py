@@ -45,7 +45,7 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
   _say('embedded engine and transformers take turns')
   report = {'embedded_vs_transformers': bench_generate.measure(recipe, folder, tok)}
   ours = _serve(recipe, tok, 'embedded', lambda: _embedded(recipe, folder, tok))
-  theirs = None
+  theirs: dict[str, Any] | None = None
   if pathlib.Path(recipe.server.sglang.python).is_file():
     theirs = _serve(recipe, tok, 'sglang', lambda: _sglang(recipe, folder))
   else:
@@ -53,10 +53,12 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
       f'there is no {recipe.server.sglang.python}: nothing is compared with SGLang; install '
       'it with `make sglang`'
     )
-  report['embedded_vs_sglang'] = _versus(recipe, ours['speeds'], theirs and theirs['speeds'])
+  report['embedded_vs_sglang'] = _versus(
+    recipe, ours['speeds'], theirs['speeds'] if theirs else None
+  )
   report['prefix_reuse'] = {
     **ours['prefix'],
-    'sglang_prefills': theirs and theirs['prefix']['prefills'],
+    'sglang_prefills': theirs['prefix']['prefills'] if theirs else None,
   }
   _say(f'publish: {recipe.publish.bytes / 1e9:g} GB through every stage')
   return report | {

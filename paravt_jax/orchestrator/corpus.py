@@ -5,7 +5,7 @@ import dataclasses
 import glob
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from paravt_jax.data import fields, rows, unpack
 from paravt_jax.data.world import write
@@ -34,12 +34,16 @@ def make_world(section: WorldOptions) -> tuple[write.World, pathlib.Path]:
   folder = pathlib.Path('runs/worlds') / fingerprint(write.fingerprint(options, section.seed))
   folder.parent.mkdir(parents=True, exist_ok=True)
   with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
+
+    def show(done: int, _: int) -> None:
+      progress.update(done - progress.n)
+
     world = write.write(
       folder,
       options,
       section.seed,
       workers=section.workers,
-      progress=lambda done, _: progress.update(done - progress.n),
+      progress=show,
     )
     progress.update(progress.total - progress.n)
   root = folder.with_name(folder.name + '_media')
@@ -86,7 +90,7 @@ class Questions:
 
   train: list[Task]
   heldout: list[Task]
-  skipped: Mapping[str, int]
+  skipped: collections.Counter[str]
 
   def metrics(self) -> dict[str, float]:
     """The same as metrics."""
@@ -120,7 +124,9 @@ def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Ques
     list_skipped(folder / 'skipped_rows.txt', counts, listed)
 
 
-def list_skipped(path: pathlib.Path, counts: Mapping[str, int], listed: Sequence[str]) -> None:
+def list_skipped(
+  path: pathlib.Path, counts: collections.Counter[str], listed: Sequence[str]
+) -> None:
   """Writes broken rows, a line each, and says in one line how many there are; without any the file
   goes.
   """

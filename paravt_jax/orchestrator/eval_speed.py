@@ -71,6 +71,8 @@ async def watched(control: Control | None, urls: Sequence[str]) -> AsyncIterator
 
 async def ask(control: Control | None, urls: Sequence[str], load: Load) -> None:
   """One poll; of no servers nothing."""
+  if control is None:
+    return
   for url in urls:
     try:
       load.heard(url, await control.json('GET', f'{url}/get_server_info'))

@@ -27,6 +27,7 @@ from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout import chat_server
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.control import Control
+from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.train import checkpoint, state
 from paravt_jax.video.store import FrameStore
 
@@ -66,7 +67,7 @@ def identify(recipe: EvalRecipe) -> Model:
     no model.
   """
   section = recipe.model
-  given = [name for name in ('folder', 'run', 'url') if section[name]]
+  given = [name for name in ('folder', 'run', 'url') if getattr(section, name)]
   if len(given) != 1:
     raise ConfigError(
       f'--config.model: got {", ".join(given) or "nothing"}, wanted one of model.folder=DIR '
@@ -218,7 +219,7 @@ async def opened(
   """
   setup, video = AgentSetup.of(recipe), recipe.video
 
-  def agent(sampler: protocols.Sampler, frames: FrameStore) -> Agent:
+  def agent(sampler: Sampler | chat_model.ChatModel, frames: FrameStore) -> Agent:
     dispatch = recipe.protocol.dispatch
     return protocols.agent(protocol, dispatch, sampler, frames, recipe.agent, recipe.subagent)
 

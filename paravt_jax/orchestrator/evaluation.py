@@ -183,13 +183,13 @@ def gain(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any] | None:
   before, with its 95 % interval. None while one of them is missing.
   """
   places = [folder_of(folder.path, name) for name in ('before', 'after')]
-  sides = [results.read(place / 'results.jsonl') for place in places]
-  if not all(sides):
+  first, second = (results.read(place / 'results.jsonl') for place in places)
+  if not first or not second:
     return None
   keys = {GREEDY: {key for place in places for key in _keys(place)}}
   samples = recipe.eval.bootstrap
   metrics = {GREEDY: 'accuracy'}
-  found = results.compare(*sides, metrics, keys, samples=samples, seed=recipe.seed)[GREEDY]
+  found = results.compare(first, second, metrics, keys, samples=samples, seed=recipe.seed)[GREEDY]
   return {name: found[name] for name in ('difference', 'low', 'high', 'p', 'pairs', 'unpaired')}
 
 

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from paravt_jax import options as rules
-from paravt_jax.data.world import corpus, questions, scene, traces
+from paravt_jax.data.world import corpus as world_corpus
+from paravt_jax.data.world.corpus import CorpusOptions
+from paravt_jax.data.world.questions import QuestionOptions
+from paravt_jax.data.world.scene import SceneOptions
+from paravt_jax.data.world.traces import TraceOptions
 from paravt_jax.options import (
   BUDGETS,
   COUNT,
@@ -444,15 +448,15 @@ class WorldOptions(Options):
 
   seed: Annotated[int, SEED]  # with the sections below it fixes every byte
   workers: Annotated[int, whole(0, note='0: in this process')]  # processes that write videos
-  scene: scene.SceneOptions
-  questions: questions.QuestionOptions
-  traces: traces.TraceOptions
-  corpus: corpus.CorpusOptions
+  scene: SceneOptions
+  questions: QuestionOptions
+  traces: TraceOptions
+  corpus: CorpusOptions
 
   @property
-  def made(self) -> corpus.WorldOptions:
+  def made(self) -> world_corpus.WorldOptions:
     """What the corpus is a function of, beside the seed."""
-    return corpus.WorldOptions(self.scene, self.questions, self.traces, self.corpus)
+    return world_corpus.WorldOptions(self.scene, self.questions, self.traces, self.corpus)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,21 +93,21 @@ def compare(arguments: Sequence[str]) -> None:
       f'{sorted(plans[1].benchmarks)}: wanted a '
       f'benchmark in both'
     )
-  sides = [results.read(folder / 'results.jsonl') for folder in folders]
+  first, second = (results.read(folder / 'results.jsonl') for folder in folders)
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
   }
-  found = results.compare(*sides, metrics, keys, samples=BOOTSTRAP, seed=SEED)
+  found = results.compare(first, second, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
   about = {
     'first': str(folders[0]),
     'second': str(folders[1]),
-    'settings': results.differences(*plans),
+    'settings': results.differences(plans[0], plans[1]),
     'benchmarks': found,
   }
   write_json(target, about)
-  print(table.comparison(found, *names, FLIPS))
+  print(table.comparison(found, names[0], names[1], FLIPS))
   print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
   print(target)
 
