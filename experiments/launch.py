@@ -49,9 +49,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
-    logging.set_verbosity(logging.WARNING)  # the libraries' own news are not ours
-    # orbax raises what it logs
-    logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+    quiet()
     try:
       main(recipes[0])
     except ParavtError as error:
@@ -71,9 +69,21 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
   app.run(guarded, flags_parser=parse)
 
 
+def quiet() -> None:
+  """Keeps the libraries' own news off the terminal."""
+  logging.set_verbosity(logging.WARNING)
+  # orbax raises what it logs
+  logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+
+
 def host() -> Host:
-  """This process and this checkout, for what the library starts."""
-  return Host(dict(os.environ), ROOT / 'third_party' / 'sglang')
+  """This process and this checkout, for what the library starts; its processes find the library
+  from any folder.
+  """
+  environment = dict(os.environ)
+  path = environment.get('PYTHONPATH')
+  environment['PYTHONPATH'] = f'{ROOT}{os.pathsep}{path}' if path else str(ROOT)
+  return Host(environment, ROOT / 'third_party' / 'sglang')
 
 
 def typed(kind: type[R], config: ConfigDict) -> R:
