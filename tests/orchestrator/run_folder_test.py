@@ -8,7 +8,7 @@ import pytest
 
 from configs import para_grpo
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator import run_folder
+from paravt_jax.orchestrator import parts, run_folder
 from tests.recipes import typed
 
 RECIPE = {
@@ -215,3 +215,34 @@ def test_a_run_says_its_scale_and_how_to_choose_another(tmp_path, capsys):
     'at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)' in said
     and str(tmp_path) in said
   )
+
+
+def test_keys_of_servers_are_neither_written_to_the_run_folder_nor_sent_to_wandb(tmp_path):
+  recipe = typed(
+    para_grpo.get_config(),
+    server__api_key='open sesame',
+    judge__api_key='open barley',
+    run__wandb_project='videos',
+  )
+  run_folder.RunFolder.named(recipe, folder=str(tmp_path / 'run'), default='')
+  written = (tmp_path / 'run' / 'config.json').read_text()
+  sent = str(parts.wandb_options(recipe, tmp_path))
+  for key in ('open sesame', 'open barley'):
+    assert key not in written and key not in sent
+  assert written.count('"api_key": "(set)"') == 2
+  assert recipe.server.api_key == 'open sesame'
+
+
+def test_a_recipe_is_written_down_whole_and_as_json():
+  values = run_folder.to_json(typed(para_grpo.get_config()))
+  assert values == json.loads(json.dumps(values))
+  assert values['agent'] == {
+    'think_prefix': '<think>\n',
+    'max_turns': 3,
+    'max_parallel': 5,
+    'max_new_tokens': 96,
+  }
+  assert values['frames']['budgets'] == [4, 8, 16, 32, 64]
+  assert values['cold_start']['world'] == values['world']
+  assert values['server']['api_key'] == '' and values['reward']['grounding_threshold'] is None
+  assert not {'cold_start', 'world'} & run_folder.to_json(typed(para_grpo.get_config('8b'))).keys()
