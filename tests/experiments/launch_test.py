@@ -95,5 +95,7 @@ def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
 def test_a_recipe_file_that_there_is_not_is_said_with_the_usage():
   values = flags.FlagValues()
   launch.define(values)
-  with pytest.raises(ConfigError, match=r'--config=none[.]py: there is no such recipe; usage: python'):
+  with pytest.raises(
+    ConfigError, match=r'--config=none[.]py: there is no such recipe; usage: python'
+  ):
     launch.configured(('x', '--config=none.py'), values, {}, {})

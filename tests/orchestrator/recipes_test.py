@@ -1,30 +1,24 @@
-"""Every knob of every recipe has a rule, and one door checks it before anything is made."""
+"""What the knobs of every recipe may be; the published numbers stand with their options."""
 
+import dataclasses
 import importlib
 import math
-import pathlib
 
 import pytest
-from ml_collections import ConfigDict
 
-from configs import ablations, allowed, ask, bench, longvideo_reason, para_grpo, sft
-from configs import eval as evaluation
-from experiments import ablate, eval_data, knobs, preview, rl, servers
-from experiments import ask as ask_entry
-from experiments import bench as bench_entry
-from experiments import eval as eval_entry
-from experiments import longvideo_reason as longvideo_entry
-from experiments import sft as sft_entry
+from configs import base, para_grpo
+from paravt_jax import options
 from paravt_jax.data import rows
 from paravt_jax.errors import ConfigError
 from paravt_jax.eval import protocols
 from paravt_jax.models import attention
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.serving import manifest
 from paravt_jax.video.readers import READERS
+from tests.recipes import typed
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCALES = {
   'para_grpo': ('tiny', '2b', '8b', '8b_split'),
   'grpo': ('tiny', '2b', '8b', '8b_split'),
@@ -38,17 +32,39 @@ SCALES = {
 CASES = [(name, scale) for name, scales in SCALES.items() for scale in scales]
 
 
-def recipe(name, scale):
+def config_of(name, scale):
   made = importlib.import_module(f'configs.{name}')
   return made.get_config(scale) if scale else made.get_config()
 
 
+def sections(recipe, where=''):
+  """(its place, options) of a recipe and all below it."""
+  yield where, recipe
+  for field in dataclasses.fields(recipe):
+    value = getattr(recipe, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from sections(value, f'{where}.{field.name}'.lstrip('.'))
+
+
 @pytest.mark.parametrize(('name', 'scale'), CASES)
-def test_every_knob_has_a_rule_and_every_recipe_keeps_them(name, scale):
-  config = recipe(name, scale)
-  table = knobs.rules(config)
-  assert [knob for knob, _ in knobs.leaves(config) if knobs.rule(table, knob) is None] == []
-  knobs.check(config)
+def test_every_knob_has_a_rule_and_every_section_checks_itself(name, scale):
+  recipe = typed(config_of(name, scale))
+  rules = options.schema(type(recipe))
+  assert [knob for knob, _ in options.leaves(recipe) if options.rule_of(rules, knob) is None] == []
+  assert [where for where, one in sections(recipe) if not isinstance(one, options.Options)] == []
+
+
+@pytest.mark.parametrize(('name', 'scale'), CASES)
+def test_a_recipe_turned_to_plain_sections_and_back_is_the_same(name, scale):
+  config = config_of(name, scale)
+  recipe = typed(config)
+  assert typed(config.__class__(options.to_dict(recipe))) == recipe
+  assert options.to_dict(recipe) == config.to_dict()
+
+
+def test_the_published_numbers_are_the_8b_recipes():
+  assert typed(base.rl('8b')) == RLRecipe.published()
+  assert typed(base.sft('8b')) == SFTRecipe.published()
 
 
 # What 0 and a negative number mean, by the end of a knob's path. Everywhere else they are refused.
@@ -119,34 +135,34 @@ ZERO_GROUPS = ('sft_rows', 'weights')  # sections whose members may be 0
 NEGATIVE = {'top_k': 'all'}
 
 
-def said(config, knob, value):
-  """What the door says of a value, in a recipe of its kind without other knobs; None: nothing."""
-  (kind,) = [section for section in knobs.KINDS if section in config]
-  made = {}
-  *path, last = knob.split('.')
-  inner = made
-  for part in path:
-    inner = inner.setdefault(part, {})
-  inner[last] = value
+def said(recipe, knob, value):
+  """What a recipe says of a value of one of its knobs; None: nothing."""
+  path, _, last = knob.rpartition('.')
+  places = dict(sections(recipe))
   try:
-    knobs.check(ConfigDict({kind: {}, **made}))
+    if path in places:
+      places[path].replace(**{last: value})
+    else:  # a name of one's own
+      above, _, name = path.rpartition('.')
+      path, members = above, getattr(places[above], name)
+      places[above].replace(**{name: {**members, last: value}})
     return None
-  except ConfigError as error:
-    return str(error)
+  except options.KnobError as error:
+    return str(error.at(path))
 
 
 @pytest.mark.parametrize(('name', 'scale'), CASES)
 def test_a_number_is_let_in_with_a_meaning_or_refused_in_one_line(name, scale):
-  config = recipe(name, scale)
+  recipe = typed(config_of(name, scale))
   numeric = [
-    knob for knob, value in knobs.leaves(config) if type(value) in (int, float) or value is None
+    knob for knob, value in options.leaves(recipe) if type(value) in (int, float) or value is None
   ]
   assert numeric
   for knob in numeric:
     two = '.'.join(knob.split('.')[-2:])
     section, _, last = two.rpartition('.')
     for value in (0, 0.0, -1, -0.5, math.nan, math.inf, -math.inf):
-      message = said(config, knob, value)
+      message = said(recipe, knob, value)
       if message is None:
         means = value == 0 and (last in ZERO or section in ZERO_GROUPS or two in ZERO)
         assert means or (value == -1 and last in NEGATIVE), f'{knob}={value}: what does it mean?'
@@ -174,23 +190,23 @@ def test_a_number_is_let_in_with_a_meaning_or_refused_in_one_line(name, scale):
     ('para_grpo', 'reward.grounding_threshold'),
     ('ask', 'frames'),
     ('eval', 'eval.bootstrap'),
-    ('sft', 'cache_gb'),
   ],
 )
 def test_zero_is_refused_where_it_has_no_meaning(name, knob):
-  config = recipe(name, SCALES[name][0])
-  if knob == 'cache_gb':
-    assert said(config, 'video.cache_gb', 0) is None  # the other way round: no bound
-  else:
-    assert said(config, knob, 0).startswith(f'--config.{knob}=0: wanted ')
+  recipe = typed(config_of(name, SCALES[name][0]))
+  assert said(recipe, knob, 0).startswith(f'--config.{knob}=0: wanted ')
+
+
+def test_zero_is_no_bound_of_the_folder_of_frames():
+  assert said(typed(config_of('sft', 'tiny')), 'video.cache_gb', 0) is None
 
 
 def test_a_whole_number_is_neither_a_float_nor_a_boolean():
-  config = para_grpo.get_config()
-  assert said(config, 'agent.max_turns', 2.5) == '--config.agent.max_turns=2.5: wanted at least 0'
-  assert said(config, 'agent.max_turns', True) == '--config.agent.max_turns=True: wanted at least 0'
-  assert said(config, 'frames.gating', 1) == '--config.frames.gating=1: wanted True or False'
-  assert said(config, 'optimizer.learning_rate', 1) is None
+  recipe = typed(para_grpo.get_config())
+  assert said(recipe, 'agent.max_turns', 2.5) == '--config.agent.max_turns=2.5: wanted at least 0'
+  assert said(recipe, 'agent.max_turns', True) == '--config.agent.max_turns=True: wanted at least 0'
+  assert said(recipe, 'frames.gating', 1) == '--config.frames.gating=1: wanted True or False'
+  assert said(recipe, 'optimizer.learning_rate', 1) is None
 
 
 @pytest.mark.parametrize(
@@ -221,7 +237,7 @@ def test_a_whole_number_is_neither_a_float_nor_a_boolean():
   ],
 )
 def test_tuples_words_and_addresses_have_rules_too(knob, value, wanted):
-  assert said(para_grpo.get_config(), knob, value).startswith(
+  assert said(typed(para_grpo.get_config()), knob, value).startswith(
     f'--config.{knob}={value!r}: wanted {wanted}'
   )
 
@@ -238,78 +254,29 @@ def test_tuples_words_and_addresses_have_rules_too(knob, value, wanted):
   ],
 )
 def test_the_least_is_not_above_the_most(name, knob, value, other):
-  config = recipe(name, SCALES[name][0])
+  config = config_of(name, SCALES[name][0])
   config.update_from_flattened_dict({knob: value})
   with pytest.raises(ConfigError) as caught:
-    knobs.check(config)
+    typed(config)
   assert str(caught.value) == f'--config.{knob}={value}: wanted at most {other}'
 
 
 def test_the_words_of_a_rule_are_those_that_the_library_knows():
+  rl, evaluation = options.schema(RLRecipe), options.schema(EvalRecipe)
   words = lambda rule, names: (
     all(rule.holds(name) for name in names) and rule.wanted.endswith(', '.join(names))
   )
-  assert words(allowed.VIDEO['backend'], READERS) and words(
-    allowed.TRAIN['backend'], sorted(attention.BACKENDS)
-  )
-  assert words(allowed.RL['rl']['batch_norm'], advantages.BATCH_NORMS)
-  assert words(allowed.RL['rollout']['subagent_credit'], collate.SUBAGENT_CREDIT)
-  assert words(allowed.RL['publish']['dtype'], manifest.DTYPES)
-  assert words(allowed.EVAL['protocol']['dispatch'], protocols.DISPATCHES)
-  assert allowed.RL['data']['question_types'].holds(rows.TYPES)
-  assert words(allowed.SERVER['kind'], servers.KINDS)
+  assert words(rl['video.backend'], READERS)
+  assert words(rl['train.backend'], sorted(attention.BACKENDS))
+  assert words(rl['rl.batch_norm'], advantages.BATCH_NORMS)
+  assert words(rl['rollout.subagent_credit'], collate.SUBAGENT_CREDIT)
+  assert words(rl['publish.dtype'], manifest.DTYPES)
+  assert words(evaluation['protocol.dispatch'], protocols.DISPATCHES)
+  assert rl['data.question_types'].holds(rows.TYPES)
 
 
-def test_a_knob_of_ones_own_without_a_rule_is_left_to_who_reads_it():
-  config = para_grpo.get_config()
-  with config.unlocked():
-    config.agent.mine = -1
-  knobs.check(config)
-  knobs.check(ConfigDict({'x': -1}))
-
-
-@pytest.mark.parametrize(
-  ('entry', 'config', 'knob'),
-  [
-    (rl.main, para_grpo.get_config, 'optimizer.learning_rate'),
-    (rl.main, para_grpo.get_config, 'cold_start.optimizer.weight_decay'),
-    (sft_entry.main, sft.get_config, 'optimizer.learning_rate'),
-    (eval_entry.main, evaluation.get_config, 'eval.bootstrap'),
-    (ask_entry.main, ask.get_config, 'subagent.rate'),
-    (bench_entry.main, bench.get_config, 'threads'),
-    (ablate.main, ablations.get_config, 'jobs'),
-    (longvideo_entry.main, longvideo_reason.get_config, 'split.max_fps'),
-    (lambda config: preview.page(config, ['trace:0'], None), sft.get_config, 'video.deadline_s'),
-  ],
-)
-def test_every_entry_point_has_the_same_door_and_makes_nothing_before_it(
-  tmp_path, monkeypatch, entry, config, knob
-):
-  monkeypatch.chdir(tmp_path)
-  made = config()
-  made.update_from_flattened_dict({knob: -1})
-  with pytest.raises(ConfigError, match=rf'^--config\.{knob}=-1(\.0)?: wanted '):
-    entry(made)
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_a_grid_refuses_a_knob_of_one_of_its_sets_before_anything_starts(tmp_path, monkeypatch):
-  config = ablations.get_config()
-  config.recipe = f'{ROOT}/configs/para_grpo.py:tiny'
-  config.overrides.grpo = ('rl.clip=nan',)
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(
-    ConfigError, match=r'--config\.overrides\.grpo: --config\.rl\.clip=nan: wanted between 0 and 1'
-  ):
-    ablate.main(config)
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_the_world_as_a_benchmark_wants_questions():
-  config = evaluation.get_config()
-  config.world.corpus.heldout_tasks = 0
-  assert eval_data.WORLD in config.benchmarks
-  with pytest.raises(
-    ConfigError, match=r'--config\.world\.corpus\.heldout_tasks=0: wanted at least 1'
-  ):
-    eval_entry.check(config)
+def test_options_of_the_published_numbers_can_be_changed_by_hand():
+  recipe = RLRecipe.published()
+  fewer = recipe.replace(agent=recipe.agent.replace(max_turns=2))
+  assert (fewer.agent.max_turns, recipe.agent.max_turns) == (2, 3)
+  assert fewer.replace(agent=recipe.agent) == recipe
