@@ -1,0 +1,163 @@
+"""The command that says what each knob means: it knows every knob of every recipe."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Annotated
+
+import pytest
+
+from experiments import knobs
+from paravt_jax import options
+from paravt_jax.errors import ConfigError
+from paravt_jax.options import COUNT, FLAG, POSITIVE, Options
+from tests import patience
+from tests.experiments import small_job
+
+INNER = {'rl': 'cold_start.', 'bench': 'data.sft.'}  # the cold start, which stands once
+
+
+@pytest.mark.parametrize('name', knobs.KINDS)
+def test_every_knob_of_every_recipe_has_a_rule_and_a_meaning(name):
+  kind = knobs.KINDS[name]
+  found = knobs.knobs(kind)
+  inner = INNER.get(name, '-')
+  known = [path for path in options.schema(kind.recipe) if not path.startswith(inner)]
+  assert sorted(one.path for one in found) == sorted(known)
+  assert [one.path for one in found if not one.wanted or len(one.meaning) < 3] == []
+  assert [one.path for one in found if '\n' in one.meaning + one.wanted] == []
+
+
+@pytest.mark.parametrize('name', knobs.KINDS)
+def test_a_knob_is_shown_with_its_value_at_each_scale(name):
+  kind, found = knobs.KINDS[name], {one.path: one for one in knobs.knobs(knobs.KINDS[name])}
+  for scale, make in kind.configs.items():
+    recipe = knobs.typed(kind.recipe, make())
+    for path, value in options.leaves(recipe):
+      if path.startswith(INNER.get(name, '-')):
+        continue
+      if path in found:
+        assert found[path].values[scale] == value
+      else:  # a name of one's own
+        above, _, member = path.rpartition('.')
+        assert member in found[f'{above}.*'].values['']
+
+
+def test_what_is_alike_at_all_scales_is_shown_once():
+  found = {one.path: one for one in knobs.knobs(knobs.KINDS['rl'])}
+  assert knobs.shown(found['agent.max_turns']) == '3'
+  assert knobs.shown(found['reward.open_ended']) == "'exact' (:tiny), 'f1' (:2b), 'f1' (:8b)"
+  assert knobs.shown(found['world.scene.fps']) == '4'  # the other scales have no world
+  assert knobs.shown(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
+
+
+@dataclasses.dataclass(frozen=True)
+class Base(Options):
+  steps: Annotated[int, COUNT]  # that it makes
+  # a meaning that needs
+  # two lines
+  rate: Annotated[float, POSITIVE]
+  # first above
+  on: Annotated[bool, FLAG]  # then behind
+  wrapped: Annotated[int, COUNT]  # behind the last line
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Base):
+  steps: Annotated[int, COUNT]
+  rate: Annotated[float, options.from_(0)]  # another meaning
+  more: Annotated[int, COUNT]  # its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Derived):
+  pass
+
+
+def test_the_comment_on_a_field_is_its_meaning_and_a_subclass_may_leave_it():
+  assert knobs.comments(Base) == {
+    'steps': 'that it makes',
+    'rate': 'a meaning that needs two lines',
+    'on': 'first above then behind',
+    'wrapped': 'behind the last line',
+  }
+  assert (
+    knobs.comments(Derived)
+    == knobs.comments(Plain)
+    == {
+      'steps': 'that it makes',
+      'rate': 'another meaning',
+      'on': 'first above then behind',
+      'wrapped': 'behind the last line',
+      'more': 'its own',
+    }
+  )
+
+
+def test_sections_and_single_knobs_are_chosen_however_they_are_written():
+  found = knobs.knobs(knobs.KINDS['rl'])
+  paths = lambda *sections: [one.path for one in knobs.chosen(found, sections)]
+  assert paths() == [one.path for one in found]
+  assert paths('publish') == ['publish.dtype', 'publish.keep', 'publish.canary_tokens']
+  assert paths('--config.publish.keep', 'config.seed') == ['publish.keep', 'seed']
+  assert len(paths('server.watch')) == 6 and 'server.watch.every_s' in paths('server')
+
+
+@pytest.mark.parametrize('section', ['nothing', 'publis', 'publish.kee', 'publish.keep.x'])
+def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section):
+  with pytest.raises(ConfigError) as caught:
+    knobs.chosen(knobs.knobs(knobs.KINDS['rl']), [section])
+  said = f'{section}: no such section or knob; wanted one of name, scale, seed, run, model, data, '
+  assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
+
+
+def test_a_cold_start_is_described_by_the_recipe_of_sft():
+  with pytest.raises(ConfigError, match=r'; a cold start has the knobs of --recipe=sft$'):
+    knobs.chosen(knobs.knobs(knobs.KINDS['rl']), ['cold_start.steps'])
+
+
+def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared_once():
+  lines = knobs.markdown().splitlines()
+  rows = [line for line in lines if line.startswith('| `')]
+  assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {5}
+  files = [line for line in lines if line.startswith('###')]
+  assert files == [
+    '### `configs/para_grpo.py`',
+    '### `configs/sft.py`',
+    '### `configs/eval.py`',
+    '### `configs/ask.py`',
+    '### `configs/ablations.py`',
+    '### `configs/longvideo_reason.py`',
+  ]
+  names = [row.split('`')[1] for row in rows]
+  assert names.count('agent.max_turns') == 1 and names.count('steps') == 2
+  assert '| `agent.max_turns` | `3` | at least 0 | rounds of tools before the answer' in '\n'.join(
+    rows
+  )
+
+
+@pytest.mark.parametrize(
+  ('words', 'status', 'out', 'err'),
+  [
+    (
+      ['agent.max_turns'],
+      0,
+      '--config.agent.max_turns = 3\n'
+      '    rounds of tools before the answer is asked for. Wanted: at least 0\n',
+      '',
+    ),
+    (['agnt'], 2, '', 'error: agnt: no such section or knob; wanted one of name, scale, '),
+  ],
+)
+def test_the_command(words, status, out, err):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.knobs', *words],
+    capture_output=True,
+    text=True,
+    cwd=small_job.ROOT,
+    timeout=patience.seconds(120),
+    env=small_job.environment(),
+  )
+  assert (done.returncode, done.stdout) == (status, out)
+  assert done.stderr.startswith(err) and done.stderr.count('\n') == (1 if err else 0)
