@@ -77,9 +77,8 @@ def main(argv: list[str]) -> None:
     sys.exit(2)
   for knob in found:
     print(f'--config.{knob.path} = {shown(knob)}')
-    print(
-      textwrap.indent(textwrap.fill(f'{knob.meaning or "-"}. Wanted: {knob.wanted}', 96), '    ')
-    )
+    about = f'{knob.meaning.removesuffix(".")}. Wanted: {knob.wanted}'
+    print(textwrap.indent(textwrap.fill(about, 96), '    '))
 
 
 def chosen(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
@@ -90,7 +89,9 @@ def chosen(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
     inside = [one for one in found if one.path == name or one.path.startswith(f'{name}.')]
     if not inside:
       tops = dict.fromkeys(one.path.partition('.')[0] for one in found)
-      raise ConfigError(f'{section}: no such section or knob; wanted one of {", ".join(tops)}')
+      note = '; a cold start has the knobs of --recipe=sft' * name.startswith('cold_start')
+      wanted = ', '.join(tops)
+      raise ConfigError(f'{section}: no such section or knob; wanted one of {wanted}{note}')
     kept += inside
   return kept
 

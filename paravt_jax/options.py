@@ -20,6 +20,7 @@ from paravt_jax.errors import ConfigError
 
 T = TypeVar('T')
 SECTION = '<section>'  # in KnobError.wanted: where the knob's neighbours stand
+OWN_NAMES = "a section of names of one's own, which may be {}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Options:
     for name, rule in _own_rules(type(self)).items():
       value = getattr(self, name)
       members = isinstance(rule, Members)
+      if members and not isinstance(value, Mapping):
+        self.refuse(name, OWN_NAMES)
       for key, one in value.items() if members else [('', value)]:
         found = rule.rule if members else rule
         if not found.holds(one):
@@ -166,7 +169,9 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
   hints = typing.get_type_hints(kind)
   fields = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
   place = f'config.{where}' if where else 'config'
-  for name in set(section) - fields:
+  if not hasattr(section, 'items'):
+    raise ConfigError(f'--{place}={section!r}: wanted a section with {", ".join(sorted(fields))}')
+  for name in sorted(set(section) - fields):
     raise ConfigError(
       f'{place}.{name}: {kind.__name__} has no such field; it has {", ".join(sorted(fields))}'
     )
@@ -174,11 +179,12 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
   for name in (one for one in hints if one in fields):
     path = f'{where}.{name}' if where else name
     inner = section_of(hints[name])
-    if name in section and inner is not None and section[name] is not None:
+    may_lack = inner is not None and _is_union(hints[name])
+    if name in section and inner is not None and not (may_lack and section[name] is None):
       values[name] = build(inner, section[name], path)
     elif name in section:
       values[name] = _typed(section[name], hints[name], f'config.{path}')
-    elif inner is not None and _is_union(hints[name]):
+    elif may_lack:
       values[name] = None
     else:
       raise ConfigError(f'{place}: {name} is missing; add it to the recipe')

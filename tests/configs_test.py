@@ -2,28 +2,28 @@
 knob is dead.
 """
 
-import ast
 import dataclasses
-import functools
-import importlib
 import os
 import pathlib
 import subprocess
 import sys
-import types as python_types
-import typing
 
 import pytest
 from ml_collections import ConfigDict
 
-from configs import ablations, ask, base, grpo, longvideo_reason, para_grpo, sft
+from configs import ablations, ask, base, bench, grpo, longvideo_reason, para_grpo, sft
 from configs import eval as evaluation
+from experiments import ablate, knobs, preview, rl
 from experiments import ask as ask_entry
-from experiments import bench as bench_entry
-from experiments import launch, rl
+from experiments import eval as eval_entry
+from experiments import longvideo_reason as longvideo_entry
 from experiments import sft as sft_entry
+from experiments.bench import __main__ as bench_entry
 from paravt_jax.errors import ConfigError
-from tests import patience
+from paravt_jax.orchestrator import checks
+from paravt_jax.rollout.agent import AgentOptions
+from tests import patience, reads
+from tests.recipes import typed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = {'para_grpo': para_grpo, 'grpo': grpo, 'sft': sft}
@@ -199,176 +199,52 @@ def test_an_unknown_scale_is_refused_with_the_known_ones(make):
     make('3b')
 
 
-# Knobs reach the code: which dataclass a section builds, and which knobs the entry points read
-# themselves, from their source.
-
-ENTRY = {
-  'rl': 'rl learner rollouts servers supply evaluation wiring runs',
-  'sft': 'sft sft_data wiring runs',
-  'longvideo_reason': 'longvideo_reason wiring runs',
-  'ablate': 'ablate',
-  'ask': 'ask rollouts servers wiring runs',
-  'eval': 'eval eval_data eval_models eval_tools rollouts servers wiring runs',
-}
-GIVEN = {
-  'model_options': {'section': 'train'},
-  '_count': {'section': 'server'},
-}  # parameters that are a section, by function
-ELSEWHERE = {
-  'server.embedded': ('threads',),
-  'server.sglang': ('staging', 'devices'),
-}  # read beside the dataclass of their section
+# Knobs reach the code: by the types that the sources give to what they read.
 
 
-@dataclasses.dataclass
-class Reads:
-  """builds: section -> [(dataclass, fields handed in)]; direct: knobs that are read by name."""
-
-  builds: dict[str, list[tuple[type, set[str]]]]
-  direct: set[str]
-
-
-@functools.cache
-def reads(entry):
-  """What the modules of an entry point read of their recipe."""
-  found = Reads({}, set())
-  for name in ENTRY[entry].split():
-    module = importlib.import_module(f'experiments.{name}')
-    for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):
-      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        _function(node, module, found)
-  return found
-
-
-def _function(function, module, found):
-  sections = {'config': '', **GIVEN.get(function.name, {})}
-  for node in ast.walk(function):  # `knobs = config.rollout`, `a, b = config.a, config.b`
-    if isinstance(node, ast.Assign):
-      pairs = [(node.targets[0], node.value)]
-      if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-        pairs = zip(node.targets[0].elts, node.value.elts)
-      for target, value in pairs:
-        path = _path(value, sections)
-        if isinstance(target, ast.Name) and path is not None:
-          sections[target.id] = path
-  for node in ast.walk(function):
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _path(node, sections):
-      found.direct.add(_path(node, sections))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'build':
-      kind = eval(ast.unparse(node.args[0]), vars(module))
-      found.builds.setdefault(node.args[2].value, []).append(
-        (kind, {keyword.arg for keyword in node.keywords})
-      )
-
-
-def _path(node, sections):
-  """'rollout.steps' for config.rollout.steps, self.config.rollout.steps and knobs.steps; None for
-  anything else.
-  """
-  if isinstance(node, ast.Name):
-    return sections.get(node.id)
-  if not isinstance(node, ast.Attribute):
-    return None
-  if (
-    node.attr in ('config', '_config')
-    and isinstance(node.value, ast.Name)
-    and node.value.id == 'self'
-  ):
-    return ''
-  above = _path(node.value, sections)
-  return None if above is None else f'{above}.{node.attr}'.lstrip('.')
-
-
-def section_of(config, where):
-  """config.world.scene for 'world.scene', None when the recipe has no such section."""
-  for part in where.split('.'):
-    if part not in config:
-      return None
-    config = config[part]
-  return config
-
-
-def placeholder(hint):
-  """A value of a field's type, for fields that entry points hand in."""
-  if typing.get_origin(hint) in (typing.Union, python_types.UnionType):
-    return None if type(None) in typing.get_args(hint) else placeholder(typing.get_args(hint)[0])
-  return {int: 1, float: 1.0, str: '', bool: True}.get(hint, ())
-
-
-@pytest.mark.parametrize(('name', 'scale'), CASES)
-def test_every_section_builds_its_dataclass(name, scale):
-  config, built = RECIPES[name].get_config(scale), 0
-  for where, kinds in reads('sft' if name == 'sft' else 'rl').builds.items():
-    section = section_of(config, where)
-    if section is None:
-      continue
-    for kind, given in kinds:
-      hints = typing.get_type_hints(kind)
-      knobs = {
-        knob: value
-        for knob, value in section.items()
-        if knob not in ELSEWHERE.get(where, ()) and knob not in given
-      }
-      given = {field: placeholder(hints[field]) for field in given}
-      options = launch.build(kind, ConfigDict(knobs), where, **given)
-      assert isinstance(options, kind)
-      built += 1
-  assert built >= (7 if name == 'sft' and scale == 'tiny' else 3)
-
-
-def asked(config):
-  """The recipe of `ask` under the names by which agents and servers read it."""
-  own = {knob: value for knob, value in config.items() if knob not in ('video', 'decode')}
-  return ConfigDict({**own, **ask_entry.recipe(config)})
+@pytest.mark.parametrize('name', knobs.KINDS)
+def test_every_recipe_builds_its_typed_tree_at_each_scale(name):
+  kind = knobs.KINDS[name]
+  for scale, make in kind.configs.items():
+    recipe = typed(make())
+    assert type(recipe) is kind.recipe
+    assert not scale or recipe.scale == scale
 
 
 @pytest.mark.parametrize(
-  ('entry', 'config'),
-  [
-    ('rl', para_grpo.get_config()),
-    ('rl', para_grpo.get_config('8b')),
-    ('sft', sft.get_config()),
-    ('sft', sft.get_config('8b')),
-    ('longvideo_reason', longvideo_reason.get_config()),
-    ('ablate', ablations.get_config()),
-    ('eval', evaluation.get_config()),
-    ('eval', evaluation.get_config('8b')),
-    ('ask', asked(ask.get_config())),
-    ('ask', asked(ask.get_config('8b'))),
-  ],
+  ('name', 'scale'), [*CASES, ('para_grpo', '8b_split'), ('grpo', '8b_split')]
 )
-def test_every_knob_is_read(entry, config):
-  """By name in an entry point, or as a field of its section's dataclass that the library reads."""
-  used = library_attributes()
-  found = reads(entry)
-  fields = {
-    f'{where}.{field.name}': field.name
-    for where, kinds in found.builds.items()
-    for kind, _ in kinds
-    for field in dataclasses.fields(kind)
-  }
-  dead = []
-  elsewhere = ('cold_start.', 'sources.', 'overrides.', 'drawings.', 'paths.')
-  for knob in leaves(config):
-    if knob.startswith(elsewhere) or any(
-      knob.startswith(f'{path}.') for path in found.direct & set(fields)
-    ):
-      continue
-    base_knob = next((path for path in fields if knob == path or knob.startswith(f'{path}.')), None)
-    if knob not in found.direct and (base_knob is None or fields[base_knob] not in used):
-      dead.append(knob)
-  assert dead == []
+def test_the_recipes_of_training_build_their_trees_too(name, scale):
+  recipe = typed(RECIPES[name].get_config(scale))
+  assert (recipe.name, recipe.scale) == (name, scale)
 
 
-@functools.cache
-def library_attributes():
-  """Names of all attributes that the library reads."""
-  return {
-    node.attr
-    for file in (ROOT / 'paravt_jax').rglob('*.py')
-    for node in ast.walk(ast.parse(file.read_text()))
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-  }
+@pytest.fixture(scope='module')
+def found():
+  return reads.fields_read()
+
+
+@pytest.mark.parametrize('name', knobs.KINDS)
+def test_every_knob_is_read(name, found):
+  """As a field of its options class, by code that knows it as such."""
+  kinds = reads.knobs_of(knobs.KINDS[name].recipe)
+  assert [
+    knob for knob, (kind, field) in kinds.items() if not reads.is_read(kind, field, found)
+  ] == []
+
+
+def test_a_knob_that_nobody_reads_is_found(found):
+  @dataclasses.dataclass(frozen=True)
+  class More(AgentOptions):
+    dead: int
+
+  kinds = reads.knobs_of(More)
+  assert set(kinds) == {'think_prefix', 'max_turns', 'max_parallel', 'max_new_tokens', 'dead'}
+  assert [field for kind, field in kinds.values() if not reads.is_read(kind, field, found)] == [
+    'dead'
+  ]
+  without = {one for one in found if one[1] != 'max_turns'}
+  assert not reads.is_read(AgentOptions, 'max_turns', without)
 
 
 def test_the_cold_start_of_the_main_job_is_the_tiny_sft_recipe():
@@ -378,9 +254,12 @@ def test_the_cold_start_of_the_main_job_is_the_tiny_sft_recipe():
 # Wrong input at the door
 
 
-def started(*arguments, main='print("ran", config.agent.max_turns)', cwd=ROOT):
-  """(status, stdout, stderr) of an entry point around `main`; fast, for it imports no JAX."""
-  code = f'from experiments import launch\ndef main(config): {main}\nlaunch.run(main)'
+def started(*arguments, main='print("ran", recipe.agent.max_turns)', cwd=ROOT):
+  """(status, stdout, stderr) of an entry point of RL around `main`."""
+  code = (
+    'from experiments import launch\nfrom paravt_jax.orchestrator.recipes import RLRecipe\n'
+    f'def main(recipe): {main}\nlaunch.run(main, RLRecipe)'
+  )
   done = subprocess.run(
     [sys.executable, '-c', code, *arguments],
     capture_output=True,
@@ -400,7 +279,7 @@ def test_a_knob_on_the_command_line_changes_the_recipe():
 
 
 def test_a_scale_is_chosen_behind_the_recipes_name():
-  assert started(f'{RECIPE}:8b', main='print(config.scale)') == (0, '8b\n', '')
+  assert started(f'{RECIPE}:8b', main='print(recipe.scale)') == (0, '8b\n', '')
   status, _, err = started('--config=configs/para_grp.py:8b')
   assert status == 2 and err.startswith(
     'error: --config=configs/para_grp.py:8b: there is no such recipe; usage: '
@@ -501,19 +380,8 @@ def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, me
   config = para_grpo.get_config()
   config.update_from_flattened_dict({knob: value})
   with pytest.raises(ConfigError) as caught:
-    rl.check(config)
+    checks.check_rl(typed(config))
   assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(('recipe', 'check'), [(para_grpo, rl.check), (sft, sft_entry.check)])
-def test_rows_that_do_not_divide_over_the_mesh_are_refused_before_anything_is_made(recipe, check):
-  config = recipe.get_config('8b')
-  check(config)
-  config.train.rows = 12
-  with pytest.raises(
-    ConfigError, match=r'--config.train.rows=12: wanted a multiple of 8 \(mesh.data x mesh.fsdp\)'
-  ):
-    check(config)
 
 
 @pytest.mark.parametrize(
@@ -521,18 +389,97 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused_before_anything_is_ma
   [('steps', 0), ('train.rows', 0), ('data.kind', 'wrld'), ('optimizer.learning_rate', 0.0)],
 )
 def test_a_cold_start_out_of_range_is_refused(knob, value):
-  config = sft.get_config()
-  config.update_from_flattened_dict({knob: value})
-  with pytest.raises(ConfigError, match=f'--config.{knob}'):
-    sft_entry.check(config)
+  for config, where in ((sft.get_config(), ''), (para_grpo.get_config(), 'cold_start.')):
+    config.update_from_flattened_dict({f'{where}{knob}': value})
+    with pytest.raises(ConfigError, match=f'^--config.{where}{knob}='):
+      typed(config)
 
 
-def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path):
+@pytest.mark.parametrize(
+  ('config', 'knob'),
+  [
+    (para_grpo.get_config, 'optimizer.learning_rate'),
+    (para_grpo.get_config, 'cold_start.optimizer.weight_decay'),
+    (sft.get_config, 'video.deadline_s'),
+    (evaluation.get_config, 'eval.bootstrap'),
+    (ask.get_config, 'subagent.rate'),
+    (bench.get_config, 'threads'),
+    (bench.get_config, 'data.sft.train.rows'),
+    (ablations.get_config, 'jobs'),
+    (longvideo_reason.get_config, 'split.max_fps'),
+  ],
+)
+def test_every_recipe_has_the_same_door(config, knob):
+  made = config()
+  made.update_from_flattened_dict({knob: -1})
+  with pytest.raises(ConfigError, match=rf'^--config\.{knob}=-1(\.0)?: wanted '):
+    typed(made)
+
+
+@pytest.mark.parametrize(
+  ('entry', 'config', 'changes', 'said'),
+  [
+    (rl.main, para_grpo.get_config, {'train__rows': 3, 'mesh__fsdp': 2}, 'train.rows=3'),
+    (sft_entry.main, sft.get_config, {'train__rows': 3, 'mesh__fsdp': 2}, 'train.rows=3'),
+    (
+      lambda recipe: preview.page(recipe, ['trace:0'], pathlib.Path('x.html')),
+      sft.get_config,
+      {'train__rows': 3, 'mesh__fsdp': 2},
+      'train.rows=3',
+    ),
+    (eval_entry.main, evaluation.get_config, {'shard': '3/2'}, "shard='3/2'"),
+    (ask_entry.main, ask.get_config, {'question': 'What?'}, 'video is empty'),
+    (bench_entry.main, bench.get_config, {'suite': 'x'}, "suite='x': wanted one of data, rollout"),
+    (
+      ablate.main,
+      ablations.get_config,
+      {'recipe': f'{ROOT}/configs/para_grpo.py:tiny', 'jobs': 10**6},
+      'jobs=1000000',
+    ),
+    (longvideo_entry.main, longvideo_reason.get_config, {'videos': 'none'}, "videos='none'"),
+  ],
+)
+def test_what_does_not_fit_is_refused_by_every_entry_point_before_anything_is_made(
+  tmp_path, monkeypatch, entry, config, changes, said
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError) as caught:
+    entry(typed(config(), **changes))
+  assert str(caught.value).startswith(f'--config.{said}') and '\n' not in str(caught.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_refuses_a_knob_of_one_of_its_sets_before_anything_starts(tmp_path, monkeypatch):
+  config = ablations.get_config()
+  config.recipe = f'{ROOT}/configs/para_grpo.py:tiny'
+  config.overrides.grpo = ('rl.clip=nan',)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(
+    ConfigError, match=r'--config\.overrides\.grpo: --config\.rl\.clip=nan: wanted between 0 and 1'
+  ):
+    ablate.main(typed(config))
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('name', 'recipe', 'said'),
+  [
+    ('rl', 'para_grpo', '--config.agent.max_parallel=0: wanted at least 1'),
+    ('eval', 'eval', '--config.agent.max_parallel=0: wanted at least 1'),
+    (
+      'sft',
+      'para_grpo',
+      "--config: this recipe has no 'sources', so it is one of another entry point; wanted one "
+      'such as configs/sft.py',
+    ),
+  ],
+)
+def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path, name, recipe, said):
   command = [
     sys.executable,
     '-m',
-    'experiments.rl',
-    f'--config={ROOT}/configs/para_grpo.py',
+    f'experiments.{name}',
+    f'--config={ROOT}/configs/{recipe}.py',
     '--config.agent.max_parallel=0',
   ]
   done = subprocess.run(
@@ -543,21 +490,5 @@ def test_the_real_entry_point_refuses_in_one_line_and_makes_no_folder(tmp_path):
     timeout=patience.seconds(120),
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
   )
-  assert (
-    done.returncode == 2
-    and done.stderr == 'error: --config.agent.max_parallel=0: wanted at least 1\n'
-  )
+  assert done.returncode == 2 and done.stderr == f'error: {said}\n'
   assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-  ('entry', 'recipe', 'wanted'),
-  [
-    (rl.check, sft.get_config, "no 'rollout', .* such as configs/para_grpo.py"),
-    (sft_entry.check, para_grpo.get_config, "no 'sources', .* such as configs/sft.py"),
-    (bench_entry.main, para_grpo.get_config, "no 'suite', .* such as configs/bench.py"),
-  ],
-)
-def test_a_recipe_of_another_entry_point_is_refused(entry, recipe, wanted):
-  with pytest.raises(ConfigError, match=wanted):
-    entry(recipe())

@@ -50,7 +50,7 @@ class GenerateBench(Prompts):
 
   batch: Annotated[int, COUNT]  # requests at once
   group: Annotated[int, COUNT]  # rollouts of a prompt
-  temperature: Annotated[float, from_(0)]
+  temperature: Annotated[float, from_(0)]  # logits are divided by it; 0: greedy
   repeats: Annotated[int, COUNT]  # turns of each, of which the best counts
   lanes: Annotated[tuple[tuple[int, int], ...], LANES]  # (context, slots) of the engine
   decode_steps: Annotated[int, COUNT]  # tokens per dispatch
@@ -63,14 +63,14 @@ class ServeBench(Prompts):
   concurrencies: Annotated[tuple[int, ...], CONCURRENCIES]  # requests at once
   turns: Annotated[int, COUNT]  # turns x concurrency requests at each concurrency
   group: Annotated[int, COUNT]  # rollouts of a prompt
-  temperature: Annotated[float, from_(0)]
+  temperature: Annotated[float, from_(0)]  # logits are divided by it; 0: greedy
 
 
 @dataclasses.dataclass(frozen=True)
 class PrefixBench(Prompts):
   """Rollouts of one prompt."""
 
-  rollouts: Annotated[int, COUNT]
+  rollouts: Annotated[int, COUNT]  # of the prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +118,10 @@ class PackingBench(Options):
 class ClipBench(Options):
   """The video that is decoded."""
 
-  seconds: Annotated[int, COUNT]
+  seconds: Annotated[int, COUNT]  # of the clip
   height: Annotated[int, multiple_of(2)]  # pixels
   width: Annotated[int, multiple_of(2)]  # pixels
-  fps: Annotated[int, COUNT]
+  fps: Annotated[int, COUNT]  # frames a second
   gop: Annotated[int, COUNT]  # frames from one key frame to the next
   grain: Annotated[int, whole(1, 255)]  # noise over the picture, in grey levels: the bit rate
 
@@ -151,14 +151,14 @@ class UnpackBench(Options):
 class MaterializeBench(Mix):
   """Rows to materialize."""
 
-  rows: Annotated[int, COUNT]
+  rows: Annotated[int, COUNT]  # of the data
 
 
 @dataclasses.dataclass(frozen=True)
 class StepBench(Options):
   """The step that is simulated: 6 * parameters * tokens / (peak * share) seconds."""
 
-  parameters: Annotated[float, POSITIVE]
+  parameters: Annotated[float, POSITIVE]  # of the model
   peak_flops: Annotated[float, POSITIVE]  # of the device, a second
   share: Annotated[float, PART]  # of the peak that is reached
 
@@ -195,7 +195,7 @@ class BenchRecipe(Options):
   EXAMPLE: ClassVar[str] = 'configs/bench.py'
 
   suite: Annotated[str, NAME]  # which one
-  seed: Annotated[int, SEED]
+  seed: Annotated[int, SEED]  # of every random draw
   threads: Annotated[int, COUNT]  # cores that each measured program gets, ours and the others
   model: ModelOptions  # without a folder: the random tiny model
   run: BenchFolder

@@ -217,7 +217,8 @@ class RolloutOptions(Options):
 
   steps: Annotated[int, COUNT]  # updates of the run
   prompts: Annotated[int, COUNT]  # P, groups of a step
-  group_size: Annotated[int, whole(2, note='a group of one has no advantage')]  # G
+  # G, rollouts of a group
+  group_size: Annotated[int, whole(2, note='a group of one has no advantage')]
   staleness: Annotated[int, whole(0)]  # eta: versions that a rollout may be behind; 0: synchronous
   max_concurrent: Annotated[int, COUNT]  # groups in flight
   # whether sub-agents are trained on the advantage of their episode

@@ -1,76 +1,71 @@
-"""ConfigDict at the door, frozen dataclass inside."""
-
-import dataclasses
+"""The door of every entry point: a command line becomes one typed recipe, or one line."""
 
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
+from configs import ablations, ask, bench, longvideo_reason, para_grpo, sft
+from configs import eval as evaluation
 from experiments import launch
+from experiments.ablate import AblateRecipe
+from experiments.bench.recipe import BenchRecipe
+from experiments.longvideo_reason import LongVideoRecipe
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.options import MeshOptions
+from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  steps: int
-  rate: float
-  name: str
-  on: bool
-  limit: float | None
-  sizes: tuple[int, ...]
-  lanes: tuple[tuple[int, int], ...]
-  weights: dict[str, float]
-
-
-GIVEN = {
-  'steps': 2,
-  'rate': 0.5,
-  'name': 'a',
-  'on': True,
-  'limit': None,
-  'sizes': (1, 2),
-  'lanes': ((1, 2),),
-  'weights': {'a': 1.0},
+KINDS = {
+  'configs/para_grpo.py': (RLRecipe, para_grpo),
+  'configs/sft.py': (SFTRecipe, sft),
+  'configs/eval.py': (EvalRecipe, evaluation),
+  'configs/ask.py': (AskRecipe, ask),
+  'configs/ablations.py': (AblateRecipe, ablations),
+  'configs/longvideo_reason.py': (LongVideoRecipe, longvideo_reason),
+  'configs/bench.py': (BenchRecipe, bench),
 }
 
 
-def built(**changes):
-  return launch.build(Options, ConfigDict({**GIVEN, **changes}), 'some')
+@pytest.mark.parametrize('file', KINDS)
+def test_a_recipe_becomes_the_tree_of_its_entry_point_and_of_no_other(file):
+  kind, recipe = KINDS[file]
+  assert type(launch.typed(kind, recipe.get_config())) is kind
+  for other, (_, foreign) in KINDS.items():
+    if other == file:
+      continue
+    with pytest.raises(ConfigError) as caught:
+      launch.typed(kind, foreign.get_config())
+    assert str(caught.value) == (
+      f'--config: this recipe has no {kind.SECTION!r}, so it is one of another entry point; '
+      f'wanted one such as {file}'
+    )
 
 
-def test_a_section_becomes_its_dataclass_field_by_field():
-  assert built() == Options(**GIVEN)
-  assert built(rate=1, limit=3) == Options(**{**GIVEN, 'rate': 1.0, 'limit': 3.0})
-  assert built(sizes=[3], lanes=[[1, 2], [3, 4]]) == Options(
-    **{**GIVEN, 'sizes': (3,), 'lanes': ((1, 2), (3, 4))}
-  )
-  assert type(built(rate=1).rate) is float
+def test_a_knob_that_is_missing_unknown_or_wrong_is_named_by_its_place():
+  for change, message in (
+    (lambda config: config.agent.update({'max_turns': -1}), '--config.agent.max_turns=-1: wanted'),
+    (
+      lambda config: config.agent.update({'mine': 1}),
+      'config.agent.mine: AgentOptions has no such',
+    ),
+    (lambda config: config.update({'mine': 1}), 'config.mine: RLRecipe has no such field'),
+    (lambda config: config.agent.__delattr__('max_turns'), 'config.agent: max_turns is missing'),
+    (lambda config: config.__delattr__('judge'), 'config: judge is missing; add it to the recipe'),
+    (
+      lambda config: config.cold_start.frames.update({'min_frames': 65}),
+      '--config.cold_start.frames.min_frames=65: wanted at most cold_start.frames.max_frames=64',
+    ),
+  ):
+    config = para_grpo.get_config()
+    with config.unlocked():
+      change(config)
+    with pytest.raises(ConfigError) as caught:
+      launch.typed(RLRecipe, config)
+    assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'steps': 2.5}, r'config.some.steps: got 2.5 \(float\), wanted int'),
-    ({'steps': True}, r'config.some.steps: got True \(bool\), wanted int'),
-    ({'name': 3}, r'config.some.name: got 3 \(int\), wanted str'),
-    ({'on': 1}, r'config.some.on: got 1 \(int\), wanted bool'),
-    ({'rate': 'fast'}, r"config.some.rate: got 'fast' \(str\), wanted float"),
-    ({'limit': 'x'}, r"config.some.limit: got 'x' \(str\), wanted float"),
-    ({'sizes': (1, 'b')}, r"config.some.sizes: got 'b' \(str\), wanted int"),
-    ({'sizes': 4}, r'config.some.sizes: got 4, wanted a tuple'),
-    ({'lanes': ((1, 2, 3),)}, r'config.some.lanes: got \(1, 2, 3\), wanted a tuple of 2'),
-    ({'stray': 1}, r'config.some.stray: Options has no such field; it has steps, rate'),
-  ],
-)
-def test_a_knob_of_another_type_or_name_is_refused_by_its_place(changes, message):
-  with pytest.raises(ConfigError, match=message):
-    built(**changes)
-
-
-def test_a_missing_knob_is_named_and_fields_may_be_handed_in():
-  section = ConfigDict({name: value for name, value in GIVEN.items() if name != 'name'})
-  with pytest.raises(ConfigError, match=r'config.some: name is missing; add it to the recipe'):
-    launch.build(Options, section, 'some')
-  assert launch.build(Options, section, 'some', name='b').name == 'b'
+def test_a_kind_of_ones_own_needs_neither_section_nor_example():
+  config = ConfigDict({'data': 1, 'fsdp': 2, 'tensor': 1})
+  assert launch.typed(MeshOptions, config) == MeshOptions(1, 2, 1)
 
 
 def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
@@ -97,7 +92,10 @@ def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
   assert launch.lengthened(given, {}) == given
 
 
-def test_require_says_the_flag_the_value_and_what_is_allowed():
-  launch.require(1, 'at least 1', True, 'rollout.steps')
-  with pytest.raises(ConfigError, match=r'--config.rollout.steps=0: wanted at least 1'):
-    launch.require(0, 'at least 1', False, 'rollout.steps')
+def test_a_recipe_file_that_there_is_not_is_said_with_the_usage():
+  values = flags.FlagValues()
+  launch.define(values)
+  with pytest.raises(
+    ConfigError, match=r'--config=none[.]py: there is no such recipe; usage: python'
+  ):
+    launch.configured(('x', '--config=none.py'), values, {}, {})

@@ -6,18 +6,28 @@ import pytest
 from absl import flags
 
 from configs import ablations, para_grpo
-from experiments import ablate, knobs, launch, overrides
+from experiments import ablate, launch, overrides
+from paravt_jax import options
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.recipes import RLRecipe
 from tests.experiments import small_job
+from tests.recipes import typed
 
 RECIPE = f'{small_job.ROOT}/configs/para_grpo.py'
+RULES = options.schema(RLRecipe)
 
 
-def given(*words, recipe=RECIPE):
-  """The recipe with these arguments, as an entry point gets it."""
+def configured(*words, recipe=RECIPE):
+  """(the recipe with these arguments, notes on them), as `launch.configured` reads them."""
   values = flags.FlagValues()
   launch.define(values)
-  return launch.configured(('x', f'--config={recipe}', *words), values, {})[1]
+  _, config, notes = launch.configured(('x', f'--config={recipe}', *words), values, {}, RULES)
+  return config, notes
+
+
+def given(*words):
+  """The recipe with these arguments, before it is typed."""
+  return configured(*words)[0]
 
 
 def value(knob, text):
@@ -194,15 +204,13 @@ def test_knobs_may_stand_before_the_recipe_and_other_flags_between_them():
 
 
 def test_of_a_knob_that_is_given_twice_the_last_one_counts_and_is_told_and_tuples_add_up():
-  values = flags.FlagValues()
-  launch.define(values)
   words = (
     '--config.agent.max_turns=1',
     '--config.frames.budgets=4',
     '--config.agent.max_turns=2',
     '--config.frames.budgets=8,16',
   )
-  _, config, notes = launch.configured(('x', f'--config={RECIPE}', *words), values, {})
+  config, notes = configured(*words)
   assert config.agent.max_turns == 2 and config.frames.budgets == (4, 8, 16)
   assert notes == [
     '--config.agent.max_turns is given more than once: --config.agent.max_turns=2 counts'
@@ -237,16 +245,12 @@ def test_what_a_set_of_a_grid_overrides_reaches_its_run_through_the_command_line
     'reward.grounding_threshold=None',
     'frames.budgets=(4,8)',
   )
-  cell = ablate.cell(config, 'grpo', 0)
-  assert (
-    cell.config.agent.think_prefix == '<think>\n\\'
-    and cell.config.reward.grounding_threshold is None
-  )
-  values = flags.FlagValues()
-  launch.define(values)
-  assert (
-    launch.configured(('rl', *cell.arguments), values, {})[1].to_dict() == cell.config.to_dict()
-  )
+  cell = ablate.cell(typed(config), 'grpo', 0)
+  assert cell.recipe.agent.think_prefix == '<think>\n\\'
+  assert cell.recipe.reward.grounding_threshold is None
+  assert cell.recipe.frames.budgets == (4, 8)
+  recipe, *words = cell.arguments
+  assert typed(configured(*words, recipe=recipe.removeprefix('--config='))[0]) == cell.recipe
 
 
 @pytest.mark.parametrize(
@@ -284,12 +288,30 @@ def test_the_real_command_refuses_in_one_line_and_makes_nothing(tmp_path, words,
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_published_recipe_can_be_written_on_the_command_line():
+@pytest.mark.parametrize('scale', ['tiny', '8b'])
+def test_the_published_recipe_can_be_written_on_the_command_line(scale):
   """Every knob, as its value is written, gives the recipe back."""
-  config = para_grpo.get_config()
+  config = para_grpo.get_config(scale)
   words = [
     f'--config.{knob}={one}'
-    for knob, one in knobs.leaves(config)
+    for knob, one in options.leaves(typed(config))
     if knob.rpartition('.')[2] != 'scale' and not isinstance(one, str)
   ]
-  assert given(*words).to_dict() == config.to_dict()
+  assert len(words) > 100
+  assert configured(*words, recipe=f'{RECIPE}:{scale}')[0].to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+  ('word', 'message'),
+  [
+    ('--config.reward.grounding_threshold=nan', 'reward.grounding_threshold=nan: wanted a share'),
+    ('--config.frames.budgets=', 'frames.budgets=(): wanted positive frame budgets'),
+    ('--config.rl.clip=2', 'rl.clip=2.0: wanted between 0 and 1'),
+    ("--config.cold_start.sources={'mine': (2.0, 0)}", 'cold_start.sources.mine=(2.0, 0): wanted'),
+    ("--config.frames={'gating': 'x'}", 'frames.gating=x: wanted True or False'),
+  ],
+)
+def test_what_is_read_well_and_breaks_its_rule_is_one_line(word, message):
+  with pytest.raises(ConfigError) as caught:
+    typed(given(word))
+  assert str(caught.value).startswith(f'--config.{message}') and '\n' not in str(caught.value)

@@ -4,7 +4,8 @@ import importlib
 
 import pytest
 
-from experiments import binding, runs
+from paravt_jax.orchestrator import binding, run_folder
+from tests.recipes import typed
 
 CASES = [('para_grpo', scale) for scale in ('tiny', '2b', '8b', '8b_split')] + [
   ('sft', scale) for scale in ('tiny', '2b', '8b')
@@ -65,7 +66,7 @@ STEPS = {'para_grpo': 'rollout.steps', 'sft': 'steps'}
 
 
 def recipe(name, scale):
-  return runs.shown(importlib.import_module(f'configs.{name}').get_config(scale))
+  return run_folder.to_json(typed(importlib.import_module(f'configs.{name}').get_config(scale)))
 
 
 def other(value):
