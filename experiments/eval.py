@@ -67,8 +67,10 @@ def main(recipe: EvalRecipe) -> None:
       speed = asyncio.run(work)
       write_json(path / 'speed.json', speed)
       _say(eval_speed.told(speed))
-  found = results_folders.finish(path, plan, model.name, recipe.eval.bootstrap, recipe.seed)
-  results_folders.report(recipe, path)
+  samples = recipe.eval.bootstrap
+  found, table = results_folders.finish(path, plan, model.name, samples, recipe.seed)
+  print(table)
+  results_folders.report(recipe.video, recipe.eval, path)
   print(path)
   worst = results_folders.error_rate({suite.name: found[suite.name] for suite in suites})
   if worst > recipe.eval.max_error_rate:

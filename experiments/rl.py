@@ -52,6 +52,7 @@ def reopen(recipe: RLRecipe, folder: RunFolder) -> None:
   if done is not None and done < recipe.rollout.steps:
     (folder.path / 'summary.json').unlink(missing_ok=True)
     folder.forget('after')
+    shutil.rmtree(evaluation.folder_of(folder.path, 'after'), ignore_errors=True)
     shutil.rmtree(folder.path / 'hf', ignore_errors=True)
 
 
@@ -98,13 +99,18 @@ async def session(
       base,
     )
     server = await opened.__aenter__()
+
+  async def evaluate(name: str) -> None:
+    asked, version = questions.heldout, learner.version
+    await evaluation.phase(name, recipe, folder, server, asked, version, interrupts)
+
   try:
     # always: a server by URL may still hold what an earlier run published
     await server.deliver(learner.publish(), learner.version)
-    await evaluation.phase('before', recipe, folder, server, questions.heldout, interrupts)
+    await evaluate('before')
     with folder.phase('rl'):
       await train(recipe, folder, learner, server, questions, host, interrupts)
-    await evaluation.phase('after', recipe, folder, server, questions.heldout, interrupts)
+    await evaluate('after')
   finally:
     await opened.__aexit__(None, None, None)
   with folder.phase('export'):

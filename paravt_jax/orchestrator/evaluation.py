@@ -1,19 +1,46 @@
-"""Evaluation before and after training, the run's summary and its closing table."""
+"""Evaluation before and after training: ordinary results folders in the run folder, the run's
+summary, and its closing table.
+
+eval_before/ and eval_after/ hold what `experiments.eval` writes too (plan.json, results.jsonl,
+summary.json, table.md, report.html), of two suites: `heldout`, each question at each K, greedily;
+and `sampled`, each question once, at the training temperature and under a K that training would
+draw for it.
+"""
 
 import pathlib
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.eval import run as evaluations
-from paravt_jax.orchestrator import parts, rollouts
+from paravt_jax.errors import ConfigError
+from paravt_jax.eval import protocols, results
+from paravt_jax.eval.run import EvalOptions
+from paravt_jax.eval.sample import Sample
+from paravt_jax.options import to_dict
+from paravt_jax.orchestrator import (
+  eval_speed,
+  evaluated_model,
+  parts,
+  put,
+  results_folders,
+  rollouts,
+  suites,
+)
 from paravt_jax.orchestrator.recipes import RLRecipe
-from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder
+from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, write_json
 from paravt_jax.report import build as report
-from paravt_jax.report.episodes import EpisodeLog, read
-from paravt_jax.rollout.agent import Agent
-from paravt_jax.types import Task
+from paravt_jax.types import Clip, Task
 from paravt_jax.video import sampling
+
+GREEDY, SAMPLED = 'heldout', 'sampled'
+WHOLE = (1, 1)  # the shard
+
+
+def folder_of(run: pathlib.Path, name: str) -> pathlib.Path:
+  """The results folder of the evaluation `name`: before, or after."""
+  return run / f'eval_{name}'
 
 
 async def phase(
@@ -22,195 +49,223 @@ async def phase(
   folder: RunFolder,
   server: rollouts.Rollouts,
   questions: Sequence[Task],
+  version: int,
   interrupts: Interrupts,
 ) -> None:
-  """Evaluates once per run: greedy for accuracy and calls, sampled at the training temperature for
-  format compliance.
+  """Evaluates once per run; what an interrupted evaluation has answered is not asked again.
+
+  Args:
+    name: before, or after.
+    version: of the weights that the servers hold.
   """
   if folder.result(name) is not None or not questions:
     return
+  path = folder_of(folder.path, name)
   with folder.phase(f'eval_{name}'):
-    everywhere = {k: list(questions) for k in recipe.eval.budgets}
-    records = await rollouts.unless_stopped(
-      measure(f'{name}: greedy', recipe, server.greedy, everywhere), interrupts, server
-    )
-    sampled = await rollouts.unless_stopped(
-      measure(f'{name}: sampled', recipe, server.sampling, _drawn(recipe, questions)),
-      interrupts,
-      server,
-    )
-    path = folder.path / 'episodes' / f'{name}.jsonl'
-    path.unlink(missing_ok=True)
-    with EpisodeLog(path, start_step=None) as log:
-      for record in records:
-        if record.scored is not None:
-          log.append(0, record.scored)
-  summary, drawn = evaluations.summarize(records), evaluations.summarize(sampled)
-  folder.finish(
-    name,
-    {
-      **summary,
-      'format_compliance': drawn['format_compliance'],
-      'greedy_format_compliance': summary['format_compliance'],
-      'sampled_accuracy': drawn['accuracy'],
-      'sampled_episodes': drawn['episodes'],
-      'calls_by_windows': by_windows(records),
-    },
-  )
-
-
-def _drawn(recipe: RLRecipe, questions: Sequence[Task]) -> dict[int, list[Task]]:
-  """Every question once, under the budget that training would draw for it."""
-  found: dict[int, list[Task]] = {}
-  for task in questions:
-    found.setdefault(
-      sampling.draw_budget(recipe.seed, task.id, -1, recipe.eval.budgets), []
-    ).append(task)
-  return found
-
-
-async def measure(
-  what: str, recipe: RLRecipe, agent: Agent, questions: Mapping[int, Sequence[Task]]
-) -> list[evaluations.Record]:
-  """Records of each budget's questions."""
-  records = []
-  with parts.bar(sum(map(len, questions.values())), what) as progress:
-    for budget, tasks in sorted(questions.items()):
-      options = evaluations.EvalOptions((budget,), recipe.eval.concurrent, recipe.seed, -1)
-      found, _ = await evaluations.evaluate(
-        agent,
-        tasks,
-        rollouts.evaluation_reward(recipe),
-        options,
-        on_record=lambda _: progress.update(),
+    asked = _suites(recipe, questions)
+    about = {suite.name: suite.about(WHOLE) for suite in asked}
+    plan = _opened(path, results.Plan(_settings(recipe, folder, version), about, WHOLE))
+    with results.Journal(path, again={key for one in about.values() for key in one['keys']}) as log:
+      await put.put(
+        {GREEDY: server.greedy, SAMPLED: server.sampling},
+        asked,
+        put.left_to_do(asked, WHOLE, log),
+        log,
+        protocol=protocols.chosen('tools', '', 'parallel'),
+        options=EvalOptions((), recipe.eval.concurrent, recipe.seed, -1),
+        server=server,
+        interrupts=interrupts,
+        speed=eval_speed.Speed(),
+        title=f'{name}: {{}}',
       )
-      records += found
-  return records
+    found, _ = results_folders.finish(path, plan, name, recipe.eval.bootstrap, recipe.seed)
+    results_folders.report(recipe.video, recipe.eval, path)
+  folder.finish(name, numbers(found))
 
 
-def by_windows(records: Sequence[evaluations.Record]) -> dict[str, float]:
-  """Executed calls per episode by the number of windows that a question needs, where the generator
-  knows it.
+def _opened(path: pathlib.Path, plan: results.Plan) -> results.Plan:
+  """The results folder, made or gone on with; one that other code or questions began is made
+  anew, because it belongs to this run alone.
   """
-  rows: dict[str, list[int]] = {}
-  for record in records:
-    if record.scored is not None and 'windows' in record.task.facts:
-      rows.setdefault(str(record.task.facts['windows']), []).append(record.scored.episode.executed)
-  return {windows: sum(calls) / len(calls) for windows, calls in sorted(rows.items())}
+  try:
+    results.refuse_other(path, plan)
+  except ConfigError as error:
+    print(f'{error}; it is made anew', file=sys.stderr, flush=True)
+    shutil.rmtree(path)
+  path.mkdir(parents=True, exist_ok=True)
+  return results.write_plan(path, plan)
+
+
+def _suites(recipe: RLRecipe, questions: Sequence[Task]) -> list[suites.Suite]:
+  options, budgets = rollouts.evaluation_options(recipe), recipe.eval.budgets
+  rule = f'tvg at IoU {recipe.eval.grounding_threshold}'
+
+  def draw(sample: Sample) -> int:
+    return sampling.draw_budget(recipe.seed, sample.task.id, -1, budgets)
+
+  temperature = recipe.sampling.temperature
+  sampled = f'{rule}; K drawn by seed {recipe.seed}; temperature {temperature}'
+  return [
+    suites.heldout(GREEDY, questions, budgets, options, f'{rule}; greedy'),
+    suites.heldout(SAMPLED, questions, budgets, options, sampled, draw),
+  ]
+
+
+def _settings(recipe: RLRecipe, folder: RunFolder, version: int) -> dict[str, Any]:
+  """All that results are a function of, besides the questions."""
+  video = to_dict(recipe.video)
+  return {
+    'model': {'kind': 'run', 'run': folder.path.name, 'version': version},
+    'server': {'kind': recipe.server.kind},
+    'protocol': {'name': 'tools', 'dispatch': 'parallel'},
+    'agent': to_dict(recipe.agent),
+    'subagent': to_dict(recipe.subagent),
+    'sampling': to_dict(recipe.sampling),
+    'reward': to_dict(recipe.reward),
+    'video': {name: video[name] for name in ('min_pixels', 'max_pixels', 'backend')},
+    'seed': recipe.seed,
+    'code': evaluated_model.code(),
+  }
+
+
+def numbers(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The numbers of one evaluation for the run's summary, out of a results folder's summary.
+
+  Accuracies, calls and intervals are of the greedy suite. format_compliance is of the sampled one,
+  because training samples.
+  """
+  greedy, sampled = found[GREEDY], found[SAMPLED]
+  by_k, by_type, by_windows = (_cells(greedy, field) for field in ('k', 'question_type', 'windows'))
+  return {
+    'episodes': greedy['samples'],
+    'errors': greedy['reasons'],
+    'error_rate': greedy['errors'] / greedy['samples'] if greedy['samples'] else 0.0,
+    'accuracy': greedy['score'],
+    'interval': greedy['interval'],
+    'accuracy_answered': greedy['score_answered'],
+    'accuracy_by_k': {k: cell['score'] for k, cell in by_k.items()},
+    'accuracy_by_type': {kind: cell['score'] for kind, cell in by_type.items()},
+    'format_compliance': sampled['format_compliance'],
+    'greedy_format_compliance': greedy['format_compliance'],
+    'calls_per_episode': greedy['calls_per_sample'],
+    'calls_by_k': {k: cell['calls_per_sample'] for k, cell in by_k.items()},
+    'calls_by_windows': {n: cell['calls_per_sample'] for n, cell in by_windows.items()},
+    'calls_failed': greedy['calls_failed'],
+    'calls_well_formed': greedy['calls_well_formed'],
+    'calls_other': greedy['calls_other'],
+    'truncated': greedy['truncated'],
+    'frames_repeated': greedy['frames_repeated'],
+    'sampled_accuracy': sampled['score'],
+    'sampled_episodes': sampled['samples'],
+  }
+
+
+def _cells(row: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+  return row['breakdowns'].get(field, {})
 
 
 def summary(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any]:
   """What summary.json holds."""
-  before, after = folder.result('before'), folder.result('after')
   return {
     'name': recipe.name,
     'scale': recipe.scale,
     'seed': recipe.seed,
     'steps': recipe.rollout.steps,
-    'before': before,
-    'after': after,
+    'before': folder.result('before'),
+    'after': folder.result('after'),
     'gain': gain(recipe, folder),
     'minutes': folder.minutes,
   }
 
 
 def gain(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any] | None:
-  """The paired difference in greedy accuracy, after minus before, with its 95 % interval."""
-  sides = []
-  for name in ('before', 'after'):
-    entries = list(read(folder.path / 'episodes' / f'{name}.jsonl'))
-    sides.append(
-      [
-        evaluations.Record(e.scored.episode.task, e.scored.episode.budget, e.scored)
-        for e in entries
-      ]
-    )
+  """The comparison of both results folders: the paired difference in greedy accuracy, after minus
+  before, with its 95 % interval. None while one of them is missing.
+  """
+  places = [folder_of(folder.path, name) for name in ('before', 'after')]
+  sides = [results.read(place / 'results.jsonl') for place in places]
   if not all(sides):
     return None
-  return evaluations.compare(*sides, samples=recipe.eval.bootstrap, seed=recipe.seed)
+  keys = {GREEDY: {key for place in places for key in _keys(place)}}
+  samples = recipe.eval.bootstrap
+  metrics = {GREEDY: 'accuracy'}
+  found = results.compare(*sides, metrics, keys, samples=samples, seed=recipe.seed)[GREEDY]
+  return {name: found[name] for name in ('difference', 'low', 'high', 'p', 'pairs', 'unpaired')}
+
+
+def _keys(place: pathlib.Path) -> Sequence[str]:
+  return results.read_plan(place).benchmarks[GREEDY]['keys']
 
 
 def finish(
   recipe: RLRecipe, folder: RunFolder, found: dict[str, Any], model_folder: pathlib.Path
 ) -> None:
-  """Writes the report and prints the table."""
-  page = folder.path / 'report.html'
+  """Writes the run's report and prints the table."""
+  page, video = folder.path / 'report.html', recipe.video
   tok = ChatTokenizer.load(model_folder)
-  with folder.phase('report'), parts.decode_pool(recipe.video) as pool:
-    frames = lambda path, seconds: pool.frames_sync(
-      path, seconds, recipe.video.min_pixels, recipe.video.max_pixels
-    )
+  write_json(folder.path / 'summary.json', found)
+  with folder.phase('report'), parts.decode_pool(video) as pool:
+
+    def frames(path: str, seconds: Sequence[float]) -> Clip:
+      return pool.frames_sync(path, seconds, video.min_pixels, video.max_pixels)
+
     report.build(folder.path, page, frames, tok.decode)
   print(table(found))
   print(f'report: {page}')
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: Mapping[str, Any]) -> str:
   """The closing table: before, after, and the minutes of each phase."""
   before, after = found['before'], found['after']
   if before is None or after is None:
     return 'no evaluation: eval.questions is 0, or there are no held-out rows'
   rows = [('', 'before RL', 'after RL')]
-  show = lambda value: '-' if value is None else f'{value:.3f}'
-  spread = lambda side: (
-    f'{show(side["accuracy"])} [{side["interval"][0]:.3f}, {side["interval"][1]:.3f}]'
-  )
-  rows.append(('accuracy (greedy)', spread(before), spread(after)))
-  rows += [
-    (f'  at K={k}', show(before['accuracy_by_k'][k]), show(after['accuracy_by_k'].get(k)))
-    for k in before['accuracy_by_k']
-  ]
-  rows += [
-    (f'  {kind}', show(value), show(after['accuracy_by_type'].get(kind)))
-    for kind, value in before['accuracy_by_type'].items()
-  ]
-  rows.append(
-    (
-      'format compliance (sampled)',
-      show(before['format_compliance']),
-      show(after['format_compliance']),
-    )
-  )
-  rows.append(
-    (
-      'executed calls per episode',
-      show(before['calls_per_episode']),
-      show(after['calls_per_episode']),
-    )
-  )
-  rows += [
-    (f'  at K={k}', show(before['calls_by_k'][k]), show(after['calls_by_k'].get(k)))
-    for k in before['calls_by_k']
-  ]
-  rows += [
-    (f'  {n}-window questions', show(value), show(after['calls_by_windows'].get(n)))
-    for n, value in before['calls_by_windows'].items()
-  ]
+  rows.append(('accuracy (greedy)', _spread(before), _spread(after)))
+  rows += _rows(before, after, 'accuracy_by_k', '  at K={}')
+  rows += _rows(before, after, 'accuracy_by_type', '  {}')
+  for title, name in (
+    ('format compliance (sampled)', 'format_compliance'),
+    ('executed calls per episode', 'calls_per_episode'),
+  ):
+    rows.append((title, _plain(before[name]), _plain(after[name])))
+  rows += _rows(before, after, 'calls_by_k', '  at K={}')
+  rows += _rows(before, after, 'calls_by_windows', '  {}-window questions')
+  if before['calls_other'] or after['calls_other']:
+    others = _plain(before['calls_other']), _plain(after['calls_other'])
+    rows.append(('calls of another form', *others))
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
   if before['errors'] or after['errors']:
-    rows.append(
-      (
-        '  errors, which earn nothing',
-        *(str(sum(side['errors'].values())) for side in (before, after)),
-      )
-    )
-    rows.append(
-      (
-        '  accuracy of those answered',
-        show(before['accuracy_answered']),
-        show(after['accuracy_answered']),
-      )
-    )
+    counts = [str(sum(side['errors'].values())) for side in (before, after)]
+    rows.append(('  errors, which earn nothing', counts[0], counts[1]))
+    answered = [_plain(side['accuracy_answered']) for side in (before, after)]
+    rows.append(('  accuracy of those answered', answered[0], answered[1]))
   lines = [f'{left:32s}{middle:>24s}{right:>24s}' for left, middle, right in rows]
   lines.insert(1, '-' * 80)
   change = found['gain']
   if change:
     lines.append(
       f'gain in accuracy {change["difference"]:+.3f}, 95 % interval [{change["low"]:+.3f}, '
-      f'{change["high"]:+.3f}], '
-      f'{change["pairs"]} pairs, drawn by question'
+      f'{change["high"]:+.3f}], {change["pairs"]} pairs, drawn by question'
     )
-  lines.append(
-    'minutes: ' + ', '.join(f'{name} {minutes:.1f}' for name, minutes in found['minutes'].items())
-  )
-  return '\n'.join(lines)
+  minutes = ', '.join(f'{name} {minutes:.1f}' for name, minutes in found['minutes'].items())
+  return '\n'.join([*lines, f'minutes: {minutes}'])
+
+
+def _plain(value: float | None) -> str:
+  return '-' if value is None else f'{value:.3f}'
+
+
+def _spread(side: Mapping[str, Any]) -> str:
+  low, high = side['interval']
+  return f'{_plain(side["accuracy"])} [{low:.3f}, {high:.3f}]'
+
+
+def _rows(
+  before: Mapping[str, Any], after: Mapping[str, Any], name: str, title: str
+) -> list[tuple[str, str, str]]:
+  """One row of each part of a breakdown."""
+  cells = before[name], after[name]
+  return [
+    (title.format(part), _plain(value), _plain(cells[1].get(part)))
+    for part, value in cells[0].items()
+  ]

@@ -405,7 +405,16 @@ class PublishOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOutOptions(Options):
+class PageOptions(Options):
+  """What the page of an evaluation shows."""
+
+  report_right: Annotated[bool, FLAG]  # the page shows right answers too
+  report_samples: Annotated[int, whole(0)]  # at most so many on the page
+  report_pictures: Annotated[int, whole(0)]  # at most so many on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutOptions(PageOptions):
   """The evaluation before and after RL."""
 
   questions: Annotated[int, whole(0, note='0: no evaluation')]  # held-out rows that are asked
@@ -417,7 +426,16 @@ class HeldOutOptions(Options):
   @classmethod
   def published(cls) -> 'HeldOutOptions':
     """300 questions at the largest budget."""
-    return cls(questions=300, budgets=(64,), concurrent=64, grounding_threshold=0.5, bootstrap=2000)
+    return cls(
+      questions=300,
+      budgets=(64,),
+      concurrent=64,
+      grounding_threshold=0.5,
+      bootstrap=2000,
+      report_right=False,
+      report_samples=600,
+      report_pictures=3000,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,7 +485,7 @@ class ProtocolOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class SuiteOptions(Options):
+class SuiteOptions(PageOptions):
   """How benchmarks are put, and what the page shows."""
 
   budgets: Annotated[tuple[int, ...], DIFFERENT_BUDGETS]  # K of each benchmark
@@ -482,9 +500,6 @@ class SuiteOptions(Options):
   canary_tokens: Annotated[int, whole(0, note='0: servers are believed')]
   grounding_threshold: Annotated[float, PART]  # IoU from which the world's tvg answers are right
   bootstrap: Annotated[int, COUNT]  # samples of an interval
-  report_right: Annotated[bool, FLAG]  # the page shows right answers too
-  report_samples: Annotated[int, whole(0)]  # at most so many on the page
-  report_pictures: Annotated[int, whole(0)]  # at most so many on the page
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, results, table
 from paravt_jax.options import build
 from paravt_jax.orchestrator import parts
+from paravt_jax.orchestrator.options import PageOptions, VideoOptions
 from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.orchestrator.run_folder import to_json, write_json
 from paravt_jax.report import evaluation as page
@@ -23,9 +24,11 @@ FLIPS = 20  # listed each way; the file has all
 
 def finish(
   folder: pathlib.Path, plan: results.Plan, name: str, samples: int, seed: int
-) -> dict[str, Any]:
-  """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and
-  returns the summary.
+) -> tuple[dict[str, Any], str]:
+  """Writes summary.json and table.md of a folder whose samples are all there.
+
+  Returns:
+    The summary and the table.
   """
   found = results.summarize(
     plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
@@ -33,8 +36,7 @@ def finish(
   write_json(folder / 'summary.json', found)
   text = table.markdown(found, name, PUBLISHED, benchmarks.RULES)
   (folder / 'table.md').write_text(text)
-  print(text)
-  return found
+  return found, text
 
 
 def error_rate(found: Mapping[str, Any]) -> float:
@@ -44,11 +46,10 @@ def error_rate(found: Mapping[str, Any]) -> float:
   )
 
 
-def report(recipe: EvalRecipe, folder: pathlib.Path) -> pathlib.Path:
+def report(video: VideoOptions, page_options: PageOptions, folder: pathlib.Path) -> pathlib.Path:
   """The page of a results folder, with the frames that the samples saw and the published scores
   beside ours.
   """
-  video, eval_options = recipe.video, recipe.eval
   with parts.decode_pool(video) as pool:
 
     def frames(path: str, seconds: Sequence[float]) -> Clip:
@@ -60,9 +61,9 @@ def report(recipe: EvalRecipe, folder: pathlib.Path) -> pathlib.Path:
       frames,
       published=PUBLISHED,
       rules=benchmarks.RULES,
-      right=eval_options.report_right,
-      samples=eval_options.report_samples,
-      pictures=eval_options.report_pictures,
+      right=page_options.report_right,
+      samples=page_options.report_samples,
+      pictures=page_options.report_pictures,
       title=folder.name.removeprefix('.').removesuffix('.partial'),
     )
 
@@ -148,8 +149,9 @@ def merge(arguments: Sequence[str]) -> None:
   with results.Journal(partial) as journal:
     for outcome in outcomes:
       journal.append(outcome)
-  finish(partial, plan, name.removeprefix('eval_'), recipe.eval.bootstrap, recipe.seed)
-  report(recipe, partial)
+  title, samples = name.removeprefix('eval_'), recipe.eval.bootstrap
+  print(finish(partial, plan, title, samples, recipe.seed)[1])
+  report(recipe.video, recipe.eval, partial)
   if target.exists():
     target.rmdir()
   partial.rename(target)

@@ -21,6 +21,7 @@ from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.report import episodes
 from paravt_jax.rewards import total
 from paravt_jax.rewards.answer import extract_answer
+from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout import groups
 from paravt_jax.rollout.sampler import expanded
 from paravt_jax.types import Episode, Task
@@ -30,22 +31,20 @@ WORLD = 'world'
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """One benchmark to be put. samples: of all shards, one video's side by side. metric: which of the
-  metrics is the score. metrics: of a sample, its episode, and its answer where the protocol reads
-  it by a rule of its own (else None). official: of a sample and the last turn's text as it was
-  written, None without such a rule; lmms_eval: the same by that harness's rule. rule: what else
-  scores are a function of.
-  """
+  """One benchmark to be put."""
 
   name: str
-  samples: Sequence[Sample]
-  budgets: tuple[int, ...]
-  metric: str
+  samples: Sequence[Sample]  # of all shards, one video's side by side
+  budgets: tuple[int, ...]  # K, each put to every sample
+  metric: str  # which of the metrics is the score
   reward: groups.Reward
+  # of a sample, its episode, and its answer where the protocol reads it by a rule of its own
   metrics: Callable[[Sample, Episode, str | None], dict[str, float]]
+  # of a sample and its last turn's text, by the benchmark's own rule; None without one
   official: Callable[[Sample, str], dict[str, float]] | None
-  rule: str
-  lmms_eval: Callable[[Sample, str], dict[str, float]] | None = None
+  rule: str  # what else scores are a function of
+  lmms_eval: Callable[[Sample, str], dict[str, float]] | None = None  # by that harness's rule
+  draw: Callable[[Sample], int] | None = None  # the one K of a sample, in place of all budgets
 
   def questions(self, shard: tuple[int, int]) -> Iterator[tuple[Sample, int]]:
     """(sample, K) of a shard, by video and then by K; whole videos go to a shard, in turn."""
@@ -54,7 +53,10 @@ class Suite:
     ):
       if number % shard[1] == shard[0] - 1:
         members = list(group)
-        yield from ((sample, k) for k in self.budgets for sample in members)
+        if self.draw is not None:
+          yield from ((sample, self.draw(sample)) for sample in members)
+        else:
+          yield from ((sample, k) for k in self.budgets for sample in members)
 
   def about(self, shard: tuple[int, int]) -> dict[str, Any]:
     """Its entry in a plan."""
@@ -136,35 +138,45 @@ def _world(recipe: EvalRecipe) -> Suite:
   them.
   """
   world, root = make_world(recipe.world)
-  options = fields.RowOptions(skip_bad_rows=False, require_media=True)
-  tasks = rows.rl_tasks([world.heldout], root, options, collections.Counter())[
-    : recipe.eval.world_questions
-  ]
-  samples = [
-    Sample(WORLD, task, {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {})
-    for task in tasks
-  ]
-  scored = rollouts.evaluation_options(recipe)
+  strict = fields.RowOptions(skip_bad_rows=False, require_media=True)
+  tasks = rows.rl_tasks([world.heldout], root, strict, collections.Counter())
+  tasks = tasks[: recipe.eval.world_questions]
   rule = f'tvg at IoU {recipe.eval.grounding_threshold}; videos of world {world.folder.name}'
-  budgets = recipe.eval.world_budgets
-  return Suite(
-    WORLD,
-    by_video(_limited(recipe, samples)),
-    budgets,
-    'accuracy',
-    rollouts.evaluation_reward(recipe),
-    world_metrics(scored),
-    None,
-    rule,
-  )
+  kept = tasks[: recipe.eval.limit] if recipe.eval.limit else tasks
+  options = rollouts.evaluation_options(recipe)
+  return heldout(WORLD, kept, recipe.eval.world_budgets, options, rule)
 
 
-def world_metrics(
+def heldout(
+  name: str,
+  tasks: Sequence[Task],
+  budgets: tuple[int, ...],
+  options: RewardOptions,
+  rule: str,
+  draw: Callable[[Sample], int] | None = None,
+) -> Suite:
+  """Rows of RL as a benchmark, scored by R_acc.
+
+  Args:
+    options: of the reward.
+    rule: what else scores are a function of.
+    draw: the one K of a sample, in place of all budgets.
+  """
+  samples = [Sample(name, task, _windows(task)) for task in tasks]
+  reward, metrics = groups.rewarder(options, None), accuracy_metrics(options)
+  ordered = by_video(samples)
+  return Suite(name, ordered, budgets, 'accuracy', reward, metrics, None, rule, draw=draw)
+
+
+def _windows(task: Task) -> dict[str, str]:
+  """How many windows a question needs, where the generator knows it."""
+  return {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {}
+
+
+def accuracy_metrics(
   options: total.RewardOptions,
 ) -> Callable[[Sample, Episode, str | None], dict[str, float]]:
-  """Suite.metrics of the world: R_acc, also where a protocol reads the answer by a rule of its
-  own.
-  """
+  """Suite.metrics by R_acc, also where a protocol reads the answer by a rule of its own."""
 
   def metrics(sample: Sample, episode: Episode, given: str | None) -> dict[str, float]:
     if given is not None:
@@ -201,10 +213,6 @@ def _benchmark(recipe: EvalRecipe, name: str, where: str) -> Suite:
     '',
     about.lmms_eval,
   )
-
-
-def _limited(recipe: EvalRecipe, samples: list[Sample]) -> list[Sample]:
-  return samples[: recipe.eval.limit] if recipe.eval.limit else samples
 
 
 def by_video(samples: Sequence[Sample]) -> list[Sample]:

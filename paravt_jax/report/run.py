@@ -2,7 +2,7 @@
 exception.
 
 config.json  git.txt  metrics.jsonl  sft/metrics.jsonl  summary.json
-episodes/{before,after,train}.jsonl
+episodes/train.jsonl  eval_{before,after}/results.jsonl
 """
 
 import collections
@@ -21,6 +21,7 @@ from paravt_jax.metrics import writer
 from paravt_jax.report import episodes
 from paravt_jax.report.episodes import Entry
 
+GREEDY = 'heldout'  # the suite of a run's evaluations whose answers the page shows
 TRAIN_KEPT = 64  # entries of train.jsonl kept from its beginning, and as many from its end
 
 
@@ -85,8 +86,9 @@ def load(folder: Path | str) -> Run:
   notes: list[str] = []
   config, summary = (_json(folder / name, notes) for name in ('config.json', 'summary.json'))
   entries = {
-    name: _entries(folder / 'episodes' / f'{name}.jsonl', notes, name == 'train')
-    for name in ('before', 'after', 'train')
+    'before': _answers(folder / 'eval_before' / 'results.jsonl', notes),
+    'after': _answers(folder / 'eval_after' / 'results.jsonl', notes),
+    'train': _entries(folder / 'episodes' / 'train.jsonl', notes, True),
   }
   metrics = _metrics(folder / 'metrics.jsonl', notes)
   if len(metrics) == 1:
@@ -212,6 +214,23 @@ def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]
   if not head and not tail:
     notes.append(f'episodes/{path.name} is missing or empty.')
   return (*head, *tail)
+
+
+def _answers(path: Path, notes: list[str]) -> tuple[Entry, ...]:
+  """The greedy answers of a results folder; what precedes a broken line is kept."""
+  found: list[Entry] = []
+  lines = path.read_bytes().splitlines() if path.is_file() else []
+  for number, line in enumerate(lines, 1):
+    try:
+      outcome = json.loads(line)
+      if outcome['benchmark'] == GREEDY and outcome['episode'] is not None:
+        found.append(episodes.from_json(outcome['episode'], f'{path} line {number}'))
+    except (ValueError, KeyError, TypeError, DataError) as error:
+      notes.append(f'{path.parent.name}/{path.name} line {number} is broken: {error}')
+      break
+  if not found:
+    notes.append(f'{path.parent.name}/{path.name} is missing or empty.')
+  return tuple(found)
 
 
 def _minutes(raw: Any) -> dict[str, float]:
