@@ -66,7 +66,7 @@ def identify(recipe: EvalRecipe) -> Model:
     no model.
   """
   section = recipe.model
-  given = [name for name in ('folder', 'run', 'url') if section[name]]
+  given = [name for name in ('folder', 'run', 'url') if getattr(section, name)]
   if len(given) != 1:
     raise ConfigError(
       f'--config.model: got {", ".join(given) or "nothing"}, wanted one of model.folder=DIR '
