@@ -16,7 +16,9 @@ from typing import Annotated, ClassVar
 
 from experiments import launch
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.longvideo_reason import ask, caption, cutting, pipeline, rows, split
+from paravt_jax.longvideo_reason import cutting, pipeline, rows, split
+from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions
+from paravt_jax.longvideo_reason.caption import CaptionOptions
 from paravt_jax.longvideo_reason.items import Video
 from paravt_jax.options import (
   COUNT,
@@ -75,9 +77,9 @@ class LongVideoRecipe(Options):
   media_root: Annotated[str, TEXT]  # rows name videos by their path below it; '': `videos`
   steps: Annotated[str, PROSE]  # which of the six run, by commas
   split: SplitOptions
-  caption: caption.CaptionOptions
-  ask: ask.AskOptions
-  rewrite: ask.RewriteOptions
+  caption: CaptionOptions
+  ask: AskOptions
+  rewrite: RewriteOptions
   trace: rows.TraceOptions  # the agent's limits, for rows that crop what the reasons cite
   vision: server.ServerOptions  # that captions
   reasoner: server.ServerOptions  # that asks and rewrites
