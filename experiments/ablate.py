@@ -6,17 +6,10 @@ on: finished runs stay, begun ones continue. Ends with a table and a page of cur
 done, 1 some run failed (the others are in the table), 2 wrong input, 130 interrupted.
 """
 
-import collections
 import dataclasses
 import difflib
-import json
-import os
 import pathlib
-import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -36,15 +29,13 @@ from paravt_jax.options import (
   require,
   schema,
 )
-from paravt_jax.orchestrator import binding, checks, corpus, run_folder
-from paravt_jax.orchestrator.cold_start import cold_start
+from paravt_jax.orchestrator import checks, grid, run_folder
 from paravt_jax.orchestrator.recipes import RLRecipe
-from paravt_jax.orchestrator.run_folder import Interrupts, to_json
+from paravt_jax.orchestrator.run_folder import Interrupts
 from paravt_jax.report import ablation, ablation_page
 
 OWN = ('seed', 'run.folder')  # knobs that the grid itself sets
-POLL_S = 0.2
-
+COMMAND = (sys.executable, '-m', 'experiments.rl')
 
 SEEDS = each('one or more different seeds, as in --config.seeds=0,1,2', SEED.holds, 1, differ=True)
 CORES = each(
@@ -71,36 +62,21 @@ class AblateRecipe(Options):
   drawings: Annotated[Mapping[str, tuple[str, ...]], Members(WORDS)]  # sets that share a drawing
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """One run of the grid."""
-
-  name: str  # of the set
-  seed: int
-  folder: pathlib.Path  # of the run
-  arguments: tuple[str, ...]  # of experiments.rl
-  recipe: RLRecipe  # what they come to
-
-  @property
-  def log(self) -> pathlib.Path:
-    """What the run says, on both streams."""
-    return self.folder.with_name(f'{self.folder.name}.log')
-
-
 def main(recipe: AblateRecipe) -> None:
   """Runs what is not yet done of the grid, then writes and prints the table."""
-  cells = grid(recipe)
-  slots = deal(recipe)
+  cells = cells_of(recipe)
+  slots = grid.deal(recipe.cores, recipe.jobs)
+  how = grid.Started(COMMAND, launch.host().environment, slots, say)
   folder = pathlib.Path(recipe.folder)
-  waiting = [cell for cell in cells if not finished(cell)]
+  waiting = [cell for cell in cells if not grid.finished(cell)]
   say(
     f'{len(cells)} runs in {folder}: {len(cells) - len(waiting)} are done, {len(waiting)} to '
     f'go, {len(slots)} at once'
   )
   with run_folder.locked(folder, 'folder'):
-    prepare(waiting)
+    grid.prepare(waiting)
     with Interrupts() as interrupts:
-      failed = execute(waiting, slots, interrupts)
+      failed = grid.execute(waiting, how, interrupts)
   found = ablation.load(
     {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(recipe)}
   )
@@ -113,7 +89,9 @@ def main(recipe: AblateRecipe) -> None:
   )
   print(ablation_page.write(folder, found, settings))
   for cell in failed:
-    say(f'failed: {cell.name}, seed {cell.seed}: {last_line(cell.log)} (all of it: {cell.log})')
+    say(
+      f'failed: {cell.name}, seed {cell.seed}: {grid.last_line(cell.log)} (all of it: {cell.log})'
+    )
   print(folder)
   if failed:
     sys.exit(1)
@@ -135,24 +113,13 @@ def names(recipe: AblateRecipe) -> tuple[str, ...]:
   return asked
 
 
-def grid(recipe: AblateRecipe) -> list[Cell]:
+def cells_of(recipe: AblateRecipe) -> list[grid.Cell]:
   """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can
   be compared. Raises ConfigError.
   """
   file = pathlib.Path(recipe.recipe.partition(':')[0])
-  require(
-    recipe.recipe,
-    'a recipe of experiments.rl, such as configs/para_grpo.py:tiny',
-    file.is_file(),
-    'recipe',
-  )
-  seeds = recipe.seeds
-  good = (
-    bool(seeds)
-    and all(type(seed) is int and seed >= 0 for seed in seeds)
-    and len(set(seeds)) == len(seeds)
-  )
-  require(seeds, 'one or more different seeds, as in --config.seeds=0,1,2', good, 'seeds')
+  wanted = 'a recipe of experiments.rl, such as configs/para_grpo.py:tiny'
+  require(recipe.recipe, wanted, file.is_file(), 'recipe')
   require(
     recipe.reference,
     f'one of {", ".join(recipe.overrides)}',
@@ -166,10 +133,10 @@ def grid(recipe: AblateRecipe) -> list[Cell]:
       set(sets) <= set(recipe.overrides),
       f'drawings.{title}',
     )
-  return [cell(recipe, name, seed) for seed in seeds for name in names(recipe)]
+  return [cell(recipe, name, seed) for seed in recipe.seeds for name in names(recipe)]
 
 
-def cell(recipe: AblateRecipe, name: str, seed: int) -> Cell:
+def cell(recipe: AblateRecipe, name: str, seed: int) -> grid.Cell:
   """One run of the grid. Raises ConfigError naming the set when the recipe does not take its
   overrides.
   """
@@ -194,7 +161,7 @@ def cell(recipe: AblateRecipe, name: str, seed: int) -> Cell:
     checks.check_rl(found)
   except ConfigError as error:
     raise ConfigError(f'{where}: {error}') from error
-  return Cell(name, seed, folder, arguments, found)
+  return grid.Cell(name, seed, folder, arguments, found)
 
 
 def resolve(arguments: Sequence[str]) -> RLRecipe:
@@ -209,147 +176,6 @@ def resolve(arguments: Sequence[str]) -> RLRecipe:
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(launch.complaint(error)) from error
   return launch.typed(RLRecipe, config)
-
-
-def deal(recipe: AblateRecipe) -> list[list[int]]:
-  """The CPU cores of each job: those of the recipe, or all that this process may use, dealt out in
-  turn. Raises ConfigError.
-  """
-  may = sorted(os.sched_getaffinity(0))
-  cores = list(recipe.cores) or may
-  require(
-    recipe.cores,
-    f'some of the cores that this process may use, {may}',
-    set(cores) <= set(may),
-    'cores',
-  )
-  require(recipe.jobs, f'1 to {len(cores)}, a core each', 1 <= recipe.jobs <= len(cores), 'jobs')
-  return [cores[job :: recipe.jobs] for job in range(recipe.jobs)]
-
-
-# What is there already
-
-
-def finished(cell: Cell) -> bool:
-  """Whether the run reached its end. Raises ConfigError when its folder was made with other
-  settings.
-  """
-  file = cell.folder / 'recipe.json'
-  leftovers = ('summary.json', 'metrics.jsonl', 'checkpoints')
-  begun = any((cell.folder / name).exists() for name in leftovers)
-  if not file.is_file() or not begun:
-    return False
-  try:
-    before, now = json.loads(file.read_text()), to_json(cell.recipe)
-  except ValueError as error:
-    raise ConfigError(
-      f'{file}: not JSON ({error}); move the folder away, then the run is made anew'
-    ) from error
-  changed, _ = binding.changes(before, now)
-  whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
-  planned, asked = before['rollout']['steps'], cell.recipe.rollout.steps
-  done = run_folder.steps_done(cell.folder)
-  if asked < (planned if whole else done or 0):
-    changed.append(f'rollout.steps: {planned} -> {asked}')
-  if changed:
-    raise ConfigError(
-      f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); '
-      'choose another --config.folder, or move it away'
-    )
-  # of a finished run more steps may be asked for
-  return whole and asked <= (planned if done is None else done)
-
-
-def prepare(waiting: Sequence[Cell]) -> None:
-  """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
-  shared: dict[str, RLRecipe] = {}
-  for one in waiting:
-    values = to_json(one.recipe)
-    key = run_folder.fingerprint(values.get('cold_start'), one.recipe.model.folder, values['data'])
-    shared.setdefault(key, one.recipe)
-  for recipe in shared.values():
-    if recipe.data.kind == 'world' and recipe.world is not None:
-      corpus.make_world(recipe.world)
-    if not recipe.model.folder and recipe.cold_start is not None:
-      cold_start(recipe.cold_start)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """A run under way: on which slot, and since when."""
-
-  cell: Cell
-  slot: int
-  process: subprocess.Popen
-  begun: float
-
-
-def execute(
-  waiting: Sequence[Cell], slots: Sequence[Sequence[int]], interrupts: Interrupts
-) -> list[Cell]:
-  """Runs the cells in order, as many at once as there are slots; returns those that failed.
-
-  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves;
-  their folders go on next time.
-  """
-  queue, free, failed = collections.deque(waiting), list(range(len(slots))), []
-  jobs: list[Job] = []
-  told = False
-  while jobs or (queue and not interrupts.asked):
-    while queue and free and not interrupts.asked:
-      slot = free.pop(0)
-      jobs.append(start(queue.popleft(), slot, slots[slot]))
-    if interrupts.asked and not told:
-      told = True
-      for job in jobs:
-        job.process.send_signal(signal.SIGINT)
-    time.sleep(POLL_S)
-    for job in [job for job in jobs if job.process.poll() is not None]:
-      jobs.remove(job)
-      free.append(job.slot)
-      if not interrupts.asked and not succeeded(job):
-        failed.append(job.cell)
-  interrupts.check()
-  return failed
-
-
-def start(one: Cell, slot: int, cores: Sequence[int]) -> Job:
-  """experiments.rl on the cell's arguments, on its cores, in a session of its own: Ctrl-C comes to
-  it from here, once.
-  """
-  command = (sys.executable, '-m', 'experiments.rl', *one.arguments)
-  with one.log.open('a') as log:
-    log.write(f'$ {shlex.join(command)}\n')
-    log.flush()
-    process = subprocess.Popen(
-      command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
-  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
-  say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
-  return Job(one, slot, process, time.monotonic())
-
-
-def succeeded(job: Job) -> bool:
-  """Whether an ended run is whole, and a line on it."""
-  one, status = job.cell, job.process.returncode
-  whole = status == 0 and (one.folder / 'summary.json').is_file()
-  how = (
-    f'done: {ablation.glance(one.folder)}'
-    if whole
-    else f'FAILED with status {status}: {last_line(one.log)}'
-  )
-  say(f'{one.name}, seed {one.seed}: after {(time.monotonic() - job.begun) / 60:.1f} minutes {how}')
-  return whole
-
-
-def last_line(log: pathlib.Path) -> str:
-  """The last line that a run said."""
-  lines = [
-    line
-    for line in log.read_text(errors='replace').replace('\r', '\n').splitlines()
-    if line.strip()
-  ]
-  return lines[-1].strip() if lines else 'it said nothing'
 
 
 if __name__ == '__main__':

@@ -93,7 +93,7 @@ def main(recipe: LongVideoRecipe) -> None:
   folder = pathlib.Path(recipe.output)
   with opened(folder):
     asyncio.run(check_servers(recipe))
-    write_json(folder / 'recipe.json', to_json(recipe))
+    write_json(folder / 'config.json', to_json(recipe))
     work = Bars()
     line = pipeline.Pipeline(folder, videos, make_options(recipe), work.show)
     try:

@@ -12,9 +12,11 @@ import sys
 import pytest
 
 from configs import ablations, para_grpo
-from experiments import ablate, runs
+from experiments import ablate, launch
+from paravt_jax import options
 from paravt_jax.errors import ConfigError
-from tests import patience
+from paravt_jax.orchestrator import run_folder
+from tests import patience, recipes
 from tests.experiments import small_job
 
 ROOT = small_job.ROOT
@@ -27,27 +29,14 @@ def recipe(**knobs):
   """The shipped grid over this checkout's recipe; further knobs with '__' for dots."""
   config = ablations.get_config()
   config.recipe = f'{ROOT}/configs/para_grpo.py:tiny'
-  config.update_from_flattened_dict(
-    {name.replace('__', '.'): value for name, value in knobs.items()}
-  )
-  return config
-
-
-def leaves(config, prefix=''):
-  """{'agent.max_turns': 3, ...}."""
-  out = {}
-  for key, value in config.items():
-    out |= (
-      leaves(value, f'{prefix}{key}.') if hasattr(value, 'items') else {f'{prefix}{key}': value}
-    )
-  return out
+  return recipes.typed(config, **knobs)
 
 
 # The grid
 
 
 def test_the_shipped_grid_is_nine_sets_with_three_seeds_seed_by_seed():
-  cells = ablate.grid(recipe())
+  cells = ablate.cells_of(recipe())
   assert [(cell.name, cell.seed) for cell in cells] == [
     (name, seed) for seed in (0, 1, 2) for name in ALL
   ]
@@ -69,15 +58,15 @@ def test_the_shipped_grid_is_nine_sets_with_three_seeds_seed_by_seed():
   ('subagent_credit_off', {'rollout.subagent_credit': 'off'}),
 ])  # fmt: skip
 def test_a_set_changes_what_it_is_named_for_and_nothing_else(name, wanted):
-  ours = leaves(ablate.cell(recipe(), name, 2).config)
-  published = leaves(para_grpo.get_config())
+  ours = dict(options.leaves(ablate.cell(recipe(), name, 2).recipe))
+  published = dict(options.leaves(recipes.typed(para_grpo.get_config())))
   changed = {knob: value for knob, value in ours.items() if value != published[knob]}
   assert changed == {**wanted, 'seed': 2, 'run.folder': f'runs/ablations/{name}-seed2'}
 
 
 def test_the_cold_start_is_the_same_for_every_set_and_seed():
-  cells = ablate.grid(recipe())
-  assert len({json.dumps(cell.config.cold_start.to_dict()) for cell in cells}) == 1
+  cells = ablate.cells_of(recipe())
+  assert len({json.dumps(options.to_dict(cell.recipe.cold_start)) for cell in cells}) == 1
 
 
 def test_a_sets_override_wins_over_that_of_all_sets():
@@ -88,13 +77,13 @@ def test_a_sets_override_wins_over_that_of_all_sets():
     'grpo',
     0,
   )
-  assert found.config.rollout.steps == 2 and found.config.frames.budgets == (4, 8)
+  assert found.recipe.rollout.steps == 2 and found.recipe.frames.budgets == (4, 8)
   assert [word for word in found.arguments if 'steps' in word] == ['--config.rollout.steps=2']
 
 
 def test_sets_and_seeds_are_chosen_in_the_order_asked_for():
-  cells = ablate.grid(recipe(sets='para_grpo, grpo', seeds=(3,)))
-  assert [(cell.name, cell.seed, cell.config.seed) for cell in cells] == [
+  cells = ablate.cells_of(recipe(sets='para_grpo, grpo', seeds=(3,)))
+  assert [(cell.name, cell.seed, cell.recipe.seed) for cell in cells] == [
     ('para_grpo', 3, 3),
     ('grpo', 3, 3),
   ]
@@ -133,100 +122,14 @@ def test_what_cannot_be_is_refused_before_anything_starts(knobs, message, tmp_pa
 
 def test_a_recipe_of_another_entry_point_is_refused():
   with pytest.raises(ConfigError, match=r"no 'overrides', .* such as configs/ablations.py"):
-    ablate.main(para_grpo.get_config())
-
-
-def test_cores_are_dealt_out_to_the_jobs():
-  may = sorted(os.sched_getaffinity(0))
-  assert ablate.deal(recipe(jobs=1)) == [may]
-  two = tuple(may[:2]) if len(may) > 1 else tuple(may)
-  dealt = ablate.deal(recipe(jobs=len(two), cores=two))
-  assert dealt == [[core] for core in two]
-  for knobs, message in (
-    ({'jobs': 0}, 'jobs=0: wanted 1 to'),
-    ({'jobs': len(may) + 1}, 'a core each'),
-    ({'cores': (-1,)}, 'cores='),
-  ):
-    with pytest.raises(ConfigError, match=message):
-      ablate.deal(recipe(**knobs))
+    launch.typed(ablate.AblateRecipe, para_grpo.get_config())
 
 
 def test_a_grid_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(ablate, 'prepare', lambda waiting: pytest.fail('began'))
+  monkeypatch.setattr(ablate.grid, 'prepare', lambda waiting: pytest.fail('began'))
   message = r'in use by another process; wait for it, or choose another with --config\.folder=DIR'
-  with runs.locked(tmp_path), pytest.raises(ConfigError, match=message):
+  with run_folder.locked(tmp_path), pytest.raises(ConfigError, match=message):
     ablate.main(recipe(folder=str(tmp_path)))
-
-
-# What is there already
-
-
-def made(tmp_path, monkeypatch, **values):
-  """A run of the grid, its folder as a run that went to its end under these further values leaves
-  it.
-  """
-  monkeypatch.chdir(tmp_path)
-  one = ablate.cell(recipe(), 'grpo', 0)
-  one.folder.mkdir(parents=True)
-  shown = ablate.runs.shown(one.config)
-  changed = {
-    key: {**shown[key], **value} if isinstance(value, dict) else value
-    for key, value in values.items()
-  }
-  (one.folder / 'config.json').write_text(json.dumps({**shown, **changed}))
-  for name in ('summary.json', 'report.html'):
-    (one.folder / name).write_text('{}')
-  return one
-
-
-def test_a_run_is_finished_when_it_has_summary_and_report(tmp_path, monkeypatch):
-  one = made(tmp_path, monkeypatch)
-  assert ablate.finished(one)
-  (one.folder / 'report.html').unlink()
-  assert not ablate.finished(one)
-  (one.folder / 'config.json').unlink()
-  assert not ablate.finished(one)
-
-
-def test_a_finished_run_may_differ_in_placement_but_not_in_what_it_measured(tmp_path, monkeypatch):
-  assert ablate.finished(made(tmp_path, monkeypatch, server={'kind': 'sglang'}, run={'keep': 9}))
-  (tmp_path / 'runs').rename(tmp_path / 'before')
-  one = made(tmp_path, monkeypatch, eval={'questions': 7})
-  with pytest.raises(
-    ConfigError,
-    match=r'grpo-seed0 was made with other settings \(eval.questions: 7 -> 300\); choose another',
-  ):
-    ablate.finished(one)
-
-
-def test_a_finished_run_is_begun_again_for_more_steps_and_not_for_fewer(tmp_path, monkeypatch):
-  steps = {**ablate.runs.shown(ablate.cell(recipe(), 'grpo', 0).config)['rollout'], 'steps': 100}
-  one = made(tmp_path, monkeypatch, rollout=steps)
-  assert not ablate.finished(one)  # the recipe asks for 120
-  (tmp_path / 'runs').rename(tmp_path / 'before')
-  one = made(tmp_path, monkeypatch, rollout={**steps, 'steps': 130})
-  with pytest.raises(
-    ConfigError, match=r'was made with other settings \(rollout.steps: 130 -> 120\)'
-  ):
-    ablate.finished(one)
-
-
-def test_settings_bind_only_once_there_are_results(tmp_path, monkeypatch):
-  one = made(tmp_path, monkeypatch, seed=9)
-  for name in ('summary.json', 'report.html'):
-    (one.folder / name).unlink()
-  assert not ablate.finished(one)
-  (one.folder / 'metrics.jsonl').touch()
-  with pytest.raises(ConfigError, match='seed: 9 -> 0'):
-    ablate.finished(one)
-
-
-def test_the_last_line_of_a_log_is_what_a_run_said_last(tmp_path):
-  log = tmp_path / 'a.log'
-  log.write_text('one\nbar 1\rbar 2\r\n\n')
-  assert ablate.last_line(log) == 'bar 2'
-  log.write_text('')
-  assert ablate.last_line(log) == 'it said nothing'
 
 
 # Runs

@@ -13,9 +13,10 @@ import pytest
 
 from configs import ask as recipe
 from configs import para_grpo
-from experiments import ask
+from experiments import ask, launch
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError, RolloutError
+from paravt_jax.orchestrator.recipes import AskRecipe
 from paravt_jax.rollout.agent import CallDone, CallStarted, Opened, Opening, TurnDone
 from paravt_jax.testing import clips, tiny
 from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer
@@ -28,7 +29,7 @@ from paravt_jax.types import (
   ToolResult,
   Window,
 )
-from tests import patience
+from tests import patience, recipes
 from tests.experiments import small_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -48,7 +49,7 @@ def place(tmp_path_factory):
   return folder
 
 
-def config_of(place, scale='tiny', **knobs):
+def recipe_of(place, scale='tiny', **knobs):
   config = recipe.get_config(scale)
   given = {
     'video': str(place / 'a.mp4'),
@@ -61,10 +62,7 @@ def config_of(place, scale='tiny', **knobs):
     'client__backoff_s': 0.01,
     **knobs,
   }
-  config.update_from_flattened_dict(
-    {name.replace('__', '.'): value for name, value in given.items()}
-  )
-  return config
+  return recipes.typed(config, **given)
 
 
 def script(place, *turns, subagent='8 red'):
@@ -90,7 +88,7 @@ def script(place, *turns, subagent='8 red'):
 def asked(place, capsys, *turns, subagent='8 red', **knobs):
   """What the command says, line by line, without its clock."""
   with ScriptedServer(script(place, *turns, subagent=subagent)) as server:
-    ask.main(config_of(place, server__kind='url', server__urls=(server.url,), **knobs))
+    ask.main(recipe_of(place, server__kind='url', server__urls=(server.url,), **knobs))
   return [re.sub(r'^\[ *[\d.]+ s\] ', '', line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -188,7 +186,7 @@ def test_above_temperature_0_the_seed_draws(place, capsys):
   with ScriptedServer(script(place, 'So.</think>\n<answer>red</answer>')) as server:
     for seed, temperature in ((1, 0.0), (1, 0.9), (2, 0.9)):
       ask.main(
-        config_of(
+        recipe_of(
           place,
           server__kind='url',
           server__urls=(server.url,),
@@ -243,13 +241,13 @@ def test_the_newest_run_s_model_is_taken_when_none_is_named(place, tmp_path, mon
   with pytest.raises(
     ConfigError, match=r'--config.model.folder is empty and there is no runs/\*/hf'
   ):
-    ask.model_folder(config_of(place, model__folder=''))
+    ask.model_folder(recipe_of(place, model__folder=''))
   for age, name in enumerate(('new', 'old', 'older')):
     (tmp_path / 'runs' / name / 'hf').mkdir(parents=True)
     (tmp_path / 'runs' / name / 'hf' / 'config.json').write_text('{}')
     os.utime(tmp_path / 'runs' / name / 'hf' / 'config.json', (1000 - age, 1000 - age))
   (tmp_path / 'runs' / 'newest_without').mkdir()
-  assert ask.model_folder(config_of(place, model__folder='')) == pathlib.Path('runs/new/hf')
+  assert ask.model_folder(recipe_of(place, model__folder='')) == pathlib.Path('runs/new/hf')
 
 
 # Wrong input
@@ -273,7 +271,7 @@ def test_the_newest_run_s_model_is_taken_when_none_is_named(place, tmp_path, mon
 )
 def test_wrong_input_is_refused_before_anything_is_started(place, capsys, knobs, message):
   with pytest.raises(ConfigError) as caught:
-    ask.main(config_of(place, **knobs))
+    ask.main(recipe_of(place, **knobs))
   assert (
     message in str(caught.value) and capsys.readouterr().out == '' and not (place / 'runs').exists()
   )
@@ -281,7 +279,7 @@ def test_wrong_input_is_refused_before_anything_is_started(place, capsys, knobs,
 
 def test_a_recipe_of_another_command_is_refused():
   with pytest.raises(ConfigError, match=r"no 'question', .* such as configs/ask.py"):
-    ask.main(para_grpo.get_config())
+    launch.typed(AskRecipe, para_grpo.get_config())
 
 
 def test_a_large_model_is_not_shown_thumbnails(place, tmp_path):
@@ -292,7 +290,7 @@ def test_a_large_model_is_not_shown_thumbnails(place, tmp_path):
     ConfigError,
     match=r'its width of 4096 is not of scale :tiny; wanted --config=configs/ask.py:8b \(or :2b\)',
   ):
-    ask.main(config_of(place, model__folder=str(tmp_path)))
+    ask.main(recipe_of(place, model__folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize('text', [None, '{', ''])
@@ -303,7 +301,7 @@ def test_a_folder_that_holds_no_model_is_refused(place, tmp_path, text):
     DataError,
     match=r'config.json cannot be read; wanted a Hugging Face folder of the Qwen3-VL family',
   ):
-    ask.main(config_of(place, model__folder=str(tmp_path)))
+    ask.main(recipe_of(place, model__folder=str(tmp_path)))
 
 
 def test_a_file_that_is_no_video_is_one_line_with_status_2_and_no_server_is_started(

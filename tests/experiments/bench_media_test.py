@@ -6,10 +6,10 @@ import zipfile
 
 import pyarrow.parquet
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import bench_media
+from experiments.bench import media as bench_media
+from experiments.bench.recipe import ClipBench, Mix
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import conversations
 from paravt_jax.data.conversations import ImageRef, VideoRef
@@ -17,7 +17,7 @@ from paravt_jax.data.fields import RowOptions
 from paravt_jax.testing import tiny
 from paravt_jax.video.readers import PyavReader
 
-MIX = ConfigDict({'frames': (1, 64), 'text': (50, 1500), 'image_share': 0.3})
+MIX = Mix(frames=(1, 64), text=(50, 1500), image_share=0.3)
 
 
 @pytest.mark.parametrize('tokens', [1, 2, 3, 50, 1499])
@@ -93,7 +93,7 @@ def test_pictures_are_from_few_to_many_tokens(tmp_path):
 
 
 def test_the_clip_is_an_h264_video_as_the_knobs_have_it(tmp_path):
-  knobs = ConfigDict({'seconds': 2, 'height': 64, 'width': 96, 'fps': 10, 'gop': 250, 'grain': 8})
+  knobs = ClipBench(seconds=2, height=64, width=96, fps=10, gop=250, grain=8)
   info = PyavReader(str(bench_media.clip(tmp_path, knobs))).info
   assert (info.width, info.height, info.num_frames, info.fps, info.duration) == (
     96,

@@ -11,10 +11,12 @@ import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import bench as recipe
-from experiments import bench, bench_data, bench_generate
+from experiments.bench import __main__ as bench
+from experiments.bench import data as bench_data
+from experiments.bench import generate as bench_generate
+from experiments.bench.recipe import UnpackBench
 from paravt_jax.errors import DataError
 from tests import patience
 
@@ -193,7 +195,7 @@ def test_without_unzip_the_ratios_are_null_and_stderr_says_how_to_get_it(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setenv('PATH', str(tmp_path / 'nothing'))
-  found = bench_data.unpack(ConfigDict({'bytes': 200_000, 'archives': 2, 'repeats': 1}), tmp_path)
+  found = bench_data.unpack(UnpackBench(bytes=200_000, archives=2, repeats=1), tmp_path)
   assert (
     found['time_ratio_to_unzip'],
     found['several_time_ratio_to_unzip'],
@@ -253,7 +255,7 @@ def test_every_figure_of_the_data_suite_that_is_no_count_has_a_unit(data_report)
 
 
 def test_every_knob_of_the_data_suite_is_read():
-  files = [ROOT / 'experiments' / f'bench_{name}.py' for name in ('data', 'input', 'media')]
+  files = [ROOT / 'experiments' / 'bench' / f'{name}.py' for name in ('data', 'input', 'media')]
   used = {
     node.attr
     for file in files

@@ -5,9 +5,9 @@ refused.
 import jax
 import numpy as np
 import pytest
+from experiments.learner import Learner
 
 from configs import para_grpo
-from experiments.learner import Learner
 from paravt_jax.errors import CheckpointError
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import manifest, publish

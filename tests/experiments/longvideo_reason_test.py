@@ -14,11 +14,12 @@ import pytest
 
 from configs import bench
 from configs import longvideo_reason as recipe
+from experiments import launch
 from experiments import longvideo_reason as entry
 from paravt_jax.errors import ConfigError, DataError, RolloutError
 from paravt_jax.longvideo_reason import pipeline
 from paravt_jax.testing import clips
-from tests import patience
+from tests import patience, recipes
 from tests.longvideo_reason.chat_server import ChatServer, Raw, good, kind
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -251,19 +252,17 @@ def test_nothing_at_all_is_an_error_after_the_table(tmp_path, videos):
 
 
 def checked(folder, **changes):
-  config = recipe.get_config()
-  config.update_from_flattened_dict(
-    {
-      'videos': str(folder),
-      'vision.url': 'http://x/v1',
-      'vision.model': 'm',
-      'reasoner.url': 'http://x/v1',
-      'reasoner.model': 'm',
-      **{name.replace('__', '.'): value for name, value in changes.items()},
-    }
-  )
-  entry.check(config)
-  return config
+  given = {
+    'videos': str(folder),
+    'vision.url': 'http://x/v1',
+    'vision.model': 'm',
+    'reasoner.url': 'http://x/v1',
+    'reasoner.model': 'm',
+    **{name.replace('__', '.'): value for name, value in changes.items()},
+  }
+  made = recipes.typed(recipe.get_config(), **{k.replace('.', '__'): v for k, v in given.items()})
+  entry.check(made)
+  return made
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,7 @@ def test_servers_of_steps_that_do_not_run_need_not_be_named(videos):
 
 def test_a_recipe_of_another_entry_point_is_refused():
   with pytest.raises(ConfigError, match=r"no 'reasoner', .* such as configs/longvideo_reason.py"):
-    entry.check(bench.get_config())
+    launch.typed(entry.LongVideoRecipe, bench.get_config())
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):

@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from configs import sft as recipe
-from experiments import bench_media, preview
+from experiments import preview
+from experiments.bench import media as bench_media
 from paravt_jax.errors import ConfigError
 from paravt_jax.testing import clips, tiny
-from tests import patience
+from tests import patience, recipes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -42,16 +43,16 @@ def corpus(tmp_path_factory):
   return knobs, folder
 
 
-def config_of(knobs):
-  config = recipe.get_config()
-  config.update_from_flattened_dict(knobs)
-  return config
+def recipe_of(knobs):
+  return recipes.typed(
+    recipe.get_config(), **{name.replace('.', '__'): value for name, value in knobs.items()}
+  )
 
 
 def test_rows_are_shown_as_they_were_asked_for_each_with_its_verdict(corpus, tmp_path):
   knobs, _ = corpus
   page = preview.page(
-    config_of(knobs), ['mine:2', 'mine:0', 'mine:1'], tmp_path / 'p.html'
+    recipe_of(knobs), ['mine:2', 'mine:0', 'mine:1'], tmp_path / 'p.html'
   ).read_text()
   assert [part.split('</h2>')[0] for part in page.split('<h2>')[1:]] == [
     'mine:2',
@@ -94,7 +95,7 @@ def test_the_command_prints_the_page_s_path_and_nothing_else(corpus, tmp_path):
 )
 def test_a_row_that_there_is_not_is_one_line_and_no_page(corpus, tmp_path, rows, message):
   with pytest.raises(ConfigError) as caught:
-    preview.page(config_of(corpus[0]), rows, tmp_path / 'p.html')
+    preview.page(recipe_of(corpus[0]), rows, tmp_path / 'p.html')
   assert message in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
@@ -102,7 +103,7 @@ def test_a_row_that_there_is_not_is_one_line_and_no_page(corpus, tmp_path, rows,
 def test_an_output_that_is_no_file_is_one_line(corpus, tmp_path, name):
   (tmp_path / 'taken').mkdir()
   with pytest.raises(ConfigError, match=r'--output=.*: wanted a file to write'):
-    preview.page(config_of(corpus[0]), ['mine:0'], pathlib.Path(tmp_path / name if name else ''))
+    preview.page(recipe_of(corpus[0]), ['mine:0'], pathlib.Path(tmp_path / name if name else ''))
 
 
 def test_a_row_that_breaks_the_schema_is_shown_with_its_fault(corpus, tmp_path):
@@ -110,6 +111,6 @@ def test_a_row_that_breaks_the_schema_is_shown_with_its_fault(corpus, tmp_path):
   rows = [[{'role': 'user', 'content': 'hm'}], [{'role': 'cook', 'content': 'x'}]]
   file = bench_media.parquet(tmp_path / 'paravt_sft_odd.parquet', rows)
   page = preview.page(
-    config_of({**knobs, 'data.train': (str(file),)}), ['odd:1'], tmp_path / 'p.html'
+    recipe_of({**knobs, 'data.train': (str(file),)}), ['odd:1'], tmp_path / 'p.html'
   ).read_text()
   assert 'dropped: schema' in page and 'cook' in page

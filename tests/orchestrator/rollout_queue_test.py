@@ -7,29 +7,34 @@ import collections
 import types
 
 import pytest
-from ml_collections import ConfigDict
 
-from experiments import supply
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.metrics import names
+from paravt_jax.orchestrator import rollout_queue
+from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.types import Group, Task
 
 KEPT = ('episode',)  # a queue asks no more of `scored` than whether there is any
 
 
+def recipe(media_root, **knobs):
+  """The published recipe with these knobs of `rollout`."""
+  made = RLRecipe.published()
+  return made.replace(
+    data=made.data.replace(media_root=media_root), rollout=made.rollout.replace(**knobs)
+  )
+
+
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
-  config = ConfigDict(
-    {
-      'data': {'media_root': ''},
-      'rollout': {'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs},
-    }
-  )
+  config = recipe('', **{'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs})
   server = types.SimpleNamespace(
     sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
   )
-  return supply.Queue(config, server, None, None, EpochOrder(size, seed), list(range(size)), host)
+  return rollout_queue.Queue(
+    config, server, None, None, EpochOrder(size, seed), list(range(size)), host
+  )
 
 
 def test_a_run_does_not_go_on_with_other_rows():
@@ -43,7 +48,9 @@ def test_a_run_does_not_go_on_with_other_rows():
 
 
 def test_the_digest_is_of_the_rows_and_their_order():
-  assert len({supply.digest(tasks) for tasks in ([1, 2], [2, 1], [12], ['1', 2], [1, 2, 3])}) == 5
+  assert (
+    len({rollout_queue.digest(tasks) for tasks in ([1, 2], [2, 1], [12], ['1', 2], [1, 2, 3])}) == 5
+  )
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def started(monkeypatch):
       ('media_missing',) * (prompt.task in log.lost),
     )
 
-  monkeypatch.setattr(supply.groups, 'run_group', run_group)
+  monkeypatch.setattr(rollout_queue.groups, 'run_group', run_group)
   return log
 
 
@@ -80,19 +87,23 @@ def test_the_media_root_may_move_and_records_of_before_name_whole_paths():
   task = lambda *videos: Task('a', videos, 'q', 'oe', 'x')
   before, after = [task('/old/a.mp4', '/else/b.mp4')], [task('/new/a.mp4', '/else/b.mp4')]
   assert (
-    supply.digest(before, '/old') == supply.digest(after, '/new') != supply.digest(after, '/old')
+    rollout_queue.digest(before, '/old')
+    == rollout_queue.digest(after, '/new')
+    != rollout_queue.digest(after, '/old')
   )
-  assert supply.digest([task('/old/c.mp4')], '/old') != supply.digest(before, '/old')
-  assert supply.digest(before, '') == supply.digest(before)
-  config = ConfigDict(
-    {'data': {'media_root': '/old'}, 'rollout': {'prompts': 1, 'max_concurrent': 1, 'staleness': 0}}
-  )
+  assert rollout_queue.digest([task('/old/c.mp4')], '/old') != rollout_queue.digest(before, '/old')
+  assert rollout_queue.digest(before, '') == rollout_queue.digest(before)
+  config = recipe('/old', prompts=1, max_concurrent=1, staleness=0)
   server = types.SimpleNamespace(
     sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
   )
-  made = lambda host: supply.Queue(config, server, None, None, EpochOrder(1, 0), before, host)
+  made = lambda host: rollout_queue.Queue(
+    config, server, None, None, EpochOrder(1, 0), before, host
+  )
   state = made(None).state()
-  assert made({**state, 'rows': supply.digest(before)}).state() == state  # as it was written before
+  assert (
+    made({**state, 'rows': rollout_queue.digest(before)}).state() == state
+  )  # as it was written before
 
 
 def test_batches_follow_the_data_order_whatever_finishes_first(started):

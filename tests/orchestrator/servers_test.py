@@ -13,11 +13,14 @@ import types
 import pytest
 
 from configs import para_grpo
-from experiments import rl, servers
+from experiments import launch
 from paravt_jax.errors import ConfigError, RolloutError
+from paravt_jax.orchestrator import checks, servers
+from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.testing import tiny
+from tests import recipes
 from tests.rollout.crew import TOK
 
 ASLEEP = [sys.executable, '-c', 'import time; time.sleep(600)']
@@ -59,7 +62,8 @@ def launched(monkeypatch, tmp_path):
 
 
 def members(config, tmp_path):
-  return asyncio.run(servers.members(config, tmp_path / 'model', TOK, tmp_path))
+  setup = AgentSetup.of(recipes.typed(config))
+  return asyncio.run(servers.members(setup, launch.host(), tmp_path / 'model', TOK, tmp_path))
 
 
 def test_embedded_servers_get_the_recipes_sizes_the_model_and_the_end_of_a_turn(
@@ -137,7 +141,7 @@ def test_image_features_of_a_tower_that_trains_may_not_be_kept(launched, tmp_pat
   config = para_grpo.get_config('8b_split')
   config.server.sglang.python = sys.executable
   config.train.freeze_vision = False
-  with pytest.raises(ConfigError, match='vision_cache_mb: got 1024, wanted 0'):
+  with pytest.raises(ConfigError, match=r'server\.sglang\.vision_cache_mb=1024: wanted 0'):
     members(config, tmp_path)
   assert launched.calls == []
 
@@ -210,7 +214,7 @@ def test_wrong_servers_are_refused_before_anything_is_made(
 ):
   config.server.update_from_flattened_dict(changes)
   with pytest.raises(ConfigError, match=message) as caught:
-    rl.check(config)
+    checks.check_rl(recipes.typed(config))
   assert '\n' not in str(caught.value) and launched.calls == []
 
 
@@ -236,8 +240,18 @@ def test_a_port_in_use_is_one_line_with_the_way_out(config, tmp_path, kind):
 @pytest.mark.parametrize(
   ('kind', 'knob', 'value', 'says'),
   [
-    ('embedded', 'embedded.dtype', 'float16', "server.dtype: got 'float16'"),
-    ('embedded', 'embedded.pages', 1, 'server.pages: got 1'),
+    (
+      'embedded',
+      'embedded.dtype',
+      'float16',
+      r"server\.embedded\.dtype='float16': wanted one of bfloat16",
+    ),
+    (
+      'embedded',
+      'embedded.pages',
+      1,
+      r'server\.embedded\.pages=1: wanted at least 16, one full context',
+    ),
   ],
 )
 def test_wrong_options_of_a_server_are_refused_before_anything_is_made(kind, knob, value, says):
@@ -245,4 +259,4 @@ def test_wrong_options_of_a_server_are_refused_before_anything_is_made(kind, kno
   config.server.kind = kind
   config.server.update_from_flattened_dict({knob: value})
   with pytest.raises(ConfigError, match=says):
-    servers.check(config)
+    servers.check(AgentSetup.of(recipes.typed(config)))

@@ -1,20 +1,21 @@
 """The rollout side of an entry point: which server, which agents, which reward."""
 
 import asyncio
-import pathlib
 import socket
 
 import numpy as np
 import pytest
 
 from configs import para_grpo
-from experiments import rollouts, runs
+from experiments import launch
 from paravt_jax.errors import ConfigError, RolloutError, SyncError
 from paravt_jax.metrics import names
-from paravt_jax.rollout.fleet import Member
+from paravt_jax.orchestrator import rollouts, run_folder
+from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.serving import canary, publish
 from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer, turns
 from paravt_jax.types import StopReason
+from tests import recipes
 from tests.longvideo_reason.chat_server import ChatServer
 from tests.rewards import made
 from tests.rollout.crew import LONG, TOK, play
@@ -26,8 +27,12 @@ RIGHT = Reply(ids=(66, 67), finish='length')  # -0.5 nats each
 
 
 def opened(config, use, tmp_path, base=None):
+  setup = AgentSetup.of(recipes.typed(config))
+
   async def run():
-    async with rollouts.opened(config, tmp_path, TOK, TOK.vocab_size, tmp_path, base) as server:
+    async with rollouts.opened(
+      setup, launch.host(), tmp_path, TOK, TOK.vocab_size, tmp_path, base
+    ) as server:
       return await use(server)
 
   return asyncio.run(run())
@@ -217,28 +222,6 @@ def test_a_server_that_holds_newer_weights_is_believed_nothing_until_it_has_ours
     assert metrics[name] >= 0
 
 
-def test_a_converted_version_stays_until_the_one_after_the_next_is_made():
-  """A server that comes back late may still load it while the next one is on its way to the
-  others.
-  """
-  there = []
-
-  class Folders:
-    def stage(self, published):
-      there.append(published)
-      return published
-
-    def clear(self, keep):
-      there[:] = [one for one in there if one == keep]
-
-  weights, kept = rollouts.Weights(), []
-  weights.staging = Folders()
-  for version in range(1, 5):
-    weights.ready(pathlib.Path(str(version)))
-    kept.append([one.name for one in there])
-  assert kept == [['1'], ['1', '2'], ['2', '3'], ['3', '4']]
-
-
 def test_weights_that_cannot_be_written_or_that_no_server_takes_are_one_line(tmp_path):
   (tmp_path / 'barred').touch()  # a file where the folder should be
 
@@ -258,47 +241,13 @@ def test_weights_that_cannot_be_written_or_that_no_server_takes_are_one_line(tmp
     ]
 
 
-@pytest.mark.parametrize(
-  ('url', 'staging', 'expected'),
-  [
-    ('http://127.0.0.1:1', '', None),
-    ('http://localhost:1', '', None),
-    ('http://[::1]:1', '', None),
-    ('http://10.0.0.7:1', '/shared/staging', '/shared/staging'),
-    ('http://127.0.0.1:1', '/fast', '/fast'),
-  ],
-)
-def test_converted_weights_go_to_memory_or_where_the_servers_see_them(url, staging, expected):
-  config = by_url(url)
-  config.server.sglang.staging = staging
-  one, other = (
-    rollouts._staging_folder(config, [Member(url, None, None)], pathlib.Path(run))
-    for run in ('a/run', 'b/run')
-  )
-  assert (
-    (one, other) == (None, None)
-    if expected is None
-    else {str(one.parent), str(other.parent)} == {expected}
-  )
-  assert expected is None or one != other  # two runs never share one
-
-
-def test_sglang_on_another_machine_needs_a_folder_that_it_sees():
-  with pytest.raises(
-    ConfigError,
-    match=r'server\.sglang\.staging is empty, but http://10\.0\.0\.7:1 is another machine: name a '
-    r'folder',
-  ):
-    rollouts._staging_folder(
-      by_url('http://10.0.0.7:1'), [Member('http://10.0.0.7:1', None, None)], pathlib.Path('run')
-    )
-
-
 def score(config, episode, evaluation=False):
+  recipe = recipes.typed(config)
+
   async def run():
     if evaluation:
-      return await rollouts.evaluation_reward(config)(episode)
-    async with rollouts.rewards(config) as reward:
+      return await rollouts.evaluation_reward(recipe)(episode)
+    async with rollouts.rewards(recipe) as reward:
       return await reward(episode)
 
   return asyncio.run(run())
@@ -325,21 +274,21 @@ def test_the_reward_is_the_recipes_and_an_evaluation_scores_exactly_and_by_the_i
 
 def test_a_judge_is_asked_before_anything_is_made():
   config = para_grpo.get_config()
-  rollouts.check_judge(config)  # there is none to be asked
+  rollouts.check_judge(recipes.typed(config))  # there is none to be asked
   config.reward.open_ended = 'judge'
   with ChatServer(lambda body, number: 'VERDICT: right') as server:
     config.judge.update(
       {'url': server.url, 'model': 'seer', 'api_key': 'key', 'more': '{"seed": null}'}
     )
-    rollouts.check_judge(config)
+    rollouts.check_judge(recipes.typed(config))
     assert len(server.bodies) == 1 and 'seed' not in server.bodies[0]
   config.judge.update({'retries': 0})
   with pytest.raises(RolloutError, match=r'--config.judge.url=.*cannot be used: connection'):
-    rollouts.check_judge(config)
+    rollouts.check_judge(recipes.typed(config))
   config.judge.more = '{'
   with pytest.raises(ConfigError, match=r'judge.more=.* is no JSON'):
-    rollouts.check_judge(config)
-  assert runs.shown(config)['judge']['api_key'] == '(set)'
+    rollouts.check_judge(recipes.typed(config))
+  assert run_folder.to_json(recipes.typed(config))['judge']['api_key'] == '(set)'
 
 
 def test_a_judge_needs_an_address():

@@ -1,0 +1,186 @@
+"""A grid of RL runs, each a process of its own: as many at once as there are slots, each on its own
+cores. What one does wrong stops no other; what is there already is not made twice.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from paravt_jax.errors import ConfigError
+from paravt_jax.options import require
+from paravt_jax.orchestrator import binding, corpus, run_folder
+from paravt_jax.orchestrator.cold_start import cold_start
+from paravt_jax.orchestrator.recipes import RLRecipe
+from paravt_jax.orchestrator.run_folder import Interrupts, to_json
+from paravt_jax.report import ablation
+
+POLL_S = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of the grid."""
+
+  name: str  # of the set
+  seed: int
+  folder: pathlib.Path  # of the run
+  arguments: tuple[str, ...]  # of the command that makes it
+  recipe: RLRecipe  # what they come to
+
+  @property
+  def log(self) -> pathlib.Path:
+    """What the run says, on both streams."""
+    return self.folder.with_name(f'{self.folder.name}.log')
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+  """How runs are started."""
+
+  command: tuple[str, ...]  # in front of a run's arguments
+  environment: Mapping[str, str]  # of the processes
+  slots: Sequence[Sequence[int]]  # CPU cores of each of the runs that go on at once
+  say: Callable[[str], None]  # tells a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run under way: on which slot, and since when."""
+
+  cell: Cell
+  slot: int
+  process: subprocess.Popen
+  begun: float
+
+
+def deal(cores: Sequence[int], jobs: int) -> list[list[int]]:
+  """The CPU cores of each job: these, or all that this process may use, dealt out in turn. Raises
+  ConfigError.
+  """
+  may = sorted(os.sched_getaffinity(0))
+  chosen = list(cores) or may
+  wanted = f'some of the cores that this process may use, {may}'
+  require(cores, wanted, set(chosen) <= set(may), 'cores')
+  require(jobs, f'1 to {len(chosen)}, a core each', 1 <= jobs <= len(chosen), 'jobs')
+  return [chosen[job::jobs] for job in range(jobs)]
+
+
+def finished(cell: Cell) -> bool:
+  """Whether the run reached its end. Raises ConfigError when its folder was made with other
+  settings.
+  """
+  file = cell.folder / 'config.json'
+  leftovers = ('summary.json', 'metrics.jsonl', 'checkpoints')
+  begun = any((cell.folder / name).exists() for name in leftovers)
+  if not file.is_file() or not begun:
+    return False
+  try:
+    before, now = json.loads(file.read_text()), to_json(cell.recipe)
+  except ValueError as error:
+    raise ConfigError(
+      f'{file}: not JSON ({error}); move the folder away, then the run is made anew'
+    ) from error
+  changed, _ = binding.changes(before, now)
+  whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))
+  planned, asked = before['rollout']['steps'], cell.recipe.rollout.steps
+  done = run_folder.steps_done(cell.folder)
+  if asked < (planned if whole else done or 0):
+    changed.append(f'rollout.steps: {planned} -> {asked}')
+  if changed:
+    raise ConfigError(
+      f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); '
+      'choose another --config.folder, or move it away'
+    )
+  # of a finished run more steps may be asked for
+  return whole and asked <= (planned if done is None else done)
+
+
+def prepare(waiting: Sequence[Cell]) -> None:
+  """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
+  shared: dict[str, RLRecipe] = {}
+  for one in waiting:
+    values = to_json(one.recipe)
+    key = run_folder.fingerprint(values.get('cold_start'), one.recipe.model.folder, values['data'])
+    shared.setdefault(key, one.recipe)
+  for recipe in shared.values():
+    if recipe.data.kind == 'world' and recipe.world is not None:
+      corpus.make_world(recipe.world)
+    if not recipe.model.folder and recipe.cold_start is not None:
+      cold_start(recipe.cold_start)
+
+
+def execute(waiting: Sequence[Cell], how: Started, interrupts: Interrupts) -> list[Cell]:
+  """Runs the cells in order, as many at once as there are slots; returns those that failed.
+
+  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves;
+  their folders go on next time.
+  """
+  queue, free, failed = collections.deque(waiting), list(range(len(how.slots))), []
+  jobs: list[Job] = []
+  told = False
+  while jobs or (queue and not interrupts.asked):
+    while queue and free and not interrupts.asked:
+      slot = free.pop(0)
+      jobs.append(start(queue.popleft(), slot, how))
+    if interrupts.asked and not told:
+      told = True
+      for job in jobs:
+        job.process.send_signal(signal.SIGINT)
+    time.sleep(POLL_S)
+    for job in [job for job in jobs if job.process.poll() is not None]:
+      jobs.remove(job)
+      free.append(job.slot)
+      if not interrupts.asked and not succeeded(job, how.say):
+        failed.append(job.cell)
+  interrupts.check()
+  return failed
+
+
+def start(one: Cell, slot: int, how: Started) -> Job:
+  """Starts the cell's run on the slot's cores, in a session of its own: Ctrl-C comes to it from
+  here, once.
+  """
+  command, cores = (*how.command, *one.arguments), how.slots[slot]
+  with one.log.open('a') as log:
+    log.write(f'$ {shlex.join(command)}\n')
+    log.flush()
+    process = subprocess.Popen(
+      command,
+      env=dict(how.environment),
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+    )
+  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
+  how.say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
+  return Job(one, slot, process, time.monotonic())
+
+
+def succeeded(job: Job, say: Callable[[str], None]) -> bool:
+  """Whether an ended run is whole; says so in a line."""
+  one, status = job.cell, job.process.returncode
+  whole = status == 0 and (one.folder / 'summary.json').is_file()
+  how = (
+    f'done: {ablation.glance(one.folder)}'
+    if whole
+    else f'FAILED with status {status}: {last_line(one.log)}'
+  )
+  say(f'{one.name}, seed {one.seed}: after {(time.monotonic() - job.begun) / 60:.1f} minutes {how}')
+  return whole
+
+
+def last_line(log: pathlib.Path) -> str:
+  """The last line that a run said."""
+  lines = [
+    line
+    for line in log.read_text(errors='replace').replace('\r', '\n').splitlines()
+    if line.strip()
+  ]
+  return lines[-1].strip() if lines else 'it said nothing'
