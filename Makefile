@@ -7,16 +7,44 @@ ARGS ?=
 MODEL ?=
 SGLANG ?= cpu
 SGLANG_VENV := .venv-sglang
+DEVICES ?= /dev
+PCI ?= /sys/bus/pci/devices
 
-.PHONY: setup rl eval test test-slow sglang test-sglang lint clean
+# For which accelerator JAX is installed: cpu, cuda13 or tpu. Where none is named, that of .venv stays, and a new .venv is for cpu.
+INSTALLED := $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*)))
+ifeq ($(strip $(ACCELERATOR)),)
+override ACCELERATOR := $(or $(INSTALLED),cpu)
+UNNAMED := yes
+endif
+STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-setup: $(VENV)/.installed
+.PHONY: setup accelerator rl eval test test-slow sglang test-sglang lint clean
 
-$(VENV)/.installed: requirements.txt
+setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
+
+# Refuses an unknown accelerator. On `make setup`, and before a new .venv, it says what this machine has that is not used.
+accelerator:
+	@case "$(ACCELERATOR)" in cpu|cuda13|tpu) ;; *) \
+	  echo "make setup: got ACCELERATOR=$(ACCELERATOR), wanted cpu, cuda13 or tpu; make setup ACCELERATOR=cpu runs anywhere" >&2; exit 2;; esac
+	@$(if $(and $(UNNAMED),$(filter cpu,$(ACCELERATOR)),$(or $(filter setup,$(MAKECMDGOALS)),$(if $(INSTALLED),,new))),$(HINT),:)
+
+# A GPU counts where the driver lists one; a TPU by its device files, Google's PCI devices (vendor 0x1ae0) behind vfio, or what a TPU machine's
+# environment says.
+define HINT
+if ls $(DEVICES)/nvidia[0-9]* >/dev/null 2>&1 || nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+  echo "this machine has an NVIDIA GPU: make setup ACCELERATOR=cuda13 installs JAX for it" >&2; \
+elif ls $(DEVICES)/accel[0-9]* >/dev/null 2>&1 || { test -d $(DEVICES)/vfio && grep -qs 0x1ae0 $(PCI)/*/vendor; } || test -n "$$TPU_ACCELERATOR_TYPE"; then \
+  echo "this machine has a TPU: make setup ACCELERATOR=tpu installs JAX for it" >&2; \
+fi
+endef
+
+# Another accelerator's plug-in would stay behind and be taken by JAX, so .venv is then made anew. The extra takes the version of the pinned JAX.
+$(STAMP): requirements.txt | accelerator
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: $(PYTHON) was not found; install Python 3.11 or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "setting up $(VENV) (about 1.8 GB, one to three minutes) ..." >&2
-	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install -qq --disable-pip-version-check -r requirements.txt >&2
+	@echo "setting up $(VENV) for $(ACCELERATOR) (about 1.8 GB$(if $(filter-out cpu,$(ACCELERATOR)), and the libraries of the accelerator), one to three minutes) ..." >&2
+	@$(PYTHON) -m venv $(if $(filter-out $(ACCELERATOR),$(INSTALLED)),--clear) $(VENV)
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check -r requirements.txt $(if $(filter-out cpu,$(ACCELERATOR)),'jax[$(ACCELERATOR)]') >&2
+	@rm -f $(VENV)/.installed $(VENV)/.installed-*
 	@touch $@
 
 sglang: $(SGLANG_VENV)/.installed-$(SGLANG)   ## the environment of real SGLang servers: SGLANG=cpu or gpu

@@ -12,7 +12,6 @@ found (no parquet file, or none with such a path: the outputs are copies then); 
 each (no such root, a damaged file, a full disk).
 """
 
-import argparse
 import collections
 import dataclasses
 import hashlib
@@ -30,7 +29,7 @@ import pyarrow
 import pyarrow.parquet
 import tqdm
 
-from paravt_jax.data import media_paths, provenance
+from paravt_jax.data import command_line, media_paths, provenance
 from paravt_jax.data.media_columns import COLUMNS, Direction, Rewriter
 from paravt_jax.errors import DataError, ParavtError
 
@@ -527,9 +526,7 @@ def show(report: Report, direction: Direction, out: TextIO):
 
 def command(direction: Direction, description: str, arguments: list[str] | None = None) -> int:
   """The command line of both directions; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(direction, description)
   parser.add_argument(
     '--root', required=True, help='the media root that the archives were unpacked into'
   )

@@ -19,7 +19,6 @@ Status: 0 done; 1 nothing found (no archive, or no member that --include wants);
 or not all read, a line for each reason.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -36,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tqdm import tqdm
 
 from paravt_jax.data import archives as archives_module
+from paravt_jax.data import command_line
 from paravt_jax.data.archive_members import PLAIN, Archive, Member
 from paravt_jax.data.archive_parts import SUFFIXES
 from paravt_jax.data.unpack_files import Brought, bring, crc
@@ -481,9 +481,7 @@ def _batch(
 
 def main(arguments: list[str] | None = None) -> int:
   """The command; returns its exit status."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser('unpack', __doc__)
   parser.add_argument(
     '--archives', required=True, help='an archive, or a folder that holds some at any depth'
   )

@@ -8,7 +8,6 @@ side by side). Each process is asked by one thread at a time.
 import contextlib
 import dataclasses
 import os
-import pathlib
 import pickle
 import queue
 import signal
@@ -17,15 +16,12 @@ import sys
 import threading
 from collections.abc import Callable
 
+from paravt_jax import children
 from paravt_jax.data.archives import CHUNK, Archive, Member
 from paravt_jax.data.unpack_files import Brought, bring
 from paravt_jax.errors import DataError
 
-_HOME = str(pathlib.Path(__file__).parents[2])
-_PROGRAM = (
-  'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.data import unpack_workers; '
-  'unpack_workers.serve()'
-)
+_PROGRAM = 'from paravt_jax.data import unpack_workers; unpack_workers.serve()'
 
 
 class Workers:
@@ -37,7 +33,7 @@ class Workers:
     self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
     self.all = [
       subprocess.Popen(
-        [sys.executable, '-c', _PROGRAM, _HOME],
+        children.command(_PROGRAM),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(lock,),

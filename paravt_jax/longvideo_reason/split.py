@@ -8,9 +8,9 @@ import errno
 import json
 import os
 import pathlib
-import sys
 from typing import Any
 
+from paravt_jax import children
 from paravt_jax.longvideo_reason.cutting import READ_RATE, CutOptions
 from paravt_jax.longvideo_reason.items import Clip, Failed, Rejected, Video
 
@@ -34,12 +34,10 @@ SUFFIXES = frozenset(
     '.ogv',
   )
 )
-_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _START_S = 60.0  # for a process to import its libraries
 _PROGRAM = (
-  'import sys, json; sys.path.insert(0, sys.argv.pop(1)); from paravt_jax.longvideo_reason '
-  'import cutting; '
+  'import sys, json; from paravt_jax.longvideo_reason import cutting; '
   'cutting.main(sys.argv[1], sys.argv[2], cutting.CutOptions(**json.loads(sys.argv[3])), '
   'int(sys.argv[4]))'
 )
@@ -89,14 +87,13 @@ async def split(
     OSError: the disk is full.
   """
   process = await asyncio.create_subprocess_exec(
-    sys.executable,
-    '-c',
-    _PROGRAM,
-    _ROOT,
-    video.path,
-    str(folder),
-    json.dumps(dataclasses.asdict(options)),
-    str(os.getpid()),
+    *children.command(
+      _PROGRAM,
+      video.path,
+      str(folder),
+      json.dumps(dataclasses.asdict(options)),
+      str(os.getpid()),
+    ),
     stdin=asyncio.subprocess.DEVNULL,
     stdout=asyncio.subprocess.PIPE,
     stderr=asyncio.subprocess.DEVNULL,

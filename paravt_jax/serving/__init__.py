@@ -1,0 +1,23 @@
+"""What a rollout server takes and gives, how weights reach it, and `embedded`, our own server."""
+
+from typing import TYPE_CHECKING
+
+from paravt_jax import lazy
+
+__all__ = ['Canary', 'GenerateReply', 'GenerateRequest', 'Manifest', 'Publisher', 'ServerProcess']
+
+if TYPE_CHECKING:
+  from paravt_jax.serving.canary import Canary
+  from paravt_jax.serving.manifest import Manifest
+  from paravt_jax.serving.process import ServerProcess
+  from paravt_jax.serving.protocol import GenerateReply, GenerateRequest
+  from paravt_jax.serving.publish import Publisher
+else:
+  __getattr__, __dir__ = lazy.names(
+    __name__,
+    canary=('Canary',),
+    manifest=('Manifest',),
+    process=('ServerProcess',),
+    protocol=('GenerateReply', 'GenerateRequest'),
+    publish=('Publisher',),
+  )

@@ -1,0 +1,21 @@
+"""Frames of videos and images: which ones, decoded with a deadline, kept in a store."""
+
+from typing import TYPE_CHECKING
+
+from paravt_jax import lazy
+
+__all__ = ['DecodePool', 'FrameStore', 'VideoInfo', 'draw_budget', 'overview_times', 'window_times']
+
+if TYPE_CHECKING:
+  from paravt_jax.video.decode import DecodePool
+  from paravt_jax.video.readers import VideoInfo
+  from paravt_jax.video.sampling import draw_budget, overview_times, window_times
+  from paravt_jax.video.store import FrameStore
+else:
+  __getattr__, __dir__ = lazy.names(
+    __name__,
+    decode=('DecodePool',),
+    readers=('VideoInfo',),
+    sampling=('draw_budget', 'overview_times', 'window_times'),
+    store=('FrameStore',),
+  )

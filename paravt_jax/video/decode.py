@@ -11,11 +11,9 @@ import collections
 import concurrent.futures
 import logging
 import os
-import pathlib
 import queue
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from paravt_jax import children
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.types import Clip
 from paravt_jax.video import decord_reader
@@ -32,10 +31,9 @@ _START_LIMIT = 60.0  # seconds for a worker to import its libraries; counts befo
 _GRACE = (
   2.0  # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
 )
-_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _PROGRAM = (
-  'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.video import worker; '
-  'worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))'
+  'import sys; from paravt_jax.video import worker; '
+  'worker.main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))'
 )
 
 
@@ -44,9 +42,9 @@ class _Worker:
 
   def __init__(self, backend: str, deadline_s: float, parent: int):
     ours, theirs = socket.socketpair()
-    arguments = [_ROOT, str(theirs.fileno()), backend, str(parent), str(deadline_s + _GRACE)]
+    arguments = [str(theirs.fileno()), backend, str(parent), str(deadline_s + _GRACE)]
     self.process = subprocess.Popen(
-      [sys.executable, '-c', _PROGRAM, *arguments],
+      children.command(_PROGRAM, *arguments),
       pass_fds=[theirs.fileno()],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,

@@ -2,15 +2,20 @@
 
 import dataclasses
 import pathlib
-import sys
 import tempfile
 from collections.abc import Mapping
 
+from paravt_jax import children
 from paravt_jax.serving import process
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 
 __all__ = ['ServerProcess', 'launch']
+
+_PROGRAM = (
+  "import runpy; runpy.run_module('paravt_jax.serving.embedded.server', run_name='__main__', "
+  'alter_sys=True)'
+)
 
 
 def launch(
@@ -37,7 +42,7 @@ def launch(
     port_file = pathlib.Path(folder) / 'port'  # the server writes it when it is ready to answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
     child = process.start(
-      [sys.executable, '-m', 'paravt_jax.serving.embedded.server', '--options', given.to_json()],
+      children.command(_PROGRAM, '--options', given.to_json()),
       env=env,
       log=log,
     )
