@@ -117,8 +117,9 @@ def test_the_exported_folder_earns_the_accuracy_that_its_training_run_reported(
     theirs['greedy_format_compliance'],
   )
   assert ours['interval'] == theirs['interval']
-  told = (trained / 'eval_after' / 'results.jsonl').read_text().splitlines()
-  before = [one['episode'] for one in map(json.loads, told) if one['benchmark'] == 'heldout']
+  before = [
+    json.loads(line) for line in (trained / 'episodes' / 'after.jsonl').read_text().splitlines()
+  ]
   words = lambda episode: (
     (episode['task']['id'], episode['budget']),
     [turn['text'] for turn in episode['turns']],
