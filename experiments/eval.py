@@ -155,7 +155,7 @@ async def session(
   interrupts: Interrupts,
 ) -> dict[str, Any]:
   """Serves the model and puts what is left to do; returns how fast it went."""
-  options = EvalOptions((), recipe.eval.concurrent, recipe.seed, -1)
+  options = EvalOptions(recipe.eval.concurrent, recipe.seed, -1)
   opened = evaluated_model.opened(recipe, model, protocol, launch.host(), folder)
   async with opened as served, eval_speed.watched(served.control, served.urls) as load:
     speed = eval_speed.Speed()

@@ -8,6 +8,8 @@ import re
 import resource
 import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -60,7 +62,7 @@ def test_it_says_its_scale_first_and_ends_with_a_table_and_the_run_folder(folder
   )
   assert out.splitlines()[-1] == 'runs/whole'
   assert 'accuracy (greedy)' in out and 'report: runs/whole/report.html' in out
-  for stage in ('world: videos', 'sft', 'before: greedy', 'para_grpo', 'after: sampled'):
+  for stage in ('world: videos', 'sft', 'before: heldout', 'para_grpo', 'after: sampled'):
     assert stage in err  # progress bars
   assert 'Traceback' not in err
 
@@ -120,7 +122,7 @@ def test_everything_that_section_7_wants_is_logged(folder, place):
   }
 
 
-def test_all_episodes_are_kept_and_read_back(folder):
+def test_all_episodes_are_kept_and_read_back(folder, place):
   train = list(episodes.read(folder / 'episodes' / 'train.jsonl'))
   assert [entry.step for entry in train] == sorted([0, 1, 2, 3] * 16)
   versions = {
@@ -137,7 +139,7 @@ def test_all_episodes_are_kept_and_read_back(folder):
     (3, 3),
   }  # every token was sampled by the weights of its step
   for name in ('before', 'after'):
-    keys = [entry.key for entry in episodes.read(folder / 'episodes' / f'{name}.jsonl')]
+    keys = [entry.key for entry in small_job.answers(place, 'whole', name)]
     assert len(keys) == len(set(keys)) == 12
 
 
@@ -209,10 +211,40 @@ def test_the_same_command_on_a_finished_run_prints_the_same_again_and_trains_not
   assert (folder / 'metrics.jsonl').read_bytes() == before
 
 
+def test_evaluations_are_results_folders_whose_comparison_is_the_runs_own_gain(folder, place):
+  for name in ('before', 'after'):
+    there = {path.name for path in (folder / f'eval_{name}').iterdir()}
+    assert there >= {'plan.json', 'results.jsonl', 'summary.json', 'table.md', 'report.html'}
+  words = ('--compare', 'runs/whole/eval_before', 'runs/whole/eval_after')
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.eval', *words],
+    cwd=place,
+    env=small_job.environment(),
+    capture_output=True,
+    text=True,
+    timeout=patience.seconds(300),
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  told = json.loads((folder / 'eval_after' / 'compare_eval_before.json').read_text())
+  gain = json.loads((folder / 'summary.json').read_text())['gain']
+  assert {name: told['benchmarks']['heldout'][name] for name in gain} == gain
+  assert told['settings'] == ['model.version: 0 -> 4']
+
+
 def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
-  """Ctrl-C after the first step, kill -9 after the third, then to the end: the curve of the
-  uninterrupted run.
+  """kill -9 in the first evaluation, Ctrl-C after the first step, kill -9 after the third, then to
+  the end: the curve of the uninterrupted run.
   """
+  answers = place / 'runs' / 'cut' / 'eval_before' / 'results.jsonl'
+  process = small_job.start(place, 'cut')
+  small_job.wait_for(lambda: answers.exists() and answers.read_bytes().count(b'\n') >= 3, process)
+  family = psutil.Process(process.pid).children(recursive=True)
+  process.kill()
+  process.wait(patience.seconds(60))
+  psutil.wait_procs(family, timeout=patience.seconds(60))
+  kept = answers.read_bytes()
+  kept = kept[: kept.rindex(b'\n') + 1]
+
   process = small_job.start(place, 'cut')
   small_job.wait_for(lambda: len(small_job.records(place, 'cut')) >= 1, process)
   family = psutil.Process(process.pid).children(recursive=True)
@@ -243,6 +275,8 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
 
   status, out, err = small_job.run(place, 'cut')
   assert status == 0, err[-4000:]
+  written = answers.read_bytes()  # what was answered before the first kill was not asked again
+  assert written.startswith(kept) and written.count(b'\n') == 18
   ours, theirs = small_job.records(place, 'cut'), small_job.records(place, 'whole')
   assert [row['step'] for row in ours] == [0, 1, 2, 3]
   for name in (

@@ -72,7 +72,7 @@ def test_the_first_greedy_answers_are_the_same_token_by_token(runs, place):
   ids = {
     kind: {
       entry.key: [segment.ids.tolist() for segment in entry.scored.episode.trajectory.segments]
-      for entry in episodes.read(place / 'runs' / kind / 'episodes' / 'before.jsonl')
+      for entry in small_job.answers(place, kind, 'before')
     }
     for kind in runs
   }

@@ -172,15 +172,20 @@ def refuse_other(folder: Path, plan: Plan) -> None:
   """Raises ConfigError, naming the settings that differ, when a folder has results of others, or of
   another shard.
   """
-  if not _begun(folder):
-    return
-  changed = differences(read_plan(folder), plan)
+  changed = other_settings(folder, plan)
   if changed:
     raise ConfigError(
-      f'results folder {folder} was begun with other settings ({", ".join(changed[:SHOWN])}'
-      f'{", ..." if len(changed) > SHOWN else ""}); go on with the same, or choose another '
-      'with --config.run.folder=DIR'
+      f'results folder {folder} was begun with other settings ({changed}); go on with the same, '
+      'or choose another with --config.run.folder=DIR'
     )
+
+
+def other_settings(folder: Path, plan: Plan) -> str:
+  """The settings in which the results of a folder differ from a plan, the first few of them; ''
+  where there are none, or no results.
+  """
+  changed = differences(read_plan(folder), plan) if _begun(folder) else []
+  return ', '.join(changed[:SHOWN]) + (', ...' if len(changed) > SHOWN else '')
 
 
 def _begun(folder: Path) -> bool:

@@ -1,37 +1,28 @@
-"""Every question at every frame budget, by the very agent loop that RL trains; errors are outcomes
+"""Questions at frame budgets, by the very agent loop that RL trains; errors are outcomes
 of their own, also those of a single call: what server, file or clock did to an episode says nothing
 about the model.
-
-Scores are given over all samples (`accuracy`: an error earns nothing, and is counted in `errors`)
-and over the answered ones.
 """
 
 import asyncio
-import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-from paravt_jax.chat.toolcalls import is_well_formed
 from paravt_jax.errors import MediaError
-from paravt_jax.eval import scoring, subtitles
+from paravt_jax.eval import subtitles
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
 from paravt_jax.rollout.sampler import Address, expanded
-from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolCall, ToolResult
+from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolResult
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-  """budgets: K, each put to every question. concurrency: episodes in flight. seed, epoch: of the
-  draws, when sampling is not greedy.
-  """
+  """How questions are put."""
 
-  budgets: tuple[int, ...]
-  concurrency: int
-  seed: int
-  epoch: int
+  concurrency: int  # episodes in flight
+  seed: int  # of the draws, where sampling is not greedy
+  epoch: int  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,58 +39,6 @@ class Record:
   error: str = ''
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
-  @property
-  def key(self) -> tuple[str, int]:
-    """What identifies a record within an evaluation."""
-    return self.task.id, self.budget
-
-  @property
-  def accuracy(self) -> float:
-    """R_acc; 0 after an error."""
-    return 0.0 if self.scored is None else float(self.scored.parts['accuracy'])
-
-
-async def evaluate(
-  agent: Agent,
-  tasks: Sequence[Task],
-  reward: Reward,
-  options: EvalOptions,
-  on_record: Callable[[Record], None] | None = None,
-) -> tuple[list[Record], dict[str, Any]]:
-  """Runs all tasks at all budgets.
-
-  Args:
-    agent: greedy or sampling, as its context options say. reward: its parts must hold 'accuracy'
-    (in [0, 1]) and 'compliant'; here tvg is usually scored by a threshold, oe exactly. on_record:
-    hears of each record as it finishes, frames included.
-
-  Returns:
-    (records in the order tasks x budgets, `summarize` of them). Errors of server, video and judge
-    are records too. Trajectories come back without their frames, which would fill the memory at
-    thousands of questions.
-  """
-  places = {
-    (task.id, budget): i
-    for i, (task, budget) in enumerate(
-      (task, budget) for task in tasks for budget in options.budgets
-    )
-  }
-  records: list[Record | None] = [None] * len(places)
-
-  def keep(record: Record) -> None:
-    if on_record is not None:
-      on_record(record)
-    records[places[record.key]] = light(record)
-
-  await each(
-    agent,
-    ((task, budget) for task in tasks for budget in options.budgets),
-    lambda task: reward,
-    options,
-    keep,
-  )
-  return records, summarize(records)
-
 
 async def each(
   agent: Agent,
@@ -112,9 +51,11 @@ async def each(
   nothing runs ahead.
 
   Args:
-    questions: taken one by one; those of one video, side by side, share its frames. reward: of a
-    task; see `evaluate`. on_record: hears of each record as it finishes, frames included, in the
-    event loop. What it raises ends the evaluation.
+    agent: greedy or sampling, as its context options say.
+    questions: taken one by one; those of one video, side by side, share its frames.
+    reward: of a task; its parts must hold 'compliant'.
+    on_record: hears of each record as it finishes, frames included, in the event loop. What it
+      raises ends the evaluation. Errors of server, video and judge are records too.
   """
   waiting = iter(questions)
 
@@ -192,118 +133,3 @@ def _laps(start: float, *ends: float) -> dict[str, float]:
   """Seconds of the stages that were reached, and of all."""
   stages = zip(('open', 'episode', 'reward'), (start, *ends), ends)
   return {'wall': ends[-1] - start, **{stage: end - begin for stage, begin, end in stages}}
-
-
-def light(record: Record) -> Record:
-  """The record without its frames."""
-  if record.scored is None:
-    return record
-  bare = lambda t: dataclasses.replace(
-    t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments)
-  )
-  result = lambda r: r if r.subagent is None else dataclasses.replace(r, subagent=bare(r.subagent))
-  episode = record.scored.episode
-  turns = tuple(
-    dataclasses.replace(turn, results=tuple(map(result, turn.results))) for turn in episode.turns
-  )
-  episode = dataclasses.replace(episode, turns=turns, trajectory=bare(episode.trajectory))
-  return dataclasses.replace(record, scored=dataclasses.replace(record.scored, episode=episode))
-
-
-def summarize(records: Sequence[Record]) -> dict[str, Any]:
-  """The numbers of an evaluation, JSON-able; budgets and types are keys as text.
-
-  episodes: all samples; errors: those without an outcome, by reason; error_rate. accuracy, interval
-  (95 %, drawn by question): over all samples; accuracy_answered: over those with an outcome.
-  accuracy_by_k, accuracy_by_type, calls_by_k: the same by budget and question type.
-  format_compliance, calls_per_episode (executed), calls_well_formed, calls_other (of another form,
-  run too), calls_failed, truncated, frames_repeated (left out of overviews and crops, for they were
-  shown already): means over the answered. No samples give nulls.
-  """
-  answered = [record for record in records if record.scored is not None]
-  episodes = [record.scored.episode for record in answered]
-  return {
-    'episodes': len(records),
-    'errors': dict(
-      collections.Counter(record.reason for record in records if record.scored is None)
-    ),
-    'error_rate': 1 - len(answered) / len(records) if records else 0.0,
-    'accuracy': _mean([record.accuracy for record in records]),
-    'interval': list(
-      scoring.share_interval(
-        [r.accuracy for r in records], [r.task.id for r in records], samples=2000, seed=0
-      )
-    ),
-    'accuracy_answered': _mean([record.accuracy for record in answered]),
-    'accuracy_by_k': _by(records, lambda record: record.budget, lambda record: record.accuracy),
-    'accuracy_by_type': _by(
-      records, lambda record: record.task.question_type, lambda record: record.accuracy
-    ),
-    'format_compliance': _mean([float(record.scored.parts['compliant']) for record in answered]),
-    'calls_per_episode': _mean([episode.executed for episode in episodes]),
-    'calls_by_k': _by(
-      answered, lambda record: record.budget, lambda record: record.scored.episode.executed
-    ),
-    'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
-    'calls_well_formed': _mean([sum(map(is_well_formed, _calls(episode))) for episode in episodes]),
-    'calls_other': _mean(
-      [sum(not call.well_formed for call in _calls(episode)) for episode in episodes]
-    ),
-    'truncated': _mean(
-      [any(turn.stop is StopReason.LENGTH for turn in episode.turns) for episode in episodes]
-    ),
-    'frames_repeated': _mean(
-      [
-        sum(seen.repeated for seen in (*episode.overviews, *episode.results))
-        for episode in episodes
-      ]
-    ),
-    'stops': dict(collections.Counter(str(episode.stop) for episode in episodes)),
-  }
-
-
-def _calls(episode: Episode) -> list[ToolCall]:
-  return [result.call for result in episode.results if isinstance(result.call, ToolCall)]
-
-
-def _by(
-  records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]
-) -> dict[str, float]:
-  """Means of `value` by `key`, keys ascending."""
-  groups: dict[Any, list[float]] = collections.defaultdict(list)
-  for record in records:
-    groups[key(record)].append(float(value(record)))
-  return {str(name): _mean(groups[name]) for name in sorted(groups)}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-  return sum(values) / len(values) if values else None
-
-
-def compare(
-  before: Sequence[Record], after: Sequence[Record], *, samples: int, seed: int
-) -> dict[str, Any]:
-  """The paired difference in accuracy of two evaluations of the same questions: {difference, low,
-  high, pairs}.
-
-  Pairs are matched by (task, budget) and drawn task by task, for the budgets of one question are
-  not independent. A pair with an error on either side is left out and counted in `unpaired`.
-  """
-  first = {record.key: record for record in before if record.scored is not None}
-  second = {record.key: record for record in after if record.scored is not None}
-  keys = [key for key in first if key in second]
-  difference, low, high = scoring.paired_bootstrap(
-    [first[key].accuracy for key in keys],
-    [second[key].accuracy for key in keys],
-    clusters=[task for task, _ in keys],
-    samples=samples,
-    seed=seed,
-  )
-  unpaired = len({record.key for record in (*before, *after)}) - len(keys)
-  return {
-    'difference': difference,
-    'low': low,
-    'high': high,
-    'pairs': len(keys),
-    'unpaired': unpaired,
-  }

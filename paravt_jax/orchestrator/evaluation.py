@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import ConfigError
 from paravt_jax.eval import protocols, results
 from paravt_jax.eval.run import EvalOptions
 from paravt_jax.eval.sample import Sample
@@ -72,7 +71,7 @@ async def phase(
         put.left_to_do(asked, WHOLE, log),
         log,
         protocol=protocols.chosen('tools', '', 'parallel'),
-        options=EvalOptions((), recipe.eval.concurrent, recipe.seed, -1),
+        options=EvalOptions(recipe.eval.concurrent, recipe.seed, -1),
         server=server,
         interrupts=interrupts,
         speed=eval_speed.Speed(),
@@ -80,17 +79,17 @@ async def phase(
       )
     found, _ = results_folders.finish(path, plan, name, recipe.eval.bootstrap, recipe.seed)
     results_folders.report(recipe.video, recipe.eval, path)
-  folder.finish(name, numbers(found))
+  folder.finish(name, numbers(found, results.read(path / 'results.jsonl')))
 
 
 def _opened(path: pathlib.Path, plan: results.Plan) -> results.Plan:
   """The results folder, made or gone on with; one that other code or questions began is made
   anew, because it belongs to this run alone.
   """
-  try:
-    results.refuse_other(path, plan)
-  except ConfigError as error:
-    print(f'{error}; it is made anew', file=sys.stderr, flush=True)
+  changed = results.other_settings(path, plan)
+  if changed:
+    line = f'results folder {path} was begun with other settings ({changed}); it is made anew'
+    print(line, file=sys.stderr, flush=True)
     shutil.rmtree(path)
   path.mkdir(parents=True, exist_ok=True)
   return results.write_plan(path, plan)
@@ -128,14 +127,23 @@ def _settings(recipe: RLRecipe, folder: RunFolder, version: int) -> dict[str, An
   }
 
 
-def numbers(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def numbers(
+  found: Mapping[str, Mapping[str, Any]], outcomes: Sequence[results.Outcome]
+) -> dict[str, Any]:
   """The numbers of one evaluation for the run's summary, out of a results folder's summary.
 
   Accuracies, calls and intervals are of the greedy suite. format_compliance is of the sampled one,
   because training samples.
+
+  Args:
+    found: the summary.
+    outcomes: what it is of.
   """
   greedy, sampled = found[GREEDY], found[SAMPLED]
-  by_k, by_type, by_windows = (_cells(greedy, field) for field in ('k', 'question_type', 'windows'))
+  mine = [one for one in outcomes if one.benchmark == GREEDY]
+  by_k, by_type, by_windows = (
+    _cells(greedy, mine, field) for field in ('k', 'question_type', 'windows')
+  )
   return {
     'episodes': greedy['samples'],
     'errors': greedy['reasons'],
@@ -160,8 +168,15 @@ def numbers(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _cells(row: Mapping[str, Any], field: str) -> Mapping[str, Any]:
-  return row['breakdowns'].get(field, {})
+def _cells(
+  row: Mapping[str, Any], outcomes: Sequence[results.Outcome], field: str
+) -> Mapping[str, Mapping[str, Any]]:
+  """A breakdown of a suite. Its row leaves out one of a single value, which is the row itself."""
+  found = row['breakdowns'].get(field)
+  if found is not None:
+    return found
+  values = {str(one.k) if field == 'k' else one.fields.get(field) for one in outcomes}
+  return {value: row for value in values if value is not None and len(values) == 1}
 
 
 def summary(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import psutil
 
 from configs import base
 from paravt_jax.report import episodes
+from paravt_jax.report import run as run_reports
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from tests import patience
@@ -136,11 +137,17 @@ def nobody_is_left(cwd):
   return lived_in(cwd) == []
 
 
+def answers(cwd, folder, name):
+  """The greedy answers of the evaluation `name` (before, after) of a run, as log entries."""
+  return run_reports.load(cwd / 'runs' / folder).entries[name]
+
+
 def versions(cwd, folder, name='train'):
-  """(step, weight version) of all sampled tokens of an episode log."""
+  """(step, weight version) of all sampled tokens of the training log, or of an evaluation."""
+  log = cwd / 'runs' / folder / 'episodes' / 'train.jsonl'
   return {
     (entry.step, int(version))
-    for entry in episodes.read(cwd / 'runs' / folder / 'episodes' / f'{name}.jsonl')
+    for entry in (episodes.read(log) if name == 'train' else answers(cwd, folder, name))
     for segment in entry.scored.episode.trajectory.segments
     if segment.sampled
     for version in segment.versions

@@ -100,11 +100,11 @@ def test_the_recipe_and_the_code_state_are_there(page):
 
 def test_what_the_policy_writes_cannot_become_markup(folder, tmp_path):
   copy = shutil.copytree(folder, tmp_path / 'run')
-  path = copy / 'episodes' / 'after.jsonl'
+  path = copy / 'eval_after' / 'results.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()]
-  for line in lines:
-    line['turns'][0]['text'] = '<script>alert(1)</script>'
-    line['task']['question'] = '"><img src=x onerror=alert(1)>'
+  for episode in (line['episode'] for line in lines if line['episode'] is not None):
+    episode['turns'][0]['text'] = '<script>alert(1)</script>'
+    episode['task']['question'] = '"><img src=x onerror=alert(1)>'
   path.write_text('\n'.join(map(json.dumps, lines)) + '\n')
   page = build(copy, tmp_path / 'x.html', None, None).read_text()
   assert '<script>alert' not in page and '<img src=x' not in page
@@ -118,7 +118,8 @@ def test_what_the_policy_writes_cannot_become_markup(folder, tmp_path):
     ['metrics.jsonl'],
     ['episodes'],
     ['summary.json'],
-    ['episodes', 'metrics.jsonl'],
+    ['eval_before'],
+    ['episodes', 'eval_before', 'metrics.jsonl'],
   ],
 )
 def test_an_interrupted_run_still_gives_a_page_that_says_so(folder, tmp_path, kept):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from paravt_jax.metrics.writer import MetricsWriter
+from paravt_jax.report import episodes
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.types import (
   Clip,
@@ -267,6 +268,17 @@ def write_metrics(folder: Path, steps: int, seed: int) -> None:
       )
 
 
+def write_answers(folder: Path, scored: Sequence[Scored]) -> None:
+  """results.jsonl of a results folder, as much of it as the page of a run reads; a sampled answer
+  and an error stand among the greedy ones.
+  """
+  folder.mkdir()
+  lines = [{'benchmark': 'heldout', 'episode': episodes.to_json(0, one)} for one in scored]
+  lines.insert(1, {'benchmark': 'sampled', 'episode': lines[0]['episode']})
+  lines.append({'benchmark': 'heldout', 'episode': None})
+  (folder / 'results.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
 def write_run(folder: Path, *, questions: int, steps: int, seed: int) -> Path:
   """A whole run folder; evaluations ask every question at every K, before and after, with the same
   rollout number.
@@ -291,9 +303,7 @@ def write_run(folder: Path, *, questions: int, steps: int, seed: int) -> Path:
   summary = {'minutes': {'world': 0.6, 'sft': 6.1, 'rl': 14.2, 'eval': 2.4}}
   for name, skill in (('before', 0.35), ('after', 0.97)):
     scored = [episode(task(n), k, skill, 0, rng) for n in range(questions) for k in BUDGETS]
-    with EpisodeLog(folder / 'episodes' / f'{name}.jsonl', start_step=None) as log:
-      for one in scored:
-        log.append(0, one)
+    write_answers(folder / f'eval_{name}', scored)
     mean = lambda values: float(np.mean(list(values)))
     right = [s.parts['accuracy'] for s in scored]
     half = 1.96 * float(np.std(right)) / len(right) ** 0.5

@@ -4,6 +4,7 @@ a note.
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -35,10 +36,7 @@ def test_a_whole_run_is_read_without_notes(folder):
 
 
 def test_without_a_summary_the_numbers_come_from_the_episodes(folder, tmp_path):
-  (tmp_path / 'episodes').mkdir()
-  (tmp_path / 'episodes' / 'before.jsonl').write_text(
-    (folder / 'episodes' / 'before.jsonl').read_text()
-  )
+  shutil.copytree(folder / 'eval_before', tmp_path / 'eval_before')
   run = runs.load(tmp_path)
   whole = runs.load(folder).before
   assert (run.before.accuracy, run.before.calls, run.before.episodes) == pytest.approx(
@@ -55,8 +53,8 @@ def test_an_empty_folder_gives_notes_only(tmp_path):
   assert [note.split()[0] for note in run.notes] == [
     'config.json',
     'summary.json',
-    'episodes/before.jsonl',
-    'episodes/after.jsonl',
+    'eval_before/results.jsonl',
+    'eval_after/results.jsonl',
     'episodes/train.jsonl',
     'metrics.jsonl',
   ]
@@ -68,13 +66,17 @@ def test_broken_files_are_named_and_what_precedes_the_break_is_kept(folder, tmp_
   (tmp_path / 'episodes').mkdir()
   first = (folder / 'episodes' / 'train.jsonl').read_text().splitlines()[0]
   (tmp_path / 'episodes' / 'train.jsonl').write_text(first + '\n{}\n')
+  answers = (folder / 'eval_before' / 'results.jsonl').read_text().splitlines()
+  (tmp_path / 'eval_before').mkdir()
+  (tmp_path / 'eval_before' / 'results.jsonl').write_text('\n'.join([*answers[:3], '{"ben']))
   run = runs.load(tmp_path)
-  assert len(run.entries['train']) == 1
+  assert len(run.entries['train']) == 1 and len(run.entries['before']) == 2
   text = '\n'.join(run.notes)
   assert (
     'config.json is no JSON object' in text
     and 'metrics.jsonl line 1' in text
     and 'train.jsonl line 2' in text
+    and 'eval_before/results.jsonl line 4 is broken' in text
   )
 
 

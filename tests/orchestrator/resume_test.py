@@ -4,11 +4,13 @@ import json
 
 import pytest
 
-from configs import sft as recipe
-from experiments import runs, sft
+from configs import sft as recipes
 from paravt_jax.errors import ConfigError
+from paravt_jax.eval import results
+from paravt_jax.orchestrator import cold_start, run_folder
 from paravt_jax.train import checkpoint
 from tests.experiments import small_job
+from tests.recipes import typed
 
 
 @pytest.fixture(scope='module')
@@ -20,9 +22,9 @@ def place(tmp_path_factory):
 def trained(place, monkeypatch, folder, **knobs):
   """The losses of the cold start in runs/<folder>, by step, at its end."""
   monkeypatch.chdir(place)
-  config = recipe.get_config()
-  config.update_from_flattened_dict(
-    {
+  recipe = typed(
+    recipes.get_config(),
+    **{
       **small_job.WORLD,
       'world.workers': 0,
       'steps': 2,
@@ -30,10 +32,10 @@ def trained(place, monkeypatch, folder, **knobs):
       'run.checkpoint_every': 0,
       'run.tensorboard': False,
       'optimizer.warmup_steps': 0,
-      **{name.replace('__', '.'): value for name, value in knobs.items()},
-    }
+      **knobs,
+    },
   )
-  sft.cold_start(config)
+  cold_start.cold_start(recipe)
   lines = (place / 'runs' / folder / 'metrics.jsonl').read_text().splitlines()
   return {line['step']: line['sft/loss'] for line in map(json.loads, lines)}
 
@@ -43,9 +45,8 @@ def test_a_cold_start_goes_on_on_other_devices_and_for_more_steps_as_if_it_had_b
   place, monkeypatch, capsys
 ):
   whole = trained(place, monkeypatch, 'whole', steps=4)
-  assert checkpoint.steps(place / 'runs' / 'whole' / 'checkpoints') == (
-    4,
-  )  # checkpoint_every=0: the last record alone
+  # checkpoint_every=0: the last record alone
+  assert checkpoint.steps(place / 'runs' / 'whole' / 'checkpoints') == (4,)
   assert list(trained(place, monkeypatch, 'parts')) == [0, 1]
   first = (place / 'runs' / 'parts' / 'hf' / 'model.safetensors').read_bytes()
   capsys.readouterr()
@@ -84,8 +85,9 @@ def test_a_cold_start_is_found_again_from_other_devices_and_not_from_another_rec
 ):
   monkeypatch.chdir(place)
   made = []
-  monkeypatch.setattr(sft, 'train', lambda config, folder, base, target: made.append(folder.path))
-  monkeypatch.setattr(sft.wiring, 'tiny_model', lambda seed: 'base')
+  train = lambda recipe, folder, base, target: made.append(folder.path)
+  monkeypatch.setattr(cold_start, 'train', train)
+  monkeypatch.setattr(cold_start.parts, 'tiny_model', lambda seed: 'base')
   for knobs in (
     {},
     {'mesh.data': 2},
@@ -95,15 +97,13 @@ def test_a_cold_start_is_found_again_from_other_devices_and_not_from_another_rec
     {'steps': 9},
     {'train.micro_batches': 2},
   ):
-    config = recipe.get_config()
-    config.update_from_flattened_dict(knobs)
-    sft.cold_start(config)
+    cold_start.cold_start(typed(recipes.get_config(), **knobs))
   assert len(set(made[:4])) == 1 and len(set(made)) == 4
 
 
 def test_records_are_written_every_so_many_steps_and_after_the_last():
-  assert [done for done in range(1, 8) if runs.saves(3, done, 7)] == [3, 6, 7]
-  assert [done for done in range(1, 8) if runs.saves(0, done, 7)] == [7]
+  assert [done for done in range(1, 8) if run_folder.saves(3, done, 7)] == [3, 6, 7]
+  assert [done for done in range(1, 8) if run_folder.saves(0, done, 7)] == [7]
 
 
 @pytest.mark.slow
@@ -141,9 +141,10 @@ def test_a_finished_run_goes_on_for_more_steps_and_is_measured_and_exported_anew
   ) == (1, 2)
   assert (run / 'hf' / 'model.safetensors').read_bytes() != before
   assert json.loads((run / 'summary.json').read_text())['steps'] == 2
-  assert (
-    json.loads((run / 'progress.json').read_text())['done']['before'] == after
-  )  # what was measured first stays
+  # what was measured first stays, and what was measured last is of the longer run
+  assert json.loads((run / 'progress.json').read_text())['done']['before'] == after
+  models = [results.read_plan(run / f'eval_{name}').common['model'] for name in ('before', 'after')]
+  assert [model['version'] for model in models] == [0, 2]
   status, _, said = small_job.run(
     cwd,
     'rl',

@@ -10,9 +10,11 @@ from experiments.learner import Learner
 from configs import para_grpo
 from paravt_jax.errors import CheckpointError
 from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.orchestrator.learner import Learner
 from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny
+from tests.recipes import typed
 
 
 def model_folder(folder, width):
@@ -35,27 +37,29 @@ def folders(tmp_path_factory):
   return [model_folder(place / f'w{width}', width) for width in (64, 96)]
 
 
+def recipe_with(**changes):
+  return typed(para_grpo.get_config(), **{'rl__beta': 0.0, **changes})
+
+
 @pytest.fixture
-def config():
-  made = para_grpo.get_config()
-  made.rl.beta = 0.0
-  return made
+def recipe():
+  return recipe_with()
 
 
-def test_a_record_brings_back_parameters_version_and_the_hosts_counters(config, folders, tmp_path):
-  first = Learner(config, folders[0], tmp_path)
+def test_a_record_brings_back_parameters_version_and_the_hosts_counters(recipe, folders, tmp_path):
+  first = Learner(recipe, folders[0], tmp_path)
   assert first.restore() is None and first.version == 0
   first.version = 7
   first.save({'schedule': {'accepted': 56}, 'ready': []})
-  again = Learner(config, folders[0], tmp_path)
+  again = Learner(recipe, folders[0], tmp_path)
   assert again.restore() == {'schedule': {'accepted': 56}, 'ready': []} and again.version == 7
   assert all(map(np.array_equal, jax.tree.leaves(first.state), jax.tree.leaves(again.state)))
 
 
-def test_a_checkpoint_of_another_shape_is_one_clear_error(config, folders, tmp_path):
-  Learner(config, folders[0], tmp_path).save({})
+def test_a_checkpoint_of_another_shape_is_one_clear_error(recipe, folders, tmp_path):
+  Learner(recipe, folders[0], tmp_path).save({})
   with pytest.raises(CheckpointError) as caught:
-    Learner(config, folders[1], tmp_path).restore()
+    Learner(recipe, folders[1], tmp_path).restore()
   message = str(caught.value)
   assert (
     'checkpoints/00000000: leaf ' in message
@@ -65,8 +69,8 @@ def test_a_checkpoint_of_another_shape_is_one_clear_error(config, folders, tmp_p
   assert '\n' not in message
 
 
-def test_the_published_version_is_the_learners(config, folders, tmp_path):
-  learner = Learner(config, folders[0], tmp_path)
+def test_the_published_version_is_the_learners(recipe, folders, tmp_path):
+  learner = Learner(recipe, folders[0], tmp_path)
   learner.version = 3
   folder = learner.publish().result()
   held = {
@@ -80,11 +84,11 @@ def test_the_published_version_is_the_learners(config, folders, tmp_path):
   assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(trained)))
 
 
-def test_the_canary_that_goes_out_is_what_the_published_weights_say(config, folders, tmp_path):
-  learner = Learner(config, folders[0], tmp_path)
+def test_the_canary_that_goes_out_is_what_the_published_weights_say(recipe, folders, tmp_path):
+  learner = Learner(recipe, folders[0], tmp_path)
   canary = Canary.from_json(publish.read_manifest(learner.publish().result()).canary)
   assert (
-    len(canary.output_ids) == config.publish.canary_tokens
+    len(canary.output_ids) == recipe.publish.canary_tokens
     and canary.to_json() == learner.canary().to_json()
   )
   first = np.asarray(
@@ -97,8 +101,8 @@ def test_the_canary_that_goes_out_is_what_the_published_weights_say(config, fold
   )
 
 
-def test_an_export_is_the_parameters_and_is_written_once(config, folders, tmp_path):
-  learner = Learner(config, folders[0], tmp_path)
+def test_an_export_is_the_parameters_and_is_written_once(recipe, folders, tmp_path):
+  learner = Learner(recipe, folders[0], tmp_path)
   learner.export(tmp_path / 'hf')
   _, params = weights.load_hf(tmp_path / 'hf')
   assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(learner.state.params)))
@@ -107,13 +111,13 @@ def test_an_export_is_the_parameters_and_is_written_once(config, folders, tmp_pa
   assert (tmp_path / 'hf' / 'model.safetensors').stat().st_mtime_ns == stamp
 
 
-def test_the_reference_is_kept_only_when_it_is_asked_for(config, folders, tmp_path):
-  assert Learner(config, folders[0], tmp_path)._reference is None
-  config.rl.beta = 0.01
-  assert Learner(config, folders[0], tmp_path)._reference is not None
+def test_the_reference_is_kept_only_when_it_is_asked_for(recipe, folders, tmp_path):
+  assert Learner(recipe, folders[0], tmp_path)._reference is None
+  asked = recipe_with(rl__beta=0.01)
+  assert Learner(asked, folders[0], tmp_path)._reference is not None
 
 
-def test_micro_batches_double_until_the_rows_fit(config, folders, tmp_path):
-  config.train.update({'rows': 4, 'micro_batches': 2})
-  learner = Learner(config, folders[0], tmp_path)
+def test_micro_batches_double_until_the_rows_fit(folders, tmp_path):
+  asked = recipe_with(train__rows=4, train__micro_batches=2)
+  learner = Learner(asked, folders[0], tmp_path)
   assert [learner._capacity(rows) for rows in (1, 8, 9, 33)] == [2, 2, 4, 16]

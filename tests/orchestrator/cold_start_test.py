@@ -1,4 +1,4 @@
-"""The cold start's entry point: sources from a manifest, knobs that cannot be, and the batches of
+"""The cold start: sources from a manifest, knobs that cannot be, and the batches of
 the 8B recipe.
 """
 
@@ -8,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import sft as recipe
-from experiments import runs, sft, sft_data
+from configs import sft as recipes
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.orchestrator import checks, cold_start, run_folder, sft_data
 from paravt_jax.testing import clips, tiny
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
+from tests.recipes import typed
 
 
 def row(kind, name, text='What?'):
@@ -59,8 +61,9 @@ def write(folder, sources):
   (folder / 'mix.json').write_text(json.dumps({'sources': sources}))
 
 
-def config(data, **knobs):
-  made = recipe.get_config('8b')
+def recipe(data, **knobs):
+  """The 8B recipe on the data; `sources` as a dict, other knobs by their paths."""
+  made = recipes.get_config('8b')
   made.data.update(
     {
       'manifest': str(data / 'mix.json'),
@@ -74,19 +77,19 @@ def config(data, **knobs):
   )
   made.mesh.fsdp = 1
   made.video.update({'workers': 2, 'cache_folder': str(data / 'frames')})
-  made.update_from_flattened_dict(knobs)
-  return made
+  made.sources = ConfigDict(knobs.pop('sources', {}))
+  return typed(made, **knobs)
 
 
-def found(config):
+def found(recipe):
   return {
     source.name: (source.weight, source.first, source.last, len(source.conversations))
-    for source in sft_data.sources(config)
+    for source in sft_data.sources(recipe)
   }
 
 
 def test_without_weights_sources_are_drawn_in_proportion_to_their_rows(data):
-  assert found(config(data)) == {'x': (40.0, 0, None, 40), 'y': (20.0, 0, None, 20)}
+  assert found(recipe(data)) == {'x': (40.0, 0, None, 40), 'y': (20.0, 0, None, 20)}
 
 
 def test_weights_and_steps_come_from_the_manifest_and_the_recipe_goes_over_it(data, capsys):
@@ -97,18 +100,18 @@ def test_weights_and_steps_come_from_the_manifest_and_the_recipe_goes_over_it(da
       'y': {'files': ['paravt_sft_y.parquet'], 'first': 3},
     },
   )
-  assert found(config(data)) == {'x': (2.0, 0, 9, 40), 'y': (1.0, 3, None, 20)}
-  chosen = config(data).unlock()
-  chosen.sources = {'y': (0.5, 1, 4)}
-  assert found(chosen)['y'] == (0.5, 1, 4, 20)
-  chosen.sources = {'z': (0.5, 1, 4)}
-  assert found(chosen) == {'x': (2.0, 0, 9, 40), 'y': (1.0, 3, None, 20)}
+  assert found(recipe(data)) == {'x': (2.0, 0, 9, 40), 'y': (1.0, 3, None, 20)}
+  assert found(recipe(data, sources={'y': (0.5, 1, 4)}))['y'] == (0.5, 1, 4, 20)
+  assert found(recipe(data, sources={'z': (0.5, 1, 4)})) == {
+    'x': (2.0, 0, 9, 40),
+    'y': (1.0, 3, None, 20),
+  }
   assert capsys.readouterr().err == 'sources: no data is named z (there is x, y); left out\n'
 
 
 def test_files_of_the_command_line_are_a_source_each(data):
   files = tuple(str(data / f'paravt_sft_{name}.parquet') for name in ('y', 'x_1'))
-  assert found(config(data, **{'data.manifest': '', 'data.train': files})).keys() == {'y', 'x_1'}
+  assert found(recipe(data, **{'data.manifest': '', 'data.train': files})).keys() == {'y', 'x_1'}
 
 
 @pytest.mark.parametrize(
@@ -130,11 +133,10 @@ def test_files_of_the_command_line_are_a_source_each(data):
   ],
 )
 def test_a_knob_that_cannot_be_is_refused_before_anything_is_made(data, knob, value):
-  sft.check(config(data))
+  checks.check_sft(recipe(data))
+  changes = {'sources': {'x': value}} if knob == 'sources.x' else {knob: value}
   with pytest.raises(ConfigError, match='data.manifest' if knob == 'data.train' else knob):
-    sft.check(
-      config(data, **{knob: value}) if knob != 'sources.x' else config(data, sources={'x': value})
-    )
+    checks.check_sft(recipe(data, **changes))
 
 
 def test_a_manifest_that_is_wrong_is_one_line(data):
@@ -142,11 +144,11 @@ def test_a_manifest_that_is_wrong_is_one_line(data):
   with pytest.raises(
     DataError, match=r"manifest .*mix.json: sources.x.files: nothing matches 'none\*.parquet'"
   ):
-    sft_data.sources(config(data))
+    sft_data.sources(recipe(data))
 
 
 def test_the_8b_recipe_makes_batches_of_its_files_from_the_store_of_frames(data, tmp_path):
-  made = config(data)
+  made = recipe(data)
   tiny.build_tokenizer(tmp_path / 'tok')
   tok, folder = ChatTokenizer.load(tmp_path / 'tok'), str(tmp_path / 'tok')
   with DecodePool(1, 20.0, 'pyav') as pool:
@@ -183,32 +185,31 @@ def test_the_first_row_of_each_reason_is_listed_once_over_restarts(tmp_path):
     'schema': 'x\ta.parquet:3\tschema\tgot\n3',
     'media_missing': 'x\ta.parquet:4\tmedia_missing\tно file',
   }
-  skipped = sft.Skipped(path)
+  skipped = cold_start.Skipped(path)
   skipped.add({'schema': lines['schema']})
   skipped.add({**lines, 'schema': 'x\ta.parquet:9\tschema\tanother'})
-  sft.Skipped(path).add(lines)
+  cold_start.Skipped(path).add(lines)
   assert (
     path.read_text() == 'x\ta.parquet:3\tschema\tgot 3\nx\ta.parquet:4\tmedia_missing\tно file\n'
   )
 
 
 def test_a_finished_cold_start_is_only_read_so_that_several_runs_begin_from_it_at_once(tmp_path):
-  small = recipe.get_config()
-  small.run.folder, small.model.folder = str(tmp_path / 'run'), str(tmp_path / 'base')
-  with runs.locked(tmp_path / 'run'):
+  folders = {'run__folder': str(tmp_path / 'run'), 'model__folder': str(tmp_path / 'base')}
+  small = typed(recipes.get_config(), **folders)
+  with run_folder.locked(tmp_path / 'run'):
     with pytest.raises(ConfigError, match='in use by another process'):  # it is under way elsewhere
-      sft.cold_start(small)
+      cold_start.cold_start(small)
     (tmp_path / 'run' / 'hf').mkdir()
     (tmp_path / 'run' / 'checkpoints').mkdir()
-    (tmp_path / 'run' / 'config.json').write_text(json.dumps(runs.shown(small)))
-    assert sft.cold_start(small) == tmp_path / 'run' / 'hf'
-    small.steps = 7
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(run_folder.to_json(small)))
+    assert cold_start.cold_start(small) == tmp_path / 'run' / 'hf'
     with pytest.raises(ConfigError, match=r'begun with other settings \(steps: 400 -> 7\)'):
-      sft.cold_start(small)
+      cold_start.cold_start(small.replace(steps=7))
 
 
 def test_rows_that_are_too_long_are_told_at_the_first_and_above_a_share(capsys):
-  told = sft.LeftOut(0, 0)
+  told = cold_start.LeftOut(0, 0)
   told.tell({'missing_media': 3}, 40, {})
   assert capsys.readouterr().err == ''
   example = {'too_long': 's\tx.parquet:7\ttoo_long\t9000 tokens, a row holds 8192'}
@@ -226,5 +227,5 @@ def test_rows_that_are_too_long_are_told_at_the_first_and_above_a_share(capsys):
     'train.row_tokens'
   )
   told.tell({'too_long': 60}, 200, example)
-  sft.LeftOut(7, 120).tell({'too_long': 60}, 200, example)
+  cold_start.LeftOut(7, 120).tell({'too_long': 60}, 200, example)
   assert capsys.readouterr().err == ''
