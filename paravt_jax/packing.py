@@ -72,9 +72,9 @@ class Packed:
   visual_RT: np.ndarray
   previous_RT: np.ndarray
   patches_RNXPC: np.ndarray
-  grids_RNG: np.ndarray
+  grids_RN2: np.ndarray
   stills_RNXPC: np.ndarray
-  still_grids_RNG: np.ndarray
+  still_grids_RN2: np.ndarray
   extras: dict[str, np.ndarray]
   spans: tuple[tuple[Span, ...], ...]
 
@@ -100,10 +100,10 @@ class Packed:
       'visual': self.visual_RT,
       'previous': self.previous_RT,
       'patches': self.patches_RNXPC,
-      'grids': self.grids_RNG,
+      'grids': self.grids_RN2,
     }
     if self.stills_RNXPC.shape[1]:
-      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RNG}
+      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RN2}
     return {**named, **self.extras}
 
   def micro_batches(

@@ -24,22 +24,22 @@ _MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
 def visible(
   segments_BT: jax.Array,
   branches_BT: jax.Array,
-  segments_BS: jax.Array,
-  branches_BS: jax.Array,
+  segments_BU: jax.Array,
+  branches_BU: jax.Array,
   first: int = 0,
 ) -> jax.Array:
-  """bool[B, T, S]: who sees whom, for queries that start at row index `first` and keys that start
+  """bool[B, T, U]: who sees whom, for queries that start at row index `first` and keys that start
   at 0.
   """
-  same = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] != 0)
-  branch = (branches_BS[:, None, :] == 0) | (branches_BS[:, None, :] == branches_BT[:, :, None])
-  rows, columns = segments_BT.shape[1], segments_BS.shape[1]
+  same = (segments_BT[:, :, None] == segments_BU[:, None, :]) & (segments_BT[:, :, None] != 0)
+  branch = (branches_BU[:, None, :] == 0) | (branches_BU[:, None, :] == branches_BT[:, :, None])
+  rows, columns = segments_BT.shape[1], segments_BU.shape[1]
   causal = jnp.arange(columns)[None, :] <= first + jnp.arange(rows)[:, None]
   return same & branch & causal[None]
 
 
 def masked(
-  q_BTHF: jax.Array, k_BSKF: jax.Array, v_BSKF: jax.Array, mask_BTS: jax.Array
+  q_BTHF: jax.Array, k_BUKF: jax.Array, v_BUKF: jax.Array, mask_BTU: jax.Array
 ) -> jax.Array:
   """Softmax attention with an explicit mask; query head h reads key head h // (H / K). Softmax in
   float32.
@@ -47,14 +47,14 @@ def masked(
   Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage,
   never nan.
   """
-  sizes = shapes.check(q_BTHF=q_BTHF, k_BSKF=k_BSKF, v_BSKF=v_BSKF, mask_BTS=mask_BTS)
+  sizes = shapes.check(q_BTHF=q_BTHF, k_BUKF=k_BUKF, v_BUKF=v_BUKF, mask_BTU=mask_BTU)
   groups = sizes['H'] // sizes['K']
   q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
-  scores_BKGTS = jnp.einsum(
-    'BTKGF,BSKF->BKGTS', q_BTKGF * sizes['F'] ** -0.5, k_BSKF, preferred_element_type=jnp.float32
+  scores_BKGTU = jnp.einsum(
+    'BTKGF,BUKF->BKGTU', q_BTKGF * sizes['F'] ** -0.5, k_BUKF, preferred_element_type=jnp.float32
   )
-  weights_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, _FAR), axis=-1)
-  out_BTKGF = jnp.einsum('BKGTS,BSKF->BTKGF', weights_BKGTS.astype(v_BSKF.dtype), v_BSKF)
+  weights_BKGTU = jax.nn.softmax(jnp.where(mask_BTU[:, None, None], scores_BKGTU, _FAR), axis=-1)
+  out_BTKGF = jnp.einsum('BKGTU,BUKF->BTKGF', weights_BKGTU.astype(v_BUKF.dtype), v_BUKF)
   return out_BTKGF.reshape(q_BTHF.shape)
 
 
@@ -76,8 +76,8 @@ def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a
-# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, S] operand
+# In the blocks, weights stand as [keys U, queries Q = G * t]: so every product of both passes is a
+# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, U] operand
 # costs five times as much there).
 
 
@@ -99,20 +99,20 @@ def _uncut(blocks, groups):
 
 
 def _seen(segments_BT, branches_BT, first, last, groups):
-  """bool[B, 1, S, Q] for keys 0..last and queries first..last of every group."""
-  mask_BTS = visible(
+  """bool[B, 1, U, Q] for keys 0..last and queries first..last of every group."""
+  mask_BTU = visible(
     segments_BT[:, first:last],
     branches_BT[:, first:last],
     segments_BT[:, :last],
     branches_BT[:, :last],
     first,
   )
-  return jnp.tile(jnp.swapaxes(mask_BTS, 1, 2), (1, 1, groups))[:, None]
+  return jnp.tile(jnp.swapaxes(mask_BTU, 1, 2), (1, 1, groups))[:, None]
 
 
 def _scores(k_BKTF, q_BKFQ, last):
   return jnp.einsum(
-    'BKSF,BKFQ->BKSQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32
+    'BKUF,BKFQ->BKUQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32
   )
 
 
@@ -122,15 +122,15 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
   out, log_sums = [], []
   for first in range(0, length, chunk):
     last = min(first + chunk, length)
-    scores_BKSQ = _scores(k_BKTF, _cut(q_BKGFT, first, last), last)
-    scores_BKSQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), scores_BKSQ, _FAR)
-    most_BKQ = jnp.max(scores_BKSQ, axis=2)
-    weights_BKSQ = jnp.exp(scores_BKSQ - most_BKQ[:, :, None])
-    sum_BKQ = jnp.sum(weights_BKSQ, axis=2)
+    scores_BKUQ = _scores(k_BKTF, _cut(q_BKGFT, first, last), last)
+    scores_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR)
+    most_BKQ = jnp.max(scores_BKUQ, axis=2)
+    weights_BKUQ = jnp.exp(scores_BKUQ - most_BKQ[:, :, None])
+    sum_BKQ = jnp.sum(weights_BKUQ, axis=2)
     out_BKFQ = jnp.einsum(
-      'BKFS,BKSQ->BKFQ',
+      'BKFU,BKUQ->BKFQ',
       v_BKFT[..., :last],
-      weights_BKSQ.astype(v_BKFT.dtype),
+      weights_BKUQ.astype(v_BKFT.dtype),
       preferred_element_type=jnp.float32,
     )
     out.append((out_BKFQ / sum_BKQ[:, :, None]).astype(v_BKTF.dtype))
@@ -153,14 +153,14 @@ def _blocks_backward(chunk, kept, d_out_BKGFT):
   for block, first in enumerate(range(0, length, chunk)):
     last = min(first + chunk, length)
     q_BKFQ, d_out_BKFQ = _cut(q_BKGFT, first, last), _cut(d_out_BKGFT, first, last)
-    weights_BKSQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
-    weights_BKSQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), weights_BKSQ, 0)
-    d_weights_BKSQ = _scores(v_BKTF, d_out_BKFQ, last)
-    d_scores_BKSQ = (weights_BKSQ * (d_weights_BKSQ - _cut(dot_BKGFT, first, last))).astype(dtype)
-    times = functools.partial(jnp.einsum, 'BKSQ,BKQF->BKSF', preferred_element_type=jnp.float32)
-    d_v = d_v.at[:, :, :last].add(times(weights_BKSQ.astype(dtype), jnp.swapaxes(d_out_BKFQ, 2, 3)))
-    d_k = d_k.at[:, :, :last].add(times(d_scores_BKSQ, jnp.swapaxes(q_BKFQ, 2, 3)))
-    d_q.append(jnp.einsum('BKFS,BKSQ->BKFQ', k_BKFT[..., :last], d_scores_BKSQ))
+    weights_BKUQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
+    weights_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), weights_BKUQ, 0)
+    d_weights_BKUQ = _scores(v_BKTF, d_out_BKFQ, last)
+    d_scores_BKUQ = (weights_BKUQ * (d_weights_BKUQ - _cut(dot_BKGFT, first, last))).astype(dtype)
+    times = functools.partial(jnp.einsum, 'BKUQ,BKQF->BKUF', preferred_element_type=jnp.float32)
+    d_v = d_v.at[:, :, :last].add(times(weights_BKUQ.astype(dtype), jnp.swapaxes(d_out_BKFQ, 2, 3)))
+    d_k = d_k.at[:, :, :last].add(times(d_scores_BKUQ, jnp.swapaxes(q_BKFQ, 2, 3)))
+    d_q.append(jnp.einsum('BKFU,BKUQ->BKFQ', k_BKFT[..., :last], d_scores_BKUQ))
   return _uncut(d_q, groups), d_k.astype(k_BKTF.dtype), d_v.astype(v_BKTF.dtype), None, None
 
 

@@ -41,7 +41,7 @@ def make_greedy(
   start, dtype = len(input_ids), jnp.dtype(options.dtype)
 
   def greedy(params):
-    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype)
+    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
     kernel_DV = model.head(params, config)
 
     def one(place, carry):

@@ -97,21 +97,21 @@ def _split(x_RT: jax.Array, chunk: int) -> jax.Array:
   return jnp.moveaxis(padded.reshape(x_RT.shape[0], -1, chunk, *x_RT.shape[2:]), 1, 0)
 
 
-def _chunk(hidden_RCD, target_RC, asked_RC, *, head_DV, allowed_V, temperature) -> Scores:
-  logits_RCV = (
-    jnp.einsum('RCD,DV->RCV', hidden_RCD, head_DV, preferred_element_type=jnp.float32) / temperature
+def _chunk(hidden_RTD, target_RT, asked_RT, *, head_DV, allowed_V, temperature) -> Scores:
+  logits_RTV = (
+    jnp.einsum('RTD,DV->RTV', hidden_RTD, head_DV, preferred_element_type=jnp.float32) / temperature
   )
   if not allowed_V.all():
-    logits_RCV = jnp.where(allowed_V, logits_RCV, _BANNED)
-  is_target = jnp.arange(logits_RCV.shape[-1]) == target_RC[..., None]
-  target_logit = jnp.where(is_target, logits_RCV, 0.0).sum(-1)
-  top = jax.lax.stop_gradient(logits_RCV.max(-1))
-  normalizer = top + jnp.log(jnp.exp(logits_RCV - top[..., None]).sum(-1))
-  frozen_RCV, frozen_normalizer = jax.lax.stop_gradient((logits_RCV, normalizer))
+    logits_RTV = jnp.where(allowed_V, logits_RTV, _BANNED)
+  is_target = jnp.arange(logits_RTV.shape[-1]) == target_RT[..., None]
+  target_logit = jnp.where(is_target, logits_RTV, 0.0).sum(-1)
+  top = jax.lax.stop_gradient(logits_RTV.max(-1))
+  normalizer = top + jnp.log(jnp.exp(logits_RTV - top[..., None]).sum(-1))
+  frozen_RTV, frozen_normalizer = jax.lax.stop_gradient((logits_RTV, normalizer))
   entropy = frozen_normalizer - (
-    jnp.exp(frozen_RCV - frozen_normalizer[..., None]) * frozen_RCV
+    jnp.exp(frozen_RTV - frozen_normalizer[..., None]) * frozen_RTV
   ).sum(-1)
-  zero = lambda x: jnp.where(asked_RC, x, 0.0)
+  zero = lambda x: jnp.where(asked_RT, x, 0.0)
   return Scores(
     zero(target_logit - normalizer), zero(entropy), zero((target_logit >= top).astype(jnp.float32))
   )

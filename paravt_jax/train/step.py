@@ -260,9 +260,9 @@ def _scores(
     branches_BT=micro['branches'],
     visual_BT=micro['visual'],
     patches_BNXPC=micro['patches'],
-    grids_BNG=micro['grids'],
+    grids_BN2=micro['grids'],
     stills_BNXPC=micro.get('stills'),
-    still_grids_BNG=micro.get('still_grids'),
+    still_grids_BN2=micro.get('still_grids'),
   )
   freeze = optimizer is not None and 'visual' in optimizer.frozen
   hidden_RTD = model.hidden(

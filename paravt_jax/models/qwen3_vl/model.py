@@ -48,9 +48,9 @@ class Inputs(NamedTuple):
   branches_BT: jax.Array
   visual_BT: jax.Array
   patches_BNXPC: jax.Array
-  grids_BNG: jax.Array
+  grids_BN2: jax.Array
   stills_BNXPC: jax.Array | None = None
-  still_grids_BNG: jax.Array | None = None
+  still_grids_BN2: jax.Array | None = None
 
 
 class Features(NamedTuple):
@@ -136,7 +136,7 @@ def encode_images(
   config: Config,
   params: Params,
   patches_BNXPC: jax.Array,
-  grids_BNG: jax.Array,
+  grids_BN2: jax.Array,
   dtype: jnp.dtype,
   *,
   remat: bool = False,
@@ -147,7 +147,7 @@ def encode_images(
     Features with Y = X / merge^2, in `dtype`; tokens beyond an image's grid are garbage. With N or
     X = 0 they are empty.
   """
-  sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BNG=grids_BNG)
+  sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BN2=grids_BN2)
   v, visual, (rows, images, patches) = config.vision, params['visual'], patches_BNXPC.shape[:3]
   merged_shape = (rows, images, patches // v.merge**2, config.text.width)
   if 0 in (rows, images, patches):
@@ -157,12 +157,12 @@ def encode_images(
       f'patches_BNXPC has X={sizes["X"]}, wanted a multiple of merge^2 = {v.merge**2}; pad '
       'with zeros'
     )
-  row, column, exists = vision.patch_places(v, grids_BNG, patches)
+  row, column, exists = vision.patch_places(v, grids_BN2, patches)
   x = vision.PatchEmbed(v, dtype).apply({'params': visual['patch_embed']}, patches_BNXPC)
   x = x + vision.interpolated_positions(
-    visual['pos_embed']['embedding'], row, column, grids_BNG
+    visual['pos_embed']['embedding'], row, column, grids_BN2
   ).astype(dtype)
-  x_IXV = x.reshape(rows * images, patches, v.width)
+  x_IXW = x.reshape(rows * images, patches, v.width)
   angle_IXF, exists_IX = (
     vision.rotary_angles(v, row, column),
     exists.reshape(rows * images, patches),
@@ -171,17 +171,17 @@ def encode_images(
   def block(x, layer_params):
     return vision.VisionBlock(v, dtype).apply({'params': layer_params}, x, angle_IXF, exists_IX)
 
-  x_IXV, tapped_JIXV = _run_blocks(
-    v, visual['blocks'], x_IXV, jax.checkpoint(block) if remat else block
+  x_IXW, tapped_JIXW = _run_blocks(
+    v, visual['blocks'], x_IXW, jax.checkpoint(block) if remat else block
   )
   merge = lambda p, x, wide: (
     vision.Merger(v, config.text.width, wide, dtype).apply({'params': p}, x).reshape(merged_shape)
   )
-  merged = merge(visual['merger'], x_IXV, False)
+  merged = merge(visual['merger'], x_IXW, False)
   if not v.taps:
     return Features(merged, jnp.zeros((0, *merged_shape), dtype))
   return Features(
-    merged, jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXV)
+    merged, jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXW)
   )
 
 
@@ -193,14 +193,14 @@ def encode_inputs(
   Stills are skipped where no row has one: their slots are large, and most batches of video leave
   them empty.
   """
-  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype, remat=remat)
+  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
   if inputs.stills_BNXPC is None:
     return frames
   encode = lambda: encode_images(
-    config, params, inputs.stills_BNXPC, inputs.still_grids_BNG, dtype, remat=remat
+    config, params, inputs.stills_BNXPC, inputs.still_grids_BN2, dtype, remat=remat
   )
   nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
-  stills = jax.lax.cond((inputs.still_grids_BNG > 0).any(), encode, nothing)
+  stills = jax.lax.cond((inputs.still_grids_BN2 > 0).any(), encode, nothing)
   flat = lambda a: a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
   return jax.tree.map(
     lambda *both: jnp.concatenate([flat(a) for a in both], axis=-2), frames, stills
@@ -212,16 +212,16 @@ def _nth(stack: Params, i: int) -> Params:
 
 
 def _run_blocks(
-  v: vision.VisionConfig, blocks: Params, x_IXV: jax.Array, block: Callable
+  v: vision.VisionConfig, blocks: Params, x_IXW: jax.Array, block: Callable
 ) -> tuple[jax.Array, jax.Array]:
-  """All blocks, and the outputs of the tapped ones [J, I, X, V]."""
+  """All blocks, and the outputs of the tapped ones [J, I, X, W]."""
   if v.depth <= _UNROLL:
     outputs = []
     for i in range(v.depth):
-      x_IXV = block(x_IXV, _nth(blocks, i))
-      outputs.append(x_IXV)
-    return x_IXV, jnp.stack([outputs[t] for t in v.taps]) if v.taps else jnp.zeros(
-      (0, *x_IXV.shape), x_IXV.dtype
+      x_IXW = block(x_IXW, _nth(blocks, i))
+      outputs.append(x_IXW)
+    return x_IXW, jnp.stack([outputs[t] for t in v.taps]) if v.taps else jnp.zeros(
+      (0, *x_IXW.shape), x_IXW.dtype
     )
   tap_of_layer = np.full(v.depth, -1, np.int32)
   tap_of_layer[list(v.taps)] = np.arange(len(v.taps))
@@ -235,8 +235,8 @@ def _run_blocks(
     )
     return (x, tapped), None
 
-  empty = jnp.zeros((len(v.taps), *x_IXV.shape), x_IXV.dtype)
-  return jax.lax.scan(step, (x_IXV, empty), (blocks, jnp.asarray(tap_of_layer)))[0]
+  empty = jnp.zeros((len(v.taps), *x_IXW.shape), x_IXW.dtype)
+  return jax.lax.scan(step, (x_IXW, empty), (blocks, jnp.asarray(tap_of_layer)))[0]
 
 
 def _placed(features_BNYD: jax.Array, visual_BT: jax.Array) -> jax.Array:

@@ -16,13 +16,13 @@ from paravt_jax.models.qwen3_vl.config import VisionConfig
 
 
 def patch_places(
-  config: VisionConfig, grids_BNG: jax.Array, patches: int
+  config: VisionConfig, grids_BN2: jax.Array, patches: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Row and column of each patch in merge order (int32[B, N, X]), and whether it exists (bool[B, N,
   X]).
   """
   m = config.merge
-  height, width = grids_BNG[..., 0:1], grids_BNG[..., 1:2]
+  height, width = grids_BN2[..., 0:1], grids_BN2[..., 1:2]
   index = jnp.arange(patches)
   block, inner = index // (m * m), index % (m * m)
   blocks_wide = jnp.maximum(width // m, 1)
@@ -33,10 +33,10 @@ def patch_places(
 
 
 def interpolated_positions(
-  table: jax.Array, row: jax.Array, column: jax.Array, grids_BNG: jax.Array
+  table: jax.Array, row: jax.Array, column: jax.Array, grids_BN2: jax.Array
 ) -> jax.Array:
-  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, V] from table [side
-  * side, V].
+  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, W] from table [side
+  * side, W].
   """
   side = int(round(table.shape[0] ** 0.5))
 
@@ -45,15 +45,15 @@ def interpolated_positions(
     low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
     return low, jnp.minimum(low + 1, side - 1), place - low.astype(jnp.float32)
 
-  top, bottom, down = taps(row, grids_BNG[..., 0:1])
-  left, right, across = taps(column, grids_BNG[..., 1:2])
+  top, bottom, down = taps(row, grids_BN2[..., 0:1])
+  left, right, across = taps(column, grids_BN2[..., 1:2])
   index = jnp.stack(
     [top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1
   )
   weight = jnp.stack(
     [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], axis=-1
   )
-  return jnp.einsum('BNXI,BNXIV->BNXV', weight, table.astype(jnp.float32)[index])
+  return jnp.einsum('BNXZ,BNXZW->BNXW', weight, table.astype(jnp.float32)[index])
 
 
 def rotary_angles(config: VisionConfig, row: jax.Array, column: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def rotary_angles(config: VisionConfig, row: jax.Array, column: jax.Array) -> ja
 
 
 class PatchEmbed(nn.Module):
-  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1)
+  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, W]; one frame (P = 1)
   stands for all of a patch's.
   """
 
@@ -98,7 +98,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionBlock(nn.Module):
-  """Pre-norm block on [I, X, V] (I images); attention within an image, among the patches that
+  """Pre-norm block on [I, X, W] (I images); attention within an image, among the patches that
   exist.
   """
 
@@ -106,22 +106,22 @@ class VisionBlock(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_IXV: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
-    x_IXV = x_IXV + self._attention(
-      LayerNorm('vision_norm', name='norm1')(x_IXV), angle_IXF, exists_IX
+  def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
+    x_IXW = x_IXW + self._attention(
+      LayerNorm('vision_norm', name='norm1')(x_IXW), angle_IXF, exists_IX
     )
     y = Linear(self.config.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(
-      LayerNorm('vision_norm', name='norm2')(x_IXV)
+      LayerNorm('vision_norm', name='norm2')(x_IXW)
     )
     y = jax.nn.gelu(y, approximate=True)
     scale = (2 * self.config.depth) ** -0.5
-    return x_IXV + Linear(
+    return x_IXW + Linear(
       self.config.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2'
     )(y)
 
-  def _attention(self, x_IXV, angle_IXF, exists_IX):
+  def _attention(self, x_IXW, angle_IXF, exists_IX):
     c = self.config
-    qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXV)
+    qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
     q, k, v = (
       part[:, :, 0] for part in jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
     )
@@ -135,11 +135,11 @@ class VisionBlock(nn.Module):
       (2 * c.depth) ** -0.5,
       name='proj',
     )
-    return out(o.reshape(x_IXV.shape))
+    return out(o.reshape(x_IXW.shape))
 
 
 class Merger(nn.Module):
-  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`:
+  """Joins neighbouring patches to a token of text width: [I, X, W] -> [I, X / merge^2, D]. `wide`:
   norm after joining.
   """
 
@@ -149,11 +149,11 @@ class Merger(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_IXV: jax.Array) -> jax.Array:
+  def __call__(self, x_IXW: jax.Array) -> jax.Array:
     area = self.config.merge**2
     norm = LayerNorm('merged_norm' if self.wide else 'vision_norm', name='norm')
     joined = lambda x: x.reshape(x.shape[0], x.shape[1] // area, area * x.shape[2])
-    y = norm(joined(x_IXV)) if self.wide else joined(norm(x_IXV))
+    y = norm(joined(x_IXW)) if self.wide else joined(norm(x_IXW))
     y = Linear(y.shape[-1], ('merged', 'vision_mlp'), self.dtype, True, name='fc1')(y)
     return Linear(self.width, ('vision_mlp', 'embed'), self.dtype, True, name='fc2')(
       jax.nn.gelu(y, approximate=False)

@@ -119,7 +119,7 @@ def name_table(config: Config) -> dict[str, Slot]:
 
 
 def _ours(tensor: np.ndarray, form: str) -> np.ndarray:
-  if form == 'patches':  # [V, 3, time, h, w] -> [time, 3 * h * w, V]
+  if form == 'patches':  # [W, 3, time, h, w] -> [time, 3 * h * w, W]
     return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
   return tensor.T if form == 'transposed' else tensor
 

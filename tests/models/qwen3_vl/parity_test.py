@@ -128,7 +128,7 @@ def _packed(config, rng):
     0 * segments,
     np.concatenate(visual, axis=1),
     np.concatenate([pad(p.patches_BNXPC) for p in parts], axis=1),
-    np.concatenate([p.grids_BNG for p in parts], axis=1),
+    np.concatenate([p.grids_BN2 for p in parts], axis=1),
   )
   longer = {
     n: np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 5)])
