@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / 'paravt_jax'
 
 # Layers: what a room may import of paravt_jax, besides itself and GROUND. Imports go down only.
-GROUND = {'types', 'shapes', 'seeds', 'errors'}
+GROUND = {'types', 'shapes', 'seeds', 'errors', 'files'}
 _BELOW_L4 = {
   'chat',
   'video',
