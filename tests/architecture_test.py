@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
   **{room: set() for room in GROUND},
   'chat': set(),
   'video': set(),
-  'models': set(),
+  'models': {'video'},  # patches alone: the one patchify
   'rl': set(),
   'metrics': set(),
   'packing': {'models', 'video'},

@@ -29,14 +29,16 @@ from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
 _START_LIMIT = 60.0  # seconds for a worker to import its libraries; counts before the deadline does
-_GRACE = (
-  2.0  # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
-)
+# seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+_GRACE = 2.0
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _PROGRAM = (
   'import sys; sys.path.insert(0, sys.argv[1]); from paravt_jax.video import worker; '
   'worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))'
 )
+
+
+Times = Sequence[float] | np.ndarray  # seconds from the start of a video
 
 
 class _Worker:
@@ -130,9 +132,7 @@ class DecodePool:
   def __exit__(self, *_):
     self.close()
 
-  async def frames(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  async def frames(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """The frames shown at `seconds`, one per time and in that order, resized once to between
     min_pixels and max_pixels.
 
@@ -153,9 +153,7 @@ class DecodePool:
     """What the file says of its video stream. Raises as `frames`."""
     return await asyncio.get_running_loop().run_in_executor(self._threads, self.probe_sync, path)
 
-  def frames_sync(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  def frames_sync(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """As `frames`, for callers without an event loop."""
     times = np.asarray(seconds, np.float64)
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all():

@@ -205,12 +205,3 @@ def test_bfloat16_compute_keeps_float32_masters_and_stays_near(params):
 def test_an_image_that_is_not_whole_merged_tokens_is_refused(params, image):
   with pytest.raises(DataError, match=r'image 0: got .* sides multiples of 32'):
     model.logits(CONFIG, params, [1, IMAGE], [image])
-
-
-def test_patches_are_in_merge_order_with_channels_first():
-  image = np.arange(32 * 64 * 3, dtype=np.uint32).reshape(32, 64, 3)
-  flat = model.patchify(image, 16, 2)
-  assert flat.shape == (8, 768)
-  corners = [(0, 0), (0, 16), (16, 0), (16, 16), (0, 32), (0, 48), (16, 32), (16, 48)]
-  assert [int(row[0]) for row in flat] == [image[r, c, 0] for r, c in corners]
-  assert int(flat[0, 256]) == image[0, 0, 1] and int(flat[0, 1]) == image[0, 1, 0]
