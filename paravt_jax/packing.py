@@ -5,11 +5,11 @@ A `Tree` is a shared prefix and the suffixes that follow it (a group's prompt an
 plain document is a tree without suffixes. Several trees share a row; they never see each other
 (segments), and suffixes see their prefix and themselves (branches):
 
-    tokens     a b c | d e | f g h | p q r | . .        two trees: prefix abc with suffixes de and fgh; document pqr; padding
-    segments   1 1 1   1 1   1 1 1   2 2 2   0 0
+    tokens     a b c | d e | f g h | p q r | . .   two trees and padding: prefix abc with
+    segments   1 1 1   1 1   1 1 1   2 2 2   0 0   suffixes de and fgh; document pqr
     branches   0 0 0   1 1   2 2 2   0 0 0   0 0
-    previous  -1 0 1   2 3   2 5 6  -1 8 9  -1-1        the row index whose hidden state predicts this token
-    positions  0 1 2   3 4   3 4 5   0 1 2   0 0        a suffix goes on from its prefix's end
+    previous  -1 0 1   2 3   2 5 6  -1 8 9  -1-1   row index of the hidden state that predicts this
+    positions  0 1 2   3 4   3 4 5   0 1 2   0 0   a suffix goes on from its prefix's end
 """
 
 import dataclasses
@@ -21,19 +21,16 @@ import numpy as np
 from paravt_jax.errors import DataError
 from paravt_jax.models.qwen3_vl import positions as mrope
 from paravt_jax.video import patches as pixels
-
-MERGE = 2  # patches per side that become one token
-PATCH = 16  # pixels per side of a patch
+from paravt_jax.video.patches import MERGE, PATCH, SIDE
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A run of tokens. ids: int32[n], one placeholder per image; images: uint8[H, W, 3] in order;
-  extras: name -> array[n].
-  """
+  """A run of tokens, with images and further values per token."""
 
-  ids: np.ndarray
-  images: tuple[np.ndarray, ...] = ()
+  ids: np.ndarray  # int32[n], one placeholder per image
+  images: tuple[np.ndarray, ...] = ()  # uint8[H, W, 3] each, in the order of their placeholders
+  # name -> array[n]
   extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -47,36 +44,31 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Where a sample lies: tokens [start, stop) of a row, image placeholders expanded."""
+  """Where a sample lies in the rows."""
 
   row: int
-  start: int
-  stop: int
+  start: int  # the first token, image placeholders expanded
+  stop: int  # the token behind the last one
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Rows of documents; see the drawing above. Padding has segment 0, branch 0, previous -1, visual
-  -1 and extras 0.
+  """Rows of documents; see the drawing above."""
 
-  Images lie in slots of two sizes: N frames of up to X patches, and `stills`, fewer and larger ones
-  for what does not fit there. visual_RT indexes the row's own merged image tokens: those of the
-  frame slots, X/4 each, and after them those of the stills. spans[i] holds tree i's prefix and then
-  its suffixes.
-  """
-
-  tokens_RT: np.ndarray
-  positions_ART: np.ndarray
-  segments_RT: np.ndarray
-  branches_RT: np.ndarray
+  tokens_RT: np.ndarray  # int32; padding is 0
+  positions_ART: np.ndarray  # int32, M-RoPE
+  segments_RT: np.ndarray  # int32; 0 padding, 1.. trees of the row
+  branches_RT: np.ndarray  # int32; 0 prefix, 1.. its suffixes
+  # int32, index into the row's own merged image tokens: those of the frame slots, X/4 each, then
+  # those of the stills; -1 for text
   visual_RT: np.ndarray
-  previous_RT: np.ndarray
-  patches_RNXPC: np.ndarray
-  grids_RNG: np.ndarray
-  stills_RNXPC: np.ndarray
-  still_grids_RNG: np.ndarray
-  extras: dict[str, np.ndarray]
-  spans: tuple[tuple[Span, ...], ...]
+  previous_RT: np.ndarray  # int32, row index of the hidden state that predicts this token, or -1
+  patches_RNXPC: np.ndarray  # uint8, one slot per frame
+  grids_RN2: np.ndarray  # int32, patches high and wide; 0, 0 is an empty slot
+  stills_RNXPC: np.ndarray  # uint8, fewer and larger slots for what does not fit into the others
+  still_grids_RN2: np.ndarray
+  extras: dict[str, np.ndarray]  # name -> [R, T]; padding is 0
+  spans: tuple[tuple[Span, ...], ...]  # of each tree: its prefix, then its suffixes
 
   @property
   def rows(self) -> int:
@@ -89,8 +81,8 @@ class Packed:
     return float((self.segments_RT > 0).mean()) if self.segments_RT.size else 0.0
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The learner's arrays by name, row axis first (positions: [R, A, T]); stills where rows have
-    slots for them; extras keep their names.
+    """The learner's arrays by name, row axis first (positions: [R, A, T]). Stills are there when
+    rows have slots for them. Extras keep their names.
     """
     named = {
       'tokens': self.tokens_RT,
@@ -100,10 +92,10 @@ class Packed:
       'visual': self.visual_RT,
       'previous': self.previous_RT,
       'patches': self.patches_RNXPC,
-      'grids': self.grids_RNG,
+      'grids': self.grids_RN2,
     }
     if self.stills_RNXPC.shape[1]:
-      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RNG}
+      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RN2}
     return {**named, **self.extras}
 
   def micro_batches(
@@ -126,8 +118,7 @@ class Packed:
     if used > capacity:
       raise DataError(
         f'packing: {self.rows} rows need {used} micro-batches of {rows}, but there is room '
-        f'for {capacity}; '
-        f'raise train.micro_batches or take fewer samples per step'
+        f'for {capacity}; raise train.micro_batches or take fewer samples per step'
       )
     missing = capacity * rows - self.rows
     split = {}
@@ -141,37 +132,25 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class _Expanded:
-  """A sample with its placeholders expanded; `image` is the sample's image of each token, or -1,
-  `inner` its place in it.
-  """
+  """A sample with its placeholders expanded; arrays have one entry per token."""
 
   ids: np.ndarray
-  image: np.ndarray
-  inner: np.ndarray
+  image: np.ndarray  # the sample's image of this token, -1 for text
+  inner: np.ndarray  # the token's place in its image, -1 for text
   source: np.ndarray  # index into the unexpanded ids
-  grids: tuple[tuple[int, int], ...]
+  grids: tuple[tuple[int, int], ...]  # patches high and wide of each image
 
 
 def image_grid(image: np.ndarray) -> tuple[int, int]:
   """Patches (high, wide) of an image uint8[H, W, 3] whose sides are multiples of 32. Raises
   DataError for other sides.
   """
-  height, width = image.shape[:2]
-  step = PATCH * MERGE
-  if (
-    image.ndim != 3
-    or image.shape[2] != 3
-    or height % step
-    or width % step
-    or not height
-    or not width
-  ):
+  if not pixels.is_whole(image):
     raise DataError(
       f'packing: got an image of shape {image.shape}, wanted [H, W, 3] with sides multiples '
-      f'of {step}; '
-      f'resize it first'
+      f'of {SIDE}; resize it first'
     )
-  return height // PATCH, width // PATCH
+  return image.shape[0] // PATCH, image.shape[1] // PATCH
 
 
 def expanded_length(sample: Sample) -> int:
@@ -209,9 +188,11 @@ def expand(sample: Sample, image_id: int) -> _Expanded:
       f'packing: got {is_image.sum()} image placeholders and {len(sample.images)} images, '
       'wanted as many of each'
     )
+  # how often each id stands in the expanded stream
   grids = tuple(image_grid(image) for image in sample.images)
   repeats = np.ones(len(ids), np.int64)
   repeats[is_image] = [h * w // MERGE**2 for h, w in grids]
+  # where each expanded token comes from, and its place in its image
   source = np.repeat(np.arange(len(ids)), repeats)
   inner = np.arange(len(source)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
   image = np.where(is_image, np.cumsum(is_image) - 1, -1)[source]
@@ -240,9 +221,8 @@ def first_fit_decreasing(
   for index, size in enumerate(sizes):
     if any(taken > room for taken, room in zip(size, capacity, strict=True)):
       raise DataError(
-        f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop '
-        'it, or raise '
-        f'row_tokens, row_images or row_stills'
+        f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop it, '
+        'or raise row_tokens, row_images or row_stills'
       )
   share = [max(taken / max(room, 1) for taken, room in zip(size, capacity)) for size in sizes]
   bins: list[list[int]] = []
@@ -310,12 +290,34 @@ class _Writer:
     extras: Mapping[str, type],
   ):
     shape = (rows, row_tokens)
-    self.frames, self.stills, self.image_id = frames, stills, image_id
-    self.tokens, self.segments, self.branches = (np.zeros(shape, np.int32) for _ in range(3))
-    self.visual, self.previous = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
+    self.frames = frames
+    self.stills = stills
+    self.image_id = image_id
+    self.tokens = np.zeros(shape, np.int32)
+    self.segments = np.zeros(shape, np.int32)
+    self.branches = np.zeros(shape, np.int32)
+    self.visual = np.full(shape, -1, np.int32)
+    self.previous = np.full(shape, -1, np.int32)
     self.positions = np.zeros((3,) + shape, np.int32)
     self.extras = {name: np.zeros(shape, dtype) for name, dtype in extras.items()}
     self.next_token = [0] * rows
+
+  def packed(self, spans: tuple[tuple[Span, ...], ...]) -> Packed:
+    """The arrays as they are now."""
+    return Packed(
+      tokens_RT=self.tokens,
+      positions_ART=self.positions,
+      segments_RT=self.segments,
+      branches_RT=self.branches,
+      visual_RT=self.visual,
+      previous_RT=self.previous,
+      patches_RNXPC=self.frames.patches,
+      grids_RN2=self.frames.grids,
+      stills_RNXPC=self.stills.patches,
+      still_grids_RN2=self.stills.grids,
+      extras=self.extras,
+      spans=spans,
+    )
 
   def tree(self, row: int, segment: int, tree: Tree) -> tuple[Span, ...]:
     """Writes prefix and suffixes; returns their spans."""
@@ -337,17 +339,25 @@ class _Writer:
     start = self.next_token[row]
     stop = start + len(expanded.ids)
     at = (row, slice(start, stop))
+    self.tokens[at] = expanded.ids
+    self.segments[at] = segment
+    self.branches[at] = branch
+
+    # positions go on from the prefix's end
     merged = [(h // MERGE, w // MERGE) for h, w in expanded.grids]
     positions, end = mrope.mrope_positions(expanded.ids, self.image_id, merged, start=first)
-    self.tokens[at], self.segments[at], self.branches[at] = expanded.ids, segment, branch
     self.positions[:, row, start:stop] = positions
+
+    # the token before predicts each token, the prefix's last one predicts the first
     self.previous[at] = np.arange(start - 1, stop - 1)
     if stop > start:
       self.previous[row, start] = predecessor
-    first = np.array(
-      [*self.images(row, sample), 0], np.int64
-    )  # the 0 stands for text, whose image is -1
-    self.visual[at] = np.where(expanded.image >= 0, first[expanded.image] + expanded.inner, -1)
+
+    # merged tokens: where an image begins in the row's slots, and the place in it. The last 0
+    # stands for text, whose image is -1.
+    begins = np.array([*self.images(row, sample), 0], np.int64)
+    self.visual[at] = np.where(expanded.image >= 0, begins[expanded.image] + expanded.inner, -1)
+
     for name, array in self.extras.items():
       if name in sample.extras:
         array[at] = _per_token(name, sample)[expanded.source]
@@ -365,9 +375,8 @@ class _Writer:
       if len(values) > slots.patches.shape[2]:
         raise DataError(
           f'packing: got an image of {len(values)} patches, wanted at most '
-          f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches '
-          'or still_patches, or '
-          f'lower the pixels per image'
+          f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches or '
+          'still_patches, or lower the pixels per image'
         )
       starts.append(slots.put(row, values, grid))
     return starts
@@ -390,28 +399,32 @@ def pack(
   rows.
 
   Args:
-    trees: what to pack; none gives `rows_multiple` rows of padding. row_tokens: T, tokens per row,
-    image placeholders expanded. row_images: N, frame slots per row; may be 0. image_patches: X,
-    patches per frame slot, a multiple of 4. image_id: the placeholder's token id. rows_multiple:
-    the number of rows is padded to a multiple of it (the mesh's data axes times rows per device).
+    trees: what to pack; none gives `rows_multiple` rows of padding.
+    row_tokens: T, tokens per row, image placeholders expanded.
+    row_images: N, frame slots per row; may be 0.
+    image_patches: X, patches per frame slot, a multiple of 4.
+    image_id: the placeholder's token id.
+    rows_multiple: the number of rows is padded to a multiple of it (the mesh's data axes times rows
+      per device).
     extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's
-    value repeats on its
-      image's tokens.
-    row_stills, still_patches: slots per row for images of more than image_patches patches, and what
-    each holds, a multiple
-      of 4.
+      value repeats on its image's tokens.
+    row_stills, still_patches: slots per row for images of more than image_patches patches, and
+      what each holds, a multiple of 4.
     bins: which trees (indices) lie in each row, when that was decided before; a row may be empty.
 
   Raises:
     DataError: a tree or a bin is larger than a row, an image than a slot, or images and
     placeholders differ in number.
   """
+  # which tree goes to which row
   capacity = (row_tokens, row_images, row_stills) if row_stills else (row_tokens, row_images)
   taken = [sizes(tree, image_patches) if row_stills else tree_size(tree) for tree in trees]
   if bins is None:
     bins = first_fit_decreasing(taken, capacity)
   else:
     _check_bins(bins, taken, capacity)
+
+  # the arrays of all rows, filled tree by tree
   rows = max(1, -(-len(bins) // rows_multiple)) * rows_multiple
   frames = _Slots.empty(rows, row_images, image_patches, 0)
   stills = _Slots.empty(rows, row_stills, still_patches, row_images * frames.merged)
@@ -420,20 +433,7 @@ def pack(
   for row, members in enumerate(bins):
     for segment, index in enumerate(members, start=1):
       spans[index] = writer.tree(row, segment, trees[index])
-  return Packed(
-    writer.tokens,
-    writer.positions,
-    writer.segments,
-    writer.branches,
-    writer.visual,
-    writer.previous,
-    frames.patches,
-    frames.grids,
-    stills.patches,
-    stills.grids,
-    writer.extras,
-    tuple(spans),
-  )
+  return writer.packed(tuple(spans))
 
 
 def _check_bins(

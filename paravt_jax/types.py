@@ -1,14 +1,14 @@
-"""The nouns. Frozen, free of JAX; everything that rollouts, rewards, reports and the learner's
-arrays speak of.
+"""The data that rollouts, rewards, reports and the learner share. All classes are frozen, and none
+needs JAX.
 
-One episode: a `Task` is put to the main agent; each of its turns is a sampled `Segment`, answered
-by `ToolResult`s (a sub-agent's `Trajectory` each) that come back as given segments. Ids of images
-are not expanded here: one `<|image_pad|>` per image.
+One episode: the main agent gets a `Task`. Each of its turns is a sampled `Segment`. `ToolResult`s
+(a sub-agent's `Trajectory` each) answer it and come back as given segments. Ids of images are not
+expanded here: one `<|image_pad|>` per image.
 """
 
 import dataclasses
 import enum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,30 +41,25 @@ class TokenClass(enum.IntEnum):
   """Where a trained token stands; log-prob gaps are split by it."""
 
   TEXT = 0
-  AFTER_FRAME = (
-    1  # first turn of a context with frames (main agent's first turn, a sub-agent's answer)
-  )
+  # first turn of a context with frames: the main agent's first turn, a sub-agent's answer
+  AFTER_FRAME = 1
   AFTER_TOOL = 2  # turns after a tool response
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One question on any number of videos. `options` is empty unless mcq; `answer` is the letter,
-  the text, or 'start,end' in seconds.
-
-  `question` is what the user is asked, options included; videos[i] stands before
-  question[slots[i]:] (slots never fall), without slots all stand at its start. `facts` holds what
-  only the generator knows (windows needed, events).
-  """
+  """One question on any number of videos."""
 
   id: str
-  videos: tuple[str, ...]
-  question: str
+  videos: tuple[str, ...]  # paths
+  question: str  # what the user is asked, options included
   question_type: str  # mcq | tvg | oe
-  answer: str
-  options: tuple[str, ...] = ()
-  source: str = ''
+  answer: str  # the letter, 'start,end' in seconds, or the text
+  options: tuple[str, ...] = ()  # empty unless mcq
+  source: str = ''  # the data set
+  # what only the generator knows (windows needed, events)
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  # videos[i] stands before question[slots[i]:], slots never fall; without slots all stand first
   slots: tuple[int, ...] = ()
 
   @property
@@ -75,18 +70,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """Decoded frames. frames: uint8[N, H, W, 3] RGB, already resized.
+  """Decoded frames of one video."""
 
-  seconds: float64[N], what each is labelled with: its presentation time minus the stream's start;
-  of one that stays on screen longer than a nominal frame interval, the time that was looked at.
-  own: float64[N], the presentation times themselves (where they are not given: the labels); equal
-  ones are one frame.
-  """
-
-  frames: np.ndarray
+  frames: np.ndarray  # uint8[frames, height, width, 3] RGB, already resized
+  # float64[frames], the label of each: its presentation time minus the stream's start; of one that
+  # stays on screen longer than a nominal frame interval, the time that was looked at
   seconds: np.ndarray
   duration: float  # of the whole video, seconds
-  own: np.ndarray | None = None
+  # float64[frames], the presentation times themselves; equal ones are one frame. None: the labels.
+  own: np.ndarray = cast(np.ndarray, None)
 
   def __post_init__(self):
     if self.own is None:
@@ -95,49 +87,42 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
-  """One call as the policy wrote it; arguments are not validated against a video yet.
-
-  `well_formed`: its block is closed and holds exactly one JSON object with a name and an object of
-  arguments. Others run too, but earn nothing.
-  """
+  """One call as the policy wrote it."""
 
   name: str
-  arguments: dict[str, Any]
+  arguments: dict[str, Any]  # not validated against a video yet
+  # its block is closed and holds exactly one JSON object with a name and an object of arguments;
+  # other calls run too, but earn nothing
   well_formed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class ParseFailure:
-  """One block that is no call. `reason` is a short, countable word; `text` the block as written."""
+  """One block that is no call."""
 
-  reason: str
-  text: str
+  reason: str  # a short, countable word
+  text: str  # the block as written
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A validated crop: 0 <= start < end <= duration, seconds. `num_frames` replaces the sampling
-  rate when given.
-  """
+  """A validated crop: 0 <= start < end <= duration."""
 
-  start: float
+  start: float  # seconds
   end: float
-  num_frames: int | None = None
+  num_frames: int | None = None  # replaces the sampling rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """A run of tokens, all given or all sampled.
+  """A run of tokens, all given or all sampled."""
 
-  ids: int32[n], image placeholders not expanded. images: uint8[H, W, 3] each, one per
-  `<|image_pad|>` in ids, in order. For sampled tokens, logprobs float32[n] (at the sampling
-  temperature, banned ids masked) and versions int32[n]; else empty.
-  """
-
-  ids: np.ndarray
+  ids: np.ndarray  # int32[n], image placeholders not expanded
   sampled: bool
-  images: tuple[np.ndarray, ...] = ()
+  images: tuple[np.ndarray, ...] = ()  # uint8[H, W, 3] each, one per `<|image_pad|>`, in order
+  # float32[n], at the sampling temperature, banned ids masked; empty for given tokens
   logprobs: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+  # int32[n], the weights that sampled each token; empty for given tokens
   versions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   token_class: TokenClass = TokenClass.TEXT
 
@@ -152,11 +137,9 @@ class Trajectory:
   @property
   def ids(self) -> np.ndarray:
     """int32[n]: every id sent and received, in order."""
-    return (
-      np.concatenate([np.asarray(s.ids, np.int32) for s in self.segments])
-      if self.segments
-      else np.zeros(0, np.int32)
-    )
+    if not self.segments:
+      return np.zeros(0, np.int32)
+    return np.concatenate([np.asarray(segment.ids, np.int32) for segment in self.segments])
 
   @property
   def images(self) -> tuple[np.ndarray, ...]:
@@ -166,66 +149,52 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class ToolResult:
-  """What one call (or failure) of a turn came to, in call order. `text` is what the main agent is
-  shown.
-
-  `seconds` holds the times of the frames that the sub-agent saw; `subagent` its trajectory, None
-  when it never ran; `video` says which of the task's videos the window lies in, from 0; `repeated`
-  counts the frames left out because they were shown already.
-  """
+  """What one call (or failure) of a turn came to."""
 
   call: ToolCall | ParseFailure
   status: ResultStatus
-  text: str
-  window: Window | None = None
-  seconds: tuple[float, ...] = ()
-  subagent: Trajectory | None = None
-  video: int = 0
-  repeated: int = 0
+  text: str  # what the main agent is shown
+  window: Window | None = None  # None when the call did not name one
+  seconds: tuple[float, ...] = ()  # times of the frames that the sub-agent saw
+  subagent: Trajectory | None = None  # None when it never ran
+  video: int = 0  # which of the task's videos the window lies in
+  repeated: int = 0  # frames left out because they were shown already
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One assistant turn of the main agent. `text` includes the pinned prefix, excludes `<|im_end|>`;
-  `results` in call order.
-  """
+  """One assistant turn of the main agent."""
 
-  text: str
-  results: tuple[ToolResult, ...] = ()
+  text: str  # with the pinned prefix, without `<|im_end|>`
+  results: tuple[ToolResult, ...] = ()  # in call order
   stop: StopReason = StopReason.STOP
   forced: bool = False  # the final turn after max_turns: calls in it are not run and earn nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Overview:
-  """What the opening shows of one video: the times of its frames, and how long it is, seconds;
-  repeated: as of ToolResult.
-  """
+  """What the opening shows of one video."""
 
-  seconds: tuple[float, ...]
-  duration: float
-  repeated: int = 0
+  seconds: tuple[float, ...]  # times of its frames
+  duration: float  # of the video, seconds
+  repeated: int = 0  # frames left out because they were shown already
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """A finished rollout. `trajectory` is the main agent's. `seconds` and `duration`: the times of
-  the overview frames and the length of the first video (none and 0.0 in a text-only task), `others`
-  the same of the further ones; together they show K frames. `repeated` counts what the first
-  overview left out because it was shown already.
-  """
+  """A finished rollout."""
 
   task: Task
-  rollout: int
-  budget: int  # K, the overview frame budget drawn for this prompt
-  seconds: tuple[float, ...]
-  duration: float
+  rollout: int  # its number in the group, from 0
+  budget: int  # K, the overview frame budget drawn for this prompt; all overviews together
+  seconds: tuple[float, ...]  # times of the first video's overview frames; none in a text-only task
+  duration: float  # of the first video, seconds; 0.0 in a text-only task
   turns: tuple[Turn, ...]
-  trajectory: Trajectory
+  trajectory: Trajectory  # the main agent's
   stop: StopReason
   error: str = ''  # what the server did, when stop is ERROR
-  others: tuple[Overview, ...] = ()
-  repeated: int = 0
+  others: tuple[Overview, ...] = ()  # of the further videos
+  repeated: int = 0  # frames that the first overview left out because they were shown already
 
   @property
   def overviews(self) -> tuple[Overview, ...]:
@@ -247,20 +216,18 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """An episode with its reward. `parts` maps names such as 'accuracy', 'format', 'tool' to their
-  values.
-  """
+  """An episode with its reward."""
 
   episode: Episode
   reward: float
-  parts: dict[str, float]
+  parts: dict[str, float]  # the terms by name, such as 'accuracy', 'format', 'tool'
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The rollouts of one prompt that survived, with the reasons and number of those that did not."""
+  """The rollouts of one prompt."""
 
-  id: str
-  epoch: int
-  scored: tuple[Scored, ...]
-  dropped: tuple[str, ...] = ()
+  id: str  # of the task
+  epoch: int  # of the data
+  scored: tuple[Scored, ...]  # those that survived
+  dropped: tuple[str, ...] = ()  # the reason of each that did not

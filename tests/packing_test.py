@@ -57,7 +57,7 @@ def test_an_image_takes_its_merged_tokens_and_its_slot_of_the_row():
   packed = pack([tree], **OPTIONS)
   assert packed.tokens_RT[0, :6].tolist() == [1, PAD, PAD, 2, PAD, 3]
   assert packed.visual_RT[0, :6].tolist() == [-1, 0, 1, -1, 2, -1]
-  assert packed.grids_RNG[0].tolist() == [[2, 4], [2, 2]]
+  assert packed.grids_RN2[0].tolist() == [[2, 4], [2, 2]]
   assert packed.patches_RNXPC.shape == (1, 2, 8, 1, 768)
   assert (packed.patches_RNXPC[0, 0] == 7).all() and (packed.patches_RNXPC[0, 1, :4] == 9).all()
   assert (packed.patches_RNXPC[0, 1, 4:] == 0).all()
@@ -109,7 +109,7 @@ def test_an_image_too_large_for_a_frame_slot_lies_in_a_still_slot_whose_tokens_c
   packed = pack([Tree(sample(PAD, PAD, PAD, 8, images=images))], **STILLS)
   assert packed.tokens_RT[0, :5].tolist() == [PAD, PAD, PAD, PAD, 8]
   assert packed.visual_RT[0, :5].tolist() == [0, 2, 3, 1, -1]
-  assert packed.grids_RNG[0].tolist() == [[2, 2], [2, 2]] and packed.still_grids_RNG[
+  assert packed.grids_RN2[0].tolist() == [[2, 2], [2, 2]] and packed.still_grids_RN2[
     0
   ].tolist() == [[4, 2]]
   assert (packed.patches_RNXPC[0, 1] == 3).all() and (packed.stills_RNXPC[0, 0] == 2).all()
@@ -127,7 +127,7 @@ def test_still_slots_limit_a_row_as_frame_slots_do():
   )
   assert sizes(large, 4) == (2, 0, 1) and sizes(small, 4) == (1, 1, 0)
   packed = pack([large, large, small], **STILLS)
-  assert packed.still_grids_RNG.tolist() == [[[4, 2]], [[4, 2]]]
+  assert packed.still_grids_RN2.tolist() == [[[4, 2]], [[4, 2]]]
   with pytest.raises(
     DataError,
     match='takes 4 tokens, 0 images and 2 stills, a row holds 12 tokens, 2 images and 1 stills',

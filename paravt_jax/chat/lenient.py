@@ -53,28 +53,26 @@ _UNITS = re.compile(
 )
 _SECONDS = re.compile(r'\s*(?:s|secs?|seconds?)\Z', re.IGNORECASE)
 _FRACTION = re.compile(r'(:[0-5][0-9]),([0-9]{1,6})\Z')
-_LARGEST = (
-  10**15
-)  # seconds; larger integers are clamped before they become floats, which could not hold them
+# seconds; larger integers are clamped before they become floats, which could not hold them
+_LARGEST = 10**15
 
 
 class Unreadable(ValueError):
-  """No value stands here, not even with the slips that are known. Never leaves this room and
-  `toolcalls`.
+  """No value stands here, not even with the slips that are known. Only this module and `toolcalls`
+  see it.
   """
 
 
 class _Reader:
-  """One value of a text, read without recursion. `at` is the place behind what was read; `whole`:
-  no closing brace was missing.
-  """
+  """One value of a text, read without recursion."""
 
   def __init__(self, text: str, at: int):
-    self.text, self.at, self.whole = text, at, True
+    self.text = text
+    self.at = at  # the place behind what was read
+    self.whole = True  # no closing brace was missing
     self._root: list[Any] = []
-    self._stack: list[tuple[Any, Any]] = [
-      (self._root, None)
-    ]  # (container, the key that waits for its value)
+    # (container, the key that waits for its value)
+    self._stack: list[tuple[Any, Any]] = [(self._root, None)]
 
   def read(self) -> Any:
     """The object or array that begins at `at`. Raises Unreadable."""
@@ -109,7 +107,8 @@ class _Reader:
     return self._stack[-1][1] is not None
 
   def _space(self) -> None:
-    self.at = _SKIP.match(self.text, self.at).end()
+    if skipped := _SKIP.match(self.text, self.at):
+      self.at = skipped.end()
 
   def _open(self) -> None:
     if len(self._stack) > DEEPEST:
@@ -243,20 +242,19 @@ def seconds(time: Any) -> float | None:
   units = _UNITS.fullmatch(text) if plain is None else None
   if units is None or not any(units.groups()):
     return plain
-  parts = [strict_seconds(part) if part else 0.0 for part in units.groups()]
-  return (
-    None
-    if None in parts
-    else sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
-  )
+  total = 0.0
+  for part, scale in zip(units.groups(), (3600, 60, 1), strict=True):
+    value = strict_seconds(part) if part else 0.0
+    if value is None:
+      return None
+    total += value * scale
+  return total
 
 
 def _paired(text: str) -> str:
   """`text` with the surrogates that two \\u escapes spell joined to their character, as JSON means
   them; lone ones stay.
   """
-  return (
-    text.encode('utf-16', 'surrogatepass').decode('utf-16', 'surrogatepass')
-    if not text.isascii()
-    else text
-  )
+  if text.isascii():
+    return text
+  return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'surrogatepass')

@@ -28,13 +28,14 @@ def conversation(
   """Segments of a finished conversation; `sampled` marks the targets.
 
   Args:
-    tok: the tokenizer. messages: (role, pieces) in order; roles system, user, assistant. An
-    assistant turn is its raw text, thinks and calls
-      included; a tool's result is a user message `<tool_response>\\n...\\n</tool_response>` after a
-      turn.
-    think_prefix: the opening that rollouts pin; a turn that begins with it is encoded as prefix and
-    rest, as there. trained: for each message whether it may be a target; None for all. Of other
-    turns the ids are the same, but given.
+    tok: the tokenizer.
+    messages: (role, pieces) in order; roles system, user, assistant. An assistant turn is its raw
+      text, thinks and calls included. A tool's result is a user message
+      `<tool_response>\\n...\\n</tool_response>` after a turn.
+    think_prefix: the opening that rollouts pin. A turn that begins with it is encoded as prefix
+      and rest, as there.
+    trained: for each message whether it may be a target; None for all. Other turns have the same
+      ids, but they are given.
 
   Raises:
     ChatError: an unknown role, or an image in an assistant turn.
@@ -66,16 +67,6 @@ def sampled_mask(segments: Sequence[types.Segment]) -> np.ndarray:
   )
 
 
-def turn_spans(segments: Sequence[types.Segment]) -> tuple[tuple[int, int], ...]:
-  """[start, end) of every sampled segment in the concatenated ids, in order."""
-  ends = np.cumsum([len(segment.ids) for segment in segments], dtype=int)
-  return tuple(
-    (int(end) - len(segment.ids), int(end))
-    for segment, end in zip(segments, ends)
-    if segment.sampled
-  )
-
-
 def _turn(
   tok: tokenizer_lib.ChatTokenizer,
   index: int,
@@ -86,11 +77,12 @@ def _turn(
   """An assistant turn: its header, given, and its text with `<|im_end|>`, the target unless it is
   masked.
   """
-  if not all(isinstance(piece, str) for piece in pieces):
+  texts = [piece for piece in pieces if isinstance(piece, str)]
+  if len(texts) < len(pieces):
     raise errors.ChatError(
       f'message {index}: got an image in an assistant turn; wanted text only, fix the row'
     )
-  text = ''.join(pieces)
+  text = ''.join(texts)
   start = prefix if text.startswith(prefix) else ''
   parts = [
     tok.encode(start, trusted=True),

@@ -13,14 +13,12 @@ _THINK_TAG = re.compile(r'</?think>')
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A tagged stretch of a turn's text: text[start:end] with its tags, `body` without them; not
-  closed: no end tag.
-  """
+  """A tagged stretch of a turn's text."""
 
-  start: int
+  start: int  # text[start:end] is the stretch with its tags
   end: int
-  body: str
-  closed: bool
+  body: str  # the text without the tags
+  closed: bool  # whether there is an end tag
 
 
 def after_think(text: str) -> int:

@@ -3,7 +3,8 @@ appended.
 
 An episode's stream, sampled tokens in capitals (n results of a turn are n user messages):
 
-  opening      <|im_start|>system\n...<|im_end|>\n<|im_start|>user\nframes and text<|im_end|>\n<|im_start|>assistant\n<think>\n
+  opening      <|im_start|>system\n...<|im_end|>\n<|im_start|>user\nframes and text<|im_end|>\n
+               <|im_start|>assistant\n<think>\n
   sampled      I SHOULD LOOK.</think><tool_call>{...}</tool_call><|im_end|>
   continuation \n<|im_start|>user\n<tool_response>\n41
   red\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n
@@ -145,9 +146,11 @@ def message(tok: tokenizer_lib.ChatTokenizer, role: str, pieces: Sequence[Piece]
   one.
   """
   parts = [np.array([tok.im_start], np.int32)]
-  for kind, run in itertools.groupby([f'{role}\n', *pieces], key=type):
+  pieces = [f'{role}\n', *pieces]
+  for kind, run in itertools.groupby(pieces, key=type):
     if issubclass(kind, str):
-      parts.append(tok.encode(''.join(run), trusted=kind is Trusted))
+      text = ''.join(piece for piece in run if isinstance(piece, str))
+      parts.append(tok.encode(text, trusted=kind is Trusted))
     else:
       parts += [image(tok) for _ in run]
   return np.concatenate([*parts, end_of_turn(tok, closed=False)]).astype(np.int32)

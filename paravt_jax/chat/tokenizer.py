@@ -36,8 +36,9 @@ class ChatTokenizer:
 
   Attributes:
     im_start, im_end, endoftext, vision_start, vision_end, image_pad, video_pad: ids of the control
-    tokens. vision_ids: every vision id, ascending; the policy must not sample them. vocab_size:
-    number of tokens, added ones included (a model's table may be padded beyond it).
+      tokens.
+    vision_ids: every vision id, ascending; the policy must not sample them.
+    vocab_size: number of tokens, added ones included (a model's table may be padded beyond it).
   """
 
   def __init__(self, spec: dict, where: str):
@@ -46,21 +47,23 @@ class ChatTokenizer:
     """
     self._trusted = _build(spec, where, tags_are_text=False)
     self._untrusted = _build(spec, where, tags_are_text=True)
-    ids = {token: self._trusted.token_to_id(token) for token in dict.fromkeys(_REQUIRED + _VISION)}
-    missing = [token for token in _REQUIRED if ids[token] is None]
+    found = {token: self._trusted.token_to_id(token) for token in (*_REQUIRED, *_VISION)}
+    ids = {token: number for token, number in found.items() if number is not None}
+    missing = [token for token in _REQUIRED if token not in ids]
     if missing:
       raise errors.ChatError(
         f'{where}: got no {", ".join(missing)}; wanted the control tokens of Qwen3-VL, use '
         'its tokenizer'
       )
-    self.im_start, self.im_end, self.endoftext = (ids[token] for token in _REQUIRED[:3])
-    self.vision_start, self.vision_end, self.image_pad, self.video_pad = (
-      ids[token] for token in _REQUIRED[3:]
-    )
-    self.vision_ids: tuple[int, ...] = tuple(
-      sorted(ids[token] for token in _VISION if ids[token] is not None)
-    )
-    self.vocab_size: int = self._trusted.get_vocab_size(with_added_tokens=True)
+    self.im_start = ids['<|im_start|>']
+    self.im_end = ids['<|im_end|>']
+    self.endoftext = ids['<|endoftext|>']
+    self.vision_start = ids['<|vision_start|>']
+    self.vision_end = ids['<|vision_end|>']
+    self.image_pad = ids['<|image_pad|>']
+    self.video_pad = ids['<|video_pad|>']
+    self.vision_ids = tuple(sorted(ids[token] for token in _VISION if token in ids))
+    self.vocab_size = self._trusted.get_vocab_size(with_added_tokens=True)
 
   @classmethod
   def load(cls, folder: str | pathlib.Path) -> 'ChatTokenizer':

@@ -49,31 +49,25 @@ _TIMES = ('start_time', 'end_time')
 _MOST = 64  # objects of a block that are looked at
 _POSITIONAL = ('video_path', *_TIMES, 'num_frames')
 _ARGUMENTS = ('arguments', 'parameters', 'args')
-_UNREADABLE = (
-  ValueError,
-  SyntaxError,
-  RecursionError,
-  MemoryError,
-)  # what json and ast raise on text, deep nesting included
+# what json and ast raise on text, deep nesting included
+_UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """One tool block: text[start:end] with its tags, and what it holds, in order (it may hold several
-  calls).
-  """
+  """One tool block of a turn."""
 
-  start: int
+  start: int  # text[start:end] is the block with its tags
   end: int
-  items: tuple[ToolCall | ParseFailure, ...]
+  items: tuple[ToolCall | ParseFailure, ...]  # what it holds, in order; perhaps several calls
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-  """Why a call cannot be run; `message` is what the policy is shown."""
+  """Why a call cannot be run."""
 
   status: ResultStatus
-  message: str
+  message: str  # what the policy is shown
 
 
 def parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
@@ -172,12 +166,12 @@ def _across_tags(text: str, start: int, body: int) -> Block | None:
   JSON; None if it is not one.
   """
   window = text[body : body + lenient.LONGEST]
-  content = _SPACE.match(window).end()
+  content = _after_space(window, 0)
   try:
     value, stop = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(window, content)
   except _UNREADABLE:
     return None
-  close = _EDGE.match(window, _SPACE.match(window, stop).end())
+  close = _EDGE.match(window, _after_space(window, stop))
   if close is None or close[0] != '</tool_call>':
     return None
   end = body + close.end()
@@ -318,11 +312,15 @@ def _from_text(text: str) -> Any:
   except _UNREADABLE:
     pass
   try:
-    return (
-      lenient.value(text, _SPACE.match(text).end())[0] if len(text) <= lenient.LONGEST else None
-    )
+    return lenient.value(text, _after_space(text, 0))[0] if len(text) <= lenient.LONGEST else None
   except lenient.Unreadable:
     return None
+
+
+def _after_space(text: str, at: int) -> int:
+  """The first index from `at` on that holds no white space."""
+  space = _SPACE.match(text, at)
+  return space.end() if space else at
 
 
 def _refuse_constant(name: str) -> float:
@@ -339,7 +337,8 @@ def _bare_function(text: str, start: int, body: int) -> Block:
   opened = _OPENING.search(text, body)
   limit = opened.start() if opened else len(text)
   close = text.find('</function>', body, limit)
-  end = _FUNCTION_END.match(text, close).end() if close >= 0 else limit
+  closing = _FUNCTION_END.match(text, close) if close >= 0 else None
+  end = closing.end() if closing else limit
   block = text[start:end]
   if len(block) > lenient.LONGEST:
     return Block(start, end, (ParseFailure('not_json' if close >= 0 else 'unclosed', block),))

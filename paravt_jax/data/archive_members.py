@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import lzma
 import os
 import pathlib
@@ -13,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 
+from paravt_jax import files
 from paravt_jax.data.archive_parts import Joined
 from paravt_jax.errors import DataError
 
@@ -159,7 +159,7 @@ def is_left_behind(name: str) -> bool:
 def digest(members: Sequence[Member]) -> str:
   """Hex BLAKE2b (16 bytes) of a list of members: of a zip's directory, of a tar's headers."""
   lines = '\n'.join(f'{m.name!r} {m.size} {m.crc} {m.place} {m.packed}' for m in members)
-  return hashlib.blake2b(lines.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()
+  return files.digest(lines.encode('utf-8', 'surrogateescape'))
 
 
 def damaged(path: pathlib.Path, kind: str, why: str) -> DataError:

@@ -8,12 +8,12 @@ checksum. Training (`data.unpack`) and evaluation (`eval.snapshots`) both read w
 """
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+from paravt_jax import files
 from paravt_jax.data import archive_members, archive_parts, archive_unread, tars, zips
 from paravt_jax.data.archive_members import (
   CHUNK,
@@ -124,8 +124,7 @@ def facts(parts: Sequence[pathlib.Path]) -> tuple[int, str]:
   """(bytes of all parts, what names their sizes and times). Raises OSError."""
   stats = [os.stat(path) for path in parts]
   lines = '\n'.join(f'{status.st_size} {status.st_mtime_ns}' for status in stats)
-  stamp = hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
-  return sum(status.st_size for status in stats), stamp
+  return sum(status.st_size for status in stats), files.digest(lines.encode(), 8)
 
 
 def kind_of(path: pathlib.Path) -> str:

@@ -10,7 +10,6 @@ measured again; faults are never kept, so that a file that was mended is read ag
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -21,10 +20,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from paravt_jax import packing
+from paravt_jax import files, packing
 from paravt_jax.chat import prompts
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.data import fields, kept, sft
+from paravt_jax.data import fields, sft
 from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.data.table import Table
 from paravt_jax.errors import ChatError, DataError, MediaError
@@ -190,9 +189,7 @@ def _fingerprint(conversation: Conversation) -> int:
           found.append((part.path, stat.st_size, stat.st_mtime_ns))
         except OSError:
           found.append((part.path, -1, 0))
-  return int.from_bytes(
-    hashlib.blake2b(repr(found).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'big'
-  )
+  return int(files.digest(repr(found).encode('utf-8', 'surrogatepass'), 8), 16)
 
 
 class _Index:
@@ -201,9 +198,7 @@ class _Index:
   """
 
   def __init__(self, folder: pathlib.Path, digest: str, name: str, rows: int, options: dict):
-    made = hashlib.blake2b(
-      json.dumps([VERSION, options], sort_keys=True).encode(), digest_size=8
-    ).hexdigest()
+    made = files.digest_json([VERSION, options], 8)
     self._file = folder / 'lengths' / f'{digest}-{made}.npz'
     self._record = json.dumps(
       {
@@ -254,16 +249,14 @@ class _Index:
       self._merge()
       self._new, self._unsaved = 0, True
       try:
-        kept.replace(
-          self._file,
-          lambda out: np.savez(
+        with files.replacing(self._file, sync=True) as out:
+          np.savez(
             out,
             sizes=self._sizes,
             media=self._media,
             known=self._known,
             provenance=np.array(self._record),
-          ),
-        )
+          )
         self._unsaved = False
       except OSError as error:
         logging.getLogger(__name__).warning(

@@ -14,21 +14,19 @@ each (no such root, a damaged file, a full disk).
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import re
 import stat
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-import psutil
 import pyarrow
 import pyarrow.parquet
 import tqdm
 
+from paravt_jax import files
 from paravt_jax.data import command_line, media_paths, provenance
 from paravt_jax.data.media_columns import COLUMNS, Direction, Rewriter
 from paravt_jax.errors import DataError, ParavtError
@@ -37,7 +35,6 @@ VERSION = 1  # raised when the same inputs give other outputs
 _TOOLS = ('paravt_jax.data.materialize', 'paravt_jax.data.sanitize')
 _Count = collections.Counter[str]
 _SCHEMA = b'ARROW:schema'
-_PART = re.compile(r'\..+\.(?:parquet|json|txt)\.([0-9]+)\.part')
 _EXAMPLES = 20  # paths per bucket that the JSON report shows; missing.txt has them all
 _SAID = {
   'sentinel': 'sentinels already',
@@ -98,7 +95,7 @@ class _Job:
     """
     if self.direction == 'materialize':
       return {'root': self.root}
-    return {'root_blake2b': hashlib.blake2b(self.root.encode(), digest_size=16).hexdigest()}
+    return {'root_blake2b': files.digest(self.root.encode())}
 
 
 def rewrite_files(
@@ -130,8 +127,9 @@ def rewrite_files(
     if progress:
       progress(done, total)
 
-  if rows:
-    _sweep(job.output)
+  for folder in {_target(job, file).parent for file in rows}:
+    if folder.is_dir():
+      files.sweep(folder)
   redone: dict[str, list[str]] = {}
   unknown: collections.Counter[str] = collections.Counter()
   found: set[str] = set()
@@ -339,23 +337,16 @@ def _write(
     if key != provenance.KEY
   }
   schema = source.schema_arrow.with_metadata(inside or None)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  part = target.with_name(f'.{target.name}.{os.getpid()}.part')
-  try:
-    with open(part, 'wb') as file:
-      with pyarrow.parquet.ParquetWriter(file, schema, **_format(source)) as writer:
-        for number in range(source.num_row_groups):
-          table = rewriter.table(source.read_row_group(number))
-          writer.write_table(table, row_group_size=max(1, table.num_rows))
-          tick(table.num_rows)
-        kept = {'kept': rewriter.kept} if rewriter.kept and made['tool'] == _TOOLS[0] else {}
-        writer.add_key_value_metadata(own | {provenance.KEY: json.dumps(made | kept).encode()})
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(part, target)
-  except BaseException:  # Ctrl-C too: nothing half-written stays
-    part.unlink(missing_ok=True)
-    raise
+  with (
+    files.replacing(target, sync=True) as file,
+    pyarrow.parquet.ParquetWriter(file, schema, **_format(source)) as writer,
+  ):
+    for number in range(source.num_row_groups):
+      table = rewriter.table(source.read_row_group(number))
+      writer.write_table(table, row_group_size=max(1, table.num_rows))
+      tick(table.num_rows)
+    kept = {'kept': rewriter.kept} if rewriter.kept and made['tool'] == _TOOLS[0] else {}
+    writer.add_key_value_metadata(own | {provenance.KEY: json.dumps(made | kept).encode()})
 
 
 def _format(source: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
@@ -391,14 +382,6 @@ def _format(source: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
     'use_deprecated_int96_timestamps': any(chunk.physical_type == 'INT96' for chunk in chunks),
     'sorting_columns': group.sorting_columns or None,
   }
-
-
-def _sweep(output: pathlib.Path):
-  """Takes away what killed runs on this machine left half-written."""
-  for part in output.rglob('.*.part'):
-    match = _PART.fullmatch(part.name)
-    if match and not psutil.pid_exists(int(match[1])):
-      part.unlink(missing_ok=True)
 
 
 def _look(found: set[str], root: str) -> tuple[_Count, _Count, _Count, dict[str, list[str]]]:
@@ -471,11 +454,7 @@ def _save(report: Report, job: _Job):
 def _put(path: pathlib.Path, text: str):
   content = text.encode('utf-8', 'backslashreplace')
   try:
-    if path.is_file() and path.read_bytes() == content:
-      return
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    part.write_bytes(content)
-    os.replace(part, path)
+    files.write_if_changed(path, content, sync=False)
   except OSError as error:
     raise DataError(
       f'{path}: {error.strerror}, wanted to write the report; make room or check '

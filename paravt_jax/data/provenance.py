@@ -7,30 +7,25 @@ under `KEY`), else in a file of its own beside it. Paths are absolute, or relati
 folder: then the whole may move, and the record says nothing about the machine.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from paravt_jax import files
 from paravt_jax.errors import DataError
 
 KEY = b'paravt_provenance'
-_CHUNK = 1 << 20
 
 
 def digest(path: str | os.PathLike) -> str:
   """Hex BLAKE2b (16 bytes) of a file's content. Raises DataError when it cannot be read."""
-  hashed = hashlib.blake2b(digest_size=16)
   try:
-    with open(path, 'rb') as file:
-      while block := file.read(_CHUNK):
-        hashed.update(block)
+    return files.digest_file(path)
   except OSError as error:
     raise DataError(
       f'{path}: {error.strerror}, wanted a readable file; check the path and its permissions'
     ) from error
-  return hashed.hexdigest()
 
 
 def identity(path: str | os.PathLike, base: str | os.PathLike | None = None) -> dict[str, Any]:

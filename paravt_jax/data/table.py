@@ -15,12 +15,12 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paravt_jax.data import conversations, kept, provenance
+from paravt_jax import files
+from paravt_jax.data import conversations, provenance
 from paravt_jax.data.conversations import Conversation
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import DataError
@@ -169,13 +169,12 @@ def _write(file: pathlib.Path, target: pathlib.Path) -> None:
   """
   schema, batches = _batches(file)
   record = json.dumps(provenance.record('data.table', VERSION, [file], {}))
-
-  def write(out: BinaryIO) -> None:
-    with pa.ipc.new_file(out, schema.with_metadata({provenance.KEY: record})) as writer:
-      for batch in batches:
-        writer.write_batch(batch.replace_schema_metadata({provenance.KEY: record}))
-
-  kept.replace(target, write)
+  with (
+    files.replacing(target, sync=True) as out,
+    pa.ipc.new_file(out, schema.with_metadata({provenance.KEY: record})) as writer,
+  ):
+    for batch in batches:
+      writer.write_batch(batch.replace_schema_metadata({provenance.KEY: record}))
 
 
 def _batches(file: pathlib.Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -7,9 +7,12 @@ import dataclasses
 import functools
 import itertools
 import os
+import pathlib
 import zlib
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
+from paravt_jax import files
 from paravt_jax.data import archives, tars
 from paravt_jax.data.archives import CHUNK, Archive, Member
 from paravt_jax.data.unpack_journal import PART, PART_END, File
@@ -123,36 +126,29 @@ def _one(
       counts['kept'] += 1
       return File(member.size, wanted, status.st_mtime_ns)
   part = f'{os.path.dirname(target)}/{PART}{os.getpid()}-{next(_numbers)}{PART_END}'
-  out = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-  try:
-    try:
-      got, size = _copy(pieces(), out, advance)
-      if size != member.size or member.crc not in (None, got):
-        raise archives.damaged(
-          archive.path,
-          archive.kind,
-          f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '
-          f'{member.size}' + ('' if member.crc is None else f' with {member.crc:08x}'),
-        )
-      mtime_ns = os.fstat(out).st_mtime_ns
-    finally:
-      os.close(out)
-    os.replace(part, target)
-  except BaseException:  # Ctrl-C too: nothing half-written stays
-    os.unlink(part)
-    raise
+  with files.replacing(target, sync=False, part=pathlib.Path(part)) as out:
+    got, size = _copy(pieces(), out, advance)
+    if size != member.size or member.crc not in (None, got):
+      raise archives.damaged(
+        archive.path,
+        archive.kind,
+        f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '
+        f'{member.size}' + ('' if member.crc is None else f' with {member.crc:08x}'),
+      )
+    out.flush()
+    mtime_ns = os.fstat(out.fileno()).st_mtime_ns
   counts.update(written=1, bytes=size, replaced=int(status is not None))
   return File(size, got, mtime_ns)
 
 
-def _copy(pieces: Iterator[bytes], out: int, advance: Callable[[int], None]) -> tuple[int, int]:
+def _copy(
+  pieces: Iterator[bytes], out: BinaryIO, advance: Callable[[int], None]
+) -> tuple[int, int]:
   """Writes all pieces; (checksum, bytes)."""
   checksum = size = 0
   for piece in pieces:
     checksum, size = zlib.crc32(piece, checksum), size + len(piece)
-    left = memoryview(piece)
-    while left:
-      left = left[os.write(out, left) :]
+    out.write(piece)
     advance(len(piece))
   return checksum, size
 

@@ -11,22 +11,22 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from paravt_jax import files
 from paravt_jax.data import archives
 
 TOOL, VERSION = 'paravt_jax.data.unpack', 2  # another version's lines are not believed
 _IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')  # of an archive
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 PART = '.paravt-'  # how a file that is being written is called, with _PART_END
 PART_END = '.part'
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +56,7 @@ class Journal:
 
   def __init__(self, root: pathlib.Path, name: str):
     short = os.path.basename(name)[:80]  # readable; the hash tells equal ones apart
-    tag = hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+    tag = files.digest(name.encode('utf-8', 'surrogateescape'), 6)
     self.name = name
     self.path = root / archives.OURS / f'{short}-{tag}.jsonl'
     self.known: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ class Journal:
     self._members: tuple[archives.Member, ...] = ()
     self._identity: tuple[Any, ...] = ()
     self._lock = threading.Lock()
-    self._out = None
+    self._out: files.LineWriter | None = None
     with (
       contextlib.suppress(FileNotFoundError),
       open(self.path, encoding='utf-8', errors='replace') as lines,
@@ -111,20 +111,15 @@ class Journal:
     """Whether its files, too, have the sizes and times that they had then."""
     return self.is_of(archive) and self._identity[1:3] == (archive.bytes, archive.stamp)
 
-  def start(self, first: dict[str, Any], files: dict[str, File]):
+  def start(self, first: dict[str, Any], done: Mapping[str, File]):
     """Begins anew with what still holds, by rename; `add` then appends."""
-    part = self.path.with_name(self.path.name + PART_END)
-    with open(part, 'w', encoding='utf-8') as out:
-      out.write(json.dumps(first) + '\n')
-      out.writelines(_line(name, file) for name, file in files.items())
-    os.replace(part, self.path)
-    self._out = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by `close`)
+    files.write(self.path, json.dumps(first).encode() + b'\n' + _lines(done), sync=False)
+    self._out = files.LineWriter(self.path)
 
-  def add(self, files: dict[str, File]):
+  def add(self, done: Mapping[str, File]):
     """Appends lines, from any thread."""
     with self._lock:
-      self._out.writelines(_line(name, file) for name, file in files.items())
-      self._out.flush()
+      self._out.append(_lines(done))
 
   def close(self):
     """Ends what `start` began; nothing without it."""
@@ -132,8 +127,9 @@ class Journal:
       self._out.close()
 
 
-def _line(name: str, file: File) -> str:
-  return json.dumps([name, file.size, file.crc, file.mtime_ns]) + '\n'
+def _lines(done: Mapping[str, File]) -> bytes:
+  rows = ([name, file.size, file.crc, file.mtime_ns] for name, file in done.items())
+  return b''.join(json.dumps(row).encode() + b'\n' for row in rows)
 
 
 @contextlib.contextmanager

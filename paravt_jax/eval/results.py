@@ -7,17 +7,16 @@ results.jsonl  an `Outcome` a line, on disk before the next one is begun
 
 import collections
 import dataclasses
-import hashlib
 import json
 import math
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from paravt_jax import files
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import sample, scoring, statistics
-from paravt_jax.metrics.writer import append_line, unwritable
+from paravt_jax.metrics.writer import unwritable
 
 ANSWERED, ERROR = 'answered', 'error'
 SHOWN = 5  # names in a message
@@ -66,7 +65,7 @@ def key_of(benchmark: str, sample: str, k: int) -> str:
 
 def digest(value: Any) -> str:
   """Sixteen hex digits that name a JSON value."""
-  return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+  return files.digest_json(value, 8)
 
 
 class Journal:
@@ -90,10 +89,8 @@ class Journal:
     self.answered = {outcome.key for outcome, _ in kept if outcome.status == ANSWERED}
     try:
       if len(kept) < len(lines) or not whole:
-        partial = self.path.with_name('.results.jsonl.partial')
-        partial.write_bytes(b''.join(line for _, line in kept))
-        partial.replace(self.path)
-      self._file = self.path.open('ab', buffering=0)
+        files.write(self.path, b''.join(line for _, line in kept), sync=False)
+      self._file = files.LineWriter(self.path)
     except OSError as error:
       raise unwritable(self.path, 'open', error) from error
 
@@ -104,7 +101,10 @@ class Journal:
     line = json.dumps(
       {name: getattr(outcome, name) for name in FIELDS}, separators=(',', ':'), allow_nan=False
     )
-    append_line(self._file, line.encode() + b'\n', self.path, f'write the result of {outcome.key}')
+    try:
+      self._file.append(line.encode() + b'\n')
+    except OSError as error:
+      raise unwritable(self.path, f'write the result of {outcome.key}', error) from error
 
   def close(self) -> None:
     """Closes the file; further appends fail."""
@@ -130,21 +130,16 @@ def read(path: Path) -> list[Outcome]:
 def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
   """Outcomes with their lines, and whether the last line is whole."""
   found: list[tuple[Outcome, bytes]] = []
-  if not path.is_file():
-    return found, True
-  with path.open('rb') as file:
-    for number, line in enumerate(file, 1):
-      if not line.endswith(b'\n'):
-        return found, False
-      try:
-        found.append((Outcome(**json.loads(line)), line))
-      except (ValueError, TypeError) as error:
-        raise DataError(
-          f'{path} line {number}: got {line[:60]!r}, wanted an object with exactly '
-          f'{list(FIELDS)}; it was written by '
-          f'another version, or by hand: choose another folder'
-        ) from error
-  return found, True
+  end = 0
+  for number, line, end in files.read_lines(path):  # noqa: B007 (end: of the last whole line)
+    try:
+      found.append((Outcome(**json.loads(line)), line))
+    except (ValueError, TypeError) as error:
+      raise DataError(
+        f'{path} line {number}: got {line[:60]!r}, wanted an object with exactly {list(FIELDS)}; '
+        'it was written by another version, or by hand: choose another folder'
+      ) from error
+  return found, not path.is_file() or path.stat().st_size == end
 
 
 # What results are a function of
@@ -207,10 +202,9 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
   refuse_other(folder, plan)
   if _begun(folder):
     plan = dataclasses.replace(plan, benchmarks={**read_plan(folder).benchmarks, **plan.benchmarks})
-  partial = folder / f'.plan.json.{os.getpid()}'
   try:
-    partial.write_text(json.dumps(dataclasses.asdict(plan)) + '\n')
-    partial.replace(folder / 'plan.json')
+    content = json.dumps(dataclasses.asdict(plan)).encode() + b'\n'
+    files.write(folder / 'plan.json', content, sync=False)
   except OSError as error:
     raise unwritable(folder / 'plan.json', 'write', error) from error
   return plan

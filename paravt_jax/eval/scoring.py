@@ -95,13 +95,13 @@ def paired_bootstrap(
   index_E = np.asarray(
     [names[name] for name in (range(len(before)) if clusters is None else clusters)]
   )
-  total_C = np.bincount(index_E, weights=after - before, minlength=len(names))
-  count_C = np.bincount(index_E, minlength=len(names))
+  totals = np.bincount(index_E, weights=after - before, minlength=len(names))
+  counts = np.bincount(index_E, minlength=len(names))
   order = np.lexsort(
-    (count_C, total_C)
+    (counts, totals)
   )  # the interval is that of a set: another order of the questions gives the same one
-  total_C, count_C = total_C[order], count_C[order]
-  draws_BC = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
-  means_B = total_C[draws_BC].sum(axis=1) / count_C[draws_BC].sum(axis=1)
-  low, high = np.quantile(means_B, [0.025, 0.975])
+  totals, counts = totals[order], counts[order]
+  draws = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
+  means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
+  low, high = np.quantile(means, [0.025, 0.975])
   return float((after - before).mean()), float(low), float(high)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from paravt_jax import files
 from paravt_jax.data import archive_parts, archive_unread, unpack
 from paravt_jax.data.archive_members import PLAIN
 from paravt_jax.data.archives import kind_of
@@ -221,14 +222,14 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   cannot run in circles.
   """
   seen = set()
-  for place, folders, files in os.walk(folder, followlinks=True):
+  for place, folders, names in os.walk(folder, followlinks=True):
     real = os.path.realpath(place)
     if real in seen:
       folders.clear()
       continue
     seen.add(real)
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    yield from (pathlib.Path(place, name) for name in sorted(files))
+    yield from (pathlib.Path(place, name) for name in sorted(names))
 
 
 # Archives.
@@ -244,9 +245,9 @@ def archives(folder: pathlib.Path) -> list[tuple[pathlib.Path, ...]]:
 
 def unread(folder: pathlib.Path) -> list[str]:
   """A line for each file below a folder that looks like an archive and is not read."""
-  files = list(_walk(folder))
-  groups, disks = archive_parts.groups(files), archive_parts.over_disks(files)
-  return list(archive_unread.found(files, groups, disks).values())
+  there = list(_walk(folder))
+  groups, disks = archive_parts.groups(there), archive_parts.over_disks(there)
+  return list(archive_unread.found(there, groups, disks).values())
 
 
 def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
@@ -288,10 +289,7 @@ def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib
   with contextlib.suppress(unpack.NothingFound):  # an archive without a file
     unpack.unpack(parts[0], target)
   with _disk(mark):
-    marks.mkdir(parents=True, exist_ok=True)
-    partial = mark.with_name(f'.{mark.name}.{os.getpid()}')
-    partial.write_text(json.dumps(facts))
-    partial.replace(mark)
+    files.write(mark, json.dumps(facts).encode(), sync=False)
   return True
 
 

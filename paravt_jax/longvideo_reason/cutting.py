@@ -21,6 +21,7 @@ from typing import Annotated
 import av
 import numpy as np
 
+from paravt_jax import files
 from paravt_jax.data import provenance
 from paravt_jax.errors import DataError, MediaError
 from paravt_jax.longvideo_reason.items import Clip
@@ -212,17 +213,17 @@ def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
   found = windows(duration, list(ticks), options)
   for number, (start, end) in enumerate(found):
     target = folder / f'{number:05d}.mp4'
-    partial = target.with_name(f'.{target.name}.part')
     last = number == len(found) - 1
     ends = (ticks.get(round(start, 6)), None if last else ticks.get(round(end, 6)))
-    copied = (
-      ends[0] is not None
-      and (last or ends[1] is not None)
-      and _copied(path, ends, end - start, partial)
-    )
-    if not copied:
-      encode(reader, (start, end), partial, options)
-    partial.replace(target)
+    with files.replacing(target, sync=False) as out:
+      partial = pathlib.Path(out.name)
+      copied = (
+        ends[0] is not None
+        and (last or ends[1] is not None)
+        and _copied(path, ends, end - start, partial)
+      )
+      if not copied:
+        encode(reader, (start, end), partial, options)
     yield Clip(round(start, 6), round(end, 6), target.name, copied)
 
 

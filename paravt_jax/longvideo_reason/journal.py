@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from paravt_jax import files
 from paravt_jax.longvideo_reason.items import Rejected
 
 Made = Mapping[str, Any]
@@ -23,14 +24,13 @@ class Journal:
 
   def __init__(self, path: str | os.PathLike):
     self.path = pathlib.Path(path)
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     self._entries: dict[str, dict[str, Any]] = {}
     self.torn = 0
-    content = self.path.read_bytes() if self.path.exists() else b''
-    whole = content.rpartition(b'\n')[0]
-    for line in whole.split(b'\n') if whole else ():
+    end = 0
+    for line in files.read_lines(self.path):
+      end = line.end
       try:
-        entry = json.loads(line)
+        entry = json.loads(line.text)
         self._entries[entry['item']] = {
           'made_from': entry['made_from'],
           'result': entry['result'],
@@ -38,10 +38,8 @@ class Journal:
         }
       except (ValueError, KeyError, TypeError):
         self.torn += 1
-    self._file = self.path.open('ab', buffering=0)
-    if len(whole) + 1 < len(content) or (content and not whole):
-      self.torn += 1
-      self._file.truncate(len(whole) + 1 if whole else 0)
+    self.torn += self.path.is_file() and self.path.stat().st_size > end
+    self._file = files.LineWriter(self.path, keep=end)
 
   def __enter__(self):
     return self
@@ -81,34 +79,8 @@ class Journal:
       'rejected': rejected,
     }
     line = json.dumps({'item': item, **entry}, ensure_ascii=True).encode() + b'\n'
-    size = os.fstat(self._file.fileno()).st_size
-    try:
-      written = self._file.write(line)
-      if written != len(line):
-        raise OSError(28, os.strerror(28), str(self.path))
-    except OSError:
-      self._file.truncate(size)  # half a line is no line, and must not spoil the next one
-      raise
+    self._file.append(line)
     self._entries[item] = json.loads(json.dumps(entry))
-
-
-def write_atomic(path: pathlib.Path, content: bytes) -> bool:
-  """Writes by rename after an fsync; False when the file already holds just this, which is then
-  left alone.
-  """
-  if path.is_file() and path.read_bytes() == content:
-    return False
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.{os.getpid()}.part')
-  try:
-    with partial.open('wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
-  return True
 
 
 def json_bytes(value: Any) -> bytes:

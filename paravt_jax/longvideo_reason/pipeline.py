@@ -16,7 +16,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
@@ -24,7 +23,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from paravt_jax import seeds
+from paravt_jax import files, seeds
 from paravt_jax.data import provenance
 from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, split
 from paravt_jax.longvideo_reason.items import (
@@ -420,8 +419,10 @@ class Pipeline:
       ]
       path = self.folder / 'rejected' / f'{step}.jsonl'
       if found:
-        journal.write_atomic(
-          path, ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode()
+        files.write_if_changed(
+          path,
+          ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode(),
+          sync=True,
         )
       else:
         path.unlink(missing_ok=True)
@@ -471,20 +472,20 @@ class Pipeline:
       'inputs': [self._splits[name].identity for name in names],
     }
 
-  def _write(self, files: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
+  def _write(self, made: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
     """Writes derived files, {name: (content, record)}, and their records; those of other files stay
     while they are true of them.
     """
-    for name, (content, _) in files.items():
-      journal.write_atomic(self.folder / name, content)
+    for name, (content, _) in made.items():
+      files.write_if_changed(self.folder / name, content, sync=True)
       self.files.append(self.folder / name)
     new = {
       name: {'blake2b': provenance.digest(self.folder / name), **record}
-      for name, (_, record) in files.items()
+      for name, (_, record) in made.items()
     }
     path = self.folder / 'provenance.json'
-    journal.write_atomic(
-      path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items())))
+    files.write_if_changed(
+      path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items()))), sync=True
     )
 
 
@@ -538,8 +539,7 @@ def _made(options: Any, client: server.Server | None) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-  text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+  return files.digest(value.encode()) if isinstance(value, str) else files.digest_json(value)
 
 
 def _slug(item: str) -> str:

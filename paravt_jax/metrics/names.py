@@ -17,20 +17,15 @@ _VALUE = re.compile(r'[A-Za-z0-9_.+-]+')
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """unit: what one stands for; meaning: one sentence; suffixes: keys that may follow the name as
-  `/key=value`.
-  """
+  """What a metric's name stands for."""
 
-  unit: str
-  meaning: str
-  suffixes: tuple[str, ...] = ()
+  unit: str  # what a value of 1 stands for
+  meaning: str  # one sentence
+  suffixes: tuple[str, ...] = ()  # keys that may follow the name as `/key=value`
 
 
-_BY = (
-  'k',
-  'type',
-  'source',
-)  # breakdowns of an episode's numbers: frame budget, question type, data source
+# breakdowns of an episode's numbers: frame budget, question type, data source
+_BY = ('k', 'type', 'source')
 
 _REWARD = {
   'reward/total': Metric('reward', 'mean reward R of an episode', _BY),

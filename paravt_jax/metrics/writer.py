@@ -9,9 +9,8 @@ import importlib
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,24 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
+from paravt_jax import files
 from paravt_jax.errors import ConfigError, DataError, ParavtError
 from paravt_jax.metrics import names
 
 log = logging.getLogger(__name__)
+_PROTO: Any = event_pb2  # protobuf makes its classes when it is imported, unseen by type checkers
 
 
 class MetricsWriter:
   """Appends a run's metrics, a record a step, each on disk before the call returns.
 
   Args:
-    folder: the run's folder; created when missing. tensorboard: also write TensorBoard events to
-    folder/tensorboard. wandb: keyword arguments for `wandb.init`, or None for no W&B. start_step:
-    the first step that will be written. Records at or after it (of a run that is resumed from an
-    earlier
-      checkpoint) and a torn last line are cut off, so that no step stands there twice. 0 begins
-      anew.
+    folder: the run's folder; created when missing.
+    tensorboard: whether to write TensorBoard events to folder/tensorboard too.
+    wandb: keyword arguments for `wandb.init`, or None for no W&B.
+    start_step: the first step that will be written. Records at or after it (of a run that resumes
+      from an earlier checkpoint) and a torn last line are cut off, so that no step stands there
+      twice. 0 begins anew.
 
   Raises:
     ConfigError: W&B is asked for and not installed.
@@ -51,11 +52,8 @@ class MetricsWriter:
     self._step = start_step - 1
     self._wandb = _start_wandb(wandb) if wandb is not None else None
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      keep = sum(length for record, length in _records(self.path) if record['step'] < start_step)
-      self._file = self.path.open('ab', buffering=0)
-      if self.path.is_file():
-        self._file.truncate(keep)
+      ends = [end for record, end in _records(self.path) if record['step'] < start_step]
+      self._file = files.LineWriter(self.path, keep=ends[-1] if ends else 0)
       self._events = (
         _open_events(self.path.parent / 'tensorboard', start_step) if tensorboard else None
       )
@@ -76,7 +74,10 @@ class MetricsWriter:
       names.lookup(name)
     values = self._finite(step, {name: float(value) for name, value in metrics.items()})
     line = json.dumps({'step': step, 'wall': round(time.time(), 3), **values}, allow_nan=False)
-    append_line(self._file, line.encode() + b'\n', self.path, f'write step {step}')
+    try:
+      self._file.append(line.encode() + b'\n')
+    except OSError as error:
+      raise unwritable(self.path, f'write step {step}', error) from error
     known = {name: value for name, value in values.items() if value is not None}
     if self._events is not None:
       try:
@@ -121,23 +122,6 @@ class MetricsWriter:
     }
 
 
-def append_line(file, line: bytes, path: Path, what: str) -> None:
-  """Appends a whole line to an unbuffered binary file, or nothing of it.
-
-  Raises:
-    ParavtError: the disk is full or broken; what was written of the line is cut off again.
-  """
-  start = os.fstat(file.fileno()).st_size
-  try:
-    written = 0
-    while written < len(line):
-      written += file.write(line[written:])
-  except OSError as error:
-    if path.is_file():
-      os.ftruncate(file.fileno(), start)
-    raise unwritable(path, what, error) from error
-
-
 def unwritable(path: Path, what: str, error: OSError) -> ParavtError:
   """The one line that a failed write ends in: where, what, why, and the way out."""
   return ParavtError(
@@ -150,20 +134,17 @@ def write_whole(path: Path | str, text: str, what: str) -> Path:
   """Writes a text file in one go, folders and all: a reader, or a kill, never meets half of it.
 
   Args:
-    text: half characters in it (a file's broken name) become '?'. what: 'write the report', for the
-    message.
+    path: the file.
+    text: half characters in it (a file's broken name) become '?'.
+    what: what is written, for the message, such as 'write the report'.
 
   Raises:
     ParavtError: it cannot be written; the file stays as it was.
   """
   path = Path(path)
-  part = path.with_name(f'{path.name}.part')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding='utf-8', errors='replace')
-    part.replace(path)
+    files.write(path, text.encode('utf-8', 'replace'), sync=False)
   except OSError as error:
-    part.unlink(missing_ok=True)
     raise unwritable(path, what, error) from error
   return path
 
@@ -178,42 +159,33 @@ def read(path: Path | str) -> list[dict[str, float | None]]:
   return [record for record, _ in _records(Path(path))]
 
 
-def _records(path: Path) -> list[tuple[dict, int]]:
-  if not path.is_file():
-    return []
-  found = []
-  with path.open('rb') as file:
-    for number, line in enumerate(file, 1):
-      if not line.endswith(b'\n'):
-        break
-      try:
-        record = json.loads(line)
-      except ValueError:
-        record = None
-      if not isinstance(record, dict) or not isinstance(record.get('step'), int):
-        raise DataError(
-          f'{path} line {number}: got {line[:60]!r}, wanted a JSON object with an integer '
-          '"step"; cut it out'
-        )
-      found.append((record, len(line)))
-  return found
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+  """Each whole record, and the bytes of the file up to and with it."""
+  for line in files.read_lines(path):
+    try:
+      record = json.loads(line.text)
+    except ValueError:
+      record = None
+    if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+      raise DataError(
+        f'{path} line {line.number}: got {line.text[:60]!r}, wanted a JSON object with an integer '
+        '"step"; cut it out'
+      )
+    yield record, line.end
 
 
 def _open_events(folder: Path, start_step: int) -> EventsWriter:
   folder.mkdir(parents=True, exist_ok=True)
   events = EventsWriter(str(folder / 'events'))
-  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  events.write_event(
-    event_pb2.Event(wall_time=time.time(), step=start_step, session_log=start)
-  )  # viewers purge from here on
+  # viewers throw away what they have from this step on
+  start = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+  events.write_event(_PROTO.Event(wall_time=time.time(), step=start_step, session_log=start))
   return events
 
 
 def _write_event(events: EventsWriter, step: int, values: Mapping[str, float]) -> None:
   for name, value in values.items():
-    events.write_event(
-      event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-    )
+    events.write_event(_PROTO.Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
   events.flush()
 
 

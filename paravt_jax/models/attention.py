@@ -4,12 +4,13 @@ Rule: token i sees token j iff both are of the same document (segment, not 0), j
 row, and j lies in the shared prefix (branch 0) or in i's own branch. One row can so hold several
 documents, and several continuations of one prefix:
 
-  segment  1 1 1 1 1 1 1 2 2 0        the prefix a b c is computed once; suffixes d e and f g each see it and themselves,
-  branch   0 0 0 1 1 2 2 0 0 0        not each other; document h i sees itself; the last token is padding
-  token    a b c d e f g h i .
+  segment  1 1 1 1 1 1 1 2 2 0      the prefix a b c is computed once; suffixes d e and f g
+  branch   0 0 0 1 1 2 2 0 0 0      see it and themselves, not each other; document h i sees
+  token    a b c d e f g h i .      itself; the last token is padding
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +25,23 @@ _MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
 def visible(
   segments_BT: jax.Array,
   branches_BT: jax.Array,
-  segments_BS: jax.Array,
-  branches_BS: jax.Array,
+  segments_BU: jax.Array,
+  branches_BU: jax.Array,
   first: int = 0,
 ) -> jax.Array:
-  """bool[B, T, S]: who sees whom, for queries that start at row index `first` and keys that start
+  """bool[B, T, U]: who sees whom, for queries that start at row index `first` and keys that start
   at 0.
   """
-  same = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] != 0)
-  branch = (branches_BS[:, None, :] == 0) | (branches_BS[:, None, :] == branches_BT[:, :, None])
-  rows, columns = segments_BT.shape[1], segments_BS.shape[1]
+  # of one document, in the prefix or in one's own branch, and not later in the row
+  same = (segments_BT[:, :, None] == segments_BU[:, None, :]) & (segments_BT[:, :, None] != 0)
+  branch = (branches_BU[:, None, :] == 0) | (branches_BU[:, None, :] == branches_BT[:, :, None])
+  rows, columns = segments_BT.shape[1], segments_BU.shape[1]
   causal = jnp.arange(columns)[None, :] <= first + jnp.arange(rows)[:, None]
   return same & branch & causal[None]
 
 
 def masked(
-  q_BTHF: jax.Array, k_BSKF: jax.Array, v_BSKF: jax.Array, mask_BTS: jax.Array
+  q_BTHF: jax.Array, k_BUKF: jax.Array, v_BUKF: jax.Array, mask_BTU: jax.Array
 ) -> jax.Array:
   """Softmax attention with an explicit mask; query head h reads key head h // (H / K). Softmax in
   float32.
@@ -47,14 +49,16 @@ def masked(
   Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage,
   never nan.
   """
-  sizes = shapes.check(q_BTHF=q_BTHF, k_BSKF=k_BSKF, v_BSKF=v_BSKF, mask_BTS=mask_BTS)
+  sizes = shapes.check(q_BTHF=q_BTHF, k_BUKF=k_BUKF, v_BUKF=v_BUKF, mask_BTU=mask_BTU)
+  # query heads stand beside the key head that they share
   groups = sizes['H'] // sizes['K']
   q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
-  scores_BKGTS = jnp.einsum(
-    'BTKGF,BSKF->BKGTS', q_BTKGF * sizes['F'] ** -0.5, k_BSKF, preferred_element_type=jnp.float32
+  # scaled scores, softmax over what is seen, mean of values
+  scores_BKGTU = jnp.einsum(
+    'BTKGF,BUKF->BKGTU', q_BTKGF * sizes['F'] ** -0.5, k_BUKF, preferred_element_type=jnp.float32
   )
-  weights_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, _FAR), axis=-1)
-  out_BTKGF = jnp.einsum('BKGTS,BSKF->BTKGF', weights_BKGTS.astype(v_BSKF.dtype), v_BSKF)
+  weights_BKGTU = jax.nn.softmax(jnp.where(mask_BTU[:, None, None], scores_BKGTU, _FAR), axis=-1)
+  out_BTKGF = jnp.einsum('BKGTU,BUKF->BTKGF', weights_BKGTU.astype(v_BUKF.dtype), v_BUKF)
   return out_BTKGF.reshape(q_BTHF.shape)
 
 
@@ -67,17 +71,19 @@ def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   in memory at a time.
   """
   length, groups = q_BTHF.shape[1], q_BTHF.shape[2] // k_BTKF.shape[2]
+  # whole blocks of _CHUNK queries, few enough that the program stays short
   chunk = max(_CHUNK, -(-length // (_MOST_CHUNKS * _CHUNK)) * _CHUNK)
+  # heads first, tokens last
   q_BKGFT = jnp.moveaxis(q_BTHF.reshape(*q_BTHF.shape[:2], -1, groups, q_BTHF.shape[-1]), 1, -1)
-  k_BKTF, v_BKTF = jnp.swapaxes(k_BTKF, 1, 2), jnp.swapaxes(v_BTKF, 1, 2)
-  o_BKGFT = _blocks(
-    chunk, q_BKGFT * q_BTHF.shape[-1] ** -0.5, k_BKTF, v_BKTF, segments_BT, branches_BT
-  )
+  k_BKTF = jnp.swapaxes(k_BTKF, 1, 2)
+  v_BKTF = jnp.swapaxes(v_BTKF, 1, 2)
+  scaled_BKGFT = q_BKGFT * q_BTHF.shape[-1] ** -0.5
+  o_BKGFT: Any = _blocks(chunk, scaled_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT)
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys S, queries Q = G * t]: so every product of both passes is a
-# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, S] operand
+# In the blocks, weights stand as [keys U, queries Q = G * t]: so every product of both passes is a
+# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, U] operand
 # costs five times as much there).
 
 
@@ -99,20 +105,20 @@ def _uncut(blocks, groups):
 
 
 def _seen(segments_BT, branches_BT, first, last, groups):
-  """bool[B, 1, S, Q] for keys 0..last and queries first..last of every group."""
-  mask_BTS = visible(
+  """bool[B, 1, U, Q] for keys 0..last and queries first..last of every group."""
+  mask_BTU = visible(
     segments_BT[:, first:last],
     branches_BT[:, first:last],
     segments_BT[:, :last],
     branches_BT[:, :last],
     first,
   )
-  return jnp.tile(jnp.swapaxes(mask_BTS, 1, 2), (1, 1, groups))[:, None]
+  return jnp.tile(jnp.swapaxes(mask_BTU, 1, 2), (1, 1, groups))[:, None]
 
 
 def _scores(k_BKTF, q_BKFQ, last):
   return jnp.einsum(
-    'BKSF,BKFQ->BKSQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32
+    'BKUF,BKFQ->BKUQ', k_BKTF[:, :, :last], q_BKFQ, preferred_element_type=jnp.float32
   )
 
 
@@ -122,15 +128,17 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
   out, log_sums = [], []
   for first in range(0, length, chunk):
     last = min(first + chunk, length)
-    scores_BKSQ = _scores(k_BKTF, _cut(q_BKGFT, first, last), last)
-    scores_BKSQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), scores_BKSQ, _FAR)
-    most_BKQ = jnp.max(scores_BKSQ, axis=2)
-    weights_BKSQ = jnp.exp(scores_BKSQ - most_BKQ[:, :, None])
-    sum_BKQ = jnp.sum(weights_BKSQ, axis=2)
+    # scores of this block's queries with the keys up to its end
+    scores_BKUQ = _scores(k_BKTF, _cut(q_BKGFT, first, last), last)
+    scores_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR)
+    # softmax over keys, its divisor applied last
+    most_BKQ = jnp.max(scores_BKUQ, axis=2)
+    weights_BKUQ = jnp.exp(scores_BKUQ - most_BKQ[:, :, None])
+    sum_BKQ = jnp.sum(weights_BKUQ, axis=2)
     out_BKFQ = jnp.einsum(
-      'BKFS,BKSQ->BKFQ',
+      'BKFU,BKUQ->BKFQ',
       v_BKFT[..., :last],
-      weights_BKSQ.astype(v_BKFT.dtype),
+      weights_BKUQ.astype(v_BKFT.dtype),
       preferred_element_type=jnp.float32,
     )
     out.append((out_BKFQ / sum_BKQ[:, :, None]).astype(v_BKTF.dtype))
@@ -149,18 +157,24 @@ def _blocks_backward(chunk, kept, d_out_BKGFT):
     d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True
   )
   k_BKFT = jnp.swapaxes(k_BKTF, 2, 3)
-  d_k, d_v, d_q = jnp.zeros(k_BKTF.shape, jnp.float32), jnp.zeros(v_BKTF.shape, jnp.float32), []
+  d_k = jnp.zeros(k_BKTF.shape, jnp.float32)
+  d_v = jnp.zeros(v_BKTF.shape, jnp.float32)
+  d_q = []
+  times = functools.partial(jnp.einsum, 'BKUQ,BKQF->BKUF', preferred_element_type=jnp.float32)
   for block, first in enumerate(range(0, length, chunk)):
     last = min(first + chunk, length)
-    q_BKFQ, d_out_BKFQ = _cut(q_BKGFT, first, last), _cut(d_out_BKGFT, first, last)
-    weights_BKSQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
-    weights_BKSQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), weights_BKSQ, 0)
-    d_weights_BKSQ = _scores(v_BKTF, d_out_BKFQ, last)
-    d_scores_BKSQ = (weights_BKSQ * (d_weights_BKSQ - _cut(dot_BKGFT, first, last))).astype(dtype)
-    times = functools.partial(jnp.einsum, 'BKSQ,BKQF->BKSF', preferred_element_type=jnp.float32)
-    d_v = d_v.at[:, :, :last].add(times(weights_BKSQ.astype(dtype), jnp.swapaxes(d_out_BKFQ, 2, 3)))
-    d_k = d_k.at[:, :, :last].add(times(d_scores_BKSQ, jnp.swapaxes(q_BKFQ, 2, 3)))
-    d_q.append(jnp.einsum('BKFS,BKSQ->BKFQ', k_BKFT[..., :last], d_scores_BKSQ))
+    q_BKFQ = _cut(q_BKGFT, first, last)
+    d_out_BKFQ = _cut(d_out_BKGFT, first, last)
+    # the forward pass's weights again
+    weights_BKUQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
+    weights_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), weights_BKUQ, 0)
+    # through values and softmax to the scores
+    d_weights_BKUQ = _scores(v_BKTF, d_out_BKFQ, last)
+    d_scores_BKUQ = (weights_BKUQ * (d_weights_BKUQ - _cut(dot_BKGFT, first, last))).astype(dtype)
+    # gradients of values, keys and this block's queries
+    d_v = d_v.at[:, :, :last].add(times(weights_BKUQ.astype(dtype), jnp.swapaxes(d_out_BKFQ, 2, 3)))
+    d_k = d_k.at[:, :, :last].add(times(d_scores_BKUQ, jnp.swapaxes(q_BKFQ, 2, 3)))
+    d_q.append(jnp.einsum('BKFU,BKUQ->BKFQ', k_BKFT[..., :last], d_scores_BKUQ))
   return _uncut(d_q, groups), d_k.astype(k_BKTF.dtype), d_v.astype(v_BKTF.dtype), None, None
 
 
@@ -182,10 +196,11 @@ def attend(
   """Packed, causal, shared-prefix attention.
 
   Args:
-    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H a multiple of K. segments_BT, branches_BT:
-    int32; segment 0 is padding. backend: a key of BACKENDS. 'xla' holds the whole T x T; 'chunked'
-    a block of queries against their keys, recomputed in the
-      backward pass (gradients of padding's queries are 0).
+    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H a multiple of K.
+    segments_BT, branches_BT: int32; segment 0 is padding.
+    backend: a key of BACKENDS. 'xla' holds the whole T x T. 'chunked' holds one block of queries
+      against their keys and computes it again in the backward pass (gradients of padding's queries
+      are 0).
 
   Returns:
     [B, T, H, F] in q's dtype; padding gets garbage.

@@ -3,10 +3,16 @@ name their logical axes.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+def named(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., Any]:
+  """`init` with logical axes on what it returns. A module reads its parameter without them."""
+  return nn.with_logical_partitioning(init, axes)
 
 
 class Linear(nn.Module):
@@ -21,15 +27,11 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.normal(self.scale * x.shape[-1] ** -0.5)
-    kernel = self.param(
-      'kernel',
-      nn.with_logical_partitioning(init, self.axes),
-      (x.shape[-1], self.features),
-      jnp.float32,
-    )
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', named(init, self.axes), shape, jnp.float32)
     y = x.astype(self.dtype) @ kernel.astype(self.dtype)
     if self.bias:
-      init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+      init = named(nn.initializers.zeros, self.axes[1:])
       bias = self.param('bias', init, (self.features,), jnp.float32)
       y = y + bias.astype(self.dtype)
     return y
@@ -43,12 +45,8 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
-      x.shape[-1:],
-      jnp.float32,
-    )
+    init = named(nn.initializers.ones, (self.axis,))
+    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
@@ -61,18 +59,10 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
-      x.shape[-1:],
-      jnp.float32,
-    )
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)),
-      x.shape[-1:],
-      jnp.float32,
-    )
+    init = named(nn.initializers.ones, (self.axis,))
+    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
+    init = named(nn.initializers.zeros, (self.axis,))
+    bias = self.param('bias', init, x.shape[-1:], jnp.float32)
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
@@ -83,13 +73,12 @@ def rotate(x_BTHF: jax.Array, angle_BTF: jax.Array) -> jax.Array:
   """Rotary embedding in float32, halves paired (i, i + F/2). `angle_BTF` has F/2 angles per token,
   shared by all heads.
   """
-  cos, sin = jnp.cos(angle_BTF)[..., None, :], jnp.sin(angle_BTF)[..., None, :]
+  cos = jnp.cos(angle_BTF)[..., None, :]
+  sin = jnp.sin(angle_BTF)[..., None, :]
   a, b = jnp.split(x_BTHF.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHF.dtype)
 
 
 def stacked_init(init: Callable[[jax.Array], dict], key: jax.Array, count: int) -> dict:
-  """`count` draws of `init(key)`, stacked on a new leading axis; partitioning boxes stay as they
-  are.
-  """
+  """`count` draws of `init(key)`, stacked on a new leading axis. Partitioning boxes stay."""
   return jax.vmap(init)(jax.random.split(key, count))

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from paravt_jax import files
 from paravt_jax.errors import DataError
-from paravt_jax.metrics.writer import append_line, unwritable
+from paravt_jax.metrics.writer import unwritable
 from paravt_jax.types import (
   Episode,
   Overview,
@@ -77,10 +78,7 @@ class EpisodeLog:
       self.keys.add(entry.key)
       keep = end
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      self._file = self.path.open('ab', buffering=0)
-      if self.path.is_file():
-        self._file.truncate(keep)
+      self._file = files.LineWriter(self.path, keep)
     except OSError as error:
       raise unwritable(self.path, 'open', error) from error
 
@@ -91,7 +89,10 @@ class EpisodeLog:
     line = (
       json.dumps(to_json(step, scored), separators=(',', ':'), allow_nan=False).encode() + b'\n'
     )
-    append_line(self._file, line, self.path, f'write an episode of step {step}')
+    try:
+      self._file.append(line)
+    except OSError as error:
+      raise unwritable(self.path, f'write an episode of step {step}', error) from error
     self.keys.add((scored.episode.task.id, scored.episode.budget, scored.episode.rollout))
 
   def close(self) -> None:
@@ -208,22 +209,15 @@ def from_json(data: Any, where: str) -> Entry:
 
 def _entries(path: Path) -> Iterator[tuple[Entry, int]]:
   """Entries with the offset at which their line ends."""
-  if not path.is_file():
-    return
-  end = 0
-  with path.open('rb') as file:
-    for number, line in enumerate(file, 1):
-      if not line.endswith(b'\n'):
-        return
-      where = f'{path} line {number}'
-      try:
-        data = json.loads(line)
-      except ValueError as error:
-        raise DataError(
-          f'{where}: got {line[:60]!r}, wanted a JSON object; remove the line'
-        ) from error
-      end += len(line)
-      yield from_json(data, where), end
+  for number, line, end in files.read_lines(path):
+    where = f'{path} line {number}'
+    try:
+      data = json.loads(line)
+    except ValueError as error:
+      raise DataError(
+        f'{where}: got {line[:60]!r}, wanted a JSON object; remove the line'
+      ) from error
+    yield from_json(data, where), end
 
 
 def _round(value: float) -> float:

@@ -19,12 +19,10 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What the turns hold. `thoughts` are the starts of substantive thinks, `closed` the ends of
-  those that are closed.
-  """
+  """What the turns of an episode hold."""
 
-  thoughts: tuple[Place, ...]
-  closed: tuple[Place, ...]
+  thoughts: tuple[Place, ...]  # starts of substantive thinks
+  closed: tuple[Place, ...]  # ends of those that are closed
   open_think: bool  # some think is opened and never closed
   answered: bool  # an <answer> with non-blank text, closed or not
   answers: tuple[Place, ...]  # starts of closed, non-blank answers

@@ -4,6 +4,7 @@ exception.
 
 import math
 import re
+from typing import Any
 
 from paravt_jax.chat import toolcalls
 
@@ -12,17 +13,16 @@ _NUMBER = r'[0-9]+(?:\.[0-9]+)?'
 _CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9](?:,[0-9]{3}(?![0-9:]))?)?(?:\.[0-9]+)?'
 # a unit ends a word, but 1m10s goes on with a number; "sec." has a dot
 _END = r'(?![^\W\d_])(?:\.(?=[\s,\])}]))?'
-_HOURS, _MINUTES, _SECONDS = (
-  rf'h(?:(?:ou)?rs?)?{_END}',
-  rf'm(?:in(?:ute)?s?)?{_END}',
-  rf's(?:ec(?:ond)?s?)?{_END}',
-)
+_HOURS = rf'h(?:(?:ou)?rs?)?{_END}'
+_MINUTES = rf'm(?:in(?:ute)?s?)?{_END}'
+_SECONDS = rf's(?:ec(?:ond)?s?)?{_END}'
 _UNIT = rf'(?:{_SECONDS}|{_MINUTES}|{_HOURS})'
 _THEN = r'[\s,-]{0,3}(?:and\s{1,3})?'  # between the parts of one time: "1 minute and 10 seconds"
 _BELOW_60 = r'[0-5]?[0-9](?:\.[0-9]+)?'
 _COMPOUND = (
   rf'{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_MINUTES}(?:{_THEN}{_BELOW_60}\s?{_SECONDS})?'
-  rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}'
+  rf'|{_NUMBER}\s?{_HOURS}{_THEN}{_BELOW_60}\s?{_SECONDS}'
+  rf'|{_NUMBER}\s?{_MINUTES}{_THEN}{_BELOW_60}\s?{_SECONDS}'
 )
 _TIME = rf'(?:{_CLOCK}(?:\s*{_UNIT})?|{_COMPOUND}|{_NUMBER}(?:\s*{_UNIT})?)'
 _ABOUT = r'(?:(?:about|around|approximately|approx\.|roughly|the)\s+)?'
@@ -41,16 +41,15 @@ _NAMED = re.compile(
   rf'\b(?:end|finish|stop)(?:s|es|ping|ing)?{_WORDS}{_IS}({_TIME}){_BEHIND}',
   re.IGNORECASE,
 )
-_MARKUP = re.compile(
-  rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE
-)  # emphasis, and times as the overview writes them
+# emphasis, and times as the overview writes them
+_MARKUP = re.compile(rf'\*\*|__|`|<\s?({_TIME})\s?>', re.IGNORECASE)
 _PAIR = re.compile(rf'\s*({_TIME})\s*,\s*({_TIME})\s*', re.IGNORECASE)
 _HALF = re.compile(rf'{_NUMBER}\s?(?:{_HOURS}|{_MINUTES})[\s,]{{0,3}}\Z', re.IGNORECASE)
 _PART = re.compile(rf'({_NUMBER})\s*({_UNIT})', re.IGNORECASE)
 _FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
 
 
-def temporal_iou(prediction: str, gold: str | tuple[float, float] | list[float]) -> float:
+def temporal_iou(prediction: str, gold: Any) -> float:
   """Intersection over union, 0..1, of the window that `prediction` names and `gold` ('a,b', '[a,
   b]' or two numbers, seconds).
 
@@ -92,14 +91,16 @@ def _is_cut(text: str, match: re.Match[str]) -> bool:
   )
 
 
-def _gold_window(gold: str | tuple[float, float] | list[float]) -> tuple[float, float] | None:
-  """A gold window as (start, end), None when it is none."""
+def _gold_window(gold: Any) -> tuple[float, float] | None:
+  """A gold window, from data that nobody has checked, as (start, end); None when it is none."""
   if isinstance(gold, str):
     pair = _PAIR.fullmatch(gold)
     return _window(pair) if pair else time_window(gold)
   if not hasattr(gold, '__len__') or len(gold) != 2:
     return None
-  return _ordered(*(toolcalls.seconds(end.item() if hasattr(end, 'item') else end) for end in gold))
+  # numbers of numpy know their plain value as `item()`
+  start, end = (toolcalls.seconds(time.item() if hasattr(time, 'item') else time) for time in gold)
+  return _ordered(start, end)
 
 
 def _window(match: re.Match[str]) -> tuple[float, float] | None:
@@ -120,9 +121,8 @@ def _seconds(time: str, unit: str) -> float:
   if ':' in time:
     parts = re.findall(r'[0-9.]+', time.replace(',', '.'))
     return sum(float(part) * 60.0**place for place, part in enumerate(reversed(parts)))
-  parts = (
-    _PART.findall(time) if _unit(time) else []
-  )  # digits without a unit would be searched once for each of them
+  # digits without a unit would be searched once for each of them
+  parts = _PART.findall(time) if _unit(time) else []
   if parts:
     return sum(float(number) * _FACTORS[name[0].lower()] for number, name in parts)
   return float(time) * _FACTORS[unit]

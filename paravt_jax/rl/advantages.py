@@ -17,8 +17,9 @@ def group_normalize(reward_E, group_E) -> np.ndarray:
 
   Args:
     reward_E: rewards of the episodes that survived, in any order, any real dtype (numpy or concrete
-    JAX arrays). group_E: their group ids, integers or strings; members of a group need not be
-    neighbours and groups may differ in size.
+      JAX arrays).
+    group_E: their group ids, integers or strings. Members of a group need not be neighbours, and
+      groups may differ in size.
 
   Returns:
     advantage_E, float32. Equal rewards and a group of one give exactly 0; no episodes give an empty
@@ -41,9 +42,9 @@ def batch_normalize(advantage_ST: jax.Array, mask_ST: jax.Array, mode: str) -> j
 
   Args:
     advantage_ST: group part; any leading axes; garbage (nan included) is allowed outside the mask.
-    mask_ST: 1 on trained tokens. mode: 'std' divides by (std + 1e-6), ddof 0, without centring, so
-    that a batch without signal stays at 0; 'mean_std' also
-      subtracts the mean; 'none' changes nothing.
+    mask_ST: 1 on trained tokens.
+    mode: 'std' divides by (std + 1e-6), ddof 0, without centring, so that a batch without signal
+      stays at 0. 'mean_std' also subtracts the mean. 'none' changes nothing.
 
   Returns:
     The same shape, 0 outside the mask.
@@ -71,24 +72,25 @@ def k1(
   +-limit; 0 outside the mask.
   """
   shapes.check(logprob_ST=logprob_ST, reference_ST=reference_ST, mask_ST=mask_ST)
-  trained = mask_ST > 0
-  return jnp.where(
-    trained, jnp.clip(jnp.where(trained, logprob_ST - reference_ST, 0.0), -limit, limit), 0.0
-  )
+  trained_ST = mask_ST > 0
+  gap_ST = jnp.where(trained_ST, logprob_ST - reference_ST, 0.0)
+  return jnp.where(trained_ST, jnp.clip(gap_ST, -limit, limit), 0.0)
 
 
 def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
   """Sum of the rewards still to come in the same run, a token's own included (gamma = lambda = 1).
 
   Args:
-    reward_ST: finite rewards per token. run_ST: integers; neighbours with the same number belong to
-    one run (one branch of one packed document).
+    reward_ST: finite rewards per token.
+    run_ST: integers; neighbours with the same number belong to one run (one branch of one packed
+      document).
   """
   shapes.check(reward_ST=reward_ST, run_ST=run_ST)
-  last_ST = jnp.concatenate(
-    [run_ST[:, 1:] != run_ST[:, :-1], jnp.ones_like(run_ST[:, :1], bool)], axis=1
-  )
+  # where a run ends: the next token belongs to another one
+  changes_ST = run_ST[:, 1:] != run_ST[:, :-1]
+  last_ST = jnp.concatenate([changes_ST, jnp.ones_like(run_ST[:, :1], bool)], axis=1)
 
+  # a sum from right to left that starts anew where a run ends
   def combine(later, earlier):
     return earlier[0] + jnp.where(earlier[1], 0.0, later[0]), earlier[1] | later[1]
 

@@ -36,10 +36,10 @@ def decoupled_policy_loss(
     weight_cap: largest behaviour weight that is used.
 
   Returns:
-    The loss (0 when nothing is trained) and parts, float32 scalars, all but `loss_sum` without
-    gradient: sums over trained tokens `loss_sum`, `ratio_sum`, `clipped` (tokens where the clip
+    The loss (0 when nothing is trained) and its parts, float32 scalars, all but `loss_sum` without
+    gradient. Sums over trained tokens: `loss_sum`, `ratio_sum`, `clipped` (tokens where the clip
     decides), `dropped`, `weight_sum` and `weight_square_sum` (of the weights used), `gap_sum` (of
-    |prox - behavior|), `tokens` (N); and `gap_max`.
+    |prox - behavior|), `tokens` (N). Their maximum: `gap_max`.
   """
   shapes.check(
     logprob_ST=logprob_ST,
@@ -48,31 +48,43 @@ def decoupled_policy_loss(
     advantage_ST=advantage_ST,
     mask_ST=mask_ST,
   )
-  trained = mask_ST > 0
-  logprob, prox, behavior, advantage = (
-    jnp.where(trained, x, 0.0)
+  # nothing outside the mask counts, whatever stands there
+  trained_ST = mask_ST > 0
+  logprob_ST, prox_ST, behavior_ST, advantage_ST = (
+    jnp.where(trained_ST, x, 0.0)
     for x in (logprob_ST, prox_logprob_ST, behavior_logprob_ST, advantage_ST)
   )
-  prox, behavior, advantage = jax.lax.stop_gradient((prox, behavior, advantage))
-  weight = jnp.exp(prox - behavior)
-  kept = trained & (weight <= weight_cap)
-  weight = jnp.where(kept, weight, 0.0)
-  ratio = jnp.exp(jnp.clip(logprob - prox, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-  plain, clipped = -advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip, 1 + clip)
-  loss_sum = (weight * jnp.where(kept, jnp.maximum(plain, clipped), 0.0)).sum()
-  tokens = trained.sum().astype(jnp.float32)
-  gap = jnp.where(trained, jnp.abs(prox - behavior), 0.0)
+  prox_ST, behavior_ST, advantage_ST = jax.lax.stop_gradient((prox_ST, behavior_ST, advantage_ST))
+
+  # behaviour weight: a token whose weight exceeds the cap is dropped
+  weight_ST = jnp.exp(prox_ST - behavior_ST)
+  kept_ST = trained_ST & (weight_ST <= weight_cap)
+  weight_ST = jnp.where(kept_ST, weight_ST, 0.0)
+
+  # PPO's clip
+  ratio_ST = jnp.exp(jnp.clip(logprob_ST - prox_ST, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+  plain_ST = -advantage_ST * ratio_ST
+  clipped_ST = -advantage_ST * jnp.clip(ratio_ST, 1 - clip, 1 + clip)
+  worse_ST = jnp.where(kept_ST, jnp.maximum(plain_ST, clipped_ST), 0.0)
+  loss_sum = (weight_ST * worse_ST).sum()
+
+  tokens = trained_ST.sum().astype(jnp.float32)
   counts = {
-    'ratio_sum': jnp.where(trained, ratio, 0.0).sum(),
-    'clipped': (trained & (clipped > plain)).sum().astype(jnp.float32),
-    'dropped': (trained & ~kept).sum().astype(jnp.float32),
-    'weight_sum': weight.sum(),
-    'weight_square_sum': jnp.square(weight).sum(),
-    'gap_sum': gap.sum(),
-    'gap_max': gap.max(initial=0.0),
+    'ratio_sum': jnp.where(trained_ST, ratio_ST, 0.0).sum(),
+    'clipped': (trained_ST & (clipped_ST > plain_ST)).sum().astype(jnp.float32),
+    'dropped': (trained_ST & ~kept_ST).sum().astype(jnp.float32),
+    'weight_sum': weight_ST.sum(),
+    'weight_square_sum': jnp.square(weight_ST).sum(),
+    **_gaps(trained_ST, prox_ST, behavior_ST),
     'tokens': tokens,
   }
-  return loss_sum / jnp.maximum(tokens, 1.0), {
-    'loss_sum': loss_sum,
-    **jax.lax.stop_gradient(counts),
-  }
+  counts = jax.lax.stop_gradient(counts)
+  return loss_sum / jnp.maximum(tokens, 1.0), {'loss_sum': loss_sum, **counts}
+
+
+def _gaps(
+  trained_ST: jax.Array, prox_ST: jax.Array, behavior_ST: jax.Array
+) -> dict[str, jax.Array]:
+  """Sum and maximum of |prox - behavior| over trained tokens: learner against server."""
+  gap_ST = jnp.where(trained_ST, jnp.abs(prox_ST - behavior_ST), 0.0)
+  return {'gap_sum': gap_ST.sum(), 'gap_max': gap_ST.max(initial=0.0)}

@@ -2,7 +2,7 @@
 complete or absent.
 
     <root>/00000012/arrays/...   parameters, optimizer state: one Orbax checkpoint, leaves by name
-    <root>/00000012/host.json    what the host knows: data position, rollout counters, weight version, ...
+    <root>/00000012/host.json    what the host knows: data position, rollout counters, ...
 
 A record is written under a temporary name and renamed, so a kill in the middle leaves the previous
 one as the newest.
@@ -29,19 +29,19 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What `restore` gives: `state` as the template was, `host` as it was saved, `step` of the
-  record.
-  """
+  """What `restore` gives."""
 
-  step: int
-  state: Any
-  host: dict[str, Any]
+  step: int  # of the record
+  state: Any  # a tree like the template, on its devices
+  host: dict[str, Any]  # as it was saved
 
 
 def leaf_names(tree: Any) -> dict[str, Any]:
   """Leaves of a tree by their path, 'params/text/embed' and the like."""
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
-  return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def folder(root: str | os.PathLike, step: int) -> pathlib.Path:
@@ -103,7 +103,7 @@ def save(
       shutil.rmtree(temporary, ignore_errors=True)
     _barrier(f'checkpoint-{step}-begin')
     with _context():
-      orbax.save_checkpointables(temporary / 'arrays', {'state': leaf_names(state)})
+      orbax.save_checkpointables(str(temporary / 'arrays'), {'state': leaf_names(state)})
     if jax.process_index() == 0:
       (temporary / 'host.json').write_text(json.dumps(host, indent=1) + '\n')
       if target.exists():
@@ -126,14 +126,14 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
   """Reads a record onto the devices of the template.
 
   Args:
-    root: folder of the run's records. template: a tree of jax.ShapeDtypeStruct with shardings
-    (state.abstract), or of arrays, in the shape that is wanted. step: which record; None for the
-    newest.
+    root: folder of the run's records.
+    template: a tree of jax.ShapeDtypeStruct with shardings (state.abstract), or of arrays, in the
+      shape that is wanted.
+    step: which record; None for the newest.
 
   Raises:
     CheckpointError: there is no such record, it is half written or damaged, or a leaf is missing,
-    unknown or of another shape
-      or dtype; the message names file, leaf, and what was got and wanted.
+      unknown or of another shape or dtype. The message names file and leaf.
   """
   step = latest(root) if step is None else step
   if step is None:
@@ -149,14 +149,13 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
   host = _read_host(path)
   wanted = leaf_names(template)
   try:
-    stored = orbax.checkpointables_metadata(path / 'arrays').metadata['state']
+    stored = orbax.checkpointables_metadata(str(path / 'arrays')).metadata['state']
     if stored is None:
       raise ValueError('its list of arrays cannot be read')
     _compare(path, {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in stored.items()}, wanted)
     with _context():
-      arrays = orbax.load_checkpointables(
-        path / 'arrays', {'state': jax.tree.map(_abstract, wanted)}
-      )['state']
+      abstract = jax.tree.map(_abstract, wanted)
+      arrays = orbax.load_checkpointables(str(path / 'arrays'), {'state': abstract})['state']
   except _READ_ERRORS as error:
     raise CheckpointError(
       f'{path}/arrays: half written or damaged ({type(error).__name__}: {str(error)[:200]}); '
@@ -187,9 +186,8 @@ def _read_host(path: pathlib.Path) -> dict[str, Any]:
     return json.loads((path / 'host.json').read_text())
   except (OSError, ValueError) as error:
     raise CheckpointError(
-      f'{path}/host.json: half written or damaged ({error}); delete {path} to fall back on '
-      'an earlier '
-      f'record'
+      f'{path}/host.json: half written or damaged ({error}); delete {path} to fall back on an '
+      'earlier record'
     ) from error
 
 

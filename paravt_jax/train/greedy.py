@@ -1,7 +1,6 @@
-"""What a policy would say next, most likely token by most likely token: the learner's half of a
-canary.
-"""
+"""The tokens that a policy would write next by greedy decoding: the learner's half of a canary."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,35 +27,33 @@ def make_greedy(
   passes on the learner's mesh.
 
   Args:
-    config, mesh, options: as of the step; its temperature is not used: greedy decoding reports
-    temperature 1. input_ids: int[n], one placeholder per merged token of the image. image: uint8[H,
-    W, 3], sides multiples of 32. tokens: how many to foretell; `options.banned` are never chosen.
+    config, mesh, options: as of the step. Its temperature is not used: greedy decoding reports
+      temperature 1. `options.banned` are never chosen.
+    input_ids: int[n], one placeholder per merged token of the image.
+    image: uint8[H, W, 3], sides multiples of 32.
+    tokens: how many to predict.
 
   Returns:
     A function: ids int32, log-probs float32, and margins float32, the distance in nats from the
     best id to the second.
   """
+  # one row with places for the answer, which the loop fills
   padded = np.concatenate([np.asarray(input_ids, np.int32), np.zeros(tokens, np.int32)])
   inputs = model.single_inputs(config, padded, (image,))
-  start, dtype = len(input_ids), jnp.dtype(options.dtype)
+  start = len(input_ids)
+  dtype = jnp.dtype(options.dtype)
+  run_options = {'dtype': dtype, 'remat': False, 'backend': options.backend}
+  forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def greedy(params):
-    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype)
+    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
     kernel_DV = model.head(params, config)
 
     def one(place, carry):
       tokens_BT, ids, logprobs, margins = carry
-      hidden_BTD = model.hidden(
-        config,
-        params,
-        inputs._replace(tokens_BT=tokens_BT),
-        dtype=dtype,
-        remat=False,
-        freeze_vision=True,
-        features=features,
-        backend=options.backend,
-      )
+      hidden_BTD = forward(params, inputs._replace(tokens_BT=tokens_BT), features=features)
       last_D = jax.lax.dynamic_index_in_dim(hidden_BTD[0], start + place - 1, keepdims=False)
+      # the distribution behind the last known token, and its two best
       logits_V = jnp.einsum(
         'D,DV->V', last_D, kernel_DV.astype(dtype), preferred_element_type=jnp.float32
       )
@@ -70,13 +67,17 @@ def make_greedy(
         margins.at[place].set(best[0] - best[1]),
       )
 
-    empty = jnp.zeros(tokens, jnp.float32)
-    return jax.lax.fori_loop(
-      0, tokens, one, (jnp.asarray(inputs.tokens_BT), jnp.zeros(tokens, jnp.int32), empty, empty)
-    )[1:]
+    zeros = jnp.zeros(tokens, jnp.float32)
+    begin = (jnp.asarray(inputs.tokens_BT), jnp.zeros(tokens, jnp.int32), zeros, zeros)
+    return jax.lax.fori_loop(0, tokens, one, begin)[1:]
 
   places = sharding.parameter_shardings(
     model.logical_axes(config), model.abstract_params(config), mesh
   )
   run = jax.jit(greedy, in_shardings=(places,), out_shardings=sharding.replicated(mesh))
-  return lambda params: tuple(np.asarray(x) for x in run(params))
+
+  def on_host(params):
+    ids, logprobs, margins = run(params)
+    return np.asarray(ids), np.asarray(logprobs), np.asarray(margins)
+
+  return on_host

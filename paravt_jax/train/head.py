@@ -15,13 +15,11 @@ _BANNED = -1e30  # finite, so that entropy's p * logit is 0 and not nan
 
 
 class Scores(NamedTuple):
-  """Per token, float32, 0 where not asked: log-prob (with gradient), entropy of its distribution, 1
-  if it is the arg-max.
-  """
+  """Scores of tokens, float32; 0 where none was asked for."""
 
-  logprob_RT: jax.Array
-  entropy_RT: jax.Array
-  correct_RT: jax.Array
+  logprob_RT: jax.Array  # nats, with gradient
+  entropy_RT: jax.Array  # of the distribution that the token came from, nats
+  correct_RT: jax.Array  # 1 where the token is the arg-max
 
 
 def token_scores(
@@ -38,16 +36,17 @@ def token_scores(
   """Scores each wanted token under the hidden state that predicts it.
 
   The distribution is softmax(logits / temperature) over the tokens that are not banned, in float32:
-  what the server samples from. Wanted tokens are moved to the front of their row, so that chunks
-  beyond the fullest row are skipped.
+  what the server samples from. Wanted tokens move to the front, so that later chunks are skipped.
 
   Args:
-    hidden_RTD: after the final norm, in the compute dtype. head_DV: output matrix; cast to the
-    compute dtype. tokens_RT: the tokens to score. previous_RT: row index of the hidden state that
-    predicts each; -1 for none (then the token is not scored). wanted_RT: bool, which tokens to
-    score. temperature: > 0. banned: token ids that cannot be sampled; a banned token that is wanted
-    gets a hugely negative log-prob. chunk: tokens per row in memory at once; the largest array is
-    [R, chunk, V].
+    hidden_RTD: after the final norm, in the compute dtype.
+    head_DV: output matrix; it is cast to the compute dtype.
+    tokens_RT: the tokens to score.
+    previous_RT: row index of the hidden state that predicts each; a token with -1 is not scored.
+    wanted_RT: bool, which tokens to score.
+    temperature: > 0.
+    banned: token ids that cannot be sampled. One that is wanted gets a hugely negative log-prob.
+    chunk: tokens per row in memory at once; the largest array is [R, chunk, V].
 
   Returns:
     Scores; 0 for tokens that are not scored.
@@ -59,35 +58,31 @@ def token_scores(
     previous_RT=previous_RT,
     wanted_RT=wanted_RT,
   )
-  length = sizes['T']
+  # wanted tokens to the front of their row, each with the hidden state that predicts it
   wanted_RT = wanted_RT & (previous_RT >= 0)
   order_RT = jnp.argsort(~wanted_RT, axis=1, stable=True)
-  pick = lambda x: jnp.take_along_axis(x, order_RT, axis=1)
-  source_RT, target_RT, asked_RT = (
-    pick(jnp.maximum(previous_RT, 0)),
-    pick(tokens_RT),
-    pick(wanted_RT),
-  )
+  source_RT = jnp.take_along_axis(jnp.maximum(previous_RT, 0), order_RT, axis=1)
+  target_RT = jnp.take_along_axis(tokens_RT, order_RT, axis=1)
+  asked_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
   sorted_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
-  chunk = min(chunk, length)
-  split = functools.partial(_split, chunk=chunk)
-  head_DV = head_DV.astype(hidden_RTD.dtype)
+
+  # logits of one chunk at a time, computed again in the backward pass; none where nothing is asked
   allowed_V = np.ones(sizes['V'], bool)
   allowed_V[list(banned)] = False
-  score = jax.checkpoint(
-    functools.partial(_chunk, head_DV=head_DV, allowed_V=allowed_V, temperature=temperature)
-  )
+  head_DV = head_DV.astype(hidden_RTD.dtype)
+  fixed = {'head_DV': head_DV, 'allowed_V': allowed_V, 'temperature': temperature}
+  score = jax.checkpoint(functools.partial(_chunk, **fixed))
 
   def body(_, part):
     zeros = Scores(*(jnp.zeros(part[1].shape, jnp.float32) for _ in range(3)))
     return None, jax.lax.cond(part[2].any(), score, lambda *_: zeros, *part)
 
+  split = functools.partial(_split, chunk=min(chunk, sizes['T']))
   _, chunks = jax.lax.scan(body, None, (split(sorted_RTD), split(target_RT), split(asked_RT)))
+
+  # chunks to rows, and back to the order of the tokens
   back_RT = jnp.argsort(order_RT, axis=1)
-  join = lambda x: jnp.take_along_axis(
-    jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], back_RT, axis=1
-  )
-  return Scores(*map(join, chunks))
+  return Scores(*(_joined(scores, back_RT) for scores in chunks))
 
 
 def _split(x_RT: jax.Array, chunk: int) -> jax.Array:
@@ -97,21 +92,35 @@ def _split(x_RT: jax.Array, chunk: int) -> jax.Array:
   return jnp.moveaxis(padded.reshape(x_RT.shape[0], -1, chunk, *x_RT.shape[2:]), 1, 0)
 
 
-def _chunk(hidden_RCD, target_RC, asked_RC, *, head_DV, allowed_V, temperature) -> Scores:
-  logits_RCV = (
-    jnp.einsum('RCD,DV->RCV', hidden_RCD, head_DV, preferred_element_type=jnp.float32) / temperature
+def _joined(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
+  """[chunks, R, chunk] -> [R, T], each row in the order of `back_RT`."""
+  rows, length = back_RT.shape
+  return jnp.take_along_axis(
+    jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length], back_RT, axis=1
+  )
+
+
+def _chunk(hidden_RTD, target_RT, asked_RT, *, head_DV, allowed_V, temperature) -> Scores:
+  # logits of what may be sampled
+  logits_RTV = (
+    jnp.einsum('RTD,DV->RTV', hidden_RTD, head_DV, preferred_element_type=jnp.float32) / temperature
   )
   if not allowed_V.all():
-    logits_RCV = jnp.where(allowed_V, logits_RCV, _BANNED)
-  is_target = jnp.arange(logits_RCV.shape[-1]) == target_RC[..., None]
-  target_logit = jnp.where(is_target, logits_RCV, 0.0).sum(-1)
-  top = jax.lax.stop_gradient(logits_RCV.max(-1))
-  normalizer = top + jnp.log(jnp.exp(logits_RCV - top[..., None]).sum(-1))
-  frozen_RCV, frozen_normalizer = jax.lax.stop_gradient((logits_RCV, normalizer))
-  entropy = frozen_normalizer - (
-    jnp.exp(frozen_RCV - frozen_normalizer[..., None]) * frozen_RCV
-  ).sum(-1)
-  zero = lambda x: jnp.where(asked_RC, x, 0.0)
+    logits_RTV = jnp.where(allowed_V, logits_RTV, _BANNED)
+
+  # log-prob: the target's logit minus the log of the sum of exponentials
+  is_target_RTV = jnp.arange(logits_RTV.shape[-1]) == target_RT[..., None]
+  target_logit_RT = jnp.where(is_target_RTV, logits_RTV, 0.0).sum(-1)
+  top_RT = jax.lax.stop_gradient(logits_RTV.max(-1))
+  normalizer_RT = top_RT + jnp.log(jnp.exp(logits_RTV - top_RT[..., None]).sum(-1))
+
+  # entropy without gradient: log-sum minus the mean logit
+  frozen_RTV, frozen_RT = jax.lax.stop_gradient((logits_RTV, normalizer_RT))
+  entropy_RT = frozen_RT - (jnp.exp(frozen_RTV - frozen_RT[..., None]) * frozen_RTV).sum(-1)
+
+  correct_RT = (target_logit_RT >= top_RT).astype(jnp.float32)
   return Scores(
-    zero(target_logit - normalizer), zero(entropy), zero((target_logit >= top).astype(jnp.float32))
+    jnp.where(asked_RT, target_logit_RT - normalizer_RT, 0.0),
+    jnp.where(asked_RT, entropy_RT, 0.0),
+    jnp.where(asked_RT, correct_RT, 0.0),
   )

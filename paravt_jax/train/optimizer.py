@@ -13,9 +13,8 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.options import COUNT, DECAY, POSITIVE, SHARE, Options, from_, one_of, whole
 
 STACK_AXES = frozenset({'layers', 'taps'})  # axes along which equal weights are stacked
-TABLE_AXES = frozenset(
-  {'vocab', 'vision_positions'}
-)  # a weight with one of these is a look-up table, not a matrix
+# a weight with one of these is a look-up table, not a matrix
+TABLE_AXES = frozenset({'vocab', 'vision_positions'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +69,15 @@ def at_step(opt_state: Any, step: jax.Array) -> Any:
   By itself optax counts updates: several to a batch run ahead of the step, and a skipped one falls
   behind it. Moments and their bias corrections keep counting updates.
   """
-  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
-  moved = lambda node: (
-    optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype)) if is_schedule(node) else node
-  )
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  def moved(node: Any) -> Any:
+    if not is_schedule(node):
+      return node
+    return optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype))
+
   return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
@@ -100,13 +104,11 @@ def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optax transformation for the trainable parameters, the schedule that is logged, and which
-  parameters are frozen.
-  """
+  """How parameters are updated."""
 
-  transform: optax.GradientTransformation
-  learning_rate: Schedule
-  frozen: tuple[str, ...]
+  transform: optax.GradientTransformation  # of the trainable parameters
+  learning_rate: Schedule  # the one that is logged
+  frozen: tuple[str, ...]  # top-level names of parameters that stay as they are
 
 
 def partition(
@@ -156,9 +158,11 @@ def make_optimizer(
   """Builds the optimizer for the trainable parameters.
 
   Args:
-    options: the numbers. axes: logical axes of all parameters (model.logical_axes), a tree like
-    theirs with tuples of names as leaves. frozen: top-level names of parameters that get no
-    gradient, no update and no optimizer state, such as ('vision',).
+    options: the numbers.
+    axes: logical axes of all parameters (model.logical_axes), a tree like theirs with tuples of
+      names as leaves.
+    frozen: top-level names of parameters that get no gradient, no update and no optimizer state,
+      such as ('visual',).
 
   Raises:
     ConfigError: unknown optimizer, schedule or frozen name.

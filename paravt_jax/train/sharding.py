@@ -54,8 +54,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
   if data * fsdp * tensor != len(devices):
     raise ConfigError(
       f'mesh: got data {data} x fsdp {fsdp} x tensor {tensor} = {data * fsdp * tensor}, '
-      f'wanted {len(devices)}, '
-      f'the number of devices; change config.mesh'
+      f'wanted {len(devices)}, the number of devices; change config.mesh'
     )
   return Mesh(
     np.asarray(devices).reshape(data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3
@@ -114,8 +113,7 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
       if size % shards(entry, mesh):
         raise ConfigError(
           f'sharding: {where} has {name}={size}, wanted a multiple of {shards(entry, mesh)} '
-          '(mesh axes '
-          f'{entry}); choose a mesh that divides it'
+          f'(mesh axes {entry}); choose a mesh that divides it'
         )
     return NamedSharding(mesh, entries)
 
@@ -150,11 +148,11 @@ def host_rows(mesh: Mesh) -> tuple[int, int]:
   """
   parts = row_shards(mesh)
   found = rows(mesh, 0).addressable_devices_indices_map((parts,)).values()
-  mine = sorted({place for (where,) in found for place in range(*where.indices(parts))})
+  slices = [index[0] for index in found if index is not None]
+  mine = sorted({place for where in slices for place in range(*where.indices(parts))})
   if mine != list(range(mine[0], mine[0] + len(mine))) or parts % len(mine) or mine[0] % len(mine):
     raise ConfigError(
       f'mesh: this process holds parts {mine} of {parts} of the rows, wanted an equal, '
-      'contiguous share; order the '
-      f'devices by process'
+      'contiguous share; order the devices by process'
     )
   return mine[0] // len(mine), parts // len(mine)

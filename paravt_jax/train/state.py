@@ -17,13 +17,11 @@ from paravt_jax.train.optimizer import Optimizer, partition
 
 @flax.struct.dataclass
 class State:
-  """step: int32, updates done (batches, not optimizer updates). params: all of them, frozen ones
-  included, float32.
-  """
+  """What a step reads and returns. The same tree can hold the shapes or shardings of its leaves."""
 
-  step: jax.Array
-  params: Any
-  opt_state: Any
+  step: Any  # int32, updates done (batches, not optimizer updates)
+  params: Any  # all of them, frozen ones included, float32
+  opt_state: Any  # of the trainable ones
 
 
 def shardings(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
@@ -53,15 +51,6 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
     shapes,
     shardings(config, optimizer, mesh),
   )
-
-
-def create(config: Config, optimizer: Optimizer, mesh: Mesh, key: jax.Array) -> State:
-  """A fresh state with random parameters, each made on its own devices."""
-
-  def init(key):
-    return from_values(model.init(config, key), optimizer)
-
-  return jax.jit(init, out_shardings=shardings(config, optimizer, mesh))(key)
 
 
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:

@@ -7,6 +7,7 @@ micro-batches of a loss that is normalised by the token count of the whole batch
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -34,8 +35,8 @@ RL_EXTRAS = {
   'advantage': np.float32,
   'behavior': np.float32,
   'token_class': np.int32,
-  'current': np.float32,
-}  # 1 on tokens that the version now trained has sampled
+  'current': np.float32,  # 1 on tokens that the version now trained has sampled
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +88,17 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
   if rows * count % sharding.row_shards(mesh):
     raise DataError(
       f'batch: got {rows * count} rows per micro-batch, wanted a multiple of '
-      f'{sharding.row_shards(mesh)} (data x '
-      f'fsdp); change train.rows'
+      f'{sharding.row_shards(mesh)} (data x fsdp); change train.rows'
     )
   place = sharding.rows(mesh, 1)
-  whole = lambda array: (array.shape[0], rows * count, *array.shape[2:])
-  put = (
-    jax.device_put
-    if count == 1
-    else lambda array, at: jax.make_array_from_process_local_data(at, array, whole(array))
-  )
-  batch = {name: put(array, place) for name, array in arrays.items()}
+
+  def put(array):
+    if count == 1:
+      return jax.device_put(array, place)
+    whole = (array.shape[0], rows * count, *array.shape[2:])
+    return jax.make_array_from_process_local_data(place, array, whole)
+
+  batch = {name: put(array) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
 
 
@@ -112,17 +113,18 @@ def make_sft_step(
   """
 
   def step(state: State, batch: Batch) -> tuple[State, sums.Sums]:
+    # the loss is a mean over the tokens of all micro-batches
     trainable, frozen = partition(state.params, optimizer.frozen)
     trained_MRT = _trained(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
 
     def loss(trainable, index):
+      params = {**trainable, **frozen}
       micro = _micro(batch, index)
-      scores = _scores(
-        config, {**trainable, **frozen}, micro, trained_MRT[index], optimizer, options
-      )
+      scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
       return -scores.logprob_RT.sum() / count, sums.sft(scores, trained_MRT[index])
 
+    # gradient of all micro-batches, then one update
     gradient, totals = _accumulate(loss, trainable, batch['used'])
     trainable, opt_state, norms = _update(
       optimizer, gradient, state.opt_state, trainable, state.step
@@ -155,44 +157,47 @@ def make_rl_step(
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
     advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
-    def logprob(params, index):
+    def score(params, index):
       return _scores(config, params, _micro(batch, index), trained_MRT[index], optimizer, options)
 
-    def expected(index):
-      return (
-        logprob(reference, index).logprob_RT
-        if rl.beta > 0
-        else jnp.zeros(trained_MRT.shape[1:], jnp.float32)
-      )
+    def reference_logprob(index):
+      if rl.beta > 0:
+        return score(reference, index).logprob_RT
+      return jnp.zeros(trained_MRT.shape[1:], jnp.float32)
 
+    # before(index, scores): log-probs of the prox policy and of the reference, which do not move
     def loss(trainable, index, before):
-      scores = logprob({**trainable, **frozen}, index)
-      prox, reference_RT = before(index, scores)
-      prox, reference_RT = jax.lax.stop_gradient((prox, reference_RT))
+      scores = score({**trainable, **frozen}, index)
+      prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores))
       micro = {**_micro(batch, index), 'advantage': advantage_MRT[index]}
-      return _policy_loss(scores, prox, reference_RT, micro, trained_MRT[index], count, rl)
+      return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
 
-    def update(_, carry):
+    def update(before, carry):
       trainable, opt_state, totals = carry
       gradient, new = _accumulate(lambda t, i: loss(t, i, before), trainable, batch['used'])
       trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
       return trainable, opt_state, sums.merge(totals, sums.merge(new, norms))
 
+    carry = (trainable, state.opt_state, sums.policy_zeros())
     if rl.updates_per_batch == 1:
-      before = lambda index, scores: (scores.logprob_RT, expected(index))
-      trainable, opt_state, totals = update(0, (trainable, state.opt_state, sums.policy_zeros()))
+      # the policy has not moved yet: it is its own prox policy
+      carry = update(lambda index, scores: (scores.logprob_RT, reference_logprob(index)), carry)
     else:
-      both = lambda index: (logprob(state.params, index).logprob_RT, expected(index))
+      # prox and reference once, before the first update
+      def both(index):
+        return score(state.params, index).logprob_RT, reference_logprob(index)
+
       prox_MRT, reference_MRT = _each(both, batch['used'], trained_MRT.shape)
-      before = lambda index, scores: (prox_MRT[index], reference_MRT[index])
-      start = (trainable, state.opt_state, sums.policy_zeros())
-      trainable, opt_state, totals = jax.lax.fori_loop(0, rl.updates_per_batch, update, start)
+      once = functools.partial(
+        update, lambda index, scores: (prox_MRT[index], reference_MRT[index])
+      )
+      carry = jax.lax.fori_loop(0, rl.updates_per_batch, lambda _, carry: once(carry), carry)
+    trainable, opt_state, totals = carry
     totals = sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
-  return _with_reference(
-    _jit(step, shardings(config, optimizer, mesh), mesh, reference=rl.beta > 0), rl
-  )
+  places = shardings(config, optimizer, mesh)
+  return _with_reference(_jit(step, places, mesh, reference=rl.beta > 0), rl)
 
 
 def make_logprobs(
@@ -205,9 +210,11 @@ def make_logprobs(
   def logprobs(params, batch):
     shape = batch['tokens'].shape
     wanted_RT = jnp.ones(shape[1:], bool)
-    run = lambda i: (
-      _scores(config, params, _micro(batch, i), wanted_RT, None, options).logprob_RT,
-    )
+
+    def run(index):
+      scores = _scores(config, params, _micro(batch, index), wanted_RT, None, options)
+      return (scores.logprob_RT,)
+
     return _each(run, batch['used'], shape)[0]
 
   places = sharding.parameter_shardings(
@@ -221,11 +228,12 @@ def _policy_loss(
 ):
   """One micro-batch's share of the loss, and what is logged of it."""
   mask_RT = trained_RT.astype(jnp.float32)
-  kl_RT = (
-    advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit)
-    if rl.beta > 0
-    else jnp.zeros_like(prox_RT)
-  )
+  # KL to the reference, paid per token
+  if rl.beta > 0:
+    kl_RT = advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit)
+  else:
+    kl_RT = jnp.zeros_like(prox_RT)
+  # credit: the episode's advantage and the KL reward still to come in the token's own branch
   run_RT = micro['segments'] * (micro['branches'].max() + 1) + micro['branches']
   credit_RT = advantages.token_credit(micro['advantage'], kl_RT, mask_RT, run_RT, beta=rl.beta)
   _, parts = losses.decoupled_policy_loss(
@@ -266,9 +274,9 @@ def _scores(
     branches_BT=micro['branches'],
     visual_BT=micro['visual'],
     patches_BNXPC=micro['patches'],
-    grids_BNG=micro['grids'],
+    grids_BN2=micro['grids'],
     stills_BNXPC=micro.get('stills'),
-    still_grids_BNG=micro.get('still_grids'),
+    still_grids_BN2=micro.get('still_grids'),
   )
   freeze = optimizer is not None and 'visual' in optimizer.frozen
   hidden_RTD = model.hidden(
@@ -312,17 +320,15 @@ def _accumulate(loss: Callable, trainable: Any, used: jax.Array) -> tuple[Any, s
   """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
+  no_totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def body(index, carry):
     gradient, totals = carry
     new, found = jax.grad(loss, has_aux=True)(trainable, index)
-    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new), sums.merge(
-      totals, found
-    )
+    gradient = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new)
+    return gradient, sums.merge(totals, found)
 
-  return jax.lax.fori_loop(
-    0, used, body, (zeros, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-  )
+  return jax.lax.fori_loop(0, used, body, (zeros, no_totals))
 
 
 def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
@@ -330,12 +336,15 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
   used.
   """
   count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
-  body = lambda i, out: tuple(
-    jax.lax.dynamic_update_index_in_dim(o, x, i, 0) for o, x in zip(out, run(i))
-  )
-  return jax.lax.fori_loop(
-    0, used, body, tuple(jnp.zeros(shape, jnp.float32) for _ in range(count))
-  )
+
+  def body(index, outputs):
+    return tuple(
+      jax.lax.dynamic_update_index_in_dim(output_MRT, new_RT, index, 0)
+      for output_MRT, new_RT in zip(outputs, run(index))
+    )
+
+  zeros = tuple(jnp.zeros(shape, jnp.float32) for _ in range(count))
+  return jax.lax.fori_loop(0, used, body, zeros)
 
 
 def _update(
@@ -347,7 +356,10 @@ def _update(
   opt_state = at_step(opt_state, step)
   size = optax.tree.norm(gradient)
   finite = jnp.isfinite(size)
-  keep = lambda new, old: jnp.where(finite, new, old)
+
+  def keep(new, old):
+    return jnp.where(finite, new, old)
+
   updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
   updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
   trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
@@ -386,15 +398,15 @@ def _with_reference(step: Callable, rl: RLOptions) -> Callable:
 
 
 def _check(rl: RLOptions) -> None:
-  claims = {
-    f'rl.clip={rl.clip} is in (0, 1)': 0 < rl.clip < 1,
-    f'rl.weight_cap={rl.weight_cap} is above 1': rl.weight_cap > 1,
-    f'rl.beta={rl.beta} is not negative': rl.beta >= 0,
-    f'rl.kl_limit={rl.kl_limit} is positive': rl.kl_limit > 0,
-    f'rl.batch_norm={rl.batch_norm!r} is one of {advantages.BATCH_NORMS}': rl.batch_norm
-    in advantages.BATCH_NORMS,
-    f'rl.updates_per_batch={rl.updates_per_batch} is at least 1': rl.updates_per_batch >= 1,
-  }
-  for claim, holds in claims.items():
+  norms = advantages.BATCH_NORMS
+  claims = [
+    (0 < rl.clip < 1, f'rl.clip={rl.clip} is in (0, 1)'),
+    (rl.weight_cap > 1, f'rl.weight_cap={rl.weight_cap} is above 1'),
+    (rl.beta >= 0, f'rl.beta={rl.beta} is not negative'),
+    (rl.kl_limit > 0, f'rl.kl_limit={rl.kl_limit} is positive'),
+    (rl.batch_norm in norms, f'rl.batch_norm={rl.batch_norm!r} is one of {norms}'),
+    (rl.updates_per_batch >= 1, f'rl.updates_per_batch={rl.updates_per_batch} is at least 1'),
+  ]
+  for holds, claim in claims:
     if not holds:
       raise ConfigError(f'rl options: it does not hold that {claim}; correct the recipe')

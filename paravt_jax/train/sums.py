@@ -27,9 +27,8 @@ METRICS = {
   'policy/clip_share': 'share of trained tokens at which the clip decides',
   'policy/dropped_share': 'share of trained tokens whose behaviour weight is above the cap',
   'policy/weight': 'mean behaviour weight, dropped ones as 0',
-  'policy/ess': 'effective sample size of the behaviour weights, '
-  'dropped ones as 0, as a share of the '
-  'trained tokens',
+  'policy/ess': 'effective sample size of the behaviour weights, dropped ones as 0, as a share of '
+  'the trained tokens',
   'policy/gap_mean': 'mean |logp_prox - logp_behave|, nats; also by class',
   'policy/gap_max': 'largest of the same; also by class',
   'policy/kl_reference': 'k1 estimate of the KL to the reference per '
@@ -49,12 +48,13 @@ METRICS = {
 
 def merge(a: Sums, b: Sums) -> Sums:
   """Joins two dicts of sums; a key that only one has is kept."""
-  join = lambda name: (
-    jnp.maximum(a[name], b[name]) if name.startswith('max_') else a[name] + b[name]
-  )
-  return {
-    name: join(name) if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}
-  }
+
+  def join(name: str) -> jax.Array:
+    if name not in a or name not in b:
+      return a[name] if name in a else b[name]
+    return jnp.maximum(a[name], b[name]) if name.startswith('max_') else a[name] + b[name]
+
+  return {name: join(name) for name in {**a, **b}}
 
 
 def sft(scores: Scores, trained_RT: jax.Array) -> Sums:
@@ -82,10 +82,12 @@ def policy(
   """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the
   gap at current_RT.
   """
+  # learner against server; behaviour may be garbage outside the trained tokens
   gap_RT = jnp.where(trained_RT, jnp.abs(prox_RT - jnp.where(trained_RT, behavior_RT, 0.0)), 0.0)
   found = {**parts, 'kl': kl_RT.sum(), 'kl_reward': -beta * kl_RT.sum()}
   found['max_gap'] = found.pop('gap_max')
   del found['gap_sum']
+  # tokens that the version now trained has sampled
   now_RT = trained_RT & current_RT
   found |= {
     'tokens_current': now_RT.sum().astype(jnp.float32),
@@ -93,14 +95,14 @@ def policy(
     'max_gap_current': jnp.where(now_RT, gap_RT, 0.0).max(initial=0.0),
   }
   for number, name in enumerate(CLASSES):
-    member = trained_RT & (class_RT == number)
-    total = lambda x, member=member: jnp.where(member, x, 0.0).sum()
+    member_RT = trained_RT & (class_RT == number)
+    member_gap_RT = jnp.where(member_RT, gap_RT, 0.0)
     found |= {
-      f'tokens_{name}': member.sum().astype(jnp.float32),
-      f'entropy_{name}': total(scores.entropy_RT),
-      f'logprob_{name}': total(scores.logprob_RT),
-      f'gap_{name}': total(gap_RT),
-      f'max_gap_{name}': jnp.where(member, gap_RT, 0.0).max(initial=0.0),
+      f'tokens_{name}': member_RT.sum().astype(jnp.float32),
+      f'entropy_{name}': jnp.where(member_RT, scores.entropy_RT, 0.0).sum(),
+      f'logprob_{name}': jnp.where(member_RT, scores.logprob_RT, 0.0).sum(),
+      f'gap_{name}': member_gap_RT.sum(),
+      f'max_gap_{name}': member_gap_RT.max(initial=0.0),
     }
   return jax.lax.stop_gradient(found)
 

@@ -28,13 +28,15 @@ from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
 _START_LIMIT = 60.0  # seconds for a worker to import its libraries; counts before the deadline does
-_GRACE = (
-  2.0  # seconds after the deadline at which a worker ends itself, should nobody be left to kill it
-)
+# seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+_GRACE = 2.0
 _PROGRAM = (
   'import sys; from paravt_jax.video import worker; '
   'worker.main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))'
 )
+
+
+Times = Sequence[float] | np.ndarray  # seconds from the start of a video
 
 
 class _Worker:
@@ -128,9 +130,7 @@ class DecodePool:
   def __exit__(self, *_):
     self.close()
 
-  async def frames(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  async def frames(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """The frames shown at `seconds`, one per time and in that order, resized once to between
     min_pixels and max_pixels.
 
@@ -151,9 +151,7 @@ class DecodePool:
     """What the file says of its video stream. Raises as `frames`."""
     return await asyncio.get_running_loop().run_in_executor(self._threads, self.probe_sync, path)
 
-  def frames_sync(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  def frames_sync(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """As `frames`, for callers without an event loop."""
     times = np.asarray(seconds, np.float64)
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +11,8 @@ from paravt_jax.video.media import VideoInfo
 
 # Said once where this backend is chosen. The files are real ones, compared with a full decode.
 KNOWN_FAULTS = (
-  "video.backend='decord' is known to be wrong on transport streams, on AVI, at the ends of "
-  'VP8 and '
-  'VP9 and on clips cut with an edit list; it differed or failed on 84 of 351 real files, '
+  "video.backend='decord' is known to be wrong on transport streams, on AVI, at the ends of VP8 "
+  'and VP9 and on clips cut with an edit list; it differed or failed on 84 of 351 real files, '
   "'pyav' on 39, most of them broken on purpose"
 )
 
@@ -28,7 +28,7 @@ class DecordReader:
     self.path = path
     self._faults = (decord.DECORDError, *media.FAULTS)
     try:
-      self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+      self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     except self._faults as error:
       raise media.not_video(path, media.one_line(error)) from error
     try:

@@ -2,25 +2,31 @@
 
 import dataclasses
 
-import av
+import av.error
 
 from paravt_jax.errors import MediaError
 
 # All that PyAV, numpy and decord were seen to raise on damaged bytes.
 FAULTS = (
-  av.FFmpegError, OSError, ValueError, ArithmeticError, LookupError, MemoryError, BufferError,
+  av.error.FFmpegError,
+  OSError,
+  ValueError,
+  ArithmeticError,
+  LookupError,
+  MemoryError,
+  BufferError,
   RuntimeError,
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What a file holds of its video stream. fps = num_frames / duration; sides before the resize."""
+  """What a file holds of its video stream."""
 
   duration: float  # seconds
-  fps: float
+  fps: float  # num_frames / duration
   num_frames: int  # frames that are shown
-  width: int
+  width: int  # before any resize
   height: int
 
 

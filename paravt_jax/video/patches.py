@@ -63,15 +63,26 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return frames
   out = np.empty((len(frames), height, width, 3), np.uint8)
   for i, frame in enumerate(frames):
-    out[i] = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+    out[i] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
   return out
 
 
-def patchify(frame: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+def is_whole(image: np.ndarray, side: int = SIDE) -> bool:
+  """Whether an image is [H, W, 3] and its sides are positive multiples of `side`."""
+  if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    return False
+  return image.shape[0] % side == 0 and image.shape[1] % side == 0
+
+
+def patchify(
+  frame: np.ndarray, patch: int = PATCH, merge: int = MERGE
+) -> tuple[np.ndarray, tuple[int, int]]:
   """Cuts one frame into patches.
 
   Args:
-    frame: uint8[H, W, 3], sides multiples of 32.
+    frame: uint8[H, W, 3], sides multiples of patch * merge.
+    patch: pixels of a patch's side.
+    merge: patches of a merged token's side.
 
   Returns:
     (patches uint8[X, C] with X = H/16 * W/16 in 2x2 merge order and C = 3*16*16, grid (H/16,
@@ -80,28 +91,15 @@ def patchify(frame: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
   Raises:
     ValueError: another shape.
   """
-  if (
-    frame.ndim != 3
-    or frame.shape[2] != 3
-    or frame.shape[0] % SIDE
-    or frame.shape[1] % SIDE
-    or not frame.size
-  ):
+  if not is_whole(frame, patch * merge):
     raise ValueError(
-      f'patchify: got shape {frame.shape}, wanted [H, W, 3] with sides multiples of {SIDE}'
+      f'patchify: got shape {frame.shape}, wanted [H, W, 3] with sides multiples of {patch * merge}'
     )
-  h, w = frame.shape[0] // PATCH, frame.shape[1] // PATCH
-  blocks = frame.reshape(h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH, 3)
-  return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(h * w, 3 * PATCH * PATCH), (h, w)
-
-
-def unpatchify(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """The frame uint8[H, W, 3] that `patchify` cut into patches [X, C] with that grid; padding after
-  them is ignored.
-  """
-  h, w = grid
-  blocks = patches[: h * w].reshape(h // MERGE, w // MERGE, MERGE, MERGE, 3, PATCH, PATCH)
-  return blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * PATCH, w * PATCH, 3)
+  h, w = frame.shape[0] // patch, frame.shape[1] // patch
+  # (block row, row in block, pixel row, block column, column in block, pixel column, colour)
+  pixels = frame.reshape(h // merge, merge, patch, w // merge, merge, patch, 3)
+  # blocks, then the patches of a block, then colour before the pixels
+  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(h * w, 3 * patch * patch), (h, w)
 
 
 def merged_tokens(grid: tuple[int, int]) -> int:

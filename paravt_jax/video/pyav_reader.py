@@ -14,9 +14,15 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import av
+import av.container
+import av.error
+import av.logging
+import av.stream
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from paravt_jax.video import media, orientation, survey
 from paravt_jax.video.media import VideoInfo
@@ -36,20 +42,20 @@ _ROUNDING = 1e-6  # seconds: forgives float rounding of a time that came from a 
 class _Damage:
   """What went wrong while decoding. Times are ticks."""
 
-  since: int  # from here on frames may be missing
-  pts: int  # of what failed: a later key frame is whole again
+  since: float  # from here on frames may be missing
+  pts: float  # of what failed: a later key frame is whole again
   what: str
   final: bool  # nothing more can come of decoding again
 
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-  """A decoded frame, or the end of the stream. before: damage between it and the frame before."""
+  """A decoded frame, or the end of the stream."""
 
   pts: float  # ticks; infinite at the end
-  frame: av.VideoFrame | None
-  fault: _Damage | None
-  before: _Damage | None
+  frame: av.VideoFrame | None  # None at the end
+  fault: _Damage | None  # what is wrong with this frame
+  before: _Damage | None  # damage between it and the frame before
 
 
 class PyavReader:
@@ -65,9 +71,9 @@ class PyavReader:
 
   def __init__(self, path: str):
     self.path = path
-    self._converter = av.video.reformatter.VideoReformatter()
+    self._converter = VideoReformatter()
     self._container, self._stream = _open(path)
-    self._base = float(self._stream.time_base)
+    self._base = survey.seconds_per_tick(self._stream)
     self._first: av.VideoFrame | None = None
     try:
       self._measure()
@@ -81,7 +87,8 @@ class PyavReader:
   def _measure(self):
     """Sets info, the start and the survey: from an index, or by reading all packets once."""
     container, stream = self._container, self._stream
-    kind, told = container.format.name, stream.start_time  # reading packets may change the latter
+    kind = container.format.name
+    told = stream.start_time  # reading packets may change it
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
     may_index = is_mov and not fragmented
@@ -125,7 +132,7 @@ class PyavReader:
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       yield from self._packets()
-    except av.FFmpegError:
+    except av.error.FFmpegError:
       return
 
   def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
@@ -137,7 +144,7 @@ class PyavReader:
       if self._first is None and packet.stream_index == self._stream.index:
         try:
           frames = self._stream.codec_context.decode(packet if packet.size else None)
-        except av.FFmpegError:
+        except av.error.FFmpegError:
           frames = []  # before the first frame that can be shown
         self._first = next(iter(frames), None)
       yield packet
@@ -185,14 +192,14 @@ class PyavReader:
         if from_first
         else self._from_key(targets[run[done]], earlier=attempt == 1)
       )
-      image, last = None, None
+      last, image = None, np.zeros(0)
       for shown, fault in self._match(items, [targets[i] for i in run[done:]]):
         if fault is not None and (from_first or fault.final):
           raise media.broken(self.path, fault.what)
-        if fault is not None:
+        if fault is not None or shown.frame is None:
           break
         if shown is not last:
-          image, last = self._image(shown.frame), shown
+          last, image = shown, self._image(shown.frame)
         yield run[done], self._seconds(shown.pts), image
         done += 1
       if done == len(run):
@@ -203,7 +210,7 @@ class PyavReader:
 
   def _match(
     self, items: Iterator[_Frame], targets: list[int]
-  ) -> Iterator[tuple[_Frame | None, _Damage | None]]:
+  ) -> Iterator[tuple[_Frame, _Damage | None]]:
     """(the frame shown, what is wrong with it) for each ascending target."""
     shown, at = None, 0
     for item in items:
@@ -212,23 +219,24 @@ class PyavReader:
           return
         fault = self._overdue(shown, targets[at]) if item.frame is None else None
         fault = fault or shown.fault
-        if fault is None and item.before is not None and self._is_lost(shown, targets[at], item):
-          fault = item.before
+        if fault is None and item.before is not None:
+          fault = item.before if self._is_lost(shown, targets[at], item.before) else None
         yield shown, fault
         at += 1
       if at == len(targets):
         return
       shown = item
 
-  def _is_lost(self, shown: _Frame, target: int, item: _Frame) -> bool:
+  def _is_lost(self, shown: _Frame, target: int, damage: _Damage) -> bool:
     """Whether the frame at the target may be one that damage took, between two that came."""
     is_after = target >= shown.pts + round(self._survey.interval)
-    return item.before.pts <= target or (is_after and item.before.since <= target)
+    return damage.pts <= target or (is_after and damage.since <= target)
 
   def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
+    length = shown.frame.duration if shown.frame is not None else 0
     end = max(
-      shown.pts + (shown.frame.duration or 0),
+      shown.pts + (length or 0),
       min(self._survey.end, shown.pts + 2 * self._survey.interval),
     )
     allowed = survey.WHOLE if self._whole else survey.slack(self.info.duration)
@@ -291,32 +299,33 @@ class PyavReader:
     if self._is_linear() or not (self._indexed or self._survey.keys):
       return
     if self._indexed:
-      packets = self._seek(target)
-      if packets is not None and (packets[0].pts > target or earlier):
-        packets = self._seek(min(packets[0].pts, packets[0].dts or packets[0].pts) - 1)
+      found = self._seek(target)
+      if found is not None and (found[1] > target or earlier):
+        key, pts = found
+        found = self._seek(min(pts, key.dts or pts) - 1)
     else:
-      packets = self._seek(self._survey.keys[max(0, self._key_index(target) - int(earlier))][1])
-    if packets is None or packets[0].pts > target:
+      found = self._seek(self._survey.keys[max(0, self._key_index(target) - int(earlier))][1])
+    if found is None or found[1] > target:
       return
-    key = packets[0]
-    rest = itertools.chain(packets, self._packets())
+    key, pts = found
+    rest = itertools.chain([key], self._packets())
     begun = key.is_discard  # a hidden key frame never comes out itself
     for item in self._decode(self._stream, rest, from_first=False):
-      if item.frame is None or item.pts >= key.pts:
+      if item.frame is None or item.pts >= pts:
         if not begun and (item.frame is None or not item.frame.key_frame):
           return  # the decoder does not call it a key frame, but shows something all the same
         begun = True
         yield item
 
-  def _seek(self, time: int) -> list[av.Packet] | None:
-    """The first key packet from there on, as a list of one; None where none has a time."""
+  def _seek(self, time: int) -> tuple[av.Packet, int] | None:
+    """The first key packet from there on, and its presentation time; None where it has none."""
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       for packet in self._packets():
         # behind a seek a program stream's times may be wrong: such key frames are passed over
         if packet.size and packet.is_keyframe and (self._indexed or packet.pts in self._key_times):
-          return None if packet.pts is None else [packet]
-    except av.FFmpegError:
+          return None if packet.pts is None else (packet, packet.pts)
+    except av.error.FFmpegError:
       return None
     return None
 
@@ -328,10 +337,11 @@ class PyavReader:
   ) -> Iterator[_Frame]:
     """Decodes everything, without dropping what the container marks, and goes on after damage."""
     clock = _Clock(self._survey) if from_first else None
-    damage, reached = None, None
+    damage: _Damage | None = None
+    reached: int | None = None
     whole: collections.deque[int] = collections.deque(maxlen=_HELD)  # sent before the damage
     # a stream that is marked damaged from its very first frame on shows what it shows
-    marks_count = not from_first or not _is_damaged(self._first)
+    marks_count = not from_first or self._first is None or not _is_damaged(self._first)
     for packet, error in _each(packets):
       frames: list[av.VideoFrame] = []
       if error is None:
@@ -341,7 +351,7 @@ class PyavReader:
           whole.append(packet.pts)
         try:
           frames = stream.codec_context.decode(packet)
-        except av.FFmpegError as fault:
+        except av.error.FFmpegError as fault:
           error = fault
       for frame in frames:
         pts = clock.time(frame) if clock is not None and clock.ordered else _time(frame, reached)
@@ -420,13 +430,15 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
   return container, known[0]
 
 
-def _each(packets: Iterator[av.Packet]) -> Iterator[tuple[av.Packet | None, av.FFmpegError | None]]:
+def _each(
+  packets: Iterator[av.Packet],
+) -> Iterator[tuple[av.Packet | None, av.error.FFmpegError | None]]:
   """(packet, None) for each with data; (None, error) where demuxing failed; (None, None) last."""
   try:
     for packet in packets:
       if packet.size:
         yield packet, None
-  except av.FFmpegError as error:
+  except av.error.FFmpegError as error:
     yield None, error
   yield None, None
 
@@ -450,7 +462,8 @@ def _tag(container: av.container.InputContainer) -> str:
   level = av.logging.get_level()
   av.logging.set_level(av.logging.INFO)  # at a lower one the dump is empty
   try:
-    found = re.search(r'Video: (.+?)(?:, |\n|$)', container.dumps_format())
+    told: Any = container  # av's stub does not know dumps_format
+    found = re.search(r'Video: (.+?)(?:, |\n|$)', told.dumps_format())
   finally:
     av.logging.set_level(level)
   return found.group(1) if found else 'unknown'

@@ -37,8 +37,10 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
   """Times of an overview of `budget` frames: the middles of equal parts of the video.
 
   Args:
-    duration: of the video, seconds. budget: K, frames wanted. fps: average frame rate;
-    round(duration * fps) frames are available. The rate never overrides the budget.
+    duration: of the video, seconds.
+    budget: K, frames wanted.
+    fps: average frame rate; round(duration * fps) frames are available. The rate never overrides
+      the budget.
 
   Returns:
     float64[min(K, frames available)], strictly increasing seconds; at a constant frame rate each
@@ -63,12 +65,10 @@ def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
 
   Raises: as `budget_times`.
   """
-  count = len(budget_times(duration, budget, fps))
-  return (
-    (np.arange(int(budget)) + 0.5) * (duration / int(budget))
-    if count < budget
-    else budget_times(duration, budget, fps)
-  )
+  times = budget_times(duration, budget, fps)
+  if len(times) == budget:
+    return times
+  return (np.arange(int(budget)) + 0.5) * (duration / int(budget))
 
 
 def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, int]:
@@ -78,6 +78,7 @@ def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, 
   The frame on screen when a window opens began before it: a label before `since`, the window's
   start, becomes the time looked at.
   """
+  # labels that lie in the window, and the first place of each frame
   labels = np.where(clip.seconds < since, np.minimum(times, clip.duration), clip.seconds)
   _, first = np.unique(clip.own, return_index=True)
   first = np.sort(first)

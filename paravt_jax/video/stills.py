@@ -64,9 +64,8 @@ def size(path: str) -> tuple[int, int]:
   stored: the area is the same.
   """
   with _opened(path) as image:
-    sideways = (
-      image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5
-    )  # Pillow itself turns a TIFF
+    # Pillow itself turns a TIFF
+    sideways = image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
@@ -93,9 +92,8 @@ def _plain(image: Image.Image) -> Image.Image:
   if image.mode in _DEEP:
     values = np.asarray(image)
     levels = _grey(values, _white(image))
-    if (
-      getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0
-    ):  # white is zero; Pillow turns only 8 bits
+    # where white is zero, Pillow turns only 8 bits
+    if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0:
       levels = 255 - levels
     grey = Image.fromarray(levels)
     if not isinstance(clear, int):
@@ -104,13 +102,13 @@ def _plain(image: Image.Image) -> Image.Image:
     return _over_white(Image.merge('LA', (grey, Image.fromarray(alpha))))
   if image.mode == 'LAB':
     profiles = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
-    return ImageCms.profileToProfile(image, *profiles, outputMode='RGB')
+    turned = ImageCms.profileToProfile(image, *profiles, outputMode='RGB')
+    return image if turned is None else turned  # None: it was changed in place
   if image.mode in _ALPHA:
     return _over_white(image)
   if clear is not None and image.mode in ('1', 'L', 'P', 'RGB'):
-    if (
-      isinstance(clear, tuple) and max(clear) > 255
-    ):  # of a 16-bit PNG, whose pixels Pillow gives as 8 bits
+    # of a 16-bit PNG, whose pixels Pillow gives as 8 bits
+    if isinstance(clear, tuple) and max(clear) > 255:
       image = image.copy()
       image.info['transparency'] = tuple(value >> 8 for value in clear)
     return _over_white(image)

@@ -1,43 +1,43 @@
-"""Frames that were decoded once: kept in memory up to a number of bytes, and in a folder, bounded
-too, if there is one.
+"""Decoded frames, kept in memory and, if there is one, in a folder. Both are bounded in bytes.
 
 A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder:
 another file or another knob is another key, never a stale frame. Several processes may share a
 folder; each looks at what the others wrote before it throws away.
 
-  <folder>/<first two digits>/<key>.npz     frames, seconds, duration; own where it is not the seconds. Last changed: last used
-  <folder>/<first two digits>/*.part        being written, locked by its writer; what a killed one left is swept
+  <folder>/<first two digits of the key>/
+    <key>.npz   frames, seconds, duration; own where it differs from seconds. Its time of change is
+                that of its last use.
+    *.part      being written and locked by its writer; what a killed writer left is swept
 """
 
 import asyncio
 import collections
 import contextlib
-import fcntl
-import hashlib
 import logging
 import math
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from paravt_jax import files
 from paravt_jax.errors import MediaError
 from paravt_jax.types import Clip
-from paravt_jax.video.decode import DecodePool
+from paravt_jax.video.decode import DecodePool, Times
 from paravt_jax.video.readers import VideoInfo, missing
 
 _LAYOUT = 2  # of the files below; a new number is a new key
 _PART = '.part'
-_OLD = 60.0  # seconds; a younger part may not be locked yet by the writer that just made it
-_RESERVE = (
-  1 << 30
-)  # bytes of the disk that stay free for what matters more, checkpoints say; of a small disk a twentieth
+# bytes of the disk that stay free for what matters more, such as checkpoints; of a small disk a
+# twentieth stays free
+_RESERVE = 1 << 30
 _SLACK = 1_000_000_000  # ns by which times of files may lag behind the clock, or another machine's
 # of the folder's bound: freed at a time, and written before one looks again what others wrote
 _ROOM = 0.1
@@ -77,19 +77,19 @@ class FrameStore:
     self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
     self._unseen = float('inf')  # bytes written since the folder was last looked through
     self._room = 0.0  # bytes that were free below the bound then
-    self._opened, self._full = time.time_ns() - _SLACK, False
+    self._opened = time.time_ns() - _SLACK
+    self._full = False
     self._pool = pool
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
     self._bytes = 0
-    self._lock, self._sweeping = threading.Lock(), threading.Lock()
+    self._lock = threading.Lock()  # of memory and counts
+    self._sweeping = threading.Lock()  # of what is known about the folder's size
     self._infos: dict[tuple, VideoInfo] = {}
     self._running: dict[str, asyncio.Task] = {}
-    self._warned: set[int] = set()
+    self._warned: set[int | None] = set()
 
-  async def frames(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  async def frames(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """As DecodePool.frames; the arrays are shared between callers and cannot be written to."""
     times = np.asarray(seconds, np.float64)
     identity = await asyncio.to_thread(_identity, path)
@@ -102,9 +102,8 @@ class FrameStore:
     else:
       self._running[key] = asyncio.create_task(self._load(key, path, times, min_pixels, max_pixels))
       self._running[key].add_done_callback(lambda task: self._finish(key, task))
-    return await asyncio.shield(
-      self._running[key]
-    )  # a caller that gives up must not take the frames from the others
+    # a caller that gives up must not take the frames from the others
+    return await asyncio.shield(self._running[key])
 
   async def probe(self, path: str) -> VideoInfo:
     """As DecodePool.probe; asked once per file."""
@@ -113,18 +112,16 @@ class FrameStore:
       self._infos[identity] = await self._pool.probe(path)
     return self._infos[identity]
 
-  def frames_sync(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
+  def frames_sync(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
     """As `frames`, for threads without an event loop; concurrent requests are not shared."""
     times = np.asarray(seconds, np.float64)
     key = self._key(_identity(path), times, min_pixels, max_pixels)
-    clip = self._remembered(key) or (self._read(key) if self._folder else None)
+    clip = self._remembered(key) or (self._read(self._folder, key) if self._folder else None)
     if clip is None:
       clip = self._pool.frames_sync(path, times, min_pixels, max_pixels)
       self._count('decoded')
       if self._folder:
-        self._write(key, clip)
+        self._write(self._folder, key, clip)
     return self._keep(key, clip)
 
   def probe_sync(self, path: str) -> VideoInfo:
@@ -136,7 +133,7 @@ class FrameStore:
 
   def _key(self, identity: tuple, times: np.ndarray, min_pixels: int, max_pixels: int) -> str:
     words = (_LAYOUT, self._pool.backend, identity, times.tolist(), min_pixels, max_pixels)
-    return hashlib.blake2b(repr(words).encode(), digest_size=20).hexdigest()
+    return files.digest(repr(words).encode(), size=20)
 
   def _finish(self, key: str, task: asyncio.Task):
     self._running.pop(key, None)
@@ -146,12 +143,12 @@ class FrameStore:
   async def _load(
     self, key: str, path: str, times: np.ndarray, min_pixels: int, max_pixels: int
   ) -> Clip:
-    clip = await asyncio.to_thread(self._read, key) if self._folder else None
+    clip = await asyncio.to_thread(self._read, self._folder, key) if self._folder else None
     if clip is None:
       clip = await self._pool.frames(path, times, min_pixels, max_pixels)
       self._count('decoded')
       if self._folder:
-        await asyncio.to_thread(self._write, key, clip)
+        await asyncio.to_thread(self._write, self._folder, key, clip)
     return self._keep(key, clip)
 
   def _remembered(self, key: str) -> Clip | None:
@@ -178,17 +175,14 @@ class FrameStore:
     with self._lock:
       self.counts[name] += 1
 
-  def _file(self, key: str) -> pathlib.Path:
-    return self._folder / key[:2] / f'{key}.npz'
-
-  def _read(self, key: str) -> Clip | None:
+  def _read(self, folder: pathlib.Path, key: str) -> Clip | None:
+    file = _file(folder, key)
     try:
-      with np.load(self._file(key)) as arrays:
-        clip = Clip(
-          arrays['frames'], arrays['seconds'], float(arrays['duration']), arrays.get('own')
-        )
+      with np.load(file) as arrays:
+        seconds, own = arrays['seconds'], arrays['own' if 'own' in arrays else 'seconds']
+        clip = Clip(arrays['frames'], seconds, float(arrays['duration']), own)
       self._count('disk')
-      self._touch(key)
+      self._touch(file)
       return clip
     except FileNotFoundError:
       return None
@@ -196,60 +190,59 @@ class FrameStore:
       self._count('disk_unreadable')  # decoded again and written anew
       return None
 
-  def _touch(self, key: str):
-    """Marks a file as used now. One that is gone, or belongs to somebody else, is none of our
-    business.
-    """
+  def _touch(self, file: pathlib.Path):
+    """Marks a file as used now, unless it is gone or belongs to somebody else."""
     if math.isfinite(self._disk_capacity):
       with contextlib.suppress(OSError):
-        os.utime(self._file(key))
+        os.utime(file)
 
-  def _write(self, key: str, clip: Clip):
-    """Writes beside the place and renames, so that a reader never meets half a file."""
-    file, temporary = self._file(key), None
+  def _write(self, folder: pathlib.Path, key: str, clip: Clip):
+    """Writes by rename, so that a reader never meets half a file."""
+    file = _file(folder, key)
     if clip.frames.nbytes > self._disk_capacity:
       return
     try:
       file.parent.mkdir(parents=True, exist_ok=True)
-      if not self._make_room(clip.frames.nbytes):
+      if not self._make_room(folder, clip.frames.nbytes):
         self._count('disk_full')
         return
-      with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PART, delete=False) as out:
-        temporary = out.name
-        fcntl.flock(out, fcntl.LOCK_EX)
-        own = {} if np.array_equal(clip.own, clip.seconds) else {'own': clip.own}
-        np.savez(out, frames=clip.frames, seconds=clip.seconds, duration=clip.duration, **own)
-        out.flush()
-        os.replace(temporary, file)
+      arrays: dict[str, Any] = {
+        'frames': clip.frames,
+        'seconds': clip.seconds,
+        'duration': clip.duration,
+      }
+      if not np.array_equal(clip.own, clip.seconds):
+        arrays['own'] = clip.own
+      part = file.with_name(f'{key}.{secrets.token_hex(4)}{_PART}')
+      with files.replacing(file, sync=False, part=part) as out:
+        np.savez(out, **arrays)
     except OSError as error:
       self._count('disk_write_failed')
-      if temporary:
-        pathlib.Path(temporary).unlink(missing_ok=True)
       if error.errno not in self._warned:
         self._warned.add(error.errno)
         logging.getLogger(__name__).warning(
           'frame store %s: writing failed (%s); going on without it, wanted room for decoded '
-          'frames: free some space or set '
-          'video.cache_folder elsewhere (counted in disk_write_failed)',
+          'frames: free some space or set video.cache_folder elsewhere (counted in '
+          'disk_write_failed)',
           self._folder,
           error.strerror,
         )
 
-  def _make_room(self, size: int) -> bool:
-    """Whether `size` bytes may be written; throws the least recently used files of earlier runs
-    away for them, if need be.
+  def _make_room(self, folder: pathlib.Path, size: int) -> bool:
+    """Whether `size` bytes may be written. Where need be, it throws the least recently used files
+    of earlier runs away for them.
     """
     with self._sweeping:
-      disk = shutil.disk_usage(self._folder)
+      disk = shutil.disk_usage(folder)
       if self._full or disk.free - size < min(_RESERVE, disk.total // 20):
         return False
       if self._unseen + size <= min(self._room, _ROOM * self._disk_capacity):
         self._unseen += size
         return True
-      files = sorted(_files(self._folder))
-      total = sum(bytes_ for _, bytes_, _ in files)
+      found = sorted(_files(folder))
+      total = sum(bytes_ for _, bytes_, _ in found)
       if total + size > self._disk_capacity:
-        for used, bytes_, path in files:
+        for used, bytes_, path in found:
           if used >= self._opened or total + size <= (1 - _ROOM) * self._disk_capacity:
             break
           path.unlink(missing_ok=True)
@@ -260,6 +253,10 @@ class FrameStore:
       return not self._full
 
 
+def _file(folder: pathlib.Path, key: str) -> pathlib.Path:
+  return folder / key[:2] / f'{key}.npz'
+
+
 def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
   """(time of last use, bytes, path) of every file of frames. What killed writers left is removed on
   the way.
@@ -268,22 +265,11 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
     try:
       stat = path.stat()
       if path.suffix == _PART:
-        _sweep(path)
+        files.remove_abandoned(path)
       elif path.suffix == '.npz':
         yield stat.st_mtime_ns, stat.st_size, path
     except FileNotFoundError:  # another process was quicker
       continue
-
-
-def _sweep(path: pathlib.Path):
-  """Removes a half-written file unless its writer lives."""
-  with path.open('rb') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      return
-    if time.time() - os.fstat(file.fileno()).st_mtime > _OLD:
-      path.unlink(missing_ok=True)
 
 
 def _identity(path: str) -> tuple:

@@ -8,9 +8,11 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
+import av.container
+import av.error
 import numpy as np
 
 _RESTART = 0.1  # seconds by which a decoding time goes back where a clock restarts
@@ -34,12 +36,18 @@ class Survey:
   claimed_end: int  # what the header says, where that is more than rounding later; else `end`
   interval: float  # nominal frame interval: the median distance of two frames
   keys: tuple[tuple[int, int], ...]  # (presentation time, time to seek to) of key frames, ascending
-  parts: tuple[
-    tuple[int, int], ...
-  ]  # (first packet, ticks to add), one for each start of the clock
+  parts: tuple[tuple[int, int], ...]  # (first packet, ticks to add) for each start of the clock
   ordered: tuple[int, ...]  # times of the frames in the order shown, where packets do not tell them
   complete: float  # of a file that was cut, where its frames are all there; infinite for others
   holes: tuple[tuple[int, float], ...]  # (from, up to) where packets were lost: wrong frames there
+
+
+def seconds_per_tick(stream: av.VideoStream) -> float:
+  """The stream's time base."""
+  base = stream.time_base
+  if base is None:
+    raise ValueError('its stream has no time base')
+  return float(base)
 
 
 def slack(seconds: float) -> float:
@@ -82,14 +90,15 @@ def index_end(stream: av.VideoStream, path: str) -> float:
 
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
   """Decoding times of the shown packets by the index; None where it covers too little."""
-  entries, base = stream.index_entries, float(stream.time_base)
+  entries, base = stream.index_entries, seconds_per_tick(stream)
   if len(entries) < 2 or not stream.duration or stream.start_time is None:
     return None
   stamps = [entry.timestamp for entry in entries if not entry.is_discard]
   if len(stamps) < 2 or any(a > b for a, b in itertools.pairwise(stamps)):
     return None
   length = stream.duration * base
-  if (stream.container.duration or 0) / 1e6 - length > slack(length):
+  container: Any = stream.container  # av's stub does not say that it is open for reading
+  if (container.duration or 0) / 1e6 - length > slack(length):
     return None  # the last frame may be shown for long: only its packet's time tells
   covered = (stamps[-1] - stamps[0]) * base
   return stamps if length - covered <= WHOLE + length / len(stamps) else None
@@ -105,8 +114,9 @@ def by_index(
       times.append(packet.pts)
     if len(times) >= _SAMPLE:
       break
-  end = stream.start_time + stream.duration
-  interval = _interval(times, stream.duration / len(stamps))
+  length = stream.duration or 0  # with `index_stamps` there is one, and a start
+  end = (stream.start_time or 0) + length
+  interval = _interval(times, length / len(stamps))
   complete = index_end(stream, path)
   return Survey(len(stamps), end, end, interval, (), ((0, 0),), (), complete, ())
 
@@ -162,7 +172,7 @@ def collect(packets: Iterator[av.Packet], stream: av.VideoStream) -> Packets:
         rows.append(Row(*times, packet.is_keyframe, shown, packet.is_corrupt, 0))
       elif packet.pts is not None:
         others = max(others, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-  except av.FFmpegError:
+  except av.error.FFmpegError:
     return Packets(rows, others)
   return Packets(rows, others)
 
@@ -171,7 +181,7 @@ def by_packets(
   container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, first: int
 ) -> Survey:
   """From every packet of the file, one or more. `first`: time of the first frame that is shown."""
-  base, context, rows = float(stream.time_base), stream.codec_context, packets.rows
+  base, context, rows = seconds_per_tick(stream), stream.codec_context, packets.rows
   name = container.format.name
   tick = max(1, round(1 / float(stream.average_rate or stream.guessed_rate or 25) / base))
   ordered: tuple[int, ...] = ()
@@ -246,13 +256,15 @@ def _is_joint(rows: list[Row], interval: float) -> bool:
   first, *others = rows
   for steps, row in enumerate(others, 1):
     if row.is_key:
-      return row.dts is not None and row.dts - first.dts <= (steps + 0.5) * interval
+      if row.dts is None or first.dts is None:
+        return False
+      return row.dts - first.dts <= (steps + 0.5) * interval
   return False
 
 
 def _claimed_end(container, stream, start: int, end: int, others: float, interval: float) -> int:
   """The end by the header, where no packet of any stream reaches it; else the stream's own."""
-  base = float(stream.time_base)
+  base = seconds_per_tick(stream)
   # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames
   if (
     container.format.name == 'avi'
@@ -287,8 +299,8 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
     return True  # a superframe: hidden frames and one that is shown
   # two bits of mark, two of profile (three in profile 3), show_existing, type, show_frame
   after = 4 + ((data[0] >> 4 & 3) == 3)
-  bit = lambda at: data[0] >> (7 - at) & 1
-  return bool(bit(after) or bit(after + 2))
+  shows_existing, shows_frame = data[0] >> (7 - after) & 1, data[0] >> (5 - after) & 1
+  return bool(shows_existing or shows_frame)
 
 
 def _times_are_missing(rows: list[Row]) -> bool:
@@ -297,8 +309,9 @@ def _times_are_missing(rows: list[Row]) -> bool:
 
 def _ordered(rows: list[Row], tick: int) -> tuple[int, ...]:
   """Each frame that comes out of the decoder gets the next time."""
-  times = [dts if pts is None else pts for pts, dts, *_ in rows]
-  if None in times or len(set(times)) < len(times):
+  told = [row.dts if row.pts is None else row.pts for row in rows]
+  times = [time for time in told if time is not None]
+  if len(set(times)) < len(rows):
     return tuple(tick * i for i in range(len(rows)))
   return tuple(sorted(times))
 
@@ -334,7 +347,10 @@ def _shift(rows: list[Row], parts: Sequence[tuple[int, int]]) -> list[Row]:
   shifts = [
     parts[max(0, k)][1] for k in np.searchsorted(starts, np.arange(len(rows)), side='right') - 1
   ]
-  moved = lambda time, shift: None if time is None else time + shift
+
+  def moved(time, shift):
+    return None if time is None else time + shift
+
   return [
     row._replace(pts=moved(row.pts, shift), dts=moved(row.dts, shift))
     for row, shift in zip(rows, shifts)

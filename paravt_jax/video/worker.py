@@ -30,7 +30,7 @@ class Files:
     except (FileNotFoundError, NotADirectoryError) as error:
       raise readers.missing(path) from error
     except OSError as error:
-      raise readers.not_video(path, error.strerror) from error
+      raise readers.not_video(path, error.strerror or str(error)) from error
     key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     reader = self._readers.pop(key, None) or self._open(path)
     self._readers[key] = reader
@@ -50,16 +50,20 @@ def decode(
   """(uint8[N, h, w, 3], float64[N] their own times) of the frames shown at `seconds`, in the order
   asked for; resized once.
   """
-  frames, own, last = None, np.zeros(len(seconds)), None
+  frames = np.empty((len(seconds), 0, 0, 3), np.uint8)
+  own = np.zeros(len(seconds))
+  size, last = None, None
   for i, time, image in reader.read(seconds):
-    if frames is None:
-      size = patches.target_size(*image.shape[:2], min_pixels, max_pixels)
+    if size is None:
+      height, width = image.shape[:2]
+      size = patches.target_size(height, width, min_pixels, max_pixels)
       frames = np.empty((len(seconds), *size, 3), np.uint8)
     if last is not None and own[last] == time:
       frames[i] = frames[last]
     else:
-      frames[i] = patches.resize(image[None], frames.shape[1:3])[0]
-    own[i], last = time, i
+      frames[i] = patches.resize(image[None], size)[0]
+    own[i] = time
+    last = i
   return frames, own
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -190,11 +191,10 @@ def test_a_text_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
     and place.read_text() == 'one ?'
   )
 
-  def full(self, text, **_):
-    self.write_bytes(text[:2].encode())
+  def full(part, path):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(Path, 'write_text', full)
+  monkeypatch.setattr(os, 'replace', full)
   with pytest.raises(
     ParavtError, match=r'page.html: could not write the page: No space left on device; free space'
   ):

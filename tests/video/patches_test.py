@@ -124,12 +124,19 @@ def test_patches_equal_those_of_the_published_processor():
   np.testing.assert_array_equal(got.reshape(24, 3, 256), want[:, :, 1])
 
 
-def test_unpatchify_undoes_patchify_and_ignores_padding():
-  frame = _frame(96, 32)
-  got, grid = patches.patchify(frame)
-  padded = np.concatenate([got, np.full((5, 768), 9, np.uint8)])
-  np.testing.assert_array_equal(patches.unpatchify(padded, grid), frame)
+def test_four_patches_make_a_merged_token():
+  _, grid = patches.patchify(_frame(96, 32))
+  assert grid == (6, 2)
   assert patches.merged_tokens(grid) == 3
+
+
+def test_patches_of_other_sizes_keep_the_same_order():
+  frame = np.arange(8 * 4 * 3, dtype=np.uint8).reshape(8, 4, 3)
+  got, grid = patches.patchify(frame, patch=2, merge=2)
+  assert grid == (4, 2)
+  # the red of each patch's first pixel, by its place: 4 pixels of 3 colours make a row
+  places = [(0, 0), (0, 2), (2, 0), (2, 2), (4, 0), (4, 2), (6, 0), (6, 2)]
+  assert got[:, 0].tolist() == [12 * row + 3 * column for row, column in places]
 
 
 @pytest.mark.parametrize('shape', [(64, 48, 3), (64, 64), (64, 64, 1), (0, 64, 3)])

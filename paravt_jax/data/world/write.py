@@ -8,7 +8,6 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paravt_jax import files
 from paravt_jax.data.world import corpus, render
 from paravt_jax.data.world.scene import Scene, SceneOptions
 from paravt_jax.errors import DataError
@@ -52,10 +52,7 @@ class World:
 
 def fingerprint(options: corpus.WorldOptions, seed: int) -> str:
   """Hex digest of everything that a world is a function of."""
-  text = json.dumps(
-    {'version': VERSION, 'seed': seed, **dataclasses.asdict(options)}, sort_keys=True
-  )
-  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+  return files.digest_json({'version': VERSION, 'seed': seed, **dataclasses.asdict(options)})
 
 
 def write(

@@ -8,49 +8,45 @@ from paravt_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower. `taps`: blocks whose outputs become DeepStack features; `positions`: entries
-  of the learned square.
-  """
+  """Sizes of the vision tower."""
 
   width: int
-  depth: int
-  mlp: int
+  depth: int  # blocks
+  mlp: int  # hidden units
   heads: int
   patch: int  # pixels per side of a patch
   merge: int  # patches per side of a merged token
   temporal: int  # frames per patch
-  positions: int
-  taps: tuple[int, ...]
+  positions: int  # entries of the learned square of positions
+  taps: tuple[int, ...]  # blocks whose outputs become DeepStack features
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """The text decoder. `rope_sections`: how many rotary frequencies belong to time, height and
-  width.
-  """
+  """Sizes of the text decoder."""
 
-  vocab: int
+  vocab: int  # entries of the embedding table, perhaps more than the tokenizer has
   width: int
   layers: int
-  heads: int
+  heads: int  # query heads
   kv_heads: int
   head_dim: int
-  mlp: int
+  mlp: int  # hidden units
   rope_theta: float
-  rope_sections: tuple[int, int, int]
+  rope_sections: tuple[int, int, int]  # rotary frequencies of time, height and width
   norm_eps: float
   max_positions: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole model. `tied`: the output head is the transposed token embedding."""
+  """A whole model."""
 
   text: TextConfig
   vision: VisionConfig
-  tied: bool
-  image_id: int
-  video_id: int
+  tied: bool  # the output head is the transposed token embedding
+  image_id: int  # the token that an image repeats, once per merged token
+  video_id: int  # the same for a native video
   vision_start_id: int
   vision_end_id: int
 
@@ -65,14 +61,17 @@ class Config:
     Raises:
       ConfigError: a field is missing, or the model is of a kind that this code does not compute.
     """
-    text, vision = (
-      _field(hf, 'text_config', 'config.json'),
-      _field(hf, 'vision_config', 'config.json'),
-    )
+    text = _field(hf, 'text_config', 'config.json')
+    vision = _field(hf, 'vision_config', 'config.json')
     _refuse_unsupported(hf, text, vision)
     theta, sections = _rope(text)
-    get = lambda name: _field(text, name, 'text_config')
-    see = lambda name: _field(vision, name, 'vision_config')
+
+    def get(name):
+      return _field(text, name, 'text_config')
+
+    def see(name):
+      return _field(vision, name, 'vision_config')
+
     tied = hf.get('tie_word_embeddings', text.get('tie_word_embeddings', False))
     return Config(
       text=TextConfig(
@@ -195,7 +194,8 @@ def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
       f'text_config: got rope type {kind!r} (interleaved={rope.get("mrope_interleaved")}), '
       'wanted the default interleaved M-RoPE; this model is not of the dense Qwen3-VL family'
     )
-  return float(theta), tuple(int(s) for s in sections)
+  time, height, width = (int(section) for section in sections)
+  return float(theta), (time, height, width)
 
 
 def _refuse_unsupported(hf: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:
@@ -225,26 +225,29 @@ def _refuse_unsupported(hf: dict[str, Any], text: dict[str, Any], vision: dict[s
 def _check(config: Config) -> None:
   text, vision = config.text, config.vision
   side = int(round(vision.positions**0.5))
-  claims = {
-    f'text heads {text.heads} are a multiple of kv_heads {text.kv_heads}': text.heads
-    % text.kv_heads
-    == 0,
-    f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}': sum(
-      text.rope_sections
-    )
-    * 2
-    == text.head_dim,
-    f'vision width {vision.width} / heads {vision.heads} is a multiple of 4': vision.width
-    % vision.heads
-    == 0
-    and vision.width // vision.heads % 4 == 0,
-    f'vision positions {vision.positions} are a square': side * side == vision.positions,
-    f'vision taps {vision.taps} rise within depth {vision.depth}, no more than text layers '
-    f'{text.layers}': all(0 <= t < vision.depth for t in vision.taps)
-    and list(vision.taps) == sorted(set(vision.taps))
-    and len(vision.taps) <= text.layers,
-  }
-  for claim, holds in claims.items():
+  taps_rise = list(vision.taps) == sorted(set(vision.taps))
+  taps_exist = all(0 <= tap < vision.depth for tap in vision.taps)
+  claims = [
+    (
+      text.heads % text.kv_heads == 0,
+      f'text heads {text.heads} are a multiple of kv_heads {text.kv_heads}',
+    ),
+    (
+      sum(text.rope_sections) * 2 == text.head_dim,
+      f'rope sections {text.rope_sections} add up to head_dim / 2 = {text.head_dim // 2}',
+    ),
+    (
+      vision.width % (4 * vision.heads) == 0,
+      f'vision width {vision.width} / heads {vision.heads} is a multiple of 4',
+    ),
+    (side * side == vision.positions, f'vision positions {vision.positions} are a square'),
+    (
+      taps_rise and taps_exist and len(vision.taps) <= text.layers,
+      f'vision taps {vision.taps} rise within depth {vision.depth}, no more than text layers '
+      f'{text.layers}',
+    ),
+  ]
+  for holds, claim in claims:
     if not holds:
       raise ConfigError(f'model config: it does not hold that {claim}; correct the sizes')
 

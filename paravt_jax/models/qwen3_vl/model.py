@@ -1,11 +1,12 @@
-"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays); its blocks are linen
+"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays). Its blocks are linen
 modules (text.py, vision.py).
 
-`params` is a plain nested dict; layers of one kind are stacked on a leading axis and run by
-`lax.scan`:
+`params` is a plain nested dict. Layers of one kind are stacked on a leading axis, and `lax.scan`
+runs them:
 
   visual: patch_embed, pos_embed, blocks (stacked), merger, deepstack (stacked)
-  text:   embed, layers (stacked), norm          head: kernel (only when the head is not tied to the embedding)
+  text:   embed, layers (stacked), norm
+  head:   kernel (only when the head is not tied to the embedding)
 """
 
 import functools
@@ -23,68 +24,74 @@ from paravt_jax.models import attention
 from paravt_jax.models.layers import RMSNorm, stacked_init
 from paravt_jax.models.qwen3_vl import positions, text, vision
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.video import patches
 
 Params = dict[str, Any]
-_UNROLL = (
-  4  # a stack of at most so many layers is unrolled: a scan's copies cost more than they save
-)
+# a stack of at most so many layers is unrolled: a scan's copies cost more than they save
+_UNROLL = 4
 
 
 class Inputs(NamedTuple):
-  """Packed rows; axes: B rows, T tokens, A = 3 M-RoPE axes, N images of a row, X patches, P frames
-  of a patch, C pixels, G = 2.
-
-  segments: 0 padding, 1.. documents. branches: 0 a shared prefix or plain document, 1.. its
-  suffixes. visual: index into the row's own N * Y merged image tokens (Y = X / merge^2), those of
-  the stills after them, -1 for text. patches: uint8 in merge order; P = 1 is an image (its frame
-  doubled in time), 2 a pair of a native video. grids: height and width in patches; 0, 0 is padding.
-  N may be 0. stills, still_grids: a second class of images, fewer and larger, with N and X of their
-  own; None for none.
-  """
+  """Packed rows as the model reads them; axis letters as in `paravt_jax.shapes`."""
 
   tokens_BT: jax.Array
-  positions_ABT: jax.Array
-  segments_BT: jax.Array
-  branches_BT: jax.Array
+  positions_ABT: jax.Array  # M-RoPE: time, height, width
+  segments_BT: jax.Array  # 0 padding, 1.. documents
+  branches_BT: jax.Array  # 0 a shared prefix or a plain document, 1.. its suffixes
+  # index into the row's own N * Y merged image tokens (Y = X / merge^2), then into those of the
+  # stills; -1 for text
   visual_BT: jax.Array
-  patches_BNXPC: jax.Array
-  grids_BNG: jax.Array
+  # uint8 in merge order. P = 1 is an image, whose frame counts twice; 2 a pair of a native video.
+  patches_BNXPC: jax.Array  # N may be 0
+  grids_BN2: jax.Array  # height and width in patches; 0, 0 is padding
+  # a second class of images, fewer and larger, with N and X of their own; None for none
   stills_BNXPC: jax.Array | None = None
-  still_grids_BNG: jax.Array | None = None
+  still_grids_BN2: jax.Array | None = None
 
 
 class Features(NamedTuple):
-  """Merged image tokens of text width, and the DeepStack feature that is added after each of the
-  first J text layers.
-  """
+  """Images as the text decoder reads them."""
 
-  merged_BNYD: jax.Array
-  deepstack_JBNYD: jax.Array
+  merged_BNYD: jax.Array  # merged image tokens, which stand in for placeholders' embeddings
+  deepstack_JBNYD: jax.Array  # what is added after each of the first J text layers
+
+
+def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
+  return module.apply({'params': params}, *args)
 
 
 def _boxed(config: Config, key: jax.Array) -> Params:
   """Random parameters in flax's boxes, which carry the logical axes."""
   t, v, f32 = config.text, config.vision, jnp.float32
   keys = iter(jax.random.split(key, 8))
-  box = lambda init, axes, shape: nn.LogicallyPartitioned(init(next(keys), shape, f32), axes)
-  small, fan_in = nn.initializers.normal(0.02), nn.initializers.normal(t.width**-0.5)
-  one = lambda module, *args: lambda k: module.init(k, *args)['params']
-  patches = jnp.zeros((1, v.merge**2, v.width), f32)
-  angle = jnp.zeros((1, v.merge**2, v.width // v.heads // 2), f32)
-  block = one(vision.VisionBlock(v, f32), patches, angle, jnp.ones((1, v.merge**2), bool))
-  turn = jnp.zeros((1, 1, t.head_dim // 2), f32)
-  layer = one(text.TextLayer(t, f32), jnp.zeros((1, 1, t.width), f32), turn, lambda q, k, v: q)
-  pixels = jnp.zeros((1, v.temporal, 3 * v.patch**2), jnp.uint8)
+  small = nn.initializers.normal(0.02)
+  fan_in = nn.initializers.normal(t.width**-0.5)
+
+  def box(init, axes, shape):
+    return nn.LogicallyPartitioned(init(next(keys), shape, f32), axes)
+
+  def one(module: nn.Module, *args: Any) -> Callable[[jax.Array], Any]:
+    return lambda key: module.init(key, *args)['params']
+
+  # one merged token of one image, and one token of text, are enough to see every shape
+  x_IXW = jnp.zeros((1, v.merge**2, v.width), f32)
+  angle_IXF = jnp.zeros((1, v.merge**2, v.width // v.heads // 2), f32)
+  pixels_XPC = jnp.zeros((1, v.temporal, 3 * v.patch**2), jnp.uint8)
+  x_BTD = jnp.zeros((1, 1, t.width), f32)
+  angle_BTF = jnp.zeros((1, 1, t.head_dim // 2), f32)
+
+  block = one(vision.VisionBlock(v, f32), x_IXW, angle_IXF, jnp.ones((1, v.merge**2), bool))
+  layer = one(text.TextLayer(t, f32), x_BTD, angle_BTF, lambda q, k, v: q)
   params = {
     'visual': {
-      'patch_embed': one(vision.PatchEmbed(v, f32), pixels)(next(keys)),
+      'patch_embed': one(vision.PatchEmbed(v, f32), pixels_XPC)(next(keys)),
       'pos_embed': {
         'embedding': box(small, ('vision_positions', 'vision_embed'), (v.positions, v.width))
       },
       'blocks': stacked_init(block, next(keys), v.depth),
-      'merger': one(vision.Merger(v, t.width, False, f32), patches)(next(keys)),
+      'merger': one(vision.Merger(v, t.width, False, f32), x_IXW)(next(keys)),
       'deepstack': stacked_init(
-        one(vision.Merger(v, t.width, True, f32), patches), next(keys), len(v.taps)
+        one(vision.Merger(v, t.width, True, f32), x_IXW), next(keys), len(v.taps)
       ),
     },
     'text': {
@@ -100,8 +107,8 @@ def _boxed(config: Config, key: jax.Array) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key: jax.Array) -> Params:
-  """Random float32 parameters: normal with std 1 / sqrt(fan in), ends of residual branches over
-  sqrt(2 * layers).
+  """Random float32 parameters: normal with std 1 / sqrt(fan in). The ends of residual branches are
+  divided by sqrt(2 * layers).
   """
   return nn.unbox(_boxed(config, key))
 
@@ -121,11 +128,17 @@ def logical_axes(config: Config) -> Params:
   boxed = jax.eval_shape(
     functools.partial(_boxed, config), jax.eval_shape(lambda: jax.random.key(0))
   )
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-  names = jax.tree.map(lambda b: tuple(b.names), boxed, is_leaf=is_box)
-  under = lambda first, tree: jax.tree.map(
-    lambda n: (first, *n), tree, is_leaf=lambda x: isinstance(x, tuple)
+  names = jax.tree.map(
+    lambda box: tuple(box.names),
+    boxed,
+    is_leaf=lambda node: isinstance(node, nn.LogicallyPartitioned),
   )
+
+  def under(first, tree):
+    return jax.tree.map(
+      lambda axes: (first, *axes), tree, is_leaf=lambda node: isinstance(node, tuple)
+    )
+
   names['visual']['blocks'] = under('layers', names['visual']['blocks'])
   names['visual']['deepstack'] = under('taps', names['visual']['deepstack'])
   names['text']['layers'] = under('layers', names['text']['layers'])
@@ -136,7 +149,7 @@ def encode_images(
   config: Config,
   params: Params,
   patches_BNXPC: jax.Array,
-  grids_BNG: jax.Array,
+  grids_BN2: jax.Array,
   dtype: jnp.dtype,
   *,
   remat: bool = False,
@@ -147,61 +160,72 @@ def encode_images(
     Features with Y = X / merge^2, in `dtype`; tokens beyond an image's grid are garbage. With N or
     X = 0 they are empty.
   """
-  sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BNG=grids_BNG)
-  v, visual, (rows, images, patches) = config.vision, params['visual'], patches_BNXPC.shape[:3]
-  merged_shape = (rows, images, patches // v.merge**2, config.text.width)
-  if 0 in (rows, images, patches):
+  sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BN2=grids_BN2)
+  v, visual, (rows, images, count) = config.vision, params['visual'], patches_BNXPC.shape[:3]
+  merged_shape = (rows, images, count // v.merge**2, config.text.width)
+  if 0 in (rows, images, count):
     return Features(jnp.zeros(merged_shape, dtype), jnp.zeros((len(v.taps), *merged_shape), dtype))
   if sizes['X'] % v.merge**2:
     raise ValueError(
       f'patches_BNXPC has X={sizes["X"]}, wanted a multiple of merge^2 = {v.merge**2}; pad '
       'with zeros'
     )
-  row, column, exists = vision.patch_places(v, grids_BNG, patches)
-  x = vision.PatchEmbed(v, dtype).apply({'params': visual['patch_embed']}, patches_BNXPC)
-  x = x + vision.interpolated_positions(
-    visual['pos_embed']['embedding'], row, column, grids_BNG
+
+  # patches to tokens, and where each stands in its image
+  row_BNX, column_BNX, exists_BNX = vision.patch_places(v, grids_BN2, count)
+  x_BNXW = _apply(vision.PatchEmbed(v, dtype), visual['patch_embed'], patches_BNXPC)
+  x_BNXW = x_BNXW + vision.interpolated_positions(
+    visual['pos_embed']['embedding'], row_BNX, column_BNX, grids_BN2
   ).astype(dtype)
-  x_IXV = x.reshape(rows * images, patches, v.width)
-  angle_IXF, exists_IX = (
-    vision.rotary_angles(v, row, column),
-    exists.reshape(rows * images, patches),
-  )
 
-  def block(x, layer_params):
-    return vision.VisionBlock(v, dtype).apply({'params': layer_params}, x, angle_IXF, exists_IX)
+  # the blocks look at each image alone: rows and images become one axis
+  x_IXW = x_BNXW.reshape(rows * images, count, v.width)
+  angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
+  exists_IX = exists_BNX.reshape(rows * images, count)
 
-  x_IXV, tapped_JIXV = _run_blocks(
-    v, visual['blocks'], x_IXV, jax.checkpoint(block) if remat else block
-  )
-  merge = lambda p, x, wide: (
-    vision.Merger(v, config.text.width, wide, dtype).apply({'params': p}, x).reshape(merged_shape)
-  )
-  merged = merge(visual['merger'], x_IXV, False)
+  def block(x_IXW, layer_params):
+    return _apply(vision.VisionBlock(v, dtype), layer_params, x_IXW, angle_IXF, exists_IX)
+
+  run = jax.checkpoint(block) if remat else block
+  x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)
+
+  # four patches to a token of text width: of the last block, and of each tapped one
+  def merge(merger_params, x_IXW, wide):
+    merger = vision.Merger(v, config.text.width, wide, dtype)
+    return _apply(merger, merger_params, x_IXW).reshape(merged_shape)
+
+  merged_BNYD = merge(visual['merger'], x_IXW, False)
   if not v.taps:
-    return Features(merged, jnp.zeros((0, *merged_shape), dtype))
-  return Features(
-    merged, jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXV)
-  )
+    return Features(merged_BNYD, jnp.zeros((0, *merged_shape), dtype))
+  deepstack_JBNYD = jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXW)
+  return Features(merged_BNYD, deepstack_JBNYD)
 
 
 def encode_inputs(
   config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False
 ) -> Features:
-  """`encode_images` of all images of packed rows, as `visual` counts them.
+  """`encode_images` of all images of packed rows, as `visual_BT` counts them.
 
   Stills are skipped where no row has one: their slots are large, and most batches of video leave
   them empty.
   """
-  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BNG, dtype, remat=remat)
-  if inputs.stills_BNXPC is None:
+  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
+  stills_BNXPC, grids_BN2 = inputs.stills_BNXPC, inputs.still_grids_BN2
+  if stills_BNXPC is None or grids_BN2 is None:
     return frames
-  encode = lambda: encode_images(
-    config, params, inputs.stills_BNXPC, inputs.still_grids_BNG, dtype, remat=remat
-  )
-  nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
-  stills = jax.lax.cond((inputs.still_grids_BNG > 0).any(), encode, nothing)
-  flat = lambda a: a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
+
+  def encode():
+    return encode_images(config, params, stills_BNXPC, grids_BN2, dtype, remat=remat)
+
+  def nothing():
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
+
+  stills = jax.lax.cond((grids_BN2 > 0).any(), encode, nothing)
+
+  # one slot that holds all merged tokens of a row, those of the stills last: [..., B, 1, N * Y, D]
+  def flat(a):
+    return a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
+
   return jax.tree.map(
     lambda *both: jnp.concatenate([flat(a) for a in both], axis=-2), frames, stills
   )
@@ -212,31 +236,33 @@ def _nth(stack: Params, i: int) -> Params:
 
 
 def _run_blocks(
-  v: vision.VisionConfig, blocks: Params, x_IXV: jax.Array, block: Callable
+  v: vision.VisionConfig, blocks: Params, x_IXW: jax.Array, block: Callable
 ) -> tuple[jax.Array, jax.Array]:
-  """All blocks, and the outputs of the tapped ones [J, I, X, V]."""
+  """All blocks, and the outputs of the tapped ones [J, I, X, W]."""
+  empty_JIXW = jnp.zeros((len(v.taps), *x_IXW.shape), x_IXW.dtype)
   if v.depth <= _UNROLL:
     outputs = []
     for i in range(v.depth):
-      x_IXV = block(x_IXV, _nth(blocks, i))
-      outputs.append(x_IXV)
-    return x_IXV, jnp.stack([outputs[t] for t in v.taps]) if v.taps else jnp.zeros(
-      (0, *x_IXV.shape), x_IXV.dtype
-    )
+      x_IXW = block(x_IXW, _nth(blocks, i))
+      outputs.append(x_IXW)
+    return x_IXW, jnp.stack([outputs[t] for t in v.taps]) if v.taps else empty_JIXW
+
+  # which tap each block is, -1 for most: the scan writes tapped outputs into their place
   tap_of_layer = np.full(v.depth, -1, np.int32)
   tap_of_layer[list(v.taps)] = np.arange(len(v.taps))
 
   def step(carry, layer):
-    x, tapped = carry
+    x_IXW, tapped_JIXW = carry
     layer_params, tap = layer
-    x = block(x, layer_params)
-    tapped = jax.lax.cond(
-      tap >= 0, lambda: jax.lax.dynamic_update_index_in_dim(tapped, x, tap, 0), lambda: tapped
+    x_IXW = block(x_IXW, layer_params)
+    tapped_JIXW = jax.lax.cond(
+      tap >= 0,
+      lambda: jax.lax.dynamic_update_index_in_dim(tapped_JIXW, x_IXW, tap, 0),
+      lambda: tapped_JIXW,
     )
-    return (x, tapped), None
+    return (x_IXW, tapped_JIXW), None
 
-  empty = jnp.zeros((len(v.taps), *x_IXV.shape), x_IXV.dtype)
-  return jax.lax.scan(step, (x_IXV, empty), (blocks, jnp.asarray(tap_of_layer)))[0]
+  return jax.lax.scan(step, (x_IXW, empty_JIXW), (blocks, jnp.asarray(tap_of_layer)))[0]
 
 
 def _placed(features_BNYD: jax.Array, visual_BT: jax.Array) -> jax.Array:
@@ -244,8 +270,8 @@ def _placed(features_BNYD: jax.Array, visual_BT: jax.Array) -> jax.Array:
   zeros.
   """
   flat = features_BNYD.reshape(features_BNYD.shape[0], -1, features_BNYD.shape[-1])
-  found = jnp.take_along_axis(flat, jnp.maximum(visual_BT, 0)[..., None], axis=1)
-  return jnp.where((visual_BT >= 0)[..., None], found, 0)
+  found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_BT, 0)[..., None], axis=1)
+  return jnp.where((visual_BT >= 0)[..., None], found_BTD, 0)
 
 
 def embed(
@@ -260,15 +286,14 @@ def embed(
   of them: text only).
   """
   x_BTD = jnp.take(params['text']['embed']['embedding'], tokens_BT, axis=0).astype(dtype)
-  if not _has_images(features):
+  if features is None or visual_BT is None or not _has_images(features):
     return x_BTD
-  return jnp.where(
-    (visual_BT >= 0)[..., None], _placed(features.merged_BNYD, visual_BT).astype(dtype), x_BTD
-  )
+  image_BTD = _placed(features.merged_BNYD, visual_BT).astype(dtype)
+  return jnp.where((visual_BT >= 0)[..., None], image_BTD, x_BTD)
 
 
-def _has_images(features: Features | None) -> bool:
-  return features is not None and 0 not in features.merged_BNYD.shape
+def _has_images(features: Features) -> bool:
+  return 0 not in features.merged_BNYD.shape
 
 
 def hidden(
@@ -296,11 +321,16 @@ def hidden(
     [B, T, D] in `dtype`; padding gets garbage.
   """
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
+  # images
   if features is None:
     features = encode_inputs(config, params, inputs, dtype, remat=remat)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
+
+  # tokens, with images in their places
   x_BTD = embed(config, params, inputs.tokens_BT, features, inputs.visual_BT, dtype)
+
+  # the decoder
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)
   attend = functools.partial(
     attention.attend,
@@ -309,8 +339,8 @@ def hidden(
     backend=backend,
   )
 
-  def layer(x, layer_params):
-    return text.TextLayer(config.text, dtype).apply({'params': layer_params}, x, angle_BTF, attend)
+  def layer(x_BTD, layer_params):
+    return _apply(text.TextLayer(config.text, dtype), layer_params, x_BTD, angle_BTF, attend)
 
   run = jax.checkpoint(layer) if remat else layer
   x_BTD = _run_layers(config, params['text']['layers'], x_BTD, features, inputs.visual_BT, run)
@@ -325,6 +355,7 @@ def _run_layers(
   visual_BT: jax.Array,
   layer: Callable,
 ) -> jax.Array:
+  """All decoder layers. After each of the first J, image tokens get the DeepStack feature."""
   taps = len(config.vision.taps) if _has_images(features) else 0
   if config.text.layers <= _UNROLL:
     for i in range(config.text.layers):
@@ -332,19 +363,22 @@ def _run_layers(
       x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT) if i < taps else x_BTD
     return x_BTD
 
-  def step(x, numbered):
+  def step(x_BTD, numbered):
     i, layer_params = numbered
-    x = layer(x, layer_params)
-    if taps:
-      deeper = lambda: x + _placed(features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_BT)
-      x = jax.lax.cond(i < taps, deeper, lambda: x)
-    return x, None
+    x_BTD = layer(x_BTD, layer_params)
+    if not taps:
+      return x_BTD, None
+
+    def deeper():
+      return x_BTD + _placed(features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_BT)
+
+    return jax.lax.cond(i < taps, deeper, lambda: x_BTD), None
 
   return jax.lax.scan(step, x_BTD, (jnp.arange(config.text.layers), layers))[0]
 
 
 def _final_norm(config: Config, params: Params, x_BTD: jax.Array) -> jax.Array:
-  return RMSNorm(config.text.norm_eps, 'norm').apply({'params': params['text']['norm']}, x_BTD)
+  return _apply(RMSNorm(config.text.norm_eps, 'norm'), params['text']['norm'], x_BTD)
 
 
 def run_layers(
@@ -359,22 +393,23 @@ def run_layers(
   """The decoder for a server with its own cache: an unrolled loop over layers.
 
   Args:
-    x_BTD: of `embed`; its dtype is the compute dtype. positions_ABT: M-RoPE positions of these
-    tokens. features, visual_BT: for DeepStack; None when none of these tokens is visual. attend:
-    (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF; rotary is already applied, so k and v are what
-    a cache keeps.
+    x_BTD: of `embed`; its dtype is the compute dtype.
+    positions_ABT: M-RoPE positions of these tokens.
+    features, visual_BT: for DeepStack; None when none of these tokens is visual.
+    attend: (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF. Rotary is already applied, so k and v
+      are what a cache keeps.
 
   Returns:
     [B, T, D] after the final norm, ready for `head`.
   """
   angle_BTF = text.rotary_angles(config.text, positions_ABT)
-  taps = len(config.vision.taps) if _has_images(features) else 0
   for i in range(config.text.layers):
-    layer = functools.partial(
-      text.TextLayer(config.text, x_BTD.dtype).apply, {'params': _nth(params['text']['layers'], i)}
-    )
-    x_BTD = layer(x_BTD, angle_BTF, functools.partial(attend, i))
-    if i < taps:
+    layer = text.TextLayer(config.text, x_BTD.dtype)
+    layer_params = _nth(params['text']['layers'], i)
+    x_BTD = _apply(layer, layer_params, x_BTD, angle_BTF, functools.partial(attend, i))
+    if features is None or visual_BT is None or not _has_images(features):
+      continue
+    if i < len(config.vision.taps):
       x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT)
   return _final_norm(config, params, x_BTD)
 
@@ -390,12 +425,13 @@ def logits(
   input_ids: Sequence[int] | np.ndarray,
   images: Sequence[np.ndarray],
 ) -> jax.Array:
-  """Scores of the next token after every position of one sequence, in float32 throughout; compiled
-  once per shape.
+  """Scores of the next token after every position of one sequence, in float32 throughout. It is
+  compiled once per shape.
 
   Args:
-    input_ids: int[T], image placeholders expanded (one per merged token). images: uint8[H, W, 3]
-    RGB, sides multiples of patch * merge (32), in order of their placeholders. Not resized.
+    input_ids: int[T], image placeholders expanded (one per merged token).
+    images: uint8[H, W, 3] RGB, sides multiples of patch * merge (32), in order of their
+      placeholders. They are not resized.
 
   Returns:
     float32[T, V].
@@ -413,51 +449,34 @@ def _logits(config: Config, params: Params, inputs: Inputs) -> jax.Array:
 
 
 def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray]) -> Inputs:
-  """Inputs of one row that holds one sequence (see `logits`); images of different sizes are padded
-  to the largest.
+  """Inputs of one row that holds one sequence (see `logits`), as numpy arrays. Images of different
+  sizes are padded to the largest.
   """
   v = config.vision
   unit = v.patch * v.merge
   for i, image in enumerate(images):
-    whole = (
-      image.ndim == 3
-      and image.shape[2] == 3
-      and image.size
-      and not image.shape[0] % unit
-      and not image.shape[1] % unit
-    )
-    if image.dtype != np.uint8 or not whole:
+    if image.dtype != np.uint8 or not patches.is_whole(image, unit):
       raise DataError(
         f'image {i}: got {image.dtype}{list(image.shape)}, wanted uint8[H, W, 3] with sides '
-        f'multiples of {unit}; '
-        'resize it'
+        f'multiples of {unit}; resize it'
       )
-  grids = np.array(
-    [(i.shape[0] // v.patch, i.shape[1] // v.patch) for i in images], np.int32
-  ).reshape(1, -1, 2)
-  spots, _ = positions.mrope_positions(
-    ids, config.image_id, [tuple(g) for g in grids[0] // v.merge]
-  )
-  most = int((grids[0, :, 0] * grids[0, :, 1]).max()) if len(images) else 0
-  patches = np.zeros((1, len(images), most, 1, 3 * v.patch**2), np.uint8)
+  cut = [patches.patchify(image, v.patch, v.merge) for image in images]
+  grids = np.array([grid for _, grid in cut], np.int32).reshape(1, -1, 2)
+
+  # every image slot has as many patches as the largest image
+  most = max((len(rows) for rows, _ in cut), default=0)
+  pixels = np.zeros((1, len(images), most, 1, 3 * v.patch**2), np.uint8)
+  for i, (rows, _) in enumerate(cut):
+    pixels[0, i, : len(rows), 0] = rows
+
+  # placeholders point to the merged tokens of their image's slot
+  slot = most // v.merge**2
+  merged = [(h // v.merge, w // v.merge) for _, (h, w) in cut]
+  places = [i * slot + np.arange(h * w) for i, (h, w) in enumerate(merged)]
+  spots, _ = positions.mrope_positions(ids, config.image_id, merged)
   visual = np.full((1, len(ids)), -1, np.int32)
-  tokens = [
-    i * (most // v.merge**2) + np.arange(h * w // v.merge**2) for i, (h, w) in enumerate(grids[0])
-  ]
-  visual[0, ids == config.image_id] = np.concatenate(tokens) if tokens else []
-  for i, image in enumerate(images):
-    flat = patchify(image, v.patch, v.merge)
-    patches[0, i, : len(flat), 0] = flat
+  visual[0, ids == config.image_id] = np.concatenate(places) if places else []
+
   ones = np.ones((1, len(ids)), np.int32)
-  return Inputs(ids[None], spots[:, None], ones, 0 * ones, visual, patches, grids)
-
-
-def patchify(image: np.ndarray, patch: int, merge: int) -> np.ndarray:
-  """uint8[H, W, 3] -> uint8[X, 3 * patch^2] in merge order, pixels of a patch ordered (channel,
-  row, column).
-  """
-  height, width, _ = image.shape
-  tiles = image.reshape(
-    height // (patch * merge), merge, patch, width // (patch * merge), merge, patch, 3
-  )
-  return tiles.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * patch * patch)
+  arrays: Any = (ids[None], spots[:, None], ones, 0 * ones, visual, pixels, grids)
+  return Inputs(*arrays)  # numpy's arrays serve as JAX's

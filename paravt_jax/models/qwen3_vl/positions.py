@@ -24,10 +24,12 @@ def mrope_positions(
   """Positions of one stream of expanded ids.
 
   Args:
-    ids: int[n]; every image placeholder already repeated once per merged token. image_id: the image
-    placeholder. merged_grids: (rows, columns) of merged tokens per image, in order. start: position
-    of the first token. video_id, video_grids: the same for native video, one grid per *temporal
-    patch* (see `video_patch_grids`).
+    ids: int[n]; every image placeholder already repeated once per merged token.
+    image_id: the image placeholder.
+    merged_grids: (rows, columns) of merged tokens per image, in order.
+    start: position of the first token.
+    video_id, video_grids: the same for native video, one grid per *temporal patch* (see
+      `video_patch_grids`).
 
   Returns:
     int32[3, n], and the position of the token that would come next. Empty ids give int32[3, 0] and
@@ -38,32 +40,22 @@ def mrope_positions(
   """
   ids = np.asarray(ids)
   positions = np.empty((3, len(ids)), np.int32)
-  grids = {image_id: iter(merged_grids)} | (
-    {video_id: iter(video_grids)} if video_id is not None else {}
-  )
+  grids = {image_id: iter(merged_grids)}
+  if video_id is not None:
+    grids[video_id] = iter(video_grids)
   visual = np.isin(ids, list(grids))
   at, position = 0, start
   while at < len(ids):
+    # text up to the next image
     if not visual[at]:
       ahead = np.flatnonzero(visual[at:])
       n = int(ahead[0]) if len(ahead) else len(ids) - at
       positions[:, at : at + n] = position + np.arange(n, dtype=np.int32)
       at, position = at + n, position + n
       continue
-    grid = next(grids[int(ids[at])], None)
-    if grid is None:
-      raise DataError(
-        f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
-        'expand the ids again'
-      )
-    rows, columns = int(grid[0]), int(grid[1])
+    # an image takes one step of time
+    rows, columns = _grid_at(ids, at, next(grids[int(ids[at])], None))
     n = rows * columns
-    if not (ids[at : at + n] == ids[at]).all() or at + n > len(ids):
-      raise DataError(
-        f'token {at}: an image of {rows} x {columns} merged tokens wants {n} equal '
-        'placeholders, got fewer; '
-        'expand the ids with the grids of these very images'
-      )
     positions[0, at : at + n] = position
     positions[1, at : at + n] = position + np.repeat(np.arange(rows, dtype=np.int32), columns)
     positions[2, at : at + n] = position + np.tile(np.arange(columns, dtype=np.int32), rows)
@@ -75,6 +67,23 @@ def mrope_positions(
       'expand the ids again'
     )
   return positions, position
+
+
+def _grid_at(ids: np.ndarray, at: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+  """The grid of the image that begins at token `at`. Raises DataError when they do not match."""
+  if grid is None:
+    raise DataError(
+      f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
+      'expand the ids again'
+    )
+  rows, columns = int(grid[0]), int(grid[1])
+  n = rows * columns
+  if not (ids[at : at + n] == ids[at]).all() or at + n > len(ids):
+    raise DataError(
+      f'token {at}: an image of {rows} x {columns} merged tokens wants {n} equal '
+      'placeholders, got fewer; expand the ids with the grids of these very images'
+    )
+  return rows, columns
 
 
 def video_patch_grids(

@@ -22,14 +22,11 @@ _DTYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-_DERIVED = re.compile(
-  r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq'
-)  # of the config, computed by us
+# these follow from the config, and we compute them
+_DERIVED = re.compile(r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq')
 _OLDER = (
-  (
-    re.compile(r'(visual|language_model)\.'),
-    r'model.\1.',
-  ),  # without `model.`: a bare backbone, or an older writer
+  # without `model.`: a bare backbone, or an older writer
+  (re.compile(r'(visual|language_model)\.'), r'model.\1.'),
   (
     re.compile(r'model\.(?!visual\.|language_model\.)(?=(?:embed_tokens|layers|norm)\.)'),
     'model.language_model.',
@@ -39,14 +36,12 @@ _ROWS = 4096  # of two tables that are compared at once
 
 
 class Stored(NamedTuple):
-  """One tensor: its name as transformers writes it today, the key it has in its file, dtype and
-  shape.
-  """
+  """One tensor of a checkpoint."""
 
-  name: str
-  key: str
+  name: str  # as transformers writes it today
+  key: str  # as the file has it
   file: pathlib.Path
-  dtype: str
+  dtype: str  # as safetensors calls it, such as 'BF16'
   shape: tuple[int, ...]
 
 
@@ -123,10 +118,8 @@ def refuse_other_head(head: Stored, embedding: Stored) -> None:
     try:
       with safe_open(head.file, 'np') as first, safe_open(embedding.file, 'np') as second:
         one, other = first.get_slice(head.key), second.get_slice(embedding.key)
-        ends = [
-          *range(_ROWS, head.shape[0], _ROWS),
-          head.shape[0],
-        ]  # a slice beyond the end is an error there
+        # a slice beyond the end is an error there
+        ends = [*range(_ROWS, head.shape[0], _ROWS), head.shape[0]]
         same = all(
           np.array_equal(one[start:end].astype(np.float32), other[start:end].astype(np.float32))
           for start, end in zip([0, *ends], ends)

@@ -19,20 +19,21 @@ def rotary_angles(config: TextConfig, positions_ABT: jax.Array) -> jax.Array:
   """float32[B, T, F/2]: frequency f turns with time, or with height (f = 1, 4, ...) or width (f =
   2, 5, ...) in its section.
   """
+  # interleaved: which of time, height and width each frequency turns with
   _, rows, columns = config.rope_sections
   axis = np.zeros(config.head_dim // 2, np.int32)
   axis[1 : 3 * rows : 3] = 1
   axis[2 : 3 * columns : 3] = 2
-  frequency = 1.0 / config.rope_theta ** (
-    np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-  )
+  exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+  frequency = 1.0 / config.rope_theta**exponent
   position_BTF = jnp.moveaxis(positions_ABT[axis], 0, -1).astype(jnp.float32)
   return position_BTF * frequency.astype(np.float32)
 
 
 class TextLayer(nn.Module):
-  """One decoder layer on [B, T, D]. `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` decides who sees
-  whom.
+  """One decoder layer on [B, T, D].
+
+  `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` decides which token sees which.
   """
 
   config: TextConfig
@@ -40,10 +41,10 @@ class TextLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angle_BTF: jax.Array, attend: Attend) -> jax.Array:
-    x_BTD = x_BTD + self._attention(
-      RMSNorm(self.config.norm_eps, 'norm', name='norm1')(x_BTD), angle_BTF, attend
-    )
-    return x_BTD + self._mlp(RMSNorm(self.config.norm_eps, 'norm', name='norm2')(x_BTD))
+    y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm1')(x_BTD)
+    x_BTD = x_BTD + self._attention(y_BTD, angle_BTF, attend)
+    y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm2')(x_BTD)
+    return x_BTD + self._mlp(y_BTD)
 
   def _attention(self, x_BTD, angle_BTF, attend):
     c = self.config
@@ -52,13 +53,13 @@ class TextLayer(nn.Module):
       flat = Linear(count * c.head_dim, ('embed', axis), self.dtype, False, name=name)(x_BTD)
       return flat.reshape(*x_BTD.shape[:2], count, c.head_dim)
 
-    q_BTHF = rotate(
-      RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(heads('q', c.heads, 'heads')), angle_BTF
-    )
-    k_BTKF = rotate(
-      RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(heads('k', c.kv_heads, 'kv_heads')), angle_BTF
-    )
-    o_BTHF = attend(q_BTHF, k_BTKF, heads('v', c.kv_heads, 'kv_heads'))
+    # queries and keys: product, norm per head, rotary
+    q_BTHF = RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(heads('q', c.heads, 'heads'))
+    q_BTHF = rotate(q_BTHF, angle_BTF)
+    k_BTKF = RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(heads('k', c.kv_heads, 'kv_heads'))
+    k_BTKF = rotate(k_BTKF, angle_BTF)
+    v_BTKF = heads('v', c.kv_heads, 'kv_heads')
+    o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))
 
@@ -66,6 +67,5 @@ class TextLayer(nn.Module):
     c = self.config
     gate = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='gate')(x_BTD)
     up = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='up')(x_BTD)
-    return Linear(
-      c.width, ('mlp', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='down'
-    )(jax.nn.silu(gate) * up)
+    down = Linear(c.width, ('mlp', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='down')
+    return down(jax.nn.silu(gate) * up)

@@ -2,7 +2,7 @@
 mergers.
 
 Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to
-X patches; a padded patch is seen by nobody. Shapes: [B, N, X, ...] for B rows of N images.
+X patches, and no patch sees a padded one. Axis letters as in `paravt_jax.shapes`.
 """
 
 import flax.linen as nn
@@ -11,67 +11,67 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.models import attention
-from paravt_jax.models.layers import LayerNorm, Linear, rotate
+from paravt_jax.models.layers import LayerNorm, Linear, named, rotate
 from paravt_jax.models.qwen3_vl.config import VisionConfig
 
 
 def patch_places(
-  config: VisionConfig, grids_BNG: jax.Array, patches: int
+  config: VisionConfig, grids_BN2: jax.Array, patches: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Row and column of each patch in merge order (int32[B, N, X]), and whether it exists (bool[B, N,
   X]).
   """
   m = config.merge
-  height, width = grids_BNG[..., 0:1], grids_BNG[..., 1:2]
-  index = jnp.arange(patches)
-  block, inner = index // (m * m), index % (m * m)
+  height, width = grids_BN2[..., 0:1], grids_BN2[..., 1:2]
+  # a patch's merged token, and its place among the m * m patches of that
+  index_X = jnp.arange(patches)
+  block_X, inner_X = index_X // (m * m), index_X % (m * m)
   blocks_wide = jnp.maximum(width // m, 1)
-  row = block // blocks_wide * m + inner // m
-  column = block % blocks_wide * m + inner % m
-  exists = index < height * width
-  return jnp.where(exists, row, 0), jnp.where(exists, column, 0), exists
+  row_BNX = block_X // blocks_wide * m + inner_X // m
+  column_BNX = block_X % blocks_wide * m + inner_X % m
+  exists_BNX = index_X < height * width
+  return jnp.where(exists_BNX, row_BNX, 0), jnp.where(exists_BNX, column_BNX, 0), exists_BNX
 
 
 def interpolated_positions(
-  table: jax.Array, row: jax.Array, column: jax.Array, grids_BNG: jax.Array
+  table: jax.Array, row_BNX: jax.Array, column_BNX: jax.Array, grids_BN2: jax.Array
 ) -> jax.Array:
-  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, V] from table [side
-  * side, V].
+  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, W] from table [side
+  * side, W].
   """
   side = int(round(table.shape[0] ** 0.5))
 
+  # the table's entries before and behind a place, and how far it is from the first
   def taps(at, size):
     place = at.astype(jnp.float32) * ((side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32))
     low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
     return low, jnp.minimum(low + 1, side - 1), place - low.astype(jnp.float32)
 
-  top, bottom, down = taps(row, grids_BNG[..., 0:1])
-  left, right, across = taps(column, grids_BNG[..., 1:2])
-  index = jnp.stack(
+  top, bottom, down = taps(row_BNX, grids_BN2[..., 0:1])
+  left, right, across = taps(column_BNX, grids_BN2[..., 1:2])
+  index_BNXZ = jnp.stack(
     [top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1
   )
-  weight = jnp.stack(
+  weight_BNXZ = jnp.stack(
     [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across], axis=-1
   )
-  return jnp.einsum('BNXI,BNXIV->BNXV', weight, table.astype(jnp.float32)[index])
+  return jnp.einsum('BNXZ,BNXZW->BNXW', weight_BNXZ, table.astype(jnp.float32)[index_BNXZ])
 
 
-def rotary_angles(config: VisionConfig, row: jax.Array, column: jax.Array) -> jax.Array:
+def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Array) -> jax.Array:
   """float32[B * N, X, F/2]: the first half of the frequencies turns with the row, the second with
   the column; theta 1e4.
   """
   quarter = config.width // config.heads // 4
-  frequency = (
-    1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter))
-  ).astype(np.float32)
-  place = jnp.stack([row, column], axis=-1).astype(jnp.float32)
-  angle = (place[..., None] * frequency).reshape(-1, row.shape[-1], 2 * quarter)
-  return angle
+  exponent = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
+  frequency = (1.0 / 10000.0**exponent).astype(np.float32)
+  place_BNX2 = jnp.stack([row_BNX, column_BNX], axis=-1).astype(jnp.float32)
+  return (place_BNX2[..., None] * frequency).reshape(-1, row_BNX.shape[-1], 2 * quarter)
 
 
 class PatchEmbed(nn.Module):
-  """Pixels to width, one matrix product: uint8[..., X, P, C] -> [..., X, V]; one frame (P = 1)
-  stands for all of a patch's.
+  """Pixels to width by one matrix product: uint8[..., X, P, C] -> [..., X, W]. A single frame
+  (P = 1) stands for all frames of its patch.
   """
 
   config: VisionConfig
@@ -82,23 +82,21 @@ class PatchEmbed(nn.Module):
     c = self.config
     channels = 3 * c.patch**2
     init = nn.initializers.normal((c.temporal * channels) ** -0.5)
-    init = nn.with_logical_partitioning(init, ('time', 'pixels', 'vision_embed'))
-    kernel = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('vision_embed',)),
-      (c.width,),
-      jnp.float32,
-    )
+    init = named(init, ('time', 'pixels', 'vision_embed'))
+    kernel_PCW = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
+    init = named(nn.initializers.zeros, ('vision_embed',))
+    bias_W = self.param('bias', init, (c.width,), jnp.float32)
+    # a frame that stands for all is multiplied by the sum of their kernels
     if patches.shape[-2] == 1:
-      kernel = jnp.sum(kernel.astype(jnp.float32), axis=0, keepdims=True)
+      kernel_PCW = jnp.sum(kernel_PCW.astype(jnp.float32), axis=0, keepdims=True)
+    # 0..255 to -1..1, frames and pixels of a patch side by side
     pixels = (patches.astype(jnp.float32) * (2 / 255) - 1).astype(self.dtype)
     flat = pixels.reshape(*pixels.shape[:-2], -1)
-    return flat @ kernel.reshape(-1, c.width).astype(self.dtype) + bias.astype(self.dtype)
+    return flat @ kernel_PCW.reshape(-1, c.width).astype(self.dtype) + bias_W.astype(self.dtype)
 
 
 class VisionBlock(nn.Module):
-  """Pre-norm block on [I, X, V] (I images); attention within an image, among the patches that
+  """Pre-norm block on [I, X, W] (I images); attention within an image, among the patches that
   exist.
   """
 
@@ -106,40 +104,35 @@ class VisionBlock(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_IXV: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
-    x_IXV = x_IXV + self._attention(
-      LayerNorm('vision_norm', name='norm1')(x_IXV), angle_IXF, exists_IX
-    )
-    y = Linear(self.config.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(
-      LayerNorm('vision_norm', name='norm2')(x_IXV)
-    )
-    y = jax.nn.gelu(y, approximate=True)
-    scale = (2 * self.config.depth) ** -0.5
-    return x_IXV + Linear(
-      self.config.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2'
-    )(y)
+  def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
+    y_IXW = LayerNorm('vision_norm', name='norm1')(x_IXW)
+    x_IXW = x_IXW + self._attention(y_IXW, angle_IXF, exists_IX)
+    y_IXW = LayerNorm('vision_norm', name='norm2')(x_IXW)
+    return x_IXW + self._mlp(y_IXW)
 
-  def _attention(self, x_IXV, angle_IXF, exists_IX):
+  def _attention(self, x_IXW, angle_IXF, exists_IX):
     c = self.config
-    qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXV)
-    q, k, v = (
-      part[:, :, 0] for part in jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
-    )
+    # queries, keys and values by one product
+    qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
+    parts = jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
+    q_IXHF, k_IXHF, v_IXHF = (part[:, :, 0] for part in parts)
+    # every patch sees the patches of its image that exist
     mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
-    o = attention.masked(rotate(q, angle_IXF), rotate(k, angle_IXF), v, mask)
-    out = Linear(
-      c.width,
-      ('vision_heads', 'vision_embed'),
-      self.dtype,
-      True,
-      (2 * c.depth) ** -0.5,
-      name='proj',
-    )
-    return out(o.reshape(x_IXV.shape))
+    q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
+    o_IXHF = attention.masked(q_IXHF, k_IXHF, v_IXHF, mask)
+    axes, scale = ('vision_heads', 'vision_embed'), (2 * c.depth) ** -0.5
+    out = Linear(c.width, axes, self.dtype, True, scale, name='proj')
+    return out(o_IXHF.reshape(x_IXW.shape))
+
+  def _mlp(self, x_IXW):
+    c, scale = self.config, (2 * self.config.depth) ** -0.5
+    y = Linear(c.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(x_IXW)
+    y = jax.nn.gelu(y, approximate=True)
+    return Linear(c.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2')(y)
 
 
 class Merger(nn.Module):
-  """Joins neighbouring patches to a token of text width: [I, X, V] -> [I, X / merge^2, D]. `wide`:
+  """Joins neighbouring patches to a token of text width: [I, X, W] -> [I, X / merge^2, D]. `wide`:
   norm after joining.
   """
 
@@ -149,12 +142,12 @@ class Merger(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_IXV: jax.Array) -> jax.Array:
+  def __call__(self, x_IXW: jax.Array) -> jax.Array:
     area = self.config.merge**2
     norm = LayerNorm('merged_norm' if self.wide else 'vision_norm', name='norm')
-    joined = lambda x: x.reshape(x.shape[0], x.shape[1] // area, area * x.shape[2])
-    y = norm(joined(x_IXV)) if self.wide else joined(norm(x_IXV))
+    # the patches of a merged token side by side: [I, Y, area * W]
+    joined_shape = (x_IXW.shape[0], x_IXW.shape[1] // area, area * x_IXW.shape[2])
+    y = norm(x_IXW.reshape(joined_shape)) if self.wide else norm(x_IXW).reshape(joined_shape)
     y = Linear(y.shape[-1], ('merged', 'vision_mlp'), self.dtype, True, name='fc1')(y)
-    return Linear(self.width, ('vision_mlp', 'embed'), self.dtype, True, name='fc2')(
-      jax.nn.gelu(y, approximate=False)
-    )
+    y = jax.nn.gelu(y, approximate=False)
+    return Linear(self.width, ('vision_mlp', 'embed'), self.dtype, True, name='fc2')(y)

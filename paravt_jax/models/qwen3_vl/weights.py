@@ -20,16 +20,12 @@ from paravt_jax.models.qwen3_vl import model, stored
 from paravt_jax.models.qwen3_vl.config import Config
 
 _SHARD_BYTES = 5 * 10**9
-_STRIP = (
-  16  # rows that are transposed at once: four times as fast as all of them, which miss the cache
-)
-_COLUMNS = (
-  1024  # of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
-)
-_SERVED_PIXELS = (
-  1024,
-  50176,
-)  # least and most pixels of an image in a folder that is served: our frames pass unchanged
+# rows that are transposed at once: four times as fast as all of them, which miss the cache
+_STRIP = 16
+# columns of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
+_COLUMNS = 1024
+# least and most pixels of an image in a folder that is served: our frames pass unchanged
+_SERVED_PIXELS = (1024, 50176)
 _TOKENIZERS = (('tokenizer.json',), ('vocab.json', 'merges.txt'))
 _COPIED = (
   'tokenizer.json',
@@ -78,13 +74,11 @@ _VISION_BLOCK = {
 
 
 class Slot(NamedTuple):
-  """Where one tensor of theirs lives: the leaf at `path`, its `layer`-th slice if stacked; `form`
-  is how it is laid out.
-  """
+  """Where one tensor of a Hugging Face checkpoint lives in our tree."""
 
-  path: tuple[str, ...]
-  layer: int | None
-  form: str  # 'same' | 'transposed' | 'patches'
+  path: tuple[str, ...]  # of the leaf
+  layer: int | None  # its slice of a stacked leaf
+  form: str  # how it is laid out there: 'same' | 'transposed' | 'patches'
 
 
 def name_table(config: Config) -> dict[str, Slot]:
@@ -119,7 +113,7 @@ def name_table(config: Config) -> dict[str, Slot]:
 
 
 def _ours(tensor: np.ndarray, form: str) -> np.ndarray:
-  if form == 'patches':  # [V, 3, time, h, w] -> [time, 3 * h * w, V]
+  if form == 'patches':  # [W, 3, time, h, w] -> [time, 3 * h * w, W]
     return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
   return tensor.T if form == 'transposed' else tensor
 
@@ -150,9 +144,10 @@ def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
 
 
 def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
+  leaf: Any = params
   for key in slot.path:
-    params = params[key]
-  return params if slot.layer is None else params[slot.layer]
+    leaf = leaf[key]
+  return leaf if slot.layer is None else leaf[slot.layer]
 
 
 def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[np.ndarray]:
@@ -171,13 +166,9 @@ def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int
   """The shape that `pick` returns, given that of the whole leaf."""
   shape = shape if slot.layer is None else shape[1:]
   v = config.vision
-  return (
-    (v.width, 3, v.temporal, v.patch, v.patch)
-    if slot.form == 'patches'
-    else shape[::-1]
-    if slot.form == 'transposed'
-    else shape
-  )
+  if slot.form == 'patches':
+    return (v.width, 3, v.temporal, v.patch, v.patch)
+  return shape[::-1] if slot.form == 'transposed' else shape
 
 
 def load_hf(
@@ -386,8 +377,8 @@ def write_companions(
 
 def _check_params(config: Config, params: dict[str, Any]) -> None:
   """Every leaf that the config wants, in its shape, and no other."""
-  flat = lambda tree: {path: leaf.shape for path, leaf in _leaves(tree)}
-  got, wanted = flat(params), flat(model.abstract_params(config))
+  got = {path: leaf.shape for path, leaf in _leaves(params)}
+  wanted = {path: leaf.shape for path, leaf in _leaves(model.abstract_params(config))}
   wrong = sorted(path for path in got.keys() | wanted.keys() if got.get(path) != wanted.get(path))
   if wrong:
     raise DataError(
@@ -405,9 +396,12 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tupl
 def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
   """One file up to 5 GB; more get an index, as transformers writes it."""
   leaves = dict(_leaves(params))
-  size = lambda slot: (
-    leaves[slot.path].nbytes // (1 if slot.layer is None else leaves[slot.path].shape[0])
-  )
+
+  def size(slot):
+    leaf = leaves[slot.path]
+    return leaf.nbytes // (1 if slot.layer is None else leaf.shape[0])
+
+  # which tensors go to which file, in the order of their names
   shards, filled = [[]], 0
   for name, slot in sorted(name_table(config).items()):
     if shards[-1] and filled + size(slot) > _SHARD_BYTES:
@@ -415,6 +409,7 @@ def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any])
       filled = 0
     shards[-1].append((name, slot))
     filled += size(slot)
+
   weight_map = {}
   host = jax.tree.map(np.asarray, params)
   for i, shard in enumerate(shards):

@@ -2,9 +2,9 @@
 slot, decode n steps.
 
 Every program has one fixed shape, and what it computes for a row depends on that row's inputs
-alone; that is why a request's result does not depend on its company. Letters here: R prefill rows,
-C tokens of a chunk (page), P pages of a context, S slots, W columns of a slot's cache, A rows of an
-admission, U = 2 words of a seed; the others as in `paravt_jax.shapes`.
+alone; that is why a request's result does not depend on its company. The axis letters are those of
+`paravt_jax.shapes`: R rows of a prefill, T tokens of its chunk (a page), S contexts in slots, U
+columns of a slot's cache.
 """
 
 import dataclasses
@@ -82,8 +82,8 @@ def _stacked(params: Tree) -> Tree:
 
 
 def new_pool(s: Shapes) -> Tree:
-  """Empty pages; one more than asked for, where padding rows write. k [P, K, F, C], v [P, K, C, F]
-  per layer, tail [P, D].
+  """Empty pages; one more than asked for, where padding rows write. k [pages, K,
+  F, T], v [pages, K, T, F] per layer, tail [pages, D].
   """
   t, pages = s.config.text, s.pages + 1
   return {
@@ -107,7 +107,7 @@ def new_features(s: Shapes) -> Tree:
 
 
 def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
-  """State of all slots, and their caches: k [S, K, F, W], v [S, K, W, F] per layer; W leaves room
+  """State of all slots, and their caches: k [S, K, F, U], v [S, K, U, F] per layer; U leaves room
   for one dispatch too many.
   """
   t, columns = s.config.text, context + s.steps
@@ -130,12 +130,12 @@ def encode(
   params: Tree,
   features: Tree,
   patches_NXC: jax.Array,
-  grids_NG: jax.Array,
+  grids_N2: jax.Array,
   slot_N: jax.Array,
 ) -> Tree:
   """Features of N images, written to their slots."""
   new = model.encode_images(
-    s.config, params, patches_NXC[None, :, :, None], grids_NG[None], jnp.dtype(s.dtype)
+    s.config, params, patches_NXC[None, :, :, None], grids_N2[None], jnp.dtype(s.dtype)
   )
   merged, deepstack = features['merged'], features['deepstack']
   for n in range(s.image_batch):
@@ -151,46 +151,46 @@ def prefill(
   params: Tree,
   pool: Tree,
   features: Tree,
-  token_RC: jax.Array,
-  position_ARC: jax.Array,
-  visual_RC: jax.Array,
-  table_RP: jax.Array,
+  token_RT: jax.Array,
+  position_ART: jax.Array,
+  visual_RT: jax.Array,
+  page_table: jax.Array,
   chunk_R: jax.Array,
   count_R: jax.Array,
 ) -> Tree:
   """Computes one chunk per row into its page. Rows may be successive chunks of one context: each
   layer writes before it reads.
 
-  visual_RC: place in the flattened features, -1 for text. table_RP: pages of the row's context, its
+  visual_RT: place in the flattened features, -1 for text. page_table: pages of the row's context, its
   own included. chunk_R: index of the row's chunk in its context. count_R: tokens of the chunk that
   exist.
   """
   keys, values = list(pool['k']), list(pool['v'])
-  page_R = jnp.take_along_axis(table_RP, chunk_R[:, None], axis=1)[:, 0]
+  page_R = jnp.take_along_axis(page_table, chunk_R[:, None], axis=1)[:, 0]
 
   def attend(layer, q, k, v):
-    k_RKFC, v_RKCF = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    k_RKFT, v_RKTF = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     for r in range(s.rows):
       keys[layer] = jax.lax.dynamic_update_slice(
-        keys[layer], k_RKFC[r : r + 1], (page_R[r], 0, 0, 0)
+        keys[layer], k_RKFT[r : r + 1], (page_R[r], 0, 0, 0)
       )
       values[layer] = jax.lax.dynamic_update_slice(
-        values[layer], v_RKCF[r : r + 1], (page_R[r], 0, 0, 0)
+        values[layer], v_RKTF[r : r + 1], (page_R[r], 0, 0, 0)
       )
-    return _attend_pages(q, keys[layer], values[layer], table_RP, chunk_R)
+    return _attend_pages(q, keys[layer], values[layer], page_table, chunk_R)
 
-  seen_RC = jnp.where(visual_RC >= 0, jnp.arange(s.chunk), -1)
-  place_RC = jnp.maximum(visual_RC, 0)
+  seen_RT = jnp.where(visual_RT >= 0, jnp.arange(s.chunk), -1)
+  place_RT = jnp.maximum(visual_RT, 0)
   flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
   own = model.Features(
-    flat(features['merged'])[place_RC][:, None],
-    flat(features['deepstack'])[:, place_RC][:, :, None],
+    flat(features['merged'])[place_RT][:, None],
+    flat(features['deepstack'])[:, place_RT][:, :, None],
   )
   dtype = jnp.dtype(s.dtype)
   stacked = _stacked(params)
-  x_RCD = model.embed(s.config, stacked, token_RC, own, seen_RC, dtype)
-  x_RCD = model.run_layers(s.config, stacked, x_RCD, position_ARC, own, seen_RC, attend)
-  last_R1D = jnp.take_along_axis(x_RCD, (count_R - 1)[:, None, None], axis=1)
+  x_RTD = model.embed(s.config, stacked, token_RT, own, seen_RT, dtype)
+  x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend)
+  last_R1D = jnp.take_along_axis(x_RTD, (count_R - 1)[:, None, None], axis=1)
   tail = pool['tail']
   for r in range(s.rows):
     tail = jax.lax.dynamic_update_slice(tail, last_R1D[r], (page_R[r], 0))
@@ -198,7 +198,7 @@ def prefill(
 
 
 def _attend_pages(
-  q_RCHF: jax.Array, keys: jax.Array, values: jax.Array, table_RP: jax.Array, chunk_R: jax.Array
+  q_RTHF: jax.Array, keys: jax.Array, values: jax.Array, page_table: jax.Array, chunk_R: jax.Array
 ) -> jax.Array:
   """Softmax over the pages of each row, page by page (Milakov & Gimelshein 2018), only as many as
   the longest row has.
@@ -206,26 +206,26 @@ def _attend_pages(
   A page beyond a row's own leaves that row's sums exactly as they are, so company does not change
   its result.
   """
-  (rows, chunk, heads, width), kv_heads = q_RCHF.shape, keys.shape[1]
+  (rows, chunk, heads, width), kv_heads = q_RTHF.shape, keys.shape[1]
   groups = heads // kv_heads
-  q_RKXF = (
-    (q_RCHF * width**-0.5)
+  q_RKQF = (
+    (q_RTHF * width**-0.5)
     .reshape(rows, chunk, kv_heads, groups, width)
     .transpose(0, 2, 3, 1, 4)
     .reshape(rows, kv_heads, groups * chunk, width)
   )
-  place_RX = chunk_R[:, None] * chunk + jnp.tile(jnp.arange(chunk), groups)
+  place_RQ = chunk_R[:, None] * chunk + jnp.tile(jnp.arange(chunk), groups)
 
   def step(j, carry):
     top, total, out = carry
-    page_R = table_RP[:, j]
-    score = jnp.einsum('RKXF,RKFC->RKXC', q_RKXF, keys[page_R], preferred_element_type=jnp.float32)
-    visible = (j * chunk + jnp.arange(chunk)) <= place_RX[:, :, None]
+    page_R = page_table[:, j]
+    score = jnp.einsum('RKQF,RKFU->RKQU', q_RKQF, keys[page_R], preferred_element_type=jnp.float32)
+    visible = (j * chunk + jnp.arange(chunk)) <= place_RQ[:, :, None]
     score = jnp.where(visible[:, None], score, _FAR)
     new_top = jnp.maximum(top, score.max(-1, keepdims=True))
     weight, keep = jnp.exp(score - new_top), jnp.exp(top - new_top)
     add = jnp.einsum(
-      'RKXC,RKCF->RKXF',
+      'RKQU,RKUF->RKQF',
       weight.astype(values.dtype),
       values[page_R],
       preferred_element_type=jnp.float32,
@@ -233,10 +233,10 @@ def _attend_pages(
     return new_top, total * keep + weight.sum(-1, keepdims=True), out * keep + add
 
   column = jnp.zeros((rows, kv_heads, groups * chunk, 1), jnp.float32)
-  start = (column + _FAR, column, jnp.zeros(q_RKXF.shape, jnp.float32))
+  start = (column + _FAR, column, jnp.zeros(q_RKQF.shape, jnp.float32))
   _, total, out = jax.lax.fori_loop(0, chunk_R.max() + 1, step, start)
-  out_RKGCF = (out / total).reshape(rows, kv_heads, groups, chunk, width)
-  return out_RKGCF.transpose(0, 3, 1, 2, 4).reshape(q_RCHF.shape).astype(q_RCHF.dtype)
+  out_RKGTF = (out / total).reshape(rows, kv_heads, groups, chunk, width)
+  return out_RKGTF.transpose(0, 3, 1, 2, 4).reshape(q_RTHF.shape).astype(q_RTHF.dtype)
 
 
 def admit(
@@ -244,8 +244,8 @@ def admit(
 ) -> tuple[Tree, Tree]:
   """Copies the pages of the first `number` rows to their slots and sets those slots' state.
 
-  rows: slot [A], table [A, P of the lane], last (page of the last token) [A], length [A], position
-  [A], sampling (per row).
+  rows: slot [rows], table [rows, pages of the lane], last (page of the last token) [rows], length
+  [rows], position [rows], sampling (per row).
   """
 
   def one(a, carry):
@@ -277,7 +277,7 @@ def admit(
 
 
 def decode(
-  s: Shapes, params: Tree, state: Tree, caches: Tree, bias_QV: jax.Array, keep_S: jax.Array
+  s: Shapes, params: Tree, state: Tree, caches: Tree, bias_table: jax.Array, keep_S: jax.Array
 ) -> tuple[Tree, Tree, jax.Array, jax.Array]:
   """Samples up to `steps` tokens per slot; slots not kept, or done, sample nothing.
 
@@ -304,7 +304,7 @@ def decode(
     state, side, tokens, logprobs = carry
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
     token_S, logprob_S, more, done_S = sampling.sample(
-      logits_SV, bias_QV, state['sampling'], state['active']
+      logits_SV, bias_table, state['sampling'], state['active']
     )
     tokens = tokens.at[i].set(jnp.where(state['active'], token_S, -1))
     logprobs = logprobs.at[i].set(logprob_S)
@@ -367,14 +367,14 @@ def _attend_slots(
   q_SKGF = (q_S1HF * width**-0.5).reshape(slots, kv_heads, heads // kv_heads, width)
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   main = jnp.where(
-    jnp.arange(columns) < length_S[:, None, None, None], dot('SKGF,SKFW->SKGW', q_SKGF, keys), _FAR
+    jnp.arange(columns) < length_S[:, None, None, None], dot('SKGF,SKFU->SKGU', q_SKGF, keys), _FAR
   )
-  new = jnp.where(jnp.arange(side_k.shape[3]) <= step, dot('SKGF,SKFW->SKGW', q_SKGF, side_k), _FAR)
+  new = jnp.where(jnp.arange(side_k.shape[3]) <= step, dot('SKGF,SKFU->SKGU', q_SKGF, side_k), _FAR)
   top = jnp.maximum(main.max(-1, keepdims=True), new.max(-1, keepdims=True))
   main, new = jnp.exp(main - top), jnp.exp(new - top)
   total = main.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-  out = dot('SKGW,SKWF->SKGF', main.astype(values.dtype), values) + dot(
-    'SKGW,SKWF->SKGF', new.astype(values.dtype), side_v
+  out = dot('SKGU,SKUF->SKGF', main.astype(values.dtype), values) + dot(
+    'SKGU,SKUF->SKGF', new.astype(values.dtype), side_v
   )
   return (out / total).reshape(q_S1HF.shape).astype(q_S1HF.dtype)
 

@@ -1,7 +1,7 @@
 """From logits to the next token of every slot, on the device. A slot's result is a function of its
 own row and seed.
 
-Letters: S slots, V vocabulary, Q distinct logit biases, N stop ids, U = 2 words of a seed.
+Axis letters as in `paravt_jax.shapes`: S contexts in slots, V vocabulary entries.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
 
 
 def sample(
-  logits_SV: jax.Array, bias_QV: jax.Array, state: Tree, active_S: jax.Array
+  logits_SV: jax.Array, bias_table: jax.Array, state: Tree, active_S: jax.Array
 ) -> tuple[jax.Array, jax.Array, Tree, jax.Array]:
   """Draws one token per slot from one uniform number, which is a function of (seed, index of the
   token).
@@ -43,7 +43,7 @@ def sample(
     id, or the budget is used up).
   """
   hot_S = state['temperature'] > 0
-  biased_SV = logits_SV + bias_QV[state['bias']]
+  biased_SV = logits_SV + bias_table[state['bias']]
   scaled_SV = (biased_SV - _shift(biased_SV, state['temperature'])[:, None]) / jnp.where(
     hot_S, state['temperature'], 1.0
   )[:, None]
@@ -78,8 +78,8 @@ def _shift(biased_SV: jax.Array, temperature_S: jax.Array) -> jax.Array:
   return jnp.where((temperature_S < _COLD) | (jnp.abs(best_S) > _STRONG), best_S, 0.0)
 
 
-def _uniform(seed_U: jax.Array, count: jax.Array) -> jax.Array:
-  key = jax.random.fold_in(jax.random.wrap_key_data(seed_U, impl='threefry2x32'), count)
+def _uniform(seed_2: jax.Array, count: jax.Array) -> jax.Array:
+  key = jax.random.fold_in(jax.random.wrap_key_data(seed_2, impl='threefry2x32'), count)
   return jax.random.uniform(key, ())
 
 
@@ -93,26 +93,24 @@ def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
   slots, vocab = mass_SV.shape
   width = 32
   padded = jnp.pad(mass_SV, ((0, 0), (0, -vocab % width))).reshape(slots, -1, width)
-  block_SB = padded.sum(-1)
-  target_S = uniform_S * block_SB.sum(-1)
-  block_S, before_S = _passes(block_SB, target_S)
+  block_mass = padded.sum(-1)
+  target_S = uniform_S * block_mass.sum(-1)
+  block_S, before_S = _passes(block_mass, target_S)
   place_S, _ = _passes(
     jnp.take_along_axis(padded, block_S[:, None, None], axis=1)[:, 0], target_S - before_S
   )
   return block_S * width + place_S
 
 
-def _passes(mass_SN: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _passes(masses: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Array]:
   """First index at which the running sum exceeds the target (the last with mass if rounding left
   none), and the sum before.
   """
-  running_SN = jnp.cumsum(mass_SN, axis=-1)
-  index_N = jnp.arange(mass_SN.shape[1], dtype=jnp.int32)
-  last_S = jnp.where(mass_SN > 0, index_N, 0).max(-1)
-  first_S = jnp.where(
-    (running_SN > target_S[:, None]) & (mass_SN > 0), index_N, last_S[:, None]
-  ).min(-1)
-  before_S = jnp.take_along_axis(running_SN - mass_SN, first_S[:, None], axis=1)[:, 0]
+  running = jnp.cumsum(masses, axis=-1)
+  index = jnp.arange(masses.shape[1], dtype=jnp.int32)
+  last_S = jnp.where(masses > 0, index, 0).max(-1)
+  first_S = jnp.where((running > target_S[:, None]) & (masses > 0), index, last_S[:, None]).min(-1)
+  before_S = jnp.take_along_axis(running - masses, first_S[:, None], axis=1)[:, 0]
   return first_S, before_S
 
 

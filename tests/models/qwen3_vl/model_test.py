@@ -72,7 +72,7 @@ def _inputs(seed=0):
 def test_the_server_loop_gives_what_hidden_gives(params):
   _, _, inputs = _inputs()
   features = model.encode_images(
-    CONFIG, params, inputs.patches_BNXPC, inputs.grids_BNG, jnp.float32
+    CONFIG, params, inputs.patches_BNXPC, inputs.grids_BN2, jnp.float32
   )
   x = model.embed(CONFIG, params, inputs.tokens_BT, features, inputs.visual_BT, jnp.float32)
   seen = []
@@ -95,7 +95,7 @@ def test_features_from_a_store_replace_the_tower(params):
     model.hidden, CONFIG, params, dtype=jnp.float32, remat=False, freeze_vision=True
   )
   features = model.encode_images(
-    CONFIG, params, inputs.patches_BNXPC, inputs.grids_BNG, jnp.float32
+    CONFIG, params, inputs.patches_BNXPC, inputs.grids_BN2, jnp.float32
   )
   blind = inputs._replace(patches_BNXPC=0 * inputs.patches_BNXPC)
   np.testing.assert_allclose(run(blind, features=features), run(inputs), atol=1e-6)
@@ -109,13 +109,13 @@ def _with_stills(inputs):
   visual = np.where(
     inputs.visual_BT < 0, -1, np.where(inputs.visual_BT < 2, 1 + inputs.visual_BT, 0)
   ).astype(np.int32)
-  patches, grids = np.asarray(inputs.patches_BNXPC), np.asarray(inputs.grids_BNG)
+  patches, grids = np.asarray(inputs.patches_BNXPC), np.asarray(inputs.grids_BN2)
   return inputs._replace(
     visual_BT=visual,
     patches_BNXPC=patches[:, 1:, :4],
-    grids_BNG=grids[:, 1:],
+    grids_BN2=grids[:, 1:],
     stills_BNXPC=patches[:, :1],
-    still_grids_BNG=grids[:, :1],
+    still_grids_BN2=grids[:, :1],
   )
 
 
@@ -133,7 +133,7 @@ def test_still_slots_that_nobody_fills_change_nothing_and_give_no_gradient(param
   _, _, inputs = _inputs()
   empty = inputs._replace(
     stills_BNXPC=np.full((1, 2, 16, 1, 768), 7, np.uint8),
-    still_grids_BNG=np.zeros((1, 2, 2), np.int32),
+    still_grids_BN2=np.zeros((1, 2, 2), np.int32),
   )
   run = lambda p, inputs: model.hidden(
     CONFIG, p, inputs, dtype=jnp.float32, remat=True, freeze_vision=False
@@ -205,12 +205,3 @@ def test_bfloat16_compute_keeps_float32_masters_and_stays_near(params):
 def test_an_image_that_is_not_whole_merged_tokens_is_refused(params, image):
   with pytest.raises(DataError, match=r'image 0: got .* sides multiples of 32'):
     model.logits(CONFIG, params, [1, IMAGE], [image])
-
-
-def test_patches_are_in_merge_order_with_channels_first():
-  image = np.arange(32 * 64 * 3, dtype=np.uint32).reshape(32, 64, 3)
-  flat = model.patchify(image, 16, 2)
-  assert flat.shape == (8, 768)
-  corners = [(0, 0), (0, 16), (16, 0), (16, 16), (0, 32), (0, 48), (16, 32), (16, 48)]
-  assert [int(row[0]) for row in flat] == [image[r, c, 0] for r, c in corners]
-  assert int(flat[0, 256]) == image[0, 0, 1] and int(flat[0, 1]) == image[0, 1, 0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from paravt_jax.models.qwen3_vl import model, positions, weights
+from paravt_jax.video import patches
 from tests.models.qwen3_vl import oracle
 
 SIZES = {
@@ -64,7 +65,7 @@ def _video_inputs(config, ids, video):
   """One row with one native video: every temporal patch is an image with two frames."""
   pairs, height, width = len(video) // 2, video.shape[1] // 16, video.shape[2] // 16
   flat = [
-    np.stack([model.patchify(f, 16, 2) for f in pair], axis=1)
+    np.stack([patches.patchify(f)[0] for f in pair], axis=1)
     for pair in video.reshape(pairs, 2, *video.shape[1:])
   ]
   spots, _ = positions.mrope_positions(
@@ -128,7 +129,7 @@ def _packed(config, rng):
     0 * segments,
     np.concatenate(visual, axis=1),
     np.concatenate([pad(p.patches_BNXPC) for p in parts], axis=1),
-    np.concatenate([p.grids_BNG for p in parts], axis=1),
+    np.concatenate([p.grids_BN2 for p in parts], axis=1),
   )
   longer = {
     n: np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 5)])
