@@ -150,13 +150,13 @@ class Agent:
     watch: Callable[[Event], None] | None = None,
     grown: Callable[[int, str], None] | None = None,
   ):
-    self._sampler, self._subagents, self._frames, self._options = (
-      sampler,
-      subagents,
-      frames,
-      options,
-    )
-    self._manner, self._watch, self._grown = manner, watch, grown
+    self._sampler = sampler
+    self._subagents = subagents
+    self._frames = frames
+    self._options = options
+    self._manner = manner
+    self._watch = watch
+    self._grown = grown
     self._closing_room = len(template.closing(sampler.tok, False).ids)
 
   def watched(

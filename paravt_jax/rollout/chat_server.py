@@ -158,8 +158,8 @@ class Server:
     """One chat completion.
 
     Args:
-      more: further fields of the request; None takes a field out. read: reads a completion;
-      `read_completion` when None.
+      more: further fields of the request; None takes a field out.
+      read: reads a completion; `read_completion` when None.
 
     Returns:
       Reply; Rejected when the server refuses this very request or the reply is no whole text

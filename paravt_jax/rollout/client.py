@@ -110,7 +110,9 @@ class Client(Http):
 
   def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
     super().__init__(options)
-    self._vocab_size, self._router, self._image_id = vocab_size, router, image_id
+    self._vocab_size = vocab_size
+    self._router = router
+    self._image_id = image_id
     self._images = ImageCache(options.image_cache)
     self._sent: dict[
       str, tuple[str, str]
@@ -138,15 +140,16 @@ class Client(Http):
 
     Args:
       request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from
-      their own seed. affinity: requests of one group share a number, hence a server, which then
-      computes their prefix once. heard: hears all ids so far, as they come, unchecked. After a lost
-      connection they may begin anew.
+        their own seed.
+      affinity: requests of one group share a number, hence a server, which then computes their
+        prefix once.
+      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin
+        anew.
 
     Raises:
       RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no
-      server is left, or more than
-        `retries` + 1 were lost over this request; a server is silent, or its reply breaks the
-        protocol: counts, ids or image tokens that are not ours.
+        server is left, or more than `retries` + 1 were lost over this request; a server is silent,
+        or its reply breaks the protocol: counts, ids or image tokens that are not ours.
     """
     self._refuse_harmful(request)
     fragments = await self._images.encode(request.images)
@@ -256,10 +259,8 @@ class Client(Http):
     with it what it said.
     """
     gone = self._router.started(url)
-    work, leave = (
-      asyncio.ensure_future(self._ask(url, payload, event)),
-      asyncio.ensure_future(gone.wait()),
-    )
+    work = asyncio.ensure_future(self._ask(url, payload, event))
+    leave = asyncio.ensure_future(gone.wait())
     try:
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
       if gone.is_set():
@@ -355,9 +356,8 @@ def check(
 
   Raises:
     RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans
-    that do not cover the ids, an
-      unknown finish reason, or numbers of image or prompt tokens that are not our own (the server
-      resized our frames, say).
+      that do not cover the ids, an unknown finish reason, or numbers of image or prompt tokens that
+      are not our own (the server resized our frames, say).
   """
   check_counts(request, reply)
   ids, where = reply.output_ids, f'reply to {request.rid}'

@@ -110,7 +110,10 @@ class Fleet:
     options: FleetOptions,
   ):
     self._seats = [_Seat(member) for member in members]
-    self._control, self._router, self._stage, self._options = control, router, stage, options
+    self._control = control
+    self._router = router
+    self._stage = stage
+    self._options = options
     self._weights: _Weights | None = None
     self._base: Canary | None = None
     self._watching: asyncio.Task | None = None
@@ -128,11 +131,12 @@ class Fleet:
 
     Args:
       canary: foretold on the weights that the servers were started with; None leaves that to the
-      first `deliver`.
+        first `deliver`.
 
     Raises:
       RolloutError: a server is not there, refuses the key, speaks another version or serves another
-      model. ConfigError: memory_mb is less than a fresh server holds.
+        model.
+      ConfigError: memory_mb is less than a fresh server holds.
     """
     self._base = canary
     outcomes = await asyncio.gather(
@@ -172,8 +176,8 @@ class Fleet:
     another is right. Servers that come back later get this version. One delivery at a time.
 
     Raises:
-      SyncError: the version cannot be staged, or no server took it. RolloutError: no server is
-      left.
+      SyncError: the version cannot be staged, or no server took it.
+      RolloutError: no server is left.
     """
     folder = await asyncio.to_thread(self._stage, pathlib.Path(published))
     self._router.hold()
@@ -334,7 +338,9 @@ class Fleet:
     self._router.lost(seat.member.url, reason)
     if self._router.replies(seat.member.url):
       seat.attempts = 0
-    seat.reason, seat.lost_at, seat.missed = reason, time.monotonic(), 0
+    seat.reason = reason
+    seat.lost_at = time.monotonic()
+    seat.missed = 0
 
   async def _revive(self, seat: _Seat, *, restart: bool) -> None:
     """Brings a lost server back, or gives it up."""

@@ -129,7 +129,7 @@ class Judge:
 
     Raises:
       RolloutError: none came that can be read; one line that says what came instead and which knobs
-      may help.
+        may help.
     """
     await self._server.probe(
       _messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT

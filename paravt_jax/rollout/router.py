@@ -143,7 +143,9 @@ class Router:
     server = self._servers.get(url)
     if server is None or server.state is State.DOWN:
       return
-    server.state, server.reason, server.load = State.DOWN, reason, 0
+    server.state = State.DOWN
+    server.reason = reason
+    server.load = 0
     server.gone.set()
     if not self.supervised and not self.up_urls():
       self.fail(reason)

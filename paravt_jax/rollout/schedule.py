@@ -133,9 +133,7 @@ class Schedule:
       )
     lost = list(lost)
     self.version, self.rejected = int(state['version']), int(state['rejected'])
-    self.accepted, self.next_position = (
-      int(state['accepted']) - len(lost),
-      int(state['next_position']),
-    )
+    self.accepted = int(state['accepted']) - len(lost)
+    self.next_position = int(state['next_position'])
     self._again = sorted([*state['again'], *lost])
     self._running = {}

@@ -76,7 +76,9 @@ class Subagents:
   """Runs calls; any number at once."""
 
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
-    self._sampler, self._frames, self._options = sampler, frames, options
+    self._sampler = sampler
+    self._frames = frames
+    self._options = options
 
   async def respond(
     self,
@@ -92,7 +94,8 @@ class Subagents:
     a server did.
 
     Args:
-      call: as parsed; its arguments are judged here. durations: of the task's videos, seconds.
+      call: as parsed; its arguments are judged here.
+      durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
     video = chosen(call.arguments.get('video_path'), task.videos)

@@ -107,7 +107,7 @@ def read(folder: str | os.PathLike) -> Manifest:
 
   Raises:
     SyncError: there is none, or it is not what was published: broken, edited, or of another version
-    than the folder's name.
+      than the folder's name.
   """
   folder = pathlib.Path(folder)
   file = folder / FILE
@@ -259,9 +259,13 @@ def finite(block: np.ndarray) -> bool:
   if not block.size:
     return True
   if block.itemsize == 4:
-    signed, unsigned, infinite = np.int32, np.uint32, 0x7F800000
+    signed = np.int32
+    unsigned = np.uint32
+    infinite = 0x7F800000
   else:
-    signed, unsigned, infinite = np.int16, np.uint16, 0x7F80
+    signed = np.int16
+    unsigned = np.uint16
+    infinite = 0x7F80
   negative = infinite | 1 << 8 * block.itemsize - 1
   return bool(block.view(signed).max() < infinite and block.view(unsigned).max() < negative)
 

@@ -109,7 +109,7 @@ def wait_until(
 
   Raises:
     RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is
-    shown. It is not ended here.
+      shown. It is not ended here.
   """
   deadline = time.monotonic() + deadline_s
   while not ready():

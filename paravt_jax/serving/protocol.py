@@ -218,9 +218,8 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
 
   Raises:
     RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32
-    (nothing is resized here), or
-      of more than `max_patches` patches of 16x16. The size is taken from the header, before
-      anything is decoded.
+      (nothing is resized here), or of more than `max_patches` patches of 16x16. The size is taken
+      from the header, before anything is decoded.
   """
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:

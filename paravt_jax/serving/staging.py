@@ -36,11 +36,10 @@ class Staging:
 
   Args:
     model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and
-    the arrays that versions
-      leave out.
+      the arrays that versions leave out.
     folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes,
-    else in the system's temporary
-      one; it goes with `close`, or is swept by the next run when we are killed.
+      else in the system's temporary one; it goes with `close`, or is swept by the next run when we
+      are killed.
 
   Raises:
     SyncError: `model_folder` is no checkpoint of this family.
@@ -76,7 +75,7 @@ class Staging:
 
     Raises:
       SyncError: the version is not what was published, or the folder cannot be written. The array
-      or file is named.
+        or file is named.
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)

@@ -88,7 +88,9 @@ def copy_from(
     for packet in a.demux(stream):
       if packet.dts is None or packet.pts is None:
         continue
-      packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+      packet.pts = packet.pts - start
+      packet.dts = packet.dts - start
+      packet.stream = copied
       b.mux(packet)
   return target
 

@@ -117,7 +117,9 @@ class ScriptedServer:
     self.connections: set[object] = set()
     self.most_at_once = 0
     self.url = ''
-    self._api_key, self._ready_after, self._port = api_key, ready_after, port
+    self._api_key = api_key
+    self._ready_after = ready_after
+    self._port = port
     self._at_once = 0
     self._weights: tuple[str, str] = ('', 'default')
     self._loop = asyncio.new_event_loop()

@@ -208,10 +208,8 @@ def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> 
   rng = seeds.rng(seed, 'number_embeddings')
   table_VD = (table_VD * (SPREAD / table_VD.std())).astype(np.float32)
   width = table_VD.shape[1]
-  periods, phases = (
-    np.exp(rng.uniform(np.log(3), np.log(400), width // 2)),
-    rng.uniform(0, 2 * np.pi, width // 2),
-  )
+  periods = np.exp(rng.uniform(np.log(3), np.log(400), width // 2))
+  phases = rng.uniform(0, 2 * np.pi, width // 2)
   angles = 2 * np.pi * np.arange(INTEGERS)[:, None] / periods + phases
   mixing = np.linalg.qr(rng.normal(size=(width, width)))[0]
   numbers = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ mixing * (SPREAD * np.sqrt(2))

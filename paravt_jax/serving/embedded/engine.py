@@ -121,7 +121,9 @@ class Engine:
   """
 
   def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
-    self.options, self.config, self.version = options, config, version
+    self.options = options
+    self.config = config
+    self.version = version
     self.shapes = s = programs.Shapes(
       config=config,
       dtype=options.dtype,
@@ -139,11 +141,9 @@ class Engine:
     self.params = programs.prepare(config, params, options.dtype)
     shapes = tuple(dict.fromkeys(options.lanes))
     self.programs = programs.Programs(s, self.params, shapes)
-    self.pages, self.features, self.biases = (
-      Pool(options.pages),
-      Pool(options.image_slots),
-      Pool(options.bias_rows),
-    )
+    self.pages = Pool(options.pages)
+    self.features = Pool(options.image_slots)
+    self.biases = Pool(options.bias_rows)
     self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
     self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
     self._bias_table = jnp.asarray(self._bias_rows)
@@ -428,10 +428,8 @@ class Engine:
     while self._pictures:
       batch = [self._pictures.pop(digest) for digest in list(self._pictures)[: s.image_batch]]
       pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
-      grids, slots = (
-        np.zeros((s.image_batch, 2), np.int32),
-        np.full(s.image_batch, s.image_slots, np.int32),
-      )
+      grids = np.zeros((s.image_batch, 2), np.int32)
+      slots = np.full(s.image_batch, s.image_slots, np.int32)
       for n, picture in enumerate(batch):
         pixels[n, : len(picture.patches_XC)] = picture.patches_XC
         grids[n] = picture.grid
@@ -505,7 +503,9 @@ class Engine:
     sampling = rows['sampling']
     for a, (slot, job) in enumerate(batch):
       request, pages = job.request, len(job.table)
-      rows['slot'][a], rows['last'][a], rows['length'][a] = slot, job.table[-1], len(job.context)
+      rows['slot'][a] = slot
+      rows['last'][a] = job.table[-1]
+      rows['length'][a] = len(job.context)
       rows['position'][a] = job.context.next_position
       rows['table'][a, :pages] = job.table
       sampling['count'][a], sampling['budget'][a] = len(job.ids), request.max_new_tokens

@@ -184,10 +184,8 @@ class Server:
     body = await _body(
       request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache')
     )
-    folder, wanted = (
-      text('model_path', body.get('model_path')),
-      _version(body.get('weight_version')),
-    )
+    folder = text('model_path', body.get('model_path'))
+    wanted = _version(body.get('weight_version'))
     everyone = flag('abort_all_requests', body.get('abort_all_requests', False))
     flag(
       'flush_cache', body.get('flush_cache', True)
@@ -493,7 +491,9 @@ def build(options: ServerOptions) -> Engine:
 
 async def serve(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:
   """Answers until SIGTERM or SIGINT, or until the engine fails (that error is raised)."""
-  server, loop, done = Server(engine, options), asyncio.get_running_loop(), asyncio.Event()
+  server = Server(engine, options)
+  loop = asyncio.get_running_loop()
+  done = asyncio.Event()
   for name in (signal.SIGTERM, signal.SIGINT):
     loop.add_signal_handler(name, done.set)
   life = loop.run_in_executor(None, engine.run)
