@@ -77,13 +77,11 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """max_tokens: of a reply; temperature: 0 is greedy. seed: sent along, for servers that know
-  it.
-  """
+  """How a chat server samples."""
 
-  max_tokens: int
-  temperature: float
-  seed: int
+  max_tokens: int  # of a reply
+  temperature: float  # 0 is greedy
+  seed: int  # sent along, for servers that know it
 
 
 class Server:

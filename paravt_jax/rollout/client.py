@@ -39,14 +39,12 @@ _NOTICE_S = 2.0  # for telling a server, and for asking whether it lives
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-  """What a request came to. ids: int32[n], stop token included; logprobs: float32[n]; versions:
-  int32[n]; finish as in the protocol.
-  """
+  """What a request came to."""
 
-  ids: np.ndarray
-  logprobs: np.ndarray
-  versions: np.ndarray
-  finish: str
+  ids: np.ndarray  # int32[n], stop token included
+  logprobs: np.ndarray  # float32[n], in nats
+  versions: np.ndarray  # int32[n]: the weights that sampled each id
+  finish: str  # stop | length | abort
 
 
 def image_tokens(images: Sequence[np.ndarray]) -> int:

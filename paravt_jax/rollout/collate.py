@@ -45,12 +45,10 @@ class CollateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """packed: rows whose extras are `EXTRAS`. counters: sums over the batch, by name (see
-  `collate`).
-  """
+  """What a step trains on."""
 
-  packed: packing.Packed
-  counters: dict[str, float]
+  packed: packing.Packed  # rows whose extras are `EXTRAS`
+  counters: dict[str, float]  # sums over the batch, by name; see `collate`
 
 
 def collate(

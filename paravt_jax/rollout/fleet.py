@@ -47,22 +47,22 @@ class FleetOptions:
 
 @dataclasses.dataclass
 class Member:
-  """A server. process, start: of one that is ours, else None. `start` blocks until the new one
-  answers; another URL is fine.
-  """
+  """A rollout server: one that we started, or one by URL."""
 
   url: str
-  process: ServerProcess | None
+  process: ServerProcess | None  # of a server that is ours, else None
+  # starts ours again and blocks until it answers; its URL may be another one
+  # starts ours again and blocks until it answers; its URL may be another one
   start: Callable[[], ServerProcess] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Weights:
-  """What all servers are to hold. folder: as they load it."""
+  """What all servers must hold."""
 
-  folder: pathlib.Path
+  folder: pathlib.Path  # as the servers load it
   version: int
-  canary: Canary | None
+  canary: Canary | None  # expected on these weights; None where nothing is checked
 
 
 @dataclasses.dataclass

@@ -21,9 +21,9 @@ from paravt_jax.video import sampling
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-  """Why an episode has no reward; a short, countable word."""
+  """Why an episode has no reward."""
 
-  reason: str
+  reason: str  # a short word that can be counted
 
 
 Reward = Callable[[Episode], Awaitable[tuple[float, dict[str, float]] | Dropped]]
@@ -46,11 +46,11 @@ class GroupOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A group to run. budget None means as the options say; an integer forces K (evaluation)."""
+  """A group to run."""
 
   task: Task
   epoch: int
-  budget: int | None = None
+  budget: int | None = None  # frames of the overview; None: as the options say
 
 
 def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:

@@ -68,19 +68,17 @@ class JudgeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """right: whether the prediction means the reference."""
+  """What the judge says of an answer."""
 
-  right: bool
+  right: bool  # whether the prediction means the reference
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFailure:
-  """reason: 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'; detail: what
-  came.
-  """
+  """Why there is no verdict."""
 
-  reason: str
-  detail: str
+  reason: str  # 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'
+  detail: str  # what came, in one line
 
 
 @dataclasses.dataclass(frozen=True)

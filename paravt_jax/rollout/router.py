@@ -26,6 +26,8 @@ class State(enum.Enum):
 
 @dataclasses.dataclass
 class _Server:
+  """What the router knows of a server."""
+
   state: State = State.UP
   load: int = 0  # requests under way
   served: int = 0  # replies that were believed since it came up

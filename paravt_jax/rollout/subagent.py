@@ -50,11 +50,10 @@ class SubagentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """What a call comes back as. shown: the text of a tool response, or the pieces of a user
-  message.
-  """
+  """What a call comes back as."""
 
   result: ToolResult
+  # the text of a tool response, or the pieces of a user message
   shown: str | Sequence[template.Piece]
 
   @classmethod
@@ -65,11 +64,11 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-  """What a sub-agent came to, before its text is judged."""
+  """What a sub-agent saw and wrote, before its text is judged."""
 
-  seconds: tuple[float, ...]
-  segments: tuple[Segment, ...]
-  finish: str
+  seconds: tuple[float, ...]  # of the frames
+  segments: tuple[Segment, ...]  # the opening, then the turn where there was room for one
+  finish: str  # stop | length | abort
 
 
 class Subagents:

@@ -42,10 +42,10 @@ Index = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A part of an array, [start, stop) per axis, and the hash of its bytes in row-major order."""
+  """A part of an array."""
 
-  index: Index
-  hash: str
+  index: Index  # [start, stop) per axis
+  hash: str  # of its bytes in row-major order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Entry:
   """One published array."""
 
   shape: tuple[int, ...]
-  dtype: str
-  shards: tuple[Shard, ...]
+  dtype: str  # 'float32' or 'bfloat16'
+  shards: tuple[Shard, ...]  # together the whole array
 
   def text(self) -> str:
     """'float32[8, 30]'."""
@@ -63,13 +63,13 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """See the module. `files`: path below the array folder -> (bytes, hash or None)."""
+  """What a published version must be; see the module."""
 
   version: int
-  arrays: dict[str, Entry]
-  held: dict[str, str]
-  canary: dict[str, Any] | None
-  files: dict[str, tuple[int, str | None]]
+  arrays: dict[str, Entry]  # name -> what is published
+  held: dict[str, str]  # name -> hash of what the model has besides
+  canary: dict[str, Any] | None  # as JSON
+  files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
 
   @property
   def tree(self) -> str:

@@ -65,13 +65,13 @@ class Pending:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """All that the writing thread needs; `named` are arrays that nobody else touches."""
+  """All that the writing thread needs."""
 
-  target: pathlib.Path
-  partial: pathlib.Path
+  target: pathlib.Path  # the folder of the version
+  partial: pathlib.Path  # the folder that becomes it
   version: int
-  named: dict[str, Any]
-  held: dict[str, str]
+  named: dict[str, Any]  # arrays that nobody else touches
+  held: dict[str, str]  # name -> hash of what is not written
   canary: dict[str, Any] | None
 
 

@@ -25,34 +25,31 @@ _SIDE = 32  # pixels of a merged token's side
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A `/generate` body as it came. images: (height, width) each; order: how many came before it."""
+  """A `/generate` body as it came."""
 
   rid: str
   input_ids: tuple[int, ...]
-  images: tuple[tuple[int, int], ...]
-  sampling: dict[str, Any]
-  order: int
-  body: dict[str, Any]
+  images: tuple[tuple[int, int], ...]  # (height, width) each
+  sampling: dict[str, Any]  # the body's sampling_params
+  order: int  # how many requests came before it
+  body: dict[str, Any]  # all of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start,
-  end) spans, all of the server's version when None; image_tokens, prompt_tokens: counted when None;
-  finish: stop | length | abort; delay: seconds before it is sent; until: it is not sent before this
-  is set. broken_after: of a stream, the events after which it breaks.
-  """
+  """A reply as a server would send it."""
 
-  ids: Sequence[int]
-  finish: str = 'stop'
-  logprobs: Sequence[float] | None = None
+  ids: Sequence[int]  # as sampled, stop token included
+  finish: str = 'stop'  # stop | length | abort
+  logprobs: Sequence[float] | None = None  # None: -0.5 each
+  # (version, start, end) spans; None: all of the server's version
   versions: Sequence[tuple[int, int, int]] | None = None
-  image_tokens: int | None = None
-  prompt_tokens: int | None = None
+  image_tokens: int | None = None  # None: counted
+  prompt_tokens: int | None = None  # None: counted
   cached_tokens: int = 0
-  delay: float = 0.0
-  until: threading.Event | None = None
-  broken_after: int | None = None
+  delay: float = 0.0  # seconds before it is sent
+  until: threading.Event | None = None  # the reply waits for this to be set
+  broken_after: int | None = None  # of a stream: the events after which it breaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +64,10 @@ class Die:
 
 @dataclasses.dataclass(frozen=True)
 class Garbage:
-  """Status 200 and these bytes."""
+  """Status 200 and a body that is no reply."""
 
   body: bytes = b'<html>not a rollout server</html>'
-  kind: str = 'application/json'
+  kind: str = 'application/json'  # content type
 
 
 @dataclasses.dataclass(frozen=True)

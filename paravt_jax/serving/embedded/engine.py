@@ -41,23 +41,23 @@ COUNTS = (
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """One request on its way. `answer(reply, reason)` is called from the engine's thread: once when
-  it ends, and for a stream with reason None after every dispatch that gave it tokens.
-  """
+  """One request on its way."""
 
-  rid: str
+  rid: str  # unique among running requests
   prompt: Prompt  # as sent
   context: Prompt  # as sent, then what was generated before a retraction
-  lane: int
+  lane: int  # which of the options' lanes takes it
   request: ParsedGenerate
   seed: int
-  stops: frozenset[int]
+  stops: frozenset[int]  # ids that end it
+  # called from the engine's thread with (reply, reason): once at the end, and for a stream with
+  # reason None after every dispatch that gave it tokens
   answer: Callable[[GenerateReply, dict[str, Any] | None], None]
-  ids: list[int] = dataclasses.field(default_factory=list)
-  logprobs: list[float] = dataclasses.field(default_factory=list)
-  spans: list[list[int]] = dataclasses.field(default_factory=list)
-  retractions: int = 0
-  cached: int | None = None
+  ids: list[int] = dataclasses.field(default_factory=list)  # sampled so far
+  logprobs: list[float] = dataclasses.field(default_factory=list)  # of ids
+  spans: list[list[int]] = dataclasses.field(default_factory=list)  # [version, start, end) over ids
+  retractions: int = 0  # how often it went back to the queue
+  cached: int | None = None  # tokens of its first prefill that were in the cache
   table: np.ndarray | None = None  # pages of the context, while staged
   ticket: int = 0  # number of the last chunk it waits for
   aborted: bool = False
@@ -68,9 +68,9 @@ class _Chunk:
   """One page to be computed."""
 
   context: Prompt
-  table: np.ndarray
-  index: int
-  key: bytes
+  table: np.ndarray  # pages of the context, int32[pages]
+  index: int  # of the page in its context
+  key: bytes  # of the page in the cache
   digests: frozenset[bytes]  # of its images, held in the feature pool
 
 
