@@ -100,19 +100,15 @@ class Manner:
 
   system: Callable[[Task], str | None]  # the system text of a task; None for no system message
   # the pieces of a task's user message, from the pieces of each video
-  # the pieces of a task's user message, from the pieces of each video
   user: Callable[[Task, Sequence[Sequence[template.Piece]]], list[template.Piece]]
   parse: Callable[[str], Sequence[ToolCall | ParseFailure]]  # a turn's calls and failures, in order
   answered: Callable[[str], bool]  # whether a turn's text holds an answer
   request: str  # what asks for the final answer
   # the pieces of a video's frames and their seconds
-  # the pieces of a video's frames and their seconds
   frames: Callable[[np.ndarray, Sequence[float]], Sequence[template.Piece]]
-  # what a call that did not run comes back as
   # what a call that did not run comes back as
   refused: Callable[[ToolResult], str | Sequence[template.Piece]]
   requests: Mapping[str, str]  # question type -> a text in place of `request`
-  # question type -> the most tokens of the forced turn, in place of any turn's
   # question type -> the most tokens of the forced turn, in place of any turn's
   forced_tokens: Mapping[str, int]
   forced_prefix: bool  # whether the forced turn opens with the pinned prefix like the others
