@@ -344,10 +344,15 @@ class Agent:
     """What `sample` is given to tell a turn's text so far, but for a character of which only a part
     is there.
     """
-    if self._grown is None:
+    grown = self._grown
+    if grown is None:
       return {}
-    text = lambda ids: template.turn_text(self._sampler.tok, ids, self._prefix(turn)).rstrip(_CUT)
-    return {'heard': lambda ids: self._grown(turn, text(ids))}
+
+    def heard(ids: Sequence[int]) -> None:
+      text = template.turn_text(self._sampler.tok, ids, self._prefix(turn))
+      grown(turn, text.rstrip(_CUT))
+
+    return {'heard': heard}
 
   def _tell(self, event: Callable[..., Event], *facts: Any) -> None:
     if self._watch is not None:

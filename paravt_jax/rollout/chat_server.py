@@ -23,6 +23,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import orjson
+from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from paravt_jax.errors import ConfigError, RolloutError
@@ -31,16 +32,10 @@ from paravt_jax.rollout.outcomes import Failed, Rejected
 
 log = logging.getLogger(__name__)
 
-_LOST = (
-  aiohttp.ClientError,
-  aiohttp.http_exceptions.HttpProcessingError,
-)  # no connection, or no HTTP on it
+_LOST = (aiohttp.ClientError, HttpProcessingError)  # no connection, or no HTTP on it
 _AGAIN = (408, 429)
-_REFUSED = (
-  400,
-  413,
-  422,
-)  # this request and no other: too long, or an image that the server does not take
+# This request and no other: it is too long, or has an image that the server does not take.
+_REFUSED = (400, 413, 422)
 _CHUNK = 1 << 16
 _SHOWN = 200  # characters of a reply that a message shows
 
@@ -112,7 +107,8 @@ class Server:
     return self
 
   async def __aexit__(self, *exception):
-    await self._session.close()
+    if self._session is not None:
+      await self._session.close()
 
   async def check(self) -> None:
     """Asks for the list of models: is a server there, does it take the key, does it know the model.
@@ -177,7 +173,10 @@ class Server:
     async with self._gate:
       outcome = await self._understood(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
-    self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
+    if not isinstance(outcome, Failed):
+      self._in_a_row = 0
+      return outcome
+    self._in_a_row += 1
     if self._in_a_row >= self.options.max_failures:
       self._down = (
         f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
@@ -284,6 +283,8 @@ class Server:
     self, method: str, path: str, body: bytes | None
   ) -> tuple[int, bytes | None, float] | Failed:
     """(status, content or None when it is too large, seconds that the server asks us to wait)."""
+    if self._session is None:
+      raise AssertionError('a chat server is used inside `async with`')
     try:
       async with self._session.request(
         method, self._url + path, data=body, allow_redirects=False

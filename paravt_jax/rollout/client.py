@@ -219,7 +219,7 @@ class Client(Http):
         seed=resumed_seed(request.seed, len(done)),
       )
     body = part.to_json(fragments) | ({} if heard is None else {'stream': True})
-    event = None if heard is None else lambda data: heard(done + _ids_of(data, self._vocab_size))
+    event = None if heard is None else _hearing(heard, done, self._vocab_size)
     sent = 0
 
     def payload(url: str) -> bytes:
@@ -322,6 +322,15 @@ def resumed_seed(seed: int, done: int) -> int:
   draws would come twice.
   """
   return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7FFFFFFF
+
+
+def _hearing(heard: Callable[[list[int]], None], done: list[int], vocab_size: int) -> _Event:
+  """What passes the ids of a stream's events on to `heard`, after those that are done."""
+
+  def event(data: bytes) -> None:
+    heard(done + _ids_of(data, vocab_size))
+
+  return event
 
 
 def _ids_of(event: bytes, vocab_size: int) -> list[int]:

@@ -199,7 +199,9 @@ def sample(segments: Sequence[Segment], advantage: float) -> packing.Sample:
   unexpanded.
   """
   ids = [np.zeros(0, np.int32)]
-  columns = {name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()}
+  columns: dict[str, list[np.ndarray]] = {
+    name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()
+  }
   for segment in segments:
     ids.append(np.asarray(segment.ids, np.int32))
     n, on = len(segment.ids), float(segment.sampled)

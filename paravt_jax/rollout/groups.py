@@ -70,6 +70,8 @@ def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
     task = episode.task
     if task.question_type != 'oe' or options.open_ended != 'judge':
       return total.score(episode, options)
+    if judge is None:
+      raise AssertionError('`rewarder` refuses options that ask a judge who is not there')
     verdict = await judge.compare(
       told(task), task.answer, answer.extract_answer(episode.turns[-1].text)
     )

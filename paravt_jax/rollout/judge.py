@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import re
 import sys
+from typing import cast
 
 import orjson
 
@@ -145,15 +146,13 @@ class Judge:
     found = await self._server.complete(
       _messages(question, gold, prediction), self._sampling, self._more, _read
     )
-    outcome = (
-      found.verdict
-      if isinstance(found, _Read)
-      else JudgeFailure(_REASONS[found.reason], found.detail)
-    )
-    self.counts[
-      outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()
-    ] += 1
-    return outcome
+    if isinstance(found, Reply):  # `_read` gives no other Reply than this one
+      verdict = cast(_Read, found).verdict
+      self.counts[f'right_{verdict.right}'.lower()] += 1
+      return verdict
+    failure = JudgeFailure(_REASONS[found.reason], found.detail)
+    self.counts[failure.reason] += 1
+    return failure
 
 
 def _messages(question: str, gold: str, prediction: str) -> list[dict[str, str]]:

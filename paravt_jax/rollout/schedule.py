@@ -3,7 +3,8 @@ prompt groups.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from paravt_jax.errors import CheckpointError
 
@@ -114,7 +115,7 @@ class Schedule:
       'again': sorted([*self._running, *self._again]),
     }
 
-  def restore(self, state: dict[str, object], lost: Iterable[int] = ()) -> None:
+  def restore(self, state: Mapping[str, Any], lost: Iterable[int] = ()) -> None:
     """Takes over a `state()`. lost: positions that were accepted, but whose groups were not saved
     with it; they run again.
 

@@ -231,7 +231,7 @@ def _join(parts: list[Any]) -> Any:
 
 
 def _hash_block(block: np.ndarray) -> bytes:
-  return hashlib.sha256(block.view(np.uint8)).digest()
+  return hashlib.sha256(block.view(np.uint8).data).digest()
 
 
 def _rounded_block(block: np.ndarray, start: int) -> bytes:
@@ -243,7 +243,7 @@ def _inspect_block(block: np.ndarray, start: int) -> tuple[bytes, bool]:
 
 
 def _read_block(file: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
-  left = memoryview(block.view(np.uint8))
+  left = block.view(np.uint8).data
   while left:
     count = os.preadv(file, [left], start)
     if not count:

@@ -8,7 +8,7 @@ stop token.
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class GenerateRequest:
   seed: int  # makes the result repeatable
   ignore_eos: bool  # whether the end-of-text ids of the server do not end the reply
 
-  def to_json(self, encoded_images: list[str] | None = None) -> dict[str, Any]:
+  def to_json(self, encoded_images: Sequence[object] | None = None) -> dict[str, Any]:
     """The body of POST /generate. `encoded_images` (from `encode_image`) spares encoding the same
     frames again.
     """
@@ -230,10 +230,9 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
 
 def _check_still(picture: Image.Image, max_patches: int) -> None:
   width, height = picture.size
-  if picture.format == 'PNG' and getattr(picture, 'n_frames', 1) > 1:
-    raise RequestError(
-      f'image_data: got an animated PNG of {picture.n_frames} images, wanted a still one'
-    )
+  frames = getattr(picture, 'n_frames', 1)
+  if picture.format == 'PNG' and frames > 1:
+    raise RequestError(f'image_data: got an animated PNG of {frames} images, wanted a still one')
   if height % 32 or width % 32 or not height * width:
     raise RequestError(
       f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; '

@@ -169,12 +169,12 @@ class ScriptedServer:
     )
 
   @web.middleware
-  async def _door(self, http: web.Request, handler: Any) -> web.StreamResponse:
+  async def _door(self, request: web.Request, handler: Any) -> web.StreamResponse:
     if self.silent:
       await self._stop.wait()
-    if http.path != '/health' and not self._allowed(http):
+    if request.path != '/health' and not self._allowed(request):
       return web.Response(status=401, text='wrong api key')
-    return await handler(http)
+    return await handler(request)
 
   async def _generate(self, http: web.Request) -> web.StreamResponse:
     self.connections.add(http.transport)
@@ -201,7 +201,7 @@ class ScriptedServer:
       await self._stop.wait()
       return web.Response(status=503)
     if isinstance(outcome, Die):
-      http.transport.close()
+      _hang_up(http)
       return web.Response()
     if isinstance(outcome, Garbage):
       return web.Response(body=outcome.body, content_type=outcome.kind)
@@ -226,7 +226,7 @@ class ScriptedServer:
     whole = reply_json(request, reply, self._weights[1])
     for number in range(1, len(whole['output_ids'])):
       if number - 1 == reply.broken_after:
-        http.transport.close()
+        _hang_up(http)
         return response
       begun = {
         **whole,
@@ -265,6 +265,12 @@ class ScriptedServer:
       return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
     self._weights = (body['model_path'], body['weight_version'])
     return web.json_response({'success': True, 'message': 'ok'})
+
+
+def _hang_up(http: web.Request) -> None:
+  """Closes the connection of a request, unless the other side did."""
+  if http.transport is not None:
+    http.transport.close()
 
 
 def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict[str, Any]:

@@ -173,11 +173,16 @@ def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> C
   vision = VisionConfig(
     width=96, depth=2, mlp=192, heads=4, patch=16, merge=2, temporal=2, positions=64, taps=(0, 1)
   )
-  ids = [
-    tokenizer.token_to_id(f'<|{name}|>')
-    for name in ('image_pad', 'video_pad', 'vision_start', 'vision_end')
-  ]
-  return Config(text, vision, True, *ids)
+  vocabulary = tokenizer.get_vocab()
+  return Config(
+    text,
+    vision,
+    tied=True,
+    image_id=vocabulary['<|image_pad|>'],
+    video_id=vocabulary['<|video_pad|>'],
+    vision_start_id=vocabulary['<|vision_start|>'],
+    vision_end_id=vocabulary['<|vision_end|>'],
+  )
 
 
 def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
