@@ -1,7 +1,8 @@
 """The turn loop, one for RL and evaluation: look, think, call sub-agents, read their results,
 answer. Tokens only grow.
 
-opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ... | <|im_end|> (if missing)
+opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ...
+  ... | <|im_end|> (if missing)
 """
 
 import asyncio

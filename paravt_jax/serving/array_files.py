@@ -1,4 +1,4 @@
-"""How the arrays of a weight version lie on the disk: one file per shard, with the bytes of the shard.
+"""How the arrays of a weight version lie on the disk: one file of bytes per shard.
 
 Orbax writes them as uncompressed Zarr, so a reader needs no more than the manifest and the files.
 Several processes write into one folder, each the shards that it has.

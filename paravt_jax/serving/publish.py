@@ -320,8 +320,8 @@ def _give_up(job: _Job, error: Exception) -> None:
 
 def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
   return SyncError(
-    f'{target}: weights cannot be written ({array_files.reason(error)}); free space or choose another folder, '
-    'the run goes on from its last checkpoint'
+    f'{target}: weights cannot be written ({array_files.reason(error)}); free space or '
+    'choose another folder, the run goes on from its last checkpoint'
   )
 
 

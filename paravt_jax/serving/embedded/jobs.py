@@ -1,4 +1,4 @@
-"""Requests on their way through the engine: jobs, the pages they wait for, and the slots they sit in."""
+"""Requests on their way through the engine: jobs, the pages they wait for, and their slots."""
 
 import dataclasses
 from collections import deque
