@@ -24,24 +24,15 @@ from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
-from paravt_jax.rollout.agent import Agent
-from paravt_jax.rollout.client import Client
-from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.groups import Prompt, rewarder, run_group
-from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import MAIN, Sampler
-from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.serving import publish
-from paravt_jax.serving.embedded import launch
-from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.testing import tiny
+from paravt_jax.testing.stack import stack
 from paravt_jax.train import optimizer, sharding, state, step, sums
 from paravt_jax.types import ResultStatus, Segment
-from paravt_jax.video.decode import DecodePool
-from paravt_jax.video.store import FrameStore
 from tests import patience
 from tests.data.world import small
-from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, SUBAGENT, call
+from tests.rollout.crew import CONTEXT, GROUP, call
 
 ADAM = optimizer.OptimizerOptions(
   name='adam',
@@ -112,50 +103,6 @@ def tasks(tmp_path_factory):
   return found
 
 
-@pytest.fixture(scope='module')
-def served(tmp_path_factory):
-  """(model folder, url) of the embedded server in its own process."""
-  folder = tmp_path_factory.mktemp('model')
-  tiny.build_model_folder(folder, 0)
-  options = ServerOptions(
-    model_path=str(folder),
-    host='127.0.0.1',
-    port=0,
-    port_file=None,
-    api_key=None,
-    dtype='float32',
-    eos_token_ids=(),
-    lanes=((512, 8),),
-    chunk_tokens=32,
-    prefill_rows=4,
-    pages=128,
-    decode_steps=4,
-    image_batch=16,
-    image_slots=256,
-    max_image_patches=4,
-    bias_rows=2,
-    max_stop_ids=2,
-    max_body_mb=16,
-    compile_cache=None,
-    parent_pid=None,
-  )
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '',
-    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-  }
-  server = launch.launch(
-    options,
-    env=environment,
-    log=folder / 'server.log',
-    deadline_s=patience.seconds(300),
-    parent_pid=os.getpid(),
-  )
-  yield folder, server.url
-  server.stop(5.0)
-
-
 class Learning:
   """The learner's half of the walk."""
 
@@ -171,23 +118,25 @@ class Learning:
     self.state = state.from_params(self.config, made, self.mesh, params)
     self.reference = state.from_params(self.config, made, self.mesh, params).params
 
-  def learn(self, group, version):
-    """One update on one group: (the arrays it trained on, its metrics)."""
+  def batch(self, group, version):
+    """The arrays of one group, with each episode's advantage over the others."""
     reward_E = np.array([one.reward for one in group.scored], np.float32)
     advantage_E = np.asarray(
       advantages.group_normalize(reward_E, np.zeros(len(reward_E), np.int32))
     )
-    batch = collate.collate(
+    return collate.collate(
       [group], advantage_E, options=COLLATE, image_id=self.tok.image_pad, version=version
     )
+
+  def update(self, batch):
+    """One step of the optimizer: its metrics."""
     arrays, used = batch.packed.micro_batches(4)
     arrays = {
       name: array for name, array in arrays.items() if name in (*step.INPUTS, *step.RL_EXTRAS)
     }
-    self.state, found = self.step(
-      self.state, step.put_batch(self.mesh, arrays, used), self.reference
-    )
-    return batch, sums.reduce(found)
+    inputs = step.put_batch(self.mesh, arrays, used)
+    self.state, found = self.step(self.state, inputs, self.reference)
+    return sums.reduce(found)
 
 
 def trained_streams(batch):
@@ -200,51 +149,65 @@ def trained_streams(batch):
   ]
 
 
-def test_one_rows_way_through(tasks, served, tmp_path):
-  folder, url = served
-  learner = Learning(folder)
+def test_one_rows_way_through(tasks, tmp_path):
   task = next(task for task in tasks if task.question_type == 'oe')
-  context = dataclasses.replace(CONTEXT, context=512, max_pixels=1024)
-  size_two, reward = dataclasses.replace(GROUP, size=2), rewarder(PUBLISHED, None)
-
-  async def walk(pool):
-    options = dataclasses.replace(CLIENT, timeout_s=patience.seconds(300))
-    async with (
-      Client(
-        options, learner.config.text.vocab, Router((url,)), image_id=learner.tok.image_pad
-      ) as client,
-      Control(options) as control,
-    ):
-      await control.wait_ready(url)
-      frames, sampler = FrameStore(None, pool, 2**24), Dictating(client, learner.tok, context)
-      agent = Agent(
-        sampler,
-        Subagents(
-          sampler,
-          frames,
-          dataclasses.replace(SUBAGENT, max_new_tokens=12, deadline_s=patience.seconds(300)),
-        ),
-        frames,
-        dataclasses.replace(AGENT, max_new_tokens=24, max_turns=1),
-      )
-      for version in (0, 1):
-        sampler.exchanged = []
-        group = await run_group(agent, Prompt(task, version, 4), reward, size_two)
-        check_group(group, version)
-        batch, metrics = learner.learn(group, version)
-        check_arrays(batch, group, sampler.exchanged, learner.tok)
-        assert metrics['policy/gap_mean'] <= 1e-4 and metrics['policy/gap_max'] <= 1e-3
-        assert (batch.counters['staleness_max'], batch.counters['dropped_episodes']) == (0, 0)
-        if version == 0:
-          assert metrics['optim/update_norm'] > 0
-          published = publish.save(tmp_path, 1, learner.state.params, keep=2)
-          await control.swap_weights(url, str(published.absolute()), 1)
-          assert await control.version(url) == 1
-      return metrics
-
-  with DecodePool(1, 30.0, 'pyav') as pool:
-    metrics = asyncio.run(walk(pool))
+  metrics = asyncio.run(walk(task, tmp_path))
   assert metrics['policy/kl_reference'] != 0  # the second rollout came from the moved policy
+
+
+async def walk(task, folder):
+  """Twice through all stages, with an update of the server between: the last update's metrics."""
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+  limit_s = patience.seconds(300)
+  async with stack(
+    folder / 'model', env=environment, timeout_s=limit_s, sampler=Dictating, max_turns=1
+  ) as it:
+    learner = Learning(it.folder)
+    for version in (0, 1):
+      prompt = row_to_prompt(task, version)
+      group = await roll_out(it, prompt)
+      batch = reward_and_advantage(it, learner, group, version)
+      metrics = train(learner, batch)
+      if version == 0:
+        assert metrics['optim/update_norm'] > 0
+        await publish_back(it, learner, folder / 'weights')
+  return metrics
+
+
+def row_to_prompt(task, version):
+  """Stage 1. A row becomes a prompt with a budget of 4 frames."""
+  return Prompt(task, version, 4)
+
+
+async def roll_out(it, prompt):
+  """Stage 2. A prompt becomes two rollouts with their rewards."""
+  it.sampler.exchanged = []
+  options = dataclasses.replace(GROUP, size=2)
+  group = await run_group(it.agent, prompt, rewarder(PUBLISHED, None), options)
+  check_group(group, prompt.epoch)
+  return group
+
+
+def reward_and_advantage(it, learner, group, version):
+  """Stage 3. Rewards become advantages, and rollouts become rows of tokens."""
+  batch = learner.batch(group, version)
+  check_arrays(batch, group, it.sampler.exchanged, it.tok)
+  assert (batch.counters['staleness_max'], batch.counters['dropped_episodes']) == (0, 0)
+  return batch
+
+
+def train(learner, batch):
+  """Stage 4. The rows become an update; the learner's log-probs are those of the server."""
+  metrics = learner.update(batch)
+  assert metrics['policy/gap_mean'] <= 1e-4 and metrics['policy/gap_max'] <= 1e-3
+  return metrics
+
+
+async def publish_back(it, learner, folder):
+  """Stage 5. The new weights go to a folder, and from there to the server."""
+  published = publish.save(folder, 1, learner.state.params, keep=2)
+  await it.control.swap_weights(it.url, str(published.absolute()), 1)
+  assert await it.control.version(it.url) == 1
 
 
 def check_group(group, version):

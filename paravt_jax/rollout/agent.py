@@ -1,7 +1,8 @@
 """The turn loop, one for RL and evaluation: look, think, call sub-agents, read their results,
 answer. Tokens only grow.
 
-opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ... | <|im_end|> (if missing)
+opening (given) | turn (sampled) | results, header, pinned prefix (given) | turn (sampled) | ...
+  ... | <|im_end|> (if missing)
 """
 
 import asyncio
@@ -55,13 +56,11 @@ class AgentOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-  """A prompt, shared by the rollouts of a group. overviews: one per video of the task, in its
-  order.
-  """
+  """A prompt, shared by the rollouts of a group."""
 
   segment: Segment
-  budget: int
-  overviews: tuple[Overview, ...]
+  budget: int  # frames that the overviews could have in all
+  overviews: tuple[Overview, ...]  # one per video of the task, in the task's order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,27 +72,27 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class TurnDone:
-  """The main agent wrote turn `turn` (from 0); text: pinned prefix included."""
+  """The main agent wrote a turn."""
 
-  turn: int
-  text: str
+  turn: int  # from 0
+  text: str  # with the pinned prefix
 
 
 @dataclasses.dataclass(frozen=True)
 class CallStarted:
-  """Call `index` (from 0) of a turn is looked at. Calls of a turn run at once."""
+  """A call of a turn begins. Calls of a turn run at once."""
 
-  turn: int
-  index: int
+  turn: int  # from 0
+  index: int  # of the call in its turn, from 0
   call: ToolCall | ParseFailure
 
 
 @dataclasses.dataclass(frozen=True)
 class CallDone:
-  """A call came back. The one result that calls over the limit share was never started."""
+  """A call came back. Calls over the limit share one result, and none of them was started."""
 
-  turn: int
-  index: int
+  turn: int  # from 0
+  index: int  # of the call in its turn, from 0
   result: ToolResult
 
 
@@ -102,27 +101,22 @@ Event = Opened | TurnDone | CallStarted | CallDone
 
 @dataclasses.dataclass(frozen=True)
 class Manner:
-  """How an agent speaks and listens; what else an evaluation may ask for than TRAINED.
+  """How an agent speaks and listens. An evaluation may ask for another one than TRAINED."""
 
-  system: the system text of a task, None for no system message. user: the pieces of its user
-  message, from those of its videos' frames. parse: a turn's calls and failures. answered: whether a
-  turn's text holds an answer. request: what asks for the final answer. frames: the pieces of a
-  video's frames and their seconds. refused: what a result that did not run comes back as. Of the
-  turn that it asks for, by question type: requests, another text in place of `request`;
-  forced_tokens, at most so many, in place of any turn's own. forced_prefix: whether that turn opens
-  with the pinned prefix like the others.
-  """
-
-  system: Callable[[Task], str | None]
+  system: Callable[[Task], str | None]  # the system text of a task; None for no system message
+  # the pieces of a task's user message, from the pieces of each video
   user: Callable[[Task, Sequence[Sequence[template.Piece]]], list[template.Piece]]
-  parse: Callable[[str], Sequence[ToolCall | ParseFailure]]
-  answered: Callable[[str], bool]
-  request: str
+  parse: Callable[[str], Sequence[ToolCall | ParseFailure]]  # a turn's calls and failures, in order
+  answered: Callable[[str], bool]  # whether a turn's text holds an answer
+  request: str  # what asks for the final answer
+  # the pieces of a video's frames and their seconds
   frames: Callable[[np.ndarray, Sequence[float]], Sequence[template.Piece]]
+  # what a call that did not run comes back as
   refused: Callable[[ToolResult], str | Sequence[template.Piece]]
-  requests: Mapping[str, str]
+  requests: Mapping[str, str]  # question type -> a text in place of `request`
+  # question type -> the most tokens of the forced turn, in place of any turn's
   forced_tokens: Mapping[str, int]
-  forced_prefix: bool
+  forced_prefix: bool  # whether the forced turn opens with the pinned prefix like the others
 
 
 TRAINED = Manner(
@@ -154,13 +148,13 @@ class Agent:
     watch: Callable[[Event], None] | None = None,
     grown: Callable[[int, str], None] | None = None,
   ):
-    self._sampler, self._subagents, self._frames, self._options = (
-      sampler,
-      subagents,
-      frames,
-      options,
-    )
-    self._manner, self._watch, self._grown = manner, watch, grown
+    self._sampler = sampler
+    self._subagents = subagents
+    self._frames = frames
+    self._options = options
+    self._manner = manner
+    self._watch = watch
+    self._grown = grown
     self._closing_room = len(template.closing(sampler.tok, False).ids)
 
   def watched(
@@ -355,10 +349,15 @@ class Agent:
     """What `sample` is given to tell a turn's text so far, but for a character of which only a part
     is there.
     """
-    if self._grown is None:
+    grown = self._grown
+    if grown is None:
       return {}
-    text = lambda ids: template.turn_text(self._sampler.tok, ids, self._prefix(turn)).rstrip(_CUT)
-    return {'heard': lambda ids: self._grown(turn, text(ids))}
+
+    def heard(ids: Sequence[int]) -> None:
+      text = template.turn_text(self._sampler.tok, ids, self._prefix(turn))
+      grown(turn, text.rstrip(_CUT))
+
+    return {'heard': heard}
 
   def _tell(self, event: Callable[..., Event], *facts: Any) -> None:
     if self._watch is not None:
@@ -372,8 +371,8 @@ class _Run:
   task: Task
   opening: Opening
   address: Address
-  segments: list[Segment]
-  turns: list[Turn] = dataclasses.field(default_factory=list)
+  segments: list[Segment]  # the context so far; it only grows
+  turns: list[Turn] = dataclasses.field(default_factory=list)  # of the main agent
 
   @property
   def opening_class(self) -> TokenClass:

@@ -33,11 +33,12 @@ class Dialect:
 
   def spoken(self, own: Mapping[str, Any]) -> dict[str, Any]:
     """Our parameters under the names that the server takes, without those that it does not."""
-    return {
-      self._instead.get(name, name): value
-      for name, value in own.items()
-      if self._instead.get(name, name) is not None
-    }
+    taken = {}
+    for name, value in own.items():
+      wire = self._instead.get(name, name)
+      if wire is not None:
+        taken[wire] = value
+    return taken
 
   def learn(self, refusal: str, own: Collection[str], sent: Collection[str]) -> str:
     """What is done from now on, in words, if a refusal blames a parameter of ours that was sent; ''
@@ -48,7 +49,7 @@ class Dialect:
     """
     for name in sorted(own):
       wire = self._instead.get(name, name)
-      if wire not in sent or not blames(refusal, wire, sent):
+      if wire is None or wire not in sent or not blames(refusal, wire, sent):
         continue
       self._instead[name] = 'max_completion_tokens' if wire == 'max_tokens' else None
       return (

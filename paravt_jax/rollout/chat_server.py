@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import aiohttp
 import numpy as np
 import orjson
+from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from paravt_jax.errors import ConfigError, RolloutError
@@ -32,16 +33,10 @@ from paravt_jax.rollout.outcomes import Failed, Rejected
 
 log = logging.getLogger(__name__)
 
-_LOST = (
-  aiohttp.ClientError,
-  aiohttp.http_exceptions.HttpProcessingError,
-)  # no connection, or no HTTP on it
+_LOST = (aiohttp.ClientError, HttpProcessingError)  # no connection, or no HTTP on it
 _AGAIN = (408, 429)
-_REFUSED = (
-  400,
-  413,
-  422,
-)  # this request and no other: too long, or an image that the server does not take
+# This request and no other: it is too long, or has an image that the server does not take.
+_REFUSED = (400, 413, 422)
 _CHUNK = 1 << 16
 _SHOWN = 200  # characters of a reply that a message shows
 
@@ -91,13 +86,11 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """max_tokens: of a reply; temperature: 0 is greedy. seed: sent along, for servers that know
-  it.
-  """
+  """How a chat server samples."""
 
-  max_tokens: int
-  temperature: float
-  seed: int
+  max_tokens: int  # of a reply
+  temperature: float  # 0 is greedy
+  seed: int  # sent along, for servers that know it
 
 
 class Server:
@@ -128,7 +121,8 @@ class Server:
     return self
 
   async def __aexit__(self, *exception):
-    await self._session.close()
+    if self._session is not None:
+      await self._session.close()
 
   async def check(self) -> None:
     """Asks for the list of models: is a server there, does it take the key, does it know the model.
@@ -172,8 +166,8 @@ class Server:
     """One chat completion.
 
     Args:
-      more: further fields of the request; None takes a field out. read: reads a completion;
-      `read_completion` when None.
+      more: further fields of the request; None takes a field out.
+      read: reads a completion; `read_completion` when None.
 
     Returns:
       Reply; Rejected when the server refuses this very request or the reply is no whole text
@@ -193,7 +187,10 @@ class Server:
     async with self._gate:
       outcome = await self._understood(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
-    self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failed) else 0
+    if not isinstance(outcome, Failed):
+      self._in_a_row = 0
+      return outcome
+    self._in_a_row += 1
     if self._in_a_row >= self.options.max_failures:
       self._down = (
         f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
@@ -300,6 +297,8 @@ class Server:
     self, method: str, path: str, body: bytes | None
   ) -> tuple[int, bytes | None, float] | Failed:
     """(status, content or None when it is too large, seconds that the server asks us to wait)."""
+    if self._session is None:
+      raise AssertionError('a chat server is used inside `async with`')
     try:
       async with self._session.request(
         method, self._url + path, data=body, allow_redirects=False

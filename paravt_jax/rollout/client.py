@@ -39,14 +39,12 @@ _NOTICE_S = 2.0  # for telling a server, and for asking whether it lives
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-  """What a request came to. ids: int32[n], stop token included; logprobs: float32[n]; versions:
-  int32[n]; finish as in the protocol.
-  """
+  """What a request came to."""
 
-  ids: np.ndarray
-  logprobs: np.ndarray
-  versions: np.ndarray
-  finish: str
+  ids: np.ndarray  # int32[n], stop token included
+  logprobs: np.ndarray  # float32[n], in nats
+  versions: np.ndarray  # int32[n]: the weights that sampled each id
+  finish: str  # stop | length | abort
 
 
 def image_tokens(images: Sequence[np.ndarray]) -> int:
@@ -110,7 +108,9 @@ class Client(Http):
 
   def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
     super().__init__(options)
-    self._vocab_size, self._router, self._image_id = vocab_size, router, image_id
+    self._vocab_size = vocab_size
+    self._router = router
+    self._image_id = image_id
     self._images = ImageCache(options.image_cache)
     self._sent: dict[
       str, tuple[str, str]
@@ -138,15 +138,16 @@ class Client(Http):
 
     Args:
       request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from
-      their own seed. affinity: requests of one group share a number, hence a server, which then
-      computes their prefix once. heard: hears all ids so far, as they come, unchecked. After a lost
-      connection they may begin anew.
+        their own seed.
+      affinity: requests of one group share a number, hence a server, which then computes their
+        prefix once.
+      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin
+        anew.
 
     Raises:
       RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no
-      server is left, or more than
-        `retries` + 1 were lost over this request; a server is silent, or its reply breaks the
-        protocol: counts, ids or image tokens that are not ours.
+        server is left, or more than `retries` + 1 were lost over this request; a server is silent,
+        or its reply breaks the protocol: counts, ids or image tokens that are not ours.
     """
     self._refuse_harmful(request)
     fragments = await self._images.encode(request.images)
@@ -218,7 +219,7 @@ class Client(Http):
         seed=resumed_seed(request.seed, len(done)),
       )
     body = part.to_json(fragments) | ({} if heard is None else {'stream': True})
-    event = None if heard is None else lambda data: heard(done + _ids_of(data, self._vocab_size))
+    event = None if heard is None else _hearing(heard, done, self._vocab_size)
     sent = 0
 
     def payload(url: str) -> bytes:
@@ -256,10 +257,8 @@ class Client(Http):
     with it what it said.
     """
     gone = self._router.started(url)
-    work, leave = (
-      asyncio.ensure_future(self._ask(url, payload, event)),
-      asyncio.ensure_future(gone.wait()),
-    )
+    work = asyncio.ensure_future(self._ask(url, payload, event))
+    leave = asyncio.ensure_future(gone.wait())
     try:
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
       if gone.is_set():
@@ -325,6 +324,15 @@ def resumed_seed(seed: int, done: int) -> int:
   return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7FFFFFFF
 
 
+def _hearing(heard: Callable[[list[int]], None], done: list[int], vocab_size: int) -> _Event:
+  """What passes the ids of a stream's events on to `heard`, after those that are done."""
+
+  def event(data: bytes) -> None:
+    heard(done + _ids_of(data, vocab_size))
+
+  return event
+
+
 def _ids_of(event: bytes, vocab_size: int) -> list[int]:
   """The ids of an event that is to be shown; none where it holds no ids. What is kept comes whole,
   and is checked.
@@ -355,9 +363,8 @@ def check(
 
   Raises:
     RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans
-    that do not cover the ids, an
-      unknown finish reason, or numbers of image or prompt tokens that are not our own (the server
-      resized our frames, say).
+      that do not cover the ids, an unknown finish reason, or numbers of image or prompt tokens that
+      are not our own (the server resized our frames, say).
   """
   check_counts(request, reply)
   ids, where = reply.output_ids, f'reply to {request.rid}'

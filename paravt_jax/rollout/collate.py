@@ -45,12 +45,10 @@ class CollateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """packed: rows whose extras are `EXTRAS`. counters: sums over the batch, by name (see
-  `collate`).
-  """
+  """What a step trains on."""
 
-  packed: packing.Packed
-  counters: dict[str, float]
+  packed: packing.Packed  # rows whose extras are `EXTRAS`
+  counters: dict[str, float]  # sums over the batch, by name; see `collate`
 
 
 def collate(
@@ -66,8 +64,9 @@ def collate(
   Args:
     groups: as collected; groups and episodes keep their order, whatever order they finished in.
     advantage_E: the group advantage of each episode, over `group.scored` of all groups in order.
-    options: sizes and credit. image_id: the image placeholder. version: the learner's weight
-    version, for staleness.
+    options: sizes and credit.
+    image_id: the image placeholder.
+    version: the learner's weight version, for staleness.
 
   Returns:
     A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling),
@@ -77,8 +76,8 @@ def collate(
     staleness_max. No groups give rows of padding.
 
   Raises:
-    ConfigError: an unknown subagent_credit. DataError: advantages do not match the episodes, or a
-    group's prefixes differ.
+    ConfigError: an unknown subagent_credit.
+    DataError: advantages do not match the episodes, or a group's prefixes differ.
   """
   if options.subagent_credit not in SUBAGENT_CREDIT:
     raise ConfigError(
@@ -199,10 +198,10 @@ def sample(segments: Sequence[Segment], advantage: float) -> packing.Sample:
   """Segments as one run of tokens with the learner's extras; ids are those sent and received,
   unexpanded.
   """
-  ids, columns = (
-    [np.zeros(0, np.int32)],
-    {name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()},
-  )
+  ids = [np.zeros(0, np.int32)]
+  columns: dict[str, list[np.ndarray]] = {
+    name: [np.zeros(0, dtype)] for name, dtype in EXTRAS.items()
+  }
   for segment in segments:
     ids.append(np.asarray(segment.ids, np.int32))
     n, on = len(segment.ids), float(segment.sampled)

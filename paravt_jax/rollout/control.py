@@ -56,8 +56,8 @@ class Control(Http):
     """Loads weights from `folder` as `version`, without pausing by itself.
 
     Raises:
-      SyncError: the server refused them. RolloutError: it did not answer, or is broken itself
-      (status 5xx).
+      SyncError: the server refused them.
+      RolloutError: it did not answer, or is broken itself (status 5xx).
     """
     body = {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True}
     status, reply = await self.call('POST', f'{url}/update_weights_from_disk', orjson.dumps(body))
@@ -130,7 +130,7 @@ class Control(Http):
 
     Raises:
       RolloutError: it is not there, refuses our key, is another version, or serves a model without
-      images.
+        images.
     """
     info = await self.info(url)
     software = await self.software(url)

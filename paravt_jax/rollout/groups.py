@@ -23,9 +23,9 @@ from paravt_jax.video import sampling
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-  """Why an episode has no reward; a short, countable word."""
+  """Why an episode has no reward."""
 
-  reason: str
+  reason: str  # a short word that can be counted
 
 
 Reward = Callable[[Episode], Awaitable[tuple[float, dict[str, float]] | Dropped]]
@@ -57,11 +57,11 @@ class GroupOptions(BudgetOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A group to run. budget None means as the options say; an integer forces K (evaluation)."""
+  """A group to run."""
 
   task: Task
   epoch: int
-  budget: int | None = None
+  budget: int | None = None  # frames of the overview; None: as the options say
 
 
 def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
@@ -81,6 +81,8 @@ def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
     task = episode.task
     if task.question_type != 'oe' or options.open_ended != 'judge':
       return total.score(episode, options)
+    if judge is None:
+      raise AssertionError('`rewarder` refuses options that ask a judge who is not there')
     verdict = await judge.compare(
       told(task), task.answer, answer.extract_answer(episode.turns[-1].text)
     )

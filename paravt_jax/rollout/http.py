@@ -79,7 +79,8 @@ class Http:
 
   async def __aexit__(self, *exception):
     session, self._session = self._session, None
-    await session.close()
+    if session is not None:
+      await session.close()
 
   async def once(
     self,
@@ -95,18 +96,20 @@ class Http:
     which is the reply body.
 
     Raises:
-      Lost: no connection, or it broke. Silent: no reply within timeout_s (the options' when None).
-      RolloutError: no HTTP.
+      Lost: no connection, or it broke.
+      Silent: no reply within timeout_s; None means the options' own.
+      RolloutError: the reply is not HTTP.
     """
     limit = self.options.timeout_s if timeout_s is None else timeout_s
+    if self._session is None:
+      raise AssertionError('a client is used inside `async with`')
     try:
       async with self._session.request(
         method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
       ) as reply:
-        streamed = heard is not None and reply.content_type == 'text/event-stream'
-        return reply.status, await (
-          _last_event(url, reply.content, heard) if streamed else reply.read()
-        )
+        if heard is not None and reply.content_type == 'text/event-stream':
+          return reply.status, await _last_event(url, reply.content, heard)
+        return reply.status, await reply.read()
     except TimeoutError as error:
       raise Silent(
         f'{method} {url}: no reply within {limit:g} s; is the server overloaded or paused? '
@@ -117,10 +120,7 @@ class Http:
         f'{method} {url}: connection lost ({type(error).__name__}: {error}); is the server '
         'up? see its log'
       ) from error
-    except (
-      aiohttp.ClientError,
-      ValueError,
-    ) as error:  # an address that is none, a reply that is no HTTP
+    except (aiohttp.ClientError, ValueError) as error:  # no address, or a reply that is no HTTP
       raise RolloutError(
         f'{method} {url}: {type(error).__name__}: {error}; is this the address of a rollout server?'
       ) from error
@@ -129,7 +129,8 @@ class Http:
     """(status, reply body). A lost connection is tried again `retries` times.
 
     Raises:
-      Lost: it was lost every time. RolloutError: as `once`.
+      Lost: it was lost every time.
+      RolloutError: as `once`.
     """
     return await self.trying(lambda attempt: self.once(method, url, body))
 

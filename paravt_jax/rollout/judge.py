@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import orjson
 
@@ -82,19 +82,17 @@ class JudgeOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """right: whether the prediction means the reference."""
+  """What the judge says of an answer."""
 
-  right: bool
+  right: bool  # whether the prediction means the reference
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFailure:
-  """reason: 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'; detail: what
-  came.
-  """
+  """Why there is no verdict."""
 
-  reason: str
-  detail: str
+  reason: str  # 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'
+  detail: str  # what came, in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +141,7 @@ class Judge:
 
     Raises:
       RolloutError: none came that can be read; one line that says what came instead and which knobs
-      may help.
+        may help.
     """
     await self._server.probe(
       _messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT
@@ -161,15 +159,13 @@ class Judge:
     found = await self._server.complete(
       _messages(question, gold, prediction), self._sampling, self._more, _read
     )
-    outcome = (
-      found.verdict
-      if isinstance(found, _Read)
-      else JudgeFailure(_REASONS[found.reason], found.detail)
-    )
-    self.counts[
-      outcome.reason if isinstance(outcome, JudgeFailure) else f'right_{outcome.right}'.lower()
-    ] += 1
-    return outcome
+    if isinstance(found, Reply):  # `_read` gives no other Reply than this one
+      verdict = cast(_Read, found).verdict
+      self.counts[f'right_{verdict.right}'.lower()] += 1
+      return verdict
+    failure = JudgeFailure(_REASONS[found.reason], found.detail)
+    self.counts[failure.reason] += 1
+    return failure
 
 
 def _messages(question: str, gold: str, prediction: str) -> list[dict[str, str]]:

@@ -5,20 +5,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-  """A final verdict on an item: its input or the reply was no good. Kept, counted by `reason`, and
-  not tried again.
-  """
+  """An item whose input or reply was no good. It is not tried again."""
 
-  reason: str
-  detail: str
-  reply: str = ''
+  reason: str  # a short word that can be counted
+  detail: str  # what was wrong, in one line
+  reply: str = ''  # the text that was rejected, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """An item that could not be done this time (a server was lost, a deadline passed). Counted, and
-  tried by the next run.
-  """
+  """An item that a lost server or a deadline left undone. The next run tries it again."""
 
-  reason: str
-  detail: str
+  reason: str  # a short word that can be counted
+  detail: str  # what happened, in one line

@@ -26,6 +26,8 @@ class State(enum.Enum):
 
 @dataclasses.dataclass
 class _Server:
+  """What the router knows of a server."""
+
   state: State = State.UP
   load: int = 0  # requests under way
   served: int = 0  # replies that were believed since it came up
@@ -143,7 +145,9 @@ class Router:
     server = self._servers.get(url)
     if server is None or server.state is State.DOWN:
       return
-    server.state, server.reason, server.load = State.DOWN, reason, 0
+    server.state = State.DOWN
+    server.reason = reason
+    server.load = 0
     server.gone.set()
     if not self.supervised and not self.up_urls():
       self.fail(reason)

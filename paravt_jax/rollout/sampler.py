@@ -45,12 +45,12 @@ class ContextOptions(SamplingOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-  """Which rollout; with turn and call it names a draw."""
+  """Which rollout. With a turn and a call it names one random draw."""
 
-  seed: int
+  seed: int  # of the run
   task_id: str
   epoch: int
-  rollout: int
+  rollout: int  # its number in the group
 
   @property
   def affinity(self) -> int:

@@ -3,7 +3,8 @@ prompt groups.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from paravt_jax.errors import CheckpointError
 
@@ -114,7 +115,7 @@ class Schedule:
       'again': sorted([*self._running, *self._again]),
     }
 
-  def restore(self, state: dict[str, object], lost: Iterable[int] = ()) -> None:
+  def restore(self, state: Mapping[str, Any], lost: Iterable[int] = ()) -> None:
     """Takes over a `state()`. lost: positions that were accepted, but whose groups were not saved
     with it; they run again.
 
@@ -133,9 +134,7 @@ class Schedule:
       )
     lost = list(lost)
     self.version, self.rejected = int(state['version']), int(state['rejected'])
-    self.accepted, self.next_position = (
-      int(state['accepted']) - len(lost),
-      int(state['next_position']),
-    )
+    self.accepted = int(state['accepted']) - len(lost)
+    self.next_position = int(state['next_position'])
     self._again = sorted([*state['again'], *lost])
     self._running = {}

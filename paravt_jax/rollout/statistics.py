@@ -34,7 +34,8 @@ def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, fl
   """Metrics of one step's episodes: means per episode, also by frame budget K ('accuracy/k=4').
 
   Args:
-    groups: the step's groups. advantage_E: the group advantage of each of their episodes, in order.
+    groups: the step's groups.
+    advantage_E: the group advantage of each of their episodes, in order.
 
   Returns:
     name -> value; without episodes only the counts of what was dropped.

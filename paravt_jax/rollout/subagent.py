@@ -65,11 +65,10 @@ class SubagentOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """What a call comes back as. shown: the text of a tool response, or the pieces of a user
-  message.
-  """
+  """What a call comes back as."""
 
   result: ToolResult
+  # the text of a tool response, or the pieces of a user message
   shown: str | Sequence[template.Piece]
 
   @classmethod
@@ -80,18 +79,20 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-  """What a sub-agent came to, before its text is judged."""
+  """What a sub-agent saw and wrote, before its text is judged."""
 
-  seconds: tuple[float, ...]
-  segments: tuple[Segment, ...]
-  finish: str
+  seconds: tuple[float, ...]  # of the frames
+  segments: tuple[Segment, ...]  # the opening, then the turn where there was room for one
+  finish: str  # stop | length | abort
 
 
 class Subagents:
   """Runs calls; any number at once."""
 
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
-    self._sampler, self._frames, self._options = sampler, frames, options
+    self._sampler = sampler
+    self._frames = frames
+    self._options = options
 
   async def respond(
     self,
@@ -107,7 +108,8 @@ class Subagents:
     a server did.
 
     Args:
-      call: as parsed; its arguments are judged here. durations: of the task's videos, seconds.
+      call: as parsed; its arguments are judged here.
+      durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
     video = chosen(call.arguments.get('video_path'), task.videos)

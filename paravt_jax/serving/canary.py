@@ -23,18 +23,14 @@ from paravt_jax.serving.protocol import (
 
 @dataclasses.dataclass(frozen=True)
 class Canary:
-  """input_ids: unexpanded, one placeholder for the image uint8[H, W, 3]. banned_ids: not sampled.
+  """A prompt, and the greedy continuation that the learner expects."""
 
-  output_ids: the n most likely ids in turn; logprobs: theirs, in nats, at temperature 1; margins:
-  how far, in nats, the runner-up lies behind each: where that is less than the tolerance, a server
-  may rightly go another way.
-  """
-
-  input_ids: tuple[int, ...]
-  image: np.ndarray
-  banned_ids: tuple[int, ...]
-  output_ids: tuple[int, ...]
-  logprobs: tuple[float, ...]
+  input_ids: tuple[int, ...]  # unexpanded, with one placeholder for the image
+  image: np.ndarray  # uint8[H, W, 3]
+  banned_ids: tuple[int, ...]  # are not sampled
+  output_ids: tuple[int, ...]  # the n most likely ids in turn
+  logprobs: tuple[float, ...]  # of output_ids, in nats, at temperature 1
+  # nats between each id and the runner-up; below the tolerance either id is right
   margins: tuple[float, ...]
 
   def to_json(self) -> dict[str, Any]:

@@ -29,7 +29,11 @@ class _Short(reprlib.Repr):
 
   def __init__(self):
     super().__init__()
-    self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxlong = 2, 4, 2, 60, 40
+    self.maxlevel = 2
+    self.maxlist = 4
+    self.maxdict = 2
+    self.maxstring = 60
+    self.maxlong = 40
 
   def repr_int(self, x: int, level: int) -> str:
     return super().repr_int(x, level) if x.bit_length() < 1000 else 'a number of hundreds of digits'
@@ -48,8 +52,7 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
 
   Raises:
     RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply,
-    no object, or an object with
-      a key twice.
+      no object, or an object with a key twice.
   """
   try:
     body = orjson.loads(raw) if raw else {}

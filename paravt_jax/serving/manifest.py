@@ -42,10 +42,10 @@ Index = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A part of an array, [start, stop) per axis, and the hash of its bytes in row-major order."""
+  """A part of an array."""
 
-  index: Index
-  hash: str
+  index: Index  # [start, stop) per axis
+  hash: str  # of its bytes in row-major order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Entry:
   """One published array."""
 
   shape: tuple[int, ...]
-  dtype: str
-  shards: tuple[Shard, ...]
+  dtype: str  # 'float32' or 'bfloat16'
+  shards: tuple[Shard, ...]  # together the whole array
 
   def text(self) -> str:
     """'float32[8, 30]'."""
@@ -63,13 +63,13 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """See the module. `files`: path below the array folder -> (bytes, hash or None)."""
+  """What a published version must be; see the module."""
 
   version: int
-  arrays: dict[str, Entry]
-  held: dict[str, str]
-  canary: dict[str, Any] | None
-  files: dict[str, tuple[int, str | None]]
+  arrays: dict[str, Entry]  # name -> what is published
+  held: dict[str, str]  # name -> hash of what the model has besides
+  canary: dict[str, Any] | None  # as JSON
+  files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
 
   @property
   def tree(self) -> str:
@@ -107,7 +107,7 @@ def read(folder: str | os.PathLike) -> Manifest:
 
   Raises:
     SyncError: there is none, or it is not what was published: broken, edited, or of another version
-    than the folder's name.
+      than the folder's name.
   """
   folder = pathlib.Path(folder)
   file = folder / FILE
@@ -231,7 +231,7 @@ def _join(parts: list[Any]) -> Any:
 
 
 def _hash_block(block: np.ndarray) -> bytes:
-  return hashlib.sha256(block.view(np.uint8)).digest()
+  return hashlib.sha256(block.view(np.uint8).data).digest()
 
 
 def _rounded_block(block: np.ndarray, start: int) -> bytes:
@@ -243,7 +243,7 @@ def _inspect_block(block: np.ndarray, start: int) -> tuple[bytes, bool]:
 
 
 def _read_block(file: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
-  left = memoryview(block.view(np.uint8))
+  left = block.view(np.uint8).data
   while left:
     count = os.preadv(file, [left], start)
     if not count:
@@ -259,9 +259,13 @@ def finite(block: np.ndarray) -> bool:
   if not block.size:
     return True
   if block.itemsize == 4:
-    signed, unsigned, infinite = np.int32, np.uint32, 0x7F800000
+    signed = np.int32
+    unsigned = np.uint32
+    infinite = 0x7F800000
   else:
-    signed, unsigned, infinite = np.int16, np.uint16, 0x7F80
+    signed = np.int16
+    unsigned = np.uint16
+    infinite = 0x7F80
   negative = infinite | 1 << 8 * block.itemsize - 1
   return bool(block.view(signed).max() < infinite and block.view(unsigned).max() < negative)
 

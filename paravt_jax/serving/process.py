@@ -22,13 +22,11 @@ _KILLED_S = 5.0  # patience with the end of what was killed
 
 @dataclasses.dataclass(frozen=True)
 class ServerProcess:
-  """A running server of ours. url: without a slash at the end. log: what it says, standard output
-  and error.
-  """
+  """A running server of ours."""
 
-  url: str
+  url: str  # without a slash at the end
   process: subprocess.Popen
-  log: pathlib.Path
+  log: pathlib.Path  # its standard output and error
 
   @property
   def alive(self) -> bool:
@@ -109,7 +107,7 @@ def wait_until(
 
   Raises:
     RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is
-    shown. It is not ended here.
+      shown. It is not ended here.
   """
   deadline = time.monotonic() + deadline_s
   while not ready():

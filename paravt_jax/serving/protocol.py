@@ -8,7 +8,7 @@ stop token.
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,26 +62,22 @@ _REQUEST_KEYS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class GenerateRequest:
-  """One context to continue.
+  """One context to continue."""
 
-  input_ids: unexpanded ids. images: uint8[H, W, 3] each, one per image pad, in order; sides
-  multiples of 32. temperature 0 is greedy; top_p 1 and top_k -1 are off. banned_ids are never
-  sampled; seed makes the result repeatable.
-  """
-
-  rid: str
-  input_ids: list[int]
+  rid: str  # unique among running requests
+  input_ids: list[int]  # unexpanded
+  # uint8[H, W, 3] each, one per image pad, in order; sides multiples of 32
   images: tuple[np.ndarray, ...]
-  temperature: float
-  top_p: float
-  top_k: int
+  temperature: float  # 0 is greedy
+  top_p: float  # 1 is off
+  top_k: int  # -1 is off
   max_new_tokens: int
-  stop_token_ids: tuple[int, ...]
-  banned_ids: tuple[int, ...]
-  seed: int
-  ignore_eos: bool
+  stop_token_ids: tuple[int, ...]  # end the reply and belong to it
+  banned_ids: tuple[int, ...]  # are never sampled
+  seed: int  # makes the result repeatable
+  ignore_eos: bool  # whether the end-of-text ids of the server do not end the reply
 
-  def to_json(self, encoded_images: list[str] | None = None) -> dict[str, Any]:
+  def to_json(self, encoded_images: Sequence[object] | None = None) -> dict[str, Any]:
     """The body of POST /generate. `encoded_images` (from `encode_image`) spares encoding the same
     frames again.
     """
@@ -110,22 +106,16 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateReply:
-  """What was sampled. output_ids: n ids, stop token included; logprobs: n floats (of logits /
-  temperature, banned ids masked).
+  """What was sampled."""
 
-  weight_versions: (version, start, end) spans over the n sampled tokens, in order, end exclusive.
-  prompt_tokens counts images expanded; cached_tokens of them were not computed for this request;
-  image_tokens of them stand for images.
-  """
-
-  output_ids: list[int]
-  logprobs: list[float]
-  finish: str
-  prompt_tokens: int
-  cached_tokens: int
-  image_tokens: int
-  weight_versions: list[tuple[int, int, int]]
-  retractions: int = 0
+  output_ids: list[int]  # n ids, stop token included
+  logprobs: list[float]  # n floats: of logits / temperature, with banned ids masked
+  finish: str  # stop | length | abort
+  prompt_tokens: int  # images expanded
+  cached_tokens: int  # of the prompt, that were not computed for this request
+  image_tokens: int  # of the prompt, that stand for images
+  weight_versions: list[tuple[int, int, int]]  # (version, start, end) spans over the ids, in order
+  retractions: int = 0  # how often an update interrupted it
 
   @classmethod
   def from_json(cls, reply: Mapping[str, Any]) -> 'GenerateReply':
@@ -218,9 +208,8 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
 
   Raises:
     RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32
-    (nothing is resized here), or
-      of more than `max_patches` patches of 16x16. The size is taken from the header, before
-      anything is decoded.
+      (nothing is resized here), or of more than `max_patches` patches of 16x16. The size is taken
+      from the header, before anything is decoded.
   """
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:
@@ -241,10 +230,9 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
 
 def _check_still(picture: Image.Image, max_patches: int) -> None:
   width, height = picture.size
-  if picture.format == 'PNG' and getattr(picture, 'n_frames', 1) > 1:
-    raise RequestError(
-      f'image_data: got an animated PNG of {picture.n_frames} images, wanted a still one'
-    )
+  frames = getattr(picture, 'n_frames', 1)
+  if picture.format == 'PNG' and frames > 1:
+    raise RequestError(f'image_data: got an animated PNG of {frames} images, wanted a still one')
   if height % 32 or width % 32 or not height * width:
     raise RequestError(
       f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; '
@@ -260,20 +248,18 @@ def _check_still(picture: Image.Image, max_patches: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedGenerate:
-  """A `/generate` body that passed the checks; images are still text, logit_bias is general
-  (`banned` when <= BANNED_BIAS).
-  """
+  """A `/generate` body that passed the checks."""
 
-  rid: str | None
+  rid: str | None  # None where the body has none
   input_ids: list[int]
-  image_data: list[str]
+  image_data: list[str]  # base64 still
   temperature: float
   top_p: float
   top_k: int
   max_new_tokens: int
   stop_token_ids: tuple[int, ...]
-  logit_bias: tuple[tuple[int, float], ...]
-  seed: int | None
+  logit_bias: tuple[tuple[int, float], ...]  # (id, nats); an id at BANNED_BIAS or less is banned
+  seed: int | None  # None where the body has none
   ignore_eos: bool
   return_logprob: bool
   stream: bool

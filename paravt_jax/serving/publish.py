@@ -15,13 +15,10 @@ publishes anew. Checkpoints are synced; they are another module's.
 """
 
 import dataclasses
-import errno
 import json
-import math
 import os
 import pathlib
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,22 +26,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
-from etils import epath
 from jax.experimental import multihost_utils
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving import manifest
-from paravt_jax.serving.manifest import Entry, Manifest, Params, Shard
+from paravt_jax.serving import array_files, manifest
+from paravt_jax.serving.array_files import ARRAYS
+from paravt_jax.serving.manifest import Manifest, Params
 
 MANIFEST = manifest.FILE
-ARRAYS = 'arrays'
 _FAILED = 'failed'
 _PATIENCE_S = 600.0  # for the other processes to finish their part
 _POLL_S = 0.02
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # Orbax's store has its own for a full disk
-_UNSYNCED = tensorstore.Context({'file_io_sync': False, 'file_io_concurrency': {'limit': 128}})
 
 read_manifest = manifest.read
 
@@ -65,20 +58,20 @@ class Pending:
 
     Raises:
       SyncError: the folder cannot be written; nothing half-written stays, earlier versions are
-      untouched.
+        untouched.
     """
     return self._future.result()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """All that the writing thread needs; `named` are arrays that nobody else touches."""
+  """All that the writing thread needs."""
 
-  target: pathlib.Path
-  partial: pathlib.Path
+  target: pathlib.Path  # the folder of the version
+  partial: pathlib.Path  # the folder that becomes it
   version: int
-  named: dict[str, Any]
-  held: dict[str, str]
+  named: dict[str, Any]  # arrays that nobody else touches
+  held: dict[str, str]  # name -> hash of what is not written
   canary: dict[str, Any] | None
 
 
@@ -102,9 +95,11 @@ class Publisher:
     the write before it.
 
     Args:
-      version: the name of the folder; a version that exists is replaced. params: tree of float32 or
-      bfloat16 arrays, on host or devices, sharded or not. Each keeps its dtype. held: what the
-      model has besides. It is hashed (once, as long as the same tree is given) and never written.
+      version: the name of the folder; a version that exists is replaced.
+      params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its
+        dtype.
+      held: what the model has besides. It is hashed (once, as long as the same tree is given) and
+        never written.
       canary: anything JSON can hold, kept in the manifest.
 
     Raises:
@@ -146,7 +141,7 @@ class Publisher:
     if both:
       raise SyncError(f'{target}: {both[0]!r} is both published and held; give each array once')
     self._open(target, partial)
-    own = {name: _snapshot(leaf) if copy else leaf for name, leaf in named.items()}
+    own = {name: array_files.snapshot(leaf) if copy else leaf for name, leaf in named.items()}
     jax.block_until_ready(own)
     job = _Job(target, partial, int(version), own, hashes, canary)
     self._pending = Pending(self._thread.submit(self._run, job))
@@ -158,7 +153,9 @@ class Publisher:
     if self._held[0] is not held:
       self._held = (
         held,
-        manifest.held_hashes({name: _whole(leaf) for name, leaf in manifest.leaves(held).items()}),
+        manifest.held_hashes(
+          {name: array_files.whole(leaf) for name, leaf in manifest.leaves(held).items()}
+        ),
       )
     return self._held[1]
 
@@ -184,7 +181,8 @@ class Publisher:
 
   def _run(self, job: _Job) -> pathlib.Path:
     try:
-      page = _write_arrays(job)
+      entries = array_files.write(job.partial / ARRAYS, job.named)
+      page = Manifest(job.version, entries, job.held, job.canary, {})
       if jax.process_index() == 0:
         _finish(job, page)
         self._forget(job.version)
@@ -233,10 +231,12 @@ def load(
   """Reads one published version and checks every array of it.
 
   Args:
-    folder: `weights/<version>`. abstract: tree of ShapeDtypeStructs of the whole model, which the
-    weights must match in names and shapes. held: what the reader has of its own, by name: arrays,
-    or functions that return an array's `manifest.held_hashes` hash (asked
-      only where a version leaves that array out). None: every array must be published.
+    folder: `weights/<version>`.
+    abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names
+      and shapes.
+    held: what the reader has of its own, by name: arrays, or functions that return an array's
+      `manifest.held_hashes` hash (asked only where a version leaves that array out). None: every
+      array must be published.
 
   Returns:
     The version and the tree of numpy arrays, float32 or bfloat16 as published; held ones are not in
@@ -244,115 +244,14 @@ def load(
 
   Raises:
     SyncError: it is missing, unreadable, of another model, not finite, or not what was published;
-    the array is named.
+      the array is named.
   """
   folder = pathlib.Path(folder).absolute()
   page = manifest.read(folder)
   _compare_names(folder, page, manifest.leaves(abstract))
   _compare_held(folder, page.held, {} if held is None else held)
   _compare_files(folder, page)
-  return page.version, manifest.nest(_read_arrays(folder, page))
-
-
-class _Unsynced:
-  """Mixed into Orbax's writers of arrays: they leave out fsync."""
-
-  async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-    for info in infos:
-      info.ts_context = _UNSYNCED
-    return await super().serialize(values, infos, args)
-
-
-class _HostArrays(_Unsynced, ocp.type_handlers.NumpyHandler):
-  pass
-
-
-class _DeviceArrays(_Unsynced, ocp.type_handlers.ArrayHandler):
-  pass
-
-
-def _handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller
-  files.
-  """
-  writers = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, _HostArrays(deepcopy_host_arrays=False)),
-    (jax.Array, _DeviceArrays(use_replica_parallel=False)),
-  )
-  return ocp.PyTreeCheckpointHandler(
-    use_ocdbt=False, use_compression=False, type_handler_registry=writers
-  )
-
-
-def _snapshot(leaf: Any) -> Any:
-  """A copy in host memory: of an accelerator's array its shards, pinned."""
-  if not isinstance(leaf, jax.Array):
-    return np.array(leaf)
-  platform = next(iter(leaf.sharding.device_set)).platform
-  place = leaf.sharding if platform == 'cpu' else leaf.sharding.with_memory_kind('pinned_host')
-  return jax.device_put(leaf, place, may_alias=False)
-
-
-def _whole(leaf: Any) -> np.ndarray:
-  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-    return multihost_utils.process_allgather(leaf, tiled=True)
-  return np.asarray(leaf)
-
-
-def _write_arrays(job: _Job) -> Manifest:
-  """Writes what this process has of the arrays; returns the manifest of that part."""
-  _refuse_too_large(job)
-  with ThreadPoolExecutor(1) as side:
-    entries = side.submit(_entries, job.named)
-    _handler().save(
-      epath.Path(job.partial / ARRAYS), args=ocp.args.PyTreeSave(manifest.nest(job.named))
-    )
-  return Manifest(job.version, entries.result(), job.held, job.canary, {})
-
-
-def _refuse_too_large(job: _Job) -> None:
-  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its
-  other writers.
-  """
-  need = sum(leaf.nbytes for leaf in job.named.values()) // jax.process_count()
-  if shutil.disk_usage(job.partial).free < need:
-    raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {need / 1e6:.0f} MB are wanted')
-  with tempfile.TemporaryFile(dir=job.partial) as probe:
-    probe.truncate(max((_largest_shard(leaf) for leaf in job.named.values()), default=0))
-
-
-def _largest_shard(leaf: Any) -> int:
-  """Bytes of the largest file that an array becomes."""
-  shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
-  return math.prod(shape) * leaf.dtype.itemsize
-
-
-def _entries(named: dict[str, Any]) -> dict[str, Entry]:
-  shards = {name: _own_shards(leaf) for name, leaf in named.items()}
-  hashes = iter(manifest.inspect([data for own in shards.values() for _, data in own]))
-  return {
-    name: Entry(
-      tuple(leaf.shape),
-      np.dtype(leaf.dtype).name,
-      tuple(Shard(index, next(hashes)[0]) for index, _ in shards[name]),
-    )
-    for name, leaf in named.items()
-  }
-
-
-def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
-  """Of every part of the array that some process must hash, those that are this one's."""
-  if isinstance(leaf, jax.Array):
-    return [
-      (manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
-      for shard in leaf.addressable_shards
-      if shard.replica_id == 0
-    ]
-  return (
-    [(tuple((0, size) for size in leaf.shape), np.asarray(leaf))]
-    if jax.process_index() == 0
-    else []
-  )
+  return page.version, manifest.nest(array_files.read(folder, page))
 
 
 def _part(job: _Job, process: int) -> pathlib.Path:
@@ -375,7 +274,7 @@ def _finish(job: _Job, page: Manifest) -> None:
     page = _joined(page, manifest.parse(json.loads(part.read_text())))
     part.unlink()
   page = dataclasses.replace(page, files=manifest.list_files(job.partial / ARRAYS))
-  _layout(page)
+  array_files.layout(page)
   (job.partial / MANIFEST).write_text(page.to_text())
   if job.target.exists():
     aside = job.partial.with_name(job.partial.name + '.old')
@@ -384,33 +283,6 @@ def _finish(job: _Job, page: Manifest) -> None:
     shutil.rmtree(aside, ignore_errors=True)
   else:
     job.partial.rename(job.target)
-
-
-def _layout(page: Manifest) -> list[tuple[str, Shard, str]]:
-  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in
-  row-major order.
-
-  Raises:
-    ValueError: a file has another size than its shard, or the shards are not the whole array.
-  """
-  found = []
-  for name, entry in page.arrays.items():
-    written = 0
-    for shard in entry.shards:
-      chunk = '.'.join(str(start // (stop - start)) for start, stop in shard.index) or '0'
-      file, size = (
-        f'{name.replace("/", ".")}/{chunk}',
-        math.prod(stop - start for start, stop in shard.index),
-      )
-      if page.files.get(file, (None,))[0] != size * np.dtype(entry.dtype).itemsize:
-        raise ValueError(f'{name!r}: file {file!r} is not the {size} values of a shard')
-      written += size
-      found.append((name, shard, file))
-    if written != math.prod(entry.shape):
-      raise ValueError(
-        f'{name!r} has {math.prod(entry.shape)} values, of which {written} were written'
-      )
-  return found
 
 
 def _joined(one: Manifest, other: Manifest) -> Manifest:
@@ -439,19 +311,17 @@ def _give_up(job: _Job, error: Exception) -> None:
     shutil.rmtree(job.partial, ignore_errors=True)
     return
   try:
-    (job.partial / _FAILED).write_text(f'process {jax.process_index()}: {_reason(error)}')
+    (job.partial / _FAILED).write_text(
+      f'process {jax.process_index()}: {array_files.reason(error)}'
+    )
   except OSError:
     shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def _reason(error: BaseException) -> str:
-  return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
-
-
 def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
   return SyncError(
-    f'{target}: weights cannot be written ({_reason(error)}); free space or choose another folder, '
-    'the run goes on from its last checkpoint'
+    f'{target}: weights cannot be written ({array_files.reason(error)}); free space or '
+    'choose another folder, the run goes on from its last checkpoint'
   )
 
 
@@ -493,7 +363,7 @@ def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
     found = manifest.list_files(folder / ARRAYS)
   except OSError as error:
     raise SyncError(
-      f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again'
+      f'{folder}: the arrays cannot be read ({array_files.reason(error)}); publish it again'
     ) from error
   for path in sorted(found.keys() | page.files.keys()):
     if found.get(path) == page.files.get(path):
@@ -509,32 +379,3 @@ def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
       f'{size} bytes, wanted {wanted}' if size != wanted else 'other content than was published'
     )
     raise SyncError(f'{folder}: {where} has {said}; publish it again')
-
-
-def _read_arrays(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
-  """Reads and checks in one pass over the files."""
-  named = {name: np.empty(entry.shape, entry.dtype) for name, entry in page.arrays.items()}
-  try:
-    layout = _layout(page)
-    places = [
-      named[name][tuple(slice(start, stop) for start, stop in shard.index)]
-      for name, shard, _ in layout
-    ]
-    parts = [
-      place if place.flags.c_contiguous else np.empty(place.shape, place.dtype) for place in places
-    ]
-    inspected = manifest.fill(parts, [folder / ARRAYS / file for _, _, file in layout])
-  except (OSError, ValueError) as error:
-    raise SyncError(
-      f'{folder}: the arrays cannot be read ({_reason(error)}); publish it again'
-    ) from error
-  for (name, shard, _), place, part, (found, finite) in zip(
-    layout, places, parts, inspected, strict=True
-  ):
-    if found != shard.hash:
-      raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
-    if not finite:
-      raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')
-    if part is not place:
-      place[...] = part
-  return named

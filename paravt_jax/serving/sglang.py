@@ -193,8 +193,9 @@ def launch(
     parent_pid: the process (this one) after whose end the server and its children end too.
 
   Raises:
-    ConfigError: the environment, the launcher or the model folder is not there. RolloutError: it
-    ended, or took no requests within `deadline_s` seconds; the end of its log is shown.
+    ConfigError: the environment, the launcher or the model folder is not there.
+    RolloutError: it ended, or took no requests within `deadline_s` seconds; the end of its log is
+      shown.
   """
   _check_paths(options)
   start = log.stat().st_size if log.exists() else 0

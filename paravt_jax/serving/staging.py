@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +37,10 @@ class Staging:
 
   Args:
     model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and
-    the arrays that versions
-      leave out.
+      the arrays that versions leave out.
     folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes,
-    else in the system's temporary
-      one; it goes with `close`, or is swept by the next run when we are killed.
+      else in the system's temporary one; it goes with `close`, or is swept by the next run when we
+      are killed.
 
   Raises:
     SyncError: `model_folder` is no checkpoint of this family.
@@ -54,7 +54,8 @@ class Staging:
       raise SyncError(f'staging: {error}') from error
     self._abstract = model.abstract_params(self._config)
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
-    self._own = self._lock = None  # the folder that we made, and the open file that says we live
+    # The folder that we made, and the open file whose lock says that we live.
+    self._own: tuple[pathlib.Path, int] | None = None
     self._hashes: dict[str, str] = {}
     self._staged: dict[pathlib.Path, Manifest] = {}
 
@@ -76,7 +77,7 @@ class Staging:
 
     Raises:
       SyncError: the version is not what was published, or the folder cannot be written. The array
-      or file is named.
+        or file is named.
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)
@@ -113,9 +114,10 @@ class Staging:
     """Removes the staged versions, and the folder when it was made here."""
     self.clear(None)
     if self._own is not None:
-      shutil.rmtree(self._own, ignore_errors=True)
-      os.close(self._lock)
-      self._own = self._lock = self._folder = None
+      folder, lock = self._own
+      shutil.rmtree(folder, ignore_errors=True)
+      os.close(lock)
+      self._own = self._folder = None
 
   def __enter__(self) -> 'Staging':
     return self
@@ -127,8 +129,8 @@ class Staging:
     if self._folder is None:
       parent = memory_folder(2 * sum(size for size, _ in page.files.values()))
       sweep(parent)
-      self._own, self._lock = _claim(parent)
-      self._folder = self._own
+      self._own = _claim(parent)
+      self._folder = self._own[0]
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
 
@@ -167,9 +169,8 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
     tensors[name] = _TYPES[array.dtype.name], shape, math.prod(shape) * array.itemsize
   count = min(_FILES, -(-sum(size for *_, size in tensors.values()) // _FILE_BYTES))
   shares, filled = [[] for _ in range(count)], [0] * count
-  for name in sorted(
-    tensors, key=lambda name: -tensors[name][2]
-  ):  # the next largest to the emptiest file
+  # The next largest goes to the emptiest file.
+  for name in sorted(tensors, key=lambda name: -tensors[name][2]):
     emptiest = filled.index(min(filled))
     shares[emptiest].append(name)
     filled[emptiest] += tensors[name][2]
@@ -179,7 +180,7 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
       out.write(_header({name: tensors[name] for name in names}))
       for name in names:
         for block in weights.pick_blocks(config, params, slots[name]):
-          out.write(block.reshape(-1).view(np.uint8))
+          out.write(block.reshape(-1).view(np.uint8).data)
       return out.tell()
 
   files = {
@@ -199,7 +200,8 @@ def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
   """The start of a safetensors file of these (dtype, shape, bytes), which follow it in this
   order.
   """
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
   for name, (dtype, shape, size) in tensors.items():
     header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': (end, end + size)}
     end += size

@@ -24,11 +24,14 @@ def make_clip(
   """Writes an H.264 mp4 without audio.
 
   Args:
-    path: of the file; its folder must exist. seconds, fps: length; round(seconds * fps) frames are
-    written. size: (height, width), even numbers. frames_fn: frame index -> uint8[height, width, 3]
-    RGB. gop: largest distance of key frames, in frames. options: for libx264, such as {'preset':
-    'veryfast', 'crf': '18', 'bf': '0'}. pts: presentation times of the frames in units of 1/fps,
-    strictly increasing; by default 0, 1, 2, ...
+    path: of the file; its folder must exist.
+    seconds, fps: length; round(seconds * fps) frames are written.
+    size: (height, width), even numbers.
+    frames_fn: frame index -> uint8[height, width, 3] RGB.
+    gop: largest distance of key frames, in frames.
+    options: for libx264, such as {'preset': 'veryfast', 'crf': '18', 'bf': '0'}.
+    pts: presentation times of the frames in units of 1/fps, strictly increasing; by default 0, 1,
+      2, ...
 
   Returns:
     The path.

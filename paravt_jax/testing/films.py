@@ -4,6 +4,7 @@ import pathlib
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
@@ -61,7 +62,9 @@ def write(
 ) -> pathlib.Path:
   """Writes `frames` images at 24 frames/s, numbered from `offset`. pts: index -> time in 1/24 s."""
   with av.open(str(path), 'w', format=format, options=container_options or {}) as out:
-    stream = out.add_stream(codec, rate=24, options=ENCODERS[codec] | (options or {}))
+    stream = cast(
+      av.VideoStream, out.add_stream(codec, rate=24, options=ENCODERS[codec] | (options or {}))
+    )
     stream.height, stream.width = size
     stream.pix_fmt = 'yuv420p'
     stream.codec_context.gop_size = 12
@@ -83,12 +86,16 @@ def copy_from(
   with av.open(str(source)) as a, av.open(str(target), 'w', format=format) as b:
     stream = a.streams.video[0]
     copied = b.add_stream_from_template(stream, opaque=True)
+    if stream.time_base is None:
+      raise ValueError(f'{source}: its video has no time base')
     start = (stream.start_time or 0) + int(seconds / stream.time_base)
     a.seek(start, stream=stream, backward=True)
     for packet in a.demux(stream):
       if packet.dts is None or packet.pts is None:
         continue
-      packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+      packet.pts = packet.pts - start
+      packet.dts = packet.dts - start
+      packet.stream = copied
       b.mux(packet)
   return target
 

@@ -25,34 +25,31 @@ _SIDE = 32  # pixels of a merged token's side
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A `/generate` body as it came. images: (height, width) each; order: how many came before it."""
+  """A `/generate` body as it came."""
 
   rid: str
   input_ids: tuple[int, ...]
-  images: tuple[tuple[int, int], ...]
-  sampling: dict[str, Any]
-  order: int
-  body: dict[str, Any]
+  images: tuple[tuple[int, int], ...]  # (height, width) each
+  sampling: dict[str, Any]  # the body's sampling_params
+  order: int  # how many requests came before it
+  body: dict[str, Any]  # all of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """ids as sampled, stop token included. logprobs: -0.5 each when None; versions: (version, start,
-  end) spans, all of the server's version when None; image_tokens, prompt_tokens: counted when None;
-  finish: stop | length | abort; delay: seconds before it is sent; until: it is not sent before this
-  is set. broken_after: of a stream, the events after which it breaks.
-  """
+  """A reply as a server would send it."""
 
-  ids: Sequence[int]
-  finish: str = 'stop'
-  logprobs: Sequence[float] | None = None
+  ids: Sequence[int]  # as sampled, stop token included
+  finish: str = 'stop'  # stop | length | abort
+  logprobs: Sequence[float] | None = None  # None: -0.5 each
+  # (version, start, end) spans; None: all of the server's version
   versions: Sequence[tuple[int, int, int]] | None = None
-  image_tokens: int | None = None
-  prompt_tokens: int | None = None
+  image_tokens: int | None = None  # None: counted
+  prompt_tokens: int | None = None  # None: counted
   cached_tokens: int = 0
-  delay: float = 0.0
-  until: threading.Event | None = None
-  broken_after: int | None = None
+  delay: float = 0.0  # seconds before it is sent
+  until: threading.Event | None = None  # the reply waits for this to be set
+  broken_after: int | None = None  # of a stream: the events after which it breaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +64,10 @@ class Die:
 
 @dataclasses.dataclass(frozen=True)
 class Garbage:
-  """Status 200 and these bytes."""
+  """Status 200 and a body that is no reply."""
 
   body: bytes = b'<html>not a rollout server</html>'
-  kind: str = 'application/json'
+  kind: str = 'application/json'  # content type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +114,9 @@ class ScriptedServer:
     self.connections: set[object] = set()
     self.most_at_once = 0
     self.url = ''
-    self._api_key, self._ready_after, self._port = api_key, ready_after, port
+    self._api_key = api_key
+    self._ready_after = ready_after
+    self._port = port
     self._at_once = 0
     self._weights: tuple[str, str] = ('', 'default')
     self._loop = asyncio.new_event_loop()
@@ -170,12 +169,12 @@ class ScriptedServer:
     )
 
   @web.middleware
-  async def _door(self, http: web.Request, handler: Any) -> web.StreamResponse:
+  async def _door(self, request: web.Request, handler: Any) -> web.StreamResponse:
     if self.silent:
       await self._stop.wait()
-    if http.path != '/health' and not self._allowed(http):
+    if request.path != '/health' and not self._allowed(request):
       return web.Response(status=401, text='wrong api key')
-    return await handler(http)
+    return await handler(request)
 
   async def _generate(self, http: web.Request) -> web.StreamResponse:
     self.connections.add(http.transport)
@@ -202,7 +201,7 @@ class ScriptedServer:
       await self._stop.wait()
       return web.Response(status=503)
     if isinstance(outcome, Die):
-      http.transport.close()
+      _hang_up(http)
       return web.Response()
     if isinstance(outcome, Garbage):
       return web.Response(body=outcome.body, content_type=outcome.kind)
@@ -227,7 +226,7 @@ class ScriptedServer:
     whole = reply_json(request, reply, self._weights[1])
     for number in range(1, len(whole['output_ids'])):
       if number - 1 == reply.broken_after:
-        http.transport.close()
+        _hang_up(http)
         return response
       begun = {
         **whole,
@@ -266,6 +265,12 @@ class ScriptedServer:
       return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
     self._weights = (body['model_path'], body['weight_version'])
     return web.json_response({'success': True, 'message': 'ok'})
+
+
+def _hang_up(http: web.Request) -> None:
+  """Closes the connection of a request, unless the other side did."""
+  if http.transport is not None:
+    http.transport.close()
 
 
 def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict[str, Any]:

@@ -173,11 +173,16 @@ def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> C
   vision = VisionConfig(
     width=96, depth=2, mlp=192, heads=4, patch=16, merge=2, temporal=2, positions=64, taps=(0, 1)
   )
-  ids = [
-    tokenizer.token_to_id(f'<|{name}|>')
-    for name in ('image_pad', 'video_pad', 'vision_start', 'vision_end')
-  ]
-  return Config(text, vision, True, *ids)
+  vocabulary = tokenizer.get_vocab()
+  return Config(
+    text,
+    vision,
+    tied=True,
+    image_id=vocabulary['<|image_pad|>'],
+    video_id=vocabulary['<|video_pad|>'],
+    vision_start_id=vocabulary['<|vision_start|>'],
+    vision_end_id=vocabulary['<|vision_end|>'],
+  )
 
 
 def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
@@ -208,10 +213,8 @@ def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> 
   rng = seeds.rng(seed, 'number_embeddings')
   table_VD = (table_VD * (SPREAD / table_VD.std())).astype(np.float32)
   width = table_VD.shape[1]
-  periods, phases = (
-    np.exp(rng.uniform(np.log(3), np.log(400), width // 2)),
-    rng.uniform(0, 2 * np.pi, width // 2),
-  )
+  periods = np.exp(rng.uniform(np.log(3), np.log(400), width // 2))
+  phases = rng.uniform(0, 2 * np.pi, width // 2)
   angles = 2 * np.pi * np.arange(INTEGERS)[:, None] / periods + phases
   mixing = np.linalg.qr(rng.normal(size=(width, width)))[0]
   numbers = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ mixing * (SPREAD * np.sqrt(2))

@@ -5,7 +5,6 @@ refused.
 import jax
 import numpy as np
 import pytest
-from experiments.learner import Learner
 
 from configs import para_grpo
 from paravt_jax.errors import CheckpointError

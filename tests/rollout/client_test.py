@@ -7,64 +7,17 @@ import io
 import threading
 
 import numpy as np
-import orjson
 import pytest
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.rollout.client import Client, ImageCache, image_tokens, resumed_seed
-from paravt_jax.rollout.http import ClientOptions
+from paravt_jax.rollout.client import ImageCache, image_tokens, resumed_seed
 from paravt_jax.rollout.router import Router, State
-from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 from tests import patience
+from tests.rollout.wire import PAD, REQUEST, generate, opened
 
-OPTIONS = ClientOptions(
-  api_key=None,
-  connections=64,
-  timeout_s=patience.seconds(60.0),
-  ready_timeout_s=2.0,
-  retries=2,
-  backoff_s=0.01,
-  image_cache=256,
-)
-PAD = 98
-REQUEST = GenerateRequest(
-  rid='a',
-  input_ids=[1, 2, 3],
-  images=(),
-  temperature=0.7,
-  top_p=1.0,
-  top_k=-1,
-  max_new_tokens=2048,
-  stop_token_ids=(2,),
-  banned_ids=(90, 91),
-  seed=5,
-  ignore_eos=False,
-)
-WHOLE = {
-  'text': '',
-  'output_ids': [5, 2],
-  'meta_info': {
-    'id': 'a',
-    'finish_reason': {'type': 'stop'},
-    'prompt_tokens': 3,
-    'output_token_logprobs': [[-0.5, 5, None], [-0.5, 2, None]],
-  },
-}
 FRAME = np.arange(64 * 32 * 3, dtype=np.uint8).reshape(64, 32, 3)
-
-
-def opened(router, **options):
-  return Client(dataclasses.replace(OPTIONS, **options), 100, router, image_id=PAD)
-
-
-def generate(server, request=REQUEST, **options):
-  async def run():
-    async with opened(Router((server.url,)), **options) as client:
-      return await client.generate(request), dict(client.counts)
-
-  return asyncio.run(run())
 
 
 def test_ids_log_probs_and_versions_come_back_as_the_server_sent_them():
@@ -88,15 +41,13 @@ def test_a_request_is_sent_verbatim_with_one_png_per_image_and_the_vision_ids_ba
   np.testing.assert_array_equal(picture, FRAME)
 
 
-def test_deviation_16_an_interrupted_request_resumes_from_its_tokens_with_what_is_left_of_its_budget():
+def test_deviation_16_an_interrupted_request_resumes_with_what_is_left_of_its_budget():
   """The release halved the budget of a request that a weight update had interrupted; 1100 of 2048
   done leave 948.
   """
   first = list(range(3, 53)) * 22
-  cut, rest = (
-    Reply(ids=first, finish='abort', versions=((1, 0, 1100),)),
-    Reply(ids=(60, 2), versions=((2, 0, 2),)),
-  )
+  cut = Reply(ids=first, finish='abort', versions=((1, 0, 1100),))
+  rest = Reply(ids=(60, 2), versions=((2, 0, 2),))
   with ScriptedServer(turns(cut, rest)) as server:
     got, counts = generate(server)
     resumed = server.requests[1]
@@ -426,80 +377,3 @@ def test_an_abort_by_a_server_that_drains_is_no_empty_go():
   script = turns(Reply(ids=(), finish='abort', versions=(), until=answer))
   with ScriptedServer(script) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
     assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [7, 2]
-
-
-# Streams
-
-
-def heard_of(server, **options):
-  """(what came in the end, every list of ids that was heard)."""
-  heard = []
-
-  async def run():
-    async with opened(Router((server.url,)), **options) as client:
-      return await client.generate(REQUEST, heard=heard.append)
-
-  return asyncio.run(run()), heard
-
-
-def test_a_stream_is_heard_token_by_token_and_comes_to_what_an_unheard_request_does():
-  reply = Reply(ids=(7, 8, 2), logprobs=(-1, -2, -3), versions=((3, 0, 2), (4, 2, 3)))
-  with ScriptedServer(turns(reply)) as server:
-    got, heard = heard_of(server)
-    plain, _ = generate(server)
-    assert [request.body.get('stream') for request in server.requests] == [True, None]
-  assert heard == [[7], [7, 8], [7, 8, 2]]
-  assert (got.ids.tolist(), got.logprobs.tolist(), got.versions.tolist(), got.finish) == (
-    plain.ids.tolist(),
-    plain.logprobs.tolist(),
-    plain.versions.tolist(),
-    plain.finish,
-  )
-
-
-def test_a_stream_that_an_update_interrupts_is_heard_from_its_beginning_on():
-  with ScriptedServer(turns(Reply(ids=(5, 6), finish='abort'), Reply(ids=(7, 2)))) as server:
-    got, heard = heard_of(server)
-  assert heard == [[5], [5, 6], [5, 6, 7], [5, 6, 7, 2]] and got.ids.tolist() == [5, 6, 7, 2]
-
-
-def test_a_stream_that_breaks_is_a_lost_connection_and_begins_anew():
-  with ScriptedServer(turns(Reply(ids=(5, 6, 2), broken_after=1), Reply(ids=(5, 6, 2)))) as server:
-    got, heard = heard_of(server)
-    assert len(server.requests) == 2 and server.requests[0].rid != server.requests[1].rid
-  assert heard == [[5], [5], [5, 6], [5, 6, 2]] and got.ids.tolist() == [5, 6, 2]
-
-
-@pytest.mark.parametrize(
-  ('events', 'says'),
-  [
-    (b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', 'out of memory'),
-    (b'data: {"output_ids": [5], "meta_info": {}}\n\ndata: [DONE]\n\n', 'server reply'),
-    (b'data: nonsense\n\ndata: [DONE]\n\n', 'wanted JSON'),
-    (b'data: [DONE]\n\n', 'wanted JSON'),
-    (b'data: {"output_ids": [5]}\n\n', 'the stream ended before its last event'),
-    (b'', 'the stream ended'),
-  ],
-)
-def test_a_stream_of_anything_else_is_one_line(events, says):
-  with (
-    ScriptedServer(turns(Garbage(events, 'text/event-stream'))) as server,
-    pytest.raises(RolloutError, match=says) as caught,
-  ):
-    heard_of(server, retries=0)
-  assert '\n' not in str(caught.value)
-
-
-def test_what_is_heard_may_come_in_any_pieces_and_never_breaks_a_request():
-  """Ids beyond the vocabulary are not shown; the last event is checked like every reply."""
-  odd = [
-    b'data: {"output_ids": [5, 100]}\r\n\r\n',
-    b': a comment\n',
-    b'event: x\n',
-    b'data: [1]\n\n',
-    b'data: {"output_ids": "no"}\n\n',
-  ]
-  body = b''.join(odd) + b'data: ' + orjson.dumps(WHOLE) + b'\n\ndata: [DONE]\n\n'
-  with ScriptedServer(turns(Garbage(body, 'text/event-stream'))) as server:
-    got, heard = heard_of(server)
-  assert heard == [[], [], [], [5, 2]] and got.ids.tolist() == [5, 2]

@@ -11,7 +11,7 @@ from paravt_jax.rollout.control import Control
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing.scripted import Reply, ScriptedServer, turns
 from tests import patience
-from tests.rollout.client_test import OPTIONS
+from tests.rollout.wire import OPTIONS
 
 NOBODY = 'http://127.0.0.1:1'  # a privileged port that nobody listens on
 

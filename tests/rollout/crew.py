@@ -98,7 +98,10 @@ class Frames:
   """
 
   def __init__(self, duration=64.0, fps=30.0, crop=None, size=32):
-    self.duration, self.fps, self.crop, self.size = duration, fps, crop, size
+    self.duration = duration
+    self.fps = fps
+    self.crop = crop
+    self.size = size
     self.asked = []
 
   async def probe(self, path):

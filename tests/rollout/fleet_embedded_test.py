@@ -25,7 +25,7 @@ from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing import tiny
 from tests import patience
-from tests.rollout.client_test import OPTIONS
+from tests.rollout.wire import OPTIONS
 
 pytestmark = pytest.mark.slow
 

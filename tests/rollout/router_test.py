@@ -7,7 +7,9 @@ import pytest
 from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.router import Router, State
 
-A, B, C = 'http://a:1', 'http://b:1', 'http://c:1'
+A = 'http://a:1'
+B = 'http://b:1'
+C = 'http://c:1'
 
 
 def run(work):

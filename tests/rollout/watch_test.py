@@ -40,7 +40,7 @@ def test_an_episode_is_told_from_its_opening_to_its_answer():
   assert (done.turn, done.index, done.result) == (0, 0, got.results[0])
 
 
-def test_every_call_of_a_turn_starts_and_comes_back_and_those_over_the_limit_share_one_result_that_never_started():
+def test_calls_of_a_turn_start_and_come_back_and_those_over_the_limit_never_start():
   events, got = watched(
     play(LONG + call(1, 3) + '<tool_call>{broken</tool_call>' + call(5, 7) * 3, ANSWER),
     dataclasses.replace(AGENT, max_parallel=3),

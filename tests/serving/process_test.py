@@ -49,8 +49,9 @@ def gone(pid: int) -> bool:
 PARENT = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, {handler})
-child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); '
-                          'print("deaf", flush=True); time.sleep(600)'])
+deaf = ('import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); '
+        'print("deaf", flush=True); time.sleep(600)')
+child = subprocess.Popen([sys.executable, '-c', deaf])
 print('child', child.pid, flush=True)
 time.sleep(600)
 """

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import array_files, manifest, publish
 from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -60,8 +60,8 @@ def test_orbax_itself_reads_the_arrays(params, tmp_path):
 def test_a_layout_of_files_that_a_reader_would_not_expect_is_not_published(
   params, tmp_path, monkeypatch
 ):
-  plain = publish._handler
-  monkeypatch.setattr(publish, '_handler', lambda: type(plain())(use_ocdbt=True))
+  plain = array_files._handler
+  monkeypatch.setattr(array_files, '_handler', lambda: type(plain())(use_ocdbt=True))
   with pytest.raises(
     SyncError,
     match=r"weights cannot be written .*'head/kernel': file 'head.kernel/0.0' is not the 240 "
@@ -142,8 +142,10 @@ def test_a_folder_that_cannot_be_written_is_one_error_and_leaves_nothing(params,
 
 
 def test_arrays_that_do_not_fit_are_refused_before_they_are_written(params, tmp_path, monkeypatch):
-  usage = publish.shutil.disk_usage(tmp_path)
-  monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=3_999_999))
+  usage = array_files.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    array_files.shutil, 'disk_usage', lambda folder: usage._replace(free=3_999_999)
+  )
   large = {'a': np.ones((2, 500_000), np.float32)}
   with pytest.raises(
     SyncError,
@@ -151,7 +153,9 @@ def test_arrays_that_do_not_fit_are_refused_before_they_are_written(params, tmp_
   ):
     publish.save(tmp_path, 2, large, keep=2)
   assert list(tmp_path.iterdir()) == []
-  monkeypatch.setattr(publish.shutil, 'disk_usage', lambda folder: usage._replace(free=4_000_000))
+  monkeypatch.setattr(
+    array_files.shutil, 'disk_usage', lambda folder: usage._replace(free=4_000_000)
+  )
   publish.save(tmp_path, 2, large, keep=2)
 
 
@@ -160,13 +164,11 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_published(
   params, tmp_path, monkeypatch, seen
 ):
   if seen == 'while it writes':
-    monkeypatch.setattr(publish, '_refuse_too_large', lambda job: None)
+    monkeypatch.setattr(array_files, '_refuse_too_large', lambda folder, named: None)
   publish.save(tmp_path, 1, params, keep=2)
   large = {'a': np.ones(1 << 20, np.float32)}
-  before, old = (
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-    resource.getrlimit(resource.RLIMIT_FSIZE),
-  )
+  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, old[1]))
   try:
     with pytest.raises(SyncError, match=r'weights cannot be written \(.*; free space') as caught:
@@ -318,7 +320,7 @@ def test_sharded_arrays_are_written_and_hashed_by_shard_and_read_as_one(tmp_path
 def test_a_publisher_killed_in_the_middle_leaves_no_version(tmp_path):
   code = f"""
 import os, pathlib, numpy as np
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import array_files, manifest, publish
 publish.save({str(tmp_path)!r}, 1, {{'a': np.ones(4, np.float32)}}, keep=2)
 manifest.list_files = lambda folder: os.kill(os.getpid(), 9)
 publish.save({str(tmp_path)!r}, 2, {{'a': np.ones(4, np.float32)}}, keep=2)
@@ -349,16 +351,20 @@ import sys, jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from paravt_jax.errors import SyncError
-from paravt_jax.serving import publish
+from paravt_jax.serving import array_files, publish
 mesh = jax.make_mesh((4,), ('rows',), axis_types=(AxisType.Auto,))
 whole = np.arange(32, dtype=np.float32).reshape(8, 4)
-place = lambda *axes: jax.make_array_from_callback((8, 4), NamedSharding(mesh, PartitionSpec(*axes)), lambda index: whole[index])
+def place(*axes):
+  sharding = NamedSharding(mesh, PartitionSpec(*axes))
+  return jax.make_array_from_callback((8, 4), sharding, lambda index: whole[index])
 tree = {'rows': place('rows'), 'copies': place()}
 with publish.Publisher(sys.argv[3], keep=3) as publisher:
   for version in (1, 2):
-    print(publisher.start(version, tree, held={'frozen': place(None, 'rows')}, canary=None).result())
+    held = {'frozen': place(None, 'rows')}
+    print(publisher.start(version, tree, held=held, canary=None).result())
   if sys.argv[2] == '1':
-    publish._entries = lambda named: (_ for _ in ()).throw(OSError('the disk of process 1 is full'))
+    full = OSError('the disk of process 1 is full')
+    array_files._entries = lambda named: (_ for _ in ()).throw(full)
   try:
     publisher.start(3, tree, held=None, canary=None).result()
   except SyncError as error:

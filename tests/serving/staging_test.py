@@ -315,13 +315,17 @@ class Served:
   """As much of an engine as loading needs."""
 
   def __init__(self, config, params, dtype):
-    self.config, self.version, self.params = config, 0, programs.prepare(config, params, dtype)
+    self.config = config
+    self.version = 0
+    self.params = programs.prepare(config, params, dtype)
 
 
 class Options:
   """As much of the options as loading needs."""
 
-  model_path, image_slots, max_image_patches = 'base', 1, 16
+  model_path = 'base'
+  image_slots = 1
+  max_image_patches = 16
 
   def __init__(self, dtype):
     self.dtype = dtype

@@ -7,7 +7,6 @@ so nothing waits for a page: being queued before is enough.
 """
 
 import concurrent.futures
-import dataclasses
 import queue
 from collections import deque
 from collections.abc import Callable
@@ -20,99 +19,9 @@ import numpy as np
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.cache import Pool
+from paravt_jax.serving.embedded.jobs import COUNTS, Block, Chunk, Job, Lane, admission
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import Prompt, extend
-from paravt_jax.serving.protocol import GenerateReply, ParsedGenerate
-
-COUNTS = (
-  'requests',
-  'prompt_tokens',
-  'cached_tokens',
-  'prefilled_tokens',
-  'prefill_calls',
-  'images_encoded',
-  'sampled_tokens',
-  'decode_calls',
-  'retractions',
-  'aborted',
-  'updates',
-)
-
-
-@dataclasses.dataclass(eq=False)
-class Job:
-  """One request on its way. `answer(reply, reason)` is called from the engine's thread: once when
-  it ends, and for a stream with reason None after every dispatch that gave it tokens.
-  """
-
-  rid: str
-  prompt: Prompt  # as sent
-  context: Prompt  # as sent, then what was generated before a retraction
-  lane: int
-  request: ParsedGenerate
-  seed: int
-  stops: frozenset[int]
-  answer: Callable[[GenerateReply, dict[str, Any] | None], None]
-  ids: list[int] = dataclasses.field(default_factory=list)
-  logprobs: list[float] = dataclasses.field(default_factory=list)
-  spans: list[list[int]] = dataclasses.field(default_factory=list)
-  retractions: int = 0
-  cached: int | None = None
-  table: np.ndarray | None = None  # pages of the context, while staged
-  ticket: int = 0  # number of the last chunk it waits for
-  aborted: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-  """One page to be computed."""
-
-  context: Prompt
-  table: np.ndarray
-  index: int
-  key: bytes
-  digests: frozenset[bytes]  # of its images, held in the feature pool
-
-
-class _Block:
-  """Slots that are decoded together, and who sits in them."""
-
-  def __init__(self, shapes: programs.Shapes, context: int, slots: int):
-    self.slots = slots
-    self.state, self.caches = programs.new_lane(shapes, context, slots)
-    self.running: dict[int, Job] = {}
-    self.free = list(range(slots - 1, -1, -1))
-
-  def leave(self, slot: int) -> Job:
-    """Empties a slot."""
-    self.free.append(slot)
-    return self.running.pop(slot)
-
-
-class _Lane:
-  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them
-  all: which one is no matter.
-  """
-
-  def __init__(self, shapes: programs.Shapes, context: int, slots: int, blocks: int):
-    self.context = context
-    self.blocks = [_Block(shapes, context, slots) for _ in range(blocks)]
-    self.staged: deque[Job] = deque()
-
-  @property
-  def running(self) -> list[Job]:
-    """Those in slots."""
-    return [job for block in self.blocks for job in block.running.values()]
-
-  @property
-  def free(self) -> int:
-    """Empty slots."""
-    return sum(len(block.free) for block in self.blocks)
-
-  @property
-  def slots(self) -> int:
-    """All slots."""
-    return sum(block.slots for block in self.blocks)
 
 
 class Engine:
@@ -121,7 +30,9 @@ class Engine:
   """
 
   def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
-    self.options, self.config, self.version = options, config, version
+    self.options = options
+    self.config = config
+    self.version = version
     self.shapes = s = programs.Shapes(
       config=config,
       dtype=options.dtype,
@@ -139,22 +50,20 @@ class Engine:
     self.params = programs.prepare(config, params, options.dtype)
     shapes = tuple(dict.fromkeys(options.lanes))
     self.programs = programs.Programs(s, self.params, shapes)
-    self.pages, self.features, self.biases = (
-      Pool(options.pages),
-      Pool(options.image_slots),
-      Pool(options.bias_rows),
-    )
+    self.pages = Pool(options.pages)
+    self.features = Pool(options.image_slots)
+    self.biases = Pool(options.bias_rows)
     self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
     self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
     self._bias_table = jnp.asarray(self._bias_rows)
-    self.lanes = [_Lane(s, *shape, options.lanes.count(shape)) for shape in shapes]
+    self.lanes = [Lane(s, *shape, options.lanes.count(shape)) for shape in shapes]
     self._lane_of = [self.lanes[shapes.index(shape)] for shape in options.lanes]
     self._threads = concurrent.futures.ThreadPoolExecutor(len(options.lanes), 'decode')
     self.waiting: deque[Job] = deque()
     self.paused = False
     self.counts = dict.fromkeys(COUNTS, 0)
     self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    self._chunks: deque[_Chunk] = deque()
+    self._chunks: deque[Chunk] = deque()
     self._pictures: dict[bytes, Any] = {}  # to be encoded
     self._tickets: dict[bytes, int] = {}  # of pages not computed yet
     self._queued = self._computed = 0
@@ -192,7 +101,7 @@ class Engine:
     while not self._stopping:
       self._take(block=not self._busy())
       if self._update is not None and (self.paused or not self._running()):
-        self._apply_update()
+        self._apply(self._update)
       if self.paused or self._stopping:
         continue
       if self._update is None:
@@ -281,12 +190,12 @@ class Engine:
 
     self._update = apply
 
-  def _apply_update(self) -> None:
-    apply, self._update = self._update, None
+  def _apply(self, update: Callable[[], None]) -> None:
+    self._update = None
     self._unstage()
     self.pages.clear()
     self.features.clear()
-    apply()
+    update()
 
   def _retract(self) -> None:
     back = [
@@ -358,7 +267,7 @@ class Engine:
     for i in fresh:
       self._queued += 1
       self._tickets[context.keys[i]] = self._queued
-      self._chunks.append(_Chunk(context, job.table, i, context.keys[i], digests[i]))
+      self._chunks.append(Chunk(context, job.table, i, context.keys[i], digests[i]))
       self._hold_features(context, digests[i])
     job.ticket = max((self._tickets.get(key, 0) for key in context.keys), default=0)
     if job.cached is None:
@@ -428,10 +337,8 @@ class Engine:
     while self._pictures:
       batch = [self._pictures.pop(digest) for digest in list(self._pictures)[: s.image_batch]]
       pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
-      grids, slots = (
-        np.zeros((s.image_batch, 2), np.int32),
-        np.full(s.image_batch, s.image_slots, np.int32),
-      )
+      grids = np.zeros((s.image_batch, 2), np.int32)
+      slots = np.full(s.image_batch, s.image_slots, np.int32)
       for n, picture in enumerate(batch):
         pixels[n, : len(picture.patches_XC)] = picture.patches_XC
         grids[n] = picture.grid
@@ -441,7 +348,7 @@ class Engine:
       )
       self.counts['images_encoded'] += len(batch)
 
-  def _prefill_arrays(self, batch: list[_Chunk]) -> tuple[np.ndarray, ...]:
+  def _prefill_arrays(self, batch: list[Chunk]) -> tuple[np.ndarray, ...]:
     s, c = self.shapes, self.options.chunk_tokens
     token, visual = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
     position = np.zeros((3, s.rows, c), np.int32)
@@ -476,12 +383,12 @@ class Engine:
     for number, lane in enumerate(self.lanes):
       for block in lane.blocks:
         while batch := self._next_batch(lane, block):
-          rows = self._admission(lane, batch)
+          rows = admission(self.shapes, lane, batch, self._bias_row)
           block.state, block.caches = self.programs.admit[number](
             block.state, block.caches, self._page_store, rows, np.int32(len(batch))
           )
 
-  def _next_batch(self, lane: _Lane, block: _Block) -> list[tuple[int, Job]]:
+  def _next_batch(self, lane: Lane, block: Block) -> list[tuple[int, Job]]:
     """(slot, job) of the next admission to a block; empty when it is full or nobody is ready."""
     batch = []
     while (
@@ -500,22 +407,6 @@ class Engine:
       batch.append((slot, job))
     return batch
 
-  def _admission(self, lane: _Lane, batch: list[tuple[int, Job]]) -> dict[str, Any]:
-    rows = programs.admission(self.shapes, lane.context // self.options.chunk_tokens)
-    sampling = rows['sampling']
-    for a, (slot, job) in enumerate(batch):
-      request, pages = job.request, len(job.table)
-      rows['slot'][a], rows['last'][a], rows['length'][a] = slot, job.table[-1], len(job.context)
-      rows['position'][a] = job.context.next_position
-      rows['table'][a, :pages] = job.table
-      sampling['count'][a], sampling['budget'][a] = len(job.ids), request.max_new_tokens
-      sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF
-      sampling['temperature'][a], sampling['top_p'][a] = request.temperature, request.top_p
-      sampling['top_k'][a] = max(request.top_k, 0)
-      sampling['stop'][a, : len(job.stops)] = sorted(job.stops)
-      sampling['bias'][a] = self.biases.place(request.logit_bias)
-    return rows
-
   def _decode(self) -> None:
     """One dispatch on every block that has somebody, then their tokens."""
     running = [
@@ -529,7 +420,7 @@ class Engine:
     for (_, block), (tokens, logprobs) in zip(running, list(dispatch(self._dispatch, running))):
       self._collect(block, tokens, logprobs)
 
-  def _dispatch(self, one: tuple[int, _Block]) -> tuple[np.ndarray, np.ndarray]:
+  def _dispatch(self, one: tuple[int, Block]) -> tuple[np.ndarray, np.ndarray]:
     """Decodes a block; (tokens, log-probs) on the host. XLA's CPU client runs in order what one
     thread gives it, hence threads.
     """
@@ -541,52 +432,31 @@ class Engine:
     )
     return np.asarray(tokens), np.asarray(logprobs)
 
-  def _collect(self, block: _Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+  def _collect(self, block: Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
     sampled = (tokens >= 0).sum(0)
     for slot, job in list(block.running.items()):
       n = int(sampled[slot])
-      start = len(job.ids)
-      job.ids += tokens[:n, slot].tolist()
-      job.logprobs += logprobs[:n, slot].tolist()
-      if job.spans and job.spans[-1][0] == self.version:
-        job.spans[-1][2] = len(job.ids)
-      elif n:
-        job.spans.append([self.version, start, len(job.ids)])
+      job.add(tokens[:n, slot].tolist(), logprobs[:n, slot].tolist(), self.version)
       self.counts['sampled_tokens'] += n
       if n and (job.ids[-1] in job.stops or len(job.ids) >= job.request.max_new_tokens):
         block.leave(slot)
-        stopped = job.ids[-1] in job.stops
-        self._finish(
-          job,
-          {'type': 'stop', 'matched': job.ids[-1]}
-          if stopped
-          else {'type': 'length', 'length': job.request.max_new_tokens},
-        )
+        if job.ids[-1] in job.stops:
+          self._finish(job, {'type': 'stop', 'matched': job.ids[-1]})
+        else:
+          self._finish(job, {'type': 'length', 'length': job.request.max_new_tokens})
         self._release_bias(job)
       elif n and job.request.stream:
-        job.answer(self._reply(job, ''), None)
+        job.answer(job.reply('', self.version), None)
 
   def _release_pages(self, job: Job) -> None:
     for key in reversed(job.context.keys):  # ends of contexts are forgotten before their beginnings
       self.pages.release(key)
 
+  def _bias_row(self, job: Job) -> int:
+    return self.biases.place(job.request.logit_bias)
+
   def _release_bias(self, job: Job) -> None:
     self.biases.release(job.request.logit_bias)
 
   def _finish(self, job: Job, reason: dict[str, Any]) -> None:
-    job.answer(self._reply(job, reason['type']), reason)
-
-  def _reply(self, job: Job, finish: str) -> GenerateReply:
-    """What a job has by now; copies, since it may go on."""
-    image_tokens = int((job.prompt.picture_T >= 0).sum())
-    spans = [tuple(span) for span in job.spans] or [(self.version, 0, 0)]
-    return GenerateReply(
-      list(job.ids),
-      list(job.logprobs),
-      finish,
-      len(job.prompt),
-      job.cached or 0,
-      image_tokens,
-      spans,
-      job.retractions,
-    )
+    job.answer(job.reply(reason['type'], self.version), reason)

@@ -36,7 +36,7 @@ def launch(
 
   Raises:
     RolloutError: it ended, or did not answer within `deadline_s` seconds; the end of its log is
-    shown.
+      shown.
   """
   with tempfile.TemporaryDirectory(prefix='paravt-server-') as folder:
     port_file = pathlib.Path(folder) / 'port'  # the server writes it when it is ready to answer

@@ -16,29 +16,25 @@ from paravt_jax.video import patches
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """One image of a request. digest: of its pixels and shape. grid: in patches. tokens: merged
-  tokens it expands to.
-  """
+  """One image of a request."""
 
-  digest: bytes
-  patches_XC: np.ndarray
-  grid: tuple[int, int]
-  tokens: int
+  digest: bytes  # of its pixels and shape
+  patches_XC: np.ndarray  # uint8[patches, 3 * 16 * 16]
+  grid: tuple[int, int]  # (rows, columns) of patches
+  tokens: int  # merged tokens it expands to
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A context, images expanded to n tokens. picture_T: index into `pictures` per token, -1 for
-  text; offset_T: place in it.
-  """
+  """A context of n tokens, images expanded."""
 
-  ids_T: np.ndarray
-  positions_AT: np.ndarray
-  picture_T: np.ndarray
-  offset_T: np.ndarray
+  ids_T: np.ndarray  # int32[n]
+  positions_AT: np.ndarray  # int32[3, n]: time, height, width
+  picture_T: np.ndarray  # index into `pictures` per token, -1 for text
+  offset_T: np.ndarray  # place of the token in its picture
   pictures: tuple[Picture, ...]
-  next_position: int
-  keys: list[bytes]
+  next_position: int  # of the first token that is sampled
+  keys: list[bytes]  # of its pages in the cache
 
   def __len__(self) -> int:
     return len(self.ids_T)

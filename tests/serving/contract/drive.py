@@ -28,6 +28,7 @@ from tests import patience
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CONTEXT = 256
 KEY = 'a-key-of-ours'
+LONG = 200  # new tokens of requests that are to be caught at work
 _SERIAL = itertools.count()
 
 
@@ -279,3 +280,27 @@ def started(kind: str, folder: pathlib.Path, scratch: pathlib.Path, **changes) -
       parent_pid=pid,
     )
   return Served(kind, process, folder, config, params, scratch)
+
+
+def banned(served):
+  """What a policy must not sample: the ids that stand for pictures."""
+  config = served.config
+  return (config.image_id, config.video_id, config.vision_start_id, config.vision_end_id)
+
+
+def long_requests(served, number, **changes):
+  return [
+    request(
+      served.with_image(10 + i, 3, 70),
+      (frame(70),),
+      **{'seed': 40 + i, 'max_new_tokens': LONG, 'banned_ids': banned(served), **changes},
+    )
+    for i in range(number)
+  ]
+
+
+def caught(served, requests):
+  """The requests under way, at least one of them decoding."""
+  flight = Flight(served, requests)
+  patience.until(lambda: served.running() > 0 or all(flight.done))
+  return flight

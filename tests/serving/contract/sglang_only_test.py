@@ -239,7 +239,8 @@ import json, os, pathlib, sys
 from paravt_jax.serving import sglang
 given = json.loads(sys.argv[1])
 options = sglang.SGLangOptions(**{**given, 'devices': (), 'extra': ()})
-sglang.launch(options, env=os.environ, log=pathlib.Path(sys.argv[2]), deadline_s=3600.0, parent_pid=os.getpid())
+log = pathlib.Path(sys.argv[2])
+sglang.launch(options, env=os.environ, log=log, deadline_s=3600.0, parent_pid=os.getpid())
 """
 
 

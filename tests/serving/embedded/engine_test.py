@@ -15,7 +15,9 @@ from paravt_jax.serving.protocol import GenerateRequest, parse_generate
 from paravt_jax.testing import tiny
 from tests import patience
 
-CHUNK, NEW, JOBS = 16, 10, 6
+CHUNK = 16
+NEW = 10
+JOBS = 6
 
 
 @pytest.fixture(scope='module')

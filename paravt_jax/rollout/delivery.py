@@ -1,0 +1,80 @@
+"""Weights for single servers, and the proof that a server has them."""
+
+import dataclasses
+import pathlib
+import uuid
+
+from paravt_jax.errors import SyncError
+from paravt_jax.rollout.client import check_counts
+from paravt_jax.rollout.control import Control
+from paravt_jax.serving.canary import Canary
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """What all servers must hold."""
+
+  folder: pathlib.Path  # as the servers load it
+  version: int
+  canary: Canary | None  # expected on these weights; None where nothing is checked
+
+
+class Delivery:
+  """Brings weights to one server at a time. `current` are those that every server must hold.
+
+  base: the canary expected on the weights that servers start with, while `current` is None.
+  tolerance: nats between a canary's log-probs and the learner's.
+  """
+
+  def __init__(self, control: Control, tolerance: float):
+    self._control = control
+    self._tolerance = tolerance
+    self.current: Weights | None = None
+    self.base: Canary | None = None
+
+  async def push(self, url: str, weights: Weights) -> None:
+    """Swaps a server's weights and proves that it has the new ones.
+
+    Raises:
+      SyncError: the server refuses them, or does not match the canary.
+      RolloutError: it does not answer.
+    """
+    await self._control.swap_weights(url, str(weights.folder), weights.version)
+    await self.prove(url, weights.canary, weights.version)
+
+  async def prove(self, url: str, canary: Canary | None, version: int | None) -> None:
+    """Returns when the server names `version` (None: any) and continues the canary as expected.
+
+    Raises:
+      SyncError: it names another version, or continues the canary otherwise.
+      RolloutError: it does not answer.
+    """
+    said = await self._control.version(url)
+    if version is not None and said != version:
+      raise SyncError(
+        f'{url}: says it holds version {said} of the weights, wanted {version}; does another '
+        'run use this server?'
+      )
+    if canary is None:
+      return
+    request = canary.request(f'canary-{said}-{uuid.uuid4().hex[:8]}')
+    reply = await self._control.generate(url, request)
+    check_counts(request, reply)
+    problem = canary.problem(reply, self._tolerance)
+    if problem is None and version is not None and set(reply.versions().tolist()) != {version}:
+      problem = f'its tokens are of versions {reply.weight_versions}, wanted all of {version}'
+    if problem is not None:
+      raise SyncError(f'{url}: weights {said} do not match the canary: {problem}')
+
+  async def sync_and_verify(self, url: str, weights: Weights | None) -> None:
+    """Brings a server that comes back to these weights; None: to those that it starts with.
+
+    Raises:
+      SyncError, RolloutError: as `push`, or the server is not one that we know how to use.
+    """
+    await self._control.inspect(url)
+    await self._control.resume(url)
+    if weights is None:
+      await self.prove(url, self.base, None)
+    else:
+      await self.push(url, weights)

@@ -1,0 +1,211 @@
+"""How the arrays of a weight version lie on the disk: one file of bytes per shard.
+
+Orbax writes them as uncompressed Zarr, so a reader needs no more than the manifest and the files.
+Several processes write into one folder, each the shards that it has.
+"""
+
+import errno
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from jax.experimental import multihost_utils
+
+from paravt_jax.errors import SyncError
+from paravt_jax.serving import manifest
+from paravt_jax.serving.manifest import Entry, Manifest, Shard
+
+ARRAYS = 'arrays'
+
+
+_UNSYNCED = tensorstore.Context({'file_io_sync': False, 'file_io_concurrency': {'limit': 128}})
+
+
+class _HostArrays(ocp.type_handlers.NumpyHandler):
+  """Orbax's writer of host arrays, without fsync."""
+
+  async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+    return await super().serialize(values, _unsynced(infos), args)
+
+
+class _DeviceArrays(ocp.type_handlers.ArrayHandler):
+  """Orbax's writer of device arrays, without fsync."""
+
+  async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+    return await super().serialize(values, _unsynced(infos), args)
+
+
+def _unsynced(infos: Any) -> Any:
+  for info in infos:
+    info.ts_context = _UNSYNCED
+  return infos
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller
+  files.
+  """
+  writers = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, _HostArrays(deepcopy_host_arrays=False)),
+    (jax.Array, _DeviceArrays(use_replica_parallel=False)),
+  )
+  return ocp.PyTreeCheckpointHandler(
+    use_ocdbt=False, use_compression=False, type_handler_registry=writers
+  )
+
+
+def snapshot(leaf: Any) -> Any:
+  """A copy in host memory: of an accelerator's array its shards, pinned."""
+  if not isinstance(leaf, jax.Array):
+    return np.array(leaf)
+  platform = next(iter(leaf.sharding.device_set)).platform
+  place = leaf.sharding if platform == 'cpu' else leaf.sharding.with_memory_kind('pinned_host')
+  return jax.device_put(leaf, place, may_alias=False)
+
+
+def whole(leaf: Any) -> np.ndarray:
+  """The whole array in host memory, gathered over processes where no process has all of it."""
+  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return np.asarray(leaf)
+
+
+def write(folder: pathlib.Path, named: Mapping[str, Any]) -> dict[str, Entry]:
+  """Writes what this process has of the arrays into an empty folder.
+
+  Returns:
+    The entries of all arrays, with the shards and hashes of this process.
+
+  Raises:
+    OSError, ValueError, RuntimeError: no space, no permission, or another fault of the store.
+  """
+  _refuse_too_large(folder.parent, named)
+  # Hashing and writing both read the arrays, and neither needs the other.
+  with ThreadPoolExecutor(1) as side:
+    entries = side.submit(_entries, named)
+    _handler().save(epath.Path(folder), args=ocp.args.PyTreeSave(manifest.nest(named)))
+  return entries.result()
+
+
+def _refuse_too_large(folder: pathlib.Path, named: Mapping[str, Any]) -> None:
+  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its
+  other writers.
+  """
+  need = sum(leaf.nbytes for leaf in named.values()) // jax.process_count()
+  if shutil.disk_usage(folder).free < need:
+    raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {need / 1e6:.0f} MB are wanted')
+  # Some file systems limit the size of one file; a sparse file of that size tells.
+  with tempfile.TemporaryFile(dir=folder) as probe:
+    probe.truncate(max((_largest_shard(leaf) for leaf in named.values()), default=0))
+
+
+def _largest_shard(leaf: Any) -> int:
+  """Bytes of the largest file that an array becomes."""
+  shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
+  return math.prod(shape) * leaf.dtype.itemsize
+
+
+def _entries(named: Mapping[str, Any]) -> dict[str, Entry]:
+  shards = {name: _own_shards(leaf) for name, leaf in named.items()}
+  hashes = iter(manifest.inspect([data for own in shards.values() for _, data in own]))
+  return {
+    name: Entry(
+      tuple(leaf.shape),
+      np.dtype(leaf.dtype).name,
+      tuple(Shard(index, next(hashes)[0]) for index, _ in shards[name]),
+    )
+    for name, leaf in named.items()
+  }
+
+
+def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
+  """Of every part of the array that some process must hash, those that are this one's."""
+  if isinstance(leaf, jax.Array):
+    return [
+      (manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
+      for shard in leaf.addressable_shards
+      if shard.replica_id == 0
+    ]
+  return (
+    [(tuple((0, size) for size in leaf.shape), np.asarray(leaf))]
+    if jax.process_index() == 0
+    else []
+  )
+
+
+def layout(page: Manifest) -> list[tuple[str, Shard, str]]:
+  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in
+  row-major order.
+
+  Raises:
+    ValueError: a file has another size than its shard, or the shards are not the whole array.
+  """
+  found = []
+  for name, entry in page.arrays.items():
+    written = 0
+    for shard in entry.shards:
+      chunk = '.'.join(str(start // (stop - start)) for start, stop in shard.index) or '0'
+      file = f'{name.replace("/", ".")}/{chunk}'
+      size = math.prod(stop - start for start, stop in shard.index)
+      if page.files.get(file, (None,))[0] != size * np.dtype(entry.dtype).itemsize:
+        raise ValueError(f'{name!r}: file {file!r} is not the {size} values of a shard')
+      written += size
+      found.append((name, shard, file))
+    if written != math.prod(entry.shape):
+      raise ValueError(
+        f'{name!r} has {math.prod(entry.shape)} values, of which {written} were written'
+      )
+  return found
+
+
+def reason(error: BaseException) -> str:
+  """An error of the store in one line."""
+  return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
+
+
+def read(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
+  """The arrays of a published version, read and checked in one pass over the files.
+
+  Args:
+    folder: `weights/<version>`, which holds the folder of the arrays.
+
+  Raises:
+    SyncError: a file cannot be read, or an array is not finite or not what was published.
+  """
+  named = {name: np.empty(entry.shape, entry.dtype) for name, entry in page.arrays.items()}
+  try:
+    files = layout(page)
+    # Each file goes straight into its place in the whole array, or through a buffer where that
+    # place is not one run of bytes.
+    places = [
+      named[name][tuple(slice(start, stop) for start, stop in shard.index)]
+      for name, shard, _ in files
+    ]
+    parts = [
+      place if place.flags.c_contiguous else np.empty(place.shape, place.dtype) for place in places
+    ]
+    inspected = manifest.fill(parts, [folder / ARRAYS / file for _, _, file in files])
+  except (OSError, ValueError) as error:
+    raise SyncError(
+      f'{folder}: the arrays cannot be read ({reason(error)}); publish it again'
+    ) from error
+  for (name, shard, _), place, part, (found, finite) in zip(
+    files, places, parts, inspected, strict=True
+  ):
+    if found != shard.hash:
+      raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
+    if not finite:
+      raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')
+    if part is not place:
+      place[...] = part
+  return named

@@ -1,0 +1,453 @@
+"""SGLang's HTTP over an engine: one handler per path, and errors as JSON."""
+
+import asyncio
+import functools
+import pathlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import jax
+import numpy as np
+import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from paravt_jax import seeds
+from paravt_jax.errors import ConfigError, DataError, SyncError
+from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.serving import manifest, publish
+from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded.engine import Engine, Job
+from paravt_jax.serving.embedded.options import ServerOptions
+from paravt_jax.serving.embedded.prompts import PictureStore, Prompt, expand
+from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, shown, text
+from paravt_jax.serving.protocol import (
+  FIRST_VERSION,
+  GenerateReply,
+  ParsedGenerate,
+  RequestError,
+  parse_generate,
+  version_number,
+)
+
+_OPEN = ('/health', '/ready')
+
+
+PAUSE_MODES = ('retract', 'abort', 'in_place')
+
+
+_Events = asyncio.Queue[
+  tuple[GenerateReply, dict[str, Any] | None]
+]  # of one request; the last one has a reason
+
+
+class Server:
+  """Handlers of one engine. All of it runs on the event loop but the engine itself, which has a
+  thread.
+  """
+
+  def __init__(self, engine: Engine, options: ServerOptions):
+    self.engine, self.options = engine, options
+    self.model_path, self.weight_version = options.model_path, FIRST_VERSION
+    self._pictures = PictureStore(4 * options.image_slots, options.max_image_patches)
+    self._abstract = model.abstract_params(engine.config)
+    self._names = tuple(manifest.leaves(self._abstract))
+    self._hashes: dict[str, str] = {}  # of arrays that versions left out, as they are served
+    self._rids: set[str] = set()
+    self._updating = asyncio.Lock()
+
+  def app(self) -> web.Application:
+    """The routes."""
+    app = web.Application(
+      client_max_size=self.options.max_body_mb << 20,
+      middlewares=[_errors, _key(self.options.api_key)],
+    )
+    app.add_routes(
+      [
+        web.post(path, handler)
+        for path, handler in {
+          '/generate': self.generate,
+          '/update_weights_from_disk': self.update_weights,
+          '/pause_generation': self.pause,
+          '/continue_generation': self.resume,
+          '/abort_request': self.abort,
+          '/flush_cache': self.flush,
+        }.items()
+      ]
+    )
+    app.add_routes(
+      [
+        web.get(path, handler)
+        for path, handler in {
+          '/health': self.health,
+          '/ready': self.health,
+          '/get_model_info': self.model_info,
+          '/get_server_info': self.server_info,
+          '/flush_cache': self.flush,
+        }.items()
+      ]
+    )
+    return app
+
+  async def generate(self, request: web.Request) -> web.StreamResponse:
+    """POST /generate: see `protocol`. With stream=true server-sent events, each with all tokens so
+    far.
+    """
+    start = time.monotonic()
+    parsed = parse_generate(await _body(request), self.engine.config.text.vocab)
+    events: _Events = asyncio.Queue()
+    job = self._job(parsed, events)
+    self._rids.add(job.rid)
+    self.engine.submit(job)
+    try:
+      if parsed.stream:
+        return await _stream(request, job.rid, events, start)
+      reply, reason = await events.get()
+      return _json(_checked(reply).to_json(job.rid, reason, time.monotonic() - start))
+    except (asyncio.CancelledError, ConnectionError):  # the client went away
+      self.engine.call(
+        lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None
+      )
+      raise
+    finally:
+      self._rids.discard(job.rid)
+
+  def _job(self, parsed: ParsedGenerate, events: '_Events') -> Job:
+    rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
+    if rid in self._rids:
+      raise RequestError(
+        f'rid: got {shown(rid)}, which is running already; wanted one that is unique'
+      )
+    # A request that is far too long is refused before its images are decoded.
+    if len(parsed.input_ids) > self.options.context:
+      raise RequestError(
+        f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} '
+        'with new tokens'
+      )
+    pictures = tuple(self._pictures.get(text) for text in parsed.image_data)
+    if len({picture.digest for picture in pictures}) > self.options.image_slots:
+      raise RequestError(
+        f'image_data: got {len(pictures)} images, this server keeps '
+        f'{self.options.image_slots}; raise image_slots'
+      )
+    prompt = expand(
+      parsed.input_ids, pictures, self.engine.config.image_id, self.options.chunk_tokens
+    )
+    stops = frozenset(parsed.stop_token_ids) | frozenset(
+      () if parsed.ignore_eos else self.options.eos_token_ids
+    )
+    if len(stops) > self.options.max_stop_ids:
+      raise RequestError(
+        f'stop_token_ids: got {len(stops)} with the end-of-text ids, this server '
+        f'takes {self.options.max_stop_ids}; raise max_stop_ids'
+      )
+    loop = asyncio.get_running_loop()
+
+    def answer(reply: GenerateReply, reason: dict[str, Any] | None) -> None:
+      loop.call_soon_threadsafe(events.put_nowait, (reply, reason))
+
+    seed = seeds.at('serving', rid) if parsed.seed is None else parsed.seed
+    return Job(
+      rid, prompt, prompt, self._lane(prompt, parsed.max_new_tokens), parsed, seed, stops, answer
+    )
+
+  def _lane(self, prompt: Prompt, budget: int) -> int:
+    for number, (context, _) in enumerate(self.options.lanes):
+      if len(prompt) + budget <= context:
+        return number
+    raise RequestError(
+      f'prompt of {len(prompt)} tokens (images expanded) + max_new_tokens {budget} = '
+      f'{len(prompt) + budget}, '
+      f'wanted at most {self.options.context}; shorten the prompt or lower max_new_tokens'
+    )
+
+  async def _in_engine(self, function: Callable[[], Any]) -> Any:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done(result: Any) -> None:  # on the engine's thread
+      loop.call_soon_threadsafe(future.set_result, result)
+
+    self.engine.call(function, done)
+    return await future
+
+  async def update_weights(self, request: web.Request) -> web.Response:
+    """POST /update_weights_from_disk {model_path, weight_version}: verified first; old weights stay
+    when anything is wrong.
+    """
+    body = await _body(
+      request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache')
+    )
+    folder = text('model_path', body.get('model_path'))
+    wanted = _version(body.get('weight_version'))
+    everyone = flag('abort_all_requests', body.get('abort_all_requests', False))
+    # Checked only: the cache is flushed either way, as old pages mean nothing to new weights.
+    flag('flush_cache', body.get('flush_cache', True))
+    async with self._updating:
+      try:
+        version, params = await asyncio.to_thread(self._load, folder, wanted)
+      except (SyncError, DataError, ConfigError) as error:
+        return _json({'success': False, 'message': str(error)}, 400)
+      if everyone:
+        await self._in_engine(
+          lambda: self.engine.abort(lambda job: True, 'update_weights_from_disk')
+        )
+      await self._swap(params, version)
+      self.model_path = folder
+      self.weight_version = str(version)
+    return _json(
+      {
+        'success': True,
+        'message': f'weights of {folder} as version {version}',
+        'num_paused_requests': 0,
+      }
+    )
+
+  async def _swap(self, params: Any, version: int) -> None:
+    """Returns when the engine samples with these weights."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done() -> None:  # on the engine's thread
+      loop.call_soon_threadsafe(future.set_result, None)
+
+    self.engine.call(lambda: self.engine.update(params, version, done), lambda _: None)
+    await future
+
+  def _load(self, folder: str, wanted: str | int | None) -> tuple[int, Any]:
+    path = pathlib.Path(folder)
+    if not _is_folder(path):
+      raise SyncError(
+        f'model_path: {shown(str(path))} is no folder here, wanted a published version (with '
+        'manifest.json) or a '
+        'Hugging Face folder'
+      )
+    if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
+      version, params = publish.load(
+        path, self._abstract, {name: self._own_hash(name) for name in self._names}
+      )
+    else:
+      config, params = weights.load_hf(path)
+      version = self.engine.version
+      if config != self.engine.config:
+        raise SyncError(
+          f'{path}: config.json is of another model than the one served; publish the model '
+          'that was started'
+        )
+    version = version if wanted is None else version_number(wanted)
+    new = manifest.leaves(params)
+    whole = manifest.nest(
+      {name: new[name] if name in new else self._own(name) for name in self._names}
+    )
+    prepared = jax.block_until_ready(
+      programs.prepare(self.engine.config, whole, self.options.dtype)
+    )
+    self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
+    return version, prepared
+
+  def _own(self, name: str) -> Any:
+    """What is served now under this name; of the text's layers, which are kept apart, something
+    that `[i]` takes apart.
+    """
+    return functools.reduce(
+      lambda node, key: node[key], name.split('/'), programs._stacked(self.engine.params)
+    )
+
+  def _own_hash(self, name: str) -> Callable[[], str]:
+    def compute() -> str:
+      if name not in self._hashes:
+        own = self._own(name)
+        if not hasattr(own, 'shape'):
+          own = np.stack([own[i] for i in range(self.engine.config.text.layers)])
+        self._hashes |= manifest.held_hashes({name: own})
+      return self._hashes[name]
+
+    return compute
+
+  async def pause(self, request: web.Request) -> web.Response:
+    """POST /pause_generation {mode: retract | abort | in_place}; abort when not given, as
+    SGLang does.
+    """
+    mode = (await _body(request, ('mode',))).get('mode', 'abort')
+    if mode not in PAUSE_MODES:
+      raise RequestError(f'mode: got {shown(mode)}, wanted one of {PAUSE_MODES}')
+    await self._in_engine(lambda: self.engine.pause(mode))
+    return _json({'status': 'ok', 'message': f'paused ({mode})'})
+
+  async def resume(self, request: web.Request) -> web.Response:
+    """POST /continue_generation {}."""
+    await _body(request, ())
+    await self._in_engine(self.engine.resume)
+    return _json({'status': 'ok', 'message': 'running'})
+
+  async def abort(self, request: web.Request) -> web.Response:
+    """POST /abort_request {rid} or {abort_all: true}; the aborted are answered with what they
+    have.
+    """
+    body = await _body(request, ('rid', 'abort_all'))
+    rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
+    if not everyone:
+      text('rid', rid)
+
+    def chosen(job: Job) -> bool:
+      return everyone or job.rid == rid
+
+    count = await self._in_engine(lambda: self.engine.abort(chosen, 'abort_request'))
+    return _json({'aborted': count})
+
+  async def flush(self, request: web.Request) -> web.Response:
+    """GET or POST /flush_cache: status 400 while anything runs."""
+    await _body(request, ())
+    if await self._in_engine(self.engine.flush):
+      return _json({'success': True})
+    raise RequestError(
+      'flush_cache: requests are running, wanted an idle server; pause or wait first'
+    )
+
+  async def health(self, request: web.Request) -> web.Response:
+    """GET /health, /ready: answers at once, paused or not."""
+    return web.Response()
+
+  async def model_info(self, request: web.Request) -> web.Response:
+    """GET /get_model_info."""
+    return _json(
+      {
+        'model_path': self.model_path,
+        'tokenizer_path': self.options.model_path,
+        'is_generation': True,
+        'weight_version': self.weight_version,
+        'paused': self.engine.paused,
+      }
+    )
+
+  async def server_info(self, request: web.Request) -> web.Response:
+    """GET /get_server_info: options and running sums."""
+    options = orjson.loads(self.options.to_json()) | {'api_key': None}
+    running = [len(lane.running) for lane in self.engine.lanes]
+    return _json(
+      {
+        'version': 'paravt_jax',
+        'weight_version': self.weight_version,
+        'options': options,
+        'counts': self.engine.counts,
+        'running': running,
+        'waiting': len(self.engine.waiting),
+      }
+    )
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+  return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
+
+
+def _checked(reply: GenerateReply) -> GenerateReply:
+  """The reply. Raises SyncError when a log-prob is none: JSON has no word for it, and nothing could
+  be learned from it.
+  """
+  if not finite(reply.logprobs):
+    raise SyncError(
+      f'/generate: weights of version {reply.weight_versions[-1][0]} give log-probs that are '
+      'not finite; '
+      'load other weights with /update_weights_from_disk'
+    )
+  return reply
+
+
+async def _stream(
+  request: web.Request, rid: str, events: _Events, start: float
+) -> web.StreamResponse:
+  """Sends what a job has, again and again until it ends; tokens that came while the last event was
+  sent travel together.
+  """
+  response = web.StreamResponse(
+    headers={'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache'}
+  )
+  await response.prepare(request)
+  reason = None
+  while reason is None:
+    reply, reason = await events.get()
+    while reason is None and not events.empty():
+      reply, reason = events.get_nowait()
+    if not finite(reply.logprobs) and reason is None:
+      continue  # the last event says it
+    try:
+      body = _checked(reply).to_json(rid, reason, time.monotonic() - start)
+    except SyncError as error:
+      body = {'error': {'message': str(error)}}
+    await response.write(b'data: ' + orjson.dumps(body) + b'\n\n')
+  await response.write(b'data: [DONE]\n\n')
+  await response.write_eof()
+  return response
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+  try:
+    return path.is_dir()
+  except OSError:  # longer than a name may be
+    return False
+
+
+def _version(value: Any) -> int | None:
+  try:
+    return None if value is None else version_number(value)
+  except ValueError as error:
+    raise RequestError(str(error)) from error
+
+
+async def _body(request: web.Request, known: Collection[str] | None = None) -> dict[str, Any]:
+  """The body as an object. known: the keys that it may have, None when they are checked
+  elsewhere.
+  """
+  try:
+    body = json_object(request.path, await request.read())
+  except (web.RequestPayloadError, HttpProcessingError) as error:
+    raise RequestError(
+      f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'
+    ) from error
+  if known is not None:
+    refuse_unknown(request.path, body, known)
+  return body
+
+
+@web.middleware
+async def _errors(
+  request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+  try:
+    return await handler(request)
+  except RequestError as error:
+    return _json({'error': {'message': str(error)}}, 400)
+  except SyncError as error:
+    return _json({'error': {'message': str(error)}}, 500)
+  except web.HTTPClientError as error:  # no such path, another method, a body that is too large
+    message = (
+      f'{request.method} {shown(request.path)}: {" ".join((error.text or error.reason).split())}'
+    )
+    return _json({'error': {'message': message}}, error.status)
+
+
+def _key(api_key: str | None) -> Any:
+  """Refuses requests without the key, but for /health and /ready, as SGLang does."""
+
+  @web.middleware
+  async def check(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+  ) -> web.StreamResponse:
+    if (
+      api_key is not None
+      and request.path not in _OPEN
+      and request.headers.get('Authorization') != f'Bearer {api_key}'
+    ):
+      return _json(
+        {
+          'error': {
+            'message': f'{request.path}: wrong or no api key; send "Authorization: Bearer <key>"'
+          }
+        },
+        401,
+      )
+    return await handler(request)
+
+  return check

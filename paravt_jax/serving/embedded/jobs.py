@@ -1,0 +1,161 @@
+"""Requests on their way through the engine: jobs, the pages they wait for, and their slots."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded.prompts import Prompt
+from paravt_jax.serving.protocol import GenerateReply, ParsedGenerate
+
+COUNTS = (  # sums since the start of an engine
+  'requests',
+  'prompt_tokens',
+  'cached_tokens',
+  'prefilled_tokens',
+  'prefill_calls',
+  'images_encoded',
+  'sampled_tokens',
+  'decode_calls',
+  'retractions',
+  'aborted',
+  'updates',
+)
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+  """One request on its way."""
+
+  rid: str  # unique among running requests
+  prompt: Prompt  # as sent
+  context: Prompt  # as sent, then what was generated before a retraction
+  lane: int  # which of the options' lanes takes it
+  request: ParsedGenerate
+  seed: int
+  stops: frozenset[int]  # ids that end it
+  # called from the engine's thread with (reply, reason): once at the end, and for a stream with
+  # reason None after every dispatch that gave it tokens
+  answer: Callable[[GenerateReply, dict[str, Any] | None], None]
+  ids: list[int] = dataclasses.field(default_factory=list)  # sampled so far
+  logprobs: list[float] = dataclasses.field(default_factory=list)  # of ids
+  spans: list[list[int]] = dataclasses.field(default_factory=list)  # [version, start, end) over ids
+  retractions: int = 0  # how often it went back to the queue
+  cached: int | None = None  # tokens of its first prefill that were in the cache
+  # int32[pages]: the pages of the context, while staged
+  table: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+  ticket: int = 0  # number of the last chunk it waits for
+  aborted: bool = False
+
+  def reply(self, finish: str, version: int) -> GenerateReply:
+    """What it has by now, as a copy, since it may go on. version: of the weights, when there is no
+    token yet.
+    """
+    spans = [(sampler, start, end) for sampler, start, end in self.spans]
+    return GenerateReply(
+      output_ids=list(self.ids),
+      logprobs=list(self.logprobs),
+      finish=finish,
+      prompt_tokens=len(self.prompt),
+      cached_tokens=self.cached or 0,
+      image_tokens=int((self.prompt.picture_T >= 0).sum()),
+      weight_versions=spans or [(version, 0, 0)],
+      retractions=self.retractions,
+    )
+
+  def add(self, ids: list[int], logprobs: list[float], version: int) -> None:
+    """Appends what was sampled by the weights of `version`."""
+    start = len(self.ids)
+    self.ids += ids
+    self.logprobs += logprobs
+    if self.spans and self.spans[-1][0] == version:
+      self.spans[-1][2] = len(self.ids)
+    elif ids:
+      self.spans.append([version, start, len(self.ids)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """One page to be computed."""
+
+  context: Prompt
+  table: np.ndarray  # pages of the context, int32[pages]
+  index: int  # of the page in its context
+  key: bytes  # of the page in the cache
+  digests: frozenset[bytes]  # of its images, held in the feature pool
+
+
+class Block:
+  """Slots that are decoded together, and who sits in them."""
+
+  def __init__(self, shapes: programs.Shapes, context: int, slots: int):
+    self.slots = slots
+    self.state, self.caches = programs.new_lane(shapes, context, slots)
+    self.running: dict[int, Job] = {}
+    self.free = list(range(slots - 1, -1, -1))
+
+  def leave(self, slot: int) -> Job:
+    """Empties a slot."""
+    self.free.append(slot)
+    return self.running.pop(slot)
+
+
+class Lane:
+  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them
+  all: which one is no matter.
+  """
+
+  def __init__(self, shapes: programs.Shapes, context: int, slots: int, blocks: int):
+    self.context = context
+    self.blocks = [Block(shapes, context, slots) for _ in range(blocks)]
+    self.staged: deque[Job] = deque()
+
+  @property
+  def running(self) -> list[Job]:
+    """Those in slots."""
+    return [job for block in self.blocks for job in block.running.values()]
+
+  @property
+  def free(self) -> int:
+    """Empty slots."""
+    return sum(len(block.free) for block in self.blocks)
+
+  @property
+  def slots(self) -> int:
+    """All slots."""
+    return sum(block.slots for block in self.blocks)
+
+
+def admission(
+  shapes: programs.Shapes,
+  lane: Lane,
+  batch: Sequence[tuple[int, Job]],
+  bias_row: Callable[[Job], int],
+) -> dict[str, Any]:
+  """The arrays of `programs.admission` for (slot, job) pairs.
+
+  bias_row: the row of the bias table that a job's logit bias has.
+  """
+  rows = programs.admission(shapes, lane.context // shapes.chunk)
+  sampling = rows['sampling']
+  for a, (slot, job) in enumerate(batch):
+    request = job.request
+    # Where the context lies.
+    rows['slot'][a] = slot
+    rows['last'][a] = job.table[-1]
+    rows['length'][a] = len(job.context)
+    rows['position'][a] = job.context.next_position
+    rows['table'][a, : len(job.table)] = job.table
+    # How its tokens are sampled.
+    sampling['count'][a] = len(job.ids)
+    sampling['budget'][a] = request.max_new_tokens
+    sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF
+    sampling['temperature'][a] = request.temperature
+    sampling['top_p'][a] = request.top_p
+    sampling['top_k'][a] = max(request.top_k, 0)
+    sampling['stop'][a, : len(job.stops)] = sorted(job.stops)
+    sampling['bias'][a] = bias_row(job)
+  return rows
