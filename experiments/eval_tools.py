@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments import runs, wiring
 from paravt_jax.errors import ConfigError, DataError, ParavtError
-from paravt_jax.eval import benchmarks, results, table
+from paravt_jax.eval import benchmarks, numbers, results, table
 from paravt_jax.report import evaluation as page
 
 COMMANDS = ('--compare', '--merge')
@@ -32,7 +32,7 @@ def finish(
   """Writes summary.json and table.md of a folder whose samples are all there, prints the table, and
   returns the summary.
   """
-  found = results.summarize(
+  found = numbers.summarize(
     plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
   )
   runs.write_json(folder / 'summary.json', found)
@@ -119,7 +119,7 @@ def compare(arguments: Sequence[str]) -> None:
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
   }
-  found = results.compare(*sides, metrics, keys, samples=BOOTSTRAP, seed=SEED)
+  found = numbers.compare(*sides, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
   about = {

@@ -16,16 +16,15 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from paravt_jax import files, seeds
 from paravt_jax.data import provenance
-from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, split
+from paravt_jax.longvideo_reason import ask, caption, cutting, journal, outputs, parse, rows, split
 from paravt_jax.longvideo_reason.items import (
   Caption,
   Clip,
@@ -39,7 +38,6 @@ from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
-TOOL = 'paravt_jax.longvideo_reason'
 _INPUTS = (
   'video',
   'clips',
@@ -150,7 +148,9 @@ class Pipeline:
         questions = self._parse(await self._ask(logs['ask'], servers.reasoner))
         await self._rewrite(logs['rewrite'], servers.reasoner, questions)
       finally:
-        self._write_rejected()
+        outputs.write_rejected(
+          self.folder, {step: self._rejected.get(step) for step in self.tallies}
+        )
     if {'parse', 'rewrite'} & set(self.options.steps):
       self._write_rows()
 
@@ -410,99 +410,19 @@ class Pipeline:
     if step in self.tallies:
       self.tallies[step].waiting += 1
 
-  def _write_rejected(self) -> None:
-    """One file per step that ran, with just the items that are rejected now."""
-    for step in self.tallies.keys() & self._rejected.keys():
-      found = [
-        {'item': item, **vars(rejected)}
-        for item, rejected in sorted(self._rejected[step], key=lambda each: each[0])
-      ]
-      path = self.folder / 'rejected' / f'{step}.jsonl'
-      if found:
-        files.write_if_changed(
-          path,
-          ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode(),
-          sync=True,
-        )
-      else:
-        path.unlink(missing_ok=True)
-
   def _write_rows(self) -> None:
     names, trace = [each.id for each in self.results], self.options.trace
     asked = self._record(names, ('split', 'caption', 'ask'))
-    told = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
-    records = {
-      'sft': {**told, 'options': {**told['options'], 'trace': dataclasses.asdict(trace)}},
-      'rl': asked,
-    }
-    made = {
-      'sft': [rows.sft_row(each, trace) for each in self.results],
-      'rl': [rows.rl_row(each) for each in self.results],
-    }
-    self._write(
-      {
-        'questions.json': (
-          journal.json_bytes(rows.reason_json(self.results, rewritten=False)),
-          asked,
-        ),
-        'longvideo_reason.json': (
-          journal.json_bytes(rows.reason_json(self.results, rewritten=True)),
-          told,
-        ),
-        **{
-          path.name: (rows.parquet_bytes(made[kind], kind, records[kind]), records[kind])
-          for kind, path in rows.file_names(self.folder).items()
-        },
-      }
-    )
+    rewritten = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
+    self._write(outputs.result_files(self.results, trace, asked, rewritten))
 
   def _record(self, names: Sequence[str], steps: Sequence[str]) -> dict[str, Any]:
-    """Provenance of a file: the videos it came from, by content, and the settings of each step,
-    models and digests of prompts among them, as the journals have them of just what went in (of
-    several runs, several). Never a key.
-    """
-    options = {
-      step: _distinct(each for name in names for each in self._used[step].get(name, ()))
-      for step in steps
-    }
-    return {
-      'tool': TOOL,
-      'version': rows.VERSION,
-      'options': options,
-      'inputs': [self._splits[name].identity for name in names],
-    }
+    inputs = [self._splits[name].identity for name in names]
+    settings = {step: [self._used[step].get(name, ()) for name in names] for step in steps}
+    return outputs.record(inputs, settings)
 
-  def _write(self, made: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
-    """Writes derived files, {name: (content, record)}, and their records; those of other files stay
-    while they are true of them.
-    """
-    for name, (content, _) in made.items():
-      files.write_if_changed(self.folder / name, content, sync=True)
-      self.files.append(self.folder / name)
-    new = {
-      name: {'blake2b': provenance.digest(self.folder / name), **record}
-      for name, (_, record) in made.items()
-    }
-    path = self.folder / 'provenance.json'
-    files.write_if_changed(
-      path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items()))), sync=True
-    )
-
-
-def _true_records(path: pathlib.Path) -> dict[str, Any]:
-  """The records in a provenance.json of those files beside it that still are what was recorded."""
-  try:
-    found = json.loads(path.read_bytes()) if path.is_file() else {}
-  except ValueError:
-    return {}
-  records = found.items() if isinstance(found, dict) else ()
-  return {
-    name: record
-    for name, record in records
-    if isinstance(record, dict)
-    and (path.parent / name).is_file()
-    and provenance.digest(path.parent / name) == record.get('blake2b')
-  }
+  def _write(self, made: outputs.Made) -> None:
+    self.files += outputs.write(self.folder, made)
 
 
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -510,11 +430,6 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
   options.
   """
   return {name: value for name, value in entry['made_from'].items() if name not in _INPUTS}
-
-
-def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Each of these once, in an order of their own."""
-  return [json.loads(text) for text in sorted({json.dumps(each, sort_keys=True) for each in found})]
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:

@@ -86,6 +86,7 @@ def test_files_are_called_what_their_publishers_call_them(tmp_path: pathlib.Path
     for block in re.split(r'\n  (?=\w)', recipe.__doc__)
     if re.match(rf'(.*, )?{name}[, ]', block)
   ]
+  entry = ' '.join(entry.split())
   assert about.hub in entry and about.videos in entry
 
 
