@@ -53,12 +53,13 @@ class ChatTokenizer:
         f'{where}: got no {", ".join(missing)}; wanted the control tokens of Qwen3-VL, use '
         'its tokenizer'
       )
-    self.im_start, self.im_end, self.endoftext = (ids[token] for token in _REQUIRED[:3])
+    known = {token: number for token, number in ids.items() if number is not None}
+    self.im_start, self.im_end, self.endoftext = (known[token] for token in _REQUIRED[:3])
     self.vision_start, self.vision_end, self.image_pad, self.video_pad = (
-      ids[token] for token in _REQUIRED[3:]
+      known[token] for token in _REQUIRED[3:]
     )
     self.vision_ids: tuple[int, ...] = tuple(
-      sorted(ids[token] for token in _VISION if ids[token] is not None)
+      sorted(known[token] for token in _VISION if ids[token] is not None)
     )
     self.vocab_size: int = self._trusted.get_vocab_size(with_added_tokens=True)
 

@@ -98,11 +98,14 @@ def conversation(
     trained = turns.trained(message, where)
     parts = _parts(message, f'{where}.content', root, options)
     if role not in ('user', 'tool'):
-      if not all(isinstance(part, str) for part in parts):
+      texts = [part for part in parts if isinstance(part, str)]
+      if len(texts) < len(parts):
         raise Broken(f'{where}.content: got media in a {role} message, wanted text only')
-      parts = [''.join(parts)]
-    if role == 'assistant':
-      parts, waiting = [turns.assistant_text(message, parts[0], where)], turns.call_ids(message)
+      text = ''.join(texts)
+      if role == 'assistant':
+        text = turns.assistant_text(message, text, where)
+        waiting = turns.call_ids(message)
+      parts = [text]
     if role == 'tool':
       turns.refuse_other_order(message, waiting, where)
       parts = _response(parts, f'{where}.content')
@@ -149,16 +152,14 @@ def _listed(content: str) -> list[dict] | None:
     return None
   if isinstance(found, dict) and found.get('type') in _KINDS:
     found = [found]
-  whole = (
-    isinstance(found, list)
-    and found
-    and all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
-  )
+  if not isinstance(found, list) or not found:
+    return None
+  whole = all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
   return found if whole else None
 
 
 def _response(
-  parts: list[str | VideoRef | ImageRef], where: str
+  parts: Sequence[str | VideoRef | ImageRef], where: str
 ) -> list[str | VideoRef | ImageRef]:
   """A tool's result as the user message that a rollout shows; one that has the tags already is as
   it is.
@@ -170,7 +171,7 @@ def _response(
     and text.endswith(closed)
     and text.count(opened) == text.count(closed) == 1
   ):
-    return parts
+    return list(parts)
   if opened in text or closed in text:
     raise Broken(
       f'{where}: got {opened} or {closed} within a result, wanted a plain text: it would '

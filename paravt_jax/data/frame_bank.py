@@ -41,7 +41,7 @@ class FrameBank:
     with self._locks[path]:
       if path not in self._clips:
         times = np.arange(0, self.probe_sync(path).duration - 1e-6, self._step)
-        self._clips[path] = self._frames.frames_sync(path, times, *self._pixels)
+        self._clips[path] = self._frames.frames_sync(path, times.tolist(), *self._pixels)
 
   def frames_sync(
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
@@ -55,7 +55,8 @@ class FrameBank:
     clip = self._clips[path]
     if whole.max() >= len(clip.frames):
       return self._frames.frames_sync(path, seconds, min_pixels, max_pixels)
-    return Clip(clip.frames[whole], clip.seconds[whole], clip.duration, clip.own[whole])
+    own = clip.seconds if clip.own is None else clip.own
+    return Clip(clip.frames[whole], clip.seconds[whole], clip.duration, own[whole])
 
   async def frames(
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int

@@ -83,12 +83,8 @@ class Lengths:
     alone: bool = True,
   ):
     self._rows, self._tok, self._options, self._image_patches = rows, tok, options, image_patches
-    self._media, self._skip, self._pool, self._alone = (
-      sft.sized(frames, options),
-      skip_bad_rows,
-      pool,
-      alone,
-    )
+    self._media = sft.sized(frames, options)
+    self._skip, self._pool, self._alone = skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}
     self._indexes: tuple[_Index, ...] = ()
@@ -165,7 +161,7 @@ class Lengths:
     return Size(*packing.sizes(packing.Tree(sample), self._image_patches))
 
   def _index(self, row: int) -> 'tuple[_Index | None, int]':
-    if not self._indexes:
+    if not self._indexes or not isinstance(self._rows, Table):
       return None, row
     shard, inner = self._rows.locate(row)
     return self._indexes[shard], inner
@@ -208,11 +204,9 @@ class _Index:
         'inputs': [{'path': name, 'blake2b': digest}],
       }
     )
-    self._sizes, self._media, self._known = (
-      np.zeros((rows, 3), np.int32),
-      np.zeros(rows, np.uint64),
-      np.zeros(rows, bool),
-    )
+    self._sizes = np.zeros((rows, 3), np.int32)
+    self._media = np.zeros(rows, np.uint64)
+    self._known = np.zeros(rows, bool)
     self._new, self._unsaved = 0, False
     self._lock = threading.Lock()
     self._merge()

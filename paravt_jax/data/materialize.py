@@ -50,8 +50,9 @@ def rewrite_files(
       them.
   """
   job = Job(direction, _root(root), _folder(parquet_dir), pathlib.Path(output_dir))
-  rows = {file: _footer(file) for file in _files(job)}
-  _refuse([fault for fault in rows.values() if isinstance(fault, str)])
+  footers = {file: _footer(file) for file in _files(job)}
+  _refuse([fault for fault in footers.values() if isinstance(fault, str)])
+  rows = {file: count for file, count in footers.items() if isinstance(count, int)}
   total, done = sum(rows.values()), 0
 
   def tick(count: int):
@@ -221,7 +222,7 @@ def command(direction: Direction, description: str, arguments: list[str] | None 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command; returns its exit status."""
-  return command('materialize', __doc__, arguments)
+  return command('materialize', __doc__ or '', arguments)
 
 
 if __name__ == '__main__':

@@ -125,11 +125,8 @@ def _rewriter(job: Job, earlier: dict[str, Any] | None, rows: int) -> Rewriter:
   """
   written = _written_root(job, earlier)
   roots = [job.root, os.path.realpath(job.root), written or job.root]
-  return Rewriter(
-    job.direction,
-    roots,
-    earlier.get('kept', {}) if written and earlier.get('rows') == rows else None,
-  )
+  known = earlier is not None and written is not None and earlier.get('rows') == rows
+  return Rewriter(job.direction, roots, earlier.get('kept', {}) if earlier and known else None)
 
 
 def _before(earlier: dict[str, Any] | None) -> dict[str, Any]:

@@ -212,7 +212,8 @@ class Planner:
       if place is None:
         left.append((age, item, size))
       else:
-        free[place] = tuple(map(operator.sub, free[place], size))
+        tokens, images, stills = map(operator.sub, free[place], size)
+        free[place] = (tokens, images, stills)
         fitting.append((age, item, size))
       age += 1
     self.waiting = list(queue)

@@ -398,8 +398,9 @@ def _letter(answer: Any, options: tuple[str, ...]) -> str:
       )
   text = answer.strip() if isinstance(answer, str) else ''
   match = re.fullmatch(r'\(?([A-J])\)?(?:[.):](.*))?', text, re.DOTALL)
-  letter = match[1] if match and match[1] in LETTERS[: len(options)] else None
-  rest = (match[2] or '').strip().casefold() if letter else ''
+  letter, rest = None, ''
+  if match and match[1] in LETTERS[: len(options)]:
+    letter, rest = match[1], (match[2] or '').strip().casefold()
   if letter and rest in folded and folded[LETTERS.index(letter)] != rest:
     raise Broken(
       f'extra_info.answer: {fields.short(answer)} is the letter of one option and the text '

@@ -230,8 +230,9 @@ class _Run:
       futures = [pool.submit(job) for job in jobs]
       try:
         concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        failed = [future.exception() for future in futures if future.done() and future.exception()]
-        if failed:
+        errors = [future.exception() for future in futures if future.done()]
+        failed = [error for error in errors if error is not None]
+        if failed:  # that of the job which failed first of itself, not those that it stopped
           raise next((error for error in failed if not isinstance(error, _Stopped)), failed[0])
         return [future.result() for future in futures]
       except BaseException:  # Ctrl-C too: the workers look at the flag

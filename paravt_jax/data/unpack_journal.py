@@ -118,6 +118,8 @@ class Journal:
 
   def add(self, done: Mapping[str, File]):
     """Appends lines, from any thread."""
+    if self._out is None:
+      raise ValueError(f'{self.path}: got `add` before `start`')
     with self._lock:
       self._out.append(_lines(done))
 

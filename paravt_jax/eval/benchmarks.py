@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
@@ -274,7 +275,7 @@ def _videos(
     return videos, [
       video
       for video in missing
-      if not any(inside[each] is None or tail(video) in inside[each] for each in holding)
+      if not any(names is None or tail(video) in names for names in map(inside.get, holding))
     ]
   for parts in holding:
     snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
@@ -345,7 +346,7 @@ def _sample(
   lines = [benchmark.prompt.format(question=question.text)]
   lines += [f'{letter}. {option}' for letter, option in zip(LETTERS, question.options)]
   text = asked = '\n'.join(lines)
-  facts = {prompts.SHAPED: True} if benchmark.shaped else {}
+  facts: dict[str, Any] = {prompts.SHAPED: True} if benchmark.shaped else {}
   if subtitles:
     text, facts['asked'] = f'Subtitles (seconds):\n{subtitles}\n\n{asked}', asked
   fields = dict(question.fields)

@@ -53,6 +53,7 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   calls_failed_by_reason: how many. No samples give None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
+  episodes = [outcome.episode or {} for outcome in answered]
   scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
   (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
   metrics, official, theirs = (
@@ -93,13 +94,11 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
         ).items()
       )
     ),
-    'format_compliance': _mean(
-      [float(outcome.episode['parts']['compliant']) for outcome in answered]
-    ),
+    'format_compliance': _mean([float(episode['parts']['compliant']) for episode in episodes]),
     'truncated': _mean(
-      [any(turn['stop'] == 'length' for turn in outcome.episode['turns']) for outcome in answered]
+      [any(turn['stop'] == 'length' for turn in episode['turns']) for episode in episodes]
     ),
-    'frames_repeated': _mean([_repeated(outcome.episode) for outcome in answered]),
+    'frames_repeated': _mean([_repeated(episode) for episode in episodes]),
   }
 
 
@@ -137,7 +136,7 @@ def _metric(
   return {
     'all': mean,
     'interval': interval,
-    'answered': _mean([value(o) for o in mine if o.status == ANSWERED]),
+    'answered': _mean([value(o) or 0.0 for o in mine if o.status == ANSWERED]),
   }
 
 
@@ -174,7 +173,7 @@ def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any
     'errors': len(outcomes) - len(answered),
     'score': score,
     'interval': interval,
-    'score_answered': _mean([outcome.score for outcome in answered]),
+    'score_answered': _mean([outcome.score or 0.0 for outcome in answered]),
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
   }
 
@@ -193,7 +192,8 @@ def _forms(outcome: Outcome, well_formed: bool) -> int:
 
 
 def _results(outcome: Outcome) -> list[dict[str, Any]]:
-  return [result for turn in outcome.episode['turns'] for result in turn['results']]
+  turns = outcome.episode['turns'] if outcome.episode else ()
+  return [result for turn in turns for result in turn['results']]
 
 
 def _repeated(episode: Mapping[str, Any]) -> int:
@@ -264,20 +264,21 @@ def _paired(
         'in both folders; evaluate '
         f'both on one snapshot'
       )
-  scores = [[pair[side].score for pair in pairs] for side in (0, 1)]
+  questions = [a.id for a, _ in pairs]
+  before, after = ([pair[side].score or 0.0 for pair in pairs] for side in (0, 1))
   difference, low, high = scoring.paired_bootstrap(
-    *scores, clusters=[a.id for a, _ in pairs], samples=samples, seed=seed
+    before, after, clusters=questions, samples=samples, seed=seed
   )
-  right = [[_right(pair[side], metric) for pair in pairs] for side in (0, 1)]
-  test = statistics.mcnemar(*right, [a.id for a, _ in pairs])
+  was_right, is_right = ([_right(pair[side], metric) for pair in pairs] for side in (0, 1))
+  test = statistics.mcnemar(was_right, is_right, questions)
   flips = lambda wanted: [
     {'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
-    for (a, b), was, became in zip(pairs, *right)
+    for (a, b), was, became in zip(pairs, was_right, is_right)
     if (was, became) == wanted
   ]
   return {
-    'first': _mean(scores[0]),
-    'second': _mean(scores[1]),
+    'first': _mean(before),
+    'second': _mean(after),
     'difference': difference if pairs else None,
     'low': low if pairs else None,
     'high': high if pairs else None,
@@ -292,4 +293,4 @@ def _paired(
 
 
 def _right(outcome: Outcome, metric: str) -> bool:
-  return outcome.score >= (0.5 if metric == 'iou' else 1.0)
+  return (outcome.score or 0.0) >= (0.5 if metric == 'iou' else 1.0)

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from paravt_jax.chat import prompts, tags, template
 from paravt_jax.chat.template import Piece
@@ -200,11 +201,12 @@ def agent(
     max_parallel=at_once,
     think_prefix=agent_options.think_prefix if pins else '',
   )
+  policy = cast(Sampler, sampler)  # a ChatModel has all that an agent asks of one
   if protocol.crop is None:
-    calls = Subagents(sampler, frames, subagent_options)
+    calls = Subagents(policy, frames, subagent_options)
   else:
-    calls = Crops(sampler, frames, subagent_options, protocol.crop)
-  return Agent(sampler, calls, frames, options, protocol.manner)
+    calls = Crops(policy, frames, subagent_options, protocol.crop)
+  return Agent(policy, calls, frames, options, protocol.manner)
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:

@@ -130,8 +130,9 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
     faults.append(OVER_TEN)
     texts = texts[: len(LETTERS)]
   matches = [_LETTERED.fullmatch(text) for text in texts]
-  if texts and all(match and match[1] == letter for match, letter in zip(matches, LETTERS)):
-    texts = [(match[2] or '').strip() for match in matches]
+  lettered = [match for match in matches if match]
+  if texts and [match[1] for match in lettered] == list(LETTERS[: len(texts)]):
+    texts = [(match[2] or '').strip() for match in lettered]
   if len([text for text in texts if text]) < 2:
     faults.append(NO_OPTIONS)
     return tuple(texts) if any(texts) else ()

@@ -98,7 +98,8 @@ async def evaluate(
     options,
     keep,
   )
-  return records, summarize(records)
+  finished = [record for record in records if record is not None]  # all: `each` has ended
+  return finished, summarize(finished)
 
 
 async def each(
@@ -221,7 +222,8 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
   shown already): means over the answered. No samples give nulls.
   """
   answered = [record for record in records if record.scored is not None]
-  episodes = [record.scored.episode for record in answered]
+  scored = [record.scored for record in records if record.scored is not None]
+  episodes = [one.episode for one in scored]
   return {
     'episodes': len(records),
     'errors': dict(
@@ -239,10 +241,12 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     'accuracy_by_type': _by(
       records, lambda record: record.task.question_type, lambda record: record.accuracy
     ),
-    'format_compliance': _mean([float(record.scored.parts['compliant']) for record in answered]),
+    'format_compliance': _mean([float(one.parts['compliant']) for one in scored]),
     'calls_per_episode': _mean([episode.executed for episode in episodes]),
     'calls_by_k': _by(
-      answered, lambda record: record.budget, lambda record: record.scored.episode.executed
+      answered,
+      lambda record: record.budget,
+      lambda record: record.scored.episode.executed if record.scored else 0,
     ),
     'calls_failed': _mean([len(episode.results) - episode.executed for episode in episodes]),
     'calls_well_formed': _mean([sum(map(is_well_formed, _calls(episode))) for episode in episodes]),
@@ -268,7 +272,7 @@ def _calls(episode: Episode) -> list[ToolCall]:
 
 def _by(
   records: Sequence[Record], key: Callable[[Record], Any], value: Callable[[Record], float]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
   """Means of `value` by `key`, keys ascending."""
   groups: dict[Any, list[float]] = collections.defaultdict(list)
   for record in records:

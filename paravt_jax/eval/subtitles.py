@@ -180,7 +180,7 @@ def _said(rows: Iterable[str]) -> str:
 
 def _seconds(parts: Sequence[str | None]) -> float:
   hours, minutes, seconds, fraction = parts
-  whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
+  whole = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
   return whole + float(f'0.{fraction or 0}')
 
 

@@ -19,12 +19,14 @@ import dataclasses
 import pathlib
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from paravt_jax import files, seeds
 from paravt_jax.data import provenance
 from paravt_jax.longvideo_reason import ask, caption, cutting, journal, outputs, parse, rows, split
+from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions
+from paravt_jax.longvideo_reason.caption import CaptionOptions
 from paravt_jax.longvideo_reason.items import (
   Caption,
   Clip,
@@ -46,6 +48,7 @@ _INPUTS = (
   'question',
 )  # of what a journal line was made from: all else are settings
 Progress = Callable[[str, int, int], None]
+Part = TypeVar('Part')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +62,9 @@ class Options:
   seed: int
   split_workers: int
   cut: cutting.CutOptions
-  caption: caption.CaptionOptions
-  ask: ask.AskOptions
-  rewrite: ask.RewriteOptions
+  caption: CaptionOptions
+  ask: AskOptions
+  rewrite: RewriteOptions
   trace: rows.TraceOptions
 
 
@@ -168,10 +171,10 @@ class Pipeline:
       same = last is not None and provenance.is_same(video.path, last['made_from']['video'])
       made_from = {
         'version': split.VERSION,
-        'video': last['made_from']['video'] if same else None,
+        'video': last['made_from']['video'] if last and same else None,
         'options': options,
       }
-      if same and last['result'] and not self._clips_are_there(video.id, last):
+      if last and same and last['result'] and not self._clips_are_there(video.id, last):
         made_from |= {'clips': 'missing'}
       jobs.append(_Job(video.id, made_from, lambda video=video: self._cut(video, options)))
     await self._each('split', log, jobs, self.options.split_workers)
@@ -195,14 +198,16 @@ class Pipeline:
       self._splits[video.id] = split.Split(
         last['made_from']['video'], last['result']['duration'], clips
       )
-      self._used['split'][video.id] = [_settings(last)]
+      self._used['split'][video.id] = _settings(log, video.id)
 
   async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
     """A video's clips with what its journal line says of it: its identity is known only now."""
     folder = self._clip_folder(video.id, options)
     identity, outcome = await split.split(video, folder, self.options.cut)
-    if isinstance(outcome, Failed) or identity is None:
-      return outcome if isinstance(outcome, Failed) else Failed('missing', outcome.detail)
+    if isinstance(outcome, Failed):
+      return outcome
+    if identity is None:
+      return Failed('missing', outcome.detail if isinstance(outcome, Rejected) else '')
     made_from = {'version': split.VERSION, 'video': identity, 'options': options}
     if isinstance(outcome, Rejected):
       return _Known(made_from, outcome)
@@ -235,7 +240,7 @@ class Pipeline:
         }
         item = f'{name}#{number:05d}'
         work = lambda path=clip.file, item=item: caption.caption(
-          client, pool, path, options, self._seed('caption', item)
+          _needed(client), _needed(pool), path, options, self._seed('caption', item)
         )
         jobs.setdefault(name, []).append(_Job(item, made_from, work))
     await self._each(
@@ -253,9 +258,10 @@ class Pipeline:
         if isinstance(text, str)
       ]
       self._used['caption'][name] = [
-        _settings(log.last(job.item))
+        each
         for job, text in zip(jobs[name], outcomes)
         if isinstance(text, str)
+        for each in _settings(log, job.item)
       ]
       missing = len(outcomes) - len(said)
       if None in outcomes:
@@ -289,7 +295,7 @@ class Pipeline:
         **_made(options, client),
       }
       work = lambda name=name, said=said: ask.ask(
-        client, said, self._splits[name].duration, options, self._seed('ask', name)
+        _needed(client), said, self._splits[name].duration, options, self._seed('ask', name)
       )
       jobs.append(_Job(name, made_from, work))
     await self._each('ask', log, jobs, client.options.concurrency if client else 1)
@@ -298,7 +304,7 @@ class Pipeline:
       for job in jobs
       if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)
     }
-    self._used['ask'] = {name: [_settings(log.last(name))] for name in replies}
+    self._used['ask'] = {name: _settings(log, name) for name in replies}
     return replies
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
@@ -334,7 +340,7 @@ class Pipeline:
         **_made(options, client),
       }
       work = lambda name=name, question=question: ask.rewrite(
-        client, question, options, self._seed('rewrite', name)
+        _needed(client), question, options, self._seed('rewrite', name)
       )
       jobs.append(_Job(name, made_from, work))
     await self._each('rewrite', log, jobs, client.options.concurrency if client else 1)
@@ -342,7 +348,7 @@ class Pipeline:
     for job in jobs:
       text = self._outcome('rewrite', log, job, ('question',))
       if isinstance(text, str):
-        self._used['rewrite'][job.item] = [_settings(log.last(job.item))]
+        self._used['rewrite'][job.item] = _settings(log, job.item)
       question = dataclasses.replace(
         questions[job.item], reasoning=text if isinstance(text, str) else ''
       )
@@ -425,11 +431,21 @@ class Pipeline:
     self.files += outputs.write(self.folder, made)
 
 
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """How a journal's item was made, whatever it was made of: version, model, prompt's digest,
-  options.
+def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
+  """How an item of a journal was made, whatever it was made of: version, model, prompt's digest,
+  options. None of them where it is not finished.
   """
-  return {name: value for name, value in entry['made_from'].items() if name not in _INPUTS}
+  entry = log.last(item)
+  if entry is None:
+    return []
+  return [{name: value for name, value in entry['made_from'].items() if name not in _INPUTS}]
+
+
+def _needed(part: Part | None) -> Part:
+  """A server or a pool that a step needs which runs."""
+  if part is None:
+    raise ValueError('this step was given no server or pool; wanted one in `Servers`')
+  return part
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:

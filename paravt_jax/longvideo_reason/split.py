@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, cast
 
 from paravt_jax.longvideo_reason.cutting import READ_RATE, CutOptions
 from paravt_jax.longvideo_reason.items import Clip, Failed, Rejected, Video
@@ -111,12 +111,14 @@ async def split(
 
 
 async def _listen(process: asyncio.subprocess.Process, video: Video, options: CutOptions):
-  identity, clips = None, []
+  identity: dict[str, Any] | None = None
+  clips: list[Clip] = []
+  lines = cast(asyncio.StreamReader, process.stdout)  # a pipe
   size = os.path.getsize(video.path) if os.path.isfile(video.path) else 0
   limit = _START_S + size / READ_RATE
   while True:
     try:
-      line = await asyncio.wait_for(process.stdout.readline(), limit)
+      line = await asyncio.wait_for(lines.readline(), limit)
     except TimeoutError:
       return identity, Failed(
         'timeout',
@@ -141,4 +143,4 @@ async def _listen(process: asyncio.subprocess.Process, video: Video, options: Cu
     elif 'clip' in said:
       clips.append(Clip(**said['clip']))
     else:
-      return identity, Split(identity, said['duration'], tuple(clips))
+      return identity, Split(identity or {}, said['duration'], tuple(clips))

@@ -170,7 +170,7 @@ def _chips(run: Run, knobs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     :10
   ]
   if run.metrics:
-    chips.insert(0, ('steps done', str(int(run.metrics[-1]['step']) + 1)))
+    chips.insert(0, ('steps done', str(int(run.metrics[-1]['step'] or 0) + 1)))
   if run.minutes:
     total = run.minutes.get('total', sum(run.minutes.values()))
     chips.insert(0, ('minutes', f'{total:.1f}'))

@@ -92,7 +92,7 @@ def _row(line: bytes, start: int, where: str) -> Row:
     )
   score, episode = data.get('score'), data.get('episode') or {}
   failed = data['status'] == 'error' or not isinstance(score, (int, float))
-  outcome = 'error' if failed else 'right' if score >= 1 else 'wrong' if score <= 0 else 'partial'
+  points = None if failed else float(score or 0.0)
   results = [result for turn in episode.get('turns', ()) for result in turn.get('results', ())]
   text = lambda name: '' if data.get(name) is None else str(data[name])
   return Row(
@@ -100,10 +100,10 @@ def _row(line: bytes, start: int, where: str) -> Row:
     benchmark=data['benchmark'],
     id=data['id'],
     k=data['k'],
-    outcome=outcome,
+    outcome=_outcome(points),
     reason=text('reason'),
     error=text('error'),
-    score=None if failed else float(score),
+    score=points,
     metrics=data['metrics'],
     official=data.get('official') or {},
     lmms_eval=data.get('lmms_eval') or {},
@@ -115,6 +115,14 @@ def _row(line: bytes, start: int, where: str) -> Row:
     calls=sum(result.get('status') == ResultStatus.EXECUTED for result in results),
     start=start,
   )
+
+
+def _outcome(score: float | None) -> str:
+  if score is None:
+    return 'error'
+  if score >= 1:
+    return 'right'
+  return 'wrong' if score <= 0 else 'partial'
 
 
 def in_turn(rows: Iterable[Row]) -> Iterator[Row]:
@@ -171,7 +179,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     'errors': len(rows) - len(answered),
     'score': _mean(scores),
     'interval': interval(scores, len({row.id for row in rows})),
-    'score_answered': _mean([row.score for row in answered]),
+    'score_answered': _mean([row.score or 0.0 for row in answered]),
     'calls_per_sample': _mean([row.calls for row in answered]),
   }
 

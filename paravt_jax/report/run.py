@@ -114,16 +114,14 @@ def _told_gain(gain: Any) -> tuple[float, float, float] | None:
   """The gain as the run's own table has it, so that page and table agree; None where summary.json
   does not tell.
   """
-  numbers = (
-    [gain.get(name) for name in ('difference', 'low', 'high')]
-    if isinstance(gain, Mapping)
-    else [None]
-  )
-  return (
-    tuple(map(float, numbers))
-    if all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
-    else None
-  )
+  if not isinstance(gain, Mapping):
+    return None
+  names = ('difference', 'low', 'high')
+  numbers = [n for n in map(gain.get, names) if isinstance(n, (int, float)) and math.isfinite(n)]
+  if len(numbers) < len(names):
+    return None
+  difference, low, high = map(float, numbers)
+  return difference, low, high
 
 
 def paired_gain(
@@ -154,7 +152,8 @@ def accuracy(entry: Entry) -> float:
 
 def curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> list[tuple[int, float]]:
   """(step, value) where the metric was written and finite."""
-  return [(int(record['step']), record[name]) for record in metrics if record.get(name) is not None]
+  found = [(record.get('step'), record.get(name)) for record in metrics]
+  return [(int(step), y) for step, y in found if step is not None and y is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
@@ -248,7 +247,7 @@ def _evaluation(
   return Evaluation(
     int(raw.get('episodes', len(entries))),
     raw.get('accuracy', _mean(scores)),
-    None if bounds is None else tuple(bounds),
+    None if bounds is None else (bounds[0], bounds[1]),
     raw.get('format_compliance', _mean([entry.scored.parts.get('compliant') for entry in entries])),
     raw.get('calls_per_episode', _mean([entry.scored.episode.executed for entry in entries])),
     by_k,

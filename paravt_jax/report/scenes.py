@@ -8,7 +8,7 @@ import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -313,7 +313,7 @@ def _side(
 
 
 def _turn(
-  turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadFrames | None
+  turn: Turn, numbers: Iterator[int], videos: Sequence[str], load: LoadFrames | None
 ) -> dict[str, Any]:
   results = []
   for result in turn.results:
