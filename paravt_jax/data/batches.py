@@ -86,23 +86,18 @@ class BatchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used:
-  micro-batches in use, and plan: a number that names the batch's plan, the same on all hosts;
-  samples by source; tokens: not padding; targets: tokens with mask 1; dropped: draws left out, by
-  reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share
-  of the rows in use; repeated: frames of its videos left out because they were shown already.
-  """
+  """One step's arrays, of this host's rows."""
 
-  arrays: dict[str, np.ndarray]
-  used: int
-  plan: int
-  samples: dict[str, int]
-  tokens: int
-  targets: int
-  dropped: dict[str, int]
-  examples: dict[str, str]
-  fill: float
-  repeated: int
+  arrays: dict[str, np.ndarray]  # packing's names, with leading axes [M, R]
+  used: int  # micro-batches in use
+  plan: int  # a number that names the batch's plan; the same on all hosts
+  samples: dict[str, int]  # how many, by source
+  tokens: int  # that are not padding
+  targets: int  # tokens with mask 1
+  dropped: dict[str, int]  # draws left out, by reason
+  examples: dict[str, str]  # by reason, a line 'source, row, reason, fault' with tabs between
+  fill: float  # share of the rows that is in use
+  repeated: int  # frames of videos that were left out because they were shown already
 
 
 class _PlanIterator(grain.DatasetIterator):
@@ -302,12 +297,11 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-  """A plan and this host's share of it: index into the plan's items -> its sample, or why it is
-  dropped.
-  """
+  """A plan and this host's share of it."""
 
   plan: Plan
-  bins: tuple[tuple[int, ...], ...]
+  bins: tuple[tuple[int, ...], ...]  # of this host's rows: indices into the plan's items
+  # index of an item -> its sample, or why it is dropped
   samples: dict[int, concurrent.futures.Future]
 
 

@@ -25,42 +25,37 @@ _TIMES = ('nframes', 'video_start', 'video_end')
 
 @dataclasses.dataclass(frozen=True)
 class VideoRef:
-  """A video of a conversation, by absolute path. start, end in seconds; None leaves the choice to
-  the pipeline.
-  """
+  """A video of a conversation."""
 
-  path: str
-  num_frames: int | None
-  start: float | None
-  end: float | None
+  path: str  # absolute
+  num_frames: int | None  # None leaves the choice to the pipeline
+  start: float | None  # seconds; None: from the beginning
+  end: float | None  # seconds; None: to the end
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
-  """An image of a conversation, by absolute path."""
+  """An image of a conversation."""
 
-  path: str
+  path: str  # absolute
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user.
+  """One message. A tool's result is a user message with its tags."""
 
-  A tool's result is a user message with its tags. trained: false for an assistant turn that the row
-  masks.
-  """
-
-  role: str
+  role: str  # system | user | assistant
+  # in order of appearance; only text where the role is not user
   parts: tuple[str | VideoRef | ImageRef, ...]
-  trained: bool = True
+  trained: bool = True  # false for an assistant turn that the row masks
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """One SFT row. `id` is 'file.parquet:row'. Assistant turns are raw turn text."""
+  """One SFT row."""
 
-  id: str
-  messages: tuple[Message, ...]
+  id: str  # 'file.parquet:row'
+  messages: tuple[Message, ...]  # assistant turns are raw turn text
 
 
 def sft_conversations(

@@ -35,25 +35,22 @@ _EVERY = 1024  # new sizes after which an index is written
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Where sizes are kept, and what is known of the tokenizer: a digest of its file."""
+  """Where sizes are kept."""
 
   folder: pathlib.Path
-  tokenizer: str
+  tokenizer: str  # digest of the tokenizer's file
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a row takes: tokens with images expanded, frame slots, still slots; all 0 when it cannot
-  be used.
+  """What a row takes. All numbers are 0 when it cannot be used."""
 
-  reason: '' or why not: a schema's reason, media_<reason>, chat, no_target. fault: that in words.
-  """
-
-  tokens: int
-  frames: int
-  stills: int
+  tokens: int  # images expanded
+  frames: int  # frame slots
+  stills: int  # slots of large images
+  # why it cannot be used: a schema's reason, media_<reason>, chat, no_target; '' when it can
   reason: str = ''
-  fault: str = ''
+  fault: str = ''  # the reason in words
 
 
 class Lengths:

@@ -24,10 +24,12 @@ _SCHEMA = b'ARROW:schema'
 
 @dataclasses.dataclass(frozen=True)
 class Job:
+  """What one call of `rewrite_files` was asked for."""
+
   direction: Direction
-  root: str
-  source: pathlib.Path
-  output: pathlib.Path
+  root: str  # absolute path of the media root
+  source: pathlib.Path  # folder of the inputs
+  output: pathlib.Path  # folder of the outputs
 
   @property
   def tool(self) -> str:

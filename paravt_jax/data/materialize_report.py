@@ -34,27 +34,20 @@ _SAID = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What `rewrite_files` did.
+  """What `rewrite_files` did."""
 
-  files and rows: all of the input. written and up_to_date: files. redone: output file -> why it was
-  made again. values: media paths changed (in up-to-date files too). unknown: values left alone, by
-  `media_columns.Rewriter.left`. referenced, missing, empty: distinct media files by bucket; empty
-  ones have 0 bytes. absent: the missing and empty ones by bucket, sorted. left_over: outputs of
-  earlier runs whose input is gone.
-  """
-
-  files: int
-  rows: int
-  written: int
-  up_to_date: int
-  redone: dict[str, list[str]]
-  values: int
-  unknown: collections.Counter[str]
-  referenced: collections.Counter[str]
-  missing: collections.Counter[str]
-  empty: collections.Counter[str]
-  absent: dict[str, list[str]]
-  left_over: list[str]
+  files: int  # of the input
+  rows: int  # of the input
+  written: int  # output files
+  up_to_date: int  # output files that were left alone
+  redone: dict[str, list[str]]  # output file -> why it was made again
+  values: int  # media paths changed, in up-to-date files too
+  unknown: collections.Counter[str]  # values left alone, by `media_columns.Rewriter.left`
+  referenced: collections.Counter[str]  # distinct media files, by bucket
+  missing: collections.Counter[str]  # of them, those that are not there
+  empty: collections.Counter[str]  # of them, those of 0 bytes
+  absent: dict[str, list[str]]  # the missing and the empty ones, by bucket, sorted
+  left_over: list[str]  # outputs of earlier runs whose input is gone
 
 
 def count_media(found: set[str], root: str) -> tuple[_Count, _Count, _Count, dict[str, list[str]]]:

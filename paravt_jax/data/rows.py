@@ -38,15 +38,12 @@ _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """Which rows are asked for. question_types, sources: only these, () for all; max_rows: a
-  sub-sample of so many, 0 for all; max_bad_share: of the rows asked for that may be broken where
-  broken rows are skipped.
-  """
+  """Which rows are asked for."""
 
-  question_types: tuple[str, ...]
-  sources: tuple[str, ...]
-  max_rows: int
-  max_bad_share: float
+  question_types: tuple[str, ...]  # only these; () for all
+  sources: tuple[str, ...]  # only these; () for all
+  max_rows: int  # of a sub-sample; 0 for all
+  max_bad_share: float  # of the rows asked for that may be broken, where broken rows are skipped
 
 
 EVERY = Wanted((), (), 0, 1.0)

@@ -53,20 +53,16 @@ class NothingFound(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-  """What was done: files written (bytes in all; replaced: of them, those in place of another
-  content), kept (they were there whole, or another archive holds the same), skipped (`include` does
-  not want them), left_out (of macOS and Windows); changed: a line per archive that is not what it
-  was; unread: a line per file that looks like an archive and is not read.
-  """
+  """What was done."""
 
-  written: int
-  kept: int
-  bytes: int = 0
-  skipped: int = 0
-  replaced: int = 0
-  changed: tuple[str, ...] = ()
-  left_out: int = 0
-  unread: tuple[str, ...] = ()
+  written: int  # files
+  kept: int  # files that were there whole, or that another archive holds too
+  bytes: int = 0  # of the files written
+  skipped: int = 0  # files that `include` does not want
+  replaced: int = 0  # of the files written, those in place of another content
+  changed: tuple[str, ...] = ()  # a line per archive that is not what it was
+  left_out: int = 0  # files of macOS and Windows
+  unread: tuple[str, ...] = ()  # a line per file that looks like an archive and is not read
 
 
 def unpack(

@@ -13,41 +13,33 @@ from paravt_jax.eval.sample import Sample
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """One benchmark.
-
-  hub, config, split: its published name; also: other names on the hub of the same rows. rows: globs
-  of its row files in a snapshot, the first that matches any file counts. columns: that a row must
-  have; optional: that are read beside them. read: a row's Question, or Broken. media: folders of
-  the snapshot (or of its archives) that a row's video path is relative to; depth: how many last
-  parts of that path must agree when the video lies elsewhere; videos: what publishes them, for
-  people. prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write
-  the answer, so that our agent is not told another way. subtitle_bytes: how much of a video's
-  subtitles, in UTF-8, stands before the question (a token holds a byte at least, in any language),
-  0 for none. breakdowns: fields of a sample. metric: which of `scores` is the score. official: the
-  published rule, on the last turn's text; lmms_eval: that harness's, None where it has no such
-  task. published: scores by model, per cent, made with the rules of `RULES`.
-  """
+  """One benchmark."""
 
   name: str
-  hub: str
-  also: tuple[str, ...]
+  hub: str  # its published name there
+  also: tuple[str, ...]  # other names on the hub of the same rows
   config: str
   split: str
+  # globs of its row files in a snapshot; the first that matches any file counts
   rows: tuple[str, ...]
-  columns: tuple[str, ...]
-  optional: tuple[str, ...]
-  read: Callable[[Row], Question]
+  columns: tuple[str, ...]  # that a row must have
+  optional: tuple[str, ...]  # columns that are read beside them
+  read: Callable[[Row], Question]  # a row's Question; raises Broken
+  # folders of the snapshot or of its archives that a row's video path is relative to
   media: tuple[str, ...]
-  depth: int
-  videos: str
-  prompt: str
-  shaped: bool
+  depth: int  # how many last parts of that path must agree when the video lies elsewhere
+  videos: str  # what publishes them, for people
+  prompt: str  # how `{question}` is put; options follow, a line each
+  shaped: bool  # it says how to write the answer, so our agent is not told another way
+  # how much of the subtitles, in UTF-8, stands before the question; 0 for none. A token holds at
+  # least one byte in any language.
   subtitle_bytes: int
-  metric: str
-  breakdowns: tuple[str, ...]
-  official: Callable[[Sample, str], dict[str, float]]
+  metric: str  # which of `scores` is the score
+  breakdowns: tuple[str, ...]  # fields of a sample
+  official: Callable[[Sample, str], dict[str, float]]  # the published rule, on the last turn's text
+  # that harness's rule; None where it has no such task
   lmms_eval: Callable[[Sample, str], dict[str, float]] | None
-  published: Mapping[str, float]
+  published: Mapping[str, float]  # scores by model in per cent, made with the rules of `RULES`
 
 
 _PUBLISHED = {

@@ -44,9 +44,9 @@ class ChatOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Written(Reply):
-  """What a model wrote. finish: 'stop', or 'length' when a limit cut it."""
+  """What a model wrote."""
 
-  finish: str
+  finish: str  # 'stop', or 'length' when a limit cut it
 
 
 class ChatModel:

@@ -22,33 +22,26 @@ SHOWN = 5  # names in a message
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A sample that is finished: answered and scored, or an error, which is no wrong answer.
+  """A sample that is finished: answered and scored, or an error, which is no wrong answer."""
 
-  key: 'videomme/<id>/k=64'. score: in [0, 1], None after an error, whose reason (a countable word)
-  and text stand beside it. metrics: what the score is made of, and more of its kind; official: by
-  the benchmark's own rule, None where it has none; lmms_eval: by that harness's, likewise (results
-  of before it was known have none). fields: by which scores are broken down; a sample counts under
-  each of several values, 'a; b'. seconds: 'wall' and its stages. tokens: 'prompt' (given, images
-  expanded) and 'sampled', sub-agents included. episode: the JSON of report.episodes, None after an
-  error.
-  """
-
-  key: str
+  key: str  # 'videomme/<id>/k=64'
   benchmark: str
   id: str
   k: int
-  status: str
-  reason: str
-  error: str
-  score: float | None
-  metrics: Mapping[str, float]
-  official: Mapping[str, float] | None
+  status: str  # ANSWERED or ERROR
+  reason: str  # of an error, a countable word
+  error: str  # its text
+  score: float | None  # in [0, 1]; None after an error
+  metrics: Mapping[str, float]  # what the score is made of, and more of its kind
+  official: Mapping[str, float] | None  # by the benchmark's own rule; None where it has none
   answer: str
   gold: str
+  # by which scores are broken down; a sample counts under each of several values, 'a; b'
   fields: Mapping[str, str]
-  seconds: Mapping[str, float]
-  tokens: Mapping[str, int]
-  episode: Mapping[str, Any] | None
+  seconds: Mapping[str, float]  # 'wall' and its stages
+  tokens: Mapping[str, int]  # 'prompt' (given, images expanded) and 'sampled', sub-agents included
+  episode: Mapping[str, Any] | None  # the JSON of report.episodes; None after an error
+  # by that harness's rule; None where it has none, and in results of before it was known
   lmms_eval: Mapping[str, float] | None = None
 
 
@@ -144,16 +137,13 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a results folder is made with.
+  """What a results folder is made with."""
 
-  common: model, protocol, limits, sampling, code, ..., in named JSON values. benchmarks: by name
-  {'parts': what is its own (frames, questions), 'metric': which of the metrics is the score,
-  'keys': of its samples, in order}. shard: (number from 1, count); (1, 1) is everything.
-  """
-
-  common: Mapping[str, Any]
+  common: Mapping[str, Any]  # model, protocol, limits, sampling, code, ..., in named JSON values
+  # by name {'parts': what is its own (frames, questions), 'metric': which of the metrics is the
+  # score, 'keys': of its samples, in order}
   benchmarks: Mapping[str, Mapping[str, Any]]
-  shard: tuple[int, int]
+  shard: tuple[int, int]  # (number from 1, count); (1, 1) is everything
 
   def fingerprint(self, benchmark: str) -> str:
     """Names everything that the scores of a benchmark are a function of."""

@@ -41,13 +41,11 @@ def interval(
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """How many questions speak for the first, and how many for the second of two systems, and the
-  two-sided p.
-  """
+  """McNemar's test of two systems."""
 
-  only_first: int
-  only_second: int
-  p: float
+  only_first: int  # questions that speak for the first
+  only_second: int  # questions that speak for the second
+  p: float  # two-sided
 
 
 def mcnemar(

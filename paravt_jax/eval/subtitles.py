@@ -53,11 +53,11 @@ class NoSubtitles(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Subtitles:
-  """What a file says. encoding: it was read as; guessed: because nothing else fitted."""
+  """What a file says."""
 
   text: str
-  encoding: str
-  guessed: bool
+  encoding: str  # that it was read as
+  guessed: bool  # because nothing else fitted
 
 
 def read(file: pathlib.Path, max_bytes: int) -> Subtitles:

@@ -52,13 +52,11 @@ class CutOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
-  """A stream's packets in short. start: presentation time of the first frame; base: seconds per
-  tick; keys: presentation times of key frames from which, and up to which, packets can be copied,
-  ticks, ascending.
-  """
+  """A stream's packets in short."""
 
-  start: int
-  base: float
+  start: int  # presentation time of the first frame, in ticks
+  base: float  # seconds per tick
+  # ascending presentation times of key frames from which, and up to which, packets can be copied
   keys: tuple[int, ...]
 
   def seconds(self, pts: int) -> float:

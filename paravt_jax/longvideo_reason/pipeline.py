@@ -70,38 +70,34 @@ class Options:
 
 @dataclasses.dataclass
 class Tally:
-  """What became of a step's items. kept: were done before; waiting: an earlier step has not
-  finished with them.
-  """
+  """What became of a step's items."""
 
   items: int = 0
   done: int = 0
-  kept: int = 0
-  waiting: int = 0
+  kept: int = 0  # were done before
+  waiting: int = 0  # an earlier step has not finished with them
+  # by reason
   rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  again: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )  # what changed -> items made again
+  failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by reason
+  # what changed -> items made again
+  again: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
 @dataclasses.dataclass(frozen=True)
 class Servers:
-  """The clients of a run: one that sees, one that reasons; None where no step needs it."""
+  """The clients of a run; None where no step needs one."""
 
-  vision: server.Server | None
-  reasoner: server.Server | None
+  vision: server.Server | None  # sees clips
+  reasoner: server.Server | None  # reads captions
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """One item of a step that is worked on: its name, what it would be made from, and how it is
-  made.
-  """
+  """One item of a step that is worked on."""
 
-  item: str
-  made_from: dict[str, Any]
-  work: Callable[[], Awaitable[Any | Rejected | Failed]]
+  item: str  # its name
+  made_from: dict[str, Any]  # what it would be made from
+  work: Callable[[], Awaitable[Any | Rejected | Failed]]  # makes it
 
 
 @dataclasses.dataclass(frozen=True)

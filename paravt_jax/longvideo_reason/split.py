@@ -47,11 +47,11 @@ _PROGRAM = (
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """identity: of the video, as in `data.provenance`; clips in order, without gaps."""
+  """A video that was cut."""
 
-  identity: dict[str, Any]
-  duration: float
-  clips: tuple[Clip, ...]
+  identity: dict[str, Any]  # of the video, as in `data.provenance`
+  duration: float  # seconds
+  clips: tuple[Clip, ...]  # in order, without gaps
 
 
 def find(folder: str | os.PathLike) -> tuple[list[Video], list[str]]:

@@ -25,12 +25,12 @@ _HUES = tuple(f'var(--c{i})' for i in range(1, 9))
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """A drawing with its title, unit and legend; `svg` is empty when the run has no data for it."""
+  """A drawing with its title."""
 
   title: str
   unit: str
-  svg: Markup
-  legend: Sequence[tuple[str, str, str]]
+  svg: Markup  # empty when the run has no data for it
+  legend: Sequence[tuple[str, str, str]]  # name, colour, last value
 
 
 _CURVES: tuple[

@@ -25,21 +25,16 @@ OUTCOMES = ('wrong', 'partial', 'error', 'right')
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of results.jsonl without its episode. outcome: one of OUTCOMES, '' for a question
-  without a gold answer.
-
-  score: 0 .. 1, None after an error; calls: that were executed; start: where the line begins in the
-  file.
-  """
+  """A line of results.jsonl without its episode."""
 
   key: str
   benchmark: str
   id: str
   k: int
-  outcome: str
+  outcome: str  # one of OUTCOMES; '' for a question without a gold answer
   reason: str
   error: str
-  score: float | None
+  score: float | None  # in [0, 1]; None after an error
   metrics: Mapping[str, float]
   official: Mapping[str, float]
   lmms_eval: Mapping[str, float]
@@ -48,8 +43,8 @@ class Row:
   fields: Mapping[str, str]
   seconds: Mapping[str, float]
   tokens: Mapping[str, float]
-  calls: int
-  start: int
+  calls: int  # that were executed
+  start: int  # where the line begins in the file
 
 
 def read(path: Path | str, notes: list[str]) -> list[Row]:

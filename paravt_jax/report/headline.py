@@ -12,13 +12,11 @@ CALLS_MANY = 0.75  # ... and as a habit
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-  """verdict: good | mixed | bad | unknown (the colour of the mark); title: the answer; detail:
-  the numbers behind it.
-  """
+  """What a run shows, in words."""
 
-  verdict: str
-  title: str
-  detail: str
+  verdict: str  # good | mixed | bad | unknown: the colour of the mark
+  title: str  # the answer
+  detail: str  # the numbers behind it
 
 
 def headline(run: Run) -> Headline:

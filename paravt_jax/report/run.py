@@ -26,48 +26,43 @@ TRAIN_KEPT = 64  # entries of train.jsonl kept from its beginning, and as many f
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One frame budget in one evaluation. `interval` is the 95 % one of the accuracy; None: not
-  known.
-  """
+  """One frame budget in one evaluation. None: not known."""
 
   accuracy: float | None
-  calls: float | None
-  interval: tuple[float, float] | None
-  count: int
+  calls: float | None  # executed, per episode
+  interval: tuple[float, float] | None  # 95 %, of the accuracy
+  count: int  # episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Before or after: the numbers over all samples, by frame budget K (ascending), and accuracy by
-  question type.
-  """
+  """The numbers of an evaluation before or after training. None: not known."""
 
   episodes: int
   accuracy: float | None
-  interval: tuple[float, float] | None
+  interval: tuple[float, float] | None  # 95 %, of the accuracy
   format_compliance: float | None
-  calls: float | None
-  by_k: Mapping[int, Cell]
-  by_type: Mapping[str, float | None]
+  calls: float | None  # executed, per episode
+  by_k: Mapping[int, Cell]  # frame budgets, ascending
+  by_type: Mapping[str, float | None]  # accuracy by question type
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All a page needs. `entries` by 'before', 'after', 'train'; `gain` is (difference, low, high)
-  over questions both have.
-  """
+  """All that a page needs."""
 
   name: str
   config: Mapping[str, Any]
   git: str
   metrics: Sequence[Mapping[str, float | None]]
   sft_metrics: Sequence[Mapping[str, float | None]]
-  minutes: Mapping[str, float]
+  minutes: Mapping[str, float]  # by phase
   before: Evaluation | None
   after: Evaluation | None
+  # (difference, low, high) over questions that both evaluations have
   gain: tuple[float, float, float] | None
-  entries: Mapping[str, Sequence[Entry]]
-  notes: Sequence[str]
+  entries: Mapping[str, Sequence[Entry]]  # by 'before', 'after', 'train'
+  notes: Sequence[str]  # lines for the page
 
 
 def load(folder: Path | str) -> Run:

@@ -39,20 +39,18 @@ _TAG = re.compile(r'(</?(?:think|tool_call|tool_code|answer)>)')
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-  """One question at one K. `sides`: (caption, entry), at most two, before training first."""
+  """One question at one K."""
 
   label: str
-  sides: tuple[tuple[str, Entry], ...]
+  sides: tuple[tuple[str, Entry], ...]  # (caption, entry), at most two, before training first
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A run of a turn's text. kind: think | tool | answer | plain; tag: the text is the tag
-  itself.
-  """
+  """A run of a turn's text."""
 
-  kind: str
-  tag: bool
+  kind: str  # think | tool | answer | plain
+  tag: bool  # the text is the tag itself
   text: str
 
 

@@ -44,28 +44,24 @@ class SceneOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """Something shown from `start` up to, not including, `end`, whole seconds. x, y: its centre in
-  units of the frame's side.
-  """
+  """Something that is shown for some seconds."""
 
-  start: int
-  end: int
+  start: int  # the first whole second
+  end: int  # the whole second after the last
   colour: str
   shape: str
-  x: float
-  y: float
+  x: float  # of its centre, in units of the frame's side
+  y: float  # of its centre, in units of the frame's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One video: its name, its length in seconds, its events in order of time, the seed of its
-  noise.
-  """
+  """One video."""
 
   name: str
-  seconds: int
-  events: tuple[Event, ...]
-  seed: int
+  seconds: int  # its length
+  events: tuple[Event, ...]  # in order of time
+  seed: int  # of its noise
 
   def at(self, second: float) -> Event | None:
     """The event shown at that second, or None."""

@@ -43,13 +43,11 @@ class TraceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """A worked task at budget K. turns: assistant texts; replies[i]: the tool responses to turn i;
-  windows: crops that ran.
-  """
+  """A worked task at budget K."""
 
-  turns: tuple[str, ...]
-  replies: tuple[tuple[str, ...], ...]
-  windows: tuple[tuple[int, int], ...]
+  turns: tuple[str, ...]  # assistant texts
+  replies: tuple[tuple[str, ...], ...]  # of each turn: the tool responses
+  windows: tuple[tuple[int, int], ...]  # crops that ran: (start, end) in seconds
 
 
 def visible(
