@@ -343,8 +343,14 @@ class Assembler:
     """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer
     than planned, is left out.
     """
-    plan, failed, misjudged, repeated = begun.plan, collections.Counter(), 0, 0
-    examples, samples, kept, bins = dict(plan.examples), [], collections.Counter(), []
+    plan = begun.plan
+    failed = collections.Counter()
+    misjudged = 0
+    repeated = 0
+    examples = dict(plan.examples)
+    samples = []
+    kept = collections.Counter()
+    bins = []
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:

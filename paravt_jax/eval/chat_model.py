@@ -174,10 +174,8 @@ def read_written(content: bytes) -> Written | Rejected:
   try:
     choice = orjson.loads(content)['choices'][0]
     message, finish = choice['message'], choice.get('finish_reason')
-    text, reasoning = (
-      message_text(message.get('content')),
-      message.get('reasoning_content') or message.get('reasoning') or '',
-    )
+    text = message_text(message.get('content'))
+    reasoning = message.get('reasoning_content') or message.get('reasoning') or ''
   except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return Rejected('unreadable', repr(content[:_SHOWN]))
   if finish == 'content_filter':

@@ -345,10 +345,11 @@ def mmvu(row: Row) -> Question:
   subject = str(
     row.get('subject') or extra.get('subject') or pathlib.PurePosixPath(video).parent.name
   )
-  text, fields = (
-    _asked(row, 'question', faults),
-    {'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind], 'subject': subject},
-  )
+  text = _asked(row, 'question', faults)
+  fields = {
+    'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind],
+    'subject': subject,
+  }
   if kind == 'mcq':
     options = _options(choices, faults)
     return _choice(

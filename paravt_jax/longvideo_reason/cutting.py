@@ -97,7 +97,10 @@ def packets(path: str) -> Packets | None:
       stream = container.streams.video[0]
       if stream.disposition & Disposition.attached_pic or stream.time_base is None:
         return None
-      times, keys, opened, dated = [], [], set(), False
+      times = []
+      keys = []
+      opened = set()
+      dated = False
       for packet in container.demux(stream):
         if not packet.size:
           continue

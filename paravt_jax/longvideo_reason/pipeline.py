@@ -117,7 +117,10 @@ class Pipeline:
   def __init__(
     self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress
   ):
-    self.folder, self.videos, self.options, self._progress = folder, list(videos), options, progress
+    self.folder = folder
+    self.videos = list(videos)
+    self.options = options
+    self._progress = progress
     self.tallies = {step: Tally() for step in STEPS if step in options.steps}
     self.results: list[rows.Result] = []
     self.files: list[pathlib.Path] = []
@@ -313,11 +316,9 @@ class Pipeline:
     bad = [(name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, Rejected)]
     if 'parse' in self.tallies:
       tally = self.tallies['parse']
-      tally.items, tally.done, tally.waiting = (
-        len(self._captions),
-        len(questions),
-        len(self._captions) - len(replies),
-      )
+      tally.items = len(self._captions)
+      tally.done = len(questions)
+      tally.waiting = len(self._captions) - len(replies)
       tally.rejected.update(rejected.reason for _, rejected in bad)
       self._rejected['parse'] = bad
     return questions

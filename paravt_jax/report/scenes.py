@@ -176,10 +176,8 @@ def timeline(episode: Episode) -> dict[str, Any]:
   for number, result in enumerate(episode.results, 1):
     if result.window is None:
       continue
-    start, end = (
-      starts[result.video] + result.window.start,
-      starts[result.video] + result.window.end,
-    )
+    start = starts[result.video] + result.window.start
+    end = starts[result.video] + result.window.end
     lane = _lane(lanes, start, end + 0.04 * duration)
     left, right = percent(start), percent(end)
     crops.append(

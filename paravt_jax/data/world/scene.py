@@ -108,10 +108,8 @@ def draw(options: SceneOptions, name: str, seed: int) -> Scene:
   events, clock = [], options.margin
   for i in range(count):
     start = clock + cuts[i]
-    colour, shape = (
-      names[rng.integers(len(names))],
-      SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0],
-    )
+    colour = names[rng.integers(len(names))]
+    shape = SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0]
     x, y = rng.uniform(0.4, 0.6, 2).round(3).tolist()
     events.append(Event(start, start + int(lengths[i]), colour, shape, x, y))
     clock += int(lengths[i]) + options.gap
