@@ -60,59 +60,46 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-  """A file in an archive.
-
-  size, packed: bytes outside and inside. crc: CRC-32, None where only reading tells (plain tar).
-  place: where its header (zip) or its bytes (plain tar) begin; its number in a packed tar. Files
-  that are hard links to each other share one. method: of compression, as zip numbers them.
-  """
+  """A file in an archive. Files that are hard links to each other share one place."""
 
   name: str
-  size: int
-  crc: int | None
-  place: int
-  packed: int
-  method: int
+  size: int  # bytes of the file itself
+  crc: int | None  # CRC-32; None where only reading tells it (a plain tar)
+  place: int  # where its header (zip) or its bytes (plain tar) begin; its number in a packed tar
+  packed: int  # bytes that it takes in the archive
+  method: int  # of compression, as zip numbers them
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """Why an archive is refused, as one line.
+  """Why an archive is refused."""
 
-  member: its name as the archive spells it, None when the archive is at fault.
-  """
-
-  member: str | None
-  text: str
+  member: str | None  # its name as the archive spells it; None when the archive itself is at fault
+  text: str  # one line
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """What was found in an archive. left: files that macOS or Windows left there, not members."""
+  """What was found in an archive."""
 
   members: list[Member] = dataclasses.field(default_factory=list)
   faults: list[Fault] = dataclasses.field(default_factory=list)
-  left: int = 0
+  left: int = 0  # files that macOS or Windows left there; they are no members
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """An archive and its good members in their order.
+  """An archive and its good members in their order."""
 
-  path: its (first) file; parts: all of them, in order. kind: zip, tar, tar.gz, tar.zst, ...
-  bytes: of all parts. stamp: names their sizes and times. digest: names the list of members.
-  left: files that macOS or Windows left in it, which are no members.
-  """
-
-  path: pathlib.Path
-  parts: tuple[pathlib.Path, ...]
-  kind: str
-  bytes: int
-  stamp: str
-  digest: str
+  path: pathlib.Path  # its file, or the first one of several
+  parts: tuple[pathlib.Path, ...]  # all of its files, in order
+  kind: str  # zip, tar, tar.gz, tar.zst, ...
+  bytes: int  # of all parts
+  stamp: str  # names the sizes and times of all parts
+  digest: str  # names the list of members
   members: tuple[Member, ...]
   faults: tuple[Fault, ...]
-  left: int
+  left: int  # files that macOS or Windows left in it; they are no members
 
   @property
   def is_stream(self) -> bool:

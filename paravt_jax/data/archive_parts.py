@@ -122,14 +122,22 @@ def _parts(
   def is_part(path: pathlib.Path) -> bool:
     index = _index(path)
     if index in _BESIDE:
-      return _is_between(path, _PART.fullmatch(path.name), names)
+      return _is_between(path, _match(path), names)
     return len(index) == width or (len(index) > width and index.startswith('z'))
 
   return list(filter(is_part, members))
 
 
+def _match(path: pathlib.Path) -> re.Match[str]:
+  """The parts of a part's name."""
+  match = _PART.fullmatch(path.name)
+  if match is None:
+    raise ValueError(f'{path.name}: got no name of a part, wanted one that `groups` has found')
+  return match
+
+
 def _index(path: pathlib.Path) -> str:
-  return _PART.fullmatch(path.name)['index'].lower()
+  return _match(path)['index'].lower()
 
 
 def _order(index: str) -> tuple[int, int, str]:
@@ -144,7 +152,7 @@ def gap(parts: Sequence[pathlib.Path]) -> str:
   """What the names say is missing or twice among an archive's parts, in order; '' for nothing."""
   if is_whole(parts[0].name) or not groups(parts):  # the latter: a file that was named outright
     return ''
-  match = _PART.fullmatch(parts[0].name)
+  match = _match(parts[0])
   indices = [_index(path) for path in parts]
   first = indices[0]
   lost: list[str] = []

@@ -36,10 +36,10 @@ _SKIPPABLE = [bytes([byte]) for byte in range(0x50, 0x60)]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a folder holds: archives, each with its parts in order, and a line per unread file."""
+  """What a folder holds."""
 
-  archives: list[tuple[pathlib.Path, ...]]
-  unread: list[str]
+  archives: list[tuple[pathlib.Path, ...]]  # each with its parts in order
+  unread: list[str]  # a line per file that looks like an archive and is not read
 
 
 def find(source: pathlib.Path, root: pathlib.Path) -> Found:

@@ -11,11 +11,9 @@ part of the step's checkpoint) is the same on all of them, and a run may go on w
 of hosts.
 """
 
-import asyncio
 import collections
 import concurrent.futures
 import dataclasses
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -25,6 +23,7 @@ import numpy as np
 from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import fields, lengths, sft
+from paravt_jax.data.frame_bank import FrameBank
 from paravt_jax.data.lengths import NO_TARGET, Cache, Lengths
 from paravt_jax.data.planner import (
   JUDGED,
@@ -40,8 +39,6 @@ from paravt_jax.data.planner import (
 )
 from paravt_jax.errors import ChatError, ConfigError, DataError, MediaError
 from paravt_jax.options import COUNT, FLAG, Options
-from paravt_jax.types import Clip
-from paravt_jax.video.readers import VideoInfo
 
 __all__ = [
   'EXTRAS',
@@ -93,79 +90,18 @@ class BatchOptions(FillOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays, of this host's rows. arrays: packing's names with leading axes [M, R]; used:
-  micro-batches in use, and plan: a number that names the batch's plan, the same on all hosts;
-  samples by source; tokens: not padding; targets: tokens with mask 1; dropped: draws left out, by
-  reason; examples: a line 'source, row, reason, fault' (tabs between) for each reason; fill: share
-  of the rows in use; repeated: frames of its videos left out because they were shown already.
-  """
+  """One step's arrays, of this host's rows."""
 
-  arrays: dict[str, np.ndarray]
-  used: int
-  plan: int
-  samples: dict[str, int]
-  tokens: int
-  targets: int
-  dropped: dict[str, int]
-  examples: dict[str, str]
-  fill: float
-  repeated: int
-
-
-class FrameBank:
-  """Frames in memory, decoded once: every `step` seconds of each video, from t = 0 on. Times off
-  this grid go to the decoder.
-
-  A drop-in for DecodePool, and for FrameStore in rollouts; safe to use from several threads.
-  """
-
-  def __init__(self, frames: sft.Frames, step: float, min_pixels: int, max_pixels: int):
-    self._frames, self._step, self._pixels = frames, step, (min_pixels, max_pixels)
-    self._clips: dict[str, Clip] = {}
-    self._infos: dict[str, VideoInfo] = {}
-    self._locks: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
-
-  @property
-  def bytes(self) -> int:
-    """Bytes of pixels held."""
-    return sum(clip.frames.nbytes for clip in self._clips.values())
-
-  def probe_sync(self, path: str) -> VideoInfo:
-    """As DecodePool.probe_sync, asked once per video."""
-    if path not in self._infos:
-      self._infos[path] = self._frames.probe_sync(path)
-    return self._infos[path]
-
-  def load(self, path: str) -> None:
-    """Decodes a video's grid unless it is held. Raises MediaError."""
-    with self._locks[path]:
-      if path not in self._clips:
-        times = np.arange(0, self.probe_sync(path).duration - 1e-6, self._step)
-        self._clips[path] = self._frames.frames_sync(path, times, *self._pixels)
-
-  def frames_sync(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
-    """As DecodePool.frames_sync."""
-    index = np.asarray(seconds) / self._step
-    whole = np.round(index).astype(int)
-    if (min_pixels, max_pixels) != self._pixels or np.abs(index - whole).max() > 1e-6:
-      return self._frames.frames_sync(path, seconds, min_pixels, max_pixels)
-    self.load(path)
-    clip = self._clips[path]
-    if whole.max() >= len(clip.frames):
-      return self._frames.frames_sync(path, seconds, min_pixels, max_pixels)
-    return Clip(clip.frames[whole], clip.seconds[whole], clip.duration, clip.own[whole])
-
-  async def frames(
-    self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
-  ) -> Clip:
-    """As frames_sync, off the event loop."""
-    return await asyncio.to_thread(self.frames_sync, path, seconds, min_pixels, max_pixels)
-
-  async def probe(self, path: str) -> VideoInfo:
-    """As probe_sync, off the event loop."""
-    return await asyncio.to_thread(self.probe_sync, path)
+  arrays: dict[str, np.ndarray]  # packing's names, with leading axes [M, R]
+  used: int  # micro-batches in use
+  plan: int  # a number that names the batch's plan; the same on all hosts
+  samples: dict[str, int]  # how many, by source
+  tokens: int  # that are not padding
+  targets: int  # tokens with mask 1
+  dropped: dict[str, int]  # draws left out, by reason
+  examples: dict[str, str]  # by reason, a line 'source, row, reason, fault' with tabs between
+  fill: float  # share of the rows that is in use
+  repeated: int  # frames of videos that were left out because they were shown already
 
 
 class _PlanIterator(grain.DatasetIterator):
@@ -365,12 +301,11 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-  """A plan and this host's share of it: index into the plan's items -> its sample, or why it is
-  dropped.
-  """
+  """A plan and this host's share of it."""
 
   plan: Plan
-  bins: tuple[tuple[int, ...], ...]
+  bins: tuple[tuple[int, ...], ...]  # of this host's rows: indices into the plan's items
+  # index of an item -> its sample, or why it is dropped
   samples: dict[int, concurrent.futures.Future]
 
 
@@ -412,8 +347,14 @@ class Assembler:
     """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer
     than planned, is left out.
     """
-    plan, failed, misjudged, repeated = begun.plan, collections.Counter(), 0, 0
-    examples, samples, kept, bins = dict(plan.examples), [], collections.Counter(), []
+    plan = begun.plan
+    failed = collections.Counter()
+    misjudged = 0
+    repeated = 0
+    examples = dict(plan.examples)
+    samples = []
+    kept = collections.Counter()
+    bins = []
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:

@@ -25,42 +25,37 @@ _TIMES = ('nframes', 'video_start', 'video_end')
 
 @dataclasses.dataclass(frozen=True)
 class VideoRef:
-  """A video of a conversation, by absolute path. start, end in seconds; None leaves the choice to
-  the pipeline.
-  """
+  """A video of a conversation."""
 
-  path: str
-  num_frames: int | None
-  start: float | None
-  end: float | None
+  path: str  # absolute
+  num_frames: int | None  # None leaves the choice to the pipeline
+  start: float | None  # seconds; None: from the beginning
+  end: float | None  # seconds; None: to the end
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRef:
-  """An image of a conversation, by absolute path."""
+  """An image of a conversation."""
 
-  path: str
+  path: str  # absolute
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One message. role: system | user | assistant; parts in order of appearance, only text where the role is not user.
+  """One message. A tool's result is a user message with its tags."""
 
-  A tool's result is a user message with its tags. trained: false for an assistant turn that the row
-  masks.
-  """
-
-  role: str
+  role: str  # system | user | assistant
+  # in order of appearance; only text where the role is not user
   parts: tuple[str | VideoRef | ImageRef, ...]
-  trained: bool = True
+  trained: bool = True  # false for an assistant turn that the row masks
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """One SFT row. `id` is 'file.parquet:row'. Assistant turns are raw turn text."""
+  """One SFT row."""
 
-  id: str
-  messages: tuple[Message, ...]
+  id: str  # 'file.parquet:row'
+  messages: tuple[Message, ...]  # assistant turns are raw turn text
 
 
 def sft_conversations(
@@ -98,11 +93,14 @@ def conversation(
     trained = turns.trained(message, where)
     parts = _parts(message, f'{where}.content', root, options)
     if role not in ('user', 'tool'):
-      if not all(isinstance(part, str) for part in parts):
+      texts = [part for part in parts if isinstance(part, str)]
+      if len(texts) < len(parts):
         raise Broken(f'{where}.content: got media in a {role} message, wanted text only')
-      parts = [''.join(parts)]
-    if role == 'assistant':
-      parts, waiting = [turns.assistant_text(message, parts[0], where)], turns.call_ids(message)
+      text = ''.join(texts)
+      if role == 'assistant':
+        text = turns.assistant_text(message, text, where)
+        waiting = turns.call_ids(message)
+      parts = [text]
     if role == 'tool':
       turns.refuse_other_order(message, waiting, where)
       parts = _response(parts, f'{where}.content')
@@ -149,16 +147,14 @@ def _listed(content: str) -> list[dict] | None:
     return None
   if isinstance(found, dict) and found.get('type') in _KINDS:
     found = [found]
-  whole = (
-    isinstance(found, list)
-    and found
-    and all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
-  )
+  if not isinstance(found, list) or not found:
+    return None
+  whole = all(isinstance(part, dict) and isinstance(part.get('type'), str) for part in found)
   return found if whole else None
 
 
 def _response(
-  parts: list[str | VideoRef | ImageRef], where: str
+  parts: Sequence[str | VideoRef | ImageRef], where: str
 ) -> list[str | VideoRef | ImageRef]:
   """A tool's result as the user message that a rollout shows; one that has the tags already is as
   it is.
@@ -170,7 +166,7 @@ def _response(
     and text.endswith(closed)
     and text.count(opened) == text.count(closed) == 1
   ):
-    return parts
+    return list(parts)
   if opened in text or closed in text:
     raise Broken(
       f'{where}: got {opened} or {closed} within a result, wanted a plain text: it would '

@@ -35,25 +35,22 @@ _EVERY = 1024  # new sizes after which an index is written
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Where sizes are kept, and what is known of the tokenizer: a digest of its file."""
+  """Where sizes are kept."""
 
   folder: pathlib.Path
-  tokenizer: str
+  tokenizer: str  # digest of the tokenizer's file
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a row takes: tokens with images expanded, frame slots, still slots; all 0 when it cannot
-  be used.
+  """What a row takes. All numbers are 0 when it cannot be used."""
 
-  reason: '' or why not: a schema's reason, media_<reason>, chat, no_target. fault: that in words.
-  """
-
-  tokens: int
-  frames: int
-  stills: int
+  tokens: int  # images expanded
+  frames: int  # frame slots
+  stills: int  # slots of large images
+  # why it cannot be used: a schema's reason, media_<reason>, chat, no_target; '' when it can
   reason: str = ''
-  fault: str = ''
+  fault: str = ''  # the reason in words
 
 
 class Lengths:
@@ -83,12 +80,8 @@ class Lengths:
     alone: bool = True,
   ):
     self._rows, self._tok, self._options, self._image_patches = rows, tok, options, image_patches
-    self._media, self._skip, self._pool, self._alone = (
-      sft.sized(frames, options),
-      skip_bad_rows,
-      pool,
-      alone,
-    )
+    self._media = sft.sized(frames, options)
+    self._skip, self._pool, self._alone = skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}
     self._indexes: tuple[_Index, ...] = ()
@@ -165,7 +158,7 @@ class Lengths:
     return Size(*packing.sizes(packing.Tree(sample), self._image_patches))
 
   def _index(self, row: int) -> 'tuple[_Index | None, int]':
-    if not self._indexes:
+    if not self._indexes or not isinstance(self._rows, Table):
       return None, row
     shard, inner = self._rows.locate(row)
     return self._indexes[shard], inner
@@ -208,11 +201,9 @@ class _Index:
         'inputs': [{'path': name, 'blake2b': digest}],
       }
     )
-    self._sizes, self._media, self._known = (
-      np.zeros((rows, 3), np.int32),
-      np.zeros(rows, np.uint64),
-      np.zeros(rows, bool),
-    )
+    self._sizes = np.zeros((rows, 3), np.int32)
+    self._media = np.zeros(rows, np.uint64)
+    self._known = np.zeros(rows, bool)
     self._new, self._unsaved = 0, False
     self._lock = threading.Lock()
     self._merge()

@@ -21,15 +21,13 @@ _PREFIX = 'paravt_sft_'
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A source. weight: None when nobody gave one; it takes part in the batches first <= step (<
-  last; None: for ever).
-  """
+  """A source, which takes part in the batches first <= step < last."""
 
   name: str
   files: tuple[pathlib.Path, ...]
-  weight: float | None
+  weight: float | None  # None when nobody gave one
   first: int
-  last: int | None
+  last: int | None  # None: for ever
 
 
 def read(file: str | os.PathLike) -> tuple[Entry, ...]:

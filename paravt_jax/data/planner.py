@@ -31,17 +31,14 @@ _Draw = tuple[int, Item, tuple[int, int, int]]  # (age: 0 has waited longest, it
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Conversations that are drawn together, share `weight` of the draws of batches `first` <= step
-  (< `last`, None for ever).
-
-  identity: (file name, digest) of what they are read from; a run goes on with the same only.
-  """
+  """Conversations that are drawn together in the batches first <= step < last."""
 
   name: str
   conversations: Sequence[Conversation]
-  weight: float
+  weight: float  # share of the draws
   first: int
-  last: int | None
+  last: int | None  # None: for ever
+  # (file name, digest) of what they are read from; a run goes on with the same only
   identity: tuple[tuple[str, str], ...] = ()
 
   def active(self, step: int) -> bool:
@@ -67,16 +64,15 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One batch. items: its rows of data; bins[b]: indices into items that lie in row b of the batch
-  (fewer bins than rows: the rest is empty); dropped: draws left out, by reason; examples: one line
-  for each reason.
-  """
+  """One batch."""
 
-  items: tuple[Item, ...]
+  items: tuple[Item, ...]  # its rows of data
+  # of each row of the batch: indices into items; rows beyond the last bin are empty
   bins: tuple[tuple[int, ...], ...]
+  # of each item: tokens, frame slots, slots of large images
   sizes: tuple[tuple[int, int, int], ...]
-  dropped: Mapping[str, int]
-  examples: Mapping[str, str]
+  dropped: Mapping[str, int]  # draws left out, by reason
+  examples: Mapping[str, str]  # a line for each reason
 
   @property
   def digest(self) -> int:
@@ -212,7 +208,8 @@ class Planner:
       if place is None:
         left.append((age, item, size))
       else:
-        free[place] = tuple(map(operator.sub, free[place], size))
+        tokens, images, stills = map(operator.sub, free[place], size)
+        free[place] = (tokens, images, stills)
         fitting.append((age, item, size))
       age += 1
     self.waiting = list(queue)

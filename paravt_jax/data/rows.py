@@ -38,15 +38,12 @@ _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """Which rows are asked for. question_types, sources: only these, () for all; max_rows: a
-  sub-sample of so many, 0 for all; max_bad_share: of the rows asked for that may be broken where
-  broken rows are skipped.
-  """
+  """Which rows are asked for."""
 
-  question_types: tuple[str, ...]
-  sources: tuple[str, ...]
-  max_rows: int
-  max_bad_share: float
+  question_types: tuple[str, ...]  # only these; () for all
+  sources: tuple[str, ...]  # only these; () for all
+  max_rows: int  # of a sub-sample; 0 for all
+  max_bad_share: float  # of the rows asked for that may be broken, where broken rows are skipped
 
 
 EVERY = Wanted((), (), 0, 1.0)
@@ -398,8 +395,9 @@ def _letter(answer: Any, options: tuple[str, ...]) -> str:
       )
   text = answer.strip() if isinstance(answer, str) else ''
   match = re.fullmatch(r'\(?([A-J])\)?(?:[.):](.*))?', text, re.DOTALL)
-  letter = match[1] if match and match[1] in LETTERS[: len(options)] else None
-  rest = (match[2] or '').strip().casefold() if letter else ''
+  letter, rest = None, ''
+  if match and match[1] in LETTERS[: len(options)]:
+    letter, rest = match[1], (match[2] or '').strip().casefold()
   if letter and rest in folded and folded[LETTERS.index(letter)] != rest:
     raise Broken(
       f'extra_info.answer: {fields.short(answer)} is the letter of one option and the text '

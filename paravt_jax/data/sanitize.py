@@ -17,7 +17,7 @@ from paravt_jax.data import materialize
 
 def main(arguments: list[str] | None = None) -> int:
   """The command; returns its exit status."""
-  return materialize.command('sanitize', __doc__, arguments)
+  return materialize.command('sanitize', __doc__ or '', arguments)
 
 
 if __name__ == '__main__':

@@ -60,9 +60,11 @@ class Frames(Protocol):
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
   ) -> Clip:
     """The frames shown at `seconds`."""
+    ...
 
   def probe_sync(self, path: str) -> VideoInfo:
     """Duration, frame rate and size."""
+    ...
 
 
 def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.ndarray:
@@ -100,7 +102,7 @@ def decoded(
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
     info = _patiently(frames.probe_sync, ref.path)
-    times = frame_times(ref, info, options)
+    times = frame_times(ref, info, options).tolist()
     clip = _patiently(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
     clip, left_out = sampling.once(clip, times, _since(ref))
     if repeated is not None:
@@ -196,5 +198,6 @@ def _patiently(ask: Callable, *arguments):
 def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
   """uint8[H, W, 3], resized once."""
   pixels = stills.read(ref.path)
-  size = patches.target_size(*pixels.shape[:2], options.min_pixels, options.image_max_pixels)
+  height, width = pixels.shape[:2]
+  size = patches.target_size(height, width, options.min_pixels, options.image_max_pixels)
   return patches.resize(pixels[None], size)[0]

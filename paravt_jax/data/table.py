@@ -31,14 +31,12 @@ _BATCH = 1024  # rows read at a time
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One parquet file. digest: of its content; first: the number of its first row within the table;
-  rows: how many it has.
-  """
+  """One parquet file."""
 
   path: pathlib.Path
-  digest: str
-  first: int
-  rows: int
+  digest: str  # of its content
+  first: int  # number of its first row within the table
+  rows: int  # how many it has
 
 
 class Table(Sequence):

@@ -13,7 +13,7 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from paravt_jax.data import archive_members
 from paravt_jax.data.archive_members import (
@@ -65,6 +65,7 @@ def listing(archive: Archive, spend: Callable[[int], None]) -> Listing:
   """
   found, left = Listing(), 0
   held: dict[str, Member] = {}  # by name, for hard links
+  first = None
   for number, info, content in entries(archive, spend):
     if is_left_behind(info.name):
       left += not info.isdir()
@@ -79,7 +80,7 @@ def listing(archive: Archive, spend: Callable[[int], None]) -> Listing:
     if problem:
       found.faults.append(refused(archive.path, info.name, problem))
       held.pop(inside, None)
-    elif info.islnk() and inside:
+    elif info.islnk() and inside and first:
       held[inside] = Member(inside, first.size, first.crc, first.place, first.packed, STORED)
       if inside != first.name:
         found.members.append(held[inside])
@@ -122,7 +123,7 @@ def entries(
     try:
       tar = stack.enter_context(
         tarfile.open(
-          fileobj=plain,
+          fileobj=cast(IO[bytes], plain),
           mode='r|' if archive.is_stream else 'r:',
           bufsize=CHUNK,
           tarinfo=strict,
@@ -174,42 +175,43 @@ def _is_joint(zeros: int, at: int) -> bool:
   return zeros == 2 or (at % _RECORD == 0 and 2 < zeros <= _RECORD // _BLOCK + 1)
 
 
-def _strict() -> type[tarfile.TarInfo]:
-  """A header that is broken raises _Broken.
+class _Strict(tarfile.TarInfo):
+  """A header that raises _Broken when it is broken. Counts are of the class: one for each archive."""
 
-  zeros: zero blocks since the last header. between: zero blocks before that one.
-  """
+  zeros: int = 0  # blocks since the last header
+  between: int = 0  # zero blocks before that one
 
-  class Strict(tarfile.TarInfo):
-    """See `_strict`."""
+  @classmethod
+  def frombuf(cls, buf, encoding, errors):
+    """As in tarfile, but strict."""
+    if not buf and cls.zeros:
+      return super().frombuf(buf, encoding, errors)  # the end of the file, after the mark
+    if len(buf) < _BLOCK:
+      if cls.zeros and not buf.strip(b'\0'):
+        return super().frombuf(b'', encoding, errors)
+      raise _Broken('the file ends in a header')
+    if not buf.strip(b'\0'):
+      cls.zeros += 1
+      if cls.zeros * _BLOCK > _MOST_ZEROS:
+        raise _Broken(
+          f'more than {_MOST_ZEROS} bytes of zeros after its end, where a download may have stopped'
+        )
+      return super().frombuf(buf, encoding, errors)
+    try:
+      info = super().frombuf(buf, encoding, errors)
+    except tarfile.HeaderError as error:
+      raise _Broken('bytes after its end that are no further tar') from error
+    if info.size < 0 or (info.type in _EXTENSIONS and info.size > _LONGEST_EXTENSION):
+      raise tarfile.ReadError('a size that cannot be')
+    cls.between, cls.zeros = cls.zeros, 0
+    return info
 
-    zeros = between = 0
 
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-      """As in tarfile, but strict."""
-      if not buf and cls.zeros:
-        return super().frombuf(buf, encoding, errors)  # the end of the file, after the mark
-      if len(buf) < _BLOCK:
-        if cls.zeros and not buf.strip(b'\0'):
-          return super().frombuf(b'', encoding, errors)
-        raise _Broken('the file ends in a header')
-      if not buf.strip(b'\0'):
-        cls.zeros += 1
-        if cls.zeros * _BLOCK > _MOST_ZEROS:
-          raise _Broken(
-            f'more than {_MOST_ZEROS} bytes of zeros after its end, where a download '
-            'may have stopped'
-          )
-        return super().frombuf(buf, encoding, errors)
-      try:
-        info = super().frombuf(buf, encoding, errors)
-      except tarfile.HeaderError as error:
-        raise _Broken('bytes after its end that are no further tar') from error
-      if info.size < 0 or (info.type in _EXTENSIONS and info.size > _LONGEST_EXTENSION):
-        raise tarfile.ReadError('a size that cannot be')
-      cls.between, cls.zeros = cls.zeros, 0
-      return info
+def _strict() -> type[_Strict]:
+  """A class of headers for one archive."""
+
+  class Strict(_Strict):
+    """See `_Strict`."""
 
   return Strict
 
@@ -218,7 +220,7 @@ def _content(
   path: pathlib.Path, kind: str, tar: tarfile.TarFile, info: tarfile.TarInfo
 ) -> Iterator[bytes]:
   with guarded(path, kind):
-    file = tar.extractfile(info)
+    file = cast(IO[bytes], tar.extractfile(info))  # of a regular file, which has content
     while piece := file.read(CHUNK):
       yield piece
 

@@ -77,10 +77,8 @@ def assistant_text(message: dict, content: str, where: str) -> str:
   """An assistant's raw turn: its reasoning as a think, its content, then its calls. Raises Broken
   for an empty one.
   """
-  reasoning, calls = (
-    message.get('reasoning_content'),
-    _calls(message.get('tool_calls'), f'{where}.tool_calls'),
-  )
+  reasoning = message.get('reasoning_content')
+  calls = _calls(message.get('tool_calls'), f'{where}.tool_calls')
   if reasoning:
     if not isinstance(reasoning, str):
       raise Broken(f'{where}.reasoning_content: got {fields.short(reasoning)}, wanted a text')

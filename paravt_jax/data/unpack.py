@@ -23,11 +23,9 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import fnmatch
 import functools
 import os
 import pathlib
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -38,15 +36,13 @@ from paravt_jax.data import archives as archives_module
 from paravt_jax.data import command_line
 from paravt_jax.data.archive_members import PLAIN, Archive, Member
 from paravt_jax.data.archive_parts import SUFFIXES
-from paravt_jax.data.unpack_files import Brought, bring, crc
-from paravt_jax.data.unpack_journal import File, Journal, header, held
+from paravt_jax.data.unpack_files import Brought, bring
+from paravt_jax.data.unpack_journal import Journal, header, held
+from paravt_jax.data.unpack_plan import Plan
 from paravt_jax.data.unpack_workers import Workers
 from paravt_jax.errors import DataError, ParavtError
 
-RESERVE = 256 << 20  # bytes of the disk that stay free
-_BLOCK = 4096  # what a file takes on a disk is a multiple of this
 _BATCH_FILES, _BATCH_BYTES = 64, 16 << 20  # what a worker does before it looks for more
-_PATH_BYTES = 4096  # Linux' longest path
 _SMALL = 256 << 10  # bytes of a file that is mostly system calls,
 MANY = 2000  # and how many of them are worth starting processes for
 
@@ -57,20 +53,16 @@ class NothingFound(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-  """What was done: files written (bytes in all; replaced: of them, those in place of another
-  content), kept (they were there whole, or another archive holds the same), skipped (`include` does
-  not want them), left_out (of macOS and Windows); changed: a line per archive that is not what it
-  was; unread: a line per file that looks like an archive and is not read.
-  """
+  """What was done."""
 
-  written: int
-  kept: int
-  bytes: int = 0
-  skipped: int = 0
-  replaced: int = 0
-  changed: tuple[str, ...] = ()
-  left_out: int = 0
-  unread: tuple[str, ...] = ()
+  written: int  # files
+  kept: int  # files that were there whole, or that another archive holds too
+  bytes: int = 0  # of the files written
+  skipped: int = 0  # files that `include` does not want
+  replaced: int = 0  # of the files written, those in place of another content
+  changed: tuple[str, ...] = ()  # a line per archive that is not what it was
+  left_out: int = 0  # files of macOS and Windows
+  unread: tuple[str, ...] = ()  # a line per file that looks like an archive and is not read
 
 
 def unpack(
@@ -137,7 +129,7 @@ def _unpack(
   listed = run.each(
     [functools.partial(_list, run, *each) for each in zip(found.archives, journals)]
   )
-  plan = _Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
+  plan = Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)
   plan.finish()
@@ -187,174 +179,7 @@ def _change(archive: Archive, journal: Journal) -> str | None:
   )
 
 
-# What is to be done, and whether it may be.
-
-
-class _Plan:
-  """Which members of which archives are to be written where; and every reason not to."""
-
-  def __init__(self, root: pathlib.Path, include: Sequence[str], sources: set[pathlib.Path]):
-    self.root, self.include, self._sources = root, include, sources
-    self.real = os.path.realpath(root)
-    self.targets: dict[str, tuple[Archive, Member]] = {}
-    self.todo: list[tuple[Archive, Journal, list[Member], dict[str, File]]] = []
-    self.faults: list[str] = []
-    self.kept = self.skipped = self.need = self.files = self.bytes = 0
-    self._folders: dict[str, str] = {}
-
-  def add(self, archive: Archive, journal: Journal):
-    """Takes one archive; call it in the order of their names."""
-    self.faults += [
-      fault.text for fault in archive.faults if fault.member is None or self._wants(fault.member)
-    ]
-    fresh, trusted = [], {}
-    for member in archive.members:
-      if not self._wants(member.name):
-        self.skipped += 1
-        continue
-      if member.name in self.targets:
-        self._compare(archive, member)
-        self.kept += 1
-        continue
-      self.targets[member.name] = (archive, member)
-      if file := self._trusted(archive, member, journal):
-        trusted[member.name] = file
-      else:
-        fresh.append(member)
-    self.kept += len(trusted)
-    self.todo.append((archive, journal, fresh, trusted))
-
-  def finish(self):
-    """Looks at folders and at the disk, once all archives are known."""
-    for name in sorted(self._parents() & self.targets.keys()):
-      self._refuse(name, 'a file whose name is a folder of another member')
-    for archive, _, fresh, _ in self.todo:
-      for member in fresh:
-        self._place(archive, member)
-    if self.faults:
-      return
-    disk = os.statvfs(
-      next(
-        folder
-        for folder in (self.root.absolute(), *self.root.absolute().parents)
-        if folder.is_dir()
-      )
-    )
-    free = disk.f_bavail * disk.f_frsize
-    if self.need and self.need + RESERVE > free:
-      self.faults.append(
-        f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; '
-        'make room, or choose '
-        'with --include'
-      )
-    if disk.f_files and self.files > disk.f_favail:
-      self.faults.append(
-        f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; make room, or '
-        'choose with --include'
-      )
-
-  def _wants(self, name: str) -> bool:
-    return not self.include or any(fnmatch.fnmatchcase(name, glob) for glob in self.include)
-
-  def _refuse(self, name: str, problem: str):
-    archive = self.targets[name][0]
-    self.faults.append(
-      f'{archive.path}: member {name!r}: got {problem}, wanted a place of its own; drop it '
-      'there, or clear the place'
-    )
-
-  def _compare(self, archive: Archive, member: Member):
-    """A second member of one name must hold the same."""
-    first, other = self.targets[member.name]
-    problem = ''
-    if other.size != member.size:
-      problem = f'{member.size} bytes, but {first.path} holds it with {other.size}'
-    elif crc(archive, member) != crc(first, other):
-      problem = f'other content than the same name has in {first.path}'
-    if problem:
-      self.faults.append(
-        f'{archive.path}: member {member.name!r}: got {problem}; wanted one content per '
-        'name: drop one of them'
-      )
-
-  def _trusted(self, archive: Archive, member: Member, journal: Journal) -> File | None:
-    """What the journal says of a member's file, if the file is just as it was and the member too;
-    None else.
-    """
-    file = journal.files.get(member.name)
-    # headers of a plain tar say nothing of contents: a part that was fetched again may hold others
-    if (
-      file is None
-      or file.size != member.size
-      or (member.crc is None and not journal.is_of_same_files(archive))
-    ):
-      return None
-    if member.crc is not None and member.crc != file.crc:
-      return None
-    status = _status(f'{self.real}/{member.name}')
-    same = (
-      status
-      and stat.S_ISREG(status.st_mode)
-      and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
-    )
-    return file if same else None
-
-  def _parents(self) -> set[str]:
-    folders: set[str] = set()
-    for name in self.targets:
-      folder = os.path.dirname(name)
-      while folder and folder not in folders:
-        folders.add(folder)
-        folder = os.path.dirname(folder)
-    return folders
-
-  def _place(self, archive: Archive, member: Member):
-    """Refuses a place that cannot be written; counts what it takes."""
-    target = f'{self.real}/{member.name}'
-    status = _status(target)
-    if problem := self._folder(os.path.dirname(member.name)):
-      self._refuse(member.name, problem)
-    elif len(os.fsencode(target)) >= _PATH_BYTES:
-      self._refuse(member.name, f'a path of {len(os.fsencode(target))} bytes below this root')
-    elif status and not stat.S_ISREG(status.st_mode):
-      self._refuse(
-        member.name,
-        f'a {"folder" if stat.S_ISDIR(status.st_mode) else "device or pipe"} that is there already',
-      )
-    elif status and pathlib.Path(target).resolve() in self._sources:
-      self._refuse(member.name, 'the place of an archive that is being unpacked')
-    self.bytes += member.size
-    if status is None or status.st_size != member.size:
-      self.need += -(-member.size // _BLOCK) * _BLOCK
-      self.files += 1
-
-  def _folder(self, name: str) -> str:
-    """Why a folder below the root cannot be written into; '' when it can."""
-    if not name:
-      return ''
-    if name not in self._folders:
-      self._folders[name] = self._folder(os.path.dirname(name)) or self._folder_itself(
-        f'{self.real}/{name}'
-      )
-    return self._folders[name]
-
-  def _folder_itself(self, path: str) -> str:
-    status = _status(path)
-    if (
-      os.path.islink(path) and os.path.commonpath([self.real, os.path.realpath(path)]) != self.real
-    ):
-      return f'a link on the way, {path}, that leaves the root'
-    return f'a file on the way, {path}' if status and not stat.S_ISDIR(status.st_mode) else ''
-
-
-def _status(path: str) -> os.stat_result | None:
-  try:
-    return os.stat(path)
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-
-
-# Doing it.
+# Doing it
 
 
 class _Stopped(Exception):
@@ -401,8 +226,9 @@ class _Run:
       futures = [pool.submit(job) for job in jobs]
       try:
         concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        failed = [future.exception() for future in futures if future.done() and future.exception()]
-        if failed:
+        errors = [future.exception() for future in futures if future.done()]
+        failed = [error for error in errors if error is not None]
+        if failed:  # that of the job which failed first of itself, not those that it stopped
           raise next((error for error in failed if not isinstance(error, _Stopped)), failed[0])
         return [future.result() for future in futures]
       except BaseException:  # Ctrl-C too: the workers look at the flag
@@ -412,7 +238,7 @@ class _Run:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(run: _Run, plan: _Plan):
+def _write(run: _Run, plan: Plan):
   """Writes what the plan says. Raises DataError with all damage found, after the rest is written;
   at once when a disk fails.
   """

@@ -23,17 +23,13 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass
 class Brought:
-  """What came of some members: files that are whole now, a line per damaged one, and what the disk
-  said when it failed.
+  """What came of some members."""
 
-  counts: written, replaced (of them, those in place of another content), kept (they were there) and
-  bytes (written).
-  """
-
-  files: dict[str, File] = dataclasses.field(default_factory=dict)
-  faults: list[str] = dataclasses.field(default_factory=list)
+  files: dict[str, File] = dataclasses.field(default_factory=dict)  # that are whole now
+  faults: list[str] = dataclasses.field(default_factory=list)  # a line per damaged one
+  # written, of them replaced, kept, and bytes written
   counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-  error: OSError | None = None
+  error: OSError | None = None  # what the disk said when it failed
 
 
 def bring(

@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-  """A file that was whole when it was last looked at. mtime_ns: its time of change then."""
+  """A file that was whole when it was last looked at."""
 
   size: int
-  crc: int
-  mtime_ns: int
+  crc: int  # CRC-32 of its content
+  mtime_ns: int  # its time of change then
 
 
 def header(archive: archives.Archive, name: str) -> dict[str, Any]:
@@ -118,6 +118,8 @@ class Journal:
 
   def add(self, done: Mapping[str, File]):
     """Appends lines, from any thread."""
+    if self._out is None:
+      raise ValueError(f'{self.path}: got `add` before `start`')
     with self._lock:
       self._out.append(_lines(done))
 

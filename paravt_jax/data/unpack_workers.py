@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import IO, cast
 
 from paravt_jax import children
 from paravt_jax.data.archives import CHUNK, Archive, Member
@@ -22,6 +23,11 @@ from paravt_jax.data.unpack_files import Brought, bring
 from paravt_jax.errors import DataError
 
 _PROGRAM = 'from paravt_jax.data import unpack_workers; unpack_workers.serve()'
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+  """What a process of `Workers` reads, and what it writes: pipes, both."""
+  return cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
 
 
 class Workers:
@@ -52,9 +58,9 @@ class Workers:
       if error is not None:
         each.terminate()
       with contextlib.suppress(BrokenPipeError):  # it was dead
-        each.stdin.close()  # the end of its life
+        _pipes(each)[0].close()  # the end of its life
     for each in self.all:
-      each.stdout.close()
+      _pipes(each)[1].close()
       each.wait()
 
   def bring(
@@ -66,12 +72,11 @@ class Workers:
       DataError: the process died.
     """
     process = self._free.get()
+    to_it, from_it = _pipes(process)
     try:
-      pickle.dump(
-        (root, dataclasses.replace(archive, members=(), faults=()), members), process.stdin
-      )
-      process.stdin.flush()
-      while isinstance(answer := pickle.load(process.stdout), int):
+      pickle.dump((root, dataclasses.replace(archive, members=(), faults=()), members), to_it)
+      to_it.flush()
+      while isinstance(answer := pickle.load(from_it), int):
         advance(answer)
       return answer
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:

@@ -33,7 +33,10 @@ from paravt_jax.data.archive_members import (
 )
 from paravt_jax.data.archive_parts import Joined
 
-BZIP2, LZMA, ZSTD, XZ = zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 93, 95
+BZIP2 = zipfile.ZIP_BZIP2
+LZMA = zipfile.ZIP_LZMA
+ZSTD = 93
+XZ = 95
 _UNREAD = {1: 'shrink', 6: 'implode', 9: 'deflate64', 97: 'wavpack', 98: 'ppmd', 99: 'AES'}
 _HEADER = struct.Struct('<4s22xHH')  # of a member: signature, length of name, of extra field
 _ENCRYPTED = 0x1 | 0x40 | 0x2000

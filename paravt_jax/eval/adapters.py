@@ -91,7 +91,7 @@ def respond(*pieces: Piece) -> list[Piece]:
 def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a crop, and what was cut."""
   return respond(
-    *bare(clip.frames, clip.seconds),
+    *bare(clip.frames, clip.seconds.tolist()),
     f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.',
   )
 
@@ -138,7 +138,7 @@ def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a zoom, and how to go on."""
   return [
     'The frames of the video clip are shown below:\n',
-    *zoom_frames(clip.frames, clip.seconds),
+    *zoom_frames(clip.frames, clip.seconds.tolist()),
     template.Trusted(
       'Go on with your reasoning inside <think> and </think>, then write your final answer '
       'inside <answer> '

@@ -1,5 +1,5 @@
-"""The public benchmarks, one record each: where their files are, what a row means, how it is put
-and scored (spec, section 11).
+"""Samples of the public benchmarks, from the files that a hub publishes, and their scores (spec,
+section 11). `benchmark_table` has a record of each.
 
 Rows are read where they enter: one that is broken as published is kept and marked, and `faults`
 counts them; a file that lacks a column, or is another benchmark's, is refused. A video that is
@@ -12,16 +12,20 @@ import heapq
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paravt_jax import seeds
 from paravt_jax.chat import prompts
 from paravt_jax.data.fields import Broken
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import lmms_eval, official, questions, snapshots
+from paravt_jax.eval import official, questions, snapshots
 from paravt_jax.eval import sample as marks
 from paravt_jax.eval import subtitles as subtitle_files
-from paravt_jax.eval.questions import Question, Row
+from paravt_jax.eval.benchmark_table import BENCHMARKS as BENCHMARKS
+from paravt_jax.eval.benchmark_table import RULES as RULES
+from paravt_jax.eval.benchmark_table import Benchmark, named
+from paravt_jax.eval.questions import Question
 from paravt_jax.eval.sample import Sample
 from paravt_jax.eval.subtitles import NoSubtitles, Subtitles
 from paravt_jax.rewards import answer
@@ -31,280 +35,7 @@ LETTERS = answer.LETTERS
 _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-  """One benchmark.
-
-  hub, config, split: its published name; also: other names on the hub of the same rows. rows: globs
-  of its row files in a snapshot, the first that matches any file counts. columns: that a row must
-  have; optional: that are read beside them. read: a row's Question, or Broken. media: folders of
-  the snapshot (or of its archives) that a row's video path is relative to; depth: how many last
-  parts of that path must agree when the video lies elsewhere; videos: what publishes them, for
-  people. prompt: how `{question}` is put; options follow, a line each. shaped: it says how to write
-  the answer, so that our agent is not told another way. subtitle_bytes: how much of a video's
-  subtitles, in UTF-8, stands before the question (a token holds a byte at least, in any language),
-  0 for none. breakdowns: fields of a sample. metric: which of `scores` is the score. official: the
-  published rule, on the last turn's text; lmms_eval: that harness's, None where it has no such
-  task. published: scores by model, per cent, made with the rules of `RULES`.
-  """
-
-  name: str
-  hub: str
-  also: tuple[str, ...]
-  config: str
-  split: str
-  rows: tuple[str, ...]
-  columns: tuple[str, ...]
-  optional: tuple[str, ...]
-  read: Callable[[Row], Question]
-  media: tuple[str, ...]
-  depth: int
-  videos: str
-  prompt: str
-  shaped: bool
-  subtitle_bytes: int
-  metric: str
-  breakdowns: tuple[str, ...]
-  official: Callable[[Sample, str], dict[str, float]]
-  lmms_eval: Callable[[Sample, str], dict[str, float]] | None
-  published: Mapping[str, float]
-
-
-# The records.
-
-_PUBLISHED = {
-  'ParaVT-8B': (62.1, 69.4, 60.4, 39.8, 65.0, 68.6, 50.1),
-  'Qwen3-VL-8B with tool': (59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3),
-  'LongVT-RFT-7B': (59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4),
-}
-
-
-# Which rule a published row was made with. The release says that one driver made all of its table,
-# other models' rows too.
-RULES = dict.fromkeys(_PUBLISHED, 'official')
-
-
-def _published(column: int) -> dict[str, float]:
-  return {model: row[column] for model, row in _PUBLISHED.items()}
-
-
-_VIDEOMME = Benchmark(
-  name='videomme',
-  hub='lmms-lab/Video-MME',
-  also=('lmms-eval/Video-MME',),
-  config='videomme',
-  split='test',
-  rows=('videomme/test-*.parquet', 'test-*.parquet', 'data/test-*.parquet', 'test.json*'),
-  columns=('videoID', 'question_id', 'question', 'options', 'answer', 'duration'),
-  optional=('domain', 'task_type'),
-  read=questions.videomme,
-  media=('data', 'videos'),
-  depth=1,
-  videos='videos_chunked_*.zip',
-  prompt='{question}',
-  shaped=False,
-  subtitle_bytes=0,
-  breakdowns=('duration', 'domain', 'task_type'),
-  metric='accuracy',
-  official=official.score_letter,
-  lmms_eval=lmms_eval.score_letter,
-  published=_published(0),
-)
-
-BENCHMARKS: Mapping[str, Benchmark] = {
-  benchmark.name: benchmark
-  for benchmark in (
-    _VIDEOMME,
-    dataclasses.replace(
-      _VIDEOMME,
-      name='videomme_wsub',
-      subtitle_bytes=24000,
-      breakdowns=(*_VIDEOMME.breakdowns, 'subtitles'),
-      published=_published(1),
-    ),
-    Benchmark(
-      name='longvideobench',
-      hub='longvideobench/LongVideoBench',
-      also=(),
-      config='default',
-      split='validation',
-      rows=(
-        'validation-*.parquet',
-        'data/validation-*.parquet',
-        'lvb_val.json',
-        'validation.json*',
-      ),
-      columns=('id', 'video_path', 'question', 'correct_choice'),
-      optional=(
-        'option0',
-        'option1',
-        'option2',
-        'option3',
-        'option4',
-        'candidates',
-        'duration_group',
-        'question_category',
-      ),
-      read=questions.longvideobench,
-      media=('videos',),
-      depth=1,
-      videos='videos.tar.part.*',
-      prompt='{question}',
-      shaped=False,
-      subtitle_bytes=0,
-      breakdowns=('duration_group', 'question_category'),
-      metric='accuracy',
-      official=official.score_letter,
-      lmms_eval=lmms_eval.score_first_letter,
-      published=_published(2),
-    ),
-    Benchmark(
-      name='lvbench',
-      hub='lmms-lab/LVBench',
-      also=('lmms-eval/LVBench',),
-      config='default',
-      split='train',
-      rows=('data/train-*.parquet', 'train-*.parquet', '*/train-*.parquet', 'train.json*'),
-      columns=('question', 'answer', 'video_path'),
-      optional=('uid', 'type', 'question_type', 'options'),
-      read=questions.lvbench,
-      media=('', 'videos', 'all_videos'),
-      depth=1,
-      videos='video_chunks/videos_chunk_*.zip',
-      prompt='{question}',
-      shaped=False,
-      subtitle_bytes=0,
-      breakdowns=('type', 'question_type'),
-      metric='accuracy',
-      official=official.score_letter,
-      lmms_eval=lmms_eval.score_letter,
-      published=_published(3),
-    ),
-    Benchmark(
-      name='mlvu',
-      hub='sy1998/MLVU_dev',
-      also=(),
-      config='default',
-      split='test',
-      rows=(
-        'mlvu/test-*.parquet',
-        'data/test-*.parquet',
-        'test-*.parquet',
-        '*/test-*.parquet',
-        'test.json*',
-      ),
-      columns=('video_name', 'question', 'answer', 'task_type'),
-      optional=('candidates',),
-      read=questions.mlvu,
-      media=('video', 'videos', ''),
-      depth=1,
-      videos='video_part_*.zip',
-      prompt='{question}',
-      shaped=False,
-      subtitle_bytes=0,
-      breakdowns=('task_type',),
-      metric='accuracy',
-      official=official.score_letter,
-      lmms_eval=lmms_eval.score_letter,
-      published=_published(4),
-    ),
-    Benchmark(
-      name='mmvu',
-      hub='yale-nlp/MMVU',
-      also=('lmms-eval/MMVU',),
-      config='default',
-      split='validation',
-      rows=(
-        'validation.json*',
-        'validation-*.parquet',
-        'data/validation-*.parquet',
-        '*/validation-*.parquet',
-      ),
-      columns=('id', 'question', 'choices', 'answer', 'question_type'),
-      optional=('video', 'video_path', 'subject', 'metadata'),
-      read=questions.mmvu,
-      media=('', 'videos'),
-      depth=2,
-      videos='videos/<subject>/<number>.mp4',
-      prompt='{question}',
-      shaped=False,
-      subtitle_bytes=0,
-      breakdowns=('question_type', 'subject'),
-      metric='accuracy',
-      official=official.score_mmvu,
-      lmms_eval=lmms_eval.score_mmvu,
-      published=_published(5),
-    ),
-    Benchmark(
-      name='charades',
-      hub='lmms-lab/charades_sta',
-      also=('lmms-eval/charades_sta',),
-      config='default',
-      split='test',
-      rows=('data/test-*.parquet', 'test-*.parquet', '*/test-*.parquet', 'test.json*'),
-      columns=('video', 'caption', 'timestamp'),
-      optional=(),
-      read=questions.charades,
-      media=('Charades_v1_480', 'videos', ''),
-      depth=1,
-      videos='Charades_v1_480_part_*.zip',
-      prompt='When does this happen in the video: '
-      '"{question}"\nSay it like this: The event happens '
-      'in the X - Y seconds.',
-      shaped=True,
-      subtitle_bytes=0,
-      breakdowns=(),
-      metric='iou',
-      official=official.score_times,
-      lmms_eval=lmms_eval.score_times,
-      published=_published(6),
-    ),
-    Benchmark(
-      name='longvideo_reason',
-      hub='LongVideo-Reason/longvideo-reason',
-      also=(),
-      config='default',
-      split='test',
-      rows=(
-        'data/test-*.parquet',
-        'test-*.parquet',
-        '*/test-*.parquet',
-        'test.json*',
-        '*test*.json*',
-      ),
-      columns=('problem', 'problem_type', 'videos', 'answer'),
-      optional=('problem_id',),
-      read=questions.longvideo_reason,
-      media=('', 'videos', 'longvila_videos'),
-      depth=1,
-      videos='longvideo_eval_subset*.tar.gz of LongVideo-Reason/longvideo_eval_videos',
-      prompt='{question}',
-      shaped=False,
-      subtitle_bytes=0,
-      breakdowns=('problem_type', 'options'),
-      metric='accuracy',
-      official=official.score_longvideo_reason,
-      lmms_eval=None,
-      published={},
-    ),
-  )
-}
-
-
-def named(name: str) -> Benchmark:
-  """The record of that name.
-
-  Raises:
-    ConfigError: there is none.
-  """
-  if name not in BENCHMARKS:
-    raise ConfigError(
-      f'benchmark {name!r}: no such benchmark; wanted one of {", ".join(BENCHMARKS)}'
-    )
-  return BENCHMARKS[name]
-
-
-# Scores.
+# Scores
 
 
 def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
@@ -351,7 +82,7 @@ def _spellings(gold: str) -> list[str]:
   return [gold, bare] if bare and bare != gold else [gold]
 
 
-# Snapshots to samples.
+# Snapshots to samples
 
 
 def load(
@@ -544,7 +275,7 @@ def _videos(
     return videos, [
       video
       for video in missing
-      if not any(inside[each] is None or tail(video) in inside[each] for each in holding)
+      if not any(names is None or tail(video) in names for names in map(inside.get, holding))
     ]
   for parts in holding:
     snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
@@ -615,7 +346,7 @@ def _sample(
   lines = [benchmark.prompt.format(question=question.text)]
   lines += [f'{letter}. {option}' for letter, option in zip(LETTERS, question.options)]
   text = asked = '\n'.join(lines)
-  facts = {prompts.SHAPED: True} if benchmark.shaped else {}
+  facts: dict[str, Any] = {prompts.SHAPED: True} if benchmark.shaped else {}
   if subtitles:
     text, facts['asked'] = f'Subtitles (seconds):\n{subtitles}\n\n{asked}', asked
   fields = dict(question.fields)

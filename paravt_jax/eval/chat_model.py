@@ -10,7 +10,7 @@ import asyncio
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import orjson
@@ -22,7 +22,7 @@ from paravt_jax.options import FLAG, PROSE, QUALITY, Options
 from paravt_jax.rollout import chat_server
 from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, image_part, text_part
-from paravt_jax.rollout.outcomes import Rejected
+from paravt_jax.rollout.outcomes import Failed, Rejected
 from paravt_jax.rollout.sampler import Address, ContextOptions, expanded
 from paravt_jax.types import Segment, TokenClass
 
@@ -49,9 +49,9 @@ class ChatOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Written(Reply):
-  """What a model wrote. finish: 'stop', or 'length' when a limit cut it."""
+  """What a model wrote."""
 
-  finish: str
+  finish: str  # 'stop', or 'length' when a limit cut it
 
 
 class ChatModel:
@@ -110,11 +110,12 @@ class ChatModel:
       fields['top_k'] = self.options.top_k
     sampling = Sampling(max_new_tokens, self.options.temperature, address.sampling_seed(turn, call))
     outcome = await self._server.complete(messages, sampling, fields, read_written)
-    if not isinstance(outcome, Written):
+    if isinstance(outcome, Rejected | Failed):
       raise RolloutError(f'{outcome.reason}: {outcome.detail}')
+    written = cast(Written, outcome)  # as `read_written` gives it
     begun = messages[-1]['content'] if messages[-1]['role'] == 'assistant' else ''
-    ids = self.tok.encode(_continued(begun, outcome.text), trusted=True)
-    if outcome.finish == 'stop':
+    ids = self.tok.encode(_continued(begun, written.text), trusted=True)
+    if written.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
     if heard is not None:
@@ -125,7 +126,7 @@ class ChatModel:
       logprobs=np.zeros(len(ids), np.float32),
       versions=np.zeros(len(ids), np.int32),
       token_class=token_class,
-    ), outcome.finish
+    ), written.finish
 
 
 def to_messages(
@@ -178,10 +179,8 @@ def read_written(content: bytes) -> Written | Rejected:
   try:
     choice = orjson.loads(content)['choices'][0]
     message, finish = choice['message'], choice.get('finish_reason')
-    text, reasoning = (
-      message_text(message.get('content')),
-      message.get('reasoning_content') or message.get('reasoning') or '',
-    )
+    text = message_text(message.get('content'))
+    reasoning = message.get('reasoning_content') or message.get('reasoning') or ''
   except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
     return Rejected('unreadable', repr(content[:_SHOWN]))
   if finish == 'content_filter':

@@ -182,8 +182,8 @@ def says(text: str, gold: str) -> bool:
   given, wanted = ' '.join(text.split()), ' '.join(gold.split())
   if wanted in given or given in wanted:
     return True
-  numbers = [re.search(r'\d+\.?\d*', one) for one in (text, gold)]
-  if all(numbers) and abs(float(numbers[0][0]) - float(numbers[1][0])) < 0.01:
+  numbers = [float(found[0]) for one in (text, gold) if (found := re.search(r'\d+\.?\d*', one))]
+  if len(numbers) == 2 and abs(numbers[0] - numbers[1]) < 0.01:
     return True
   words, there = (
     [word for word in (part.strip(string.punctuation) for part in one.split()) if word]
@@ -191,8 +191,8 @@ def says(text: str, gold: str) -> bool:
   )
   if 2 <= len(words) <= 5 and all(word in there for word in words if len(word) > 2):
     return True
-  orders = [_ORDER.search(one) for one in (given, wanted)]
-  return all(orders) and orders[0][0] == orders[1][0]
+  orders = [found[0] for one in (given, wanted) if (found := _ORDER.search(one))]
+  return len(orders) == 2 and orders[0] == orders[1]
 
 
 def _raised(text: str) -> str:

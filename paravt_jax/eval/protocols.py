@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from paravt_jax.chat import prompts, tags, template
 from paravt_jax.chat.template import Piece
@@ -39,21 +40,17 @@ FORCED_REQUESTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """One way. prompt: the texts before the policy, which belong to an evaluation's fingerprint.
-
-  tools: whether there are rounds of tools at all. pinned: whether turns open with the think prefix.
-  crop: what a window's frames come back as; None where a sub-agent looks at them. answer: an answer
-  from its turn's text. placeholders: what the prompt file must hold; none where the prompt is ours.
-  """
+  """One way to put questions and to read answers."""
 
   name: str
-  prompt: str
+  prompt: str  # the texts before the policy, which belong to an evaluation's fingerprint
   manner: Manner
-  tools: bool
-  pinned: bool
+  tools: bool  # whether there are rounds of tools at all
+  pinned: bool  # whether turns open with the think prefix
+  # what a window's frames come back as; None where a sub-agent looks at them
   crop: Callable[[Window, Clip], Sequence[Piece]] | None
-  answer: Callable[[str], str]
-  placeholders: tuple[str, ...]
+  answer: Callable[[str], str]  # an answer from its turn's text
+  placeholders: tuple[str, ...]  # what the prompt file must hold; none where the prompt is ours
 
 
 def raw_crop(window: Window, clip: Clip) -> list[Piece]:
@@ -200,11 +197,12 @@ def agent(
     max_parallel=at_once,
     think_prefix=agent_options.think_prefix if pins else '',
   )
+  policy = cast(Sampler, sampler)  # a ChatModel has all that an agent asks of one
   if protocol.crop is None:
-    calls = Subagents(sampler, frames, subagent_options)
+    calls = Subagents(policy, frames, subagent_options)
   else:
-    calls = Crops(sampler, frames, subagent_options, protocol.crop)
-  return Agent(sampler, calls, frames, options, protocol.manner)
+    calls = Crops(policy, frames, subagent_options, protocol.crop)
+  return Agent(policy, calls, frames, options, protocol.manner)
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:

@@ -29,22 +29,20 @@ OVER_TEN, ID_TWICE, NO_KIND = 'options over ten', 'id twice', 'type unknown'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What a row says. id: '' when the benchmark gives none. video: as the row names it. kind: mcq |
-  tvg | oe. options: texts without letters, () unless it is multiple choice. gold: the letter,
-  'start,end' in seconds, or the text. golds: every letter that is right, () of other kinds and of a
-  row whose gold is nowhere: its `gold` is then what the row says. faults: of the row, in words that
-  can be counted. fields: by which scores are broken down; of a row that has several values
-  (LVBench's question types), all of them, joined by '; ': it counts under each.
-  """
+  """What a row says."""
 
-  id: str
-  video: str
+  id: str  # '' when the benchmark gives none
+  video: str  # as the row names it
   text: str
-  kind: str
-  options: tuple[str, ...]
-  gold: str
+  kind: str  # mcq | tvg | oe
+  options: tuple[str, ...]  # texts without letters; () unless it is multiple choice
+  gold: str  # the letter, 'start,end' in seconds, or the text
+  # every letter that is right; () of other kinds, and of a row whose gold is nowhere: its `gold`
+  # is then what the row says
   golds: tuple[str, ...]
-  faults: tuple[str, ...]
+  faults: tuple[str, ...]  # of the row, in words that can be counted
+  # by which scores are broken down; several values of a row are joined by '; ', and it counts
+  # under each
   fields: Mapping[str, str]
 
 
@@ -130,8 +128,9 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
     faults.append(OVER_TEN)
     texts = texts[: len(LETTERS)]
   matches = [_LETTERED.fullmatch(text) for text in texts]
-  if texts and all(match and match[1] == letter for match, letter in zip(matches, LETTERS)):
-    texts = [(match[2] or '').strip() for match in matches]
+  lettered = [match for match in matches if match]
+  if texts and [match[1] for match in lettered] == list(LETTERS[: len(texts)]):
+    texts = [(match[2] or '').strip() for match in lettered]
   if len([text for text in texts if text]) < 2:
     faults.append(NO_OPTIONS)
     return tuple(texts) if any(texts) else ()
@@ -346,10 +345,11 @@ def mmvu(row: Row) -> Question:
   subject = str(
     row.get('subject') or extra.get('subject') or pathlib.PurePosixPath(video).parent.name
   )
-  text, fields = (
-    _asked(row, 'question', faults),
-    {'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind], 'subject': subject},
-  )
+  text = _asked(row, 'question', faults)
+  fields = {
+    'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind],
+    'subject': subject,
+  }
   if kind == 'mcq':
     options = _options(choices, faults)
     return _choice(

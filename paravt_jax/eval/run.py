@@ -27,16 +27,14 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question at one budget. scored: the episode with its parts, or None after an error, whose
-  reason and text stand beside it. seconds: 'wall', and of it 'open' (frames, prompt), 'episode' and
-  'reward'.
-  """
+  """One question at one budget."""
 
   task: Task
   budget: int
-  scored: Scored | None
-  reason: str = ''
-  error: str = ''
+  scored: Scored | None  # the episode with its parts; None after an error
+  reason: str = ''  # of an error, a countable word
+  error: str = ''  # its text
+  # 'wall', and of it 'open' (frames, prompt), 'episode' and 'reward'
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
 

@@ -14,18 +14,14 @@ NOWHERE, NO_OPTIONS = 'gold nowhere', 'options missing'
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A benchmark's question.
-
-  task: what the agent is asked; its answer is the gold one, its id is unique within the benchmark.
-  fields: by which scores are broken down (duration, task_type, subject, problem_type, ...), each a
-  text. subtitles: of the video, '' for none. golds: every letter that is right where the gold text
-  stands among the options more than once, else ().
-  """
+  """A benchmark's question."""
 
   benchmark: str
-  task: Task
+  task: Task  # what the agent is asked; its answer is the gold one, its id unique in the benchmark
+  # texts by which scores are broken down (duration, task_type, subject, ...)
   fields: Mapping[str, str]
-  subtitles: str = ''
+  subtitles: str = ''  # of the video; '' for none
+  # every letter that is right where the gold text is several of the options; else ()
   golds: tuple[str, ...] = ()
 
   @property

@@ -48,12 +48,12 @@ def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, floa
   """(mean, half width of its normal 95 % interval). No values give (nan, inf); one gives an
   infinite half width.
   """
-  values = np.asarray(values, np.float64)
-  if len(values) == 0:
+  values_S = np.asarray(values, np.float64)
+  if len(values_S) == 0:
     return math.nan, math.inf
-  if len(values) == 1:
-    return float(values[0]), math.inf
-  return float(values.mean()), float(z * values.std(ddof=1) / math.sqrt(len(values)))
+  if len(values_S) == 1:
+    return float(values_S[0]), math.inf
+  return float(values_S.mean()), float(z * values_S.std(ddof=1) / math.sqrt(len(values_S)))
 
 
 def paired_bootstrap(
@@ -78,24 +78,24 @@ def paired_bootstrap(
   Raises:
     ValueError: the lengths differ.
   """
-  before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
-  if before.shape != after.shape or (clusters is not None and len(clusters) != len(before)):
+  before_E, after_E = np.asarray(before, np.float64), np.asarray(after, np.float64)
+  if before_E.shape != after_E.shape or (clusters is not None and len(clusters) != len(before_E)):
     raise ValueError(
-      f'paired_bootstrap: got {len(before)} scores before and {len(after)} after'
+      f'paired_bootstrap: got {len(before_E)} scores before and {len(after_E)} after'
       f'{"" if clusters is None else f" and {len(clusters)} clusters"}, wanted as many of each'
     )
-  if len(before) == 0:
+  if len(before_E) == 0:
     return math.nan, -math.inf, math.inf
   names = {
     name: index
     for index, name in enumerate(
-      dict.fromkeys(range(len(before)) if clusters is None else clusters)
+      dict.fromkeys(range(len(before_E)) if clusters is None else clusters)
     )
   }
   index_E = np.asarray(
-    [names[name] for name in (range(len(before)) if clusters is None else clusters)]
+    [names[name] for name in (range(len(before_E)) if clusters is None else clusters)]
   )
-  totals = np.bincount(index_E, weights=after - before, minlength=len(names))
+  totals = np.bincount(index_E, weights=after_E - before_E, minlength=len(names))
   counts = np.bincount(index_E, minlength=len(names))
   order = np.lexsort(
     (counts, totals)
@@ -104,4 +104,4 @@ def paired_bootstrap(
   draws = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])
-  return float((after - before).mean()), float(low), float(high)
+  return float((after_E - before_E).mean()), float(low), float(high)

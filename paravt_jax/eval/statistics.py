@@ -41,13 +41,11 @@ def interval(
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """How many questions speak for the first, and how many for the second of two systems, and the
-  two-sided p.
-  """
+  """McNemar's test of two systems."""
 
-  only_first: int
-  only_second: int
-  p: float
+  only_first: int  # questions that speak for the first
+  only_second: int  # questions that speak for the second
+  p: float  # two-sided
 
 
 def mcnemar(
@@ -79,10 +77,8 @@ def mcnemar(
   balance: collections.Counter[Hashable] = collections.Counter()
   for a, b, question in zip(first, second, questions):
     balance[question] += bool(a) - bool(b)
-  only_first, only_second = (
-    sum(count > 0 for count in balance.values()),
-    sum(count < 0 for count in balance.values()),
-  )
+  only_first = sum(count > 0 for count in balance.values())
+  only_second = sum(count < 0 for count in balance.values())
   discordant, fewer = only_first + only_second, min(only_first, only_second)
   tail = sum(math.comb(discordant, i) for i in range(fewer + 1))
   return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))

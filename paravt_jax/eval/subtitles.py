@@ -53,11 +53,11 @@ class NoSubtitles(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Subtitles:
-  """What a file says. encoding: it was read as; guessed: because nothing else fitted."""
+  """What a file says."""
 
   text: str
-  encoding: str
-  guessed: bool
+  encoding: str  # that it was read as
+  guessed: bool  # because nothing else fitted
 
 
 def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
@@ -180,7 +180,7 @@ def _said(rows: Iterable[str]) -> str:
 
 def _seconds(parts: Sequence[str | None]) -> float:
   hours, minutes, seconds, fraction = parts
-  whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
+  whole = int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
   return whole + float(f'0.{fraction or 0}')
 
 

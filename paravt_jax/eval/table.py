@@ -21,7 +21,7 @@ def markdown(
   published: Mapping[str, Mapping[str, float]],
   rules: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-  """The tables of a summary (`results.summarize`).
+  """The tables of a summary (`numbers.summarize`).
 
   Args:
     name: of what was evaluated. published: by benchmark {model: number, per cent}; those of
@@ -210,7 +210,7 @@ def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
 
 
 def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, flips: int) -> str:
-  """Markdown of a comparison of two results folders (`results.compare`), with at most `flips` flips
+  """Markdown of a comparison of two results folders (`numbers.compare`), with at most `flips` flips
   listed each way.
   """
   head = (

@@ -61,7 +61,7 @@ async def _media(pool: DecodePool, clip: str, options: CaptionOptions) -> list[d
   if options.send == 'video':
     return [server.video_part(clip)]
   info = await pool.probe(clip)
-  times = sampling.overview_times(info.duration, options.frames, info.fps)
+  times = sampling.overview_times(info.duration, options.frames, info.fps).tolist()
   shown, _ = sampling.once(
     await pool.frames(clip, times, options.min_pixels, options.max_pixels), times
   )

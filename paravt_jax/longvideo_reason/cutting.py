@@ -16,10 +16,13 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
 
 from paravt_jax import files
 from paravt_jax.data import provenance
@@ -47,13 +50,11 @@ class CutOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
-  """A stream's packets in short. start: presentation time of the first frame; base: seconds per
-  tick; keys: presentation times of key frames from which, and up to which, packets can be copied,
-  ticks, ascending.
-  """
+  """A stream's packets in short."""
 
-  start: int
-  base: float
+  start: int  # presentation time of the first frame, in ticks
+  base: float  # seconds per tick
+  # ascending presentation times of key frames from which, and up to which, packets can be copied
   keys: tuple[int, ...]
 
   def seconds(self, pts: int) -> float:
@@ -92,9 +93,12 @@ def packets(path: str) -> Packets | None:
   try:
     with _open(path) as container:
       stream = container.streams.video[0]
-      if stream.disposition & av.stream.Disposition.attached_pic or stream.time_base is None:
+      if stream.disposition & Disposition.attached_pic or stream.time_base is None:
         return None
-      times, keys, opened, dated = [], [], set(), False
+      times = []
+      keys = []
+      opened = set()
+      dated = False
       for packet in container.demux(stream):
         if not packet.size:
           continue
@@ -113,14 +117,14 @@ def packets(path: str) -> Packets | None:
           opened.add(keys[-1])  # it refers to the group before: cutting here would lose it
       container.seek(keys[0] if keys else 0, stream=stream)
       frame = next(container.decode(stream), None)
-  except (av.FFmpegError, OSError, IndexError, ValueError):
+  except (FFmpegError, OSError, IndexError, ValueError):
     return None
   if not keys or frame is None or not orientation.is_upright(frame) or keys[0] != min(times):
     return None
   return Packets(min(times), float(stream.time_base), tuple(sorted(set(keys) - opened)))
 
 
-def _open(path: str) -> av.container.InputContainer:
+def _open(path: str) -> InputContainer:
   options = {'protocol_whitelist': 'file', 'format_whitelist': _COPYABLE}
   return av.open(path, options=options, metadata_errors='replace')
 
@@ -129,7 +133,7 @@ def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
   """Copies the packets from the key frame at `start` up to the one at `end` (None: all) into an
   mp4; returns how many.
 
-  Raises av.FFmpegError or ValueError when the codec does not go into an mp4.
+  Raises FFmpegError or ValueError when the codec does not go into an mp4.
   """
   with _open(path) as source, av.open(str(target), 'w', format='mp4') as out:
     stream = source.streams.video[0]
@@ -139,11 +143,11 @@ def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
     for packet in source.demux(stream):
       if not packet.size or (not found and packet.pts != start):
         continue
-      if end is not None and packet.is_keyframe and packet.pts >= end:
+      if end is not None and packet.is_keyframe and (packet.pts or 0) >= end:
         break
       found.append(packet)
     for packet, dts in zip(found, _decoding_times(found)):
-      packet.pts, packet.dts = packet.pts - start, dts - start
+      packet.pts, packet.dts = cast(int, packet.pts) - start, dts - start
       packet.stream = copied
       out.mux(packet)
   return len(found)
@@ -157,8 +161,9 @@ def _decoding_times(found: Sequence[av.Packet]) -> list[int]:
   if known is None:
     raise ValueError('no packet has a decoding time')
   step = max(1, found[known].duration or 1)
+  first = cast(int, found[known].dts)
   return [
-    packet.dts if i >= known else found[known].dts - (known - i) * step
+    cast(int, packet.dts) if i >= known else first - (known - i) * step
     for i, packet in enumerate(found)
   ]
 
@@ -176,7 +181,7 @@ def encode(
   times = window[0] + np.arange(count) / float(rate)
   with av.open(str(target), 'w', format='mp4') as out:
     stream = None
-    for i, _, image in reader.read(np.minimum(times, reader.info.duration)):
+    for i, _, image in reader.read(np.minimum(times, reader.info.duration).tolist()):
       height, width = (max(2, side // 2 * 2) for side in image.shape[:2])
       if stream is None:
         stream = out.add_stream(
@@ -191,7 +196,8 @@ def encode(
       )
       frame.pts, frame.time_base = i, 1 / rate
       out.mux(stream.encode(frame))
-    out.mux(stream.encode(None))
+    if stream is not None:
+      out.mux(stream.encode(None))
   return count
 
 
@@ -214,13 +220,13 @@ def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
   for number, (start, end) in enumerate(found):
     target = folder / f'{number:05d}.mp4'
     last = number == len(found) - 1
-    ends = (ticks.get(round(start, 6)), None if last else ticks.get(round(end, 6)))
+    begin, stop = ticks.get(round(start, 6)), None if last else ticks.get(round(end, 6))
     with files.replacing(target, sync=False) as out:
       partial = pathlib.Path(out.name)
       copied = (
-        ends[0] is not None
-        and (last or ends[1] is not None)
-        and _copied(path, ends, end - start, partial)
+        begin is not None
+        and (last or stop is not None)
+        and _copied(path, (begin, stop), end - start, partial)
       )
       if not copied:
         encode(reader, (start, end), partial, options)
@@ -234,7 +240,7 @@ def _copied(path: str, ends: tuple[int, int | None], length: float, target: path
     reader = readers.PyavReader(str(target))
     info = reader.info
     reader.close()
-  except (av.FFmpegError, OSError, ValueError, MediaError):
+  except (FFmpegError, OSError, ValueError, MediaError):
     return False
   return count == info.num_frames and abs(info.duration - length) <= 1.5 / info.fps + _ROUND
 

@@ -22,53 +22,49 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """One input. id: its path below the folder of videos, '/' between parts; path: absolute."""
+  """One input."""
 
-  id: str
-  path: str
+  id: str  # its path below the folder of videos, '/' between parts
+  path: str  # absolute
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One piece of a video as a file of its own, which shows [start, end) of the video exactly.
-  copied: not encoded again.
-  """
+  """One piece of a video as a file of its own, which shows [start, end) of it exactly."""
 
-  start: float
-  end: float
+  start: float  # seconds
+  end: float  # seconds
   file: str
-  copied: bool
+  copied: bool  # not encoded again
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
   """What a vision model said of [start, end) of a video."""
 
-  start: float
-  end: float
+  start: float  # seconds
+  end: float  # seconds
   text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One block of reasons: the window it cites, and its sentences."""
+  """One block of reasons and the window that it cites."""
 
-  start: float
-  end: float
-  reasons: tuple[str, ...]
+  start: float  # seconds
+  end: float  # seconds
+  reasons: tuple[str, ...]  # its sentences
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A parsed reply. options: the texts of A to D; answer: a letter; reasoning: fluent text, ''
-  unless it was rewritten.
-  """
+  """A parsed reply."""
 
   question: str
-  options: tuple[str, ...]
-  answer: str
+  options: tuple[str, ...]  # the texts of A to D
+  answer: str  # a letter
   steps: tuple[Step, ...]
-  reasoning: str = ''
+  reasoning: str = ''  # fluent text; '' unless it was rewritten
 
 
 def seconds(value: float) -> str:

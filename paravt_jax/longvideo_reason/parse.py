@@ -196,12 +196,12 @@ def _block(line: str) -> tuple[str, str, str] | None:
 
 
 def _window(first: str, last: str, duration: float) -> tuple[float, float]:
-  ends = [time(first), time(last)]
-  if None in ends or not ends[0] < ends[1]:
+  start, end = time(first), time(last)
+  if start is None or end is None or not start < end:
     raise _Bad('bad_window', f'[{first} to {last}], wanted start < end, in seconds')
-  if ends[1] > duration + _SLACK or ends[0] >= duration:
+  if end > duration + _SLACK or start >= duration:
     raise _Bad('window_outside', f'[{first} to {last}] of a video of {duration:.1f} s')
-  return ends[0], min(ends[1], duration)
+  return start, min(end, duration)
 
 
 def time(text: str) -> float | None:

@@ -16,16 +16,17 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from paravt_jax import files, seeds
 from paravt_jax.data import provenance
-from paravt_jax.longvideo_reason import ask, caption, cutting, journal, parse, rows, split
+from paravt_jax.longvideo_reason import ask, caption, cutting, journal, outputs, parse, rows, split
+from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions
+from paravt_jax.longvideo_reason.caption import CaptionOptions
 from paravt_jax.longvideo_reason.items import (
   Caption,
   Clip,
@@ -39,7 +40,6 @@ from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
-TOOL = 'paravt_jax.longvideo_reason'
 _INPUTS = (
   'video',
   'clips',
@@ -48,6 +48,7 @@ _INPUTS = (
   'question',
 )  # of what a journal line was made from: all else are settings
 Progress = Callable[[str, int, int], None]
+Part = TypeVar('Part')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,46 +62,42 @@ class Options:
   seed: int
   split_workers: int
   cut: cutting.CutOptions
-  caption: caption.CaptionOptions
-  ask: ask.AskOptions
-  rewrite: ask.RewriteOptions
+  caption: CaptionOptions
+  ask: AskOptions
+  rewrite: RewriteOptions
   trace: rows.TraceOptions
 
 
 @dataclasses.dataclass
 class Tally:
-  """What became of a step's items. kept: were done before; waiting: an earlier step has not
-  finished with them.
-  """
+  """What became of a step's items."""
 
   items: int = 0
   done: int = 0
-  kept: int = 0
-  waiting: int = 0
+  kept: int = 0  # were done before
+  waiting: int = 0  # an earlier step has not finished with them
+  # by reason
   rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  again: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )  # what changed -> items made again
+  failed: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by reason
+  # what changed -> items made again
+  again: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
 
 @dataclasses.dataclass(frozen=True)
 class Servers:
-  """The clients of a run: one that sees, one that reasons; None where no step needs it."""
+  """The clients of a run; None where no step needs one."""
 
-  vision: server.Server | None
-  reasoner: server.Server | None
+  vision: server.Server | None  # sees clips
+  reasoner: server.Server | None  # reads captions
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """One item of a step that is worked on: its name, what it would be made from, and how it is
-  made.
-  """
+  """One item of a step that is worked on."""
 
-  item: str
-  made_from: dict[str, Any]
-  work: Callable[[], Awaitable[Any | Rejected | Failed]]
+  item: str  # its name
+  made_from: dict[str, Any]  # what it would be made from
+  work: Callable[[], Awaitable[Any | Rejected | Failed]]  # makes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +117,10 @@ class Pipeline:
   def __init__(
     self, folder: pathlib.Path, videos: Sequence[Video], options: Options, progress: Progress
   ):
-    self.folder, self.videos, self.options, self._progress = folder, list(videos), options, progress
+    self.folder = folder
+    self.videos = list(videos)
+    self.options = options
+    self._progress = progress
     self.tallies = {step: Tally() for step in STEPS if step in options.steps}
     self.results: list[rows.Result] = []
     self.files: list[pathlib.Path] = []
@@ -150,7 +150,9 @@ class Pipeline:
         questions = self._parse(await self._ask(logs['ask'], servers.reasoner))
         await self._rewrite(logs['rewrite'], servers.reasoner, questions)
       finally:
-        self._write_rejected()
+        outputs.write_rejected(
+          self.folder, {step: self._rejected.get(step) for step in self.tallies}
+        )
     if {'parse', 'rewrite'} & set(self.options.steps):
       self._write_rows()
 
@@ -168,10 +170,10 @@ class Pipeline:
       same = last is not None and provenance.is_same(video.path, last['made_from']['video'])
       made_from = {
         'version': split.VERSION,
-        'video': last['made_from']['video'] if same else None,
+        'video': last['made_from']['video'] if last and same else None,
         'options': options,
       }
-      if same and last['result'] and not self._clips_are_there(video.id, last):
+      if last and same and last['result'] and not self._clips_are_there(video.id, last):
         made_from |= {'clips': 'missing'}
       jobs.append(_Job(video.id, made_from, lambda video=video: self._cut(video, options)))
     await self._each('split', log, jobs, self.options.split_workers)
@@ -195,14 +197,16 @@ class Pipeline:
       self._splits[video.id] = split.Split(
         last['made_from']['video'], last['result']['duration'], clips
       )
-      self._used['split'][video.id] = [_settings(last)]
+      self._used['split'][video.id] = _settings(log, video.id)
 
   async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
     """A video's clips with what its journal line says of it: its identity is known only now."""
     folder = self._clip_folder(video.id, options)
     identity, outcome = await split.split(video, folder, self.options.cut)
-    if isinstance(outcome, Failed) or identity is None:
-      return outcome if isinstance(outcome, Failed) else Failed('missing', outcome.detail)
+    if isinstance(outcome, Failed):
+      return outcome
+    if identity is None:
+      return Failed('missing', outcome.detail if isinstance(outcome, Rejected) else '')
     made_from = {'version': split.VERSION, 'video': identity, 'options': options}
     if isinstance(outcome, Rejected):
       return _Known(made_from, outcome)
@@ -235,7 +239,7 @@ class Pipeline:
         }
         item = f'{name}#{number:05d}'
         work = lambda path=clip.file, item=item: caption.caption(
-          client, pool, path, options, self._seed('caption', item)
+          _needed(client), _needed(pool), path, options, self._seed('caption', item)
         )
         jobs.setdefault(name, []).append(_Job(item, made_from, work))
     await self._each(
@@ -253,9 +257,10 @@ class Pipeline:
         if isinstance(text, str)
       ]
       self._used['caption'][name] = [
-        _settings(log.last(job.item))
+        each
         for job, text in zip(jobs[name], outcomes)
         if isinstance(text, str)
+        for each in _settings(log, job.item)
       ]
       missing = len(outcomes) - len(said)
       if None in outcomes:
@@ -289,7 +294,7 @@ class Pipeline:
         **_made(options, client),
       }
       work = lambda name=name, said=said: ask.ask(
-        client, said, self._splits[name].duration, options, self._seed('ask', name)
+        _needed(client), said, self._splits[name].duration, options, self._seed('ask', name)
       )
       jobs.append(_Job(name, made_from, work))
     await self._each('ask', log, jobs, client.options.concurrency if client else 1)
@@ -298,7 +303,7 @@ class Pipeline:
       for job in jobs
       if isinstance(reply := self._outcome('ask', log, job, ('captions',)), str)
     }
-    self._used['ask'] = {name: [_settings(log.last(name))] for name in replies}
+    self._used['ask'] = {name: _settings(log, name) for name in replies}
     return replies
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
@@ -311,11 +316,9 @@ class Pipeline:
     bad = [(name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, Rejected)]
     if 'parse' in self.tallies:
       tally = self.tallies['parse']
-      tally.items, tally.done, tally.waiting = (
-        len(self._captions),
-        len(questions),
-        len(self._captions) - len(replies),
-      )
+      tally.items = len(self._captions)
+      tally.done = len(questions)
+      tally.waiting = len(self._captions) - len(replies)
       tally.rejected.update(rejected.reason for _, rejected in bad)
       self._rejected['parse'] = bad
     return questions
@@ -334,7 +337,7 @@ class Pipeline:
         **_made(options, client),
       }
       work = lambda name=name, question=question: ask.rewrite(
-        client, question, options, self._seed('rewrite', name)
+        _needed(client), question, options, self._seed('rewrite', name)
       )
       jobs.append(_Job(name, made_from, work))
     await self._each('rewrite', log, jobs, client.options.concurrency if client else 1)
@@ -342,7 +345,7 @@ class Pipeline:
     for job in jobs:
       text = self._outcome('rewrite', log, job, ('question',))
       if isinstance(text, str):
-        self._used['rewrite'][job.item] = [_settings(log.last(job.item))]
+        self._used['rewrite'][job.item] = _settings(log, job.item)
       question = dataclasses.replace(
         questions[job.item], reasoning=text if isinstance(text, str) else ''
       )
@@ -410,111 +413,36 @@ class Pipeline:
     if step in self.tallies:
       self.tallies[step].waiting += 1
 
-  def _write_rejected(self) -> None:
-    """One file per step that ran, with just the items that are rejected now."""
-    for step in self.tallies.keys() & self._rejected.keys():
-      found = [
-        {'item': item, **vars(rejected)}
-        for item, rejected in sorted(self._rejected[step], key=lambda each: each[0])
-      ]
-      path = self.folder / 'rejected' / f'{step}.jsonl'
-      if found:
-        files.write_if_changed(
-          path,
-          ''.join(json.dumps(each, ensure_ascii=False) + '\n' for each in found).encode(),
-          sync=True,
-        )
-      else:
-        path.unlink(missing_ok=True)
-
   def _write_rows(self) -> None:
     names, trace = [each.id for each in self.results], self.options.trace
     asked = self._record(names, ('split', 'caption', 'ask'))
-    told = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
-    records = {
-      'sft': {**told, 'options': {**told['options'], 'trace': dataclasses.asdict(trace)}},
-      'rl': asked,
-    }
-    made = {
-      'sft': [rows.sft_row(each, trace) for each in self.results],
-      'rl': [rows.rl_row(each) for each in self.results],
-    }
-    self._write(
-      {
-        'questions.json': (
-          journal.json_bytes(rows.reason_json(self.results, rewritten=False)),
-          asked,
-        ),
-        'longvideo_reason.json': (
-          journal.json_bytes(rows.reason_json(self.results, rewritten=True)),
-          told,
-        ),
-        **{
-          path.name: (rows.parquet_bytes(made[kind], kind, records[kind]), records[kind])
-          for kind, path in rows.file_names(self.folder).items()
-        },
-      }
-    )
+    rewritten = self._record(names, ('split', 'caption', 'ask', 'rewrite'))
+    self._write(outputs.result_files(self.results, trace, asked, rewritten))
 
   def _record(self, names: Sequence[str], steps: Sequence[str]) -> dict[str, Any]:
-    """Provenance of a file: the videos it came from, by content, and the settings of each step,
-    models and digests of prompts among them, as the journals have them of just what went in (of
-    several runs, several). Never a key.
-    """
-    options = {
-      step: _distinct(each for name in names for each in self._used[step].get(name, ()))
-      for step in steps
-    }
-    return {
-      'tool': TOOL,
-      'version': rows.VERSION,
-      'options': options,
-      'inputs': [self._splits[name].identity for name in names],
-    }
+    inputs = [self._splits[name].identity for name in names]
+    settings = {step: [self._used[step].get(name, ()) for name in names] for step in steps}
+    return outputs.record(inputs, settings)
 
-  def _write(self, made: Mapping[str, tuple[bytes, dict[str, Any]]]) -> None:
-    """Writes derived files, {name: (content, record)}, and their records; those of other files stay
-    while they are true of them.
-    """
-    for name, (content, _) in made.items():
-      files.write_if_changed(self.folder / name, content, sync=True)
-      self.files.append(self.folder / name)
-    new = {
-      name: {'blake2b': provenance.digest(self.folder / name), **record}
-      for name, (_, record) in made.items()
-    }
-    path = self.folder / 'provenance.json'
-    files.write_if_changed(
-      path, journal.json_bytes(dict(sorted({**_true_records(path), **new}.items()))), sync=True
-    )
+  def _write(self, made: outputs.Made) -> None:
+    self.files += outputs.write(self.folder, made)
 
 
-def _true_records(path: pathlib.Path) -> dict[str, Any]:
-  """The records in a provenance.json of those files beside it that still are what was recorded."""
-  try:
-    found = json.loads(path.read_bytes()) if path.is_file() else {}
-  except ValueError:
-    return {}
-  records = found.items() if isinstance(found, dict) else ()
-  return {
-    name: record
-    for name, record in records
-    if isinstance(record, dict)
-    and (path.parent / name).is_file()
-    and provenance.digest(path.parent / name) == record.get('blake2b')
-  }
-
-
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-  """How a journal's item was made, whatever it was made of: version, model, prompt's digest,
-  options.
+def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
+  """How an item of a journal was made, whatever it was made of: version, model, prompt's digest,
+  options. None of them where it is not finished.
   """
-  return {name: value for name, value in entry['made_from'].items() if name not in _INPUTS}
+  entry = log.last(item)
+  if entry is None:
+    return []
+  return [{name: value for name, value in entry['made_from'].items() if name not in _INPUTS}]
 
 
-def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Each of these once, in an order of their own."""
-  return [json.loads(text) for text in sorted({json.dumps(each, sort_keys=True) for each in found})]
+def _needed(part: Part | None) -> Part:
+  """A server or a pool that a step needs which runs."""
+  if part is None:
+    raise ValueError('this step was given no server or pool; wanted one in `Servers`')
+  return part
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:

@@ -41,14 +41,12 @@ class TraceOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished question with what its rows need. video: the media value of a row; captions: of the
-  clips, in order.
-  """
+  """A finished question with what its rows need."""
 
   id: str
-  video: str
+  video: str  # the media value of a row
   question: Question
-  captions: tuple[Caption, ...]
+  captions: tuple[Caption, ...]  # of the clips, in order
 
 
 def reason_json(results: Sequence[Result], rewritten: bool) -> list[dict[str, Any]]:

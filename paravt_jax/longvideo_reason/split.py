@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 from paravt_jax import children
 from paravt_jax.longvideo_reason.cutting import READ_RATE, CutOptions
@@ -45,11 +45,11 @@ _PROGRAM = (
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """identity: of the video, as in `data.provenance`; clips in order, without gaps."""
+  """A video that was cut."""
 
-  identity: dict[str, Any]
-  duration: float
-  clips: tuple[Clip, ...]
+  identity: dict[str, Any]  # of the video, as in `data.provenance`
+  duration: float  # seconds
+  clips: tuple[Clip, ...]  # in order, without gaps
 
 
 def find(folder: str | os.PathLike) -> tuple[list[Video], list[str]]:
@@ -108,12 +108,14 @@ async def split(
 
 
 async def _listen(process: asyncio.subprocess.Process, video: Video, options: CutOptions):
-  identity, clips = None, []
+  identity: dict[str, Any] | None = None
+  clips: list[Clip] = []
+  lines = cast(asyncio.StreamReader, process.stdout)  # a pipe
   size = os.path.getsize(video.path) if os.path.isfile(video.path) else 0
   limit = _START_S + size / READ_RATE
   while True:
     try:
-      line = await asyncio.wait_for(process.stdout.readline(), limit)
+      line = await asyncio.wait_for(lines.readline(), limit)
     except TimeoutError:
       return identity, Failed(
         'timeout',
@@ -138,4 +140,4 @@ async def _listen(process: asyncio.subprocess.Process, video: Video, options: Cu
     elif 'clip' in said:
       clips.append(Clip(**said['clip']))
     else:
-      return identity, Split(identity, said['duration'], tuple(clips))
+      return identity, Split(identity or {}, said['duration'], tuple(clips))

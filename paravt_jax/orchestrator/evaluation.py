@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.eval import numbers as numbers_
 from paravt_jax.eval import protocols, results
 from paravt_jax.eval.run import EvalOptions
 from paravt_jax.eval.sample import Sample
@@ -204,7 +205,7 @@ def gain(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any] | None:
   keys = {GREEDY: {key for place in places for key in _keys(place)}}
   samples = recipe.eval.bootstrap
   metrics = {GREEDY: 'accuracy'}
-  found = results.compare(first, second, metrics, keys, samples=samples, seed=recipe.seed)[GREEDY]
+  found = numbers_.compare(first, second, metrics, keys, samples=samples, seed=recipe.seed)[GREEDY]
   return {name: found[name] for name in ('difference', 'low', 'high', 'p', 'pairs', 'unpaired')}
 
 

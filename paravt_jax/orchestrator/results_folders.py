@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import benchmarks, results, table
+from paravt_jax.eval import benchmarks, numbers, results, table
 from paravt_jax.options import build
 from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.options import PageOptions, VideoOptions
@@ -30,7 +30,7 @@ def finish(
   Returns:
     The summary and the table.
   """
-  found = results.summarize(
+  found = numbers.summarize(
     plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
   )
   write_json(folder / 'summary.json', found)
@@ -97,7 +97,7 @@ def compare(arguments: Sequence[str]) -> None:
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
   }
-  found = results.compare(first, second, metrics, keys, samples=BOOTSTRAP, seed=SEED)
+  found = numbers.compare(first, second, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
   about = {

@@ -24,26 +24,22 @@ _Z = 1.959963984540054
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a grid was. overrides: of each set; reference: the set that others are set against;
-  drawings: which sets share a chart.
-  """
+  """What a grid was."""
 
   recipe: str
   common: Sequence[str]
-  overrides: Mapping[str, Sequence[str]]
-  reference: str
-  drawings: Mapping[str, Sequence[str]]
+  overrides: Mapping[str, Sequence[str]]  # of each set
+  reference: str  # the set that others are set against
+  drawings: Mapping[str, Sequence[str]]  # which sets share a chart
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished run: its summary.json, its metrics, a record per step, and the commit that it was
-  made by.
-  """
+  """A finished run."""
 
-  summary: Mapping[str, Any]
-  metrics: Sequence[Mapping[str, float | None]]
-  commit: str = ''
+  summary: Mapping[str, Any]  # its summary.json
+  metrics: Sequence[Mapping[str, float | None]]  # a record per step
+  commit: str = ''  # that it was made by
 
 
 Results = Mapping[str, Mapping[int, Result]]  # by set, by seed
@@ -51,14 +47,12 @@ Results = Mapping[str, Mapping[int, Result]]  # by set, by seed
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-  """A number over seeds. mean: None when no run has it; low, high: infinite with a single seed;
-  seeds: how many have it.
-  """
+  """A number over seeds."""
 
-  mean: float | None
-  low: float
-  high: float
-  seeds: int
+  mean: float | None  # None when no run has it
+  low: float  # infinite with a single seed
+  high: float  # infinite with a single seed
+  seeds: int  # how many have it
 
 
 def load(folders: Mapping[str, Mapping[int, Path]]) -> Results:

@@ -39,15 +39,13 @@ _STYLE = """:root{--ink:#1c1d20;--soft:#5d6068;--hair:#ecebe7;--c1:#1f6fd6;--c2:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A chart of some sets: its file's name, title, unit, picture and legend (name, colour, last
-  value).
-  """
+  """A chart of some sets."""
 
-  name: str
+  name: str  # of its file
   title: str
   unit: str
   svg: Markup
-  legend: Sequence[tuple[str, str, str]]
+  legend: Sequence[tuple[str, str, str]]  # name, colour, last value
 
 
 def write(folder: Path, results: Results, settings: Settings) -> str:

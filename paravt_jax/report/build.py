@@ -25,12 +25,12 @@ _HUES = tuple(f'var(--c{i})' for i in range(1, 9))
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """A drawing with its title, unit and legend; `svg` is empty when the run has no data for it."""
+  """A drawing with its title."""
 
   title: str
   unit: str
-  svg: Markup
-  legend: Sequence[tuple[str, str, str]]
+  svg: Markup  # empty when the run has no data for it
+  legend: Sequence[tuple[str, str, str]]  # name, colour, last value
 
 
 _CURVES: tuple[
@@ -170,7 +170,7 @@ def _chips(run: Run, knobs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     :10
   ]
   if run.metrics:
-    chips.insert(0, ('steps done', str(int(run.metrics[-1]['step']) + 1)))
+    chips.insert(0, ('steps done', str(int(run.metrics[-1]['step'] or 0) + 1)))
   if run.minutes:
     total = run.minutes.get('total', sum(run.minutes.values()))
     chips.insert(0, ('minutes', f'{total:.1f}'))

@@ -15,25 +15,23 @@ SMOOTH_FROM = 24  # points from which a line is drawn smoothed over its faint ra
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """points: (step, value), steps ascending. color: a CSS colour, such as 'var(--c1)'. band: (step,
-  low, high), shaded behind a line.
-  """
+  """One line of a chart."""
 
   name: str
-  points: Sequence[tuple[float, float]]
-  color: str
-  band: Sequence[tuple[float, float, float]] = ()
+  points: Sequence[tuple[float, float]]  # (step, value), steps ascending
+  color: str  # a CSS colour, such as 'var(--c1)'
+  band: Sequence[tuple[float, float, float]] = ()  # (step, low, high), shaded behind the line
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-  """Data to drawing: linear, or logarithmic in y."""
+  """Data to drawing."""
 
   x0: float
   x1: float
   y0: float
   y1: float
-  log: bool
+  log: bool  # logarithmic in y
 
   def x(self, value: float) -> float:
     return _LEFT + (value - self.x0) / (self.x1 - self.x0 or 1) * (WIDTH - _LEFT - _RIGHT)

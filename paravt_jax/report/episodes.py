@@ -42,12 +42,10 @@ _LISTS = ('videos', 'options', 'slots')
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A line of an episode log. `step`: the training step that used it (0 for evaluations); segments
-  come back without pixels.
-  """
+  """A line of an episode log."""
 
-  step: int
-  scored: Scored
+  step: int  # the training step that used it; 0 for evaluations
+  scored: Scored  # segments come back without pixels
 
   @property
   def key(self) -> tuple[str, int, int]:

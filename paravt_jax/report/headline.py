@@ -12,13 +12,11 @@ CALLS_MANY = 0.75  # ... and as a habit
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-  """verdict: good | mixed | bad | unknown (the colour of the mark); title: the answer; detail:
-  the numbers behind it.
-  """
+  """What a run shows, in words."""
 
-  verdict: str
-  title: str
-  detail: str
+  verdict: str  # good | mixed | bad | unknown: the colour of the mark
+  title: str  # the answer
+  detail: str  # the numbers behind it
 
 
 def headline(run: Run) -> Headline:
@@ -38,12 +36,16 @@ def headline(run: Run) -> Headline:
       f'Accuracy went from {percent(run.before.accuracy)} to {percent(run.after.accuracy)}.',
       'Calls by frame budget are not known, so nothing can be said about cropping.',
     )
-  return Headline(*_verdict(run, low), _detail(run, low))
+  return Headline(
+    *_verdict(run.before, run.after, low, run.gain), _detail(run, run.before, run.after, low)
+  )
 
 
-def _verdict(run: Run, low: int) -> tuple[str, str]:
-  calls = run.before.by_k[low].calls, run.after.by_k[low].calls
-  better, worse = _sides(run)
+def _verdict(
+  before: Evaluation, after: Evaluation, low: int, gain: tuple[float, float, float] | None
+) -> tuple[str, str]:
+  calls = before.by_k[low].calls or 0.0, after.by_k[low].calls or 0.0
+  better, worse = _sides(before, after, gain)
   if calls[1] < CALLS_MANY and calls[0] - calls[1] > CALLS_MOVED:
     return 'bad', 'The agent unlearned to crop: calls collapsed during training.'
   if calls[1] - calls[0] > CALLS_MOVED:
@@ -73,36 +75,34 @@ def _verdict(run: Run, low: int) -> tuple[str, str]:
   )
 
 
-def _sides(run: Run) -> tuple[bool, bool]:
+def _sides(
+  before: Evaluation, after: Evaluation, gain: tuple[float, float, float] | None
+) -> tuple[bool, bool]:
   """Whether accuracy is clearly better, clearly worse: the paired interval excludes 0, else the two
   intervals are apart.
   """
-  if run.gain is not None:
-    return run.gain[1] > 0, run.gain[2] < 0
-  if run.before.interval is None or run.after.interval is None:
+  if gain is not None:
+    return gain[1] > 0, gain[2] < 0
+  if before.interval is None or after.interval is None:
     return False, False
-  return run.after.interval[0] > run.before.interval[1], run.after.interval[
-    1
-  ] < run.before.interval[0]
+  return after.interval[0] > before.interval[1], after.interval[1] < before.interval[0]
 
 
-def _detail(run: Run, low: int) -> str:
-  before, after = run.before.by_k[low], run.after.by_k[low]
+def _detail(run: Run, before: Evaluation, after: Evaluation, low: int) -> str:
+  was, now = before.by_k[low], after.by_k[low]
   parts = [
-    f'With only {low} overview frames it makes {after.calls:.2f} executed calls per episode '
-    f'(before: {before.calls:.2f}) and answers {percent(after.accuracy)} right (before: '
-    f'{percent(before.accuracy)}).'
+    f'With only {low} overview frames it makes {now.calls:.2f} executed calls per episode '
+    f'(before: {was.calls:.2f}) and answers {percent(now.accuracy)} right (before: '
+    f'{percent(was.accuracy)}).'
   ]
-  high = max(set(run.before.by_k) & set(run.after.by_k))
-  if high != low and run.after.by_k[high].calls is not None:
+  high = max(set(before.by_k) & set(after.by_k))
+  if high != low and after.by_k[high].calls is not None:
     parts.append(
-      f'With {high} frames it makes {run.after.by_k[high].calls:.2f} calls and answers '
-      f'{percent(run.after.by_k[high].accuracy)} right.'
+      f'With {high} frames it makes {after.by_k[high].calls:.2f} calls and answers '
+      f'{percent(after.by_k[high].accuracy)} right.'
     )
   parts.append(
-    f'Over all: {percent(run.before.accuracy)} → {percent(run.after.accuracy)}'
-    + gain_text(run)
-    + '.'
+    f'Over all: {percent(before.accuracy)} → {percent(after.accuracy)}' + gain_text(run) + '.'
   )
   return ' '.join(parts)
 

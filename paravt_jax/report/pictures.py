@@ -27,15 +27,15 @@ text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans",
 
 @dataclasses.dataclass(frozen=True)
 class _Box:
-  """A rounded box with a name and lines of text; a line that begins with '`' is code."""
+  """A rounded box with a name and lines of text."""
 
   x: int
   y: int
   width: int
   height: int
-  kind: str
+  kind: str  # its class in the style sheet
   name: str
-  lines: Sequence[str]
+  lines: Sequence[str]  # one that begins with '`' is code
 
   def svg(self) -> str:
     parts = [

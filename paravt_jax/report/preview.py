@@ -33,46 +33,35 @@ _REPLACED = "The row's own system text has no <tools> block; the model is given 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one row of a batch holds: tokens (image placeholders expanded), images of up to
-  image_patches patches, and stills, which are larger.
-  """
+  """What one row of a batch holds."""
 
-  row_tokens: int
-  row_images: int
+  row_tokens: int  # image placeholders expanded
+  row_images: int  # frames and images of up to image_patches patches
   image_patches: int
-  row_stills: int
+  row_stills: int  # larger images
 
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-  """What is shown as one token; several ids where a character is cut in pieces.
+  """What is shown as one token."""
 
-  target: whether the loss counts it; image: its number from 1, 0 for text; expanded: tokens that it
-  takes in a row.
-  """
-
-  ids: tuple[int, ...]
+  ids: tuple[int, ...]  # several where a character is cut in pieces
   text: str
-  target: bool
-  image: int
-  expanded: int
+  target: bool  # whether the loss counts it
+  image: int  # its number from 1; 0 for text
+  expanded: int  # tokens that it takes in a row
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """A row to show. name: as it was asked for; id: 'file.parquet:row'; reason: why it would be
-  dropped, '' when it would not be.
+  """A row to show. What could not be read of it is empty."""
 
-  fault: the reason in words; messages, tokens (by message), counts: empty as far as the row could
-  not be read.
-  """
-
-  name: str
-  id: str
-  reason: str
-  fault: str
+  name: str  # as it was asked for
+  id: str  # 'file.parquet:row'
+  reason: str  # why it would be dropped; '' when it would not be
+  fault: str  # the reason in words
   messages: tuple[dict[str, Any], ...]
-  tokens: tuple[tuple[Token, ...], ...]
+  tokens: tuple[tuple[Token, ...], ...]  # by message
   counts: dict[str, int]
 
 

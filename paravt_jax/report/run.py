@@ -27,48 +27,43 @@ TRAIN_KEPT = 64  # entries of train.jsonl kept from its beginning, and as many f
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One frame budget in one evaluation. `interval` is the 95 % one of the accuracy; None: not
-  known.
-  """
+  """One frame budget in one evaluation. None: not known."""
 
   accuracy: float | None
-  calls: float | None
-  interval: tuple[float, float] | None
-  count: int
+  calls: float | None  # executed, per episode
+  interval: tuple[float, float] | None  # 95 %, of the accuracy
+  count: int  # episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Before or after: the numbers over all samples, by frame budget K (ascending), and accuracy by
-  question type.
-  """
+  """The numbers of an evaluation before or after training. None: not known."""
 
   episodes: int
   accuracy: float | None
-  interval: tuple[float, float] | None
+  interval: tuple[float, float] | None  # 95 %, of the accuracy
   format_compliance: float | None
-  calls: float | None
-  by_k: Mapping[int, Cell]
-  by_type: Mapping[str, float | None]
+  calls: float | None  # executed, per episode
+  by_k: Mapping[int, Cell]  # frame budgets, ascending
+  by_type: Mapping[str, float | None]  # accuracy by question type
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All a page needs. `entries` by 'before', 'after', 'train'; `gain` is (difference, low, high)
-  over questions both have.
-  """
+  """All that a page needs."""
 
   name: str
   config: Mapping[str, Any]
   git: str
   metrics: Sequence[Mapping[str, float | None]]
   sft_metrics: Sequence[Mapping[str, float | None]]
-  minutes: Mapping[str, float]
+  minutes: Mapping[str, float]  # by phase
   before: Evaluation | None
   after: Evaluation | None
+  # (difference, low, high) over questions that both evaluations have
   gain: tuple[float, float, float] | None
-  entries: Mapping[str, Sequence[Entry]]
-  notes: Sequence[str]
+  entries: Mapping[str, Sequence[Entry]]  # by 'before', 'after', 'train'
+  notes: Sequence[str]  # lines for the page
 
 
 def load(folder: Path | str) -> Run:
@@ -116,16 +111,14 @@ def _told_gain(gain: Any) -> tuple[float, float, float] | None:
   """The gain as the run's own table has it, so that page and table agree; None where summary.json
   does not tell.
   """
-  numbers = (
-    [gain.get(name) for name in ('difference', 'low', 'high')]
-    if isinstance(gain, Mapping)
-    else [None]
-  )
-  return (
-    tuple(map(float, numbers))
-    if all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
-    else None
-  )
+  if not isinstance(gain, Mapping):
+    return None
+  names = ('difference', 'low', 'high')
+  numbers = [n for n in map(gain.get, names) if isinstance(n, (int, float)) and math.isfinite(n)]
+  if len(numbers) < len(names):
+    return None
+  difference, low, high = map(float, numbers)
+  return difference, low, high
 
 
 def paired_gain(
@@ -156,7 +149,8 @@ def accuracy(entry: Entry) -> float:
 
 def curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> list[tuple[int, float]]:
   """(step, value) where the metric was written and finite."""
-  return [(int(record['step']), record[name]) for record in metrics if record.get(name) is not None]
+  found = [(record.get('step'), record.get(name)) for record in metrics]
+  return [(int(step), y) for step, y in found if step is not None and y is not None]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
@@ -267,7 +261,7 @@ def _evaluation(
   return Evaluation(
     int(raw.get('episodes', len(entries))),
     raw.get('accuracy', _mean(scores)),
-    None if bounds is None else tuple(bounds),
+    None if bounds is None else (bounds[0], bounds[1]),
     raw.get('format_compliance', _mean([entry.scored.parts.get('compliant') for entry in entries])),
     raw.get('calls_per_episode', _mean([entry.scored.episode.executed for entry in entries])),
     by_k,

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,20 +39,18 @@ _TAG = re.compile(r'(</?(?:think|tool_call|tool_code|answer)>)')
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-  """One question at one K. `sides`: (caption, entry), at most two, before training first."""
+  """One question at one K."""
 
   label: str
-  sides: tuple[tuple[str, Entry], ...]
+  sides: tuple[tuple[str, Entry], ...]  # (caption, entry), at most two, before training first
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A run of a turn's text. kind: think | tool | answer | plain; tag: the text is the tag
-  itself.
-  """
+  """A run of a turn's text."""
 
-  kind: str
-  tag: bool
+  kind: str  # think | tool | answer | plain
+  tag: bool  # the text is the tag itself
   text: str
 
 
@@ -178,10 +176,8 @@ def timeline(episode: Episode) -> dict[str, Any]:
   for number, result in enumerate(episode.results, 1):
     if result.window is None:
       continue
-    start, end = (
-      starts[result.video] + result.window.start,
-      starts[result.video] + result.window.end,
-    )
+    start = starts[result.video] + result.window.start
+    end = starts[result.video] + result.window.end
     lane = _lane(lanes, start, end + 0.04 * duration)
     left, right = percent(start), percent(end)
     crops.append(
@@ -313,7 +309,7 @@ def _side(
 
 
 def _turn(
-  turn: Turn, numbers: Iterable[int], videos: Sequence[str], load: LoadFrames | None
+  turn: Turn, numbers: Iterator[int], videos: Sequence[str], load: LoadFrames | None
 ) -> dict[str, Any]:
   results = []
   for result in turn.results:

@@ -145,10 +145,8 @@ def test_frames_from_the_store_are_bit_for_bit_those_of_the_decoder(made, pool, 
 
 
 def test_several_videos_and_images_of_a_row_stand_where_the_row_has_them(made, pool):
-  rows, tok = (
-    Table([made / 'b.parquet'], made, RowOptions(True, False)),
-    ChatTokenizer.load(made / 'tok'),
-  )
+  rows = Table([made / 'b.parquet'], made, RowOptions(True, False))
+  tok = ChatTokenizer.load(made / 'tok')
   sample = sft.sample(tok, rows[0], sft.decoded(pool, sft_child.FRAMES), sft_child.FRAMES)
   assert [clips.read_count(image) for image in sample.images[:5]] == [8, 24, 108, 112, 116]
   assert sample.images[5].shape == (64, 64, 3) and int(sample.images[5].mean()) == 200

@@ -122,11 +122,9 @@ def test_no_draw_waits_for_ever():
   sizes = [Size(100, 0, 0)] + [
     Size(int(n), 0, 0) for n in np.random.default_rng(0).integers(1, 60, 400)
   ]
-  plans, waits, longest = (
-    make(sizes, bins=2, capacity=(100, 1, 0), lookahead=16),
-    collections.Counter(),
-    0,
-  )
+  plans = make(sizes, bins=2, capacity=(100, 1, 0), lookahead=16)
+  waits = collections.Counter()
+  longest = 0
   for _ in range(600):
     plans.plan()
     waits = collections.Counter({item: waits[item] + 1 for item in plans.waiting})

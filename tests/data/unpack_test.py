@@ -14,7 +14,7 @@ import zipfile
 
 import pytest
 
-from paravt_jax.data import unpack as unpack_module
+from paravt_jax.data import unpack_plan
 from paravt_jax.data.unpack import NothingFound, Unpacked, main, unpack
 from paravt_jax.errors import DataError
 
@@ -223,7 +223,7 @@ def test_a_disk_without_room_for_all_of_it_is_refused_before_anything_is_written
 ):
   archive = _zip(tmp_path / 'a.zip', {'a': b'1'})
   disk = os.statvfs(tmp_path)
-  monkeypatch.setattr(unpack_module, 'RESERVE', 2 * disk.f_blocks * disk.f_frsize)
+  monkeypatch.setattr(unpack_plan, 'RESERVE', 2 * disk.f_blocks * disk.f_frsize)
   with pytest.raises(DataError, match=r'bytes free, wanted 4096 and a reserve of .*make room'):
     unpack(archive, tmp_path / 'root')
   assert not (tmp_path / 'root').exists()

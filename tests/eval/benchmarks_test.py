@@ -86,6 +86,7 @@ def test_files_are_called_what_their_publishers_call_them(tmp_path: pathlib.Path
     for block in re.split(r'\n  (?=\w)', recipe.__doc__)
     if re.match(rf'(.*, )?{name}[, ]', block)
   ]
+  entry = ' '.join(entry.split())
   assert about.hub in entry and about.videos in entry
 
 
@@ -302,10 +303,8 @@ def test_a_window_that_is_none_can_be_asked_and_not_be_right(tmp_path: pathlib.P
   (tmp_path / 'test.json').write_text(
     json.dumps([{'video': 'a.mp4', 'caption': 'x', 'timestamp': [5, 2]}])
   )
-  about, (sample,) = (
-    BENCHMARKS['charades'],
-    benchmarks.load('charades', tmp_path, tmp_path / 'cache'),
-  )
+  about = BENCHMARKS['charades']
+  (sample,) = benchmarks.load('charades', tmp_path, tmp_path / 'cache')
   text = '<answer>The event happens in the 2 - 5 seconds.</answer>'
   assert sample.fields['broken'] == 'gold nowhere' and sample.unanswerable
   assert [

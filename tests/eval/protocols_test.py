@@ -83,10 +83,8 @@ def test_a_raw_crop_that_cannot_be_run_comes_back_as_its_error():
 )
 def test_the_forced_answer_of_raw_crops_is_capped_and_no_other_turn_is(kind, answer, limit):
   task = dataclasses.replace(TASK, question_type=kind, answer=answer)
-  turns, two = (
-    [LONG + call(8, 12)] * 2 + ['<answer>red</answer>'],
-    dataclasses.replace(AGENT, max_turns=2),
-  )
+  turns = [LONG + call(8, 12)] * 2 + ['<answer>red</answer>']
+  two = dataclasses.replace(AGENT, max_turns=2)
   got, requests, _ = perform(PROTOCOLS['raw_crops'], *turns, task=task, agent=two)
   assert [request.sampling['max_new_tokens'] for request in requests] == [
     512,

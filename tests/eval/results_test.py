@@ -8,7 +8,7 @@ import json
 import pytest
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.eval import results, table
+from paravt_jax.eval import numbers, results, table
 from paravt_jax.eval.results import Outcome, Plan
 
 CALL = {'status': 'executed'}
@@ -53,8 +53,8 @@ def plan(*names, k=(64,), shard=(1, 1), benchmark='mlvu', metric='accuracy', **c
   )
 
 
-def numbers(made, outcomes):
-  return results.summarize(made, outcomes, samples=200, seed=0)['mlvu']
+def numbers_of(made, outcomes):
+  return numbers.summarize(made, outcomes, samples=200, seed=0)['mlvu']
 
 
 def lines(folder):
@@ -191,7 +191,7 @@ def test_a_fingerprint_is_of_the_settings_and_the_questions_of_a_benchmark_and_o
 
 def test_deviation_19_an_error_is_counted_and_is_neither_dropped_nor_a_wrong_answer():
   """The release scored API errors as wrong answers."""
-  got = numbers(
+  got = numbers_of(
     plan('a', 'b', 'c', 'd'), [outcome('a'), outcome('b'), outcome('c', 0.0), outcome('d', None)]
   )
   assert (got['samples'], got['answered'], got['errors'], got['reasons']) == (
@@ -211,10 +211,10 @@ def test_deviation_19_an_error_is_counted_and_is_neither_dropped_nor_a_wrong_ans
 
 def test_the_numbers_do_not_depend_on_the_order_of_lines_and_the_last_of_a_key_counts():
   made = plan('a', 'b')
-  first = results.summarize(
+  first = numbers.summarize(
     made, [outcome('a', None), outcome('b'), outcome('a')], samples=50, seed=0
   )
-  assert first == results.summarize(
+  assert first == numbers.summarize(
     made, [outcome('a'), outcome('b'), outcome('stranger', 0.0)], samples=50, seed=0
   )
   assert (first['mlvu']['samples'], first['mlvu']['errors'], first['mlvu']['score']) == (2, 0, 1.0)
@@ -225,14 +225,14 @@ def test_breakdowns_count_errors_too_and_budgets_ascend():
     outcome('b', 0.0, k=4, fields={'task_type': 'order'}),
     outcome('b', None, k=16, fields={'task_type': 'order'}),
   ]
-  got = numbers(plan('a', 'b', k=(16, 4)), some)['breakdowns']
+  got = numbers_of(plan('a', 'b', k=(16, 4)), some)['breakdowns']
   assert list(got) == ['k', 'task_type'] and list(got['k']) == ['4', '16']
   assert [
     (cell['samples'], cell['errors'], cell['score'], cell['score_answered'])
     for cell in got['k'].values()
   ] == [(2, 0, 0.5, 0.5), (2, 1, 0.5, 1.0)]
   assert (got['task_type']['order']['errors'], got['task_type']['order']['score']) == (1, 0.0)
-  assert numbers(plan('a'), [outcome('a')])['breakdowns'] == {}  # one value says nothing
+  assert numbers_of(plan('a'), [outcome('a')])['breakdowns'] == {}  # one value says nothing
 
 
 def test_calls_are_counted_by_form_and_those_that_did_not_run_by_reason():
@@ -245,7 +245,7 @@ def test_calls_are_counted_by_form_and_those_that_did_not_run_by_reason():
     },
     {'status': 'parse_failure', 'call': {'reason': 'not_json', 'text': '{'}},
   )
-  got = numbers(plan('a'), [outcome('a', calls=calls)])
+  got = numbers_of(plan('a'), [outcome('a', calls=calls)])
   assert (
     got['calls_well_formed'],
     got['calls_other'],
@@ -257,7 +257,7 @@ def test_calls_are_counted_by_form_and_those_that_did_not_run_by_reason():
 
 def test_calls_truncations_and_format_are_means_over_answered_samples():
   failed = {'status': 'bad_arguments'}
-  got = numbers(
+  got = numbers_of(
     plan('a', 'b', 'c'),
     [
       outcome('a', calls=(CALL, CALL, failed)),
@@ -275,7 +275,7 @@ def test_calls_truncations_and_format_are_means_over_answered_samples():
 
 def test_a_metric_that_some_rows_lack_is_a_mean_over_those_that_have_it():
   """Open-ended rows of a benchmark have an F1, multiple-choice ones have none."""
-  got = numbers(
+  got = numbers_of(
     plan('a', 'b'),
     [
       outcome('a', metrics={'accuracy': 1.0}),
@@ -294,9 +294,9 @@ def test_an_error_counts_for_the_metrics_of_its_kind_of_question():
     outcome('c', None, fields=oe),
     outcome('d', fields=oe, metrics={'accuracy': 1.0, 'f1': 1.0}),
   ]
-  got = numbers(plan('a', 'b', 'c', 'd'), rows)['metrics']
+  got = numbers_of(plan('a', 'b', 'c', 'd'), rows)['metrics']
   assert (got['f1']['all'], got['f1']['answered'], got['accuracy']['all']) == (0.5, 1.0, 0.5)
-  alone = numbers(plan('b', 'd'), [rows[1], rows[3]])[
+  alone = numbers_of(plan('b', 'd'), [rows[1], rows[3]])[
     'metrics'
   ]  # no multiple-choice row was answered
   assert (alone['f1']['all'], alone['accuracy']['all']) == (1.0, 0.5)
@@ -307,7 +307,7 @@ def test_a_row_counts_under_each_of_its_values():
     outcome('a', fields={'type': 'reasoning; summary'}),
     outcome('b', 0.0, fields={'type': 'reasoning'}),
   ]
-  cells = numbers(plan('a', 'b'), rows)['breakdowns']['type']
+  cells = numbers_of(plan('a', 'b'), rows)['breakdowns']['type']
   assert {name: (cell['samples'], cell['score']) for name, cell in cells.items()} == {
     'reasoning': (2, 0.5),
     'summary': (1, 1.0),
@@ -316,8 +316,8 @@ def test_a_row_counts_under_each_of_its_values():
 
 def test_what_was_cut_off_says_how_many_samples_are_missing():
   assert (
-    numbers(plan('a', 'b', 'c'), [outcome('a')])['missing'] == 2
-    and numbers(plan('a'), [outcome('a')])['missing'] == 0
+    numbers_of(plan('a', 'b', 'c'), [outcome('a')])['missing'] == 2
+    and numbers_of(plan('a'), [outcome('a')])['missing'] == 0
   )
 
 
@@ -326,7 +326,7 @@ def test_temporal_grounding_is_a_mean_iou_with_a_bootstrap_interval():
   some = [
     outcome(name, iou, metrics={'iou': iou}, official={'iou': 0.0}) for name, iou in values.items()
   ]
-  got = numbers(plan(*values, metric='iou'), some)
+  got = numbers_of(plan(*values, metric='iou'), some)
   assert (got['metric'], got['score'], got['score_official']) == (
     'mIoU',
     pytest.approx(1.75 / 3),
@@ -336,9 +336,9 @@ def test_temporal_grounding_is_a_mean_iou_with_a_bootstrap_interval():
 
 
 def test_a_benchmark_without_a_rule_of_its_own_has_no_official_score_and_no_samples_give_none():
-  got = numbers(plan('a'), [outcome('a', official=None)])
+  got = numbers_of(plan('a'), [outcome('a', official=None)])
   assert (got['score_official'], got['official']) == (None, {})
-  empty = numbers(plan(), [])
+  empty = numbers_of(plan(), [])
   assert (empty['samples'], empty['score'], empty['interval'], empty['calls_per_sample']) == (
     0,
     None,
@@ -366,7 +366,7 @@ def test_a_comparison_is_paired_and_lists_the_flips():
     outcome('a'),
     outcome('f'),
   ]
-  got = results.compare(
+  got = numbers.compare(
     first, second, {'mlvu': 'accuracy'}, {'mlvu': {'mlvu/never/k=64'}}, samples=300, seed=0
   )['mlvu']
   assert (got['pairs'], got['unpaired'], got['first'], got['second'], got['difference']) == (
@@ -384,7 +384,7 @@ def test_a_comparison_is_paired_and_lists_the_flips():
 
 
 def test_without_a_pair_nothing_is_known():
-  got = results.compare(
+  got = numbers.compare(
     [outcome('a')], [outcome('b')], {'mlvu': 'accuracy'}, {'mlvu': set()}, samples=10, seed=0
   )['mlvu']
   assert (got['pairs'], got['unpaired'], got['difference'], got['low'], got['p']) == (
@@ -399,7 +399,7 @@ def test_without_a_pair_nothing_is_known():
 
 def test_other_questions_are_not_compared():
   with pytest.raises(DataError, match="mlvu/a/k=64: got the gold answers 'A' and 'B'"):
-    results.compare(
+    numbers.compare(
       [outcome('a')],
       [outcome('a', gold='B')],
       {'mlvu': 'accuracy'},
@@ -419,7 +419,7 @@ def test_shards_make_a_whole_errors_included():
   made, outcomes = results.merged(*shards())
   assert made.shard == (1, 1) and made.fingerprint('mlvu') == plan('a').fingerprint('mlvu')
   assert made.benchmarks['mlvu']['keys'] == ['mlvu/a/k=64', 'mlvu/c/k=64', 'mlvu/b/k=64']
-  assert (numbers(made, outcomes)['samples'], numbers(made, outcomes)['errors']) == (3, 1)
+  assert (numbers_of(made, outcomes)['samples'], numbers_of(made, outcomes)['errors']) == (3, 1)
 
 
 def test_a_merge_says_all_that_is_missing():
@@ -452,4 +452,4 @@ def test_what_does_not_belong_together_is_not_merged(other, said):
 def test_repeated_frames_are_a_mean_over_answered_samples():
   some = [outcome('a', calls=({**CALL, 'repeated': 3}, CALL)), outcome('b'), outcome('c', None)]
   some[0].episode.update(repeated=4, others=[{'repeated': 1}])
-  assert numbers(plan('a', 'b', 'c'), some)['frames_repeated'] == 4.0
+  assert numbers_of(plan('a', 'b', 'c'), some)['frames_repeated'] == 4.0

@@ -1,12 +1,12 @@
 """Tables: every number with its interval, published ones apart."""
 
-from paravt_jax.eval import results, table
+from paravt_jax.eval import numbers, table
 from tests.eval.results_test import outcome, plan
 
 
 def page(outcomes, published):
   made = plan(*sorted({one.id for one in outcomes}))
-  return table.markdown(results.summarize(made, outcomes, samples=100, seed=0), 'ours', published)
+  return table.markdown(numbers.summarize(made, outcomes, samples=100, seed=0), 'ours', published)
 
 
 def test_a_score_says_how_sure_it_is_and_how_many_errors_there_were():
@@ -27,7 +27,7 @@ def test_published_rows_stand_beside_ours_marked_and_only_for_benchmarks_that_we
 
 def test_what_was_cut_off_says_so_and_is_not_set_beside_published_rows():
   text = table.markdown(
-    results.summarize(plan('a', 'b', 'c'), [outcome('a')], samples=100, seed=0),
+    numbers.summarize(plan('a', 'b', 'c'), [outcome('a')], samples=100, seed=0),
     'ours',
     {'mlvu': {'ParaVT-8B': 65.0}},
   )
@@ -56,7 +56,7 @@ def test_bars_and_line_ends_do_not_break_a_table():
 
 def test_rules_stand_beside_each_other_and_a_published_row_says_which_one_made_it():
   made = plan('a')
-  found = results.summarize(
+  found = numbers.summarize(
     made,
     [outcome('a', official={'accuracy': 0.0}, lmms_eval={'accuracy': 1.0})],
     samples=100,
@@ -84,7 +84,7 @@ def test_rows_that_are_broken_as_published_are_counted_once_however_often_they_w
     outcome('b', fields={'options': 'broken'}),
     outcome('c'),
   ]
-  found = results.summarize(plan('a', 'b', 'c', k=(16, 64)), some, samples=100, seed=0)
+  found = numbers.summarize(plan('a', 'b', 'c', k=(16, 64)), some, samples=100, seed=0)
   assert found['mlvu']['broken'] == {
     'rows': 2,
     'gold nowhere': 1,

@@ -401,10 +401,10 @@ def test_rows_name_videos_below_the_media_root_that_was_given(tmp_path, videos, 
 def test_every_file_is_recorded_with_the_models_and_prompts_of_what_went_into_it(
   tmp_path, videos, pool
 ):
-  out, digests = (
-    tmp_path / 'out',
-    {name: prompt_digest(getattr(OPTIONS, name).prompt) for name in ('caption', 'ask', 'rewrite')},
-  )
+  out = tmp_path / 'out'
+  digests = {
+    name: prompt_digest(getattr(OPTIONS, name).prompt) for name in ('caption', 'ask', 'rewrite')
+  }
   run(out, videos, pool, model='seer', steps=('split', 'caption', 'merge'))
   records = recorded(out)
   assert list(records) == ['captions.json'] and used(records['captions.json']) == {

@@ -150,10 +150,8 @@ def episode(
       Turn(f'<think>\n{thought} I look closer.</think>\n{blocks}', results, StopReason.STOP),
       Turn(f'<think>\nThe crop tells me what I need to know.{end}', (), StopReason.ANSWER),
     ]
-  fmt, tool = (
-    (1.0 if closed else 0.55),
-    (0 if not results else 0.8 if executed and right else 0.3 if executed else 0.1),
-  )
+  fmt = 1.0 if closed else 0.55
+  tool = 0 if not results else 0.8 if executed and right else 0.3 if executed else 0.1
   parts = {
     'accuracy': float(right),
     'format': fmt,
@@ -225,11 +223,9 @@ def write_metrics(folder: Path, steps: int, seed: int) -> None:
     for step in range(steps):
       skill = 1 / (1 + np.exp(-(step - steps / 2.5) / (steps / 9)))
       noisy = lambda value, scale=0.04: float(value + rng.normal(0, scale))
-      accuracy, fmt, tool = (
-        noisy(0.55 + 0.3 * skill),
-        noisy(0.8 + 0.18 * skill, 0.02),
-        noisy(0.2 + 0.5 * skill),
-      )
+      accuracy = noisy(0.55 + 0.3 * skill)
+      fmt = noisy(0.8 + 0.18 * skill, 0.02)
+      tool = noisy(0.2 + 0.5 * skill)
       writer.write(
         step,
         {

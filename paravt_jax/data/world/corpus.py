@@ -163,7 +163,7 @@ class Writer:
       'choice': self._choice,
       'letters': self._letters,
     }
-    make = makers.get(re.match('[a-z]+', kind)[0], self._lookup)
+    make = makers.get(re.sub('[^a-z].*', '', kind), self._lookup)
     for i in range(self.options.corpus.sft_rows[kind]):
       yield make(kind, i)
 
@@ -332,6 +332,6 @@ def _user(video: dict, text: str) -> dict:
 def _video(url: str, *, nframes: int, start: int | None = None, end: int | None = None) -> dict:
   """A video part with qwen_vl_utils' keys; the window is left out for an overview."""
   value = {'url': url, 'nframes': nframes}
-  if start is not None:
+  if start is not None and end is not None:
     value |= {'video_start': float(start), 'video_end': float(end)}
   return {'type': 'video_url', 'video_url': value}

@@ -41,28 +41,24 @@ class SceneOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """Something shown from `start` up to, not including, `end`, whole seconds. x, y: its centre in
-  units of the frame's side.
-  """
+  """Something that is shown for some seconds."""
 
-  start: int
-  end: int
+  start: int  # the first whole second
+  end: int  # the whole second after the last
   colour: str
   shape: str
-  x: float
-  y: float
+  x: float  # of its centre, in units of the frame's side
+  y: float  # of its centre, in units of the frame's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One video: its name, its length in seconds, its events in order of time, the seed of its
-  noise.
-  """
+  """One video."""
 
   name: str
-  seconds: int
-  events: tuple[Event, ...]
-  seed: int
+  seconds: int  # its length
+  events: tuple[Event, ...]  # in order of time
+  seed: int  # of its noise
 
   def at(self, second: float) -> Event | None:
     """The event shown at that second, or None."""
@@ -109,10 +105,8 @@ def draw(options: SceneOptions, name: str, seed: int) -> Scene:
   events, clock = [], options.margin
   for i in range(count):
     start = clock + cuts[i]
-    colour, shape = (
-      names[rng.integers(len(names))],
-      SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0],
-    )
+    colour = names[rng.integers(len(names))]
+    shape = SHAPES[rng.integers(len(SHAPES))] if options.shapes else SHAPES[0]
     x, y = rng.uniform(0.4, 0.6, 2).round(3).tolist()
     events.append(Event(start, start + int(lengths[i]), colour, shape, x, y))
     clock += int(lengths[i]) + options.gap

@@ -9,7 +9,7 @@ produces and parses.
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 
@@ -40,16 +40,16 @@ class TraceOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """A worked task at budget K. turns: assistant texts; replies[i]: the tool responses to turn i;
-  windows: crops that ran.
-  """
+  """A worked task at budget K."""
 
-  turns: tuple[str, ...]
-  replies: tuple[tuple[str, ...], ...]
-  windows: tuple[tuple[int, int], ...]
+  turns: tuple[str, ...]  # assistant texts
+  replies: tuple[tuple[str, ...], ...]  # of each turn: the tool responses
+  windows: tuple[tuple[int, int], ...]  # crops that ran: (start, end) in seconds
 
 
-def visible(scene: scenes.Scene, cue: int, seconds: Sequence[float], tolerance: float) -> bool:
+def visible(
+  scene: scenes.Scene, cue: int, seconds: Sequence[float] | np.ndarray, tolerance: float
+) -> bool:
   """Whether a frame at one of `seconds` shows what is at the cue, within the tolerance: the same
   event, or the ground.
   """
@@ -59,19 +59,17 @@ def visible(scene: scenes.Scene, cue: int, seconds: Sequence[float], tolerance: 
 
 
 def missing(
-  scene: scenes.Scene, task: Task, seconds: Sequence[float], tolerance: float
+  scene: scenes.Scene, task: Task, seconds: Sequence[float] | np.ndarray, tolerance: float
 ) -> list[int]:
   """The cues that the overview at `seconds` leaves open. A span (tvg) needs a frame each second
   around it.
   """
   cues = task.facts['cues']
   if task.question_type == 'tvg':
-    event = scene.at(cues[0])
-    return (
-      []
-      if set(range(event.start - 1, event.end + 1)) <= {round(s, 3) for s in seconds}
-      else list(cues)
-    )
+    event, seen = scene.at(cues[0]), {round(s, 3) for s in seconds}
+    if event is None or not set(range(event.start - 1, event.end + 1)) <= seen:
+      return list(cues)
+    return []
   return [cue for cue in cues if not visible(scene, cue, seconds, tolerance)]
 
 
@@ -202,7 +200,9 @@ def _slip(cues, windows, results, duration) -> tuple[list[str], list[tuple[str, 
   """A turn whose first window has its ends swapped, and the replies to it (the others run)."""
   swapped = [(windows[0][1], windows[0][0]), *windows[1:]]
   arguments = {'start_time': swapped[0][0], 'end_time': swapped[0][1]}
-  failed = toolcalls.resolve_window(ToolCall(prompts.TOOL_NAME, arguments), duration)
+  failed = cast(
+    toolcalls.Refusal, toolcalls.resolve_window(ToolCall(prompts.TOOL_NAME, arguments), duration)
+  )
   return [call_turn(cues, swapped)], [(failed.message, *results[1:])]
 
 

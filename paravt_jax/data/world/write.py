@@ -46,8 +46,8 @@ class World:
   folder: pathlib.Path
   archives: tuple[pathlib.Path, ...]
   sft: tuple[pathlib.Path, ...]
-  rl: pathlib.Path
-  heldout: pathlib.Path
+  rl: pathlib.Path  # rows for training
+  heldout: pathlib.Path  # rows for evaluation
 
 
 def fingerprint(options: corpus.WorldOptions, seed: int) -> str:

@@ -44,11 +44,9 @@ def test_traces_open_as_the_agent_does_and_spread_over_the_budgets():
 def test_subagent_rows_hold_the_window_in_prompt_and_part_and_a_true_answer():
   kinds = set()
   for messages in MAKER.sft_rows('subagent'):
-    part, prompt, reply = (
-      video(messages),
-      texts(messages, 'user')[0],
-      texts(messages, 'assistant')[0],
-    )
+    part = video(messages)
+    prompt = texts(messages, 'user')[0]
+    reply = texts(messages, 'assistant')[0]
     start, end = part['video_start'], part['video_end']
     assert (
       f'{start:.1f} to {end:.1f} seconds' in prompt
@@ -69,11 +67,9 @@ def test_subagent_rows_hold_the_window_in_prompt_and_part_and_a_true_answer():
 def test_look_ups_ask_only_for_frames_that_are_there_and_are_answered_truly():
   for kind, frames in (('lookup1', 1), ('lookup5', 5), ('glance16', 16)):
     for messages in MAKER.sft_rows(kind):
-      part, question, reply = (
-        video(messages),
-        texts(messages, 'user')[0],
-        texts(messages, 'assistant')[0],
-      )
+      part = video(messages)
+      question = texts(messages, 'user')[0]
+      reply = texts(messages, 'assistant')[0]
       asked = [int(s) for s in re.findall(r'\d+', question)]
       there = (
         range(4, 128, 8)
@@ -118,11 +114,9 @@ def test_rows_about_one_kind_of_question_hold_no_other():
 def test_a_choice_row_shows_the_cue_and_names_the_letter_of_what_is_there():
   maker = corpus.Writer(with_corpus(sft_rows={'choice3': 30}), MAKER.scenes, 0)
   for messages in maker.sft_rows('choice3'):
-    part, question, reply = (
-      video(messages),
-      texts(messages, 'user')[0],
-      texts(messages, 'assistant')[0],
-    )
+    part = video(messages)
+    question = texts(messages, 'user')[0]
+    reply = texts(messages, 'assistant')[0]
     second, seen, letter = re.fullmatch(
       r'<think>\nSeen: (\d+) (\w+)\.\n\w\n</think>\n<answer>(\w)</answer>', reply
     ).groups()

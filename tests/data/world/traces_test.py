@@ -11,10 +11,8 @@ from paravt_jax.rewards import answer
 from paravt_jax.types import Task, ToolCall, Window
 from tests.data.world.small import QUESTIONS, SCENE, TRACES
 
-RED, BLUE = (
-  scene.Event(40, 43, 'red', 'disc', 0.5, 0.5),
-  scene.Event(72, 76, 'blue', 'disc', 0.5, 0.5),
-)
+RED = scene.Event(40, 43, 'red', 'disc', 0.5, 0.5)
+BLUE = scene.Event(72, 76, 'blue', 'disc', 0.5, 0.5)
 RED_AT_40 = scene.Scene('v', 128, (RED, BLUE), 0)
 CERTAIN = dataclasses.replace(TRACES, always_call=0.0, recovery=0.0)
 ONE = Task('a', ('v',), 'What appears at 41?', 'oe', 'red', facts={'cues': [41], 'labels': ['red']})

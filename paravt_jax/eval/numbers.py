@@ -1,0 +1,296 @@
+"""The numbers of an evaluation, with intervals and by field, and the comparison of two of them."""
+
+import collections
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from paravt_jax.errors import DataError
+from paravt_jax.eval import sample, scoring, statistics
+from paravt_jax.eval.results import ANSWERED, ERROR, Outcome, Plan
+
+SHOWN_AS = {'iou': 'mIoU'}  # means of metrics that have a name of their own
+
+
+def summarize(
+  plan: Plan, outcomes: Iterable[Outcome], *, samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+  """The numbers of each benchmark of a plan, JSON-able: what summary.json holds.
+
+  Args:
+    plan: whose keys are the samples. outcomes: of any of them, in any order; a later one of a key
+    replaces an earlier one. samples, seed: of bootstrap intervals.
+
+  Returns:
+    By benchmark: as `_numbers`, and its `metric`, `fingerprint`, and how many samples are `missing`
+    (an evaluation that was cut off). Equal for equal outcomes, whatever their order.
+  """
+  by_key = {outcome.key: outcome for outcome in outcomes}
+  found = {}
+  for name, about in plan.benchmarks.items():
+    mine = [by_key[key] for key in about['keys'] if key in by_key]
+    found[name] = {
+      **_numbers(mine, about['metric'], samples, seed),
+      'missing': len(about['keys']) - len(mine),
+      'breakdowns': _breakdowns(mine, samples, seed),
+      'metric': SHOWN_AS.get(about['metric'], about['metric']),
+      'fingerprint': plan.fingerprint(name),
+    }
+  return found
+
+
+def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) -> dict[str, Any]:
+  """samples, answered, errors (how many), reasons (of errors).
+
+  score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered,
+  interval_answered: over the answered ones. score_official, official_interval,
+  score_official_answered: the same by the benchmark's own rule, None without one; score_lmms_eval,
+  lmms_eval_interval, score_lmms_eval_answered: by that harness's. broken: how many of the rows are
+  broken as published, and why. metrics, official, lmms_eval: every metric by name, over `all`
+  samples (with the interval) and over the `answered` ones. Means over answered samples:
+  calls_per_sample (executed), calls_well_formed and calls_other (of another form, run too),
+  calls_failed, format_compliance, truncated, frames_repeated (left out, shown already);
+  calls_failed_by_reason: how many. No samples give None.
+  """
+  answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
+  episodes = [outcome.episode or {} for outcome in answered]
+  scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
+  (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
+  metrics, official, theirs = (
+    {
+      name: _metric(outcomes, which, name, name == metric, samples, seed)
+      for name in _names(answered, which)
+    }
+    for which in ('metrics', 'official', 'lmms_eval')
+  )
+  return {
+    'samples': len(outcomes),
+    'answered': len(answered),
+    'errors': len(outcomes) - len(answered),
+    'reasons': dict(
+      sorted(collections.Counter(o.reason for o in outcomes if o.status == ERROR).items())
+    ),
+    'score': score,
+    'interval': interval,
+    'score_answered': score_answered,
+    'interval_answered': interval_answered,
+    **_by_rule('official', official.get(metric, {})),
+    **_by_rule('lmms_eval', theirs.get(metric, {})),
+    'broken': sample.count({outcome.id: outcome.fields for outcome in outcomes}.values()),
+    'metrics': metrics,
+    'official': official,
+    'lmms_eval': theirs,
+    'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
+    'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
+    'calls_well_formed': _mean([_forms(outcome, True) for outcome in answered]),
+    'calls_other': _mean([_forms(outcome, False) for outcome in answered]),
+    'calls_failed_by_reason': dict(
+      sorted(
+        collections.Counter(
+          result['status']
+          for outcome in answered
+          for result in _results(outcome)
+          if result['status'] != 'executed'
+        ).items()
+      )
+    ),
+    'format_compliance': _mean([float(episode['parts']['compliant']) for episode in episodes]),
+    'truncated': _mean(
+      [any(turn['stop'] == 'length' for turn in episode['turns']) for episode in episodes]
+    ),
+    'frames_repeated': _mean([_repeated(episode) for episode in episodes]),
+  }
+
+
+def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
+  """The score by another rule than ours, None without it."""
+  return {
+    f'score_{rule}': score.get('all'),
+    f'score_{rule}_answered': score.get('answered'),
+    f'{rule}_interval': score.get('interval'),
+  }
+
+
+def _score(
+  outcomes: Sequence[Outcome], value, samples: int, seed: int
+) -> tuple[float | None, list[float]]:
+  """(mean, interval); what is None counts as nothing earned."""
+  values = [value(outcome) or 0.0 for outcome in outcomes]
+  return _mean(values), list(
+    statistics.interval(values, [outcome.id for outcome in outcomes], samples=samples, seed=seed)
+  )
+
+
+def _metric(
+  outcomes: Sequence[Outcome], which: str, name: str, score: bool, samples: int, seed: int
+) -> dict[str, Any]:
+  """One metric over the samples that have it, and the errors of their kinds of question (a letter
+  has no F1); the one that is the score, over all errors.
+  """
+  kind = lambda outcome: outcome.fields.get('question_type')
+  has = lambda outcome: name in (getattr(outcome, which) or {})
+  kinds = {kind(o) for o in outcomes if has(o)}
+  mine = [o for o in outcomes if has(o) or (o.status == ERROR and (score or kind(o) in kinds))]
+  value = lambda outcome: (getattr(outcome, which) or {}).get(name)
+  mean, interval = _score(mine, value, samples, seed)
+  return {
+    'all': mean,
+    'interval': interval,
+    'answered': _mean([value(o) or 0.0 for o in mine if o.status == ANSWERED]),
+  }
+
+
+def _names(outcomes: Sequence[Outcome], which: str) -> list[str]:
+  """Metrics that occur, in order of appearance."""
+  return list(
+    dict.fromkeys(name for outcome in outcomes for name in (getattr(outcome, which) or {}))
+  )
+
+
+def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, dict[str, Any]]:
+  """By field and value, and by 'k', the counts, score and interval of those samples; fields with
+  one value are left out.
+  """
+  table: dict[str, dict[str, list[Outcome]]] = {}
+  for outcome in outcomes:
+    for field, values in (('k', str(outcome.k)), *outcome.fields.items()):
+      for value in values.split('; '):
+        table.setdefault(field, {}).setdefault(value, []).append(outcome)
+  order = lambda value: (0, int(value), '') if value.isdecimal() else (1, 0, value)
+  return {
+    field: {value: _cell(groups[value], samples, seed) for value in sorted(groups, key=order)}
+    for field, groups in table.items()
+    if len(groups) > 1
+  }
+
+
+def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any]:
+  answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
+  score, interval = _score(outcomes, lambda outcome: outcome.score, samples, seed)
+  return {
+    'samples': len(outcomes),
+    'answered': len(answered),
+    'errors': len(outcomes) - len(answered),
+    'score': score,
+    'interval': interval,
+    'score_answered': _mean([outcome.score or 0.0 for outcome in answered]),
+    'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
+  }
+
+
+def _calls(outcome: Outcome, executed: bool) -> int:
+  """Calls of an episode that were executed, or that were not."""
+  return sum((result['status'] == 'executed') is executed for result in _results(outcome))
+
+
+def _forms(outcome: Outcome, well_formed: bool) -> int:
+  """Calls of an episode that are well-formed, or that were read although they are not; lines that
+  do not say are of the first.
+  """
+  calls = [result.get('call') or {} for result in _results(outcome)]
+  return sum(call.get('well_formed', True) is well_formed for call in calls if 'name' in call)
+
+
+def _results(outcome: Outcome) -> list[dict[str, Any]]:
+  turns = outcome.episode['turns'] if outcome.episode else ()
+  return [result for turn in turns for result in turn['results']]
+
+
+def _repeated(episode: Mapping[str, Any]) -> int:
+  """Frames of an episode's overviews and crops that were left out because they were shown
+  already.
+  """
+  results = (result for turn in episode['turns'] for result in turn['results'])
+  return sum(seen.get('repeated', 0) for seen in (episode, *episode.get('others', ()), *results))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+  return math.fsum(values) / len(values) if values else None
+
+
+def compare(
+  first: Iterable[Outcome],
+  second: Iterable[Outcome],
+  metrics: Mapping[str, str],
+  keys: Mapping[str, Set[str]],
+  *,
+  samples: int,
+  seed: int,
+) -> dict[str, dict[str, Any]]:
+  """Two evaluations of the same questions, by benchmark that both have; what is no answer on both
+  sides counts as unpaired.
+
+  Args:
+    metrics: by benchmark, which metric is the score. keys: by benchmark, those planned in either
+    evaluation. samples, seed: of the bootstrap, which draws questions (with all their budgets).
+
+  Returns:
+    By benchmark: metric; first, second: scores over the pairs; difference (second minus first),
+    low, high; only_first, only_second (questions that speak for it) and McNemar's p; right: what
+    that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
+
+  Raises:
+    DataError: a key has another gold answer in each folder: they are not the same questions.
+  """
+  sides = [{outcome.key: outcome for outcome in side} for side in (first, second)]
+  found = {}
+  for name, metric in metrics.items():
+    mine = [
+      {key: outcome for key, outcome in side.items() if outcome.benchmark == name} for side in sides
+    ]
+    both = [
+      key
+      for key in sorted(mine[0])
+      if key in mine[1] and all(side[key].status == ANSWERED for side in mine)
+    ]
+    pairs = [(mine[0][key], mine[1][key]) for key in both]
+    unpaired = len({*keys[name], *mine[0], *mine[1]}) - len(pairs)
+    found[name] = {
+      'metric': SHOWN_AS.get(metric, metric),
+      **_paired(pairs, metric, samples, seed),
+      'unpaired': unpaired,
+    }
+  return found
+
+
+def _paired(
+  pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int
+) -> dict[str, Any]:
+  """What `compare` says of a benchmark's pairs of answered outcomes."""
+  for a, b in pairs:
+    if a.gold != b.gold:
+      raise DataError(
+        f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions '
+        'in both folders; evaluate '
+        f'both on one snapshot'
+      )
+  questions = [a.id for a, _ in pairs]
+  before, after = ([pair[side].score or 0.0 for pair in pairs] for side in (0, 1))
+  difference, low, high = scoring.paired_bootstrap(
+    before, after, clusters=questions, samples=samples, seed=seed
+  )
+  was_right, is_right = ([_right(pair[side], metric) for pair in pairs] for side in (0, 1))
+  test = statistics.mcnemar(was_right, is_right, questions)
+  flips = lambda wanted: [
+    {'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
+    for (a, b), was, became in zip(pairs, was_right, is_right)
+    if (was, became) == wanted
+  ]
+  return {
+    'first': _mean(before),
+    'second': _mean(after),
+    'difference': difference if pairs else None,
+    'low': low if pairs else None,
+    'high': high if pairs else None,
+    'p': test.p,
+    'only_first': test.only_first,
+    'only_second': test.only_second,
+    'right': 'IoU at least 0.5' if metric == 'iou' else 'a full score',
+    'pairs': len(pairs),
+    'lost': flips((True, False)),
+    'won': flips((False, True)),
+  }
+
+
+def _right(outcome: Outcome, metric: str) -> bool:
+  return (outcome.score or 0.0) >= (0.5 if metric == 'iou' else 1.0)
