@@ -18,8 +18,8 @@ from absl import flags
 from experiments import launch
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import (
-  COUNT,
   NAME,
+  PROCESSES,
   PROSE,
   SEED,
   WORDS,
@@ -54,7 +54,7 @@ class AblateRecipe(Options):
   folder: Annotated[str, NAME]  # a run folder per set and seed, the table, the page and its curves
   sets: Annotated[str, PROSE]  # some of `overrides`, by commas, in the order of the table
   seeds: Annotated[tuple[int, ...], SEEDS]  # of the runs; the cold start is one for all
-  jobs: Annotated[int, COUNT]  # runs at once; where a run uses an accelerator: 1
+  jobs: Annotated[int, PROCESSES]  # runs at once; where a run uses an accelerator: 1
   cores: Annotated[tuple[int, ...], CORES]  # of the CPU, dealt out to the jobs; (): all
   common: Annotated[tuple[str, ...], WORDS]  # overrides of every run, before those of its set
   overrides: Annotated[Mapping[str, tuple[str, ...]], Members(WORDS)]  # by set

@@ -21,9 +21,9 @@ from paravt_jax.longvideo_reason.ask import AskOptions, RewriteOptions
 from paravt_jax.longvideo_reason.caption import CaptionOptions
 from paravt_jax.longvideo_reason.items import Video
 from paravt_jax.options import (
-  COUNT,
   NAME,
   POSITIVE,
+  PROCESSES,
   PROSE,
   SEED,
   TEXT,
@@ -52,14 +52,14 @@ PLACES = {
 class SplitOptions(cutting.CutOptions):
   """How videos are cut, and how many at once."""
 
-  workers: Annotated[int, COUNT]  # videos cut at once
+  workers: Annotated[int, PROCESSES]  # videos cut at once
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions(Options):
   """How frames are decoded."""
 
-  workers: Annotated[int, COUNT]  # processes that decode
+  workers: Annotated[int, PROCESSES]  # processes that decode
   deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
   backend: Annotated[str, one_of('pyav', 'decord')]  # what reads files
 

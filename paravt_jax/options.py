@@ -19,6 +19,9 @@ from typing import Any, Self, TypeVar
 from paravt_jax.errors import ConfigError
 
 T = TypeVar('T')
+# Counts travel as int32, and waits, which are seconds, to the system: no knob but a QUANTITY is
+# larger.
+LARGEST = 2**31 - 1
 SECTION = '<section>'  # in KnobError.wanted: where the knob's neighbours stand
 OWN_NAMES = "a section of names of one's own, which may be {}"
 
@@ -68,8 +71,11 @@ class Options:
         self.refuse(name, OWN_NAMES)
       for key, one in value.items() if members else [('', value)]:
         found = rule.rule if members else rule
+        path = f'{name}.{key}' if key else name
         if not found.holds(one):
-          raise KnobError(type(self).__name__, f'{name}.{key}' if key else name, one, found.wanted)
+          raise KnobError(type(self).__name__, path, one, found.wanted)
+        if found is not QUANTITY and _is_too_large(one):
+          raise KnobError(type(self).__name__, path, one, f'at most {LARGEST}')
 
   def replace(self, **changes: Any) -> Self:
     """A copy with other values, checked like the first."""
@@ -83,6 +89,13 @@ class Options:
     """Raises KnobError unless the first field is at most the second."""
     if getattr(self, low) > getattr(self, high):
       self.refuse(low, f'at most {SECTION}{high}={getattr(self, high)!r}')
+
+
+def _is_too_large(value: Any) -> bool:
+  """Whether a number, or one of a tuple, is larger than any knob's."""
+  if isinstance(value, tuple | list):
+    return any(map(_is_too_large, value))
+  return type(value) in (int, float) and value > LARGEST
 
 
 def _own_rules(kind: type) -> dict[str, Rule | Members]:
@@ -375,6 +388,15 @@ DECAY = Rule('at least 0 and below 1', lambda value: _is_number(value) and 0 <= 
 INSIDE = Rule('between 0 and 1', lambda value: _is_number(value) and 0 < value < 1)
 SEED = whole(0, 2**31 - 1)
 COUNT = whole(1)
+PROCESSES = whole(1, 1024)
+RETRIES = whole(0, 100)  # the wait doubles every time
+# What servers of both kinds take, embedded and SGLang.
+TEMPERATURE = Rule('0 (greedy) to 100', lambda value: _is_number(value) and 0 <= value <= 100)
+EXPLORING = Rule(
+  'above 0, up to 100 (RL must explore)', lambda value: value != 0 and TEMPERATURE.holds(value)
+)
+TOP_P = Rule('1e-06 to 1', lambda value: _is_number(value) and 1e-6 <= value <= 1)
+QUANTITY = above(0)  # of bytes, operations or parameters: of any size
 POSITIVE = above(0)
 BUDGETS = each('positive frame budgets', _is_count, 1)
 DIFFERENT_BUDGETS = each('positive frame budgets, each once', _is_count, 1, differ=True)

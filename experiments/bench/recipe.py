@@ -9,11 +9,12 @@ from paravt_jax.options import (
   NAME,
   PART,
   POSITIVE,
+  QUANTITY,
   SEED,
   SHARE,
+  TEMPERATURE,
   Options,
   each,
-  from_,
   multiple_of,
   span,
   whole,
@@ -50,7 +51,7 @@ class GenerateBench(Prompts):
 
   batch: Annotated[int, COUNT]  # requests at once
   group: Annotated[int, COUNT]  # rollouts of a prompt
-  temperature: Annotated[float, from_(0)]  # logits are divided by it; 0: greedy
+  temperature: Annotated[float, TEMPERATURE]  # logits are divided by it; 0: greedy
   repeats: Annotated[int, COUNT]  # turns of each, of which the best counts
   lanes: Annotated[tuple[tuple[int, int], ...], LANES]  # (context, slots) of the engine
   decode_steps: Annotated[int, COUNT]  # tokens per dispatch
@@ -63,7 +64,7 @@ class ServeBench(Prompts):
   concurrencies: Annotated[tuple[int, ...], CONCURRENCIES]  # requests at once
   turns: Annotated[int, COUNT]  # turns x concurrency requests at each concurrency
   group: Annotated[int, COUNT]  # rollouts of a prompt
-  temperature: Annotated[float, from_(0)]  # logits are divided by it; 0: greedy
+  temperature: Annotated[float, TEMPERATURE]  # logits are divided by it; 0: greedy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +159,8 @@ class MaterializeBench(Mix):
 class StepBench(Options):
   """The step that is simulated: 6 * parameters * tokens / (peak * share) seconds."""
 
-  parameters: Annotated[float, POSITIVE]  # of the model
-  peak_flops: Annotated[float, POSITIVE]  # of the device, a second
+  parameters: Annotated[float, QUANTITY]  # of the model
+  peak_flops: Annotated[float, QUANTITY]  # of the device, a second
   share: Annotated[float, PART]  # of the peak that is reached
 
 

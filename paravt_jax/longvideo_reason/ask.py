@@ -9,7 +9,7 @@ from typing import Annotated
 
 from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Question, Rejected, seconds
-from paravt_jax.options import COUNT, PROSE, SHARE, Options, from_, whole
+from paravt_jax.options import COUNT, PROSE, SHARE, TEMPERATURE, Options, whole
 from paravt_jax.rollout import chat_server as server
 
 VERSION = 1
@@ -22,7 +22,7 @@ class AskOptions(Options):
 
   prompt: Annotated[str, PROSE]  # holds {captions} and may hold {duration}
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]  # of sampling
+  temperature: Annotated[float, TEMPERATURE]  # of sampling
   max_missing: Annotated[float, SHARE]  # share of a video's clips that may lack a caption
 
 
@@ -32,7 +32,7 @@ class RewriteOptions(Options):
 
   prompt: Annotated[str, PROSE]  # holds {question}, {options}, {answer} and {reasons}
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]  # of sampling
+  temperature: Annotated[float, TEMPERATURE]  # of sampling
   min_chars: Annotated[int, whole(0)]  # a shorter text is rejected
 
 

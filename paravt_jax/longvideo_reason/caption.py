@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from paravt_jax.errors import MediaError
 from paravt_jax.longvideo_reason import parse
 from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
-from paravt_jax.options import COUNT, PIXELS, PROSE, Options, either, from_, whole
+from paravt_jax.options import COUNT, PIXELS, PROSE, TEMPERATURE, Options, either, whole
 from paravt_jax.rollout import chat_server as server
 from paravt_jax.video import sampling
 from paravt_jax.video.decode import DecodePool
@@ -31,7 +31,7 @@ class CaptionOptions(Options):
   max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
   quality: Annotated[int, whole(1, 95)]  # of the JPEGs
   max_tokens: Annotated[int, COUNT]  # of a reply
-  temperature: Annotated[float, from_(0)]  # of sampling
+  temperature: Annotated[float, TEMPERATURE]  # of sampling
   min_chars: Annotated[int, whole(0)]  # a shorter caption is rejected
 
   def __post_init__(self) -> None:

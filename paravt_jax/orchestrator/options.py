@@ -15,6 +15,7 @@ from paravt_jax.options import (
   COUNT,
   DIFFERENT_BUDGETS,
   DTYPE,
+  EXPLORING,
   FILES,
   FLAG,
   KIND,
@@ -23,6 +24,7 @@ from paravt_jax.options import (
   PART,
   PIXELS,
   POSITIVE,
+  PROCESSES,
   PROSE,
   SEED,
   SHARE,
@@ -31,7 +33,6 @@ from paravt_jax.options import (
   URLS,
   Members,
   Options,
-  above,
   each,
   multiple_of,
   one_of,
@@ -155,7 +156,7 @@ class VideoOptions(Options):
   min_pixels: Annotated[int, whole(0, note='0: no lower bound')]  # area of a frame, at least
   max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
   backend: Annotated[str, one_of('pyav', 'decord')]  # what reads files
-  workers: Annotated[int, COUNT]  # processes that decode
+  workers: Annotated[int, PROCESSES]  # processes that decode
   deadline_s: Annotated[float, POSITIVE]  # for one request to a worker, which is then killed
   cache_mb: Annotated[int, whole(0, note='0: none in memory')]  # decoded frames in memory, MiB
   cache_folder: Annotated[str, TEXT]  # of decoded frames, for the next epoch; '': none
@@ -203,7 +204,7 @@ class SFTVideoOptions(VideoOptions):
 class RLSamplingOptions(SamplingOptions):
   """How rollouts are sampled."""
 
-  temperature: Annotated[float, above(0, 'RL must explore')]  # logits are divided by it
+  temperature: Annotated[float, EXPLORING]  # logits are divided by it
 
   @classmethod
   def published(cls) -> 'RLSamplingOptions':
@@ -369,7 +370,7 @@ class ServersOptions(Options):
   # url: servers that run already; embedded: ours, in JAX; sglang: SGLang out of .venv-sglang
   kind: Annotated[str, one_of(*SERVERS)]
   urls: Annotated[tuple[str, ...], URLS]  # of servers that run already
-  count: Annotated[int, COUNT]  # servers to start
+  count: Annotated[int, PROCESSES]  # servers to start
   host: Annotated[str, NAME]  # where started servers listen
   ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
   api_key: Annotated[str, TEXT]  # that the servers ask for
@@ -448,7 +449,7 @@ class WorldOptions(Options):
   """The synthetic corpus."""
 
   seed: Annotated[int, SEED]  # with the sections below it fixes every byte
-  workers: Annotated[int, whole(0, note='0: in this process')]  # processes that write videos
+  workers: Annotated[int, whole(0, 1024, note='0: in this process')]  # processes that write videos
   scene: SceneOptions
   questions: QuestionOptions
   traces: TraceOptions

@@ -27,7 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from paravt_jax.errors import ConfigError, RolloutError
-from paravt_jax.options import COUNT, POSITIVE, TEXT, URL, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, RETRIES, TEXT, URL, Options
 from paravt_jax.rollout.chat_dialect import Dialect, error_in, message_text
 from paravt_jax.rollout.outcomes import Failed, Rejected
 
@@ -47,7 +47,7 @@ class RequestOptions(Options):
 
   api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)  # bearer token; '' sends none
   timeout_s: Annotated[float, POSITIVE]  # for one request
-  retries: Annotated[int, whole(0)]  # of a request that fails
+  retries: Annotated[int, RETRIES]  # of a request that fails
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   max_backoff_s: Annotated[float, POSITIVE]  # at most; a server's own Retry-After counts, up to it
   concurrency: Annotated[int, COUNT]  # requests at once
@@ -236,7 +236,8 @@ class Server:
     """One completion before there is work, so that a server that cannot be used is told at the
     start; the same bounds and retries.
 
-    ways_out: by an outcome's reason what the user may change, names of knobs included.
+    ways_out: by an outcome's reason what the user may change, names of knobs included; 'busy' of
+    status 429 and 5xx, '' of others.
 
     Raises:
       RolloutError: no reply that can be read; one line with what came and the way out.
@@ -244,8 +245,11 @@ class Server:
     outcome = await self.complete(messages, sampling, more, read)
     if not isinstance(outcome, Reply):
       refused_key = outcome.detail[:4] in ('401:', '403:')
+      busy = outcome.reason == 'status' and outcome.detail.startswith(('429:', '5'))
       way = (
-        f'set {self._where}.api_key' if refused_key else ways_out.get(outcome.reason, ways_out[''])
+        f'set {self._where}.api_key'
+        if refused_key
+        else ways_out.get('busy' if busy else outcome.reason, ways_out[''])
       )
       raise RolloutError(
         f'{self._where}.url={self._url}, model {self.options.model!r}: cannot be used: '

@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.options import COUNT, POSITIVE, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, RETRIES, Options, whole
 
 JSON = {'Content-Type': 'application/json'}
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
@@ -28,7 +28,7 @@ class ConnectionOptions(Options):
   connections: Annotated[int, COUNT]  # open at once, per client
   timeout_s: Annotated[float, POSITIVE]  # for one request, queueing included
   ready_timeout_s: Annotated[float, POSITIVE]  # for a server to come up, or to come back
-  retries: Annotated[int, whole(0)]  # of a request, before its server is given up
+  retries: Annotated[int, RETRIES]  # of a request, before its server is given up
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   image_cache: Annotated[int, whole(0, note='0: none is kept')]  # encoded frames kept
 

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import orjson
 
 from paravt_jax.chat import tags
-from paravt_jax.options import COUNT, POSITIVE, PROSE, TEXT, URL, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, PROSE, RETRIES, TEXT, URL, Options
 from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions, more
 from paravt_jax.rollout.outcomes import Rejected
@@ -32,8 +32,10 @@ _PROBE = ('What colour is a ripe tomato?', 'red', 'It is red.')
 _WAYS_OUT = {
   'connection': 'start it, or correct --config.judge.url',
   'timeout': 'raise --config.judge.timeout_s',
-  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off, or name another '
+  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off; else correct '
+  '--config.judge.url, or name another '
   '--config.judge.model',
+  'busy': 'wait until it serves again, or see to its quota, then run the same command again',
   '': 'correct --config.judge.url and --config.judge.model, or set --config.judge.more (a JSON '
   'object that is merged into every '
   'request; null takes a field out)',
@@ -60,7 +62,7 @@ class JudgeOptions(Options):
   more: Annotated[str, PROSE]
   max_tokens: Annotated[int, COUNT]  # of a reply
   timeout_s: Annotated[float, POSITIVE]  # for one request
-  retries: Annotated[int, whole(0)]  # after a lost connection, or status 408, 429 or 5xx
+  retries: Annotated[int, RETRIES]  # after a lost connection, or status 408, 429 or 5xx
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   concurrency: Annotated[int, COUNT]  # requests at once
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from paravt_jax import seeds
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.options import COUNT, PART, TOP_K, Options, from_
+from paravt_jax.options import COUNT, TEMPERATURE, TOP_K, TOP_P, Options
 from paravt_jax.rollout.client import Client, image_tokens
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.types import Segment, TokenClass
@@ -24,8 +24,8 @@ MAIN = -1  # the main agent's place in an address, where a sub-agent has its cal
 class SamplingOptions(Options):
   """How tokens are sampled, and how many a context holds."""
 
-  temperature: Annotated[float, from_(0, '0: greedy')]  # logits are divided by it
-  top_p: Annotated[float, PART]  # the smallest set of tokens that has this share; 1: all
+  temperature: Annotated[float, TEMPERATURE]  # logits are divided by it
+  top_p: Annotated[float, TOP_P]  # the smallest set of tokens that has this share; 1: all
   top_k: Annotated[int, TOP_K]  # the most likely tokens; -1: all
   context: Annotated[int, COUNT]  # tokens that prompt and reply may fill, images expanded
 

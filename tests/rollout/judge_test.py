@@ -318,7 +318,17 @@ def test_the_check_at_the_start_learns_it_for_the_run():
       {},
       r"unreadable \('Perhaps.'\); raise --config.judge.max_tokens",
     ),
-    ([(503, b'busy')], {}, 'cannot be used: status .*busy'),
+    ([(503, b'busy')], {}, 'cannot be used: status .*busy.*; wait until it serves again'),
+    (
+      [(429, error('You exceeded your current quota'))],
+      {},
+      '429.*quota.*; wait until it serves again, or see to its quota',
+    ),
+    (
+      [(200, b'<!doctype html>')],
+      {},
+      'unreadable .*; raise --config.judge.max_tokens .*; else correct --config.judge.url',
+    ),
     ([60.0], {'timeout_s': 0.1}, 'raise --config.judge.timeout_s'),
     (
       [(200, b'')],
