@@ -79,6 +79,7 @@ test-sglang: setup sglang   ## the contract of a rollout server, against the rea
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check -q . || { echo 'make lint: some files are not laid out by ruff format; run: .venv/bin/ruff format .' >&2; exit 1; }
+	@$(VENV)/bin/basedpyright
 
 clean:
 	rm -rf $(VENV) $(SGLANG_VENV) runs .pytest_cache .ruff_cache

@@ -97,7 +97,8 @@ def assign(config: ConfigDict, given: Sequence[Override], rules: Mapping[str, Ru
         raise KeyError(f'{part} is a value and no section')
     value = _read(rules, one, holder[name], holder.get_type(name))
     if one.knob in seen and isinstance(value, tuple):
-      value = (*holder[name], *value)
+      before: Any = holder[name]
+      value = (*before, *value)
     elif one.knob in seen:
       notes.append(f'--config.{one.knob} is given more than once: {one} counts')
     seen.add(one.knob)

@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
   """A parser whose help names the command that was run: `paravt-unpack` as installed, or `python -m
   paravt_jax.data.unpack`, which `description` is written with.
   """
@@ -13,6 +13,6 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
   called = installed if pathlib.PurePath(sys.argv[0]).name == installed else module
   return argparse.ArgumentParser(
     prog=called,
-    description=description.replace(module, called),
+    description=(description or '').replace(module, called),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -71,7 +71,7 @@ def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
   return (np.arange(int(budget)) + 0.5) * (duration / int(budget))
 
 
-def once(clip: Clip, times: Sequence[float], since: float = 0.0) -> tuple[Clip, int]:
+def once(clip: Clip, times: Sequence[float] | np.ndarray, since: float = 0.0) -> tuple[Clip, int]:
   """A clip decoded at `times` with each frame once, under its first label; and how many repeats
   that leaves out.
 

@@ -197,6 +197,33 @@ def test_zero_is_refused_where_it_has_no_meaning(name, knob):
   assert said(recipe, knob, 0).startswith(f'--config.{knob}=0: wanted ')
 
 
+@pytest.mark.parametrize(('name', 'scale'), CASES)
+def test_a_number_that_is_too_large_for_any_use_is_refused_in_one_line(name, scale):
+  recipe = typed(config_of(name, scale))
+  for knob, value in options.leaves(recipe):
+    if type(value) in (int, float) and not knob.endswith(('peak_flops', 'step.parameters')):
+      for huge in (10**18, 1e30):
+        assert (said(recipe, knob, huge) or '').startswith(f'--config.{knob}={huge!r}: wanted ')
+
+
+@pytest.mark.parametrize(
+  ('name', 'knob', 'value', 'wanted'),
+  [
+    ('sft', 'optimizer.warmup_steps', 10**18, 'at most 2147483647'),
+    ('para_grpo', 'frames.budgets', (4, 10**20), 'at most 2147483647'),
+    ('sft', 'video.workers', 100_000, '1 to 1024'),
+    ('para_grpo', 'server.count', 5000, '1 to 1024'),
+    ('para_grpo', 'judge.retries', 5000, '0 to 100'),
+    ('eval', 'sampling.temperature', 101.0, '0 (greedy) to 100'),
+    ('para_grpo', 'sampling.temperature', 101.0, 'above 0, up to 100 (RL must explore)'),
+    ('eval', 'sampling.top_p', 1e-9, '1e-06 to 1'),
+  ],
+)
+def test_the_largest_value_is_said(name, knob, value, wanted):
+  recipe = typed(config_of(name, SCALES[name][0]))
+  assert said(recipe, knob, value) == f'--config.{knob}={value!r}: wanted {wanted}'
+
+
 def test_zero_is_no_bound_of_the_folder_of_frames():
   assert said(typed(config_of('sft', 'tiny')), 'video.cache_gb', 0) is None
 
