@@ -9,6 +9,7 @@ from configs.rules import (
   DECAY,
   DIFFERENT_BUDGETS,
   DTYPE,
+  EXPLORING,
   FILES,
   FLAG,
   INSIDE,
@@ -19,11 +20,16 @@ from configs.rules import (
   PART,
   PIXELS,
   POSITIVE,
+  PROCESSES,
   PROSE,
+  QUANTITY,
+  RETRIES,
   SEED,
   SHARE,
   SOURCE,
+  TEMPERATURE,
   TEXT,
+  TOP_P,
   URL,
   URLS,
   WORDS,
@@ -60,13 +66,13 @@ VIDEO = {
   'min_pixels': whole(0, note='0: no lower bound'),
   'max_pixels': PIXELS,
   'backend': one_of('pyav', 'decord'),
-  'workers': COUNT,
+  'workers': PROCESSES,
   'deadline_s': POSITIVE,
   'cache_mb': whole(0, note='0: none in memory'),
   'cache_folder': TEXT,
 }
 SAMPLING = {
-  'top_p': PART,
+  'top_p': TOP_P,
   'top_k': Rule(
     'at least 1, or -1 for all', lambda value: type(value) is int and (value >= 1 or value == -1)
   ),
@@ -105,7 +111,7 @@ JUDGE = {
   'more': PROSE,
   'max_tokens': COUNT,
   'timeout_s': POSITIVE,
-  'retries': whole(0),
+  'retries': RETRIES,
   'backoff_s': POSITIVE,
   'concurrency': COUNT,
 }
@@ -171,7 +177,7 @@ WATCH = {
 SERVER = {
   'kind': one_of('url', 'embedded', 'sglang'),
   'urls': URLS,
-  'count': COUNT,
+  'count': PROCESSES,
   'host': NAME,
   'ports': each(
     'different ports, each in 1..65535',
@@ -188,7 +194,7 @@ CLIENT = {
   'connections': COUNT,
   'timeout_s': POSITIVE,
   'ready_timeout_s': POSITIVE,
-  'retries': whole(0),
+  'retries': RETRIES,
   'backoff_s': POSITIVE,
   'image_cache': whole(0, note='0: none is kept'),
 }
@@ -197,7 +203,7 @@ CHAT_SERVER = {
   'model': TEXT,
   'api_key': TEXT,
   'timeout_s': POSITIVE,
-  'retries': whole(0),
+  'retries': RETRIES,
   'backoff_s': POSITIVE,
   'max_backoff_s': POSITIVE,
   'concurrency': COUNT,
@@ -206,7 +212,7 @@ CHAT_SERVER = {
 }
 WORLD = {
   'seed': SEED,
-  'workers': whole(0, note='0: in this process'),
+  'workers': Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1024).holds),
   'scene': {
     'seconds': COUNT,
     'fps': COUNT,
@@ -283,7 +289,7 @@ RL = {
   },
   'video': VIDEO,
   'frames': {'gating': FLAG, 'budgets': BUDGETS, 'frames': COUNT},
-  'sampling': {**SAMPLING, 'temperature': above(0, 'RL must explore')},
+  'sampling': {**SAMPLING, 'temperature': EXPLORING},
   'agent': AGENT,
   'subagent': SUBAGENT,
   'reward': REWARD,
@@ -325,7 +331,7 @@ RL = {
   'cold_start': SFT,
   'world': WORLD,
 }
-GREEDY = {**SAMPLING, 'temperature': from_(0, '0: greedy')}
+GREEDY = {**SAMPLING, 'temperature': TEMPERATURE}
 EVAL = {
   **ABOUT,
   'video': VIDEO,
@@ -385,7 +391,7 @@ ABLATE = {
   'seeds': each(
     'one or more different seeds, as in --config.seeds=0,1,2', SEED.holds, 1, differ=True
   ),
-  'jobs': COUNT,
+  'jobs': PROCESSES,
   'cores': each(
     'different cores, or () for all', lambda one: type(one) is int and one >= 0, differ=True
   ),
@@ -406,7 +412,7 @@ BENCH = {
     **ROUND,
     'batch': COUNT,
     'group': COUNT,
-    'temperature': from_(0),
+    'temperature': TEMPERATURE,
     'repeats': COUNT,
     'lanes': EMBEDDED['lanes'],
     'decode_steps': COUNT,
@@ -418,7 +424,7 @@ BENCH = {
     ),
     'turns': COUNT,
     'group': COUNT,
-    'temperature': from_(0),
+    'temperature': TEMPERATURE,
   },
   'prefix': {**ROUND, 'rollouts': COUNT},
   'publish': {'bytes': COUNT},
@@ -440,13 +446,13 @@ BENCH = {
     },
     'unpack': {'bytes': COUNT, 'archives': whole(2, note='one of each kind'), 'repeats': COUNT},
     'materialize': {**MIX, 'rows': COUNT},
-    'step': {'parameters': POSITIVE, 'peak_flops': POSITIVE, 'share': PART},
+    'step': {'parameters': QUANTITY, 'peak_flops': QUANTITY, 'share': PART},
     'input': {'rows': COUNT, 'steps': COUNT, 'stage_rows': COUNT},
     'sft': SFT,
   },
 }
 CUT = {
-  'workers': COUNT,
+  'workers': PROCESSES,
   'clip_seconds': POSITIVE,
   'snap_seconds': from_(0),
   'min_seconds': from_(0),
@@ -469,11 +475,11 @@ LONGVIDEO_REASON = {
     'max_pixels': PIXELS,
     'quality': whole(1, 95),
     'max_tokens': COUNT,
-    'temperature': from_(0),
+    'temperature': TEMPERATURE,
     'min_chars': whole(0),
   },
-  'ask': {'prompt': PROSE, 'max_tokens': COUNT, 'temperature': from_(0), 'max_missing': SHARE},
-  'rewrite': {'prompt': PROSE, 'max_tokens': COUNT, 'temperature': from_(0), 'min_chars': whole(0)},
+  'ask': {'prompt': PROSE, 'max_tokens': COUNT, 'temperature': TEMPERATURE, 'max_missing': SHARE},
+  'rewrite': {'prompt': PROSE, 'max_tokens': COUNT, 'temperature': TEMPERATURE, 'min_chars': whole(0)},
   'trace': {'calls': FLAG, 'max_parallel': COUNT, 'max_rounds': COUNT},
   'vision': CHAT_SERVER,
   'reasoner': CHAT_SERVER,

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import allowed
+from configs import rules as rules_of
 from configs.rules import Rule
 from paravt_jax.errors import ConfigError
 
@@ -73,6 +74,8 @@ def check(config: ConfigDict) -> None:
     found = rule(table, knob)
     if found is not None and not found.holds(value):
       raise ConfigError(f'--config.{knob}={value!r}: wanted {found.wanted}')
+    if found is not rules_of.QUANTITY and _is_too_large(value):
+      raise ConfigError(f'--config.{knob}={value!r}: wanted at most {rules_of.LARGEST}')
   values = dict(leaves(config))
   for low, high in ORDERED:
     for knob in (knob for knob in values if knob == low or knob.endswith(f'.{low}')):
@@ -81,6 +84,13 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
           f'--config.{knob}={values[knob]!r}: wanted at most {other}={values[other]!r}'
         )
+
+
+def _is_too_large(value: Any) -> bool:
+  """Whether a number, or one of a tuple, is larger than any knob's."""
+  if isinstance(value, tuple | list):
+    return any(map(_is_too_large, value))
+  return type(value) in (int, float) and value > rules_of.LARGEST
 
 
 def require_rule(config: ConfigDict, knob: str, value: Any) -> None:

@@ -185,6 +185,33 @@ def test_zero_is_refused_where_it_has_no_meaning(name, knob):
     assert said(config, knob, 0).startswith(f'--config.{knob}=0: wanted ')
 
 
+@pytest.mark.parametrize(('name', 'scale'), CASES)
+def test_a_number_that_is_too_large_for_any_use_is_refused_in_one_line(name, scale):
+  config = recipe(name, scale)
+  for knob, value in knobs.leaves(config):
+    if type(value) in (int, float) and not knob.endswith(('peak_flops', 'step.parameters')):
+      for huge in (10**18, 1e30):
+        assert (said(config, knob, huge) or '').startswith(f'--config.{knob}={huge!r}: wanted ')
+
+
+@pytest.mark.parametrize(
+  ('name', 'knob', 'value', 'wanted'),
+  [
+    ('sft', 'optimizer.warmup_steps', 10**18, 'at most 2147483647'),
+    ('para_grpo', 'frames.budgets', (4, 10**20), 'at most 2147483647'),
+    ('sft', 'video.workers', 100_000, 'at least 1, at most 1024'),
+    ('para_grpo', 'server.count', 5000, 'at least 1, at most 1024'),
+    ('para_grpo', 'judge.retries', 5000, 'at least 0, at most 100'),
+    ('eval', 'sampling.temperature', 101.0, 'at least 0, at most 100 (0: greedy)'),
+    ('para_grpo', 'sampling.temperature', 101.0, 'above 0 (RL must explore), at most 100'),
+    ('eval', 'sampling.top_p', 1e-9, 'a share above 0, up to 1 (at least 1e-06)'),
+  ],
+)
+def test_the_largest_value_is_said(name, knob, value, wanted):
+  config = recipe(name, SCALES[name][0])
+  assert said(config, knob, value) == f'--config.{knob}={value!r}: wanted {wanted}'
+
+
 def test_a_whole_number_is_neither_a_float_nor_a_boolean():
   config = para_grpo.get_config()
   assert said(config, 'agent.max_turns', 2.5) == '--config.agent.max_turns=2.5: wanted at least 0'
