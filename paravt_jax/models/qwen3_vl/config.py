@@ -1,6 +1,8 @@
 """Sizes of a dense Qwen3-VL, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
+import math
+import reprlib
 from typing import Any
 
 from paravt_jax.errors import ConfigError
@@ -55,28 +57,29 @@ class Config:
     """Reads a parsed `config.json`, with `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (4).
 
     Raises:
-      ConfigError: a field is missing, or the model is of a kind that this code does not compute.
+      ConfigError: a field is missing or no such value, or the model is of a kind that this code does not compute.
     """
-    text, vision = _field(hf, 'text_config', 'config.json'), _field(hf, 'vision_config', 'config.json')
+    text, vision = (_section(hf, name, 'config.json') for name in ('text_config', 'vision_config'))
     _refuse_unsupported(hf, text, vision)
     theta, sections = _rope(text)
-    get = lambda name: _field(text, name, 'text_config')
-    see = lambda name: _field(vision, name, 'vision_config')
+    get = lambda name: _whole(_field(text, name, 'text_config'), name, 'text_config', 1)
+    see = lambda name: _whole(_field(vision, name, 'vision_config'), name, 'vision_config', 1)
+    taps = _field(vision, 'deepstack_visual_indexes', 'vision_config')
+    token = lambda name: _whole(_field(hf, name, 'config.json'), name, 'config.json', 0)
     tied = hf.get('tie_word_embeddings', text.get('tie_word_embeddings', False))
     return Config(
         text=TextConfig(
             vocab=get('vocab_size'), width=get('hidden_size'), layers=get('num_hidden_layers'),
             heads=get('num_attention_heads'), kv_heads=get('num_key_value_heads'), head_dim=get('head_dim'),
             mlp=get('intermediate_size'), rope_theta=theta,
-            rope_sections=sections, norm_eps=float(get('rms_norm_eps')), max_positions=get('max_position_embeddings')),
+            rope_sections=sections, norm_eps=_positive(_field(text, 'rms_norm_eps', 'text_config'), 'rms_norm_eps'),
+            max_positions=get('max_position_embeddings')),
         vision=VisionConfig(
             width=see('hidden_size'), depth=see('depth'), mlp=see('intermediate_size'), heads=see('num_heads'),
             patch=see('patch_size'), merge=see('spatial_merge_size'), temporal=see('temporal_patch_size'),
-            positions=see('num_position_embeddings'), taps=tuple(see('deepstack_visual_indexes'))),
-        tied=bool(tied), image_id=_field(hf, 'image_token_id', 'config.json'),
-        video_id=_field(hf, 'video_token_id', 'config.json'),
-        vision_start_id=_field(hf, 'vision_start_token_id', 'config.json'),
-        vision_end_id=_field(hf, 'vision_end_token_id', 'config.json'))
+            positions=see('num_position_embeddings'), taps=_wholes(taps, 'deepstack_visual_indexes', 'vision_config')),
+        tied=bool(tied), image_id=token('image_token_id'), video_id=token('video_token_id'),
+        vision_start_id=token('vision_start_token_id'), vision_end_id=token('vision_end_token_id'))
 
   def to_hf(self, dtype: str) -> dict[str, Any]:
     """The `config.json` of this model, rotary fields in the styles of both transformers 4 and 5. `dtype`: 'bfloat16', ..."""
@@ -107,9 +110,38 @@ def _field(section: dict[str, Any], name: str, where: str) -> Any:
   return section[name]
 
 
+def _section(section: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+  value = _field(section, name, where)
+  if not isinstance(value, dict):
+    raise _wrong(value, name, where, 'an object')
+  return value
+
+
+def _whole(value: Any, name: str, where: str, least: int) -> int:
+  if type(value) is not int or not least <= value < 1 << 31:
+    raise _wrong(value, name, where, f'a whole number, {least} or more')
+  return value
+
+
+def _wholes(value: Any, name: str, where: str) -> tuple[int, ...]:
+  if not isinstance(value, list):
+    raise _wrong(value, name, where, 'a list of whole numbers')
+  return tuple(_whole(one, name, where, 0) for one in value)
+
+
+def _positive(value: Any, name: str) -> float:
+  if type(value) not in (int, float) or not 0 < value < math.inf:
+    raise _wrong(value, name, 'text_config', 'a number above 0')
+  return float(value)
+
+
+def _wrong(value: Any, name: str, where: str, wanted: str) -> ConfigError:
+  return ConfigError(f'{where}: {name} is {reprlib.repr(value)}, wanted {wanted}; copy or download config.json again')
+
+
 def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
   """Theta and sections from either style; transformers changed its default theta once, so none is assumed."""
-  new, old = text.get('rope_parameters') or {}, text.get('rope_scaling') or {}
+  new, old = (_section(text, name, 'text_config') if text.get(name) else {} for name in ('rope_parameters', 'rope_scaling'))
   rope = {**old, **new}
   theta = new.get('rope_theta', text.get('rope_theta'))
   kind = rope.get('rope_type', rope.get('type', 'default'))
@@ -120,7 +152,10 @@ def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
   if kind not in ('default', 'mrope') or rope.get('mrope_interleaved') is False:
     raise ConfigError(f'text_config: got rope type {kind!r} (interleaved={rope.get("mrope_interleaved")}), '
                       'wanted the default interleaved M-RoPE; this model is not of the dense Qwen3-VL family')
-  return float(theta), tuple(int(s) for s in sections)
+  sections = _wholes(sections, 'mrope_section', 'text_config')
+  if len(sections) != 3:
+    raise _wrong(list(sections), 'mrope_section', 'text_config', 'three whole numbers')
+  return _positive(theta, 'rope_theta'), sections
 
 
 def _refuse_unsupported(hf: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> None:

@@ -210,6 +210,9 @@ def _instead(folder: pathlib.Path) -> str:
   pickled = sorted(folder.glob('pytorch_model*.bin'))
   if pickled:
     return f'{pickled[0].name} is a pickle, which is not read: load it with transformers and save_pretrained(safe_serialization=True)'
+  shards = sorted(folder.glob('model-*-of-*.safetensors'))
+  if shards and not (folder / 'model.safetensors.index.json').exists():
+    return f'{shards[0].name} is a part of it: download model.safetensors.index.json, which names the parts, too'
   return 'download or export the checkpoint again'
 
 

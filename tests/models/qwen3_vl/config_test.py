@@ -46,3 +46,28 @@ def _changed(**sections):
 def test_what_is_not_a_dense_qwen3_vl_is_refused(hf, message):
   with pytest.raises(ConfigError, match=message):
     Config.from_hf(hf)
+
+
+@pytest.mark.parametrize('section, name, value, message', [
+    ('text_config', 'head_dim', '128', "text_config: head_dim is '128', wanted a whole number, 1 or more"),
+    ('text_config', 'num_key_value_heads', 0, 'num_key_value_heads is 0, wanted a whole number, 1 or more'),
+    ('text_config', 'num_hidden_layers', 2.5, 'num_hidden_layers is 2.5'),
+    ('text_config', 'vocab_size', True, 'vocab_size is True'),
+    ('text_config', 'rms_norm_eps', 'small', "rms_norm_eps is 'small', wanted a number above 0"),
+    ('text_config', 'rope_parameters', [1], r'rope_parameters is \[1\], wanted an object'),
+    ('text_config', 'rope_parameters', {'rope_theta': 5e6, 'mrope_section': 24}, 'mrope_section is 24, wanted a list'),
+    ('text_config', 'rope_parameters', {'rope_theta': 5e6, 'mrope_section': [32, 32]}, 'wanted three whole numbers'),
+    ('text_config', 'rope_parameters', {'rope_theta': 'x', 'mrope_section': [24, 20, 20]}, "rope_theta is 'x'"),
+    ('vision_config', 'num_heads', -16, 'num_heads is -16'),
+    ('vision_config', 'deepstack_visual_indexes', 5, 'deepstack_visual_indexes is 5, wanted a list'),
+    ('vision_config', 'deepstack_visual_indexes', ['5'], "deepstack_visual_indexes is '5'")])
+def test_a_size_that_is_no_such_number_is_refused_by_its_name(section, name, value, message):
+  with pytest.raises(ConfigError, match=message):
+    Config.from_hf(_changed(**{section: {name: value}}))
+
+
+@pytest.mark.parametrize('name, value', [
+    ('text_config', 'x'), ('vision_config', [1]), ('image_token_id', []), ('video_token_id', -1)])
+def test_a_part_of_the_config_that_is_of_another_kind_is_refused_by_its_name(name, value):
+  with pytest.raises(ConfigError, match=f'config.json: {name} is '):
+    Config.from_hf({**PUBLISHED['2b']().to_hf('float32'), name: value})

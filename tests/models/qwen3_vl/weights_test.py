@@ -195,3 +195,13 @@ def test_weights_that_are_not_there_are_named_with_what_is_in_their_place(damage
   index.write_text('{}')
   with pytest.raises(DataError, match='got no weight_map'):
     weights.load_hf(folder)
+
+
+def test_parts_without_their_index_are_named_with_the_index(damaged):
+  folder = damaged(lambda t: None)
+  (folder / 'model.safetensors').rename(folder / 'model-00002-of-00002.safetensors')
+  with pytest.raises(DataError, match=r'00002\.safetensors is a part of it: download model\.safetensors\.index\.json'):
+    weights.load_hf(folder)
+  (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {NORM: 'model-00001-of-00002.safetensors'}}))
+  with pytest.raises(DataError, match=r'model-00001-of-00002\.safetensors: no such file.*; download or export the checkpoint again'):
+    weights.load_hf(folder)
