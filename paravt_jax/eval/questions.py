@@ -236,7 +236,7 @@ def mmvu(row: Row) -> Question:
       raise Broken(f'video: got {video!r}, wanted a path or an address with /resolve/<revision>/<path>')
     video = urllib.parse.unquote(match[1])
   choices = _choices(row['choices'])
-  kind = {'multiple-choice': 'mcq', 'open-ended': 'oe'}.get(row['question_type'])
+  kind = {'multiple-choice': 'mcq', 'open-ended': 'oe'}.get(_said(row['question_type']))
   if kind is None:
     faults.append(NO_KIND)
     kind = 'mcq' if choices else 'oe'

@@ -159,6 +159,8 @@ def test_a_row_of_longvideo_reason_without_four_options_is_kept_as_it_is(problem
   ('lvbench', {'question': 'Which?\n(A) one\n(C) two'}, 'options missing'),
   ('lvbench', {'answer': 'F'}, 'gold nowhere'),
   ('mmvu', {'question_type': 'essay'}, 'type unknown'),
+  ('mmvu', {'question_type': ['multiple-choice']}, 'type unknown'),
+  ('mmvu', {'question_type': {}}, 'type unknown'),
   ('mmvu', {'choices': {'A': 'x', 'C': 'y'}, 'answer': 'C'}, 'option empty'),
   ('mmvu', {'choices': None}, 'options missing'),
   ('mmvu', {'question_type': 'open-ended', 'answer': None}, 'gold nowhere'),
