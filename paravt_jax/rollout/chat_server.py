@@ -162,7 +162,7 @@ class Server:
                   read: Callable[[bytes], Reply | Rejected], *, ways_out: Mapping[str, str]) -> None:
     """One completion before there is work, so that a server that cannot be used is told at the start; the same bounds and retries.
 
-    ways_out: by an outcome's reason what the user may change, names of knobs included.
+    ways_out: by an outcome's reason what the user may change, names of knobs included; 'busy' of status 429 and 5xx, '' of others.
 
     Raises:
       RolloutError: no reply that can be read; one line with what came and the way out.
@@ -170,7 +170,8 @@ class Server:
     outcome = await self.complete(messages, sampling, more, read)
     if not isinstance(outcome, Reply):
       refused_key = outcome.detail[:4] in ('401:', '403:')
-      way = f'set {self._where}.api_key' if refused_key else ways_out.get(outcome.reason, ways_out[''])
+      busy = outcome.reason == 'status' and outcome.detail.startswith(('429:', '5'))
+      way = f'set {self._where}.api_key' if refused_key else ways_out.get('busy' if busy else outcome.reason, ways_out[''])
       raise RolloutError(f'{self._where}.url={self._url}, model {self.options.model!r}: cannot be used: {outcome.reason} '
                          f'({" ".join(outcome.detail.split())}); {way}')
 

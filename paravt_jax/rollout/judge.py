@@ -27,7 +27,9 @@ _FENCE = re.compile(r'\s*(?:```|~~~)\s*\w*\s*')
 _PROBE = ('What colour is a ripe tomato?', 'red', 'It is red.')
 _WAYS_OUT = {
   'connection': 'start it, or correct --config.judge.url', 'timeout': 'raise --config.judge.timeout_s',
-  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off, or name another --config.judge.model',
+  'unreadable': 'raise --config.judge.max_tokens if the reply was cut off; else correct --config.judge.url, or name another '
+                '--config.judge.model',
+  'busy': 'wait until it serves again, or see to its quota, then run the same command again',
   '': 'correct --config.judge.url and --config.judge.model, or set --config.judge.more (a JSON object that is merged into every '
       'request; null takes a field out)'}
 _REASONS = {'connection': 'judge_connection', 'timeout': 'judge_timeout', 'status': 'judge_status', 'refused': 'judge_status',

@@ -183,7 +183,10 @@ def test_the_check_at_the_start_learns_it_for_the_run():
   ([(400, error('You must provide a response_format'))], {}, r'cannot be used: refused .*set --config.judge.more'),
   ([(401, b'who?')], {}, r'401.*; set --config.judge.api_key'), ([(404, b'no such model')], {}, r'404.*correct --config.judge.url and'),
   ([(200, completion('Perhaps.'))], {}, r"unreadable \('Perhaps.'\); raise --config.judge.max_tokens"),
-  ([(503, b'busy')], {}, 'cannot be used: status .*busy'), ([60.0], {'timeout_s': 0.1}, 'raise --config.judge.timeout_s'),
+  ([(503, b'busy')], {}, 'cannot be used: status .*busy.*; wait until it serves again'),
+  ([(429, error('You exceeded your current quota'))], {}, '429.*quota.*; wait until it serves again, or see to its quota'),
+  ([(200, b'<!doctype html>')], {}, 'unreadable .*; raise --config.judge.max_tokens .*; else correct --config.judge.url'),
+  ([60.0], {'timeout_s': 0.1}, 'raise --config.judge.timeout_s'),
   ([(200, b'')], {'url': 'http://127.0.0.1:9/v1'}, 'connection .*start it, or correct --config.judge.url'),
   ([(200, error('no credit', code=402))], {}, '402.*no credit')])
 def test_a_judge_that_cannot_be_used_is_one_line_at_the_start(replies, options, says):
