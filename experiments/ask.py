@@ -177,10 +177,11 @@ def indented(text: str) -> str:
 
 
 def asked(call: ToolCall | object) -> str:
-  """'39 – 43' for a call, as the agent wrote it; the block itself when it is none."""
+  """'39 – 43' for a call, as the agent wrote it, with a mark unless it is well-formed; the block itself when it is none."""
   if isinstance(call, ToolCall):
     arguments = call.arguments
-    return f'{arguments.get("start_time", "?")} – {arguments.get("end_time", "?")}'
+    form = '' if call.well_formed else '   (not well-formed: training would not credit it)'
+    return f'{arguments.get("start_time", "?")} – {arguments.get("end_time", "?")}{form}'
   return ' '.join(getattr(call, 'text', '').split())[:80] or 'a block that is no call'
 
 

@@ -94,6 +94,10 @@ def test_the_summary_and_its_table(config, asked, tmp_path):
   assert [line.split() for line in lines if 'K=16' in line] == [['at', 'K=16', '1.000', '1.000'], ['at', 'K=16', '1.000', '1.000']]
   assert 'gain in accuracy +0.000' in lines[-2] and lines[-1].startswith('minutes: eval_before')
   assert not any('errors' in line for line in lines)
+  found['before'].pop('calls_other')  # written before such calls ran
+  found['after']['calls_other'] = 1.25
+  (other,) = [line for line in evaluation.table(found).splitlines() if 'of other forms' in line]
+  assert other.split() == ['calls', 'of', 'other', 'forms', 'per', 'episode', '-', '1.250']
   found['after'].update(errors={'server': 2, 'call_timeout': 1}, accuracy_answered=0.75)
   rows = [line.split() for line in evaluation.table(found).splitlines()]
   assert ['errors,', 'which', 'earn', 'nothing', '0', '3'] in rows and ['accuracy', 'of', 'those', 'answered', '0.500', '0.750'] in rows
