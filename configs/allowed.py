@@ -212,7 +212,7 @@ CHAT_SERVER = {
 }
 WORLD = {
   'seed': SEED,
-  'workers': whole(0, 1024, note='0: in this process'),
+  'workers': Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1024).holds),
   'scene': {
     'seconds': COUNT,
     'fps': COUNT,
