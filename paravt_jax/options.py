@@ -388,14 +388,19 @@ DECAY = Rule('at least 0 and below 1', lambda value: _is_number(value) and 0 <= 
 INSIDE = Rule('between 0 and 1', lambda value: _is_number(value) and 0 < value < 1)
 SEED = whole(0, 2**31 - 1)
 COUNT = whole(1)
-PROCESSES = whole(1, 1024)
-RETRIES = whole(0, 100)  # the wait doubles every time
+PROCESSES = Rule('at least 1, at most 1024', whole(1, 1024).holds)
+RETRIES = Rule('at least 0, at most 100', whole(0, 100).holds)  # the wait doubles every time
 # What servers of both kinds take, embedded and SGLang.
-TEMPERATURE = Rule('0 (greedy) to 100', lambda value: _is_number(value) and 0 <= value <= 100)
-EXPLORING = Rule(
-  'above 0, up to 100 (RL must explore)', lambda value: value != 0 and TEMPERATURE.holds(value)
+TEMPERATURE = Rule(
+  'at least 0, at most 100 (0: greedy)', lambda value: _is_number(value) and 0 <= value <= 100
 )
-TOP_P = Rule('1e-06 to 1', lambda value: _is_number(value) and 1e-6 <= value <= 1)
+EXPLORING = Rule(
+  'above 0 (RL must explore), at most 100', lambda value: value != 0 and TEMPERATURE.holds(value)
+)
+TOP_P = Rule(
+  'a share above 0, up to 1 (at least 1e-06)',
+  lambda value: _is_number(value) and 1e-6 <= value <= 1,
+)
 QUANTITY = above(0)  # of bytes, operations or parameters: of any size
 POSITIVE = above(0)
 BUDGETS = each('positive frame budgets', _is_count, 1)

@@ -33,6 +33,7 @@ from paravt_jax.options import (
   URLS,
   Members,
   Options,
+  Rule,
   each,
   multiple_of,
   one_of,
@@ -46,6 +47,7 @@ from paravt_jax.serving.embedded import options as embedded
 from paravt_jax.train.optimizer import OptimizerOptions
 
 SERVERS = ('url', 'embedded', 'sglang')
+WORLD_WORKERS = Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1024).holds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,7 +451,7 @@ class WorldOptions(Options):
   """The synthetic corpus."""
 
   seed: Annotated[int, SEED]  # with the sections below it fixes every byte
-  workers: Annotated[int, whole(0, 1024, note='0: in this process')]  # processes that write videos
+  workers: Annotated[int, WORLD_WORKERS]  # processes that write videos
   scene: SceneOptions
   questions: QuestionOptions
   traces: TraceOptions

@@ -103,7 +103,7 @@ class RunFolder:
     """
     self.path = path
     self._lock = locked(path)
-    self._progress = _read(path / 'progress.json') or {'minutes': {}, 'done': {}}
+    self._progress = _progress(path)
     changed = refuse_other_settings(path, config)
     if changed:
       more = f' and {len(changed) - SHOWN} more' if len(changed) > SHOWN else ''
@@ -164,11 +164,10 @@ def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list
     asked for.
   """
   before = _read(path / 'config.json')
-  ended = (_read(path / 'progress.json') or {'done': {}})['done']
+  ended = _progress(path)['done']
   results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or ended
-  if (
-    before is None or not results
-  ):  # a command that was refused leaves nothing that binds the next one
+  # a command that was refused leaves nothing that binds the next one
+  if not results or not (path / 'config.json').exists():
     return []
   bound, free = binding.changes(before, config)
   if bound:
@@ -216,15 +215,26 @@ def saves(every: int, done: int, last: int) -> bool:
   return done == last or (every > 0 and done % every == 0)
 
 
-def _read(file: pathlib.Path) -> Any:
-  if not file.exists():
-    return None
+def _progress(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """{'minutes': by phase, 'done': results by phase} of a run folder, empty ones before it began."""
+  found = {'minutes': {}, 'done': {}, **_read(path / 'progress.json')}
+  if not all(isinstance(found[name], dict) for name in ('minutes', 'done')):
+    raise _unusable(path / 'progress.json', 'minutes and done are no objects')
+  return found
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(file.read_text())
-  except ValueError as error:
-    raise ConfigError(
-      f'{file}: not JSON ({error}); the run cannot go on: move the folder away and start anew'
-    ) from error
+    found = json.loads(file.read_text()) if file.exists() else {}
+  except (ValueError, RecursionError) as error:
+    raise _unusable(file, f'not JSON ({error})') from error
+  if not isinstance(found, dict):
+    raise _unusable(file, f'got {type(found).__name__}, wanted an object')
+  return found
+
+
+def _unusable(file: pathlib.Path, why: str) -> ConfigError:
+  return ConfigError(f'{file}: {why}; the run cannot go on: move the folder away and start anew')
 
 
 def announce(name: str, scale: str, folder: RunFolder) -> None:

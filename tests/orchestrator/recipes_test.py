@@ -211,12 +211,12 @@ def test_a_number_that_is_too_large_for_any_use_is_refused_in_one_line(name, sca
   [
     ('sft', 'optimizer.warmup_steps', 10**18, 'at most 2147483647'),
     ('para_grpo', 'frames.budgets', (4, 10**20), 'at most 2147483647'),
-    ('sft', 'video.workers', 100_000, '1 to 1024'),
-    ('para_grpo', 'server.count', 5000, '1 to 1024'),
-    ('para_grpo', 'judge.retries', 5000, '0 to 100'),
-    ('eval', 'sampling.temperature', 101.0, '0 (greedy) to 100'),
-    ('para_grpo', 'sampling.temperature', 101.0, 'above 0, up to 100 (RL must explore)'),
-    ('eval', 'sampling.top_p', 1e-9, '1e-06 to 1'),
+    ('sft', 'video.workers', 100_000, 'at least 1, at most 1024'),
+    ('para_grpo', 'server.count', 5000, 'at least 1, at most 1024'),
+    ('para_grpo', 'judge.retries', 5000, 'at least 0, at most 100'),
+    ('eval', 'sampling.temperature', 101.0, 'at least 0, at most 100 (0: greedy)'),
+    ('para_grpo', 'sampling.temperature', 101.0, 'above 0 (RL must explore), at most 100'),
+    ('eval', 'sampling.top_p', 1e-9, 'a share above 0, up to 1 (at least 1e-06)'),
   ],
 )
 def test_the_largest_value_is_said(name, knob, value, wanted):

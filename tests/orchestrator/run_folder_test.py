@@ -164,6 +164,24 @@ def test_a_folder_that_cannot_be_made_and_a_broken_file_are_one_clear_error(tmp_
     run_folder.RunFolder(tmp_path, RECIPE)
 
 
+@pytest.mark.parametrize(
+  ('file', 'text', 'says'),
+  [
+    ('progress.json', '[1]', 'got list, wanted an object'),
+    ('progress.json', '{"minutes": 3, "done": {}}', 'minutes and done are no objects'),
+    ('config.json', '"x"', 'got str, wanted an object'),
+    ('config.json', '[' * 100_000, 'not JSON'),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_refused_and_left_as_it_is(tmp_path, file, text, says):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / file).write_text(text)
+  way_out = 'the run cannot go on: move the folder away and start anew'
+  with pytest.raises(ConfigError, match=f'{file}: {says}.*; {way_out}'):
+    run_folder.RunFolder(tmp_path, RECIPE)
+  assert (tmp_path / file).read_text() == text
+
+
 def test_a_name_gives_the_folder_unless_the_recipe_does(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   recipe = typed(para_grpo.get_config())
