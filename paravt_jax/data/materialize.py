@@ -17,7 +17,7 @@ import collections
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pyarrow
 import pyarrow.parquet
@@ -45,9 +45,8 @@ def rewrite_files(
 
   Raises:
     DataError: no such root or parquet folder; an output inside the parquet folder; a file that
-    cannot be read or written; an
-      output that some other program made. Files finished before stay, and a next run goes on after
-      them.
+      cannot be read or written; an output that some other program made. Finished files stay, and
+      the next run goes on after them.
   """
   job = Job(direction, _root(root), _folder(parquet_dir), pathlib.Path(output_dir))
   footers = {file: _footer(file) for file in _files(job)}
@@ -61,9 +60,8 @@ def rewrite_files(
     if progress:
       progress(done, total)
 
-  for folder in {target_of(job, file).parent for file in rows}:
-    if folder.is_dir():
-      files.sweep(folder)
+  _sweep(job, rows)
+  # one file after the other; counts are of all of them
   redone: dict[str, list[str]] = {}
   unknown: collections.Counter[str] = collections.Counter()
   found: set[str] = set()
@@ -92,6 +90,13 @@ def rewrite_files(
   if rows:
     save(report, job)
   return report
+
+
+def _sweep(job: Job, inputs: Iterable[pathlib.Path]) -> None:
+  """Removes what killed runs left half-written in the folders of the outputs."""
+  for folder in {target_of(job, file).parent for file in inputs}:
+    if folder.is_dir():
+      files.sweep(folder)
 
 
 def _root(root: str | os.PathLike) -> str:

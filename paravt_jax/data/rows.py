@@ -71,11 +71,11 @@ def rl_tasks(
 
   Raises:
     DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be
-    skipped; too many of them;
-      no row left; a source that no row has.
+      skipped; too many of them; no row left; a source that no row has.
   """
   seen: dict[str, str] = {}
-  filters, told = _Filters(wanted), collections.Counter()
+  filters, inferred_types = _Filters(wanted), collections.Counter()
+  names = [str(file) for file in files]
 
   def parse(row: dict, name: str) -> Task | None:
     info, inferred = _info(row)
@@ -88,7 +88,7 @@ def rl_tasks(
         'duplicate_id',
       )
     seen[task.id] = name
-    told.update([info['question_type']] if inferred else [])
+    inferred_types.update([info['question_type']] if inferred else [])
     return task
 
   found = fields.read(
@@ -101,13 +101,13 @@ def rl_tasks(
     optional=('data_source', 'images'),
     max_bad_share=wanted.max_bad_share,
   )
-  filters.check([str(file) for file in files])
-  if told:
+  filters.check(names)
+  if inferred_types:
     logging.getLogger(__name__).warning(
       '%s: %d rows have no question_type; by what they hold they are %s',
-      [str(file) for file in files],
-      told.total(),
-      fields.worded(told),
+      names,
+      inferred_types.total(),
+      fields.worded(inferred_types),
     )
   return subsample(found, wanted.max_rows, seed)
 

@@ -305,8 +305,7 @@ def _batch(
     raise done.error
 
 
-def main(arguments: list[str] | None = None) -> int:
-  """The command; returns its exit status."""
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -327,6 +326,12 @@ def main(arguments: list[str] | None = None) -> int:
     type=int,
     help='threads, or processes for many small files (default: one per core, 16 at most)',
   )
+  return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command; returns its exit status."""
+  parser = _parser()
   options = parser.parse_args(arguments)
   if options.workers is not None and options.workers < 1:
     parser.error('--workers must be 1 at least')

@@ -263,10 +263,11 @@ def _videos(
     for parts in snapshots.archives(root)
     if missing and not _is_subtitles(parts)
   ]
-  tail = lambda name: (
-    *pathlib.PurePosixPath(name).parts[-benchmark.depth : -1],
-    snapshots.stem(name, snapshots.VIDEOS),
-  )
+
+  def tail(name: str) -> tuple[str, ...]:
+    folders = pathlib.PurePosixPath(name).parts[-benchmark.depth : -1]
+    return (*folders, snapshots.stem(name, snapshots.VIDEOS))
+
   inside = {parts: None if names is None else set(map(tail, names)) for parts, names in held}
   holding = [
     parts for parts, names in inside.items() if names is None or names & set(map(tail, missing))

@@ -19,7 +19,16 @@ from paravt_jax.eval import scoring, subtitles
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.groups import Dropped, Reward, judged
 from paravt_jax.rollout.sampler import Address, expanded
-from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolCall, ToolResult
+from paravt_jax.types import (
+  Episode,
+  ResultStatus,
+  Scored,
+  StopReason,
+  Task,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +206,15 @@ def light(record: Record) -> Record:
   """The record without its frames."""
   if record.scored is None:
     return record
-  bare = lambda t: dataclasses.replace(
-    t, segments=tuple(dataclasses.replace(s, images=()) for s in t.segments)
-  )
-  result = lambda r: r if r.subagent is None else dataclasses.replace(r, subagent=bare(r.subagent))
+
+  def bare(trajectory: Trajectory) -> Trajectory:
+    segments = tuple(dataclasses.replace(s, images=()) for s in trajectory.segments)
+    return dataclasses.replace(trajectory, segments=segments)
+
+  def result(one: ToolResult) -> ToolResult:
+    inner = one.subagent
+    return one if inner is None else dataclasses.replace(one, subagent=bare(inner))
+
   episode = record.scored.episode
   turns = tuple(
     dataclasses.replace(turn, results=tuple(map(result, turn.results))) for turn in episode.turns

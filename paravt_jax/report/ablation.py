@@ -196,7 +196,10 @@ def table(results: Results, settings: Settings) -> str:
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
-  short = lambda commit: commit[:12] + ('+changes' if commit.endswith('+changes') else '')
+
+  def short(commit: str) -> str:
+    return commit[:12] + ('+changes' if commit.endswith('+changes') else '')
+
   commits = collections.Counter(
     short(run.commit) for seeds in results.values() for run in seeds.values()
   )

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -72,12 +73,11 @@ def as_json(results: Results, settings: Settings) -> dict:
   """{set: {column: {mean, low, high, seeds}}}, unknown ends as null; 'against' is the difference to
   the reference's accuracy.
   """
-  ends = lambda value: {
-    'mean': value.mean,
-    'low': _finite(value.low),
-    'high': _finite(value.high),
-    'seeds': value.seeds,
-  }
+
+  def ends(value: Value) -> dict[str, Any]:
+    low, high = _finite(value.low), _finite(value.high)
+    return {'mean': value.mean, 'low': low, 'high': high, 'seeds': value.seeds}
+
   found = ablation.numbers(results, settings.reference)
   return {
     name: {column: ends(value) for column, value in values.items()}

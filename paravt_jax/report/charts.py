@@ -102,7 +102,10 @@ def bars(
   width, height, floor, roof = 120, 120, 112, 18
   step = width / len(values)
   parts = [f'<line class="grid" x1="4" x2="{width - 4}" y1="{floor}" y2="{floor}"/>']
-  y = lambda value: floor - (floor - roof) * min(value, top) / top
+
+  def y(value: float) -> float:
+    return floor - (floor - roof) * min(value, top) / top
+
   for i, (value, interval, color, text) in enumerate(zip(values, intervals, colors, texts)):
     center = step * (i + 0.5)
     tip = floor

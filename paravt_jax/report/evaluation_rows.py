@@ -89,7 +89,10 @@ def _row(line: bytes, start: int, where: str) -> Row:
   failed = data['status'] == 'error' or not isinstance(score, (int, float))
   points = None if failed else float(score or 0.0)
   results = [result for turn in episode.get('turns', ()) for result in turn.get('results', ())]
-  text = lambda name: '' if data.get(name) is None else str(data[name])
+
+  def text(name: str) -> str:
+    return '' if data.get(name) is None else str(data[name])
+
   return Row(
     key=data['key'],
     benchmark=data['benchmark'],
