@@ -289,9 +289,9 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
   ):
     if pixels > room * packing.PATCH**2:
       raise ConfigError(
-        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of '
-        f'{room} patches holds; raise '
-        'train.image_patches or train.still_patches (with train.row_stills), or lower it'
+        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of {room} '
+        'patches holds; raise train.image_patches or train.still_patches (with '
+        'train.row_stills), or lower it'
       )
 
 

@@ -147,8 +147,7 @@ class Lengths:
       if error.reason in sft.PASSING and not self._alone:
         raise DataError(
           f'{error}; every host must plan the same batches, so this one cannot leave the row '
-          'out: see to its disk, then '
-          'run again'
+          'out: see to its disk, then run again'
         ) from error
       return Size(0, 0, 0, f'media_{error.reason}', str(error))
     except ChatError as error:

@@ -188,9 +188,8 @@ def _check_twice(where: str, entries: Sequence[Entry]) -> None:
       real = path.resolve()
       if real in seen:
         raise DataError(
-          f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each '
-          'file once; use weights to '
-          'draw a source more often'
+          f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each file '
+          'once; use weights to draw a source more often'
         )
       seen[real] = entry.name
 

@@ -103,9 +103,8 @@ def _root(root: str | os.PathLike) -> str:
   base = os.path.abspath(root)
   if not os.path.isdir(base):
     raise DataError(
-      f'{base}: {"a file" if os.path.exists(base) else "no such folder"}, wanted the media '
-      'root that the archives '
-      'were unpacked into; check --root'
+      f'{base}: {"a file" if os.path.exists(base) else "no such folder"}, wanted the media root '
+      'that the archives were unpacked into; check --root'
     )
   try:
     base.encode()
@@ -120,9 +119,8 @@ def _root(root: str | os.PathLike) -> str:
 def _folder(parquet_dir: str | os.PathLike) -> pathlib.Path:
   if not os.path.isdir(parquet_dir):
     raise DataError(
-      f'{parquet_dir}: {"a file" if os.path.exists(parquet_dir) else "no such folder"}, '
-      'wanted a folder with *.parquet '
-      'at any depth; check --parquet-dir'
+      f'{parquet_dir}: {"a file" if os.path.exists(parquet_dir) else "no such folder"}, wanted a '
+      'folder with *.parquet at any depth; check --parquet-dir'
     )
   return pathlib.Path(parquet_dir)
 
@@ -139,9 +137,8 @@ def _files(job: Job) -> list[pathlib.Path]:
   for folder in {job.output, *(target_of(job, file).parent for file in files)}:
     if os.path.commonpath([source, os.path.realpath(folder)]) == source:
       raise DataError(
-        f'{folder}: lies in the parquet folder {job.source}, wanted outputs in a place of '
-        'their own; choose another '
-        '--output-dir'
+        f'{folder}: lies in the parquet folder {job.source}, wanted outputs in a place of their '
+        'own; choose another --output-dir'
       )
   return files
 

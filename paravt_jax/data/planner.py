@@ -256,9 +256,8 @@ class Planner:
     total = sum(len(source.conversations) for source in self._sources.values())
     if dropped.total() > 2 * total + JUDGED:
       raise DataError(
-        f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; '
-        'raise row_tokens or '
-        f'row_images, or check the media root'
+        f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; raise '
+        'row_tokens or row_images, or check the media root'
       )
 
   def _refuse_bad(self, examples: Mapping[str, str]) -> None:
@@ -292,9 +291,8 @@ class Planner:
     before = {name: [tuple(file) for file in files] for name, files in state['sources']}
     if list(before) != list(self._sources):
       raise DataError(
-        f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} '
-        'in this order; use the same '
-        'recipe, or start a new run'
+        f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} in '
+        'this order; use the same recipe, or start a new run'
       )
     for name, source in self._sources.items():
       _refuse_other_files(name, before[name], list(source.identity))
@@ -358,9 +356,8 @@ def too_many_bad(
   example = ' '.join(next(iter(examples.values()), '').split('\t'))
   return DataError(
     f'SFT data: {bad} of {drawn} rows drawn are broken '
-    f'({words}{"; such as " * bool(example)}{example}), wanted a share '
-    f'of at most {share:g}; mend the data (skipped_rows.txt has an example of each reason), '
-    'or raise data.max_bad_share'
+    f'({words}{"; such as " * bool(example)}{example}), wanted a share of at most {share:g}; '
+    'mend the data (skipped_rows.txt has an example of each reason), or raise data.max_bad_share'
   )
 
 

@@ -159,8 +159,7 @@ class _Filters:
       )
       raise DataError(
         f'{files}: got no row that is asked for: of {self._sources.total()}, {removed} were '
-        'removed; '
-        'widen the filters'
+        'removed; widen the filters'
       )
 
 
@@ -199,9 +198,8 @@ def _type(row: dict, info: dict) -> str:
   span = pair or (isinstance(answer, str) and bool(_SPAN.fullmatch(answer)))
   if options and span:
     raise Broken(
-      f'extra_info: got no question_type, options and the span {fields.short(answer)}, '
-      'wanted question_type: mcq or tvg cannot be '
-      'told',
+      f'extra_info: got no question_type, options and the span {fields.short(answer)}, wanted '
+      'question_type: mcq or tvg cannot be told',
       'question_type',
     )
   return 'mcq' if options else 'tvg' if span else 'oe'
@@ -247,8 +245,7 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
   ):
     raise Broken(
       f'extra_info.facts: got {fields.short(facts)}, wanted an object of finite numbers (its '
-      '`system`, if any, '
-      'a text)'
+      '`system`, if any, a text)'
     )
   if texts['system']:
     facts = {**facts, 'system': '\n'.join(texts['system'])}
@@ -336,9 +333,8 @@ def _given(info: dict) -> list[str]:
   if isinstance(given, str) and given.strip():
     given = fields.decoded(given, 'extra_info.options')
   if isinstance(given, dict):
-    held = {
-      str(letter).strip(): text for letter, text in given.items() if text is not None
-    }  # parquet fills with nulls
+    # parquet fills with nulls
+    held = {str(letter).strip(): text for letter, text in given.items() if text is not None}
     if sorted(held) != list(LETTERS[: len(held)]):
       raise Broken(
         f'extra_info.options: got the keys {sorted(held)}, wanted A, B, ... in order, J at most',
@@ -389,8 +385,7 @@ def _letter(answer: Any, options: tuple[str, ...]) -> str:
     if folded[first] == folded[second] and options[first].strip() != options[second].strip():
       raise Broken(
         f'options: {LETTERS[first]} and {LETTERS[second]} differ only in case '
-        f'({fields.short(options[first])}), wanted '
-        'options that differ',
+        f'({fields.short(options[first])}), wanted options that differ',
         'options',
       )
   text = answer.strip() if isinstance(answer, str) else ''

@@ -64,9 +64,8 @@ def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.nda
   end = min(info.duration if ref.end is None else ref.end, info.duration)
   if start >= end:
     raise MediaError(
-      f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of '
-      f'{info.duration:.1f} s, wanted '
-      f'start < end inside it; fix the row',
+      f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of {info.duration:.1f} s, '
+      'wanted start < end inside it; fix the row',
       'window',
     )
   return sampling.window_times(

@@ -97,9 +97,8 @@ def unpack(
     return _unpack(source, root, workers, include, progress)
   except OSError as error:
     raise DataError(
-      f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} '
-      'there: make room or check '
-      'permissions, then run again (finished files are kept)'
+      f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} there: '
+      'make room or check permissions, then run again (finished files are kept)'
     ) from error
 
 
@@ -119,8 +118,7 @@ def _unpack(
   if not found.archives:
     raise NothingFound(
       f'{source}: got no archive, wanted a file or a folder with '
-      f'{" ".join("*" + s for s in SUFFIXES)}; '
-      'check --archives'
+      f'{" ".join("*" + s for s in SUFFIXES)}; check --archives'
     )
   journals = [
     Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source)))
@@ -193,9 +191,8 @@ class _Run:
     self.root, self.real, self.workers = root, os.path.realpath(root), workers
     self.counts: collections.Counter[str] = collections.Counter()
     self.faults: list[str] = []
-    self.small = (
-      threading.Lock()
-    )  # without processes, small files are done by one thread at a time (see unpack_workers)
+    # without processes, small files are done by one thread at a time (see unpack_workers)
+    self.small = threading.Lock()
     self._progress, self._done, self._total = progress, 0, 0
     self._lock = threading.Lock()
     self._stop = threading.Event()
@@ -246,11 +243,12 @@ def _write(run: _Run, plan: Plan):
   if not todo:
     return
   run.expect(plan.bytes)
+  # those that only one worker can do come first
   batches = [
     (archive, journal, members)
     for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
     for members in _batches(archive, fresh)
-  ]  # those that only one worker can do come first
+  ]
   small = sum(member.size < _SMALL for _, _, members in batches for member in members)
   with held(run.root) as lock, contextlib.ExitStack() as stack:
     for folder in sorted(
@@ -258,9 +256,8 @@ def _write(run: _Run, plan: Plan):
     ):
       os.makedirs(f'{run.real}/{folder}', exist_ok=True)
     for archive, journal, _, trusted in todo:
-      rest = (
-        journal.files if journal.is_of_same_files(archive) else {}
-      )  # of an earlier run with another --include
+      # of an earlier run with another --include
+      rest = journal.files if journal.is_of_same_files(archive) else {}
       journal.start(header(archive, journal.name), {**rest, **trusted})
       stack.callback(journal.close)
     many = run.workers > 1 and small >= MANY
@@ -364,9 +361,9 @@ def main(arguments: list[str] | None = None) -> int:
   for line in done.changed:
     print(line)
   print(
-    f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of '
-    'them in place of another content), '
-    f'{done.kept} already there, {done.skipped} not wanted by --include'
+    f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of them '
+    f'in place of another content), {done.kept} already there, {done.skipped} not wanted by '
+    '--include'
     + (f', {done.left_out} left out that macOS or Windows left there' if done.left_out else '')
   )
   for line in done.unread:

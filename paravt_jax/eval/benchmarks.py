@@ -168,9 +168,8 @@ def problems(
       if missing:
         (partly if len(missing) < len(videos) else found).append(
           f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: '
-          f'{", ".join(missing[:5])}'
-          f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, '
-          f'as it is or unpacked{_unread(root)}'
+          f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}; put '
+          f'{benchmark.videos} into that folder, as it is or unpacked{_unread(root)}'
         )
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)

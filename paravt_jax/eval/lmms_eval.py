@@ -163,9 +163,8 @@ def chooses(text: str, gold: str, option: str) -> bool:
   it, or the letter and a word of that option are.
   """
   lower, option = text.lower(), option.strip().lower()
-  if re.search(
-    rf'\b{gold}\b', text, re.IGNORECASE
-  ):  # which the first stand-alone letter is a case of
+  if re.search(rf'\b{gold}\b', text, re.IGNORECASE):
+    # which the first stand-alone letter is a case of
     return True
   words = [word.strip(string.punctuation) for word in option.split()]
   return (option != '' and option in lower) or (

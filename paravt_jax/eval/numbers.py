@@ -272,9 +272,8 @@ def _paired(
   for a, b in pairs:
     if a.gold != b.gold:
       raise DataError(
-        f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions '
-        'in both folders; evaluate '
-        f'both on one snapshot'
+        f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions in '
+        'both folders; evaluate both on one snapshot'
       )
   questions = [a.id for a, _ in pairs]
   before, after = ([pair[side].score or 0.0 for pair in pairs] for side in (0, 1))

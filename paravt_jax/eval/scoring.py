@@ -97,9 +97,8 @@ def paired_bootstrap(
   )
   total_C = np.bincount(index_E, weights=after_E - before_E, minlength=len(names))
   count_C = np.bincount(index_E, minlength=len(names))
-  order = np.lexsort(
-    (count_C, total_C)
-  )  # the interval is that of a set: another order of the questions gives the same one
+  # the interval is that of a set: another order of the questions gives the same one
+  order = np.lexsort((count_C, total_C))
   total_C, count_C = total_C[order], count_C[order]
   draws_BC = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means_B = total_C[draws_BC].sum(axis=1) / count_C[draws_BC].sum(axis=1)

@@ -85,9 +85,8 @@ def rows(
     absent = [column for column in columns if column not in row]
     if absent:
       raise DataError(
-        f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} '
-        f'(missing: {absent}); fetch '
-        'the published file'
+        f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} (missing: '
+        f'{absent}); fetch the published file'
       )
     yield number, {name: row[name] for name in (*columns, *optional) if name in row}
 

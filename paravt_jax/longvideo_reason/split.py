@@ -39,9 +39,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _START_S = 60.0  # for a process to import its libraries
 _PROGRAM = (
   'import sys, json; sys.path.insert(0, sys.argv.pop(1)); from paravt_jax.longvideo_reason '
-  'import cutting; '
-  'cutting.main(sys.argv[1], sys.argv[2], cutting.CutOptions(**json.loads(sys.argv[3])), '
-  'int(sys.argv[4]))'
+  'import cutting; cutting.main(sys.argv[1], sys.argv[2], '
+  'cutting.CutOptions(**json.loads(sys.argv[3])), int(sys.argv[4]))'
 )
 
 

@@ -216,7 +216,6 @@ def glance(folder: Path) -> str:
   if before is None or after is None:
     return 'not evaluated'
   return (
-    f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} '
-    'calls per episode, '
-    f'format {summary["after"]["format_compliance"]:.3f}'
+    f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} calls '
+    f'per episode, format {summary["after"]["format_compliance"]:.3f}'
   )

@@ -234,7 +234,6 @@ def _short(value: float | None) -> float | None:
 def _svg(label: str, body: str, hover: str) -> str:
   return (
     f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-    f'aria-label="{html.escape(label)}" '
-    f'data-hover="{html.escape(hover)}">{body}<line class="cursor" y1="{_TOP}" '
-    f'y2="{HEIGHT - _BOTTOM}"/></svg>'
+    f'aria-label="{html.escape(label)}" data-hover="{html.escape(hover)}">{body}<line '
+    f'class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg>'
   )

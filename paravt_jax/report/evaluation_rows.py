@@ -16,10 +16,8 @@ from paravt_jax.report.run import interval
 from paravt_jax.types import ResultStatus
 
 VALUES = 40  # of a field, in the table of its breakdown
-RULES = {
-  'official': 'official',
-  'lmms_eval': 'lmms-eval',
-}  # by which a published score may have been made, as shown
+# by which a published score may have been made, as shown
+RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}
 OUTCOMES = ('wrong', 'partial', 'error', 'right')
 
 

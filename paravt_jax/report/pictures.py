@@ -160,19 +160,16 @@ def loop() -> str:
   )
   head = (
     '<marker id="head" viewBox="0 0 10 10" refX="1" refY="5" markerWidth="5.5" '
-    'markerHeight="5.5" orient="auto">'
-    '<path class="head" d="M0 0L10 5L0 10z"/></marker>'
+    'markerHeight="5.5" orient="auto"><path class="head" d="M0 0L10 5L0 10z"/></marker>'
   )
   about = (
     'The loop: overview, parallel crops, sub-agents, answer, reward, PARA-GRPO, weights, server'
   )
   drawn = ''.join(box.svg() for box in _BOXES)
   return (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1168 464" width="1168" '
-    'height="464" role="img" '
-    f'aria-label="{about}"><style>{_STYLE}</style><defs>{head}</defs>'
-    '<rect class="ground" width="1168" height="464" '
-    f'rx="16"/>{_film()}{arrows}{drawn}{notes}</svg>\n'
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1168 464" width="1168" height="464" '
+    f'role="img" aria-label="{about}"><style>{_STYLE}</style><defs>{head}</defs><rect '
+    f'class="ground" width="1168" height="464" rx="16"/>{_film()}{arrows}{drawn}{notes}</svg>\n'
   )
 
 
