@@ -351,6 +351,7 @@ class Assembler:
     samples = []
     kept = collections.Counter()
     bins = []
+    # row by row: wait for its samples, leave out those that failed, then those that do not fit
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:
@@ -398,6 +399,7 @@ class Assembler:
       extras=EXTRAS,
       bins=bins,
     )
+    # [rows, T, ...] -> [M, R, T, ...]
     arrays, _ = packed.micro_batches(self._here, options.micro_batches)
     used = max(1, -(-len(plan.bins) // options.rows))
     tokens = int((packed.segments_RT > 0).sum())

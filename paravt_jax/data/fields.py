@@ -119,7 +119,7 @@ def refuse_above(share: float, good: int, bad: collections.Counter, where: str) 
   if count > share * total:
     raise DataError(
       f'{where}: {count} of {total} rows are broken ({worded(bad)}), wanted a share of at most '
-      f'{share:g}; mend the data (each is listed by file and number), or raise data.max_bad_share'
+      f'{share:g}; fix the data (each is listed by file and number), or raise data.max_bad_share'
     )
 
 

@@ -253,7 +253,7 @@ def _changed_json(literal: str, change: Callable[[str], str]) -> str:
   try:
     value = json.loads(literal, strict=False) if '\\' in raw else raw
   except ValueError:
-    return literal  # no JSON: not ours to mend
+    return literal  # no JSON: not ours to fix
   changed = change(value)
   if changed == value:
     return literal

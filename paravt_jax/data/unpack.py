@@ -78,19 +78,16 @@ def unpack(
 
   Args:
     workers: over archives and over the members of one; threads, or processes for many small files.
-    None: one per core that this
-      process has, 16 at most.
+    None: one per core that this process has, 16 at most.
     include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none:
-    all. Faults of members that
-      are not wanted do not count.
+    all. Faults of members that are not wanted do not count.
     progress: called with (done, total) in bytes, from the workers but one at a time: first over the
-    packed tars that must be
-      read through, then over what is written, which adds to both.
+    packed tars that must be read through, then over what is written, which adds to both.
 
   Raises:
-    NothingFound: no archive, or no member that `include` wants. DataError: nothing but files that
-    are not read; all faults, a line each (see the top); those seen only while writing (a wrong
-      checksum, a disk that cannot be written) leave the other files that were written before.
+    NothingFound: no archive, or no member that `include` wants.
+    DataError: nothing but files that are not read; all faults, a line each (see the top). Faults
+      that are seen only while writing (a wrong checksum, a full disk) leave the finished files.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
   try:
@@ -124,9 +121,11 @@ def _unpack(
     Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source)))
     for parts in found.archives
   ]
+  # lists of members: from the journals where they still hold, else read
   listed = run.each(
     [functools.partial(_list, run, *each) for each in zip(found.archives, journals)]
   )
+  # everything that can be refused is refused before the first byte is written
   plan = Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)

@@ -101,9 +101,10 @@ def load(
     only add.
 
   Raises:
-    ConfigError: no such benchmark. DataError: no folder, no row file, a file that lacks a column, a
-    row that names no video inside the snapshot, a row that is there
-      twice, a damaged archive; no subtitles at all where the benchmark has them.
+    ConfigError: no such benchmark.
+    DataError: no folder, no row file, a file that lacks a column, a row that names no video inside
+      the snapshot, a row that is there twice, a damaged archive; no subtitles at all where the
+      benchmark has them.
   """
   benchmark = named(name)
   try:
@@ -200,7 +201,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
         if place.is_absolute() or '..' in place.parts:
           raise Broken(f'video: got {question.video!r}, wanted a path inside the snapshot')
       except Broken as error:
-        raise DataError(f'{where}: {error}; fetch the published file, or mend the row') from error
+        raise DataError(f'{where}: {error}; fetch the published file, or fix the row') from error
       name = question.id or f'{place.stem}-{len(found)}'
       if name in found:
         if dataclasses.replace(found[name], faults=(), id='') == dataclasses.replace(

@@ -2,7 +2,7 @@
 with ours.
 
 Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped
-with). Every quirk is meant: do not mend them here. Where that harness draws a letter at random, or
+with). Every quirk is meant: do not fix them here. Where that harness draws a letter at random, or
 asks a judge, there is none here: such an answer is wrong.
 """
 

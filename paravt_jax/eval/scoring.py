@@ -44,18 +44,6 @@ def share_interval(
   return low, high
 
 
-def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, float]:
-  """(mean, half width of its normal 95 % interval). No values give (nan, inf); one gives an
-  infinite half width.
-  """
-  values_S = np.asarray(values, np.float64)
-  if len(values_S) == 0:
-    return math.nan, math.inf
-  if len(values_S) == 1:
-    return float(values_S[0]), math.inf
-  return float(values_S.mean()), float(z * values_S.std(ddof=1) / math.sqrt(len(values_S)))
-
-
 def paired_bootstrap(
   before: Sequence[float],
   after: Sequence[float],
@@ -86,6 +74,7 @@ def paired_bootstrap(
     )
   if len(before_E) == 0:
     return math.nan, -math.inf, math.inf
+  # C clusters: what each adds to the difference, over how many of the E pairs
   names = {
     name: index
     for index, name in enumerate(
@@ -100,6 +89,7 @@ def paired_bootstrap(
   # the interval is that of a set: another order of the questions gives the same one
   order = np.lexsort((count_C, total_C))
   total_C, count_C = total_C[order], count_C[order]
+  # B resamples of C clusters each, all at once
   draws_BC = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means_B = total_C[draws_BC].sum(axis=1) / count_C[draws_BC].sum(axis=1)
   low, high = np.quantile(means_B, [0.025, 0.975])

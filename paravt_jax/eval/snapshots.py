@@ -302,8 +302,3 @@ def _disk(file: pathlib.Path):
       f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
       'check permissions, then run again (finished files are kept)'
     ) from error
-
-
-def read_subtitles(file: pathlib.Path, max_bytes: int) -> str:
-  """The text of `subtitles.read`, with its errors."""
-  return subtitles.read(file, max_bytes).text

@@ -58,8 +58,8 @@ class EpisodeLog:
 
   Args:
     path: the file, such as episodes/train.jsonl; folders are created. start_step: lines at or after
-    this step are cut off first (a resumed training run writes them again); None keeps all.
-      A torn last line is cut off in either case.
+    this step are cut off first (a resumed training run writes them again); None keeps all. A torn
+    last line is cut off in either case.
 
   Raises:
     DataError: an existing line breaks the schema.
