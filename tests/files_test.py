@@ -1,5 +1,6 @@
 """Files are whole or not there, whenever a process dies and wherever a disk ends."""
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -20,13 +21,15 @@ with files.replacing(sys.argv[1], sync=True) as file:
 """
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-  """Files of this process end at 1000 bytes, as on a disk that is full."""
+  """Files of this process end at 1000 bytes within the block, as on a disk that is full."""
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-  yield
-  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def names(folder):
@@ -75,9 +78,9 @@ def test_a_write_that_ends_in_an_error_leaves_what_was_there_and_nothing_else(tm
   assert (tmp_path / 'x').read_bytes() == b'old' and names(tmp_path) == ['x']
 
 
-def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, full_disk):
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path):
   files.write(tmp_path / 'x', b'old', sync=True)
-  with pytest.raises(OSError, match='File too large'):
+  with pytest.raises(OSError, match='File too large'), full_disk():
     files.write(tmp_path / 'x', b'a' * 5000, sync=True)
   assert (tmp_path / 'x').read_bytes() == b'old' and names(tmp_path) == ['x']
 
@@ -135,10 +138,10 @@ def test_whatever_a_kill_leaves_of_the_last_line_the_next_one_stands_alone(tmp_p
   assert path.read_bytes() == b''.join(line.text for line in whole) + b'new\n'
 
 
-def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path, full_disk):
+def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path):
   with files.LineWriter(tmp_path / 'lines') as lines:
     lines.append(b'a' * 600 + b'\n')
-    with pytest.raises(OSError, match='File too large'):
+    with pytest.raises(OSError, match='File too large'), full_disk():
       lines.append(b'b' * 600 + b'\n')
     lines.append(b'c\n')
   assert (tmp_path / 'lines').read_bytes() == b'a' * 600 + b'\nc\n'

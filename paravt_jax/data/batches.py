@@ -293,9 +293,9 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
   ):
     if pixels > room * packing.PATCH**2:
       raise ConfigError(
-        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of '
-        f'{room} patches holds; raise '
-        'train.image_patches or train.still_patches (with train.row_stills), or lower it'
+        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of {room} '
+        'patches holds; raise train.image_patches or train.still_patches (with '
+        'train.row_stills), or lower it'
       )
 
 
@@ -355,6 +355,7 @@ class Assembler:
     samples = []
     kept = collections.Counter()
     bins = []
+    # row by row: wait for its samples, leave out those that failed, then those that do not fit
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:
@@ -402,6 +403,7 @@ class Assembler:
       extras=EXTRAS,
       bins=bins,
     )
+    # [rows, T, ...] -> [M, R, T, ...]
     arrays, _ = packed.micro_batches(self._here, options.micro_batches)
     used = max(1, -(-len(plan.bins) // options.rows))
     tokens = int((packed.segments_RT > 0).sum())

@@ -206,9 +206,8 @@ def _part(
     turns.refuse_unknown(part, {'type', 'text'}, where)
     return _lines(part['text'])
   value = part.get(kind) if kind in _KINDS else None
-  if kind in ('video', 'image') and isinstance(
-    value, str
-  ):  # Qwen's form: the settings of a video stand beside it
+  if kind in ('video', 'image') and isinstance(value, str):
+    # Qwen's form: the settings of a video stand beside it
     settings, known, path = part, {'type', kind}, value
   elif kind in ('video_url', 'image_url') and isinstance(value, (dict, str)):
     turns.refuse_unknown(part, {'type', kind}, where)

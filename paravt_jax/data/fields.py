@@ -118,9 +118,8 @@ def refuse_above(share: float, good: int, bad: collections.Counter, where: str) 
   count, total = bad.total(), good + bad.total()
   if count > share * total:
     raise DataError(
-      f'{where}: {count} of {total} rows are broken ({worded(bad)}), wanted a share of at '
-      f'most {share:g}; '
-      'mend the data (each is listed by file and number), or raise data.max_bad_share'
+      f'{where}: {count} of {total} rows are broken ({worded(bad)}), wanted a share of at most '
+      f'{share:g}; fix the data (each is listed by file and number), or raise data.max_bad_share'
     )
 
 
@@ -175,9 +174,8 @@ def decoded(value: Any, where: str) -> Any:
     return value
   try:
     found = json.loads(value)
-    if _SURROGATE.search(
-      value
-    ):  # a pair is one character; one alone cannot be written, nor made into tokens
+    if _SURROGATE.search(value):
+      # a pair is one character; one alone cannot be written, nor made into tokens
       json.dumps(found, ensure_ascii=False).encode()
   except (ValueError, RecursionError) as error:
     raise Broken(f'{where}: got {short(value)}, wanted JSON ({error})', 'not_json') from error

@@ -47,6 +47,7 @@ class FrameBank:
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
   ) -> Clip:
     """As DecodePool.frames_sync."""
+    # [n] places on the grid; times off it, or other sizes, go to the decoder
     index = np.asarray(seconds) / self._step
     whole = np.round(index).astype(int)
     if (min_pixels, max_pixels) != self._pixels or np.abs(index - whole).max() > 1e-6:

@@ -3,7 +3,7 @@ kept for the next run.
 
 A row's size is (tokens, frame slots, still slots). With a cache folder it is written down with a
 fingerprint of the row's media (path, bytes, time of change), so that a file that was replaced is
-measured again; faults are never kept, so that a file that was mended is read again.
+measured again; faults are never kept, so that a file that was fixed is read again.
 
   <folder>/lengths/<parquet's digest>-<digest of the options>.npz    sizes int32[n, 3], media uint64[n], known bool[n], provenance
 """
@@ -147,8 +147,7 @@ class Lengths:
       if error.reason in sft.PASSING and not self._alone:
         raise DataError(
           f'{error}; every host must plan the same batches, so this one cannot leave the row '
-          'out: see to its disk, then '
-          'run again'
+          'out: see to its disk, then run again'
         ) from error
       return Size(0, 0, 0, f'media_{error.reason}', str(error))
     except ChatError as error:

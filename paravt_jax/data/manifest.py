@@ -161,7 +161,10 @@ def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
 
 def _checked(where: str, entry: Entry) -> Entry:
   """The entry, if its numbers can be."""
-  number = lambda value, kind: isinstance(value, kind) and not isinstance(value, bool)
+
+  def number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
   if entry.weight is not None and not (
     number(entry.weight, (int, float)) and math.isfinite(entry.weight) and entry.weight >= 0
   ):
@@ -185,9 +188,8 @@ def _check_twice(where: str, entries: Sequence[Entry]) -> None:
       real = path.resolve()
       if real in seen:
         raise DataError(
-          f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each '
-          'file once; use weights to '
-          'draw a source more often'
+          f'{where}: {path} is in {seen[real]!r} and again in {entry.name!r}, wanted each file '
+          'once; use weights to draw a source more often'
         )
       seen[real] = entry.name
 

@@ -16,7 +16,7 @@ import collections
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pyarrow
 import pyarrow.parquet
@@ -44,9 +44,8 @@ def rewrite_files(
 
   Raises:
     DataError: no such root or parquet folder; an output inside the parquet folder; a file that
-    cannot be read or written; an
-      output that some other program made. Files finished before stay, and a next run goes on after
-      them.
+      cannot be read or written; an output that some other program made. Finished files stay, and
+      the next run goes on after them.
   """
   job = Job(direction, _root(root), _folder(parquet_dir), pathlib.Path(output_dir))
   footers = {file: _footer(file) for file in _files(job)}
@@ -60,9 +59,8 @@ def rewrite_files(
     if progress:
       progress(done, total)
 
-  for folder in {target_of(job, file).parent for file in rows}:
-    if folder.is_dir():
-      files.sweep(folder)
+  _sweep(job, rows)
+  # one file after the other; counts are of all of them
   redone: dict[str, list[str]] = {}
   unknown: collections.Counter[str] = collections.Counter()
   found: set[str] = set()
@@ -93,13 +91,19 @@ def rewrite_files(
   return report
 
 
+def _sweep(job: Job, inputs: Iterable[pathlib.Path]) -> None:
+  """Removes what killed runs left half-written in the folders of the outputs."""
+  for folder in {target_of(job, file).parent for file in inputs}:
+    if folder.is_dir():
+      files.sweep(folder)
+
+
 def _root(root: str | os.PathLike) -> str:
   base = os.path.abspath(root)
   if not os.path.isdir(base):
     raise DataError(
-      f'{base}: {"a file" if os.path.exists(base) else "no such folder"}, wanted the media '
-      'root that the archives '
-      'were unpacked into; check --root'
+      f'{base}: {"a file" if os.path.exists(base) else "no such folder"}, wanted the media root '
+      'that the archives were unpacked into; check --root'
     )
   try:
     base.encode()
@@ -114,9 +118,8 @@ def _root(root: str | os.PathLike) -> str:
 def _folder(parquet_dir: str | os.PathLike) -> pathlib.Path:
   if not os.path.isdir(parquet_dir):
     raise DataError(
-      f'{parquet_dir}: {"a file" if os.path.exists(parquet_dir) else "no such folder"}, '
-      'wanted a folder with *.parquet '
-      'at any depth; check --parquet-dir'
+      f'{parquet_dir}: {"a file" if os.path.exists(parquet_dir) else "no such folder"}, wanted a '
+      'folder with *.parquet at any depth; check --parquet-dir'
     )
   return pathlib.Path(parquet_dir)
 
@@ -133,9 +136,8 @@ def _files(job: Job) -> list[pathlib.Path]:
   for folder in {job.output, *(target_of(job, file).parent for file in files)}:
     if os.path.commonpath([source, os.path.realpath(folder)]) == source:
       raise DataError(
-        f'{folder}: lies in the parquet folder {job.source}, wanted outputs in a place of '
-        'their own; choose another '
-        '--output-dir'
+        f'{folder}: lies in the parquet folder {job.source}, wanted outputs in a place of their '
+        'own; choose another --output-dir'
       )
   return files
 

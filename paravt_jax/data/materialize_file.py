@@ -58,9 +58,10 @@ def rewrite(
   target = target_of(job, file)
   try:
     why = _changes(job, file, target)
+    # before it is read
     made = (
       None if why is None else provenance.record(job.tool, VERSION, [file], job.options, job.source)
-    )  # before it is read
+    )
     with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as source:
       earlier = provenance.read((source.metadata.metadata or {}).get(provenance.KEY))
       rewriter = _rewriter(job, earlier, source.metadata.num_rows)
@@ -79,9 +80,8 @@ def rewrite(
         )
   except (pyarrow.ArrowException, OSError, UnicodeError) as error:
     raise DataError(
-      f'{file}: {one_line(error)}, wanted to write it to {target}; fetch the file again, or '
-      'make room and check '
-      'permissions, then run again (finished files are kept)'
+      f'{file}: {one_line(error)}, wanted to write it to {target}; fetch the file again, or make '
+      'room and check permissions, then run again (finished files are kept)'
     ) from error
   return why, rewriter
 
@@ -99,9 +99,8 @@ def _changes(job: Job, file: pathlib.Path, target: pathlib.Path) -> list[str] | 
   known = provenance.read((there.metadata or {}).get(provenance.KEY))
   if known is None or known.get('tool') not in _TOOLS:
     raise DataError(
-      f'{target}: was not written by this command, wanted a place that is free; move it away '
-      'or choose another '
-      '--output-dir'
+      f'{target}: was not written by this command, wanted a place that is free; move it away or '
+      'choose another --output-dir'
     )
   found = provenance.changes(known, job.tool, VERSION, [file], job.options, job.source)
   if not found and known.get('rows') != there.num_rows:
@@ -181,9 +180,8 @@ def _format(source: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
   if not described.num_row_groups:
     return options
   groups = [described.row_group(number) for number in range(described.num_row_groups)]
-  group = next(
-    (group for group in groups if group.num_rows), groups[0]
-  )  # an empty one says nothing about dictionaries
+  # an empty one says nothing about dictionaries
+  group = next((group for group in groups if group.num_rows), groups[0])
   chunks = [group.column(index) for index in range(group.num_columns)]
   lists = [chunk.path_in_schema for chunk in chunks if '.list.' in chunk.path_in_schema]
   codecs = {

@@ -154,7 +154,7 @@ class Rewriter:
     ]
     result = pyarrow.array(changed, pyarrow.large_string()).take(encoded.indices)
     if kept.any():
-      result = pyarrow.compute.if_else(  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+      result = pyarrow.compute.if_else(  # pyright: ignore[reportAttributeAccessIssue] (dynamic)
         pyarrow.array(kept), array.cast(pyarrow.large_string()), result
       )
     return result.cast(array.type)

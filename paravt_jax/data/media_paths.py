@@ -20,13 +20,8 @@ from typing import Any
 from paravt_jax.errors import DataError
 
 SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/')
-KEYS = (
-  'url',
-  'video',
-  'image',
-  'video_url',
-  'image_url',
-)  # a string, or a list of them, under such a key is a media path
+# a string, or a list of them, under such a key is a media path
+KEYS = ('url', 'video', 'image', 'video_url', 'image_url')
 PATH_COLUMNS = ('videos', 'images')  # columns whose bare strings are media paths too
 _SCHEME = 'file://'
 _NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)  # no name holds them, decoded
@@ -68,9 +63,8 @@ def resolve(value: str, root: str | os.PathLike) -> str:
       continue
     if len(names) > 1 and os.path.isfile(paths[name]):
       return paths[name]
-  if (
-    fault is not None
-  ):  # of the last name, the decoded one; had one before it been a file, it would have been taken
+  if fault is not None:
+    # of the last name, the decoded one; had one before it been a file, it would have been taken
     raise fault
   literal = _without_host(value).removeprefix(_SCHEME)
   return paths.get(literal) or paths[names[-1]]
@@ -88,9 +82,8 @@ def _names(value: str) -> list[str]:
   names = [literal] if short == value else [literal, short]
   if '%' in value:
     plain = names[-1]
-    decoded = (
-      '' if _NEVER.search(plain) else urllib.parse.unquote(plain)
-    )  # '': refused, for it is no path
+    # '': refused, for it is no path
+    decoded = '' if _NEVER.search(plain) else urllib.parse.unquote(plain)
     names.append(decoded)
   return list(dict.fromkeys(names))
 
@@ -111,9 +104,8 @@ def _inside_root(value: str, path: str, base: str) -> str:
   full = os.path.normpath(os.path.join(base, path))
   if os.path.commonpath([base, full]) != base or full == base:
     raise DataError(
-      f'media path {value!r}: got {full}, wanted a file inside the media root {base}; fix '
-      'the row or set '
-      'data.media_root'
+      f'media path {value!r}: got {full}, wanted a file inside the media root {base}; fix the '
+      'row or set data.media_root'
     )
   return full
 
@@ -261,7 +253,7 @@ def _changed_json(literal: str, change: Callable[[str], str]) -> str:
   try:
     value = json.loads(literal, strict=False) if '\\' in raw else raw
   except ValueError:
-    return literal  # no JSON: not ours to mend
+    return literal  # no JSON: not ours to fix
   changed = change(value)
   if changed == value:
     return literal

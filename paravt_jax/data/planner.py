@@ -162,11 +162,13 @@ class Planner:
     """
     options = self._options
     found, left, dropped, examples = self._first_fit()
+    # packed from the longest on, they may need one row more; the youngest then wait
     while (
       len(bins := packing.first_fit_decreasing([size for _, _, size in found], options.capacity))
       > options.bins
     ):
       left.insert(0, found.pop())
+    # fuller rows, from what waits
     if options.refill:
       bins = bins + [[] for _ in range(options.bins - len(bins))]
       found, bins, left = _refill(found, bins, left, options.capacity)
@@ -256,9 +258,8 @@ class Planner:
     total = sum(len(source.conversations) for source in self._sources.values())
     if dropped.total() > 2 * total + JUDGED:
       raise DataError(
-        f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; '
-        'raise row_tokens or '
-        f'row_images, or check the media root'
+        f'SFT data: every row drawn was dropped ({dict(dropped)}), wanted some that fit; raise '
+        'row_tokens or row_images, or check the media root'
       )
 
   def _refuse_bad(self, examples: Mapping[str, str]) -> None:
@@ -292,9 +293,8 @@ class Planner:
     before = {name: [tuple(file) for file in files] for name, files in state['sources']}
     if list(before) != list(self._sources):
       raise DataError(
-        f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} '
-        'in this order; use the same '
-        'recipe, or start a new run'
+        f'SFT data: the checkpoint has sources {list(before)}, wanted {list(self._sources)} in '
+        'this order; use the same recipe, or start a new run'
       )
     for name, source in self._sources.items():
       _refuse_other_files(name, before[name], list(source.identity))
@@ -315,6 +315,7 @@ def _refill(
   No row gets emptier, for its own two are among those that wait. Returns what
   `_first_fit_decreasing` had: draws, rows, and the rest in order of age.
   """
+  # of each row the oldest draw first
   rows = [sorted(found[i] for i in members) for members in bins]
   waiting = list(left)
   for row in rows:
@@ -330,6 +331,7 @@ def _refill(
     )
     row += [waiting[i] for i in picked]
     waiting = [draw for i, draw in enumerate(waiting) if i not in picked]
+  # rows as indices into all draws, one row after the other
   firsts = np.cumsum([0, *map(len, rows)]).tolist()
   whole = [list(range(first, first + len(row))) for first, row in zip(firsts, rows) if row]
   return [draw for row in rows for draw in row], whole, waiting
@@ -342,9 +344,11 @@ def _best_two(room: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
   places = np.flatnonzero((sizes <= room).all(1))
   if not len(places):
     return ()
+  # every pair at once: sums [m, m, 3] of the m that fit alone
   sizes = sizes[places]
   both = sizes[:, None] + sizes[None]
   both[np.arange(len(places)), np.arange(len(places))] = sizes  # with itself: alone
+  # most tokens among the pairs that fit; argmax takes the first of equals
   tokens = np.where((both <= room).all(2), both[..., 0], -1)
   one, other = divmod(int(tokens.argmax()), len(places))
   return tuple(sorted({int(places[one]), int(places[other])}))
@@ -358,9 +362,8 @@ def too_many_bad(
   example = ' '.join(next(iter(examples.values()), '').split('\t'))
   return DataError(
     f'SFT data: {bad} of {drawn} rows drawn are broken '
-    f'({words}{"; such as " * bool(example)}{example}), wanted a share '
-    f'of at most {share:g}; mend the data (skipped_rows.txt has an example of each reason), '
-    'or raise data.max_bad_share'
+    f'({words}{"; such as " * bool(example)}{example}), wanted a share of at most {share:g}; '
+    'fix the data (skipped_rows.txt has an example of each reason), or raise data.max_bad_share'
   )
 
 

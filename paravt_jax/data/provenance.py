@@ -31,9 +31,8 @@ def digest(path: str | os.PathLike) -> str:
 def identity(path: str | os.PathLike, base: str | os.PathLike | None = None) -> dict[str, Any]:
   """{path, bytes, mtime_ns, blake2b} of an input. Raises DataError when it cannot be read."""
   try:
-    stat = os.stat(
-      path
-    )  # before reading: what is written to it meanwhile makes the time differ, and so is noticed
+    # before reading: what is written to it meanwhile makes the time differ, and so is noticed
+    stat = os.stat(path)
   except OSError as error:
     raise DataError(
       f'{path}: {error.strerror}, wanted a readable file; check the path and its permissions'

@@ -71,11 +71,11 @@ def rl_tasks(
 
   Raises:
     DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be
-    skipped; too many of them;
-      no row left; a source that no row has.
+      skipped; too many of them; no row left; a source that no row has.
   """
   seen: dict[str, str] = {}
-  filters, told = _Filters(wanted), collections.Counter()
+  filters, inferred_types = _Filters(wanted), collections.Counter()
+  names = [str(file) for file in files]
 
   def parse(row: dict, name: str) -> Task | None:
     info, inferred = _info(row)
@@ -88,7 +88,7 @@ def rl_tasks(
         'duplicate_id',
       )
     seen[task.id] = name
-    told.update([info['question_type']] if inferred else [])
+    inferred_types.update([info['question_type']] if inferred else [])
     return task
 
   found = fields.read(
@@ -101,13 +101,13 @@ def rl_tasks(
     optional=('data_source', 'images'),
     max_bad_share=wanted.max_bad_share,
   )
-  filters.check([str(file) for file in files])
-  if told:
+  filters.check(names)
+  if inferred_types:
     logging.getLogger(__name__).warning(
       '%s: %d rows have no question_type; by what they hold they are %s',
-      [str(file) for file in files],
-      told.total(),
-      fields.worded(told),
+      names,
+      inferred_types.total(),
+      fields.worded(inferred_types),
     )
   return subsample(found, wanted.max_rows, seed)
 
@@ -159,8 +159,7 @@ class _Filters:
       )
       raise DataError(
         f'{files}: got no row that is asked for: of {self._sources.total()}, {removed} were '
-        'removed; '
-        'widen the filters'
+        'removed; widen the filters'
       )
 
 
@@ -199,9 +198,8 @@ def _type(row: dict, info: dict) -> str:
   span = pair or (isinstance(answer, str) and bool(_SPAN.fullmatch(answer)))
   if options and span:
     raise Broken(
-      f'extra_info: got no question_type, options and the span {fields.short(answer)}, '
-      'wanted question_type: mcq or tvg cannot be '
-      'told',
+      f'extra_info: got no question_type, options and the span {fields.short(answer)}, wanted '
+      'question_type: mcq or tvg cannot be told',
       'question_type',
     )
   return 'mcq' if options else 'tvg' if span else 'oe'
@@ -247,8 +245,7 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
   ):
     raise Broken(
       f'extra_info.facts: got {fields.short(facts)}, wanted an object of finite numbers (its '
-      '`system`, if any, '
-      'a text)'
+      '`system`, if any, a text)'
     )
   if texts['system']:
     facts = {**facts, 'system': '\n'.join(texts['system'])}
@@ -336,9 +333,8 @@ def _given(info: dict) -> list[str]:
   if isinstance(given, str) and given.strip():
     given = fields.decoded(given, 'extra_info.options')
   if isinstance(given, dict):
-    held = {
-      str(letter).strip(): text for letter, text in given.items() if text is not None
-    }  # parquet fills with nulls
+    # parquet fills with nulls
+    held = {str(letter).strip(): text for letter, text in given.items() if text is not None}
     if sorted(held) != list(LETTERS[: len(held)]):
       raise Broken(
         f'extra_info.options: got the keys {sorted(held)}, wanted A, B, ... in order, J at most',
@@ -389,8 +385,7 @@ def _letter(answer: Any, options: tuple[str, ...]) -> str:
     if folded[first] == folded[second] and options[first].strip() != options[second].strip():
       raise Broken(
         f'options: {LETTERS[first]} and {LETTERS[second]} differ only in case '
-        f'({fields.short(options[first])}), wanted '
-        'options that differ',
+        f'({fields.short(options[first])}), wanted options that differ',
         'options',
       )
   text = answer.strip() if isinstance(answer, str) else ''

@@ -78,9 +78,8 @@ def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.nda
   end = min(info.duration if ref.end is None else ref.end, info.duration)
   if start >= end:
     raise MediaError(
-      f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of '
-      f'{info.duration:.1f} s, wanted '
-      f'start < end inside it; fix the row',
+      f'{ref.path}: got the window {ref.start}..{ref.end} s of a video of {info.duration:.1f} s, '
+      'wanted start < end inside it; fix the row',
       'window',
     )
   return sampling.window_times(
@@ -130,6 +129,7 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
       ]
     info = _patiently(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
+    # the frame on screen at each time, n labels in seconds
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
     if len(times) > info.num_frames:
       shown = (
@@ -139,6 +139,7 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
       )
     elif ref.start is not None or ref.end is not None:
       shown = np.where(shown < _since(ref), times, shown)
+    # broadcast zeros take no memory, whatever the size
     size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
     return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(shown), shown)
 

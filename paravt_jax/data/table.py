@@ -84,9 +84,8 @@ class Table(Sequence):
     """(number of the shard, row within it)."""
     if not 0 <= row < self._rows:
       raise IndexError(f'row {row} of a table of {self._rows} rows')
-    shard = (
-      bisect.bisect_right(self._firsts, row) - 1
-    )  # the last that begins there: empty ones before it are passed over
+    # the last that begins there: empty ones before it are passed over
+    shard = bisect.bisect_right(self._firsts, row) - 1
     return shard, row - self._firsts[shard]
 
   def name(self, row: int) -> str:

@@ -132,21 +132,7 @@ def entries(
       )
       number = -1
       for number, info in enumerate(tar):
-        is_cut = (
-          not archive.is_stream
-          and info.isreg()
-          and not info.issparse()
-          and info.offset_data + info.size > size
-        )
-        if info.size < 0 or is_cut:
-          raise damaged(path, kind, f'member {info.name!r} ends after the file')
-        if strict.between and not _is_joint(strict.between, info.offset):
-          raise damaged(
-            path,
-            kind,
-            f'{strict.between * _BLOCK} bytes of zeros before byte '
-            f'{info.offset}, which is how a download with a hole looks',
-          )
+        _refuse_gaps(archive, info, strict.between)
         strict.between = 0
         content = archive.is_stream and info.isreg()
         yield number, info, _content(path, kind, tar, info) if content else None
@@ -167,6 +153,22 @@ def entries(
       pass  # the packing's own checksum stands at its end
 
 
+def _refuse_gaps(archive: Archive, info: tarfile.TarInfo, zeros: int) -> None:
+  """Raises DataError for a member that ends after the file, and for so many blocks of zeros before
+  its header that a part of the archive must be missing.
+  """
+  is_plain = not archive.is_stream and info.isreg() and not info.issparse()
+  if info.size < 0 or (is_plain and info.offset_data + info.size > archive.bytes):
+    raise damaged(archive.path, archive.kind, f'member {info.name!r} ends after the file')
+  if zeros and not _is_joint(zeros, info.offset):
+    raise damaged(
+      archive.path,
+      archive.kind,
+      f'{zeros * _BLOCK} bytes of zeros before byte {info.offset}, which is how a download with '
+      'a hole looks',
+    )
+
+
 def _is_joint(zeros: int, at: int) -> bool:
   """Whether so many zero blocks are the end of one tar, before another that was joined to it.
 
@@ -176,7 +178,7 @@ def _is_joint(zeros: int, at: int) -> bool:
 
 
 class _Strict(tarfile.TarInfo):
-  """A header that raises _Broken when it is broken. Counts are of the class: one for each archive."""
+  """A header that raises _Broken when it is broken. The class counts, so each archive has one."""
 
   zeros: int = 0  # blocks since the last header
   between: int = 0  # zero blocks before that one

@@ -14,12 +14,8 @@ from paravt_jax.chat import tags, template
 from paravt_jax.data import fields
 from paravt_jax.data.fields import Broken
 
-MASKS = (
-  'loss',
-  'weight',
-  'loss_mask',
-  'train',
-)  # false or 0: the turn is in the context, but no target
+# false or 0: the turn is in the context, but no target
+MASKS = ('loss', 'weight', 'loss_mask', 'train')
 _KEYS = {'role', 'content', *MASKS}
 _OF_ROLE = {'assistant': {'tool_calls', 'reasoning_content'}, 'tool': {'tool_call_id', 'name'}}
 _CALL_TAG = re.compile('<tool_call>|<tool_code>')
@@ -142,9 +138,8 @@ def _call(call: dict, where: str) -> tuple[str, dict]:
     refuse_unknown(call, {'type', 'id', 'index', 'name', 'arguments'}, where)
   name, arguments = body.get('name'), fields.decoded(body.get('arguments'), f'{where}.arguments')
   if arguments is not None and arguments is body.get('arguments') and isinstance(arguments, dict):
-    arguments = {
-      key: item for key, item in arguments.items() if item is not None
-    }  # a struct that parquet filled
+    # a struct that parquet filled
+    arguments = {key: item for key, item in arguments.items() if item is not None}
   if (
     not isinstance(name, str)
     or not name

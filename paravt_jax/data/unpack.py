@@ -19,6 +19,7 @@ Status: 0 done; 1 nothing found (no archive, or no member that --include wants);
 or not all read, a line for each reason.
 """
 
+import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -78,28 +79,24 @@ def unpack(
 
   Args:
     workers: over archives and over the members of one; threads, or processes for many small files.
-    None: one per core that this
-      process has, 16 at most.
+    None: one per core that this process has, 16 at most.
     include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none:
-    all. Faults of members that
-      are not wanted do not count.
+    all. Faults of members that are not wanted do not count.
     progress: called with (done, total) in bytes, from the workers but one at a time: first over the
-    packed tars that must be
-      read through, then over what is written, which adds to both.
+    packed tars that must be read through, then over what is written, which adds to both.
 
   Raises:
-    NothingFound: no archive, or no member that `include` wants. DataError: nothing but files that
-    are not read; all faults, a line each (see the top); those seen only while writing (a wrong
-      checksum, a disk that cannot be written) leave the other files that were written before.
+    NothingFound: no archive, or no member that `include` wants.
+    DataError: nothing but files that are not read; all faults, a line each (see the top). Faults
+      that are seen only while writing (a wrong checksum, a full disk) leave the finished files.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
   try:
     return _unpack(source, root, workers, include, progress)
   except OSError as error:
     raise DataError(
-      f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} '
-      'there: make room or check '
-      'permissions, then run again (finished files are kept)'
+      f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} there: '
+      'make room or check permissions, then run again (finished files are kept)'
     ) from error
 
 
@@ -119,16 +116,17 @@ def _unpack(
   if not found.archives:
     raise NothingFound(
       f'{source}: got no archive, wanted a file or a folder with '
-      f'{" ".join("*" + s for s in SUFFIXES)}; '
-      'check --archives'
+      f'{" ".join("*" + s for s in SUFFIXES)}; check --archives'
     )
   journals = [
     Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source)))
     for parts in found.archives
   ]
+  # lists of members: from the journals where they still hold, else read
   listed = run.each(
     [functools.partial(_list, run, *each) for each in zip(found.archives, journals)]
   )
+  # everything that can be refused is refused before the first byte is written
   plan = Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)
@@ -193,9 +191,8 @@ class _Run:
     self.root, self.real, self.workers = root, os.path.realpath(root), workers
     self.counts: collections.Counter[str] = collections.Counter()
     self.faults: list[str] = []
-    self.small = (
-      threading.Lock()
-    )  # without processes, small files are done by one thread at a time (see unpack_workers)
+    # without processes, small files are done by one thread at a time (see unpack_workers)
+    self.small = threading.Lock()
     self._progress, self._done, self._total = progress, 0, 0
     self._lock = threading.Lock()
     self._stop = threading.Event()
@@ -246,11 +243,12 @@ def _write(run: _Run, plan: Plan):
   if not todo:
     return
   run.expect(plan.bytes)
+  # those that only one worker can do come first
   batches = [
     (archive, journal, members)
     for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
     for members in _batches(archive, fresh)
-  ]  # those that only one worker can do come first
+  ]
   small = sum(member.size < _SMALL for _, _, members in batches for member in members)
   with held(run.root) as lock, contextlib.ExitStack() as stack:
     for folder in sorted(
@@ -258,9 +256,8 @@ def _write(run: _Run, plan: Plan):
     ):
       os.makedirs(f'{run.real}/{folder}', exist_ok=True)
     for archive, journal, _, trusted in todo:
-      rest = (
-        journal.files if journal.is_of_same_files(archive) else {}
-      )  # of an earlier run with another --include
+      # of an earlier run with another --include
+      rest = journal.files if journal.is_of_same_files(archive) else {}
       journal.start(header(archive, journal.name), {**rest, **trusted})
       stack.callback(journal.close)
     many = run.workers > 1 and small >= MANY
@@ -305,8 +302,7 @@ def _batch(
     raise done.error
 
 
-def main(arguments: list[str] | None = None) -> int:
-  """The command; returns its exit status."""
+def _parser() -> argparse.ArgumentParser:
   parser = command_line.parser('unpack', __doc__)
   parser.add_argument(
     '--archives', required=True, help='an archive, or a folder that holds some at any depth'
@@ -325,6 +321,12 @@ def main(arguments: list[str] | None = None) -> int:
     type=int,
     help='threads, or processes for many small files (default: one per core, 16 at most)',
   )
+  return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command; returns its exit status."""
+  parser = _parser()
   options = parser.parse_args(arguments)
   if options.workers is not None and options.workers < 1:
     parser.error('--workers must be 1 at least')
@@ -357,9 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
   for line in done.changed:
     print(line)
   print(
-    f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of '
-    'them in place of another content), '
-    f'{done.kept} already there, {done.skipped} not wanted by --include'
+    f'{options.root}: {done.written} files written ({done.bytes} bytes, {done.replaced} of them '
+    f'in place of another content), {done.kept} already there, {done.skipped} not wanted by '
+    '--include'
     + (f', {done.left_out} left out that macOS or Windows left there' if done.left_out else '')
   )
   for line in done.unread:

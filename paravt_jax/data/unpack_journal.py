@@ -41,9 +41,8 @@ class File:
 
 def header(archive: archives.Archive, name: str) -> dict[str, Any]:
   """The first line. name: of the archive, relative to the folder of archives."""
-  is_whole_list = (
-    archive.kind != 'zip' and not archive.faults
-  )  # refused members, left out by a glob, must be seen again
+  # refused members, left out by a glob, must be seen again
+  is_whole_list = archive.kind != 'zip' and not archive.faults
   members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []
   identity = {'name': name, **{key: getattr(archive, key) for key in _IDENTITY}}
   return {'tool': TOOL, 'version': VERSION, 'archive': identity, 'members': members}
@@ -84,11 +83,8 @@ class Journal:
         else:
           name, size, crc, mtime_ns = value
           self.files[name] = File(size, crc, mtime_ns)
-      except (
-        ValueError,
-        TypeError,
-        KeyError,
-      ):  # a kill tore the line, or somebody edited it: such a file is read again
+      except (ValueError, TypeError, KeyError):
+        # a kill tore the line, or somebody edited it: such a file is read again
         if self.known is None:
           return
 

@@ -71,8 +71,7 @@ class Plan:
     if self.need and self.need + RESERVE > free:
       self.faults.append(
         f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; '
-        'make room, or choose '
-        'with --include'
+        'make room, or choose with --include'
       )
     if disk.f_files and self.files > disk.f_favail:
       self.faults.append(

@@ -38,13 +38,14 @@ class Workers:
   def __init__(self, count: int, lock: int):
     self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
     self.all = [
+      # Ctrl-C is for the parent, which then ends them
       subprocess.Popen(
         children.command(_PROGRAM),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(lock,),
         start_new_session=True,
-      )  # Ctrl-C is for the parent, which then ends them
+      )
       for _ in range(count)
     ]
     for each in self.all:
@@ -81,9 +82,8 @@ class Workers:
       return answer
     except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
       raise DataError(
-        f'{archive.path}: the process that unpacked it died (status {process.wait()}), '
-        'wanted it to live; was it out of '
-        'memory? Run again, with fewer --workers'
+        f'{archive.path}: the process that unpacked it died (status {process.wait()}), wanted it '
+        'to live; was it out of memory? Run again, with fewer --workers'
       ) from error
     finally:
       self._free.put(process)
@@ -94,9 +94,8 @@ def serve():
   parent closes or dies.
   """
   ended = threading.Event()
-  signal.signal(
-    signal.SIGTERM, lambda *_: ended.set()
-  )  # looked at between pieces: an exception anywhere could not clean up
+  # looked at between pieces: an exception anywhere could not clean up
+  signal.signal(signal.SIGTERM, lambda *_: ended.set())
   while True:
     try:
       root, archive, members = pickle.load(sys.stdin.buffer)

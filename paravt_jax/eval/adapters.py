@@ -141,8 +141,7 @@ def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
     *zoom_frames(clip.frames, clip.seconds.tolist()),
     template.Trusted(
       'Go on with your reasoning inside <think> and </think>, then write your final answer '
-      'inside <answer> '
-      'and </answer>.'
+      'inside <answer> and </answer>.'
     ),
   ]
 
@@ -206,9 +205,8 @@ def _sage(text: str) -> dict[str, Any] | None:
   tagged = _JSON.findall(tail)
   text = tagged[-1] if tagged else tail
   try:
-    value, _ = json.JSONDecoder().raw_decode(
-      text[max(text.find('{'), 0) :]
-    )  # a ```json fence may stand before it
+    # a ```json fence may stand before it
+    value, _ = json.JSONDecoder().raw_decode(text[max(text.find('{'), 0) :])
   except _UNREADABLE:
     return None
   return value if isinstance(value, dict) else None

@@ -101,9 +101,10 @@ def load(
     only add.
 
   Raises:
-    ConfigError: no such benchmark. DataError: no folder, no row file, a file that lacks a column, a
-    row that names no video inside the snapshot, a row that is there
-      twice, a damaged archive; no subtitles at all where the benchmark has them.
+    ConfigError: no such benchmark.
+    DataError: no folder, no row file, a file that lacks a column, a row that names no video inside
+      the snapshot, a row that is there twice, a damaged archive; no subtitles at all where the
+      benchmark has them.
   """
   benchmark = named(name)
   try:
@@ -168,9 +169,8 @@ def problems(
       if missing:
         (partly if len(missing) < len(videos) else found).append(
           f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: '
-          f'{", ".join(missing[:5])}'
-          f'{", ..." if len(missing) > 5 else ""}; put {benchmark.videos} into that folder, '
-          f'as it is or unpacked{_unread(root)}'
+          f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}; put '
+          f'{benchmark.videos} into that folder, as it is or unpacked{_unread(root)}'
         )
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
@@ -201,7 +201,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
         if place.is_absolute() or '..' in place.parts:
           raise Broken(f'video: got {question.video!r}, wanted a path inside the snapshot')
       except Broken as error:
-        raise DataError(f'{where}: {error}; fetch the published file, or mend the row') from error
+        raise DataError(f'{where}: {error}; fetch the published file, or fix the row') from error
       name = question.id or f'{place.stem}-{len(found)}'
       if name in found:
         if dataclasses.replace(found[name], faults=(), id='') == dataclasses.replace(
@@ -263,10 +263,11 @@ def _videos(
     for parts in snapshots.archives(root)
     if missing and not _is_subtitles(parts)
   ]
-  tail = lambda name: (
-    *pathlib.PurePosixPath(name).parts[-benchmark.depth : -1],
-    snapshots.stem(name, snapshots.VIDEOS),
-  )
+
+  def tail(name: str) -> tuple[str, ...]:
+    folders = pathlib.PurePosixPath(name).parts[-benchmark.depth : -1]
+    return (*folders, snapshots.stem(name, snapshots.VIDEOS))
+
   inside = {parts: None if names is None else set(map(tail, names)) for parts, names in held}
   holding = [
     parts for parts, names in inside.items() if names is None or names & set(map(tail, missing))

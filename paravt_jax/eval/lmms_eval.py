@@ -2,7 +2,7 @@
 with ours.
 
 Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped
-with). Every quirk is meant: do not mend them here. Where that harness draws a letter at random, or
+with). Every quirk is meant: do not fix them here. Where that harness draws a letter at random, or
 asks a judge, there is none here: such an answer is wrong.
 """
 
@@ -163,9 +163,8 @@ def chooses(text: str, gold: str, option: str) -> bool:
   it, or the letter and a word of that option are.
   """
   lower, option = text.lower(), option.strip().lower()
-  if re.search(
-    rf'\b{gold}\b', text, re.IGNORECASE
-  ):  # which the first stand-alone letter is a case of
+  if re.search(rf'\b{gold}\b', text, re.IGNORECASE):
+    # which the first stand-alone letter is a case of
     return True
   words = [word.strip(string.punctuation) for word in option.split()]
   return (option != '' and option in lower) or (

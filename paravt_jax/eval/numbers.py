@@ -53,9 +53,9 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
   calls_failed_by_reason: how many. No samples give None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
-  episodes = [outcome.episode or {} for outcome in answered]
-  scored = lambda some: _score(some, lambda outcome: outcome.score, samples, seed)
-  (score, interval), (score_answered, interval_answered) = scored(outcomes), scored(answered)
+  score, interval = _score(outcomes, lambda outcome: outcome.score, samples, seed)
+  score_answered, interval_answered = _score(answered, lambda one: one.score, samples, seed)
+  # every metric by name, of each of the three rules
   metrics, official, theirs = (
     {
       name: _metric(outcomes, which, name, name == metric, samples, seed)
@@ -80,6 +80,14 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
     'metrics': metrics,
     'official': official,
     'lmms_eval': theirs,
+    **_conduct(answered),
+  }
+
+
+def _conduct(answered: Sequence[Outcome]) -> dict[str, Any]:
+  """How the agent went about the answered samples: its calls, its format, what it looked at."""
+  episodes = [outcome.episode or {} for outcome in answered]
+  return {
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
     'calls_failed': _mean([_calls(outcome, False) for outcome in answered]),
     'calls_well_formed': _mean([_forms(outcome, True) for outcome in answered]),
@@ -128,10 +136,11 @@ def _metric(
   has no F1); the one that is the score, over all errors.
   """
   kind = lambda outcome: outcome.fields.get('question_type')
-  has = lambda outcome: name in (getattr(outcome, which) or {})
+  values = lambda outcome: getattr(outcome, which) or {}
+  has = lambda outcome: name in values(outcome)
   kinds = {kind(o) for o in outcomes if has(o)}
   mine = [o for o in outcomes if has(o) or (o.status == ERROR and (score or kind(o) in kinds))]
-  value = lambda outcome: (getattr(outcome, which) or {}).get(name)
+  value = lambda outcome: values(outcome).get(name)
   mean, interval = _score(mine, value, samples, seed)
   return {
     'all': mean,
@@ -156,7 +165,10 @@ def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[st
     for field, values in (('k', str(outcome.k)), *outcome.fields.items()):
       for value in values.split('; '):
         table.setdefault(field, {}).setdefault(value, []).append(outcome)
-  order = lambda value: (0, int(value), '') if value.isdecimal() else (1, 0, value)
+
+  def order(value: str) -> tuple[int, int, str]:
+    return (0, int(value), '') if value.isdecimal() else (1, 0, value)
+
   return {
     field: {value: _cell(groups[value], samples, seed) for value in sorted(groups, key=order)}
     for field, groups in table.items()
@@ -260,9 +272,8 @@ def _paired(
   for a, b in pairs:
     if a.gold != b.gold:
       raise DataError(
-        f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions '
-        'in both folders; evaluate '
-        f'both on one snapshot'
+        f'{a.key}: got the gold answers {a.gold!r} and {b.gold!r}, wanted the same questions in '
+        'both folders; evaluate both on one snapshot'
       )
   questions = [a.id for a, _ in pairs]
   before, after = ([pair[side].score or 0.0 for pair in pairs] for side in (0, 1))
@@ -271,11 +282,14 @@ def _paired(
   )
   was_right, is_right = ([_right(pair[side], metric) for pair in pairs] for side in (0, 1))
   test = statistics.mcnemar(was_right, is_right, questions)
-  flips = lambda wanted: [
-    {'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
-    for (a, b), was, became in zip(pairs, was_right, is_right)
-    if (was, became) == wanted
-  ]
+
+  def flips(wanted: tuple[bool, bool]) -> list[dict[str, str]]:
+    return [
+      {'key': a.key, 'gold': a.gold, 'first': a.answer, 'second': b.answer}
+      for (a, b), *sides in zip(pairs, was_right, is_right)
+      if tuple(sides) == wanted
+    ]
+
   return {
     'first': _mean(before),
     'second': _mean(after),

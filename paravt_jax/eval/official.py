@@ -2,7 +2,7 @@
 rows can be compared with ours.
 
 Letters and times as in the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason as in its
-own script (arXiv 2507.07966). Every quirk is meant: do not mend them here,
+own script (arXiv 2507.07966). Every quirk is meant: do not fix them here,
 `paravt_jax.rewards.answer` is where an answer is read as it should be.
 """
 

@@ -53,9 +53,8 @@ _MARKS = (
   re.compile(r'^[ \t]*\(?([A-J])[.):][ \t]*', re.MULTILINE),
   re.compile(r'\(([A-J])\)[ \t]*'),
 )
-_GOLD = re.compile(
-  r'\(?([A-J])(?:\)?|(?:\)[.:]?|[.:])(?:\s.*)?)|\(?([a-j])\)?[.:]?', re.DOTALL
-)  # not "A man": that is a text
+# not "A man": that is a text
+_GOLD = re.compile(r'\(?([A-J])(?:\)?|(?:\)[.:]?|[.:])(?:\s.*)?)|\(?([a-j])\)?[.:]?', re.DOTALL)
 _URL_PATH = re.compile(r'/(?:resolve|blob|raw)/[^/]+/(.+)')
 _ANSWER = re.compile(r'\s*<answer>(.*?)</answer>\s*', re.DOTALL)
 _NOT_APPLICABLE = 'n/a'
@@ -176,9 +175,8 @@ def _golds(
   right where they differ, for nobody can tell which was meant.
   """
   given, letter = _said(value), _letter(value, len(options) or len(LETTERS))
-  known = bool(given) or isinstance(
-    value, str
-  )  # an empty text is an empty option, where there is one
+  # an empty text is an empty option, where there is one
+  known = bool(given) or isinstance(value, str)
   same = [LETTERS[i] for i, option in enumerate(options) if known and option == given]
   same = same or [
     LETTERS[i] for i, option in enumerate(options) if _bare(given) and _bare(option) == _bare(given)

@@ -110,9 +110,8 @@ def _why(reason: str, episode: Episode) -> str:
     return reason
   return (
     f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the '
-    'context: raise sampling.context (and a lane '
-    f'of server.embedded.lanes that holds it), or lower K={episode.budget}; both make '
-    'another evaluation, in another folder'
+    'context: raise sampling.context (and a lane of server.embedded.lanes that holds it), or '
+    f'lower K={episode.budget}; both make another evaluation, in another folder'
   )
 
 
@@ -120,9 +119,8 @@ def _failed(result: ToolResult) -> bool:
   """Whether a call got no answer because server, file or time failed it, and not for what a model
   wrote.
   """
-  if (
-    result.status is ResultStatus.SUBAGENT_ERROR
-  ):  # one that wrote nothing to the purpose did answer
+  if result.status is ResultStatus.SUBAGENT_ERROR:
+    # one that wrote nothing to the purpose did answer
     return result.subagent is None or result.subagent.stop is StopReason.ABORT
   return result.status in (ResultStatus.TIMEOUT, ResultStatus.MEDIA_ERROR)
 

@@ -44,18 +44,6 @@ def share_interval(
   return low, high
 
 
-def mean_interval(values: Sequence[float], z: float = _Z95) -> tuple[float, float]:
-  """(mean, half width of its normal 95 % interval). No values give (nan, inf); one gives an
-  infinite half width.
-  """
-  values_S = np.asarray(values, np.float64)
-  if len(values_S) == 0:
-    return math.nan, math.inf
-  if len(values_S) == 1:
-    return float(values_S[0]), math.inf
-  return float(values_S.mean()), float(z * values_S.std(ddof=1) / math.sqrt(len(values_S)))
-
-
 def paired_bootstrap(
   before: Sequence[float],
   after: Sequence[float],
@@ -86,6 +74,7 @@ def paired_bootstrap(
     )
   if len(before_E) == 0:
     return math.nan, -math.inf, math.inf
+  # C clusters: what each adds to the difference, over how many of the E pairs
   names = {
     name: index
     for index, name in enumerate(
@@ -97,10 +86,10 @@ def paired_bootstrap(
   )
   totals = np.bincount(index_E, weights=after_E - before_E, minlength=len(names))
   counts = np.bincount(index_E, minlength=len(names))
-  order = np.lexsort(
-    (counts, totals)
-  )  # the interval is that of a set: another order of the questions gives the same one
+  # the interval is that of a set: another order of the questions gives the same one
+  order = np.lexsort((counts, totals))
   totals, counts = totals[order], counts[order]
+  # resamples of clusters, all at once
   draws = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

@@ -85,9 +85,8 @@ def rows(
     absent = [column for column in columns if column not in row]
     if absent:
       raise DataError(
-        f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} '
-        f'(missing: {absent}); fetch '
-        'the published file'
+        f'{file}: row {number} has the columns {sorted(row)}, wanted {list(columns)} (missing: '
+        f'{absent}); fetch the published file'
       )
     yield number, {name: row[name] for name in (*columns, *optional) if name in row}
 
@@ -303,8 +302,3 @@ def _disk(file: pathlib.Path):
       f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
       'check permissions, then run again (finished files are kept)'
     ) from error
-
-
-def read_subtitles(file: pathlib.Path, max_bytes: int) -> str:
-  """The text of `subtitles.read`, with its errors."""
-  return subtitles.read(file, max_bytes).text

@@ -8,10 +8,8 @@ from typing import Any
 
 from paravt_jax.eval.sample import told
 
-RULES = {
-  'official': 'official',
-  'lmms_eval': 'lmms-eval',
-}  # other rules than ours, as they are shown
+# other rules than ours, as they are shown
+RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}
 _WIDEST = 40  # rows of a breakdown
 
 
@@ -146,9 +144,8 @@ def _beside(
   ]
   return (
     '## Beside published numbers\n\nRows marked "published" are quoted, not measured here: '
-    'other frames, prompts and scoring; they '
-    'enter no statistics. Compare one with the row of ours that was made by its rule.\n\n'
-    + table(('model', 'source', *benchmarks, 'rule'), rows)
+    'other frames, prompts and scoring; they enter no statistics. Compare one with the row of '
+    'ours that was made by its rule.\n\n' + table(('model', 'source', *benchmarks, 'rule'), rows)
   )
 
 
@@ -169,8 +166,7 @@ def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
   ]
   return (
     '## Calls\n\nPer answered sample. Calls of another form than the one asked for run too. '
-    'What did not run is counted by '
-    'reason over all samples.\n\n'
+    'What did not run is counted by reason over all samples.\n\n'
     + table(('benchmark', 'well-formed', 'of another form', 'ran', 'did not run', 'reasons'), rows)
   )
 

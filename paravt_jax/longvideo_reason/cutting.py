@@ -95,6 +95,7 @@ def packets(path: str) -> Packets | None:
       stream = container.streams.video[0]
       if stream.disposition & Disposition.attached_pic or stream.time_base is None:
         return None
+      # presentation times and key frames, from the packets alone
       times = []
       keys = []
       opened = set()
@@ -115,6 +116,7 @@ def packets(path: str) -> Packets | None:
           keys.append(packet.pts)
         elif keys and packet.pts < keys[-1]:
           opened.add(keys[-1])  # it refers to the group before: cutting here would lose it
+      # one decoded frame tells about rotation
       container.seek(keys[0] if keys else 0, stream=stream)
       frame = next(container.decode(stream), None)
   except (FFmpegError, OSError, IndexError, ValueError):

@@ -40,13 +40,8 @@ from paravt_jax.rollout import chat_server as server
 from paravt_jax.video.decode import DecodePool
 
 STEPS = ('split', 'caption', 'merge', 'ask', 'parse', 'rewrite')
-_INPUTS = (
-  'video',
-  'clips',
-  'window',
-  'captions',
-  'question',
-)  # of what a journal line was made from: all else are settings
+# of what a journal line was made from: all else are settings
+_INPUTS = ('video', 'clips', 'window', 'captions', 'question')
 Progress = Callable[[str, int, int], None]
 Part = TypeVar('Part')
 
@@ -126,9 +121,8 @@ class Pipeline:
     self.files: list[pathlib.Path] = []
     self._splits: dict[str, split.Split] = {}
     self._captions: dict[str, list[Caption]] = {}
-    self._used: dict[str, dict[str, list[dict[str, Any]]]] = collections.defaultdict(
-      dict
-    )  # step -> video -> settings behind it
+    # step -> video -> settings behind it
+    self._used: dict[str, dict[str, list[dict[str, Any]]]] = collections.defaultdict(dict)
     self._rejected: dict[str, list[tuple[str, Rejected]]] = {}
 
   async def run(self, servers: Servers, pool: DecodePool | None) -> None:

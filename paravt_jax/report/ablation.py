@@ -196,7 +196,10 @@ def table(results: Results, settings: Settings) -> str:
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
-  short = lambda commit: commit[:12] + ('+changes' if commit.endswith('+changes') else '')
+
+  def short(commit: str) -> str:
+    return commit[:12] + ('+changes' if commit.endswith('+changes') else '')
+
   commits = collections.Counter(
     short(run.commit) for seeds in results.values() for run in seeds.values()
   )
@@ -213,7 +216,6 @@ def glance(folder: Path) -> str:
   if before is None or after is None:
     return 'not evaluated'
   return (
-    f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} '
-    'calls per episode, '
-    f'format {summary["after"]["format_compliance"]:.3f}'
+    f'accuracy {before:.3f} -> {after:.3f}, {summary["after"]["calls_per_episode"]:.2f} calls '
+    f'per episode, format {summary["after"]["format_compliance"]:.3f}'
   )

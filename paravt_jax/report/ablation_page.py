@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -72,12 +73,11 @@ def as_json(results: Results, settings: Settings) -> dict:
   """{set: {column: {mean, low, high, seeds}}}, unknown ends as null; 'against' is the difference to
   the reference's accuracy.
   """
-  ends = lambda value: {
-    'mean': value.mean,
-    'low': _finite(value.low),
-    'high': _finite(value.high),
-    'seeds': value.seeds,
-  }
+
+  def ends(value: Value) -> dict[str, Any]:
+    low, high = _finite(value.low), _finite(value.high)
+    return {'mean': value.mean, 'low': low, 'high': high, 'seeds': value.seeds}
+
   found = ablation.numbers(results, settings.reference)
   return {
     name: {column: ends(value) for column, value in values.items()}
@@ -140,8 +140,8 @@ def standalone(drawing: Drawing) -> str:
   top = 30 + 16 * len(rows)
   names = ''.join(
     f'<rect x="{14 + 142 * column}" y="{26 + 16 * row}" width="9" height="9" rx="2" '
-    f'fill="{color}"/>'
-    f'<text x="{27 + 142 * column}" y="{34 + 16 * row}">{html.escape(name)} {last}</text>'
+    f'fill="{color}"/><text x="{27 + 142 * column}" y="{34 + 16 * row}">{html.escape(name)} '
+    f'{last}</text>'
     for row, entries in enumerate(rows)
     for column, (name, color, last) in enumerate(entries)
   )
@@ -149,11 +149,10 @@ def standalone(drawing: Drawing) -> str:
     '<svg ', f'<svg y="{top}" width="{charts.WIDTH}" height="{charts.HEIGHT}" ', 1
   )
   return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} '
-    f'{top + charts.HEIGHT}" width="{charts.WIDTH * 2}">'
-    f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="white"/>'
-    f'<text class="title" x="14" y="17">{html.escape(drawing.title)}</text>'
-    f'<text x="{charts.WIDTH - 10}" y="17" '
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {charts.WIDTH} {top + charts.HEIGHT}" '
+    f'width="{charts.WIDTH * 2}"><style>{_STYLE}</style><rect width="100%" height="100%" '
+    f'fill="white"/><text class="title" x="14" y="17">{html.escape(drawing.title)}</text><text '
+    f'x="{charts.WIDTH - 10}" y="17" '
     f'text-anchor="end">{html.escape(drawing.unit)}</text>{names}{inner}</svg>\n'
   )
 

@@ -16,7 +16,7 @@ from paravt_jax.metrics.writer import write_whole
 from paravt_jax.report import charts, scenes
 from paravt_jax.report.charts import Series
 from paravt_jax.report.headline import budgets, gain_text, headline, percent
-from paravt_jax.report.run import Run, curve, flatten, load
+from paravt_jax.report.run import Evaluation, Run, curve, flatten, load
 
 _HERE = Path(__file__).parent
 _RAMP = ('var(--k1)', 'var(--k2)', 'var(--k3)', 'var(--k4)', 'var(--k5)', 'var(--k6)')
@@ -177,17 +177,24 @@ def _chips(run: Run, knobs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
   return chips
 
 
+def _interval(evaluation: Evaluation | None) -> str:
+  if evaluation is None or evaluation.interval is None:
+    return ''
+  low, high = evaluation.interval
+  return f'[{100 * low:.1f}, {100 * high:.1f}]'
+
+
+def _decimal(value: float | None) -> str:
+  return '–' if value is None else f'{value:.2f}'
+
+
 def _table(run: Run) -> list[dict[str, Any]]:
   """Rows of the before/after table: name, before, after, both as text."""
   pairs = run.before, run.after
-  interval = lambda e: (
-    f'[{100 * e.interval[0]:.1f}, {100 * e.interval[1]:.1f}]' if e and e.interval else ''
-  )
-  decimal = lambda value: '–' if value is None else f'{value:.2f}'
   rows = [
-    ('Accuracy', [percent(e and e.accuracy) for e in pairs], [interval(e) for e in pairs]),
+    ('Accuracy', [percent(e and e.accuracy) for e in pairs], [_interval(e) for e in pairs]),
     ('Format compliance', [percent(e and e.format_compliance) for e in pairs], ['', '']),
-    ('Executed calls per episode', [decimal(e and e.calls) for e in pairs], ['', '']),
+    ('Executed calls per episode', [_decimal(e and e.calls) for e in pairs], ['', '']),
   ]
   for kind in sorted({kind for e in pairs if e for kind in e.by_type}):
     rows.append(

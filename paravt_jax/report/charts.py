@@ -102,7 +102,10 @@ def bars(
   width, height, floor, roof = 120, 120, 112, 18
   step = width / len(values)
   parts = [f'<line class="grid" x1="4" x2="{width - 4}" y1="{floor}" y2="{floor}"/>']
-  y = lambda value: floor - (floor - roof) * min(value, top) / top
+
+  def y(value: float) -> float:
+    return floor - (floor - roof) * min(value, top) / top
+
   for i, (value, interval, color, text) in enumerate(zip(values, intervals, colors, texts)):
     center = step * (i + 0.5)
     tip = floor
@@ -231,7 +234,6 @@ def _short(value: float | None) -> float | None:
 def _svg(label: str, body: str, hover: str) -> str:
   return (
     f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-    f'aria-label="{html.escape(label)}" '
-    f'data-hover="{html.escape(hover)}">{body}<line class="cursor" y1="{_TOP}" '
-    f'y2="{HEIGHT - _BOTTOM}"/></svg>'
+    f'aria-label="{html.escape(label)}" data-hover="{html.escape(hover)}">{body}<line '
+    f'class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg>'
   )

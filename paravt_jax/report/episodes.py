@@ -58,8 +58,8 @@ class EpisodeLog:
 
   Args:
     path: the file, such as episodes/train.jsonl; folders are created. start_step: lines at or after
-    this step are cut off first (a resumed training run writes them again); None keeps all.
-      A torn last line is cut off in either case.
+    this step are cut off first (a resumed training run writes them again); None keeps all. A torn
+    last line is cut off in either case.
 
   Raises:
     DataError: an existing line breaks the schema.
@@ -311,10 +311,8 @@ def _result(data: Any, where: str) -> ToolResult:
   if 'reason' in result['call']:
     call = ParseFailure(**_object(result['call'], f'{where}, call', reason=str, text=str))
   else:
-    told = {
-      'well_formed': True,
-      **result['call'],
-    }  # files from before calls of other forms ran do not say it
+    # files from before calls of other forms ran do not say it
+    told = {'well_formed': True, **result['call']}
     call = ToolCall(**_object(told, f'{where}, call', name=str, arguments=dict, well_formed=bool))
   if result['window'] is not None and len(result['window']) != 3:
     raise DataError(f'{where}, window: got {result["window"]}, wanted [start, end, num_frames]')
@@ -349,8 +347,7 @@ def _trajectory(data: Any, where: str) -> Trajectory:
     if counts != (wanted, wanted):
       raise DataError(
         f'{where}, segments[{i}]: got {counts[0]} logprobs and {counts[1]} versions, wanted '
-        f'{wanted} each '
-        f'({len(segment["ids"])} ids, sampled: {segment["sampled"]})'
+        f'{wanted} each ({len(segment["ids"])} ids, sampled: {segment["sampled"]})'
       )
     segments.append(
       Segment(

@@ -37,7 +37,7 @@ from paravt_jax.report.evaluation_rows import (
   read_summary,
   score_table,
 )
-from paravt_jax.types import Episode, Scored, Trajectory
+from paravt_jax.types import Episode, Scored, ToolResult, Trajectory
 
 PICTURES = 3000  # different pictures on a page, about 5 KB each at 224 x 224
 SAMPLES = 600  # samples shown in full
@@ -80,22 +80,23 @@ def write(
   file = Path(folder) / 'results.jsonl'
   if not file.is_file():
     raise DataError(
-      f'{file}: no such file; wanted the results folder of an evaluation (the last line that '
-      'it prints)'
+      f'{file}: no such file; wanted the results folder that an evaluation prints last'
     )
   notes: list[str] = []
   rows = read(file, notes)
   summary = read_summary(Path(folder) / 'summary.json', rows, notes)
-  notes += [broken_rows(name, one['broken']) for name, one in summary.items() if one.get('broken')]
-  notes += [
-    f'{name} is not complete: {one["missing"]} of its samples are missing.'
-    for name, one in summary.items()
-    if one.get('missing')
-  ]
+  for name, one in summary.items():
+    if one.get('broken'):
+      notes.append(broken_rows(name, one['broken']))
+  for name, one in summary.items():
+    if one.get('missing'):
+      notes.append(f'{name} is not complete: {one["missing"]} of its samples are missing.')
+  # samples to show: what went wrong first, a row of each benchmark in turn
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(in_turn(wanted), samples))
   held = _Pictures(load_frames, pictures)
   cards = _cards(file, chosen, held, notes)
+  # what the page says of those that have no place on it
   left = collections.Counter(row.outcome for row in rows)
   left.subtract(row.outcome for row in chosen)
   page = _render(
@@ -264,10 +265,15 @@ def _thin(episode: Episode) -> Episode:
   """The episode with the frames that get pictures only, and without tokens."""
   views = episode.overviews
   most = max(1, OVERVIEW // max(len(views), 1))
-  empty = lambda trajectory: None if trajectory is None else Trajectory((), trajectory.stop)
-  bare = lambda result: dataclasses.replace(
-    result, seconds=_some(result.seconds, CROP), subagent=empty(result.subagent)
-  )
+
+  def bare(result: ToolResult) -> ToolResult:
+    inner = result.subagent
+    return dataclasses.replace(
+      result,
+      seconds=_some(result.seconds, CROP),
+      subagent=None if inner is None else Trajectory((), inner.stop),
+    )
+
   turns = tuple(
     dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns
   )

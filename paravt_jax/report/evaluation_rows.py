@@ -16,10 +16,8 @@ from paravt_jax.report.run import interval
 from paravt_jax.types import ResultStatus
 
 VALUES = 40  # of a field, in the table of its breakdown
-RULES = {
-  'official': 'official',
-  'lmms_eval': 'lmms-eval',
-}  # by which a published score may have been made, as shown
+# by which a published score may have been made, as shown
+RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}
 OUTCOMES = ('wrong', 'partial', 'error', 'right')
 
 
@@ -89,7 +87,10 @@ def _row(line: bytes, start: int, where: str) -> Row:
   failed = data['status'] == 'error' or not isinstance(score, (int, float))
   points = None if failed else float(score or 0.0)
   results = [result for turn in episode.get('turns', ()) for result in turn.get('results', ())]
-  text = lambda name: '' if data.get(name) is None else str(data[name])
+
+  def text(name: str) -> str:
+    return '' if data.get(name) is None else str(data[name])
+
   return Row(
     key=data['key'],
     benchmark=data['benchmark'],

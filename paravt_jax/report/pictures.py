@@ -55,100 +55,102 @@ class _Box:
     return ''.join(parts)
 
 
+_BOXES = (
+  _Box(
+    24,
+    88,
+    218,
+    132,
+    'agent',
+    'Overview',
+    ['K frames of a long video,', 'K drawn from {4 … 64}', '+ the question'],
+  ),
+  _Box(
+    306,
+    88,
+    218,
+    132,
+    'agent',
+    'Main agent',
+    ['`<think>  (pinned)', 'looks where it must:', 'several calls in one turn'],
+  ),
+  *(
+    _Box(
+      616,
+      52 + 72 * i,
+      226,
+      60,
+      'tool',
+      f'Sub-agent {i + 1}',
+      [f'`crop_video({start}, {start + 5})'],
+    )
+    for i, start in enumerate((18, 42, 55))
+  ),
+  _Box(
+    926,
+    88,
+    218,
+    132,
+    'agent',
+    'Answer',
+    ['`<think> … </think>', '`<answer>B</answer>', 'or another round of calls'],
+  ),
+  _Box(
+    926,
+    322,
+    218,
+    118,
+    'learn',
+    'Reward',
+    ['accuracy + format + tool', 'format: the anchor that', 'keeps tags from collapsing'],
+  ),
+  _Box(
+    616,
+    322,
+    226,
+    118,
+    'learn',
+    'PARA-GRPO',
+    ['8 rollouts per question,', 'compared with each other;', 'one jitted step on the mesh'],
+  ),
+  _Box(
+    306,
+    322,
+    218,
+    118,
+    'learn',
+    'Weights',
+    ['`weights/<version>/', 'Orbax, after every step,', 'checked by a canary'],
+  ),
+  _Box(
+    24,
+    322,
+    218,
+    118,
+    'learn',
+    'Rollout server',
+    ['SGLang or embedded JAX,', 'one HTTP protocol', '`/generate'],
+  ),
+)
+_FAN = [f'M524 154C570 154 570 {82 + 72 * i} 606 {82 + 72 * i}' for i in range(3)]
+_BACK = [f'M842 {82 + 72 * i}C884 {82 + 72 * i} 884 154 916 154' for i in range(3)]
+_FLOWS = [
+  'M242 154H296',
+  *_FAN,
+  *_BACK,
+  'M1035 220V312',
+  'M926 381H852',
+  'M616 381H534',
+  'M306 381H252',
+  'M133 322V230',
+]
+
+
 def loop() -> str:
   """The loop as SVG text: overview, parallel crops, sub-agents, answer; reward, PARA-GRPO, weights,
   server. Light and dark.
   """
-  boxes = (
-    _Box(
-      24,
-      88,
-      218,
-      132,
-      'agent',
-      'Overview',
-      ['K frames of a long video,', 'K drawn from {4 … 64}', '+ the question'],
-    ),
-    _Box(
-      306,
-      88,
-      218,
-      132,
-      'agent',
-      'Main agent',
-      ['`<think>  (pinned)', 'looks where it must:', 'several calls in one turn'],
-    ),
-    *(
-      _Box(
-        616,
-        52 + 72 * i,
-        226,
-        60,
-        'tool',
-        f'Sub-agent {i + 1}',
-        [f'`crop_video({start}, {start + 5})'],
-      )
-      for i, start in enumerate((18, 42, 55))
-    ),
-    _Box(
-      926,
-      88,
-      218,
-      132,
-      'agent',
-      'Answer',
-      ['`<think> … </think>', '`<answer>B</answer>', 'or another round of calls'],
-    ),
-    _Box(
-      926,
-      322,
-      218,
-      118,
-      'learn',
-      'Reward',
-      ['accuracy + format + tool', 'format: the anchor that', 'keeps tags from collapsing'],
-    ),
-    _Box(
-      616,
-      322,
-      226,
-      118,
-      'learn',
-      'PARA-GRPO',
-      ['8 rollouts per question,', 'compared with each other;', 'one jitted step on the mesh'],
-    ),
-    _Box(
-      306,
-      322,
-      218,
-      118,
-      'learn',
-      'Weights',
-      ['`weights/<version>/', 'Orbax, after every step,', 'checked by a canary'],
-    ),
-    _Box(
-      24,
-      322,
-      218,
-      118,
-      'learn',
-      'Rollout server',
-      ['SGLang or embedded JAX,', 'one HTTP protocol', '`/generate'],
-    ),
-  )
-  fan = [f'M524 154C570 154 570 {82 + 72 * i} 606 {82 + 72 * i}' for i in range(3)]
-  back = [f'M842 {82 + 72 * i}C884 {82 + 72 * i} 884 154 916 154' for i in range(3)]
-  flows = [
-    'M242 154H296',
-    *fan,
-    *back,
-    'M1035 220V312',
-    'M926 381H852',
-    'M616 381H534',
-    'M306 381H252',
-    'M133 322V230',
-  ]
-  marks = ''.join(f'<path class="flow" d="{path}" marker-end="url(#head)"/>' for path in flows)
+  arrows = ''.join(f'<path class="flow" d="{path}" marker-end="url(#head)"/>' for path in _FLOWS)
   notes = (
     _text(24, 34, 'label', 'ROLLOUT')
     + _text(24, 306, 'label', 'LEARNING')
@@ -158,19 +160,16 @@ def loop() -> str:
   )
   head = (
     '<marker id="head" viewBox="0 0 10 10" refX="1" refY="5" markerWidth="5.5" '
-    'markerHeight="5.5" orient="auto">'
-    '<path class="head" d="M0 0L10 5L0 10z"/></marker>'
+    'markerHeight="5.5" orient="auto"><path class="head" d="M0 0L10 5L0 10z"/></marker>'
   )
   about = (
     'The loop: overview, parallel crops, sub-agents, answer, reward, PARA-GRPO, weights, server'
   )
-  drawn = ''.join(box.svg() for box in boxes)
+  drawn = ''.join(box.svg() for box in _BOXES)
   return (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1168 464" width="1168" '
-    'height="464" role="img" '
-    f'aria-label="{about}"><style>{_STYLE}</style><defs>{head}</defs>'
-    '<rect class="ground" width="1168" height="464" '
-    f'rx="16"/>{_film()}{marks}{drawn}{notes}</svg>\n'
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1168 464" width="1168" height="464" '
+    f'role="img" aria-label="{about}"><style>{_STYLE}</style><defs>{head}</defs><rect '
+    f'class="ground" width="1168" height="464" rx="16"/>{_film()}{arrows}{drawn}{notes}</svg>\n'
   )
 
 

@@ -83,7 +83,10 @@ def _wishes(
   if not ks:
     return
   few, many = ([e for e in after if e.scored.episode.budget == k] for k in (ks[0], ks[-1]))
-  was = lambda e: accuracy(earlier[e.key]) if e.key in earlier else 1.0
+
+  def was(e: Entry) -> float:
+    return accuracy(earlier[e.key]) if e.key in earlier else 1.0
+
   calls = lambda e: e.scored.episode.executed
   failed = lambda e: sum(r.status is not ResultStatus.EXECUTED for r in e.scored.episode.results)
   reward = lambda e: e.scored.reward

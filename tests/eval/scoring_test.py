@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from paravt_jax.eval.scoring import mean_interval, paired_bootstrap, share_interval, wilson
+from paravt_jax.eval.scoring import paired_bootstrap, share_interval, wilson
 
 
 def test_the_order_of_questions_does_not_change_an_interval():
@@ -28,13 +28,6 @@ def test_wilson_of_8_in_10():
 def test_wilson_stays_inside_0_and_1_and_knows_nothing_without_samples():
   assert wilson(0, 0) == (0.0, 1.0)
   assert wilson(5, 5)[1] == 1.0 and wilson(0, 5)[0] == 0.0
-
-
-def test_mean_interval_is_the_normal_one():
-  # values 1, 2, 3: std (ddof 1) 1, half width 1.95996 / sqrt(3)
-  assert mean_interval([1, 2, 3]) == pytest.approx((2.0, 1.13159), abs=1e-4)
-  assert mean_interval([4.0]) == (4.0, math.inf)
-  assert math.isnan(mean_interval([])[0])
 
 
 def test_paired_bootstrap_finds_the_difference_and_repeats_itself():

@@ -2,10 +2,8 @@
 filters, and a bounded size.
 """
 
-import base64
 import dataclasses
 import html
-import io
 import json
 import re
 import shutil
@@ -14,97 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from paravt_jax.errors import DataError, MediaError, ParavtError
-from paravt_jax.report import episodes, evaluation
+from paravt_jax.report import evaluation
 from paravt_jax.types import (
   Overview,
   ResultStatus,
   StopReason,
   ToolCall,
   ToolResult,
-  Trajectory,
   Window,
 )
 from tests import patience
 from tests.report import made_run
 from tests.report.build_test import _Balance
-
-EVIL = '</summary><script>alert(1)</script>"><img src=x onerror=alert(1)>'
-
-
-def scored(number, budget=4, seed=0, **changes):
-  """A made-up episode whose score is that of its text; further fields of the episode by name."""
-  found = made_run.episode(made_run.task(number), budget, 1.0, 0, np.random.default_rng(seed))
-  return dataclasses.replace(found, episode=dataclasses.replace(found.episode, **changes))
-
-
-def line(benchmark, number, k=4, score=0.0, **changes):
-  """A line of results.jsonl, as an object. score None: an error."""
-  found = changes.pop('scored', None) or scored(number, k)
-  name = found.episode.task.id
-  row = {
-    'key': f'{benchmark}/{name}/k={k}',
-    'benchmark': benchmark,
-    'id': name,
-    'k': k,
-    'status': 'answered',
-    'reason': '',
-    'error': '',
-    'score': score,
-    'metrics': {'accuracy': score},
-    'official': {'accuracy': score},
-    'answer': 'purple',
-    'gold': found.episode.task.answer,
-    'fields': {'duration': 'short'},
-    'seconds': {'wall': 1.5},
-    'tokens': {'prompt': 300, 'sampled': 40},
-    'episode': episodes.to_json(0, found),
-  }
-  if score is None:
-    row.update(
-      {
-        'status': 'error',
-        'reason': 'media_timeout',
-        'error': 'a.mp4: not decoded in 30 s',
-        'metrics': {},
-        'official': None,
-        'episode': None,
-      }
-    )
-  return {**row, **changes}
-
-
-def folder_of(tmp_path, *lines, summary=None, torn=''):
-  text = ''.join(json.dumps(one) + '\n' if isinstance(one, dict) else one for one in lines)
-  (tmp_path / 'results.jsonl').write_text(text + torn)
-  if summary is not None:
-    (tmp_path / 'summary.json').write_text(json.dumps(summary))
-  return tmp_path
-
-
-def page_of(folder, load=made_run.frames, **options):
-  return evaluation.write(folder, folder / 'report.html', load, **options).read_text()
-
-
-def cards(page):
-  """(outcome, benchmark, K, calls) of the samples, in the order of the page."""
-  found = re.findall(
-    r'<details class="card sample ?(\w*)" data-benchmark="(\w*)" data-outcome="\w*" '
-    r'data-k="(\d+)" data-calls="(\d+)"',
-    page,
-  )
-  return [(outcome, benchmark, int(k), int(calls)) for outcome, benchmark, k, calls in found]
-
-
-def pictures(page):
-  """The pictures that the page holds, as arrays."""
-  return [
-    np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    for data in re.findall(r'url\(data:image/jpeg;base64,([^)]+)\)', page)
-  ]
-
+from tests.report.made_evaluation import EVIL, cards, folder_of, line, page_of, pictures, scored
 
 # Samples
 
@@ -346,150 +268,6 @@ def test_a_picture_keeps_its_shape(tmp_path):
 # Numbers
 
 
-SUMMARY = {
-  'charades': {
-    'samples': 200,
-    'answered': 198,
-    'errors': 2,
-    'score': 0.5012,
-    'interval': [0.44, 0.56],
-    'score_answered': 0.506,
-    'score_official': 0.49,
-    'metric': 'mIoU',
-    'calls_per_sample': 1.25,
-    'fingerprint': 'ab',
-    'metrics': {
-      'iou': {'all': 0.5012, 'interval': [0.44, 0.56], 'answered': 0.506},
-      'r@0.5': {'all': 0.6, 'interval': [0.53, 0.67], 'answered': 0.61},
-    },
-    'breakdowns': {
-      'k': {
-        '4': {'samples': 100, 'errors': 2, 'score': 0.4, 'interval': [0.3, 0.5]},
-        '64': {'samples': 100, 'errors': 0, 'score': 0.6, 'interval': [0.5, 0.7]},
-      }
-    },
-  },
-}
-
-
-def test_the_table_is_the_summary_s_with_its_intervals(tmp_path):
-  page = page_of(folder_of(tmp_path, line('charades', 3), summary=SUMMARY))
-  row = re.search(r'<tr><th scope="row">charades</th>(.*?)</tr>', page, re.DOTALL)[1]
-  words = [word for word in re.sub('<[^>]+>', '|', row).split('|') if word.strip()]
-  assert [word.strip() for word in words] == [
-    'mIoU',
-    '50.1 %',
-    '[44.0, 56.0]',
-    '50.6 %',
-    '49.0 %',
-    '200',
-    '2',
-    '1.25',
-  ]
-  assert 'left:44.0%;width:12.0%' in row and 'left:50.12%' in row
-  assert 'This page is not complete' not in page
-  assert re.search(
-    r'charades<small>by K</small>.*?>64</th><td>60\.0 % <small>\[50\.0, 70\.0\]', page, re.DOTALL
-  )
-  assert re.search(
-    r'charades<small>by metric</small>.*?>r@0\.5</th><td>60\.0 % <small>\[53\.0, 67\.0\]',
-    page,
-    re.DOTALL,
-  )
-
-
-def test_the_score_is_that_of_the_line_and_not_of_the_episodes_reward(tmp_path):
-  made = scored(1)
-  made = dataclasses.replace(made, parts={**made.parts, 'accuracy': 1.0})
-  page = page_of(
-    folder_of(
-      tmp_path, line('charades', 1, score=0.25, scored=made, metrics={'iou': 0.25}, official=None)
-    )
-  )
-  assert 'score <b>0.25</b>' in page and 'iou <b>0.25</b>' in page and 'accuracy <b>' not in page
-  assert cards(page)[0][0] == 'partial' and '<span class="chip outcome">0.25</span>' in page
-
-
-def test_a_crop_whose_frames_came_back_is_not_called_a_sub_agents(tmp_path):
-  result = ToolResult(
-    ToolCall('crop_video', {}),
-    ResultStatus.EXECUTED,
-    '2 frames of 1.0 to 2.0 seconds.',
-    Window(1, 2),
-    (1.0, 2.0),
-  )
-  looked = dataclasses.replace(result, subagent=Trajectory((), StopReason.STOP))
-  made = scored(1)
-  turn = dataclasses.replace(made.episode.turns[0], results=(result, looked, result))
-  made = dataclasses.replace(made, episode=dataclasses.replace(made.episode, turns=(turn,)))
-  page = page_of(folder_of(tmp_path, line('mlvu', 1, scored=made)))
-  assert re.findall(r'</span>([a-z-]+) · ', page) == ['frames', 'sub-agent', 'frames']
-
-
-def test_published_numbers_stand_beside_ours_and_are_marked(tmp_path):
-  page = page_of(
-    folder_of(tmp_path, line('charades', 3), summary=SUMMARY),
-    published={'charades': {'ParaVT-8B': 50.1}, 'mlvu': {'x': 9.9}},
-  )
-  assert '9.9 %' not in page
-  assert re.search(
-    r'<tr class="published"><th scope="row">ParaVT-8B</th><td><span '
-    r'class="chip">published</span></td><td>50\.1 %</td>',
-    page,
-  )
-
-
-def test_what_was_cut_off_says_so_and_stands_beside_nothing(tmp_path):
-  summary = {'charades': {**SUMMARY['charades'], 'missing': 4}}
-  page = page_of(
-    folder_of(tmp_path, line('charades', 3), summary=summary),
-    published={'charades': {'ParaVT-8B': 50.1}},
-  )
-  planned = SUMMARY['charades']['samples'] + 4
-  assert (
-    'charades is not complete: 4 of its samples are missing.' in page
-    and f' of {planned:,}<' in page
-    and 'ParaVT-8B' not in page
-  )
-
-
-def test_a_sample_counts_under_each_of_its_values(tmp_path):
-  page = page_of(
-    folder_of(
-      tmp_path,
-      line('lvbench', 1, fields={'type': 'reasoning; summary'}),
-      line('lvbench', 2, fields={'type': 'summary'}),
-    )
-  )
-  assert '>reasoning<' in page and '>summary<' in page and 'reasoning; summary</th>' not in page
-
-
-def test_without_a_summary_the_numbers_come_from_the_samples_and_an_error_earns_nothing(tmp_path):
-  rows = [
-    line('mlvu', 1, score=1.0),
-    line('mlvu', 2),
-    line('mlvu', 3, score=None),
-    line('mlvu', 4, k=64, score=1.0),
-  ]
-  page = page_of(folder_of(tmp_path, *rows))
-  assert (
-    'The numbers of mlvu come from the samples that are there: summary.json lacks them.' in page
-  )
-  row = re.search(r'<tr><th scope="row">mlvu</th>(.*?)</tr>', page, re.DOTALL)[1]
-  assert re.findall(r'>([\d.]+ %)<', row) == ['50.0 %', '66.7 %'] and '[15.0, 85.0]' in row
-  assert re.search(
-    r'mlvu<small>by K</small>.*?>4</th><td>33\.3 %.*?3, 1 errors.*?>64</th><td>100\.0 %',
-    page,
-    re.DOTALL,
-  )
-
-
-@pytest.mark.parametrize('text', ['{', '[]', '{"mlvu": 3}'])
-def test_a_summary_that_is_none_is_not_believed(tmp_path, text):
-  (tmp_path / 'summary.json').write_text(text)
-  assert 'come from the samples that are there' in page_of(folder_of(tmp_path, line('mlvu', 1)))
-
-
 # The page
 
 
@@ -539,7 +317,7 @@ def test_an_empty_evaluation_is_a_page_too(tmp_path):
 
 def test_a_folder_that_holds_no_results_is_refused(tmp_path):
   with pytest.raises(
-    DataError, match=r'results.jsonl: no such file; wanted the results folder of an evaluation'
+    DataError, match=r'results.jsonl: no such file; wanted the results folder that an evaluation'
   ):
     evaluation.write(tmp_path, tmp_path / 'p.html', None)
 
@@ -637,45 +415,3 @@ def test_a_call_that_ran_and_is_not_well_formed_is_marked(tmp_path):
     ('1 s – 2 s', 'not well-formed'),
     ('1 s – 2 s', ''),
   ]
-
-
-def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not_run(tmp_path):
-  folder = folder_of(tmp_path, line('mlvu', 1))
-  numbers = {
-    'samples': 1,
-    'score': 0.5,
-    'interval': [0, 1],
-    'calls_per_sample': 1.25,
-    'calls_well_formed': 1.0,
-    'calls_other': 0.5,
-    'calls_failed_by_reason': {'bad_arguments': 3},
-  }
-  (folder / 'summary.json').write_text(json.dumps({'mlvu': numbers}))
-  assert (
-    '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>'
-    in page_of(folder)
-  )
-
-
-def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_path):
-  summary = {
-    'charades': {
-      **SUMMARY['charades'],
-      'score_lmms_eval': 0.47,
-      'broken': {'rows': 2, 'gold nowhere': 2},
-    }
-  }
-  folder = folder_of(tmp_path, line('charades', 1, lmms_eval={'accuracy': 1.0}), summary=summary)
-  page = evaluation.write(
-    folder,
-    tmp_path / 'a.html',
-    None,
-    published={'charades': {'X': 50.1, 'Y': 49.3}},
-    rules={'X': 'official'},
-  ).read_text()
-  assert '<td>47.0 %</td></tr>' in page and 'lmms-eval accuracy <b>1</b>' in page
-  assert 'by the rule: official' in page and 'by the rule: unknown' in page
-  assert (
-    'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as '
-    'they are.' in page
-  )

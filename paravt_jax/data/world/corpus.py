@@ -71,8 +71,7 @@ def check(options: WorldOptions) -> None:
   if unknown:
     raise ConfigError(
       f'world.corpus.sft_rows: got {unknown}, wanted trace, subagent (of one question: '
-      'trace_mcq, …), '
-      f'letters, lookup<n>, glance<n> or choice<n>'
+      'trace_mcq, …), letters, lookup<n>, glance<n> or choice<n>'
     )
   if min(corpus.videos, corpus.videos_per_archive) < 1 or (
     corpus.heldout_tasks and corpus.heldout_videos < 1

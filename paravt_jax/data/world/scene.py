@@ -79,8 +79,8 @@ def check(options: SceneOptions) -> None:
   if longest > options.seconds:
     raise ConfigError(
       f'world.scene: {options.events[1]} events of {options.event_seconds[1]} s with gaps of '
-      f'{options.gap} s '
-      f'need {longest} s, but a video has {options.seconds}; lower events or raise seconds'
+      f'{options.gap} s need {longest} s, but a video has {options.seconds}; lower events or '
+      'raise seconds'
     )
   if not (
     1 <= options.events[0] <= options.events[1]

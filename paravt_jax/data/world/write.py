@@ -89,8 +89,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     raise DataError(
       f'{folder}: could not be written ({error}); nothing was left behind, free space (350 '
-      'videos take about '
-      f'100 MB) or name another place'
+      'videos take about 100 MB) or name another place'
     ) from error
   return open_world(folder)
 
@@ -140,8 +139,7 @@ def _existing(folder: pathlib.Path, wanted: str) -> World:
   if found != wanted:
     raise DataError(
       f'{folder}: got a world with fingerprint {found}, wanted {wanted} (other options or '
-      'another seed); '
-      f'name another folder, or remove this one'
+      'another seed); name another folder, or remove this one'
     )
   return world
 
