@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
   **{room: set() for room in GROUND},
   'chat': set(),
   'video': set(),
-  'models': set(),
+  'models': {'video'},
   'rl': set(),
   'metrics': set(),
   'packing': {'models', 'video'},

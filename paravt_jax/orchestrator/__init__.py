@@ -30,3 +30,34 @@ One step of RL:
 "Version" is the number of finished updates. The weights that a run begins from are version 0, the
 update of step n makes version n + 1, and each sampled token carries the version that sampled it.
 """
+
+from typing import TYPE_CHECKING
+
+from paravt_jax import lazy
+
+__all__ = [
+  'AgentSetup',
+  'EvalRecipe',
+  'Host',
+  'Learner',
+  'RLRecipe',
+  'RunFolder',
+  'SFTRecipe',
+  'Trainer',
+]
+
+if TYPE_CHECKING:
+  from paravt_jax.orchestrator.host import Host
+  from paravt_jax.orchestrator.learner import Learner, Trainer
+  from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+  from paravt_jax.orchestrator.run_folder import RunFolder
+  from paravt_jax.orchestrator.setup import AgentSetup
+else:
+  __getattr__, __dir__ = lazy.names(
+    __name__,
+    host=('Host',),
+    learner=('Learner', 'Trainer'),
+    recipes=('EvalRecipe', 'RLRecipe', 'SFTRecipe'),
+    run_folder=('RunFolder',),
+    setup=('AgentSetup',),
+  )

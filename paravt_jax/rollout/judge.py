@@ -6,13 +6,12 @@ A judge that fails is no score: its episode leaves the group and is counted.
 import collections
 import dataclasses
 import re
-import sys
 from typing import Annotated, cast
 
 import orjson
 
 from paravt_jax.chat import tags
-from paravt_jax.options import COUNT, POSITIVE, PROSE, RETRIES, TEXT, URL, Options
+from paravt_jax.options import COUNT, LARGEST, POSITIVE, PROSE, RETRIES, TEXT, URL, Options
 from paravt_jax.rollout.chat_dialect import message_text
 from paravt_jax.rollout.chat_server import Reply, Sampling, Server, ServerOptions, more
 from paravt_jax.rollout.outcomes import Rejected
@@ -122,10 +121,10 @@ class Judge:
         timeout_s=options.timeout_s,
         retries=options.retries,
         backoff_s=options.backoff_s,
-        max_backoff_s=options.backoff_s * 2**options.retries,
+        max_backoff_s=min(options.backoff_s * 2**options.retries, LARGEST),
         concurrency=options.concurrency,
         max_reply_bytes=_REPLY_BYTES,
-        max_failures=sys.maxsize,
+        max_failures=LARGEST,
       ),
       '--config.judge',
     )  # a failure costs its episode, never the run

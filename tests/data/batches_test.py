@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import sft_data
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import batches, planner
 from paravt_jax.data.conversations import Conversation, Message, VideoRef
@@ -20,6 +19,7 @@ from paravt_jax.data.fields import RowOptions
 from paravt_jax.data.table import Table
 from paravt_jax.data.world import corpus, questions, scene, traces, write
 from paravt_jax.errors import ConfigError, DataError, MediaError
+from paravt_jax.orchestrator import sft_data
 from paravt_jax.testing import tiny
 from paravt_jax.types import Clip
 from tests.data.sft_test import OPTIONS, Fake

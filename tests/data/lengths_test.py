@@ -21,7 +21,15 @@ from paravt_jax.errors import DataError, MediaError
 from paravt_jax.testing import tiny
 from tests.data.sft_test import Fake
 
-OPTIONS = sft.FrameOptions(1.0, 1, 16, 1024, 1024, 4096, '<think>\n')
+OPTIONS = sft.FrameOptions(
+  rate=1.0,
+  min_frames=1,
+  max_frames=16,
+  image_max_pixels=4096,
+  think_prefix='<think>\n',
+  min_pixels=1024,
+  max_pixels=1024,
+)
 
 
 @pytest.fixture(scope='module')
@@ -210,7 +218,17 @@ def test_a_file_that_was_replaced_or_mended_is_measured_again(root, tok, pool, t
 @pytest.mark.parametrize(
   'change',
   [
-    {'options': sft.FrameOptions(1.0, 1, 16, 1024, 1024, 1024, '<think>\n')},
+    {
+      'options': sft.FrameOptions(
+        rate=1.0,
+        min_frames=1,
+        max_frames=16,
+        image_max_pixels=1024,
+        think_prefix='<think>\n',
+        min_pixels=1024,
+        max_pixels=1024,
+      )
+    },
     {'tokenizer': 'another'},
   ],
 )

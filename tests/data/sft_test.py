@@ -164,7 +164,15 @@ def test_lengths_without_decoding_are_the_lengths_after_it(tok):
 
 def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok, tmp_path):
   Image.new('RGB', (70, 50), (10, 200, 30)).save(tmp_path / 'a.png')
-  options = sft.FrameOptions(1.0, 1, 16, 1024, 1024, 4096, '<think>\n')
+  options = sft.FrameOptions(
+    rate=1.0,
+    min_frames=1,
+    max_frames=16,
+    image_max_pixels=4096,
+    think_prefix='<think>\n',
+    min_pixels=1024,
+    max_pixels=1024,
+  )
   row = conversation(
     ('user', (ImageRef(str(tmp_path / 'a.png')), 'Colour?')), ('assistant', ('green',))
   )
@@ -239,7 +247,15 @@ def test_a_short_video_s_length_is_that_of_its_frames(tok):
 
 
 def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
-  options = sft.FrameOptions(1.0, 1, 16, 1024, 50176, 50176, '<think>\n')
+  options = sft.FrameOptions(
+    rate=1.0,
+    min_frames=1,
+    max_frames=16,
+    image_max_pixels=50176,
+    think_prefix='<think>\n',
+    min_pixels=1024,
+    max_pixels=50176,
+  )
   exif = Image.Exif()
   exif[0x0112] = 6
   Image.new('RGB', (96, 64), (255, 255, 255)).save(tmp_path / 'a.jpg', exif=exif)

@@ -94,7 +94,16 @@ def run(
 
   async def go(url):
     made = server.ServerOptions(
-      url, model, '', 60.0, retries, 0.001, 0.001, concurrency, 100_000, max_failures
+      url=url,
+      model=model,
+      api_key='',
+      timeout_s=60.0,
+      retries=retries,
+      backoff_s=0.001,
+      max_backoff_s=0.001,
+      concurrency=concurrency,
+      max_reply_bytes=100_000,
+      max_failures=max_failures,
     )
     async with (
       server.Server(made, '--config.vision') as vision,

@@ -151,7 +151,7 @@ def test_weights_may_be_a_mapping_and_a_wrong_knob_or_value_is_one_clear_error()
   ):
     total.options({'tool_bonos': 'call'})
   with pytest.raises(
-    errors.ConfigError, match=r'reward\.open_ended.*wanted one of f1, exact, judge'
+    errors.ConfigError, match=r'RewardOptions\.open_ended=.*wanted one of f1, exact, judge'
   ):
     total.options({'open_ended': 'f2'})
 

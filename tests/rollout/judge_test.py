@@ -165,7 +165,8 @@ def ask(*replies, prediction='crimson', check=False, times=1, **options):
     values = {
       'url': f'http://127.0.0.1:{runner.addresses[0][1]}/v1',
       'model': 'm',
-      'api_key': None,
+      'api_key': '',
+      'more': '',
       'max_tokens': 64,
       'timeout_s': patience.seconds(60.0),
       'retries': 2,

@@ -134,7 +134,7 @@ def test_a_gpu_server_sees_its_devices_and_nothing_of_the_cpu_settings():
 
 def test_image_features_are_kept_only_while_the_tower_is_frozen():
   with pytest.raises(
-    ConfigError, match=r'server.vision_cache_mb: got 100, wanted 0: .*outlive a weight update'
+    ConfigError, match=r'SGLangOptions.vision_cache_mb=100: wanted 0: .*outlive a weight update'
   ):
     changed(vision_cache_mb=100)
   frozen = changed(vision_cache_mb=100, vision_frozen=True)
@@ -144,17 +144,17 @@ def test_image_features_are_kept_only_while_the_tower_is_frozen():
 @pytest.mark.parametrize(
   'change, says',
   [
-    ({'device': 'tpu'}, "device: got 'tpu'"),
+    ({'device': 'tpu'}, "device='tpu': wanted one of cpu, cuda"),
     ({'dtype': 'float16'}, 'dtype'),
-    ({'port': 70000}, 'port: got 70000'),
+    ({'port': 70000}, 'port=70000: wanted 0..65535'),
     ({'mem_fraction': 1.5}, 'mem_fraction'),
-    ({'threads': 0}, 'threads: got 0'),
+    ({'threads': 0}, 'threads=0: wanted at least 1'),
     ({'tensor_parallel': 2.0}, 'tensor_parallel'),
-    ({'tensor_parallel': 2, 'devices': (1,)}, 'devices: got \\(1,\\), wanted 2'),
+    ({'tensor_parallel': 2, 'devices': (1,)}, 'devices=\\(1,\\): wanted 2'),
     ({'vision_cache_mb': -1}, 'vision_cache_mb'),
     (
       {'max_total_tokens': 4097},
-      'max_total_tokens: got 4097, wanted at least context_length \\+ 2',
+      'max_total_tokens=4097: wanted at least context_length \\+ 2',
     ),
   ],
 )

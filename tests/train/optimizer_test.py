@@ -143,8 +143,8 @@ def test_frozen_parameters_have_no_state():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'name': 'lion'}, "optimizer.name: got 'lion', wanted one of"),
-    ({'schedule': 'linear'}, "optimizer.schedule: got 'linear'"),
+    ({'name': 'lion'}, "OptimizerOptions.name='lion': wanted one of"),
+    ({'schedule': 'linear'}, "OptimizerOptions.schedule='linear': wanted one of"),
   ],
 )
 def test_unknown_names_are_refused(changes, message):

@@ -39,13 +39,13 @@ def test_options_survive_the_command_line():
 @pytest.mark.parametrize(
   'change, says',
   [
-    ({'lanes': [[100, 8]]}, 'multiple of chunk_tokens'),
+    ({'lanes': [[100, 8]]}, 'multiples of chunk_tokens'),
     ({'lanes': [[256, 4], [128, 8]]}, 'smallest context first'),
-    ({'pages': 7}, 'server.pages: got 7, wanted at least 8'),
-    ({'dtype': 'float16'}, "server.dtype: got 'float16'"),
-    ({'decode_steps': 0}, 'server.decode_steps'),
+    ({'pages': 7}, 'pages=7: wanted at least 8'),
+    ({'dtype': 'float16'}, "dtype='float16': wanted one of"),
+    ({'decode_steps': 0}, 'decode_steps=0: wanted at least 1'),
     ({'prots': 1}, "'prots' is unknown"),
-    ({'port': 70000}, 'server.port'),
+    ({'port': 70000}, 'port=70000: wanted 0..65535'),
   ],
 )
 def test_a_wrong_option_is_named(change, says):
