@@ -23,6 +23,7 @@ from paravt_jax.orchestrator import sft_data
 from paravt_jax.testing import tiny
 from paravt_jax.types import Clip
 from tests.data.sft_test import OPTIONS, Fake
+from tests.recipes import typed
 
 SIZES = batches.BatchOptions(
   micro_batches=2,
@@ -328,8 +329,9 @@ def test_the_batches_of_the_synthetic_world_are_those_that_its_results_were_meas
     batches.Source(name, rows, *config.sources.get(name, (1.0, 0, None)))
     for name, rows in tables.items()
   ]
+  recipe = typed(config)
   found, state = run(
-    tok, sources, 20, sizes=sft_data.batch_options(config), options=sft_data.frame_options(config)
+    tok, sources, 20, sizes=sft_data.batch_options(recipe), options=sft_data.frame_options(recipe)
   )
   hashed = hashlib.blake2b(digest_size=16)
   for batch in found:
