@@ -400,5 +400,5 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused():
   ],
 )
 def test_options_that_make_no_sense_are_refused(knob):
-  with pytest.raises(ConfigError, match=f'rl.{next(iter(knob))}='):
+  with pytest.raises(ConfigError, match=f'RLOptions.{next(iter(knob))}='):
     build('rl', (1, 1, 1), rl=dataclasses.replace(common.RL, **knob))
