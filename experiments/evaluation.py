@@ -156,13 +156,13 @@ def table(found: dict[str, Any]) -> str:
   ]
   rows.append(('format compliance (sampled)', show(before['format_compliance']), show(after['format_compliance'])))
   rows.append(('executed calls per episode', show(before['calls_per_episode']), show(after['calls_per_episode'])))
-  # folders from before calls of other forms ran do not say it
-  rows.append(('calls of other forms per episode', *(show(side.get('calls_other')) for side in (before, after))))
   rows += [(f'  at K={k}', show(before['calls_by_k'][k]), show(after['calls_by_k'].get(k))) for k in before['calls_by_k']]
   rows += [
     (f'  {n}-window questions', show(value), show(after['calls_by_windows'].get(n)))
     for n, value in before['calls_by_windows'].items()
   ]
+  # folders from before calls of other forms ran do not say it
+  rows.append(('calls of other forms per episode', *(show(side.get('calls_other')) for side in (before, after))))
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
   if before['errors'] or after['errors']:
     rows.append(('  errors, which earn nothing', *(str(sum(side['errors'].values())) for side in (before, after))))
