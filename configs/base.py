@@ -146,8 +146,8 @@ def _tiny_sft(config: ConfigDict) -> None:
       'row_tokens': 512,
       'row_images': 128,
       'image_patches': 4,
-      'row_stills': 0,
-      'still_patches': 0,
+      'row_large_images': 0,
+      'large_image_patches': 0,
       'rows': 4,
       'micro_batches': 1,
     }

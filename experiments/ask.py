@@ -122,7 +122,7 @@ async def ask(
   tok = ChatTokenizer.load(folder)
   setup, vocab = AgentSetup.of(recipe), model.text.vocab
   async with rollouts.opened(setup, launch.host(), folder, tok, vocab, logs, None) as server:
-    agent = server.sampling.watched(narrator, narrator.grown)
+    agent = server.sampling.with_watch(narrator, narrator.on_text)
 
     async def work() -> Episode:
       opening = await agent.open(task, recipe.frames)
@@ -154,7 +154,7 @@ class Narrator:
     self._numbers: dict[tuple[int, int], int] = {}
     self._written = ''  # of the turn that is being written
 
-  def grown(self, turn: int, text: str) -> None:
+  def on_text(self, turn: int, text: str) -> None:
     """Writes what is new of a turn's text. A text that begins anew waits for the turn's end."""
     lines = indented(text)
     if self._write is None or lines == self._written or not lines.startswith(self._written):
@@ -172,7 +172,7 @@ class Narrator:
 
   def _turn_done(self, event: TurnDone) -> None:
     begun = bool(self._written)
-    self.grown(event.turn, event.text)
+    self.on_text(event.turn, event.text)
     whole = self._written == indented(event.text) != ''
     self.close()
     if not whole:  # nothing was written before, or something else
@@ -193,9 +193,9 @@ class Narrator:
     elif isinstance(event, TurnDone):
       self._turn_done(event)
     elif isinstance(event, CallStarted):
-      self._tell(f'  crop {self._number(event)} → {asked(event.call)}')
+      self._tell(f'  crop {self._number(event)} → {describe_call(event.call)}')
     elif isinstance(event, CallDone):
-      self._tell(f'  crop {self._number(event)} ← {told(event.result)}')
+      self._tell(f'  crop {self._number(event)} ← {describe_result(event.result)}')
 
   def _number(self, event: CallStarted | CallDone) -> int:
     """Crops are counted through all turns, from 1, as on the page."""
@@ -210,7 +210,7 @@ def indented(text: str) -> str:
   return '\n'.join(f'           {line}' for line in text.strip().splitlines())
 
 
-def asked(call: ToolCall | object) -> str:
+def describe_call(call: ToolCall | object) -> str:
   """'39 – 43' for a call, as the agent wrote it, with a mark unless it is well-formed; the block
   itself when it is none.
   """
@@ -221,7 +221,7 @@ def asked(call: ToolCall | object) -> str:
   return ' '.join(getattr(call, 'text', '').split())[:80] or 'a block that is no call'
 
 
-def told(result: ToolResult) -> str:
+def describe_result(result: ToolResult) -> str:
   """What came back of a call: its text, and how many frames were looked at."""
   text = ' '.join(result.text.split())
   if result.status is ResultStatus.EXECUTED and result.window is not None:

@@ -66,7 +66,7 @@ def main(recipe: EvalRecipe) -> None:
       work = session(recipe, model, protocol, path, suites, todo, journal, interrupts)
       speed = asyncio.run(work)
       write_json(path / 'speed.json', speed)
-      _say(eval_speed.told(speed))
+      _say(eval_speed.describe(speed))
   samples = recipe.eval.bootstrap
   found, table = results_folders.finish(path, plan, model.name, samples, recipe.seed)
   print(table)
@@ -157,7 +157,7 @@ async def session(
   """Serves the model and puts what is left to do; returns how fast it went."""
   options = EvalOptions(recipe.eval.concurrent, recipe.seed, -1)
   opened = evaluated_model.opened(recipe, model, protocol, launch.host(), folder)
-  async with opened as served, eval_speed.watched(served.control, served.urls) as load:
+  async with opened as served, eval_speed.poll_load(served.control, served.urls) as load:
     speed = eval_speed.Speed()
     await put.put(
       {suite.name: served.agent for suite in suites},

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
   for knob in found:
-    print(f'--config.{knob.path} = {shown(knob)}')
+    print(f'--config.{knob.path} = {format_value(knob)}')
     about = f'{knob.meaning.removesuffix(".")}. Wanted: {knob.wanted}'
     print(textwrap.indent(textwrap.fill(about, 96), '    '))
 
@@ -160,7 +160,7 @@ def _own_comments(kind: type) -> dict[str, str]:
   return found
 
 
-def shown(knob: Knob) -> str:
+def format_value(knob: Knob) -> str:
   """A knob's value, at each scale where they differ."""
   written = {scale: repr(value) for scale, value in knob.values.items()}
   if not written:
@@ -192,7 +192,7 @@ def _same_knob(one: Knob, other: Knob | None) -> bool:
 
 
 def _row(knob: Knob) -> str:
-  value = shown(knob)
+  value = format_value(knob)
   if len(value) > 60:
     value = f'{value[:57]}...'
   cells = (f'`{knob.path}`', f'`{value}`', knob.wanted, knob.meaning)

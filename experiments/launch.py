@@ -177,8 +177,8 @@ def complaint(error: Exception) -> str:
   """
   text = ' '.join(str(error).split())
   if isinstance(error, AttributeError | KeyError):
-    plain = str(error).replace('\\n', ' ')
-    wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', plain)
+    text = str(error).replace('\\n', ' ')
+    wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', text)
     if wanted:
       return f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?'
     return (

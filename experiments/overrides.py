@@ -129,10 +129,10 @@ def _set_inner(
     for name, inner in value.items():
       _set_inner(rules, f'{knob}.{name}', before, name, inner)
     return
-  plain = isinstance(before, str) and isinstance(value, str)
+  both_text = isinstance(before, str) and isinstance(value, str)
   holder[key] = (
     value
-    if plain
+    if both_text
     else _read(rules, Override(knob, str(value), False), before, holder.get_type(key))
   )
 

@@ -40,14 +40,16 @@ def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.P
     raise ConfigError('--row is empty: wanted SOURCE:NUMBER, as in --row=trace:0')
   if not out.name or out.is_dir():
     raise ConfigError(f'--output={out}: wanted a file to write, as in --output=preview.html')
-  wanted = [asked(row) for row in rows]
+  wanted = [parse_row(row) for row in rows]
   sources = {source.name: source for source in sft_data.sources(recipe)}
   for name, number in wanted:
     _check(sources, name, number)
   tok = ChatTokenizer.load(recipe.model.folder or parts.tiny_model(recipe.seed))
   options = sft_data.frame_options(recipe)
   train = recipe.train
-  limits = preview.Limits(train.row_tokens, train.row_images, train.image_patches, train.row_stills)
+  limits = preview.Limits(
+    train.row_tokens, train.row_images, train.image_patches, train.row_large_images
+  )
   looks = []
   with parts.decode_pool(recipe.video) as pool:
     for name, number in wanted:
@@ -57,11 +59,11 @@ def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.P
       except (Broken, DataError) as error:
         looks.append(preview.unreadable(shown, name, fields.reason_of(error), str(error)))
         continue
-      looks.append(preview.look(shown, conversation, tok, pool, options, limits))
+      looks.append(preview.view_row(shown, conversation, tok, pool, options, limits))
   return preview.write(out, f'rows of {recipe.name}:{recipe.scale}', looks, limits)
 
 
-def asked(row: str) -> tuple[str, int]:
+def parse_row(row: str) -> tuple[str, int]:
   """('trace', 12) for 'trace:12'. Raises ConfigError."""
   name, _, number = row.strip().rpartition(':')
   if not name or not re.fullmatch('[0-9]+', number):

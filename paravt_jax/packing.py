@@ -8,7 +8,7 @@ plain document is a tree without suffixes. Several trees share a row; they never
     tokens     a b c | d e | f g h | p q r | . .   two trees and padding: prefix abc with
     segments   1 1 1   1 1   1 1 1   2 2 2   0 0   suffixes de and fgh; document pqr
     branches   0 0 0   1 1   2 2 2   0 0 0   0 0
-    previous  -1 0 1   2 3   2 5 6  -1 8 9  -1-1   row index of the hidden state that predicts this
+    predecessor -1 0 1   2 3   2 5 6  -1 8 9  -1-1   row index of the hidden state that predicts this
     positions  0 1 2   3 4   3 4 5   0 1 2   0 0   a suffix goes on from its prefix's end
 """
 
@@ -60,13 +60,15 @@ class Packed:
   segments_RT: np.ndarray  # int32; 0 padding, 1.. trees of the row
   branches_RT: np.ndarray  # int32; 0 prefix, 1.. its suffixes
   # int32, index into the row's own merged image tokens: those of the frame slots, X/4 each, then
-  # those of the stills; -1 for text
-  visual_RT: np.ndarray
-  previous_RT: np.ndarray  # int32, row index of the hidden state that predicts this token, or -1
+  # those of the large images; -1 for text
+  visual_index_RT: np.ndarray
+  predecessor_RT: np.ndarray  # int32, row index of the hidden state that predicts this token, or -1
   patches_RNXPC: np.ndarray  # uint8, one slot per frame
   grids_RN2: np.ndarray  # int32, patches high and wide; 0, 0 is an empty slot
-  stills_RNXPC: np.ndarray  # uint8, fewer and larger slots for what does not fit into the others
-  still_grids_RN2: np.ndarray
+  large_images_RNXPC: (
+    np.ndarray
+  )  # uint8, fewer and larger slots for what does not fit into the others
+  large_image_grids_RN2: np.ndarray
   extras: dict[str, np.ndarray]  # name -> [R, T]; padding is 0
   spans: tuple[tuple[Span, ...], ...]  # of each tree: its prefix, then its suffixes
 
@@ -89,13 +91,16 @@ class Packed:
       'positions': np.moveaxis(self.positions_ART, 0, 1),
       'segments': self.segments_RT,
       'branches': self.branches_RT,
-      'visual': self.visual_RT,
-      'previous': self.previous_RT,
+      'visual_index': self.visual_index_RT,
+      'predecessor': self.predecessor_RT,
       'patches': self.patches_RNXPC,
       'grids': self.grids_RN2,
     }
-    if self.stills_RNXPC.shape[1]:
-      named |= {'stills': self.stills_RNXPC, 'still_grids': self.still_grids_RN2}
+    if self.large_images_RNXPC.shape[1]:
+      named |= {
+        'large_images': self.large_images_RNXPC,
+        'large_image_grids': self.large_image_grids_RN2,
+      }
     return {**named, **self.extras}
 
   def micro_batches(
@@ -124,7 +129,7 @@ class Packed:
     split = {}
     for name, array in self.arrays().items():
       if missing:
-        fill = -1 if name in ('visual', 'previous') else 0
+        fill = -1 if name in ('visual_index', 'predecessor') else 0
         array = np.concatenate([array, np.full((missing,) + array.shape[1:], fill, array.dtype)])
       split[name] = array.reshape((capacity, rows) + array.shape[1:])
     return split, used
@@ -166,13 +171,13 @@ def tree_size(tree: Tree) -> tuple[int, int]:
 
 
 def sizes(tree: Tree, image_patches: int) -> tuple[int, int, int]:
-  """(tokens, frame slots, still slots) that a tree takes in a row whose frame slots hold
+  """(tokens, frame slots, slots of large images) that a tree takes in a row whose frame slots hold
   `image_patches` patches.
   """
   tokens, images = tree_size(tree)
   grids = [image_grid(image) for sample in (tree.prefix, *tree.suffixes) for image in sample.images]
-  stills = sum(h * w > image_patches for h, w in grids)
-  return tokens, images - stills, stills
+  large_images = sum(h * w > image_patches for h, w in grids)
+  return tokens, images - large_images, large_images
 
 
 def expand(sample: Sample, image_id: int) -> _Expanded:
@@ -219,17 +224,22 @@ def first_fit_decreasing(
     DataError: one item is larger than a bin.
   """
   for index, size in enumerate(sizes):
-    if any(taken > room for taken, room in zip(size, capacity, strict=True)):
+    if any(taken > free_size for taken, free_size in zip(size, capacity, strict=True)):
       raise DataError(
-        f'packing: tree {index} takes {_worded(size)}, a row holds {_worded(capacity)}; drop it, '
-        'or raise row_tokens, row_images or row_stills'
+        f'packing: tree {index} takes {_format_sizes(size)}, a row holds '
+        f'{_format_sizes(capacity)}; drop it, '
+        'or raise row_tokens, row_images or row_large_images'
       )
-  share = [max(taken / max(room, 1) for taken, room in zip(size, capacity)) for size in sizes]
+  share = [
+    max(taken / max(free_size, 1) for taken, free_size in zip(size, capacity)) for size in sizes
+  ]
   bins: list[list[int]] = []
   free: list[list[int]] = []
   for index in sorted(range(len(sizes)), key=lambda i: -share[i]):
     size = sizes[index]
-    place = next((b for b, room in enumerate(free) if all(map(operator.ge, room, size))), len(bins))
+    place = next(
+      (b for b, free_size in enumerate(free) if all(map(operator.ge, free_size, size))), len(bins)
+    )
     if place == len(bins):
       bins.append([])
       free.append(list(capacity))
@@ -238,9 +248,9 @@ def first_fit_decreasing(
   return bins
 
 
-def _worded(size: tuple[int, ...]) -> str:
-  """'9 tokens and 2 images', '9 tokens, 2 images and 1 stills'."""
-  words = [f'{count} {name}' for count, name in zip(size, ('tokens', 'images', 'stills'))]
+def _format_sizes(size: tuple[int, ...]) -> str:
+  """'9 tokens and 2 images', '9 tokens, 2 images and 1 large images'."""
+  words = [f'{count} {name}' for count, name in zip(size, ('tokens', 'images', 'large images'))]
   return ' and '.join([', '.join(words[:-1]), words[-1]] if words[1:] else words)
 
 
@@ -285,19 +295,19 @@ class _Writer:
     rows: int,
     row_tokens: int,
     frames: _Slots,
-    stills: _Slots,
+    large_images: _Slots,
     image_id: int,
     extras: Mapping[str, type],
   ):
     shape = (rows, row_tokens)
     self.frames = frames
-    self.stills = stills
+    self.large_images = large_images
     self.image_id = image_id
     self.tokens = np.zeros(shape, np.int32)
     self.segments = np.zeros(shape, np.int32)
     self.branches = np.zeros(shape, np.int32)
-    self.visual = np.full(shape, -1, np.int32)
-    self.previous = np.full(shape, -1, np.int32)
+    self.visual_index = np.full(shape, -1, np.int32)
+    self.predecessor = np.full(shape, -1, np.int32)
     self.positions = np.zeros((3,) + shape, np.int32)
     self.extras = {name: np.zeros(shape, dtype) for name, dtype in extras.items()}
     self.next_token = [0] * rows
@@ -309,12 +319,12 @@ class _Writer:
       positions_ART=self.positions,
       segments_RT=self.segments,
       branches_RT=self.branches,
-      visual_RT=self.visual,
-      previous_RT=self.previous,
+      visual_index_RT=self.visual_index,
+      predecessor_RT=self.predecessor,
       patches_RNXPC=self.frames.patches,
       grids_RN2=self.frames.grids,
-      stills_RNXPC=self.stills.patches,
-      still_grids_RN2=self.stills.grids,
+      large_images_RNXPC=self.large_images.patches,
+      large_image_grids_RN2=self.large_images.grids,
       extras=self.extras,
       spans=spans,
     )
@@ -349,14 +359,16 @@ class _Writer:
     self.positions[:, row, start:stop] = positions
 
     # the token before predicts each token, the prefix's last one predicts the first
-    self.previous[at] = np.arange(start - 1, stop - 1)
+    self.predecessor[at] = np.arange(start - 1, stop - 1)
     if stop > start:
-      self.previous[row, start] = predecessor
+      self.predecessor[row, start] = predecessor
 
     # merged tokens: where an image begins in the row's slots, and the place in it. The last 0
     # stands for text, whose image is -1.
     begins = np.array([*self.images(row, sample), 0], np.int64)
-    self.visual[at] = np.where(expanded.image >= 0, begins[expanded.image] + expanded.inner, -1)
+    self.visual_index[at] = np.where(
+      expanded.image >= 0, begins[expanded.image] + expanded.inner, -1
+    )
 
     for name, array in self.extras.items():
       if name in sample.extras:
@@ -371,12 +383,12 @@ class _Writer:
     starts = []
     for image in sample.images:
       values, grid = pixels.patchify(image)
-      slots = self.frames if len(values) <= self.frames.patches.shape[2] else self.stills
+      slots = self.frames if len(values) <= self.frames.patches.shape[2] else self.large_images
       if len(values) > slots.patches.shape[2]:
         raise DataError(
           f'packing: got an image of {len(values)} patches, wanted at most '
           f'{max(self.frames.patches.shape[2], slots.patches.shape[2])}; raise image_patches or '
-          'still_patches, or lower the pixels per image'
+          'large_image_patches, or lower the pixels per image'
         )
       starts.append(slots.put(row, values, grid))
     return starts
@@ -391,8 +403,8 @@ def pack(
   image_id: int,
   rows_multiple: int,
   extras: Mapping[str, type],
-  row_stills: int = 0,
-  still_patches: int = 0,
+  row_large_images: int = 0,
+  large_image_patches: int = 0,
   bins: Sequence[Sequence[int]] | None = None,
 ) -> Packed:
   """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over
@@ -408,7 +420,8 @@ def pack(
       per device).
     extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's
       value repeats on its image's tokens.
-    row_stills, still_patches: slots per row for images of more than image_patches patches, and
+    row_large_images, large_image_patches: slots per row for images of more than image_patches
+    patches, and
       what each holds, a multiple of 4.
     bins: which trees (indices) lie in each row, when that was decided before; a row may be empty.
 
@@ -417,8 +430,10 @@ def pack(
     placeholders differ in number.
   """
   # which tree goes to which row
-  capacity = (row_tokens, row_images, row_stills) if row_stills else (row_tokens, row_images)
-  taken = [sizes(tree, image_patches) if row_stills else tree_size(tree) for tree in trees]
+  capacity = (
+    (row_tokens, row_images, row_large_images) if row_large_images else (row_tokens, row_images)
+  )
+  taken = [sizes(tree, image_patches) if row_large_images else tree_size(tree) for tree in trees]
   if bins is None:
     bins = first_fit_decreasing(taken, capacity)
   else:
@@ -427,8 +442,10 @@ def pack(
   # the arrays of all rows, filled tree by tree
   rows = max(1, -(-len(bins) // rows_multiple)) * rows_multiple
   frames = _Slots.empty(rows, row_images, image_patches, 0)
-  stills = _Slots.empty(rows, row_stills, still_patches, row_images * frames.merged)
-  writer = _Writer(rows, row_tokens, frames, stills, image_id, extras)
+  large_images = _Slots.empty(
+    rows, row_large_images, large_image_patches, row_images * frames.merged
+  )
+  writer = _Writer(rows, row_tokens, frames, large_images, image_id, extras)
   spans: list[tuple[Span, ...]] = [()] * len(trees)
   for row, members in enumerate(bins):
     for segment, index in enumerate(members, start=1):
@@ -453,5 +470,6 @@ def _check_bins(
     )
     if any(map(operator.gt, total, capacity)):
       raise DataError(
-        f'packing: row {row} takes {_worded(total)}, it holds {_worded(capacity)}; plan it anew'
+        f'packing: row {row} takes {_format_sizes(total)}, it holds '
+        f'{_format_sizes(capacity)}; plan it anew'
       )

@@ -42,9 +42,9 @@ def test_the_drawing():
   assert packed.tokens_RT.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 0]]
   assert packed.segments_RT.tolist() == [[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 0]]
   assert packed.branches_RT.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 0, 0, 0, 0]]
-  assert packed.previous_RT.tolist() == [[-1, 0, 1, 2, 3, 2, 5, 6, -1, 8, 9, -1]]
+  assert packed.predecessor_RT.tolist() == [[-1, 0, 1, 2, 3, 2, 5, 6, -1, 8, 9, -1]]
   assert packed.positions_ART[0].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 0]]
-  assert packed.visual_RT.tolist() == [[-1] * 12]
+  assert packed.visual_index_RT.tolist() == [[-1] * 12]
   assert packed.fill == pytest.approx(11 / 12)
   assert [(s.row, s.start, s.stop) for s in packed.spans[0]] == [(0, 0, 3), (0, 3, 5), (0, 5, 8)]
 
@@ -56,7 +56,7 @@ def test_an_image_takes_its_merged_tokens_and_its_slot_of_the_row():
   )
   packed = pack([tree], **OPTIONS)
   assert packed.tokens_RT[0, :6].tolist() == [1, PAD, PAD, 2, PAD, 3]
-  assert packed.visual_RT[0, :6].tolist() == [-1, 0, 1, -1, 2, -1]
+  assert packed.visual_index_RT[0, :6].tolist() == [-1, 0, 1, -1, 2, -1]
   assert packed.grids_RN2[0].tolist() == [[2, 4], [2, 2]]
   assert packed.patches_RNXPC.shape == (1, 2, 8, 1, 768)
   assert (packed.patches_RNXPC[0, 0] == 7).all() and (packed.patches_RNXPC[0, 1, :4] == 9).all()
@@ -90,7 +90,7 @@ def test_rows_are_padded_to_a_multiple_and_nothing_gives_padding():
     packed.rows == 4
     and packed.fill == 0
     and (packed.segments_RT == 0).all()
-    and (packed.previous_RT == -1).all()
+    and (packed.predecessor_RT == -1).all()
   )
 
 
@@ -99,25 +99,27 @@ def test_sizes_count_expanded_tokens():
   assert expanded_length(tree.prefix) == 5 and tree_size(tree) == (6, 1)
 
 
-STILLS = {**OPTIONS, 'image_patches': 4, 'row_stills': 1, 'still_patches': 8}
+LARGE_IMAGES = {**OPTIONS, 'image_patches': 4, 'row_large_images': 1, 'large_image_patches': 8}
 
 
 def test_an_image_too_large_for_a_frame_slot_lies_in_a_still_slot_whose_tokens_come_after_the_frames():
   # frame slots of 4 patches = 1 merged token, two of them; then one still slot of 8 patches = 2
   # merged tokens
   images = (picture(32, 32, 1), picture(64, 32, 2), picture(32, 32, 3))
-  packed = pack([Tree(sample(PAD, PAD, PAD, 8, images=images))], **STILLS)
+  packed = pack([Tree(sample(PAD, PAD, PAD, 8, images=images))], **LARGE_IMAGES)
   assert packed.tokens_RT[0, :5].tolist() == [PAD, PAD, PAD, PAD, 8]
-  assert packed.visual_RT[0, :5].tolist() == [0, 2, 3, 1, -1]
-  assert packed.grids_RN2[0].tolist() == [[2, 2], [2, 2]] and packed.still_grids_RN2[
+  assert packed.visual_index_RT[0, :5].tolist() == [0, 2, 3, 1, -1]
+  assert packed.grids_RN2[0].tolist() == [[2, 2], [2, 2]] and packed.large_image_grids_RN2[
     0
   ].tolist() == [[4, 2]]
-  assert (packed.patches_RNXPC[0, 1] == 3).all() and (packed.stills_RNXPC[0, 0] == 2).all()
-  assert packed.arrays()['stills'].shape == (1, 1, 8, 1, 768)
+  assert (packed.patches_RNXPC[0, 1] == 3).all() and (packed.large_images_RNXPC[0, 0] == 2).all()
+  assert packed.arrays()['large_images'].shape == (1, 1, 8, 1, 768)
 
 
 def test_without_still_slots_there_are_no_such_arrays():
-  assert not {'stills', 'still_grids'} & pack([Tree(sample(1))], **OPTIONS).arrays().keys()
+  assert (
+    not {'large_images', 'large_image_grids'} & pack([Tree(sample(1))], **OPTIONS).arrays().keys()
+  )
 
 
 def test_still_slots_limit_a_row_as_frame_slots_do():
@@ -126,13 +128,14 @@ def test_still_slots_limit_a_row_as_frame_slots_do():
     Tree(sample(PAD, images=(picture(32, 32),))),
   )
   assert sizes(large, 4) == (2, 0, 1) and sizes(small, 4) == (1, 1, 0)
-  packed = pack([large, large, small], **STILLS)
-  assert packed.still_grids_RN2.tolist() == [[[4, 2]], [[4, 2]]]
+  packed = pack([large, large, small], **LARGE_IMAGES)
+  assert packed.large_image_grids_RN2.tolist() == [[[4, 2]], [[4, 2]]]
   with pytest.raises(
     DataError,
-    match='takes 4 tokens, 0 images and 2 stills, a row holds 12 tokens, 2 images and 1 stills',
+    match='takes 4 tokens, 0 images and 2 large images, a row holds 12 tokens, 2 images and 1 '
+    'large images',
   ):
-    pack([Tree(sample(PAD, PAD, images=(picture(64, 32),) * 2))], **STILLS)
+    pack([Tree(sample(PAD, PAD, images=(picture(64, 32),) * 2))], **LARGE_IMAGES)
 
 
 def test_rows_that_were_planned_before_are_kept_and_may_be_empty():
@@ -166,7 +169,7 @@ def test_micro_batches_have_room_for_more_than_are_used():
   assert (
     (arrays['tokens'][0] > 0).all()
     and (arrays['segments'][1, 1] == 0).all()
-    and (arrays['previous'][1, 1] == -1).all()
+    and (arrays['predecessor'][1, 1] == -1).all()
   )
   assert (arrays['visual'][3] == -1).all()
 

@@ -28,11 +28,11 @@ from paravt_jax.rollout.groups import Prompt, rewarder, run_group
 from paravt_jax.rollout.sampler import MAIN, Sampler
 from paravt_jax.serving import publish
 from paravt_jax.testing.stack import stack
-from paravt_jax.train import optimizer, sharding, state, step, sums
+from paravt_jax.train import metric_sums, optimizer, sharding, state, step
 from paravt_jax.types import ResultStatus, Segment
 from tests import patience
 from tests.data.world import small
-from tests.rollout.crew import CONTEXT, GROUP, call
+from tests.rollout.scripted_stack import CONTEXT, GROUP, call
 
 ADAM = optimizer.OptimizerOptions(
   name='adam',
@@ -136,7 +136,7 @@ class Learning:
     }
     inputs = step.put_batch(self.mesh, arrays, used)
     self.state, found = self.step(self.state, inputs, self.reference)
-    return sums.reduce(found)
+    return metric_sums.reduce(found)
 
 
 def trained_streams(batch):

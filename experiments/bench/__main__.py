@@ -43,7 +43,7 @@ def table(report: Mapping[str, Any]) -> str:
   """One aligned line per figure: name, value, unit. A figure that could not be measured is a
   dash.
   """
-  rows = [(name, _shown(value), _unit(name)) for name, value in leaves(report)]
+  rows = [(name, _format_value(value), _unit(name)) for name, value in leaves(report)]
   name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
   return '\n'.join(f'{row[0]:<{name}}  {row[1]:>{value}}  {row[2]}'.rstrip() for row in rows)
 
@@ -57,7 +57,7 @@ def leaves(report: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, f
       yield prefix + name, value
 
 
-def _shown(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
   if value is None:
     return '-'
   return f'{value:,.0f}' if isinstance(value, int) or abs(value) >= 1000 else f'{value:.3g}'

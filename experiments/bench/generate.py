@@ -25,7 +25,7 @@ from paravt_jax.options import extended
 from paravt_jax.serving.embedded import server
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.embedded.prompts import Picture, expand
+from paravt_jax.serving.embedded.prompts import ImagePatches, expand
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, parse_generate
 from paravt_jax.video import patches
 
@@ -159,12 +159,10 @@ def _ours(
   """(int[batch, new] ids, seconds): frames as arrays in, ids and log-probs out; no HTTP."""
   done: queue.SimpleQueue[tuple[int, GenerateReply]] = queue.SimpleQueue()
   start = time.perf_counter()
-  decoded = {
-    one: tuple(map(_picture, one.frames)) for one in dict.fromkeys(asked)
-  }  # once per group
+  decoded = {one: tuple(map(_image, one.frames)) for one in dict.fromkeys(asked)}  # once per group
   for n, one in enumerate(asked):
-    pictures = decoded[one]
-    prompt = expand(one.ids, pictures, engine.config.image_id, engine.options.chunk_tokens)
+    images = decoded[one]
+    prompt = expand(one.ids, images, engine.config.image_id, engine.options.chunk_tokens)
     body = GenerateRequest(
       str(n), one.ids, (), temperature, 1.0, -1, new_tokens, (), (), n, True
     ).to_json([])
@@ -191,9 +189,9 @@ def _ours(
   return np.array([replies[n].output_ids for n in range(len(asked))]), seconds
 
 
-def _picture(frame: np.ndarray) -> Picture:
+def _image(frame: np.ndarray) -> ImagePatches:
   rows, grid = patches.patchify(frame)
-  return Picture(
+  return ImagePatches(
     hashlib.blake2b(frame.tobytes(), digest_size=16).digest(),
     rows,
     grid,

@@ -1,7 +1,7 @@
 """A tool of your own: `python -m experiments.tutorials.add_a_tool VIDEO QUESTION [--model=DIR]`.
 
-How an agent speaks is a record: what its system text says, and how a turn's calls are read. Here the
-model may also write {"name": "look_at", "arguments": {"time": 26}}, which runs as a crop of two
+How an agent speaks is a record: what its system text says, and how a turn's calls are read. Here
+the model may also write {"name": "look_at", "arguments": {"time": 26}}, which runs as a crop of two
 seconds around that time. Limits, deadlines, sub-agents and the turn loop stay as they are.
 """
 
@@ -21,7 +21,7 @@ from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.orchestrator import parts, rollouts
 from paravt_jax.orchestrator.recipes import AskRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
-from paravt_jax.rollout.agent import TRAINED, Agent
+from paravt_jax.rollout.agent import TRAINING_FORMAT, Agent
 from paravt_jax.rollout.sampler import Address
 from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.types import Episode, ParseFailure, Task, ToolCall
@@ -50,7 +50,7 @@ def _as_crop(item: ToolCall | ParseFailure) -> ToolCall | ParseFailure:
   return ToolCall('crop_video', window, item.well_formed)
 
 
-FORMAT = dataclasses.replace(TRAINED, system=system, parse=parse)
+FORMAT = dataclasses.replace(TRAINING_FORMAT, system=system, parse=parse)
 
 
 def main(argv: list[str]) -> None:

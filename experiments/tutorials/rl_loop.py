@@ -1,4 +1,5 @@
-"""PARA-GRPO in one readable file: `python -m experiments.tutorials.rl_loop [--steps=3] [--model=DIR]`.
+"""PARA-GRPO in one readable file: `python -m experiments.tutorials.rl_loop [--steps=3]
+[--model=DIR]`.
 
 A server, groups of rollouts, rewards, advantages, rows, an update, and the weights back to the
 server: the loop of `experiments.rl` without resuming, staleness, evaluation and records. It runs on
@@ -26,8 +27,8 @@ from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate, groups
 from paravt_jax.serving import publish
+from paravt_jax.train import metric_sums, state, step
 from paravt_jax.train import optimizer as optimizers
-from paravt_jax.train import state, step, sums
 from paravt_jax.types import Group, Task
 
 _STEPS = flags.DEFINE_integer('steps', 3, 'Updates to make.')
@@ -125,7 +126,8 @@ class Policy:
     rewards_E = np.array([one.reward for group in batch for one in group.scored], np.float32)
     group_E = np.array([n for n, group in enumerate(batch) for _ in group.scored], np.int32)
     advantage_E = np.asarray(advantages.group_normalize(rewards_E, group_E))
-    # episodes -> rows of tokens: a prompt and its rollouts are one tree, whose prefix is computed once
+    # episodes -> rows of tokens: a prompt and its rollouts are one tree, whose prefix is computed
+    # once
     train = self.recipe.train
     options = collate.CollateOptions(
       train.row_tokens,
@@ -145,7 +147,7 @@ class Policy:
     inputs = step.put_batch(self.mesh, arrays, used)
     self.state, found = self.step(self.state, inputs, self.reference)
     self.version += 1
-    metrics = sums.reduce(found)
+    metrics = metric_sums.reduce(found)
     return {
       'reward': float(rewards_E.mean()),
       'grad_norm': metrics['optim/grad_norm'],
@@ -157,7 +159,7 @@ class Policy:
     trained, _ = optimizers.partition(self.state.params, self.optimizer.frozen)
     outgoing = jax.tree.map(lambda x: x.astype(self.recipe.publish.dtype), trained)
     proof = self.canary(self.state.params).to_json()
-    return self.publisher.start(self.version, outgoing, held=self.frozen, canary=proof)
+    return self.publisher.start(self.version, outgoing, frozen=self.frozen, canary=proof)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from typing import Any
 LONGEST = 20_000  # characters of a block that is looked at; a call has a few hundred
 DEEPEST = 64  # levels; a call has three
 _SKIP = re.compile(r'(?:[\s\ufeff\u200b\xa0]|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*+')
-_BARE = re.compile(r'[^,{}\[\]"\'\n“”]+')
+_UNQUOTED = re.compile(r'[^,{}\[\]"\'\n“”]+')
 _KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 _NUMBER = re.compile(r'[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?')
 _WORDS = {
@@ -101,7 +101,7 @@ class _Reader:
     elif char in '{[':
       self._open()
     else:
-      self._put(self._string() if char in _QUOTES else self._bare())
+      self._put(self._string() if char in _QUOTES else self._read_unquoted())
 
   def _waits(self) -> bool:
     return self._stack[-1][1] is not None
@@ -173,9 +173,9 @@ class _Reader:
   def _ends(self, at: int) -> bool:
     return _AFTER_STRING.match(self.text, at) is not None
 
-  def _bare(self) -> Any:
+  def _read_unquoted(self) -> Any:
     """A number, a word such as True, or a time without quotes (as text)."""
-    match = _BARE.match(self.text, self.at)
+    match = _UNQUOTED.match(self.text, self.at)
     if match is None:
       raise Unreadable
     token = re.split(r'//|#|/\*', match[0], maxsplit=1)[0]

@@ -103,7 +103,7 @@ def label(number: int) -> str:
   return f'Video {number}'
 
 
-def told(task: types.Task) -> str:
+def question_text(task: types.Task) -> str:
   """A task's question for those who are not shown its videos where they stand: labels stand in for
   slots inside the text.
 

@@ -81,8 +81,8 @@ class BatchOptions(FillOptions):
   row_tokens: int  # T, images expanded
   row_images: int  # N, slots of a row for images of up to image_patches
   image_patches: int  # X, patches that a slot holds
-  row_stills: int  # slots of a row for larger images
-  still_patches: int  # patches that such a slot holds
+  row_large_images: int  # slots of a row for larger images
+  large_image_patches: int  # patches that such a slot holds
   workers: int  # threads that ask for frames
   skip_bad_rows: bool  # rows that break the schema are left out and counted, not raised
   max_bad_share: float  # of the draws; above it broken rows (schema or media) end the run
@@ -269,7 +269,7 @@ def make_planner(
     )
     for source in sources
   }
-  capacity = (options.row_tokens, options.row_images, options.row_stills)
+  capacity = (options.row_tokens, options.row_images, options.row_large_images)
   plan = PlanOptions(
     options.micro_batches * options.rows,
     capacity,
@@ -286,16 +286,19 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
     raise ConfigError(
       f'train.rows: got {options.rows}, wanted a multiple of {shard[1]}, the number of hosts'
     )
-  largest = max(options.image_patches, options.still_patches if options.row_stills else 0)
-  for name, pixels, room in (
+  largest = max(
+    options.image_patches, options.large_image_patches if options.row_large_images else 0
+  )
+  for name, pixels, slot_patches in (
     ('video.max_pixels', frame_options.max_pixels, options.image_patches),
     ('frames.image_max_pixels', frame_options.image_max_pixels, largest),
   ):
-    if pixels > room * packing.PATCH**2:
+    if pixels > slot_patches * packing.PATCH**2:
       raise ConfigError(
-        f'{name}: got {pixels}, wanted at most {room * packing.PATCH**2}, what a slot of {room} '
-        'patches holds; raise train.image_patches or train.still_patches (with '
-        'train.row_stills), or lower it'
+        f'{name}: got {pixels}, wanted at most {slot_patches * packing.PATCH**2}, what a '
+        f'slot of {slot_patches} '
+        'patches holds; raise train.image_patches or train.large_image_patches (with '
+        'train.row_large_images), or lower it'
       )
 
 
@@ -396,8 +399,8 @@ class Assembler:
       row_tokens=options.row_tokens,
       row_images=options.row_images,
       image_patches=options.image_patches,
-      row_stills=options.row_stills,
-      still_patches=options.still_patches,
+      row_large_images=options.row_large_images,
+      large_image_patches=options.large_image_patches,
       image_id=self._tok.image_pad,
       rows_multiple=self._here,
       extras=EXTRAS,
@@ -445,7 +448,7 @@ class Assembler:
     """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be
     longer than planned).
     """
-    capacity = (self._options.row_tokens, self._options.row_images, self._options.row_stills)
+    capacity = (self._options.row_tokens, self._options.row_images, self._options.row_large_images)
     sizes = [packing.sizes(packing.Tree(sample), self._options.image_patches) for _, sample in row]
     out = []
     while any(sum(size[k] for size in sizes) > capacity[k] for k in range(3)):

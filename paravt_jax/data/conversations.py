@@ -47,7 +47,7 @@ class Message:
   role: str  # system | user | assistant
   # in order of appearance; only text where the role is not user
   parts: tuple[str | VideoRef | ImageRef, ...]
-  trained: bool = True  # false for an assistant turn that the row masks
+  is_target: bool = True  # false for an assistant turn that the row masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def conversation(
     if role == 'system' and i:
       raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
     turns.check_keys(message, where)
-    trained = turns.trained(message, where)
+    is_target = turns.is_target(message, where)
     parts = _parts(message, f'{where}.content', root, options)
     if role not in ('user', 'tool'):
       texts = [part for part in parts if isinstance(part, str)]
@@ -105,12 +105,12 @@ def conversation(
       turns.refuse_other_order(message, waiting, where)
       parts = _response(parts, f'{where}.content')
     messages.append(
-      Message('user' if role == 'tool' else role, tuple(parts), trained or role != 'assistant')
+      Message('user' if role == 'tool' else role, tuple(parts), is_target or role != 'assistant')
     )
     roles.append(role)
   if not messages or roles[-1] != 'assistant' or 'user' not in roles:
     raise Broken(f'messages: got roles {roles}, wanted a user and, last, an assistant')
-  if not any(message.trained for message in messages if message.role == 'assistant'):
+  if not any(message.is_target for message in messages if message.role == 'assistant'):
     raise Broken('messages: every assistant turn is masked, wanted one to train on', 'loss')
   return Conversation(name, tuple(messages))
 
@@ -125,7 +125,7 @@ def _parts(
   ):
     return ['']
   if isinstance(content, str):
-    listed = _listed(content)
+    listed = _content_parts(content)
     if listed is None:
       return [_lines(content)]
     content = listed
@@ -135,7 +135,7 @@ def _parts(
   ]
 
 
-def _listed(content: str) -> list[dict] | None:
+def _content_parts(content: str) -> list[dict] | None:
   """The parts that a text is the JSON of: objects that each have a `type`; None for any other
   text.
   """

@@ -92,7 +92,7 @@ def read(
   if not good and (bad or not total):
     raise DataError(
       f'{names}: got no usable row ({bad.total()} '
-      f'skipped{" by reason: " * bool(bad)}{worded(bad)}), wanted at '
+      f'skipped{" by reason: " * bool(bad)}{format_counts(bad)}), wanted at '
       'least one; check the data files'
     )
   refuse_above(max_bad_share, len(good), bad, str(names))
@@ -106,7 +106,7 @@ def reason_of(error: Exception) -> str:
   return error.reason if isinstance(error, Broken) else 'media_path'
 
 
-def worded(counts: collections.Counter) -> str:
+def format_counts(counts: collections.Counter) -> str:
   """'schema 3, missing_media 1': most first."""
   return ', '.join(f'{reason} {count}' for reason, count in counts.most_common())
 
@@ -118,7 +118,8 @@ def refuse_above(share: float, good: int, bad: collections.Counter, where: str) 
   count, total = bad.total(), good + bad.total()
   if count > share * total:
     raise DataError(
-      f'{where}: {count} of {total} rows are broken ({worded(bad)}), wanted a share of at most '
+      f'{where}: {count} of {total} rows are broken ({format_counts(bad)}), wanted a share '
+      'of at most '
       f'{share:g}; fix the data (each is listed by file and number), or raise data.max_bad_share'
     )
 

@@ -1,9 +1,9 @@
 """How long rows are, without decoding anything: measured once, in parallel and ahead of need, and
 kept for the next run.
 
-A row's size is (tokens, frame slots, still slots). With a cache folder it is written down with a
-fingerprint of the row's media (path, bytes, time of change), so that a file that was replaced is
-measured again; faults are never kept, so that a file that was fixed is read again.
+A row's size is (tokens, frame slots, slots of large images). With a cache folder it is written down
+with a fingerprint of the row's media (path, bytes, time of change), so that a file that was
+replaced is measured again; faults are never kept, so that a file that was fixed is read again.
 
   <folder>/lengths/<parquet's digest>-<digest of the options>.npz    sizes int32[n, 3], media uint64[n], known bool[n], provenance
 """
@@ -47,7 +47,7 @@ class Size:
 
   tokens: int  # images expanded
   frames: int  # frame slots
-  stills: int  # slots of large images
+  large_images: int  # slots of large images
   # why it cannot be used: a schema's reason, media_<reason>, chat, no_target; '' when it can
   reason: str = ''
   fault: str = ''  # the reason in words
@@ -59,9 +59,9 @@ class Lengths:
   Args:
     rows: a Table, or any sequence of conversations (nothing is kept of those). tok, frames,
     options: as for `sft.sample`; frames are only probed. image_patches: of a frame slot: larger
-    images are stills. skip_bad_rows: a row that breaks the schema has a reason; else it raises.
-    alone: whether this is the only host. With others, media that time out here and nowhere else
-    would make the hosts' plans part
+    images take slots of their own. skip_bad_rows: a row that breaks the schema has a reason; else
+    it raises. alone: whether this is the only host. With others, media that time out here and
+    nowhere else would make the hosts' plans part
       for good, so that such a failure raises; alone it is a reason as any other.
     pool: measures ahead.
     cache: where sizes are kept; None for nowhere.
@@ -212,9 +212,9 @@ class _Index:
     with self._lock:
       if not self._known[row] or int(self._media[row]) != media:
         return None
-      tokens, frames, stills = self._sizes[row].tolist()
+      tokens, frames, large_images = self._sizes[row].tolist()
     return (
-      Size(tokens, frames, stills)
+      Size(tokens, frames, large_images)
       if tokens
       else Size(0, 0, 0, NO_TARGET, 'no token of it is a target')
     )
@@ -222,7 +222,7 @@ class _Index:
   def put(self, row: int, media: int, size: Size) -> None:
     """Remembers a size, and writes the file every so often."""
     with self._lock:
-      self._sizes[row] = size.tokens, size.frames, size.stills
+      self._sizes[row] = size.tokens, size.frames, size.large_images
       self._media[row], self._known[row] = media, True
       self._new += 1
       due = self._new >= _EVERY

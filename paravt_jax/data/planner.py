@@ -48,7 +48,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-  """bins: rows of a batch, on all hosts. capacity: (tokens, frame slots, still slots) of a row.
+  """bins: rows of a batch, on all hosts. capacity: (tokens, frame slots, slots of large images) of
+  a row.
 
   lookahead: draws that may wait for the next batch; more fill rows better. refill: whether rows are
   then filled with the best two of those that wait. max_bad_share: of the draws, above which broken
@@ -206,12 +207,14 @@ class Planner:
           self.bad[reason] += 1
           self._refuse_bad(examples)
         continue
-      place = next((b for b, room in enumerate(free) if all(map(operator.ge, room, size))), None)
+      place = next(
+        (b for b, free_size in enumerate(free) if all(map(operator.ge, free_size, size))), None
+      )
       if place is None:
         left.append((age, item, size))
       else:
-        tokens, images, stills = map(operator.sub, free[place], size)
-        free[place] = (tokens, images, stills)
+        tokens, images, large_images = map(operator.sub, free[place], size)
+        free[place] = (tokens, images, large_images)
         fitting.append((age, item, size))
       age += 1
     self.waiting = list(queue)
@@ -240,7 +243,7 @@ class Planner:
   def _size(self, item: Item) -> tuple[tuple[int, int, int], str, str]:
     """(size, reason to drop it or '', the reason in words) of a row."""
     found: Size = self._lengths[item[0]].size(item[1])
-    size, capacity = (found.tokens, found.frames, found.stills), self._options.capacity
+    size, capacity = (found.tokens, found.frames, found.large_images), self._options.capacity
     if found.reason:
       return size, found.reason, found.fault
     if size[0] > capacity[0]:
@@ -249,7 +252,7 @@ class Planner:
       return (
         size,
         TOO_MANY_IMAGES,
-        f'{size[1]} frames and {size[2]} stills, a row holds {capacity[1]} and {capacity[2]}',
+        f'{size[1]} frames and {size[2]} large images, a row holds {capacity[1]} and {capacity[2]}',
       )
     return size, '', ''
 
@@ -323,11 +326,11 @@ def _refill(
     waiting += row[kept:]
     del row[kept:]
     waiting.sort(key=operator.itemgetter(0))
-    room = np.array(capacity) - sum(
+    free_size = np.array(capacity) - sum(
       (np.array(size) for _, _, size in row), np.zeros(len(capacity), np.int64)
     )
     picked = _best_two(
-      room, np.array([size for _, _, size in waiting], np.int64).reshape(-1, len(capacity))
+      free_size, np.array([size for _, _, size in waiting], np.int64).reshape(-1, len(capacity))
     )
     row += [waiting[i] for i in picked]
     waiting = [draw for i, draw in enumerate(waiting) if i not in picked]
@@ -337,11 +340,11 @@ def _refill(
   return [draw for row in rows for draw in row], whole, waiting
 
 
-def _best_two(room: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
+def _best_two(free_size: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
   """Indices of the one or two sizes [n, 3] that fill a room [3] best in tokens; of equals the
   first. () when none fits.
   """
-  places = np.flatnonzero((sizes <= room).all(1))
+  places = np.flatnonzero((sizes <= free_size).all(1))
   if not len(places):
     return ()
   # every pair at once: sums [m, m, 3] of the m that fit alone
@@ -349,7 +352,7 @@ def _best_two(room: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
   both = sizes[:, None] + sizes[None]
   both[np.arange(len(places)), np.arange(len(places))] = sizes  # with itself: alone
   # most tokens among the pairs that fit; argmax takes the first of equals
-  tokens = np.where((both <= room).all(2), both[..., 0], -1)
+  tokens = np.where((both <= free_size).all(2), both[..., 0], -1)
   one, other = divmod(int(tokens.argmax()), len(places))
   return tuple(sorted({int(places[one]), int(places[other])}))
 

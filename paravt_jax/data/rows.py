@@ -107,7 +107,7 @@ def rl_tasks(
       '%s: %d rows have no question_type; by what they hold they are %s',
       names,
       inferred_types.total(),
-      fields.worded(inferred_types),
+      fields.format_counts(inferred_types),
     )
   return subsample(found, wanted.max_rows, seed)
 

@@ -15,7 +15,7 @@ from paravt_jax.errors import MediaError
 from paravt_jax.options import COUNT, PIXELS, POSITIVE, PROSE, Options
 from paravt_jax.packing import Sample
 from paravt_jax.types import Clip, Window
-from paravt_jax.video import patches, sampling, stills
+from paravt_jax.video import image_files, patches, sampling
 from paravt_jax.video.readers import VideoInfo
 
 MASK = 'mask'  # extras: 1 on target tokens
@@ -120,7 +120,7 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
 
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
-      height, width = stills.size(ref.path)
+      height, width = image_files.size(ref.path)
       return [
         np.broadcast_to(
           np.uint8(0),
@@ -169,7 +169,7 @@ def sample(
     (message.role, _pieces(message.role, message.parts, media)) for message in conversation.messages
   ]
   segments = spans.conversation(
-    tok, messages, options.think_prefix, [message.trained for message in conversation.messages]
+    tok, messages, options.think_prefix, [message.is_target for message in conversation.messages]
   )
   ids = np.concatenate([np.zeros(0, np.int32), *(segment.ids for segment in segments)])
   images = tuple(image for segment in segments for image in segment.images)
@@ -198,7 +198,7 @@ def _patiently(ask: Callable, *arguments):
 
 def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
   """uint8[H, W, 3], resized once."""
-  pixels = stills.read(ref.path)
+  pixels = image_files.read(ref.path)
   height, width = pixels.shape[:2]
   size = patches.target_size(height, width, options.min_pixels, options.image_max_pixels)
   return patches.resize(pixels[None], size)[0]

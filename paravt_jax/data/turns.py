@@ -46,7 +46,7 @@ def check_keys(message: dict, where: str) -> None:
   )
 
 
-def trained(message: dict, where: str) -> bool:
+def is_target(message: dict, where: str) -> bool:
   """Whether a message is a target as far as its masks say: true where it has none. Raises Broken
   where they disagree.
   """

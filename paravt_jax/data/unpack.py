@@ -38,7 +38,7 @@ from paravt_jax.data import command_line
 from paravt_jax.data.archive_members import PLAIN, Archive, Member
 from paravt_jax.data.archive_parts import SUFFIXES
 from paravt_jax.data.unpack_files import Brought, bring
-from paravt_jax.data.unpack_journal import Journal, header, held
+from paravt_jax.data.unpack_journal import Journal, header, lock_root
 from paravt_jax.data.unpack_plan import Plan
 from paravt_jax.data.unpack_workers import Workers
 from paravt_jax.errors import DataError, ParavtError
@@ -250,7 +250,7 @@ def _write(run: _Run, plan: Plan):
     for members in _batches(archive, fresh)
   ]
   small = sum(member.size < _SMALL for _, _, members in batches for member in members)
-  with held(run.root) as lock, contextlib.ExitStack() as stack:
+  with lock_root(run.root) as lock, contextlib.ExitStack() as stack:
     for folder in sorted(
       {os.path.dirname(member.name) for _, _, members in batches for member in members}
     ):

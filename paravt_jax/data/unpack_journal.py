@@ -131,7 +131,7 @@ def _lines(done: Mapping[str, File]) -> bytes:
 
 
 @contextlib.contextmanager
-def held(root: pathlib.Path) -> Iterator[int]:
+def lock_root(root: pathlib.Path) -> Iterator[int]:
   """Makes the root and keeps it to this process: another one waits. What a killed run left
   half-written is removed.
 

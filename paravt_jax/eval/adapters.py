@@ -21,7 +21,7 @@ from paravt_jax.chat import prompts, tags, template, toolcalls
 from paravt_jax.chat.template import Piece
 from paravt_jax.errors import ConfigError
 from paravt_jax.rewards.answer import extract_answer
-from paravt_jax.rollout.agent import Manner
+from paravt_jax.rollout.agent import DialogueFormat
 from paravt_jax.types import Clip, ParseFailure, ResultStatus, Task, ToolCall, ToolResult, Window
 
 QUESTION = '{question}'
@@ -63,13 +63,13 @@ def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
     shown: list[Piece] = []
     for number, frames in enumerate(videos, 1):
       shown += [f'{prompts.label(number)}:\n', *frames] if len(videos) > 1 else frames
-    filled = {QUESTION: prompts.told(task), VIDEO: task.video.rpartition('/')[2]}
+    filled = {QUESTION: prompts.question_text(task), VIDEO: task.video.rpartition('/')[2]}
     return shown + [filled.get(part, template.Trusted(part)) for part in parts if part]
 
   return pieces
 
 
-def bare(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
+def drop_times(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
   """Frames without their times."""
   return list(frames)
 
@@ -91,7 +91,7 @@ def respond(*pieces: Piece) -> list[Piece]:
 def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
   """The frames of a crop, and what was cut."""
   return respond(
-    *bare(clip.frames, clip.seconds.tolist()),
+    *drop_times(clip.frames, clip.seconds.tolist()),
     f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.',
   )
 
@@ -248,19 +248,19 @@ def _clock(second: float) -> str:
   return f'{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}'
 
 
-LONGVT = Manner(
+LONGVT = DialogueFormat(
   system=lambda task: None,
   user=user(QUESTION),
   parse=toolcalls.parse,
   answered=tags.has_answer,
   request=prompts.FINAL_REQUEST,
-  frames=bare,
+  frames=drop_times,
   refused=lambda result: result.text,
   requests={},
   forced_tokens={},
   forced_prefix=True,
 )
-VIDEOZOOMER = Manner(
+VIDEOZOOMER = DialogueFormat(
   system=lambda task: None,
   user=user(QUESTION),
   parse=zoom_parse,
@@ -272,7 +272,7 @@ VIDEOZOOMER = Manner(
   forced_tokens={},
   forced_prefix=True,
 )
-SAGE = Manner(
+SAGE = DialogueFormat(
   system=lambda task: None,
   user=user(QUESTION),
   parse=sage_parse,

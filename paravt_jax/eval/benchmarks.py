@@ -68,7 +68,7 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
       )
     }
   if sample.benchmark == 'longvideo_reason':
-    found['format'] = float(official.begins_as_told(text))
+    found['format'] = float(official.follows_format(text))
   if sample.benchmark == 'mmvu':
     found[f'accuracy_{task.question_type}'] = found['accuracy']
   return found
@@ -134,7 +134,7 @@ def load(
 def subtitle_notes(samples: Sequence[Sample]) -> str:
   """What people should know of the subtitle files of some samples, a line; '' for nothing."""
   videos = {sample.task.videos: sample.fields.get('subtitles', '') for sample in samples}
-  return subtitle_files.told(videos.values())
+  return subtitle_files.describe_encodings(videos.values())
 
 
 def faults(samples: Sequence[Sample]) -> dict[str, int]:

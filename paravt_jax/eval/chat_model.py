@@ -72,7 +72,7 @@ class ChatModel:
     """Whether a reply can be given its beginning."""
     return self._chat.prefill
 
-  def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
+  def remaining(self, segments: Sequence[Segment], reserved: int = 0) -> int:
     """Tokens that may still be sampled after these segments, with `reserved` left free; an estimate
     for another tokenizer.
     """
@@ -87,7 +87,7 @@ class ChatModel:
     call: int,
     max_new_tokens: int,
     token_class: TokenClass,
-    heard: Callable[[list[int]], None] | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
   ) -> tuple[Segment, str]:
     """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish
     reason ('stop' or 'length').
@@ -118,8 +118,8 @@ class ChatModel:
     if written.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
-    if heard is not None:
-      heard(ids.tolist())
+    if on_tokens is not None:
+      on_tokens(ids.tolist())
     return Segment(
       ids,
       sampled=True,

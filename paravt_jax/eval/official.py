@@ -82,7 +82,7 @@ def iou(given: Sequence[float], gold: Sequence[float]) -> float:
   return shared / hull if hull > 0 else 0.0
 
 
-def begins_as_told(text: str) -> bool:
+def follows_format(text: str) -> bool:
   """LongVideo-Reason's format: the response begins with `<think>...</think>` and then
   `<answer>...</answer>`.
   """
@@ -132,5 +132,5 @@ def score_longvideo_reason(sample: Sample, text: str) -> dict[str, float]:
   given = (tagged[1] if tagged else text).strip()
   return {
     'accuracy': float(not sample.unanswerable and given == sample.task.answer),
-    'format': float(begins_as_told(text)),
+    'format': float(follows_format(text)),
   }

@@ -19,8 +19,8 @@ from paravt_jax.chat.template import Piece
 from paravt_jax.errors import ConfigError
 from paravt_jax.eval import adapters
 from paravt_jax.eval.chat_model import ChatModel
-from paravt_jax.rewards.answer import extract_answer, said
-from paravt_jax.rollout.agent import TRAINED, Agent, AgentOptions, Manner
+from paravt_jax.rewards.answer import extract_answer, strip_markup
+from paravt_jax.rollout.agent import TRAINING_FORMAT, Agent, AgentOptions, DialogueFormat
 from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.rollout.subagent import Crops, SubagentOptions, Subagents
 from paravt_jax.types import Clip, Episode, Window
@@ -44,7 +44,7 @@ class Protocol:
 
   name: str
   prompt: str  # the texts before the policy, which belong to an evaluation's fingerprint
-  manner: Manner
+  dialogue_format: DialogueFormat
   tools: bool  # whether there are rounds of tools at all
   pinned: bool  # whether turns open with the think prefix
   # what a window's frames come back as; None where a sub-agent looks at them
@@ -69,40 +69,48 @@ def direct_answer(text: str) -> str:
   """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter
   is an answer too. A think that was never closed is no answer.
   """
-  rest = said(text[tags.after_think(text) :])
+  rest = strip_markup(text[tags.after_think(text) :])
   bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
   return extract_answer(text) or bare
 
 
-def _ours(name: str, manner: Manner, system: str, **differs) -> Protocol:
+def _ours(name: str, dialogue_format: DialogueFormat, system: str, **differs) -> Protocol:
   usual = {'tools': False, 'pinned': False, 'crop': None, 'answer': extract_answer}
-  prompt = '\n'.join((system, manner.request, *manner.requests.values()))
-  return Protocol(name=name, prompt=prompt, manner=manner, placeholders=(), **{**usual, **differs})
+  prompt = '\n'.join((system, dialogue_format.request, *dialogue_format.requests.values()))
+  return Protocol(
+    name=name,
+    prompt=prompt,
+    dialogue_format=dialogue_format,
+    placeholders=(),
+    **{**usual, **differs},
+  )
 
 
-def _plain(system: str) -> Manner:
+def _one_turn(system: str) -> DialogueFormat:
   """One turn behind this system text, whatever a row brings along."""
-  return dataclasses.replace(TRAINED, system=lambda task: system)
+  return dataclasses.replace(TRAINING_FORMAT, system=lambda task: system)
 
 
-def _theirs(name: str, manner: Manner, crop: Callable, answer: Callable[[str], str]) -> Protocol:
-  return Protocol(name, '', manner, True, False, crop, answer, (adapters.QUESTION,))
+def _theirs(
+  name: str, dialogue_format: DialogueFormat, crop: Callable, answer: Callable[[str], str]
+) -> Protocol:
+  return Protocol(name, '', dialogue_format, True, False, crop, answer, (adapters.QUESTION,))
 
 
 RAW_CROPS = dataclasses.replace(
-  TRAINED, requests=FORCED_REQUESTS, forced_tokens=FORCED_TOKENS, forced_prefix=False
+  TRAINING_FORMAT, requests=FORCED_REQUESTS, forced_tokens=FORCED_TOKENS, forced_prefix=False
 )
 
 PROTOCOLS: Mapping[str, Protocol] = {
-  'tools': _ours('tools', TRAINED, prompts.SYSTEM, tools=True, pinned=True),
+  'tools': _ours('tools', TRAINING_FORMAT, prompts.SYSTEM, tools=True, pinned=True),
   'raw_crops': _ours(
     'raw_crops', RAW_CROPS, prompts.SYSTEM, tools=True, pinned=True, crop=raw_crop
   ),
-  'no_tools': _ours('no_tools', _plain(prompts.NO_TOOLS), prompts.NO_TOOLS, pinned=True),
-  'think': _ours('think', _plain(prompts.THINK), prompts.THINK),
+  'no_tools': _ours('no_tools', _one_turn(prompts.NO_TOOLS), prompts.NO_TOOLS, pinned=True),
+  'think': _ours('think', _one_turn(prompts.THINK), prompts.THINK),
   'direct': _ours(
     'direct',
-    dataclasses.replace(_plain(prompts.DIRECT), answered=lambda text: bool(direct_answer(text))),
+    dataclasses.replace(_one_turn(prompts.DIRECT), answered=lambda text: bool(direct_answer(text))),
     prompts.DIRECT,
     answer=direct_answer,
   ),
@@ -141,10 +149,12 @@ def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
     return protocol
   text = _read(prompt_file, protocol)
   system, user = adapters.split(text, f'protocol.prompt_file={prompt_file}')
-  manner = dataclasses.replace(
-    protocol.manner, system=lambda task: system or None, user=adapters.user(user)
+  dialogue_format = dataclasses.replace(
+    protocol.dialogue_format, system=lambda task: system or None, user=adapters.user(user)
   )
-  return dataclasses.replace(protocol, prompt='\n'.join((text, manner.request)), manner=manner)
+  return dataclasses.replace(
+    protocol, prompt='\n'.join((text, dialogue_format.request)), dialogue_format=dialogue_format
+  )
 
 
 def _read(prompt_file: str, protocol: Protocol) -> str:
@@ -202,7 +212,7 @@ def agent(
     calls = Subagents(policy, frames, subagent_options)
   else:
     calls = Crops(policy, frames, subagent_options, protocol.crop)
-  return Agent(policy, calls, frames, options, protocol.manner)
+  return Agent(policy, calls, frames, options, protocol.dialogue_format)
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:
@@ -212,5 +222,5 @@ def answer(protocol: Protocol, episode: Episode) -> str:
   if not episode.turns:
     return ''
   last = episode.turns[-1]
-  asked_bare = last.forced and len(episode.turns) > 1 and not protocol.manner.forced_prefix
+  asked_bare = last.forced and len(episode.turns) > 1 and not protocol.dialogue_format.forced_prefix
   return direct_answer(last.text) if asked_bare else protocol.answer(last.text)

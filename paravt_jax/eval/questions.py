@@ -62,21 +62,21 @@ _NOT_APPLICABLE = 'n/a'
 
 def _text(row: Row, name: str) -> str:
   """A text that is not blank; numbers are taken as they are written."""
-  value = _said(row.get(name))
+  value = _as_text(row.get(name))
   if not value:
     raise Broken(f'{name}: got {checks.short(row.get(name))}, wanted a text')
   return value
 
 
-def _asked(row: Row, name: str, faults: list[str]) -> str:
+def _question_text(row: Row, name: str, faults: list[str]) -> str:
   """A question's text, '' (a fault) when the row has none."""
-  text = _said(row.get(name))
+  text = _as_text(row.get(name))
   if not text:
     faults.append(NO_QUESTION)
   return text
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
   """A text or number as text, stripped; '' for anything else. 3.0 is 3."""
   value = value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value
   if (
@@ -88,7 +88,7 @@ def _said(value: Any) -> str:
   return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def _plain(value: Any) -> Any:
+def _parse_value(value: Any) -> Any:
   """A list for an array or a tuple, the value of JSON or Python text that holds a list or an
   object; anything else as it is.
   """
@@ -106,7 +106,7 @@ def _texts(row: Row, *names: str) -> dict[str, str]:
   """Those of these columns that say something; of a list, all its texts."""
   found = {}
   for name in names:
-    value = _plain(row.get(name))
+    value = _parse_value(row.get(name))
     value = (
       '; '.join(map(str, value)) if isinstance(value, list) else '' if value is None else str(value)
     )
@@ -119,10 +119,10 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
   """Up to ten texts, their own letters (A, B, ... in order) taken off; () when there are none. An
   empty one keeps its place.
   """
-  values = _plain(values)
+  values = _parse_value(values)
   if isinstance(values, Mapping):
     values = [values[name] for name in sorted(values, key=str)]
-  texts = [_said(value) for value in values] if isinstance(values, list) else []
+  texts = [_as_text(value) for value in values] if isinstance(values, list) else []
   if len(texts) > len(LETTERS):
     faults.append(OVER_TEN)
     texts = texts[: len(LETTERS)]
@@ -160,7 +160,7 @@ def _letter(value: Any, count: int) -> str:
   """The letter that a gold answer is: `C`, `c`, `(C)`, `C.` or `C. text`; '' when it is none of the
   first `count`.
   """
-  match = _GOLD.fullmatch(_said(value))
+  match = _GOLD.fullmatch(_as_text(value))
   letter = (match[1] or match[2]).upper() if match else ''
   return letter if letter in LETTERS[:count] else ''
 
@@ -174,12 +174,14 @@ def _golds(
   A letter goes before a text that looks like one, or after it with `text_first`; then both are
   right where they differ, for nobody can tell which was meant.
   """
-  given, letter = _said(value), _letter(value, len(options) or len(LETTERS))
+  given, letter = _as_text(value), _letter(value, len(options) or len(LETTERS))
   # an empty text is an empty option, where there is one
   known = bool(given) or isinstance(value, str)
   same = [LETTERS[i] for i, option in enumerate(options) if known and option == given]
   same = same or [
-    LETTERS[i] for i, option in enumerate(options) if _bare(given) and _bare(option) == _bare(given)
+    LETTERS[i]
+    for i, option in enumerate(options)
+    if _normalize(given) and _normalize(option) == _normalize(given)
   ]
   if letter and same and text_first and letter not in same and len(given) == 1:
     faults.append(AMBIGUOUS)
@@ -201,7 +203,7 @@ def _golds(
   return tuple(same)
 
 
-def _bare(text: str) -> str:
+def _normalize(text: str) -> str:
   return ' '.join(text.casefold().split()).rstrip(' .')
 
 
@@ -218,7 +220,7 @@ def _choice(
   """A multiple-choice question; said: the gold as the row has it, which stands for one that is
   nowhere.
   """
-  gold = golds[0] if golds else checks.short(said) if not _said(said) else _said(said)
+  gold = golds[0] if golds else checks.short(said) if not _as_text(said) else _as_text(said)
   return Question(
     identity, video, text, 'mcq', options, gold, golds, tuple(dict.fromkeys(faults)), fields
   )
@@ -230,9 +232,9 @@ def _choice(
 def videomme(row: Row) -> Question:
   """Video-MME; its options carry their letters."""
   faults: list[str] = []
-  text, options = _asked(row, 'question', faults), _options(row['options'], faults)
+  text, options = _question_text(row, 'question', faults), _options(row['options'], faults)
   return _choice(
-    _said(row['question_id']),
+    _as_text(row['question_id']),
     f'{_text(row, "videoID")}.mp4',
     text,
     options,
@@ -254,15 +256,15 @@ def longvideobench(row: Row) -> Question:
   values = (
     [row.get(name) for name in names]
     if any(name in row for name in names)
-    else _plain(row['candidates'])
+    else _parse_value(row['candidates'])
   )
   values = values if isinstance(values, list) else []
   kept = [
     i
     for i, value in enumerate(values)
-    if _said(value) and _said(value).casefold() != _NOT_APPLICABLE
+    if _as_text(value) and _as_text(value).casefold() != _NOT_APPLICABLE
   ]
-  options, choice = _options([values[i] for i in kept], faults), _said(row['correct_choice'])
+  options, choice = _options([values[i] for i in kept], faults), _as_text(row['correct_choice'])
   if not choice.isdecimal():
     golds = _golds(choice, options, faults)
   else:
@@ -272,9 +274,9 @@ def longvideobench(row: Row) -> Question:
       faults,
     )
   return _choice(
-    _said(row['id']),
+    _as_text(row['id']),
     _text(row, 'video_path'),
-    _asked(row, 'question', faults),
+    _question_text(row, 'question', faults),
     options,
     golds,
     row['correct_choice'],
@@ -286,10 +288,10 @@ def longvideobench(row: Row) -> Question:
 def lvbench(row: Row) -> Question:
   """LVBench: the options are the end of the question, or a list beside it."""
   faults: list[str] = []
-  text, options = _inline(_asked(row, 'question', faults))
+  text, options = _inline(_question_text(row, 'question', faults))
   options = _options(options or row.get('options'), faults)
   return _choice(
-    _said(row.get('uid')),
+    _as_text(row.get('uid')),
     _text(row, 'video_path'),
     text,
     options,
@@ -303,7 +305,7 @@ def lvbench(row: Row) -> Question:
 def mlvu(row: Row) -> Question:
   """MLVU: the gold answer is a letter or the text of an option."""
   faults: list[str] = []
-  text, options = _inline(_asked(row, 'question', faults))
+  text, options = _inline(_question_text(row, 'question', faults))
   candidates = row.get('candidates')
   options = _options(candidates if _options(candidates, []) else options, faults)
   return _choice(
@@ -325,7 +327,7 @@ def mmvu(row: Row) -> Question:
   faults: list[str] = []
   if 'video' not in row and 'video_path' not in row:
     raise Broken('video: got neither this column nor video_path, wanted one of them')
-  video = _text(row, 'video' if _said(row.get('video')) else 'video_path')
+  video = _text(row, 'video' if _as_text(row.get('video')) else 'video_path')
   if '://' in video:
     match = _URL_PATH.search(urllib.parse.urlsplit(video).path)
     if not match:
@@ -334,16 +336,16 @@ def mmvu(row: Row) -> Question:
       )
     video = urllib.parse.unquote(match[1])
   choices = _choices(row['choices'])
-  kind = {'multiple-choice': 'mcq', 'open-ended': 'oe'}.get(_said(row['question_type']))
+  kind = {'multiple-choice': 'mcq', 'open-ended': 'oe'}.get(_as_text(row['question_type']))
   if kind is None:
     faults.append(NO_KIND)
     kind = 'mcq' if choices else 'oe'
-  metadata = _plain(row.get('metadata'))
+  metadata = _parse_value(row.get('metadata'))
   extra = metadata if isinstance(metadata, Mapping) else {}
   subject = str(
     row.get('subject') or extra.get('subject') or pathlib.PurePosixPath(video).parent.name
   )
-  text = _asked(row, 'question', faults)
+  text = _question_text(row, 'question', faults)
   fields = {
     'question_type': {'mcq': 'multiple-choice', 'oe': 'open-ended'}[kind],
     'subject': subject,
@@ -351,7 +353,7 @@ def mmvu(row: Row) -> Question:
   if kind == 'mcq':
     options = _options(choices, faults)
     return _choice(
-      _said(row['id']),
+      _as_text(row['id']),
       video,
       text,
       options,
@@ -360,11 +362,11 @@ def mmvu(row: Row) -> Question:
       faults,
       fields,
     )
-  gold = _said(row['answer'])
+  gold = _as_text(row['answer'])
   if not gold:
     faults.append(NOWHERE)
   return Question(
-    _said(row['id']),
+    _as_text(row['id']),
     video,
     text,
     kind,
@@ -378,11 +380,11 @@ def mmvu(row: Row) -> Question:
 
 def _choices(value: Any) -> list[Any]:
   """The options of MMVU's {letter: text}, in order, up to the last that says something."""
-  found = _plain(value)
+  found = _parse_value(value)
   if isinstance(found, Mapping):
     found = [found.get(letter) for letter in LETTERS]
   found = found if isinstance(found, list) else []
-  return found[: max((i + 1 for i, one in enumerate(found) if _said(one)), default=0)]
+  return found[: max((i + 1 for i, one in enumerate(found) if _as_text(one)), default=0)]
 
 
 def charades(row: Row) -> Question:
@@ -390,7 +392,7 @@ def charades(row: Row) -> Question:
   taken at its word.
   """
   faults: list[str] = []
-  stamps = _plain(row['timestamp'])
+  stamps = _parse_value(row['timestamp'])
   try:
     ends = (
       [checks.seconds(value, 'timestamp') for value in stamps] if isinstance(stamps, list) else []
@@ -402,7 +404,15 @@ def charades(row: Row) -> Question:
     faults.append(NOWHERE)
   gold = f'{ends[0]:.10g},{ends[1]:.10g}' if whole else checks.short(row['timestamp'])
   return Question(
-    '', _text(row, 'video'), _asked(row, 'caption', faults), 'tvg', (), gold, (), tuple(faults), {}
+    '',
+    _text(row, 'video'),
+    _question_text(row, 'caption', faults),
+    'tvg',
+    (),
+    gold,
+    (),
+    tuple(faults),
+    {},
   )
 
 
@@ -411,14 +421,14 @@ def longvideo_reason(row: Row) -> Question:
   are asked as they are, as the publishers do, and marked in fields['options'].
   """
   faults: list[str] = []
-  problem = _asked(row, 'problem', faults)
+  problem = _question_text(row, 'problem', faults)
   text, options = _inline(problem)
   if len(options) != 4:
     text, options = problem, ()
     faults.append(NO_OPTIONS)
   elif not all(options):
     faults.append(EMPTY)
-  videos = _plain(row['videos'])
+  videos = _parse_value(row['videos'])
   videos = videos[0] if isinstance(videos, list) and len(videos) == 1 else videos
   if not isinstance(videos, str) or not videos.strip():
     raise Broken(f'videos: got {checks.short(row["videos"])}, wanted one path')
@@ -426,7 +436,7 @@ def longvideo_reason(row: Row) -> Question:
   said = wrapped[1] if wrapped else row['answer']
   golds = _golds(said, options or ('',) * 4, faults)
   return _choice(
-    _said(row.get('problem_id')),
+    _as_text(row.get('problem_id')),
     videos.strip(),
     text,
     options,

@@ -218,18 +218,18 @@ def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
   """'agent.max_turns: 3 -> 2' for each setting in which two plans differ, of benchmarks that both
   have; shards: the shard too.
   """
-  rows = _differences(before.common, _plain(now.common), '')
+  rows = _differences(before.common, _as_json(now.common), '')
   for name in before.benchmarks:
     if name in now.benchmarks:
       rows += _differences(
-        before.benchmarks[name]['parts'], _plain(now.benchmarks[name]['parts']), f'{name}.'
+        before.benchmarks[name]['parts'], _as_json(now.benchmarks[name]['parts']), f'{name}.'
       )
   if shards and before.shard != now.shard:
     rows.append('shard: {}/{} -> {}/{}'.format(*before.shard, *now.shard))
   return rows
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
   """As JSON gives it back: tuples are lists."""
   return json.loads(json.dumps(value))
 

@@ -37,8 +37,8 @@ class Sample:
 
 def faults(fields: Mapping[str, str]) -> tuple[str, ...]:
   """What is wrong with a row as published, by the fields of its sample; () when nothing is."""
-  told = fields.get(FAULTS, NO_OPTIONS if fields.get(OPTIONS) == BROKEN else '')
-  return tuple(told.split('; ')) if told else ()
+  text = fields.get(FAULTS, NO_OPTIONS if fields.get(OPTIONS) == BROKEN else '')
+  return tuple(text.split('; ')) if text else ()
 
 
 def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
@@ -46,11 +46,11 @@ def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
   is wrong; {} for none.
   """
   found = [faults(fields) for fields in rows]
-  told = collections.Counter(fault for each in found for fault in each)
-  return {'rows': sum(map(bool, found)), **dict(sorted(told.items()))} if told else {}
+  counts = collections.Counter(fault for each in found for fault in each)
+  return {'rows': sum(map(bool, found)), **dict(sorted(counts.items()))} if counts else {}
 
 
-def told(counts: Mapping[str, int]) -> str:
+def describe_faults(counts: Mapping[str, int]) -> str:
   """Such counts for people: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; ''
   for none.
   """

@@ -61,7 +61,7 @@ class Subtitles:
 
 
 def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
-  """A subtitle file as `bounded` lines.
+  """A subtitle file as `sample_lines` lines.
 
   Raises:
     NoSubtitles: it yields no line. DataError: it cannot be read.
@@ -81,7 +81,7 @@ def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
       f'{file}: got {got}, wanted srt or vtt; fetch it again, or remove it to ask '
       'without subtitles (both make other questions, for another results folder)'
     )
-  return Subtitles(bounded(lines, max_bytes), encoding, guessed)
+  return Subtitles(sample_lines(lines, max_bytes), encoding, guessed)
 
 
 def decoded(data: bytes) -> tuple[str, str, bool]:
@@ -133,7 +133,7 @@ def subtitle_lines(text: str) -> list[str]:
       body = _without_name(body, number, is_vtt)
     rest = match['rest']
     first = '' if _SETTINGS.fullmatch(rest) else rest
-    said = _said([first, *(_without_blocks(body) if is_vtt else body)])
+    said = _cue_text([first, *(_without_blocks(body) if is_vtt else body)])
     if said and said != last:
       start, end = (_seconds(match.groups()[i : i + 4]) for i in (0, 4))
       found.append(f'{start:.1f} --> {end:.1f} {said}')
@@ -172,7 +172,7 @@ def _without_blocks(body: list[str]) -> list[str]:
   return kept
 
 
-def _said(rows: Iterable[str]) -> str:
+def _cue_text(rows: Iterable[str]) -> str:
   """The text of a cue in one line."""
   bare = (html.unescape(_BREAKS.sub(' ', _MARKUP.sub('', row))) for row in rows)
   return ' '.join(' '.join(bare).split())
@@ -184,7 +184,7 @@ def _seconds(parts: Sequence[str | None]) -> float:
   return whole + float(f'0.{fraction or 0}')
 
 
-def bounded(lines: Sequence[str], max_bytes: int) -> str:
+def sample_lines(lines: Sequence[str], max_bytes: int) -> str:
   """The lines, or when they are more than `max_bytes` of UTF-8 as many as fit.
 
   These are taken evenly from beginning to end.
@@ -199,7 +199,7 @@ def bounded(lines: Sequence[str], max_bytes: int) -> str:
   return ''
 
 
-def told(fields: Iterable[str]) -> str:
+def describe_encodings(fields: Iterable[str]) -> str:
   """What people should know of some files, by their samples' fields 'subtitles'; '' for nothing."""
   counts = collections.Counter(fields)
   guessed = {name: count for name, count in sorted(counts.items()) if name.startswith(GUESSED)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from paravt_jax.eval.sample import told
+from paravt_jax.eval.sample import describe_faults
 
 # other rules than ours, as they are shown
 RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}
@@ -68,12 +68,12 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
     [
       benchmark,
       row['metric'],
-      sure(row['score'], row['interval']),
-      sure(row['score_answered'], row['interval_answered']),
+      with_interval(row['score'], row['interval']),
+      with_interval(row['score_answered'], row['interval_answered']),
       _by(row, 'official'),
       _count(row),
       str(row['errors']),
-      plain(row['calls_per_sample'], 2),
+      format_number(row['calls_per_sample'], 2),
       percent(row['format_compliance']),
       _by(row, 'lmms_eval'),
       row['fingerprint'],
@@ -82,7 +82,7 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
   ]
   partial = [benchmark for benchmark, row in summary.items() if row['missing']]
   note = ''.join(
-    f'{benchmark}: {told(row["broken"])}.\n\n'
+    f'{benchmark}: {describe_faults(row["broken"])}.\n\n'
     for benchmark, row in summary.items()
     if row.get('broken')
   )
@@ -96,7 +96,7 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _by(row: Mapping[str, Any], rule: str) -> str:
   """The score by another rule than ours; '-' without it, as in summaries of before it was known."""
-  return sure(row.get(f'score_{rule}'), row.get(f'{rule}_interval'))
+  return with_interval(row.get(f'score_{rule}'), row.get(f'{rule}_interval'))
 
 
 def _count(row: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _beside(
     [
       name,
       'measured here',
-      *(sure(summary[b]['score'], summary[b]['interval']) for b in benchmarks),
+      *(with_interval(summary[b]['score'], summary[b]['interval']) for b in benchmarks),
       'ours',
     ]
   ]
@@ -137,7 +137,7 @@ def _beside(
     [
       model,
       'published',
-      *(plain(published[b].get(model), 1) for b in benchmarks),
+      *(format_number(published[b].get(model), 1) for b in benchmarks),
       RULES.get(rules.get(model, ''), 'unknown'),
     ]
     for model in models
@@ -157,7 +157,7 @@ def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
     [
       benchmark,
       *(
-        plain(row[name], 2)
+        format_number(row[name], 2)
         for name in ('calls_well_formed', 'calls_other', 'calls_per_sample', 'calls_failed')
       ),
       ', '.join(f'{reason} {count}' for reason, count in row['calls_failed_by_reason'].items()),
@@ -173,7 +173,7 @@ def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _metrics(summary: Mapping[str, Mapping[str, Any]]) -> str:
   rows = [
-    [benchmark, name, rule, sure(cell['all'], cell['interval']), percent(cell['answered'])]
+    [benchmark, name, rule, with_interval(cell['all'], cell['interval']), percent(cell['answered'])]
     for benchmark, row in summary.items()
     for which, rule in {'metrics': 'ours', **RULES}.items()
     for name, cell in row.get(which, {}).items()
@@ -187,11 +187,11 @@ def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
     rows = [
       [
         value,
-        sure(cell['score'], cell['interval']),
+        with_interval(cell['score'], cell['interval']),
         percent(cell['score_answered']),
         str(cell['samples']),
         str(cell['errors']),
-        plain(cell['calls_per_sample'], 2),
+        format_number(cell['calls_per_sample'], 2),
       ]
       for value, cell in list(cells.items())[:_WIDEST]
     ]
@@ -227,7 +227,7 @@ def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, 
       row['metric'],
       percent(row['first']),
       percent(row['second']),
-      sure(row['difference'], (row['low'], row['high']), sign=True),
+      with_interval(row['difference'], (row['low'], row['high']), sign=True),
       str(row['only_first']),
       str(row['only_second']),
       f'{row["p"]:.4g}',
@@ -273,12 +273,14 @@ def percent(value: float | None) -> str:
   return '-' if value is None else f'{100 * value:.1f}'
 
 
-def plain(value: float | None, digits: int) -> str:
+def format_number(value: float | None, digits: int) -> str:
   """A number as it is, '-' for None."""
   return '-' if value is None else f'{value:.{digits}f}'
 
 
-def sure(value: float | None, interval: Sequence[float] | None, *, sign: bool = False) -> str:
+def with_interval(
+  value: float | None, interval: Sequence[float] | None, *, sign: bool = False
+) -> str:
   """'62.1 [60.2, 64.0]', '-' for None."""
   if value is None or interval is None:
     return '-'

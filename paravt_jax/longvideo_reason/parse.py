@@ -136,7 +136,7 @@ def _options(text: str) -> tuple[str, ...]:
       raise _Bad('bad_options', f'a line before A: {line!r}')
   if ''.join(letters) != LETTERS or not all(map(str.strip, texts)):
     raise _Bad('bad_options', f'letters {"".join(letters)!r}, wanted {LETTERS} with a text each')
-  if len({_plain(option) for option in texts}) < len(texts):
+  if len({_normalize(option) for option in texts}) < len(texts):
     raise _Bad('same_options', ' | '.join(texts))
   return tuple(' '.join(option.split()) for option in texts)
 
@@ -152,7 +152,7 @@ def _answer(text: str, options: tuple[str, ...]) -> str:
   if not found or found[1] not in LETTERS:
     raise _Bad('bad_answer', f'{text!r:.80}, wanted one letter of {LETTERS}')
   rest = text.strip(_MARKS)[found.end() :].strip(_MARKS)
-  if rest and _plain(rest) != _plain(options[LETTERS.index(found[1])]):
+  if rest and _normalize(rest) != _normalize(options[LETTERS.index(found[1])]):
     raise _Bad(
       'answer_mismatch', f'{text!r:.80}, but {found[1]} is {options[LETTERS.index(found[1])]!r}'
     )
@@ -217,5 +217,5 @@ def _sentence(line: str) -> str:
   return ' '.join(_BULLET.sub('', line.strip(_MARKS), count=1).strip(_MARKS).split())
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
   return re.sub(r'[\W_]+', ' ', text).casefold().strip() or text

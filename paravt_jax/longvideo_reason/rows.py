@@ -99,7 +99,7 @@ def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
   text = {'type': 'text', 'text': prompts.question(problem(result.question), 'mcq')}
   messages = [_message('system', prompts.system()), {'role': 'user', 'content': [video, text]}]
   for clips in rounds(result, options):
-    messages.append(_message('assistant', _look(clips)))
+    messages.append(_message('assistant', _crop_turn(clips)))
     messages += [
       _message('user', f'<tool_response>\n{clip.text}\n</tool_response>') for clip in clips
     ]
@@ -136,7 +136,7 @@ def rounds(result: Result, options: TraceOptions) -> list[tuple[Caption, ...]]:
   ]
 
 
-def _look(clips: Sequence[Caption]) -> str:
+def _crop_turn(clips: Sequence[Caption]) -> str:
   """A turn that says where to look and asks for every clip at once."""
   ends = [(_number(clip.start), _number(clip.end)) for clip in clips]
   where = ', '.join(f'{seconds(start)} to {seconds(end)}' for start, end in ends)

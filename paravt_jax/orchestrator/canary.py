@@ -15,7 +15,7 @@ from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator.parts import load_model
-from paravt_jax.serving.canary import Canary, picture
+from paravt_jax.serving.canary import Canary, canary_image
 from paravt_jax.train import greedy, sharding
 from paravt_jax.train.step import ModelOptions
 from paravt_jax.types import Segment
@@ -25,7 +25,9 @@ TEXT = 'What appears in the picture, and when?'
 
 def prompt(tok: ChatTokenizer, patches: int) -> Segment:
   """The context: one picture of so many patches with its time, one question."""
-  return template.opening(tok, None, [*template.frame_pieces([picture(patches)], [0.0]), TEXT], '')
+  return template.opening(
+    tok, None, [*template.frame_pieces([canary_image(patches)], [0.0]), TEXT], ''
+  )
 
 
 def make(
@@ -33,12 +35,12 @@ def make(
 ) -> Callable[[Any], Canary]:
   """A function of parameters on the mesh: the canary of `prompt`'s segment, so many tokens long."""
   expanded = packing.expand(packing.Sample(asked.ids, asked.images, {}), tok.image_pad).ids
-  foretell = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
+  predict = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
   return lambda params: Canary(
     tuple(asked.ids.tolist()),
     asked.images[0],
     tuple(tok.vision_ids),
-    *(tuple(values.tolist()) for values in foretell(params)),
+    *(tuple(values.tolist()) for values in predict(params)),
   )
 
 

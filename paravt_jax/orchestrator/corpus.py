@@ -134,7 +134,7 @@ def list_skipped(
   if listed:
     path.write_text(''.join(f'{line}\n' for line in listed), 'utf-8', 'backslashreplace')
     print(
-      f'data: left out {sum(counts.values())} broken rows ({fields.worded(counts)}), listed '
+      f'data: left out {sum(counts.values())} broken rows ({fields.format_counts(counts)}), listed '
       f'in {path}',
       file=sys.stderr,
     )

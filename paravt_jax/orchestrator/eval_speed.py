@@ -36,7 +36,7 @@ class Load:
     )
     return made / steps if steps else None
 
-  def heard(self, url: str, info: Mapping[str, Any]) -> None:
+  def add_poll(self, url: str, info: Mapping[str, Any]) -> None:
     """Takes in a reply to /get_server_info."""
     if not isinstance(info.get('running'), list):
       return
@@ -52,7 +52,7 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def watched(control: Control | None, urls: Sequence[str]) -> AsyncIterator[Load]:
+async def poll_load(control: Control | None, urls: Sequence[str]) -> AsyncIterator[Load]:
   """Polls the servers while the body runs, and at its ends; one that says nothing of its load is
   not counted.
   """
@@ -75,7 +75,7 @@ async def ask(control: Control | None, urls: Sequence[str], load: Load) -> None:
     return
   for url in urls:
     try:
-      load.heard(url, await control.json('GET', f'{url}/get_server_info'))
+      load.add_poll(url, await control.json('GET', f'{url}/get_server_info'))
     except RolloutError:  # a server that is lost is the fleet's to notice
       continue
 
@@ -86,7 +86,7 @@ async def _poll(control: Control, urls: Sequence[str], load: Load) -> None:
     await ask(control, urls, load)
 
 
-def told(speed: Mapping[str, Any]) -> str:
+def describe(speed: Mapping[str, Any]) -> str:
   """`Speed.found` in a line."""
   filled = (
     ''

@@ -1,4 +1,4 @@
-"""The model of an evaluation: where its files are, what names it, and a running crew of agents
+"""The model of an evaluation: where its files are, what names it, and running agents
 around it.
 """
 
@@ -146,8 +146,8 @@ def content(files: Sequence[pathlib.Path]) -> str:
 def code() -> str:
   """Names the source of all that scores are a function of."""
   root = pathlib.Path(paravt_jax.__file__).parent
-  rooms = [path for room in CODE for path in (root / room).rglob('*.py')]
-  return content(sorted([*root.glob('*.py'), *rooms, pathlib.Path(suites.__file__)]))
+  modules = [path for package in CODE for path in (root / package).rglob('*.py')]
+  return content(sorted([*root.glob('*.py'), *modules, pathlib.Path(suites.__file__)]))
 
 
 def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:

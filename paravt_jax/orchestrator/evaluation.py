@@ -64,7 +64,7 @@ async def phase(
   with folder.phase(f'eval_{name}'):
     asked = _suites(recipe, questions)
     about = {suite.name: suite.about(WHOLE) for suite in asked}
-    plan = _opened(path, results.Plan(_settings(recipe, folder, version), about, WHOLE))
+    plan = _open_folder(path, results.Plan(_settings(recipe, folder, version), about, WHOLE))
     with results.Journal(path, again={key for one in about.values() for key in one['keys']}) as log:
       await put.put(
         {GREEDY: server.greedy, SAMPLED: server.sampling},
@@ -83,7 +83,7 @@ async def phase(
   folder.finish(name, numbers(found, results.read(path / 'results.jsonl')))
 
 
-def _opened(path: pathlib.Path, plan: results.Plan) -> results.Plan:
+def _open_folder(path: pathlib.Path, plan: results.Plan) -> results.Plan:
   """The results folder, made or gone on with; one that other code or questions began is made
   anew, because it belongs to this run alone.
   """
@@ -243,17 +243,17 @@ def table(found: Mapping[str, Any]) -> str:
     ('format compliance (sampled)', 'format_compliance'),
     ('executed calls per episode', 'calls_per_episode'),
   ):
-    rows.append((title, _plain(before[name]), _plain(after[name])))
+    rows.append((title, _format_number(before[name]), _format_number(after[name])))
   rows += _rows(before, after, 'calls_by_k', '  at K={}')
   rows += _rows(before, after, 'calls_by_windows', '  {}-window questions')
   if before['calls_other'] or after['calls_other']:
-    others = _plain(before['calls_other']), _plain(after['calls_other'])
+    others = _format_number(before['calls_other']), _format_number(after['calls_other'])
     rows.append(('calls of another form', *others))
   rows.append(('episodes', str(before['episodes']), str(after['episodes'])))
   if before['errors'] or after['errors']:
     counts = [str(sum(side['errors'].values())) for side in (before, after)]
     rows.append(('  errors, which earn nothing', counts[0], counts[1]))
-    answered = [_plain(side['accuracy_answered']) for side in (before, after)]
+    answered = [_format_number(side['accuracy_answered']) for side in (before, after)]
     rows.append(('  accuracy of those answered', answered[0], answered[1]))
   lines = [f'{left:32s}{middle:>24s}{right:>24s}' for left, middle, right in rows]
   lines.insert(1, '-' * 80)
@@ -267,13 +267,13 @@ def table(found: Mapping[str, Any]) -> str:
   return '\n'.join([*lines, f'minutes: {minutes}'])
 
 
-def _plain(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
   return '-' if value is None else f'{value:.3f}'
 
 
 def _spread(side: Mapping[str, Any]) -> str:
   low, high = side['interval']
-  return f'{_plain(side["accuracy"])} [{low:.3f}, {high:.3f}]'
+  return f'{_format_number(side["accuracy"])} [{low:.3f}, {high:.3f}]'
 
 
 def _rows(
@@ -282,6 +282,6 @@ def _rows(
   """One row of each part of a breakdown."""
   cells = before[name], after[name]
   return [
-    (title.format(part), _plain(value), _plain(cells[1].get(part)))
+    (title.format(part), _format_number(value), _format_number(cells[1].get(part)))
     for part, value in cells[0].items()
   ]

@@ -16,7 +16,7 @@ from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, state, step, sums
+from paravt_jax.train import checkpoint, metric_sums, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
 
@@ -87,7 +87,7 @@ class SFTTrainer(Trainer):
   def update(self, arrays: dict[str, np.ndarray], used: int) -> dict[str, float]:
     """One step on a batch of packed rows, of which `used` micro-batches count; what is logged."""
     self.state, found = self._update(self.state, step.put_batch(self.mesh, arrays, used))
-    metrics = sums.reduce(found)  # waits for the device
+    metrics = metric_sums.reduce(found)  # waits for the device
     self.version += 1
     return metrics
 
@@ -143,7 +143,7 @@ class Learner(Trainer):
     # the step
     inputs = step.put_batch(self.mesh, arrays, used)
     self.state, found = self._update(self.state, inputs, self._reference)
-    metrics = sums.reduce(found)
+    metrics = metric_sums.reduce(found)
     self.version += 1
     counters = batch.counters
     trained = max(counters['trained_tokens'], 1)
@@ -180,4 +180,4 @@ class Learner(Trainer):
     trained, _ = partition(self.state.params, self.optimizer.frozen)
     proof = self.canary().to_json()
     outgoing = self._outgoing(trained)
-    return self._publisher.start(self.version, outgoing, held=self._frozen, canary=proof)
+    return self._publisher.start(self.version, outgoing, frozen=self._frozen, canary=proof)

@@ -280,8 +280,8 @@ class SFTTrainOptions(TrainOptions):
   """The same with slots for large images."""
 
   row_images: Annotated[int, whole(0)]  # N, slots of a row for images of up to image_patches
-  row_stills: Annotated[int, whole(0)]  # slots of a row for larger images
-  still_patches: Annotated[int, whole(0)]  # patches that such a slot holds
+  row_large_images: Annotated[int, whole(0)]  # slots of a row for larger images
+  large_image_patches: Annotated[int, whole(0)]  # patches that such a slot holds
 
   @classmethod
   def published(cls) -> 'SFTTrainOptions':
@@ -297,8 +297,8 @@ class SFTTrainOptions(TrainOptions):
       image_patches=196,
       rows=8,
       micro_batches=4,
-      row_stills=8,
-      still_patches=4096,
+      row_large_images=8,
+      large_image_patches=4096,
     )
 
 

@@ -94,7 +94,7 @@ class Queue:
     self._fill()  # with staleness above 0 the next groups run while the learner steps
     return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
 
-  def trained(self) -> None:
+  def mark_trained(self) -> None:
     """The batch handed out last has made its update."""
     self._handed = []
 
@@ -159,7 +159,7 @@ class Queue:
       },
       'rollout/running': float(len(self._running)),
       'rollout/queued': float(len(self._ready)),
-      'rollout/capacity': float(self.schedule.room),
+      'rollout/capacity': float(self.schedule.free),
       'rollout/epoch': self.schedule.next_position / self._order.size,
     }
 

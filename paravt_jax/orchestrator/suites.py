@@ -14,7 +14,7 @@ from paravt_jax.data import fields, rows
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, protocols, results
 from paravt_jax.eval.run import Record
-from paravt_jax.eval.sample import Sample, told
+from paravt_jax.eval.sample import Sample, describe_faults
 from paravt_jax.orchestrator import rollouts
 from paravt_jax.orchestrator.corpus import make_world
 from paravt_jax.orchestrator.recipes import EvalRecipe
@@ -190,7 +190,7 @@ def accuracy_metrics(
 def _benchmark(recipe: EvalRecipe, name: str, where: str) -> Suite:
   about = benchmarks.BENCHMARKS[name]
   samples = benchmarks.load(name, where, recipe.data.cache, recipe.eval.limit)
-  broken = told(benchmarks.faults(samples))
+  broken = describe_faults(benchmarks.faults(samples))
   if broken:
     print(
       f'{name}: of {len(samples)} rows, {broken}; they are asked as they are and marked',

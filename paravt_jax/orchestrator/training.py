@@ -93,7 +93,7 @@ class _Loop:
     batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
     clock.lap('rollout')
     metrics = await asyncio.to_thread(learner.update, batch)
-    queue.trained()
+    queue.mark_trained()
     clock.lap('learn')
     await queue.delivered()  # of the step before
     clock.lap('sync')

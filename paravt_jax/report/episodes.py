@@ -242,7 +242,7 @@ def _trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
 def _result_to_json(result: ToolResult) -> dict[str, Any]:
   window = result.window
   return {
-    'call': _plain(dataclasses.asdict(result.call)),
+    'call': _json_safe(dataclasses.asdict(result.call)),
     'status': str(result.status),
     'text': result.text,
     'window': None
@@ -268,14 +268,14 @@ def _repeated(data: Any) -> tuple[Any, int]:
   return data, 0
 
 
-def _plain(value: Any) -> Any:
+def _json_safe(value: Any) -> Any:
   """What a policy wrote as JSON can hold it: NaN and Infinity, which Python's parser lets through,
   as text.
   """
   if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
+    return {key: _json_safe(item) for key, item in value.items()}
   if isinstance(value, list):
-    return [_plain(item) for item in value]
+    return [_json_safe(item) for item in value]
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -312,8 +312,10 @@ def _result(data: Any, where: str) -> ToolResult:
     call = ParseFailure(**_object(result['call'], f'{where}, call', reason=str, text=str))
   else:
     # files from before calls of other forms ran do not say it
-    told = {'well_formed': True, **result['call']}
-    call = ToolCall(**_object(told, f'{where}, call', name=str, arguments=dict, well_formed=bool))
+    reading = {'well_formed': True, **result['call']}
+    call = ToolCall(
+      **_object(reading, f'{where}, call', name=str, arguments=dict, well_formed=bool)
+    )
   if result['window'] is not None and len(result['window']) != 3:
     raise DataError(f'{where}, window: got {result["window"]}, wanted [start, end, num_frames]')
   return ToolResult(

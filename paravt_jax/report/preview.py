@@ -38,7 +38,7 @@ class Limits:
   row_tokens: int  # image placeholders expanded
   row_images: int  # frames and images of up to image_patches patches
   image_patches: int
-  row_stills: int  # larger images
+  row_large_images: int  # larger images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Token:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class RowView:
   """A row to show. What could not be read of it is empty."""
 
   name: str  # as it was asked for
@@ -65,14 +65,14 @@ class Look:
   counts: dict[str, int]
 
 
-def look(
+def view_row(
   name: str,
   conversation: Conversation,
   tok: ChatTokenizer,
   frames: sft.Frames,
   options: sft.FrameOptions,
   limits: Limits,
-) -> Look:
+) -> RowView:
   """A row as it would be packed; media that cannot be read give a look without tokens, and the
   reason.
 
@@ -91,10 +91,12 @@ def look(
     sample = sft.sample(tok, conversation, media, options)
   except (MediaError, ChatError) as error:
     reason = f'media_{error.reason}' if isinstance(error, MediaError) else 'chat'
-    return Look(name, conversation.id, reason, str(error), _messages(conversation, shown), (), {})
+    return RowView(
+      name, conversation.id, reason, str(error), _messages(conversation, shown), (), {}
+    )
   counts = _counts(sample, limits)
   reason, fault = _verdict(counts, limits)
-  return Look(
+  return RowView(
     name,
     conversation.id,
     reason,
@@ -105,17 +107,17 @@ def look(
   )
 
 
-def unreadable(name: str, where: str, reason: str, fault: str) -> Look:
+def unreadable(name: str, where: str, reason: str, fault: str) -> RowView:
   """A row that breaks the schema: nothing to show but why."""
-  return Look(name, where, reason, fault, (), (), {})
+  return RowView(name, where, reason, fault, (), (), {})
 
 
-def write(out_html: Path | str, title: str, looks: Sequence[Look], limits: Limits) -> Path:
+def write(out_html: Path | str, title: str, looks: Sequence[RowView], limits: Limits) -> Path:
   """Writes the page in one go; returns its path. Raises ParavtError when it cannot be written."""
   return write_whole(out_html, render(title, looks, limits), 'write the preview')
 
 
-def render(title: str, looks: Sequence[Look], limits: Limits) -> str:
+def render(title: str, looks: Sequence[RowView], limits: Limits) -> str:
   """The page as text."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE),
@@ -143,12 +145,12 @@ def visible(text: str) -> str:
 
 
 def _counts(sample: packing.Sample, limits: Limits) -> dict[str, int]:
-  tokens, images, stills = packing.sizes(packing.Tree(sample), limits.image_patches)
+  tokens, images, large_images = packing.sizes(packing.Tree(sample), limits.image_patches)
   seen = sum(_image_tokens(image) for image in sample.images)
   return {
     'tokens': tokens,
     'images': images,
-    'stills': stills,
+    'large_images': large_images,
     'image_tokens': seen,
     'targets': int(sample.extras[sft.MASK].sum()),
   }
@@ -163,11 +165,11 @@ def _verdict(counts: dict[str, int], limits: Limits) -> tuple[str, str]:
       batches.TOO_LONG,
       f'{counts["tokens"]:,} tokens; a row holds {limits.row_tokens:,} (train.row_tokens)',
     )
-  for kind, most in (('images', limits.row_images), ('stills', limits.row_stills)):
+  for kind, most in (('images', limits.row_images), ('large_images', limits.row_large_images)):
     if counts[kind] > most:
       return (
         batches.TOO_MANY_IMAGES,
-        f'{counts[kind]:,} {kind}; a row holds {most:,} (train.row_{kind})',
+        f'{counts[kind]:,} {kind.replace("_", " ")}; a row holds {most:,} (train.row_{kind})',
       )
   if not counts['targets']:
     return batches.NO_TARGET, 'no token counts in the loss'
@@ -193,16 +195,16 @@ def _message(message: Message, shown: Iterator[list[template.Piece]]) -> dict[st
     text = prompts.system(own)
     return {
       'role': 'system',
-      'parts': [{'spans': _plain(text)}],
+      'parts': [{'spans': _plain_spans(text)}],
       'note': '' if text == own else _REPLACED,
     }
-  cut = scenes.spans if message.role == 'assistant' else _plain
+  cut = scenes.spans if message.role == 'assistant' else _plain_spans
   media = lambda ref: {'title': ref.path, 'label': _label(ref), **_pictures(next(shown, None))}
   parts = [{'spans': cut(part)} if isinstance(part, str) else media(part) for part in message.parts]
   return {'role': message.role, 'parts': parts, 'note': ''}
 
 
-def _plain(text: str) -> list[scenes.Span]:
+def _plain_spans(text: str) -> list[scenes.Span]:
   return [scenes.Span('plain', False, text)]
 
 

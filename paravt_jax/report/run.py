@@ -101,13 +101,13 @@ def load(folder: Path | str) -> Run:
     _minutes(summary.get('minutes')),
     before,
     after,
-    _told_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']),
+    _saved_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']),
     entries,
     tuple(notes),
   )
 
 
-def _told_gain(gain: Any) -> tuple[float, float, float] | None:
+def _saved_gain(gain: Any) -> tuple[float, float, float] | None:
   """The gain as the run's own table has it, so that page and table agree; None where summary.json
   does not tell.
   """

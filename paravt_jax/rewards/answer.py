@@ -17,7 +17,7 @@ __all__ = [
   'exact_match',
   'extract_answer',
   'normalise',
-  'said',
+  'strip_markup',
   'temporal_iou',
   'time_window',
   'token_f1',
@@ -41,9 +41,9 @@ def extract_answer(text: str) -> str:
     return (body if closed else _CONTROL.sub('', body)).strip()
   if tags.THINK_CLOSE not in text:
     return ''
-  return said(tail)
+  return strip_markup(tail)
 
 
-def said(text: str) -> str:
+def strip_markup(text: str) -> str:
   """What a text says in words: without tool blocks, tool responses and special tokens, stripped."""
   return _CONTROL.sub('', _RESPONSE.sub('', toolcalls.without_blocks(text))).strip()

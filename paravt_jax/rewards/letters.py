@@ -128,7 +128,7 @@ def chosen_letter(text: str) -> str | None:
   """
   text = _SPACES.sub(lambda run: '\n' if '\n' in run[0] else ' ', _EMPHASIS.sub('', text))
   text = _without_set_aside(text)
-  for decide in (_stated, _leading, _mentioned, _bare):
+  for decide in (_stated, _leading, _mentioned, _standalone_letters):
     letters = decide(text)
     if letters:
       return letters.pop() if len(letters) == 1 else None
@@ -227,7 +227,7 @@ def _mentioned(text: str) -> set[str]:
   }
 
 
-def _bare(text: str) -> set[str]:
+def _standalone_letters(text: str) -> set[str]:
   """Every letter that stands alone."""
   upper = {
     match[0]

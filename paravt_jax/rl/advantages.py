@@ -65,7 +65,7 @@ def batch_normalize(advantage_ST: jax.Array, mask_ST: jax.Array, mode: str) -> j
   return jnp.where(trained, centred / (std + EPSILON), 0.0)
 
 
-def k1(
+def kl_k1(
   logprob_ST: jax.Array, reference_ST: jax.Array, mask_ST: jax.Array, limit: float
 ) -> jax.Array:
   """The k1 estimate of KL(policy || reference) per trained token, log p - log p_ref clamped to
@@ -77,7 +77,7 @@ def k1(
   return jnp.where(trained_ST, jnp.clip(gap_ST, -limit, limit), 0.0)
 
 
-def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
+def reward_to_go(reward_ST: jax.Array, stream_ST: jax.Array) -> jax.Array:
   """Sum of the rewards still to come in the same run, a token's own included (gamma = lambda = 1).
 
   Args:
@@ -85,10 +85,10 @@ def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
     run_ST: integers; neighbours with the same number belong to one run (one branch of one packed
       document).
   """
-  shapes.check(reward_ST=reward_ST, run_ST=run_ST)
+  shapes.check(reward_ST=reward_ST, stream_ST=stream_ST)
   # where a run ends: the next token belongs to another one
-  changes_ST = run_ST[:, 1:] != run_ST[:, :-1]
-  last_ST = jnp.concatenate([changes_ST, jnp.ones_like(run_ST[:, :1], bool)], axis=1)
+  changes_ST = stream_ST[:, 1:] != stream_ST[:, :-1]
+  last_ST = jnp.concatenate([changes_ST, jnp.ones_like(stream_ST[:, :1], bool)], axis=1)
 
   # a sum from right to left that starts anew where a run ends
   def combine(later, earlier):
@@ -98,8 +98,13 @@ def to_go(reward_ST: jax.Array, run_ST: jax.Array) -> jax.Array:
   return total_ST
 
 
-def token_credit(
-  advantage_ST: jax.Array, kl_ST: jax.Array, mask_ST: jax.Array, run_ST: jax.Array, *, beta: float
+def token_advantage(
+  advantage_ST: jax.Array,
+  kl_ST: jax.Array,
+  mask_ST: jax.Array,
+  stream_ST: jax.Array,
+  *,
+  beta: float,
 ) -> jax.Array:
   """A trained token's credit: its episode's advantage plus the KL reward -beta * kl still to come
   in its run.
@@ -110,7 +115,7 @@ def token_credit(
   Returns:
     credit_ST, 0 outside the mask.
   """
-  shapes.check(advantage_ST=advantage_ST, kl_ST=kl_ST, mask_ST=mask_ST, run_ST=run_ST)
+  shapes.check(advantage_ST=advantage_ST, kl_ST=kl_ST, mask_ST=mask_ST, stream_ST=stream_ST)
   trained = mask_ST > 0
-  kl_to_go = to_go(jnp.where(trained, -beta * kl_ST, 0.0), run_ST)
+  kl_to_go = reward_to_go(jnp.where(trained, -beta * kl_ST, 0.0), stream_ST)
   return jnp.where(trained, advantage_ST + kl_to_go, 0.0)

@@ -100,7 +100,7 @@ Event = Opened | TurnDone | CallStarted | CallDone
 
 
 @dataclasses.dataclass(frozen=True)
-class Manner:
+class DialogueFormat:
   """How an agent speaks and listens. An evaluation may ask for another one than TRAINED."""
 
   system: Callable[[Task], str | None]  # the system text of a task; None for no system message
@@ -119,7 +119,7 @@ class Manner:
   forced_prefix: bool  # whether the forced turn opens with the pinned prefix like the others
 
 
-TRAINED = Manner(
+TRAINING_FORMAT = DialogueFormat(
   system=lambda task: prompts.system(task.facts.get('system')),
   user=prompts.user,
   parse=toolcalls.parse,
@@ -135,7 +135,7 @@ TRAINED = Manner(
 
 class Agent:
   """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop;
-  `grown` the main agent's turns as they are written: (turn, its text so far).
+  `on_text` the main agent's turns as they are written: (turn, its text so far).
   """
 
   def __init__(
@@ -144,25 +144,25 @@ class Agent:
     subagents: Subagents,
     frames: FrameStore,
     options: AgentOptions,
-    manner: Manner = TRAINED,
+    dialogue_format: DialogueFormat = TRAINING_FORMAT,
     watch: Callable[[Event], None] | None = None,
-    grown: Callable[[int, str], None] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
   ):
     self._sampler = sampler
     self._subagents = subagents
     self._frames = frames
     self._options = options
-    self._manner = manner
+    self._format = dialogue_format
     self._watch = watch
-    self._grown = grown
-    self._closing_room = len(template.closing(sampler.tok, False).ids)
+    self._on_text = on_text
+    self._closing_tokens = len(template.closing(sampler.tok, False).ids)
 
-  def watched(
-    self, watch: Callable[[Event], None], grown: Callable[[int, str], None] | None = None
+  def with_watch(
+    self, watch: Callable[[Event], None], on_text: Callable[[int, str], None] | None = None
   ) -> 'Agent':
-    """The same agent, with `watch` and `grown`."""
+    """The same agent, with `watch` and `on_text`."""
     return Agent(
-      self._sampler, self._subagents, self._frames, self._options, self._manner, watch, grown
+      self._sampler, self._subagents, self._frames, self._options, self._format, watch, on_text
     )
 
   async def open(self, task: Task, budget: int) -> Opening:
@@ -179,15 +179,15 @@ class Agent:
     infos = await asyncio.gather(*map(self._frames.probe, task.videos))
     available = [sampling.available(info.duration, info.fps) for info in infos]
     shares = _shares(budget, available)
-    asked = [
-      budget if share == most else share for share, most in zip(shares, available)
+    wanted = [
+      budget if share == limit else share for share, limit in zip(shares, available)
     ]  # all it has: none is to be missed
-    found = await asyncio.gather(*map(self._overview, task.videos, infos, asked))
-    user = self._manner.user(
-      task, [self._manner.frames(clip.frames, overview.seconds) for clip, overview in found]
+    found = await asyncio.gather(*map(self._overview, task.videos, infos, wanted))
+    user = self._format.user(
+      task, [self._format.frames(clip.frames, overview.seconds) for clip, overview in found]
     )
     segment = template.opening(
-      self._sampler.tok, self._manner.system(task), user, self._options.think_prefix
+      self._sampler.tok, self._format.system(task), user, self._options.think_prefix
     )
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
@@ -207,7 +207,7 @@ class Agent:
     StopReason.ERROR and its message in `error`.
     """
     run = _Run(task, opening, address, [opening.segment])
-    self._tell(Opened, opening)
+    self._notify(Opened, opening)
     try:
       stop = await self._turns(run)
     except RolloutError as error:
@@ -221,22 +221,22 @@ class Agent:
     options = self._options
     for turn in range(options.max_turns + 1):
       forced = turn == options.max_turns
-      room = min(self._most(run.task, turn), self._room(run.segments))
-      if room < 1:
+      remaining = min(self._turn_limit(run.task, turn), self._remaining(run.segments))
+      if remaining < 1:
         return StopReason.CONTEXT
       segment, finish = await self._sampler.sample(
         run.segments,
         address=run.address,
         turn=turn,
         call=MAIN,
-        max_new_tokens=room,
+        max_new_tokens=remaining,
         token_class=TokenClass.AFTER_TOOL if turn else run.opening_class,
-        **self._heard(turn),
+        **self._streaming(turn),
       )
-      text = template.turn_text(self._sampler.tok, segment.ids, self._prefix(turn))
-      self._tell(TurnDone, turn, text)
-      blocks = () if forced or finish == 'abort' else self._manner.parse(text)
-      answered = self._manner.answered(text)
+      text = template.turn_text(self._sampler.tok, segment.ids, self._turn_prefix(turn))
+      self._notify(TurnDone, turn, text)
+      blocks = () if forced or finish == 'abort' else self._format.parse(text)
+      answered = self._format.answered(text)
       goes_on = bool(blocks) and (
         any(isinstance(block, ToolCall) for block in blocks) or not answered
       )
@@ -244,41 +244,41 @@ class Agent:
       run.segments.append(segment)
       responses = await self._responses(run, blocks, turn)
       run.turns.append(Turn(text, tuple(response.result for response in responses), stop, forced))
-      shown = [self._shown(response) for response in responses] if goes_on else None
-      if not self._follow(run, segment, shown, turn=turn + 1):
+      replies = [self._reply_pieces(response) for response in responses] if goes_on else None
+      if not self._append_next(run, segment, replies, turn=turn + 1):
         return StopReason.CONTEXT if goes_on else stop
     raise AssertionError('the forced turn returns')
 
-  def _most(self, task: Task, turn: int) -> int:
+  def _turn_limit(self, task: Task, turn: int) -> int:
     """Tokens that a turn may have; fewer where the final answer was asked for and the manner says
     so.
     """
-    most = self._options.max_new_tokens
+    limit = self._options.max_new_tokens
     return (
-      min(most, self._manner.forced_tokens.get(task.question_type, most))
-      if self._asked(turn)
-      else most
+      min(limit, self._format.forced_tokens.get(task.question_type, limit))
+      if self._is_forced(turn)
+      else limit
     )
 
-  def _asked(self, turn: int) -> bool:
+  def _is_forced(self, turn: int) -> bool:
     """Whether a turn is the one that the final answer was asked for in."""
     return 0 < turn == self._options.max_turns
 
-  def _prefix(self, turn: int) -> str:
+  def _turn_prefix(self, turn: int) -> str:
     """What a turn is made to begin with."""
     return (
-      '' if self._asked(turn) and not self._manner.forced_prefix else self._options.think_prefix
+      '' if self._is_forced(turn) and not self._format.forced_prefix else self._options.think_prefix
     )
 
-  def _room(self, segments: Sequence[Segment]) -> int:
+  def _remaining(self, segments: Sequence[Segment]) -> int:
     """Tokens that may be sampled next, with place left for a closing."""
-    return self._sampler.room(segments, reserved=self._closing_room)
+    return self._sampler.remaining(segments, reserved=self._closing_tokens)
 
-  def _follow(
+  def _append_next(
     self,
     run: '_Run',
     segment: Segment,
-    shown: Sequence[str | Sequence[template.Piece]] | None,
+    replies: Sequence[str | Sequence[template.Piece]] | None,
     *,
     turn: int,
   ) -> bool:
@@ -288,16 +288,16 @@ class Agent:
     """
     tok = self._sampler.tok
     closed = template.is_closed(tok, segment.ids)
-    if shown is not None:
+    if replies is not None:
       request = (
-        self._manner.requests.get(run.task.question_type, self._manner.request)
-        if self._asked(turn)
+        self._format.requests.get(run.task.question_type, self._format.request)
+        if self._is_forced(turn)
         else None
       )
       continuation = template.continuation(
-        tok, closed=closed, results=shown, request=request, think_prefix=self._prefix(turn)
+        tok, closed=closed, results=replies, request=request, think_prefix=self._turn_prefix(turn)
       )
-      if self._room([*run.segments, continuation]) >= 1:
+      if self._remaining([*run.segments, continuation]) >= 1:
         run.segments.append(continuation)
         return True
     closing = template.closing(tok, closed)
@@ -305,9 +305,9 @@ class Agent:
       run.segments.append(closing)
     return False
 
-  def _shown(self, response: Response) -> str | Sequence[template.Piece]:
+  def _reply_pieces(self, response: Response) -> str | Sequence[template.Piece]:
     ran = response.result.status is ResultStatus.EXECUTED
-    return response.shown if ran else self._manner.refused(response.result)
+    return response.shown if ran else self._format.refused(response.result)
 
   async def _responses(
     self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int
@@ -321,14 +321,14 @@ class Agent:
       rest = ToolResult(
         blocks[limit], ResultStatus.OVER_LIMIT, prompts.error(ResultStatus.OVER_LIMIT)
       )
-      self._tell(CallDone, turn, limit, rest)
+      self._notify(CallDone, turn, limit, rest)
       responses.append(Response.of(rest))
     return responses
 
   async def _response(
     self, run: '_Run', block: ToolCall | ParseFailure, turn: int, index: int
   ) -> Response:
-    self._tell(CallStarted, turn, index, block)
+    self._notify(CallStarted, turn, index, block)
     if isinstance(block, ParseFailure):
       response = Response.of(
         ToolResult(block, ResultStatus.PARSE_FAILURE, prompts.error(ResultStatus.PARSE_FAILURE))
@@ -342,24 +342,24 @@ class Agent:
         index=index,
         durations=[view.duration for view in run.opening.overviews],
       )
-    self._tell(CallDone, turn, index, response.result)
+    self._notify(CallDone, turn, index, response.result)
     return response
 
-  def _heard(self, turn: int) -> dict[str, Callable[[list[int]], None]]:
+  def _streaming(self, turn: int) -> dict[str, Callable[[list[int]], None]]:
     """What `sample` is given to tell a turn's text so far, but for a character of which only a part
     is there.
     """
-    grown = self._grown
-    if grown is None:
+    on_text = self._on_text
+    if on_text is None:
       return {}
 
-    def heard(ids: Sequence[int]) -> None:
-      text = template.turn_text(self._sampler.tok, ids, self._prefix(turn))
-      grown(turn, text.rstrip(_CUT))
+    def on_tokens(ids: Sequence[int]) -> None:
+      text = template.turn_text(self._sampler.tok, ids, self._turn_prefix(turn))
+      on_text(turn, text.rstrip(_CUT))
 
-    return {'heard': heard}
+    return {'on_tokens': on_tokens}
 
-  def _tell(self, event: Callable[..., Event], *facts: Any) -> None:
+  def _notify(self, event: Callable[..., Event], *facts: Any) -> None:
     if self._watch is not None:
       self._watch(event(*facts))
 
@@ -402,7 +402,7 @@ def _shares(budget: int, available: Sequence[int]) -> list[int]:
   """
   shares = [1] * len(available)
   left = budget - len(available)
-  while left > 0 and (able := [i for i, most in enumerate(available) if shares[i] < most]):
+  while left > 0 and (able := [i for i, limit in enumerate(available) if shares[i] < limit]):
     least = min(shares[i] for i in able)
     for i in [i for i in able if shares[i] == least][:left]:
       shares[i] += 1

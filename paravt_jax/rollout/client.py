@@ -127,7 +127,7 @@ class Client(Http):
     self,
     request: protocol.GenerateRequest,
     affinity: int = 0,
-    heard: Callable[[list[int]], None] | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
   ) -> Sampled:
     """Samples until a stop token or `max_new_tokens`.
 
@@ -156,7 +156,7 @@ class Client(Http):
     idle = 0
     try:
       while True:
-        reply, steady = await self._part(request, done, len(parts), affinity, fragments, heard)
+        reply, steady = await self._part(request, done, len(parts), affinity, fragments, on_tokens)
         parts.append(reply)
         done = done + reply.output_ids
         left = request.max_new_tokens - len(done)
@@ -206,7 +206,7 @@ class Client(Http):
     index: int,
     affinity: int,
     fragments: list[orjson.Fragment],
-    heard: Callable[[list[int]], None] | None,
+    on_tokens: Callable[[list[int]], None] | None,
   ) -> tuple[protocol.GenerateReply, bool]:
     """A checked reply, and whether its server was still taking requests when it came."""
     part = request
@@ -218,8 +218,8 @@ class Client(Http):
         max_new_tokens=request.max_new_tokens - len(done),
         seed=resumed_seed(request.seed, len(done)),
       )
-    body = part.to_json(fragments) | ({} if heard is None else {'stream': True})
-    event = None if heard is None else _hearing(heard, done, self._vocab_size)
+    body = part.to_json(fragments) | ({} if on_tokens is None else {'stream': True})
+    event = None if on_tokens is None else _stream_to(on_tokens, done, self._vocab_size)
     sent = 0
 
     def payload(url: str) -> bytes:
@@ -283,7 +283,7 @@ class Client(Http):
     """
     for attempt in range(self.options.retries + 1):
       status, reply = await self.trying(
-        lambda _: self.once('POST', f'{url}/generate', payload(url), heard=event)
+        lambda _: self.once('POST', f'{url}/generate', payload(url), on_event=event)
       )
       if status < 500:
         return status, reply
@@ -324,11 +324,11 @@ def resumed_seed(seed: int, done: int) -> int:
   return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7FFFFFFF
 
 
-def _hearing(heard: Callable[[list[int]], None], done: list[int], vocab_size: int) -> _Event:
-  """What passes the ids of a stream's events on to `heard`, after those that are done."""
+def _stream_to(on_tokens: Callable[[list[int]], None], done: list[int], vocab_size: int) -> _Event:
+  """What passes the ids of a stream's events on to `on_tokens`, after those that are done."""
 
   def event(data: bytes) -> None:
-    heard(done + _ids_of(data, vocab_size))
+    on_tokens(done + _ids_of(data, vocab_size))
 
   return event
 

@@ -115,7 +115,7 @@ class Fleet:
     """
     folder = await asyncio.to_thread(self._stage, pathlib.Path(published))
     weights = Weights(folder, version, canary)
-    self._router.hold()
+    self._router.pause()
     try:
       self._delivery.current = weights
       chosen = [
@@ -130,7 +130,7 @@ class Fleet:
         self.check()
         await asyncio.sleep(min(self._options.every_s, 0.2))
     finally:
-      self._router.release()
+      self._router.resume()
 
   async def _offer(self, server: ServerState, weights: Weights) -> RolloutError | SyncError | None:
     """Weights for a server that is UP; one that fails is set aside and the reason returned."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Annotated
 
-from paravt_jax.chat.prompts import told
+from paravt_jax.chat.prompts import question_text
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.options import BUDGETS, COUNT, FLAG, Options
 from paravt_jax.rewards import answer, total
@@ -84,7 +84,7 @@ def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
     if judge is None:
       raise AssertionError('`rewarder` refuses options that ask a judge who is not there')
     verdict = await judge.compare(
-      told(task), task.answer, answer.extract_answer(episode.turns[-1].text)
+      question_text(task), task.answer, answer.extract_answer(episode.turns[-1].text)
     )
     if isinstance(verdict, JudgeFailure):
       return Dropped(verdict.reason)

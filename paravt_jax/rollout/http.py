@@ -88,7 +88,7 @@ class Http:
     url: str,
     body: bytes | None = None,
     timeout_s: float | None = None,
-    heard: Callable[[bytes], None] | None = None,
+    on_event: Callable[[bytes], None] | None = None,
   ) -> tuple[int, bytes]:
     """(status, reply body), without sending twice.
 
@@ -107,8 +107,8 @@ class Http:
       async with self._session.request(
         method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
       ) as reply:
-        if heard is not None and reply.content_type == 'text/event-stream':
-          return reply.status, await _last_event(url, reply.content, heard)
+        if on_event is not None and reply.content_type == 'text/event-stream':
+          return reply.status, await _last_event(url, reply.content, on_event)
         return reply.status, await reply.read()
     except TimeoutError as error:
       raise Silent(
@@ -171,7 +171,7 @@ class Http:
 
 
 async def _last_event(
-  url: str, content: aiohttp.StreamReader, heard: Callable[[bytes], None]
+  url: str, content: aiohttp.StreamReader, on_event: Callable[[bytes], None]
 ) -> bytes:
   """Reads `data: ...` lines until `data: [DONE]`. Raises Lost when the stream ends before."""
   last, line = b'', bytearray()
@@ -185,7 +185,7 @@ async def _last_event(
         return last
       if name == b'data':
         last = data.strip()
-        heard(last)
+        on_event(last)
     line += rest
   raise Lost(f'POST {url}: the stream ended before its last event; is the server up? see its log')
 

@@ -1,7 +1,7 @@
 """Which server gets a request: the one that holds its group's prefix, else the least loaded; and
 the gate before all of them.
 
-While the gate is held nothing is sent, and no reply of new weights reaches an episode: until a
+While the gate is closed nothing is sent, and no reply of new weights reaches an episode: until a
 canary proves them they are not believed.
 """
 
@@ -54,7 +54,7 @@ class Router:
     self._homes: collections.OrderedDict[int, str] = (
       collections.OrderedDict()
     )  # affinity -> url, least recently used first
-    self._held = 0
+    self._pauses = 0
     self._failure: str | None = None
     self._change = asyncio.Event()
 
@@ -81,13 +81,13 @@ class Router:
     """The server for a request: where its affinity is at home, or the least loaded (which then is
     its home).
 
-    Waits while the gate is held or no server is UP.
+    Waits while the gate is closed or no server is UP.
 
     Raises:
       RolloutError: no server will ever be UP.
     """
     self._refuse_failed()
-    while self._held or not self.up_urls():
+    while self._pauses or not self.up_urls():
       await self._changed()
     home = self._homes.get(affinity)
     if home not in self._servers or self._servers[home].state is not State.UP:
@@ -171,17 +171,17 @@ class Router:
   # The gate.
 
   @property
-  def held(self) -> bool:
+  def paused(self) -> bool:
     """Whether the gate is closed."""
-    return self._held > 0
+    return self._pauses > 0
 
-  def hold(self) -> None:
-    """Closes the gate; as many `release` as `hold` open it."""
-    self._held += 1
+  def pause(self) -> None:
+    """Closes the gate; as many `resume` as `pause` open it."""
+    self._pauses += 1
 
-  def release(self) -> None:
+  def resume(self) -> None:
     """Opens the gate."""
-    self._held -= 1
+    self._pauses -= 1
     self._notify()
 
   async def passed(self, url: str) -> None:
@@ -191,7 +191,7 @@ class Router:
     Raises:
       RolloutError: no server will ever be UP.
     """
-    while self._held and url in self._servers and self._servers[url].state is not State.DRAINING:
+    while self._pauses and url in self._servers and self._servers[url].state is not State.DRAINING:
       await self._changed()
 
   async def _changed(self) -> None:

@@ -84,7 +84,7 @@ class Sampler:
     ]  # request ids must differ between processes; results do not depend on them
     self._serial = itertools.count()
 
-  def room(self, segments: Sequence[Segment], reserved: int = 0) -> int:
+  def remaining(self, segments: Sequence[Segment], reserved: int = 0) -> int:
     """Tokens that may still be sampled after these segments, with `reserved` left free; zero or
     less means none.
     """
@@ -99,7 +99,7 @@ class Sampler:
     call: int,
     max_new_tokens: int,
     token_class: TokenClass,
-    heard: Callable[[list[int]], None] | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
   ) -> tuple[Segment, str]:
     """The next segment, ids verbatim as the server returned them, and the finish reason ('stop',
     'length' or 'abort').
@@ -122,7 +122,7 @@ class Sampler:
       seed=address.sampling_seed(turn, call),
       ignore_eos=False,
     )
-    got = await self._client.generate(request, affinity=address.affinity, heard=heard)
+    got = await self._client.generate(request, affinity=address.affinity, on_tokens=on_tokens)
     return Segment(
       got.ids, sampled=True, logprobs=got.logprobs, versions=got.versions, token_class=token_class
     ), got.finish

@@ -56,7 +56,7 @@ class Schedule:
     return len(self._running)
 
   @property
-  def room(self) -> int:
+  def free(self) -> int:
     """Groups that may start now; not negative."""
     return max(
       0,
@@ -74,7 +74,7 @@ class Schedule:
     """The position of the group to start next, now counted as running; None when there is no
     room.
     """
-    if not self.room:
+    if not self.free:
       return None
     if self._again:
       position = self._again.pop(0)

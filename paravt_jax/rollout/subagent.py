@@ -176,10 +176,12 @@ class Subagents:
     index: int,
   ) -> Response:
     return Response.of(
-      self._judged(call, window, await self._look(window, clip, video, task, address, turn, index))
+      self._judged(
+        call, window, await self._view_window(window, clip, video, task, address, turn, index)
+      )
     )
 
-  async def _look(
+  async def _view_window(
     self,
     window: Window,
     clip: Clip,
@@ -191,7 +193,7 @@ class Subagents:
   ) -> _Seen:
     """Opening and one sampled turn."""
     options = self._options
-    question = prompts.told(task) if options.see_question else None
+    question = prompts.question_text(task) if options.see_question else None
     name = prompts.label(video + 1) if len(task.videos) > 1 else ''
     user = [
       *template.frame_pieces(clip.frames, clip.seconds),
@@ -199,15 +201,15 @@ class Subagents:
     ]
     opening = template.opening(self._sampler.tok, None, user, '')
     seconds = tuple(float(second) for second in clip.seconds)
-    room = min(options.max_new_tokens, self._sampler.room([opening]))
-    if room < 1:
+    remaining = min(options.max_new_tokens, self._sampler.remaining([opening]))
+    if remaining < 1:
       return _Seen(seconds, (opening,), 'length')
     sampled, finish = await self._sampler.sample(
       [opening],
       address=address,
       turn=turn,
       call=index,
-      max_new_tokens=room,
+      max_new_tokens=remaining,
       token_class=TokenClass.AFTER_FRAME,
     )
     return _Seen(seconds, (opening, sampled), finish)

@@ -144,7 +144,7 @@ class Supervisor:
     used = await asyncio.to_thread(process.memory_mb)
     others = [other for other in self.servers if other is not server]
     alone = bool(others) and all(other.busy for other in others)
-    if used < limit or server.busy or self._router.held or alone:
+    if used < limit or server.busy or self._router.paused or alone:
       return
     if self._router.state(server.member.url) is State.UP:
       reason = f'{server.member.url}: holds {used:.0f} MiB, fleet.memory_mb is {limit}'

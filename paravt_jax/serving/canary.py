@@ -109,7 +109,7 @@ class Canary:
     return None
 
 
-def picture(patches: int) -> np.ndarray:
+def canary_image(patches: int) -> np.ndarray:
   """uint8[H, 32, 3], the canary's image: noise, so that no two patches are alike, and higher than
   wide where that fits.
 

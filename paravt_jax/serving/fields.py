@@ -42,7 +42,7 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
   """A value for a message: one line of bounded length, whatever the value is."""
   return _SHORT.repr(value)
 
@@ -69,7 +69,7 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
       f'{where}: the body is no JSON ({" ".join(str(error).split())[:160]})'
     ) from error
   if not isinstance(body, dict):
-    raise RequestError(f'{where}: got {shown(body)}, wanted a JSON object')
+    raise RequestError(f'{where}: got {short_repr(body)}, wanted a JSON object')
   return body
 
 
@@ -78,7 +78,7 @@ def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(found) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
-    raise RequestError(f'{where}: key {shown(twice)} is there twice, wanted it once')
+    raise RequestError(f'{where}: key {short_repr(twice)} is there twice, wanted it once')
   return found
 
 
@@ -86,41 +86,43 @@ def refuse_unknown(where: str, got: Mapping[str, Any], known: Collection[str]) -
   """Raises RequestError for a key that is not among `known`."""
   unknown = sorted(set(got) - set(known))
   if unknown:
-    raise RequestError(f'{where}: unknown key {shown(unknown[0])}; wanted some of {sorted(known)}')
+    raise RequestError(
+      f'{where}: unknown key {short_repr(unknown[0])}; wanted some of {sorted(known)}'
+    )
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
   """An integer in low..high; True and 1.0 are none."""
   if type(value) is not int or not low <= value <= high:
-    raise RequestError(f'{name}: got {shown(value)}, wanted an integer in {low}..{high}')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted an integer in {low}..{high}')
   return value
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
   """A number in low..high; nan is none."""
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-    raise RequestError(f'{name}: got {shown(value)}, wanted a number in {low:g}..{high:g}')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted a number in {low:g}..{high:g}')
   return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
   """true or false."""
   if not isinstance(value, bool):
-    raise RequestError(f'{name}: got {shown(value)}, wanted true or false')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted true or false')
   return value
 
 
 def section(name: str, value: Any) -> dict[str, Any]:
   """An object; null is an empty one."""
   if value is not None and not isinstance(value, dict):
-    raise RequestError(f'{name}: got {shown(value)}, wanted an object')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted an object')
   return value or {}
 
 
 def text(name: str, value: Any) -> str:
   """A string of at least one character."""
   if not isinstance(value, str) or not value:
-    raise RequestError(f'{name}: got {shown(value)}, wanted a string that is not empty')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted a string that is not empty')
   return value
 
 
@@ -128,17 +130,17 @@ def texts(name: str, value: Any) -> list[str]:
   """Strings; a single one is a list of one, null an empty list."""
   found = [] if value is None else [value] if isinstance(value, str) else value
   if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-    raise RequestError(f'{name}: got {shown(value)}, wanted a list of base64 strings')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted a list of base64 strings')
   return found
 
 
 def ids(name: str, value: Any, vocab_size: int) -> list[int]:
   """Token ids of the vocabulary."""
   if not isinstance(value, list) or not all(type(token) is int for token in value):
-    raise RequestError(f'{name}: got {shown(value)}, wanted one flat list of integers')
+    raise RequestError(f'{name}: got {short_repr(value)}, wanted one flat list of integers')
   if value and (min(value) < 0 or max(value) >= vocab_size):
     wrong = next(token for token in value if not 0 <= token < vocab_size)
-    raise RequestError(f'{name}: got {shown(wrong)}, wanted ids in 0..{vocab_size - 1}')
+    raise RequestError(f'{name}: got {short_repr(wrong)}, wanted ids in 0..{vocab_size - 1}')
   return value
 
 
@@ -148,7 +150,8 @@ def biases(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], .
   for key, bias in section(name, value).items():
     if not isinstance(key, str) or not _ID.fullmatch(key) or int(key) >= vocab_size:
       raise RequestError(
-        f'{name}: got {shown(key)}: {shown(bias)}, wanted ids in 0..{vocab_size - 1} as text'
+        f'{name}: got {short_repr(key)}: {short_repr(bias)}, wanted ids in '
+        f'0..{vocab_size - 1} as text'
       )
     pairs.append((int(key), number(f'{name}[{key}]', bias, -LARGEST_BIAS, LARGEST_BIAS)))
   return tuple(sorted(pairs))
@@ -164,7 +167,7 @@ def version(name: str, value: Any) -> int:
     value = int(value)
   if type(value) is not int or not 0 <= value <= LARGEST_VERSION:
     raise ValueError(
-      f'{name}: got {shown(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text '
+      f'{name}: got {short_repr(value)}, wanted a whole number in 0..{LARGEST_VERSION}, as text '
       'such as "12"'
     )
   return value

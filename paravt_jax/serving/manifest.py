@@ -2,10 +2,10 @@
 that it is written in.
 
     {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
-    held: {name: hash},
+    frozen: {name: hash},
      canary, files: {path: [bytes, hash | null]}, tree, seal}
 
-`arrays` are published; `held` are what the model has besides, unchanged since the base model.
+`arrays` are published; `frozen` are what the model has besides, unchanged since the base model.
 `files` are those of the array store, with a hash where a shard's hash does not cover every byte.
 `tree` is the model's identity: a hash over the names and hashes of all arrays. `seal` is a hash
 over the page itself, so that an edited page is told from a published one.
@@ -67,7 +67,7 @@ class Manifest:
 
   version: int
   arrays: dict[str, Entry]  # name -> what is published
-  held: dict[str, str]  # name -> hash of what the model has besides
+  frozen: dict[str, str]  # name -> hash of what the model has besides
   canary: dict[str, Any] | None  # as JSON
   files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
 
@@ -77,7 +77,7 @@ class Manifest:
     one.
     """
     arrays = {name: dataclasses.asdict(entry) for name, entry in self.arrays.items()}
-    return _text_hash(json.dumps([arrays, self.held], sort_keys=True))
+    return _text_hash(json.dumps([arrays, self.frozen], sort_keys=True))
 
   def to_text(self) -> str:
     """The page, byte for byte what `read` accepts."""
@@ -93,7 +93,7 @@ class Manifest:
       'format': FORMAT,
       'version': self.version,
       'arrays': arrays,
-      'held': self.held,
+      'frozen': self.frozen,
       'canary': self.canary,
       'files': self.files,
       'tree': self.tree,
@@ -149,7 +149,7 @@ def parse(page: dict[str, Any]) -> Manifest:
     for name, entry in page['arrays'].items()
   }
   files = {path: (size, digest) for path, (size, digest) in page['files'].items()}
-  return Manifest(page['version'], arrays, dict(page['held']), page['canary'], files)
+  return Manifest(page['version'], arrays, dict(page['frozen']), page['canary'], files)
 
 
 def leaves(tree: Params) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tu
       return _in_blocks(pool, arrays, readers)
 
 
-def held_hashes(named: Mapping[str, Any]) -> dict[str, str]:
+def frozen_hashes(named: Mapping[str, Any]) -> dict[str, str]:
   """Hashes that tell whether two holders have the same array: of the values rounded to bfloat16,
   however they are stored.
 

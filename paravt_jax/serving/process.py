@@ -54,10 +54,10 @@ class ServerProcess:
     """MiB that the process and all its descendants hold: shared pages are counted once (PSS),
     resident ones where the system does not tell shares. 0 when it has ended.
     """
-    return sum(_held(member) for member in _family(self.pid)) / 2**20
+    return sum(_memory_bytes(member) for member in _family(self.pid)) / 2**20
 
 
-def _held(process: psutil.Process) -> int:
+def _memory_bytes(process: psutil.Process) -> int:
   """Bytes; 0 for one that ended meanwhile."""
   try:
     try:

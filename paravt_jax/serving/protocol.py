@@ -17,7 +17,7 @@ from PIL import Image
 from paravt_jax.errors import RolloutError
 from paravt_jax.serving import fields
 from paravt_jax.serving.fields import RequestError
-from paravt_jax.video import stills
+from paravt_jax.video import image_files
 
 BANNED_BIAS = -1e9  # as logit_bias; far below any logit, finite because JSON has no infinity
 FIRST_VERSION = 'default'  # SGLang's name for weights that were never updated; ours is version 0
@@ -203,8 +203,8 @@ def encode_image(image: np.ndarray) -> str:
 
 
 def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
-  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `stills.rgb` reads
-  any mode.
+  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `image_files.rgb`
+  reads any mode.
 
   Raises:
     RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32
@@ -215,23 +215,23 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
   try:
     with Image.open(
       io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')
-    ) as picture:
-      _check_still(picture, max_patches)
-      return stills.rgb(picture)
+    ) as image:
+      _check_image(image, max_patches)
+      return image_files.rgb(image)
   except _BOMB as error:
     raise RequestError(
       f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller'
     ) from error
-  except stills.FAULTS as error:
+  except image_files.FAULTS as error:
     raise RequestError(
       f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})'
     ) from error
 
 
-def _check_still(picture: Image.Image, max_patches: int) -> None:
-  width, height = picture.size
-  frames = getattr(picture, 'n_frames', 1)
-  if picture.format == 'PNG' and frames > 1:
+def _check_image(image: Image.Image, max_patches: int) -> None:
+  width, height = image.size
+  frames = getattr(image, 'n_frames', 1)
+  if image.format == 'PNG' and frames > 1:
     raise RequestError(f'image_data: got an animated PNG of {frames} images, wanted a still one')
   if height % 32 or width % 32 or not height * width:
     raise RequestError(
@@ -272,7 +272,7 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     RequestError: an unknown key, a wrong type, or a value out of range, named in one line.
   """
   if not isinstance(body, dict):
-    raise RequestError(f'/generate: got {fields.shown(body)}, wanted a JSON object')
+    raise RequestError(f'/generate: got {fields.short_repr(body)}, wanted a JSON object')
   fields.refuse_unknown('/generate', body, _REQUEST_KEYS)
   params = fields.section('sampling_params', body.get('sampling_params'))
   fields.refuse_unknown('sampling_params', params, _SAMPLING_KEYS)

@@ -71,7 +71,7 @@ class _Job:
   partial: pathlib.Path  # the folder that becomes it
   version: int
   named: dict[str, Any]  # arrays that nobody else touches
-  held: dict[str, str]  # name -> hash of what is not written
+  frozen: dict[str, str]  # name -> hash of what is not written
   canary: dict[str, Any] | None
 
 
@@ -86,10 +86,10 @@ class Publisher:
     self._folder, self._keep = pathlib.Path(folder).absolute(), keep
     self._thread = ThreadPoolExecutor(1, 'publish')
     self._pending: Pending | None = None
-    self._held: tuple[Params | None, dict[str, str]] = (None, {})
+    self._frozen: tuple[Params | None, dict[str, str]] = (None, {})
 
   def start(
-    self, version: int, params: Params, *, held: Params | None, canary: dict[str, Any] | None
+    self, version: int, params: Params, *, frozen: Params | None, canary: dict[str, Any] | None
   ) -> Pending:
     """Begins to write; returns as soon as the caller may overwrite or donate its buffers. Waits for
     the write before it.
@@ -98,14 +98,14 @@ class Publisher:
       version: the name of the folder; a version that exists is replaced.
       params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its
         dtype.
-      held: what the model has besides. It is hashed (once, as long as the same tree is given) and
+      frozen: what the model has besides. It is hashed (once, as long as the same tree is given) and
         never written.
       canary: anything JSON can hold, kept in the manifest.
 
     Raises:
       SyncError: the folder cannot be made, or an array is of another dtype.
     """
-    return self._begin(version, params, held, canary, copy=True)
+    return self._begin(version, params, frozen, canary, copy=True)
 
   def close(self) -> None:
     """Waits for the write that is under way."""
@@ -121,7 +121,7 @@ class Publisher:
     self,
     version: int,
     params: Params,
-    held: Params | None,
+    frozen: Params | None,
     canary: dict[str, Any] | None,
     *,
     copy: bool,
@@ -136,10 +136,10 @@ class Publisher:
           f'{target}: {name!r} is {np.dtype(leaf.dtype).name}, wanted one of '
           f'{manifest.DTYPES}; cast it first'
         )
-    hashes = self._hashes(held)
+    hashes = self._hashes(frozen)
     both = sorted(named.keys() & hashes.keys())
     if both:
-      raise SyncError(f'{target}: {both[0]!r} is both published and held; give each array once')
+      raise SyncError(f'{target}: {both[0]!r} is both published and frozen; give each array once')
     self._open(target, partial)
     own = {name: array_files.snapshot(leaf) if copy else leaf for name, leaf in named.items()}
     jax.block_until_ready(own)
@@ -147,17 +147,17 @@ class Publisher:
     self._pending = Pending(self._thread.submit(self._run, job))
     return self._pending
 
-  def _hashes(self, held: Params | None) -> dict[str, str]:
-    if held is None:
+  def _hashes(self, frozen: Params | None) -> dict[str, str]:
+    if frozen is None:
       return {}
-    if self._held[0] is not held:
-      self._held = (
-        held,
-        manifest.held_hashes(
-          {name: array_files.whole(leaf) for name, leaf in manifest.leaves(held).items()}
+    if self._frozen[0] is not frozen:
+      self._frozen = (
+        frozen,
+        manifest.frozen_hashes(
+          {name: array_files.whole(leaf) for name, leaf in manifest.leaves(frozen).items()}
         ),
       )
-    return self._held[1]
+    return self._frozen[1]
 
   def _open(self, target: pathlib.Path, partial: pathlib.Path) -> None:
     """An empty partial folder, on which all processes agree; what a killed publisher left is
@@ -182,7 +182,7 @@ class Publisher:
   def _run(self, job: _Job) -> pathlib.Path:
     try:
       entries = array_files.write(job.partial / ARRAYS, job.named)
-      page = Manifest(job.version, entries, job.held, job.canary, {})
+      page = Manifest(job.version, entries, job.frozen, job.canary, {})
       if jax.process_index() == 0:
         _finish(job, page)
         self._forget(job.version)
@@ -205,7 +205,7 @@ def save(
   params: Params,
   *,
   keep: int,
-  held: Params | None = None,
+  frozen: Params | None = None,
   canary: dict[str, Any] | None = None,
 ) -> pathlib.Path:
   """Publishes `params` as `folder/<version>/` and waits for it; see Publisher. Saves the copy, as
@@ -215,7 +215,7 @@ def save(
     SyncError: the folder cannot be written; nothing half-written stays.
   """
   with Publisher(folder, keep=keep) as publisher:
-    return publisher._begin(version, params, held, canary, copy=False).result()
+    return publisher._begin(version, params, frozen, canary, copy=False).result()
 
 
 def versions(folder: str | os.PathLike) -> list[int]:
@@ -226,7 +226,7 @@ def versions(folder: str | os.PathLike) -> list[int]:
 
 
 def load(
-  folder: str | os.PathLike, abstract: Params, held: Mapping[str, Any] | None = None
+  folder: str | os.PathLike, abstract: Params, frozen: Mapping[str, Any] | None = None
 ) -> tuple[int, Params]:
   """Reads one published version and checks every array of it.
 
@@ -234,13 +234,13 @@ def load(
     folder: `weights/<version>`.
     abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names
       and shapes.
-    held: what the reader has of its own, by name: arrays, or functions that return an array's
-      `manifest.held_hashes` hash (asked only where a version leaves that array out). None: every
+    frozen: what the reader has of its own, by name: arrays, or functions that return an array's
+      `manifest.frozen_hashes` hash (asked only where a version leaves that array out). None: every
       array must be published.
 
   Returns:
-    The version and the tree of numpy arrays, float32 or bfloat16 as published; held ones are not in
-    it.
+    The version and the tree of numpy arrays, float32 or bfloat16 as published; frozen ones are not
+    in it.
 
   Raises:
     SyncError: it is missing, unreadable, of another model, not finite, or not what was published;
@@ -249,7 +249,7 @@ def load(
   folder = pathlib.Path(folder).absolute()
   page = manifest.read(folder)
   _compare_names(folder, page, manifest.leaves(abstract))
-  _compare_held(folder, page.held, {} if held is None else held)
+  _compare_frozen(folder, page.frozen, {} if frozen is None else frozen)
   _compare_files(folder, page)
   return page.version, manifest.nest(array_files.read(folder, page))
 
@@ -326,7 +326,7 @@ def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
 
 
 def _compare_names(folder: pathlib.Path, page: Manifest, wanted: dict[str, Any]) -> None:
-  odd = sorted((page.arrays.keys() | page.held.keys()) ^ wanted.keys())
+  odd = sorted((page.arrays.keys() | page.frozen.keys()) ^ wanted.keys())
   if odd:
     side = 'missing' if odd[0] in wanted else 'unknown'
     raise SyncError(
@@ -342,14 +342,19 @@ def _compare_names(folder: pathlib.Path, page: Manifest, wanted: dict[str, Any])
       )
 
 
-def _compare_held(folder: pathlib.Path, hashes: Mapping[str, str], held: Mapping[str, Any]) -> None:
+def _compare_frozen(
+  folder: pathlib.Path, hashes: Mapping[str, str], frozen: Mapping[str, Any]
+) -> None:
   for name, wanted in hashes.items():
-    if name not in held:
+    if name not in frozen:
       raise SyncError(
-        f'{folder}: array {name!r} is not in this version and not held here either; publish '
-        'all arrays'
+        f'{folder}: array {name!r} is not in this version and not here either; publish all arrays'
       )
-    own = held[name]() if callable(held[name]) else manifest.held_hashes({name: held[name]})[name]
+    own = (
+      frozen[name]()
+      if callable(frozen[name])
+      else manifest.frozen_hashes({name: frozen[name]})[name]
+    )
     if own != wanted:
       raise SyncError(
         f'{folder}: {name!r} was left out as unchanged, but is another one here; publish all '

@@ -81,7 +81,7 @@ class SGLangOptions(EngineOptions):
 
 def _check(options: SGLangOptions) -> None:
   wide = not options.devices or len(options.devices) == options.tensor_parallel
-  room = options.context_length + _EDGE
+  needed = options.context_length + _EDGE
   if not 0 <= options.port < 65536:
     options.refuse('port', '0..65535, 0 picks a free one')
   if options.context_length < 1:
@@ -95,8 +95,8 @@ def _check(options: SGLangOptions) -> None:
       '0: features that the server keeps outlive a weight update; freeze the vision tower to '
       'keep them',
     )
-  if options.max_total_tokens < room:
-    options.refuse('max_total_tokens', f'at least context_length + {_EDGE} ({room})')
+  if options.max_total_tokens < needed:
+    options.refuse('max_total_tokens', f'at least context_length + {_EDGE} ({needed})')
 
 
 def command(options: SGLangOptions, parent_pid: int) -> list[str]:

@@ -135,14 +135,14 @@ class Staging:
     return self._folder
 
   def _read(self, published: pathlib.Path) -> Params:
-    held = {name: self._hash(name) for name in manifest.leaves(self._abstract)}
-    return publish.load(published, self._abstract, held)[1]
+    frozen = {name: self._hash(name) for name in manifest.leaves(self._abstract)}
+    return publish.load(published, self._abstract, frozen)[1]
 
   def _hash(self, name: str) -> Callable[[], str]:
     def compute() -> str:
       if name not in self._hashes:
         _, found = weights.load_hf(self._base, only={tuple(name.split('/'))})
-        self._hashes |= manifest.held_hashes(manifest.leaves(found))
+        self._hashes |= manifest.frozen_hashes(manifest.leaves(found))
       return self._hashes[name]
 
     return compute
@@ -210,9 +210,9 @@ def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
   return len(text).to_bytes(8, 'little') + text
 
 
-def memory_folder(room: int) -> pathlib.Path:
-  """Memory where it has `room` bytes, else the system's temporary folder."""
-  if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= room:
+def memory_folder(wanted: int) -> pathlib.Path:
+  """Memory where it has `wanted` bytes, else the system's temporary folder."""
+  if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= wanted:
     return _MEMORY
   return pathlib.Path(tempfile.gettempdir())
 

@@ -26,7 +26,7 @@ def token_scores(
   hidden_RTD: jax.Array,
   head_DV: jax.Array,
   tokens_RT: jax.Array,
-  previous_RT: jax.Array,
+  predecessor_RT: jax.Array,
   wanted_RT: jax.Array,
   *,
   temperature: float,
@@ -55,13 +55,13 @@ def token_scores(
     hidden_RTD=hidden_RTD,
     head_DV=head_DV,
     tokens_RT=tokens_RT,
-    previous_RT=previous_RT,
+    predecessor_RT=predecessor_RT,
     wanted_RT=wanted_RT,
   )
   # wanted tokens to the front of their row, each with the hidden state that predicts it
-  wanted_RT = wanted_RT & (previous_RT >= 0)
+  wanted_RT = wanted_RT & (predecessor_RT >= 0)
   order_RT = jnp.argsort(~wanted_RT, axis=1, stable=True)
-  source_RT = jnp.take_along_axis(jnp.maximum(previous_RT, 0), order_RT, axis=1)
+  source_RT = jnp.take_along_axis(jnp.maximum(predecessor_RT, 0), order_RT, axis=1)
   target_RT = jnp.take_along_axis(tokens_RT, order_RT, axis=1)
   asked_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
   sorted_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)

@@ -22,13 +22,25 @@ from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, one_of
 from paravt_jax.rl import advantages, losses
-from paravt_jax.train import head, sharding, sums
+from paravt_jax.train import head, metric_sums, sharding
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
 from paravt_jax.train.state import State, shardings
 
 Batch = Mapping[str, jax.Array]
-INPUTS = ('tokens', 'positions', 'segments', 'branches', 'visual', 'previous', 'patches', 'grids')
-STILLS = ('stills', 'still_grids')  # beside INPUTS, where rows have slots for large images
+INPUTS = (
+  'tokens',
+  'positions',
+  'segments',
+  'branches',
+  'visual_index',
+  'predecessor',
+  'patches',
+  'grids',
+)
+LARGE_IMAGES = (
+  'large_images',
+  'large_image_grids',
+)  # beside INPUTS, where rows have slots for large images
 SFT_EXTRAS = {'mask': np.float32}
 RL_EXTRAS = {
   'mask': np.float32,
@@ -105,31 +117,31 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
 def make_sft_step(
   config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions
 ) -> Callable[[State, Batch], Any]:
-  """Builds `f(state, batch) -> (state, sums)`, the mean cross-entropy over the tokens with mask 1
-  of the whole batch.
+  """Builds `f(state, batch) -> (state, metric_sums)`, the mean cross-entropy over the tokens with
+  mask 1 of the whole batch.
 
-  The state is donated: do not use it again. The batch has INPUTS, perhaps STILLS, SFT_EXTRAS and
-  `used`. `sums` go to sums.reduce.
+  The state is donated: do not use it again. The batch has INPUTS, perhaps LARGE_IMAGES, SFT_EXTRAS
+  and `used`. `metric_sums` go to metric_sums.reduce.
   """
 
-  def step(state: State, batch: Batch) -> tuple[State, sums.Sums]:
+  def step(state: State, batch: Batch) -> tuple[State, metric_sums.MetricSums]:
     # the loss is a mean over the tokens of all micro-batches
     trainable, frozen = partition(state.params, optimizer.frozen)
-    trained_MRT = _trained(batch)
+    trained_MRT = _target_mask(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
 
     def loss(trainable, index):
       params = {**trainable, **frozen}
       micro = _micro(batch, index)
       scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
-      return -scores.logprob_RT.sum() / count, sums.sft(scores, trained_MRT[index])
+      return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
     # gradient of all micro-batches, then one update
     gradient, totals = _accumulate(loss, trainable, batch['used'])
     trainable, opt_state, norms = _update(
       optimizer, gradient, state.opt_state, trainable, state.step
     )
-    totals = sums.merge(totals, {**norms, **_rate(optimizer, state)})
+    totals = metric_sums.merge(totals, {**norms, **_rate(optimizer, state)})
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
   return _jit(step, shardings(config, optimizer, mesh), mesh)
@@ -138,22 +150,22 @@ def make_sft_step(
 def make_rl_step(
   config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions, rl: RLOptions
 ) -> Callable[..., Any]:
-  """Builds `f(state, batch, reference=None) -> (state, sums)`, the decoupled PPO update of spec
-  sections 6 and 7.
+  """Builds `f(state, batch, reference=None) -> (state, metric_sums)`, the decoupled PPO update of
+  spec sections 6 and 7.
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
   is a tree of parameters, wanted when rl.beta > 0. With updates_per_batch above 1, prox and
   reference log-probs are computed once, then each update runs over the whole batch, all at the
-  learning rate of the batch's step. `sums` go to sums.reduce.
+  learning rate of the batch's step. `metric_sums` go to metric_sums.reduce.
 
   Raises:
     ConfigError: options that are not allowed; at the call, a missing reference.
   """
   _check(rl)
 
-  def step(state: State, batch: Batch, reference: Any) -> tuple[State, sums.Sums]:
+  def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
     trainable, frozen = partition(state.params, optimizer.frozen)
-    trained_MRT = _trained(batch)
+    trained_MRT = _target_mask(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
     advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
@@ -176,9 +188,9 @@ def make_rl_step(
       trainable, opt_state, totals = carry
       gradient, new = _accumulate(lambda t, i: loss(t, i, before), trainable, batch['used'])
       trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
-      return trainable, opt_state, sums.merge(totals, sums.merge(new, norms))
+      return trainable, opt_state, metric_sums.merge(totals, metric_sums.merge(new, norms))
 
-    carry = (trainable, state.opt_state, sums.policy_zeros())
+    carry = (trainable, state.opt_state, metric_sums.policy_zeros())
     if rl.updates_per_batch == 1:
       # the policy has not moved yet: it is its own prox policy
       carry = update(lambda index, scores: (scores.logprob_RT, reference_logprob(index)), carry)
@@ -193,7 +205,7 @@ def make_rl_step(
       )
       carry = jax.lax.fori_loop(0, rl.updates_per_batch, lambda _, carry: once(carry), carry)
     trainable, opt_state, totals = carry
-    totals = sums.merge(totals, _rate(optimizer, state))
+    totals = metric_sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
   places = shardings(config, optimizer, mesh)
@@ -230,22 +242,24 @@ def _policy_loss(
   mask_RT = trained_RT.astype(jnp.float32)
   # KL to the reference, paid per token
   if rl.beta > 0:
-    kl_RT = advantages.k1(prox_RT, reference_RT, mask_RT, rl.kl_limit)
+    kl_RT = advantages.kl_k1(prox_RT, reference_RT, mask_RT, rl.kl_limit)
   else:
     kl_RT = jnp.zeros_like(prox_RT)
   # credit: the episode's advantage and the KL reward still to come in the token's own branch
-  run_RT = micro['segments'] * (micro['branches'].max() + 1) + micro['branches']
-  credit_RT = advantages.token_credit(micro['advantage'], kl_RT, mask_RT, run_RT, beta=rl.beta)
+  stream_RT = micro['segments'] * (micro['branches'].max() + 1) + micro['branches']
+  advantage_RT = advantages.token_advantage(
+    micro['advantage'], kl_RT, mask_RT, stream_RT, beta=rl.beta
+  )
   _, parts = losses.decoupled_policy_loss(
     scores.logprob_RT,
     prox_RT,
     micro['behavior'],
-    credit_RT,
+    advantage_RT,
     mask_RT,
     clip=rl.clip,
     weight_cap=rl.weight_cap,
   )
-  totals = sums.policy(
+  totals = metric_sums.policy(
     parts,
     scores,
     prox_RT,
@@ -272,11 +286,11 @@ def _scores(
     positions_ABT=jnp.moveaxis(micro['positions'], 1, 0),
     segments_BT=micro['segments'],
     branches_BT=micro['branches'],
-    visual_BT=micro['visual'],
+    visual_index_BT=micro['visual_index'],
     patches_BNXPC=micro['patches'],
     grids_BN2=micro['grids'],
-    stills_BNXPC=micro.get('stills'),
-    still_grids_BN2=micro.get('still_grids'),
+    large_images_BNXPC=micro.get('large_images'),
+    large_image_grids_BN2=micro.get('large_image_grids'),
   )
   freeze = optimizer is not None and 'visual' in optimizer.frozen
   hidden_RTD = model.hidden(
@@ -292,7 +306,7 @@ def _scores(
     hidden_RTD,
     model.head(params, config),
     micro['tokens'],
-    micro['previous'],
+    micro['predecessor'],
     wanted_RT,
     temperature=options.temperature,
     banned=options.banned,
@@ -300,10 +314,10 @@ def _scores(
   )
 
 
-def _trained(batch: Batch) -> jax.Array:
+def _target_mask(batch: Batch) -> jax.Array:
   """bool[M, R, T]: tokens with mask 1 and a predecessor, in the micro-batches that are used."""
   used_M = jnp.arange(batch['mask'].shape[0]) < batch['used']
-  return (batch['mask'] > 0) & (batch['previous'] >= 0) & used_M[:, None, None]
+  return (batch['mask'] > 0) & (batch['predecessor'] >= 0) & used_M[:, None, None]
 
 
 def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
@@ -314,7 +328,9 @@ def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
   }
 
 
-def _accumulate(loss: Callable, trainable: Any, used: jax.Array) -> tuple[Any, sums.Sums]:
+def _accumulate(
+  loss: Callable, trainable: Any, used: jax.Array
+) -> tuple[Any, metric_sums.MetricSums]:
   """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in
   float32; and of the sums.
   """
@@ -326,7 +342,7 @@ def _accumulate(loss: Callable, trainable: Any, used: jax.Array) -> tuple[Any, s
     gradient, totals = carry
     new, found = jax.grad(loss, has_aux=True)(trainable, index)
     gradient = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new)
-    return gradient, sums.merge(totals, found)
+    return gradient, metric_sums.merge(totals, found)
 
   return jax.lax.fori_loop(0, used, body, (zeros, no_totals))
 
@@ -349,7 +365,7 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
 
 def _update(
   optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
-) -> tuple[Any, Any, sums.Sums]:
+) -> tuple[Any, Any, metric_sums.MetricSums]:
   """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and
   is counted.
   """
@@ -363,11 +379,13 @@ def _update(
   updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
   updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
   trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
-  norms = sums.norms(keep(size, 0.0), optax.tree.norm(updates), optax.tree.norm(trainable), finite)
+  norms = metric_sums.norms(
+    keep(size, 0.0), optax.tree.norm(updates), optax.tree.norm(trainable), finite
+  )
   return trainable, jax.tree.map(keep, new_state, opt_state), norms
 
 
-def _rate(optimizer: Optimizer, state: State) -> sums.Sums:
+def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
   """The learning rate of this batch: that of the run's step, at which every update of the batch
   acts (`at_step`).
   """
@@ -385,7 +403,9 @@ def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = Non
 
 
 def _with_reference(step: Callable, rl: RLOptions) -> Callable:
-  def call(state: State, batch: Batch, reference: Any = None) -> tuple[State, sums.Sums]:
+  def call(
+    state: State, batch: Batch, reference: Any = None
+  ) -> tuple[State, metric_sums.MetricSums]:
     if rl.beta > 0 and reference is None:
       raise ConfigError(
         f'rl.beta is {rl.beta}, but the step got no reference parameters; pass them, or set '

@@ -133,11 +133,16 @@ def test_each_of_several_videos_follows_a_line_with_its_label():
 
 
 def test_those_who_do_not_see_the_videos_are_told_their_labels():
-  told = lambda question, slots, count: prompts.told(
+  question_text = lambda question, slots, count: prompts.question_text(
     types.Task('t', ('v',) * count, question, 'oe', 'x', slots=slots)
   )
-  assert told('Is  before ?', (3, 11), 2) == 'Is Video 1 before Video 2?'
-  assert told('What?', (), 2) == told('What?', (5,), 1) == told('What?', (), 0) == 'What?'
+  assert question_text('Is  before ?', (3, 11), 2) == 'Is Video 1 before Video 2?'
+  assert (
+    question_text('What?', (), 2)
+    == question_text('What?', (5,), 1)
+    == question_text('What?', (), 0)
+    == 'What?'
+  )
 
 
 def test_a_subagent_on_one_of_several_videos_is_told_which():

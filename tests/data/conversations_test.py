@@ -203,7 +203,7 @@ def test_a_masked_turn_is_kept_and_not_trained_on(tmp_path, mask):
   (found,) = _conversations(
     tmp_path, json.dumps([USER | {'weight': 1}, DONE | mask, USER, DONE | {'loss': True}])
   )
-  assert [message.trained for message in found.messages] == [True, False, True, True]
+  assert [message.is_target for message in found.messages] == [True, False, True, True]
 
 
 def test_a_row_whose_every_turn_is_masked_is_broken(tmp_path):

@@ -167,11 +167,14 @@ def test_several_videos_and_images_of_a_row_stand_where_the_row_has_them(made, p
 
 def test_large_images_lie_in_slots_of_their_own(made, pool):
   found, _ = take(made, pool, 12)
-  stills = np.concatenate([batch.arrays['still_grids'].reshape(-1, 2) for batch in found])
+  stills = np.concatenate([batch.arrays['large_image_grids'].reshape(-1, 2) for batch in found])
   grids = np.concatenate([batch.arrays['grids'].reshape(-1, 2) for batch in found])
   assert set(map(tuple, stills)) == {(0, 0), (4, 4)} and set(map(tuple, grids)) == {(0, 0), (2, 2)}
   values = np.concatenate(
-    [batch.arrays['stills'][batch.arrays['still_grids'][..., 0] > 0].ravel() for batch in found]
+    [
+      batch.arrays['large_images'][batch.arrays['large_image_grids'][..., 0] > 0].ravel()
+      for batch in found
+    ]
   )
   assert set(np.unique(values)) == {200}
 
@@ -183,7 +186,7 @@ def test_slots_too_small_for_the_pixels_are_refused_before_anything_starts(made,
     )
   with pytest.raises(
     ConfigError,
-    match=r'frames.image_max_pixels: got 8192, wanted at most 4096.*train.still_patches',
+    match=r'frames.image_max_pixels: got 8192, wanted at most 4096.*train.large_image_patches',
   ):
     sft_child.open_batches(
       made, pool, options=dataclasses.replace(sft_child.FRAMES, image_max_pixels=8192)

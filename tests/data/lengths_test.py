@@ -127,8 +127,10 @@ def test_a_size_is_what_packing_will_find(root, tok, pool):
   got = sizes(rows, tok, Fake(), pool)
   for i in range(4):
     sample = sft.sample(tok, rows[i], sft.decoded(Fake(), OPTIONS), OPTIONS)
-    assert (got[i].tokens, got[i].frames, got[i].stills) == packing.sizes(packing.Tree(sample), 4)
-  assert [(size.frames, size.stills) for size in got[:4]] == [(4, 0), (2, 0), (1, 0), (0, 1)]
+    assert (got[i].tokens, got[i].frames, got[i].large_images) == packing.sizes(
+      packing.Tree(sample), 4
+    )
+  assert [(size.frames, size.large_images) for size in got[:4]] == [(4, 0), (2, 0), (1, 0), (0, 1)]
   assert got[3].tokens == got[2].tokens + 3  # 64 x 64 pixels are four tokens
 
 

@@ -82,7 +82,8 @@ def test_a_plan_keeps_every_row_within_its_capacity_and_each_draw_in_one_row(ref
       assert all(sum(plan.sizes[i][k] for i in row) <= room for k, room in enumerate((4096, 60, 2)))
     assert [plan.sizes[i] for i in range(len(plan.items))] == [
       tuple(
-        getattr(plans._lengths['a'].sizes[row], kind) for kind in ('tokens', 'frames', 'stills')
+        getattr(plans._lengths['a'].sizes[row], kind)
+        for kind in ('tokens', 'frames', 'large_images')
       )
       for _, row in plan.items
     ]

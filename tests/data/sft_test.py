@@ -268,7 +268,7 @@ def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
 def test_a_masked_turn_is_in_the_context_and_no_target(tok):
   whole = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
   messages = [
-    dataclasses.replace(message, trained=message.parts != (CALL,)) for message in WORKED.messages
+    dataclasses.replace(message, is_target=message.parts != (CALL,)) for message in WORKED.messages
   ]
   masked = sft.sample(
     tok, Conversation('t.parquet:0', tuple(messages)), sft.decoded(Fake(), OPTIONS), OPTIONS

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from paravt_jax.data import archives
-from paravt_jax.data.unpack_journal import File, Journal, header, held
+from paravt_jax.data.unpack_journal import File, Journal, header, lock_root
 
 MEMBER = archives.Member('d/é.mp4', 3, 7, 1, 3, 0)
 
@@ -113,9 +113,9 @@ def test_what_a_dead_run_left_half_written_is_swept_and_other_files_stay(tmp_pat
     '.paravt-x',
   ):
     (tmp_path / name).write_bytes(b'half')
-  with pytest.raises(ZeroDivisionError), held(tmp_path):
+  with pytest.raises(ZeroDivisionError), lock_root(tmp_path):
     raise ZeroDivisionError
-  with held(tmp_path):
+  with lock_root(tmp_path):
     pass
   left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file())
   assert left == ['.paravt-x', '.paravt_unpack/lock', 'deep/mine.part']
@@ -137,6 +137,6 @@ def test_a_root_is_held_by_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     other.kill()
     other.wait()
-  with held(tmp_path):
+  with lock_root(tmp_path):
     assert (tmp_path / archives.OURS / 'unfinished').exists()
   assert not (tmp_path / archives.OURS / 'unfinished').exists()

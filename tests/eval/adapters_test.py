@@ -7,7 +7,7 @@ import pytest
 from paravt_jax.eval import adapters, protocols
 from paravt_jax.types import ParseFailure, ResultStatus, StopReason, ToolCall
 from tests.eval.stage import perform, text_of
-from tests.rollout.crew import TASK, TOK, call, is_subagent
+from tests.rollout.stack import TASK, TOK, call, is_subagent
 
 FRAME = '<|vision_start|><|image_pad|><|vision_end|>'
 FILE = 'You are theirs.\n---\nThe video is {video}. Question: {question}\nUse {"a": 1} <think>.'

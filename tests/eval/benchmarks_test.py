@@ -15,7 +15,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, subtitles
 from paravt_jax.eval.benchmarks import BENCHMARKS
-from paravt_jax.eval.sample import Sample, told
+from paravt_jax.eval.sample import Sample, describe_faults
 from paravt_jax.video.readers import PyavReader
 from tests.eval import fixtures
 
@@ -155,7 +155,7 @@ def test_the_question_without_subtitles_stands_beside_the_one_with_them(tmp_path
   assert (
     subtitled[0].task.facts == {'asked': plain[0].task.question} and subtitled[2].task.facts == {}
   )
-  assert prompts.told(subtitled[0].task) == plain[0].task.question
+  assert prompts.question_text(subtitled[0].task) == plain[0].task.question
   assert 'hello there' in prompts.user(subtitled[0].task, [[]])[0]  # the main agent is shown them
 
 
@@ -277,10 +277,10 @@ def test_rows_that_are_broken_as_published_are_kept_marked_and_counted(tmp_path:
     'option empty': 1,
   }
   assert (
-    told(benchmarks.faults(samples))
+    describe_faults(benchmarks.faults(samples))
     == '3 rows are broken as published: 1 gold nowhere, 1 gold twice, 1 option empty'
   )
-  assert benchmarks.faults(samples[:1]) == {} and told({}) == ''
+  assert benchmarks.faults(samples[:1]) == {} and describe_faults({}) == ''
 
 
 def test_a_gold_that_stands_twice_is_right_under_either_letter_and_one_that_is_nowhere_under_none(

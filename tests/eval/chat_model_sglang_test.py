@@ -23,7 +23,7 @@ from paravt_jax.testing import tiny
 from paravt_jax.types import Segment, TokenClass
 from tests import patience
 from tests.eval.chat_model_test import SERVER
-from tests.rollout.crew import CLIENT, CONTEXT
+from tests.rollout.stack import CLIENT, CONTEXT
 from tests.serving.contract.drive import sglang_options
 
 pytestmark = pytest.mark.sglang

@@ -25,7 +25,7 @@ from paravt_jax.types import ResultStatus, Segment, StopReason
 from tests import patience
 from tests.eval.stage import perform
 from tests.longvideo_reason.chat_server import ChatServer, Raw, completion
-from tests.rollout.crew import AGENT, CONTEXT, LONG, SUBAGENT, TASK, TOK, Frames, call
+from tests.rollout.stack import AGENT, CONTEXT, LONG, SUBAGENT, TASK, TOK, Frames, call
 
 SERVER = {
   'model': 'seer',

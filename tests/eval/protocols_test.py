@@ -12,7 +12,7 @@ from paravt_jax.eval import protocols
 from paravt_jax.eval.protocols import PROTOCOLS
 from paravt_jax.types import ResultStatus, StopReason
 from tests.eval.stage import perform, text_of
-from tests.rollout.crew import AGENT, LONG, TASK, TOK, call, episode, is_subagent, play
+from tests.rollout.stack import AGENT, LONG, TASK, TOK, call, episode, is_subagent, play
 
 ANSWER = LONG + '<answer>red</answer>'
 FRAME = '<|vision_start|><|image_pad|><|vision_end|>'

@@ -10,7 +10,7 @@ from paravt_jax.eval.subtitles import BROKEN
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout.groups import rewarder
 from paravt_jax.testing.scripted import Refuse
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   CONTEXT,
   LONG,
   TASK,
@@ -20,7 +20,7 @@ from tests.rollout.crew import (
   is_subagent,
   sampled,
   turn_of,
-  with_crew,
+  with_stack,
 )
 
 OPTIONS = EvalOptions(concurrency=4, seed=7, epoch=0)
@@ -57,11 +57,11 @@ def run(script, tasks, budgets=(4, 64), context=GREEDY):
   def keep(record):
     found[record.task.id, record.budget] = record
 
-  async def use(crew):
+  async def use(stack):
     pairs = [(task, budget) for task in tasks for budget in budgets]
-    await each(crew.agent, pairs, lambda task: REWARD, OPTIONS, keep)
+    await each(stack.agent, pairs, lambda task: REWARD, OPTIONS, keep)
 
-  requests = with_crew(script, use, context=context)[1]
+  requests = with_stack(script, use, context=context)[1]
   return [found[task.id, budget] for task in tasks for budget in budgets], requests
 
 
@@ -158,8 +158,8 @@ def test_what_a_record_costs_the_hearer_ends_the_evaluation():
   def refuse(record):
     raise OSError('no space')
 
-  async def use(crew):
-    await each(crew.agent, [(OPEN, 4), (OPEN, 64)], lambda task: REWARD, OPTIONS, refuse)
+  async def use(stack):
+    await each(stack.agent, [(OPEN, 4), (OPEN, 64)], lambda task: REWARD, OPTIONS, refuse)
 
   with pytest.raises(OSError, match='no space'):
-    with_crew(answering(open='red'), use, context=GREEDY)
+    with_stack(answering(open='red'), use, context=GREEDY)

@@ -7,7 +7,7 @@ from paravt_jax.rollout.client import Client
 from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import Address, Sampler
 from paravt_jax.testing.scripted import ScriptedServer
-from tests.rollout.crew import AGENT, CLIENT, CONTEXT, SUBAGENT, TASK, TOK, Frames, play
+from tests.rollout.stack import AGENT, CLIENT, CONTEXT, SUBAGENT, TASK, TOK, Frames, play
 
 
 def perform(
@@ -20,7 +20,7 @@ def perform(
   budget=4,
   **script,
 ):
-  """(episode, texts of the requests in order, frames asked for): `turns` as in `crew.play`."""
+  """(episode, texts of the requests in order, frames asked for): `turns` as in `stack.play`."""
   frames = Frames()
 
   async def run(server):

@@ -35,18 +35,20 @@ def test_subtitles_become_plain_lines():
 
 def test_subtitles_that_are_too_long_are_thinned_evenly():
   lines = [f'{i}.0 --> {i + 1}.0 {"word" * 5}' for i in range(100)]
-  assert subtitles.bounded(lines[:3], 10_000) == '\n'.join(lines[:3])
-  text = subtitles.bounded(lines, 400)
+  assert subtitles.sample_lines(lines[:3], 10_000) == '\n'.join(lines[:3])
+  text = subtitles.sample_lines(lines, 400)
   kept = [int(line.split('.')[0]) for line in text.split('\n')]
   assert 350 <= len(text) <= 400
   steps = {after - before for before, after in itertools.pairwise(kept)}
   assert kept[0] == 0 and kept[-1] > 85 and max(steps) - min(steps) <= 1
   # two of three would be allowed by their mean length, but the first two are longer than that
-  assert subtitles.bounded(['x' * 40, 'y' * 40, 'z'], 60) == 'x' * 40
+  assert subtitles.sample_lines(['x' * 40, 'y' * 40, 'z'], 60) == 'x' * 40
   # 3 bytes a character: two lines are 13
   wide = ['字字', '字字', '字字']
-  assert subtitles.bounded(wide, 13) == '字字\n字字' and subtitles.bounded(wide, 12) == '字字'
-  assert subtitles.bounded(['a line'], 3) == '' and subtitles.bounded([], 3) == ''
+  assert (
+    subtitles.sample_lines(wide, 13) == '字字\n字字' and subtitles.sample_lines(wide, 12) == '字字'
+  )
+  assert subtitles.sample_lines(['a line'], 3) == '' and subtitles.sample_lines([], 3) == ''
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,8 @@ def test_a_file_that_yields_no_cue_is_an_error_with_a_way_out(
 
 
 def test_people_are_told_of_guesses_and_of_files_that_gave_nothing():
-  assert subtitles.told(['shown', 'none']) == ''
-  assert subtitles.told(
+  assert subtitles.describe_encodings(['shown', 'none']) == ''
+  assert subtitles.describe_encodings(
     [
       'shown',
       'shown, read as cp1252',

@@ -433,8 +433,8 @@ def test_a_turn_that_began_anew_is_told_again_and_one_that_was_cut_ends_its_line
 
 def test_a_call_that_is_not_well_formed_is_marked_and_one_that_is_is_not():
   times = {'start_time': 6, 'end_time': 9}
-  assert ask.asked(ToolCall('crop_video', times)) == '6 – 9'
+  assert ask.describe_call(ToolCall('crop_video', times)) == '6 – 9'
   assert (
-    ask.asked(ToolCall('crop_video', times, False))
+    ask.describe_call(ToolCall('crop_video', times, False))
     == '6 – 9   (not well-formed: training would not credit it)'
   )

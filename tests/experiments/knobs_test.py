@@ -46,10 +46,10 @@ def test_a_knob_is_shown_with_its_value_at_each_scale(name):
 
 def test_what_is_alike_at_all_scales_is_shown_once():
   found = {one.path: one for one in knobs.knobs(knobs.KINDS['rl'])}
-  assert knobs.shown(found['agent.max_turns']) == '3'
-  assert knobs.shown(found['reward.open_ended']) == "'exact' (:tiny), 'f1' (:2b), 'f1' (:8b)"
-  assert knobs.shown(found['world.scene.fps']) == '4'  # the other scales have no world
-  assert knobs.shown(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
+  assert knobs.format_value(found['agent.max_turns']) == '3'
+  assert knobs.format_value(found['reward.open_ended']) == "'exact' (:tiny), 'f1' (:2b), 'f1' (:8b)"
+  assert knobs.format_value(found['world.scene.fps']) == '4'  # the other scales have no world
+  assert knobs.format_value(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
 
 
 @dataclasses.dataclass(frozen=True)

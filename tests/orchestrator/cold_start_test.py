@@ -73,7 +73,7 @@ def recipe(data, **knobs):
     }
   )
   made.train.update(
-    {'rows': 1, 'micro_batches': 2, 'row_tokens': 2048, 'row_images': 16, 'row_stills': 2}
+    {'rows': 1, 'micro_batches': 2, 'row_tokens': 2048, 'row_images': 16, 'row_large_images': 2}
   )
   made.mesh.fsdp = 1
   made.video.update({'workers': 2, 'cache_folder': str(data / 'frames')})
@@ -124,7 +124,7 @@ def test_files_of_the_command_line_are_a_source_each(data):
     ('batches.prefetch', 0),
     ('data.train', ('a.parquet',)),
     ('train.micro_batches', 0),
-    ('train.row_stills', -1),
+    ('train.row_large_images', -1),
     ('frames.rate', 0.0),
     ('frames.min_frames', 0),
     ('frames.image_max_pixels', 10),
@@ -166,8 +166,8 @@ def test_the_8b_recipe_makes_batches_of_its_files_from_the_store_of_frames(data,
     1,
     768,
   )
-  assert batch.arrays['stills'].shape == (2, 1, 2, 4096, 1, 768)
-  assert {tuple(grid) for grid in batch.arrays['still_grids'].reshape(-1, 2)} <= {
+  assert batch.arrays['large_images'].shape == (2, 1, 2, 4096, 1, 768)
+  assert {tuple(grid) for grid in batch.arrays['large_image_grids'].reshape(-1, 2)} <= {
     (0, 0),
     (32, 44),
   }  # 704 x 512: not shrunk

@@ -11,8 +11,8 @@ def test_what_a_server_says_of_its_load_becomes_a_mean_batch():
     'options': {'decode_steps': 4},
     'counts': {'sampled_tokens': tokens, 'decode_calls': calls},
   }
-  load.heard('u', reply(100, 10))
-  load.heard('u', reply(340, 20))  # 240 tokens in 10 dispatches of 4 steps
-  load.heard('sglang', {'version': '0.5.21'})
+  load.add_poll('u', reply(100, 10))
+  load.add_poll('u', reply(340, 20))  # 240 tokens in 10 dispatches of 4 steps
+  load.add_poll('sglang', {'version': '0.5.21'})
   assert (load.polls, load.running, load.waiting, load.batch) == (2, 6, 6, 6.0)
   assert eval_speed.Load().batch is None

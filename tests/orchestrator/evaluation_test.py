@@ -19,7 +19,7 @@ from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.testing.scripted import Refuse
 from paravt_jax.types import Task
 from tests.recipes import typed
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   AGENT,
   CONTEXT,
   LONG,
@@ -30,7 +30,7 @@ from tests.rollout.crew import (
   is_subagent,
   sampled,
   turn_of,
-  with_crew,
+  with_stack,
 )
 
 QUESTIONS = 6
@@ -107,11 +107,11 @@ def run_phase(name, asked, folder, script=policy, *, questions=None, version=0, 
       hear(interrupts, count)
     return script(request)
 
-  async def use(crew):
-    hot = Sampler(crew.client, TOK, dataclasses.replace(CONTEXT, temperature=1.0))
-    zero = Sampler(crew.client, TOK, dataclasses.replace(CONTEXT, temperature=0.0))
+  async def use(stack):
+    hot = Sampler(stack.client, TOK, dataclasses.replace(CONTEXT, temperature=1.0))
+    zero = Sampler(stack.client, TOK, dataclasses.replace(CONTEXT, temperature=0.0))
     sampling, greedy = (
-      Agent(one, Subagents(one, crew.frames, SUBAGENT), crew.frames, AGENT) for one in (hot, zero)
+      Agent(one, Subagents(one, stack.frames, SUBAGENT), stack.frames, AGENT) for one in (hot, zero)
     )
     server = types.SimpleNamespace(greedy=greedy, sampling=sampling, check=lambda: None)
     try:
@@ -121,7 +121,7 @@ def run_phase(name, asked, folder, script=policy, *, questions=None, version=0, 
     return False
 
   with run_folder.Interrupts() as interrupts:
-    stopped, requests = with_crew(heard, use, frames=Frames(duration=64.0))
+    stopped, requests = with_stack(heard, use, frames=Frames(duration=64.0))
   found = [asked_of(request) for request in requests]
   return [one for one in found if one is not None], stopped
 

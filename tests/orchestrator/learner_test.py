@@ -72,12 +72,12 @@ def test_the_published_version_is_the_learners(recipe, folders, tmp_path):
   learner = Learner(recipe, folders[0], tmp_path)
   learner.version = 3
   folder = learner.publish().result()
-  held = {
+  frozen = {
     name: array
     for name, array in manifest.leaves(learner.state.params).items()
     if name.startswith('visual/')
   }
-  version, params = publish.load(folder, model.abstract_params(learner.model_config), held)
+  version, params = publish.load(folder, model.abstract_params(learner.model_config), frozen)
   trained = {name: value for name, value in learner.state.params.items() if name != 'visual'}
   assert version == 3 and params.keys() == trained.keys()  # the frozen tower stays where it is
   assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(trained)))

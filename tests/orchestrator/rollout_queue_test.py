@@ -112,7 +112,7 @@ def test_batches_follow_the_data_order_whatever_finishes_first(started):
     first = order(6, 4)
     started.delays = {first[0]: 0.05}
     one = await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(asyncio.sleep(0), 1)
     two = await made.next_batch()
     await made.close()
@@ -192,7 +192,7 @@ def test_deviation_17_a_restart_goes_on_with_what_ran_and_what_waited(started):
   async def run():
     made = queue(size=12, staleness=1)
     batch = await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(asyncio.sleep(0), 1)
     while made.metrics()['rollout/running']:
       await asyncio.wait(made._running)
@@ -223,14 +223,14 @@ def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_res
   async def run():
     made = queue(size=12, staleness=staleness)
     await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(asyncio.sleep(0), 1)
     await made.next_batch()  # interrupted here
     state = made.state()
     await made.close()
     resumed = queue(size=12, staleness=staleness, host=state)
     batch = await resumed.next_batch()
-    resumed.trained()
+    resumed.mark_trained()
     resumed.deliver(asyncio.sleep(0), 2)
     await resumed.delivered()
     left = resumed.state()
@@ -276,7 +276,7 @@ def test_every_epoch_is_another_order_and_its_number_reaches_the_group(started):
     made = queue(size=2)
     for version in (1, 2):
       await made.next_batch()
-      made.trained()
+      made.mark_trained()
       made.deliver(asyncio.sleep(0), version)
     await made.close()
 
@@ -289,7 +289,7 @@ def test_groups_go_on_while_a_version_is_on_its_way_and_count_on_it_only_once_it
   async def run():
     made, arrived = queue(size=12, staleness=1, max_concurrent=64), asyncio.Event()
     await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(arrived.wait(), 1)
     before = await made.next_batch(), made.schedule.version, len(started.prompts)
     arrived.set()
@@ -311,7 +311,7 @@ def test_what_a_delivery_meets_is_raised_where_it_is_waited_for(started):
   async def run():
     made = queue(staleness=0)
     await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(fails(), 1)
     try:
       await made.next_batch()  # without staleness nothing else can happen
@@ -332,7 +332,7 @@ def test_who_stops_waiting_does_not_stop_a_delivery(started):
       log.append('resumed')
 
     await made.next_batch()
-    made.trained()
+    made.mark_trained()
     made.deliver(slow(), 1)
     waiting = asyncio.create_task(made.delivered())
     while not log:

@@ -18,7 +18,7 @@ from paravt_jax.types import StopReason
 from tests import recipes
 from tests.longvideo_reason.chat_server import ChatServer
 from tests.rewards import made
-from tests.rollout.crew import LONG, TOK, play
+from tests.rollout.stack import LONG, TOK, play
 
 CANARY = canary.Canary(
   (TOK.image_pad, 65), canary.picture(4), (), (66, 67), (-0.5, -0.5), (1.0, 1.0)
@@ -182,7 +182,9 @@ def test_servers_of_two_kinds_are_refused(tmp_path):
 def published(folder, version, canary=CANARY):
   """A version that is being written."""
   publisher = publish.Publisher(folder, keep=2)
-  return publisher.start(version, {'a': np.ones(4, np.float32)}, held=None, canary=canary.to_json())
+  return publisher.start(
+    version, {'a': np.ones(4, np.float32)}, frozen=None, canary=canary.to_json()
+  )
 
 
 def test_a_server_that_holds_newer_weights_is_believed_nothing_until_it_has_ours(tmp_path):

@@ -21,7 +21,7 @@ from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.testing import tiny
 from tests import recipes
-from tests.rollout.crew import TOK
+from tests.rollout.stack import TOK
 
 ASLEEP = [sys.executable, '-c', 'import time; time.sleep(600)']
 

@@ -21,7 +21,7 @@ from paravt_jax.testing import tiny
 from tests.data.sft_test import CALL, OPTIONS, WORKED, Fake
 from tests.report.build_test import _Balance
 
-LIMITS = preview.Limits(row_tokens=512, row_images=16, image_patches=24, row_stills=0)
+LIMITS = preview.Limits(row_tokens=512, row_images=16, image_patches=24, row_large_images=0)
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +31,7 @@ def tok(tmp_path_factory):
   return ChatTokenizer.load(folder)
 
 
-def look(tok, *messages, limits=LIMITS):
+def view_row(tok, *messages, limits=LIMITS):
   conversation = (
     messages[0]
     if isinstance(messages[0], Conversation)
@@ -39,7 +39,7 @@ def look(tok, *messages, limits=LIMITS):
       'paravt_sft_a.parquet:7', tuple(Message(role, parts) for role, parts in messages)
     )
   )
-  return preview.look('a:7', conversation, tok, Fake(), OPTIONS, limits)
+  return preview.view_row('a:7', conversation, tok, Fake(), OPTIONS, limits)
 
 
 def render(*looks):
@@ -56,12 +56,12 @@ def ids(found):
 
 def test_its_tokens_are_those_of_the_sample_in_order_with_their_mask(tok):
   sample = sft.sample(tok, WORKED, sft.decoded(Fake(), OPTIONS), OPTIONS)
-  found, targets = ids(look(tok, WORKED))
+  found, targets = ids(view_row(tok, WORKED))
   assert found == sample.ids.tolist() and targets == (sample.extras['mask'] > 0).tolist()
 
 
 def test_targets_are_the_assistant_s_turns_without_their_headers_and_nothing_else(tok):
-  found = look(tok, WORKED)
+  found = view_row(tok, WORKED)
   blue = [''.join(token.text for token in message if token.target) for message in found.tokens]
   assert blue[:3] == ['', '', CALL + '<|im_end|>'] and blue[3:6] == ['', '', '']
   assert [message['role'] for message in found.messages] == [
@@ -81,7 +81,7 @@ def test_targets_are_the_assistant_s_turns_without_their_headers_and_nothing_els
 
 def test_every_frame_is_a_picture_with_the_time_that_the_model_reads(tok):
   page = render(
-    look(tok, ('user', (VideoRef('v', 4, 40.0, 43.0), 'What?')), ('assistant', ('red.',)))
+    view_row(tok, ('user', (VideoRef('v', 4, 40.0, 43.0), 'What?')), ('assistant', ('red.',)))
   )
   assert re.findall(r'alt="([^"]+)"', page) == [
     f'{second}.0 s · 32×32 · 1 token' for second in (40, 41, 42, 43)
@@ -104,7 +104,7 @@ def test_counts_are_of_the_row_in_the_pack_with_images_expanded(tok, tmp_path):
       Message('assistant', ('red.',)),
     ),
   )
-  found = preview.look('a:0', conversation, tok, Fake(), options, LIMITS)
+  found = preview.view_row('a:0', conversation, tok, Fake(), options, LIMITS)
   assert (found.counts['images'], found.counts['image_tokens'], found.counts['targets']) == (
     1,
     6,
@@ -121,19 +121,23 @@ def test_counts_are_of_the_row_in_the_pack_with_images_expanded(tok, tmp_path):
   [
     (preview.Limits(30, 16, 4, 0), 'too_long', 'tokens; a row holds 30 (train.row_tokens)'),
     (preview.Limits(512, 3, 4, 0), 'too_many_images', '4 images; a row holds 3 (train.row_images)'),
-    (preview.Limits(512, 3, 0, 3), 'too_many_images', '4 stills; a row holds 3 (train.row_stills)'),
+    (
+      preview.Limits(512, 3, 0, 3),
+      'too_many_images',
+      '4 large images; a row holds 3 (train.row_large_images)',
+    ),
     (LIMITS, '', ''),
   ],
 )
 def test_a_row_that_no_pack_holds_says_why_and_is_shown_all_the_same(tok, limits, reason, words):
-  found = look(tok, WORKED, limits=limits)
+  found = view_row(tok, WORKED, limits=limits)
   page = preview.render('x', [found], limits)
   assert found.reason == reason and words in found.fault and found.tokens and 'data:image' in page
   assert ('dropped: ' + reason if reason else 'fits') in page
 
 
 def test_media_that_cannot_be_read_give_the_reason_and_the_texts(tok):
-  found = look(
+  found = view_row(
     tok,
     ('user', (VideoRef('v', 2, None, None), VideoRef('missing', None, None, None), 'What?')),
     ('assistant', ('red.',)),
@@ -161,12 +165,12 @@ def test_a_row_that_breaks_the_schema_is_its_fault_and_no_more():
 
 def test_our_system_text_stands_where_the_row_s_has_no_tools_and_that_is_said(tok):
   page = render(
-    look(tok, ('system', ('Be good.',)), ('user', ('What?',)), ('assistant', ('red.',)))
+    view_row(tok, ('system', ('Be good.',)), ('user', ('What?',)), ('assistant', ('red.',)))
   )
   assert html.escape(prompts.SYSTEM[:60], quote=False) in page and 'Be good.' not in page
   assert 'the model is given this one instead' in page
   kept = render(
-    look(
+    view_row(
       tok, ('system', ('Mine. <tools>[]</tools>',)), ('user', ('What?',)), ('assistant', ('red.',))
     )
   )
@@ -174,7 +178,7 @@ def test_our_system_text_stands_where_the_row_s_has_no_tools_and_that_is_said(to
 
 
 def test_a_character_cut_into_several_tokens_is_shown_whole_with_all_its_ids(tok):
-  found = look(tok, ('user', ('Wo ist ß 🙂?',)), ('assistant', ('日本 \ufffd',)))
+  found = view_row(tok, ('user', ('Wo ist ß 🙂?',)), ('assistant', ('日本 \ufffd',)))
   texts = [token.text for token in found.tokens[0] if len(token.ids) > 1]
   assert texts == ['ß', '🙂'] and [
     len(token.ids) for token in found.tokens[0] if token.text == '🙂'
@@ -193,7 +197,7 @@ def test_a_character_cut_into_several_tokens_is_shown_whole_with_all_its_ids(tok
 
 def test_nothing_a_row_holds_becomes_markup(tok):
   evil = '</span><script>alert(1)</script>"><img src=x onerror=alert(1)>'
-  found = look(
+  found = view_row(
     tok,
     ('system', (evil + '<tools>',)),
     ('user', (VideoRef('v', 1, None, None), evil)),
@@ -207,7 +211,7 @@ def test_nothing_a_row_holds_becomes_markup(tok):
 
 
 def test_the_page_needs_no_network_and_shows_line_ends(tok):
-  page = render(look(tok, WORKED))
+  page = render(view_row(tok, WORKED))
   assert (
     not re.findall(r'(?:src|href|url\()\s*=?\s*["\']?(?:https?:)?//', page)
     and '<link' not in page
@@ -218,7 +222,7 @@ def test_the_page_needs_no_network_and_shows_line_ends(tok):
 
 
 def test_it_is_written_in_one_go_or_not_at_all(tok, tmp_path):
-  found = look(tok, WORKED)
+  found = view_row(tok, WORKED)
   path = preview.write(tmp_path / 'new' / 'p.html', 't', [found], LIMITS)
   assert path.read_text().startswith('<!doctype html>') and [
     p.name for p in path.parent.iterdir()

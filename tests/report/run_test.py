@@ -126,8 +126,8 @@ def test_the_gain_is_the_one_that_the_run_printed(tmp_path):
     {'difference': 0.25, 'low': 0, 'high': math.inf},
   ],
 )
-def test_a_gain_that_says_nothing_is_no_gain(tmp_path, told):
-  (tmp_path / 'summary.json').write_text(json.dumps({'gain': told}))
+def test_a_gain_that_says_nothing_is_no_gain(tmp_path, saved):
+  (tmp_path / 'summary.json').write_text(json.dumps({'gain': saved}))
   assert runs.load(tmp_path).gain is None
 
 

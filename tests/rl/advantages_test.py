@@ -81,7 +81,7 @@ def test_an_unknown_batch_norm_is_refused():
 
 def test_deviation_9_a_trajectory_that_ends_on_an_observation_keeps_its_reward():
   mask = jnp.array([[0.0, 0.0, 1.0, 1.0, 0.0, 0.0]])
-  got = advantages.token_credit(
+  got = advantages.token_advantage(
     jnp.full((1, 6), 1.5), jnp.zeros((1, 6)), mask, jnp.zeros((1, 6), int), beta=0.01
   )
   np.testing.assert_allclose(got, [[0, 0, 1.5, 1.5, 0, 0]])
@@ -90,7 +90,7 @@ def test_deviation_9_a_trajectory_that_ends_on_an_observation_keeps_its_reward()
 def test_kl_still_to_come_is_added_own_token_included():
   # .01 * .5 = .005 per token; three, two, one still to come: 1 - .015, 1 - .010, 1 - .005
   mask = jnp.array([[0.0, 0.0, 1.0, 1.0, 1.0]])
-  got = advantages.token_credit(
+  got = advantages.token_advantage(
     jnp.ones((1, 5)), jnp.full((1, 5), 0.5), mask, jnp.zeros((1, 5), int), beta=0.01
   )
   np.testing.assert_allclose(got, [[0, 0, 0.985, 0.990, 0.995]], atol=1e-6)
@@ -98,12 +98,12 @@ def test_kl_still_to_come_is_added_own_token_included():
 
 def test_kl_of_another_run_in_the_row_does_not_count():
   run = jnp.array([[1, 1, 2, 2, 2]])
-  got = advantages.to_go(jnp.array([[1.0, 2.0, 4.0, 8.0, 16.0]]), run)
+  got = advantages.reward_to_go(jnp.array([[1.0, 2.0, 4.0, 8.0, 16.0]]), run)
   assert got.tolist() == [[3, 2, 28, 24, 16]]
 
 
 def test_k1_is_clamped_and_blind_outside_the_mask():
-  got = advantages.k1(
+  got = advantages.kl_k1(
     jnp.array([[-1.0, -30.0, jnp.nan]]),
     jnp.array([[-1.5, -2.0, 0.0]]),
     jnp.array([[1.0, 1.0, 0.0]]),

@@ -15,7 +15,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.rollout.sampler import Address, expanded
 from paravt_jax.testing.scripted import Die, Refuse, Reply
 from paravt_jax.types import ParseFailure, ResultStatus, StopReason, TokenClass, ToolCall
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   AGENT,
   CONTEXT,
   LONG,
@@ -28,7 +28,7 @@ from tests.rollout.crew import (
   play,
   sampled,
   turn_of,
-  with_crew,
+  with_stack,
 )
 
 ANSWER = LONG + '<answer>red</answer>'
@@ -145,13 +145,15 @@ def test_a_hundred_random_episodes_keep_the_prefix_property():
     text = head + ''.join(blocks) + tail
     return sampled(text, closed=noise.random() < 0.8)
 
-  async def use(crew):
-    opening = await crew.agent.open(TASK, 4)
+  async def use(stack):
+    opening = await stack.agent.open(TASK, 4)
     return await asyncio.gather(
-      *(crew.agent.run(TASK, opening, Address(7, str(i), 0, 0)) for i in range(100))
+      *(stack.agent.run(TASK, opening, Address(7, str(i), 0, 0)) for i in range(100))
     )
 
-  episodes, requests = with_crew(script, use, agent=dataclasses.replace(AGENT, max_new_tokens=1024))
+  episodes, requests = with_stack(
+    script, use, agent=dataclasses.replace(AGENT, max_new_tokens=1024)
+  )
   sent = {request.input_ids for request in requests}
   assert {str(got.stop) for got in episodes} >= {'answer', 'stop', 'length'}
   assert {result.status for got in episodes for result in got.results} >= {
@@ -310,14 +312,19 @@ def test_the_context_limit_counts_expanded_images_and_cuts_the_turns_budget():
 def test_results_that_do_not_fit_end_the_episode_with_context():
   first = sampled(LONG + call(8, 12))
   got, _ = episode(play(first, ANSWER))
-  room = expanded(got.trajectory.segments[:3])
+  remaining = expanded(got.trajectory.segments[:3])
   fits, _ = episode(
-    play(first, sampled('x', closed=False)), context=dataclasses.replace(CONTEXT, context=room + 2)
+    play(first, sampled('x', closed=False)),
+    context=dataclasses.replace(CONTEXT, context=remaining + 2),
   )
-  full, _ = episode(play(first, ANSWER), context=dataclasses.replace(CONTEXT, context=room + 1))
+  full, _ = episode(
+    play(first, ANSWER), context=dataclasses.replace(CONTEXT, context=remaining + 1)
+  )
   assert (len(fits.turns), fits.stop) == (2, StopReason.LENGTH)
   assert (len(full.turns), full.stop, full.executed) == (1, StopReason.CONTEXT, 1)
-  assert expanded(full.trajectory.segments) <= room + 1 and full.trajectory.segments[-1].sampled
+  assert (
+    expanded(full.trajectory.segments) <= remaining + 1 and full.trajectory.segments[-1].sampled
+  )
 
 
 def test_a_prompt_that_does_not_fit_ends_without_a_turn():

@@ -9,7 +9,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.errors import MediaError
 from paravt_jax.rollout import agent
 from paravt_jax.types import Overview, ResultStatus, StopReason, TokenClass
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   LONG,
   TASK,
   TOK,
@@ -18,17 +18,17 @@ from tests.rollout.crew import (
   episode,
   is_subagent,
   play,
-  with_crew,
+  with_stack,
 )
 
 ANSWER = LONG + '<answer>red</answer>'
 
 
 def opened(task, budget, frames=None):
-  async def use(crew):
-    return await crew.agent.open(task, budget)
+  async def use(stack):
+    return await stack.agent.open(task, budget)
 
-  return with_crew(play(ANSWER), use, frames=frames)[0]
+  return with_stack(play(ANSWER), use, frames=frames)[0]
 
 
 def test_the_prompt_of_one_video_at_the_start_is_these_very_bytes():
@@ -140,4 +140,9 @@ def test_an_overview_shows_each_frame_once_and_counts_the_repeats():
   )
   assert got.overviews[0].repeated == 3 and len(got.segment.images) == 5
   told, _ = episode(play(ANSWER), frames=Frames(fps=3 / 64))
-  assert (told.budget, len(told.seconds), told.repeated, told.overviews[0].repeated) == (4, 3, 1, 1)
+  assert (
+    told.budget,
+    len(told.seconds),
+    told.repeated,
+    told.overviews[0].repeated,
+  ) == (4, 3, 1, 1)

@@ -327,13 +327,13 @@ def test_a_reply_under_a_held_gate_waits_and_is_thrown_away_when_its_server_prov
     async with opened(router) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
       await patience.seen(lambda: one.requests)
-      router.hold()
+      router.pause()
       answer.set()
       await patience.seen(lambda: not one._at_once)
       await asyncio.sleep(0.1)
       assert not waiting.done() and two.requests == []
       router.lost(one.url, 'the canary does not match')
-      router.release()
+      router.resume()
       return await waiting
 
   answer = threading.Event()
@@ -351,11 +351,11 @@ def test_a_reply_under_a_held_gate_is_handed_out_when_the_gate_opens():
     async with opened(router) as client:
       waiting = asyncio.create_task(client.generate(REQUEST))
       await patience.seen(lambda: server.requests)
-      router.hold()
+      router.pause()
       answer.set()
       await patience.seen(lambda: not server._at_once)
       assert not waiting.done()
-      router.release()
+      router.resume()
       return await waiting
 
   answer = threading.Event()

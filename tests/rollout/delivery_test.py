@@ -134,7 +134,7 @@ def test_weights_that_cannot_be_staged_reach_no_server():
     try:
       await whole.deliver(published(1), 1, CANARY)
     finally:
-      assert router.up_urls() and not router.held
+      assert router.up_urls() and not router.paused
       assert [path for path, _ in bench.server(0).commands] == ['/continue_generation']
 
   bench = Bench(Script())
@@ -204,7 +204,7 @@ def test_a_delivery_that_is_broken_off_leaves_no_unproven_server_up():
     await seen(lambda: bench.server(0).requests)
     delivery.cancel()
     await asyncio.gather(delivery, return_exceptions=True)
-    assert router.up_urls() == () and not router.held
+    assert router.up_urls() == () and not router.paused
     bench.scripts[0].canary = Script().canary
     return (await ask(client)).versions.tolist()  # the watch brings it up
 

@@ -23,7 +23,7 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.testing import tiny
 from paravt_jax.types import Segment
 from tests import patience
-from tests.rollout.crew import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, Frames, call
+from tests.rollout.stack import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, Frames, call
 
 pytestmark = pytest.mark.slow
 

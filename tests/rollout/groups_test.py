@@ -14,7 +14,7 @@ from paravt_jax.rollout.groups import Dropped, Prompt, budget_of, collect, rewar
 from paravt_jax.rollout.judge import JudgeFailure, Verdict
 from paravt_jax.testing.scripted import Refuse
 from paravt_jax.video import sampling
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   CONTEXT,
   GROUP,
   LONG,
@@ -24,7 +24,7 @@ from tests.rollout.crew import (
   is_subagent,
   play,
   sampled,
-  with_crew,
+  with_stack,
 )
 
 ANSWER = LONG + '<answer>red</answer>'
@@ -37,8 +37,8 @@ def tasks(n):
 
 def gather(script, prompts, reward=REWARD, options=GROUP, **more):
   heard = []
-  got, requests = with_crew(
-    script, lambda crew: collect(crew.agent, prompts, reward, options, heard.append), **more
+  got, requests = with_stack(
+    script, lambda stack: collect(stack.agent, prompts, reward, options, heard.append), **more
   )
   return got, requests, heard
 
@@ -82,9 +82,9 @@ def test_groups_come_back_in_the_order_asked_for_and_progress_hears_them_as_they
 
 
 def test_at_most_max_concurrent_groups_are_in_flight():
-  async def use(crew):
+  async def use(stack):
     running, seen = set(), []
-    opened, ran = crew.agent.open, crew.agent.run
+    opened, ran = stack.agent.open, stack.agent.run
 
     async def opening(task, budget):
       running.add(task.id)
@@ -96,16 +96,16 @@ def test_at_most_max_concurrent_groups_are_in_flight():
       running.discard(task.id)
       return episode
 
-    crew.agent.open, crew.agent.run = opening, running_out
+    stack.agent.open, stack.agent.run = opening, running_out
     await collect(
-      crew.agent,
+      stack.agent,
       [Prompt(t, 0, 4) for t in tasks(6)],
       REWARD,
       dataclasses.replace(GROUP, size=1, max_concurrent=2),
     )
     return seen
 
-  assert max(with_crew(lambda request: sampled(ANSWER, delay=0.02), use)[0]) == 2
+  assert max(with_stack(lambda request: sampled(ANSWER, delay=0.02), use)[0]) == 2
 
 
 def test_the_same_seed_gives_the_same_episodes_in_any_order_of_arrival():
@@ -165,14 +165,14 @@ def test_the_judge_scores_open_questions_only_and_its_failure_is_no_score():
   options = dataclasses.replace(PUBLISHED, open_ended='judge')
   judge = Judge(Verdict(True))
 
-  async def use(crew, task, reward):
+  async def use(stack, task, reward):
     return await run_group(
-      crew.agent, Prompt(task, 0, 4), reward, dataclasses.replace(GROUP, size=1)
+      stack.agent, Prompt(task, 0, 4), reward, dataclasses.replace(GROUP, size=1)
     )
 
   script = play(LONG + '<answer>crimson</answer>')
-  run = lambda task, judge: with_crew(
-    script, lambda crew: use(crew, task, rewarder(options, judge))
+  run = lambda task, judge: with_stack(
+    script, lambda stack: use(stack, task, rewarder(options, judge))
   )[0]
   assert run(TASK, judge).scored[0].parts['accuracy'] == 1.0
   assert judge.asked == [('What appears at 41?', 'red', 'crimson')]
@@ -187,14 +187,14 @@ def test_asking_for_a_judge_without_one_is_refused_at_the_door():
 
 
 def test_closing_a_stream_cancels_the_rest():
-  async def use(crew):
+  async def use(stack):
     options = dataclasses.replace(GROUP, max_concurrent=1)
     async with contextlib.aclosing(
-      groups.stream(crew.agent, [Prompt(t, 0, 4) for t in tasks(4)], REWARD, options)
+      groups.stream(stack.agent, [Prompt(t, 0, 4) for t in tasks(4)], REWARD, options)
     ) as finished:
       async for _ in finished:
         break
     others = asyncio.all_tasks() - {asyncio.current_task()}
     return [task for task in others if 'one' in task.get_coro().__qualname__]
 
-  assert with_crew(play(ANSWER), use)[0] == []
+  assert with_stack(play(ANSWER), use)[0] == []

@@ -126,7 +126,7 @@ def test_who_waits_is_told_when_there_is_nothing_to_wait_for():
     router.supervised = True
     router.lost(A, 'killed')
     waiting = await waits(router.choose(1))
-    router.hold()
+    router.pause()
     behind = await waits(router.passed(A))
     router.fail('no server is left')
     return [str(error) for error in await asyncio.gather(waiting, behind, return_exceptions=True)]
@@ -137,13 +137,13 @@ def test_who_waits_is_told_when_there_is_nothing_to_wait_for():
 def test_while_the_gate_is_held_nothing_is_sent_and_nothing_believed():
   async def use():
     router = Router((A, B))
-    router.hold()
-    router.hold()
+    router.pause()
+    router.pause()
     sending, believing = await waits(router.choose(1)), await waits(router.passed(A))
-    router.release()
+    router.resume()
     await waits(asyncio.shield(sending))
-    assert router.held and not believing.done()
-    router.release()
+    assert router.paused and not believing.done()
+    router.resume()
     await believing
     return await sending
 
@@ -154,7 +154,7 @@ def test_a_draining_server_gets_no_new_weights_so_its_replies_pass_a_held_gate()
   async def use():
     router = Router((A, B))
     router.drain(A, 'too large')
-    router.hold()
+    router.pause()
     await router.passed(A)
     await waits(router.passed(B))
 

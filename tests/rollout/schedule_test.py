@@ -58,7 +58,7 @@ def test_deviation_17_the_counters_survive_a_resume_and_what_was_running_starts_
   saved = json.loads(json.dumps(schedule.state()))
   again = Schedule(options)
   again.restore(saved)
-  assert (again.accepted, again.running, again.room) == (1, 0, 3)
+  assert (again.accepted, again.running, again.free) == (1, 0, 3)
   assert [again.start() for _ in range(4)] == [0, 2, 3, None]
   lost = Schedule(options)
   lost.restore(saved, lost=[1])

@@ -20,7 +20,7 @@ from paravt_jax.testing.scripted import ScriptedServer
 from paravt_jax.types import ResultStatus
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   AGENT,
   CLIENT,
   CONTEXT,
@@ -31,7 +31,7 @@ from tests.rollout.crew import (
   TOK,
   call,
   play,
-  with_crew,
+  with_stack,
 )
 
 ANSWER = LONG + '<answer>red</answer>'
@@ -79,13 +79,13 @@ def test_a_step_of_64_episodes_costs_the_client_less_than_half_a_second_of_pytho
     for step in range(6)
   ]
 
-  async def use(crew):
+  async def use(stack):
     reward, seconds = rewarder(PUBLISHED, None), []
     for prompts in steps:
       started = time.thread_time()
-      groups = await collect(crew.agent, prompts, reward, options)
+      groups = await collect(stack.agent, prompts, reward, options)
       seconds.append(time.thread_time() - started)
     return min(seconds), sum(len(group.scored) for group in groups)
 
-  (seconds, episodes), _ = with_crew(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
+  (seconds, episodes), _ = with_stack(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
   assert episodes == 64 and seconds < 0.5

@@ -10,7 +10,7 @@ from paravt_jax.errors import MediaError
 from paravt_jax.rollout.subagent import chosen
 from paravt_jax.testing.scripted import Garbage, Hang, Reply
 from paravt_jax.types import Clip, ResultStatus, StopReason, TokenClass
-from tests.rollout.crew import (
+from tests.rollout.stack import (
   CONTEXT,
   LONG,
   SUBAGENT,

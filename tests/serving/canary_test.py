@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving.canary import Canary, picture
+from paravt_jax.serving.canary import Canary, canary_image
 from paravt_jax.serving.protocol import GenerateReply
 
-CANARY = Canary((5, 6, 7), picture(8), (3,), (40, 41, 42), (-0.5, -1.0, -2.0), (1.0, 1e-5, 0.3))
+CANARY = Canary(
+  (5, 6, 7), canary_image(8), (3,), (40, 41, 42), (-0.5, -1.0, -2.0), (1.0, 1e-5, 0.3)
+)
 
 
 def reply(ids, logprobs) -> GenerateReply:
@@ -66,5 +68,5 @@ def test_a_broken_one_is_refused_in_one_line(change):
 
 
 def test_the_picture_is_the_same_every_time_and_fits_the_patches_that_a_server_allows():
-  assert picture(4).shape == (32, 32, 3) and picture(196).shape == (64, 32, 3)
-  assert picture(4).sum() == picture(4).sum() and len(np.unique(picture(4))) > 200
+  assert canary_image(4).shape == (32, 32, 3) and canary_image(196).shape == (64, 32, 3)
+  assert canary_image(4).sum() == canary_image(4).sum() and len(np.unique(canary_image(4))) > 200

@@ -16,7 +16,7 @@ def page(**changes):
   given = {
     'version': 3,
     'arrays': {'a': entry},
-    'held': {'b': 'bb'},
+    'frozen': {'b': 'bb'},
     'canary': None,
     'files': {'a/0': (16, 'cc')},
   }
@@ -31,8 +31,8 @@ def test_a_page_reads_back_as_it_was(tmp_path):
 
 def test_the_identity_of_a_model_is_that_of_its_arrays_not_of_its_version():
   assert page().tree == page(version=4, canary={'x': 1}).tree
-  assert page().tree != page(held={'b': 'other'}).tree
-  assert page().tree != page(held={'c': 'bb'}).tree
+  assert page().tree != page(frozen={'b': 'other'}).tree
+  assert page().tree != page(frozen={'c': 'bb'}).tree
   assert page().tree != page(arrays={'c': page().arrays['a']}).tree
 
 
@@ -113,12 +113,13 @@ def test_only_infinities_and_nans_are_not_finite(dtype):
     assert not manifest.finite(np.array([1.0, bad, -1.0], dtype))
 
 
-def test_held_hashes_do_not_depend_on_how_exact_values_are_stored():
+def test_frozen_hashes_do_not_depend_on_how_exact_values_are_stored():
   values = np.random.default_rng(0).normal(size=(300, 7)).astype(ml_dtypes.bfloat16)
   one, other = (
-    manifest.held_hashes({'x': values.astype(dtype)}) for dtype in (np.float32, ml_dtypes.bfloat16)
+    manifest.frozen_hashes({'x': values.astype(dtype)})
+    for dtype in (np.float32, ml_dtypes.bfloat16)
   )
-  assert one == other != manifest.held_hashes({'x': -values})
+  assert one == other != manifest.frozen_hashes({'x': -values})
 
 
 def test_a_tree_and_its_names_are_each_others_inverse():

@@ -143,7 +143,7 @@ def test_a_child_that_hides_its_memory_and_is_gone_when_it_is_asked_again_holds_
     def memory_info(self):
       raise psutil.NoSuchProcess(1)
 
-  assert process._held(Vanishing()) == 0
+  assert process._memory_bytes(Vanishing()) == 0
 
 
 def test_the_environment_of_the_child_is_the_given_one(run):

@@ -198,7 +198,7 @@ def test_other_dtypes_are_not_published(params, tmp_path):
 
 def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(params, tmp_path):
   trained, frozen = {'head': params['head']}, {'text': params['text']}
-  folder = publish.save(tmp_path, 4, trained, keep=1, held=frozen, canary={'tokens': [1, 2]})
+  folder = publish.save(tmp_path, 4, trained, keep=1, frozen=frozen, canary={'tokens': [1, 2]})
   assert sorted(
     path.name for path in (folder / 'arrays').iterdir() if path.name.startswith(('head', 'text'))
   ) == ['head.kernel']
@@ -206,7 +206,7 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
   version, back = publish.load(folder, abstract(params), own)
   assert (version, list(back)) == (4, ['head'])
   page = publish.read_manifest(folder)
-  assert sorted(page.held) == ['text/embed/embedding', 'text/norm/scale'] and page.canary == {
+  assert sorted(page.frozen) == ['text/embed/embedding', 'text/norm/scale'] and page.canary == {
     'tokens': [1, 2]
   }
   with pytest.raises(
@@ -218,19 +218,19 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
   ):
     publish.load(folder, abstract(params))
   with pytest.raises(SyncError, match="'head/kernel' is both published and held"):
-    publish.save(tmp_path, 5, trained, keep=1, held=params)
+    publish.save(tmp_path, 5, trained, keep=1, frozen=params)
 
 
 def test_a_reader_that_holds_the_rest_in_bfloat16_is_no_stranger(params, tmp_path):
   folder = publish.save(
-    tmp_path, 4, {'head': params['head']}, keep=1, held={'text': params['text']}
+    tmp_path, 4, {'head': params['head']}, keep=1, frozen={'text': params['text']}
   )
   half = {
     name: np.asarray(leaf, jax.numpy.bfloat16)
     for name, leaf in manifest.leaves({'text': params['text']}).items()
   }
   asked = {
-    name: lambda leaf=leaf: manifest.held_hashes({'x': leaf})['x'] for name, leaf in half.items()
+    name: lambda leaf=leaf: manifest.frozen_hashes({'x': leaf})['x'] for name, leaf in half.items()
   }
   assert (
     publish.load(folder, abstract(params), half)[0]
@@ -242,7 +242,7 @@ def test_a_reader_that_holds_the_rest_in_bfloat16_is_no_stranger(params, tmp_pat
 def test_the_caller_may_overwrite_or_donate_its_arrays_as_soon_as_start_returns(tmp_path):
   host, device = np.ones((64, 8), np.float32), jax.numpy.ones((64, 8))
   with publish.Publisher(tmp_path, keep=3) as publisher:
-    pending = publisher.start(1, {'host': host, 'device': device}, held=None, canary=None)
+    pending = publisher.start(1, {'host': host, 'device': device}, frozen=None, canary=None)
     host[:] = 7
     jax.jit(lambda x: x * 7, donate_argnums=0)(device).block_until_ready()
     folder = pending.result()
@@ -256,7 +256,7 @@ def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(
 ):
   with publish.Publisher(tmp_path, keep=2) as publisher:
     pending = [
-      publisher.start(version, {'a': np.full(4, version, np.float32)}, held=None, canary=None)
+      publisher.start(version, {'a': np.full(4, version, np.float32)}, frozen=None, canary=None)
       for version in (1, 2, 3)
     ]
     assert pending[0].done and pending[1].done
@@ -270,20 +270,20 @@ def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(
       pytest.raises(SyncError, match=r'4: weights cannot be written \(No space left on device\)'),
     ):
       patch.setattr(manifest, 'list_files', full)
-      publisher.start(4, {'a': np.zeros(4, np.float32)}, held=None, canary=None).result()
-    publisher.start(5, {'a': np.zeros(4, np.float32)}, held=None, canary=None).result()
+      publisher.start(4, {'a': np.zeros(4, np.float32)}, frozen=None, canary=None).result()
+    publisher.start(5, {'a': np.zeros(4, np.float32)}, frozen=None, canary=None).result()
   assert sorted(publish.versions(tmp_path)) == [3, 5] and not list(tmp_path.glob('.*'))
 
 
 def test_held_arrays_are_hashed_once(params, tmp_path, monkeypatch):
-  calls, real = [], manifest.held_hashes
+  calls, real = [], manifest.frozen_hashes
   monkeypatch.setattr(
     manifest, 'held_hashes', lambda named: calls.append(sorted(named)) or real(named)
   )
   frozen = {'text': params['text']}
   with publish.Publisher(tmp_path, keep=2) as publisher:
     for version in (1, 2):
-      publisher.start(version, {'head': params['head']}, held=frozen, canary=None).result()
+      publisher.start(version, {'head': params['head']}, frozen=frozen, canary=None).result()
   assert calls == [['text/embed/embedding', 'text/norm/scale']]
 
 
@@ -298,7 +298,7 @@ def test_sharded_arrays_are_written_and_hashed_by_shard_and_read_as_one(tmp_path
     'copies': place(),
   }
   with publish.Publisher(tmp_path, keep=1) as publisher:
-    folder = publisher.start(1, params, held=None, canary=None).result()
+    folder = publisher.start(1, params, frozen=None, canary=None).result()
   entries = publish.read_manifest(folder).arrays
   assert {name: len(entry.shards) for name, entry in entries.items()} == {
     'both': 8,

@@ -48,7 +48,7 @@ def published(loaded, other, tmp_path_factory):
   """Version 7: a new text, the tower held."""
   folder = tmp_path_factory.mktemp('weights')
   return publish.save(
-    folder, 7, {'text': other['text']}, keep=9, held={'visual': loaded[1]['visual']}
+    folder, 7, {'text': other['text']}, keep=9, frozen={'visual': loaded[1]['visual']}
   )
 
 
@@ -67,7 +67,7 @@ def test_only_the_published_arrays_are_staged_in_the_dtype_that_they_were_publis
 ):
   half = jax.tree.map(lambda x: np.asarray(x, jax.numpy.bfloat16), other['text'])
   folder = publish.save(
-    tmp_path / 'weights', 2, {'text': half}, keep=1, held={'visual': loaded[1]['visual']}
+    tmp_path / 'weights', 2, {'text': half}, keep=1, frozen={'visual': loaded[1]['visual']}
   )
   with staging.Staging(base, tmp_path / 'staged') as one:
     tensors = load_file(one.stage(folder) / staging.WEIGHTS)
@@ -107,7 +107,7 @@ def test_a_version_is_staged_once_and_again_when_it_was_published_again(
 
 def test_another_tower_than_the_servers_is_refused(base, other, tmp_path):
   folder = publish.save(
-    tmp_path / 'weights', 2, {'text': other['text']}, keep=1, held={'visual': other['visual']}
+    tmp_path / 'weights', 2, {'text': other['text']}, keep=1, frozen={'visual': other['visual']}
   )
   with (
     staging.Staging(base, tmp_path / 'staged') as one,
@@ -260,12 +260,12 @@ def faults():
   add(
     'held-differs',
     lambda f: rewritten(
-      f, lambda page: page['held'].update({'visual/pos_embed/embedding': '0' * 32})
+      f, lambda page: page['frozen'].update({'visual/pos_embed/embedding': '0' * 32})
     ),
   )
   add(
     'held-forgotten',
-    lambda f: rewritten(f, lambda page: page['held'].pop('visual/pos_embed/embedding')),
+    lambda f: rewritten(f, lambda page: page['frozen'].pop('visual/pos_embed/embedding')),
   )
   return found
 
@@ -276,7 +276,7 @@ FAULTS = faults()
 @pytest.fixture(scope='module')
 def reader(loaded):
   """What a reader of versions has: the model's shapes, and the hashes of its arrays."""
-  hashes = manifest.held_hashes(manifest.leaves(loaded[1]))
+  hashes = manifest.frozen_hashes(manifest.leaves(loaded[1]))
   return model.abstract_params(loaded[0]), {
     name: lambda found=found: found for name, found in hashes.items()
   }
@@ -352,7 +352,7 @@ def test_the_embedded_server_keeps_what_a_version_leaves_out(
     one._load(str(published), '7')
   assert one._load(str(base), '3')[0] == 3
   tower = publish.save(
-    tmp_path, 8, {'visual': params['visual']}, keep=1, held={'text': other['text']}
+    tmp_path, 8, {'visual': params['visual']}, keep=1, frozen={'text': other['text']}
   )
   _, prepared = one._load(str(tower), None)
   jax.tree.map(

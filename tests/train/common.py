@@ -92,9 +92,9 @@ def group(rng, prefix=8, suffixes=(7, 5, 9), images=2, trained=0.7):
   )
 
 
-def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS, **stills):
-  """Rows of 32 tokens and up to 4 images of 4 patches; `stills` are pack's row_stills and
-  still_patches.
+def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS, **large_images):
+  """Rows of 32 tokens and up to 4 images of 4 patches; `large_images` are pack's row_large_images
+  and large_image_patches.
   """
   return pack(
     trees,
@@ -104,7 +104,7 @@ def packed(trees, *, rows_multiple=4, row_tokens=32, extras=step.RL_EXTRAS, **st
     image_id=PAD,
     rows_multiple=rows_multiple,
     extras=extras,
-    **stills,
+    **large_images,
   )
 
 

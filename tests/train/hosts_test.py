@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from paravt_jax.train import sharding, step, sums
+from paravt_jax.train import metric_sums, sharding, step
 from tests import patience
 from tests.train import common
 
@@ -90,7 +90,7 @@ def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(
   _, totals = step.make_sft_step(common.CONFIG, common.sgd(), mesh, common.MODEL)(
     common.fresh(common.sgd(), mesh), step.put_batch(mesh, arrays, used)
   )
-  alone = sums.reduce(totals)
+  alone = metric_sums.reduce(totals)
   assert (
     found[0] == found[1] == pytest.approx([alone['sft/loss'], alone['optim/grad_norm']], rel=1e-5)
   )

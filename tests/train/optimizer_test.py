@@ -10,7 +10,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.train import optimizer, state, step, sums
+from paravt_jax.train import metric_sums, optimizer, state, step
 from tests.train import common
 
 BASE = optimizer.OptimizerOptions(
@@ -206,12 +206,12 @@ def test_a_schedule_counts_batches_however_many_updates_each_makes(updates):
   )
   for wanted in RATES:
     learner, totals = train(learner, given, common.params(1))
-    assert sums.reduce(totals)['optim/learning_rate'] == pytest.approx(wanted, rel=1e-5)
+    assert metric_sums.reduce(totals)['optim/learning_rate'] == pytest.approx(wanted, rel=1e-5)
     assert acted(before, learner) == pytest.approx(updates * wanted, rel=1e-3)
     before = jax.device_get(learner.params)
   learner, totals = train(learner, given, common.params(1))
   assert (
-    sums.reduce(totals)['optim/learning_rate'] == acted(before, learner) == 0
+    metric_sums.reduce(totals)['optim/learning_rate'] == acted(before, learner) == 0
   )  # the cosine has ended, and not before
 
 
@@ -223,10 +223,10 @@ def test_a_skipped_update_does_not_hold_back_the_schedule():
   learner, totals = train(
     state.from_params(common.CONFIG, built, common.mesh_of(), spoilt), batch(step.SFT_EXTRAS)
   )
-  assert sums.reduce(totals)['optim/skipped'] == 1
+  assert metric_sums.reduce(totals)['optim/skipped'] == 1
   mended = learner.replace(params=common.fresh(built, common.mesh_of()).params)
   learner, totals = train(mended, batch(step.SFT_EXTRAS))
-  assert sums.reduce(totals)['optim/learning_rate'] == pytest.approx(RATES[1], rel=1e-5)
+  assert metric_sums.reduce(totals)['optim/learning_rate'] == pytest.approx(RATES[1], rel=1e-5)
   assert acted(common.params(), learner) == pytest.approx(RATES[1], rel=1e-3)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.packing import Sample, Tree
-from paravt_jax.train import state, step, sums
+from paravt_jax.train import metric_sums, state, step
 from paravt_jax.train.optimizer import Optimizer
 from tests.train import common
 
@@ -35,7 +35,7 @@ def run(kind, trees, shape=(1, 1, 1), micro=4, capacity=None, reference=1, **kno
   args = () if kind == 'sft' else (common.params(reference),)
   after, totals = build(kind, shape, **knobs)(start, step.put_batch(mesh, arrays, used), *args)
   assert int(after.step) == 1
-  return common.change(common.params(), jax.device_get(after.params)), sums.reduce(totals)
+  return common.change(common.params(), jax.device_get(after.params)), metric_sums.reduce(totals)
 
 
 def groups(count=4):
@@ -66,8 +66,10 @@ def test_large_images_give_the_same_step_on_eight_devices_as_on_one():
       one.images[1],
     )
     documents.append(Tree(Sample(one.ids, pictures, one.extras)))
-  arrays, used = common.packed(documents, row_stills=2, still_patches=8).micro_batches(4)
-  assert arrays['still_grids'].any()
+  arrays, used = common.packed(documents, row_large_images=2, large_image_patches=8).micro_batches(
+    4
+  )
+  assert arrays['large_image_grids'].any()
   changes = []
   for shape in ((1, 1, 1), (2, 2, 2)):
     mesh = common.mesh_of(*shape)
@@ -77,7 +79,7 @@ def test_large_images_give_the_same_step_on_eight_devices_as_on_one():
     changes.append(
       (
         common.change(common.params(), jax.device_get(after.params)),
-        sums.reduce(totals)['sft/loss'],
+        metric_sums.reduce(totals)['sft/loss'],
       )
     )
   assert common.relative(changes[1][0], changes[0][0]) <= 1e-5 and changes[1][1] == pytest.approx(
@@ -314,12 +316,12 @@ def test_the_weight_cap_drops_tokens_that_the_server_thought_unlikely():
 
 def test_metrics_are_split_by_token_class_and_weigh_right():
   _, metrics = run('rl', groups())
-  tokens = [metrics[f'policy/tokens/class={name}'] for name in sums.CLASSES]
-  gaps = [metrics[f'policy/gap_mean/class={name}'] for name in sums.CLASSES]
+  tokens = [metrics[f'policy/tokens/class={name}'] for name in metric_sums.CLASSES]
+  gaps = [metrics[f'policy/gap_mean/class={name}'] for name in metric_sums.CLASSES]
   assert sum(tokens) == metrics['policy/tokens']
   assert metrics['policy/gap_mean'] == pytest.approx(np.dot(tokens, gaps) / sum(tokens), rel=1e-5)
   assert metrics['policy/gap_max'] == max(
-    metrics[f'policy/gap_max/class={name}'] for name in sums.CLASSES
+    metrics[f'policy/gap_max/class={name}'] for name in metric_sums.CLASSES
   )
   assert metrics['policy/entropy'] <= np.log(62)  # 64 tokens, two of them banned
 
@@ -366,13 +368,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
   )
   assert (
     int(after.step) == 1
-    and sums.reduce(totals)['optim/skipped'] == 1
-    and 'optim/grad_norm' not in sums.reduce(totals)
+    and metric_sums.reduce(totals)['optim/skipped'] == 1
+    and 'optim/grad_norm' not in metric_sums.reduce(totals)
   )
   good = common.fresh(optimizer, mesh)
   after, totals = update(good, step.put_batch(mesh, arrays, used), *args)
   assert (
-    sums.reduce(totals)['optim/skipped'] == 0
+    metric_sums.reduce(totals)['optim/skipped'] == 0
     and common.change(common.params(), jax.device_get(after.params)).any()
   )
 
@@ -380,7 +382,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
 def test_every_reported_name_is_documented():
   for kind in ('sft', 'rl'):
     _, metrics = run(kind, groups())
-    assert {name.split('/class=')[0] for name in metrics} <= set(sums.METRICS)
+    assert {name.split('/class=')[0] for name in metrics} <= set(metric_sums.METRICS)
 
 
 def test_rows_that_do_not_divide_over_the_mesh_are_refused():

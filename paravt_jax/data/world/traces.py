@@ -107,7 +107,7 @@ def call_text(start: float, end: float) -> str:
   return f'<tool_call>{json.dumps(call)}</tool_call>'
 
 
-def _listed(items: Sequence[object]) -> str:
+def _join_items(items: Sequence[object]) -> str:
   """'41', '41 and 73', '41, 12 and 73'."""
   texts = [str(item) for item in items]
   return texts[0] if len(texts) == 1 else ', '.join(texts[:-1]) + ' and ' + texts[-1]
@@ -115,7 +115,9 @@ def _listed(items: Sequence[object]) -> str:
 
 def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
   """A turn that says where to look and asks for one crop per cue, all at once."""
-  return f'<think>\nLook at {_listed(cues)}.\n</think>\n' + ''.join(call_text(*w) for w in windows)
+  return f'<think>\nLook at {_join_items(cues)}.\n</think>\n' + ''.join(
+    call_text(*w) for w in windows
+  )
 
 
 def answer_turn(seen: Sequence[str], answer: str, choice: Sequence[str] = ()) -> str:

@@ -158,7 +158,7 @@ def _write_videos(folder, drawn, options, workers, progress, meanwhile) -> None:
     meanwhile()
     for job in jobs:
       done += write_archive(*job)
-      _tell(progress, done, len(drawn))
+      _report(progress, done, len(drawn))
     return
   context = multiprocessing.get_context('spawn')
   pool = concurrent.futures.ProcessPoolExecutor(
@@ -169,12 +169,12 @@ def _write_videos(folder, drawn, options, workers, progress, meanwhile) -> None:
     meanwhile()
     for future in concurrent.futures.as_completed(waiting):
       done += future.result()
-      _tell(progress, done, len(drawn))
+      _report(progress, done, len(drawn))
   finally:
     pool.shutdown(cancel_futures=True)
 
 
-def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
   if progress is not None:
     progress(done, total)
 

@@ -39,14 +39,14 @@ class Inputs(NamedTuple):
   segments_BT: jax.Array  # 0 padding, 1.. documents
   branches_BT: jax.Array  # 0 a shared prefix or a plain document, 1.. its suffixes
   # index into the row's own N * Y merged image tokens (Y = X / merge^2), then into those of the
-  # stills; -1 for text
-  visual_BT: jax.Array
+  # large images; -1 for text
+  visual_index_BT: jax.Array
   # uint8 in merge order. P = 1 is an image, whose frame counts twice; 2 a pair of a native video.
   patches_BNXPC: jax.Array  # N may be 0
   grids_BN2: jax.Array  # height and width in patches; 0, 0 is padding
   # a second class of images, fewer and larger, with N and X of their own; None for none
-  stills_BNXPC: jax.Array | None = None
-  still_grids_BN2: jax.Array | None = None
+  large_images_BNXPC: jax.Array | None = None
+  large_image_grids_BN2: jax.Array | None = None
 
 
 class Features(NamedTuple):
@@ -204,30 +204,31 @@ def encode_images(
 def encode_inputs(
   config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False
 ) -> Features:
-  """`encode_images` of all images of packed rows, as `visual_BT` counts them.
+  """`encode_images` of all images of packed rows, as `visual_index_BT` counts them.
 
   Stills are skipped where no row has one: their slots are large, and most batches of video leave
   them empty.
   """
   frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
-  stills_BNXPC, grids_BN2 = inputs.stills_BNXPC, inputs.still_grids_BN2
-  if stills_BNXPC is None or grids_BN2 is None:
+  large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
+  if large_images_BNXPC is None or grids_BN2 is None:
     return frames
 
   def encode():
-    return encode_images(config, params, stills_BNXPC, grids_BN2, dtype, remat=remat)
+    return encode_images(config, params, large_images_BNXPC, grids_BN2, dtype, remat=remat)
 
   def nothing():
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
 
-  stills = jax.lax.cond((grids_BN2 > 0).any(), encode, nothing)
+  large_images = jax.lax.cond((grids_BN2 > 0).any(), encode, nothing)
 
-  # one slot that holds all merged tokens of a row, those of the stills last: [..., B, 1, N * Y, D]
+  # one slot that holds all merged tokens of a row, those of large images last: [..., B, 1, N * Y,
+  # D]
   def flat(a):
     return a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
 
   return jax.tree.map(
-    lambda *both: jnp.concatenate([flat(a) for a in both], axis=-2), frames, stills
+    lambda *both: jnp.concatenate([flat(a) for a in both], axis=-2), frames, large_images
   )
 
 
@@ -265,13 +266,13 @@ def _run_blocks(
   return jax.lax.scan(step, (x_IXW, empty_JIXW), (blocks, jnp.asarray(tap_of_layer)))[0]
 
 
-def _placed(features_BNYD: jax.Array, visual_BT: jax.Array) -> jax.Array:
+def _placed(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
   """[B, T, D]: each token's own visual feature, by a gather within its row; text tokens get
   zeros.
   """
   flat = features_BNYD.reshape(features_BNYD.shape[0], -1, features_BNYD.shape[-1])
-  found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_BT, 0)[..., None], axis=1)
-  return jnp.where((visual_BT >= 0)[..., None], found_BTD, 0)
+  found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_index_BT, 0)[..., None], axis=1)
+  return jnp.where((visual_index_BT >= 0)[..., None], found_BTD, 0)
 
 
 def embed(
@@ -279,17 +280,17 @@ def embed(
   params: Params,
   tokens_BT: jax.Array,
   features: Features | None,
-  visual_BT: jax.Array | None,
+  visual_index_BT: jax.Array | None,
   dtype: jnp.dtype,
 ) -> jax.Array:
   """Token embeddings [B, T, D] in `dtype`, visual tokens replaced by their features (None, or none
   of them: text only).
   """
   x_BTD = jnp.take(params['text']['embed']['embedding'], tokens_BT, axis=0).astype(dtype)
-  if features is None or visual_BT is None or not _has_images(features):
+  if features is None or visual_index_BT is None or not _has_images(features):
     return x_BTD
-  image_BTD = _placed(features.merged_BNYD, visual_BT).astype(dtype)
-  return jnp.where((visual_BT >= 0)[..., None], image_BTD, x_BTD)
+  image_BTD = _placed(features.merged_BNYD, visual_index_BT).astype(dtype)
+  return jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
 
 
 def _has_images(features: Features) -> bool:
@@ -328,7 +329,7 @@ def hidden(
     features = jax.lax.stop_gradient(features)
 
   # tokens, with images in their places
-  x_BTD = embed(config, params, inputs.tokens_BT, features, inputs.visual_BT, dtype)
+  x_BTD = embed(config, params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
 
   # the decoder
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)
@@ -343,7 +344,9 @@ def hidden(
     return _apply(text.TextLayer(config.text, dtype), layer_params, x_BTD, angle_BTF, attend)
 
   run = jax.checkpoint(layer) if remat else layer
-  x_BTD = _run_layers(config, params['text']['layers'], x_BTD, features, inputs.visual_BT, run)
+  x_BTD = _run_layers(
+    config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run
+  )
   return _final_norm(config, params, x_BTD)
 
 
@@ -352,7 +355,7 @@ def _run_layers(
   layers: Params,
   x_BTD: jax.Array,
   features: Features,
-  visual_BT: jax.Array,
+  visual_index_BT: jax.Array,
   layer: Callable,
 ) -> jax.Array:
   """All decoder layers. After each of the first J, image tokens get the DeepStack feature."""
@@ -360,7 +363,7 @@ def _run_layers(
   if config.text.layers <= _UNROLL:
     for i in range(config.text.layers):
       x_BTD = layer(x_BTD, _nth(layers, i))
-      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT) if i < taps else x_BTD
+      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_index_BT) if i < taps else x_BTD
     return x_BTD
 
   def step(x_BTD, numbered):
@@ -370,7 +373,7 @@ def _run_layers(
       return x_BTD, None
 
     def deeper():
-      return x_BTD + _placed(features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_BT)
+      return x_BTD + _placed(features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT)
 
     return jax.lax.cond(i < taps, deeper, lambda: x_BTD), None
 
@@ -387,7 +390,7 @@ def run_layers(
   x_BTD: jax.Array,
   positions_ABT: jax.Array,
   features: Features | None,
-  visual_BT: jax.Array | None,
+  visual_index_BT: jax.Array | None,
   attend: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
   """The decoder for a server with its own cache: an unrolled loop over layers.
@@ -407,10 +410,10 @@ def run_layers(
     layer = text.TextLayer(config.text, x_BTD.dtype)
     layer_params = _nth(params['text']['layers'], i)
     x_BTD = _apply(layer, layer_params, x_BTD, angle_BTF, functools.partial(attend, i))
-    if features is None or visual_BT is None or not _has_images(features):
+    if features is None or visual_index_BT is None or not _has_images(features):
       continue
     if i < len(config.vision.taps):
-      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_BT)
+      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_index_BT)
   return _final_norm(config, params, x_BTD)
 
 

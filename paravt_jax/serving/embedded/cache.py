@@ -41,7 +41,7 @@ class Pool:
     return self._place[key]
 
   def acquire(self, key: Hashable) -> tuple[int, bool]:
-    """The place of `key`, held until `release`, and whether it is new (its content is to be
+    """The place of `key`, pinned until `release`, and whether it is new (its content is to be
     computed).
 
     Raises:
@@ -71,14 +71,14 @@ class Pool:
     """Whether all keys could be acquired together now."""
     distinct = set(keys)
     new = sum(key not in self._place for key in distinct)
-    held_idle = sum(key in self._idle for key in distinct)
-    return new <= self.available - held_idle
+    pinned_idle = sum(key in self._idle for key in distinct)
+    return new <= self.available - pinned_idle
 
   def clear(self) -> None:
     """Forgets everything.
 
     Raises:
-      RuntimeError: something is still held.
+      RuntimeError: something is still pinned.
     """
     if self._users:
       raise RuntimeError(f'{len(self._users)} places are still in use')

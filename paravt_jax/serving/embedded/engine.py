@@ -64,7 +64,7 @@ class Engine:
     self.counts = dict.fromkeys(COUNTS, 0)
     self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     self._chunks: deque[Chunk] = deque()
-    self._pictures: dict[bytes, Any] = {}  # to be encoded
+    self._images: dict[bytes, Any] = {}  # to be encoded
     self._tickets: dict[bytes, int] = {}  # of pages not computed yet
     self._queued = self._computed = 0
     self._update: Callable[[], None] | None = None
@@ -278,17 +278,15 @@ class Engine:
 
   def _digests(self, context: Prompt, index: int) -> frozenset[bytes]:
     chunk = self.options.chunk_tokens
-    seen = (
-      np.unique(context.picture_T[index * chunk : (index + 1) * chunk]) if context.pictures else ()
-    )
-    return frozenset(context.pictures[i].digest for i in seen if i >= 0)
+    seen = np.unique(context.image_T[index * chunk : (index + 1) * chunk]) if context.images else ()
+    return frozenset(context.images[i].digest for i in seen if i >= 0)
 
   def _hold_features(self, context: Prompt, digests: frozenset[bytes]) -> None:
-    pictures = {picture.digest: picture for picture in context.pictures} if digests else {}
+    images = {image.digest: image for image in context.images} if digests else {}
     for digest in sorted(digests):
       _, new = self.features.acquire(digest)
       if new:
-        self._pictures[digest] = pictures[digest]
+        self._images[digest] = images[digest]
 
   def _write_bias(self, row: int, bias: tuple[tuple[int, float], ...]) -> None:
     self._bias_rows[row] = 0
@@ -302,7 +300,7 @@ class Engine:
     while self._chunks and (everything or len(self._chunks) >= rows or self._starving()):
       if len(self._chunks) < rows and not everything and self._gather():
         continue
-      self._encode_pictures()
+      self._encode_images()
       batch = [self._chunks.popleft() for _ in range(min(rows, len(self._chunks)))]
       arrays = self._prefill_arrays(batch)
       self._page_store = self.programs.prefill(
@@ -332,17 +330,17 @@ class Engine:
       lane.free and lane.staged and lane.staged[0].ticket > self._computed for lane in self.lanes
     )
 
-  def _encode_pictures(self) -> None:
+  def _encode_images(self) -> None:
     s = self.shapes
-    while self._pictures:
-      batch = [self._pictures.pop(digest) for digest in list(self._pictures)[: s.image_batch]]
+    while self._images:
+      batch = [self._images.pop(digest) for digest in list(self._images)[: s.image_batch]]
       pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
       grids = np.zeros((s.image_batch, 2), np.int32)
       slots = np.full(s.image_batch, s.image_slots, np.int32)
-      for n, picture in enumerate(batch):
-        pixels[n, : len(picture.patches_XC)] = picture.patches_XC
-        grids[n] = picture.grid
-        slots[n] = self.features.place(picture.digest)
+      for n, image in enumerate(batch):
+        pixels[n, : len(image.patches_XC)] = image.patches_XC
+        grids[n] = image.grid
+        slots[n] = self.features.place(image.digest)
       self._feature_store = self.programs.encode(
         self.params, self._feature_store, pixels, grids, slots
       )
@@ -350,7 +348,7 @@ class Engine:
 
   def _prefill_arrays(self, batch: list[Chunk]) -> tuple[np.ndarray, ...]:
     s, c = self.shapes, self.options.chunk_tokens
-    token, visual = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
+    token, visual_index = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
     position = np.zeros((3, s.rows, c), np.int32)
     table = np.full((s.rows, s.context // c), s.pages, np.int32)
     index, count = np.zeros(s.rows, np.int32), np.ones(s.rows, np.int32)
@@ -363,18 +361,16 @@ class Engine:
       index[r], count[r] = chunk.index, n
       self.counts['prefilled_tokens'] += n
       if chunk.digests:
-        visual[r, :n] = self._feature_places(chunk.context, part)
-    return token, position, visual, table, index, count
+        visual_index[r, :n] = self._feature_places(chunk.context, part)
+    return token, position, visual_index, table, index, count
 
   def _feature_places(self, context: Prompt, part: slice) -> np.ndarray:
-    picture_T = context.picture_T[part]
+    image_T = context.image_T[part]
     slots = {
-      int(i): self.features.place(context.pictures[i].digest)
-      for i in np.unique(picture_T)
-      if i >= 0
+      int(i): self.features.place(context.images[i].digest) for i in np.unique(image_T) if i >= 0
     }
-    slot_T = np.array([slots.get(int(i), 0) for i in picture_T], np.int32)
-    return np.where(picture_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
+    slot_T = np.array([slots.get(int(i), 0) for i in image_T], np.int32)
+    return np.where(image_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
 
   def _admit(self) -> None:
     """Fills free slots with staged jobs whose pages are computed, in order; the first block with

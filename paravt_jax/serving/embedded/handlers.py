@@ -21,8 +21,8 @@ from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.embedded.prompts import PictureStore, Prompt, expand
-from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, shown, text
+from paravt_jax.serving.embedded.prompts import ImageStore, Prompt, expand
+from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, short_repr, text
 from paravt_jax.serving.protocol import (
   FIRST_VERSION,
   GenerateReply,
@@ -51,7 +51,7 @@ class Server:
   def __init__(self, engine: Engine, options: ServerOptions):
     self.engine, self.options = engine, options
     self.model_path, self.weight_version = options.model_path, FIRST_VERSION
-    self._pictures = PictureStore(4 * options.image_slots, options.max_image_patches)
+    self._images = ImageStore(4 * options.image_slots, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of arrays that versions left out, as they are served
@@ -118,7 +118,7 @@ class Server:
     rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
     if rid in self._rids:
       raise RequestError(
-        f'rid: got {shown(rid)}, which is running already; wanted one that is unique'
+        f'rid: got {short_repr(rid)}, which is running already; wanted one that is unique'
       )
     # A request that is far too long is refused before its images are decoded.
     if len(parsed.input_ids) > self.options.context:
@@ -126,14 +126,14 @@ class Server:
         f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} '
         'with new tokens'
       )
-    pictures = tuple(self._pictures.get(text) for text in parsed.image_data)
-    if len({picture.digest for picture in pictures}) > self.options.image_slots:
+    images = tuple(self._images.get(text) for text in parsed.image_data)
+    if len({image.digest for image in images}) > self.options.image_slots:
       raise RequestError(
-        f'image_data: got {len(pictures)} images, this server keeps '
+        f'image_data: got {len(images)} images, this server keeps '
         f'{self.options.image_slots}; raise image_slots'
       )
     prompt = expand(
-      parsed.input_ids, pictures, self.engine.config.image_id, self.options.chunk_tokens
+      parsed.input_ids, images, self.engine.config.image_id, self.options.chunk_tokens
     )
     stops = frozenset(parsed.stop_token_ids) | frozenset(
       () if parsed.ignore_eos else self.options.eos_token_ids
@@ -220,7 +220,7 @@ class Server:
     path = pathlib.Path(folder)
     if not _is_folder(path):
       raise SyncError(
-        f'model_path: {shown(str(path))} is no folder here, wanted a published version (with '
+        f'model_path: {short_repr(str(path))} is no folder here, wanted a published version (with '
         'manifest.json) or a '
         'Hugging Face folder'
       )
@@ -261,7 +261,7 @@ class Server:
         own = self._own(name)
         if not hasattr(own, 'shape'):
           own = np.stack([own[i] for i in range(self.engine.config.text.layers)])
-        self._hashes |= manifest.held_hashes({name: own})
+        self._hashes |= manifest.frozen_hashes({name: own})
       return self._hashes[name]
 
     return compute
@@ -272,7 +272,7 @@ class Server:
     """
     mode = (await _body(request, ('mode',))).get('mode', 'abort')
     if mode not in PAUSE_MODES:
-      raise RequestError(f'mode: got {shown(mode)}, wanted one of {PAUSE_MODES}')
+      raise RequestError(f'mode: got {short_repr(mode)}, wanted one of {PAUSE_MODES}')
     await self._in_engine(lambda: self.engine.pause(mode))
     return _json({'status': 'ok', 'message': f'paused ({mode})'})
 
@@ -423,7 +423,8 @@ async def _errors(
     return _json({'error': {'message': str(error)}}, 500)
   except web.HTTPClientError as error:  # no such path, another method, a body that is too large
     message = (
-      f'{request.method} {shown(request.path)}: {" ".join((error.text or error.reason).split())}'
+      f'{request.method} {short_repr(request.path)}: '
+      f'{" ".join((error.text or error.reason).split())}'
     )
     return _json({'error': {'message': message}}, error.status)
 

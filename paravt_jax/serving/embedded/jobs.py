@@ -61,7 +61,7 @@ class Job:
       finish=finish,
       prompt_tokens=len(self.prompt),
       cached_tokens=self.cached or 0,
-      image_tokens=int((self.prompt.picture_T >= 0).sum()),
+      image_tokens=int((self.prompt.image_T >= 0).sum()),
       weight_versions=spans or [(version, 0, 0)],
       retractions=self.retractions,
     )
@@ -85,7 +85,7 @@ class Chunk:
   table: np.ndarray  # pages of the context, int32[pages]
   index: int  # of the page in its context
   key: bytes  # of the page in the cache
-  digests: frozenset[bytes]  # of its images, held in the feature pool
+  digests: frozenset[bytes]  # of its images, pinned in the feature pool
 
 
 class Block:

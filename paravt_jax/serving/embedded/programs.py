@@ -153,7 +153,7 @@ def prefill(
   features: Tree,
   token_RT: jax.Array,
   position_ART: jax.Array,
-  visual_RT: jax.Array,
+  visual_index_RT: jax.Array,
   page_table: jax.Array,
   chunk_R: jax.Array,
   count_R: jax.Array,
@@ -161,9 +161,9 @@ def prefill(
   """Computes one chunk per row into its page. Rows may be successive chunks of one context: each
   layer writes before it reads.
 
-  visual_RT: place in the flattened features, -1 for text. page_table: pages of the row's context, its
-  own included. chunk_R: index of the row's chunk in its context. count_R: tokens of the chunk that
-  exist.
+  visual_RT: place in the flattened features, -1 for text. page_table: pages of the row's context,
+  its own included. chunk_R: index of the row's chunk in its context. count_R: tokens of the chunk
+  that exist.
   """
   keys, values = list(pool['k']), list(pool['v'])
   page_R = jnp.take_along_axis(page_table, chunk_R[:, None], axis=1)[:, 0]
@@ -179,8 +179,8 @@ def prefill(
       )
     return _attend_pages(q, keys[layer], values[layer], page_table, chunk_R)
 
-  seen_RT = jnp.where(visual_RT >= 0, jnp.arange(s.chunk), -1)
-  place_RT = jnp.maximum(visual_RT, 0)
+  seen_RT = jnp.where(visual_index_RT >= 0, jnp.arange(s.chunk), -1)
+  place_RT = jnp.maximum(visual_index_RT, 0)
   flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
   own = model.Features(
     flat(features['merged'])[place_RT][:, None],

@@ -15,7 +15,7 @@ from paravt_jax.video import patches
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class ImagePatches:
   """One image of a request."""
 
   digest: bytes  # of its pixels and shape
@@ -30,9 +30,9 @@ class Prompt:
 
   ids_T: np.ndarray  # int32[n]
   positions_AT: np.ndarray  # int32[3, n]: time, height, width
-  picture_T: np.ndarray  # index into `pictures` per token, -1 for text
+  image_T: np.ndarray  # index into `images` per token, -1 for text
   offset_T: np.ndarray  # place of the token in its picture
-  pictures: tuple[Picture, ...]
+  images: tuple[ImagePatches, ...]
   next_position: int  # of the first token that is sampled
   keys: list[bytes]  # of its pages in the cache
 
@@ -40,36 +40,36 @@ class Prompt:
     return len(self.ids_T)
 
 
-class PictureStore:
+class ImageStore:
   """Decoded images by the text they came in (a group sends the same frames eight times), newest
   `capacity` kept.
   """
 
   def __init__(self, capacity: int, max_patches: int):
     self._capacity, self._max_patches = capacity, max_patches
-    self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
+    self._images: OrderedDict[bytes, ImagePatches] = OrderedDict()
 
-  def get(self, text: str) -> Picture:
+  def get(self, text: str) -> ImagePatches:
     """The picture behind a base64 string.
 
     Raises:
       RequestError: it is no image, of wrong sides, or larger than this server was started for.
     """
     name = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    picture = self._pictures.pop(name, None) or self._decode(text)
-    self._pictures[name] = picture
-    if len(self._pictures) > self._capacity:
-      self._pictures.popitem(last=False)
-    return picture
+    image = self._images.pop(name, None) or self._decode(text)
+    self._images[name] = image
+    if len(self._images) > self._capacity:
+      self._images.popitem(last=False)
+    return image
 
-  def _decode(self, text: str) -> Picture:
+  def _decode(self, text: str) -> ImagePatches:
     image = decode_image(text, self._max_patches)
     rows, grid = patches.patchify(image)
     digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-    return Picture(digest, rows, grid, patches.merged_tokens(grid))
+    return ImagePatches(digest, rows, grid, patches.merged_tokens(grid))
 
 
-def expand(ids: list[int], pictures: tuple[Picture, ...], image_id: int, chunk: int) -> Prompt:
+def expand(ids: list[int], images: tuple[ImagePatches, ...], image_id: int, chunk: int) -> Prompt:
   """Repeats every image pad once per merged token and lays out positions and hashes.
 
   Raises:
@@ -77,35 +77,35 @@ def expand(ids: list[int], pictures: tuple[Picture, ...], image_id: int, chunk: 
   """
   raw = np.asarray(ids, np.int32)
   pads = np.flatnonzero(raw == image_id)
-  if len(pads) != len(pictures):
+  if len(pads) != len(images):
     raise RequestError(
       f'input_ids hold {len(pads)} image placeholders (id {image_id}), image_data holds '
-      f'{len(pictures)} '
+      f'{len(images)} '
       'images; send exactly one unexpanded placeholder per image'
     )
   repeats = np.ones(len(raw), np.int64)
-  repeats[pads] = [picture.tokens for picture in pictures]
-  picture_of = np.full(len(raw), -1, np.int32)
-  picture_of[pads] = np.arange(len(pads))
-  ids_T, picture_T = np.repeat(raw, repeats), np.repeat(picture_of, repeats)
+  repeats[pads] = [image.tokens for image in images]
+  image_of = np.full(len(raw), -1, np.int32)
+  image_of[pads] = np.arange(len(pads))
+  ids_T, image_T = np.repeat(raw, repeats), np.repeat(image_of, repeats)
   starts = np.repeat(np.cumsum(repeats) - repeats, repeats)
-  offset_T = np.where(picture_T >= 0, np.arange(len(ids_T)) - starts, 0).astype(np.int32)
-  grids = [(p.grid[0] // patches.MERGE, p.grid[1] // patches.MERGE) for p in pictures]
+  offset_T = np.where(image_T >= 0, np.arange(len(ids_T)) - starts, 0).astype(np.int32)
+  grids = [(p.grid[0] // patches.MERGE, p.grid[1] // patches.MERGE) for p in images]
   positions_AT, following = mrope_positions(ids_T, image_id, grids)
-  keys = chain_keys(_content(ids_T, picture_T, offset_T, pictures), chunk)
-  return Prompt(ids_T, positions_AT, picture_T, offset_T, pictures, following, keys)
+  keys = chain_keys(_content(ids_T, image_T, offset_T, images), chunk)
+  return Prompt(ids_T, positions_AT, image_T, offset_T, images, following, keys)
 
 
 def _content(
-  ids_T: np.ndarray, picture_T: np.ndarray, offset_T: np.ndarray, pictures: tuple[Picture, ...]
+  ids_T: np.ndarray, image_T: np.ndarray, offset_T: np.ndarray, images: tuple[ImagePatches, ...]
 ) -> np.ndarray:
   """int64[n]: a number per token that stands for all that the model sees there; negative for image
   tokens.
   """
-  if not pictures:
+  if not images:
     return ids_T.astype(np.int64)
-  names = np.array([int.from_bytes(p.digest[:8], 'little') >> 2 for p in pictures], np.int64)
-  return np.where(picture_T >= 0, -1 - names[picture_T] - offset_T, ids_T)
+  names = np.array([int.from_bytes(p.digest[:8], 'little') >> 2 for p in images], np.int64)
+  return np.where(image_T >= 0, -1 - names[image_T] - offset_T, ids_T)
 
 
 def extend(prompt: Prompt, generated: list[int], chunk: int) -> Prompt:
@@ -118,9 +118,9 @@ def extend(prompt: Prompt, generated: list[int], chunk: int) -> Prompt:
   ids_T = np.concatenate([prompt.ids_T, np.asarray(generated, np.int32)])
   places = np.arange(prompt.next_position, prompt.next_position + n, dtype=np.int32)
   positions_AT = np.concatenate([prompt.positions_AT, np.broadcast_to(places, (3, n))], axis=1)
-  picture_T = np.concatenate([prompt.picture_T, np.full(n, -1, np.int32)])
+  image_T = np.concatenate([prompt.image_T, np.full(n, -1, np.int32)])
   offset_T = np.concatenate([prompt.offset_T, np.zeros(n, np.int32)])
-  keys = chain_keys(_content(ids_T, picture_T, offset_T, prompt.pictures), chunk)
+  keys = chain_keys(_content(ids_T, image_T, offset_T, prompt.images), chunk)
   return Prompt(
-    ids_T, positions_AT, picture_T, offset_T, prompt.pictures, prompt.next_position + n, keys
+    ids_T, positions_AT, image_T, offset_T, prompt.images, prompt.next_position + n, keys
   )

@@ -74,7 +74,7 @@ def test_the_server_loop_gives_what_hidden_gives(params):
   features = model.encode_images(
     CONFIG, params, inputs.patches_BNXPC, inputs.grids_BN2, jnp.float32
   )
-  x = model.embed(CONFIG, params, inputs.tokens_BT, features, inputs.visual_BT, jnp.float32)
+  x = model.embed(CONFIG, params, inputs.tokens_BT, features, inputs.visual_index_BT, jnp.float32)
   seen = []
 
   def attend(layer, q, k, v):
@@ -82,7 +82,7 @@ def test_the_server_loop_gives_what_hidden_gives(params):
     return attention.attend(q, k, v, inputs.segments_BT, inputs.branches_BT, backend='xla')
 
   got = model.run_layers(
-    CONFIG, params, x, inputs.positions_ABT, features, inputs.visual_BT, attend
+    CONFIG, params, x, inputs.positions_ABT, features, inputs.visual_index_BT, attend
   )
   want = model.hidden(CONFIG, params, inputs, dtype=jnp.float32, remat=False, freeze_vision=True)
   assert seen == [0, 1, 2]
@@ -102,20 +102,22 @@ def test_features_from_a_store_replace_the_tower(params):
   assert np.abs(run(blind) - run(inputs)).max() > 1e-2
 
 
-def _with_stills(inputs):
+def _with_large_images(inputs):
   """The same row with its first image, the larger one, in a still slot: 1 frame slot of 4 patches,
   1 still slot of 8.
   """
   visual = np.where(
-    inputs.visual_BT < 0, -1, np.where(inputs.visual_BT < 2, 1 + inputs.visual_BT, 0)
+    inputs.visual_index_BT < 0,
+    -1,
+    np.where(inputs.visual_index_BT < 2, 1 + inputs.visual_index_BT, 0),
   ).astype(np.int32)
   patches, grids = np.asarray(inputs.patches_BNXPC), np.asarray(inputs.grids_BN2)
   return inputs._replace(
-    visual_BT=visual,
+    visual_index_BT=visual,
     patches_BNXPC=patches[:, 1:, :4],
     grids_BN2=grids[:, 1:],
-    stills_BNXPC=patches[:, :1],
-    still_grids_BN2=grids[:, :1],
+    large_images_BNXPC=patches[:, :1],
+    large_image_grids_BN2=grids[:, :1],
   )
 
 
@@ -125,15 +127,15 @@ def test_an_image_in_a_still_slot_is_seen_as_in_a_frame_slot(params):
     functools.partial(model.hidden, CONFIG, dtype=jnp.float32, remat=False, freeze_vision=False)
   )
   np.testing.assert_allclose(
-    run(params, inputs=_with_stills(inputs)), run(params, inputs=inputs), atol=1e-5
+    run(params, inputs=_with_large_images(inputs)), run(params, inputs=inputs), atol=1e-5
   )
 
 
 def test_still_slots_that_nobody_fills_change_nothing_and_give_no_gradient(params):
   _, _, inputs = _inputs()
   empty = inputs._replace(
-    stills_BNXPC=np.full((1, 2, 16, 1, 768), 7, np.uint8),
-    still_grids_BN2=np.zeros((1, 2, 2), np.int32),
+    large_images_BNXPC=np.full((1, 2, 16, 1, 768), 7, np.uint8),
+    large_image_grids_BN2=np.zeros((1, 2, 2), np.int32),
   )
   run = lambda p, inputs: model.hidden(
     CONFIG, p, inputs, dtype=jnp.float32, remat=True, freeze_vision=False

@@ -117,8 +117,10 @@ def _packed(config, rng):
   visual, first = [], 0
   for part in parts:  # indices move on by the images before, each of most / 4 merged tokens
     own = max(part.patches_BNXPC.shape[2] // 4, 1)
-    moved = part.visual_BT // own * (most // 4) + part.visual_BT % own + first * (most // 4)
-    visual.append(np.where(part.visual_BT >= 0, moved, -1))
+    moved = (
+      part.visual_index_BT // own * (most // 4) + part.visual_index_BT % own + first * (most // 4)
+    )
+    visual.append(np.where(part.visual_index_BT >= 0, moved, -1))
     first += part.patches_BNXPC.shape[1]
   join = lambda name: np.concatenate([getattr(p, name) for p in parts], axis=-1)
   segments = np.concatenate([np.full_like(p.tokens_BT, i + 1) for i, p in enumerate(parts)], axis=1)

@@ -3,35 +3,35 @@
 import numpy as np
 import pytest
 
-from paravt_jax.serving.embedded.prompts import PictureStore, expand, extend
+from paravt_jax.serving.embedded.prompts import ImageStore, expand, extend
 from paravt_jax.serving.protocol import RequestError, encode_image
 
 PAD = 9
 
 
-def picture(value: int, height: int = 32, width: int = 32):
-  return PictureStore(8, 64).get(encode_image(np.full((height, width, 3), value, np.uint8)))
+def image(value: int, height: int = 32, width: int = 32):
+  return ImageStore(8, 64).get(encode_image(np.full((height, width, 3), value, np.uint8)))
 
 
 def test_each_pad_becomes_its_images_tokens():
-  prompt = expand([1, PAD, 2, PAD], (picture(0, 64, 32), picture(1)), PAD, 4)
+  prompt = expand([1, PAD, 2, PAD], (image(0, 64, 32), image(1)), PAD, 4)
   assert prompt.ids_T.tolist() == [1, 9, 9, 2, 9]
-  assert prompt.picture_T.tolist() == [-1, 0, 0, -1, 1]
+  assert prompt.image_T.tolist() == [-1, 0, 0, -1, 1]
   assert prompt.offset_T.tolist() == [0, 0, 1, 0, 0]
   assert prompt.positions_AT.tolist() == [[0, 1, 1, 3, 4], [0, 1, 2, 3, 4], [0, 1, 1, 3, 4]]
   assert prompt.next_position == 5
 
 
 def test_keys_tell_images_apart_by_their_pixels_not_by_their_ids():
-  one, other = (expand([1, PAD, 2, 3, 4], (picture(value),), PAD, 2) for value in (5, 6))
+  one, other = (expand([1, PAD, 2, 3, 4], (image(value),), PAD, 2) for value in (5, 6))
   assert one.keys[0] != other.keys[0]
-  assert one.keys == expand([1, PAD, 2, 3, 4], (picture(5),), PAD, 2).keys
+  assert one.keys == expand([1, PAD, 2, 3, 4], (image(5),), PAD, 2).keys
 
 
 def test_an_extended_prompt_is_the_prompt_of_all_its_ids():
-  start = expand([1, PAD, 2], (picture(0, 32, 64),), PAD, 2)
+  start = expand([1, PAD, 2], (image(0, 32, 64),), PAD, 2)
   long = extend(start, [7, 8], 2)
-  whole = expand([1, PAD, 2, 7, 8], (picture(0, 32, 64),), PAD, 2)
+  whole = expand([1, PAD, 2, 7, 8], (image(0, 32, 64),), PAD, 2)
   assert long.keys == whole.keys and long.next_position == whole.next_position
   np.testing.assert_array_equal(long.positions_AT, whole.positions_AT)
   assert extend(start, [], 2) is start
@@ -42,17 +42,17 @@ def test_a_generated_placeholder_is_text_when_a_request_is_continued():
   assert (
     long.ids_T.tolist() == [1, 9, 3]
     and long.positions_AT[0].tolist() == [0, 1, 2]
-    and (long.picture_T == -1).all()
+    and (long.image_T == -1).all()
   )
 
 
 def test_other_numbers_of_pads_and_images_are_refused():
   with pytest.raises(RequestError, match='hold 2 image placeholders'):
-    expand([PAD, PAD], (picture(0),), PAD, 4)
+    expand([PAD, PAD], (image(0),), PAD, 4)
 
 
 def test_the_store_decodes_equal_text_once_and_bounds_size():
-  store, text = PictureStore(1, 16), encode_image(np.zeros((64, 64, 3), np.uint8))
+  store, text = ImageStore(1, 16), encode_image(np.zeros((64, 64, 3), np.uint8))
   assert store.get(text) is store.get(text)
   with pytest.raises(RequestError, match='24 patches'):
     store.get(encode_image(np.zeros((64, 96, 3), np.uint8)))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from paravt_jax.errors import MediaError
-from paravt_jax.video import stills
+from paravt_jax.video import image_files
 
 COLOUR = (200, 100, 50)
 RAMP = np.tile(np.linspace(0, 65535, 64), (8, 1)).round().astype(np.uint16)
@@ -18,7 +18,7 @@ EIGHT = np.tile(np.linspace(0, 255, 64), (8, 1))
 
 
 def pixel(image):
-  return stills.rgb(image)[0, 0].tolist()
+  return image_files.rgb(image)[0, 0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_a_palette_is_looked_up_and_what_it_makes_transparent_is_white(mode, cle
   elif clear is not None:
     image.info['transparency'] = clear
   second = [0, 0, 255] if mode == 'P' and clear is None else [255, 255, 255]
-  assert stills.rgb(image).tolist() == [[list(COLOUR), second]]
+  assert image_files.rgb(image).tolist() == [[list(COLOUR), second]]
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
 def test_sixteen_bits_span_black_to_white(name, tmp_path):
   Image.fromarray(RAMP).save(tmp_path / name)
-  got = stills.read(str(tmp_path / name))
+  got = image_files.read(str(tmp_path / name))
   assert got.shape == (8, 64, 3) and np.abs(got[..., 0] - EIGHT).max() <= 1
 
 
@@ -92,7 +92,7 @@ def test_a_tiff_of_twelve_bits_says_so_and_is_as_bright(tmp_path):
   entries = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags)
   head = b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + struct.pack('<I', 0)
   (tmp_path / 'a.tif').write_bytes(head + b'\x80\x0f\xff')
-  assert stills.read(str(tmp_path / 'a.tif'))[0, :, 0].tolist() == [128, 255]
+  assert image_files.read(str(tmp_path / 'a.tif'))[0, :, 0].tolist() == [128, 255]
 
 
 @pytest.mark.parametrize('kind', [2, 4, 6])
@@ -100,7 +100,7 @@ def test_deep_colour_pngs_are_read(kind, tmp_path):
   """Colour types 2, 4 and 6 at 16 bits; what is transparent is white."""
   values = {2: (0xC800, 0x6400, 0x3200), 4: (0x6400, 0xFFFF), 6: (0xC800, 0x6400, 0x3200, 0)}[kind]
   (tmp_path / 'a.png').write_bytes(png(kind, 16, struct.pack(f'>{len(values)}H', *values)))
-  assert stills.read(str(tmp_path / 'a.png')).tolist() == [
+  assert image_files.read(str(tmp_path / 'a.png')).tolist() == [
     [{2: [200, 100, 50], 4: [100] * 3, 6: [255] * 3}[kind]]
   ]
 
@@ -109,7 +109,7 @@ def test_a_colour_that_a_deep_png_calls_transparent_is_white(tmp_path):
   for kind, values in ((2, (0xC800, 0x6400, 0x3200)), (0, (0x6400,))):
     body = struct.pack(f'>{len(values)}H', *values)
     (tmp_path / 'a.png').write_bytes(png(kind, 16, body, body))
-    assert stills.read(str(tmp_path / 'a.png')).tolist() == [[[255, 255, 255]]]
+    assert image_files.read(str(tmp_path / 'a.png')).tolist() == [[[255, 255, 255]]]
 
 
 def png(kind, bits, row, clear=None):
@@ -141,7 +141,9 @@ def png(kind, bits, row, clear=None):
   ],
 )
 def test_floats_are_shares_bytes_or_stretched(values, wanted):
-  assert stills.rgb(Image.fromarray(np.array([values], np.float32)))[0, :, 0].tolist() == wanted
+  assert (
+    image_files.rgb(Image.fromarray(np.array([values], np.float32)))[0, :, 0].tolist() == wanted
+  )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_floats_are_shares_bytes_or_stretched(values, wanted):
   ],
 )
 def test_integers_are_bytes_sixteen_bits_or_stretched(values, wanted):
-  assert stills.rgb(Image.fromarray(np.array([values], np.int32)))[0, :, 0].tolist() == wanted
+  assert image_files.rgb(Image.fromarray(np.array([values], np.int32)))[0, :, 0].tolist() == wanted
 
 
 ARROW = np.zeros((32, 64, 3), np.uint8)
@@ -178,9 +180,9 @@ def test_pictures_stand_upright_whatever_their_exif_orientation(kind, orientatio
   exif[0x0112] = orientation
   path = str(tmp_path / f'a.{kind}')
   image.save(path, kind, exif=exif)
-  got = stills.read(path)
+  got = image_files.read(path)
   assert got.shape == ARROW.shape and np.abs(got.astype(int) - ARROW).mean() < 4
-  height, width = stills.size(path)
+  height, width = image_files.size(path)
   assert {height, width} == {32, 64} and ((height, width) == (32, 64) or kind == 'png')
 
 
@@ -188,9 +190,9 @@ def test_pictures_stand_upright_whatever_their_exif_orientation(kind, orientatio
 def test_a_broken_exif_block_leaves_the_picture_as_it_is_stored(exif, tmp_path):
   Image.fromarray(ARROW).save(tmp_path / 'a.jpg', exif=exif)
   assert (
-    stills.read(str(tmp_path / 'a.jpg')).shape
+    image_files.read(str(tmp_path / 'a.jpg')).shape
     == ARROW.shape
-    == (*stills.size(str(tmp_path / 'a.jpg')), 3)
+    == (*image_files.size(str(tmp_path / 'a.jpg')), 3)
   )
 
 
@@ -198,14 +200,14 @@ def test_a_broken_exif_block_leaves_the_picture_as_it_is_stored(exif, tmp_path):
 def test_of_an_animation_the_first_picture_counts(kind, tmp_path):
   first, second = Image.new('RGB', (32, 32), (255, 0, 0)), Image.new('RGB', (32, 32), (0, 0, 255))
   first.save(tmp_path / f'a.{kind}', save_all=True, append_images=[second], duration=100)
-  assert stills.read(str(tmp_path / f'a.{kind}'))[5, 5].tolist() == pytest.approx(
+  assert image_files.read(str(tmp_path / f'a.{kind}'))[5, 5].tolist() == pytest.approx(
     [255, 0, 0], abs=3
   )
 
 
 def test_a_cmyk_jpeg_has_its_colours(tmp_path):
   Image.new('CMYK', (16, 16), (55, 155, 205, 0)).save(tmp_path / 'a.jpg', quality=95)
-  assert stills.read(str(tmp_path / 'a.jpg'))[8, 8].tolist() == pytest.approx(COLOUR, abs=6)
+  assert image_files.read(str(tmp_path / 'a.jpg'))[8, 8].tolist() == pytest.approx(COLOUR, abs=6)
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'gif', 'tiff', 'webp', 'bmp'])
@@ -214,7 +216,7 @@ def test_half_a_file_is_a_typed_error(kind, tmp_path):
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(held, kind)
   (tmp_path / 'a').write_bytes(held.getvalue()[: len(held.getvalue()) // 2])
   with pytest.raises(MediaError, match='cannot be read as an image') as error:
-    stills.read(str(tmp_path / 'a'))
+    image_files.read(str(tmp_path / 'a'))
   assert error.value.reason == 'decode'
 
 
@@ -223,7 +225,7 @@ def test_a_picture_of_too_many_pixels_is_a_typed_error(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
   with warnings.catch_warnings(), pytest.raises(MediaError, match='decompression bomb') as error:
     warnings.simplefilter('error')
-    stills.read(str(tmp_path / 'a.png'))
+    image_files.read(str(tmp_path / 'a.png'))
   assert error.value.reason == 'decode'
 
 
@@ -235,7 +237,7 @@ def test_what_is_not_there_or_no_image_is_named(tmp_path):
     (tmp_path, 'decode'),
   ):
     with pytest.raises(MediaError) as error:
-      stills.size(str(path))
+      image_files.size(str(path))
     assert error.value.reason == reason
 
 
@@ -246,4 +248,4 @@ def test_a_deep_tiff_whose_white_is_zero_is_not_shown_as_a_negative(tmp_path):
   data = path.read_bytes()
   assert data.count(black_is_zero) == 1
   path.write_bytes(data.replace(black_is_zero, white_is_zero))
-  assert stills.read(str(path))[0, :, 0].tolist() == [255, 0, 191]
+  assert image_files.read(str(path))[0, :, 0].tolist() == [255, 0, 191]

@@ -120,7 +120,7 @@ class Frames:
 
 
 @dataclasses.dataclass
-class Crew:
+class ScriptedStack:
   """What one test uses."""
 
   agent: Agent
@@ -129,10 +129,10 @@ class Crew:
   server: ScriptedServer
 
 
-def with_crew(
+def with_stack(
   script, use, *, frames=None, agent=AGENT, subagent=SUBAGENT, context=CONTEXT, client=CLIENT
 ):
-  """Runs `await use(crew)` against a server that follows `script`; returns (its result, the
+  """Runs `await use(stack)` against a server that follows `script`; returns (its result, the
   server's requests).
   """
   frames = Frames() if frames is None else frames
@@ -141,7 +141,7 @@ def with_crew(
     async with Client(client, TOK.vocab_size, Router((server.url,)), image_id=TOK.image_pad) as it:
       sampler = Sampler(it, TOK, context)
       return await use(
-        Crew(
+        ScriptedStack(
           Agent(sampler, Subagents(sampler, frames, subagent), frames, agent), it, frames, server
         )
       )
@@ -153,8 +153,8 @@ def with_crew(
 def episode(script, *, task=TASK, budget=4, rollout=0, **options):
   """One episode and the requests it made."""
 
-  async def use(crew):
-    opening = await crew.agent.open(task, budget)
-    return await crew.agent.run(task, opening, Address(7, task.id, 0, rollout))
+  async def use(stack):
+    opening = await stack.agent.open(task, budget)
+    return await stack.agent.run(task, opening, Address(7, task.id, 0, rollout))
 
-  return with_crew(script, use, **options)
+  return with_stack(script, use, **options)

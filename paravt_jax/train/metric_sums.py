@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from paravt_jax.train.head import Scores
 
-Sums = dict[str, jax.Array]
+MetricSums = dict[str, jax.Array]
 
 CLASSES = ('text', 'after_frame', 'after_tool')  # types.TokenClass, in order
 
@@ -46,7 +46,7 @@ METRICS = {
 }
 
 
-def merge(a: Sums, b: Sums) -> Sums:
+def merge(a: MetricSums, b: MetricSums) -> MetricSums:
   """Joins two dicts of sums; a key that only one has is kept."""
 
   def join(name: str) -> jax.Array:
@@ -57,7 +57,7 @@ def merge(a: Sums, b: Sums) -> Sums:
   return {name: join(name) for name in {**a, **b}}
 
 
-def sft(scores: Scores, trained_RT: jax.Array) -> Sums:
+def sft(scores: Scores, trained_RT: jax.Array) -> MetricSums:
   """Sums of a supervised micro-batch; scores are 0 outside the trained tokens."""
   return jax.lax.stop_gradient(
     {
@@ -78,7 +78,7 @@ def policy(
   trained_RT: jax.Array,
   class_RT: jax.Array,
   current_RT: jax.Array,
-) -> Sums:
+) -> MetricSums:
   """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the
   gap at current_RT.
   """
@@ -107,7 +107,7 @@ def policy(
   return jax.lax.stop_gradient(found)
 
 
-def policy_zeros() -> Sums:
+def policy_zeros() -> MetricSums:
   """The keys of `policy` and `norms`, all 0: where a loop over updates begins."""
   names = (
     'loss_sum',
@@ -137,7 +137,7 @@ def policy_zeros() -> Sums:
   return {name: jnp.zeros((), jnp.float32) for name in (*names, *by_class)}
 
 
-def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.Array) -> Sums:
+def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.Array) -> MetricSums:
   """Norms of one optimizer update (the first two 0 when it was not made), with counts."""
   return {
     'grad_norm': gradient,
@@ -148,13 +148,13 @@ def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.A
   }
 
 
-def reduce(sums: Mapping[str, float]) -> dict[str, float]:
+def reduce(metric_sums: Mapping[str, float]) -> dict[str, float]:
   """Metrics (names in METRICS, breakdowns as 'name/class=text') from the sums of one or more steps.
   Pure; on the host.
 
   Quotients with a count of 0 are left out, so nothing is made up for a class without tokens.
   """
-  sums = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
+  metric_sums = {name: float(value) for name, value in jax.device_get(dict(metric_sums)).items()}
   out: dict[str, float] = {}
 
   def mean(metric: str, total: float, count: float) -> None:
@@ -162,22 +162,22 @@ def reduce(sums: Mapping[str, float]) -> dict[str, float]:
       out[metric] = total / count
 
   for norm in ('grad_norm', 'update_norm'):
-    mean(f'optim/{norm}', sums[norm], sums['updates'] - sums['skipped'])
-  mean('optim/param_norm', sums['param_norm'], sums['updates'])
-  out['optim/skipped'] = sums['skipped']
-  mean('optim/learning_rate', sums['learning_rate'], sums['batches'])
-  if 'target_tokens' in sums:
-    out['sft/tokens'] = sums['target_tokens']
-    mean('sft/loss', sums['cross_entropy'], sums['target_tokens'])
-    mean('sft/accuracy', sums['correct'], sums['target_tokens'])
+    mean(f'optim/{norm}', metric_sums[norm], metric_sums['updates'] - metric_sums['skipped'])
+  mean('optim/param_norm', metric_sums['param_norm'], metric_sums['updates'])
+  out['optim/skipped'] = metric_sums['skipped']
+  mean('optim/learning_rate', metric_sums['learning_rate'], metric_sums['batches'])
+  if 'target_tokens' in metric_sums:
+    out['sft/tokens'] = metric_sums['target_tokens']
+    mean('sft/loss', metric_sums['cross_entropy'], metric_sums['target_tokens'])
+    mean('sft/accuracy', metric_sums['correct'], metric_sums['target_tokens'])
   else:
-    _reduce_policy(sums, mean, out)
+    _reduce_policy(metric_sums, mean, out)
   return out
 
 
-def _reduce_policy(sums: Mapping[str, float], mean, out: dict[str, float]) -> None:
-  seen = sums['tokens']  # trained tokens times updates
-  repeats = max(sums['updates'] / max(sums['batches'], 1), 1)
+def _reduce_policy(metric_sums: Mapping[str, float], mean, out: dict[str, float]) -> None:
+  seen = metric_sums['tokens']  # trained tokens times updates
+  repeats = max(metric_sums['updates'] / max(metric_sums['batches'], 1), 1)
   means = {
     'loss': 'loss_sum',
     'ratio': 'ratio_sum',
@@ -188,21 +188,25 @@ def _reduce_policy(sums: Mapping[str, float], mean, out: dict[str, float]) -> No
     'kl_reward': 'kl_reward',
   }
   for metric, name in means.items():
-    mean(f'policy/{metric}', sums[name], seen)
-  mean('policy/ess', sums['weight_sum'] ** 2, sums['weight_square_sum'] * seen)
+    mean(f'policy/{metric}', metric_sums[name], seen)
+  mean('policy/ess', metric_sums['weight_sum'] ** 2, metric_sums['weight_square_sum'] * seen)
   out |= {
     'policy/tokens': seen / repeats,
-    'policy/updates': sums['updates'],
-    'policy/gap_max': sums['max_gap'],
+    'policy/updates': metric_sums['updates'],
+    'policy/gap_max': metric_sums['max_gap'],
   }
-  mean('policy/gap_current_mean', sums['gap_current'], sums['tokens_current'])
-  if sums['tokens_current'] > 0:
-    out['policy/gap_current_max'] = sums['max_gap_current']
+  mean('policy/gap_current_mean', metric_sums['gap_current'], metric_sums['tokens_current'])
+  if metric_sums['tokens_current'] > 0:
+    out['policy/gap_current_max'] = metric_sums['max_gap_current']
   for kind, metric in {'entropy': 'entropy', 'logprob': 'logprob', 'gap': 'gap_mean'}.items():
-    mean(f'policy/{metric}', sum(sums[f'{kind}_{name}'] for name in CLASSES), seen)
+    mean(f'policy/{metric}', sum(metric_sums[f'{kind}_{name}'] for name in CLASSES), seen)
     for name in CLASSES:
-      mean(f'policy/{metric}/class={name}', sums[f'{kind}_{name}'], sums[f'tokens_{name}'])
+      mean(
+        f'policy/{metric}/class={name}',
+        metric_sums[f'{kind}_{name}'],
+        metric_sums[f'tokens_{name}'],
+      )
   for name in CLASSES:
-    out[f'policy/tokens/class={name}'] = sums[f'tokens_{name}'] / repeats
-    if sums[f'tokens_{name}'] > 0:
-      out[f'policy/gap_max/class={name}'] = sums[f'max_gap_{name}']
+    out[f'policy/tokens/class={name}'] = metric_sums[f'tokens_{name}'] / repeats
+    if metric_sums[f'tokens_{name}'] > 0:
+      out[f'policy/gap_max/class={name}'] = metric_sums[f'max_gap_{name}']

@@ -82,11 +82,11 @@ def rgb(image: Image.Image) -> np.ndarray:
   """
   image.load()
   turn = _UPRIGHT.get(_orientation(image))
-  image = _plain(image)
+  image = _to_rgb(image)
   return np.array(image.transpose(turn) if turn is not None else image)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
   """The image as RGB, as it is stored."""
   clear = image.info.get('transparency')
   if image.mode in _DEEP:
