@@ -469,9 +469,9 @@ class WorldOptions(Options):
 class EvaluatedModelOptions(Options):
   """The model of an evaluation: exactly one of folder, run and url."""
 
-  folder: Annotated[str, TEXT]  # a Hugging Face checkpoint; --config.model=DIR says the same
+  folder: Annotated[str, TEXT]  # of Hugging Face files; --config.model=DIR says the same
   run: Annotated[str, TEXT]  # a run folder of experiments.rl or experiments.sft
-  url: Annotated[str, URL]  # a server behind the OpenAI protocol, without /chat/completions
+  url: Annotated[str, URL]  # of a server behind the OpenAI protocol, without /chat/completions
   name: Annotated[str, TEXT]  # the server's name of the model
   tokenizer: Annotated[str, TEXT]  # with url: a folder that holds tokenizer.json
 
@@ -491,7 +491,7 @@ class ProtocolOptions(Options):
   # tools (as trained), raw_crops, no_tools, direct, think, or another agent's
   name: Annotated[str, PROSE]
   dispatch: Annotated[str, one_of('parallel', 'sequential')]  # calls of a turn, or one
-  prompt_file: Annotated[str, TEXT]  # prompt of another agent's protocol
+  prompt_file: Annotated[str, TEXT]  # of the protocols of other agents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -514,7 +514,7 @@ class SuiteOptions(PageOptions):
 
 @dataclasses.dataclass(frozen=True)
 class FrozenOptions(Options):
-  """Which weights stay as they are."""
+  """What of the weights stays as it is."""
 
   freeze_vision: Annotated[bool, FLAG]  # a server may keep what it computed of a frame
 
