@@ -1,6 +1,7 @@
 """Documents stay true: links lead somewhere, and commands, knobs, modules and files exist."""
 
 import functools
+import os
 import pathlib
 import re
 import shlex
@@ -13,12 +14,20 @@ from paravt_jax import options
 from paravt_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
-UNREAD = {'.venv', '.venv-sglang', 'runs', 'build', 'dist'}
-DOCUMENTS = sorted(
-  str(path.relative_to(ROOT))
-  for path in ROOT.rglob('*.md')
-  if not UNREAD & set(path.relative_to(ROOT).parts) and not path.parts[-2].startswith('.')
-)
+UNREAD = {'runs', 'build', 'dist'}  # as the folders whose names begin with a dot
+
+
+def documents():
+  """The paths of all documents of the repository."""
+  found = []
+  for folder, inner, files in os.walk(ROOT):
+    inner[:] = [one for one in inner if one not in UNREAD and not one.startswith('.')]
+    here = pathlib.Path(folder).relative_to(ROOT)
+    found += [str(here / file) for file in files if file.endswith('.md')]
+  return sorted(found)
+
+
+DOCUMENTS = documents()
 PLACEHOLDERS = {'knob', 'any.knob', 'some.knob'}  # as in --config.knob=value
 # The recipe of a command: by its file, or by the target of make that runs it.
 FILES = {kind.recipe.EXAMPLE: name for name, kind in knobs.KINDS.items()} | {
