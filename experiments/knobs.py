@@ -1,13 +1,15 @@
 """What each knob means: `python -m experiments.knobs [SECTION ...] [--recipe=rl]`.
 
 Prints the knobs of some sections (`reward`, `server.watch`), or all of a recipe's: its name, its
-value at each scale, what it may be, and its meaning, as the typed options say it. --markdown prints
-the reference of configs/README.md.
+value at each scale, its meaning, and what it may be, as the typed options say it. --markdown prints
+the reference of configs/README.md, and --write puts it there.
 """
 
 import ast
 import dataclasses
 import inspect
+import pathlib
+import re
 import sys
 import textwrap
 import typing
@@ -17,7 +19,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs import ablations, ask, bench, longvideo_reason, para_grpo, sft
+from configs import ablations, ask, base, bench, longvideo_reason, para_grpo, sft
 from configs import eval as evaluation
 from experiments.ablate import AblateRecipe
 from experiments.bench.recipe import BenchRecipe
@@ -27,7 +29,14 @@ from paravt_jax import options
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 
-SCALES = ('tiny', '2b', '8b')
+WIDTH = 100  # of a line on the terminal
+LONGEST = 140  # characters of a value in the reference; a longer one is cut
+GUIDE = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'README.md'
+BEGIN = '<!-- From here on written by: python -m experiments.knobs --write -->\n'
+# The reference describes these; --recipe=bench prints the rest.
+REFERENCE = ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason')
+# Rules as a table has room for them.
+SHORT = {options.TEXT.wanted: 'text', options.URL.wanted: "an address, or ''"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +47,14 @@ class Kind:
   configs: Mapping[str, Callable[[], ConfigDict]]  # by scale; '' where there are none
 
 
-def _scaled(make: Callable[[str], ConfigDict]) -> dict[str, Callable[[], ConfigDict]]:
-  return {scale: lambda scale=scale: make(scale) for scale in SCALES}
+def _scaled(
+  make: Callable[[str], ConfigDict], scales: Sequence[str] = base.SCALES
+) -> dict[str, Callable[[], ConfigDict]]:
+  return {scale: lambda scale=scale: make(scale) for scale in scales}
 
 
 KINDS = {
-  'rl': Kind(RLRecipe, _scaled(para_grpo.get_config)),
+  'rl': Kind(RLRecipe, _scaled(para_grpo.get_config, base.RL_SCALES)),
   'sft': Kind(SFTRecipe, _scaled(sft.get_config)),
   'eval': Kind(EvalRecipe, _scaled(evaluation.get_config)),
   'ask': Kind(AskRecipe, _scaled(ask.get_config)),
@@ -53,6 +64,7 @@ KINDS = {
 }
 _RECIPE = flags.DEFINE_enum('recipe', 'rl', list(KINDS), 'Which recipes.')
 _MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print the reference of configs/README.md.')
+_WRITE = flags.DEFINE_bool('write', False, 'Renew the reference in configs/README.md.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +76,49 @@ class Knob:
   wanted: str  # what it may be
   meaning: str  # the comment on its field
 
+  @property
+  def section(self) -> str:
+    """Where it stands: 'server.watch', '' at the top."""
+    return self.path.removesuffix('.*').rpartition('.')[0]
+
 
 def main(argv: list[str]) -> None:
   """Prints the reference, or the part of it that is asked for."""
   if _MARKDOWN.value:
     print(markdown())
     return
+  if _WRITE.value:
+    GUIDE.write_text(renewed(GUIDE.read_text()))
+    print(GUIDE)
+    return
+  kind = KINDS[_RECIPE.value]
   try:
-    found = chosen(knobs(KINDS[_RECIPE.value]), argv[1:])
+    found = chosen(knobs(kind), argv[1:])
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  print('\n'.join(listed(found, abouts(kind.recipe))))
+
+
+def listed(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
+  """Knobs as lines for the terminal, below the title of their section."""
+  lines: list[str] = []
+  section: str | None = None
   for knob in found:
-    print(f'--config.{knob.path} = {format_value(knob)}')
-    about = f'{knob.meaning.removesuffix(".")}. Wanted: {knob.wanted}'
-    print(textwrap.indent(textwrap.fill(about, 96), '    '))
+    if knob.section != section:
+      lines += [''] * bool(lines)
+      if knob.section:
+        lines += textwrap.wrap(f'{knob.section}: {about[knob.section]}', WIDTH)
+    section = knob.section
+    lines += textwrap.wrap(
+      f'--config.{knob.path} = {format_value(knob)}',
+      WIDTH,
+      initial_indent='  ',
+      subsequent_indent=' ' * 8,
+    )
+    meaning = f'{knob.meaning.removesuffix(".")}. Wanted: {knob.wanted}'
+    lines += textwrap.wrap(meaning, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+  return lines
 
 
 def chosen(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
@@ -160,43 +200,128 @@ def _own_comments(kind: type) -> dict[str, str]:
   return found
 
 
-def format_value(knob: Knob) -> str:
-  """A knob's value, at each scale where they differ."""
-  written = {scale: repr(value) for scale, value in knob.values.items()}
-  if not written:
+def abouts(kind: type, prefix: str = '') -> dict[str, str]:
+  """What each section of a recipe is about, by path: the first lines of its class's docstring."""
+  found: dict[str, str] = {}
+  for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    section = options.section_of(hint)
+    if section is not None:
+      first = (inspect.getdoc(section) or '').partition('\n\n')[0]
+      found[f'{prefix}{name}'] = ' '.join(first.split())
+      found |= abouts(section, f'{prefix}{name}.')
+  return found
+
+
+def format_value(knob: Knob, write: Callable[[Any], str] = repr) -> str:
+  """A knob's value, at each scale where they differ: 512 at :tiny, else 32768."""
+  scales: dict[str, list[str]] = {}  # by value
+  for scale, value in knob.values.items():
+    scales.setdefault(write(value), []).append(scale)
+  if not scales:
     return '-'
-  if len(set(written.values())) == 1:
-    return next(iter(written.values()))
-  return ', '.join(f'{value} (:{scale})' for scale, value in written.items())
+  most = max(scales, key=lambda value: len(scales[value]))  # the first of equals
+  parts = [
+    f'{value} at {" ".join(f":{scale}" for scale in where)}'
+    for value, where in scales.items()
+    if value != most
+  ]
+  return ', '.join([*parts, f'else {most}' if parts else most])
+
+
+def renewed(text: str) -> str:
+  """The text of configs/README.md with the reference as it is now. Raises ConfigError where the
+  line that begins it is missing.
+  """
+  above, begin, _ = text.partition(BEGIN)
+  if not begin:
+    raise ConfigError(f'{GUIDE.name}: the line that begins the reference is missing: {BEGIN}')
+  return f'{above}{BEGIN}\n{markdown()}\n'
 
 
 def markdown() -> str:
-  """The reference as the tables of configs/README.md. What SFT, evaluation and ask share with RL
-  stands there once.
+  """The reference of configs/README.md, a table for each section. What a later recipe shares with
+  the first is named there and not repeated.
   """
   lines: list[str] = []
-  known: dict[str, Knob] = {}
-  for name in ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason'):
-    found = knobs(KINDS[name])
-    if name in ('sft', 'eval', 'ask'):
-      found = [one for one in found if not _same_knob(one, known.get(one.path))]
-    known |= {one.path: one for one in found}
-    lines += ['', f'### `{KINDS[name].recipe.EXAMPLE}`', '']
-    lines += ['| knob | value | may be | meaning |', '|---|---|---|---|']
-    lines += [_row(one) for one in found]
+  known: dict[str, Knob] = {}  # those of the first recipe
+  for name in REFERENCE:
+    kind = KINDS[name]
+    found = [one for one in knobs(kind) if one.path != 'scale']  # which no command line sets
+    other = [one for one in found if not _same_knob(one, known.get(one.path))]
+    lines += [f'### `{kind.recipe.EXAMPLE}`', '', inspect.cleandoc(kind.recipe.__doc__ or ''), '']
+    lines += _as_above(found, other, list(known))
+    lines += _tables(kind, other)
+    known = known or {one.path: one for one in found}
   return '\n'.join(lines).strip()
 
 
 def _same_knob(one: Knob, other: Knob | None) -> bool:
-  return other is not None and other.meaning == one.meaning and other.values == one.values
+  if other is None or other.meaning != one.meaning:
+    return False
+  common = {scale: value for scale, value in other.values.items() if scale in one.values}
+  return format_value(dataclasses.replace(other, values=common or other.values)) == format_value(
+    one
+  )
+
+
+def _as_above(found: Sequence[Knob], other: Sequence[Knob], first: Sequence[str]) -> list[str]:
+  """What a recipe shares with the first one, whose knobs are `first`, and what of it is missing."""
+  paths, differing = {one.path for one in found}, {one.path for one in other}
+  sections = dict.fromkeys(path.partition('.')[0] for path in paths - differing)
+  if not sections:
+    return []
+  names = dict.fromkeys(path.partition('.')[0] for path in first)
+  shared = ', '.join(f'`{name}`' for name in names if name in sections)
+  lacking = [path for path in first if path.partition('.')[0] in sections and path not in paths]
+  text = f'As in `{RLRecipe.EXAMPLE}`, except for knobs that are listed here: {shared}.'
+  if lacking:
+    text += f' Not in this recipe: {", ".join(f"`{path}`" for path in lacking)}.'
+  return [*textwrap.wrap(text, WIDTH), '']
+
+
+def _tables(kind: Kind, found: Sequence[Knob]) -> list[str]:
+  """A heading and a table for each section."""
+  about, lines = abouts(kind.recipe), []
+  sections = dict.fromkeys(one.section for one in found)
+  seen: dict[str, str] = {}  # the section of a table, by its rows
+  for section in sorted(sections, key=bool):  # what stands at the top comes first
+    mine = [one for one in found if one.section == section]
+    rows = [_row(one) for one in mine]
+    alike = '\n'.join(rows).replace(f'`{section}.', '`')
+    scales = dict.fromkeys(scale for one in mine for scale in one.values if scale)
+    if section:
+      some = 0 < len(scales) < len(kind.configs)
+      at = f' Only at {", ".join(f"`:{scale}`" for scale in scales)}.' if some else ''
+      lines += [f'#### `{section}`', '', *textwrap.wrap(_escaped(about[section]) + at, WIDTH), '']
+    if alike in seen:
+      lines += [f'The knobs of `{seen[alike]}`.', '']
+      continue
+    seen[alike] = section
+    lines += ['| knob | default | may be | meaning |', '|---|---|---|---|', *rows, '']
+  return lines
 
 
 def _row(knob: Knob) -> str:
-  value = format_value(knob)
-  if len(value) > 60:
-    value = f'{value[:57]}...'
-  cells = (f'`{knob.path}`', f'`{value}`', knob.wanted, knob.meaning)
-  return '| ' + ' | '.join(cell.replace('|', '\\|').replace('\n', '\\n') for cell in cells) + ' |'
+  wanted = SHORT.get(knob.wanted, knob.wanted)
+  cells = (f'`{knob.path}`', format_value(knob, _code), _escaped(wanted), _escaped(knob.meaning))
+  return '| ' + ' | '.join(cells) + ' |'
+
+
+def _code(value: Any) -> str:
+  """A value in a cell of a table. A section of names shows its names alone where it is long."""
+  if isinstance(value, Mapping):
+    whole = ', '.join(f'`{name}={one!r}`' for name, one in value.items())
+    return whole if len(whole) < 3 * LONGEST else ', '.join(f'`{name}`' for name in value)
+  text = repr(value)
+  text = text if len(text) <= LONGEST else f'{text[: LONGEST // 2]}...'
+  return f'`{text}`'.replace('|', '\\|')
+
+
+def _escaped(text: str) -> str:
+  """Text in a cell of a table. What is between backticks stays code."""
+  format_number = lambda part: re.sub(r'([<>*_\[\]])', r'\\\1', part).replace("''", "`''`")
+  parts = [part if i % 2 else format_number(part) for i, part in enumerate(text.split('`'))]
+  return '`'.join(parts).replace('|', '\\|')
 
 
 if __name__ == '__main__':

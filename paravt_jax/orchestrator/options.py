@@ -54,12 +54,14 @@ WORLD_WORKERS = Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1
 class RunOptions(Options):
   """What a run writes, and where."""
 
-  folder: Annotated[str, TEXT]  # '': runs/<name>_<scale>
-  checkpoint_every: Annotated[int, whole(0, note='0: only the last record')]  # steps
+  # where the run writes; '': runs/<name>_<scale>, for SFT with a fingerprint of its recipe
+  folder: Annotated[str, TEXT]
+  # steps from one record to the next
+  checkpoint_every: Annotated[int, whole(0, note='0: only the last record')]
   keep: Annotated[int, COUNT]  # records on disk
   tensorboard: Annotated[bool, FLAG]  # event files beside metrics.jsonl
-  wandb_project: Annotated[str, TEXT]  # of Weights & Biases; '': off
-  wandb_entity: Annotated[str, TEXT]  # of Weights & Biases
+  wandb_project: Annotated[str, TEXT]  # project of Weights & Biases; '': off
+  wandb_entity: Annotated[str, TEXT]  # user or team of Weights & Biases
   # where its events go
   wandb_mode: Annotated[str, one_of('online', 'offline', 'disabled', 'shared')]
 
@@ -81,7 +83,7 @@ class RunOptions(Options):
 class FolderOptions(Options):
   """A folder to write to."""
 
-  folder: Annotated[str, TEXT]  # '': the run chooses its name
+  folder: Annotated[str, TEXT]  # where the run writes; '': it chooses a name below runs/
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class RowsOptions(Options):
   skip_bad_rows: Annotated[
     bool, FLAG
   ]  # broken rows are left out and listed, and do not end the run
-  max_bad_share: Annotated[float, SHARE]  # of the rows; above it broken rows end the run
+  max_bad_share: Annotated[float, SHARE]  # share of the rows; above it broken rows end the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +112,8 @@ class RLDataOptions(RowsOptions):
   """The rows of RL."""
 
   eval: Annotated[tuple[str, ...], FILES]  # parquet files of held-out rows
-  question_types: Annotated[tuple[str, ...], some_of('mcq', 'tvg', 'oe')]  # training rows of these
-  sources: Annotated[tuple[str, ...], NAMES]  # training rows of these
+  question_types: Annotated[tuple[str, ...], some_of('mcq', 'tvg', 'oe')]  # those trained on
+  sources: Annotated[tuple[str, ...], NAMES]  # those whose rows are trained on
   max_rows: Annotated[int, whole(0, note='0: all rows')]  # a seeded sub-sample of the rest
 
   @classmethod
@@ -183,7 +185,7 @@ class VideoOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class SFTVideoOptions(VideoOptions):
-  """The same with a bound on the folder of decoded frames."""
+  """How frames are decoded, sized and kept, also on disk."""
 
   cache_gb: Annotated[int, whole(0, note='0: no bound')]  # of cache_folder, GiB
 
@@ -247,15 +249,15 @@ class RolloutOptions(Options):
 class TrainOptions(Options):
   """How the learner runs the model, and the shape of its batches."""
 
-  dtype: Annotated[str, DTYPE]  # of matrix products
+  dtype: Annotated[str, DTYPE]  # number type of matrix products
   remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
-  backend: Annotated[str, one_of('chunked', 'xla')]  # of attention
+  backend: Annotated[str, one_of('chunked', 'xla')]  # how attention is computed
   head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
   freeze_vision: Annotated[bool, FLAG]  # the vision tower is not trained
   row_tokens: Annotated[int, COUNT]  # T, tokens of a row, images expanded
   row_images: Annotated[int, COUNT]  # N, slots of a row for images
   image_patches: Annotated[int, multiple_of(4)]  # X, patches that a slot holds
-  rows: Annotated[int, COUNT]  # of a micro-batch, on all hosts
+  rows: Annotated[int, COUNT]  # rows of a micro-batch, over all hosts
   micro_batches: Annotated[int, COUNT]  # of a step; RL takes as many as its rollouts need
 
   @classmethod
@@ -277,7 +279,7 @@ class TrainOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class SFTTrainOptions(TrainOptions):
-  """The same with slots for large images."""
+  """How the learner runs the model, and the shape of its batches."""
 
   row_images: Annotated[int, whole(0)]  # N, slots of a row for images of up to image_patches
   row_large_images: Annotated[int, whole(0)]  # slots of a row for larger images
@@ -304,7 +306,7 @@ class SFTTrainOptions(TrainOptions):
 
 @dataclasses.dataclass(frozen=True)
 class SFTOptimizerOptions(OptimizerOptions):
-  """An optimizer that changes something."""
+  """Numbers of the optimizer, whose rates are above 0."""
 
   learning_rate: Annotated[float, POSITIVE]  # the peak of the schedule
   matrix_learning_rate: Annotated[float, POSITIVE]  # that of matrices under muon
@@ -336,7 +338,7 @@ class MeshOptions(Options):
 class EmbeddedOptions(embedded.EngineOptions):
   """Embedded servers that the run starts."""
 
-  threads: Annotated[int, whole(0, note='0: as many as it likes')]  # of the CPU
+  threads: Annotated[int, whole(0, note='0: as many as it likes')]  # CPU threads
 
   @classmethod
   def published(cls) -> 'EmbeddedOptions':
@@ -348,7 +350,7 @@ class EmbeddedOptions(embedded.EngineOptions):
 class SGLangOptions(sglang.EngineOptions):
   """SGLang servers: those that the run starts, and where converted weights go for all."""
 
-  threads: Annotated[int, COUNT]  # of the CPU, for each of its processes
+  threads: Annotated[int, COUNT]  # CPU threads of each of its processes
   # folder that the servers see too; '': in memory, on this machine
   staging: Annotated[str, TEXT]
 
@@ -371,11 +373,11 @@ class ServersOptions(Options):
 
   # url: servers that run already; embedded: ours, in JAX; sglang: SGLang out of .venv-sglang
   kind: Annotated[str, one_of(*SERVERS)]
-  urls: Annotated[tuple[str, ...], URLS]  # of servers that run already
+  urls: Annotated[tuple[str, ...], URLS]  # addresses of servers that run already
   count: Annotated[int, PROCESSES]  # servers to start
   host: Annotated[str, NAME]  # where started servers listen
   ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
-  api_key: Annotated[str, TEXT]  # that the servers ask for
+  api_key: Annotated[str, TEXT]  # the key that the servers ask for
   ready_timeout_s: Annotated[float, POSITIVE]  # for a started server to answer
   watch: FleetOptions
   embedded: EmbeddedOptions
@@ -402,9 +404,9 @@ class ServersOptions(Options):
 class PublishOptions(Options):
   """How versions of the weights go out."""
 
-  dtype: Annotated[str, DTYPE]  # of published weights
+  dtype: Annotated[str, DTYPE]  # number type of published weights
   keep: Annotated[int, COUNT]  # versions on disk
-  canary_tokens: Annotated[int, COUNT]  # that the learner predicts with each version
+  canary_tokens: Annotated[int, COUNT]  # tokens that the learner predicts with each version
 
   @classmethod
   def published(cls) -> 'PublishOptions':

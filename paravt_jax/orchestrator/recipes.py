@@ -48,7 +48,7 @@ class SFTRecipe(Options):
   SECTION: ClassVar[str] = 'sources'  # that only these recipes have
   EXAMPLE: ClassVar[str] = 'configs/sft.py'
 
-  name: Annotated[str, NAME]  # of the recipe
+  name: Annotated[str, NAME]  # the recipe's name
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
@@ -96,7 +96,7 @@ class RLRecipe(Options):
   SECTION: ClassVar[str] = 'rollout'
   EXAMPLE: ClassVar[str] = 'configs/para_grpo.py'
 
-  name: Annotated[str, NAME]  # of the recipe
+  name: Annotated[str, NAME]  # the recipe's name
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
@@ -159,7 +159,7 @@ class EvalRecipe(Options):
   SECTION: ClassVar[str] = 'protocol'
   EXAMPLE: ClassVar[str] = 'configs/eval.py'
 
-  name: Annotated[str, NAME]  # of the recipe
+  name: Annotated[str, NAME]  # the recipe's name
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   video: options.VideoOptions
@@ -190,11 +190,11 @@ class AskRecipe(Options):
   SECTION: ClassVar[str] = 'question'
   EXAMPLE: ClassVar[str] = 'configs/ask.py'
 
-  name: Annotated[str, NAME]  # of the recipe
+  name: Annotated[str, NAME]  # the recipe's name
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of sampling above temperature 0
-  video: Annotated[str, PROSE]  # the file
-  question: Annotated[str, PROSE]  # on the video
+  video: Annotated[str, PROSE]  # a video file
+  question: Annotated[str, PROSE]  # what to ask about it
   # oe: in a few words; mcq: the letter of an option that the question holds; tvg: [start, end]
   question_type: Annotated[str, one_of('mcq', 'tvg', 'oe')]
   html: Annotated[str, TEXT]  # a page to write; '': none

@@ -1,4 +1,4 @@
-"""The reward of an episode: R = R_acc + w_fmt * R_fmt + R_tool (spec, section 4)."""
+"""The reward of an episode: R = R_acc + w_fmt * R_fmt + R_tool."""
 
 import dataclasses
 import difflib
@@ -13,7 +13,7 @@ from paravt_jax.types import Episode
 
 @dataclasses.dataclass(frozen=True)
 class RewardOptions(Options):
-  """The parts of the reward and their weights (spec, section 4)."""
+  """The parts of the reward and their weights."""
 
   format_weight: Annotated[float, from_(0)]  # w_fmt, of R_fmt in the total
   anchor_weight: Annotated[float, from_(0)]  # lambda, of R_anchor in R_fmt; 0: no anchoring

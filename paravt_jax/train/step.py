@@ -70,11 +70,11 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RLOptions(Options):
-  """Numbers of the policy update (spec, sections 6 and 7)."""
+  """Numbers of the policy update."""
 
   clip: Annotated[float, INSIDE]  # epsilon: the ratio is clipped to 1 - clip .. 1 + clip
-  weight_cap: Annotated[float, above(1)]  # of the weight between behavior and proximal policy
-  beta: Annotated[float, from_(0, '0: no reference')]  # of the KL term to the reference
+  weight_cap: Annotated[float, above(1)]  # bound of the weight between behavior and proximal policy
+  beta: Annotated[float, from_(0, '0: no reference')]  # weight of the KL term to the reference
   kl_limit: Annotated[float, POSITIVE]  # of a token's KL estimate, in nats
   batch_norm: Annotated[str, one_of('std', 'mean_std', 'none')]  # of the batch's advantages
   updates_per_batch: Annotated[int, COUNT]  # above 1 the proximal policy is computed first

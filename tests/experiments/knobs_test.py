@@ -44,10 +44,13 @@ def test_a_knob_is_shown_with_its_value_at_each_scale(name):
         assert member in found[f'{above}.*'].values['']
 
 
-def test_what_is_alike_at_all_scales_is_shown_once():
+def test_what_is_alike_at_all_scales_is_shown_once_and_most_of_them_are_else():
   found = {one.path: one for one in knobs.knobs(knobs.KINDS['rl'])}
   assert knobs.format_value(found['agent.max_turns']) == '3'
-  assert knobs.format_value(found['reward.open_ended']) == "'exact' (:tiny), 'f1' (:2b), 'f1' (:8b)"
+  assert knobs.format_value(found['reward.open_ended']) == "'exact' at :tiny, else 'f1'"
+  assert knobs.format_value(found['mesh.fsdp']) == '8 at :8b, 4 at :8b_split, else 1'
+  two = dataclasses.replace(found['mesh.fsdp'], values={'tiny': 1, '2b': 2})
+  assert knobs.format_value(two) == '2 at :2b, else 1'
   assert knobs.format_value(found['world.scene.fps']) == '4'  # the other scales have no world
   assert knobs.format_value(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
 
@@ -121,7 +124,8 @@ def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared
   lines = knobs.markdown().splitlines()
   rows = [line for line in lines if line.startswith('| `')]
   assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {5}
-  files = [line for line in lines if line.startswith('###')]
+  assert [row for row in rows if row.endswith('|  |')] == []
+  files = [line for line in lines if line.startswith('### ')]
   assert files == [
     '### `configs/para_grpo.py`',
     '### `configs/sft.py`',
@@ -132,9 +136,48 @@ def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared
   ]
   names = [row.split('`')[1] for row in rows]
   assert names.count('agent.max_turns') == 1 and names.count('steps') == 2
-  assert '| `agent.max_turns` | `3` | at least 0 | rounds of tools before the answer' in '\n'.join(
-    rows
+  assert names.count('world.scene.fps') == 1 and 'scale' not in names
+  assert (
+    '| `agent.max_turns` | `3` | at least 0 | rounds of tools before the answer is asked for'
+    in ('\n'.join(rows))
   )
+
+
+def test_the_reference_has_a_table_for_each_section_with_what_it_is_about():
+  text = knobs.markdown()
+  assert (
+    '\n#### `server.watch`\n\nHow servers are watched.\n\n| knob | default | may be | meaning |\n'
+    in text
+  )
+  assert '\n#### `world`\n\nThe synthetic corpus. Only at `:tiny`.\n' in text
+  assert (
+    '\n#### `reasoner`\n\nA server behind the OpenAI protocol.\n\nThe knobs of `vision`.\n' in text
+  )
+  assert 'Not in this recipe: `data.eval`' in text.replace('\n', ' ')
+
+
+def test_what_markdown_would_take_for_its_own_is_escaped_in_a_cell():
+  knob = knobs.Knob(
+    'a.b', {'': '<a|b>'}, "text (for none: '', nothing behind the =)", '<x> `y*` |*'
+  )
+  assert knobs._row(knob) == "| `a.b` | `'<a\\|b>'` | text | \\<x\\> `y*` \\|\\* |"
+
+
+def test_configs_readme_holds_the_reference_as_it_is_now():
+  text = knobs.GUIDE.read_text()
+  assert knobs.renewed(text) == text, (
+    'configs/README.md is not what the recipes say; run: python -m experiments.knobs --write'
+  )
+  with pytest.raises(ConfigError, match='the line that begins the reference is missing'):
+    knobs.renewed('# Recipes\n')
+
+
+def test_a_section_fits_a_terminal_of_100_columns():
+  kind = knobs.KINDS['rl']
+  lines = knobs.listed(knobs.chosen(knobs.knobs(kind), ['server']), knobs.abouts(kind.recipe))
+  assert lines[0] == 'server: The rollout servers of a run.'
+  assert '' in lines and 'server.watch: How servers are watched.' in lines
+  assert max(map(len, lines)) <= 100
 
 
 @pytest.mark.parametrize(
@@ -143,8 +186,9 @@ def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared
     (
       ['agent.max_turns'],
       0,
-      '--config.agent.max_turns = 3\n'
-      '    rounds of tools before the answer is asked for. Wanted: at least 0\n',
+      "agent: Limits of an episode's main agent.\n"
+      '  --config.agent.max_turns = 3\n'
+      '      rounds of tools before the answer is asked for. Wanted: at least 0\n',
       '',
     ),
     (['agnt'], 2, '', 'error: agnt: no such section or knob; wanted one of name, scale, '),
