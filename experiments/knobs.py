@@ -22,9 +22,9 @@ from configs import eval as evaluation
 from experiments.ablate import AblateRecipe
 from experiments.bench.recipe import BenchRecipe
 from experiments.launch import typed
-from experiments.longvideo_reason import LongVideoRecipe
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
+from paravt_jax.longvideo_reason.recipe import LongVideoRecipe
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 
 SCALES = ('tiny', '2b', '8b')
