@@ -11,7 +11,8 @@ from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import benchmarks, numbers, results, table
 from paravt_jax.options import build
 from paravt_jax.orchestrator import parts
-from paravt_jax.orchestrator.options import PageOptions, VideoOptions
+from paravt_jax.orchestrator.eval_options import PageOptions
+from paravt_jax.orchestrator.options import VideoOptions
 from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.orchestrator.run_folder import to_json, write_json
 from paravt_jax.report import evaluation as page
