@@ -145,9 +145,8 @@ def comments(kind: type) -> dict[str, str]:
 def _own_comments(kind: type) -> dict[str, str]:
   lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
   (tree,) = ast.parse('\n'.join(lines)).body
-  assert isinstance(tree, ast.ClassDef)
   found: dict[str, str] = {}
-  for node in tree.body:
+  for node in tree.body if isinstance(tree, ast.ClassDef) else ():
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
       continue
     above, first = [], node.lineno - 2
