@@ -3,6 +3,7 @@ sizes.
 """
 
 import ast
+import graphlib
 import io
 import re
 import subprocess
@@ -240,6 +241,30 @@ def test_an_experiment_imports_the_library_and_launch_and_no_other_experiment():
     ('from experiments import launch', 'experiments/rl.py', 0),
   ):
     assert bool(experiment_faults(path, ast.parse(code))) is bool(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+  modules = _modules(*CODE)
+  known = {path.removesuffix('.py').replace('/', '.') for path, _ in modules}
+  graph: dict[str, set[str]] = {}
+  for path, tree in modules:
+    if not path.endswith('__init__.py'):  # these import on demand (paravt_jax.lazy)
+      one = path.removesuffix('.py').replace('/', '.')
+      found = {name for name, _ in _imports(path, tree)}
+      graph[one] = {*found, *(name.rpartition('.')[0] for name in found)} & known - {one}
+  graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_an_import_within_a_function_says_why_it_stands_there():
+  silent = []
+  for path, tree in _modules(*CODE):
+    lines = (ROOT / path).read_text().splitlines()
+    for _, node, _ in _functions([(path, tree)]):
+      inner = [one for one in ast.walk(node) if isinstance(one, ast.Import | ast.ImportFrom)]
+      first = min((one.lineno for one in inner), default=None)
+      if first and not any('#' in line for line in lines[first - 2 : first]):
+        silent.append(f'{path}:{first}')
+  assert not silent, '\n'.join(silent)
 
 
 def test_no_recipe_is_a_config_dict_below_the_door():

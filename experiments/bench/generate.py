@@ -210,6 +210,7 @@ def _transformers(
   """generate(questions, new tokens, temperature, threads) -> (int[batch, new] ids, seconds); pixel
   values are passed directly.
   """
+  # here and not above: the other suites need neither, and both take seconds to load
   import torch
   from transformers import Qwen3VLForConditionalGeneration
   from transformers.utils import logging
