@@ -207,21 +207,7 @@ def world() -> ConfigDict:
         'heldout_videos': 60,
         'rl_tasks': 1600,
         'heldout_tasks': 300,
-        'sft_rows': {
-          'trace': 6000,
-          'trace_mcq': 2000,
-          'trace_tvg': 1000,
-          'subagent': 4000,
-          'subagent_tvg': 2000,
-          'lookup1': 1500,
-          'lookup2': 1000,
-          'lookup3': 1000,
-          'lookup5': 1500,
-          'lookup12': 1000,
-          'glance16': 1000,
-          'choice1': 2000,
-          'letters': 3000,
-        },
+        'sft_rows': _sft_rows(),
         'budgets': (4, 8, 16, 32, 64),
         'loose': 0.2,
         'stray': 0.02,
@@ -230,3 +216,22 @@ def world() -> ConfigDict:
       },
     }
   )
+
+
+def _sft_rows() -> dict[str, int]:
+  """Rows of the cold start by kind."""
+  return {
+    'trace': 6000,
+    'trace_mcq': 2000,
+    'trace_tvg': 1000,
+    'subagent': 4000,
+    'subagent_tvg': 2000,
+    'lookup1': 1500,
+    'lookup2': 1000,
+    'lookup3': 1000,
+    'lookup5': 1500,
+    'lookup12': 1000,
+    'glance16': 1000,
+    'choice1': 2000,
+    'letters': 3000,
+  }

@@ -41,6 +41,7 @@ BENCHMARKS = (
   'charades',
   'longvideo_reason',
 )
+# as the model is trained
 SHARED = (
   'seed',
   'video',
@@ -50,13 +51,11 @@ SHARED = (
   'reward',
   'server',
   'client',
-)  # as the model is trained
+)
 
 
 def get_config(scale: str = 'tiny') -> ConfigDict:
-  """The recipe at `scale`: what the agent is comes from the RL recipe of that scale, decoding is
-  greedy. Locked.
-  """
+  """The recipe at `scale`: the agent is that of the RL recipe, decoding is greedy. Locked."""
   trained = base.rl(scale)
   config = ConfigDict({name: trained[name] for name in SHARED})
   config.update(
@@ -102,33 +101,37 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
         'report_samples': 600,
         'report_pictures': 3000,
       },
-      # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it
-      # can go on from a turn's pinned beginning; more: further fields of a request, a JSON object
-      'chat': {'quality': 0, 'prefill': True, 'more': ''},
-      'chat_server': {
-        'api_key': '',
-        'timeout_s': 600.0,
-        'retries': 5,
-        'backoff_s': 1.0,
-        'max_backoff_s': 60.0,
-        'concurrency': 64,
-        'max_reply_bytes': 4_000_000,
-        # requests in a row that failed after all retries: the run ends, and the same command goes
-        # on
-        'max_failures': 20,
-      },
-      'train': {
-        'freeze_vision': True
-      },  # the weights stay as they are: a server may keep what it computed of a frame
+      **_by_url(),
+      # the weights stay as they are: a server may keep what it computed of a frame
+      'train': {'freeze_vision': True},
       'world': base.world(),
     }
   )
   config.sampling.temperature = 0.0
-  if (
-    scale == 'tiny'
-    # to whose tokenizer the text of benchmarks is bytes; what fits the lanes of training goes there
-    # as before
-  ):
+  # to the tiny tokenizer the text of benchmarks is bytes; what fits the lanes of training goes there
+  # as before
+  if scale == 'tiny':
     config.sampling.context = 4096
     config.server.embedded.lanes = (*config.server.embedded.lanes, (4096, 8))
   return config.lock()
+
+
+def _by_url() -> dict[str, dict]:
+  """Sections of a server by model.url."""
+  return {
+    # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it
+    # can go on from a turn's pinned beginning; more: further fields of a request, a JSON object
+    'chat': {'quality': 0, 'prefill': True, 'more': ''},
+    'chat_server': {
+      'api_key': '',
+      'timeout_s': 600.0,
+      'retries': 5,
+      'backoff_s': 1.0,
+      'max_backoff_s': 60.0,
+      'concurrency': 64,
+      'max_reply_bytes': 4_000_000,
+      # requests in a row that failed after all retries: the run ends, and the same command goes
+      # on
+      'max_failures': 20,
+    },
+  }

@@ -150,7 +150,8 @@ class Narrator:
   """
 
   def __init__(self, say: Say, now: Callable[[], float], write: Say | None = None):
-    self.say, self._now, self._start, self._write = say, now, now(), write
+    self.say, self._write = say, write
+    self._now, self._start = now, now()
     self._numbers: dict[tuple[int, int], int] = {}
     self._written = ''  # of the turn that is being written
 

@@ -24,9 +24,9 @@ from configs import eval as evaluation
 from experiments.ablate import AblateRecipe
 from experiments.bench.recipe import BenchRecipe
 from experiments.launch import typed
-from experiments.longvideo_reason import LongVideoRecipe
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
+from paravt_jax.longvideo_reason.recipe import LongVideoRecipe
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 
 WIDTH = 100  # of a line on the terminal
@@ -185,9 +185,8 @@ def comments(kind: type) -> dict[str, str]:
 def _own_comments(kind: type) -> dict[str, str]:
   lines = textwrap.dedent(inspect.getsource(kind)).splitlines()
   (tree,) = ast.parse('\n'.join(lines)).body
-  assert isinstance(tree, ast.ClassDef)
   found: dict[str, str] = {}
-  for node in tree.body:
+  for node in tree.body if isinstance(tree, ast.ClassDef) else ():
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
       continue
     above, first = [], node.lineno - 2

@@ -207,6 +207,28 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
     raise error.at(where) from None
 
 
+def build_used(kind: type[T], section: Mapping[str, Any]) -> T:
+  """`build` of a section that may hold more, such as the saved recipe of another version: what the
+  class and its sections do not name is not looked at.
+
+  Raises:
+    ConfigError: a knob that they name is missing, of another type, or breaks its rule.
+  """
+  return build(kind, _named(kind, section))
+
+
+def _named(kind: type, section: Any) -> Any:
+  """A section without what a class does not name, and so its sections."""
+  if not hasattr(section, 'items'):
+    return section
+  hints = typing.get_type_hints(kind)
+  found = {name: value for name, value in section.items() if name in hints}
+  for name, value in found.items():
+    inner = section_of(hints[name])
+    found[name] = value if inner is None else _named(inner, value)
+  return found
+
+
 def _typed(value: Any, hint: Any, where: str) -> Any:
   """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest.
 

@@ -154,7 +154,7 @@ def test_the_same_command_again_asks_nothing_and_says_the_same(place, world):
 def test_a_run_folder_without_an_export_is_evaluated_from_its_last_record(place, trained, world):
   bare = place / 'runs' / 'bare'
   shutil.copytree(trained / 'checkpoints', bare / 'checkpoints')
-  shutil.copy(trained / 'config.json', bare)
+  of_another_version(trained / 'config.json', bare / 'config.json')
   status, _, err = run(place, 'of_record', model__run='runs/bare', **WORLD)
   assert status == 0, err[-3000:]
   got, wanted = summary(place, 'of_record')['world'], summary(place, 'world')['world']
@@ -208,6 +208,14 @@ def test_kill_9_loses_at_most_the_samples_in_flight(place, trained):
   assert status == 0 and summary(place, 'cut') == summary(place, 'uncut'), err[-3000:]
 
 
+def of_another_version(source, target):
+  """A recipe with knobs and a section that came, and others that went, where nothing is used."""
+  values = json.loads(source.read_text())
+  del values['agent']['max_turns'], values['client']
+  values['agent']['of_tomorrow'] = values['new'] = 1
+  target.write_text(json.dumps(values))
+
+
 def test_shards_are_merged_to_the_whole(place, world):
   for number in (1, 2):
     status, _, err = run(
@@ -216,6 +224,8 @@ def test_shards_are_merged_to_the_whole(place, world):
     assert status == 0, err[-3000:]
   status, out, err = tool(place, '--merge', 'runs/part_shard1of2')
   assert status == 2 and 'not complete: shard 2/2 is not among the folders' in err
+  older = place / 'runs' / 'part_shard1of2' / 'config.json'
+  of_another_version(older, older)
   status, out, err = tool(place, '--merge', 'runs/part_shard1of2', 'runs/part_shard2of2')
   assert (status, out.splitlines()[-1]) == (0, 'runs/part'), err
   whole = summary(place, 'part')

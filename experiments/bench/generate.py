@@ -87,7 +87,10 @@ def measure(recipe: BenchRecipe, folder: pathlib.Path, tok: ChatTokenizer) -> di
   our speed on distinct prompts.
   """
   knobs = recipe.generate
-  made = lambda *at: question(tok, knobs.frames, knobs.words, recipe.seed, 'generate', *at)
+
+  def made(*at: int) -> Question:
+    return question(tok, knobs.frames, knobs.words, recipe.seed, 'generate', *at)
+
   groups = lambda turn, group: [made(group, turn, n) for n in range(-(-knobs.batch // group))]
   asked = lambda turn, group: [one for one in groups(turn, group) for _ in range(group)][
     : knobs.batch
@@ -205,6 +208,7 @@ def _transformers(
   """generate(questions, new tokens, temperature, threads) -> (int[batch, new] ids, seconds); pixel
   values are passed directly.
   """
+  # here and not above: the other suites need neither, and both take seconds to load
   import torch
   from transformers import Qwen3VLForConditionalGeneration
   from transformers.utils import logging

@@ -188,9 +188,12 @@ def _stages(
     parts.decode_pool(recipe.video) as pool,
     concurrent.futures.ThreadPoolExecutor(recipe.video.workers) as threads,
   ):
-    whole = lambda frames: list(
-      threads.map(lambda row: sft.sample(tok, row, sft.decoded(frames, options), options), rows)
-    )
+
+    def whole(frames: FrameStore) -> list[packing.Sample]:
+      return list(
+        threads.map(lambda row: sft.sample(tok, row, sft.decoded(frames, options), options), rows)
+      )
+
     timed('plan', lambda: [sft.sample(tok, row, sft.sized(pool, options), options) for row in rows])
     timed('decode', lambda: whole(FrameStore(cache, pool, 0)))
     samples = timed('store_read', lambda: whole(FrameStore(cache, pool, 0)))

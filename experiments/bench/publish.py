@@ -6,14 +6,13 @@ import dataclasses
 import pathlib
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from experiments.bench.measuring import timed
 from paravt_jax.models.qwen3_vl import config as sizes
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.serving import publish, staging
@@ -61,7 +60,7 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
         for left in (work / 'copy', fast / 'copy', fast / 'staged'):
           shutil.rmtree(left, ignore_errors=True)
         (fast / 'staged').mkdir()
-        seconds[name] = min(seconds[name], _timed(step))
+        seconds[name] = min(seconds[name], timed(step))
   return {
     **{f'{name}_gb_per_s': size / GB / taken for name, taken in seconds.items()},
     'bytes': float(size),
@@ -89,12 +88,6 @@ def made(bytes_: int) -> tuple[sizes.Config, dict[str, Any]]:
 def model_bytes(config: sizes.Config) -> int:
   """Bytes of the text decoder in bfloat16."""
   return sum(2 * leaf.size for leaf in jax.tree.leaves(model.abstract_params(config)['text']))
-
-
-def _timed(step: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  step()
-  return time.perf_counter() - start
 
 
 if __name__ == '__main__':

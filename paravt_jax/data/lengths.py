@@ -79,7 +79,8 @@ class Lengths:
     cache: Cache | None,
     alone: bool = True,
   ):
-    self._rows, self._tok, self._options, self._image_patches = rows, tok, options, image_patches
+    self._rows, self._tok = rows, tok
+    self._options, self._image_patches = options, image_patches
     self._media = sft.sized(frames, options)
     self._skip, self._pool, self._alone = skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}

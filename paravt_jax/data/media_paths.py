@@ -1,21 +1,18 @@
 """Sentinel media paths of the published corpora, such as `longvt_source/videor1_3/a.mp4`, and files
 under a root.
 
-`resolve` is the one place where a path from a row becomes a path on disk. `materialize` writes such
-paths into a row's columns as `file://` URIs; `sanitize` takes them out again; one after the other
-is the identity. Pure but for `missing`: the commands that rewrite files are
-`paravt_jax.data.materialize` and `.sanitize`.
+`resolve` is the one place where a path from a row becomes a path on disk. The commands that write
+such paths as `file://` URIs, and take them out again, are `paravt_jax.data.materialize` and
+`.sanitize`.
 """
 
-import collections
 import functools
 import json
 import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from paravt_jax.errors import DataError
 
@@ -110,27 +107,6 @@ def _inside_root(value: str, path: str, base: str) -> str:
   return full
 
 
-def materialize(value: str, root: str | os.PathLike) -> str:
-  """A sentinel as exactly one `file://` URI under the root; any other value as it is. Raises
-  DataError as `resolve`.
-
-  Nothing of the sentinel is normalised or percent-encoded: what was put before it can be taken away
-  again.
-  """
-  if not value.startswith(SENTINELS):
-    return value
-  resolve(value, root)
-  return prefix(root) + value
-
-
-def sanitize(value: str, root: str | os.PathLike) -> str:
-  """The inverse: a `file://` URI of a sentinel under the root as the sentinel; any other value as
-  it is.
-  """
-  rest = value.removeprefix(prefix(root))
-  return rest if rest != value and rest.startswith(SENTINELS) else value
-
-
 def prefix(root: str | os.PathLike) -> str:
   """What stands before the sentinel in a URI under this root: `file:///data/media/`."""
   return f'{_SCHEME}{os.path.abspath(root).rstrip("/")}/'
@@ -167,18 +143,14 @@ def bucket(sentinel: str) -> str:
   return f'{first}/{numberless[:-1] if is_numbered else rest[0]}'
 
 
-def rewrite(column: Any, change: Callable[[str], str], name: str | None = None) -> Any:
-  """A column's value with `change` applied to every media path: strings, alone or in lists, under
-  one of KEYS.
-
-  JSON text stays text, changed in place: spaces, escapes and order of keys are kept. Nothing else
-  is touched. `name` is the column's: in the PATH_COLUMNS strings without a key are media paths too.
-  """
-  return _inside(column, lambda text: rewrite_text(text, change, name), change)
-
-
 def rewrite_text(text: str, change: Callable[[str], str], name: str | None = None) -> str:
-  """`rewrite` for a column's text: JSON, or in the PATH_COLUMNS a bare path."""
+  """A column's text with `change` applied to every media path: strings, alone or in lists, under one
+  of KEYS.
+
+  JSON stays JSON, changed in place: spaces, escapes and order of keys are kept. Nothing else is
+  touched. `name` is the column's: in the PATH_COLUMNS strings without a key are media paths too,
+  and so is a bare one.
+  """
   if name in PATH_COLUMNS:
     if text.lstrip()[:1] not in ('[', '{', '"'):
       return change(text)
@@ -186,23 +158,6 @@ def rewrite_text(text: str, change: Callable[[str], str], name: str | None = Non
     if whole:
       return whole[1] + _changed_value(whole[2], change) + text[whole.end() :]
   return _JSON_VALUE.sub(lambda match: match[1] + _changed_value(match[2], change), text)
-
-
-def media(column: Any, name: str | None = None) -> Iterator[str]:
-  """Every media path of a column's value, in order."""
-  found: list[str] = []
-  rewrite(column, lambda value: found.append(value) or value, name)
-  yield from found
-
-
-def missing(values: Iterable[str], root: str | os.PathLike) -> collections.Counter[str]:
-  """How many of these media paths have no file, by `bucket`."""
-  counts: collections.Counter[str] = collections.Counter()
-  for value in values:
-    path = resolve(value, root)
-    if not os.path.isfile(path):
-      counts[bucket(os.path.relpath(path, root))] += 1
-  return counts
 
 
 def _is_inside(sentinel: str) -> bool:
@@ -219,23 +174,6 @@ def _is_inside(sentinel: str) -> bool:
     and path != '..'
     and not path.startswith('../')
   )
-
-
-def _inside(item: Any, leaf: Callable[[str], str], change: Callable[[str], str]) -> Any:
-  if isinstance(item, str):
-    return leaf(item)
-  if isinstance(item, list):
-    return [_inside(each, leaf, change) for each in item]
-  if isinstance(item, dict):
-    return {
-      key: _inside(each, change if key in KEYS else _unchanged, change)
-      for key, each in item.items()
-    }
-  return item
-
-
-def _unchanged(text: str) -> str:
-  return text
 
 
 def _changed_value(raw: str, change: Callable[[str], str]) -> str:

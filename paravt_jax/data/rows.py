@@ -102,14 +102,19 @@ def rl_tasks(
     max_bad_share=wanted.max_bad_share,
   )
   filters.check(names)
-  if inferred_types:
+  _warn_of_inferred(names, inferred_types)
+  return subsample(found, wanted.max_rows, seed)
+
+
+def _warn_of_inferred(names: list[str], types: collections.Counter) -> None:
+  """A line in the log on rows whose question_type was told by what they hold."""
+  if types:
     logging.getLogger(__name__).warning(
       '%s: %d rows have no question_type; by what they hold they are %s',
       names,
-      inferred_types.total(),
-      fields.format_counts(inferred_types),
+      types.total(),
+      fields.format_counts(types),
     )
-  return subsample(found, wanted.max_rows, seed)
 
 
 def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:

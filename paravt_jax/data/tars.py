@@ -249,7 +249,8 @@ class _Bounded:
   """An unpacking stream that refuses to grow beyond a limit of bytes."""
 
   def __init__(self, file: Any, path: pathlib.Path, limit: int):
-    self._file, self._path, self._limit, self._total = file, path, limit, 0
+    self._file, self._path = file, path
+    self._limit, self._total = limit, 0
 
   def read(self, size: int) -> bytes:
     """Reads on. Raises DataError beyond the limit."""

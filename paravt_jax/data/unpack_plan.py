@@ -55,9 +55,9 @@ class Plan:
     """Looks at folders and at the disk, once all archives are known."""
     for name in sorted(self._parents() & self.targets.keys()):
       self._refuse(name, 'a file whose name is a folder of another member')
-    for archive, _, fresh, _ in self.todo:
+    for _, _, fresh, _ in self.todo:
       for member in fresh:
-        self._place(archive, member)
+        self._place(member)
     if self.faults:
       return
     disk = os.statvfs(
@@ -134,7 +134,7 @@ class Plan:
         folder = os.path.dirname(folder)
     return folders
 
-  def _place(self, archive: Archive, member: Member):
+  def _place(self, member: Member):
     """Refuses a place that cannot be written; counts what it takes."""
     target = f'{self.real}/{member.name}'
     status = _status(target)

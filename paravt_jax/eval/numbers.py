@@ -136,7 +136,10 @@ def _metric(
   has no F1); the one that is the score, over all errors.
   """
   kind = lambda outcome: outcome.fields.get('question_type')
-  values = lambda outcome: getattr(outcome, which) or {}
+
+  def values(outcome: Outcome) -> Mapping[str, float]:
+    return getattr(outcome, which) or {}
+
   has = lambda outcome: name in values(outcome)
   kinds = {kind(o) for o in outcomes if has(o)}
   mine = [o for o in outcomes if has(o) or (o.status == ERROR and (score or kind(o) in kinds))]

@@ -120,8 +120,9 @@ def read(path: Path) -> list[Outcome]:
 def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
   """Outcomes with their lines, and whether the last line is whole."""
   found: list[tuple[Outcome, bytes]] = []
-  end = 0
-  for number, line, end in files.read_lines(path):  # noqa: B007 (end: of the last whole line)
+  last = 0  # where the last whole line ends
+  for number, line, end in files.read_lines(path):
+    last = end
     try:
       found.append((Outcome(**json.loads(line)), line))
     except (ValueError, TypeError) as error:
@@ -129,7 +130,7 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
         f'{path} line {number}: got {line[:60]!r}, wanted an object with exactly {list(FIELDS)}; '
         'it was written by another version, or by hand: choose another folder'
       ) from error
-  return found, not path.is_file() or path.stat().st_size == end
+  return found, not path.is_file() or path.stat().st_size == last
 
 
 # What results are a function of

@@ -44,7 +44,10 @@ _BLOCKS = ('NOTE', 'STYLE', 'REGION')
 # The fact of a task whose subtitle file gives nothing: why. It is not asked, and is an error.
 BROKEN = 'subtitles_error'
 # The field 'subtitles' of a sample, by which scores are broken down.
-SHOWN, NONE, UNREADABLE, GUESSED = 'shown', 'none', 'unreadable', 'shown, read as '
+SHOWN = 'shown'
+NONE = 'none'
+UNREADABLE = 'unreadable'
+GUESSED = 'shown, read as '
 
 
 class NoSubtitles(DataError):

@@ -16,6 +16,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 import shutil
@@ -221,7 +222,7 @@ class Pipeline:
   async def _caption(
     self, log: journal.Journal, client: server.Server | None, pool: DecodePool | None
   ) -> None:
-    options, made = self.options.caption, _made(self.options.caption, client)
+    made = _made(self.options.caption, client)
     jobs: dict[str, list[_Job]] = {}
     for name, found in self._splits.items():
       for number, clip in enumerate(found.clips):
@@ -232,9 +233,7 @@ class Pipeline:
           **made,
         }
         item = f'{name}#{number:05d}'
-        work = lambda path=clip.file, item=item: caption.caption(
-          _needed(client), _needed(pool), path, options, self._seed('caption', item)
-        )
+        work = functools.partial(self._caption_one, client, pool, clip.file, item)
         jobs.setdefault(name, []).append(_Job(item, made_from, work))
     await self._each(
       'caption',
@@ -266,6 +265,12 @@ class Pipeline:
       else:
         self._captions[name] = said
 
+  async def _caption_one(
+    self, client: server.Server | None, pool: DecodePool | None, path: str, item: str
+  ) -> str | Rejected | Failed:
+    seed = self._seed('caption', item)
+    return await caption.caption(_needed(client), _needed(pool), path, self.options.caption, seed)
+
   def _merge(self) -> None:
     if 'merge' not in self.tallies:
       return
@@ -287,9 +292,7 @@ class Pipeline:
         'captions': _digest(caption.merged(name, said)),
         **_made(options, client),
       }
-      work = lambda name=name, said=said: ask.ask(
-        _needed(client), said, self._splits[name].duration, options, self._seed('ask', name)
-      )
+      work = functools.partial(self._ask_one, client, name, said)
       jobs.append(_Job(name, made_from, work))
     await self._each('ask', log, jobs, client.options.concurrency if client else 1)
     replies = {
@@ -299,6 +302,12 @@ class Pipeline:
     }
     self._used['ask'] = {name: _settings(log, name) for name in replies}
     return replies
+
+  async def _ask_one(
+    self, client: server.Server | None, name: str, said: Sequence[Caption]
+  ) -> str | Rejected | Failed:
+    duration, seed = self._splits[name].duration, self._seed('ask', name)
+    return await ask.ask(_needed(client), said, duration, self.options.ask, seed)
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
     outcomes = {
@@ -330,9 +339,7 @@ class Pipeline:
         'question': _digest(to_json(question)),
         **_made(options, client),
       }
-      work = lambda name=name, question=question: ask.rewrite(
-        _needed(client), question, options, self._seed('rewrite', name)
-      )
+      work = functools.partial(self._rewrite_one, client, name, question)
       jobs.append(_Job(name, made_from, work))
     await self._each('rewrite', log, jobs, client.options.concurrency if client else 1)
     paths = {video.id: video.path for video in self.videos}
@@ -345,6 +352,12 @@ class Pipeline:
       )
       value = pathlib.Path(paths[job.item]).relative_to(self.options.media_root).as_posix()
       self.results.append(rows.Result(job.item, value, question, tuple(self._captions[job.item])))
+
+  async def _rewrite_one(
+    self, client: server.Server | None, name: str, question: Question
+  ) -> str | Rejected | Failed:
+    seed = self._seed('rewrite', name)
+    return await ask.rewrite(_needed(client), question, self.options.rewrite, seed)
 
   # What steps share
 

@@ -82,7 +82,6 @@ _EPISODES = {
   ),
   'length/context_max': Metric('tokens', 'longest main context of the step'),
   'length/subagent': Metric('tokens per call', 'tokens that a sub-agent wrote', _BY),
-  'length/thought': Metric('characters', 'mean length of a thought', _BY),
   'budget': Metric('frames', 'mean overview budget K'),
   'frames/repeated': Metric(
     'frames per episode',
@@ -94,7 +93,6 @@ _EPISODES = {
   'groups/dropped': Metric('groups', 'groups lost whole since the last step', ('reason',)),
   'episodes/kept': Metric('episodes', 'episodes that entered the step', _BY),
   'episodes/dropped': Metric('episodes', 'rollouts lost since the last step', ('reason',)),
-  'judge/failed': Metric('episodes', 'episodes dropped because the judge failed'),
   'staleness': Metric('versions', 'policy version of the step minus that of a sampled token, mean'),
   'staleness/max': Metric('versions', 'the same, the oldest token'),
   'rollout/running': Metric('groups', 'groups in flight'),
@@ -105,20 +103,13 @@ _EPISODES = {
   'rollout/moved': Metric(
     'requests', 'requests that were sent again because their server was lost'
   ),
-  'rollout/tokens_per_second': Metric('tokens/s', 'sampled tokens over the time of the rollouts'),
   'rollout/epoch': Metric('epochs', 'position in the data'),
-  'subagent/exact': Metric(
-    'share',
-    "sub-agents' answers that equal what the window shows, where the generator knows",
-    ('k',),
-  ),
 }
 
 _POLICY = {
   'policy/loss': Metric('loss', 'decoupled PPO objective over all trained tokens of the step'),
   'policy/entropy': Metric('nats', 'entropy of the policy at trained tokens', ('class',)),
   'policy/ratio': Metric('ratio', 'mean of exp(logp - logp_prox)'),
-  'policy/ratio_max': Metric('ratio', 'largest of the same'),
   'policy/clip_share': Metric('share', 'trained tokens at which the clip acts'),
   'policy/dropped_share': Metric(
     'share', 'trained tokens dropped because their behaviour weight exceeds the cap'
@@ -146,7 +137,6 @@ _LEARNER = {
   'sft/accuracy': Metric('share', 'target tokens that are the arg-max'),
   'sft/tokens': Metric('tokens', 'target tokens of the step'),
   'sft/documents': Metric('documents', 'conversations of the step'),
-  'sft/epoch': Metric('epochs', 'position in the data'),
   'optim/grad_norm': Metric('norm', 'global gradient norm before the clip', ('group',)),
   'optim/update_norm': Metric('norm', 'global norm of the parameter change', ('group',)),
   'optim/param_norm': Metric('norm', 'global norm of the trained parameters', ('group',)),
@@ -164,26 +154,12 @@ _LEARNER = {
   'learner/tokens_per_second': Metric(
     'tokens/s', 'tokens through the learner over the time of the step'
   ),
-  'learner/mfu': Metric('share', 'model FLOPs over the peak of the devices'),
-  'memory/device': Metric('GiB', 'peak memory of a device'),
-  'memory/host': Metric('GiB', 'resident memory of the process', ('process',)),
   'metrics/nonfinite': Metric(
     'values', 'values of this record that were not finite and are written as null'
   ),
 }
 
 _SERVER = {
-  'server/requests': Metric('requests', 'requests answered since the last step'),
-  'server/running': Metric('requests', 'requests in a slot'),
-  'server/waiting': Metric('requests', 'requests without a slot'),
-  'server/prompt_tokens': Metric('tokens', 'prompt tokens since the last step'),
-  'server/cached_share': Metric('share', 'prompt tokens whose keys and values were reused'),
-  'server/tokens': Metric('tokens', 'tokens sampled since the last step'),
-  'server/tokens_per_second': Metric(
-    'tokens/s', 'tokens sampled over the time the server was busy'
-  ),
-  'server/occupancy': Metric('share', 'slots in use, mean over decode steps'),
-  'server/version': Metric('version', 'weight version it serves'),
   'server/lost': Metric(
     'servers', 'times a server was found dead, silent or wrong, since the start'
   ),
@@ -199,31 +175,6 @@ _SERVER = {
     'the last weight update, by stage: write, convert (for SGLang), load (canary included)',
     ('stage',),
   ),
-  'media/failed': Metric('crops', 'crops that could not be decoded, by reason', ('reason',)),
-  'media/cache_hits': Metric('share', 'frame requests answered from the store'),
-}
-
-_EVALUATION = {
-  'eval/accuracy': Metric('share', 'score over all samples', (*_BY, 'benchmark')),
-  'eval/accuracy_answered': Metric(
-    'share', 'score over the samples that were answered', (*_BY, 'benchmark')
-  ),
-  'eval/low': Metric('share', 'lower end of the 95 % interval of the score', (*_BY, 'benchmark')),
-  'eval/high': Metric('share', 'upper end of the same', (*_BY, 'benchmark')),
-  'eval/iou': Metric('IoU', 'mean IoU of temporal grounding', (*_BY, 'benchmark')),
-  'eval/recall': Metric(
-    'share', 'grounding samples whose IoU reaches the threshold', (*_BY, 'benchmark', 'iou')
-  ),
-  'eval/format_compliance': Metric(
-    'share', 'as format_compliance, on the evaluation set', (*_BY, 'benchmark')
-  ),
-  'eval/calls': Metric(
-    'calls per episode', 'executed calls on the evaluation set', (*_BY, 'benchmark')
-  ),
-  'eval/errors': Metric(
-    'share', 'samples without an outcome because of an error', ('reason', 'benchmark')
-  ),
-  'eval/episodes': Metric('episodes', 'samples evaluated', (*_BY, 'benchmark')),
 }
 
 TIME = (
@@ -257,7 +208,6 @@ METRICS: dict[str, Metric] = {
   **_POLICY,
   **_LEARNER,
   **_SERVER,
-  **_EVALUATION,
   **_TIME,
 }
 

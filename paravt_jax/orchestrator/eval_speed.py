@@ -126,7 +126,10 @@ class Speed:
     found in memory, shared or decoded.
     """
     seconds = max(time.monotonic() - self._start, 1e-9)
-    mean = lambda total, count: round(total / count, 4) if count else None
+
+    def mean(total: float, count: float) -> float | None:
+      return round(total / count, 4) if count else None
+
     return {
       'samples': self._samples,
       'seconds': round(seconds, 3),

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
 from paravt_jax.models.qwen3_vl import weights
-from paravt_jax.options import build, extended
-from paravt_jax.orchestrator import canary, parts, rollouts, suites
+from paravt_jax.options import extended
+from paravt_jax.orchestrator import canary, parts, rollouts, saved, suites
 from paravt_jax.orchestrator.host import Host
-from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout import chat_server
 from paravt_jax.rollout.agent import Agent
@@ -164,17 +163,10 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   target = folder / f'hf_{model.step:08d}'
   if target.is_dir():
     return target
-  try:
-    recipe = trained_recipe(model.run)
-  except (ValueError, ConfigError) as error:
-    raise DataError(
-      f'{model.run}/config.json: {error}; wanted the recipe of experiments.rl or experiments.sft'
-    ) from error
-  started: RLRecipe | SFTRecipe = recipe
-  if isinstance(recipe, RLRecipe) and recipe.cold_start is not None and not recipe.model.folder:
-    started = recipe.cold_start
+  wanted = 'wanted the recipe of experiments.rl or experiments.sft'
+  recipe, _ = saved.read(saved.TrainedModel, model.run, wanted)
   # whose sizes and tokenizer the record's model has
-  base = started.model.folder or str(parts.tiny_model(started.seed))
+  base = recipe.first.model.folder or str(parts.tiny_model(recipe.first.seed))
   model_config, _ = weights.load_hf(base, only=())
   mesh = canary.cpu()  # a record holds the optimizer too, 100 GB at 8B
   frozen = recipe.train.freeze_vision
@@ -183,14 +175,6 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
   weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
   return target
-
-
-def trained_recipe(run: pathlib.Path) -> RLRecipe | SFTRecipe:
-  """The recipe that a run was made with. Raises OSError, ValueError or ConfigError."""
-  values = json.loads((run / 'config.json').read_text())
-  if RLRecipe.SECTION in values:
-    return build(RLRecipe, values)
-  return build(SFTRecipe, values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from paravt_jax.options import (
   Options,
   one_of,
 )
-from paravt_jax.orchestrator import options
+from paravt_jax.orchestrator import eval_options, options
 from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout.agent import AgentOptions
 from paravt_jax.rollout.chat_server import RequestOptions
@@ -117,7 +117,7 @@ class RLRecipe(Options):
   server: options.ServersOptions
   publish: options.PublishOptions
   client: ConnectionOptions
-  eval: options.HeldOutOptions
+  eval: eval_options.HeldOutOptions
   cold_start: SFTRecipe | None  # made where model.folder is empty
   world: options.WorldOptions | None  # with data.kind=world
 
@@ -146,7 +146,7 @@ class RLRecipe(Options):
       server=options.ServersOptions.published(),
       publish=options.PublishOptions.published(),
       client=ConnectionOptions.published(),
-      eval=options.HeldOutOptions.published(),
+      eval=eval_options.HeldOutOptions.published(),
       cold_start=None,
       world=None,
     )
@@ -170,16 +170,16 @@ class EvalRecipe(Options):
   server: options.ServersOptions
   client: ConnectionOptions
   benchmarks: Annotated[str, PROSE]  # their names, separated by commas
-  model: options.EvaluatedModelOptions
+  model: eval_options.EvaluatedModelOptions
   run: options.FolderOptions
   shard: Annotated[str, PROSE]  # '3/16': the third of sixteen parts, by videos; '': all
-  data: options.SnapshotOptions
-  paths: options.Paths  # the snapshot of a benchmark, where it is not below data.root
-  protocol: options.ProtocolOptions
-  eval: options.SuiteOptions
+  data: eval_options.SnapshotOptions
+  paths: eval_options.Paths  # the snapshot of a benchmark, where it is not below data.root
+  protocol: eval_options.ProtocolOptions
+  eval: eval_options.SuiteOptions
   chat: ChatOptions
   chat_server: RequestOptions
-  train: options.FrozenOptions
+  train: eval_options.FrozenOptions
   world: options.WorldOptions
 
 

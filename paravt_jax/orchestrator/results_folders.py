@@ -1,19 +1,17 @@
 """What is made of a results folder: summary, table and page; and of several: comparison, merge."""
 
-import json
 import pathlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.errors import ConfigError
 from paravt_jax.eval import benchmarks, numbers, results, table
-from paravt_jax.options import build
-from paravt_jax.orchestrator import parts
-from paravt_jax.orchestrator.options import PageOptions, VideoOptions
-from paravt_jax.orchestrator.recipes import EvalRecipe
-from paravt_jax.orchestrator.run_folder import to_json, write_json
+from paravt_jax.orchestrator import parts, saved
+from paravt_jax.orchestrator.eval_options import PageOptions
+from paravt_jax.orchestrator.options import VideoOptions
+from paravt_jax.orchestrator.run_folder import write_json
 from paravt_jax.report import evaluation as page
 from paravt_jax.types import Clip
 
@@ -140,11 +138,12 @@ def merge(arguments: Sequence[str]) -> None:
   target = target or folders[0].parent / (name if name != first.name else f'{first.name}_merged')
   if target.exists() and any(target.iterdir()):
     raise ConfigError(f'--merge: {target} is not empty; name another folder with --out DIR')
-  recipe = _recipe(folders[0])
+  wanted = "wanted the recipe of experiments.eval; name that shard's own folder"
+  recipe, whole = saved.read(saved.Evaluation, folders[0], wanted)
   partial = target.with_name(f'.{target.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)  # of a merge that was cut off
   partial.mkdir(parents=True)
-  write_json(partial / 'config.json', {**to_json(recipe), 'shard': ''})
+  write_json(partial / 'config.json', {**whole, 'shard': ''})
   results.write_plan(partial, plan)
   with results.Journal(partial) as journal:
     for outcome in outcomes:
@@ -156,16 +155,3 @@ def merge(arguments: Sequence[str]) -> None:
     target.rmdir()
   partial.rename(target)
   print(target)
-
-
-def _recipe(folder: pathlib.Path) -> EvalRecipe:
-  """The recipe that a results folder was made with. Raises DataError when it is not there, or
-  broken.
-  """
-  try:
-    return build(EvalRecipe, json.loads((folder / 'config.json').read_text()))
-  except (OSError, ValueError, ConfigError) as error:
-    raise DataError(
-      f'{folder}/config.json: {error}; wanted the recipe of experiments.eval; name that '
-      "shard's own folder"
-    ) from error

@@ -48,13 +48,11 @@ class Queue:
           'go on with the same files, or choose another run with --config.run.folder=DIR'
         )
       self.schedule.restore(host['schedule'], lost=host['ready'])
-    self._agent, self._reward, self._options, self._order, self._tasks = (
-      server.sampling,
-      reward,
-      options,
-      order,
-      tasks,
-    )
+    self._agent = server.sampling
+    self._reward = reward
+    self._options = options
+    self._order = order
+    self._tasks = tasks
     self._client = server.client
     self._batch = knobs.prompts
     self._running: dict[asyncio.Task, int] = {}
@@ -178,9 +176,11 @@ def digest(tasks: Sequence[Task], media_root: str = '') -> str:
   root, which may move.
   """
   hashed, root = hashlib.blake2b(digest_size=8), pathlib.Path(media_root)
-  below = lambda path: (
-    str(pathlib.Path(path).relative_to(root)) if pathlib.Path(path).is_relative_to(root) else path
-  )
+
+  def below(path: str) -> str:
+    video = pathlib.Path(path)
+    return str(video.relative_to(root)) if video.is_relative_to(root) else path
+
   for task in tasks:
     if media_root:
       task = dataclasses.replace(task, videos=tuple(map(below, task.videos)))

@@ -223,8 +223,3 @@ def evaluation_options(recipe: RLRecipe | EvalRecipe) -> RewardOptions:
   """
   threshold = recipe.eval.grounding_threshold
   return recipe.reward.replace(open_ended='exact', grounding_threshold=threshold)
-
-
-def evaluation_reward(recipe: RLRecipe | EvalRecipe) -> groups.Reward:
-  """How evaluations score."""
-  return groups.rewarder(evaluation_options(recipe), None)

@@ -82,7 +82,8 @@ class _Loop:
     log: EpisodeLog,
     skipped: dict[str, float],
   ):
-    self._recipe, self._learner, self._server, self._queue = recipe, learner, server, queue
+    self._recipe, self._learner = recipe, learner
+    self._server, self._queue = server, queue
     self._writer, self._log, self._skipped = writer, log, skipped
     self._saved, self._clock = learner.version, Clock()
 

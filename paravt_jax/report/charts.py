@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 
 WIDTH, HEIGHT = 440, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
+_LEFT, _RIGHT = 46, 10
+_TOP, _BOTTOM = 10, 26
 SMOOTH_FROM = 24  # points from which a line is drawn smoothed over its faint raw self
 
 
@@ -99,7 +100,8 @@ def bars(
   """A small panel of upright bars on a common scale 0..top, each with its text above, and a whisker
   for a known interval.
   """
-  width, height, floor, roof = 120, 120, 112, 18
+  width, height = 120, 120
+  floor, roof = 112, 18
   step = width / len(values)
   parts = [f'<line class="grid" x1="4" x2="{width - 4}" y1="{floor}" y2="{floor}"/>']
 

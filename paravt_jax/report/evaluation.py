@@ -85,12 +85,7 @@ def write(
   notes: list[str] = []
   rows = read(file, notes)
   summary = read_summary(Path(folder) / 'summary.json', rows, notes)
-  for name, one in summary.items():
-    if one.get('broken'):
-      notes.append(broken_rows(name, one['broken']))
-  for name, one in summary.items():
-    if one.get('missing'):
-      notes.append(f'{name} is not complete: {one["missing"]} of its samples are missing.')
+  notes += _not_whole(summary)
   # samples to show: what went wrong first, a row of each benchmark in turn
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(in_turn(wanted), samples))
@@ -110,6 +105,17 @@ def write(
     right=right,
   )
   return write_whole(out_html, page, 'write the report')
+
+
+def _not_whole(summary: Mapping[str, Any]) -> list[str]:
+  """A note on each benchmark with broken rows, then on each that is not complete."""
+  broken = [broken_rows(name, one['broken']) for name, one in summary.items() if one.get('broken')]
+  missing = [
+    f'{name} is not complete: {one["missing"]} of its samples are missing.'
+    for name, one in summary.items()
+    if one.get('missing')
+  ]
+  return [*broken, *missing]
 
 
 def write_one(

@@ -56,10 +56,7 @@ def decoupled_policy_loss(
   )
   prox_ST, behavior_ST, advantage_ST = jax.lax.stop_gradient((prox_ST, behavior_ST, advantage_ST))
 
-  # behaviour weight: a token whose weight exceeds the cap is dropped
-  weight_ST = jnp.exp(prox_ST - behavior_ST)
-  kept_ST = trained_ST & (weight_ST <= weight_cap)
-  weight_ST = jnp.where(kept_ST, weight_ST, 0.0)
+  weight_ST, kept_ST = _weights(trained_ST, prox_ST, behavior_ST, weight_cap)
 
   # PPO's clip
   ratio_ST = jnp.exp(jnp.clip(logprob_ST - prox_ST, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
@@ -68,23 +65,43 @@ def decoupled_policy_loss(
   worse_ST = jnp.where(kept_ST, jnp.maximum(plain_ST, clipped_ST), 0.0)
   loss_sum = (weight_ST * worse_ST).sum()
 
-  tokens = trained_ST.sum().astype(jnp.float32)
-  counts = {
+  counts = jax.lax.stop_gradient(
+    _counts(trained_ST, kept_ST, ratio_ST, weight_ST, clipped_ST > plain_ST, prox_ST, behavior_ST)
+  )
+  return loss_sum / jnp.maximum(counts['tokens'], 1.0), {'loss_sum': loss_sum, **counts}
+
+
+def _weights(
+  trained_ST: jax.Array, prox_ST: jax.Array, behavior_ST: jax.Array, cap: float
+) -> tuple[jax.Array, jax.Array]:
+  """exp(prox - behavior) of the tokens that are used, else 0; and which tokens are used: a weight
+  above the cap drops its token.
+  """
+  weight_ST = jnp.exp(prox_ST - behavior_ST)
+  kept_ST = trained_ST & (weight_ST <= cap)
+  return jnp.where(kept_ST, weight_ST, 0.0), kept_ST
+
+
+def _counts(
+  trained_ST: jax.Array,
+  kept_ST: jax.Array,
+  ratio_ST: jax.Array,
+  weight_ST: jax.Array,
+  decides_ST: jax.Array,
+  prox_ST: jax.Array,
+  behavior_ST: jax.Array,
+) -> dict[str, jax.Array]:
+  """The parts beside the loss. decides_ST: where the clip decides. |prox - behavior| is the gap
+  between learner and server.
+  """
+  gap_ST = jnp.where(trained_ST, jnp.abs(prox_ST - behavior_ST), 0.0)
+  return {
     'ratio_sum': jnp.where(trained_ST, ratio_ST, 0.0).sum(),
-    'clipped': (trained_ST & (clipped_ST > plain_ST)).sum().astype(jnp.float32),
+    'clipped': (trained_ST & decides_ST).sum().astype(jnp.float32),
     'dropped': (trained_ST & ~kept_ST).sum().astype(jnp.float32),
     'weight_sum': weight_ST.sum(),
     'weight_square_sum': jnp.square(weight_ST).sum(),
-    **_gaps(trained_ST, prox_ST, behavior_ST),
-    'tokens': tokens,
+    'gap_sum': gap_ST.sum(),
+    'gap_max': gap_ST.max(initial=0.0),
+    'tokens': trained_ST.sum().astype(jnp.float32),
   }
-  counts = jax.lax.stop_gradient(counts)
-  return loss_sum / jnp.maximum(tokens, 1.0), {'loss_sum': loss_sum, **counts}
-
-
-def _gaps(
-  trained_ST: jax.Array, prox_ST: jax.Array, behavior_ST: jax.Array
-) -> dict[str, jax.Array]:
-  """Sum and maximum of |prox - behavior| over trained tokens: learner against server."""
-  gap_ST = jnp.where(trained_ST, jnp.abs(prox_ST - behavior_ST), 0.0)
-  return {'gap_sum': gap_ST.sum(), 'gap_max': gap_ST.max(initial=0.0)}

@@ -4,7 +4,6 @@ by name and counted.
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -174,25 +173,6 @@ async def stream(
     for task in tasks:
       task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def collect(
-  agent: Agent,
-  prompts: Sequence[Prompt],
-  reward: Reward,
-  options: GroupOptions,
-  on_group: Callable[[Group], None] | None = None,
-) -> list[Group]:
-  """All groups, in the order of `prompts` whatever order they finish in. `on_group` hears of each
-  as it finishes.
-  """
-  groups: list[Group | None] = [None] * len(prompts)
-  async with contextlib.aclosing(stream(agent, prompts, reward, options)) as finished:
-    async for index, group in finished:
-      groups[index] = group
-      if on_group is not None:
-        on_group(group)
-  return [group for group in groups if group is not None]
 
 
 def dropped(groups: Sequence[Group]) -> dict[str, int]:

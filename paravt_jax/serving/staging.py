@@ -59,15 +59,6 @@ class Staging:
     self._hashes: dict[str, str] = {}
     self._staged: dict[pathlib.Path, Manifest] = {}
 
-  def verify(self, published: str | os.PathLike) -> Manifest:
-    """Checks every array of a version, as `stage` does, and writes nothing.
-
-    Raises:
-      SyncError: the version is not what was published, or not of the base model; see publish.load.
-    """
-    self._read(pathlib.Path(published))
-    return publish.read_manifest(published)
-
   def stage(self, published: str | os.PathLike) -> pathlib.Path:
     """Verifies and converts a version; returns a folder named by it. A version that is staged
     already is not converted again.

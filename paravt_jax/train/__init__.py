@@ -7,7 +7,6 @@ from paravt_jax import lazy
 __all__ = [
   'Optimizer',
   'State',
-  'make_logprobs',
   'make_mesh',
   'make_optimizer',
   'make_rl_step',
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
   from paravt_jax.train.optimizer import Optimizer, make_optimizer
   from paravt_jax.train.sharding import make_mesh
   from paravt_jax.train.state import State
-  from paravt_jax.train.step import make_logprobs, make_rl_step, make_sft_step, put_batch
+  from paravt_jax.train.step import make_rl_step, make_sft_step, put_batch
 else:
   __getattr__, __dir__ = lazy.names(
     __name__,
     optimizer=('Optimizer', 'make_optimizer'),
     sharding=('make_mesh',),
     state=('State',),
-    step=('make_logprobs', 'make_rl_step', 'make_sft_step', 'put_batch'),
+    step=('make_rl_step', 'make_sft_step', 'put_batch'),
   )

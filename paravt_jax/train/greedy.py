@@ -53,13 +53,7 @@ def make_greedy(
       tokens_BT, ids, logprobs, margins = carry
       hidden_BTD = forward(params, inputs._replace(tokens_BT=tokens_BT), features=features)
       last_D = jax.lax.dynamic_index_in_dim(hidden_BTD[0], start + place - 1, keepdims=False)
-      # the distribution behind the last known token, and its two best
-      logits_V = jnp.einsum(
-        'D,DV->V', last_D, kernel_DV.astype(dtype), preferred_element_type=jnp.float32
-      )
-      if options.banned:
-        logits_V = logits_V.at[jnp.asarray(options.banned)].set(-jnp.inf)
-      best, found = jax.lax.top_k(jax.nn.log_softmax(logits_V), 2)
+      best, found = _two_best(last_D, kernel_DV.astype(dtype), options.banned)
       return (
         tokens_BT.at[0, start + place].set(found[0]),
         ids.at[place].set(found[0]),
@@ -81,3 +75,13 @@ def make_greedy(
     return np.asarray(ids), np.asarray(logprobs), np.asarray(margins)
 
   return on_host
+
+
+def _two_best(
+  last_D: jax.Array, kernel_DV: jax.Array, banned: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probs [2] and ids [2] of the best tokens behind a hidden state; banned ones are none."""
+  logits_V = jnp.einsum('D,DV->V', last_D, kernel_DV, preferred_element_type=jnp.float32)
+  if banned:
+    logits_V = logits_V.at[jnp.asarray(banned)].set(-jnp.inf)
+  return jax.lax.top_k(jax.nn.log_softmax(logits_V), 2)

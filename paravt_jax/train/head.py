@@ -3,7 +3,7 @@ memory.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,23 +66,34 @@ def token_scores(
   asked_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
   sorted_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
 
-  # logits of one chunk at a time, computed again in the backward pass; none where nothing is asked
   allowed_V = np.ones(sizes['V'], bool)
   allowed_V[list(banned)] = False
-  head_DV = head_DV.astype(hidden_RTD.dtype)
-  fixed = {'head_DV': head_DV, 'allowed_V': allowed_V, 'temperature': temperature}
+  fixed = {
+    'head_DV': head_DV.astype(hidden_RTD.dtype),
+    'allowed_V': allowed_V,
+    'temperature': temperature,
+  }
+  split = functools.partial(_split, chunk=min(chunk, sizes['T']))
+  chunks = _by_chunk(fixed, (split(sorted_RTD), split(target_RT), split(asked_RT)))
+
+  # chunks to rows, and back to the order of the tokens
+  back_RT = jnp.argsort(order_RT, axis=1)
+  return Scores(*(_joined(scores, back_RT) for scores in chunks))
+
+
+def _by_chunk(fixed: dict[str, Any], parts: tuple[jax.Array, jax.Array, jax.Array]) -> Scores:
+  """Scores [chunks, R, chunk] of `parts`: hidden states, targets, and which are asked for.
+
+  Logits of one chunk are there at a time, computed again in the backward pass; none where nothing
+  is asked.
+  """
   score = jax.checkpoint(functools.partial(_chunk, **fixed))
 
   def body(_, part):
     zeros = Scores(*(jnp.zeros(part[1].shape, jnp.float32) for _ in range(3)))
     return None, jax.lax.cond(part[2].any(), score, lambda *_: zeros, *part)
 
-  split = functools.partial(_split, chunk=min(chunk, sizes['T']))
-  _, chunks = jax.lax.scan(body, None, (split(sorted_RTD), split(target_RT), split(asked_RT)))
-
-  # chunks to rows, and back to the order of the tokens
-  back_RT = jnp.argsort(order_RT, axis=1)
-  return Scores(*(_joined(scores, back_RT) for scores in chunks))
+  return jax.lax.scan(body, None, parts)[1]
 
 
 def _split(x_RT: jax.Array, chunk: int) -> jax.Array:

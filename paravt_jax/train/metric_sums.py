@@ -16,35 +16,6 @@ MetricSums = dict[str, jax.Array]
 
 CLASSES = ('text', 'after_frame', 'after_tool')  # types.TokenClass, in order
 
-METRICS = {
-  'sft/loss': 'mean cross-entropy over target tokens, nats',
-  'sft/accuracy': 'share of target tokens that are the arg-max',
-  'sft/tokens': 'target tokens of the step',
-  'policy/loss': 'decoupled PPO objective over all trained tokens of the batch',
-  'policy/entropy': 'mean entropy at trained tokens, nats; also by class',
-  'policy/logprob': 'mean log-probability of trained tokens, nats; also by class',
-  'policy/ratio': 'mean of exp(logp - logp_prox)',
-  'policy/clip_share': 'share of trained tokens at which the clip decides',
-  'policy/dropped_share': 'share of trained tokens whose behaviour weight is above the cap',
-  'policy/weight': 'mean behaviour weight, dropped ones as 0',
-  'policy/ess': 'effective sample size of the behaviour weights, dropped ones as 0, as a share of '
-  'the trained tokens',
-  'policy/gap_mean': 'mean |logp_prox - logp_behave|, nats; also by class',
-  'policy/gap_max': 'largest of the same; also by class',
-  'policy/kl_reference': 'k1 estimate of the KL to the reference per '
-  'trained token (0 when beta is 0)',
-  'policy/kl_reward': 'mean of -beta times the same',
-  'policy/tokens': 'trained tokens of the step; also by class',
-  'policy/updates': 'optimizer updates of the step',
-  'policy/gap_current_mean': 'the gap at tokens that the version now trained has sampled',
-  'policy/gap_current_max': 'largest of the same',
-  'optim/grad_norm': 'global gradient norm before the clip, mean over the updates that were made',
-  'optim/update_norm': 'global norm of the parameter change, mean over the updates that were made',
-  'optim/param_norm': 'global norm of the trained parameters, mean over updates',
-  'optim/learning_rate': 'learning rate of the step',
-  'optim/skipped': 'updates skipped because the gradient was not finite',
-}
-
 
 def merge(a: MetricSums, b: MetricSums) -> MetricSums:
   """Joins two dicts of sums; a key that only one has is kept."""
@@ -149,7 +120,7 @@ def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.A
 
 
 def reduce(metric_sums: Mapping[str, float]) -> dict[str, float]:
-  """Metrics (names in METRICS, breakdowns as 'name/class=text') from the sums of one or more steps.
+  """Metrics (names in paravt_jax.metrics.names, breakdowns as 'name/class=text') from the sums of one or more steps.
   Pure; on the host.
 
   Quotients with a count of 0 are left out, so nothing is made up for a class without tokens.

@@ -7,7 +7,6 @@ micro-batches of a loss that is normalised by the token count of the whole batch
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -76,7 +75,7 @@ class RLOptions(Options):
   weight_cap: Annotated[float, above(1)]  # bound of the weight between behavior and proximal policy
   beta: Annotated[float, from_(0, '0: no reference')]  # weight of the KL term to the reference
   kl_limit: Annotated[float, POSITIVE]  # of a token's KL estimate, in nats
-  batch_norm: Annotated[str, one_of('std', 'mean_std', 'none')]  # of the batch's advantages
+  batch_norm: Annotated[str, one_of(*advantages.BATCH_NORMS)]  # of the batch's advantages
   updates_per_batch: Annotated[int, COUNT]  # above 1 the proximal policy is computed first
 
   @classmethod
@@ -159,9 +158,8 @@ def make_rl_step(
   learning rate of the batch's step. `metric_sums` go to metric_sums.reduce.
 
   Raises:
-    ConfigError: options that are not allowed; at the call, a missing reference.
+    ConfigError: at the call, a missing reference.
   """
-  _check(rl)
 
   def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
     trainable, frozen = partition(state.params, optimizer.frozen)
@@ -199,40 +197,14 @@ def make_rl_step(
       def both(index):
         return score(state.params, index).logprob_RT, reference_logprob(index)
 
-      prox_MRT, reference_MRT = _each(both, batch['used'], trained_MRT.shape)
-      once = functools.partial(
-        update, lambda index, scores: (prox_MRT[index], reference_MRT[index])
-      )
-      carry = jax.lax.fori_loop(0, rl.updates_per_batch, lambda _, carry: once(carry), carry)
+      count_updates, shape = rl.updates_per_batch, trained_MRT.shape
+      carry = _repeated(update, both, count_updates, batch['used'], shape, carry)
     trainable, opt_state, totals = carry
     totals = metric_sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
   places = shardings(config, optimizer, mesh)
   return _with_reference(_jit(step, places, mesh, reference=rl.beta > 0), rl)
-
-
-def make_logprobs(
-  config: Config, mesh: Mesh, options: ModelOptions
-) -> Callable[[Any, Batch], jax.Array]:
-  """Builds `f(params, batch) -> logprob_MRT` of every token that has a predecessor, 0 elsewhere;
-  for canaries and tests.
-  """
-
-  def logprobs(params, batch):
-    shape = batch['tokens'].shape
-    wanted_RT = jnp.ones(shape[1:], bool)
-
-    def run(index):
-      scores = _scores(config, params, _micro(batch, index), wanted_RT, None, options)
-      return (scores.logprob_RT,)
-
-    return _each(run, batch['used'], shape)[0]
-
-  places = sharding.parameter_shardings(
-    model.logical_axes(config), model.abstract_params(config), mesh
-  )
-  return jax.jit(logprobs, in_shardings=(places, None), out_shardings=sharding.replicated(mesh))
 
 
 def _policy_loss(
@@ -278,7 +250,7 @@ def _scores(
   params: Any,
   micro: Batch,
   wanted_RT: jax.Array,
-  optimizer: Optimizer | None,
+  optimizer: Optimizer,
   options: ModelOptions,
 ) -> head.Scores:
   inputs = model.Inputs(
@@ -292,14 +264,13 @@ def _scores(
     large_images_BNXPC=micro.get('large_images'),
     large_image_grids_BN2=micro.get('large_image_grids'),
   )
-  freeze = optimizer is not None and 'visual' in optimizer.frozen
   hidden_RTD = model.hidden(
     config,
     params,
     inputs,
     dtype=jnp.dtype(options.dtype),
     remat=options.remat,
-    freeze_vision=freeze,
+    freeze_vision='visual' in optimizer.frozen,
     backend=options.backend,
   )
   return head.token_scores(
@@ -363,6 +334,20 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
   return jax.lax.fori_loop(0, used, body, zeros)
 
 
+def _repeated(
+  update: Callable, both: Callable, count: int, used: jax.Array, shape: tuple[int, ...], carry: Any
+) -> Any:
+  """`count` updates with the log-probs of prox and reference as both(index) has them before the
+  first.
+  """
+  prox_MRT, reference_MRT = _each(both, used, shape)
+
+  def before(index, scores):
+    return prox_MRT[index], reference_MRT[index]
+
+  return jax.lax.fori_loop(0, count, lambda _, carry: update(before, carry), carry)
+
+
 def _update(
   optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
 ) -> tuple[Any, Any, metric_sums.MetricSums]:
@@ -415,18 +400,3 @@ def _with_reference(step: Callable, rl: RLOptions) -> Callable:
 
   call.jitted = step
   return call
-
-
-def _check(rl: RLOptions) -> None:
-  norms = advantages.BATCH_NORMS
-  claims = [
-    (0 < rl.clip < 1, f'rl.clip={rl.clip} is in (0, 1)'),
-    (rl.weight_cap > 1, f'rl.weight_cap={rl.weight_cap} is above 1'),
-    (rl.beta >= 0, f'rl.beta={rl.beta} is not negative'),
-    (rl.kl_limit > 0, f'rl.kl_limit={rl.kl_limit} is positive'),
-    (rl.batch_norm in norms, f'rl.batch_norm={rl.batch_norm!r} is one of {norms}'),
-    (rl.updates_per_batch >= 1, f'rl.updates_per_batch={rl.updates_per_batch} is at least 1'),
-  ]
-  for holds, claim in claims:
-    if not holds:
-      raise ConfigError(f'rl options: it does not hold that {claim}; correct the recipe')

@@ -156,7 +156,8 @@ class Packets:
 
 def collect(packets: Iterator[av.Packet], stream: av.VideoStream) -> Packets:
   """Reads all that can be demuxed: damage that the demuxer cannot pass ends it."""
-  rows, others, codec, reached = [], 0.0, stream.codec_context.name, None
+  rows, others = [], 0.0
+  codec, reached = stream.codec_context.name, None
   try:
     for packet in packets:
       if not packet.size:

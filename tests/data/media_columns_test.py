@@ -5,8 +5,8 @@ counted, and back again.
 import pyarrow
 import pytest
 
-from paravt_jax.data import media_paths
 from paravt_jax.data.media_columns import Rewriter
+from tests.data import one_value
 
 ROOT = '/data/media'
 MESSAGE = pyarrow.struct(
@@ -66,10 +66,10 @@ def there_and_back(array, name):
   )
   assert back.changed == to.changed
   one = lambda path: (
-    path if '..' in path else media_paths.materialize(path, ROOT)
+    path if '..' in path else one_value.materialize(path, ROOT)
   )  # it refuses what leaves the root
   assert made[name].to_pylist() == [
-    media_paths.rewrite(value, one, name) for value in table[name].to_pylist()
+    one_value.rewrite(value, one, name) for value in table[name].to_pylist()
   ]
   return made[name], to
 

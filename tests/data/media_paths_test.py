@@ -1,12 +1,12 @@
 """Sentinels and paths: exactly one file://, nothing outside the root, and the way back."""
 
-import collections
 import json
 
 import pytest
 
 from paravt_jax.data import media_paths
 from paravt_jax.errors import DataError
+from tests.data import one_value
 
 ROOT = '/data/media'
 
@@ -52,26 +52,24 @@ def test_release_22_a_doubled_file_scheme_and_other_values_are_refused(value):
 
 
 def test_release_22_materializing_twice_gives_exactly_one_file_scheme():
-  once = media_paths.materialize('museg/charades/a.mp4', ROOT)
+  once = one_value.materialize('museg/charades/a.mp4', ROOT)
   assert once == f'file://{ROOT}/museg/charades/a.mp4'
-  assert media_paths.materialize(once, ROOT) == once
+  assert one_value.materialize(once, ROOT) == once
 
 
 @pytest.mark.parametrize(
   'value', ['https://host/a.mp4', 'other/a.mp4', 'file:///elsewhere/a.mp4', '']
 )
 def test_values_that_are_no_sentinels_are_left_alone(value):
-  assert media_paths.materialize(value, ROOT) == value
-  assert media_paths.sanitize(value, ROOT) == value
+  assert one_value.materialize(value, ROOT) == value
+  assert one_value.sanitize(value, ROOT) == value
 
 
 @pytest.mark.parametrize(
   'prefix', ['longvt_source/tvg_1/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/']
 )
 def test_sanitize_undoes_materialize(prefix):
-  assert (
-    media_paths.sanitize(media_paths.materialize(prefix + 'a.mp4', ROOT), ROOT) == prefix + 'a.mp4'
-  )
+  assert one_value.sanitize(one_value.materialize(prefix + 'a.mp4', ROOT), ROOT) == prefix + 'a.mp4'
 
 
 PARTS = [
@@ -101,9 +99,9 @@ MESSAGES = [{'role': 'user', 'content': PARTS}, {'role': 'assistant', 'content':
   ],
 )
 def test_a_columns_media_paths_are_rewritten_and_the_round_trip_is_the_identity(column):
-  there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT))
+  there = one_value.rewrite(column, lambda value: one_value.materialize(value, ROOT))
   assert str(there).count('file://') == 1
-  back = media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT))
+  back = one_value.rewrite(there, lambda value: one_value.sanitize(value, ROOT))
   assert back == column
 
 
@@ -114,26 +112,25 @@ def test_a_root_of_any_characters_can_be_taken_out_again_however_it_is_escaped()
     '[{"url": "selfqa/\u00fc.mp4"}]',
     '[{"url": "selfqa\\/a.mp4"}]',
   ):
-    there = media_paths.rewrite(text, lambda value: media_paths.materialize(value, root))
+    there = one_value.rewrite(text, lambda value: one_value.materialize(value, root))
     assert json.loads(there)[0]['url'] == f'file://{root}/' + json.loads(text)[0]['url']
-    assert media_paths.rewrite(there, lambda value: media_paths.sanitize(value, root)) == text
-  assert '/mé \\"dia' in media_paths.rewrite(
-    '[{"url": "selfqa/ü"}]', lambda value: media_paths.materialize(value, root)
+    assert one_value.rewrite(there, lambda value: one_value.sanitize(value, root)) == text
+  assert '/mé \\"dia' in one_value.rewrite(
+    '[{"url": "selfqa/ü"}]', lambda value: one_value.materialize(value, root)
   )
-  assert '/m\\u00e9 \\"dia' in media_paths.rewrite(
-    '[{"url": "selfqa/u"}]', lambda value: media_paths.materialize(value, root)
+  assert '/m\\u00e9 \\"dia' in one_value.rewrite(
+    '[{"url": "selfqa/u"}]', lambda value: one_value.materialize(value, root)
   )
   foreign = json.dumps([{'url': f'file://{root}/selfqa/a.mp4'}]).replace('/', '\\/')
   assert (
-    media_paths.rewrite(foreign, lambda value: media_paths.sanitize(value, root))
+    one_value.rewrite(foreign, lambda value: one_value.sanitize(value, root))
     == '[{"url": "selfqa\\/a.mp4"}]'
   )
 
 
 def test_a_value_that_is_replaced_altogether_is_written_as_json():
   assert (
-    media_paths.rewrite('[{"url": "selfqa/a"}]', lambda value: 'né"w')
-    == '[{"url": "n\\u00e9\\"w"}]'
+    one_value.rewrite('[{"url": "selfqa/a"}]', lambda value: 'né"w') == '[{"url": "n\\u00e9\\"w"}]'
   )
 
 
@@ -147,7 +144,7 @@ def test_text_that_is_no_json_is_left_as_it_is():
     '{"url": 3}',
     '{"url": {"url": null}}',
   ):
-    assert media_paths.rewrite(text, lambda value: 'changed') == text
+    assert one_value.rewrite(text, lambda value: 'changed') == text
 
 
 @pytest.mark.parametrize(
@@ -163,19 +160,17 @@ def test_text_that_is_no_json_is_left_as_it_is():
   ],
 )
 def test_bare_strings_are_paths_in_the_path_columns_only(column):
-  assert list(media_paths.media(column, 'videos')) == ['selfqa/a b.mp4']
-  assert list(media_paths.media(column, 'messages')) == (
+  assert list(one_value.media(column, 'videos')) == ['selfqa/a b.mp4']
+  assert list(one_value.media(column, 'messages')) == (
     ['selfqa/a b.mp4'] if 'video' in str(column) else []
   )
-  there = media_paths.rewrite(column, lambda value: media_paths.materialize(value, ROOT), 'videos')
-  assert (
-    media_paths.rewrite(there, lambda value: media_paths.sanitize(value, ROOT), 'videos') == column
-  )
+  there = one_value.rewrite(column, lambda value: one_value.materialize(value, ROOT), 'videos')
+  assert one_value.rewrite(there, lambda value: one_value.sanitize(value, ROOT), 'videos') == column
 
 
 def test_the_filesystem_root_can_be_the_media_root():
-  assert media_paths.materialize('selfqa/a.mp4', '/') == 'file:///selfqa/a.mp4'
-  assert media_paths.sanitize('file:///selfqa/a.mp4', '/') == 'selfqa/a.mp4'
+  assert one_value.materialize('selfqa/a.mp4', '/') == 'file:///selfqa/a.mp4'
+  assert one_value.sanitize('file:///selfqa/a.mp4', '/') == 'selfqa/a.mp4'
 
 
 @pytest.mark.parametrize(
@@ -223,22 +218,10 @@ def test_a_bucket_is_the_corpus_without_the_number_of_its_part(sentinel, bucket)
 
 def test_only_media_keys_are_media():
   assert (
-    list(media_paths.media(MESSAGES))
-    == list(media_paths.media(json.dumps(MESSAGES)))
+    list(one_value.media(MESSAGES))
+    == list(one_value.media(json.dumps(MESSAGES)))
     == ['selfqa/a.mp4']
   )
-
-
-def test_missing_files_are_counted_by_bucket(tmp_path):
-  (tmp_path / 'longvt_source/tvg_1').mkdir(parents=True)
-  (tmp_path / 'longvt_source/tvg_1/here.mp4').touch()
-  values = [
-    'longvt_source/tvg_1/here.mp4',
-    'longvt_source/tvg_1/a.mp4',
-    'longvt_source/tvg_2/b.mp4',
-    f'file://{tmp_path}/longvt_source/tvg_2/c.mp4',
-  ]
-  assert media_paths.missing(values, tmp_path) == collections.Counter({'longvt_source/tvg': 3})
 
 
 @pytest.fixture

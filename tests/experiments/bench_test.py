@@ -255,7 +255,9 @@ def test_every_figure_of_the_data_suite_that_is_no_count_has_a_unit(data_report)
 
 
 def test_every_knob_of_the_data_suite_is_read():
-  files = [ROOT / 'experiments' / 'bench' / f'{name}.py' for name in ('data', 'input', 'media')]
+  files = [
+    ROOT / 'experiments' / 'bench' / f'{name}.py' for name in ('data', 'decode', 'input', 'media')
+  ]
   used = {
     node.attr
     for file in files

@@ -9,8 +9,8 @@ from configs import eval as evaluation
 from experiments import launch
 from experiments.ablate import AblateRecipe
 from experiments.bench.recipe import BenchRecipe
-from experiments.longvideo_reason import LongVideoRecipe
 from paravt_jax.errors import ConfigError
+from paravt_jax.longvideo_reason.recipe import LongVideoRecipe
 from paravt_jax.orchestrator.options import MeshOptions
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
 

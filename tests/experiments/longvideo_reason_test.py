@@ -13,11 +13,12 @@ import time
 import pytest
 
 from configs import bench
-from configs import longvideo_reason as recipe
+from configs import longvideo_reason as config
 from experiments import launch
 from experiments import longvideo_reason as entry
 from paravt_jax.errors import ConfigError, DataError, RolloutError
-from paravt_jax.longvideo_reason import pipeline
+from paravt_jax.longvideo_reason import pipeline, recipe
+from paravt_jax.orchestrator.run_folder import locked
 from paravt_jax.testing import clips
 from tests import patience, recipes
 from tests.longvideo_reason.chat_server import ChatServer, Raw, good, kind
@@ -212,13 +213,13 @@ def test_a_kill_while_videos_are_cut_changes_nothing_of_what_comes_out(tmp_path,
 
 
 def test_a_folder_in_use_is_refused(tmp_path, videos):
-  with entry.opened(tmp_path / 'out'):
+  with locked(tmp_path / 'out'):
     done = run(videos, tmp_path / 'out', 'http://127.0.0.1:9/v1')
   assert done.returncode == 2
   assert (
     done.stderr
-    == f'error: --config.output={tmp_path}/out: in use by another process; wait for it, or name '
-    'another folder\n'
+    == f'error: run folder {tmp_path}/out is in use by another process; wait for it, or choose '
+    'another with --config.output=DIR\n'
   )
 
 
@@ -260,8 +261,8 @@ def checked(folder, **changes):
     'reasoner.model': 'm',
     **{name.replace('__', '.'): value for name, value in changes.items()},
   }
-  made = recipes.typed(recipe.get_config(), **{k.replace('.', '__'): v for k, v in given.items()})
-  entry.check(made)
+  made = recipes.typed(config.get_config(), **{k.replace('.', '__'): v for k, v in given.items()})
+  recipe.check(made)
   return made
 
 
@@ -307,14 +308,14 @@ def test_clips_are_not_to_be_taken_for_videos(videos):
 
 
 def test_servers_of_steps_that_do_not_run_need_not_be_named(videos):
-  config = checked(videos, steps='merge, split', vision__url='', reasoner__url='')
-  assert entry.steps(config) == ('split', 'merge') and entry.clients(config) == {}
+  made = checked(videos, steps='merge, split', vision__url='', reasoner__url='')
+  assert recipe.steps(made) == ('split', 'merge') and entry.clients(made) == {}
   assert list(entry.clients(checked(videos, steps='split,caption', reasoner__url=''))) == ['vision']
 
 
 def test_a_recipe_of_another_entry_point_is_refused():
   with pytest.raises(ConfigError, match=r"no 'reasoner', .* such as configs/longvideo_reason.py"):
-    launch.typed(entry.LongVideoRecipe, bench.get_config())
+    launch.typed(recipe.LongVideoRecipe, bench.get_config())
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):

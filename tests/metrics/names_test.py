@@ -21,7 +21,7 @@ def test_a_known_name_gives_its_unit_and_meaning():
     'calls/failed/reason=parse_failure',
     'policy/gap_max/class=after_tool',
     'advantage/k=64',
-    'eval/recall/iou=0.5',
+    'sync/seconds/stage=load',
   ],
 )
 def test_a_suffix_that_the_entry_lists_is_allowed(name):

@@ -12,6 +12,7 @@ from paravt_jax.errors import ConfigError, RolloutError, SyncError
 from paravt_jax.metrics import names
 from paravt_jax.orchestrator import rollouts, run_folder
 from paravt_jax.orchestrator.setup import AgentSetup
+from paravt_jax.rollout import groups
 from paravt_jax.serving import canary, publish
 from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer, turns
 from paravt_jax.types import StopReason
@@ -248,7 +249,7 @@ def score(config, episode, evaluation=False):
 
   async def run():
     if evaluation:
-      return await rollouts.evaluation_reward(recipe)(episode)
+      return await groups.rewarder(rollouts.evaluation_options(recipe), None)(episode)
     async with rollouts.rewards(recipe) as reward:
       return await reward(episode)
 

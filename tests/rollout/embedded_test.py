@@ -14,7 +14,7 @@ from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.client import Client
 from paravt_jax.rollout.control import Control
-from paravt_jax.rollout.groups import Prompt, collect, rewarder
+from paravt_jax.rollout.groups import Prompt, rewarder
 from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import Address, Sampler
 from paravt_jax.rollout.subagent import Subagents
@@ -23,6 +23,7 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.testing import tiny
 from paravt_jax.types import Segment
 from tests import patience
+from tests.rollout.collecting import collect
 from tests.rollout.stack import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, Frames, call
 
 pytestmark = pytest.mark.slow

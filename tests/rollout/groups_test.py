@@ -10,10 +10,11 @@ import pytest
 from paravt_jax.errors import ConfigError
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout import groups
-from paravt_jax.rollout.groups import Dropped, Prompt, budget_of, collect, rewarder, run_group
+from paravt_jax.rollout.groups import Dropped, Prompt, budget_of, rewarder, run_group
 from paravt_jax.rollout.judge import JudgeFailure, Verdict
 from paravt_jax.testing.scripted import Refuse
 from paravt_jax.video import sampling
+from tests.rollout.collecting import collect
 from tests.rollout.stack import (
   CONTEXT,
   GROUP,

@@ -11,7 +11,7 @@ import pytest
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.client import Client
-from paravt_jax.rollout.groups import Prompt, collect, rewarder
+from paravt_jax.rollout.groups import Prompt, rewarder
 from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.rollout.subagent import Subagents
@@ -20,6 +20,7 @@ from paravt_jax.testing.scripted import ScriptedServer
 from paravt_jax.types import ResultStatus
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
+from tests.rollout.collecting import collect
 from tests.rollout.stack import (
   AGENT,
   CLIENT,

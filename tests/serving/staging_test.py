@@ -113,7 +113,7 @@ def test_another_tower_than_the_servers_is_refused(base, other, tmp_path):
     staging.Staging(base, tmp_path / 'staged') as one,
     pytest.raises(SyncError, match=r"'visual/.*' was left out as unchanged"),
   ):
-    one.verify(folder)
+    one.stage(folder)
 
 
 def test_a_folder_that_is_no_model_and_a_disk_that_refuses_are_one_error_each(

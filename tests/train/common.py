@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -121,18 +122,21 @@ def fresh(optimizer, mesh, seed=0):
 
 @functools.cache
 def logprob_step(options=MODEL):
-  """The log-prob program on one device."""
-  return step.make_logprobs(CONFIG, mesh_of(), options)
+  """The log-prob of every token of the first micro-batch, as the steps score it, on one device."""
+
+  def run(values, batch):
+    micro = step._micro(batch, jnp.int32(0))
+    wanted_RT = jnp.ones(micro['tokens'].shape, bool)
+    return step._scores(CONFIG, values, micro, wanted_RT, sgd(), options).logprob_RT
+
+  return jax.jit(run)
 
 
 def logprobs(rows, values=None, options=MODEL):
   """float32[R, T] of packed rows under `values` (params() by default)."""
   arrays, used = rows.micro_batches(rows.rows)
-  return np.asarray(
-    logprob_step(options)(
-      params() if values is None else values, step.put_batch(mesh_of(), arrays, used)
-    )
-  )[0]
+  batch = step.put_batch(mesh_of(), arrays, used)
+  return np.asarray(logprob_step(options)(params() if values is None else values, batch))
 
 
 def change(before, after):

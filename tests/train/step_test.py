@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.metrics import names
 from paravt_jax.packing import Sample, Tree
 from paravt_jax.train import metric_sums, state, step
 from paravt_jax.train.optimizer import Optimizer
@@ -382,7 +383,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(kind):
 def test_every_reported_name_is_documented():
   for kind in ('sft', 'rl'):
     _, metrics = run(kind, groups())
-    assert {name.split('/class=')[0] for name in metrics} <= set(metric_sums.METRICS)
+    assert {name.split('/class=')[0] for name in metrics} <= set(names.METRICS)
 
 
 def test_rows_that_do_not_divide_over_the_mesh_are_refused():

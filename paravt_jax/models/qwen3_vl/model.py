@@ -276,7 +276,6 @@ def _placed(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
 
 
 def embed(
-  config: Config,
   params: Params,
   tokens_BT: jax.Array,
   features: Features | None,
@@ -329,7 +328,7 @@ def hidden(
     features = jax.lax.stop_gradient(features)
 
   # tokens, with images in their places
-  x_BTD = embed(config, params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
+  x_BTD = embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
 
   # the decoder
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)

@@ -188,7 +188,7 @@ def prefill(
   )
   dtype = jnp.dtype(s.dtype)
   stacked = _stacked(params)
-  x_RTD = model.embed(s.config, stacked, token_RT, own, seen_RT, dtype)
+  x_RTD = model.embed(stacked, token_RT, own, seen_RT, dtype)
   x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend)
   last_R1D = jnp.take_along_axis(x_RTD, (count_R - 1)[:, None, None], axis=1)
   tail = pool['tail']
@@ -319,7 +319,7 @@ def decode(
         q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i
       )
 
-    x_S1D = model.embed(s.config, stacked, token_S[:, None], None, None, jnp.dtype(s.dtype))
+    x_S1D = model.embed(stacked, token_S[:, None], None, None, jnp.dtype(s.dtype))
     position_AS1 = jnp.broadcast_to(state['position'][None, :, None], (3, slots, 1))
     hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend)[:, 0]
     state = {

@@ -74,7 +74,7 @@ def test_the_server_loop_gives_what_hidden_gives(params):
   features = model.encode_images(
     CONFIG, params, inputs.patches_BNXPC, inputs.grids_BN2, jnp.float32
   )
-  x = model.embed(CONFIG, params, inputs.tokens_BT, features, inputs.visual_index_BT, jnp.float32)
+  x = model.embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, jnp.float32)
   seen = []
 
   def attend(layer, q, k, v):
