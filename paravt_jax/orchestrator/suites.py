@@ -249,6 +249,7 @@ def outcome(
       answer='',
       tokens={'prompt': 0, 'sampled': 0},
       episode=None,
+      question=task.facts.get('asked', task.question),
       **common,
     )
   episode = record.scored.episode
