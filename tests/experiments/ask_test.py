@@ -105,7 +105,7 @@ def test_overview_turns_crops_and_the_answer_are_told_in_their_order(place, caps
     '           I look at both.</think>',
     '           ' + calls.split('\n')[1],
   ]
-  assert lines[6:8] == ['  crop 1 → 6 – 9', '  crop 2 → 12 – 14']
+  assert lines[6:8] == ['  crop 1 → 6 s – 9 s', '  crop 2 → 12 s – 14 s']
   assert sorted(lines[8:10]) == [
     '  crop 1 ← 8 red   (4 frames, 6 s – 9 s)',
     '  crop 2 ← 8 red   (3 frames, 12 s – 14 s)',
