@@ -212,14 +212,20 @@ def indented(text: str) -> str:
 
 
 def describe_call(call: ToolCall | object) -> str:
-  """'39 – 43' for a call, as the agent wrote it, with a mark unless it is well-formed; the block
+  """'39 s – 43 s' for a call, as the agent wrote it, with a mark unless it is well-formed; the block
   itself when it is none.
   """
   if isinstance(call, ToolCall):
     arguments = call.arguments
     form = '' if call.well_formed else '   (not well-formed: training would not credit it)'
-    return f'{arguments.get("start_time", "?")} – {arguments.get("end_time", "?")}{form}'
+    start, end = (_seconds(arguments.get(name, '?')) for name in ('start_time', 'end_time'))
+    return f'{start} – {end}{form}'
   return ' '.join(getattr(call, 'text', '').split())[:80] or 'a block that is no call'
+
+
+def _seconds(value: object) -> str:
+  """A number with its unit, anything else as it is."""
+  return f'{value} s' if type(value) in (int, float) else str(value)
 
 
 def describe_result(result: ToolResult) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import launch
-from paravt_jax.errors import ConfigError, ParavtError
+from paravt_jax.errors import ConfigError, DataError, ParavtError
 from paravt_jax.eval import protocols, results
 from paravt_jax.eval.run import EvalOptions
 from paravt_jax.options import to_dict
@@ -39,12 +39,7 @@ COMMANDS = {'--compare': results_folders.compare, '--merge': results_folders.mer
 
 def main(recipe: EvalRecipe) -> None:
   """Runs the recipe from wherever its results folder stands to the table."""
-  shard = check(recipe)
-  asked = recipe.protocol
-  protocol = protocols.chosen(asked.name, asked.prompt_file, asked.dispatch)
-  model = evaluated_model.identify(recipe)
-  if model.folder is not None:
-    parts.model_of_scale(model.folder, recipe.scale, 'configs/eval.py')
+  shard, protocol, model = identified(recipe)
   suites = suites_.suites(recipe)
   about = {suite.name: suite.about(shard) for suite in suites}
   plan = results.Plan(settings(recipe, model, protocol), about, shard)
@@ -80,6 +75,29 @@ def main(recipe: EvalRecipe) -> None:
       'the same command tries them again'
     )
     sys.exit(1)
+
+
+def identified(
+  recipe: EvalRecipe,
+) -> tuple[tuple[int, int], protocols.Protocol, evaluated_model.Model]:
+  """The shard, the protocol and the model that a recipe names.
+
+  Raises:
+    ConfigError: one of them is wrong; the message then says what benchmarks lack, too.
+  """
+  try:
+    shard = check(recipe)
+    asked = recipe.protocol
+    protocol = protocols.chosen(asked.name, asked.prompt_file, asked.dispatch)
+    model = evaluated_model.identify(recipe)
+    if model.folder is not None:
+      parts.model_of_scale(model.folder, recipe.scale, 'configs/eval.py')
+  except (ConfigError, DataError) as error:
+    others = suites_.also_refused(recipe)
+    if not others:
+      raise
+    raise ConfigError(f'{error}\nand {others}') from error
+  return shard, protocol, model
 
 
 def _say(text: str) -> None:

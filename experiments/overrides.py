@@ -152,7 +152,7 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
   if kind is str:
     return unescaped(one.text)
   if kind is tuple:
-    return _tuple(one, one.text)
+    return _tuple(one, one.text, before)
   if one.text.strip() in NOTHING and kind is not bool:
     rule = rule_of(rules, one.knob)
     if rule is None or not rule.holds(None):
@@ -197,7 +197,7 @@ def _number(one: Override, text: str, kind: type) -> int | float:
   raise ConfigError(f'{one}: wanted a {"whole " if kind is int else ""}number') from None
 
 
-def _tuple(one: Override, text: str) -> tuple[Any, ...]:
+def _tuple(one: Override, text: str, before: Any) -> tuple[Any, ...]:
   text = text.strip()
   if not text or text in NOTHING:
     return ()
@@ -212,7 +212,25 @@ def _tuple(one: Override, text: str) -> tuple[Any, ...]:
         if re.search(r'[(\[]', text)
         else [word.strip() for word in text.split(',') if word.strip()]
       )
+      if before and all(type(member) in (int, float) for member in before):
+        value = _numbers(one, value, before)
   return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _numbers(one: Override, words: Sequence[str], before: Sequence[Any]) -> list[int | float]:
+  """Words as the numbers that a knob holds, whose value was `before`."""
+  kind = int if all(type(member) is int for member in before) else float
+  found = []
+  for place, word in enumerate(words, 1):
+    try:
+      found.append(_number(one, word, kind))
+    except ConfigError:
+      example = ','.join(map(str, before))
+      raise ConfigError(
+        f'{one}: member {place} is {word!r}, wanted a {"whole " if kind is int else ""}number, '
+        f'as in --config.{one.knob}={example}'
+      ) from None
+  return found
 
 
 def _section(one: Override) -> dict[str, Any]:
@@ -229,7 +247,8 @@ def _literal(one: Override, text: str) -> Any:
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    said = str(error).splitlines()[0]
+    reason = 'a word without quotes' if said.startswith('malformed node') else said
     raise ConfigError(
-      f'{one}: cannot be read ({str(error).splitlines()[0]}); '
-      'wanted Python values, with quotes around text'
+      f'{one}: cannot be read ({reason}); wanted Python values, with quotes around text'
     ) from error

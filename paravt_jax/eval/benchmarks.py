@@ -32,6 +32,7 @@ from paravt_jax.rewards import answer
 from paravt_jax.types import Task
 
 LETTERS = answer.LETTERS
+SHOWN = 3  # missing videos of a benchmark in a message
 _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
@@ -145,7 +146,7 @@ def faults(samples: Sequence[Sample]) -> dict[str, int]:
 def problems(
   folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
 ) -> tuple[list[str], list[str]]:
-  """All that is missing or wrong over all of these benchmarks ({name: folder}), a line each: (what
+  """All that is missing or wrong over all of these benchmarks ({name: folder}), a text each: (what
   ends everything, benchmarks that lack some of their videos). Both are empty when all is there.
 
   First folders, row files, columns and rows; when these are right and `cache` is given, archives
@@ -168,15 +169,22 @@ def problems(
       videos, missing = _videos(benchmark, root, place, asked)
       if missing:
         (partly if len(missing) < len(videos) else found).append(
-          f'{name}: {len(missing)} of {len(videos)} videos missing below {root}: '
-          f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}; put '
-          f'{benchmark.videos} into that folder, as it is or unpacked{_unread(root)}'
+          f'{name}: {len(missing)} of {len(videos)} videos missing below {root}; put '
+          f'{benchmark.videos} into that folder, as it is or unpacked{_unread(root)}:'
+          + _listed(missing)
         )
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
     except DataError as error:
       found.append(str(_about(name, error)))
   return found, partly
+
+
+def _listed(names: Sequence[str]) -> str:
+  """The first few names, each on a line of its own, and how many more there are."""
+  more = len(names) - SHOWN
+  lines = [*names[:SHOWN], *([f'… {more} more'] if more > 0 else [])]
+  return ''.join(f'\n    {line}' for line in lines)
 
 
 def _unread(root: pathlib.Path) -> str:

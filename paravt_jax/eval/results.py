@@ -43,6 +43,7 @@ class Outcome:
   episode: Mapping[str, Any] | None  # the JSON of report.episodes; None after an error
   # by that harness's rule; None where it has none, and in results of before it was known
   lmms_eval: Mapping[str, float] | None = None
+  question: str = ''  # of an error, whose line has no episode that holds it
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))

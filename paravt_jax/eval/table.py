@@ -205,9 +205,15 @@ def _breakdown(benchmark: str, row: Mapping[str, Any]) -> str:
   return f'## {benchmark}\n\n' + '\n\n'.join(parts)
 
 
-def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, flips: int) -> str:
+def comparison(
+  found: Mapping[str, Mapping[str, Any]],
+  first: str,
+  second: str,
+  flips: int,
+  warnings: Sequence[str] = (),
+) -> str:
   """Markdown of a comparison of two results folders (`numbers.compare`), with at most `flips` flips
-  listed each way.
+  listed each way; first how their questions differ (`warnings`), where they do.
   """
   head = (
     'benchmark',
@@ -238,6 +244,7 @@ def comparison(found: Mapping[str, Mapping[str, Any]], first: str, second: str, 
   ]
   parts = [
     f'# {first} against {second}',
+    *(['**Warning: not the same questions.** ' + ' '.join(warnings)] if warnings else []),
     'Per cent; differences are second minus first with a paired bootstrap 95 % interval, '
     'drawn by question. A pair with an error '
     "on either side is left out (unpaired). McNemar's test is exact, and counts a question "

@@ -98,16 +98,38 @@ def compare(arguments: Sequence[str]) -> None:
   found = numbers.compare(first, second, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
+  warnings = _set_differences(plans, names)
   about = {
     'first': str(folders[0]),
     'second': str(folders[1]),
+    'warnings': warnings,
     'settings': results.differences(plans[0], plans[1]),
     'benchmarks': found,
   }
   write_json(target, about)
-  print(table.comparison(found, names[0], names[1], FLIPS))
+  print(table.comparison(found, names[0], names[1], FLIPS, warnings))
   print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
   print(target)
+
+
+def _set_differences(plans: Sequence[results.Plan], names: Sequence[str]) -> list[str]:
+  """How the questions of two plans differ, a sentence for each benchmark where they do."""
+  first, second = (plan.benchmarks for plan in plans)
+  found = []
+  for benchmark in [*first, *(one for one in second if one not in first)]:
+    if benchmark not in first or benchmark not in second:
+      name = names[0] if benchmark in first else names[1]
+      found.append(f'{benchmark} is in {name} only and is left out.')
+      continue
+    a, b = (set(side[benchmark]['keys']) for side in (first, second))
+    if a != b:
+      found.append(
+        f'{benchmark}: {len(a - b):,} samples are in {names[0]} only, {len(b - a):,} in '
+        f'{names[1]} only; the {len(a & b):,} of both are compared.'
+      )
+    elif first[benchmark]['parts'].get('questions') != second[benchmark]['parts'].get('questions'):
+      found.append(f'{benchmark}: the samples have the same names, but other texts or options.')
+  return found
 
 
 def merge(arguments: Sequence[str]) -> None:

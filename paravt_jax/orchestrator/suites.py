@@ -4,6 +4,7 @@ order that shares frames.
 
 import collections
 import dataclasses
+import difflib
 import itertools
 import pathlib
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paravt_jax.data import fields, rows
-from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.errors import ConfigError, DataError, ParavtError
 from paravt_jax.eval import benchmarks, protocols, results
 from paravt_jax.eval.run import Record
 from paravt_jax.eval.sample import Sample, describe_faults
@@ -91,32 +92,58 @@ def suites(recipe: EvalRecipe) -> list[Suite]:
     ConfigError: an unknown name. DataError: files are missing (all of them are named at once), or a
     row is broken.
   """
+  names = _names(recipe)
+  folders = {name: str(folder(recipe, name)) for name in names if name != WORLD}
+  for line in _problems(recipe, folders, recipe.data.cache):
+    print(f'questions without their video are errors: {line}', file=sys.stderr, flush=True)
+  return [
+    _world(recipe) if name == WORLD else _benchmark(recipe, name, folders[name]) for name in names
+  ]
+
+
+def also_refused(recipe: EvalRecipe) -> str:
+  """What `suites` would refuse, '' for nothing; nothing is unpacked, made or printed."""
+  try:
+    names = _names(recipe)
+    _problems(recipe, {name: str(folder(recipe, name)) for name in names if name != WORLD}, None)
+  except ParavtError as error:
+    return str(error)
+  return ''
+
+
+def _names(recipe: EvalRecipe) -> list[str]:
+  """The benchmarks that are asked for. Raises ConfigError for an unknown name, or one twice."""
   names = [name.strip() for name in recipe.benchmarks.split(',') if name.strip()]
   known = (*benchmarks.BENCHMARKS, WORLD)
   unknown = [name for name in names if name not in known]
   if unknown or not names or len(set(names)) < len(names):
+    near = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+    hints = [f'{name!r}: did you mean {found[0]}?' for name, found in near.items() if found]
+    wanted = f'wanted different names, separated by commas, of {", ".join(known)}'
     raise ConfigError(
-      f'--config.benchmarks={recipe.benchmarks}: wanted different names, separated by '
-      f'commas, of {", ".join(known)}'
+      f'--config.benchmarks={recipe.benchmarks}: {" ".join([*hints, wanted] if hints else [wanted])}'
     )
-  folders = {name: str(folder(recipe, name)) for name in names if name != WORLD}
-  missing, some_videos = benchmarks.problems(folders, recipe.data.cache, recipe.eval.limit)
+  return names
+
+
+def _problems(recipe: EvalRecipe, folders: dict[str, str], cache: str | None) -> list[str]:
+  """What is told of benchmarks that lack some of their videos, where that is allowed.
+
+  Raises:
+    DataError: files are missing; all of them are named, by benchmark.
+  """
+  missing, some_videos = benchmarks.problems(folders, cache, recipe.eval.limit)
   if missing or (some_videos and not recipe.eval.skip_missing_videos):
     way_out = (
       ''
       if missing
-      else '; to count their questions as errors, set --config.eval.skip_missing_videos=True'
+      else ('; to count their questions as errors, set --config.eval.skip_missing_videos=True')
     )
     raise DataError(
-      'files of benchmarks are missing: '
-      + '; '.join([*missing, *some_videos])
-      + f' (configs/eval.py says where they are expected{way_out})'
+      f'files of benchmarks are missing (configs/eval.py says where they are expected{way_out}):'
+      + ''.join(f'\n  {line}' for line in [*missing, *some_videos])
     )
-  for line in some_videos:
-    print(f'{line}; their questions are errors', file=sys.stderr, flush=True)
-  return [
-    _world(recipe) if name == WORLD else _benchmark(recipe, name, folders[name]) for name in names
-  ]
+  return some_videos
 
 
 def folder(recipe: EvalRecipe, name: str) -> pathlib.Path:
@@ -249,6 +276,7 @@ def outcome(
       answer='',
       tokens={'prompt': 0, 'sampled': 0},
       episode=None,
+      question=task.facts.get('asked', task.question),
       **common,
     )
   episode = record.scored.episode

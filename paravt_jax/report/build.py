@@ -30,7 +30,7 @@ class Chart:
   title: str
   unit: str
   svg: Markup  # empty when the run has no data for it
-  legend: Sequence[tuple[str, str, str]]  # name, colour, last value
+  legend: Sequence[tuple[str, str, str]]  # name, colour, where the line ends
 
 
 _CURVES: tuple[
@@ -143,6 +143,7 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
     table=_table(run),
     panels=_panels(run),
     charts=_charts(run),
+    smooth_from=charts.SMOOTH_FROM,
     missing=_missing(run),
     scenes=[scenes.scene(pick, cached, decode) for pick in scenes.choose(run.entries)],
     style=Markup((_HERE / 'page.css').read_text()),
@@ -313,5 +314,5 @@ def _times(metrics: Sequence[Mapping]) -> Chart:
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[str, str, str]]:
-  """(name, colour, last value) of every series with points."""
-  return [(s.name, s.color, charts.number(s.points[-1][1])) for s in series if s.points]
+  """(name, colour, where the line ends) of every series with points."""
+  return [(s.name, s.color, charts.number(charts.end(s.points))) for s in series if s.points]

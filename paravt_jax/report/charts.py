@@ -214,6 +214,16 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
   return means
 
 
+def end(points: Sequence[tuple[float, float]]) -> float:
+  """Where the line of these points ends: smoothed from SMOOTH_FROM points on, else the last one.
+
+  Raises:
+    IndexError: there are no points.
+  """
+  drawn = _smoothed(points) if len(points) >= SMOOTH_FROM else points
+  return drawn[-1][1]
+
+
 def _hover(series: Sequence[Series], scale: _Scale) -> str:
   """What the page's script shows under the pointer, as JSON: x positions in the drawing, steps,
   values.

@@ -31,8 +31,12 @@ from paravt_jax.report.evaluation_rows import (
   Row,
   breakdown_tables,
   broken_rows,
+  call_table,
+  counted,
+  duration,
   finite,
   in_turn,
+  plain,
   read,
   read_summary,
   score_table,
@@ -99,6 +103,8 @@ def write(
     held,
     title=title or Path(folder).resolve().name,
     table=score_table(summary, published or {}, rules or {}),
+    calls=call_table(summary),
+    errors=[(name, text) for name, one in summary.items() if (text := counted(one.get('reasons')))],
     notes=notes,
     breakdowns=breakdown_tables(summary),
     left={name: left[name] for name in OUTCOMES if left[name] > 0},
@@ -141,6 +147,7 @@ def write_one(
     lmms_eval={},
     answer='',
     gold='',
+    question='',
     fields={},
     seconds={},
     tokens={},
@@ -150,7 +157,16 @@ def write_one(
   held = _Pictures(load_frames, PICTURES)
   cards = [_card(row, Scored(episode, 0.0, {}), held)]
   page = _render(
-    cards, held, title='one question', table=[], notes=[], breakdowns=[], left={}, right=True
+    cards,
+    held,
+    title='one question',
+    table=[],
+    calls=[],
+    errors=[],
+    notes=[],
+    breakdowns=[],
+    left={},
+    right=True,
   )
   return write_whole(out_html, page, 'write the report')
 
@@ -241,14 +257,15 @@ def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any
   }
   # the score of the line, not the episode's own R_acc: a protocol may read the answer, and a
   # benchmark score it, by another rule
-  values = {
-    'score': row.score,
-    **row.metrics,
-    **others,
-    **{f'{name} s': value for name, value in row.seconds.items()},
-    **{f'{name} tokens': value for name, value in row.tokens.items()},
-  }
-  facts = [(name, number(value)) for name, value in values.items() if finite(value) is not None]
+  groups = (
+    ('', {'score': row.score, **row.metrics, **others}, number),
+    ('time', row.seconds, duration),
+    ('tokens', row.tokens, '{:,.0f}'.format),
+  )
+  facts = []
+  for title, values, text in groups:
+    found = [(name, text(value)) for name, value in values.items() if finite(value) is not None]
+    facts += [(title, found)] if found else []
   if scored is None:
     return {'row': row, 'scene': None, 'facts': facts, 'bare': False}
   thin = _thin(scored.episode)
@@ -320,6 +337,7 @@ def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any)
     filters=_filters(cards),
     style=Markup(style + pictures.css()),
     script=Markup(script),
+    plain=plain,
     written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
     **values,
   )
@@ -335,6 +353,7 @@ def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str,
     ('outcome', lambda row: row.outcome),
     ('K', lambda row: row.k),
     ('calls', lambda row: row.calls),
+    ('reason', lambda row: plain(row.reason) if row.outcome == 'error' else ''),
   )
   found = []
   for name, value in values:
@@ -344,6 +363,7 @@ def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str,
       if name == 'outcome' and '' not in counts
       else sorted(counts)
     )
-    if len(counts) > 1:
-      found.append((name, [(str(key), counts[key]) for key in order]))
+    shown = [(str(key), counts[key]) for key in order if name != 'reason' or key]
+    if len(shown) > 1:
+      found.append((name, shown))
   return found

@@ -38,6 +38,7 @@ class Row:
   lmms_eval: Mapping[str, float]
   answer: str
   gold: str
+  question: str  # of a line without an episode; '' where the line does not say
   fields: Mapping[str, str]
   seconds: Mapping[str, float]
   tokens: Mapping[str, float]
@@ -105,6 +106,7 @@ def _row(line: bytes, start: int, where: str) -> Row:
     lmms_eval=data.get('lmms_eval') or {},
     answer=text('answer'),
     gold=text('gold'),
+    question=text('question'),
     fields=data['fields'],
     seconds=data.get('seconds') or {},
     tokens=data.get('tokens') or {},
@@ -159,7 +161,8 @@ def read_summary(path: Path, rows: Sequence[Row], notes: list[str]) -> dict[str,
     )
   for name in missing:
     own = [row for row in rows if row.benchmark == name]
-    found[name] = {**_cell(own), 'breakdowns': _breakdowns(own)}
+    reasons = collections.Counter(row.reason for row in own if row.outcome == 'error')
+    found[name] = {**_cell(own), 'reasons': reasons, 'breakdowns': _breakdowns(own)}
   return found
 
 
@@ -212,17 +215,12 @@ def score_table(
       'range': _range(one.get('interval')),
       'bar': _bar(one.get('score'), one.get('interval')),
       'official': percent(finite(one.get('score_official'))),
-      'lmms_eval': ''
-      if finite(one.get('score_lmms_eval')) is None
-      else percent(one['score_lmms_eval']),
+      'lmms_eval': percent(finite(one.get('score_lmms_eval'))),
       'answered': percent(finite(one.get('score_answered'))),
       'samples': one['samples'],
       'planned': one['samples'] + (one.get('missing') or 0),
       'errors': one.get('errors', 0),
-      'calls': '–'
-      if finite(one.get('calls_per_sample')) is None
-      else f'{one["calls_per_sample"]:.2f}',
-      'forms': _forms(one),
+      'calls': _rate(one, 'calls_per_sample'),
       'published': [
         (model, f'{value:.1f} %', RULES.get(rules.get(model, ''), 'unknown'))
         for model, value in published.get(name, {}).items()
@@ -233,20 +231,46 @@ def score_table(
   ]
 
 
-def _forms(one: Mapping[str, Any]) -> str:
-  """What a summary says of its calls: by form, and how many did not run for which reason; '' where
-  it does not say.
+def _rate(one: Mapping[str, Any], name: str) -> str:
+  """A number per sample; '–' when unknown."""
+  value = finite(one.get(name))
+  return '–' if value is None else f'{value:.2f}'
+
+
+def call_table(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """A row of texts per benchmark whose summary counts calls: rates per answered sample, and how
+  many did not run over all samples, by reason.
   """
-  well, other = finite(one.get('calls_well_formed')), finite(one.get('calls_other'))
-  if well is None or other is None:
-    return ''
-  failed = ', '.join(
-    f'{str(reason).replace("_", " ")} {count}'
-    for reason, count in (one.get('calls_failed_by_reason') or {}).items()
-  )
-  return f'{well:.2f} well-formed, {other:.2f} of another form' + (
-    f'; did not run: {failed}' if failed else ''
-  )
+  names = {'well': 'calls_well_formed', 'other': 'calls_other', 'ran': 'calls_per_sample'}
+  return [
+    {
+      'name': benchmark,
+      **{name: _rate(one, source) for name, source in names.items()},
+      'failed': counted(one.get('calls_failed_by_reason')) or 'none',
+    }
+    for benchmark, one in summary.items()
+    if finite(one.get('calls_well_formed')) is not None
+  ]
+
+
+def counted(reasons: Any) -> str:
+  """{'call_timeout': 26, ...} as '26 call timeout, ...', the most frequent first; '' for none."""
+  ordered = sorted((reasons or {}).items(), key=lambda pair: -pair[1])
+  return ', '.join(f'{count:,} {plain(reason)}' for reason, count in ordered)
+
+
+def plain(reason: str) -> str:
+  """A reason as words; an empty one is 'error'."""
+  return reason.replace('_', ' ') or 'error'
+
+
+def duration(seconds: float) -> str:
+  """1.754 -> '1.75 s', 0.0091 -> '9.1 ms', 0.00002 -> 'under 0.1 ms'."""
+  if seconds >= 1:
+    return f'{seconds:.2f} s'
+  if 0 < seconds < 0.0001:
+    return 'under 0.1 ms'
+  return f'{1000 * seconds:.1f}'.removesuffix('.0') + ' ms'
 
 
 def broken_rows(name: str, counts: Mapping[str, int]) -> str:

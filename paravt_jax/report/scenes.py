@@ -157,12 +157,8 @@ def spans(text: str) -> list[Span]:
 
 
 def clock(seconds: float) -> str:
-  """41.5 -> '41.5 s'; 754 -> '12:34'; 4000 -> '1:06:40'."""
-  if seconds < 120:
-    return f'{seconds:.1f}'.removesuffix('.0') + ' s'
-  whole = round(seconds)
-  hours, minutes = divmod(whole // 60, 60)
-  return f'{hours}:{minutes:02d}:{whole % 60:02d}' if hours else f'{minutes}:{whole % 60:02d}'
+  """41.5 -> '41.5 s', 128 -> '128 s', 4000.4 -> '4000 s': the unit of questions and calls."""
+  return (f'{seconds:.1f}'.removesuffix('.0') if seconds < 1000 else f'{seconds:.0f}') + ' s'
 
 
 def timeline(episode: Episode) -> dict[str, Any]:

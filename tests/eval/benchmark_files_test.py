@@ -82,8 +82,8 @@ def test_a_missing_video_is_told_beforehand_and_keeps_its_question(tmp_path: pat
   assert benchmarks.problems({'mmvu': root}, cache=tmp_path / 'cache') == (
     [],
     [
-      f'mmvu: 1 of 2 videos missing below {root}: videos/Art/0.mp4; put '
-      'videos/<subject>/<number>.mp4 into that folder, as it is or unpacked'
+      f'mmvu: 1 of 2 videos missing below {root}; put videos/<subject>/<number>.mp4 into that '
+      'folder, as it is or unpacked:\n    videos/Art/0.mp4'
     ],
   )
   first, second = benchmarks.load('mmvu', root, tmp_path / 'cache')
@@ -126,11 +126,12 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: pathlib.Path):
     and 'no row file' in found[1]
     and "missing: ['timestamp']" in found[2]
   )
-  assert (
-    '6 of 7 videos missing' in partly[0]
-    and '0.mp4, 1.mp4, 2.mp4, 4.mp4, 5.mp4, ...' in partly[0]
-    and '6.mp4' not in partly[0]
-  )
+  assert '6 of 7 videos missing' in partly[0] and partly[0].splitlines()[1:] == [
+    '    0.mp4',
+    '    1.mp4',
+    '    2.mp4',
+    '    … 3 more',
+  ]
   assert not (tmp_path / 'cache').exists()  # nothing is unpacked for a run that cannot start
 
 

@@ -88,6 +88,7 @@ def test_what_is_written_comes_back(tmp_path):
     'tokens',
     'episode',
     'lmms_eval',
+    'question',
   }
   assert written[0].key == 'mlvu/a/k=64'
 

@@ -105,7 +105,7 @@ def test_overview_turns_crops_and_the_answer_are_told_in_their_order(place, caps
     '           I look at both.</think>',
     '           ' + calls.split('\n')[1],
   ]
-  assert lines[6:8] == ['  crop 1 → 6 – 9', '  crop 2 → 12 – 14']
+  assert lines[6:8] == ['  crop 1 → 6 s – 9 s', '  crop 2 → 12 s – 14 s']
   assert sorted(lines[8:10]) == [
     '  crop 1 ← 8 red   (4 frames, 6 s – 9 s)',
     '  crop 2 ← 8 red   (3 frames, 12 s – 14 s)',
@@ -167,7 +167,7 @@ def test_a_call_that_fails_is_told_with_its_reason_and_the_agent_goes_on(place, 
     'I look.</think>\n' + CALL.format(9, 6) + '<tool_call>hm</tool_call>',
     'So.</think>\n<answer>no</answer>',
   )
-  assert '  crop 1 → 9 – 6' in lines and '  crop 2 → <tool_call>hm</tool_call>' in lines
+  assert '  crop 1 → 9 s – 6 s' in lines and '  crop 2 → <tool_call>hm</tool_call>' in lines
   said = [line for line in lines if '←' in line]
   assert any(line.startswith('  crop 1 ← bad arguments: Error') for line in said)
   assert (
@@ -370,14 +370,14 @@ def test_crops_are_numbered_through_all_turns_and_one_over_the_limit_too():
   ):
     narrator(event)
   assert said == [
-    '[   1.0 s]   crop 1 → 1 – ?',
+    '[   1.0 s]   crop 1 → 1 s – ?',
     '[   2.0 s]   crop 1 ← red ball   (2 frames, 1 s – 2 s)',
     '[   3.0 s]   crop 2 ← over limit: Error: too many.',
     '[   4.0 s] turn 2:',
     '           <think>',
     '           a',
     '           b',
-    '[   5.0 s]   crop 3 → 1 – ?',
+    '[   5.0 s]   crop 3 → 1 s – ?',
   ]
 
 
@@ -433,8 +433,8 @@ def test_a_turn_that_began_anew_is_told_again_and_one_that_was_cut_ends_its_line
 
 def test_a_call_that_is_not_well_formed_is_marked_and_one_that_is_is_not():
   times = {'start_time': 6, 'end_time': 9}
-  assert ask.describe_call(ToolCall('crop_video', times)) == '6 – 9'
+  assert ask.describe_call(ToolCall('crop_video', times)) == '6 s – 9 s'
   assert (
     ask.describe_call(ToolCall('crop_video', times, False))
-    == '6 – 9   (not well-formed: training would not credit it)'
+    == '6 s – 9 s   (not well-formed: training would not credit it)'
   )

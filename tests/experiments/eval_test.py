@@ -102,6 +102,27 @@ def test_a_value_out_of_range_is_refused_before_anything_is_made(knob, value, me
   assert message in str(caught.value)
 
 
+def test_a_missing_server_and_missing_benchmarks_are_told_at_once(tmp_path):
+  config = recipe.get_config()
+  config.update_from_flattened_dict(
+    {
+      'server.kind': 'sglang',
+      'server.sglang.python': str(tmp_path / 'python'),
+      'benchmarks': 'mlvu,mmvu',
+      'data.root': str(tmp_path),
+    }
+  )
+  with pytest.raises(ConfigError) as caught:
+    entry.main(recipes.typed(config))
+  server, head, *missing = str(caught.value).splitlines()
+  assert 'server.sglang.python' in server and 'make sglang' in server
+  assert head.startswith('and files of benchmarks are missing (configs/eval.py says where')
+  assert [line.split(':')[0] for line in missing] == ['  mlvu', '  mmvu']
+  config.benchmarks = 'mlvus'
+  with pytest.raises(ConfigError, match=r"make sglang.*\nand .*'mlvus': did you mean mlvu"):
+    entry.main(recipes.typed(config))
+
+
 def test_a_recipe_of_training_is_refused():
   with pytest.raises(ConfigError, match=r"no 'protocol', .* such as configs/eval.py"):
     launch.typed(EvalRecipe, para_grpo.get_config())

@@ -58,6 +58,7 @@ def value(knob, text):
     ('frames.budgets', '4,8', (4, 8)),
     ('frames.budgets', '[4, 8]', (4, 8)),
     ('frames.budgets', '4', (4,)),
+    ('frames.budgets', '4,,8', (4, 8)),
     ('frames.budgets', '', ()),
     ('data.sources', 'a,b', ('a', 'b')),
     ('data.sources', "('a,b',)", ('a,b',)),
@@ -139,6 +140,15 @@ def test_none_is_given_where_the_knob_allows_it(text):
       '--noconfig.frames.gating=1: wanted --config.frames.gating=value',
     ),
     ('--config.frames.budgets=(4,', '--config.frames.budgets=(4,: cannot be read'),
+    (
+      '--config.frames.budgets=(4,x)',
+      '--config.frames.budgets=(4,x): cannot be read (a word without quotes); wanted Python values',
+    ),
+    (
+      '--config.frames.budgets=4,8,x',
+      "--config.frames.budgets=4,8,x: member 3 is 'x', wanted a whole number, "
+      'as in --config.frames.budgets=4,8,16,32,64',
+    ),
     ('--config.rollout=3', '--config.rollout=3: rollout is a section, wanted one of its knobs'),
     ('--config.rollout', '--config.rollout: cannot be read'),
     (

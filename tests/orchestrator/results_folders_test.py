@@ -36,6 +36,30 @@ def test_compare_prints_the_differences_and_keeps_every_flip(tmp_path, capsys):
   assert [flip['key'] for flip in kept['benchmarks']['mlvu']['won']] == ['mlvu/x/k=64']
 
 
+def test_compare_warns_at_the_top_where_the_questions_are_not_the_same(tmp_path, capsys):
+  a = finished(tmp_path / 'a', plan('x', 'y', 'z'), [outcome(name) for name in 'xyz'])
+  b = finished(tmp_path / 'b', plan('x', 'v'), [outcome('x'), outcome('v')])
+  other = plan('x', 'v')
+  other.benchmarks['mlvu']['parts']['questions'] = 'others'
+  c = finished(tmp_path / 'c', other, [outcome('x'), outcome('v')])
+  assert entry.command('--compare', [a, b]) == 0
+  title, _, warning, *_ = capsys.readouterr().out.splitlines()
+  assert title == '# a against b' and warning == (
+    '**Warning: not the same questions.** mlvu: 2 samples are in a only, 1 in b only; '
+    'the 1 of both are compared.'
+  )
+  assert json.loads((tmp_path / 'b' / 'compare_a.json').read_text())['warnings'] == [
+    'mlvu: 2 samples are in a only, 1 in b only; the 1 of both are compared.'
+  ]
+  assert entry.command('--compare', [b, c]) == 0
+  assert (
+    'mlvu: the samples have the same names, but other texts or options.'
+    in (capsys.readouterr().out.splitlines()[2])
+  )
+  assert entry.command('--compare', [b, b]) == 0
+  assert 'Warning' not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('arguments', [[], ['a'], ['a', 'b', 'c'], ['a', '--b']])
 def test_compare_wants_two_results_folders(arguments, capsys):
   assert entry.command('--compare', arguments) == 2

@@ -35,7 +35,7 @@ def suite(samples, budgets=(64,)):
 # What is read
 
 
-@pytest.mark.parametrize('names', ['videome', '', 'mlvu,mlvu'])
+@pytest.mark.parametrize('names', ['zebra', '', 'mlvu,mlvu'])
 def test_unknown_or_repeated_benchmarks_are_refused_with_the_known_ones(names):
   config = recipe.get_config()
   config.benchmarks = names
@@ -43,6 +43,17 @@ def test_unknown_or_repeated_benchmarks_are_refused_with_the_known_ones(names):
     ConfigError, match=r'wanted different names, separated by commas, of videomme, .*, world'
   ):
     suites.suites(recipes.typed(config))
+
+
+def test_a_benchmark_that_is_misspelt_is_refused_with_the_nearest_name():
+  config = recipe.get_config()
+  config.benchmarks = 'videome,mlvu,charade'
+  with pytest.raises(ConfigError) as caught:
+    suites.suites(recipes.typed(config))
+  assert str(caught.value).startswith(
+    "--config.benchmarks=videome,mlvu,charade: 'videome': did you mean videomme? "
+    "'charade': did you mean charades? wanted different names"
+  )
 
 
 def test_one_message_names_all_that_is_missing(tmp_path):
@@ -60,6 +71,12 @@ def test_one_message_names_all_that_is_missing(tmp_path):
     and 'elsewhere' in str(caught.value)
     and 'configs/eval.py' in str(caught.value)
   )
+  first, *others = str(caught.value).splitlines()
+  assert first.endswith(':') and [line.split(':')[0] for line in others] == [
+    '  mlvu',
+    '  charades',
+  ]
+  assert suites.also_refused(recipes.typed(config)) == str(caught.value)
 
 
 def test_subtitle_files_that_were_guessed_or_gave_nothing_are_told_at_the_start(tmp_path, capsys):
@@ -91,7 +108,7 @@ def test_some_missing_videos_end_the_run_unless_their_questions_may_be_errors(tm
     str(tmp_path / 'cache'),
   )
   with pytest.raises(
-    DataError, match=r'1 of 2 videos missing .*--config.eval.skip_missing_videos=True'
+    DataError, match=r'(?s)--config.eval.skip_missing_videos=True.*1 of 2 videos missing'
   ):
     suites.suites(recipes.typed(config))
   config.eval.skip_missing_videos = True
@@ -180,6 +197,7 @@ def test_an_error_keeps_its_reason_and_has_no_score():
     'v: no such file',
   )
   assert (got.score, got.official, got.episode, got.gold) == (None, None, None, 'A')
+  assert got.question == 'a?'
   assert got.fields == {'question_type': 'mcq', 'task_type': 'count'} and got.seconds == {
     'wall': 0.25
   }

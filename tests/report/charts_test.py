@@ -62,6 +62,16 @@ def test_a_single_point_is_no_chart():
   assert charts.areas([Series('a', [(0, 1.0)], 'red')], label='x') == ''
 
 
+def test_the_end_of_a_line_is_the_mean_of_its_last_twentieth_and_of_a_short_one_its_last_point():
+  assert charts.end([(0, 1.0), (1, 5.0)]) == 5.0
+  long = [(step, 0.0) for step in range(117)] + [(117, 3.0), (118, 3.0), (119, 8.0)]
+  assert charts.end(long) == 14.0 / 7  # the last 1 + 120 // 20 points
+  svg = charts.lines([Series('a', long, 'red')], bounds=(0, 8), log=False, label='x')
+  (bold,) = re.findall(r'class="line"[^>]*points="([^"]+)"', svg)
+  top, bottom = 10, 184  # of 0 .. 8
+  assert float(bold.split(',')[-1]) == pytest.approx(bottom - 2.0 / 8 * (bottom - top), abs=0.1)
+
+
 def test_a_constant_series_is_drawn():
   flat = Series('a', [(0, 2.0), (1, 2.0)], 'red')
   ((first, last),) = _polylines(charts.lines([flat], bounds=None, log=False, label='x'))

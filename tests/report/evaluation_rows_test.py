@@ -161,7 +161,7 @@ def test_a_summary_that_is_none_is_not_believed(tmp_path, text):
   assert 'come from the samples that are there' in page_of(folder_of(tmp_path, line('mlvu', 1)))
 
 
-def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not_run(tmp_path):
+def test_calls_by_form_are_rates_and_those_that_did_not_run_are_counts_of_their_own(tmp_path):
   folder = folder_of(tmp_path, line('mlvu', 1))
   numbers = {
     'samples': 1,
@@ -170,13 +170,58 @@ def test_the_table_says_how_many_calls_were_of_another_form_and_why_some_did_not
     'calls_per_sample': 1.25,
     'calls_well_formed': 1.0,
     'calls_other': 0.5,
-    'calls_failed_by_reason': {'bad_arguments': 3},
+    'calls_failed_by_reason': {'bad_arguments': 3, 'parse_failure': 1200},
   }
   (folder / 'summary.json').write_text(json.dumps({'mlvu': numbers}))
-  assert (
-    '1.25<small>1.00 well-formed, 0.50 of another form; did not run: bad arguments 3</small>'
-    in page_of(folder)
-  )
+  page = page_of(folder)
+  assert cells_of(page, 'mlvu') == [
+    [('metric', 'score'), ('score, all samples', '50.0 %[0.0, 100.0]'), ('0 to 100 %', '')]
+    + [('score, answered', '–'), ('samples', '1'), ('errors', '0'), ('calls per sample', '1.25')],
+    [
+      ('well-formed, per sample', '1.00'),
+      ('of another form, per sample', '0.50'),
+      ('ran, per sample', '1.25'),
+      ('did not run, in all samples', '1,200 parse failure, 3 bad arguments'),
+    ],
+  ]
+
+
+def cells_of(page, benchmark):
+  """[[(what, text) of each cell] of each row of that benchmark]."""
+  rows = re.findall(rf'<tr><th scope="row">{benchmark}</th>(.*?)</tr>', page, re.DOTALL)
+  cells = lambda row: re.findall(r'<td[^>]*data-name="([^"]*)"[^>]*>(.*?)</td>', row, re.DOTALL)
+  return [[(what, re.sub('<[^>]+>', '', text).strip()) for what, text in cells(r)] for r in rows]
+
+
+def test_a_rule_has_a_column_where_a_benchmark_has_one_and_the_others_a_dash(tmp_path):
+  numbers = {'samples': 1, 'score': 0.5, 'interval': [0, 1], 'score_official': 0.25}
+  folder = folder_of(tmp_path, summary={'mlvu': {**numbers, 'score_lmms_eval': 0.75}})
+  assert '<th>official rule</th><th>lmms-eval rule</th><th>samples</th>' in page_of(folder)
+  summary = {'mlvu': {**numbers, 'score_lmms_eval': 0.75}, 'mmvu': numbers}
+  page = page_of(folder_of(tmp_path, summary=summary))
+  assert [dict(row)['lmms-eval rule'] for row in cells_of(page, 'mlvu')] == ['75.0 %']
+  assert [dict(row)['lmms-eval rule'] for row in cells_of(page, 'mmvu')] == ['–']
+  assert '>lmms-eval rule<' not in page_of(folder_of(tmp_path, summary={'mmvu': numbers}))
+
+
+def test_errors_are_counted_by_reason_above_the_samples(tmp_path):
+  reasons = {'media_timeout': 2, 'call_timeout': 26}
+  summary = {'mlvu': {'samples': 30, 'score': 0.1, 'errors': 28, 'reasons': reasons}}
+  page = page_of(folder_of(tmp_path, summary=summary))
+  assert 'Errors of mlvu: 26 call timeout, 2 media timeout.' in page
+  failed = [line('mlvu', n, score=None) for n in (1, 2)]
+  assert 'Errors of mlvu: 2 media timeout.' in page_of(folder_of(tmp_path, *failed, summary={}))
+  assert 'Errors of' not in page_of(folder_of(tmp_path, line('mlvu', 1), summary={}))
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [(0, '0 ms'), (0.00002, 'under 0.1 ms'), (0.0005, '0.5 ms'), (0.0091, '9.1 ms')]
+  + [(0.25, '250 ms'), (1.754, '1.75 s'), (1800, '1800.00 s')],
+)
+def test_how_long_a_stage_took_is_said_without_an_exponent(tmp_path, seconds, text):
+  page = page_of(folder_of(tmp_path, line('mlvu', 1, seconds={'reward': seconds})))
+  assert f'<span>time:</span><span>reward <b>{text}</b></span>' in page
 
 
 def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_path):
@@ -195,7 +240,9 @@ def test_other_rules_broken_rows_and_the_rule_of_a_published_row_are_shown(tmp_p
     published={'charades': {'X': 50.1, 'Y': 49.3}},
     rules={'X': 'official'},
   ).read_text()
-  assert '<td>47.0 %</td></tr>' in page and 'lmms-eval accuracy <b>1</b>' in page
+  assert (
+    '<td data-name="lmms-eval rule">47.0 %</td>' in page and 'lmms-eval accuracy <b>1</b>' in page
+  )
   assert 'by the rule: official' in page and 'by the rule: unknown' in page
   assert (
     'Of the rows of charades, 2 are broken as published (2 gold nowhere); they were asked as '

@@ -45,7 +45,10 @@ def test_it_shows_what_is_wrong_and_errors_and_right_answers_on_demand(tmp_path)
     ('error', 'mlvu'),
     ('partial', 'charades'),
   ]
-  assert 'Not on this page: 1 right.' in page
+  assert (
+    'Not on this page: 1 right. To see right answers too, give the command '
+    '<code>--config.eval.report_right=True</code>.'
+  ) in page
   whole = page_of(folder, right=True)
   assert [card[:2] for card in cards(whole)] == [
     ('right', 'mlvu'),
@@ -83,8 +86,8 @@ def test_a_sample_has_question_gold_answer_turns_frames_and_crops_on_the_timelin
   assert '11 red' in page and '&lt;tool_call&gt;' in page and len(pictures(page)) == 7
   for word in (
     'accuracy <b>0</b>',
-    'wall s <b>1.5</b>',
-    'prompt tokens <b>300</b>',
+    '<span>time:</span><span>wall <b>1.50 s</b></span>',
+    '<span>tokens:</span><span>prompt <b>300</b></span>',
     'duration <b>short</b>',
   ):
     assert word in page
@@ -101,7 +104,7 @@ def test_what_the_official_rule_says_is_shown_where_it_differs_and_unknown_numbe
   assert (
     'official accuracy <b>1</b>' in page
     and 'official f1' not in page
-    and 'prompt tokens' not in page
+    and '<span>tokens:</span>' not in page
   )
   assert 'official accuracy' not in page_of(folder_of(tmp_path, line('mlvu', 1)))
 
@@ -117,10 +120,39 @@ def test_the_last_line_of_a_key_counts_and_a_torn_one_does_not(tmp_path):
 def test_an_error_is_shown_with_its_reason_and_no_invented_answer(tmp_path):
   page = page_of(folder_of(tmp_path, line('mlvu', 3, score=None)))
   assert (
-    '<span class="said">media_timeout</span>' in page
+    '<span class="said">media timeout</span>' in page
     and '<p class="fault">a.mp4: not decoded in 30 s</p>' in page
   )
   assert 'instead of' not in page and 'given:' not in page
+
+
+def test_an_error_is_shown_with_its_question_and_gold_where_the_line_says_them(tmp_path):
+  failed = line('mlvu', 3, score=None, question='What appears at 41?', gold='red')
+  page = page_of(folder_of(tmp_path, failed))
+  assert '<span class="line">What appears at 41?</span>' in page
+  assert '<p class="question">What appears at 41?</p>' in page
+  assert '<p class="gold">Right answer: <b>red</b></p>' in page
+  old = line('mlvu', 3, score=None)
+  old.pop('question', None)
+  assert f'<span class="line">{old["id"]}</span>' in page_of(folder_of(tmp_path, old))
+
+
+def test_errors_can_be_chosen_by_reason_where_there_are_several(tmp_path):
+  failed = [line('mlvu', n, score=None) for n in (1, 2)]
+  assert 'data-of="reason"' not in page_of(folder_of(tmp_path, line('mlvu', 3), *failed))
+  other = line('mlvu', 4, score=None, reason='call_timeout')
+  page = page_of(folder_of(tmp_path, line('mlvu', 3), *failed, other))
+  (group,) = re.findall(r'data-of="reason">(.*?)</fieldset>', page)
+  assert re.findall(r'data-value="([^"]*)"', group) == ['call timeout', 'media timeout']
+  assert re.findall(r'data-reason="([^"]*)"', page) == ['', *['media timeout'] * 2, 'call timeout']
+
+
+def test_an_answer_without_a_gold_one_has_no_colour_of_right_or_wrong(tmp_path):
+  page = evaluation.write_one(scored(1).episode, tmp_path / 'a.html', None).read_text()
+  body = page.partition('<body>')[2]
+  assert not re.search(r'class="[^"]*\b(right|wrong|partial)\b', body)
+  rules = re.findall(r'^(.*\.answer) \{ (.*) \}$', page, re.MULTILINE)
+  assert [rule for rule, style in rules if 'var(--answer' in style] == ['.right .answer']
 
 
 @pytest.mark.parametrize(
