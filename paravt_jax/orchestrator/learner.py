@@ -70,10 +70,11 @@ class Trainer:
     return record.host
 
   def export(self, target: pathlib.Path) -> None:
-    """Writes a Hugging Face folder, tokenizer and processor files included, unless it is there."""
-    if not target.exists():
-      params = jax.device_get(self.state.params)
-      weights.save_hf(target, self.model_config, params, self._model_folder)
+    """Writes a Hugging Face folder with tokenizer and processor files. Replaces an older one: a run
+    that continues for more steps has another model.
+    """
+    params = jax.device_get(self.state.params)
+    weights.save_hf(target, self.model_config, params, self._model_folder)
 
 
 class SFTTrainer(Trainer):

@@ -2,6 +2,8 @@
 refused.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -100,14 +102,14 @@ def test_the_canary_that_goes_out_is_what_the_published_weights_say(recipe, fold
   )
 
 
-def test_an_export_is_the_parameters_and_is_written_once(recipe, folders, tmp_path):
+def test_an_export_is_the_parameters_and_replaces_an_older_one(recipe, folders, tmp_path):
   learner = Learner(recipe, folders[0], tmp_path)
-  learner.export(tmp_path / 'hf')
-  _, params = weights.load_hf(tmp_path / 'hf')
-  assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(learner.state.params)))
-  stamp = (tmp_path / 'hf' / 'model.safetensors').stat().st_mtime_ns
-  learner.export(tmp_path / 'hf')
-  assert (tmp_path / 'hf' / 'model.safetensors').stat().st_mtime_ns == stamp
+  for shift in (0.0, 1.0):
+    moved = jax.tree.map(lambda leaf, by=shift: leaf + by, learner.state.params)
+    learner.state = dataclasses.replace(learner.state, params=moved)
+    learner.export(tmp_path / 'hf')
+    _, params = weights.load_hf(tmp_path / 'hf')
+    assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(moved)))
 
 
 def test_the_reference_is_kept_only_when_it_is_asked_for(recipe, folders, tmp_path):

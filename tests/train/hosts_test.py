@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
 import sys, jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from paravt_jax.train import sharding, step, sums
+from paravt_jax.train import metric_sums, sharding, step
 from tests.train import common, hosts_test
 mesh = common.mesh_of(fsdp=4)
 index, count = sharding.host_rows(mesh)
@@ -28,12 +28,12 @@ arrays, used = hosts_test.batch()
 part = {name: array[:, 2 * index:2 * index + 2] for name, array in arrays.items()}
 update = step.make_sft_step(common.CONFIG, common.sgd(), mesh, common.MODEL)
 _, totals = update(common.fresh(common.sgd(), mesh), step.put_batch(mesh, part, used))
-found = sums.reduce(totals)
-from experiments import sft
+found = metric_sums.reduce(totals)
+from paravt_jax.orchestrator import cold_start
 from paravt_jax.errors import DataError
-sft.refuse_other_plans(7)
+cold_start.refuse_other_plans(7)
 try:
-  sft.refuse_other_plans(index)
+  cold_start.refuse_other_plans(index)
 except DataError as error:
   print('REFUSED', error)
 print('FOUND', repr(found['sft/loss']), repr(found['optim/grad_norm']))
