@@ -172,7 +172,7 @@ def resolve(arguments: Sequence[str]) -> RLRecipe:
   try:
     launch.define(values)
     rules = schema(RLRecipe)
-    config = launch.configured(('ablate', *arguments), values, {}, rules)[1]
+    config = launch.read_config(('ablate', *arguments), values, {}, rules)[1]
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(launch.complaint(error)) from error
   return launch.typed(RLRecipe, config)

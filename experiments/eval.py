@@ -41,7 +41,7 @@ def main(recipe: EvalRecipe) -> None:
   """Runs the recipe from wherever its results folder stands to the table."""
   shard = check(recipe)
   asked = recipe.protocol
-  protocol = protocols.chosen(asked.name, asked.prompt_file, asked.dispatch)
+  protocol = protocols.choose_protocol(asked.name, asked.prompt_file, asked.dispatch)
   model = evaluated_model.identify(recipe)
   if model.folder is not None:
     parts.model_of_scale(model.folder, recipe.scale, 'configs/eval.py')

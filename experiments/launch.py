@@ -46,7 +46,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
       _fail(str(error))
     return left
 
-  def guarded(argv: list[str]) -> None:
+  def run_guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     quiet()
@@ -66,7 +66,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
       print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       sys.exit(130)
 
-  app.run(guarded, flags_parser=parse)
+  app.run(run_guarded, flags_parser=parse)
 
 
 def quiet() -> None:
@@ -102,7 +102,7 @@ def typed(kind: type[R], config: ConfigDict) -> R:
 
 
 def define(values: flags.FlagValues) -> None:
-  """Makes --config a flag of these; its overrides are read by `configured` and not by absl."""
+  """Makes --config a flag of these; its overrides are read by `read_config` and not by absl."""
   config_flags.DEFINE_config_file(
     'config',
     None,
@@ -114,7 +114,7 @@ def define(values: flags.FlagValues) -> None:
   flags.mark_flag_as_required('config', values)
 
 
-def configured(
+def read_config(
   argv: Sequence[str],
   values: flags.FlagValues,
   short: Mapping[str, str],
@@ -126,7 +126,7 @@ def configured(
     ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob,
       flag or scale that there is not.
   """
-  words = lengthened(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
+  words = expand_short_names(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
   rest, given = overrides.split(words)
   left = values([argv[0], *rest])
   flag: Any = values['config']
@@ -138,7 +138,7 @@ def configured(
   return left, config, overrides.assign(config, given, rules)
 
 
-def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
+def expand_short_names(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
   """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it
   stands for.
   """
@@ -159,7 +159,7 @@ def _parse(
   """
   flags.FLAGS.set_gnu_getopt(True)
   try:
-    left, config, notes = configured(argv, flags.FLAGS, short, rules)
+    left, config, notes = read_config(argv, flags.FLAGS, short, rules)
   except (AttributeError, KeyError) as error:
     _fail(complaint(error))
   except ConfigError as error:

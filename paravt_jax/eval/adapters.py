@@ -2,7 +2,7 @@ r"""How other published video agents speak: the calls they write, what they are 
 where their answer stands.
 
   LongVT        <tool_call>{"name": "crop_video", ...}</tool_call>; frames, then their number and window, in a tool response
-  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed{B}
+  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed_text{B}
   SAGE          <json>{"final_answer": null, "recommended_tools": {"tool_calls": [...]}}</json>; of its tools only the one that
                 shows parts of the video is here, a call of another gets an error
 
@@ -29,7 +29,7 @@ VIDEO = '{video}'
 RULE = '---'  # a line that parts a prompt file's system text from its user text
 
 _ZOOM = re.compile(r'<video_zoom>(.*?)(</video_zoom>|(?=<video_zoom>)|\Z)', re.DOTALL)
-_BOXED = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
+_BOXED = re.compile(r'\\boxed_text\{((?:[^{}]|\{[^{}]*\})*)\}')
 _JSON = re.compile(r'<json>(.*?)(?:</json>|\Z)', re.DOTALL)
 _SAGE_TOOL = 'extract_parts_from_timestamp'
 ZOOM_FRAMES = 16  # a larger request is refused, as the published VideoZoomer does
@@ -146,7 +146,7 @@ def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
   ]
 
 
-def zoom_refused(result: ToolResult) -> list[Piece]:
+def zoom_error(result: ToolResult) -> list[Piece]:
   """An error as a user message of its own."""
   text = result.text
   if isinstance(result.call, ParseFailure):
@@ -159,8 +159,8 @@ def zoom_refused(result: ToolResult) -> list[Piece]:
   return [f'{text} Go on with your reasoning, then zoom again or give your final answer.']
 
 
-def boxed(text: str) -> str:
-  r"""The answer of a turn, taken out of its last `\boxed{}` if there is one."""
+def boxed_text(text: str) -> str:
+  r"""The answer of a turn, taken out of its last `\boxed_text{}` if there is one."""
   answer = extract_answer(text)
   found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
@@ -231,7 +231,7 @@ def sage_crop(window: Window, clip: Clip) -> list[Piece]:
   )
 
 
-def sage_refused(result: ToolResult) -> list[Piece]:
+def sage_error(result: ToolResult) -> list[Piece]:
   """An error as a tool response, in this agent's words for its tool."""
   text = (
     f'Error: only {_SAGE_TOOL} can be run here.'
@@ -267,7 +267,7 @@ VIDEOZOOMER = DialogueFormat(
   answered=tags.has_answer,
   request='No more zooms. Give the final answer now.',
   frames=zoom_frames,
-  refused=zoom_refused,
+  refused=zoom_error,
   requests={},
   forced_tokens={},
   forced_prefix=True,
@@ -279,7 +279,7 @@ SAGE = DialogueFormat(
   answered=lambda text: bool(sage_answer(text)),
   request='No more tools. Give the final answer now, in the same JSON.',
   frames=template.frame_pieces,
-  refused=sage_refused,
+  refused=sage_error,
   requests={},
   forced_tokens={},
   forced_prefix=True,

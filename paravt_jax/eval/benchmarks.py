@@ -109,7 +109,7 @@ def load(
   benchmark = named(name)
   try:
     root = snapshots.root(folder)
-    asked = _drawn(_questions(benchmark, root), limit)
+    asked = _draw_questions(_questions(benchmark, root), limit)
     videos, _ = _videos(benchmark, root, cache, asked)
     subtitles = _subtitles(benchmark, root, cache, asked)
   except DataError as error:
@@ -127,7 +127,8 @@ def load(
   if not benchmark.subtitle_bytes:
     return samples
   return [
-    _marked(sample, subtitles.get(question.video)) for sample, question in zip(samples, asked)
+    _with_subtitles(sample, subtitles.get(question.video))
+    for sample, question in zip(samples, asked)
   ]
 
 
@@ -158,7 +159,7 @@ def problems(
   for name, folder in folders.items():
     try:
       root = snapshots.root(folder)
-      whole[name] = root, _drawn(_questions(named(name), root), limit)
+      whole[name] = root, _draw_questions(_questions(named(name), root), limit)
     except (DataError, ConfigError) as error:
       found.append(str(_about(name, error)))
   for name, (root, asked) in whole.items():
@@ -221,7 +222,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
   return list(found.values())
 
 
-def _drawn(asked: list[Question], limit: int) -> list[Question]:
+def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
   """`limit` of them (0: all), in their order."""
   if not 0 < limit < len(asked):
     return asked
@@ -279,7 +280,7 @@ def _videos(
       if not any(names is None or tail(video) in names for names in map(inside.get, holding))
     ]
   for parts in holding:
-    snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+    snapshots.unpack_archives(parts, folders[1], folders[1].with_name('marks'))
   return found() if holding else (videos, missing)
 
 
@@ -298,7 +299,7 @@ def _subtitles(
   files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files) and cache is not None:
     for parts in filter(_is_subtitles, snapshots.archives(root)):
-      snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+      snapshots.unpack_archives(parts, folders[1], folders[1].with_name('marks'))
     files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files):
     raise DataError(
@@ -323,7 +324,7 @@ def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitl
     return error
 
 
-def _marked(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
+def _with_subtitles(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
   """The sample with what became of its subtitle file; one that gives nothing makes it an error."""
   if isinstance(found, Subtitles):
     state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN

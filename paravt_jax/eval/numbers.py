@@ -262,13 +262,13 @@ def compare(
     unpaired = len({*keys[name], *mine[0], *mine[1]}) - len(pairs)
     found[name] = {
       'metric': SHOWN_AS.get(metric, metric),
-      **_paired(pairs, metric, samples, seed),
+      **_paired_difference(pairs, metric, samples, seed),
       'unpaired': unpaired,
     }
   return found
 
 
-def _paired(
+def _paired_difference(
   pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int
 ) -> dict[str, Any]:
   """What `compare` says of a benchmark's pairs of answered outcomes."""

@@ -115,12 +115,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
     answer=direct_answer,
   ),
   'longvt': _theirs('longvt', adapters.LONGVT, adapters.longvt_crop, extract_answer),
-  'videozoomer': _theirs('videozoomer', adapters.VIDEOZOOMER, adapters.zoom_crop, adapters.boxed),
+  'videozoomer': _theirs(
+    'videozoomer', adapters.VIDEOZOOMER, adapters.zoom_crop, adapters.boxed_text
+  ),
   'sage': _theirs('sage', adapters.SAGE, adapters.sage_crop, adapters.sage_answer),
 }
 
 
-def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
+def choose_protocol(name: str, prompt_file: str, dispatch: str) -> Protocol:
   """The protocol of that name, with the text of its prompt file where it wants one ('' for none).
 
   Raises:

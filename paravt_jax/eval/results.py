@@ -246,7 +246,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str)
   return rows
 
 
-def merged(
+def merge_shards(
   plans: Mapping[Path, Plan], outcomes: Mapping[Path, Sequence[Outcome]]
 ) -> tuple[Plan, list[Outcome]]:
   """The whole of which results folders are the shards: its plan and all its outcomes.

@@ -87,7 +87,7 @@ async def _record(
   ended = time.monotonic()
   outcome = await judged(episode, reward)
   seconds = _laps(start, opened, ended, time.monotonic())
-  failed = next(filter(_failed, episode.results), None)
+  failed = next(filter(_has_failed, episode.results), None)
   if isinstance(outcome, Scored) and failed is not None:
     return Record(
       task,
@@ -115,7 +115,7 @@ def _why(reason: str, episode: Episode) -> str:
   )
 
 
-def _failed(result: ToolResult) -> bool:
+def _has_failed(result: ToolResult) -> bool:
   """Whether a call got no answer because server, file or time failed it, and not for what a model
   wrote.
   """

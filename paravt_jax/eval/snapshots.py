@@ -117,7 +117,7 @@ def _json(
   try:
     data = file.read_bytes()
     text = data.decode(json.detect_encoding(data)).removeprefix('\ufeff')
-    found = _lines(text) if _is_lines(file, text) else _parsed(text)
+    found = _lines(text) if _is_lines(file, text) else _parse_json(text)
     if _SURROGATE.search(text):  # a pair is one character; half of one cannot be made into tokens
       json.dumps(found, ensure_ascii=False).encode()
   except (OSError, ValueError, RecursionError) as error:
@@ -140,13 +140,13 @@ def _lines(text: str) -> list[Any]:
   for number, line in enumerate(text.split('\n'), 1):
     try:
       if line.strip():
-        found.append(_parsed(line))
+        found.append(_parse_json(line))
     except ValueError as error:
       raise ValueError(f'line {number}: {error}') from error
   return found
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
   return json.loads(text, strict=False)  # control characters may stand in strings as they are
 
 
@@ -265,7 +265,9 @@ def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
   return [member.name for member in archive.members]
 
 
-def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path) -> bool:
+def unpack_archives(
+  parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path
+) -> bool:
   """Extracts an archive into `target`, as `data.unpack` does. True when it had to be done.
 
   It is not done when a mark in the folder `marks` says that this very one (names, sizes, dates)

@@ -42,7 +42,7 @@ def token_scores(
     hidden_RTD: after the final norm, in the compute dtype.
     head_DV: output matrix; it is cast to the compute dtype.
     tokens_RT: the tokens to score.
-    previous_RT: row index of the hidden state that predicts each; a token with -1 is not scored.
+    predecessor_RT: row index of the hidden state that predicts each; a token with -1 is not scored.
     wanted_RT: bool, which tokens to score.
     temperature: > 0.
     banned: token ids that cannot be sampled. One that is wanted gets a hugely negative log-prob.
@@ -66,6 +66,7 @@ def token_scores(
   asked_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
   sorted_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
 
+  # what every chunk shares
   allowed_V = np.ones(sizes['V'], bool)
   allowed_V[list(banned)] = False
   fixed = {
@@ -78,7 +79,7 @@ def token_scores(
 
   # chunks to rows, and back to the order of the tokens
   back_RT = jnp.argsort(order_RT, axis=1)
-  return Scores(*(_joined(scores, back_RT) for scores in chunks))
+  return Scores(*(_join_chunks(scores, back_RT) for scores in chunks))
 
 
 def _by_chunk(fixed: dict[str, Any], parts: tuple[jax.Array, jax.Array, jax.Array]) -> Scores:
@@ -103,7 +104,7 @@ def _split(x_RT: jax.Array, chunk: int) -> jax.Array:
   return jnp.moveaxis(padded.reshape(x_RT.shape[0], -1, chunk, *x_RT.shape[2:]), 1, 0)
 
 
-def _joined(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
+def _join_chunks(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
   """[chunks, R, chunk] -> [R, T], each row in the order of `back_RT`."""
   rows, length = back_RT.shape
   return jnp.take_along_axis(

@@ -73,12 +73,12 @@ def at_step(opt_state: Any, step: jax.Array) -> Any:
   def is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState)
 
-  def moved(node: Any) -> Any:
+  def move_schedule(node: Any) -> Any:
     if not is_schedule(node):
       return node
     return optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype))
 
-  return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
+  return jax.tree.map(move_schedule, opt_state, is_leaf=is_schedule)
 
 
 def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:

@@ -39,7 +39,7 @@ INPUTS = (
 LARGE_IMAGES = (
   'large_images',
   'large_image_grids',
-)  # beside INPUTS, where rows have slots for large images
+)  # in addition to INPUTS, where rows have slots for large images
 SFT_EXTRAS = {'mask': np.float32}
 RL_EXTRAS = {
   'mask': np.float32,
@@ -131,7 +131,7 @@ def make_sft_step(
 
     def loss(trainable, index):
       params = {**trainable, **frozen}
-      micro = _micro(batch, index)
+      micro = _take_micro_batch(batch, index)
       scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
@@ -168,7 +168,9 @@ def make_rl_step(
     advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
     def score(params, index):
-      return _scores(config, params, _micro(batch, index), trained_MRT[index], optimizer, options)
+      return _scores(
+        config, params, _take_micro_batch(batch, index), trained_MRT[index], optimizer, options
+      )
 
     def reference_logprob(index):
       if rl.beta > 0:
@@ -179,7 +181,7 @@ def make_rl_step(
     def loss(trainable, index, before):
       scores = score({**trainable, **frozen}, index)
       prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores))
-      micro = {**_micro(batch, index), 'advantage': advantage_MRT[index]}
+      micro = {**_take_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
       return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
 
     def update(before, carry):
@@ -198,7 +200,7 @@ def make_rl_step(
         return score(state.params, index).logprob_RT, reference_logprob(index)
 
       count_updates, shape = rl.updates_per_batch, trained_MRT.shape
-      carry = _repeated(update, both, count_updates, batch['used'], shape, carry)
+      carry = _repeat_updates(update, both, count_updates, batch['used'], shape, carry)
     trainable, opt_state, totals = carry
     totals = metric_sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
@@ -210,7 +212,7 @@ def make_rl_step(
 def _policy_loss(
   scores: head.Scores, prox_RT, reference_RT, micro: Batch, trained_RT, count, rl: RLOptions
 ):
-  """One micro-batch's share of the loss, and what is logged of it."""
+  """Returns one micro-batch's share of the loss, and its metric sums."""
   mask_RT = trained_RT.astype(jnp.float32)
   # KL to the reference, paid per token
   if rl.beta > 0:
@@ -264,6 +266,7 @@ def _scores(
     large_images_BNXPC=micro.get('large_images'),
     large_image_grids_BN2=micro.get('large_image_grids'),
   )
+  # [R, T, D], then log-probs [R, T] of the wanted tokens
   hidden_RTD = model.hidden(
     config,
     params,
@@ -291,7 +294,7 @@ def _target_mask(batch: Batch) -> jax.Array:
   return (batch['mask'] > 0) & (batch['predecessor'] >= 0) & used_M[:, None, None]
 
 
-def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
+def _take_micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
   return {
     name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
     for name, x in batch.items()
@@ -318,7 +321,9 @@ def _accumulate(
   return jax.lax.fori_loop(0, used, body, (zeros, no_totals))
 
 
-def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+def _each_micro_batch(
+  run: Callable, used: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, ...]:
   """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not
   used.
   """
@@ -334,13 +339,15 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
   return jax.lax.fori_loop(0, used, body, zeros)
 
 
-def _repeated(
+def _repeat_updates(
   update: Callable, both: Callable, count: int, used: jax.Array, shape: tuple[int, ...], carry: Any
 ) -> Any:
-  """`count` updates with the log-probs of prox and reference as both(index) has them before the
-  first.
+  """Runs `count` updates with the prox and reference log-probs of the parameters before the first.
+
+  both(index) returns these log-probs for one micro-batch.
   """
-  prox_MRT, reference_MRT = _each(both, used, shape)
+  # scores before the first update, for all of them
+  prox_MRT, reference_MRT = _each_micro_batch(both, used, shape)
 
   def before(index, scores):
     return prox_MRT[index], reference_MRT[index]
@@ -351,8 +358,9 @@ def _repeated(
 def _update(
   optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
 ) -> tuple[Any, Any, metric_sums.MetricSums]:
-  """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and
-  is counted.
+  """Applies one optimizer update at the rates of `step`.
+
+  A gradient that is not finite changes nothing and is counted.
   """
   opt_state = at_step(opt_state, step)
   size = optax.tree.norm(gradient)
@@ -361,6 +369,7 @@ def _update(
   def keep(new, old):
     return jnp.where(finite, new, old)
 
+  # a step that is not finite keeps parameters and moments as they are
   updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
   updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
   trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
