@@ -35,7 +35,7 @@ GUIDE = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'README.md'
 BEGIN = '<!-- From here on written by: python -m experiments.knobs --write -->\n'
 # The reference describes these; --recipe=bench prints the rest.
 REFERENCE = ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason')
-# Rules as a table has room for them.
+# Short forms of rules, for the table.
 SHORT = {options.TEXT.wanted: 'text', options.URL.wanted: "an address, or ''"}
 
 

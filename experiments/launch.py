@@ -120,7 +120,7 @@ def read_config(
   short: Mapping[str, str],
   rules: Mapping[str, options.Rule],
 ) -> tuple[list[str], ConfigDict, list[str]]:
-  """A command line as (what is left of it, the recipe with its overrides, notes on these).
+  """Reads a command line: returns (other arguments, the recipe with overrides, notes on these).
 
   Raises:
     ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob,
@@ -139,9 +139,7 @@ def read_config(
 
 
 def expand_short_names(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
-  """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it
-  stands for.
-  """
+  """Returns arguments with each `--config.<short>` or `--config.<short>=value` as its full name."""
   names = {
     f'{dashes}config.{name}': f'{dashes}config.{long}'
     for name, long in short.items()
@@ -154,9 +152,7 @@ def expand_short_names(arguments: Sequence[str], short: Mapping[str, str]) -> li
 def _parse(
   argv: list[str], short: Mapping[str, str], rules: Mapping[str, options.Rule]
 ) -> tuple[list[str], ConfigDict]:
-  """What is left of the command line and the recipe; a mistyped knob or recipe is one line and not
-  a traceback.
-  """
+  """Returns the other arguments and the recipe. A mistyped knob or recipe prints one line."""
   flags.FLAGS.set_gnu_getopt(True)
   try:
     left, config, notes = read_config(argv, flags.FLAGS, short, rules)
@@ -172,8 +168,8 @@ def _parse(
 
 
 def complaint(error: Exception) -> str:
-  """What parsing flags did not like, in one line: an unknown knob, a value that does not parse, or
-  the recipe's own complaint.
+  """Returns a flag error in one line: an unknown knob, a value that does not parse, or an error of
+  the recipe.
   """
   text = ' '.join(str(error).split())
   if isinstance(error, AttributeError | KeyError):

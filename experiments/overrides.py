@@ -57,7 +57,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
       rest.append(word)
       if (
         word in ('--config', '-config') and words
-      ):  # the recipe's name follows, whatever it looks like
+      ):  # the next word is the recipe, even if it looks like a flag
         rest.append(words.pop(0))
       continue
     text = match['text']

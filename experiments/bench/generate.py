@@ -1,5 +1,5 @@
-"""The embedded engine beside transformers' generate: the same weights, prompts, pixels and lengths,
-in one process.
+"""The embedded engine against transformers' generate: the same weights, prompts, pixels and
+lengths, in one process.
 
 Both get the same cores and take turns, so that what else the machine does falls on both alike.
 """

@@ -1,5 +1,5 @@
-"""Suite `rollout`: the embedded server beside transformers and SGLang, the cost of a group's shared
-prompt, weights on their way.
+"""Suite `rollout`: the embedded server against transformers and SGLang, the cost of a group's
+shared prompt, weights on their way.
 """
 
 import asyncio

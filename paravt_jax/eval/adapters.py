@@ -2,7 +2,7 @@ r"""How other published video agents speak: the calls they write, what they are 
 where their answer stands.
 
   LongVT        <tool_call>{"name": "crop_video", ...}</tool_call>; frames, then their number and window, in a tool response
-  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed_text{B}
+  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed{B}
   SAGE          <json>{"final_answer": null, "recommended_tools": {"tool_calls": [...]}}</json>; of its tools only the one that
                 shows parts of the video is here, a call of another gets an error
 
@@ -29,7 +29,7 @@ VIDEO = '{video}'
 RULE = '---'  # a line that parts a prompt file's system text from its user text
 
 _ZOOM = re.compile(r'<video_zoom>(.*?)(</video_zoom>|(?=<video_zoom>)|\Z)', re.DOTALL)
-_BOXED = re.compile(r'\\boxed_text\{((?:[^{}]|\{[^{}]*\})*)\}')
+_BOXED = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 _JSON = re.compile(r'<json>(.*?)(?:</json>|\Z)', re.DOTALL)
 _SAGE_TOOL = 'extract_parts_from_timestamp'
 ZOOM_FRAMES = 16  # a larger request is refused, as the published VideoZoomer does
@@ -147,7 +147,7 @@ def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def zoom_error(result: ToolResult) -> list[Piece]:
-  """An error as a user message of its own."""
+  """Returns an error as a separate user message."""
   text = result.text
   if isinstance(result.call, ParseFailure):
     wanted = (
@@ -160,7 +160,7 @@ def zoom_error(result: ToolResult) -> list[Piece]:
 
 
 def boxed_text(text: str) -> str:
-  r"""The answer of a turn, taken out of its last `\boxed_text{}` if there is one."""
+  r"""Returns the answer of a turn, from its last `\boxed{}` if there is one."""
   answer = extract_answer(text)
   found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
@@ -232,7 +232,7 @@ def sage_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def sage_error(result: ToolResult) -> list[Piece]:
-  """An error as a tool response, in this agent's words for its tool."""
+  """Returns an error as a tool response, with this agent's names for the tool's arguments."""
   text = (
     f'Error: only {_SAGE_TOOL} can be run here.'
     if result.status is ResultStatus.UNKNOWN_TOOL

@@ -1,10 +1,10 @@
 """Samples of the public benchmarks, from the files that a hub publishes, and their scores (spec,
 section 11). `benchmark_table` has a record of each.
 
-Rows are read where they enter: one that is broken as published is kept and marked, and `faults`
-counts them; a file that lacks a column, or is another benchmark's, is refused. A video that is
-missing does not stop a run: its question is asked all the same and ends as an error of its own;
-`problems` tells of it before anything is launched.
+Rows are checked when they are read. A row that is broken as published stays and is marked, and
+`faults` counts such rows. A file that lacks a column, or is of another benchmark, is refused. A
+video that is missing does not stop a run: its question is still asked and ends as an error;
+`problems` reports it before anything is launched.
 """
 
 import dataclasses
@@ -97,8 +97,8 @@ def load(
 
   Args:
     folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is
-    unpacked. limit: so many samples, 0 for all: drawn by their ids, the same on every machine; more
-    only add.
+    unpacked. limit: number of samples, 0 for all; they are drawn by their ids, the same on every
+    machine, and a larger limit only adds samples.
 
   Raises:
     ConfigError: no such benchmark.

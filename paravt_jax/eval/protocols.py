@@ -27,7 +27,7 @@ from paravt_jax.types import Clip, Episode, Window
 from paravt_jax.video.store import FrameStore
 
 DISPATCHES = ('parallel', 'sequential')
-# The forced answer as the published driver asked for it: the bare answer, no thought before it, and
+# The forced answer as the published driver asked for it: only the answer, no thought before it, and
 # few tokens.
 FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}
 FORCED_REQUESTS = {
@@ -87,7 +87,7 @@ def _ours(name: str, dialogue_format: DialogueFormat, system: str, **differs) ->
 
 
 def _one_turn(system: str) -> DialogueFormat:
-  """One turn behind this system text, whatever a row brings along."""
+  """One turn after this system text; system texts of rows are ignored."""
   return dataclasses.replace(TRAINING_FORMAT, system=lambda task: system)
 
 
