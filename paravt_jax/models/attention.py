@@ -1,8 +1,8 @@
 """Attention over packed rows, one call for every model and backend.
 
-Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the
-row, and j lies in the shared prefix (branch 0) or in i's own branch. One row can so hold several
-documents, and several continuations of one prefix:
+Token i sees token j if and only if three things hold. Both have the same segment (document), which
+is not 0. j is not later in the row. j is in the shared prefix (branch 0) or in i's branch. So one
+row can hold several documents, and several continuations of one prefix:
 
   segment  1 1 1 1 1 1 1 2 2 0      the prefix a b c is computed once; suffixes d e and f g
   branch   0 0 0 1 1 2 2 0 0 0      see it and themselves, not each other; document h i sees
@@ -85,9 +85,9 @@ def _attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys U, queries Q = G * t]: so every product of both passes is a
-# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, U] operand
-# costs five times as much there).
+# In the blocks, weights are [keys U, queries Q = G * t]. So no product of either pass transposes
+# its last two axes, which makes it fast on a CPU (a transposed [Q, U] operand costs five times as
+# much).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,12 +152,15 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
   return out_BKGFT, (q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums)
 
 
-def _blocks_backward(chunk, kept, d_out_BKGFT):
-  """Dao et al. 2022, appendix B: weights again from scores and their log-sum; d_scores = w * (d_w -
-  sum_F(d_out * out)).
+def _blocks_backward(chunk, saved, d_out_BKGFT):
+  """The backward pass of Dao et al. 2022, appendix B.
+
+  Weights are computed again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out *
+  out)).
   """
-  q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = kept
+  q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = saved
   groups, length, dtype = q_BKGFT.shape[2], q_BKGFT.shape[-1], q_BKGFT.dtype
+  # sum_F(d_out * out), one number per query
   dot_BKGFT = jnp.sum(
     d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True
   )

@@ -52,19 +52,14 @@ RL_EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-  """How the model is run. dtype: of matrix products, 'float32' or 'bfloat16'. remat: recompute
-  layers in the backward pass.
+  """How a step runs the model and scores tokens."""
 
-  backend: attention's. head_chunk: tokens per row whose logits are in memory at once. temperature,
-  banned: the distribution that is scored; SFT has 1 and ().
-  """
-
-  dtype: str
-  remat: bool
-  backend: str
-  head_chunk: int
-  temperature: float
-  banned: tuple[int, ...]
+  dtype: str  # of matrix products, 'float32' or 'bfloat16'
+  remat: bool  # whether the backward pass recomputes layers
+  backend: str  # of attention, a key of attention.BACKENDS
+  head_chunk: int  # tokens per row whose logits are in memory at once
+  temperature: float  # of the scored distribution, 1 in SFT
+  banned: tuple[int, ...]  # ids that the scored distribution excludes, () in SFT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +82,10 @@ class RLOptions(Options):
 
 
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:
-  """Host arrays [M, R, ...] to the mesh, rows over its data axes.
+  """Puts host arrays [M, R, ...] on the mesh, with rows split over its data axes.
 
-  With several processes each gives its own part of the rows (sharding.host_rows), and M and `used`
-  are the same in all.
+  With several processes, each passes its part of the rows (sharding.host_rows). M and `used` are
+  the same in all processes.
 
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
@@ -153,7 +148,7 @@ def make_rl_step(
   spec sections 6 and 7.
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
-  is a tree of parameters, wanted when rl.beta > 0. With updates_per_batch above 1, prox and
+  is a tree of parameters, required when rl.beta > 0. With updates_per_batch above 1, prox and
   reference log-probs are computed once, then each update runs over the whole batch, all at the
   learning rate of the batch's step. `metric_sums` go to metric_sums.reduce.
 
@@ -162,6 +157,7 @@ def make_rl_step(
   """
 
   def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
+    # mask, token count and advantages of the whole batch, before it is split into micro-batches
     trainable, frozen = partition(state.params, optimizer.frozen)
     trained_MRT = _target_mask(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
@@ -305,8 +301,8 @@ def _take_micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
 def _accumulate(
   loss: Callable, trainable: Any, used: jax.Array
 ) -> tuple[Any, metric_sums.MetricSums]:
-  """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in
-  float32; and of the sums.
+  """Sums the gradient of loss(trainable, index) -> (value, metric sums) over the `used`
+  micro-batches, in float32, and the metric sums too.
   """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
@@ -324,9 +320,7 @@ def _accumulate(
 def _each_micro_batch(
   run: Callable, used: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, ...]:
-  """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not
-  used.
-  """
+  """Runs run(index) for each used micro-batch; returns float32[M, R, T] per output, else 0."""
   count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
 
   def body(index, outputs):
@@ -380,8 +374,8 @@ def _update(
 
 
 def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
-  """The learning rate of this batch: that of the run's step, at which every update of the batch
-  acts (`at_step`).
+  """Returns the learning rate of the run's step, which every update of the batch has
+  (`at_step`).
   """
   return {
     'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
@@ -390,7 +384,7 @@ def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
 
 
 def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = None) -> Callable:
-  batch = None  # as put_batch placed it
+  batch = None  # keeps the shardings of put_batch
   extra = () if reference is None else (places.params if reference else None,)
   out = (places, sharding.replicated(mesh))
   return jax.jit(step, donate_argnums=0, in_shardings=(places, batch, *extra), out_shardings=out)
