@@ -46,11 +46,9 @@ def make_greedy(
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def greedy(params):
-    # the prompt's image does not change, so its features are computed once
     features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
     kernel_DV = model.head(params, config)
 
-    # each pass predicts one token [V] and writes it into the row [1, T]
     def one(place, carry):
       tokens_BT, ids, logprobs, margins = carry
       hidden_BTD = forward(params, inputs._replace(tokens_BT=tokens_BT), features=features)

@@ -126,7 +126,7 @@ def make_sft_step(
 
     def loss(trainable, index):
       params = {**trainable, **frozen}
-      micro = _take_micro_batch(batch, index)
+      micro = _micro_batch(batch, index)
       scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
@@ -157,16 +157,14 @@ def make_rl_step(
   """
 
   def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
-    # mask, token count and advantages of the whole batch, before it is split into micro-batches
     trainable, frozen = partition(state.params, optimizer.frozen)
     trained_MRT = _target_mask(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
     advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
     def score(params, index):
-      return _scores(
-        config, params, _take_micro_batch(batch, index), trained_MRT[index], optimizer, options
-      )
+      micro = _micro_batch(batch, index)
+      return _scores(config, params, micro, trained_MRT[index], optimizer, options)
 
     def reference_logprob(index):
       if rl.beta > 0:
@@ -177,7 +175,7 @@ def make_rl_step(
     def loss(trainable, index, before):
       scores = score({**trainable, **frozen}, index)
       prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores))
-      micro = {**_take_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
+      micro = {**_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
       return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
 
     def update(before, carry):
@@ -290,7 +288,7 @@ def _target_mask(batch: Batch) -> jax.Array:
   return (batch['mask'] > 0) & (batch['predecessor'] >= 0) & used_M[:, None, None]
 
 
-def _take_micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
+def _micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
   return {
     name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
     for name, x in batch.items()
