@@ -1,8 +1,8 @@
 """Ablations: `python -m experiments.ablate --config=configs/ablations.py [--config.sets=grpo,para_grpo] [--config.seeds=0,1,2]`.
 
 A grid of named override sets x seeds over one recipe. Each run is a normal run folder, made by
-experiments.rl in a process of its own: what one does wrong stops no other. The same command goes
-on: finished runs stay, begun ones continue. Ends with a table and a page of curves. Exit status: 0
+experiments.rl in a separate process, so a failed run stops no other. The same command resumes:
+finished runs stay, started ones continue. Ends with a table and a page of curves. Exit status: 0
 done, 1 some run failed (the others are in the table), 2 wrong input, 130 interrupted.
 """
 
@@ -172,7 +172,7 @@ def resolve(arguments: Sequence[str]) -> RLRecipe:
   try:
     launch.define(values)
     rules = schema(RLRecipe)
-    config = launch.configured(('ablate', *arguments), values, {}, rules)[1]
+    config = launch.read_config(('ablate', *arguments), values, {}, rules)[1]
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(launch.complaint(error)) from error
   return launch.typed(RLRecipe, config)

@@ -1,13 +1,13 @@
 """Evaluation of a checkpoint: `python -m experiments.eval --config=configs/eval.py[:scale] --config.model=DIR [...]`.
 
-The same command goes on where it was. The last line on standard output is the results folder. Exit
+The same command resumes. The last line on standard output is the results folder. Exit
 status: 0 done, 1 more errors than eval.max_error_rate, 2 wrong input. Of finished results:
 
 python -m experiments.eval --compare RESULTS RESULTS
 python -m experiments.eval --merge RESULTS RESULTS ... [--out DIR]
 
 compare: paired differences by benchmark; the flips go to <second>/compare_<first>.json.
-merge: the whole of which these are the shards.
+merge: joins the shards of one evaluation.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ COMMANDS = {'--compare': results_folders.compare, '--merge': results_folders.mer
 
 
 def main(recipe: EvalRecipe) -> None:
-  """Runs the recipe from wherever its results folder stands to the table."""
+  """Evaluates the samples that the results folder lacks, then writes the table."""
   shard, protocol, model = identified(recipe)
   suites = suites_.suites(recipe)
   about = {suite.name: suite.about(shard) for suite in suites}
@@ -46,7 +46,7 @@ def main(recipe: EvalRecipe) -> None:
   name = f'eval_{model.name}_{fingerprint(plan.common)}{_suffix(shard)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   results.refuse_other(path, plan)
-  # not the samples of benchmarks that the folder has beside
+  # not the samples of other benchmarks in the folder
   ours = {key for one in plan.benchmarks.values() for key in one['keys']}
   folder = RunFolder.named(recipe, folder=str(path), default='')
   plan = results.write_plan(path, plan)
@@ -88,7 +88,7 @@ def identified(
   try:
     shard = check(recipe)
     asked = recipe.protocol
-    protocol = protocols.chosen(asked.name, asked.prompt_file, asked.dispatch)
+    protocol = protocols.choose_protocol(asked.name, asked.prompt_file, asked.dispatch)
     model = evaluated_model.identify(recipe)
     if model.folder is not None:
       parts.model_of_scale(model.folder, recipe.scale, 'configs/eval.py')
@@ -135,7 +135,7 @@ def _suffix(shard: tuple[int, int]) -> str:
 def settings(
   recipe: EvalRecipe, model: evaluated_model.Model, protocol: protocols.Protocol
 ) -> dict[str, Any]:
-  """All that results are a function of, besides the questions."""
+  """Returns the settings that determine the results, apart from the questions."""
   kind = 'chat' if recipe.model.url else recipe.server.kind
   sections = {'embedded': recipe.server.embedded, 'sglang': recipe.server.sglang}
   section = to_dict(sections[kind]) if kind in sections else {}

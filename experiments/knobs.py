@@ -35,7 +35,7 @@ GUIDE = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'README.md'
 BEGIN = '<!-- From here on written by: python -m experiments.knobs --write -->\n'
 # The reference describes these; --recipe=bench prints the rest.
 REFERENCE = ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason')
-# Rules as a table has room for them.
+# Short forms of rules, for the table.
 SHORT = {options.TEXT.wanted: 'text', options.URL.wanted: "an address, or ''"}
 
 
@@ -47,17 +47,17 @@ class Kind:
   configs: Mapping[str, Callable[[], ConfigDict]]  # by scale; '' where there are none
 
 
-def _scaled(
+def _with_scales(
   make: Callable[[str], ConfigDict], scales: Sequence[str] = base.SCALES
 ) -> dict[str, Callable[[], ConfigDict]]:
   return {scale: lambda scale=scale: make(scale) for scale in scales}
 
 
 KINDS = {
-  'rl': Kind(RLRecipe, _scaled(para_grpo.get_config, base.RL_SCALES)),
-  'sft': Kind(SFTRecipe, _scaled(sft.get_config)),
-  'eval': Kind(EvalRecipe, _scaled(evaluation.get_config)),
-  'ask': Kind(AskRecipe, _scaled(ask.get_config)),
+  'rl': Kind(RLRecipe, _with_scales(para_grpo.get_config, base.RL_SCALES)),
+  'sft': Kind(SFTRecipe, _with_scales(sft.get_config)),
+  'eval': Kind(EvalRecipe, _with_scales(evaluation.get_config)),
+  'ask': Kind(AskRecipe, _with_scales(ask.get_config)),
   'ablate': Kind(AblateRecipe, {'': ablations.get_config}),
   'longvideo_reason': Kind(LongVideoRecipe, {'': longvideo_reason.get_config}),
   'bench': Kind(BenchRecipe, {'': bench.get_config}),
@@ -88,19 +88,19 @@ def main(argv: list[str]) -> None:
     print(markdown())
     return
   if _WRITE.value:
-    GUIDE.write_text(renewed(GUIDE.read_text()))
+    GUIDE.write_text(renew_guide(GUIDE.read_text()))
     print(GUIDE)
     return
   kind = KINDS[_RECIPE.value]
   try:
-    found = chosen(knobs(kind), argv[1:])
+    found = select_knobs(knobs(kind), argv[1:])
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  print('\n'.join(listed(found, abouts(kind.recipe))))
+  print('\n'.join(list_lines(found, abouts(kind.recipe))))
 
 
-def listed(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
+def list_lines(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
   """Knobs as lines for the terminal, below the title of their section."""
   lines: list[str] = []
   section: str | None = None
@@ -121,7 +121,7 @@ def listed(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
   return lines
 
 
-def chosen(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
+def select_knobs(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
   """The knobs of some sections, all without any. Raises ConfigError for one that there is not."""
   kept: list[Knob] = [] if sections else list(found)
   for section in sections:
@@ -143,7 +143,7 @@ def knobs(kind: Kind) -> list[Knob]:
     for path, value in options.leaves(typed(kind.recipe, make())):
       values.setdefault(path, {})[scale] = value
   found = []
-  for path, (rule, meaning) in _described(kind.recipe).items():
+  for path, (rule, meaning) in _describe_fields(kind.recipe).items():
     held = values.get(path, {})
     if path.endswith('.*'):  # names of one's own: the values in use, as one
       members = {one: value for one, value in values.items() if one.startswith(path[:-1])}
@@ -154,7 +154,7 @@ def knobs(kind: Kind) -> list[Knob]:
   return found
 
 
-def _described(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]:
+def _describe_fields(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]:
   """(what it may be, its meaning) of each knob below a class, by path."""
   found: dict[str, tuple[str, str]] = {}
   rules, meanings = options.schema(kind, prefix), comments(kind)
@@ -164,7 +164,7 @@ def _described(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]:
     section = options.section_of(hints[field.name])
     if section is not None:
       if section is not SFTRecipe or kind is SFTRecipe:  # a cold start is described as SFT
-        found |= _described(section, f'{path}.')
+        found |= _describe_fields(section, f'{path}.')
       continue
     place = path if path in rules else f'{path}.*'
     found[place] = (rules[place].wanted, meanings.get(field.name, ''))
@@ -227,7 +227,7 @@ def format_value(knob: Knob, write: Callable[[Any], str] = repr) -> str:
   return ', '.join([*parts, f'else {most}' if parts else most])
 
 
-def renewed(text: str) -> str:
+def renew_guide(text: str) -> str:
   """The text of configs/README.md with the reference as it is now. Raises ConfigError where the
   line that begins it is missing.
   """
@@ -291,7 +291,7 @@ def _tables(kind: Kind, found: Sequence[Knob]) -> list[str]:
     if section:
       some = 0 < len(scales) < len(kind.configs)
       at = f' Only at {", ".join(f"`:{scale}`" for scale in scales)}.' if some else ''
-      lines += [f'#### `{section}`', '', *textwrap.wrap(_escaped(about[section]) + at, WIDTH), '']
+      lines += [f'#### `{section}`', '', *textwrap.wrap(_escape(about[section]) + at, WIDTH), '']
     if alike in seen:
       lines += [f'The knobs of `{seen[alike]}`.', '']
       continue
@@ -302,7 +302,7 @@ def _tables(kind: Kind, found: Sequence[Knob]) -> list[str]:
 
 def _row(knob: Knob) -> str:
   wanted = SHORT.get(knob.wanted, knob.wanted)
-  cells = (f'`{knob.path}`', format_value(knob, _code), _escaped(wanted), _escaped(knob.meaning))
+  cells = (f'`{knob.path}`', format_value(knob, _code), _escape(wanted), _escape(knob.meaning))
   return '| ' + ' | '.join(cells) + ' |'
 
 
@@ -316,7 +316,7 @@ def _code(value: Any) -> str:
   return f'`{text}`'.replace('|', '\\|')
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
   """Text in a cell of a table. What is between backticks stays code."""
   format_number = lambda part: re.sub(r'([<>*_\[\]])', r'\\\1', part).replace("''", "`''`")
   parts = [part if i % 2 else format_number(part) for i, part in enumerate(text.split('`'))]

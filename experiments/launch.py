@@ -46,7 +46,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
       _fail(str(error))
     return left
 
-  def guarded(argv: list[str]) -> None:
+  def run_guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     quiet()
@@ -66,7 +66,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
       print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       sys.exit(130)
 
-  app.run(guarded, flags_parser=parse)
+  app.run(run_guarded, flags_parser=parse)
 
 
 def quiet() -> None:
@@ -102,7 +102,7 @@ def typed(kind: type[R], config: ConfigDict) -> R:
 
 
 def define(values: flags.FlagValues) -> None:
-  """Makes --config a flag of these; its overrides are read by `configured` and not by absl."""
+  """Makes --config a flag of these; its overrides are read by `read_config` and not by absl."""
   config_flags.DEFINE_config_file(
     'config',
     None,
@@ -114,19 +114,19 @@ def define(values: flags.FlagValues) -> None:
   flags.mark_flag_as_required('config', values)
 
 
-def configured(
+def read_config(
   argv: Sequence[str],
   values: flags.FlagValues,
   short: Mapping[str, str],
   rules: Mapping[str, options.Rule],
 ) -> tuple[list[str], ConfigDict, list[str]]:
-  """A command line as (what is left of it, the recipe with its overrides, notes on these).
+  """Reads a command line: returns (other arguments, the recipe with overrides, notes on these).
 
   Raises:
     ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob,
       flag or scale that there is not.
   """
-  words = lengthened(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
+  words = expand_short_names(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
   rest, given = overrides.split(words)
   left = values([argv[0], *rest])
   flag: Any = values['config']
@@ -138,10 +138,8 @@ def configured(
   return left, config, overrides.assign(config, given, rules)
 
 
-def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
-  """Command-line arguments with `--config.<short>`, with or without a value behind `=`, as what it
-  stands for.
-  """
+def expand_short_names(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
+  """Returns arguments with each `--config.<short>` or `--config.<short>=value` as its full name."""
   names = {
     f'{dashes}config.{name}': f'{dashes}config.{long}'
     for name, long in short.items()
@@ -154,12 +152,10 @@ def lengthened(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
 def _parse(
   argv: list[str], short: Mapping[str, str], rules: Mapping[str, options.Rule]
 ) -> tuple[list[str], ConfigDict]:
-  """What is left of the command line and the recipe; a mistyped knob or recipe is one line and not
-  a traceback.
-  """
+  """Returns the other arguments and the recipe. A mistyped knob or recipe prints one line."""
   flags.FLAGS.set_gnu_getopt(True)
   try:
-    left, config, notes = configured(argv, flags.FLAGS, short, rules)
+    left, config, notes = read_config(argv, flags.FLAGS, short, rules)
   except (AttributeError, KeyError) as error:
     _fail(complaint(error))
   except ConfigError as error:
@@ -172,8 +168,8 @@ def _parse(
 
 
 def complaint(error: Exception) -> str:
-  """What parsing flags did not like, in one line: an unknown knob, a value that does not parse, or
-  the recipe's own complaint.
+  """Returns a flag error in one line: an unknown knob, a value that does not parse, or an error of
+  the recipe.
   """
   text = ' '.join(str(error).split())
   if isinstance(error, AttributeError | KeyError):

@@ -57,7 +57,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
       rest.append(word)
       if (
         word in ('--config', '-config') and words
-      ):  # the recipe's name follows, whatever it looks like
+      ):  # the next word is the recipe, even if it looks like a flag
         rest.append(words.pop(0))
       continue
     text = match['text']
@@ -150,7 +150,7 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
       raise ConfigError(f'{one}: wanted a value, as in --config.{one.knob}={before}')
     return not one.negated
   if kind is str:
-    return unescaped(one.text)
+    return unescape(one.text)
   if kind is tuple:
     return _tuple(one, one.text, before)
   if one.text.strip() in NOTHING and kind is not bool:
@@ -166,7 +166,7 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
   return _literal(one, one.text)
 
 
-def unescaped(text: str) -> str:
+def unescape(text: str) -> str:
   r"""Text with \n, \t and \\ as newline, tab and backslash; any other backslash stays as it is."""
   return re.sub(r'\\([nt\\])', lambda match: ESCAPES[match[1]], text)
 

@@ -1,7 +1,7 @@
 """The main job: `python -m experiments.rl --config=configs/para_grpo.py[:scale] [--config.knob=value]`.
 
 corpus -> cold start (made if it does not exist) -> rollout server -> evaluation -> PARA-GRPO ->
-evaluation -> report. The same command goes on where it was. The last line on standard output is the
+evaluation -> report. The same command resumes. The last line on standard output is the
 run folder.
 """
 
@@ -24,7 +24,7 @@ from paravt_jax.orchestrator.training import train
 
 
 def main(recipe: RLRecipe) -> None:
-  """Runs the recipe from wherever its folder stands to the report."""
+  """Runs the recipe to its report, from the last step that its folder has."""
   checks.check_rl(recipe)
   rollouts.check_judge(recipe)
   name = f'{recipe.name}_{recipe.scale}'
@@ -45,8 +45,9 @@ def main(recipe: RLRecipe) -> None:
 
 
 def reopen(recipe: RLRecipe, folder: RunFolder) -> None:
-  """Takes back what a finished run made at its end when more steps are asked for; it is made anew
-  after them.
+  """Removes the final results of a finished run when the recipe wants more steps.
+
+  They are made again after the last step.
   """
   done = run_folder.steps_done(folder.path)
   if done is not None and done < recipe.rollout.steps:
@@ -62,7 +63,7 @@ def cold_start(recipe: RLRecipe, folder: RunFolder) -> pathlib.Path:
   """
   if recipe.cold_start is None:
     raise ConfigError(
-      '--config.model.folder is empty, and this scale has no cold start of its own: train one '
+      '--config.model.folder is empty, and this scale has no cold start: train one '
       'with experiments.sft'
     )
   model_folder = sft.cold_start(recipe.cold_start)

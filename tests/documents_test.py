@@ -102,7 +102,7 @@ def resolved(kind, words):
   launch.define(values)
   kept = [word for word in words if re.match(r'--(no)?config\b', word)]
   try:
-    config = launch.configured(['x', *kept], values, SHORT.get(kind, {}), rules(kind))[1]
+    config = launch.read_config(['x', *kept], values, SHORT.get(kind, {}), rules(kind))[1]
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(launch.complaint(error)) from error
   return launch.typed(knobs.KINDS[kind].recipe, config)

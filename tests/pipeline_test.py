@@ -32,7 +32,7 @@ from paravt_jax.train import metric_sums, optimizer, sharding, state, step
 from paravt_jax.types import ResultStatus, Segment
 from tests import patience
 from tests.data.world import small
-from tests.rollout.scripted_stack import CONTEXT, GROUP, call
+from tests.rollout.stack import CONTEXT, GROUP, call
 
 ADAM = optimizer.OptimizerOptions(
   name='adam',

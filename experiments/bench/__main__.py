@@ -1,4 +1,4 @@
-"""How fast the parts are, on this machine, each beside something that it can be compared with.
+"""How fast the parts are, on this machine, each next to something that it can be compared with.
 
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout [--json] [--config.any.knob=value]
 """
@@ -32,7 +32,7 @@ UNITS = {
 
 
 def main(recipe: BenchRecipe) -> None:
-  """Runs one suite and prints what it found. While it runs, whatever is printed goes to stderr."""
+  """Runs one suite and prints its result. Other output goes to stderr while it runs."""
   require(recipe.suite, f'one of {", ".join(SUITES)}', recipe.suite in SUITES, 'suite')
   with contextlib.redirect_stdout(sys.stderr):
     report = SUITES[recipe.suite](recipe)

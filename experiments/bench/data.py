@@ -17,7 +17,7 @@ from experiments.bench import decode as bench_decode
 from experiments.bench import input as bench_input
 from experiments.bench import media as bench_media
 from experiments.bench import recipe as recipes
-from experiments.bench.generate import confined
+from experiments.bench.generate import limit_cores
 from experiments.bench.measuring import say, timed
 from paravt_jax.errors import DataError
 from paravt_jax.options import to_dict
@@ -33,7 +33,7 @@ def suite(recipe: recipes.BenchRecipe) -> dict[str, Any]:
   """
   knobs, folder = recipe.data, pathlib.Path(recipe.run.folder) / 'data'
   folder.mkdir(parents=True, exist_ok=True)
-  with confined(recipe.threads):
+  with limit_cores(recipe.threads):
     say(f'packing: {knobs.packing.batches} batches of the stated mix')
     report: dict[str, Any] = {'packing_efficiency': bench_input.packing_efficiency(recipe, folder)}
     say(f'a clip of {knobs.clip.seconds} s')

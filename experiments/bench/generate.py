@@ -1,5 +1,5 @@
-"""The embedded engine beside transformers' generate: the same weights, prompts, pixels and lengths,
-in one process.
+"""The embedded engine against transformers' generate: the same weights, prompts, pixels and
+lengths, in one process.
 
 Both get the same cores and take turns, so that what else the machine does falls on both alike.
 """
@@ -61,7 +61,7 @@ def question(tok: ChatTokenizer, frames: int, words: int, *address: Any) -> Ques
 
 
 @contextlib.contextmanager
-def confined(threads: int) -> Iterator[tuple[int, ...]]:
+def limit_cores(threads: int) -> Iterator[tuple[int, ...]]:
   """This thread, and what it starts meanwhile, runs on the `threads` idlest of its cores (where the
   system can say so).
   """
@@ -101,7 +101,7 @@ def measure(recipe: BenchRecipe, folder: pathlib.Path, tok: ChatTokenizer) -> di
     'transformers': [],
     'transformers_one_thread': [],
   }
-  with confined(recipe.threads) as cores, _engine(recipe, folder) as engine:
+  with limit_cores(recipe.threads) as cores, _engine(recipe, folder) as engine:
     theirs = _transformers(folder)
     ours = lambda prompts, temperature: _ours(engine, prompts, knobs.new_tokens, temperature)
     first, _ = ours(asked(0, knobs.group), 0.0)  # greedy: both warm up, and must say the same

@@ -20,7 +20,7 @@ from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.testing import clips
 
 BUCKET = 'longvt_source/selftrace_0'
-_VERSION = 1  # of what is generated; a new number makes it anew
+_VERSION = 1  # of what is generated; a new number generates it again
 _TEXTURE = (3, 90, 160)  # times as large as a frame, and its coarseness
 
 

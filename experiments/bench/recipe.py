@@ -47,7 +47,7 @@ class Prompts(Options):
 
 @dataclasses.dataclass(frozen=True)
 class GenerateBench(Prompts):
-  """The embedded engine beside transformers: one batch, in one process."""
+  """The embedded engine against transformers: one batch, in one process."""
 
   batch: Annotated[int, COUNT]  # requests at once
   group: Annotated[int, COUNT]  # rollouts of a prompt
@@ -59,7 +59,7 @@ class GenerateBench(Prompts):
 
 @dataclasses.dataclass(frozen=True)
 class ServeBench(Prompts):
-  """The embedded server beside SGLang, over HTTP."""
+  """The embedded server against SGLang, over HTTP."""
 
   concurrencies: Annotated[tuple[int, ...], CONCURRENCIES]  # requests at once
   turns: Annotated[int, COUNT]  # turns x concurrency requests at each concurrency
@@ -124,7 +124,7 @@ class ClipBench(Options):
   width: Annotated[int, multiple_of(2)]  # pixels
   fps: Annotated[int, COUNT]  # frames a second
   gop: Annotated[int, COUNT]  # frames from one key frame to the next
-  grain: Annotated[int, whole(1, 255)]  # noise over the picture, in grey levels: the bit rate
+  grain: Annotated[int, whole(1, 255)]  # noise over the image, in grey levels: the bit rate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Suite `rollout`: the embedded server beside transformers and SGLang, the cost of a group's shared
-prompt, weights on their way.
+"""Suite `rollout`: the embedded server against transformers and SGLang, the cost of a group's
+shared prompt, weights on their way.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from experiments import launch as launches
 from experiments.bench import drive as bench_drive
 from experiments.bench import generate as bench_generate
 from experiments.bench import publish as bench_publish
-from experiments.bench.generate import confined
+from experiments.bench.generate import limit_cores
 from experiments.bench.measuring import say
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.chat.tokenizer import ChatTokenizer
@@ -131,7 +131,7 @@ def _serve(
   The client that drives it may use the other cores.
   """
   say(f'{name} server, {recipe.threads} threads; log {recipe.run.folder}/{name}.log')
-  with confined(recipe.threads):
+  with limit_cores(recipe.threads):
     process = start()
   try:
     return asyncio.run(bench_drive.drive(recipe, tok, name, process.url))

@@ -1,4 +1,5 @@
-"""A benchmark of your own: `python -m experiments.tutorials.add_a_benchmark QUESTIONS.jsonl OUT [--model=DIR]`.
+"""A benchmark of your own: `python -m experiments.tutorials.add_a_benchmark QUESTIONS.jsonl OUT
+[--model=DIR]`.
 
 QUESTIONS.jsonl has one question a line: {"id", "video", "question", "answer"}. A benchmark is a
 `Suite`: samples, frame budgets, and how an episode is scored. What is written to OUT is an ordinary
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
 async def evaluate(recipe: EvalRecipe, samples: list[Sample], out: pathlib.Path) -> str:
   """Asks what is not answered yet; returns the table."""
   mine, model = suite(samples, recipe), evaluated_model.identify(recipe)
-  protocol = protocols.chosen('tools', '', 'parallel')
+  protocol = protocols.choose_protocol('tools', '', 'parallel')
   common = {'model': dict(model.parts), 'agent': to_dict(recipe.agent), 'seed': recipe.seed}
   out.mkdir(parents=True, exist_ok=True)
   plan = results.write_plan(out, results.Plan(common, {NAME: mine.about(WHOLE)}, WHOLE))

@@ -1,7 +1,8 @@
-"""What a run left of its rollouts: `python -m experiments.tutorials.look_at_an_episode runs/NAME [--step=0]`.
+"""What a run left of its rollouts: `python -m experiments.tutorials.look_at_an_episode runs/NAME
+[--step=0]`.
 
-Every rollout of training is one line of episodes/train.jsonl: its turns, calls and crops, the tokens
-with their log-probs and versions, and what it was paid for. This reads a step and prints it.
+Every rollout of training is one line of episodes/train.jsonl: its turns, calls and crops, the
+tokens with their log-probs and versions, and what it was paid for. This reads a step and prints it.
 """
 
 import pathlib
@@ -21,10 +22,10 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(argv[1]) / 'episodes' / 'train.jsonl'
   for entry in episodes.read(path):
     if entry.step == _STEP.value:
-      print(described(entry.scored))
+      print(describe(entry.scored))
 
 
-def described(scored: Scored) -> str:
+def describe(scored: Scored) -> str:
   """A few lines on one rollout."""
   episode = scored.episode
   sampled = [s for s in episode.trajectory.segments if s.sampled]

@@ -146,8 +146,8 @@ def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
   ]
 
 
-def zoom_refused(result: ToolResult) -> list[Piece]:
-  """An error as a user message of its own."""
+def zoom_error(result: ToolResult) -> list[Piece]:
+  """Returns an error as a separate user message."""
   text = result.text
   if isinstance(result.call, ParseFailure):
     wanted = (
@@ -159,8 +159,8 @@ def zoom_refused(result: ToolResult) -> list[Piece]:
   return [f'{text} Go on with your reasoning, then zoom again or give your final answer.']
 
 
-def boxed(text: str) -> str:
-  r"""The answer of a turn, taken out of its last `\boxed{}` if there is one."""
+def boxed_text(text: str) -> str:
+  r"""Returns the answer of a turn, from its last `\boxed{}` if there is one."""
   answer = extract_answer(text)
   found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
@@ -231,8 +231,8 @@ def sage_crop(window: Window, clip: Clip) -> list[Piece]:
   )
 
 
-def sage_refused(result: ToolResult) -> list[Piece]:
-  """An error as a tool response, in this agent's words for its tool."""
+def sage_error(result: ToolResult) -> list[Piece]:
+  """Returns an error as a tool response, with this agent's names for the tool's arguments."""
   text = (
     f'Error: only {_SAGE_TOOL} can be run here.'
     if result.status is ResultStatus.UNKNOWN_TOOL
@@ -267,7 +267,7 @@ VIDEOZOOMER = DialogueFormat(
   answered=tags.has_answer,
   request='No more zooms. Give the final answer now.',
   frames=zoom_frames,
-  refused=zoom_refused,
+  refused=zoom_error,
   requests={},
   forced_tokens={},
   forced_prefix=True,
@@ -279,7 +279,7 @@ SAGE = DialogueFormat(
   answered=lambda text: bool(sage_answer(text)),
   request='No more tools. Give the final answer now, in the same JSON.',
   frames=template.frame_pieces,
-  refused=sage_refused,
+  refused=sage_error,
   requests={},
   forced_tokens={},
   forced_prefix=True,

@@ -1,10 +1,10 @@
 """Samples of the public benchmarks, from the files that a hub publishes, and their scores (spec,
 section 11). `benchmark_table` has a record of each.
 
-Rows are read where they enter: one that is broken as published is kept and marked, and `faults`
-counts them; a file that lacks a column, or is another benchmark's, is refused. A video that is
-missing does not stop a run: its question is asked all the same and ends as an error of its own;
-`problems` tells of it before anything is launched.
+Rows are checked when they are read. A row that is broken as published stays and is marked, and
+`faults` counts such rows. A file that lacks a column, or is of another benchmark, is refused. A
+video that is missing does not stop a run: its question is still asked and ends as an error;
+`problems` reports it before anything is launched.
 """
 
 import dataclasses
@@ -98,8 +98,8 @@ def load(
 
   Args:
     folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is
-    unpacked. limit: so many samples, 0 for all: drawn by their ids, the same on every machine; more
-    only add.
+    unpacked. limit: number of samples, 0 for all; they are drawn by their ids, the same on every
+    machine, and a larger limit only adds samples.
 
   Raises:
     ConfigError: no such benchmark.
@@ -110,7 +110,7 @@ def load(
   benchmark = named(name)
   try:
     root = snapshots.root(folder)
-    asked = _drawn(_questions(benchmark, root), limit)
+    asked = _draw_questions(_questions(benchmark, root), limit)
     videos, _ = _videos(benchmark, root, cache, asked)
     subtitles = _subtitles(benchmark, root, cache, asked)
   except DataError as error:
@@ -128,7 +128,8 @@ def load(
   if not benchmark.subtitle_bytes:
     return samples
   return [
-    _marked(sample, subtitles.get(question.video)) for sample, question in zip(samples, asked)
+    _with_subtitles(sample, subtitles.get(question.video))
+    for sample, question in zip(samples, asked)
   ]
 
 
@@ -159,7 +160,7 @@ def problems(
   for name, folder in folders.items():
     try:
       root = snapshots.root(folder)
-      whole[name] = root, _drawn(_questions(named(name), root), limit)
+      whole[name] = root, _draw_questions(_questions(named(name), root), limit)
     except (DataError, ConfigError) as error:
       found.append(str(_about(name, error)))
   for name, (root, asked) in whole.items():
@@ -229,7 +230,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
   return list(found.values())
 
 
-def _drawn(asked: list[Question], limit: int) -> list[Question]:
+def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
   """`limit` of them (0: all), in their order."""
   if not 0 < limit < len(asked):
     return asked
@@ -287,7 +288,7 @@ def _videos(
       if not any(names is None or tail(video) in names for names in map(inside.get, holding))
     ]
   for parts in holding:
-    snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+    snapshots.unpack_archives(parts, folders[1], folders[1].with_name('marks'))
   return found() if holding else (videos, missing)
 
 
@@ -306,7 +307,7 @@ def _subtitles(
   files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files) and cache is not None:
     for parts in filter(_is_subtitles, snapshots.archives(root)):
-      snapshots.unpacked(parts, folders[1], folders[1].with_name('marks'))
+      snapshots.unpack_archives(parts, folders[1], folders[1].with_name('marks'))
     files = snapshots.Files(folders, snapshots.SUBTITLES)
   if not len(files):
     raise DataError(
@@ -331,7 +332,7 @@ def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitl
     return error
 
 
-def _marked(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
+def _with_subtitles(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
   """The sample with what became of its subtitle file; one that gives nothing makes it an error."""
   if isinstance(found, Subtitles):
     state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN

@@ -114,7 +114,7 @@ class ChatModel:
       raise RolloutError(f'{outcome.reason}: {outcome.detail}')
     written = cast(Written, outcome)  # as `read_written` gives it
     begun = messages[-1]['content'] if messages[-1]['role'] == 'assistant' else ''
-    ids = self.tok.encode(_continued(begun, written.text), trusted=True)
+    ids = self.tok.encode(_continuation(begun, written.text), trusted=True)
     if written.finish == 'stop':
       ids = np.append(ids, np.int32(self.tok.im_end))
     self.counts.update(requests=1, prompt_tokens=expanded(segments), sampled_tokens=len(ids))
@@ -202,7 +202,7 @@ def read_written(content: bytes) -> Written | Rejected:
   )
 
 
-def _continued(begun: str, text: str) -> str:
+def _continuation(begun: str, text: str) -> str:
   """What a reply adds to its beginning: some servers open the thought again that it was given
   opened.
   """

@@ -15,7 +15,7 @@ SHOWN_AS = {'iou': 'mIoU'}  # means of metrics that have a name of their own
 def summarize(
   plan: Plan, outcomes: Iterable[Outcome], *, samples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-  """The numbers of each benchmark of a plan, JSON-able: what summary.json holds.
+  """Returns the numbers of each benchmark of a plan, as in summary.json.
 
   Args:
     plan: whose keys are the samples. outcomes: of any of them, in any order; a later one of a key
@@ -23,7 +23,7 @@ def summarize(
 
   Returns:
     By benchmark: as `_numbers`, and its `metric`, `fingerprint`, and how many samples are `missing`
-    (an evaluation that was cut off). Equal for equal outcomes, whatever their order.
+    (an evaluation that was cut off). The order of outcomes does not matter.
   """
   by_key = {outcome.key: outcome for outcome in outcomes}
   found = {}
@@ -262,13 +262,13 @@ def compare(
     unpaired = len({*keys[name], *mine[0], *mine[1]}) - len(pairs)
     found[name] = {
       'metric': SHOWN_AS.get(metric, metric),
-      **_paired(pairs, metric, samples, seed),
+      **_paired_difference(pairs, metric, samples, seed),
       'unpaired': unpaired,
     }
   return found
 
 
-def _paired(
+def _paired_difference(
   pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int
 ) -> dict[str, Any]:
   """What `compare` says of a benchmark's pairs of answered outcomes."""

@@ -30,8 +30,8 @@ _THEREFORE_ANSWER = re.compile(rf'<answer>{_THEREFORE} (.*?)</answer>', re.DOTAL
 def letter(text: str) -> str:
   """The option that the driver reads: the single letter in the first `<answer>`, else the first
   stand-alone A..J inside it; else the whole text if it is one letter, else the one after "answer
-  is" or "answer:", else the first stand-alone A..J, else the first character, whatever it is; '' of
-  an empty text.
+  is" or "answer:", else the first stand-alone A..J, else the first character. An empty
+  text gives ''.
   """
   text = text.strip()
   tagged = _ANSWER.search(text)

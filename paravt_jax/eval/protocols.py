@@ -27,7 +27,7 @@ from paravt_jax.types import Clip, Episode, Window
 from paravt_jax.video.store import FrameStore
 
 DISPATCHES = ('parallel', 'sequential')
-# The forced answer as the published driver asked for it: the bare answer, no thought before it, and
+# The forced answer as the published driver asked for it: only the answer, no thought before it, and
 # few tokens.
 FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}
 FORCED_REQUESTS = {
@@ -87,7 +87,7 @@ def _ours(name: str, dialogue_format: DialogueFormat, system: str, **differs) ->
 
 
 def _one_turn(system: str) -> DialogueFormat:
-  """One turn behind this system text, whatever a row brings along."""
+  """One turn after this system text; system texts of rows are ignored."""
   return dataclasses.replace(TRAINING_FORMAT, system=lambda task: system)
 
 
@@ -115,12 +115,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
     answer=direct_answer,
   ),
   'longvt': _theirs('longvt', adapters.LONGVT, adapters.longvt_crop, extract_answer),
-  'videozoomer': _theirs('videozoomer', adapters.VIDEOZOOMER, adapters.zoom_crop, adapters.boxed),
+  'videozoomer': _theirs(
+    'videozoomer', adapters.VIDEOZOOMER, adapters.zoom_crop, adapters.boxed_text
+  ),
   'sage': _theirs('sage', adapters.SAGE, adapters.sage_crop, adapters.sage_answer),
 }
 
 
-def chosen(name: str, prompt_file: str, dispatch: str) -> Protocol:
+def choose_protocol(name: str, prompt_file: str, dispatch: str) -> Protocol:
   """The protocol of that name, with the text of its prompt file where it wants one ('' for none).
 
   Raises:

@@ -157,8 +157,8 @@ def _inline(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _letter(value: Any, count: int) -> str:
-  """The letter that a gold answer is: `C`, `c`, `(C)`, `C.` or `C. text`; '' when it is none of the
-  first `count`.
+  """Returns the letter of a gold answer (`C`, `c`, `(C)`, `C.` or `C. text`), '' when it is not
+  one of the first `count` letters.
   """
   match = _GOLD.fullmatch(_as_text(value))
   letter = (match[1] or match[2]).upper() if match else ''
@@ -217,9 +217,7 @@ def _choice(
   faults: Sequence[str],
   fields: Mapping[str, str],
 ) -> Question:
-  """A multiple-choice question; said: the gold as the row has it, which stands for one that is
-  nowhere.
-  """
+  """Returns a multiple-choice question. said: the row's gold text, used when no option matches."""
   gold = golds[0] if golds else checks.short(said) if not _as_text(said) else _as_text(said)
   return Question(
     identity, video, text, 'mcq', options, gold, golds, tuple(dict.fromkeys(faults)), fields
@@ -286,7 +284,7 @@ def longvideobench(row: Row) -> Question:
 
 
 def lvbench(row: Row) -> Question:
-  """LVBench: the options are the end of the question, or a list beside it."""
+  """LVBench: the options are the end of the question, or a separate list."""
   faults: list[str] = []
   text, options = _inline(_question_text(row, 'question', faults))
   options = _options(options or row.get('options'), faults)

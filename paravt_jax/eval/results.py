@@ -1,8 +1,7 @@
-"""A results folder: what was asked and with what (plan.json), every finished sample
-(results.jsonl), and the numbers of both.
+"""A results folder: its plan, its finished samples, and their numbers.
 
-plan.json      what the results are a function of, by benchmark the keys of all samples, and the shard
-results.jsonl  an `Outcome` a line, on disk before the next one is begun
+plan.json      settings that determine the results, keys of all samples by benchmark, the shard
+results.jsonl  one `Outcome` per line, on disk before the next one starts
 """
 
 import collections
@@ -22,17 +21,17 @@ SHOWN = 5  # names in a message
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A sample that is finished: answered and scored, or an error, which is no wrong answer."""
+  """A finished sample: answered and scored, or an error, which does not count as a wrong answer."""
 
   key: str  # 'videomme/<id>/k=64'
   benchmark: str
   id: str
   k: int
   status: str  # ANSWERED or ERROR
-  reason: str  # of an error, a countable word
-  error: str  # its text
+  reason: str  # short name of an error, for counts
+  error: str  # full text of the error
   score: float | None  # in [0, 1]; None after an error
-  metrics: Mapping[str, float]  # what the score is made of, and more of its kind
+  metrics: Mapping[str, float]  # parts of the score, and further metrics
   official: Mapping[str, float] | None  # by the benchmark's own rule; None where it has none
   answer: str
   gold: str
@@ -50,12 +49,12 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 
 
 def key_of(benchmark: str, sample: str, k: int) -> str:
-  """What names a sample at a budget: 'videomme/<id>/k=64'."""
+  """Returns the key of a sample at a frame budget: 'videomme/<id>/k=64'."""
   return f'{benchmark}/{sample}/k={k}'
 
 
 def digest(value: Any) -> str:
-  """Sixteen hex digits that name a JSON value."""
+  """Returns 16 hex digits that identify a JSON value."""
   return files.digest_json(value, 8)
 
 
@@ -181,8 +180,7 @@ def _begun(folder: Path) -> bool:
 
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
-  """Writes a folder's plan by rename, beside the benchmarks that it holds already, and returns the
-  plan of all of them.
+  """Adds a plan to the folder's plan by an atomic rename, and returns the plan of all benchmarks.
 
   Raises:
     ConfigError: as `refuse_other`. DataError: the folder's plan is broken. ParavtError: it cannot
@@ -247,7 +245,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str)
   return rows
 
 
-def merged(
+def merge_shards(
   plans: Mapping[Path, Plan], outcomes: Mapping[Path, Sequence[Outcome]]
 ) -> tuple[Plan, list[Outcome]]:
   """The whole of which results folders are the shards: its plan and all its outcomes.

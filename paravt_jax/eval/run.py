@@ -87,7 +87,7 @@ async def _record(
   ended = time.monotonic()
   outcome = await judged(episode, reward)
   seconds = _laps(start, opened, ended, time.monotonic())
-  failed = next(filter(_failed, episode.results), None)
+  failed = next(filter(_has_failed, episode.results), None)
   if isinstance(outcome, Scored) and failed is not None:
     return Record(
       task,
@@ -105,20 +105,18 @@ async def _record(
 
 
 def _why(reason: str, episode: Episode) -> str:
-  """What a reason of ours means, where no server or file has said more."""
+  """Explains one of our reasons, where no server or file gave a message."""
   if reason != 'prompt_too_long':
     return reason
   return (
-    f'the prompt of {expanded(episode.trajectory.segments)} tokens leaves no room in the '
+    f'the prompt of {expanded(episode.trajectory.segments)} tokens fills the '
     'context: raise sampling.context (and a lane of server.embedded.lanes that holds it), or '
     f'lower K={episode.budget}; both make another evaluation, in another folder'
   )
 
 
-def _failed(result: ToolResult) -> bool:
-  """Whether a call got no answer because server, file or time failed it, and not for what a model
-  wrote.
-  """
+def _has_failed(result: ToolResult) -> bool:
+  """Returns whether server, file or time limit made a call fail, and not what the model wrote."""
   if result.status is ResultStatus.SUBAGENT_ERROR:
     # one that wrote nothing to the purpose did answer
     return result.subagent is None or result.subagent.stop is StopReason.ABORT
@@ -126,6 +124,6 @@ def _failed(result: ToolResult) -> bool:
 
 
 def _laps(start: float, *ends: float) -> dict[str, float]:
-  """Seconds of the stages that were reached, and of all."""
+  """Returns the seconds of each finished stage, and of all ('wall')."""
   stages = zip(('open', 'episode', 'reward'), (start, *ends), ends)
   return {'wall': ends[-1] - start, **{stage: end - begin for stage, begin, end in stages}}

@@ -1,4 +1,4 @@
-"""One question of a benchmark, whatever file it came from."""
+"""One question of a benchmark, in the same form for all files."""
 
 import collections
 import dataclasses

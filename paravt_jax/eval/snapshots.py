@@ -117,7 +117,7 @@ def _json(
   try:
     data = file.read_bytes()
     text = data.decode(json.detect_encoding(data)).removeprefix('\ufeff')
-    found = _lines(text) if _is_lines(file, text) else _parsed(text)
+    found = _lines(text) if _is_lines(file, text) else _parse_json(text)
     if _SURROGATE.search(text):  # a pair is one character; half of one cannot be made into tokens
       json.dumps(found, ensure_ascii=False).encode()
   except (OSError, ValueError, RecursionError) as error:
@@ -140,18 +140,18 @@ def _lines(text: str) -> list[Any]:
   for number, line in enumerate(text.split('\n'), 1):
     try:
       if line.strip():
-        found.append(_parsed(line))
+        found.append(_parse_json(line))
     except ValueError as error:
       raise ValueError(f'line {number}: {error}') from error
   return found
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
   return json.loads(text, strict=False)  # control characters may stand in strings as they are
 
 
 def _is_lines(file: pathlib.Path, text: str) -> bool:
-  """Whether every line is an object of its own, which some files named .json are too."""
+  """Returns whether every line is a JSON object. Some files named .json are such files."""
   if file.suffix == '.jsonl':
     return True
   lines = [line.strip() for line in text.lstrip().split('\n', 2)[:2]]
@@ -162,8 +162,10 @@ def _is_lines(file: pathlib.Path, text: str) -> bool:
 
 
 class Files:
-  """Where the files of some kinds lie below some folders, of which the first counts where two hold
-  a file. Folders that are links are followed, hidden ones are not looked into.
+  """An index of the files with some suffixes below some folders.
+
+  Where two folders have a file, the first folder wins. Links to folders are followed, and hidden
+  folders are skipped.
   """
 
   def __init__(self, folders: Iterable[str | os.PathLike], suffixes: Sequence[str]):
@@ -181,7 +183,7 @@ class Files:
     return sum(map(len, self._by_stem.values()))
 
   def find(self, wanted: str, folders: Sequence[str], depth: int) -> pathlib.Path | None:
-    """The file that a row calls `wanted`, None when there is none or it cannot be told which.
+    """Returns the file that a row calls `wanted`, or None when none or several match.
 
     Args:
       wanted: a relative path. Another suffix of the same kind will do, its own is preferred.
@@ -265,12 +267,14 @@ def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
   return [member.name for member in archive.members]
 
 
-def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path) -> bool:
-  """Extracts an archive into `target`, as `data.unpack` does. True when it had to be done.
+def unpack_archives(
+  parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path
+) -> bool:
+  """Extracts an archive into `target` with `data.unpack`; returns whether it had to.
 
-  It is not done when a mark in the folder `marks` says that this very one (names, sizes, dates)
-  was. An interrupted one is done again; whole files only are ever seen, and a file of another
-  content is replaced.
+  A mark in the folder `marks` records the archive's names, sizes and dates; an archive with a mark
+  is skipped. An interrupted extraction runs again. Only whole files appear, and a file with
+  other content is replaced.
 
   Raises:
     DataError: a damaged archive, one of which a part is missing, one that would write outside, a
@@ -294,11 +298,11 @@ def unpacked(parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib
 
 @contextlib.contextmanager
 def _disk(file: pathlib.Path):
-  """What a disk that cannot be read or written raises, as a DataError."""
+  """Turns the OSError of a disk that cannot be read or written into a DataError."""
   try:
     yield
   except OSError as error:
     raise DataError(
-      f'{file}: {error.strerror or error} at {error.filename or file}; make room or '
+      f'{file}: {error.strerror or error} at {error.filename or file}; free space or '
       'check permissions, then run again (finished files are kept)'
     ) from error

@@ -1,8 +1,9 @@
-"""Subtitle files (srt, vtt) as plain lines, in whatever encoding and shape they come.
+"""Subtitle files (srt, vtt) as plain lines, in any encoding and shape.
 
-A byte-order mark decides the encoding. Without one: UTF-16 and UTF-32 are told by their NULs, then
-UTF-8 is tried. What is left is guessed and counted: GB18030 where the bytes above 0x7f stand in
-pairs throughout (most subtitles that are no Unicode are Chinese or Western), else Windows-1252.
+A byte-order mark decides the encoding. Without one: NULs mean UTF-16 or UTF-32, then UTF-8 is
+tried. For other files the encoding is guessed, and guesses are counted: GB18030 where the bytes
+above 0x7f stand in pairs throughout (most subtitles that are no Unicode are Chinese or Western),
+else Windows-1252.
 """
 
 import codecs
@@ -75,7 +76,7 @@ def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
     raise DataError(
       f'{file}: {error.strerror}, wanted a readable subtitle file; fetch it again'
     ) from error
-  text, encoding, guessed = decoded(data)
+  text, encoding, guessed = decode_text(data)
   lines = subtitle_lines(text)
   if not lines:
     found = f'no cue with a text in {len(data)} bytes (read as {encoding})'
@@ -87,8 +88,8 @@ def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
   return Subtitles(sample_lines(lines, max_bytes), encoding, guessed)
 
 
-def decoded(data: bytes) -> tuple[str, str, bool]:
-  """(text, encoding, whether that is a guess) of a subtitle file; see the top."""
+def decode_text(data: bytes) -> tuple[str, str, bool]:
+  """Returns (text, encoding, whether the encoding is a guess); see the module docstring."""
   for mark, encoding in _MARKS:
     if data.startswith(mark):
       text = data[len(mark) :].decode(encoding, 'replace')
@@ -115,9 +116,9 @@ def decoded(data: bytes) -> tuple[str, str, bool]:
 def subtitle_lines(text: str) -> list[str]:
   """'start --> end text' of every cue of an srt or vtt file, seconds with one decimal.
 
-  A cue ends where the next one's times stand, whatever blank lines there are. Markup, numbers of
-  cues, and notes and styles of vtt are removed. A cue that says what the one before it said, or
-  nothing, is left out; so is what stands before the first one.
+  A cue ends at the times of the next one; blank lines do not end it. Markup, cue numbers, and
+  notes and styles of vtt are removed. Empty cues, cues that repeat the previous text, and text
+  before the first cue are left out.
   """
   text = re.sub('\r+\n', '\n', text).replace('\r', '\n').replace('\ufeff', '').replace('\0', '')
   rows = text.split('\n')

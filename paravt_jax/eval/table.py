@@ -23,11 +23,11 @@ def markdown(
 
   Args:
     name: of what was evaluated. published: by benchmark {model: number, per cent}; those of
-    benchmarks that were not put are left out. rules: by model, the rule that its published numbers
-    were made with: 'official' or 'lmms_eval'; unknown without an entry.
+    benchmarks that were not evaluated are left out. rules: by model, the rule that its published
+    numbers were made with: 'official' or 'lmms_eval'; unknown without an entry.
 
   Returns:
-    Markdown that ends in a newline: scores, those of complete benchmarks beside published rows,
+    Markdown that ends in a newline: scores, comparisons of complete benchmarks with published rows,
     errors by reason, calls, further metrics, breakdowns. Scores are per cent with their 95 %
     interval.
   """

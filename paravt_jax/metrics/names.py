@@ -17,9 +17,9 @@ _VALUE = re.compile(r'[A-Za-z0-9_.+-]+')
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What a metric's name stands for."""
+  """The unit and meaning of a metric."""
 
-  unit: str  # what a value of 1 stands for
+  unit: str  # the unit of a value
   meaning: str  # one sentence
   suffixes: tuple[str, ...] = ()  # keys that may follow the name as `/key=value`
 

@@ -1,5 +1,5 @@
-"""Metrics of a run: one JSON object a step in metrics.jsonl, TensorBoard events beside it, W&B when
-asked for.
+"""Metrics of a run: one JSON object per step in metrics.jsonl, and TensorBoard events and W&B on
+request.
 
 A record is flat: {"step": 3, "wall": 1763690000.1, "accuracy": 0.5, "accuracy/k=4": null}. `wall`
 is Unix time, null a value that was not finite.
@@ -27,15 +27,15 @@ _PROTO: Any = event_pb2  # protobuf makes its classes when it is imported, unsee
 
 
 class MetricsWriter:
-  """Appends a run's metrics, a record a step, each on disk before the call returns.
+  """Appends one record of metrics per step, on disk before the call returns.
 
   Args:
     folder: the run's folder; created when missing.
     tensorboard: whether to write TensorBoard events to folder/tensorboard too.
     wandb: keyword arguments for `wandb.init`, or None for no W&B.
     start_step: the first step that will be written. Records at or after it (of a run that resumes
-      from an earlier checkpoint) and a torn last line are cut off, so that no step stands there
-      twice. 0 begins anew.
+      from an earlier checkpoint) and a torn last line are cut off, so that no step is there twice.
+      0 starts an empty file.
 
   Raises:
     ConfigError: W&B is asked for and not installed.

@@ -1,8 +1,8 @@
 """Attention over packed rows, one call for every model and backend.
 
-Rule: token i sees token j iff both are of the same document (segment, not 0), j is not later in the
-row, and j lies in the shared prefix (branch 0) or in i's own branch. One row can so hold several
-documents, and several continuations of one prefix:
+Token i sees token j if and only if three things hold. Both have the same segment (document), which
+is not 0. j is not later in the row. j is in the shared prefix (branch 0) or in i's branch. So one
+row can hold several documents, and several continuations of one prefix:
 
   segment  1 1 1 1 1 1 1 2 2 0      the prefix a b c is computed once; suffixes d e and f g
   branch   0 0 0 1 1 2 2 0 0 0      see it and themselves, not each other; document h i sees
@@ -29,8 +29,9 @@ def visible(
   branches_BU: jax.Array,
   first: int = 0,
 ) -> jax.Array:
-  """bool[B, T, U]: who sees whom, for queries that start at row index `first` and keys that start
-  at 0.
+  """Returns the mask bool[B, T, U]: which key each query sees.
+
+  Queries start at row index `first`, keys at 0.
   """
   # of one document, in the prefix or in one's own branch, and not later in the row
   same = (segments_BT[:, :, None] == segments_BU[:, None, :]) & (segments_BT[:, :, None] != 0)
@@ -43,14 +44,15 @@ def visible(
 def masked(
   q_BTHF: jax.Array, k_BUKF: jax.Array, v_BUKF: jax.Array, mask_BTU: jax.Array
 ) -> jax.Array:
-  """Softmax attention with an explicit mask; query head h reads key head h // (H / K). Softmax in
-  float32.
+  """Softmax attention with an explicit mask; query head h reads key head h // (H / K).
+
+  The softmax runs in float32.
 
   Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage,
   never nan.
   """
   sizes = shapes.check(q_BTHF=q_BTHF, k_BUKF=k_BUKF, v_BUKF=v_BUKF, mask_BTU=mask_BTU)
-  # query heads stand beside the key head that they share
+  # group the query heads by the key head that they share
   groups = sizes['H'] // sizes['K']
   q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
   # scaled scores, softmax over what is seen, mean of values
@@ -62,13 +64,14 @@ def masked(
   return out_BTKGF.reshape(q_BTHF.shape)
 
 
-def _xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
+def _attend_xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return masked(q_BTHF, k_BTKF, v_BTKF, visible(segments_BT, branches_BT, segments_BT, branches_BT))
 
 
-def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
-  """Blocks of queries, each against the keys up to its end: half the products, one block of weights
-  in memory at a time.
+def _attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
+  """Attention by blocks of queries, each against the keys up to its end.
+
+  This halves the products and needs one block of weights in memory at a time.
   """
   length, groups = q_BTHF.shape[1], q_BTHF.shape[2] // k_BTKF.shape[2]
   # whole blocks of _CHUNK queries, few enough that the program stays short
@@ -82,9 +85,9 @@ def _chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights stand as [keys U, queries Q = G * t]: so every product of both passes is a
-# plain one on its last two axes, which is what makes it fast on a CPU (a transposed [Q, U] operand
-# costs five times as much there).
+# In the blocks, weights are [keys U, queries Q = G * t]. So no product of either pass transposes
+# its last two axes, which makes it fast on a CPU (a transposed [Q, U] operand costs five times as
+# much).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,19 +95,19 @@ def _blocks(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
   return _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT)[0]
 
 
-def _cut(x_BKGFT, first, last):
+def _take_queries(x_BKGFT, first, last):
   """Queries first..last of all groups side by side: [B, K, F, G * t]."""
   block = jnp.swapaxes(x_BKGFT[..., first:last], 2, 3)
   return block.reshape(*block.shape[:3], -1)
 
 
-def _uncut(blocks, groups):
-  """The inverse of `_cut` over all blocks: [B, K, G, F, T]."""
+def _join_queries(blocks, groups):
+  """The inverse of `_take_queries` over all blocks: [B, K, G, F, T]."""
   parts = [jnp.swapaxes(b.reshape(*b.shape[:3], groups, -1), 2, 3) for b in blocks]
   return jnp.concatenate(parts, axis=-1)
 
 
-def _seen(segments_BT, branches_BT, first, last, groups):
+def _block_mask(segments_BT, branches_BT, first, last, groups):
   """bool[B, 1, U, Q] for keys 0..last and queries first..last of every group."""
   mask_BTU = visible(
     segments_BT[:, first:last],
@@ -129,8 +132,10 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
   for first in range(0, length, chunk):
     last = min(first + chunk, length)
     # scores of this block's queries with the keys up to its end
-    scores_BKUQ = _scores(k_BKTF, _cut(q_BKGFT, first, last), last)
-    scores_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR)
+    scores_BKUQ = _scores(k_BKTF, _take_queries(q_BKGFT, first, last), last)
+    scores_BKUQ = jnp.where(
+      _block_mask(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR
+    )
     # softmax over keys, its divisor applied last
     most_BKQ = jnp.max(scores_BKUQ, axis=2)
     weights_BKUQ = jnp.exp(scores_BKUQ - most_BKQ[:, :, None])
@@ -143,16 +148,19 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
     )
     out.append((out_BKFQ / sum_BKQ[:, :, None]).astype(v_BKTF.dtype))
     log_sums.append(most_BKQ + jnp.log(sum_BKQ))
-  out_BKGFT = _uncut(out, groups)
+  out_BKGFT = _join_queries(out, groups)
   return out_BKGFT, (q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums)
 
 
-def _blocks_backward(chunk, kept, d_out_BKGFT):
-  """Dao et al. 2022, appendix B: weights again from scores and their log-sum; d_scores = w * (d_w -
-  sum_F(d_out * out)).
+def _blocks_backward(chunk, saved, d_out_BKGFT):
+  """The backward pass of Dao et al. 2022, appendix B.
+
+  Weights are computed again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out *
+  out)).
   """
-  q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = kept
+  q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = saved
   groups, length, dtype = q_BKGFT.shape[2], q_BKGFT.shape[-1], q_BKGFT.dtype
+  # sum_F(d_out * out), one number per query
   dot_BKGFT = jnp.sum(
     d_out_BKGFT.astype(jnp.float32) * out_BKGFT.astype(jnp.float32), axis=3, keepdims=True
   )
@@ -163,25 +171,29 @@ def _blocks_backward(chunk, kept, d_out_BKGFT):
   times = functools.partial(jnp.einsum, 'BKUQ,BKQF->BKUF', preferred_element_type=jnp.float32)
   for block, first in enumerate(range(0, length, chunk)):
     last = min(first + chunk, length)
-    q_BKFQ = _cut(q_BKGFT, first, last)
-    d_out_BKFQ = _cut(d_out_BKGFT, first, last)
+    q_BKFQ = _take_queries(q_BKGFT, first, last)
+    d_out_BKFQ = _take_queries(d_out_BKGFT, first, last)
     # the forward pass's weights again
     weights_BKUQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
-    weights_BKUQ = jnp.where(_seen(segments_BT, branches_BT, first, last, groups), weights_BKUQ, 0)
+    weights_BKUQ = jnp.where(
+      _block_mask(segments_BT, branches_BT, first, last, groups), weights_BKUQ, 0
+    )
     # through values and softmax to the scores
     d_weights_BKUQ = _scores(v_BKTF, d_out_BKFQ, last)
-    d_scores_BKUQ = (weights_BKUQ * (d_weights_BKUQ - _cut(dot_BKGFT, first, last))).astype(dtype)
+    d_scores_BKUQ = (
+      weights_BKUQ * (d_weights_BKUQ - _take_queries(dot_BKGFT, first, last))
+    ).astype(dtype)
     # gradients of values, keys and this block's queries
     d_v = d_v.at[:, :, :last].add(times(weights_BKUQ.astype(dtype), jnp.swapaxes(d_out_BKFQ, 2, 3)))
     d_k = d_k.at[:, :, :last].add(times(d_scores_BKUQ, jnp.swapaxes(q_BKFQ, 2, 3)))
     d_q.append(jnp.einsum('BKFU,BKUQ->BKFQ', k_BKFT[..., :last], d_scores_BKUQ))
-  return _uncut(d_q, groups), d_k.astype(k_BKTF.dtype), d_v.astype(v_BKTF.dtype), None, None
+  return _join_queries(d_q, groups), d_k.astype(k_BKTF.dtype), d_v.astype(v_BKTF.dtype), None, None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-BACKENDS = {'xla': _xla, 'chunked': _chunked}
+BACKENDS = {'xla': _attend_xla, 'chunked': _attend_chunked}
 
 
 def attend(

@@ -71,7 +71,7 @@ async def phase(
         asked,
         put.left_to_do(asked, WHOLE, log),
         log,
-        protocol=protocols.chosen('tools', '', 'parallel'),
+        protocol=protocols.choose_protocol('tools', '', 'parallel'),
         options=EvalOptions(recipe.eval.concurrent, recipe.seed, -1),
         server=server,
         interrupts=interrupts,

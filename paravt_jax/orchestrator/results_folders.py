@@ -137,7 +137,7 @@ def merge(arguments: Sequence[str]) -> None:
 
   Raises:
     ConfigError: no folders, a target that is not empty, or shards that do not make a whole; see
-    `results.merged`.
+    `results.merge_shards`.
   """
   words = list(arguments)
   target = None
@@ -152,7 +152,7 @@ def merge(arguments: Sequence[str]) -> None:
     )
   folders = [pathlib.Path(word) for word in words]
   plans = {folder: results.read_plan(folder) for folder in folders}
-  plan, outcomes = results.merged(
+  plan, outcomes = results.merge_shards(
     plans, {folder: results.read(folder / 'results.jsonl') for folder in folders}
   )
   first = folders[0].resolve()

@@ -1,5 +1,5 @@
-"""The policy loss: PPO's clip decoupled from the policy that sampled (Hilton et al. 2022; Schulman
-et al. 2017, eq. 7).
+"""The policy loss: PPO's clip (Schulman et al. 2017, eq. 7), decoupled from the policy that sampled
+the tokens (Hilton et al. 2022).
 """
 
 import jax
@@ -20,17 +20,17 @@ def decoupled_policy_loss(
   clip: float,
   weight_cap: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """sum_t w * max(-A * ratio, -A * clip(ratio, 1 - clip, 1 + clip)) / N, over the N trained tokens.
+  """Returns the mean loss of the N trained tokens, and the sums that it is made of.
 
-  ratio = exp(logprob - prox) carries the gradient; w = exp(prox - behavior) corrects for the policy
-  that sampled, without gradient. A token with w > weight_cap is dropped from the sum but stays in
-  N.
+  loss = sum_t w * max(-A * ratio, -A * clip(ratio, 1 - clip, 1 + clip)) / N.
+  ratio = exp(logprob - prox) carries the gradient. w = exp(prox - behavior) has none; it corrects
+  for the policy that sampled. A token with w > weight_cap leaves the sum but stays in N.
 
   Args:
     logprob_ST: log-probs under the policy being trained, at the sampling temperature.
     prox_logprob_ST: under the policy before this batch's updates; its gradient is stopped here.
     behavior_logprob_ST: as the server reported them.
-    advantage_ST: credit per token.
+    advantage_ST: advantage per token.
     mask_ST: 1 on trained tokens; outside, every array may hold garbage, nan included.
     clip: half width of the ratio's interval.
     weight_cap: largest behaviour weight that is used.
@@ -48,7 +48,7 @@ def decoupled_policy_loss(
     advantage_ST=advantage_ST,
     mask_ST=mask_ST,
   )
-  # nothing outside the mask counts, whatever stands there
+  # arrays may hold nan outside the mask, and nan * 0 is nan: replace it
   trained_ST = mask_ST > 0
   logprob_ST, prox_ST, behavior_ST, advantage_ST = (
     jnp.where(trained_ST, x, 0.0)
@@ -56,9 +56,10 @@ def decoupled_policy_loss(
   )
   prox_ST, behavior_ST, advantage_ST = jax.lax.stop_gradient((prox_ST, behavior_ST, advantage_ST))
 
+  # the weight of each token under the policy that sampled it
   weight_ST, kept_ST = _weights(trained_ST, prox_ST, behavior_ST, weight_cap)
 
-  # PPO's clip
+  # PPO's clip: the worse of the plain and the clipped term
   ratio_ST = jnp.exp(jnp.clip(logprob_ST - prox_ST, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
   plain_ST = -advantage_ST * ratio_ST
   clipped_ST = -advantage_ST * jnp.clip(ratio_ST, 1 - clip, 1 + clip)
@@ -74,8 +75,9 @@ def decoupled_policy_loss(
 def _weights(
   trained_ST: jax.Array, prox_ST: jax.Array, behavior_ST: jax.Array, cap: float
 ) -> tuple[jax.Array, jax.Array]:
-  """exp(prox - behavior) of the tokens that are used, else 0; and which tokens are used: a weight
-  above the cap drops its token.
+  """Returns exp(prox - behavior) of the used tokens, else 0; and which tokens are used.
+
+  A weight above the cap drops its token.
   """
   weight_ST = jnp.exp(prox_ST - behavior_ST)
   kept_ST = trained_ST & (weight_ST <= cap)
@@ -91,8 +93,9 @@ def _counts(
   prox_ST: jax.Array,
   behavior_ST: jax.Array,
 ) -> dict[str, jax.Array]:
-  """The parts beside the loss. decides_ST: where the clip decides. |prox - behavior| is the gap
-  between learner and server.
+  """Returns the logged sums. decides_ST: where the clip decides.
+
+  |prox - behavior| is the gap between learner and server.
   """
   gap_ST = jnp.where(trained_ST, jnp.abs(prox_ST - behavior_ST), 0.0)
   return {

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 SIZE = (48, 64)
-# Quick settings; key frames every 12 frames. `bf` stands for B-frames where the encoder has them.
+# Quick settings; key frames every 12 frames. `bf` sets B-frames where the encoder has them.
 ENCODERS = {
   'libx264': {'preset': 'ultrafast', 'threads': '1', 'g': '12', 'bf': '0'},
   'libx265': {
@@ -36,7 +36,7 @@ B_FRAMES = {
 
 
 def moving_image(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-  """uint8[H, W, 3]: an image of its own for each index, without symmetry."""
+  """uint8[H, W, 3]: a different image for each index, without symmetry."""
   rows, columns = np.mgrid[: size[0], : size[1]]
   red = (rows * 3 + index * 7) % 256
   green = (columns * 2 + index * 11) % 256

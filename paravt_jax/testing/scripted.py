@@ -1,4 +1,4 @@
-"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a thread of its own, and
+"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a separate thread, and
 answers what a function says.
 
     with ScriptedServer(lambda request: Reply(ids=(5, 6, 2))) as server:

@@ -62,7 +62,7 @@ async def stack(
 
   Args:
     folder: where the model goes; made if it is missing.
-    env: the environment of the server's process, which runs on the CPU whatever it says.
+    env: the environment of the server's process, which always runs on the CPU.
     timeout_s: for the server to come up, and for each request, call and decoding.
     script: what a scripted server answers; None starts the embedded server in its own process.
     sampler: a class of your own, to dictate turns or to watch requests.

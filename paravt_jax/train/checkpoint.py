@@ -1,8 +1,7 @@
-"""Records of a run: one folder per step with the arrays (Orbax) and the host's counters (JSON),
-complete or absent.
+"""Checkpoint records of a run: one folder per step, either complete or absent.
 
     <root>/00000012/arrays/...   parameters, optimizer state: one Orbax checkpoint, leaves by name
-    <root>/00000012/host.json    what the host knows: data position, rollout counters, ...
+    <root>/00000012/host.json    the host's counters: data position, rollout counters, ...
 
 A record is written under a temporary name and renamed, so a kill in the middle leaves the previous
 one as the newest.
@@ -29,7 +28,7 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What `restore` gives."""
+  """The result of `restore`."""
 
   step: int  # of the record
   state: Any  # a tree like the template, on its devices
@@ -45,7 +44,7 @@ def leaf_names(tree: Any) -> dict[str, Any]:
 
 
 def folder(root: str | os.PathLike, step: int) -> pathlib.Path:
-  """Where the record of a step lies."""
+  """Returns the folder of a step's record."""
   return pathlib.Path(root) / f'{step:08d}'
 
 
@@ -70,8 +69,9 @@ def latest(root: str | os.PathLike) -> int | None:
 
 
 def sweep(root: str | os.PathLike) -> None:
-  """Removes what a killed or refused `save` left of a record. Nobody may be saving; an absent
-  folder is no error.
+  """Removes the partial records of a killed or failed `save`. No `save` may run at the same time.
+
+  A missing folder is no error.
   """
   if jax.process_index() == 0:
     for path in pathlib.Path(root).glob(f'{_TEMPORARY}*'):
@@ -87,14 +87,14 @@ def save(
     root: folder of the run's records; made when missing.
     step: number of the record; one that exists is replaced.
     state: any tree of arrays, sharded or not. Every process of a multi-host run calls this.
-    host: anything JSON can hold.
-    keep: how many records stay, at least 1.
+    host: any value that JSON can hold.
+    keep: number of records that stay, at least 1.
 
   Raises:
     CheckpointError: the record cannot be written (disk full, no permission); earlier records are
     untouched.
   """
-  root = pathlib.Path(root).absolute()  # which Orbax asks for
+  root = pathlib.Path(root).absolute()  # Orbax refuses relative paths
   target = folder(root, step)
   temporary = root / f'{_TEMPORARY}{target.name}'
   try:
@@ -102,6 +102,7 @@ def save(
       root.mkdir(parents=True, exist_ok=True)
       shutil.rmtree(temporary, ignore_errors=True)
     _barrier(f'checkpoint-{step}-begin')
+    # every process writes its shards; the first one adds the host's file and renames
     with _context():
       orbax.save_checkpointables(str(temporary / 'arrays'), {'state': leaf_names(state)})
     if jax.process_index() == 0:
@@ -146,6 +147,7 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
     raise CheckpointError(
       f'{path}: no record of step {step}; there are records of {list(steps(root))}'
     )
+  # names, shapes and dtypes are compared before an array is read
   host = _read_host(path)
   wanted = leaf_names(template)
   try:

@@ -1,4 +1,4 @@
-"""The tokens that a policy would write next by greedy decoding: the learner's half of a canary."""
+"""Greedy decoding on the learner's mesh: the learner's half of a canary."""
 
 import functools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def make_greedy(
       temperature 1. `options.banned` are never chosen.
     input_ids: int[n], one placeholder per merged token of the image.
     image: uint8[H, W, 3], sides multiples of 32.
-    tokens: how many to predict.
+    tokens: number of tokens to predict.
 
   Returns:
     A function: ids int32, log-probs float32, and margins float32, the distance in nats from the
@@ -80,7 +80,8 @@ def make_greedy(
 def _two_best(
   last_D: jax.Array, kernel_DV: jax.Array, banned: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probs [2] and ids [2] of the best tokens behind a hidden state; banned ones are none."""
+  """Returns log-probs [2] and ids [2] of the two best tokens after a hidden state. Banned ids
+  never count."""
   logits_V = jnp.einsum('D,DV->V', last_D, kernel_DV, preferred_element_type=jnp.float32)
   if banned:
     logits_V = logits_V.at[jnp.asarray(banned)].set(-jnp.inf)

@@ -1,6 +1,4 @@
-"""Log-probs and entropy of given tokens, in chunks, so that [tokens, V] is never whole in
-memory.
-"""
+"""Log-probs and entropy of given tokens, in chunks: the whole [tokens, V] is never in memory."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ _BANNED = -1e30  # finite, so that entropy's p * logit is 0 and not nan
 
 
 class Scores(NamedTuple):
-  """Scores of tokens, float32; 0 where none was asked for."""
+  """Scores of tokens, float32; 0 for tokens that were not to be scored."""
 
   logprob_RT: jax.Array  # nats, with gradient
   entropy_RT: jax.Array  # of the distribution that the token came from, nats
@@ -39,14 +37,12 @@ def token_scores(
   what the server samples from. Wanted tokens move to the front, so that later chunks are skipped.
 
   Args:
-    hidden_RTD: after the final norm, in the compute dtype.
-    head_DV: output matrix; it is cast to the compute dtype.
-    tokens_RT: the tokens to score.
-    previous_RT: row index of the hidden state that predicts each; a token with -1 is not scored.
-    wanted_RT: bool, which tokens to score.
-    temperature: > 0.
-    banned: token ids that cannot be sampled. One that is wanted gets a hugely negative log-prob.
-    chunk: tokens per row in memory at once; the largest array is [R, chunk, V].
+    hidden_RTD: after the final norm, in the compute dtype. head_DV: output matrix; it is cast to
+    the compute dtype. tokens_RT: the tokens to score. predecessor_RT: row index of the hidden state
+    that predicts each; a token with -1 is not scored. wanted_RT: bool, which tokens to score.
+    temperature: > 0. banned: token ids that cannot be sampled. A banned token that is wanted gets a
+    hugely negative log-prob. chunk: tokens per row in memory at once; the largest array is [R,
+    chunk, V].
 
   Returns:
     Scores; 0 for tokens that are not scored.
@@ -63,9 +59,10 @@ def token_scores(
   order_RT = jnp.argsort(~wanted_RT, axis=1, stable=True)
   source_RT = jnp.take_along_axis(jnp.maximum(predecessor_RT, 0), order_RT, axis=1)
   target_RT = jnp.take_along_axis(tokens_RT, order_RT, axis=1)
-  asked_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
+  scored_RT = jnp.take_along_axis(wanted_RT, order_RT, axis=1)
   sorted_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
 
+  # what every chunk shares
   allowed_V = np.ones(sizes['V'], bool)
   allowed_V[list(banned)] = False
   fixed = {
@@ -74,18 +71,18 @@ def token_scores(
     'temperature': temperature,
   }
   split = functools.partial(_split, chunk=min(chunk, sizes['T']))
-  chunks = _by_chunk(fixed, (split(sorted_RTD), split(target_RT), split(asked_RT)))
+  chunks = _by_chunk(fixed, (split(sorted_RTD), split(target_RT), split(scored_RT)))
 
   # chunks to rows, and back to the order of the tokens
   back_RT = jnp.argsort(order_RT, axis=1)
-  return Scores(*(_joined(scores, back_RT) for scores in chunks))
+  return Scores(*(_join_chunks(scores, back_RT) for scores in chunks))
 
 
 def _by_chunk(fixed: dict[str, Any], parts: tuple[jax.Array, jax.Array, jax.Array]) -> Scores:
-  """Scores [chunks, R, chunk] of `parts`: hidden states, targets, and which are asked for.
+  """Returns scores [chunks, R, chunk] of `parts`: hidden states, targets, and which to score.
 
-  Logits of one chunk are there at a time, computed again in the backward pass; none where nothing
-  is asked.
+  Only one chunk's logits are in memory at a time; the backward pass computes them again. Chunks
+  without a token to score are skipped.
   """
   score = jax.checkpoint(functools.partial(_chunk, **fixed))
 
@@ -103,7 +100,7 @@ def _split(x_RT: jax.Array, chunk: int) -> jax.Array:
   return jnp.moveaxis(padded.reshape(x_RT.shape[0], -1, chunk, *x_RT.shape[2:]), 1, 0)
 
 
-def _joined(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
+def _join_chunks(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
   """[chunks, R, chunk] -> [R, T], each row in the order of `back_RT`."""
   rows, length = back_RT.shape
   return jnp.take_along_axis(
@@ -111,7 +108,7 @@ def _joined(chunks: jax.Array, back_RT: jax.Array) -> jax.Array:
   )
 
 
-def _chunk(hidden_RTD, target_RT, asked_RT, *, head_DV, allowed_V, temperature) -> Scores:
+def _chunk(hidden_RTD, target_RT, scored_RT, *, head_DV, allowed_V, temperature) -> Scores:
   # logits of what may be sampled
   logits_RTV = (
     jnp.einsum('RTD,DV->RTV', hidden_RTD, head_DV, preferred_element_type=jnp.float32) / temperature
@@ -131,7 +128,7 @@ def _chunk(hidden_RTD, target_RT, asked_RT, *, head_DV, allowed_V, temperature) 
 
   correct_RT = (target_logit_RT >= top_RT).astype(jnp.float32)
   return Scores(
-    jnp.where(asked_RT, target_logit_RT - normalizer_RT, 0.0),
-    jnp.where(asked_RT, entropy_RT, 0.0),
-    jnp.where(asked_RT, correct_RT, 0.0),
+    jnp.where(scored_RT, target_logit_RT - normalizer_RT, 0.0),
+    jnp.where(scored_RT, entropy_RT, 0.0),
+    jnp.where(scored_RT, correct_RT, 0.0),
   )

@@ -1,5 +1,5 @@
-"""What a step reports: sums and counts on the device, divided once on the host, so that
-micro-batches and hosts average right.
+"""Metrics of a step: sums and counts on the device, divided once on the host, so that averages
+over micro-batches and hosts are right.
 
 A key that begins with 'max_' is merged by maximum, every other one by addition. `reduce` turns
 merged sums into metrics; sums of several steps may be merged first.
@@ -18,7 +18,7 @@ CLASSES = ('text', 'after_frame', 'after_tool')  # types.TokenClass, in order
 
 
 def merge(a: MetricSums, b: MetricSums) -> MetricSums:
-  """Joins two dicts of sums; a key that only one has is kept."""
+  """Merges two dicts of sums; a key of only one dict keeps its value."""
 
   def join(name: str) -> jax.Array:
     if name not in a or name not in b:
@@ -53,7 +53,7 @@ def policy(
   """Sums of a policy micro-batch: the loss's parts; entropy, log-prob and gap by token class; the
   gap at current_RT.
   """
-  # learner against server; behaviour may be garbage outside the trained tokens
+  # |learner - server| log-probs; behaviour may be garbage outside the trained tokens
   gap_RT = jnp.where(trained_RT, jnp.abs(prox_RT - jnp.where(trained_RT, behavior_RT, 0.0)), 0.0)
   found = {**parts, 'kl': kl_RT.sum(), 'kl_reward': -beta * kl_RT.sum()}
   found['max_gap'] = found.pop('gap_max')
@@ -65,6 +65,7 @@ def policy(
     'gap_current': jnp.where(now_RT, gap_RT, 0.0).sum(),
     'max_gap_current': jnp.where(now_RT, gap_RT, 0.0).max(initial=0.0),
   }
+  # the same sums by token class
   for number, name in enumerate(CLASSES):
     member_RT = trained_RT & (class_RT == number)
     member_gap_RT = jnp.where(member_RT, gap_RT, 0.0)
@@ -109,7 +110,7 @@ def policy_zeros() -> MetricSums:
 
 
 def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.Array) -> MetricSums:
-  """Norms of one optimizer update (the first two 0 when it was not made), with counts."""
+  """Norms of one optimizer update (the first two are 0 for a skipped update), with counts."""
   return {
     'grad_norm': gradient,
     'update_norm': update,
@@ -120,10 +121,10 @@ def norms(gradient: jax.Array, update: jax.Array, params: jax.Array, made: jax.A
 
 
 def reduce(metric_sums: Mapping[str, float]) -> dict[str, float]:
-  """Metrics (names in paravt_jax.metrics.names, breakdowns as 'name/class=text') from the sums of one or more steps.
-  Pure; on the host.
+  """Metrics (names in paravt_jax.metrics.names, breakdowns as 'name/class=text') from the sums of
+  one or more steps. Pure; on the host.
 
-  Quotients with a count of 0 are left out, so nothing is made up for a class without tokens.
+  Quotients with a count of 0 are left out, so a class without tokens has no metric.
   """
   metric_sums = {name: float(value) for name, value in jax.device_get(dict(metric_sums)).items()}
   out: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Optimizers by name, learning-rate schedules, and which parameters each part of Muon takes."""
+"""Optimizers by name, learning-rate schedules, and the split of parameters for Muon."""
 
 import dataclasses
 from collections.abc import Callable
@@ -63,27 +63,28 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
 def at_step(opt_state: Any, step: jax.Array) -> Any:
-  """The optimizer state with every schedule at `step`, so that learning rates are a function of the
-  run's step alone.
+  """Returns the optimizer state with every schedule at `step`.
 
-  By itself optax counts updates: several to a batch run ahead of the step, and a skipped one falls
-  behind it. Moments and their bias corrections keep counting updates.
+  So learning rates depend only on the run's step. Optax counts updates instead: with several
+  updates per batch its count is above the step, after a skipped update below it. Moments and their
+  bias corrections keep counting updates.
   """
 
   def is_schedule(node: Any) -> bool:
     return isinstance(node, optax.ScaleByScheduleState)
 
-  def moved(node: Any) -> Any:
+  def move_schedule(node: Any) -> Any:
     if not is_schedule(node):
       return node
     return optax.ScaleByScheduleState(jnp.asarray(step, node.count.dtype))
 
-  return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
+  return jax.tree.map(move_schedule, opt_state, is_leaf=is_schedule)
 
 
 def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:
-  """Learning rate of step 0, 1, ...; at step 0 of a warm-up it is peak / warmup_steps, so no step
-  is wasted.
+  """Returns the learning rate as a function of the step.
+
+  A warm-up begins at peak / warmup_steps, not at 0, so step 0 trains too.
   """
   warmup = max(options.warmup_steps, 0)
   decay = {
@@ -104,7 +105,7 @@ def make_schedule(options: OptimizerOptions, peak: float) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """How parameters are updated."""
+  """A gradient transformation, and what logs and checkpoints need to know of it."""
 
   transform: optax.GradientTransformation  # of the trainable parameters
   learning_rate: Schedule  # the one that is logged
@@ -131,15 +132,16 @@ def partition(
 
 
 def matrix_axes(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
-  """Which axes of a weight are input and output, from its logical axes; None when it is no matrix
-  (norm, bias, embedding).
+  """Returns the input and output axes of a weight, None unless it is a matrix.
 
-  The leading axis of stacked weights is a batch axis: each layer's matrix is orthogonalised by
-  itself.
+  Norms, biases and embeddings are not matrices.
+
+  The leading axis of stacked weights is a batch axis: each layer's matrix is orthogonalised
+  alone.
 
   Returns:
-    Numbers of input axes (all but the last) and output axis (the last), as `nn.Dense` kernels have
-    them.
+    Indices of the input axes (all but the last) and of the output axis (the last), as in
+    `nn.Dense` kernels.
   """
   inner = [i for i, name in enumerate(axes) if name not in STACK_AXES]
   if len(inner) < 2 or TABLE_AXES & set(axes):
@@ -169,6 +171,7 @@ def make_optimizer(
   """
   trainable, _ = partition(axes, frozen)
   rate = make_schedule(options, options.learning_rate)
+  # weight decay acts on matrices and tables, not on norms and biases
   decayed = jax.tree.map(
     lambda names: len([n for n in names if n not in STACK_AXES]) >= 2, trainable, is_leaf=is_axes
   )

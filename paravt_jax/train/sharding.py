@@ -1,4 +1,4 @@
-"""Where arrays live: one table from logical axes to the mesh axes (data, fsdp, tensor).
+"""Sharding of arrays: one table from logical axes to the mesh axes (data, fsdp, tensor).
 
 Rows of a batch are split over data and fsdp; parameters over fsdp (their width) and tensor (heads,
 hidden units, vocabulary).
@@ -44,8 +44,9 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of data x fsdp x tensor devices, in the order given (jax.devices() by default). Auto
-  axes: XLA fills in the rest.
+  """Returns a mesh of data x fsdp x tensor devices, by default of jax.devices() in their order.
+
+  Its axes are Auto: XLA chooses the shardings that the code does not name.
 
   Raises:
     ConfigError: the product is not the number of devices.
@@ -62,7 +63,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
-  """The mesh axes of an array with these logical axes.
+  """Returns the mesh axes of an array with these logical axes.
 
   Raises:
     ConfigError: an axis without a rule, or two axes of one array on the same mesh axis.
@@ -86,13 +87,13 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
 
 
 def shards(entry: str | tuple[str, ...] | None, mesh: Mesh) -> int:
-  """Into how many parts a dimension with this entry of a PartitionSpec is cut."""
+  """Returns the number of shards of a dimension with this entry of a PartitionSpec."""
   names = () if entry is None else (entry,) if isinstance(entry, str) else entry
   return int(np.prod([mesh.shape[name] for name in names], dtype=int))
 
 
 def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-  """A NamedSharding per parameter.
+  """Returns a NamedSharding per parameter.
 
   Args:
     axes: tree of tuples of logical names (model.logical_axes).
@@ -121,30 +122,33 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Returns the sharding in which every device has the whole array."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def rows(mesh: Mesh, leading: int) -> NamedSharding:
-  """Rows split over the data axes, after `leading` axes that are not (1 for arrays [M, R, ...], 0
-  for [R, ...]).
+  """Returns the sharding that splits rows over the data axes.
+
+  `leading` axes before the rows are not split: 1 for arrays [M, R, ...], 0 for [R, ...].
   """
   return NamedSharding(mesh, PartitionSpec(*[None] * leading, RULES['rows']))
 
 
 def row_shards(mesh: Mesh) -> int:
-  """The number of rows of a micro-batch must be a multiple of this."""
+  """Returns the number of shards of a micro-batch's rows, which must be a multiple of it."""
   return shards(RULES['rows'], mesh)
 
 
 def host_rows(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): this process holds part `index` of `count` equal, contiguous parts of every
-  micro-batch's rows.
+  """Returns (index, count): this process has part `index` of `count` parts of the rows.
+
+  The parts of a micro-batch's rows are equal and contiguous.
 
   Processes that hold the same rows (a tensor axis across hosts) have the same index.
 
   Raises:
-    ConfigError: its rows are no such part; the mesh orders its devices across hosts in another way.
+    ConfigError: its rows are not such a part, because the mesh orders devices across hosts
+    otherwise.
   """
   parts = row_shards(mesh)
   found = rows(mesh, 0).addressable_devices_indices_map((parts,)).values()

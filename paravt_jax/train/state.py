@@ -1,4 +1,4 @@
-"""The learner's state: parameters, optimizer state and step, each leaf with its place on the
+"""The learner's state: parameters, optimizer state and step, each leaf with its sharding on the
 mesh.
 """
 
@@ -17,16 +17,19 @@ from paravt_jax.train.optimizer import Optimizer, partition
 
 @flax.struct.dataclass
 class State:
-  """What a step reads and returns. The same tree can hold the shapes or shardings of its leaves."""
+  """The input and output of a step. The same tree can hold the shapes or shardings of its
+  leaves.
+  """
 
   step: Any  # int32, updates done (batches, not optimizer updates)
-  params: Any  # all of them, frozen ones included, float32
-  opt_state: Any  # of the trainable ones
+  params: Any  # all parameters, frozen ones too, float32
+  opt_state: Any  # of the trainable parameters
 
 
 def shardings(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
-  """A State whose leaves are NamedShardings. Optimizer state lies where its parameter lies;
-  counters are everywhere.
+  """Returns a State of NamedShardings.
+
+  Optimizer state has the sharding of its parameter; counters are replicated.
   """
   shapes = model.abstract_params(config)
   params = sharding.parameter_shardings(model.logical_axes(config), shapes, mesh)
@@ -38,8 +41,9 @@ def shardings(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
 
 
 def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
-  """The state as jax.ShapeDtypeStruct with shardings: the template for checkpoint.restore and for
-  ahead-of-time compilation.
+  """Returns the state as jax.ShapeDtypeStruct with shardings.
+
+  It is the template for checkpoint.restore and for ahead-of-time compilation.
   """
   params = model.abstract_params(config)
   trainable, _ = partition(params, optimizer.frozen)
@@ -54,8 +58,9 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
 
 
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:
-  """A state at step 0 around given parameters (host or device arrays, copied), cast to float32 and
-  placed on the mesh.
+  """Returns a state at step 0 with copies of these parameters, in float32 and on the mesh.
+
+  The parameters may be host or device arrays.
   """
   places = shardings(config, optimizer, mesh)
   placed = jax.tree.map(
@@ -69,14 +74,15 @@ def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -
 
 
 def from_values(params: Any, optimizer: Optimizer) -> State:
-  """Parameters and an empty optimizer state around them; usable under jit and eval_shape."""
+  """Returns a state at step 0 with a fresh optimizer state; works under jit and eval_shape."""
   trainable, _ = partition(params, optimizer.frozen)
   return State(jnp.zeros((), jnp.int32), params, optimizer.transform.init(trainable))
 
 
 def _like_params(opt_state: Any, shapes: Any, places: Any, mesh: Mesh) -> Any:
-  """Places of optimizer leaves: that of the parameter whose path ends theirs and whose shape they
-  have.
+  """Returns the shardings of optimizer leaves.
+
+  A leaf has the sharding of the parameter whose path ends the leaf's and whose shape is equal.
   """
   by_path = {
     path: (leaf.shape, place)

@@ -39,7 +39,7 @@ INPUTS = (
 LARGE_IMAGES = (
   'large_images',
   'large_image_grids',
-)  # beside INPUTS, where rows have slots for large images
+)  # in addition to INPUTS, where rows have slots for large images
 SFT_EXTRAS = {'mask': np.float32}
 RL_EXTRAS = {
   'mask': np.float32,
@@ -52,19 +52,14 @@ RL_EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-  """How the model is run. dtype: of matrix products, 'float32' or 'bfloat16'. remat: recompute
-  layers in the backward pass.
+  """How a step runs the model and scores tokens."""
 
-  backend: attention's. head_chunk: tokens per row whose logits are in memory at once. temperature,
-  banned: the distribution that is scored; SFT has 1 and ().
-  """
-
-  dtype: str
-  remat: bool
-  backend: str
-  head_chunk: int
-  temperature: float
-  banned: tuple[int, ...]
+  dtype: str  # of matrix products, 'float32' or 'bfloat16'
+  remat: bool  # whether the backward pass recomputes layers
+  backend: str  # of attention, a key of attention.BACKENDS
+  head_chunk: int  # tokens per row whose logits are in memory at once
+  temperature: float  # of the scored distribution, 1 in SFT
+  banned: tuple[int, ...]  # ids that the scored distribution excludes, () in SFT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +82,10 @@ class RLOptions(Options):
 
 
 def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[str, jax.Array]:
-  """Host arrays [M, R, ...] to the mesh, rows over its data axes.
+  """Puts host arrays [M, R, ...] on the mesh, with rows split over its data axes.
 
-  With several processes each gives its own part of the rows (sharding.host_rows), and M and `used`
-  are the same in all.
+  With several processes, each passes its part of the rows (sharding.host_rows). M and `used` are
+  the same in all processes.
 
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
@@ -131,7 +126,7 @@ def make_sft_step(
 
     def loss(trainable, index):
       params = {**trainable, **frozen}
-      micro = _micro(batch, index)
+      micro = _micro_batch(batch, index)
       scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
@@ -153,7 +148,7 @@ def make_rl_step(
   spec sections 6 and 7.
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
-  is a tree of parameters, wanted when rl.beta > 0. With updates_per_batch above 1, prox and
+  is a tree of parameters, required when rl.beta > 0. With updates_per_batch above 1, prox and
   reference log-probs are computed once, then each update runs over the whole batch, all at the
   learning rate of the batch's step. `metric_sums` go to metric_sums.reduce.
 
@@ -168,7 +163,8 @@ def make_rl_step(
     advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
     def score(params, index):
-      return _scores(config, params, _micro(batch, index), trained_MRT[index], optimizer, options)
+      micro = _micro_batch(batch, index)
+      return _scores(config, params, micro, trained_MRT[index], optimizer, options)
 
     def reference_logprob(index):
       if rl.beta > 0:
@@ -179,7 +175,7 @@ def make_rl_step(
     def loss(trainable, index, before):
       scores = score({**trainable, **frozen}, index)
       prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores))
-      micro = {**_micro(batch, index), 'advantage': advantage_MRT[index]}
+      micro = {**_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
       return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
 
     def update(before, carry):
@@ -198,7 +194,7 @@ def make_rl_step(
         return score(state.params, index).logprob_RT, reference_logprob(index)
 
       count_updates, shape = rl.updates_per_batch, trained_MRT.shape
-      carry = _repeated(update, both, count_updates, batch['used'], shape, carry)
+      carry = _repeat_updates(update, both, count_updates, batch['used'], shape, carry)
     trainable, opt_state, totals = carry
     totals = metric_sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
@@ -210,7 +206,7 @@ def make_rl_step(
 def _policy_loss(
   scores: head.Scores, prox_RT, reference_RT, micro: Batch, trained_RT, count, rl: RLOptions
 ):
-  """One micro-batch's share of the loss, and what is logged of it."""
+  """Returns one micro-batch's share of the loss, and its metric sums."""
   mask_RT = trained_RT.astype(jnp.float32)
   # KL to the reference, paid per token
   if rl.beta > 0:
@@ -264,6 +260,7 @@ def _scores(
     large_images_BNXPC=micro.get('large_images'),
     large_image_grids_BN2=micro.get('large_image_grids'),
   )
+  # [R, T, D], then log-probs [R, T] of the wanted tokens
   hidden_RTD = model.hidden(
     config,
     params,
@@ -291,7 +288,7 @@ def _target_mask(batch: Batch) -> jax.Array:
   return (batch['mask'] > 0) & (batch['predecessor'] >= 0) & used_M[:, None, None]
 
 
-def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
+def _micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
   return {
     name: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
     for name, x in batch.items()
@@ -302,8 +299,8 @@ def _micro(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
 def _accumulate(
   loss: Callable, trainable: Any, used: jax.Array
 ) -> tuple[Any, metric_sums.MetricSums]:
-  """Sum over `used` micro-batches of the gradient of loss(trainable, index) -> (value, sums), in
-  float32; and of the sums.
+  """Sums the gradient of loss(trainable, index) -> (value, metric sums) over the `used`
+  micro-batches, in float32, and the metric sums too.
   """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
@@ -318,10 +315,10 @@ def _accumulate(
   return jax.lax.fori_loop(0, used, body, (zeros, no_totals))
 
 
-def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-  """float32[M, R, T] per output of run(index), micro-batch by micro-batch; 0 for those that are not
-  used.
-  """
+def _each_micro_batch(
+  run: Callable, used: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, ...]:
+  """Runs run(index) for each used micro-batch; returns float32[M, R, T] per output, else 0."""
   count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
 
   def body(index, outputs):
@@ -334,13 +331,15 @@ def _each(run: Callable, used: jax.Array, shape: tuple[int, ...]) -> tuple[jax.A
   return jax.lax.fori_loop(0, used, body, zeros)
 
 
-def _repeated(
+def _repeat_updates(
   update: Callable, both: Callable, count: int, used: jax.Array, shape: tuple[int, ...], carry: Any
 ) -> Any:
-  """`count` updates with the log-probs of prox and reference as both(index) has them before the
-  first.
+  """Runs `count` updates with the prox and reference log-probs of the parameters before the first.
+
+  both(index) returns these log-probs for one micro-batch.
   """
-  prox_MRT, reference_MRT = _each(both, used, shape)
+  # scores before the first update, for all of them
+  prox_MRT, reference_MRT = _each_micro_batch(both, used, shape)
 
   def before(index, scores):
     return prox_MRT[index], reference_MRT[index]
@@ -351,8 +350,9 @@ def _repeated(
 def _update(
   optimizer: Optimizer, gradient: Any, opt_state: Any, trainable: Any, step: jax.Array
 ) -> tuple[Any, Any, metric_sums.MetricSums]:
-  """One optimizer update at the rates of `step`; a gradient that is not finite changes nothing and
-  is counted.
+  """Applies one optimizer update at the rates of `step`.
+
+  A gradient that is not finite changes nothing and is counted.
   """
   opt_state = at_step(opt_state, step)
   size = optax.tree.norm(gradient)
@@ -361,6 +361,7 @@ def _update(
   def keep(new, old):
     return jnp.where(finite, new, old)
 
+  # a step that is not finite keeps parameters and moments as they are
   updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
   updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
   trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
@@ -371,8 +372,8 @@ def _update(
 
 
 def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
-  """The learning rate of this batch: that of the run's step, at which every update of the batch
-  acts (`at_step`).
+  """Returns the learning rate of the run's step, which every update of the batch has
+  (`at_step`).
   """
   return {
     'learning_rate': jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
@@ -381,7 +382,7 @@ def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
 
 
 def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = None) -> Callable:
-  batch = None  # as put_batch placed it
+  batch = None  # keeps the shardings of put_batch
   extra = () if reference is None else (places.params if reference else None,)
   out = (places, sharding.replicated(mesh))
   return jax.jit(step, donate_argnums=0, in_shardings=(places, batch, *extra), out_shardings=out)

@@ -17,7 +17,7 @@ ZOOM = '<video_zoom> {"segment": [4.0, 6.0], "fps": 2} </video_zoom>'
 def from_file(tmp_path, name, text=FILE):
   path = tmp_path / 'prompt.txt'
   path.write_text(text)
-  return protocols.chosen(name, str(path), 'parallel')
+  return protocols.choose_protocol(name, str(path), 'parallel')
 
 
 def tool(name='extract_parts_from_timestamp', **arguments):
@@ -171,7 +171,7 @@ def test_videozoomer_sees_stamped_frames_and_its_errors_as_user_messages(tmp_pat
   ],
 )
 def test_a_boxed_answer_is_taken_out(text, answer):
-  assert adapters.boxed(text) == answer
+  assert adapters.boxed_text(text) == answer
 
 
 # SAGE

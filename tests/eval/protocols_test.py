@@ -207,24 +207,24 @@ def test_sequential_leaves_protocols_without_tools_as_they_are():
 )
 def test_an_unknown_protocol_is_refused(name, message):
   with pytest.raises(ConfigError, match=message.replace('?', r'\?')):
-    protocols.chosen(name, '', 'parallel')
+    protocols.choose_protocol(name, '', 'parallel')
 
 
 def test_an_unknown_dispatch_is_refused():
   with pytest.raises(
     ConfigError, match=r"protocol\.dispatch='both': wanted one of parallel, sequential"
   ):
-    protocols.chosen('tools', '', 'both')
+    protocols.choose_protocol('tools', '', 'both')
   with pytest.raises(
     ConfigError,
     match=r"protocol\.dispatch='sequential': direct makes no calls; leave it 'parallel'",
   ):
-    protocols.chosen('direct', '', 'sequential')
+    protocols.choose_protocol('direct', '', 'sequential')
 
 
 def test_our_own_protocols_take_no_file_and_state_their_prompt():
   assert (
-    protocols.chosen('tools', '', 'parallel') is PROTOCOLS['tools']
+    protocols.choose_protocol('tools', '', 'parallel') is PROTOCOLS['tools']
     and prompts.SYSTEM in PROTOCOLS['tools'].prompt
   )
   assert all(protocol.prompt for protocol in PROTOCOLS.values() if not protocol.placeholders)
@@ -233,7 +233,7 @@ def test_our_own_protocols_take_no_file_and_state_their_prompt():
     match=r"prompt_file='x\.txt': tools has a prompt of its own; leave the knob empty, or name one "
     r'of longvt',
   ):
-    protocols.chosen('tools', 'x.txt', 'parallel')
+    protocols.choose_protocol('tools', 'x.txt', 'parallel')
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_prompt_file_is_checked_before_anything_runs(tmp_path, content, messag
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(ConfigError) as raised:
-    protocols.chosen('longvt', str(path), 'parallel')
+    protocols.choose_protocol('longvt', str(path), 'parallel')
   assert (
     message in str(raised.value)
     and str(path) in str(raised.value)
@@ -265,12 +265,12 @@ def test_a_protocol_that_needs_a_file_says_so():
     ConfigError,
     match=r'prompt_file is empty: sage needs a text file with its prompt that holds \{question\}',
   ):
-    protocols.chosen('sage', '', 'parallel')
+    protocols.choose_protocol('sage', '', 'parallel')
 
 
 def test_the_file_is_part_of_what_an_evaluation_is_known_by(tmp_path):
   made = []
   for text in ('One. {question}', 'Two. {question}'):
     (tmp_path / 'prompt.txt').write_text(text)
-    made.append(protocols.chosen('sage', str(tmp_path / 'prompt.txt'), 'parallel').prompt)
+    made.append(protocols.choose_protocol('sage', str(tmp_path / 'prompt.txt'), 'parallel').prompt)
   assert made[0] != made[1] and 'One. {question}' in made[0]

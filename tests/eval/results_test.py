@@ -417,7 +417,7 @@ def shards():
 
 
 def test_shards_make_a_whole_errors_included():
-  made, outcomes = results.merged(*shards())
+  made, outcomes = results.merge_shards(*shards())
   assert made.shard == (1, 1) and made.fingerprint('mlvu') == plan('a').fingerprint('mlvu')
   assert made.benchmarks['mlvu']['keys'] == ['mlvu/a/k=64', 'mlvu/c/k=64', 'mlvu/b/k=64']
   assert (numbers_of(made, outcomes)['samples'], numbers_of(made, outcomes)['errors']) == (3, 1)
@@ -432,7 +432,7 @@ def test_a_merge_says_all_that_is_missing():
     ConfigError,
     match=r'not complete: shard 3/3 is not among the folders; p2 lacks 1 samples \(mlvu/b/k=64\)',
   ):
-    results.merged(plans, outcomes)
+    results.merge_shards(plans, outcomes)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_a_merge_says_all_that_is_missing():
 def test_what_does_not_belong_together_is_not_merged(other, said):
   plans, outcomes = shards()
   with pytest.raises(ConfigError, match=said):
-    results.merged({**plans, 'p2': other}, outcomes)
+    results.merge_shards({**plans, 'p2': other}, outcomes)
 
 
 def test_repeated_frames_are_a_mean_over_answered_samples():

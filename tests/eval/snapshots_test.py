@@ -169,19 +169,20 @@ def test_an_archive_is_unpacked_once(tmp_path: pathlib.Path, kind: str):
       (tmp_path / name).write_bytes((whole[:2100], whole[2100:])[at] if kind == 'parts' else whole)
   (parts,) = snapshots.archives(tmp_path)
   assert snapshots.members(parts) == (None if kind == 'tar.gz' else list(content))
-  assert snapshots.unpacked(parts, files, marks)
+  assert snapshots.unpack_archives(parts, files, marks)
   assert {
     str(path.relative_to(files)): path.read_bytes()
     for path in files.glob('data/**/*')
     if path.is_file()
   } == content
   (files / 'data/a.mp4').unlink()
-  assert not snapshots.unpacked(parts, files, marks) and not (files / 'data/a.mp4').exists()
+  assert not snapshots.unpack_archives(parts, files, marks) and not (files / 'data/a.mp4').exists()
   fresh = fixtures.tarred(content, 'w')
   if kind == 'tar':
     parts[0].write_bytes(fresh + b'\0' * 512)  # another archive of that name
     assert (
-      snapshots.unpacked(parts, files, marks) and (files / 'data/a.mp4').read_bytes() == b'A' * 3000
+      snapshots.unpack_archives(parts, files, marks)
+      and (files / 'data/a.mp4').read_bytes() == b'A' * 3000
     )
 
 
@@ -190,10 +191,10 @@ def test_an_interrupted_unpacking_is_done_again(tmp_path: pathlib.Path):
   (tmp_path / 'v.tar').write_bytes(whole[:12000])
   parts = (tmp_path / 'v.tar',)
   with pytest.raises(DataError, match='damaged archive'):
-    snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks')
+    snapshots.unpack_archives(parts, tmp_path / 'out', tmp_path / 'marks')
   assert not (tmp_path / 'out').exists()  # it is looked at before it is unpacked
   (tmp_path / 'v.tar').write_bytes(whole)
-  assert snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks')
+  assert snapshots.unpack_archives(parts, tmp_path / 'out', tmp_path / 'marks')
   assert (tmp_path / 'out/b.mp4').stat().st_size == 9000
 
 
@@ -201,7 +202,7 @@ def test_an_interrupted_unpacking_is_done_again(tmp_path: pathlib.Path):
 def test_a_tar_that_leaves_its_root_is_refused(tmp_path: pathlib.Path, name: str):
   (tmp_path / 'v.tar').write_bytes(fixtures.tarred({name: b'A'}, 'w'))
   with pytest.raises(DataError, match='leaves the root'):
-    snapshots.unpacked((tmp_path / 'v.tar',), tmp_path / 'out', tmp_path / 'marks')
+    snapshots.unpack_archives((tmp_path / 'v.tar',), tmp_path / 'out', tmp_path / 'marks')
   assert not (tmp_path / 'out').exists() and not (tmp_path / 'a.mp4').exists()
 
 
@@ -209,7 +210,7 @@ def test_a_tar_that_leaves_its_root_is_refused(tmp_path: pathlib.Path, name: str
 def test_a_damaged_archive_is_named(tmp_path: pathlib.Path, name: str):
   (tmp_path / name).write_bytes(b'no archive at all' * 100)
   with pytest.raises(DataError, match=re.escape(f'{tmp_path / name}: damaged archive')):
-    snapshots.unpacked((tmp_path / name,), tmp_path / 'out', tmp_path / 'marks')
+    snapshots.unpack_archives((tmp_path / name,), tmp_path / 'out', tmp_path / 'marks')
 
 
 def test_a_file_of_the_right_size_and_another_content_is_written_again(tmp_path: pathlib.Path):
@@ -221,7 +222,7 @@ def test_a_file_of_the_right_size_and_another_content_is_written_again(tmp_path:
   (tmp_path / 'marks/v.tar.json').write_text(
     json.dumps([['v.tar', status.st_size, status.st_mtime_ns]])
   )
-  assert snapshots.unpacked((tmp_path / 'v.tar',), tmp_path / 'out', tmp_path / 'marks')
+  assert snapshots.unpack_archives((tmp_path / 'v.tar',), tmp_path / 'out', tmp_path / 'marks')
   assert (tmp_path / 'out/a.mp4').read_bytes() == b'A' * 9000
 
 
@@ -232,7 +233,7 @@ def test_a_part_that_is_missing_is_named_before_anything_is_written(tmp_path: pa
   (parts,) = snapshots.archives(tmp_path)
   for job in (
     lambda: snapshots.members(parts),
-    lambda: snapshots.unpacked(parts, tmp_path / 'out', tmp_path / 'marks'),
+    lambda: snapshots.unpack_archives(parts, tmp_path / 'out', tmp_path / 'marks'),
   ):
     with pytest.raises(DataError, match=r'got 3 parts and no v\.tar\.part\.ac, wanted every part'):
       job()

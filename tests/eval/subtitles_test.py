@@ -9,7 +9,7 @@ import pytest
 
 from paravt_jax.errors import DataError
 from paravt_jax.eval import subtitles
-from paravt_jax.eval.subtitles import NoSubtitles, Subtitles, decoded, subtitle_lines
+from paravt_jax.eval.subtitles import NoSubtitles, Subtitles, decode_text, subtitle_lines
 from tests.eval import fixtures
 
 ONE, TWO = '00:00:01,000 --> 00:00:02,500', '00:00:03,000 --> 00:00:04,000'
@@ -113,12 +113,12 @@ def test_blank_lines_numbers_arrows_and_signs_inside_a_cue_are_its_text():
 def test_a_byte_order_mark_decides_then_nuls_then_utf8_and_the_rest_is_a_guess(
   data, encoding, guessed
 ):
-  text, found, guess = decoded(data)
+  text, found, guess = decode_text(data)
   assert (subtitle_lines(text), found, guess) == (['1.0 --> 2.5 你好，世界'], encoding, guessed)
 
 
 def test_western_bytes_that_are_no_unicode_are_read_as_windows_writes_them_and_counted_as_a_guess():
-  text, encoding, guessed = decoded(WESTERN.encode('cp1252'))
+  text, encoding, guessed = decode_text(WESTERN.encode('cp1252'))
   assert (subtitle_lines(text), encoding, guessed) == (
     ['1.0 --> 2.5 Café déjà “oui”'],
     'cp1252',
@@ -127,9 +127,9 @@ def test_western_bytes_that_are_no_unicode_are_read_as_windows_writes_them_and_c
 
 
 def test_a_torn_character_does_not_make_utf8_another_encoding_but_is_counted():
-  text, encoding, guessed = decoded((CHINESE * 9).encode()[:-2])
+  text, encoding, guessed = decode_text((CHINESE * 9).encode()[:-2])
   assert (encoding, guessed) == ('utf-8', True) and text.startswith(CHINESE)
-  assert decoded(CHINESE.encode('utf-16') + b'x')[1:] == ('utf-16-le', True)
+  assert decode_text(CHINESE.encode('utf-16') + b'x')[1:] == ('utf-16-le', True)
 
 
 def test_a_file_says_how_it_was_read(tmp_path: pathlib.Path):
@@ -177,9 +177,9 @@ def test_people_are_told_of_guesses_and_of_files_that_gave_nothing():
 
 def test_a_file_that_ends_inside_a_character_keeps_its_encoding():
   cut = f'1\n{ONE}\nCafé\n\n2\n{TWO}\né'.encode()[:-1]
-  text, encoding, guessed = decoded(cut)
+  text, encoding, guessed = decode_text(cut)
   assert (encoding, guessed) == ('utf-8', True)
   assert subtitle_lines(text) == ['1.0 --> 2.5 Café']
   for encoding in ('utf-16', 'utf-16-be'):  # a stray byte behind whole ones
-    text, _, _ = decoded(f'1\n{ONE}\nhi\n\n2\n{TWO}\nyou'.encode(encoding) + b'\n')
+    text, _, _ = decode_text(f'1\n{ONE}\nhi\n\n2\n{TWO}\nyou'.encode(encoding) + b'\n')
     assert subtitle_lines(text) == BOTH

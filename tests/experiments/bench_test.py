@@ -307,7 +307,7 @@ def test_confined_gives_that_many_cores_and_gives_the_others_back():
   if not hasattr(os, 'sched_setaffinity'):
     pytest.skip('this system has no affinity')
   before = os.sched_getaffinity(0)
-  with bench_generate.confined(1) as cores:
+  with bench_generate.limit_cores(1) as cores:
     assert os.sched_getaffinity(0) == set(cores) and len(cores) == 1
   assert os.sched_getaffinity(0) == before
 

@@ -100,7 +100,7 @@ def test_the_comment_on_a_field_is_its_meaning_and_a_subclass_may_leave_it():
 
 def test_sections_and_single_knobs_are_chosen_however_they_are_written():
   found = knobs.knobs(knobs.KINDS['rl'])
-  paths = lambda *sections: [one.path for one in knobs.chosen(found, sections)]
+  paths = lambda *sections: [one.path for one in knobs.select_knobs(found, sections)]
   assert paths() == [one.path for one in found]
   assert paths('publish') == ['publish.dtype', 'publish.keep', 'publish.canary_tokens']
   assert paths('--config.publish.keep', 'config.seed') == ['publish.keep', 'seed']
@@ -110,14 +110,14 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
 @pytest.mark.parametrize('section', ['nothing', 'publis', 'publish.kee', 'publish.keep.x'])
 def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section):
   with pytest.raises(ConfigError) as caught:
-    knobs.chosen(knobs.knobs(knobs.KINDS['rl']), [section])
+    knobs.select_knobs(knobs.knobs(knobs.KINDS['rl']), [section])
   said = f'{section}: no such section or knob; wanted one of name, scale, seed, run, model, data, '
   assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
 
 
 def test_a_cold_start_is_described_by_the_recipe_of_sft():
   with pytest.raises(ConfigError, match=r'; a cold start has the knobs of --recipe=sft$'):
-    knobs.chosen(knobs.knobs(knobs.KINDS['rl']), ['cold_start.steps'])
+    knobs.select_knobs(knobs.knobs(knobs.KINDS['rl']), ['cold_start.steps'])
 
 
 def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared_once():
@@ -165,16 +165,18 @@ def test_what_markdown_would_take_for_its_own_is_escaped_in_a_cell():
 
 def test_configs_readme_holds_the_reference_as_it_is_now():
   text = knobs.GUIDE.read_text()
-  assert knobs.renewed(text) == text, (
+  assert knobs.renew_guide(text) == text, (
     'configs/README.md is not what the recipes say; run: python -m experiments.knobs --write'
   )
   with pytest.raises(ConfigError, match='the line that begins the reference is missing'):
-    knobs.renewed('# Recipes\n')
+    knobs.renew_guide('# Recipes\n')
 
 
 def test_a_section_fits_a_terminal_of_100_columns():
   kind = knobs.KINDS['rl']
-  lines = knobs.listed(knobs.chosen(knobs.knobs(kind), ['server']), knobs.abouts(kind.recipe))
+  lines = knobs.list_lines(
+    knobs.select_knobs(knobs.knobs(kind), ['server']), knobs.abouts(kind.recipe)
+  )
   assert lines[0] == 'server: The rollout servers of a run.'
   assert '' in lines and 'server.watch: How servers are watched.' in lines
   assert max(map(len, lines)) <= 100

@@ -79,7 +79,7 @@ def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
     '--',
     'config.model=y',
   ]
-  assert launch.lengthened(given, {'model': 'model.folder'}) == [
+  assert launch.expand_short_names(given, {'model': 'model.folder'}) == [
     '--config=a.py',
     '--config.model.folder=D=E',
     '-config.model.folder',
@@ -89,7 +89,7 @@ def test_a_short_name_of_a_knob_becomes_the_long_one_and_nothing_else_does():
     '--',
     'config.model=y',
   ]
-  assert launch.lengthened(given, {}) == given
+  assert launch.expand_short_names(given, {}) == given
 
 
 def test_a_recipe_file_that_there_is_not_is_said_with_the_usage():
@@ -98,4 +98,4 @@ def test_a_recipe_file_that_there_is_not_is_said_with_the_usage():
   with pytest.raises(
     ConfigError, match=r'--config=none[.]py: there is no such recipe; usage: python'
   ):
-    launch.configured(('x', '--config=none.py'), values, {}, {})
+    launch.read_config(('x', '--config=none.py'), values, {}, {})

@@ -18,10 +18,10 @@ RULES = options.schema(RLRecipe)
 
 
 def configured(*words, recipe=RECIPE):
-  """(the recipe with these arguments, notes on them), as `launch.configured` reads them."""
+  """(the recipe with these arguments, notes on them), as `launch.read_config` reads them."""
   values = flags.FlagValues()
   launch.define(values)
-  _, config, notes = launch.configured(('x', f'--config={recipe}', *words), values, {}, RULES)
+  _, config, notes = launch.read_config(('x', f'--config={recipe}', *words), values, {}, RULES)
   return config, notes
 
 

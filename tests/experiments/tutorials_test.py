@@ -119,7 +119,7 @@ def test_a_benchmark_of_one_s_own_is_a_results_folder_that_goes_on(place, tmp_pa
 
 def test_an_episode_is_told_in_a_few_lines():
   scored = made_run.episode(made_run.task(2), 4, 1.0, 3, np.random.default_rng(1))
-  lines = look_at_an_episode.described(scored).split('\n')
+  lines = look_at_an_episode.describe(scored).split('\n')
   assert lines[0].startswith(scored.episode.task.question)
   assert lines[1].startswith(f'  reward {scored.reward:.2f}: ')
   assert f'{len(scored.episode.turns)} turns' in lines[2]

@@ -11,7 +11,7 @@ from paravt_jax.testing import clips, tiny
 from paravt_jax.testing.scripted import Reply, turns
 from paravt_jax.testing.stack import stack
 from tests import patience
-from tests.rollout.scripted_stack import GROUP, TASK
+from tests.rollout.stack import GROUP, TASK
 
 
 def test_one_call_runs_a_group_on_a_real_video_and_ends_everything(tmp_path):

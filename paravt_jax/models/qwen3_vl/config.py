@@ -287,7 +287,7 @@ def _check(config: Config) -> None:
       raise ConfigError(f'model config: it does not hold that {claim}; correct the sizes')
 
 
-def _published(
+def _published_size(
   width: int, layers: int, heads: int, mlp: int, tied: bool, vision: VisionConfig
 ) -> Config:
   text = TextConfig(
@@ -338,8 +338,8 @@ _LARGE_EYE = VisionConfig(
 )
 
 PUBLISHED = {
-  '2b': lambda: _published(2048, 28, 16, 6144, True, _SMALL_EYE),
-  '4b': lambda: _published(2560, 36, 32, 9728, True, _SMALL_EYE),
-  '8b': lambda: _published(4096, 36, 32, 12288, False, _LARGE_EYE),
-  '32b': lambda: _published(5120, 64, 64, 25600, False, _LARGE_EYE),
+  '2b': lambda: _published_size(2048, 28, 16, 6144, True, _SMALL_EYE),
+  '4b': lambda: _published_size(2560, 36, 32, 9728, True, _SMALL_EYE),
+  '8b': lambda: _published_size(4096, 36, 32, 12288, False, _LARGE_EYE),
+  '32b': lambda: _published_size(5120, 64, 64, 25600, False, _LARGE_EYE),
 }

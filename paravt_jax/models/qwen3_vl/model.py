@@ -27,7 +27,7 @@ from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.video import patches
 
 Params = dict[str, Any]
-# a stack of at most so many layers is unrolled: a scan's copies cost more than they save
+# stacks up to this number of layers are unrolled: a scan's copies cost more than they save
 _UNROLL = 4
 
 
@@ -60,7 +60,7 @@ def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
   return module.apply({'params': params}, *args)
 
 
-def _boxed(config: Config, key: jax.Array) -> Params:
+def _init_boxes(config: Config, key: jax.Array) -> Params:
   """Random parameters in flax's boxes, which carry the logical axes."""
   t, v, f32 = config.text, config.vision, jnp.float32
   keys = iter(jax.random.split(key, 8))
@@ -110,7 +110,7 @@ def init(config: Config, key: jax.Array) -> Params:
   """Random float32 parameters: normal with std 1 / sqrt(fan in). The ends of residual branches are
   divided by sqrt(2 * layers).
   """
-  return nn.unbox(_boxed(config, key))
+  return nn.unbox(_init_boxes(config, key))
 
 
 def abstract_params(config: Config) -> Params:
@@ -126,7 +126,7 @@ def logical_axes(config: Config) -> Params:
   vision_heads vision_mlp vision_norm merged merged_norm time pixels.
   """
   boxed = jax.eval_shape(
-    functools.partial(_boxed, config), jax.eval_shape(lambda: jax.random.key(0))
+    functools.partial(_init_boxes, config), jax.eval_shape(lambda: jax.random.key(0))
   )
   names = jax.tree.map(
     lambda box: tuple(box.names),
@@ -206,8 +206,8 @@ def encode_inputs(
 ) -> Features:
   """`encode_images` of all images of packed rows, as `visual_index_BT` counts them.
 
-  Stills are skipped where no row has one: their slots are large, and most batches of video leave
-  them empty.
+  Large images are skipped where no row has one: their slots are large, and most batches of video
+  leave them empty.
   """
   frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
@@ -266,9 +266,10 @@ def _run_blocks(
   return jax.lax.scan(step, (x_IXW, empty_JIXW), (blocks, jnp.asarray(tap_of_layer)))[0]
 
 
-def _placed(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
-  """[B, T, D]: each token's own visual feature, by a gather within its row; text tokens get
-  zeros.
+def _gather_features(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
+  """Returns each token's visual feature [B, T, D], gathered within its row.
+
+  Text tokens get zeros.
   """
   flat = features_BNYD.reshape(features_BNYD.shape[0], -1, features_BNYD.shape[-1])
   found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_index_BT, 0)[..., None], axis=1)
@@ -282,13 +283,14 @@ def embed(
   visual_index_BT: jax.Array | None,
   dtype: jnp.dtype,
 ) -> jax.Array:
-  """Token embeddings [B, T, D] in `dtype`, visual tokens replaced by their features (None, or none
-  of them: text only).
+  """Returns embeddings [B, T, D] in `dtype`, with features in place of visual tokens.
+
+  Without features (None or empty) all tokens are text.
   """
   x_BTD = jnp.take(params['text']['embed']['embedding'], tokens_BT, axis=0).astype(dtype)
   if features is None or visual_index_BT is None or not _has_images(features):
     return x_BTD
-  image_BTD = _placed(features.merged_BNYD, visual_index_BT).astype(dtype)
+  image_BTD = _gather_features(features.merged_BNYD, visual_index_BT).astype(dtype)
   return jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
 
 
@@ -321,16 +323,16 @@ def hidden(
     [B, T, D] in `dtype`; padding gets garbage.
   """
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
-  # images
+  # image features, [B, N, Y, D]
   if features is None:
     features = encode_inputs(config, params, inputs, dtype, remat=remat)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 
-  # tokens, with images in their places
+  # token embeddings [B, T, D], with image features at their placeholders
   x_BTD = embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
 
-  # the decoder
+  # decoder layers; `attend` decides which token sees which
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)
   attend = functools.partial(
     attention.attend,
@@ -357,12 +359,18 @@ def _run_layers(
   visual_index_BT: jax.Array,
   layer: Callable,
 ) -> jax.Array:
-  """All decoder layers. After each of the first J, image tokens get the DeepStack feature."""
+  """Runs all decoder layers. After each of the first J, image tokens get their DeepStack
+  feature.
+  """
   taps = len(config.vision.taps) if _has_images(features) else 0
   if config.text.layers <= _UNROLL:
     for i in range(config.text.layers):
       x_BTD = layer(x_BTD, _nth(layers, i))
-      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_index_BT) if i < taps else x_BTD
+      x_BTD = (
+        x_BTD + _gather_features(features.deepstack_JBNYD[i], visual_index_BT)
+        if i < taps
+        else x_BTD
+      )
     return x_BTD
 
   def step(x_BTD, numbered):
@@ -372,7 +380,9 @@ def _run_layers(
       return x_BTD, None
 
     def deeper():
-      return x_BTD + _placed(features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT)
+      return x_BTD + _gather_features(
+        features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT
+      )
 
     return jax.lax.cond(i < taps, deeper, lambda: x_BTD), None
 
@@ -397,7 +407,7 @@ def run_layers(
   Args:
     x_BTD: of `embed`; its dtype is the compute dtype.
     positions_ABT: M-RoPE positions of these tokens.
-    features, visual_BT: for DeepStack; None when none of these tokens is visual.
+    features, visual_index_BT: for DeepStack; None when none of these tokens is visual.
     attend: (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF. Rotary is already applied, so k and v
       are what a cache keeps.
 
@@ -412,7 +422,7 @@ def run_layers(
     if features is None or visual_index_BT is None or not _has_images(features):
       continue
     if i < len(config.vision.taps):
-      x_BTD = x_BTD + _placed(features.deepstack_JBNYD[i], visual_index_BT)
+      x_BTD = x_BTD + _gather_features(features.deepstack_JBNYD[i], visual_index_BT)
   return _final_norm(config, params, x_BTD)
 
 
@@ -454,6 +464,7 @@ def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray])
   """Inputs of one row that holds one sequence (see `logits`), as numpy arrays. Images of different
   sizes are padded to the largest.
   """
+  # check the images, then cut them into patches in merge order
   v = config.vision
   unit = v.patch * v.merge
   for i, image in enumerate(images):
@@ -479,6 +490,7 @@ def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray])
   visual = np.full((1, len(ids)), -1, np.int32)
   visual[0, ids == config.image_id] = np.concatenate(places) if places else []
 
+  # one document without branches: segment 1, branch 0
   ones = np.ones((1, len(ids)), np.int32)
   arrays: Any = (ids[None], spots[:, None], ones, 0 * ones, visual, pixels, grids)
   return Inputs(*arrays)  # numpy's arrays serve as JAX's

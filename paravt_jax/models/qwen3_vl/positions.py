@@ -2,7 +2,7 @@
 
 Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit
 at (p, p + row, p + column), and the next token at p + max(h, w). Every temporal patch of a native
-video is an image of its own.
+video counts as a separate image.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,7 @@ def mrope_positions(
     positions[1, at : at + n] = position + np.repeat(np.arange(rows, dtype=np.int32), columns)
     positions[2, at : at + n] = position + np.tile(np.arange(columns, dtype=np.int32), rows)
     at, position = at + n, position + max(rows, columns)
+  # every grid must have had its placeholders
   left = {name: len(list(rest)) for name, rest in grids.items()}
   if any(left.values()):
     raise DataError(

@@ -25,14 +25,14 @@ _DTYPES = {
 # these follow from the config, and we compute them
 _DERIVED = re.compile(r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq')
 _OLDER = (
-  # without `model.`: a bare backbone, or an older writer
+  # without `model.`: a backbone saved alone, or an older writer
   (re.compile(r'(visual|language_model)\.'), r'model.\1.'),
   (
     re.compile(r'model\.(?!visual\.|language_model\.)(?=(?:embed_tokens|layers|norm)\.)'),
     'model.language_model.',
   ),
 )
-_ROWS = 4096  # of two tables that are compared at once
+_ROWS = 4096  # rows of two tables that one comparison reads
 
 
 class Stored(NamedTuple):
@@ -46,7 +46,9 @@ class Stored(NamedTuple):
 
 
 def tensors(files: Iterable[pathlib.Path]) -> dict[str, Stored]:
-  """What some files hold, by today's name; rotary buffers are left out. Raises DataError."""
+  """Returns the tensors of some files by their current name, without rotary buffers. Raises
+  DataError.
+  """
   found: dict[str, Stored] = {}
   for file in files:
     try:
@@ -132,12 +134,12 @@ def refuse_other_head(head: Stored, embedding: Stored) -> None:
     raise DataError(
       f'{head.file}: {head.key} is not {embedding.key}, wanted it equal, for config.json '
       'says tie_word_embeddings; set that '
-      'to false if the model was trained with a head of its own, else remove the tensor'
+      'to false if the model was trained with a separate head, else remove the tensor'
     )
 
 
 def tell_casts(folder: pathlib.Path, found: Sequence[Stored], dtype: np.dtype) -> None:
-  """Says in one line which tensors were not of the model's dtype."""
+  """Logs one line about tensors that were not of the model's dtype."""
   other = sorted(tensor for tensor in found if _DTYPES.get(tensor.dtype) != dtype)
   if other:
     logging.getLogger(__name__).warning(

@@ -19,7 +19,7 @@ def rotary_angles(config: TextConfig, positions_ABT: jax.Array) -> jax.Array:
   """float32[B, T, F/2]: frequency f turns with time, or with height (f = 1, 4, ...) or width (f =
   2, 5, ...) in its section.
   """
-  # interleaved: which of time, height and width each frequency turns with
+  # interleaved M-RoPE: each frequency belongs to time (0), height (1) or width (2)
   _, rows, columns = config.rope_sections
   axis = np.zeros(config.head_dim // 2, np.int32)
   axis[1 : 3 * rows : 3] = 1
@@ -59,6 +59,7 @@ class TextLayer(nn.Module):
     k_BTKF = RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(heads('k', c.kv_heads, 'kv_heads'))
     k_BTKF = rotate(k_BTKF, angle_BTF)
     v_BTKF = heads('v', c.kv_heads, 'kv_heads')
+    # attention, then the heads side by side: [B, T, H * F] -> [B, T, D]
     o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))

@@ -49,6 +49,7 @@ def interpolated_positions(
 
   top, bottom, down = taps(row_BNX, grids_BN2[..., 0:1])
   left, right, across = taps(column_BNX, grids_BN2[..., 1:2])
+  # the four neighbours of each place, and their bilinear weights
   index_BNXZ = jnp.stack(
     [top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1
   )
@@ -62,6 +63,7 @@ def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Arra
   """float32[B * N, X, F/2]: the first half of the frequencies turns with the row, the second with
   the column; theta 1e4.
   """
+  # half of the head width is angles, half of those per axis
   quarter = config.width // config.heads // 4
   exponent = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
   frequency = (1.0 / 10000.0**exponent).astype(np.float32)
@@ -71,7 +73,7 @@ def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Arra
 
 class PatchEmbed(nn.Module):
   """Pixels to width by one matrix product: uint8[..., X, P, C] -> [..., X, W]. A single frame
-  (P = 1) stands for all frames of its patch.
+  (P = 1) is used for all frames of its patch.
   """
 
   config: VisionConfig
@@ -86,7 +88,7 @@ class PatchEmbed(nn.Module):
     kernel_PCW = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
     init = named(nn.initializers.zeros, ('vision_embed',))
     bias_W = self.param('bias', init, (c.width,), jnp.float32)
-    # a frame that stands for all is multiplied by the sum of their kernels
+    # one frame repeated over time equals one product with the sum of the kernels
     if patches.shape[-2] == 1:
       kernel_PCW = jnp.sum(kernel_PCW.astype(jnp.float32), axis=0, keepdims=True)
     # 0..255 to -1..1, frames and pixels of a patch side by side

@@ -112,20 +112,20 @@ def name_table(config: Config) -> dict[str, Slot]:
   return table
 
 
-def _ours(tensor: np.ndarray, form: str) -> np.ndarray:
+def _to_our_layout(tensor: np.ndarray, form: str) -> np.ndarray:
   if form == 'patches':  # [W, 3, time, h, w] -> [time, 3 * h * w, W]
     return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
   return tensor.T if form == 'transposed' else tensor
 
 
-def _theirs(config: Config, array: np.ndarray, form: str) -> np.ndarray:
+def _to_their_layout(config: Config, array: np.ndarray, form: str) -> np.ndarray:
   if form == 'patches':
     v = config.vision
     array = array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
-  return _transposed(array) if form == 'transposed' else np.ascontiguousarray(array)
+  return _transpose_copy(array) if form == 'transposed' else np.ascontiguousarray(array)
 
 
-def _transposed(array: np.ndarray) -> np.ndarray:
+def _transpose_copy(array: np.ndarray) -> np.ndarray:
   """A contiguous copy of `array.T`, made in strips; bits are moved as integers, which numpy does
   without holding the GIL.
   """
@@ -140,7 +140,7 @@ def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
   """The tensor of one slot, laid out as theirs, from a tree of numpy arrays shaped like the
   parameters.
   """
-  return _theirs(config, _slice(params, slot), slot.form)
+  return _to_their_layout(config, _slice(params, slot), slot.form)
 
 
 def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
@@ -157,9 +157,9 @@ def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[
   array = _slice(params, slot)
   if slot.form == 'transposed':
     for start in range(0, array.shape[1], _COLUMNS):
-      yield _transposed(array[:, start : start + _COLUMNS])
+      yield _transpose_copy(array[:, start : start + _COLUMNS])
   else:
-    yield _theirs(config, array, slot.form)
+    yield _to_their_layout(config, array, slot.form)
 
 
 def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
@@ -250,11 +250,11 @@ def _fill(
     leaf = node[slot.path[-1]] = np.empty(shape, tensor.dtype)
   target = leaf if slot.layer is None else leaf[slot.layer]
   rank = 5 if slot.form == 'patches' else target.ndim
-  array = _ours(tensor, slot.form) if tensor.ndim == rank else tensor
+  array = _to_our_layout(tensor, slot.form) if tensor.ndim == rank else tensor
   if array.shape != target.shape or tensor.dtype != leaf.dtype:
     raise DataError(
       f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted '
-      f'{leaf.dtype}{list(_theirs(config, target, slot.form).shape)}; weights and '
+      f'{leaf.dtype}{list(_to_their_layout(config, target, slot.form).shape)}; weights and '
       'config.json do not belong together'
     )
   target[...] = array
