@@ -32,7 +32,7 @@ def names(
     setattr(sys.modules[package], name, value)  # the next look-up does not come here
     return value
 
-  def listed() -> list[str]:
+  def list_names() -> list[str]:
     return sorted({*vars(sys.modules[package]), *places})
 
-  return get, listed
+  return get, list_names

@@ -196,7 +196,7 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
     if name in section and inner is not None and not (may_lack and section[name] is None):
       values[name] = build(inner, section[name], path)
     elif name in section:
-      values[name] = _typed(section[name], hints[name], f'config.{path}')
+      values[name] = _convert(section[name], hints[name], f'config.{path}')
     elif may_lack:
       values[name] = None
     else:
@@ -214,10 +214,10 @@ def build_used(kind: type[T], section: Mapping[str, Any]) -> T:
   Raises:
     ConfigError: a knob that they name is missing, of another type, or breaks its rule.
   """
-  return build(kind, _named(kind, section))
+  return build(kind, _drop_unknown(kind, section))
 
 
-def _named(kind: type, section: Any) -> Any:
+def _drop_unknown(kind: type, section: Any) -> Any:
   """A section without what a class does not name, and so its sections."""
   if not hasattr(section, 'items'):
     return section
@@ -225,11 +225,11 @@ def _named(kind: type, section: Any) -> Any:
   found = {name: value for name, value in section.items() if name in hints}
   for name, value in found.items():
     inner = section_of(hints[name])
-    found[name] = value if inner is None else _named(inner, value)
+    found[name] = value if inner is None else _drop_unknown(inner, value)
   return found
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, where: str) -> Any:
   """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest.
 
   A ConfigDict is no Mapping, so `items` says what holds names of the user's own.
@@ -242,21 +242,21 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
   if hasattr(value, 'items'):
     members = typing.get_args(hint)
     inner = members[1] if len(members) == 2 else Any
-    return {key: _typed(one, inner, f'{where}.{key}') for key, one in value.items()}
+    return {key: _convert(one, inner, f'{where}.{key}') for key, one in value.items()}
   if origin is tuple and isinstance(value, list | tuple):
-    return _tuple(tuple(value), typing.get_args(hint), where)
+    return _convert_tuple(tuple(value), typing.get_args(hint), where)
   if hint is float and type(value) is int:
     return float(value)
   return value
 
 
-def _tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
+def _convert_tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
   """Each member as its hint wants it; `hints` end in an ellipsis when any number may come."""
   repeated = len(hints) == 2 and hints[1] is Ellipsis
   if not repeated and len(value) != len(hints):
     return value  # for the rule to refuse
   kinds = [hints[0]] * len(value) if repeated else hints
-  return tuple(_typed(one, kind, where) for one, kind in zip(value, kinds))
+  return tuple(_convert(one, kind, where) for one, kind in zip(value, kinds))
 
 
 def require(value: Any, wanted: str, ok: bool, knob: str) -> None:

@@ -81,7 +81,7 @@ def value(recipe: Mapping[str, Any], knob: str) -> Any:
   return flat(recipe).get(knob)
 
 
-def bound(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
   """What a run's numbers are a function of, besides how many steps it makes.
 
   In RL a batch is all that was sampled, whatever the rows. In SFT rows and micro-batches make the
@@ -106,7 +106,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
 
   The number of steps is among what is free.
   """
-  bound_before, bound_now = bound(before), bound(now)
+  bound_before, bound_now = binding_settings(before), binding_settings(now)
   binding = _differences(bound_before, bound_now)
   told = {*bound_before, *bound_now, 'run.folder'}
   for prefix in ('', COLD_START):

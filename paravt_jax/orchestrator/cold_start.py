@@ -33,7 +33,7 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   checks.check_sft(recipe)
   base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
   shown = run_folder.to_json(recipe)
-  bound = {**binding.bound(shown), 'steps': recipe.steps, 'base': base}
+  bound = {**binding.binding_settings(shown), 'steps': recipe.steps, 'base': base}
   name = f'{recipe.name}_{recipe.scale}-{run_folder.fingerprint(bound)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   target = path / MODEL
@@ -151,12 +151,12 @@ class LeftOut:
         (examples[reason].split('\t') for reason in self.REASONS if reason in examples),
         ['', 'a row', '', ''],
       )
-      self._say(
+      self._warn_left_out(
         f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)'
       )
       self._first = True
     if not self._warned and self._is_large(count, drawn):
-      self._say(
+      self._warn_left_out(
         f'warning: {count} of {drawn} rows drawn were left out as too long, more than '
         f'{self.SHARE:g} of them; raise '
         'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)'
@@ -170,7 +170,7 @@ class LeftOut:
   def _is_large(self, count: int, drawn: int) -> bool:
     return drawn >= planner.JUDGED and count > self.SHARE * drawn
 
-  def _say(self, text: str) -> None:
+  def _warn_left_out(self, text: str) -> None:
     if jax.process_index() == 0:
       print(f'\nsft: {text}', file=sys.stderr, flush=True)
 

@@ -69,7 +69,7 @@ async def phase(
       await put.put(
         {GREEDY: server.greedy, SAMPLED: server.sampling},
         asked,
-        put.left_to_do(asked, WHOLE, log),
+        put.list_unanswered(asked, WHOLE, log),
         log,
         protocol=protocols.chosen('tools', '', 'parallel'),
         options=EvalOptions(recipe.eval.concurrent, recipe.seed, -1),

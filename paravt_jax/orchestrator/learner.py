@@ -45,12 +45,12 @@ class Trainer:
     self.optimizer = parts.make_optimizer(
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )
-    self.state = self._placed(params)
+    self.state = self._place_on_mesh(params)
     # what no step changes, as the model folder has it: servers hold it already
     self._frozen = partition(params, self.optimizer.frozen)[1]
     self.version = 0
 
-  def _placed(self, params: Any) -> state.State:
+  def _place_on_mesh(self, params: Any) -> state.State:
     return state.from_params(self.model_config, self.optimizer, self.mesh, params)
 
   def save(self, host: dict[str, Any]) -> None:

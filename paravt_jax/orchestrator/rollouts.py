@@ -88,7 +88,7 @@ class Rollouts:
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def open_rollouts(
   setup: AgentSetup,
   host: Host,
   model_folder: pathlib.Path,

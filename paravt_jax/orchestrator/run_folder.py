@@ -219,7 +219,7 @@ def _progress(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """{'minutes': by phase, 'done': results by phase} of a run folder, empty ones before it began."""
   found = {'minutes': {}, 'done': {}, **_read(path / 'progress.json')}
   if not all(isinstance(found[name], dict) for name in ('minutes', 'done')):
-    raise _unusable(path / 'progress.json', 'minutes and done are no objects')
+    raise _unusable_file(path / 'progress.json', 'minutes and done are no objects')
   return found
 
 
@@ -227,13 +227,13 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
   try:
     found = json.loads(file.read_text()) if file.exists() else {}
   except (ValueError, RecursionError) as error:
-    raise _unusable(file, f'not JSON ({error})') from error
+    raise _unusable_file(file, f'not JSON ({error})') from error
   if not isinstance(found, dict):
-    raise _unusable(file, f'got {type(found).__name__}, wanted an object')
+    raise _unusable_file(file, f'got {type(found).__name__}, wanted an object')
   return found
 
 
-def _unusable(file: pathlib.Path, why: str) -> ConfigError:
+def _unusable_file(file: pathlib.Path, why: str) -> ConfigError:
   return ConfigError(f'{file}: {why}; the run cannot go on: move the folder away and start anew')
 
 

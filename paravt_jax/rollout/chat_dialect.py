@@ -31,7 +31,7 @@ class Dialect:
   def __init__(self):
     self._instead: dict[str, str | None] = {}
 
-  def spoken(self, own: Mapping[str, Any]) -> dict[str, Any]:
+  def translate(self, own: Mapping[str, Any]) -> dict[str, Any]:
     """Our parameters under the names that the server takes, without those that it does not."""
     taken = {}
     for name, value in own.items():

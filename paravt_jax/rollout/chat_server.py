@@ -185,7 +185,7 @@ class Server:
     }
     given = {'model': self.options.model, 'messages': list(messages), **(more or {})}
     async with self._gate:
-      outcome = await self._understood(own, given, read or read_completion)
+      outcome = await self._ask_in_dialect(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     if not isinstance(outcome, Failed):
       self._in_a_row = 0
@@ -200,19 +200,19 @@ class Server:
       raise RolloutError(self._down)
     return outcome
 
-  async def _understood(
+  async def _ask_in_dialect(
     self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
   ) -> Reply | Rejected | Failed:
     """Asks; and again for every parameter of ours that the server refuses by name, a few times at
     most.
     """
     while True:
-      spoken, said = self._dialect.spoken(own), []
+      spoken, said = self._dialect.translate(own), []
       fields = {name: value for name, value in {**spoken, **given}.items() if value is not None}
       outcome = await self._ask(orjson.dumps(fields), read, said)
       if isinstance(outcome, Reply) or not said:
         return outcome
-      if self._dialect.spoken(own) == spoken:  # nobody else has learned it meanwhile
+      if self._dialect.translate(own) == spoken:  # nobody else has learned it meanwhile
         learned = self._dialect.learn(said[-1], own.keys() - given.keys(), fields.keys())
         if not learned:
           return outcome
@@ -307,7 +307,7 @@ class Server:
       async with self._session.request(
         method, self._url + path, data=body, allow_redirects=False
       ) as reply:
-        content = await self._bounded(reply)
+        content = await self._read_bounded(reply)
         return reply.status, content, _retry_after(reply.headers.get('Retry-After', ''))
     except TimeoutError:
       return Failed('timeout', f'no reply within {self.options.timeout_s:g} s')
@@ -319,7 +319,7 @@ class Server:
     except _LOST as error:
       return Failed('connection', f'{type(error).__name__}: {error}'[:_SHOWN])
 
-  async def _bounded(self, reply: aiohttp.ClientResponse) -> bytes | None:
+  async def _read_bounded(self, reply: aiohttp.ClientResponse) -> bytes | None:
     parts, size = [], 0
     async for part in reply.content.iter_chunked(_CHUNK):
       parts.append(part)

@@ -16,7 +16,7 @@ import orjson
 
 from paravt_jax import seeds
 from paravt_jax.errors import RolloutError
-from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parsed
+from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parse_reply
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
@@ -162,9 +162,9 @@ class Client(Http):
         left = request.max_new_tokens - len(done)
         idle = idle + 1 if steady and not reply.output_ids else 0
         if reply.finish != 'abort' or request.rid in self._given_up or idle > self.options.retries:
-          return _joined(parts, reply.finish)
+          return _concatenate(parts, reply.finish)
         if left <= 0:
-          return _joined(parts, 'length')
+          return _concatenate(parts, 'length')
         self.counts['interrupted'] += 1
         if idle:
           await asyncio.sleep(self.options.backoff_s * 2 ** (idle - 1))
@@ -197,7 +197,7 @@ class Client(Http):
     """
     if rid in self._sent:
       self._given_up.add(rid)
-      await self._quietly(*self._sent[rid])
+      await self._send_abort(*self._sent[rid])
 
   async def _part(
     self,
@@ -231,9 +231,9 @@ class Client(Http):
 
     for _ in range(self.options.retries + 2):
       url = await self._router.choose(affinity)
-      came = await self._visit(url, payload, event)
+      came = await self._ask_one_server(url, payload, event)
       if came is not None:
-        reply = protocol.GenerateReply.from_json(parsed(f'POST {url}/generate', *came))
+        reply = protocol.GenerateReply.from_json(parse_reply(f'POST {url}/generate', *came))
         check(part, reply, self._vocab_size)
         self.counts.update(
           requests=1,
@@ -250,7 +250,7 @@ class Client(Http):
       f'{self._router.reason(url)}; see their logs, or raise client.retries'
     )
 
-  async def _visit(
+  async def _ask_one_server(
     self, url: str, payload: Callable[[str], bytes], event: _Event
   ) -> tuple[int, bytes] | None:
     """(status, body) from one server, behind the gate; None when the server was lost first, and
@@ -304,11 +304,11 @@ class Client(Http):
     connection late.
     """
     if rid in self._sent and self._session is not None:
-      task = asyncio.create_task(self._quietly(*self._sent[rid]))
+      task = asyncio.create_task(self._send_abort(*self._sent[rid]))
       self._tasks.add(task)
       task.add_done_callback(self._tasks.discard)
 
-  async def _quietly(self, url: str, wire: str) -> None:
+  async def _send_abort(self, url: str, wire: str) -> None:
     try:
       await self.once(
         'POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S
@@ -347,7 +347,7 @@ def _ids_of(event: bytes, vocab_size: int) -> list[int]:
   return ids if right else []
 
 
-def _joined(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
+def _concatenate(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
   ids = [token for part in parts for token in part.output_ids]
   logprobs = [value for part in parts for value in part.logprobs]
   versions = np.concatenate([part.versions() for part in parts])

@@ -106,7 +106,7 @@ def collate(
       trees += _subagent_trees(episodes, advantages, options, counters)
   packed = _pack(trees, options, image_id)
   packed.extras['current'] = packed.extras['mask'] * (packed.extras['version'] == version)
-  return Batch(packed, _counted(trees, counters, version))
+  return Batch(packed, _count_tokens(trees, counters, version))
 
 
 def _group_trees(
@@ -237,7 +237,7 @@ def _pack(trees: Sequence[packing.Tree], options: CollateOptions, image_id: int)
   )
 
 
-def _counted(
+def _count_tokens(
   trees: Sequence[packing.Tree], counters: collections.Counter, version: int
 ) -> dict[str, float]:
   trained = given = 0

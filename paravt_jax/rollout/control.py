@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from paravt_jax.errors import RolloutError, SyncError
-from paravt_jax.rollout.http import Http, Lost, Silent, excerpt, parsed
+from paravt_jax.rollout.http import Http, Lost, Silent, excerpt, parse_reply
 from paravt_jax.serving import protocol
 
 log = logging.getLogger('paravt.control')
@@ -26,7 +26,7 @@ _PING_S = 2.0
 class Control(Http):
   """Use as `async with Control(options) as control`. URLs are without a slash at the end."""
 
-  async def _tell(self, url: str, path: str, body: dict) -> None:
+  async def _command(self, url: str, path: str, body: dict) -> None:
     """A command whose reply holds nothing of use (some servers answer it with plain text)."""
     status, reply = await self.call('POST', url + path, orjson.dumps(body))
     if status != 200:
@@ -38,19 +38,21 @@ class Control(Http):
     """Stops generation; 'retract' keeps what is in flight for later, with its keys and values
     recomputed on the new weights.
     """
-    await self._tell(url, '/pause_generation', {'mode': mode})
+    await self._command(url, '/pause_generation', {'mode': mode})
 
   async def resume(self, url: str) -> None:
     """Lets generation go on after `pause`; no error when it does already."""
-    await self._tell(url, '/continue_generation', {})
+    await self._command(url, '/continue_generation', {})
 
   async def abort(self, url: str, rid: str = '') -> None:
     """Aborts one request by its rid on the wire, or all of them."""
-    await self._tell(url, '/abort_request', {'rid': rid} if rid else {'rid': '', 'abort_all': True})
+    await self._command(
+      url, '/abort_request', {'rid': rid} if rid else {'rid': '', 'abort_all': True}
+    )
 
   async def flush(self, url: str) -> None:
     """Drops the server's cached prefixes. Refused while anything runs."""
-    await self._tell(url, '/flush_cache', {})
+    await self._command(url, '/flush_cache', {})
 
   async def update_weights(self, url: str, folder: str, version: int) -> None:
     """Loads weights from `folder` as `version`, without pausing by itself.
@@ -66,7 +68,7 @@ class Control(Http):
         f'{url}: failed while it loaded weights {version} (status {status}): '
         f'{excerpt(reply)}; see its log'
       )
-    if status != 200 or not _succeeded(reply):
+    if status != 200 or not _reports_success(reply):
       raise SyncError(
         f'{url}: refused weights {version} from {folder} (status {status}): {excerpt(reply)}; '
         'is the folder complete, and visible to the server?'
@@ -185,7 +187,7 @@ class Control(Http):
     if status == 404:
       status, reply = await self.once('GET', f'{url}/health', timeout_s=_PING_S)
     if status in (401, 403):
-      parsed(f'GET {url}', status, reply)
+      parse_reply(f'GET {url}', status, reply)
     return status
 
 
@@ -200,7 +202,7 @@ def _release(text: str) -> tuple[int, ...]:
   return tuple(int(part) for part in match.groups()) if match else ()
 
 
-def _succeeded(reply: bytes) -> bool:
+def _reports_success(reply: bytes) -> bool:
   try:
     value = orjson.loads(reply)
   except orjson.JSONDecodeError:

@@ -136,7 +136,7 @@ class Fleet:
     """Weights for a server that is UP; one that fails is set aside and the reason returned."""
     url = server.member.url
     try:
-      await self._supervisor.guarded(server, self._delivery.push(url, weights))
+      await self._supervisor.run_guarded(server, self._delivery.push(url, weights))
     except SyncError as error:
       self._supervisor.set_aside(server, str(error), restart=True)
       return error

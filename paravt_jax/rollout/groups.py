@@ -131,10 +131,10 @@ async def _rollout(
   agent: Agent, prompt: Prompt, opening: Opening, reward: Reward, seed: int, index: int
 ) -> Scored | Dropped:
   address = Address(seed, prompt.task.id, prompt.epoch, index)
-  return await judged(await agent.run(prompt.task, opening, address), reward)
+  return await score_episode(await agent.run(prompt.task, opening, address), reward)
 
 
-async def judged(episode: Episode, reward: Reward) -> Scored | Dropped:
+async def score_episode(episode: Episode, reward: Reward) -> Scored | Dropped:
   """The episode with its reward, or why it has none."""
   if episode.stop is StopReason.ERROR:
     logging.getLogger(__name__).warning(
@@ -175,6 +175,6 @@ async def stream(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def dropped(groups: Sequence[Group]) -> dict[str, int]:
+def count_dropped(groups: Sequence[Group]) -> dict[str, int]:
   """How many rollouts were lost, by reason."""
   return dict(collections.Counter(reason for group in groups for reason in group.dropped))

@@ -156,7 +156,7 @@ class Http:
     Raises:
       RolloutError: as `call`, or as `parsed`.
     """
-    return parsed(f'{method} {url}', *await self.call(method, url, body))
+    return parse_reply(f'{method} {url}', *await self.call(method, url, body))
 
   async def ready(self, url: str, timeout_s: float) -> bool:
     """Whether the server answers within timeout_s, paused or not.
@@ -190,7 +190,7 @@ async def _last_event(
   raise Lost(f'POST {url}: the stream ended before its last event; is the server up? see its log')
 
 
-def parsed(what: str, status: int, reply: bytes) -> dict[str, Any]:
+def parse_reply(what: str, status: int, reply: bytes) -> dict[str, Any]:
   """A reply as an object. `what`: method and URL, for errors.
 
   Raises:

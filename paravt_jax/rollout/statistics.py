@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from paravt_jax.chat.toolcalls import is_well_formed
-from paravt_jax.rollout.groups import dropped
+from paravt_jax.rollout.groups import count_dropped
 from paravt_jax.types import Episode, Group, ResultStatus, Scored, StopReason, ToolCall
 
 REWARD_TERMS = {
@@ -41,7 +41,8 @@ def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, fl
     name -> value; without episodes only the counts of what was dropped.
   """
   out = {
-    f'episodes/dropped/reason={reason}': float(count) for reason, count in dropped(groups).items()
+    f'episodes/dropped/reason={reason}': float(count)
+    for reason, count in count_dropped(groups).items()
   }
   scored = [one for group in groups for one in group.scored]
   if not scored:

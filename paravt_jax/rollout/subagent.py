@@ -112,7 +112,7 @@ class Subagents:
       durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
-    video = chosen(call.arguments.get('video_path'), task.videos)
+    video = choose_video(call.arguments.get('video_path'), task.videos)
     response = await self._run(call, video, task, durations, address, turn, index)
     return dataclasses.replace(response, result=dataclasses.replace(response.result, video=video))
 
@@ -145,13 +145,13 @@ class Subagents:
           response, result=dataclasses.replace(response.result, repeated=repeated)
         )
     except TimeoutError:
-      return _failed(call, window, ResultStatus.TIMEOUT)
+      return _failure(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
       status = ResultStatus.TIMEOUT if error.reason == 'timeout' else ResultStatus.MEDIA_ERROR
-      return _failed(call, window, status)
+      return _failure(call, window, status)
     except RolloutError as error:
       logging.getLogger(__name__).warning('sub-agent of %s: %s', task.id, error)
-      return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
+      return _failure(call, window, ResultStatus.SUBAGENT_ERROR)
 
   async def _clip(self, window: Window, path: str) -> tuple[Clip, int]:
     """The window's frames, each once and labelled with times in it; and how many repeats were left
@@ -176,7 +176,7 @@ class Subagents:
     index: int,
   ) -> Response:
     return Response.of(
-      self._judged(
+      self._check_answer(
         call, window, await self._view_window(window, clip, video, task, address, turn, index)
       )
     )
@@ -214,7 +214,7 @@ class Subagents:
     )
     return _Seen(seconds, (opening, sampled), finish)
 
-  def _judged(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
+  def _check_answer(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
     """An answer, cut to its limit; or an error when there is none."""
     trajectory = Trajectory(seen.segments, _STOPS[seen.finish])
     text = self._summary(seen.segments[-1]) if len(seen.segments) > 1 else ''
@@ -279,7 +279,7 @@ class Crops(Subagents):
     )
 
 
-def chosen(video_path: Any, videos: Sequence[str]) -> int:
+def choose_video(video_path: Any, videos: Sequence[str]) -> int:
   """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base
   name; the first by default.
 
@@ -294,5 +294,5 @@ def chosen(video_path: Any, videos: Sequence[str]) -> int:
   return next((i for i, path in enumerate(videos) if path.rpartition('/')[2] == base), 0)
 
 
-def _failed(call: ToolCall, window: Window, status: ResultStatus) -> Response:
+def _failure(call: ToolCall, window: Window, status: ResultStatus) -> Response:
   return Response.of(ToolResult(call, status, prompts.error(status), window))

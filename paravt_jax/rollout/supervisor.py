@@ -157,18 +157,18 @@ class Supervisor:
     the server again.
     """
     url = server.member.url
-    await self._emptied(url, self._options.drain_s)
+    await self._wait_until_idle(url, self._options.drain_s)
     if self._router.load(url):
       try:
-        await self.guarded(server, self._control.abort(url))
-        await self._emptied(url, self._options.every_s * self._options.misses)
+        await self.run_guarded(server, self._control.abort(url))
+        await self._wait_until_idle(url, self._options.every_s * self._options.misses)
       except RolloutError as error:
         log.warning('%s', error)
     self.counts['drained'] += 1
-    self._lose(server, reason)
+    self._mark_lost(server, reason)
     await self._revive(server, restart=True)
 
-  async def _emptied(self, url: str, limit_s: float) -> None:
+  async def _wait_until_idle(self, url: str, limit_s: float) -> None:
     """Returns when the server has no requests left, or after limit_s."""
     end = time.monotonic() + limit_s
     while self._router.load(url) and time.monotonic() < end:
@@ -179,13 +179,13 @@ class Supervisor:
 
     restart: one of ours is started again even if it answers.
     """
-    self._lose(server, reason)
+    self._mark_lost(server, reason)
     if not server.busy:
       log.warning('%s; set aside', reason)
       self.counts['lost'] += 1
       server.task = asyncio.create_task(self._revive(server, restart=restart))
 
-  def _lose(self, server: ServerState, reason: str) -> None:
+  def _mark_lost(self, server: ServerState, reason: str) -> None:
     self._router.lost(server.member.url, reason)
     if self._router.replies(server.member.url):
       server.attempts = 0
@@ -200,13 +200,13 @@ class Supervisor:
       return
     # A server that answers may only have lost a connection: it needs no new process.
     answers = not restart and not server.dead and await self._ping(server)
-    if answers and await self._tried(server, self._catch_up(server)):
+    if answers and await self._succeeds(server, self._catch_up(server)):
       return
     while server.attempts < self._options.restarts:
       server.attempts += 1
       self.counts['restarts'] += 1
-      started = await self._tried(server, self._restart(server, server.member.start))
-      if started and await self._tried(server, self._catch_up(server)):
+      started = await self._succeeds(server, self._restart(server, server.member.start))
+      if started and await self._succeeds(server, self._catch_up(server)):
         return
     log.warning(
       '%s: given up after %d restarts: %s', server.member.url, server.attempts, server.reason
@@ -214,11 +214,11 @@ class Supervisor:
 
   async def _await_return(self, server: ServerState) -> None:
     while True:
-      if await self._ping(server) and await self._tried(server, self._catch_up(server)):
+      if await self._ping(server) and await self._succeeds(server, self._catch_up(server)):
         return
       await asyncio.sleep(self._options.every_s)
 
-  async def _tried(self, server: ServerState, work: Coroutine[Any, Any, None]) -> bool:
+  async def _succeeds(self, server: ServerState, work: Coroutine[Any, Any, None]) -> bool:
     try:
       await work
       return True
@@ -243,7 +243,7 @@ class Supervisor:
     url = server.member.url
     while True:
       weights = self._delivery.current
-      await self.guarded(server, self._delivery.sync_and_verify(url, weights))
+      await self.run_guarded(server, self._delivery.sync_and_verify(url, weights))
       # Newer ones may have come meanwhile. From here to UP nothing is awaited.
       if weights is self._delivery.current:
         break
@@ -252,7 +252,7 @@ class Supervisor:
     self._router.up(url)
     log.info('%s serves again', url)
 
-  async def guarded(self, server: ServerState, work: Coroutine[Any, Any, T]) -> T:
+  async def run_guarded(self, server: ServerState, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which talks to a server.
 
     Raises:
@@ -316,9 +316,9 @@ class Supervisor:
     for task in tasks:
       task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*(self._stopped(server) for server in self.servers))
+    await asyncio.gather(*(self._stop_process(server) for server in self.servers))
 
-  async def _stopped(self, server: ServerState) -> None:
+  async def _stop_process(self, server: ServerState) -> None:
     # The thread that starts a server cannot be broken off: its server is ended when it is there.
     if server.starting is not None:
       (started,) = await asyncio.gather(server.starting, return_exceptions=True)

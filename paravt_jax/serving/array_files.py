@@ -35,17 +35,17 @@ class _HostArrays(ocp.type_handlers.NumpyHandler):
   """Orbax's writer of host arrays, without fsync."""
 
   async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-    return await super().serialize(values, _unsynced(infos), args)
+    return await super().serialize(values, _disable_fsync(infos), args)
 
 
 class _DeviceArrays(ocp.type_handlers.ArrayHandler):
   """Orbax's writer of device arrays, without fsync."""
 
   async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-    return await super().serialize(values, _unsynced(infos), args)
+    return await super().serialize(values, _disable_fsync(infos), args)
 
 
-def _unsynced(infos: Any) -> Any:
+def _disable_fsync(infos: Any) -> Any:
   for info in infos:
     info.ts_context = _UNSYNCED
   return infos

@@ -291,17 +291,17 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     top_k=fields.whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
     max_new_tokens=fields.whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
     stop_token_ids=tuple(
-      fields.ids('stop_token_ids', _given(params, 'stop_token_ids', []), vocab_size)
+      fields.ids('stop_token_ids', _value_or(params, 'stop_token_ids', []), vocab_size)
     ),
     logit_bias=fields.biases('logit_bias', params.get('logit_bias'), vocab_size),
     seed=None if seed is None else fields.whole('sampling_seed', seed, 0, 2**63 - 1),
-    ignore_eos=fields.flag('ignore_eos', _given(params, 'ignore_eos', False)),
-    return_logprob=fields.flag('return_logprob', _given(body, 'return_logprob', False)),
-    stream=fields.flag('stream', _given(body, 'stream', False)),
+    ignore_eos=fields.flag('ignore_eos', _value_or(params, 'ignore_eos', False)),
+    return_logprob=fields.flag('return_logprob', _value_or(body, 'return_logprob', False)),
+    stream=fields.flag('stream', _value_or(body, 'stream', False)),
   )
 
 
-def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
+def _value_or(values: Mapping[str, Any], name: str, default: Any) -> Any:
   """A value for which null means that it was not given, as it does in SGLang."""
   value = values.get(name)
   return default if value is None else value
@@ -316,12 +316,12 @@ def _refuse_unserved(body: Mapping[str, Any], params: Mapping[str, Any]) -> None
       f'n: got {params["n"]}, wanted 1: n > 1 is not served; send n requests (their prefix '
       'is shared)'
     )
-  if fields.whole('top_logprobs_num', _given(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
+  if fields.whole('top_logprobs_num', _value_or(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
     raise RequestError(
       f'top_logprobs_num: got {body["top_logprobs_num"]}, wanted 0: only the log-probs of '
       'what was sampled are served'
     )
-  fields.whole('logprob_start_len', _given(body, 'logprob_start_len', -1), -1, 2**31 - 1)
-  fields.flag('return_text_in_logprobs', _given(body, 'return_text_in_logprobs', False))
+  fields.whole('logprob_start_len', _value_or(body, 'logprob_start_len', -1), -1, 2**31 - 1)
+  fields.flag('return_text_in_logprobs', _value_or(body, 'return_text_in_logprobs', False))
   for name in ('skip_special_tokens', 'spaces_between_special_tokens'):
-    fields.flag(name, _given(params, name, True))
+    fields.flag(name, _value_or(params, name, True))

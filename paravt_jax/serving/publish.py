@@ -271,7 +271,7 @@ def _finish(job: _Job, page: Manifest) -> None:
   for process in range(1, jax.process_count()):
     part = _part(job, process)
     _wait(job, part.exists)
-    page = _joined(page, manifest.parse(json.loads(part.read_text())))
+    page = _merge_pages(page, manifest.parse(json.loads(part.read_text())))
     part.unlink()
   page = dataclasses.replace(page, files=manifest.list_files(job.partial / ARRAYS))
   array_files.layout(page)
@@ -285,7 +285,7 @@ def _finish(job: _Job, page: Manifest) -> None:
     job.partial.rename(job.target)
 
 
-def _joined(one: Manifest, other: Manifest) -> Manifest:
+def _merge_pages(one: Manifest, other: Manifest) -> Manifest:
   arrays = {
     name: dataclasses.replace(entry, shards=entry.shards + other.arrays[name].shards)
     for name, entry in one.arrays.items()

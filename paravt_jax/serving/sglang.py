@@ -200,16 +200,16 @@ def launch(
   _check_paths(options)
   start = log.stat().st_size if log.exists() else 0
   try:
-    return _started(options, env, log, deadline_s, parent_pid)
+    return _start_on_free_port(options, env, log, deadline_s, parent_pid)
   except RolloutError:
     with contextlib.suppress(FileNotFoundError):
       said = log.read_bytes()[start:].decode(errors='replace').lower()
       if options.port == 0 and _CLASH in said:  # another process took the port after we had looked
-        return _started(options, env, log, deadline_s, parent_pid)
+        return _start_on_free_port(options, env, log, deadline_s, parent_pid)
     raise
 
 
-def _started(
+def _start_on_free_port(
   options: SGLangOptions,
   env: Mapping[str, str],
   log: pathlib.Path,

@@ -31,7 +31,7 @@ def opened(config, use, tmp_path, base=None):
   setup = AgentSetup.of(recipes.typed(config))
 
   async def run():
-    async with rollouts.opened(
+    async with rollouts.open_rollouts(
       setup, launch.host(), tmp_path, TOK, TOK.vocab_size, tmp_path, base
     ) as server:
       return await use(server)

@@ -105,7 +105,7 @@ class Server:
       if parsed.stream:
         return await _stream(request, job.rid, events, start)
       reply, reason = await events.get()
-      return _json(_checked(reply).to_json(job.rid, reason, time.monotonic() - start))
+      return _json(_check_finite(reply).to_json(job.rid, reason, time.monotonic() - start))
     except (asyncio.CancelledError, ConnectionError):  # the client went away
       self.engine.call(
         lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None
@@ -252,7 +252,7 @@ class Server:
     that `[i]` takes apart.
     """
     return functools.reduce(
-      lambda node, key: node[key], name.split('/'), programs._stacked(self.engine.params)
+      lambda node, key: node[key], name.split('/'), programs.with_indexed_layers(self.engine.params)
     )
 
   def _own_hash(self, name: str) -> Callable[[], str]:
@@ -291,10 +291,10 @@ class Server:
     if not everyone:
       text('rid', rid)
 
-    def chosen(job: Job) -> bool:
+    def is_chosen(job: Job) -> bool:
       return everyone or job.rid == rid
 
-    count = await self._in_engine(lambda: self.engine.abort(chosen, 'abort_request'))
+    count = await self._in_engine(lambda: self.engine.abort(is_chosen, 'abort_request'))
     return _json({'aborted': count})
 
   async def flush(self, request: web.Request) -> web.Response:
@@ -342,7 +342,7 @@ def _json(value: Any, status: int = 200) -> web.Response:
   return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
 
 
-def _checked(reply: GenerateReply) -> GenerateReply:
+def _check_finite(reply: GenerateReply) -> GenerateReply:
   """The reply. Raises SyncError when a log-prob is none: JSON has no word for it, and nothing could
   be learned from it.
   """
@@ -373,7 +373,7 @@ async def _stream(
     if not finite(reply.logprobs) and reason is None:
       continue  # the last event says it
     try:
-      body = _checked(reply).to_json(rid, reason, time.monotonic() - start)
+      body = _check_finite(reply).to_json(rid, reason, time.monotonic() - start)
     except SyncError as error:
       body = {'error': {'message': str(error)}}
     await response.write(b'data: ' + orjson.dumps(body) + b'\n\n')

@@ -76,7 +76,7 @@ def prepare(config: Config, params: Tree, dtype: str) -> Tree:
   return {**rest, 'text': {**text, 'layers': apart}}
 
 
-def _stacked(params: Tree) -> Tree:
+def with_indexed_layers(params: Tree) -> Tree:
   layers = jax.tree.map(lambda *leaves: _Stack(leaves), *params['text']['layers'])
   return {**params, 'text': {**params['text'], 'layers': layers}}
 
@@ -187,7 +187,7 @@ def prefill(
     flat(features['deepstack'])[:, place_RT][:, :, None],
   )
   dtype = jnp.dtype(s.dtype)
-  stacked = _stacked(params)
+  stacked = with_indexed_layers(params)
   x_RTD = model.embed(stacked, token_RT, own, seen_RT, dtype)
   x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend)
   last_R1D = jnp.take_along_axis(x_RTD, (count_R - 1)[:, None, None], axis=1)
@@ -287,7 +287,7 @@ def decode(
   Returns:
     state, caches, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
   """
-  t, stacked, slots = s.config.text, _stacked(params), keep_S.shape[0]
+  t, stacked, slots = s.config.text, with_indexed_layers(params), keep_S.shape[0]
   matrix = model.head(params, s.config)
   side = {
     'k': tuple(
