@@ -144,8 +144,8 @@ class Client(Http):
         different seed.
       affinity: requests of one group share this number and therefore a server, which computes their
         prefix once.
-      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin
-        anew.
+      on_tokens: receives all ids so far as they arrive, unchecked. After a lost connection the ids
+        may start over.
 
     Raises:
       RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no
@@ -284,7 +284,7 @@ class Client(Http):
   ) -> tuple[int, bytes]:
     """Sends until the connection succeeds.
 
-    A 5xx reply of a server that then stops answering counts as a lost connection.
+    A 5xx reply counts as a lost connection, except a 500 from a server that still answers.
     """
     for attempt in range(self.options.retries + 1):
       status, reply = await self.trying(

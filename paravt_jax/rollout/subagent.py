@@ -1,5 +1,6 @@
-"""One call, one sub-agent: the window's frames, a fresh context, a short text. Whatever goes wrong
-is a typed result.
+"""Sub-agents: each call gets the window's frames, a fresh context, and returns a short text.
+
+Every failure is a typed result.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class SubagentOptions(Options):
   rate: Annotated[float, POSITIVE]  # frames per second of the window
   min_frames: Annotated[int, COUNT]  # of a window, however short it is
   max_frames: Annotated[int, COUNT]  # of a window, however long it is
-  see_question: Annotated[bool, FLAG]  # it is told the question that the main agent answers
+  see_question: Annotated[bool, FLAG]  # whether its prompt includes the main agent's question
   max_new_tokens: Annotated[int, COUNT]  # that it may write
   summary_tokens: Annotated[int, COUNT]  # of its text, that the main agent gets
   deadline_s: Annotated[float, POSITIVE]  # for the whole call, decoding included
@@ -65,7 +66,7 @@ class SubagentOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """What a call comes back as."""
+  """The response to a call."""
 
   result: ToolResult
   # the text of a tool response, or the pieces of a user message
@@ -87,7 +88,7 @@ class _Seen:
 
 
 class Subagents:
-  """Runs calls; any number at once."""
+  """Runs any number of calls concurrently."""
 
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
     self._sampler = sampler
@@ -104,11 +105,12 @@ class Subagents:
     turn: int,
     index: int,
   ) -> Response:
-    """What one call of `task`'s main agent comes back as; never raises for what a model, a file or
-    a server did.
+    """Runs one call of `task`'s main agent.
+
+    Failures of a model, a file or a server are results, and never raise.
 
     Args:
-      call: as parsed; its arguments are judged here.
+      call: the parsed call. Its arguments are checked here.
       durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
@@ -154,9 +156,7 @@ class Subagents:
       return _failure(call, window, ResultStatus.SUBAGENT_ERROR)
 
   async def _clip(self, window: Window, path: str) -> tuple[Clip, int]:
-    """The window's frames, each once and labelled with times in it; and how many repeats were left
-    out.
-    """
+    """Returns the window's distinct frames with time labels, and the number of repeats omitted."""
     options, context = self._options, self._sampler.options
     times = sampling.window_times(
       window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames
@@ -215,7 +215,7 @@ class Subagents:
     return _Seen(seconds, (opening, sampled), finish)
 
   def _check_answer(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
-    """An answer, cut to its limit; or an error when there is none."""
+    """Returns the answer, cut to its limit, or an error if there is none."""
     trajectory = Trajectory(seen.segments, _STOPS[seen.finish])
     text = self._summary(seen.segments[-1]) if len(seen.segments) > 1 else ''
     status = ResultStatus.EXECUTED
@@ -280,10 +280,9 @@ class Crops(Subagents):
 
 
 def choose_video(video_path: Any, videos: Sequence[str]) -> int:
-  """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base
-  name; the first by default.
+  """Returns the index of the video that a call names, by 'n', 'Video n' or the base name; else 0.
 
-  What the policy wrote only picks among `videos`; it is never opened.
+  The policy's text only selects one of `videos`. It is never opened as a path.
   """
   if type(video_path) is int and 0 < video_path <= len(videos):
     return video_path - 1
