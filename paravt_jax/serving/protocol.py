@@ -1,7 +1,6 @@
-"""SGLang's native HTTP, as both servers speak it: what `/generate` takes and gives, and how images
-travel.
+"""SGLang's native HTTP protocol, which both servers use: `/generate`, its replies, and images.
 
-Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply's ids include the
+Ids are sent unchanged, with ONE unexpanded `<|image_pad|>` per image. The reply's ids include the
 stop token.
 """
 
@@ -25,7 +24,7 @@ LEAST_TEMPERATURE = (
   1e-6  # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
 )
 
-_MOST_PATCHES = 1 << 18  # 8192x8192; a server of its own takes fewer
+_MOST_PATCHES = 1 << 18  # 8192x8192; servers may have a lower limit
 # What Pillow raises for a header of far too many pixels.
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -302,14 +301,15 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
 
 
 def _value_or(values: Mapping[str, Any], name: str, default: Any) -> Any:
-  """A value for which null means that it was not given, as it does in SGLang."""
+  """Returns a value, or the default if it is missing or null, as in SGLang."""
   value = values.get(name)
   return default if value is None else value
 
 
 def _refuse_unserved(body: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-  """Checks what changes nothing here; refuses what would: several samples of one request, and the
-  runners-up of a token.
+  """Checks fields without effect, and refuses fields that this server does not support.
+
+  Unsupported are several samples of one request, and top log-probs of a token.
   """
   if fields.whole('n', params.get('n', 1), 0, 2**31 - 1) != 1:
     raise RequestError(
