@@ -306,7 +306,6 @@ def decode(
       jnp.zeros((slots, t.kv_heads, s.steps, t.head_dim), s.dtype) for _ in range(t.layers)
     ),
   }
-  # `length` stays fixed during the loop: new columns are in the side cache.
   state = {**state, 'active': state['active'] & keep_S}
   first, length = state, state['length']
 
@@ -330,7 +329,6 @@ def decode(
         q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i
       )
 
-    # Run the new token through the model; position_AS1 has the same value on all 3 axes.
     x_S1D = model.embed(stacked, token_S[:, None], None, None, jnp.dtype(s.dtype))
     position_AS1 = jnp.broadcast_to(state['position'][None, :, None], (3, slots, 1))
     hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend)[:, 0]
