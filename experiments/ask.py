@@ -121,7 +121,7 @@ async def ask(
   logs = pathlib.Path(recipe.folder)
   tok = ChatTokenizer.load(folder)
   setup, vocab = AgentSetup.of(recipe), model.text.vocab
-  async with rollouts.opened(setup, launch.host(), folder, tok, vocab, logs, None) as server:
+  async with rollouts.open_rollouts(setup, launch.host(), folder, tok, vocab, logs, None) as server:
     agent = server.sampling.with_watch(narrator, narrator.on_text)
 
     async def work() -> Episode:

@@ -56,7 +56,7 @@ def main(recipe: EvalRecipe) -> None:
     results.Journal(path, again=ours) as journal,
     folder.phase('eval'),
   ):
-    todo = put.left_to_do(suites, shard, journal)
+    todo = put.list_unanswered(suites, shard, journal)
     if any(todo.values()):
       work = session(recipe, model, protocol, path, suites, todo, journal, interrupts)
       speed = asyncio.run(work)
@@ -174,7 +174,7 @@ async def session(
 ) -> dict[str, Any]:
   """Serves the model and puts what is left to do; returns how fast it went."""
   options = EvalOptions(recipe.eval.concurrent, recipe.seed, -1)
-  opened = evaluated_model.opened(recipe, model, protocol, launch.host(), folder)
+  opened = evaluated_model.open_model(recipe, model, protocol, launch.host(), folder)
   async with opened as served, eval_speed.poll_load(served.control, served.urls) as load:
     speed = eval_speed.Speed()
     await put.put(

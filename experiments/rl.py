@@ -90,7 +90,7 @@ async def session(
     learner = Learner(recipe, model_folder, folder.path)
     base = learner.canary()
     host = learner.restore()
-    opened = rollouts.opened(
+    opened = rollouts.open_rollouts(
       AgentSetup.of(recipe),
       launch.host(),
       model_folder,

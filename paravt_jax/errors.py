@@ -1,5 +1,6 @@
-"""Every error this project raises on purpose. A message says where, what it got, what it wanted,
-and the way out.
+"""The errors that this project raises on purpose.
+
+A message says where, what it got, what it wanted, and how to fix it.
 """
 
 
@@ -27,7 +28,7 @@ class MediaError(ParavtError):
 
 
 class ChatError(ParavtError):
-  """A tokenizer or a message cannot be turned into tokens as the template wants."""
+  """A message cannot be tokenized as the chat template requires, or the tokenizer is unsuitable."""
 
 
 class RolloutError(ParavtError):
@@ -35,8 +36,8 @@ class RolloutError(ParavtError):
 
 
 class SyncError(ParavtError):
-  """Learner and server do not hold the same weights, or a weight version cannot be read."""
+  """Learner and server have different weights, or a weight version cannot be read."""
 
 
 class CheckpointError(ParavtError):
-  """A checkpoint is missing, half written, or of another shape than the model."""
+  """A checkpoint is missing, incomplete, or its shapes differ from the model's."""

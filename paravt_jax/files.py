@@ -1,8 +1,6 @@
-"""Files that are whole or not there: digests that name contents, writes by rename, and files of
-lines that only grow.
+"""Digests of contents, atomic writes by rename, and append-only files of lines.
 
-Every function raises OSError as the system does. Callers turn it into an error that says what the
-file is for.
+Functions let OSError pass. Callers turn it into an error that names the purpose of the file.
 """
 
 import contextlib
@@ -19,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, Self
 
-_BLOCK = 1 << 20  # bytes that are read at a time
+_BLOCK = 1 << 20  # bytes per read
 _PART = re.compile(r'\..+\.(\d{1,9})(-[0-9a-f]{8})?\.part', re.DOTALL)  # `.name.PID-random.part`
 _YOUNG = 60.0  # seconds; the writer of a younger part may not have locked it yet
 
@@ -28,17 +26,17 @@ _YOUNG = 60.0  # seconds; the writer of a younger part may not have locked it ye
 
 
 def digest(content: bytes, size: int = 16) -> str:
-  """Hex BLAKE2b of `size` bytes, so 2 * size digits."""
+  """Returns the BLAKE2b hash of `size` bytes as 2 * size hex digits."""
   return hashlib.blake2b(content, digest_size=size).hexdigest()
 
 
 def digest_json(value: Any, size: int = 16) -> str:
-  """Hex digest of a JSON value; the order of an object's keys does not count."""
+  """Returns the hex digest of a JSON value. The order of an object's keys does not matter."""
   return digest(json.dumps(value, sort_keys=True).encode(), size)
 
 
 def digest_file(path: str | os.PathLike, size: int = 16) -> str:
-  """Hex digest of a file's content, read in blocks."""
+  """Returns the hex digest of a file's content, which is read in blocks."""
   hashed = hashlib.blake2b(digest_size=size)
   with open(path, 'rb') as file:
     while block := file.read(_BLOCK):
@@ -53,15 +51,15 @@ def digest_file(path: str | os.PathLike, size: int = 16) -> str:
 def replacing(
   path: str | os.PathLike, *, sync: bool, part: pathlib.Path | None = None
 ) -> Iterator[BinaryIO]:
-  """A new binary file that takes the place of `path` when the block ends without an error.
+  """Opens a new binary file that replaces `path` when the block ends without an error.
 
-  Until then a reader finds the old file. After an error nothing new is left. What a killed writer
-  left is removed by the next write into its folder.
+  Until then a reader finds the old file. After an error the new file is removed. The next write
+  into the folder removes what a killed writer left.
 
   Args:
-    path: the file; its folder is made when it is missing.
-    sync: whether the content must be on the disk before the rename, which survives a power cut.
-    part: how the file is called meanwhile, for callers that remove such files themselves.
+    path: the file. Its folder is created if missing.
+    sync: whether to fsync the content before the rename, so that it survives a power cut.
+    part: the temporary name, for callers that remove such files themselves.
   """
   path = pathlib.Path(path)
   if part is None:
@@ -70,7 +68,7 @@ def replacing(
     part = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part')
   with open(part, 'xb') as file:
     try:
-      with contextlib.suppress(OSError):  # without locks, only age tells that a writer is dead
+      with contextlib.suppress(OSError):  # without locks, only age shows that a writer is dead
         fcntl.flock(file, fcntl.LOCK_EX)
       yield file
       file.flush()
@@ -89,7 +87,7 @@ def write(path: str | os.PathLike, content: bytes, *, sync: bool) -> None:
 
 
 def write_if_changed(path: pathlib.Path, content: bytes, *, sync: bool) -> bool:
-  """Writes a whole file by rename; False when it holds just this already, and is left alone."""
+  """Writes a whole file by rename. Returns False if the file already has this content."""
   if path.is_file() and path.read_bytes() == content:
     return False
   write(path, content, sync=sync)
@@ -97,16 +95,16 @@ def write_if_changed(path: pathlib.Path, content: bytes, *, sync: bool) -> bool:
 
 
 def sweep(folder: pathlib.Path) -> None:
-  """Removes from a folder what killed writers of `replacing` left half-written."""
+  """Removes the unfinished files that killed writers of `replacing` left in a folder."""
   for entry in os.scandir(folder):
     if entry.name.endswith('.part') and (match := _PART.fullmatch(entry.name)):
       remove_abandoned(pathlib.Path(entry.path), int(match[1]))
 
 
 def remove_abandoned(part: pathlib.Path, writer: int | None = None) -> None:
-  """Removes a half-written file unless its writer lives, and so holds its lock.
+  """Removes an unfinished file unless its writer is alive and so holds its lock.
 
-  writer: the id of the process; a file that is young stays unless this process is known to be gone.
+  writer: the process id. A recent file stays unless this process is known to have ended.
   """
   try:
     with part.open('rb') as file:
@@ -119,12 +117,12 @@ def remove_abandoned(part: pathlib.Path, writer: int | None = None) -> None:
 
 
 def _lives(process: int) -> bool:
-  """Whether this machine has such a process."""
+  """Returns whether the process runs on this machine."""
   try:
     os.kill(process, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:  # it is another user's
+  except PermissionError:  # it belongs to another user
     return True
   return True
 
@@ -133,15 +131,17 @@ def _lives(process: int) -> bool:
 
 
 class Line(NamedTuple):
-  """A whole line of a file."""
+  """A complete line of a file."""
 
   number: int  # from 1
   text: bytes  # with its line feed
-  end: int  # bytes of the file up to and with this line
+  end: int  # offset in bytes of the end of this line
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Line]:
-  """The whole lines of a file. A missing file has none; a torn last line is left out."""
+  """Yields the complete lines of a file. A missing file has none, and an incomplete last line is
+  skipped.
+  """
   if not path.is_file():
     return
   end = 0
@@ -155,14 +155,16 @@ def read_lines(path: pathlib.Path) -> Iterator[Line]:
 
 
 class LineWriter:
-  """Appends lines to a file, each whole or not at all. A line is with the system when `append`
-  returns, so that a kill of this process does not lose it.
+  """Appends lines to a file, each completely or not at all.
+
+  When `append` returns, the system has the line, so killing this process does not lose it.
   """
 
   def __init__(self, path: pathlib.Path, keep: int | None = None):
-    """Opens the file and makes it and its folder if they are missing.
+    """Opens the file. The file and its folder are created if missing.
 
-    keep: bytes that stay, the end of a line of `read_lines`; the rest is cut off. None keeps all.
+    keep: length in bytes to truncate to, the `end` of a line of `read_lines`. None keeps the whole
+    file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = path.open('ab', buffering=0)
@@ -170,8 +172,9 @@ class LineWriter:
       self._cut(keep)
 
   def append(self, lines: bytes) -> None:
-    """Writes lines that end in line feeds. When the disk is full, what was written of them is cut
-    off again, so that the next line is not spoilt.
+    """Writes lines that end in line feeds.
+
+    If the disk is full, it removes the partial write, so the next line stays intact.
     """
     start, written = os.fstat(self._file.fileno()).st_size, 0
     try:

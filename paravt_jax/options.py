@@ -4,9 +4,9 @@
     class AgentOptions(Options):
       max_turns: Annotated[int, whole(0)]  # rounds of tools before the answer is asked for
 
-A field is a knob: its type and its rule stand in the annotation, its meaning behind it. A value
-that breaks its rule is refused when the object is made. `build` makes options from plain sections
-(a ConfigDict, a dict), `schema` lists the knobs of a recipe, `to_dict` is the way back.
+A field is a knob. Its annotation holds its type and rule, and the comment after it explains its
+meaning. Construction refuses a value that breaks its rule. `build` makes options from plain
+sections (a ConfigDict, a dict), and `to_dict` is its inverse. `schema` lists the knobs of a recipe.
 """
 
 import dataclasses
@@ -19,24 +19,23 @@ from typing import Any, Self, TypeVar
 from paravt_jax.errors import ConfigError
 
 T = TypeVar('T')
-# Counts travel as int32, and waits, which are seconds, to the system: no knob but a QUANTITY is
-# larger.
+# The upper limit of every knob except a QUANTITY: counts are int32, and the system limits timeouts.
 LARGEST = 2**31 - 1
-SECTION = '<section>'  # in KnobError.wanted: where the knob's neighbours stand
+SECTION = '<section>'  # placeholder in KnobError.wanted for the path of the knob's section
 OWN_NAMES = "a section of names of one's own, which may be {}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a knob may be."""
+  """The allowed values of a knob."""
 
-  wanted: str  # in words, for a message
-  holds: Callable[[Any], bool]  # whether a value is that; the value may be of any type
+  wanted: str  # description for error messages
+  holds: Callable[[Any], bool]  # whether a value is allowed; it must accept any type
 
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """The rule of each value of a mapping, whose keys are names of the user's own."""
+  """The rule for each value of a mapping whose keys the user chooses."""
 
   rule: Rule
 
@@ -49,7 +48,7 @@ class KnobError(ConfigError):
     super().__init__(f'{kind}.{knob}={value!r}: wanted {wanted.replace(SECTION, "")}')
 
   def at(self, where: str) -> ConfigError:
-    """The same as a ConfigError that names the knob by its place in a recipe ('' is the top)."""
+    """Returns a ConfigError that names the knob by its path in a recipe ('' is the top level)."""
     section = f'{where}.' if where else ''
     wanted = self.wanted.replace(SECTION, section)
     return ConfigError(f'--config.{section}{self.knob}={self.value!r}: wanted {wanted}')
@@ -57,10 +56,10 @@ class KnobError(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The base of all options: a frozen dataclass whose annotated fields keep their rules.
+  """The base class of all options: a frozen dataclass that checks its annotated fields.
 
   Raises:
-    KnobError: at construction, for the first field that does not.
+    KnobError: at construction, for the first field that breaks its rule.
   """
 
   def __post_init__(self) -> None:
@@ -78,11 +77,11 @@ class Options:
           raise KnobError(type(self).__name__, path, one, f'at most {LARGEST}')
 
   def replace(self, **changes: Any) -> Self:
-    """A copy with other values, checked like the first."""
+    """Returns a copy with changed values, which are checked again."""
     return dataclasses.replace(self, **changes)
 
   def refuse(self, knob: str, wanted: str) -> typing.NoReturn:
-    """Raises the KnobError of a field; `wanted` may name its neighbours behind SECTION."""
+    """Raises the KnobError of a field. `wanted` may use SECTION to name neighbouring knobs."""
     raise KnobError(type(self).__name__, knob, getattr(self, knob), wanted)
 
   def require_order(self, low: str, high: str) -> None:
@@ -92,14 +91,14 @@ class Options:
 
 
 def _is_too_large(value: Any) -> bool:
-  """Whether a number, or one of a tuple, is larger than any knob's."""
+  """Returns whether a number, or a member of a tuple, exceeds LARGEST."""
   if isinstance(value, tuple | list):
     return any(map(_is_too_large, value))
   return type(value) in (int, float) and value > LARGEST
 
 
 def _own_rules(kind: type) -> dict[str, Rule | Members]:
-  """The rules of a class's own fields, by name."""
+  """Returns the rules of a class's fields by name, without those of nested sections."""
   found: dict[str, Rule | Members] = {}
   for name, hint in typing.get_type_hints(kind, include_extras=True).items():
     for extra in getattr(hint, '__metadata__', ()):
@@ -109,7 +108,9 @@ def _own_rules(kind: type) -> dict[str, Rule | Members]:
 
 
 def section_of(hint: Any) -> type | None:
-  """The options class that a field's type names, also as `Class | None`; None for a value."""
+  """Returns the options class in a field's type, which may be `Class | None`. None for plain
+  values.
+  """
   if typing.get_origin(hint) is typing.Annotated:
     return None
   members = typing.get_args(hint) if _is_union(hint) else (hint,)
@@ -122,7 +123,9 @@ def _is_union(hint: Any) -> bool:
 
 
 def schema(kind: type, prefix: str = '') -> dict[str, Rule]:
-  """The rules of a recipe's knobs by path, as 'agent.max_turns'; 'sources.*' for open sections."""
+  """Returns the rules of a recipe's knobs by path: 'agent.max_turns', or 'sources.*' if users
+  choose keys.
+  """
   rules, found = _own_rules(kind), {}
   for name, hint in typing.get_type_hints(kind, include_extras=True).items():
     section = section_of(hint)
@@ -137,12 +140,12 @@ def schema(kind: type, prefix: str = '') -> dict[str, Rule]:
 
 
 def rule_of(rules: Mapping[str, Rule], knob: str) -> Rule | None:
-  """The rule of a knob, by its path or as a member of an open section; None without one."""
+  """Returns the rule of a knob by its path or that of its open section, else None."""
   return rules.get(knob) or rules.get(f'{knob.rpartition(".")[0]}.*')
 
 
 def leaves(options: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """('agent.max_turns', 3), ...: each knob of a recipe and its value; absent sections have none."""
+  """Yields each knob's path and value, as ('agent.max_turns', 3). Absent sections are skipped."""
   for field in dataclasses.fields(options):
     value = getattr(options, field.name)
     if dataclasses.is_dataclass(value):
@@ -154,7 +157,7 @@ def leaves(options: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-  """Options as nested dicts, the way back of `build`; sections that are None are left out."""
+  """Returns options as nested dicts, the inverse of `build`. Sections that are None are omitted."""
   found: dict[str, Any] = {}
   hints = typing.get_type_hints(type(options), include_extras=True)
   for field in dataclasses.fields(options):
@@ -169,11 +172,11 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
-  """A tree of options from plain sections: each field is there exactly once, and of its type.
+  """Builds a tree of options from plain sections. Every field must be present and have its type.
 
   Args:
     kind: the options class of the section.
-    section: its knobs; a section of the class that may be None may be missing.
+    section: its knobs. A nested section may be missing if its type allows None.
     where: the section's path in the recipe, for messages; '' is the whole recipe.
 
   Raises:
@@ -196,7 +199,7 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
     if name in section and inner is not None and not (may_lack and section[name] is None):
       values[name] = build(inner, section[name], path)
     elif name in section:
-      values[name] = _typed(section[name], hints[name], f'config.{path}')
+      values[name] = _convert(section[name], hints[name], f'config.{path}')
     elif may_lack:
       values[name] = None
     else:
@@ -208,31 +211,34 @@ def build(kind: type[T], section: Mapping[str, Any], where: str = '') -> T:
 
 
 def build_used(kind: type[T], section: Mapping[str, Any]) -> T:
-  """`build` of a section that may hold more, such as the saved recipe of another version: what the
-  class and its sections do not name is not looked at.
+  """Builds options from a section that may have unknown fields.
+
+  The saved recipe of another version may have some. Fields that the class and its sections do not
+  declare are ignored.
 
   Raises:
-    ConfigError: a knob that they name is missing, of another type, or breaks its rule.
+    ConfigError: a declared knob is missing, of another type, or breaks its rule.
   """
-  return build(kind, _named(kind, section))
+  return build(kind, _drop_unknown(kind, section))
 
 
-def _named(kind: type, section: Any) -> Any:
-  """A section without what a class does not name, and so its sections."""
+def _drop_unknown(kind: type, section: Any) -> Any:
+  """Returns a section without the fields that a class does not declare, recursively."""
   if not hasattr(section, 'items'):
     return section
   hints = typing.get_type_hints(kind)
   found = {name: value for name, value in section.items() if name in hints}
   for name, value in found.items():
     inner = section_of(hints[name])
-    found[name] = value if inner is None else _named(inner, value)
+    found[name] = value if inner is None else _drop_unknown(inner, value)
   return found
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
-  """`value` as its hint wants it (int to float, list to tuple); a rule judges the rest.
+def _convert(value: Any, hint: Any, where: str) -> Any:
+  """Converts `value` to its type hint (int to float, list to tuple). The field's rule checks the
+  rest.
 
-  A ConfigDict is no Mapping, so `items` says what holds names of the user's own.
+  A ConfigDict is not a Mapping, so the test for mappings is the attribute `items`.
   """
   if _is_union(hint):
     if value is None:
@@ -242,31 +248,33 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
   if hasattr(value, 'items'):
     members = typing.get_args(hint)
     inner = members[1] if len(members) == 2 else Any
-    return {key: _typed(one, inner, f'{where}.{key}') for key, one in value.items()}
+    return {key: _convert(one, inner, f'{where}.{key}') for key, one in value.items()}
   if origin is tuple and isinstance(value, list | tuple):
-    return _tuple(tuple(value), typing.get_args(hint), where)
+    return _convert_tuple(tuple(value), typing.get_args(hint), where)
   if hint is float and type(value) is int:
     return float(value)
   return value
 
 
-def _tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
-  """Each member as its hint wants it; `hints` end in an ellipsis when any number may come."""
+def _convert_tuple(value: tuple, hints: tuple[Any, ...], where: str) -> tuple:
+  """Converts each member to its hint. An ellipsis at the end of `hints` allows any number of
+  members.
+  """
   repeated = len(hints) == 2 and hints[1] is Ellipsis
   if not repeated and len(value) != len(hints):
-    return value  # for the rule to refuse
+    return value  # the rule refuses it
   kinds = [hints[0]] * len(value) if repeated else hints
-  return tuple(_typed(one, kind, where) for one, kind in zip(value, kinds))
+  return tuple(_convert(one, kind, where) for one, kind in zip(value, kinds))
 
 
 def require(value: Any, wanted: str, ok: bool, knob: str) -> None:
-  """Raises the ConfigError that says what a knob of the recipe may be, unless `ok`."""
+  """Raises a ConfigError that states the allowed values of a knob, unless `ok`."""
   if not ok:
     raise ConfigError(f'--config.{knob}={value!r}: wanted {wanted}')
 
 
 def extended(kind: type[T], base: Any, **more: Any) -> T:
-  """`kind` with the fields that it shares with `base`, and the others as given."""
+  """Builds `kind` from the fields that it shares with `base` and the other fields in `more`."""
   names = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
   shared = {field.name for field in dataclasses.fields(base)} & names - more.keys()
   return kind(**{name: getattr(base, name) for name in shared}, **more)
@@ -276,7 +284,7 @@ def extended(kind: type[T], base: Any, **more: Any) -> T:
 
 
 def whole(least: int, most: int | None = None, note: str = '') -> Rule:
-  """An integer from `least` on, and up to `most`; note: what a special value means."""
+  """An integer of at least `least` and at most `most`. note: the meaning of a special value."""
   wanted = f'at least {least}' if most is None else f'{least} to {most}'
   return Rule(
     f'{wanted} ({note})' if note else wanted,
@@ -309,7 +317,7 @@ def from_(least: float, note: str = '') -> Rule:
 
 
 def some_of(*names: str) -> Rule:
-  """A tuple of such names, which may be empty."""
+  """A tuple of some of these names. It may be empty."""
   return Rule(
     f'some of {", ".join(names)}, or () for all',
     lambda value: isinstance(value, tuple | list) and all(one in names for one in value),
@@ -317,7 +325,7 @@ def some_of(*names: str) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-  """One of some words."""
+  """One of these words."""
   return Rule(f'one of {", ".join(names)}', lambda value: _is_text(value) and value in names)
 
 
@@ -342,7 +350,9 @@ def optional(rule: Rule) -> Rule:
 def each(
   wanted: str, holds: Callable[[Any], bool], least: int = 0, *, differ: bool = False
 ) -> Rule:
-  """A tuple of at least so many members that all hold; differ: no two are the same."""
+  """A tuple of at least `least` members that all satisfy `holds`. differ: members must be
+  distinct.
+  """
 
   def valid(value: Any) -> bool:
     members = isinstance(value, tuple | list) and len(value) >= least and all(map(holds, value))
@@ -389,7 +399,7 @@ def _is_count(value: Any) -> bool:
 FLAG = Rule('True or False', lambda value: type(value) is bool)
 PROSE = Rule('text', _is_text)
 NAME = Rule('a name', lambda value: _is_text(value) and bool(value.strip()))
-# A path, a name or a word. Who writes 'None' wants none, and no folder of that name.
+# A path, a name or a word. 'None' is refused: its writer means no value, not a folder of that name.
 TEXT = Rule(
   "text (for none: '', nothing behind the =)",
   lambda value: _is_text(value) and value not in ('None', 'none', 'null'),
@@ -412,7 +422,7 @@ SEED = whole(0, 2**31 - 1)
 COUNT = whole(1)
 PROCESSES = Rule('at least 1, at most 1024', whole(1, 1024).holds)
 RETRIES = Rule('at least 0, at most 100', whole(0, 100).holds)  # the wait doubles every time
-# What servers of both kinds take, embedded and SGLang.
+# The limits of both kinds of servers, embedded and SGLang.
 TEMPERATURE = Rule(
   'at least 0, at most 100 (0: greedy)', lambda value: _is_number(value) and 0 <= value <= 100
 )

@@ -1,5 +1,6 @@
-"""An address for every random draw on the host: the same words give the same number in every
-process, on every machine.
+"""Addressed random numbers on the host.
+
+The same address gives the same number in every process and on every machine.
 """
 
 import hashlib
@@ -8,8 +9,9 @@ import numpy as np
 
 
 def at(*address: int | str) -> int:
-  """A uint63 that is a function of the address alone (blake2b; Python's own `hash` is salted per
-  process).
+  """Returns a uint63 that depends on the address alone.
+
+  It uses BLAKE2b, because Python's own `hash` is salted per process.
 
   >>> at(0, 'frames', 'task-7', 1) == at(0, 'frames', 'task-7', 1)
   True
@@ -24,5 +26,5 @@ def at(*address: int | str) -> int:
 
 
 def rng(*address: int | str) -> np.random.Generator:
-  """A numpy generator seeded by the address."""
+  """Returns a numpy generator seeded by the address."""
   return np.random.default_rng(at(*address))

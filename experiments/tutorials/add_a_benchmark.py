@@ -80,7 +80,7 @@ async def evaluate(recipe: EvalRecipe, samples: list[Sample], out: pathlib.Path)
   out.mkdir(parents=True, exist_ok=True)
   plan = results.write_plan(out, results.Plan(common, {NAME: mine.about(WHOLE)}, WHOLE))
   options = EvalOptions(recipe.eval.concurrent, recipe.seed, -1)
-  opened = evaluated_model.opened(recipe, model, protocol, launch.host(), out)
+  opened = evaluated_model.open_model(recipe, model, protocol, launch.host(), out)
   with Interrupts() as interrupts, results.Journal(out) as journal:
     async with opened as served:
       await put.put(

@@ -75,7 +75,9 @@ async def ask_with_tool(model_folder: pathlib.Path, video: str, question: str) -
   setup, host = AgentSetup.of(recipe), launch.host()
   with tempfile.TemporaryDirectory() as logs:
     folder = pathlib.Path(logs)
-    async with rollouts.opened(setup, host, model_folder, tok, vocab, folder, None) as server:
+    async with rollouts.open_rollouts(
+      setup, host, model_folder, tok, vocab, folder, None
+    ) as server:
       sampler = server.samplers[1]  # greedy
       subagents = Subagents(sampler, server.frames, recipe.subagent)
       agent = Agent(sampler, subagents, server.frames, recipe.agent, FORMAT)

@@ -47,7 +47,7 @@ async def ask_model(model_folder: pathlib.Path, video: str, question: str) -> Ep
   task = Task('mine', (str(pathlib.Path(video).absolute()),), question, 'oe', '')
   with tempfile.TemporaryDirectory() as logs:
     folder = pathlib.Path(logs)
-    async with rollouts.opened(
+    async with rollouts.open_rollouts(
       setup, launch.host(), model_folder, tok, vocab, folder, None
     ) as server:
       opening = await server.greedy.open(task, recipe.frames)

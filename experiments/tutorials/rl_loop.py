@@ -67,7 +67,7 @@ async def train(
     seed=recipe.seed,
   )
   reward = reward or groups.rewarder(recipe.reward, None)
-  opened = rollouts.opened(
+  opened = rollouts.open_rollouts(
     AgentSetup.of(recipe),
     launch.host(),
     model_folder,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from paravt_jax.errors import MediaError
 from paravt_jax.eval import subtitles
 from paravt_jax.rollout.agent import Agent
-from paravt_jax.rollout.groups import Dropped, Reward, judged
+from paravt_jax.rollout.groups import Dropped, Reward, score_episode
 from paravt_jax.rollout.sampler import Address, expanded
 from paravt_jax.types import Episode, ResultStatus, Scored, StopReason, Task, ToolResult
 
@@ -85,7 +85,7 @@ async def _record(
   opened = time.monotonic()
   episode = await agent.run(task, opening, Address(options.seed, task.id, options.epoch, 0))
   ended = time.monotonic()
-  outcome = await judged(episode, reward)
+  outcome = await score_episode(episode, reward)
   seconds = _laps(start, opened, ended, time.monotonic())
   failed = next(filter(_has_failed, episode.results), None)
   if isinstance(outcome, Scored) and failed is not None:

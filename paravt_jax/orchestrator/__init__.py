@@ -1,8 +1,8 @@
-"""A run as a library: what `experiments` starts, and what an experiment of your own can start.
+"""A run as a library, which `experiments` and your own experiments can start.
 
 Components, and what each owns:
 
-  recipes          the typed recipe: everything that a run was told
+  recipes          the typed recipe: all settings of a run
   run_folder       the run's folder: its lock, its settings, which phases are done
   corpus           the rows of RL and the synthetic world; sft_data: the batches of SFT
   learner          `Trainer`: parameters and optimizer on the mesh, and the records on disk;

@@ -1,4 +1,4 @@
-"""Which settings bind a run that goes on: what changes its numbers does.
+"""Which settings must not change when a run resumes: those that change its numbers.
 
 free    where and how the work is done: devices, servers, caches, workers, deadlines, what is logged
         and kept, and how a batch is cut into micro-batches. Sums are then added in another order,
@@ -53,13 +53,13 @@ BATCH = ' x '.join(CUT)
 
 
 def is_free(knob: str) -> bool:
-  """Whether a knob may change by itself when a run goes on."""
+  """Returns whether a knob may change when a run resumes."""
   name = knob.removeprefix(COLD_START)
   return any(name == free or (free.endswith('.') and name.startswith(free)) for free in FREE)
 
 
 def steps_knob(recipe: Mapping[str, Any]) -> str | None:
-  """The knob that says how many steps a run makes; None in a recipe that makes none."""
+  """Returns the knob for the number of steps of a run, or None if the recipe has none."""
   if 'rollout' in recipe:
     return 'rollout.steps'
   return 'steps' if type(recipe.get('steps')) is int else None
@@ -77,12 +77,12 @@ def flat(recipe: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def value(recipe: Mapping[str, Any], knob: str) -> Any:
-  """The value of a knob, None where the recipe lacks it."""
+  """Returns the value of a knob, or None if the recipe lacks it."""
   return flat(recipe).get(knob)
 
 
-def bound(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """What a run's numbers are a function of, besides how many steps it makes.
+def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the settings that determine a run's numbers, without its number of steps.
 
   In RL a batch is all that was sampled, whatever the rows. In SFT rows and micro-batches make the
   batch, so their product binds. A constant schedule has no end, so optimizer.total_steps binds
@@ -106,7 +106,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
 
   The number of steps is among what is free.
   """
-  bound_before, bound_now = bound(before), bound(now)
+  bound_before, bound_now = binding_settings(before), binding_settings(now)
   binding = _differences(bound_before, bound_now)
   told = {*bound_before, *bound_now, 'run.folder'}
   for prefix in ('', COLD_START):

@@ -1,6 +1,4 @@
-"""Canaries: what a server must say that holds certain weights, foretold by the model here
-(`train/greedy.py`).
-"""
+"""Canaries of the learner's weights: expected server replies, computed by `train/greedy.py`."""
 
 import pathlib
 from collections.abc import Callable
@@ -24,7 +22,7 @@ TEXT = 'What appears in the picture, and when?'
 
 
 def prompt(tok: ChatTokenizer, patches: int) -> Segment:
-  """The context: one picture of so many patches with its time, one question."""
+  """Returns the context: one image with its time, and one question."""
   return template.opening(
     tok, None, [*template.frame_pieces([canary_image(patches)], [0.0]), TEXT], ''
   )
@@ -33,7 +31,7 @@ def prompt(tok: ChatTokenizer, patches: int) -> Segment:
 def make(
   config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, asked: Segment, tokens: int
 ) -> Callable[[Any], Canary]:
-  """A function of parameters on the mesh: the canary of `prompt`'s segment, so many tokens long."""
+  """Returns a function from parameters on the mesh to the canary of `prompt`'s segment."""
   expanded = packing.expand(packing.Sample(asked.ids, asked.images, {}), tok.image_pad).ids
   predict = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
   return lambda params: Canary(
@@ -45,7 +43,7 @@ def make(
 
 
 def cpu() -> Mesh:
-  """A mesh of this host's CPU alone. Raises ConfigError when JAX was told to do without."""
+  """Returns a mesh of this host's CPU. Raises ConfigError if JAX_PLATFORMS excludes the CPU."""
   try:
     return sharding.make_mesh(1, 1, 1, jax.local_devices(backend='cpu')[:1])
   except RuntimeError as error:

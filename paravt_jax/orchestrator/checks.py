@@ -1,6 +1,6 @@
-"""What the knobs of a recipe must be to each other, before anything is made.
+"""Checks of a recipe's knobs against each other, before a run starts.
 
-What a single knob may be stands on its field.
+The rule of a single knob is on its field.
 """
 
 import re
@@ -78,7 +78,7 @@ def _require_rows(train: TrainOptions, mesh: MeshOptions) -> None:
 
 
 def _require_slots(recipe: RLRecipe) -> None:
-  """The learner's slot of an image holds the largest frame."""
+  """Checks that an image slot of the learner fits the largest frame."""
   patches, pixels = recipe.train.image_patches, recipe.video.max_pixels
   most = patches * packing.PATCH**2
   wanted = f'at most {most}, what train.image_patches={patches} hold'
@@ -86,7 +86,7 @@ def _require_slots(recipe: RLRecipe) -> None:
 
 
 def _require_schedule(optimizer: OptimizerOptions, steps: int, knob: str) -> None:
-  """No steps behind a cosine that ends at a rate of 0: they would change nothing."""
+  """Refuses steps after a cosine schedule that ends at a rate of 0, because they change nothing."""
   wanted = (
     f'at most optimizer.total_steps={optimizer.total_steps}, where the cosine ends at a learning '
     'rate of 0: raise that too, or give optimizer.final_scale (a run that has begun is bound to '
@@ -97,7 +97,7 @@ def _require_schedule(optimizer: OptimizerOptions, steps: int, knob: str) -> Non
 
 
 def _require_world(recipe: RLRecipe | SFTRecipe) -> None:
-  """A synthetic world that is asked for is there and can be made."""
+  """Checks that a requested synthetic world is configured and can be made."""
   if recipe.data.kind == WORLD:
     require(WORLD, "'files': this scale has no world", recipe.world is not None, 'data.kind')
     if recipe.world is not None:

@@ -25,7 +25,7 @@ MODEL = 'hf'  # the exported folder, below the run's
 
 
 def cold_start(recipe: SFTRecipe) -> pathlib.Path:
-  """Trains (or goes on, or finds it done) and returns the Hugging Face folder.
+  """Trains, resumes, or reuses a finished cold start. Returns its Hugging Face folder.
 
   The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is
   another cold start, and the same on other devices is not.
@@ -33,7 +33,7 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   checks.check_sft(recipe)
   base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
   shown = run_folder.to_json(recipe)
-  bound = {**binding.bound(shown), 'steps': recipe.steps, 'base': base}
+  bound = {**binding.binding_settings(shown), 'steps': recipe.steps, 'base': base}
   name = f'{recipe.name}_{recipe.scale}-{run_folder.fingerprint(bound)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   target = path / MODEL
@@ -151,12 +151,12 @@ class LeftOut:
         (examples[reason].split('\t') for reason in self.REASONS if reason in examples),
         ['', 'a row', '', ''],
       )
-      self._say(
+      self._warn_left_out(
         f'left out as too long: {example[1]} ({example[-1]}); more are only counted (data/skipped)'
       )
       self._first = True
     if not self._warned and self._is_large(count, drawn):
-      self._say(
+      self._warn_left_out(
         f'warning: {count} of {drawn} rows drawn were left out as too long, more than '
         f'{self.SHARE:g} of them; raise '
         'train.row_tokens or train.row_images, or show fewer frames (frames.max_frames)'
@@ -164,13 +164,13 @@ class LeftOut:
       self._warned = True
 
   def count(self, counts: Mapping[str, int]) -> int:
-    """How many of the counts are rows that were too long."""
+    """Returns how many of the counted rows were too long."""
     return sum(counts.get(reason, 0) for reason in self.REASONS)
 
   def _is_large(self, count: int, drawn: int) -> bool:
     return drawn >= planner.JUDGED and count > self.SHARE * drawn
 
-  def _say(self, text: str) -> None:
+  def _warn_left_out(self, text: str) -> None:
     if jax.process_index() == 0:
       print(f'\nsft: {text}', file=sys.stderr, flush=True)
 
@@ -196,8 +196,8 @@ class Skipped:
 
 
 def refuse_other_plans(plan: int) -> None:
-  """Raises DataError unless all hosts planned the same batch: rows would be lost or come twice, and
-  nobody would know.
+  """Raises DataError unless all hosts planned the same batch: otherwise rows would be lost or
+  duplicated silently.
   """
   plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
   if len(set(plans)) > 1:
@@ -211,7 +211,7 @@ def refuse_other_plans(plan: int) -> None:
 def one_step(
   trainer: SFTTrainer, data: batches.Batches, counts: collections.Counter, skipped: Skipped
 ) -> dict[str, float]:
-  """One update and what is logged of it; the time waited for data is told apart."""
+  """Makes one update and returns its metrics, with the time spent waiting for data."""
   begin = time.monotonic()
   batch = next(data)
   refuse_other_plans(batch.plan)

@@ -1,4 +1,4 @@
-"""The rows of a run: the synthetic world, or files; and what is left out of them."""
+"""The rows of a run, from the synthetic world or from files, and the rows left out."""
 
 import collections
 import dataclasses
@@ -86,7 +86,7 @@ def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """The RL rows of a run, and how many broken ones were left out, by reason."""
+  """The RL rows of a run, and the numbers of broken rows left out, by reason."""
 
   train: list[Task]
   heldout: list[Task]

@@ -70,13 +70,13 @@ async def poll_load(control: Control | None, urls: Sequence[str]) -> AsyncIterat
 
 
 async def ask(control: Control | None, urls: Sequence[str], load: Load) -> None:
-  """One poll; of no servers nothing."""
+  """Polls every server once. Does nothing without servers."""
   if control is None:
     return
   for url in urls:
     try:
       load.add_poll(url, await control.json('GET', f'{url}/get_server_info'))
-    except RolloutError:  # a server that is lost is the fleet's to notice
+    except RolloutError:  # the fleet detects a lost server
       continue
 
 
@@ -111,7 +111,7 @@ class Speed:
     self._seconds: dict[str, float] = {}
 
   def add(self, outcome: Outcome) -> None:
-    """Counts a sample."""
+    """Adds a sample to the counts."""
     self._samples += 1
     for name in self._tokens:
       self._tokens[name] += outcome.tokens[name]

@@ -189,7 +189,7 @@ class ServedModel:
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def open_model(
   recipe: EvalRecipe,
   model: Model,
   protocol: protocols.Protocol,
@@ -229,7 +229,7 @@ async def opened(
   if recipe.server.kind == 'url' and recipe.eval.canary_tokens:  # who knows what it serves
     patches, tokens = video.max_pixels // PIXELS, recipe.eval.canary_tokens
     proof = await asyncio.to_thread(canary.of_folder, served, patches, tokens)
-  opening = rollouts.opened(setup, host, served, tok, vocab, folder, proof, always=True)
+  opening = rollouts.open_rollouts(setup, host, served, tok, vocab, folder, proof, always=True)
   async with opening as server:
     urls = tuple(member.url for member in server.fleet.members)
     made = agent(server.samplers[0], server.frames)

@@ -69,7 +69,7 @@ async def phase(
       await put.put(
         {GREEDY: server.greedy, SAMPLED: server.sampling},
         asked,
-        put.left_to_do(asked, WHOLE, log),
+        put.list_unanswered(asked, WHOLE, log),
         log,
         protocol=protocols.choose_protocol('tools', '', 'parallel'),
         options=EvalOptions(recipe.eval.concurrent, recipe.seed, -1),
@@ -112,7 +112,7 @@ def _suites(recipe: RLRecipe, questions: Sequence[Task]) -> list[suites.Suite]:
 
 
 def _settings(recipe: RLRecipe, folder: RunFolder, version: int) -> dict[str, Any]:
-  """All that results are a function of, besides the questions."""
+  """Returns all settings that determine the results, except the questions."""
   video = to_dict(recipe.video)
   return {
     'model': {'kind': 'run', 'run': folder.path.name, 'version': version},
@@ -131,7 +131,7 @@ def _settings(recipe: RLRecipe, folder: RunFolder, version: int) -> dict[str, An
 def numbers(
   found: Mapping[str, Mapping[str, Any]], outcomes: Sequence[results.Outcome]
 ) -> dict[str, Any]:
-  """The numbers of one evaluation for the run's summary, out of a results folder's summary.
+  """Returns the numbers of one evaluation for the run's summary, from a results folder's summary.
 
   Accuracies, calls and intervals are of the greedy suite. format_compliance is of the sampled one,
   because training samples.
@@ -181,7 +181,7 @@ def _cells(
 
 
 def summary(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any]:
-  """What summary.json holds."""
+  """Returns the content of summary.json."""
   return {
     'name': recipe.name,
     'scale': recipe.scale,

@@ -1,5 +1,6 @@
-"""A grid of RL runs, each a process of its own: as many at once as there are slots, each on its own
-cores. What one does wrong stops no other; what is there already is not made twice.
+"""A grid of RL runs, one process each, with one run per slot on its own cores.
+
+A failed run does not stop the others. Finished runs are not repeated.
 """
 
 import collections
@@ -32,11 +33,11 @@ class Cell:
   seed: int
   folder: pathlib.Path  # of the run
   arguments: tuple[str, ...]  # of the command that makes it
-  recipe: RLRecipe  # what they come to
+  recipe: RLRecipe  # the resulting values
 
   @property
   def log(self) -> pathlib.Path:
-    """What the run says, on both streams."""
+    """The file with the run's stdout and stderr."""
     return self.folder.with_name(f'{self.folder.name}.log')
 
 
@@ -164,7 +165,7 @@ def start(one: Cell, slot: int, how: Started) -> Job:
 
 
 def succeeded(job: Job, say: Callable[[str], None]) -> bool:
-  """Whether an ended run is whole; says so in a line."""
+  """Returns whether a run has finished completely, and prints one line about it."""
   one, status = job.cell, job.process.returncode
   whole = status == 0 and (one.folder / 'summary.json').is_file()
   how = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """The library reads neither environment nor checkout by itself; entry points hand them in."""
+  """The library never reads the environment or the checkout. Entry points pass them in."""
 
   environment: Mapping[str, str]  # for the processes that the run starts
   launchers: pathlib.Path  # third_party/sglang of a checkout, which starts SGLang servers

@@ -22,7 +22,7 @@ from paravt_jax.types import Group
 
 
 class Trainer:
-  """A model that is trained: state, optimizer, mesh, records and export.
+  """A model in training: state, optimizer, mesh, records and export.
 
   `version` counts finished steps. In RL it is also the version of the published weights.
   """
@@ -45,12 +45,12 @@ class Trainer:
     self.optimizer = parts.make_optimizer(
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )
-    self.state = self._placed(params)
-    # what no step changes, as the model folder has it: servers hold it already
+    self.state = self._place_on_mesh(params)
+    # arrays that no step changes; servers have them from the model folder
     self._frozen = partition(params, self.optimizer.frozen)[1]
     self.version = 0
 
-  def _placed(self, params: Any) -> state.State:
+  def _place_on_mesh(self, params: Any) -> state.State:
     return state.from_params(self.model_config, self.optimizer, self.mesh, params)
 
   def save(self, host: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class Trainer:
     checkpoint.save(records, self.version, self.state, host, keep=self._keep)
 
   def restore(self) -> dict[str, Any] | None:
-    """Goes on from the newest record and returns its host part; None when there is none."""
+    """Restores the newest record and returns its host part. None if there is no record."""
     records = self._folder / 'checkpoints'
     checkpoint.sweep(records)
     if checkpoint.latest(records) is None:
@@ -86,7 +86,7 @@ class SFTTrainer(Trainer):
     self._update = step.make_sft_step(self.model_config, self.optimizer, self.mesh, options)
 
   def update(self, arrays: dict[str, np.ndarray], used: int) -> dict[str, float]:
-    """One step on a batch of packed rows, of which `used` micro-batches count; what is logged."""
+    """Makes one step on a batch of packed rows with `used` micro-batches. Returns its metrics."""
     self.state, found = self._update(self.state, step.put_batch(self.mesh, arrays, used))
     metrics = metric_sums.reduce(found)  # waits for the device
     self.version += 1
@@ -105,7 +105,7 @@ class Learner(Trainer):
       self.model_config, self.optimizer, self.mesh, options, recipe.rl
     )
     self._reference = None
-    if recipe.rl.beta > 0:  # the cold start, kept beside the policy
+    if recipe.rl.beta > 0:  # the cold start model, in addition to the policy
       self._reference = jax.tree.map(jnp.copy, self.state.params)
     self._collate = collate.CollateOptions(
       section.row_tokens,
@@ -121,7 +121,7 @@ class Learner(Trainer):
     self._outgoing = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))
 
   def update(self, groups: Sequence[Group]) -> dict[str, float]:
-    """One step on these groups; returns what is logged of them and of it."""
+    """Makes one step on these groups. Returns the metrics of the groups and the step."""
     # rewards -> advantages, one of each episode
     rewards = np.array([one.reward for group in groups for one in group.scored], np.float32)
     members = np.array([n for n, group in enumerate(groups) for _ in group.scored], np.int32)
@@ -171,7 +171,7 @@ class Learner(Trainer):
     return capacity
 
   def canary(self) -> canaries.Canary:
-    """What a server must say that holds these very weights."""
+    """Returns the expected reply of a server with the current weights."""
     return self._canary(self.state.params)
 
   def publish(self) -> publish.Pending:

@@ -1,4 +1,4 @@
-"""Sections of recipes that only a run reads; the others stand with the library's own code."""
+"""Sections of recipes that only a run reads. Other sections are in the modules that use them."""
 
 import dataclasses
 from typing import Annotated
@@ -148,7 +148,7 @@ class SFTDataOptions(RowsOptions):
 
 @dataclasses.dataclass(frozen=True)
 class VideoOptions(Options):
-  """How frames are decoded, sized and kept."""
+  """How frames are decoded, resized and cached."""
 
   min_pixels: Annotated[int, whole(0, note='0: no lower bound')]  # area of a frame, at least
   max_pixels: Annotated[int, PIXELS]  # area of a frame, at most
@@ -178,7 +178,7 @@ class VideoOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class SFTVideoOptions(VideoOptions):
-  """How frames are decoded, sized and kept, also on disk."""
+  """How frames are decoded, resized and cached, also on disk."""
 
   cache_gb: Annotated[int, whole(0, note='0: no bound')]  # of cache_folder, GiB
 
@@ -211,7 +211,7 @@ class RLSamplingOptions(SamplingOptions):
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions(Options):
-  """How many rollouts make a step, and how far they may be ahead of the learner."""
+  """The number of rollouts per step, and how far they may run ahead of the learner."""
 
   steps: Annotated[int, COUNT]  # updates of the run
   prompts: Annotated[int, COUNT]  # P, groups of a step
@@ -420,5 +420,5 @@ class WorldOptions(Options):
 
   @property
   def made(self) -> world_corpus.WorldOptions:
-    """What the corpus is a function of, beside the seed."""
+    """Returns the settings that determine the corpus, except the seed."""
     return world_corpus.WorldOptions(self.scene, self.questions, self.traces, self.corpus)

@@ -14,7 +14,7 @@ from paravt_jax.rollout.agent import Agent
 Question = tuple[Sample, int]  # a sample, and K
 
 
-def left_to_do(
+def list_unanswered(
   suites: Sequence[Suite], shard: tuple[int, int], journal: results.Journal
 ) -> dict[str, list[Question]]:
   """The questions of each suite that have no answer yet; errors are put again."""

@@ -1,4 +1,4 @@
-"""Recipes: what an entry point is told, as trees of frozen options that check themselves.
+"""Recipes: the settings of an entry point, as trees of frozen options that check themselves.
 
 A recipe file of configs/ holds the numbers of an experiment. `experiments/launch.py` turns it into
 one of these trees, so that nothing below sees anything but typed options:

@@ -1,5 +1,6 @@
-"""Groups on their way to the learner: started as far ahead as the schedule allows, handed out a
-step at a time.
+"""The queue of groups for the learner.
+
+It starts groups as far ahead as the schedule allows, and hands out one step's groups at a time.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.rollout import groups, schedule
 from paravt_jax.types import Group, Task
 
-LOST_IN_A_ROW = 64  # groups lost whole, one after the other, before the run gives up
+LOST_IN_A_ROW = 64  # consecutive lost groups after which the run gives up
 
 
 class Queue:
@@ -75,10 +76,10 @@ class Queue:
       ] = position
 
   async def next_batch(self) -> list[Group]:
-    """The next step's groups, in the order of their positions.
+    """Returns the next step's groups, in the order of their positions.
 
     Raises:
-      RolloutError: group after group is lost whole.
+      RolloutError: too many groups in a row are lost.
     """
     while len(self._ready) < self._batch:
       self._fill()
@@ -97,8 +98,9 @@ class Queue:
     self._handed = []
 
   def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
-    """Lets `work` bring `version` to the servers while groups go on; groups may count on it once it
-    is there.
+    """Starts `work`, which delivers `version` to the servers while groups continue.
+
+    The schedule counts the version once it is delivered.
     """
     if self._delivery is not None:
       raise RuntimeError(
@@ -112,11 +114,11 @@ class Queue:
     self._delivery = asyncio.create_task(bring())
 
   async def delivered(self) -> None:
-    """Returns when the last version is out, or raises what its delivery met."""
+    """Waits until the last version is delivered, or raises the error of its delivery."""
     if self._delivery is not None:
       await asyncio.shield(
         self._delivery
-      )  # who stops waiting does not stop a server in the middle of an update
+      )  # cancelling the wait must not cancel an update of a server
       self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:

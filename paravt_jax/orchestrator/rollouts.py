@@ -88,7 +88,7 @@ class Rollouts:
 
 
 @contextlib.asynccontextmanager
-async def opened(
+async def open_rollouts(
   setup: AgentSetup,
   host: Host,
   model_folder: pathlib.Path,
@@ -168,8 +168,9 @@ def _agent(setup: AgentSetup, sampler: Sampler, frames: FrameStore) -> Agent:
 
 
 async def unless_stopped(work: Awaitable[T], interrupts: Interrupts, server: 'Checked') -> T:
-  """The result of `work`; cancels it and raises KeyboardInterrupt on Ctrl-C, RolloutError when no
-  server is left.
+  """Returns the result of `work`, or cancels it.
+
+  It raises KeyboardInterrupt on Ctrl-C, and RolloutError if no server is left.
   """
   task = asyncio.ensure_future(work)
   try:
@@ -185,8 +186,9 @@ async def unless_stopped(work: Awaitable[T], interrupts: Interrupts, server: 'Ch
 
 @contextlib.asynccontextmanager
 async def rewards(recipe: RLRecipe) -> AsyncIterator[groups.Reward]:
-  """The recipe's reward; with open_ended='judge' an LLM is asked, and its failure drops the
-  episode.
+  """Returns the recipe's reward.
+
+  With open_ended='judge' an LLM scores open answers, and its failure drops the episode.
   """
   if recipe.reward.open_ended != 'judge':
     yield groups.rewarder(recipe.reward, None)

@@ -1,5 +1,4 @@
-"""A run's folder: what was asked for (config.json, git.txt), what was done so far (progress.json),
-and one process at a time.
+"""A run's folder: its settings (config.json, git.txt), its progress (progress.json), and its lock.
 
 config.json  git.txt  progress.json  metrics.jsonl  episodes/  checkpoints/  weights/  hf/
 summary.json  report.html
@@ -23,7 +22,7 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import binding
 from paravt_jax.train import checkpoint
 
-SHOWN = 8  # changed settings that are told, when a run goes on with others that are free
+SHOWN = 8  # limit of changed free settings to print when a run resumes
 
 
 def fingerprint(*parts: Any) -> str:
@@ -33,17 +32,17 @@ def fingerprint(*parts: Any) -> str:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes by rename, so that a reader (or a kill) never meets half a file."""
+  """Writes by rename, so that no reader finds an incomplete file, even after a kill."""
   partial = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     partial.write_text(json.dumps(value, indent=1, default=str) + '\n')
     partial.replace(path)
   finally:
-    partial.unlink(missing_ok=True)  # what a full disk left of it
+    partial.unlink(missing_ok=True)  # the partial file that a full disk leaves
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
-  """A recipe as JSON values, to be written down and shown: keys of servers are blotted out."""
+  """Returns a recipe as JSON values for files and terminals, with servers' keys redacted."""
   values = json.loads(json.dumps(options.to_dict(recipe), default=str))
   for section in values.values():
     if isinstance(section, dict) and section.get('api_key'):
@@ -138,7 +137,7 @@ class RunFolder:
     return dict(self._progress['minutes'])
 
   def result(self, name: str) -> Any:
-    """What `finish(name, …)` kept, or None while that phase is not done."""
+    """Returns the result that `finish(name, …)` stored, or None if the phase is not done."""
     return self._progress['done'].get(name)
 
   def finish(self, name: str, value: Any) -> None:
@@ -147,7 +146,7 @@ class RunFolder:
     write_json(self.path / 'progress.json', self._progress)
 
   def forget(self, name: str) -> None:
-    """Marks a phase as not done; one that was not is no error."""
+    """Marks a phase as not done. It may be not done already."""
     if self._progress['done'].pop(name, None) is not None:
       write_json(self.path / 'progress.json', self._progress)
 
@@ -187,7 +186,7 @@ def _refuse_fewer_steps(
     return
   asked, planned = binding.value(now, knob), binding.value(before, knob)
   done = steps_done(path)
-  if done is None and (path / 'hf').is_dir():  # finished, and its records were taken away
+  if done is None and (path / 'hf').is_dir():  # finished, and its records were removed
     done = planned
     if asked > planned:
       raise ConfigError(
@@ -219,7 +218,7 @@ def _progress(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """{'minutes': by phase, 'done': results by phase} of a run folder, empty ones before it began."""
   found = {'minutes': {}, 'done': {}, **_read(path / 'progress.json')}
   if not all(isinstance(found[name], dict) for name in ('minutes', 'done')):
-    raise _unusable(path / 'progress.json', 'minutes and done are no objects')
+    raise _unusable_file(path / 'progress.json', 'minutes and done are no objects')
   return found
 
 
@@ -227,13 +226,13 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
   try:
     found = json.loads(file.read_text()) if file.exists() else {}
   except (ValueError, RecursionError) as error:
-    raise _unusable(file, f'not JSON ({error})') from error
+    raise _unusable_file(file, f'not JSON ({error})') from error
   if not isinstance(found, dict):
-    raise _unusable(file, f'got {type(found).__name__}, wanted an object')
+    raise _unusable_file(file, f'got {type(found).__name__}, wanted an object')
   return found
 
 
-def _unusable(file: pathlib.Path, why: str) -> ConfigError:
+def _unusable_file(file: pathlib.Path, why: str) -> ConfigError:
   return ConfigError(f'{file}: {why}; the run cannot go on: move the folder away and start anew')
 
 

@@ -1,4 +1,4 @@
-"""What is read again of the recipe that a folder was made with: its `config.json`.
+"""Reads the saved recipe of a folder, its `config.json`.
 
 The folder may be of an older version, so only what is used is looked at. Knobs and sections beside
 it may be missing, unknown, or broken.
@@ -37,7 +37,7 @@ class TrainedModel(FirstModel):
 
   @property
   def first(self) -> FirstModel:
-    """The model that the whole run began with."""
+    """Returns the model that the run started from."""
     return self.cold_start if self.cold_start is not None and not self.model.folder else self
 
 

@@ -89,7 +89,7 @@ class CallStarted:
 
 @dataclasses.dataclass(frozen=True)
 class CallDone:
-  """A call came back. Calls over the limit share one result, and none of them was started."""
+  """A call finished. Calls over the limit share one result, and none of them started."""
 
   turn: int  # from 0
   index: int  # of the call in its turn, from 0
@@ -111,7 +111,7 @@ class DialogueFormat:
   request: str  # what asks for the final answer
   # the pieces of a video's frames and their seconds
   frames: Callable[[np.ndarray, Sequence[float]], Sequence[template.Piece]]
-  # what a call that did not run comes back as
+  # the text that answers a call that did not run
   refused: Callable[[ToolResult], str | Sequence[template.Piece]]
   requests: Mapping[str, str]  # question type -> a text in place of `request`
   # question type -> the most tokens of the forced turn, in place of any turn's
@@ -134,8 +134,10 @@ TRAINING_FORMAT = DialogueFormat(
 
 
 class Agent:
-  """Runs episodes; any number at once. `watch` hears of what happens in them, in the event loop;
-  `on_text` the main agent's turns as they are written: (turn, its text so far).
+  """Runs any number of episodes concurrently.
+
+  `watch` receives each episode's events in the event loop. `on_text` receives the main agent's
+  turns as they are sampled: (turn, text so far).
   """
 
   def __init__(
@@ -166,12 +168,13 @@ class Agent:
     )
 
   async def open(self, task: Task, budget: int) -> Opening:
-    """The first segment: system prompt, the question, and min(budget, distinct frames found)
-    overview frames with their times.
+    """Builds the first segment: system prompt, question, and overview frames with their times.
 
-    Several videos share the budget evenly, the first ones taking what is left over; what a short
-    one cannot use goes to the others. Each shows a frame at least, also where there are more videos
-    than frames to share.
+    The number of frames is min(budget, distinct frames).
+
+    Several videos share the budget evenly, and the first ones take the remainder. Other videos get
+    the frames that a short video cannot use. Each video has at least one frame, even if there are
+    more videos than frames.
 
     Raises:
       MediaError: a video cannot be read.
@@ -181,7 +184,7 @@ class Agent:
     shares = _shares(budget, available)
     wanted = [
       budget if share == limit else share for share, limit in zip(shares, available)
-    ]  # all it has: none is to be missed
+    ]  # use every frame of the video
     found = await asyncio.gather(*map(self._overview, task.videos, infos, wanted))
     user = self._format.user(
       task, [self._format.frames(clip.frames, overview.seconds) for clip, overview in found]
@@ -192,7 +195,7 @@ class Agent:
     return Opening(segment, budget, tuple(overview for _, overview in found))
 
   async def _overview(self, path: str, info: VideoInfo, budget: int) -> tuple[Clip, Overview]:
-    """min(budget, distinct frames found) frames of a video, each once."""
+    """Returns min(budget, distinct frames) frames of a video, each once."""
     context = self._sampler.options
     times = sampling.overview_times(info.duration, budget, info.fps)
     clip, repeated = sampling.once(
@@ -201,9 +204,9 @@ class Agent:
     return clip, Overview(tuple(float(second) for second in clip.seconds), info.duration, repeated)
 
   async def run(self, task: Task, opening: Opening, address: Address) -> Episode:
-    """One episode from its opening to its end.
+    """Runs one episode from its opening to its end.
 
-    Never raises for what model or server did: a server's failure ends the episode with
+    Errors of the model or a server never raise. A server's failure ends the episode with
     StopReason.ERROR and its message in `error`.
     """
     run = _Run(task, opening, address, [opening.segment])
@@ -215,11 +218,13 @@ class Agent:
     return run.episode(stop)
 
   async def _turns(self, run: '_Run') -> StopReason:
-    """Turns until one ends the episode. After max_turns rounds of tools one last turn is asked for,
-    whose calls do not run.
+    """Samples turns until one ends the episode.
+
+    After max_turns rounds of tools, one last turn must answer. Its calls do not run.
     """
     options = self._options
     for turn in range(options.max_turns + 1):
+      # Sample the turn within its limit and the remaining context.
       forced = turn == options.max_turns
       remaining = min(self._turn_limit(run.task, turn), self._remaining(run.segments))
       if remaining < 1:
@@ -233,6 +238,7 @@ class Agent:
         token_class=TokenClass.AFTER_TOOL if turn else run.opening_class,
         **self._streaming(turn),
       )
+      # Parse the calls. An answer ends the episode unless the turn also has valid calls.
       text = template.turn_text(self._sampler.tok, segment.ids, self._turn_prefix(turn))
       self._notify(TurnDone, turn, text)
       blocks = () if forced or finish == 'abort' else self._format.parse(text)
@@ -241,6 +247,7 @@ class Agent:
         any(isinstance(block, ToolCall) for block in blocks) or not answered
       )
       stop = _stop(finish, answered and not goes_on)
+      # Run the calls, then append their results and the next turn's header.
       run.segments.append(segment)
       responses = await self._responses(run, blocks, turn)
       run.turns.append(Turn(text, tuple(response.result for response in responses), stop, forced))
@@ -250,9 +257,7 @@ class Agent:
     raise AssertionError('the forced turn returns')
 
   def _turn_limit(self, task: Task, turn: int) -> int:
-    """Tokens that a turn may have; fewer where the final answer was asked for and the manner says
-    so.
-    """
+    """Returns the token limit of a turn. The dialogue format may lower it for the final answer."""
     limit = self._options.max_new_tokens
     return (
       min(limit, self._format.forced_tokens.get(task.question_type, limit))
@@ -261,7 +266,7 @@ class Agent:
     )
 
   def _is_forced(self, turn: int) -> bool:
-    """Whether a turn is the one that the final answer was asked for in."""
+    """Returns whether a turn must give the final answer."""
     return 0 < turn == self._options.max_turns
 
   def _turn_prefix(self, turn: int) -> str:
@@ -271,7 +276,7 @@ class Agent:
     )
 
   def _remaining(self, segments: Sequence[Segment]) -> int:
-    """Tokens that may be sampled next, with place left for a closing."""
+    """Returns how many tokens may be sampled next, with a closing reserved."""
     return self._sampler.remaining(segments, reserved=self._closing_tokens)
 
   def _append_next(
@@ -282,9 +287,10 @@ class Agent:
     *,
     turn: int,
   ) -> bool:
-    """Appends what comes before `turn`: results and header where the context holds them and a token
-    more (True); else the `<|im_end|>` that the last turn may lack (False). shown: what results come
-    back as; None when nothing follows.
+    """Appends results and the header of `turn` if they and one more token fit, and returns True.
+
+    Otherwise it appends a missing `<|im_end|>` and returns False. replies: the results' content, or
+    None if no turn follows.
     """
     tok = self._sampler.tok
     closed = template.is_closed(tok, segment.ids)
@@ -312,7 +318,9 @@ class Agent:
   async def _responses(
     self, run: '_Run', blocks: Sequence[ToolCall | ParseFailure], turn: int
   ) -> list[Response]:
-    """In the order of the blocks; the first max_parallel at once, one shared error for the rest."""
+    """Returns responses in the order of the blocks.
+
+    The first max_parallel calls run concurrently. The others share one error."""
     limit = self._options.max_parallel
     responses = await asyncio.gather(
       *(self._response(run, block, turn, index) for index, block in enumerate(blocks[:limit]))
@@ -346,8 +354,9 @@ class Agent:
     return response
 
   def _streaming(self, turn: int) -> dict[str, Callable[[list[int]], None]]:
-    """What `sample` is given to tell a turn's text so far, but for a character of which only a part
-    is there.
+    """Returns the arguments of `sample` that report a turn's text so far.
+
+    An incomplete last character is cut off.
     """
     on_text = self._on_text
     if on_text is None:
@@ -397,8 +406,9 @@ class _Run:
 
 
 def _shares(budget: int, available: Sequence[int]) -> list[int]:
-  """A budget of frames split over videos that have so many: 10 over [9, 9, 9, 9] -> [3, 3, 2, 2],
-  over [1, 9] -> [1, 9]; at least 1 each.
+  """Splits a budget of frames over videos with `available` frames, at least 1 each.
+
+  10 over [9, 9, 9, 9] -> [3, 3, 2, 2]. 10 over [1, 9] -> [1, 9].
   """
   shares = [1] * len(available)
   left = budget - len(available)
@@ -411,7 +421,7 @@ def _shares(budget: int, available: Sequence[int]) -> list[int]:
 
 
 def _stop(finish: str, answered: bool) -> StopReason:
-  """Why a turn ended. A truncated one is LENGTH, whatever it holds."""
+  """Returns why a turn ended. A truncated turn is LENGTH, even with an answer."""
   if finish != 'stop':
     return {'length': StopReason.LENGTH, 'abort': StopReason.ABORT}[finish]
   return StopReason.ANSWER if answered else StopReason.STOP

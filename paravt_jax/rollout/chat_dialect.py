@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-# How a refusal says that a server does not know a parameter, or takes no other value than its own.
+# Phrases of refusals of an unknown parameter, or of any value but the default.
 _UNKNOWN = re.compile(
   r'unsupported|n[o\']t support|unrecogni[sz]ed|unknown|not permitted|not allowed|not '
   r'accepted|extra_forbidden|extra (?:inputs|fields)|'
@@ -17,7 +17,7 @@ _UNKNOWN = re.compile(
   r'only the default|only be set|strictly positive|must be (?:greater|>|positive)|does not exist',
   re.IGNORECASE,
 )
-# How it says that this one request asks for too much: another request may be taken.
+# Phrases of refusals of one request that asks for too much; other requests may succeed.
 _TOO_MUCH = re.compile(
   r'context|too (?:large|long|many|high)|exceed|at most|maximum', re.IGNORECASE
 )
@@ -26,13 +26,13 @@ _LENGTHS = ('max_tokens', 'max_completion_tokens')
 
 
 class Dialect:
-  """What a server has taught us of our own parameters: another name for one, or to leave it out."""
+  """The learned changes of our parameters for a server: another name, or omission."""
 
   def __init__(self):
     self._instead: dict[str, str | None] = {}
 
-  def spoken(self, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Our parameters under the names that the server takes, without those that it does not."""
+  def translate(self, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our parameters under the server's names, without those that it refuses."""
     taken = {}
     for name, value in own.items():
       wire = self._instead.get(name, name)

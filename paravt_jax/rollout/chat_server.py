@@ -1,5 +1,4 @@
-"""A client of any OpenAI-compatible server. What goes wrong with a request is a value, counted by
-reason.
+"""A client of any OpenAI-compatible server. A failed request is a value, counted by reason.
 
 Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off.
 Replies are bounded in size and read strictly; redirects are not followed, so the key goes to the
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _LOST = (aiohttp.ClientError, HttpProcessingError)  # no connection, or no HTTP on it
 _AGAIN = (408, 429)
-# This request and no other: it is too long, or has an image that the server does not take.
+# Only this request fails: it is too long, or the server refuses its image.
 _REFUSED = (400, 413, 422)
 _CHUNK = 1 << 16
 _SHOWN = 200  # characters of a reply that a message shows
@@ -52,11 +51,11 @@ class RequestOptions(Options):
   max_backoff_s: Annotated[float, POSITIVE]  # at most; a server's own Retry-After counts, up to it
   concurrency: Annotated[int, COUNT]  # requests at once
   max_reply_bytes: Annotated[int, COUNT]  # a longer reply is refused unread
-  max_failures: Annotated[int, COUNT]  # requests in a row that failed: then the run ends
+  max_failures: Annotated[int, COUNT]  # consecutive failed requests that end the run
 
   @classmethod
   def published(cls) -> 'RequestOptions':
-    """Limits that suit a server of one's own."""
+    """Limits for a server that you run yourself."""
     return cls(
       api_key='',
       timeout_s=600.0,
@@ -79,7 +78,7 @@ class ServerOptions(RequestOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """The text that a model wrote, whole: its end was its own and not a limit's."""
+  """The complete text of a model, which no limit cut off."""
 
   text: str
 
@@ -185,7 +184,7 @@ class Server:
     }
     given = {'model': self.options.model, 'messages': list(messages), **(more or {})}
     async with self._gate:
-      outcome = await self._understood(own, given, read or read_completion)
+      outcome = await self._ask_in_dialect(own, given, read or read_completion)
     self.counts['replies' if isinstance(outcome, Reply) else outcome.reason] += 1
     if not isinstance(outcome, Failed):
       self._in_a_row = 0
@@ -200,19 +199,19 @@ class Server:
       raise RolloutError(self._down)
     return outcome
 
-  async def _understood(
+  async def _ask_in_dialect(
     self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
   ) -> Reply | Rejected | Failed:
     """Asks; and again for every parameter of ours that the server refuses by name, a few times at
     most.
     """
     while True:
-      spoken, said = self._dialect.spoken(own), []
+      spoken, said = self._dialect.translate(own), []
       fields = {name: value for name, value in {**spoken, **given}.items() if value is not None}
       outcome = await self._ask(orjson.dumps(fields), read, said)
       if isinstance(outcome, Reply) or not said:
         return outcome
-      if self._dialect.spoken(own) == spoken:  # nobody else has learned it meanwhile
+      if self._dialect.translate(own) == spoken:  # no concurrent request has learned it meanwhile
         learned = self._dialect.learn(said[-1], own.keys() - given.keys(), fields.keys())
         if not learned:
           return outcome
@@ -267,7 +266,7 @@ class Server:
   async def _ask(
     self, body: bytes, read: Callable[[bytes], Reply | Rejected], said: list[str]
   ) -> Reply | Rejected | Failed:
-    """The outcome after all retries. said: gets what the server says when it refuses or fails."""
+    """Returns the outcome after all retries. said: collects the server's error messages."""
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
       if attempt:
@@ -307,7 +306,7 @@ class Server:
       async with self._session.request(
         method, self._url + path, data=body, allow_redirects=False
       ) as reply:
-        content = await self._bounded(reply)
+        content = await self._read_bounded(reply)
         return reply.status, content, _retry_after(reply.headers.get('Retry-After', ''))
     except TimeoutError:
       return Failed('timeout', f'no reply within {self.options.timeout_s:g} s')
@@ -319,7 +318,7 @@ class Server:
     except _LOST as error:
       return Failed('connection', f'{type(error).__name__}: {error}'[:_SHOWN])
 
-  async def _bounded(self, reply: aiohttp.ClientResponse) -> bytes | None:
+  async def _read_bounded(self, reply: aiohttp.ClientResponse) -> bytes | None:
     parts, size = [], 0
     async for part in reply.content.iter_chunked(_CHUNK):
       parts.append(part)

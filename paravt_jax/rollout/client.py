@@ -1,8 +1,9 @@
-"""The way to the rollout servers, ours or SGLang's: send ids and frames, get ids and log-probs, and
-believe nothing unchecked.
+"""The client of rollout servers, embedded or SGLang.
 
-`Client.generate` resumes what a weight update interrupted, and sends again what a lost server held,
-from the tokens it has.
+It sends ids and frames, receives ids and log-probs, and checks every reply.
+
+`Client.generate` resumes requests that a weight update interrupted. It resends requests of a lost
+server, starting from the tokens that arrived.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import orjson
 
 from paravt_jax import seeds
 from paravt_jax.errors import RolloutError
-from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parsed
+from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parse_reply
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
@@ -34,7 +35,7 @@ __all__ = [
 
 _Event = Callable[[bytes], None] | None
 _ROUNDING = 1e-3  # a log-prob may exceed 0 by so much, in nats
-_NOTICE_S = 2.0  # for telling a server, and for asking whether it lives
+_NOTICE_S = 2.0  # timeout in seconds of aborts and of health checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +49,19 @@ class Sampled:
 
 
 def image_tokens(images: Sequence[np.ndarray]) -> int:
-  """Tokens that images uint8[H, W, 3] become; sides are multiples of 32."""
+  """Returns the number of tokens of images uint8[H, W, 3], whose sides are multiples of 32."""
   return sum(
     (image.shape[0] // patches.SIDE) * (image.shape[1] // patches.SIDE) for image in images
   )
 
 
 class ImageCache:
-  """Frames as JSON strings of base64 PNG, encoded once per stretch of memory: rollouts and turns
-  send the same ones again.
+  """Caches frames as JSON strings of base64 PNG, because rollouts and turns resend the same frames.
 
-  An entry keeps its array alive, so no other frame can take its address; frames are never written
-  to.
+  The key is the memory of the array.
+
+  An entry keeps its array alive, so no other frame can reuse its address. Frames are never
+  modified.
   """
 
   def __init__(self, capacity: int):
@@ -97,13 +99,14 @@ def _fragments(images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
 
 
 class Client(Http):
-  """Generates. Use as `async with Client(options, vocab_size, router, image_id=...) as client`;
-  safe for any number of requests.
+  """Generates tokens on the rollout servers, for any number of concurrent requests.
 
-  vocab_size: rows of the model's embedding table, padding rows included: a policy may sample those,
-  so not the tokenizer's. image_id: the placeholder of an image. `counts`: requests, tokens (prompt,
-  cached, sampled), and of requests 'interrupted' (by an update or a drain), 'retried' (connection
-  lost), 'moved' (sent again because their server was lost).
+  Use as `async with Client(options, vocab_size, router, image_id=...) as client`.
+
+  vocab_size: rows of the model's embedding table, including padding rows, which a policy may
+  sample. So it is not the size of the tokenizer. image_id: the id of an image placeholder.
+  `counts`: requests, tokens (prompt, cached, sampled), and of requests 'interrupted' (by an update
+  or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
   """
 
   def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
@@ -131,18 +134,18 @@ class Client(Http):
   ) -> Sampled:
     """Samples until a stop token or `max_new_tokens`.
 
-    A request that the server aborts (a weight update) goes on from its tokens with what is left of
-    its budget; each token keeps the version that sampled it. What a lost server held is sent again
-    from the tokens that arrived, with the same seed. `finish` is 'abort' only after `abort(rid)`,
-    or when no token comes in `retries` + 1 goes.
+    If the server aborts a request (a weight update), the client resumes it from its tokens with the
+    remaining budget. Each token keeps the version that sampled it. A request of a lost server is
+    resent from the tokens that arrived, with the same seed. `finish` is 'abort' only after
+    `abort(rid)`, or if no token arrives in `retries` + 1 attempts.
 
     Args:
-      request: its rid is unique among those in flight. Resumed parts carry a suffix and draw from
-        their own seed.
-      affinity: requests of one group share a number, hence a server, which then computes their
+      request: its rid must be unique among those in flight. Resumed parts have a suffix and a
+        different seed.
+      affinity: requests of one group share this number and therefore a server, which computes their
         prefix once.
-      heard: hears all ids so far, as they come, unchecked. After a lost connection they may begin
-        anew.
+      on_tokens: receives all ids so far as they arrive, unchecked. After a lost connection the ids
+        may start over.
 
     Raises:
       RolloutError: an id is out of the vocabulary; images and placeholders differ in number; no
@@ -162,9 +165,9 @@ class Client(Http):
         left = request.max_new_tokens - len(done)
         idle = idle + 1 if steady and not reply.output_ids else 0
         if reply.finish != 'abort' or request.rid in self._given_up or idle > self.options.retries:
-          return _joined(parts, reply.finish)
+          return _concatenate(parts, reply.finish)
         if left <= 0:
-          return _joined(parts, 'length')
+          return _concatenate(parts, 'length')
         self.counts['interrupted'] += 1
         if idle:
           await asyncio.sleep(self.options.backoff_s * 2 ** (idle - 1))
@@ -192,12 +195,13 @@ class Client(Http):
       )
 
   async def abort(self, rid: str) -> None:
-    """Ends a request of this client; its `generate` returns what it has, with finish 'abort'.
-    Unknown rids do nothing.
+    """Ends a request of this client. Its `generate` returns the tokens so far, with finish 'abort'.
+
+    Unknown rids are ignored.
     """
     if rid in self._sent:
       self._given_up.add(rid)
-      await self._quietly(*self._sent[rid])
+      await self._send_abort(*self._sent[rid])
 
   async def _part(
     self,
@@ -208,7 +212,8 @@ class Client(Http):
     fragments: list[orjson.Fragment],
     on_tokens: Callable[[list[int]], None] | None,
   ) -> tuple[protocol.GenerateReply, bool]:
-    """A checked reply, and whether its server was still taking requests when it came."""
+    """Returns a checked reply, and whether its server was still UP when the reply arrived."""
+    # A resumed part continues after `done` with the remaining budget and a new seed.
     part = request
     if index:
       part = dataclasses.replace(
@@ -224,16 +229,16 @@ class Client(Http):
 
     def payload(url: str) -> bytes:
       nonlocal sent
-      wire = f'{part.rid}!{sent}' if sent else part.rid  # what was sent before may still run there
+      wire = f'{part.rid}!{sent}' if sent else part.rid  # the earlier attempt may still run there
       sent += 1
       self._sent[request.rid] = (url, wire)
       return orjson.dumps({**body, 'rid': wire})
 
     for _ in range(self.options.retries + 2):
       url = await self._router.choose(affinity)
-      came = await self._visit(url, payload, event)
+      came = await self._ask_one_server(url, payload, event)
       if came is not None:
-        reply = protocol.GenerateReply.from_json(parsed(f'POST {url}/generate', *came))
+        reply = protocol.GenerateReply.from_json(parse_reply(f'POST {url}/generate', *came))
         check(part, reply, self._vocab_size)
         self.counts.update(
           requests=1,
@@ -250,12 +255,10 @@ class Client(Http):
       f'{self._router.reason(url)}; see their logs, or raise client.retries'
     )
 
-  async def _visit(
+  async def _ask_one_server(
     self, url: str, payload: Callable[[str], bytes], event: _Event
   ) -> tuple[int, bytes] | None:
-    """(status, body) from one server, behind the gate; None when the server was lost first, and
-    with it what it said.
-    """
+    """Returns (status, body) from one server once the gate is open. None if the server was lost."""
     gone = self._router.started(url)
     work = asyncio.ensure_future(self._ask(url, payload, event))
     leave = asyncio.ensure_future(gone.wait())
@@ -263,6 +266,7 @@ class Client(Http):
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
       if gone.is_set():
         return None
+      # A reply counts only once the gate is open, because a closed gate means unproven weights.
       came = work.result()
       await self._router.passed(url)
       return None if gone.is_set() else came
@@ -278,8 +282,9 @@ class Client(Http):
   async def _ask(
     self, url: str, payload: Callable[[str], bytes], event: _Event
   ) -> tuple[int, bytes]:
-    """Sends until the connection holds. A server may say 5xx because it dies: then that is a lost
-    connection, too.
+    """Sends until the connection succeeds.
+
+    A 5xx reply counts as a lost connection, except a 500 from a server that still answers.
     """
     for attempt in range(self.options.retries + 1):
       status, reply = await self.trying(
@@ -289,7 +294,7 @@ class Client(Http):
         return status, reply
       await asyncio.sleep(
         self.options.backoff_s
-      )  # one that dies says 500 a moment before it is gone
+      )  # a dying server may reply 500 just before it exits
       if status == 500 and await self.ready(url, _NOTICE_S):
         return status, reply
       if attempt < self.options.retries:
@@ -300,15 +305,15 @@ class Client(Http):
     )
 
   def _abandon(self, rid: str) -> None:
-    """Tells the server, in the background, that nobody waits any more: it notices a closed
-    connection late.
+    """Aborts the request on the server in the background, because it notices a closed connection
+    late.
     """
     if rid in self._sent and self._session is not None:
-      task = asyncio.create_task(self._quietly(*self._sent[rid]))
+      task = asyncio.create_task(self._send_abort(*self._sent[rid]))
       self._tasks.add(task)
       task.add_done_callback(self._tasks.discard)
 
-  async def _quietly(self, url: str, wire: str) -> None:
+  async def _send_abort(self, url: str, wire: str) -> None:
     try:
       await self.once(
         'POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S
@@ -318,14 +323,15 @@ class Client(Http):
 
 
 def resumed_seed(seed: int, done: int) -> int:
-  """The sampling seed (31 bits) of a request that goes on after `done` tokens: its own, or the same
-  draws would come twice.
+  """Returns the sampling seed (31 bits) of a request that resumes after `done` tokens.
+
+  A new seed avoids repeating the same draws.
   """
   return seed if done == 0 else seeds.at(seed, 'resume', done) & 0x7FFFFFFF
 
 
 def _stream_to(on_tokens: Callable[[list[int]], None], done: list[int], vocab_size: int) -> _Event:
-  """What passes the ids of a stream's events on to `on_tokens`, after those that are done."""
+  """Returns a callback that passes the ids of stream events, after `done`, to `on_tokens`."""
 
   def event(data: bytes) -> None:
     on_tokens(done + _ids_of(data, vocab_size))
@@ -334,8 +340,9 @@ def _stream_to(on_tokens: Callable[[list[int]], None], done: list[int], vocab_si
 
 
 def _ids_of(event: bytes, vocab_size: int) -> list[int]:
-  """The ids of an event that is to be shown; none where it holds no ids. What is kept comes whole,
-  and is checked.
+  """Returns the ids of a stream event for display, or none if it has no valid ids.
+
+  The final reply is complete and is checked separately.
   """
   try:
     ids = orjson.loads(event)['output_ids']
@@ -347,7 +354,7 @@ def _ids_of(event: bytes, vocab_size: int) -> list[int]:
   return ids if right else []
 
 
-def _joined(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
+def _concatenate(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
   ids = [token for part in parts for token in part.output_ids]
   logprobs = [value for part in parts for value in part.logprobs]
   versions = np.concatenate([part.versions() for part in parts])
@@ -359,10 +366,10 @@ def _joined(parts: list[protocol.GenerateReply], finish: str) -> Sampled:
 def check(
   request: protocol.GenerateRequest, reply: protocol.GenerateReply, vocab_size: int
 ) -> None:
-  """Compares a reply with what was asked.
+  """Compares a reply with its request.
 
   Raises:
-    RolloutError: too many ids, one out of range or banned, a log-prob that is none, version spans
+    RolloutError: too many ids, one out of range or banned, an invalid log-prob, version spans
       that do not cover the ids, an unknown finish reason, or numbers of image or prompt tokens that
       are not our own (the server resized our frames, say).
   """
@@ -400,10 +407,10 @@ def check(
 
 
 def check_counts(request: protocol.GenerateRequest, reply: protocol.GenerateReply) -> None:
-  """Compares how many tokens the server made of a prompt with our own count.
+  """Compares the server's token counts of a prompt with our own counts.
 
   Raises:
-    RolloutError: it resized our frames, or did not keep our ids.
+    RolloutError: the counts differ, so the server resized our frames or changed our ids.
   """
   expected = image_tokens(request.images)
   if reply.image_tokens != expected:

@@ -1,8 +1,8 @@
-"""Groups to the learner's rows.
+"""Packs groups of episodes into the learner's rows.
 
-A group becomes one tree: its first given segment is the shared prefix, each rollout a suffix. A
-sub-agent's trajectory is a document of its own. Only sampled tokens are trained; given ones
-(prompts, pinned prefixes, results, closings) carry mask 0:
+A group becomes one tree. Its prompt is the shared prefix, and each rollout is a suffix. A
+sub-agent's trajectory is a separate document. Only sampled tokens are trained. Given tokens
+(prompts, pinned prefixes, results, closings) have mask 0:
 
     prefix (given)     | turn 1 (sampled) | results, header, pinned prefix (given) | turn 2 (sampled)
     mask  0 0 0 0 0 0  | 1 1 1 1 1        | 0 0 0 0 0 0 0 0                        | 1 1 1 1
@@ -30,22 +30,20 @@ SUBAGENT_CREDIT = ('episode', 'off')
 
 @dataclasses.dataclass(frozen=True)
 class CollateOptions:
-  """row_tokens: T, images expanded; row_images, image_patches: slots of a row and of an image.
-  row_counts: how many rows a batch may have, rising (few shapes, few compilations); above the last,
-  multiples of it. subagent_credit: 'episode' trains sub-agents on their episode's advantage, 'off'
-  leaves them out (as the release does).
-  """
+  """Sizes of the learner's rows, and the credit of sub-agents."""
 
-  row_tokens: int
-  row_images: int
-  image_patches: int
+  row_tokens: int  # T, tokens of a row with images expanded
+  row_images: int  # image slots of a row
+  image_patches: int  # patches of an image slot
+  # Allowed numbers of rows, ascending, or multiples of the last; few shapes mean few compilations.
   row_counts: tuple[int, ...]
+  # 'episode' trains sub-agents on their episode's advantage; 'off' skips them, as the release does.
   subagent_credit: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """What a step trains on."""
+  """The training data of one step."""
 
   packed: packing.Packed  # rows whose extras are `EXTRAS`
   counters: dict[str, float]  # sums over the batch, by name; see `collate`
@@ -62,7 +60,8 @@ def collate(
   """Packs the episodes of a step.
 
   Args:
-    groups: as collected; groups and episodes keep their order, whatever order they finished in.
+    groups: the collected groups. Groups and episodes keep this order, regardless of when they
+      finished.
     advantage_E: the group advantage of each episode, over `group.scored` of all groups in order.
     options: sizes and credit.
     image_id: the image placeholder.
@@ -72,8 +71,8 @@ def collate(
     A batch. Extras: mask 1 on trained tokens; advantage and behavior (log-probs at sampling),
     token_class, version, current (1 if `version` sampled it) on them, else 0. Counters: episodes,
     subagents, trees, images, trained_tokens (of them subagent_tokens), given_tokens,
-    dropped_episodes and dropped_subagents (longer than a row), staleness_sum (over trained tokens),
-    staleness_max. No groups give rows of padding.
+    dropped_episodes and dropped_subagents (which do not fit a row), staleness_sum (over trained
+    tokens), staleness_max. Without groups, all rows are padding.
 
   Raises:
     ConfigError: an unknown subagent_credit.
@@ -83,6 +82,7 @@ def collate(
     raise ConfigError(
       f'rollout.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}'
     )
+  # One advantage per surviving episode, in the order of the groups.
   advantage_E = np.asarray(advantage_E, np.float32)
   count = sum(len(group.scored) for group in groups)
   if advantage_E.shape != (count,):
@@ -95,6 +95,7 @@ def collate(
       ('episodes', 'subagents', 'dropped_episodes', 'dropped_subagents', 'subagent_tokens'), 0
     )
   )
+  # Each group takes its slice of advantage_E; its sub-agents share those advantages.
   trees: list[packing.Tree] = []
   first = 0
   for group in groups:
@@ -106,7 +107,7 @@ def collate(
       trees += _subagent_trees(episodes, advantages, options, counters)
   packed = _pack(trees, options, image_id)
   packed.extras['current'] = packed.extras['mask'] * (packed.extras['version'] == version)
-  return Batch(packed, _counted(trees, counters, version))
+  return Batch(packed, _count_tokens(trees, counters, version))
 
 
 def _group_trees(
@@ -116,11 +117,13 @@ def _group_trees(
   options: CollateOptions,
   counters: collections.Counter,
 ) -> list[packing.Tree]:
-  """The group as one tree, or as several that repeat the prefix when a row cannot hold all its
-  suffixes.
+  """Returns the group as one tree, or as several if its suffixes do not fit one row.
+
+  Each tree repeats the prefix.
   """
   if not episodes:
     return []
+  # The prefix is stored once, so all rollouts must have the same prompt tokens and images.
   opening = episodes[0].trajectory.segments[0]
   for episode in episodes:
     other = episode.trajectory.segments[0]
@@ -146,6 +149,7 @@ def _group_trees(
       counters['dropped_episodes'] += 1
       continue
     counters['episodes'] += 1
+    # First fit: the first tree whose row still has enough tokens and image slots.
     fits = [
       b
       for b in batches
@@ -167,7 +171,7 @@ def _subagent_trees(
   options: CollateOptions,
   counters: collections.Counter,
 ) -> list[packing.Tree]:
-  """Each sub-agent that sampled anything, as a document that carries its episode's advantage."""
+  """Returns a document for each sub-agent that sampled tokens, with its episode's advantage."""
   trees = []
   for episode, advantage in zip(episodes, advantages):
     for trajectory in subagents(episode):
@@ -183,8 +187,9 @@ def _subagent_trees(
 
 
 def subagents(episode: Episode) -> list[Trajectory]:
-  """The sub-agents' trajectories that hold sampled tokens, in call order, those of failed calls
-  included.
+  """Returns the sub-agents' trajectories that have sampled tokens, in call order.
+
+  Trajectories of failed calls are included.
   """
   found = [result.subagent for result in episode.results if result.subagent is not None]
   return [
@@ -195,8 +200,9 @@ def subagents(episode: Episode) -> list[Trajectory]:
 
 
 def sample(segments: Sequence[Segment], advantage: float) -> packing.Sample:
-  """Segments as one run of tokens with the learner's extras; ids are those sent and received,
-  unexpanded.
+  """Joins segments into one token sequence with the learner's extras.
+
+  The ids are exactly those sent and received, with one unexpanded placeholder per image.
   """
   ids = [np.zeros(0, np.int32)]
   columns: dict[str, list[np.ndarray]] = {
@@ -204,6 +210,7 @@ def sample(segments: Sequence[Segment], advantage: float) -> packing.Sample:
   }
   for segment in segments:
     ids.append(np.asarray(segment.ids, np.int32))
+    # Given tokens (on = 0) have mask 0 and no advantage, behavior log-prob, class or version.
     n, on = len(segment.ids), float(segment.sampled)
     columns['mask'].append(np.full(n, on, np.float32))
     columns['advantage'].append(np.full(n, advantage * on, np.float32))
@@ -222,7 +229,7 @@ def _size(part: packing.Sample) -> tuple[int, int]:
 
 
 def _pack(trees: Sequence[packing.Tree], options: CollateOptions, image_id: int) -> packing.Packed:
-  """Packs into the smallest allowed number of rows."""
+  """Packs the trees into the smallest allowed number of rows."""
   limits = (options.row_tokens, options.row_images)
   needed = len(packing.first_fit_decreasing([packing.tree_size(tree) for tree in trees], limits))
   multiple = next((rows for rows in options.row_counts if rows >= needed), options.row_counts[-1])
@@ -237,13 +244,14 @@ def _pack(trees: Sequence[packing.Tree], options: CollateOptions, image_id: int)
   )
 
 
-def _counted(
+def _count_tokens(
   trees: Sequence[packing.Tree], counters: collections.Counter, version: int
 ) -> dict[str, float]:
   trained = given = 0
   behind_sum, behind_max = 0.0, 0
   for tree in trees:
     for part in (tree.prefix, *tree.suffixes):
+      # Staleness of the trained tokens, in weight versions.
       mask = part.extras['mask'] > 0
       behind = version - part.extras['version'][mask]
       trained += int(mask.sum())

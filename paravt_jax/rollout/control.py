@@ -1,7 +1,7 @@
 """Commands to single servers: pause, weights, continue, abort; questions: who are you, are you
 there. Ours or SGLang's alike.
 
-Has connections of its own: a full client cannot hold up an update.
+It uses separate connections, so a busy client cannot delay an update.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from paravt_jax.errors import RolloutError, SyncError
-from paravt_jax.rollout.http import Http, Lost, Silent, excerpt, parsed
+from paravt_jax.rollout.http import Http, Lost, Silent, excerpt, parse_reply
 from paravt_jax.serving import protocol
 
 log = logging.getLogger('paravt.control')
@@ -26,8 +26,8 @@ _PING_S = 2.0
 class Control(Http):
   """Use as `async with Control(options) as control`. URLs are without a slash at the end."""
 
-  async def _tell(self, url: str, path: str, body: dict) -> None:
-    """A command whose reply holds nothing of use (some servers answer it with plain text)."""
+  async def _command(self, url: str, path: str, body: dict) -> None:
+    """Sends a command and ignores the body of its reply, which some servers send as plain text."""
     status, reply = await self.call('POST', url + path, orjson.dumps(body))
     if status != 200:
       raise RolloutError(
@@ -35,22 +35,26 @@ class Control(Http):
       )
 
   async def pause(self, url: str, mode: str = 'retract') -> None:
-    """Stops generation; 'retract' keeps what is in flight for later, with its keys and values
-    recomputed on the new weights.
+    """Stops generation.
+
+    'retract' keeps requests in flight for later, and recomputes their keys and values with the new
+    weights.
     """
-    await self._tell(url, '/pause_generation', {'mode': mode})
+    await self._command(url, '/pause_generation', {'mode': mode})
 
   async def resume(self, url: str) -> None:
-    """Lets generation go on after `pause`; no error when it does already."""
-    await self._tell(url, '/continue_generation', {})
+    """Resumes generation after `pause`. It is no error if the server is not paused."""
+    await self._command(url, '/continue_generation', {})
 
   async def abort(self, url: str, rid: str = '') -> None:
     """Aborts one request by its rid on the wire, or all of them."""
-    await self._tell(url, '/abort_request', {'rid': rid} if rid else {'rid': '', 'abort_all': True})
+    await self._command(
+      url, '/abort_request', {'rid': rid} if rid else {'rid': '', 'abort_all': True}
+    )
 
   async def flush(self, url: str) -> None:
     """Drops the server's cached prefixes. Refused while anything runs."""
-    await self._tell(url, '/flush_cache', {})
+    await self._command(url, '/flush_cache', {})
 
   async def update_weights(self, url: str, folder: str, version: int) -> None:
     """Loads weights from `folder` as `version`, without pausing by itself.
@@ -66,15 +70,16 @@ class Control(Http):
         f'{url}: failed while it loaded weights {version} (status {status}): '
         f'{excerpt(reply)}; see its log'
       )
-    if status != 200 or not _succeeded(reply):
+    if status != 200 or not _reports_success(reply):
       raise SyncError(
         f'{url}: refused weights {version} from {folder} (status {status}): {excerpt(reply)}; '
         'is the folder complete, and visible to the server?'
       )
 
   async def swap_weights(self, url: str, folder: str, version: int) -> None:
-    """Pause, update, continue: what is in flight goes on under the new weights. Continues after a
-    refusal, too.
+    """Pauses, updates and resumes. Requests in flight continue with the new weights.
+
+    It also resumes after a refusal.
 
     Raises:
       SyncError, RolloutError: as `update_weights`.
@@ -88,7 +93,7 @@ class Control(Http):
     await self.resume(url)
 
   async def generate(self, url: str, request: protocol.GenerateRequest) -> protocol.GenerateReply:
-    """One request straight to one server, past every gate: for canaries.
+    """Sends one request directly to one server, bypassing the gate. Canaries use it.
 
     Raises:
       RolloutError: it failed, or the reply is none of the protocol.
@@ -111,8 +116,8 @@ class Control(Http):
     return found
 
   async def version(self, url: str) -> int:
-    """The weight version that the server names; 0 for weights that were never updated, -1 for a
-    name that is none of ours.
+    """Returns the server's weight version: 0 if never updated, -1 if the name is not a version of
+    ours.
     """
     text = str((await self.info(url))['weight_version'])
     return (
@@ -126,7 +131,7 @@ class Control(Http):
     return str((await self.json('GET', f'{url}/get_server_info')).get('version'))
 
   async def inspect(self, url: str) -> None:
-    """Checks that this is a server whose HTTP we know.
+    """Checks that this is a supported server.
 
     Raises:
       RolloutError: it is not there, refuses our key, is another version, or serves a model without
@@ -185,7 +190,7 @@ class Control(Http):
     if status == 404:
       status, reply = await self.once('GET', f'{url}/health', timeout_s=_PING_S)
     if status in (401, 403):
-      parsed(f'GET {url}', status, reply)
+      parse_reply(f'GET {url}', status, reply)
     return status
 
 
@@ -200,7 +205,7 @@ def _release(text: str) -> tuple[int, ...]:
   return tuple(int(part) for part in match.groups()) if match else ()
 
 
-def _succeeded(reply: bytes) -> bool:
+def _reports_success(reply: bytes) -> bool:
   try:
     value = orjson.loads(reply)
   except orjson.JSONDecodeError:

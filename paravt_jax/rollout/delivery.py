@@ -12,15 +12,15 @@ from paravt_jax.serving.canary import Canary
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """What all servers must hold."""
+  """The weights that all servers must have."""
 
   folder: pathlib.Path  # as the servers load it
   version: int
-  canary: Canary | None  # expected on these weights; None where nothing is checked
+  canary: Canary | None  # the expected reply with these weights; None skips the check
 
 
 class Delivery:
-  """Brings weights to one server at a time. `current` are those that every server must hold.
+  """Sends weights to one server at a time. `current` are the weights that all servers must have.
 
   base: the canary expected on the weights that servers start with, while `current` is None.
   tolerance: nats between a canary's log-probs and the learner's.
@@ -43,10 +43,10 @@ class Delivery:
     await self.prove(url, weights.canary, weights.version)
 
   async def prove(self, url: str, canary: Canary | None, version: int | None) -> None:
-    """Returns when the server names `version` (None: any) and continues the canary as expected.
+    """Verifies that the server reports `version` (None: any) and continues the canary as expected.
 
     Raises:
-      SyncError: it names another version, or continues the canary otherwise.
+      SyncError: it reports another version, or continues the canary differently.
       RolloutError: it does not answer.
     """
     said = await self._control.version(url)
@@ -67,7 +67,7 @@ class Delivery:
       raise SyncError(f'{url}: weights {said} do not match the canary: {problem}')
 
   async def sync_and_verify(self, url: str, weights: Weights | None) -> None:
-    """Brings a server that comes back to these weights; None: to those that it starts with.
+    """Updates a returning server to these weights, and verifies it. None: its initial weights.
 
     Raises:
       SyncError, RolloutError: as `push`, or the server is not one that we know how to use.

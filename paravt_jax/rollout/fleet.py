@@ -1,7 +1,8 @@
-"""Several rollout servers as one: weights to all of them, proof that they have them, and a watch
-that brings lost ones back.
+"""A fleet of rollout servers.
 
-`delivery` speaks to one server, `supervisor` watches all of them, and Fleet is what a run uses.
+It sends weights to all servers, verifies them, and brings lost servers back.
+
+`delivery` updates one server, `supervisor` watches all of them, and a run uses Fleet.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ __all__ = ['Fleet', 'FleetOptions', 'Member']
 
 
 class Fleet:
-  """See the module. `counts`: lost (found dead, silent or wrong), restarts, drained, back (served
-  again).
+  """The fleet of servers that a run uses. `counts`: lost (found dead, silent or wrong), restarts,
+  drained, back (served again).
 
       fleet = Fleet(members, control, router, staging.stage, options)
       await fleet.open()                               # and watches from here on
@@ -51,7 +52,7 @@ class Fleet:
 
   @property
   def counts(self) -> collections.Counter[str]:
-    """What became of the servers since the start."""
+    """Numbers of server events since the start."""
     return self._supervisor.counts
 
   @property
@@ -60,8 +61,9 @@ class Fleet:
     return tuple(server.member for server in self._supervisor.servers)
 
   async def open(self, canary: Canary | None = None) -> None:
-    """Checks every server before the first rollout, wakes those that a killed run left paused, and
-    starts the watch.
+    """Checks every server before the first rollout, resumes paused ones, and starts the watch.
+
+    A killed run may have left servers paused.
 
     Args:
       canary: expected on the weights that the servers were started with; None leaves that to the
@@ -103,11 +105,11 @@ class Fleet:
         )
 
   async def deliver(self, published: pathlib.Path, version: int, canary: Canary | None) -> None:
-    """Brings a published version to every server that is UP. When it returns, one at least has
-    proven that it has it.
+    """Sends a published version to every server that is UP. On return, at least one is verified.
 
-    Meanwhile generation goes on, but the gate is closed. A server that fails is set aside while
-    another is right. Servers that come back later get this version. One delivery at a time.
+    Generation continues meanwhile, but the gate is closed. A server that fails is set aside if
+    another one succeeds. Servers that come back later get this version. Only one delivery may run
+    at a time.
 
     Raises:
       SyncError: the version cannot be staged, or no server took it.
@@ -133,36 +135,36 @@ class Fleet:
       self._router.resume()
 
   async def _offer(self, server: ServerState, weights: Weights) -> RolloutError | SyncError | None:
-    """Weights for a server that is UP; one that fails is set aside and the reason returned."""
+    """Sends weights to a server that is UP. If it fails, sets it aside and returns the reason."""
     url = server.member.url
     try:
-      await self._supervisor.guarded(server, self._delivery.push(url, weights))
+      await self._supervisor.run_guarded(server, self._delivery.push(url, weights))
     except SyncError as error:
       self._supervisor.set_aside(server, str(error), restart=True)
       return error
     except RolloutError as error:
       self._supervisor.set_aside(server, str(error), restart=server.dead)
       return error
-    except asyncio.CancelledError:  # whatever it has now, nobody has proven it
+    except asyncio.CancelledError:  # its current weights are unverified
       self._router.lost(server.member.url, 'its update was broken off')
       raise
     return None
 
   def watch(self) -> asyncio.Task[None]:
-    """Starts the watch over all servers, once; it goes on until `close`."""
+    """Starts the watch over all servers, once. It runs until `close`."""
     return self._supervisor.watch()
 
   def check(self) -> None:
-    """Raises RolloutError, with the end of a log, when no server is UP and none can come back."""
+    """Raises RolloutError, with the end of a log, if no server is UP and none can come back."""
     self._supervisor.check()
 
   async def close(self) -> None:
-    """Ends the watch, and every server of ours."""
+    """Ends the watch and every server that this run started."""
     await self._supervisor.close()
 
 
 def _refuse_unwanted(version: int, outcomes: Sequence[RolloutError | SyncError | None]) -> None:
-  """Raises SyncError when there was a server to take the weights and every one refused them."""
+  """Raises SyncError if servers were UP and all of them refused the weights."""
   refusals = [outcome for outcome in outcomes if isinstance(outcome, SyncError)]
   if refusals and len(refusals) == len(outcomes):
     raise SyncError(

@@ -64,8 +64,10 @@ class Prompt:
 
 
 def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
-  """The reward of spec section 4; open-ended answers go to the judge when options say so, and its
-  failures drop the episode.
+  """Returns the reward function of the method.
+
+  If the options say so, a judge scores open-ended answers. A failure of the judge drops the
+  episode.
 
   Raises:
     ConfigError: reward.open_ended is 'judge' and there is none.
@@ -93,8 +95,8 @@ def rewarder(options: total.RewardOptions, judge: Judge | None) -> Reward:
 
 
 def budget_of(prompt: Prompt, options: GroupOptions) -> int:
-  """K of a prompt: forced, or drawn from (seed, task id, epoch) alone, or fixed when gating is
-  off.
+  """Returns K of a prompt: forced, drawn from (seed, task id, epoch) alone, or fixed without
+  gating.
   """
   if prompt.budget is not None:
     return prompt.budget
@@ -103,7 +105,7 @@ def budget_of(prompt: Prompt, options: GroupOptions) -> int:
 
 
 async def run_group(agent: Agent, prompt: Prompt, reward: Reward, options: GroupOptions) -> Group:
-  """All rollouts of one prompt, concurrently, behind one opening.
+  """Runs all rollouts of one prompt concurrently, with one shared opening.
 
   Returns:
     A group in rollout order. `dropped` holds a reason per lost rollout: 'media_<reason>',
@@ -131,11 +133,11 @@ async def _rollout(
   agent: Agent, prompt: Prompt, opening: Opening, reward: Reward, seed: int, index: int
 ) -> Scored | Dropped:
   address = Address(seed, prompt.task.id, prompt.epoch, index)
-  return await judged(await agent.run(prompt.task, opening, address), reward)
+  return await score_episode(await agent.run(prompt.task, opening, address), reward)
 
 
-async def judged(episode: Episode, reward: Reward) -> Scored | Dropped:
-  """The episode with its reward, or why it has none."""
+async def score_episode(episode: Episode, reward: Reward) -> Scored | Dropped:
+  """Returns the episode with its reward, or the reason why it has none."""
   if episode.stop is StopReason.ERROR:
     logging.getLogger(__name__).warning(
       '%s, rollout %d is dropped: %s', episode.task.id, episode.rollout, episode.error
@@ -156,8 +158,9 @@ async def judged(episode: Episode, reward: Reward) -> Scored | Dropped:
 async def stream(
   agent: Agent, prompts: Sequence[Prompt], reward: Reward, options: GroupOptions
 ) -> AsyncGenerator[tuple[int, Group]]:
-  """(index, group) as groups finish, at most max_concurrent in flight; closing it
-  (contextlib.aclosing) cancels the rest.
+  """Yields (index, group) as groups finish, with at most max_concurrent in flight.
+
+  Closing the generator (contextlib.aclosing) cancels the rest.
   """
   gate = asyncio.Semaphore(options.max_concurrent)
 
@@ -175,6 +178,6 @@ async def stream(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def dropped(groups: Sequence[Group]) -> dict[str, int]:
-  """How many rollouts were lost, by reason."""
+def count_dropped(groups: Sequence[Group]) -> dict[str, int]:
+  """Returns the number of dropped rollouts by reason."""
   return dict(collections.Counter(reason for group in groups for reason in group.dropped))

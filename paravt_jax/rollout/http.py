@@ -1,8 +1,8 @@
 """Requests to rollout servers: kept-alive connections, a limit on them, a bearer token, errors of
 one line.
 
-What broke on the way is `Lost` and may be sent again, what nobody answered is `Silent`; whatever
-else goes wrong is a RolloutError.
+A broken connection raises `Lost`, and the request may be sent again. A timeout raises `Silent`.
+Other failures raise RolloutError.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Silent(RolloutError):
 
 
 class Http:
-  """One session. Use as `async with`. `counts`: 'retried', and what subclasses count."""
+  """One HTTP session. Use as `async with`. `counts`: 'retried', and the counts of subclasses."""
 
   def __init__(self, options: ClientOptions):
     self.options = options
@@ -90,10 +90,10 @@ class Http:
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
   ) -> tuple[int, bytes]:
-    """(status, reply body), without sending twice.
+    """Sends a request once. Returns (status, reply body).
 
-    heard: hears the events of a reply that is a stream of server-sent events, the last one too,
-    which is the reply body.
+    on_event: receives the events of a stream of server-sent events. The last event is also the
+    reply body.
 
     Raises:
       Lost: no connection, or it broke.
@@ -126,7 +126,9 @@ class Http:
       ) from error
 
   async def call(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """(status, reply body). A lost connection is tried again `retries` times.
+    """Sends a request, up to `retries` more times if the connection is lost.
+
+    Returns (status, reply body).
 
     Raises:
       Lost: it was lost every time.
@@ -135,7 +137,7 @@ class Http:
     return await self.trying(lambda attempt: self.once(method, url, body))
 
   async def trying(self, send: Callable[[int], Any]) -> tuple[int, bytes]:
-    """`await send(attempt)`, attempt 0 first, until the connection holds; see `call`."""
+    """Awaits `send(attempt)`, from attempt 0, until the connection succeeds. See `call`."""
     for attempt in range(self.options.retries + 1):
       try:
         return await send(attempt)
@@ -146,7 +148,7 @@ class Http:
     raise AssertionError('unreachable: the last attempt returns or raises')
 
   async def back_off(self, attempt: int) -> None:
-    """Counts one more try and waits before it."""
+    """Counts a retry and waits before it."""
     self.counts['retried'] += 1
     await asyncio.sleep(self.options.backoff_s * 2**attempt)
 
@@ -156,12 +158,13 @@ class Http:
     Raises:
       RolloutError: as `call`, or as `parsed`.
     """
-    return parsed(f'{method} {url}', *await self.call(method, url, body))
+    return parse_reply(f'{method} {url}', *await self.call(method, url, body))
 
   async def ready(self, url: str, timeout_s: float) -> bool:
-    """Whether the server answers within timeout_s, paused or not.
+    """Returns whether the server answers within timeout_s, paused or not.
 
-    Asks GET /get_model_info: of a paused SGLang, /ready says 503 and /health may hang.
+    It uses GET /get_model_info, because a paused SGLang answers 503 to /ready and may hang on
+    /health.
     """
     try:
       status, _ = await self.once('GET', f'{url}/get_model_info', timeout_s=timeout_s)
@@ -173,7 +176,7 @@ class Http:
 async def _last_event(
   url: str, content: aiohttp.StreamReader, on_event: Callable[[bytes], None]
 ) -> bytes:
-  """Reads `data: ...` lines until `data: [DONE]`. Raises Lost when the stream ends before."""
+  """Reads `data: ...` lines until `data: [DONE]`. Raises Lost if the stream ends earlier."""
   last, line = b'', bytearray()
   async for part in content.iter_any():
     *whole, rest = part.split(b'\n')
@@ -190,8 +193,8 @@ async def _last_event(
   raise Lost(f'POST {url}: the stream ended before its last event; is the server up? see its log')
 
 
-def parsed(what: str, status: int, reply: bytes) -> dict[str, Any]:
-  """A reply as an object. `what`: method and URL, for errors.
+def parse_reply(what: str, status: int, reply: bytes) -> dict[str, Any]:
+  """Parses a reply as a JSON object. `what`: method and URL, for errors.
 
   Raises:
     RolloutError: a status other than 200, or no JSON object.

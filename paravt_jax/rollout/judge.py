@@ -1,6 +1,6 @@
-"""An LLM that says whether an open answer means the gold one, behind any OpenAI-compatible server.
+"""An LLM judge that compares an open answer with the gold one, on an OpenAI-compatible server.
 
-A judge that fails is no score: its episode leaves the group and is counted.
+If the judge fails, the episode has no score. It leaves the group and is counted.
 """
 
 import collections
@@ -83,7 +83,7 @@ class JudgeOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What the judge says of an answer."""
+  """The judge's verdict on an answer."""
 
   right: bool  # whether the prediction means the reference
 
@@ -138,7 +138,7 @@ class Judge:
     await self._server.__aexit__(*exception)
 
   async def check(self) -> None:
-    """Asks for one verdict that anybody can give, before there is anything to lose.
+    """Asks for one trivial verdict before the run starts.
 
     Raises:
       RolloutError: none came that can be read; one line that says what came instead and which knobs
@@ -149,8 +149,9 @@ class Judge:
     )
 
   async def compare(self, question: str, gold: str, prediction: str) -> Verdict | JudgeFailure:
-    """The judge's verdict at temperature 0; a blank prediction is wrong without asking. Failures
-    are values.
+    """Returns the judge's verdict at temperature 0, or a failure as a value.
+
+    A blank prediction is wrong without a request.
 
     Raises:
       RolloutError: the url is none.
@@ -211,7 +212,7 @@ def _verdict_of(text: str) -> Verdict | None:
   """The verdict on the last line that holds a word, or below it as under a heading; None when there
   is none.
   """
-  if tags.THINK_OPEN in text[tags.after_think(text) :]:  # the thought was never closed
+  if tags.THINK_OPEN in text[tags.after_think(text) :]:  # the thought has no end tag
     return None
   lines = [
     _words(line)

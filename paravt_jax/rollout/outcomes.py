@@ -14,7 +14,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """An item that a lost server or a deadline left undone. The next run tries it again."""
+  """An item that failed because of a lost server or a deadline. The next run retries it."""
 
   reason: str  # a short word that can be counted
   detail: str  # what happened, in one line

@@ -1,8 +1,9 @@
-"""Which server gets a request: the one that holds its group's prefix, else the least loaded; and
-the gate before all of them.
+"""Routes requests to servers, behind one gate.
 
-While the gate is closed nothing is sent, and no reply of new weights reaches an episode: until a
-canary proves them they are not believed.
+A request goes to the server that has its group's prefix, else to the least loaded one.
+
+While the gate is closed, no request is sent. No reply of new weights reaches an episode until a
+canary proves the weights.
 """
 
 import asyncio
@@ -34,14 +35,14 @@ class _Server:
   reason: str = ''  # why it is not UP
   gone: asyncio.Event = dataclasses.field(
     default_factory=asyncio.Event
-  )  # of this life; the next one has its own
+  )  # one per life of the server
 
 
 class Router:
-  """See the module. Not for several threads: everything happens on one event loop.
+  """Routes requests as the module describes. It is not thread-safe: use one event loop.
 
-  supervised: somebody (a fleet) brings lost servers back, so requests wait for that; else the loss
-  of the last is final.
+  supervised: a fleet brings lost servers back, so requests wait. Otherwise the loss of the last
+  server is final.
   """
 
   def __init__(self, urls: Sequence[str]):
@@ -60,7 +61,7 @@ class Router:
 
   @property
   def urls(self) -> tuple[str, ...]:
-    """All servers, whatever their state."""
+    """All servers, in any state."""
     return tuple(self._servers)
 
   def state(self, url: str) -> State:
@@ -72,7 +73,7 @@ class Router:
     return tuple(url for url, server in self._servers.items() if server.state is State.UP)
 
   def reason(self, url: str) -> str:
-    """Why a server is not UP; empty when it is, or has another address by now."""
+    """Returns why a server is not UP. Empty if it is UP or its address has changed."""
     return self._servers[url].reason if url in self._servers else ''
 
   # Requests.
@@ -100,14 +101,12 @@ class Router:
     return home
 
   def started(self, url: str) -> asyncio.Event:
-    """A request goes to the server. The event is set when the server is lost, and everything on its
-    way there with it.
-    """
+    """Counts a request to the server. The returned event is set when the server is lost."""
     self._servers[url].load += 1
     return self._servers[url].gone
 
   def finished(self, url: str, gone: asyncio.Event) -> None:
-    """That request is over, however it ended; `gone` is what `started` gave."""
+    """Counts the end of a request. `gone` is the event from `started`."""
     server = self._servers.get(url)
     if server is not None and server.gone is gone and not gone.is_set():
       server.load -= 1
@@ -129,7 +128,7 @@ class Router:
   # Servers.
 
   def up(self, url: str) -> None:
-    """The server takes requests (again): a new life, without load."""
+    """Marks the server as UP, with no load. Its loads start again from zero."""
     self._servers[url] = _Server()
     self._notify()
 
@@ -154,7 +153,7 @@ class Router:
     self._notify()
 
   def replace(self, url: str, new: str) -> None:
-    """A DOWN server comes back under another address (DOWN still)."""
+    """Changes the address of a DOWN server, which stays DOWN."""
     if url != new:
       if new in self._servers:
         raise RolloutError(
@@ -176,7 +175,7 @@ class Router:
     return self._pauses > 0
 
   def pause(self) -> None:
-    """Closes the gate; as many `resume` as `pause` open it."""
+    """Closes the gate. It opens after as many calls of `resume` as of `pause`."""
     self._pauses += 1
 
   def resume(self) -> None:

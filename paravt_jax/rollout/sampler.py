@@ -22,7 +22,7 @@ MAIN = -1  # the main agent's place in an address, where a sub-agent has its cal
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(Options):
-  """How tokens are sampled, and how many a context holds."""
+  """How tokens are sampled, and the size of a context."""
 
   temperature: Annotated[float, TEMPERATURE]  # logits are divided by it
   top_p: Annotated[float, TOP_P]  # the smallest set of tokens that has this share; 1: all
@@ -60,14 +60,15 @@ class Address:
     return seeds.at(self.task_id, self.epoch)
 
   def sampling_seed(self, turn: int, call: int) -> int:
-    """31 bits; a function of (seed, task, epoch, rollout, turn, call) alone. The main agent's call
-    is MAIN.
+    """Returns 31 bits that depend only on (seed, task, epoch, rollout, turn, call).
+
+    The main agent's call is MAIN.
     """
     return seeds.at(self.seed, self.task_id, self.epoch, self.rollout, turn, call) & 0x7FFFFFFF
 
 
 def expanded(segments: Sequence[Segment]) -> int:
-  """Tokens of segments once each image placeholder is as many as its image has."""
+  """Returns the tokens of segments with each image placeholder expanded to its image's tokens."""
   return sum(
     len(segment.ids) + image_tokens(segment.images) - len(segment.images) for segment in segments
   )
@@ -85,9 +86,7 @@ class Sampler:
     self._serial = itertools.count()
 
   def remaining(self, segments: Sequence[Segment], reserved: int = 0) -> int:
-    """Tokens that may still be sampled after these segments, with `reserved` left free; zero or
-    less means none.
-    """
+    """Returns how many tokens may follow these segments, minus `reserved`. It may be negative."""
     return self.options.context - expanded(segments) - reserved
 
   async def sample(
@@ -101,10 +100,11 @@ class Sampler:
     token_class: TokenClass,
     on_tokens: Callable[[list[int]], None] | None = None,
   ) -> tuple[Segment, str]:
-    """The next segment, ids verbatim as the server returned them, and the finish reason ('stop',
-    'length' or 'abort').
+    """Samples the next segment. Returns it with the finish reason: 'stop', 'length' or 'abort'.
 
-    heard: hears all its ids so far, as they come.
+    The ids are exactly those that the server returned.
+
+    on_tokens: receives all ids of the segment so far, as they arrive.
 
     Raises:
       RolloutError: the server failed, or broke the protocol.

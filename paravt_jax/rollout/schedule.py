@@ -12,7 +12,7 @@ from paravt_jax.errors import CheckpointError
 def capacity(
   *, version: int, batch: int, accepted: int, running: int, max_concurrent: int, staleness: int
 ) -> int:
-  """Groups that may start now; zero or less means none.
+  """Returns how many groups may start now. It may be negative.
 
   Args:
     version: weight version of the learner, the number of its finished steps.
@@ -71,9 +71,7 @@ class Schedule:
     )
 
   def start(self) -> int | None:
-    """The position of the group to start next, now counted as running; None when there is no
-    room.
-    """
+    """Starts the next group and returns its position. None if no group may start."""
     if not self.free:
       return None
     if self._again:
@@ -90,7 +88,7 @@ class Schedule:
     self.accepted += 1
 
   def reject(self, position: int) -> None:
-    """The group was lost whole (its video is broken, say); its place goes to the next one."""
+    """Marks a group as lost (its video is broken, say), so the next group may take its place."""
     self._end(position)
     self.rejected += 1
 
@@ -116,8 +114,9 @@ class Schedule:
     }
 
   def restore(self, state: Mapping[str, Any], lost: Iterable[int] = ()) -> None:
-    """Takes over a `state()`. lost: positions that were accepted, but whose groups were not saved
-    with it; they run again.
+    """Restores a `state()`.
+
+    lost: accepted positions whose groups were not saved. They run again.
 
     Raises:
       CheckpointError: a counter is missing.

@@ -1,6 +1,4 @@
-"""Groups to the numbers that section 7 of the method wants logged of the rollouts; names are those
-of metrics/names.py.
-"""
+"""Metrics of rollouts, with the names of metrics/names.py."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -8,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from paravt_jax.chat.toolcalls import is_well_formed
-from paravt_jax.rollout.groups import dropped
+from paravt_jax.rollout.groups import count_dropped
 from paravt_jax.types import Episode, Group, ResultStatus, Scored, StopReason, ToolCall
 
 REWARD_TERMS = {
@@ -31,17 +29,19 @@ BY_BUDGET = (
 
 
 def statistics(groups: Sequence[Group], advantage_E: np.ndarray) -> dict[str, float]:
-  """Metrics of one step's episodes: means per episode, also by frame budget K ('accuracy/k=4').
+  """Returns metrics of one step's episodes: means per episode, also by frame budget
+  ('accuracy/k=4').
 
   Args:
     groups: the step's groups.
     advantage_E: the group advantage of each of their episodes, in order.
 
   Returns:
-    name -> value; without episodes only the counts of what was dropped.
+    name -> value. Without episodes, only the counts of dropped rollouts.
   """
   out = {
-    f'episodes/dropped/reason={reason}': float(count) for reason, count in dropped(groups).items()
+    f'episodes/dropped/reason={reason}': float(count)
+    for reason, count in count_dropped(groups).items()
   }
   scored = [one for group in groups for one in group.scored]
   if not scored:

@@ -1,5 +1,6 @@
-"""One call, one sub-agent: the window's frames, a fresh context, a short text. Whatever goes wrong
-is a typed result.
+"""Sub-agents: each call gets the window's frames, a fresh context, and returns a short text.
+
+Every failure is a typed result.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class SubagentOptions(Options):
   rate: Annotated[float, POSITIVE]  # frames per second of the window
   min_frames: Annotated[int, COUNT]  # of a window, however short it is
   max_frames: Annotated[int, COUNT]  # of a window, however long it is
-  see_question: Annotated[bool, FLAG]  # it is told the question that the main agent answers
+  see_question: Annotated[bool, FLAG]  # whether its prompt includes the main agent's question
   max_new_tokens: Annotated[int, COUNT]  # that it may write
   summary_tokens: Annotated[int, COUNT]  # of its text, that the main agent gets
   deadline_s: Annotated[float, POSITIVE]  # for the whole call, decoding included
@@ -65,7 +66,7 @@ class SubagentOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """What a call comes back as."""
+  """The response to a call."""
 
   result: ToolResult
   # the text of a tool response, or the pieces of a user message
@@ -87,7 +88,7 @@ class _Seen:
 
 
 class Subagents:
-  """Runs calls; any number at once."""
+  """Runs any number of calls concurrently."""
 
   def __init__(self, sampler: Sampler, frames: FrameStore, options: SubagentOptions):
     self._sampler = sampler
@@ -104,15 +105,16 @@ class Subagents:
     turn: int,
     index: int,
   ) -> Response:
-    """What one call of `task`'s main agent comes back as; never raises for what a model, a file or
-    a server did.
+    """Runs one call of `task`'s main agent.
+
+    Failures of a model, a file or a server are results, and never raise.
 
     Args:
-      call: as parsed; its arguments are judged here.
+      call: the parsed call. Its arguments are checked here.
       durations: of the task's videos, seconds.
       address, turn, index: which rollout, turn and call this is; they seed the sampling.
     """
-    video = chosen(call.arguments.get('video_path'), task.videos)
+    video = choose_video(call.arguments.get('video_path'), task.videos)
     response = await self._run(call, video, task, durations, address, turn, index)
     return dataclasses.replace(response, result=dataclasses.replace(response.result, video=video))
 
@@ -145,18 +147,16 @@ class Subagents:
           response, result=dataclasses.replace(response.result, repeated=repeated)
         )
     except TimeoutError:
-      return _failed(call, window, ResultStatus.TIMEOUT)
+      return _failure(call, window, ResultStatus.TIMEOUT)
     except MediaError as error:
       status = ResultStatus.TIMEOUT if error.reason == 'timeout' else ResultStatus.MEDIA_ERROR
-      return _failed(call, window, status)
+      return _failure(call, window, status)
     except RolloutError as error:
       logging.getLogger(__name__).warning('sub-agent of %s: %s', task.id, error)
-      return _failed(call, window, ResultStatus.SUBAGENT_ERROR)
+      return _failure(call, window, ResultStatus.SUBAGENT_ERROR)
 
   async def _clip(self, window: Window, path: str) -> tuple[Clip, int]:
-    """The window's frames, each once and labelled with times in it; and how many repeats were left
-    out.
-    """
+    """Returns the window's distinct frames with time labels, and the number of repeats omitted."""
     options, context = self._options, self._sampler.options
     times = sampling.window_times(
       window, fps=options.rate, min_frames=options.min_frames, max_frames=options.max_frames
@@ -176,7 +176,7 @@ class Subagents:
     index: int,
   ) -> Response:
     return Response.of(
-      self._judged(
+      self._check_answer(
         call, window, await self._view_window(window, clip, video, task, address, turn, index)
       )
     )
@@ -214,8 +214,8 @@ class Subagents:
     )
     return _Seen(seconds, (opening, sampled), finish)
 
-  def _judged(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
-    """An answer, cut to its limit; or an error when there is none."""
+  def _check_answer(self, call: ToolCall, window: Window, seen: _Seen) -> ToolResult:
+    """Returns the answer, cut to its limit, or an error if there is none."""
     trajectory = Trajectory(seen.segments, _STOPS[seen.finish])
     text = self._summary(seen.segments[-1]) if len(seen.segments) > 1 else ''
     status = ResultStatus.EXECUTED
@@ -279,11 +279,10 @@ class Crops(Subagents):
     )
 
 
-def chosen(video_path: Any, videos: Sequence[str]) -> int:
-  """Which of the task's videos a call names, from 0: by 'n' or 'Video n', else by the file's base
-  name; the first by default.
+def choose_video(video_path: Any, videos: Sequence[str]) -> int:
+  """Returns the index of the video that a call names, by 'n', 'Video n' or the base name; else 0.
 
-  What the policy wrote only picks among `videos`; it is never opened.
+  The policy's text only selects one of `videos`. It is never opened as a path.
   """
   if type(video_path) is int and 0 < video_path <= len(videos):
     return video_path - 1
@@ -294,5 +293,5 @@ def chosen(video_path: Any, videos: Sequence[str]) -> int:
   return next((i for i, path in enumerate(videos) if path.rpartition('/')[2] == base), 0)
 
 
-def _failed(call: ToolCall, window: Window, status: ResultStatus) -> Response:
+def _failure(call: ToolCall, window: Window, status: ResultStatus) -> Response:
   return Response.of(ToolResult(call, status, prompts.error(status), window))

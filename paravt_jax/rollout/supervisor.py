@@ -1,7 +1,8 @@
-"""A watch over rollout servers: it finds those that are lost, and brings them back.
+"""Watches rollout servers, and brings lost ones back.
 
-A server that is lost, too large or wrong leaves the router. Ours is started again, one by URL is
-waited for. Either gets the current weights and must match the canary before it serves again.
+A server that is lost, too large or wrong leaves the router. If this run started it, it is
+restarted. A server by URL may come back by itself. Either gets the current weights and must match
+the canary before it serves again.
 """
 
 import asyncio
@@ -49,8 +50,8 @@ class Member:
   """A rollout server: one that we started, or one by URL."""
 
   url: str
-  process: ServerProcess | None  # of a server that is ours, else None
-  # starts ours again and blocks until it answers; its URL may be another one
+  process: ServerProcess | None  # of a server that this run started, else None
+  # restarts our server and blocks until it answers; its URL may change
   start: Callable[[], ServerProcess] | None
 
 
@@ -73,7 +74,7 @@ class ServerState:
 
   @property
   def dead(self) -> bool:
-    """Whether it is ours and its process has ended."""
+    """Whether this run started the server and its process has ended."""
     return self.member.process is not None and not self.member.process.alive
 
 
@@ -114,7 +115,7 @@ class Supervisor:
         self._router.fail(last)
 
   async def _health_check(self, server: ServerState) -> None:
-    """Looks at one server, and acts when it is lost, dead, silent or too large."""
+    """Checks one server, and acts if it is lost, dead, silent or too large."""
     if server.task is not None and server.task.done():
       server.task.result()  # an error in our own code ends the watch, and `check` raises it
     url = server.member.url
@@ -135,8 +136,9 @@ class Supervisor:
     await self._check_memory(server)
 
   async def _check_memory(self, server: ServerState) -> None:
-    """Drains a server of ours that holds too much memory; one at a time where another can take its
-    requests.
+    """Drains a server of ours that uses too much memory.
+
+    It drains one at a time if another server can take its requests.
     """
     process, limit = server.member.process, self._options.memory_mb
     if not limit or process is None or server.member.start is None:
@@ -153,39 +155,40 @@ class Supervisor:
       server.task = asyncio.create_task(self._drain(server, reason))
 
   async def _drain(self, server: ServerState, reason: str) -> None:
-    """Waits for what runs, aborts the rest (clients go on from its tokens elsewhere), and starts
-    the server again.
+    """Waits for running requests, aborts the rest, and restarts the server.
+
+    Clients resume aborted requests on other servers, from their tokens.
     """
     url = server.member.url
-    await self._emptied(url, self._options.drain_s)
+    await self._wait_until_idle(url, self._options.drain_s)
     if self._router.load(url):
       try:
-        await self.guarded(server, self._control.abort(url))
-        await self._emptied(url, self._options.every_s * self._options.misses)
+        await self.run_guarded(server, self._control.abort(url))
+        await self._wait_until_idle(url, self._options.every_s * self._options.misses)
       except RolloutError as error:
         log.warning('%s', error)
     self.counts['drained'] += 1
-    self._lose(server, reason)
+    self._mark_lost(server, reason)
     await self._revive(server, restart=True)
 
-  async def _emptied(self, url: str, limit_s: float) -> None:
-    """Returns when the server has no requests left, or after limit_s."""
+  async def _wait_until_idle(self, url: str, limit_s: float) -> None:
+    """Returns once the server has no requests, or after limit_s seconds."""
     end = time.monotonic() + limit_s
     while self._router.load(url) and time.monotonic() < end:
       await asyncio.sleep(min(0.05, self._options.every_s))
 
   def set_aside(self, server: ServerState, reason: str, *, restart: bool) -> None:
-    """Takes a server out of the router, and begins to bring it back.
+    """Removes a server from the router, and starts to bring it back.
 
-    restart: one of ours is started again even if it answers.
+    restart: restart a server of ours even if it answers.
     """
-    self._lose(server, reason)
+    self._mark_lost(server, reason)
     if not server.busy:
       log.warning('%s; set aside', reason)
       self.counts['lost'] += 1
       server.task = asyncio.create_task(self._revive(server, restart=restart))
 
-  def _lose(self, server: ServerState, reason: str) -> None:
+  def _mark_lost(self, server: ServerState, reason: str) -> None:
     self._router.lost(server.member.url, reason)
     if self._router.replies(server.member.url):
       server.attempts = 0
@@ -200,13 +203,13 @@ class Supervisor:
       return
     # A server that answers may only have lost a connection: it needs no new process.
     answers = not restart and not server.dead and await self._ping(server)
-    if answers and await self._tried(server, self._catch_up(server)):
+    if answers and await self._succeeds(server, self._catch_up(server)):
       return
     while server.attempts < self._options.restarts:
       server.attempts += 1
       self.counts['restarts'] += 1
-      started = await self._tried(server, self._restart(server, server.member.start))
-      if started and await self._tried(server, self._catch_up(server)):
+      started = await self._succeeds(server, self._restart(server, server.member.start))
+      if started and await self._succeeds(server, self._catch_up(server)):
         return
     log.warning(
       '%s: given up after %d restarts: %s', server.member.url, server.attempts, server.reason
@@ -214,11 +217,11 @@ class Supervisor:
 
   async def _await_return(self, server: ServerState) -> None:
     while True:
-      if await self._ping(server) and await self._tried(server, self._catch_up(server)):
+      if await self._ping(server) and await self._succeeds(server, self._catch_up(server)):
         return
       await asyncio.sleep(self._options.every_s)
 
-  async def _tried(self, server: ServerState, work: Coroutine[Any, Any, None]) -> bool:
+  async def _succeeds(self, server: ServerState, work: Coroutine[Any, Any, None]) -> bool:
     try:
       await work
       return True
@@ -239,12 +242,12 @@ class Supervisor:
     member.url = process.url
 
   async def _catch_up(self, server: ServerState) -> None:
-    """Gives a DOWN server the current weights; it is UP when it has proven them."""
+    """Sends the current weights to a DOWN server. It is UP once it is verified."""
     url = server.member.url
     while True:
       weights = self._delivery.current
-      await self.guarded(server, self._delivery.sync_and_verify(url, weights))
-      # Newer ones may have come meanwhile. From here to UP nothing is awaited.
+      await self.run_guarded(server, self._delivery.sync_and_verify(url, weights))
+      # Newer weights may have arrived. There is no await between this check and UP.
       if weights is self._delivery.current:
         break
     self.counts['back'] += 1
@@ -252,11 +255,11 @@ class Supervisor:
     self._router.up(url)
     log.info('%s serves again', url)
 
-  async def guarded(self, server: ServerState, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which talks to a server.
+  async def run_guarded(self, server: ServerState, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of `work`, which talks to a server.
 
     Raises:
-      RolloutError: the server is dead or misses its pings, whatever `work` waits for.
+      RolloutError: the server is dead or misses its pings while `work` waits.
     """
     task = asyncio.ensure_future(work)
     missed = 0
@@ -286,7 +289,7 @@ class Supervisor:
     return not server.busy and server.attempts >= self._options.restarts
 
   def _fatal_message(self) -> str | None:
-    """Why no server is left, or None."""
+    """Returns why no server is left, or None."""
     if not all(self._is_lost_for_good(server) for server in self.servers):
       return None
     server = max(self.servers, key=lambda server: server.lost_at)
@@ -316,10 +319,10 @@ class Supervisor:
     for task in tasks:
       task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*(self._stopped(server) for server in self.servers))
+    await asyncio.gather(*(self._stop_process(server) for server in self.servers))
 
-  async def _stopped(self, server: ServerState) -> None:
-    # The thread that starts a server cannot be broken off: its server is ended when it is there.
+  async def _stop_process(self, server: ServerState) -> None:
+    # The thread that starts a server cannot be cancelled, so wait for its server and stop it.
     if server.starting is not None:
       (started,) = await asyncio.gather(server.starting, return_exceptions=True)
       if not isinstance(started, BaseException):

@@ -1,4 +1,4 @@
-"""What a rollout server takes and gives, how weights reach it, and `embedded`, our own server."""
+"""The protocol of rollout servers, the delivery of weights, and `embedded`, our server in JAX."""
 
 from typing import TYPE_CHECKING
 

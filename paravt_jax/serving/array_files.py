@@ -35,25 +35,25 @@ class _HostArrays(ocp.type_handlers.NumpyHandler):
   """Orbax's writer of host arrays, without fsync."""
 
   async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-    return await super().serialize(values, _unsynced(infos), args)
+    return await super().serialize(values, _disable_fsync(infos), args)
 
 
 class _DeviceArrays(ocp.type_handlers.ArrayHandler):
   """Orbax's writer of device arrays, without fsync."""
 
   async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-    return await super().serialize(values, _unsynced(infos), args)
+    return await super().serialize(values, _disable_fsync(infos), args)
 
 
-def _unsynced(infos: Any) -> Any:
+def _disable_fsync(infos: Any) -> Any:
   for info in infos:
     info.ts_context = _UNSYNCED
   return infos
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes every shard as one file of its bytes, where it lies; replicas are not split into smaller
-  files.
+  """Returns a handler that writes each shard as one file of its bytes, without splitting
+  replicas.
   """
   writers = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, _HostArrays(deepcopy_host_arrays=False)),
@@ -74,7 +74,7 @@ def snapshot(leaf: Any) -> Any:
 
 
 def whole(leaf: Any) -> np.ndarray:
-  """The whole array in host memory, gathered over processes where no process has all of it."""
+  """Returns the whole array in host memory, gathered over processes if it is distributed."""
   if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
     return multihost_utils.process_allgather(leaf, tiled=True)
   return np.asarray(leaf)
@@ -98,13 +98,14 @@ def write(folder: pathlib.Path, named: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def _refuse_too_large(folder: pathlib.Path, named: Mapping[str, Any]) -> None:
-  """Raises OSError when the arrays cannot fit. Orbax would say so too, among the tracebacks of its
-  other writers.
+  """Raises OSError if the arrays do not fit on the disk.
+
+  Orbax's own error would be lost among tracebacks of its other writers.
   """
   need = sum(leaf.nbytes for leaf in named.values()) // jax.process_count()
   if shutil.disk_usage(folder).free < need:
     raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)}: {need / 1e6:.0f} MB are wanted')
-  # Some file systems limit the size of one file; a sparse file of that size tells.
+  # Some file systems limit the size of one file, so try a sparse file of that size.
   with tempfile.TemporaryFile(dir=folder) as probe:
     probe.truncate(max((_largest_shard(leaf) for leaf in named.values()), default=0))
 
@@ -174,7 +175,7 @@ def reason(error: BaseException) -> str:
 
 
 def read(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
-  """The arrays of a published version, read and checked in one pass over the files.
+  """Reads and checks the arrays of a published version, in one pass over the files.
 
   Args:
     folder: `weights/<version>`, which holds the folder of the arrays.

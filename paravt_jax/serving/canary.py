@@ -1,8 +1,8 @@
-"""A prompt with an image whose greedy continuation the learner foretells: a server that agrees
-holds the learner's weights.
+"""Canaries: prompts whose greedy continuation the learner predicts.
 
-The same image comes with every version, so a server that keeps vision features longer than the
-weights that made them is caught.
+A server that gives the same continuation has the learner's weights.
+
+All versions use the same image, which detects a server that keeps vision features of old weights.
 """
 
 import dataclasses
@@ -83,11 +83,12 @@ class Canary:
     )
 
   def problem(self, reply: GenerateReply, tolerance: float) -> str | None:
-    """What is wrong with a server's reply, or None when every log-prob is within `tolerance` nats
-    of the learner's.
+    """Returns what is wrong with a server's reply, or None.
 
-    Where the two best ids lie closer than the tolerance, the reply may take the other one; what
-    follows is then another text, and is not compared.
+    Every log-prob must be within `tolerance` nats of the learner's.
+
+    If the two best ids are closer than the tolerance, the reply may use either one. The text after
+    it then differs and is not compared.
     """
     if len(reply.output_ids) != len(self.output_ids):
       return f'got {len(reply.output_ids)} tokens, wanted {len(self.output_ids)}'

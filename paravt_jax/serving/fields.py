@@ -1,5 +1,6 @@
-"""Checks of what a JSON body holds: one function per kind of value, and one line that names the
-field when it is another.
+"""Checks of JSON fields: one function per kind of value.
+
+Each raises a one-line error that names the field.
 """
 
 import json
@@ -19,7 +20,7 @@ _ID = re.compile(r'0|[1-9][0-9]{0,9}')
 
 
 class RequestError(RolloutError):
-  """A request that no server should run; answered with status 400 and this text."""
+  """An invalid request. The server answers with status 400 and this text."""
 
 
 class _Short(reprlib.Repr):
@@ -43,12 +44,12 @@ _SHORT = _Short()
 
 
 def short_repr(value: Any) -> str:
-  """A value for a message: one line of bounded length, whatever the value is."""
+  """Formats any value for a message, as one line of bounded length."""
   return _SHORT.repr(value)
 
 
 def json_object(where: str, raw: bytes) -> dict[str, Any]:
-  """A body as an object; an empty body is an empty object.
+  """Parses a body as a JSON object. An empty body is an empty object.
 
   Raises:
     RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply,
@@ -92,14 +93,14 @@ def refuse_unknown(where: str, got: Mapping[str, Any], known: Collection[str]) -
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
-  """An integer in low..high; True and 1.0 are none."""
+  """Returns an integer in low..high. True and 1.0 are refused."""
   if type(value) is not int or not low <= value <= high:
     raise RequestError(f'{name}: got {short_repr(value)}, wanted an integer in {low}..{high}')
   return value
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
-  """A number in low..high; nan is none."""
+  """Returns a number in low..high. NaN is refused."""
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
     raise RequestError(f'{name}: got {short_repr(value)}, wanted a number in {low:g}..{high:g}')
   return float(value)
@@ -113,7 +114,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def section(name: str, value: Any) -> dict[str, Any]:
-  """An object; null is an empty one."""
+  """Returns an object. null is an empty object."""
   if value is not None and not isinstance(value, dict):
     raise RequestError(f'{name}: got {short_repr(value)}, wanted an object')
   return value or {}
@@ -127,7 +128,7 @@ def text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> list[str]:
-  """Strings; a single one is a list of one, null an empty list."""
+  """Returns a list of strings. A single string is a list of one, and null is an empty list."""
   found = [] if value is None else [value] if isinstance(value, str) else value
   if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
     raise RequestError(f'{name}: got {short_repr(value)}, wanted a list of base64 strings')

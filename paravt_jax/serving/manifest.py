@@ -1,14 +1,13 @@
-"""What a published weight version must be: a JSON page beside the arrays, and the content hashes
-that it is written in.
+"""The manifest of a published weight version: a JSON file next to the arrays, with content hashes.
 
     {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
     frozen: {name: hash},
      canary, files: {path: [bytes, hash | null]}, tree, seal}
 
-`arrays` are published; `frozen` are what the model has besides, unchanged since the base model.
+`arrays` are published. `frozen` are the model's other arrays, unchanged since the base model.
 `files` are those of the array store, with a hash where a shard's hash does not cover every byte.
 `tree` is the model's identity: a hash over the names and hashes of all arrays. `seal` is a hash
-over the page itself, so that an edited page is told from a published one.
+over the manifest itself, which reveals edits.
 """
 
 import contextlib
@@ -54,7 +53,7 @@ class Entry:
 
   shape: tuple[int, ...]
   dtype: str  # 'float32' or 'bfloat16'
-  shards: tuple[Shard, ...]  # together the whole array
+  shards: tuple[Shard, ...]  # together they cover the whole array
 
   def text(self) -> str:
     """'float32[8, 30]'."""
@@ -63,11 +62,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a published version must be; see the module."""
+  """The manifest of a published version. The module explains its fields."""
 
   version: int
   arrays: dict[str, Entry]  # name -> what is published
-  frozen: dict[str, str]  # name -> hash of what the model has besides
+  frozen: dict[str, str]  # name -> hash of the model's other arrays
   canary: dict[str, Any] | None  # as JSON
   files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
 
@@ -103,11 +102,10 @@ class Manifest:
 
 
 def read(folder: str | os.PathLike) -> Manifest:
-  """The manifest of one published version.
+  """Reads the manifest of one published version.
 
   Raises:
-    SyncError: there is none, or it is not what was published: broken, edited, or of another version
-      than the folder's name.
+    SyncError: it is missing, broken or edited, or its version differs from the folder's name.
   """
   folder = pathlib.Path(folder)
   file = folder / FILE
@@ -190,8 +188,9 @@ def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tu
 
 
 def frozen_hashes(named: Mapping[str, Any]) -> dict[str, str]:
-  """Hashes that tell whether two holders have the same array: of the values rounded to bfloat16,
-  however they are stored.
+  """Returns hashes that compare arrays between processes.
+
+  They are over values rounded to bfloat16, so the stored dtype does not matter.
 
   Args:
     named: whole arrays by name, numpy or jax ones that this process can address.

@@ -1,6 +1,4 @@
-"""A server as a child process of ours: started in a session of its own, waited for, measured, and
-ended with all it started.
-"""
+"""Servers as child processes: each has its own session, and ends together with its children."""
 
 import contextlib
 import dataclasses
@@ -17,20 +15,20 @@ from paravt_jax.errors import RolloutError
 
 _TAIL = 12  # lines of the log that an error shows
 _POLL_S = 0.05
-_KILLED_S = 5.0  # patience with the end of what was killed
+_KILLED_S = 5.0  # seconds to wait for the end of a killed process
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerProcess:
   """A running server of ours."""
 
-  url: str  # without a slash at the end
+  url: str  # without a trailing slash
   process: subprocess.Popen
   log: pathlib.Path  # its standard output and error
 
   @property
   def alive(self) -> bool:
-    """Whether the process runs. Its children are not asked: they end with it."""
+    """Whether the process runs. Its children are not checked, because they end with it."""
     return not ended(self.process)
 
   @property
@@ -103,7 +101,8 @@ def wait_until(
   deadline_s: float,
   what: str,
 ) -> None:
-  """Returns once `ready()` is true; asks twenty times a second. `what` names the server in errors.
+  """Waits until `ready()` is true, and checks twenty times a second. `what` names the server in
+  errors.
 
   Raises:
     RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is
@@ -129,8 +128,9 @@ def wait_until(
 
 
 def ended(process: subprocess.Popen) -> bool:
-  """Whether it ended. It is not reaped: its id stays taken, so that its group can still be ended
-  without hitting a stranger.
+  """Returns whether the process ended, without reaping it.
+
+  Its id stays reserved, so signals to its group cannot reach an unrelated process.
   """
   if process.returncode is not None:
     return True
@@ -141,9 +141,7 @@ def ended(process: subprocess.Popen) -> bool:
 
 
 def end(process: subprocess.Popen, grace_s: float) -> None:
-  """SIGTERM to the process, `grace_s` seconds of patience, SIGKILL to its whole group, and its
-  status is taken.
-  """
+  """Sends SIGTERM, waits up to `grace_s` seconds, kills the group, and reaps the process."""
   if process.returncode is not None:
     return
   family = _family(process.pid)
@@ -163,7 +161,7 @@ def end(process: subprocess.Popen, grace_s: float) -> None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-  """A process and its descendants; empty when it has ended."""
+  """Returns a process and its descendants. Empty if it has ended."""
   try:
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]

@@ -1,7 +1,6 @@
-"""SGLang's native HTTP, as both servers speak it: what `/generate` takes and gives, and how images
-travel.
+"""SGLang's native HTTP protocol, which both servers use: `/generate`, its replies, and images.
 
-Ids are sent verbatim, with ONE unexpanded `<|image_pad|>` per image; the reply's ids include the
+Ids are sent unchanged, with ONE unexpanded `<|image_pad|>` per image. The reply's ids include the
 stop token.
 """
 
@@ -25,7 +24,7 @@ LEAST_TEMPERATURE = (
   1e-6  # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
 )
 
-_MOST_PATCHES = 1 << 18  # 8192x8192; a server of its own takes fewer
+_MOST_PATCHES = 1 << 18  # 8192x8192; servers may have a lower limit
 # What Pillow raises for a header of far too many pixels.
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -291,37 +290,38 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     top_k=fields.whole('top_k', params.get('top_k', -1), -1, 2**31 - 1),
     max_new_tokens=fields.whole('max_new_tokens', params.get('max_new_tokens', 128), 1, 2**31 - 1),
     stop_token_ids=tuple(
-      fields.ids('stop_token_ids', _given(params, 'stop_token_ids', []), vocab_size)
+      fields.ids('stop_token_ids', _value_or(params, 'stop_token_ids', []), vocab_size)
     ),
     logit_bias=fields.biases('logit_bias', params.get('logit_bias'), vocab_size),
     seed=None if seed is None else fields.whole('sampling_seed', seed, 0, 2**63 - 1),
-    ignore_eos=fields.flag('ignore_eos', _given(params, 'ignore_eos', False)),
-    return_logprob=fields.flag('return_logprob', _given(body, 'return_logprob', False)),
-    stream=fields.flag('stream', _given(body, 'stream', False)),
+    ignore_eos=fields.flag('ignore_eos', _value_or(params, 'ignore_eos', False)),
+    return_logprob=fields.flag('return_logprob', _value_or(body, 'return_logprob', False)),
+    stream=fields.flag('stream', _value_or(body, 'stream', False)),
   )
 
 
-def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
-  """A value for which null means that it was not given, as it does in SGLang."""
+def _value_or(values: Mapping[str, Any], name: str, default: Any) -> Any:
+  """Returns a value, or the default if it is missing or null, as in SGLang."""
   value = values.get(name)
   return default if value is None else value
 
 
 def _refuse_unserved(body: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-  """Checks what changes nothing here; refuses what would: several samples of one request, and the
-  runners-up of a token.
+  """Checks fields without effect, and refuses fields that this server does not support.
+
+  Unsupported are several samples of one request, and top log-probs of a token.
   """
   if fields.whole('n', params.get('n', 1), 0, 2**31 - 1) != 1:
     raise RequestError(
       f'n: got {params["n"]}, wanted 1: n > 1 is not served; send n requests (their prefix '
       'is shared)'
     )
-  if fields.whole('top_logprobs_num', _given(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
+  if fields.whole('top_logprobs_num', _value_or(body, 'top_logprobs_num', 0), 0, 2**31 - 1):
     raise RequestError(
       f'top_logprobs_num: got {body["top_logprobs_num"]}, wanted 0: only the log-probs of '
       'what was sampled are served'
     )
-  fields.whole('logprob_start_len', _given(body, 'logprob_start_len', -1), -1, 2**31 - 1)
-  fields.flag('return_text_in_logprobs', _given(body, 'return_text_in_logprobs', False))
+  fields.whole('logprob_start_len', _value_or(body, 'logprob_start_len', -1), -1, 2**31 - 1)
+  fields.flag('return_text_in_logprobs', _value_or(body, 'return_text_in_logprobs', False))
   for name in ('skip_special_tokens', 'spaces_between_special_tokens'):
-    fields.flag(name, _given(params, name, True))
+    fields.flag(name, _value_or(params, name, True))

@@ -1,17 +1,16 @@
-"""Weight versions on a shared folder: Orbax arrays plus a manifest that says exactly what must be
-read back.
+"""Published weight versions in a shared folder: Orbax arrays and a manifest of their contents.
 
-`weights/<version>/` appears by rename, whole or not at all: `arrays/` (Orbax, neither compressed
-nor OCDBT) and `manifest.json` (see `manifest`). Only what trains is written; what the model holds
-besides is named there with its hash.
+`weights/<version>/` appears atomically, by rename: `arrays/` (Orbax, neither compressed nor OCDBT)
+and `manifest.json` (see `manifest`). Only trained arrays are written. The manifest lists the other
+arrays with their hashes.
 
-With several processes each writes and hashes the shards it has; process 0 joins their pages. They
-meet at a barrier in `start`, and through files alone afterwards: no collective runs in a background
-thread, where it could cross one of the training step.
+With several processes, each writes and hashes its own shards, and process 0 merges their manifests.
+They synchronize at a barrier in `start`, and afterwards only through files. A collective in a
+background thread could interleave with one of the training step.
 
-Files are not synced to the disk (`fsync`), which would take most of the time: what a power cut
-leaves of a version does not have the hashes of its manifest and is refused, and the next step
-publishes anew. Checkpoints are synced; they are another module's.
+Files are not synced to the disk (`fsync`), because that would take most of the time. After a power
+cut, an incomplete version does not match its manifest and is refused. The next step publishes a new
+version. Checkpoints, in another module, are synced.
 """
 
 import dataclasses
@@ -37,7 +36,11 @@ MANIFEST = manifest.FILE
 _FAILED = 'failed'
 _PATIENCE_S = 600.0  # for the other processes to finish their part
 _POLL_S = 0.02
-_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # Orbax's store has its own for a full disk
+_WRITE_ERRORS = (
+  OSError,
+  ValueError,
+  RuntimeError,
+)  # Orbax's store raises its own type for a full disk
 
 read_manifest = manifest.read
 
@@ -54,7 +57,7 @@ class Pending:
     return self._future.done()
 
   def result(self) -> pathlib.Path:
-    """Waits; returns the published folder.
+    """Waits for the write. Returns the published folder.
 
     Raises:
       SyncError: the folder cannot be written; nothing half-written stays, earlier versions are
@@ -76,8 +79,9 @@ class _Job:
 
 
 class Publisher:
-  """Writes versions below `folder` and forgets all but the newest `keep`. Every process of a run
-  has one; a folder has one run.
+  """Writes versions below `folder` and deletes all but the newest `keep`.
+
+  Every process of a run has one publisher, and a folder belongs to one run.
   """
 
   def __init__(self, folder: str | os.PathLike, *, keep: int):
@@ -91,15 +95,15 @@ class Publisher:
   def start(
     self, version: int, params: Params, *, frozen: Params | None, canary: dict[str, Any] | None
   ) -> Pending:
-    """Begins to write; returns as soon as the caller may overwrite or donate its buffers. Waits for
-    the write before it.
+    """Starts to write a version. Returns once the caller may overwrite or donate its buffers.
+
+    It waits for the previous write first.
 
     Args:
       version: the name of the folder; a version that exists is replaced.
       params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its
         dtype.
-      frozen: what the model has besides. It is hashed (once, as long as the same tree is given) and
-        never written.
+      frozen: the model's other arrays. They are hashed (once per tree object) and never written.
       canary: anything JSON can hold, kept in the manifest.
 
     Raises:
@@ -160,8 +164,9 @@ class Publisher:
     return self._frozen[1]
 
   def _open(self, target: pathlib.Path, partial: pathlib.Path) -> None:
-    """An empty partial folder, on which all processes agree; what a killed publisher left is
-    removed.
+    """Creates an empty partial folder that all processes share.
+
+    It removes the remains of a killed publisher.
     """
     problem = None
     if jax.process_index() == 0:
@@ -259,7 +264,7 @@ def _part(job: _Job, process: int) -> pathlib.Path:
 
 
 def _hand_over(job: _Job, page: Manifest) -> None:
-  """Gives process 0 this process's part and waits until it has renamed the folder."""
+  """Writes this process's part for process 0, and waits until it has renamed the folder."""
   partial = _part(job, jax.process_index()).with_suffix('.part')
   partial.write_text(page.to_text())
   partial.rename(_part(job, jax.process_index()))
@@ -271,7 +276,7 @@ def _finish(job: _Job, page: Manifest) -> None:
   for process in range(1, jax.process_count()):
     part = _part(job, process)
     _wait(job, part.exists)
-    page = _joined(page, manifest.parse(json.loads(part.read_text())))
+    page = _merge_pages(page, manifest.parse(json.loads(part.read_text())))
     part.unlink()
   page = dataclasses.replace(page, files=manifest.list_files(job.partial / ARRAYS))
   array_files.layout(page)
@@ -285,7 +290,7 @@ def _finish(job: _Job, page: Manifest) -> None:
     job.partial.rename(job.target)
 
 
-def _joined(one: Manifest, other: Manifest) -> Manifest:
+def _merge_pages(one: Manifest, other: Manifest) -> Manifest:
   arrays = {
     name: dataclasses.replace(entry, shards=entry.shards + other.arrays[name].shards)
     for name, entry in one.arrays.items()
@@ -304,8 +309,8 @@ def _wait(job: _Job, condition: Any) -> None:
 
 
 def _give_up(job: _Job, error: Exception) -> None:
-  """Removes what was written; with several processes it is marked instead, so that all of them
-  learn it.
+  """Removes the partial version. With several processes, marks it as failed so that all of them
+  stop.
   """
   if jax.process_count() == 1:
     shutil.rmtree(job.partial, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""Starts real SGLang servers. Its environment is another one (third_party/sglang); nothing of it is
-imported here.
+"""Starts SGLang servers.
+
+SGLang has a separate environment (third_party/sglang), and this module imports nothing of it.
 """
 
 import contextlib
@@ -124,7 +125,7 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
     '--context-length',
     str(o.context_length + _EDGE),
     '--max-total-tokens',
-    str(o.max_total_tokens),  # not optional: by default a CPU server takes most of the memory
+    str(o.max_total_tokens),  # required: by default a CPU server takes most of the memory
     '--max-running-requests',
     str(o.max_running_requests),
     '--mem-fraction-static',
@@ -139,15 +140,14 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
       '--sampling-backend',
       'pytorch',
       '--sleep-on-idle',
-    ]  # else a scheduler with nothing to do spins on a core
+    ]  # otherwise an idle scheduler spins on a core
   if o.api_key is not None:
     words += ['--api-key', o.api_key]
   return [*words, *o.extra]
 
 
 def environment(options: SGLangOptions, base: Mapping[str, str]) -> dict[str, str]:
-  """The server's environment: `base` without what belongs to our own Python, and what the server
-  needs.
+  """Returns the server's environment: `base` without our Python's variables, plus the server's own.
 
   third_party/sglang/README.md has the reasons at length.
   """
@@ -200,16 +200,16 @@ def launch(
   _check_paths(options)
   start = log.stat().st_size if log.exists() else 0
   try:
-    return _started(options, env, log, deadline_s, parent_pid)
+    return _start_on_free_port(options, env, log, deadline_s, parent_pid)
   except RolloutError:
     with contextlib.suppress(FileNotFoundError):
       said = log.read_bytes()[start:].decode(errors='replace').lower()
-      if options.port == 0 and _CLASH in said:  # another process took the port after we had looked
-        return _started(options, env, log, deadline_s, parent_pid)
+      if options.port == 0 and _CLASH in said:  # another process took the port after the check
+        return _start_on_free_port(options, env, log, deadline_s, parent_pid)
     raise
 
 
-def _started(
+def _start_on_free_port(
   options: SGLangOptions,
   env: Mapping[str, str],
   log: pathlib.Path,
@@ -223,7 +223,7 @@ def _started(
     process.wait_until(
       child, lambda: answers(child, given.host, given.port), log, deadline_s, 'SGLang'
     )
-  except BaseException:  # Ctrl-C included: no child is left behind
+  except BaseException:  # also on Ctrl-C: leave no child process
     process.end(child, 1.0)
     raise
   return ServerProcess(url, child, log)

@@ -32,8 +32,7 @@ _TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 
 class Staging:
-  """Turns published versions into folders that a server loads, one below the other in a staging
-  folder.
+  """Converts published versions to folders that a server loads, below one staging folder.
 
   Args:
     model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and
@@ -54,14 +53,15 @@ class Staging:
       raise SyncError(f'staging: {error}') from error
     self._abstract = model.abstract_params(self._config)
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
-    # The folder that we made, and the open file whose lock says that we live.
+    # The folder that we created, and its open lock file, which shows that this process is alive.
     self._own: tuple[pathlib.Path, int] | None = None
     self._hashes: dict[str, str] = {}
     self._staged: dict[pathlib.Path, Manifest] = {}
 
   def stage(self, published: str | os.PathLike) -> pathlib.Path:
-    """Verifies and converts a version; returns a folder named by it. A version that is staged
-    already is not converted again.
+    """Verifies and converts a version. Returns its folder, whose name is the version.
+
+    A staged version is not converted again.
 
     Only the published arrays are in it: a server keeps the others, whose hashes were compared with
     the base model's.
@@ -102,7 +102,7 @@ class Staging:
       shutil.rmtree(path, ignore_errors=True)
 
   def close(self) -> None:
-    """Removes the staged versions, and the folder when it was made here."""
+    """Removes the staged versions, and the folder if this object created it."""
     self.clear(None)
     if self._own is not None:
       folder, lock = self._own
@@ -202,16 +202,16 @@ def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
 
 
 def memory_folder(wanted: int) -> pathlib.Path:
-  """Memory where it has `wanted` bytes, else the system's temporary folder."""
+  """Returns a folder in memory if it has `wanted` bytes free, else the system's temporary
+  folder.
+  """
   if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= wanted:
     return _MEMORY
   return pathlib.Path(tempfile.gettempdir())
 
 
 def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
-  """A new folder, and its open lock: the system drops the lock when this process ends, however it
-  ends.
-  """
+  """Creates a folder and opens its lock, which the system releases when this process ends."""
   folder = parent / f'{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}'
   folder.mkdir(mode=0o700)
   lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -22,7 +22,7 @@ from tests.rewards import made
 from tests.rollout.stack import LONG, TOK, play
 
 CANARY = canary.Canary(
-  (TOK.image_pad, 65), canary.picture(4), (), (66, 67), (-0.5, -0.5), (1.0, 1.0)
+  (TOK.image_pad, 65), canary.canary_image(4), (), (66, 67), (-0.5, -0.5), (1.0, 1.0)
 )
 RIGHT = Reply(ids=(66, 67), finish='length')  # -0.5 nats each
 
@@ -31,7 +31,7 @@ def opened(config, use, tmp_path, base=None):
   setup = AgentSetup.of(recipes.typed(config))
 
   async def run():
-    async with rollouts.opened(
+    async with rollouts.open_rollouts(
       setup, launch.host(), tmp_path, TOK, TOK.vocab_size, tmp_path, base
     ) as server:
       return await use(server)

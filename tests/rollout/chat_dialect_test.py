@@ -104,25 +104,25 @@ def test_a_refusal_of_this_very_request_blames_none(refusal):
 
 def test_a_parameter_is_renamed_once_and_then_left_out():
   dialect = Dialect()
-  assert dialect.spoken(OWN) == OWN
+  assert dialect.translate(OWN) == OWN
   assert (
     dialect.learn("Unsupported parameter: 'max_tokens'", OWN, SENT)
     == 'max_tokens is sent as max_completion_tokens'
   )
-  assert dialect.spoken(OWN) == {
+  assert dialect.translate(OWN) == {
     'max_completion_tokens': 64,
     'temperature': 0,
     'seed': 0,
     'stream': False,
   }
-  sent = {'model', 'messages', *dialect.spoken(OWN)}
+  sent = {'model', 'messages', *dialect.translate(OWN)}
   assert (
     dialect.learn("Unsupported parameter: 'max_tokens'", OWN, sent) == ''
   )  # is not sent any more
   assert 'max_completion_tokens is left out' in dialect.learn(
     "Unknown parameter: 'max_completion_tokens'", OWN, sent
   )
-  assert dialect.spoken(OWN) == {'temperature': 0, 'seed': 0, 'stream': False}
+  assert dialect.translate(OWN) == {'temperature': 0, 'seed': 0, 'stream': False}
 
 
 @pytest.mark.parametrize(

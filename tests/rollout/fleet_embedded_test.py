@@ -34,7 +34,7 @@ CLIENT = dataclasses.replace(
 )
 FLEET = FleetOptions(every_s=0.5, misses=12, restarts=2, memory_mb=0, drain_s=0.0, tolerance=1e-4)
 NEW_TOKENS = 300
-IMAGE = canary.picture(4)
+IMAGE = canary.canary_image(4)
 
 
 class Learner:

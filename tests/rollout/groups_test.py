@@ -148,7 +148,7 @@ def test_what_a_server_a_context_or_a_reward_loses_is_dropped_and_counted_and_th
     return Dropped('judge_timeout') if episode.rollout % 2 else (1.0, {})
 
   (group,), _, _ = gather(play(ANSWER), [Prompt(TASK, 0, 4)], reward=half)
-  assert [scored.episode.rollout for scored in group.scored] == [0, 2] and groups.dropped(
+  assert [scored.episode.rollout for scored in group.scored] == [0, 2] and groups.count_dropped(
     [group]
   ) == {'judge_timeout': 2}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import MediaError
-from paravt_jax.rollout.subagent import chosen
+from paravt_jax.rollout.subagent import choose_video
 from paravt_jax.testing.scripted import Garbage, Hang, Reply
 from paravt_jax.types import Clip, ResultStatus, StopReason, TokenClass
 from tests.rollout.stack import (
@@ -221,8 +221,8 @@ def test_a_subagents_budget_is_what_the_context_leaves_and_a_window_that_fills_i
   ],
 )
 def test_what_a_call_names_picks_among_the_tasks_own_videos_the_first_by_default(written, video):
-  assert chosen(written, ('/m/a.mp4', '/m/b.mp4', '/m/c.mp4')) == video
-  assert chosen(written, ()) == 0
+  assert choose_video(written, ('/m/a.mp4', '/m/b.mp4', '/m/c.mp4')) == video
+  assert choose_video(written, ()) == 0
 
 
 class Slides(Frames):

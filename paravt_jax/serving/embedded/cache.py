@@ -1,8 +1,7 @@
-"""Book-keeping of what the device holds: pages of keys and values, features of images, rows of
-logit biases. Pure Python.
+"""Host-side bookkeeping of device caches: pages of keys and values, image features, logit biases.
 
-A page is one finished chunk of C tokens, known by the hash chain of everything up to its end: equal
-prefixes meet in it.
+A page is one finished chunk of C tokens. Its key is a hash chain over all content up to its end, so
+equal prefixes share pages.
 """
 
 import hashlib
@@ -13,9 +12,7 @@ import numpy as np
 
 
 class Pool:
-  """Numbered places 0..size-1 that hold keyed things; a thing nobody uses is forgotten when its
-  place is needed (LRU).
-  """
+  """Places 0..size-1 for keyed entries. Unused entries are evicted when space is needed (LRU)."""
 
   def __init__(self, size: int):
     self.size = size
@@ -26,23 +23,23 @@ class Pool:
 
   @property
   def available(self) -> int:
-    """Places that can be had now: free ones and those that nobody uses."""
+    """Number of places that are free or hold unused entries."""
     return len(self._free) + len(self._idle)
 
   def __contains__(self, key: Hashable) -> bool:
     return key in self._place
 
   def used(self, key: Hashable) -> bool:
-    """Whether somebody holds `key` now."""
+    """Returns whether `key` is pinned."""
     return key in self._users
 
   def place(self, key: Hashable) -> int:
-    """Where `key` lies; it must be known."""
+    """Returns the place of `key`, which must be present."""
     return self._place[key]
 
   def acquire(self, key: Hashable) -> tuple[int, bool]:
-    """The place of `key`, pinned until `release`, and whether it is new (its content is to be
-    computed).
+    """Pins `key` until `release`. Returns its place, and whether the caller must compute its
+    content.
 
     Raises:
       IndexError: every place is in use; ask `fits` first.
@@ -61,7 +58,7 @@ class Pool:
     return self._place[key], True
 
   def release(self, key: Hashable) -> None:
-    """Gives one hold back; the content stays until its place is needed."""
+    """Unpins `key` once. The content stays until its place is needed."""
     self._users[key] -= 1
     if not self._users[key]:
       del self._users[key]
@@ -86,11 +83,12 @@ class Pool:
 
 
 def chain_keys(content_T: np.ndarray, chunk: int) -> list[bytes]:
-  """One 16-byte key per chunk of `chunk` tokens (the last may be shorter), each a hash of all
-  content up to its end.
+  """Returns one 16-byte key per chunk of `chunk` tokens: a hash of all content up to its end.
+
+  The last chunk may be shorter.
 
   Args:
-    content_T: int64[n]; token ids, and for image tokens a number that stands for pixels and place.
+    content_T: int64[n], token ids; for image tokens, a number that identifies pixels and position.
   """
   keys, parent = [], b''
   for start in range(0, len(content_T), chunk):

@@ -1,9 +1,11 @@
-"""Continuous batching: requests wait, are staged (pages found or computed), admitted to a slot,
-decoded, answered.
+"""Continuous batching.
 
-One thread runs `Engine.run` and owns everything here; others only `submit` jobs and `call`
-functions, which it takes between dispatches. The device runs programs in the order they are given,
-so nothing waits for a page: being queued before is enough.
+A request waits, is staged (its pages are found or computed), is admitted to a slot, is decoded, and
+is answered.
+
+One thread runs `Engine.run` and owns all state. Other threads only `submit` jobs and `call`
+functions, which the engine runs between dispatches. The device runs programs in submission order,
+so a program may use a page as soon as the program that fills it is queued.
 """
 
 import concurrent.futures
@@ -25,8 +27,9 @@ from paravt_jax.serving.embedded.prompts import Prompt, extend
 
 
 class Engine:
-  """See the module. `version` is of the weights that sample now; `counts` are sums since the
-  start.
+  """Runs the continuous batching that the module describes.
+
+  `version` is the version of the current weights. `counts` are sums since the start.
   """
 
   def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
@@ -71,7 +74,7 @@ class Engine:
     self._stopping = False
 
   def warm_up(self) -> None:
-    """Runs every program once, so that the first request pays nothing. Call it before `run`."""
+    """Runs every program once, so that the first request is not slower. Call it before `run`."""
     self._page_store = self.programs.prefill(
       self.params, self._page_store, self._feature_store, *self._prefill_arrays([])
     )
@@ -97,7 +100,7 @@ class Engine:
     self._inbox.put(lambda: done(function()))
 
   def run(self) -> None:
-    """The engine's life; returns after `stop`."""
+    """Runs the engine loop. Returns after `stop`."""
     while not self._stopping:
       self._take(block=not self._busy())
       if self._update is not None and (self.paused or not self._running()):
@@ -134,9 +137,10 @@ class Engine:
     self._stopping = True
 
   def pause(self, mode: str) -> None:
-    """Stops sampling. 'retract': all go back to the queue with their tokens; 'abort': all are
-    answered; 'in_place': they keep their caches, which after an update mix old keys with new
-    weights.
+    """Stops sampling.
+
+    'retract' returns all requests to the queue with their tokens. 'abort' answers all of them.
+    'in_place' keeps their caches, which mix old keys with new weights after an update.
     """
     self.paused = True
     if mode == 'abort':
@@ -146,11 +150,11 @@ class Engine:
       self._retract()
 
   def resume(self) -> None:
-    """Goes on after `pause`."""
+    """Resumes sampling after `pause`."""
     self.paused = False
 
   def abort(self, which: Callable[[Job], bool], message: str) -> int:
-    """Answers the chosen jobs with what they have; returns their number."""
+    """Answers the selected jobs with their tokens so far. Returns the number of jobs."""
     chosen = [job for job in self.waiting if which(job)]
     self.waiting = deque(job for job in self.waiting if not which(job))
     for lane in self.lanes:
@@ -169,7 +173,7 @@ class Engine:
     return len(chosen)
 
   def flush(self) -> bool:
-    """Forgets all pages and image features; False, and nothing happens, while anything runs or is
+    """Drops all pages and image features. Returns False and drops nothing if any job runs or is
     staged.
     """
     if self._running() or any(lane.staged for lane in self.lanes):
@@ -179,8 +183,9 @@ class Engine:
     return True
 
   def update(self, params: Any, version: int, done: Callable[[], None]) -> None:
-    """Swaps the weights as soon as nothing runs (at once while paused); pages and features of the
-    old ones are dropped.
+    """Swaps the weights once no job runs (immediately while paused).
+
+    Pages and image features of the old weights are dropped.
     """
 
     def apply() -> None:
@@ -213,8 +218,9 @@ class Engine:
     self.waiting.extendleft(reversed(back))
 
   def _unstage(self) -> None:
-    """Puts staged jobs back to the front of the queue; chunks they wait for are computed, so that
-    their pages are whole.
+    """Returns staged jobs to the front of the queue.
+
+    It computes their pending chunks first, so that all their pages are complete.
     """
     self._compute_chunks(everything=True)
     for lane in self.lanes:
@@ -233,8 +239,9 @@ class Engine:
     self.waiting.append(job)
 
   def _stage(self) -> None:
-    """Finds or reserves pages for waiting jobs, first come first served, up to a lane's worth
-    beyond its free slots.
+    """Finds or reserves pages for waiting jobs, first come first served.
+
+    A lane stages at most its free slots plus one lane's worth of jobs.
     """
     later: deque[Job] = deque()
     while self.waiting:
@@ -245,12 +252,13 @@ class Engine:
       elif self._stage_one(job):
         lane.staged.append(job)
       else:
-        later.append(job)  # pages or features ran out: nobody overtakes
+        later.append(job)  # out of pages or features: later jobs do not overtake
         break
     self.waiting = later + self.waiting
 
   def _stage_one(self, job: Job) -> bool:
     context, bias = job.context, job.request.logit_bias
+    # Check all three caches before reserving anything, so that a failure needs no rollback.
     fresh = [i for i, key in enumerate(context.keys) if key not in self.pages]
     digests = {i: self._digests(context, i) for i in fresh}
     needed = set().union(*digests.values()) if digests else set()
@@ -263,12 +271,14 @@ class Engine:
     row, new_bias = self.biases.acquire(bias)
     if new_bias:
       self._write_bias(row, bias)
+    # Pages of known chunks are shared; the others are queued for prefill.
     job.table = np.array([self.pages.acquire(key)[0] for key in context.keys], np.int32)
     for i in fresh:
       self._queued += 1
       self._tickets[context.keys[i]] = self._queued
       self._chunks.append(Chunk(context, job.table, i, context.keys[i], digests[i]))
       self._hold_features(context, digests[i])
+    # The job can be admitted once the last chunk it waits for has been computed.
     job.ticket = max((self._tickets.get(key, 0) for key in context.keys), default=0)
     if job.cached is None:
       chunk = self.options.chunk_tokens
@@ -295,7 +305,7 @@ class Engine:
     self._bias_table = jnp.array(self._bias_rows)
 
   def _compute_chunks(self, everything: bool = False) -> None:
-    """Full prefill calls; a partly filled one only when a free slot waits for it."""
+    """Prefills full batches of chunks, and a partial batch only if a free slot waits for it."""
     rows = self.options.prefill_rows
     while self._chunks and (everything or len(self._chunks) >= rows or self._starving()):
       if len(self._chunks) < rows and not everything and self._gather():
@@ -314,8 +324,9 @@ class Engine:
           self.features.release(digest)
 
   def _gather(self) -> bool:
-    """Stages who came while the device was busy, before a call goes out partly filled; whether
-    anybody came.
+    """Stages jobs that arrived while the device was busy, before a partial prefill call.
+
+    Returns whether any job arrived.
     """
     jax.block_until_ready(self._page_store['tail'])
     if self._inbox.empty():
@@ -333,6 +344,7 @@ class Engine:
   def _encode_images(self) -> None:
     s = self.shapes
     while self._images:
+      # Padding images have zero grids and write to the extra slot `image_slots`.
       batch = [self._images.pop(digest) for digest in list(self._images)[: s.image_batch]]
       pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
       grids = np.zeros((s.image_batch, 2), np.int32)
@@ -347,6 +359,7 @@ class Engine:
       self.counts['images_encoded'] += len(batch)
 
   def _prefill_arrays(self, batch: list[Chunk]) -> tuple[np.ndarray, ...]:
+    # Padding rows point at the extra page `s.pages` and have one token.
     s, c = self.shapes, self.options.chunk_tokens
     token, visual_index = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
     position = np.zeros((3, s.rows, c), np.int32)
@@ -373,8 +386,9 @@ class Engine:
     return np.where(image_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
 
   def _admit(self) -> None:
-    """Fills free slots with staged jobs whose pages are computed, in order; the first block with
-    room first, so that few run.
+    """Fills free slots with staged jobs whose pages are computed, in order.
+
+    The first block with a free slot is filled first, so that few blocks run.
     """
     for number, lane in enumerate(self.lanes):
       for block in lane.blocks:
@@ -385,7 +399,7 @@ class Engine:
           )
 
   def _next_batch(self, lane: Lane, block: Block) -> list[tuple[int, Job]]:
-    """(slot, job) of the next admission to a block; empty when it is full or nobody is ready."""
+    """Returns (slot, job) pairs to admit to a block. Empty if it is full or no job is ready."""
     batch = []
     while (
       block.free
@@ -404,7 +418,7 @@ class Engine:
     return batch
 
   def _decode(self) -> None:
-    """One dispatch on every block that has somebody, then their tokens."""
+    """Runs one decode dispatch on every block with running jobs, then collects their tokens."""
     running = [
       (number, block)
       for number, lane in enumerate(self.lanes)
@@ -417,8 +431,9 @@ class Engine:
       self._collect(block, tokens, logprobs)
 
   def _dispatch(self, one: tuple[int, Block]) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a block; (tokens, log-probs) on the host. XLA's CPU client runs in order what one
-    thread gives it, hence threads.
+    """Decodes a block. Returns (tokens, log-probs) [steps, S] on the host.
+
+    It runs in a thread per block, because XLA's CPU client serializes the calls of one thread.
     """
     number, block = one
     keep = np.zeros(block.slots, bool)
@@ -429,6 +444,7 @@ class Engine:
     return np.asarray(tokens), np.asarray(logprobs)
 
   def _collect(self, block: Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    # tokens: int[steps, S], with -1 after a slot's last token.
     sampled = (tokens >= 0).sum(0)
     for slot, job in list(block.running.items()):
       n = int(sampled[slot])
@@ -445,7 +461,7 @@ class Engine:
         job.answer(job.reply('', self.version), None)
 
   def _release_pages(self, job: Job) -> None:
-    for key in reversed(job.context.keys):  # ends of contexts are forgotten before their beginnings
+    for key in reversed(job.context.keys):  # evict the ends of contexts before their beginnings
       self.pages.release(key)
 
   def _bias_row(self, job: Job) -> int:

@@ -105,7 +105,7 @@ class Server:
       if parsed.stream:
         return await _stream(request, job.rid, events, start)
       reply, reason = await events.get()
-      return _json(_checked(reply).to_json(job.rid, reason, time.monotonic() - start))
+      return _json(_check_finite(reply).to_json(job.rid, reason, time.monotonic() - start))
     except (asyncio.CancelledError, ConnectionError):  # the client went away
       self.engine.call(
         lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None
@@ -174,8 +174,8 @@ class Server:
     return await future
 
   async def update_weights(self, request: web.Request) -> web.Response:
-    """POST /update_weights_from_disk {model_path, weight_version}: verified first; old weights stay
-    when anything is wrong.
+    """POST /update_weights_from_disk {model_path, weight_version}: It verifies them first, and
+    keeps the old weights on any error.
     """
     body = await _body(
       request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache')
@@ -183,7 +183,7 @@ class Server:
     folder = text('model_path', body.get('model_path'))
     wanted = _version(body.get('weight_version'))
     everyone = flag('abort_all_requests', body.get('abort_all_requests', False))
-    # Checked only: the cache is flushed either way, as old pages mean nothing to new weights.
+    # Only checked: the cache is always flushed, because old pages are invalid under new weights.
     flag('flush_cache', body.get('flush_cache', True))
     async with self._updating:
       try:
@@ -248,11 +248,12 @@ class Server:
     return version, prepared
 
   def _own(self, name: str) -> Any:
-    """What is served now under this name; of the text's layers, which are kept apart, something
-    that `[i]` takes apart.
+    """Returns the served array of this name.
+
+    For text layers, which are separate, it returns an object that `[i]` indexes.
     """
     return functools.reduce(
-      lambda node, key: node[key], name.split('/'), programs._stacked(self.engine.params)
+      lambda node, key: node[key], name.split('/'), programs.with_indexed_layers(self.engine.params)
     )
 
   def _own_hash(self, name: str) -> Callable[[], str]:
@@ -267,8 +268,8 @@ class Server:
     return compute
 
   async def pause(self, request: web.Request) -> web.Response:
-    """POST /pause_generation {mode: retract | abort | in_place}; abort when not given, as
-    SGLang does.
+    """POST /pause_generation {mode: retract | abort | in_place}; The default mode is abort, as
+    in SGLang.
     """
     mode = (await _body(request, ('mode',))).get('mode', 'abort')
     if mode not in PAUSE_MODES:
@@ -283,18 +284,18 @@ class Server:
     return _json({'status': 'ok', 'message': 'running'})
 
   async def abort(self, request: web.Request) -> web.Response:
-    """POST /abort_request {rid} or {abort_all: true}; the aborted are answered with what they
-    have.
+    """POST /abort_request {rid} or {abort_all: true}; Aborted requests are answered with their
+    tokens so far.
     """
     body = await _body(request, ('rid', 'abort_all'))
     rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
     if not everyone:
       text('rid', rid)
 
-    def chosen(job: Job) -> bool:
+    def is_chosen(job: Job) -> bool:
       return everyone or job.rid == rid
 
-    count = await self._in_engine(lambda: self.engine.abort(chosen, 'abort_request'))
+    count = await self._in_engine(lambda: self.engine.abort(is_chosen, 'abort_request'))
     return _json({'aborted': count})
 
   async def flush(self, request: web.Request) -> web.Response:
@@ -342,9 +343,10 @@ def _json(value: Any, status: int = 200) -> web.Response:
   return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
 
 
-def _checked(reply: GenerateReply) -> GenerateReply:
-  """The reply. Raises SyncError when a log-prob is none: JSON has no word for it, and nothing could
-  be learned from it.
+def _check_finite(reply: GenerateReply) -> GenerateReply:
+  """Returns the reply, or raises SyncError if a log-prob is not finite.
+
+  JSON cannot express such a value, and no training could use it.
   """
   if not finite(reply.logprobs):
     raise SyncError(
@@ -358,8 +360,9 @@ def _checked(reply: GenerateReply) -> GenerateReply:
 async def _stream(
   request: web.Request, rid: str, events: _Events, start: float
 ) -> web.StreamResponse:
-  """Sends what a job has, again and again until it ends; tokens that came while the last event was
-  sent travel together.
+  """Streams a job's tokens until it ends.
+
+  Tokens that arrive while an event is being sent go into the next event together.
   """
   response = web.StreamResponse(
     headers={'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache'}
@@ -373,7 +376,7 @@ async def _stream(
     if not finite(reply.logprobs) and reason is None:
       continue  # the last event says it
     try:
-      body = _checked(reply).to_json(rid, reason, time.monotonic() - start)
+      body = _check_finite(reply).to_json(rid, reason, time.monotonic() - start)
     except SyncError as error:
       body = {'error': {'message': str(error)}}
     await response.write(b'data: ' + orjson.dumps(body) + b'\n\n')

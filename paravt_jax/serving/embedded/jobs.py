@@ -36,7 +36,7 @@ class Job:
   lane: int  # which of the options' lanes takes it
   request: ParsedGenerate
   seed: int
-  stops: frozenset[int]  # ids that end it
+  stops: frozenset[int]  # ids that end the reply
   # called from the engine's thread with (reply, reason): once at the end, and for a stream with
   # reason None after every dispatch that gave it tokens
   answer: Callable[[GenerateReply, dict[str, Any] | None], None]
@@ -51,8 +51,9 @@ class Job:
   aborted: bool = False
 
   def reply(self, finish: str, version: int) -> GenerateReply:
-    """What it has by now, as a copy, since it may go on. version: of the weights, when there is no
-    token yet.
+    """Returns a copy of the tokens so far, because the job may continue.
+
+    version: the weight version to report if there is no token yet.
     """
     spans = [(sampler, start, end) for sampler, start, end in self.spans]
     return GenerateReply(

@@ -1,6 +1,4 @@
-"""What the embedded server is started with. Numbers live in recipes; here is only what is
-allowed.
-"""
+"""Options of the embedded server. Recipes hold the numbers; this module holds the limits."""
 
 import dataclasses
 import json

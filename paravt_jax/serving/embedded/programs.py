@@ -1,8 +1,7 @@
-"""The device programs of the engine: encode images, prefill chunks into pages, admit a context to a
-slot, decode n steps.
+"""The engine's device programs: encode images, prefill pages, admit contexts to slots, decode.
 
-Every program has one fixed shape, and what it computes for a row depends on that row's inputs
-alone; that is why a request's result does not depend on its company. The axis letters are those of
+Every program has one fixed shape. What it computes for a row depends on that row's inputs alone, so
+a request's result does not depend on other requests in the batch. The axis letters are those of
 `paravt_jax.shapes`: R rows of a prefill, T tokens of its chunk (a page), S contexts in slots, U
 columns of a slot's cache.
 """
@@ -27,7 +26,7 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """Fixed sizes of all programs; see ServerOptions."""
+  """Fixed sizes of all programs. ServerOptions explains them."""
 
   config: Config
   dtype: str
@@ -49,8 +48,9 @@ class Shapes:
 
 
 class _Stack:
-  """Layers kept apart that answer to `[i]` like a stacked array: a stack would be copied out of at
-  every step.
+  """Separate layers that are indexed by `[i]` like a stacked array.
+
+  Slicing a real stack would copy the layer at every step.
   """
 
   def __init__(self, layers):
@@ -61,9 +61,7 @@ class _Stack:
 
 
 def prepare(config: Config, params: Tree, dtype: str) -> Tree:
-  """Model parameters as the programs want them: on the device, in the compute dtype, text layers
-  unstacked.
-  """
+  """Puts model parameters on the device, in the compute dtype, with the text layers unstacked."""
   put = lambda array: jnp.asarray(array, dtype)
   layers = params['text']['layers']
   apart = tuple(
@@ -76,14 +74,15 @@ def prepare(config: Config, params: Tree, dtype: str) -> Tree:
   return {**rest, 'text': {**text, 'layers': apart}}
 
 
-def _stacked(params: Tree) -> Tree:
+def with_indexed_layers(params: Tree) -> Tree:
   layers = jax.tree.map(lambda *leaves: _Stack(leaves), *params['text']['layers'])
   return {**params, 'text': {**params['text'], 'layers': layers}}
 
 
 def new_pool(s: Shapes) -> Tree:
-  """Empty pages; one more than asked for, where padding rows write. k [pages, K,
-  F, T], v [pages, K, T, F] per layer, tail [pages, D].
+  """Returns empty pages, one more than `s.pages`: padding rows write to the last one.
+
+  Shapes per layer: k [pages, K, F, T], v [pages, K, T, F]. tail: [pages, D], the last hidden state.
   """
   t, pages = s.config.text, s.pages + 1
   return {
@@ -98,7 +97,7 @@ def new_pool(s: Shapes) -> Tree:
 
 
 def new_features(s: Shapes) -> Tree:
-  """Empty image features, one slot more than asked for, where padding images write."""
+  """Returns empty image features, with one extra slot that padding images write to."""
   slots, width = s.image_slots + 1, s.config.text.width
   return {
     'merged': jnp.zeros((slots, s.merged, width), s.dtype),
@@ -107,8 +106,9 @@ def new_features(s: Shapes) -> Tree:
 
 
 def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
-  """State of all slots, and their caches: k [S, K, F, U], v [S, K, U, F] per layer; U leaves room
-  for one dispatch too many.
+  """Returns the state of all slots and their caches: k [S, K, F, U], v [S, K, U, F] per layer.
+
+  U has space for one extra dispatch.
   """
   t, columns = s.config.text, context + s.steps
   zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
@@ -133,7 +133,8 @@ def encode(
   grids_N2: jax.Array,
   slot_N: jax.Array,
 ) -> Tree:
-  """Features of N images, written to their slots."""
+  """Encodes N images and writes their features to their slots. Returns the updated features."""
+  # The images form one batch row: patches [1, N, X, 1, C], grids [1, N, 2].
   new = model.encode_images(
     s.config, params, patches_NXC[None, :, :, None], grids_N2[None], jnp.dtype(s.dtype)
   )
@@ -158,17 +159,19 @@ def prefill(
   chunk_R: jax.Array,
   count_R: jax.Array,
 ) -> Tree:
-  """Computes one chunk per row into its page. Rows may be successive chunks of one context: each
-  layer writes before it reads.
+  """Computes one chunk per row and writes its keys and values to its page.
 
-  visual_RT: place in the flattened features, -1 for text. page_table: pages of the row's context,
-  its own included. chunk_R: index of the row's chunk in its context. count_R: tokens of the chunk
-  that exist.
+  Rows may be successive chunks of one context, because each layer writes before it reads.
+
+  visual_index_RT: index into the flattened features, -1 for text. page_table: int[R, pages], the
+  pages of the row's context, including the row's page. chunk_R: index of the row's chunk in its
+  context. count_R: real tokens of the chunk; the rest is padding.
   """
   keys, values = list(pool['k']), list(pool['v'])
   page_R = jnp.take_along_axis(page_table, chunk_R[:, None], axis=1)[:, 0]
 
   def attend(layer, q, k, v):
+    # Write every row's page before any row reads it.
     k_RKFT, v_RKTF = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     for r in range(s.rows):
       keys[layer] = jax.lax.dynamic_update_slice(
@@ -179,6 +182,7 @@ def prefill(
       )
     return _attend_pages(q, keys[layer], values[layer], page_table, chunk_R)
 
+  # Gather the features of image tokens [R, T, D]; text tokens gather slot 0 and ignore it.
   seen_RT = jnp.where(visual_index_RT >= 0, jnp.arange(s.chunk), -1)
   place_RT = jnp.maximum(visual_index_RT, 0)
   flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
@@ -187,9 +191,10 @@ def prefill(
     flat(features['deepstack'])[:, place_RT][:, :, None],
   )
   dtype = jnp.dtype(s.dtype)
-  stacked = _stacked(params)
+  stacked = with_indexed_layers(params)
   x_RTD = model.embed(stacked, token_RT, own, seen_RT, dtype)
   x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend)
+  # The hidden state of a chunk's last token starts decoding if the context ends there.
   last_R1D = jnp.take_along_axis(x_RTD, (count_R - 1)[:, None, None], axis=1)
   tail = pool['tail']
   for r in range(s.rows):
@@ -200,14 +205,16 @@ def prefill(
 def _attend_pages(
   q_RTHF: jax.Array, keys: jax.Array, values: jax.Array, page_table: jax.Array, chunk_R: jax.Array
 ) -> jax.Array:
-  """Softmax over the pages of each row, page by page (Milakov & Gimelshein 2018), only as many as
-  the longest row has.
+  """Attends over the pages of each row with an online softmax (Milakov & Gimelshein 2018).
 
-  A page beyond a row's own leaves that row's sums exactly as they are, so company does not change
-  its result.
+  The loop ends after the last page of the longest row.
+
+  A page after a row's last one does not change that row's sums, so other rows do not affect its
+  result.
   """
   (rows, chunk, heads, width), kv_heads = q_RTHF.shape, keys.shape[1]
   groups = heads // kv_heads
+  # Group the query heads by key head: Q = groups * chunk queries per key head.
   q_RKQF = (
     (q_RTHF * width**-0.5)
     .reshape(rows, chunk, kv_heads, groups, width)
@@ -217,6 +224,7 @@ def _attend_pages(
   place_RQ = chunk_R[:, None] * chunk + jnp.tile(jnp.arange(chunk), groups)
 
   def step(j, carry):
+    # Running maximum, sum of weights and weighted values, rescaled to the new maximum.
     top, total, out = carry
     page_R = page_table[:, j]
     score = jnp.einsum('RKQF,RKFU->RKQU', q_RKQF, keys[page_R], preferred_element_type=jnp.float32)
@@ -242,7 +250,7 @@ def _attend_pages(
 def admit(
   s: Shapes, state: Tree, caches: Tree, pool: Tree, rows: Tree, number: jax.Array
 ) -> tuple[Tree, Tree]:
-  """Copies the pages of the first `number` rows to their slots and sets those slots' state.
+  """Copies the pages of the first `number` rows to their slots and initializes the slots' state.
 
   rows: slot [rows], table [rows, pages of the lane], last (page of the last token) [rows], length
   [rows], position [rows], sampling (per row).
@@ -258,6 +266,7 @@ def admit(
     join_v = lambda pages: (
       pages[table].transpose(1, 0, 2, 3).reshape(pages.shape[1], -1, pages.shape[3])
     )
+    # Join pages into the slot's contiguous columns: k [K, F, U], v [K, U, F].
     caches = {
       'k': tuple(put(c, join_k(p)) for c, p in zip(caches['k'], pool['k'])),
       'v': tuple(put(c, join_v(p)) for c, p in zip(caches['v'], pool['v'])),
@@ -279,15 +288,15 @@ def admit(
 def decode(
   s: Shapes, params: Tree, state: Tree, caches: Tree, bias_table: jax.Array, keep_S: jax.Array
 ) -> tuple[Tree, Tree, jax.Array, jax.Array]:
-  """Samples up to `steps` tokens per slot; slots not kept, or done, sample nothing.
+  """Samples up to `steps` tokens per slot. Slots that are done or not in `keep_S` sample none.
 
-  The keys of new tokens go to a side cache, at the same column for all slots, and join the main
-  cache once at the end.
+  New keys and values go to a side cache, at the same column for all slots. They are merged into the
+  main cache once, at the end.
 
   Returns:
     state, caches, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
   """
-  t, stacked, slots = s.config.text, _stacked(params), keep_S.shape[0]
+  t, stacked, slots = s.config.text, with_indexed_layers(params), keep_S.shape[0]
   matrix = model.head(params, s.config)
   side = {
     'k': tuple(
@@ -302,6 +311,7 @@ def decode(
 
   def step(i, carry):
     state, side, tokens, logprobs = carry
+    # Sample token i from the hidden state of the token before.
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
     token_S, logprob_S, more, done_S = sampling.sample(
       logits_SV, bias_table, state['sampling'], state['active']
@@ -338,7 +348,7 @@ def decode(
 
 
 def _merge(caches: Tree, side: Tree, length_S: jax.Array) -> Tree:
-  """Writes each slot's side columns behind the `length` columns that it had."""
+  """Writes each slot's side columns after its first `length` columns."""
 
   def one(slot, caches):
     put = lambda c, x, *at: jax.lax.dynamic_update_slice(
@@ -362,8 +372,9 @@ def _attend_slots(
   side_v: jax.Array,
   step: jax.Array,
 ) -> jax.Array:
-  """One query per slot over its first `length` columns and the side columns up to `step`."""
+  """Attends with one query per slot over its first `length` columns and side columns 0..`step`."""
   (slots, _, heads, width), kv_heads, columns = q_S1HF.shape, keys.shape[1], keys.shape[3]
+  # Scores over both caches share one maximum and one normalizer.
   q_SKGF = (q_S1HF * width**-0.5).reshape(slots, kv_heads, heads // kv_heads, width)
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   main = jnp.where(
@@ -380,9 +391,7 @@ def _attend_slots(
 
 
 class Programs:
-  """All programs of one engine, compiled once for their shapes; calling one can never compile
-  again.
-  """
+  """All programs of one engine, compiled ahead of time. Calls never compile again."""
 
   def __init__(self, shapes: Shapes, params: Tree, lanes: tuple[tuple[int, int], ...]):
     s = shapes
@@ -431,7 +440,7 @@ class Programs:
 
 
 def admission(s: Shapes, pages: int) -> Tree:
-  """Zeroed host arrays for one call of `admit` on a lane whose contexts have that many pages."""
+  """Returns zeroed host arrays for one call of `admit` on a lane with `pages` pages per context."""
   whole = lambda *shape: np.zeros((ADMIT_ROWS, *shape), np.int32)
   return {
     'slot': whole(),

@@ -99,8 +99,9 @@ def expand(ids: list[int], images: tuple[ImagePatches, ...], image_id: int, chun
 def _content(
   ids_T: np.ndarray, image_T: np.ndarray, offset_T: np.ndarray, images: tuple[ImagePatches, ...]
 ) -> np.ndarray:
-  """int64[n]: a number per token that stands for all that the model sees there; negative for image
-  tokens.
+  """Returns int64[n]: per token, a number that identifies the model's input there.
+
+  It is negative for image tokens.
   """
   if not images:
     return ids_T.astype(np.int64)
@@ -109,8 +110,9 @@ def _content(
 
 
 def extend(prompt: Prompt, generated: list[int], chunk: int) -> Prompt:
-  """The prompt followed by generated text tokens (a retracted request starts again from its own
-  tokens).
+  """Returns the prompt followed by generated text tokens.
+
+  A retracted request restarts from the tokens that it has sampled.
   """
   n = len(generated)
   if not n:

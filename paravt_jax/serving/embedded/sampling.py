@@ -47,8 +47,10 @@ def sample(
   scaled_SV = (biased_SV - _shift(biased_SV, state['temperature'])[:, None]) / jnp.where(
     hot_S, state['temperature'], 1.0
   )[:, None]
+  # Unnormalized probabilities; the maximum has mass 1.
   top_S = scaled_SV.max(axis=-1)
   mass_SV = jnp.exp(scaled_SV - top_S[:, None])
+  # Top-p and top-k need a sort over the vocabulary, so skip it if no slot uses them.
   cut_S = hot_S & ((state['top_p'] < 1) | (state['top_k'] > 0)) & active_S
   kept_SV = jax.lax.cond(
     cut_S.any(), lambda: _cut(mass_SV, state['top_p'], state['top_k'], cut_S), lambda: mass_SV
@@ -60,6 +62,7 @@ def sample(
     lambda: drawn_S,
   )
   token_S = jnp.where(hot_S, drawn_S, best_S)
+  # The log-prob is of the full distribution, before top-p and top-k.
   chosen_S = jnp.take_along_axis(scaled_SV, token_S[:, None], axis=1)[:, 0]
   logprob_S = chosen_S - top_S - jnp.log(mass_SV.sum(axis=-1))
   count_S = state['count'] + active_S
@@ -68,8 +71,9 @@ def sample(
 
 
 def _shift(biased_SV: jax.Array, temperature_S: jax.Array) -> jax.Array:
-  """What is taken from a row before it is divided: its largest, where numbers get so large that one
-  rounding of them matters.
+  """Returns the value to subtract from a row before division by the temperature.
+
+  It is the row's maximum if the quotients are so large that one rounding matters, else 0.
 
   Two kernels may round x / temperature differently; near 1e36 the difference of two such x is inf,
   and so is the log-prob.
@@ -84,11 +88,12 @@ def _uniform(seed_2: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
-  """The token at which the running sum of masses passes uniform * total: first its block, then its
-  place in the block.
+  """Returns the token at which the cumulative mass exceeds uniform * total.
 
-  Two short running sums instead of one long one; noise for every token (Gumbel-max) would cost more
-  than all the rest here. A token of mass 0 is never drawn.
+  It finds the block first, then the index within the block.
+
+  Two short cumulative sums replace one long sum. Noise for every token (Gumbel-max) would cost more
+  than the rest of this program. A token of mass 0 is never drawn.
   """
   slots, vocab = mass_SV.shape
   width = 32
@@ -103,8 +108,9 @@ def _draw(mass_SV: jax.Array, uniform_S: jax.Array) -> jax.Array:
 
 
 def _passes(masses: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """First index at which the running sum exceeds the target (the last with mass if rounding left
-  none), and the sum before.
+  """Returns the first index at which the running sum exceeds the target, and the sum before it.
+
+  If rounding leaves no such index, it is the last one with mass.
   """
   running = jnp.cumsum(masses, axis=-1)
   index = jnp.arange(masses.shape[1], dtype=jnp.int32)
@@ -115,9 +121,11 @@ def _passes(masses: jax.Array, target_S: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _cut(mass_SV: jax.Array, top_p_S: jax.Array, top_k_S: jax.Array, cut_S: jax.Array) -> jax.Array:
-  """Takes the mass from what top-p (the smallest set whose share reaches p, its last member
-  included) and top-k leave out.
+  """Sets the mass of tokens outside top-p and top-k to 0.
+
+  Top-p is the smallest set whose share reaches p, including its last member.
   """
+  # Descending masses; a token stays if the share before it is below p and its rank below k.
   sorted_SV = -jnp.sort(-mass_SV, axis=-1)
   share_SV = jnp.cumsum(sorted_SV, axis=-1) / sorted_SV.sum(-1, keepdims=True)
   before_SV = jnp.concatenate([jnp.zeros_like(share_SV[:, :1]), share_SV[:, :-1]], axis=1)
