@@ -52,7 +52,7 @@ def conversation(
         f'message {index}: got role {role!r}; wanted system, user or assistant, fix the row'
       )
     answered = any(earlier == 'assistant' for earlier, _ in messages[:index])
-    shown = _trust(role, pieces, answered)
+    shown = _mark_trusted(role, pieces, answered)
     images = tuple(piece for piece in shown if not isinstance(piece, str))
     segments.append(
       types.Segment(ids=template.message(tok, role, shown), sampled=False, images=images)
@@ -95,7 +95,9 @@ def _turn(
   ]
 
 
-def _trust(role: str, pieces: Sequence[template.Piece], answered: bool) -> list[template.Piece]:
+def _mark_trusted(
+  role: str, pieces: Sequence[template.Piece], answered: bool
+) -> list[template.Piece]:
   """System texts are ours; so are the response tags of messages that answer a turn. Everything else
   is a user's text.
   """

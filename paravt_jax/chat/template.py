@@ -53,7 +53,7 @@ def opening(
   """
   parts = [message(tok, 'system', [Trusted(system)])] if system is not None else []
   parts += [message(tok, 'user', user), header(tok, think_prefix)]
-  return _given(parts, user)
+  return _given_segment(parts, user)
 
 
 def continuation(
@@ -79,7 +79,7 @@ def continuation(
   ]
   if request is not None:
     parts.append(message(tok, 'user', [request]))
-  return _given(
+  return _given_segment(
     [*parts, header(tok, think_prefix)],
     [piece for shown in results if not isinstance(shown, str) for piece in shown],
   )
@@ -89,7 +89,7 @@ def closing(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> types.Segment:
   """The end of a stream after which nothing is asked: `<|im_end|>` if the last turn lacks it, else
   no token.
   """
-  return _given([np.array([] if closed else [tok.im_end], np.int32)])
+  return _given_segment([np.array([] if closed else [tok.im_end], np.int32)])
 
 
 def is_closed(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray) -> bool:
@@ -166,7 +166,7 @@ def image(tok: tokenizer_lib.ChatTokenizer) -> np.ndarray:
   return np.array([tok.vision_start, tok.image_pad, tok.vision_end], np.int32)
 
 
-def _given(parts: Sequence[np.ndarray], pieces: Sequence[Piece] = ()) -> types.Segment:
+def _given_segment(parts: Sequence[np.ndarray], pieces: Sequence[Piece] = ()) -> types.Segment:
   """A given segment of parts, with the frames among `pieces`."""
   frames = tuple(piece for piece in pieces if not isinstance(piece, str))
   return types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=False, images=frames)

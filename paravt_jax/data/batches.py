@@ -303,7 +303,7 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
 
 
 @dataclasses.dataclass(frozen=True)
-class _Begun:
+class _PendingBatch:
   """A plan and this host's share of it."""
 
   plan: Plan
@@ -333,20 +333,20 @@ class Assembler:
     self._here = options.rows // shard[1]  # rows of a micro-batch on this host
     self._first = shard[0] * self._here
 
-  def begin(self, plan: Plan) -> _Begun:
+  def begin(self, plan: Plan) -> _PendingBatch:
     """This host's rows of a plan, their samples under way."""
     rows, at = self._options.rows, range(self._first, self._first + self._here)
     bins = (*plan.bins, *[()] * (self._options.micro_batches * rows - len(plan.bins)))
     bins = tuple(
       bins[micro * rows + row] for micro in range(self._options.micro_batches) for row in at
     )
-    return _Begun(
+    return _PendingBatch(
       plan,
       bins,
       {i: self._pool.submit(self._sample, plan.items[i]) for members in bins for i in members},
     )
 
-  def finish(self, begun: _Begun) -> tuple[Batch, collections.Counter]:
+  def finish(self, begun: _PendingBatch) -> tuple[Batch, collections.Counter]:
     """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer
     than planned, is left out.
     """

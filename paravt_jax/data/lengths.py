@@ -81,7 +81,7 @@ class Lengths:
   ):
     self._rows, self._tok = rows, tok
     self._options, self._image_patches = options, image_patches
-    self._media = sft.sized(frames, options)
+    self._media = sft.media_sizes(frames, options)
     self._skip, self._pool, self._alone = skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}

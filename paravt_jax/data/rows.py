@@ -37,7 +37,7 @@ _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class RowFilter:
   """Which rows are asked for."""
 
   question_types: tuple[str, ...]  # only these; () for all
@@ -46,7 +46,7 @@ class Wanted:
   max_bad_share: float  # of the rows asked for that may be broken, where broken rows are skipped
 
 
-EVERY = Wanted((), (), 0, 1.0)
+EVERY = RowFilter((), (), 0, 1.0)
 
 
 def rl_tasks(
@@ -55,7 +55,7 @@ def rl_tasks(
   options: RowOptions,
   counts: collections.Counter,
   listed: list[str] | None = None,
-  wanted: Wanted = EVERY,
+  wanted: RowFilter = EVERY,
   seed: int = 0,
 ) -> list[Task]:
   """The tasks of RL parquet files, in the order of files and rows.
@@ -132,7 +132,7 @@ def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:
 class _Filters:
   """Tells rows that are asked for from others, and counts."""
 
-  def __init__(self, wanted: Wanted):
+  def __init__(self, wanted: RowFilter):
     self._wanted = wanted
     self._sources: collections.Counter[str] = collections.Counter()
     self._removed: collections.Counter[str] = collections.Counter()
@@ -309,7 +309,7 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
     raise Broken(
       f'prompt: got more than {len(LETTERS)} options, wanted A. to J. at most', 'options'
     )
-  given = _given(info)
+  given = _given_options(info)
   if not given:
     if len(written) < 2:
       raise Broken(
@@ -330,7 +330,7 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
   return text, choices
 
 
-def _given(info: dict) -> list[str]:
+def _given_options(info: dict) -> list[str]:
   """extra_info.options as a list; it may be JSON text, or an object by letter. [] when there are
   none.
   """

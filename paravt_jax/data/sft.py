@@ -100,9 +100,9 @@ def decoded(
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
-    info = _patiently(frames.probe_sync, ref.path)
+    info = _ask_twice(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options).tolist()
-    clip = _patiently(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
+    clip = _ask_twice(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
     clip, left_out = sampling.once(clip, times, _since(ref))
     if repeated is not None:
       repeated(left_out)
@@ -111,7 +111,7 @@ def decoded(
   return media
 
 
-def sized(frames: Frames, options: FrameOptions) -> Media:
+def media_sizes(frames: Frames, options: FrameOptions) -> Media:
   """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths
   only, the pixels are 0.
 
@@ -127,7 +127,7 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
           (*patches.target_size(height, width, options.min_pixels, options.image_max_pixels), 3),
         )
       ]
-    info = _patiently(frames.probe_sync, ref.path)
+    info = _ask_twice(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
     # the frame on screen at each time, n labels in seconds
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
@@ -184,7 +184,7 @@ def _pieces(
   return [piece for part in parts for piece in ([part] if isinstance(part, str) else media(part))]
 
 
-def _patiently(ask: Callable, *arguments):
+def _ask_twice(ask: Callable, *arguments):
   """What `ask` answers; where a worker was late or died, it is asked once more, so that a busy
   moment costs no sample.
   """

@@ -136,10 +136,10 @@ def _column(file: pathlib.Path, digest: str, folder: pathlib.Path | None) -> pa.
   target = folder / 'rows' / f'{digest}-{VERSION}.arrow'
   try:
     try:
-      return _mapped(target)
+      return _map_column(target)
     except (FileNotFoundError, pa.ArrowInvalid):  # not there yet, or damaged
       _write(file, target)
-      return _mapped(target)
+      return _map_column(target)
   except (OSError, pa.ArrowInvalid) as error:
     logging.getLogger(__name__).warning(
       '%s: cannot be used as a cache (%s); rows are kept in memory, wanted room for them: free '
@@ -150,7 +150,7 @@ def _column(file: pathlib.Path, digest: str, folder: pathlib.Path | None) -> pa.
     return _read(file)
 
 
-def _mapped(target: pathlib.Path) -> pa.ChunkedArray:
+def _map_column(target: pathlib.Path) -> pa.ChunkedArray:
   with pa.memory_map(str(target)) as source:
     return pa.ipc.open_file(source).read_all().column(conversations.COLUMN)
 
@@ -179,7 +179,7 @@ def _batches(file: pathlib.Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
   try:
     parquet = pq.ParquetFile(file)
   except (pa.ArrowException, OSError) as error:
-    raise _unreadable(file, error) from error
+    raise _parquet_error(file, error) from error
   names = parquet.schema_arrow.names
   if conversations.COLUMN not in names:
     parquet.close()
@@ -201,7 +201,7 @@ def _iterate(
       try:
         batch = next(batches, None)
       except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise _parquet_error(file, error) from error
       if batch is None:
         return
       column = batch.column(0)
@@ -211,5 +211,5 @@ def _iterate(
       )
 
 
-def _unreadable(file: pathlib.Path, error: Exception) -> DataError:
+def _parquet_error(file: pathlib.Path, error: Exception) -> DataError:
   return DataError(f'{file}: not a readable parquet file ({error}); write or fetch it again')

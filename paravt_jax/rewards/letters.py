@@ -127,15 +127,15 @@ def chosen_letter(text: str) -> str | None:
   only as the whole text, bracketed, or first before `.`, `)` or `:`. Markdown emphasis is ignored.
   """
   text = _SPACES.sub(lambda run: '\n' if '\n' in run[0] else ' ', _EMPHASIS.sub('', text))
-  text = _without_set_aside(text)
-  for decide in (_stated, _leading, _mentioned, _standalone_letters):
+  text = _mask_rejected(text)
+  for decide in (_stated_letters, _leading_letters, _option_letters, _standalone_letters):
     letters = decide(text)
     if letters:
       return letters.pop() if len(letters) == 1 else None
   return None
 
 
-def _without_set_aside(text: str) -> str:
+def _mask_rejected(text: str) -> str:
   """The text with a dot in place of every letter that it sets aside."""
   dots = lambda match: _UPPER.sub('·', match[0])
   for pattern in _SET_ASIDE:
@@ -143,14 +143,20 @@ def _without_set_aside(text: str) -> str:
   return text
 
 
-def _stated(text: str) -> set[str]:
+def _stated_letters(text: str) -> set[str]:
   """The letters of the last answer statement; empty without one."""
-  found = [named for statement in _STATEMENT.finditer(text) if (named := _named(text, statement))]
-  found += [(match.start('items'), _praised(match['items'])) for match in _CORRECT.finditer(text)]
+  found = [
+    named
+    for statement in _STATEMENT.finditer(text)
+    if (named := _statement_letters(text, statement))
+  ]
+  found += [
+    (match.start('items'), _endorsed_letters(match['items'])) for match in _CORRECT.finditer(text)
+  ]
   return max(found, key=lambda one: one[0])[1] if found else set()
 
 
-def _praised(items: str) -> set[str]:
+def _endorsed_letters(items: str) -> set[str]:
   """The letters that one verb calls correct: of "Of A, B and C, B is" the last, of "A or B is" and
   "A, B is" both.
   """
@@ -159,17 +165,19 @@ def _praised(items: str) -> set[str]:
   return {letters[-1]} if listed else set(letters)
 
 
-def _named(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
+def _statement_letters(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
   """(index, letters) that a statement names right after itself, None when it names none."""
   at = statement.end()
   upper = _NAMED.match(text, at)
   if upper and not _is_word(text, statement, upper):
-    return upper.start(1), {upper[1], *_joined(text, upper.end())}
+    return upper.start(1), {upper[1], *_iter_joined_letters(text, upper.end())}
   line = text[at : at + 200].partition('\n')[0]
   lead = len(line) - len(line.lstrip(' \t:"\''))
   lower = _WHOLE.fullmatch(line, lead) or _FIRST.match(line, lead) or _BRACKETED.match(line, lead)
   return (
-    (at + lower.start(1), {lower[1].upper(), *_joined(text, at + lower.end())}) if lower else None
+    (at + lower.start(1), {lower[1].upper(), *_iter_joined_letters(text, at + lower.end())})
+    if lower
+    else None
   )
 
 
@@ -183,7 +191,7 @@ def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
   return noun and _ARTICLE.match(text, upper.end()) is not None
 
 
-def _joined(text: str, end: int) -> Iterator[str]:
+def _iter_joined_letters(text: str, end: int) -> Iterator[str]:
   """The letter that is joined to the one that ends at `end`: "A or a dog" and "B, A man walks" join
   nothing.
   """
@@ -202,7 +210,7 @@ def _joined(text: str, end: int) -> Iterator[str]:
     yield letter.upper()
 
 
-def _leading(text: str) -> set[str]:
+def _leading_letters(text: str) -> set[str]:
   """The letters with which the text and its last line begin."""
   whole = text.strip()
   return {
@@ -217,7 +225,7 @@ def _leading(text: str) -> set[str]:
   }
 
 
-def _mentioned(text: str) -> set[str]:
+def _option_letters(text: str) -> set[str]:
   """The letters that are called options."""
   return {
     letter[0]

@@ -100,13 +100,13 @@ def _gold_window(gold: Any) -> tuple[float, float] | None:
     return None
   # numbers of numpy know their plain value as `item()`
   start, end = (toolcalls.seconds(time.item() if hasattr(time, 'item') else time) for time in gold)
-  return _ordered(start, end)
+  return _valid_window(start, end)
 
 
 def _window(match: re.Match[str]) -> tuple[float, float] | None:
   """The window of two matched times; a unit on the second also holds for a first that has none."""
   unit = _unit(match[2]) or 's'
-  return _ordered(_seconds(match[1], _unit(match[1]) or unit), _seconds(match[2], unit))
+  return _valid_window(_seconds(match[1], _unit(match[1]) or unit), _seconds(match[2], unit))
 
 
 def _unit(time: str) -> str:
@@ -128,7 +128,7 @@ def _seconds(time: str, unit: str) -> float:
   return float(time) * _FACTORS[unit]
 
 
-def _ordered(start: float | None, end: float | None) -> tuple[float, float] | None:
+def _valid_window(start: float | None, end: float | None) -> tuple[float, float] | None:
   """(start, end) when both are finite and start < end."""
   if (
     start is None

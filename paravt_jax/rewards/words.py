@@ -49,23 +49,25 @@ def normalise(text: str) -> list[str]:
 def _tokens(word: str) -> list[str]:
   """The tokens of a word without spaces and commas; some may be empty."""
   if any(char.isdigit() for char in word):
-    return [_number(_stripped(word, numeric=True))]
-  return [_stripped(part, numeric=False) for part in word.split('-')]
+    return [_number(_strip_punctuation(word, numeric=True))]
+  return [_strip_punctuation(part, numeric=False) for part in word.split('-')]
 
 
-def _stripped(token: str, numeric: bool) -> str:
+def _strip_punctuation(token: str, numeric: bool) -> str:
   """The token without the punctuation at its ends."""
   start, end = 0, len(token)
   while (
-    start < end and _goes(token[start], numeric) and not (numeric and _begins_number(token, start))
+    start < end
+    and _is_stripped(token[start], numeric)
+    and not (numeric and _begins_number(token, start))
   ):
     start += 1
-  while end > start and _goes(token[end - 1], numeric):
+  while end > start and _is_stripped(token[end - 1], numeric):
     end -= 1
   return token[start:end]
 
 
-def _goes(char: str, numeric: bool) -> bool:
+def _is_stripped(char: str, numeric: bool) -> bool:
   """Whether a character is punctuation that goes from a token's ends."""
   if char in _KEPT or (numeric and char in _KEPT_BY_NUMBERS):
     return False

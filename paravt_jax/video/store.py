@@ -94,7 +94,7 @@ class FrameStore:
     times = np.asarray(seconds, np.float64)
     identity = await asyncio.to_thread(_identity, path)
     key = self._key(identity, times, min_pixels, max_pixels)
-    clip = self._remembered(key)
+    clip = self._lookup(key)
     if clip is not None:
       return clip
     if key in self._running:
@@ -116,7 +116,7 @@ class FrameStore:
     """As `frames`, for threads without an event loop; concurrent requests are not shared."""
     times = np.asarray(seconds, np.float64)
     key = self._key(_identity(path), times, min_pixels, max_pixels)
-    clip = self._remembered(key) or (self._read(self._folder, key) if self._folder else None)
+    clip = self._lookup(key) or (self._read(self._folder, key) if self._folder else None)
     if clip is None:
       clip = self._pool.frames_sync(path, times, min_pixels, max_pixels)
       self._count('decoded')
@@ -151,7 +151,7 @@ class FrameStore:
         await asyncio.to_thread(self._write, self._folder, key, clip)
     return self._keep(key, clip)
 
-  def _remembered(self, key: str) -> Clip | None:
+  def _lookup(self, key: str) -> Clip | None:
     with self._lock:
       clip = self._clips.get(key)
       if clip is not None:

@@ -89,15 +89,15 @@ def test_another_versions_journal_says_nothing(tmp_path):
 def test_a_tars_list_is_remembered_while_size_and_time_stay_and_no_member_was_refused(tmp_path):
   archive = _archive(tmp_path / 'a.tar')
   _written(tmp_path, archive)
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) == archive
+  assert Journal(tmp_path, 'in/a.tar').read_listing(archive.parts) == archive
   os.utime(archive.path, ns=(1, 1))
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(archive.parts) is None
   refused = _archive(tmp_path / 'a.tar', faults=(archives.Fault('../x', 'why'),))
   _written(tmp_path, refused)
-  assert Journal(tmp_path, 'in/a.tar').remembered(refused.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(refused.parts) is None
   zipped = _archive(tmp_path / 'a.tar', kind='zip')
   _written(tmp_path, zipped)
-  assert Journal(tmp_path, 'in/a.tar').remembered(zipped.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(zipped.parts) is None
 
 
 def test_archives_of_one_name_in_two_folders_have_two_journals(tmp_path):
