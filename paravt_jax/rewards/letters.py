@@ -1,9 +1,10 @@
-"""Which letter of a multiple-choice question a text chooses. Pure, and never an exception.
+"""Finds the letter that a text chooses in a multiple-choice question.
 
-Four kinds of evidence are looked for in turn, and the first that is present decides: an answer
-statement ("the answer is B", "B is correct"; the last one wins), a letter that leads the text or
-its last line ("B. The man"), mentions of options ("option B"), bare letters. A letter that a text
-sets aside ("not A", "option A is wrong") counts in none of them.
+The functions are pure and raise no exception. They look for four kinds of evidence in order, and
+the first kind that is present decides: an answer statement ("the answer is B", "B is correct"; the
+last one wins), a letter that leads the text or its last line ("B. The man"), mentions of options
+("option B"), standalone letters. A letter that a text rejects ("not A", "option A is wrong") never
+counts.
 """
 
 import re
@@ -35,8 +36,8 @@ _ITEM = rf'[(\["\']{{0,2}}{_LETTER}[)\]"\']{{0,2}}'
 _COMMAS = rf'(?>{_ITEM}(?:\s?(?:,(?:\s?(?:and|or)\b)?|/|&|\band\b|\bor\b)\s?(?:{_OPTIONS}\s)?{_ITEM}){{0,9}})'
 _OR = rf'{_ITEM}(?:(?:\s?,\s?{_ITEM}){{0,9}}\s?(?:,\s?)?(?:\bor\b|\bnor\b|\band\b|/|&)\s?(?:{_OPTIONS}\s)?{_ITEM})?'
 
-# Set aside: by the words before a letter, by the name of a group of options, or by what is said of
-# it behind it.
+# Rejected letters: by the words before the letter, by the name of a group of options ("the
+# others"), or by the words after the letter.
 _NOT = (
   r'(?:\b(?:not|nor|neither|never|over|(?<!other '
   r')than|instead\s+of|as\s+opposed\s+to|unlike(?:ly\s+to)?|except(?:\s+for)?|excluding|'
@@ -79,7 +80,7 @@ _SET_ASIDE = (
   re.compile(rf'{_ITEM}{_DENIED}', re.IGNORECASE | re.VERBOSE),
 )
 
-# Statements. Between one and its letter stand at most a few signs and words such as "option".
+# Answer statements. Only a few signs and words such as "option" may separate one from its letter.
 _IS = r'(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)(?![^\W_])'
 _SUBJECT = (
   r"(?:\b(?:I|we|one|let\s+us|so|thus|therefore)|\b(?:I|we)['’](?:d|ll|m|ve|re)|\blet['’]s)"
@@ -111,8 +112,9 @@ _MENTION = re.compile(rf'\b(?i:options?|choices?|letters?)(?:\s|[:(\["\']){{1,3}
 
 
 def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
-  """1.0 when the letter that `prediction` chooses is `gold` and one of the first `num_options`
-  letters of A..J, else 0.0.
+  """Returns 1.0 if `prediction` chooses the letter `gold`, else 0.0.
+
+  The letter must also be one of the first `num_options` letters of A..J.
   """
   chosen = chosen_letter(prediction)
   right = gold.strip(' \n()[].:').upper()
@@ -120,8 +122,9 @@ def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
 
 
 def chosen_letter(text: str) -> str | None:
-  """The letter A..J that a text chooses, upper case; None when it names none, or several without
-  deciding.
+  """Returns the letter A..J that a text chooses, upper case.
+
+  Returns None when the text names no letter, or several without a decision.
 
   Upper-case letters count as whole words (A and I not before a lower-case word), lower-case ones
   only as the whole text, bracketed, or first before `.`, `)` or `:`. Markdown emphasis is ignored.
@@ -136,7 +139,7 @@ def chosen_letter(text: str) -> str | None:
 
 
 def _mask_rejected(text: str) -> str:
-  """The text with a dot in place of every letter that it sets aside."""
+  """Replaces every letter that the text rejects with a dot."""
   dots = lambda match: _UPPER.sub('·', match[0])
   for pattern in _SET_ASIDE:
     text = pattern.sub(dots, text)
@@ -144,7 +147,7 @@ def _mask_rejected(text: str) -> str:
 
 
 def _stated_letters(text: str) -> set[str]:
-  """The letters of the last answer statement; empty without one."""
+  """Returns the letters of the last answer statement; empty without a statement."""
   found = [
     named
     for statement in _STATEMENT.finditer(text)
@@ -157,8 +160,9 @@ def _stated_letters(text: str) -> set[str]:
 
 
 def _endorsed_letters(items: str) -> set[str]:
-  """The letters that one verb calls correct: of "Of A, B and C, B is" the last, of "A or B is" and
-  "A, B is" both.
+  """Returns the letters that a phrase calls correct.
+
+  For "Of A, B and C, B is" it is the last letter; for "A or B is" and "A, B is" both letters.
   """
   letters, last = _UPPER.findall(items), items.rpartition(',')[2]
   listed = len(letters) > 2 and not re.search(r'\b(?:or|and)\b|[/&]', last)
@@ -166,7 +170,7 @@ def _endorsed_letters(items: str) -> set[str]:
 
 
 def _statement_letters(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
-  """(index, letters) that a statement names right after itself, None when it names none."""
+  """Returns (index, letters) that directly follow a statement; None without a letter."""
   at = statement.end()
   upper = _NAMED.match(text, at)
   if upper and not _is_word(text, statement, upper):
@@ -182,8 +186,10 @@ def _statement_letters(text: str, statement: re.Match[str]) -> tuple[int, set[st
 
 
 def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
-  """Whether A or I is a word: "Answer: A man walks" speaks of a man, "the answer is A because" of
-  option A; I is a pronoun.
+  """Returns whether A or I is an English word here, not an option.
+
+  "Answer: A man walks" has the article A; "the answer is A because" has option A. I may be the
+  pronoun.
   """
   noun = upper[1] == 'I' or (
     upper[1] == 'A' and not re.search(rf'\b{_IS}\s*:?\Z', statement[0], re.IGNORECASE)
@@ -192,8 +198,9 @@ def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
 
 
 def _iter_joined_letters(text: str, end: int) -> Iterator[str]:
-  """The letter that is joined to the one that ends at `end`: "A or a dog" and "B, A man walks" join
-  nothing.
+  """Yields the letter that is joined to the letter ending at `end`, as in "A or B".
+
+  "A or a dog" and "B, A man walks" have no joined letter.
   """
   joined = _JOINED.match(text, end)
   if not joined:
@@ -211,7 +218,7 @@ def _iter_joined_letters(text: str, end: int) -> Iterator[str]:
 
 
 def _leading_letters(text: str) -> set[str]:
-  """The letters with which the text and its last line begin."""
+  """Returns the letters at the start of the text and of its last line."""
   whole = text.strip()
   return {
     (match[1]).upper()
@@ -226,7 +233,7 @@ def _leading_letters(text: str) -> set[str]:
 
 
 def _option_letters(text: str) -> set[str]:
-  """The letters that are called options."""
+  """Returns the letters that the text calls options, as in "option B"."""
   return {
     letter[0]
     for match in _MENTION.finditer(text)
@@ -236,7 +243,7 @@ def _option_letters(text: str) -> set[str]:
 
 
 def _standalone_letters(text: str) -> set[str]:
-  """Every letter that stands alone."""
+  """Returns every standalone letter."""
   upper = {
     match[0]
     for match in _UPPER.finditer(text)
