@@ -123,8 +123,8 @@ def test_what_a_dead_run_left_half_written_is_swept_and_other_files_stay(tmp_pat
 
 def test_a_root_is_held_by_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
   program = (
-    'import pathlib, sys\nfrom paravt_jax.data.unpack_journal import held\n'
-    'with held(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()'
+    'import pathlib, sys\nfrom paravt_jax.data.unpack_journal import lock_root\n'
+    'with lock_root(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()'
   )
   with subprocess.Popen(
     [sys.executable, '-c', program, str(tmp_path)],
