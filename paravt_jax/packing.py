@@ -1,15 +1,16 @@
-"""Documents to rows: what the learner's arrays look like, and the only place where image
-placeholders are expanded.
+"""Packs documents into rows and defines the learner's arrays.
+
+This is the only place where image placeholders are expanded.
 
 A `Tree` is a shared prefix and the suffixes that follow it (a group's prompt and its rollouts); a
-plain document is a tree without suffixes. Several trees share a row; they never see each other
-(segments), and suffixes see their prefix and themselves (branches):
+plain document is a tree without suffixes. Several trees share a row; trees do not attend to each
+other (segments). A suffix attends to its prefix and to itself (branches):
 
     tokens     a b c | d e | f g h | p q r | . .   two trees and padding: prefix abc with
     segments   1 1 1   1 1   1 1 1   2 2 2   0 0   suffixes de and fgh; document pqr
     branches   0 0 0   1 1   2 2 2   0 0 0   0 0
     predecessor -1 0 1   2 3   2 5 6  -1 8 9  -1-1   row index of the hidden state that predicts this
-    positions  0 1 2   3 4   3 4 5   0 1 2   0 0   a suffix goes on from its prefix's end
+    positions  0 1 2   3 4   3 4 5   0 1 2   0 0   a suffix continues after its prefix
 """
 
 import dataclasses
@@ -44,11 +45,11 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Where a sample lies in the rows."""
+  """The row and the token range of a sample."""
 
   row: int
   start: int  # the first token, image placeholders expanded
-  stop: int  # the token behind the last one
+  stop: int  # one past the last token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +66,9 @@ class Packed:
   predecessor_RT: np.ndarray  # int32, row index of the hidden state that predicts this token, or -1
   patches_RNXPC: np.ndarray  # uint8, one slot per frame
   grids_RN2: np.ndarray  # int32, patches high and wide; 0, 0 is an empty slot
-  large_images_RNXPC: (
-    np.ndarray
-  )  # uint8, fewer and larger slots for what does not fit into the others
-  large_image_grids_RN2: np.ndarray
+  # uint8, fewer and larger slots for images that do not fit a frame slot
+  large_images_RNXPC: np.ndarray
+  large_image_grids_RN2: np.ndarray  # int32, as grids_RN2
   extras: dict[str, np.ndarray]  # name -> [R, T]; padding is 0
   spans: tuple[tuple[Span, ...], ...]  # of each tree: its prefix, then its suffixes
 
@@ -83,8 +83,9 @@ class Packed:
     return float((self.segments_RT > 0).mean()) if self.segments_RT.size else 0.0
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The learner's arrays by name, row axis first (positions: [R, A, T]). Stills are there when
-    rows have slots for them. Extras keep their names.
+    """Returns the learner's arrays by name, row axis first (positions: [R, A, T]).
+
+    Large images are included only when rows have slots for them. Extras keep their names.
     """
     named = {
       'tokens': self.tokens_RT,
@@ -125,6 +126,7 @@ class Packed:
         f'packing: {self.rows} rows need {used} micro-batches of {rows}, but there is room '
         f'for {capacity}; raise train.micro_batches or take fewer samples per step'
       )
+    # pad to [capacity * rows, ...], then fold to [M, rows, ...]
     missing = capacity * rows - self.rows
     split = {}
     for name, array in self.arrays().items():
@@ -137,9 +139,9 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class _Expanded:
-  """A sample with its placeholders expanded; arrays have one entry per token."""
+  """A sample with expanded placeholders; each array has one entry per expanded token."""
 
-  ids: np.ndarray
+  ids: np.ndarray  # int32
   image: np.ndarray  # the sample's image of this token, -1 for text
   inner: np.ndarray  # the token's place in its image, -1 for text
   source: np.ndarray  # index into the unexpanded ids
@@ -147,8 +149,10 @@ class _Expanded:
 
 
 def image_grid(image: np.ndarray) -> tuple[int, int]:
-  """Patches (high, wide) of an image uint8[H, W, 3] whose sides are multiples of 32. Raises
-  DataError for other sides.
+  """Returns patches (high, wide) of an image uint8[H, W, 3].
+
+  Raises:
+    DataError: a side is not a multiple of 32.
   """
   if not pixels.is_whole(image):
     raise DataError(
@@ -159,20 +163,21 @@ def image_grid(image: np.ndarray) -> tuple[int, int]:
 
 
 def expanded_length(sample: Sample) -> int:
-  """Number of tokens of a sample once its image placeholders are expanded."""
+  """Returns the number of tokens of a sample after its image placeholders are expanded."""
   grids = [image_grid(image) for image in sample.images]
   return len(sample.ids) + sum(h * w // MERGE**2 - 1 for h, w in grids)
 
 
 def tree_size(tree: Tree) -> tuple[int, int]:
-  """(tokens, images) that a tree takes in a row."""
+  """Returns (tokens, images) that a tree takes in a row."""
   samples = (tree.prefix, *tree.suffixes)
   return sum(map(expanded_length, samples)), sum(len(sample.images) for sample in samples)
 
 
 def sizes(tree: Tree, image_patches: int) -> tuple[int, int, int]:
-  """(tokens, frame slots, slots of large images) that a tree takes in a row whose frame slots hold
-  `image_patches` patches.
+  """Returns (tokens, frame slots, slots of large images) that a tree takes in a row.
+
+  A frame slot holds `image_patches` patches; a larger image takes a slot for large images.
   """
   tokens, images = tree_size(tree)
   grids = [image_grid(image) for sample in (tree.prefix, *tree.suffixes) for image in sample.images]
@@ -193,11 +198,11 @@ def expand(sample: Sample, image_id: int) -> _Expanded:
       f'packing: got {is_image.sum()} image placeholders and {len(sample.images)} images, '
       'wanted as many of each'
     )
-  # how often each id stands in the expanded stream
+  # how often each id occurs in the expanded stream
   grids = tuple(image_grid(image) for image in sample.images)
   repeats = np.ones(len(ids), np.int64)
   repeats[is_image] = [h * w // MERGE**2 for h, w in grids]
-  # where each expanded token comes from, and its place in its image
+  # [expanded tokens]: the source index of each token, and its place in its image
   source = np.repeat(np.arange(len(ids)), repeats)
   inner = np.arange(len(source)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
   image = np.where(is_image, np.cumsum(is_image) - 1, -1)[source]
@@ -217,8 +222,10 @@ def _per_token(name: str, sample: Sample) -> np.ndarray:
 def first_fit_decreasing(
   sizes: Sequence[tuple[int, ...]], capacity: tuple[int, ...]
 ) -> list[list[int]]:
-  """Bins of indices into `sizes`, none above `capacity` in any of its numbers; largest first, each
-  into the first that holds it.
+  """Groups items into bins; returns the indices into `sizes` of each bin.
+
+  No bin exceeds `capacity` in any dimension. Items are placed largest first, each in the first
+  bin that has enough space.
 
   Raises:
     DataError: one item is larger than a bin.
@@ -230,6 +237,7 @@ def first_fit_decreasing(
         f'{_format_sizes(capacity)}; drop it, '
         'or raise row_tokens, row_images or row_large_images'
       )
+  # an item's size is its largest share of a bin over all dimensions
   share = [
     max(taken / max(free_size, 1) for taken, free_size in zip(size, capacity)) for size in sizes
   ]
@@ -249,7 +257,7 @@ def first_fit_decreasing(
 
 
 def _format_sizes(size: tuple[int, ...]) -> str:
-  """'9 tokens and 2 images', '9 tokens, 2 images and 1 large images'."""
+  """Formats a size: '9 tokens and 2 images', '9 tokens, 2 images and 1 large images'."""
   words = [f'{count} {name}' for count, name in zip(size, ('tokens', 'images', 'large images'))]
   return ' and '.join([', '.join(words[:-1]), words[-1]] if words[1:] else words)
 
@@ -261,7 +269,7 @@ class _Slots:
   patches: np.ndarray  # uint8[R, N, X, 1, C]
   grids: np.ndarray  # int32[R, N, 2]
   taken: list[int]
-  first: int  # the merged token of a row with which they begin
+  first: int  # index of the first slot's first merged token in a row
 
   @classmethod
   def empty(cls, rows: int, count: int, size: int, first: int) -> '_Slots':
@@ -279,7 +287,7 @@ class _Slots:
     return self.patches.shape[2] // MERGE**2
 
   def put(self, row: int, values: np.ndarray, grid: tuple[int, int]) -> int:
-    """Takes the row's next slot; returns the merged token with which it begins."""
+    """Fills the row's next slot; returns the index of its first merged token."""
     slot = self.taken[row]
     self.patches[row, slot, : len(values), 0] = values
     self.grids[row, slot] = grid
@@ -353,18 +361,18 @@ class _Writer:
     self.segments[at] = segment
     self.branches[at] = branch
 
-    # positions go on from the prefix's end
+    # positions_3T continue after the prefix
     merged = [(h // MERGE, w // MERGE) for h, w in expanded.grids]
     positions, end = mrope.mrope_positions(expanded.ids, self.image_id, merged, start=first)
     self.positions[:, row, start:stop] = positions
 
-    # the token before predicts each token, the prefix's last one predicts the first
+    # each token is predicted by the token before it; the first one by the prefix's last token
     self.predecessor[at] = np.arange(start - 1, stop - 1)
     if stop > start:
       self.predecessor[row, start] = predecessor
 
-    # merged tokens: where an image begins in the row's slots, and the place in it. The last 0
-    # stands for text, whose image is -1.
+    # index of a merged token: start of its image in the row's slots, plus its place in the
+    # image. The extra last 0 is for text, whose image is -1.
     begins = np.array([*self.images(row, sample), 0], np.int64)
     self.visual_index[at] = np.where(
       expanded.image >= 0, begins[expanded.image] + expanded.inner, -1
@@ -377,8 +385,10 @@ class _Writer:
     return Span(row, start, stop), end
 
   def images(self, row: int, sample: Sample) -> list[int]:
-    """Writes the patches of a sample's images into the row's next slots; returns the merged token
-    with which each begins.
+    """Writes the patches of a sample's images into the row's next slots.
+
+    Returns:
+      The index of each image's first merged token.
     """
     starts = []
     for image in sample.images:
@@ -407,11 +417,12 @@ def pack(
   large_image_patches: int = 0,
   bins: Sequence[Sequence[int]] | None = None,
 ) -> Packed:
-  """Packs trees into rows by first-fit-decreasing on tokens and images; a tree never splits over
-  rows.
+  """Packs trees into rows by first-fit-decreasing on tokens and images.
+
+  A tree is never split over rows.
 
   Args:
-    trees: what to pack; none gives `rows_multiple` rows of padding.
+    trees: what to pack; an empty sequence gives `rows_multiple` rows of padding.
     row_tokens: T, tokens per row, image placeholders expanded.
     row_images: N, frame slots per row; may be 0.
     image_patches: X, patches per frame slot, a multiple of 4.
@@ -420,14 +431,13 @@ def pack(
       per device).
     extras: dtype of each per-token array to carry; samples that lack one get 0. A placeholder's
       value repeats on its image's tokens.
-    row_large_images, large_image_patches: slots per row for images of more than image_patches
-    patches, and
-      what each holds, a multiple of 4.
-    bins: which trees (indices) lie in each row, when that was decided before; a row may be empty.
+    row_large_images: slots per row for images of more than image_patches patches.
+    large_image_patches: patches per such slot, a multiple of 4.
+    bins: the trees (indices) of each row, if a planner has chosen them; a row may be empty.
 
   Raises:
-    DataError: a tree or a bin is larger than a row, an image than a slot, or images and
-    placeholders differ in number.
+    DataError: a tree or a bin is larger than a row, an image is larger than a slot, or the
+      numbers of images and placeholders differ.
   """
   # which tree goes to which row
   capacity = (
@@ -456,7 +466,7 @@ def pack(
 def _check_bins(
   bins: Sequence[Sequence[int]], taken: Sequence[tuple[int, ...]], capacity: tuple[int, ...]
 ) -> None:
-  """Raises DataError unless every tree lies in one bin and every bin fits a row."""
+  """Raises DataError unless every tree is in exactly one bin and every bin fits a row."""
   if sorted(index for members in bins for index in members) != list(range(len(taken))):
     raise DataError(
       f'packing: got bins {[list(members) for members in bins]} for {len(taken)} trees, '
@@ -471,5 +481,5 @@ def _check_bins(
     if any(map(operator.gt, total, capacity)):
       raise DataError(
         f'packing: row {row} takes {_format_sizes(total)}, it holds '
-        f'{_format_sizes(capacity)}; plan it anew'
+        f'{_format_sizes(capacity)}; plan it again'
       )

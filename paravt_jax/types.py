@@ -1,9 +1,10 @@
-"""The data that rollouts, rewards, reports and the learner share. All classes are frozen, and none
-needs JAX.
+"""Data types that rollouts, rewards, reports and the learner share.
 
-One episode: the main agent gets a `Task`. Each of its turns is a sampled `Segment`. `ToolResult`s
-(a sub-agent's `Trajectory` each) answer it and come back as given segments. Ids of images are not
-expanded here: one `<|image_pad|>` per image.
+All classes are frozen, and none needs JAX.
+
+In an episode the main agent receives a `Task`. Each of its turns is a sampled `Segment`. Each tool
+call of a turn gets a `ToolResult`, usually from a sub-agent's `Trajectory`, which is appended as a
+given segment. Image ids are not expanded here: each image is one `<|image_pad|>`.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ class StopReason(enum.StrEnum):
 
 
 class ResultStatus(enum.StrEnum):
-  """What became of one tool call."""
+  """The outcome of one tool call."""
 
   EXECUTED = 'executed'
   PARSE_FAILURE = 'parse_failure'
@@ -38,7 +39,7 @@ class ResultStatus(enum.StrEnum):
 
 
 class TokenClass(enum.IntEnum):
-  """Where a trained token stands; log-prob gaps are split by it."""
+  """The context of a trained token; log-prob gaps are reported per class."""
 
   TEXT = 0
   # first turn of a context with frames: the main agent's first turn, a sub-agent's answer
@@ -52,14 +53,15 @@ class Task:
 
   id: str
   videos: tuple[str, ...]  # paths
-  question: str  # what the user is asked, options included
+  question: str  # the question text, options included
   question_type: str  # mcq | tvg | oe
   answer: str  # the letter, 'start,end' in seconds, or the text
   options: tuple[str, ...] = ()  # empty unless mcq
   source: str = ''  # the data set
-  # what only the generator knows (windows needed, events)
+  # facts that only the generator knows (windows needed, events)
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-  # videos[i] stands before question[slots[i]:], slots never fall; without slots all stand first
+  # videos[i] is placed before question[slots[i]:]; slots do not decrease. Without slots all videos
+  # come first.
   slots: tuple[int, ...] = ()
 
   @property
@@ -73,11 +75,12 @@ class Clip:
   """Decoded frames of one video."""
 
   frames: np.ndarray  # uint8[frames, height, width, 3] RGB, already resized
-  # float64[frames], the label of each: its presentation time minus the stream's start; of one that
-  # stays on screen longer than a nominal frame interval, the time that was looked at
+  # float64[frames], the time label of each frame: its presentation time minus the stream's start.
+  # A frame that stays on screen longer than a nominal frame interval gets the requested time.
   seconds: np.ndarray
   duration: float  # of the whole video, seconds
-  # float64[frames], the presentation times themselves; equal ones are one frame. None: the labels.
+  # float64[frames], the presentation times themselves; equal times are the same frame. None: the
+  # same as `seconds`.
   own: np.ndarray = cast(np.ndarray, None)
 
   def __post_init__(self):
@@ -91,17 +94,17 @@ class ToolCall:
 
   name: str
   arguments: dict[str, Any]  # not validated against a video yet
-  # its block is closed and holds exactly one JSON object with a name and an object of arguments;
-  # other calls run too, but earn nothing
+  # True if its block is closed and holds exactly one JSON object with a name and an arguments
+  # object. Other calls also run, but they earn no reward.
   well_formed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class ParseFailure:
-  """One block that is no call."""
+  """One tool block that does not parse as a call."""
 
   reason: str  # a short, countable word
-  text: str  # the block as written
+  text: str  # the raw text of the block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,35 +132,35 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-  """One context's stream of segments; tokens only grow."""
+  """The segments of one context; tokens are only ever appended."""
 
   segments: tuple[Segment, ...]
   stop: StopReason
 
   @property
   def ids(self) -> np.ndarray:
-    """int32[n]: every id sent and received, in order."""
+    """Returns int32[n]: every id sent and received, in order."""
     if not self.segments:
       return np.zeros(0, np.int32)
     return np.concatenate([np.asarray(segment.ids, np.int32) for segment in self.segments])
 
   @property
   def images(self) -> tuple[np.ndarray, ...]:
-    """All images, in the order of their placeholders."""
+    """Returns all images, in the order of their placeholders."""
     return tuple(image for s in self.segments for image in s.images)
 
 
 @dataclasses.dataclass(frozen=True)
 class ToolResult:
-  """What one call (or failure) of a turn came to."""
+  """The result of one call (or parse failure) of a turn."""
 
   call: ToolCall | ParseFailure
   status: ResultStatus
-  text: str  # what the main agent is shown
+  text: str  # the text that the main agent sees
   window: Window | None = None  # None when the call did not name one
   seconds: tuple[float, ...] = ()  # times of the frames that the sub-agent saw
-  subagent: Trajectory | None = None  # None when it never ran
-  video: int = 0  # which of the task's videos the window lies in
+  subagent: Trajectory | None = None  # None when the sub-agent did not run
+  video: int = 0  # index of the task's video that the window refers to
   repeated: int = 0  # frames left out because they were shown already
 
 
@@ -173,7 +176,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Overview:
-  """What the opening shows of one video."""
+  """The overview frames of one video in the opening."""
 
   seconds: tuple[float, ...]  # times of its frames
   duration: float  # of the video, seconds
@@ -185,32 +188,32 @@ class Episode:
   """A finished rollout."""
 
   task: Task
-  rollout: int  # its number in the group, from 0
-  budget: int  # K, the overview frame budget drawn for this prompt; all overviews together
+  rollout: int  # index in the group, from 0
+  budget: int  # K, the overview frame budget drawn for this prompt, summed over its videos
   seconds: tuple[float, ...]  # times of the first video's overview frames; none in a text-only task
   duration: float  # of the first video, seconds; 0.0 in a text-only task
   turns: tuple[Turn, ...]
-  trajectory: Trajectory  # the main agent's
+  trajectory: Trajectory  # of the main agent
   stop: StopReason
-  error: str = ''  # what the server did, when stop is ERROR
+  error: str = ''  # the server's failure, when stop is ERROR
   others: tuple[Overview, ...] = ()  # of the further videos
   repeated: int = 0  # frames that the first overview left out because they were shown already
 
   @property
   def overviews(self) -> tuple[Overview, ...]:
-    """One per video of the task, in its order."""
+    """Returns one overview per video of the task, in the task's order."""
     return (Overview(self.seconds, self.duration, self.repeated), *self.others)[
       : len(self.task.videos)
     ]
 
   @property
   def results(self) -> tuple[ToolResult, ...]:
-    """All tool results, over turns, in order."""
+    """Returns the tool results of all turns, in order."""
     return tuple(result for turn in self.turns for result in turn.results)
 
   @property
   def executed(self) -> int:
-    """Number of calls whose sub-agent answered."""
+    """Returns the number of calls that a sub-agent answered."""
     return sum(result.status is ResultStatus.EXECUTED for result in self.results)
 
 
@@ -220,7 +223,7 @@ class Scored:
 
   episode: Episode
   reward: float
-  parts: dict[str, float]  # the terms by name, such as 'accuracy', 'format', 'tool'
+  parts: dict[str, float]  # reward terms by name, such as 'accuracy', 'format', 'tool'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,5 +232,5 @@ class Group:
 
   id: str  # of the task
   epoch: int  # of the data
-  scored: tuple[Scored, ...]  # those that survived
-  dropped: tuple[str, ...] = ()  # the reason of each that did not
+  scored: tuple[Scored, ...]  # the episodes that were not dropped
+  dropped: tuple[str, ...] = ()  # the reason of each dropped episode

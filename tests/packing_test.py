@@ -171,7 +171,7 @@ def test_micro_batches_have_room_for_more_than_are_used():
     and (arrays['segments'][1, 1] == 0).all()
     and (arrays['predecessor'][1, 1] == -1).all()
   )
-  assert (arrays['visual'][3] == -1).all()
+  assert (arrays['visual_index'][3] == -1).all()
 
 
 @pytest.mark.parametrize(

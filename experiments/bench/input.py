@@ -194,7 +194,10 @@ def _stages(
         threads.map(lambda row: sft.sample(tok, row, sft.decoded(frames, options), options), rows)
       )
 
-    timed('plan', lambda: [sft.sample(tok, row, sft.sized(pool, options), options) for row in rows])
+    timed(
+      'plan',
+      lambda: [sft.sample(tok, row, sft.media_sizes(pool, options), options) for row in rows],
+    )
     timed('decode', lambda: whole(FrameStore(cache, pool, 0)))
     samples = timed('store_read', lambda: whole(FrameStore(cache, pool, 0)))
   train = recipe.train

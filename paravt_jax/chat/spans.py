@@ -1,9 +1,10 @@
-"""Conversations as segments for SFT: what is a target and what is given, token for token as a
-rollout would have it.
+"""Converts conversations to segments for SFT, with the same tokens as in a rollout.
+
+Which tokens are targets and which are given:
 
 system, user            given
 <|im_start|>assistant\\n  given
-<think>\\n ... <|im_end|> target (the pinned prefix too: it is what the policy must continue from)
+<think>\\n ... <|im_end|> target (with the pinned prefix, from which the policy continues)
 \\n                      given, only when something follows
 """
 
@@ -25,17 +26,17 @@ def conversation(
   think_prefix: str,
   trained: Sequence[bool] | None = None,
 ) -> tuple[types.Segment, ...]:
-  """Segments of a finished conversation; `sampled` marks the targets.
+  """Returns the segments of a complete conversation; `sampled` marks the targets.
 
   Args:
     tok: the tokenizer.
     messages: (role, pieces) in order; roles system, user, assistant. An assistant turn is its raw
       text, thinks and calls included. A tool's result is a user message
       `<tool_response>\\n...\\n</tool_response>` after a turn.
-    think_prefix: the opening that rollouts pin. A turn that begins with it is encoded as prefix
-      and rest, as there.
-    trained: for each message whether it may be a target; None for all. Other turns have the same
-      ids, but they are given.
+    think_prefix: the opening that rollouts pin. A turn that starts with it is encoded as prefix
+      and rest, as in a rollout.
+    trained: for each message, whether it may be a target; None means all. Turns that are not
+      targets have the same ids, but their segments are given.
 
   Raises:
     ChatError: an unknown role, or an image in an assistant turn.
@@ -52,7 +53,7 @@ def conversation(
         f'message {index}: got role {role!r}; wanted system, user or assistant, fix the row'
       )
     answered = any(earlier == 'assistant' for earlier, _ in messages[:index])
-    shown = _trust(role, pieces, answered)
+    shown = _mark_trusted(role, pieces, answered)
     images = tuple(piece for piece in shown if not isinstance(piece, str))
     segments.append(
       types.Segment(ids=template.message(tok, role, shown), sampled=False, images=images)
@@ -61,7 +62,7 @@ def conversation(
 
 
 def sampled_mask(segments: Sequence[types.Segment]) -> np.ndarray:
-  """bool[n] over the concatenated ids: which tokens are sampled (in SFT: targets)."""
+  """Returns bool[n] over the concatenated ids: which tokens are sampled (in SFT: targets)."""
   return np.concatenate(
     [np.zeros(0, bool), *(np.full(len(segment.ids), segment.sampled) for segment in segments)]
   )
@@ -74,8 +75,9 @@ def _turn(
   prefix: str,
   target: bool,
 ) -> list[types.Segment]:
-  """An assistant turn: its header, given, and its text with `<|im_end|>`, the target unless it is
-  masked.
+  """Returns an assistant turn as two segments.
+
+  The header is given. The text with `<|im_end|>` is the target unless the turn is masked.
   """
   texts = [piece for piece in pieces if isinstance(piece, str)]
   if len(texts) < len(pieces):
@@ -95,9 +97,12 @@ def _turn(
   ]
 
 
-def _trust(role: str, pieces: Sequence[template.Piece], answered: bool) -> list[template.Piece]:
-  """System texts are ours; so are the response tags of messages that answer a turn. Everything else
-  is a user's text.
+def _mark_trusted(
+  role: str, pieces: Sequence[template.Piece], answered: bool
+) -> list[template.Piece]:
+  """Marks trusted text: system texts, and response tags in messages after an assistant turn.
+
+  All other text is untrusted.
   """
   if role == 'system':
     return [template.Trusted(piece) if isinstance(piece, str) else piece for piece in pieces]

@@ -1,7 +1,6 @@
-r"""The append-only chat template: what is given to the policy, as segments that are only ever
-appended.
+r"""The append-only chat template: builds the given segments of a context.
 
-An episode's stream, sampled tokens in capitals (n results of a turn are n user messages):
+An episode's stream, with sampled tokens in capitals (n results of a turn are n user messages):
 
   opening      <|im_start|>system\n...<|im_end|>\n<|im_start|>user\nframes and text<|im_end|>\n
                <|im_start|>assistant\n<think>\n
@@ -10,8 +9,9 @@ An episode's stream, sampled tokens in capitals (n results of a turn are n user 
   red\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n
   sampled      IT IS RED.</think><answer>B</answer><|im_end|>
 
-Nothing sampled is decoded and encoded again. Control tokens are placed by id, so no text can forge
-one. An image is `<|vision_start|><|image_pad|><|vision_end|>` with one pad, whatever its size.
+Sampled tokens are never decoded and encoded again. Control tokens are placed by id, so no text can
+forge one. An image is `<|vision_start|><|image_pad|><|vision_end|>` with one pad, whatever its
+size.
 """
 
 import itertools
@@ -29,14 +29,19 @@ RESPONSE_OPEN, RESPONSE_CLOSE = '<tool_response>', '</tool_response>'
 
 
 class Trusted(str):
-  """Text that we wrote: its structural tags become tags. In any other text they stay text."""
+  """Text written by this project: its structural tags become tag tokens.
+
+  In all other text, tags are encoded as plain text.
+  """
 
 
 def frame_pieces(
   frames: np.ndarray | Sequence[np.ndarray], seconds: Iterable[float]
 ) -> list[Piece]:
-  """Each frame after its time: ['<12.0 seconds>', frame, ...]. Raises ValueError when the lengths
-  differ.
+  """Returns each frame after its time: ['<12.0 seconds>', frame, ...].
+
+  Raises:
+    ValueError: the lengths differ.
   """
   return [
     piece
@@ -48,12 +53,14 @@ def frame_pieces(
 def opening(
   tok: tokenizer_lib.ChatTokenizer, system: str | None, user: Sequence[Piece], think_prefix: str
 ) -> types.Segment:
-  """The given start of a context: system message (unless None), user message, assistant header,
-  pinned prefix ('' for none).
+  """Returns the given start of a context.
+
+  It holds the system message (unless None), the user message, the assistant header and the pinned
+  prefix ('' for no prefix).
   """
   parts = [message(tok, 'system', [Trusted(system)])] if system is not None else []
   parts += [message(tok, 'user', user), header(tok, think_prefix)]
-  return _given(parts, user)
+  return _given_segment(parts, user)
 
 
 def continuation(
@@ -64,14 +71,17 @@ def continuation(
   request: str | None,
   think_prefix: str,
 ) -> types.Segment:
-  """What follows a sampled turn, up to and with the next turn's header and pinned prefix.
+  """Returns the given segment after a sampled turn, through the next header and pinned prefix.
 
   Args:
-    tok: the tokenizer. closed: whether the turn's last sampled id is `<|im_end|>`; if not, it is
-    given here. results: of the turn, in call order, one user message each: the text to show as a
-    tool response, or the message's pieces. request: a last user message, or None. think_prefix: the
-    pinned opening of the next turn.
+    tok: the tokenizer.
+    closed: whether the turn's last sampled id is `<|im_end|>`; if not, this segment adds it.
+    results: the turn's results in call order, one user message each: the text of a tool response,
+      or the pieces of the message.
+    request: a final user message, or None.
+    think_prefix: the pinned opening of the next turn.
   """
+  # end of the sampled turn, then one user message per result, then the request
   parts = [end_of_turn(tok, closed)]
   parts += [
     response(tok, shown) if isinstance(shown, str) else message(tok, 'user', shown)
@@ -79,36 +89,42 @@ def continuation(
   ]
   if request is not None:
     parts.append(message(tok, 'user', [request]))
-  return _given(
+  return _given_segment(
     [*parts, header(tok, think_prefix)],
     [piece for shown in results if not isinstance(shown, str) for piece in shown],
   )
 
 
 def closing(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> types.Segment:
-  """The end of a stream after which nothing is asked: `<|im_end|>` if the last turn lacks it, else
-  no token.
+  """Returns the final segment of a stream.
+
+  It is `<|im_end|>` if the last turn does not end with it, else it has no tokens.
   """
-  return _given([np.array([] if closed else [tok.im_end], np.int32)])
+  return _given_segment([np.array([] if closed else [tok.im_end], np.int32)])
 
 
 def is_closed(tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray) -> bool:
-  """Whether sampled ids end with `<|im_end|>`; False when empty."""
+  """Returns whether sampled ids end with `<|im_end|>`; False for no ids."""
   return len(ids) > 0 and int(ids[-1]) == tok.im_end
 
 
 def turn_text(
   tok: tokenizer_lib.ChatTokenizer, ids: Sequence[int] | np.ndarray, think_prefix: str
 ) -> str:
-  """The text of a sampled turn as it is scored: the pinned prefix before it, its closing
-  `<|im_end|>` left off.
+  """Returns the text of a sampled turn as rewards read it.
+
+  The text starts with the pinned prefix and does not include the closing `<|im_end|>`.
   """
   return think_prefix + tok.decode(ids[:-1] if is_closed(tok, ids) else ids)
 
 
 def assistant_text(content: str, reasoning: str, calls: Sequence[tuple[str, dict]]) -> str:
-  """A turn as the model writes it: think, content, then each (name, arguments) as a call in lines
-  of its own; '' and () for none.
+  """Returns a turn in the model's own format: think, content, then one block per call.
+
+  Args:
+    content: the visible text, may be ''.
+    reasoning: the text of the think block; '' for no block.
+    calls: (name, arguments) of each tool call; may be empty.
   """
   text = (
     f'{THINK_PREFIX}{reasoning.strip(chr(10))}\n</think>\n\n{content.lstrip(chr(10))}'
@@ -121,18 +137,18 @@ def assistant_text(content: str, reasoning: str, calls: Sequence[tuple[str, dict
   return text
 
 
-# The parts, each int32[n]. SFT (chat/spans.py) is built from the very same ones.
+# The building blocks, each int32[n]. SFT (chat/spans.py) uses the same functions.
 
 
 def end_of_turn(tok: tokenizer_lib.ChatTokenizer, closed: bool) -> np.ndarray:
-  """`<|im_end|>` unless it was sampled, then a line break."""
+  """Returns `<|im_end|>` (unless it was sampled), then a line break."""
   return np.concatenate(
     [np.array([] if closed else [tok.im_end], np.int32), tok.encode('\n', trusted=True)]
   )
 
 
 def header(tok: tokenizer_lib.ChatTokenizer, think_prefix: str) -> np.ndarray:
-  """`<|im_start|>assistant\\n` and the pinned prefix."""
+  """Returns `<|im_start|>assistant\\n` and the pinned prefix."""
   parts = [
     [tok.im_start],
     tok.encode('assistant\n', trusted=True),
@@ -142,8 +158,9 @@ def header(tok: tokenizer_lib.ChatTokenizer, think_prefix: str) -> np.ndarray:
 
 
 def message(tok: tokenizer_lib.ChatTokenizer, role: str, pieces: Sequence[Piece]) -> np.ndarray:
-  """One whole message with its line break. Neighbouring texts of the same trust are encoded as
-  one.
+  """Returns one complete message with its line break.
+
+  Adjacent texts that are both trusted, or both untrusted, are encoded together.
   """
   parts = [np.array([tok.im_start], np.int32)]
   pieces = [f'{role}\n', *pieces]
@@ -157,16 +174,19 @@ def message(tok: tokenizer_lib.ChatTokenizer, role: str, pieces: Sequence[Piece]
 
 
 def response(tok: tokenizer_lib.ChatTokenizer, text: str) -> np.ndarray:
-  """One result as a user message; the surrounding tags are tags, whatever `text` holds is text."""
+  """Returns one result as a user message.
+
+  Only the surrounding tags become tag tokens; tags inside `text` are encoded as plain text.
+  """
   return message(tok, 'user', [Trusted(RESPONSE_OPEN), f'\n{text}\n', Trusted(RESPONSE_CLOSE)])
 
 
 def image(tok: tokenizer_lib.ChatTokenizer) -> np.ndarray:
-  """One image's placeholder, not expanded."""
+  """Returns the placeholder of one image, not expanded."""
   return np.array([tok.vision_start, tok.image_pad, tok.vision_end], np.int32)
 
 
-def _given(parts: Sequence[np.ndarray], pieces: Sequence[Piece] = ()) -> types.Segment:
-  """A given segment of parts, with the frames among `pieces`."""
+def _given_segment(parts: Sequence[np.ndarray], pieces: Sequence[Piece] = ()) -> types.Segment:
+  """Concatenates parts into a given segment with the frames among `pieces`."""
   frames = tuple(piece for piece in pieces if not isinstance(piece, str))
   return types.Segment(ids=np.concatenate(parts).astype(np.int32), sampled=False, images=frames)

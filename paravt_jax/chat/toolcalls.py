@@ -82,7 +82,7 @@ def blocks(text: str) -> tuple[Block, ...]:
   found, at = [], tags.after_think(text)
   while opened := _OPENING.search(text, at):
     if opened[1] is None:
-      block = _unwrapped_function(text, opened.start(), opened.end())
+      block = _unwrap_function(text, opened.start(), opened.end())
     elif opened[1].lower() == 'tool_code':
       block = _code_block(text, opened.start(), opened.end())
     else:
@@ -330,7 +330,7 @@ def _refuse_constant(name: str) -> float:
 # Qwen's XML form
 
 
-def _unwrapped_function(text: str, start: int, body: int) -> Block:
+def _unwrap_function(text: str, start: int, body: int) -> Block:
   """`<function=name>...</function>` without `<tool_call>` around it; a `</tool_call>` behind it
   belongs to it.
   """

@@ -149,10 +149,10 @@ def digest(members: Sequence[Member]) -> str:
   return files.digest(lines.encode('utf-8', 'surrogateescape'))
 
 
-def damaged(path: pathlib.Path, kind: str, why: str) -> DataError:
+def damage_error(path: pathlib.Path, kind: str, why: str) -> DataError:
   """The error for an archive whose bytes make no sense."""
   return DataError(
-    f'{path}: damaged archive ({_instead(path) or why}), wanted a whole {kind}; fetch it again'
+    f'{path}: damaged archive ({_describe_start(path) or why}), wanted a whole {kind}; fetch it again'
   )
 
 
@@ -162,7 +162,7 @@ def guarded(path: pathlib.Path, kind: str) -> Iterator[None]:
   try:
     yield
   except _DAMAGE as error:
-    raise damaged(path, kind, str(error) or type(error).__name__) from error
+    raise damage_error(path, kind, str(error) or type(error).__name__) from error
   except OSError as error:
     if error.errno is not None:  # a disk's own trouble
       raise
@@ -172,10 +172,10 @@ def guarded(path: pathlib.Path, kind: str) -> Iterator[None]:
         'unpack it with `zstd -d --long=31`'
       ) from error
     # gzip, bz2 and zstd say damage so
-    raise damaged(path, kind, str(error)) from error
+    raise damage_error(path, kind, str(error)) from error
 
 
-def _instead(path: pathlib.Path) -> str:
+def _describe_start(path: pathlib.Path) -> str:
   """What was fetched in the archive's place; '' when nothing is known of that."""
   with contextlib.suppress(OSError), open(path, 'rb') as file:
     start = file.read(64).lstrip().lower()

@@ -158,7 +158,7 @@ _NONSENSE = (EOFError, ValueError, OSError, zlib.error, lzma.LZMAError)
 _USTAR = slice(257, 262)
 
 
-def found(
+def find_unread(
   paths: Iterable[pathlib.Path],
   groups: Sequence[tuple[pathlib.Path, ...]],
   disks: Container[pathlib.Path],

@@ -23,7 +23,7 @@ from paravt_jax.data.archive_members import (
   Fault,
   Listing,
   Member,
-  damaged,
+  damage_error,
   digest,
   guarded,
 )
@@ -51,7 +51,7 @@ def find(source: pathlib.Path, root: pathlib.Path) -> Found:
     beside = sorted(path for path in source.parent.iterdir() if path.is_file())
     groups = archive_parts.groups(beside)
     mine = next((group for group in groups if source in group), (source,))
-    unread = archive_unread.found(mine, groups, archive_parts.over_disks(beside))
+    unread = archive_unread.find_unread(mine, groups, archive_parts.over_disks(beside))
     return Found([] if unread else [mine], list(unread.values()))
   inside, outside = root.resolve(), source.resolve()
   skip = inside if inside != outside and inside.is_relative_to(outside) else None
@@ -61,7 +61,7 @@ def find(source: pathlib.Path, root: pathlib.Path) -> Found:
     for group in archive_parts.groups(paths)
     if skip is None or not group[0].resolve().is_relative_to(skip)
   ]
-  unread = archive_unread.found(paths, groups, archive_parts.over_disks(paths))
+  unread = archive_unread.find_unread(paths, groups, archive_parts.over_disks(paths))
   archives = [group for group in groups if not unread.keys() & set(group)]
   return Found(archives, list(unread.values()))
 
@@ -157,14 +157,14 @@ def content(file: Joined, archive: Archive, member: Member) -> Iterator[bytes]:
     start = zips.place_of(file, archive, member)
   try:
     with guarded(archive.path, archive.kind):
-      for piece in zips.unpacked(member.method, _pieces(file, start, member.packed)):
+      for piece in zips.unpack_pieces(member.method, _pieces(file, start, member.packed)):
         left -= len(piece)
         if left < 0:
           break
         yield piece
     if left:
       count = f'{left} bytes fewer' if left > 0 else 'more bytes'
-      raise damaged(archive.path, archive.kind, f'{count} than its header says')
+      raise damage_error(archive.path, archive.kind, f'{count} than its header says')
   except DataError as error:
     raise DataError(
       str(error).replace('damaged archive (', f'damaged archive (member {member.name!r}: ', 1)

@@ -1,14 +1,13 @@
-"""The stream of SFT batches: sources mixed by weight, shuffled by address, packed on lengths, then
-decoded; exactly resumable.
+"""The stream of SFT batches: mixes sources by weight, shuffles, packs by length, then decodes.
 
   draws     (source, row) pairs, a function of (seed, number of the draw)                                      planner.py
   plan      the draws of one batch, chosen on lengths so that they fill its rows: the same plan on every host  planner.py
-  assemble  this host's rows only: frames decoded by several threads, batches ahead; packed into
-  arrays [M, R, T]
+  assemble  this host's rows only: threads decode frames ahead, then rows are packed to arrays [M,
+  R, T]
 
-Every host plans everything and decodes its own share, so the state (`get_state()`, a small dict,
-part of the step's checkpoint) is the same on all of them, and a run may go on with another number
-of hosts.
+The stream is exactly resumable. Every host plans all batches and decodes only its own share. So the
+state (`get_state()`, a small dict, part of the step's checkpoint) is the same on all hosts, and a
+run may resume with another number of hosts.
 """
 
 import collections
@@ -68,7 +67,7 @@ class FillOptions(Options):
 
   @classmethod
   def published(cls) -> 'FillOptions':
-    """What fills rows of 8,192 tokens to .9995 (`experiments.bench`, suite data)."""
+    """The numbers that fill rows of 8,192 tokens to .9995 (`experiments.bench`, suite data)."""
     return cls(lookahead=64, refill=True, prefetch=2)
 
 
@@ -79,33 +78,33 @@ class BatchOptions(FillOptions):
   micro_batches: int  # M
   rows: int  # R
   row_tokens: int  # T, images expanded
-  row_images: int  # N, slots of a row for images of up to image_patches
-  image_patches: int  # X, patches that a slot holds
+  row_images: int  # N, frame slots of a row, for images of up to image_patches patches
+  image_patches: int  # X, patches of a frame slot
   row_large_images: int  # slots of a row for larger images
-  large_image_patches: int  # patches that such a slot holds
+  large_image_patches: int  # patches of such a slot
   workers: int  # threads that ask for frames
-  skip_bad_rows: bool  # rows that break the schema are left out and counted, not raised
-  max_bad_share: float  # of the draws; above it broken rows (schema or media) end the run
+  skip_bad_rows: bool  # rows that break the schema are skipped and counted instead of raising
+  max_bad_share: float  # share of broken rows (schema or media) above which the run ends
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's arrays, of this host's rows."""
+  """The arrays of one step, for this host's rows."""
 
   arrays: dict[str, np.ndarray]  # packing's names, with leading axes [M, R]
   used: int  # micro-batches in use
-  plan: int  # a number that names the batch's plan; the same on all hosts
-  samples: dict[str, int]  # how many, by source
-  tokens: int  # that are not padding
+  plan: int  # digest of the batch's plan; the same on all hosts
+  samples: dict[str, int]  # number of samples, by source
+  tokens: int  # tokens that are not padding
   targets: int  # tokens with mask 1
-  dropped: dict[str, int]  # draws left out, by reason
+  dropped: dict[str, int]  # skipped draws, by reason
   examples: dict[str, str]  # by reason, a line 'source, row, reason, fault' with tabs between
-  fill: float  # share of the rows that is in use
-  repeated: int  # frames of videos that were left out because they were shown already
+  fill: float  # share of the rows' tokens that are not padding
+  repeated: int  # repeated frames that were removed
 
 
 class _PlanIterator(grain.DatasetIterator):
-  """grain's face of a planner."""
+  """Adapts a planner to grain's iterator interface."""
 
   def __init__(self, planner: Planner):
     super().__init__()
@@ -133,11 +132,10 @@ class _Plans(grain.IterDataset):
 
 
 class Batches:
-  """An endless iterator of `Batch`; made by `batches`. Close it, or use it as a context: that ends
-  its threads.
+  """An endless iterator of `Batch`, returned by `batches`.
 
-  One that is dropped unclosed, after an error say, can hang the process: the garbage collector then
-  ends its threads from whichever thread it happens to run in, which may hold the very lock that
+  Close it, or use it as a context manager, to end its threads. An iterator that is not closed can
+  hang the process: the garbage collector may then end its threads from a thread that holds a lock
   they wait for.
   """
 
@@ -170,12 +168,12 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
-    """The next batch.
+    """Returns the next batch.
 
     Raises:
       DataError: no source is active, every row is dropped, a row breaks the schema and such rows
-      are not skipped, or too many are
-        broken: among all draws so far, or among the samples that this process has decoded.
+        are not skipped, or too many rows are broken (among all draws so far, or among the samples
+        that this process has decoded).
     """
     batch, failed = next(self._made)
     self._failed.update(failed)
@@ -187,17 +185,22 @@ class Batches:
     return batch
 
   def get_state(self) -> dict[str, Any]:
-    """Of the batches returned so far, whatever was made ahead; the same on every host."""
+    """Returns the state after the last returned batch; the same on every host.
+
+    Batches prepared ahead do not change it.
+    """
     return self._made.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on exactly there. Raises DataError when the state is of other sources or of files that
-    have changed since.
+    """Resumes exactly from `state`.
+
+    Raises:
+      DataError: the state is of other sources, or files have changed since.
     """
     self._made.set_state(state)
 
   def close(self) -> None:
-    """Ends the threads and writes down the lengths that were measured. May be called twice."""
+    """Ends the threads and writes the measured lengths. May be called twice."""
     self._made.close()
     for pool in self._pools:
       pool.shutdown(wait=True, cancel_futures=True)
@@ -216,19 +219,24 @@ def batches(
   shard: tuple[int, int] = (0, 1),
   cache: Cache | None = None,
 ) -> Batches:
-  """The batches of this host, made ahead in threads; the same arguments give the same batches.
+  """Returns this host's stream of batches, prepared ahead in threads.
+
+  The same arguments give the same batches.
 
   Args:
-    sources, tok, frame_options: what to draw from and how it is turned into tokens and frames.
-    frames: decodes, and tells durations and sizes. seed: of the draws and orders. shard: (index,
-    count): this host's rows are [index*R/count, (index+1)*R/count) of each micro-batch. Hosts'
-    rows, one after the
-      other, are the batch that one host alone would make.
-    cache: where lengths are kept between runs.
+    sources: the conversations to draw from.
+    tok: the tokenizer.
+    frames: decodes frames, and gives durations and sizes.
+    frame_options: how frames are sampled and resized.
+    options: sizes of a batch.
+    seed: of the draws and orders.
+    shard: (index, count): this host's rows are [index*R/count, (index+1)*R/count) of each
+      micro-batch. The rows of all hosts in order are the batch of a single host.
+    cache: the cache of lengths between runs; None for no cache.
 
   Raises:
-    ConfigError: the rows do not divide over the hosts, or slots are too small for the pixels that
-    frames or images may have.
+    ConfigError: the number of hosts does not divide the rows, or slots are too small for the
+      pixel limits of frames or images.
   """
   check(options, frame_options, shard)
   measuring = concurrent.futures.ThreadPoolExecutor(options.workers, 'lengths')
@@ -252,8 +260,9 @@ def make_planner(
   *,
   alone: bool = True,
 ) -> tuple[Planner, dict[str, Lengths]]:
-  """The planner of `batches` and the lengths that it asks for; `pool` measures ahead; alone: see
-  Lengths.
+  """Returns the planner of `batches` and its row lengths by source.
+
+  `pool` measures rows ahead; for `alone` see Lengths.
   """
   measured = {
     source.name: Lengths(
@@ -281,7 +290,7 @@ def make_planner(
 
 
 def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[int, int]) -> None:
-  """Raises ConfigError for sizes that do not go together."""
+  """Raises ConfigError for incompatible sizes."""
   if options.rows % shard[1]:
     raise ConfigError(
       f'train.rows: got {options.rows}, wanted a multiple of {shard[1]}, the number of hosts'
@@ -303,7 +312,7 @@ def check(options: BatchOptions, frame_options: sft.FrameOptions, shard: tuple[i
 
 
 @dataclasses.dataclass(frozen=True)
-class _Begun:
+class _PendingBatch:
   """A plan and this host's share of it."""
 
   plan: Plan
@@ -313,8 +322,9 @@ class _Begun:
 
 
 class Assembler:
-  """Plans to arrays: `begin` lets this host's samples be decoded, `finish` waits for them and
-  packs.
+  """Turns plans into arrays.
+
+  `begin` starts to decode this host's samples. `finish` waits for them and packs them.
   """
 
   def __init__(
@@ -333,22 +343,23 @@ class Assembler:
     self._here = options.rows // shard[1]  # rows of a micro-batch on this host
     self._first = shard[0] * self._here
 
-  def begin(self, plan: Plan) -> _Begun:
-    """This host's rows of a plan, their samples under way."""
+  def begin(self, plan: Plan) -> _PendingBatch:
+    """Starts to decode this host's rows of a plan."""
     rows, at = self._options.rows, range(self._first, self._first + self._here)
     bins = (*plan.bins, *[()] * (self._options.micro_batches * rows - len(plan.bins)))
     bins = tuple(
       bins[micro * rows + row] for micro in range(self._options.micro_batches) for row in at
     )
-    return _Begun(
+    return _PendingBatch(
       plan,
       bins,
       {i: self._pool.submit(self._sample, plan.items[i]) for members in bins for i in members},
     )
 
-  def finish(self, begun: _Begun) -> tuple[Batch, collections.Counter]:
-    """(the batch, samples that failed by reason); a row whose media fail, or that turns out longer
-    than planned, is left out.
+  def finish(self, begun: _PendingBatch) -> tuple[Batch, collections.Counter]:
+    """Returns (the batch, failed samples by reason).
+
+    A sample is left out if its media fail, or if it is longer than planned and does not fit.
     """
     plan = begun.plan
     failed = collections.Counter()
@@ -358,7 +369,7 @@ class Assembler:
     samples = []
     kept = collections.Counter()
     bins = []
-    # row by row: wait for its samples, leave out those that failed, then those that do not fit
+    # for each row: wait for its samples, drop those that failed, then those that do not fit
     for members in begun.bins:
       row: list[tuple[Item, packing.Sample]] = []
       for i in members:
@@ -424,7 +435,7 @@ class Assembler:
     )
 
   def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str, int]:
-    """(sample, '', '', frames left out as repeats), or (None, reason, fault, 0)."""
+    """Returns (sample, '', '', repeated frames removed) or (None, reason, fault, 0)."""
     repeated: list[int] = []
     media = sft.decoded(self._frames, self._frame_options, repeated.append)
     try:
@@ -436,17 +447,16 @@ class Assembler:
       )
     except MediaError as error:
       return None, f'media_{error.reason}', str(error), 0
-    except (
-      fields.Broken,
-      DataError,
-    ) as error:  # it could be read when it was planned: its media have gone
+    except (fields.Broken, DataError) as error:
+      # the row was readable when it was planned, so its media were deleted since
       return None, fields.reason_of(error), str(error), 0
     except ChatError as error:
       return None, 'chat', str(error), 0
 
   def _fit(self, row: list[tuple[Item, packing.Sample]]) -> list[Item]:
-    """Takes the last samples out of a row until the rest fits (a video of varying frame rate may be
-    longer than planned).
+    """Removes the last samples of a row until the rest fits; returns the removed items.
+
+    A video of varying frame rate may be longer than planned.
     """
     capacity = (self._options.row_tokens, self._options.row_images, self._options.row_large_images)
     sizes = [packing.sizes(packing.Tree(sample), self._options.image_patches) for _, sample in row]

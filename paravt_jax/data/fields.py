@@ -1,5 +1,6 @@
-"""Reading rows of parquet files field by field: what every published schema shares. A fault is a
-`Broken`, a value to count.
+"""Reads rows of parquet files field by field; shared by all schemas.
+
+A fault of a row is a `Broken`, which callers raise or count.
 """
 
 import collections
@@ -26,17 +27,16 @@ _T = TypeVar('_T')
 
 @dataclasses.dataclass(frozen=True)
 class RowOptions:
-  """skip_bad_rows: broken rows are left out and counted instead of raised. require_media: a missing
-  file makes a row broken.
-  """
+  """What to do with broken rows."""
 
-  skip_bad_rows: bool
-  require_media: bool
+  skip_bad_rows: bool  # skip and count broken rows instead of raising
+  require_media: bool  # a row with a missing media file is broken
 
 
 class Broken(Exception):
-  """A row's fault, before it is known which row: 'field: got ..., wanted ...'. `reason` is a short,
-  countable word.
+  """A fault of a row: 'field: got ..., wanted ...'. The caller adds the row's number.
+
+  `reason` is a short word for counting.
   """
 
   def __init__(self, message: str, reason: str = 'schema'):
@@ -55,20 +55,22 @@ def read(
   optional: tuple[str, ...] = (),
   max_bad_share: float = 1.0,
 ) -> list[_T]:
-  """Every row of some files as `parse(row, 'file:row')` has it; a broken one raises or is left out
-  and counted.
+  """Reads all rows of some files; returns the values of `parse(row, 'file:row')`.
 
   Args:
-    files: parquet files. columns: that they must have; `optional`: that are read beside them where
-    they are there. parse: a row's value, or None for a row that is not asked for: it is left out
-    and is no fault. counts: counts[reason] grows by the broken rows that were left out. listed:
-    gets a line for each. max_bad_share: of the rows that are asked for; more broken ones are
-    refused even where they may be skipped.
+    files: parquet files.
+    columns: required columns.
+    parse: returns a row's value, or None for a row that the caller does not want. Such a row is
+      left out and is not a fault.
+    options: whether a broken row raises or is skipped.
+    counts: counts[reason] is increased by the skipped broken rows.
+    listed: if given, gets a line for each skipped row.
+    optional: columns that are read if the file has them.
+    max_bad_share: largest allowed share of broken rows, even if broken rows are skipped.
 
   Raises:
-    DataError: a file is missing or no parquet file with these columns; a broken row, unless it is
-    to be skipped; too many;
-      broken rows and not one that is whole; files without rows.
+    DataError: a file is missing, or is not a parquet file with these columns; a row is broken and
+      broken rows are not skipped; too many rows are broken; no row is usable.
   """
   good: list[_T] = []
   bad: collections.Counter = collections.Counter()
@@ -100,21 +102,17 @@ def read(
 
 
 def reason_of(error: Exception) -> str:
-  """A short, countable word for a row's fault: of a `Broken` its own; else its media path cannot be
-  one.
-  """
+  """Returns a short word for a row's fault: the reason of a `Broken`, else 'media_path'."""
   return error.reason if isinstance(error, Broken) else 'media_path'
 
 
 def format_counts(counts: collections.Counter) -> str:
-  """'schema 3, missing_media 1': most first."""
+  """Formats counts, most frequent first: 'schema 3, missing_media 1'."""
   return ', '.join(f'{reason} {count}' for reason, count in counts.most_common())
 
 
 def refuse_above(share: float, good: int, bad: collections.Counter, where: str) -> None:
-  """Raises DataError when more than this share of the rows is broken; the message holds the
-  counts.
-  """
+  """Raises DataError when more than this share of the rows is broken."""
   count, total = bad.total(), good + bad.total()
   if count > share * total:
     raise DataError(
@@ -127,8 +125,9 @@ def refuse_above(share: float, good: int, bad: collections.Counter, where: str) 
 def rows(
   file: pathlib.Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, dict]]:
-  """(row number from 0, row) of a parquet file that must have these columns; others are read only
-  if `optional` names them.
+  """Yields (row number from 0, row) of a parquet file.
+
+  The file must have `columns`. Of its other columns only those in `optional` are read.
   """
   if not file.is_file():
     raise DataError(
@@ -170,13 +169,13 @@ def media(value: Any, where: str, root: str | os.PathLike, options: RowOptions) 
 
 
 def decoded(value: Any, where: str) -> Any:
-  """JSON text as its value; anything else as it is."""
+  """Parses JSON text; returns any other value unchanged. Raises Broken for invalid JSON."""
   if not isinstance(value, str):
     return value
   try:
     found = json.loads(value)
     if _SURROGATE.search(value):
-      # a pair is one character; one alone cannot be written, nor made into tokens
+      # a lone surrogate cannot be encoded or tokenized; a pair is one character
       json.dumps(found, ensure_ascii=False).encode()
   except (ValueError, RecursionError) as error:
     raise Broken(f'{where}: got {short(value)}, wanted JSON ({error})', 'not_json') from error

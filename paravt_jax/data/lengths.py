@@ -1,9 +1,8 @@
-"""How long rows are, without decoding anything: measured once, in parallel and ahead of need, and
-kept for the next run.
+"""Measures the sizes of rows without decoding, in parallel and ahead of use.
 
-A row's size is (tokens, frame slots, slots of large images). With a cache folder it is written down
-with a fingerprint of the row's media (path, bytes, time of change), so that a file that was
-replaced is measured again; faults are never kept, so that a file that was fixed is read again.
+A row's size is (tokens, frame slots, slots of large images). With a cache folder the sizes are
+stored for the next run, with a fingerprint of the row's media (path, bytes, modification time). A
+replaced file is measured again. Faults are not cached, so a repaired file is read again.
 
   <folder>/lengths/<parquet's digest>-<digest of the options>.npz    sizes int32[n, 3], media uint64[n], known bool[n], provenance
 """
@@ -28,14 +27,14 @@ from paravt_jax.data.conversations import Conversation, ImageRef, VideoRef
 from paravt_jax.data.table import Table
 from paravt_jax.errors import ChatError, DataError, MediaError
 
-VERSION = 2  # raise when the same row and options give another size
+VERSION = 2  # increase when the same row and options give another size
 NO_TARGET = 'no_target'
 _EVERY = 1024  # new sizes after which an index is written
 
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Where sizes are kept."""
+  """The cache of sizes on disk."""
 
   folder: pathlib.Path
   tokenizer: str  # digest of the tokenizer's file
@@ -43,28 +42,28 @@ class Cache:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a row takes. All numbers are 0 when it cannot be used."""
+  """The size of a row. All numbers are 0 when the row cannot be used."""
 
   tokens: int  # images expanded
   frames: int  # frame slots
   large_images: int  # slots of large images
-  # why it cannot be used: a schema's reason, media_<reason>, chat, no_target; '' when it can
+  # why the row cannot be used: a schema reason, media_<reason>, chat, no_target; '' if it can be
   reason: str = ''
-  fault: str = ''  # the reason in words
+  fault: str = ''  # the full error message
 
 
 class Lengths:
   """The sizes of one source's rows. Safe to use from several threads.
 
   Args:
-    rows: a Table, or any sequence of conversations (nothing is kept of those). tok, frames,
-    options: as for `sft.sample`; frames are only probed. image_patches: of a frame slot: larger
-    images take slots of their own. skip_bad_rows: a row that breaks the schema has a reason; else
-    it raises. alone: whether this is the only host. With others, media that time out here and
-    nowhere else would make the hosts' plans part
-      for good, so that such a failure raises; alone it is a reason as any other.
-    pool: measures ahead.
-    cache: where sizes are kept; None for nowhere.
+    rows: a Table, or any sequence of conversations. Only the sizes of a Table are cached on disk.
+    tok, frames, options: as for `sft.sample`; videos are probed, not decoded.
+    image_patches: patches of a frame slot; larger images take slots for large images.
+    skip_bad_rows: if True, a row that breaks the schema gets a reason; if False, it raises.
+    pool: measures rows ahead.
+    cache: the cache on disk; None for no cache.
+    alone: whether this is the only host. Media that time out on one of several hosts would make the
+      hosts' plans differ from then on, so such a failure raises. On a single host it is a reason.
   """
 
   def __init__(
@@ -81,7 +80,7 @@ class Lengths:
   ):
     self._rows, self._tok = rows, tok
     self._options, self._image_patches = options, image_patches
-    self._media = sft.sized(frames, options)
+    self._media = sft.media_sizes(frames, options)
     self._skip, self._pool, self._alone = skip_bad_rows, pool, alone
     self._sizes: dict[int, Size] = {}
     self._asked: dict[int, concurrent.futures.Future] = {}
@@ -99,14 +98,16 @@ class Lengths:
       )
 
   def ask(self, rows: Iterable[int]) -> None:
-    """Begins to measure rows that will be wanted soon."""
+    """Starts to measure rows that will be needed soon."""
     for row in rows:
       if row not in self._sizes and row not in self._asked:
         self._asked[row] = self._pool.submit(self._measure, row)
 
   def size(self, row: int) -> Size:
-    """The size of a row; remembered. Raises DataError for a row that breaks the schema, unless such
-    rows are skipped.
+    """Returns the size of a row, measured at most once.
+
+    Raises:
+      DataError: the row breaks the schema, and such rows are not skipped.
     """
     if row not in self._sizes:
       asked = self._asked.pop(row, None)
@@ -114,11 +115,11 @@ class Lengths:
     return self._sizes[row]
 
   def name(self, row: int) -> str:
-    """'file.parquet:row' for people."""
+    """Returns 'file.parquet:row' for messages."""
     return name(self._rows, row)
 
   def close(self) -> None:
-    """Writes down what was measured since the last time."""
+    """Writes the sizes that were measured since the last write."""
     for index in self._indexes:
       index.write()
 
@@ -165,13 +166,14 @@ class Lengths:
 
 
 def name(rows: Sequence[Conversation], row: int) -> str:
-  """'file.parquet:row' of a row, whether it can be read or not."""
+  """Returns 'file.parquet:row' of a row, even if the row is not readable."""
   return rows.name(row) if isinstance(rows, Table) else rows[row].id
 
 
 def _fingerprint(conversation: Conversation) -> int:
-  """A uint64 of the media files of a row: paths, bytes and times of change; a file that is not
-  there counts, too.
+  """Returns a uint64 digest of a row's media files: paths, bytes and modification times.
+
+  A missing file is part of the digest.
   """
   found = []
   for message in conversation.messages:
@@ -186,8 +188,9 @@ def _fingerprint(conversation: Conversation) -> int:
 
 
 class _Index:
-  """The sizes of one parquet file's rows, in memory and in a file that several processes may
-  share.
+  """The sizes of one parquet file's rows, in memory and in a file.
+
+  Several processes may share the file.
   """
 
   def __init__(self, folder: pathlib.Path, digest: str, name: str, rows: int, options: dict):
@@ -209,7 +212,7 @@ class _Index:
     self._merge()
 
   def get(self, row: int, media: int) -> Size | None:
-    """The size of a row with these media; None when it was not measured."""
+    """Returns the size of a row with this media digest; None when it was not measured."""
     with self._lock:
       if not self._known[row] or int(self._media[row]) != media:
         return None
@@ -221,7 +224,7 @@ class _Index:
     )
 
   def put(self, row: int, media: int, size: Size) -> None:
-    """Remembers a size, and writes the file every so often."""
+    """Stores a size, and writes the file after every 1024 new sizes."""
     with self._lock:
       self._sizes[row] = size.tokens, size.frames, size.large_images
       self._media[row], self._known[row] = media, True
@@ -231,9 +234,7 @@ class _Index:
       self.write()
 
   def write(self) -> None:
-    """Writes what is new, with what other processes have written meanwhile, beside the place, and
-    renames.
-    """
+    """Merges the new sizes with those of other processes and writes the file by rename."""
     with self._lock:
       if not self._new and not self._unsaved:
         return
@@ -251,15 +252,16 @@ class _Index:
         self._unsaved = False
       except OSError as error:
         logging.getLogger(__name__).warning(
-          '%s: cannot be written (%s); lengths are measured again by the next run, wanted room for '
+          '%s: cannot be written (%s); the next run measures lengths again, wanted space for '
           'them: free some space or set data.cache_folder elsewhere',
           self._file,
           error,
         )
 
   def _merge(self) -> None:
-    """Takes over sizes from the file that are not known here. A file that cannot be read is written
-    anew later.
+    """Adds the sizes from the file that are not known yet.
+
+    An unreadable file is ignored; a later write replaces it.
     """
     try:
       with np.load(self._file) as found:

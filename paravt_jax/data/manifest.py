@@ -51,7 +51,7 @@ def read(file: str | os.PathLike) -> tuple[Entry, ...]:
   sources = value.get('sources') if isinstance(value, dict) else None
   if not isinstance(sources, dict) or set(value) != {'sources'}:
     raise DataError(
-      f'manifest {file}: got {_words(value)}, wanted one key "sources"; see '
+      f'manifest {file}: got {_short_repr(value)}, wanted one key "sources"; see '
       'paravt_jax/data/manifest.py'
     )
   if not sources:
@@ -78,7 +78,7 @@ def of_files(files: Sequence[str | os.PathLike]) -> tuple[Entry, ...]:
   return entries
 
 
-def weighted(
+def with_weights(
   entries: Sequence[Entry],
   chosen: Mapping[str, tuple[float, int, int | None]],
   rows: Mapping[str, int],
@@ -96,7 +96,7 @@ def weighted(
   for entry in entries:
     if entry.name in chosen:
       weight, first, last = chosen[entry.name]
-      entry = _checked(
+      entry = _check_entry(
         f'sources.{entry.name}', dataclasses.replace(entry, weight=weight, first=first, last=last)
       )
     found.append(entry)
@@ -129,7 +129,7 @@ def _unique(file: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
   where = f'manifest {file}: sources.{name}'
   if not isinstance(fields, dict):
-    raise DataError(f'{where}: got {_words(fields)}, wanted an object with "files"')
+    raise DataError(f'{where}: got {_short_repr(fields)}, wanted an object with "files"')
   unknown = sorted(set(fields) - set(_KEYS))
   if unknown:
     raise DataError(f'{where}: got the key {unknown[0]!r}, wanted only {", ".join(_KEYS)}')
@@ -139,7 +139,9 @@ def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
     or not globs
     or not all(isinstance(glob, str) and glob for glob in globs)
   ):
-    raise DataError(f'{where}.files: got {_words(globs)}, wanted a list of file names or patterns')
+    raise DataError(
+      f'{where}.files: got {_short_repr(globs)}, wanted a list of file names or patterns'
+    )
   files = []
   for glob in globs:
     try:
@@ -153,13 +155,13 @@ def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
         f'{where}.files: nothing matches {glob!r} below {file.parent.absolute()}; check the pattern'
       )
     files += matches
-  return _checked(
+  return _check_entry(
     where,
     Entry(name, tuple(files), fields.get('weight'), fields.get('first', 0), fields.get('last')),
   )
 
 
-def _checked(where: str, entry: Entry) -> Entry:
+def _check_entry(where: str, entry: Entry) -> Entry:
   """The entry, if its numbers can be."""
 
   def number(value: Any, kind: type | tuple[type, ...]) -> bool:
@@ -194,6 +196,6 @@ def _check_twice(where: str, entries: Sequence[Entry]) -> None:
       seen[real] = entry.name
 
 
-def _words(value: Any) -> str:
+def _short_repr(value: Any) -> str:
   text = repr(value)
   return text if len(text) <= 80 else text[:77] + '...'

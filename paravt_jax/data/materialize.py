@@ -84,7 +84,7 @@ def rewrite_files(
     missing,
     empty,
     absent,
-    _left_over(job, set(rows)),
+    _list_leftovers(job, set(rows)),
   )
   if rows:
     save(report, job)
@@ -155,18 +155,18 @@ def _refuse(faults: list[str]):
     raise DataError('\n'.join(faults))
 
 
-def _left_over(job: Job, files: set[pathlib.Path]) -> list[str]:
+def _list_leftovers(job: Job, files: set[pathlib.Path]) -> list[str]:
   """Outputs of this command whose input is gone. They stay: somebody may read them."""
   targets = {target_of(job, file) for file in files}
   others = [
     file for file in sorted(job.output.rglob('*.parquet')) if file not in targets and file.is_file()
   ]
   return [
-    str(file) for file in others if isinstance(_footer(file), int) and _made_by(file) == job.tool
+    str(file) for file in others if isinstance(_footer(file), int) and _read_tool(file) == job.tool
   ]
 
 
-def _made_by(file: pathlib.Path) -> str | None:
+def _read_tool(file: pathlib.Path) -> str | None:
   known = provenance.read((pyarrow.parquet.read_metadata(file).metadata or {}).get(provenance.KEY))
   return known.get('tool') if known else None
 

@@ -95,7 +95,7 @@ class Rewriter:
       values = self._array(array.values, path, key)
       return pyarrow.Array.from_buffers(kind, len(array), buffers, array.null_count, 0, [values])
     if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-      self._leave('other_type', len(array) - array.null_count)
+      self._count_left('other_type', len(array) - array.null_count)
     return array
 
   def _texts(self, array: pyarrow.Array, column: str) -> pyarrow.Array:
@@ -111,14 +111,14 @@ class Rewriter:
       if kind == 'in_root' and self._is_kept(column, position):
         kind = 'kept'
       self._count(kind, 1)
-      return self._changed(value) if kind == self._wanted else value
+      return self._change_path(value) if kind == self._wanted else value
 
     texts = array.to_pylist()
     result = [
       None if text is None else media_paths.rewrite_text(text, change, column) for text in texts
     ]
     mentions = sum(text.count(quoted) for text in texts if text for quoted in _QUOTED)
-    self._leave('elsewhere', max(0, mentions - known))
+    self._count_left('elsewhere', max(0, mentions - known))
     return array if result == texts else pyarrow.array(result, array.type)
 
   def _strings(self, array: pyarrow.Array, path: str, key: str) -> pyarrow.Array:
@@ -129,7 +129,7 @@ class Rewriter:
     self._positions[path] += len(array)
     if key not in media_paths.KEYS:
       values = [value if value.startswith(media_paths.SENTINELS) else None for value in values]
-      self._leave(
+      self._count_left(
         'elsewhere',
         len(array) - pyarrow.array(values, pyarrow.large_string()).take(encoded.indices).null_count,
       )
@@ -146,11 +146,12 @@ class Rewriter:
       kinds, np.bincount(which[~kept[present]], minlength=len(values)).tolist()
     ):
       self._count(kind, count)
-    self._leave('kept', int(kept.sum()))
+    self._count_left('kept', int(kept.sum()))
     if self._wanted not in kinds:
       return array
     changed = [
-      self._changed(value) if kind == self._wanted else value for value, kind in zip(values, kinds)
+      self._change_path(value) if kind == self._wanted else value
+      for value, kind in zip(values, kinds)
     ]
     result = pyarrow.array(changed, pyarrow.large_string()).take(encoded.indices)
     if kept.any():
@@ -170,16 +171,16 @@ class Rewriter:
   def _sentinel(self, value: str) -> str:
     return value[max(len(prefix) for prefix in ('', *self._prefixes) if value.startswith(prefix)) :]
 
-  def _changed(self, value: str) -> str:
+  def _change_path(self, value: str) -> str:
     return self._prefixes[0] + value if self._direction == 'materialize' else self._sentinel(value)
 
   def _count(self, kind: str, count: int):
     if kind == self._wanted:
       self.changed += count
     else:
-      self._leave(kind, count)
+      self._count_left(kind, count)
 
-  def _leave(self, kind: str, count: int):
+  def _count_left(self, kind: str, count: int):
     if count:
       self.left[kind] += count
 

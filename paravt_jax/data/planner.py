@@ -1,11 +1,12 @@
-"""Which rows make up each batch, decided on lengths alone; the same on every host, and exactly
-resumable.
+"""Chooses the rows of each batch from their lengths.
 
-  draws   (source, row) pairs, a function of (seed, number of the draw): sources by weight, each in an order of its own per epoch
-  plan    draws that together fill the rows of one batch; what does not fit waits, and goes first in the next one
+The plan is the same on every host and exactly resumable.
 
-The state is a small dict: what was drawn, what waits, what was refused, and which files it was
-drawn from.
+  draws   (source, row) pairs, a function of (seed, number of the draw): sources by weight, each with a new order per epoch
+  plan    draws that together fill the rows of one batch; draws that do not fit wait and go first in the next batch
+
+The state is a small dict: the number of draws, the waiting draws, the counts of broken rows, and
+the identity of the data files.
 """
 
 import collections
@@ -22,8 +23,8 @@ from paravt_jax.data.lengths import NO_TARGET, Lengths, Size
 from paravt_jax.errors import DataError
 
 TOO_LONG, TOO_MANY_IMAGES, MISJUDGED = 'too_long', 'too_many_images', 'misjudged'
-NOT_BAD = (TOO_LONG, TOO_MANY_IMAGES, NO_TARGET, MISJUDGED)  # dropped, but no fault of the data's
-JUDGED = 100  # rows after which a share of bad ones says something
+NOT_BAD = (TOO_LONG, TOO_MANY_IMAGES, NO_TARGET, MISJUDGED)  # dropped, but the data are not broken
+JUDGED = 100  # rows before the share of bad rows is checked
 
 Item = tuple[str, int]  # (source, row)
 _Draw = tuple[int, Item, tuple[int, int, int]]  # (age: 0 has waited longest, item, size)
@@ -37,54 +38,46 @@ class Source:
   conversations: Sequence[Conversation]
   weight: float  # share of the draws
   first: int
-  last: int | None  # None: for ever
-  # (file name, digest) of what they are read from; a run goes on with the same only
+  last: int | None  # None: no end
+  # (file name, digest) of the data files; a run resumes only with the same files
   identity: tuple[tuple[str, str], ...] = ()
 
   def active(self, step: int) -> bool:
-    """Whether it takes part in batch `step`."""
+    """Returns whether the source is drawn from in batch `step`."""
     return self.first <= step and (self.last is None or step < self.last)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-  """bins: rows of a batch, on all hosts. capacity: (tokens, frame slots, slots of large images) of
-  a row.
+  """How the draws of a batch are chosen."""
 
-  lookahead: draws that may wait for the next batch; more fill rows better. refill: whether rows are
-  then filled with the best two of those that wait. max_bad_share: of the draws, above which broken
-  rows end the run.
-  """
-
-  bins: int
-  capacity: tuple[int, int, int]
-  lookahead: int
-  refill: bool
-  max_bad_share: float
+  bins: int  # rows of a batch, on all hosts
+  capacity: tuple[int, int, int]  # tokens, frame slots, slots of large images of a row
+  lookahead: int  # draws that may wait for the next batch; more draws fill rows better
+  refill: bool  # rows are then topped up with the best two waiting draws
+  max_bad_share: float  # share of broken rows among the draws above which the run ends
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One batch."""
+  """The rows of one batch."""
 
-  items: tuple[Item, ...]  # its rows of data
-  # of each row of the batch: indices into items; rows beyond the last bin are empty
+  items: tuple[Item, ...]  # the (source, row) pairs
+  # for each row of the batch, indices into items; rows after the last bin are empty
   bins: tuple[tuple[int, ...], ...]
-  # of each item: tokens, frame slots, slots of large images
+  # for each item: tokens, frame slots, slots of large images
   sizes: tuple[tuple[int, int, int], ...]
   dropped: Mapping[str, int]  # draws left out, by reason
   examples: Mapping[str, str]  # a line for each reason
 
   @property
   def digest(self) -> int:
-    """A number of 63 bits that names the plan: which rows of data lie in which rows of the
-    batch.
-    """
+    """Returns a 63-bit digest of the plan: the data rows in each row of the batch."""
     return seeds.at(0, 'plan', repr(self.items), repr(self.bins))
 
   @property
   def tokens(self) -> int:
-    """Tokens of all rows on all hosts, as planned."""
+    """Returns the planned tokens of all rows on all hosts."""
     return sum(size[0] for size in self.sizes)
 
 
@@ -98,8 +91,10 @@ class _Draws:
     self.positions = dict.fromkeys(sources, 0)
 
   def next(self, step: int) -> Item:
-    """The next draw of batch `step`: a source by weight, then its next row in this epoch's order.
-    Raises DataError.
+    """Returns the next draw of batch `step`: a source by weight, then its next row.
+
+    Raises:
+      DataError: no source has rows at this step.
     """
     active = [
       s for s in self._sources.values() if s.active(step) and s.weight > 0 and len(s.conversations)
@@ -108,16 +103,18 @@ class _Draws:
       raise DataError(
         f'SFT data: no source has rows at step {step}; give one a weight, or let it last longer'
       )
+    # choose a source: a number in [0, sum of weights) by seed and draw number
     weights = np.cumsum([source.weight for source in active])
     spot = seeds.at(self._seed, 'mix', self.drawn) / 2**63 * weights[-1]
     source = active[int(np.searchsorted(weights, spot, side='right'))]
+    # the source's next row, in the order of its current epoch
     epoch, offset = divmod(self.positions[source.name], len(source.conversations))
     self.positions[source.name] += 1
     self.drawn += 1
     return source.name, int(self._order(source, epoch)[offset])
 
   def follow(self, other: '_Draws') -> None:
-    """Goes to where another sequence of the same sources and seed is."""
+    """Copies the position of another sequence with the same sources and seed."""
     self.drawn, self.positions = other.drawn, dict(other.positions)
 
   def _order(self, source: Source, epoch: int) -> np.ndarray:
@@ -136,8 +133,10 @@ class Planner:
   """Chooses the draws of each batch.
 
   Args:
-    sources: in an order that is part of what the draws are a function of.
-    lengths: by source. seed: of the draws and orders.
+    sources: the draws depend on their order.
+    lengths: row sizes by source name.
+    options: how a batch is filled.
+    seed: of the draws and orders.
   """
 
   def __init__(
@@ -152,24 +151,24 @@ class Planner:
     self.bad: collections.Counter[str] = collections.Counter()
 
   def plan(self) -> Plan:
-    """The next batch.
+    """Returns the plan of the next batch.
 
-    Every draw is tried in turn, those that waited first, each in the first row that holds it; what
-    fits nowhere waits, until `lookahead` draws do. The first one tried always goes in, so that
-    nothing waits for ever.
+    Draws are tried in order, waiting draws first. Each goes into the first row with enough space. A
+    draw that fits no row waits, until more than `lookahead` draws wait. The first draw always fits,
+    so no draw waits forever.
 
     Raises:
       DataError: no source is active, every row is dropped, or too many are broken.
     """
     options = self._options
     found, left, dropped, examples = self._first_fit()
-    # packed from the longest on, they may need one row more; the youngest then wait
+    # packing from the longest on may need one more row; then the newest draws wait
     while (
       len(bins := packing.first_fit_decreasing([size for _, _, size in found], options.capacity))
       > options.bins
     ):
       left.insert(0, found.pop())
-    # fuller rows, from what waits
+    # fill the rows further with waiting draws
     if options.refill:
       bins = bins + [[] for _ in range(options.bins - len(bins))]
       found, bins, left = _refill(found, bins, left, options.capacity)
@@ -185,8 +184,9 @@ class Planner:
     )
 
   def _first_fit(self) -> 'tuple[list[_Draw], list[_Draw], collections.Counter, dict[str, str]]':
-    """(draws that fit, draws that must wait, dropped by reason, examples); what was not looked at
-    stays in `waiting`.
+    """Returns (draws that fit, draws that must wait, dropped by reason, examples).
+
+    Draws that were not tried stay in `waiting`.
     """
     free = [self._options.capacity] * self._options.bins
     fitting: list[_Draw] = []
@@ -226,8 +226,9 @@ class Planner:
     return self._draws.next(self.step)
 
   def _measure_ahead(self) -> None:
-    """Lets the rows of the next draws be measured, as many as one batch may need. Only a guess
-    across a change of sources.
+    """Starts to measure the rows of the next draws, as many as one batch may need.
+
+    After a change of active sources the predicted draws may differ from the real ones.
     """
     active = lambda step: [source.active(step) for source in self._sources.values()]
     if self._ahead.drawn < self._draws.drawn or active(self._ahead_step) != active(self.step):
@@ -241,7 +242,7 @@ class Planner:
       self._lengths[name].ask(numbers)
 
   def _size(self, item: Item) -> tuple[tuple[int, int, int], str, str]:
-    """(size, reason to drop it or '', the reason in words) of a row."""
+    """Returns (size, reason to drop the row or '', error message) of a row."""
     found: Size = self._lengths[item[0]].size(item[1])
     size, capacity = (found.tokens, found.frames, found.large_images), self._options.capacity
     if found.reason:
@@ -257,7 +258,7 @@ class Planner:
     return size, '', ''
 
   def _give_up(self, dropped: collections.Counter) -> None:
-    """Raises DataError when nothing but dropped rows comes."""
+    """Raises DataError when every drawn row is dropped."""
     total = sum(len(source.conversations) for source in self._sources.values())
     if dropped.total() > 2 * total + JUDGED:
       raise DataError(
@@ -272,7 +273,7 @@ class Planner:
       raise too_many_bad(bad, drawn, self.bad, self._options.max_bad_share, examples)
 
   def get_state(self) -> dict[str, Any]:
-    """Plain numbers and lists."""
+    """Returns the state as plain numbers and lists."""
     return {
       'step': self.step,
       'drawn': self._draws.drawn,
@@ -285,8 +286,10 @@ class Planner:
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on where `state` was taken. Raises DataError when it is of other sources or other
-    files.
+    """Resumes from `state`.
+
+    Raises:
+      DataError: the state is of other sources or other files.
     """
     if 'sources' not in state:
       raise DataError(
@@ -312,13 +315,15 @@ class Planner:
 def _refill(
   found: list[_Draw], bins: list[list[int]], left: list[_Draw], capacity: tuple[int, ...]
 ) -> tuple[list[_Draw], list[list[int]], list[_Draw]]:
-  """Fuller rows: each gives back its youngest draws, two at most and never its oldest, and takes
-  the best two that wait.
+  """Exchanges draws between rows and the waiting list to fill the rows better.
 
-  No row gets emptier, for its own two are among those that wait. Returns what
-  `_first_fit_decreasing` had: draws, rows, and the rest in order of age.
+  Each row returns its newest draws (two at most, never its oldest), then takes the best one or two
+  waiting draws. No row becomes emptier, because its own two draws are among the candidates.
+
+  Returns:
+    (draws, rows as indices into them, waiting draws in order of age).
   """
-  # of each row the oldest draw first
+  # the draws of each row, oldest first
   rows = [sorted(found[i] for i in members) for members in bins]
   waiting = list(left)
   for row in rows:
@@ -341,17 +346,18 @@ def _refill(
 
 
 def _best_two(free_size: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
-  """Indices of the one or two sizes [n, 3] that fill a room [3] best in tokens; of equals the
-  first. () when none fits.
+  """Returns the indices of the one or two sizes [n, 3] that fill `free_size` [3] best in tokens.
+
+  Ties go to the first; () when no size fits.
   """
   places = np.flatnonzero((sizes <= free_size).all(1))
   if not len(places):
     return ()
-  # every pair at once: sums [m, m, 3] of the m that fit alone
+  # sums [m, m, 3] of all pairs of the m sizes that fit alone
   sizes = sizes[places]
   both = sizes[:, None] + sizes[None]
-  both[np.arange(len(places)), np.arange(len(places))] = sizes  # with itself: alone
-  # most tokens among the pairs that fit; argmax takes the first of equals
+  both[np.arange(len(places)), np.arange(len(places))] = sizes  # the diagonal: one size alone
+  # tokens [m, m] of the pairs that fit; argmax takes the first of equal maxima
   tokens = np.where((both <= free_size).all(2), both[..., 0], -1)
   one, other = divmod(int(tokens.argmax()), len(places))
   return tuple(sorted({int(places[one]), int(places[other])}))
@@ -360,7 +366,7 @@ def _best_two(free_size: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
 def too_many_bad(
   bad: int, drawn: int, reasons: Mapping[str, int], share: float, examples: Mapping[str, str]
 ) -> DataError:
-  """The refusal of data of which too large a share is broken."""
+  """Returns the error for data with too large a share of broken rows."""
   words = ', '.join(f'{reason} {count}' for reason, count in reasons.items())
   example = ' '.join(next(iter(examples.values()), '').split('\t'))
   return DataError(
@@ -373,8 +379,9 @@ def too_many_bad(
 def _refuse_other_files(
   name: str, before: list[tuple[str, str]], now: list[tuple[str, str]]
 ) -> None:
-  """Raises DataError when a source's files are not those of the checkpoint: row numbers would mean
-  other rows.
+  """Raises DataError when a source's files differ from those of the checkpoint.
+
+  With other files, the row numbers would refer to other rows.
   """
   if before == now:
     return

@@ -37,16 +37,16 @@ _SPAN = re.compile(rf'\s*\[?\s*{_NUMBER}\s*(?:,|-|–|to)\s*{_NUMBER}\s*\]?\s*')
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-  """Which rows are asked for."""
+class RowFilter:
+  """Selects rows."""
 
   question_types: tuple[str, ...]  # only these; () for all
   sources: tuple[str, ...]  # only these; () for all
-  max_rows: int  # of a sub-sample; 0 for all
-  max_bad_share: float  # of the rows asked for that may be broken, where broken rows are skipped
+  max_rows: int  # size of a random sub-sample; 0 for all
+  max_bad_share: float  # largest share of broken rows, if broken rows are skipped
 
 
-EVERY = Wanted((), (), 0, 1.0)
+EVERY = RowFilter((), (), 0, 1.0)
 
 
 def rl_tasks(
@@ -55,23 +55,27 @@ def rl_tasks(
   options: RowOptions,
   counts: collections.Counter,
   listed: list[str] | None = None,
-  wanted: Wanted = EVERY,
+  wanted: RowFilter = EVERY,
   seed: int = 0,
 ) -> list[Task]:
-  """The tasks of RL parquet files, in the order of files and rows.
+  """Returns the tasks of RL parquet files, in the order of files and rows.
 
-  Ids come from extra_info.id, else 'file:row'. A system message of the row (it may carry its own
-  tool block) is kept in facts['system'].
+  Ids come from extra_info.id, else 'file:row'. The row's system message (which may have its own
+  tool block) is stored in facts['system'].
 
   Args:
-    files: parquet files. media_root: folder that holds the media. options: what to do with broken
-    rows. counts: counts[reason] grows by the broken rows that were left out. listed: gets a line
-    for each of them. wanted: which rows are asked for. Of a row of another type or source nothing
-    else is looked at, its media need not be there. seed: of the sub-sample.
+    files: parquet files.
+    media_root: the media folder.
+    options: what to do with broken rows.
+    counts: counts[reason] is increased by the skipped broken rows.
+    listed: if given, gets a line for each skipped row.
+    wanted: selects rows. Other rows are not checked further, so their media may be missing.
+    seed: of the sub-sample.
 
   Raises:
-    DataError: a file is missing or no parquet file of this schema; a broken row, unless it is to be
-      skipped; too many of them; no row left; a source that no row has.
+    DataError: a file is missing, or is not a parquet file of this schema; a row is broken and
+    broken
+      rows are not skipped; too many rows are broken; no row is left; no row has a selected source.
   """
   seen: dict[str, str] = {}
   filters, inferred_types = _Filters(wanted), collections.Counter()
@@ -107,7 +111,7 @@ def rl_tasks(
 
 
 def _warn_of_inferred(names: list[str], types: collections.Counter) -> None:
-  """A line in the log on rows whose question_type was told by what they hold."""
+  """Logs the number of rows whose question_type was inferred from their content."""
   if types:
     logging.getLogger(__name__).warning(
       '%s: %d rows have no question_type; by what they hold they are %s',
@@ -118,8 +122,9 @@ def _warn_of_inferred(names: list[str], types: collections.Counter) -> None:
 
 
 def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:
-  """`count` tasks (0: all) in their order, drawn by seed and task id: the same on every machine; a
-  larger count only adds.
+  """Returns a random sub-sample of `count` tasks (0: all), in their order.
+
+  It depends only on the seed and the task ids. A larger count adds tasks and removes none.
   """
   if not count or count >= len(tasks):
     return tasks
@@ -130,9 +135,9 @@ def subsample(tasks: list[Task], count: int, seed: int) -> list[Task]:
 
 
 class _Filters:
-  """Tells rows that are asked for from others, and counts."""
+  """Selects rows and counts the removed ones."""
 
-  def __init__(self, wanted: Wanted):
+  def __init__(self, wanted: RowFilter):
     self._wanted = wanted
     self._sources: collections.Counter[str] = collections.Counter()
     self._removed: collections.Counter[str] = collections.Counter()
@@ -149,7 +154,7 @@ class _Filters:
     return True
 
   def check(self, files: list[str]) -> None:
-    """Raises DataError when a source is nowhere, or nothing passed."""
+    """Raises DataError when no row has a selected source, or no row was selected."""
     absent = [source for source in self._wanted.sources if source not in self._sources]
     if absent:
       there = ', '.join(f'{source!r} {count}' for source, count in self._sources.most_common(20))
@@ -169,7 +174,7 @@ class _Filters:
 
 
 def _info(row: dict) -> tuple[dict, bool]:
-  """extra_info, its question_type one of TYPES; and whether that was told by what the row holds."""
+  """Returns (extra_info with a valid question_type, whether the type was inferred)."""
   info = fields.decoded(row['extra_info'], 'extra_info')
   if not isinstance(info, dict):
     raise Broken(
@@ -187,8 +192,10 @@ def _info(row: dict) -> tuple[dict, bool]:
 
 
 def _type(row: dict, info: dict) -> str:
-  """What a row asks that does not say so: with options mcq, with a span for an answer tvg, else oe.
-  Raises Broken for both.
+  """Infers a missing question type: mcq with options, tvg with a time span as answer, else oe.
+
+  Raises:
+    Broken: the row has both options and a time span.
   """
   prompt = fields.decoded(row['prompt'], 'prompt')
   asked = (
@@ -279,8 +286,10 @@ def _is_finite(facts: dict) -> bool:
 
 
 def _slots(content: str) -> tuple[str, tuple[int, ...]]:
-  """A user message without its `<video>`s, stripped; and where in it they stood, () when all stood
-  at its start.
+  """Removes the `<video>` tags from a user message.
+
+  Returns:
+    (stripped text, position of each tag in it). Positions are () when all tags are at the start.
   """
   first, *rest = content.split(VIDEO)
   text, slots = first, []
@@ -293,8 +302,9 @@ def _slots(content: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple[str, ...]]:
-  """What the user is asked, and the options' texts without letters (empty unless mcq); of several
-  videos, one that stands in an option is told by its label.
+  """Returns the question text and the options without letters (empty unless mcq).
+
+  With several videos, a video inside an option is replaced by its label.
   """
   kind = info['question_type']
   if not text:
@@ -309,7 +319,7 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
     raise Broken(
       f'prompt: got more than {len(LETTERS)} options, wanted A. to J. at most', 'options'
     )
-  given = _given(info)
+  given = _given_options(info)
   if not given:
     if len(written) < 2:
       raise Broken(
@@ -330,7 +340,7 @@ def _question(text: str, slots: tuple[int, ...], info: dict) -> tuple[str, tuple
   return text, choices
 
 
-def _given(info: dict) -> list[str]:
+def _given_options(info: dict) -> list[str]:
   """extra_info.options as a list; it may be JSON text, or an object by letter. [] when there are
   none.
   """

@@ -1,5 +1,6 @@
-"""Conversations to samples: tokens, frames and the target mask, by the very template that the agent
-loop uses.
+"""Converts conversations to samples: tokens, frames and the target mask.
+
+The chat template is the one that the agent loop uses.
 """
 
 import dataclasses
@@ -20,17 +21,20 @@ from paravt_jax.video.readers import VideoInfo
 
 MASK = 'mask'  # extras: 1 on target tokens
 Media = Callable[[VideoRef | ImageRef], list[template.Piece]]
-PASSING = ('timeout', 'crashed')  # reasons that a busy machine may give, too: asked once more
+PASSING = (
+  'timeout',
+  'crashed',
+)  # reasons that a busy machine may also cause; such a request is tried twice
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameCountOptions(Options):
-  """How many frames SFT shows."""
+  """How many frames an SFT sample has."""
 
-  rate: Annotated[float, POSITIVE]  # frames per second where a row names no number
+  rate: Annotated[float, POSITIVE]  # frames per second if a row gives no number of frames
   min_frames: Annotated[int, COUNT]  # of a window
   max_frames: Annotated[int, COUNT]  # of a window, and of an overview without a number
-  image_max_pixels: Annotated[int, PIXELS]  # area of a still image, which is worth more
+  image_max_pixels: Annotated[int, PIXELS]  # area of an image; larger than that of a frame
   think_prefix: Annotated[str, PROSE]  # the opening that rollouts pin
 
   def __post_init__(self) -> None:
@@ -54,22 +58,23 @@ class FrameOptions(FrameCountOptions):
 
 
 class Frames(Protocol):
-  """What decodes: a DecodePool, or a batches.FrameBank before one."""
+  """A decoder: a DecodePool, or a FrameBank on top of one."""
 
   def frames_sync(
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
   ) -> Clip:
-    """The frames shown at `seconds`."""
+    """Returns the frames on screen at `seconds`."""
     ...
 
   def probe_sync(self, path: str) -> VideoInfo:
-    """Duration, frame rate and size."""
+    """Returns duration, frame rate and size."""
     ...
 
 
 def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.ndarray:
-  """float64[n] seconds to look at: a window as a sub-agent samples it, a whole video as an overview
-  of its budget K.
+  """Returns float64[n], the times in seconds at which frames are sampled.
+
+  A window is sampled as a sub-agent samples it, a whole video as an overview with budget K.
   """
   if ref.start is None and ref.end is None:
     budget = ref.num_frames or min(options.max_frames, max(1, int(info.duration * options.rate)))
@@ -93,16 +98,18 @@ def frame_times(ref: VideoRef, info: VideoInfo, options: FrameOptions) -> np.nda
 def decoded(
   frames: Frames, options: FrameOptions, repeated: Callable[[int], None] | None = None
 ) -> Media:
-  """Media as they are: decoded frames after their times, each once, images resized once. repeated:
-  hears how many frames of a video were left out because they were shown already.
+  """Returns a function that loads media: frames with their times, or a resized image.
+
+  Each frame of a video occurs once. `repeated` is called with the number of repeated frames that
+  were removed from a video.
   """
 
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
     if isinstance(ref, ImageRef):
       return [_image(ref, options)]
-    info = _patiently(frames.probe_sync, ref.path)
+    info = _ask_twice(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options).tolist()
-    clip = _patiently(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
+    clip = _ask_twice(frames.frames_sync, ref.path, times, options.min_pixels, options.max_pixels)
     clip, left_out = sampling.once(clip, times, _since(ref))
     if repeated is not None:
       repeated(left_out)
@@ -111,11 +118,11 @@ def decoded(
   return media
 
 
-def sized(frames: Frames, options: FrameOptions) -> Media:
-  """Media of the right sizes and (at a constant frame rate) times, without decoding: for lengths
-  only, the pixels are 0.
+def media_sizes(frames: Frames, options: FrameOptions) -> Media:
+  """Returns a function that gives media of the right sizes without decoding; all pixels are 0.
 
-  At a varying rate no fewer frames than are shown: repeats are known only once they are decoded.
+  It serves to measure lengths. At a constant frame rate the times are right, too. At a varying rate
+  there may be more frames than `decoded` gives, because repeats are known only after decoding.
   """
 
   def media(ref: VideoRef | ImageRef) -> list[template.Piece]:
@@ -127,9 +134,9 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
           (*patches.target_size(height, width, options.min_pixels, options.image_max_pixels), 3),
         )
       ]
-    info = _patiently(frames.probe_sync, ref.path)
+    info = _ask_twice(frames.probe_sync, ref.path)
     times = frame_times(ref, info, options)
-    # the frame on screen at each time, n labels in seconds
+    # float64[n], the label of the frame on screen at each time, at a constant frame rate
     shown = np.floor(np.minimum(times, info.duration - 1 / info.fps) * info.fps + 1e-6) / info.fps
     if len(times) > info.num_frames:
       shown = (
@@ -139,7 +146,7 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
       )
     elif ref.start is not None or ref.end is not None:
       shown = np.where(shown < _since(ref), times, shown)
-    # broadcast zeros take no memory, whatever the size
+    # broadcast zeros take no memory
     size = patches.target_size(info.height, info.width, options.min_pixels, options.max_pixels)
     return template.frame_pieces([np.broadcast_to(np.uint8(0), (*size, 3))] * len(shown), shown)
 
@@ -147,19 +154,18 @@ def sized(frames: Frames, options: FrameOptions) -> Media:
 
 
 def _since(ref: VideoRef) -> float:
-  """The start of a row's window, seconds."""
+  """Returns the start of a row's window in seconds."""
   return max(ref.start or 0.0, 0.0)
 
 
 def sample(
   tok: ChatTokenizer, conversation: Conversation, media: Media, options: FrameOptions
 ) -> Sample:
-  """One conversation as tokens (image placeholders not expanded), frames, and extras {'mask':
-  float32[n]}.
+  """Converts one conversation to tokens, frames and extras {'mask': float32[n]}.
 
-  Mask 1: every token of an assistant turn after its header, pinned prefix and `<|im_end|>`
-  included, unless the row masks the turn; 0 elsewhere. System texts without a `<tools>` block are
-  replaced by ours.
+  Image placeholders are not expanded. The mask is 1 on every token of an assistant turn after its
+  header, including the pinned prefix and `<|im_end|>`, unless the row masks the turn. It is 0
+  elsewhere. A system text without a `<tools>` block is replaced by the project's system prompt.
 
   Raises:
     MediaError: a video or an image cannot be read.
@@ -184,9 +190,10 @@ def _pieces(
   return [piece for part in parts for piece in ([part] if isinstance(part, str) else media(part))]
 
 
-def _patiently(ask: Callable, *arguments):
-  """What `ask` answers; where a worker was late or died, it is asked once more, so that a busy
-  moment costs no sample.
+def _ask_twice(ask: Callable, *arguments):
+  """Calls `ask`, and calls it once more if a worker timed out or crashed.
+
+  This way a short overload of the machine does not drop a sample.
   """
   try:
     return ask(*arguments)
@@ -197,7 +204,7 @@ def _patiently(ask: Callable, *arguments):
 
 
 def _image(ref: ImageRef, options: FrameOptions) -> np.ndarray:
-  """uint8[H, W, 3], resized once."""
+  """Reads an image and resizes it once; returns uint8[H, W, 3]."""
   pixels = image_files.read(ref.path)
   height, width = pixels.shape[:2]
   size = patches.target_size(height, width, options.min_pixels, options.image_max_pixels)

@@ -1,9 +1,10 @@
-"""SFT rows by number: a source's parquet files are opened, not parsed; a row becomes a
-`Conversation` when it is asked for.
+"""Random access to SFT rows.
 
-With a cache folder the column `messages` of each file lies there as an Arrow file that is mapped
-into memory, so that opening it again is quick and a hundred thousand rows take next to no memory;
-without one it is kept in memory as Arrow text.
+A source's parquet files are opened but not parsed; a row is parsed to a `Conversation` on access.
+
+With a cache folder the column `messages` of each file is stored as a memory-mapped Arrow file.
+Opening it again is fast, and 100,000 rows take almost no memory. Without a folder the column stays
+in memory as Arrow text.
 
   <folder>/rows/<digest of the parquet file>.arrow     column messages, in the file's order; metadata: provenance
 """
@@ -25,7 +26,7 @@ from paravt_jax.data.conversations import Conversation
 from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import DataError
 
-VERSION = 1  # of the cached files; raise when the same parquet file gives other content
+VERSION = 1  # of the cached files; increase when the same parquet file gives other content
 _BATCH = 1024  # rows read at a time
 
 
@@ -36,23 +37,23 @@ class Shard:
   path: pathlib.Path
   digest: str  # of its content
   first: int  # number of its first row within the table
-  rows: int  # how many it has
+  rows: int  # number of rows
 
 
 class Table(Sequence):
-  """The conversations of some parquet files, in the order of files and rows; nothing is parsed
-  before it is asked for.
+  """The conversations of some parquet files, in the order of files and rows.
 
-  Safe to use from several threads.
+  A row is parsed only on access. Safe to use from several threads.
 
   Args:
-    files: parquet files with a column `messages`; they may be empty. media_root: where media paths
-    lie. options: `require_media` makes a row without its media broken; `skip_bad_rows` is the
-    caller's business. folder: a cache, made if missing; None keeps the text in memory. What cannot
-    be written there is kept in memory.
+    files: parquet files with a column `messages`; they may be empty.
+    media_root: the folder that media paths are relative to.
+    options: `require_media` makes a row without its media broken; `skip_bad_rows` is not used here.
+    folder: a cache folder, created if missing; None keeps the text in memory. If the folder cannot
+      be written, the text is also kept in memory.
 
   Raises:
-    DataError: a file is missing, or no parquet file with that column.
+    DataError: a file is missing, or is not a parquet file with that column.
   """
 
   def __init__(
@@ -81,21 +82,25 @@ class Table(Sequence):
     return self._rows
 
   def locate(self, row: int) -> tuple[int, int]:
-    """(number of the shard, row within it)."""
+    """Returns (number of the shard, row within it). Raises IndexError outside the table."""
     if not 0 <= row < self._rows:
       raise IndexError(f'row {row} of a table of {self._rows} rows')
-    # the last that begins there: empty ones before it are passed over
+    # the last shard that starts at or before the row; this skips empty shards
     shard = bisect.bisect_right(self._firsts, row) - 1
     return shard, row - self._firsts[shard]
 
   def name(self, row: int) -> str:
-    """'file.parquet:row' of a row, whether it can be read or not."""
+    """Returns 'file.parquet:row' of a row, even if the row is not readable."""
     shard, inner = self.locate(row)
     return f'{self.shards[shard].path.name}:{inner}'
 
   def __getitem__(self, row: int) -> Conversation:
-    """One row. Raises fields.Broken, or DataError for a media path that cannot be one; IndexError
-    beyond the end.
+    """Returns one row.
+
+    Raises:
+      fields.Broken: the row breaks the schema.
+      DataError: a media path is not valid.
+      IndexError: the row is outside the table.
     """
     shard, inner = self.locate(row)
     starts = self._starts[shard]
@@ -107,7 +112,7 @@ class Table(Sequence):
 
   @property
   def identity(self) -> tuple[tuple[str, str], ...]:
-    """(file name, digest of its content) of every shard."""
+    """Returns (file name, digest of its content) of every shard."""
     return tuple((shard.path.name, shard.digest) for shard in self.shards)
 
 
@@ -128,21 +133,22 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def _column(file: pathlib.Path, digest: str, folder: pathlib.Path | None) -> pa.ChunkedArray:
-  """The column `messages`: mapped from the cache, which is filled first where it can be, else read
-  into memory.
+  """Returns the column `messages`, mapped from the cache, else read into memory.
+
+  Fills the cache first if the file is not cached.
   """
   if folder is None:
     return _read(file)
   target = folder / 'rows' / f'{digest}-{VERSION}.arrow'
   try:
     try:
-      return _mapped(target)
+      return _map_column(target)
     except (FileNotFoundError, pa.ArrowInvalid):  # not there yet, or damaged
       _write(file, target)
-      return _mapped(target)
+      return _map_column(target)
   except (OSError, pa.ArrowInvalid) as error:
     logging.getLogger(__name__).warning(
-      '%s: cannot be used as a cache (%s); rows are kept in memory, wanted room for them: free '
+      '%s: cannot be used as a cache (%s); rows are kept in memory, wanted space for them: free '
       'some space or set data.cache_folder elsewhere',
       target,
       error,
@@ -150,7 +156,7 @@ def _column(file: pathlib.Path, digest: str, folder: pathlib.Path | None) -> pa.
     return _read(file)
 
 
-def _mapped(target: pathlib.Path) -> pa.ChunkedArray:
+def _map_column(target: pathlib.Path) -> pa.ChunkedArray:
   with pa.memory_map(str(target)) as source:
     return pa.ipc.open_file(source).read_all().column(conversations.COLUMN)
 
@@ -161,8 +167,10 @@ def _read(file: pathlib.Path) -> pa.ChunkedArray:
 
 
 def _write(file: pathlib.Path, target: pathlib.Path) -> None:
-  """Fills the cache, a batch of rows at a time. Raises OSError when the folder cannot be
-  written.
+  """Writes a file's column to the cache, one batch of rows at a time.
+
+  Raises:
+    OSError: the folder cannot be written.
   """
   schema, batches = _batches(file)
   record = json.dumps(provenance.record('data.table', VERSION, [file], {}))
@@ -175,11 +183,11 @@ def _write(file: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _batches(file: pathlib.Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-  """(schema of the one column, its batches). Raises DataError."""
+  """Returns (schema with the one column, its batches). Raises DataError."""
   try:
     parquet = pq.ParquetFile(file)
   except (pa.ArrowException, OSError) as error:
-    raise _unreadable(file, error) from error
+    raise _parquet_error(file, error) from error
   names = parquet.schema_arrow.names
   if conversations.COLUMN not in names:
     parquet.close()
@@ -201,7 +209,7 @@ def _iterate(
       try:
         batch = next(batches, None)
       except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
+        raise _parquet_error(file, error) from error
       if batch is None:
         return
       column = batch.column(0)
@@ -211,5 +219,5 @@ def _iterate(
       )
 
 
-def _unreadable(file: pathlib.Path, error: Exception) -> DataError:
+def _parquet_error(file: pathlib.Path, error: Exception) -> DataError:
   return DataError(f'{file}: not a readable parquet file ({error}); write or fetch it again')

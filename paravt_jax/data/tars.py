@@ -23,7 +23,7 @@ from paravt_jax.data.archive_members import (
   Archive,
   Listing,
   Member,
-  damaged,
+  damage_error,
   guarded,
   is_left_behind,
   refused,
@@ -138,7 +138,7 @@ def entries(
         yield number, info, _content(path, kind, tar, info) if content else None
     except _Broken as error:
       at = tar.offset if tar else 0
-      raise damaged(
+      raise damage_error(
         path,
         kind,
         f'{error}; at byte {at}'
@@ -146,9 +146,9 @@ def entries(
         else f'no end mark: it is cut, or the header at byte {at} is broken',
       ) from error
     if strict.zeros < 2:
-      raise damaged(path, kind, 'no end mark of two blocks of zeros: it is cut')
+      raise damage_error(path, kind, 'no end mark of two blocks of zeros: it is cut')
     if number < 0 and strict.zeros * _BLOCK > _RECORD:
-      raise damaged(path, kind, 'nothing but zeros')
+      raise damage_error(path, kind, 'nothing but zeros')
     while archive.is_stream and plain.read(CHUNK):
       pass  # the packing's own checksum stands at its end
 
@@ -159,9 +159,9 @@ def _refuse_gaps(archive: Archive, info: tarfile.TarInfo, zeros: int) -> None:
   """
   is_plain = not archive.is_stream and info.isreg() and not info.issparse()
   if info.size < 0 or (is_plain and info.offset_data + info.size > archive.bytes):
-    raise damaged(archive.path, archive.kind, f'member {info.name!r} ends after the file')
+    raise damage_error(archive.path, archive.kind, f'member {info.name!r} ends after the file')
   if zeros and not _is_joint(zeros, info.offset):
-    raise damaged(
+    raise damage_error(
       archive.path,
       archive.kind,
       f'{zeros * _BLOCK} bytes of zeros before byte {info.offset}, which is how a download with '

@@ -159,7 +159,7 @@ def _unpack(
 
 
 def _list(run: '_Run', parts: tuple[pathlib.Path, ...], journal: Journal) -> Archive:
-  known = journal.remembered(parts)
+  known = journal.read_listing(parts)
   if known:
     return known
   if archives_module.kind_of(parts[0]) not in PLAIN:

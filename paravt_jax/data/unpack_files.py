@@ -45,7 +45,7 @@ def bring(
   try:
     for member, pieces in _contents(root, archive, members, done):
       try:
-        done.files[member.name] = _one(root, archive, member, pieces, advance, done.counts)
+        done.files[member.name] = _bring_member(root, archive, member, pieces, advance, done.counts)
       except DataError as error:
         done.faults.append(str(error))
   except DataError as error:  # a packed tar that breaks half-way
@@ -82,13 +82,13 @@ def _contents(
       first, *links = wanted.pop(number)
       yield first, functools.partial(iter, content)
       for link in links:  # the stream has passed: what was written is read
-        yield link, functools.partial(_written, root, archive, first, link, done)
+        yield link, functools.partial(_write_pieces, root, archive, first, link, done)
     if not wanted:
       return
-  raise archives.damaged(archive.path, archive.kind, 'it changed while it was read')
+  raise archives.damage_error(archive.path, archive.kind, 'it changed while it was read')
 
 
-def _written(
+def _write_pieces(
   root: str, archive: Archive, first: Member, link: Member, done: Brought
 ) -> Iterator[bytes]:
   """The bytes of a hard link, from the file that was brought before it."""
@@ -102,7 +102,7 @@ def _written(
       yield piece
 
 
-def _one(
+def _bring_member(
   root: str,
   archive: Archive,
   member: Member,
@@ -125,7 +125,7 @@ def _one(
   with files.replacing(target, sync=False, part=pathlib.Path(part)) as out:
     got, size = _copy(pieces(), out, advance)
     if size != member.size or member.crc not in (None, got):
-      raise archives.damaged(
+      raise archives.damage_error(
         archive.path,
         archive.kind,
         f'member {member.name!r}: {size} bytes with checksum {got:08x}, declared as '

@@ -88,7 +88,7 @@ class Journal:
         if self.known is None:
           return
 
-  def remembered(self, parts: Sequence[pathlib.Path]) -> archives.Archive | None:
+  def read_listing(self, parts: Sequence[pathlib.Path]) -> archives.Archive | None:
     """A tar's list of members, if its files still have the sizes and times that they had; None
     else.
     """

@@ -44,7 +44,7 @@ class Plan:
         self.kept += 1
         continue
       self.targets[member.name] = (archive, member)
-      if file := self._trusted(archive, member, journal):
+      if file := self._journal_file(archive, member, journal):
         trusted[member.name] = file
       else:
         fresh.append(member)
@@ -103,7 +103,7 @@ class Plan:
         'name: drop one of them'
       )
 
-  def _trusted(self, archive: Archive, member: Member, journal: Journal) -> File | None:
+  def _journal_file(self, archive: Archive, member: Member, journal: Journal) -> File | None:
     """What the journal says of a member's file, if the file is just as it was and the member too;
     None else.
     """

@@ -101,7 +101,7 @@ def serve():
       root, archive, members = pickle.load(sys.stdin.buffer)
     except EOFError:
       return
-    advanced = _Advanced(ended)
+    advanced = _ProgressSender(ended)
     try:
       result = bring(root, archive, members, advanced)
       _send(advanced.rest)
@@ -110,7 +110,7 @@ def serve():
       return
 
 
-class _Advanced:
+class _ProgressSender:
   """Reports progress, but not for every small file; ends the process when it was told to."""
 
   def __init__(self, ended: threading.Event):

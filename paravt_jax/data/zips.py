@@ -25,7 +25,7 @@ from paravt_jax.data.archive_members import (
   Fault,
   Listing,
   Member,
-  damaged,
+  damage_error,
   guarded,
   is_left_behind,
   refused,
@@ -69,7 +69,7 @@ def listing(archive: Archive) -> Listing:
       continue
     problem = _problem(info, name)
     if not problem and not 0 <= info.header_offset <= size - _HEADER.size - info.compress_size:
-      raise damaged(path, 'zip', f'member {name!r} ends after the file')
+      raise damage_error(path, 'zip', f'member {name!r} ends after the file')
     if not problem and info.header_offset < end:
       problem = 'bytes that another member holds too (a bomb)'
     end = info.header_offset + _HEADER.size + info.compress_size
@@ -169,17 +169,19 @@ def place_of(file: Joined, archive: Archive, member: Member) -> int:
   ):
     header += more  # it stands across two parts
   if len(header) < _HEADER.size or not header.startswith(b'PK\3\4'):
-    raise damaged(archive.path, 'zip', f'member {member.name!r}: no header at byte {member.place}')
+    raise damage_error(
+      archive.path, 'zip', f'member {member.name!r}: no header at byte {member.place}'
+    )
   _, name, extra = _HEADER.unpack(header)
   return member.place + _HEADER.size + name + extra
 
 
-def unpacked(method: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def unpack_pieces(method: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
   """Packed pieces as they were; never more than CHUNK at a time, whatever a piece blows up to."""
   return pieces if method == STORED else _STREAMS[method](pieces)
 
 
-def _inflated(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
   stream = zlib.decompressobj(-zlib.MAX_WBITS)
   for piece in pieces:
     while piece:
@@ -190,7 +192,7 @@ def _inflated(pieces: Iterator[bytes]) -> Iterator[bytes]:
     raise EOFError('its stream does not end')
 
 
-def _fed(stream: Any, pieces: Iterator[bytes], ends: bool) -> Iterator[bytes]:
+def _decompress(stream: Any, pieces: Iterator[bytes], ends: bool) -> Iterator[bytes]:
   """What a decompressor of bz2 or lzma gives. ends: whether such a stream says where it ends."""
   for piece in pieces:
     yield stream.decompress(piece, CHUNK)
@@ -222,10 +224,10 @@ def _lzma(pieces: Iterator[bytes]) -> Iterator[bytes]:
     'pb': number // 45,
   }
   stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[about])
-  yield from _fed(stream, _chained(start[9:], pieces), ends=False)
+  yield from _decompress(stream, _prepend(start[9:], pieces), ends=False)
 
 
-def _chained(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _prepend(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
   if first:
     yield first
   yield from pieces
@@ -264,10 +266,10 @@ class _Pieces(io.RawIOBase):
 
 
 _STREAMS: dict[int, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
-  DEFLATED: _inflated,
-  BZIP2: lambda pieces: _fed(bz2.BZ2Decompressor(), pieces, ends=True),
+  DEFLATED: _inflate,
+  BZIP2: lambda pieces: _decompress(bz2.BZ2Decompressor(), pieces, ends=True),
   LZMA: _lzma,
-  XZ: lambda pieces: _fed(
+  XZ: lambda pieces: _decompress(
     lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY), pieces, ends=True
   ),
   ZSTD: _zstd,

@@ -248,7 +248,7 @@ def unread(folder: pathlib.Path) -> list[str]:
   """A line for each file below a folder that looks like an archive and is not read."""
   there = list(_walk(folder))
   groups, disks = archive_parts.groups(there), archive_parts.over_disks(there)
-  return list(archive_unread.found(there, groups, disks).values())
+  return list(archive_unread.find_unread(there, groups, disks).values())
 
 
 def members(parts: Sequence[pathlib.Path]) -> list[str] | None:

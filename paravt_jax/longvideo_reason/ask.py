@@ -65,7 +65,7 @@ async def rewrite(
   text = fill(
     options.prompt,
     question=question.question,
-    options=listed(question.options),
+    options=format_options(question.options),
     answer=question.answer,
     reasons=reasons(question),
   )
@@ -111,7 +111,7 @@ def read_rewrite(reply: str, question: Question, min_chars: int) -> str | Reject
   return text
 
 
-def listed(options: Sequence[str]) -> str:
+def format_options(options: Sequence[str]) -> str:
   """'A. red' and so on, a line each."""
   return '\n'.join(f'{letter}. {option}' for letter, option in zip(parse.LETTERS, options))
 

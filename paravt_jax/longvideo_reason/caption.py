@@ -91,7 +91,7 @@ def read(reply: str, min_chars: int) -> str | Rejected:
   )
 
 
-def merged(name: str, captions: Sequence[Caption]) -> dict[str, Any]:
+def merge_captions(name: str, captions: Sequence[Caption]) -> dict[str, Any]:
   """{id, captions: [{start_time, end_time, caption}]} of a video, sorted by time."""
   ordered = sorted(captions, key=lambda caption: (caption.start, caption.end))
   return {

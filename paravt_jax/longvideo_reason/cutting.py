@@ -228,14 +228,14 @@ def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
       copied = (
         begin is not None
         and (last or stop is not None)
-        and _copied(path, (begin, stop), end - start, partial)
+        and _try_copy(path, (begin, stop), end - start, partial)
       )
       if not copied:
         encode(reader, (start, end), partial, options)
     yield Clip(round(start, 6), round(end, 6), target.name, copied)
 
 
-def _copied(path: str, ends: tuple[int, int | None], length: float, target: pathlib.Path) -> bool:
+def _try_copy(path: str, ends: tuple[int, int | None], length: float, target: pathlib.Path) -> bool:
   """Whether copying worked, and the copy is as long as it should be when it is read again."""
   try:
     count = copy(path, *ends, target)

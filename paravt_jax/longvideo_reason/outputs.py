@@ -67,7 +67,7 @@ def record(
     'tool': TOOL,
     'version': rows.VERSION,
     'options': {
-      step: _distinct(each for some in of_videos for each in some)
+      step: _drop_duplicates(each for some in of_videos for each in some)
       for step, of_videos in settings.items()
     },
     'inputs': list(inputs),
@@ -119,6 +119,6 @@ def _true_records(path: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _drop_duplicates(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
   """Each of these once, in an order of their own."""
   return [json.loads(text) for text in sorted({json.dumps(each, sort_keys=True) for each in found})]

@@ -222,7 +222,7 @@ class Pipeline:
   async def _caption(
     self, log: journal.Journal, client: server.Server | None, pool: DecodePool | None
   ) -> None:
-    made = _made(self.options.caption, client)
+    made = _settings_record(self.options.caption, client)
     jobs: dict[str, list[_Job]] = {}
     for name, found in self._splits.items():
       for number, clip in enumerate(found.clips):
@@ -257,7 +257,7 @@ class Pipeline:
       ]
       missing = len(outcomes) - len(said)
       if None in outcomes:
-        self._waiting('merge')
+        self._count_waiting('merge')
       elif not said or missing > self.options.ask.max_missing * len(outcomes):
         self._rejected['merge'].append(
           (name, Rejected('few_captions', f'{missing} of {len(outcomes)} clips have none'))
@@ -269,7 +269,7 @@ class Pipeline:
     self, client: server.Server | None, pool: DecodePool | None, path: str, item: str
   ) -> str | Rejected | Failed:
     seed = self._seed('caption', item)
-    return await caption.caption(_needed(client), _needed(pool), path, self.options.caption, seed)
+    return await caption.caption(_require(client), _require(pool), path, self.options.caption, seed)
 
   def _merge(self) -> None:
     if 'merge' not in self.tallies:
@@ -278,7 +278,7 @@ class Pipeline:
     tally.items, tally.done = len(self._splits), len(self._captions)
     tally.rejected.update(rejected.reason for _, rejected in self._rejected['merge'])
     names = sorted(self._captions)
-    merged = [caption.merged(name, self._captions[name]) for name in names]
+    merged = [caption.merge_captions(name, self._captions[name]) for name in names]
     self._write(
       {'captions.json': (journal.json_bytes(merged), self._record(names, ('split', 'caption')))}
     )
@@ -289,8 +289,8 @@ class Pipeline:
     for name, said in self._captions.items():
       made_from = {
         'version': ask.VERSION,
-        'captions': _digest(caption.merged(name, said)),
-        **_made(options, client),
+        'captions': _digest(caption.merge_captions(name, said)),
+        **_settings_record(options, client),
       }
       work = functools.partial(self._ask_one, client, name, said)
       jobs.append(_Job(name, made_from, work))
@@ -307,7 +307,7 @@ class Pipeline:
     self, client: server.Server | None, name: str, said: Sequence[Caption]
   ) -> str | Rejected | Failed:
     duration, seed = self._splits[name].duration, self._seed('ask', name)
-    return await ask.ask(_needed(client), said, duration, self.options.ask, seed)
+    return await ask.ask(_require(client), said, duration, self.options.ask, seed)
 
   def _parse(self, replies: dict[str, str]) -> dict[str, Question]:
     outcomes = {
@@ -337,7 +337,7 @@ class Pipeline:
       made_from = {
         'version': ask.VERSION,
         'question': _digest(to_json(question)),
-        **_made(options, client),
+        **_settings_record(options, client),
       }
       work = functools.partial(self._rewrite_one, client, name, question)
       jobs.append(_Job(name, made_from, work))
@@ -357,7 +357,7 @@ class Pipeline:
     self, client: server.Server | None, name: str, question: Question
   ) -> str | Rejected | Failed:
     seed = self._seed('rewrite', name)
-    return await ask.rewrite(_needed(client), question, self.options.rewrite, seed)
+    return await ask.rewrite(_require(client), question, self.options.rewrite, seed)
 
   # What steps share
 
@@ -416,7 +416,7 @@ class Pipeline:
   def _seed(self, step: str, item: str) -> int:
     return seeds.at(self.options.seed, step, item) % 2**31
 
-  def _waiting(self, step: str) -> None:
+  def _count_waiting(self, step: str) -> None:
     if step in self.tallies:
       self.tallies[step].waiting += 1
 
@@ -445,7 +445,7 @@ def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
   return [{name: value for name, value in entry['made_from'].items() if name not in _INPUTS}]
 
 
-def _needed(part: Part | None) -> Part:
+def _require(part: Part | None) -> Part:
   """A server or a pool that a step needs which runs."""
   if part is None:
     raise ValueError('this step was given no server or pool; wanted one in `Servers`')
@@ -463,7 +463,7 @@ async def _together(lanes: Sequence[Awaitable[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _made(options: Any, client: server.Server | None) -> dict[str, Any]:
+def _settings_record(options: Any, client: server.Server | None) -> dict[str, Any]:
   """A model and options as a journal line names them; a prompt by its digest."""
   values = dataclasses.asdict(options)
   return {

@@ -114,7 +114,7 @@ def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
 
 def problem(question: Question) -> str:
   """The question with its options, a line each."""
-  return f'{question.question}\n{ask.listed(question.options)}'
+  return f'{question.question}\n{ask.format_options(question.options)}'
 
 
 def rounds(result: Result, options: TraceOptions) -> list[tuple[Caption, ...]]:

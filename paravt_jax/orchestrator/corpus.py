@@ -108,10 +108,10 @@ def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Ques
   """
   data, counts, listed = recipe.data, collections.Counter(), []
   options = fields.RowOptions(skip_bad_rows=data.skip_bad_rows, require_media=True)
-  wanted = rows.Wanted(data.question_types, data.sources, data.max_rows, data.max_bad_share)
+  wanted = rows.RowFilter(data.question_types, data.sources, data.max_rows, data.max_bad_share)
   every = dataclasses.replace(rows.EVERY, max_bad_share=data.max_bad_share)
 
-  def read(files: Sequence[pathlib.Path], which: rows.Wanted) -> list[Task]:
+  def read(files: Sequence[pathlib.Path], which: rows.RowFilter) -> list[Task]:
     if not files:
       return []
     root = corpus.media_root

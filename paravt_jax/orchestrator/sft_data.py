@@ -41,7 +41,7 @@ def sources(recipe: SFTRecipe) -> list[batches.Source]:
       f'sources: no data is named {", ".join(unknown)} (there is {", ".join(tables)}); left out',
       file=sys.stderr,
     )
-  found = manifest.weighted(entries, chosen, {name: len(rows) for name, rows in tables.items()})
+  found = manifest.with_weights(entries, chosen, {name: len(rows) for name, rows in tables.items()})
   return [
     batches.Source(
       entry.name, tables[entry.name], weight, entry.first, entry.last, tables[entry.name].identity

@@ -1,6 +1,7 @@
-"""What the answer of a turn is. How right it is: `letters` (multiple choice), `windows` (temporal
-grounding), `words` (open-ended), whose functions are offered here too. Pure, and never an
-exception.
+"""Extracts the answer of a turn.
+
+This module also exports the functions that score answers, from `letters` (multiple choice),
+`windows` (temporal grounding) and `words` (open-ended). All are pure and raise no exception.
 """
 
 import re
@@ -28,11 +29,11 @@ _RESPONSE = re.compile(r'<tool_response>.*?(?:</tool_response>|\Z)', re.DOTALL)
 
 
 def extract_answer(text: str) -> str:
-  """The answer in one turn's text, stripped.
+  """Returns the answer in one turn's text, stripped.
 
-  The last `<answer>` block after the last `</think>` (an unclosed one runs to the end); without
-  one, what follows the last `</think>` minus tool blocks and special tokens; without a `</think>`
-  either, ''.
+  It is the last `<answer>` block after the last `</think>`; an unclosed block extends to the end.
+  Without a block it is the text after the last `</think>`, without tool blocks and special tokens.
+  Without an `<answer>` and a `</think>` it is ''.
   """
   tail = text[tags.after_think(text) :]
   _, opened, rest = tail.rpartition(tags.ANSWER_OPEN)
@@ -45,5 +46,5 @@ def extract_answer(text: str) -> str:
 
 
 def strip_markup(text: str) -> str:
-  """What a text says in words: without tool blocks, tool responses and special tokens, stripped."""
+  """Removes tool blocks, tool responses and special tokens; returns the stripped text."""
   return _CONTROL.sub('', _RESPONSE.sub('', toolcalls.without_blocks(text))).strip()

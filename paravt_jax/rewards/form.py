@@ -1,9 +1,8 @@
-"""Rewards for structure: R_base, R_anchor and R_fmt of spec section 4, and the compliance that no
-weight changes.
+"""Format rewards R_base, R_anchor and R_fmt, and format compliance, which uses no weights.
 
-Texts are turns with the pinned prefix included. Positive terms hold when any turn earns them, and a
-flow such as think -> answer may span turns; the penalty and the balance look at every turn. Only
-well-formed calls count. A place is (turn, index in its text).
+A turn's text includes the pinned prefix. A positive term is earned when any turn earns it, and a
+sequence such as think -> answer may span turns. The penalty and the tag balance consider every
+turn. Only well-formed calls count. A place is (turn, index in its text).
 """
 
 import dataclasses
@@ -19,19 +18,19 @@ Place = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """What the turns of an episode hold."""
+  """The structural elements in the turns of an episode."""
 
   thoughts: tuple[Place, ...]  # starts of substantive thinks
-  closed: tuple[Place, ...]  # ends of those that are closed
-  open_think: bool  # some think is opened and never closed
+  closed: tuple[Place, ...]  # ends of the substantive thinks that are closed
+  open_think: bool  # at least one think is not closed
   answered: bool  # an <answer> with non-blank text, closed or not
   answers: tuple[Place, ...]  # starts of closed, non-blank answers
-  calls: tuple[Place, ...]  # well-formed calls, those of forced turns left out
+  calls: tuple[Place, ...]  # well-formed calls, except in forced turns
   balanced: bool  # tags balance, and every tool block is a well-formed call
 
 
 def read(turns: Sequence[Turn]) -> Form:
-  """The form of an episode's turns."""
+  """Returns the form of an episode's turns."""
   thinks = [(turn, think) for turn, text in _texts(turns) for think in tags.thinks(text)]
   solid = [(turn, think) for turn, think in thinks if len(think.body.strip()) >= SUBSTANTIVE]
   answers = [
@@ -61,8 +60,10 @@ def read(turns: Sequence[Turn]) -> Form:
 
 
 def anchor(form: Form, *, unclosed_penalty: float) -> float:
-  """R_anchor: .4 a substantive think is closed, .3 and a closed non-blank answer follows it, less
-  `unclosed_penalty` (the method's is .3) when some think is never closed.
+  """Returns R_anchor.
+
+  It is .4 if a substantive think is closed, plus .3 if a closed non-blank answer follows it, minus
+  `unclosed_penalty` (.3 in the method) if any think is not closed.
   """
   return (
     0.4 * bool(form.closed)
@@ -72,8 +73,10 @@ def anchor(form: Form, *, unclosed_penalty: float) -> float:
 
 
 def base(form: Form, *, answer_suffix: bool) -> float:
-  """R_base: a substantive think, an answer that holds text, its closing; a think before a call; and
-  tags that balance.
+  """Returns R_base.
+
+  It rewards a substantive think, a non-blank answer, a closed answer, a think before a call, and
+  balanced tags.
   """
   think, answer, closing = (0.2, 0.3, 0.2) if answer_suffix else (0.3, 0.2, 0.1)
   earned = think * bool(form.thoughts) + answer * form.answered + closing * bool(form.answers)
@@ -84,7 +87,7 @@ def base(form: Form, *, answer_suffix: bool) -> float:
 def form_reward(
   form: Form, *, answer_suffix: bool, anchor_weight: float, unclosed_penalty: float
 ) -> float:
-  """R_fmt = min(1, R_base + anchor_weight * R_anchor); may be negative."""
+  """Returns R_fmt = min(1, R_base + anchor_weight * R_anchor); may be negative."""
   return min(
     1.0,
     base(form, answer_suffix=answer_suffix)
@@ -93,14 +96,15 @@ def form_reward(
 
 
 def compliant(episode: Episode) -> bool:
-  """Whether every turn is `<think>...</think>`, then well-formed calls or one non-blank answer, no
-  more. No turn: False.
+  """Returns whether every turn is a closed think followed by calls or by one answer only.
+
+  The calls must be well-formed and the answer non-blank. An episode without turns gives False.
   """
   return bool(episode.turns) and all(turn_compliant(turn.text) for turn in episode.turns)
 
 
 def turn_compliant(text: str) -> bool:
-  """`compliant` for the text of one turn, pinned prefix included."""
+  """Returns `compliant` for the text of one turn, pinned prefix included."""
   thinks = tags.thinks(text)
   if len(thinks) != 1 or not thinks[0].closed or text[: thinks[0].start].strip():
     return False
@@ -126,5 +130,5 @@ def _texts(turns: Sequence[Turn]) -> list[tuple[int, str]]:
 
 
 def _precedes(earlier: Sequence[Place], later: Sequence[Place]) -> bool:
-  """Whether some place of the first list stands before (or at) one of the second."""
+  """Returns whether any place in `earlier` is before or at any place in `later`."""
   return bool(earlier) and bool(later) and min(earlier) <= max(later)

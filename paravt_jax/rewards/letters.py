@@ -1,9 +1,10 @@
-"""Which letter of a multiple-choice question a text chooses. Pure, and never an exception.
+"""Finds the letter that a text chooses in a multiple-choice question.
 
-Four kinds of evidence are looked for in turn, and the first that is present decides: an answer
-statement ("the answer is B", "B is correct"; the last one wins), a letter that leads the text or
-its last line ("B. The man"), mentions of options ("option B"), bare letters. A letter that a text
-sets aside ("not A", "option A is wrong") counts in none of them.
+The functions are pure and raise no exception. They look for four kinds of evidence in order, and
+the first kind that is present decides: an answer statement ("the answer is B", "B is correct"; the
+last one wins), a letter that leads the text or its last line ("B. The man"), mentions of options
+("option B"), standalone letters. A letter that a text rejects ("not A", "option A is wrong") never
+counts.
 """
 
 import re
@@ -35,8 +36,8 @@ _ITEM = rf'[(\["\']{{0,2}}{_LETTER}[)\]"\']{{0,2}}'
 _COMMAS = rf'(?>{_ITEM}(?:\s?(?:,(?:\s?(?:and|or)\b)?|/|&|\band\b|\bor\b)\s?(?:{_OPTIONS}\s)?{_ITEM}){{0,9}})'
 _OR = rf'{_ITEM}(?:(?:\s?,\s?{_ITEM}){{0,9}}\s?(?:,\s?)?(?:\bor\b|\bnor\b|\band\b|/|&)\s?(?:{_OPTIONS}\s)?{_ITEM})?'
 
-# Set aside: by the words before a letter, by the name of a group of options, or by what is said of
-# it behind it.
+# Rejected letters: by the words before the letter, by the name of a group of options ("the
+# others"), or by the words after the letter.
 _NOT = (
   r'(?:\b(?:not|nor|neither|never|over|(?<!other '
   r')than|instead\s+of|as\s+opposed\s+to|unlike(?:ly\s+to)?|except(?:\s+for)?|excluding|'
@@ -79,7 +80,7 @@ _SET_ASIDE = (
   re.compile(rf'{_ITEM}{_DENIED}', re.IGNORECASE | re.VERBOSE),
 )
 
-# Statements. Between one and its letter stand at most a few signs and words such as "option".
+# Answer statements. Only a few signs and words such as "option" may separate one from its letter.
 _IS = r'(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)(?![^\W_])'
 _SUBJECT = (
   r"(?:\b(?:I|we|one|let\s+us|so|thus|therefore)|\b(?:I|we)['’](?:d|ll|m|ve|re)|\blet['’]s)"
@@ -111,8 +112,9 @@ _MENTION = re.compile(rf'\b(?i:options?|choices?|letters?)(?:\s|[:(\["\']){{1,3}
 
 
 def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
-  """1.0 when the letter that `prediction` chooses is `gold` and one of the first `num_options`
-  letters of A..J, else 0.0.
+  """Returns 1.0 if `prediction` chooses the letter `gold`, else 0.0.
+
+  The letter must also be one of the first `num_options` letters of A..J.
   """
   chosen = chosen_letter(prediction)
   right = gold.strip(' \n()[].:').upper()
@@ -120,62 +122,74 @@ def choice_accuracy(prediction: str, gold: str, num_options: int) -> float:
 
 
 def chosen_letter(text: str) -> str | None:
-  """The letter A..J that a text chooses, upper case; None when it names none, or several without
-  deciding.
+  """Returns the letter A..J that a text chooses, upper case.
+
+  Returns None when the text names no letter, or several without a decision.
 
   Upper-case letters count as whole words (A and I not before a lower-case word), lower-case ones
   only as the whole text, bracketed, or first before `.`, `)` or `:`. Markdown emphasis is ignored.
   """
   text = _SPACES.sub(lambda run: '\n' if '\n' in run[0] else ' ', _EMPHASIS.sub('', text))
-  text = _without_set_aside(text)
-  for decide in (_stated, _leading, _mentioned, _standalone_letters):
+  text = _mask_rejected(text)
+  for decide in (_stated_letters, _leading_letters, _option_letters, _standalone_letters):
     letters = decide(text)
     if letters:
       return letters.pop() if len(letters) == 1 else None
   return None
 
 
-def _without_set_aside(text: str) -> str:
-  """The text with a dot in place of every letter that it sets aside."""
+def _mask_rejected(text: str) -> str:
+  """Replaces every letter that the text rejects with a dot."""
   dots = lambda match: _UPPER.sub('·', match[0])
   for pattern in _SET_ASIDE:
     text = pattern.sub(dots, text)
   return text
 
 
-def _stated(text: str) -> set[str]:
-  """The letters of the last answer statement; empty without one."""
-  found = [named for statement in _STATEMENT.finditer(text) if (named := _named(text, statement))]
-  found += [(match.start('items'), _praised(match['items'])) for match in _CORRECT.finditer(text)]
+def _stated_letters(text: str) -> set[str]:
+  """Returns the letters of the last answer statement; empty without a statement."""
+  found = [
+    named
+    for statement in _STATEMENT.finditer(text)
+    if (named := _statement_letters(text, statement))
+  ]
+  found += [
+    (match.start('items'), _endorsed_letters(match['items'])) for match in _CORRECT.finditer(text)
+  ]
   return max(found, key=lambda one: one[0])[1] if found else set()
 
 
-def _praised(items: str) -> set[str]:
-  """The letters that one verb calls correct: of "Of A, B and C, B is" the last, of "A or B is" and
-  "A, B is" both.
+def _endorsed_letters(items: str) -> set[str]:
+  """Returns the letters that a phrase calls correct.
+
+  For "Of A, B and C, B is" it is the last letter; for "A or B is" and "A, B is" both letters.
   """
   letters, last = _UPPER.findall(items), items.rpartition(',')[2]
   listed = len(letters) > 2 and not re.search(r'\b(?:or|and)\b|[/&]', last)
   return {letters[-1]} if listed else set(letters)
 
 
-def _named(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
-  """(index, letters) that a statement names right after itself, None when it names none."""
+def _statement_letters(text: str, statement: re.Match[str]) -> tuple[int, set[str]] | None:
+  """Returns (index, letters) that directly follow a statement; None without a letter."""
   at = statement.end()
   upper = _NAMED.match(text, at)
   if upper and not _is_word(text, statement, upper):
-    return upper.start(1), {upper[1], *_joined(text, upper.end())}
+    return upper.start(1), {upper[1], *_iter_joined_letters(text, upper.end())}
   line = text[at : at + 200].partition('\n')[0]
   lead = len(line) - len(line.lstrip(' \t:"\''))
   lower = _WHOLE.fullmatch(line, lead) or _FIRST.match(line, lead) or _BRACKETED.match(line, lead)
   return (
-    (at + lower.start(1), {lower[1].upper(), *_joined(text, at + lower.end())}) if lower else None
+    (at + lower.start(1), {lower[1].upper(), *_iter_joined_letters(text, at + lower.end())})
+    if lower
+    else None
   )
 
 
 def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
-  """Whether A or I is a word: "Answer: A man walks" speaks of a man, "the answer is A because" of
-  option A; I is a pronoun.
+  """Returns whether A or I is an English word here, not an option.
+
+  "Answer: A man walks" has the article A; "the answer is A because" has option A. I may be the
+  pronoun.
   """
   noun = upper[1] == 'I' or (
     upper[1] == 'A' and not re.search(rf'\b{_IS}\s*:?\Z', statement[0], re.IGNORECASE)
@@ -183,9 +197,10 @@ def _is_word(text: str, statement: re.Match[str], upper: re.Match[str]) -> bool:
   return noun and _ARTICLE.match(text, upper.end()) is not None
 
 
-def _joined(text: str, end: int) -> Iterator[str]:
-  """The letter that is joined to the one that ends at `end`: "A or a dog" and "B, A man walks" join
-  nothing.
+def _iter_joined_letters(text: str, end: int) -> Iterator[str]:
+  """Yields the letter that is joined to the letter ending at `end`, as in "A or B".
+
+  "A or a dog" and "B, A man walks" have no joined letter.
   """
   joined = _JOINED.match(text, end)
   if not joined:
@@ -202,8 +217,8 @@ def _joined(text: str, end: int) -> Iterator[str]:
     yield letter.upper()
 
 
-def _leading(text: str) -> set[str]:
-  """The letters with which the text and its last line begin."""
+def _leading_letters(text: str) -> set[str]:
+  """Returns the letters at the start of the text and of its last line."""
   whole = text.strip()
   return {
     (match[1]).upper()
@@ -217,8 +232,8 @@ def _leading(text: str) -> set[str]:
   }
 
 
-def _mentioned(text: str) -> set[str]:
-  """The letters that are called options."""
+def _option_letters(text: str) -> set[str]:
+  """Returns the letters that the text calls options, as in "option B"."""
   return {
     letter[0]
     for match in _MENTION.finditer(text)
@@ -228,7 +243,7 @@ def _mentioned(text: str) -> set[str]:
 
 
 def _standalone_letters(text: str) -> set[str]:
-  """Every letter that stands alone."""
+  """Returns every standalone letter."""
   upper = {
     match[0]
     for match in _UPPER.finditer(text)

@@ -1,7 +1,7 @@
-"""R_tool of spec section 4. That a tool ran is read from results; that a call parses, from texts;
-forced turns earn nothing.
+"""The tool reward R_tool.
 
-Calls that are not well-formed run, and earn nothing either.
+Whether a tool ran is read from the results, and whether a call parses is read from the turn texts.
+Forced turns earn nothing. Calls that are not well-formed run, but earn nothing.
 """
 
 from paravt_jax.chat import toolcalls
@@ -9,7 +9,7 @@ from paravt_jax.types import Episode, ResultStatus
 
 
 def parseable(episode: Episode) -> bool:
-  """Whether a turn that is not forced holds a well-formed call, of a known tool or not."""
+  """Returns whether an unforced turn has a well-formed call, to a known or an unknown tool."""
   return any(
     toolcalls.is_well_formed(item)
     for turn in episode.turns
@@ -19,9 +19,7 @@ def parseable(episode: Episode) -> bool:
 
 
 def executed(episode: Episode) -> bool:
-  """Whether the sub-agent of at least one well-formed call answered, in a turn that is not
-  forced.
-  """
+  """Returns whether a sub-agent answered a well-formed call of an unforced turn."""
   return any(
     result.status is ResultStatus.EXECUTED and toolcalls.is_well_formed(result.call)
     for turn in episode.turns
@@ -31,13 +29,14 @@ def executed(episode: Episode) -> bool:
 
 
 def tool_reward(episode: Episode, accuracy: float, *, threshold: float, bonus: str) -> float:
-  """.1 for a parseable call, .3 instead for an executed one; +.5 when accuracy > threshold and the
-  bonus' condition holds.
+  """Returns R_tool: .1 for a parseable call, or .3 for an executed call, plus the bonus.
+
+  The bonus is .5 if accuracy > threshold and the bonus condition holds.
 
   Args:
     episode: the finished rollout.
-    accuracy: its R_acc.
-    threshold: what accuracy must exceed.
+    accuracy: R_acc of the episode.
+    threshold: the accuracy that the bonus requires, exclusive.
     bonus: 'call' (a parseable call is enough) or 'executed'.
   """
   ran = executed(episode)

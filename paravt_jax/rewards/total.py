@@ -30,7 +30,7 @@ class RewardOptions(Options):
 
   @classmethod
   def published(cls) -> 'RewardOptions':
-    """The numbers of the paper; the penalty and the bonus as the specification mends them."""
+    """The numbers of the paper; with the corrected penalty and bonus."""
     return cls(
       format_weight=1.0,
       anchor_weight=0.5,
@@ -49,11 +49,12 @@ PARTS = ('accuracy', 'format', 'base', 'anchor', 'tool', 'total', 'compliant')
 
 
 def options(weights: RewardOptions | Mapping[str, Any]) -> RewardOptions:
-  """RewardOptions from themselves or from a mapping (a ConfigDict too) whose missing keys take the
-  published value.
+  """Returns RewardOptions from RewardOptions or from a mapping (such as a ConfigDict).
+
+  Missing keys of the mapping take the published value.
 
   Raises:
-    ConfigError: a key or a value that does not exist.
+    ConfigError: a key does not exist, or a value is not allowed.
   """
   if isinstance(weights, RewardOptions):
     return weights
@@ -70,16 +71,17 @@ def options(weights: RewardOptions | Mapping[str, Any]) -> RewardOptions:
 def score(
   episode: Episode, weights: RewardOptions | Mapping[str, Any], *, judged: float | None = None
 ) -> tuple[float, dict[str, float]]:
-  """The reward of a finished episode.
+  """Computes the reward of a finished episode.
 
   Args:
-    episode: the rollout; its answer is that of its last turn. weights: the knobs (see `options`).
-    judged: R_acc from an LLM judge, needed (and only used) for open-ended tasks under
-    open_ended='judge'.
+    episode: the rollout; the answer is taken from its last turn.
+    weights: the knobs (see `options`).
+    judged: R_acc from an LLM judge; required and used only for open-ended tasks with
+      open_ended='judge'.
 
   Returns:
-    (total, parts): the terms by name, PARTS; `base` and `anchor` before the cap and their weight,
-    `compliant` 0 or 1.
+    (total, parts). `parts` has the terms named in PARTS; `base` and `anchor` are unweighted and
+    uncapped, `compliant` is 0 or 1.
 
   Raises:
     ConfigError: an open-ended task under 'judge' without `judged`.
@@ -109,8 +111,9 @@ def score(
 
 
 def accuracy(episode: Episode, knobs: RewardOptions, *, judged: float | None = None) -> float:
-  """R_acc, 0..1, of the last turn's answer, by question type; 0 without a turn. `judged` and errors
-  as in `score`.
+  """Returns R_acc, 0..1, of the last turn's answer, by question type; 0 without a turn.
+
+  `judged` and the errors are as in `score`.
   """
   task = episode.task
   said = answer.extract_answer(episode.turns[-1].text) if episode.turns else ''

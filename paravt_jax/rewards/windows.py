@@ -1,5 +1,6 @@
-"""Windows of time that a text names, and how well they meet a gold one. Pure, and never an
-exception.
+"""Reads time windows from a text and scores them against a gold window.
+
+The functions are pure and raise no exception.
 """
 
 import math
@@ -11,7 +12,7 @@ from paravt_jax.chat import toolcalls
 _NUMBER = r'[0-9]+(?:\.[0-9]+)?'
 # subtitles write 00:01:10,500
 _CLOCK = r'[0-9]+:[0-5][0-9](?::[0-5][0-9](?:,[0-9]{3}(?![0-9:]))?)?(?:\.[0-9]+)?'
-# a unit ends a word, but 1m10s goes on with a number; "sec." has a dot
+# a unit ends a word, except that a number may follow (1m10s); "sec." may have a dot
 _END = r'(?![^\W\d_])(?:\.(?=[\s,\])}]))?'
 _HOURS = rf'h(?:(?:ou)?rs?)?{_END}'
 _MINUTES = rf'm(?:in(?:ute)?s?)?{_END}'
@@ -50,10 +51,10 @@ _FACTORS = {'m': 60.0, 'h': 3600.0, 's': 1.0}
 
 
 def temporal_iou(prediction: str, gold: Any) -> float:
-  """Intersection over union, 0..1, of the window that `prediction` names and `gold` ('a,b', '[a,
-  b]' or two numbers, seconds).
+  """Returns the intersection over union, 0..1, of the window in `prediction` and `gold`.
 
-  Malformed, fewer than two times, or end <= start on either side: 0.0.
+  `gold` is 'a,b', '[a, b]' or two numbers, in seconds. Returns 0.0 when either side is malformed,
+  has fewer than two times, or has end <= start.
   """
   given, wanted = time_window(prediction), _gold_window(gold)
   if given is None or wanted is None:
@@ -63,12 +64,13 @@ def temporal_iou(prediction: str, gold: Any) -> float:
 
 
 def time_window(text: str) -> tuple[float, float] | None:
-  """(start, end) in seconds of the last bracketed pair; without one of the last range with a unit,
-  else of the last range.
+  """Returns (start, end) in seconds of the window that a text names, or None.
+
+  The last bracketed pair has priority, then the last range with a unit, then the last range.
 
   A time is seconds, MM:SS or HH:MM:SS, with or without a unit, or several units in a row ("1 minute
-  10 seconds"). A range joins two times, or names them ("start: 12, end: 20"). None when there is
-  none, or that one does not end after it starts.
+  10 seconds"). A range joins two times, or names them ("start: 12, end: 20"). None when the text
+  has no window, or when the window does not end after its start.
   """
   text = _MARKUP.sub(lambda match: match[1] or '', text)
   found = [
@@ -84,7 +86,7 @@ def time_window(text: str) -> tuple[float, float] | None:
 
 
 def _is_cut(text: str, match: re.Match[str]) -> bool:
-  """Whether a range begins inside a time that is none, as "1 minute 90 seconds"."""
+  """Returns whether a range begins inside an invalid time, such as "1 minute 90 seconds"."""
   return (
     bool(_unit(match[1]))
     and _HALF.search(text, max(0, match.start() - 24), match.start()) is not None
@@ -92,44 +94,48 @@ def _is_cut(text: str, match: re.Match[str]) -> bool:
 
 
 def _gold_window(gold: Any) -> tuple[float, float] | None:
-  """A gold window, from data that nobody has checked, as (start, end); None when it is none."""
+  """Parses an unchecked gold window into (start, end); None when it is not a window."""
   if isinstance(gold, str):
     pair = _PAIR.fullmatch(gold)
     return _window(pair) if pair else time_window(gold)
   if not hasattr(gold, '__len__') or len(gold) != 2:
     return None
-  # numbers of numpy know their plain value as `item()`
+  # numpy numbers give their Python value with `item()`
   start, end = (toolcalls.seconds(time.item() if hasattr(time, 'item') else time) for time in gold)
-  return _ordered(start, end)
+  return _valid_window(start, end)
 
 
 def _window(match: re.Match[str]) -> tuple[float, float] | None:
-  """The window of two matched times; a unit on the second also holds for a first that has none."""
+  """Returns the window of two matched times.
+
+  A unit on the second time also applies to a first time without a unit.
+  """
   unit = _unit(match[2]) or 's'
-  return _ordered(_seconds(match[1], _unit(match[1]) or unit), _seconds(match[2], unit))
+  return _valid_window(_seconds(match[1], _unit(match[1]) or unit), _seconds(match[2], unit))
 
 
 def _unit(time: str) -> str:
-  """The first letter of a time's first unit, '' when it has none."""
+  """Returns the first letter of a time's first unit, or '' without a unit."""
   return next((char for char in time.lower() if char.isalpha()), '')
 
 
 def _seconds(time: str, unit: str) -> float:
-  """Seconds of a clock (its unit says nothing), of a number in `unit`, or of numbers with units in
-  a row.
+  """Converts a matched time to seconds.
+
+  The time is a clock (its unit is ignored), a number in `unit`, or several numbers with units.
   """
   if ':' in time:
     parts = re.findall(r'[0-9.]+', time.replace(',', '.'))
     return sum(float(part) * 60.0**place for place, part in enumerate(reversed(parts)))
-  # digits without a unit would be searched once for each of them
+  # skip the search for plain digits: it would restart at every digit
   parts = _PART.findall(time) if _unit(time) else []
   if parts:
     return sum(float(number) * _FACTORS[name[0].lower()] for number, name in parts)
   return float(time) * _FACTORS[unit]
 
 
-def _ordered(start: float | None, end: float | None) -> tuple[float, float] | None:
-  """(start, end) when both are finite and start < end."""
+def _valid_window(start: float | None, end: float | None) -> tuple[float, float] | None:
+  """Returns (start, end) when both are finite and start < end, else None."""
   if (
     start is None
     or end is None

@@ -1,8 +1,8 @@
-"""Short texts as tokens, and how alike two of them are. Pure, and never an exception.
+"""Scores open-ended answers by comparing normalised tokens.
 
-Signs that make another answer of the same characters stay: 5, -5, 5% and 1/2 differ from each other
-and from 12, C from C++, A/B from AB, 3-5 from 35. What only decorates goes: "red-blue", "Red,
-blue!" and "the red blue" are the same words.
+The functions are pure and raise no exception. Normalisation keeps signs that change the meaning: 5,
+-5, 5% and 1/2 differ from each other and from 12, C from C++, A/B from AB, 3-5 from 35. It drops
+punctuation that does not: "red-blue", "Red, blue!" and "the red blue" give the same tokens.
 """
 
 import collections
@@ -11,8 +11,8 @@ import re
 import unicodedata
 
 _ARTICLES = frozenset({'a', 'an', 'the'})
-_KEPT = frozenset('/+#^<>=')  # stay wherever they stand
-_KEPT_BY_NUMBERS = frozenset('%‰$')  # other currency signs and the degree sign are no punctuation
+_KEPT = frozenset('/+#^<>=')  # never stripped
+_KEPT_BY_NUMBERS = frozenset('%‰$')  # other currency signs and the degree sign are not punctuation
 _QUOTES = re.compile('["\'`´‘’‚‛“”„‟«»‹›]')
 _DASHES = re.compile('[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]')
 _SUPERSCRIPT = re.compile('[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+')
@@ -25,13 +25,13 @@ _SEPARATORS = re.compile(r'[\s,]+')
 
 
 def normalise(text: str) -> list[str]:
-  """The tokens of a text, in order.
+  """Returns the normalised tokens of a text, in order.
 
-  Lower case, articles dropped unless nothing else is left. A comma or hyphen between words
-  separates them; quotes and the punctuation at a token's ends go, but / + # ^ < > = stay. A token
-  with a digit keeps its sign, point, inner - and :, and its %, degree or currency sign; plain
-  numbers are written one way (.5 is 0.5, 1,000 is 1000). A text of nothing but punctuation is one
-  token, as it stands.
+  Tokens are lower case. Articles are dropped unless no other token is left. Spaces, and commas and
+  hyphens between words, separate tokens. Quotes and punctuation at a token's ends are removed,
+  except / + # ^ < > =. A token with a digit keeps its sign, point, inner - and :, and its %, degree
+  or currency sign. Plain numbers have one spelling (.5 is 0.5, 1,000 is 1000). A text of only
+  punctuation is split at its spaces and not changed otherwise.
   """
   text = _SUPERSCRIPT.sub(
     lambda match: '^' + match[0].translate(_PLAIN), unicodedata.normalize('NFC', text)
@@ -47,33 +47,35 @@ def normalise(text: str) -> list[str]:
 
 
 def _tokens(word: str) -> list[str]:
-  """The tokens of a word without spaces and commas; some may be empty."""
+  """Splits a word without spaces and commas into tokens; some may be empty."""
   if any(char.isdigit() for char in word):
-    return [_number(_stripped(word, numeric=True))]
-  return [_stripped(part, numeric=False) for part in word.split('-')]
+    return [_number(_strip_punctuation(word, numeric=True))]
+  return [_strip_punctuation(part, numeric=False) for part in word.split('-')]
 
 
-def _stripped(token: str, numeric: bool) -> str:
-  """The token without the punctuation at its ends."""
+def _strip_punctuation(token: str, numeric: bool) -> str:
+  """Removes the punctuation at a token's ends."""
   start, end = 0, len(token)
   while (
-    start < end and _goes(token[start], numeric) and not (numeric and _begins_number(token, start))
+    start < end
+    and _is_stripped(token[start], numeric)
+    and not (numeric and _begins_number(token, start))
   ):
     start += 1
-  while end > start and _goes(token[end - 1], numeric):
+  while end > start and _is_stripped(token[end - 1], numeric):
     end -= 1
   return token[start:end]
 
 
-def _goes(char: str, numeric: bool) -> bool:
-  """Whether a character is punctuation that goes from a token's ends."""
+def _is_stripped(char: str, numeric: bool) -> bool:
+  """Returns whether a character is stripped from a token's ends."""
   if char in _KEPT or (numeric and char in _KEPT_BY_NUMBERS):
     return False
   return unicodedata.category(char).startswith('P') or char in '$|~^`'
 
 
 def _begins_number(token: str, at: int) -> bool:
-  """Whether the sign or point at `at` belongs to the number behind it."""
+  """Returns whether the sign or point at `at` belongs to the number after it."""
   behind = token[at + 1 : at + 3]
   if token[at] == '.':
     return behind[:1].isdigit() and not token[at - 1 : at].isdigit()
@@ -85,8 +87,9 @@ def _begins_number(token: str, at: int) -> bool:
 
 
 def _number(token: str) -> str:
-  """A plain number, with its sign and unit, in the one way it is written; any other token as it
-  is.
+  """Returns a plain number with its sign and unit in the standard spelling.
+
+  Any other token is returned unchanged.
   """
   match = _NUMBER.fullmatch(token)
   if not match or len(token) > 400:
@@ -102,8 +105,9 @@ def _number(token: str) -> str:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-  """F1 over multisets of normalised tokens, 0..1; 0.0 when either side has no token (Rajpurkar et
-  al. 2016).
+  """Returns F1 over multisets of normalised tokens, 0..1 (Rajpurkar et al. 2016).
+
+  Returns 0.0 when either side has no token.
   """
   given, wanted = normalise(prediction), normalise(gold)
   shared = sum((collections.Counter(given) & collections.Counter(wanted)).values())
@@ -111,8 +115,9 @@ def token_f1(prediction: str, gold: str) -> float:
 
 
 def exact_match(prediction: str, gold: str) -> float:
-  """1.0 when both sides have the same normalised tokens in the same order, and at least one; else
-  0.0.
+  """Returns 1.0 when both texts have the same normalised tokens in the same order, else 0.0.
+
+  Returns 0.0 when there is no token.
   """
   given = normalise(prediction)
   return float(bool(given) and given == normalise(gold))

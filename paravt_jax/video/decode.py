@@ -1,9 +1,10 @@
-"""Decoding in killable processes: every request comes back within its deadline, as frames or as a
-typed MediaError.
+"""Decodes videos in killable processes.
+
+Every request returns within its deadline, with frames or with a typed MediaError.
 
 Workers are fresh interpreters (never forked, and the caller's main module is not imported again),
-each with one socket. A worker that hangs or dies is replaced; the request it held is answered with
-the reason 'timeout' or 'crashed'.
+each with one socket. A worker that hangs or dies is replaced, and its request fails with the
+reason 'timeout' or 'crashed'.
 """
 
 import asyncio
@@ -27,8 +28,8 @@ from paravt_jax.types import Clip
 from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
-_START_LIMIT = 60.0  # seconds for a worker to import its libraries; counts before the deadline does
-# seconds after the deadline at which a worker ends itself, should nobody be left to kill it
+_START_LIMIT = 60.0  # seconds for a worker to import its libraries, before the deadline starts
+# seconds after the deadline at which a worker ends itself, in case its parent has died
 _GRACE = 2.0
 _PROGRAM = (
   'import sys; from paravt_jax.video import worker; '
@@ -57,7 +58,9 @@ class _Worker:
     self._ready = False
 
   def ask(self, request: tuple, deadline_s: float) -> tuple | None:
-    """The reply, with frames as its last item where there are some; None when the deadline passed.
+    """Sends a request; returns the reply, or None when the deadline passed.
+
+    A reply to 'frames' has the frames as its last item.
 
     Raises:
       EOFError, ConnectionError: the process ended.
@@ -78,8 +81,9 @@ class _Worker:
     return reply
 
   def end(self):
-    """Kills the process and closes the socket. One that the kernel cannot end yet (a dead network
-    disk) is left to it.
+    """Kills the process and closes the socket.
+
+    Does not wait for a process that the kernel cannot end yet (a dead network disk).
     """
     self.process.kill()
     self._connection.close()
@@ -93,7 +97,7 @@ class DecodePool:
   """Frames of videos by path and times, decoded in `workers` processes.
 
   Safe to use from several threads and from a running event loop, which it never blocks. `counts`
-  tells requests, frames, and failures by reason.
+  has requests, frames, and failures by reason.
 
   Args:
     workers: processes; each decodes one request at a time on one thread.
@@ -131,12 +135,12 @@ class DecodePool:
     self.close()
 
   async def frames(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:
-    """The frames shown at `seconds`, one per time and in that order, resized once to between
-    min_pixels and max_pixels.
+    """Decodes the frames on screen at `seconds`, one per time and in that order.
 
-    Times outside the video are moved to its first or last frame; Clip.seconds are the frames' own
-    times; of one that is on screen for longer than a nominal frame interval by then, the time
-    looked at. One frame may come several times: `sampling.once` leaves it once.
+    Frames are resized once, to between min_pixels and max_pixels. Times outside the video give its
+    first or last frame. Clip.seconds are the frames' presentation times. If a frame has been on
+    screen for longer than a nominal frame interval, its label is the requested time. A frame may
+    be returned several times; `sampling.once` removes repeats.
 
     Raises:
       MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
@@ -148,7 +152,7 @@ class DecodePool:
     )
 
   async def probe(self, path: str) -> VideoInfo:
-    """What the file says of its video stream. Raises as `frames`."""
+    """Returns the properties of the file's video stream. Raises as `frames`."""
     return await asyncio.get_running_loop().run_in_executor(self._threads, self.probe_sync, path)
 
   def frames_sync(self, path: str, seconds: Times, min_pixels: int, max_pixels: int) -> Clip:

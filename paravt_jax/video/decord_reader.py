@@ -34,7 +34,7 @@ class DecordReader:
     try:
       self._measure()
     except self._faults as error:
-      raise self._cannot(error) from error
+      raise self._read_error(error) from error
 
   def _measure(self):
     count = len(self._reader)
@@ -62,11 +62,11 @@ class DecordReader:
     try:
       images = self._reader.get_batch(indices.tolist()).asnumpy()
     except self._faults as error:
-      raise self._cannot(error) from error
+      raise self._read_error(error) from error
     for i, index, image in zip(order.tolist(), indices.tolist(), images):
       yield i, float(self._times[index]), image
 
-  def _cannot(self, error: BaseException):
+  def _read_error(self, error: BaseException):
     return media.broken(
       self.path, f"decord cannot read it ({media.one_line(error)}); video.backend='pyav' may"
     )

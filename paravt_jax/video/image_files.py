@@ -49,11 +49,11 @@ def read(path: str) -> np.ndarray:
     MediaError: 'missing', or 'decode' for a file that is no image, is damaged or cut short, or has
     too many pixels.
   """
-  with _opened(path) as image:
+  with _open_image(path) as image:
     try:
       return rgb(image)
     except FAULTS as error:
-      raise _broken(path, error) from error
+      raise _image_error(path, error) from error
 
 
 def size(path: str) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def size(path: str) -> tuple[int, int]:
   The header of a PNG does not hold its orientation, so that one lying on its side is told as
   stored: the area is the same.
   """
-  with _opened(path) as image:
+  with _open_image(path) as image:
     # Pillow itself turns a TIFF
     sideways = image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5
     return (image.width, image.height) if sideways else (image.height, image.width)
@@ -152,7 +152,7 @@ def _orientation(image: Image.Image) -> int:
   return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _opened(path: str) -> Image.Image:
+def _open_image(path: str) -> Image.Image:
   try:
     return Image.open(path)
   except FileNotFoundError:
@@ -160,10 +160,10 @@ def _opened(path: str) -> Image.Image:
       f'{path}: no such file, wanted an image; unpack the media, or fix the row', 'missing'
     ) from None
   except FAULTS as error:
-    raise _broken(path, error) from error
+    raise _image_error(path, error) from error
 
 
-def _broken(path: str, error: BaseException) -> MediaError:
+def _image_error(path: str, error: BaseException) -> MediaError:
   return MediaError(
     f'{path}: cannot be read as an image ({error}); copy it again, or drop the row', 'decode'
   )

@@ -1,4 +1,4 @@
-"""What a reader says of a file, and the ways in which a file fails."""
+"""Facts about a video file, and the errors of unreadable files."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import av.error
 
 from paravt_jax.errors import MediaError
 
-# All that PyAV, numpy and decord were seen to raise on damaged bytes.
+# The exceptions that PyAV, numpy and decord are known to raise on damaged bytes.
 FAULTS = (
   av.error.FFmpegError,
   OSError,
@@ -21,30 +21,30 @@ FAULTS = (
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What a file holds of its video stream."""
+  """Properties of a file's video stream."""
 
   duration: float  # seconds
   fps: float  # num_frames / duration
-  num_frames: int  # frames that are shown
+  num_frames: int  # displayed frames
   width: int  # before any resize
   height: int
 
 
 def missing(path: str) -> MediaError:
-  """No file is there."""
+  """Returns the error for a file that does not exist."""
   text = f'{path}: no such file, wanted a video; check the media root (data.media_root)'
   return MediaError(text, 'missing')
 
 
 def not_video(path: str, got: str) -> MediaError:
-  """Nothing in the file is read as a video."""
+  """Returns the error for a file without a readable video stream."""
   return MediaError(
     f'{path}: got {got}, wanted a video file; fetch it again or drop the row', 'not_video'
   )
 
 
 def unknown_codec(path: str, tag: str) -> MediaError:
-  """The file may be whole, but no decoder knows its codec."""
+  """Returns the error for a file whose codec has no decoder; the file may be intact."""
   text = (
     f'{path}: got a video of codec {tag}, wanted one that the bundled FFmpeg decodes; '
     'convert it to H.264 or drop the row'
@@ -53,7 +53,7 @@ def unknown_codec(path: str, tag: str) -> MediaError:
 
 
 def no_frames(path: str) -> MediaError:
-  """The stream is there, and no frame comes out of it."""
+  """Returns the error for a video stream from which no frame is decoded."""
   text = (
     f'{path}: got a video stream without frames, wanted at least one; '
     'fetch the file again or drop the row'
@@ -62,7 +62,10 @@ def no_frames(path: str) -> MediaError:
 
 
 def broken(path: str, got: str) -> MediaError:
-  """A part of the file cannot be shown. `got` says what is broken and at which second."""
+  """Returns the error for a partly damaged file.
+
+  `got` says what is damaged and at which second.
+  """
   text = (
     f'{path}: {got}; wanted every frame that is asked for: ask for other times, '
     'repair the file (remux it to mp4, or get all of it) or drop the row'

@@ -18,15 +18,15 @@ SIDE = PATCH * MERGE
 
 
 def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-  """The one size that frames of (height, width) pixels are resized to.
+  """Returns the size (height, width) that frames of the given size are resized to.
 
-  Nearest multiples of 32 with about the same aspect ratio and min_pixels <= area <= max_pixels:
-  Qwen's `smart_resize`, but for very long strips, where that one overshoots. A size that it
-  returned is returned unchanged, so a server cannot resize again.
+  The sides are the nearest multiples of 32 that roughly keep the aspect ratio, with min_pixels <=
+  area <= max_pixels. This is Qwen's `smart_resize`, except for very long strips, where
+  `smart_resize` exceeds max_pixels. The function is idempotent, so a server does not resize again.
 
   Raises:
-    ConfigError: the pixel limits hold no multiple-of-32 size (1024 <= max, min <= max - max/4 or
-    so). ValueError: a side is not positive.
+    ConfigError: max_pixels is below 1024 (32 x 32), or min_pixels is above max_pixels.
+    ValueError: a side is not positive.
   """
   if height < 1 or width < 1:
     raise ValueError(f'target_size: got {height}x{width}, wanted positive sides')
@@ -45,8 +45,9 @@ def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tu
 
 
 def _within(h: int, w: int, max_pixels: int) -> tuple[int, int]:
-  """Shortens the longer side until the area fits: rounding up a strip's short side to 32 can
-  overshoot.
+  """Shortens the longer side until the area fits.
+
+  Rounding the short side of a strip up to 32 can make the area too large.
   """
   if h * w <= max_pixels:
     return h, w
@@ -55,8 +56,9 @@ def _within(h: int, w: int, max_pixels: int) -> tuple[int, int]:
 
 
 def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes uint8[N, H, W, 3] to uint8[N, h, w, 3] by PIL's bicubic filter; frames already of that
-  size come back untouched.
+  """Resizes uint8[N, H, W, 3] to uint8[N, h, w, 3] with PIL's bicubic filter.
+
+  Frames that already have that size are returned unchanged.
   """
   height, width = size
   if frames.shape[1:3] == (height, width):
@@ -68,7 +70,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def is_whole(image: np.ndarray, side: int = SIDE) -> bool:
-  """Whether an image is [H, W, 3] and its sides are positive multiples of `side`."""
+  """Returns whether an image is [H, W, 3] with sides that are positive multiples of `side`."""
   if image.ndim != 3 or image.shape[2] != 3 or not image.size:
     return False
   return image.shape[0] % side == 0 and image.shape[1] % side == 0
@@ -89,7 +91,7 @@ def patchify(
     W/16)).
 
   Raises:
-    ValueError: another shape.
+    ValueError: the frame has another shape.
   """
   if not is_whole(frame, patch * merge):
     raise ValueError(
@@ -103,5 +105,5 @@ def patchify(
 
 
 def merged_tokens(grid: tuple[int, int]) -> int:
-  """Tokens that an image of that patch grid becomes."""
+  """Returns the number of merged tokens of an image with this patch grid."""
   return (grid[0] // MERGE) * (grid[1] // MERGE)

@@ -98,14 +98,14 @@ class PyavReader:
     self._indexed = stamps is not None
     self._whole = self._indexed and not cut
     if stamps is not None:
-      packets = self._finding_first(container.demux(stream))
+      packets = self._find_first_frame(container.demux(stream))
       self._survey = survey.by_index(self.path, stream, stamps, packets)
       while self._first is None and next(packets, None) is not None:
         continue
       if stream.codec_context.has_b_frames and not cut:
         self._survey = survey.with_tail(self._survey, self._tail(stamps[-1]))
     else:
-      found = survey.collect(self._finding_first(container.demux()), stream)
+      found = survey.collect(self._find_first_frame(container.demux()), stream)
     if self._first is None:
       raise media.no_frames(self.path)
     first = _time(self._first, None)
@@ -135,7 +135,7 @@ class PyavReader:
     except av.error.FFmpegError:
       return
 
-  def _finding_first(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+  def _find_first_frame(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     """The packets, decoded on the way until a frame comes out.
 
     That is where the stream starts. Some decoders learn there what they need after a seek.
@@ -173,7 +173,7 @@ class PyavReader:
     end, reach = min(found.end, found.complete), max(targets, default=self._start)
     is_behind = (reach - end) * self._base > survey.slack(self.info.duration)
     if reach >= found.complete or (not self._indexed and is_behind):
-      raise media.broken(self.path, self._promise(end))
+      raise media.broken(self.path, self._describe_end(end))
     for since, until in found.holes:
       if any(since <= target < until for target in targets):
         behind = f'{self._seconds(min(until, found.end)):.3f} s'
@@ -217,7 +217,7 @@ class PyavReader:
       while at < len(targets) and targets[at] < item.pts:
         if shown is None:
           return
-        fault = self._overdue(shown, targets[at]) if item.frame is None else None
+        fault = self._check_stream_end(shown, targets[at]) if item.frame is None else None
         fault = fault or shown.fault
         if fault is None and item.before is not None:
           fault = item.before if self._is_lost(shown, targets[at], item.before) else None
@@ -232,7 +232,7 @@ class PyavReader:
     is_after = target >= shown.pts + round(self._survey.interval)
     return damage.pts <= target or (is_after and damage.since <= target)
 
-  def _overdue(self, shown: _Frame, target: int) -> _Damage | None:
+  def _check_stream_end(self, shown: _Frame, target: int) -> _Damage | None:
     """Damage where the stream ends well before the target."""
     length = shown.frame.duration if shown.frame is not None else 0
     end = max(
@@ -242,9 +242,9 @@ class PyavReader:
     allowed = survey.WHOLE if self._whole else survey.slack(self.info.duration)
     if (target - end) * self._base <= allowed:
       return None
-    return _Damage(end, end, self._promise(end), final=True)
+    return _Damage(end, end, self._describe_end(end), final=True)
 
-  def _promise(self, end: float) -> str:
+  def _describe_end(self, end: float) -> str:
     promised = f'the header promises {self.info.duration:.3f} s'
     return f'the stream ends at {self._seconds(end):.3f} s, but {promised}'
 

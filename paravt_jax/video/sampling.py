@@ -1,5 +1,6 @@
-"""Which frames, at what second. Pure: numbers in, seconds out; the decoder later snaps them to real
-frames.
+"""Chooses the times (seconds) at which frames are sampled.
+
+The functions are pure. The decoder later maps each time to a real frame.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ from paravt_jax.types import Clip, Window
 
 
 def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> int:
-  """The overview budget K of a prompt: uniform over `choices`, a function of (seed, task id, epoch)
-  alone.
+  """Returns the overview budget K of a prompt, drawn uniformly from `choices`.
 
-  Every rollout of the group and every process on every machine draws the same K. One choice means
-  that gating is off.
+  K depends only on (seed, task id, epoch). Every rollout of the group and every process on every
+  machine draws the same K. With a single choice, K is constant.
 
   Raises:
     ConfigError: no choices, or one below 1.
@@ -29,12 +29,12 @@ def draw_budget(seed: int, task_id: str, epoch: int, choices: Sequence[int]) -> 
 
 
 def available(duration: float, fps: float) -> int:
-  """Frames that a video of so many seconds, at an average rate of `fps`, has; at least 1."""
+  """Returns the number of frames of a video: round(duration * fps), at least 1."""
   return max(1, round(duration * fps))
 
 
 def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
-  """Times of an overview of `budget` frames: the middles of equal parts of the video.
+  """Returns the times of an overview of `budget` frames: the centers of equal parts of the video.
 
   Args:
     duration: of the video, seconds.
@@ -43,8 +43,8 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
       the budget.
 
   Returns:
-    float64[min(K, frames available)], strictly increasing seconds; at a constant frame rate each
-    falls on a frame of its own.
+    float64[min(K, frames available)], strictly increasing seconds. At a constant frame rate each
+    time selects a different frame.
 
   Raises:
     ValueError: duration, budget or fps is not positive.
@@ -59,9 +59,10 @@ def budget_times(duration: float, budget: int, fps: float) -> np.ndarray:
 
 
 def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
-  """Times to look at for an overview: as `budget_times`, but always `budget` of them, so that no
-  frame of a short video is missed where its rate varies (slides). `once` then leaves each frame
-  that was found once: at a constant rate min(K, available).
+  """Returns exactly `budget` times for an overview, unlike `budget_times`.
+
+  A short video may have a varying frame rate (slides); the extra times make sure that no frame is
+  missed. `once` then removes repeated frames. At a constant rate min(K, available) frames remain.
 
   Raises: as `budget_times`.
   """
@@ -72,13 +73,15 @@ def overview_times(duration: float, budget: int, fps: float) -> np.ndarray:
 
 
 def once(clip: Clip, times: Sequence[float] | np.ndarray, since: float = 0.0) -> tuple[Clip, int]:
-  """A clip decoded at `times` with each frame once, under its first label; and how many repeats
-  that leaves out.
+  """Removes repeated frames from a clip decoded at `times`.
 
-  The frame on screen when a window opens began before it: a label before `since`, the window's
-  start, becomes the time looked at.
+  Returns:
+    (clip, repeats removed). Each frame keeps its first label.
+
+  The frame on screen at the start of a window began before the window. Its label would be before
+  `since`, the window's start, so the requested time replaces it.
   """
-  # labels that lie in the window, and the first place of each frame
+  # labels [N] inside the window, then the first index of each distinct frame
   labels = np.where(clip.seconds < since, np.minimum(times, clip.duration), clip.seconds)
   _, first = np.unique(clip.own, return_index=True)
   first = np.sort(first)
@@ -88,11 +91,11 @@ def once(clip: Clip, times: Sequence[float] | np.ndarray, since: float = 0.0) ->
 
 
 def window_times(window: Window, *, fps: float, min_frames: int, max_frames: int) -> np.ndarray:
-  """Times inside a window: start, start + 1/fps, ... <= end; thinned evenly to `max_frames`, spread
-  to `min_frames`.
+  """Returns times inside a window: start, start + 1/fps, ... <= end.
 
-  `window.num_frames` replaces the rate: that many times evenly from start to end, clamped to
-  [min_frames, max_frames].
+  More than `max_frames` times are thinned evenly; fewer than `min_frames` are replaced by
+  `min_frames` evenly spaced times. If `window.num_frames` is set, it replaces the rate: that many
+  evenly spaced times from start to end, clamped to [min_frames, max_frames].
 
   Returns:
     float64[n], min_frames <= n <= max_frames, strictly increasing seconds within [start, end]; the
@@ -119,5 +122,5 @@ def window_times(window: Window, *, fps: float, min_frames: int, max_frames: int
 
 
 def _spread(window: Window, count: int) -> np.ndarray:
-  """float64[count], from start to end; one time alone stands at start."""
+  """Returns float64[count], evenly spaced from start to end; a single time is start."""
   return np.linspace(window.start, window.end, count)

@@ -1,13 +1,13 @@
-"""Decoded frames, kept in memory and, if there is one, in a folder. Both are bounded in bytes.
+"""A cache of decoded frames in memory and, optionally, in a folder. Both are bounded in bytes.
 
-A key is the file (path, size, time of change), the seconds, the pixel limits and the decoder:
-another file or another knob is another key, never a stale frame. Several processes may share a
-folder; each looks at what the others wrote before it throws away.
+A key consists of the file (path, size, modification time), the seconds, the pixel limits and the
+decoder. A changed file or knob gives another key, so frames are never stale. Several processes may
+share a folder; each checks what the others wrote before it deletes files.
 
   <folder>/<first two digits of the key>/
-    <key>.npz   frames, seconds, duration; own where it differs from seconds. Its time of change is
-                that of its last use.
-    *.part      being written and locked by its writer; what a killed writer left is swept
+    <key>.npz   frames, seconds, duration; own where it differs from seconds. Its modification time
+                is the time of its last use.
+    *.part      being written and locked by its writer; files of killed writers are deleted
 """
 
 import asyncio
@@ -35,34 +35,34 @@ from paravt_jax.video.readers import VideoInfo, missing
 
 _LAYOUT = 2  # of the files below; a new number is a new key
 _PART = '.part'
-# bytes of the disk that stay free for what matters more, such as checkpoints; of a small disk a
-# twentieth stays free
+# bytes of the disk that stay free for checkpoints and other data; on a small disk 1/20 stays free
 _RESERVE = 1 << 30
 _SLACK = 1_000_000_000  # ns by which times of files may lag behind the clock, or another machine's
-# of the folder's bound: freed at a time, and written before one looks again what others wrote
+# share of the folder's bound that is freed at a time, and that may be written before the folder is
+# scanned again
 _ROOM = 0.1
 
 
 class FrameStore:
-  """A DecodePool with a memory. Its coroutines belong to one event loop at a time; the sync twins
-  may run beside them.
+  """A DecodePool with a cache.
 
-  Concurrent requests for the same frames share one decode. Errors are not kept: a file that was
-  mended is read again. A full disk costs the folder's use, never the run: one warning, and every
-  lost write is counted. `counts`: memory, disk, decoded, shared, disk_write_failed,
-  disk_unreadable, disk_dropped (files thrown away for room), disk_full (not written for want of
-  room).
+  Its coroutines belong to one event loop at a time. The sync methods may run at the same time.
 
-  Epochs visit a corpus in turn, so a folder that throws away what it holds for what comes would
-  have thrown away just what comes next: of a corpus larger than the bound nothing would ever be
-  found. So only files that nobody used since this store was opened leave; once there are none, what
-  is decoded is not written any more, and the share that is held is found in every epoch.
+  Concurrent requests for the same frames share one decode. Errors are not cached, so a repaired
+  file is read again. A full disk never ends the run: it gives one warning, and every failed write
+  is counted. `counts`: memory, disk, decoded, shared, disk_write_failed, disk_unreadable,
+  disk_dropped (files deleted to free space), disk_full (not written for lack of space).
+
+  Epochs visit the whole corpus. If the corpus is larger than the bound, plain LRU eviction would
+  always delete the files that are needed next, and no request would hit. So the store deletes only
+  files that no process has used since it was opened. When none are left it stops writing, and the
+  cached share hits in every epoch.
 
   Args:
     folder: for decoded frames, made if missing; None keeps them in memory only.
-    pool: decodes what is not there; the caller closes it.
-    capacity: bytes of frames in memory; the least recently used leave first.
-    disk_capacity: bytes of frames in the folder, about; None for no bound.
+    pool: decodes frames that are not cached; the caller closes it.
+    capacity: bytes of frames in memory; the least recently used are evicted first.
+    disk_capacity: approximate bytes of frames in the folder; None for no bound.
   """
 
   def __init__(
@@ -75,16 +75,16 @@ class FrameStore:
     self.counts: collections.Counter[str] = collections.Counter()
     self._folder = pathlib.Path(folder) if folder is not None else None
     self._disk_capacity = float('inf') if disk_capacity is None else disk_capacity
-    self._unseen = float('inf')  # bytes written since the folder was last looked through
-    self._room = 0.0  # bytes that were free below the bound then
+    self._unseen = float('inf')  # bytes written since the last scan of the folder
+    self._room = 0.0  # bytes that were free below the bound at that scan
     self._opened = time.time_ns() - _SLACK
     self._full = False
     self._pool = pool
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
     self._bytes = 0
-    self._lock = threading.Lock()  # of memory and counts
-    self._sweeping = threading.Lock()  # of what is known about the folder's size
+    self._lock = threading.Lock()  # guards memory and counts
+    self._sweeping = threading.Lock()  # guards the folder's known size
     self._infos: dict[tuple, VideoInfo] = {}
     self._running: dict[str, asyncio.Task] = {}
     self._warned: set[int | None] = set()
@@ -94,7 +94,7 @@ class FrameStore:
     times = np.asarray(seconds, np.float64)
     identity = await asyncio.to_thread(_identity, path)
     key = self._key(identity, times, min_pixels, max_pixels)
-    clip = self._remembered(key)
+    clip = self._lookup(key)
     if clip is not None:
       return clip
     if key in self._running:
@@ -102,11 +102,11 @@ class FrameStore:
     else:
       self._running[key] = asyncio.create_task(self._load(key, path, times, min_pixels, max_pixels))
       self._running[key].add_done_callback(lambda task: self._finish(key, task))
-    # a caller that gives up must not take the frames from the others
+    # a cancelled caller must not cancel the decode of the other callers
     return await asyncio.shield(self._running[key])
 
   async def probe(self, path: str) -> VideoInfo:
-    """As DecodePool.probe; asked once per file."""
+    """As DecodePool.probe; each file is probed once."""
     identity = await asyncio.to_thread(_identity, path)
     if identity not in self._infos:
       self._infos[identity] = await self._pool.probe(path)
@@ -116,7 +116,7 @@ class FrameStore:
     """As `frames`, for threads without an event loop; concurrent requests are not shared."""
     times = np.asarray(seconds, np.float64)
     key = self._key(_identity(path), times, min_pixels, max_pixels)
-    clip = self._remembered(key) or (self._read(self._folder, key) if self._folder else None)
+    clip = self._lookup(key) or (self._read(self._folder, key) if self._folder else None)
     if clip is None:
       clip = self._pool.frames_sync(path, times, min_pixels, max_pixels)
       self._count('decoded')
@@ -138,7 +138,7 @@ class FrameStore:
   def _finish(self, key: str, task: asyncio.Task):
     self._running.pop(key, None)
     if not task.cancelled():
-      task.exception()  # marks it as seen: every caller may have gone
+      task.exception()  # marks it as retrieved: every caller may have been cancelled
 
   async def _load(
     self, key: str, path: str, times: np.ndarray, min_pixels: int, max_pixels: int
@@ -151,7 +151,7 @@ class FrameStore:
         await asyncio.to_thread(self._write, self._folder, key, clip)
     return self._keep(key, clip)
 
-  def _remembered(self, key: str) -> Clip | None:
+  def _lookup(self, key: str) -> Clip | None:
     with self._lock:
       clip = self._clips.get(key)
       if clip is not None:
@@ -187,17 +187,17 @@ class FrameStore:
     except FileNotFoundError:
       return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      self._count('disk_unreadable')  # decoded again and written anew
+      self._count('disk_unreadable')  # decoded and written again
       return None
 
   def _touch(self, file: pathlib.Path):
-    """Marks a file as used now, unless it is gone or belongs to somebody else."""
+    """Marks a file as used now, unless it was deleted or belongs to another user."""
     if math.isfinite(self._disk_capacity):
       with contextlib.suppress(OSError):
         os.utime(file)
 
   def _write(self, folder: pathlib.Path, key: str, clip: Clip):
-    """Writes by rename, so that a reader never meets half a file."""
+    """Writes by rename, so that a reader never sees an incomplete file."""
     file = _file(folder, key)
     if clip.frames.nbytes > self._disk_capacity:
       return
@@ -221,7 +221,7 @@ class FrameStore:
       if error.errno not in self._warned:
         self._warned.add(error.errno)
         logging.getLogger(__name__).warning(
-          'frame store %s: writing failed (%s); going on without it, wanted room for decoded '
+          'frame store %s: writing failed (%s); continuing without it, wanted space for decoded '
           'frames: free some space or set video.cache_folder elsewhere (counted in '
           'disk_write_failed)',
           self._folder,
@@ -229,8 +229,9 @@ class FrameStore:
         )
 
   def _make_room(self, folder: pathlib.Path, size: int) -> bool:
-    """Whether `size` bytes may be written. Where need be, it throws the least recently used files
-    of earlier runs away for them.
+    """Returns whether `size` bytes may be written.
+
+    If necessary, deletes the least recently used files of earlier runs.
     """
     with self._sweeping:
       disk = shutil.disk_usage(folder)
@@ -258,8 +259,9 @@ def _file(folder: pathlib.Path, key: str) -> pathlib.Path:
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
-  """(time of last use, bytes, path) of every file of frames. What killed writers left is removed on
-  the way.
+  """Yields (time of last use, bytes, path) of every file of frames.
+
+  Also deletes the partial files of killed writers.
   """
   for path in folder.glob('??/*'):
     try:
@@ -273,7 +275,7 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
 
 
 def _identity(path: str) -> tuple:
-  """(path, size, time of change). Raises MediaError 'missing'."""
+  """Returns (path, size, modification time). Raises MediaError 'missing'."""
   try:
     stat = os.stat(path)
   except (FileNotFoundError, NotADirectoryError) as error:

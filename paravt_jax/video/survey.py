@@ -187,7 +187,7 @@ def by_packets(
   tick = max(1, round(1 / float(stream.average_rate or stream.guessed_rate or 25) / base))
   ordered: tuple[int, ...] = ()
   if _times_are_missing(rows) or (name == 'avi' and context.has_b_frames):
-    ordered = _ordered([row for row in rows if row.pts is None or row.pts >= first], tick)
+    ordered = _frame_times([row for row in rows if row.pts is None or row.pts >= first], tick)
   parts = ((0, 0),) if ordered else _parts(rows, base, name in _LEAPING, tick)
   rows = _shift(rows, parts)
   times = ordered or sorted(
@@ -208,7 +208,7 @@ def by_packets(
   claimed, complete = end, math.inf
   if len(parts) == 1:
     start = ordered[0] if ordered else first
-    claimed = _claimed_end(container, stream, start, end, packets.others_end, interval)
+    claimed = _declared_end(container, stream, start, end, packets.others_end, interval)
   if claimed > end:
     is_mov = name.startswith('mov')  # whose tables list what is lost, and nothing else is
     complete = index_end(stream, container.name) if is_mov else _complete(rows, ordered, interval)
@@ -263,7 +263,7 @@ def _is_joint(rows: list[Row], interval: float) -> bool:
   return False
 
 
-def _claimed_end(container, stream, start: int, end: int, others: float, interval: float) -> int:
+def _declared_end(container, stream, start: int, end: int, others: float, interval: float) -> int:
   """The end by the header, where no packet of any stream reaches it; else the stream's own."""
   base = seconds_per_tick(stream)
   # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames
@@ -308,7 +308,7 @@ def _times_are_missing(rows: list[Row]) -> bool:
   return sum(pts is None for pts, *_ in rows) * 2 > len(rows)
 
 
-def _ordered(rows: list[Row], tick: int) -> tuple[int, ...]:
+def _frame_times(rows: list[Row], tick: int) -> tuple[int, ...]:
   """Each frame that comes out of the decoder gets the next time."""
   told = [row.dts if row.pts is None else row.pts for row in rows]
   times = [time for time in told if time is not None]

@@ -114,24 +114,28 @@ ROWS = {'a': 300, 'b': 100}
 
 
 def test_without_any_weight_sources_are_drawn_in_proportion_to_their_rows():
-  assert [weight for _, weight in manifest.weighted(entries(a=None, b=None), {}, ROWS)] == [
+  assert [weight for _, weight in manifest.with_weights(entries(a=None, b=None), {}, ROWS)] == [
     300.0,
     100.0,
   ]
 
 
 def test_with_one_weight_anywhere_those_without_have_weight_1():
-  assert [weight for _, weight in manifest.weighted(entries(a=3.0, b=None), {}, ROWS)] == [3.0, 1.0]
+  assert [weight for _, weight in manifest.with_weights(entries(a=3.0, b=None), {}, ROWS)] == [
+    3.0,
+    1.0,
+  ]
   assert [
-    weight for _, weight in manifest.weighted(entries(a=None, b=None), {'b': (7.0, 0, None)}, ROWS)
+    weight
+    for _, weight in manifest.with_weights(entries(a=None, b=None), {'b': (7.0, 0, None)}, ROWS)
   ] == [1.0, 7.0]
 
 
 def test_the_recipe_s_choices_go_over_the_manifest_s():
-  (a, weight), _ = manifest.weighted(entries(a=3.0, b=1.0), {'a': (0.5, 2, 8)}, ROWS)
+  (a, weight), _ = manifest.with_weights(entries(a=3.0, b=1.0), {'a': (0.5, 2, 8)}, ROWS)
   assert (weight, a.first, a.last) == (0.5, 2, 8)
   with pytest.raises(DataError, match=r'sources.a.weight: got -2'):
-    manifest.weighted(entries(a=3.0), {'a': (-2, 0, None)}, ROWS)
+    manifest.with_weights(entries(a=3.0), {'a': (-2, 0, None)}, ROWS)
 
 
 @pytest.mark.parametrize(
@@ -140,4 +144,4 @@ def test_the_recipe_s_choices_go_over_the_manifest_s():
 )
 def test_nothing_left_to_draw_from_is_an_error(weights, rows):
   with pytest.raises(DataError, match='nothing left to draw from'):
-    manifest.weighted(entries(**weights), {}, rows)
+    manifest.with_weights(entries(**weights), {}, rows)

@@ -155,7 +155,7 @@ def test_lengths_without_decoding_are_the_lengths_after_it(tok):
     VideoRef('v', None, 120.0, 128.0),
   ):
     row = conversation(('user', (ref, 'What?')), ('assistant', ('red',)))
-    planned = sft.sample(tok, row, sft.sized(fake, OPTIONS), OPTIONS)
+    planned = sft.sample(tok, row, sft.media_sizes(fake, OPTIONS), OPTIONS)
     assert not fake.decoded
     real = sft.sample(tok, row, sft.decoded(Fake(), OPTIONS), OPTIONS)
     np.testing.assert_array_equal(planned.ids, real.ids)
@@ -176,7 +176,7 @@ def test_images_of_a_row_are_resized_once_and_missing_ones_are_typed_errors(tok,
   row = conversation(
     ('user', (ImageRef(str(tmp_path / 'a.png')), 'Colour?')), ('assistant', ('green',))
   )
-  for media in (sft.decoded(Fake(), options), sft.sized(Fake(), options)):
+  for media in (sft.decoded(Fake(), options), sft.media_sizes(Fake(), options)):
     got = sft.sample(tok, row, media, options)
     assert [image.shape for image in got.images] == [(64, 64, 3)] and packing.expanded_length(
       got
@@ -214,7 +214,7 @@ def test_a_video_shows_each_frame_once_counts_the_repeats_and_was_planned_no_sho
   ):
     row, repeated = conversation(('user', (ref, 'What?')), ('assistant', ('red',))), []
     real = sft.sample(tok, row, sft.decoded(Slides(), OPTIONS, repeated.append), OPTIONS)
-    planned = sft.sample(tok, row, sft.sized(Slides(), OPTIONS), OPTIONS)
+    planned = sft.sample(tok, row, sft.media_sizes(Slides(), OPTIONS), OPTIONS)
     assert (len(real.images), repeated) == (wanted, [left_out])
     assert (real.ids == tok.image_pad).sum() == wanted
     assert packing.expanded_length(planned) >= packing.expanded_length(real)
@@ -222,7 +222,7 @@ def test_a_video_shows_each_frame_once_counts_the_repeats_and_was_planned_no_sho
 
 def test_the_frame_on_screen_when_a_window_opens_is_labelled_inside_it(tok):
   row = conversation(('user', (VideoRef('v', 2, 10.1, 12.1), 'What?')), ('assistant', ('red',)))
-  for media in (sft.decoded(Fake(), OPTIONS), sft.sized(Fake(), OPTIONS)):
+  for media in (sft.decoded(Fake(), OPTIONS), sft.media_sizes(Fake(), OPTIONS)):
     assert '<10.1 seconds>' in tok.decode(sft.sample(tok, row, media, OPTIONS).ids)
 
 
@@ -240,7 +240,8 @@ class Short(Fake):
 def test_a_short_video_s_length_is_that_of_its_frames(tok):
   row = conversation(('user', (VideoRef('v', 16, None, None), 'What?')), ('assistant', ('red',)))
   real, planned = (
-    sft.sample(tok, row, media(Short(), OPTIONS), OPTIONS) for media in (sft.decoded, sft.sized)
+    sft.sample(tok, row, media(Short(), OPTIONS), OPTIONS)
+    for media in (sft.decoded, sft.media_sizes)
   )
   np.testing.assert_array_equal(real.ids, planned.ids)
   assert len(real.images) == len(planned.images) == 5
@@ -261,7 +262,7 @@ def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
   Image.new('RGB', (96, 64), (255, 255, 255)).save(tmp_path / 'a.jpg', exif=exif)
   Image.fromarray(np.full((64, 64), 32896, np.uint16)).save(tmp_path / 'a.png')
   assert sft._image(ImageRef(str(tmp_path / 'a.jpg')), options).shape == (96, 64, 3)
-  assert sft.sized(Fake(), options)(ImageRef(str(tmp_path / 'a.jpg')))[0].shape == (96, 64, 3)
+  assert sft.media_sizes(Fake(), options)(ImageRef(str(tmp_path / 'a.jpg')))[0].shape == (96, 64, 3)
   assert sft._image(ImageRef(str(tmp_path / 'a.png')), options).mean() == 128
 
 

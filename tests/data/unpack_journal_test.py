@@ -89,15 +89,15 @@ def test_another_versions_journal_says_nothing(tmp_path):
 def test_a_tars_list_is_remembered_while_size_and_time_stay_and_no_member_was_refused(tmp_path):
   archive = _archive(tmp_path / 'a.tar')
   _written(tmp_path, archive)
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) == archive
+  assert Journal(tmp_path, 'in/a.tar').read_listing(archive.parts) == archive
   os.utime(archive.path, ns=(1, 1))
-  assert Journal(tmp_path, 'in/a.tar').remembered(archive.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(archive.parts) is None
   refused = _archive(tmp_path / 'a.tar', faults=(archives.Fault('../x', 'why'),))
   _written(tmp_path, refused)
-  assert Journal(tmp_path, 'in/a.tar').remembered(refused.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(refused.parts) is None
   zipped = _archive(tmp_path / 'a.tar', kind='zip')
   _written(tmp_path, zipped)
-  assert Journal(tmp_path, 'in/a.tar').remembered(zipped.parts) is None
+  assert Journal(tmp_path, 'in/a.tar').read_listing(zipped.parts) is None
 
 
 def test_archives_of_one_name_in_two_folders_have_two_journals(tmp_path):
@@ -123,8 +123,8 @@ def test_what_a_dead_run_left_half_written_is_swept_and_other_files_stay(tmp_pat
 
 def test_a_root_is_held_by_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path):
   program = (
-    'import pathlib, sys\nfrom paravt_jax.data.unpack_journal import held\n'
-    'with held(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()'
+    'import pathlib, sys\nfrom paravt_jax.data.unpack_journal import lock_root\n'
+    'with lock_root(pathlib.Path(sys.argv[1])):\n  print("in", flush=True)\n  sys.stdin.read()'
   )
   with subprocess.Popen(
     [sys.executable, '-c', program, str(tmp_path)],

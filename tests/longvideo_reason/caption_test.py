@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paravt_jax.longvideo_reason.caption import CaptionOptions, caption, merged, read
+from paravt_jax.longvideo_reason.caption import CaptionOptions, caption, merge_captions, read
 from paravt_jax.longvideo_reason.items import Caption, Failed, Rejected
 from paravt_jax.rollout.chat_server import Server, ServerOptions
 from paravt_jax.testing import clips
@@ -101,7 +101,7 @@ def test_a_caption_is_one_line_without_thoughts_or_markup(reply, outcome):
 
 
 def test_captions_are_merged_in_order_of_time():
-  assert merged('a.mp4', [Caption(10.0, 20.0, 'late'), Caption(0.0, 10.0, 'early')]) == {
+  assert merge_captions('a.mp4', [Caption(10.0, 20.0, 'late'), Caption(0.0, 10.0, 'early')]) == {
     'id': 'a.mp4',
     'captions': [
       {'start_time': 0.0, 'end_time': 10.0, 'caption': 'early'},
