@@ -86,7 +86,7 @@ async def evaluate(recipe: EvalRecipe, samples: list[Sample], out: pathlib.Path)
       await put.put(
         {NAME: served.agent},
         [mine],
-        put.left_to_do([mine], WHOLE, journal),
+        put.list_unanswered([mine], WHOLE, journal),
         journal,
         protocol=protocol,
         options=options,

@@ -12,6 +12,7 @@ from experiments import knobs
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import COUNT, FLAG, POSITIVE, Options
+from paravt_jax.orchestrator import knob_reference
 from tests import patience
 from tests.experiments import small_job
 
@@ -21,7 +22,7 @@ INNER = {'rl': 'cold_start.', 'bench': 'data.sft.'}  # the cold start, which sta
 @pytest.mark.parametrize('name', knobs.KINDS)
 def test_every_knob_of_every_recipe_has_a_rule_and_a_meaning(name):
   kind = knobs.KINDS[name]
-  found = knobs.knobs(kind)
+  found = kind.knobs()
   inner = INNER.get(name, '-')
   known = [path for path in options.schema(kind.recipe) if not path.startswith(inner)]
   assert sorted(one.path for one in found) == sorted(known)
@@ -31,7 +32,7 @@ def test_every_knob_of_every_recipe_has_a_rule_and_a_meaning(name):
 
 @pytest.mark.parametrize('name', knobs.KINDS)
 def test_a_knob_is_shown_with_its_value_at_each_scale(name):
-  kind, found = knobs.KINDS[name], {one.path: one for one in knobs.knobs(knobs.KINDS[name])}
+  kind, found = knobs.KINDS[name], {one.path: one for one in knobs.KINDS[name].knobs()}
   for scale, make in kind.configs.items():
     recipe = knobs.typed(kind.recipe, make())
     for path, value in options.leaves(recipe):
@@ -45,14 +46,18 @@ def test_a_knob_is_shown_with_its_value_at_each_scale(name):
 
 
 def test_what_is_alike_at_all_scales_is_shown_once_and_most_of_them_are_else():
-  found = {one.path: one for one in knobs.knobs(knobs.KINDS['rl'])}
-  assert knobs.format_value(found['agent.max_turns']) == '3'
-  assert knobs.format_value(found['reward.open_ended']) == "'exact' at :tiny, else 'f1'"
-  assert knobs.format_value(found['mesh.fsdp']) == '8 at :8b, 4 at :8b_split, else 1'
+  found = {one.path: one for one in knobs.KINDS['rl'].knobs()}
+  assert knob_reference.format_value(found['agent.max_turns']) == '3'
+  assert knob_reference.format_value(found['reward.open_ended']) == "'exact' at :tiny, else 'f1'"
+  assert knob_reference.format_value(found['mesh.fsdp']) == '8 at :8b, 4 at :8b_split, else 1'
   two = dataclasses.replace(found['mesh.fsdp'], values={'tiny': 1, '2b': 2})
-  assert knobs.format_value(two) == '2 at :2b, else 1'
-  assert knobs.format_value(found['world.scene.fps']) == '4'  # the other scales have no world
-  assert knobs.format_value(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
+  assert knob_reference.format_value(two) == '2 at :2b, else 1'
+  assert (
+    knob_reference.format_value(found['world.scene.fps']) == '4'
+  )  # the other scales have no world
+  assert (
+    knob_reference.format_value(dataclasses.replace(found['world.scene.fps'], values={})) == '-'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +84,15 @@ class Plain(Derived):
 
 
 def test_the_comment_on_a_field_is_its_meaning_and_a_subclass_may_leave_it():
-  assert knobs.comments(Base) == {
+  assert knob_reference.comments(Base) == {
     'steps': 'that it makes',
     'rate': 'a meaning that needs two lines',
     'on': 'first above then behind',
     'wrapped': 'behind the last line',
   }
   assert (
-    knobs.comments(Derived)
-    == knobs.comments(Plain)
+    knob_reference.comments(Derived)
+    == knob_reference.comments(Plain)
     == {
       'steps': 'that it makes',
       'rate': 'another meaning',
@@ -99,8 +104,8 @@ def test_the_comment_on_a_field_is_its_meaning_and_a_subclass_may_leave_it():
 
 
 def test_sections_and_single_knobs_are_chosen_however_they_are_written():
-  found = knobs.knobs(knobs.KINDS['rl'])
-  paths = lambda *sections: [one.path for one in knobs.select_knobs(found, sections)]
+  found = knobs.KINDS['rl'].knobs()
+  paths = lambda *sections: [one.path for one in knob_reference.select_knobs(found, sections)]
   assert paths() == [one.path for one in found]
   assert paths('publish') == ['publish.dtype', 'publish.keep', 'publish.canary_tokens']
   assert paths('--config.publish.keep', 'config.seed') == ['publish.keep', 'seed']
@@ -110,14 +115,14 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
 @pytest.mark.parametrize('section', ['nothing', 'publis', 'publish.kee', 'publish.keep.x'])
 def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section):
   with pytest.raises(ConfigError) as caught:
-    knobs.select_knobs(knobs.knobs(knobs.KINDS['rl']), [section])
+    knob_reference.select_knobs(knobs.KINDS['rl'].knobs(), [section])
   said = f'{section}: no such section or knob; wanted one of name, scale, seed, run, model, data, '
   assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
 
 
 def test_a_cold_start_is_described_by_the_recipe_of_sft():
   with pytest.raises(ConfigError, match=r'; a cold start has the knobs of --recipe=sft$'):
-    knobs.select_knobs(knobs.knobs(knobs.KINDS['rl']), ['cold_start.steps'])
+    knob_reference.select_knobs(knobs.KINDS['rl'].knobs(), ['cold_start.steps'])
 
 
 def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared_once():
@@ -157,10 +162,10 @@ def test_the_reference_has_a_table_for_each_section_with_what_it_is_about():
 
 
 def test_what_markdown_would_take_for_its_own_is_escaped_in_a_cell():
-  knob = knobs.Knob(
+  knob = knob_reference.Knob(
     'a.b', {'': '<a|b>'}, "text (for none: '', nothing behind the =)", '<x> `y*` |*'
   )
-  assert knobs._row(knob) == "| `a.b` | `'<a\\|b>'` | text | \\<x\\> `y*` \\|\\* |"
+  assert knob_reference._row(knob) == "| `a.b` | `'<a\\|b>'` | text | \\<x\\> `y*` \\|\\* |"
 
 
 def test_configs_readme_holds_the_reference_as_it_is_now():
@@ -174,8 +179,8 @@ def test_configs_readme_holds_the_reference_as_it_is_now():
 
 def test_a_section_fits_a_terminal_of_100_columns():
   kind = knobs.KINDS['rl']
-  lines = knobs.list_lines(
-    knobs.select_knobs(knobs.knobs(kind), ['server']), knobs.abouts(kind.recipe)
+  lines = knob_reference.list_lines(
+    knob_reference.select_knobs(kind.knobs(), ['server']), knob_reference.abouts(kind.recipe)
   )
   assert lines[0] == 'server: The rollout servers of a run.'
   assert '' in lines and 'server.watch: How servers are watched.' in lines

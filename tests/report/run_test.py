@@ -118,7 +118,7 @@ def test_the_gain_is_the_one_that_the_run_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'told',
+  'saved',
   [
     None,
     'much',
