@@ -55,19 +55,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
       return [*rest, word, *words], found
     if match is None:
       rest.append(word)
-      if (
-        word in ('--config', '-config') and words
-      ):  # the next word is the recipe, even if it looks like a flag
+      # the next word is the recipe, even if it looks like a flag
+      if word in ('--config', '-config') and words:
         rest.append(words.pop(0))
       continue
     text = match['text']
-    if (
-      text is None
-      and not match['no']
-      and words
-      and (not words[0].startswith('-') or NUMBER.match(words[0]))
-    ):
-      text = words.pop(0)
+    if text is None and not match['no'] and words:
+      # the value is the next word, unless that is another flag
+      text = words.pop(0) if not words[0].startswith('-') or NUMBER.match(words[0]) else None
     found.append(Override(match['knob'], text, bool(match['no'])))
   return rest, found
 

@@ -255,17 +255,24 @@ def comparison(
     table(head, rows),
   ]
   for benchmark, row in found.items():
-    for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
-      lines = [
-        f'- `{flip["key"]}`: gold {short(flip["gold"])}, first {short(flip["first"])}, '
-        f'second {short(flip["second"])}'
-        for flip in row[way][:flips]
-      ]
-      if len(row[way]) > flips:
-        lines.append(f'- {len(row[way]) - flips} more')
-      if lines:
-        parts.append(f'## {benchmark}: {title}\n\n' + '\n'.join(lines))
+    parts += _list_flips(benchmark, row, flips)
   return '\n\n'.join(parts) + '\n'
+
+
+def _list_flips(benchmark: str, row: Mapping[str, Any], flips: int) -> list[str]:
+  """The samples that one folder alone has right, at most `flips` each way."""
+  parts = []
+  for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
+    lines = [
+      f'- `{flip["key"]}`: gold {short(flip["gold"])}, first {short(flip["first"])}, '
+      f'second {short(flip["second"])}'
+      for flip in row[way][:flips]
+    ]
+    if len(row[way]) > flips:
+      lines.append(f'- {len(row[way]) - flips} more')
+    if lines:
+      parts.append(f'## {benchmark}: {title}\n\n' + '\n'.join(lines))
+  return parts
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -119,7 +119,7 @@ def test_a_turn_is_written_as_it_comes_and_reads_as_if_it_had_come_at_once(
   turns = 'I look.</think>\n\n  ' + CALL.format(6, 9), 'Seen: 8 red.</think>\n<answer>red</answer>'
   pieces = []
   with monkeypatch.context() as patch:
-    patch.setattr(ask.Narrator, 'grown', lambda narrator, turn, text: None)
+    patch.setattr(ask.Narrator, 'on_text', lambda narrator, turn, text: None)
     at_once = asked(place, capsys, *turns)
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -394,7 +394,7 @@ def growing(*events):
   narrator = ask.Narrator(lambda line: pieces.append(line + '\n'), lambda: 0.0, pieces.append)
   for event in events:
     if isinstance(event, str):
-      narrator.grown(0, event)
+      narrator.on_text(0, event)
     else:
       narrator(event)
   narrator.close()

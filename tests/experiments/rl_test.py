@@ -60,7 +60,7 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
     model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)),
   )
   monkeypatch.setattr(rl, 'Learner', lambda *_: learner)
-  monkeypatch.setattr(rl.rollouts, 'opened', opened)
+  monkeypatch.setattr(rl.rollouts, 'open_rollouts', opened)
   monkeypatch.setattr(rl.evaluation, 'phase', phase)
   monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
   monkeypatch.setattr(rl, 'train', lambda *_: note('train'))

@@ -17,7 +17,7 @@ def heard_of(server, **options):
 
   async def run():
     async with opened(Router((server.url,)), **options) as client:
-      return await client.generate(REQUEST, heard=heard.append)
+      return await client.generate(REQUEST, on_tokens=heard.append)
 
   return asyncio.run(run()), heard
 

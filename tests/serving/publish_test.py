@@ -213,9 +213,7 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
     SyncError, match="'text/norm/scale' was left out as unchanged, but is another one here"
   ):
     publish.load(folder, abstract(params), {**own, 'text/norm/scale': np.full(8, 2, np.float32)})
-  with pytest.raises(
-    SyncError, match="'text/embed/embedding' is not in this version and not held here"
-  ):
+  with pytest.raises(SyncError, match="'text/embed/embedding' is not in this version and not here"):
     publish.load(folder, abstract(params))
   with pytest.raises(SyncError, match="'head/kernel' is both published and held"):
     publish.save(tmp_path, 5, trained, keep=1, frozen=params)
@@ -275,10 +273,10 @@ def test_writes_are_one_after_the_other_and_a_failed_one_does_not_stop_the_next(
   assert sorted(publish.versions(tmp_path)) == [3, 5] and not list(tmp_path.glob('.*'))
 
 
-def test_held_arrays_are_hashed_once(params, tmp_path, monkeypatch):
+def test_frozen_arrays_are_hashed_once(params, tmp_path, monkeypatch):
   calls, real = [], manifest.frozen_hashes
   monkeypatch.setattr(
-    manifest, 'held_hashes', lambda named: calls.append(sorted(named)) or real(named)
+    manifest, 'frozen_hashes', lambda named: calls.append(sorted(named)) or real(named)
   )
   frozen = {'text': params['text']}
   with publish.Publisher(tmp_path, keep=2) as publisher:

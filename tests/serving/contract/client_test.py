@@ -86,7 +86,7 @@ def test_what_is_heard_of_a_stream_grows_through_an_update_of_the_weights(served
   async def scenario(client, control, url):
     for _ in range(20):
       sent, heard = long_requests(served, 1)[0], []
-      task = asyncio.create_task(client.generate(sent, heard=heard.append))
+      task = asyncio.create_task(client.generate(sent, on_tokens=heard.append))
       await patience.seen(lambda heard=heard: heard, 'the first tokens of a stream', step=0.001)
       await control.pause(url, mode)
       before = len(heard)
