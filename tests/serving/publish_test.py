@@ -215,7 +215,7 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
     publish.load(folder, abstract(params), {**own, 'text/norm/scale': np.full(8, 2, np.float32)})
   with pytest.raises(SyncError, match="'text/embed/embedding' is not in this version and not here"):
     publish.load(folder, abstract(params))
-  with pytest.raises(SyncError, match="'head/kernel' is both published and held"):
+  with pytest.raises(SyncError, match="'head/kernel' is both published and frozen"):
     publish.save(tmp_path, 5, trained, keep=1, frozen=params)
 
 
@@ -358,13 +358,13 @@ def place(*axes):
 tree = {'rows': place('rows'), 'copies': place()}
 with publish.Publisher(sys.argv[3], keep=3) as publisher:
   for version in (1, 2):
-    held = {'frozen': place(None, 'rows')}
-    print(publisher.start(version, tree, held=held, canary=None).result())
+    frozen = {'frozen': place(None, 'rows')}
+    print(publisher.start(version, tree, frozen=frozen, canary=None).result())
   if sys.argv[2] == '1':
     full = OSError('the disk of process 1 is full')
     array_files._entries = lambda named: (_ for _ in ()).throw(full)
   try:
-    publisher.start(3, tree, held=None, canary=None).result()
+    publisher.start(3, tree, frozen=None, canary=None).result()
   except SyncError as error:
     print(error)
 """
