@@ -74,7 +74,7 @@ def _data() -> dict:
       'images': 64,
     },
     'packing': {'rows': 5000, 'batches': 50},
-    # grain: of the noise over the picture, in grey levels; it sets the bit rate
+    # grain: of the noise over the image, in grey levels; it sets the bit rate
     'clip': {'seconds': 150, 'height': 360, 'width': 640, 'fps': 30, 'gop': 250, 'grain': 30},
     # overviews of the whole clip and windows in it, asked by `threads` workers; the best of
     # `repeats` turns

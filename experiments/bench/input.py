@@ -56,7 +56,7 @@ def packing_efficiency(config: BenchRecipe, folder: pathlib.Path) -> float:
   recipe's own planner.
   """
   mix, knobs, media = config.data.mix, config.data.packing, folder / 'packing'
-  images = [image.name for image in bench_media.images(media, mix.images, mix.image_tokens)]
+  images = [image.name for image in bench_media.make_images(media, mix.images, mix.image_tokens)]
   rows = bench_media.mixed_rows(
     knobs.rows, mix, lambda n: f'{n}.mp4', images, SquareVideos.SECONDS, config.seed
   )
@@ -127,7 +127,7 @@ def _corpus(config: BenchRecipe, folder: pathlib.Path, clip: pathlib.Path) -> SF
   media.mkdir(parents=True, exist_ok=True)
   images = [
     f'{bench_media.BUCKET}/{image.name}'
-    for image in bench_media.images(media, mix.images, mix.image_tokens)
+    for image in bench_media.make_images(media, mix.images, mix.image_tokens)
   ]
 
   def video(n: int) -> str:

@@ -80,7 +80,7 @@ def archives(folder: pathlib.Path, kind: str, total: int, count: int) -> list[pa
   ]
 
 
-def images(folder: pathlib.Path, count: int, tokens: tuple[int, int]) -> list[pathlib.Path]:
+def make_images(folder: pathlib.Path, count: int, tokens: tuple[int, int]) -> list[pathlib.Path]:
   """JPEGs of between `tokens` merged tokens each, evenly spread, of several shapes."""
   folder.mkdir(parents=True, exist_ok=True)
 

@@ -172,7 +172,7 @@ def problems(
         (partly if len(missing) < len(videos) else found).append(
           f'{name}: {len(missing)} of {len(videos)} videos missing below {root}; put '
           f'{benchmark.videos} into that folder, as it is or unpacked{_unread(root)}:'
-          + _listed(missing)
+          + _list_names(missing)
         )
       if place is not None or not any(map(_is_subtitles, snapshots.archives(root))):
         _subtitles(benchmark, root, place, asked)
@@ -181,7 +181,7 @@ def problems(
   return found, partly
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
   """The first few names, each on a line of its own, and how many more there are."""
   more = len(names) - SHOWN
   lines = [*names[:SHOWN], *([f'… {more} more'] if more > 0 else [])]

@@ -32,13 +32,13 @@ from paravt_jax.report.evaluation_rows import (
   breakdown_tables,
   broken_rows,
   call_table,
-  counted,
   duration,
   finite,
+  format_reasons,
   in_turn,
-  plain,
   read,
   read_summary,
+  reason_text,
   score_table,
 )
 from paravt_jax.types import Episode, Scored, ToolResult, Trajectory
@@ -104,13 +104,19 @@ def write(
     title=title or Path(folder).resolve().name,
     table=score_table(summary, published or {}, rules or {}),
     calls=call_table(summary),
-    errors=[(name, text) for name, one in summary.items() if (text := counted(one.get('reasons')))],
+    errors=_errors(summary),
     notes=notes,
     breakdowns=breakdown_tables(summary),
     left={name: left[name] for name in OUTCOMES if left[name] > 0},
     right=right,
   )
   return write_whole(out_html, page, 'write the report')
+
+
+def _errors(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """(benchmark, its errors counted by reason) of each benchmark that has errors."""
+  texts = {name: format_reasons(one.get('reasons')) for name, one in summary.items()}
+  return [(name, text) for name, text in texts.items() if text]
 
 
 def _not_whole(summary: Mapping[str, Any]) -> list[str]:
@@ -289,7 +295,7 @@ def _thin(episode: Episode) -> Episode:
   views = episode.overviews
   most = max(1, OVERVIEW // max(len(views), 1))
 
-  def bare(result: ToolResult) -> ToolResult:
+  def drop_most(result: ToolResult) -> ToolResult:
     inner = result.subagent
     return dataclasses.replace(
       result,
@@ -298,7 +304,7 @@ def _thin(episode: Episode) -> Episode:
     )
 
   turns = tuple(
-    dataclasses.replace(turn, results=tuple(map(bare, turn.results))) for turn in episode.turns
+    dataclasses.replace(turn, results=tuple(map(drop_most, turn.results))) for turn in episode.turns
   )
   others = tuple(
     dataclasses.replace(view, seconds=_some(view.seconds, most)) for view in episode.others
@@ -337,7 +343,7 @@ def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any)
     filters=_filters(cards),
     style=Markup(style + pictures.css()),
     script=Markup(script),
-    plain=plain,
+    reason_text=reason_text,
     written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
     **values,
   )
@@ -353,7 +359,7 @@ def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str,
     ('outcome', lambda row: row.outcome),
     ('K', lambda row: row.k),
     ('calls', lambda row: row.calls),
-    ('reason', lambda row: plain(row.reason) if row.outcome == 'error' else ''),
+    ('reason', lambda row: reason_text(row.reason) if row.outcome == 'error' else ''),
   )
   found = []
   for name, value in values:

@@ -246,20 +246,20 @@ def call_table(summary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
     {
       'name': benchmark,
       **{name: _rate(one, source) for name, source in names.items()},
-      'failed': counted(one.get('calls_failed_by_reason')) or 'none',
+      'failed': format_reasons(one.get('calls_failed_by_reason')) or 'none',
     }
     for benchmark, one in summary.items()
     if finite(one.get('calls_well_formed')) is not None
   ]
 
 
-def counted(reasons: Any) -> str:
+def format_reasons(reasons: Any) -> str:
   """{'call_timeout': 26, ...} as '26 call timeout, ...', the most frequent first; '' for none."""
   ordered = sorted((reasons or {}).items(), key=lambda pair: -pair[1])
-  return ', '.join(f'{count:,} {plain(reason)}' for reason, count in ordered)
+  return ', '.join(f'{count:,} {reason_text(reason)}' for reason, count in ordered)
 
 
-def plain(reason: str) -> str:
+def reason_text(reason: str) -> str:
   """A reason as words; an empty one is 'error'."""
   return reason.replace('_', ' ') or 'error'
 

@@ -1,7 +1,7 @@
 """Still images of any kind to upright 8-bit RGB: one function for every mode of Pillow.
 
 Deep images are scaled, transparent ones laid over white, rotated ones turned upright; of an
-animation the first picture counts.
+animation the first image counts.
 """
 
 import struct

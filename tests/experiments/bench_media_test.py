@@ -87,7 +87,7 @@ def test_archives_hold_about_the_bytes_asked_for_in_their_bucket_half_deflated_a
 
 
 def test_pictures_are_from_few_to_many_tokens(tmp_path):
-  found = bench_media.images(tmp_path, 5, (64, 1024))
+  found = bench_media.make_images(tmp_path, 5, (64, 1024))
   tokens = [width * height // 1024 for width, height in (Image.open(file).size for file in found)]
   assert abs(tokens[0] - 64) <= 8 and abs(tokens[-1] - 1024) <= 32 and tokens == sorted(tokens)
 

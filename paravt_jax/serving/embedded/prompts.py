@@ -31,7 +31,7 @@ class Prompt:
   ids_T: np.ndarray  # int32[n]
   positions_AT: np.ndarray  # int32[3, n]: time, height, width
   image_T: np.ndarray  # index into `images` per token, -1 for text
-  offset_T: np.ndarray  # place of the token in its picture
+  offset_T: np.ndarray  # place of the token in its image
   images: tuple[ImagePatches, ...]
   next_position: int  # of the first token that is sampled
   keys: list[bytes]  # of its pages in the cache
@@ -50,7 +50,7 @@ class ImageStore:
     self._images: OrderedDict[bytes, ImagePatches] = OrderedDict()
 
   def get(self, text: str) -> ImagePatches:
-    """The picture behind a base64 string.
+    """The image of a base64 string.
 
     Raises:
       RequestError: it is no image, of wrong sides, or larger than this server was started for.
@@ -73,7 +73,7 @@ def expand(ids: list[int], images: tuple[ImagePatches, ...], image_id: int, chun
   """Repeats every image pad once per merged token and lays out positions and hashes.
 
   Raises:
-    RequestError: pads and pictures disagree in number.
+    RequestError: the numbers of pads and images differ.
   """
   raw = np.asarray(ids, np.int32)
   pads = np.flatnonzero(raw == image_id)
