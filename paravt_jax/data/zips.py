@@ -139,8 +139,7 @@ def _problem(info: zipfile.ZipInfo, name: str) -> str:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-  """Returns a member's name, decoded as UTF-8 if it is valid even where the flag for UTF-8 is
-  missing.
+  """Returns a member's name. Decodes it as UTF-8 where that is valid, even without the UTF-8 flag.
 
   Backslashes of old Windows tools become `/`.
   """
