@@ -159,8 +159,9 @@ def _sixteens(index: str) -> tuple[int, int, str]:
 
 
 def gap(parts: Sequence[pathlib.Path]) -> str:
-  """Returns which parts are missing or repeated, judged by the names; '' if none. parts: in
-  order.
+  """Returns which parts are missing or repeated, judged by the names; '' if there is no gap.
+
+  parts: in order.
   """
   if is_whole(parts[0].name) or not groups(parts):  # no group: the user named this file directly
     return ''
@@ -192,8 +193,10 @@ def gap(parts: Sequence[pathlib.Path]) -> str:
 
 
 def _next(index: str) -> tuple[str, str]:
-  """Returns two candidates for the next index: of the same width, and longer as `split`
-  continues.
+  """Returns the two possible next indices.
+
+  The first has the same width. The second is longer, as when `split` continues with longer
+  suffixes.
   """
   if index.isdecimal():
     after = str(int(index) + 1).zfill(len(index))
@@ -219,8 +222,8 @@ def _between(before: str, after: str) -> list[str]:
 
 
 def over_disks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
-  """Returns the zips that span several disks (`a.zip` next to `a.z01`). No reader here supports
-  them.
+  """Returns the zips that span several disks (`a.zip` next to `a.z01`), which no reader here
+  supports.
   """
   stems = {
     (path.parent, match['stem'].lower()) for path in paths if (match := _DISK.fullmatch(path.name))

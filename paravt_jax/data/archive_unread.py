@@ -168,7 +168,7 @@ def find_unread(
 
   Args:
     paths: the files to check.
-    groups: the archives among the files. One whose bytes are not those of its name is reported too.
+    groups: the archives among the files, by name. The first bytes of each are checked too.
     disks: the zips that span several disks, see `archive_parts.over_disks`.
 
   Raises:

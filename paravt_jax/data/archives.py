@@ -68,8 +68,7 @@ def find(source: pathlib.Path, root: pathlib.Path) -> Found:
 
 
 def _files(folder: str | os.PathLike, skip: pathlib.Path | None) -> Iterator[pathlib.Path]:
-  """Yields every file below a folder, sorted by name, without the folder `skip` and journal
-  folders.
+  """Yields every file below a folder, sorted by name. Skips the folder `skip` and journal folders.
 
   Links to folders are not followed.
   """

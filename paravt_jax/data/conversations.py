@@ -146,9 +146,7 @@ def _parts(
 
 
 def _content_parts(content: str) -> list[dict] | None:
-  """Returns the parts if a text is JSON of objects that each have a `type`; None for any other
-  text.
-  """
+  """Returns the parts of a text that is JSON of objects with a `type` each; None for other text."""
   if not content.lstrip().startswith(('[', '{')):
     return None
   try:
@@ -212,9 +210,7 @@ def _lines(text: str) -> str:
 def _part(
   part: dict, where: str, root: str | os.PathLike, options: RowOptions
 ) -> str | VideoRef | ImageRef:
-  """Returns one part of a content list. Keys with null values, as parquet fills them, are
-  ignored.
-  """
+  """Returns one part of a content list. Ignores keys with null values, which parquet adds."""
   kind = part.get('type')
   if kind == 'text' and isinstance(part.get('text'), str):
     turns.refuse_unknown(part, {'type', 'text'}, where)

@@ -127,9 +127,7 @@ def _folder(parquet_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _files(job: Job) -> list[pathlib.Path]:
-  """Returns the input files in order. Raises DataError if an output folder is inside their
-  folder.
-  """
+  """Returns the input files in order. Raises DataError if an output folder is among them."""
   source = os.path.realpath(job.source)
   files = sorted(
     file
@@ -160,9 +158,7 @@ def _refuse(faults: list[str]):
 
 
 def _list_leftovers(job: Job, files: set[pathlib.Path]) -> list[str]:
-  """Returns the outputs of this command whose input is gone. They stay, as they may still be in
-  use.
-  """
+  """Returns the outputs of this command that no longer have an input. They may still be in use."""
   targets = {target_of(job, file) for file in files}
   others = [
     file for file in sorted(job.output.rglob('*.parquet')) if file not in targets and file.is_file()

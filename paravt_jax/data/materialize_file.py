@@ -1,6 +1,4 @@
-"""Rewrites the media paths of one parquet file, and checks whether an existing output is up to
-date.
-"""
+"""Rewrites the media paths of one parquet file, unless its output is up to date."""
 
 import dataclasses
 import json
@@ -111,8 +109,8 @@ def _changes(job: Job, file: pathlib.Path, target: pathlib.Path) -> list[str] | 
 
 
 def _written_root(job: Job, earlier: dict[str, Any] | None) -> str | None:
-  """Returns the name that `materialize` wrote for this same root into an input; None if there is
-  none.
+  """Returns the name of this root that `materialize` wrote into an input; None if there is no such
+  name.
   """
   root = (
     earlier.get('options', {}).get('root')

@@ -51,9 +51,7 @@ class Report:
 
 
 def count_media(found: set[str], root: str) -> tuple[_Count, _Count, _Count, dict[str, list[str]]]:
-  """Returns (referenced, missing, empty, absent) of a `Report` for these sentinels. Follows
-  links.
-  """
+  """Returns (referenced, missing, empty, absent) of a `Report` for sentinels. Follows links."""
   referenced, missing, empty = collections.Counter(), collections.Counter(), collections.Counter()
   absent: dict[str, list[str]] = {}
   for sentinel in sorted(found):

@@ -77,8 +77,9 @@ class Rewriter:
     return table
 
   def _array(self, array: pyarrow.Array, path: str, key: str | None) -> pyarrow.Array:
-    """Rewrites an array of any type. key: name of the enclosing struct field; None outside
-    structs.
+    """Rewrites an array of any type.
+
+    key: name of the enclosing struct field; None outside structs.
     """
     kind = array.type
     if isinstance(kind, pyarrow.BaseExtensionType):

@@ -114,11 +114,16 @@ def prefix(root: str | os.PathLike) -> str:
 
 
 def kind(value: str, prefixes: Sequence[str]) -> str:
-  """Returns the kind of a media value. prefixes: from `prefix`.
+  """Returns the kind of a media value, one of the words below.
 
-  The kinds are: sentinel, in_root (a URI of a sentinel below one of the prefixes), leaves_root (a
-  sentinel that leaves the root or is not a path), doubled_scheme, other_file_uri, url (any other
-  scheme), absolute_path, relative_path, empty.
+    sentinel: a sentinel path.
+    in_root: a URI of a sentinel below one of the prefixes.
+    leaves_root: a sentinel that leaves the root or is not a path.
+    doubled_scheme, other_file_uri: any other `file://` URI.
+    url: a value with any other scheme.
+    absolute_path, relative_path, empty: anything else.
+
+  prefixes: from `prefix`.
   """
   if value.startswith(SENTINELS):
     return 'sentinel' if _is_inside(value) else 'leaves_root'

@@ -1,6 +1,6 @@
 """The order in which the rows of a data set are drawn.
 
-It depends on the seed alone and can be resumed from one integer.
+It depends only on the seed and can be resumed from one integer.
 """
 
 import functools

@@ -18,9 +18,7 @@ KEY = b'paravt_provenance'
 
 
 def digest(path: str | os.PathLike) -> str:
-  """Returns the hex BLAKE2b (16 bytes) of a file's content. Raises DataError if it is
-  unreadable.
-  """
+  """Returns the hex BLAKE2b (16 bytes) of a file. Raises DataError if it is unreadable."""
   try:
     return files.digest_file(path)
   except OSError as error:
@@ -110,8 +108,9 @@ def changes(
   options: Mapping[str, Any],
   base: str | os.PathLike | None = None,
 ) -> list[str]:
-  """Returns why a derived file with this record is outdated, one phrase per reason; [] if up to
-  date.
+  """Returns why a derived file with this record is outdated, one phrase per reason.
+
+  Returns [] if the file is up to date.
   """
   if known is None:
     return ['it does not say what it was made from']

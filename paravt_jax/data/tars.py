@@ -180,8 +180,7 @@ def _refuse_gaps(archive: Archive, info: tarfile.TarInfo, zeros: int) -> None:
 
 
 def _is_joint(zeros: int, at: int) -> bool:
-  """Returns whether `zeros` zero blocks before byte `at` are the end of a tar with another
-  appended.
+  """Returns whether the zero blocks before byte `at` end one tar, with another tar appended.
 
   Some writers end a tar with two zero blocks. Others fill the last record with zeros.
   """

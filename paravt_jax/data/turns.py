@@ -21,7 +21,7 @@ _CALL_TAG = re.compile('<tool_call>|<tool_code>')
 
 
 def refuse_unknown(value: dict, known: set[str], where: str) -> None:
-  """Raises Broken for an unknown key. Null values, as parquet fills them, are ignored."""
+  """Raises Broken for an unknown key. Ignores keys with null values, which parquet adds."""
   unknown = sorted(str(key) for key, item in value.items() if key not in known and item is not None)
   if unknown:
     raise Broken(
@@ -96,8 +96,8 @@ def assistant_text(message: dict, content: str, where: str) -> str:
 
 
 def call_ids(message: dict) -> list[str | None]:
-  """Returns the ids of a checked assistant message's calls, in order; None for a call without
-  id.
+  """Returns the ids of a checked assistant message's calls, in order. A call without id gives
+  None.
   """
   return [call.get('id') for call in fields.decoded(message.get('tool_calls') or [], 'tool_calls')]
 
@@ -117,8 +117,9 @@ def refuse_other_order(message: dict, waiting: list[str | None], where: str) -> 
 
 
 def _calls(value: Any, where: str) -> list[tuple[str, dict]]:
-  """Returns (name, arguments) of each call in `tool_calls`, a list or JSON text of one; [] if
-  empty.
+  """Returns (name, arguments) of each call in `tool_calls`; [] if empty.
+
+  value: a list, or JSON text of a list.
   """
   value = fields.decoded(value or [], where)
   return (

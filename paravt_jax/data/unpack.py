@@ -222,9 +222,7 @@ class _Run:
       self.faults += done.faults
 
   def each(self, jobs: list[Callable]) -> list:
-    """Runs the jobs in threads and returns their results in order. The first failure stops all
-    jobs.
-    """
+    """Runs the jobs in threads and returns their results in order. The first failure stops all."""
     with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
       futures = [pool.submit(job) for job in jobs]
       try:

@@ -102,9 +102,7 @@ class Plan:
       )
 
   def _journal_file(self, archive: Archive, member: Member, journal: Journal) -> File | None:
-    """Returns the journal's entry for a member, if neither file nor member has changed; else
-    None.
-    """
+    """Returns the journal's entry for a member; None if the file or the member has changed."""
     file = journal.files.get(member.name)
     # headers of a plain tar have no checksums: a part downloaded again may have other content
     if (

@@ -114,7 +114,7 @@ def serve():
 
 
 class _ProgressSender:
-  """Reports progress after at least CHUNK bytes. Exits the process when it was asked to stop."""
+  """Reports progress after at least CHUNK bytes. Exits the process once `ended` is set."""
 
   def __init__(self, ended: threading.Event):
     self.rest, self._ended = 0, ended

@@ -252,8 +252,9 @@ def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def zstd(file: Any, codec: str = 'zstd') -> Any:
-  """Returns a stream of the unpacked bytes of a file packed with zstd (or lz4). Raises OSError on
-  read.
+  """Returns a stream of the unpacked bytes of a file packed with zstd (or lz4).
+
+  Reading invalid bytes raises OSError.
   """
   import pyarrow  # imported here: it takes 0.1 s, which only zstd and lz4 need
 

@@ -272,9 +272,7 @@ class Writer:
     return [_user(part, traces.lookup_question(asked)), _text('assistant', answer)]
 
   def _choice(self, kind: str, i: int) -> list[dict]:
-    """Returns a row with a window of n seconds around the cue, an mcq question, and its answer
-    turn.
-    """
+    """Returns a row with a window of n seconds around the cue, an mcq question, and its answer."""
     rng, n = seeds.rng(self.seed, kind, i), frames_of(kind)
     video, task = self._sft_task('choice_mcq', i)
     cue, scene = task.facts['cues'][0], self.scenes[video]

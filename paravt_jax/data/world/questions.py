@@ -81,7 +81,7 @@ def draw_cue(
 
   It is more than 5 s from the cues in `taken`, if such a second exists.
   """
-  # [S] candidate seconds and their distance to the nearest event
+  # the candidate seconds, and the distance of each to the nearest event
   seconds = np.arange(2, scene.seconds - 3)
   starts, ends = np.array([(event.start, event.end - 1) for event in scene.events]).T
   distance = np.maximum(np.maximum(starts - seconds[:, None], seconds[:, None] - ends), 0).min(

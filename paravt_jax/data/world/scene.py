@@ -1,6 +1,4 @@
-"""The facts of a synthetic video: short events of a colour and a shape on a long grey
-background.
-"""
+"""The facts of a synthetic video: short events (colour, shape) on a long grey background."""
 
 import dataclasses
 from typing import Annotated
@@ -116,8 +114,9 @@ def draw(options: SceneOptions, name: str, seed: int) -> Scene:
 
 
 def label(event: Event | None, shapes: bool) -> str:
-  """Returns the name of an event in answers: 'red', or 'red disc' with shapes; 'nothing' for
-  None.
+  """Returns the name of an event in answers: 'red', or 'red disc' with shapes.
+
+  Returns 'nothing' for None.
   """
   if event is None:
     return NOTHING

@@ -1,9 +1,12 @@
-"""What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop
-produces and parses.
+"""What a good agent writes about a scene: turn texts for SFT.
 
-<think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39,
-...}}</tool_call>
-<think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 41 42 red'
+The texts have exactly the form that the agent loop produces and parses:
+
+<think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments":
+{"start_time": 39, ...}}</tool_call>
+<think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>
+
+A sub-agent answers '41 red', or '40 41 42 red' for a tvg question.
 """
 
 import dataclasses
@@ -52,8 +55,8 @@ def visible(
 ) -> bool:
   """Returns whether one of the frames shows what is visible at the cue.
 
-  The frame must be within `tolerance` seconds of the cue and show the same event, or none as at the
-  cue.
+  Such a frame is within `tolerance` seconds of the cue. It shows the same event, or no event if
+  there is none at the cue.
   """
   return any(
     abs(second - cue) <= tolerance and scene.at(second) == scene.at(cue) for second in seconds
@@ -207,8 +210,9 @@ def work(
 
 
 def _slip(cues, windows, results, duration) -> tuple[list[str], list[tuple[str, ...]]]:
-  """Returns a turn whose first window has swapped ends, and its replies (the other calls
-  succeed).
+  """Returns a turn with swapped ends of its first window, and its replies.
+
+  The first call fails; the others succeed.
   """
   swapped = [(windows[0][1], windows[0][0]), *windows[1:]]
   arguments = {'start_time': swapped[0][0], 'end_time': swapped[0][1]}

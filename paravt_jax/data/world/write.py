@@ -1,4 +1,4 @@
-"""Writes a world in the layout of the real corpus, so that tests use the real loading code.
+"""Writes a world in the layout of the real corpus, so that it is read by the real loading code.
 
 <folder>/source/selftrace/selftrace_<n>.zip  videos under their sentinel paths,
                                              longvt_source/selftrace_<n>/world00000.mp4
