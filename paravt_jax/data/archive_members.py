@@ -17,10 +17,10 @@ from paravt_jax.data.archive_parts import Joined
 from paravt_jax.errors import DataError
 
 OURS = '.paravt_unpack'  # the folder of the journal; a member may not use this name
-RATIO = (
-  200  # media barely shrink, text 20-fold: a higher ratio of unpacked to packed bytes is a bomb,
-)
-FLOOR = 64 << 20  # unless it unpacks to at most this many bytes
+# Limits for bombs. Media barely shrink and text shrinks 20-fold. An archive is a bomb if the ratio
+# of unpacked to packed bytes is above RATIO and it unpacks to more than FLOOR bytes.
+RATIO = 200
+FLOOR = 64 << 20
 CHUNK = 1 << 20
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 PLAIN = ('zip', 'tar')  # kinds whose members can be read in any order

@@ -222,9 +222,7 @@ def _between(before: str, after: str) -> list[str]:
 
 
 def over_disks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
-  """Returns the zips that span several disks (`a.zip` next to `a.z01`), which no reader here
-  supports.
-  """
+  """Returns the zips that span several disks (`a.zip` next to `a.z01`). They cannot be read."""
   stems = {
     (path.parent, match['stem'].lower()) for path in paths if (match := _DISK.fullmatch(path.name))
   }

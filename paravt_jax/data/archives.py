@@ -108,9 +108,8 @@ def read(
     found = zips.listing(archive) if archive.kind == 'zip' else tars.listing(archive, spend)
   except DataError as error:
     found = Listing([], [Fault(None, str(error))])
-  total = sum(
-    member.size for member in found.members
-  )  # hard links count too, because each is written as a file
+  # hard links count too, because each is written as a file
+  total = sum(member.size for member in found.members)
   if total > archive_members.FLOOR and total > RATIO * size:
     text = (
       f'{parts[0]}: got {total} bytes packed into {size}, a bomb; wanted at most {RATIO} '

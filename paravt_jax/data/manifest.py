@@ -119,9 +119,7 @@ def with_weights(
 
 
 def _unique(file: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns a JSON object as a dict. Raises DataError for a repeated key, which would hide a
-  value.
-  """
+  """Returns a JSON object as a dict. Raises DataError for a repeated key, which would be lost."""
   found = dict(pairs)
   if len(found) != len(pairs):
     names = [name for name, _ in pairs]

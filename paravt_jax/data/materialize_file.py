@@ -109,9 +109,7 @@ def _changes(job: Job, file: pathlib.Path, target: pathlib.Path) -> list[str] | 
 
 
 def _written_root(job: Job, earlier: dict[str, Any] | None) -> str | None:
-  """Returns the name of this root that `materialize` wrote into an input; None if there is no such
-  name.
-  """
+  """Returns this root's name as `materialize` wrote it into an input; None if it did not."""
   root = (
     earlier.get('options', {}).get('root')
     if earlier is not None and earlier.get('tool') == _TOOLS[0]

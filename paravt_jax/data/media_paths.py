@@ -20,9 +20,8 @@ SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'se
 KEYS = ('url', 'video', 'image', 'video_url', 'image_url')
 PATH_COLUMNS = ('videos', 'images')  # columns in which strings without a key are media paths too
 _SCHEME = 'file://'
-_NEVER = re.compile(
-  '%(?:2f|00)', re.IGNORECASE
-)  # encoded `/` and NUL, which no file name can contain
+# encoded `/` and NUL, which no file name can contain
+_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # a list, possibly nested, of strings, numbers and words such as null
 _STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'

@@ -96,9 +96,7 @@ def assistant_text(message: dict, content: str, where: str) -> str:
 
 
 def call_ids(message: dict) -> list[str | None]:
-  """Returns the ids of a checked assistant message's calls, in order. A call without id gives
-  None.
-  """
+  """Returns the ids of a checked assistant message's calls, in order; None for a missing id."""
   return [call.get('id') for call in fields.decoded(message.get('tool_calls') or [], 'tool_calls')]
 
 

@@ -26,9 +26,8 @@ _numbers = itertools.count()
 class Brought:
   """The result of writing some members."""
 
-  files: dict[str, File] = dataclasses.field(
-    default_factory=dict
-  )  # files that are complete now, by member name
+  # files that are complete now, by member name
+  files: dict[str, File] = dataclasses.field(default_factory=dict)
   faults: list[str] = dataclasses.field(default_factory=list)  # one line for each damaged member
   # keys: written, replaced (of the written ones), kept, bytes (written)
   counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)

@@ -40,7 +40,7 @@ class File:
 
 
 def header(archive: archives.Archive, name: str) -> dict[str, Any]:
-  """Returns the first line of a journal. name: path of the archive below the archive folder."""
+  """Returns the first line of a journal. name: path of the archive in the archive folder."""
   # an archive with faults is listed again next time, because another --include may select them
   is_whole_list = archive.kind != 'zip' and not archive.faults
   members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []

@@ -38,9 +38,8 @@ LZMA = zipfile.ZIP_LZMA
 ZSTD = 93
 XZ = 95
 _UNREAD = {1: 'shrink', 6: 'implode', 9: 'deflate64', 97: 'wavpack', 98: 'ppmd', 99: 'AES'}
-_HEADER = struct.Struct(
-  '<4s22xHH'
-)  # header of a member: signature, length of the name, length of the extra field
+# header of a member: signature, length of the name, length of the extra field
+_HEADER = struct.Struct('<4s22xHH')
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _UTF8 = 0x800
 _DOS_FOLDER = 0x10
