@@ -123,6 +123,7 @@ def _parts(
 
   Returns [] if they are other files, such as `.md5`.
   """
+  # width: letters of the shortest index such as aa or aaa
   first = [path for path in members if _index(path).startswith('a')]
   widths = {len(_index(path)) for path in members if set(_index(path)) == {'a'}}
   width = min(widths, default=2)

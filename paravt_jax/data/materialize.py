@@ -39,10 +39,7 @@ def rewrite_files(
 ) -> Report:
   """Rewrites the media paths of every *.parquet below `parquet_dir`; see the module docstring.
 
-  Memory use is about one row group.
-
-  Args:
-    progress: called as progress(rows done, all rows) after every row group.
+  Memory use is about one row group. progress: called as progress(rows done, all rows).
 
   Raises:
     DataError: there is no such root or parquet folder; an output is inside the parquet folder; a

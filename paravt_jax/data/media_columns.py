@@ -131,6 +131,7 @@ class Rewriter:
 
   def _strings(self, array: pyarrow.Array, path: str, key: str) -> pyarrow.Array:
     """Rewrites strings under a key. Each distinct string is processed once."""
+    # [D] distinct strings; `indices` has one per row
     encoded = array.cast(pyarrow.large_string()).dictionary_encode()
     values = encoded.dictionary.to_pylist()
     start = self._positions[path]
@@ -142,6 +143,7 @@ class Rewriter:
         len(array) - pyarrow.array(values, pyarrow.large_string()).take(encoded.indices).null_count,
       )
       return array
+    # positions of the non-null rows, and URIs under the root that must stay
     present = np.flatnonzero(np.asarray(encoded.indices.is_valid()))
     which = encoded.indices.drop_null().to_numpy()
     kinds = [self._kind(value) for value in values]
@@ -157,6 +159,7 @@ class Rewriter:
     self._count_left('kept', int(kept.sum()))
     if self._wanted not in kinds:
       return array
+    # change each distinct string once, then rebuild the rows
     changed = [
       self._change_path(value) if kind == self._wanted else value
       for value, kind in zip(values, kinds)

@@ -58,6 +58,7 @@ class Plan:
         self._place(member)
     if self.faults:
       return
+    # disk space and inodes, at the nearest existing folder
     disk = os.statvfs(
       next(
         folder

@@ -96,6 +96,7 @@ def draw(options: SceneOptions, name: str, seed: int) -> Scene:
   Events are distributed uniformly over all layouts that keep the gaps.
   """
   rng = seeds.rng(seed, 'scene', name)
+  # seconds that remain after events, gaps and margins: the slack
   count = int(rng.integers(options.events[0], options.events[1] + 1))
   lengths = rng.integers(options.event_seconds[0], options.event_seconds[1] + 1, count)
   slack = options.seconds - 2 * options.margin - int(lengths.sum()) - (count - 1) * options.gap
