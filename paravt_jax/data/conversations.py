@@ -27,7 +27,7 @@ _TIMES = ('nframes', 'video_start', 'video_end')
 class VideoRef:
   """A video of a conversation."""
 
-  path: str  # absolute
+  path: str  # absolute path
   num_frames: int | None  # None: the pipeline chooses
   start: float | None  # seconds; None: from the beginning
   end: float | None  # seconds; None: to the end
@@ -37,7 +37,7 @@ class VideoRef:
 class ImageRef:
   """An image of a conversation."""
 
-  path: str  # absolute
+  path: str  # absolute path
 
 
 @dataclasses.dataclass(frozen=True)

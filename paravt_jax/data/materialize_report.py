@@ -36,8 +36,8 @@ _SAID = {
 class Report:
   """The result of `rewrite_files`."""
 
-  files: int  # of the input
-  rows: int  # of the input
+  files: int  # input files
+  rows: int  # input rows
   written: int  # output files
   up_to_date: int  # output files that did not change
   redone: dict[str, list[str]]  # output file -> reasons why it was replaced

@@ -56,9 +56,9 @@ class NothingFound(DataError):
 class Unpacked:
   """The counts that `unpack` returns."""
 
-  written: int  # files
+  written: int  # written files
   kept: int  # files that were already complete, or that a second archive also contains
-  bytes: int = 0  # of the files written
+  bytes: int = 0  # bytes of the written files
   skipped: int = 0  # files that match no glob of `include`
   replaced: int = 0  # of the written files, those that replaced a file with other content
   changed: tuple[str, ...] = ()  # one line for each archive that changed since the last run

@@ -45,8 +45,8 @@ class Event:
   end: int  # the whole second after the last
   colour: str
   shape: str
-  x: float  # of its centre, in units of the frame's side
-  y: float  # of its centre, in units of the frame's side
+  x: float  # centre, as a fraction of the side of the frame
+  y: float  # centre, as a fraction of the side of the frame
 
 
 @dataclasses.dataclass(frozen=True)
