@@ -125,7 +125,7 @@ def logprob_step(options=MODEL):
   """The log-prob of every token of the first micro-batch, as the steps score it, on one device."""
 
   def run(values, batch):
-    micro = step._micro(batch, jnp.int32(0))
+    micro = step._micro_batch(batch, jnp.int32(0))
     wanted_RT = jnp.ones(micro['tokens'].shape, bool)
     return step._scores(CONFIG, values, micro, wanted_RT, sgd(), options).logprob_RT
 
