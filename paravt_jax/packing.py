@@ -231,16 +231,14 @@ def first_fit_decreasing(
     DataError: one item is larger than a bin.
   """
   for index, size in enumerate(sizes):
-    if any(taken > free_size for taken, free_size in zip(size, capacity, strict=True)):
+    if any(taken > most for taken, most in zip(size, capacity, strict=True)):
       raise DataError(
         f'packing: tree {index} takes {_format_sizes(size)}, a row holds '
         f'{_format_sizes(capacity)}; drop it, '
         'or raise row_tokens, row_images or row_large_images'
       )
   # an item's size is its largest share of a bin over all dimensions
-  share = [
-    max(taken / max(free_size, 1) for taken, free_size in zip(size, capacity)) for size in sizes
-  ]
+  share = [max(taken / max(most, 1) for taken, most in zip(size, capacity)) for size in sizes]
   bins: list[list[int]] = []
   free: list[list[int]] = []
   for index in sorted(range(len(sizes)), key=lambda i: -share[i]):

@@ -92,7 +92,7 @@ class ChatModel:
     """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish
     reason ('stop' or 'length').
 
-    heard: hears its ids once, when they are there: a reply comes whole.
+    on_tokens: receives all ids once, because a reply arrives complete.
 
     Raises:
       RolloutError: the server failed or refused, or its reply cannot be read; begins with the

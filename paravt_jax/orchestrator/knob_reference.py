@@ -253,6 +253,6 @@ def _code(value: Any) -> str:
 
 def _escape(text: str) -> str:
   """Text in a cell of a table. What is between backticks stays code."""
-  format_number = lambda part: re.sub(r'([<>*_\[\]])', r'\\\1', part).replace("''", "`''`")
-  parts = [part if i % 2 else format_number(part) for i, part in enumerate(text.split('`'))]
+  parts = text.split('`')
+  parts[::2] = [re.sub(r'([<>*_\[\]])', r'\\\1', part).replace("''", "`''`") for part in parts[::2]]
   return '`'.join(parts).replace('|', '\\|')

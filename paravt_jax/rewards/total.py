@@ -30,7 +30,7 @@ class RewardOptions(Options):
 
   @classmethod
   def published(cls) -> 'RewardOptions':
-    """The numbers of the paper; with the corrected penalty and bonus."""
+    """The numbers of the paper, with the corrected penalty and bonus."""
     return cls(
       format_weight=1.0,
       anchor_weight=0.5,

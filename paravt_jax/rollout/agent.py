@@ -101,7 +101,9 @@ Event = Opened | TurnDone | CallStarted | CallDone
 
 @dataclasses.dataclass(frozen=True)
 class DialogueFormat:
-  """How an agent speaks and listens. An evaluation may ask for another one than TRAINED."""
+  """How an agent speaks and listens. An evaluation may use another one than
+  TRAINING_FORMAT.
+  """
 
   system: Callable[[Task], str | None]  # the system text of a task; None for no system message
   # the pieces of a task's user message, from the pieces of each video

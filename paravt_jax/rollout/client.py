@@ -292,9 +292,8 @@ class Client(Http):
       )
       if status < 500:
         return status, reply
-      await asyncio.sleep(
-        self.options.backoff_s
-      )  # a dying server may reply 500 just before it exits
+      # a dying server may reply 500 just before it exits
+      await asyncio.sleep(self.options.backoff_s)
       if status == 500 and await self.ready(url, _NOTICE_S):
         return status, reply
       if attempt < self.options.retries:

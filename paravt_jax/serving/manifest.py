@@ -1,8 +1,7 @@
 """The manifest of a published weight version: a JSON file next to the arrays, with content hashes.
 
     {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
-    frozen: {name: hash},
-     canary, files: {path: [bytes, hash | null]}, tree, seal}
+     frozen: {name: hash}, canary, files: {path: [bytes, hash | null]}, tree, seal}
 
 `arrays` are published. `frozen` are the model's other arrays, unchanged since the base model.
 `files` are those of the array store, with a hash where a shard's hash does not cover every byte.
@@ -28,7 +27,7 @@ import numpy as np
 from paravt_jax.errors import SyncError
 
 FILE = 'manifest.json'
-FORMAT = 2
+FORMAT = 3  # increases when the manifest changes
 DTYPES = ('bfloat16', 'float32')
 HASHERS = 4  # threads; hashing releases the GIL
 _BLOCK = 4 << 20  # bytes that one thread hashes at once

@@ -144,8 +144,8 @@ def make_sft_step(
 def make_rl_step(
   config: Config, optimizer: Optimizer, mesh: Mesh, options: ModelOptions, rl: RLOptions
 ) -> Callable[..., Any]:
-  """Builds `f(state, batch, reference=None) -> (state, metric_sums)`, the decoupled PPO update of
-  spec sections 6 and 7.
+  """Builds `f(state, batch, reference=None) -> (state, metric_sums)`, the decoupled PPO update
+  (Hilton et al. 2022).
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
   is a tree of parameters, required when rl.beta > 0. With updates_per_batch above 1, prox and
@@ -193,8 +193,8 @@ def make_rl_step(
       def both(index):
         return score(state.params, index).logprob_RT, reference_logprob(index)
 
-      count_updates, shape = rl.updates_per_batch, trained_MRT.shape
-      carry = _repeat_updates(update, both, count_updates, batch['used'], shape, carry)
+      updates, shape = rl.updates_per_batch, trained_MRT.shape
+      carry = _repeat_updates(update, both, updates, batch['used'], shape, carry)
     trainable, opt_state, totals = carry
     totals = metric_sums.merge(totals, _rate(optimizer, state))
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals

@@ -167,9 +167,14 @@ def test_several_videos_and_images_of_a_row_stand_where_the_row_has_them(made, p
 
 def test_large_images_lie_in_slots_of_their_own(made, pool):
   found, _ = take(made, pool, 12)
-  stills = np.concatenate([batch.arrays['large_image_grids'].reshape(-1, 2) for batch in found])
+  large_grids = np.concatenate(
+    [batch.arrays['large_image_grids'].reshape(-1, 2) for batch in found]
+  )
   grids = np.concatenate([batch.arrays['grids'].reshape(-1, 2) for batch in found])
-  assert set(map(tuple, stills)) == {(0, 0), (4, 4)} and set(map(tuple, grids)) == {(0, 0), (2, 2)}
+  assert set(map(tuple, large_grids)) == {(0, 0), (4, 4)} and set(map(tuple, grids)) == {
+    (0, 0),
+    (2, 2),
+  }
   values = np.concatenate(
     [
       batch.arrays['large_images'][batch.arrays['large_image_grids'][..., 0] > 0].ravel()

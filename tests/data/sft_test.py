@@ -247,7 +247,7 @@ def test_a_short_video_s_length_is_that_of_its_frames(tok):
   assert len(real.images) == len(planned.images) == 5
 
 
-def test_deep_and_rotated_stills_reach_a_row_as_they_look(tmp_path):
+def test_deep_and_rotated_images_reach_a_row_as_they_look(tmp_path):
   options = sft.FrameOptions(
     rate=1.0,
     min_frames=1,

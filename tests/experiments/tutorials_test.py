@@ -76,13 +76,13 @@ def test_a_reward_of_one_s_own_takes_the_price_of_what_was_looked_at(place):
   reward = write_a_reward.ThriftyReward(recipe.reward, 0.5)
   seen = []
 
-  async def with_watch(episode):
+  async def watched(episode):
     total, found = await reward(episode)
     paid, _ = await write_a_reward.ThriftyReward(recipe.reward, 0.0)(episode)
     seen.append((paid - total, write_a_reward.seconds_seen(episode)))
     return total, found
 
-  asyncio.run(rl_loop.train(recipe, model, folder, tasks_of(recipe, folder), 1, with_watch))
+  asyncio.run(rl_loop.train(recipe, model, folder, tasks_of(recipe, folder), 1, watched))
   assert len(seen) == 4
   assert all(abs(taken - 0.5 * seconds) < 1e-6 for taken, seconds in seen)
 

@@ -312,19 +312,15 @@ def test_the_context_limit_counts_expanded_images_and_cuts_the_turns_budget():
 def test_results_that_do_not_fit_end_the_episode_with_context():
   first = sampled(LONG + call(8, 12))
   got, _ = episode(play(first, ANSWER))
-  remaining = expanded(got.trajectory.segments[:3])
+  used = expanded(got.trajectory.segments[:3])
   fits, _ = episode(
     play(first, sampled('x', closed=False)),
-    context=dataclasses.replace(CONTEXT, context=remaining + 2),
+    context=dataclasses.replace(CONTEXT, context=used + 2),
   )
-  full, _ = episode(
-    play(first, ANSWER), context=dataclasses.replace(CONTEXT, context=remaining + 1)
-  )
+  full, _ = episode(play(first, ANSWER), context=dataclasses.replace(CONTEXT, context=used + 1))
   assert (len(fits.turns), fits.stop) == (2, StopReason.LENGTH)
   assert (len(full.turns), full.stop, full.executed) == (1, StopReason.CONTEXT, 1)
-  assert (
-    expanded(full.trajectory.segments) <= remaining + 1 and full.trajectory.segments[-1].sampled
-  )
+  assert expanded(full.trajectory.segments) <= used + 1 and full.trajectory.segments[-1].sampled
 
 
 def test_a_prompt_that_does_not_fit_ends_without_a_turn():

@@ -13,7 +13,7 @@ from tests.rollout.stack import AGENT, LONG, TASK, call, episode, play, with_sta
 ANSWER = LONG + '<answer>red</answer>'
 
 
-def with_watch(script, agent=AGENT):
+def run_watched(script, agent=AGENT):
   """(the events of one episode, the episode)."""
   events = []
 
@@ -26,7 +26,7 @@ def with_watch(script, agent=AGENT):
 
 
 def test_an_episode_is_told_from_its_opening_to_its_answer():
-  events, got = with_watch(play(LONG + call(8, 12), ANSWER))
+  events, got = run_watched(play(LONG + call(8, 12), ANSWER))
   assert [type(event) for event in events] == [Opened, TurnDone, CallStarted, CallDone, TurnDone]
   opened, first, started, done, last = events
   assert len(opened.opening.overviews[0].seconds) == 4
@@ -41,7 +41,7 @@ def test_an_episode_is_told_from_its_opening_to_its_answer():
 
 
 def test_calls_of_a_turn_start_and_come_back_and_those_over_the_limit_never_start():
-  events, got = with_watch(
+  events, got = run_watched(
     play(LONG + call(1, 3) + '<tool_call>{broken</tool_call>' + call(5, 7) * 3, ANSWER),
     dataclasses.replace(AGENT, max_parallel=3),
   )
@@ -61,7 +61,7 @@ def test_calls_of_a_turn_start_and_come_back_and_those_over_the_limit_never_star
 
 
 def test_a_failed_server_ends_the_story_where_it_stood():
-  events, got = with_watch(play(LONG + call(1, 3), Refuse(500, 'out of memory')))
+  events, got = run_watched(play(LONG + call(1, 3), Refuse(500, 'out of memory')))
   assert got.stop is StopReason.ERROR
   assert [type(event) for event in events] == [Opened, TurnDone, CallStarted, CallDone]
 
@@ -70,7 +70,7 @@ def test_a_failed_server_ends_the_story_where_it_stood():
   'script', [play(LONG + call(1, 3) * 7, ANSWER), play(LONG + '<tool_call>{"na', LONG)]
 )
 def test_being_watched_changes_nothing(script):
-  _, got = with_watch(script)
+  _, got = run_watched(script)
   unwatched, _ = episode(script)
   assert got.trajectory.ids.tolist() == unwatched.trajectory.ids.tolist()
   assert [turn.text for turn in got.turns] == [turn.text for turn in unwatched.turns]

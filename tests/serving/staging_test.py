@@ -258,13 +258,13 @@ def faults():
     add('old-version-new-name', lambda f, v=version: f.rename(f.with_name(v)))
   add('no-manifest', lambda f: (f / manifest.FILE).unlink())
   add(
-    'held-differs',
+    'frozen-differs',
     lambda f: rewritten(
       f, lambda page: page['frozen'].update({'visual/pos_embed/embedding': '0' * 32})
     ),
   )
   add(
-    'held-forgotten',
+    'frozen-forgotten',
     lambda f: rewritten(f, lambda page: page['frozen'].pop('visual/pos_embed/embedding')),
   )
   return found

@@ -1,4 +1,4 @@
-"""The learner foretells what a server must say."""
+"""The learner predicts what a server must say."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_each_token_is_the_best_one_that_is_not_banned_and_carries_its_log_prob_
     ids = np.append(ids, token)
 
 
-def test_a_mesh_of_eight_foretells_what_one_device_does():
+def test_a_mesh_of_eight_predicts_what_one_device_does():
   config = tiny.tiny_config(tiny.make_tokenizer())
   params = model.init(config, jax.random.key(0))
   one, eight = (

@@ -36,12 +36,12 @@ def test_every_parameter_of_a_published_model_matches_a_rule_and_divides(size, s
   places = sharding.parameter_shardings(model.logical_axes(config), shapes, common.mesh_of(*shape))
   assert jax.tree.structure(shapes) == jax.tree.structure(places)
   total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  frozen = sum(
+  per_device = sum(
     int(jax.numpy.prod(jax.numpy.array(place.shard_shape(leaf.shape), dtype=float)))
     for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places))
   )
   split = shape[1] * shape[2]
-  assert frozen < 1.02 * total / split  # all that is large is split over fsdp and tensor
+  assert per_device < 1.02 * total / split  # all that is large is split over fsdp and tensor
 
 
 def test_the_state_of_8b_fits_its_mesh_and_optimizer_moments_lie_with_their_parameters():
