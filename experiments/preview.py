@@ -29,12 +29,12 @@ _OUTPUT = flags.DEFINE_string('output', 'preview.html', 'The page to write.')
 
 
 def main(recipe: SFTRecipe) -> None:
-  """Writes the page and prints where it is."""
+  """Writes the page and prints its path."""
   print(page(recipe, _ROW.value, pathlib.Path(_OUTPUT.value)))
 
 
 def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.Path:
-  """Writes the page of some rows. Raises ConfigError or DataError for a row that there is not."""
+  """Writes the page of some rows. Raises ConfigError or DataError for a row that does not exist."""
   checks.check_sft(recipe)
   if not rows:
     raise ConfigError('--row is empty: wanted SOURCE:NUMBER, as in --row=trace:0')

@@ -1,7 +1,7 @@
 """Host-side bookkeeping of device caches: pages of keys and values, image features, logit biases.
 
-A page is one finished chunk of C tokens. Its key is a hash chain over all content up to its end, so
-equal prefixes share pages.
+A page stores one complete chunk of C tokens. Its key is a hash chain over all content up to its
+end, so equal prefixes share pages.
 """
 
 import hashlib
@@ -72,10 +72,10 @@ class Pool:
     return new <= self.available - pinned_idle
 
   def clear(self) -> None:
-    """Forgets everything.
+    """Drops all entries.
 
     Raises:
-      RuntimeError: something is still pinned.
+      RuntimeError: an entry is still pinned.
     """
     if self._users:
       raise RuntimeError(f'{len(self._users)} places are still in use')
