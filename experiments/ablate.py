@@ -64,6 +64,7 @@ class AblateRecipe(Options):
 
 def main(recipe: AblateRecipe) -> None:
   """Runs the unfinished runs of the grid, then writes and prints the table."""
+  # Check all runs before starting any, so that a mistake costs no computation.
   cells = cells_of(recipe)
   slots = grid.deal(recipe.cores, recipe.jobs)
   how = grid.Started(COMMAND, launch.host().environment, slots, say)
@@ -77,6 +78,7 @@ def main(recipe: AblateRecipe) -> None:
     grid.prepare(waiting)
     with Interrupts() as interrupts:
       failed = grid.execute(waiting, how, interrupts)
+  # Results of all finished runs, by set and seed.
   found = ablation.load(
     {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(recipe)}
   )

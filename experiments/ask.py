@@ -34,6 +34,7 @@ Say = Callable[[str], None]
 
 def main(recipe: AskRecipe) -> None:
   """Runs the episode of the question, and writes the page if the recipe wants one."""
+  # Check the inputs before a server starts.
   check(recipe)
   servers.check(AgentSetup.of(recipe))
   folder = model_folder(recipe)
@@ -52,6 +53,7 @@ def main(recipe: AskRecipe) -> None:
   narrator = Narrator(say, time.monotonic, write)
   with Interrupts() as interrupts:
     episode = asyncio.run(ask(recipe, folder, model, narrator, interrupts))
+  # The page decodes its frames again, after the server has ended.
   if recipe.html:
     video = recipe.decode
     with parts.decode_pool(video) as pool:

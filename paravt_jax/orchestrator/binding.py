@@ -14,7 +14,7 @@ from typing import Any
 
 # Knobs, or sections with a dot at the end. The same names count below cold_start.
 FREE = (
-  'scale',  # a label: what differs between scales has knobs of its own
+  'scale',  # a label: the values of a scale are in its other knobs
   'run.',
   'server.',
   'client.',

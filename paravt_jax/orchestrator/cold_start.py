@@ -76,6 +76,7 @@ def train(
     'base': str(base),
     'sources': sft_data.identities(rows),
   }
+  # The digest of every source file, so that a later run can detect other data.
   run_folder.write_json(folder.path / 'provenance.json', provenance)
   counts, skipped = collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
   with parts.decode_pool(recipe.video) as pool:
@@ -87,6 +88,7 @@ def train(
       base=str(base),
       shard=sharding.host_rows(trainer.mesh),
     )
+    # Resume: parameters and optimizer from the record, then the position in the data.
     host = trainer.restore()
     if host is not None:
       data.set_state(host['data'])

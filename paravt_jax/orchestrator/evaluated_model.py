@@ -30,6 +30,7 @@ from paravt_jax.video.store import FrameStore
 
 # The files of a checkpoint folder that a server reads.
 KEPT = ('.safetensors', '.json', '.jinja', '.txt')
+# Packages whose code determines scores.
 CODE = (
   'chat',
   'data',
@@ -39,7 +40,7 @@ CODE = (
   'rollout',
   'serving',
   'video',
-)  # packages whose code determines scores
+)
 BLOCK = 1 << 22
 PIXELS = 16 * 16  # of one patch
 
@@ -76,6 +77,7 @@ def identify(recipe: EvalRecipe) -> Model:
       '(Hugging Face), model.run=RUN (of '
       f'experiments.rl or sft), model.url=URL with model.name and model.tokenizer'
     )
+  # A model behind a server is identified by its name and its tokenizer.
   if section.url:
     if not section.name or not section.tokenizer:
       raise ConfigError(
@@ -90,6 +92,7 @@ def identify(recipe: EvalRecipe) -> Model:
     return Model(section.name.replace('/', '_'), parts, None)
   if section.folder:
     return _of_folder(pathlib.Path(section.folder), '--config.model.folder')
+  # A run is evaluated by its export, or by its newest record if there is no export yet.
   run = pathlib.Path(section.run)
   if (run / 'hf').is_dir():
     return _of_folder(run / 'hf', '--config.model.run')

@@ -250,6 +250,7 @@ def table(found: Mapping[str, Any]) -> str:
     rows.append((title, _format_number(before[name]), _format_number(after[name])))
   rows += _rows(before, after, 'calls_by_k', '  at K={}')
   rows += _rows(before, after, 'calls_by_windows', '  {}-window questions')
+  # Rows that matter only in unusual runs.
   if before['calls_other'] or after['calls_other']:
     others = _format_number(before['calls_other']), _format_number(after['calls_other'])
     rows.append(('calls of another form', *others))

@@ -88,6 +88,7 @@ def compare(arguments: Sequence[str]) -> None:
       f'{sorted(plans[1].benchmarks)}: wanted a '
       f'benchmark in both'
     )
+  # Pair the samples of both folders by key; numbers.compare makes the paired differences.
   first, second = (results.read(folder / 'results.jsonl') for folder in folders)
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics

@@ -59,9 +59,8 @@ class Queue:
     self._handed: list[tuple[int, Group]] = []  # handed out for a step that is not finished
     self._delivery: asyncio.Task | None = None
     self._lost = 0
-    self._dropped: collections.Counter[str] = (
-      collections.Counter()
-    )  # groups whose rollouts were all lost since the last step, by reason
+    # Groups whose rollouts were all lost since the last step, by reason.
+    self._dropped: collections.Counter[str] = collections.Counter()
     self._seen = dict(self._client.counts)
 
   def _fill(self) -> None:
@@ -114,9 +113,8 @@ class Queue:
   async def delivered(self) -> None:
     """Waits until the last version is delivered. Raises the error of its delivery."""
     if self._delivery is not None:
-      await asyncio.shield(
-        self._delivery
-      )  # cancelling the wait must not cancel an update of a server
+      # Cancelling the wait must not cancel an update of a server.
+      await asyncio.shield(self._delivery)
       self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:

@@ -55,7 +55,7 @@ class RequestOptions(Options):
 
   @classmethod
   def published(cls) -> 'RequestOptions':
-    """Limits for a server that you run yourself."""
+    """Returns limits for a server that you run yourself."""
     return cls(
       api_key='',
       timeout_s=600.0,
@@ -275,6 +275,7 @@ class Server:
     """Returns the outcome after all retries. It appends the server's error messages to `said`."""
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
+      # Exponential backoff, or the server's Retry-After if it is longer, up to max_backoff_s.
       if attempt:
         self.counts['retries'] += 1
         await asyncio.sleep(
@@ -289,6 +290,7 @@ class Server:
       status, content, pause = outcome
       if content is None:
         return Rejected('too_large', f'over {self.options.max_reply_bytes} bytes')
+      # Some servers report an error in the body of a reply with status 200.
       if status == 200:
         status = error_in(content)
       if status == 200:

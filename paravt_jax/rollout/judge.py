@@ -21,9 +21,8 @@ Question: {question}
 Reference: {gold}
 Answer: {prediction}
 Reply with one last line, either "VERDICT: right" or "VERDICT: wrong"."""
-_VERDICT = re.compile(
-  r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)'
-)  # removed from a line to get its words
+# Patterns for a line after `_words`.
+_VERDICT = re.compile(r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)')
 _HEADING, _WORD = re.compile(r'(?:(?:my|the|final) )*verdict'), re.compile(r'right|wrong')
 _REPLY_BYTES = 1 << 20  # a longer reply is not read
 _FENCE = re.compile(r'\s*(?:```|~~~)\s*\w*\s*')
@@ -67,7 +66,7 @@ class JudgeOptions(Options):
 
   @classmethod
   def published(cls) -> 'JudgeOptions':
-    """No judge, and limits that suit a hosted one."""
+    """Returns options without a judge, and limits that suit a hosted one."""
     return cls(
       url='',
       model='',
@@ -115,6 +114,7 @@ class Judge:
   def __init__(self, options: JudgeOptions):
     self._more = more(options.more, 'judge.more')
     self._sampling = Sampling(options.max_tokens, 0, 0)
+    # No limit on failures: a failure loses its episode but never ends the run.
     self._server = Server(
       ServerOptions(
         url=options.url,
@@ -129,7 +129,7 @@ class Judge:
         max_failures=LARGEST,
       ),
       '--config.judge',
-    )  # a failure loses its episode but never ends the run
+    )
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):

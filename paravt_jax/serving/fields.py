@@ -59,9 +59,8 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
   try:
     body = orjson.loads(raw) if raw else {}
     if raw:
-      json.loads(
-        raw, object_pairs_hook=lambda pairs: _once(where, pairs)
-      )  # orjson silently uses the last of two equal keys
+      # Search for repeated keys, because orjson silently uses the last one.
+      json.loads(raw, object_pairs_hook=lambda pairs: _once(where, pairs))
   except RecursionError as error:
     raise RequestError(
       f'{where}: the body is nested too deeply, wanted an object of a few levels'

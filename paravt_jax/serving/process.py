@@ -157,9 +157,8 @@ def end(process: subprocess.Popen, grace_s: float) -> None:
     # The process leads its group, so its id is the group's id.
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
-  deadline = (
-    time.monotonic() + _KILLED_S
-  )  # processes that are not our children disappear a moment later
+  # Processes that are not our children disappear a moment later.
+  deadline = time.monotonic() + _KILLED_S
   while any(_runs(member) for member in family) and time.monotonic() < deadline:
     time.sleep(_POLL_S)
 

@@ -129,6 +129,7 @@ class GenerateReply:
       ids = [int(token) for token in reply['output_ids']]
       logprobs = [float(entry[0]) for entry in meta.get('output_token_logprobs') or ()]
       finish = meta['finish_reason']['type']
+      # (version, start, end) spans over the ids; one span if no update interrupted the request.
       whole = {'version': meta.get('weight_version', FIRST_VERSION), 'start': 0, 'end': len(ids)}
       spans = meta.get('weight_versions') or [whole]
       versions = [
@@ -287,6 +288,7 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     raise RequestError('input_ids: got no ids, wanted at least one')
   temperature = fields.number('temperature', params.get('temperature', 1.0), 0.0, 100.0)
   seed, rid = params.get('sampling_seed'), body.get('rid')
+  # Missing fields get SGLang's defaults.
   return ParsedGenerate(
     rid=None if rid is None else fields.text('rid', rid),
     input_ids=input_ids,

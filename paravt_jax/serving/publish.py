@@ -36,11 +36,8 @@ MANIFEST = manifest.FILE
 _FAILED = 'failed'
 _PATIENCE_S = 600.0  # wait for the other processes to finish their part
 _POLL_S = 0.02
-_WRITE_ERRORS = (
-  OSError,
-  ValueError,
-  RuntimeError,
-)  # Orbax's store raises its own type for a full disk
+# Orbax's store raises its own type for a full disk.
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 read_manifest = manifest.read
 

@@ -46,7 +46,10 @@ class EngineOptions(Options):
 
   @classmethod
   def published(cls) -> 'EngineOptions':
-    """8B in bfloat16 on one 80 GB device each; the cache takes 36 GiB."""
+    """Returns settings for the 8B model in bfloat16, one 80 GB device per server.
+
+    The cache takes 36 GiB.
+    """
     return cls(
       python='.venv-sglang/bin/python',
       device='cuda',

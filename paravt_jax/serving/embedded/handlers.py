@@ -220,6 +220,7 @@ class Server:
     await future
 
   def _load(self, folder: str, wanted: str | int | None) -> tuple[int, Any]:
+    # Read a published version (manifest.json) or a Hugging Face folder (config.json).
     path = pathlib.Path(folder)
     if not _is_folder(path):
       raise SyncError(
@@ -240,6 +241,7 @@ class Server:
           'that was started'
         )
     version = version if wanted is None else version_number(wanted)
+    # A version leaves out frozen arrays: take them from the served model.
     new = manifest.leaves(params)
     whole = manifest.nest(
       {name: new[name] if name in new else self._own(name) for name in self._names}
