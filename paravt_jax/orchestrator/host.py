@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """The library never reads the environment or the checkout. Entry points pass them in."""
+  """The environment and checkout of an entry point. The library never reads them by itself."""
 
   environment: Mapping[str, str]  # for the processes that the run starts
   launchers: pathlib.Path  # third_party/sglang of a checkout, which starts SGLang servers

@@ -72,7 +72,7 @@ class Manifest:
 
   @property
   def tree(self) -> str:
-    """The model's identity.
+    """Returns the model's identity.
 
     The same weights, published in the same dtype and shards, have the same identity.
     """

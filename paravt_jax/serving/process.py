@@ -28,12 +28,12 @@ class ServerProcess:
 
   @property
   def alive(self) -> bool:
-    """Whether the process runs. Its children are not checked, because they end with it."""
+    """Returns whether the process runs. Its children are not checked, because they end with it."""
     return not ended(self.process)
 
   @property
   def pid(self) -> int:
-    """The id of the started process, which leads the session of its children."""
+    """Returns the id of the started process, which leads the session of its children."""
     return self.process.pid
 
   def stop(self, grace_s: float) -> None:

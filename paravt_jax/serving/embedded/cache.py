@@ -23,7 +23,7 @@ class Pool:
 
   @property
   def available(self) -> int:
-    """Number of places that are free or hold unused entries."""
+    """Returns the number of places that are free or hold unused entries."""
     return len(self._free) + len(self._idle)
 
   def __contains__(self, key: Hashable) -> bool:
@@ -65,7 +65,7 @@ class Pool:
       self._idle[key] = None
 
   def fits(self, keys: Sequence[Hashable]) -> bool:
-    """Whether all keys could be acquired together now."""
+    """Returns whether all keys could be acquired together now."""
     distinct = set(keys)
     new = sum(key not in self._place for key in distinct)
     pinned_idle = sum(key in self._idle for key in distinct)
