@@ -63,7 +63,8 @@ class AblateRecipe(Options):
 
 
 def main(recipe: AblateRecipe) -> None:
-  """Runs what is not yet done of the grid, then writes and prints the table."""
+  """Runs the unfinished runs of the grid, then writes and prints the table."""
+  # Check all runs before starting any, so that a mistake costs no computation.
   cells = cells_of(recipe)
   slots = grid.deal(recipe.cores, recipe.jobs)
   how = grid.Started(COMMAND, launch.host().environment, slots, say)
@@ -77,6 +78,7 @@ def main(recipe: AblateRecipe) -> None:
     grid.prepare(waiting)
     with Interrupts() as interrupts:
       failed = grid.execute(waiting, how, interrupts)
+  # Results of all finished runs, by set and seed.
   found = ablation.load(
     {name: {c.seed: c.folder for c in cells if c.name == name} for name in names(recipe)}
   )
@@ -98,12 +100,12 @@ def main(recipe: AblateRecipe) -> None:
 
 
 def say(text: str) -> None:
-  """A line on stderr, at once."""
+  """Prints a line on stderr at once."""
   print(f'ablate: {text}', file=sys.stderr, flush=True)
 
 
 def names(recipe: AblateRecipe) -> tuple[str, ...]:
-  """The chosen sets, in the order asked for. Raises ConfigError for one that there is not."""
+  """Returns the selected sets in their given order. Raises ConfigError for an unknown set."""
   asked = tuple(dict.fromkeys(name.strip() for name in recipe.sets.split(',') if name.strip()))
   known = list(recipe.overrides)
   for name in asked or ('',):
@@ -114,8 +116,9 @@ def names(recipe: AblateRecipe) -> tuple[str, ...]:
 
 
 def cells_of(recipe: AblateRecipe) -> list[grid.Cell]:
-  """All runs, each checked as experiments.rl would: seed by seed, so that what is done so far can
-  be compared. Raises ConfigError.
+  """Returns all runs of the grid, each checked as experiments.rl would.
+
+  They are ordered by seed, so that finished runs can be compared early. Raises ConfigError.
   """
   file = pathlib.Path(recipe.recipe.partition(':')[0])
   wanted = 'a recipe of experiments.rl, such as configs/para_grpo.py:tiny'
@@ -137,13 +140,15 @@ def cells_of(recipe: AblateRecipe) -> list[grid.Cell]:
 
 
 def cell(recipe: AblateRecipe, name: str, seed: int) -> grid.Cell:
-  """One run of the grid. Raises ConfigError naming the set when the recipe does not take its
-  overrides.
+  """Returns one run of the grid.
+
+  Raises ConfigError with the set's name if the recipe refuses its overrides.
   """
   folder = pathlib.Path(recipe.folder) / f'{name}-seed{seed}'
   where = f'--config.overrides.{name}' + (' with --config.common' if recipe.common else '')
   knobs: dict[str, str] = {}
-  for override in (*recipe.common, *recipe.overrides[name]):  # the set's come last and win
+  # the set's overrides come last and win
+  for override in (*recipe.common, *recipe.overrides[name]):
     knob, equals, value = override.partition('=')
     if not equals:
       raise ConfigError(f"{where}: got {override!r}, wanted 'some.knob=value'")
@@ -165,8 +170,9 @@ def cell(recipe: AblateRecipe, name: str, seed: int) -> grid.Cell:
 
 
 def resolve(arguments: Sequence[str]) -> RLRecipe:
-  """The recipe that experiments.rl would get from these arguments, parsed by the same code. Raises
-  ConfigError.
+  """Returns the recipe that experiments.rl would get from these arguments, from the same parser.
+
+  Raises ConfigError.
   """
   values = flags.FlagValues()
   try:

@@ -33,7 +33,8 @@ Say = Callable[[str], None]
 
 
 def main(recipe: AskRecipe) -> None:
-  """Asks, and writes the page if one is wanted."""
+  """Runs the episode of the question, and writes the page if the recipe wants one."""
+  # Check the inputs before a server starts.
   check(recipe)
   servers.check(AgentSetup.of(recipe))
   folder = model_folder(recipe)
@@ -52,6 +53,7 @@ def main(recipe: AskRecipe) -> None:
   narrator = Narrator(say, time.monotonic, write)
   with Interrupts() as interrupts:
     episode = asyncio.run(ask(recipe, folder, model, narrator, interrupts))
+  # The page decodes its frames again, after the server has ended.
   if recipe.html:
     video = recipe.decode
     with parts.decode_pool(video) as pool:
@@ -63,7 +65,7 @@ def main(recipe: AskRecipe) -> None:
 
 
 def check(recipe: AskRecipe) -> None:
-  """Raises ConfigError for what is missing, before anything is started."""
+  """Raises ConfigError for missing inputs, before anything is started."""
   if not recipe.question.strip():
     raise ConfigError(
       '--config.question is empty: wanted a question on the video, as in '
@@ -79,7 +81,9 @@ def check(recipe: AskRecipe) -> None:
 
 
 def model_folder(recipe: AskRecipe) -> pathlib.Path:
-  """The folder asked for, else the newest runs/*/hf. Raises ConfigError when there is neither."""
+  """Returns the recipe's model folder, or the newest runs/*/hf. Raises ConfigError without
+  either.
+  """
   if recipe.model.folder:
     return pathlib.Path(recipe.model.folder)
   found = sorted(
@@ -95,7 +99,7 @@ def model_folder(recipe: AskRecipe) -> pathlib.Path:
 
 
 def probe(recipe: AskRecipe) -> VideoInfo:
-  """What the file says of its video stream. Raises ConfigError for a file that is no video."""
+  """Returns what the file says about its video stream. Raises ConfigError if it is not a video."""
   with parts.decode_pool(recipe.decode) as pool:
     try:
       return pool.probe_sync(recipe.video)
@@ -113,8 +117,9 @@ async def ask(
   narrator: 'Narrator',
   interrupts: Interrupts,
 ) -> Episode:
-  """The episode of the question, told as it is written. Raises RolloutError when the server
-  fails.
+  """Returns the finished episode of the question, and prints its events as they happen.
+
+  Raises RolloutError if the server fails.
   """
   video = str(pathlib.Path(recipe.video).absolute())
   task = Task(pathlib.Path(video).name, (video,), recipe.question, recipe.question_type, '')
@@ -137,26 +142,28 @@ async def ask(
 
 
 def answer(episode: Episode) -> str:
-  """What the last turn answers; '' when it does not."""
+  """Returns the answer of the last turn. '' if it has none."""
   return extract_answer(episode.turns[-1].text) if episode.turns else ''
 
 
 class Narrator:
-  """Tells an episode's events, a few lines each, with the seconds since it opened; a turn as it is
-  written, if `write` is given.
+  """Prints an episode's events, a few lines each, with the seconds since it began.
 
-  say: prints a line. now: a clock, in seconds. write: prints a part of a line. Nothing but text is
-  printed, whatever reads it.
+  With `write`, a turn is printed while it is generated. Output is always plain text.
+
+  say: prints a line.
+  now: a clock, in seconds.
+  write: prints a part of a line.
   """
 
   def __init__(self, say: Say, now: Callable[[], float], write: Say | None = None):
     self.say, self._write = say, write
     self._now, self._start = now, now()
     self._numbers: dict[tuple[int, int], int] = {}
-    self._written = ''  # of the turn that is being written
+    self._written = ''  # of the turn in progress
 
   def on_text(self, turn: int, text: str) -> None:
-    """Writes what is new of a turn's text. A text that begins anew waits for the turn's end."""
+    """Prints the new part of a turn's text. If a text starts over, it waits for the turn's end."""
     lines = indented(text)
     if self._write is None or lines == self._written or not lines.startswith(self._written):
       return
@@ -166,7 +173,7 @@ class Narrator:
     self._written = lines
 
   def close(self) -> None:
-    """Ends a line that was begun."""
+    """Ends an unfinished line."""
     if self._written and self._write is not None:
       self._write('\n')
     self._written = ''
@@ -176,7 +183,7 @@ class Narrator:
     self.on_text(event.turn, event.text)
     whole = self._written == indented(event.text) != ''
     self.close()
-    if not whole:  # nothing was written before, or something else
+    if not whole:  # nothing was printed before, or another text
       self._tell(f'turn {event.turn + 1}{", written again" if begun else ""}:')
       for line in indented(event.text).splitlines():
         self.say(line)
@@ -199,7 +206,7 @@ class Narrator:
       self._tell(f'  crop {self._number(event)} ← {describe_result(event.result)}')
 
   def _number(self, event: CallStarted | CallDone) -> int:
-    """Crops are counted through all turns, from 1, as on the page."""
+    """Numbers the crops through all turns from 1, as on the page."""
     return self._numbers.setdefault((event.turn, event.index), len(self._numbers) + 1)
 
   def _tell(self, line: str) -> None:
@@ -207,13 +214,16 @@ class Narrator:
 
 
 def indented(text: str) -> str:
-  """A turn's lines below its heading; of the beginning of a text the beginning of its lines."""
+  """Formats a turn's lines below its heading. A partial text gives the first part of these
+  lines.
+  """
   return '\n'.join(f'           {line}' for line in text.strip().splitlines())
 
 
 def describe_call(call: ToolCall | object) -> str:
-  """'39 s – 43 s' for a call, as the agent wrote it, with a mark unless it is well-formed; the block
-  itself when it is none.
+  """Formats a call as '39 s – 43 s', in the agent's own numbers.
+
+  A malformed call gets a mark. A block that is not a call is returned as it is.
   """
   if isinstance(call, ToolCall):
     arguments = call.arguments
@@ -224,12 +234,12 @@ def describe_call(call: ToolCall | object) -> str:
 
 
 def _seconds(value: object) -> str:
-  """A number with its unit, anything else as it is."""
+  """Formats a number with its unit, and any other value unchanged."""
   return f'{value} s' if type(value) in (int, float) else str(value)
 
 
 def describe_result(result: ToolResult) -> str:
-  """What came back of a call: its text, and how many frames were looked at."""
+  """Formats the result of a call: its text, and how many frames the sub-agent saw."""
   text = ' '.join(result.text.split())
   if result.status is ResultStatus.EXECUTED and result.window is not None:
     return (

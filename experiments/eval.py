@@ -46,7 +46,7 @@ def main(recipe: EvalRecipe) -> None:
   name = f'eval_{model.name}_{fingerprint(plan.common)}{_suffix(shard)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   results.refuse_other(path, plan)
-  # not the samples of other benchmarks in the folder
+  # without the samples of other benchmarks in the folder
   ours = {key for one in plan.benchmarks.values() for key in one['keys']}
   folder = RunFolder.named(recipe, folder=str(path), default='')
   plan = results.write_plan(path, plan)
@@ -80,10 +80,10 @@ def main(recipe: EvalRecipe) -> None:
 def identified(
   recipe: EvalRecipe,
 ) -> tuple[tuple[int, int], protocols.Protocol, evaluated_model.Model]:
-  """The shard, the protocol and the model that a recipe names.
+  """Returns the shard, the protocol and the model that a recipe names.
 
   Raises:
-    ConfigError: one of them is wrong; the message then says what benchmarks lack, too.
+    ConfigError: one of them is wrong. The message also lists what benchmarks lack.
   """
   try:
     shard = check(recipe)
@@ -105,7 +105,7 @@ def _say(text: str) -> None:
 
 
 def check(recipe: EvalRecipe) -> tuple[int, int]:
-  """Refuses knobs that do not fit each other, before anything is made.
+  """Raises ConfigError for knobs that do not fit each other, before anything is made.
 
   Returns:
     The shard as (number, count).
@@ -172,7 +172,7 @@ async def session(
   journal: results.Journal,
   interrupts: Interrupts,
 ) -> dict[str, Any]:
-  """Serves the model and puts what is left to do; returns how fast it went."""
+  """Serves the model and puts the remaining questions. Returns the speed of the evaluation."""
   options = EvalOptions(recipe.eval.concurrent, recipe.seed, -1)
   opened = evaluated_model.open_model(recipe, model, protocol, launch.host(), folder)
   async with opened as served, eval_speed.poll_load(served.control, served.urls) as load:
@@ -193,7 +193,10 @@ async def session(
 
 
 def command(name: str, arguments: Sequence[str]) -> int:
-  """One of COMMANDS; returns the exit status: 0, or 2 after one line about what is wrong."""
+  """Runs one of COMMANDS.
+
+  Returns the exit status: 0, or 2 after a one-line error.
+  """
   try:
     COMMANDS[name](arguments)
   except ParavtError as error:

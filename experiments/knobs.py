@@ -32,17 +32,17 @@ REFERENCE = ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason')
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """One entry point's recipes."""
+  """The recipes of one entry point."""
 
   recipe: type  # the typed tree
-  configs: Mapping[str, Callable[[], ConfigDict]]  # by scale; '' where there are none
+  configs: Mapping[str, Callable[[], ConfigDict]]  # by scale; '' for a recipe without scales
 
   def scales(self) -> dict[str, Any]:
-    """A typed recipe of each scale."""
+    """Returns a typed recipe of each scale."""
     return {scale: typed(self.recipe, make()) for scale, make in self.configs.items()}
 
   def knobs(self) -> list[knob_reference.Knob]:
-    """All knobs of the recipe, in its order."""
+    """Returns all knobs of the recipe, in its order."""
     return knob_reference.collect(self.recipe, self.scales())
 
 
@@ -67,7 +67,7 @@ _WRITE = flags.DEFINE_bool('write', False, 'Renew the reference in configs/READM
 
 
 def main(argv: list[str]) -> None:
-  """Prints the reference, or the part of it that is asked for."""
+  """Prints the reference, or the requested part."""
   if _MARKDOWN.value:
     print(markdown())
     return
@@ -85,14 +85,15 @@ def main(argv: list[str]) -> None:
 
 
 def markdown() -> str:
-  """The reference of configs/README.md."""
+  """Returns the reference of configs/README.md."""
   kinds = [KINDS[name] for name in REFERENCE]
   return knob_reference.markdown([(kind.recipe, kind.scales()) for kind in kinds])
 
 
 def renew_guide(text: str) -> str:
-  """The text of configs/README.md with the reference as it is now. Raises ConfigError where the
-  line that begins it is missing.
+  """Returns the text of configs/README.md with the current reference.
+
+  Raises ConfigError if the line that begins the reference is missing.
   """
   above, begin, _ = text.partition(BEGIN)
   if not begin:

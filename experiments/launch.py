@@ -27,13 +27,14 @@ USAGE = 'python -m experiments.<name> --config=configs/<recipe>.py[:scale] [--co
 
 
 def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None = None) -> None:
-  """Parses `--config=FILE[:scale] --config.knob=value`, builds the typed recipe, and calls main
-  with it. Errors made for people become one line.
+  """Parses `--config=FILE[:scale] --config.knob=value`, builds the typed recipe, and calls main.
+
+  Errors that are meant for users are printed as one line.
 
   Args:
     main: the entry point.
-    kind: the recipe's class (paravt_jax/orchestrator/recipes.py, or one of your own).
-    short: names for longer ones, as in {'model': 'model.folder'} for --config.model=DIR.
+    kind: the recipe's class (paravt_jax/orchestrator/recipes.py, or your own).
+    short: short names, as in {'model': 'model.folder'} for --config.model=DIR.
   """
   define(flags.FLAGS)
   recipes: list[R] = []
@@ -70,15 +71,16 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
 
 
 def quiet() -> None:
-  """Keeps the libraries' own news off the terminal."""
+  """Stops the libraries' own log messages on the terminal."""
   logging.set_verbosity(logging.WARNING)
-  # orbax raises what it logs
+  # orbax also logs every error that it raises
   logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
 
 
 def host() -> Host:
-  """This process and this checkout, for what the library starts; its processes find the library
-  from any folder.
+  """Returns this process and this checkout, for processes that the library starts.
+
+  These processes find the library from any folder.
   """
   environment = dict(os.environ)
   path = environment.get('PYTHONPATH')
@@ -87,10 +89,10 @@ def host() -> Host:
 
 
 def typed(kind: type[R], config: ConfigDict) -> R:
-  """The typed recipe of a ConfigDict; each knob is checked.
+  """Returns the typed recipe of a ConfigDict. Every knob is checked.
 
   Raises:
-    ConfigError: a recipe of another entry point, or a knob that is missing, unknown or wrong.
+    ConfigError: the recipe belongs to another entry point, or a knob is missing, unknown or wrong.
   """
   section, example = getattr(kind, 'SECTION', None), getattr(kind, 'EXAMPLE', '')
   if section is not None and section not in config:
@@ -102,7 +104,7 @@ def typed(kind: type[R], config: ConfigDict) -> R:
 
 
 def define(values: flags.FlagValues) -> None:
-  """Makes --config a flag of these; its overrides are read by `read_config` and not by absl."""
+  """Defines --config as a flag of these recipes. `read_config`, not absl, reads its overrides."""
   config_flags.DEFINE_config_file(
     'config',
     None,
@@ -120,18 +122,18 @@ def read_config(
   short: Mapping[str, str],
   rules: Mapping[str, options.Rule],
 ) -> tuple[list[str], ConfigDict, list[str]]:
-  """Reads a command line: returns (other arguments, the recipe with overrides, notes on these).
+  """Reads a command line. Returns (other arguments, recipe with overrides, notes on the overrides).
 
   Raises:
-    ConfigError: no such recipe, or a value that cannot be read. Others, for `complaint`: a knob,
-      flag or scale that there is not.
+    ConfigError: the recipe does not exist, or a value cannot be read.
+    Others, for `complaint`: an unknown knob, flag or scale.
   """
   words = expand_short_names(values.read_flags_from_files(list(argv[1:]), force_gnu=False), short)
   rest, given = overrides.split(words)
   left = values([argv[0], *rest])
   flag: Any = values['config']
   recipe = flag.config_filename
-  # absl would say so at the first use only, with a traceback
+  # absl would report it only at the first use, with a traceback
   if not pathlib.Path(recipe.split(':', 1)[0]).is_file():
     raise ConfigError(f'--config={recipe}: there is no such recipe; usage: {USAGE}')
   config = flag.value

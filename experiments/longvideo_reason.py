@@ -23,7 +23,7 @@ from paravt_jax.video.decode import DecodePool
 
 
 def main(recipe: LongVideoRecipe) -> None:
-  """Runs the chosen steps and prints the table and the files."""
+  """Runs the selected steps, then prints the table and the files."""
   recipes.check(recipe)
   videos = find_videos(recipe)
   folder = pathlib.Path(recipe.output)
@@ -51,8 +51,9 @@ def main(recipe: LongVideoRecipe) -> None:
 
 
 def find_videos(recipe: LongVideoRecipe) -> list[Video]:
-  """The videos below recipe.videos, and a line on what cannot be taken. Raises DataError when there
-  are none.
+  """Returns the videos below recipe.videos, and a line about files that cannot be used.
+
+  Raises DataError if there are no videos.
   """
   videos, bad = split.find(recipe.videos)
   if bad:
@@ -69,7 +70,7 @@ def find_videos(recipe: LongVideoRecipe) -> list[Video]:
 
 
 def clients(recipe: LongVideoRecipe) -> dict[str, server.Server]:
-  """A client for each server that a chosen step needs, by section."""
+  """Returns a client for each server that a selected step needs, by section."""
   options = recipes.servers_of(recipe)
   return {
     section: server.Server(options[section], f'--config.{section}')
@@ -78,8 +79,8 @@ def clients(recipe: LongVideoRecipe) -> dict[str, server.Server]:
 
 
 async def check_servers(recipe: LongVideoRecipe) -> None:
-  """Refuses servers that are not there, that refuse the key, or that do not know the model, before
-  anything starts.
+  """Checks that every server exists, accepts the key, and knows the model, before anything
+  starts.
   """
   for client in clients(recipe).values():
     async with client:
@@ -87,7 +88,7 @@ async def check_servers(recipe: LongVideoRecipe) -> None:
 
 
 async def go(recipe: LongVideoRecipe, line: pipeline.Pipeline) -> None:
-  """The run, with its clients and the processes that decode."""
+  """Runs the steps, with their clients and the processes that decode."""
   async with contextlib.AsyncExitStack() as stack:
     found = {
       section: await stack.enter_async_context(client)
@@ -125,13 +126,13 @@ class Bars:
     self._bars[step].update(done - self._bars[step].n)
 
   def close(self) -> None:
-    """Ends all bars."""
+    """Closes all bars."""
     for one in self._bars.values():
       one.close()
 
 
 def table(tallies: Mapping[str, pipeline.Tally]) -> str:
-  """One line per step: items, done now, done before, waiting, and what was rejected or failed, by
+  """Returns one line per step: items, done now, done before, waiting, rejected and failed by
   reason.
   """
   lines = [

@@ -28,7 +28,11 @@ ESCAPES = {'n': '\n', 't': '\t', '\\': '\\'}
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-  """One flag. text: behind the `=`, None for a flag that stands alone. negated: --noconfig.knob."""
+  """One flag.
+
+  text: the part after `=`. None for a flag without a value.
+  negated: whether it is --noconfig.knob.
+  """
 
   knob: str
   text: str | None
@@ -41,9 +45,9 @@ class Override:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
-  """What is no knob, and the knobs, both in their order.
+  """Returns (arguments that are not knobs, knobs), both in their order.
 
-  A knob's value stands behind its `=` or is the next argument.
+  A knob's value follows its `=` or is the next argument.
   """
   rest: list[str] = []
   found: list[Override] = []
@@ -55,13 +59,13 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
       return [*rest, word, *words], found
     if match is None:
       rest.append(word)
-      # the next word is the recipe, even if it looks like a flag
+      # the next argument is the recipe, even if it looks like a flag
       if word in ('--config', '-config') and words:
         rest.append(words.pop(0))
       continue
     text = match['text']
     if text is None and not match['no'] and words:
-      # the value is the next word, unless that is another flag
+      # the value is the next argument, unless that is another flag
       text = words.pop(0) if not words[0].startswith('-') or NUMBER.match(words[0]) else None
     found.append(Override(match['knob'], text, bool(match['no'])))
   return rest, found
@@ -74,8 +78,8 @@ def assign(config: ConfigDict, given: Sequence[Override], rules: Mapping[str, Ru
     A line for each knob that was given more than once: the last one counts.
 
   Raises:
-    ConfigError: a value that cannot be read as its knob's type.
-    AttributeError, KeyError: no such knob, in ConfigDict's words.
+    ConfigError: a value cannot be read as its knob's type.
+    AttributeError, KeyError: an unknown knob, in ConfigDict's words.
   """
   notes, seen = [], set()
   for one in given:
@@ -106,7 +110,7 @@ def _set(
 ) -> None:
   if not isinstance(value, dict):
     holder[name] = value
-  elif f'{one.knob}.*' in rules:  # its keys are names of one's own
+  elif f'{one.knob}.*' in rules:  # the user chooses its keys
     with holder.unlocked():
       holder[name] = ConfigDict(value)
   else:
@@ -118,7 +122,7 @@ def _set(
 def _set_inner(
   rules: Mapping[str, Rule], knob: str, holder: ConfigDict, key: str, value: Any
 ) -> None:
-  """One knob of a section that was given as a dict, by the text that stands for its value."""
+  """Sets one knob of a section that was given as a dict, from the text of its value."""
   before = holder[key]
   if isinstance(before, ConfigDict) and isinstance(value, dict):
     for name, inner in value.items():
@@ -133,7 +137,9 @@ def _set_inner(
 
 
 def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> Any:
-  """The value that a flag gives to a knob of that type, whose value was `before`."""
+  """Returns the value that a flag gives to a knob of that type. `before` is the knob's old
+  value.
+  """
   if isinstance(before, ConfigDict):
     return _section(one)
   if one.negated and (kind is not bool or one.text is not None):
@@ -162,7 +168,7 @@ def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> 
 
 
 def unescape(text: str) -> str:
-  r"""Text with \n, \t and \\ as newline, tab and backslash; any other backslash stays as it is."""
+  r"""Returns text with \n, \t and \\ as newline, tab and backslash. Other backslashes stay."""
   return re.sub(r'\\([nt\\])', lambda match: ESCAPES[match[1]], text)
 
 
@@ -213,7 +219,7 @@ def _tuple(one: Override, text: str, before: Any) -> tuple[Any, ...]:
 
 
 def _numbers(one: Override, words: Sequence[str], before: Sequence[Any]) -> list[int | float]:
-  """Words as the numbers that a knob holds, whose value was `before`."""
+  """Returns words as numbers of a knob. `before` is the knob's old value."""
   kind = int if all(type(member) is int for member in before) else float
   found = []
   for place, word in enumerate(words, 1):

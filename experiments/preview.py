@@ -29,17 +29,18 @@ _OUTPUT = flags.DEFINE_string('output', 'preview.html', 'The page to write.')
 
 
 def main(recipe: SFTRecipe) -> None:
-  """Writes the page and prints where it is."""
+  """Writes the page and prints its path."""
   print(page(recipe, _ROW.value, pathlib.Path(_OUTPUT.value)))
 
 
 def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.Path:
-  """Writes the page of some rows. Raises ConfigError or DataError for a row that there is not."""
+  """Writes the page of some rows. Raises ConfigError or DataError for a row that does not exist."""
   checks.check_sft(recipe)
   if not rows:
     raise ConfigError('--row is empty: wanted SOURCE:NUMBER, as in --row=trace:0')
   if not out.name or out.is_dir():
     raise ConfigError(f'--output={out}: wanted a file to write, as in --output=preview.html')
+  # Check every row before any video is decoded.
   wanted = [parse_row(row) for row in rows]
   sources = {source.name: source for source in sft_data.sources(recipe)}
   for name, number in wanted:
@@ -50,6 +51,7 @@ def page(recipe: SFTRecipe, rows: Sequence[str], out: pathlib.Path) -> pathlib.P
   limits = preview.Limits(
     train.row_tokens, train.row_images, train.image_patches, train.row_large_images
   )
+  # A row that cannot be read gets an entry with the reason.
   looks = []
   with parts.decode_pool(recipe.video) as pool:
     for name, number in wanted:

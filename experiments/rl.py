@@ -24,7 +24,7 @@ from paravt_jax.orchestrator.training import train
 
 
 def main(recipe: RLRecipe) -> None:
-  """Runs the recipe to its report, from the last step that its folder has."""
+  """Runs the recipe to its report, from the last recorded step of its folder."""
   checks.check_rl(recipe)
   rollouts.check_judge(recipe)
   name = f'{recipe.name}_{recipe.scale}'
@@ -45,7 +45,7 @@ def main(recipe: RLRecipe) -> None:
 
 
 def reopen(recipe: RLRecipe, folder: RunFolder) -> None:
-  """Removes the final results of a finished run when the recipe wants more steps.
+  """Removes the final results of a finished run if the recipe wants more steps.
 
   They are made again after the last step.
   """
@@ -58,8 +58,9 @@ def reopen(recipe: RLRecipe, folder: RunFolder) -> None:
 
 
 def cold_start(recipe: RLRecipe, folder: RunFolder) -> pathlib.Path:
-  """The recipe's cold start, trained if it does not exist yet; its curve is kept with the run, for
-  the report.
+  """Returns the recipe's cold start, and trains it if it does not exist.
+
+  A copy of its training curve goes into the run folder, for the report.
   """
   if recipe.cold_start is None:
     raise ConfigError(
@@ -81,7 +82,7 @@ async def session(
   questions: Questions,
   interrupts: Interrupts,
 ) -> dict[str, Any]:
-  """Everything that needs learner and server at once: evaluation, training, evaluation.
+  """Runs everything that needs learner and servers at once: evaluation, training, evaluation.
 
   Returns:
     The run's summary.
@@ -106,7 +107,7 @@ async def session(
     await evaluation.phase(name, recipe, folder, server, asked, version, interrupts)
 
   try:
-    # always: a server by URL may still hold what an earlier run published
+    # a server by URL may still have weights of an earlier run
     await server.deliver(learner.publish(), learner.version)
     await evaluate('before')
     with folder.phase('rl'):

@@ -12,7 +12,7 @@ from paravt_jax.orchestrator.recipes import SFTRecipe
 
 
 def main(recipe: SFTRecipe) -> None:
-  """Runs the recipe in its folder and prints where the model is."""
+  """Runs the recipe in its folder and prints the model's folder."""
   print(cold_start(recipe))
 
 

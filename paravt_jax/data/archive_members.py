@@ -1,4 +1,4 @@
-"""What every reader of archives shares: members, faults, safe names, and how damage is said."""
+"""What all archive readers share: members, faults, safe names, and the errors for damage."""
 
 import contextlib
 import dataclasses
@@ -16,15 +16,17 @@ from paravt_jax import files
 from paravt_jax.data.archive_parts import Joined
 from paravt_jax.errors import DataError
 
-OURS = '.paravt_unpack'  # the folder of the journal; no member may be called so
-RATIO = 200  # media barely shrink, text 20-fold: more is made to hurt,
-FLOOR = 64 << 20  # in bytes: unless it is small anyway
+OURS = '.paravt_unpack'  # the folder of the journal; a member may not use this name
+# Limits for bombs. Media barely shrink and text shrinks 20-fold. An archive is a bomb if the ratio
+# of unpacked to packed bytes is above RATIO and it unpacks to more than FLOOR bytes.
+RATIO = 200
+FLOOR = 64 << 20
 CHUNK = 1 << 20
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 PLAIN = ('zip', 'tar')  # kinds whose members can be read in any order
-_NAME_BYTES = 255  # of one part of a path, on every usual file system
+_NAME_BYTES = 255  # longest part of a path, on all common file systems
 _DRIVE = re.compile('[A-Za-z]:')
-# What Finder and Explorer leave in archives: forks, thumbnails, settings of a folder's window.
+# Metadata that Finder and Explorer add to archives: resource forks, thumbnails, window settings.
 _LEFT_FOLDERS = (
   '__macosx',
   '.appledouble',
@@ -36,7 +38,7 @@ _LEFT_FOLDERS = (
   'system volume information',
 )
 _LEFT_FILES = ('.ds_store', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r', '.localized')
-# All that the readers raise on bytes that make no sense.
+# All exceptions that the readers raise for invalid bytes.
 _DAMAGE = (
   zipfile.BadZipFile,
   tarfile.TarError,
@@ -50,7 +52,7 @@ _DAMAGE = (
   OverflowError,
   RecursionError,
 )
-# What is fetched in an archive's place when something went wrong.
+# What a failed download leaves in place of an archive: (first bytes, description).
 _OTHERS = (
   (b'version https://git-lfs', 'a Git LFS pointer in its place'),
   (b'<!doctype html', 'a web page in its place'),
@@ -60,64 +62,64 @@ _OTHERS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-  """A file in an archive. Files that are hard links to each other share one place."""
+  """A file in an archive. Files that are hard links to each other have the same `place`."""
 
   name: str
-  size: int  # bytes of the file itself
-  crc: int | None  # CRC-32; None where only reading tells it (a plain tar)
-  place: int  # where its header (zip) or its bytes (plain tar) begin; its number in a packed tar
-  packed: int  # bytes that it takes in the archive
-  method: int  # of compression, as zip numbers them
+  size: int  # bytes of the unpacked file
+  crc: int | None  # CRC-32; None in a plain tar, which stores none
+  place: int  # offset of its header (zip) or its bytes (plain tar); entry number in a packed tar
+  packed: int  # bytes in the archive
+  method: int  # compression method, as numbered by zip
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """Why an archive is refused."""
+  """A reason to refuse an archive or a member."""
 
-  member: str | None  # its name as the archive spells it; None when the archive itself is at fault
-  text: str  # one line
+  member: str | None  # name as written in the archive; None for a fault of the whole archive
+  text: str  # one line of text
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """What was found in an archive."""
+  """The members and faults of an archive."""
 
   members: list[Member] = dataclasses.field(default_factory=list)
   faults: list[Fault] = dataclasses.field(default_factory=list)
-  left: int = 0  # files that macOS or Windows left there; they are no members
+  left: int = 0  # metadata files of macOS or Windows; not in `members`
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """An archive and its good members in their order."""
+  """An archive with its valid members, in order."""
 
-  path: pathlib.Path  # its file, or the first one of several
-  parts: tuple[pathlib.Path, ...]  # all of its files, in order
+  path: pathlib.Path  # the file, or the first of several parts
+  parts: tuple[pathlib.Path, ...]  # all files of the archive, in order
   kind: str  # zip, tar, tar.gz, tar.zst, ...
-  bytes: int  # of all parts
-  stamp: str  # names the sizes and times of all parts
-  digest: str  # names the list of members
+  bytes: int  # sum over all parts
+  stamp: str  # hash of the sizes and modification times of all parts
+  digest: str  # hash of the list of members
   members: tuple[Member, ...]
   faults: tuple[Fault, ...]
-  left: int  # files that macOS or Windows left in it; they are no members
+  left: int  # metadata files of macOS or Windows; not in `members`
 
   @property
   def is_stream(self) -> bool:
-    """Whether members come only in their order: a packed tar."""
+    """Whether members can only be read in order, as in a packed tar."""
     return self.kind not in PLAIN
 
   def open(self) -> Joined:
-    """Its bytes, as one file. Raises OSError."""
+    """Opens all parts as one file. Raises OSError."""
     return Joined(self.parts)
 
 
 def relative(name: str) -> str:
-  """A member's name as a path below the root, with `/` and without empty or `.` parts.
+  """Returns a member's name as a path below the root, with `/` and without empty or `.` parts.
 
-  '' for the root itself.
+  Returns '' for the root itself.
 
   Raises:
-    ValueError: it leaves the root or is no usable name; the text says what it is.
+    ValueError: the path leaves the root or the name is unusable; the message says which.
   """
   parts = name.split('/')
   leaves = '..' in name.replace('\\', '/').split('/')
@@ -134,7 +136,7 @@ def relative(name: str) -> str:
 
 
 def is_left_behind(name: str) -> bool:
-  """Whether macOS or Windows left this file, and nobody wants it: `__MACOSX/`, `._*`, ..."""
+  """Returns whether a file is metadata of macOS or Windows: `__MACOSX/`, `._*`, ..."""
   *folders, last = name.replace('\\', '/').rstrip('/').lower().split('/')
   return (
     last.startswith('._')
@@ -144,39 +146,40 @@ def is_left_behind(name: str) -> bool:
 
 
 def digest(members: Sequence[Member]) -> str:
-  """Hex BLAKE2b (16 bytes) of a list of members: of a zip's directory, of a tar's headers."""
+  """Returns the hex BLAKE2b (16 bytes) of a list of members (from zip directory or tar headers)."""
   lines = '\n'.join(f'{m.name!r} {m.size} {m.crc} {m.place} {m.packed}' for m in members)
   return files.digest(lines.encode('utf-8', 'surrogateescape'))
 
 
 def damage_error(path: pathlib.Path, kind: str, why: str) -> DataError:
-  """The error for an archive whose bytes make no sense."""
+  """Returns the error for an archive with invalid bytes."""
   return DataError(
-    f'{path}: damaged archive ({_describe_start(path) or why}), wanted a whole {kind}; fetch it again'
+    f'{path}: damaged archive ({_describe_start(path) or why}), wanted a whole {kind}; fetch '
+    'it again'
   )
 
 
 @contextlib.contextmanager
 def guarded(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Turns what the readers raise on nonsense into a DataError."""
+  """Converts what the readers raise for invalid bytes into a DataError."""
   try:
     yield
   except _DAMAGE as error:
     raise damage_error(path, kind, str(error) or type(error).__name__) from error
   except OSError as error:
-    if error.errno is not None:  # a disk's own trouble
+    if error.errno is not None:  # an error of the disk
       raise
     if 'too much memory' in str(error):
       raise DataError(
         f'{path}: got zstd with a window of more than 128 MB, wanted a smaller one; '
         'unpack it with `zstd -d --long=31`'
       ) from error
-    # gzip, bz2 and zstd say damage so
+    # gzip, bz2 and zstd report damage as an OSError without errno
     raise damage_error(path, kind, str(error)) from error
 
 
 def _describe_start(path: pathlib.Path) -> str:
-  """What was fetched in the archive's place; '' when nothing is known of that."""
+  """Returns what the file contains instead of an archive; '' if unknown."""
   with contextlib.suppress(OSError), open(path, 'rb') as file:
     start = file.read(64).lstrip().lower()
     return next((told for magic, told in _OTHERS if start.startswith(magic)), '')
@@ -184,7 +187,7 @@ def _describe_start(path: pathlib.Path) -> str:
 
 
 def refused(path: pathlib.Path, name: str, problem: str) -> Fault:
-  """The fault of a member that may not be written."""
+  """Returns the fault for a member that may not be written."""
   return Fault(
     name,
     f'{path}: member {name!r}: got {problem}, wanted a plain file with a '

@@ -1,7 +1,8 @@
-"""Archives in parts (`videos.tar.part.aa`, `x.zip.001`): which files belong together, read as one.
+"""Archives in several parts (`videos.tar.part.aa`, `x.zip.001`): which files belong together.
 
-What `split` writes is joined. Order and gaps are judged by the names: letters or numbers, also
-numbers of different widths and the longer suffixes with which `split` goes on (yz, zaaa).
+Parts as written by `split` are read as one file. Order and gaps follow from the names. An index
+consists of letters or numbers. Numbers may differ in width. `split` also continues with longer
+suffixes after yz (zaaa).
 """
 
 import bisect
@@ -40,26 +41,26 @@ _PART = re.compile(
   re.IGNORECASE,
 )
 _DISK = re.compile(r'(?P<stem>.+)\.z\d\d', re.IGNORECASE)
-# What stands beside an archive and is no part of it, where the name alone could mean either.
+# Suffixes of other files next to an archive. By name alone they could also be parts.
 _BESIDE = ('gz', 'xz', 'bz', 'lz', 'md', 'js', 'py', 'id', 'sh', 'db')
 _SHOWN = 5
 
 
 def is_whole(name: str) -> bool:
-  """Whether a file's name is that of an archive in one file."""
+  """Returns whether the file name is that of an archive in one file."""
   return name.lower().endswith(SUFFIXES)
 
 
 def whole_name(path: pathlib.Path) -> str:
-  """The name of the archive that a file is, or is a part of; in small letters."""
+  """Returns the lower-case name of the archive that a file is, or is a part of."""
   match = _PART.fullmatch(path.name)
   return (path.name if is_whole(path.name) or not match else match['whole']).lower()
 
 
 def groups(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, ...]]:
-  """The archives among some files, each with its parts in order, by name. Gaps: see `gap`.
+  """Returns the archives among some files, each as its parts in order, sorted by name.
 
-  What macOS leaves beside one (`._a.tar`) is none.
+  Gaps are not checked here; see `gap`. Metadata files of macOS (`._a.tar`) are ignored.
   """
   paths = [path for path in paths if not path.name.startswith('._')]
   names = {(path.parent, path.name.lower()) for path in paths}
@@ -80,7 +81,10 @@ def groups(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, ...]]:
 
 
 def _by_kind(members: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
-  """Parts by how they are counted; where one is hexadecimal, all of its width are."""
+  """Groups parts by their index: 'hex', 'numbers' or 'letters'.
+
+  If one index is hexadecimal, all of the same width are.
+  """
   found: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
   widths = {len(_index(path)) for path in members if _is_hex(_index(path))}
   for path in members:
@@ -91,12 +95,15 @@ def _by_kind(members: list[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
 
 
 def _is_hex(index: str) -> bool:
-  """Whether an index can be nothing but hexadecimal."""
+  """Returns whether an index can only be hexadecimal."""
   return not index.isdecimal() and not index.isalpha()
 
 
 def _is_between(path: pathlib.Path, match: re.Match, names: set[tuple[pathlib.Path, str]]) -> bool:
-  """Whether a file that may be another (v.tar.gz) has the parts before and after it beside."""
+  """Returns whether the parts before and after a file exist.
+
+  The name of such a file (v.tar.gz) can mean a whole archive or a part.
+  """
   index = match['index'].lower()
   if not index.isalpha() or len(index) != 2 or index in ('aa', 'zz'):
     return False
@@ -112,7 +119,11 @@ def _before(index: str) -> str:
 def _parts(
   members: list[pathlib.Path], word: str, names: set[tuple[pathlib.Path, str]]
 ) -> list[pathlib.Path]:
-  """Those of one scheme that are parts indeed; [] when they are other files, such as `.md5`."""
+  """Returns the files of one naming scheme that are real parts.
+
+  Returns [] if they are other files, such as `.md5`.
+  """
+  # width: letters of the shortest index such as aa or aaa
   first = [path for path in members if _index(path).startswith('a')]
   widths = {len(_index(path)) for path in members if set(_index(path)) == {'a'}}
   width = min(widths, default=2)
@@ -129,7 +140,7 @@ def _parts(
 
 
 def _match(path: pathlib.Path) -> re.Match[str]:
-  """The parts of a part's name."""
+  """Returns the match of a part's name. Raises ValueError if the name is not that of a part."""
   match = _PART.fullmatch(path.name)
   if match is None:
     raise ValueError(f'{path.name}: got no name of a part, wanted one that `groups` has found')
@@ -149,13 +160,17 @@ def _sixteens(index: str) -> tuple[int, int, str]:
 
 
 def gap(parts: Sequence[pathlib.Path]) -> str:
-  """What the names say is missing or twice among an archive's parts, in order; '' for nothing."""
-  if is_whole(parts[0].name) or not groups(parts):  # the latter: a file that was named outright
+  """Returns which parts are missing or repeated, judged by the names; '' if there is no gap.
+
+  parts: in order.
+  """
+  if is_whole(parts[0].name) or not groups(parts):  # no group: the user named this file directly
     return ''
   match = _match(parts[0])
   indices = [_index(path) for path in parts]
   first = indices[0]
   lost: list[str] = []
+  # parts missing before the first one
   if any(map(_is_hex, indices)):
     counts = [int(index, 16) for index in indices]
     lost += [f'{i:0{len(first)}x}' for i in range(max(counts)) if i not in counts]
@@ -164,11 +179,13 @@ def gap(parts: Sequence[pathlib.Path]) -> str:
     lost += [str(i).zfill(len(first)) for i in range(1, int(first))]
   elif set(first) != {'a'}:
     lost += _between('', first)
+  # parts missing or repeated between two others
   for before, after in itertools.pairwise(indices):
     if _order(before)[:1] == _order(after)[:1] and before.isdecimal():
       return f'two parts {before} and {after}'
     if after not in _next(before):
       lost += _between(before, after)
+  # parts missing after the last one, where the names give a count ("of 12")
   if match['count']:
     last = int(indices[-1]) + (int(first) == 0)
     lost += [str(i) for i in range(last + 1, int(match['count']) + 1)]
@@ -177,7 +194,11 @@ def gap(parts: Sequence[pathlib.Path]) -> str:
 
 
 def _next(index: str) -> tuple[str, str]:
-  """The index after this one: of the same width, and of `split` when it makes suffixes longer."""
+  """Returns the two possible next indices.
+
+  The first has the same width. The second is longer, as when `split` continues with longer
+  suffixes.
+  """
   if index.isdecimal():
     after = str(int(index) + 1).zfill(len(index))
     return after, after + '00'
@@ -190,7 +211,7 @@ def _next(index: str) -> tuple[str, str]:
 
 
 def _between(before: str, after: str) -> list[str]:
-  """Indices that are missing between two; the first one only where their widths differ."""
+  """Returns the missing indices between two. Only the first one if their widths differ."""
   index = _next(before)[0] if before else 'a' * len(after)
   if before and before.isdecimal():
     return [str(i).zfill(len(before)) for i in range(int(before) + 1, int(after))]
@@ -202,7 +223,7 @@ def _between(before: str, after: str) -> list[str]:
 
 
 def over_disks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
-  """The zips over several disks (`a.zip` beside `a.z01`), which nothing here reads."""
+  """Returns the zips that span several disks (`a.zip` next to `a.z01`). They cannot be read."""
   stems = {
     (path.parent, match['stem'].lower()) for path in paths if (match := _DISK.fullmatch(path.name))
   }
@@ -214,7 +235,7 @@ def over_disks(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
 
 
 class Joined(io.RawIOBase):
-  """Files as one file, for reading; `pread` may be called by several threads."""
+  """Several files read as one. Several threads may call `pread`."""
 
   def __init__(self, parts: Sequence[pathlib.Path]):
     super().__init__()
@@ -230,33 +251,33 @@ class Joined(io.RawIOBase):
     self._at = 0
 
   def pread(self, size: int, at: int) -> bytes:
-    """Up to `size` bytes from `at`, of one part; b'' at the end."""
+    """Returns up to `size` bytes at offset `at`, from one part; b'' at the end."""
     part = bisect.bisect_right(self._ends, at)
     if part == len(self._files):
       return b''
     return os.pread(self._files[part], size, at - (self._ends[part - 1] if part else 0))
 
   def readinto(self, buffer) -> int:
-    """Reads on from the position."""
+    """Reads from the current position into `buffer` and returns the number of bytes."""
     data = self.pread(len(buffer), self._at)
     buffer[: len(data)] = data
     self._at += len(data)
     return len(data)
 
   def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    """Moves the position, as files do."""
+    """Moves the position like a regular file and returns it."""
     base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._ends[-1]}[whence]
     if base + offset < 0:
-      raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as files do
+      raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # same as for a regular file
     self._at = base + offset
     return self._at
 
   def readable(self) -> bool:
-    """True."""
+    """Returns True."""
     return True
 
   def seekable(self) -> bool:
-    """True."""
+    """Returns True."""
     return True
 
   def close(self):

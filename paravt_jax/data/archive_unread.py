@@ -1,5 +1,6 @@
-"""Files that look like an archive, by name or by their first bytes, and are not read: named, so
-that nobody believes that all was unpacked.
+"""Finds files that look like an archive, by name or first bytes, but cannot be read.
+
+They are reported, so that nobody assumes that everything was unpacked.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from paravt_jax.data.archive_parts import SUFFIXES
 
 _ANY = '|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES, key=len, reverse=True))
 _NAMES = (
-  # (what a name tells, what it is, the way out)
+  # (pattern of the name, what the file is, what to do about it)
   (
     re.compile(
       rf'.*(?:{_ANY}|\.7z|\.rar)[._-]?'
@@ -52,7 +53,7 @@ _BYTES = (
 )
 _BY_HAND = 'unpack it by hand into the root, and move it out of the folder'
 _RENAME = 'call it *{}, so that it is read, or move it out of the folder'
-# Names of files that are no archives, whatever they begin with (an .npz is a zip): not looked into.
+# Suffixes of files that are never treated as archives, even if their bytes are (an .npz is a zip).
 _MEDIA = frozenset(
   (
     '.mp4',
@@ -163,10 +164,12 @@ def find_unread(
   groups: Sequence[tuple[pathlib.Path, ...]],
   disks: Container[pathlib.Path],
 ) -> dict[pathlib.Path, str]:
-  """A line for each file that looks like an archive and is not read, by path.
+  """Returns one message for each file that looks like an archive but cannot be read, by path.
 
-  groups: the archives among the files, of which those that only bear the name are found too.
-  disks: those that go over several disks, see `archive_parts.over_disks`.
+  Args:
+    paths: the files to check.
+    groups: the archives among the files, by name. The first bytes of each are checked too.
+    disks: the zips that span several disks, see `archive_parts.over_disks`.
 
   Raises:
     OSError: a file cannot be read.
@@ -177,7 +180,7 @@ def find_unread(
   for path in paths:
     what, way_out = '', _BY_HAND
     if path.name.startswith('._'):
-      continue  # left by macOS beside the file itself
+      continue  # metadata of macOS for another file
     if path in disks:
       what, way_out = _NAMES[1][1:]
     elif path in first:
@@ -208,7 +211,7 @@ def _by_bytes(path: pathlib.Path) -> str:
 
 
 def _other(path: pathlib.Path) -> tuple[str, str]:
-  """('', '') for a file that does not look like an archive at all."""
+  """Returns (what the file is, what to do) by its first bytes; ('', '') if it is no archive."""
   if path.suffix.lower() in _KNOWN or path.name.startswith('.'):
     return '', ''
   start = _start(path)

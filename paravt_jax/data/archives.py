@@ -1,10 +1,10 @@
-"""What zip and tar archives hold, and the bytes of their members. Nothing here writes.
+"""Reads zip and tar archives: their members, and the bytes of each member. Writes nothing.
 
-`read` lists an archive and every fault that can be seen without unpacking it: names that leave the
-root, links, devices, encryption, bombs, damage, missing parts. A zip is judged by its directory and
-a plain tar by its headers, so both are cheap to list. A packed tar (gz, bz2, xz, zst, ...) has no
-directory: it is read through once, which also proves that it is whole and gives every member's
-checksum. Training (`data.unpack`) and evaluation (`eval.snapshots`) both read with it.
+`read` lists an archive and every fault that is visible without unpacking it. Faults are names that
+leave the root, links, devices, encryption, bombs, damage and missing parts. A zip is listed from
+its directory and a plain tar from its headers, so both are fast. A packed tar (gz, bz2, xz, zst,
+...) has no directory, so it is read to its end. That also proves that it is complete and gives each
+member's checksum. Training (`data.unpack`) and evaluation (`eval.snapshots`) both use this module.
 """
 
 import dataclasses
@@ -36,16 +36,17 @@ _SKIPPABLE = [bytes([byte]) for byte in range(0x50, 0x60)]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a folder holds."""
+  """The archives and unreadable files of a folder."""
 
-  archives: list[tuple[pathlib.Path, ...]]  # each with its parts in order
-  unread: list[str]  # a line per file that looks like an archive and is not read
+  archives: list[tuple[pathlib.Path, ...]]  # each as its parts, in order
+  unread: list[str]  # one line for each file that looks like an archive but cannot be read
 
 
 def find(source: pathlib.Path, root: pathlib.Path) -> Found:
-  """The archives at any depth below the folder `source`, by name; or that one file.
+  """Finds the archives at any depth below the folder `source`, sorted by name.
 
-  A file that is a part brings the others. A `root` inside the folder is left out.
+  If `source` is a file, only that archive is found, with its other parts. A `root` inside the
+  folder is skipped.
   """
   if source.is_file():
     beside = sorted(path for path in source.parent.iterdir() if path.is_file())
@@ -67,7 +68,7 @@ def find(source: pathlib.Path, root: pathlib.Path) -> Found:
 
 
 def _files(folder: str | os.PathLike, skip: pathlib.Path | None) -> Iterator[pathlib.Path]:
-  """Every file below a folder, by name, without the folder `skip` and journals of this command.
+  """Yields every file below a folder, sorted by name. Skips the folder `skip` and journal folders.
 
   Links to folders are not followed.
   """
@@ -84,9 +85,12 @@ def _files(folder: str | os.PathLike, skip: pathlib.Path | None) -> Iterator[pat
 def read(
   path: pathlib.Path | Sequence[pathlib.Path], spend: Callable[[int], None] = lambda count: None
 ) -> Archive:
-  """Lists an archive, given as its file or its parts in order.
+  """Returns the listing of an archive, given as one file or as its parts in order.
 
-  Damage is a fault too, never an exception. spend(n): n more bytes of a packed tar were read.
+  Damage is recorded as a fault and never raised.
+
+  Args:
+    spend: called as spend(n) after n more bytes of a packed tar were read.
 
   Raises:
     OSError: a file cannot be read.
@@ -104,7 +108,8 @@ def read(
     found = zips.listing(archive) if archive.kind == 'zip' else tars.listing(archive, spend)
   except DataError as error:
     found = Listing([], [Fault(None, str(error))])
-  total = sum(member.size for member in found.members)  # hard links count, for they are written
+  # hard links count too, because each is written as a file
+  total = sum(member.size for member in found.members)
   if total > archive_members.FLOOR and total > RATIO * size:
     text = (
       f'{parts[0]}: got {total} bytes packed into {size}, a bomb; wanted at most {RATIO} '
@@ -121,36 +126,37 @@ def read(
 
 
 def facts(parts: Sequence[pathlib.Path]) -> tuple[int, str]:
-  """(bytes of all parts, what names their sizes and times). Raises OSError."""
+  """Returns (bytes of all parts, hash of their sizes and modification times). Raises OSError."""
   stats = [os.stat(path) for path in parts]
   lines = '\n'.join(f'{status.st_size} {status.st_mtime_ns}' for status in stats)
   return sum(status.st_size for status in stats), files.digest(lines.encode(), 8)
 
 
 def kind_of(path: pathlib.Path) -> str:
-  """The kind that a file's first bytes tell (a name may lie). Raises OSError."""
+  """Returns the kind of archive by the first bytes, since a name may be wrong. Raises OSError."""
   with open(path, 'rb') as file:
     start = file.read(8)
   for kind, (magic, _) in tars.PACKINGS.items():
     if start.startswith(magic):
       return kind
-  # a frame to be skipped comes first
+  # the file starts with a skippable frame of zstd or lz4
   if start[:1] in _SKIPPABLE and start[1:4] == b'\x2a\x4d\x18':
     return 'tar.lz4' if '.lz4' in path.name.lower() else 'tar.zst'
   if start.startswith(_ZIP) or archive_parts.whole_name(path).endswith(('.zip', '.zipx')):
     return 'zip'
-  return 'tar'  # or nonsense, which reading it as a tar finds out
+  return 'tar'  # possibly invalid; reading it as a tar will show that
 
 
 def content(file: Joined, archive: Archive, member: Member) -> Iterator[bytes]:
-  """The bytes of a member of a zip or plain tar, in pieces of at most CHUNK.
+  """Yields the bytes of a member of a zip or plain tar, in pieces of at most CHUNK.
 
-  They are `member.size` in all; the checksum is the caller's to compare.
+  The pieces sum to `member.size`. The caller must compare the checksum.
 
-  file: from `archive.open()`; only `pread` is used, so that threads may share it.
+  Args:
+    file: from `archive.open()`. Only `pread` is used, so threads may share it.
 
   Raises:
-    DataError: the archive is cut or damaged there, or gives more or fewer bytes than it declared.
+    DataError: the member is truncated or damaged, or has more or fewer bytes than declared.
   """
   start, left = member.place, member.size
   if archive.kind == 'zip':
@@ -181,7 +187,7 @@ def _pieces(file: Joined, start: int, count: int) -> Iterator[bytes]:
 
 
 def checksum(file: Joined, archive: Archive, member: Member) -> int:
-  """CRC-32 of a member of a zip or plain tar, by reading it. Raises DataError like `content`."""
+  """Returns the CRC-32 of a member of a zip or plain tar, by reading it. Raises like `content`."""
   crc = 0
   for piece in content(file, archive, member):
     crc = zlib.crc32(piece, crc)

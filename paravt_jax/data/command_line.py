@@ -1,4 +1,4 @@
-"""What the commands `unpack`, `materialize` and `sanitize` share: the name they were called by."""
+"""The argument parser of the commands `unpack`, `materialize` and `sanitize`."""
 
 import argparse
 import pathlib
@@ -6,8 +6,10 @@ import sys
 
 
 def parser(command: str, description: str | None) -> argparse.ArgumentParser:
-  """A parser whose help names the command that was run: `paravt-unpack` as installed, or `python -m
-  paravt_jax.data.unpack`, which `description` is written with.
+  """Returns a parser whose help shows the command as the user called it.
+
+  That is `paravt-unpack` if installed, or `python -m paravt_jax.data.unpack`. `description` is
+  written with the latter.
   """
   module, installed = f'python -m paravt_jax.data.{command}', f'paravt-{command}'
   called = installed if pathlib.PurePath(sys.argv[0]).name == installed else module

@@ -1,10 +1,10 @@
-"""SFT rows to conversations: the only place where the published SFT schema (`paravt_sft_*.parquet`)
-is read and checked.
+"""Converts SFT rows to conversations.
 
-messages: JSON text or list of {role, content}, content a string, parts {type: text | video_url |
-image_url | video | image, ...} or JSON text of parts. Other keys of a message: `turns.py`. Media
-values are sentinels or `file://` URIs under the media root. `table.py` reads rows one by one, as
-they are needed.
+This is the only place where the published SFT schema (`paravt_sft_*.parquet`) is read and checked.
+The column `messages` is JSON text or a list of {role, content}. `content` is a string, a list of
+parts {type: text | video_url | image_url | video | image, ...}, or JSON text of parts. Other keys
+of a message: see `turns.py`. Media values are sentinels or `file://` URIs under the media root.
+`table.py` reads rows one by one, when they are needed.
 """
 
 import collections
@@ -27,8 +27,8 @@ _TIMES = ('nframes', 'video_start', 'video_end')
 class VideoRef:
   """A video of a conversation."""
 
-  path: str  # absolute
-  num_frames: int | None  # None leaves the choice to the pipeline
+  path: str  # absolute path
+  num_frames: int | None  # None: the pipeline chooses
   start: float | None  # seconds; None: from the beginning
   end: float | None  # seconds; None: to the end
 
@@ -37,17 +37,17 @@ class VideoRef:
 class ImageRef:
   """An image of a conversation."""
 
-  path: str  # absolute
+  path: str  # absolute path
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One message. A tool's result is a user message with its tags."""
+  """One message. A tool result is a user message that includes the response tags."""
 
   role: str  # system | user | assistant
-  # in order of appearance; only text where the role is not user
+  # in order; text only, unless the role is user
   parts: tuple[str | VideoRef | ImageRef, ...]
-  is_target: bool = True  # false for an assistant turn that the row masks
+  is_target: bool = True  # False for an assistant turn that the row masks out of the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,9 @@ def sft_conversations(
   options: RowOptions,
   counts: collections.Counter,
 ) -> list[Conversation]:
-  """The conversations of SFT parquet files, in the order of files and rows. Arguments and errors as
-  for `rows.rl_tasks`.
+  """Returns the conversations of SFT parquet files, in the order of files and rows.
+
+  Arguments and errors are those of `rows.rl_tasks`.
   """
   parse = lambda row, name: conversation(row[COLUMN], name, media_root, options)
   return fields.read(files, (COLUMN,), parse, options, counts)
@@ -74,8 +75,15 @@ def sft_conversations(
 def conversation(
   value: Any, name: str, root: str | os.PathLike, options: RowOptions
 ) -> Conversation:
-  """One row. value: of its column `messages`; name: the conversation's id. Raises Broken, or
-  DataError for a media path.
+  """Returns the conversation of one row.
+
+  Args:
+    value: the row's value in the column `messages`.
+    name: the id of the conversation.
+
+  Raises:
+    Broken: the row does not follow the schema.
+    DataError: a media path is invalid.
   """
   messages, roles, waiting = [], [], []
   for i, message in enumerate(fields.list_of_dicts(fields.decoded(_text(value), COLUMN), COLUMN)):
@@ -91,6 +99,7 @@ def conversation(
       raise Broken(f'{where}.role: got a system message in the middle, wanted it first')
     turns.check_keys(message, where)
     is_target = turns.is_target(message, where)
+    # content: text and media
     parts = _parts(message, f'{where}.content', root, options)
     if role not in ('user', 'tool'):
       texts = [part for part in parts if isinstance(part, str)]
@@ -108,6 +117,7 @@ def conversation(
       Message('user' if role == 'tool' else role, tuple(parts), is_target or role != 'assistant')
     )
     roles.append(role)
+  # check the conversation as a whole
   if not messages or roles[-1] != 'assistant' or 'user' not in roles:
     raise Broken(f'messages: got roles {roles}, wanted a user and, last, an assistant')
   if not any(message.is_target for message in messages if message.role == 'assistant'):
@@ -118,7 +128,7 @@ def conversation(
 def _parts(
   message: dict, where: str, root: str | os.PathLike, options: RowOptions
 ) -> list[str | VideoRef | ImageRef]:
-  """The content of a message; nothing of an assistant's that only calls is ''."""
+  """Returns the parts of a message's content; [''] for an assistant without content."""
   content = message.get('content')
   if message['role'] == 'assistant' and (
     content is None or (content == [] and message.get('tool_calls'))
@@ -136,9 +146,7 @@ def _parts(
 
 
 def _content_parts(content: str) -> list[dict] | None:
-  """The parts that a text is the JSON of: objects that each have a `type`; None for any other
-  text.
-  """
+  """Returns the parts of a text that is JSON of objects with a `type` each; None for other text."""
   if not content.lstrip().startswith(('[', '{')):
     return None
   try:
@@ -156,8 +164,9 @@ def _content_parts(content: str) -> list[dict] | None:
 def _response(
   parts: Sequence[str | VideoRef | ImageRef], where: str
 ) -> list[str | VideoRef | ImageRef]:
-  """A tool's result as the user message that a rollout shows; one that has the tags already is as
-  it is.
+  """Returns the parts of a tool result with response tags, as in a rollout.
+
+  A result that already has the tags stays unchanged. Raises Broken for other tags in the text.
   """
   opened, closed = template.RESPONSE_OPEN, template.RESPONSE_CLOSE
   text = ''.join(part for part in parts if isinstance(part, str))
@@ -179,7 +188,7 @@ def _response(
 
 
 def _text(value: Any) -> Any:
-  """JSON that a column of bytes holds, as text; anything else as it is."""
+  """Decodes JSON text in a column of bytes. Returns any other value unchanged. Raises Broken."""
   if not isinstance(value, bytes):
     return value
   try:
@@ -191,8 +200,9 @@ def _text(value: Any) -> Any:
 
 
 def _lines(text: str) -> str:
-  """Line ends as they are everywhere else: a target with CRLF would not be what a rollout pins and
-  parses.
+  """Returns the text with LF line ends.
+
+  A target with CRLF would differ from the text that a rollout records and parses.
   """
   return text.replace('\r\n', '\n')
 
@@ -200,14 +210,14 @@ def _lines(text: str) -> str:
 def _part(
   part: dict, where: str, root: str | os.PathLike, options: RowOptions
 ) -> str | VideoRef | ImageRef:
-  """One part of a content list; keys that parquet filled with nulls count as absent."""
+  """Returns one part of a content list. Ignores keys with null values, which parquet adds."""
   kind = part.get('type')
   if kind == 'text' and isinstance(part.get('text'), str):
     turns.refuse_unknown(part, {'type', 'text'}, where)
     return _lines(part['text'])
   value = part.get(kind) if kind in _KINDS else None
   if kind in ('video', 'image') and isinstance(value, str):
-    # Qwen's form: the settings of a video stand beside it
+    # Qwen's form: the settings of a video are keys of the part itself
     settings, known, path = part, {'type', kind}, value
   elif kind in ('video_url', 'image_url') and isinstance(value, (dict, str)):
     turns.refuse_unknown(part, {'type', kind}, where)
@@ -231,7 +241,7 @@ def _part(
 
 
 def _video(settings: dict, path: str, where: str) -> VideoRef:
-  """A video with its number of frames and its window."""
+  """Returns a video with its number of frames and its time window. Raises Broken."""
   count, start, end = (
     None if settings.get(key) is None else fields.seconds(settings[key], f'{where}.{key}')
     for key in _TIMES

@@ -1,4 +1,4 @@
-"""Frames of a small set of videos, kept in memory."""
+"""Keeps the frames of a small set of videos in memory."""
 
 import asyncio
 import collections
@@ -13,10 +13,10 @@ from paravt_jax.video.readers import VideoInfo
 
 
 class FrameBank:
-  """Frames in memory, decoded once: every `step` seconds of each video, from t = 0 on. Times off
-  this grid go to the decoder.
+  """Frames in memory, decoded once: every `step` seconds of each video, starting at t = 0.
 
-  A drop-in for DecodePool, and for FrameStore in rollouts; safe to use from several threads.
+  Requests for other times go to the decoder. It can replace DecodePool, and FrameStore in rollouts.
+  Thread-safe.
   """
 
   def __init__(self, frames: sft.Frames, step: float, min_pixels: int, max_pixels: int):
@@ -27,17 +27,17 @@ class FrameBank:
 
   @property
   def bytes(self) -> int:
-    """Bytes of pixels held."""
+    """Returns the number of bytes of all pixels in memory."""
     return sum(clip.frames.nbytes for clip in self._clips.values())
 
   def probe_sync(self, path: str) -> VideoInfo:
-    """As DecodePool.probe_sync, asked once per video."""
+    """Like DecodePool.probe_sync, but calls it once per video."""
     if path not in self._infos:
       self._infos[path] = self._frames.probe_sync(path)
     return self._infos[path]
 
   def load(self, path: str) -> None:
-    """Decodes a video's grid unless it is held. Raises MediaError."""
+    """Decodes the grid of a video unless it is in memory. Raises MediaError."""
     with self._locks[path]:
       if path not in self._clips:
         times = np.arange(0, self.probe_sync(path).duration - 1e-6, self._step)
@@ -46,8 +46,8 @@ class FrameBank:
   def frames_sync(
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
   ) -> Clip:
-    """As DecodePool.frames_sync."""
-    # [n] places on the grid; times off it, or other sizes, go to the decoder
+    """Like DecodePool.frames_sync."""
+    # [n] indices on the grid; other times or sizes go to the decoder
     index = np.asarray(seconds) / self._step
     whole = np.round(index).astype(int)
     if (min_pixels, max_pixels) != self._pixels or np.abs(index - whole).max() > 1e-6:
@@ -62,9 +62,9 @@ class FrameBank:
   async def frames(
     self, path: str, seconds: Sequence[float], min_pixels: int, max_pixels: int
   ) -> Clip:
-    """As frames_sync, off the event loop."""
+    """Like frames_sync, in a thread, without blocking the event loop."""
     return await asyncio.to_thread(self.frames_sync, path, seconds, min_pixels, max_pixels)
 
   async def probe(self, path: str) -> VideoInfo:
-    """As probe_sync, off the event loop."""
+    """Like probe_sync, in a thread, without blocking the event loop."""
     return await asyncio.to_thread(self.probe_sync, path)

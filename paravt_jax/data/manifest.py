@@ -1,8 +1,8 @@
-"""Which parquet files make up each source of SFT data, with what weight, and when.
+"""Defines the sources of SFT data: their parquet files, weights and training steps.
 
-A manifest is a JSON file beside the data: {"sources": {name: {"files": [globs relative to it],
-"weight": 2.5, "first": 0, "last": null}}}. All but `files` may be left out. Without one, each file
-given is a source of its own.
+A manifest is a JSON file next to the data: {"sources": {name: {"files": [globs relative to it],
+"weight": 2.5, "first": 0, "last": null}}}. All keys except `files` are optional. Without a
+manifest, each given file is one source.
 """
 
 import dataclasses
@@ -21,22 +21,21 @@ _PREFIX = 'paravt_sft_'
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A source, which takes part in the batches first <= step < last."""
+  """A source. It is drawn from in steps with first <= step < last."""
 
   name: str
   files: tuple[pathlib.Path, ...]
-  weight: float | None  # None when nobody gave one
+  weight: float | None  # None if not given
   first: int
-  last: int | None  # None: for ever
+  last: int | None  # None: without end
 
 
 def read(file: str | os.PathLike) -> tuple[Entry, ...]:
-  """The sources of a manifest, in its order.
+  """Returns the sources of a manifest, in order.
 
   Raises:
-    DataError: it is missing or no such JSON; an unknown key, a glob without files, a file in two
-    places, a weight or a step that
-      cannot be.
+    DataError: the file is missing or not such JSON; it has an unknown key, a glob that matches no
+      file, a file in two places, or an invalid weight or step.
   """
   file = pathlib.Path(file)
   try:
@@ -62,8 +61,9 @@ def read(file: str | os.PathLike) -> tuple[Entry, ...]:
 
 
 def of_files(files: Sequence[str | os.PathLike]) -> tuple[Entry, ...]:
-  """A source per file, named after it without paravt_sft_ and .parquet. Raises DataError for a file
-  or a name that comes twice.
+  """Returns one source per file, named after the file without paravt_sft_ and .parquet.
+
+  Raises DataError for a repeated file or name.
   """
   paths = tuple(map(pathlib.Path, files))
   entries = tuple(Entry(path.stem.removeprefix(_PREFIX), (path,), None, 0, None) for path in paths)
@@ -83,14 +83,18 @@ def with_weights(
   chosen: Mapping[str, tuple[float, int, int | None]],
   rows: Mapping[str, int],
 ) -> tuple[tuple[Entry, float], ...]:
-  """(source, weight of its draws) with a recipe's choices put over a manifest's.
+  """Returns (source, weight of its draws) pairs. The recipe's choices override the manifest.
+
+  If no source has a weight, sources are drawn in proportion to their rows. Otherwise sources
+  without a weight get 1.
 
   Args:
-    entries: the sources. chosen: (weight, first, last) by name. rows: of each source. Where nobody
-    gives any weight, sources are drawn in proportion to them; else those without one get 1.
+    entries: the sources.
+    chosen: (weight, first, last) by name.
+    rows: number of rows of each source.
 
   Raises:
-    DataError: a choice that cannot be, or nothing left to draw from.
+    DataError: a choice is invalid, or no source is left to draw from.
   """
   found = []
   for entry in entries:
@@ -115,7 +119,7 @@ def with_weights(
 
 
 def _unique(file: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """JSON's object; a key that comes twice would silently lose one of two sources."""
+  """Returns a JSON object as a dict. Raises DataError for a repeated key, which would be lost."""
   found = dict(pairs)
   if len(found) != len(pairs):
     names = [name for name, _ in pairs]
@@ -162,7 +166,7 @@ def _entry(file: pathlib.Path, name: str, fields: Any) -> Entry:
 
 
 def _check_entry(where: str, entry: Entry) -> Entry:
-  """The entry, if its numbers can be."""
+  """Returns the entry. Raises DataError if a number is out of range."""
 
   def number(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
@@ -181,9 +185,7 @@ def _check_entry(where: str, entry: Entry) -> Entry:
 
 
 def _check_twice(where: str, entries: Sequence[Entry]) -> None:
-  """Raises DataError when a file is in two places: its rows would count double without anyone
-  having asked for it.
-  """
+  """Raises DataError if a file is in two places, since its rows would silently count twice."""
   seen: dict[pathlib.Path, str] = {}
   for entry in entries:
     for path in entry.files:

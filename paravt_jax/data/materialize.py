@@ -37,15 +37,14 @@ def rewrite_files(
   output_dir: str | os.PathLike,
   progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-  """Rewrites the media paths of every *.parquet below `parquet_dir`; see the module's docstring.
-  Memory: about one row group.
+  """Rewrites the media paths of every *.parquet below `parquet_dir`; see the module docstring.
 
-  progress: called with (rows done, rows in all) after every row group.
+  Memory use is about one row group. progress: called as progress(rows done, all rows).
 
   Raises:
-    DataError: no such root or parquet folder; an output inside the parquet folder; a file that
-      cannot be read or written; an output that some other program made. Finished files stay, and
-      the next run goes on after them.
+    DataError: there is no such root or parquet folder; an output is inside the parquet folder; a
+      file cannot be read or written; an output was made by another program. Finished files stay,
+      and the next run continues after them.
   """
   job = Job(direction, _root(root), _folder(parquet_dir), pathlib.Path(output_dir))
   footers = {file: _footer(file) for file in _files(job)}
@@ -60,7 +59,7 @@ def rewrite_files(
       progress(done, total)
 
   _sweep(job, rows)
-  # one file after the other; counts are of all of them
+  # rewrite one file after the other; the counts cover all files
   redone: dict[str, list[str]] = {}
   unknown: collections.Counter[str] = collections.Counter()
   found: set[str] = set()
@@ -92,7 +91,7 @@ def rewrite_files(
 
 
 def _sweep(job: Job, inputs: Iterable[pathlib.Path]) -> None:
-  """Removes what killed runs left half-written in the folders of the outputs."""
+  """Removes partial files of killed runs in the output folders."""
   for folder in {target_of(job, file).parent for file in inputs}:
     if folder.is_dir():
       files.sweep(folder)
@@ -125,7 +124,7 @@ def _folder(parquet_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _files(job: Job) -> list[pathlib.Path]:
-  """The inputs in order. Raises DataError where an output would lie among them."""
+  """Returns the input files in order. Raises DataError if an output folder is among them."""
   source = os.path.realpath(job.source)
   files = sorted(
     file
@@ -143,7 +142,7 @@ def _files(job: Job) -> list[pathlib.Path]:
 
 
 def _footer(file: pathlib.Path) -> int | str:
-  """How many rows a parquet file has, or what is wrong with it."""
+  """Returns the number of rows of a parquet file, or an error message."""
   try:
     return pyarrow.parquet.read_metadata(file).num_rows
   except (pyarrow.ArrowException, OSError) as error:
@@ -156,7 +155,7 @@ def _refuse(faults: list[str]):
 
 
 def _list_leftovers(job: Job, files: set[pathlib.Path]) -> list[str]:
-  """Outputs of this command whose input is gone. They stay: somebody may read them."""
+  """Returns the outputs of this command that no longer have an input. They may still be in use."""
   targets = {target_of(job, file) for file in files}
   others = [
     file for file in sorted(job.output.rglob('*.parquet')) if file not in targets and file.is_file()
@@ -172,7 +171,7 @@ def _read_tool(file: pathlib.Path) -> str | None:
 
 
 def command(direction: Direction, description: str, arguments: list[str] | None = None) -> int:
-  """The command line of both directions; returns the exit status."""
+  """Runs the command line of either direction and returns the exit status."""
   parser = command_line.parser(direction, description)
   parser.add_argument(
     '--root', required=True, help='the media root that the archives were unpacked into'
@@ -220,7 +219,7 @@ def command(direction: Direction, description: str, arguments: list[str] | None 
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command; returns its exit status."""
+  """Runs the command and returns its exit status."""
   return command('materialize', __doc__ or '', arguments)
 
 

@@ -1,6 +1,4 @@
-"""One parquet file with its media paths rewritten, and whether the output that is there is still
-what its input gives.
-"""
+"""Rewrites the media paths of one parquet file, unless its output is up to date."""
 
 import dataclasses
 import json
@@ -17,14 +15,14 @@ from paravt_jax.data import provenance
 from paravt_jax.data.media_columns import COLUMNS, Direction, Rewriter
 from paravt_jax.errors import DataError
 
-VERSION = 1  # raised when the same inputs give other outputs
+VERSION = 1  # increase when the same inputs give other outputs
 _TOOLS = ('paravt_jax.data.materialize', 'paravt_jax.data.sanitize')
 _SCHEMA = b'ARROW:schema'
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What one call of `rewrite_files` was asked for."""
+  """The arguments of one call of `rewrite_files`."""
 
   direction: Direction
   root: str  # absolute path of the media root
@@ -37,8 +35,9 @@ class Job:
 
   @property
   def options(self) -> dict[str, str]:
-    """What the outputs depend on. A sanitized file is made to be given away: it names no folder of
-    this machine.
+    """Returns the options that the outputs depend on.
+
+    A sanitized file is meant to be published, so it stores only a hash of the root.
     """
     if self.direction == 'materialize':
       return {'root': self.root}
@@ -52,19 +51,22 @@ def target_of(job: Job, file: pathlib.Path) -> pathlib.Path:
 def rewrite(
   job: Job, file: pathlib.Path, tick: Callable[[int], None]
 ) -> tuple[list[str] | None, Rewriter]:
-  """(why an output that was there had to be made again, None if it was up to date; what was seen on
-  the way).
+  """Writes one file, unless it is up to date.
+
+  Returns (reasons, rewriter). The reasons say why an existing output was replaced. They are None if
+  it was up to date and [] if there was no output. The rewriter has the counts. Raises DataError.
   """
   target = target_of(job, file)
   try:
     why = _changes(job, file, target)
-    # before it is read
+    # recorded before reading, so that a later change of the input is noticed
     made = (
       None if why is None else provenance.record(job.tool, VERSION, [file], job.options, job.source)
     )
     with pyarrow.parquet.ParquetFile(file, pre_buffer=False) as source:
       earlier = provenance.read((source.metadata.metadata or {}).get(provenance.KEY))
       rewriter = _rewriter(job, earlier, source.metadata.num_rows)
+      # up to date: only count the media; else write the output
       if made is None:
         columns = [name for name in source.schema_arrow.names if name in COLUMNS]
         for number in range(source.num_row_groups):
@@ -87,9 +89,7 @@ def rewrite(
 
 
 def _changes(job: Job, file: pathlib.Path, target: pathlib.Path) -> list[str] | None:
-  """None where the output is up to date; else why it is made again, nothing to say for one that was
-  not there.
-  """
+  """Returns why the output must be written; None if it is up to date, [] if it does not exist."""
   if not target.exists():
     return []
   try:
@@ -109,7 +109,7 @@ def _changes(job: Job, file: pathlib.Path, target: pathlib.Path) -> list[str] | 
 
 
 def _written_root(job: Job, earlier: dict[str, Any] | None) -> str | None:
-  """The name that `materialize` wrote for this very root in an input that it made."""
+  """Returns this root's name as `materialize` wrote it into an input; None if it did not."""
   root = (
     earlier.get('options', {}).get('root')
     if earlier is not None and earlier.get('tool') == _TOOLS[0]
@@ -121,8 +121,9 @@ def _written_root(job: Job, earlier: dict[str, Any] | None) -> str | None:
 
 
 def _rewriter(job: Job, earlier: dict[str, Any] | None, rows: int) -> Rewriter:
-  """For an input with this record: it knows the root by all its names, and what `materialize` had
-  met there already.
+  """Returns the rewriter for an input with this record.
+
+  It gets all names of the root, and the URIs that were in the rows before `materialize` ran.
   """
   written = _written_root(job, earlier)
   roots = [job.root, os.path.realpath(job.root), written or job.root]
@@ -131,8 +132,9 @@ def _rewriter(job: Job, earlier: dict[str, Any] | None, rows: int) -> Rewriter:
 
 
 def _before(earlier: dict[str, Any] | None) -> dict[str, Any]:
-  """The record of whatever made the rows, handed on through both commands; their own records would
-  only pile up.
+  """Returns the record of the program that made the rows, under the key `before`.
+
+  Both commands pass it on. Their own records are dropped, since they would only accumulate.
   """
   if earlier is not None and earlier.get('tool') in _TOOLS:
     earlier = earlier.get('before')
@@ -146,7 +148,7 @@ def _write(
   made: dict[str, Any],
   tick: Callable[[int], None],
 ):
-  """The whole file, through a temporary one beside it."""
+  """Writes the whole file to a temporary file in the same folder, then renames it."""
   own = {
     key: value
     for key, value in (source.metadata.metadata or {}).items()
@@ -171,7 +173,7 @@ def _write(
 
 
 def _format(source: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
-  """How the input was written, as arguments of the writer."""
+  """Returns how the input was written, as arguments of the parquet writer."""
   described = source.metadata
   options: dict[str, Any] = {
     'version': described.format_version,
@@ -180,7 +182,7 @@ def _format(source: pyarrow.parquet.ParquetFile) -> dict[str, Any]:
   if not described.num_row_groups:
     return options
   groups = [described.row_group(number) for number in range(described.num_row_groups)]
-  # an empty one says nothing about dictionaries
+  # an empty row group has no information on dictionaries
   group = next((group for group in groups if group.num_rows), groups[0])
   chunks = [group.column(index) for index in range(group.num_columns)]
   lists = [chunk.path_in_schema for chunk in chunks if '.list.' in chunk.path_in_schema]

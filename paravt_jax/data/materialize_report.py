@@ -1,4 +1,4 @@
-"""What `materialize` and `sanitize` did: counted, written beside the outputs, and printed."""
+"""The report of `materialize` and `sanitize`: counts, written next to the outputs and printed."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from paravt_jax.data.media_columns import Direction
 from paravt_jax.errors import DataError
 
 _Count = collections.Counter[str]
-_EXAMPLES = 20  # paths per bucket that the JSON report shows; missing.txt has them all
+_EXAMPLES = 20  # paths per bucket in the JSON report; missing.txt lists all
 _SAID = {
   'sentinel': 'sentinels already',
   'in_root': 'file:// URIs under the root already',
@@ -34,24 +34,24 @@ _SAID = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What `rewrite_files` did."""
+  """The result of `rewrite_files`."""
 
-  files: int  # of the input
-  rows: int  # of the input
+  files: int  # input files
+  rows: int  # input rows
   written: int  # output files
-  up_to_date: int  # output files that were left alone
-  redone: dict[str, list[str]]  # output file -> why it was made again
-  values: int  # media paths changed, in up-to-date files too
-  unknown: collections.Counter[str]  # values left alone, by `media_columns.Rewriter.left`
-  referenced: collections.Counter[str]  # distinct media files, by bucket
-  missing: collections.Counter[str]  # of them, those that are not there
-  empty: collections.Counter[str]  # of them, those of 0 bytes
-  absent: dict[str, list[str]]  # the missing and the empty ones, by bucket, sorted
+  up_to_date: int  # output files that did not change
+  redone: dict[str, list[str]]  # output file -> reasons why it was replaced
+  values: int  # changed media paths, including those in up-to-date files
+  unknown: collections.Counter[str]  # unchanged values by kind; see `media_columns.Rewriter.left`
+  referenced: collections.Counter[str]  # distinct media files by bucket
+  missing: collections.Counter[str]  # number of them that do not exist
+  empty: collections.Counter[str]  # number of them with 0 bytes
+  absent: dict[str, list[str]]  # paths of missing and empty files by bucket, sorted
   left_over: list[str]  # outputs of earlier runs whose input is gone
 
 
 def count_media(found: set[str], root: str) -> tuple[_Count, _Count, _Count, dict[str, list[str]]]:
-  """(referenced, missing, empty, absent) of a `Report`, for these sentinels. Links are followed."""
+  """Returns (referenced, missing, empty, absent) of a `Report` for sentinels. Follows links."""
   referenced, missing, empty = collections.Counter(), collections.Counter(), collections.Counter()
   absent: dict[str, list[str]] = {}
   for sentinel in sorted(found):
@@ -67,13 +67,13 @@ def count_media(found: set[str], root: str) -> tuple[_Count, _Count, _Count, dic
 def _size(path: str) -> int | None:
   try:
     found = os.stat(path)
-  except (OSError, ValueError):  # ValueError: half a surrogate pair, which no file's name holds
+  except (OSError, ValueError):  # ValueError: half a surrogate pair, which no file name can contain
     return None
   return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def save(report: Report, job: Job):
-  """The report's files in the output folder, touched only where they say something new."""
+  """Writes the report's files into the output folder. A file changes only if its content does."""
   buckets = {
     name: {
       'referenced': count,
@@ -113,12 +113,12 @@ def _put(path: pathlib.Path, text: str):
 
 
 def _printable(path: str) -> str:
-  """One line for one path, whatever characters it holds."""
+  """Returns the path as one line, with special characters escaped."""
   return path if path.isprintable() else json.dumps(path)[1:-1]
 
 
 def show(report: Report, direction: Direction, out: TextIO):
-  """The report as a person reads it."""
+  """Prints the report for a human reader."""
   for name, why in report.redone.items():
     print(f'{name}: made again, {"; ".join(why)}', file=out)
   for name in report.left_over:

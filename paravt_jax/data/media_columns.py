@@ -1,9 +1,7 @@
-"""Media paths in Arrow columns: one direction of `media_paths` applied to whole tables, and
-counted.
+"""Rewrites media paths in Arrow columns: `media_paths` applied to whole tables, with counts.
 
-Text columns (JSON) are edited in place. Nested columns are taken apart down to their strings, each
-distinct string is changed once, and the column is put together again with the same offsets and
-nulls.
+Text columns (JSON) are edited in place. Nested columns are split down to their strings. Each
+distinct string is changed once, and the column is rebuilt with the same offsets and nulls.
 """
 
 import bisect
@@ -24,18 +22,21 @@ Runs = dict[str, list[list[int]]]
 COLUMNS = ('messages', 'videos', 'images', 'prompt')
 WANTED = {'materialize': 'sentinel', 'sanitize': 'in_root'}
 _QUOTED = tuple(f'"{sentinel}' for sentinel in media_paths.SENTINELS)
-_ROWS = 4096  # rows that are Python objects at one time
+_ROWS = 4096  # rows that are converted to Python objects at a time
 
 
 class Rewriter:
-  """Changes the media paths of one file's tables, given in order, and counts what it sees.
+  """Changes the media paths in the tables of one file, given in order, and counts them.
 
-  changed: how many values were changed. left: how many were not, by `media_paths.kind`; besides,
-  `kept` are URIs under the root that stood there before `materialize`, `elsewhere` sentinels in
-  places where no media path is looked for, `other_type` values of types that nothing is known about
-  (bytes, maps). found: every sentinel met, as itself or in a URI under the root. kept: where those
-  URIs stood, {column path: [[first, one past the last], ...]} counted over the column's values;
-  given to `sanitize` they stay, so that there and back is the identity even for them.
+  Attributes:
+    changed: number of changed values.
+    left: number of unchanged values, by `media_paths.kind`. Three kinds are extra. `kept`: URIs
+      under the root that existed before `materialize`. `elsewhere`: sentinels in places where no
+      media path is expected. `other_type`: values of unsupported types (bytes, maps).
+    found: every sentinel that occurred, alone or in a URI under the root.
+    kept: positions of the `kept` URIs, {column path: [[first, one past the last], ...]}, counted
+      over the values of the column. With them `sanitize` leaves these URIs unchanged, so that both
+      commands in sequence give back the original file.
   """
 
   def __init__(
@@ -44,8 +45,11 @@ class Rewriter:
     roots: Sequence[str | os.PathLike],
     kept: Mapping[str, list] | None = None,
   ):
-    """roots: the media root, then other names of the same folder. kept: of an earlier
-    `materialize`; None when there was none.
+    """Prepares a rewriter.
+
+    Args:
+      roots: the media root, then other names of the same folder.
+      kept: recorded by an earlier `materialize`; None if there was none.
     """
     self._prefixes = tuple(dict.fromkeys(media_paths.prefix(root) for root in roots))
     self._direction, self._wanted = direction, WANTED[direction]
@@ -58,8 +62,9 @@ class Rewriter:
     self.found: set[str] = set()
 
   def table(self, table: pyarrow.Table) -> pyarrow.Table:
-    """The table with the paths of its media columns changed; schema, other columns and order as
-    they were.
+    """Returns the table with changed paths in its media columns.
+
+    Schema, other columns and row order stay the same.
     """
     for index, field in enumerate(table.schema):
       if field.name in COLUMNS:
@@ -72,7 +77,10 @@ class Rewriter:
     return table
 
   def _array(self, array: pyarrow.Array, path: str, key: str | None) -> pyarrow.Array:
-    """One array of any type. key: the field's name; None while no struct was entered."""
+    """Rewrites an array of any type.
+
+    key: name of the enclosing struct field; None outside structs.
+    """
     kind = array.type
     if isinstance(kind, pyarrow.BaseExtensionType):
       return pyarrow.ExtensionArray.from_storage(kind, self._array(array.storage, path, key))
@@ -99,7 +107,7 @@ class Rewriter:
     return array
 
   def _texts(self, array: pyarrow.Array, column: str) -> pyarrow.Array:
-    """A column's text: JSON, or bare paths."""
+    """Rewrites a text column: JSON, or paths alone."""
     known = 0
 
     def change(value: str) -> str:
@@ -122,7 +130,8 @@ class Rewriter:
     return array if result == texts else pyarrow.array(result, array.type)
 
   def _strings(self, array: pyarrow.Array, path: str, key: str) -> pyarrow.Array:
-    """Strings under a key: each distinct one is looked at once."""
+    """Rewrites strings under a key. Each distinct string is processed once."""
+    # [D] distinct strings; `indices` has one per row
     encoded = array.cast(pyarrow.large_string()).dictionary_encode()
     values = encoded.dictionary.to_pylist()
     start = self._positions[path]
@@ -134,6 +143,7 @@ class Rewriter:
         len(array) - pyarrow.array(values, pyarrow.large_string()).take(encoded.indices).null_count,
       )
       return array
+    # positions of the non-null rows, and URIs under the root that must stay
     present = np.flatnonzero(np.asarray(encoded.indices.is_valid()))
     which = encoded.indices.drop_null().to_numpy()
     kinds = [self._kind(value) for value in values]
@@ -149,6 +159,7 @@ class Rewriter:
     self._count_left('kept', int(kept.sum()))
     if self._wanted not in kinds:
       return array
+    # change each distinct string once, then rebuild the rows
     changed = [
       self._change_path(value) if kind == self._wanted else value
       for value, kind in zip(values, kinds)
@@ -185,8 +196,9 @@ class Rewriter:
       self.left[kind] += count
 
   def _is_kept(self, path: str, position: int) -> bool:
-    """Whether a URI under the root stays for `sanitize`; `materialize` writes down that it stood
-    there.
+    """Returns whether `sanitize` must leave a URI under the root unchanged.
+
+    `materialize` records the position of each such URI.
     """
     if self._records:
       runs = self.kept.setdefault(path, [])
@@ -202,7 +214,5 @@ class Rewriter:
 
 
 def _compact(array: pyarrow.Array) -> pyarrow.Array:
-  """The same values in buffers of their own that start with them: what a slice shows is all there
-  is.
-  """
+  """Returns the same values in new buffers that contain only this slice."""
   return pyarrow.concat_arrays([array, array.slice(0, 0)])

@@ -1,9 +1,8 @@
-"""Sentinel media paths of the published corpora, such as `longvt_source/videor1_3/a.mp4`, and files
-under a root.
+"""Converts sentinel media paths of the published corpora to files under a root.
 
-`resolve` is the one place where a path from a row becomes a path on disk. The commands that write
-such paths as `file://` URIs, and take them out again, are `paravt_jax.data.materialize` and
-`.sanitize`.
+An example of a sentinel is `longvt_source/videor1_3/a.mp4`. `resolve` is the only place where a
+path from a row becomes a path on disk. `paravt_jax.data.materialize` writes sentinels as `file://`
+URIs, and `.sanitize` reverses that.
 """
 
 import functools
@@ -17,13 +16,14 @@ from collections.abc import Callable, Sequence
 from paravt_jax.errors import DataError
 
 SENTINELS = ('longvt_source/', 'museg/charades/', 'museg/et_instruct_164k/', 'selfqa/')
-# a string, or a list of them, under such a key is a media path
+# a string, or a list of strings, under such a key is a media path
 KEYS = ('url', 'video', 'image', 'video_url', 'image_url')
-PATH_COLUMNS = ('videos', 'images')  # columns whose bare strings are media paths too
+PATH_COLUMNS = ('videos', 'images')  # columns in which strings without a key are media paths too
 _SCHEME = 'file://'
-_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)  # no name holds them, decoded
+# encoded `/` and NUL, which no file name can contain
+_NEVER = re.compile('%(?:2f|00)', re.IGNORECASE)
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-# a list, nested or not, of strings, numbers and words such as null
+# a list, possibly nested, of strings, numbers and words such as null
 _STRINGS = rf'\[(?:[\s,\[\]\w.+-]|{_STRING})*\]'
 _JSON_STRING = re.compile(_STRING, re.DOTALL)
 _JSON_VALUE = re.compile(
@@ -36,18 +36,18 @@ _JSON_CHARACTER = re.compile(
 
 
 def resolve(value: str, root: str | os.PathLike) -> str:
-  """The absolute path of a media value: a sentinel or relative path under `root`, or one `file://`
-  URI or path inside it.
+  """Returns the absolute path of a media value.
 
-  Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`,
-  percent-encoded. Of those the first that is a file is taken, the literal name before the decoded
-  one, and the literal one where neither is. Nothing else is looked for on the disk. Symbolic links
-  below the root are the owner's business and are followed later.
+  The value is a sentinel or relative path under `root`, or a `file://` URI or absolute path inside
+  it. Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`,
+  percent-encoded. The literal name is tried before the decoded one, and the first that is a file is
+  returned. If neither is a file, the literal name is returned. No other disk access happens.
+  Symbolic links below the root are not checked; they are followed when the file is opened.
 
   Raises:
-    DataError: a path that leaves the root (`..`, another absolute path), a doubled `file://`,
-    another scheme, an empty value; a
-      URI that does so once it is decoded, or has `%2f` or `%00`, and is no file as it stands.
+    DataError: the path leaves the root (`..`, another absolute path), has a doubled `file://` or
+      another scheme, or is empty. Also for a URI that does so after decoding, or contains `%2f` or
+      `%00`, and is not a file as written.
   """
   base = os.path.abspath(root)
   names = _names(value) if isinstance(value, str) and value[:5].lower() == 'file:' else [value]
@@ -61,32 +61,32 @@ def resolve(value: str, root: str | os.PathLike) -> str:
     if len(names) > 1 and os.path.isfile(paths[name]):
       return paths[name]
   if fault is not None:
-    # of the last name, the decoded one; had one before it been a file, it would have been taken
+    # the fault of the last (decoded) name; no earlier name is a file
     raise fault
   literal = _without_host(value).removeprefix(_SCHEME)
   return paths.get(literal) or paths[names[-1]]
 
 
 def _without_host(value: str) -> str:
-  """`file://localhost/a`, `file:/a` and `FILE:///a` as /a; any other URI as it is."""
+  """Returns `file://localhost/a`, `file:/a` and `FILE:///a` as /a; any other URI unchanged."""
   return re.sub(r'^file:(?://(?:localhost)?)?(?=/(?!/))', '', value, flags=re.IGNORECASE)
 
 
 def _names(value: str) -> list[str]:
-  """The names that a file URI may mean, as it stands first."""
+  """Returns the names that a file URI may mean, the literal one first."""
   literal = value.removeprefix(_SCHEME)
   short = _without_host(value)
   names = [literal] if short == value else [literal, short]
   if '%' in value:
     plain = names[-1]
-    # '': refused, for it is no path
+    # '' is refused later, because it is not a path
     decoded = '' if _NEVER.search(plain) else urllib.parse.unquote(plain)
     names.append(decoded)
   return list(dict.fromkeys(names))
 
 
 def _inside_root(value: str, path: str, base: str) -> str:
-  """`path`, which `value` means, as an absolute one inside `base`. Raises DataError."""
+  """Returns `path` as an absolute path inside `base`. Raises DataError, which names `value`."""
   if (
     not isinstance(path, str)
     or not path
@@ -108,16 +108,21 @@ def _inside_root(value: str, path: str, base: str) -> str:
 
 
 def prefix(root: str | os.PathLike) -> str:
-  """What stands before the sentinel in a URI under this root: `file:///data/media/`."""
+  """Returns the part of a URI before the sentinel, for this root: `file:///data/media/`."""
   return f'{_SCHEME}{os.path.abspath(root).rstrip("/")}/'
 
 
 def kind(value: str, prefixes: Sequence[str]) -> str:
-  """What a media value is, a countable word; `prefixes` as `prefix` gives them.
+  """Returns the kind of a media value, one of the words below.
 
-  sentinel, in_root (a URI of a sentinel below one of the prefixes), leaves_root (a sentinel that
-  climbs out, or no path at all), doubled_scheme, other_file_uri, url (any other scheme),
-  absolute_path, relative_path, empty.
+    sentinel: a sentinel path.
+    in_root: a URI of a sentinel below one of the prefixes.
+    leaves_root: a sentinel that leaves the root or is not a path.
+    doubled_scheme, other_file_uri: any other `file://` URI.
+    url: a value with any other scheme.
+    absolute_path, relative_path, empty: anything else.
+
+  prefixes: from `prefix`.
   """
   if value.startswith(SENTINELS):
     return 'sentinel' if _is_inside(value) else 'leaves_root'
@@ -132,8 +137,9 @@ def kind(value: str, prefixes: Sequence[str]) -> str:
 
 
 def bucket(sentinel: str) -> str:
-  """The part of the corpora a path under the root belongs to: `longvt_source/videor1` of
-  `longvt_source/videor1_3/a.mp4`.
+  """Returns the part of the corpora that a path under the root belongs to.
+
+  Example: `longvt_source/videor1` for `longvt_source/videor1_3/a.mp4`.
   """
   first, *rest = posixpath.normpath(sentinel).split('/', 2)
   if first not in ('longvt_source', 'museg') or len(rest) < 2:
@@ -144,12 +150,14 @@ def bucket(sentinel: str) -> str:
 
 
 def rewrite_text(text: str, change: Callable[[str], str], name: str | None = None) -> str:
-  """A column's text with `change` applied to every media path: strings, alone or in lists, under one
-  of KEYS.
+  """Returns a column's text with `change` applied to every media path.
 
-  JSON stays JSON, changed in place: spaces, escapes and order of keys are kept. Nothing else is
-  touched. `name` is the column's: in the PATH_COLUMNS strings without a key are media paths too,
-  and so is a bare one.
+  Media paths are strings, alone or in lists, under one of KEYS. JSON is changed in place: spaces,
+  escapes and key order stay. Everything else stays unchanged.
+
+  Args:
+    name: the column. In PATH_COLUMNS, strings without a key are media paths too. So is a text that
+      is not JSON.
   """
   if name in PATH_COLUMNS:
     if text.lstrip()[:1] not in ('[', '{', '"'):
@@ -161,11 +169,9 @@ def rewrite_text(text: str, change: Callable[[str], str], name: str | None = Non
 
 
 def _is_inside(sentinel: str) -> bool:
-  """Whether a sentinel is a path below the root, wherever that is; `resolve` refuses what is
-  not.
-  """
+  """Returns whether a sentinel is a path below the root, for any root."""
   if '..' not in sentinel and '\0' not in sentinel and '://' not in sentinel:
-    return True  # the usual case, without the cost of normpath
+    return True  # common case, avoids the cost of normpath
   path = posixpath.normpath(sentinel)
   return (
     '\0' not in sentinel
@@ -177,21 +183,22 @@ def _is_inside(sentinel: str) -> bool:
 
 
 def _changed_value(raw: str, change: Callable[[str], str]) -> str:
-  """A JSON string, or a list of them, as it is written."""
+  """Returns the changed JSON source of a string or of a list of strings."""
   if raw[0] == '"':
     return _changed_json(raw, change)
   return _JSON_STRING.sub(lambda match: _changed_json(match[0], change), raw)
 
 
 def _changed_json(literal: str, change: Callable[[str], str]) -> str:
-  """A JSON string literal with its value changed. What stays of the value stays as it was written,
-  escapes included.
+  """Returns a JSON string literal with its value changed.
+
+  The unchanged part of the value keeps its spelling, including escapes.
   """
   raw = literal[1:-1]
   try:
     value = json.loads(literal, strict=False) if '\\' in raw else raw
   except ValueError:
-    return literal  # no JSON: not ours to fix
+    return literal  # invalid JSON stays unchanged
   changed = change(value)
   if changed == value:
     return literal

@@ -1,5 +1,6 @@
-"""In which order the rows of a data set come: a function of the seed alone, resumable from one
-integer.
+"""The order in which the rows of a data set are drawn.
+
+It depends only on the seed and can be resumed from one integer.
 """
 
 import functools
@@ -12,13 +13,13 @@ from paravt_jax.errors import ConfigError
 
 
 class EpochOrder:
-  """An endless sequence: every epoch holds each of `size` items once, in an order of its own.
+  """An endless sequence of items. Every epoch contains each of `size` items once, in a new order.
 
-  `position` (items handed out so far) is the whole state: a checkpoint stores it, and setting it
-  continues the same sequence.
+  `position` (number of items drawn so far) is the whole state. A checkpoint stores it, and setting
+  it continues the same sequence.
 
   Raises:
-    ConfigError: an empty data set.
+    ConfigError: the data set is empty.
   """
 
   def __init__(self, size: int, seed: int, position: int = 0):
@@ -34,12 +35,12 @@ class EpochOrder:
     )
 
   def at(self, position: int) -> tuple[int, int]:
-    """(epoch, item) at a position, without moving there."""
+    """Returns (epoch, item) at a position, without changing the current position."""
     epoch, place = divmod(position, self.size)
     return epoch, int(self._permutation(epoch)[place])
 
   def take(self, count: int) -> list[tuple[int, int]]:
-    """The next `count` pairs (epoch, item); moves on."""
+    """Returns the next `count` pairs (epoch, item) and advances the position."""
     return [next(self) for _ in range(count)]
 
   def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -1,10 +1,9 @@
-"""From what, and by which version of what, a derived file was made; and whether those inputs still
-are what they were.
+"""Records how a derived file was made, and checks whether its inputs have changed.
 
 A record is a JSON object {tool, version, options, inputs: [{path, bytes, mtime_ns, blake2b}]}. It
-travels inside the derived file where the format has a place for it (parquet's key-value metadata,
-under `KEY`), else in a file of its own beside it. Paths are absolute, or relative to a `base`
-folder: then the whole may move, and the record says nothing about the machine.
+is stored in the derived file if the format allows it (parquet's key-value metadata, under `KEY`).
+Otherwise it is stored in a separate file next to it. Paths are absolute, or relative to a `base`
+folder. With relative paths, the folder may move, and the record does not identify the machine.
 """
 
 import json
@@ -19,7 +18,7 @@ KEY = b'paravt_provenance'
 
 
 def digest(path: str | os.PathLike) -> str:
-  """Hex BLAKE2b (16 bytes) of a file's content. Raises DataError when it cannot be read."""
+  """Returns the hex BLAKE2b (16 bytes) of a file. Raises DataError if it is unreadable."""
   try:
     return files.digest_file(path)
   except OSError as error:
@@ -29,9 +28,9 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def identity(path: str | os.PathLike, base: str | os.PathLike | None = None) -> dict[str, Any]:
-  """{path, bytes, mtime_ns, blake2b} of an input. Raises DataError when it cannot be read."""
+  """Returns {path, bytes, mtime_ns, blake2b} of an input. Raises DataError if it is unreadable."""
   try:
-    # before reading: what is written to it meanwhile makes the time differ, and so is noticed
+    # taken before reading: a write during reading changes the time and is noticed later
     stat = os.stat(path)
   except OSError as error:
     raise DataError(
@@ -52,8 +51,14 @@ def record(
   options: Mapping[str, Any],
   base: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
-  """What to write down. tool: the module's name; version: raised when the same inputs give other
-  output; options: JSON values.
+  """Returns the record of a derived file.
+
+  Args:
+    tool: name of the module.
+    version: number that increases when the same inputs give other output.
+    inputs: the input files.
+    options: JSON values.
+    base: folder that paths are relative to; None: absolute paths.
   """
   return {
     'tool': tool,
@@ -64,8 +69,9 @@ def record(
 
 
 def read(text: str | bytes | None) -> dict[str, Any] | None:
-  """The record in this JSON text; None without one, or where it is no record (another program's, or
-  damaged).
+  """Returns the record in a JSON text.
+
+  Returns None without a text, or if the text is not a record (of another program, or damaged).
   """
   try:
     found = json.loads(text or 'null')
@@ -81,8 +87,9 @@ def read(text: str | bytes | None) -> dict[str, Any] | None:
 
 
 def is_same(path: str | os.PathLike, known: Mapping[str, Any]) -> bool:
-  """Whether a file still has the content of its `identity`; the content is read only where size
-  agrees and time does not.
+  """Returns whether a file still has the content of its `identity`.
+
+  The content is read only if the size is equal and the modification time is not.
   """
   try:
     stat = os.stat(path)
@@ -101,8 +108,9 @@ def changes(
   options: Mapping[str, Any],
   base: str | os.PathLike | None = None,
 ) -> list[str]:
-  """Why a derived file with this record is not what these inputs give now, a phrase each; none when
-  it is up to date.
+  """Returns why a derived file with this record is outdated, one phrase per reason.
+
+  Returns [] if the file is up to date.
   """
   if known is None:
     return ['it does not say what it was made from']

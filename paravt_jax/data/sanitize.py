@@ -16,7 +16,7 @@ from paravt_jax.data import materialize
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command; returns its exit status."""
+  """Runs the command and returns its exit status."""
   return materialize.command('sanitize', __doc__ or '', arguments)
 
 

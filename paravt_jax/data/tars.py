@@ -1,7 +1,7 @@
-"""Tar archives, plain or packed: their headers, their links, and where they end.
+"""Tar archives, plain or packed: their headers, their links, and their end.
 
-Python's tarfile takes a broken header, or the end of the file, for the end of the archive. Here
-nothing but zeros follows the end mark, or another tar that was joined to the first one.
+Python's tarfile takes a broken header, or the end of the file, for the end of the archive. This
+module is stricter: after the end mark it accepts only zeros, or another tar that was appended.
 """
 
 import bz2
@@ -48,25 +48,30 @@ _EXTENSIONS = (
   tarfile.GNUTYPE_LONGNAME,
   tarfile.GNUTYPE_LONGLINK,
 )
-_LONGEST_EXTENSION = 1 << 20  # in bytes: such a header is read whole into memory
+_LONGEST_EXTENSION = 1 << 20  # in bytes; such a header is read into memory as a whole
 _REST = b'M'
-_MOST_ZEROS = 1 << 20  # in bytes, after the end mark; tapes were padded to less
-_RECORD = 10240  # in bytes: what an empty tar has
+_MOST_ZEROS = 1 << 20  # in bytes, after the end mark; padding for tapes is shorter
+_RECORD = 10240  # in bytes; the size of an empty tar
 
 
 class _Broken(Exception):
-  """A block that should be a header is none; says why."""
+  """Raised for a block that should be a header but is not one. The message gives the reason."""
 
 
 def listing(archive: Archive, spend: Callable[[int], None]) -> Listing:
-  """A tar's members and faults. Raises DataError for damage and bombs.
+  """Returns the members and faults of a tar.
 
-  spend(n): n more bytes of a packed tar were read.
+  Args:
+    spend: called as spend(n) after n more bytes of a packed tar were read.
+
+  Raises:
+    DataError: the archive is damaged or a bomb.
   """
   found, left = Listing(), 0
-  held: dict[str, Member] = {}  # by name, for hard links
+  held: dict[str, Member] = {}  # members by name, to resolve hard links
   first = None
   for number, info, content in entries(archive, spend):
+    # skip metadata of macOS and Windows
     if is_left_behind(info.name):
       left += not info.isdir()
       continue
@@ -106,10 +111,13 @@ def _problem(info: tarfile.TarInfo) -> str:
 def entries(
   archive: Archive, spend: Callable[[int], None] = lambda count: None
 ) -> Iterator[tuple[int, tarfile.TarInfo, Iterator[bytes] | None]]:
-  """(number, header, content) of a tar's entries.
+  """Yields (number, header, content) for each entry of a tar.
 
-  content: pieces, to be read before the next entry; None in a plain tar. Both raise DataError for
-  a damaged or truncated archive and for a bomb.
+  `content` yields the bytes in pieces and must be read before the next entry. It is None in a plain
+  tar and for entries without content.
+
+  Raises:
+    DataError: the archive is damaged, truncated or a bomb. Reading `content` raises it too.
   """
   path, kind, size = archive.path, archive.kind, archive.bytes
   strict = _strict()
@@ -145,17 +153,19 @@ def entries(
         if strict.zeros
         else f'no end mark: it is cut, or the header at byte {at} is broken',
       ) from error
+    # a complete tar ends with two blocks of zeros
     if strict.zeros < 2:
       raise damage_error(path, kind, 'no end mark of two blocks of zeros: it is cut')
     if number < 0 and strict.zeros * _BLOCK > _RECORD:
       raise damage_error(path, kind, 'nothing but zeros')
     while archive.is_stream and plain.read(CHUNK):
-      pass  # the packing's own checksum stands at its end
+      pass  # read to the end, where the compression format has its checksum
 
 
 def _refuse_gaps(archive: Archive, info: tarfile.TarInfo, zeros: int) -> None:
-  """Raises DataError for a member that ends after the file, and for so many blocks of zeros before
-  its header that a part of the archive must be missing.
+  """Raises DataError for a member that ends after the file, or for a gap before its header.
+
+  A gap is a number of zero blocks that no writer produces: a part of the archive must be missing.
   """
   is_plain = not archive.is_stream and info.isreg() and not info.issparse()
   if info.size < 0 or (is_plain and info.offset_data + info.size > archive.bytes):
@@ -170,24 +180,27 @@ def _refuse_gaps(archive: Archive, info: tarfile.TarInfo, zeros: int) -> None:
 
 
 def _is_joint(zeros: int, at: int) -> bool:
-  """Whether so many zero blocks are the end of one tar, before another that was joined to it.
+  """Returns whether the zero blocks before byte `at` end one tar, with another tar appended.
 
-  Some writers end with two of them, others go on to the end of a record.
+  Some writers end a tar with two zero blocks. Others fill the last record with zeros.
   """
   return zeros == 2 or (at % _RECORD == 0 and 2 < zeros <= _RECORD // _BLOCK + 1)
 
 
 class _Strict(tarfile.TarInfo):
-  """A header that raises _Broken when it is broken. The class counts, so each archive has one."""
+  """A tar header that raises _Broken if it is invalid.
 
-  zeros: int = 0  # blocks since the last header
-  between: int = 0  # zero blocks before that one
+  It counts zero blocks in class attributes, so each archive needs a subclass; see `_strict`.
+  """
+
+  zeros: int = 0  # zero blocks since the last header
+  between: int = 0  # zero blocks before the last header
 
   @classmethod
   def frombuf(cls, buf, encoding, errors):
-    """As in tarfile, but strict."""
+    """Parses a header like tarfile, but raises _Broken for invalid blocks."""
     if not buf and cls.zeros:
-      return super().frombuf(buf, encoding, errors)  # the end of the file, after the mark
+      return super().frombuf(buf, encoding, errors)  # end of the file, after the end mark
     if len(buf) < _BLOCK:
       if cls.zeros and not buf.strip(b'\0'):
         return super().frombuf(b'', encoding, errors)
@@ -210,7 +223,7 @@ class _Strict(tarfile.TarInfo):
 
 
 def _strict() -> type[_Strict]:
-  """A class of headers for one archive."""
+  """Returns a header class for one archive."""
 
   class Strict(_Strict):
     """See `_Strict`."""
@@ -222,13 +235,13 @@ def _content(
   path: pathlib.Path, kind: str, tar: tarfile.TarFile, info: tarfile.TarInfo
 ) -> Iterator[bytes]:
   with guarded(path, kind):
-    file = cast(IO[bytes], tar.extractfile(info))  # of a regular file, which has content
+    file = cast(IO[bytes], tar.extractfile(info))  # a regular file, so the result is not None
     while piece := file.read(CHUNK):
       yield piece
 
 
 class _Counted:
-  """A file that reports how much of it was read."""
+  """A file that reports how many bytes were read from it."""
 
   closed = False
 
@@ -236,24 +249,24 @@ class _Counted:
     self._file, self._spend = file, spend
 
   def read(self, size: int = -1) -> bytes:
-    """Reads on."""
+    """Returns up to `size` bytes and reports their number."""
     data = self._file.read(size)
     self._spend(len(data))
     return data
 
   def close(self) -> None:
-    """Nothing: whoever opened the file closes it."""
+    """Does nothing: the code that opened the file closes it."""
 
 
 class _Bounded:
-  """An unpacking stream that refuses to grow beyond a limit of bytes."""
+  """A stream of unpacked bytes that stops at a limit."""
 
   def __init__(self, file: Any, path: pathlib.Path, limit: int):
     self._file, self._path = file, path
     self._limit, self._total = limit, 0
 
   def read(self, size: int) -> bytes:
-    """Reads on. Raises DataError beyond the limit."""
+    """Returns up to `size` bytes. Raises DataError beyond the limit."""
     data = self._file.read(size)
     self._total += len(data)
     if self._total > self._limit:

@@ -1,9 +1,8 @@
-"""What a message of an SFT row says beside its role and content: calls, reasoning, and whether it
-is trained on.
+"""Reads the other keys of an SFT message: tool calls, reasoning, and loss masks.
 
-Published sets have `tool_calls` (OpenAI's form, or name and arguments alone), `reasoning_content`,
-and masks. A key that is not known here is a fault of the row: what it says would be lost without a
-word.
+Published sets have `tool_calls` (OpenAI's form, or only name and arguments), `reasoning_content`,
+and masks. A row with an unknown key is refused, because the content of that key would be lost
+silently.
 """
 
 import json
@@ -14,7 +13,7 @@ from paravt_jax.chat import tags, template
 from paravt_jax.data import fields
 from paravt_jax.data.fields import Broken
 
-# false or 0: the turn is in the context, but no target
+# keys of masks; false or 0: the turn is context, but not a training target
 MASKS = ('loss', 'weight', 'loss_mask', 'train')
 _KEYS = {'role', 'content', *MASKS}
 _OF_ROLE = {'assistant': {'tool_calls', 'reasoning_content'}, 'tool': {'tool_call_id', 'name'}}
@@ -22,9 +21,7 @@ _CALL_TAG = re.compile('<tool_call>|<tool_code>')
 
 
 def refuse_unknown(value: dict, known: set[str], where: str) -> None:
-  """Raises Broken for a key that is not known; one whose value is null (parquet fills so) counts as
-  absent.
-  """
+  """Raises Broken for an unknown key. Ignores keys with null values, which parquet adds."""
   unknown = sorted(str(key) for key, item in value.items() if key not in known and item is not None)
   if unknown:
     raise Broken(
@@ -35,8 +32,9 @@ def refuse_unknown(value: dict, known: set[str], where: str) -> None:
 
 
 def check_keys(message: dict, where: str) -> None:
-  """Raises Broken for a message with a key that its role does not have; empty calls and reasoning
-  count as absent.
+  """Raises Broken if a message has a key that is not allowed for its role.
+
+  Empty calls and empty reasoning are ignored.
   """
   empty = {key for key in ('tool_calls', 'reasoning_content') if message.get(key) in ([], '')}
   refuse_unknown(
@@ -47,8 +45,9 @@ def check_keys(message: dict, where: str) -> None:
 
 
 def is_target(message: dict, where: str) -> bool:
-  """Whether a message is a target as far as its masks say: true where it has none. Raises Broken
-  where they disagree.
+  """Returns whether the masks of a message make it a target; True without masks.
+
+  Raises Broken if a mask is invalid or the masks disagree.
   """
   said = {key: message[key] for key in MASKS if message.get(key) is not None}
   for key, value in said.items():
@@ -70,8 +69,9 @@ def is_target(message: dict, where: str) -> bool:
 
 
 def assistant_text(message: dict, content: str, where: str) -> str:
-  """An assistant's raw turn: its reasoning as a think, its content, then its calls. Raises Broken
-  for an empty one.
+  """Returns the raw text of an assistant turn: reasoning in think tags, content, then calls.
+
+  Raises Broken for an empty turn.
   """
   reasoning = message.get('reasoning_content')
   calls = _calls(message.get('tool_calls'), f'{where}.tool_calls')
@@ -96,13 +96,14 @@ def assistant_text(message: dict, content: str, where: str) -> str:
 
 
 def call_ids(message: dict) -> list[str | None]:
-  """The ids of a checked assistant message's calls, in order; None for one without."""
+  """Returns the ids of a checked assistant message's calls, in order; None for a missing id."""
   return [call.get('id') for call in fields.decoded(message.get('tool_calls') or [], 'tool_calls')]
 
 
 def refuse_other_order(message: dict, waiting: list[str | None], where: str) -> None:
-  """Takes a tool message's call off those that wait for a result. Raises Broken unless results come
-  in call order.
+  """Removes the first id from `waiting`, the calls without a result so far.
+
+  Raises Broken if this tool message has another id, so that results are not in call order.
   """
   wanted, got = waiting.pop(0) if waiting else None, message.get('tool_call_id')
   if wanted is not None and got is not None and got != wanted:
@@ -114,8 +115,9 @@ def refuse_other_order(message: dict, waiting: list[str | None], where: str) -> 
 
 
 def _calls(value: Any, where: str) -> list[tuple[str, dict]]:
-  """(name, arguments) of each call of `tool_calls`: a list, or JSON text of one; none where there
-  is nothing.
+  """Returns (name, arguments) of each call in `tool_calls`; [] if empty.
+
+  value: a list, or JSON text of a list.
   """
   value = fields.decoded(value or [], where)
   return (
@@ -126,7 +128,7 @@ def _calls(value: Any, where: str) -> list[tuple[str, dict]]:
 
 
 def _call(call: dict, where: str) -> tuple[str, dict]:
-  """One call. Its id and index are not shown to a model and left out."""
+  """Returns (name, arguments) of one call. Drops its id and index, which models do not see."""
   if call.get('type') not in (None, 'function'):
     raise Broken(f'{where}.type: got {call["type"]!r}, wanted function', 'tool_calls')
   body = call
@@ -138,7 +140,7 @@ def _call(call: dict, where: str) -> tuple[str, dict]:
     refuse_unknown(call, {'type', 'id', 'index', 'name', 'arguments'}, where)
   name, arguments = body.get('name'), fields.decoded(body.get('arguments'), f'{where}.arguments')
   if arguments is not None and arguments is body.get('arguments') and isinstance(arguments, dict):
-    # a struct that parquet filled
+    # parquet adds null fields to structs
     arguments = {key: item for key, item in arguments.items() if item is not None}
   if (
     not isinstance(name, str)
@@ -155,7 +157,7 @@ def _call(call: dict, where: str) -> tuple[str, dict]:
 
 
 def _is_json(value: dict) -> bool:
-  """Whether it can be written as JSON: no NaN, no bytes."""
+  """Returns whether the value can be written as JSON: no NaN, no bytes."""
   try:
     json.dumps(value, allow_nan=False)
   except (ValueError, TypeError):

@@ -43,27 +43,27 @@ from paravt_jax.data.unpack_plan import Plan
 from paravt_jax.data.unpack_workers import Workers
 from paravt_jax.errors import DataError, ParavtError
 
-_BATCH_FILES, _BATCH_BYTES = 64, 16 << 20  # what a worker does before it looks for more
-_SMALL = 256 << 10  # bytes of a file that is mostly system calls,
-MANY = 2000  # and how many of them are worth starting processes for
+_BATCH_FILES, _BATCH_BYTES = 64, 16 << 20  # the limits of one batch of a worker: files, bytes
+_SMALL = 256 << 10  # a smaller file (bytes) costs mostly system calls
+MANY = 2000  # from this many small files on, worker processes pay off
 
 
 class NothingFound(DataError):
-  """There is no archive, or no member that `include` wants."""
+  """Raised when there is no archive, or no member that matches `include`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unpacked:
-  """What was done."""
+  """The counts that `unpack` returns."""
 
-  written: int  # files
-  kept: int  # files that were there whole, or that another archive holds too
-  bytes: int = 0  # of the files written
-  skipped: int = 0  # files that `include` does not want
-  replaced: int = 0  # of the files written, those in place of another content
-  changed: tuple[str, ...] = ()  # a line per archive that is not what it was
-  left_out: int = 0  # files of macOS and Windows
-  unread: tuple[str, ...] = ()  # a line per file that looks like an archive and is not read
+  written: int  # written files
+  kept: int  # files that were already complete, or that a second archive also contains
+  bytes: int = 0  # bytes of the written files
+  skipped: int = 0  # files that match no glob of `include`
+  replaced: int = 0  # of the written files, those that replaced a file with other content
+  changed: tuple[str, ...] = ()  # one line for each archive that changed since the last run
+  left_out: int = 0  # metadata files of macOS and Windows that were not extracted
+  unread: tuple[str, ...] = ()  # one line per unreadable archive
 
 
 def unpack(
@@ -74,21 +74,24 @@ def unpack(
   include: Sequence[str] = (),
   progress: Callable[[int, int], None] | None = None,
 ) -> Unpacked:
-  """Extracts every archive below the folder `archives` (or that one file, or those of which it is a
-  part) into `root`. May be killed and run again.
+  """Extracts all archives below the folder `archives` into `root`.
+
+  `archives` may also be one archive file, or one part of a split archive. A killed run can be
+  started again.
 
   Args:
-    workers: over archives and over the members of one; threads, or processes for many small files.
-    None: one per core that this process has, 16 at most.
-    include: globs over a member's whole path (`*` crosses `/`), any of which it must match; none:
-    all. Faults of members that are not wanted do not count.
-    progress: called with (done, total) in bytes, from the workers but one at a time: first over the
-    packed tars that must be read through, then over what is written, which adds to both.
+    workers: number of workers, over archives and over the members of one archive. They are threads,
+      or processes for many small files. None: one per available core, at most 16.
+    include: globs that are matched against a member's whole path (`*` crosses `/`). A member must
+      match at least one. Empty: all members. Faults of other members are ignored.
+    progress: called as progress(done, total) in bytes, by the workers, one call at a time. It
+      counts reading the packed tars first. Then it counts writing, which adds to both numbers.
 
   Raises:
-    NothingFound: no archive, or no member that `include` wants.
-    DataError: nothing but files that are not read; all faults, a line each (see the top). Faults
-      that are seen only while writing (a wrong checksum, a full disk) leave the finished files.
+    NothingFound: there is no archive, or no member that matches `include`.
+    DataError: only unreadable files were found, or there are faults, one line each (see the module
+      docstring). After a fault found while writing (wrong checksum, full disk), finished files
+      stay.
   """
   source, root = pathlib.Path(archives), pathlib.Path(root)
   try:
@@ -122,11 +125,11 @@ def _unpack(
     Journal(root, parts[0].name if source.is_file() else str(parts[0].relative_to(source)))
     for parts in found.archives
   ]
-  # lists of members: from the journals where they still hold, else read
+  # 1. list the members: from the journal if it is still valid, else from the archive
   listed = run.each(
     [functools.partial(_list, run, *each) for each in zip(found.archives, journals)]
   )
-  # everything that can be refused is refused before the first byte is written
+  # 2. check everything before the first byte is written
   plan = Plan(root, include, {path.resolve() for parts in found.archives for path in parts})
   for archive, journal in zip(listed, journals):
     plan.add(archive, journal)
@@ -142,6 +145,7 @@ def _unpack(
         else '; check --archives'
       )
     )
+  # 3. write the files
   _write(run, plan)
   changed = tuple(
     filter(None, (_change(archive, journal) for archive, journal in zip(listed, journals)))
@@ -168,7 +172,7 @@ def _list(run: '_Run', parts: tuple[pathlib.Path, ...], journal: Journal) -> Arc
 
 
 def _change(archive: Archive, journal: Journal) -> str | None:
-  """A line when the archive is not the one that was unpacked before."""
+  """Returns a message if the archive differs from the one unpacked before, else None."""
   if journal.known is None or journal.is_of(archive):
     return None
   gone = len(journal.files.keys() - {member.name for member in archive.members})
@@ -177,33 +181,33 @@ def _change(archive: Archive, journal: Journal) -> str | None:
   )
 
 
-# Doing it
+# Writing the files
 
 
 class _Stopped(Exception):
-  """Another worker failed, or somebody pressed Ctrl-C."""
+  """Raised in a worker when another worker failed or the user pressed Ctrl-C."""
 
 
 class _Run:
-  """Workers, their counts, and the progress of them all."""
+  """The workers of one run, with their counts, faults and common progress."""
 
   def __init__(self, root: pathlib.Path, workers: int, progress: Callable[[int, int], None] | None):
     self.root, self.real, self.workers = root, os.path.realpath(root), workers
     self.counts: collections.Counter[str] = collections.Counter()
     self.faults: list[str] = []
-    # without processes, small files are done by one thread at a time (see unpack_workers)
+    # without worker processes, only one thread at a time writes small files (see unpack_workers)
     self.small = threading.Lock()
     self._progress, self._done, self._total = progress, 0, 0
     self._lock = threading.Lock()
     self._stop = threading.Event()
 
   def expect(self, count: int):
-    """count more bytes are to be done."""
+    """Adds `count` bytes to the total of the progress."""
     with self._lock:
       self._total += count
 
   def advance(self, count: int):
-    """count more bytes are done."""
+    """Adds `count` bytes to the progress. Raises _Stopped if another job failed."""
     if self._stop.is_set():
       raise _Stopped
     with self._lock:
@@ -212,23 +216,23 @@ class _Run:
         self._progress(self._done, self._total)
 
   def add(self, done: Brought):
-    """Adds a job's counts and faults."""
+    """Adds the counts and faults of one job."""
     with self._lock:
       self.counts.update(done.counts)
       self.faults += done.faults
 
   def each(self, jobs: list[Callable]) -> list:
-    """The jobs' results in their order; the first failure ends them all."""
+    """Runs the jobs in threads and returns their results in order. The first failure stops all."""
     with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
       futures = [pool.submit(job) for job in jobs]
       try:
         concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         errors = [future.exception() for future in futures if future.done()]
         failed = [error for error in errors if error is not None]
-        if failed:  # that of the job which failed first of itself, not those that it stopped
+        if failed:  # the original error, not the _Stopped that it caused in other jobs
           raise next((error for error in failed if not isinstance(error, _Stopped)), failed[0])
         return [future.result() for future in futures]
-      except BaseException:  # Ctrl-C too: the workers look at the flag
+      except BaseException:  # includes Ctrl-C; the workers check the flag
         self._stop.set()
         raise
       finally:
@@ -236,14 +240,17 @@ class _Run:
 
 
 def _write(run: _Run, plan: Plan):
-  """Writes what the plan says. Raises DataError with all damage found, after the rest is written;
-  at once when a disk fails.
+  """Writes the planned files.
+
+  Raises:
+    DataError: members are damaged. All other files are written first, and every fault is listed. A
+      disk error is raised at once.
   """
   todo = [entry for entry in plan.todo if entry[2] or not entry[1].is_of_same_files(entry[0])]
   if not todo:
     return
   run.expect(plan.bytes)
-  # those that only one worker can do come first
+  # streams first: only one worker can read a stream
   batches = [
     (archive, journal, members)
     for archive, journal, fresh, _ in sorted(todo, key=lambda entry: not entry[0].is_stream)
@@ -256,7 +263,7 @@ def _write(run: _Run, plan: Plan):
     ):
       os.makedirs(f'{run.real}/{folder}', exist_ok=True)
     for archive, journal, _, trusted in todo:
-      # of an earlier run with another --include
+      # keep the lines of an earlier run with another --include
       rest = journal.files if journal.is_of_same_files(archive) else {}
       journal.start(header(archive, journal.name), {**rest, **trusted})
       stack.callback(journal.close)
@@ -268,7 +275,7 @@ def _write(run: _Run, plan: Plan):
 
 
 def _batches(archive: Archive, members: list[Member]) -> Iterator[list[Member]]:
-  """Members in the order of their bytes, a few at a time; a packed tar's in one go."""
+  """Yields the members in byte order, in small batches. A packed tar is one batch."""
   batch, size = [], 0
   for member in sorted(members, key=lambda member: member.place):
     if (
@@ -287,8 +294,8 @@ def _batches(archive: Archive, members: list[Member]) -> Iterator[list[Member]]:
 def _batch(
   run: _Run, archive: Archive, journal: Journal, members: list[Member], helpers: Workers | None
 ):
-  """Brings some members of one archive into the root, and writes down what came of it."""
-  run.advance(0)  # ends here when another job failed
+  """Writes some members of one archive into the root and records the results in the journal."""
+  run.advance(0)  # raises _Stopped if another job failed
   if sum(member.size for member in members) >= _SMALL * len(members):
     done = bring(run.real, archive, members, run.advance)
   elif helpers:
@@ -325,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command; returns its exit status."""
+  """Runs the command and returns its exit status."""
   parser = _parser()
   options = parser.parse_args(arguments)
   if options.workers is not None and options.workers < 1:

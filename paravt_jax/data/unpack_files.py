@@ -1,5 +1,6 @@
-"""Members of an archive become files below a root, each by rename, checksums compared. For threads
-and processes.
+"""Writes members of an archive as files below a root: by rename, with checksums compared.
+
+Both threads and worker processes use this module.
 """
 
 import collections
@@ -23,23 +24,28 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass
 class Brought:
-  """What came of some members."""
+  """The result of writing some members."""
 
-  files: dict[str, File] = dataclasses.field(default_factory=dict)  # that are whole now
-  faults: list[str] = dataclasses.field(default_factory=list)  # a line per damaged one
-  # written, of them replaced, kept, and bytes written
+  # files that are complete now, by member name
+  files: dict[str, File] = dataclasses.field(default_factory=dict)
+  faults: list[str] = dataclasses.field(default_factory=list)  # one line for each damaged member
+  # keys: written, replaced (of the written ones), kept, bytes (written)
   counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-  error: OSError | None = None  # what the disk said when it failed
+  error: OSError | None = None  # the error of a failing disk
 
 
 def bring(
   root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]
 ) -> Brought:
-  """Makes files of some members, in the order of their bytes, in folders that are there.
+  """Writes some members as files, in byte order, into folders that already exist.
 
-  A file of the right size and content is kept, one of another content replaced. A damaged member is
-  a fault and the next one follows; a failing disk ends it. advance(n): n more bytes are done; what
-  it raises ends it too, and leaves nothing half.
+  An existing file with the right size and content stays. A file with other content is replaced. A
+  damaged member is recorded as a fault, and the next member follows. A disk error ends the call and
+  is returned in `error`.
+
+  Args:
+    advance: called as advance(n) after n more bytes. An exception it raises also ends the call and
+      leaves no partial file.
   """
   done = Brought()
   try:
@@ -48,7 +54,7 @@ def bring(
         done.files[member.name] = _bring_member(root, archive, member, pieces, advance, done.counts)
       except DataError as error:
         done.faults.append(str(error))
-  except DataError as error:  # a packed tar that breaks half-way
+  except DataError as error:  # a packed tar that is damaged in the middle
     done.faults.append(str(error))
   except OSError as error:
     done.error = error
@@ -56,8 +62,11 @@ def bring(
 
 
 def crc(archive: Archive, member: Member) -> int:
-  """CRC-32 of a member; a plain tar must be read for it. Raises DataError when it is damaged there,
-  OSError when unreadable.
+  """Returns the CRC-32 of a member. For a plain tar this reads the member.
+
+  Raises:
+    DataError: the member is damaged.
+    OSError: the archive cannot be read.
   """
   if member.crc is not None:
     return member.crc
@@ -68,7 +77,10 @@ def crc(archive: Archive, member: Member) -> int:
 def _contents(
   root: str, archive: Archive, members: list[Member], done: Brought
 ) -> Iterator[tuple[Member, Callable[[], Iterator[bytes]]]]:
-  """(member, what gives its pieces); for a packed tar only once, and before the next member."""
+  """Yields (member, a function that returns an iterator over the member's bytes).
+
+  For a packed tar, call the function only once, and before the next member.
+  """
   if not archive.is_stream:
     with archive.open() as file:
       for member in members:
@@ -81,7 +93,7 @@ def _contents(
     if number in wanted and content is not None:
       first, *links = wanted.pop(number)
       yield first, functools.partial(iter, content)
-      for link in links:  # the stream has passed: what was written is read
+      for link in links:  # the stream cannot go back, so read the file written for the first link
         yield link, functools.partial(_write_pieces, root, archive, first, link, done)
     if not wanted:
       return
@@ -91,7 +103,7 @@ def _contents(
 def _write_pieces(
   root: str, archive: Archive, first: Member, link: Member, done: Brought
 ) -> Iterator[bytes]:
-  """The bytes of a hard link, from the file that was brought before it."""
+  """Yields the bytes of a hard link, read from the file that was written for `first`."""
   if first.name not in done.files:
     raise DataError(
       f'{archive.path}: member {link.name!r}: got a hard link to {first.name!r}, which '
@@ -115,12 +127,14 @@ def _bring_member(
     status = os.stat(target)
   except FileNotFoundError:
     status = None
+  # keep an existing file with the same size and checksum
   if status and status.st_size == member.size:
     wanted = crc(archive, member)
     if _file_crc(target) == wanted:
       advance(member.size)
       counts['kept'] += 1
       return File(member.size, wanted, status.st_mtime_ns)
+  # write to a temporary file, check size and checksum, then rename
   part = f'{os.path.dirname(target)}/{PART}{os.getpid()}-{next(_numbers)}{PART_END}'
   with files.replacing(target, sync=False, part=pathlib.Path(part)) as out:
     got, size = _copy(pieces(), out, advance)
@@ -140,7 +154,7 @@ def _bring_member(
 def _copy(
   pieces: Iterator[bytes], out: BinaryIO, advance: Callable[[int], None]
 ) -> tuple[int, int]:
-  """Writes all pieces; (checksum, bytes)."""
+  """Writes all pieces and returns (CRC-32, number of bytes)."""
   checksum = size = 0
   for piece in pieces:
     checksum, size = zlib.crc32(piece, checksum), size + len(piece)

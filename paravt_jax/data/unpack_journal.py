@@ -1,10 +1,10 @@
-"""What was unpacked into a root: from which archive, which files, by which version. One file per
-archive in `.paravt_unpack/`.
+"""The journal of what was unpacked into a root: one file per archive in `.paravt_unpack/`.
 
-A journal is JSON lines: a header {tool, version, archive: {name, kind, bytes, stamp, digest, left},
-members}, then a line [name, size, crc, mtime_ns] for each file, written as files are done. A kill
-costs the lines not yet written, and such files are then known by their checksum only. `members` is
-the list of a tar, so that an unchanged one need not be read again; a zip has its own.
+A journal consists of JSON lines. The first is a header {tool, version, archive: {name, kind, bytes,
+stamp, digest, left}, members}. Each finished file then adds a line [name, size, crc, mtime_ns]. A
+killed run loses the lines not yet written; those files are then compared by checksum. `members` is
+the list of a tar, so that an unchanged tar need not be read again. It is empty for a zip, which has
+its own directory.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from typing import Any
 from paravt_jax import files
 from paravt_jax.data import archives
 
-TOOL, VERSION = 'paravt_jax.data.unpack', 2  # another version's lines are not believed
-_IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')  # of an archive
+TOOL, VERSION = 'paravt_jax.data.unpack', 2  # journals of another version are ignored
+_IDENTITY = ('kind', 'bytes', 'stamp', 'digest', 'left')  # fields that identify an archive
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-PART = '.paravt-'  # how a file that is being written is called, with _PART_END
+PART = '.paravt-'  # prefix of a file that is being written; PART_END is its suffix
 PART_END = '.part'
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-  """A file that was whole when it was last looked at."""
+  """A file that was complete when it was last checked."""
 
   size: int
-  crc: int  # CRC-32 of its content
-  mtime_ns: int  # its time of change then
+  crc: int  # CRC-32 of the content
+  mtime_ns: int  # modification time at that moment
 
 
 def header(archive: archives.Archive, name: str) -> dict[str, Any]:
-  """The first line. name: of the archive, relative to the folder of archives."""
-  # refused members, left out by a glob, must be seen again
+  """Returns the first line of a journal. name: path of the archive in the archive folder."""
+  # an archive with faults is listed again next time, because another --include may select them
   is_whole_list = archive.kind != 'zip' and not archive.faults
   members = [dataclasses.astuple(member) for member in archive.members] if is_whole_list else []
   identity = {'name': name, **{key: getattr(archive, key) for key in _IDENTITY}}
@@ -49,12 +49,14 @@ def header(archive: archives.Archive, name: str) -> dict[str, Any]:
 
 
 class Journal:
-  """The journal of one archive: `known` (the header, None when there is none or it is unreadable)
-  and `files` are as loaded.
+  """The journal of one archive, loaded when it is created.
+
+  `known` is the header; None if there is no journal or it is unreadable. `files` maps each recorded
+  file name to its `File`.
   """
 
   def __init__(self, root: pathlib.Path, name: str):
-    short = os.path.basename(name)[:80]  # readable; the hash tells equal ones apart
+    short = os.path.basename(name)[:80]  # for human readers; the hash below separates equal names
     tag = files.digest(name.encode('utf-8', 'surrogateescape'), 6)
     self.name = name
     self.path = root / archives.OURS / f'{short}-{tag}.jsonl'
@@ -84,13 +86,14 @@ class Journal:
           name, size, crc, mtime_ns = value
           self.files[name] = File(size, crc, mtime_ns)
       except (ValueError, TypeError, KeyError):
-        # a kill tore the line, or somebody edited it: such a file is read again
+        # the line is incomplete (killed run) or was edited: its file is checked by checksum instead
         if self.known is None:
           return
 
   def read_listing(self, parts: Sequence[pathlib.Path]) -> archives.Archive | None:
-    """A tar's list of members, if its files still have the sizes and times that they had; None
-    else.
+    """Returns the archive with its recorded list of members, for a tar.
+
+    Returns None if the sizes or times of its files have changed, or if no list was recorded.
     """
     if not self._members or self._identity[1:3] != archives.facts(parts):
       return None
@@ -100,27 +103,27 @@ class Journal:
     )
 
   def is_of(self, archive: archives.Archive) -> bool:
-    """Whether it was written for an archive with this very list of members."""
+    """Returns whether the journal was written for an archive with exactly this list of members."""
     return self.known is not None and self._identity[3] == archive.digest
 
   def is_of_same_files(self, archive: archives.Archive) -> bool:
-    """Whether its files, too, have the sizes and times that they had then."""
+    """Returns whether the archive's files also have the recorded sizes and times."""
     return self.is_of(archive) and self._identity[1:3] == (archive.bytes, archive.stamp)
 
   def start(self, first: dict[str, Any], done: Mapping[str, File]):
-    """Begins anew with what still holds, by rename; `add` then appends."""
+    """Rewrites the journal, by rename, with the lines that are still valid. Call before `add`."""
     files.write(self.path, json.dumps(first).encode() + b'\n' + _lines(done), sync=False)
     self._out = files.LineWriter(self.path)
 
   def add(self, done: Mapping[str, File]):
-    """Appends lines, from any thread."""
+    """Appends lines. Thread-safe. Raises ValueError if called before `start`."""
     if self._out is None:
       raise ValueError(f'{self.path}: got `add` before `start`')
     with self._lock:
       self._out.append(_lines(done))
 
   def close(self):
-    """Ends what `start` began; nothing without it."""
+    """Closes the file that `start` opened. Does nothing if `start` was not called."""
     if self._out:
       self._out.close()
 
@@ -132,11 +135,10 @@ def _lines(done: Mapping[str, File]) -> bytes:
 
 @contextlib.contextmanager
 def lock_root(root: pathlib.Path) -> Iterator[int]:
-  """Makes the root and keeps it to this process: another one waits. What a killed run left
-  half-written is removed.
+  """Creates the root and locks it for this process. Another process waits.
 
-  Gives the lock's descriptor; it ends with the processes that have it, however they end. Where the
-  file system has no locks there is none.
+  Also removes partial files of a killed run. Yields the descriptor of the lock. The lock ends when
+  all processes that have the descriptor have ended. A file system without locks is not locked.
   """
   folder = root / archives.OURS
   folder.mkdir(parents=True, exist_ok=True)
@@ -154,11 +156,11 @@ def lock_root(root: pathlib.Path) -> Iterator[int]:
       _sweep(root)
     mark.touch()
     yield lock.fileno()
-    mark.unlink()  # not after an exception: the next run looks round
+    mark.unlink()  # stays after an exception, so that the next run removes partial files
 
 
 def _sweep(root: pathlib.Path):
-  """Removes every file below the root that was being written when a run died."""
+  """Removes every partial file of a killed run below the root."""
   for folder, _, names in os.walk(root):
     for name in names:
       if name.startswith(PART) and name.endswith(PART_END):

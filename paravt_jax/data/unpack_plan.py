@@ -1,6 +1,4 @@
-"""What `unpack` is going to write, and whether it may: everything that can be seen before the first
-byte is written.
-"""
+"""The plan of `unpack`: what will be written, and every fault visible before the first byte."""
 
 import fnmatch
 import os
@@ -12,13 +10,13 @@ from paravt_jax.data.archive_members import Archive, Member
 from paravt_jax.data.unpack_files import crc
 from paravt_jax.data.unpack_journal import File, Journal
 
-RESERVE = 256 << 20  # bytes of the disk that stay free
-_BLOCK = 4096  # what a file takes on a disk is a multiple of this
-_PATH_BYTES = 4096  # Linux' longest path
+RESERVE = 256 << 20  # bytes of disk space that must stay free
+_BLOCK = 4096  # file sizes on disk are rounded up to a multiple of this
+_PATH_BYTES = 4096  # longest path on Linux
 
 
 class Plan:
-  """Which members of which archives are to be written where; and every reason not to."""
+  """Which members of which archives are written where, and every reason not to write them."""
 
   def __init__(self, root: pathlib.Path, include: Sequence[str], sources: set[pathlib.Path]):
     self.root, self.include, self._sources = root, include, sources
@@ -30,7 +28,7 @@ class Plan:
     self._folders: dict[str, str] = {}
 
   def add(self, archive: Archive, journal: Journal):
-    """Takes one archive; call it in the order of their names."""
+    """Adds one archive. Call in the order of the archive names."""
     self.faults += [
       fault.text for fault in archive.faults if fault.member is None or self._wants(fault.member)
     ]
@@ -52,7 +50,7 @@ class Plan:
     self.todo.append((archive, journal, fresh, trusted))
 
   def finish(self):
-    """Looks at folders and at the disk, once all archives are known."""
+    """Checks folders and disk space. Call once, after all archives were added."""
     for name in sorted(self._parents() & self.targets.keys()):
       self._refuse(name, 'a file whose name is a folder of another member')
     for _, _, fresh, _ in self.todo:
@@ -60,6 +58,7 @@ class Plan:
         self._place(member)
     if self.faults:
       return
+    # disk space and inodes, at the nearest existing folder
     disk = os.statvfs(
       next(
         folder
@@ -90,7 +89,7 @@ class Plan:
     )
 
   def _compare(self, archive: Archive, member: Member):
-    """A second member of one name must hold the same."""
+    """Adds a fault unless a second member of the same name has the same content."""
     first, other = self.targets[member.name]
     problem = ''
     if other.size != member.size:
@@ -104,11 +103,9 @@ class Plan:
       )
 
   def _journal_file(self, archive: Archive, member: Member, journal: Journal) -> File | None:
-    """What the journal says of a member's file, if the file is just as it was and the member too;
-    None else.
-    """
+    """Returns the journal's entry for a member; None if the file or the member has changed."""
     file = journal.files.get(member.name)
-    # headers of a plain tar say nothing of contents: a part that was fetched again may hold others
+    # headers of a plain tar have no checksums: a part downloaded again may have other content
     if (
       file is None
       or file.size != member.size
@@ -135,7 +132,7 @@ class Plan:
     return folders
 
   def _place(self, member: Member):
-    """Refuses a place that cannot be written; counts what it takes."""
+    """Adds a fault if the member's path cannot be written. Counts the disk space it needs."""
     target = f'{self.real}/{member.name}'
     status = _status(target)
     if problem := self._folder(os.path.dirname(member.name)):
@@ -155,7 +152,7 @@ class Plan:
       self.files += 1
 
   def _folder(self, name: str) -> str:
-    """Why a folder below the root cannot be written into; '' when it can."""
+    """Returns why a folder below the root cannot be written to; '' if it can."""
     if not name:
       return ''
     if name not in self._folders:

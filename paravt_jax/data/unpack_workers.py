@@ -1,8 +1,8 @@
-"""Processes that bring members into a root, for archives of many small files.
+"""Worker processes that write members into a root, for archives of many small files.
 
-Python's threads take turns at every system call, and a small file is nothing but calls: four
-threads are three times slower than one there (large files are reads, checksums and writes that run
-side by side). Each process is asked by one thread at a time.
+Python threads wait for each other at every system call, and writing a small file is mostly system
+calls. Four threads are three times slower than one there. Large files consist of long reads,
+checksums and writes, which do run in parallel. Each process serves one thread at a time.
 """
 
 import contextlib
@@ -26,19 +26,21 @@ _PROGRAM = 'from paravt_jax.data import unpack_workers; unpack_workers.serve()'
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
-  """What a process of `Workers` reads, and what it writes: pipes, both."""
+  """Returns (stdin, stdout) of a process of `Workers`. Both are pipes."""
   return cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
 
 
 class Workers:
-  """`count` processes. They hold the descriptor `lock` too: while one of a killed run still writes,
-  the root is not free.
+  """`count` worker processes.
+
+  They inherit the descriptor `lock`. So the root stays locked while a worker of a killed run still
+  writes.
   """
 
   def __init__(self, count: int, lock: int):
     self._free: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
     self.all = [
-      # Ctrl-C is for the parent, which then ends them
+      # own session: Ctrl-C reaches only the parent, which then stops the workers
       subprocess.Popen(
         children.command(_PROGRAM),
         stdin=subprocess.PIPE,
@@ -58,8 +60,8 @@ class Workers:
     for each in self.all:
       if error is not None:
         each.terminate()
-      with contextlib.suppress(BrokenPipeError):  # it was dead
-        _pipes(each)[0].close()  # the end of its life
+      with contextlib.suppress(BrokenPipeError):  # the process has already died
+        _pipes(each)[0].close()  # end of input tells the process to exit
     for each in self.all:
       _pipes(each)[1].close()
       each.wait()
@@ -67,7 +69,7 @@ class Workers:
   def bring(
     self, root: str, archive: Archive, members: list[Member], advance: Callable[[int], None]
   ) -> Brought:
-    """`unpack_files.bring` in a process that is free; waits for one.
+    """Runs `unpack_files.bring` in a free process. Waits until one is free.
 
     Raises:
       DataError: the process died.
@@ -90,11 +92,12 @@ class Workers:
 
 
 def serve():
-  """A worker's life: jobs from stdin, progress (ints, in bytes) and results to stdout, until the
-  parent closes or dies.
+  """Runs a worker process until the parent closes its input or dies.
+
+  Reads jobs from stdin. Writes progress (ints, in bytes) and results to stdout.
   """
   ended = threading.Event()
-  # looked at between pieces: an exception anywhere could not clean up
+  # the flag is checked between pieces, because an exception at any point would prevent cleanup
   signal.signal(signal.SIGTERM, lambda *_: ended.set())
   while True:
     try:
@@ -106,12 +109,12 @@ def serve():
       result = bring(root, archive, members, advanced)
       _send(advanced.rest)
       _send(result)
-    except BrokenPipeError:  # nobody listens any more
+    except BrokenPipeError:  # the parent is gone
       return
 
 
 class _ProgressSender:
-  """Reports progress, but not for every small file; ends the process when it was told to."""
+  """Reports progress after at least CHUNK bytes. Exits the process once `ended` is set."""
 
   def __init__(self, ended: threading.Event):
     self.rest, self._ended = 0, ended

@@ -1,7 +1,7 @@
 """Zip archives: their directory, and the bytes of one member.
 
-Read are members that are stored or packed with deflate, bzip2, lzma, xz and zstd, also of zips
-larger than 4 GB, with bytes before them, or cut into parts by `split`.
+Supported members are stored or packed with deflate, bzip2, lzma, xz or zstd. The zip may be larger
+than 4 GB, have other bytes before it, or be cut into parts by `split`.
 """
 
 import bz2
@@ -38,16 +38,17 @@ LZMA = zipfile.ZIP_LZMA
 ZSTD = 93
 XZ = 95
 _UNREAD = {1: 'shrink', 6: 'implode', 9: 'deflate64', 97: 'wavpack', 98: 'ppmd', 99: 'AES'}
-_HEADER = struct.Struct('<4s22xHH')  # of a member: signature, length of name, of extra field
+# header of a member: signature, length of the name, length of the extra field
+_HEADER = struct.Struct('<4s22xHH')
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _UTF8 = 0x800
 _DOS_FOLDER = 0x10
 _END = b'PK\5\6'
-_MEMORY = 256 << 20  # in bytes: the largest window that is unpacked
+_MEMORY = 256 << 20  # in bytes; the largest decompression window that is allowed
 
 
 def listing(archive: Archive) -> Listing:
-  """What a zip's directory says. Raises DataError for a damaged one."""
+  """Returns the members and faults in the directory of a zip. Raises DataError if it is damaged."""
   path, size, found = archive.path, archive.bytes, Listing()
   with guarded(path, 'zip'), archive.open() as raw:
     if disks := _disks(raw):
@@ -64,6 +65,7 @@ def listing(archive: Archive) -> Listing:
   end, left = 0, 0
   for info in sorted(infos, key=lambda info: info.header_offset):
     name = _name(info)
+    # skip metadata of macOS and Windows
     if is_left_behind(name):
       left += not name.endswith('/')
       continue
@@ -94,7 +96,10 @@ def listing(archive: Archive) -> Listing:
 
 
 def _disks(raw: Joined) -> int:
-  """Over how many disks a zip goes, by its end record; 0 for one, or where there is none."""
+  """Returns the number of disks of a multi-disk zip, from its end record.
+
+  Returns 0 for a zip on one disk, or without an end record.
+  """
   size = raw.seek(0, io.SEEK_END)
   start = max(0, size - 22 - 65535)
   raw.seek(start)
@@ -114,10 +119,10 @@ def _is_folder(info: zipfile.ZipInfo, name: str) -> bool:
 
 
 def _problem(info: zipfile.ZipInfo, name: str) -> str:
-  """What is wrong with a member of a zip, '' when it may be written."""
+  """Returns what is wrong with a member of a zip; '' if it may be written."""
   method, size, packed = info.compress_type, info.file_size, info.compress_size
   if name.endswith('/') and not size:
-    return ''  # a folder, whatever its mode says
+    return ''  # a folder, regardless of its mode
   if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
     return 'a link or device'
   if info.flag_bits & _ENCRYPTED:
@@ -133,13 +138,13 @@ def _problem(info: zipfile.ZipInfo, name: str) -> str:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-  """The name, also where a tool did not say that it wrote UTF-8.
+  """Returns a member's name. Decodes it as UTF-8 where that is valid, even without the UTF-8 flag.
 
-  With `/` where an old Windows tool wrote backslashes.
+  Backslashes of old Windows tools become `/`.
   """
   name = info.orig_filename
   if not info.flag_bits & _UTF8:
-    raw = name.encode('cp437')  # what zipfile had decoded
+    raw = name.encode('cp437')  # undo the decoding of zipfile
     unicode = _unicode_path(info.extra, raw)
     with contextlib.suppress(UnicodeDecodeError):
       name = (raw if unicode is None else unicode).decode()
@@ -149,7 +154,10 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
-  """The UTF-8 name in Info-ZIP's extra field 0x7075 (APPNOTE.TXT 4.6.9), if it is of this name."""
+  """Returns the UTF-8 name in Info-ZIP's extra field 0x7075 (APPNOTE.TXT 4.6.9).
+
+  Returns None if there is none, or if it belongs to another name.
+  """
   while len(extra) >= 4:
     tag, length = struct.unpack('<HH', extra[:4])
     body, extra = extra[4 : 4 + length], extra[4 + length :]
@@ -158,16 +166,16 @@ def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
   return None
 
 
-# The bytes of one member.
+# Reading the bytes of one member
 
 
 def place_of(file: Joined, archive: Archive, member: Member) -> int:
-  """Where a member's packed bytes begin. Raises DataError when there is no header."""
+  """Returns the offset of a member's packed bytes. Raises DataError if there is no header."""
   header = file.pread(_HEADER.size, member.place)
   while 0 < len(header) < _HEADER.size and (
     more := file.pread(_HEADER.size - len(header), member.place + len(header))
   ):
-    header += more  # it stands across two parts
+    header += more  # the header may span two parts
   if len(header) < _HEADER.size or not header.startswith(b'PK\3\4'):
     raise damage_error(
       archive.path, 'zip', f'member {member.name!r}: no header at byte {member.place}'
@@ -177,7 +185,7 @@ def place_of(file: Joined, archive: Archive, member: Member) -> int:
 
 
 def unpack_pieces(method: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
-  """Packed pieces as they were; never more than CHUNK at a time, whatever a piece blows up to."""
+  """Yields the unpacked bytes of packed pieces, at most CHUNK at a time."""
   return pieces if method == STORED else _STREAMS[method](pieces)
 
 
@@ -193,7 +201,7 @@ def _inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _decompress(stream: Any, pieces: Iterator[bytes], ends: bool) -> Iterator[bytes]:
-  """What a decompressor of bz2 or lzma gives. ends: whether such a stream says where it ends."""
+  """Yields the output of a decompressor of bz2 or lzma. ends: whether the format marks its end."""
   for piece in pieces:
     yield stream.decompress(piece, CHUNK)
     while not stream.needs_input and not stream.eof:
@@ -203,7 +211,10 @@ def _decompress(stream: Any, pieces: Iterator[bytes], ends: bool) -> Iterator[by
 
 
 def _lzma(pieces: Iterator[bytes]) -> Iterator[bytes]:
-  """LZMA as zip has it: version, length of properties, properties, stream (APPNOTE.TXT 5.8.8)."""
+  """Yields the unpacked bytes of LZMA in a zip (APPNOTE.TXT 5.8.8).
+
+  The layout is: version, length of properties, properties, stream.
+  """
   start = b''
   while len(start) < 9:
     piece = next(pieces, b'')
@@ -240,28 +251,31 @@ def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def zstd(file: Any, codec: str = 'zstd') -> Any:
-  """A stream of what a file with `read` holds, packed with zstd (or lz4). Its errors: OSError."""
-  import pyarrow  # here: it takes a tenth of a second, which a command for zips need not wait
+  """Returns a stream of the unpacked bytes of a file packed with zstd (or lz4).
+
+  Reading invalid bytes raises OSError.
+  """
+  import pyarrow  # imported here: it takes 0.1 s, which only zstd and lz4 need
 
   return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode='r'), codec)
 
 
 class _Pieces(io.RawIOBase):
-  """Pieces as a file."""
+  """An iterator of bytes as a readable file."""
 
   def __init__(self, pieces: Iterator[bytes]):
     super().__init__()
     self._pieces, self._rest = pieces, b''
 
   def read(self, size: int = -1) -> bytes:
-    """Some bytes, b'' at the end."""
+    """Returns some bytes; b'' at the end."""
     while not self._rest and (piece := next(self._pieces, None)) is not None:
       self._rest = piece
     piece, self._rest = self._rest[:size], self._rest[size:]
     return piece
 
   def readable(self) -> bool:
-    """True."""
+    """Returns True."""
     return True
 
 

@@ -1,34 +1,35 @@
-"""A run as a library, which `experiments` and your own experiments can start.
+"""A training run as a library. `experiments` and your own experiments can start it.
 
 Components, and what each owns:
 
-  recipes          the typed recipe: all settings of a run
-  run_folder       the run's folder: its lock, its settings, which phases are done
-  corpus           the rows of RL and the synthetic world; sft_data: the batches of SFT
-  learner          `Trainer`: parameters and optimizer on the mesh, and the records on disk;
-                   SFT (`SFTTrainer`, run by cold_start) and RL (`Learner`) share it
-  servers          the processes of rollout servers that the run starts
-  rollouts         the client, the fleet that watches the servers, and the agents that use both
-  weight_delivery  the way of a published version to the folder that servers load
-  rollout_queue    groups on their way to the learner, and how far they may be ahead of it
-  training         the loop of RL; put, suites: the one evaluation, before, after and offline
+      recipes          the typed recipe: all settings of a run
+      run_folder       the run's folder: its lock, its settings, which phases are done
+      corpus           the RL rows and the synthetic world; sft_data: the SFT batches
+      learner          `Trainer`: parameters and optimizer on the mesh, and the records on disk;
+                       SFT (`SFTTrainer`, run by cold_start) and RL (`Learner`) share it
+      servers          the processes of rollout servers that the run starts
+      rollouts         the client, the fleet that watches the servers, and the agents that use both
+      weight_delivery  converts a published version to the folder that servers load
+      rollout_queue    groups on their way to the learner, and how far they may be ahead of it
+      training         the RL loop
+      put, suites      the evaluation: before training, after training, and offline
 
 One step of RL:
 
-  1. The queue starts groups (a prompt and its rollouts) as far ahead as `rollout.staleness` allows
-     and hands out the next batch of finished ones, in the order of the data.
-  2. The learner turns rewards into advantages, packs the episodes into rows, and makes one update.
-  3. The weights of the step before have reached every server by now; the queue waits if not.
-  4. The learner predicts the canary's tokens with the new weights and starts writing them.
-  5. The fleet brings them to each server, which proves them on the canary before any reply of it
-     counts. With staleness above 0 the next groups run meanwhile.
-  6. Metrics and episodes are written. A gap between the log-probs of learner and server above
-     `rollout.gap_limit` ends the run.
-  7. Every `run.checkpoint_every` steps one atomic record holds parameters, optimizer, the position
-     in the data, the queue's counters, and the version.
+1. The queue starts groups (a prompt and its rollouts) as far ahead as `rollout.staleness` allows.
+   It hands out the next batch of finished groups, in the order of the data.
+2. The learner turns rewards into advantages, packs the episodes into rows, and makes one update.
+3. If a server still lacks the weights of the step before, the queue waits for it.
+4. The learner predicts the canary's tokens with the new weights and starts to write them.
+5. The fleet delivers them to each server. A server's replies count once it has reproduced the
+   canary. With staleness above 0 the next groups run meanwhile.
+6. Metrics and episodes are written. The run ends if the gap between the log-probs of learner and
+   server is above `rollout.gap_limit`.
+7. Every `run.checkpoint_every` steps one atomic record stores parameters, optimizer, the position
+   in the data, the queue's counters, and the version.
 
-"Version" is the number of finished updates. The weights that a run begins from are version 0, the
-update of step n makes version n + 1, and each sampled token carries the version that sampled it.
+"Version" is the number of finished updates. A run begins with weights of version 0. The update of
+step n makes version n + 1. Each sampled token carries the version that sampled it.
 """
 
 from typing import TYPE_CHECKING

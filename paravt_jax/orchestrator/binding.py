@@ -1,19 +1,20 @@
-"""Which settings must not change when a run resumes: those that change its numbers.
+"""Decides which settings must not change when a run resumes: those that change its numbers.
 
-free    where and how the work is done: devices, servers, caches, workers, deadlines, what is logged
-        and kept, and how a batch is cut into micro-batches. Sums are then added in another order,
-        which moves the last bits of a float and nothing else.
-steps   may grow, and may not fall below what was done (runs.refuse_other_settings).
-bound   everything else.
+free: where and how the work is done. These are devices, servers, caches, workers, deadlines, what
+is logged and stored, and how a batch is cut into micro-batches. They change only the order of sums,
+so only the last bits of a float change.
+steps: may grow. They may not fall below the steps that are done
+(`run_folder.refuse_other_settings`).
+bound: everything else.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-# Knobs, or sections with a dot at the end; the same below cold_start.
+# Knobs, or sections with a dot at the end. The same names count below cold_start.
 FREE = (
-  'scale',  # a label: what differs between scales has knobs of its own
+  'scale',  # a label: the values of a scale are in its other knobs
   'run.',
   'server.',
   'client.',
@@ -66,7 +67,7 @@ def steps_knob(recipe: Mapping[str, Any]) -> str | None:
 
 
 def flat(recipe: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'agent.max_turns': 3, ...} of a recipe as JSON values."""
+  """Returns a recipe as JSON values by knob: {'agent.max_turns': 3, ...}."""
   found: dict[str, Any] = {}
   for name, value in recipe.items():
     if isinstance(value, Mapping) and value:
@@ -84,9 +85,9 @@ def value(recipe: Mapping[str, Any], knob: str) -> Any:
 def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the settings that determine a run's numbers, without its number of steps.
 
-  In RL a batch is all that was sampled, whatever the rows. In SFT rows and micro-batches make the
-  batch, so their product binds. A constant schedule has no end, so optimizer.total_steps binds
-  nothing under it.
+  In RL a batch is everything that was sampled, so rows and micro-batches are free. In SFT rows
+  times micro-batches make the batch, so their product is bound. A constant schedule has no end, so
+  optimizer.total_steps is free under it.
   """
   values = flat(recipe)
   kept = {
@@ -102,9 +103,9 @@ def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-  """(what binds and changed, what is free and changed), each as 'agent.max_turns: 3 -> 2', by name.
+  """Returns (bound changes, free changes), each as 'agent.max_turns: 3 -> 2', sorted by name.
 
-  The number of steps is among what is free.
+  The number of steps counts as free.
   """
   bound_before, bound_now = binding_settings(before), binding_settings(now)
   binding = _differences(bound_before, bound_now)

@@ -54,11 +54,12 @@ def cpu() -> Mesh:
 
 
 def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
-  """The canary of a Hugging Face folder's own weights, in float32 on the CPU: 4 bytes a parameter,
-  and minutes for 8B.
+  """Returns the canary of a Hugging Face folder's own weights.
+
+  It computes in float32 on the CPU. That takes 4 bytes per parameter, and minutes for 8B.
 
   Raises:
-    DataError: there is no such folder, or it is not whole.
+    DataError: the folder does not exist or is incomplete.
   """
   config, params, tok = load_model(folder)
   mesh = cpu()

@@ -1,6 +1,6 @@
 """Checks of a recipe's knobs against each other, before a run starts.
 
-The rule of a single knob is on its field.
+The rule of a single knob is with its field.
 """
 
 import re
@@ -55,7 +55,7 @@ def check_sft(recipe: SFTRecipe) -> None:
 
 
 def check_heldout(world: WorldOptions) -> None:
-  """Raises ConfigError for a world that cannot be made, or that has nothing to evaluate on."""
+  """Raises ConfigError for a world that cannot be made, or that has no held-out rows."""
   corpus.check(world.made)
   tasks = world.corpus.heldout_tasks
   wanted = 'at least 1, for the benchmark world is these tasks'
@@ -71,7 +71,7 @@ def check_eval_servers(recipe: EvalRecipe) -> None:
 
 
 def _require_rows(train: TrainOptions, mesh: MeshOptions) -> None:
-  """The rows of a micro-batch divide over the mesh's data axes."""
+  """Checks that the mesh's data axes divide the rows of a micro-batch."""
   shards = mesh.data * mesh.fsdp
   wanted = f'a multiple of {shards} (mesh.data x mesh.fsdp), at least that'
   require(train.rows, wanted, train.rows % shards == 0, 'train.rows')

@@ -1,5 +1,6 @@
-"""SFT: trains on conversations (loss on assistant turns only), records, and ends with a Hugging
-Face folder that RL starts from.
+"""SFT: trains on conversations, with loss on assistant turns only, and writes records.
+
+It ends with a Hugging Face folder that RL starts from.
 """
 
 import collections
@@ -21,14 +22,14 @@ from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.train import sharding
 
-MODEL = 'hf'  # the exported folder, below the run's
+MODEL = 'hf'  # the exported folder, below the run folder
 
 
 def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   """Trains, resumes, or reuses a finished cold start. Returns its Hugging Face folder.
 
-  The folder's name holds a fingerprint of what binds in the recipe, so that another recipe is
-  another cold start, and the same on other devices is not.
+  The folder's name contains a fingerprint of the recipe's bound settings (see `binding`). Another
+  recipe is another cold start. The same recipe on other devices is the same cold start.
   """
   checks.check_sft(recipe)
   base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
@@ -39,9 +40,9 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   target = path / MODEL
   done = run_folder.steps_done(path)
   if target.is_dir() and (done is None or done >= recipe.steps):
-    # only read, so that several runs may begin from it at once
+    # The finished folder is only read, so several runs may begin from it at once.
     run_folder.refuse_other_settings(path, shown)
-    if recipe.data.kind == 'files':  # a world's name tells its content
+    if recipe.data.kind == 'files':  # a world's name identifies its content
       _refuse_other_data(recipe, path)
     return target
   folder = run_folder.RunFolder(path, shown)
@@ -52,7 +53,7 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
 
 
 def _refuse_other_data(recipe: SFTRecipe, folder: pathlib.Path) -> None:
-  """Raises DataError when a finished run was trained on other files than there are now."""
+  """Raises DataError if a finished run was trained on files that differ from the present ones."""
   file = folder / 'provenance.json'
   known = json.loads(file.read_text())['sources'] if file.exists() else None
   now = sft_data.identities(sft_data.sources(recipe))
@@ -67,7 +68,7 @@ def _refuse_other_data(recipe: SFTRecipe, folder: pathlib.Path) -> None:
 def train(
   recipe: SFTRecipe, folder: run_folder.RunFolder, base: pathlib.Path, target: pathlib.Path
 ) -> None:
-  """The loop: batch, step, log, record; then the export."""
+  """Runs the training loop (batch, step, log, record), then the export."""
   trainer = SFTTrainer(recipe, base, folder.path)
   rows = sft_data.sources(recipe)
   provenance = {
@@ -75,6 +76,7 @@ def train(
     'base': str(base),
     'sources': sft_data.identities(rows),
   }
+  # The digest of every source file, so that a later run can detect other data.
   run_folder.write_json(folder.path / 'provenance.json', provenance)
   counts, skipped = collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
   with parts.decode_pool(recipe.video) as pool:
@@ -86,6 +88,7 @@ def train(
       base=str(base),
       shard=sharding.host_rows(trainer.mesh),
     )
+    # Resume: parameters and optimizer from the record, then the position in the data.
     host = trainer.restore()
     if host is not None:
       data.set_state(host['data'])
@@ -131,19 +134,24 @@ def _steps(
 
 
 class LeftOut:
-  """Says on the terminal that rows are left out as too long: at the first one, and once their share
-  of the draws passes SHARE.
+  """Reports on the terminal that rows are left out because they are too long.
+
+  It reports the first such row. It reports again once their share of the drawn rows exceeds SHARE.
   """
 
-  SHARE = 0.05  # of the rows drawn: beyond it the run trains on other data than the recipe names
+  SHARE = 0.05  # of the drawn rows; above it the run trains on other data than the recipe names
   REASONS = (planner.TOO_LONG, planner.TOO_MANY_IMAGES)
 
   def __init__(self, before: int, drawn: int):
     self._first, self._warned = before > 0, self._is_large(before, drawn)
 
   def tell(self, counts: Mapping[str, int], drawn: int, examples: Mapping[str, str]) -> None:
-    """counts: rows left out so far, by reason; drawn: rows drawn so far; examples: of this batch, a
-    line for each reason.
+    """Reports if there is something new.
+
+    Args:
+      counts: rows left out so far, by reason.
+      drawn: rows drawn so far.
+      examples: rows left out of this batch, one line per reason.
     """
     count = self.count(counts)
     if count and not self._first:
@@ -176,14 +184,15 @@ class LeftOut:
 
 
 class Skipped:
-  """skipped_rows.txt: the first row of each reason that was left out, a line each: source, row,
-  reason, fault.
+  """Writes skipped_rows.txt: the first row that was left out for each reason.
+
+  One line each: source, row, reason, fault.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
     lines = path.read_text().splitlines() if path.exists() else []
-    self.latest: Mapping[str, str] = {}  # of the last batch
+    self.latest: Mapping[str, str] = {}  # the rows left out of the last batch
     self._known = {line.split('\t')[2] for line in lines if line.count('\t') >= 3}
 
   def add(self, examples: Mapping[str, str]) -> None:
@@ -196,8 +205,9 @@ class Skipped:
 
 
 def refuse_other_plans(plan: int) -> None:
-  """Raises DataError unless all hosts planned the same batch: otherwise rows would be lost or
-  duplicated silently.
+  """Raises DataError unless all hosts planned the same batch.
+
+  Different plans would lose or duplicate rows silently.
   """
   plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
   if len(set(plans)) > 1:

@@ -19,7 +19,7 @@ from paravt_jax.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Where the rows and media of a run lie."""
+  """Where the rows and media of a run are."""
 
   train: tuple[pathlib.Path, ...]
   heldout: tuple[pathlib.Path, ...]
@@ -27,8 +27,9 @@ class Corpus:
 
 
 def make_world(section: WorldOptions) -> tuple[write.World, pathlib.Path]:
-  """The synthetic corpus, written and unpacked under runs/worlds unless it is there:
-  (world, media root).
+  """Writes and unpacks the synthetic corpus under runs/worlds, unless it exists.
+
+  Returns (world, media root).
   """
   options = section.made
   folder = pathlib.Path('runs/worlds') / fingerprint(write.fingerprint(options, section.seed))
@@ -52,23 +53,26 @@ def make_world(section: WorldOptions) -> tuple[write.World, pathlib.Path]:
 
 
 def rl_corpus(recipe: RLRecipe) -> Corpus:
-  """Parquet files and media root of an RL recipe."""
+  """Returns the Parquet files and the media root of an RL recipe."""
   if recipe.data.kind == 'world' and recipe.world is not None:
     world, root = make_world(recipe.world)
     heldout = (world.heldout,) if recipe.world.corpus.heldout_tasks else ()
     return Corpus((world.rl,), heldout, root)
   data = recipe.data
-  heldout = existing(data.eval, 'data.eval') if data.eval else ()  # none: no evaluation
+  # Without held-out files there is no evaluation.
+  heldout = existing(data.eval, 'data.eval') if data.eval else ()
   return Corpus(existing(data.train, 'data.train'), heldout, pathlib.Path(data.media_root))
 
 
 def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
-  """The files of a knob, each a path or a pattern such as 'rows/paravt_sft_*.parquet', which stands
-  for its matches in their order.
+  """Returns the files of a knob.
+
+  Each entry is a path or a pattern such as 'rows/paravt_sft_*.parquet'. A pattern is replaced by
+  its matches in their order.
 
   Raises:
-    ConfigError: there are none. DataError: a path that does not exist, or a pattern without a
-    match; both name the knob.
+    ConfigError: the knob is empty; the message names it.
+    DataError: a path does not exist, or a pattern has no match; the message names the knob.
   """
   if not files:
     raise ConfigError(
@@ -86,25 +90,25 @@ def existing(files: tuple[str, ...], knob: str) -> tuple[pathlib.Path, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-  """The RL rows of a run, and the numbers of broken rows left out, by reason."""
+  """The RL rows of a run, and the number of broken rows left out, by reason."""
 
   train: list[Task]
   heldout: list[Task]
   skipped: collections.Counter[str]
 
   def metrics(self) -> dict[str, float]:
-    """The same as metrics."""
+    """Returns the counts of broken rows as metrics."""
     return {
       f'{fields.SKIPPED}/reason={reason}': float(count) for reason, count in self.skipped.items()
     }
 
 
 def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Questions:
-  """The rows of a corpus, media resolved.
+  """Returns the rows of a corpus, with media paths resolved.
 
-  The filters choose among the training rows. Held-out rows are all read, because they measure; the
-  first eval.questions of them are kept. Broken rows that were left out are listed in the run
-  folder's skipped_rows.txt. Raises DataError as `rows.rl_tasks`.
+  The filters apply to the training rows only. All held-out rows are read, because they measure. The
+  first eval.questions of them are used. The run folder's skipped_rows.txt lists the broken rows
+  that were left out. Raises DataError as `rows.rl_tasks` does.
   """
   data, counts, listed = recipe.data, collections.Counter(), []
   options = fields.RowOptions(skip_bad_rows=data.skip_bad_rows, require_media=True)
@@ -120,15 +124,16 @@ def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Ques
   try:
     heldout = recipe.eval.questions
     return Questions(read(corpus.train, wanted), read(corpus.heldout, every)[:heldout], counts)
-  finally:  # refused above the share: then the list is what one needs
+  finally:  # also after an error: above the allowed share the list shows what to fix
     list_skipped(folder / 'skipped_rows.txt', counts, listed)
 
 
 def list_skipped(
   path: pathlib.Path, counts: collections.Counter[str], listed: Sequence[str]
 ) -> None:
-  """Writes broken rows, a line each, and says in one line how many there are; without any the file
-  goes.
+  """Writes one line per broken row to a file, and prints how many there are.
+
+  Without broken rows it removes the file.
   """
   path.unlink(missing_ok=True)
   if listed:

@@ -1,4 +1,4 @@
-"""Sections of recipes on evaluations: what is asked, of which model, and what the page shows."""
+"""Recipe sections of evaluations: the questions, the model, and the content of the page."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class HeldOutOptions(PageOptions):
 
   @classmethod
   def published(cls) -> 'HeldOutOptions':
-    """300 questions at the largest budget."""
+    """Returns settings for 300 questions at the largest budget."""
     return cls(
       questions=300,
       budgets=(64,),

@@ -1,4 +1,4 @@
-"""How fast an evaluation went, and how full the servers' batches were."""
+"""Measures how fast an evaluation ran, and how full the servers' batches were."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,9 @@ EVERY_S = 0.25
 
 @dataclasses.dataclass
 class Load:
-  """What servers said of themselves: polls, and the sums over them of requests that were decoding
-  and that waited; by server, what it sampled and the steps of its blocks since the first poll.
+  """Sums over what servers reported: polls, and requests that were decoding or waiting.
+
+  By server it also has the tokens that were sampled and the decode steps since the first poll.
   """
 
   polls: int = 0
@@ -28,8 +29,9 @@ class Load:
 
   @property
   def batch(self) -> float | None:
-    """Requests that a block of a server decoded at once, on average over its steps; None when
-    servers do not say.
+    """Returns the mean number of requests that a server decoded at once, over its steps.
+
+    None if the servers do not report it.
     """
     made, steps = (
       sum(now - first for first, now in found.values()) for found in (self.tokens, self.steps)
@@ -37,7 +39,7 @@ class Load:
     return made / steps if steps else None
 
   def add_poll(self, url: str, info: Mapping[str, Any]) -> None:
-    """Takes in a reply to /get_server_info."""
+    """Adds a reply to /get_server_info."""
     if not isinstance(info.get('running'), list):
       return
     self.polls += 1
@@ -53,8 +55,9 @@ class Load:
 
 @contextlib.asynccontextmanager
 async def poll_load(control: Control | None, urls: Sequence[str]) -> AsyncIterator[Load]:
-  """Polls the servers while the body runs, and at its ends; one that says nothing of its load is
-  not counted.
+  """Polls the servers while the body runs, and when it begins and ends.
+
+  A server that does not report its load is not counted.
   """
   load = Load()
   if control is None:
@@ -87,7 +90,7 @@ async def _poll(control: Control, urls: Sequence[str], load: Load) -> None:
 
 
 def describe(speed: Mapping[str, Any]) -> str:
-  """`Speed.found` in a line."""
+  """Formats `Speed.found` as one line."""
   filled = (
     ''
     if speed['server_batch'] is None
@@ -119,11 +122,16 @@ class Speed:
       self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
   def found(self, load: Load, frames: Mapping[str, int]) -> dict[str, Any]:
-    """samples, seconds, samples_per_second, tokens_per_second (sampled), prompt_tokens_per_second;
-    stages: mean seconds of a sample in each; in_flight: mean samples at a time; server_running,
-    server_waiting: mean requests decoding and waiting; server_batch: requests that a block of a
-    server decoded at once; None where servers do not say; frames: how often decoded frames were
-    found in memory, shared or decoded.
+    """Returns the speed of the evaluation by name.
+
+    samples, seconds, samples_per_second, tokens_per_second (sampled tokens),
+    prompt_tokens_per_second: totals and rates.
+    stages: mean seconds of a sample in each stage.
+    in_flight: mean number of samples at a time.
+    server_running, server_waiting: mean number of requests that decode and that wait.
+    server_batch: mean number of requests that a server decoded at once. None if servers do not
+    report it.
+    frames: how often decoded frames were found in memory, shared with another sample, or decoded.
     """
     seconds = max(time.monotonic() - self._start, 1e-9)
 

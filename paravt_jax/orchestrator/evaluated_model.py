@@ -1,6 +1,4 @@
-"""The model of an evaluation: where its files are, what names it, and running agents
-around it.
-"""
+"""The model of an evaluation: finds its files, identifies it, and serves it for agents."""
 
 import asyncio
 import contextlib
@@ -30,7 +28,9 @@ from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.train import checkpoint, state
 from paravt_jax.video.store import FrameStore
 
-KEPT = ('.safetensors', '.json', '.jinja', '.txt')  # of a checkpoint folder: what a server reads
+# The files of a checkpoint folder that a server reads.
+KEPT = ('.safetensors', '.json', '.jinja', '.txt')
+# Packages whose code determines scores.
 CODE = (
   'chat',
   'data',
@@ -40,15 +40,18 @@ CODE = (
   'rollout',
   'serving',
   'video',
-)  # rooms that scores are a function of
+)
 BLOCK = 1 << 22
-PIXELS = 16 * 16  # of a patch
+PIXELS = 16 * 16  # of one patch
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What is evaluated. parts: what names it, whatever its path. folder: of Hugging Face files; None
-  for a server by URL, and for a run whose record `step` is exported first.
+  """The model to evaluate.
+
+  parts: what identifies it, independent of its path.
+  folder: its Hugging Face files. None for a server by URL, and for a run whose record `step` must
+  be exported first.
   """
 
   name: str
@@ -62,8 +65,9 @@ def identify(recipe: EvalRecipe) -> Model:
   """Finds the model that the recipe names, and hashes its files.
 
   Raises:
-    ConfigError: not exactly one is named, or a server's lacks its parts. DataError: a folder holds
-    no model.
+    ConfigError: the recipe does not name exactly one model, or a server's name or tokenizer is
+    missing.
+    DataError: a folder contains no model.
   """
   section = recipe.model
   given = [name for name in ('folder', 'run', 'url') if getattr(section, name)]
@@ -73,6 +77,7 @@ def identify(recipe: EvalRecipe) -> Model:
       '(Hugging Face), model.run=RUN (of '
       f'experiments.rl or sft), model.url=URL with model.name and model.tokenizer'
     )
+  # A model behind a server is identified by its name and its tokenizer.
   if section.url:
     if not section.name or not section.tokenizer:
       raise ConfigError(
@@ -87,6 +92,7 @@ def identify(recipe: EvalRecipe) -> Model:
     return Model(section.name.replace('/', '_'), parts, None)
   if section.folder:
     return _of_folder(pathlib.Path(section.folder), '--config.model.folder')
+  # A run is evaluated by its export, or by its newest record if there is no export yet.
   run = pathlib.Path(section.run)
   if (run / 'hf').is_dir():
     return _of_folder(run / 'hf', '--config.model.run')
@@ -103,7 +109,7 @@ def identify(recipe: EvalRecipe) -> Model:
 
 
 def check_url(recipe: EvalRecipe) -> None:
-  """Refuses further fields of requests that are no JSON object. Raises ConfigError."""
+  """Raises ConfigError if the extra request fields are not a JSON object."""
   chat_model.more(recipe.chat.more)
 
 
@@ -129,7 +135,7 @@ def _file(
 
 
 def content(files: Sequence[pathlib.Path]) -> str:
-  """Names the contents of files, and the files by their last names."""
+  """Returns a fingerprint of the contents of files, with each file's last name."""
 
   def one(path: pathlib.Path) -> str:
     found = hashlib.blake2b(digest_size=16)
@@ -143,18 +149,20 @@ def content(files: Sequence[pathlib.Path]) -> str:
 
 
 def code() -> str:
-  """Names the source of all that scores are a function of."""
+  """Returns a fingerprint of the source of all packages that determine scores."""
   root = pathlib.Path(paravt_jax.__file__).parent
   modules = [path for package in CODE for path in (root / package).rglob('*.py')]
   return content(sorted([*root.glob('*.py'), *modules, pathlib.Path(suites.__file__)]))
 
 
 def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
-  """The Hugging Face files of a model that is not served yet: its own, or its record's, exported
-  into the results folder.
+  """Returns the Hugging Face folder of a model that is not served yet.
+
+  This is the model's own folder. For a training record, it is an export into the results folder.
 
   Raises:
-    CheckpointError: the record cannot be read. DataError: the run's recipe is broken.
+    CheckpointError: the record cannot be read.
+    DataError: the run's recipe is broken.
   """
   if model.folder is not None:
     return model.folder
@@ -165,10 +173,11 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
     return target
   wanted = 'wanted the recipe of experiments.rl or experiments.sft'
   recipe, _ = saved.read(saved.TrainedModel, model.run, wanted)
-  # whose sizes and tokenizer the record's model has
+  # The record's model has the sizes and the tokenizer of this folder.
   base = recipe.first.model.folder or str(parts.tiny_model(recipe.first.seed))
   model_config, _ = weights.load_hf(base, only=())
-  mesh = canary.cpu()  # a record holds the optimizer too, 100 GB at 8B
+  # The CPU, because a record also contains the optimizer: 100 GB at 8B.
+  mesh = canary.cpu()
   frozen = recipe.train.freeze_vision
   optimizer = parts.make_optimizer(recipe.optimizer, model_config, freeze_vision=frozen)
   template = state.abstract(model_config, optimizer, mesh)
@@ -183,9 +192,9 @@ class ServedModel:
 
   agent: Agent
   frames: FrameStore
-  check: Callable[[], None]  # raises RolloutError when no server is left, or it failed too often
-  control: Control | None  # None: the server is reached by URL, behind the OpenAI protocol
-  urls: tuple[str, ...]  # of servers that say how busy they are
+  check: Callable[[], None]  # raises RolloutError if no server is left or it failed too often
+  control: Control | None  # None: a server by URL that speaks the OpenAI protocol
+  urls: tuple[str, ...]  # servers that report their load
 
 
 @contextlib.asynccontextmanager
@@ -196,10 +205,10 @@ async def open_model(
   host: Host,
   folder: pathlib.Path,
 ) -> AsyncIterator[ServedModel]:
-  """Starts what serves the model, or reaches the server that does, and ends it again.
+  """Starts a server for the model, or connects to the given one, and closes it afterwards.
 
   Raises:
-    ConfigError, DataError, RolloutError: what is asked for cannot be started, or does not answer.
+    ConfigError, DataError, RolloutError: the server cannot be started or does not answer.
   """
   setup, video = AgentSetup.of(recipe), recipe.video
 
@@ -226,7 +235,8 @@ async def open_model(
   served = hf_folder(model, folder)
   vocab = weights.load_hf(served, only=())[0].text.vocab
   tok, proof = ChatTokenizer.load(served), None
-  if recipe.server.kind == 'url' and recipe.eval.canary_tokens:  # who knows what it serves
+  # The weights of a server by URL are unknown, so a canary proves them.
+  if recipe.server.kind == 'url' and recipe.eval.canary_tokens:
     patches, tokens = video.max_pixels // PIXELS, recipe.eval.canary_tokens
     proof = await asyncio.to_thread(canary.of_folder, served, patches, tokens)
   opening = rollouts.open_rollouts(setup, host, served, tok, vocab, folder, proof, always=True)

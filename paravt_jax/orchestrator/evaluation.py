@@ -1,10 +1,9 @@
-"""Evaluation before and after training: ordinary results folders in the run folder, the run's
-summary, and its closing table.
+"""Evaluation before and after training: results folders in the run folder, and the summary.
 
-eval_before/ and eval_after/ hold what `experiments.eval` writes too (plan.json, results.jsonl,
-summary.json, table.md, report.html), of two suites: `heldout`, each question at each K, greedily;
-and `sampled`, each question once, at the training temperature and under a K that training would
-draw for it.
+eval_before/ and eval_after/ contain the same files that `experiments.eval` writes: plan.json,
+results.jsonl, summary.json, table.md, report.html. They cover two suites. `heldout` puts each
+question at each K, greedily. `sampled` puts each question once, at the training temperature, with a
+K that training would draw for it.
 """
 
 import pathlib
@@ -35,11 +34,11 @@ from paravt_jax.types import Clip, Task
 from paravt_jax.video import sampling
 
 GREEDY, SAMPLED = 'heldout', 'sampled'
-WHOLE = (1, 1)  # the shard
+WHOLE = (1, 1)  # the whole evaluation as one shard
 
 
 def folder_of(run: pathlib.Path, name: str) -> pathlib.Path:
-  """The results folder of the evaluation `name`: before, or after."""
+  """Returns the results folder of the evaluation `name`: 'before' or 'after'."""
   return run / f'eval_{name}'
 
 
@@ -52,11 +51,11 @@ async def phase(
   version: int,
   interrupts: Interrupts,
 ) -> None:
-  """Evaluates once per run; what an interrupted evaluation has answered is not asked again.
+  """Evaluates once per run. After an interruption, only the open questions are put.
 
   Args:
-    name: before, or after.
-    version: of the weights that the servers hold.
+    name: 'before' or 'after'.
+    version: the version of the servers' weights.
   """
   if folder.result(name) is not None or not questions:
     return
@@ -84,8 +83,9 @@ async def phase(
 
 
 def _open_folder(path: pathlib.Path, plan: results.Plan) -> results.Plan:
-  """The results folder, made or gone on with; one that other code or questions began is made
-  anew, because it belongs to this run alone.
+  """Creates the results folder, or continues it.
+
+  The folder belongs to this run alone. If other code or questions began it, it is replaced.
   """
   changed = results.other_settings(path, plan)
   if changed:
@@ -131,14 +131,14 @@ def _settings(recipe: RLRecipe, folder: RunFolder, version: int) -> dict[str, An
 def numbers(
   found: Mapping[str, Mapping[str, Any]], outcomes: Sequence[results.Outcome]
 ) -> dict[str, Any]:
-  """Returns the numbers of one evaluation for the run's summary, from a results folder's summary.
+  """Returns the numbers of one evaluation for the run's summary.
 
-  Accuracies, calls and intervals are of the greedy suite. format_compliance is of the sampled one,
-  because training samples.
+  Accuracies, calls and intervals are from the greedy suite. format_compliance is from the sampled
+  suite, because training samples.
 
   Args:
-    found: the summary.
-    outcomes: what it is of.
+    found: the summary of a results folder.
+    outcomes: the samples that it summarizes.
   """
   greedy, sampled = found[GREEDY], found[SAMPLED]
   mine = [one for one in outcomes if one.benchmark == GREEDY]
@@ -172,7 +172,9 @@ def numbers(
 def _cells(
   row: Mapping[str, Any], outcomes: Sequence[results.Outcome], field: str
 ) -> Mapping[str, Mapping[str, Any]]:
-  """A breakdown of a suite. Its row leaves out one of a single value, which is the row itself."""
+  """Returns a suite's breakdown. A breakdown with one value is left out: it equals the whole
+  row.
+  """
   found = row['breakdowns'].get(field)
   if found is not None:
     return found
@@ -195,8 +197,10 @@ def summary(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any]:
 
 
 def gain(recipe: RLRecipe, folder: RunFolder) -> dict[str, Any] | None:
-  """The comparison of both results folders: the paired difference in greedy accuracy, after minus
-  before, with its 95 % interval. None while one of them is missing.
+  """Compares both results folders. Returns None while one of them is missing.
+
+  The result is the paired difference in greedy accuracy, after minus before, with its 95 %
+  interval.
   """
   places = [folder_of(folder.path, name) for name in ('before', 'after')]
   first, second = (results.read(place / 'results.jsonl') for place in places)
@@ -231,7 +235,7 @@ def finish(
 
 
 def table(found: Mapping[str, Any]) -> str:
-  """The closing table: before, after, and the minutes of each phase."""
+  """Formats the final table: before, after, and the minutes of each phase."""
   before, after = found['before'], found['after']
   if before is None or after is None:
     return 'no evaluation: eval.questions is 0, or there are no held-out rows'
@@ -246,6 +250,7 @@ def table(found: Mapping[str, Any]) -> str:
     rows.append((title, _format_number(before[name]), _format_number(after[name])))
   rows += _rows(before, after, 'calls_by_k', '  at K={}')
   rows += _rows(before, after, 'calls_by_windows', '  {}-window questions')
+  # Rows that matter only in unusual runs.
   if before['calls_other'] or after['calls_other']:
     others = _format_number(before['calls_other']), _format_number(after['calls_other'])
     rows.append(('calls of another form', *others))
@@ -279,7 +284,7 @@ def _spread(side: Mapping[str, Any]) -> str:
 def _rows(
   before: Mapping[str, Any], after: Mapping[str, Any], name: str, title: str
 ) -> list[tuple[str, str, str]]:
-  """One row of each part of a breakdown."""
+  """Returns one row per part of a breakdown."""
   cells = before[name], after[name]
   return [
     (title.format(part), _format_number(value), _format_number(cells[1].get(part)))

@@ -1,4 +1,5 @@
-"""A grid of RL runs, one process each, with one run per slot on its own cores.
+"""Runs a grid of RL runs, each in its own process. Each slot has its own cores and one run at a
+time.
 
 A failed run does not stop the others. Finished runs are not repeated.
 """
@@ -29,15 +30,15 @@ POLL_S = 0.2
 class Cell:
   """One run of the grid."""
 
-  name: str  # of the set
+  name: str  # of the set of overrides
   seed: int
   folder: pathlib.Path  # of the run
-  arguments: tuple[str, ...]  # of the command that makes it
-  recipe: RLRecipe  # the resulting values
+  arguments: tuple[str, ...]  # of the command that starts the run
+  recipe: RLRecipe  # the resulting recipe
 
   @property
   def log(self) -> pathlib.Path:
-    """The file with the run's stdout and stderr."""
+    """Returns the file with the run's stdout and stderr."""
     return self.folder.with_name(f'{self.folder.name}.log')
 
 
@@ -47,13 +48,13 @@ class Started:
 
   command: tuple[str, ...]  # in front of a run's arguments
   environment: Mapping[str, str]  # of the processes
-  slots: Sequence[Sequence[int]]  # CPU cores of each of the runs that go on at once
-  say: Callable[[str], None]  # tells a line
+  slots: Sequence[Sequence[int]]  # CPU cores of each slot; each slot has one run at a time
+  say: Callable[[str], None]  # prints a line
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run under way: on which slot, and since when."""
+  """A process that is running: its slot, and its start time."""
 
   cell: Cell
   slot: int
@@ -62,8 +63,9 @@ class Job:
 
 
 def deal(cores: Sequence[int], jobs: int) -> list[list[int]]:
-  """The CPU cores of each job: these, or all that this process may use, dealt out in turn. Raises
-  ConfigError.
+  """Distributes CPU cores over the jobs in turn: the given ones, or all that this process may use.
+
+  Raises ConfigError for a core that this process may not use, or if there are more jobs than cores.
   """
   may = sorted(os.sched_getaffinity(0))
   chosen = list(cores) or may
@@ -74,8 +76,9 @@ def deal(cores: Sequence[int], jobs: int) -> list[list[int]]:
 
 
 def finished(cell: Cell) -> bool:
-  """Whether the run reached its end. Raises ConfigError when its folder was made with other
-  settings.
+  """Returns whether the run is finished.
+
+  Raises ConfigError if other settings made its folder.
   """
   file = cell.folder / 'config.json'
   leftovers = ('summary.json', 'metrics.jsonl', 'checkpoints')
@@ -99,12 +102,12 @@ def finished(cell: Cell) -> bool:
       f'run folder {cell.folder} was made with other settings ({", ".join(changed[:4])}); '
       'choose another --config.folder, or move it away'
     )
-  # of a finished run more steps may be asked for
+  # the recipe may ask for more steps than a finished run has
   return whole and asked <= (planned if done is None else done)
 
 
 def prepare(waiting: Sequence[Cell]) -> None:
-  """Makes what runs share, corpus and cold start, so that they find it and do not make it twice."""
+  """Makes what the runs share (corpus and cold start) once, before they start."""
   shared: dict[str, RLRecipe] = {}
   for one in waiting:
     values = to_json(one.recipe)
@@ -118,10 +121,10 @@ def prepare(waiting: Sequence[Cell]) -> None:
 
 
 def execute(waiting: Sequence[Cell], how: Started, interrupts: Interrupts) -> list[Cell]:
-  """Runs the cells in order, as many at once as there are slots; returns those that failed.
+  """Runs the cells in order, one per slot at a time. Returns the cells that failed.
 
-  Raises KeyboardInterrupt after Ctrl-C, once the runs that were under way have ended by themselves;
-  their folders go on next time.
+  Raises KeyboardInterrupt after Ctrl-C, once the running processes have ended. Their folders resume
+  next time.
   """
   queue, free, failed = collections.deque(waiting), list(range(len(how.slots))), []
   jobs: list[Job] = []
@@ -145,8 +148,9 @@ def execute(waiting: Sequence[Cell], how: Started, interrupts: Interrupts) -> li
 
 
 def start(one: Cell, slot: int, how: Started) -> Job:
-  """Starts the cell's run on the slot's cores, in a session of its own: Ctrl-C comes to it from
-  here, once.
+  """Starts the cell's run on the slot's cores, in its own session.
+
+  Because of the session, Ctrl-C reaches the run only through this process, and only once.
   """
   command, cores = (*how.command, *one.arguments), how.slots[slot]
   with one.log.open('a') as log:
@@ -159,7 +163,7 @@ def start(one: Cell, slot: int, how: Started) -> Job:
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
-  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
+  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit the cores
   how.say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
   return Job(one, slot, process, time.monotonic())
 
@@ -178,7 +182,7 @@ def succeeded(job: Job, say: Callable[[str], None]) -> bool:
 
 
 def last_line(log: pathlib.Path) -> str:
-  """The last line that a run said."""
+  """Returns the last line of a run's log."""
   lines = [
     line
     for line in log.read_text(errors='replace').replace('\r', '\n').splitlines()

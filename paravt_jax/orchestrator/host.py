@@ -1,4 +1,4 @@
-"""What a run gets from the process around it."""
+"""What a run needs from the process that starts it."""
 
 import dataclasses
 import pathlib
@@ -7,13 +7,16 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-  """The library never reads the environment or the checkout. Entry points pass them in."""
+  """The environment and checkout of an entry point. The library never reads them by itself."""
 
   environment: Mapping[str, str]  # for the processes that the run starts
   launchers: pathlib.Path  # third_party/sglang of a checkout, which starts SGLang servers
 
   def child_environment(self, threads: int) -> dict[str, str]:
-    """The environment of a rollout server: on the CPU with `threads` threads (0: as it is)."""
+    """Returns the environment of a rollout server on the CPU.
+
+    threads: CPU threads of the server; 0 leaves the environment unchanged.
+    """
     environment = dict(self.environment)
     if threads:
       flags = f'--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'

@@ -1,7 +1,7 @@
-"""The reference of knobs: what each field of a typed recipe means, may be, and is at each scale.
+"""The knob reference: meaning, allowed values, and value at each scale of every recipe field.
 
-`collect` reads it from the recipe's own classes: rules from the types, meanings from the comments
-on fields. `list_lines` writes it for the terminal, `markdown` as tables for a guide.
+`collect` reads it from the recipe's classes: rules from the types, meanings from the comments on
+fields. `list_lines` formats it for the terminal, `markdown` as tables for a guide.
 """
 
 import ast
@@ -25,21 +25,24 @@ SHORT = {options.TEXT.wanted: 'text', options.URL.wanted: "an address, or ''"}
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-  """One line of the reference."""
+  """One entry of the reference."""
 
-  path: str  # as behind --config.
-  values: Mapping[str, Any]  # by scale; a scale that lacks the knob has none
-  wanted: str  # what it may be
+  path: str  # as after --config.
+  values: Mapping[str, Any]  # by scale; a scale without the knob is missing
+  wanted: str  # allowed values
   meaning: str  # the comment on its field
 
   @property
   def section(self) -> str:
-    """Where it stands: 'server.watch', '' at the top."""
+    """Returns the section's path: 'server.watch', or '' at the top level."""
     return self.path.removesuffix('.*').rpartition('.')[0]
 
 
 def collect(recipe: type, scales: Mapping[str, Any]) -> list[Knob]:
-  """All knobs of a recipe class, in its order. scales: a typed recipe of each scale."""
+  """Returns all knobs of a recipe class, in field order.
+
+  scales: a typed recipe of each scale.
+  """
   values: dict[str, dict[str, Any]] = {}
   for scale, typed in scales.items():
     for path, value in options.leaves(typed):
@@ -47,7 +50,7 @@ def collect(recipe: type, scales: Mapping[str, Any]) -> list[Knob]:
   found = []
   for path, (rule, meaning) in _describe_fields(recipe).items():
     held = values.get(path, {})
-    if path.endswith('.*'):  # names of one's own: the values in use, as one
+    if path.endswith('.*'):  # the user chooses the names: one entry has all values in use
       members = {one: value for one, value in values.items() if one.startswith(path[:-1])}
       held = {
         '': {one.removeprefix(path[:-1]): next(iter(v.values())) for one, v in members.items()}
@@ -57,7 +60,7 @@ def collect(recipe: type, scales: Mapping[str, Any]) -> list[Knob]:
 
 
 def _describe_fields(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]:
-  """(what it may be, its meaning) of each knob below a class, by path."""
+  """Returns (allowed values, meaning) of each knob below a class, by path."""
   found: dict[str, tuple[str, str]] = {}
   rules, meanings = options.schema(kind, prefix), comments(kind)
   hints = typing.get_type_hints(kind, include_extras=True)
@@ -65,7 +68,7 @@ def _describe_fields(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]
     path = f'{prefix}{field.name}'
     section = options.section_of(hints[field.name])
     if section is not None:
-      if section is not SFTRecipe or kind is SFTRecipe:  # a cold start is described as SFT
+      if section is not SFTRecipe or kind is SFTRecipe:  # a cold start has the same entries as SFT
         found |= _describe_fields(section, f'{path}.')
       continue
     place = path if path in rules else f'{path}.*'
@@ -74,8 +77,9 @@ def _describe_fields(kind: type, prefix: str = '') -> dict[str, tuple[str, str]]
 
 
 def comments(kind: type) -> dict[str, str]:
-  """The comments on the fields of a dataclass: above a field, or behind it; a subclass may leave
-  its base's as they are.
+  """Returns the comments on a dataclass's fields, above a field or on its line.
+
+  A field without a comment in a subclass has the base class's comment.
   """
   found: dict[str, str] = {}
   for one in reversed(kind.__mro__):
@@ -102,7 +106,9 @@ def _own_comments(kind: type) -> dict[str, str]:
 
 
 def abouts(kind: type, prefix: str = '') -> dict[str, str]:
-  """What each section of a recipe is about, by path: the first lines of its class's docstring."""
+  """Returns what each section of a recipe is about, by path: the first lines of its class's
+  docstring.
+  """
   found: dict[str, str] = {}
   for name, hint in typing.get_type_hints(kind, include_extras=True).items():
     section = options.section_of(hint)
@@ -114,8 +120,8 @@ def abouts(kind: type, prefix: str = '') -> dict[str, str]:
 
 
 def format_value(knob: Knob, write: Callable[[Any], str] = repr) -> str:
-  """A knob's value, at each scale where they differ: 512 at :tiny, else 32768."""
-  scales: dict[str, list[str]] = {}  # by value
+  """Formats a knob's value. Values that differ by scale give '512 at :tiny, else 32768'."""
+  scales: dict[str, list[str]] = {}  # value -> its scales
   for scale, value in knob.values.items():
     scales.setdefault(write(value), []).append(scale)
   if not scales:
@@ -130,7 +136,7 @@ def format_value(knob: Knob, write: Callable[[Any], str] = repr) -> str:
 
 
 def list_lines(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
-  """Knobs as lines for the terminal, below the title of their section."""
+  """Formats knobs as lines for the terminal, below the title of their section."""
   lines: list[str] = []
   section: str | None = None
   for knob in found:
@@ -151,7 +157,10 @@ def list_lines(found: Sequence[Knob], about: Mapping[str, str]) -> list[str]:
 
 
 def select_knobs(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
-  """The knobs of some sections, all without any. Raises ConfigError for one that there is not."""
+  """Returns the knobs of the given sections, or all knobs if none is given.
+
+  Raises ConfigError for an unknown section.
+  """
   kept: list[Knob] = [] if sections else list(found)
   for section in sections:
     name = section.removeprefix('--config.').removeprefix('config.')
@@ -166,18 +175,19 @@ def select_knobs(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
 
 
 def markdown(recipes: Sequence[tuple[type, Mapping[str, Any]]]) -> str:
-  """The reference as Markdown, a table for each section. What a later recipe shares with the first
-  is named there and not repeated.
+  """Formats the reference as Markdown, with one table per section.
+
+  Sections that a later recipe shares with the first one are named there and not repeated.
 
   Args:
     recipes: each recipe class with a typed recipe of each scale.
   """
   lines: list[str] = []
-  known: dict[str, Knob] = {}  # those of the first recipe
+  known: dict[str, Knob] = {}  # knobs of the first recipe
   for recipe, scales in recipes:
     found = [
       one for one in collect(recipe, scales) if one.path != 'scale'
-    ]  # which no command line sets
+    ]  # fields that no command line sets
     other = [one for one in found if not _same_knob(one, known.get(one.path))]
     lines += [f'### `{recipe.EXAMPLE}`', '', inspect.cleandoc(recipe.__doc__ or ''), '']
     lines += _as_above(found, other, list(known), recipes[0][0])
@@ -198,8 +208,10 @@ def _same_knob(one: Knob, other: Knob | None) -> bool:
 def _as_above(
   found: Sequence[Knob], other: Sequence[Knob], first: Sequence[str], recipe: Any
 ) -> list[str]:
-  """What a recipe shares with the first one, `recipe`, whose knobs are `first`, and what
-  of it is missing."""
+  """Lists what a recipe shares with the first one, and what it lacks of it.
+
+  `recipe` is the first recipe, and `first` are its knobs.
+  """
   paths, differing = {one.path for one in found}, {one.path for one in other}
   sections = dict.fromkeys(path.partition('.')[0] for path in paths - differing)
   if not sections:
@@ -214,11 +226,11 @@ def _as_above(
 
 
 def _tables(recipe: type, scale_count: int, found: Sequence[Knob]) -> list[str]:
-  """A heading and a table for each section."""
+  """Formats a heading and a table per section."""
   about, lines = abouts(recipe), []
   sections = dict.fromkeys(one.section for one in found)
-  seen: dict[str, str] = {}  # the section of a table, by its rows
-  for section in sorted(sections, key=bool):  # what stands at the top comes first
+  seen: dict[str, str] = {}  # rows of a table -> its section
+  for section in sorted(sections, key=bool):  # the top level comes first
     mine = [one for one in found if one.section == section]
     rows = [_row(one) for one in mine]
     alike = '\n'.join(rows).replace(f'`{section}.', '`')
@@ -242,7 +254,7 @@ def _row(knob: Knob) -> str:
 
 
 def _code(value: Any) -> str:
-  """A value in a cell of a table. A section of names shows its names alone where it is long."""
+  """Formats a value for a table cell. A long section of names shows only its names."""
   if isinstance(value, Mapping):
     whole = ', '.join(f'`{name}={one!r}`' for name, one in value.items())
     return whole if len(whole) < 3 * LONGEST else ', '.join(f'`{name}`' for name in value)
@@ -252,7 +264,7 @@ def _code(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-  """Text in a cell of a table. What is between backticks stays code."""
+  """Escapes text for a table cell. Text between backticks stays code."""
   parts = text.split('`')
   parts[::2] = [re.sub(r'([<>*_\[\]])', r'\\\1', part).replace("''", "`''`") for part in parts[::2]]
   return '`'.join(parts).replace('|', '\\|')

@@ -1,4 +1,7 @@
-"""Trainers: a model's state on the mesh, its step, and its records. SFT and RL share `Trainer`."""
+"""Trainers: a model's state on the mesh, its update step, and its records.
+
+SFT and RL share `Trainer`.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -30,14 +33,15 @@ class Trainer:
   def __init__(
     self, recipe: RLRecipe | SFTRecipe, model_folder: pathlib.Path, folder: pathlib.Path
   ):
-    """Loads the model and lays it out on the mesh.
+    """Loads the model and places it on the mesh.
 
     Args:
       model_folder: the Hugging Face folder to begin from.
-      folder: of the run; records go below it.
+      folder: the run folder; records are written below it.
 
     Raises:
-      DataError: there is no such model. ConfigError: there are too few devices.
+      DataError: the model does not exist.
+      ConfigError: there are too few devices.
     """
     self._folder, self._model_folder, self._keep = folder, model_folder, recipe.run.keep
     self.model_config, params, self.tok = parts.load_model(model_folder)
@@ -46,7 +50,7 @@ class Trainer:
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )
     self.state = self._place_on_mesh(params)
-    # arrays that no step changes; servers have them from the model folder
+    # Frozen arrays never change. Servers load them from the model folder.
     self._frozen = partition(params, self.optimizer.frozen)[1]
     self.version = 0
 
@@ -54,12 +58,12 @@ class Trainer:
     return state.from_params(self.model_config, self.optimizer, self.mesh, params)
 
   def save(self, host: dict[str, Any]) -> None:
-    """One atomic record of everything that a resumed run needs."""
+    """Writes one atomic record of everything that a resumed run needs."""
     records = self._folder / 'checkpoints'
     checkpoint.save(records, self.version, self.state, host, keep=self._keep)
 
   def restore(self) -> dict[str, Any] | None:
-    """Restores the newest record and returns its host part. None if there is no record."""
+    """Restores the newest record. Returns its host part, or None if there is no record."""
     records = self._folder / 'checkpoints'
     checkpoint.sweep(records)
     if checkpoint.latest(records) is None:
@@ -70,8 +74,9 @@ class Trainer:
     return record.host
 
   def export(self, target: pathlib.Path) -> None:
-    """Writes a Hugging Face folder with tokenizer and processor files. Replaces an older one: a run
-    that continues for more steps has another model.
+    """Writes a Hugging Face folder with tokenizer and processor files.
+
+    It replaces an older export, because a run that continues for more steps has another model.
     """
     params = jax.device_get(self.state.params)
     weights.save_hf(target, self.model_config, params, self._model_folder)
@@ -94,7 +99,7 @@ class SFTTrainer(Trainer):
 
 
 class Learner(Trainer):
-  """The trainer of RL: the policy, its reference, and its weights on their way out."""
+  """The trainer of RL: the policy, its reference model, and the publisher of its weights."""
 
   def __init__(self, recipe: RLRecipe, model_folder: pathlib.Path, folder: pathlib.Path):
     super().__init__(recipe, model_folder, folder)
@@ -128,7 +133,7 @@ class Learner(Trainer):
     advantage_E = np.zeros(0, np.float32)
     if len(rewards):
       advantage_E = np.asarray(advantages.group_normalize(rewards, members))
-    # episodes -> rows -> micro-batches
+    # episodes -> rows [R, T] -> micro-batches [M, R, T]
     batch = collate.collate(
       groups,
       advantage_E,
@@ -141,7 +146,7 @@ class Learner(Trainer):
     arrays = {
       name: array for name, array in arrays.items() if name in (*step.INPUTS, *step.RL_EXTRAS)
     }
-    # the step
+    # one optimizer step over all micro-batches
     inputs = step.put_batch(self.mesh, arrays, used)
     self.state, found = self._update(self.state, inputs, self._reference)
     metrics = metric_sums.reduce(found)
@@ -162,8 +167,9 @@ class Learner(Trainer):
     }
 
   def _capacity(self, rows: int) -> int:
-    """Micro-batches in the arrays: the recipe's number, doubled until the rows fit (each size is
-    one compilation).
+    """Returns the number of micro-batches in the arrays.
+
+    It doubles the recipe's number until the rows fit, because each size needs one compilation.
     """
     capacity = self._recipe.train.micro_batches
     while capacity * self._recipe.train.rows < rows:
@@ -171,12 +177,13 @@ class Learner(Trainer):
     return capacity
 
   def canary(self) -> canaries.Canary:
-    """Returns the expected reply of a server with the current weights."""
+    """Returns the reply that a server with the current weights should give to the canary."""
     return self._canary(self.state.params)
 
   def publish(self) -> publish.Pending:
-    """Starts writing the trained weights as version `version`, with a canary; returns once the next
-    update may run.
+    """Starts to write the trained weights as version `version`, with a canary.
+
+    It returns once the next update may run.
     """
     trained, _ = partition(self.state.params, self.optimizer.frozen)
     proof = self.canary().to_json()

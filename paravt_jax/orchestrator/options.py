@@ -60,7 +60,7 @@ class RunOptions(Options):
 
   @classmethod
   def published(cls, checkpoint_every: int = 5) -> 'RunOptions':
-    """A record every so many steps, of which two are kept."""
+    """Returns the published interval of records, of which the newest two stay."""
     return cls(
       folder='',
       checkpoint_every=checkpoint_every,
@@ -111,7 +111,7 @@ class RLDataOptions(RowsOptions):
 
   @classmethod
   def published(cls) -> 'RLDataOptions':
-    """Files of one's own, all of their rows."""
+    """Returns settings for all rows of your own files."""
     return cls(
       kind='files',
       train=(),
@@ -134,7 +134,7 @@ class SFTDataOptions(RowsOptions):
 
   @classmethod
   def published(cls) -> 'SFTDataOptions':
-    """Files of one's own, all of their rows."""
+    """Returns settings for all rows of your own files."""
     return cls(
       kind='files',
       train=(),
@@ -164,7 +164,7 @@ class VideoOptions(Options):
 
   @classmethod
   def published(cls) -> 'VideoOptions':
-    """Frames of at most 224 x 224 pixels, as published."""
+    """Returns the published limits: frames of at most 224 x 224 pixels."""
     return cls(
       min_pixels=1024,
       max_pixels=50176,
@@ -184,7 +184,7 @@ class SFTVideoOptions(VideoOptions):
 
   @classmethod
   def published(cls) -> 'SFTVideoOptions':
-    """Frames of at most 224 x 224 pixels, decoded once and kept on disk."""
+    """Returns limits for frames of at most 224 x 224 pixels, decoded once and cached on disk."""
     return cls(
       min_pixels=1024,
       max_pixels=50176,
@@ -205,7 +205,7 @@ class RLSamplingOptions(SamplingOptions):
 
   @classmethod
   def published(cls) -> 'RLSamplingOptions':
-    """The numbers of the paper; the learner scores the whole distribution."""
+    """Returns the numbers of the paper. The learner scores the whole distribution."""
     return cls(temperature=0.7, top_p=1.0, top_k=-1, context=32768)
 
 
@@ -226,7 +226,7 @@ class RolloutOptions(Options):
 
   @classmethod
   def published(cls) -> 'RolloutOptions':
-    """The numbers of the paper."""
+    """Returns the numbers of the paper."""
     return cls(
       steps=54,
       prompts=8,
@@ -255,7 +255,7 @@ class TrainOptions(Options):
 
   @classmethod
   def published(cls) -> 'TrainOptions':
-    """RL of 8B on eight devices."""
+    """Returns the settings of RL with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
       remat=True,
@@ -280,7 +280,7 @@ class SFTTrainOptions(TrainOptions):
 
   @classmethod
   def published(cls) -> 'SFTTrainOptions':
-    """SFT of 8B on eight devices."""
+    """Returns the settings of SFT with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
       remat=True,
@@ -306,7 +306,7 @@ class SFTOptimizerOptions(OptimizerOptions):
 
   @classmethod
   def published(cls) -> 'SFTOptimizerOptions':
-    """The numbers of the release: AdamW, 2e-5 with a cosine after a short warm-up."""
+    """Returns the numbers of the release: AdamW, 2e-5 with a cosine after a short warm-up."""
     numbers = rules.to_dict(OptimizerOptions.published())
     rates = {'learning_rate': 2e-5, 'matrix_learning_rate': 2e-5}
     steps = {'schedule': 'cosine', 'total_steps': 1500, 'warmup_steps': 75}
@@ -323,7 +323,7 @@ class MeshOptions(Options):
 
   @classmethod
   def published(cls) -> 'MeshOptions':
-    """Eight devices that share the parameters."""
+    """Returns a mesh of eight devices that share the parameters."""
     return cls(data=1, fsdp=8, tensor=1)
 
 
@@ -335,7 +335,7 @@ class EmbeddedOptions(embedded.EngineOptions):
 
   @classmethod
   def published(cls) -> 'EmbeddedOptions':
-    """Sizes for 8B on one 80 GB device."""
+    """Returns sizes for the 8B model on one 80 GB device."""
     return cls(**rules.to_dict(embedded.EngineOptions.published()), threads=0)
 
 
@@ -349,7 +349,7 @@ class SGLangOptions(sglang.EngineOptions):
 
   @classmethod
   def published(cls) -> 'SGLangOptions':
-    """8B in bfloat16 on one 80 GB device each."""
+    """Returns settings for the 8B model in bfloat16, with one 80 GB device per server."""
     return cls(**rules.to_dict(sglang.EngineOptions.published()), threads=8, staging='')
 
 
@@ -378,7 +378,7 @@ class ServersOptions(Options):
 
   @classmethod
   def published(cls) -> 'ServersOptions':
-    """Servers elsewhere, by URL; started ones take one GPU each."""
+    """Returns settings for running servers by URL. Started servers take one GPU each."""
     return cls(
       kind='url',
       urls=(),
@@ -403,7 +403,7 @@ class PublishOptions(Options):
 
   @classmethod
   def published(cls) -> 'PublishOptions':
-    """Weights in bfloat16, and a canary of eight tokens."""
+    """Returns settings for weights in bfloat16 and a canary of eight tokens."""
     return cls(dtype='bfloat16', keep=2, canary_tokens=8)
 
 

@@ -1,4 +1,4 @@
-"""From options to running parts: decoding, model, mesh, optimizer; and a progress bar."""
+"""Builds running parts from options: decoder, model, mesh, optimizer, and a progress bar."""
 
 import json
 import pathlib
@@ -22,11 +22,13 @@ from paravt_jax.train import sharding, step
 from paravt_jax.train.optimizer import OptimizerOptions
 from paravt_jax.video.decode import DecodePool
 
-TINY_WIDTH = 512  # of the text model; what is narrower was trained at the tiny scale's frame size
+TINY_WIDTH = 512  # of the text model; narrower models were trained at the tiny scale's frame size
 
 
 def bar(total: int, what: str, done: int = 0) -> tqdm:
-  """A progress bar with ETA on stderr; without a terminal, a line every few seconds."""
+  """Returns a progress bar with ETA on stderr. Without a terminal it prints a line every few
+  seconds.
+  """
   return tqdm(
     total=total,
     initial=done,
@@ -40,25 +42,27 @@ def bar(total: int, what: str, done: int = 0) -> tqdm:
 
 
 def decode_pool(video: VideoOptions) -> DecodePool:
-  """The killable decoding workers."""
+  """Returns the pool of decoding workers, which can be killed."""
   return DecodePool(video.workers, video.deadline_s, video.backend)
 
 
 def model_options(
   section: TrainOptions, temperature: float, banned: tuple[int, ...]
 ) -> step.ModelOptions:
-  """How the learner runs the model, from a `train` section."""
+  """Returns how the learner runs the model, from a `train` section."""
   return step.ModelOptions(
     section.dtype, section.remat, section.backend, section.head_chunk, temperature, banned
   )
 
 
 def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Config:
-  """The sizes of the model in a folder, which must be those of the scale: frames are given to it as
-  it was trained on them.
+  """Returns the sizes of the model in a folder, and checks that they belong to the scale.
 
-  Raises: ConfigError: they are of another scale (the message names `recipe`). DataError: there is
-  no model's config.json.
+  A model must see frames of the size that it was trained on.
+
+  Raises:
+    ConfigError: the sizes belong to another scale; the message names `recipe`.
+    DataError: the model's config.json is missing.
   """
   file = pathlib.Path(folder) / 'config.json'
   try:
@@ -78,10 +82,10 @@ def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Confi
 
 
 def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
-  """(config, parameters, tokenizer) of a Hugging Face folder.
+  """Returns (config, parameters, tokenizer) of a Hugging Face folder.
 
   Raises:
-    DataError: it is not there, or not whole.
+    DataError: the folder is missing or incomplete.
   """
   if not pathlib.Path(folder).is_dir():
     raise DataError(
@@ -93,7 +97,9 @@ def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
 
 
 def tiny_model(seed: int) -> pathlib.Path:
-  """A random tiny checkpoint folder under runs/models, made if it is not there."""
+  """Returns the folder of a random tiny checkpoint under runs/models. Creates it if it is
+  missing.
+  """
   folder = (
     pathlib.Path('runs/models')
     / f'tiny_{fingerprint(seed, tiny.VERSION, tiny.make_tokenizer().to_str())}'
@@ -104,8 +110,9 @@ def tiny_model(seed: int) -> pathlib.Path:
 
 
 def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
-  """The mesh over the first devices that it needs. Raises ConfigError when there are too
-  few.
+  """Returns the mesh over the first devices that it needs.
+
+  Raises ConfigError if there are too few devices.
   """
   sizes = (options.data, options.fsdp, options.tensor)
   needed = sizes[0] * sizes[1] * sizes[2]
@@ -122,13 +129,13 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
 def make_optimizer(
   options: OptimizerOptions, model_config: Config, *, freeze_vision: bool
 ) -> optimizers.Optimizer:
-  """The optimizer over the trainable parameters."""
+  """Returns the optimizer of the trainable parameters."""
   frozen = ('visual',) if freeze_vision else ()
   return optimizers.make_optimizer(options, model.logical_axes(model_config), frozen)
 
 
 def wandb_options(recipe: RLRecipe | SFTRecipe, folder: pathlib.Path) -> Mapping[str, Any] | None:
-  """Arguments for wandb.init, or None when no project is named."""
+  """Returns arguments for wandb.init, or None if no project is named."""
   run = recipe.run
   if not run.wandb_project:
     return None

@@ -1,4 +1,4 @@
-"""Puts the questions of suites to an agent; every finished sample is on disk at once."""
+"""Puts the questions of suites to an agent. Every finished sample is written to disk at once."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ Question = tuple[Sample, int]  # a sample, and K
 def list_unanswered(
   suites: Sequence[Suite], shard: tuple[int, int], journal: results.Journal
 ) -> dict[str, list[Question]]:
-  """The questions of each suite that have no answer yet; errors are put again."""
+  """Returns the questions of each suite that have no answer yet. Errors count as unanswered."""
   found: dict[str, list[Question]] = {}
   for suite in suites:
     found[suite.name] = [
@@ -41,15 +41,15 @@ async def put(
   speed: eval_speed.Speed,
   title: str = '{}',
 ) -> None:
-  """Puts the questions, a suite after another.
+  """Puts the questions, one suite after another.
 
   Args:
-    agents: the agent of each suite, by its name.
-    todo: the questions of each suite, by its name.
-    title: of the progress bar, around the suite's name.
+    agents: suite name -> agent.
+    todo: suite name -> its questions.
+    title: of the progress bar; '{}' becomes the suite's name.
 
   Raises:
-    KeyboardInterrupt: Ctrl-C; what is finished is in the journal.
+    KeyboardInterrupt: after Ctrl-C; finished samples are in the journal.
     RolloutError: no server is left.
   """
   for suite in suites:

@@ -1,13 +1,13 @@
-"""Recipes: the settings of an entry point, as trees of frozen options that check themselves.
+"""Recipes: the settings of an entry point, as trees of frozen options that check their values.
 
-A recipe file of configs/ holds the numbers of an experiment. `experiments/launch.py` turns it into
+A recipe file of configs/ has the numbers of an experiment. `experiments/launch.py` turns it into
 one of these trees, so that nothing below sees anything but typed options:
 
     recipe = RLRecipe.published()
     recipe = recipe.replace(agent=recipe.agent.replace(max_turns=2))
 
-The published numbers of the paper stand with their options, as `AgentOptions.published()`. A field
-without a rule of its own is a section.
+Each options class returns the published numbers of the paper, as in `AgentOptions.published()`. A
+field without its own rule is a section.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class SFTRecipe(Options):
 
   @classmethod
   def published(cls) -> 'SFTRecipe':
-    """The numbers of ParaVT-SFT: 8B on eight devices."""
+    """Returns the numbers of ParaVT-SFT: 8B on eight devices."""
     return cls(
       name='sft',
       scale='8b',
@@ -123,7 +123,7 @@ class RLRecipe(Options):
 
   @classmethod
   def published(cls) -> 'RLRecipe':
-    """The numbers of the paper and its release: 8B on eight devices, servers elsewhere."""
+    """Returns the numbers of the paper and its release: 8B on eight devices, servers by URL."""
     return cls(
       name='para_grpo',
       scale='8b',

@@ -1,4 +1,4 @@
-"""What is made of a results folder: summary, table and page; and of several: comparison, merge."""
+"""Creates summary, table and page of a results folder, compares two folders, and merges shards."""
 
 import pathlib
 import re
@@ -17,17 +17,13 @@ from paravt_jax.types import Clip
 
 BOOTSTRAP, SEED = 2000, 0  # of comparisons
 PUBLISHED = {name: about.published for name, about in benchmarks.BENCHMARKS.items()}
-FLIPS = 20  # listed each way; the file has all
+FLIPS = 20  # limit of printed flips per direction; the file lists all
 
 
 def finish(
   folder: pathlib.Path, plan: results.Plan, name: str, samples: int, seed: int
 ) -> tuple[dict[str, Any], str]:
-  """Writes summary.json and table.md of a folder whose samples are all there.
-
-  Returns:
-    The summary and the table.
-  """
+  """Writes summary.json and table.md of a complete results folder. Returns both."""
   found = numbers.summarize(
     plan, results.read(folder / 'results.jsonl'), samples=samples, seed=seed
   )
@@ -38,15 +34,16 @@ def finish(
 
 
 def error_rate(found: Mapping[str, Any]) -> float:
-  """The largest share of errors of any benchmark."""
+  """Returns the largest share of errors of any benchmark."""
   return max(
     (row['errors'] / row['samples'] for row in found.values() if row['samples']), default=0.0
   )
 
 
 def report(video: VideoOptions, page_options: PageOptions, folder: pathlib.Path) -> pathlib.Path:
-  """The page of a results folder, with the frames that the samples saw and the published scores
-  beside ours.
+  """Writes the page of a results folder.
+
+  It shows the frames that the samples saw, and the published scores next to ours.
   """
   with parts.decode_pool(video) as pool:
 
@@ -67,12 +64,12 @@ def report(video: VideoOptions, page_options: PageOptions, folder: pathlib.Path)
 
 
 def compare(arguments: Sequence[str]) -> None:
-  """Prints the comparison of two results folders and writes all of it, flips included, beside the
-  second one's results.
+  """Prints the comparison of two results folders. Writes all of it, with flips, into the second
+  one.
 
   Raises:
-    ConfigError: not two folders, or no benchmark in common. DataError: one is no results folder, or
-    their questions differ.
+    ConfigError: there are not two folders, or they have no benchmark in common.
+    DataError: one is not a results folder, or their questions differ.
   """
   folders = [pathlib.Path(word) for word in arguments]
   if len(folders) != 2 or any(word.startswith('--') for word in arguments):
@@ -91,6 +88,7 @@ def compare(arguments: Sequence[str]) -> None:
       f'{sorted(plans[1].benchmarks)}: wanted a '
       f'benchmark in both'
     )
+  # Pair the samples of both folders by key; numbers.compare makes the paired differences.
   first, second = (results.read(folder / 'results.jsonl') for folder in folders)
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
@@ -113,7 +111,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 
 def _set_differences(plans: Sequence[results.Plan], names: Sequence[str]) -> list[str]:
-  """How the questions of two plans differ, a sentence for each benchmark where they do."""
+  """Describes how the questions of two plans differ, in one sentence per benchmark that differs."""
   first, second = (plan.benchmarks for plan in plans)
   found = []
   for benchmark in [*first, *(one for one in second if one not in first)]:
@@ -133,11 +131,11 @@ def _set_differences(plans: Sequence[results.Plan], names: Sequence[str]) -> lis
 
 
 def merge(arguments: Sequence[str]) -> None:
-  """Writes the whole of which the given results folders are the shards, and prints its folder.
+  """Merges shards of one evaluation into one results folder, and prints its path.
 
   Raises:
-    ConfigError: no folders, a target that is not empty, or shards that do not make a whole; see
-    `results.merge_shards`.
+    ConfigError: there are no folders, the target is not empty, or the shards do not make a whole
+    (see `results.merge_shards`).
   """
   words = list(arguments)
   target = None
@@ -163,7 +161,7 @@ def merge(arguments: Sequence[str]) -> None:
   wanted = "wanted the recipe of experiments.eval; name that shard's own folder"
   recipe, whole = saved.read(saved.Evaluation, folders[0], wanted)
   partial = target.with_name(f'.{target.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)  # of a merge that was cut off
+  shutil.rmtree(partial, ignore_errors=True)  # the remains of an interrupted merge
   partial.mkdir(parents=True)
   write_json(partial / 'config.json', {**whole, 'shard': ''})
   results.write_plan(partial, plan)

@@ -22,9 +22,7 @@ LOST_IN_A_ROW = 64  # consecutive lost groups after which the run gives up
 
 
 class Queue:
-  """Groups on their way: started as the schedule allows, handed out in batches, counted for the
-  checkpoint.
-  """
+  """Runs groups as the schedule allows, hands them out in batches, and saves its position."""
 
   def __init__(
     self,
@@ -42,7 +40,7 @@ class Queue:
     )
     self._rows = digest(tasks, recipe.data.media_root)
     if host is not None:
-      if host['rows'] not in (self._rows, digest(tasks)):  # with whole paths in records of before
+      if host['rows'] not in (self._rows, digest(tasks)):  # older records hashed whole paths
         raise DataError(
           f'the {len(tasks)} training rows are not those with which this run was begun '
           f'(digest {self._rows}, wanted {host["rows"]}): '
@@ -58,12 +56,11 @@ class Queue:
     self._batch = knobs.prompts
     self._running: dict[asyncio.Task, int] = {}
     self._ready: list[tuple[int, Group]] = []
-    self._handed: list[tuple[int, Group]] = []  # out for a step that is not done yet
+    self._handed: list[tuple[int, Group]] = []  # handed out for a step that is not finished
     self._delivery: asyncio.Task | None = None
     self._lost = 0
-    self._dropped: collections.Counter[str] = (
-      collections.Counter()
-    )  # groups lost whole since the last step, by reason
+    # Groups whose rollouts were all lost since the last step, by reason.
+    self._dropped: collections.Counter[str] = collections.Counter()
     self._seen = dict(self._client.counts)
 
   def _fill(self) -> None:
@@ -94,13 +91,13 @@ class Queue:
     return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
 
   def mark_trained(self) -> None:
-    """The batch handed out last has made its update."""
+    """Records that the update on the last batch is finished."""
     self._handed = []
 
   def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
     """Starts `work`, which delivers `version` to the servers while groups continue.
 
-    The schedule counts the version once it is delivered.
+    The schedule counts the version once the delivery is finished.
     """
     if self._delivery is not None:
       raise RuntimeError(
@@ -114,11 +111,10 @@ class Queue:
     self._delivery = asyncio.create_task(bring())
 
   async def delivered(self) -> None:
-    """Waits until the last version is delivered, or raises the error of its delivery."""
+    """Waits until the last version is delivered. Raises the error of its delivery."""
     if self._delivery is not None:
-      await asyncio.shield(
-        self._delivery
-      )  # cancelling the wait must not cancel an update of a server
+      # Cancelling the wait must not cancel an update of a server.
+      await asyncio.shield(self._delivery)
       self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:
@@ -138,7 +134,10 @@ class Queue:
       )
 
   def state(self) -> dict[str, Any]:
-    """For the checkpoint; groups that wait for a step, or for the end of theirs, run again."""
+    """Returns the state for the checkpoint.
+
+    Groups that are not finished, or that wait for a step, run again after a restart.
+    """
     return {
       'rows': self._rows,
       'schedule': self.schedule.state(),
@@ -146,9 +145,7 @@ class Queue:
     }
 
   def metrics(self) -> dict[str, float]:
-    """How full the queue is, and what was lost, cut and sent again since these were asked for
-    last.
-    """
+    """Returns how full the queue is, and the losses, cuts and retries since the previous call."""
     before, self._seen = self._seen, dict(self._client.counts)
     dropped, self._dropped = self._dropped, collections.Counter()
     return {
@@ -164,7 +161,7 @@ class Queue:
     }
 
   async def close(self) -> None:
-    """Cancels the groups; a delivery that has begun is waited for, so that no server stays
+    """Cancels the groups. It waits for a delivery that has begun, so that no server stays
     paused.
     """
     for task in self._running:
@@ -174,8 +171,9 @@ class Queue:
 
 
 def digest(tasks: Sequence[Task], media_root: str = '') -> str:
-  """Sixteen hex digits that name the rows and their order. Videos go by their path below the media
-  root, which may move.
+  """Returns sixteen hex digits that identify the rows and their order.
+
+  Videos count by their path below the media root, because the root may move.
   """
   hashed, root = hashlib.blake2b(digest_size=8), pathlib.Path(media_root)
 

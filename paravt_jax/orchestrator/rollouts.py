@@ -1,5 +1,6 @@
-"""The rollout side of a run: a fleet of servers, a client to them, and agents that sample or decode
-greedily.
+"""The rollout side of a run: a fleet of servers, a client for them, and agents.
+
+One agent samples and the other decodes greedily.
 """
 
 import asyncio
@@ -42,13 +43,13 @@ class Checked(Protocol):
 
   @property
   def check(self) -> Callable[[], None]:
-    """Raises RolloutError when none is left."""
+    """Raises RolloutError if no server is left."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-  """What episodes are made with."""
+  """Everything that produces episodes."""
 
   client: clients.Client
   fleet: Fleet
@@ -56,18 +57,21 @@ class Rollouts:
   sampling: Agent  # at the training temperature
   greedy: Agent  # at temperature 0
   frames: FrameStore
-  samplers: tuple[Sampler, Sampler]  # of `sampling` and `greedy`, for agents of another kind
+  samplers: tuple[Sampler, Sampler]  # of `sampling` and `greedy`, for other kinds of agents
   control: Control
 
   def check(self) -> None:
-    """Raises RolloutError when no server is left and none can come back."""
+    """Raises RolloutError if no server is left and none can come back."""
     self.fleet.check()
 
   async def deliver(self, pending: publish.Pending, version: int) -> None:
-    """Brings weights that are being written to every server; returns once their canaries matched.
+    """Delivers weights to every server, and returns once the canaries match.
+
+    The weights may still be on their way to the disk.
 
     Raises:
-      SyncError: they cannot be written, or no server took them. RolloutError: no server is left.
+      SyncError: the weights cannot be written, or no server took them.
+      RolloutError: no server is left.
     """
     start = time.monotonic()
     published = await asyncio.to_thread(pending.result)
@@ -79,7 +83,7 @@ class Rollouts:
     seconds.update(write=written - start, load=time.monotonic() - written - seconds['convert'])
 
   def metrics(self) -> dict[str, float]:
-    """How the last delivery went, and what became of the servers since the run began."""
+    """Returns numbers on the last delivery, and counts of server events since the run began."""
     counts = self.fleet.counts
     return {
       **{f'sync/seconds/stage={stage}': value for stage, value in self.weights.seconds.items()},
@@ -99,13 +103,14 @@ async def open_rollouts(
   *,
   always: bool = False,
 ) -> AsyncIterator[Rollouts]:
-  """Starts the servers, or reaches those that run, and ends all of it again, whatever happens.
+  """Starts the servers, or connects to running ones. Closes everything at the end, also after an
+  error.
 
   Args:
     vocab: rows of the embedding table.
-    folder: of the run, for logs.
+    folder: the run folder, for logs.
     base: the canary of the model folder's own weights.
-    always: it is asked also of servers that hold what an earlier run brought them.
+    always: checks `base` also on servers by URL that an earlier run may have updated.
   """
   options = extended(ClientOptions, setup.client, api_key=setup.server.api_key or None)
   async with contextlib.AsyncExitStack() as stack:
@@ -115,7 +120,8 @@ async def open_rollouts(
     weights, router = WeightDelivery(), Router([member.url for member in members])
     fleet = Fleet(members, control, router, weights.ready, setup.server.watch)
     stack.callback(weights.close)
-    # from here on the fleet ends the servers, before what they may be loading goes
+    # From here on the fleet ends the servers, before the files that they may be loading are
+    # removed.
     stack.push_async_callback(fleet.close)
     await fleet.open(base if always else await _if_fresh(base, members, control))
     if await are_sglang(members, control):
@@ -135,8 +141,9 @@ async def open_rollouts(
 async def _if_fresh(
   base: Canary | None, members: Sequence[Member], control: Control
 ) -> Canary | None:
-  """`base`, unless a server by URL holds what an earlier run brought it: then only the first
-  delivery can prove it.
+  """Returns `base`, or None if an earlier run updated a server by URL.
+
+  Then only the first delivery can prove such a server.
   """
   for member in members:
     if member.process is None:
@@ -147,7 +154,7 @@ async def _if_fresh(
 
 
 def context(setup: AgentSetup, temperature: float) -> ContextOptions:
-  """What all contexts share, at a temperature."""
+  """Returns the settings that all contexts share, at the given temperature."""
   return extended(
     ContextOptions,
     setup.sampling,
@@ -170,7 +177,7 @@ def _agent(setup: AgentSetup, sampler: Sampler, frames: FrameStore) -> Agent:
 async def unless_stopped(work: Awaitable[T], interrupts: Interrupts, server: 'Checked') -> T:
   """Returns the result of `work`, or cancels it.
 
-  It raises KeyboardInterrupt on Ctrl-C, and RolloutError if no server is left.
+  Raises KeyboardInterrupt after Ctrl-C, and RolloutError if no server is left.
   """
   task = asyncio.ensure_future(work)
   try:
@@ -207,8 +214,9 @@ def _judge_options(recipe: RLRecipe) -> judge.JudgeOptions:
 
 
 def check_judge(recipe: RLRecipe) -> None:
-  """Asks the judge, if the recipe has one, for a verdict before anything is made. Raises
-  RolloutError when it cannot be used.
+  """Requests a trial verdict from the recipe's judge, if any, before the run makes anything.
+
+  Raises RolloutError if the judge cannot be used.
   """
 
   async def ask() -> None:
@@ -220,8 +228,10 @@ def check_judge(recipe: RLRecipe) -> None:
 
 
 def evaluation_options(recipe: RLRecipe | EvalRecipe) -> RewardOptions:
-  """The reward of evaluations: tvg by the IoU threshold, open answers exactly; format as in
-  training.
+  """Returns the reward options of evaluations.
+
+  tvg answers count by the IoU threshold and open answers by exact match. The format rules are those
+  of training.
   """
   threshold = recipe.eval.grounding_threshold
   return recipe.reward.replace(open_ended='exact', grounding_threshold=threshold)

@@ -26,19 +26,19 @@ SHOWN = 8  # limit of changed free settings to print when a run resumes
 
 
 def fingerprint(*parts: Any) -> str:
-  """Eight hex digits that name a JSON value."""
+  """Returns eight hex digits that identify a JSON value."""
   text = json.dumps(parts, sort_keys=True, default=str)
   return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes by rename, so that no reader finds an incomplete file, even after a kill."""
+  """Writes a file by rename, so that no reader finds an incomplete file, even after a kill."""
   partial = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     partial.write_text(json.dumps(value, indent=1, default=str) + '\n')
     partial.replace(path)
   finally:
-    partial.unlink(missing_ok=True)  # the partial file that a full disk leaves
+    partial.unlink(missing_ok=True)  # a full disk leaves a partial file
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
@@ -51,8 +51,9 @@ def to_json(recipe: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-  """The project's git commit, with '+changes' when the working tree differs; 'unknown' outside a
-  checkout.
+  """Returns the project's git commit, or 'unknown' outside a checkout.
+
+  It ends with '+changes' if the working tree differs from the commit.
   """
   root = pathlib.Path(__file__).resolve().parents[2]
 
@@ -61,7 +62,8 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
 
   try:
-    if not git('ls-files', '--', 'paravt_jax/__init__.py'):  # installed somewhere below another one
+    # the enclosing checkout belongs to another project
+    if not git('ls-files', '--', 'paravt_jax/__init__.py'):
       return 'unknown'
     head = git('rev-parse', 'HEAD')
     return (head + ('+changes' if git('status', '--porcelain') else '')) if head else 'unknown'
@@ -70,8 +72,9 @@ def commit() -> str:
 
 
 def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
-  """Makes the folder and holds it for this process, until the handle is closed. Raises ConfigError
-  when another process has it.
+  """Creates and locks the folder until the returned handle is closed.
+
+  Raises ConfigError if another process has locked it.
   """
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -92,13 +95,13 @@ def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
 
 
 class RunFolder:
-  """An open run. Phases that are done stay done; minutes add up over restarts."""
+  """An open run. Finished phases stay finished. Minutes add up over restarts."""
 
   def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
-    """Opens (or goes on with) the run at `path`.
+    """Opens or resumes the run at `path`.
 
     Raises:
-      ConfigError: another process has it open, or it was begun with other settings.
+      ConfigError: another process has it open, or it began with other settings.
     """
     self.path = path
     self._lock = locked(path)
@@ -117,12 +120,12 @@ class RunFolder:
 
   @classmethod
   def named(cls, recipe: Any, *, folder: str, default: str) -> 'RunFolder':
-    """The run in `folder`, or in runs/<default> when that is empty."""
+    """Opens the run in `folder`, or in runs/<default> if `folder` is empty."""
     return cls(pathlib.Path(folder or f'runs/{default}'), to_json(recipe))
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Adds the time spent inside to `minutes`, also when it is interrupted."""
+    """Adds the time spent in the context to `minutes`, also after an interruption."""
     start = time.monotonic()
     try:
       yield
@@ -133,39 +136,40 @@ class RunFolder:
 
   @property
   def minutes(self) -> dict[str, float]:
-    """Minutes by phase so far."""
+    """Returns the minutes by phase so far."""
     return dict(self._progress['minutes'])
 
   def result(self, name: str) -> Any:
-    """Returns the result that `finish(name, …)` stored, or None if the phase is not done."""
+    """Returns the result stored by `finish(name, …)`, or None if the phase is not finished."""
     return self._progress['done'].get(name)
 
   def finish(self, name: str, value: Any) -> None:
-    """Marks a phase as done, with its (JSON) result."""
+    """Marks a phase as finished, with its (JSON) result."""
     self._progress['done'][name] = value
     write_json(self.path / 'progress.json', self._progress)
 
   def forget(self, name: str) -> None:
-    """Marks a phase as not done. It may be not done already."""
+    """Marks a phase as not finished. No error if it was not finished."""
     if self._progress['done'].pop(name, None) is not None:
       write_json(self.path / 'progress.json', self._progress)
 
 
 def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list[str]:
-  """Compares a recipe with the one that the folder was begun with; it is only read, by any number
-  of processes.
+  """Compares a recipe with the one that the folder began with.
+
+  It only reads, so any number of processes may call it.
 
   Returns:
-    The knobs that changed and may, as 'mesh.data: 1 -> 2'; none while the folder holds no results.
+    The changed free settings, as 'mesh.data: 1 -> 2'. Empty while the folder has no results.
 
   Raises:
-    ConfigError: the folder holds results that were made with other settings, or more steps than are
-    asked for.
+    ConfigError: the folder has results of other settings, or more finished steps than the recipe
+    wants.
   """
   before = _read(path / 'config.json')
   ended = _progress(path)['done']
   results = any((path / name).exists() for name in ('metrics.jsonl', 'checkpoints')) or ended
-  # a command that was refused leaves nothing that binds the next one
+  # a refused command must leave nothing that restricts the next one
   if not results or not (path / 'config.json').exists():
     return []
   bound, free = binding.changes(before, config)
@@ -186,7 +190,7 @@ def _refuse_fewer_steps(
     return
   asked, planned = binding.value(now, knob), binding.value(before, knob)
   done = steps_done(path)
-  if done is None and (path / 'hf').is_dir():  # finished, and its records were removed
+  if done is None and (path / 'hf').is_dir():  # a finished run whose records were removed
     done = planned
     if asked > planned:
       raise ConfigError(
@@ -203,19 +207,24 @@ def _refuse_fewer_steps(
 
 
 def steps_done(path: pathlib.Path) -> int | None:
-  """The step of the newest record of a run, where it would go on; None when there is none."""
+  """Returns the step of a run's newest record, from which it would resume. None without a
+  record.
+  """
   return checkpoint.latest(path / 'checkpoints')
 
 
 def saves(every: int, done: int, last: int) -> bool:
-  """Whether a record is written after `done` steps: every so many (0: never in between), and after
-  the last one.
+  """Returns whether a record is written after `done` steps.
+
+  That is after every `every` steps (0: never in between) and after the last step.
   """
   return done == last or (every > 0 and done % every == 0)
 
 
 def _progress(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """{'minutes': by phase, 'done': results by phase} of a run folder, empty ones before it began."""
+  """Returns {'minutes': by phase, 'done': results by phase} of a run folder. Both are empty at
+  first.
+  """
   found = {'minutes': {}, 'done': {}, **_read(path / 'progress.json')}
   if not all(isinstance(found[name], dict) for name in ('minutes', 'done')):
     raise _unusable_file(path / 'progress.json', 'minutes and done are no objects')
@@ -237,7 +246,9 @@ def _unusable_file(file: pathlib.Path, why: str) -> ConfigError:
 
 
 def announce(name: str, scale: str, folder: RunFolder) -> None:
-  """The first lines of a run: which scale, how to choose another, where things go."""
+  """Prints the first lines of a run: its scale, how to choose another one, and its output
+  folder.
+  """
   rule = '=' * 100
   print(
     f'{rule}\n{name} at scale :{scale}   (choose another: '
@@ -250,8 +261,9 @@ def announce(name: str, scale: str, folder: RunFolder) -> None:
 
 
 class Interrupts:
-  """Ctrl-C (or SIGTERM) asks for an end at the next safe point; a second one ends at once. Use as a
-  context.
+  """A context in which Ctrl-C or SIGTERM requests an end at the next safe point.
+
+  A second signal ends the process at once.
   """
 
   def __init__(self):
@@ -275,6 +287,6 @@ class Interrupts:
       signal.signal(number, handler)
 
   def check(self) -> None:
-    """Raises KeyboardInterrupt when an end was asked for."""
+    """Raises KeyboardInterrupt if an end was requested."""
     if self.asked:
       raise KeyboardInterrupt

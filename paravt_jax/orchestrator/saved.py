@@ -1,7 +1,7 @@
 """Reads the saved recipe of a folder, its `config.json`.
 
-The folder may be of an older version, so only what is used is looked at. Knobs and sections beside
-it may be missing, unknown, or broken.
+An older version may have written the folder, so only the needed knobs are checked. Other knobs and
+sections may be missing, unknown, or broken.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ FILE = 'config.json'
 class FirstModel(Options):
   """The model that a cold start began with."""
 
-  seed: Annotated[int, SEED]  # of the random tiny model, where there is no folder
+  seed: Annotated[int, SEED]  # of the random tiny model, if there is no folder
   model: ModelOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel(FirstModel):
-  """Of a run of experiments.rl or experiments.sft: what its records are read by."""
+  """What reads the records of a run of experiments.rl or experiments.sft."""
 
   optimizer: OptimizerOptions
   train: FrozenOptions
@@ -43,14 +43,14 @@ class TrainedModel(FirstModel):
 
 @dataclasses.dataclass(frozen=True)
 class ScoredPage(PageOptions):
-  """What the page of an evaluation shows, and its intervals."""
+  """Settings of an evaluation's page and intervals."""
 
   bootstrap: Annotated[int, COUNT]  # samples of an interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Options):
-  """Of a results folder of experiments.eval: what its page and its intervals are made by."""
+  """Settings that determine the page and intervals of a results folder of experiments.eval."""
 
   seed: Annotated[int, SEED]  # of the bootstrap
   video: VideoOptions
@@ -58,11 +58,12 @@ class Evaluation(Options):
 
 
 def read(kind: type[T], folder: pathlib.Path, wanted: str) -> tuple[T, dict[str, Any]]:
-  """What `kind` names of a folder's recipe, and all of it as it stands in the file.
+  """Returns the part of a folder's recipe that `kind` describes, and the whole recipe as in the
+  file.
 
   Raises:
-    DataError: the file is not there, is no JSON object, or what is used of it is missing or breaks
-      its rule; `wanted` ends the message.
+    DataError: the file is missing or not a JSON object, or a needed knob is missing or breaks its
+    rule. `wanted` ends the message.
   """
   try:
     values = json.loads((folder / FILE).read_text())

@@ -24,11 +24,9 @@ Start = Callable[[], ServerProcess]
 
 
 def check(setup: AgentSetup) -> None:
-  """Refuses knobs of `server` that do not go together, before anything is made; addresses are asked
-  for by `members`.
+  """Raises ConfigError for knobs of `server` that do not fit each other, before anything is made.
 
-  Raises:
-    ConfigError: naming the knob.
+  The message names the knob. `members` checks the addresses later.
   """
   section = setup.server
   if section.kind == 'url':
@@ -68,14 +66,14 @@ async def members(
   tok: ChatTokenizer,
   folder: pathlib.Path,
 ) -> list[Member]:
-  """Servers that answer; those to be started are started side by side.
+  """Returns servers that answer. It starts the servers of this run at the same time.
 
   Args:
-    folder: of the run, for the servers' logs.
+    folder: the run folder, for the servers' logs.
 
   Raises:
     ConfigError: a knob of `server` is wrong.
-    RolloutError: one did not come up; none is left running.
+    RolloutError: a server did not start; all others were ended.
   """
   check(setup)
   section = setup.server
@@ -108,7 +106,10 @@ def _start(
   tok: ChatTokenizer,
   folder: pathlib.Path,
 ) -> Start:
-  """What starts server `number`, now and after a crash; it blocks until the server answers."""
+  """Returns a function that starts server `number`, now or after a crash.
+
+  The function blocks until the server answers.
+  """
   section = setup.server
   how: dict[str, Any] = {
     'log': folder / f'server{number}.log',

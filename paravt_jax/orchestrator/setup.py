@@ -1,4 +1,6 @@
-"""What agents and their servers are made from: the sections that every recipe with an agent has."""
+"""What agents and their servers are made from: the sections that all recipes with an agent
+share.
+"""
 
 import dataclasses
 
@@ -21,11 +23,11 @@ class AgentSetup:
   subagent: SubagentOptions
   server: ServersOptions
   client: ConnectionOptions
-  vision_frozen: bool  # weight updates leave the vision tower as it is
+  vision_frozen: bool  # weight updates do not change the vision tower
 
   @classmethod
   def of(cls, recipe: RLRecipe | EvalRecipe | AskRecipe) -> 'AgentSetup':
-    """The setup of a recipe; without a learner no weights ever change."""
+    """Returns the setup of a recipe. A recipe without a learner never changes the weights."""
     asks = isinstance(recipe, AskRecipe)
     return cls(
       name=recipe.name,

@@ -1,4 +1,4 @@
-"""The data of an SFT recipe: its sources, how frames are sampled and kept, and the batches."""
+"""The data of an SFT recipe: its sources, how frames are sampled and cached, and the batches."""
 
 import pathlib
 import sys
@@ -15,8 +15,9 @@ from paravt_jax.video.store import FrameStore
 
 
 def sources(recipe: SFTRecipe) -> list[batches.Source]:
-  """The sources of the recipe: its world, its manifest's, or a source per file; their rows are
-  parsed when they are drawn.
+  """Returns the recipe's sources: its world, its manifest's sources, or one source per file.
+
+  Rows are parsed when they are drawn.
   """
   section = recipe.data
   if section.kind == 'world' and recipe.world is not None:
@@ -36,7 +37,7 @@ def sources(recipe: SFTRecipe) -> list[batches.Source]:
   }
   chosen = dict(recipe.sources)
   unknown = sorted(set(chosen) - set(tables))
-  if unknown and section.kind == 'files':  # the tiny recipe names the world's, which is no fault
+  if unknown and section.kind == 'files':  # no error: the tiny recipe names the world's sources
     print(
       f'sources: no data is named {", ".join(unknown)} (there is {", ".join(tables)}); left out',
       file=sys.stderr,
@@ -51,7 +52,7 @@ def sources(recipe: SFTRecipe) -> list[batches.Source]:
 
 
 def frame_options(recipe: SFTRecipe) -> sft.FrameOptions:
-  """How frames are sampled."""
+  """Returns how frames are sampled."""
   video = recipe.video
   return extended(
     sft.FrameOptions, recipe.frames, min_pixels=video.min_pixels, max_pixels=video.max_pixels
@@ -59,7 +60,7 @@ def frame_options(recipe: SFTRecipe) -> sft.FrameOptions:
 
 
 def batch_options(recipe: SFTRecipe) -> batches.BatchOptions:
-  """The sizes of a batch, on all hosts, and how it is made."""
+  """Returns the sizes of a batch over all hosts, and how it is made."""
   section = recipe.train
   return extended(
     batches.BatchOptions,
@@ -78,8 +79,10 @@ def batch_options(recipe: SFTRecipe) -> batches.BatchOptions:
 
 
 def frame_source(recipe: SFTRecipe, pool: DecodePool) -> sft.Frames:
-  """Where frames come from: the synthetic videos from memory, others from the store of frames,
-  decoded once.
+  """Returns the source of frames.
+
+  Synthetic videos come from memory. Other frames come from the frame store, which decodes them
+  once.
   """
   video = recipe.video
   if recipe.data.kind == 'world':
@@ -97,8 +100,9 @@ def make_batches(
   base: str = '',
   shard: tuple[int, int] = (0, 1),
 ) -> batches.Batches:
-  """The endless iterator of packed batches. base: the folder of the tokenizer, for lengths to be
-  kept between runs.
+  """Returns the endless iterator of packed batches.
+
+  base: the folder of the tokenizer. It identifies the lengths that are cached between runs.
   """
   cache = None
   if recipe.data.cache_folder and base:
@@ -116,7 +120,7 @@ def make_batches(
 
 
 def _tokenizer(base: pathlib.Path) -> str:
-  """A digest of the files of a tokenizer."""
+  """Returns a digest of a tokenizer's files."""
   names = (
     ('tokenizer.json',)
     if (base / 'tokenizer.json').exists()
@@ -126,5 +130,5 @@ def _tokenizer(base: pathlib.Path) -> str:
 
 
 def identities(found: Sequence[batches.Source]) -> dict[str, list[list[str]]]:
-  """[[file, digest of its content], ...] by source."""
+  """Returns [[file, digest of its content], ...] by source."""
   return {source.name: [list(file) for file in source.identity] for source in found}

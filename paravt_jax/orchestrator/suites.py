@@ -1,5 +1,6 @@
-"""The questions of an evaluation: benchmarks from their snapshots, the world that is made, in an
-order that shares frames.
+"""The questions of an evaluation: benchmarks from their snapshots, and the synthetic world.
+
+Their order lets questions on one video share its frames.
 """
 
 import collections
@@ -32,23 +33,27 @@ WORLD = 'world'
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """One benchmark to be put."""
+  """One benchmark of an evaluation."""
 
   name: str
-  samples: Sequence[Sample]  # of all shards, one video's side by side
+  samples: Sequence[Sample]  # of all shards; samples of one video are adjacent
   budgets: tuple[int, ...]  # K, each put to every sample
   metric: str  # which of the metrics is the score
   reward: groups.Reward
-  # of a sample, its episode, and its answer where the protocol reads it by a rule of its own
+  # (sample, episode) -> metrics, with the answer if the protocol reads it by its own rule
   metrics: Callable[[Sample, Episode, str | None], dict[str, float]]
-  # of a sample and its last turn's text, by the benchmark's own rule; None without one
+  # (sample, text of the last turn) -> scores by the benchmark's own rule; None without one
   official: Callable[[Sample, str], dict[str, float]] | None
-  rule: str  # what else scores are a function of
-  lmms_eval: Callable[[Sample, str], dict[str, float]] | None = None  # by that harness's rule
-  draw: Callable[[Sample], int] | None = None  # the one K of a sample, in place of all budgets
+  rule: str  # everything else that determines scores
+  # scores by the rule of lmms-eval
+  lmms_eval: Callable[[Sample, str], dict[str, float]] | None = None
+  draw: Callable[[Sample], int] | None = None  # the single K of a sample; replaces `budgets`
 
   def questions(self, shard: tuple[int, int]) -> Iterator[tuple[Sample, int]]:
-    """(sample, K) of a shard, by video and then by K; whole videos go to a shard, in turn."""
+    """Returns the (sample, K) pairs of a shard, by video and then by K.
+
+    Each video goes to one shard, in turn.
+    """
     for number, (_, group) in enumerate(
       itertools.groupby(self.samples, key=lambda sample: sample.task.videos)
     ):
@@ -60,7 +65,7 @@ class Suite:
           yield from ((sample, k) for k in self.budgets for sample in members)
 
   def about(self, shard: tuple[int, int]) -> dict[str, Any]:
-    """Its entry in a plan."""
+    """Returns the suite's entry in a plan."""
     asked = [
       [
         s.task.id,
@@ -86,11 +91,11 @@ class Suite:
 
 
 def suites(recipe: EvalRecipe) -> list[Suite]:
-  """The benchmarks that the recipe names, read and checked.
+  """Returns the benchmarks that the recipe names, read and checked.
 
   Raises:
-    ConfigError: an unknown name. DataError: files are missing (all of them are named at once), or a
-    row is broken.
+    ConfigError: a name is unknown.
+    DataError: files are missing (the message names all of them), or a row is broken.
   """
   names = _names(recipe)
   folders = {name: str(folder(recipe, name)) for name in names if name != WORLD}
@@ -102,7 +107,10 @@ def suites(recipe: EvalRecipe) -> list[Suite]:
 
 
 def also_refused(recipe: EvalRecipe) -> str:
-  """What `suites` would refuse, '' for nothing; nothing is unpacked, made or printed."""
+  """Returns the error message that `suites` would raise, or '' without an error.
+
+  It unpacks, makes and prints nothing.
+  """
   try:
     names = _names(recipe)
     _problems(recipe, {name: str(folder(recipe, name)) for name in names if name != WORLD}, None)
@@ -112,7 +120,7 @@ def also_refused(recipe: EvalRecipe) -> str:
 
 
 def _names(recipe: EvalRecipe) -> list[str]:
-  """The benchmarks that are asked for. Raises ConfigError for an unknown name, or one twice."""
+  """Returns the requested benchmarks. Raises ConfigError for an unknown or repeated name."""
   names = [name.strip() for name in recipe.benchmarks.split(',') if name.strip()]
   known = (*benchmarks.BENCHMARKS, WORLD)
   unknown = [name for name in names if name not in known]
@@ -121,16 +129,17 @@ def _names(recipe: EvalRecipe) -> list[str]:
     hints = [f'{name!r}: did you mean {found[0]}?' for name, found in near.items() if found]
     wanted = f'wanted different names, separated by commas, of {", ".join(known)}'
     raise ConfigError(
-      f'--config.benchmarks={recipe.benchmarks}: {" ".join([*hints, wanted] if hints else [wanted])}'
+      f'--config.benchmarks={recipe.benchmarks}: '
+      f'{" ".join([*hints, wanted] if hints else [wanted])}'
     )
   return names
 
 
 def _problems(recipe: EvalRecipe, folders: dict[str, str], cache: str | None) -> list[str]:
-  """What is told of benchmarks that lack some of their videos, where that is allowed.
+  """Returns messages about benchmarks that lack some of their videos, if the recipe allows that.
 
   Raises:
-    DataError: files are missing; all of them are named, by benchmark.
+    DataError: files are missing; the message names all of them, by benchmark.
   """
   missing, some_videos = benchmarks.problems(folders, cache, recipe.eval.limit)
   if missing or (some_videos and not recipe.eval.skip_missing_videos):
@@ -147,8 +156,11 @@ def _problems(recipe: EvalRecipe, folders: dict[str, str], cache: str | None) ->
 
 
 def folder(recipe: EvalRecipe, name: str) -> pathlib.Path:
-  """Where the snapshot of a benchmark is expected: its path, else the first of its names on the hub
-  that is below the root, as a folder or as a hub cache has it (datasets--owner--name).
+  """Returns the folder where a benchmark's snapshot is expected.
+
+  It is the path that the recipe gives. Otherwise it is the first of the benchmark's names on the
+  hub that exists below the root, as a folder or in the layout of a hub cache
+  (datasets--owner--name).
   """
   if recipe.paths[name]:
     return pathlib.Path(recipe.paths[name])
@@ -161,8 +173,8 @@ def folder(recipe: EvalRecipe, name: str) -> pathlib.Path:
 
 
 def _world(recipe: EvalRecipe) -> Suite:
-  """The held-out questions of the synthetic corpus, scored as training's own evaluation scores
-  them.
+  """Returns the held-out questions of the synthetic corpus, scored as in training's own
+  evaluation.
   """
   world, root = make_world(recipe.world)
   strict = fields.RowOptions(skip_bad_rows=False, require_media=True)
@@ -182,12 +194,12 @@ def heldout(
   rule: str,
   draw: Callable[[Sample], int] | None = None,
 ) -> Suite:
-  """Rows of RL as a benchmark, scored by R_acc.
+  """Returns RL rows as a benchmark, scored by R_acc.
 
   Args:
     options: of the reward.
-    rule: what else scores are a function of.
-    draw: the one K of a sample, in place of all budgets.
+    rule: everything else that determines scores.
+    draw: the single K of a sample; replaces the budgets.
   """
   samples = [Sample(name, task, _windows(task)) for task in tasks]
   reward, metrics = groups.rewarder(options, None), accuracy_metrics(options)
@@ -196,14 +208,14 @@ def heldout(
 
 
 def _windows(task: Task) -> dict[str, str]:
-  """How many windows a question needs, where the generator knows it."""
+  """Returns the number of windows that a question needs, if the generator knows it."""
   return {'windows': str(task.facts['windows'])} if 'windows' in task.facts else {}
 
 
 def accuracy_metrics(
   options: total.RewardOptions,
 ) -> Callable[[Sample, Episode, str | None], dict[str, float]]:
-  """Suite.metrics by R_acc, also where a protocol reads the answer by a rule of its own."""
+  """Returns R_acc as `Suite.metrics`, also if a protocol reads the answer by its own rule."""
 
   def metrics(sample: Sample, episode: Episode, given: str | None) -> dict[str, float]:
     if given is not None:
@@ -243,7 +255,7 @@ def _benchmark(recipe: EvalRecipe, name: str, where: str) -> Suite:
 
 
 def by_video(samples: Sequence[Sample]) -> list[Sample]:
-  """The samples of a video side by side, videos in order of appearance."""
+  """Groups the samples by video. Videos keep their order of first appearance."""
   found: dict[tuple[str, ...], list[Sample]] = {}
   for sample in samples:
     found.setdefault(sample.task.videos, []).append(sample)
@@ -253,7 +265,7 @@ def by_video(samples: Sequence[Sample]) -> list[Sample]:
 def outcome(
   suite: Suite, sample: Sample, record: Record, protocol: protocols.Protocol
 ) -> results.Outcome:
-  """The line of a finished sample; its frames are still needed, for the tokens that they cost."""
+  """Returns the results line of a finished sample. Its frames are needed to count their tokens."""
   task: Task = sample.task
   common = {
     'key': results.key_of(suite.name, task.id, record.budget),
@@ -281,8 +293,8 @@ def outcome(
     )
   episode = record.scored.episode
   said, text = protocols.answer(protocol, episode), episode.turns[-1].text
-  # where an answer stands is the protocol's to say, not the scores'; formats and published rules
-  # look at what was written
+  # The protocol decides where an answer is. Format scores and published rules
+  # read the original text.
   metrics = suite.metrics(sample, episode, None if said == extract_answer(text) else said)
   contexts = [
     episode.trajectory,

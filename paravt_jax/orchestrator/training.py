@@ -28,10 +28,10 @@ async def train(
   host: dict[str, Any] | None,
   interrupts: Interrupts,
 ) -> None:
-  """Steps until the recipe's number; rollouts may be `staleness` versions ahead of the learner.
+  """Trains up to the recipe's number of steps. Rollouts may be `staleness` versions old.
 
   Args:
-    host: what the record that the learner was restored from says of the queue; None without one.
+    host: the queue's state in the record that the learner was restored from. None without a record.
   """
   knobs = recipe.rollout
   options = extended(
@@ -60,9 +60,7 @@ async def train(
           progress.set_postfix_str(glance(metrics), refresh=False)
           progress.update()
           interrupts.check()
-      except (
-        KeyboardInterrupt
-      ):  # a second Ctrl-C may fall inside a step: then the last record stands
+      except KeyboardInterrupt:  # a second Ctrl-C may interrupt a step; then the last record counts
         await loop.save_what_is_out()
         raise
       finally:
@@ -70,7 +68,7 @@ async def train(
 
 
 class _Loop:
-  """The steps of one process: what they share, and when the last record was written."""
+  """The steps of one process: their shared parts, and when the last record was written."""
 
   def __init__(
     self,
@@ -88,7 +86,7 @@ class _Loop:
     self._saved, self._clock = learner.version, Clock()
 
   async def step(self, interrupts: Interrupts) -> dict[str, float]:
-    """One step, as the package's docstring numbers it; returns what was logged."""
+    """Makes one step, as numbered in the package's docstring. Returns the logged metrics."""
     learner, queue, clock = self._learner, self._queue, self._clock
     knobs, number = self._recipe.rollout, learner.version
     batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
@@ -96,19 +94,19 @@ class _Loop:
     metrics = await asyncio.to_thread(learner.update, batch)
     queue.mark_trained()
     clock.lap('learn')
-    await queue.delivered()  # of the step before
+    await queue.delivered()  # the weights of the previous step
     clock.lap('sync')
     pending = await asyncio.to_thread(learner.publish)
     clock.lap('publish')
     queue.deliver(self._server.deliver(pending, learner.version), learner.version)
     save = saves(self._recipe.run.checkpoint_every, learner.version, knobs.steps)
-    # with staleness a version is written, converted and loaded beside the next groups
+    # With staleness, writing, conversion and loading of a version overlap with the next groups.
     if save or not knobs.staleness:
       await queue.delivered()
       clock.lap('sync')
     self._write(number, batch, metrics, clock)
     guard(metrics, knobs.gap_limit, number)
-    # saving counts towards the next step: a record on disk never lacks its line in the log
+    # Saving counts towards the next step, so that each record on disk has its line in the log.
     self._clock = Clock()
     if save:
       self._save()
@@ -127,7 +125,9 @@ class _Loop:
     self._saved = self._learner.version
 
   async def save_what_is_out(self) -> None:
-    """A record of the newest version, once it is out, unless there is one or a step was cut."""
+    """Records the newest version once it is delivered, unless a record exists or a step was
+    interrupted.
+    """
     await self._queue.delivered()
     version = self._learner.version
     if version == self._queue.schedule.version > self._saved:
@@ -135,26 +135,26 @@ class _Loop:
 
 
 def glance(metrics: dict[str, float]) -> str:
-  """What the progress bar shows of a step."""
+  """Returns what the progress bar shows of a step."""
   found = [metrics.get(name, 0.0) for name in ('reward/total', 'accuracy', 'calls/executed')]
   return 'reward {:.2f} accuracy {:.2f} calls {:.2f}'.format(*found)
 
 
 class Clock:
-  """Where a step's seconds went."""
+  """Measures the seconds of each stage of a step."""
 
   def __init__(self) -> None:
     self._start = self._last = time.monotonic()
     self._laps: dict[str, float] = {}
 
   def lap(self, stage: str) -> None:
-    """The time since the last lap belongs to `stage`."""
+    """Adds the time since the last lap to `stage`."""
     now = time.monotonic()
     self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
     self._last = now
 
   def times(self) -> dict[str, float]:
-    """Seconds by stage, and of the whole step."""
+    """Returns seconds by stage, and of the whole step."""
     self.lap('other')
     stages = {f'time/{stage}': seconds for stage, seconds in self._laps.items()}
     return {**stages, 'time/step': self._last - self._start}

@@ -1,4 +1,4 @@
-"""Weight delivery: the way of a published version to what servers load."""
+"""Converts a published version to what servers load."""
 
 import pathlib
 import time
@@ -18,13 +18,14 @@ class WeightDelivery:
   """Turns a published version into the folder that servers load."""
 
   def __init__(self) -> None:
-    self.staging: Staging | None = None  # makes Hugging Face folders, where servers want these
-    self.seconds: dict[str, float] = {}  # that each stage took the last time
+    self.staging: Staging | None = None  # makes Hugging Face folders for servers that need them
+    self.seconds: dict[str, float] = {}  # of each stage of the last delivery
     self._current: pathlib.Path | None = None
 
   def ready(self, published: pathlib.Path) -> pathlib.Path:
-    """The folder to load; blocks. The one before it stays: a server that comes back may be loading
-    it. Raises SyncError.
+    """Returns the folder to load, and blocks until it is ready. Raises SyncError.
+
+    The previous folder stays, because a server that comes back may be loading it.
     """
     start = time.monotonic()
     if self.staging is not None:
@@ -34,13 +35,13 @@ class WeightDelivery:
     return self._current
 
   def close(self) -> None:
-    """Frees what was converted."""
+    """Frees the converted versions."""
     if self.staging is not None:
       self.staging.close()
 
 
 async def are_sglang(members: Sequence[Member], control: Control) -> bool:
-  """Whether the servers are SGLang. Raises ConfigError when some are and others are not."""
+  """Returns whether the servers are SGLang. Raises ConfigError for a mixture."""
   found = {member.url: await control.software(member.url) for member in members}
   ours = [url for url, name in found.items() if name == OURS]
   if ours and len(ours) < len(found):
@@ -54,8 +55,9 @@ async def are_sglang(members: Sequence[Member], control: Control) -> bool:
 def staging_folder(
   staging: str, members: Sequence[Member], run: pathlib.Path
 ) -> pathlib.Path | None:
-  """Where converted weights go, a folder of this run's own; None is memory-backed, which needs the
-  servers on this machine.
+  """Returns the folder of this run for converted weights.
+
+  None stands for a folder in memory, which needs the servers on this machine.
   """
   if staging:
     return pathlib.Path(staging) / f'{run.name}-{fingerprint(str(run.absolute()))}'
@@ -70,9 +72,9 @@ def staging_folder(
 
 
 def guard(metrics: dict[str, float], limit: float, number: int) -> None:
-  """Raises SyncError when learner and server disagree about tokens of the current version."""
+  """Raises SyncError if learner and server disagree about tokens of the current version."""
   gap = metrics.get('policy/gap_current_mean', 0.0)
-  if not gap <= limit:  # nan is a disagreement too
+  if not gap <= limit:  # nan also counts as disagreement
     raise SyncError(
       f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most '
       f'rollout.gap_limit={limit:g}: they do not run the same weights, images or temperature; '

@@ -1,9 +1,9 @@
 """A client of any OpenAI-compatible server. A failed request is a value, counted by reason.
 
-Requests at once are bounded; a lost connection, 408, 429 and 5xx are tried again, backing off.
-Replies are bounded in size and read strictly; redirects are not followed, so the key goes to the
-address that was given and to no other. A server that refuses a parameter by name (see
-`chat_dialect`) is asked without it from then on.
+The number of concurrent requests and the size of replies are bounded. The client retries after a
+lost connection and after status 408, 429 and 5xx, with growing delays. Replies are parsed strictly.
+Redirects are not followed, so only the given address receives the key. If a server refuses a
+parameter by name (see `chat_dialect`), later requests leave it out.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ from paravt_jax.rollout.outcomes import Failed, Rejected
 
 log = logging.getLogger(__name__)
 
-_LOST = (aiohttp.ClientError, HttpProcessingError)  # no connection, or no HTTP on it
+_LOST = (aiohttp.ClientError, HttpProcessingError)  # no connection, or invalid HTTP on it
 _AGAIN = (408, 429)
-# Only this request fails: it is too long, or the server refuses its image.
+# Only this request fails, because it is too long or the server refuses its image.
 _REFUSED = (400, 413, 422)
 _CHUNK = 1 << 16
-_SHOWN = 200  # characters of a reply that a message shows
+_SHOWN = 200  # characters of a reply in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RequestOptions(Options):
 
   @classmethod
   def published(cls) -> 'RequestOptions':
-    """Limits for a server that you run yourself."""
+    """Returns limits for a server that you run yourself."""
     return cls(
       api_key='',
       timeout_s=600.0,
@@ -78,7 +78,7 @@ class ServerOptions(RequestOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """The complete text of a model, which no limit cut off."""
+  """A model's complete text, not cut off by a limit."""
 
   text: str
 
@@ -89,12 +89,13 @@ class Sampling:
 
   max_tokens: int  # of a reply
   temperature: float  # 0 is greedy
-  seed: int  # sent along, for servers that know it
+  seed: int  # sent to the server, which may ignore it
 
 
 class Server:
-  """Use as `async with Server(options, where) as server`; `where` names the knobs in messages.
-  `counts` holds outcomes by name.
+  """The client of one server. Use as `async with Server(options, where) as server`.
+
+  `where` names the knobs in messages. `counts` has outcomes by name.
   """
 
   def __init__(self, options: ServerOptions, where: str):
@@ -124,12 +125,12 @@ class Server:
       await self._session.close()
 
   async def check(self) -> None:
-    """Asks for the list of models: is a server there, does it take the key, does it know the model.
+    """Requests the list of models. This checks the server, the key, and the model's name.
 
     A server without such a list (404 and the like) passes.
 
     Raises:
-      RolloutError: one line that says which of the three it is.
+      RolloutError: one line that says which of the three is wrong.
     """
     outcome = await self._once('GET', '/models', None)
     if isinstance(outcome, Failed):
@@ -162,16 +163,17 @@ class Server:
     more: Mapping[str, Any] | None = None,
     read: Callable[[bytes], Reply | Rejected] | None = None,
   ) -> Reply | Rejected | Failed:
-    """One chat completion.
+    """Requests one chat completion.
 
     Args:
-      more: further fields of the request; None takes a field out.
-      read: reads a completion; `read_completion` when None.
+      more: further fields of the request; None removes a field.
+      read: parses a completion; None stands for `read_completion`.
 
     Returns:
-      Reply; Rejected when the server refuses this very request or the reply is no whole text
-      ('refused', 'truncated', 'filtered', 'no_text', 'unreadable', 'too_large'); Failed when asking
-      later may help ('connection', 'timeout', 'status').
+      Reply.
+      Rejected: the server refuses this request, or the reply is not a complete text ('refused',
+      'truncated', 'filtered', 'no_text', 'unreadable', 'too_large').
+      Failed: a later request may succeed ('connection', 'timeout', 'status').
 
     Raises:
       RolloutError: the last `max_failures` requests failed.
@@ -202,8 +204,9 @@ class Server:
   async def _ask_in_dialect(
     self, own: dict[str, Any], given: dict[str, Any], read: Callable[[bytes], Reply | Rejected]
   ) -> Reply | Rejected | Failed:
-    """Asks; and again for every parameter of ours that the server refuses by name, a few times at
-    most.
+    """Sends the request. Repeats it without each parameter that the server refuses by name.
+
+    The number of repetitions is limited.
     """
     while True:
       spoken, said = self._dialect.translate(own), []
@@ -211,7 +214,8 @@ class Server:
       outcome = await self._ask(orjson.dumps(fields), read, said)
       if isinstance(outcome, Reply) or not said:
         return outcome
-      if self._dialect.translate(own) == spoken:  # no concurrent request has learned it meanwhile
+      # no concurrent request has learned it in the meantime
+      if self._dialect.translate(own) == spoken:
         learned = self._dialect.learn(said[-1], own.keys() - given.keys(), fields.keys())
         if not learned:
           return outcome
@@ -232,14 +236,15 @@ class Server:
     *,
     ways_out: Mapping[str, str],
   ) -> None:
-    """One completion before there is work, so that a server that cannot be used is told at the
-    start; the same bounds and retries.
+    """Requests one completion before the work starts, with the usual limits and retries.
 
-    ways_out: by an outcome's reason what the user may change, names of knobs included; 'busy' of
-    status 429 and 5xx, '' of others.
+    So a server that cannot be used is reported at the start.
+
+    ways_out: outcome's reason -> what the user may change, with names of knobs. 'busy' is for
+    status 429 and 5xx, '' for all others.
 
     Raises:
-      RolloutError: no reply that can be read; one line with what came and the way out.
+      RolloutError: no readable reply. One line has the server's answer and the way out.
     """
     outcome = await self.complete(messages, sampling, more, read)
     if not isinstance(outcome, Reply):
@@ -257,8 +262,9 @@ class Server:
       )
 
   def check_up(self) -> None:
-    """Raises the RolloutError of `max_failures`, if it ever was: for those who run episodes, which
-    take errors for outcomes.
+    """Raises the RolloutError of `max_failures` again, if it was ever raised.
+
+    For callers that run episodes, which turn errors into outcomes.
     """
     if self._down:
       raise RolloutError(self._down)
@@ -266,9 +272,10 @@ class Server:
   async def _ask(
     self, body: bytes, read: Callable[[bytes], Reply | Rejected], said: list[str]
   ) -> Reply | Rejected | Failed:
-    """Returns the outcome after all retries. said: collects the server's error messages."""
+    """Returns the outcome after all retries. It appends the server's error messages to `said`."""
     failure, pause = Failed('connection', 'not asked'), 0.0
     for attempt in range(self.options.retries + 1):
+      # Exponential backoff, or the server's Retry-After if it is longer, up to max_backoff_s.
       if attempt:
         self.counts['retries'] += 1
         await asyncio.sleep(
@@ -283,6 +290,7 @@ class Server:
       status, content, pause = outcome
       if content is None:
         return Rejected('too_large', f'over {self.options.max_reply_bytes} bytes')
+      # Some servers report an error in the body of a reply with status 200.
       if status == 200:
         status = error_in(content)
       if status == 200:
@@ -299,7 +307,10 @@ class Server:
   async def _once(
     self, method: str, path: str, body: bytes | None
   ) -> tuple[int, bytes | None, float] | Failed:
-    """(status, content or None when it is too large, seconds that the server asks us to wait)."""
+    """Returns (status, content, seconds to wait as the server requests).
+
+    The content is None if it is too large.
+    """
     if self._session is None:
       raise AssertionError('a chat server is used inside `async with`')
     try:
@@ -330,7 +341,7 @@ class Server:
 
 
 def read_completion(content: bytes) -> Reply | Rejected:
-  """Reads a chat completion strictly: one choice's text, ended by the model itself."""
+  """Parses a chat completion strictly: one choice, whose text the model itself ended."""
   try:
     choice = orjson.loads(content)['choices'][0]
     message, finish = choice['message'], choice.get('finish_reason')
@@ -350,8 +361,9 @@ def read_completion(content: bytes) -> Reply | Rejected:
 
 
 def image_part(pixels: np.ndarray, quality: int) -> dict[str, Any]:
-  """uint8[H, W, 3] as a data URL in a message's content: a JPEG of this quality, or a PNG, which
-  keeps every pixel, at 0.
+  """Returns uint8[H, W, 3] as a data URL in a message's content.
+
+  It is a JPEG of the given quality. Quality 0 gives a PNG, which preserves every pixel.
   """
   buffer, kind = io.BytesIO(), 'jpeg' if quality else 'png'
   Image.fromarray(pixels).save(
@@ -366,7 +378,7 @@ def image_part(pixels: np.ndarray, quality: int) -> dict[str, Any]:
 
 
 def video_part(path: str) -> dict[str, Any]:
-  """A file that the server can read itself, as a `file://` video in a message's content."""
+  """Returns a `file://` video for a message's content. The server must be able to read the file."""
   return {
     'type': 'video_url',
     'video_url': {'url': 'file://' + urllib.parse.quote(str(pathlib.Path(path).absolute()))},
@@ -374,7 +386,7 @@ def video_part(path: str) -> dict[str, Any]:
 
 
 def text_part(text: str) -> dict[str, Any]:
-  """Text in a message's content."""
+  """Returns text for a message's content."""
   return {'type': 'text', 'text': text}
 
 
@@ -386,8 +398,9 @@ def _model_names(content: bytes | None) -> list[str]:
 
 
 def more(text: str, knob: str) -> dict[str, Any]:
-  """Further fields of a request, a JSON object as text; '' is none. Raises ConfigError, with the
-  knob's name, when it is no object.
+  """Returns further fields of a request, from a JSON object as text. '' gives no fields.
+
+  Raises ConfigError with the knob's name if the text is not an object.
   """
   try:
     value = orjson.loads(text) if text else {}
@@ -401,7 +414,7 @@ def more(text: str, knob: str) -> dict[str, Any]:
 
 
 def _retry_after(value: str) -> float:
-  """Seconds to wait, of a header that holds seconds or a date; 0 when it holds neither."""
+  """Returns the seconds to wait, from a header with seconds or a date. 0 for anything else."""
   if value.isascii() and value.replace('.', '', 1).isdigit() and len(value) < 7:
     return float(value)
   try:

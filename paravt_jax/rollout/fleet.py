@@ -21,17 +21,17 @@ __all__ = ['Fleet', 'FleetOptions', 'Member']
 
 
 class Fleet:
-  """The fleet of servers that a run uses. `counts`: lost (found dead, silent or wrong), restarts,
-  drained, back (served again).
+  """The fleet of servers that a run uses.
 
-      fleet = Fleet(members, control, router, staging.stage, options)
-      await fleet.open()                               # and watches from here on
-      await fleet.deliver(published, version, canary)  # after every step
-      fleet.check()                                    # now and then
-      await fleet.close()
+        fleet = Fleet(members, control, router, staging.stage, options)
+        await fleet.open()                               # and watches from here on
+        await fleet.deliver(published, version, canary)  # after every step
+        fleet.check()                                    # now and then
+        await fleet.close()
 
-  stage: turns a published version into the folder that the servers load; runs in a thread, raises
-  SyncError.
+  counts: lost (found dead, silent or wrong), restarts, drained, back (served again).
+  stage: turns a published version into the folder that the servers load. It runs in a thread and
+  raises SyncError.
   """
 
   def __init__(
@@ -52,12 +52,12 @@ class Fleet:
 
   @property
   def counts(self) -> collections.Counter[str]:
-    """Numbers of server events since the start."""
+    """Returns the number of server events since the start, by name."""
     return self._supervisor.counts
 
   @property
   def members(self) -> tuple[Member, ...]:
-    """As they are now: a restart changes a member's process, and may change its URL."""
+    """Returns the current members. A restart changes a member's process, and may change its URL."""
     return tuple(server.member for server in self._supervisor.servers)
 
   async def open(self, canary: Canary | None = None) -> None:
@@ -66,13 +66,13 @@ class Fleet:
     A killed run may have left servers paused.
 
     Args:
-      canary: expected on the weights that the servers were started with; None leaves that to the
-        first `deliver`.
+      canary: expected on the weights that the servers were started with. None leaves that to the
+      first `deliver`.
 
     Raises:
-      RolloutError: a server is not there, refuses the key, speaks another version or serves another
-        model.
-      ConfigError: memory_mb is less than a fresh server holds.
+      RolloutError: a server is not there, refuses the key, speaks another protocol version, or
+      serves another model.
+      ConfigError: memory_mb is less than a new server uses.
     """
     self._delivery.base = canary
     outcomes = await asyncio.gather(
@@ -127,7 +127,7 @@ class Fleet:
       ]
       outcomes = await asyncio.gather(*(self._offer(server, weights) for server in chosen))
       _refuse_unwanted(version, outcomes)
-      # Servers may be on their way back: one of them is enough.
+      # Servers may be about to come back, and one of them is enough.
       while not self._router.up_urls():
         self.check()
         await asyncio.sleep(min(self._options.every_s, 0.2))
@@ -151,7 +151,7 @@ class Fleet:
     return None
 
   def watch(self) -> asyncio.Task[None]:
-    """Starts the watch over all servers, once. It runs until `close`."""
+    """Starts to watch all servers, once. The watch runs until `close`."""
     return self._supervisor.watch()
 
   def check(self) -> None:

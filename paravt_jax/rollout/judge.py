@@ -21,11 +21,10 @@ Question: {question}
 Reference: {gold}
 Answer: {prediction}
 Reply with one last line, either "VERDICT: right" or "VERDICT: wrong"."""
-_VERDICT = re.compile(
-  r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)'
-)  # of a line's bare words
+# Patterns for a line after `_words`.
+_VERDICT = re.compile(r'(?:\d+ )?(?:(?:my|the|final) )*verdict (?:is )?(right|wrong)')
 _HEADING, _WORD = re.compile(r'(?:(?:my|the|final) )*verdict'), re.compile(r'right|wrong')
-_REPLY_BYTES = 1 << 20  # a longer reply is unread
+_REPLY_BYTES = 1 << 20  # a longer reply is not read
 _FENCE = re.compile(r'\s*(?:```|~~~)\s*\w*\s*')
 _PROBE = ('What colour is a ripe tomato?', 'red', 'It is red.')
 _WAYS_OUT = {
@@ -67,7 +66,7 @@ class JudgeOptions(Options):
 
   @classmethod
   def published(cls) -> 'JudgeOptions':
-    """No judge, and limits that suit a hosted one."""
+    """Returns options without a judge, and limits that suit a hosted one."""
     return cls(
       url='',
       model='',
@@ -85,7 +84,7 @@ class JudgeOptions(Options):
 class Verdict:
   """The judge's verdict on an answer."""
 
-  right: bool  # whether the prediction means the reference
+  right: bool  # whether the prediction means the same as the reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +92,29 @@ class JudgeFailure:
   """Why there is no verdict."""
 
   reason: str  # 'judge_connection', 'judge_timeout', 'judge_status' or 'judge_unreadable'
-  detail: str  # what came, in one line
+  detail: str  # what the server returned, in one line
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read(Reply):
-  """A completion whose verdict could be read."""
+  """A completion with a readable verdict."""
 
   verdict: Verdict
 
 
 class Judge:
-  """Use as `async with Judge(options) as judge`. `counts` holds verdicts and failures by name.
+  """A client of the judge. Use as `async with Judge(options) as judge`.
+
+  `counts` has verdicts and failures by name.
 
   Raises:
-    ConfigError: options.more is no JSON object.
+    ConfigError: options.more is not a JSON object.
   """
 
   def __init__(self, options: JudgeOptions):
     self._more = more(options.more, 'judge.more')
     self._sampling = Sampling(options.max_tokens, 0, 0)
+    # No limit on failures: a failure loses its episode but never ends the run.
     self._server = Server(
       ServerOptions(
         url=options.url,
@@ -127,7 +129,7 @@ class Judge:
         max_failures=LARGEST,
       ),
       '--config.judge',
-    )  # a failure costs its episode, never the run
+    )
     self.counts: collections.Counter[str] = collections.Counter()
 
   async def __aenter__(self):
@@ -138,11 +140,11 @@ class Judge:
     await self._server.__aexit__(*exception)
 
   async def check(self) -> None:
-    """Asks for one trivial verdict before the run starts.
+    """Requests one trivial verdict before the run starts.
 
     Raises:
-      RolloutError: none came that can be read; one line that says what came instead and which knobs
-        may help.
+      RolloutError: no readable verdict. One line has the server's answer and the knobs that may
+      help.
     """
     await self._server.probe(
       _messages(*_PROBE), self._sampling, self._more, _read, ways_out=_WAYS_OUT
@@ -154,14 +156,14 @@ class Judge:
     A blank prediction is wrong without a request.
 
     Raises:
-      RolloutError: the url is none.
+      RolloutError: the url is not valid.
     """
     if not prediction.strip():
       return Verdict(False)
     found = await self._server.complete(
       _messages(question, gold, prediction), self._sampling, self._more, _read
     )
-    if isinstance(found, Reply):  # `_read` gives no other Reply than this one
+    if isinstance(found, Reply):  # `_read` returns no other Reply than this one
       verdict = cast(_Read, found).verdict
       self.counts[f'right_{verdict.right}'.lower()] += 1
       return verdict
@@ -186,8 +188,9 @@ def _read(content: bytes) -> Reply | Rejected:
 
 
 def read_verdict(content: bytes) -> Verdict | JudgeFailure:
-  """Reads a chat completion: its last line must be the verdict, as asked for, in whatever Markdown;
-  thoughts are left out.
+  """Parses a chat completion: its last line must be the verdict, in any Markdown.
+
+  Thoughts are ignored.
   """
   try:
     choice = orjson.loads(content)['choices'][0]
@@ -209,8 +212,9 @@ def read_verdict(content: bytes) -> Verdict | JudgeFailure:
 
 
 def _verdict_of(text: str) -> Verdict | None:
-  """The verdict on the last line that holds a word, or below it as under a heading; None when there
-  is none.
+  """Returns the verdict on the last line with a word, or None.
+
+  Below a heading such as "Verdict", the line may be only "right" or "wrong".
   """
   if tags.THINK_OPEN in text[tags.after_think(text) :]:  # the thought has no end tag
     return None
@@ -225,7 +229,8 @@ def _verdict_of(text: str) -> Verdict | None:
 
 
 def _words(line: str) -> str:
-  """A line's words, lower case, one blank between them: Markdown, quotes and stops are none. A
-  question mark stays, as doubt does.
+  """Returns a line's words in lower case, separated by one space.
+
+  Markdown, quotes and periods are removed. A question mark stays, because it expresses doubt.
   """
   return ' '.join(re.findall(r'[^\W_]+|\?', re.sub(r'(?<=\w)/(?=\w)', ' or ', line.lower())))

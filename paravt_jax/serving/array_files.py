@@ -1,7 +1,7 @@
-"""How the arrays of a weight version lie on the disk: one file of bytes per shard.
+"""Reads and writes the arrays of a weight version on disk: one file of bytes per shard.
 
-Orbax writes them as uncompressed Zarr, so a reader needs no more than the manifest and the files.
-Several processes write into one folder, each the shards that it has.
+Orbax writes them as uncompressed Zarr, so a reader needs only the manifest and the files. Several
+processes write into one folder, each its own shards.
 """
 
 import errno
@@ -65,7 +65,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def snapshot(leaf: Any) -> Any:
-  """A copy in host memory: of an accelerator's array its shards, pinned."""
+  """Returns a copy in host memory. An accelerator's array is copied by shard to pinned memory."""
   if not isinstance(leaf, jax.Array):
     return np.array(leaf)
   platform = next(iter(leaf.sharding.device_set)).platform
@@ -81,7 +81,7 @@ def whole(leaf: Any) -> np.ndarray:
 
 
 def write(folder: pathlib.Path, named: Mapping[str, Any]) -> dict[str, Entry]:
-  """Writes what this process has of the arrays into an empty folder.
+  """Writes this process's part of the arrays into an empty folder.
 
   Returns:
     The entries of all arrays, with the shards and hashes of this process.
@@ -111,7 +111,7 @@ def _refuse_too_large(folder: pathlib.Path, named: Mapping[str, Any]) -> None:
 
 
 def _largest_shard(leaf: Any) -> int:
-  """Bytes of the largest file that an array becomes."""
+  """Returns the bytes of the largest file that an array becomes."""
   shape = leaf.sharding.shard_shape(leaf.shape) if isinstance(leaf, jax.Array) else leaf.shape
   return math.prod(shape) * leaf.dtype.itemsize
 
@@ -130,7 +130,10 @@ def _entries(named: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
-  """Of every part of the array that some process must hash, those that are this one's."""
+  """Returns the (index, values) of the shards that this process must hash.
+
+  Exactly one process hashes each part of the array.
+  """
   if isinstance(leaf, jax.Array):
     return [
       (manifest.shard_index(shard.index, leaf.shape), np.asarray(shard.data))
@@ -145,11 +148,12 @@ def _own_shards(leaf: Any) -> list[tuple[manifest.Index, np.ndarray]]:
 
 
 def layout(page: Manifest) -> list[tuple[str, Shard, str]]:
-  """(name, shard, file) of all shards: an uncompressed Zarr chunk is the bytes of its shard in
-  row-major order.
+  """Returns (name, shard, file) of all shards.
+
+  An uncompressed Zarr chunk contains the bytes of its shard in row-major order.
 
   Raises:
-    ValueError: a file has another size than its shard, or the shards are not the whole array.
+    ValueError: a file and its shard differ in size, or the shards are not the whole array.
   """
   found = []
   for name, entry in page.arrays.items():
@@ -170,7 +174,7 @@ def layout(page: Manifest) -> list[tuple[str, Shard, str]]:
 
 
 def reason(error: BaseException) -> str:
-  """An error of the store in one line."""
+  """Formats an error of the store as one line."""
   return ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:400]
 
 
@@ -178,16 +182,16 @@ def read(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
   """Reads and checks the arrays of a published version, in one pass over the files.
 
   Args:
-    folder: `weights/<version>`, which holds the folder of the arrays.
+    folder: `weights/<version>`, which contains the folder of the arrays.
 
   Raises:
-    SyncError: a file cannot be read, or an array is not finite or not what was published.
+    SyncError: a file cannot be read, an array is not finite, or it differs from what was published.
   """
   named = {name: np.empty(entry.shape, entry.dtype) for name, entry in page.arrays.items()}
   try:
     files = layout(page)
-    # Each file goes straight into its place in the whole array, or through a buffer where that
-    # place is not one run of bytes.
+    # Each file is read straight into its place in the whole array, or through a buffer if that
+    # place is not contiguous.
     places = [
       named[name][tuple(slice(start, stop) for start, stop in shard.index)]
       for name, shard, _ in files

@@ -27,22 +27,22 @@ class Canary:
 
   input_ids: tuple[int, ...]  # unexpanded, with one placeholder for the image
   image: np.ndarray  # uint8[H, W, 3]
-  banned_ids: tuple[int, ...]  # are not sampled
+  banned_ids: tuple[int, ...]  # ids that are never sampled
   output_ids: tuple[int, ...]  # the n most likely ids in turn
   logprobs: tuple[float, ...]  # of output_ids, in nats, at temperature 1
-  # nats between each id and the runner-up; below the tolerance either id is right
+  # nats between each id and the runner-up. Below the tolerance either id is right.
   margins: tuple[float, ...]
 
   def to_json(self) -> dict[str, Any]:
-    """For a manifest."""
+    """Returns the canary as JSON values for a manifest."""
     return {**dataclasses.asdict(self), 'image': encode_image(self.image)}
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> 'Canary':
-    """Reads what `to_json` wrote.
+    """Reads the output of `to_json`.
 
     Raises:
-      SyncError: it is broken.
+      SyncError: the values are broken.
     """
     try:
       numbers = {
@@ -67,7 +67,7 @@ class Canary:
       ) from error
 
   def request(self, rid: str) -> GenerateRequest:
-    """The request whose reply `problem` judges."""
+    """Returns the request for a server. `problem` judges its reply."""
     return GenerateRequest(
       rid=rid,
       input_ids=list(self.input_ids),
@@ -94,7 +94,7 @@ class Canary:
       return f'got {len(reply.output_ids)} tokens, wanted {len(self.output_ids)}'
     for place, (token, wanted) in enumerate(zip(reply.output_ids, self.output_ids)):
       gap = abs(reply.logprobs[place] - self.logprobs[place])
-      if not gap <= tolerance:  # nan is a disagreement too
+      if not gap <= tolerance:  # nan also counts as disagreement
         return (
           f'token {place}: log-prob {reply.logprobs[place]:.6g}, the learner says '
           f'{self.logprobs[place]:.6g} '
@@ -111,11 +111,12 @@ class Canary:
 
 
 def canary_image(patches: int) -> np.ndarray:
-  """uint8[H, 32, 3], the canary's image: noise, so that no two patches are alike, and higher than
-  wide where that fits.
+  """Returns uint8[H, 32, 3], the canary's image.
+
+  It is noise, so that no two patches are alike. It is higher than wide if the limit allows it.
 
   Args:
-    patches: 16x16 patches that an image may have; at least 4.
+    patches: maximum number of 16x16 patches of an image; at least 4.
   """
   height = 64 if patches >= 8 else 32
   return np.random.Generator(np.random.PCG64(20260521)).integers(0, 256, (height, 32, 3), np.uint8)

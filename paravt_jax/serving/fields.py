@@ -14,7 +14,7 @@ import orjson
 
 from paravt_jax.errors import RolloutError
 
-LARGEST_BIAS = 1e30  # divided by the lowest temperature it is still a float32
+LARGEST_BIAS = 1e30  # divided by the lowest temperature it still fits float32
 LARGEST_VERSION = 2**31 - 1  # versions travel as int32
 _ID = re.compile(r'0|[1-9][0-9]{0,9}')
 
@@ -24,8 +24,9 @@ class RequestError(RolloutError):
 
 
 class _Short(reprlib.Repr):
-  """A bounded `repr`: of lists and objects only the first level, of long texts and numbers the
-  ends.
+  """A bounded `repr`.
+
+  It shows the first level of lists and objects, and both ends of long texts and numbers.
   """
 
   def __init__(self):
@@ -52,15 +53,14 @@ def json_object(where: str, raw: bytes) -> dict[str, Any]:
   """Parses a body as a JSON object. An empty body is an empty object.
 
   Raises:
-    RequestError: not JSON (NaN and numbers beyond a double are none), not UTF-8, nested too deeply,
-      no object, or an object with a key twice.
+    RequestError: the body is not JSON (NaN and numbers beyond a double are not allowed), not UTF-8,
+    nested too deeply, not an object, or an object with a repeated key.
   """
   try:
     body = orjson.loads(raw) if raw else {}
     if raw:
-      json.loads(
-        raw, object_pairs_hook=lambda pairs: _once(where, pairs)
-      )  # orjson takes the last of two equal keys
+      # Search for repeated keys, because orjson silently uses the last one.
+      json.loads(raw, object_pairs_hook=lambda pairs: _once(where, pairs))
   except RecursionError as error:
     raise RequestError(
       f'{where}: the body is nested too deeply, wanted an object of a few levels'
@@ -107,7 +107,7 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-  """true or false."""
+  """Returns true or false."""
   if not isinstance(value, bool):
     raise RequestError(f'{name}: got {short_repr(value)}, wanted true or false')
   return value
@@ -121,7 +121,7 @@ def section(name: str, value: Any) -> dict[str, Any]:
 
 
 def text(name: str, value: Any) -> str:
-  """A string of at least one character."""
+  """Returns a string of at least one character."""
   if not isinstance(value, str) or not value:
     raise RequestError(f'{name}: got {short_repr(value)}, wanted a string that is not empty')
   return value
@@ -136,7 +136,7 @@ def texts(name: str, value: Any) -> list[str]:
 
 
 def ids(name: str, value: Any, vocab_size: int) -> list[int]:
-  """Token ids of the vocabulary."""
+  """Returns token ids of the vocabulary."""
   if not isinstance(value, list) or not all(type(token) is int for token in value):
     raise RequestError(f'{name}: got {short_repr(value)}, wanted one flat list of integers')
   if value and (min(value) < 0 or max(value) >= vocab_size):
@@ -146,7 +146,7 @@ def ids(name: str, value: Any, vocab_size: int) -> list[int]:
 
 
 def biases(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], ...]:
-  """(id, bias) pairs, sorted, of an object of ids to numbers that float32 holds."""
+  """Returns sorted (id, bias) pairs of an object that maps ids to numbers within float32."""
   pairs = []
   for key, bias in section(name, value).items():
     if not isinstance(key, str) or not _ID.fullmatch(key) or int(key) >= vocab_size:
@@ -159,10 +159,10 @@ def biases(name: str, value: Any, vocab_size: int) -> tuple[tuple[int, float], .
 
 
 def version(name: str, value: Any) -> int:
-  """A weight version: a number in 0..2**31 - 1, as digits or as an integer.
+  """Returns a weight version: a number in 0..2**31 - 1, given as digits or as an integer.
 
   Raises:
-    ValueError: anything else. (This one also reads replies, so it is no RequestError.)
+    ValueError: for anything else. (Not RequestError, because this function also reads replies.)
   """
   if isinstance(value, str) and _ID.fullmatch(value):
     value = int(value)
@@ -175,5 +175,5 @@ def version(name: str, value: Any) -> int:
 
 
 def finite(values: Collection[float]) -> bool:
-  """Whether all numbers are finite."""
+  """Returns whether all numbers are finite."""
   return all(map(math.isfinite, values))

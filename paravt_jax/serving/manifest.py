@@ -30,7 +30,7 @@ FILE = 'manifest.json'
 FORMAT = 3  # increases when the manifest changes
 DTYPES = ('bfloat16', 'float32')
 HASHERS = 4  # threads; hashing releases the GIL
-_BLOCK = 4 << 20  # bytes that one thread hashes at once
+_BLOCK = 4 << 20  # bytes that one thread hashes at a time
 _SMALL = 1 << 20  # files up to this size are hashed whole
 _DIGEST_BYTES = 16
 
@@ -55,30 +55,31 @@ class Entry:
   shards: tuple[Shard, ...]  # together they cover the whole array
 
   def text(self) -> str:
-    """'float32[8, 30]'."""
+    """Formats the entry as 'float32[8, 30]'."""
     return f'{self.dtype}{list(self.shape)}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """The manifest of a published version. The module explains its fields."""
+  """The manifest of a published version. The module docstring explains its fields."""
 
   version: int
-  arrays: dict[str, Entry]  # name -> what is published
+  arrays: dict[str, Entry]  # name -> the published array
   frozen: dict[str, str]  # name -> hash of the model's other arrays
   canary: dict[str, Any] | None  # as JSON
   files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
 
   @property
   def tree(self) -> str:
-    """The model's identity: the same weights, published in the same dtype and shards, have the same
-    one.
+    """Returns the model's identity.
+
+    The same weights, published in the same dtype and shards, have the same identity.
     """
     arrays = {name: dataclasses.asdict(entry) for name, entry in self.arrays.items()}
     return _text_hash(json.dumps([arrays, self.frozen], sort_keys=True))
 
   def to_text(self) -> str:
-    """The page, byte for byte what `read` accepts."""
+    """Returns the file's text, byte for byte what `read` accepts."""
     arrays = {
       name: {
         'shape': entry.shape,
@@ -150,13 +151,13 @@ def parse(page: dict[str, Any]) -> Manifest:
 
 
 def leaves(tree: Params) -> dict[str, Any]:
-  """The leaves of a tree by their path, 'text/embed/embedding' and the like."""
+  """Returns the leaves of a tree by path, such as 'text/embed/embedding'."""
   flat = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
 
 
 def nest(named: Mapping[str, Any]) -> Params:
-  """The tree of nested dicts whose `leaves` these are."""
+  """Returns the tree of nested dicts that `leaves` flattens to the given names."""
   tree: Params = {}
   for name, leaf in named.items():
     *parents, last = name.split('/')
@@ -165,7 +166,9 @@ def nest(named: Mapping[str, Any]) -> Params:
 
 
 def inspect(arrays: Sequence[np.ndarray]) -> list[tuple[str, bool]]:
-  """Of each array: the hash of its bytes in row-major order, and whether all its values (float32 or
+  """Returns (hash, finite) per array.
+
+  The hash covers the array's bytes in row-major order. `finite` says whether all values (float32 or
   bfloat16) are finite.
   """
   with ThreadPoolExecutor(HASHERS) as pool:
@@ -173,11 +176,12 @@ def inspect(arrays: Sequence[np.ndarray]) -> list[tuple[str, bool]]:
 
 
 def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tuple[str, bool]]:
-  """Reads into each contiguous array the bytes of its file, and inspects each block while it is in
-  the processor's cache.
+  """Reads each file into its contiguous array. Returns (hash, finite) per array, as `inspect`.
+
+  It inspects each block while the block is in the processor's cache.
 
   Raises:
-    OSError: a file cannot be read, or is too short.
+    OSError: a file cannot be read or is too short.
   """
   with contextlib.ExitStack() as stack:
     opened = [stack.enter_context(file.open('rb', buffering=0)).fileno() for file in files]
@@ -189,10 +193,10 @@ def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tu
 def frozen_hashes(named: Mapping[str, Any]) -> dict[str, str]:
   """Returns hashes that compare arrays between processes.
 
-  They are over values rounded to bfloat16, so the stored dtype does not matter.
+  They cover values rounded to bfloat16, so the stored dtype does not matter.
 
   Args:
-    named: whole arrays by name, numpy or jax ones that this process can address.
+    named: name -> whole array, of numpy or of jax if this process can address it.
   """
   with ThreadPoolExecutor(HASHERS) as pool:
     return {
@@ -206,8 +210,10 @@ def _in_blocks(
   arrays: Sequence[np.ndarray],
   functions: Sequence[Callable[[np.ndarray, int], Any]],
 ) -> list[Any]:
-  """Runs each array's function over its blocks (block, its first byte), so that one large array
-  keeps every thread busy; joins the results by array.
+  """Calls each array's function with its blocks (block, its first byte). Joins the results by
+  array.
+
+  Blocks let one large array use every thread.
   """
   calls = []
   for array, function in zip(arrays, functions, strict=True):
@@ -251,8 +257,9 @@ def _read_block(file: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
 
 
 def finite(block: np.ndarray) -> bool:
-  """Whether float32 or bfloat16 values are all finite. Two maxima of the bits: a quarter of the
-  time of isfinite.
+  """Returns whether float32 or bfloat16 values are all finite.
+
+  Two maxima over the bits take a quarter of the time of isfinite.
   """
   if not block.size:
     return True
@@ -269,10 +276,10 @@ def finite(block: np.ndarray) -> bool:
 
 
 def list_files(folder: pathlib.Path) -> dict[str, tuple[int, str | None]]:
-  """Every file below `folder`: its size, and its hash when it is small.
+  """Lists every file below `folder`: its size, and its hash if it is small.
 
   Raises:
-    OSError: one cannot be read.
+    OSError: a file cannot be read.
   """
   found = {}
   for path in sorted(path for path in folder.rglob('*') if not path.is_dir()):
@@ -285,7 +292,7 @@ def list_files(folder: pathlib.Path) -> dict[str, tuple[int, str | None]]:
 
 
 def shard_index(index: Iterable[slice], shape: Sequence[int]) -> Index:
-  """Slices of an array of this shape as [start, stop) pairs."""
+  """Returns the slices of an array of this shape as [start, stop) pairs."""
   return tuple(one.indices(size)[:2] for one, size in zip(index, shape))
 
 

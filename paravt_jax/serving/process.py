@@ -1,4 +1,4 @@
-"""Servers as child processes: each has its own session, and ends together with its children."""
+"""Runs servers as child processes. Each has its own session and ends together with its children."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,14 @@ import psutil
 
 from paravt_jax.errors import RolloutError
 
-_TAIL = 12  # lines of the log that an error shows
+_TAIL = 12  # lines of the log in an error message
 _POLL_S = 0.05
 _KILLED_S = 5.0  # seconds to wait for the end of a killed process
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerProcess:
-  """A running server of ours."""
+  """A server process that this run started."""
 
   url: str  # without a trailing slash
   process: subprocess.Popen
@@ -28,53 +28,55 @@ class ServerProcess:
 
   @property
   def alive(self) -> bool:
-    """Whether the process runs. Its children are not checked, because they end with it."""
+    """Returns whether the process runs. Its children are not checked, because they end with it."""
     return not ended(self.process)
 
   @property
   def pid(self) -> int:
-    """Of the process that was started; it leads the session that holds its children."""
+    """Returns the id of the started process, which leads the session of its children."""
     return self.process.pid
 
   def stop(self, grace_s: float) -> None:
-    """Asks the server to end (running requests are aborted) and kills what is left of its group
-    after `grace_s` seconds.
+    """Asks the server to end, which aborts running requests. Kills the rest after `grace_s`
+    seconds.
 
-    When it returns, neither the process nor one of its group lives. Ending twice is no error.
+    On return, no process of its group is alive. A second call is no error.
     """
     end(self.process, grace_s)
 
   def tail(self) -> str:
-    """The last lines of its log; empty when there is none."""
+    """Returns the last lines of the log. Empty if there is no log."""
     return tail(self.log)
 
   def memory_mb(self) -> float:
-    """MiB that the process and all its descendants hold: shared pages are counted once (PSS),
-    resident ones where the system does not tell shares. 0 when it has ended.
+    """Returns the MiB of memory of the process and all its descendants. 0 after its end.
+
+    Shared pages count once (PSS). Resident memory counts if the system does not report PSS.
     """
     return sum(_memory_bytes(member) for member in _family(self.pid)) / 2**20
 
 
 def _memory_bytes(process: psutil.Process) -> int:
-  """Bytes; 0 for one that ended meanwhile."""
+  """Returns a process's memory in bytes. 0 if it has ended."""
   try:
     try:
       full = process.memory_full_info()
       return getattr(full, 'pss', full.rss)
     except psutil.AccessDenied:
       return process.memory_info().rss
-  except psutil.NoSuchProcess:  # a zombie is one, too
+  except psutil.NoSuchProcess:  # also raised for a zombie
     return 0
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) -> subprocess.Popen:
-  """Starts `command` as the leader of a new session, with nothing to read and `log` to append to.
+  """Starts `command` as the leader of a new session, with empty stdin. Its output is appended to
+  `log`.
 
   Args:
     env: the whole environment of the child.
 
   Raises:
-    RolloutError: it cannot be started, or the log cannot be written.
+    RolloutError: the command cannot be started, or the log cannot be written.
   """
   try:
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +103,13 @@ def wait_until(
   deadline_s: float,
   what: str,
 ) -> None:
-  """Waits until `ready()` is true, and checks twenty times a second. `what` names the server in
-  errors.
+  """Waits until `ready()` is true. It checks twenty times a second.
+
+  It does not end the process. `what` names the server in errors.
 
   Raises:
-    RolloutError: it ended, or was not ready within `deadline_s` seconds; the end of its log is
-      shown. It is not ended here.
+    RolloutError: the process ended, or was not ready within `deadline_s` seconds. The message
+    contains the end of its log.
   """
   deadline = time.monotonic() + deadline_s
   while not ready():
@@ -136,7 +139,7 @@ def ended(process: subprocess.Popen) -> bool:
     return True
   try:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-  except ChildProcessError:  # reaped by someone else
+  except ChildProcessError:  # another thread reaped it
     return True
 
 
@@ -151,11 +154,11 @@ def end(process: subprocess.Popen, grace_s: float) -> None:
     while not ended(process) and time.monotonic() < deadline:
       time.sleep(_POLL_S)
   with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, signal.SIGKILL)  # `start` made it the leader: its id is the group's
+    # The process leads its group, so its id is the group's id.
+    os.killpg(process.pid, signal.SIGKILL)
   process.wait()
-  deadline = (
-    time.monotonic() + _KILLED_S
-  )  # those that are not our own children vanish a moment later
+  # Processes that are not our children disappear a moment later.
+  deadline = time.monotonic() + _KILLED_S
   while any(_runs(member) for member in family) and time.monotonic() < deadline:
     time.sleep(_POLL_S)
 
@@ -177,7 +180,7 @@ def _runs(member: psutil.Process) -> bool:
 
 
 def tail(log: pathlib.Path) -> str:
-  """The last lines of a log; empty when there is none."""
+  """Returns the last lines of a log. Empty if there is no log."""
   try:
     return '\n'.join(log.read_text(errors='replace').splitlines()[-_TAIL:])
   except FileNotFoundError:

@@ -18,10 +18,10 @@ from paravt_jax.serving import fields
 from paravt_jax.serving.fields import RequestError
 from paravt_jax.video import image_files
 
-BANNED_BIAS = -1e9  # as logit_bias; far below any logit, finite because JSON has no infinity
-FIRST_VERSION = 'default'  # SGLang's name for weights that were never updated; ours is version 0
+BANNED_BIAS = -1e9  # as logit_bias: far below any logit, and finite because JSON has no infinity
+FIRST_VERSION = 'default'  # SGLang's name for weights that were never updated; here version 0
 LEAST_TEMPERATURE = (
-  1e-6  # below it SGLang is greedy, and so are we: logits / temperature must stay a float32
+  1e-6  # Below it SGLang is greedy, and so are we: logits / temperature must fit float32.
 )
 
 _MOST_PATCHES = 1 << 18  # 8192x8192; servers may have a lower limit
@@ -61,7 +61,7 @@ _REQUEST_KEYS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class GenerateRequest:
-  """One context to continue."""
+  """One context to continue by sampling."""
 
   rid: str  # unique among running requests
   input_ids: list[int]  # unexpanded
@@ -74,11 +74,12 @@ class GenerateRequest:
   stop_token_ids: tuple[int, ...]  # end the reply and belong to it
   banned_ids: tuple[int, ...]  # are never sampled
   seed: int  # makes the result repeatable
-  ignore_eos: bool  # whether the end-of-text ids of the server do not end the reply
+  ignore_eos: bool  # whether the server's end-of-text ids do not end the reply
 
   def to_json(self, encoded_images: Sequence[object] | None = None) -> dict[str, Any]:
-    """The body of POST /generate. `encoded_images` (from `encode_image`) spares encoding the same
-    frames again.
+    """Returns the body of POST /generate.
+
+    `encoded_images` (from `encode_image`) avoids encoding the same frames again.
     """
     images = (
       [encode_image(image) for image in self.images] if encoded_images is None else encoded_images
@@ -105,14 +106,14 @@ class GenerateRequest:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateReply:
-  """What was sampled."""
+  """The sampled tokens of one request."""
 
   output_ids: list[int]  # n ids, stop token included
   logprobs: list[float]  # n floats: of logits / temperature, with banned ids masked
   finish: str  # stop | length | abort
   prompt_tokens: int  # images expanded
-  cached_tokens: int  # of the prompt, that were not computed for this request
-  image_tokens: int  # of the prompt, that stand for images
+  cached_tokens: int  # of the prompt, read from the cache
+  image_tokens: int  # of the prompt, from images
   weight_versions: list[tuple[int, int, int]]  # (version, start, end) spans over the ids, in order
   retractions: int = 0  # how often an update interrupted it
 
@@ -121,13 +122,14 @@ class GenerateReply:
     """Reads a reply of either server.
 
     Raises:
-      RolloutError: a field is missing, or ids and log-probs disagree in number.
+      RolloutError: a field is missing, or ids and log-probs differ in number.
     """
     try:
       meta = reply['meta_info']
       ids = [int(token) for token in reply['output_ids']]
       logprobs = [float(entry[0]) for entry in meta.get('output_token_logprobs') or ()]
       finish = meta['finish_reason']['type']
+      # (version, start, end) spans over the ids; one span if no update interrupted the request.
       whole = {'version': meta.get('weight_version', FIRST_VERSION), 'start': 0, 'end': len(ids)}
       spans = meta.get('weight_versions') or [whole]
       versions = [
@@ -152,8 +154,9 @@ class GenerateReply:
     return cls(ids, logprobs, finish, counts[0], counts[1], counts[2], versions, counts[3])
 
   def to_json(self, rid: str, reason: Mapping[str, Any] | None, latency: float) -> dict[str, Any]:
-    """The body that a server answers. `reason` is SGLang's finish_reason object, None while more is
-    to come; latency in seconds.
+    """Returns the body of a server's reply.
+
+    `reason` is SGLang's finish_reason object, or None if more tokens follow. Latency is in seconds.
     """
     return {
       'text': '',
@@ -180,7 +183,7 @@ class GenerateReply:
     }
 
   def versions(self) -> np.ndarray:
-    """int32[n]: the weight version that sampled each token."""
+    """Returns int32[n]: the weight version that sampled each token."""
     versions_T = np.zeros(len(self.output_ids), np.int32)
     for version, start, end in self.weight_versions:
       versions_T[start:end] = version
@@ -188,27 +191,31 @@ class GenerateReply:
 
 
 def version_number(text: str | int) -> int:
-  """A weight version as a number; SGLang's 'default' (never updated) is 0. Raises ValueError for
-  anything else.
+  """Returns a weight version as a number. SGLang's 'default' (never updated) is 0.
+
+  Raises ValueError for anything else.
   """
   return 0 if text == FIRST_VERSION else fields.version('weight_version', text)
 
 
 def encode_image(image: np.ndarray) -> str:
-  """uint8[H, W, 3] as base64 PNG: lossless, so the server sees the learner's very pixels."""
+  """Encodes uint8[H, W, 3] as base64 PNG. It is lossless, so the server sees the learner's exact
+  pixels.
+  """
   buffer = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(image)).save(buffer, 'PNG', compress_level=1)
   return base64.b64encode(buffer.getvalue()).decode('ascii')
 
 
 def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
-  """base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3], as `image_files.rgb`
-  reads any mode.
+  """Decodes base64 PNG or JPEG (with or without a data: header) to uint8[H, W, 3].
+
+  `image_files.rgb` converts any color mode.
 
   Raises:
-    RequestError: not base64, not a still PNG or JPEG, cut off, of a side that is no multiple of 32
-      (nothing is resized here), or of more than `max_patches` patches of 16x16. The size is taken
-      from the header, before anything is decoded.
+    RequestError: the text is not base64, or not a still PNG or JPEG, or it is incomplete. Also if a
+    side is not a multiple of 32 (nothing is resized here), or if the image has more than
+    `max_patches` patches of 16x16. The size is read from the header before anything is decoded.
   """
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:
@@ -251,7 +258,7 @@ class ParsedGenerate:
 
   rid: str | None  # None where the body has none
   input_ids: list[int]
-  image_data: list[str]  # base64 still
+  image_data: list[str]  # base64 images
   temperature: float
   top_p: float
   top_k: int
@@ -265,10 +272,10 @@ class ParsedGenerate:
 
 
 def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
-  """Checks a `/generate` body and fills SGLang's defaults.
+  """Checks a `/generate` body and fills in SGLang's defaults.
 
   Raises:
-    RequestError: an unknown key, a wrong type, or a value out of range, named in one line.
+    RequestError: an unknown key, a wrong type, or a value out of range. One line names it.
   """
   if not isinstance(body, dict):
     raise RequestError(f'/generate: got {fields.short_repr(body)}, wanted a JSON object')
@@ -281,6 +288,7 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
     raise RequestError('input_ids: got no ids, wanted at least one')
   temperature = fields.number('temperature', params.get('temperature', 1.0), 0.0, 100.0)
   seed, rid = params.get('sampling_seed'), body.get('rid')
+  # Missing fields get SGLang's defaults.
   return ParsedGenerate(
     rid=None if rid is None else fields.text('rid', rid),
     input_ids=input_ids,

@@ -34,47 +34,44 @@ from paravt_jax.serving.manifest import Manifest, Params
 
 MANIFEST = manifest.FILE
 _FAILED = 'failed'
-_PATIENCE_S = 600.0  # for the other processes to finish their part
+_PATIENCE_S = 600.0  # wait for the other processes to finish their part
 _POLL_S = 0.02
-_WRITE_ERRORS = (
-  OSError,
-  ValueError,
-  RuntimeError,
-)  # Orbax's store raises its own type for a full disk
+# Orbax's store raises its own type for a full disk.
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 read_manifest = manifest.read
 
 
 class Pending:
-  """A version on its way to the disk."""
+  """A version that is being written to the disk."""
 
   def __init__(self, future: 'Future[pathlib.Path]'):
     self._future = future
 
   @property
   def done(self) -> bool:
-    """Whether `result` would answer at once."""
+    """Returns whether `result` would return at once."""
     return self._future.done()
 
   def result(self) -> pathlib.Path:
     """Waits for the write. Returns the published folder.
 
     Raises:
-      SyncError: the folder cannot be written; nothing half-written stays, earlier versions are
-        untouched.
+      SyncError: the folder cannot be written. No partial version remains, and earlier versions are
+      unchanged.
     """
     return self._future.result()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """All that the writing thread needs."""
+  """Everything that the writing thread needs."""
 
   target: pathlib.Path  # the folder of the version
-  partial: pathlib.Path  # the folder that becomes it
+  partial: pathlib.Path  # written first, then renamed to `target`
   version: int
-  named: dict[str, Any]  # arrays that nobody else touches
-  frozen: dict[str, str]  # name -> hash of what is not written
+  named: dict[str, Any]  # arrays that no other code changes
+  frozen: dict[str, str]  # name -> hash of an array that is not written
   canary: dict[str, Any] | None
 
 
@@ -102,9 +99,9 @@ class Publisher:
     Args:
       version: the name of the folder; a version that exists is replaced.
       params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its
-        dtype.
+      dtype.
       frozen: the model's other arrays. They are hashed (once per tree object) and never written.
-      canary: anything JSON can hold, kept in the manifest.
+      canary: any JSON value, stored in the manifest.
 
     Raises:
       SyncError: the folder cannot be made, or an array is of another dtype.
@@ -112,7 +109,7 @@ class Publisher:
     return self._begin(version, params, frozen, canary, copy=True)
 
   def close(self) -> None:
-    """Waits for the write that is under way."""
+    """Waits for the current write."""
     self._thread.shutdown()
 
   def __enter__(self) -> 'Publisher':
@@ -213,18 +210,19 @@ def save(
   frozen: Params | None = None,
   canary: dict[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Publishes `params` as `folder/<version>/` and waits for it; see Publisher. Saves the copy, as
-  nobody changes them meanwhile.
+  """Publishes `params` as `folder/<version>/` and waits for it; see Publisher.
+
+  It does not copy the arrays, because no other code changes them meanwhile.
 
   Raises:
-    SyncError: the folder cannot be written; nothing half-written stays.
+    SyncError: the folder cannot be written. No partial version remains.
   """
   with Publisher(folder, keep=keep) as publisher:
     return publisher._begin(version, params, frozen, canary, copy=False).result()
 
 
 def versions(folder: str | os.PathLike) -> list[int]:
-  """The published versions, unsorted; an absent folder has none."""
+  """Returns the published versions, unsorted. Empty for a missing folder."""
   folder = pathlib.Path(folder)
   found = folder.iterdir() if folder.is_dir() else ()
   return [int(path.name) for path in found if path.name.isdecimal() and (path / MANIFEST).is_file()]
@@ -238,18 +236,18 @@ def load(
   Args:
     folder: `weights/<version>`.
     abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names
-      and shapes.
-    frozen: what the reader has of its own, by name: arrays, or functions that return an array's
-      `manifest.frozen_hashes` hash (asked only where a version leaves that array out). None: every
-      array must be published.
+    and shapes.
+    frozen: the reader's own arrays by name, or functions that return an array's
+    `manifest.frozen_hashes` hash. A function is called only if a version leaves out its array.
+    None: every array must be published.
 
   Returns:
-    The version and the tree of numpy arrays, float32 or bfloat16 as published; frozen ones are not
-    in it.
+    The version and the tree of numpy arrays, float32 or bfloat16 as published. Frozen arrays are
+    not in it.
 
   Raises:
-    SyncError: it is missing, unreadable, of another model, not finite, or not what was published;
-      the array is named.
+    SyncError: the version is missing, unreadable, of another model, not finite, or not what was
+    published. The message names the array.
   """
   folder = pathlib.Path(folder).absolute()
   page = manifest.read(folder)

@@ -1,6 +1,6 @@
 """Starts SGLang servers.
 
-SGLang has a separate environment (third_party/sglang), and this module imports nothing of it.
+SGLang has its own environment (third_party/sglang). This module does not import SGLang.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ DEVICES = ('cpu', 'cuda')
 _DROPPED = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV', '__PYVENV_LAUNCHER__')
 _CLASH = 'address already in use'
 _HEALTH_S = 5.0
-_EDGE = 2  # tokens of its context length that SGLang never fills
+_EDGE = 2  # tokens of its context length that SGLang never uses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,10 @@ class EngineOptions(Options):
 
   @classmethod
   def published(cls) -> 'EngineOptions':
-    """8B in bfloat16 on one 80 GB device each; the cache takes 36 GiB."""
+    """Returns settings for the 8B model in bfloat16, one 80 GB device per server.
+
+    The cache takes 36 GiB.
+    """
     return cls(
       python='.venv-sglang/bin/python',
       device='cuda',
@@ -101,8 +104,9 @@ def _check(options: SGLangOptions) -> None:
 
 
 def command(options: SGLangOptions, parent_pid: int) -> list[str]:
-  """The command line; `options.port` is a real one by now. The launcher ends the server when
-  `parent_pid` is gone.
+  """Returns the command line. `options.port` must be a real port here.
+
+  The launcher ends the server when process `parent_pid` is gone.
   """
   o = options
   words = [
@@ -125,7 +129,7 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
     '--context-length',
     str(o.context_length + _EDGE),
     '--max-total-tokens',
-    str(o.max_total_tokens),  # required: by default a CPU server takes most of the memory
+    str(o.max_total_tokens),  # required, because a CPU server takes most of the memory by default
     '--max-running-requests',
     str(o.max_running_requests),
     '--mem-fraction-static',
@@ -136,7 +140,7 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
   if o.device == 'cpu':
     words += [
       '--attention-backend',
-      'torch_native',  # the default wants kernels that only a source build has
+      'torch_native',  # the default needs kernels that exist only in a source build
       '--sampling-backend',
       'pytorch',
       '--sleep-on-idle',
@@ -154,17 +158,17 @@ def environment(options: SGLangOptions, base: Mapping[str, str]) -> dict[str, st
   ours = {
     'SGLANG_VLM_CACHE_SIZE_MB': str(
       options.vision_cache_mb
-    ),  # kept image features outlive a weight update
-    # else /health samples a token: 20 s and 503 while paused
+    ),  # cached image features survive a weight update
+    # else /health samples a token, takes 20 s, and returns 503 while paused
     'SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION': '0',
-    'HF_HUB_OFFLINE': '1',  # a wrong path fails at once; nothing is fetched
-    'OMP_NUM_THREADS': str(options.threads),  # each process would take all cores
-    'NO_PROXY': _without_proxy(options.host, base.get('NO_PROXY')),  # it warms itself up over HTTP
+    'HF_HUB_OFFLINE': '1',  # a wrong path fails at once; nothing is downloaded
+    'OMP_NUM_THREADS': str(options.threads),  # else each process would take all cores
+    'NO_PROXY': _without_proxy(options.host, base.get('NO_PROXY')),  # its warm-up uses HTTP
     'no_proxy': _without_proxy(options.host, base.get('no_proxy')),
   }
   if options.device == 'cpu':
     ours |= {
-      'SGLANG_USE_CPU_ENGINE': '1',  # the platform is looked for at import, before arguments
+      'SGLANG_USE_CPU_ENGINE': '1',  # SGLang reads it at import, before its arguments
       'TORCH_COMPILE_DISABLE': '1',  # nothing is compiled while it runs
       'CUDA_VISIBLE_DEVICES': '',
     }
@@ -185,17 +189,17 @@ def launch(
   deadline_s: float,
   parent_pid: int,
 ) -> ServerProcess:
-  """Starts a server in its own session and returns once it has warmed up and takes requests.
+  """Starts a server in its own session. Returns once it has warmed up and accepts requests.
 
   Args:
-    env: what `environment` starts from.
-    log: file that gets what the server says, appended.
-    parent_pid: the process (this one) after whose end the server and its children end too.
+    env: the environment that `environment` starts from.
+    log: the file to which the server's output is appended.
+    parent_pid: the server and its children end after this process (the caller) ends.
 
   Raises:
-    ConfigError: the environment, the launcher or the model folder is not there.
-    RolloutError: it ended, or took no requests within `deadline_s` seconds; the end of its log is
-      shown.
+    ConfigError: the environment, the launcher or the model folder is missing.
+    RolloutError: the server ended, or did not accept requests within `deadline_s` seconds. The
+    message contains the end of its log.
   """
   _check_paths(options)
   start = log.stat().st_size if log.exists() else 0
@@ -244,10 +248,10 @@ def _check_paths(options: SGLangOptions) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-  """`port` itself, or any for 0, that was free a moment ago.
+  """Returns `port` if it is free, or any free port for 0. Another process may still take it later.
 
   Raises:
-    ConfigError: the port is taken, or `host` is not one of this machine's.
+    ConfigError: the port is taken, or `host` is not an address of this machine.
   """
   with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -263,11 +267,10 @@ def free_port(host: str, port: int) -> int:
 
 
 def answers(child: subprocess.Popen, host: str, port: int) -> bool:
-  """Whether `child` listens there, and is healthy: it has warmed up (/health needs no key and
-  samples nothing).
+  """Returns whether `child` listens at the port and is healthy, that is, has warmed up.
 
-  That it is the child is looked up: a server that loses the race for its port warms up all the
-  same, before it ends.
+  /health needs no key and samples nothing. The function checks that the listener is the child: a
+  server that loses the race for its port also warms up before it ends.
   """
   try:
     sockets = psutil.Process(child.pid).net_connections('tcp')

@@ -1,5 +1,6 @@
-"""From a published version to the folder that a Hugging Face server loads: verified first, then
-safetensors in memory.
+"""Converts a published version to the folder that a Hugging Face server loads.
+
+It verifies the version first, then writes safetensors files in memory.
 """
 
 import fcntl
@@ -26,8 +27,8 @@ WEIGHTS = 'model.safetensors'
 _MEMORY = pathlib.Path('/dev/shm')
 _PREFIX = 'paravt-staging-'
 _LOCK = '.lock'
-_FILES = 4  # that are written at once
-_FILE_BYTES = 64 << 20  # a smaller one is not worth its thread
+_FILES = 4  # files written at the same time
+_FILE_BYTES = 64 << 20  # a smaller file does not justify a thread
 _TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 
@@ -35,14 +36,14 @@ class Staging:
   """Converts published versions to folders that a server loads, below one staging folder.
 
   Args:
-    model_folder: the Hugging Face folder that the servers were started with: sizes, tokenizer, and
-      the arrays that versions leave out.
-    folder: where to stage. None: a fresh folder in memory when it has room for twice the bytes,
-      else in the system's temporary one; it goes with `close`, or is swept by the next run when we
-      are killed.
+    model_folder: the Hugging Face folder that the servers were started with. It has the sizes, the
+    tokenizer, and the arrays that versions leave out.
+    folder: the staging folder. None: a new folder in memory if twice the bytes are free there, else
+    in the system's temporary folder. `close` removes it. If this process is killed, the next run
+    removes it.
 
   Raises:
-    SyncError: `model_folder` is no checkpoint of this family.
+    SyncError: `model_folder` is not a checkpoint of this model family.
   """
 
   def __init__(self, model_folder: str | os.PathLike, folder: str | os.PathLike | None):
@@ -63,12 +64,12 @@ class Staging:
 
     A staged version is not converted again.
 
-    Only the published arrays are in it: a server keeps the others, whose hashes were compared with
-    the base model's.
+    The folder contains only the published arrays. A server keeps its other arrays, whose hashes
+    were compared with the base model's.
 
     Raises:
-      SyncError: the version is not what was published, or the folder cannot be written. The array
-        or file is named.
+      SyncError: the version is not what was published, or the folder cannot be written. The message
+      names the array or file.
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)
@@ -96,7 +97,7 @@ class Staging:
     return target
 
   def clear(self, keep: pathlib.Path | None) -> None:
-    """Removes the staged versions but `keep`."""
+    """Removes all staged versions except `keep`."""
     for path in [path for path in self._staged if path != keep]:
       del self._staged[path]
       shutil.rmtree(path, ignore_errors=True)
@@ -140,11 +141,10 @@ class Staging:
 
 
 def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
-  """Writes safetensors files of our parameters (any subset of whole leaves) under their names;
-  returns their bytes.
+  """Writes our parameters (any subset of whole leaves) as safetensors files with their names.
 
-  One file, or several and an index as transformers writes it. A thread to a file: the system lets
-  only one write to a file at a time.
+  Returns the number of bytes. It writes one file, or several files and an index as transformers
+  does. Each file has its own thread, because the system allows one writer per file at a time.
 
   Raises:
     OSError: no space, or no permission.
@@ -160,7 +160,7 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
     tensors[name] = _TYPES[array.dtype.name], shape, math.prod(shape) * array.itemsize
   count = min(_FILES, -(-sum(size for *_, size in tensors.values()) // _FILE_BYTES))
   shares, filled = [[] for _ in range(count)], [0] * count
-  # The next largest goes to the emptiest file.
+  # The next largest array goes to the file with the fewest bytes.
   for name in sorted(tensors, key=lambda name: -tensors[name][2]):
     emptiest = filled.index(min(filled))
     shares[emptiest].append(name)
@@ -188,8 +188,9 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
 
 
 def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
-  """The start of a safetensors file of these (dtype, shape, bytes), which follow it in this
-  order.
+  """Returns the start of a safetensors file of these (dtype, shape, bytes).
+
+  The arrays follow it in the same order.
   """
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
@@ -211,7 +212,7 @@ def memory_folder(wanted: int) -> pathlib.Path:
 
 
 def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
-  """Creates a folder and opens its lock, which the system releases when this process ends."""
+  """Creates a folder and opens its lock. The system releases the lock when this process ends."""
   folder = parent / f'{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}'
   folder.mkdir(mode=0o700)
   lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -220,12 +221,12 @@ def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
 
 
 def sweep(parent: pathlib.Path) -> list[pathlib.Path]:
-  """Removes and returns the staging folders below `parent` whose process is gone."""
+  """Removes the staging folders below `parent` whose process is gone. Returns these folders."""
   gone = []
   for folder in sorted(parent.glob(f'{_PREFIX}*')):
     try:
       lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # someone else's, or about to be locked
+    except OSError:  # it belongs to another user, or is about to be locked
       continue
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,11 +32,11 @@ class Record:
 
   step: int  # of the record
   state: Any  # a tree like the template, on its devices
-  host: dict[str, Any]  # as it was saved
+  host: dict[str, Any]  # as saved
 
 
 def leaf_names(tree: Any) -> dict[str, Any]:
-  """Leaves of a tree by their path, 'params/text/embed' and the like."""
+  """Returns the leaves of a tree by path, such as 'params/text/embed'."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -49,7 +49,7 @@ def folder(root: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def steps(root: str | os.PathLike) -> tuple[int, ...]:
-  """Steps with a complete record, oldest first; empty when there is no folder."""
+  """Returns the steps with a complete record, oldest first. Empty if there is no folder."""
   root = pathlib.Path(root)
   if not root.is_dir():
     return ()
@@ -63,7 +63,7 @@ def steps(root: str | os.PathLike) -> tuple[int, ...]:
 
 
 def latest(root: str | os.PathLike) -> int | None:
-  """The newest step with a complete record, None when there is none."""
+  """Returns the newest step with a complete record, or None."""
   found = steps(root)
   return found[-1] if found else None
 
@@ -84,15 +84,15 @@ def save(
   """Writes the record of a step and deletes all but the `keep` newest ones.
 
   Args:
-    root: folder of the run's records; made when missing.
+    root: folder of the run's records; created if missing.
     step: number of the record; one that exists is replaced.
     state: any tree of arrays, sharded or not. Every process of a multi-host run calls this.
-    host: any value that JSON can hold.
+    host: any JSON value.
     keep: number of records that stay, at least 1.
 
   Raises:
-    CheckpointError: the record cannot be written (disk full, no permission); earlier records are
-    untouched.
+    CheckpointError: the record cannot be written (disk full, no permission). Earlier records are
+    unchanged.
   """
   root = pathlib.Path(root).absolute()  # Orbax refuses relative paths
   target = folder(root, step)
@@ -102,7 +102,8 @@ def save(
       root.mkdir(parents=True, exist_ok=True)
       shutil.rmtree(temporary, ignore_errors=True)
     _barrier(f'checkpoint-{step}-begin')
-    # every process writes its shards; the first one adds the host's file and renames
+    # Every process writes its shards. The first process adds the host's file and renames the
+    # folder.
     with _context():
       orbax.save_checkpointables(str(temporary / 'arrays'), {'state': leaf_names(state)})
     if jax.process_index() == 0:
@@ -128,13 +129,13 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
 
   Args:
     root: folder of the run's records.
-    template: a tree of jax.ShapeDtypeStruct with shardings (state.abstract), or of arrays, in the
-      shape that is wanted.
+    template: a tree of jax.ShapeDtypeStruct with shardings (state.abstract), or of arrays. It has
+    the wanted structure, shapes and dtypes.
     step: which record; None for the newest.
 
   Raises:
-    CheckpointError: there is no such record, it is half written or damaged, or a leaf is missing,
-      unknown or of another shape or dtype. The message names file and leaf.
+    CheckpointError: the record does not exist, or is incomplete or damaged. Also if a leaf is
+    missing, unknown, or of another shape or dtype. The message names file and leaf.
   """
   step = latest(root) if step is None else step
   if step is None:
@@ -147,7 +148,7 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
     raise CheckpointError(
       f'{path}: no record of step {step}; there are records of {list(steps(root))}'
     )
-  # names, shapes and dtypes are compared before an array is read
+  # Compare names, shapes and dtypes before reading any array.
   host = _read_host(path)
   wanted = leaf_names(template)
   try:
@@ -168,7 +169,10 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
 
 
 def _context() -> orbax.Context:
-  """Orbax without compression: float32 noise hardly shrinks, and writing is 2.7 times as fast."""
+  """Returns Orbax's settings without compression.
+
+  float32 noise hardly shrinks, and writing is 2.7 times as fast.
+  """
   context = orbax.Context()
   context.array.saving.use_compression = False
   return context

@@ -1,7 +1,7 @@
 """Sharding of arrays: one table from logical axes to the mesh axes (data, fsdp, tensor).
 
-Rows of a batch are split over data and fsdp; parameters over fsdp (their width) and tensor (heads,
-hidden units, vocabulary).
+Rows of a batch are split over data and fsdp. Parameters are split over fsdp (their width) and
+tensor (heads, hidden units, vocabulary).
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,11 +144,11 @@ def host_rows(mesh: Mesh) -> tuple[int, int]:
 
   The parts of a micro-batch's rows are equal and contiguous.
 
-  Processes that hold the same rows (a tensor axis across hosts) have the same index.
+  Processes with the same rows (a tensor axis across hosts) have the same index.
 
   Raises:
-    ConfigError: its rows are not such a part, because the mesh orders devices across hosts
-    otherwise.
+    ConfigError: this process's rows are not such a part, because the mesh orders devices across
+    hosts in another way.
   """
   parts = row_shards(mesh)
   found = rows(mesh, 0).addressable_devices_indices_map((parts,)).values()

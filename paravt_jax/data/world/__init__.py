@@ -1,4 +1,4 @@
-"""The synthetic world: videos of coloured events, questions, traces."""
+"""The synthetic world: videos of coloured events, with questions and example traces."""
 
 from typing import TYPE_CHECKING
 

@@ -1,17 +1,16 @@
-"""The rows of the synthetic corpus: RL tasks and SFT conversations about the videos, as the
-published schemas have them.
+"""The rows of the synthetic corpus: RL tasks and SFT conversations, in the published schemas.
 
-Kinds of SFT rows, each a file of its own (`paravt_sft_<kind>.parquet`), so that a row's id says
-what it teaches:
+Each kind of SFT rows has its own file (`paravt_sft_<kind>.parquet`), so that a row's id says what
+it teaches:
   trace      the main agent at a budget K: overview, question, calls, tool responses, answer
-  subagent   one window and the question about it, answered shortly
-  lookup<n>  a window of n seconds, one frame each: 'What appears at 41 12 50?' -> '41 red. 12
-  nothing. 50 blue.'
+  subagent   one window, a question about it, and a short answer
+  lookup<n>  a window of n seconds, one frame per second:
+             'What appears at 41 12 50?' -> '41 red. 12 nothing. 50 blue.'
   glance<n>  the same on an overview of n frames
-  choice<n>  an mcq question about such a window, answered at once
-  letters    options alone: each with its letter, the step from what is seen to an answer
-`trace_<question>` and `subagent_<question>` are about one kind of question only, such as trace_mcq
-or subagent_tvg.
+  choice<n>  an mcq question about such a window, answered without a call
+  letters    only options: each with its letter, the step from what is seen to an answer
+`trace_<question>` and `subagent_<question>` have one kind of question only, such as trace_mcq or
+subagent_tvg.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ from paravt_jax.video import sampling
 KIND = re.compile(
   rf'(trace|subagent)(_({"|".join(questions.KINDS)}))?|letters|(lookup|glance|choice)[1-9]\d*'
 )
-# questions of SFT rows are numbered from here, so that they are drawn apart from the RL tasks
+# question numbers of SFT rows start here, so that they differ from those of the RL tasks
 SFT_NUMBERS = 1_000_000
 
 
@@ -63,7 +62,7 @@ class WorldOptions:
 
 
 def check(options: WorldOptions) -> None:
-  """Refuses what cannot be made. Raises ConfigError naming the knob."""
+  """Checks the options. Raises ConfigError, which names the invalid option."""
   scenes.check(options.scene)
   questions.check(options.questions, options.scene.colours)
   corpus = options.corpus
@@ -92,46 +91,46 @@ def check(options: WorldOptions) -> None:
 
 
 def frames_of(kind: str) -> int:
-  """n of lookup<n> and glance<n>; 0 for the other kinds."""
+  """Returns n of lookup<n>, glance<n> and choice<n>; 0 for the other kinds."""
   digits = re.sub(r'\D', '', kind)
   return int(digits) if digits else 0
 
 
 def archive_of(index: int, options: CorpusOptions) -> int:
-  """Number (from 1) of the archive that holds video `index`; held-out videos come after the
-  others.
-  """
+  """Returns the number (from 1) of the archive with video `index`. Held-out videos come last."""
   return index // options.videos_per_archive + 1
 
 
 def sentinel(index: int, options: CorpusOptions) -> str:
-  """The media path of video `index`, as the published corpora write it:
-  longvt_source/selftrace_1/world00000.mp4.
+  """Returns the media path of video `index`, as in the published corpora.
+
+  Example: longvt_source/selftrace_1/world00000.mp4.
   """
   return f'longvt_source/selftrace_{archive_of(index, options)}/{video_name(index)}.mp4'
 
 
 def video_name(index: int) -> str:
-  """Name of video `index`."""
+  """Returns the name of video `index`."""
   return f'world{index:05d}'
 
 
 def draw_scenes(options: WorldOptions, seed: int) -> list[scenes.Scene]:
-  """All scenes, the held-out ones last."""
+  """Returns all scenes, the held-out ones last."""
   count = options.corpus.videos + options.corpus.heldout_videos
   return [scenes.draw(options.scene, video_name(i), seed) for i in range(count)]
 
 
 class Writer:
-  """Makes rows about given scenes; every row is a function of (options, seed, its number) alone."""
+  """Makes rows about given scenes. Each row depends only on (options, seed, its number)."""
 
   def __init__(self, options: WorldOptions, drawn: list[scenes.Scene], seed: int):
     self.options, self.scenes, self.seed = options, drawn, seed
     self.videos = [sentinel(i, options.corpus) for i in range(len(drawn))]
 
   def task(self, video: int, number: int, source: str, only: str = '') -> Task:
-    """Question `number` about a video, of the kind `only` if one is named; Task.video is the
-    sentinel path.
+    """Returns question `number` about a video. Task.video is the sentinel path.
+
+    only: the kind of question; '' draws one by the weights.
     """
     asked = (
       dataclasses.replace(self.options.questions, weights={only: 1.0})
@@ -150,12 +149,12 @@ class Writer:
     )
 
   def tasks(self, count: int, first: int, videos: int, source: str) -> Iterator[Task]:
-    """`count` tasks spread evenly over `videos` videos from number `first` on."""
+    """Yields `count` tasks, spread evenly over `videos` videos starting at video `first`."""
     for i in range(count):
       yield self.task(first + i % videos, i // videos, source)
 
   def sft_rows(self, kind: str) -> Iterator[list[dict]]:
-    """The conversations (lists of messages) of one kind."""
+    """Yields the conversations (lists of messages) of one kind."""
     makers = {
       'trace': self._trace,
       'subagent': self._subagent,
@@ -187,6 +186,7 @@ class Writer:
       fps=scene.fps,
       seed=self.seed,
     )
+    # system prompt, question, then the turns with their tool responses
     messages = [
       _system(),
       _user(
@@ -212,8 +212,9 @@ class Writer:
     return [_user(part, prompts.subagent(window, task.question)), _text('assistant', answer)]
 
   def _window(self, video: int, task: Task, i: int) -> tuple[int, int]:
-    """(start, end): the teacher's window around one of the task's cues, or a loose one, or one that
-    misses all cues.
+    """Returns (start, end) of a sub-agent's window, in seconds.
+
+    It is the teacher's window around one cue, a random window with a cue, or one without any cue.
     """
     rng = seeds.rng(self.seed, 'window', i)
     scene, cues = self.scenes[video], task.facts['cues']
@@ -232,6 +233,7 @@ class Writer:
         else self.options.traces.reach
       )
       return traces.window(scene, int(rng.choice(cues)), reach)
+    # a random window that contains a cue (kind 1), or no cue (kind 2)
     length = int(rng.integers(2, 16))
     starts = range(scene.seconds - length)
     if kind == 1:
@@ -243,7 +245,9 @@ class Writer:
     return start, start + length
 
   def _lookup(self, kind: str, i: int) -> list[dict]:
-    """A window of n seconds (lookup), around an event as often as not, or an overview of n frames
+    """Returns a row that asks what appears at some times.
+
+    The video is a window of n seconds (lookup), mostly around an event, or an overview of n frames
     (glance).
     """
     rng = seeds.rng(self.seed, kind, i)
@@ -268,7 +272,7 @@ class Writer:
     return [_user(part, traces.lookup_question(asked)), _text('assistant', answer)]
 
   def _choice(self, kind: str, i: int) -> list[dict]:
-    """A window of n seconds that shows the cue, an mcq question, and the turn that answers it."""
+    """Returns a row with a window of n seconds around the cue, an mcq question, and its answer."""
     rng, n = seeds.rng(self.seed, kind, i), frames_of(kind)
     video, task = self._sft_task('choice_mcq', i)
     cue, scene = task.facts['cues'][0], self.scenes[video]
@@ -285,8 +289,9 @@ class Writer:
     ]
 
   def _letters(self, kind: str, i: int) -> list[dict]:
-    """A question with all names as options, without a video; the reply gives every option's letter,
-    in random order.
+    """Returns a row without a video: a question with all names as options.
+
+    The reply gives the letter of every option, in random order.
     """
     rng = seeds.rng(self.seed, kind, i)
     names = [*list(scenes.COLOURS)[: self.options.scene.colours], scenes.NOTHING][
@@ -300,7 +305,7 @@ class Writer:
 
 
 def rl_row(task: Task) -> dict:
-  """A task in the published RL schema: prompt, videos, extra_info (JSON text)."""
+  """Returns a task in the published RL schema: prompt, videos, extra_info (JSON text)."""
   extra = {
     'id': task.id,
     'answer': task.answer,
@@ -329,7 +334,7 @@ def _user(video: dict, text: str) -> dict:
 
 
 def _video(url: str, *, nframes: int, start: int | None = None, end: int | None = None) -> dict:
-  """A video part with qwen_vl_utils' keys; the window is left out for an overview."""
+  """Returns a video part with the keys of qwen_vl_utils. An overview has no window."""
   value = {'url': url, 'nframes': nframes}
   if start is not None and end is not None:
     value |= {'video_start': float(start), 'video_end': float(end)}

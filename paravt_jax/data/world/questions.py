@@ -1,5 +1,6 @@
-"""Questions about a scene. Each names the seconds to look at (the cue), and its answer follows from
-the frames there.
+"""Questions about a scene. Each names the seconds to look at (the cues).
+
+The answer follows from the frames at the cues.
 
 oe   'What appears at 41?' -> 'red'          'What appears at 41 and at 73?' -> 'red, blue'
 mcq  'What appears at 41?\\nA. red\\nB. blue\\nC. green\\nD. white' -> 'A'
@@ -33,7 +34,7 @@ class QuestionOptions(Options):
 
 
 def check(options: QuestionOptions, colours: int) -> None:
-  """Refuses weights, shares or numbers of choices that cannot be had. Raises ConfigError."""
+  """Checks weights, shares and the number of choices. Raises ConfigError for invalid ones."""
   unknown = sorted(set(options.weights) - set(KINDS))
   if unknown or not sum(options.weights.values()) > 0 or min(options.weights.values()) < 0:
     raise ConfigError(
@@ -51,20 +52,20 @@ def check(options: QuestionOptions, colours: int) -> None:
 
 
 def open_question(cues: Sequence[int]) -> str:
-  """'What appears at 41, at 12 and at 73?'"""
+  """Returns a question such as 'What appears at 41, at 12 and at 73?'"""
   places = [f'at {cue}' for cue in cues]
   listed = places[0] if len(places) == 1 else ', '.join(places[:-1]) + ' and ' + places[-1]
   return f'What appears {listed}?'
 
 
 def choice_question(cue: int, options: Sequence[str]) -> str:
-  """The open question with lettered options, one to a line."""
+  """Returns the open question followed by its options, each with a letter, one per line."""
   lines = [f'{letter}. {option}' for letter, option in zip(LETTERS, options)]
   return '\n'.join([open_question([cue]), *lines])
 
 
 def grounding_question(cue: int) -> str:
-  """Asks for the span of what is shown at the cue."""
+  """Returns the question for the time span of what is shown at the cue."""
   return f'When does the thing that is shown at {cue} start and end?'
 
 
@@ -76,15 +77,18 @@ def draw_cue(
   *,
   empty: bool,
 ) -> int:
-  """A second to ask about: inside an event, or (`empty`) well away from all; never within 5 s of
-  those already taken.
+  """Returns a second to ask about: inside an event or, with `empty`, far from all events.
+
+  It is more than 5 s from the cues in `taken`, if such a second exists.
   """
+  # the candidate seconds, and the distance of each to the nearest event
   seconds = np.arange(2, scene.seconds - 3)
   starts, ends = np.array([(event.start, event.end - 1) for event in scene.events]).T
   distance = np.maximum(np.maximum(starts - seconds[:, None], seconds[:, None] - ends), 0).min(
     axis=1
   )
   fits = distance >= options.clearance if empty else distance == 0
+  # at least 6 s from the cues already chosen, if possible
   far = (np.abs(seconds[:, None] - np.array(taken, int)) > 5).all(axis=1)
   pool = seconds[fits & far]
   return int(rng.choice(pool if len(pool) else seconds[fits]))
@@ -101,10 +105,10 @@ def draw(
   source: str,
   seed: int,
 ) -> Task:
-  """Question `number` of a scene, a function of its arguments alone.
+  """Returns question `number` of a scene. It depends only on the arguments.
 
-  Task.facts: 'kind', 'windows' (looks needed), 'cues' (seconds), 'labels' (what is shown at each
-  cue).
+  Task.facts has 'kind', 'windows' (number of windows needed), 'cues' (seconds) and 'labels' (what
+  is shown at each cue).
   """
   rng = seeds.rng(seed, 'question', scene.name, number)
   weights = np.array([options.weights.get(kind, 0.0) for kind in KINDS])
@@ -126,7 +130,7 @@ def draw(
 def _wording(
   scene, kind, cues, labels, options, rng, shapes, colours
 ) -> tuple[str, str, tuple[str, ...]]:
-  """(question, answer, options) of one kind."""
+  """Returns (question, answer, options) for one kind."""
   if kind == 'tvg':
     event = scene.at(cues[0])
     return grounding_question(cues[0]), f'{event.start},{event.end}', ()
@@ -139,8 +143,9 @@ def _wording(
 def _choices(
   gold: str, options: QuestionOptions, rng: np.random.Generator, shapes: bool, colours: int
 ) -> list[str]:
-  """The gold label and others, shuffled; 'nothing' is among the others as often as it is asked
-  about.
+  """Returns the correct label and other labels, in random order.
+
+  'nothing' is among the others with the probability `options.nothing`.
   """
   names = list(scenes.COLOURS)[:colours]
   others = [f'{c} {s}' for c in names for s in scenes.SHAPES] if shapes else list(names)

@@ -1,5 +1,6 @@
-"""Scenes to pixels to H.264: frames drawn by numpy, encoded into mp4 by PyAV. Every byte follows
-from scene and options.
+"""Renders scenes: frames drawn with numpy, encoded as H.264 in mp4 by PyAV.
+
+Scene and options determine every byte.
 """
 
 import io
@@ -9,13 +10,13 @@ import numpy as np
 
 from paravt_jax.data.world.scene import COLOURS, Event, Scene, SceneOptions
 
-SIZE = 0.31  # half an event's side as a share of the frame's side
+SIZE = 0.31  # half the side of an event, as a fraction of the side of the frame
 CRF = '30'
-KEY_FRAMES = '4'  # frames between key frames, so that a seek decodes little
+KEY_FRAMES = '4'  # frames between key frames; small, so that seeking decodes few frames
 
 
 def shape_mask(event: Event, pixels: int) -> np.ndarray:
-  """bool[pixels, pixels]: where the event's shape lies."""
+  """Returns bool[pixels, pixels]: True inside the event's shape."""
   grid = (np.arange(pixels) + 0.5) / pixels
   y, x = np.abs(grid - event.y)[:, None], np.abs(grid - event.x)[None, :]
   masks = {
@@ -28,17 +29,20 @@ def shape_mask(event: Event, pixels: int) -> np.ndarray:
 
 
 def frames(scene: Scene, options: SceneOptions) -> np.ndarray:
-  """uint8[seconds * fps, pixels, pixels, 3] RGB: a drifting noisy grey ground, and over it the
-  shape of the event shown.
+  """Returns uint8[seconds * fps, pixels, pixels, 3] RGB.
+
+  The background is noisy, moving grey. The shapes of the events are drawn over it.
   """
   rng = np.random.default_rng(scene.seed)
   size, count = options.pixels, scene.seconds * options.fps
+  # a noisy grey tile, shifted by a random walk: [N, pixels, pixels]
   level = rng.uniform(105, 150)
   grain = np.clip(rng.normal(level, options.noise, (size, size)), 60, 195).astype(np.uint8)
   tile = np.tile(grain.repeat(2, 0).repeat(2, 1)[:size, :size], (2, 2))
   steps = np.cumsum(rng.integers(-1, 2, (count, 2)), axis=0) % size
   ground = np.stack([tile[dy : dy + size, dx : dx + size] for dy, dx in steps])
   video = np.repeat(ground[..., None], 3, axis=-1)
+  # paint the events: a view of their frames, [n, pixels, pixels, 3]
   for event in scene.events:
     shown = video[event.start * options.fps : event.end * options.fps]
     shown[:, shape_mask(event, size)] = COLOURS[event.colour]
@@ -46,8 +50,9 @@ def frames(scene: Scene, options: SceneOptions) -> np.ndarray:
 
 
 def encode(video: np.ndarray, fps: int) -> bytes:
-  """An mp4 file (H.264, yuv420p, one thread so that the bytes are the same everywhere) of uint8[N,
-  H, W, 3] at `fps`.
+  """Returns an mp4 file (H.264, yuv420p) of uint8[N, H, W, 3] at `fps`.
+
+  Encoding uses one thread, so that the bytes are the same on every machine.
   """
   out = io.BytesIO()
   with av.open(out, 'w', format='mp4') as container:
@@ -62,5 +67,5 @@ def encode(video: np.ndarray, fps: int) -> bytes:
 
 
 def mp4(scene: Scene, options: SceneOptions) -> bytes:
-  """The scene as an mp4 file's bytes."""
+  """Returns the scene as the bytes of an mp4 file."""
   return encode(frames(scene, options), options.fps)

@@ -1,6 +1,4 @@
-"""What happens in a synthetic video, as plain facts: short events of a colour and a shape on a
-long, dull ground.
-"""
+"""The facts of a synthetic video: short events (colour, shape) on a long grey background."""
 
 import dataclasses
 from typing import Annotated
@@ -41,14 +39,14 @@ class SceneOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """Something that is shown for some seconds."""
+  """A shape that is visible for some seconds."""
 
   start: int  # the first whole second
   end: int  # the whole second after the last
   colour: str
   shape: str
-  x: float  # of its centre, in units of the frame's side
-  y: float  # of its centre, in units of the frame's side
+  x: float  # centre, as a fraction of the side of the frame
+  y: float  # centre, as a fraction of the side of the frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +54,20 @@ class Scene:
   """One video."""
 
   name: str
-  seconds: int  # its length
+  seconds: int  # length of the video
   events: tuple[Event, ...]  # in order of time
-  seed: int  # of its noise
+  seed: int  # seed of the background noise
 
   def at(self, second: float) -> Event | None:
-    """The event shown at that second, or None."""
+    """Returns the event that is visible at a second, or None."""
     return next((event for event in self.events if event.start <= second < event.end), None)
 
 
 def check(options: SceneOptions) -> None:
-  """Refuses options that no video can satisfy.
+  """Checks that a video can satisfy the options.
 
   Raises:
-    ConfigError: names the knob, what it is, and what would do.
+    ConfigError: names the option, its value, and valid values.
   """
   longest = options.events[1] * (options.event_seconds[1] + options.gap) + 2 * options.margin
   if not 1 <= options.colours <= len(COLOURS):
@@ -93,13 +91,16 @@ def check(options: SceneOptions) -> None:
 
 
 def draw(options: SceneOptions, name: str, seed: int) -> Scene:
-  """A scene that is a function of (options, name, seed) alone: events spread uniformly over all
-  layouts that keep the gaps.
+  """Returns a scene. It depends only on (options, name, seed).
+
+  Events are distributed uniformly over all layouts that keep the gaps.
   """
   rng = seeds.rng(seed, 'scene', name)
+  # seconds that remain after events, gaps and margins: the slack
   count = int(rng.integers(options.events[0], options.events[1] + 1))
   lengths = rng.integers(options.event_seconds[0], options.event_seconds[1] + 1, count)
   slack = options.seconds - 2 * options.margin - int(lengths.sum()) - (count - 1) * options.gap
+  # uniform over all layouts: distribute the slack by sorted random cuts
   cuts = sorted(rng.integers(0, slack + 1, count).tolist())
   names = list(COLOURS)[: options.colours]
   events, clock = [], options.margin
@@ -114,7 +115,10 @@ def draw(options: SceneOptions, name: str, seed: int) -> Scene:
 
 
 def label(event: Event | None, shapes: bool) -> str:
-  """How an event is named in answers: 'red', with shapes 'red disc', and 'nothing' for None."""
+  """Returns the name of an event in answers: 'red', or 'red disc' with shapes.
+
+  Returns 'nothing' for None.
+  """
   if event is None:
     return NOTHING
   return f'{event.colour} {event.shape}' if shapes else event.colour

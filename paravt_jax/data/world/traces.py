@@ -1,9 +1,12 @@
-"""What a good agent writes about a scene: turn texts for SFT, in the very forms that the agent loop
-produces and parses.
+"""What a good agent writes about a scene: turn texts for SFT.
 
-<think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments": {"start_time": 39,
-...}}</tool_call>
-<think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>              a sub-agent's answer: '41 red', for tvg '40 41 42 red'
+The texts have exactly the form that the agent loop produces and parses:
+
+<think>\\nLook at 41.\\n</think>\\n<tool_call>{"name": "crop_video", "arguments":
+{"start_time": 39, ...}}</tool_call>
+<think>\\nSeen: 41 red.\\n</think>\\n<answer>red</answer>
+
+A sub-agent answers '41 red', or '40 41 42 red' for a tvg question.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ from paravt_jax.options import COUNT, FLAG, SHARE, Options, whole
 from paravt_jax.types import Task, ToolCall
 from paravt_jax.video import sampling
 
-UNSEEN = 'not in view'  # a sub-agent whose window misses the cue
+UNSEEN = 'not in view'  # reply of a sub-agent whose window does not contain the cue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +46,17 @@ class Trace:
   """A worked task at budget K."""
 
   turns: tuple[str, ...]  # assistant texts
-  replies: tuple[tuple[str, ...], ...]  # of each turn: the tool responses
-  windows: tuple[tuple[int, int], ...]  # crops that ran: (start, end) in seconds
+  replies: tuple[tuple[str, ...], ...]  # the tool responses to each turn
+  windows: tuple[tuple[int, int], ...]  # crops that were executed: (start, end) in seconds
 
 
 def visible(
   scene: scenes.Scene, cue: int, seconds: Sequence[float] | np.ndarray, tolerance: float
 ) -> bool:
-  """Whether a frame at one of `seconds` shows what is at the cue, within the tolerance: the same
-  event, or the ground.
+  """Returns whether one of the frames shows what is visible at the cue.
+
+  Such a frame is within `tolerance` seconds of the cue. It shows the same event, or no event if
+  there is none at the cue.
   """
   return any(
     abs(second - cue) <= tolerance and scene.at(second) == scene.at(cue) for second in seconds
@@ -61,8 +66,10 @@ def visible(
 def missing(
   scene: scenes.Scene, task: Task, seconds: Sequence[float] | np.ndarray, tolerance: float
 ) -> list[int]:
-  """The cues that the overview at `seconds` leaves open. A span (tvg) needs a frame each second
-  around it.
+  """Returns the cues that the overview at `seconds` leaves open.
+
+  A time span (tvg) needs a frame at every second of the event and at the second before and after
+  it.
   """
   cues = task.facts['cues']
   if task.question_type == 'tvg':
@@ -74,13 +81,14 @@ def missing(
 
 
 def window(scene: scenes.Scene, cue: int, reach: int) -> tuple[int, int]:
-  """(start, end) around a cue, clipped to the video."""
+  """Returns (start, end) around a cue, clipped to the video."""
   return max(cue - reach, 0), min(cue + reach, scene.seconds)
 
 
 def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], shapes: bool) -> str:
-  """What a sub-agent that sees frames at `seconds` (in order) should reply: each cue in view, or
-  the span for a tvg task.
+  """Returns the correct reply of a sub-agent that sees frames at `seconds` (in order).
+
+  It names each visible cue, or the seconds of the event for a tvg task; UNSEEN if none is visible.
   """
   cues = [cue for cue in task.facts['cues'] if seconds[0] <= cue <= seconds[-1]]
   if not cues:
@@ -91,8 +99,9 @@ def subagent_answer(scene: scenes.Scene, task: Task, seconds: Sequence[float], s
 
 
 def _span(scene: scenes.Scene, cue: int, seconds: Sequence[float], shapes: bool) -> str:
-  """'40 41 42 red': the seconds among `seconds` that show the cue's event. Read off one by one, no
-  step of it is a leap.
+  """Returns the times in `seconds` that show the cue's event, and its label: '40 41 42 red'.
+
+  Listing every time makes each step easy for a model. Returns UNSEEN if no frame shows the event.
   """
   event = scene.at(cue)
   shown = [s for s in seconds if event is not None and event.start <= s < event.end]
@@ -102,38 +111,39 @@ def _span(scene: scenes.Scene, cue: int, seconds: Sequence[float], shapes: bool)
 
 
 def call_text(start: float, end: float) -> str:
-  """One well-formed call."""
+  """Returns one well-formed tool call."""
   call = {'name': prompts.TOOL_NAME, 'arguments': {'start_time': start, 'end_time': end}}
   return f'<tool_call>{json.dumps(call)}</tool_call>'
 
 
 def _join_items(items: Sequence[object]) -> str:
-  """'41', '41 and 73', '41, 12 and 73'."""
+  """Returns the items as a list in words: '41', '41 and 73', '41, 12 and 73'."""
   texts = [str(item) for item in items]
   return texts[0] if len(texts) == 1 else ', '.join(texts[:-1]) + ' and ' + texts[-1]
 
 
 def call_turn(cues: Sequence[int], windows: Sequence[tuple[int, int]]) -> str:
-  """A turn that says where to look and asks for one crop per cue, all at once."""
+  """Returns a turn that says where to look and calls one crop per cue, all in parallel."""
   return f'<think>\nLook at {_join_items(cues)}.\n</think>\n' + ''.join(
     call_text(*w) for w in windows
   )
 
 
 def answer_turn(seen: Sequence[str], answer: str, choice: Sequence[str] = ()) -> str:
-  """A turn that says what was seen ('41 red'), thinks about a choice line by line (see
-  `choice_lines`), and answers.
+  """Returns a turn that says what was seen ('41 red'), adds the lines `choice`, and answers.
+
+  choice: from `choice_lines`.
   """
   thought = '\n'.join([f'Seen: {", ".join(seen)}.', *choice])
   return f'<think>\n{thought}\n</think>\n<answer>{answer}</answer>'
 
 
 def choice_lines(task: Task, walk: bool) -> tuple[str, ...]:
-  """What a thought adds for an mcq task: its letter, or (`walk`) the options in order up to the
-  right one; nothing for others.
+  """Returns the lines that the thought adds for an mcq task; () for other tasks.
 
-  Walking copies forwards and compares, which a small model learns; naming the letter at once asks
-  it to look backwards.
+  They are the letter of the answer or, with `walk`, the options in order up to the correct one.
+  With `walk` the model copies options in order and compares each, which a small model can learn.
+  Naming the letter directly requires a look back at the options.
   """
   if task.question_type != 'mcq':
     return ()
@@ -144,14 +154,12 @@ def choice_lines(task: Task, walk: bool) -> tuple[str, ...]:
 
 
 def letters_answer(names: Sequence[str], letters: Sequence[str]) -> str:
-  """'Seen: red.\\nA, blue.\\nC': names, each with its letter, as a thought about a choice has
-  them.
-  """
+  """Returns names with their letters, in the form of a thought: 'Seen: red.\\nA, blue.\\nC'."""
   return 'Seen: ' + ', '.join(f'{name}.\n{letter}' for name, letter in zip(names, letters))
 
 
 def answer_text(task: Task) -> str:
-  """The task's answer as it stands in a turn: 'red', 'B', '[40, 43]'."""
+  """Returns the task's answer as written in a turn: 'red', 'B', '[40, 43]'."""
   return f'[{task.answer.replace(",", ", ")}]' if task.question_type == 'tvg' else task.answer
 
 
@@ -165,13 +173,14 @@ def work(
   fps: int,
   seed: int,
 ) -> Trace:
-  """The teacher's trace at budget K, a function of its arguments alone.
+  """Returns the teacher's trace at budget K. It depends only on the arguments.
 
-  It looks at the overview frames and either answers, or crops around each cue left open in one turn
-  and answers then. With always_call it crops around every cue. With recovery its first call has its
-  times swapped, fails, and all is asked again.
+  The teacher looks at the overview frames. It answers, or it first crops around each open cue, all
+  in one turn. With `always_call` it crops around every cue. With `recovery` the times of its first
+  call are swapped, so that the call fails, and it repeats all calls.
   """
   rng = seeds.rng(seed, 'trace', task.id, budget)
+  # 1. which cues does the overview leave open?
   overview = sampling.budget_times(scene.seconds, budget, fps)
   cues = list(task.facts['cues'])
   wanted = (
@@ -180,6 +189,7 @@ def work(
     else missing(scene, task, overview, options.tolerance)
   )
   grounding = task.question_type == 'tvg'
+  # 2. one window around each open cue, and what sub-agents report
   windows = [
     window(scene, cue, options.grounding_reach if grounding else options.reach) for cue in wanted
   ]
@@ -188,6 +198,7 @@ def work(
   seen = results if grounding and wanted else [label[cue] for cue in cues]
   if grounding and not wanted:
     seen = [_span(scene, cues[0], [float(s) for s in overview], shapes)]
+  # 3. the turns: maybe a failed call, the calls, the answer
   turns, replies = [], []
   if wanted and rng.random() < options.recovery:
     turns, replies = _slip(wanted, windows, results, scene.seconds)
@@ -199,7 +210,10 @@ def work(
 
 
 def _slip(cues, windows, results, duration) -> tuple[list[str], list[tuple[str, ...]]]:
-  """A turn whose first window has its ends swapped, and the replies to it (the others run)."""
+  """Returns a turn with swapped ends of its first window, and its replies.
+
+  The first call fails; the others succeed.
+  """
   swapped = [(windows[0][1], windows[0][0]), *windows[1:]]
   arguments = {'start_time': swapped[0][0], 'end_time': swapped[0][1]}
   failed = cast(
@@ -209,20 +223,21 @@ def _slip(cues, windows, results, duration) -> tuple[list[str], list[tuple[str, 
 
 
 def lookup_question(seconds: Sequence[int]) -> str:
-  """'What appears at 41 12 50?'"""
+  """Returns a question such as 'What appears at 41 12 50?'"""
   return f'What appears at {" ".join(map(str, seconds))}?'
 
 
 def lookup_answer(scene: scenes.Scene, seconds: Sequence[int], shapes: bool) -> str:
-  """'41 red. 12 nothing. 50 blue.'"""
+  """Returns the answer, such as '41 red. 12 nothing. 50 blue.'"""
   return ' '.join(f'{second} {scenes.label(scene.at(second), shapes)}.' for second in seconds)
 
 
 def lookup_times(
   scene: scenes.Scene, seconds: Sequence[int], count: int, rng: np.random.Generator
 ) -> list[int]:
-  """Up to `count` of `seconds` in random order, about as many inside events as outside; fewer where
-  one kind is scarce.
+  """Returns up to `count` of `seconds` in random order, about half inside events and half outside.
+
+  Returns fewer if one of the two kinds is scarce.
   """
   order = [int(s) for s in rng.permutation(list(seconds))]
   shown = [s for s in order if scene.at(s) is not None]

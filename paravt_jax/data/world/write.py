@@ -1,9 +1,11 @@
-"""Writes a world as the real corpus is laid out, so that the real loading path is what runs.
+"""Writes a world in the layout of the real corpus, so that it is read by the real loading code.
 
-<folder>/source/selftrace/selftrace_<n>.zip     videos under their sentinel paths, longvt_source/selftrace_<n>/world00000.mp4
-<folder>/paravt_sft_<kind>.parquet              column `messages`, JSON text
-<folder>/paravt_rl_world.parquet                columns prompt, videos, extra_info;  paravt_rl_heldout.parquet the same
-<folder>/manifest.json                          what it was made from; written last
+<folder>/source/selftrace/selftrace_<n>.zip  videos under their sentinel paths,
+                                             longvt_source/selftrace_<n>/world00000.mp4
+<folder>/paravt_sft_<kind>.parquet           column `messages`, JSON text
+<folder>/paravt_rl_world.parquet             columns prompt, videos, extra_info
+<folder>/paravt_rl_heldout.parquet           the same columns
+<folder>/manifest.json                       fingerprint, seed, counts and options; written last
 """
 
 import concurrent.futures
@@ -25,7 +27,7 @@ from paravt_jax.data.world import corpus, render
 from paravt_jax.data.world.scene import Scene, SceneOptions
 from paravt_jax.errors import DataError
 
-VERSION = 4  # raise when the same options give other bytes
+VERSION = 4  # increase when the same options give other bytes
 MANIFEST = 'manifest.json'
 MESSAGE = pa.struct([('role', pa.string()), ('content', pa.string())])
 RL_SCHEMA = pa.schema(
@@ -41,7 +43,7 @@ ROW_GROUP = 256
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Where the files of a written world are."""
+  """The paths of the files of a world."""
 
   folder: pathlib.Path
   archives: tuple[pathlib.Path, ...]
@@ -51,7 +53,7 @@ class World:
 
 
 def fingerprint(options: corpus.WorldOptions, seed: int) -> str:
-  """Hex digest of everything that a world is a function of."""
+  """Returns a hex digest of everything that determines a world."""
   return files.digest_json({'version': VERSION, 'seed': seed, **dataclasses.asdict(options)})
 
 
@@ -63,18 +65,18 @@ def write(
   workers: int,
   progress: Callable[[int, int], None] | None = None,
 ) -> World:
-  """Writes the world into `folder`, or finds it there already.
+  """Writes the world into `folder`, unless it is already there.
 
-  It is written beside `folder` and renamed when complete, so a kill leaves nothing that looks like
-  a world.
+  A temporary folder next to `folder` is renamed at the end, so a killed run leaves no partial
+  world.
 
   Args:
-    workers: processes that render videos; 0 renders in this one.
-    progress: called with (videos done, videos in all).
+    workers: number of processes that render videos; 0 renders in this process.
+    progress: called as progress(videos done, all videos).
 
   Raises:
-    ConfigError: the options cannot be satisfied. DataError: `folder` holds something else than this
-    world, or cannot be written (a full disk, say).
+    ConfigError: the options are invalid.
+    DataError: `folder` contains something other than this world, or cannot be written (full disk).
   """
   folder, wanted = pathlib.Path(folder), fingerprint(options, seed)
   corpus.check(options)
@@ -95,7 +97,7 @@ def write(
 
 
 def _write_all(partial, options, seed, wanted, workers, progress) -> None:
-  """Every file of the world into `partial`, the manifest last."""
+  """Writes every file of the world into `partial`, the manifest last."""
   partial.mkdir(parents=True)
   drawn = corpus.draw_scenes(options, seed)
   _write_videos(
@@ -117,7 +119,7 @@ def _write_all(partial, options, seed, wanted, workers, progress) -> None:
 
 
 def open_world(folder: pathlib.Path | str) -> World:
-  """The files of a complete world. Raises DataError when it has no manifest."""
+  """Returns the files of a complete world. Raises DataError if it has no manifest."""
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).is_file():
     raise DataError(
@@ -148,18 +150,21 @@ def _write_videos(folder, drawn, options, workers, progress, meanwhile) -> None:
   """Renders the archives, in worker processes if any, while this process runs `meanwhile`."""
   per, home = options.corpus.videos_per_archive, folder / 'source' / 'selftrace'
   home.mkdir(parents=True)
+  # one job per archive: (path, scenes, member paths, options)
   jobs = []
   for i in range(0, len(drawn), per):
     part = drawn[i : i + per]
     members = [corpus.sentinel(i + j, options.corpus) for j in range(len(part))]
     jobs.append((home / f'selftrace_{i // per + 1}.zip', part, members, options.scene))
   done = 0
+  # render in this process
   if not workers:
     meanwhile()
     for job in jobs:
       done += write_archive(*job)
       _report(progress, done, len(drawn))
     return
+  # render in worker processes, which ignore Ctrl-C
   context = multiprocessing.get_context('spawn')
   pool = concurrent.futures.ProcessPoolExecutor(
     workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
@@ -182,8 +187,9 @@ def _report(progress: Callable[[int, int], None] | None, done: int, total: int) 
 def write_archive(
   path: pathlib.Path, scenes: Iterable[Scene], members: Iterable[str], options: SceneOptions
 ) -> int:
-  """Renders scenes into a zip archive under the member paths; returns how many. The same scenes
-  give the same bytes.
+  """Renders scenes into a zip archive under the member paths and returns their number.
+
+  The same scenes give the same bytes.
   """
   count = 0
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:

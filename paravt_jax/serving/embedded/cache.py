@@ -1,7 +1,7 @@
 """Host-side bookkeeping of device caches: pages of keys and values, image features, logit biases.
 
-A page is one finished chunk of C tokens. Its key is a hash chain over all content up to its end, so
-equal prefixes share pages.
+A page stores one complete chunk of C tokens. Its key is a hash chain over all content up to its
+end, so equal prefixes share pages.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Pool:
 
   @property
   def available(self) -> int:
-    """Number of places that are free or hold unused entries."""
+    """Returns the number of places that are free or hold unused entries."""
     return len(self._free) + len(self._idle)
 
   def __contains__(self, key: Hashable) -> bool:
@@ -65,17 +65,17 @@ class Pool:
       self._idle[key] = None
 
   def fits(self, keys: Sequence[Hashable]) -> bool:
-    """Whether all keys could be acquired together now."""
+    """Returns whether all keys could be acquired together now."""
     distinct = set(keys)
     new = sum(key not in self._place for key in distinct)
     pinned_idle = sum(key in self._idle for key in distinct)
     return new <= self.available - pinned_idle
 
   def clear(self) -> None:
-    """Forgets everything.
+    """Drops all entries.
 
     Raises:
-      RuntimeError: something is still pinned.
+      RuntimeError: an entry is still pinned.
     """
     if self._users:
       raise RuntimeError(f'{len(self._users)} places are still in use')

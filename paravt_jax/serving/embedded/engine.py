@@ -1,11 +1,11 @@
 """Continuous batching.
 
-A request waits, is staged (its pages are found or computed), is admitted to a slot, is decoded, and
-is answered.
+A request passes these stages: it waits, is staged (its pages are found or computed), is admitted to
+a slot, is decoded, and is answered.
 
 One thread runs `Engine.run` and owns all state. Other threads only `submit` jobs and `call`
-functions, which the engine runs between dispatches. The device runs programs in submission order,
-so a program may use a page as soon as the program that fills it is queued.
+functions, which the engine runs between dispatches. The device runs programs in submission order.
+So a program may use a page once the program that fills it is queued.
 """
 
 import concurrent.futures
@@ -67,8 +67,9 @@ class Engine:
     self.counts = dict.fromkeys(COUNTS, 0)
     self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     self._chunks: deque[Chunk] = deque()
-    self._images: dict[bytes, Any] = {}  # to be encoded
-    self._tickets: dict[bytes, int] = {}  # of pages not computed yet
+    self._images: dict[bytes, Any] = {}  # images that wait for the vision tower
+    # page key -> number of the chunk, for pages that are not computed yet
+    self._tickets: dict[bytes, int] = {}
     self._queued = self._computed = 0
     self._update: Callable[[], None] | None = None
     self._stopping = False

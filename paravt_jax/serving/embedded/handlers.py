@@ -1,4 +1,4 @@
-"""SGLang's HTTP over an engine: one handler per path, and errors as JSON."""
+"""SGLang's HTTP protocol over an engine: one handler per path, and errors as JSON."""
 
 import asyncio
 import functools
@@ -40,12 +40,13 @@ PAUSE_MODES = ('retract', 'abort', 'in_place')
 
 _Events = asyncio.Queue[
   tuple[GenerateReply, dict[str, Any] | None]
-]  # of one request; the last one has a reason
+]  # events of one request; only the last one has a reason
 
 
 class Server:
-  """Handlers of one engine. All of it runs on the event loop but the engine itself, which has a
-  thread.
+  """HTTP handlers of one engine.
+
+  The handlers run on the event loop. The engine runs on its own thread.
   """
 
   def __init__(self, engine: Engine, options: ServerOptions):
@@ -54,12 +55,12 @@ class Server:
     self._images = ImageStore(4 * options.image_slots, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
-    self._hashes: dict[str, str] = {}  # of arrays that versions left out, as they are served
+    self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
   def app(self) -> web.Application:
-    """The routes."""
+    """Returns the aiohttp application with its routes."""
     app = web.Application(
       client_max_size=self.options.max_body_mb << 20,
       middlewares=[_errors, _key(self.options.api_key)],
@@ -92,8 +93,9 @@ class Server:
     return app
 
   async def generate(self, request: web.Request) -> web.StreamResponse:
-    """POST /generate: see `protocol`. With stream=true server-sent events, each with all tokens so
-    far.
+    """POST /generate: see `protocol`.
+
+    With stream=true it sends server-sent events, each with all tokens so far.
     """
     start = time.monotonic()
     parsed = parse_generate(await _body(request), self.engine.config.text.vocab)
@@ -106,7 +108,7 @@ class Server:
         return await _stream(request, job.rid, events, start)
       reply, reason = await events.get()
       return _json(_check_finite(reply).to_json(job.rid, reason, time.monotonic() - start))
-    except (asyncio.CancelledError, ConnectionError):  # the client went away
+    except (asyncio.CancelledError, ConnectionError):  # the client closed the connection
       self.engine.call(
         lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None
       )
@@ -120,7 +122,7 @@ class Server:
       raise RequestError(
         f'rid: got {short_repr(rid)}, which is running already; wanted one that is unique'
       )
-    # A request that is far too long is refused before its images are decoded.
+    # Refuse a request that is far too long before its images are decoded.
     if len(parsed.input_ids) > self.options.context:
       raise RequestError(
         f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} '
@@ -174,8 +176,9 @@ class Server:
     return await future
 
   async def update_weights(self, request: web.Request) -> web.Response:
-    """POST /update_weights_from_disk {model_path, weight_version}: It verifies them first, and
-    keeps the old weights on any error.
+    """POST /update_weights_from_disk {model_path, weight_version}.
+
+    It verifies the new weights first, and keeps the old weights after any error.
     """
     body = await _body(
       request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache')
@@ -183,7 +186,7 @@ class Server:
     folder = text('model_path', body.get('model_path'))
     wanted = _version(body.get('weight_version'))
     everyone = flag('abort_all_requests', body.get('abort_all_requests', False))
-    # Only checked: the cache is always flushed, because old pages are invalid under new weights.
+    # This is only checked. The cache is always flushed: old pages are invalid under new weights.
     flag('flush_cache', body.get('flush_cache', True))
     async with self._updating:
       try:
@@ -217,6 +220,7 @@ class Server:
     await future
 
   def _load(self, folder: str, wanted: str | int | None) -> tuple[int, Any]:
+    # Read a published version (manifest.json) or a Hugging Face folder (config.json).
     path = pathlib.Path(folder)
     if not _is_folder(path):
       raise SyncError(
@@ -237,6 +241,7 @@ class Server:
           'that was started'
         )
     version = version if wanted is None else version_number(wanted)
+    # A version leaves out frozen arrays: take them from the served model.
     new = manifest.leaves(params)
     whole = manifest.nest(
       {name: new[name] if name in new else self._own(name) for name in self._names}
@@ -268,8 +273,9 @@ class Server:
     return compute
 
   async def pause(self, request: web.Request) -> web.Response:
-    """POST /pause_generation {mode: retract | abort | in_place}; The default mode is abort, as
-    in SGLang.
+    """POST /pause_generation {mode: retract | abort | in_place}.
+
+    The default mode is abort, as in SGLang.
     """
     mode = (await _body(request, ('mode',))).get('mode', 'abort')
     if mode not in PAUSE_MODES:
@@ -284,8 +290,9 @@ class Server:
     return _json({'status': 'ok', 'message': 'running'})
 
   async def abort(self, request: web.Request) -> web.Response:
-    """POST /abort_request {rid} or {abort_all: true}; Aborted requests are answered with their
-    tokens so far.
+    """POST /abort_request {rid} or {abort_all: true}.
+
+    Aborted requests are answered with their tokens so far.
     """
     body = await _body(request, ('rid', 'abort_all'))
     rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
@@ -299,7 +306,7 @@ class Server:
     return _json({'aborted': count})
 
   async def flush(self, request: web.Request) -> web.Response:
-    """GET or POST /flush_cache: status 400 while anything runs."""
+    """GET or POST /flush_cache. Status 400 while any request runs."""
     await _body(request, ())
     if await self._in_engine(self.engine.flush):
       return _json({'success': True})
@@ -308,7 +315,7 @@ class Server:
     )
 
   async def health(self, request: web.Request) -> web.Response:
-    """GET /health, /ready: answers at once, paused or not."""
+    """GET /health, /ready. They answer at once, paused or not."""
     return web.Response()
 
   async def model_info(self, request: web.Request) -> web.Response:
@@ -324,7 +331,7 @@ class Server:
     )
 
   async def server_info(self, request: web.Request) -> web.Response:
-    """GET /get_server_info: options and running sums."""
+    """GET /get_server_info: options and cumulative counts."""
     options = orjson.loads(self.options.to_json()) | {'api_key': None}
     running = [len(lane.running) for lane in self.engine.lanes]
     return _json(
@@ -374,7 +381,7 @@ async def _stream(
     while reason is None and not events.empty():
       reply, reason = events.get_nowait()
     if not finite(reply.logprobs) and reason is None:
-      continue  # the last event says it
+      continue  # the last event contains these tokens too
     try:
       body = _check_finite(reply).to_json(rid, reason, time.monotonic() - start)
     except SyncError as error:
@@ -388,7 +395,7 @@ async def _stream(
 def _is_folder(path: pathlib.Path) -> bool:
   try:
     return path.is_dir()
-  except OSError:  # longer than a name may be
+  except OSError:  # the name is too long for the file system
     return False
 
 
@@ -400,8 +407,9 @@ def _version(value: Any) -> int | None:
 
 
 async def _body(request: web.Request, known: Collection[str] | None = None) -> dict[str, Any]:
-  """The body as an object. known: the keys that it may have, None when they are checked
-  elsewhere.
+  """Returns the body as an object.
+
+  known: the allowed keys, or None if the caller checks them.
   """
   try:
     body = json_object(request.path, await request.read())
@@ -424,7 +432,7 @@ async def _errors(
     return _json({'error': {'message': str(error)}}, 400)
   except SyncError as error:
     return _json({'error': {'message': str(error)}}, 500)
-  except web.HTTPClientError as error:  # no such path, another method, a body that is too large
+  except web.HTTPClientError as error:  # unknown path, wrong method, or a body that is too large
     message = (
       f'{request.method} {short_repr(request.path)}: '
       f'{" ".join((error.text or error.reason).split())}'
@@ -433,7 +441,7 @@ async def _errors(
 
 
 def _key(api_key: str | None) -> Any:
-  """Refuses requests without the key, but for /health and /ready, as SGLang does."""
+  """Refuses requests without the key, except /health and /ready, as SGLang does."""
 
   @web.middleware
   async def check(

@@ -28,17 +28,17 @@ COUNTS = (  # sums since the start of an engine
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """One request on its way."""
+  """One request in the engine."""
 
   rid: str  # unique among running requests
-  prompt: Prompt  # as sent
-  context: Prompt  # as sent, then what was generated before a retraction
-  lane: int  # which of the options' lanes takes it
+  prompt: Prompt  # as received
+  context: Prompt  # as received, followed by the tokens generated before a retraction
+  lane: int  # index of its lane in the options
   request: ParsedGenerate
   seed: int
   stops: frozenset[int]  # ids that end the reply
-  # called from the engine's thread with (reply, reason): once at the end, and for a stream with
-  # reason None after every dispatch that gave it tokens
+  # Called from the engine's thread with (reply, reason). It is called once at the end. For a stream
+  # it is also called with reason None after every dispatch that gave the job tokens.
   answer: Callable[[GenerateReply, dict[str, Any] | None], None]
   ids: list[int] = dataclasses.field(default_factory=list)  # sampled so far
   logprobs: list[float] = dataclasses.field(default_factory=list)  # of ids
@@ -68,7 +68,7 @@ class Job:
     )
 
   def add(self, ids: list[int], logprobs: list[float], version: int) -> None:
-    """Appends what was sampled by the weights of `version`."""
+    """Appends tokens that the weights of `version` sampled."""
     start = len(self.ids)
     self.ids += ids
     self.logprobs += logprobs
@@ -80,7 +80,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """One page to be computed."""
+  """One page to compute."""
 
   context: Prompt
   table: np.ndarray  # pages of the context, int32[pages]
@@ -90,7 +90,7 @@ class Chunk:
 
 
 class Block:
-  """Slots that are decoded together, and who sits in them."""
+  """Slots that are decoded together, and the jobs in them."""
 
   def __init__(self, shapes: programs.Shapes, context: int, slots: int):
     self.slots = slots
@@ -105,8 +105,9 @@ class Block:
 
 
 class Lane:
-  """Blocks of one shape, and those who wait for a slot in any of them. One program decodes them
-  all: which one is no matter.
+  """Blocks of one shape, and the jobs that wait for a slot in any of them.
+
+  One program decodes every block of a lane, so the choice of block does not change results.
   """
 
   def __init__(self, shapes: programs.Shapes, context: int, slots: int, blocks: int):
@@ -116,17 +117,17 @@ class Lane:
 
   @property
   def running(self) -> list[Job]:
-    """Those in slots."""
+    """Returns the jobs in slots."""
     return [job for block in self.blocks for job in block.running.values()]
 
   @property
   def free(self) -> int:
-    """Empty slots."""
+    """Returns the number of empty slots."""
     return sum(len(block.free) for block in self.blocks)
 
   @property
   def slots(self) -> int:
-    """All slots."""
+    """Returns the number of slots."""
     return sum(block.slots for block in self.blocks)
 
 
@@ -136,21 +137,21 @@ def admission(
   batch: Sequence[tuple[int, Job]],
   bias_row: Callable[[Job], int],
 ) -> dict[str, Any]:
-  """The arrays of `programs.admission` for (slot, job) pairs.
+  """Returns the arrays of `programs.admission` for (slot, job) pairs.
 
-  bias_row: the row of the bias table that a job's logit bias has.
+  bias_row: returns the row of the bias table for a job's logit bias.
   """
   rows = programs.admission(shapes, lane.context // shapes.chunk)
   sampling = rows['sampling']
   for a, (slot, job) in enumerate(batch):
     request = job.request
-    # Where the context lies.
+    # The place of the context in the cache.
     rows['slot'][a] = slot
     rows['last'][a] = job.table[-1]
     rows['length'][a] = len(job.context)
     rows['position'][a] = job.context.next_position
     rows['table'][a, : len(job.table)] = job.table
-    # How its tokens are sampled.
+    # The sampling parameters.
     sampling['count'][a] = len(job.ids)
     sampling['budget'][a] = request.max_new_tokens
     sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF

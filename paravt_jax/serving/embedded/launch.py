@@ -29,17 +29,17 @@ def launch(
   """Starts a server in its own session and returns once it answers.
 
   Args:
-    options: `port_file` and `parent_pid` are replaced; port 0 takes a free one.
+    options: `port_file` and `parent_pid` are replaced; port 0 selects a free one.
     env: the whole environment of the child.
-    log: file that gets what the server says, appended.
-    parent_pid: the process (this one) after whose end the server ends too.
+    log: the file to which the server's output is appended.
+    parent_pid: the server ends after this process (the caller) ends.
 
   Raises:
-    RolloutError: it ended, or did not answer within `deadline_s` seconds; the end of its log is
-      shown.
+    RolloutError: the server ended, or did not answer within `deadline_s` seconds. The message
+    contains the end of its log.
   """
   with tempfile.TemporaryDirectory(prefix='paravt-server-') as folder:
-    port_file = pathlib.Path(folder) / 'port'  # the server writes it when it is ready to answer
+    port_file = pathlib.Path(folder) / 'port'  # the server writes it when it can answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
     child = process.start(
       children.command(_PROGRAM, '--options', given.to_json()),
@@ -49,7 +49,7 @@ def launch(
     try:
       process.wait_until(child, port_file.exists, log, deadline_s, 'embedded server')
       port = int(port_file.read_text())
-    except BaseException:  # Ctrl-C included: no child is left behind
+    except BaseException:  # also on Ctrl-C: leave no child process
       process.end(child, 1.0)
       raise
   return ServerProcess(f'http://{options.host}:{port}', child, log)

@@ -1,4 +1,4 @@
-"""Options of the embedded server. Recipes hold the numbers; this module holds the limits."""
+"""Options of the embedded server. Recipes have the numbers, this module the limits."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ class EngineOptions(Options):
 
   @classmethod
   def published(cls) -> 'EngineOptions':
-    """Sizes for 8B on one 80 GB device."""
+    """Returns sizes for the 8B model on one 80 GB device."""
     return cls(
       dtype='bfloat16',
       lanes=((8192, 32), (32768, 16)),
@@ -66,10 +66,10 @@ class ServerOptions(EngineOptions):
 
   @classmethod
   def from_json(cls, text: str) -> 'ServerOptions':
-    """Reads what `to_json` wrote.
+    """Reads the output of `to_json`.
 
     Raises:
-      ConfigError: no JSON object, an unknown or missing name, or a value that is not allowed.
+      ConfigError: not a JSON object, an unknown or missing name, or a forbidden value.
     """
     try:
       given = json.loads(text)
@@ -89,12 +89,12 @@ class ServerOptions(EngineOptions):
     return cls(**given)
 
   def to_json(self) -> str:
-    """The text for `--options`."""
+    """Returns the text for `--options`."""
     return json.dumps(dataclasses.asdict(self))
 
   @property
   def context(self) -> int:
-    """Tokens of the largest lane."""
+    """Returns the tokens of the largest lane."""
     return self.lanes[-1][0]
 
 

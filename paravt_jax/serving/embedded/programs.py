@@ -400,6 +400,7 @@ class Programs:
     compiled = lambda f, donate, *args: (
       jax.jit(functools.partial(f, s), donate_argnums=donate).lower(*args).compile()
     )
+    # Compile from shapes alone, so that no array is allocated for it.
     params, pool, features = (
       abstract(params),
       jax.eval_shape(lambda: new_pool(s)),
@@ -426,6 +427,7 @@ class Programs:
     )
     self.admit, self.decode = [], []
     bias = jax.ShapeDtypeStruct((s.biases, s.config.text.vocab), np.float32)
+    # Each lane shape has its own admit and decode program.
     for context, slots in lanes:
       state, caches = jax.eval_shape(
         lambda context=context, slots=slots: new_lane(s, context, slots)

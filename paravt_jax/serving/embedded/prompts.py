@@ -1,5 +1,6 @@
-"""From the ids of a request to what the prefill program reads: images expanded, positions, hashes
-of chunks.
+"""Converts the ids of a request to the inputs of the prefill program.
+
+It expands images, and computes positions and the hashes of chunks.
 """
 
 import dataclasses
@@ -31,9 +32,9 @@ class Prompt:
   ids_T: np.ndarray  # int32[n]
   positions_AT: np.ndarray  # int32[3, n]: time, height, width
   image_T: np.ndarray  # index into `images` per token, -1 for text
-  offset_T: np.ndarray  # place of the token in its image
+  offset_T: np.ndarray  # index of the token within its image
   images: tuple[ImagePatches, ...]
-  next_position: int  # of the first token that is sampled
+  next_position: int  # position of the first sampled token
   keys: list[bytes]  # of its pages in the cache
 
   def __len__(self) -> int:
@@ -41,8 +42,9 @@ class Prompt:
 
 
 class ImageStore:
-  """Decoded images by the text they came in (a group sends the same frames eight times), newest
-  `capacity` kept.
+  """A cache of the `capacity` newest decoded images, by their base64 text.
+
+  It helps because the requests of a group send the same frames eight times.
   """
 
   def __init__(self, capacity: int, max_patches: int):
@@ -50,10 +52,11 @@ class ImageStore:
     self._images: OrderedDict[bytes, ImagePatches] = OrderedDict()
 
   def get(self, text: str) -> ImagePatches:
-    """The image of a base64 string.
+    """Returns the decoded image of a base64 string.
 
     Raises:
-      RequestError: it is no image, of wrong sides, or larger than this server was started for.
+      RequestError: the string is not an image, or a side has a wrong length, or the image is larger
+      than this server's limit.
     """
     name = hashlib.blake2b(text.encode(), digest_size=16).digest()
     image = self._images.pop(name, None) or self._decode(text)
@@ -70,7 +73,7 @@ class ImageStore:
 
 
 def expand(ids: list[int], images: tuple[ImagePatches, ...], image_id: int, chunk: int) -> Prompt:
-  """Repeats every image pad once per merged token and lays out positions and hashes.
+  """Repeats every image pad once per merged token. Computes positions and hashes.
 
   Raises:
     RequestError: the numbers of pads and images differ.

@@ -1,7 +1,7 @@
-"""From logits to the next token of every slot, on the device. A slot's result is a function of its
-own row and seed.
+"""Computes the next token of every slot from logits, on the device.
 
-Axis letters as in `paravt_jax.shapes`: S contexts in slots, V vocabulary entries.
+A slot's result depends only on its own row and seed. Axis letters as in `paravt_jax.shapes`: S
+contexts in slots, V vocabulary entries.
 """
 
 from typing import Any
@@ -12,12 +12,13 @@ import numpy as np
 
 Tree = Any
 
-_COLD, _STRONG = 0.05, 1e3  # a temperature and a logit that no ordinary request reaches
+_COLD, _STRONG = 0.05, 1e3  # a temperature and a logit that ordinary requests do not reach
 
 
 def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
-  """Sampling state of `slots` idle slots; `count` tokens of `budget` are sampled, `bias` is a row
-  of the bias table.
+  """Returns the sampling state of `slots` idle slots.
+
+  `count` tokens of `budget` are sampled. `bias` is a row of the bias table.
   """
   return {
     'count': xp.zeros(slots, np.int32),
@@ -34,13 +35,13 @@ def zeros(slots: int, stops: int, xp: Any = jnp) -> Tree:
 def sample(
   logits_SV: jax.Array, bias_table: jax.Array, state: Tree, active_S: jax.Array
 ) -> tuple[jax.Array, jax.Array, Tree, jax.Array]:
-  """Draws one token per slot from one uniform number, which is a function of (seed, index of the
-  token).
+  """Draws one token per slot from one uniform number, a function of (seed, index of the token).
 
   Returns:
-    int32[S] tokens, float32[S] log-probs of (logits + bias) / temperature (greedy: temperature 1;
-    before top-p and top-k), the state with the tokens counted, bool[S]: the slot is done (a stop
-    id, or the budget is used up).
+    int32[S] tokens; float32[S] log-probs; the state with the tokens counted; bool[S], whether the
+    slot is finished (a stop id, or the budget is used up).
+    Log-probs are of (logits + bias) / temperature, before top-p and top-k. Greedy slots use
+    temperature 1.
   """
   hot_S = state['temperature'] > 0
   biased_SV = logits_SV + bias_table[state['bias']]

@@ -26,10 +26,10 @@ log = logging.getLogger('paravt.server')
 
 
 def bind(host: str, port: int) -> socket.socket:
-  """A bound socket.
+  """Returns a bound socket.
 
   Raises:
-    ConfigError: the port is taken, or the host is not one of this machine's.
+    ConfigError: the port is taken, or the host is not an address of this machine.
   """
   sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
   sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,7 +46,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def build(options: ServerOptions) -> Engine:
-  """Reads the model and compiles the engine, ready for its first request."""
+  """Reads the model and compiles the engine. Returns a server that is ready for requests."""
   if options.compile_cache:
     jax.config.update('jax_compilation_cache_dir', options.compile_cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -65,7 +65,7 @@ def build(options: ServerOptions) -> Engine:
 
 
 async def serve(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:
-  """Answers until SIGTERM or SIGINT, or until the engine fails (that error is raised)."""
+  """Serves until SIGTERM or SIGINT, or until the engine fails. Raises the engine's error."""
   server = Server(engine, options)
   loop = asyncio.get_running_loop()
   done = asyncio.Event()
@@ -89,7 +89,7 @@ async def serve(engine: Engine, options: ServerOptions, sock: socket.socket) -> 
 
 
 def watch_parent(pid: int) -> None:
-  """Ends this process when its parent `pid` is gone: no server outlives the run that started it."""
+  """Ends this process when its parent `pid` is gone, so that no server outlives its run."""
 
   def watch() -> None:
     while os.getppid() == pid:
@@ -102,7 +102,7 @@ def watch_parent(pid: int) -> None:
 
 
 def main() -> int:
-  """Runs the server; a wrong option or model is one line on stderr and status 2."""
+  """Runs the server. A wrong option or model gives one line on stderr and status 2."""
   logging.basicConfig(
     level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', stream=sys.stderr
   )
