@@ -81,9 +81,7 @@ def check(recipe: AskRecipe) -> None:
 
 
 def model_folder(recipe: AskRecipe) -> pathlib.Path:
-  """Returns the recipe's model folder, or the newest runs/*/hf. Raises ConfigError without
-  either.
-  """
+  """Returns the recipe's model folder, else the newest runs/*/hf, or raises ConfigError."""
   if recipe.model.folder:
     return pathlib.Path(recipe.model.folder)
   found = sorted(
@@ -214,9 +212,7 @@ class Narrator:
 
 
 def indented(text: str) -> str:
-  """Formats a turn's lines below its heading. A partial text gives the first part of these
-  lines.
-  """
+  """Formats a turn's lines below its heading. A partial text gives the first of them."""
   return '\n'.join(f'           {line}' for line in text.strip().splitlines())
 
 

@@ -28,11 +28,7 @@ ESCAPES = {'n': '\n', 't': '\t', '\\': '\\'}
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-  """One flag.
-
-  text: the part after `=`. None for a flag without a value.
-  negated: whether it is --noconfig.knob.
-  """
+  """One flag. text: the part after `=`, None without a value. negated: --noconfig.knob."""
 
   knob: str
   text: str | None
@@ -137,9 +133,7 @@ def _set_inner(
 
 
 def _read(rules: Mapping[str, Rule], one: Override, before: Any, kind: type) -> Any:
-  """Returns the value that a flag gives to a knob of that type. `before` is the knob's old
-  value.
-  """
+  """Returns the value that a flag gives to a knob of that type, whose value was `before`."""
   if isinstance(before, ConfigDict):
     return _section(one)
   if one.negated and (kind is not bool or one.text is not None):
