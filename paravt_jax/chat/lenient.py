@@ -1,15 +1,15 @@
-"""What policies write in place of JSON: a reader of objects with the slips that published models
-make, and of times with units.
+"""Parses almost-JSON objects and times with units, as policies write them.
 
-Everything here takes time linear in its text, and none of it raises for what a text holds.
+It accepts the JSON mistakes that published models make. Every function takes time linear in the
+length of its text. Bad text never raises an exception other than `Unreadable`.
 """
 
 import math
 import re
 from typing import Any
 
-LONGEST = 20_000  # characters of a block that is looked at; a call has a few hundred
-DEEPEST = 64  # levels; a call has three
+LONGEST = 20_000  # characters; longer blocks are not parsed (a call has a few hundred)
+DEEPEST = 64  # levels of nesting that are accepted; a call has three
 _SKIP = re.compile(r'(?:[\s\ufeff\u200b\xa0]|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*+')
 _UNQUOTED = re.compile(r'[^,{}\[\]"\'\n“”]+')
 _KEY = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
@@ -27,8 +27,8 @@ _WORDS = {
   '-Infinity': -math.inf,
 }
 _QUOTES = {'"': '"', "'": "'", '“': '”"', '”': '”"', '‘': "’'", '’': "’'"}
-# what stands behind a closing quote: a separator, a comment, an end, or the next key where the
-# comma is missing
+# A quote closes a string only if one of these follows: a separator, a comment, the end of the line
+# or text, or the next key (where the comma is missing).
 _AFTER_STRING = re.compile(r'[ \t]{0,99}(?:[,:}\]\n\r#]|//|/\*|\Z|"[A-Za-z_]{1,40}"[ \t]{0,9}:)')
 _ESCAPE = re.compile(r'u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([\s\S])')
 _ESCAPED = {
@@ -42,7 +42,7 @@ _ESCAPED = {
   '\\': '\\',
   '/': '/',
 }
-_MOST_DIGITS = 400  # of a number; more than any float holds
+_MOST_DIGITS = 400  # characters of a number; longer than any float needs
 
 _LONGEST_TIME = 64
 _CLOCK = re.compile(r'(?:([0-9]+):)?([0-9]+):([0-5][0-9](?:\.[0-9]+)?)')
@@ -53,29 +53,30 @@ _UNITS = re.compile(
 )
 _SECONDS = re.compile(r'\s*(?:s|secs?|seconds?)\Z', re.IGNORECASE)
 _FRACTION = re.compile(r'(:[0-5][0-9]),([0-9]{1,6})\Z')
-# seconds; larger integers are clamped before they become floats, which could not hold them
+# Seconds. Larger integers are clamped before the conversion to float, which would overflow.
 _LARGEST = 10**15
 
 
 class Unreadable(ValueError):
-  """No value stands here, not even with the slips that are known. Only this module and `toolcalls`
-  see it.
+  """The text has no readable value at this position, even with the accepted mistakes.
+
+  Only this module and `toolcalls` raise or catch it.
   """
 
 
 class _Reader:
-  """One value of a text, read without recursion."""
+  """Reads one value of a text, without recursion."""
 
   def __init__(self, text: str, at: int):
     self.text = text
-    self.at = at  # the place behind what was read
-    self.whole = True  # no closing brace was missing
+    self.at = at  # index after the text read so far
+    self.whole = True  # False if a closing brace is missing
     self._root: list[Any] = []
-    # (container, the key that waits for its value)
+    # open containers, outermost first: (container, the key whose value comes next)
     self._stack: list[tuple[Any, Any]] = [(self._root, None)]
 
   def read(self) -> Any:
-    """The object or array that begins at `at`. Raises Unreadable."""
+    """Returns the object or array that begins at `at`. Raises Unreadable."""
     self._open()
     while len(self._stack) > 1:
       self._space()
@@ -94,7 +95,7 @@ class _Reader:
     elif char == ',' and not self._waits():
       self.at += 1
     elif isinstance(container, dict) and key is None:
-      if char == '{' and not container:  # {{ ... }}: a template's braces
+      if char == '{' and not container:  # {{ ... }}: doubled braces from a template
         self.at += 1
       else:
         self._key()
@@ -119,7 +120,7 @@ class _Reader:
     self.at += 1
 
   def _close(self, char: str) -> None:
-    """Closes the innermost container of the kind, with what was left open inside it."""
+    """Closes the innermost container of this kind and every open container inside it."""
     kind = dict if char == '}' else list
     while len(self._stack) > 1:
       container, _ = self._stack.pop()
@@ -150,8 +151,9 @@ class _Reader:
     self._stack[-1] = (self._stack[-1][0], key)
 
   def _string(self) -> str:
-    """A string, raw control characters and unescaped quotes included: a quote closes where
-    `_AFTER_STRING` follows.
+    """Reads a string; raw control characters and unescaped quotes are accepted.
+
+    A quote closes the string only where `_AFTER_STRING` follows.
     """
     closing, parts, at = _QUOTES[self.text[self.at]], [], self.at + 1
     while at < len(self.text):
@@ -174,7 +176,7 @@ class _Reader:
     return _AFTER_STRING.match(self.text, at) is not None
 
   def _read_unquoted(self) -> Any:
-    """A number, a word such as True, or a time without quotes (as text)."""
+    """Reads a number, a word such as True, or a time without quotes (returned as text)."""
     match = _UNQUOTED.match(self.text, self.at)
     if match is None:
       raise Unreadable
@@ -191,11 +193,13 @@ class _Reader:
 
 
 def value(text: str, at: int) -> tuple[Any, int, bool]:
-  """The object or array that begins at text[at]: (value, the index behind it, whether all its
-  closing braces are there).
+  """Returns the object or array that begins at text[at].
+
+  Returns:
+    (value, the index after it, whether all its closing braces are present).
 
   Raises:
-    Unreadable: there is none.
+    Unreadable: no object or array can be read there.
   """
   if at >= len(text) or text[at] not in '{[':
     raise Unreadable
@@ -205,8 +209,9 @@ def value(text: str, at: int) -> tuple[Any, int, bool]:
 
 
 def strict_seconds(time: Any) -> float | None:
-  """A time as a number, numeric string, MM:SS or HH:MM:SS, in seconds; None if none, or not
-  finite.
+  """Returns a time in seconds; None if `time` is not a finite time.
+
+  Accepts a number, a numeric string, MM:SS and HH:MM:SS.
   """
   if isinstance(time, str):
     text = time.strip()
@@ -229,8 +234,10 @@ def strict_seconds(time: Any) -> float | None:
 
 
 def seconds(time: Any) -> float | None:
-  """As `strict_seconds`, and as the overview and subtitles write times: '12.5s', '<12.0 seconds>',
-  '00:01:10,500', '1m10s'.
+  """Returns a time in seconds; None if `time` is not a finite time.
+
+  Accepts what `strict_seconds` accepts, and the forms of the overview and of subtitles: '12.5s',
+  '<12.0 seconds>', '00:01:10,500', '1m10s'.
   """
   strict = strict_seconds(time)
   if strict is not None or not isinstance(time, str) or len(time) > _LONGEST_TIME:
@@ -252,8 +259,9 @@ def seconds(time: Any) -> float | None:
 
 
 def _paired(text: str) -> str:
-  """`text` with the surrogates that two \\u escapes spell joined to their character, as JSON means
-  them; lone ones stay.
+  """Returns `text` with each pair of surrogates (two \\u escapes) joined into one character.
+
+  JSON defines pairs that way. Lone surrogates do not change.
   """
   if text.isascii():
     return text

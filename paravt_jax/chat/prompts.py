@@ -1,6 +1,4 @@
-"""Every text that we put before the policy. SFT, RL and evaluation use these very strings, at every
-scale; they are short.
-"""
+"""Every fixed text of the prompts. SFT, RL and evaluation use the same short strings."""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +43,7 @@ FORMAT_HINTS = {
   'tvg': 'Answer with [start, end] in seconds.',
   'oe': 'Answer in a few words.',
 }
-SHAPED = 'shaped'  # a task's fact: its question already says how to write the answer
+SHAPED = 'shaped'  # key in Task.facts: the question already says how to write the answer
 FINAL_REQUEST = 'No more calls. Give the final answer now.'
 
 ERRORS = {
@@ -61,27 +59,25 @@ ERRORS = {
 
 
 def system(published: str | None = None) -> str:
-  """The system text: a data row's own when it already carries a `<tools>` block, else ours."""
+  """Returns the system text: `published` if it contains a `<tools>` block, else SYSTEM."""
   return published if published is not None and '<tools>' in published else SYSTEM
 
 
 def question(task_question: str, question_type: str) -> str:
-  """The user's text after the frames: the task's question (options included) and how to write the
-  answer.
-  """
+  """Returns the user text after the frames: the question with its options, and a format hint."""
   return f'{task_question}\n{FORMAT_HINTS[question_type]}'
 
 
 def user(task: types.Task, videos: Sequence[Sequence[Any]]) -> list[Any]:
-  """The pieces of a task's user message: its text, cut where its videos stand.
+  """Returns the pieces of a task's user message: its text with the frames inserted at the slots.
+
+  The text is that of `question`, or the task's question alone if its facts contain SHAPED. Without
+  slots, all frames come first and then the text. If there are several videos, a line `Video n:`
+  precedes the frames of each one.
 
   Args:
-    task: the task. videos: the pieces of each of its videos' frames, in its order.
-
-  Returns:
-    Without slots, all frames and then the text as `question` has it, or the task's question alone
-    where its facts say that it is SHAPED. Of several videos each one's frames follow a line `Video
-    n:`.
+    task: the task.
+    videos: for each video of the task, in its order, the pieces of its frames.
   """
   text = (
     task.question if task.facts.get(SHAPED) is True else question(task.question, task.question_type)
@@ -99,16 +95,16 @@ def user(task: types.Task, videos: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def label(number: int) -> str:
-  """What the n-th of several videos is called, from 1."""
+  """Returns the label of the n-th of several videos, counted from 1."""
   return f'Video {number}'
 
 
 def question_text(task: types.Task) -> str:
-  """A task's question for those who are not shown its videos where they stand: labels stand in for
-  slots inside the text.
+  """Returns a task's question as text only, with a label such as `Video 2` at each video slot.
 
-  Where `facts['asked']` has the question without what came along for the main agent only (subtitles
-  of the whole video), that one.
+  Sub-agents use it, because they do not see the videos at the slots. If `facts['asked']` exists, it
+  is used instead of the question. It leaves out what only the main agent should see, such as the
+  subtitles of the whole video.
   """
   text, slots = task.facts.get('asked', task.question), _slots(task)
   if len(slots) < 2 or not any(slots):
@@ -123,8 +119,9 @@ def _slots(task: types.Task) -> Sequence[int]:
 
 
 def subagent(window: types.Window, task_question: str | None, video: str = '') -> str:
-  """A sub-agent's text after its frames: the window it sees (of which video, if there are several)
-  and, unless None, the question behind it.
+  """Returns a sub-agent's text after its frames: the window, and the question unless it is None.
+
+  `video` is the label of the video if the task has several, else ''.
   """
   seen = (
     f'These frames show {window.start:.1f} to {window.end:.1f} seconds{video and " of "}{video}.'
@@ -137,19 +134,21 @@ def subagent(window: types.Window, task_question: str | None, video: str = '') -
 
 
 def frames(count: int, window: types.Window) -> str:
-  """What the main agent is told of a crop whose frames it sees itself."""
+  """Returns the text of a tool result whose `count` frames the main agent sees itself."""
   return f'{count} frames of {window.start:.1f} to {window.end:.1f} seconds.'
 
 
 def error(status: types.ResultStatus, detail: str = '') -> str:
-  """What the main agent is shown for a call that did not run. `detail` is our own wording, never
-  the policy's text.
+  """Returns the tool result of a call that did not run.
+
+  `detail` must be text of this project, never text that the policy wrote.
   """
   return f'{ERRORS[status]} {detail}'.rstrip()
 
 
 def result(text: str) -> str:
-  """What the main agent is shown of a sub-agent's turn: what follows its last `</think>`, stripped;
-  all of it without one.
+  """Returns the part of a sub-agent's turn that becomes its tool result.
+
+  It is the stripped text after the last `</think>`, or the whole turn if there is no such tag.
   """
   return text.rpartition('</think>')[2].strip()

@@ -1,7 +1,6 @@
-"""Qwen's tokenizer from `vocab.json` and `merges.txt`, as folders without a `tokenizer.json` have
-it.
+"""Builds Qwen's tokenizer from `vocab.json` and `merges.txt`, for folders without `tokenizer.json`.
 
-The added tokens are in tokenizer_config.json (`added_tokens_decoder`), in older folders in
+The added tokens are in tokenizer_config.json (`added_tokens_decoder`). In older folders they are in
 added_tokens.json.
 """
 
@@ -13,7 +12,8 @@ from typing import Any
 from paravt_jax import errors
 
 FILES = ('vocab.json', 'merges.txt')
-# How Qwen cuts text into words before it merges; not in the files, but in transformers' code.
+# How Qwen splits text into words before BPE. The files lack this pattern; transformers' code has
+# it.
 _WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
   r'?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -21,12 +21,12 @@ _WORDS = (
 
 
 def is_there(folder: pathlib.Path) -> bool:
-  """Whether a folder has both files."""
+  """Returns whether a folder has both files."""
   return all((folder / name).is_file() for name in FILES)
 
 
 def spec(folder: pathlib.Path) -> dict:
-  """The content of the tokenizer.json that such a folder would have. Raises ChatError."""
+  """Returns the content of the equivalent tokenizer.json. Raises ChatError for unreadable files."""
   byte_level = {
     'type': 'ByteLevel',
     'add_prefix_space': False,
@@ -59,7 +59,7 @@ def spec(folder: pathlib.Path) -> dict:
 
 
 def check_ids(folder: pathlib.Path, token_to_id: Callable[[str], int | None]) -> None:
-  """Raises ChatError where an added token did not get the id that the folder gives it."""
+  """Raises ChatError if the id of an added token differs from the id in the folder's files."""
   for token in _added(folder):
     if token_to_id(token['content']) != token['id']:
       raise errors.ChatError(
@@ -70,7 +70,7 @@ def check_ids(folder: pathlib.Path, token_to_id: Callable[[str], int | None]) ->
 
 
 def _added(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The added tokens by id, with what a tokenizer.json says of each."""
+  """Returns the added tokens in the form of tokenizer.json, sorted by id."""
   config, old = folder / 'tokenizer_config.json', folder / 'added_tokens.json'
   listed = _read(config, json.loads).get('added_tokens_decoder') if config.is_file() else None
   if listed is None:

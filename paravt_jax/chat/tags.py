@@ -1,5 +1,6 @@
-"""Where thinks and answers stand in the text of one turn; whatever reads a turn reads it through
-here or `toolcalls`.
+"""Finds think and answer blocks in the text of one turn.
+
+All code that parses a turn uses this module or `toolcalls`.
 """
 
 import dataclasses
@@ -13,24 +14,27 @@ _THINK_TAG = re.compile(r'</?think>')
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A tagged stretch of a turn's text."""
+  """A tagged block of a turn's text."""
 
-  start: int  # text[start:end] is the stretch with its tags
+  start: int  # text[start:end] is the block with its tags
   end: int
   body: str  # the text without the tags
   closed: bool  # whether there is an end tag
 
 
 def after_think(text: str) -> int:
-  """The index behind the last `</think>`; 0 when there is none (the think is never closed, so the
-  whole turn is looked at).
+  """Returns the index after the last `</think>`.
+
+  Returns 0 if there is none: the think block is then never closed, and the whole turn counts.
   """
   return text.rfind(THINK_CLOSE) + len(THINK_CLOSE) if THINK_CLOSE in text else 0
 
 
 def thinks(text: str) -> tuple[Span, ...]:
-  """All thinks in order. One is closed if `</think>` follows before the next `<think>`; else it
-  runs to the next tag or end.
+  """Returns all think blocks in order.
+
+  A block is closed if `</think>` follows before the next `<think>`. An unclosed block ends at the
+  next tag or at the end of the text.
   """
   spans = []
   for opened in re.finditer(THINK_OPEN, text):
@@ -47,8 +51,9 @@ def thinks(text: str) -> tuple[Span, ...]:
 
 
 def without_thinks(text: str) -> str:
-  """`text` with every closed think overwritten by spaces: what is inside is text, not structure.
-  Positions stay.
+  """Returns `text` with every closed think block replaced by spaces, so that positions stay valid.
+
+  Tags inside a think block are plain text and not structure.
   """
   for think in thinks(text):
     if think.closed:
@@ -57,8 +62,9 @@ def without_thinks(text: str) -> str:
 
 
 def answers(text: str) -> tuple[Span, ...]:
-  """All answers outside closed thinks, in order; an unclosed one runs to the next `<answer>` or the
-  end of the turn.
+  """Returns all answer blocks outside closed think blocks, in order.
+
+  An unclosed block ends at the next `<answer>` or at the end of the turn.
   """
   plain, spans = without_thinks(text), []
   starts = [match.start() for match in re.finditer(ANSWER_OPEN, plain)]
@@ -73,8 +79,9 @@ def answers(text: str) -> tuple[Span, ...]:
 
 
 def has_answer(text: str) -> bool:
-  """Whether the turn, after its last `</think>` if any, ends with an `<answer>` that holds
-  non-blank text (closed or not).
+  """Returns whether the last `<answer>` after the last `</think>` (if any) has non-blank text.
+
+  The answer may be closed or unclosed.
   """
   tail = text[after_think(text) :]
   _, opened, rest = tail.rpartition(ANSWER_OPEN)
@@ -82,8 +89,9 @@ def has_answer(text: str) -> bool:
 
 
 def balanced(text: str, name: str) -> bool:
-  """Whether every `<name>` outside closed thinks has its `</name>` after it, and the other way
-  round.
+  """Returns whether the `<name>` and `</name>` tags outside closed think blocks match.
+
+  Every opening tag needs a later closing tag, and every closing tag an earlier opening tag.
   """
   depth = 0
   for tag in re.finditer(rf'<(/?){re.escape(name)}>', without_thinks(text)):

@@ -1,9 +1,11 @@
-"""Text to ids and back, with one rule: text never turns into control tokens.
+"""Converts text to ids and back, with one rule: text never becomes control tokens.
 
-A published `tokenizer.json` marks some added tokens as special (`<|im_start|>`) and some not
-(`<think>`, `<tool_call>`, but also `<|fim_prefix|>`). Here the form of a token decides: `<|...|>`
-is a control token and is only ever placed by id; `<word>` and `</word>` are structural tags, tokens
-in text that we wrote, plain text in questions and in sub-agents' results.
+A published `tokenizer.json` marks some added tokens as special (`<|im_start|>`) and others not
+(`<think>`, `<tool_call>`, but also `<|fim_prefix|>`). Here the form of a token decides:
+
+  `<|...|>`             a control token, only ever placed by id
+  `<word>`, `</word>`   a structural tag: one token in text of this project, plain text in questions
+                        and in sub-agents' results
 """
 
 import json
@@ -42,8 +44,14 @@ class ChatTokenizer:
   """
 
   def __init__(self, spec: dict, where: str):
-    """Builds from the parsed content of a tokenizer.json; `where` names it in errors (ChatError:
-    unreadable, token missing).
+    """Builds the tokenizer from the parsed content of a tokenizer.json.
+
+    Args:
+      spec: the parsed content.
+      where: the name of the source in error messages.
+
+    Raises:
+      ChatError: the content cannot be used, or a control token of Qwen3-VL is missing.
     """
     self._trusted = _build(spec, where, tags_are_text=False)
     self._untrusted = _build(spec, where, tags_are_text=True)
@@ -67,10 +75,12 @@ class ChatTokenizer:
 
   @classmethod
   def load(cls, folder: str | pathlib.Path) -> 'ChatTokenizer':
-    """The tokenizer of a Hugging Face checkpoint folder: its tokenizer.json, or vocab.json and
-    merges.txt where it has none.
+    """Returns the tokenizer of a Hugging Face checkpoint folder.
 
-    Raises ChatError when there is neither, or one cannot be read.
+    Reads tokenizer.json, or vocab.json and merges.txt if there is no tokenizer.json.
+
+    Raises:
+      ChatError: the folder has neither, or a file cannot be read.
     """
     path = pathlib.Path(folder) / 'tokenizer.json'
     if not path.exists() and slow.is_there(path.parent):
@@ -92,26 +102,29 @@ class ChatTokenizer:
     return cls(spec, str(path))
 
   def encode(self, text: str, *, trusted: bool) -> np.ndarray:
-    """int32[n] ids of `text`; empty for ''. Never a control token; structural tags are single
-    tokens only when trusted.
+    """Returns the ids of `text`, int32[n]; empty for ''.
+
+    The ids never contain a control token. A structural tag is a single token only in trusted text.
     """
     tokenizer = self._trusted if trusted else self._untrusted
     return np.asarray(tokenizer.encode(_utf8(text), add_special_tokens=False).ids, np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of ids, control tokens kept; ids that name no token (padding of a model's table) and
-    broken UTF-8 give no error.
+    """Returns the text of ids, control tokens included.
+
+    Ids without a token (padding of a model's embedding table) and invalid UTF-8 raise no error.
     """
     return self._trusted.decode([int(i) for i in ids], skip_special_tokens=False)
 
   def token_to_id(self, token: str) -> int | None:
-    """The id of one token, None when there is none."""
+    """Returns the id of one token; None if the vocabulary does not have it."""
     return self._trusted.token_to_id(token)
 
 
 def _build(spec: dict, where: str, *, tags_are_text: bool) -> tokenizers.Tokenizer:
-  """A tokenizer whose `special` flags say what must stay text, and that then keeps special tokens
-  as text; ids do not move.
+  """Returns a tokenizer that encodes control tokens (and tags, if `tags_are_text`) as plain text.
+
+  It marks these tokens as special and then sets `encode_special_tokens`. Ids do not change.
   """
   if not isinstance(spec, dict) or not isinstance(spec.get('added_tokens', []), list):
     raise errors.ChatError(
@@ -134,7 +147,8 @@ def _build(spec: dict, where: str, *, tags_are_text: bool) -> tokenizers.Tokeniz
 
 
 def _utf8(text: str) -> str:
-  """`text` with lone surrogates replaced, which JSON can smuggle in and the tokenizer's UTF-8
-  cannot hold.
+  """Returns `text` with lone surrogates replaced.
+
+  JSON text can contain them, but UTF-8, which the tokenizer needs, cannot.
   """
   return text.encode('utf-8', 'replace').decode('utf-8')
