@@ -41,7 +41,7 @@ endef
 # Another accelerator's plug-in would stay behind and be taken by JAX, so .venv is then made anew. The extra takes the version of the pinned JAX.
 $(STAMP): requirements.txt | accelerator
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: $(PYTHON) was not found; install Python 3.11 or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "setting up $(VENV) for $(ACCELERATOR) (about 1.8 GB$(if $(filter-out cpu,$(ACCELERATOR)), and the libraries of the accelerator), one to three minutes) ..." >&2
+	@echo "setting up $(VENV) for $(ACCELERATOR) (about 2.5 GB$(if $(filter-out cpu,$(ACCELERATOR)), and the libraries of the accelerator), one to three minutes) ..." >&2
 	@$(PYTHON) -m venv $(if $(filter-out $(ACCELERATOR),$(INSTALLED)),--clear) $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -r requirements.txt $(if $(filter-out cpu,$(ACCELERATOR)),'jax[$(ACCELERATOR)]') >&2
 	@rm -f $(VENV)/.installed $(VENV)/.installed-*
