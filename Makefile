@@ -38,7 +38,7 @@ elif ls $(DEVICES)/accel[0-9]* >/dev/null 2>&1 || { test -d $(DEVICES)/vfio && g
 fi
 endef
 
-# Another accelerator's plug-in would stay behind and be taken by JAX, so .venv is then made anew. The extra takes the version of the pinned JAX.
+# Another accelerator's plug-in would stay behind and be taken by JAX, so .venv is then made again. The extra takes the version of the pinned JAX.
 $(STAMP): requirements.txt | accelerator
 	@command -v $(PYTHON) >/dev/null || { echo "make setup: $(PYTHON) was not found; install Python 3.11 or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "setting up $(VENV) for $(ACCELERATOR) (about 2.5 GB$(if $(filter-out cpu,$(ACCELERATOR)), and the libraries of the accelerator), one to three minutes) ..." >&2

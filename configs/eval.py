@@ -120,7 +120,7 @@ def _by_url() -> dict[str, dict]:
   """Sections of a server by model.url."""
   return {
     # of a server by model.url: quality of the JPEGs that frames are sent as (0: PNG); prefill: it
-    # can go on from a turn's pinned beginning; more: further fields of a request, a JSON object
+    # can continue from a turn's pinned beginning; more: further fields of a request, a JSON object
     'chat': {'quality': 0, 'prefill': True, 'more': ''},
     'chat_server': {
       'api_key': '',

@@ -3,7 +3,7 @@ resumable pipeline).
 
 python -m experiments.longvideo_reason --config=configs/longvideo_reason.py --config.videos=DIR --config.output=DIR \\
   --config.vision.url=http://HOST:PORT/v1 --config.vision.model=NAME --config.reasoner.url=... --config.reasoner.model=...
-    [--config.steps=split,caption]     some of the six; the same command goes on where it was
+    [--config.steps=split,caption]     some of the six; the same command continues where it stopped
 
 Train on what comes out:
 python -m experiments.sft --config=configs/sft.py:8b --config.data.train="('DIR/paravt_sft_longvideoreason.parquet',)" \\

@@ -50,7 +50,9 @@ def main(recipe: EvalRecipe) -> None:
   ours = {key for one in plan.benchmarks.values() for key in one['keys']}
   folder = RunFolder.named(recipe, folder=str(path), default='')
   plan = results.write_plan(path, plan)
-  _say(f'results folder {path}   (the same command goes on where it was; Ctrl-C ends it cleanly)')
+  _say(
+    f'results folder {path}   (the same command continues where it stopped; Ctrl-C ends it cleanly)'
+  )
   with (
     Interrupts() as interrupts,
     results.Journal(path, again=ours) as journal,
@@ -204,7 +206,7 @@ def command(name: str, arguments: Sequence[str]) -> int:
     return 2
   except OSError as error:
     print(
-      f'error: {error.filename or name}: {error.strerror}; make room or check permissions, then '
+      f'error: {error.filename or name}: {error.strerror}; free space or check permissions, then '
       'run it again',
       file=sys.stderr,
     )

@@ -60,11 +60,11 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
         raise
       where = error.filename or 'a file'
       _fail(
-        f'{where}: {error.strerror}; free space, then run the same command again: it goes on '
-        'where it was'
+        f'{where}: {error.strerror}; free space, then run the same command again: it continues '
+        'where it stopped'
       )
     except KeyboardInterrupt:
-      print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+      print('\ninterrupted; the same command continues from the last checkpoint', file=sys.stderr)
       sys.exit(130)
 
   app.run(run_guarded, flags_parser=parse)

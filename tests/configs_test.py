@@ -330,7 +330,7 @@ def test_an_interrupt_ends_with_status_130_and_says_how_to_go_on():
   status, _, err = started(RECIPE, main='raise KeyboardInterrupt')
   assert (
     status == 130
-    and err.strip() == 'interrupted; the same command goes on from the last checkpoint'
+    and err.strip() == 'interrupted; the same command continues from the last checkpoint'
   )
 
 
@@ -341,7 +341,7 @@ def test_a_full_disk_anywhere_is_one_line_and_another_fault_of_the_system_is_no_
   assert status == 2 and err == (
     'error: runs/x/progress.json: No space left on device; free space, then run the same '
     'command again: '
-    'it goes on where it was\n'
+    'it continues where it stopped\n'
   )
   status, _, err = started(RECIPE, main='raise OSError(5, "Input/output error")')
   assert status == 1 and 'Traceback' in err

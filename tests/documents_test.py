@@ -45,7 +45,7 @@ def text(name):
 
 
 def lines_of(name):
-  """The lines of a document; one that ends in a backslash goes on in the next."""
+  """The lines of a document; one that ends in a backslash continues in the next."""
   return text(name).replace('\\\n', ' ').splitlines()
 
 

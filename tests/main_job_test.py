@@ -1,4 +1,4 @@
-"""The main job by its command, shortened to minutes: what it leaves behind, that it goes on after
+"""The main job by its command, shortened to minutes: what it leaves behind, that it continues after
 any end, how it refuses.
 """
 
@@ -254,7 +254,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
   assert process.returncode == 130 and out == ''
   said = (place / 'cut.err').read_text()
   assert (
-    'interrupted; the same command goes on from the last checkpoint' in said
+    'interrupted; the same command continues from the last checkpoint' in said
     and 'Traceback' not in said
   )
   assert list((place / 'runs' / 'cut' / 'checkpoints').glob('0000000[12]/host.json'))

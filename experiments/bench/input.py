@@ -85,8 +85,8 @@ def measure(
   first epoch and in its second.
 
   A step is a sleep of `step_seconds`; the share is that of the time waited for batches, after the
-  first one of each epoch, which comes while a run compiles. The second epoch is the same batches
-  again, made anew from the store that the first filled.
+  first one of each epoch, which comes while a run compiles. The second epoch makes the same
+  batches once more, from the store that the first filled.
   """
   knobs, recipe = config.data.input, _corpus(config, folder / 'corpus', clip)
   tok, seconds = _tokenizer(config), step_seconds(config)

@@ -3,7 +3,7 @@
 
 QUESTIONS.jsonl has one question a line: {"id", "video", "question", "answer"}. A benchmark is a
 `Suite`: samples, frame budgets, and how an episode is scored. What is written to OUT is an ordinary
-results folder: the same command goes on, and `experiments.eval --compare` works on it.
+results folder: the same command continues, and `experiments.eval --compare` works on it.
 """
 
 import asyncio

@@ -107,7 +107,7 @@ def _put(path: pathlib.Path, text: str):
     files.write_if_changed(path, content, sync=False)
   except OSError as error:
     raise DataError(
-      f'{path}: {error.strerror}, wanted to write the report; make room or check permissions, '
+      f'{path}: {error.strerror}, wanted to write the report; free space or check permissions, '
       'then run again (finished files are kept)'
     ) from error
 

@@ -368,7 +368,7 @@ def _given_options(info: dict) -> list[str]:
 
 
 def _options(lines: list[tuple[str, str]]) -> tuple[str, ...]:
-  """The texts of the last run of lettered lines that starts with A and goes on in order."""
+  """The texts of the last run of lettered lines that starts with A and continues in order."""
   start = max((i for i, (letter, _) in enumerate(lines) if letter == 'A'), default=len(lines))
   run = [text for (letter, text), wanted in zip(lines[start:], LETTERS) if letter == wanted]
   return tuple(run) if len(run) == len(lines) - start else ()

@@ -7,7 +7,7 @@ x.zip.001) at any depth of DIR. All that can be seen beforehand is checked for a
 the first byte is written, and every fault is listed: names that leave the root, links, devices,
 encryption, bombs, missing parts, files that two archives hold differently, a disk that is too
 small, damage. Files appear by rename, so that a killed run leaves whole files only; the next run
-goes on, and skips quickly what the journal (ROOT/.paravt_unpack) knows. Other files that carry a
+continues, and skips quickly what the journal (ROOT/.paravt_unpack) knows. Other files that carry a
 member's name are compared by checksum and replaced if they differ: the archives are what is right.
 
 What macOS and Windows leave in archives (__MACOSX/, ._*, .DS_Store, Thumbs.db, ...) is left out and
@@ -99,7 +99,7 @@ def unpack(
   except OSError as error:
     raise DataError(
       f'{root}: {error.strerror} at {error.filename or root}; wanted to extract {source} there: '
-      'make room or check permissions, then run again (finished files are kept)'
+      'free space or check permissions, then run again (finished files are kept)'
     ) from error
 
 

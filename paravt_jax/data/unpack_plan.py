@@ -70,11 +70,11 @@ class Plan:
     if self.need and self.need + RESERVE > free:
       self.faults.append(
         f'{self.root}: got {free} bytes free, wanted {self.need} and a reserve of {RESERVE}; '
-        'make room, or choose with --include'
+        'free space, or choose with --include'
       )
     if disk.f_files and self.files > disk.f_favail:
       self.faults.append(
-        f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; make room, or '
+        f'{self.root}: got {disk.f_favail} free inodes, wanted {self.files}; free space, or '
         'choose with --include'
       )
 

@@ -158,7 +158,7 @@ def refuse_other(folder: Path, plan: Plan) -> None:
   changed = other_settings(folder, plan)
   if changed:
     raise ConfigError(
-      f'results folder {folder} was begun with other settings ({changed}); go on with the same, '
+      f'results folder {folder} was begun with other settings ({changed}); continue with the same, '
       'or choose another with --config.run.folder=DIR'
     )
 

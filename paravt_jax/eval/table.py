@@ -87,7 +87,7 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
     if row.get('broken')
   )
   note += (
-    f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks goes on.\n\n'
+    f'**Not complete: {", ".join(partial)}.** The same command with these benchmarks continues.\n\n'
     if partial
     else ''
   )

@@ -61,7 +61,7 @@ def _refuse_other_data(recipe: SFTRecipe, folder: pathlib.Path) -> None:
     changed = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
     raise DataError(
       f'{folder} is finished, but {", ".join(changed)} is not what it was trained on: remove '
-      'the folder to train anew, or choose another with --config.run.folder=DIR'
+      'the folder to train again, or choose another with --config.run.folder=DIR'
     )
 
 
@@ -214,7 +214,7 @@ def refuse_other_plans(plan: int) -> None:
     raise DataError(
       f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see '
       'the same files, or not the same recipe: '
-      'see to their disks, then go on from the last checkpoint with the same command'
+      'see to their disks, then continue from the last checkpoint with the same command'
     )
 
 

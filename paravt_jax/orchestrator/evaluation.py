@@ -89,7 +89,7 @@ def _open_folder(path: pathlib.Path, plan: results.Plan) -> results.Plan:
   """
   changed = results.other_settings(path, plan)
   if changed:
-    line = f'results folder {path} was begun with other settings ({changed}); it is made anew'
+    line = f'results folder {path} was begun with other settings ({changed}); it is made again'
     print(line, file=sys.stderr, flush=True)
     shutil.rmtree(path)
   path.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def finished(cell: Cell) -> bool:
     before, now = json.loads(file.read_text()), to_json(cell.recipe)
   except ValueError as error:
     raise ConfigError(
-      f'{file}: not JSON ({error}); move the folder away, then the run is made anew'
+      f'{file}: not JSON ({error}); move the folder away, then the run is made again'
     ) from error
   changed, _ = binding.changes(before, now)
   whole = all((cell.folder / name).is_file() for name in ('summary.json', 'report.html'))

@@ -44,7 +44,7 @@ class Queue:
         raise DataError(
           f'the {len(tasks)} training rows are not those with which this run was begun '
           f'(digest {self._rows}, wanted {host["rows"]}): '
-          'go on with the same files, or choose another run with --config.run.folder=DIR'
+          'continue with the same files, or choose another run with --config.run.folder=DIR'
         )
       self.schedule.restore(host['schedule'], lost=host['ready'])
     self._agent = server.sampling

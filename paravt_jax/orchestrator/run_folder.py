@@ -110,7 +110,7 @@ class RunFolder:
     if changed:
       more = f' and {len(changed) - SHOWN} more' if len(changed) > SHOWN else ''
       print(
-        f'run folder {path} goes on with {", ".join(changed[:SHOWN])}{more}',
+        f'run folder {path} continues with {", ".join(changed[:SHOWN])}{more}',
         file=sys.stderr,
         flush=True,
       )
@@ -176,7 +176,7 @@ def refuse_other_settings(path: pathlib.Path, config: Mapping[str, Any]) -> list
   if bound:
     raise ConfigError(
       f'run folder {path} was begun with other settings ({", ".join(bound[:4])}); '
-      f'go on with the same, or choose a new one with --config.run.folder=DIR'
+      f'continue with the same, or choose a new one with --config.run.folder=DIR'
     )
   _refuse_fewer_steps(path, before, config)
   return free
@@ -194,7 +194,7 @@ def _refuse_fewer_steps(
     done = planned
     if asked > planned:
       raise ConfigError(
-        f'run folder {path} has no record to go on from ({knob}: {planned} -> {asked}); '
+        f'run folder {path} has no record to continue from ({knob}: {planned} -> {asked}); '
         'begin another run from its model with '
         f'--config.model.folder={path}/hf and --config.run.folder=DIR'
       )
@@ -242,7 +242,9 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _unusable_file(file: pathlib.Path, why: str) -> ConfigError:
-  return ConfigError(f'{file}: {why}; the run cannot go on: move the folder away and start anew')
+  return ConfigError(
+    f'{file}: {why}; the run cannot continue: move the folder away and start again'
+  )
 
 
 def announce(name: str, scale: str, folder: RunFolder) -> None:
@@ -253,7 +255,7 @@ def announce(name: str, scale: str, folder: RunFolder) -> None:
   print(
     f'{rule}\n{name} at scale :{scale}   (choose another: '
     f'--config=configs/{name}.py:2b or :8b)\n'
-    f'run folder {folder.path}   (the same command goes on where it was; Ctrl-C ends it '
+    f'run folder {folder.path}   (the same command continues where it stopped; Ctrl-C ends it '
     f'cleanly)\n{rule}',
     file=sys.stderr,
     flush=True,

@@ -81,7 +81,7 @@ def _result(folder: Path) -> Result:
     )
   except ValueError as error:
     raise DataError(
-      f'{folder}/summary.json: not JSON ({error}); move the folder away, then the run is made anew'
+      f'{folder}/summary.json: not JSON ({error}); move the folder away, then the run is made again'
     ) from error
 
 

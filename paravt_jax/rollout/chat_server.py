@@ -196,7 +196,7 @@ class Server:
       self._down = (
         f'{self._where}.url={self._url}: {self._in_a_row} requests in a row failed, the last with '
         f'{outcome.reason} ({outcome.detail}); mend the server, then run the same command '
-        'again: it goes on'
+        'again: it continues'
       )
       raise RolloutError(self._down)
     return outcome

@@ -169,6 +169,6 @@ def _refuse_unwanted(version: int, outcomes: Sequence[RolloutError | SyncError |
   if refusals and len(refusals) == len(outcomes):
     raise SyncError(
       f'weights {version}: no server took them: {refusals[0]}; no episode has seen them. '
-      'Start the same command again: it goes on from the last checkpoint; if it fails again, '
+      'Start the same command again: it continues from the last checkpoint; if it fails again, '
       'the servers serve another model'
     )

@@ -101,7 +101,7 @@ class Supervisor:
     self._watching: asyncio.Task[None] | None = None
 
   def watch(self) -> asyncio.Task[None]:
-    """Starts the watch over all servers, once; it goes on until `close`."""
+    """Starts the watch over all servers, once; it continues until `close`."""
     if self._watching is None:
       self._watching = asyncio.create_task(self._watch())
     return self._watching
@@ -297,7 +297,7 @@ class Supervisor:
     if server.member.process is not None:
       end = f'; its log {server.member.process.log} ends:\n{server.member.process.tail()}'
     return (
-      f'no rollout server is left, the last: {server.reason}{end}\nthe same command goes on from '
+      f'no rollout server is left, the last: {server.reason}{end}\nthe same command continues from '
       'the last checkpoint'
     )
 

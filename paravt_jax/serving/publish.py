@@ -324,7 +324,7 @@ def _give_up(job: _Job, error: Exception) -> None:
 def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
   return SyncError(
     f'{target}: weights cannot be written ({array_files.reason(error)}); free space or '
-    'choose another folder, the run goes on from its last checkpoint'
+    'choose another folder, the run continues from its last checkpoint'
   )
 
 

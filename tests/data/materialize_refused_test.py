@@ -211,6 +211,6 @@ def test_a_disk_that_takes_no_more_is_one_line_and_nothing_half_written(place):
     check=False,
   )
   assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-  assert 'in/b.parquet' in done.stderr and 'make room' in done.stderr
+  assert 'in/b.parquet' in done.stderr and 'free space' in done.stderr
   assert [path.name for path in (place / 'out').iterdir()] == ['a.parquet']
   assert there(place).up_to_date == 1

@@ -2,7 +2,7 @@
 tests.data.sft_child FOLDER STEPS`.
 
 After each batch it writes down the batch's digest and the state, in one step, and says so in
-FOLDER/said; it goes on from there.
+FOLDER/said; it continues from there.
 """
 
 import hashlib

@@ -128,7 +128,7 @@ def test_a_disk_without_room_for_all_of_it_is_refused_before_anything_is_written
   archive = zip_file(tmp_path / 'a.zip', {'a': b'1'})
   disk = os.statvfs(tmp_path)
   monkeypatch.setattr(unpack_plan, 'RESERVE', 2 * disk.f_blocks * disk.f_frsize)
-  with pytest.raises(DataError, match=r'bytes free, wanted 4096 and a reserve of .*make room'):
+  with pytest.raises(DataError, match=r'bytes free, wanted 4096 and a reserve of .*free space'):
     unpack(archive, tmp_path / 'root')
   assert not (tmp_path / 'root').exists()
   (tmp_path / 'root').mkdir()

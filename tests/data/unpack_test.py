@@ -98,7 +98,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_keeps_finished_files_and_a_seco
   assert (done.returncode, done.stderr.count('\n')) == (2, 1)
   assert (
     'File too large at' in done.stderr
-    and 'make room or check permissions, then run again (finished files are kept)' in done.stderr
+    and 'free space or check permissions, then run again (finished files are kept)' in done.stderr
   )
   assert files_in(tmp_path / 'root') == ['a.mp4']
   assert unpack(archive, tmp_path / 'root') == Unpacked(written=1, kept=1, bytes=len(NOISE))

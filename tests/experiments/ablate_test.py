@@ -1,5 +1,5 @@
 """Ablations: the grid is checked before anything starts, a run that fails stops no other, and the
-same command goes on.
+same command continues.
 """
 
 import json

@@ -341,7 +341,7 @@ def test_a_server_that_fails_again_and_again_ends_the_run_which_goes_on_when_it_
     with pytest.raises(
       RolloutError,
       match=r'2 requests in a row failed, the last with status .*run the same command again: it '
-      r'goes on',
+      r'continues',
     ):
       entry.main(recipes.typed(config))
     assert len(server.bodies) == 3

@@ -1,4 +1,4 @@
-"""What binds a run that goes on: every knob that trains is on one of two lists."""
+"""What binds a run that continues: every knob that trains is on one of two lists."""
 
 import importlib
 

@@ -228,7 +228,7 @@ def test_an_evaluation_that_other_code_began_is_made_anew_with_a_line(folder, mo
   asked, _ = run_phase('before', recipe(), folder)
   place = folder.path / 'eval_before'
   assert capsys.readouterr().err.splitlines()[0] == (
-    f'results folder {place} was begun with other settings (code: older -> newer); it is made anew'
+    f'results folder {place} was begun with other settings (code: older -> newer); it is made again'
   )
   assert len(asked) == 18 == len(keys(folder))
 

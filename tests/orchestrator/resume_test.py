@@ -1,4 +1,4 @@
-"""A run that goes on with other placement, or for more steps, trains as if it had been begun so."""
+"""A run that continues with other placement, or for more steps, trains as if it had been begun so."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_a_cold_start_goes_on_on_other_devices_and_for_more_steps_as_if_it_had_b
   parts = trained(place, monkeypatch, 'parts', steps=4, **elsewhere)
   said = capsys.readouterr().err
   assert (
-    'run folder runs/parts goes on with batches.prefetch: 4 -> 1, mesh.data: 1 -> 2, '
+    'run folder runs/parts continues with batches.prefetch: 4 -> 1, mesh.data: 1 -> 2, '
     'steps: 2 -> 4, ' in said
   )
   assert list(parts) == [0, 1, 2, 3] and parts == pytest.approx(whole, rel=2e-4)
@@ -133,7 +133,7 @@ def test_a_finished_run_goes_on_for_more_steps_and_is_measured_and_exported_anew
   )
   assert status == 0, said
   assert (
-    'goes on with data.media_root:  -> elsewhere, rollout.steps: 1 -> 2, '
+    'continues with data.media_root:  -> elsewhere, rollout.steps: 1 -> 2, '
     'train.remat: False -> True, train.rows: 4 -> 2' in said
   )
   assert [line['step'] for line in small_job.records(cwd, 'rl')] == [0, 1] and checkpoint.steps(

@@ -44,12 +44,12 @@ def test_two_processes_never_share_a_folder(tmp_path):
 
 
 def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_are_named(tmp_path):
-  """Deviation 20: the release goes on with results that were made under other settings."""
+  """Deviation 20: the release continues with results that were made under other settings."""
   closed(run := run_folder.RunFolder(tmp_path, RECIPE))
   run.finish('before', {})
   with pytest.raises(
     ConfigError,
-    match=r'begun with other settings \(agent.max_turns: 3 -> 2\); go on with the same, or choose',
+    match=r'begun with other settings \(agent.max_turns: 3 -> 2\); continue with the same, or choose',
   ):
     run_folder.RunFolder(tmp_path, changed('agent', max_turns=2))
   assert json.loads((tmp_path / 'config.json').read_text()) == RECIPE
@@ -66,7 +66,7 @@ def test_what_does_not_change_the_results_may_differ_and_is_told_in_a_line(tmp_p
     )
   )
   assert capsys.readouterr().err == (
-    f'run folder {tmp_path} goes on with client.timeout_s: None -> 9.0, run.keep: 2 -> 9, '
+    f'run folder {tmp_path} continues with client.timeout_s: None -> 9.0, run.keep: 2 -> 9, '
     'server.port: 0 -> 5\n'
   )
   many = {'server': {f'k{i}': i for i in range(11)}}
@@ -104,7 +104,7 @@ def test_a_finished_run_without_its_records_cannot_make_more_steps_and_says_the_
   (tmp_path / 'hf').mkdir()
   with pytest.raises(
     ConfigError,
-    match=r'no record to go on from \(steps: 6 -> 12\); .* --config.model.folder=.*/hf and '
+    match=r'no record to continue from \(steps: 6 -> 12\); .* --config.model.folder=.*/hf and '
     r'--config.run.folder',
   ):
     run_folder.refuse_other_settings(tmp_path, {**recipe, 'steps': 12})
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_made_and_a_broken_file_are_one_clear_error(tmp_
 def test_a_damaged_file_of_a_run_is_refused_and_left_as_it_is(tmp_path, file, text, says):
   (tmp_path / 'checkpoints').mkdir()
   (tmp_path / file).write_text(text)
-  way_out = 'the run cannot go on: move the folder away and start anew'
+  way_out = 'the run cannot continue: move the folder away and start again'
   with pytest.raises(ConfigError, match=f'{file}: {says}.*; {way_out}'):
     run_folder.RunFolder(tmp_path, RECIPE)
   assert (tmp_path / file).read_text() == text

@@ -115,7 +115,7 @@ def test_some_missing_videos_end_the_run_unless_their_questions_may_be_errors(tm
   assert len(suites.suites(recipes.typed(config))[0].samples) == 2
   assert '1 of 2 videos missing' in capsys.readouterr().err
   shutil.rmtree(root / 'videos')
-  with pytest.raises(DataError, match='2 of 2 videos missing'):  # there is nothing to go on with
+  with pytest.raises(DataError, match='2 of 2 videos missing'):  # there is nothing to continue with
     suites.suites(recipes.typed(config))
 
 

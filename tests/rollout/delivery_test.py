@@ -117,7 +117,7 @@ def test_when_no_server_is_right_the_run_ends_with_what_to_do(given, message):
   bench = Bench(Script(canary=WRONG), Script(canary=WRONG), **given)
   with pytest.raises(SyncError, match=message) as caught:
     fleet(bench, use)
-  assert 'goes on from the last checkpoint' in str(caught.value) and '\n' not in str(caught.value)
+  assert 'continues from the last checkpoint' in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_server_that_samples_with_other_weights_than_it_names_fails_its_canary():

@@ -210,7 +210,7 @@ def test_one_server_that_is_gone_for_good_does_not_stop_the_other():
 
 
 def test_a_server_above_the_watermark_is_drained_started_again_and_proves_the_weights():
-  """What runs may end by itself; what does not in time is aborted, and its client goes on elsewhere
+  """What runs may end by itself; what does not in time is aborted, and its client continues elsewhere
   from its tokens.
   """
 
