@@ -1,4 +1,4 @@
-"""Models in Flax: attention and layers that they share, and `qwen3_vl`."""
+"""Models in Flax: shared attention and layers, and the `qwen3_vl` model."""
 
 from typing import TYPE_CHECKING
 

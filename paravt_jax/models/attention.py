@@ -1,4 +1,4 @@
-"""Attention over packed rows, one call for every model and backend.
+"""Attention over packed rows. Every model and backend uses the same function, `attend`.
 
 Token i sees token j if and only if three things hold. Both have the same segment (document), which
 is not 0. j is not later in the row. j is in the shared prefix (branch 0) or in i's branch. So one
@@ -33,7 +33,7 @@ def visible(
 
   Queries start at row index `first`, keys at 0.
   """
-  # of one document, in the prefix or in one's own branch, and not later in the row
+  # the three conditions of the module docstring: same document, visible branch, not later
   same = (segments_BT[:, :, None] == segments_BU[:, None, :]) & (segments_BT[:, :, None] != 0)
   branch = (branches_BU[:, None, :] == 0) | (branches_BU[:, None, :] == branches_BT[:, :, None])
   rows, columns = segments_BT.shape[1], segments_BU.shape[1]
@@ -44,18 +44,18 @@ def visible(
 def masked(
   q_BTHF: jax.Array, k_BUKF: jax.Array, v_BUKF: jax.Array, mask_BTU: jax.Array
 ) -> jax.Array:
-  """Softmax attention with an explicit mask; query head h reads key head h // (H / K).
+  """Computes softmax attention with an explicit mask; query head h reads key head h // (H / K).
 
   The softmax runs in float32.
 
-  Returns [B, T, H, F] in q's dtype. Queries that see nothing give the mean of all values: garbage,
-  never nan.
+  Returns [B, T, H, F] in q's dtype. A query that sees no key returns the mean of all values, which
+  is garbage but never nan.
   """
   sizes = shapes.check(q_BTHF=q_BTHF, k_BUKF=k_BUKF, v_BUKF=v_BUKF, mask_BTU=mask_BTU)
   # group the query heads by the key head that they share
   groups = sizes['H'] // sizes['K']
   q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
-  # scaled scores, softmax over what is seen, mean of values
+  # scaled scores, softmax over the visible keys, weighted mean of values
   scores_BKGTU = jnp.einsum(
     'BTKGF,BUKF->BKGTU', q_BTKGF * sizes['F'] ** -0.5, k_BUKF, preferred_element_type=jnp.float32
   )
@@ -69,9 +69,9 @@ def _attend_xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
 
 
 def _attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
-  """Attention by blocks of queries, each against the keys up to its end.
+  """Computes attention in blocks of queries; each block reads only the keys up to its end.
 
-  This halves the products and needs one block of weights in memory at a time.
+  This halves the number of products and keeps only one block of weights in memory.
   """
   length, groups = q_BTHF.shape[1], q_BTHF.shape[2] // k_BTKF.shape[2]
   # whole blocks of _CHUNK queries, few enough that the program stays short
@@ -85,9 +85,9 @@ def _attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   return jnp.moveaxis(o_BKGFT, -1, 1).reshape(q_BTHF.shape)
 
 
-# In the blocks, weights are [keys U, queries Q = G * t]. So no product of either pass transposes
-# its last two axes, which makes it fast on a CPU (a transposed [Q, U] operand costs five times as
-# much).
+# Inside a block, weights have the shape [keys U, queries Q = G * t]. With this layout no product of
+# the forward or backward pass transposes its last two axes. That matters on a CPU, where a
+# transposed [Q, U] operand costs five times as much.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -96,19 +96,19 @@ def _blocks(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
 
 
 def _take_queries(x_BKGFT, first, last):
-  """Queries first..last of all groups side by side: [B, K, F, G * t]."""
+  """Returns queries first..last of all groups, concatenated: [B, K, F, G * t]."""
   block = jnp.swapaxes(x_BKGFT[..., first:last], 2, 3)
   return block.reshape(*block.shape[:3], -1)
 
 
 def _join_queries(blocks, groups):
-  """The inverse of `_take_queries` over all blocks: [B, K, G, F, T]."""
+  """Inverts `_take_queries` for the list of all blocks. Returns [B, K, G, F, T]."""
   parts = [jnp.swapaxes(b.reshape(*b.shape[:3], groups, -1), 2, 3) for b in blocks]
   return jnp.concatenate(parts, axis=-1)
 
 
 def _block_mask(segments_BT, branches_BT, first, last, groups):
-  """bool[B, 1, U, Q] for keys 0..last and queries first..last of every group."""
+  """Returns the mask bool[B, 1, U, Q] of keys 0..last and queries first..last of every group."""
   mask_BTU = visible(
     segments_BT[:, first:last],
     branches_BT[:, first:last],
@@ -136,7 +136,7 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
     scores_BKUQ = jnp.where(
       _block_mask(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR
     )
-    # softmax over keys, its divisor applied last
+    # softmax over keys; the division by the sum comes last
     most_BKQ = jnp.max(scores_BKUQ, axis=2)
     weights_BKUQ = jnp.exp(scores_BKUQ - most_BKQ[:, :, None])
     sum_BKQ = jnp.sum(weights_BKUQ, axis=2)
@@ -153,10 +153,10 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
 
 
 def _blocks_backward(chunk, saved, d_out_BKGFT):
-  """The backward pass of Dao et al. 2022, appendix B.
+  """Computes the gradients of q, k and v as in Dao et al. 2022, appendix B.
 
-  Weights are computed again from scores and their log-sum; d_scores = w * (d_w - sum_F(d_out *
-  out)).
+  The weights w are recomputed from the scores and their log-sum. The gradient of the scores is
+  w * (d_w - sum_F(d_out * out)).
   """
   q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums = saved
   groups, length, dtype = q_BKGFT.shape[2], q_BKGFT.shape[-1], q_BKGFT.dtype
@@ -173,12 +173,12 @@ def _blocks_backward(chunk, saved, d_out_BKGFT):
     last = min(first + chunk, length)
     q_BKFQ = _take_queries(q_BKGFT, first, last)
     d_out_BKFQ = _take_queries(d_out_BKGFT, first, last)
-    # the forward pass's weights again
+    # recompute the weights of the forward pass
     weights_BKUQ = jnp.exp(_scores(k_BKTF, q_BKFQ, last) - log_sums[block][:, :, None])
     weights_BKUQ = jnp.where(
       _block_mask(segments_BT, branches_BT, first, last, groups), weights_BKUQ, 0
     )
-    # through values and softmax to the scores
+    # backpropagate through the values and the softmax to the scores
     d_weights_BKUQ = _scores(v_BKTF, d_out_BKFQ, last)
     d_scores_BKUQ = (
       weights_BKUQ * (d_weights_BKUQ - _take_queries(dot_BKGFT, first, last))
@@ -205,20 +205,20 @@ def attend(
   *,
   backend: str,
 ) -> jax.Array:
-  """Packed, causal, shared-prefix attention.
+  """Computes causal attention over packed rows with shared prefixes.
 
   Args:
-    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H a multiple of K.
+    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H is a multiple of K.
     segments_BT, branches_BT: int32; segment 0 is padding.
-    backend: a key of BACKENDS. 'xla' holds the whole T x T. 'chunked' holds one block of queries
-      against their keys and computes it again in the backward pass (gradients of padding's queries
-      are 0).
+    backend: a key of BACKENDS. 'xla' stores all T x T weights. 'chunked' stores the weights of one
+      block of queries and recomputes them in the backward pass. There, queries of padding get
+      gradient 0.
 
   Returns:
-    [B, T, H, F] in q's dtype; padding gets garbage.
+    [B, T, H, F] in q's dtype; outputs at padding are garbage.
 
   Raises:
-    ValueError: unknown backend, or shapes disagree.
+    ValueError: the backend is unknown, or the shapes do not match.
   """
   shapes.check(
     q_BTHF=q_BTHF, k_BTKF=k_BTKF, v_BTKF=v_BTKF, segments_BT=segments_BT, branches_BT=branches_BT

@@ -1,5 +1,6 @@
-"""Small linen modules shared by the vision tower and the text decoder. Parameters are float32 and
-name their logical axes.
+"""Small linen modules that the vision tower and the text decoder share.
+
+All parameters are float32 and carry the names of their logical axes.
 """
 
 from collections.abc import Callable
@@ -11,12 +12,18 @@ import jax.numpy as jnp
 
 
 def named(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., Any]:
-  """`init` with logical axes on what it returns. A module reads its parameter without them."""
+  """Returns an initializer like `init` that attaches logical axes to its array.
+
+  Inside a module, `self.param` returns the array without the axes.
+  """
   return nn.with_logical_partitioning(init, axes)
 
 
 class Linear(nn.Module):
-  """x @ kernel (+ bias) in `dtype`. Kernel [in, out], normal with std scale / sqrt(in) at init."""
+  """Computes x @ kernel (+ bias) in `dtype`.
+
+  The kernel is [in, out] and starts as a normal with standard deviation scale / sqrt(in).
+  """
 
   features: int
   axes: tuple[str, str]
@@ -38,7 +45,10 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Zhang & Sennrich 2019: x / rms(x) * scale, in float32, returned in x's dtype."""
+  """RMSNorm (Zhang & Sennrich 2019): x / rms(x) * scale, computed in float32.
+
+  The result has x's dtype.
+  """
 
   eps: float
   axis: str
@@ -53,7 +63,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Ba et al. 2016, in float32, returned in x's dtype; eps 1e-6."""
+  """LayerNorm (Ba et al. 2016) with eps 1e-6, computed in float32. The result has x's dtype."""
 
   axis: str
 
@@ -70,8 +80,9 @@ class LayerNorm(nn.Module):
 
 
 def rotate(x_BTHF: jax.Array, angle_BTF: jax.Array) -> jax.Array:
-  """Rotary embedding in float32, halves paired (i, i + F/2). `angle_BTF` has F/2 angles per token,
-  shared by all heads.
+  """Applies the rotary embedding in float32; feature i is paired with feature i + F/2.
+
+  `angle_BTF` has F/2 angles per token, which all heads share. The result has x's dtype.
   """
   cos = jnp.cos(angle_BTF)[..., None, :]
   sin = jnp.sin(angle_BTF)[..., None, :]
@@ -80,5 +91,8 @@ def rotate(x_BTHF: jax.Array, angle_BTF: jax.Array) -> jax.Array:
 
 
 def stacked_init(init: Callable[[jax.Array], dict], key: jax.Array, count: int) -> dict:
-  """`count` draws of `init(key)`, stacked on a new leading axis. Partitioning boxes stay."""
+  """Returns `count` draws of `init(key)`, stacked on a new leading axis.
+
+  Flax's partitioning boxes are preserved.
+  """
   return jax.vmap(init)(jax.random.split(key, count))

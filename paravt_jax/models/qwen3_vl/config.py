@@ -1,4 +1,4 @@
-"""Sizes of a dense Qwen3-VL, read from and written to Hugging Face's `config.json`."""
+"""The sizes of a dense Qwen3-VL, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class VisionConfig:
   patch: int  # pixels per side of a patch
   merge: int  # patches per side of a merged token
   temporal: int  # frames per patch
-  positions: int  # entries of the learned square of positions
+  positions: int  # entries of the learned position table, a square number
   taps: tuple[int, ...]  # blocks whose outputs become DeepStack features
 
 
@@ -27,7 +27,7 @@ class VisionConfig:
 class TextConfig:
   """Sizes of the text decoder."""
 
-  vocab: int  # entries of the embedding table, perhaps more than the tokenizer has
+  vocab: int  # entries of the embedding table; the tokenizer may have fewer
   width: int
   layers: int
   heads: int  # query heads
@@ -42,12 +42,12 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole model."""
+  """The sizes and special tokens of a whole model."""
 
   text: TextConfig
   vision: VisionConfig
   tied: bool  # the output head is the transposed token embedding
-  image_id: int  # the token that an image repeats, once per merged token
+  image_id: int  # the image placeholder, repeated once per merged token
   video_id: int  # the same for a native video
   vision_start_id: int
   vision_end_id: int
@@ -57,12 +57,14 @@ class Config:
 
   @staticmethod
   def from_hf(hf: dict[str, Any]) -> 'Config':
-    """Reads a parsed `config.json`, with `rope_parameters` (transformers 5) or `rope_theta` +
-    `rope_scaling` (4).
+    """Returns the Config of a parsed `config.json`.
+
+    Both rotary styles are accepted: `rope_parameters` (transformers 5), or `rope_theta` with
+    `rope_scaling` (transformers 4).
 
     Raises:
-      ConfigError: a field is missing or no such value, or the model is of a kind that this code
-      does not compute.
+      ConfigError: a field is missing or has an invalid value, or this code does not implement the
+        kind of model.
     """
     text, vision = (_section(hf, name, 'config.json') for name in ('text_config', 'vision_config'))
     _refuse_unsupported(hf, text, vision)
@@ -105,8 +107,10 @@ class Config:
     )
 
   def to_hf(self, dtype: str) -> dict[str, Any]:
-    """The `config.json` of this model, rotary fields in the styles of both transformers 4 and 5.
-    `dtype`: 'bfloat16', ...
+    """Returns the `config.json` of this model as a dict.
+
+    The rotary fields are written in the styles of both transformers 4 and 5. `dtype` is a name
+    such as 'bfloat16'.
     """
     text, vision = self.text, self.vision
     rope = {
@@ -206,8 +210,9 @@ def _wrong(value: Any, name: str, where: str, wanted: str) -> ConfigError:
 
 
 def _rope(text: dict[str, Any]) -> tuple[float, tuple[int, int, int]]:
-  """Theta and sections from either style; transformers changed its default theta once, so none is
-  assumed.
+  """Returns (theta, sections) from either style of rotary fields.
+
+  A missing theta is an error, because transformers has changed its default theta once.
   """
   new, old = (
     _section(text, name, 'text_config') if text.get(name) else {}

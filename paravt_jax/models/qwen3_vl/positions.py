@@ -21,19 +21,18 @@ def mrope_positions(
   video_id: int | None = None,
   video_grids: Sequence[tuple[int, int]] = (),
 ) -> tuple[np.ndarray, int]:
-  """Positions of one stream of expanded ids.
+  """Returns the M-RoPE positions of one sequence of expanded ids.
 
   Args:
-    ids: int[n]; every image placeholder already repeated once per merged token.
-    image_id: the image placeholder.
+    ids: int[n]; every image placeholder is already repeated once per merged token.
+    image_id: the token id of the image placeholder.
     merged_grids: (rows, columns) of merged tokens per image, in order.
     start: position of the first token.
     video_id, video_grids: the same for native video, one grid per *temporal patch* (see
       `video_patch_grids`).
 
   Returns:
-    int32[3, n], and the position of the token that would come next. Empty ids give int32[3, 0] and
-    `start`.
+    (int32[3, n] positions, the position of the next token). Empty ids give int32[3, 0] and `start`.
 
   Raises:
     DataError: the placeholders do not match the grids.
@@ -60,7 +59,7 @@ def mrope_positions(
     positions[1, at : at + n] = position + np.repeat(np.arange(rows, dtype=np.int32), columns)
     positions[2, at : at + n] = position + np.tile(np.arange(columns, dtype=np.int32), rows)
     at, position = at + n, position + max(rows, columns)
-  # every grid must have had its placeholders
+  # no grid may be left over
   left = {name: len(list(rest)) for name, rest in grids.items()}
   if any(left.values()):
     raise DataError(
@@ -71,7 +70,10 @@ def mrope_positions(
 
 
 def _grid_at(ids: np.ndarray, at: int, grid: tuple[int, int] | None) -> tuple[int, int]:
-  """The grid of the image that begins at token `at`. Raises DataError when they do not match."""
+  """Returns the grid (rows, columns) of the image that begins at token `at`.
+
+  Raises DataError when the placeholders do not match the grid.
+  """
   if grid is None:
     raise DataError(
       f'token {at}: placeholder {int(ids[at])} has no image left, wanted one grid per image; '
@@ -90,5 +92,8 @@ def _grid_at(ids: np.ndarray, at: int, grid: tuple[int, int] | None) -> tuple[in
 def video_patch_grids(
   grids_thw: Sequence[tuple[int, int, int]], merge: int
 ) -> list[tuple[int, int]]:
-  """One merged (rows, columns) per temporal patch, from (t, h, w) in patches per video."""
+  """Returns one merged grid (rows, columns) per temporal patch.
+
+  `grids_thw` has one (t, h, w) per video, in patches.
+  """
   return [(h // merge, w // merge) for t, h, w in grids_thw for _ in range(t)]

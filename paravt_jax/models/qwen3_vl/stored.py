@@ -1,5 +1,6 @@
-"""Tensors as folders that transformers loads store them: older names, derived buffers, single
-tensors of another dtype.
+"""Reads the tensors of checkpoint folders in all the variants that transformers loads.
+
+Folders may use older names, contain derived buffers, or store single tensors in another dtype.
 """
 
 import collections
@@ -22,32 +23,34 @@ _DTYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-# these follow from the config, and we compute them
+# buffers that we compute from the config instead
 _DERIVED = re.compile(r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq')
 _OLDER = (
-  # without `model.`: a backbone saved alone, or an older writer
+  # names without `model.` come from a backbone saved alone, or from an older version
   (re.compile(r'(visual|language_model)\.'), r'model.\1.'),
   (
     re.compile(r'model\.(?!visual\.|language_model\.)(?=(?:embed_tokens|layers|norm)\.)'),
     'model.language_model.',
   ),
 )
-_ROWS = 4096  # rows of two tables that one comparison reads
+_ROWS = 4096  # rows that are compared at a time
 
 
 class Stored(NamedTuple):
   """One tensor of a checkpoint."""
 
-  name: str  # as transformers writes it today
-  key: str  # as the file has it
+  name: str  # in current versions of transformers
+  key: str  # in the file
   file: pathlib.Path
-  dtype: str  # as safetensors calls it, such as 'BF16'
+  dtype: str  # safetensors' name, such as 'BF16'
   shape: tuple[int, ...]
 
 
 def tensors(files: Iterable[pathlib.Path]) -> dict[str, Stored]:
-  """Returns the tensors of some files by their current name, without rotary buffers. Raises
-  DataError.
+  """Returns the tensors of some files by their current name, without rotary buffers.
+
+  Raises:
+    DataError: a file is unreadable, or a tensor is stored twice.
   """
   found: dict[str, Stored] = {}
   for file in files:
@@ -72,8 +75,9 @@ def tensors(files: Iterable[pathlib.Path]) -> dict[str, Stored]:
 
 
 def main_dtype(found: Sequence[Stored]) -> np.dtype:
-  """The dtype of most numbers; float32 when nothing is stored. Raises DataError for a dtype that is
-  not read.
+  """Returns the dtype of most numbers; float32 when no tensor is stored.
+
+  Raises DataError for an unsupported dtype.
   """
   sizes: collections.Counter[str] = collections.Counter()
   for tensor in found:
@@ -89,8 +93,12 @@ def main_dtype(found: Sequence[Stored]) -> np.dtype:
 def arrays(
   file: pathlib.Path, chosen: Sequence[Stored], dtype: np.dtype
 ) -> Iterator[tuple[Stored, np.ndarray]]:
-  """Each tensor of a file in one dtype, read one by one. Raises DataError, also for a number that
-  the dtype cannot hold.
+  """Yields (tensor, array) for each chosen tensor of a file, cast to one dtype.
+
+  One tensor is read at a time.
+
+  Raises:
+    DataError: the file is unreadable, or the dtype cannot represent a number.
   """
   try:
     with safe_open(file, 'np') as opened:
@@ -114,13 +122,13 @@ def arrays(
 
 
 def refuse_other_head(head: Stored, embedding: Stored) -> None:
-  """Raises DataError unless a tied model's stored head is its embedding."""
+  """Raises DataError if the stored head of a tied model differs from its embedding."""
   same = head.shape == embedding.shape
   if same:
     try:
       with safe_open(head.file, 'np') as first, safe_open(embedding.file, 'np') as second:
         one, other = first.get_slice(head.key), second.get_slice(embedding.key)
-        # a slice beyond the end is an error there
+        # safetensors rejects a slice beyond the end, so the last block ends exactly there
         ends = [*range(_ROWS, head.shape[0], _ROWS), head.shape[0]]
         same = all(
           np.array_equal(one[start:end].astype(np.float32), other[start:end].astype(np.float32))
@@ -139,7 +147,7 @@ def refuse_other_head(head: Stored, embedding: Stored) -> None:
 
 
 def tell_casts(folder: pathlib.Path, found: Sequence[Stored], dtype: np.dtype) -> None:
-  """Logs one line about tensors that were not of the model's dtype."""
+  """Logs one warning if tensors had another dtype than the model; no line otherwise."""
   other = sorted(tensor for tensor in found if _DTYPES.get(tensor.dtype) != dtype)
   if other:
     logging.getLogger(__name__).warning(
@@ -153,7 +161,7 @@ def tell_casts(folder: pathlib.Path, found: Sequence[Stored], dtype: np.dtype) -
 
 
 def _today(key: str) -> str:
-  """The name that transformers writes today for a key of an older one."""
+  """Returns the name that current versions of transformers write for a key."""
   for pattern, new in _OLDER:
     if pattern.match(key):
       return pattern.sub(new, key, count=1)

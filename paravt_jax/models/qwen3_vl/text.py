@@ -1,5 +1,6 @@
-"""The text decoder's layer: grouped-query attention with q/k norms and interleaved M-RoPE, SwiGLU,
-pre-norm.
+"""The pre-norm layer of the text decoder.
+
+It consists of grouped-query attention with q/k norms and interleaved M-RoPE, and a SwiGLU MLP.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,10 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def rotary_angles(config: TextConfig, positions_ABT: jax.Array) -> jax.Array:
-  """float32[B, T, F/2]: frequency f turns with time, or with height (f = 1, 4, ...) or width (f =
-  2, 5, ...) in its section.
+  """Returns the rotary angles float32[B, T, F/2], position times frequency.
+
+  Frequencies f = 1, 4, ... use the height and f = 2, 5, ... the width, each up to the end of its
+  section. All other frequencies use the time.
   """
   # interleaved M-RoPE: each frequency belongs to time (0), height (1) or width (2)
   _, rows, columns = config.rope_sections
@@ -59,7 +62,7 @@ class TextLayer(nn.Module):
     k_BTKF = RMSNorm(c.norm_eps, 'head_dim', name='k_norm')(heads('k', c.kv_heads, 'kv_heads'))
     k_BTKF = rotate(k_BTKF, angle_BTF)
     v_BTKF = heads('v', c.kv_heads, 'kv_heads')
-    # attention, then the heads side by side: [B, T, H * F] -> [B, T, D]
+    # attention, then concatenate the heads and project: [B, T, H * F] -> [B, T, D]
     o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))

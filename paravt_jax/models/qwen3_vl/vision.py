@@ -1,8 +1,8 @@
-"""The vision tower's modules: patches to tokens, blocks with 2-D rotary attention inside one image,
-mergers.
+"""The modules of the vision tower: patch embedding, attention blocks and mergers.
 
-Patches come in merge order: the four patches of a merged token are neighbours. Images are padded to
-X patches, and no patch sees a padded one. Axis letters as in `paravt_jax.shapes`.
+Attention uses 2-D rotary embeddings and stays inside one image. Patches come in merge order: the
+four patches of a merged token are adjacent. Images are padded to X patches, and no patch sees
+padding. `paravt_jax.shapes` explains the axis letters.
 """
 
 import flax.linen as nn
@@ -18,12 +18,13 @@ from paravt_jax.models.qwen3_vl.config import VisionConfig
 def patch_places(
   config: VisionConfig, grids_BN2: jax.Array, patches: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Row and column of each patch in merge order (int32[B, N, X]), and whether it exists (bool[B, N,
-  X]).
+  """Returns (row, column, exists) of each patch in merge order.
+
+  Rows and columns are int32[B, N, X], 0 for padding. `exists` is bool[B, N, X].
   """
   m = config.merge
   height, width = grids_BN2[..., 0:1], grids_BN2[..., 1:2]
-  # a patch's merged token, and its place among the m * m patches of that
+  # the merged token that a patch belongs to, and its index among the m * m patches of that token
   index_X = jnp.arange(patches)
   block_X, inner_X = index_X // (m * m), index_X % (m * m)
   blocks_wide = jnp.maximum(width // m, 1)
@@ -36,12 +37,13 @@ def patch_places(
 def interpolated_positions(
   table: jax.Array, row_BNX: jax.Array, column_BNX: jax.Array, grids_BN2: jax.Array
 ) -> jax.Array:
-  """Bilinear look-up in the learned square (corners aligned): float32[B, N, X, W] from table [side
-  * side, W].
+  """Interpolates the learned position table [side * side, W] at each patch: float32[B, N, X, W].
+
+  The interpolation is bilinear with aligned corners.
   """
   side = int(round(table.shape[0] ** 0.5))
 
-  # the table's entries before and behind a place, and how far it is from the first
+  # along one axis: the table entries below and above a position, and its distance from the lower
   def taps(at, size):
     place = at.astype(jnp.float32) * ((side - 1) / jnp.maximum(size - 1, 1).astype(jnp.float32))
     low = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, side - 1)
@@ -49,7 +51,7 @@ def interpolated_positions(
 
   top, bottom, down = taps(row_BNX, grids_BN2[..., 0:1])
   left, right, across = taps(column_BNX, grids_BN2[..., 1:2])
-  # the four neighbours of each place, and their bilinear weights
+  # the four neighbours of each position, and their bilinear weights
   index_BNXZ = jnp.stack(
     [top * side + left, top * side + right, bottom * side + left, bottom * side + right], axis=-1
   )
@@ -60,10 +62,11 @@ def interpolated_positions(
 
 
 def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Array) -> jax.Array:
-  """float32[B * N, X, F/2]: the first half of the frequencies turns with the row, the second with
-  the column; theta 1e4.
+  """Returns the rotary angles float32[B * N, X, F/2], with theta 1e4.
+
+  The first half of the frequencies uses the row, the second half the column.
   """
-  # half of the head width is angles, half of those per axis
+  # a head of width F has F/2 angles: F/4 for the row and F/4 for the column
   quarter = config.width // config.heads // 4
   exponent = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
   frequency = (1.0 / 10000.0**exponent).astype(np.float32)
@@ -72,8 +75,9 @@ def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Arra
 
 
 class PatchEmbed(nn.Module):
-  """Pixels to width by one matrix product: uint8[..., X, P, C] -> [..., X, W]. A single frame
-  (P = 1) is used for all frames of its patch.
+  """Embeds patches by one matrix product: uint8[..., X, P, C] -> [..., X, W].
+
+  A single frame (P = 1) stands for all frames of its temporal patch.
   """
 
   config: VisionConfig
@@ -88,18 +92,19 @@ class PatchEmbed(nn.Module):
     kernel_PCW = self.param('kernel', init, (c.temporal, channels, c.width), jnp.float32)
     init = named(nn.initializers.zeros, ('vision_embed',))
     bias_W = self.param('bias', init, (c.width,), jnp.float32)
-    # one frame repeated over time equals one product with the sum of the kernels
+    # a repeated frame needs only one product, with the sum of the kernels over time
     if patches.shape[-2] == 1:
       kernel_PCW = jnp.sum(kernel_PCW.astype(jnp.float32), axis=0, keepdims=True)
-    # 0..255 to -1..1, frames and pixels of a patch side by side
+    # scale 0..255 to -1..1, then flatten the frames and pixels of each patch
     pixels = (patches.astype(jnp.float32) * (2 / 255) - 1).astype(self.dtype)
     flat = pixels.reshape(*pixels.shape[:-2], -1)
     return flat @ kernel_PCW.reshape(-1, c.width).astype(self.dtype) + bias_W.astype(self.dtype)
 
 
 class VisionBlock(nn.Module):
-  """Pre-norm block on [I, X, W] (I images); attention within an image, among the patches that
-  exist.
+  """Pre-norm block on [I, X, W] (I images).
+
+  A patch attends to the patches of its image, without padding.
   """
 
   config: VisionConfig
@@ -114,11 +119,11 @@ class VisionBlock(nn.Module):
 
   def _attention(self, x_IXW, angle_IXF, exists_IX):
     c = self.config
-    # queries, keys and values by one product
+    # one product computes queries, keys and values
     qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
     parts = jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
     q_IXHF, k_IXHF, v_IXHF = (part[:, :, 0] for part in parts)
-    # every patch sees the patches of its image that exist
+    # mask [I, X, X]: every patch sees the patches of its image that are not padding
     mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
     q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
     o_IXHF = attention.masked(q_IXHF, k_IXHF, v_IXHF, mask)
@@ -134,8 +139,9 @@ class VisionBlock(nn.Module):
 
 
 class Merger(nn.Module):
-  """Joins neighbouring patches to a token of text width: [I, X, W] -> [I, X / merge^2, D]. `wide`:
-  norm after joining.
+  """Merges adjacent patches into one token of text width: [I, X, W] -> [I, X / merge^2, D].
+
+  With `wide`, the norm comes after the patches are joined; otherwise before.
   """
 
   config: VisionConfig
@@ -147,7 +153,7 @@ class Merger(nn.Module):
   def __call__(self, x_IXW: jax.Array) -> jax.Array:
     area = self.config.merge**2
     norm = LayerNorm('merged_norm' if self.wide else 'vision_norm', name='norm')
-    # the patches of a merged token side by side: [I, Y, area * W]
+    # concatenate the patches of each merged token: [I, Y, area * W]
     joined_shape = (x_IXW.shape[0], x_IXW.shape[1] // area, area * x_IXW.shape[2])
     y = norm(x_IXW.reshape(joined_shape)) if self.wide else norm(x_IXW).reshape(joined_shape)
     y = Linear(y.shape[-1], ('merged', 'vision_mlp'), self.dtype, True, name='fc1')(y)
