@@ -1,8 +1,7 @@
-"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays). Its blocks are linen
-modules (text.py, vision.py).
+"""Qwen3-VL (Qwen Team 2025) as pure functions of (config, params, arrays).
 
-`params` is a plain nested dict. Layers of one kind are stacked on a leading axis, and `lax.scan`
-runs them:
+The blocks are linen modules (text.py, vision.py). `params` is a plain nested dict. Layers of one
+kind are stacked on a leading axis, and `lax.scan` runs them:
 
   visual: patch_embed, pos_embed, blocks (stacked), merger, deepstack (stacked)
   text:   embed, layers (stacked), norm
@@ -27,33 +26,33 @@ from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.video import patches
 
 Params = dict[str, Any]
-# stacks up to this number of layers are unrolled: a scan's copies cost more than they save
+# stacks of at most this many layers are unrolled; in short stacks a scan's copies cost too much
 _UNROLL = 4
 
 
 class Inputs(NamedTuple):
-  """Packed rows as the model reads them; axis letters as in `paravt_jax.shapes`."""
+  """The model's input: packed rows. `paravt_jax.shapes` explains the axis letters."""
 
   tokens_BT: jax.Array
   positions_ABT: jax.Array  # M-RoPE: time, height, width
   segments_BT: jax.Array  # 0 padding, 1.. documents
   branches_BT: jax.Array  # 0 a shared prefix or a plain document, 1.. its suffixes
-  # index into the row's own N * Y merged image tokens (Y = X / merge^2), then into those of the
-  # large images; -1 for text
+  # index into the merged image tokens of the same row, -1 for text. The first N * Y (Y =
+  # X / merge^2) belong to the images below, the rest to the large images.
   visual_index_BT: jax.Array
-  # uint8 in merge order. P = 1 is an image, whose frame counts twice; 2 a pair of a native video.
+  # uint8 in merge order. P = 1: an image, used as both frames; P = 2: two frames of a native video
   patches_BNXPC: jax.Array  # N may be 0
   grids_BN2: jax.Array  # height and width in patches; 0, 0 is padding
-  # a second class of images, fewer and larger, with N and X of their own; None for none
+  # a second class of images, fewer and larger, with a different N and X; None if there are none
   large_images_BNXPC: jax.Array | None = None
   large_image_grids_BN2: jax.Array | None = None
 
 
 class Features(NamedTuple):
-  """Images as the text decoder reads them."""
+  """The vision tower's output, which the text decoder reads."""
 
-  merged_BNYD: jax.Array  # merged image tokens, which stand in for placeholders' embeddings
-  deepstack_JBNYD: jax.Array  # what is added after each of the first J text layers
+  merged_BNYD: jax.Array  # merged image tokens, which replace the placeholders' embeddings
+  deepstack_JBNYD: jax.Array  # DeepStack features, added after each of the first J text layers
 
 
 def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
@@ -61,7 +60,7 @@ def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
 
 
 def _init_boxes(config: Config, key: jax.Array) -> Params:
-  """Random parameters in flax's boxes, which carry the logical axes."""
+  """Returns random parameters in Flax's boxes, which carry the logical axes."""
   t, v, f32 = config.text, config.vision, jnp.float32
   keys = iter(jax.random.split(key, 8))
   small = nn.initializers.normal(0.02)
@@ -73,7 +72,7 @@ def _init_boxes(config: Config, key: jax.Array) -> Params:
   def one(module: nn.Module, *args: Any) -> Callable[[jax.Array], Any]:
     return lambda key: module.init(key, *args)['params']
 
-  # one merged token of one image, and one token of text, are enough to see every shape
+  # every parameter shape follows from one merged token of one image and one text token
   x_IXW = jnp.zeros((1, v.merge**2, v.width), f32)
   angle_IXF = jnp.zeros((1, v.merge**2, v.width // v.heads // 2), f32)
   pixels_XPC = jnp.zeros((1, v.temporal, 3 * v.patch**2), jnp.uint8)
@@ -107,23 +106,24 @@ def _init_boxes(config: Config, key: jax.Array) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key: jax.Array) -> Params:
-  """Random float32 parameters: normal with std 1 / sqrt(fan in). The ends of residual branches are
-  divided by sqrt(2 * layers).
+  """Returns random float32 parameters: normal with standard deviation 1 / sqrt(fan in).
+
+  The last kernel of each residual branch is divided by sqrt(2 * layers).
   """
   return nn.unbox(_init_boxes(config, key))
 
 
 def abstract_params(config: Config) -> Params:
-  """The tree of `init` as ShapeDtypeStructs; costs no memory."""
+  """Returns the tree of `init` as ShapeDtypeStructs, without allocating arrays."""
   return jax.eval_shape(functools.partial(init, config), jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def logical_axes(config: Config) -> Params:
-  """The tree of `init` with a tuple of logical axis names per parameter; stacked ones begin with
-  'layers' or 'taps'.
+  """Returns the tree of `init` with a tuple of logical axis names in place of each parameter.
 
   Names: vocab embed heads kv_heads head_dim mlp norm, vision_positions vision_embed vision_qkv
-  vision_heads vision_mlp vision_norm merged merged_norm time pixels.
+  vision_heads vision_mlp vision_norm merged merged_norm time pixels. Stacked parameters begin with
+  'layers' or 'taps'.
   """
   boxed = jax.eval_shape(
     functools.partial(_init_boxes, config), jax.eval_shape(lambda: jax.random.key(0))
@@ -154,11 +154,11 @@ def encode_images(
   *,
   remat: bool = False,
 ) -> Features:
-  """Runs the vision tower; every image by itself.
+  """Runs the vision tower on every image separately.
 
   Returns:
-    Features with Y = X / merge^2, in `dtype`; tokens beyond an image's grid are garbage. With N or
-    X = 0 they are empty.
+    Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
+    is 0, the features are empty or zeros.
   """
   sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BN2=grids_BN2)
   v, visual, (rows, images, count) = config.vision, params['visual'], patches_BNXPC.shape[:3]
@@ -171,14 +171,14 @@ def encode_images(
       'with zeros'
     )
 
-  # patches to tokens, and where each stands in its image
+  # embed the patches and add their interpolated positions: [B, N, X, W]
   row_BNX, column_BNX, exists_BNX = vision.patch_places(v, grids_BN2, count)
   x_BNXW = _apply(vision.PatchEmbed(v, dtype), visual['patch_embed'], patches_BNXPC)
   x_BNXW = x_BNXW + vision.interpolated_positions(
     visual['pos_embed']['embedding'], row_BNX, column_BNX, grids_BN2
   ).astype(dtype)
 
-  # the blocks look at each image alone: rows and images become one axis
+  # the blocks process each image alone: rows and images become one axis, I = B * N
   x_IXW = x_BNXW.reshape(rows * images, count, v.width)
   angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
   exists_IX = exists_BNX.reshape(rows * images, count)
@@ -189,7 +189,7 @@ def encode_images(
   run = jax.checkpoint(block) if remat else block
   x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)
 
-  # four patches to a token of text width: of the last block, and of each tapped one
+  # merge the patches of the last block and of each tapped block into tokens of text width
   def merge(merger_params, x_IXW, wide):
     merger = vision.Merger(v, config.text.width, wide, dtype)
     return _apply(merger, merger_params, x_IXW).reshape(merged_shape)
@@ -204,10 +204,10 @@ def encode_images(
 def encode_inputs(
   config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False
 ) -> Features:
-  """`encode_images` of all images of packed rows, as `visual_index_BT` counts them.
+  """Returns the features of all images of packed rows, in the order of `visual_index_BT`.
 
-  Large images are skipped where no row has one: their slots are large, and most batches of video
-  leave them empty.
+  If no row has a large image, their encoder is skipped. Their slots are large, and most batches of
+  video leave them empty.
   """
   frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
@@ -222,8 +222,7 @@ def encode_inputs(
 
   large_images = jax.lax.cond((grids_BN2 > 0).any(), encode, nothing)
 
-  # one slot that holds all merged tokens of a row, those of large images last: [..., B, 1, N * Y,
-  # D]
+  # one slot per row with all merged tokens, large images last: [..., B, 1, N * Y, D]
   def flat(a):
     return a.reshape(*a.shape[:-3], 1, -1, a.shape[-1])
 
@@ -239,7 +238,7 @@ def _nth(stack: Params, i: int) -> Params:
 def _run_blocks(
   v: vision.VisionConfig, blocks: Params, x_IXW: jax.Array, block: Callable
 ) -> tuple[jax.Array, jax.Array]:
-  """All blocks, and the outputs of the tapped ones [J, I, X, W]."""
+  """Runs all blocks. Returns the last output, and those of the tapped blocks [J, I, X, W]."""
   empty_JIXW = jnp.zeros((len(v.taps), *x_IXW.shape), x_IXW.dtype)
   if v.depth <= _UNROLL:
     outputs = []
@@ -248,7 +247,7 @@ def _run_blocks(
       outputs.append(x_IXW)
     return x_IXW, jnp.stack([outputs[t] for t in v.taps]) if v.taps else empty_JIXW
 
-  # which tap each block is, -1 for most: the scan writes tapped outputs into their place
+  # the tap index of each block, -1 for blocks without a tap; the scan stores outputs by this index
   tap_of_layer = np.full(v.depth, -1, np.int32)
   tap_of_layer[list(v.taps)] = np.arange(len(v.taps))
 
@@ -313,14 +312,14 @@ def hidden(
 
   Args:
     inputs: packed rows.
-    dtype: of matrix products and the residual stream; norms, rotary and softmax are float32.
+    dtype: for matrix products and the residual stream; norms, rotary and softmax are float32.
     remat: recompute each layer in the backward pass.
     freeze_vision: no gradient reaches the vision tower and its mergers.
-    features: of `encode_images`, when already known; else they are computed from `inputs`.
+    features: the result of `encode_inputs`; None computes it from `inputs`.
     backend: see `attention.attend`.
 
   Returns:
-    [B, T, D] in `dtype`; padding gets garbage.
+    [B, T, D] in `dtype`; outputs at padding are garbage.
   """
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   # image features, [B, N, Y, D]
@@ -359,9 +358,7 @@ def _run_layers(
   visual_index_BT: jax.Array,
   layer: Callable,
 ) -> jax.Array:
-  """Runs all decoder layers. After each of the first J, image tokens get their DeepStack
-  feature.
-  """
+  """Runs all decoder layers. The first J each add their DeepStack feature to image tokens."""
   taps = len(config.vision.taps) if _has_images(features) else 0
   if config.text.layers <= _UNROLL:
     for i in range(config.text.layers):
@@ -402,14 +399,14 @@ def run_layers(
   visual_index_BT: jax.Array | None,
   attend: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-  """The decoder for a server with its own cache: an unrolled loop over layers.
+  """Runs the decoder in an unrolled loop over layers, for a server that manages its own KV cache.
 
   Args:
-    x_BTD: of `embed`; its dtype is the compute dtype.
+    x_BTD: the result of `embed`; its dtype is the compute dtype.
     positions_ABT: M-RoPE positions of these tokens.
     features, visual_index_BT: for DeepStack; None when none of these tokens is visual.
-    attend: (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF. Rotary is already applied, so k and v
-      are what a cache keeps.
+    attend: (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF. Rotary is already applied, so a cache
+      can store k and v as they are.
 
   Returns:
     [B, T, D] after the final norm, ready for `head`.
@@ -427,7 +424,7 @@ def run_layers(
 
 
 def head(params: Params, config: Config) -> jax.Array:
-  """The output matrix [D, V]."""
+  """Returns the output matrix [D, V]."""
   return params['text']['embed']['embedding'].T if config.tied else params['head']['kernel']
 
 
@@ -437,19 +434,20 @@ def logits(
   input_ids: Sequence[int] | np.ndarray,
   images: Sequence[np.ndarray],
 ) -> jax.Array:
-  """Scores of the next token after every position of one sequence, in float32 throughout. It is
-  compiled once per shape.
+  """Returns next-token logits at every position of one sequence, computed in float32.
 
   Args:
-    input_ids: int[T], image placeholders expanded (one per merged token).
-    images: uint8[H, W, 3] RGB, sides multiples of patch * merge (32), in order of their
-      placeholders. They are not resized.
+    input_ids: int[T] with expanded image placeholders (one per merged token).
+    images: uint8[H, W, 3] RGB with sides that are multiples of patch * merge (32), in the order of
+      their placeholders. They are not resized.
 
   Returns:
     float32[T, V].
 
   Raises:
     DataError: an image's shape, or the number of placeholders, is wrong.
+
+  JAX compiles the function once per shape.
   """
   return _logits(config, params, single_inputs(config, np.asarray(input_ids, np.int32), images))
 
@@ -461,8 +459,9 @@ def _logits(config: Config, params: Params, inputs: Inputs) -> jax.Array:
 
 
 def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray]) -> Inputs:
-  """Inputs of one row that holds one sequence (see `logits`), as numpy arrays. Images of different
-  sizes are padded to the largest.
+  """Returns numpy Inputs of one row with one sequence (see `logits`).
+
+  Images are padded to the number of patches of the largest one.
   """
   # check the images, then cut them into patches in merge order
   v = config.vision
@@ -493,4 +492,4 @@ def single_inputs(config: Config, ids: np.ndarray, images: Sequence[np.ndarray])
   # one document without branches: segment 1, branch 0
   ones = np.ones((1, len(ids)), np.int32)
   arrays: Any = (ids[None], spots[:, None], ones, 0 * ones, visual, pixels, grids)
-  return Inputs(*arrays)  # numpy's arrays serve as JAX's
+  return Inputs(*arrays)  # JAX accepts numpy arrays

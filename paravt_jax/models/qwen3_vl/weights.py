@@ -1,5 +1,6 @@
-"""Hugging Face safetensors <-> our parameters, bit for bit, by one table of names; `stored.py`
-knows how folders differ.
+"""Converts Hugging Face safetensors to our parameters and back, bit for bit.
+
+One table maps the names. `stored.py` handles the variants of checkpoint folders.
 """
 
 import json
@@ -20,11 +21,11 @@ from paravt_jax.models.qwen3_vl import model, stored
 from paravt_jax.models.qwen3_vl.config import Config
 
 _SHARD_BYTES = 5 * 10**9
-# rows that are transposed at once: four times as fast as all of them, which miss the cache
+# rows transposed at a time: four times as fast as the whole matrix, which does not fit the cache
 _STRIP = 16
-# columns of a block of `pick_blocks`: a few MB, which stay in the cache until they are written
+# columns per block of `pick_blocks`: a few MB, which stay in the CPU cache until they are written
 _COLUMNS = 1024
-# least and most pixels of an image in a folder that is served: our frames pass unchanged
+# image size limits (pixels) in a saved folder, so that a server does not resize our frames
 _SERVED_PIXELS = (1024, 50176)
 _TOKENIZERS = (('tokenizer.json',), ('vocab.json', 'merges.txt'))
 _COPIED = (
@@ -40,8 +41,7 @@ _COPIED = (
   'processor_config.json',
 )
 
-# Theirs -> ours. A linear's weight is [out, in] there and [in, out] here; `*` is the number of a
-# layer.
+# Hugging Face's names -> ours. A linear's weight is [out, in] there and [in, out] here.
 _TEXT_LAYER = {
   'input_layernorm.weight': 'norm1.scale',
   'post_attention_layernorm.weight': 'norm2.scale',
@@ -77,12 +77,12 @@ class Slot(NamedTuple):
   """Where one tensor of a Hugging Face checkpoint lives in our tree."""
 
   path: tuple[str, ...]  # of the leaf
-  layer: int | None  # its slice of a stacked leaf
-  form: str  # how it is laid out there: 'same' | 'transposed' | 'patches'
+  layer: int | None  # index into a stacked leaf; None for a leaf that is not stacked
+  form: str  # Hugging Face's layout relative to ours: 'same' | 'transposed' | 'patches'
 
 
 def name_table(config: Config) -> dict[str, Slot]:
-  """Every tensor name of a checkpoint of this size, and its place in our tree."""
+  """Returns {tensor name: Slot} for all tensors of a checkpoint of this size."""
   table = {}
 
   def add(theirs, ours, layer=None):
@@ -126,8 +126,9 @@ def _to_their_layout(config: Config, array: np.ndarray, form: str) -> np.ndarray
 
 
 def _transpose_copy(array: np.ndarray) -> np.ndarray:
-  """A contiguous copy of `array.T`, made in strips; bits are moved as integers, which numpy does
-  without holding the GIL.
+  """Returns a contiguous copy of `array.T`, made in strips.
+
+  The bits are copied as integers, because numpy then releases the GIL.
   """
   bits = array.view(f'u{array.itemsize}')
   out = np.empty(bits.shape[::-1], bits.dtype)
@@ -137,8 +138,9 @@ def _transpose_copy(array: np.ndarray) -> np.ndarray:
 
 
 def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
-  """The tensor of one slot, laid out as theirs, from a tree of numpy arrays shaped like the
-  parameters.
+  """Returns the tensor of one slot in Hugging Face's layout.
+
+  `params` is a tree of numpy arrays with the shapes of the parameters.
   """
   return _to_their_layout(config, _slice(params, slot), slot.form)
 
@@ -151,8 +153,9 @@ def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
 
 
 def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[np.ndarray]:
-  """The rows of what `pick` returns, in contiguous blocks: no copy of the tensor is made, and none
-  at all of one laid out alike.
+  """Yields the rows of `pick`'s result in contiguous blocks.
+
+  It never copies a whole transposed tensor. A tensor with the same layout is not copied at all.
   """
   array = _slice(params, slot)
   if slot.form == 'transposed':
@@ -163,7 +166,7 @@ def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[
 
 
 def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
-  """The shape that `pick` returns, given that of the whole leaf."""
+  """Returns the shape of `pick`'s result; `shape` is that of the whole leaf."""
   shape = shape if slot.layer is None else shape[1:]
   v = config.vision
   if slot.form == 'patches':
@@ -180,13 +183,12 @@ def load_hf(
     only: paths of the leaves to read, such as ('visual', 'pos_embed', 'embedding'); None for all.
 
   Returns:
-    The config, and parameters as numpy arrays in the dtype that most of them are stored in; one
-    tensor is read at a time.
+    (config, parameters as numpy arrays). All arrays have the dtype in which most numbers are
+    stored. One tensor is read at a time.
 
   Raises:
     DataError: a file is missing or unreadable, a name is unknown or missing, a shape or dtype does
-    not fit the config, a
-      tied model stores a head that is not its embedding.
+      not fit the config, or a tied model stores a head that differs from its embedding.
     ConfigError: config.json is not of the dense Qwen3-VL family.
   """
   folder = pathlib.Path(folder)
@@ -216,8 +218,9 @@ def load_hf(
 def _refuse_names(
   config: Config, found: dict, table: dict[str, Slot], wanted: set[str], folder: pathlib.Path
 ) -> None:
-  """Raises DataError for tensors that the model has not, or has and the files do not. A tied model
-  may store its head, too.
+  """Raises DataError if the files have unknown tensors or lack wanted ones.
+
+  A tied model may also store its head.
   """
   known = set(table) | ({stored.HEAD} if config.tied else set())
   unknown = sorted(set(found) - known)
@@ -240,7 +243,10 @@ def _refuse_names(
 def _fill(
   config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str
 ) -> None:
-  """Puts one tensor into its (slice of a) leaf, which is allocated when first met."""
+  """Copies one tensor into its leaf, or into its layer of a stacked leaf.
+
+  The first tensor of a leaf allocates it.
+  """
   wanted, node = shapes_tree, params
   for key in slot.path[:-1]:
     wanted, node = wanted[key], node.setdefault(key, {})
@@ -284,7 +290,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _instead(folder: pathlib.Path) -> str:
-  """A way out where weights are missing: what the folder has in their place."""
+  """Returns advice for a folder without weights, based on the files that it does have."""
   pickled = sorted(folder.glob('pytorch_model*.bin'))
   if pickled:
     return (
@@ -318,18 +324,18 @@ def save_hf(
   params: dict[str, Any],
   tokenizer_folder: str | os.PathLike,
 ) -> None:
-  """Writes a folder that transformers, SGLang and `load_hf` read; whole or not at all. Replaces an
-  existing checkpoint folder.
+  """Writes a folder that transformers, SGLang and `load_hf` can read.
+
+  The folder is written completely or not at all. An existing checkpoint folder is replaced.
 
   Args:
-    folder: where to; its parent must exist. params: fully addressable arrays; each keeps its dtype.
-    tokenizer_folder: tokenizer and processor files are copied from here. The image size of the
-    processor is set to
-      [1024, 50176] pixels, so that a server passes our frames unchanged.
+    folder: the checkpoint folder; its parent must exist.
+    params: fully addressable arrays; each keeps its dtype.
+    tokenizer_folder: tokenizer and processor files are copied from here. The processor's image
+      size is set to [1024, 50176] pixels, so that a server does not resize our frames.
 
   Raises:
-    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or the disk
-    refuses.
+    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or writing fails.
   """
   folder, source = pathlib.Path(folder), pathlib.Path(tokenizer_folder)
   if not any(all((source / name).exists() for name in names) for names in _TOKENIZERS):
@@ -371,18 +377,19 @@ def save_hf(
 def write_companions(
   folder: pathlib.Path, config: Config, dtype: str, source: pathlib.Path
 ) -> None:
-  """All of a checkpoint folder but its weights: config.json, the tokenizer of the folder `source`,
-  processor files (save_hf).
+  """Writes a checkpoint folder except its weights: config.json, tokenizer and processor files.
+
+  The tokenizer comes from the folder `source`; see `save_hf` for the processor files.
 
   Raises:
-    OSError: the disk refuses.
+    OSError: writing fails.
   """
   _write_json(folder / 'config.json', config.to_hf(dtype))
   _write_processor(folder, config, source)
 
 
 def _check_params(config: Config, params: dict[str, Any]) -> None:
-  """Every leaf that the config wants, in its shape, and no other."""
+  """Raises DataError unless the leaves and their shapes are exactly those of the config."""
   got = {path: leaf.shape for path, leaf in _leaves(params)}
   wanted = {path: leaf.shape for path, leaf in _leaves(model.abstract_params(config))}
   wrong = sorted(path for path in got.keys() | wanted.keys() if got.get(path) != wanted.get(path))
@@ -400,14 +407,14 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tupl
 
 
 def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
-  """One file up to 5 GB; more get an index, as transformers writes it."""
+  """Writes one file up to 5 GB, or several with an index in transformers' format."""
   leaves = dict(_leaves(params))
 
   def size(slot):
     leaf = leaves[slot.path]
     return leaf.nbytes // (1 if slot.layer is None else leaf.shape[0])
 
-  # which tensors go to which file, in the order of their names
+  # assign the tensors to files, in the order of their names
   shards, filled = [[]], 0
   for name, slot in sorted(name_table(config).items()):
     if shards[-1] and filled + size(slot) > _SHARD_BYTES:
@@ -439,8 +446,9 @@ def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any])
 
 
 def _write_processor(folder: pathlib.Path, config: Config, source: pathlib.Path) -> None:
-  """Tokenizer files as they are; processor files with our image size, made up from the config when
-  the source has none.
+  """Copies the tokenizer files and writes processor files with our image size.
+
+  If `source` has no processor files, they are made from the config.
   """
   for name in _COPIED:
     if (source / name).exists():
