@@ -1,9 +1,9 @@
-"""One open video file, read by PyAV. Runs inside the decoding workers.
+"""Reads the frames of one open video file with PyAV. Runs inside the decoding workers.
 
-The frame at time t is the one being shown: the last whose presentation time is <= t, as a decode of
-the whole file gives it. A request decodes from the key frame before its first time and skips
-nothing. Where a frame is missing or damaged it starts again one key frame earlier, then from the
-file's first packet; only what fails even so is called broken.
+The frame at time t is the frame on screen: the last one with a presentation time <= t. The result
+is the same as in a decode of the whole file. A request decodes every frame from the key frame
+before its first time on. If a frame is missing or damaged, decoding restarts one key frame earlier,
+and then from the file's first packet. If that fails, too, the file is reported as broken.
 """
 
 import bisect
@@ -27,25 +27,25 @@ from av.video.reformatter import VideoReformatter
 from paravt_jax.video import media, orientation, survey
 from paravt_jax.video.media import VideoInfo
 
-# Nothing that opens other files or the network: a playlist under an mp4's name would be followed
-# out of the media root.
+# No format that opens other files or the network: a playlist with an mp4's name could otherwise
+# read files outside the media root.
 _CONTAINERS = (
   'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,ivf,'
   'mp3,wav,aac,flac'
 )
 _SEEK_PIXELS = 60_000  # a seek costs about as much as decoding these (15 frames of 64x64)
-_HELD = 32  # frames that a decoder holds back at most to order them
-_ROUNDING = 1e-6  # seconds: forgives float rounding of a time that came from a frame
+_HELD = 32  # maximum number of frames that a decoder delays to order them
+_ROUNDING = 1e-6  # seconds: tolerates float rounding of a time that came from a frame
 
 
 @dataclasses.dataclass(frozen=True)
 class _Damage:
-  """What went wrong while decoding. Times are ticks."""
+  """A failure while decoding. Times are in ticks."""
 
-  since: float  # from here on frames may be missing
-  pts: float  # of what failed: a later key frame is whole again
+  since: float  # frames may be missing from this time on
+  pts: float  # of the packet or frame that failed; the next key frame is intact again
   what: str
-  final: bool  # nothing more can come of decoding again
+  final: bool  # decoding again cannot help
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +54,19 @@ class _Frame:
 
   pts: float  # ticks; infinite at the end
   frame: av.VideoFrame | None  # None at the end
-  fault: _Damage | None  # what is wrong with this frame
-  before: _Damage | None  # damage between it and the frame before
+  fault: _Damage | None  # damage of this frame
+  before: _Damage | None  # damage between the previous frame and this one
 
 
 class PyavReader:
-  """Frames of one file by time.
+  """Returns the frames of one file by time.
 
   Attributes:
     info: VideoInfo.
-    interval: nominal distance of two frames, seconds.
+    interval: nominal time between two frames, seconds.
 
   Raises:
-    MediaError: missing, not_video, no_frames or decode.
+    MediaError: reason missing, not_video, no_frames or decode.
   """
 
   def __init__(self, path: str):
@@ -85,10 +85,11 @@ class PyavReader:
     self._container.close()
 
   def _measure(self):
-    """Sets info, the start and the survey: from an index, or by reading all packets once."""
+    """Sets info, interval, start and survey from the file's index, or by reading all packets."""
     container, stream = self._container, self._stream
     kind = container.format.name
-    told = stream.start_time  # reading packets may change it
+    # whether the container has a usable index; reading packets may change start_time
+    told = stream.start_time
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
     may_index = is_mov and not fragmented
@@ -97,6 +98,7 @@ class PyavReader:
     stamps = survey.index_stamps(stream) if may_index else None
     self._indexed = stamps is not None
     self._whole = self._indexed and not cut
+    # the survey, and on the way the first frame
     if stamps is not None:
       packets = self._find_first_frame(container.demux(stream))
       self._survey = survey.by_index(self.path, stream, stamps, packets)
@@ -108,6 +110,7 @@ class PyavReader:
       found = survey.collect(self._find_first_frame(container.demux()), stream)
     if self._first is None:
       raise media.no_frames(self.path)
+    # the time of the first frame, then the properties that follow
     first = _time(self._first, None)
     if stamps is None:
       self._survey = survey.by_packets(container, stream, found, first)
@@ -128,7 +131,7 @@ class PyavReader:
     )
 
   def _tail(self, time: int) -> Iterator[av.Packet]:
-    """The packets from the last key frame on; none where a seek does not get there."""
+    """Yields the packets from the last key frame on; no packets if the seek fails."""
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       yield from self._packets()
@@ -136,16 +139,17 @@ class PyavReader:
       return
 
   def _find_first_frame(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """The packets, decoded on the way until a frame comes out.
+    """Yields the packets unchanged, and decodes them until the first frame comes out.
 
-    That is where the stream starts. Some decoders learn there what they need after a seek.
+    The stream starts at that frame. Some decoders also read parameters here that they need after a
+    seek.
     """
     for packet in packets:
       if self._first is None and packet.stream_index == self._stream.index:
         try:
           frames = self._stream.codec_context.decode(packet if packet.size else None)
         except av.error.FFmpegError:
-          frames = []  # before the first frame that can be shown
+          frames = []  # packets before the first decodable frame
         self._first = next(iter(frames), None)
       yield packet
 
@@ -153,7 +157,7 @@ class PyavReader:
     """Yields (index into seconds, frame's time, uint8[H, W, 3] RGB) for every time, in time order.
 
     Raises:
-      MediaError: 'decode' when a wanted frame is damaged or missing, or lies behind the file's end.
+      MediaError: 'decode' when a requested frame is damaged, missing or after the file's end.
     """
     last = self.info.duration
     targets = [
@@ -168,7 +172,7 @@ class PyavReader:
       raise media.broken(self.path, f'decoding failed ({media.one_line(error)})') from error
 
   def _check_there(self, targets: list[int]):
-    """Raises MediaError where the survey tells that a frame is not in the file."""
+    """Raises MediaError if the survey shows that a target frame is not in the file."""
     found = self._survey
     end, reach = min(found.end, found.complete), max(targets, default=self._start)
     is_behind = (reach - end) * self._base > survey.slack(self.info.duration)
@@ -183,7 +187,10 @@ class PyavReader:
   def _read_run(
     self, run: list[int], targets: list[int]
   ) -> Iterator[tuple[int, float, np.ndarray]]:
-    """Answers one run of targets, from as far back as it takes."""
+    """Yields the frames of one run of targets, as `read` does.
+
+    Tries the nearest key frame, then an earlier one, then the whole file.
+    """
     done = 0
     for attempt in range(3):
       from_first = attempt == 2
@@ -211,7 +218,7 @@ class PyavReader:
   def _match(
     self, items: Iterator[_Frame], targets: list[int]
   ) -> Iterator[tuple[_Frame, _Damage | None]]:
-    """(the frame shown, what is wrong with it) for each ascending target."""
+    """Yields (frame on screen, its damage or None) for each target, in ascending order."""
     shown, at = None, 0
     for item in items:
       while at < len(targets) and targets[at] < item.pts:
@@ -228,12 +235,12 @@ class PyavReader:
       shown = item
 
   def _is_lost(self, shown: _Frame, target: int, damage: _Damage) -> bool:
-    """Whether the frame at the target may be one that damage took, between two that came."""
+    """Returns whether the frame at the target may be lost, between two decoded frames."""
     is_after = target >= shown.pts + round(self._survey.interval)
     return damage.pts <= target or (is_after and damage.since <= target)
 
   def _check_stream_end(self, shown: _Frame, target: int) -> _Damage | None:
-    """Damage where the stream ends well before the target."""
+    """Returns a _Damage if the stream ends well before the target, else None."""
     length = shown.frame.duration if shown.frame is not None else 0
     end = max(
       shown.pts + (length or 0),
@@ -252,9 +259,10 @@ class PyavReader:
     return (pts - self._start) * self._base
 
   def _runs(self, targets: list[int]) -> list[list[int]]:
-    """Indices of targets in time order, by what is decoded without a seek in between.
+    """Returns the indices of the targets in time order, grouped into runs without a seek.
 
-    A run goes on past a key frame where decoding is cheaper than a seek: on thumbnails, always.
+    A run continues past a key frame if decoding is cheaper than a seek. For very small frames it
+    always is.
     """
     order = sorted(range(len(targets)), key=targets.__getitem__)
     if self._is_linear():
@@ -272,11 +280,11 @@ class PyavReader:
     return runs
 
   def _is_linear(self) -> bool:
-    """Whether times do not tell packets apart, so that every request begins at the first."""
+    """Returns whether times do not identify packets, so every request starts at the first one."""
     return bool(self._survey.ordered) or len(self._survey.parts) > 1
 
   def _key(self, target: int) -> int:
-    """About where the key frame before `target` is: it decides about seeks, not about frames."""
+    """Returns the approximate time of the key frame before `target`; used only to plan seeks."""
     if not self._indexed:
       return self._survey.keys[self._key_index(target)][0] if self._survey.keys else self._start
     entries = self._stream.index_entries
@@ -286,15 +294,15 @@ class PyavReader:
     return max(0, bisect.bisect_right(self._survey.keys, (target, math.inf)) - 1)
 
   def _from_first(self) -> Iterator[_Frame]:
-    """Frames of the whole file."""
+    """Yields the frames of the whole file."""
     container, stream = _open(self.path)
     with contextlib.closing(container):
       yield from self._decode(stream, container.demux(stream), from_first=True)
 
   def _from_key(self, target: int, earlier: bool) -> Iterator[_Frame]:
-    """Frames from the last key frame at or before `target` on, or from the one before it.
+    """Yields frames from the last key frame at or before `target` on; no frames if a seek fails.
 
-    None come where a seek does not get there.
+    With `earlier`, starts at the key frame before that one.
     """
     if self._is_linear() or not (self._indexed or self._survey.keys):
       return
@@ -309,20 +317,23 @@ class PyavReader:
       return
     key, pts = found
     rest = itertools.chain([key], self._packets())
-    begun = key.is_discard  # a hidden key frame never comes out itself
+    begun = key.is_discard  # the decoder never outputs a hidden key frame
     for item in self._decode(self._stream, rest, from_first=False):
       if item.frame is None or item.pts >= pts:
         if not begun and (item.frame is None or not item.frame.key_frame):
-          return  # the decoder does not call it a key frame, but shows something all the same
+          return  # the decoder output a frame here, but does not mark it as a key frame
         begun = True
         yield item
 
   def _seek(self, time: int) -> tuple[av.Packet, int] | None:
-    """The first key packet from there on, and its presentation time; None where it has none."""
+    """Returns (first key packet from `time` on, its presentation time), or None.
+
+    None means that the seek failed or that the packet has no presentation time.
+    """
     try:
       self._container.seek(time, stream=self._stream, backward=True)
       for packet in self._packets():
-        # behind a seek a program stream's times may be wrong: such key frames are passed over
+        # after a seek, a program stream's times may be wrong; skip such key frames
         if packet.size and packet.is_keyframe and (self._indexed or packet.pts in self._key_times):
           return None if packet.pts is None else (packet, packet.pts)
     except av.error.FFmpegError:
@@ -335,12 +346,12 @@ class PyavReader:
   def _decode(
     self, stream: av.VideoStream, packets: Iterator[av.Packet], from_first: bool
   ) -> Iterator[_Frame]:
-    """Decodes everything, without dropping what the container marks, and goes on after damage."""
+    """Yields all frames of the packets, hidden ones included, and continues after damage."""
     clock = _Clock(self._survey) if from_first else None
     damage: _Damage | None = None
     reached: int | None = None
     whole: collections.deque[int] = collections.deque(maxlen=_HELD)  # sent before the damage
-    # a stream that is marked damaged from its very first frame on shows what it shows
+    # if even the first frame is marked as damaged, the marks are ignored
     marks_count = not from_first or self._first is None or not _is_damaged(self._first)
     for packet, error in _each(packets):
       frames: list[av.VideoFrame] = []
@@ -353,6 +364,7 @@ class PyavReader:
           frames = stream.codec_context.decode(packet)
         except av.error.FFmpegError as fault:
           error = fault
+      # label each frame with its time and the damage so far; an intact key frame ends the damage
       for frame in frames:
         pts = clock.time(frame) if clock is not None and clock.ordered else _time(frame, reached)
         before, fault = damage, None
@@ -365,6 +377,7 @@ class PyavReader:
           fault = _Damage(pts, pts, text, final=False)
         yield _Frame(pts, frame, fault, before)
         reached = pts
+      # a new failure; errors before the first frame of the file do not count
       if error is not None and damage is None and (reached is not None or not from_first):
         time = packet.pts if packet is not None and packet.pts is not None else reached
         time = self._start if time is None else time
@@ -376,14 +389,17 @@ class PyavReader:
     yield _Frame(math.inf, None, None, damage)
 
   def _image(self, frame: av.VideoFrame) -> np.ndarray:
-    """uint8[H, W, 3], upright. One thread: several cost ten times as much on tiny frames."""
+    """Returns the upright image uint8[H, W, 3].
+
+    It uses one thread, because several threads take ten times as long on tiny frames.
+    """
     return orientation.upright(
       frame, self._converter.reformat(frame, format='rgb24', threads=1).to_ndarray()
     )
 
 
 class _Clock:
-  """Times of frames where packets do not tell them: a clock that restarts, or no times."""
+  """Assigns times to frames when the clock restarts or packets have no times."""
 
   def __init__(self, found: survey.Survey):
     self.ordered = bool(found.ordered)
@@ -391,7 +407,7 @@ class _Clock:
     self._packet = self._part = self._frame = 0
 
   def set(self, packet: av.Packet):
-    """Moves the packet to the one clock of the whole file."""
+    """Shifts the packet's times to a single clock for the whole file."""
     parts = self._survey.parts
     if self._part + 1 < len(parts) and self._packet >= parts[self._part + 1][0]:
       self._part += 1
@@ -402,7 +418,7 @@ class _Clock:
       packet.dts = None if packet.dts is None else packet.dts + shift
 
   def time(self, frame: av.VideoFrame) -> int:
-    """The next time: the decoder puts frames in order."""
+    """Returns the next time in `ordered`, since the decoder outputs frames in order."""
     times = self._survey.ordered
     self._frame += 1
     if self._frame <= len(times):
@@ -411,7 +427,10 @@ class _Clock:
 
 
 def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
-  """The file at its first packet, and its first stream of moving images that can be decoded."""
+  """Returns (the opened file at its first packet, its first decodable video stream).
+
+  Cover images do not count as video streams.
+  """
   try:
     options = {'protocol_whitelist': 'file', 'format_whitelist': _CONTAINERS}
     container = av.open(path, options=options, metadata_errors='replace')
@@ -433,7 +452,10 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
 def _each(
   packets: Iterator[av.Packet],
 ) -> Iterator[tuple[av.Packet | None, av.error.FFmpegError | None]]:
-  """(packet, None) for each with data; (None, error) where demuxing failed; (None, None) last."""
+  """Yields (packet, None) for each packet with data, and (None, None) at the end.
+
+  If demuxing fails, it yields (None, error) before the end.
+  """
   try:
     for packet in packets:
       if packet.size:
@@ -444,12 +466,16 @@ def _each(
 
 
 def _is_damaged(frame: av.VideoFrame) -> bool:
-  """Whether the decoder itself says so."""
+  """Returns whether the decoder marked the frame as damaged."""
   return frame.is_corrupt
 
 
 def _time(frame: av.VideoFrame, reached: int | None) -> int:
-  """The frame's presentation time; else its decoding time if that follows, else the next tick."""
+  """Returns the frame's presentation time in ticks.
+
+  Without one, returns its decoding time if that is later than `reached`, else `reached` plus the
+  frame's duration.
+  """
   if frame.pts is not None:
     return frame.pts
   if frame.dts is not None and (reached is None or frame.dts > reached):
@@ -458,11 +484,11 @@ def _time(frame: av.VideoFrame, reached: int | None) -> int:
 
 
 def _tag(container: av.container.InputContainer) -> str:
-  """What the container calls its first video stream's codec; PyAV's dump alone tells it."""
+  """Returns the container's name for the codec of its first video stream, from PyAV's dump."""
   level = av.logging.get_level()
-  av.logging.set_level(av.logging.INFO)  # at a lower one the dump is empty
+  av.logging.set_level(av.logging.INFO)  # at a lower level the dump is empty
   try:
-    told: Any = container  # av's stub does not know dumps_format
+    told: Any = container  # av's stub lacks dumps_format
     found = re.search(r'Video: (.+?)(?:, |\n|$)', told.dumps_format())
   finally:
     av.logging.set_level(level)

@@ -1,6 +1,6 @@
-"""What one pass over a file's packets, or its index, tells of a video stream.
+"""Measures a video stream from its index, or in one pass over the file's packets.
 
-A container's own claims (duration, number of frames) are compared with what is there.
+The header's claims (duration, number of frames) are compared with the actual packets.
 """
 
 import dataclasses
@@ -15,35 +15,37 @@ import av.container
 import av.error
 import numpy as np
 
-_RESTART = 0.1  # seconds by which a decoding time goes back where a clock restarts
-_LEAP = 10.0  # seconds by which it leaps ahead in some formats; both as FFmpeg has them
+# FFmpeg's thresholds, in seconds: a clock restarts if the decoding time jumps back by _RESTART or,
+# in some formats, ahead by _LEAP
+_RESTART = 0.1
+_LEAP = 10.0
 _LEAPING = ('mpegts', 'mpeg')
-# Their headers state a duration; that of the others is measured.
+# formats whose headers state a duration; in other formats it is measured
 _CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')
 WHOLE = 1.0  # seconds by which a header may overstate the length of a whole file
-_SAMPLE = 100  # packets of which the frame interval is taken where there is an index
-_RESYNCING = ('matroska', 'flv')  # behind damage, these go on at the next place that makes sense
-_SKIPPED = 100  # bytes between two packets: more than headers take
-_DELAY = 3  # frames that a decoder may hold back to order them
+_SAMPLE = 100  # packets from which the frame interval is measured when there is an index
+_RESYNCING = ('matroska', 'flv')  # after damage, FFmpeg continues at the next valid data
+_SKIPPED = 100  # bytes between two packets, more than headers take
+_DELAY = 3  # frames that a decoder may delay to order them
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """Times are ticks of the stream's time base."""
+  """The measurements of a video stream. Times are in ticks of its time base."""
 
-  count: int  # frames that are shown
-  end: int  # end of the last one
-  claimed_end: int  # what the header says, where that is more than rounding later; else `end`
-  interval: float  # nominal frame interval: the median distance of two frames
+  count: int  # displayed frames
+  end: int  # end of the last displayed frame
+  claimed_end: int  # the header's end if it is later by more than rounding, else `end`
+  interval: float  # nominal frame interval: the median time between two frames
   keys: tuple[tuple[int, int], ...]  # (presentation time, time to seek to) of key frames, ascending
   parts: tuple[tuple[int, int], ...]  # (first packet, ticks to add) for each start of the clock
-  ordered: tuple[int, ...]  # times of the frames in the order shown, where packets do not tell them
-  complete: float  # of a file that was cut, where its frames are all there; infinite for others
-  holes: tuple[tuple[int, float], ...]  # (from, up to) where packets were lost: wrong frames there
+  ordered: tuple[int, ...]  # frame times in display order if packets have none, else empty
+  complete: float  # no frame is missing before this time; infinite unless the file was cut
+  holes: tuple[tuple[int, float], ...]  # (start, end) of lost packets, where frames are wrong
 
 
 def seconds_per_tick(stream: av.VideoStream) -> float:
-  """The stream's time base."""
+  """Returns the stream's time base, in seconds. Raises ValueError if it has none."""
   base = stream.time_base
   if base is None:
     raise ValueError('its stream has no time base')
@@ -51,12 +53,15 @@ def seconds_per_tick(stream: av.VideoStream) -> float:
 
 
 def slack(seconds: float) -> float:
-  """Seconds by which a header may overstate a length before the file counts as cut short."""
+  """Returns the seconds by which a header may overstate the length of an intact file.
+
+  A larger difference means that the file was cut short.
+  """
   return min(1.0, max(0.25, 0.05 * seconds))
 
 
 def fragments(path: str) -> tuple[bool, bool]:
-  """(whether an mp4 has fragments, whether its last box ends behind the file)."""
+  """Returns (whether an mp4 has fragments, whether its last box extends past the file's end)."""
   size, at, found = os.path.getsize(path), 0, False
   with open(path, 'rb') as file:
     while at + 8 <= size:
@@ -66,7 +71,7 @@ def fragments(path: str) -> tuple[bool, bool]:
       if length == 1:
         length = int.from_bytes(head[8:], 'big')
       found = found or kind == b'moof'
-      if length == 0:  # up to the end of the file
+      if length == 0:  # the box extends to the end of the file
         return found, False
       if length < 8:
         break
@@ -75,21 +80,27 @@ def fragments(path: str) -> tuple[bool, bool]:
 
 
 def avi_is_cut(path: str) -> bool:
-  """Whether an AVI's first list of chunks ends behind the file."""
+  """Returns whether an AVI's first list of chunks extends past the file's end."""
   with open(path, 'rb') as file:
     head = file.read(8)
   return head[:4] == b'RIFF' and int.from_bytes(head[4:], 'little') + 8 > os.path.getsize(path)
 
 
 def index_end(stream: av.VideoStream, path: str) -> float:
-  """Decoding time of the first packet that lies behind the file's end; infinite without one."""
+  """Returns the decoding time (ticks) of the first packet that extends past the file's end.
+
+  Returns infinity if there is no such packet.
+  """
   size = os.path.getsize(path)
   lost = (e.timestamp for e in stream.index_entries if e.pos + e.size > size)
   return min(lost, default=math.inf)
 
 
 def index_stamps(stream: av.VideoStream) -> list[int] | None:
-  """Decoding times of the shown packets by the index; None where it covers too little."""
+  """Returns the decoding times of the displayed packets from the index.
+
+  Returns None if the index is missing, out of order, or covers too little of the stream.
+  """
   entries, base = stream.index_entries, seconds_per_tick(stream)
   if len(entries) < 2 or not stream.duration or stream.start_time is None:
     return None
@@ -99,7 +110,7 @@ def index_stamps(stream: av.VideoStream) -> list[int] | None:
   length = stream.duration * base
   container: Any = stream.container  # av's stub does not say that it is open for reading
   if (container.duration or 0) / 1e6 - length > slack(length):
-    return None  # the last frame may be shown for long: only its packet's time tells
+    return None  # the last frame may be long, and only its packet has its time
   covered = (stamps[-1] - stamps[0]) * base
   return stamps if length - covered <= WHOLE + length / len(stamps) else None
 
@@ -107,7 +118,10 @@ def index_stamps(stream: av.VideoStream) -> list[int] | None:
 def by_index(
   path: str, stream: av.VideoStream, stamps: list[int], packets: Iterator[av.Packet]
 ) -> Survey:
-  """From the index; the frame interval from the presentation times of the first of `packets`."""
+  """Returns the survey of a file with an index.
+
+  The frame interval is measured on the presentation times of the first `packets`.
+  """
   times = []
   for packet in packets:
     if packet.size and packet.pts is not None and not packet.is_discard:
@@ -122,12 +136,12 @@ def by_index(
 
 
 def with_tail(found: Survey, packets: Iterator[av.Packet]) -> Survey:
-  """The survey with the end that the last packets tell, where it is later than the index says.
+  """Returns the survey with a corrected end if the last packets end later than the index.
 
-  An index holds decoding times: a last frame that comes late is not seen in them.
+  An index contains only decoding times. They do not show that the last frame is displayed late.
   """
   shown = [p.pts for p in packets if p.size and p.pts is not None and not p.is_discard]
-  # a last packet's own length may be that of a gap before it
+  # the last packet's length is not used: it may include a gap before the packet
   end = max(shown, default=0) + round(found.interval)
   if end - found.end <= 2 * found.interval:
     return found
@@ -135,27 +149,27 @@ def with_tail(found: Survey, packets: Iterator[av.Packet]) -> Survey:
 
 
 class Row(NamedTuple):
-  """One packet in short. Times are ticks, None where the container does not tell them."""
+  """The facts about one packet. Times are in ticks, None if the container does not store them."""
 
   pts: int | None
   dts: int | None
   length: int
   is_key: bool
   is_shown: bool
-  is_marked: bool  # as damaged, by the demuxer
-  skipped: int  # bytes of the file between it and the next packet
+  is_marked: bool  # whether the demuxer marked it as damaged
+  skipped: int  # bytes between this packet and the next one
 
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
-  """All packets of a file in short."""
+  """The facts about all packets of a file."""
 
-  rows: list[Row]  # in the order stored
-  others_end: float  # where the packets of the other streams end, seconds
+  rows: list[Row]  # packets of the video stream, in stored order
+  others_end: float  # end of the packets of the other streams, seconds
 
 
 def collect(packets: Iterator[av.Packet], stream: av.VideoStream) -> Packets:
-  """Reads all that can be demuxed: damage that the demuxer cannot pass ends it."""
+  """Reads all packets, up to the end or to damage that stops the demuxer."""
   rows, others = [], 0.0
   codec, reached = stream.codec_context.name, None
   try:
@@ -181,9 +195,13 @@ def collect(packets: Iterator[av.Packet], stream: av.VideoStream) -> Packets:
 def by_packets(
   container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, first: int
 ) -> Survey:
-  """From every packet of the file, one or more. `first`: time of the first frame that is shown."""
+  """Returns the survey of a file from all its packets (at least one).
+
+  `first` is the time of the first displayed frame, in ticks.
+  """
   base, context, rows = seconds_per_tick(stream), stream.codec_context, packets.rows
   name = container.format.name
+  # frame times in ticks, on one clock
   tick = max(1, round(1 / float(stream.average_rate or stream.guessed_rate or 25) / base))
   ordered: tuple[int, ...] = ()
   if _times_are_missing(rows) or (name == 'avi' and context.has_b_frames):
@@ -193,6 +211,7 @@ def by_packets(
   times = ordered or sorted(
     {row.pts for row in rows if row.is_shown and row.pts is not None and row.pts >= first}
   )
+  # frame interval, end of the last frame, key frames
   interval = _interval(times, tick)
   ends = [
     row.pts + (row.length or round(interval))
@@ -205,12 +224,13 @@ def by_packets(
     for row in rows
     if row.is_key and row.pts is not None
   )
+  # compare the header's end with the packets
   claimed, complete = end, math.inf
   if len(parts) == 1:
     start = ordered[0] if ordered else first
     claimed = _declared_end(container, stream, start, end, packets.others_end, interval)
   if claimed > end:
-    is_mov = name.startswith('mov')  # whose tables list what is lost, and nothing else is
+    is_mov = name.startswith('mov')  # its tables list all packets, so also the lost ones
     complete = index_end(stream, container.name) if is_mov else _complete(rows, ordered, interval)
   holes = () if ordered else _holes(rows, interval, any(word in name for word in _RESYNCING))
   return Survey(
@@ -219,17 +239,20 @@ def by_packets(
 
 
 def _complete(rows: list[Row], ordered: Sequence[int], interval: float) -> float:
-  """Up to where no frame is missing in a file that was cut: what is lost was decoded later."""
+  """Returns the time (ticks) before which no frame of a cut file is missing.
+
+  The lost packets have later decoding times than the last one that was read.
+  """
   if ordered:
     return ordered[max(0, len(ordered) - 1 - _DELAY)]
   last = max((row.dts for row in rows if row.dts is not None), default=math.inf)
-  return last + max(1, interval - 1)  # less one tick: both are rounded
+  return last + max(1, interval - 1)  # one tick less, as both times are rounded
 
 
 def _holes(rows: list[Row], interval: float, may_skip: bool) -> tuple[tuple[int, float], ...]:
-  """(from, up to) where packets are lost or damaged: up to the next key frame.
+  """Returns (start, end) for each range of lost or damaged packets, up to the next key frame.
 
-  may_skip: whether bytes that are skipped tell of a loss, where time is missing there too.
+  may_skip: whether skipped bytes count as a loss if time is missing at the same place.
   """
   usual = float(np.median([row.skipped for row in rows])) if rows else 0.0
   found, since = [], None
@@ -250,9 +273,9 @@ def _holes(rows: list[Row], interval: float, may_skip: bool) -> tuple[tuple[int,
 
 
 def _is_joint(rows: list[Row], interval: float) -> bool:
-  """Whether a marked packet, the first one, is whole: where two streams were joined.
+  """Returns whether the first packet, which is marked, is intact because two streams join there.
 
-  There the mark falls on one of the last two packets before a key frame, and no time is missing.
+  At a joint, one of the last two packets before a key frame is marked, and no time is missing.
   """
   first, *others = rows
   for steps, row in enumerate(others, 1):
@@ -264,9 +287,9 @@ def _is_joint(rows: list[Row], interval: float) -> bool:
 
 
 def _declared_end(container, stream, start: int, end: int, others: float, interval: float) -> int:
-  """The end by the header, where no packet of any stream reaches it; else the stream's own."""
+  """Returns the header's end if no packet of any stream reaches it, else the stream's end."""
   base = seconds_per_tick(stream)
-  # FFmpeg cuts an AVI's duration down to the file's size, but not the number of frames
+  # FFmpeg reduces an AVI's duration to fit the file's size, but not the number of frames
   if (
     container.format.name == 'avi'
     and avi_is_cut(container.name)
@@ -284,21 +307,24 @@ def _declared_end(container, stream, start: int, end: int, others: float, interv
 
 
 def _interval(times: Sequence[int], otherwise: float) -> float:
-  """The median distance of distinct times, in ticks."""
+  """Returns the median distance of distinct times in ticks; `otherwise` below two times."""
   gaps = np.diff(np.unique(np.asarray(times, np.int64)))
   return float(np.median(gaps)) if len(gaps) else float(otherwise)
 
 
 def _is_shown(packet: av.Packet, codec: str) -> bool:
-  """Whether a frame comes of the packet: VP8 and VP9 store hidden frames, which others refer to."""
+  """Returns whether the packet contains a displayed frame.
+
+  VP8 and VP9 also store hidden frames, which other frames refer to.
+  """
   if codec not in ('vp8', 'vp9'):
     return True
   data = memoryview(packet)
   if codec == 'vp8':
     return bool(data[0] >> 4 & 1)
   if data[-1] & 0xE0 == 0xC0:
-    return True  # a superframe: hidden frames and one that is shown
-  # two bits of mark, two of profile (three in profile 3), show_existing, type, show_frame
+    return True  # a superframe: hidden frames and one displayed frame
+  # header bits: marker (2), profile (2, or 3 in profile 3), show_existing, type, show_frame
   after = 4 + ((data[0] >> 4 & 3) == 3)
   shows_existing, shows_frame = data[0] >> (7 - after) & 1, data[0] >> (5 - after) & 1
   return bool(shows_existing or shows_frame)
@@ -309,7 +335,10 @@ def _times_are_missing(rows: list[Row]) -> bool:
 
 
 def _frame_times(rows: list[Row], tick: int) -> tuple[int, ...]:
-  """Each frame that comes out of the decoder gets the next time."""
+  """Returns the frame times in display order; the decoder's next frame gets the next time.
+
+  Falls back to multiples of `tick` if times are missing or repeated.
+  """
   told = [row.dts if row.pts is None else row.pts for row in rows]
   times = [time for time in told if time is not None]
   if len(set(times)) < len(rows):
@@ -318,13 +347,16 @@ def _frame_times(rows: list[Row], tick: int) -> tuple[int, ...]:
 
 
 def _parts(rows: list[Row], base: float, leaps: bool, tick: int) -> tuple[tuple[int, int], ...]:
-  """Where the clock restarts, and what to add there so that the second part follows the first."""
+  """Returns (first packet, ticks to add) for each part of the file with its own clock.
+
+  The shifts make each part follow the part before it.
+  """
   starts, last = [0], None
   for i, (_, dts, *_) in enumerate(rows):
     if dts is None:
       continue
     gap = 0.0 if last is None else (dts - last) * base
-    # a leap with nothing else that tells of a joint is an image that stays
+    # a leap without other signs of a joint is just an image displayed for a long time
     is_joint = rows[i].is_key and any(row.is_marked for row in rows[max(0, i - 2) : i])
     if gap < -_RESTART or (leaps and gap > _LEAP and is_joint):
       starts.append(i)
@@ -341,7 +373,7 @@ def _parts(rows: list[Row], base: float, leaps: bool, tick: int) -> tuple[tuple[
 
 
 def _shift(rows: list[Row], parts: Sequence[tuple[int, int]]) -> list[Row]:
-  """The rows with their times on one clock."""
+  """Returns the rows with all times on one clock."""
   if len(parts) == 1:
     return rows
   starts = np.asarray([start for start, _ in parts])

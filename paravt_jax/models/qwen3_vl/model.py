@@ -158,7 +158,7 @@ def encode_images(
 
   Returns:
     Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
-    is 0, the features are empty or zeros.
+    is 0, the features are empty.
   """
   sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BN2=grids_BN2)
   v, visual, (rows, images, count) = config.vision, params['visual'], patches_BNXPC.shape[:3]
