@@ -1,4 +1,4 @@
-"""Frames of videos and images: which ones, decoded with a deadline, kept in a store."""
+"""Frames of videos and images: chooses times, decodes with a deadline, caches the frames."""
 
 from typing import TYPE_CHECKING
 

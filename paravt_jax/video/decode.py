@@ -41,7 +41,7 @@ Times = Sequence[float] | np.ndarray  # seconds from the start of a video
 
 
 class _Worker:
-  """One process and our end of its socket."""
+  """One worker process and the pool's end of its socket."""
 
   def __init__(self, backend: str, deadline_s: float, parent: int):
     ours, theirs = socket.socketpair()
@@ -58,9 +58,9 @@ class _Worker:
     self._ready = False
 
   def ask(self, request: tuple, deadline_s: float) -> tuple | None:
-    """Sends a request; returns the reply, or None when the deadline passed.
+    """Sends a request and returns the reply, or None if the deadline passed.
 
-    A reply to 'frames' has the frames as its last item.
+    The last item of a reply to 'frames' is the frames uint8[N, h, w, 3].
 
     Raises:
       EOFError, ConnectionError: the process ended.
@@ -94,10 +94,10 @@ class _Worker:
 
 
 class DecodePool:
-  """Frames of videos by path and times, decoded in `workers` processes.
+  """Decodes frames of videos in `workers` processes.
 
-  Safe to use from several threads and from a running event loop, which it never blocks. `counts`
-  has requests, frames, and failures by reason.
+  Several threads and a running event loop may use the pool; it never blocks the loop. `counts` has
+  requests, frames, and failures by reason.
 
   Args:
     workers: processes; each decodes one request at a time on one thread.
@@ -105,7 +105,7 @@ class DecodePool:
     backend: 'pyav' or 'decord'.
 
   Raises:
-    ConfigError: another backend, or a worker number or deadline that is not positive.
+    ConfigError: the backend is unknown, or workers or deadline_s is not positive.
   """
 
   def __init__(self, workers: int, deadline_s: float, backend: str):
@@ -144,7 +144,7 @@ class DecodePool:
 
     Raises:
       MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
-      ValueError: no times.
+      ValueError: there are no times, or one is not finite.
     """
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(
@@ -171,7 +171,7 @@ class DecodePool:
     return self._run(('probe', str(path)))[1]
 
   def close(self):
-    """Kills the workers; requests under way fail with the reason 'crashed'. May be called twice."""
+    """Kills the workers. Running requests fail with the reason 'crashed'. May be called twice."""
     with self._lock:
       self._closed = True
       workers, self._workers = self._workers, set()

@@ -1,4 +1,4 @@
-"""One open video file, read by decord: the second backend, by name."""
+"""Reads the frames of one open video file with decord, the backend video.backend='decord'."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from paravt_jax.video import media
 from paravt_jax.video.media import VideoInfo
 
-# Said once where this backend is chosen. The files are real ones, compared with a full decode.
+# Logged once when this backend is chosen. Measured on real files, compared with a full decode.
 KNOWN_FAULTS = (
   "video.backend='decord' is known to be wrong on transport streams, on AVI, at the ends of VP8 "
   'and VP9 and on clips cut with an edit list; it differed or failed on 84 of 351 real files, '
@@ -18,10 +18,10 @@ KNOWN_FAULTS = (
 
 
 class DecordReader:
-  """Frames of one file by index; see KNOWN_FAULTS. Attributes and errors as PyavReader."""
+  """Reads frames of one file by index; see KNOWN_FAULTS. Attributes and errors as PyavReader."""
 
   def __init__(self, path: str):
-    import decord  # only where chosen: it loads a second FFmpeg
+    import decord  # imported only when used, because it loads a second FFmpeg
 
     if not os.path.exists(path):
       raise media.missing(path)
@@ -55,7 +55,7 @@ class DecordReader:
     self._reader = None
 
   def read(self, seconds: Sequence[float]) -> Iterator[tuple[int, float, np.ndarray]]:
-    """As PyavReader.read; decord keeps times as float32, hence the wider tolerance."""
+    """Yields frames as PyavReader.read; the tolerance is wider, as decord stores float32 times."""
     order = np.argsort(seconds, kind='stable')
     wanted = np.asarray(seconds)[order] + 1e-3
     indices = np.maximum(np.searchsorted(self._times, wanted, side='right') - 1, 0)

@@ -1,7 +1,7 @@
-"""Still images of any kind to upright 8-bit RGB: one function for every mode of Pillow.
+"""Reads image files of every Pillow mode as upright 8-bit RGB.
 
-Deep images are scaled, transparent ones laid over white, rotated ones turned upright; of an
-animation the first image counts.
+Images with more than 8 bits are scaled. Transparent images are composited over white. Rotated
+images are turned upright. Of an animation, only the first image is read.
 """
 
 import struct
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from paravt_jax.errors import MediaError
 
-# What Pillow raises for files that are no images, or damaged ones.
+# The exceptions that Pillow raises for damaged images and for files that are not images.
 FAULTS = (
   OSError,
   SyntaxError,
@@ -43,11 +43,11 @@ _UPRIGHT = {
 
 
 def read(path: str) -> np.ndarray:
-  """uint8[H, W, 3] of an image file, as `rgb`.
+  """Returns uint8[H, W, 3] of an image file, converted by `rgb`.
 
   Raises:
-    MediaError: 'missing', or 'decode' for a file that is no image, is damaged or cut short, or has
-    too many pixels.
+    MediaError: 'missing', or 'decode' for a file that is not an image, is damaged or cut short, or
+      has too many pixels.
   """
   with _open_image(path) as image:
     try:
@@ -57,28 +57,31 @@ def read(path: str) -> np.ndarray:
 
 
 def size(path: str) -> tuple[int, int]:
-  """(height, width) of an image file as `read` returns it, from its header. Raises as `read` for
-  what the header tells.
+  """Returns the (height, width) that `read` would return, from the file's header.
 
-  The header of a PNG does not hold its orientation, so that one lying on its side is told as
-  stored: the area is the same.
+  Raises the errors of `read` that the header reveals. A PNG's header does not contain the
+  orientation, so the size of a rotated PNG is returned as stored. Its area is still right.
   """
   with _open_image(path) as image:
-    # Pillow itself turns a TIFF
+    # Pillow turns a TIFF upright itself
     sideways = image.format not in ('PNG', 'TIFF') and _orientation(image) >= 5
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-  """uint8[H, W, 3] of an open image of any mode: upright by its EXIF orientation, over white where
-  it is transparent.
+  """Returns uint8[H, W, 3] of an open image of any mode.
 
-  16-bit values 0..65535 become 0..255 (of a TIFF that says it has 9 to 15 bits: those). Mode I
-  within 0..255 is taken as it is, within 0..65535 as 16-bit; F within 0..1 as shares of white,
-  within 0..255 as it is; any other I or F is stretched from its least value to its greatest. What
-  is no number is black. Colour profiles are left alone.
+  The image is turned upright by its EXIF orientation and composited over white. Deep modes are
+  scaled to 0..255:
 
-  Raises: one of FAULTS where the file behind the image is damaged.
+    16-bit  from 0..65535; a TIFF with 9 to 15 bits from the range of its bits
+    I       values within 0..255 stay, values within 0..65535 are scaled as 16-bit
+    F       values within 0..1 are scaled from 0..1, values within 0..255 stay
+    other   I and F values in any other range are scaled from their minimum to their maximum
+
+  NaN becomes black. Colour profiles are ignored.
+
+  Raises: one of FAULTS if the file of the image is damaged.
   """
   image.load()
   turn = _UPRIGHT.get(_orientation(image))
@@ -87,12 +90,12 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-  """The image as RGB, as it is stored."""
+  """Returns the image as RGB, without turning it upright."""
   clear = image.info.get('transparency')
   if image.mode in _DEEP:
     values = np.asarray(image)
     levels = _grey(values, _white(image))
-    # where white is zero, Pillow turns only 8 bits
+    # a TIFF in which zero is white: Pillow inverts only 8-bit ones
     if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == 0:
       levels = 255 - levels
     grey = Image.fromarray(levels)
@@ -103,11 +106,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode == 'LAB':
     profiles = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
     turned = ImageCms.profileToProfile(image, *profiles, outputMode='RGB')
-    return image if turned is None else turned  # None: it was changed in place
+    return image if turned is None else turned  # None: Pillow changed the image in place
   if image.mode in _ALPHA:
     return _over_white(image)
   if clear is not None and image.mode in ('1', 'L', 'P', 'RGB'):
-    # of a 16-bit PNG, whose pixels Pillow gives as 8 bits
+    # a 16-bit transparent colour of a PNG, whose pixels Pillow reduces to 8 bits
     if isinstance(clear, tuple) and max(clear) > 255:
       image = image.copy()
       image.info['transparency'] = tuple(value >> 8 for value in clear)
@@ -124,13 +127,16 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image) -> int:
-  """The value of white of a 16-bit image."""
+  """Returns the value of white in a 16-bit image."""
   bits = getattr(image, 'tag_v2', {}).get(_BITS_PER_SAMPLE, (16,))[0]
   return 2**bits - 1 if 8 < bits < 16 else 65535
 
 
 def _grey(values: np.ndarray, white: int) -> np.ndarray:
-  """uint8[H, W] of deep values; see `rgb`. white: the value of white where they are uint16."""
+  """Returns uint8[H, W] of deep values, scaled as `rgb` describes.
+
+  white: the value of white if `values` are unsigned.
+  """
   known = values[np.isfinite(values)].astype(np.float64)
   low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
   if values.dtype.kind == 'u':
@@ -144,7 +150,7 @@ def _grey(values: np.ndarray, white: int) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-  """1 to 8 as EXIF has it; 1 where the image does not say, or says it in a block that is broken."""
+  """Returns the EXIF orientation, 1 to 8; 1 (upright) if it is missing or unreadable."""
   try:
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
   except FAULTS:

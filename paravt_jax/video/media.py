@@ -74,5 +74,5 @@ def broken(path: str, got: str) -> MediaError:
 
 
 def one_line(error: BaseException) -> str:
-  """The error's first line, or its type where it says nothing."""
+  """Returns the error's first line, or the name of its type if it has no text."""
   return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -59,7 +59,7 @@ class _Frame:
 
 
 class PyavReader:
-  """Returns the frames of one file by time.
+  """Reads frames of one file by time.
 
   Attributes:
     info: VideoInfo.
@@ -88,8 +88,8 @@ class PyavReader:
     """Sets info, interval, start and survey from the file's index, or by reading all packets."""
     container, stream = self._container, self._stream
     kind = container.format.name
-    # whether the container has a usable index; reading packets may change start_time
-    told = stream.start_time
+    told = stream.start_time  # reading packets may change it
+    # does the container have a usable index?
     is_mov = kind.startswith('mov')
     fragmented, cut = survey.fragments(self.path) if is_mov else (False, False)
     may_index = is_mov and not fragmented
@@ -98,7 +98,7 @@ class PyavReader:
     stamps = survey.index_stamps(stream) if may_index else None
     self._indexed = stamps is not None
     self._whole = self._indexed and not cut
-    # the survey, and on the way the first frame
+    # survey the packets or the index, and find the first frame on the way
     if stamps is not None:
       packets = self._find_first_frame(container.demux(stream))
       self._survey = survey.by_index(self.path, stream, stamps, packets)

@@ -1,9 +1,9 @@
-"""The readers of video files, by name. Each holds one open file behind the same interface.
+"""The readers of video files, by name. Each reader has one open file and the same interface.
 
-`read(seconds)` yields (index into seconds, the frame's own time, uint8[H, W, 3] upright RGB) for
-every time asked for, twice where it is asked twice, in time order. The frame at time t is the one
-being shown: the last whose presentation time is <= t. Seconds count from the stream's start. `info`
-is a VideoInfo, `interval` the nominal distance of two frames in seconds.
+`read(seconds)` yields (index into seconds, the frame's presentation time, uint8[H, W, 3] upright
+RGB) for every requested time, in time order. A repeated time yields its frame again. The frame at
+time t is the frame on screen: the last one with a presentation time <= t. Seconds count from the
+stream's start. `info` is a VideoInfo, `interval` the nominal time between two frames in seconds.
 """
 
 from paravt_jax.video.decord_reader import DecordReader

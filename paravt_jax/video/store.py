@@ -37,7 +37,7 @@ _LAYOUT = 2  # of the files below; a new number is a new key
 _PART = '.part'
 # bytes of the disk that stay free for checkpoints and other data; on a small disk 1/20 stays free
 _RESERVE = 1 << 30
-_SLACK = 1_000_000_000  # ns by which times of files may lag behind the clock, or another machine's
+_SLACK = 1_000_000_000  # ns by which file times may lag behind this machine's clock
 # share of the folder's bound that is freed at a time, and that may be written before the folder is
 # scanned again
 _ROOM = 0.1

@@ -1,5 +1,6 @@
-"""The process that decodes. Started by `decode.DecodePool` with one end of a socket; imports no
-more than av, numpy and PIL.
+"""The main program of a decoding process.
+
+`decode.DecodePool` starts it with one end of a socket. It imports only av, numpy and PIL.
 """
 
 import collections
@@ -12,19 +13,23 @@ import numpy as np
 from paravt_jax.errors import MediaError
 from paravt_jax.video import patches, readers
 
-_OPEN_FILES = 8  # readers kept per worker: crops of one episode come in runs on the same video
-_LONGER = 1.05  # of a frame interval: forgives times that are rounded to milliseconds
-_LOOK_UP = 5.0  # seconds between looks at whether the parent is still there
+_OPEN_FILES = 8  # open readers per worker: crops of one episode often read the same video in a row
+_LONGER = 1.05  # factor of the frame interval that tolerates times rounded to milliseconds
+_LOOK_UP = 5.0  # seconds between checks whether the parent is alive
 
 
 class Files:
-  """The last few open readers, keyed by the file itself, so that a replaced file is opened anew."""
+  """Caches the most recently used open readers.
+
+  The key includes the file's inode, size and modification time, so a replaced file is reopened.
+  """
 
   def __init__(self, backend: str):
     self._open = readers.READERS[backend]
     self._readers: collections.OrderedDict = collections.OrderedDict()
 
   def get(self, path: str):
+    """Returns an open reader of the file. Raises MediaError."""
     try:
       stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -39,7 +44,7 @@ class Files:
     return reader
 
   def forget(self, path: str):
-    """Closes readers of a file that failed: their decoder's state is unknown."""
+    """Closes the readers of a file after an error, since their decoder's state is unknown."""
     for key in [key for key in self._readers if key[0] == path]:
       self._readers.pop(key).close()
 
@@ -47,8 +52,9 @@ class Files:
 def decode(
   reader, seconds: np.ndarray, min_pixels: int, max_pixels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(uint8[N, h, w, 3], float64[N] their own times) of the frames shown at `seconds`, in the order
-  asked for; resized once.
+  """Decodes the frames on screen at `seconds` and resizes each once.
+
+  Returns (frames uint8[N, h, w, 3], their presentation times float64[N]) in the order of `seconds`.
   """
   frames = np.empty((len(seconds), 0, 0, 3), np.uint8)
   own = np.zeros(len(seconds))
@@ -68,15 +74,16 @@ def decode(
 
 
 def labels(own: np.ndarray, seconds: np.ndarray, interval: float, duration: float) -> np.ndarray:
-  """float64[N]: the frames' own times; where one is on screen for longer than `interval` by then,
-  the time looked at.
+  """Returns the labels of frames, float64[N] in seconds: their presentation times `own`.
+
+  If a frame has been on screen for longer than `interval`, its label is the requested time.
   """
   looked = np.clip(seconds, 0.0, duration)
   return np.where(looked - own > interval * _LONGER, looked, own)
 
 
 def answer(files: Files, request: tuple) -> tuple[tuple, np.ndarray | None]:
-  """The reply to one request, and the frames that follow it as raw bytes."""
+  """Returns (reply to one request, frames to send after it as raw bytes or None)."""
   kind, path, *rest = request
   try:
     reader = files.get(path)
@@ -91,10 +98,10 @@ def answer(files: Files, request: tuple) -> tuple[tuple, np.ndarray | None]:
 
 
 def main(descriptor: int, backend: str, parent: int, alarm: float):
-  """Answers requests until the other end closes or the parent is gone.
+  """Answers requests until the other end of the socket closes or the parent process is gone.
 
-  A request that outlives `alarm` seconds is ended by the kernel, even inside C code that holds the
-  interpreter lock: so a worker whose parent died while it hung does not stay behind.
+  If a request takes longer than `alarm` seconds, the kernel ends this process, even inside C code
+  that holds the GIL. So a hung worker does not outlive its parent.
   """
   connection = Connection(descriptor)
   files = Files(backend)

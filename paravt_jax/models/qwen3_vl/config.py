@@ -107,10 +107,8 @@ class Config:
     )
 
   def to_hf(self, dtype: str) -> dict[str, Any]:
-    """Returns the `config.json` of this model as a dict.
-
-    The rotary fields are written in the styles of both transformers 4 and 5. `dtype` is a name
-    such as 'bfloat16'.
+    """Returns `config.json` as a dict, with the rotary fields of both transformers 4 and 5.
+    `dtype` is a name such as 'bfloat16'.
     """
     text, vision = self.text, self.vision
     rope = {
