@@ -29,7 +29,6 @@ class Files:
     self._readers: collections.OrderedDict = collections.OrderedDict()
 
   def get(self, path: str):
-    """Returns an open reader of the file. Raises MediaError."""
     try:
       stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
