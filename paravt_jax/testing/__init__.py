@@ -1,4 +1,4 @@
-"""Small stand-ins for tests: a model, a tokenizer, clips, a scripted server."""
+"""Small test doubles: a model, a tokenizer, video clips and a scripted server."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,6 @@
-"""Small video files for tests, benches and the synthetic world: real H.264 mp4s, written with
-PyAV's bundled FFmpeg.
+"""Writes small video files for tests, benchmarks and the synthetic world.
+
+They are real H.264 mp4 files, encoded with PyAV's bundled FFmpeg.
 """
 
 from collections.abc import Callable
@@ -24,17 +25,17 @@ def make_clip(
   """Writes an H.264 mp4 without audio.
 
   Args:
-    path: of the file; its folder must exist.
-    seconds, fps: length; round(seconds * fps) frames are written.
+    path: the file to write; its folder must exist.
+    seconds, fps: length and frame rate; round(seconds * fps) frames are written.
     size: (height, width), even numbers.
     frames_fn: frame index -> uint8[height, width, 3] RGB.
-    gop: largest distance of key frames, in frames.
+    gop: maximum distance of key frames, in frames.
     options: for libx264, such as {'preset': 'veryfast', 'crf': '18', 'bf': '0'}.
-    pts: presentation times of the frames in units of 1/fps, strictly increasing; by default 0, 1,
+    pts: strictly increasing presentation times of the frames in units of 1/fps; None for 0, 1,
       2, ...
 
   Returns:
-    The path.
+    `path` as a Path.
   """
   path = Path(path)
   with av.open(str(path), 'w', format='mp4') as container:
@@ -55,8 +56,9 @@ def make_clip(
 
 
 def counting_frame(index: int, size: tuple[int, int]) -> np.ndarray:
-  """uint8[H, W, 3] that spells `index` (below 65536) as a 4x4 board of black and white squares, for
-  `read_count`.
+  """Returns uint8[H, W, 3] that encodes `index` (below 65536) for `read_count`.
+
+  The image is a 4x4 board of black and white squares, one per bit.
   """
   bits = (index >> np.arange(16)) & 1
   height, width = size
@@ -67,8 +69,9 @@ def counting_frame(index: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_count(frame: np.ndarray) -> int:
-  """The index that `counting_frame` spelled, read from the middles of the squares of a decoded,
-  resized uint8[H, W, 3].
+  """Returns the index that `counting_frame` encoded, from a decoded image uint8[H, W, 3].
+
+  The image may be resized: only the centers of the squares are read.
   """
   height, width = frame.shape[:2]
   rows, columns = ((np.arange(4) * 2 + 1) * side // 8 for side in (height, width))

@@ -1,4 +1,4 @@
-"""Video files of every codec and container that tests read, and what happens to such files."""
+"""Writes test videos in many codecs and containers, and edits them: cuts and rotations."""
 
 import pathlib
 import struct
@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 SIZE = (48, 64)
-# Quick settings; key frames every 12 frames. `bf` sets B-frames where the encoder has them.
+# fast settings with a key frame every 12 frames and no B-frames
 ENCODERS = {
   'libx264': {'preset': 'ultrafast', 'threads': '1', 'g': '12', 'bf': '0'},
   'libx265': {
@@ -36,7 +36,7 @@ B_FRAMES = {
 
 
 def moving_image(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-  """uint8[H, W, 3]: a different image for each index, without symmetry."""
+  """Returns an asymmetric image uint8[H, W, 3] that differs for each index."""
   rows, columns = np.mgrid[: size[0], : size[1]]
   red = (rows * 3 + index * 7) % 256
   green = (columns * 2 + index * 11) % 256
@@ -60,7 +60,11 @@ def write(
   size: tuple[int, int] = SIZE,
   offset: int = 0,
 ) -> pathlib.Path:
-  """Writes `frames` images at 24 frames/s, numbered from `offset`. pts: index -> time in 1/24 s."""
+  """Writes a video of `moving_image`s at 24 frames/s, with indices from `offset` on.
+
+  pts: maps a frame's number to its presentation time in 1/24 s; None for the number itself.
+  Returns the path.
+  """
   with av.open(str(path), 'w', format=format, options=container_options or {}) as out:
     stream = cast(
       av.VideoStream, out.add_stream(codec, rate=24, options=ENCODERS[codec] | (options or {}))
@@ -82,7 +86,10 @@ def write(
 def copy_from(
   source: pathlib.Path, target: pathlib.Path, seconds: float, format: str | None = None
 ) -> pathlib.Path:
-  """Copies packets from the key frame before `seconds` on; `seconds` becomes zero."""
+  """Cuts a video without encoding it again, and returns the path of the new file.
+
+  Copies the packets from the key frame before `seconds` on. `seconds` becomes time zero.
+  """
   with av.open(str(source)) as a, av.open(str(target), 'w', format=format) as b:
     stream = a.streams.video[0]
     copied = b.add_stream_from_template(stream, opaque=True)
@@ -101,8 +108,9 @@ def copy_from(
 
 
 def set_matrix(path: pathlib.Path, matrix: Sequence[int]) -> pathlib.Path:
-  """Writes the display matrix a, b, c, d of an mp4's track: (x, y) is shown at (ax + cy, bx +
-  dy).
+  """Sets the display matrix (a, b, c, d) of an mp4's track and returns the path.
+
+  The pixel (x, y) is then displayed at (ax + cy, bx + dy).
   """
   data = bytearray(path.read_bytes())
   at = data.index(b'tkhd') + 4

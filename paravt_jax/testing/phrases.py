@@ -1,5 +1,6 @@
-"""The fixed texts of prompts and traces, from their own constants, for the tiny tokenizer to hold
-whole.
+"""The fixed texts of prompts and traces. The tiny tokenizer makes each of them a single token.
+
+They are built from the constants of `chat.prompts` and `data.world`.
 """
 
 from paravt_jax.chat import prompts
@@ -7,12 +8,13 @@ from paravt_jax.data.world import questions, traces
 from paravt_jax.data.world.scene import COLOURS, NOTHING, SHAPES
 from paravt_jax.types import Window
 
-CUE = 7777  # stands where a number varies
+CUE = 7777  # marks the position of a varying number
 
 
 def phrases() -> list[str]:
-  """Texts that the tiny tokenizer turns into one token each, longest runs between varying
-  numbers.
+  """Returns the texts that become one token each.
+
+  Texts with varying numbers are split at the numbers.
   """
   whole = [
     *prompts.SYSTEM.splitlines(),
@@ -37,7 +39,7 @@ def phrases() -> list[str]:
 
 
 def corpus() -> list[str]:
-  """Texts whose every word becomes one token: questions, turns, replies, in all their wordings."""
+  """Returns texts in which every word becomes one token: all forms of questions, turns, replies."""
   names = [*COLOURS, NOTHING, *SHAPES]
   found = ['system\n', 'user\n', 'assistant\n', '\n', '\n\n', ' ', 'crop_video', *questions.LETTERS]
   found += [f'{name}, {name}.\n {name}? A {name}' for name in names]

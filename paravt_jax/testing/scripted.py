@@ -1,11 +1,12 @@
-"""A rollout server by script: speaks the HTTP of `serving/protocol`, in a separate thread, and
-answers what a function says.
+"""A scripted rollout server: a function computes its replies.
+
+It implements the HTTP API of `serving/protocol` and runs in a separate thread.
 
     with ScriptedServer(lambda request: Reply(ids=(5, 6, 2))) as server:
       router = Router((server.url,))
 
-The function gets each `/generate` request and returns a `Reply`, or one of the ways a server fails:
-`Hang`, `Die`, `Garbage`, `Refuse`.
+The function receives each `/generate` request. It returns a `Reply`, or one of the failures of a
+server: `Hang`, `Die`, `Garbage`, `Refuse`.
 """
 
 import asyncio
@@ -19,52 +20,52 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-_START_S = 300.0  # for hangs: it takes milliseconds
+_START_S = 300.0  # limit for hangs; a normal start takes milliseconds
 _SIDE = 32  # pixels of a merged token's side
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A `/generate` body as it came."""
+  """A received `/generate` request."""
 
   rid: str
   input_ids: tuple[int, ...]
   images: tuple[tuple[int, int], ...]  # (height, width) each
   sampling: dict[str, Any]  # the body's sampling_params
-  order: int  # how many requests came before it
-  body: dict[str, Any]  # all of it
+  order: int  # number of earlier requests
+  body: dict[str, Any]  # the whole body
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """A reply as a server would send it."""
+  """A successful reply of the server."""
 
-  ids: Sequence[int]  # as sampled, stop token included
+  ids: Sequence[int]  # sampled token ids, stop token included
   finish: str = 'stop'  # stop | length | abort
   logprobs: Sequence[float] | None = None  # None: -0.5 each
-  # (version, start, end) spans; None: all of the server's version
+  # (version, start, end) spans; None: the server's version for all tokens
   versions: Sequence[tuple[int, int, int]] | None = None
-  image_tokens: int | None = None  # None: counted
-  prompt_tokens: int | None = None  # None: counted
+  image_tokens: int | None = None  # None: counted from the request
+  prompt_tokens: int | None = None  # None: counted from the request
   cached_tokens: int = 0
-  delay: float = 0.0  # seconds before it is sent
+  delay: float = 0.0  # seconds before the reply is sent
   until: threading.Event | None = None  # the reply waits for this to be set
-  broken_after: int | None = None  # of a stream: the events after which it breaks
+  broken_after: int | None = None  # number of events after which a stream breaks off
 
 
 @dataclasses.dataclass(frozen=True)
 class Hang:
-  """No reply, ever."""
+  """The server never replies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Die:
-  """The connection closes without a reply."""
+  """The server closes the connection without a reply."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Garbage:
-  """Status 200 and a body that is no reply."""
+  """The server sends status 200 and an invalid body."""
 
   body: bytes = b'<html>not a rollout server</html>'
   kind: str = 'application/json'  # content type
@@ -72,7 +73,7 @@ class Garbage:
 
 @dataclasses.dataclass(frozen=True)
 class Refuse:
-  """An error status and a text."""
+  """The server sends an error status and a text."""
 
   status: int = 400
   text: str = 'refused'
@@ -82,17 +83,25 @@ Script = Callable[[Request], Reply | Hang | Die | Garbage | Refuse]
 
 
 def turns(*replies: Reply | Hang | Die | Garbage | Refuse) -> Script:
-  """A script that answers request after request with these, whoever asks; the last one repeats."""
+  """Returns a script that replies to the requests in order of arrival; the last reply repeats."""
   return lambda request: replies[min(request.order, len(replies) - 1)]
 
 
 class ScriptedServer:
-  """See the module. `requests` and `commands` ((path, body) of everything else) record what came;
-  `api_key` is asked for when set.
+  """A rollout server whose `script` computes the replies; see the module docstring.
 
-  `weights_ok` False refuses weight updates; `ready_after` health checks fail that often first, and
-  questions about the model as long; `silent` True: takes everything and answers nothing, as a
-  stopped process does. facts: what it adds to its /get_server_info. port 0 takes a free one.
+  Args:
+    script: maps each `/generate` request to a reply or failure.
+    api_key: the key that requests must send; None accepts every request.
+    weights_ok: False refuses weight updates.
+    ready_after: number of health checks that fail first; until then `/get_model_info` fails, too.
+    facts: extra fields of `/get_server_info`.
+    port: 0 for a free one.
+
+  Attributes:
+    requests: all `/generate` requests received.
+    commands: (path, body) of all control commands received.
+    silent: True accepts requests without replying, like a stopped process.
   """
 
   def __init__(
@@ -218,8 +227,9 @@ class ScriptedServer:
     )
 
   async def _stream(self, http: web.Request, request: Request, reply: Reply) -> web.StreamResponse:
-    """As SGLang streams: an event per token, each with all ids so far, the last one with the
-    reason.
+    """Streams the reply as SGLang does.
+
+    Each token has one event with all ids so far. The last event also has the finish reason.
     """
     response = web.StreamResponse(headers={'Content-Type': 'text/event-stream'})
     await response.prepare(http)
@@ -242,7 +252,7 @@ class ScriptedServer:
     return web.Response(status=503 if self._ready_after >= 0 else 200)
 
   async def _ready(self, http: web.Request) -> web.Response:
-    """As SGLang's: 503 while paused."""
+    """Replies 503 while paused, as SGLang does."""
     return web.Response(status=503) if self.paused else await self._health(http)
 
   async def _info(self, http: web.Request) -> web.Response:
@@ -268,13 +278,13 @@ class ScriptedServer:
 
 
 def _hang_up(http: web.Request) -> None:
-  """Closes the connection of a request, unless the other side did."""
+  """Closes the connection of a request, unless the other side has closed it."""
   if http.transport is not None:
     http.transport.close()
 
 
 def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict[str, Any]:
-  """The body of a reply of weights `version`, in SGLang's shape."""
+  """Returns the body of a reply in SGLang's format; `version` is that of the server's weights."""
   ids = [int(token) for token in reply.ids]
   logprobs = (
     [-0.5] * len(ids) if reply.logprobs is None else [float(value) for value in reply.logprobs]
@@ -306,7 +316,7 @@ def reply_json(request: Request, reply: Reply, version: str = 'default') -> dict
 
 
 def png_size(text: str) -> tuple[int, int]:
-  """(height, width) of a base64 PNG, from its header alone."""
+  """Returns (height, width) of a base64 PNG from its header. Raises ValueError if it is no PNG."""
   header = base64.b64decode(text[:44])
   if header[:8] != b'\x89PNG\r\n\x1a\n':
     raise ValueError(f'scripted server: got an image that begins with {header[:8]!r}, wanted PNG')

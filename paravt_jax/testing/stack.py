@@ -1,5 +1,6 @@
-"""A whole running stack on the tiny model, for tests and tutorials: one call starts it, and leaving
-the block ends it.
+"""Runs a complete rollout stack on the tiny model, for tests and tutorials.
+
+One call starts it, and leaving the block stops it:
 
     async with stack(folder, env=os.environ, timeout_s=300.0) as it:
       group = await run_group(it.agent, Prompt(task, 0), reward, options)
@@ -28,16 +29,16 @@ from paravt_jax.testing.scripted import Script, ScriptedServer
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
 
-CONTEXT = 512  # tokens of a context, images expanded
-_GRACE_S = 5.0  # between asking the server to end and killing it
+CONTEXT = 512  # tokens of a context, including expanded images
+_GRACE_S = 5.0  # seconds between the request to stop and the kill of the server
 _CACHE_BYTES = 2**24  # of decoded frames
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """What is running, from the model folder to the agent."""
+  """The parts of a running stack, from the model folder to the agent."""
 
-  folder: pathlib.Path  # of the model, as Hugging Face lays it out
+  folder: pathlib.Path  # of the model, in Hugging Face's layout
   config: Config
   tok: ChatTokenizer
   url: str  # of the server
@@ -58,24 +59,24 @@ async def stack(
   sampler: type[Sampler] = Sampler,
   max_turns: int = 3,
 ) -> AsyncIterator[Stack]:
-  """Builds the tiny model in `folder` and starts everything that an episode needs.
+  """Builds the tiny model in `folder`, starts all parts that an episode needs, yields the Stack.
 
   Args:
-    folder: where the model goes; made if it is missing.
-    env: the environment of the server's process, which always runs on the CPU.
-    timeout_s: for the server to come up, and for each request, call and decoding.
-    script: what a scripted server answers; None starts the embedded server in its own process.
-    sampler: a class of your own, to dictate turns or to watch requests.
-    max_turns: rounds of tools of an episode.
+    folder: the model folder; made if missing.
+    env: environment variables of the server process, which always runs on the CPU.
+    timeout_s: limit in seconds for the server's start, and for each request, call and decode.
+    script: the replies of a scripted server; None starts the embedded server in a new process.
+    sampler: a subclass of Sampler, for example to prescribe turns or to record requests.
+    max_turns: maximum number of tool rounds in an episode.
 
   Raises:
-    RolloutError: the server does not come up.
+    RolloutError: the server does not start.
   """
   folder = pathlib.Path(folder)
   config = tiny.build_model_folder(folder, seed=0)
   tok = ChatTokenizer.load(folder)
   async with contextlib.AsyncExitStack() as opened:
-    # The server: by script in a thread, or real in a process.
+    # The server: scripted in a thread, or embedded in a process.
     if script is None:
       starting = asyncio.to_thread(
         launch.launch,
@@ -90,7 +91,7 @@ async def stack(
       url = process.url
     else:
       url = opened.enter_context(ScriptedServer(script)).url
-    # The way to it.
+    # The clients of the server.
     options = client_options(timeout_s)
     router = Router((url,))
     client = await opened.enter_async_context(
@@ -98,7 +99,7 @@ async def stack(
     )
     control = await opened.enter_async_context(Control(options))
     await control.wait_ready(url)
-    # Frames, and the agent that looks at them.
+    # The frame store and the agent that uses it.
     pool = opened.enter_context(DecodePool(1, timeout_s, 'pyav'))
     frames = FrameStore(None, pool, _CACHE_BYTES)
     made = sampler(client, tok, context_options())
@@ -109,8 +110,9 @@ async def stack(
 
 
 def server_options(folder: pathlib.Path) -> ServerOptions:
-  """An embedded server of the tiny model on a free port: eight contexts of CONTEXT tokens, images
-  of 32x32.
+  """Returns options of an embedded server of the tiny model on a free port.
+
+  It has eight contexts of CONTEXT tokens and accepts images of 32x32 pixels.
   """
   return ServerOptions(
     model_path=str(folder),
@@ -137,7 +139,7 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
 
 
 def client_options(timeout_s: float) -> ClientOptions:
-  """A client without a key that gives up soon."""
+  """Returns options of a client without an API key that retries only once."""
   return ClientOptions(
     api_key=None,
     connections=64,
@@ -150,21 +152,21 @@ def client_options(timeout_s: float) -> ClientOptions:
 
 
 def context_options() -> ContextOptions:
-  """Contexts that fit `server_options`, sampled at temperature 0.7."""
+  """Returns context options that fit `server_options`, with temperature 0.7."""
   return ContextOptions(
     temperature=0.7, top_p=1.0, top_k=-1, context=CONTEXT, min_pixels=1024, max_pixels=1024
   )
 
 
 def agent_options(max_turns: int) -> AgentOptions:
-  """An agent whose turns are short, as a random policy never ends one."""
+  """Returns options of an agent with short turns, since a random policy never ends a turn."""
   return AgentOptions(
     think_prefix='<think>\n', max_turns=max_turns, max_parallel=5, max_new_tokens=24
   )
 
 
 def subagent_options(deadline_s: float) -> SubagentOptions:
-  """Sub-agents that see 2 to 16 frames, one a second, and write a few words."""
+  """Returns options of sub-agents: 2 to 16 frames at one per second, and at most 12 new tokens."""
   return SubagentOptions(
     rate=1.0,
     min_frames=2,

@@ -1,10 +1,12 @@
-"""A tiny Qwen3-VL that trains on a CPU: its tokenizer, its configuration, and a checkpoint folder
-in Hugging Face's layout.
+"""A tiny Qwen3-VL that trains on a CPU: tokenizer, configuration and checkpoint folder.
 
-The tokenizer is a byte-level BPE without merges (`ignore_merges`): a word that stands in the
-vocabulary is one token, any other text falls apart into bytes. It has Qwen3-VL's special tokens
-under their names, one token per integer 0..199, one per time stamp `<41.0 seconds>` of a whole
-second, and one per fixed phrase of prompts and tool calls, so that sequences stay short.
+The tokenizer is a byte-level BPE without merges (`ignore_merges`). A word of the vocabulary is one
+token, and any other text is split into bytes. The vocabulary has these tokens:
+
+  Qwen3-VL's special tokens, with their original names
+  the integers 0..199
+  the time stamps of whole seconds, such as `<41.0 seconds>`
+  the fixed phrases of prompts and tool calls, so that sequences stay short
 """
 
 import json
@@ -53,13 +55,14 @@ STRUCTURAL = (
   '<answer>',
   '</answer>',
 )
-VERSION = 2  # raise when the same seed gives other bytes
-# of token embeddings; at the usual 0.02 the first layers' outputs drown them for a hundred steps
+VERSION = 2  # increase it when the same seed gives different bytes
+# standard deviation of token embeddings; at the usual 0.02, the first layers' outputs are much
+# larger than the embeddings for a hundred steps
 SPREAD = 0.1
 INTEGERS = 200
 STAMPS = 129  # whole seconds that have a time stamp token: 0..128
-# Digits, letters (with the blank before them, and one after if digits follow), punctuation (with
-# line ends), blanks.
+# Digits; letters with the blank before them, and the one after them if digits follow; punctuation
+# with its line ends; blanks.
 WORD = r'\p{N}+| ?\p{L}+(?: (?=\p{N}))?| ?[^\s\p{L}\p{N}]+(?:[\r\n]+| (?=\p{N}))?|\s+'
 CHAT_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -80,8 +83,8 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 def build_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   """Writes tokenizer and processor files into `folder` (made if missing) and returns the tokenizer.
 
-  The files load in `tokenizers` and in transformers' AutoTokenizer. The same code gives the same
-  bytes.
+  `tokenizers` and transformers' AutoTokenizer can load the files. The same code always writes the
+  same bytes.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +128,11 @@ def build_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
 def make_tokenizer(
   phrases: Sequence[str] | None = None, corpus: Iterable[str] | None = None
 ) -> Tokenizer:
-  """The tokenizer itself. phrases: texts that become one token each; corpus: texts whose words
-  become one token each.
+  """Returns the tokenizer.
+
+  Args:
+    phrases: texts that become one token each; None for `phrases.phrases`.
+    corpus: texts in which each word becomes one token; None for `phrases.corpus`.
   """
   phrases = texts.phrases() if phrases is None else phrases
   corpus = texts.corpus() if corpus is None else corpus
@@ -151,10 +157,11 @@ def make_tokenizer(
 
 
 def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> Config:
-  """1.8M parameters: text `layers` x `width` (4 heads of 32, 2 for keys), vision 2 x 96 with both
-  blocks tapped, head tied.
+  """Returns the config of a model with 1.8M parameters at the default sizes.
 
-  The vocabulary is padded to a multiple of 64, so that a mesh divides it.
+  The text decoder has `layers` layers of `width`, 4 query heads of 32 and 2 key heads. The vision
+  tower has 2 blocks of width 96, both tapped. The output head is tied. The vocabulary is padded to
+  a multiple of 64, so that it can be sharded over a mesh.
   """
   vocab = -(-tokenizer.get_vocab_size() // 64) * 64
   text = TextConfig(
@@ -186,8 +193,10 @@ def tiny_config(tokenizer: Tokenizer, *, layers: int = 4, width: int = 128) -> C
 
 
 def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
-  """Writes a checkpoint folder of random float32 weights with tokenizer and processor files; the
-  seed fixes every byte.
+  """Writes a checkpoint folder and returns its config.
+
+  The folder has random float32 weights, tokenizer and processor files. The seed determines every
+  byte.
   """
   folder = pathlib.Path(folder)
   with tempfile.TemporaryDirectory() as files:
@@ -204,20 +213,23 @@ def build_model_folder(folder: pathlib.Path | str, seed: int) -> Config:
 
 
 def number_embeddings(table_VD: np.ndarray, tokenizer: Tokenizer, seed: int) -> np.ndarray:
-  """A random embedding table that already knows numbers, as any published checkpoint does:
-  float32[V, D], standard deviation SPREAD.
+  """Returns a random embedding table float32[V, D] that represents the order of numbers.
 
-  Integers lie on random Fourier features (so "two less" is a rotation); the stamp '<41.0 seconds>'
-  lies near '41'.
+  Published checkpoints have learned this order, too. The standard deviation is SPREAD. Integers get
+  random Fourier features, so that subtracting two is a rotation. The embedding of the stamp
+  '<41.0 seconds>' is close to that of '41'. `table_VD` supplies the other rows.
   """
+  # rescale the table [V, D] to the standard deviation SPREAD
   rng = seeds.rng(seed, 'number_embeddings')
   table_VD = (table_VD * (SPREAD / table_VD.std())).astype(np.float32)
   width = table_VD.shape[1]
+  # Fourier features of the integers [INTEGERS, D], mixed by a random orthogonal matrix
   periods = np.exp(rng.uniform(np.log(3), np.log(400), width // 2))
   phases = rng.uniform(0, 2 * np.pi, width // 2)
   angles = 2 * np.pi * np.arange(INTEGERS)[:, None] / periods + phases
   mixing = np.linalg.qr(rng.normal(size=(width, width)))[0]
   numbers = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ mixing * (SPREAD * np.sqrt(2))
+  # time stamps: the integer's embedding plus one common offset
   offset = rng.normal(size=width) * SPREAD
   for number in range(INTEGERS):
     table_VD[tokenizer.token_to_id(str(number))] = numbers[number]
