@@ -1,6 +1,6 @@
 """Attention over packed rows. Every model and backend uses the same function, `attend`.
 
-Token i sees token j if and only if three things hold. Both have the same segment (document), which
+Token i sees token j if three conditions are true. Both have the same segment (document), which
 is not 0. j is not later in the row. j is in the shared prefix (branch 0) or in i's branch. So one
 row can hold several documents, and several continuations of one prefix:
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from paravt_jax import shapes
 
-_FAR = -1e30  # finite, so that a row that sees nothing gives garbage but no nan
+_FAR = -1e30  # finite, so that a query that sees no key returns garbage but not nan
 _CHUNK = 128  # queries of a block: fastest on a CPU at T = 512 and 1024
 _MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
 

@@ -2,7 +2,7 @@
 
 A patch is 16x16 pixels; 2x2 neighbouring patches are merged into one token, so sides are multiples
 of 32. Patches are listed merge block by merge block (2x2 order): four consecutive ones make one
-token. Channels of a patch: colour, row, column.
+token. The channels of a patch are ordered by colour, row, column.
 """
 
 import math

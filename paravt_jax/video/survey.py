@@ -22,7 +22,7 @@ _LEAP = 10.0
 _LEAPING = ('mpegts', 'mpeg')
 # formats whose headers state a duration; in other formats it is measured
 _CLAIMING = ('matroska', 'mov', 'avi', 'flv', 'asf', 'ivf')
-WHOLE = 1.0  # seconds by which a header may overstate the length of a whole file
+WHOLE = 1.0  # seconds by which a header may overstate the length of an intact file
 _SAMPLE = 100  # packets from which the frame interval is measured when there is an index
 _RESYNCING = ('matroska', 'flv')  # after damage, FFmpeg continues at the next valid data
 _SKIPPED = 100  # bytes between two packets, more than headers take

@@ -331,7 +331,7 @@ def hidden(
   # token embeddings [B, T, D], with image features at their placeholders
   x_BTD = embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
 
-  # decoder layers; `attend` decides which token sees which
+  # decoder layers; `attend` masks by segment and branch
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)
   attend = functools.partial(
     attention.attend,

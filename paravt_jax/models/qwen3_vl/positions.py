@@ -1,8 +1,8 @@
 """M-RoPE position ids: three numbers per token (time, height, width). Numpy only.
 
-Text advances all three by one. An image of h x w merged tokens takes one time step: its tokens sit
-at (p, p + row, p + column), and the next token at p + max(h, w). Every temporal patch of a native
-video counts as a separate image.
+A text token advances all three by one. An image of h x w merged tokens at position p has one time
+step. Its tokens have the positions (p, p + row, p + column), and the next token has p + max(h, w).
+Every temporal patch of a native video counts as a separate image.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def mrope_positions(
       positions[:, at : at + n] = position + np.arange(n, dtype=np.int32)
       at, position = at + n, position + n
       continue
-    # an image takes one step of time
+    # an image: one time step for all its tokens
     rows, columns = _grid_at(ids, at, next(grids[int(ids[at])], None))
     n = rows * columns
     positions[0, at : at + n] = position

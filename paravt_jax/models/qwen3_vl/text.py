@@ -36,7 +36,7 @@ def rotary_angles(config: TextConfig, positions_ABT: jax.Array) -> jax.Array:
 class TextLayer(nn.Module):
   """One decoder layer on [B, T, D].
 
-  `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` decides which token sees which.
+  `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` applies the attention mask.
   """
 
   config: TextConfig

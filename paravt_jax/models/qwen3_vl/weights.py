@@ -74,7 +74,7 @@ _VISION_BLOCK = {
 
 
 class Slot(NamedTuple):
-  """Where one tensor of a Hugging Face checkpoint lives in our tree."""
+  """The position of one Hugging Face tensor in our parameter tree."""
 
   path: tuple[str, ...]  # of the leaf
   layer: int | None  # index into a stacked leaf; None for a leaf that is not stacked
