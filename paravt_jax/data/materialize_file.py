@@ -82,8 +82,8 @@ def rewrite(
         )
   except (pyarrow.ArrowException, OSError, UnicodeError) as error:
     raise DataError(
-      f'{file}: {one_line(error)}, wanted to write it to {target}; fetch the file again, or make '
-      'room and check permissions, then run again (finished files are kept)'
+      f'{file}: {one_line(error)}, wanted to write it to {target}; fetch the file again, or free '
+      'space and check permissions, then run again (finished files are kept)'
     ) from error
   return why, rewriter
 

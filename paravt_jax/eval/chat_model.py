@@ -35,7 +35,7 @@ class ChatOptions(Options):
   """How a model behind the OpenAI protocol is spoken to."""
 
   quality: Annotated[int, QUALITY]  # of the JPEGs that frames are sent as; 0: PNG, every pixel
-  # a pinned prefix is sent as the beginning of the reply: vLLM and SGLang go on from it
+  # a pinned prefix is sent as the beginning of the reply: vLLM and SGLang continue from it
   prefill: Annotated[bool, FLAG]
   # further fields of each request, a JSON object such as
   # '{"chat_template_kwargs": {"enable_thinking": false}}'; null takes one of ours out
@@ -43,7 +43,7 @@ class ChatOptions(Options):
 
   @classmethod
   def published(cls) -> 'ChatOptions':
-    """Every pixel, for servers that go on from a prefix."""
+    """Every pixel, for servers that continue from a prefix."""
     return cls(quality=0, prefill=True, more='')
 
 

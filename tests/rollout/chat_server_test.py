@@ -182,8 +182,8 @@ def test_no_more_requests_are_under_way_than_allowed():
 def test_a_server_that_fails_again_and_again_ends_the_run_in_one_line():
   with pytest.raises(
     RolloutError,
-    match=r'--config.vision.url=http.*: 3 requests in a row failed, the last with status .*it goes '
-    r'on',
+    match=r'--config.vision.url=http.*: 3 requests in a row failed, the last with status .*it '
+    r'continues',
   ):
     ask(Raw(401), times=5, concurrency=1, max_failures=3)
   outcomes, _, _ = ask(
