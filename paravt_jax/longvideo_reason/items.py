@@ -1,5 +1,5 @@
-"""The nouns of the pipeline: what a step makes of an item, and how an item may fail. Times are
-seconds from a video's start.
+"""Data types of the pipeline: the result of each step for an item, and how an item may fail. Times
+are seconds from a video's start.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """What a vision model said of [start, end) of a video."""
+  """A vision model's description of [start, end) of a video."""
 
   start: float  # seconds
   end: float  # seconds
@@ -73,5 +73,5 @@ def seconds(value: float) -> str:
 
 
 def to_json(value: Any) -> Any:
-  """A noun as JSON values."""
+  """Returns an item as JSON values."""
   return dataclasses.asdict(value)
