@@ -75,8 +75,8 @@ async def _media(pool: DecodePool, clip: str, options: CaptionOptions) -> list[d
 
 
 def read(reply: str, min_chars: int) -> str | Rejected:
-  """Returns the caption in a reply, on one line. The model's own thoughts are removed. Our tags and
-  special tokens are not allowed.
+  """Returns the caption in a reply, on one line. The model's own thoughts are removed. Returns
+  Rejected for an unclosed thought, for our tags or special tokens, and for a text under min_chars.
   """
   text = parse.without_think(reply)
   if isinstance(text, Rejected):

@@ -156,8 +156,8 @@ def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
 
 
 def _decoding_times(found: Sequence[av.Packet]) -> list[int]:
-  """The packets' own; Matroska and MPEG-TS omit the first few; these are computed backwards from
-  the first known time.
+  """Returns the decoding times of the packets. Matroska and MPEG-TS omit the first few, so these
+  are computed backwards from the first known time.
   """
   known = next((i for i, packet in enumerate(found) if packet.dts is not None), None)
   if known is None:
@@ -204,7 +204,7 @@ def encode(
 
 
 def _even(image: np.ndarray) -> np.ndarray:
-  """A side of one pixel becomes two, which is what the encoder can take."""
+  """Pads a side of one pixel to two, the minimum that the encoder accepts."""
   return np.pad(
     image, [(0, int(image.shape[0] == 1)), (0, int(image.shape[1] == 1)), (0, 0)], mode='edge'
   )

@@ -64,7 +64,7 @@ class Question:
   options: tuple[str, ...]  # the texts of A to D
   answer: str  # a letter
   steps: tuple[Step, ...]
-  reasoning: str = ''  # fluent text; '' unless it was rewritten
+  reasoning: str = ''  # fluent text; empty if it was not rewritten
 
 
 def seconds(value: float) -> str:

@@ -123,7 +123,9 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _options(text: str) -> tuple[str, ...]:
-  """Four texts; a line without a letter continues the option before it."""
+  """Returns the texts of the four options. A line without a letter continues the option before
+  it.
+  """
   letters, texts = [], []
   for line in filter(str.strip, text.split('\n')):
     option = _option(line)

@@ -66,11 +66,11 @@ class Options:
 
 @dataclasses.dataclass
 class Tally:
-  """What became of a step's items."""
+  """Counts the outcomes of a step's items."""
 
   items: int = 0
   done: int = 0
-  kept: int = 0  # were done before
+  kept: int = 0  # finished in an earlier run
   waiting: int = 0  # an earlier step has not finished with them
   # by reason
   rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -448,14 +448,14 @@ def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
 
 
 def _require(part: Part | None) -> Part:
-  """Returns a server or a pool that a selected step needs."""
+  """Returns a server or a pool that a selected step needs. Raises ValueError if it is None."""
   if part is None:
     raise ValueError('this step was given no server or pool; wanted one in `Servers`')
   return part
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:
-  """Runs them all; the first error cancels the others and is raised."""
+  """Runs all lanes. The first error cancels the other lanes and is raised."""
   tasks = [asyncio.ensure_future(lane) for lane in lanes]
   try:
     await asyncio.gather(*tasks)
@@ -480,5 +480,5 @@ def _digest(value: Any) -> str:
 
 
 def _slug(item: str) -> str:
-  """A folder's name for an item: readable, and with a digest that keeps two apart."""
+  """Returns a readable folder name for an item, with a digest that makes it unique."""
   return f'{re.sub(r"[^A-Za-z0-9_-]+", "_", item)[:60]}-{_digest(item)[:8]}'

@@ -146,7 +146,7 @@ def _crop_turn(clips: Sequence[Caption]) -> str:
 
 
 def _number(time: float) -> float:
-  """To a hundredth of a second; a whole one as an int, as the prompt's own example has it."""
+  """To a hundredth of a second; a whole number becomes an int, as in the prompt's example."""
   return int(time) if time == int(time) else round(time, 2)
 
 

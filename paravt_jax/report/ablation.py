@@ -60,7 +60,7 @@ def load(folders: Mapping[str, Mapping[int, Path]]) -> Results:
   are omitted.
 
   Raises:
-    DataError: a summary.json that is no JSON.
+    DataError: a summary.json is not valid JSON.
   """
   found = {
     name: {

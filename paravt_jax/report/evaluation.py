@@ -90,7 +90,7 @@ def write(
   rows = read(file, notes)
   summary = read_summary(Path(folder) / 'summary.json', rows, notes)
   notes += _not_whole(summary)
-  # samples to show: what went wrong first, a row of each benchmark in turn
+  # samples to show: failed or wrong samples first, a row of each benchmark in turn
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(in_turn(wanted), samples))
   held = _Pictures(load_frames, pictures)

@@ -108,7 +108,7 @@ def load(folder: Path | str) -> Run:
 
 
 def _saved_gain(gain: Any) -> tuple[float, float, float] | None:
-  """The gain as the run's own table has it, so that page and table agree; None if summary.json
+  """Returns the gain from the run's own table, so that page and table agree; None if summary.json
   lacks it.
   """
   if not isinstance(gain, Mapping):
@@ -196,7 +196,7 @@ def _metrics(path: Path, notes: list[str] | None) -> list[dict]:
 
 
 def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]:
-  """All entries, or the first and last few; what precedes a broken line is kept."""
+  """Returns all entries, or the first and last few. Entries before a broken line are included."""
   head: list[Entry] = []
   tail: collections.deque[Entry] = collections.deque(maxlen=TRAIN_KEPT if ends_only else None)
   try:
@@ -211,7 +211,7 @@ def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]
 
 
 def _answers(path: Path, notes: list[str]) -> tuple[Entry, ...]:
-  """The greedy answers of a results folder; what precedes a broken line is kept."""
+  """Returns the greedy answers of a results folder. Answers before a broken line are included."""
   found: list[Entry] = []
   lines = path.read_bytes().splitlines() if path.is_file() else []
   for number, line in enumerate(lines, 1):

@@ -139,8 +139,8 @@ def scene(pick: Pick, load: LoadFrames | None, decode: Decode | None) -> dict[st
 
 
 def spans(text: str) -> list[Span]:
-  """A turn's text cut at its tags. An unclosed tag colours what follows up to the next tag's
-  opening.
+  """Returns a turn's text split at its tags. An unclosed tag colours what follows up to the next
+  tag's opening.
   """
   found, kind = [], 'plain'
   for piece in _TAG.split(text):
