@@ -1,5 +1,5 @@
-"""Reasoning data for one's own long videos: split, caption, merge, ask, parse, rewrite, and rows
-for SFT and RL.
+"""Builds reasoning data from your own long videos: split, caption, merge, ask, parse, rewrite, and
+write rows for SFT and RL.
 """
 
 from typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
-"""Steps 4 and 6: one hard question about a video from its captions, and its reasons told
-fluently.
+"""Steps 4 and 6: one hard question about a video from its captions, and its reasons rewritten as
+fluent text.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class RewriteOptions(Options):
 
 
 def fill(prompt: str, **values: str) -> str:
-  """A prompt with its {names} replaced, in one pass: braces inside a value are text."""
+  """Returns a prompt with its {names} replaced. One pass: braces inside a value stay text."""
   return re.sub(r'\{(' + '|'.join(values) + r')\}', lambda match: values[match[1]], prompt)
 
 
@@ -48,7 +48,7 @@ async def ask(
   options: AskOptions,
   seed: int,
 ) -> str | Rejected | Failed:
-  """The reply to the request for a question, unread (`parse.parse` reads it)."""
+  """Returns the raw reply to the request for a question (`parse.parse` parses it)."""
   lines = '\n'.join(
     f'[{seconds(each.start)} to {seconds(each.end)}] {each.text}' for each in captions
   )
@@ -61,7 +61,9 @@ async def ask(
 async def rewrite(
   client: server.Server, question: Question, options: RewriteOptions, seed: int
 ) -> str | Rejected | Failed:
-  """The reasons of a question as fluent text; rejected by `read_rewrite`'s reasons."""
+  """Returns the reasons of a question as fluent text, or Rejected with a reason of
+  `read_rewrite`.
+  """
   text = fill(
     options.prompt,
     question=question.question,
@@ -85,8 +87,8 @@ async def _complete(
 
 
 def read_rewrite(reply: str, question: Question, min_chars: int) -> str | Rejected:
-  """A rewritten reasoning, or Rejected: 'unclosed_think', 'markup', 'short', 'new_window' (it cites
-  what the reasons did not) or 'contradiction' (it ends with another letter).
+  """Returns the rewritten reasoning, or Rejected: 'unclosed_think', 'markup', 'short', 'new_window'
+  (it cites a window that the reasons do not cite) or 'contradiction' (it ends with another letter).
   """
   text = parse.without_think(reply)
   if isinstance(text, Rejected):

@@ -1,4 +1,4 @@
-"""Step 2: what a vision model says of one clip. Step 3: the captions of a video, in order of
+"""Step 2: a vision model captions each clip. Step 3: the captions of a video are merged in order of
 time.
 """
 
@@ -42,8 +42,8 @@ class CaptionOptions(Options):
 async def caption(
   client: server.Server, pool: DecodePool, clip: str, options: CaptionOptions, seed: int
 ) -> str | Rejected | Failed:
-  """One clip's caption, on one line; Rejected also with 'short', 'unclosed_think', 'markup' or a
-  MediaError's reason.
+  """Returns one clip's caption on one line, or Rejected with 'short', 'unclosed_think', 'markup' or
+  a MediaError's reason.
   """
   try:
     parts = await _media(pool, clip, options)
@@ -75,8 +75,8 @@ async def _media(pool: DecodePool, clip: str, options: CaptionOptions) -> list[d
 
 
 def read(reply: str, min_chars: int) -> str | Rejected:
-  """A reply as a caption: without the model's own thoughts, on one line, free of our tags and
-  special tokens.
+  """Returns the caption in a reply, on one line. The model's own thoughts are removed. Returns
+  Rejected for an unclosed thought, for our tags or special tokens, and for a text under min_chars.
   """
   text = parse.without_think(reply)
   if isinstance(text, Rejected):

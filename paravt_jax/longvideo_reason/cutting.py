@@ -1,9 +1,9 @@
 """The process that cuts one video into clips. Started by `split.split`; writes a JSON line per clip
 to standard output.
 
-A window whose ends are key frames (of closed groups) is copied packet by packet; any other one is
-encoded again, from frames at a constant rate. Either way the clip shows exactly [start, end) of the
-video. Sound is left out.
+A window whose ends are key frames (of closed groups) is copied packet by packet; any other window
+is encoded again, from frames at a constant rate. Either way the clip shows exactly [start, end) of
+the video. The clips have no sound.
 """
 
 import bisect
@@ -87,8 +87,8 @@ def windows(
 
 
 def packets(path: str) -> Packets | None:
-  """Where the file may be cut without encoding; None where copying is no way at all (format, edit
-  list, rotation, no times).
+  """Returns where the file may be cut without encoding, or None if packets cannot be copied
+  (format, edit list, rotation, no times).
   """
   try:
     with _open(path) as container:
@@ -116,7 +116,7 @@ def packets(path: str) -> Packets | None:
           keys.append(packet.pts)
         elif keys and packet.pts < keys[-1]:
           opened.add(keys[-1])  # it refers to the group before: cutting here would lose it
-      # one decoded frame tells about rotation
+      # one decoded frame shows whether the video is rotated
       container.seek(keys[0] if keys else 0, stream=stream)
       frame = next(container.decode(stream), None)
   except (FFmpegError, OSError, IndexError, ValueError):
@@ -156,8 +156,8 @@ def copy(path: str, start: int, end: int | None, target: pathlib.Path) -> int:
 
 
 def _decoding_times(found: Sequence[av.Packet]) -> list[int]:
-  """The packets' own; Matroska and MPEG-TS leave those of the first few open, which are counted
-  back from the first known one.
+  """Returns the decoding times of the packets. Matroska and MPEG-TS omit the first few, so these
+  are computed backwards from the first known time.
   """
   known = next((i for i, packet in enumerate(found) if packet.dts is not None), None)
   if known is None:
@@ -204,14 +204,14 @@ def encode(
 
 
 def _even(image: np.ndarray) -> np.ndarray:
-  """A side of one pixel becomes two, which is what the encoder can take."""
+  """Pads a side of one pixel to two, the minimum that the encoder accepts."""
   return np.pad(
     image, [(0, int(image.shape[0] == 1)), (0, int(image.shape[1] == 1)), (0, 0)], mode='edge'
   )
 
 
 def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
-  """Cuts a video into clips below `folder`, yielding each when its file is whole. Raises
+  """Cuts a video into clips below `folder`, yielding each when its file is complete. Raises
   MediaError.
   """
   reader = readers.PyavReader(path)
@@ -236,7 +236,7 @@ def cut(path: str, folder: pathlib.Path, options: CutOptions) -> Iterator[Clip]:
 
 
 def _try_copy(path: str, ends: tuple[int, int | None], length: float, target: pathlib.Path) -> bool:
-  """Whether copying worked, and the copy is as long as it should be when it is read again."""
+  """Returns whether copying worked and the copy, read again, has the expected length."""
   try:
     count = copy(path, *ends, target)
     reader = readers.PyavReader(str(target))
@@ -248,8 +248,8 @@ def _try_copy(path: str, ends: tuple[int, int | None], length: float, target: pa
 
 
 def main(path: str, folder: str, options: CutOptions, parent: int) -> None:
-  """Writes JSON lines: {identity}, {clip} each, then {duration}; or {error, reason}. Ends itself
-  when late, or left alone.
+  """Writes JSON lines: {identity}, {clip} each, then {duration}; or {error, reason}. The process
+  exits when it exceeds its time limit or its parent is gone.
   """
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   say = lambda value: print(json.dumps(value), flush=True)
@@ -270,7 +270,7 @@ def main(path: str, folder: str, options: CutOptions, parent: int) -> None:
         return
     say({'duration': duration})
   except BrokenPipeError:
-    return  # nobody listens any more
+    return  # the parent no longer reads the pipe
   except MediaError as error:
     say({'error': str(error), 'reason': error.reason})
   except DataError as error:

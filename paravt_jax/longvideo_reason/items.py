@@ -1,5 +1,5 @@
-"""The nouns of the pipeline: what a step makes of an item, and how an item may fail. Times are
-seconds from a video's start.
+"""Data types of the pipeline: the result of each step for an item, and how an item may fail. Times
+are seconds from a video's start.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """What a vision model said of [start, end) of a video."""
+  """A vision model's description of [start, end) of a video."""
 
   start: float  # seconds
   end: float  # seconds
@@ -64,7 +64,7 @@ class Question:
   options: tuple[str, ...]  # the texts of A to D
   answer: str  # a letter
   steps: tuple[Step, ...]
-  reasoning: str = ''  # fluent text; '' unless it was rewritten
+  reasoning: str = ''  # fluent text; empty if it was not rewritten
 
 
 def seconds(value: float) -> str:
@@ -73,5 +73,5 @@ def seconds(value: float) -> str:
 
 
 def to_json(value: Any) -> Any:
-  """A noun as JSON values."""
+  """Returns an item as JSON values."""
   return dataclasses.asdict(value)

@@ -1,8 +1,8 @@
-"""What a step has finished: one JSON line per item, appended whole. A kill at any point loses the
-items in flight, no more.
+"""The journal of a step: one JSON line per finished item, appended as a whole line. A kill at any
+point loses only the items in flight.
 
-A line says what the item was made from. One that would be made from something else now (another
-input, prompt or model) is not taken for done; the last line of an item counts.
+A line records the inputs of the item. If the inputs have changed since (video, prompt or model),
+the item is not finished. The last line of an item counts.
 """
 
 import json
@@ -48,15 +48,17 @@ class Journal:
     self._file.close()
 
   def current(self, item: str, made_from: Made) -> Any | Rejected | None:
-    """The result of an item, or its rejection, if it was made from just this; else None."""
+    """Returns the result or the rejection of an item if it was made from exactly these inputs, else
+    None.
+    """
     entry = self._entries.get(item)
     if entry is None or entry['made_from'] != json.loads(json.dumps(made_from)):
       return None
     return Rejected(**entry['rejected']) if entry['rejected'] else entry['result']
 
   def changed(self, item: str, made_from: Made) -> list[str]:
-    """What a finished item was made from that is otherwise now, by name; empty when it is current
-    or was never finished.
+    """Returns the names of the inputs of a finished item that have changed; empty when it is
+    current or was never finished.
     """
     entry = self._entries.get(item)
     if entry is None:
@@ -65,7 +67,7 @@ class Journal:
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
   def last(self, item: str) -> dict[str, Any] | None:
-    """{made_from, result, rejected} as last written, whatever it was made from."""
+    """{made_from, result, rejected} as last written, for any inputs."""
     return self._entries.get(item)
 
   def put(self, item: str, made_from: Made, outcome: Any | Rejected) -> None:

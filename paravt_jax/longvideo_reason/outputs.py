@@ -20,7 +20,7 @@ Made = Mapping[str, tuple[bytes, dict[str, Any]]]  # name of a file -> its conte
 def write(folder: pathlib.Path, made: Made) -> list[pathlib.Path]:
   """Writes derived files and their records into provenance.json, and returns their paths.
 
-  Records of other files stay while they are true of them.
+  Records of other files stay as long as they match those files.
   """
   for name, (content, _) in made.items():
     files.write_if_changed(folder / name, content, sync=True)
@@ -37,8 +37,8 @@ def write(folder: pathlib.Path, made: Made) -> list[pathlib.Path]:
 def write_rejected(
   folder: pathlib.Path, rejected: Mapping[str, Sequence[tuple[str, Rejected]] | None]
 ) -> None:
-  """One file per step that ran, with just the items that are rejected now. None leaves the file of
-  a step as it is.
+  """One file per step that ran, with only the items that are rejected now. None leaves the file of
+  a step unchanged.
   """
   for step, items in rejected.items():
     path = folder / 'rejected' / f'{step}.jsonl'
@@ -57,8 +57,8 @@ def record(
 ) -> dict[str, Any]:
   """Provenance of a file: the videos it came from, by content, and the settings of each step.
 
-  Models and digests of prompts are among the settings, as the journals have them of just what went
-  in. Several runs give several settings. A key of a server is never among them.
+  Models and digests of prompts are among the settings, as the journals record them for exactly
+  these inputs. Several runs give several settings. The settings never include the key of a server.
 
   Args:
     inputs: identities of the videos. settings: by step, those behind each video.
@@ -104,7 +104,9 @@ def result_files(
 
 
 def _true_records(path: pathlib.Path) -> dict[str, Any]:
-  """The records in a provenance.json of those files beside it that still are what was recorded."""
+  """Returns the records in a provenance.json whose files, in the same folder, still match the
+  record.
+  """
   try:
     found = json.loads(path.read_bytes()) if path.is_file() else {}
   except ValueError:
@@ -120,5 +122,5 @@ def _true_records(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _drop_duplicates(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Each of these once, in an order of their own."""
+  """Returns each value once, in a fixed order."""
   return [json.loads(text) for text in sorted({json.dumps(each, sort_keys=True) for each in found})]

@@ -1,5 +1,5 @@
-"""Step 5: a model's reply to a question, or why it is none. Pure, and strict: what is not just as
-asked for is rejected by reason.
+"""Step 5: parses a model's reply into a question, or gives the reason for rejecting it. Pure and
+strict: a reply that differs from the requested format is rejected with a reason.
 
 QUESTION: ...            each header once and in this order, alone on its line or with its text after it
 OPTIONS:
@@ -38,8 +38,8 @@ _SLACK = 1.0  # seconds by which a window may overstep the video's end; it is cu
 
 
 def without_think(text: str) -> str | Rejected:
-  """A reply without the model's own thoughts: what follows its last `</think>`. A think that is
-  never closed hides the reply.
+  """Returns the reply without the model's own thoughts: the text after its last `</think>`. An
+  unclosed think hides the reply.
   """
   before, closed, after = text.rpartition('</think>')
   if '<think>' in after:
@@ -48,7 +48,7 @@ def without_think(text: str) -> str | Rejected:
 
 
 def parse(reply: str, duration: float) -> Question | Rejected:
-  """A reply's question, or a Rejected with one of these reasons.
+  """Returns the question of a reply, or a Rejected with one of these reasons.
 
   'unclosed_think', 'markup' (tags or special tokens of ours), 'no_question', 'no_options',
   'no_answer', 'no_reasons', 'repeated_section', 'wrong_order', 'options_in_question',
@@ -69,7 +69,7 @@ def parse(reply: str, duration: float) -> Question | Rejected:
 
 
 class _Bad(Exception):
-  """A reply's fault, on its way out of `parse`."""
+  """Carries the fault of a reply out of `parse`."""
 
   def __init__(self, reason: str, detail: str):
     super().__init__(reason)
@@ -95,8 +95,8 @@ def _parse(text: str, duration: float) -> Question:
 
 
 def last_letter(text: str) -> str | None:
-  """The letter that a reasoning names last as the answer ('the answer is B', 'option B'); None when
-  it names none.
+  """Returns the letter that a reasoning names last as the answer ('the answer is B', 'option B'),
+  or None if it names no letter.
   """
   named = _VERDICT.findall(' '.join(text.split()))
   return named[-1] if named else None
@@ -123,7 +123,9 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _options(text: str) -> tuple[str, ...]:
-  """Four texts; a line without a letter goes on with the option before it."""
+  """Returns the texts of the four options. A line without a letter continues the option before
+  it.
+  """
   letters, texts = [], []
   for line in filter(str.strip, text.split('\n')):
     option = _option(line)

@@ -1,5 +1,5 @@
-"""The six steps over a folder of videos: each goes on where it was, runs in parallel with a bound,
-and counts what failed.
+"""The six steps over a folder of videos. Each step resumes where it stopped, limits its parallel
+jobs, and counts failures.
 
   <folder>/journal/{split,caption,ask,rewrite}.jsonl    what is finished, a line per item (see `journal`)
   <folder>/clips/<video>/00000.mp4                      step 1
@@ -8,8 +8,8 @@ and counts what failed.
   <folder>/rejected/<step>.jsonl                        every rejected item with its reason and the reply
   <folder>/provenance.json                              {file: its digest, and from what and by which models and prompts it was made}
 
-A step that is not asked for lends its last results. Merging and parsing are pure and quick, so they
-are done over each time.
+A step that is not selected provides its last results. Merging and parsing are pure and fast, so
+every run repeats them.
 """
 
 import asyncio
@@ -66,11 +66,11 @@ class Options:
 
 @dataclasses.dataclass
 class Tally:
-  """What became of a step's items."""
+  """Counts the outcomes of a step's items."""
 
   items: int = 0
   done: int = 0
-  kept: int = 0  # were done before
+  kept: int = 0  # finished in an earlier run
   waiting: int = 0  # an earlier step has not finished with them
   # by reason
   rejected: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -98,7 +98,7 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-  """An outcome that knows better than its job what it was made from."""
+  """An outcome with its exact inputs, which the job did not know in advance."""
 
   made_from: dict[str, Any]
   outcome: Any | Rejected
@@ -106,8 +106,8 @@ class _Known:
 
 class Pipeline:
   """One run over `videos`. `run` does the steps; `tallies` then holds what became of them,
-  `results` the finished questions, and `files` the derived files that this run wrote, or found to
-  hold just that already.
+  `results` the finished questions, and `files` the derived files that this run wrote, or found
+  already up to date.
   """
 
   def __init__(
@@ -130,8 +130,8 @@ class Pipeline:
     """Does the chosen steps and writes their files.
 
     Raises:
-      RolloutError: a server went away. OSError: the disk is full. All that was finished until then
-      stays.
+      RolloutError: a server went away. OSError: the disk is full. All items finished before then
+      stay.
     """
     with contextlib.ExitStack() as stack:
       logs = {
@@ -181,7 +181,7 @@ class Pipeline:
       ):
         continue
       if 'split' in self.tallies and last['made_from']['options'] != options:
-        continue  # it failed just now; its old clips are of no use
+        continue  # it failed in this run, so its old clips are unusable
       clips = tuple(
         dataclasses.replace(
           Clip(**clip),
@@ -195,7 +195,9 @@ class Pipeline:
       self._used['split'][video.id] = _settings(log, video.id)
 
   async def _cut(self, video: Video, options: dict[str, Any]) -> 'Rejected | Failed | _Known':
-    """A video's clips with what its journal line says of it: its identity is known only now."""
+    """Returns a video's clips with the inputs for its journal line. The identity of the video is
+    only known now.
+    """
     folder = self._clip_folder(video.id, options)
     identity, outcome = await split.split(video, folder, self.options.cut)
     if isinstance(outcome, Failed):
@@ -284,7 +286,7 @@ class Pipeline:
     )
 
   async def _ask(self, log: journal.Journal, client: server.Server | None) -> dict[str, str]:
-    """The replies by video, unread."""
+    """Returns the unparsed replies by video."""
     options, jobs = self.options.ask, []
     for name, said in self._captions.items():
       made_from = {
@@ -329,8 +331,8 @@ class Pipeline:
   async def _rewrite(
     self, log: journal.Journal, client: server.Server | None, questions: dict[str, Question]
   ) -> None:
-    """Also gathers the results. A question whose rewriting was rejected or failed keeps its reasons
-    as they are.
+    """Also gathers the results. A question whose rewriting was rejected or failed keeps its
+    original reasons.
     """
     options, jobs = self.options.rewrite, []
     for name, question in sorted(questions.items()):
@@ -359,11 +361,11 @@ class Pipeline:
     seed = self._seed('rewrite', name)
     return await ask.rewrite(_require(client), question, self.options.rewrite, seed)
 
-  # What steps share
+  # Shared by the steps
 
   async def _each(self, step: str, log: journal.Journal, jobs: list[_Job], limit: int) -> None:
-    """Works on the jobs that are not done, `limit` at a time, and writes each outcome down. The
-    first error ends the others.
+    """Works on the jobs that are not done, `limit` at a time, and writes each outcome to the
+    journal. The first error cancels the others.
     """
     if step not in self.tallies:
       return
@@ -401,8 +403,8 @@ class Pipeline:
   def _outcome(
     self, step: str, log: journal.Journal, job: _Job, essential: tuple[str, ...]
   ) -> Any | Rejected | None:
-    """What is known of an item: made from just this where its step runs, else as last made from the
-    same `essential` inputs.
+    """Returns the known outcome of an item. If its step runs, all inputs must match; otherwise the
+    last outcome with the same `essential` inputs counts.
     """
     if step in self.tallies:
       return log.current(job.item, job.made_from)
@@ -436,8 +438,8 @@ class Pipeline:
 
 
 def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
-  """How an item of a journal was made, whatever it was made of: version, model, prompt's digest,
-  options. None of them where it is not finished.
+  """Returns the settings, without the inputs, that made an item of a journal: version, model,
+  prompt's digest, options. Empty if the item is not finished.
   """
   entry = log.last(item)
   if entry is None:
@@ -446,14 +448,14 @@ def _settings(log: journal.Journal, item: str) -> list[dict[str, Any]]:
 
 
 def _require(part: Part | None) -> Part:
-  """A server or a pool that a step needs which runs."""
+  """Returns a server or a pool that a selected step needs. Raises ValueError if it is None."""
   if part is None:
     raise ValueError('this step was given no server or pool; wanted one in `Servers`')
   return part
 
 
 async def _together(lanes: Sequence[Awaitable[None]]) -> None:
-  """Runs them all; the first error cancels the others and is raised."""
+  """Runs all lanes. The first error cancels the other lanes and is raised."""
   tasks = [asyncio.ensure_future(lane) for lane in lanes]
   try:
     await asyncio.gather(*tasks)
@@ -478,5 +480,5 @@ def _digest(value: Any) -> str:
 
 
 def _slug(item: str) -> str:
-  """A folder's name for an item: readable, and with a digest that keeps two apart."""
+  """Returns a readable folder name for an item, with a digest that makes it unique."""
   return f'{re.sub(r"[^A-Za-z0-9_-]+", "_", item)[:60]}-{_digest(item)[:8]}'

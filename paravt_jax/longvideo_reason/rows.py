@@ -1,8 +1,8 @@
 """Questions as files: the LongVideo-Reason JSON, and parquet rows in the published SFT and RL
 schemas.
 
-An SFT row teaches the tool honestly: the teacher crops just those clips that its reasons cite, and
-each is answered with what a vision model said of that very clip; then it reasons and answers. A
+An SFT row contains true tool results. The teacher crops exactly the clips that its reasons cite.
+Each call returns the vision model's caption of that clip. Then the teacher reasons and answers. A
 question that cites more clips than the agent may crop is answered without a call.
 """
 
@@ -118,7 +118,7 @@ def problem(question: Question) -> str:
 
 
 def rounds(result: Result, options: TraceOptions) -> list[tuple[Caption, ...]]:
-  """The cited clips that have a caption, in order of time, at most max_parallel to a turn; none
+  """The cited clips that have a caption, in order of time, at most max_parallel per turn; empty
   when they exceed the limits.
   """
   cited = [
@@ -137,7 +137,7 @@ def rounds(result: Result, options: TraceOptions) -> list[tuple[Caption, ...]]:
 
 
 def _crop_turn(clips: Sequence[Caption]) -> str:
-  """A turn that says where to look and asks for every clip at once."""
+  """Returns a turn that names the windows and crops all clips in parallel."""
   ends = [(_number(clip.start), _number(clip.end)) for clip in clips]
   where = ', '.join(f'{seconds(start)} to {seconds(end)}' for start, end in ends)
   return f'<think>\nLook closer at {where} seconds.\n</think>\n' + ''.join(
@@ -146,7 +146,7 @@ def _crop_turn(clips: Sequence[Caption]) -> str:
 
 
 def _number(time: float) -> float:
-  """To a hundredth of a second; a whole one as an int, as the prompt's own example has it."""
+  """To a hundredth of a second; a whole number becomes an int, as in the prompt's example."""
   return int(time) if time == int(time) else round(time, 2)
 
 

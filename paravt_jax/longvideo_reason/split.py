@@ -1,5 +1,5 @@
-"""Step 1: a video into clips of about ten seconds, by a process of its own that can be killed when
-it hangs.
+"""Step 1: cuts a video into clips of about ten seconds. A separate process cuts it, and is killed
+when it hangs.
 """
 
 import asyncio
@@ -53,8 +53,8 @@ class Split:
 
 
 def find(folder: str | os.PathLike) -> tuple[list[Video], list[str]]:
-  """(videos below a folder, by name; names that are no UTF-8 and cannot go into a row). Hidden
-  files are passed over.
+  """(videos below a folder, by name; names that are not UTF-8 and cannot be written to a row).
+  Hidden files are skipped.
   """
   base = pathlib.Path(os.path.abspath(folder))
   found, bad = [], []

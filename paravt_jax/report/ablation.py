@@ -1,8 +1,8 @@
 """Ablations: runs of several sets of overrides and seeds, side by side: a table, its numbers as
 JSON, and a page of curves.
 
-Every number is the mean over a set's seeds with its 95 % interval (Student's t): it says how sure a
-set's number is over seeds, of which there are few, not over questions.
+Every number is the mean over a set's seeds with its 95 % interval (Student's t): the interval
+measures variation over the few seeds, not over questions.
 """
 
 import collections
@@ -24,12 +24,12 @@ _Z = 1.959963984540054
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a grid was."""
+  """The settings of a grid."""
 
   recipe: str
   common: Sequence[str]
   overrides: Mapping[str, Sequence[str]]  # of each set
-  reference: str  # the set that others are set against
+  reference: str  # the set that others are compared with
   drawings: Mapping[str, Sequence[str]]  # which sets share a chart
 
 
@@ -56,11 +56,11 @@ class Value:
 
 
 def load(folders: Mapping[str, Mapping[int, Path]]) -> Results:
-  """What the run folders hold; a run that did not reach its end is left out, and so is a set
-  without any.
+  """Returns the finished runs of the run folders. Unfinished runs, and sets without a finished run,
+  are omitted.
 
   Raises:
-    DataError: a summary.json that is no JSON.
+    DataError: a summary.json is not valid JSON.
   """
   found = {
     name: {
@@ -86,8 +86,7 @@ def _result(folder: Path) -> Result:
 
 
 def interval(values: Sequence[float | None]) -> Value:
-  """The mean of independent runs with its 95 % interval by Student's t; values that are None are
-  left out.
+  """The mean of independent runs with its 95 % interval by Student's t; None values are ignored.
 
   >>> interval([0.5, 0.6, 0.7])
   Value(mean=0.6, low=0.3515..., high=0.8484..., seeds=3)
@@ -177,9 +176,7 @@ def text(value: Value, signed: bool = False) -> str:
 
 
 def table(results: Results, settings: Settings) -> str:
-  """The closing table, in Markdown, and a line on it when the runs were made by different versions
-  of the code.
-  """
+  """The closing table, in Markdown, and a note if different versions of the code made the runs."""
   found = numbers(results, settings.reference)
   columns = [*measures(results)]
   against = f'accuracy − {settings.reference}'
@@ -210,7 +207,7 @@ def table(results: Results, settings: Settings) -> str:
 
 
 def glance(folder: Path) -> str:
-  """A finished run in a few words."""
+  """Returns a short summary of a finished run."""
   summary = _result(folder).summary
   before, after = (_at(summary, (side, 'accuracy')) for side in ('before', 'after'))
   if before is None or after is None:

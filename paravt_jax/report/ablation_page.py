@@ -31,7 +31,7 @@ CURVES: tuple[tuple[str, str, str, tuple[float, float] | None], ...] = (
   ('length/sampled', 'Written by the main agent', 'tokens per episode', (0, 0)),
   ('groups/no_signal', 'Groups without signal', 'share', (0, 1)),
 )
-# What an SVG file of its own needs of the page's style, light.
+# The part of the page's light style that a separate SVG file needs.
 _STYLE = """:root{--ink:#1c1d20;--soft:#5d6068;--hair:#ecebe7;--c1:#1f6fd6;--c2:#d9711c;--c3:#14804a;--c4:#a63a8f;--c5:#0e8c9b;--c6:#b08a00;
 --c7:#7a5bd0;--c8:#8b8e96}text{fill:var(--soft);font:11px system-ui,sans-serif}.title{fill:var(--ink);font-size:13px;font-weight:600}
 .grid{stroke:var(--hair)}.line{fill:none;stroke-width:2;stroke-linejoin:round}.raw{fill:none;stroke-width:1;opacity:.28}
@@ -50,7 +50,7 @@ class Drawing:
 
 
 def write(folder: Path, results: Results, settings: Settings) -> str:
-  """Writes the files into `folder`, replacing those of an earlier time; returns the table.
+  """Writes the files into `folder`, replacing earlier ones, and returns the table.
 
   Raises:
     ParavtError: a file cannot be written.
@@ -135,7 +135,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def standalone(drawing: Drawing) -> str:
-  """The drawing as an SVG file that needs no page: title, legend and light colours with it."""
+  """Returns the drawing as a standalone SVG file with title, legend and light colours."""
   rows = [drawing.legend[i : i + 3] for i in range(0, len(drawing.legend), 3)]
   top = 30 + 16 * len(rows)
   names = ''.join(

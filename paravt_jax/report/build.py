@@ -1,5 +1,5 @@
-"""A run folder as one static HTML file: no network, no server, light and dark, whatever of the run
-exists.
+"""A run folder as one static HTML file: no network, no server, light and dark. It shows the parts
+of the run that exist.
 """
 
 import dataclasses
@@ -106,9 +106,9 @@ def build(
 
   Args:
     run_folder: see `run.py`; files may be missing or short (an interrupted run), the page then says
-    so. out_html: the file to write; replaced in one go. load_frames: (video path, seconds) -> Clip,
-    for thumbnails; it may raise MediaError. None: times only. decode: token ids -> text, for the
-    token view. None: ids are shown.
+    so. out_html: the file to write; replaced atomically. load_frames: (video path, seconds) ->
+    Clip, for thumbnails; it may raise MediaError. None: times only. decode: token ids -> text, for
+    the token view. None: ids are shown.
 
   Returns:
     out_html.
@@ -153,7 +153,7 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
 
 
 def _chips(run: Run, knobs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-  """The few facts about a run that one wants beside its name."""
+  """Returns the few facts about a run that appear next to its name."""
   wanted = (
     'scale',
     'seed',
@@ -257,7 +257,7 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _missing(run: Run) -> list[str]:
-  """Titles of the charts without data, so that an absent curve is not taken for a flat one."""
+  """Titles of the charts without data, so that a missing curve is not mistaken for a flat one."""
   drawn = {chart.title for chart in _charts(run)}
   wanted = [row[0] for row in _CURVES] + ['Accuracy by K', 'Time per stage']
   return [title for title in wanted if title not in drawn]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 WIDTH, HEIGHT = 440, 210
 _LEFT, _RIGHT = 46, 10
 _TOP, _BOTTOM = 10, 26
-SMOOTH_FROM = 24  # points from which a line is drawn smoothed over its faint raw self
+SMOOTH_FROM = 24  # points from which the smoothed line is drawn over the faint raw line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-  """Data to drawing."""
+  """Maps data to drawing coordinates."""
 
   x0: float
   x1: float

@@ -1,8 +1,8 @@
 """Episodes on disk: one JSON object a line, strict both ways.
 
-Frames are not inlined: a segment keeps the sizes of its images, and the pixels can be decoded again
-from `task.videos` at the recorded seconds (the overview's in `seconds` and `others`, a sub-agent's
-in its result's). Everything else comes back as it was, numbers to six decimals.
+Frames are not inlined: a segment records the sizes of its images, and the pixels can be decoded
+again from `task.videos` at the recorded seconds (the overview's in `seconds` and `others`, a
+sub-agent's in its result's). Everything else is restored unchanged, with numbers to six decimals.
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ class Entry:
 
   @property
   def key(self) -> tuple[str, int, int]:
-    """(task id, budget, rollout): what an interrupted evaluation need not run again."""
+    """(task id, budget, rollout): identifies what an interrupted evaluation can skip."""
     return self.scored.episode.task.id, self.scored.episode.budget, self.scored.episode.rollout
 
 
 class EpisodeLog:
-  """Appends episodes to a file, a whole line each or nothing.
+  """Appends episodes to a file. Each append writes a whole line or nothing.
 
   Args:
     path: the file, such as episodes/train.jsonl; folders are created. start_step: lines at or after
@@ -105,7 +105,7 @@ class EpisodeLog:
 
 
 def read(path: Path | str) -> Iterator[Entry]:
-  """Entries in order of writing; a missing file gives none, a torn last line is left out.
+  """Entries in order of writing; a missing file gives no entries, and a torn last line is skipped.
 
   Raises:
     DataError: a line breaks the schema; the message names file, line, place, what was there and
@@ -311,7 +311,7 @@ def _result(data: Any, where: str) -> ToolResult:
   if 'reason' in result['call']:
     call = ParseFailure(**_object(result['call'], f'{where}, call', reason=str, text=str))
   else:
-    # files from before calls of other forms ran do not say it
+    # older files, written before calls of other forms ran, lack this key
     reading = {'well_formed': True, **result['call']}
     call = ToolCall(
       **_object(reading, f'{where}, call', name=str, arguments=dict, well_formed=bool)

@@ -47,7 +47,7 @@ PICTURES = 3000  # different pictures on a page, about 5 KB each at 224 x 224
 SAMPLES = 600  # samples shown in full
 OVERVIEW = 16  # pictures of an overview; its timeline has every frame
 CROP = 8  # pictures of a crop
-CLIPS = 32  # decoded clips kept, for samples of one video stand near each other
+CLIPS = 32  # decoded clips in the cache: samples of one video are adjacent
 _HERE = Path(__file__).parent
 
 
@@ -67,12 +67,12 @@ def write(
 
   Args:
     folder: see the module; lines that break the schema are named on the page. out_html: the file to
-    write; replaced in one go. load_frames: (video path, seconds) -> Clip; it may raise MediaError.
-    None: times only. published: by benchmark and model, the score in points as published, to stand
-    beside ours. rules: by model, the rule ('official' or 'lmms_eval') that its published scores
-    were made with; unknown without an entry. right: show right answers too, after the others have
-    their place. pictures, samples: at most so many on the page, shared evenly by the benchmarks;
-    the page says what was left out. title: the folder's name by default.
+    write; replaced atomically. load_frames: (video path, seconds) -> Clip; it may raise MediaError.
+    None: times only. published: by benchmark and model, the score in points as published, to
+    compare with ours. rules: by model, the rule ('official' or 'lmms_eval') that its published
+    scores were made with; unknown without an entry. right: show right answers too, after the others
+    are placed. pictures, samples: at most so many on the page, shared evenly by the benchmarks; the
+    page says what was left out. title: the folder's name by default.
 
   Returns:
     out_html.
@@ -90,7 +90,7 @@ def write(
   rows = read(file, notes)
   summary = read_summary(Path(folder) / 'summary.json', rows, notes)
   notes += _not_whole(summary)
-  # samples to show: what went wrong first, a row of each benchmark in turn
+  # samples to show: failed or wrong samples first, a row of each benchmark in turn
   wanted = [row for row in rows if right or row.outcome != 'right']
   chosen = list(itertools.islice(in_turn(wanted), samples))
   held = _Pictures(load_frames, pictures)
@@ -181,8 +181,8 @@ def write_one(
 
 
 class _Pictures:
-  """Frames up to a number of different ones; each picture stands on the page once, however many
-  samples show it.
+  """Collects a limited number of distinct frames. Each picture is stored once on the page, even if
+  many samples show it.
   """
 
   def __init__(self, load: scenes.LoadFrames | None, limit: int):
@@ -193,7 +193,7 @@ class _Pictures:
     self._styles: dict[str, str] = {}  # data URI -> class
 
   def take(self, episode: Episode) -> bool:
-    """Whether all the pictures of an episode still fit; then they are counted."""
+    """Returns whether all pictures of an episode still fit. If so, counts them."""
     asked = {
       (video, t)
       for video, view in zip(episode.task.videos, episode.overviews)
@@ -319,7 +319,7 @@ def _thin(episode: Episode) -> Episode:
 
 
 def _some(seconds: Sequence[float], most: int) -> tuple[float, ...]:
-  """At most so many of them, evenly spread, the first and the last included."""
+  """Returns at most that many items, evenly spread, including the first and the last."""
   if len(seconds) <= most:
     return tuple(seconds)
   return tuple(seconds[round(i * (len(seconds) - 1) / max(most - 1, 1))] for i in range(most))
@@ -350,8 +350,8 @@ def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any)
 
 
 def _filters(cards: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, int]]]]:
-  """(what, [(value, how many samples)]) by which samples can be chosen; what all share is left
-  out.
+  """(what, [(value, how many samples)]) by which samples can be chosen; values that all samples
+  share are omitted.
   """
   rows = [card['row'] for card in cards]
   values = (

@@ -47,8 +47,8 @@ class Row:
 
 
 def read(path: Path | str, notes: list[str]) -> list[Row]:
-  """The last line of every key, in order of writing; lines that are broken are named in `notes`, a
-  torn last one is left out.
+  """The last line of every key, in order of writing; broken lines are named in `notes`, and a torn
+  last line is skipped.
   """
   rows: dict[str, Row] = {}
   for count, line, end in files.read_lines(Path(path)):
@@ -136,7 +136,7 @@ def in_turn(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def read_summary(path: Path, rows: Sequence[Row], notes: list[str]) -> dict[str, Mapping[str, Any]]:
-  """summary.json's benchmarks; those that it lacks are computed from the rows, and that is said."""
+  """summary.json's benchmarks; missing ones are computed from the rows, and a note says so."""
   found: dict[str, Mapping[str, Any]] = {}
   if path.is_file():
     try:

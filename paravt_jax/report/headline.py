@@ -20,7 +20,7 @@ class Headline:
 
 
 def headline(run: Run) -> Headline:
-  """The headline of a run, whatever of it exists."""
+  """Returns the headline of a run from the parts that exist."""
   if run.before is None or run.after is None:
     have = 'before' if run.before else 'after' if run.after else None
     detail = (

@@ -1,8 +1,7 @@
 """SFT rows as the model will see them, on one static HTML page: messages, every frame with its
 time, all tokens, the loss mask.
 
-What is shown is taken from the very sample that would be packed, not from the row: its pictures,
-its ids and its mask.
+The page shows the pictures, ids and mask of the sample that would be packed, not of the row.
 """
 
 import dataclasses
@@ -73,8 +72,7 @@ def view_row(
   options: sft.FrameOptions,
   limits: Limits,
 ) -> RowView:
-  """A row as it would be packed; media that cannot be read give a look without tokens, and the
-  reason.
+  """A row as it would be packed; unreadable media give a view without tokens, and the reason.
 
   Args:
     name: how the row was asked for, 'source:number'.
@@ -108,12 +106,14 @@ def view_row(
 
 
 def unreadable(name: str, where: str, reason: str, fault: str) -> RowView:
-  """A row that breaks the schema: nothing to show but why."""
+  """Returns the view of a row that breaks the schema: only the reason."""
   return RowView(name, where, reason, fault, (), (), {})
 
 
 def write(out_html: Path | str, title: str, looks: Sequence[RowView], limits: Limits) -> Path:
-  """Writes the page in one go; returns its path. Raises ParavtError when it cannot be written."""
+  """Writes the page atomically and returns its path. Raises ParavtError when it cannot be
+  written.
+  """
   return write_whole(out_html, render(title, looks, limits), 'write the preview')
 
 
@@ -138,9 +138,7 @@ def render(title: str, looks: Sequence[RowView], limits: Limits) -> str:
 
 
 def visible(text: str) -> str:
-  """A token's text with its line ends marked, so that a token of nothing but a break can be seen
-  and pointed at.
-  """
+  """A token's text with its line ends marked, so that a token with only a line break is visible."""
   return text.replace('\r', '␍').replace('\n', '⏎\n')
 
 

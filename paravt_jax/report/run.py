@@ -22,7 +22,7 @@ from paravt_jax.report import episodes
 from paravt_jax.report.episodes import Entry
 
 GREEDY = 'heldout'  # the suite of a run's evaluations whose answers the page shows
-TRAIN_KEPT = 64  # entries of train.jsonl kept from its beginning, and as many from its end
+TRAIN_KEPT = 64  # entries of train.jsonl read from its beginning, and the same number from its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,8 @@ def load(folder: Path | str) -> Run:
 
 
 def _saved_gain(gain: Any) -> tuple[float, float, float] | None:
-  """The gain as the run's own table has it, so that page and table agree; None where summary.json
-  does not tell.
+  """Returns the gain from the run's own table, so that page and table agree; None if summary.json
+  lacks it.
   """
   if not isinstance(gain, Mapping):
     return None
@@ -124,7 +124,7 @@ def _saved_gain(gain: Any) -> tuple[float, float, float] | None:
 def paired_gain(
   before: Iterable[Entry], after: Iterable[Entry]
 ) -> tuple[float, float, float] | None:
-  """Mean difference in accuracy over the (question, K) pairs that both hold, with its 95 %
+  """Mean difference in accuracy over the (question, K) pairs in both evaluations, with its 95 %
   interval; None below two questions.
 
   Differences are averaged per question first, since the budgets of one question are not independent
@@ -196,7 +196,7 @@ def _metrics(path: Path, notes: list[str] | None) -> list[dict]:
 
 
 def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]:
-  """All entries, or the first and last few; what precedes a broken line is kept."""
+  """Returns all entries, or the first and last few. Entries before a broken line are included."""
   head: list[Entry] = []
   tail: collections.deque[Entry] = collections.deque(maxlen=TRAIN_KEPT if ends_only else None)
   try:
@@ -211,7 +211,7 @@ def _entries(path: Path, notes: list[str], ends_only: bool) -> tuple[Entry, ...]
 
 
 def _answers(path: Path, notes: list[str]) -> tuple[Entry, ...]:
-  """The greedy answers of a results folder; what precedes a broken line is kept."""
+  """Returns the greedy answers of a results folder. Answers before a broken line are included."""
   found: list[Entry] = []
   lines = path.read_bytes().splitlines() if path.is_file() else []
   for number, line in enumerate(lines, 1):
@@ -238,7 +238,7 @@ def _minutes(raw: Any) -> dict[str, float]:
 def _evaluation(
   raw: Any, entries: Sequence[Entry], name: str, notes: list[str]
 ) -> Evaluation | None:
-  """From summary.json where it speaks, the rest from the episodes."""
+  """Reads summary.json first; the episodes give the missing numbers."""
   if not isinstance(raw, Mapping) and not entries:
     return None
   raw = raw if isinstance(raw, Mapping) else {}

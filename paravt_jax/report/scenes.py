@@ -59,7 +59,7 @@ def choose(entries: Mapping[str, Sequence[Entry]]) -> list[Pick]:
   frames, worst.
 
   Evaluations are paired by question and K; without an evaluation after training, steps of training
-  stand in, unpaired.
+  replace it, unpaired.
   """
   after = entries['after'] or entries['train'][-len(entries['train']) // 2 :]
   caption = 'after training' if entries['after'] else 'while training'
@@ -121,7 +121,7 @@ def _wishes(
 
 
 def scene(pick: Pick, load: LoadFrames | None, decode: Decode | None) -> dict[str, Any]:
-  """What the template shows of a pick: the question once, then each side. Frames that cannot be
+  """Returns the template values of a pick: the question once, then each side. Frames that cannot be
   loaded become a note.
   """
   episode = pick.sides[-1][1].scored.episode
@@ -139,8 +139,8 @@ def scene(pick: Pick, load: LoadFrames | None, decode: Decode | None) -> dict[st
 
 
 def spans(text: str) -> list[Span]:
-  """A turn's text cut at its tags. An unclosed tag colours what follows up to the next tag's
-  opening.
+  """Returns a turn's text split at its tags. An unclosed tag colours what follows up to the next
+  tag's opening.
   """
   found, kind = [], 'plain'
   for piece in _TAG.split(text):
@@ -386,7 +386,7 @@ def data_uri(frame: np.ndarray) -> str:
 
 
 def caching(load: LoadFrames | None) -> LoadFrames | None:
-  """The loader, asked once per (video, times): both sides of a pick share their overview."""
+  """Returns a loader that caches by (video, times): both sides of a pick share their overview."""
   if load is None:
     return None
   kept: dict[tuple, Clip] = collections.OrderedDict()
