@@ -37,11 +37,12 @@ _UNREADABLE = (ValueError, RecursionError)
 
 
 def split(text: str, where: str) -> tuple[str, str]:
-  """(system text, user text) of a prompt file: parted by the first line `---`; without one there is
-  no system text.
+  """Splits a prompt file into (system text, user text) at the first line `---`.
+
+  Without such a line there is no system text.
 
   Raises:
-    ConfigError: nothing stands after the line.
+    ConfigError: no text follows the line.
   """
   lines = text.splitlines(keepends=True)
   at = next((index for index, line in enumerate(lines) if line.strip() == RULE), -1)
@@ -54,8 +55,9 @@ def split(text: str, where: str) -> tuple[str, str]:
 
 
 def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
-  """Makes a user message: all frames, then `text`, which is ours, with the task's question and
-  video, which are not.
+  """Makes a user message from all frames, then `text`.
+
+  `text` is ours. The task's question and video in it are not.
   """
   parts = re.split(f'({re.escape(QUESTION)}|{re.escape(VIDEO)})', text)
 
@@ -70,12 +72,12 @@ def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
 
 
 def drop_times(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
-  """Frames without their times."""
+  """Returns the frames without their times."""
   return list(frames)
 
 
 def respond(*pieces: Piece) -> list[Piece]:
-  """A tool response around pieces."""
+  """Wraps pieces in a tool response."""
   return [
     template.Trusted(template.RESPONSE_OPEN),
     '\n',
@@ -89,7 +91,7 @@ def respond(*pieces: Piece) -> list[Piece]:
 
 
 def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
-  """The frames of a crop, and what was cut."""
+  """Returns the frames of a crop and a note on what was cut."""
   return respond(
     *drop_times(clip.frames, clip.seconds.tolist()),
     f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.',
@@ -100,8 +102,9 @@ def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def zoom_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The zooms of a turn after its last `</think>`, else of the whole turn; `fps` times the length
-  is the number of frames.
+  """Returns the zooms of a turn after its last `</think>`, or of the whole turn without one.
+
+  The number of frames is `fps` times the length.
   """
   return tuple(_zoom(match) for match in _ZOOM.finditer(text, tags.after_think(text)))
 
@@ -126,7 +129,7 @@ def _zoom(match: re.Match) -> ToolCall | ParseFailure:
 
 
 def zoom_frames(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
-  """Each frame after its number and time."""
+  """Returns each frame after its number and time."""
   return [
     piece
     for index, (frame, second) in enumerate(zip(frames, seconds, strict=True))
@@ -135,7 +138,7 @@ def zoom_frames(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
 
 
 def zoom_crop(window: Window, clip: Clip) -> list[Piece]:
-  """The frames of a zoom, and how to go on."""
+  """Returns the frames of a zoom and the text that asks the model to continue."""
   return [
     'The frames of the video clip are shown below:\n',
     *zoom_frames(clip.frames, clip.seconds.tolist()),
@@ -170,8 +173,9 @@ def boxed_text(text: str) -> str:
 
 
 def sage_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """The recommended tools of a turn; none once it holds a final answer. A turn that is no such
-  object is a failure.
+  """Returns the recommended tools of a turn, none once it holds a final answer.
+
+  A turn without a JSON object is a failure.
   """
   value = _sage(text)
   if value is None:
@@ -200,7 +204,7 @@ def _sage_call(call: Any) -> ToolCall | ParseFailure:
 
 
 def _sage(text: str) -> dict[str, Any] | None:
-  """The last object of a turn: in its tags, else from its first brace."""
+  """Returns the last JSON object of a turn, from its tags or else from its first brace."""
   tail = text[tags.after_think(text) :]
   tagged = _JSON.findall(tail)
   text = tagged[-1] if tagged else tail
@@ -218,13 +222,13 @@ def _final(value: dict[str, Any]) -> str:
 
 
 def sage_answer(text: str) -> str:
-  """The final answer of a turn, '' without one."""
+  """Returns the final answer of a turn, '' without one."""
   value = _sage(text)
   return '' if value is None else _final(value)
 
 
 def sage_crop(window: Window, clip: Clip) -> list[Piece]:
-  """The frames of a part of the video, each after its time."""
+  """Returns the frames of a part of the video, each after its time."""
   return respond(
     f'{_SAGE_TOOL} {_clock(window.start)} {_clock(window.end)}: {len(clip.frames)} frames\n',
     *template.frame_pieces(clip.frames, clip.seconds),
@@ -232,7 +236,7 @@ def sage_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def sage_error(result: ToolResult) -> list[Piece]:
-  """Returns an error as a tool response, with this agent's names for the tool's arguments."""
+  """Returns an error as a tool response that uses this agent's argument names."""
   text = (
     f'Error: only {_SAGE_TOOL} can be run here.'
     if result.status is ResultStatus.UNKNOWN_TOOL

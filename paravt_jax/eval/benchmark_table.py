@@ -1,6 +1,4 @@
-"""The public benchmarks, one record each: where their files are, what a row means, how it is put
-and scored.
-"""
+"""The public benchmarks, one record each: files, meaning of a row, prompt and score."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -259,10 +257,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def named(name: str) -> Benchmark:
-  """The record of that name.
+  """Returns the record of that name.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: no benchmark has this name.
   """
   if name not in BENCHMARKS:
     raise ConfigError(

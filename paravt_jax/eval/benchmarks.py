@@ -1,10 +1,10 @@
-"""Samples of the public benchmarks, from the files that a hub publishes, and their scores (spec,
+"""Reads samples of the public benchmarks from their published files, and scores answers (spec,
 section 11). `benchmark_table` has a record of each.
 
 Rows are checked when they are read. A row that is broken as published stays and is marked, and
-`faults` counts such rows. A file that lacks a column, or is of another benchmark, is refused. A
-video that is missing does not stop a run: its question is still asked and ends as an error;
-`problems` reports it before anything is launched.
+`faults` counts such rows. A file that lacks a column, or belongs to another benchmark, is refused.
+A missing video does not stop a run: its question ends as an error. `problems` reports it before
+anything starts.
 """
 
 import dataclasses
@@ -40,11 +40,16 @@ _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
 def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
-  """What the last turn's text earns, each 0..1: 'accuracy' (mcq; oe: equal normalised tokens, and
-  'f1' beside it) or, for temporal grounding, 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'; for
-  longvideo_reason 'format' too, for mmvu the accuracy of the row's kind once more, as
-  'accuracy_mcq' or 'accuracy_oe'. A benchmark's `metric` names its score. given: the answer, where
-  a protocol reads it by a rule of its own; else it is read as in training (spec, section 4).
+  """Scores the text of the last turn; each score is in 0..1.
+
+  Multiple-choice rows give 'accuracy'. Open-ended rows give 'accuracy' (equal normalised tokens)
+  and 'f1'. Temporal grounding gives 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'. longvideo_reason adds
+  'format'. mmvu adds its accuracy once more as 'accuracy_mcq' or 'accuracy_oe'. A benchmark's
+  `metric` names its score.
+
+  Args:
+    given: the answer, where a protocol reads it by its own rule. Without it, the answer is read as
+      in training (spec, section 4).
   """
   task = sample.task
   given = answer.extract_answer(text) if given is None else given
@@ -76,8 +81,10 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
 
 
 def _spellings(gold: str) -> list[str]:
-  """A gold text, and it without what it has in parentheses: "oxygen (O2)" is right as "oxygen" too.
-  Those that are part of a word or all there is, O(n) and (2, 3), are kept.
+  """Returns a gold text, and the same text without its parentheses.
+
+  "oxygen (O2)" is right as "oxygen" too. Parentheses stay where they are part of a word or the
+  whole text, such as O(n) and (2, 3).
   """
   bare = ' '.join(_ASIDE.sub(' ', gold).split())
   return [gold, bare] if bare and bare != gold else [gold]
@@ -89,23 +96,24 @@ def _spellings(gold: str) -> list[str]:
 def load(
   name: str, folder: str | os.PathLike, cache: str | os.PathLike, limit: int = 0
 ) -> list[Sample]:
-  """The samples of a benchmark, in the order of its rows.
+  """Loads the samples of a benchmark in the order of its rows.
 
   Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found
-  without them. A task's question holds the options and, where there are some, first the subtitles
-  (also in Sample.subtitles): its facts then have it without them, as 'asked', for those who look at
-  a window only. A video that is nowhere keeps the path at which it was expected.
+  without them. A task's question holds the subtitles first, where there are some, and the options.
+  Its facts hold the question without subtitles as 'asked', for sub-agents that see one window only.
+  A missing video keeps the path where it was expected.
 
   Args:
-    folder: a hub snapshot, or the folder of the data set in a hub cache. cache: for what is
-    unpacked. limit: number of samples, 0 for all; they are drawn by their ids, the same on every
-    machine, and a larger limit only adds samples.
+    folder: a hub snapshot, or the folder of the data set in a hub cache.
+    cache: where archives are unpacked.
+    limit: number of samples, 0 for all. They are drawn by their ids, the same on every machine. A
+      larger limit only adds samples.
 
   Raises:
-    ConfigError: no such benchmark.
-    DataError: no folder, no row file, a file that lacks a column, a row that names no video inside
-      the snapshot, a row that is there twice, a damaged archive; no subtitles at all where the
-      benchmark has them.
+    ConfigError: there is no such benchmark.
+    DataError: there is no folder or no row file; a file lacks a column; a row names no video inside
+      the snapshot, or occurs twice; an archive is damaged; or no subtitles exist for a benchmark
+      that has them.
   """
   benchmark = named(name)
   try:
@@ -134,25 +142,26 @@ def load(
 
 
 def subtitle_notes(samples: Sequence[Sample]) -> str:
-  """What people should know of the subtitle files of some samples, a line; '' for nothing."""
+  """Returns what to know about the samples' subtitle files, in a line; '' for nothing."""
   videos = {sample.task.videos: sample.fields.get('subtitles', '') for sample in samples}
   return subtitle_files.describe_encodings(videos.values())
 
 
 def faults(samples: Sequence[Sample]) -> dict[str, int]:
-  """As `sample.count`, of the rows that these samples are."""
+  """Counts the faults of the rows of these samples, as `sample.count` does."""
   return marks.count(sample.fields for sample in samples)
 
 
 def problems(
   folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
 ) -> tuple[list[str], list[str]]:
-  """All that is missing or wrong over all of these benchmarks ({name: folder}), a text each: (what
-  ends everything, benchmarks that lack some of their videos). Both are empty when all is there.
+  """Finds all that is missing or wrong in these benchmarks ({name: folder}), a text each.
 
-  First folders, row files, columns and rows; when these are right and `cache` is given, archives
-  are unpacked as `load` would and the videos counted. Else a video counts as there if an archive
-  names it, or might hold it (a packed tar is not read through for this).
+  Returns (what ends the command, benchmarks that lack some of their videos). Both are empty when
+  nothing is missing. Folders, row files, columns and rows are checked first. When these are right
+  and `cache` is given, archives are unpacked as `load` does it, and the videos are counted. Without
+  `cache`, a video counts as present if an archive names it or may hold it: a compressed tar is not
+  read for this.
   """
   found: list[str] = []
   partly: list[str] = []
@@ -182,14 +191,14 @@ def problems(
 
 
 def _list_names(names: Sequence[str]) -> str:
-  """The first few names, each on a line of its own, and how many more there are."""
+  """Lists the first few names, one per line, and how many more there are."""
   more = len(names) - SHOWN
   lines = [*names[:SHOWN], *([f'… {more} more'] if more > 0 else [])]
   return ''.join(f'\n    {line}' for line in lines)
 
 
 def _unread(root: pathlib.Path) -> str:
-  """What looks like an archive there and is not read, which may be where something missing is."""
+  """Returns unread archive-like files, which may hold what is missing."""
   lines = snapshots.unread(root)
   return f' ({"; ".join(lines[:3])}{"; ..." if len(lines) > 3 else ""})' if lines else ''
 
@@ -199,7 +208,7 @@ def _about(name: str, error: Exception) -> DataError:
 
 
 def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
-  """Every row's question, with an id that is unique."""
+  """Returns every row's question with a unique id."""
   found: dict[str, Question] = {}
   for file in snapshots.row_files(root, benchmark.rows):
     for number, row in snapshots.rows(file, benchmark.columns, benchmark.optional):
@@ -231,7 +240,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
 
 
 def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
-  """`limit` of them (0: all), in their order."""
+  """Draws `limit` of the questions (0: all) and keeps their order."""
   if not 0 < limit < len(asked):
     return asked
   kept = heapq.nsmallest(
@@ -241,7 +250,9 @@ def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
 
 
 def _place(benchmark: Benchmark, cache: str | os.PathLike) -> pathlib.Path:
-  """Where a hub data set's archives are unpacked; benchmarks on the same data share it."""
+  """Returns the folder where a data set's archives are unpacked; benchmarks on the same data share
+  it.
+  """
   return pathlib.Path(cache) / benchmark.hub.replace('/', '--')
 
 
@@ -255,8 +266,10 @@ def _videos(
   cache: str | os.PathLike | None,
   asked: Sequence[Question],
 ) -> tuple[dict[str, pathlib.Path | None], list[str]]:
-  """({video as rows name it: its file or None}, those that are missing). Without a cache nothing is
-  unpacked, and a video that an archive names, or may hold, is not missing.
+  """Returns ({video as rows name it: its file or None}, missing videos).
+
+  Without a cache nothing is unpacked. A video that an archive names, or may hold, then counts as
+  present.
   """
   wanted = dict.fromkeys(question.video for question in asked)
   folders = [root] if cache is None else [root, _place(benchmark, cache) / 'files']
@@ -298,8 +311,9 @@ def _subtitles(
   cache: str | os.PathLike | None,
   asked: Sequence[Question],
 ) -> dict[str, Subtitles | NoSubtitles]:
-  """{video: its subtitles, or why its file gives none}, of those that have a file. Not every video
-  of Video-MME has.
+  """Returns {video: its subtitles, or why its file gives none} for the videos that have a file.
+
+  Some videos of Video-MME have none.
   """
   if not benchmark.subtitle_bytes:
     return {}
@@ -333,7 +347,9 @@ def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitl
 
 
 def _with_subtitles(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
-  """The sample with what became of its subtitle file; one that gives nothing makes it an error."""
+  """Returns the sample with the state of its subtitle file; a file without usable text makes it an
+  error.
+  """
   if isinstance(found, Subtitles):
     state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN
   else:

@@ -1,9 +1,9 @@
-"""Any model behind an OpenAI-compatible server, in the place of our own: contexts become messages
-again, replies become tokens.
+"""Evaluates any model behind an OpenAI-compatible server: contexts become messages, replies become
+tokens.
 
-Our chat template can be read backwards: control tokens are placed by id and nothing else has
-theirs. The reply's tokens are those of a local tokenizer; there are no log-probs, so such episodes
-are for evaluation only.
+Our chat template can be read backwards, because control tokens are placed by id and no other text
+has their ids. A local tokenizer encodes the reply. There are no log-probs, so such episodes serve
+evaluation only.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
 
 @dataclasses.dataclass(frozen=True)
 class ChatOptions(Options):
-  """How a model behind the OpenAI protocol is spoken to."""
+  """How requests to a model behind the OpenAI protocol are made."""
 
   quality: Annotated[int, QUALITY]  # of the JPEGs that frames are sent as; 0: PNG, every pixel
   # a pinned prefix is sent as the beginning of the reply: vLLM and SGLang continue from it
@@ -49,14 +49,15 @@ class ChatOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Written(Reply):
-  """What a model wrote."""
+  """The text of a reply and how it ended."""
 
   finish: str  # 'stop', or 'length' when a limit cut it
 
 
 class ChatModel:
-  """A Sampler twin over a chat server. Use inside `async with server`. `counts`: requests,
-  prompt_tokens and sampled_tokens, both by the local tokenizer.
+  """A `Sampler` over a chat server. Use it inside `async with server`.
+
+  `counts` has requests, prompt_tokens and sampled_tokens, both by the local tokenizer.
   """
 
   def __init__(
@@ -69,12 +70,13 @@ class ChatModel:
 
   @property
   def prefills(self) -> bool:
-    """Whether a reply can be given its beginning."""
+    """Whether the server accepts the beginning of a reply."""
     return self._chat.prefill
 
   def remaining(self, segments: Sequence[Segment], reserved: int = 0) -> int:
-    """Tokens that may still be sampled after these segments, with `reserved` left free; an estimate
-    for another tokenizer.
+    """Returns how many tokens may still be sampled after these segments, with `reserved` left free.
+
+    For another tokenizer this is an estimate.
     """
     return self.options.context - expanded(segments) - reserved
 
@@ -89,14 +91,16 @@ class ChatModel:
     token_class: TokenClass,
     on_tokens: Callable[[list[int]], None] | None = None,
   ) -> tuple[Segment, str]:
-    """The next segment, encoded from the reply's text, log-probs and versions 0, and the finish
-    reason ('stop' or 'length').
+    """Samples the next segment and returns it with the finish reason ('stop' or 'length').
 
-    on_tokens: receives all ids once, because a reply arrives complete.
+    The segment is encoded from the reply's text. Its log-probs and versions are 0.
+
+    Args:
+      on_tokens: receives all ids once, because a reply arrives complete.
 
     Raises:
-      RolloutError: the server failed or refused, or its reply cannot be read; begins with the
-      reason's name.
+      RolloutError: the server failed or refused, or its reply cannot be read. The message begins
+        with the name of the reason.
     """
     messages = await asyncio.to_thread(
       lambda: list(to_messages(self.tok, segments, self._chat.quality))
@@ -132,10 +136,10 @@ class ChatModel:
 def to_messages(
   tok: ChatTokenizer, segments: Sequence[Segment], quality: int
 ) -> Iterator[dict[str, Any]]:
-  """The messages that segments of our template stand for; frames as data URLs, texts between them
+  """Turns segments of our template into messages; frames become data URLs, texts between them stay
   whole.
 
-  A last assistant message is the beginning that a reply is given; an empty one is left out.
+  A last assistant message is the beginning of the reply. An empty one is left out.
   """
   ids = np.concatenate([np.asarray(segment.ids, np.int32) for segment in segments])
   images = iter([image for segment in segments for image in segment.images])
@@ -151,7 +155,7 @@ def to_messages(
 def _message(
   tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray], quality: int, *, closed: bool
 ) -> Iterator[dict[str, Any]]:
-  """One message, from its tokens between `<|im_start|>` and `<|im_end|>`."""
+  """Returns one message from its tokens between `<|im_start|>` and `<|im_end|>`."""
   parts, texts = [], np.split(body, np.flatnonzero(body == tok.image_pad))
   for index, run in enumerate(texts):
     text = tok.decode(run[~np.isin(run, tok.vision_ids)])
@@ -170,11 +174,11 @@ def _message(
 
 
 def read_written(content: bytes) -> Written | Rejected:
-  """Reads a chat completion: its text, with the reasoning that a server took out put back before
-  it, and how it ended.
+  """Reads a chat completion: its text and how it ended.
 
-  An empty text is what the model wrote. Calls that the server took out of the text are a fault of
-  its settings.
+  Reasoning that a server moved to its own field is put back before the text. The model may write an
+  empty text. A reply whose calls were moved out of the text shows wrong server settings and is an
+  error.
   """
   try:
     choice = orjson.loads(content)['choices'][0]
@@ -203,8 +207,8 @@ def read_written(content: bytes) -> Written | Rejected:
 
 
 def _continuation(begun: str, text: str) -> str:
-  """What a reply adds to its beginning: some servers open the thought again that it was given
-  opened.
+  """Returns the part of a reply that follows its given beginning; some servers repeat the opened
+  thought.
   """
   opened = begun.rstrip() == tags.THINK_OPEN and text.lstrip().startswith(tags.THINK_OPEN)
   return text.lstrip().removeprefix(tags.THINK_OPEN).removeprefix('\n') if opened else text

@@ -1,9 +1,9 @@
-"""How lmms-eval reads an answer and scores it, so that rows which were made with it can be compared
-with ours.
+"""How lmms-eval reads and scores an answer, so that its published numbers can be compared with
+ours.
 
-Its tasks as of August 2026 (their letters are as in May, the release that ParaVT's is shipped
-with). Every quirk is meant: do not fix them here. Where that harness draws a letter at random, or
-asks a judge, there is none here: such an answer is wrong.
+The rules are those of its tasks as of August 2026. Their letters are as in May, the release that
+ParaVT's code ships with. Every quirk is on purpose: do not fix them here. Where that harness draws
+a letter at random, or asks a judge, an answer counts as wrong here.
 """
 
 import re
@@ -67,8 +67,8 @@ _ORDER = re.compile(r'o\s*\([^)]+\)')
 
 
 def without_thoughts(text: str) -> str:
-  """The text without thoughts that were closed; of one whose opening is not there, what follows its
-  last closing.
+  """Returns the text without closed thoughts; without an opening tag, the text after the last
+  closing tag.
   """
   for opened, closed in _THOUGHTS:
     while opened in text and closed in text:
@@ -83,12 +83,13 @@ def without_thoughts(text: str) -> str:
 
 
 def letter(text: str, choices: str = FOUR) -> str:
-  """The letter that multiple choice is read as (Video-MME, LVBench, MLVU), '' for none.
+  """Returns the letter that a multiple-choice answer is read as (Video-MME, LVBench, MLVU), '' for
+  none.
 
-  Kinds of mention in order: the text begins with a letter, ends with one, one follows a phrase such
-  as "answer is" (anywhere behind it, in a word too), `(B)`, `B.`, `B:`, `B)`, `B` and a space;
-  without any of these a letter in any word. Of one kind the last mention counts; a phrase takes of
-  each letter the first that follows.
+  Kinds of mention are tried in order: the text begins with a letter, ends with one, or one follows
+  a phrase such as "answer is" (anywhere after it, also within a word); then `(B)`, `B.`, `B:`,
+  `B)`, and `B` with a space; then a letter in any word. Within a kind, the last mention counts.
+  After a phrase, only the first occurrence of each letter counts.
   """
   text = text.strip()
   for mark in _EDGES:
@@ -117,8 +118,9 @@ def letter(text: str, choices: str = FOUR) -> str:
 
 
 def first_letter(text: str) -> str:
-  """The first capital A..E anywhere in the text (LongVideoBench) once announcements are taken out;
-  '' for none, where the harness draws one.
+  """Returns the first capital A..E in the text without announcements (LongVideoBench).
+
+  '' means none, where the harness draws one at random.
   """
   for phrase in _BEFORE_LETTERS:
     text = text.replace(phrase, '')
@@ -126,11 +128,11 @@ def first_letter(text: str) -> str:
 
 
 def times(text: str) -> tuple[float, float] | None:
-  """(start, end) in seconds that a grounded answer is read as, put in order; None for none.
+  """Returns the (start, end) in seconds that a grounded answer is read as, sorted; None for none.
 
-  Only lines (parted at !, ? and line ends) that speak of a start, an end or a happening count, all
-  where there is none. Tried in turn: the first range of clocks, the first `a - b` ("to" is a dash),
-  the first two clocks, the first numbers of two lines.
+  Only lines (split at !, ? and line ends) that mention a start, an end or an event count; all lines
+  if none does. Tried in turn: the first range of clock times, the first `a - b` ("to" counts as a
+  dash), the first two clock times, the first numbers of two lines.
   """
   text = text.lower().replace(_EXAMPLE, '').replace('to', '-')
   lines = re.split(r'[!?\n]', text)
@@ -140,7 +142,7 @@ def times(text: str) -> tuple[float, float] | None:
 
 
 def _windows(lines: Sequence[str]) -> Iterator[tuple[float, float]]:
-  """Readings, best one first."""
+  """Returns the readings, best one first."""
   for pattern, number in ((_CLOCK_RANGE, _seconds), (_RANGE, float)):
     yield from (
       (number(match[1]), number(match[2])) for match in map(pattern.search, lines) if match
@@ -158,9 +160,11 @@ def _seconds(clock: str) -> float:
 
 
 def chooses(text: str, gold: str, option: str) -> bool:
-  """Whether MMVU's rule finds a multiple-choice answer right: the first stand-alone A..E in either
-  case is the gold letter, or the gold letter stands alone anywhere, or the gold option's text is in
-  it, or the letter and a word of that option are.
+  """Whether MMVU's rule accepts a multiple-choice answer.
+
+  One of these must hold: the first stand-alone A..E, in either case, is the gold letter; the gold
+  letter stands alone anywhere; the text contains the gold option; or it contains the letter and a
+  word of that option.
   """
   lower, option = text.lower(), option.strip().lower()
   if re.search(rf'\b{gold}\b', text, re.IGNORECASE):
@@ -173,9 +177,11 @@ def chooses(text: str, gold: str, option: str) -> bool:
 
 
 def says(text: str, gold: str) -> bool:
-  """Whether MMVU's rule finds an open-ended answer right without its judge: one text holds the
-  other, their first numbers agree to 0.01, all words (of three letters and more) of a gold of two
-  to five words are there, or both name the same order O(...).
+  """Whether MMVU's rule accepts an open-ended answer without its judge.
+
+  One of these must hold: one text contains the other; their first numbers agree to 0.01; the answer
+  has every word (of three letters or more) of a gold text of two to five words; or both name the
+  same order O(...).
   """
   text, gold = (_raised(one.strip().lower()) for one in (text, gold))
   given, wanted = ' '.join(text.split()), ' '.join(gold.split())
@@ -202,17 +208,17 @@ def _raised(text: str) -> str:
 
 
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'} of Video-MME, LVBench and MLVU: a letter past D is never read."""
+  """Returns {'accuracy'} of Video-MME, LVBench and MLVU; a letter after D is never read."""
   return _chosen(sample, lambda gold: letter(without_thoughts(text)) == gold)
 
 
 def score_first_letter(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'} of LongVideoBench."""
+  """Returns {'accuracy'} of LongVideoBench."""
   return _chosen(sample, lambda gold: first_letter(without_thoughts(text)) == gold)
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'} of MMVU, and the same as 'accuracy_mcq' or 'accuracy_oe'."""
+  """Returns {'accuracy'} of MMVU, and the same value as 'accuracy_mcq' or 'accuracy_oe'."""
   task, bare = sample.task, without_thoughts(text)
   if task.question_type == 'oe':
     found = {'accuracy': float(not sample.unanswerable and says(bare, task.answer))}
@@ -223,7 +229,7 @@ def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_times(sample: Sample, text: str) -> dict[str, float]:
-  """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of Charades-STA."""
+  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of Charades-STA."""
   given = times(without_thoughts(text))
   if given is None or sample.unanswerable:
     return official.recalls(0.0)
@@ -232,7 +238,7 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 
 
 def _chosen(sample: Sample, right: Callable[[str], bool]) -> dict[str, float]:
-  """Right under any of the gold letters, never where the gold is nowhere."""
+  """Whether the letter is one of the gold letters; False where no option matches the gold text."""
   return {
     'accuracy': float(
       not sample.unanswerable and any(map(right, sample.golds or (sample.task.answer,)))

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, with intervals and by field, and the comparison of two of them."""
+"""Computes the numbers of an evaluation, by field too, and compares two evaluations."""
 
 import collections
 import math
@@ -18,12 +18,14 @@ def summarize(
   """Returns the numbers of each benchmark of a plan, as in summary.json.
 
   Args:
-    plan: whose keys are the samples. outcomes: of any of them, in any order; a later one of a key
-    replaces an earlier one. samples, seed: of bootstrap intervals.
+    plan: its keys are the samples.
+    outcomes: outcomes of any of them, in any order. A later outcome of a key replaces an earlier
+      one.
+    samples, seed: of the bootstrap intervals.
 
   Returns:
-    By benchmark: as `_numbers`, and its `metric`, `fingerprint`, and how many samples are `missing`
-    (an evaluation that was cut off). The order of outcomes does not matter.
+    By benchmark: the values of `_numbers`, its `metric` and `fingerprint`, and how many samples are
+      `missing` (the evaluation was interrupted). The order of outcomes does not matter.
   """
   by_key = {outcome.key: outcome for outcome in outcomes}
   found = {}
@@ -40,17 +42,17 @@ def summarize(
 
 
 def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) -> dict[str, Any]:
-  """samples, answered, errors (how many), reasons (of errors).
+  """Returns the numbers of one benchmark:
 
-  score and its 95 % `interval`: over all samples, where an error earns nothing; score_answered,
-  interval_answered: over the answered ones. score_official, official_interval,
-  score_official_answered: the same by the benchmark's own rule, None without one; score_lmms_eval,
-  lmms_eval_interval, score_lmms_eval_answered: by that harness's. broken: how many of the rows are
-  broken as published, and why. metrics, official, lmms_eval: every metric by name, over `all`
-  samples (with the interval) and over the `answered` ones. Means over answered samples:
-  calls_per_sample (executed), calls_well_formed and calls_other (of another form, run too),
-  calls_failed, format_compliance, truncated, frames_repeated (left out, shown already);
-  calls_failed_by_reason: how many. No samples give None.
+  samples, answered, errors (counts), reasons (of errors). score and its 95 % `interval`: over all
+  samples, where an error scores 0. score_answered, interval_answered: over the answered ones.
+  score_official, official_interval, score_official_answered: by the benchmark's own rule, None
+  without one. score_lmms_eval, lmms_eval_interval, score_lmms_eval_answered: by the rule of that
+  harness. broken: how many rows are broken as published, and why. metrics, official, lmms_eval:
+  every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means
+  over answered samples: calls_per_sample (executed), calls_well_formed, calls_other (of another
+  form, also run), calls_failed, format_compliance, truncated, and frames_repeated (left out because
+  the model had seen them). calls_failed_by_reason: counts. Without samples, values are None.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   score, interval = _score(outcomes, lambda outcome: outcome.score, samples, seed)
@@ -85,7 +87,9 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
 
 
 def _conduct(answered: Sequence[Outcome]) -> dict[str, Any]:
-  """How the agent went about the answered samples: its calls, its format, what it looked at."""
+  """Returns how the agent behaved on the answered samples: its calls, its format, the frames it
+  requested.
+  """
   episodes = [outcome.episode or {} for outcome in answered]
   return {
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
@@ -111,7 +115,7 @@ def _conduct(answered: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
-  """The score by another rule than ours, None without it."""
+  """Returns the score by another rule than ours, None without that rule."""
   return {
     f'score_{rule}': score.get('all'),
     f'score_{rule}_answered': score.get('answered'),
@@ -122,7 +126,7 @@ def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
 def _score(
   outcomes: Sequence[Outcome], value, samples: int, seed: int
 ) -> tuple[float | None, list[float]]:
-  """(mean, interval); what is None counts as nothing earned."""
+  """Returns (mean, interval); None counts as 0."""
   values = [value(outcome) or 0.0 for outcome in outcomes]
   return _mean(values), list(
     statistics.interval(values, [outcome.id for outcome in outcomes], samples=samples, seed=seed)
@@ -132,8 +136,9 @@ def _score(
 def _metric(
   outcomes: Sequence[Outcome], which: str, name: str, score: bool, samples: int, seed: int
 ) -> dict[str, Any]:
-  """One metric over the samples that have it, and the errors of their kinds of question (a letter
-  has no F1); the one that is the score, over all errors.
+  """Returns one metric over the samples that have it, and over errors of the same question types.
+
+  A letter has no F1, for example. The metric that is the score counts all errors.
   """
   kind = lambda outcome: outcome.fields.get('question_type')
 
@@ -153,15 +158,15 @@ def _metric(
 
 
 def _names(outcomes: Sequence[Outcome], which: str) -> list[str]:
-  """Metrics that occur, in order of appearance."""
+  """Returns the metrics that occur, in order of appearance."""
   return list(
     dict.fromkeys(name for outcome in outcomes for name in (getattr(outcome, which) or {}))
   )
 
 
 def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, dict[str, Any]]:
-  """By field and value, and by 'k', the counts, score and interval of those samples; fields with
-  one value are left out.
+  """Returns counts, score and interval by field and value, and by 'k'; fields with one value are
+  left out.
   """
   table: dict[str, dict[str, list[Outcome]]] = {}
   for outcome in outcomes:
@@ -194,13 +199,14 @@ def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any
 
 
 def _calls(outcome: Outcome, executed: bool) -> int:
-  """Calls of an episode that were executed, or that were not."""
+  """Returns how many calls of an episode were executed, or were not."""
   return sum((result['status'] == 'executed') is executed for result in _results(outcome))
 
 
 def _forms(outcome: Outcome, well_formed: bool) -> int:
-  """Calls of an episode that are well-formed, or that were read although they are not; lines that
-  do not say are of the first.
+  """Returns how many calls of an episode are well-formed, or were read although they are not.
+
+  Lines without this entry count as well-formed.
   """
   calls = [result.get('call') or {} for result in _results(outcome)]
   return sum(call.get('well_formed', True) is well_formed for call in calls if 'name' in call)
@@ -212,9 +218,7 @@ def _results(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _repeated(episode: Mapping[str, Any]) -> int:
-  """Frames of an episode's overviews and crops that were left out because they were shown
-  already.
-  """
+  """Returns how many frames of an episode's overviews and crops were left out as repeats."""
   results = (result for turn in episode['turns'] for result in turn['results'])
   return sum(seen.get('repeated', 0) for seen in (episode, *episode.get('others', ()), *results))
 
@@ -232,20 +236,23 @@ def compare(
   samples: int,
   seed: int,
 ) -> dict[str, dict[str, Any]]:
-  """Two evaluations of the same questions, by benchmark that both have; what is no answer on both
-  sides counts as unpaired.
+  """Compares two evaluations of the same questions, for each benchmark that both have.
+
+  A pair with an error on either side counts as unpaired.
 
   Args:
-    metrics: by benchmark, which metric is the score. keys: by benchmark, those planned in either
-    evaluation. samples, seed: of the bootstrap, which draws questions (with all their budgets).
+    metrics: by benchmark, which metric is the score.
+    keys: by benchmark, the keys planned in either evaluation.
+    samples, seed: of the bootstrap, which draws questions (with all their budgets).
 
   Returns:
     By benchmark: metric; first, second: scores over the pairs; difference (second minus first),
-    low, high; only_first, only_second (questions that speak for it) and McNemar's p; right: what
-    that means; pairs, unpaired; lost, won: the flips, {key, gold, first, second}, by key.
+      low, high; only_first, only_second (questions that only one answers right more often) and
+      McNemar's p; right: what counts as right; pairs, unpaired; lost, won: the changed answers,
+      {key, gold, first, second}, by key.
 
   Raises:
-    DataError: a key has another gold answer in each folder: they are not the same questions.
+    DataError: the gold answers of a key differ, so the questions differ.
   """
   sides = [{outcome.key: outcome for outcome in side} for side in (first, second)]
   found = {}
@@ -271,7 +278,7 @@ def compare(
 def _paired_difference(
   pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int
 ) -> dict[str, Any]:
-  """What `compare` says of a benchmark's pairs of answered outcomes."""
+  """Returns the part of `compare` on one benchmark's pairs of answered outcomes."""
   for a, b in pairs:
     if a.gold != b.gold:
       raise DataError(

@@ -1,9 +1,9 @@
-"""How the published drivers read an answer and score it, apart from our own rule, so that their
-rows can be compared with ours.
+"""How the published drivers read and score an answer, so that their numbers can be compared with
+ours.
 
-Letters and times as in the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason as in its
-own script (arXiv 2507.07966). Every quirk is meant: do not fix them here,
-`paravt_jax.rewards.answer` is where an answer is read as it should be.
+Letters and times follow the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason its own
+script (arXiv 2507.07966). Every quirk is on purpose: do not fix them here.
+`paravt_jax.rewards.answer` reads answers without them.
 """
 
 import re
@@ -28,10 +28,11 @@ _THEREFORE_ANSWER = re.compile(rf'<answer>{_THEREFORE} (.*?)</answer>', re.DOTAL
 
 
 def letter(text: str) -> str:
-  """The option that the driver reads: the single letter in the first `<answer>`, else the first
-  stand-alone A..J inside it; else the whole text if it is one letter, else the one after "answer
-  is" or "answer:", else the first stand-alone A..J, else the first character. An empty
-  text gives ''.
+  """Returns the option that the driver reads.
+
+  Tried in turn: the single letter in the first `<answer>`; the first stand-alone A..J inside it;
+  the whole text if it is one letter; the letter after "answer is" or "answer:"; the first
+  stand-alone A..J; the first character. An empty text gives ''.
   """
   text = text.strip()
   tagged = _ANSWER.search(text)
@@ -49,12 +50,12 @@ def letter(text: str) -> str:
 
 
 def times(text: str) -> tuple[float, float] | None:
-  """(start, end) in seconds that the driver reads, not always in order; None when the text holds
-  fewer than two numbers.
+  """Returns the (start, end) in seconds that the driver reads, not always sorted; None for fewer
+  than two numbers.
 
-  In a `<time>` tag first, then in the whole text: the first `mm:ss` range that ends after it starts
-  and within an hour, else the first `a - b` that does. Else the numbers after start and end words,
-  else the first two numbers.
+  A `<time>` tag is tried first, then the whole text. In each: the first `mm:ss` range that ends
+  after it starts and within an hour; the first such `a - b`; the numbers after start and end words;
+  the first two numbers.
   """
   tag = _TIME_TAG.search(text)
   for target in ([tag[1]] if tag else []) + [text]:
@@ -74,8 +75,8 @@ def times(text: str) -> tuple[float, float] | None:
 
 
 def iou(given: Sequence[float], gold: Sequence[float]) -> float:
-  """Intersection over the hull of two windows, 0..1; the same as over the union wherever they
-  meet.
+  """Returns the intersection over the hull of two windows, 0..1; equal to the usual IoU for
+  windows that meet.
   """
   shared = max(0.0, min(given[1], gold[1]) - max(given[0], gold[0]))
   hull = max(given[1], gold[1]) - min(given[0], gold[0])
@@ -83,14 +84,16 @@ def iou(given: Sequence[float], gold: Sequence[float]) -> float:
 
 
 def follows_format(text: str) -> bool:
-  """LongVideo-Reason's format: the response begins with `<think>...</think>` and then
-  `<answer>...</answer>`.
+  """Whether the response has LongVideo-Reason's format: it begins with `<think>...</think>`,
+  then `<answer>...</answer>`.
   """
   return _FORMAT.match(text) is not None
 
 
 def recalls(overlap: float) -> dict[str, float]:
-  """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of one sample; a threshold that is just reached counts."""
+  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of one sample; reaching a threshold exactly
+  counts.
+  """
   return {
     'iou': overlap,
     **{f'r@{threshold:g}': float(overlap >= threshold) for threshold in RECALLS},
@@ -98,16 +101,18 @@ def recalls(overlap: float) -> dict[str, float]:
 
 
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'}. The driver reads a letter from open-ended rows too, and so nearly always finds
-  them wrong; so does this. Of a gold text that stands twice it knows the first letter only; where
-  the gold is nowhere, nothing is right.
+  """Returns {'accuracy'}.
+
+  The driver reads a letter from open-ended rows too, and so scores almost all of them as wrong.
+  This function does the same. If two options equal the gold text, the driver knows the first letter
+  only. If none does, no answer is right.
   """
   return {'accuracy': float(not sample.unanswerable and letter(text) == sample.task.answer)}
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy'} as `score_letter` gives it, and of a multiple-choice row the same as
-  'accuracy_mcq': what the driver's rule comes to where it applies.
+  """Returns {'accuracy'} as `score_letter` does; a multiple-choice row has the same value as
+  'accuracy_mcq'.
   """
   found = score_letter(sample, text)
   return (
@@ -116,7 +121,7 @@ def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_times(sample: Sample, text: str) -> dict[str, float]:
-  """{'iou', 'r@0.3', 'r@0.5', 'r@0.7'} against the gold 'start,end'."""
+  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} against the gold 'start,end'."""
   if sample.unanswerable:
     return recalls(0.0)
   given, (start, end) = times(text), sample.task.answer.split(',')
@@ -124,8 +129,10 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_longvideo_reason(sample: Sample, text: str) -> dict[str, float]:
-  """{'accuracy', 'format'}: the text of the first `<answer>`, or all of it, must be the gold letter
-  and nothing else.
+  """Returns {'accuracy', 'format'}.
+
+  The text of the first `<answer>`, or the whole text without one, must be the gold letter and
+  nothing else.
   """
   pattern = _THEREFORE_ANSWER if _THEREFORE in text else _ANSWER
   tagged = pattern.search(text)

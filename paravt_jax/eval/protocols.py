@@ -1,11 +1,11 @@
-"""In which ways a question can be put to a model, as data. One agent loop runs them all.
+"""The ways to put a question to a model, as data. One agent loop runs them all.
 
 tools        as trained: calls are answered by sub-agents' texts
-raw_crops    as the published driver did: a crop's frames come back into the main agent's own context
-no_tools     as trained but without tools: one turn behind the pinned prefix
+raw_crops    as the published driver: a crop's frames enter the main agent's own context
+no_tools     as trained but without tools: one turn after the pinned prefix
 think        think, then answer; nothing pinned, for models that were not trained here
 direct       the answer at once
-longvt, videozoomer, sage    other published agents (adapters.py), by a prompt file that the user brings
+longvt, videozoomer, sage    other published agents (adapters.py), with a prompt file of the user
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Protocol:
 
 
 def raw_crop(window: Window, clip: Clip) -> list[Piece]:
-  """A crop's frames, each after its time, then a tool response that states their number and
+  """Returns a crop's frames, each after its time, then a tool response with their number and
   window.
   """
   return [
@@ -66,8 +66,9 @@ def raw_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def direct_answer(text: str) -> str:
-  """The `<answer>` of a turn if it has one; else all that follows a think, for here a bare letter
-  is an answer too. A think that was never closed is no answer.
+  """Returns the `<answer>` of a turn if it has one, else all text after a closed think.
+
+  Here a bare letter is an answer too. Text in a think that never closes is no answer.
   """
   rest = strip_markup(text[tags.after_think(text) :])
   bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
@@ -87,7 +88,7 @@ def _ours(name: str, dialogue_format: DialogueFormat, system: str, **differs) ->
 
 
 def _one_turn(system: str) -> DialogueFormat:
-  """One turn after this system text; system texts of rows are ignored."""
+  """Makes the one-turn prompt after this system text; the system texts of rows are ignored."""
   return dataclasses.replace(TRAINING_FORMAT, system=lambda task: system)
 
 
@@ -123,12 +124,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def choose_protocol(name: str, prompt_file: str, dispatch: str) -> Protocol:
-  """The protocol of that name, with the text of its prompt file where it wants one ('' for none).
+  """Returns the protocol of that name, with the text of its prompt file if it needs one ('' for
+  none).
 
   Raises:
-    ConfigError: an unknown name or dispatch; a dispatch of calls where there are none; a file that
-    is missing, unwanted, no
-      text, or lacks a placeholder.
+    ConfigError: the name or dispatch is unknown; a dispatch of calls is given for a protocol
+      without calls; or the file is missing, not wanted, empty, or lacks a placeholder.
   """
   if name not in PROTOCOLS:
     near = difflib.get_close_matches(name, PROTOCOLS, 1)
@@ -193,11 +194,11 @@ def agent(
   agent_options: AgentOptions,
   subagent_options: SubagentOptions,
 ) -> Agent:
-  """An agent that follows `protocol`.
+  """Returns an agent that follows `protocol`.
 
-  dispatch 'sequential' runs the first call of a turn only; its siblings get the result of calls
-  over the limit, and there are as many rounds as calls could have been made in parallel. The prefix
-  is pinned only where the sampler can pin it.
+  dispatch 'sequential' runs only the first call of a turn. The other calls of the turn get the
+  result of calls over the limit. There are as many rounds as parallel calls were allowed. The
+  prefix is pinned only where the sampler can pin it.
   """
   rounds, at_once = agent_options.max_turns, agent_options.max_parallel
   if dispatch == 'sequential':
@@ -218,8 +219,10 @@ def agent(
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:
-  """An episode's answer as its protocol reads it, from the last turn; '' when there is none. A turn
-  that was asked for the bare answer holds it as it is.
+  """Returns an episode's answer from its last turn, by the protocol's rule; '' when there is
+  none.
+
+  A turn that was asked for the answer alone is taken as it is.
   """
   if not episode.turns:
     return ''

@@ -1,8 +1,8 @@
-"""What a row of each benchmark means: its published columns to a Question.
+"""What a row of each benchmark means: reads its published columns into a `Question`.
 
-Published rows have faults of their own. Such a row is kept and says which: its question is asked as
-it is, a gold text that stands twice is right under either letter, a gold that stands nowhere cannot
-be right. Only what cannot be asked at all is a `Broken`.
+Published rows have faults of their own. Such a row stays and names its fault. Its question is put
+as published. If two options equal the gold text, either letter is right. If none does, no answer is
+right. A row without a usable question is `Broken`.
 """
 
 import ast
@@ -29,7 +29,7 @@ OVER_TEN, ID_TWICE, NO_KIND = 'options over ten', 'id twice', 'type unknown'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What a row says."""
+  """The content of a row."""
 
   id: str  # '' when the benchmark gives none
   video: str  # as the row names it
@@ -61,7 +61,7 @@ _NOT_APPLICABLE = 'n/a'
 
 
 def _text(row: Row, name: str) -> str:
-  """A text that is not blank; numbers are taken as they are written."""
+  """Returns a text that is not blank; numbers become text as they are written."""
   value = _as_text(row.get(name))
   if not value:
     raise Broken(f'{name}: got {checks.short(row.get(name))}, wanted a text')
@@ -69,7 +69,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def _question_text(row: Row, name: str, faults: list[str]) -> str:
-  """A question's text, '' (a fault) when the row has none."""
+  """Returns a question's text, '' (a fault) when the row has none."""
   text = _as_text(row.get(name))
   if not text:
     faults.append(NO_QUESTION)
@@ -77,7 +77,7 @@ def _question_text(row: Row, name: str, faults: list[str]) -> str:
 
 
 def _as_text(value: Any) -> str:
-  """A text or number as text, stripped; '' for anything else. 3.0 is 3."""
+  """Returns a text or number as text, stripped; '' for anything else. 3.0 becomes 3."""
   value = value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value
   if (
     isinstance(value, bool)
@@ -89,8 +89,8 @@ def _as_text(value: Any) -> str:
 
 
 def _parse_value(value: Any) -> Any:
-  """A list for an array or a tuple, the value of JSON or Python text that holds a list or an
-  object; anything else as it is.
+  """Returns a list for an array or a tuple, the value of JSON or Python text that holds a list
+  or an object, and anything else unchanged.
   """
   value = value.tolist() if hasattr(value, 'tolist') else value
   if isinstance(value, str) and value.strip()[:1] in ('[', '{'):
@@ -103,7 +103,7 @@ def _parse_value(value: Any) -> Any:
 
 
 def _texts(row: Row, *names: str) -> dict[str, str]:
-  """Those of these columns that say something; of a list, all its texts."""
+  """Returns the non-empty texts of these columns; a list gives all its texts."""
   found = {}
   for name in names:
     value = _parse_value(row.get(name))
@@ -116,8 +116,10 @@ def _texts(row: Row, *names: str) -> dict[str, str]:
 
 
 def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
-  """Up to ten texts, their own letters (A, B, ... in order) taken off; () when there are none. An
-  empty one keeps its place.
+  """Returns up to ten option texts without their own letters (A, B, ... in order); () when there
+  are none.
+
+  An empty option keeps its place.
   """
   values = _parse_value(values)
   if isinstance(values, Mapping):
@@ -139,8 +141,10 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
 
 
 def _inline(text: str) -> tuple[str, tuple[str, ...]]:
-  """(question, options) of a text that ends with its options, `A.`, `(A)` or `A)` each; (text, ())
-  when they are not the letters from A on, two of them at least with a text.
+  """Returns (question, options) of a text that ends with its options, each after `A.`, `(A)` or
+  `A)`.
+
+  Returns (text, ()) unless the letters run from A on and at least two options have a text.
   """
   for pattern in _MARKS:
     marks = list(pattern.finditer(text))
@@ -168,11 +172,11 @@ def _letter(value: Any, count: int) -> str:
 def _golds(
   value: Any, options: Sequence[str], faults: list[str], *, text_first: bool = False
 ) -> tuple[str, ...]:
-  """The letters that are right for a gold that is a letter or an option's text, best one first; ()
-  when it stands nowhere.
+  """Returns the letters that are right for a gold letter or option text, best one first; () when
+  none matches.
 
-  A letter goes before a text that looks like one, or after it with `text_first`; then both are
-  right where they differ, for nobody can tell which was meant.
+  A letter goes before an option text of the same form, or after it with `text_first`. Where they
+  differ, both count as right, because the row does not say which one was meant.
   """
   given, letter = _as_text(value), _letter(value, len(options) or len(LETTERS))
   # an empty text is an empty option, where there is one
@@ -217,7 +221,11 @@ def _choice(
   faults: Sequence[str],
   fields: Mapping[str, str],
 ) -> Question:
-  """Returns a multiple-choice question. said: the row's gold text, used when no option matches."""
+  """Returns a multiple-choice question.
+
+  Args:
+    said: the row's gold text, used when no option matches.
+  """
   gold = golds[0] if golds else checks.short(said) if not _as_text(said) else _as_text(said)
   return Question(
     identity, video, text, 'mcq', options, gold, golds, tuple(dict.fromkeys(faults)), fields
@@ -228,7 +236,7 @@ def _choice(
 
 
 def videomme(row: Row) -> Question:
-  """Video-MME; its options carry their letters."""
+  """Reads a row of Video-MME; its options carry their letters."""
   faults: list[str] = []
   text, options = _question_text(row, 'question', faults), _options(row['options'], faults)
   return _choice(
@@ -244,8 +252,9 @@ def videomme(row: Row) -> Question:
 
 
 def longvideobench(row: Row) -> Question:
-  """LongVideoBench: options in columns of their own (or, in its json file, a list), of which "N/A"
-  is none.
+  """Reads a row of LongVideoBench.
+
+  Options have columns of their own (or a list in its json file). "N/A" marks an absent option.
   """
   faults: list[str] = []
   names = [f'option{i}' for i in range(5)]
@@ -284,7 +293,7 @@ def longvideobench(row: Row) -> Question:
 
 
 def lvbench(row: Row) -> Question:
-  """LVBench: the options are the end of the question, or a separate list."""
+  """Reads a row of LVBench; the options are the end of the question, or a separate list."""
   faults: list[str] = []
   text, options = _inline(_question_text(row, 'question', faults))
   options = _options(options or row.get('options'), faults)
@@ -301,7 +310,7 @@ def lvbench(row: Row) -> Question:
 
 
 def mlvu(row: Row) -> Question:
-  """MLVU: the gold answer is a letter or the text of an option."""
+  """Reads a row of MLVU; the gold answer is a letter or the text of an option."""
   faults: list[str] = []
   text, options = _inline(_question_text(row, 'question', faults))
   candidates = row.get('candidates')
@@ -319,8 +328,9 @@ def mlvu(row: Row) -> Question:
 
 
 def mmvu(row: Row) -> Question:
-  """MMVU: multiple-choice and open-ended; the video is an address, of which the path in the data
-  set counts, or a path.
+  """Reads a row of MMVU, multiple-choice or open-ended.
+
+  The video is a path, or an address whose path in the data set counts.
   """
   faults: list[str] = []
   if 'video' not in row and 'video_path' not in row:
@@ -377,7 +387,7 @@ def mmvu(row: Row) -> Question:
 
 
 def _choices(value: Any) -> list[Any]:
-  """The options of MMVU's {letter: text}, in order, up to the last that says something."""
+  """Returns the options of MMVU's {letter: text}, in order, up to the last with a text."""
   found = _parse_value(value)
   if isinstance(found, Mapping):
     found = [found.get(letter) for letter in LETTERS]
@@ -386,8 +396,9 @@ def _choices(value: Any) -> list[Any]:
 
 
 def charades(row: Row) -> Question:
-  """Charades-STA: when a caption happens. The file holds half precision, 24.296875 for 24.3, and is
-  taken at its word.
+  """Reads a row of Charades-STA: when does a caption happen?
+
+  The file holds half precision, 24.296875 for 24.3, and is used as it is.
   """
   faults: list[str] = []
   stamps = _parse_value(row['timestamp'])
@@ -415,8 +426,10 @@ def charades(row: Row) -> Question:
 
 
 def longvideo_reason(row: Row) -> Question:
-  """LongVideo-Reason. Five of the 1000 published rows hold no four options (two hold none): they
-  are asked as they are, as the publishers do, and marked in fields['options'].
+  """Reads a row of LongVideo-Reason.
+
+  Five of the 1000 published rows do not have four options (two have none). They are put as they
+  are, as the publishers do, and marked in fields['options'].
   """
   faults: list[str] = []
   problem = _question_text(row, 'problem', faults)

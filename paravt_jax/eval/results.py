@@ -21,7 +21,7 @@ SHOWN = 5  # names in a message
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A finished sample: answered and scored, or an error, which does not count as a wrong answer."""
+  """A finished sample: answered and scored, or an error, which is not counted as a wrong answer."""
 
   key: str  # 'videomme/<id>/k=64'
   benchmark: str
@@ -61,11 +61,12 @@ def digest(value: Any) -> str:
 class Journal:
   """Appends outcomes to a folder's results.jsonl, a whole line each or nothing.
 
-  A torn last line, and errors of an earlier run among the keys `again`, are taken out when it is
-  opened: those samples are put again. `answered` holds the keys that need not be.
+  Opening removes a torn last line, and errors of an earlier run among the keys `again`: those
+  samples run again. `answered` holds the keys that need no run.
 
   Raises:
-    DataError: an existing line breaks the schema. ParavtError: the folder cannot be written.
+    DataError: an existing line breaks the schema.
+    ParavtError: the folder cannot be written.
   """
 
   def __init__(self, folder: Path, again: Container[str] = ()):
@@ -85,8 +86,8 @@ class Journal:
       raise unwritable(self.path, 'open', error) from error
 
   def append(self, outcome: Outcome) -> None:
-    """Writes one line. Raises ParavtError when the disk is full; the file then ends with the last
-    whole line.
+    """Writes one line. Raises ParavtError when the disk is full; the file then ends with the
+    last whole line.
     """
     line = json.dumps(
       {name: getattr(outcome, name) for name in FIELDS}, separators=(',', ':'), allow_nan=False
@@ -108,8 +109,9 @@ class Journal:
 
 
 def read(path: Path) -> list[Outcome]:
-  """Outcomes of a results.jsonl in the order of writing; a missing file gives none, a torn last
-  line is left out.
+  """Reads the outcomes of a results.jsonl in the order of writing.
+
+  A missing file gives none. A torn last line is left out.
 
   Raises:
     DataError: a line breaks the schema.
@@ -118,7 +120,7 @@ def read(path: Path) -> list[Outcome]:
 
 
 def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
-  """Outcomes with their lines, and whether the last line is whole."""
+  """Returns outcomes with their lines, and whether the last line is whole."""
   found: list[tuple[Outcome, bytes]] = []
   last = 0  # where the last whole line ends
   for number, line, end in files.read_lines(path):
@@ -138,7 +140,7 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a results folder is made with."""
+  """The settings and samples of a results folder."""
 
   common: Mapping[str, Any]  # model, protocol, limits, sampling, code, ..., in named JSON values
   # by name {'parts': what is its own (frames, questions), 'metric': which of the metrics is the
@@ -147,13 +149,13 @@ class Plan:
   shard: tuple[int, int]  # (number from 1, count); (1, 1) is everything
 
   def fingerprint(self, benchmark: str) -> str:
-    """Names everything that the scores of a benchmark are a function of."""
+    """Names everything that determines the scores of a benchmark."""
     return digest([self.common, self.benchmarks[benchmark]['parts']])
 
 
 def refuse_other(folder: Path, plan: Plan) -> None:
-  """Raises ConfigError, naming the settings that differ, when a folder has results of others, or of
-  another shard.
+  """Raises ConfigError, with the settings that differ, when a folder has results of other
+  settings or of another shard.
   """
   changed = other_settings(folder, plan)
   if changed:
@@ -164,27 +166,29 @@ def refuse_other(folder: Path, plan: Plan) -> None:
 
 
 def other_settings(folder: Path, plan: Plan) -> str:
-  """The settings in which the results of a folder differ from a plan, the first few of them; ''
-  where there are none, or no results.
+  """Returns the first few settings in which a folder's results differ from a plan; '' without
+  results or differences.
   """
   changed = differences(read_plan(folder), plan) if _begun(folder) else []
   return ', '.join(changed[:SHOWN]) + (', ...' if len(changed) > SHOWN else '')
 
 
 def _begun(folder: Path) -> bool:
-  """Whether there are results; a start that was refused (no server, no model) leaves a plan that
-  binds nobody.
+  """Whether there are results. A start that was refused (no server, no model) leaves a plan
+  without results, which does not bind later runs.
   """
   results = folder / 'results.jsonl'
   return (folder / 'plan.json').exists() and results.exists() and results.stat().st_size > 0
 
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
-  """Adds a plan to the folder's plan by an atomic rename, and returns the plan of all benchmarks.
+  """Adds a plan to the folder's plan by an atomic rename, and returns the plan of all
+  benchmarks.
 
   Raises:
-    ConfigError: as `refuse_other`. DataError: the folder's plan is broken. ParavtError: it cannot
-    be written.
+    ConfigError: as `refuse_other`.
+    DataError: the folder's plan is broken.
+    ParavtError: it cannot be written.
   """
   refuse_other(folder, plan)
   if _begun(folder):
@@ -198,7 +202,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-  """The plan of a results folder. Raises DataError when there is none, or it is broken."""
+  """Reads the plan of a results folder. Raises DataError when there is none, or it is broken."""
   path = folder / 'plan.json'
   try:
     data = json.loads(path.read_text())
@@ -215,8 +219,10 @@ def read_plan(folder: Path) -> Plan:
 
 
 def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
-  """'agent.max_turns: 3 -> 2' for each setting in which two plans differ, of benchmarks that both
-  have; shards: the shard too.
+  """Returns 'agent.max_turns: 3 -> 2' for each setting in which two plans differ, on benchmarks
+  that both have.
+
+  shards: compares the shards too.
   """
   rows = _differences(before.common, _as_json(now.common), '')
   for name in before.benchmarks:
@@ -230,7 +236,7 @@ def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
 
 
 def _as_json(value: Any) -> Any:
-  """As JSON gives it back: tuples are lists."""
+  """Returns a value as JSON gives it back: tuples become lists."""
   return json.loads(json.dumps(value))
 
 
@@ -248,12 +254,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str)
 def merge_shards(
   plans: Mapping[Path, Plan], outcomes: Mapping[Path, Sequence[Outcome]]
 ) -> tuple[Plan, list[Outcome]]:
-  """The whole of which results folders are the shards: its plan and all its outcomes.
+  """Joins results folders that are the shards of one evaluation: its plan and all its outcomes.
 
   Raises:
-    ConfigError: they were made with different settings, or benchmarks; a shard is missing or there
-    twice; samples of one are missing
-      (its run did not end). The message names all that is missing.
+    ConfigError: their settings or benchmarks differ; a shard is missing or occurs twice; or samples
+      are missing (a run did not end). The message names everything that is missing.
   """
   (first, plan), *others = plans.items()
   for path, other in others:

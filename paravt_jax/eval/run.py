@@ -1,6 +1,7 @@
-"""Questions at frame budgets, by the very agent loop that RL trains; errors are outcomes
-of their own, also those of a single call: what server, file or clock did to an episode says nothing
-about the model.
+"""Runs questions at frame budgets through the same agent loop that RL trains.
+
+Errors are outcomes of their own, also the errors of a single call: a failure of a server, a file or
+a deadline says nothing about the model.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question at one budget."""
+  """One question at one budget, with its episode."""
 
   task: Task
   budget: int
@@ -45,15 +46,15 @@ async def each(
   options: EvalOptions,
   on_record: Callable[[Record], None],
 ) -> None:
-  """Runs (task, budget) pairs in their order, `options.concurrency` at a time; nothing is kept, and
-  nothing runs ahead.
+  """Runs (task, budget) pairs in their order, `options.concurrency` at a time. It keeps no
+  record and reads no question ahead of need.
 
   Args:
     agent: greedy or sampling, as its context options say.
-    questions: taken one by one; those of one video, side by side, share its frames.
-    reward: of a task; its parts must hold 'compliant'.
-    on_record: hears of each record as it finishes, frames included, in the event loop. What it
-      raises ends the evaluation. Errors of server, video and judge are records too.
+    questions: taken one by one. Questions on one video share its frames when they are neighbours.
+    reward: scores a task's answer; its parts must hold 'compliant'.
+    on_record: receives each record, frames included, in the event loop as it finishes. An exception
+      from it ends the evaluation. Errors of server, video and judge are records too.
   """
   waiting = iter(questions)
 
@@ -116,7 +117,7 @@ def _why(reason: str, episode: Episode) -> str:
 
 
 def _has_failed(result: ToolResult) -> bool:
-  """Returns whether server, file or time limit made a call fail, and not what the model wrote."""
+  """Whether a server, a file or a deadline made a call fail, rather than the text of the model."""
   if result.status is ResultStatus.SUBAGENT_ERROR:
     # one that wrote nothing to the purpose did answer
     return result.subagent is None or result.subagent.stop is StopReason.ABORT

@@ -26,24 +26,26 @@ class Sample:
 
   @property
   def gold(self) -> str:
-    """The gold answer for people: 'B or C' where both are right."""
+    """Returns the gold answer as people read it: 'B or C' where both are right."""
     return ' or '.join(self.golds) or self.task.answer
 
   @property
   def unanswerable(self) -> bool:
-    """Whether the row's gold answer is nowhere, so that no answer is right."""
+    """Whether no answer is right, because the row's gold answer matches no option."""
     return NOWHERE in faults(self.fields)
 
 
 def faults(fields: Mapping[str, str]) -> tuple[str, ...]:
-  """What is wrong with a row as published, by the fields of its sample; () when nothing is."""
+  """Returns the faults of a row as published, from the fields of its sample; () when there are
+  none.
+  """
   text = fields.get(FAULTS, NO_OPTIONS if fields.get(OPTIONS) == BROKEN else '')
   return tuple(text.split('; ')) if text else ()
 
 
 def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
-  """How many rows, by their samples' fields, are broken as published: 'rows' in all, then by what
-  is wrong; {} for none.
+  """Counts the rows that are broken as published, from their samples' fields: 'rows' in all,
+  then by fault; {} for none.
   """
   found = [faults(fields) for fields in rows]
   counts = collections.Counter(fault for each in found for fault in each)
@@ -51,7 +53,7 @@ def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
 
 
 def describe_faults(counts: Mapping[str, int]) -> str:
-  """Such counts for people: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; ''
+  """Describes such counts: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; ''
   for none.
   """
   reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')

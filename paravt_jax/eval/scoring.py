@@ -1,4 +1,4 @@
-"""How sure a score is. Numpy only; every draw is seeded."""
+"""Intervals of scores. NumPy only; every draw is seeded."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -29,10 +29,10 @@ def wilson(successes: float, count: int, z: float = _Z95) -> tuple[float, float]
 def share_interval(
   values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int
 ) -> tuple[float, float]:
-  """The 95 % interval of a mean of values in [0, 1] whose members of one cluster are not
-  independent (a question at every budget).
+  """Returns the 95 % interval of a mean of values in [0, 1] that depend on each other within a
+  cluster (a question at every budget).
 
-  Wilson's over the clusters when each has one member, or when all values are equal; else a
+  Wilson's interval over the clusters when each has one member, or when all values are equal; else a
   bootstrap over clusters.
   """
   count = len(set(clusters))
@@ -52,13 +52,15 @@ def paired_bootstrap(
   samples: int,
   seed: int,
 ) -> tuple[float, float, float]:
-  """The mean of after - before with its 95 % percentile interval, by resampling pairs (Efron and
-  Tibshirani 1993, chapter 13).
+  """Returns the mean of after - before with its 95 % percentile interval, by resampling pairs
+  (Efron and Tibshirani 1993, chapter 13).
 
   Args:
-    before, after: scores of the same questions, in the same order. clusters: what is drawn
-    together, such as the task of a question put at several budgets; None draws each pair alone.
-    samples: bootstrap samples. seed: of the draws.
+    before, after: scores of the same questions, in the same order.
+    clusters: what is drawn together, such as the task of a question put at several budgets; None
+      draws each pair alone.
+    samples: bootstrap samples.
+    seed: of the draws.
 
   Returns:
     (difference, low, high). No pairs give (nan, -inf, inf).

@@ -1,5 +1,5 @@
-"""A benchmark's files as a hub download lays them out: rows, videos in folders or archives,
-subtitles. Nothing is fetched.
+"""Finds a benchmark's files as a hub download lays them out: rows, videos in folders or
+archives, subtitles. It downloads nothing.
 """
 
 import collections
@@ -30,8 +30,10 @@ _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 
 
 def root(folder: str | os.PathLike) -> pathlib.Path:
-  """The folder that holds a snapshot's files: itself, or in a hub cache (`snapshots/<revision>`)
-  the revision of `main`, else the newest one.
+  """Returns the folder that holds a snapshot's files.
+
+  This is the folder itself. In a hub cache (`snapshots/<revision>`) it is the revision of `main`,
+  or the newest one.
 
   Raises:
     DataError: there is no such folder.
@@ -56,10 +58,10 @@ def root(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def row_files(folder: pathlib.Path, globs: Sequence[str]) -> list[pathlib.Path]:
-  """The files of the first glob that matches any, by name.
+  """Returns the files of the first glob that matches any, by name.
 
   Raises:
-    DataError: none does.
+    DataError: no glob matches.
   """
   for pattern in globs:
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -74,8 +76,8 @@ def row_files(folder: pathlib.Path, globs: Sequence[str]) -> list[pathlib.Path]:
 def rows(
   file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(number from 0, row) of a parquet, json (a list, or an object that holds one) or jsonl file,
-  with these columns only.
+  """Yields (number from 0, row), with these columns only, from a parquet, json (a list, or an
+  object that holds one) or jsonl file.
 
   Raises:
     DataError: the file cannot be read, or lacks a column.
@@ -135,7 +137,9 @@ def _json(
 
 
 def _lines(text: str) -> list[Any]:
-  """The values of JSON lines. Only newlines end a line: U+2028 and its like stand in strings."""
+  """Yields the values of JSON lines. Only newlines end a line: strings may hold U+2028 and
+  similar.
+  """
   found = []
   for number, line in enumerate(text.split('\n'), 1):
     try:
@@ -186,9 +190,10 @@ class Files:
     """Returns the file that a row calls `wanted`, or None when none or several match.
 
     Args:
-      wanted: a relative path. Another suffix of the same kind will do, its own is preferred.
-      folders: where it is to lie, tried in this order. depth: how many of its last parts must agree
-      at least: 1 takes a file of that name from anywhere, if there is but one.
+      wanted: a relative path. Another suffix of the same kind matches too, but its own comes first.
+      folders: where to look, in this order.
+      depth: how many of its last parts must agree at least. 1 accepts a file of that name anywhere,
+        if there is only one.
     """
     parts = pathlib.PurePosixPath(wanted).parts
     candidates = self._by_stem.get(stem(wanted, self._suffixes), []) if parts else []
@@ -213,14 +218,14 @@ class Files:
 
 
 def stem(name: str, suffixes: Sequence[str]) -> str:
-  """A path's last part without its suffix, if that is one of these."""
+  """Returns a path's last part without its suffix, if that is one of these."""
   bare, suffix = os.path.splitext(pathlib.PurePosixPath(name).name)
   return bare if suffix.lower() in suffixes else bare + suffix
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Every file below a folder, by name. A folder that was seen is not entered again, so that links
-  cannot run in circles.
+  """Yields every file below a folder, by name. A folder is entered once, so that links cannot
+  run in circles.
   """
   seen = set()
   for place, folders, names in os.walk(folder, followlinks=True):
@@ -237,25 +242,27 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def archives(folder: pathlib.Path) -> list[tuple[pathlib.Path, ...]]:
-  """Every zip and tar below a folder, by name.
+  """Returns every zip and tar below a folder, by name.
 
-  One that is published in parts (`videos.tar.part.aa`, ...) comes as all of them, in order.
+  An archive published in parts (`videos.tar.part.aa`, ...) is returned as all its parts, in order.
   """
   return archive_parts.groups(_walk(folder))
 
 
 def unread(folder: pathlib.Path) -> list[str]:
-  """A line for each file below a folder that looks like an archive and is not read."""
+  """Returns a line for each file below a folder that looks like an archive and cannot be read
+  here.
+  """
   there = list(_walk(folder))
   groups, disks = archive_parts.groups(there), archive_parts.over_disks(there)
   return list(archive_unread.find_unread(there, groups, disks).values())
 
 
 def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
-  """The names in an archive, or None when only reading it through would tell (a packed tar).
+  """Returns the names in an archive, or None for a compressed tar, whose names need a full read.
 
   Raises:
-    DataError: a damaged archive, or one of which a part is missing.
+    DataError: the archive is damaged, or a part of it is missing.
   """
   with _disk(parts[0]):
     if kind_of(parts[0]) not in PLAIN and not archive_parts.gap(parts):
@@ -270,15 +277,15 @@ def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
 def unpack_archives(
   parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path
 ) -> bool:
-  """Extracts an archive into `target` with `data.unpack`; returns whether it had to.
+  """Extracts an archive into `target` with `data.unpack`; returns whether it extracted anything.
 
-  A mark in the folder `marks` records the archive's names, sizes and dates; an archive with a mark
-  is skipped. An interrupted extraction runs again. Only whole files appear, and a file with
-  other content is replaced.
+  A mark in the folder `marks` records the archive's names, sizes and dates. An archive with a mark
+  is skipped. An interrupted extraction runs again. Only whole files appear. A file with other
+  content is replaced.
 
   Raises:
-    DataError: a damaged archive, one of which a part is missing, one that would write outside, a
-      disk that cannot be written.
+    DataError: the archive is damaged, lacks a part, or would write outside `target`; or the disk
+      cannot be written.
   """
   with _disk(parts[0]):
     facts = [

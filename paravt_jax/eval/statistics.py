@@ -1,4 +1,6 @@
-"""How sure a score is, and whether two differ. Pure; every draw is seeded."""
+"""Intervals of scores, and tests whether two scores differ. Pure functions; every draw is
+seeded.
+"""
 
 import collections
 import dataclasses
@@ -11,15 +13,17 @@ from paravt_jax.eval import scoring
 def interval(
   values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int
 ) -> tuple[float, float]:
-  """The 95 % interval of a mean of values in [0, 1].
+  """Returns the 95 % interval of a mean of values in [0, 1].
 
-  Wilson's for a share (all values 0 or 1, one per cluster), a bootstrap over clusters for any other
-  mean; where a bootstrap could only repeat itself (one cluster, or all values equal) Wilson's over
-  the clusters, which is wider than any mean's.
+  A share (all values 0 or 1, one per cluster) gets Wilson's interval, any other mean a bootstrap
+  over clusters. Where a bootstrap could only repeat itself (one cluster, or all values equal), the
+  result is Wilson's interval over the clusters. It is wider than that of any mean.
 
   Args:
-    values: a score each. clusters: what is drawn together, such as the question that was put at
-    several budgets. samples: bootstrap samples. seed: of the draws.
+    values: a score each.
+    clusters: what is drawn together, such as a question that was put at several budgets.
+    samples: bootstrap samples.
+    seed: of the draws.
 
   Returns:
     (low, high). No values give (0, 1): nothing is known.
@@ -51,20 +55,20 @@ class McNemar:
 def mcnemar(
   first: Sequence[bool], second: Sequence[bool], questions: Sequence[Hashable]
 ) -> McNemar:
-  """The exact test (McNemar 1947, by the binomial distribution) of whether two systems are right
-  equally often.
+  """Tests whether two systems are right equally often (McNemar 1947, exact by the binomial
+  distribution).
 
-  A question that was put several times (at each frame budget) is one observation, not several: it
-  speaks for the system that is right more often. Where each is put once, that is McNemar's count of
+  A question that was put several times (at each frame budget) is one observation. It counts for the
+  system that is right more often. If each question was put once, this is McNemar's count of
   discordant pairs.
 
   Args:
-    first, second: whether each is right, on the same pairs in the same order. questions: what each
-    pair asks.
+    first, second: whether each is right, on the same pairs in the same order.
+    questions: the question of each pair.
 
   Returns:
-    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 when none is
-    discordant.
+    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 without
+    discordant questions.
 
   Raises:
     ValueError: the lengths differ.

@@ -1,9 +1,9 @@
-"""Subtitle files (srt, vtt) as plain lines, in any encoding and shape.
+"""Reads subtitle files (srt, vtt) as plain lines, in any encoding and shape.
 
-A byte-order mark decides the encoding. Without one: NULs mean UTF-16 or UTF-32, then UTF-8 is
-tried. For other files the encoding is guessed, and guesses are counted: GB18030 where the bytes
-above 0x7f stand in pairs throughout (most subtitles that are no Unicode are Chinese or Western),
-else Windows-1252.
+A byte-order mark decides the encoding. Without one, NULs mean UTF-16 or UTF-32, then UTF-8 is
+tried. For other files the encoding is guessed, and guesses are counted. The guess is GB18030 where
+the bytes above 0x7f come in pairs throughout, because most non-Unicode subtitles are Chinese or
+Western. Otherwise it is Windows-1252.
 """
 
 import codecs
@@ -52,12 +52,12 @@ GUESSED = 'shown, read as '
 
 
 class NoSubtitles(DataError):
-  """A subtitle file is there, but nothing is said in it that can be read."""
+  """A subtitle file exists but holds no readable text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subtitles:
-  """What a file says."""
+  """The lines of a subtitle file and its encoding."""
 
   text: str
   encoding: str  # that it was read as
@@ -65,10 +65,11 @@ class Subtitles:
 
 
 def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
-  """A subtitle file as `sample_lines` lines.
+  """Reads a subtitle file as `sample_lines` lines.
 
   Raises:
-    NoSubtitles: it yields no line. DataError: it cannot be read.
+    NoSubtitles: it yields no line.
+    DataError: it cannot be read.
   """
   try:
     data = file.read_bytes()
@@ -114,11 +115,11 @@ def decode_text(data: bytes) -> tuple[str, str, bool]:
 
 
 def subtitle_lines(text: str) -> list[str]:
-  """'start --> end text' of every cue of an srt or vtt file, seconds with one decimal.
+  """Returns 'start --> end text' of every cue of an srt or vtt file, seconds with one decimal.
 
-  A cue ends at the times of the next one; blank lines do not end it. Markup, cue numbers, and
-  notes and styles of vtt are removed. Empty cues, cues that repeat the previous text, and text
-  before the first cue are left out.
+  A cue ends at the times of the next one. Blank lines do not end it. Markup, cue numbers, and notes
+  and styles of vtt are removed. Empty cues, cues that repeat the previous text, and text before the
+  first cue are left out.
   """
   text = re.sub('\r+\n', '\n', text).replace('\r', '\n').replace('\ufeff', '').replace('\0', '')
   rows = text.split('\n')
@@ -146,13 +147,15 @@ def subtitle_lines(text: str) -> list[str]:
 
 
 def _number(rows: Sequence[str], at: int) -> int | None:
-  """The number of the cue whose times stand in row `at`, None where it has none."""
+  """Returns the number of the cue whose times are in row `at`, None without a number."""
   above = next((row.strip() for row in reversed(rows[max(0, at - 2) : at]) if row.strip()), '')
   return int(above) if above.isdecimal() and len(above) < 10 else None
 
 
 def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str]:
-  """A cue's rows without the number (in vtt: any name) of the next cue, which stands last."""
+  """Returns a cue's rows without their last row if it is the number (in vtt: any name) of the
+  next cue.
+  """
   kept = list(body)
   while kept and not kept[-1].strip():
     kept.pop()
@@ -166,7 +169,9 @@ def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str
 
 
 def _without_blocks(body: list[str]) -> list[str]:
-  """A cue's rows of vtt without comments and styles: from their word to the next blank line."""
+  """Returns a cue's rows of vtt without comments and styles: from their keyword to the next
+  blank line.
+  """
   kept, inside, before = [], False, 'x'
   for row in body:
     inside = (inside and bool(row.strip())) or (not before.strip() and row.startswith(_BLOCKS))
@@ -177,7 +182,7 @@ def _without_blocks(body: list[str]) -> list[str]:
 
 
 def _cue_text(rows: Iterable[str]) -> str:
-  """The text of a cue in one line."""
+  """Returns the text of a cue in one line."""
   bare = (html.unescape(_BREAKS.sub(' ', _MARKUP.sub('', row))) for row in rows)
   return ' '.join(' '.join(bare).split())
 
@@ -189,7 +194,7 @@ def _seconds(parts: Sequence[str | None]) -> float:
 
 
 def sample_lines(lines: Sequence[str], max_bytes: int) -> str:
-  """The lines, or when they are more than `max_bytes` of UTF-8 as many as fit.
+  """Returns the lines, or as many as fit when they are more than `max_bytes` of UTF-8.
 
   These are taken evenly from beginning to end.
   """
@@ -204,7 +209,9 @@ def sample_lines(lines: Sequence[str], max_bytes: int) -> str:
 
 
 def describe_encodings(fields: Iterable[str]) -> str:
-  """What people should know of some files, by their samples' fields 'subtitles'; '' for nothing."""
+  """Describes the encodings that people should know of, from their samples' fields 'subtitles';
+  '' for nothing.
+  """
   counts = collections.Counter(fields)
   guessed = {name: count for name, count in sorted(counts.items()) if name.startswith(GUESSED)}
   parts = (

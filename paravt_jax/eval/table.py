@@ -1,5 +1,5 @@
-"""Markdown of an evaluation and of a comparison. Every number says how sure it is, and published
-ones say that they are.
+"""Writes an evaluation and a comparison as Markdown. Every number has its interval, and
+published numbers are marked as such.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,19 @@ def markdown(
   published: Mapping[str, Mapping[str, float]],
   rules: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-  """The tables of a summary (`numbers.summarize`).
+  """Returns the tables of a summary (`numbers.summarize`).
 
   Args:
-    name: of what was evaluated. published: by benchmark {model: number, per cent}; those of
-    benchmarks that were not evaluated are left out. rules: by model, the rule that its published
-    numbers were made with: 'official' or 'lmms_eval'; unknown without an entry.
+    name: of what was evaluated.
+    published: by benchmark {model: number, per cent}. Benchmarks that were not evaluated are left
+      out.
+    rules: by model, the rule behind its published numbers: 'official' or 'lmms_eval'; unknown
+      without an entry.
 
   Returns:
     Markdown that ends in a newline: scores, comparisons of complete benchmarks with published rows,
-    errors by reason, calls, further metrics, breakdowns. Scores are per cent with their 95 %
-    interval.
+      errors by reason, calls, further metrics, breakdowns. Scores are per cent with their 95 %
+      interval.
   """
   parts = [f'# {name}', _scores(summary)]
   beside = _beside(summary, name, published, rules)
@@ -95,7 +97,7 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _by(row: Mapping[str, Any], rule: str) -> str:
-  """The score by another rule than ours; '-' without it, as in summaries of before it was known."""
+  """Returns the score by another rule than ours; '-' without it, as in older summaries."""
   return with_interval(row.get(f'score_{rule}'), row.get(f'{rule}_interval'))
 
 
@@ -150,9 +152,7 @@ def _beside(
 
 
 def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  """Per answered sample: calls by form, those that ran, and those that did not with their
-  reasons.
-  """
+  """Returns the calls per answered sample: by form, executed, and failed with their reasons."""
   rows = [
     [
       benchmark,
@@ -212,8 +212,10 @@ def comparison(
   flips: int,
   warnings: Sequence[str] = (),
 ) -> str:
-  """Markdown of a comparison of two results folders (`numbers.compare`), with at most `flips` flips
-  listed each way; first how their questions differ (`warnings`), where they do.
+  """Returns Markdown of a comparison of two results folders (`numbers.compare`).
+
+  `warnings` come first: they say how the questions differ. At most `flips` changed answers are
+  listed each way.
   """
   head = (
     'benchmark',
@@ -260,7 +262,7 @@ def comparison(
 
 
 def _list_flips(benchmark: str, row: Mapping[str, Any], flips: int) -> list[str]:
-  """The samples that one folder alone has right, at most `flips` each way."""
+  """Lists the samples that only one folder answers right, at most `flips` each way."""
   parts = []
   for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
     lines = [
@@ -276,26 +278,26 @@ def _list_flips(benchmark: str, row: Mapping[str, Any], flips: int) -> list[str]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table; bars in cells are escaped."""
+  """Returns a Markdown table; bars in cells are escaped."""
   clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
   lines = [list(head), ['---'] * len(head), *rows]
   return '\n'.join('| ' + ' | '.join(map(clean, line)) + ' |' for line in lines)
 
 
 def percent(value: float | None) -> str:
-  """'62.1', '-' for None."""
+  """Returns '62.1', '-' for None."""
   return '-' if value is None else f'{100 * value:.1f}'
 
 
 def format_number(value: float | None, digits: int) -> str:
-  """A number as it is, '-' for None."""
+  """Returns a number as text, '-' for None."""
   return '-' if value is None else f'{value:.{digits}f}'
 
 
 def with_interval(
   value: float | None, interval: Sequence[float] | None, *, sign: bool = False
 ) -> str:
-  """'62.1 [60.2, 64.0]', '-' for None."""
+  """Returns '62.1 [60.2, 64.0]', '-' for None."""
   if value is None or interval is None:
     return '-'
   form = '{:+.1f}' if sign else '{:.1f}'
@@ -306,6 +308,6 @@ def with_interval(
 
 
 def short(text: str) -> str:
-  """A text on one line, cut."""
+  """Returns a text on one line, cut to a length."""
   line = ' '.join(text.split())
   return f'"{line[:60]}{"..." if len(line) > 60 else ""}"'
