@@ -63,7 +63,6 @@ async def train(
     groups.GroupOptions,
     recipe.frames,
     size=recipe.rollout.group_size,
-    max_concurrent=recipe.rollout.max_concurrent,
     seed=recipe.seed,
   )
   reward = reward or groups.rewarder(recipe.reward, None)

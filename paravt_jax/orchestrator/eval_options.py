@@ -105,7 +105,7 @@ class SuiteOptions(PageOptions):
 
 @dataclasses.dataclass(frozen=True)
 class FrozenOptions(Options):
-  """What of the weights stays as it is."""
+  """Which weights are not trained."""
 
   freeze_vision: Annotated[bool, FLAG]  # a server may keep what it computed of a frame
 

@@ -38,7 +38,6 @@ async def train(
     groups.GroupOptions,
     recipe.frames,
     size=knobs.group_size,
-    max_concurrent=knobs.max_concurrent,
     seed=recipe.seed,
   )
   tasks = questions.train

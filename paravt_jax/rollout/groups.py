@@ -6,7 +6,7 @@ import asyncio
 import collections
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 from paravt_jax.chat.prompts import question_text
@@ -50,7 +50,6 @@ class GroupOptions(BudgetOptions):
   """How groups are made."""
 
   size: int  # G, rollouts of a prompt
-  max_concurrent: int  # groups in flight
   seed: int  # of the run
 
 
@@ -153,29 +152,6 @@ async def score_episode(episode: Episode, reward: Reward) -> Scored | Dropped:
     if isinstance(outcome, Dropped)
     else Scored(episode, float(outcome[0]), dict(outcome[1]))
   )
-
-
-async def stream(
-  agent: Agent, prompts: Sequence[Prompt], reward: Reward, options: GroupOptions
-) -> AsyncGenerator[tuple[int, Group]]:
-  """Yields (index, group) as groups finish, with at most max_concurrent in flight.
-
-  Closing the generator (contextlib.aclosing) cancels the rest.
-  """
-  gate = asyncio.Semaphore(options.max_concurrent)
-
-  async def one(index: int) -> tuple[int, Group]:
-    async with gate:
-      return index, await run_group(agent, prompts[index], reward, options)
-
-  tasks = [asyncio.create_task(one(index)) for index in range(len(prompts))]
-  try:
-    for finished in asyncio.as_completed(tasks):
-      yield await finished
-  finally:
-    for task in tasks:
-      task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def count_dropped(groups: Sequence[Group]) -> dict[str, int]:

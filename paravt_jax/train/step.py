@@ -69,8 +69,8 @@ class RLOptions(Options):
   clip: Annotated[float, INSIDE]  # epsilon: the ratio is clipped to 1 - clip .. 1 + clip
   weight_cap: Annotated[float, above(1)]  # bound of the weight between behavior and proximal policy
   beta: Annotated[float, from_(0, '0: no reference')]  # weight of the KL term to the reference
-  kl_limit: Annotated[float, POSITIVE]  # of a token's KL estimate, in nats
-  batch_norm: Annotated[str, one_of(*advantages.BATCH_NORMS)]  # of the batch's advantages
+  kl_limit: Annotated[float, POSITIVE]  # a token's KL estimate is clipped here, in nats
+  batch_norm: Annotated[str, one_of(*advantages.BATCH_NORMS)]  # scaling of the advantages
   updates_per_batch: Annotated[int, COUNT]  # above 1 the proximal policy is computed first
 
   @classmethod

@@ -1,10 +1,10 @@
-"""All groups of some prompts at once, as tests look at them."""
+"""Runs all groups of some prompts at once."""
 
-import contextlib
+import asyncio
 from collections.abc import Callable, Sequence
 
 from paravt_jax.rollout.agent import Agent
-from paravt_jax.rollout.groups import Group, GroupOptions, Prompt, Reward, stream
+from paravt_jax.rollout.groups import Group, GroupOptions, Prompt, Reward, run_group
 
 
 async def collect(
@@ -14,13 +14,12 @@ async def collect(
   options: GroupOptions,
   on_group: Callable[[Group], None] | None = None,
 ) -> list[Group]:
-  """All groups, in the order of `prompts` whatever order they finish in. `on_group` hears of each
-  as it finishes.
-  """
-  groups: list[Group | None] = [None] * len(prompts)
-  async with contextlib.aclosing(stream(agent, prompts, reward, options)) as finished:
-    async for index, group in finished:
-      groups[index] = group
-      if on_group is not None:
-        on_group(group)
-  return [group for group in groups if group is not None]
+  """Returns all groups in the order of `prompts`; `on_group` receives each as it finishes."""
+
+  async def one(prompt: Prompt) -> Group:
+    group = await run_group(agent, prompt, reward, options)
+    if on_group is not None:
+      on_group(group)
+    return group
+
+  return list(await asyncio.gather(*map(one, prompts)))

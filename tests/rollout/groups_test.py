@@ -1,7 +1,5 @@
 """Groups: one prompt, one K, rewards, and every loss counted by name."""
 
-import asyncio
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -82,33 +80,6 @@ def test_groups_come_back_in_the_order_asked_for_and_progress_hears_them_as_they
   assert heard[-1].id == 'task-0' and len(heard) == 3
 
 
-def test_at_most_max_concurrent_groups_are_in_flight():
-  async def use(stack):
-    running, seen = set(), []
-    opened, ran = stack.agent.open, stack.agent.run
-
-    async def opening(task, budget):
-      running.add(task.id)
-      seen.append(len(running))
-      return await opened(task, budget)
-
-    async def running_out(task, *rest):
-      episode = await ran(task, *rest)
-      running.discard(task.id)
-      return episode
-
-    stack.agent.open, stack.agent.run = opening, running_out
-    await collect(
-      stack.agent,
-      [Prompt(t, 0, 4) for t in tasks(6)],
-      REWARD,
-      dataclasses.replace(GROUP, size=1, max_concurrent=2),
-    )
-    return seen
-
-  assert max(with_stack(lambda request: sampled(ANSWER, delay=0.02), use)[0]) == 2
-
-
 def test_the_same_seed_gives_the_same_episodes_in_any_order_of_arrival():
   def script(request):
     noise = np.random.default_rng(request.sampling['sampling_seed'])
@@ -185,17 +156,3 @@ def test_the_judge_scores_open_questions_only_and_its_failure_is_no_score():
 def test_asking_for_a_judge_without_one_is_refused_at_the_door():
   with pytest.raises(ConfigError, match=r'judge\.url'):
     rewarder(dataclasses.replace(PUBLISHED, open_ended='judge'), None)
-
-
-def test_closing_a_stream_cancels_the_rest():
-  async def use(stack):
-    options = dataclasses.replace(GROUP, max_concurrent=1)
-    async with contextlib.aclosing(
-      groups.stream(stack.agent, [Prompt(t, 0, 4) for t in tasks(4)], REWARD, options)
-    ) as finished:
-      async for _ in finished:
-        break
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    return [task for task in others if 'one' in task.get_coro().__qualname__]
-
-  assert with_stack(play(ANSWER), use)[0] == []

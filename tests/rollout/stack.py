@@ -44,9 +44,7 @@ SUBAGENT = SubagentOptions(
 CONTEXT = ContextOptions(
   temperature=0.7, top_p=1.0, top_k=-1, context=16384, min_pixels=1024, max_pixels=50176
 )
-GROUP = GroupOptions(
-  size=4, gating=True, budgets=(4, 8, 16, 32, 64), frames=64, max_concurrent=8, seed=7
-)
+GROUP = GroupOptions(size=4, gating=True, budgets=(4, 8, 16, 32, 64), frames=64, seed=7)
 TASK = Task('task-1', ('a.mp4',), 'What appears at 41?', 'oe', 'red')
 LONG = 'I should look closer at it.</think>\n'
 

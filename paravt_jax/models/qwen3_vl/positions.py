@@ -28,8 +28,7 @@ def mrope_positions(
     image_id: the token id of the image placeholder.
     merged_grids: (rows, columns) of merged tokens per image, in order.
     start: position of the first token.
-    video_id, video_grids: the same for native video, one grid per *temporal patch* (see
-      `video_patch_grids`).
+    video_id, video_grids: the same for native video, one grid per *temporal patch*.
 
   Returns:
     (int32[3, n] positions, the position of the next token). Empty ids give int32[3, 0] and `start`.
@@ -87,13 +86,3 @@ def _grid_at(ids: np.ndarray, at: int, grid: tuple[int, int] | None) -> tuple[in
       'placeholders, got fewer; expand the ids with the grids of these very images'
     )
   return rows, columns
-
-
-def video_patch_grids(
-  grids_thw: Sequence[tuple[int, int, int]], merge: int
-) -> list[tuple[int, int]]:
-  """Returns one merged grid (rows, columns) per temporal patch.
-
-  `grids_thw` has one (t, h, w) per video, in patches.
-  """
-  return [(h // merge, w // merge) for t, h, w in grids_thw for _ in range(t)]

@@ -73,7 +73,7 @@ def _video_inputs(config, ids, video):
     oracle.IMAGE,
     [],
     video_id=oracle.VIDEO,
-    video_grids=positions.video_patch_grids([(pairs, height, width)], 2),
+    video_grids=[(height // 2, width // 2)] * pairs,
   )
   visual = np.full((1, len(ids)), -1, np.int32)
   visual[0, ids == oracle.VIDEO] = np.arange(pairs * height * width // 4)

@@ -70,7 +70,7 @@ def test_a_thousand_random_layouts_have_exactly_the_positions_of_transformers():
       oracle.IMAGE,
       [(h // 2, w // 2) for _, h, w in images],
       video_id=oracle.VIDEO,
-      video_grids=positions.video_patch_grids(videos, 2),
+      video_grids=[(h // 2, w // 2) for t, h, w in videos for _ in range(t)],
     )
     np.testing.assert_array_equal(got, want[:, 0].numpy())
     assert after == len(ids) + int(delta)
