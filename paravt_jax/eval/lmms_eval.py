@@ -88,7 +88,7 @@ def letter(text: str, choices: str = FOUR) -> str:
   The rules apply in this order:
     1. The text begins with a letter, or ends with one.
     2. A letter follows a phrase such as "answer is", at any distance, even within a word.
-    3. The text contains `(B)`, `B.`, `B:`, `B)`, or `B` with a space.
+    3. The text contains `(B)`, `B.`, `B:`, `B)`, or `B` with a space, in that order.
     4. A letter is part of any word.
   Within rules 2 to 4, the last position wins. After a phrase, only the first occurrence of each
   letter counts.
