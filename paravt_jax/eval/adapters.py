@@ -163,7 +163,11 @@ def zoom_error(result: ToolResult) -> list[Piece]:
 
 
 def boxed_text(text: str) -> str:
-  r"""Returns the answer of a turn: the last `\boxed{}` text, or the `<answer>` without one."""
+  r"""Returns the answer of a turn.
+
+  This is the last `\boxed{}` text in its `<answer>`, or after its thought without an `<answer>`.
+  Without a box, it is the `<answer>`.
+  """
   answer = extract_answer(text)
   found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
