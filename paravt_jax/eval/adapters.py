@@ -56,8 +56,8 @@ def split(text: str, where: str) -> tuple[str, str]:
 def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
   """Returns a function that builds a user message: all frames, then `text`.
 
-  Control tokens in `text` are trusted. The task's question and video name, which replace the
-  placeholders, are not.
+  Tags in `text` become tag tokens. The task's question and video name replace the placeholders, and
+  their tags stay plain text.
   """
   parts = re.split(f'({re.escape(QUESTION)}|{re.escape(VIDEO)})', text)
 
@@ -208,7 +208,7 @@ def _sage_call(call: Any) -> ToolCall | ParseFailure:
 
 
 def _sage(text: str) -> dict[str, Any] | None:
-  """Returns the last tagged JSON object of a turn, or the one at its first brace; None for none."""
+  """Returns the last tagged JSON object of a turn, or the one at its first brace, or None."""
   tail = text[tags.after_think(text) :]
   tagged = _JSON.findall(tail)
   text = tagged[-1] if tagged else tail

@@ -1,7 +1,7 @@
 """Loads samples of the public benchmarks from their published files, and scores answers.
 
 See section 11 of the spec. `benchmark_table` has one record per benchmark. Rows are checked when
-they are read. A row that is broken as published is marked and kept, and `faults` counts such rows.
+they are read. A row that is broken as published stays with a mark, and `faults` counts such rows.
 A file that lacks a column, or belongs to another benchmark, is an error. A missing video does not
 stop a run: its question becomes an error. `problems` reports missing videos before a run starts.
 """
@@ -164,7 +164,7 @@ def problems(
   Args:
     folders: {benchmark: its snapshot folder}.
   """
-  # found: errors; partly: warnings; whole: {benchmark: (snapshot folder, questions)}
+  # found has the errors, partly the warnings, whole {benchmark: (snapshot folder, questions)}
   found: list[str] = []
   partly: list[str] = []
   whole: dict[str, tuple[pathlib.Path, list[Question]]] = {}
