@@ -1,13 +1,12 @@
-r"""How other published video agents speak: the calls they write, what they are shown in return, and
-where their answer stands.
+r"""Defines the dialogue formats of other published video agents: calls, results and answers.
 
   LongVT        <tool_call>{"name": "crop_video", ...}</tool_call>; frames, then their number and window, in a tool response
-  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; each frame after <frame3_time5.50s>; \boxed{B}
-  SAGE          <json>{"final_answer": null, "recommended_tools": {"tool_calls": [...]}}</json>; of its tools only the one that
-                shows parts of the video is here, a call of another gets an error
+  VideoZoomer   <video_zoom>{"segment": [4.0, 6.0], "fps": 2}</video_zoom>; <frame3_time5.50s> before each frame; \boxed{B}
+  SAGE          <json>{"final_answer": null, "recommended_tools": {"tool_calls": [...]}}</json>; only its tool
+                that shows parts of the video is available, calls of other tools get an error
 
-Their prompts are theirs: a text file that the user brings. Contexts are append-only here, as ours
-are; frames have our sizes.
+The user provides each agent's prompt as a text file. As for our agent, contexts are append-only and
+frames have our sizes.
 """
 
 import json
@@ -26,13 +25,13 @@ from paravt_jax.types import Clip, ParseFailure, ResultStatus, Task, ToolCall, T
 
 QUESTION = '{question}'
 VIDEO = '{video}'
-RULE = '---'  # a line that parts a prompt file's system text from its user text
+RULE = '---'  # line between the system text and the user text of a prompt file
 
 _ZOOM = re.compile(r'<video_zoom>(.*?)(</video_zoom>|(?=<video_zoom>)|\Z)', re.DOTALL)
 _BOXED = re.compile(r'\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}')
 _JSON = re.compile(r'<json>(.*?)(?:</json>|\Z)', re.DOTALL)
 _SAGE_TOOL = 'extract_parts_from_timestamp'
-ZOOM_FRAMES = 16  # a larger request is refused, as the published VideoZoomer does
+ZOOM_FRAMES = 16  # larger requests are errors, as in the published VideoZoomer
 _UNREADABLE = (ValueError, RecursionError)
 
 
@@ -55,9 +54,10 @@ def split(text: str, where: str) -> tuple[str, str]:
 
 
 def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
-  """Makes a user message from all frames, then `text`.
+  """Returns a function that builds a user message: all frames, then `text`.
 
-  `text` is ours. The task's question and video in it are not.
+  Tags in `text` become tag tokens. The task's question and video name replace the placeholders, and
+  their tags stay plain text.
   """
   parts = re.split(f'({re.escape(QUESTION)}|{re.escape(VIDEO)})', text)
 
@@ -72,12 +72,12 @@ def user(text: str) -> Callable[[Task, Sequence[Sequence[Piece]]], list[Piece]]:
 
 
 def drop_times(frames: np.ndarray, seconds: Sequence[float]) -> list[Piece]:
-  """Returns the frames without their times."""
+  """Returns the frames as pieces, without their times."""
   return list(frames)
 
 
 def respond(*pieces: Piece) -> list[Piece]:
-  """Wraps pieces in a tool response."""
+  """Returns the pieces between the tags of a tool response."""
   return [
     template.Trusted(template.RESPONSE_OPEN),
     '\n',
@@ -91,7 +91,7 @@ def respond(*pieces: Piece) -> list[Piece]:
 
 
 def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
-  """Returns the frames of a crop and a note on what was cut."""
+  """Returns the frames of a crop and a note with its window and number of frames."""
   return respond(
     *drop_times(clip.frames, clip.seconds.tolist()),
     f'Cropped {window.start:g}s-{window.end:g}s, got {len(clip.frames)} frames.',
@@ -102,9 +102,9 @@ def longvt_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def zoom_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """Returns the zooms of a turn after its last `</think>`, or of the whole turn without one.
+  """Returns the zoom calls of a turn after its last `</think>`, or in the whole turn without one.
 
-  The number of frames is `fps` times the length.
+  The number of frames is `fps` times the segment length in seconds.
   """
   return tuple(_zoom(match) for match in _ZOOM.finditer(text, tags.after_think(text)))
 
@@ -163,7 +163,11 @@ def zoom_error(result: ToolResult) -> list[Piece]:
 
 
 def boxed_text(text: str) -> str:
-  r"""Returns the answer of a turn, from its last `\boxed{}` if there is one."""
+  r"""Returns the answer of a turn.
+
+  This is the last `\boxed{}` text in its `<answer>`, or after its thought without an `<answer>`.
+  Without a box, it is the `<answer>`.
+  """
   answer = extract_answer(text)
   found = _BOXED.findall(answer or text[tags.after_think(text) :])
   return found[-1].strip() if found else answer
@@ -173,9 +177,9 @@ def boxed_text(text: str) -> str:
 
 
 def sage_parse(text: str) -> tuple[ToolCall | ParseFailure, ...]:
-  """Returns the recommended tools of a turn, none once it holds a final answer.
+  """Returns the tool calls that a turn recommends, () if it has a final answer.
 
-  A turn without a JSON object is a failure.
+  A turn without a JSON object gives one `ParseFailure`.
   """
   value = _sage(text)
   if value is None:
@@ -204,12 +208,12 @@ def _sage_call(call: Any) -> ToolCall | ParseFailure:
 
 
 def _sage(text: str) -> dict[str, Any] | None:
-  """Returns the last JSON object of a turn, from its tags or else from its first brace."""
+  """Returns the last tagged JSON object of a turn, or the one at its first brace, or None."""
   tail = text[tags.after_think(text) :]
   tagged = _JSON.findall(tail)
   text = tagged[-1] if tagged else tail
   try:
-    # a ```json fence may stand before it
+    # start at the brace, because a ```json fence may come first
     value, _ = json.JSONDecoder().raw_decode(text[max(text.find('{'), 0) :])
   except _UNREADABLE:
     return None
@@ -222,7 +226,7 @@ def _final(value: dict[str, Any]) -> str:
 
 
 def sage_answer(text: str) -> str:
-  """Returns the final answer of a turn, '' without one."""
+  """Returns the final answer of a turn, '' for none."""
   value = _sage(text)
   return '' if value is None else _final(value)
 

@@ -1,4 +1,4 @@
-"""The public benchmarks, one record each: files, meaning of a row, prompt and score."""
+"""One record per public benchmark: its files, row reader, prompt and scores."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,33 +11,33 @@ from paravt_jax.eval.sample import Sample
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """One benchmark."""
+  """The files, row reader, prompt and scores of one benchmark."""
 
   name: str
-  hub: str  # its published name there
-  also: tuple[str, ...]  # other names on the hub of the same rows
+  hub: str  # name of the data set on the hub
+  also: tuple[str, ...]  # other hub data sets with the same rows
   config: str
   split: str
-  # globs of its row files in a snapshot; the first that matches any file counts
+  # globs of the row files in a snapshot. The first glob with a match is used
   rows: tuple[str, ...]
-  columns: tuple[str, ...]  # that a row must have
-  optional: tuple[str, ...]  # columns that are read beside them
-  read: Callable[[Row], Question]  # a row's Question; raises Broken
-  # folders of the snapshot or of its archives that a row's video path is relative to
+  columns: tuple[str, ...]  # required columns
+  optional: tuple[str, ...]  # columns that are read if present
+  read: Callable[[Row], Question]  # returns a row's Question or raises Broken
+  # folders in the snapshot or its archives. Video paths in rows are relative to them
   media: tuple[str, ...]
-  depth: int  # how many last parts of that path must agree when the video lies elsewhere
-  videos: str  # what publishes them, for people
-  prompt: str  # how `{question}` is put; options follow, a line each
-  shaped: bool  # it says how to write the answer, so our agent is not told another way
-  # how much of the subtitles, in UTF-8, stands before the question; 0 for none. A token holds at
-  # least one byte in any language.
+  depth: int  # how many last path parts must match if the video is in another folder
+  videos: str  # description of the published video files, for messages
+  prompt: str  # prompt with `{question}`. Options follow, one per line
+  shaped: bool  # the prompt sets the answer form, so our agent adds no other instruction
+  # most bytes (UTF-8) of subtitles before the question, 0 for none. A token has at least one byte
+  # in any language
   subtitle_bytes: int
-  metric: str  # which of `scores` is the score
-  breakdowns: tuple[str, ...]  # fields of a sample
-  official: Callable[[Sample, str], dict[str, float]]  # the published rule, on the last turn's text
-  # that harness's rule; None where it has no such task
+  metric: str  # name of the main score in the result of `scores`
+  breakdowns: tuple[str, ...]  # sample fields by which scores are broken down
+  official: Callable[[Sample, str], dict[str, float]]  # published scoring rule
+  # scoring rule of lmms-eval, None if it has no such task
   lmms_eval: Callable[[Sample, str], dict[str, float]] | None
-  published: Mapping[str, float]  # scores by model in per cent, made with the rules of `RULES`
+  published: Mapping[str, float]  # {model: score in per cent} under the rules in `RULES`
 
 
 _PUBLISHED = {
@@ -45,8 +45,8 @@ _PUBLISHED = {
   'Qwen3-VL-8B with tool': (59.9, 68.4, 52.2, 33.1, 58.3, 68.0, 49.3),
   'LongVT-RFT-7B': (59.5, 66.0, 54.7, 37.9, 59.4, 63.4, 23.4),
 }
-# Which rule a published row was made with. The release says that one driver made all of its table,
-# other models' rows too.
+# The scoring rule of each published row. The release says that one driver produced its whole table,
+# including the rows of other models.
 RULES = dict.fromkeys(_PUBLISHED, 'official')
 
 
@@ -257,7 +257,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def named(name: str) -> Benchmark:
-  """Returns the record of that name.
+  """Returns the benchmark with this name.
 
   Raises:
     ConfigError: no benchmark has this name.

@@ -1,10 +1,9 @@
-"""Reads samples of the public benchmarks from their published files, and scores answers (spec,
-section 11). `benchmark_table` has a record of each.
+"""Loads samples of the public benchmarks from their published files, and scores answers.
 
-Rows are checked when they are read. A row that is broken as published stays and is marked, and
-`faults` counts such rows. A file that lacks a column, or belongs to another benchmark, is refused.
-A missing video does not stop a run: its question ends as an error. `problems` reports it before
-anything starts.
+See section 11 of the spec. `benchmark_table` has one record per benchmark. Rows are checked when
+they are read. A row that is broken as published stays with a mark, and `faults` counts such rows.
+A file that lacks a column, or belongs to another benchmark, is an error. A missing video does not
+stop a run: its question becomes an error. `problems` reports missing videos before a run starts.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ from paravt_jax.rewards import answer
 from paravt_jax.types import Task
 
 LETTERS = answer.LETTERS
-SHOWN = 3  # missing videos of a benchmark in a message
+SHOWN = 3  # missing videos of a benchmark that a message lists
 _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
@@ -40,16 +39,16 @@ _ASIDE = re.compile(r'(?:(?<=\s)|^)[(（][^()（）]*[)）](?=[\s.,;]|$)')
 
 
 def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, float]:
-  """Scores the text of the last turn; each score is in 0..1.
+  """Returns {metric: score in 0..1} for the text of the last turn.
 
   Multiple-choice rows give 'accuracy'. Open-ended rows give 'accuracy' (equal normalised tokens)
   and 'f1'. Temporal grounding gives 'iou', 'r@0.3', 'r@0.5' and 'r@0.7'. longvideo_reason adds
-  'format'. mmvu adds its accuracy once more as 'accuracy_mcq' or 'accuracy_oe'. A benchmark's
-  `metric` names its score.
+  'format'. mmvu repeats its accuracy as 'accuracy_mcq' or 'accuracy_oe'. `Benchmark.metric` names
+  the main score.
 
   Args:
-    given: the answer, where a protocol reads it by its own rule. Without it, the answer is read as
-      in training (spec, section 4).
+    given: the answer, if the protocol has its own rule to read it. None reads the answer as in
+      training (spec, section 4).
   """
   task = sample.task
   given = answer.extract_answer(text) if given is None else given
@@ -81,16 +80,16 @@ def scores(sample: Sample, text: str, given: str | None = None) -> dict[str, flo
 
 
 def _spellings(gold: str) -> list[str]:
-  """Returns a gold text, and the same text without its parentheses.
+  """Returns the gold text, and a version without parentheses if that differs.
 
-  "oxygen (O2)" is right as "oxygen" too. Parentheses stay where they are part of a word or the
-  whole text, such as O(n) and (2, 3).
+  For "oxygen (O2)", "oxygen" is also right. Parentheses that are part of a word or the whole text
+  stay, such as O(n) and (2, 3).
   """
   bare = ' '.join(_ASIDE.sub(' ', gold).split())
   return [gold, bare] if bare and bare != gold else [gold]
 
 
-# Snapshots to samples
+# Samples from snapshots
 
 
 def load(
@@ -98,22 +97,22 @@ def load(
 ) -> list[Sample]:
   """Loads the samples of a benchmark in the order of its rows.
 
-  Archives are unpacked once, below `cache`, when a video (or every subtitle file) is not found
-  without them. A task's question holds the subtitles first, where there are some, and the options.
-  Its facts hold the question without subtitles as 'asked', for sub-agents that see one window only.
-  A missing video keeps the path where it was expected.
+  If a video or all subtitle files are missing, the archives are unpacked once, below `cache`. A
+  task's question contains the subtitles (if any), the question and the options. With subtitles,
+  facts['asked'] is the question without them, for sub-agents that see only one window. The task of
+  a missing video has the path where the video was expected.
 
   Args:
     folder: a hub snapshot, or the folder of the data set in a hub cache.
     cache: where archives are unpacked.
-    limit: number of samples, 0 for all. They are drawn by their ids, the same on every machine. A
-      larger limit only adds samples.
+    limit: number of samples, 0 for all. The draw depends only on the ids, so it is the same on
+      every machine. A larger limit only adds samples.
 
   Raises:
     ConfigError: there is no such benchmark.
-    DataError: there is no folder or no row file; a file lacks a column; a row names no video inside
-      the snapshot, or occurs twice; an archive is damaged; or no subtitles exist for a benchmark
-      that has them.
+    DataError: the folder or the row file is missing. A file lacks a column. A row names no video
+      inside the snapshot, or occurs twice. An archive is damaged. A benchmark with subtitles has no
+      subtitle file.
   """
   benchmark = named(name)
   try:
@@ -142,27 +141,30 @@ def load(
 
 
 def subtitle_notes(samples: Sequence[Sample]) -> str:
-  """Returns what to know about the samples' subtitle files, in a line; '' for nothing."""
+  """Returns one line on guessed encodings and unreadable subtitle files, '' for none."""
   videos = {sample.task.videos: sample.fields.get('subtitles', '') for sample in samples}
   return subtitle_files.describe_encodings(videos.values())
 
 
 def faults(samples: Sequence[Sample]) -> dict[str, int]:
-  """Counts the faults of the rows of these samples, as `sample.count` does."""
+  """Returns {fault: count} for the rows of these samples, as `sample.count` does."""
   return marks.count(sample.fields for sample in samples)
 
 
 def problems(
   folders: Mapping[str, str | os.PathLike], cache: str | os.PathLike | None = None, limit: int = 0
 ) -> tuple[list[str], list[str]]:
-  """Finds all that is missing or wrong in these benchmarks ({name: folder}), a text each.
+  """Returns (errors, warnings): messages on missing or wrong files of these benchmarks.
 
-  Returns (what ends the command, benchmarks that lack some of their videos). Both are empty when
-  nothing is missing. Folders, row files, columns and rows are checked first. When these are right
-  and `cache` is given, archives are unpacked as `load` does it, and the videos are counted. Without
-  `cache`, a video counts as present if an archive names it or may hold it: a compressed tar is not
-  read for this.
+  An error ends the command. A warning names a benchmark that lacks some of its videos. Folders, row
+  files, columns and rows are checked first. If they have no errors and `cache` is given, archives
+  are unpacked as in `load`, and the videos are counted. Without `cache`, a video counts as present
+  if an archive lists it or may contain it. Compressed tars are not read for this check.
+
+  Args:
+    folders: {benchmark: its snapshot folder}.
   """
+  # found has the errors, partly the warnings, whole {benchmark: (snapshot folder, questions)}
   found: list[str] = []
   partly: list[str] = []
   whole: dict[str, tuple[pathlib.Path, list[Question]]] = {}
@@ -191,14 +193,14 @@ def problems(
 
 
 def _list_names(names: Sequence[str]) -> str:
-  """Lists the first few names, one per line, and how many more there are."""
+  """Returns text with the first few names, one per line, and the number of other names."""
   more = len(names) - SHOWN
   lines = [*names[:SHOWN], *([f'… {more} more'] if more > 0 else [])]
   return ''.join(f'\n    {line}' for line in lines)
 
 
 def _unread(root: pathlib.Path) -> str:
-  """Returns unread archive-like files, which may hold what is missing."""
+  """Returns a note on archives that cannot be read and may contain the missing files."""
   lines = snapshots.unread(root)
   return f' ({"; ".join(lines[:3])}{"; ..." if len(lines) > 3 else ""})' if lines else ''
 
@@ -208,7 +210,11 @@ def _about(name: str, error: Exception) -> DataError:
 
 
 def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
-  """Returns every row's question with a unique id."""
+  """Returns the question of every row. Each has a unique id.
+
+  Raises:
+    DataError: there are no rows, a row is broken, or the same row occurs twice.
+  """
   found: dict[str, Question] = {}
   for file in snapshots.row_files(root, benchmark.rows):
     for number, row in snapshots.rows(file, benchmark.columns, benchmark.optional):
@@ -240,7 +246,7 @@ def _questions(benchmark: Benchmark, root: pathlib.Path) -> list[Question]:
 
 
 def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
-  """Draws `limit` of the questions (0: all) and keeps their order."""
+  """Returns `limit` drawn questions (0: all) in their original order."""
   if not 0 < limit < len(asked):
     return asked
   kept = heapq.nsmallest(
@@ -250,8 +256,9 @@ def _draw_questions(asked: list[Question], limit: int) -> list[Question]:
 
 
 def _place(benchmark: Benchmark, cache: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder where a data set's archives are unpacked; benchmarks on the same data share
-  it.
+  """Returns the folder where a data set's archives are unpacked.
+
+  Benchmarks that use the same data set share it.
   """
   return pathlib.Path(cache) / benchmark.hub.replace('/', '--')
 
@@ -266,9 +273,9 @@ def _videos(
   cache: str | os.PathLike | None,
   asked: Sequence[Question],
 ) -> tuple[dict[str, pathlib.Path | None], list[str]]:
-  """Returns ({video as rows name it: its file or None}, missing videos).
+  """Returns ({video name in the rows: its file or None}, missing videos).
 
-  Without a cache nothing is unpacked. A video that an archive names, or may hold, then counts as
+  Without a cache nothing is unpacked. A video that an archive lists, or may contain, then counts as
   present.
   """
   wanted = dict.fromkeys(question.video for question in asked)
@@ -280,6 +287,7 @@ def _videos(
     return videos, [video for video, path in videos.items() if path is None]
 
   videos, missing = found()
+  # Find the archives that contain missing videos. Names are None for an unread compressed tar.
   held = [
     (parts, snapshots.members(parts))
     for parts in snapshots.archives(root)
@@ -300,6 +308,7 @@ def _videos(
       for video in missing
       if not any(names is None or tail(video) in names for names in map(inside.get, holding))
     ]
+  # Unpack these archives and search again.
   for parts in holding:
     snapshots.unpack_archives(parts, folders[1], folders[1].with_name('marks'))
   return found() if holding else (videos, missing)
@@ -311,9 +320,9 @@ def _subtitles(
   cache: str | os.PathLike | None,
   asked: Sequence[Question],
 ) -> dict[str, Subtitles | NoSubtitles]:
-  """Returns {video: its subtitles, or why its file gives none} for the videos that have a file.
+  """Returns {video: its subtitles, or the error of its file} for videos with a subtitle file.
 
-  Some videos of Video-MME have none.
+  Some videos of Video-MME have no subtitle file.
   """
   if not benchmark.subtitle_bytes:
     return {}
@@ -347,8 +356,9 @@ def _read_subtitles(path: pathlib.Path, max_bytes: int) -> Subtitles | NoSubtitl
 
 
 def _with_subtitles(sample: Sample, found: Subtitles | NoSubtitles | None) -> Sample:
-  """Returns the sample with the state of its subtitle file; a file without usable text makes it an
-  error.
+  """Returns the sample with the state of its subtitle file in fields['subtitles'].
+
+  A file without readable text turns the sample into an error.
   """
   if isinstance(found, Subtitles):
     state = subtitle_files.GUESSED + found.encoding if found.guessed else subtitle_files.SHOWN

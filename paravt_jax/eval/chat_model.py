@@ -1,9 +1,8 @@
-"""Evaluates any model behind an OpenAI-compatible server: contexts become messages, replies become
-tokens.
+"""Evaluates any model behind an OpenAI-compatible server.
 
-Our chat template can be read backwards, because control tokens are placed by id and no other text
-has their ids. A local tokenizer encodes the reply. There are no log-probs, so such episodes serve
-evaluation only.
+Contexts become chat messages, and replies become tokens. Our chat template can be decoded to
+messages, because only control tokens have control ids. A local tokenizer encodes each reply. There
+are no log-probs, so these episodes are for evaluation only.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from paravt_jax.rollout.outcomes import Failed, Rejected
 from paravt_jax.rollout.sampler import Address, ContextOptions, expanded
 from paravt_jax.types import Segment, TokenClass
 
-_SHOWN = 200  # characters of a reply that a message shows
+_SHOWN = 200  # characters of a reply in an error message
 _CONTINUE = {'continue_final_message': True, 'add_generation_prompt': False}
 
 
@@ -49,15 +48,15 @@ class ChatOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Written(Reply):
-  """The text of a reply and how it ended."""
+  """The text of a reply and its finish reason."""
 
-  finish: str  # 'stop', or 'length' when a limit cut it
+  finish: str  # 'stop', or 'length' when the token limit cut the reply
 
 
 class ChatModel:
-  """A `Sampler` over a chat server. Use it inside `async with server`.
+  """A `Sampler` that sends requests to a chat server. Use it inside `async with server`.
 
-  `counts` has requests, prompt_tokens and sampled_tokens, both by the local tokenizer.
+  `counts` has requests, prompt_tokens and sampled_tokens. The local tokenizer counts the tokens.
   """
 
   def __init__(
@@ -74,9 +73,9 @@ class ChatModel:
     return self._chat.prefill
 
   def remaining(self, segments: Sequence[Segment], reserved: int = 0) -> int:
-    """Returns how many tokens may still be sampled after these segments, with `reserved` left free.
+    """Returns how many tokens can be sampled after these segments, minus `reserved`.
 
-    For another tokenizer this is an estimate.
+    This is an estimate if the served model has another tokenizer.
     """
     return self.options.context - expanded(segments) - reserved
 
@@ -93,15 +92,16 @@ class ChatModel:
   ) -> tuple[Segment, str]:
     """Samples the next segment and returns it with the finish reason ('stop' or 'length').
 
-    The segment is encoded from the reply's text. Its log-probs and versions are 0.
+    The local tokenizer encodes the reply into the segment. Its log-probs and versions are 0.
 
     Args:
-      on_tokens: receives all ids once, because a reply arrives complete.
+      on_tokens: called once with all ids, because the reply arrives in one piece.
 
     Raises:
-      RolloutError: the server failed or refused, or its reply cannot be read. The message begins
-        with the name of the reason.
+      RolloutError: the server failed or refused, or the reply is unreadable. The message starts
+        with the reason's name.
     """
+    # Encode images in a thread, so that the event loop stays free.
     messages = await asyncio.to_thread(
       lambda: list(to_messages(self.tok, segments, self._chat.quality))
     )
@@ -116,7 +116,8 @@ class ChatModel:
     outcome = await self._server.complete(messages, sampling, fields, read_written)
     if isinstance(outcome, Rejected | Failed):
       raise RolloutError(f'{outcome.reason}: {outcome.detail}')
-    written = cast(Written, outcome)  # as `read_written` gives it
+    written = cast(Written, outcome)  # the type that `read_written` returns
+    # Turn the reply into tokens, without the beginning that we sent.
     begun = messages[-1]['content'] if messages[-1]['role'] == 'assistant' else ''
     ids = self.tok.encode(_continuation(begun, written.text), trusted=True)
     if written.finish == 'stop':
@@ -136,10 +137,10 @@ class ChatModel:
 def to_messages(
   tok: ChatTokenizer, segments: Sequence[Segment], quality: int
 ) -> Iterator[dict[str, Any]]:
-  """Turns segments of our template into messages; frames become data URLs, texts between them stay
-  whole.
+  """Yields the chat messages of segments in our template.
 
-  A last assistant message is the beginning of the reply. An empty one is left out.
+  Frames become data URLs, and each text between two frames becomes one part. A last assistant
+  message without an end token is the beginning of the reply. It is omitted when empty.
   """
   ids = np.concatenate([np.asarray(segment.ids, np.int32) for segment in segments])
   images = iter([image for segment in segments for image in segment.images])
@@ -155,7 +156,10 @@ def to_messages(
 def _message(
   tok: ChatTokenizer, body: np.ndarray, images: Iterator[np.ndarray], quality: int, *, closed: bool
 ) -> Iterator[dict[str, Any]]:
-  """Returns one message from its tokens between `<|im_start|>` and `<|im_end|>`."""
+  """Yields the message of the tokens between `<|im_start|>` and `<|im_end|>`.
+
+  Yields nothing for an unfinished message without content.
+  """
   parts, texts = [], np.split(body, np.flatnonzero(body == tok.image_pad))
   for index, run in enumerate(texts):
     text = tok.decode(run[~np.isin(run, tok.vision_ids)])
@@ -174,11 +178,10 @@ def _message(
 
 
 def read_written(content: bytes) -> Written | Rejected:
-  """Reads a chat completion: its text and how it ended.
+  """Returns the text and finish reason of a chat completion, or why it was rejected.
 
-  Reasoning that a server moved to its own field is put back before the text. The model may write an
-  empty text. A reply whose calls were moved out of the text shows wrong server settings and is an
-  error.
+  Reasoning in a separate field is put back before the text. An empty text is allowed. A reply with
+  tool calls in a separate field is rejected, because the server settings are wrong.
   """
   try:
     choice = orjson.loads(content)['choices'][0]
@@ -207,13 +210,14 @@ def read_written(content: bytes) -> Written | Rejected:
 
 
 def _continuation(begun: str, text: str) -> str:
-  """Returns the part of a reply that follows its given beginning; some servers repeat the opened
-  thought.
+  """Returns the part of a reply after its given beginning.
+
+  Some servers repeat the opening think tag, which is removed here.
   """
   opened = begun.rstrip() == tags.THINK_OPEN and text.lstrip().startswith(tags.THINK_OPEN)
   return text.lstrip().removeprefix(tags.THINK_OPEN).removeprefix('\n') if opened else text
 
 
 def more(text: str) -> dict[str, Any]:
-  """`ChatOptions.more` as fields. Raises ConfigError when it is no JSON object."""
+  """Returns `ChatOptions.more` as request fields. Raises ConfigError if it is not a JSON object."""
   return chat_server.more(text, 'chat.more')

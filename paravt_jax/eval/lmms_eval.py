@@ -1,9 +1,8 @@
-"""How lmms-eval reads and scores an answer, so that its published numbers can be compared with
-ours.
+"""Reads and scores answers by the rules of lmms-eval, for comparison with its published numbers.
 
-The rules are those of its tasks as of August 2026. Their letters are as in May, the release that
-ParaVT's code ships with. Every quirk is on purpose: do not fix them here. Where that harness draws
-a letter at random, or asks a judge, an answer counts as wrong here.
+The rules match its tasks as of August 2026. The letter rules match the May release, which ParaVT's
+code includes. All quirks are deliberate: do not fix them here. Where lmms-eval draws a random
+letter or asks a judge, the answer counts as wrong here.
 """
 
 import re
@@ -67,8 +66,9 @@ _ORDER = re.compile(r'o\s*\([^)]+\)')
 
 
 def without_thoughts(text: str) -> str:
-  """Returns the text without closed thoughts; without an opening tag, the text after the last
-  closing tag.
+  """Returns the text without its closed thoughts.
+
+  If a closing tag has no opening tag, the result is the text after the last closing tag.
   """
   for opened, closed in _THOUGHTS:
     while opened in text and closed in text:
@@ -83,13 +83,15 @@ def without_thoughts(text: str) -> str:
 
 
 def letter(text: str, choices: str = FOUR) -> str:
-  """Returns the letter that a multiple-choice answer is read as (Video-MME, LVBench, MLVU), '' for
-  none.
+  """Returns the letter of a multiple-choice answer (Video-MME, LVBench, MLVU), '' for none.
 
-  Kinds of mention are tried in order: the text begins with a letter, ends with one, or one follows
-  a phrase such as "answer is" (anywhere after it, also within a word); then `(B)`, `B.`, `B:`,
-  `B)`, and `B` with a space; then a letter in any word. Within a kind, the last mention counts.
-  After a phrase, only the first occurrence of each letter counts.
+  The rules apply in this order:
+    1. The text begins with a letter, or ends with one.
+    2. A letter follows a phrase such as "answer is", at any distance, even within a word.
+    3. The text contains `(B)`, `B.`, `B:`, `B)`, or `B` with a space, in that order.
+    4. A letter is part of any word.
+  Within rules 2 to 4, the last position wins. After a phrase, only the first occurrence of each
+  letter counts.
   """
   text = text.strip()
   for mark in _EDGES:
@@ -118,9 +120,10 @@ def letter(text: str, choices: str = FOUR) -> str:
 
 
 def first_letter(text: str) -> str:
-  """Returns the first capital A..E in the text without announcements (LongVideoBench).
+  """Returns the first capital A..E after phrases such as "The answer is" are removed.
 
-  '' means none, where the harness draws one at random.
+  This is the rule of LongVideoBench. The result is '' for no letter, where lmms-eval draws a random
+  one.
   """
   for phrase in _BEFORE_LETTERS:
     text = text.replace(phrase, '')
@@ -128,11 +131,12 @@ def first_letter(text: str) -> str:
 
 
 def times(text: str) -> tuple[float, float] | None:
-  """Returns the (start, end) in seconds that a grounded answer is read as, sorted; None for none.
+  """Returns the (start, end) of a grounding answer, in seconds and sorted, or None.
 
-  Only lines (split at !, ? and line ends) that mention a start, an end or an event count; all lines
-  if none does. Tried in turn: the first range of clock times, the first `a - b` ("to" counts as a
-  dash), the first two clock times, the first numbers of two lines.
+  The text is split into lines at !, ? and line ends. Only lines that contain "start", "end" or
+  "happen" are read, or all lines if none contains one. The first match in this order is used: a
+  range of clock times, a range `a - b` ("to" counts as a dash), the first two clock times, the
+  first numbers of two lines.
   """
   text = text.lower().replace(_EXAMPLE, '').replace('to', '-')
   lines = re.split(r'[!?\n]', text)
@@ -142,7 +146,7 @@ def times(text: str) -> tuple[float, float] | None:
 
 
 def _windows(lines: Sequence[str]) -> Iterator[tuple[float, float]]:
-  """Returns the readings, best one first."""
+  """Yields the candidate (start, end) pairs in seconds, best first."""
   for pattern, number in ((_CLOCK_RANGE, _seconds), (_RANGE, float)):
     yield from (
       (number(match[1]), number(match[2])) for match in map(pattern.search, lines) if match
@@ -162,13 +166,14 @@ def _seconds(clock: str) -> float:
 def chooses(text: str, gold: str, option: str) -> bool:
   """Whether MMVU's rule accepts a multiple-choice answer.
 
-  One of these must hold: the first stand-alone A..E, in either case, is the gold letter; the gold
-  letter stands alone anywhere; the text contains the gold option; or it contains the letter and a
-  word of that option.
+  Any of these conditions is enough:
+    - The gold letter is a separate word, in either case.
+    - The text contains the gold option.
+    - The text contains the gold letter and a word (three letters or more) of the gold option.
   """
   lower, option = text.lower(), option.strip().lower()
   if re.search(rf'\b{gold}\b', text, re.IGNORECASE):
-    # which the first stand-alone letter is a case of
+    # this includes the harness's rule that the first separate A..E is the gold letter
     return True
   words = [word.strip(string.punctuation) for word in option.split()]
   return (option != '' and option in lower) or (
@@ -177,11 +182,13 @@ def chooses(text: str, gold: str, option: str) -> bool:
 
 
 def says(text: str, gold: str) -> bool:
-  """Whether MMVU's rule accepts an open-ended answer without its judge.
+  """Whether MMVU's rule, without its judge, accepts an open-ended answer.
 
-  One of these must hold: one text contains the other; their first numbers agree to 0.01; the answer
-  has every word (of three letters or more) of a gold text of two to five words; or both name the
-  same order O(...).
+  Any of these conditions is enough:
+    - One text contains the other.
+    - The first numbers of both texts differ by less than 0.01.
+    - The gold text has two to five words, and the answer has all of them (three letters or more).
+    - Both texts contain the same order O(...).
   """
   text, gold = (_raised(one.strip().lower()) for one in (text, gold))
   given, wanted = ' '.join(text.split()), ' '.join(gold.split())
@@ -204,21 +211,21 @@ def _raised(text: str) -> str:
   return ''.join(_POWERS.get(one, one) for one in text)
 
 
-# Scores of a sample and its last turn's text.
+# Score functions. Each takes a sample and the text of the last turn.
 
 
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
-  """Returns {'accuracy'} of Video-MME, LVBench and MLVU; a letter after D is never read."""
+  """Returns {'accuracy'} for Video-MME, LVBench and MLVU. Only the letters A..D are read."""
   return _chosen(sample, lambda gold: letter(without_thoughts(text)) == gold)
 
 
 def score_first_letter(sample: Sample, text: str) -> dict[str, float]:
-  """Returns {'accuracy'} of LongVideoBench."""
+  """Returns {'accuracy'} for LongVideoBench."""
   return _chosen(sample, lambda gold: first_letter(without_thoughts(text)) == gold)
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
-  """Returns {'accuracy'} of MMVU, and the same value as 'accuracy_mcq' or 'accuracy_oe'."""
+  """Returns {'accuracy'} for MMVU, with the same value as 'accuracy_mcq' or 'accuracy_oe'."""
   task, bare = sample.task, without_thoughts(text)
   if task.question_type == 'oe':
     found = {'accuracy': float(not sample.unanswerable and says(bare, task.answer))}
@@ -229,7 +236,7 @@ def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
 
 
 def score_times(sample: Sample, text: str) -> dict[str, float]:
-  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of Charades-STA."""
+  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} for Charades-STA."""
   given = times(without_thoughts(text))
   if given is None or sample.unanswerable:
     return official.recalls(0.0)
@@ -238,7 +245,7 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 
 
 def _chosen(sample: Sample, right: Callable[[str], bool]) -> dict[str, float]:
-  """Whether the letter is one of the gold letters; False where no option matches the gold text."""
+  """Returns {'accuracy'}: 1.0 if `right` accepts any gold letter, 0.0 for an unanswerable row."""
   return {
     'accuracy': float(
       not sample.unanswerable and any(map(right, sample.golds or (sample.task.answer,)))

@@ -1,4 +1,4 @@
-"""Computes the numbers of an evaluation, by field too, and compares two evaluations."""
+"""Computes the scores of an evaluation, overall and by field, and compares two evaluations."""
 
 import collections
 import math
@@ -9,23 +9,23 @@ from paravt_jax.errors import DataError
 from paravt_jax.eval import sample, scoring, statistics
 from paravt_jax.eval.results import ANSWERED, ERROR, Outcome, Plan
 
-SHOWN_AS = {'iou': 'mIoU'}  # means of metrics that have a name of their own
+SHOWN_AS = {'iou': 'mIoU'}  # {metric: name of its mean}
 
 
 def summarize(
   plan: Plan, outcomes: Iterable[Outcome], *, samples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns the numbers of each benchmark of a plan, as in summary.json.
+  """Returns {benchmark: its numbers} for a plan, as in summary.json.
 
   Args:
-    plan: its keys are the samples.
-    outcomes: outcomes of any of them, in any order. A later outcome of a key replaces an earlier
-      one.
-    samples, seed: of the bootstrap intervals.
+    plan: the plan of the evaluation. Its keys define the samples.
+    outcomes: outcomes of the samples. The order of the keys does not matter. A later outcome of a
+      key replaces an earlier one.
+    samples, seed: number of bootstrap samples, and seed of their draws.
 
   Returns:
-    By benchmark: the values of `_numbers`, its `metric` and `fingerprint`, and how many samples are
-      `missing` (the evaluation was interrupted). The order of outcomes does not matter.
+    For each benchmark: the values of `_numbers`, `breakdowns`, `metric`, `fingerprint`, and how
+      many samples are `missing` because the evaluation was interrupted.
   """
   by_key = {outcome.key: outcome for outcome in outcomes}
   found = {}
@@ -42,22 +42,29 @@ def summarize(
 
 
 def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) -> dict[str, Any]:
-  """Returns the numbers of one benchmark:
+  """Returns the numbers of one benchmark. Means and scores are None without samples.
 
-  samples, answered, errors (counts), reasons (of errors). score and its 95 % `interval`: over all
-  samples, where an error scores 0. score_answered, interval_answered: over the answered ones.
-  score_official, official_interval, score_official_answered: by the benchmark's own rule, None
-  without one. score_lmms_eval, lmms_eval_interval, score_lmms_eval_answered: by the rule of that
-  harness. broken: how many rows are broken as published, and why. metrics, official, lmms_eval:
-  every metric by name, over `all` samples (with the interval) and over the `answered` ones. Means
-  over answered samples: calls_per_sample (executed), calls_well_formed, calls_other (of another
-  form, also run), calls_failed, format_compliance, truncated, and frames_repeated (left out because
-  the model had seen them). calls_failed_by_reason: counts. Without samples, values are None.
+  Counts:
+    samples, answered, errors; reasons: {error: count}; broken: rows that are broken as published.
+  Scores with their 95 % intervals:
+    score, interval: over all samples, where an error scores 0.
+    score_answered, interval_answered: over answered samples.
+    score_official, official_interval, score_official_answered: by the benchmark's published rule.
+    score_lmms_eval, lmms_eval_interval, score_lmms_eval_answered: by the rule of lmms-eval.
+    Scores of a missing rule are None.
+  Metrics by name (metrics, official, lmms_eval):
+    `all` samples with `interval`, and `answered` samples.
+  Means over answered samples:
+    calls_per_sample: executed calls. calls_failed: the others.
+    calls_well_formed; calls_other: calls of another form, which also run.
+    format_compliance, truncated.
+    frames_repeated: frames that were omitted because the model had already seen them.
+  calls_failed_by_reason: {reason: count} over answered samples.
   """
   answered = [outcome for outcome in outcomes if outcome.status == ANSWERED]
   score, interval = _score(outcomes, lambda outcome: outcome.score, samples, seed)
   score_answered, interval_answered = _score(answered, lambda one: one.score, samples, seed)
-  # every metric by name, of each of the three rules
+  # all metrics by name, for each of the three rules
   metrics, official, theirs = (
     {
       name: _metric(outcomes, which, name, name == metric, samples, seed)
@@ -87,9 +94,7 @@ def _numbers(outcomes: Sequence[Outcome], metric: str, samples: int, seed: int) 
 
 
 def _conduct(answered: Sequence[Outcome]) -> dict[str, Any]:
-  """Returns how the agent behaved on the answered samples: its calls, its format, the frames it
-  requested.
-  """
+  """Returns statistics on the agent's calls, format and frames over the answered samples."""
   episodes = [outcome.episode or {} for outcome in answered]
   return {
     'calls_per_sample': _mean([_calls(outcome, True) for outcome in answered]),
@@ -115,7 +120,7 @@ def _conduct(answered: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the score by another rule than ours, None without that rule."""
+  """Returns the score and interval by another rule than ours, None without that rule."""
   return {
     f'score_{rule}': score.get('all'),
     f'score_{rule}_answered': score.get('answered'),
@@ -126,7 +131,7 @@ def _by_rule(rule: str, score: Mapping[str, Any]) -> dict[str, Any]:
 def _score(
   outcomes: Sequence[Outcome], value, samples: int, seed: int
 ) -> tuple[float | None, list[float]]:
-  """Returns (mean, interval); None counts as 0."""
+  """Returns (mean, interval) of the values. A value of None counts as 0."""
   values = [value(outcome) or 0.0 for outcome in outcomes]
   return _mean(values), list(
     statistics.interval(values, [outcome.id for outcome in outcomes], samples=samples, seed=seed)
@@ -136,9 +141,10 @@ def _score(
 def _metric(
   outcomes: Sequence[Outcome], which: str, name: str, score: bool, samples: int, seed: int
 ) -> dict[str, Any]:
-  """Returns one metric over the samples that have it, and over errors of the same question types.
+  """Returns one metric over the samples that have it and errors of the same question types.
 
-  A letter has no F1, for example. The metric that is the score counts all errors.
+  Some metrics apply only to some types. For example, a letter has no F1. If `score` is true, this
+  is the main score, and all errors count.
   """
   kind = lambda outcome: outcome.fields.get('question_type')
 
@@ -158,15 +164,16 @@ def _metric(
 
 
 def _names(outcomes: Sequence[Outcome], which: str) -> list[str]:
-  """Returns the metrics that occur, in order of appearance."""
+  """Returns the names of the metrics in the outcomes, in order of appearance."""
   return list(
     dict.fromkeys(name for outcome in outcomes for name in (getattr(outcome, which) or {}))
   )
 
 
 def _breakdowns(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, dict[str, Any]]:
-  """Returns counts, score and interval by field and value, and by 'k'; fields with one value are
-  left out.
+  """Returns {field: {value: counts, score and interval}}, also for the frame budget 'k'.
+
+  Fields with only one value are omitted.
   """
   table: dict[str, dict[str, list[Outcome]]] = {}
   for outcome in outcomes:
@@ -199,14 +206,15 @@ def _cell(outcomes: Sequence[Outcome], samples: int, seed: int) -> dict[str, Any
 
 
 def _calls(outcome: Outcome, executed: bool) -> int:
-  """Returns how many calls of an episode were executed, or were not."""
+  """Returns how many calls of an episode were executed, or failed if `executed` is false."""
   return sum((result['status'] == 'executed') is executed for result in _results(outcome))
 
 
 def _forms(outcome: Outcome, well_formed: bool) -> int:
-  """Returns how many calls of an episode are well-formed, or were read although they are not.
+  """Returns how many calls of an episode are well-formed, or are not if `well_formed` is false.
 
-  Lines without this entry count as well-formed.
+  Only calls with a readable name count. Results without the entry 'well_formed' count as
+  well-formed.
   """
   calls = [result.get('call') or {} for result in _results(outcome)]
   return sum(call.get('well_formed', True) is well_formed for call in calls if 'name' in call)
@@ -218,7 +226,7 @@ def _results(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _repeated(episode: Mapping[str, Any]) -> int:
-  """Returns how many frames of an episode's overviews and crops were left out as repeats."""
+  """Returns how many frames of an episode's overviews and crops were omitted as repeats."""
   results = (result for turn in episode['turns'] for result in turn['results'])
   return sum(seen.get('repeated', 0) for seen in (episode, *episode.get('others', ()), *results))
 
@@ -236,20 +244,23 @@ def compare(
   samples: int,
   seed: int,
 ) -> dict[str, dict[str, Any]]:
-  """Compares two evaluations of the same questions, for each benchmark that both have.
-
-  A pair with an error on either side counts as unpaired.
+  """Returns {benchmark: comparison} of two evaluations of the same questions.
 
   Args:
-    metrics: by benchmark, which metric is the score.
-    keys: by benchmark, the keys planned in either evaluation.
-    samples, seed: of the bootstrap, which draws questions (with all their budgets).
+    first, second: outcomes of the two evaluations.
+    metrics: {benchmark: name of its score}. These benchmarks are compared.
+    keys: {benchmark: keys that are planned in either evaluation}.
+    samples, seed: of the bootstrap, which draws questions with all their budgets.
 
   Returns:
-    By benchmark: metric; first, second: scores over the pairs; difference (second minus first),
-      low, high; only_first, only_second (questions that only one answers right more often) and
-      McNemar's p; right: what counts as right; pairs, unpaired; lost, won: the changed answers,
-      {key, gold, first, second}, by key.
+    For each benchmark:
+      metric: name of the score.
+      first, second: mean scores over the pairs.
+      difference: second minus first, with its interval (low, high).
+      only_first, only_second: questions that one side answers right more often.
+      p: McNemar's p. right: which score counts as right.
+      pairs, unpaired: counts. A pair with an error on either side is unpaired.
+      lost, won: changed answers {key, gold, first, second}, sorted by key.
 
   Raises:
     DataError: the gold answers of a key differ, so the questions differ.
@@ -278,7 +289,7 @@ def compare(
 def _paired_difference(
   pairs: Sequence[tuple[Outcome, Outcome]], metric: str, samples: int, seed: int
 ) -> dict[str, Any]:
-  """Returns the part of `compare` on one benchmark's pairs of answered outcomes."""
+  """Returns the comparison of one benchmark's pairs of answered outcomes, as in `compare`."""
   for a, b in pairs:
     if a.gold != b.gold:
       raise DataError(

@@ -1,9 +1,8 @@
-"""How the published drivers read and score an answer, so that their numbers can be compared with
-ours.
+"""Reads and scores answers by the rules of the published drivers, to compare with their numbers.
 
-Letters and times follow the released ParaVT driver (arXiv 2605.20342), LongVideo-Reason its own
-script (arXiv 2507.07966). Every quirk is on purpose: do not fix them here.
-`paravt_jax.rewards.answer` reads answers without them.
+Letters and times follow the released ParaVT driver (arXiv 2605.20342). LongVideo-Reason follows its
+own script (arXiv 2507.07966). All quirks are deliberate: do not fix them here.
+`paravt_jax.rewards.answer` reads answers without these quirks.
 """
 
 import re
@@ -30,9 +29,12 @@ _THEREFORE_ANSWER = re.compile(rf'<answer>{_THEREFORE} (.*?)</answer>', re.DOTAL
 def letter(text: str) -> str:
   """Returns the option that the driver reads.
 
-  Tried in turn: the single letter in the first `<answer>`; the first stand-alone A..J inside it;
-  the whole text if it is one letter; the letter after "answer is" or "answer:"; the first
-  stand-alone A..J; the first character. An empty text gives ''.
+  The first match in this order is used:
+    1. The first `<answer>`: its text if that is one letter, or its first separate A..J.
+    2. The whole text, if it is one letter.
+    3. The letter after "answer is" or "answer:".
+    4. The first separate A..J.
+    5. The first character. An empty text gives ''.
   """
   text = text.strip()
   tagged = _ANSWER.search(text)
@@ -50,12 +52,13 @@ def letter(text: str) -> str:
 
 
 def times(text: str) -> tuple[float, float] | None:
-  """Returns the (start, end) in seconds that the driver reads, not always sorted; None for fewer
-  than two numbers.
+  """Returns the (start, end) in seconds that the driver reads, or None.
 
-  A `<time>` tag is tried first, then the whole text. In each: the first `mm:ss` range that ends
-  after it starts and within an hour; the first such `a - b`; the numbers after start and end words;
-  the first two numbers.
+  The pair is not always sorted. The first match in this order is used:
+    1. A range with start < end in a `<time>` tag: `mm:ss - mm:ss` below one hour, or `a - b`.
+    2. Such a range in the whole text. In both, only the first range of each form is read.
+    3. The numbers after a start word and an end word.
+    4. The first two numbers. Fewer than two numbers give None.
   """
   tag = _TIME_TAG.search(text)
   for target in ([tag[1]] if tag else []) + [text]:
@@ -75,8 +78,9 @@ def times(text: str) -> tuple[float, float] | None:
 
 
 def iou(given: Sequence[float], gold: Sequence[float]) -> float:
-  """Returns the intersection over the hull of two windows, 0..1; equal to the usual IoU for
-  windows that meet.
+  """Returns the intersection of two windows divided by their hull, in 0..1.
+
+  For windows that overlap or touch, this is the usual IoU.
   """
   shared = max(0.0, min(given[1], gold[1]) - max(given[0], gold[0]))
   hull = max(given[1], gold[1]) - min(given[0], gold[0])
@@ -84,16 +88,15 @@ def iou(given: Sequence[float], gold: Sequence[float]) -> float:
 
 
 def follows_format(text: str) -> bool:
-  """Whether the response has LongVideo-Reason's format: it begins with `<think>...</think>`,
-  then `<answer>...</answer>`.
+  """Whether a response has LongVideo-Reason's format.
+
+  It must begin with `<think>...</think>` and then `<answer>...</answer>`.
   """
   return _FORMAT.match(text) is not None
 
 
 def recalls(overlap: float) -> dict[str, float]:
-  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of one sample; reaching a threshold exactly
-  counts.
-  """
+  """Returns {'iou', 'r@0.3', 'r@0.5', 'r@0.7'} of one sample. A recall is 1 if IoU >= threshold."""
   return {
     'iou': overlap,
     **{f'r@{threshold:g}': float(overlap >= threshold) for threshold in RECALLS},
@@ -103,16 +106,17 @@ def recalls(overlap: float) -> dict[str, float]:
 def score_letter(sample: Sample, text: str) -> dict[str, float]:
   """Returns {'accuracy'}.
 
-  The driver reads a letter from open-ended rows too, and so scores almost all of them as wrong.
-  This function does the same. If two options equal the gold text, the driver knows the first letter
-  only. If none does, no answer is right.
+  Like the driver, this function also reads a letter from open-ended rows, so almost all of them are
+  wrong. If two options equal the gold text, only the first letter is right. If no option equals it,
+  no answer is right.
   """
   return {'accuracy': float(not sample.unanswerable and letter(text) == sample.task.answer)}
 
 
 def score_mmvu(sample: Sample, text: str) -> dict[str, float]:
-  """Returns {'accuracy'} as `score_letter` does; a multiple-choice row has the same value as
-  'accuracy_mcq'.
+  """Returns {'accuracy'} as `score_letter` does.
+
+  A multiple-choice row repeats the value as 'accuracy_mcq'.
   """
   found = score_letter(sample, text)
   return (
@@ -131,8 +135,8 @@ def score_times(sample: Sample, text: str) -> dict[str, float]:
 def score_longvideo_reason(sample: Sample, text: str) -> dict[str, float]:
   """Returns {'accuracy', 'format'}.
 
-  The text of the first `<answer>`, or the whole text without one, must be the gold letter and
-  nothing else.
+  The text of the first `<answer>` must be exactly the gold letter. Without an `<answer>`, the whole
+  text must be that letter.
   """
   pattern = _THEREFORE_ANSWER if _THEREFORE in text else _ANSWER
   tagged = pattern.search(text)

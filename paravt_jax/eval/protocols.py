@@ -1,11 +1,11 @@
-"""The ways to put a question to a model, as data. One agent loop runs them all.
+"""Defines evaluation protocols as data. One agent loop runs all of them.
 
-tools        as trained: calls are answered by sub-agents' texts
-raw_crops    as the published driver: a crop's frames enter the main agent's own context
-no_tools     as trained but without tools: one turn after the pinned prefix
-think        think, then answer; nothing pinned, for models that were not trained here
-direct       the answer at once
-longvt, videozoomer, sage    other published agents (adapters.py), with a prompt file of the user
+tools        as in training: sub-agents answer calls with text
+raw_crops    as in the published driver: the frames of a crop enter the main agent's context
+no_tools     as in training but without tools: one turn after the pinned prefix
+think        think, then answer; no pinned prefix, for models that were not trained here
+direct       answer without thinking
+longvt, videozoomer, sage    other published agents (adapters.py); the user provides a prompt file
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from paravt_jax.types import Clip, Episode, Window
 from paravt_jax.video.store import FrameStore
 
 DISPATCHES = ('parallel', 'sequential')
-# The forced answer as the published driver asked for it: only the answer, no thought before it, and
-# few tokens.
+# The forced answer of the published driver: only the answer, without a thought, in few tokens.
+# FORCED_TOKENS are token limits by question type, FORCED_REQUESTS the user messages.
 FORCED_TOKENS = {'mcq': 64, 'oe': 64, 'tvg': 128}
 FORCED_REQUESTS = {
   'mcq': 'No more calls. Answer now with the letter of the option and nothing else.',
@@ -40,22 +40,23 @@ FORCED_REQUESTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """One way to put questions and to read answers."""
+  """One way to ask questions and to read answers."""
 
   name: str
-  prompt: str  # the texts before the policy, which belong to an evaluation's fingerprint
+  prompt: str  # the fixed texts of the prompt, as part of an evaluation's fingerprint
   dialogue_format: DialogueFormat
-  tools: bool  # whether there are rounds of tools at all
-  pinned: bool  # whether turns open with the think prefix
-  # what a window's frames come back as; None where a sub-agent looks at them
+  tools: bool  # whether the agent can call tools
+  pinned: bool  # whether turns start with the think prefix
+  # builds the result of a crop from its window and frames; None if a sub-agent reads the frames
   crop: Callable[[Window, Clip], Sequence[Piece]] | None
-  answer: Callable[[str], str]  # an answer from its turn's text
-  placeholders: tuple[str, ...]  # what the prompt file must hold; none where the prompt is ours
+  answer: Callable[[str], str]  # reads the answer from the text of its turn
+  placeholders: tuple[str, ...]  # required placeholders of the prompt file; () for our own prompts
 
 
 def raw_crop(window: Window, clip: Clip) -> list[Piece]:
-  """Returns a crop's frames, each after its time, then a tool response with their number and
-  window.
+  """Returns the frames of a crop, each after its time, and a tool response.
+
+  The tool response contains the number of frames and the window.
   """
   return [
     *template.frame_pieces(clip.frames, clip.seconds),
@@ -66,9 +67,9 @@ def raw_crop(window: Window, clip: Clip) -> list[Piece]:
 
 
 def direct_answer(text: str) -> str:
-  """Returns the `<answer>` of a turn if it has one, else all text after a closed think.
+  """Returns the `<answer>` of a turn, or all text after its closed thought without one.
 
-  Here a bare letter is an answer too. Text in a think that never closes is no answer.
+  A single letter without tags is therefore an answer. Text in an unclosed thought is no answer.
   """
   rest = strip_markup(text[tags.after_think(text) :])
   bare = '' if tags.ANSWER_OPEN in text or tags.THINK_OPEN in rest else rest
@@ -88,7 +89,7 @@ def _ours(name: str, dialogue_format: DialogueFormat, system: str, **differs) ->
 
 
 def _one_turn(system: str) -> DialogueFormat:
-  """Makes the one-turn prompt after this system text; the system texts of rows are ignored."""
+  """Returns the training format with this system text. The system texts of rows are ignored."""
   return dataclasses.replace(TRAINING_FORMAT, system=lambda task: system)
 
 
@@ -124,12 +125,15 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def choose_protocol(name: str, prompt_file: str, dispatch: str) -> Protocol:
-  """Returns the protocol of that name, with the text of its prompt file if it needs one ('' for
-  none).
+  """Returns the protocol with this name, and fills in the text of its prompt file if it has one.
+
+  Args:
+    prompt_file: path of the prompt file, '' for none.
+    dispatch: how calls run, 'parallel' or 'sequential'.
 
   Raises:
-    ConfigError: the name or dispatch is unknown; a dispatch of calls is given for a protocol
-      without calls; or the file is missing, not wanted, empty, or lacks a placeholder.
+    ConfigError: the name or dispatch is unknown. The protocol has no calls, but dispatch is
+      'sequential'. The prompt file is missing, unused, empty, or lacks a placeholder.
   """
   if name not in PROTOCOLS:
     near = difflib.get_close_matches(name, PROTOCOLS, 1)
@@ -150,6 +154,7 @@ def choose_protocol(name: str, prompt_file: str, dispatch: str) -> Protocol:
         f'one of {", ".join(other for other, p in PROTOCOLS.items() if p.placeholders)}'
       )
     return protocol
+  # The protocol needs a prompt file: put its texts into the dialogue format.
   text = _read(prompt_file, protocol)
   system, user = adapters.split(text, f'protocol.prompt_file={prompt_file}')
   dialogue_format = dataclasses.replace(
@@ -196,9 +201,9 @@ def agent(
 ) -> Agent:
   """Returns an agent that follows `protocol`.
 
-  dispatch 'sequential' runs only the first call of a turn. The other calls of the turn get the
-  result of calls over the limit. There are as many rounds as parallel calls were allowed. The
-  prefix is pinned only where the sampler can pin it.
+  With dispatch 'sequential', only the first call of a turn runs, and its other calls get the result
+  of calls over the limit. The number of rounds is then max_turns * max_parallel. The prefix is
+  pinned only if the sampler supports it.
   """
   rounds, at_once = agent_options.max_turns, agent_options.max_parallel
   if dispatch == 'sequential':
@@ -210,7 +215,7 @@ def agent(
     max_parallel=at_once,
     think_prefix=agent_options.think_prefix if pins else '',
   )
-  policy = cast(Sampler, sampler)  # a ChatModel has all that an agent asks of one
+  policy = cast(Sampler, sampler)  # a ChatModel has all methods that an agent uses
   if protocol.crop is None:
     calls = Subagents(policy, frames, subagent_options)
   else:
@@ -219,10 +224,9 @@ def agent(
 
 
 def answer(protocol: Protocol, episode: Episode) -> str:
-  """Returns an episode's answer from its last turn, by the protocol's rule; '' when there is
-  none.
+  """Returns the answer of an episode from its last turn by the protocol's rule, '' for none.
 
-  A turn that was asked for the answer alone is taken as it is.
+  If the last request asked only for the answer, the turn needs no tags.
   """
   if not episode.turns:
     return ''

@@ -1,8 +1,8 @@
-"""What a row of each benchmark means: reads its published columns into a `Question`.
+"""Reads the published columns of each benchmark's rows into a `Question`.
 
-Published rows have faults of their own. Such a row stays and names its fault. Its question is put
-as published. If two options equal the gold text, either letter is right. If none does, no answer is
-right. A row without a usable question is `Broken`.
+Some published rows have faults. This module keeps such a row, records the fault, and leaves the
+question as published. If two options equal the gold text, either letter is right. If no option
+equals it, no answer is right. A row that cannot become a question raises `Broken`.
 """
 
 import ast
@@ -21,7 +21,7 @@ from paravt_jax.eval.sample import BROKEN, NO_OPTIONS, NOWHERE, OPTIONS
 from paravt_jax.rewards.answer import LETTERS
 
 Row = Mapping[str, Any]
-# Faults of a row, as they are counted.
+# Names of row faults, used for counting.
 TWICE, AMBIGUOUS = 'gold twice', 'gold ambiguous'
 NO_QUESTION, EMPTY = 'question empty', 'option empty'
 OVER_TEN, ID_TWICE, NO_KIND = 'options over ten', 'id twice', 'type unknown'
@@ -29,31 +29,30 @@ OVER_TEN, ID_TWICE, NO_KIND = 'options over ten', 'id twice', 'type unknown'
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """The content of a row."""
+  """One benchmark row in a common form."""
 
-  id: str  # '' when the benchmark gives none
-  video: str  # as the row names it
+  id: str  # '' when the benchmark has no ids
+  video: str  # the name in the row
   text: str
   kind: str  # mcq | tvg | oe
-  options: tuple[str, ...]  # texts without letters; () unless it is multiple choice
+  options: tuple[str, ...]  # texts without letters; () unless kind is mcq
   gold: str  # the letter, 'start,end' in seconds, or the text
-  # every letter that is right; () of other kinds, and of a row whose gold is nowhere: its `gold`
-  # is then what the row says
+  # all right letters. () for other kinds, and when no option matches the gold answer; `gold` then
+  # holds the row's own text
   golds: tuple[str, ...]
-  faults: tuple[str, ...]  # of the row, in words that can be counted
-  # by which scores are broken down; several values of a row are joined by '; ', and it counts
-  # under each
+  faults: tuple[str, ...]  # faults of the row, by their names above
+  # score breakdowns by field. '; ' joins several values, and the row counts under each value
   fields: Mapping[str, str]
 
 
-# What a row's columns may hold.
+# Parsers for the values of a row's columns.
 
 _LETTERED = re.compile(r'[ \t]*\(?([A-J])(?:\)[.:]?|[.:])[ \t]*(\S.*)?', re.DOTALL)
 _MARKS = (
   re.compile(r'^[ \t]*\(?([A-J])[.):][ \t]*', re.MULTILINE),
   re.compile(r'\(([A-J])\)[ \t]*'),
 )
-# not "A man": that is a text
+# "A man" does not match, because it is option text
 _GOLD = re.compile(r'\(?([A-J])(?:\)?|(?:\)[.:]?|[.:])(?:\s.*)?)|\(?([a-j])\)?[.:]?', re.DOTALL)
 _URL_PATH = re.compile(r'/(?:resolve|blob|raw)/[^/]+/(.+)')
 _ANSWER = re.compile(r'\s*<answer>(.*?)</answer>\s*', re.DOTALL)
@@ -61,7 +60,11 @@ _NOT_APPLICABLE = 'n/a'
 
 
 def _text(row: Row, name: str) -> str:
-  """Returns a text that is not blank; numbers become text as they are written."""
+  """Returns the column as text that is not blank. A number becomes its text.
+
+  Raises:
+    Broken: the column is blank, or is neither text nor number.
+  """
   value = _as_text(row.get(name))
   if not value:
     raise Broken(f'{name}: got {checks.short(row.get(name))}, wanted a text')
@@ -69,7 +72,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def _question_text(row: Row, name: str, faults: list[str]) -> str:
-  """Returns a question's text, '' (a fault) when the row has none."""
+  """Returns the question text. A row without one gives '' and a fault."""
   text = _as_text(row.get(name))
   if not text:
     faults.append(NO_QUESTION)
@@ -77,7 +80,9 @@ def _question_text(row: Row, name: str, faults: list[str]) -> str:
 
 
 def _as_text(value: Any) -> str:
-  """Returns a text or number as text, stripped; '' for anything else. 3.0 becomes 3."""
+  """Returns stripped text for a text or a finite number, and '' for anything else. 3.0 becomes
+  3.
+  """
   value = value.item() if hasattr(value, 'item') and getattr(value, 'size', 1) == 1 else value
   if (
     isinstance(value, bool)
@@ -89,8 +94,9 @@ def _as_text(value: Any) -> str:
 
 
 def _parse_value(value: Any) -> Any:
-  """Returns a list for an array or a tuple, the value of JSON or Python text that holds a list
-  or an object, and anything else unchanged.
+  """Returns a list or object that was stored as an array, tuple, JSON text or Python text.
+
+  Any other value is returned unchanged.
   """
   value = value.tolist() if hasattr(value, 'tolist') else value
   if isinstance(value, str) and value.strip()[:1] in ('[', '{'):
@@ -103,7 +109,7 @@ def _parse_value(value: Any) -> Any:
 
 
 def _texts(row: Row, *names: str) -> dict[str, str]:
-  """Returns the non-empty texts of these columns; a list gives all its texts."""
+  """Returns {column: text} for the columns that are not empty. '; ' joins the items of a list."""
   found = {}
   for name in names:
     value = _parse_value(row.get(name))
@@ -116,10 +122,10 @@ def _texts(row: Row, *names: str) -> dict[str, str]:
 
 
 def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
-  """Returns up to ten option texts without their own letters (A, B, ... in order); () when there
-  are none.
+  """Returns up to ten option texts, () for none.
 
-  An empty option keeps its place.
+  If all options start with the letters A, B, ... in order, these letters are removed. An empty
+  option keeps its position.
   """
   values = _parse_value(values)
   if isinstance(values, Mapping):
@@ -141,10 +147,10 @@ def _options(values: Any, faults: list[str]) -> tuple[str, ...]:
 
 
 def _inline(text: str) -> tuple[str, tuple[str, ...]]:
-  """Returns (question, options) of a text that ends with its options, each after `A.`, `(A)` or
-  `A)`.
+  """Splits a text that ends with its options, and returns (question, options).
 
-  Returns (text, ()) unless the letters run from A on and at least two options have a text.
+  Each option follows `A.`, `(A)` or `A)`. The result is (text, ()) unless the letters are in order
+  from A, at least two options have text, and a question comes first.
   """
   for pattern in _MARKS:
     marks = list(pattern.finditer(text))
@@ -161,8 +167,9 @@ def _inline(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _letter(value: Any, count: int) -> str:
-  """Returns the letter of a gold answer (`C`, `c`, `(C)`, `C.` or `C. text`), '' when it is not
-  one of the first `count` letters.
+  """Returns the letter of a gold answer such as `C`, `c`, `(C)`, `C.` or `C. text`.
+
+  The result is '' unless it is one of the first `count` letters.
   """
   match = _GOLD.fullmatch(_as_text(value))
   letter = (match[1] or match[2]).upper() if match else ''
@@ -172,14 +179,14 @@ def _letter(value: Any, count: int) -> str:
 def _golds(
   value: Any, options: Sequence[str], faults: list[str], *, text_first: bool = False
 ) -> tuple[str, ...]:
-  """Returns the letters that are right for a gold letter or option text, best one first; () when
-  none matches.
+  """Returns the right letters for a gold letter or gold option text, best match first.
 
-  A letter goes before an option text of the same form, or after it with `text_first`. Where they
-  differ, both count as right, because the row does not say which one was meant.
+  The result is () when no option matches. A gold value such as 'B' can be a letter and also the
+  text of an option. By default the letter wins. With `text_first` the option text wins, and a
+  single letter that points to another option also counts as right.
   """
   given, letter = _as_text(value), _letter(value, len(options) or len(LETTERS))
-  # an empty text is an empty option, where there is one
+  # options with exactly the gold text; an empty gold text matches an empty option
   known = bool(given) or isinstance(value, str)
   same = [LETTERS[i] for i, option in enumerate(options) if known and option == given]
   same = same or [
@@ -221,10 +228,10 @@ def _choice(
   faults: Sequence[str],
   fields: Mapping[str, str],
 ) -> Question:
-  """Returns a multiple-choice question.
+  """Builds a multiple-choice question.
 
   Args:
-    said: the row's gold text, used when no option matches.
+    said: the row's gold text, which becomes `gold` when no option matches.
   """
   gold = golds[0] if golds else checks.short(said) if not _as_text(said) else _as_text(said)
   return Question(
@@ -232,11 +239,11 @@ def _choice(
   )
 
 
-# Rows to questions, one reader per schema.
+# Row readers, one per benchmark schema.
 
 
 def videomme(row: Row) -> Question:
-  """Reads a row of Video-MME; its options carry their letters."""
+  """Reads a row of Video-MME. Its options start with their letters."""
   faults: list[str] = []
   text, options = _question_text(row, 'question', faults), _options(row['options'], faults)
   return _choice(
@@ -254,7 +261,8 @@ def videomme(row: Row) -> Question:
 def longvideobench(row: Row) -> Question:
   """Reads a row of LongVideoBench.
 
-  Options have columns of their own (or a list in its json file). "N/A" marks an absent option.
+  The options are in the columns option0 to option4, or in a list in the json file. "N/A" marks an
+  absent option.
   """
   faults: list[str] = []
   names = [f'option{i}' for i in range(5)]
@@ -293,7 +301,7 @@ def longvideobench(row: Row) -> Question:
 
 
 def lvbench(row: Row) -> Question:
-  """Reads a row of LVBench; the options are the end of the question, or a separate list."""
+  """Reads a row of LVBench. The options end the question text, or are a separate list."""
   faults: list[str] = []
   text, options = _inline(_question_text(row, 'question', faults))
   options = _options(options or row.get('options'), faults)
@@ -310,7 +318,7 @@ def lvbench(row: Row) -> Question:
 
 
 def mlvu(row: Row) -> Question:
-  """Reads a row of MLVU; the gold answer is a letter or the text of an option."""
+  """Reads a row of MLVU. The gold answer is a letter or the text of an option."""
   faults: list[str] = []
   text, options = _inline(_question_text(row, 'question', faults))
   candidates = row.get('candidates')
@@ -330,7 +338,7 @@ def mlvu(row: Row) -> Question:
 def mmvu(row: Row) -> Question:
   """Reads a row of MMVU, multiple-choice or open-ended.
 
-  The video is a path, or an address whose path in the data set counts.
+  The video is a path, or a URL that contains the path in the data set.
   """
   faults: list[str] = []
   if 'video' not in row and 'video_path' not in row:
@@ -387,7 +395,7 @@ def mmvu(row: Row) -> Question:
 
 
 def _choices(value: Any) -> list[Any]:
-  """Returns the options of MMVU's {letter: text}, in order, up to the last with a text."""
+  """Returns the options of MMVU's {letter: text} in letter order, up to the last that has text."""
   found = _parse_value(value)
   if isinstance(found, Mapping):
     found = [found.get(letter) for letter in LETTERS]
@@ -396,9 +404,9 @@ def _choices(value: Any) -> list[Any]:
 
 
 def charades(row: Row) -> Question:
-  """Reads a row of Charades-STA: when does a caption happen?
+  """Reads a row of Charades-STA, which asks when a caption happens.
 
-  The file holds half precision, 24.296875 for 24.3, and is used as it is.
+  The file stores times in half precision (24.296875 for 24.3). They are not corrected.
   """
   faults: list[str] = []
   stamps = _parse_value(row['timestamp'])
@@ -428,8 +436,8 @@ def charades(row: Row) -> Question:
 def longvideo_reason(row: Row) -> Question:
   """Reads a row of LongVideo-Reason.
 
-  Five of the 1000 published rows do not have four options (two have none). They are put as they
-  are, as the publishers do, and marked in fields['options'].
+  Five of the 1000 published rows do not have four options (two have none). As in the published
+  evaluation, their problem text is asked unchanged. fields['options'] marks them.
   """
   faults: list[str] = []
   problem = _question_text(row, 'problem', faults)

@@ -1,7 +1,7 @@
-"""A results folder: its plan, its finished samples, and their numbers.
+"""Reads and writes a results folder: its plan and its finished samples.
 
 plan.json      settings that determine the results, keys of all samples by benchmark, the shard
-results.jsonl  one `Outcome` per line, on disk before the next one starts
+results.jsonl  one `Outcome` per line; each line is on disk before the next line is written
 """
 
 import collections
@@ -21,35 +21,40 @@ SHOWN = 5  # names in a message
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """A finished sample: answered and scored, or an error, which is not counted as a wrong answer."""
+  """The result of one sample: an answer with its score, or an error.
+
+  An error is not counted as a wrong answer.
+  """
 
   key: str  # 'videomme/<id>/k=64'
   benchmark: str
   id: str
   k: int
   status: str  # ANSWERED or ERROR
-  reason: str  # short name of an error, for counts
+  reason: str  # short name of the error, used for counts
   error: str  # full text of the error
   score: float | None  # in [0, 1]; None after an error
-  metrics: Mapping[str, float]  # parts of the score, and further metrics
-  official: Mapping[str, float] | None  # by the benchmark's own rule; None where it has none
+  metrics: Mapping[str, float]  # parts of the score, and other metrics
+  official: (
+    Mapping[str, float] | None
+  )  # metrics by the benchmark's published rule, None without one
   answer: str
   gold: str
-  # by which scores are broken down; a sample counts under each of several values, 'a; b'
+  # fields for score breakdowns. A sample with 'a; b' counts under both values
   fields: Mapping[str, str]
-  seconds: Mapping[str, float]  # 'wall' and its stages
-  tokens: Mapping[str, int]  # 'prompt' (given, images expanded) and 'sampled', sub-agents included
+  seconds: Mapping[str, float]  # 'wall', and the seconds of each stage
+  tokens: Mapping[str, int]  # 'prompt' (with expanded images) and 'sampled', including sub-agents
   episode: Mapping[str, Any] | None  # the JSON of report.episodes; None after an error
-  # by that harness's rule; None where it has none, and in results of before it was known
+  # metrics by the rule of lmms-eval. None without one, and in results older than this field
   lmms_eval: Mapping[str, float] | None = None
-  question: str = ''  # of an error, whose line has no episode that holds it
+  question: str = ''  # question of an error, because its line has no episode
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 
 
 def key_of(benchmark: str, sample: str, k: int) -> str:
-  """Returns the key of a sample at a frame budget: 'videomme/<id>/k=64'."""
+  """Returns the key of a sample at frame budget `k`, such as 'videomme/<id>/k=64'."""
   return f'{benchmark}/{sample}/k={k}'
 
 
@@ -59,13 +64,13 @@ def digest(value: Any) -> str:
 
 
 class Journal:
-  """Appends outcomes to a folder's results.jsonl, a whole line each or nothing.
+  """Appends outcomes to a folder's results.jsonl. Each append writes a complete line or nothing.
 
-  Opening removes a torn last line, and errors of an earlier run among the keys `again`: those
-  samples run again. `answered` holds the keys that need no run.
+  Opening removes an incomplete last line. It also removes earlier errors of the keys in `again`, so
+  that these samples run again. `answered` is the set of keys that need no run.
 
   Raises:
-    DataError: an existing line breaks the schema.
+    DataError: an existing line does not match the schema.
     ParavtError: the folder cannot be written.
   """
 
@@ -86,8 +91,10 @@ class Journal:
       raise unwritable(self.path, 'open', error) from error
 
   def append(self, outcome: Outcome) -> None:
-    """Writes one line. Raises ParavtError when the disk is full; the file then ends with the
-    last whole line.
+    """Writes one line.
+
+    Raises:
+      ParavtError: the disk is full. The file then ends with the last complete line.
     """
     line = json.dumps(
       {name: getattr(outcome, name) for name in FIELDS}, separators=(',', ':'), allow_nan=False
@@ -98,7 +105,7 @@ class Journal:
       raise unwritable(self.path, f'write the result of {outcome.key}', error) from error
 
   def close(self) -> None:
-    """Closes the file; further appends fail."""
+    """Closes the file. Later appends fail."""
     self._file.close()
 
   def __enter__(self) -> 'Journal':
@@ -109,20 +116,20 @@ class Journal:
 
 
 def read(path: Path) -> list[Outcome]:
-  """Reads the outcomes of a results.jsonl in the order of writing.
+  """Returns the outcomes of a results.jsonl in file order, [] for a missing file.
 
-  A missing file gives none. A torn last line is left out.
+  An incomplete last line is ignored.
 
   Raises:
-    DataError: a line breaks the schema.
+    DataError: a line does not match the schema.
   """
   return [outcome for outcome, _ in _lines(path)[0]]
 
 
 def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
-  """Returns outcomes with their lines, and whether the last line is whole."""
+  """Returns outcomes with their lines, and whether the last line is complete."""
   found: list[tuple[Outcome, bytes]] = []
-  last = 0  # where the last whole line ends
+  last = 0  # end of the last complete line, in bytes
   for number, line, end in files.read_lines(path):
     last = end
     try:
@@ -135,27 +142,29 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
   return found, not path.is_file() or path.stat().st_size == last
 
 
-# What results are a function of
+# Plans: the settings that determine results
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The settings and samples of a results folder."""
 
-  common: Mapping[str, Any]  # model, protocol, limits, sampling, code, ..., in named JSON values
-  # by name {'parts': what is its own (frames, questions), 'metric': which of the metrics is the
-  # score, 'keys': of its samples, in order}
+  common: Mapping[str, Any]  # named JSON values: model, protocol, limits, sampling, code, ...
+  # {name: {'parts': settings of this benchmark (frames, questions), 'metric': name of its score,
+  # 'keys': keys of its samples, in order}}
   benchmarks: Mapping[str, Mapping[str, Any]]
-  shard: tuple[int, int]  # (number from 1, count); (1, 1) is everything
+  shard: tuple[int, int]  # (number from 1, count); (1, 1) is the whole evaluation
 
   def fingerprint(self, benchmark: str) -> str:
-    """Names everything that determines the scores of a benchmark."""
+    """Returns a digest of all settings that determine a benchmark's scores."""
     return digest([self.common, self.benchmarks[benchmark]['parts']])
 
 
 def refuse_other(folder: Path, plan: Plan) -> None:
-  """Raises ConfigError, with the settings that differ, when a folder has results of other
-  settings or of another shard.
+  """Checks that a folder has no results of other settings or of another shard.
+
+  Raises:
+    ConfigError: it has such results. The message lists the settings that differ.
   """
   changed = other_settings(folder, plan)
   if changed:
@@ -166,29 +175,32 @@ def refuse_other(folder: Path, plan: Plan) -> None:
 
 
 def other_settings(folder: Path, plan: Plan) -> str:
-  """Returns the first few settings in which a folder's results differ from a plan; '' without
-  results or differences.
+  """Returns the first few settings that differ between a folder's results and a plan.
+
+  The result is '' without results or differences.
   """
   changed = differences(read_plan(folder), plan) if _begun(folder) else []
   return ', '.join(changed[:SHOWN]) + (', ...' if len(changed) > SHOWN else '')
 
 
 def _begun(folder: Path) -> bool:
-  """Whether there are results. A start that was refused (no server, no model) leaves a plan
-  without results, which does not bind later runs.
+  """Whether the folder has results.
+
+  A failed start (no server, no model) leaves a plan without results. Later runs may replace it.
   """
   results = folder / 'results.jsonl'
   return (folder / 'plan.json').exists() and results.exists() and results.stat().st_size > 0
 
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
-  """Adds a plan to the folder's plan by an atomic rename, and returns the plan of all
-  benchmarks.
+  """Merges a plan into the folder's plan and returns the plan of all benchmarks.
+
+  An atomic rename replaces the file.
 
   Raises:
     ConfigError: as `refuse_other`.
     DataError: the folder's plan is broken.
-    ParavtError: it cannot be written.
+    ParavtError: the plan cannot be written.
   """
   refuse_other(folder, plan)
   if _begun(folder):
@@ -202,7 +214,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-  """Reads the plan of a results folder. Raises DataError when there is none, or it is broken."""
+  """Returns the plan of a results folder. Raises DataError if it is missing or broken."""
   path = folder / 'plan.json'
   try:
     data = json.loads(path.read_text())
@@ -219,10 +231,12 @@ def read_plan(folder: Path) -> Plan:
 
 
 def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
-  """Returns 'agent.max_turns: 3 -> 2' for each setting in which two plans differ, on benchmarks
-  that both have.
+  """Returns a line such as 'agent.max_turns: 3 -> 2' for each setting that differs.
 
-  shards: compares the shards too.
+  Only benchmarks in both plans are compared.
+
+  Args:
+    shards: whether to compare the shards too.
   """
   rows = _differences(before.common, _as_json(now.common), '')
   for name in before.benchmarks:
@@ -236,7 +250,7 @@ def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:
 
 
 def _as_json(value: Any) -> Any:
-  """Returns a value as JSON gives it back: tuples become lists."""
+  """Returns a value after a round trip through JSON, so that tuples become lists."""
   return json.loads(json.dumps(value))
 
 
@@ -254,13 +268,14 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str)
 def merge_shards(
   plans: Mapping[Path, Plan], outcomes: Mapping[Path, Sequence[Outcome]]
 ) -> tuple[Plan, list[Outcome]]:
-  """Joins results folders that are the shards of one evaluation: its plan and all its outcomes.
+  """Returns the plan and all outcomes of an evaluation from the results folders of its shards.
 
   Raises:
-    ConfigError: their settings or benchmarks differ; a shard is missing or occurs twice; or samples
-      are missing (a run did not end). The message names everything that is missing.
+    ConfigError: settings or benchmarks differ. A shard is missing or occurs twice. Samples are
+      missing, because a run did not end. The message names all missing parts.
   """
   (first, plan), *others = plans.items()
+  # Check that all shards have the same settings.
   for path, other in others:
     changed = differences(plan, other, shards=False)
     if set(plan.benchmarks) != set(other.benchmarks):
@@ -272,6 +287,7 @@ def merge_shards(
         f'{path} was made with other settings than {first} ({", ".join(changed[:SHOWN])}); '
         'merge shards of one evaluation'
       )
+  # Check that each shard occurs once and is complete.
   numbers = collections.Counter(plan.shard[0] for plan in plans.values())
   twice = sorted(number for number, count in numbers.items() if count > 1)
   if twice:
@@ -293,6 +309,7 @@ def merge_shards(
       )
   if faults:
     raise ConfigError(f'not complete: {"; ".join(faults)}; finish those runs and merge again')
+  # Join the keys in shard order.
   ordered = sorted(plans.values(), key=lambda plan: plan.shard)
   whole = {
     name: {**about, 'keys': [key for plan in ordered for key in plan.benchmarks[name]['keys']]}

@@ -1,7 +1,7 @@
 """Runs questions at frame budgets through the same agent loop that RL trains.
 
-Errors are outcomes of their own, also the errors of a single call: a failure of a server, a file or
-a deadline says nothing about the model.
+Errors are a separate kind of outcome, including errors of a single call. A failure of a server, a
+file or a deadline says nothing about the model.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question at one budget, with its episode."""
+  """The result of one question at one frame budget."""
 
   task: Task
   budget: int
   scored: Scored | None  # the episode with its parts; None after an error
-  reason: str = ''  # of an error, a countable word
-  error: str = ''  # its text
-  # 'wall', and of it 'open' (frames, prompt), 'episode' and 'reward'
+  reason: str = ''  # short name of the error, used for counts
+  error: str = ''  # full text of the error
+  # 'wall', and its stages 'open' (frames, prompt), 'episode' and 'reward'
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
 
 
@@ -46,15 +46,16 @@ async def each(
   options: EvalOptions,
   on_record: Callable[[Record], None],
 ) -> None:
-  """Runs (task, budget) pairs in their order, `options.concurrency` at a time. It keeps no
-  record and reads no question ahead of need.
+  """Runs (task, budget) pairs in order, with `options.concurrency` episodes at a time.
+
+  The function stores no records, and reads a question only when its episode starts.
 
   Args:
-    agent: greedy or sampling, as its context options say.
-    questions: taken one by one. Questions on one video share its frames when they are neighbours.
-    reward: scores a task's answer; its parts must hold 'compliant'.
-    on_record: receives each record, frames included, in the event loop as it finishes. An exception
-      from it ends the evaluation. Errors of server, video and judge are records too.
+    agent: the agent. Its context options select greedy decoding or sampling.
+    questions: the pairs. Adjacent questions on one video share its frames.
+    reward: returns the reward of a task. The reward's parts must contain 'compliant'.
+    on_record: called in the event loop with each finished record, including its frames. An
+      exception in it ends the evaluation. Errors of server, video and judge are also records.
   """
   waiting = iter(questions)
 
@@ -75,7 +76,7 @@ async def _record(
   agent: Agent, task: Task, budget: int, reward: Reward, options: EvalOptions
 ) -> Record:
   start = time.monotonic()
-  if problem := task.facts.get(subtitles.BROKEN):  # without them it would be another question
+  if problem := task.facts.get(subtitles.BROKEN):  # without subtitles it would be another question
     return Record(task, budget, None, 'subtitles', problem, _laps(start, time.monotonic()))
   try:
     opening = await agent.open(task, budget)
@@ -106,7 +107,7 @@ async def _record(
 
 
 def _why(reason: str, episode: Episode) -> str:
-  """Explains one of our reasons, where no server or file gave a message."""
+  """Returns a message for an error that no server or file explained."""
   if reason != 'prompt_too_long':
     return reason
   return (
@@ -117,14 +118,14 @@ def _why(reason: str, episode: Episode) -> str:
 
 
 def _has_failed(result: ToolResult) -> bool:
-  """Whether a server, a file or a deadline made a call fail, rather than the text of the model."""
+  """Whether a call failed because of a server, a file or a deadline, not the model's text."""
   if result.status is ResultStatus.SUBAGENT_ERROR:
-    # one that wrote nothing to the purpose did answer
+    # a sub-agent that wrote a useless text did answer, so this is no failure
     return result.subagent is None or result.subagent.stop is StopReason.ABORT
   return result.status in (ResultStatus.TIMEOUT, ResultStatus.MEDIA_ERROR)
 
 
 def _laps(start: float, *ends: float) -> dict[str, float]:
-  """Returns the seconds of each finished stage, and of all ('wall')."""
+  """Returns the seconds of each finished stage, and their total as 'wall'."""
   stages = zip(('open', 'episode', 'reward'), (start, *ends), ends)
   return {'wall': ends[-1] - start, **{stage: end - begin for stage, begin, end in stages}}

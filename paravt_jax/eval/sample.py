@@ -1,4 +1,4 @@
-"""One question of a benchmark, in the same form for all files."""
+"""Defines a benchmark question in one form for all benchmarks."""
 
 import collections
 import dataclasses
@@ -6,27 +6,27 @@ from collections.abc import Iterable, Mapping
 
 from paravt_jax.types import Task
 
-# The fields of a row that is broken as published: that it is, and what is wrong with it, joined by
-# '; ' (nothing where it lacks only its options).
+# A row that is broken as published has fields[OPTIONS] = BROKEN. fields[FAULTS] lists its faults,
+# joined by '; '. It is absent if the row only lacks its options.
 OPTIONS, BROKEN, FAULTS = 'options', 'broken', 'broken'
 NOWHERE, NO_OPTIONS = 'gold nowhere', 'options missing'
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A benchmark's question."""
+  """One benchmark question with its gold answer and fields."""
 
   benchmark: str
-  task: Task  # what the agent is asked; its answer is the gold one, its id unique in the benchmark
-  # texts by which scores are broken down (duration, task_type, subject, ...)
+  task: Task  # input of the agent, with the gold answer and an id unique in the benchmark
+  # texts for score breakdowns (duration, task_type, subject, ...)
   fields: Mapping[str, str]
-  subtitles: str = ''  # of the video; '' for none
-  # every letter that is right where the gold text is several of the options; else ()
+  subtitles: str = ''  # subtitles of the video, '' for none
+  # all right letters if several options equal the gold text, else ()
   golds: tuple[str, ...] = ()
 
   @property
   def gold(self) -> str:
-    """Returns the gold answer as people read it: 'B or C' where both are right."""
+    """Returns the gold answer as text for people, such as 'B or C' if both are right."""
     return ' or '.join(self.golds) or self.task.answer
 
   @property
@@ -36,16 +36,16 @@ class Sample:
 
 
 def faults(fields: Mapping[str, str]) -> tuple[str, ...]:
-  """Returns the faults of a row as published, from the fields of its sample; () when there are
-  none.
-  """
+  """Returns the faults of a published row from the fields of its sample, () for none."""
   text = fields.get(FAULTS, NO_OPTIONS if fields.get(OPTIONS) == BROKEN else '')
   return tuple(text.split('; ')) if text else ()
 
 
 def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
-  """Counts the rows that are broken as published, from their samples' fields: 'rows' in all,
-  then by fault; {} for none.
+  """Returns the number of broken published rows: {'rows': total, fault: count}, {} for none.
+
+  Args:
+    rows: the fields of each row's sample.
   """
   found = [faults(fields) for fields in rows]
   counts = collections.Counter(fault for each in found for fault in each)
@@ -53,8 +53,9 @@ def count(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
 
 
 def describe_faults(counts: Mapping[str, int]) -> str:
-  """Describes such counts: '11 rows are broken as published: 2 gold nowhere, 3 option empty'; ''
-  for none.
+  """Returns the result of `count` as text, '' for no broken rows.
+
+  For example: '11 rows are broken as published: 2 gold nowhere, 3 option empty'.
   """
   reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')
   one = counts.get('rows') == 1

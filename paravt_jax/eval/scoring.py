@@ -1,4 +1,4 @@
-"""Intervals of scores. NumPy only; every draw is seeded."""
+"""Computes intervals of scores with NumPy. All draws are seeded."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -11,8 +11,9 @@ _Z95 = 1.959963984540054
 
 
 def wilson(successes: float, count: int, z: float = _Z95) -> tuple[float, float]:
-  """The Wilson score interval of a share (Wilson 1927), 95 % by default. No samples give (0, 1):
-  nothing is known.
+  """Returns the Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+  No samples give (0, 1).
   """
   if count == 0:
     return 0.0, 1.0
@@ -29,11 +30,11 @@ def wilson(successes: float, count: int, z: float = _Z95) -> tuple[float, float]
 def share_interval(
   values: Sequence[float], clusters: Sequence[Hashable], *, samples: int, seed: int
 ) -> tuple[float, float]:
-  """Returns the 95 % interval of a mean of values in [0, 1] that depend on each other within a
-  cluster (a question at every budget).
+  """Returns the 95 % interval of a mean of values in [0, 1] with dependence within clusters.
 
-  Wilson's interval over the clusters when each has one member, or when all values are equal; else a
-  bootstrap over clusters.
+  A cluster is, for example, a question with all its frame budgets. If each cluster has one value,
+  or all values are equal, this is Wilson's interval over the clusters. Otherwise it is a bootstrap
+  over clusters.
   """
   count = len(set(clusters))
   if count == len(values) or len(set(values)) <= 1:
@@ -52,15 +53,16 @@ def paired_bootstrap(
   samples: int,
   seed: int,
 ) -> tuple[float, float, float]:
-  """Returns the mean of after - before with its 95 % percentile interval, by resampling pairs
-  (Efron and Tibshirani 1993, chapter 13).
+  """Returns the mean of after - before with its 95 % percentile interval.
+
+  Pairs are resampled (Efron and Tibshirani 1993, chapter 13).
 
   Args:
-    before, after: scores of the same questions, in the same order.
-    clusters: what is drawn together, such as the task of a question put at several budgets; None
-      draws each pair alone.
-    samples: bootstrap samples.
-    seed: of the draws.
+    before, after: scores of the same E questions, in the same order.
+    clusters: the cluster of each pair. Whole clusters are drawn, for example a question with all
+      its frame budgets. None draws single pairs.
+    samples: number of bootstrap samples.
+    seed: seed of the draws.
 
   Returns:
     (difference, low, high). No pairs give (nan, -inf, inf).
@@ -76,7 +78,7 @@ def paired_bootstrap(
     )
   if len(before_E) == 0:
     return math.nan, -math.inf, math.inf
-  # C clusters: what each adds to the difference, over how many of the E pairs
+  # For each cluster: the sum of its differences (totals) and its number of pairs (counts).
   names = {
     name: index
     for index, name in enumerate(
@@ -88,10 +90,10 @@ def paired_bootstrap(
   )
   totals = np.bincount(index_E, weights=after_E - before_E, minlength=len(names))
   counts = np.bincount(index_E, minlength=len(names))
-  # the interval is that of a set: another order of the questions gives the same one
+  # Sort the clusters, so that the order of the questions does not change the interval.
   order = np.lexsort((counts, totals))
   totals, counts = totals[order], counts[order]
-  # resamples of clusters, all at once
+  # Draw all resamples at once: an array (samples, clusters).
   draws = seeds.rng(seed, 'paired_bootstrap').integers(len(names), size=(samples, len(names)))
   means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])

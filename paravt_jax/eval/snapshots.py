@@ -1,5 +1,6 @@
-"""Finds a benchmark's files as a hub download lays them out: rows, videos in folders or
-archives, subtitles. It downloads nothing.
+"""Finds a benchmark's files in a hub snapshot: rows, videos, archives and subtitles.
+
+This module downloads nothing.
 """
 
 import collections
@@ -25,15 +26,15 @@ from paravt_jax.eval.subtitles import subtitle_lines as subtitle_lines
 
 VIDEOS = ('.mp4', '.mkv', '.webm', '.avi', '.mov', '.flv', '.wmv', '.m4v')
 SUBTITLES = subtitles.SUFFIXES
-_MARK = 'every file compared with its checksum'  # marks without it are not believed
+_MARK = 'every file compared with its checksum'  # marks without this text are ignored
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 
 
 def root(folder: str | os.PathLike) -> pathlib.Path:
   """Returns the folder that holds a snapshot's files.
 
-  This is the folder itself. In a hub cache (`snapshots/<revision>`) it is the revision of `main`,
-  or the newest one.
+  This is the folder itself, unless it is a hub cache (`snapshots/<revision>`). For a cache, it is
+  the revision of `main`, or else the newest one.
 
   Raises:
     DataError: there is no such folder.
@@ -58,7 +59,7 @@ def root(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def row_files(folder: pathlib.Path, globs: Sequence[str]) -> list[pathlib.Path]:
-  """Returns the files of the first glob that matches any, by name.
+  """Returns the files of the first glob with a match, sorted by name.
 
   Raises:
     DataError: no glob matches.
@@ -76,8 +77,9 @@ def row_files(folder: pathlib.Path, globs: Sequence[str]) -> list[pathlib.Path]:
 def rows(
   file: pathlib.Path, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number from 0, row), with these columns only, from a parquet, json (a list, or an
-  object that holds one) or jsonl file.
+  """Yields (number from 0, row) with only these columns from a parquet, json or jsonl file.
+
+  A json file contains a list, or an object with exactly one list.
 
   Raises:
     DataError: the file cannot be read, or lacks a column.
@@ -120,7 +122,7 @@ def _json(
     data = file.read_bytes()
     text = data.decode(json.detect_encoding(data)).removeprefix('\ufeff')
     found = _lines(text) if _is_lines(file, text) else _parse_json(text)
-    if _SURROGATE.search(text):  # a pair is one character; half of one cannot be made into tokens
+    if _SURROGATE.search(text):  # half of a surrogate pair cannot be tokenized
       json.dumps(found, ensure_ascii=False).encode()
   except (OSError, ValueError, RecursionError) as error:
     raise DataError(
@@ -137,8 +139,9 @@ def _json(
 
 
 def _lines(text: str) -> list[Any]:
-  """Yields the values of JSON lines. Only newlines end a line: strings may hold U+2028 and
-  similar.
+  """Returns the values of JSON lines.
+
+  Only newlines end a line, because strings may contain U+2028 and similar characters.
   """
   found = []
   for number, line in enumerate(text.split('\n'), 1):
@@ -151,11 +154,13 @@ def _lines(text: str) -> list[Any]:
 
 
 def _parse_json(text: str) -> Any:
-  return json.loads(text, strict=False)  # control characters may stand in strings as they are
+  return json.loads(
+    text, strict=False
+  )  # not strict, because strings may contain control characters
 
 
 def _is_lines(file: pathlib.Path, text: str) -> bool:
-  """Returns whether every line is a JSON object. Some files named .json are such files."""
+  """Whether a file has JSON lines: it is named .jsonl, or its first two lines are JSON objects."""
   if file.suffix == '.jsonl':
     return True
   lines = [line.strip() for line in text.lstrip().split('\n', 2)[:2]]
@@ -166,9 +171,9 @@ def _is_lines(file: pathlib.Path, text: str) -> bool:
 
 
 class Files:
-  """An index of the files with some suffixes below some folders.
+  """An index of the files below `folders` with one of `suffixes`.
 
-  Where two folders have a file, the first folder wins. Links to folders are followed, and hidden
+  If two folders have a file, the first folder wins. Links to folders are followed, and hidden
   folders are skipped.
   """
 
@@ -187,13 +192,13 @@ class Files:
     return sum(map(len, self._by_stem.values()))
 
   def find(self, wanted: str, folders: Sequence[str], depth: int) -> pathlib.Path | None:
-    """Returns the file that a row calls `wanted`, or None when none or several match.
+    """Returns the file that a row names `wanted`, or None if no file or several files match.
 
     Args:
-      wanted: a relative path. Another suffix of the same kind matches too, but its own comes first.
-      folders: where to look, in this order.
-      depth: how many of its last parts must agree at least. 1 accepts a file of that name anywhere,
-        if there is only one.
+      wanted: a relative path. Other suffixes of the index also match, but the same suffix wins.
+      folders: folders to search first, in this order.
+      depth: how many last parts of the path must match at least. With 1, a file with this name in
+        any folder matches, if it is the only one.
     """
     parts = pathlib.PurePosixPath(wanted).parts
     candidates = self._by_stem.get(stem(wanted, self._suffixes), []) if parts else []
@@ -218,14 +223,15 @@ class Files:
 
 
 def stem(name: str, suffixes: Sequence[str]) -> str:
-  """Returns a path's last part without its suffix, if that is one of these."""
+  """Returns the last part of a path, without its suffix if that is in `suffixes`."""
   bare, suffix = os.path.splitext(pathlib.PurePosixPath(name).name)
   return bare if suffix.lower() in suffixes else bare + suffix
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields every file below a folder, by name. A folder is entered once, so that links cannot
-  run in circles.
+  """Yields all files below a folder, sorted by name.
+
+  Each folder is visited once, so that circular links end.
   """
   seen = set()
   for place, folders, names in os.walk(folder, followlinks=True):
@@ -242,24 +248,22 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def archives(folder: pathlib.Path) -> list[tuple[pathlib.Path, ...]]:
-  """Returns every zip and tar below a folder, by name.
+  """Returns all zip and tar archives below a folder, each as a tuple of its parts.
 
-  An archive published in parts (`videos.tar.part.aa`, ...) is returned as all its parts, in order.
+  An archive in parts (`videos.tar.part.aa`, ...) has all its parts in order.
   """
   return archive_parts.groups(_walk(folder))
 
 
 def unread(folder: pathlib.Path) -> list[str]:
-  """Returns a line for each file below a folder that looks like an archive and cannot be read
-  here.
-  """
+  """Returns one line for each file below a folder that looks like an unreadable archive."""
   there = list(_walk(folder))
   groups, disks = archive_parts.groups(there), archive_parts.over_disks(there)
   return list(archive_unread.find_unread(there, groups, disks).values())
 
 
 def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
-  """Returns the names in an archive, or None for a compressed tar, whose names need a full read.
+  """Returns the names in an archive, or None for a compressed tar, which needs a full read.
 
   Raises:
     DataError: the archive is damaged, or a part of it is missing.
@@ -277,15 +281,18 @@ def members(parts: Sequence[pathlib.Path]) -> list[str] | None:
 def unpack_archives(
   parts: Sequence[pathlib.Path], target: pathlib.Path, marks: pathlib.Path
 ) -> bool:
-  """Extracts an archive into `target` with `data.unpack`; returns whether it extracted anything.
+  """Extracts an archive into `target` with `data.unpack`, unless that was done before.
 
-  A mark in the folder `marks` records the archive's names, sizes and dates. An archive with a mark
-  is skipped. An interrupted extraction runs again. Only whole files appear. A file with other
-  content is replaced.
+  A mark file in the folder `marks` records the names, sizes and dates of the parts. An archive with
+  a matching mark is skipped. An interrupted extraction runs again. Each file appears only when it
+  is complete. An existing file with other content is replaced.
+
+  Returns:
+    Whether the archive was extracted now.
 
   Raises:
-    DataError: the archive is damaged, lacks a part, or would write outside `target`; or the disk
-      cannot be written.
+    DataError: the archive is damaged, lacks a part, or would write outside `target`. Or the disk is
+      not writable.
   """
   with _disk(parts[0]):
     facts = [
@@ -296,7 +303,7 @@ def unpack_archives(
   with contextlib.suppress(OSError, ValueError):
     if json.loads(mark.read_text()) == facts:
       return False
-  with contextlib.suppress(unpack.NothingFound):  # an archive without a file
+  with contextlib.suppress(unpack.NothingFound):  # the archive contains no file
     unpack.unpack(parts[0], target)
   with _disk(mark):
     files.write(mark, json.dumps(facts).encode(), sync=False)
@@ -305,7 +312,7 @@ def unpack_archives(
 
 @contextlib.contextmanager
 def _disk(file: pathlib.Path):
-  """Turns the OSError of a disk that cannot be read or written into a DataError."""
+  """Converts an OSError of a disk access into a DataError."""
   try:
     yield
   except OSError as error:

@@ -1,5 +1,6 @@
-"""Intervals of scores, and tests whether two scores differ. Pure functions; every draw is
-seeded.
+"""Computes intervals of scores, and tests whether two scores differ.
+
+All functions are pure, and all draws are seeded.
 """
 
 import collections
@@ -15,18 +16,19 @@ def interval(
 ) -> tuple[float, float]:
   """Returns the 95 % interval of a mean of values in [0, 1].
 
-  A share (all values 0 or 1, one per cluster) gets Wilson's interval, any other mean a bootstrap
-  over clusters. Where a bootstrap could only repeat itself (one cluster, or all values equal), the
-  result is Wilson's interval over the clusters. It is wider than that of any mean.
+  A share (all values 0 or 1, one value per cluster) gets Wilson's interval. Any other mean gets a
+  bootstrap over clusters. With one cluster, or equal values, all bootstrap samples would be equal.
+  The result is then Wilson's interval over the clusters, which is wider than that of any mean.
 
   Args:
-    values: a score each.
-    clusters: what is drawn together, such as a question that was put at several budgets.
-    samples: bootstrap samples.
-    seed: of the draws.
+    values: one score per sample.
+    clusters: the cluster of each value. A bootstrap draws whole clusters, for example a question
+      with all its frame budgets.
+    samples: number of bootstrap samples.
+    seed: seed of the draws.
 
   Returns:
-    (low, high). No values give (0, 1): nothing is known.
+    (low, high). No values give (0, 1).
 
   Raises:
     ValueError: the lengths differ.
@@ -45,30 +47,28 @@ def interval(
 
 @dataclasses.dataclass(frozen=True)
 class McNemar:
-  """McNemar's test of two systems."""
+  """Result of McNemar's test of two systems."""
 
-  only_first: int  # questions that speak for the first
-  only_second: int  # questions that speak for the second
+  only_first: int  # questions that the first answers right more often
+  only_second: int  # questions that the second answers right more often
   p: float  # two-sided
 
 
 def mcnemar(
   first: Sequence[bool], second: Sequence[bool], questions: Sequence[Hashable]
 ) -> McNemar:
-  """Tests whether two systems are right equally often (McNemar 1947, exact by the binomial
-  distribution).
+  """Tests whether two systems are right equally often (McNemar 1947, exact binomial test).
 
-  A question that was put several times (at each frame budget) is one observation. It counts for the
-  system that is right more often. If each question was put once, this is McNemar's count of
-  discordant pairs.
+  A question with several frame budgets is one observation. It counts for the system that is right
+  more often. With one budget, the counts are McNemar's discordant pairs.
 
   Args:
-    first, second: whether each is right, on the same pairs in the same order.
+    first, second: whether each system is right, for the same pairs in the same order.
     questions: the question of each pair.
 
   Returns:
-    The discordant questions and p = min(1, 2 P(X <= min)) for X ~ Binomial(n, 1/2); 1 without
-    discordant questions.
+    The counts of the n discordant questions and p = min(1, 2 P(X <= smaller count)) for
+    X ~ Binomial(n, 1/2). Without discordant questions, p is 1.
 
   Raises:
     ValueError: the lengths differ.

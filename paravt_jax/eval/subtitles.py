@@ -1,9 +1,9 @@
 """Reads subtitle files (srt, vtt) as plain lines, in any encoding and shape.
 
-A byte-order mark decides the encoding. Without one, NULs mean UTF-16 or UTF-32, then UTF-8 is
-tried. For other files the encoding is guessed, and guesses are counted. The guess is GB18030 where
-the bytes above 0x7f come in pairs throughout, because most non-Unicode subtitles are Chinese or
-Western. Otherwise it is Windows-1252.
+A byte-order mark decides the encoding. Without one, NUL bytes mean UTF-16 or UTF-32. Otherwise
+UTF-8 is tried. If that fails, the encoding is guessed, and guesses are counted. Most non-Unicode
+subtitles are Chinese or Western. If all bytes above 0x7f come in pairs, the guess is GB18030, else
+Windows-1252.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from paravt_jax.errors import DataError
 
 SUFFIXES = ('.srt', '.vtt')
-_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+_MARKS = (  # longer marks first, because the UTF-32 mark starts with the UTF-16 mark
   (codecs.BOM_UTF32_LE, 'utf-32-le'),
   (codecs.BOM_UTF32_BE, 'utf-32-be'),
   (codecs.BOM_UTF8, 'utf-8'),
@@ -35,16 +35,16 @@ _HIGH = re.compile(rb'[\x80-\xff]+')
 _NUMBER = r'\s*(\d{1,9})\s*'
 _CLOCK = rf'-?(?:{_NUMBER}:)?{_NUMBER}:{_NUMBER}(?:[.,:]\s*(\d+))?'
 _TIMING = re.compile(rf'\s*{_CLOCK}\s*(?:-\s*-?\s*>|--&gt;|→)\s*{_CLOCK}(?P<rest>.*)')
-_WIDTHS = str.maketrans('：，．。', ':,..')  # as Chinese keyboards write them
+_WIDTHS = str.maketrans('：，．。', ':,..')  # full-width punctuation from Chinese keyboards
 _SETTINGS = re.compile(r'(?:\s+[A-Za-z]\w*:\S+)*\s*')
 _MARKUP = re.compile(r'</?[A-Za-z][^<>]*>|</?>|<\d[\d:.]*>|\{\\[^}]*\}')
 _BREAKS = re.compile(r'\\[Nnh]')
 _BLOCKS = ('NOTE', 'STYLE', 'REGION')
 
 
-# The fact of a task whose subtitle file gives nothing: why. It is not asked, and is an error.
+# Task fact with the reason why a subtitle file has no text. Such a task is an error and never runs.
 BROKEN = 'subtitles_error'
-# The field 'subtitles' of a sample, by which scores are broken down.
+# Values of the sample field 'subtitles', used for score breakdowns.
 SHOWN = 'shown'
 NONE = 'none'
 UNREADABLE = 'unreadable'
@@ -60,16 +60,16 @@ class Subtitles:
   """The lines of a subtitle file and its encoding."""
 
   text: str
-  encoding: str  # that it was read as
-  guessed: bool  # because nothing else fitted
+  encoding: str  # the encoding used to read it
+  guessed: bool  # whether the encoding is a guess
 
 
 def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
-  """Reads a subtitle file as `sample_lines` lines.
+  """Returns the subtitles of a file, at most `max_bytes` of UTF-8 text (see `sample_lines`).
 
   Raises:
-    NoSubtitles: it yields no line.
-    DataError: it cannot be read.
+    NoSubtitles: the file has no cue with text.
+    DataError: the file cannot be read.
   """
   try:
     data = file.read_bytes()
@@ -90,7 +90,7 @@ def read(file: pathlib.Path, max_bytes: int) -> Subtitles:
 
 
 def decode_text(data: bytes) -> tuple[str, str, bool]:
-  """Returns (text, encoding, whether the encoding is a guess); see the module docstring."""
+  """Returns (text, encoding, whether the encoding is a guess). See the module docstring."""
   for mark, encoding in _MARKS:
     if data.startswith(mark):
       text = data[len(mark) :].decode(encoding, 'replace')
@@ -104,7 +104,7 @@ def decode_text(data: bytes) -> tuple[str, str, bool]:
   lost = text.count(_LOST)
   if not lost:
     return text, 'utf-8', False
-  with contextlib.suppress(UnicodeDecodeError):  # only the last character is cut
+  with contextlib.suppress(UnicodeDecodeError):  # succeeds if only the last character is cut
     text = codecs.getincrementaldecoder('utf-8')().decode(data)
     if not text.isascii():
       return text, 'utf-8', True
@@ -115,17 +115,18 @@ def decode_text(data: bytes) -> tuple[str, str, bool]:
 
 
 def subtitle_lines(text: str) -> list[str]:
-  """Returns 'start --> end text' of every cue of an srt or vtt file, seconds with one decimal.
+  """Returns 'start --> end text' for each cue of an srt or vtt file, in seconds with one decimal.
 
-  A cue ends at the times of the next one. Blank lines do not end it. Markup, cue numbers, and notes
-  and styles of vtt are removed. Empty cues, cues that repeat the previous text, and text before the
-  first cue are left out.
+  A cue extends to the time line of the next cue. Blank lines do not end it. Markup, cue numbers,
+  vtt notes and vtt styles are removed. Empty cues, repeats of the previous text, and text before
+  the first cue are omitted.
   """
   text = re.sub('\r+\n', '\n', text).replace('\r', '\n').replace('\ufeff', '').replace('\0', '')
   rows = text.split('\n')
   is_vtt = text.lstrip().startswith('WEBVTT')
   found: list[str] = []
   last = ''
+  # (row index, match) of each time line
   times = [
     (at, match)
     for at, row in enumerate(rows)
@@ -147,19 +148,17 @@ def subtitle_lines(text: str) -> list[str]:
 
 
 def _number(rows: Sequence[str], at: int) -> int | None:
-  """Returns the number of the cue whose times are in row `at`, None without a number."""
+  """Returns the cue number above the time line in row `at`, None without a number."""
   above = next((row.strip() for row in reversed(rows[max(0, at - 2) : at]) if row.strip()), '')
   return int(above) if above.isdecimal() and len(above) < 10 else None
 
 
 def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str]:
-  """Returns a cue's rows without their last row if it is the number (in vtt: any name) of the
-  next cue.
-  """
+  """Returns a cue's rows without the number (in vtt: any name) of the next cue, if present."""
   kept = list(body)
   while kept and not kept[-1].strip():
     kept.pop()
-  is_beside = len(kept) == len(body)  # directly above the times
+  is_beside = len(kept) == len(body)  # directly above the next time line
   is_alone = len(kept) < 2 or not kept[-2].strip()
   last = kept[-1].strip() if kept else ''
   is_next = number is not None and (is_beside or last == str(number + 1))
@@ -169,8 +168,9 @@ def _without_name(body: list[str], number: int | None, is_vtt: bool) -> list[str
 
 
 def _without_blocks(body: list[str]) -> list[str]:
-  """Returns a cue's rows of vtt without comments and styles: from their keyword to the next
-  blank line.
+  """Returns the rows of a vtt cue without comment, style and region blocks.
+
+  A block starts at its keyword and ends at the next blank line.
   """
   kept, inside, before = [], False, 'x'
   for row in body:
@@ -182,7 +182,7 @@ def _without_blocks(body: list[str]) -> list[str]:
 
 
 def _cue_text(rows: Iterable[str]) -> str:
-  """Returns the text of a cue in one line."""
+  """Returns the text of a cue on one line, without markup."""
   bare = (html.unescape(_BREAKS.sub(' ', _MARKUP.sub('', row))) for row in rows)
   return ' '.join(' '.join(bare).split())
 
@@ -194,9 +194,9 @@ def _seconds(parts: Sequence[str | None]) -> float:
 
 
 def sample_lines(lines: Sequence[str], max_bytes: int) -> str:
-  """Returns the lines, or as many as fit when they are more than `max_bytes` of UTF-8.
+  """Returns the lines as one text of at most `max_bytes` of UTF-8.
 
-  These are taken evenly from beginning to end.
+  If they do not fit, evenly spaced lines are selected.
   """
   total = sum(len(line.encode()) + 1 for line in lines) - 1
   count = len(lines) if total <= max_bytes else len(lines) * (max_bytes + 1) // (total + 1)
@@ -209,8 +209,10 @@ def sample_lines(lines: Sequence[str], max_bytes: int) -> str:
 
 
 def describe_encodings(fields: Iterable[str]) -> str:
-  """Describes the encodings that people should know of, from their samples' fields 'subtitles';
-  '' for nothing.
+  """Returns a note on guessed encodings and unreadable subtitle files, '' for none.
+
+  Args:
+    fields: the value of the field 'subtitles' of each video.
   """
   counts = collections.Counter(fields)
   guessed = {name: count for name, count in sorted(counts.items()) if name.startswith(GUESSED)}

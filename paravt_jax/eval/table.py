@@ -1,5 +1,6 @@
-"""Writes an evaluation and a comparison as Markdown. Every number has its interval, and
-published numbers are marked as such.
+"""Formats an evaluation or a comparison as Markdown.
+
+Scores have their intervals, and published numbers are marked as published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,9 @@ from typing import Any
 
 from paravt_jax.eval.sample import describe_faults
 
-# other rules than ours, as they are shown
+# {scoring rule other than ours: its name in tables}
 RULES = {'official': 'official', 'lmms_eval': 'lmms-eval'}
-_WIDEST = 40  # rows of a breakdown
+_WIDEST = 40  # most rows of a breakdown table
 
 
 def markdown(
@@ -19,19 +20,17 @@ def markdown(
   published: Mapping[str, Mapping[str, float]],
   rules: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-  """Returns the tables of a summary (`numbers.summarize`).
+  """Returns the tables of a summary (`numbers.summarize`) as Markdown.
 
   Args:
-    name: of what was evaluated.
-    published: by benchmark {model: number, per cent}. Benchmarks that were not evaluated are left
-      out.
-    rules: by model, the rule behind its published numbers: 'official' or 'lmms_eval'; unknown
-      without an entry.
+    name: name of the evaluated model.
+    published: {benchmark: {model: score in per cent}}. Benchmarks outside the summary are ignored.
+    rules: {model: rule of its published scores}, 'official' or 'lmms_eval'. A model without an
+      entry has an unknown rule.
 
   Returns:
-    Markdown that ends in a newline: scores, comparisons of complete benchmarks with published rows,
-      errors by reason, calls, further metrics, breakdowns. Scores are per cent with their 95 %
-      interval.
+    Markdown that ends in a newline: scores, complete benchmarks next to published rows, errors by
+      reason, calls, other metrics, breakdowns. Scores are in per cent with their 95 % interval.
   """
   parts = [f'# {name}', _scores(summary)]
   beside = _beside(summary, name, published, rules)
@@ -97,7 +96,7 @@ def _scores(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _by(row: Mapping[str, Any], rule: str) -> str:
-  """Returns the score by another rule than ours; '-' without it, as in older summaries."""
+  """Returns the score by another rule than ours, '-' if missing, as in older summaries."""
   return with_interval(row.get(f'score_{rule}'), row.get(f'{rule}_interval'))
 
 
@@ -152,7 +151,9 @@ def _beside(
 
 
 def _calls(summary: Mapping[str, Mapping[str, Any]]) -> str:
-  """Returns the calls per answered sample: by form, executed, and failed with their reasons."""
+  """Returns a table of calls per answered sample: by form, executed, failed, and why they
+  failed.
+  """
   rows = [
     [
       benchmark,
@@ -212,10 +213,13 @@ def comparison(
   flips: int,
   warnings: Sequence[str] = (),
 ) -> str:
-  """Returns Markdown of a comparison of two results folders (`numbers.compare`).
+  """Returns a comparison of two results folders (`numbers.compare`) as Markdown.
 
-  `warnings` come first: they say how the questions differ. At most `flips` changed answers are
-  listed each way.
+  Args:
+    found: the result of `numbers.compare`.
+    first, second: names of the folders.
+    flips: most changed answers to list in each direction.
+    warnings: differences between the questions of the two folders. They come first.
   """
   head = (
     'benchmark',
@@ -262,7 +266,7 @@ def comparison(
 
 
 def _list_flips(benchmark: str, row: Mapping[str, Any], flips: int) -> list[str]:
-  """Lists the samples that only one folder answers right, at most `flips` each way."""
+  """Returns lists of the samples that only one folder answers right, at most `flips` per list."""
   parts = []
   for way, title in (('lost', 'right in the first only'), ('won', 'right in the second only')):
     lines = [
@@ -278,14 +282,14 @@ def _list_flips(benchmark: str, row: Mapping[str, Any], flips: int) -> list[str]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table; bars in cells are escaped."""
+  """Returns a Markdown table. Bars in cells are escaped."""
   clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
   lines = [list(head), ['---'] * len(head), *rows]
   return '\n'.join('| ' + ' | '.join(map(clean, line)) + ' |' for line in lines)
 
 
 def percent(value: float | None) -> str:
-  """Returns '62.1', '-' for None."""
+  """Returns a share in per cent, such as '62.1' for 0.621, '-' for None."""
   return '-' if value is None else f'{100 * value:.1f}'
 
 
@@ -297,7 +301,7 @@ def format_number(value: float | None, digits: int) -> str:
 def with_interval(
   value: float | None, interval: Sequence[float] | None, *, sign: bool = False
 ) -> str:
-  """Returns '62.1 [60.2, 64.0]', '-' for None."""
+  """Returns a share and its interval in per cent, such as '62.1 [60.2, 64.0]', '-' for None."""
   if value is None or interval is None:
     return '-'
   form = '{:+.1f}' if sign else '{:.1f}'
@@ -308,6 +312,6 @@ def with_interval(
 
 
 def short(text: str) -> str:
-  """Returns a text on one line, cut to a length."""
+  """Returns a quoted text on one line, cut to 60 characters."""
   line = ' '.join(text.split())
   return f'"{line[:60]}{"..." if len(line) > 60 else ""}"'
