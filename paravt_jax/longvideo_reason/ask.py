@@ -114,12 +114,12 @@ def read_rewrite(reply: str, question: Question, min_chars: int) -> str | Reject
 
 
 def format_options(options: Sequence[str]) -> str:
-  """'A. red' and so on, a line each."""
+  """Returns the options as lettered lines, such as 'A. red'."""
   return '\n'.join(f'{letter}. {option}' for letter, option in zip(parse.LETTERS, options))
 
 
 def reasons(question: Question) -> str:
-  """The steps of a question as text: '[10 to 20] ...', a line each."""
+  """Returns the steps of a question as text, one line per step: '[10 to 20] ...'."""
   return '\n'.join(
     f'[{seconds(step.start)} to {seconds(step.end)}] {" ".join(step.reasons)}'
     for step in question.steps

@@ -110,7 +110,7 @@ def check(recipe: LongVideoRecipe) -> None:
 
 
 def check_server(recipe: LongVideoRecipe, section: str) -> None:
-  """Refuses a server that is needed and not named."""
+  """Raises ConfigError if a needed server has no URL or model name."""
   knobs = servers_of(recipe)[section]
   where = 'the address of an OpenAI-compatible server, such as http://127.0.0.1:30000/v1'
   require(knobs.url, where, bool(knobs.url), f'{section}.url')
@@ -130,7 +130,7 @@ def steps(recipe: LongVideoRecipe) -> tuple[str, ...]:
 
 
 def make_options(recipe: LongVideoRecipe) -> pipeline.Options:
-  """The recipe as the pipeline takes it."""
+  """Returns the options of the pipeline from a recipe."""
   return pipeline.Options(
     steps=steps(recipe),
     media_root=os.path.abspath(recipe.media_root or recipe.videos),

@@ -94,7 +94,7 @@ def rl_row(result: Result) -> dict[str, Any]:
 
 
 def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
-  """A question in the SFT schema, worked by the teacher."""
+  """Returns a question in the SFT schema, with the turns of the teacher."""
   video = {'type': 'video_url', 'video_url': {'url': result.video}}
   text = {'type': 'text', 'text': prompts.question(problem(result.question), 'mcq')}
   messages = [_message('system', prompts.system()), {'role': 'user', 'content': [video, text]}]
@@ -113,7 +113,7 @@ def sft_row(result: Result, options: TraceOptions) -> dict[str, Any]:
 
 
 def problem(question: Question) -> str:
-  """The question with its options, a line each."""
+  """Returns the question, then its options, one per line."""
   return f'{question.question}\n{ask.format_options(question.options)}'
 
 

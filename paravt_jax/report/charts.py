@@ -68,8 +68,9 @@ def lines(
 
 
 def areas(series: Sequence[Series], *, label: str) -> str:
-  """Stacked areas, first series at the bottom; a step that a series lacks counts as 0. '' below two
-  steps.
+  """Returns stacked areas as SVG text, with the first series at the bottom.
+
+  A missing step counts as 0. Returns '' for fewer than two steps.
   """
   steps = sorted({step for s in series for step, _ in s.points})
   if len(steps) < 2:

@@ -269,8 +269,9 @@ def _repeated(data: Any) -> tuple[Any, int]:
 
 
 def _json_safe(value: Any) -> Any:
-  """What a policy wrote as JSON can hold it: NaN and Infinity, which Python's parser lets through,
-  as text.
+  """Returns a policy's arguments with NaN and Infinity as text, because strict JSON forbids them.
+
+  Python's JSON parser accepts both.
   """
   if isinstance(value, dict):
     return {key: _json_safe(item) for key, item in value.items()}

@@ -124,7 +124,7 @@ def _outcome(score: float | None) -> str:
 
 
 def in_turn(rows: Iterable[Row]) -> Iterator[Row]:
-  """One row of each benchmark after the other, what went wrong first."""
+  """Yields one row of each benchmark in turn. Rows that are not right come first."""
   groups: dict[tuple[bool, str], list[Row]] = collections.defaultdict(list)
   for row in rows:
     groups[row.outcome == 'right', row.benchmark].append(row)

@@ -298,8 +298,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def interval(scores: Sequence[float], n: int) -> tuple[float, float] | None:
-  """Wilson's 95 % interval of a mean of scores in [0, 1], n of which are independent; None below
-  two.
+  """Returns Wilson's 95 % interval of a mean of scores in [0, 1]; None if n < 2.
+
+  n is the number of independent scores.
   """
   if n < 2:
     return None

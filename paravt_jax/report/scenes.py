@@ -209,8 +209,9 @@ def timeline(episode: Episode) -> dict[str, Any]:
 
 
 def _lane(ends: list[float], start: float, end: float) -> int:
-  """The first lane that is free from `start` on, which is then taken up to `end`; a new one if none
-  is.
+  """Returns the first lane that is free at `start`, and marks it as occupied until `end`.
+
+  Adds a lane if all lanes are occupied.
   """
   lane = next((i for i, taken in enumerate(ends) if taken <= start), len(ends))
   ends[lane : lane + 1] = [end]
@@ -362,7 +363,7 @@ def _overview(load: LoadFrames | None, episode: Episode) -> tuple[list[dict[str,
 def _thumbs(
   load: LoadFrames | None, video: str, seconds: Sequence[float]
 ) -> tuple[list[dict[str, Any]], str]:
-  """Data URIs with their times, and why there are none."""
+  """Returns thumbnails with their times, and a note if the frames cannot be loaded."""
   times = [{'src': None, 'text': clock(t)} for t in seconds]
   if load is None or not seconds:
     return times, ''
