@@ -86,5 +86,5 @@ class Journal:
 
 
 def json_bytes(value: Any) -> bytes:
-  """Readable JSON, ending in a line feed; texts as they are."""
+  """Returns indented JSON that ends in a line feed. Non-ASCII text is not escaped."""
   return (json.dumps(value, ensure_ascii=False, indent=1) + '\n').encode()

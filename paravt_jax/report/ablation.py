@@ -133,7 +133,7 @@ def measures(results: Results) -> dict[str, tuple[str, ...]]:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-  """The value at a path of keys; None where the path ends early."""
+  """Returns the value at a path of keys; None if a key is missing."""
   for key in path:
     value = value.get(key) if isinstance(value, Mapping) else None
   return value
@@ -166,7 +166,7 @@ def numbers(results: Results, reference: str) -> dict[str, dict[str, Value]]:
 
 
 def text(value: Value, signed: bool = False) -> str:
-  """'0.612 ±.034'; one seed has no interval, no seed is a dash."""
+  """Returns a value as text: '0.612 ±.034', without an interval for one seed, '-' for none."""
   if value.mean is None:
     return '-'
   shown = f'{value.mean:+.3f}' if signed else f'{value.mean:.3f}'

@@ -291,7 +291,7 @@ def _card(row: Row, scored: Scored | None, pictures: _Pictures) -> dict[str, Any
 
 
 def _thin(episode: Episode) -> Episode:
-  """The episode with the frames that get pictures only, and without tokens."""
+  """Returns the episode without tokens, and with only the frames that the page displays."""
   views = episode.overviews
   most = max(1, OVERVIEW // max(len(views), 1))
 

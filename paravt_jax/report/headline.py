@@ -121,5 +121,5 @@ def percent(value: float | None) -> str:
 
 
 def budgets(*evaluations: Evaluation | None) -> list[int]:
-  """All frame budgets that appear, ascending."""
+  """Returns all frame budgets of the evaluations, in ascending order."""
   return sorted({k for evaluation in evaluations if evaluation for k in evaluation.by_k})

@@ -42,7 +42,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-  """What is shown as one token."""
+  """A unit of the token view: one token, or several that form one character."""
 
   ids: tuple[int, ...]  # several where a character is cut in pieces
   text: str
@@ -53,7 +53,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class RowView:
-  """A row to show. What could not be read of it is empty."""
+  """A row on the page. Fields that could not be read are empty."""
 
   name: str  # as it was asked for
   id: str  # 'file.parquet:row'
