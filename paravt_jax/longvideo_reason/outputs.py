@@ -1,4 +1,4 @@
-"""The files that the pipeline leaves, each with a record of what it was made from."""
+"""Writes the files of the pipeline, each with a record of its inputs."""
 
 import dataclasses
 import json

@@ -89,7 +89,7 @@ class Servers:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """One item of a step that is worked on."""
+  """An item of a step, and the function that makes it."""
 
   item: str  # its name
   made_from: dict[str, Any]  # what it would be made from

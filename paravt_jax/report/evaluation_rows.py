@@ -260,7 +260,7 @@ def format_reasons(reasons: Any) -> str:
 
 
 def reason_text(reason: str) -> str:
-  """A reason as words; an empty one is 'error'."""
+  """Returns a reason with spaces instead of underscores; 'error' for an empty one."""
   return reason.replace('_', ' ') or 'error'
 
 
@@ -274,7 +274,7 @@ def duration(seconds: float) -> str:
 
 
 def broken_rows(name: str, counts: Mapping[str, int]) -> str:
-  """How many rows of a benchmark are broken as published, and why."""
+  """Returns a note: how many rows of a benchmark are broken as published, and why."""
   reasons = ', '.join(f'{number} {fault}' for fault, number in counts.items() if fault != 'rows')
   return (
     f'Of the rows of {name}, {counts["rows"]} are broken as published ({reasons}); they were '

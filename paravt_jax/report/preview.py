@@ -32,7 +32,7 @@ _REPLACED = "The row's own system text has no <tools> block; the model is given 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one row of a batch holds."""
+  """The capacity of one row of a batch."""
 
   row_tokens: int  # image placeholders expanded
   row_images: int  # frames and images of up to image_patches patches

@@ -50,7 +50,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a page needs."""
+  """The contents of a run folder that a page needs."""
 
   name: str
   config: Mapping[str, Any]
@@ -154,7 +154,7 @@ def curve(metrics: Sequence[Mapping[str, float | None]], name: str) -> list[tupl
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Dotted knobs and their values as text, in the order of the file."""
+  """Returns (dotted name, value as text) of every setting, in the order of the file."""
   rows: list[tuple[str, str]] = []
   for key, value in config.items():
     name = f'{prefix}{key}'
