@@ -7,18 +7,17 @@ the reference of configs/README.md, and --write puts it there.
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import ablations, ask, base, bench, longvideo_reason, para_grpo, sft
 from configs import eval as evaluation
+from experiments import launch
 from experiments.ablate import AblateRecipe
 from experiments.bench.recipe import BenchRecipe
-from experiments.launch import typed
 from paravt_jax.errors import ConfigError
 from paravt_jax.longvideo_reason.recipe import LongVideoRecipe
 from paravt_jax.orchestrator import knob_reference
@@ -39,7 +38,7 @@ class Kind:
 
   def scales(self) -> dict[str, Any]:
     """Returns a typed recipe of each scale."""
-    return {scale: typed(self.recipe, make()) for scale, make in self.configs.items()}
+    return {scale: launch.typed(self.recipe, make()) for scale, make in self.configs.items()}
 
   def knobs(self) -> list[knob_reference.Knob]:
     """Returns all knobs of the recipe, in its order."""
@@ -76,11 +75,7 @@ def main(argv: list[str]) -> None:
     print(GUIDE)
     return
   kind = KINDS[_RECIPE.value]
-  try:
-    found = knob_reference.select_knobs(kind.knobs(), argv[1:])
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  found = knob_reference.select_knobs(kind.knobs(), argv[1:])
   print('\n'.join(knob_reference.list_lines(found, knob_reference.abouts(kind.recipe))))
 
 
@@ -102,4 +97,4 @@ def renew_guide(text: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

@@ -70,6 +70,29 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
   app.run(run_guarded, flags_parser=parse)
 
 
+def run_script(main: Callable[[list[str]], Any]) -> None:
+  """Calls main(argv) of a command without a recipe. A wrong input is one line and status 2."""
+
+  def parse(argv: list[str]) -> list[str]:
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      _fail(complaint(error))
+
+  def run_guarded(argv: list[str]) -> None:
+    quiet()
+    try:
+      main(argv)
+    except (ParavtError, app.UsageError) as error:
+      _fail(str(error))
+    except OSError as error:
+      if error.filename is None:
+        raise
+      _fail(f'{error.filename}: {error.strerror}; check the path')
+
+  app.run(run_guarded, flags_parser=parse)
+
+
 def quiet() -> None:
   """Stops the libraries' own log messages on the terminal."""
   logging.set_verbosity(logging.WARNING)

@@ -57,7 +57,7 @@ def folder(place, whole):
 def test_it_says_its_scale_first_and_ends_with_a_table_and_the_run_folder(folder, whole):
   _, out, err = whole
   assert (
-    'para_grpo at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)'
+    'para_grpo at scale :tiny   (others: --config=configs/para_grpo.py:8b and so on; '
     in err.splitlines()[1]
   )
   assert out.splitlines()[-1] == 'runs/whole'

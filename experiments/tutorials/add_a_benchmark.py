@@ -63,13 +63,13 @@ def suite(samples: list[Sample], recipe: EvalRecipe) -> suites.Suite:
 
 def main(argv: list[str]) -> None:
   """Puts the questions and prints the table."""
-  launch.quiet()
   if len(argv) != 3:
     raise app.UsageError('wanted a file of questions and a folder for the results')
+  samples = load(pathlib.Path(argv[1]))
   recipe = launch.typed(EvalRecipe, evaluation.get_config())
   folder = MODEL.value or str(parts.tiny_model(recipe.seed))
   recipe = recipe.replace(model=recipe.model.replace(folder=folder))
-  print(asyncio.run(evaluate(recipe, load(pathlib.Path(argv[1])), pathlib.Path(argv[2]))))
+  print(asyncio.run(evaluate(recipe, samples, pathlib.Path(argv[2]))))
 
 
 async def evaluate(recipe: EvalRecipe, samples: list[Sample], out: pathlib.Path) -> str:
@@ -98,4 +98,4 @@ async def evaluate(recipe: EvalRecipe, samples: list[Sample], out: pathlib.Path)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

@@ -55,7 +55,6 @@ FORMAT = dataclasses.replace(TRAINING_FORMAT, system=system, parse=parse)
 
 def main(argv: list[str]) -> None:
   """Asks with the tool and prints what came back."""
-  launch.quiet()
   if len(argv) != 3:
     raise app.UsageError('wanted a video file and a question')
   model = pathlib.Path(MODEL.value or parts.tiny_model(0))
@@ -86,4 +85,4 @@ async def ask_with_tool(model_folder: pathlib.Path, video: str, question: str) -
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

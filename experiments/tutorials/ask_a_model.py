@@ -25,7 +25,6 @@ from paravt_jax.types import Episode, Task
 
 def main(argv: list[str]) -> None:
   """Asks and prints every turn."""
-  launch.quiet()
   if len(argv) != 3:
     raise app.UsageError('wanted a video file and a question')
   model = pathlib.Path(MODEL.value or parts.tiny_model(0))
@@ -55,4 +54,4 @@ async def ask_model(model_folder: pathlib.Path, video: str, question: str) -> Ep
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

@@ -9,6 +9,7 @@ import pathlib
 
 from absl import app, flags
 
+from experiments import launch
 from paravt_jax.report import episodes
 from paravt_jax.types import Scored
 
@@ -20,9 +21,13 @@ def main(argv: list[str]) -> None:
   if len(argv) != 2:
     raise app.UsageError('wanted a run folder')
   path = pathlib.Path(argv[1]) / 'episodes' / 'train.jsonl'
-  for entry in episodes.read(path):
-    if entry.step == _STEP.value:
-      print(describe(entry.scored))
+  entries = list(episodes.read(path))
+  found = [entry for entry in entries if entry.step == _STEP.value]
+  if not found:
+    steps = f'steps 0 to {entries[-1].step}' if entries else 'no rollouts; is it a run folder?'
+    raise app.UsageError(f'{path} has no step {_STEP.value}: it holds {steps}')
+  for entry in found:
+    print(describe(entry.scored))
 
 
 def describe(scored: Scored) -> str:
@@ -44,4 +49,4 @@ def describe(scored: Scored) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from configs import para_grpo
 from experiments import launch
@@ -37,7 +37,6 @@ _STEPS = flags.DEFINE_integer('steps', 3, 'Updates to make.')
 def main(argv: list[str]) -> None:
   """Trains for some steps and prints what each one earned."""
   del argv
-  launch.quiet()
   # The recipe: plain numbers in configs/para_grpo.py, typed and checked here.
   recipe = launch.typed(RLRecipe, para_grpo.get_config())
   model_folder = pathlib.Path(MODEL.value or parts.tiny_model(recipe.seed))
@@ -162,4 +161,4 @@ class Policy:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

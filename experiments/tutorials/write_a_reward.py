@@ -9,7 +9,7 @@ import asyncio
 import pathlib
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
 from configs import para_grpo
 from experiments import launch
@@ -46,7 +46,6 @@ class ThriftyReward:
 def main(argv: list[str]) -> None:
   """Trains with it for some steps."""
   del argv
-  launch.quiet()
   recipe = launch.typed(RLRecipe, para_grpo.get_config())
   model = pathlib.Path(MODEL.value or parts.tiny_model(recipe.seed))
   reward = ThriftyReward(recipe.reward, PRICE)
@@ -57,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.run_script(main)

@@ -34,7 +34,8 @@ def make_world(section: WorldOptions) -> tuple[write.World, pathlib.Path]:
   options = section.made
   folder = pathlib.Path('runs/worlds') / fingerprint(write.fingerprint(options, section.seed))
   folder.parent.mkdir(parents=True, exist_ok=True)
-  with bar(options.corpus.videos + options.corpus.heldout_videos, 'world: videos') as progress:
+  count = options.corpus.videos + options.corpus.heldout_videos
+  with bar(count, 'world: videos', show=not folder.exists()) as progress:
 
     def show(done: int, _: int) -> None:
       progress.update(done - progress.n)

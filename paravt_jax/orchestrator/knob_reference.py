@@ -6,6 +6,7 @@ fields. `list_lines` formats it for the terminal, `markdown` as tables for a gui
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import re
 import textwrap
@@ -168,8 +169,10 @@ def select_knobs(found: Sequence[Knob], sections: Sequence[str]) -> list[Knob]:
     if not inside:
       tops = dict.fromkeys(one.path.partition('.')[0] for one in found)
       note = '; a cold start has the knobs of --recipe=sft' * name.startswith('cold_start')
+      near = difflib.get_close_matches(name, [*tops, *(one.path for one in found)], 1)
+      hint = f'did you mean {near[0]}? ' if near else ''
       wanted = ', '.join(tops)
-      raise ConfigError(f'{section}: no such section or knob; wanted one of {wanted}{note}')
+      raise ConfigError(f'{section}: no such section or knob; {hint}wanted one of {wanted}{note}')
     kept += inside
   return kept
 

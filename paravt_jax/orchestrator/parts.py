@@ -25,12 +25,13 @@ from paravt_jax.video.decode import DecodePool
 TINY_WIDTH = 512  # of the text model; narrower models were trained at the tiny scale's frame size
 
 
-def bar(total: int, what: str, done: int = 0) -> tqdm:
+def bar(total: int, what: str, done: int = 0, show: bool = True) -> tqdm:
   """Returns a progress bar with ETA on stderr. Without a terminal it prints a line every few
   seconds.
   """
   return tqdm(
     total=total,
+    disable=not show,
     initial=done,
     desc=what,
     file=sys.stderr,

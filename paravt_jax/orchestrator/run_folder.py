@@ -253,8 +253,8 @@ def announce(name: str, scale: str, folder: RunFolder) -> None:
   """
   rule = '=' * 100
   print(
-    f'{rule}\n{name} at scale :{scale}   (choose another: '
-    f'--config=configs/{name}.py:2b or :8b)\n'
+    f'{rule}\n{name} at scale :{scale}   (others: --config=configs/{name}.py:8b and so on; README.md '
+    f'says what each needs)\n'
     f'run folder {folder.path}   (the same command continues where it stopped; Ctrl-C ends it '
     f'cleanly)\n{rule}',
     file=sys.stderr,

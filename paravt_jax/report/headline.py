@@ -48,14 +48,17 @@ def _verdict(
   better, worse = _sides(before, after, gain)
   if calls[1] < CALLS_MANY and calls[0] - calls[1] > CALLS_MOVED:
     return 'bad', 'The agent unlearned to crop: calls collapsed during training.'
-  if calls[1] - calls[0] > CALLS_MOVED:
+  # where it learned to crop: at the smallest budget, or only at one that it began without calls
+  newly = _newly_cropped(before, after)
+  where = '' if calls[1] - calls[0] > CALLS_MOVED else f' with {newly} frames too'
+  if not where or (newly is not None and calls[0] >= CALLS_MANY):
     return (
-      ('good', 'The agent learned to crop, and it pays.')
+      ('good', f'The agent learned to crop{where}, and it pays.')
       if better
       else (
-        ('bad', 'The agent learned to crop, but its answers got worse.')
+        ('bad', f'The agent learned to crop{where}, but its answers got worse.')
         if worse
-        else ('mixed', 'The agent learned to crop, but accuracy did not clearly move.')
+        else ('mixed', f'The agent learned to crop{where}, but accuracy did not clearly move.')
       )
     )
   if calls[1] >= CALLS_MANY:
@@ -73,6 +76,16 @@ def _verdict(
     if better
     else ('bad', 'The agent did not learn to crop.')
   )
+
+
+def _newly_cropped(before: Evaluation, after: Evaluation) -> int | None:
+  """Returns the frame budget at which calls rose most from few; None if they rose at none."""
+  rise = {}
+  for k in set(before.by_k) & set(after.by_k):
+    was, now = before.by_k[k].calls, after.by_k[k].calls
+    if was is not None and now is not None and was < CALLS_MANY and now - was > CALLS_MOVED:
+      rise[k] = now - was
+  return max(sorted(rise), key=lambda k: rise[k], default=None)
 
 
 def _sides(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 
-from experiments import knobs
+from experiments import knobs, launch
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import COUNT, FLAG, POSITIVE, Options
@@ -34,7 +34,7 @@ def test_every_knob_of_every_recipe_has_a_rule_and_a_meaning(name):
 def test_a_knob_is_shown_with_its_value_at_each_scale(name):
   kind, found = knobs.KINDS[name], {one.path: one for one in knobs.KINDS[name].knobs()}
   for scale, make in kind.configs.items():
-    recipe = knobs.typed(kind.recipe, make())
+    recipe = launch.typed(kind.recipe, make())
     for path, value in options.leaves(recipe):
       if path.startswith(INNER.get(name, '-')):
         continue
@@ -112,11 +112,20 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
   assert len(paths('server.watch')) == 6 and 'server.watch.every_s' in paths('server')
 
 
-@pytest.mark.parametrize('section', ['nothing', 'publis', 'publish.kee', 'publish.keep.x'])
-def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section):
+@pytest.mark.parametrize(
+  ('section', 'hint'),
+  [
+    ('nothing', ''),
+    ('publis', 'did you mean publish? '),
+    ('publish.kee', 'did you mean publish.keep? '),
+    ('publish.keep.x', 'did you mean publish.keep? '),
+  ],
+)
+def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section, hint):
   with pytest.raises(ConfigError) as caught:
     knob_reference.select_knobs(knobs.KINDS['rl'].knobs(), [section])
-  said = f'{section}: no such section or knob; wanted one of name, scale, seed, run, model, data, '
+  names = 'name, scale, seed, run, model, data, '
+  said = f'{section}: no such section or knob; {hint}wanted one of {names}'
   assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
 
 
@@ -198,7 +207,13 @@ def test_a_section_fits_a_terminal_of_100_columns():
       '      rounds of tools before the answer is asked for. Wanted: at least 0\n',
       '',
     ),
-    (['agnt'], 2, '', 'error: agnt: no such section or knob; wanted one of name, scale, '),
+    (
+      ['agnt'],
+      2,
+      '',
+      'error: agnt: no such section or knob; did you mean agent? wanted one of name, scale, ',
+    ),
+    (['--recipe=foo'], 2, '', 'error: flag --recipe=foo: value should be one of'),
   ],
 )
 def test_the_command(words, status, out, err):

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from experiments.tutorials import (
 from paravt_jax.orchestrator import corpus, parts
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe
 from paravt_jax.types import ParseFailure, ToolCall
+from tests import patience
+from tests.experiments import small_job
 from tests.report import made_run
 
 LINES = 200
@@ -123,3 +127,25 @@ def test_an_episode_is_told_in_a_few_lines():
   assert lines[0].startswith(scored.episode.task.question)
   assert lines[1].startswith(f'  reward {scored.reward:.2f}: ')
   assert f'{len(scored.episode.turns)} turns' in lines[2]
+
+
+@pytest.mark.parametrize(
+  ('command', 'says'),
+  [
+    (['ask_a_model', 'video.mp4'], 'wanted a video file and a question'),
+    (['look_at_an_episode', 'runs/nothing'], 'runs/nothing/episodes/train.jsonl has no step 0'),
+    (['add_a_benchmark', 'none.jsonl', 'out'], 'none.jsonl: No such file or directory'),
+    (['rl_loop', '--step=1'], "Unknown command line flag 'step'. Did you mean: steps"),
+  ],
+)
+def test_a_wrong_input_is_one_line(place, command, says):
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.tutorials.{command[0]}', *command[1:]],
+    capture_output=True,
+    text=True,
+    cwd=place[0],
+    timeout=patience.seconds(120),
+    env={**small_job.environment(), 'PYTHONPATH': str(small_job.ROOT)},
+  )
+  assert done.returncode == 2 and done.stderr.startswith(f'error: {says}')
+  assert done.stderr.count('\n') == 1 and done.stdout == ''

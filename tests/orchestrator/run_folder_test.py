@@ -230,7 +230,7 @@ def test_a_run_says_its_scale_and_how_to_choose_another(tmp_path, capsys):
   run_folder.announce('para_grpo', 'tiny', run_folder.RunFolder(tmp_path, RECIPE))
   said = capsys.readouterr().err
   assert (
-    'at scale :tiny   (choose another: --config=configs/para_grpo.py:2b or :8b)' in said
+    'at scale :tiny   (others: --config=configs/para_grpo.py:8b and so on; ' in said
     and str(tmp_path) in said
   )
 

@@ -1,5 +1,7 @@
 """The sentence on top follows from the numbers, in every case."""
 
+import dataclasses
+
 import pytest
 
 from paravt_jax.report.headline import headline, percent
@@ -56,6 +58,27 @@ def test_the_verdict_follows_from_calls_at_the_smallest_budget_and_from_accuracy
   before, after, verdict, title
 ):
   head = headline(_run(_evaluation(*before), _evaluation(*after)))
+  assert (head.verdict, head.title) == (verdict, title)
+
+
+@pytest.mark.parametrize(
+  ('accuracy', 'verdict', 'title'),
+  [
+    (0.80, 'good', 'The agent learned to crop with 64 frames too, and it pays.'),
+    (
+      0.60,
+      'mixed',
+      'The agent learned to crop with 64 frames too, but accuracy did not clearly move.',
+    ),
+    (0.40, 'bad', 'The agent learned to crop with 64 frames too, but its answers got worse.'),
+  ],
+)
+def test_calls_that_began_at_a_larger_budget_are_not_called_a_habit_from_the_start(
+  accuracy, verdict, title
+):
+  before, after = _evaluation(0.60, 1.1), _evaluation(accuracy, 1.1)
+  cells = {**after.by_k, 64: dataclasses.replace(after.by_k[64], calls=1.0)}
+  head = headline(_run(before, dataclasses.replace(after, by_k=cells)))
   assert (head.verdict, head.title) == (verdict, title)
 
 
