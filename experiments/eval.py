@@ -42,6 +42,11 @@ def main(recipe: EvalRecipe) -> None:
   shard, protocol, model = identified(recipe)
   suites = suites_.suites(recipe)
   about = {suite.name: suite.about(shard) for suite in suites}
+  if not any(one['keys'] for one in about.values()):
+    raise ConfigError(
+      f'--config.shard={recipe.shard}: no sample is in this shard, because a video goes to one '
+      'shard whole; choose at most as many shards as there are videos'
+    )
   plan = results.Plan(settings(recipe, model, protocol), about, shard)
   name = f'eval_{model.name}_{fingerprint(plan.common)}{_suffix(shard)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')

@@ -67,6 +67,8 @@ _WRITE = flags.DEFINE_bool('write', False, 'Renew the reference in configs/READM
 
 def main(argv: list[str]) -> None:
   """Prints the reference, or the requested part."""
+  if argv[1:] and (_MARKDOWN.value or _WRITE.value):
+    raise ConfigError(f'{argv[1]}: --markdown and --write take the whole reference, no section')
   if _MARKDOWN.value:
     print(markdown())
     return

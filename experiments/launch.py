@@ -85,6 +85,8 @@ def run_script(main: Callable[[list[str]], Any]) -> None:
       main(argv)
     except (ParavtError, app.UsageError) as error:
       _fail(str(error))
+    except BrokenPipeError:  # the reader has enough, as in `| head`
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
       if error.filename is None:
         raise

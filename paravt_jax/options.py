@@ -10,6 +10,7 @@ sections (a ConfigDict, a dict), and `to_dict` is its inverse. `schema` lists th
 """
 
 import dataclasses
+import functools
 import math
 import types as python_types
 import typing
@@ -75,6 +76,9 @@ class Options:
           raise KnobError(type(self).__name__, path, one, found.wanted)
         if found is not QUANTITY and _is_too_large(one):
           raise KnobError(type(self).__name__, path, one, f'at most {LARGEST}')
+    for name, kinds in _field_types(type(self)).items():
+      if not isinstance(getattr(self, name), kinds):
+        self.refuse(name, ' or '.join(kind.__name__ for kind in kinds).replace('NoneType', 'None'))
 
   def replace(self, **changes: Any) -> Self:
     """Returns a copy with changed values, which are checked again."""
@@ -104,6 +108,19 @@ def _own_rules(kind: type) -> dict[str, Rule | Members]:
     for extra in getattr(hint, '__metadata__', ()):
       if isinstance(extra, Rule | Members):
         found[name] = extra
+  return found
+
+
+@functools.cache
+def _field_types(kind: type) -> Mapping[str, tuple[type, ...]]:
+  """Returns the types of a class's sections and tuples by field; rules check the other values."""
+  found: dict[str, tuple[type, ...]] = {}
+  for name, hint in typing.get_type_hints(kind).items():
+    section, none = section_of(hint), (type(None),) if _is_union(hint) else ()
+    if section is not None:
+      found[name] = (section, *none)
+    elif typing.get_origin(hint) is tuple:
+      found[name] = (tuple,)
   return found
 
 

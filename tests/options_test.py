@@ -140,6 +140,15 @@ def test_options_check_themselves_however_they_are_made():
     Wheel(3, 2)
   with pytest.raises(ConfigError, match=r'^Cart.weights.b=-1.0: wanted above 0$'):
     CART.replace(weights={'a': 1.0, 'b': -1.0})
+  for changes, said in (
+    ({'wheel': {'low': 1, 'high': 2}}, "Cart.wheel={'low': 1, 'high': 2}: wanted Wheel"),
+    ({'wheel': None}, 'Cart.wheel=None: wanted Wheel'),
+    ({'spare': 3}, 'Cart.spare=3: wanted Wheel or None'),
+    ({'sizes': [1, 2]}, 'Cart.sizes=[1, 2]: wanted tuple'),
+  ):
+    with pytest.raises(options.KnobError) as caught:
+      CART.replace(**changes)
+    assert str(caught.value) == said
   with pytest.raises(dataclasses.FrozenInstanceError):
     CART.steps = 3
   with pytest.raises(TypeError):

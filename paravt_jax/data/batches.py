@@ -68,7 +68,7 @@ class FillOptions(Options):
   @classmethod
   def published(cls) -> 'FillOptions':
     """The numbers that fill rows of 8,192 tokens to .9995 (`experiments.bench`, suite data)."""
-    return cls(lookahead=64, refill=True, prefetch=2)
+    return FillOptions(lookahead=64, refill=True, prefetch=2)
 
 
 @dataclasses.dataclass(frozen=True)

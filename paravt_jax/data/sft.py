@@ -44,7 +44,7 @@ class FrameCountOptions(Options):
   @classmethod
   def published(cls) -> 'FrameCountOptions':
     """The numbers of the release."""
-    return cls(
+    return FrameCountOptions(
       rate=1.0, min_frames=2, max_frames=64, image_max_pixels=1048576, think_prefix='<think>\n'
     )
 

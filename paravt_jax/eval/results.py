@@ -7,6 +7,8 @@ results.jsonl  one `Outcome` per line; each line is on disk before the next line
 import collections
 import dataclasses
 import json
+import types
+import typing
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,22 @@ class Outcome:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
+def check_types(options: Any) -> None:
+  """Checks that the fields of a dataclass have their types, not those of their members.
+
+  Raises:
+    TypeError: a field has another type. The message names the first.
+  """
+  for name, hint in typing.get_type_hints(type(options)).items():
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    wanted = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    value = getattr(options, name)
+    is_number = float in wanted and type(value) is int  # JSON may write 1.0 as 1
+    if isinstance(value, bool) or not (is_number or isinstance(value, wanted)):
+      names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in wanted)
+      raise TypeError(f'{name} is {value!r:.40}, wanted {names}')
 
 
 def key_of(benchmark: str, sample: str, k: int) -> str:
@@ -133,11 +151,13 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
   for number, line, end in files.read_lines(path):
     last = end
     try:
-      found.append((Outcome(**json.loads(line)), line))
+      outcome = Outcome(**json.loads(line))
+      check_types(outcome)
+      found.append((outcome, line))
     except (ValueError, TypeError) as error:
       raise DataError(
-        f'{path} line {number}: got {line[:60]!r}, wanted an object with exactly {list(FIELDS)}; '
-        'it was written by another version, or by hand: choose another folder'
+        f'{path} line {number}: got {line[:60]!r} ({error}), wanted an object with exactly '
+        f'{list(FIELDS)}; it was written by another version, or by hand: choose another folder'
       ) from error
   return found, not path.is_file() or path.stat().st_size == last
 
@@ -218,8 +238,10 @@ def read_plan(folder: Path) -> Plan:
   path = folder / 'plan.json'
   try:
     data = json.loads(path.read_text())
-    return Plan(data['common'], data['benchmarks'], tuple(data['shard']))
-  except FileNotFoundError as error:
+    plan = Plan(data['common'], data['benchmarks'], tuple(data['shard']))
+    _check_plan(plan)
+    return plan
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise DataError(
       f'{folder}: got no plan.json, wanted a results folder of experiments.eval; check the path'
     ) from error
@@ -228,6 +250,18 @@ def read_plan(folder: Path) -> Plan:
       f'{path}: got {type(error).__name__} ({error}), wanted a plan of experiments.eval; '
       'move the folder away'
     ) from error
+
+
+def _check_plan(plan: Plan) -> None:
+  """Raises TypeError if a plan that was read has values of other types."""
+  check_types(plan)
+  for name, about in plan.benchmarks.items():
+    kinds = {'parts': dict, 'metric': str, 'keys': list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]
+    if wrong or not all(isinstance(key, str) for key in about['keys']):
+      raise TypeError(f'benchmarks.{name}: {", ".join(wrong) or "a key"} is of another type')
+  if len(plan.shard) != 2 or not all(type(number) is int for number in plan.shard):
+    raise TypeError(f'shard is {list(plan.shard)}, wanted two integers')
 
 
 def differences(before: Plan, now: Plan, *, shards: bool = True) -> list[str]:

@@ -250,7 +250,7 @@ def comparison(
   ]
   parts = [
     f'# {first} against {second}',
-    *(['**Warning: not the same questions.** ' + ' '.join(warnings)] if warnings else []),
+    *(['**Warning: not the same samples.** ' + ' '.join(warnings)] if warnings else []),
     'Per cent; differences are second minus first with a paired bootstrap 95 % interval, '
     'drawn by question. A pair with an error '
     "on either side is left out (unpaired). McNemar's test is exact, and counts a question "

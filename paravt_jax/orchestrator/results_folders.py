@@ -3,7 +3,7 @@
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from paravt_jax.errors import ConfigError
@@ -93,10 +93,17 @@ def compare(arguments: Sequence[str]) -> None:
   keys = {
     name: {key for plan in plans for key in plan.benchmarks[name]['keys']} for name in metrics
   }
+  missing = [
+    _missing(folder, plan, outcomes, metrics)
+    for folder, plan, outcomes in zip(folders, plans, (first, second))
+  ]
+  if not first or not second:
+    lines = '; '.join(one for some in missing for one in some)
+    raise ConfigError(f'--compare: there is nothing to compare: {lines}')
   found = numbers.compare(first, second, metrics, keys, samples=BOOTSTRAP, seed=SEED)
   names = [folder.resolve().name for folder in folders]
   target = folders[1] / f'compare_{names[0]}.json'
-  warnings = _set_differences(plans, names)
+  warnings = [*_set_differences(plans, names), *(f'{one}.' for some in missing for one in some)]
   about = {
     'first': str(folders[0]),
     'second': str(folders[1]),
@@ -108,6 +115,26 @@ def compare(arguments: Sequence[str]) -> None:
   print(table.comparison(found, names[0], names[1], FLIPS, warnings))
   print('settings that differ: ' + ('; '.join(about['settings']) or 'none'))
   print(target)
+
+
+def _missing(
+  folder: pathlib.Path,
+  plan: results.Plan,
+  outcomes: Sequence[results.Outcome],
+  benchmarks: Collection[str],
+) -> list[str]:
+  """Describes the planned samples of a folder without a result, in one text per benchmark."""
+  done = {outcome.key for outcome in outcomes}
+  found = []
+  for name in benchmarks:
+    keys = plan.benchmarks[name]['keys']
+    lacking = len(set(keys) - done)
+    if lacking:
+      found.append(
+        f'{name}: {folder}/results.jsonl lacks {lacking:,} of {len(keys):,} samples (an unfinished '
+        'run, or a damaged file: the same eval command adds them)'
+      )
+  return found
 
 
 def _set_differences(plans: Sequence[results.Plan], names: Sequence[str]) -> list[str]:

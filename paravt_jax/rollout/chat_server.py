@@ -56,7 +56,7 @@ class RequestOptions(Options):
   @classmethod
   def published(cls) -> 'RequestOptions':
     """Returns limits for a server that you run yourself."""
-    return cls(
+    return RequestOptions(
       api_key='',
       timeout_s=600.0,
       retries=5,

@@ -42,7 +42,7 @@ class BudgetOptions(Options):
   @classmethod
   def published(cls) -> 'BudgetOptions':
     """The numbers of the paper."""
-    return cls(gating=True, budgets=(4, 8, 16, 32, 64), frames=64)
+    return BudgetOptions(gating=True, budgets=(4, 8, 16, 32, 64), frames=64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ConnectionOptions(Options):
   @classmethod
   def published(cls) -> 'ConnectionOptions':
     """Limits that suit servers of 8B."""
-    return cls(
+    return ConnectionOptions(
       connections=256,
       timeout_s=600.0,
       ready_timeout_s=600.0,

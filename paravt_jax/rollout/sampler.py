@@ -32,7 +32,7 @@ class SamplingOptions(Options):
   @classmethod
   def published(cls) -> 'SamplingOptions':
     """The numbers of the paper; the learner scores the whole distribution."""
-    return cls(temperature=0.7, top_p=1.0, top_k=-1, context=32768)
+    return SamplingOptions(temperature=0.7, top_p=1.0, top_k=-1, context=32768)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ class EngineOptions(Options):
 
     The cache takes 36 GiB.
     """
-    return cls(
+    return EngineOptions(
       python='.venv-sglang/bin/python',
       device='cuda',
       dtype='bfloat16',

@@ -134,6 +134,24 @@ def test_a_line_of_another_schema_is_refused_with_its_place(tmp_path, line):
     results.Journal(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'score': 'x'}, "score is 'x', wanted float or null"),
+    ({'score': True}, 'score is True'),
+    ({'key': ['a']}, "key is ['a'], wanted str"),
+    ({'k': 6.5}, 'k is 6.5, wanted int'),
+    ({'fields': None}, 'fields is None, wanted Mapping'),
+  ],
+)
+def test_a_value_of_another_type_is_refused_with_its_place(tmp_path, changes, said):
+  row = dataclasses.asdict(outcome('a')) | changes
+  (tmp_path / 'results.jsonl').write_text(json.dumps(row) + '\n')
+  with pytest.raises(DataError) as caught:
+    results.read(tmp_path / 'results.jsonl')
+  assert f'({said}' in str(caught.value) and 'results.jsonl line 1' in str(caught.value)
+
+
 # Settings
 
 
@@ -175,6 +193,29 @@ def test_a_folder_without_a_plan_is_no_results_folder(tmp_path):
     results.read_plan(tmp_path)
   (tmp_path / 'plan.json').write_text('{"common": 1}')
   with pytest.raises(DataError, match=r'plan.json: got KeyError'):
+    results.read_plan(tmp_path)
+  with pytest.raises(DataError, match=r'got no plan.json, wanted a results folder'):
+    results.read_plan(tmp_path / 'plan.json')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'common': None},
+    {'common': [1]},
+    {'benchmarks': 3},
+    {'benchmarks': {'mlvu': None}},
+    {'benchmarks': {'mlvu': {'parts': {}, 'metric': 'accuracy', 'keys': None}}},
+    {'benchmarks': {'mlvu': {'parts': {}, 'metric': 'accuracy', 'keys': [1]}}},
+    {'shard': []},
+    {'shard': 'x'},
+    {'shard': {}},
+    {'shard': [1, '1']},
+  ],
+)
+def test_a_plan_with_values_of_other_types_is_refused(tmp_path, changes):
+  (tmp_path / 'plan.json').write_text(json.dumps(dataclasses.asdict(plan('a')) | changes))
+  with pytest.raises(DataError, match=r'plan.json: got .*wanted a plan of experiments.eval'):
     results.read_plan(tmp_path)
 
 

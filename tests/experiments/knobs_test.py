@@ -214,6 +214,7 @@ def test_a_section_fits_a_terminal_of_100_columns():
       'error: agnt: no such section or knob; did you mean agent? wanted one of name, scale, ',
     ),
     (['--recipe=foo'], 2, '', 'error: flag --recipe=foo: value should be one of'),
+    (['reward', '--markdown'], 2, '', 'error: reward: --markdown and --write take the whole'),
   ],
 )
 def test_the_command(words, status, out, err):

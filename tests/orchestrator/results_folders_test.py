@@ -45,7 +45,7 @@ def test_compare_warns_at_the_top_where_the_questions_are_not_the_same(tmp_path,
   assert entry.command('--compare', [a, b]) == 0
   title, _, warning, *_ = capsys.readouterr().out.splitlines()
   assert title == '# a against b' and warning == (
-    '**Warning: not the same questions.** mlvu: 2 samples are in a only, 1 in b only; '
+    '**Warning: not the same samples.** mlvu: 2 samples are in a only, 1 in b only; '
     'the 1 of both are compared.'
   )
   assert json.loads((tmp_path / 'b' / 'compare_a.json').read_text())['warnings'] == [
@@ -58,6 +58,19 @@ def test_compare_warns_at_the_top_where_the_questions_are_not_the_same(tmp_path,
   )
   assert entry.command('--compare', [b, b]) == 0
   assert 'Warning' not in capsys.readouterr().out
+
+
+def test_compare_warns_of_missing_samples_and_refuses_a_folder_without_any(tmp_path, capsys):
+  a = finished(tmp_path / 'a', plan('x', 'y'), [outcome('x'), outcome('y')])
+  b = finished(tmp_path / 'b', plan('x', 'y'), [outcome('x')])
+  assert entry.command('--compare', [a, b]) == 0
+  assert 'mlvu: ' + b + '/results.jsonl lacks 1 of 2 samples' in capsys.readouterr().out
+  kept = (tmp_path / 'b' / 'compare_a.json').read_bytes()
+  (tmp_path / 'b' / 'results.jsonl').unlink()
+  assert entry.command('--compare', [a, b]) == 2
+  said = capsys.readouterr().err
+  assert 'there is nothing to compare: mlvu: ' in said and 'lacks 2 of 2 samples' in said
+  assert (tmp_path / 'b' / 'compare_a.json').read_bytes() == kept
 
 
 @pytest.mark.parametrize('arguments', [[], ['a'], ['a', 'b', 'c'], ['a', '--b']])

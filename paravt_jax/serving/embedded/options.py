@@ -31,7 +31,7 @@ class EngineOptions(Options):
   @classmethod
   def published(cls) -> 'EngineOptions':
     """Returns sizes for the 8B model on one 80 GB device."""
-    return cls(
+    return EngineOptions(
       dtype='bfloat16',
       lanes=((8192, 32), (32768, 16)),
       chunk_tokens=256,
