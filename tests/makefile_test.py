@@ -122,7 +122,7 @@ def machine(tmp_path):
 def test_setup_is_for_the_cpu_and_done_once(machine):
   status, calls, said = machine.make('setup')
   assert (status, calls) == (0, ['python -m venv .venv', BASE])
-  assert len(said) == 1 and said[0].startswith('setting up .venv for cpu (about 1.8 GB, ')
+  assert len(said) == 1 and said[0].startswith('setting up .venv for cpu (about 2.5 GB, ')
   assert machine.make('setup') == (0, [], [])
 
 
