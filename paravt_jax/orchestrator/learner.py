@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.models.qwen3_vl import weights
@@ -111,7 +110,7 @@ class Learner(Trainer):
     )
     self._reference = None
     if recipe.rl.beta > 0:  # the cold start model, in addition to the policy
-      self._reference = jax.tree.map(jnp.copy, self.state.params)
+      self._reference = state.reference(self.state, self.optimizer, section.dtype)
     self._collate = collate.CollateOptions(
       section.row_tokens,
       section.row_images,

@@ -1,7 +1,8 @@
 """Sharding of arrays: one table from logical axes to the mesh axes (data, fsdp, tensor).
 
-Rows of a batch are split over data and fsdp. Parameters are split over fsdp (their width) and
-tensor (heads, hidden units, vocabulary).
+Rows of a batch, and the activations of each row, are split over data and fsdp. Heads, hidden units
+and vocabulary are split over tensor, in parameters and in activations. The width is split over fsdp
+in parameters only: an activation has its whole width where its row is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.train.optimizer import is_axes
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -119,6 +121,24 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, entries)
 
   return jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=is_axes)
+
+
+def activations(mesh: Mesh) -> Place:
+  """Returns the function that lays the model's activations on the mesh, by the names of their axes.
+
+  An axis whose size does not divide, such as the one row of a canary, is not split. Without these
+  constraints XLA may split the width over fsdp instead, and then every device needs all rows.
+  """
+  if mesh.size == 1:
+    return anywhere
+
+  def place(x: jax.Array, *axes: str | None) -> jax.Array:
+    entries = [
+      entry if size % shards(entry, mesh) == 0 else None for size, entry in zip(x.shape, spec(axes))
+    ]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*entries)))
+
+  return place
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

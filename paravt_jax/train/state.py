@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from paravt_jax.models.qwen3_vl import model
@@ -60,17 +61,48 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:
   """Returns a state at step 0 with copies of these parameters, in float32 and on the mesh.
 
-  The parameters may be host or device arrays.
+  The parameters may be host or device arrays. Host arrays go to their devices slice by slice: no
+  device holds a whole parameter of a mesh.
   """
   places = shardings(config, optimizer, mesh)
-  placed = jax.tree.map(
-    lambda x, place: jax.device_put(jnp.array(x, jnp.float32, copy=True), place),
-    params,
-    places.params,
-  )
+  placed = jax.tree.map(_copy_to, params, places.params)
   return jax.jit(
     lambda params: from_values(params, optimizer), out_shardings=places, donate_argnums=0
   )(placed)
+
+
+def _copy_to(x: Any, place: NamedSharding) -> jax.Array:
+  """Returns a float32 copy of an array, with this sharding."""
+  if isinstance(x, jax.Array):
+    return jax.device_put(jnp.array(x, jnp.float32, copy=True), place)
+  # a copy of each slice, because the caller may change its array
+  return jax.make_array_from_callback(
+    x.shape, place, lambda index: np.array(x[index], np.float32, copy=True)
+  )
+
+
+def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:
+  """Returns the reference model of a step: copies of the trainable parameters in `dtype`.
+
+  It has the shardings of the parameters and no optimizer state. Frozen parameters are left out,
+  because the step takes them from the policy. Pass the dtype of the model's products: nothing else
+  reads more digits of a parameter, except norms.
+  """
+  trainable, _ = partition(state.params, optimizer.frozen)
+  places = jax.tree.map(lambda x: x.sharding, trainable)
+
+  def cast(tree):
+    return jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), tree)
+
+  return jax.jit(cast, out_shardings=places)(trainable)
+
+
+def abstract_reference(config: Config, optimizer: Optimizer, mesh: Mesh, dtype: Any) -> Any:
+  """Returns the tree of `reference` as jax.ShapeDtypeStruct with shardings."""
+  trainable, _ = partition(abstract(config, optimizer, mesh).params, optimizer.frozen)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), trainable
+  )
 
 
 def from_values(params: Any, optimizer: Optimizer) -> State:

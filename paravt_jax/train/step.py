@@ -7,6 +7,7 @@ micro-batches of a loss that is normalised by the token count of the whole batch
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -118,6 +119,8 @@ def make_sft_step(
   and `used`. `metric_sums` go to metric_sums.reduce.
   """
 
+  score = functools.partial(_scores, config, optimizer, mesh, options)
+
   def step(state: State, batch: Batch) -> tuple[State, metric_sums.MetricSums]:
     # the loss is a mean over the tokens of all micro-batches
     trainable, frozen = partition(state.params, optimizer.frozen)
@@ -125,20 +128,20 @@ def make_sft_step(
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
 
     def loss(trainable, index):
-      params = {**trainable, **frozen}
-      micro = _micro_batch(batch, index)
-      scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
+      scores = score({**trainable, **frozen}, _micro_batch(batch, index), trained_MRT[index])
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
     # gradient of all micro-batches, then one update
-    gradient, totals = _accumulate(loss, trainable, batch['used'])
+    gradient, totals = _accumulate(loss, trainable, batch['used'], places)
     trainable, opt_state, norms = _update(
       optimizer, gradient, state.opt_state, trainable, state.step
     )
     totals = metric_sums.merge(totals, {**norms, **_rate(optimizer, state)})
     return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
 
-  return _jit(step, shardings(config, optimizer, mesh), mesh)
+  whole = shardings(config, optimizer, mesh)
+  places, _ = partition(whole.params, optimizer.frozen)
+  return _jit(step, whole, mesh)
 
 
 def make_rl_step(
@@ -148,59 +151,87 @@ def make_rl_step(
   (Hilton et al. 2022).
 
   The state is donated: do not use it again. The batch has INPUTS, RL_EXTRAS and `used`; `reference`
-  is a tree of parameters, required when rl.beta > 0. With updates_per_batch above 1, prox and
-  reference log-probs are computed once, then each update runs over the whole batch, all at the
-  learning rate of the batch's step. `metric_sums` go to metric_sums.reduce.
+  is a tree of parameters, required when rl.beta > 0 (state.reference). Its frozen parts are those
+  of the policy and are not read. With updates_per_batch above 1, prox and reference log-probs are
+  computed once, then each update runs over the whole batch, all at the learning rate of the batch's
+  step. The features of a frozen tower are computed once per batch. `metric_sums` go to
+  metric_sums.reduce.
 
   Raises:
     ConfigError: at the call, a missing reference.
   """
+  whole = shardings(config, optimizer, mesh)
+  places, _ = partition(whole.params, optimizer.frozen)
 
   def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
-    trainable, frozen = partition(state.params, optimizer.frozen)
-    trained_MRT = _target_mask(batch)
-    count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
-    advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
+    run = functools.partial(_scores, config, optimizer, mesh, options)
+    encode = functools.partial(_frozen_features, config, optimizer, mesh, options)
+    return _rl_step(optimizer, rl, places, run, encode, state, batch, reference)
 
-    def score(params, index):
-      micro = _micro_batch(batch, index)
-      return _scores(config, params, micro, trained_MRT[index], optimizer, options)
+  jitted = _jit(step, whole, mesh, reference=places if rl.beta > 0 else None, extra=True)
+  return _with_reference(jitted, rl, optimizer)
 
-    def reference_logprob(index):
-      if rl.beta > 0:
-        return score(reference, index).logprob_RT
-      return jnp.zeros(trained_MRT.shape[1:], jnp.float32)
 
-    # before(index, scores): log-probs of the prox policy and of the reference, which do not move
-    def loss(trainable, index, before):
-      scores = score({**trainable, **frozen}, index)
-      prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores))
-      micro = {**_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
-      return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
+def _rl_step(
+  optimizer: Optimizer,
+  rl: RLOptions,
+  places: Any,
+  run: Callable[..., head.Scores],
+  encode_frozen: Callable[..., model.Features | None],
+  state: State,
+  batch: Batch,
+  reference: Any,
+) -> tuple[State, metric_sums.MetricSums]:
+  """Makes the updates of one batch; `run` is _scores and `encode_frozen` _frozen_features."""
+  trainable, frozen = partition(state.params, optimizer.frozen)
+  trained_MRT = _target_mask(batch)
+  count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
+  advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
-    def update(before, carry):
-      trainable, opt_state, totals = carry
-      gradient, new = _accumulate(lambda t, i: loss(t, i, before), trainable, batch['used'])
-      trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
-      return trainable, opt_state, metric_sums.merge(totals, metric_sums.merge(new, norms))
+  def score(trainable, index, features):
+    micro, params = _micro_batch(batch, index), {**trainable, **frozen}
+    return run(params, micro, trained_MRT[index], features)
 
-    carry = (trainable, state.opt_state, metric_sums.policy_zeros())
-    if rl.updates_per_batch == 1:
-      # the policy has not moved yet: it is its own prox policy
-      carry = update(lambda index, scores: (scores.logprob_RT, reference_logprob(index)), carry)
-    else:
-      # prox and reference once, before the first update
-      def both(index):
-        return score(state.params, index).logprob_RT, reference_logprob(index)
+  def reference_logprob(index, features):
+    if rl.beta > 0:
+      return score(reference, index, features).logprob_RT
+    return jnp.zeros(trained_MRT.shape[1:], jnp.float32)
 
-      updates, shape = rl.updates_per_batch, trained_MRT.shape
-      carry = _repeat_updates(update, both, updates, batch['used'], shape, carry)
+  def encode(index):
+    return encode_frozen(frozen, _micro_batch(batch, index))
+
+  # features(index): of a frozen tower; before(index, scores, features): prox and reference log-probs
+  def loss(trainable, index, features, before):
+    seen = features(index)
+    scores = score(trainable, index, seen)
+    prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores, seen))
+    micro = {**_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
+    return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
+
+  def update(features, before, carry):
     trainable, opt_state, totals = carry
-    totals = metric_sums.merge(totals, _rate(optimizer, state))
-    return State(state.step + 1, {**trainable, **frozen}, opt_state), totals
+    share = functools.partial(loss, features=features, before=before)
+    gradient, new = _accumulate(share, trainable, batch['used'], places)
+    trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
+    return trainable, opt_state, metric_sums.merge(totals, metric_sums.merge(new, norms))
 
-  places = shardings(config, optimizer, mesh)
-  return _with_reference(_jit(step, places, mesh, reference=rl.beta > 0), rl)
+  carry = (trainable, state.opt_state, metric_sums.policy_zeros())
+  if rl.updates_per_batch == 1:
+    # the policy has not moved yet: it is its own prox policy
+    def itself(index, scores, features):
+      return scores.logprob_RT, reference_logprob(index, features)
+
+    carry = update(encode, itself, carry)
+  else:
+    # features, prox and reference once, before the first update
+    def all_before(index):
+      features = encode(index)
+      prox_RT = score(trainable, index, features).logprob_RT
+      return features, (prox_RT, reference_logprob(index, features))
+
+    carry = _repeat_updates(update, all_before, rl.updates_per_batch, batch, carry)
+  after = State(state.step + 1, {**carry[0], **frozen}, carry[1])
+  return after, metric_sums.merge(carry[2], _rate(optimizer, state))
 
 
 def _policy_loss(
@@ -243,32 +274,27 @@ def _policy_loss(
 
 def _scores(
   config: Config,
+  optimizer: Optimizer,
+  mesh: Mesh,
+  options: ModelOptions,
   params: Any,
   micro: Batch,
   wanted_RT: jax.Array,
-  optimizer: Optimizer,
-  options: ModelOptions,
+  features: model.Features | None = None,
 ) -> head.Scores:
-  inputs = model.Inputs(
-    tokens_BT=micro['tokens'],
-    positions_ABT=jnp.moveaxis(micro['positions'], 1, 0),
-    segments_BT=micro['segments'],
-    branches_BT=micro['branches'],
-    visual_index_BT=micro['visual_index'],
-    patches_BNXPC=micro['patches'],
-    grids_BN2=micro['grids'],
-    large_images_BNXPC=micro.get('large_images'),
-    large_image_grids_BN2=micro.get('large_image_grids'),
-  )
+  """Scores the wanted tokens of one micro-batch. Without `features` the tower runs."""
+  place = sharding.activations(mesh)
   # [R, T, D], then log-probs [R, T] of the wanted tokens
   hidden_RTD = model.hidden(
     config,
     params,
-    inputs,
+    _inputs(micro),
     dtype=jnp.dtype(options.dtype),
     remat=options.remat,
     freeze_vision='visual' in optimizer.frozen,
+    features=features,
     backend=options.backend,
+    place=place,
   )
   return head.token_scores(
     hidden_RTD,
@@ -279,6 +305,37 @@ def _scores(
     temperature=options.temperature,
     banned=options.banned,
     chunk=options.head_chunk,
+    shares=sharding.row_shards(mesh),
+    place=place,
+  )
+
+
+def _frozen_features(
+  config: Config,
+  optimizer: Optimizer,
+  mesh: Mesh,
+  options: ModelOptions,
+  params: Any,
+  micro: Batch,
+) -> model.Features | None:
+  """Returns the features of a frozen tower, None where the tower is trained."""
+  if 'visual' not in optimizer.frozen:
+    return None
+  dtype, place = jnp.dtype(options.dtype), sharding.activations(mesh)
+  return model.encode_inputs(config, params, _inputs(micro), dtype, place=place)
+
+
+def _inputs(micro: Batch) -> model.Inputs:
+  return model.Inputs(
+    tokens_BT=micro['tokens'],
+    positions_ABT=jnp.moveaxis(micro['positions'], 1, 0),
+    segments_BT=micro['segments'],
+    branches_BT=micro['branches'],
+    visual_index_BT=micro['visual_index'],
+    patches_BNXPC=micro['patches'],
+    grids_BN2=micro['grids'],
+    large_images_BNXPC=micro.get('large_images'),
+    large_image_grids_BN2=micro.get('large_image_grids'),
   )
 
 
@@ -297,10 +354,11 @@ def _micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
 
 
 def _accumulate(
-  loss: Callable, trainable: Any, used: jax.Array
+  loss: Callable, trainable: Any, used: jax.Array, places: Any
 ) -> tuple[Any, metric_sums.MetricSums]:
   """Sums the gradient of loss(trainable, index) -> (value, metric sums) over the `used`
-  micro-batches, in float32, and the metric sums too.
+  micro-batches, in float32, and the metric sums too. The sums lie where the parameters do
+  (`places`).
   """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
@@ -310,41 +368,50 @@ def _accumulate(
     gradient, totals = carry
     new, found = jax.grad(loss, has_aux=True)(trainable, index)
     gradient = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new)
+    gradient = jax.lax.with_sharding_constraint(gradient, places)
     return gradient, metric_sums.merge(totals, found)
 
   return jax.lax.fori_loop(0, used, body, (zeros, no_totals))
 
 
-def _each_micro_batch(
-  run: Callable, used: jax.Array, shape: tuple[int, ...]
-) -> tuple[jax.Array, ...]:
-  """Runs run(index) for each used micro-batch; returns float32[M, R, T] per output, else 0."""
-  count = len(jax.eval_shape(lambda: run(jnp.int32(0))))
+def _each_micro_batch(run: Callable, used: jax.Array, count: int) -> Any:
+  """Runs run(index) for each used micro-batch.
+
+  Returns the tree of run's results, stacked: [M, ...] with M = count, 0 where a micro-batch is not
+  used.
+  """
+  shapes = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.int32))
+  zeros = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), shapes)
 
   def body(index, outputs):
-    return tuple(
-      jax.lax.dynamic_update_index_in_dim(output_MRT, new_RT, index, 0)
-      for output_MRT, new_RT in zip(outputs, run(index))
+    return jax.tree.map(
+      lambda output, new: jax.lax.dynamic_update_index_in_dim(output, new, index, 0),
+      outputs,
+      run(index),
     )
 
-  zeros = tuple(jnp.zeros(shape, jnp.float32) for _ in range(count))
   return jax.lax.fori_loop(0, used, body, zeros)
 
 
 def _repeat_updates(
-  update: Callable, both: Callable, count: int, used: jax.Array, shape: tuple[int, ...], carry: Any
+  update: Callable, all_before: Callable, count: int, batch: Batch, carry: Any
 ) -> Any:
-  """Runs `count` updates with the prox and reference log-probs of the parameters before the first.
+  """Runs `count` updates with what `all_before(index)` finds with the parameters before the first.
 
-  both(index) returns these log-probs for one micro-batch.
+  That is (features, (prox log-probs, reference log-probs)) of one micro-batch.
   """
-  # scores before the first update, for all of them
-  prox_MRT, reference_MRT = _each_micro_batch(both, used, shape)
+  features, before = _each_micro_batch(all_before, batch['used'], batch['tokens'].shape[0])
 
-  def before(index, scores):
-    return prox_MRT[index], reference_MRT[index]
+  def features_of(index):
+    return jax.tree.map(lambda x: x[index], features)
 
-  return jax.lax.fori_loop(0, count, lambda _, carry: update(before, carry), carry)
+  def before_of(index, scores, features):
+    return jax.tree.map(lambda x: x[index], before)
+
+  def once(_, carry):
+    return update(features_of, before_of, carry)
+
+  return jax.lax.fori_loop(0, count, once, carry)
 
 
 def _update(
@@ -381,14 +448,17 @@ def _rate(optimizer: Optimizer, state: State) -> metric_sums.MetricSums:
   }
 
 
-def _jit(step: Callable, places: State, mesh: Mesh, reference: bool | None = None) -> Callable:
+def _jit(
+  step: Callable, places: State, mesh: Mesh, reference: Any = None, extra: bool = False
+) -> Callable:
+  """Compiles step(state, batch), or with `extra` step(state, batch, reference)."""
   batch = None  # keeps the shardings of put_batch
-  extra = () if reference is None else (places.params if reference else None,)
+  inputs = (places, batch, reference) if extra else (places, batch)
   out = (places, sharding.replicated(mesh))
-  return jax.jit(step, donate_argnums=0, in_shardings=(places, batch, *extra), out_shardings=out)
+  return jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=out)
 
 
-def _with_reference(step: Callable, rl: RLOptions) -> Callable:
+def _with_reference(step: Callable, rl: RLOptions, optimizer: Optimizer) -> Callable:
   def call(
     state: State, batch: Batch, reference: Any = None
   ) -> tuple[State, metric_sums.MetricSums]:
@@ -397,7 +467,10 @@ def _with_reference(step: Callable, rl: RLOptions) -> Callable:
         f'rl.beta is {rl.beta}, but the step got no reference parameters; pass them, or set '
         'rl.beta=0'
       )
-    return step(state, batch, reference if rl.beta > 0 else None)
+    if rl.beta == 0:
+      return step(state, batch, None)
+    moving = {name: part for name, part in reference.items() if name not in optimizer.frozen}
+    return step(state, batch, moving)
 
   call.jitted = step
   return call

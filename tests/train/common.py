@@ -127,7 +127,8 @@ def logprob_step(options=MODEL):
   def run(values, batch):
     micro = step._micro_batch(batch, jnp.int32(0))
     wanted_RT = jnp.ones(micro['tokens'].shape, bool)
-    return step._scores(CONFIG, values, micro, wanted_RT, sgd(), options).logprob_RT
+    args = (CONFIG, sgd(), mesh_of(), options, values, micro, wanted_RT)
+    return step._scores(*args).logprob_RT
 
   return jax.jit(run)
 

@@ -4,6 +4,7 @@ knob of the update.
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -287,6 +288,38 @@ def test_beta_zero_needs_no_reference_and_equals_the_update_without_kl():
   same, _ = build('rl', (1, 1, 1))(common.fresh(common.sgd(), mesh), batch, common.params(0))
   change = lambda params: common.change(common.params()['text'], params['text'])
   assert common.relative(change(without_reference()), change(same.params)) <= 1e-4
+
+
+@pytest.mark.parametrize('updates', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_features_of_a_frozen_tower_are_shared_and_change_nothing(updates):
+  rl = dataclasses.replace(common.RL, updates_per_batch=updates)
+  mesh = common.mesh_of()
+  arrays, used = common.packed(groups()).micro_batches(2, 4)
+  # the same update, but its tower could move: then policy and reference encode on their own
+  still = {'text': optax.sgd(1.0), 'visual': optax.set_to_zero()}
+  labels = {'text': 'text', 'visual': 'visual'}
+  free = Optimizer(optax.multi_transform(still, labels), optax.constant_schedule(1.0), ())
+  found = []
+  for optimizer in (common.sgd(1.0, ('visual',)), free):
+    reference = {**common.params(1), 'visual': common.params()['visual']}
+    update = step.make_rl_step(common.CONFIG, optimizer, mesh, common.RL_MODEL, rl)
+    batch, start = step.put_batch(mesh, arrays, used), common.fresh(optimizer, mesh)
+    encoded = len(
+      re.findall(
+        r'f32\[[\d,]*,768\] = convert',
+        str(
+          update.jitted.trace(
+            start, batch, {k: v for k, v in reference.items() if k not in optimizer.frozen}
+          ).jaxpr
+        ),
+      )
+    )
+    after, totals = update(start, batch, reference)
+    change = common.change(common.params()['text'], after.params['text'])
+    found.append((change, metric_sums.reduce(totals)['policy/loss'], encoded))
+  (shared, loss, once), (apart, loss_apart, often) = found
+  assert common.relative(shared, apart) <= 1e-5 and loss == pytest.approx(loss_apart, rel=1e-5)
+  assert once == 1 < often
 
 
 def test_a_missing_reference_is_refused():

@@ -21,13 +21,29 @@ from paravt_jax import shapes
 from paravt_jax.errors import DataError
 from paravt_jax.models import attention
 from paravt_jax.models.layers import RMSNorm, stacked_init
+from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import positions, text, vision
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.models.qwen3_vl.tower import UNROLL, Features, encode_images
 from paravt_jax.video import patches
 
 Params = dict[str, Any]
-# stacks of at most this many layers are unrolled; in short stacks a scan's copies cost too much
-_UNROLL = 4
+__all__ = [
+  'Features',
+  'Inputs',
+  'Params',
+  'abstract_params',
+  'embed',
+  'encode_images',
+  'encode_inputs',
+  'head',
+  'hidden',
+  'init',
+  'logical_axes',
+  'logits',
+  'run_layers',
+  'single_inputs',
+]
 
 
 class Inputs(NamedTuple):
@@ -46,13 +62,6 @@ class Inputs(NamedTuple):
   # a second class of images, fewer and larger, with a different N and X; None if there are none
   large_images_BNXPC: jax.Array | None = None
   large_image_grids_BN2: jax.Array | None = None
-
-
-class Features(NamedTuple):
-  """The vision tower's output, which the text decoder reads."""
-
-  merged_BNYD: jax.Array  # merged image tokens, which replace the placeholders' embeddings
-  deepstack_JBNYD: jax.Array  # DeepStack features, added after each of the first J text layers
 
 
 def _apply(module: nn.Module, params: Params, *args: Any) -> Any:
@@ -145,77 +154,28 @@ def logical_axes(config: Config) -> Params:
   return names
 
 
-def encode_images(
+def encode_inputs(
   config: Config,
   params: Params,
-  patches_BNXPC: jax.Array,
-  grids_BN2: jax.Array,
+  inputs: Inputs,
   dtype: jnp.dtype,
   *,
   remat: bool = False,
-) -> Features:
-  """Runs the vision tower on every image separately.
-
-  Returns:
-    Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
-    is 0, the features are empty.
-  """
-  sizes = shapes.check(patches_BNXPC=patches_BNXPC, grids_BN2=grids_BN2)
-  v, visual, (rows, images, count) = config.vision, params['visual'], patches_BNXPC.shape[:3]
-  merged_shape = (rows, images, count // v.merge**2, config.text.width)
-  if 0 in (rows, images, count):
-    return Features(jnp.zeros(merged_shape, dtype), jnp.zeros((len(v.taps), *merged_shape), dtype))
-  if sizes['X'] % v.merge**2:
-    raise ValueError(
-      f'patches_BNXPC has X={sizes["X"]}, wanted a multiple of merge^2 = {v.merge**2}; pad '
-      'with zeros'
-    )
-
-  # embed the patches and add their interpolated positions: [B, N, X, W]
-  row_BNX, column_BNX, exists_BNX = vision.patch_places(v, grids_BN2, count)
-  x_BNXW = _apply(vision.PatchEmbed(v, dtype), visual['patch_embed'], patches_BNXPC)
-  x_BNXW = x_BNXW + vision.interpolated_positions(
-    visual['pos_embed']['embedding'], row_BNX, column_BNX, grids_BN2
-  ).astype(dtype)
-
-  # the blocks process each image alone: rows and images become one axis, I = B * N
-  x_IXW = x_BNXW.reshape(rows * images, count, v.width)
-  angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
-  exists_IX = exists_BNX.reshape(rows * images, count)
-
-  def block(x_IXW, layer_params):
-    return _apply(vision.VisionBlock(v, dtype), layer_params, x_IXW, angle_IXF, exists_IX)
-
-  run = jax.checkpoint(block) if remat else block
-  x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)
-
-  # merge the patches of the last block and of each tapped block into tokens of text width
-  def merge(merger_params, x_IXW, wide):
-    merger = vision.Merger(v, config.text.width, wide, dtype)
-    return _apply(merger, merger_params, x_IXW).reshape(merged_shape)
-
-  merged_BNYD = merge(visual['merger'], x_IXW, False)
-  if not v.taps:
-    return Features(merged_BNYD, jnp.zeros((0, *merged_shape), dtype))
-  deepstack_JBNYD = jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXW)
-  return Features(merged_BNYD, deepstack_JBNYD)
-
-
-def encode_inputs(
-  config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False
+  place: Place = anywhere,
 ) -> Features:
   """Returns the features of all images of packed rows, in the order of `visual_index_BT`.
 
   If no row has a large image, their encoder is skipped. Their slots are large, and most batches of
   video leave them empty.
   """
-  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
+  run = functools.partial(encode_images, config, params, dtype=dtype, remat=remat, place=place)
+  frames = run(inputs.patches_BNXPC, inputs.grids_BN2)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
   if large_images_BNXPC is None or grids_BN2 is None:
     return frames
 
   def encode():
-    return encode_images(config, params, large_images_BNXPC, grids_BN2, dtype, remat=remat)
+    return run(large_images_BNXPC, grids_BN2)
 
   def nothing():
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
@@ -235,36 +195,6 @@ def _nth(stack: Params, i: int) -> Params:
   return jax.tree.map(lambda p: p[i], stack)
 
 
-def _run_blocks(
-  v: vision.VisionConfig, blocks: Params, x_IXW: jax.Array, block: Callable
-) -> tuple[jax.Array, jax.Array]:
-  """Runs all blocks. Returns the last output, and those of the tapped blocks [J, I, X, W]."""
-  empty_JIXW = jnp.zeros((len(v.taps), *x_IXW.shape), x_IXW.dtype)
-  if v.depth <= _UNROLL:
-    outputs = []
-    for i in range(v.depth):
-      x_IXW = block(x_IXW, _nth(blocks, i))
-      outputs.append(x_IXW)
-    return x_IXW, jnp.stack([outputs[t] for t in v.taps]) if v.taps else empty_JIXW
-
-  # the tap index of each block, -1 for blocks without a tap; the scan stores outputs by this index
-  tap_of_layer = np.full(v.depth, -1, np.int32)
-  tap_of_layer[list(v.taps)] = np.arange(len(v.taps))
-
-  def step(carry, layer):
-    x_IXW, tapped_JIXW = carry
-    layer_params, tap = layer
-    x_IXW = block(x_IXW, layer_params)
-    tapped_JIXW = jax.lax.cond(
-      tap >= 0,
-      lambda: jax.lax.dynamic_update_index_in_dim(tapped_JIXW, x_IXW, tap, 0),
-      lambda: tapped_JIXW,
-    )
-    return (x_IXW, tapped_JIXW), None
-
-  return jax.lax.scan(step, (x_IXW, empty_JIXW), (blocks, jnp.asarray(tap_of_layer)))[0]
-
-
 def _gather_features(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
   """Returns each token's visual feature [B, T, D], gathered within its row.
 
@@ -281,16 +211,20 @@ def embed(
   features: Features | None,
   visual_index_BT: jax.Array | None,
   dtype: jnp.dtype,
+  place: Place = anywhere,
 ) -> jax.Array:
   """Returns embeddings [B, T, D] in `dtype`, with features in place of visual tokens.
 
   Without features (None or empty) all tokens are text.
   """
-  x_BTD = jnp.take(params['text']['embed']['embedding'], tokens_BT, axis=0).astype(dtype)
+  # the table's width is gathered first: else XLA may look up all rows everywhere, a part of the width
+  table_VD = place(params['text']['embed']['embedding'], 'vocab', None)
+  x_BTD = place(jnp.take(table_VD, tokens_BT, axis=0).astype(dtype), 'rows', None, None)
   if features is None or visual_index_BT is None or not _has_images(features):
     return x_BTD
   image_BTD = _gather_features(features.merged_BNYD, visual_index_BT).astype(dtype)
-  return jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
+  x_BTD = jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
+  return place(x_BTD, 'rows', None, None)
 
 
 def _has_images(features: Features) -> bool:
@@ -307,6 +241,7 @@ def hidden(
   freeze_vision: bool,
   features: Features | None = None,
   backend: str = 'chunked',
+  place: Place = anywhere,
 ) -> jax.Array:
   """Runs the model up to and including its final norm.
 
@@ -317,6 +252,7 @@ def hidden(
     freeze_vision: no gradient reaches the vision tower and its mergers.
     features: the result of `encode_inputs`; None computes it from `inputs`.
     backend: see `attention.attend`.
+    place: where activations lie on a mesh.
 
   Returns:
     [B, T, D] in `dtype`; outputs at padding are garbage.
@@ -324,12 +260,12 @@ def hidden(
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   # image features, [B, N, Y, D]
   if features is None:
-    features = encode_inputs(config, params, inputs, dtype, remat=remat)
+    features = encode_inputs(config, params, inputs, dtype, remat=remat, place=place)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 
   # token embeddings [B, T, D], with image features at their placeholders
-  x_BTD = embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype)
+  x_BTD = embed(params, inputs.tokens_BT, features, inputs.visual_index_BT, dtype, place)
 
   # decoder layers; `attend` masks by segment and branch
   angle_BTF = text.rotary_angles(config.text, inputs.positions_ABT)
@@ -341,7 +277,8 @@ def hidden(
   )
 
   def layer(x_BTD, layer_params):
-    return _apply(text.TextLayer(config.text, dtype), layer_params, x_BTD, angle_BTF, attend)
+    layer = text.TextLayer(config.text, dtype, place)
+    return _apply(layer, layer_params, x_BTD, angle_BTF, attend)
 
   run = jax.checkpoint(layer) if remat else layer
   x_BTD = _run_layers(
@@ -360,7 +297,7 @@ def _run_layers(
 ) -> jax.Array:
   """Runs all decoder layers. The first J each add their DeepStack feature to image tokens."""
   taps = len(config.vision.taps) if _has_images(features) else 0
-  if config.text.layers <= _UNROLL:
+  if config.text.layers <= UNROLL:
     for i in range(config.text.layers):
       x_BTD = layer(x_BTD, _nth(layers, i))
       x_BTD = (

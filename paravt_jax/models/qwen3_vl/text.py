@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.models.layers import Linear, RMSNorm, rotate
+from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl.config import TextConfig
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -36,25 +37,28 @@ def rotary_angles(config: TextConfig, positions_ABT: jax.Array) -> jax.Array:
 class TextLayer(nn.Module):
   """One decoder layer on [B, T, D].
 
-  `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` applies the attention mask.
+  `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` applies the attention mask. `place` says where heads
+  and hidden units lie on a mesh; the residual stream is split by rows only.
   """
 
   config: TextConfig
   dtype: jnp.dtype
+  place: Place = anywhere
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angle_BTF: jax.Array, attend: Attend) -> jax.Array:
     y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm1')(x_BTD)
-    x_BTD = x_BTD + self._attention(y_BTD, angle_BTF, attend)
+    x_BTD = self.place(x_BTD + self._attention(y_BTD, angle_BTF, attend), 'rows', None, None)
     y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm2')(x_BTD)
-    return x_BTD + self._mlp(y_BTD)
+    return self.place(x_BTD + self._mlp(y_BTD), 'rows', None, None)
 
   def _attention(self, x_BTD, angle_BTF, attend):
     c = self.config
 
     def heads(name, count, axis):
       flat = Linear(count * c.head_dim, ('embed', axis), self.dtype, False, name=name)(x_BTD)
-      return flat.reshape(*x_BTD.shape[:2], count, c.head_dim)
+      split = flat.reshape(*x_BTD.shape[:2], count, c.head_dim)
+      return self.place(split, 'rows', None, axis, None)
 
     # queries and keys: product, norm per head, rotary
     q_BTHF = RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(heads('q', c.heads, 'heads'))
@@ -63,7 +67,7 @@ class TextLayer(nn.Module):
     k_BTKF = rotate(k_BTKF, angle_BTF)
     v_BTKF = heads('v', c.kv_heads, 'kv_heads')
     # attention, then concatenate the heads and project: [B, T, H * F] -> [B, T, D]
-    o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
+    o_BTHF = self.place(attend(q_BTHF, k_BTKF, v_BTKF), 'rows', None, 'heads', None)
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))
 
@@ -72,4 +76,4 @@ class TextLayer(nn.Module):
     gate = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='gate')(x_BTD)
     up = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='up')(x_BTD)
     down = Linear(c.width, ('mlp', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='down')
-    return down(jax.nn.silu(gate) * up)
+    return down(self.place(jax.nn.silu(gate) * up, 'rows', None, 'mlp'))

@@ -12,6 +12,7 @@ import numpy as np
 
 from paravt_jax.models import attention
 from paravt_jax.models.layers import LayerNorm, Linear, named, rotate
+from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl.config import VisionConfig
 
 
@@ -61,6 +62,39 @@ def interpolated_positions(
   return jnp.einsum('BNXZ,BNXZW->BNXW', weight_BNXZ, table.astype(jnp.float32)[index_BNXZ])
 
 
+def add_positions(
+  config: VisionConfig,
+  table: jax.Array,
+  x_BNXW: jax.Array,
+  grids_BN2: jax.Array,
+  place: Place = anywhere,
+) -> jax.Array:
+  """Adds the interpolated position of each patch to its embedding [B, N, X, W].
+
+  The images of a row share few grids. Positions are interpolated once per grid of a row: at the
+  first slot with that grid, for all slots that have it. Empty slots (grid 0, 0) stay as they are.
+  """
+  slots, patches = x_BNXW.shape[1:3]
+  # a small table, whole on every device: else the places of all rows would travel to its shards
+  table = place(table, None, None)
+  filled_BN = (grids_BN2 > 0).all(-1)
+  # the first slot of the row with the same grid
+  first_BN = (grids_BN2[:, :, None] == grids_BN2[:, None, :]).all(-1).argmax(-1)
+
+  def step(x_BNXW, slot):
+    here_BN = (first_BN == slot) & filled_BN
+
+    def add():
+      grid_B12 = jax.lax.dynamic_slice_in_dim(grids_BN2, slot, 1, axis=1)
+      row_BNX, column_BNX, _ = patch_places(config, grid_B12, patches)
+      position_BNXW = interpolated_positions(table, row_BNX, column_BNX, grid_B12)
+      return x_BNXW + jnp.where(here_BN[..., None, None], position_BNXW, 0).astype(x_BNXW.dtype)
+
+    return jax.lax.cond(here_BN.any(), add, lambda: x_BNXW), None
+
+  return jax.lax.scan(step, x_BNXW, jnp.arange(slots))[0]
+
+
 def rotary_angles(config: VisionConfig, row_BNX: jax.Array, column_BNX: jax.Array) -> jax.Array:
   """Returns the rotary angles float32[B * N, X, F/2], with theta 1e4.
 
@@ -104,25 +138,29 @@ class PatchEmbed(nn.Module):
 class VisionBlock(nn.Module):
   """Pre-norm block on [I, X, W] (I images).
 
-  A patch attends to the patches of its image, without padding.
+  A patch attends to the patches of its image, without padding. `place` says where images, heads and
+  hidden units lie on a mesh.
   """
 
   config: VisionConfig
   dtype: jnp.dtype
+  place: Place = anywhere
 
   @nn.compact
   def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
     y_IXW = LayerNorm('vision_norm', name='norm1')(x_IXW)
-    x_IXW = x_IXW + self._attention(y_IXW, angle_IXF, exists_IX)
+    x_IXW = self.place(x_IXW + self._attention(y_IXW, angle_IXF, exists_IX), 'rows', None, None)
     y_IXW = LayerNorm('vision_norm', name='norm2')(x_IXW)
-    return x_IXW + self._mlp(y_IXW)
+    return self.place(x_IXW + self._mlp(y_IXW), 'rows', None, None)
 
   def _attention(self, x_IXW, angle_IXF, exists_IX):
     c = self.config
     # one product computes queries, keys and values
     qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
     parts = jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
-    q_IXHF, k_IXHF, v_IXHF = (part[:, :, 0] for part in parts)
+    q_IXHF, k_IXHF, v_IXHF = (
+      self.place(part[:, :, 0], 'rows', None, 'vision_heads', None) for part in parts
+    )
     # mask [I, X, X]: every patch sees the patches of its image that are not padding
     mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
     q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
@@ -134,7 +172,7 @@ class VisionBlock(nn.Module):
   def _mlp(self, x_IXW):
     c, scale = self.config, (2 * self.config.depth) ** -0.5
     y = Linear(c.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(x_IXW)
-    y = jax.nn.gelu(y, approximate=True)
+    y = self.place(jax.nn.gelu(y, approximate=True), 'rows', None, 'vision_mlp')
     return Linear(c.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2')(y)
 
 
