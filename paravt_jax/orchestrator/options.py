@@ -244,7 +244,9 @@ class TrainOptions(Options):
 
   dtype: Annotated[str, DTYPE]  # number type of matrix products
   remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
-  backend: Annotated[str, one_of('chunked', 'xla')]  # how attention is computed
+  backend: Annotated[
+    str, one_of('auto', 'chunked', 'tiled', 'triton', 'xla')
+  ]  # how attention is computed
   head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
   freeze_vision: Annotated[bool, FLAG]  # the vision tower is not trained
   row_tokens: Annotated[int, COUNT]  # T, tokens of a row, images expanded

@@ -42,11 +42,13 @@ def make_greedy(
   inputs = model.single_inputs(config, padded, (image,))
   start = len(input_ids)
   dtype = jnp.dtype(options.dtype)
-  run_options = {'dtype': dtype, 'remat': False, 'backend': options.backend}
+  run_options = {'dtype': dtype, 'remat': False, 'backend': options.backend, 'mesh': mesh}
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def greedy(params):
-    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
+    features = model.encode_images(
+      config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, mesh=mesh
+    )
     kernel_DV = model.head(params, config)
 
     def one(place, carry):

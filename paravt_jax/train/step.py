@@ -56,7 +56,7 @@ class ModelOptions:
 
   dtype: str  # of matrix products, 'float32' or 'bfloat16'
   remat: bool  # whether the backward pass recomputes layers
-  backend: str  # of attention, a key of attention.BACKENDS
+  backend: str  # of attention, one of attention.BACKENDS
   head_chunk: int  # tokens per row whose logits are in memory at once
   temperature: float  # of the scored distribution, 1 in SFT
   banned: tuple[int, ...]  # ids that the scored distribution excludes, () in SFT
@@ -127,7 +127,7 @@ def make_sft_step(
     def loss(trainable, index):
       params = {**trainable, **frozen}
       micro = _micro_batch(batch, index)
-      scores = _scores(config, params, micro, trained_MRT[index], optimizer, options)
+      scores = _scores(config, mesh, params, micro, trained_MRT[index], optimizer, options)
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
     # gradient of all micro-batches, then one update
@@ -164,7 +164,7 @@ def make_rl_step(
 
     def score(params, index):
       micro = _micro_batch(batch, index)
-      return _scores(config, params, micro, trained_MRT[index], optimizer, options)
+      return _scores(config, mesh, params, micro, trained_MRT[index], optimizer, options)
 
     def reference_logprob(index):
       if rl.beta > 0:
@@ -243,6 +243,7 @@ def _policy_loss(
 
 def _scores(
   config: Config,
+  mesh: Mesh,
   params: Any,
   micro: Batch,
   wanted_RT: jax.Array,
@@ -269,6 +270,7 @@ def _scores(
     remat=options.remat,
     freeze_vision='visual' in optimizer.frozen,
     backend=options.backend,
+    mesh=mesh,
   )
   return head.token_scores(
     hidden_RTD,

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
@@ -153,8 +154,12 @@ def encode_images(
   dtype: jnp.dtype,
   *,
   remat: bool = False,
+  backend: str = 'auto',
+  mesh: Mesh | None = None,
 ) -> Features:
   """Runs the vision tower on every image separately.
+
+  `backend` and `mesh` are those of `attention.attend_images`.
 
   Returns:
     Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
@@ -183,8 +188,10 @@ def encode_images(
   angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
   exists_IX = exists_BNX.reshape(rows * images, count)
 
+  attend = functools.partial(attention.attend_images, backend=backend, mesh=mesh)
+
   def block(x_IXW, layer_params):
-    return _apply(vision.VisionBlock(v, dtype), layer_params, x_IXW, angle_IXF, exists_IX)
+    return _apply(vision.VisionBlock(v, dtype, attend), layer_params, x_IXW, angle_IXF, exists_IX)
 
   run = jax.checkpoint(block) if remat else block
   x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)
@@ -202,20 +209,28 @@ def encode_images(
 
 
 def encode_inputs(
-  config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, *, remat: bool = False
+  config: Config,
+  params: Params,
+  inputs: Inputs,
+  dtype: jnp.dtype,
+  *,
+  remat: bool = False,
+  backend: str = 'auto',
+  mesh: Mesh | None = None,
 ) -> Features:
   """Returns the features of all images of packed rows, in the order of `visual_index_BT`.
 
   If no row has a large image, their encoder is skipped. Their slots are large, and most batches of
   video leave them empty.
   """
-  frames = encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, remat=remat)
+  run = functools.partial(encode_images, remat=remat, backend=backend, mesh=mesh)
+  frames = run(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
   if large_images_BNXPC is None or grids_BN2 is None:
     return frames
 
   def encode():
-    return encode_images(config, params, large_images_BNXPC, grids_BN2, dtype, remat=remat)
+    return run(config, params, large_images_BNXPC, grids_BN2, dtype)
 
   def nothing():
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(encode))
@@ -307,6 +322,7 @@ def hidden(
   freeze_vision: bool,
   features: Features | None = None,
   backend: str = 'chunked',
+  mesh: Mesh | None = None,
 ) -> jax.Array:
   """Runs the model up to and including its final norm.
 
@@ -316,7 +332,7 @@ def hidden(
     remat: recompute each layer in the backward pass.
     freeze_vision: no gradient reaches the vision tower and its mergers.
     features: the result of `encode_inputs`; None computes it from `inputs`.
-    backend: see `attention.attend`.
+    backend, mesh: see `attention.attend`.
 
   Returns:
     [B, T, D] in `dtype`; outputs at padding are garbage.
@@ -324,7 +340,7 @@ def hidden(
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   # image features, [B, N, Y, D]
   if features is None:
-    features = encode_inputs(config, params, inputs, dtype, remat=remat)
+    features = encode_inputs(config, params, inputs, dtype, remat=remat, backend=backend, mesh=mesh)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 
@@ -338,6 +354,7 @@ def hidden(
     segments_BT=inputs.segments_BT,
     branches_BT=inputs.branches_BT,
     backend=backend,
+    mesh=mesh,
   )
 
   def layer(x_BTD, layer_params):

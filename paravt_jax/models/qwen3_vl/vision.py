@@ -5,12 +5,14 @@ four patches of a merged token are adjacent. Images are padded to X patches, and
 padding. `paravt_jax.shapes` explains the axis letters.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paravt_jax.models import attention
+from paravt_jax.models.attention.dispatch import attend_images
 from paravt_jax.models.layers import LayerNorm, Linear, named, rotate
 from paravt_jax.models.qwen3_vl.config import VisionConfig
 
@@ -109,6 +111,7 @@ class VisionBlock(nn.Module):
 
   config: VisionConfig
   dtype: jnp.dtype
+  attend: Callable[..., jax.Array] = attend_images
 
   @nn.compact
   def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
@@ -123,10 +126,9 @@ class VisionBlock(nn.Module):
     qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
     parts = jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
     q_IXHF, k_IXHF, v_IXHF = (part[:, :, 0] for part in parts)
-    # mask [I, X, X]: every patch sees the patches of its image that are not padding
-    mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
     q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
-    o_IXHF = attention.masked(q_IXHF, k_IXHF, v_IXHF, mask)
+    # every patch sees the patches of its image that are not padding
+    o_IXHF = self.attend(q_IXHF, k_IXHF, v_IXHF, exists_IX)
     axes, scale = ('vision_heads', 'vision_embed'), (2 * c.depth) ** -0.5
     out = Linear(c.width, axes, self.dtype, True, scale, name='proj')
     return out(o_IXHF.reshape(x_IXW.shape))
