@@ -46,9 +46,7 @@ def make_greedy(
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def greedy(params):
-    features = model.encode_images(
-      config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype, mesh=mesh
-    )
+    features = model.encode_images(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
     kernel_DV = model.head(params, config)
 
     def one(place, carry):

@@ -24,12 +24,27 @@ from paravt_jax.models.attention import ranges
 from paravt_jax.models.attention.chunked import attend_chunked
 from paravt_jax.models.attention.plain import attend_xla, masked
 from paravt_jax.models.attention.tiled import attend_tiled
-from paravt_jax.models.attention.triton import attend_triton
+
+
+def _attend_triton(q_BTHF, k_BTKF, v_BTKF, ranges_BT4):
+  # on use: Pallas takes time to import, and other versions of JAX may lack it
+  from paravt_jax.models.attention.triton import attend_triton
+
+  return attend_triton(q_BTHF, k_BTKF, v_BTKF, ranges_BT4)
+
+
+def _attend_splash(q_BTHF, k_BTKF, v_BTKF, ranges_BT4):
+  # on use, as above
+  from paravt_jax.models.attention.splash import attend_splash
+
+  return attend_splash(q_BTHF, k_BTKF, v_BTKF, ranges_BT4)
+
 
 _BY_SEGMENTS = {'xla': attend_xla, 'chunked': attend_chunked}
 _BY_RANGES: Mapping[str, Callable[..., jax.Array]] = {
   'tiled': attend_tiled,
-  'triton': attend_triton,
+  'triton': _attend_triton,
+  'splash': _attend_splash,
 }
 BACKENDS = ('auto', *_BY_SEGMENTS, *_BY_RANGES)
 
@@ -50,6 +65,8 @@ def choose(platform: str, length: int, dtype: jax.typing.DTypeLike) -> str:
   """
   if platform in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2:
     return 'triton'
+  if platform == 'tpu' and length <= ranges.LONGEST_PACKED:
+    return 'splash'
   if platform == 'cpu' and length <= _SHORT_ROW:
     return 'chunked'
   return 'tiled'
@@ -72,7 +89,8 @@ def attend(
     segments_BT, branches_BT: int32; segment 0 is padding.
     backend: one of BACKENDS. 'xla' stores all T x T weights. 'chunked' stores the weights of one
       block of queries. 'tiled' stores one pair of tiles and skips pairs that see nothing. 'triton'
-      does the same as a kernel for NVIDIA GPUs. 'auto' is the choice of `choose`.
+      does the same as a kernel for NVIDIA GPUs, 'splash' as one for TPUs. 'auto' is the choice of
+      `choose`.
     mesh: of the devices, with axes named data, fsdp and tensor. The backends that loop over rows
       then run on each device with its own rows and heads. Without it they take the whole arrays.
 

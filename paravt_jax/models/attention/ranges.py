@@ -18,6 +18,8 @@ import numpy as np
 
 from paravt_jax import shapes
 
+LONGEST_PACKED = 32768  # tokens of a row whose ranges each fit an int32, as 'splash' wants them
+
 
 def packed_rows(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
   """Returns int32[B, T, 4], the two ranges of keys that each query of packed rows sees.
@@ -82,10 +84,8 @@ def visible_tiles(ranges_BT4: jax.Array, tile: int, part: slice = slice(0, 4)) -
 def count_tile_pairs(segments_BT: np.ndarray, branches_BT: np.ndarray, tile: int) -> int:
   """Returns how many pairs of tiles packed rows multiply; each has tile * tile pairs of tokens."""
   pad = -segments_BT.shape[1] % tile
-  segments_BT, branches_BT = (
-    np.pad(np.asarray(x), ((0, 0), (0, pad))) for x in (segments_BT, branches_BT)
-  )
-  return int(jnp.sum(visible_tiles(packed_rows(segments_BT, branches_BT), tile)))
+  padded = (jnp.pad(jnp.asarray(x), ((0, 0), (0, pad))) for x in (segments_BT, branches_BT))
+  return int(jnp.sum(visible_tiles(packed_rows(*padded), tile)))
 
 
 def count_visible_pairs(segments_BT: np.ndarray, branches_BT: np.ndarray) -> int:

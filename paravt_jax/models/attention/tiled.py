@@ -10,7 +10,7 @@ the forward or backward pass transposes its last two axes, which is slow on a CP
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def attend_tiled(
   q_tiles = q_tiles.reshape(*q_tiles.shape[:3], groups * tile, width)
   # [B, tiles, t, K, F] -> [B, tiles, K, t, F]
   k_tiles, v_tiles = (jnp.swapaxes(tiles(x), 2, 3) for x in (k_BTKF, v_BTKF))
-  out_tiles = _attend(groups, q_tiles, k_tiles, v_tiles, pad(ranges_BT4))
+  out_tiles: Any = _attend(groups, q_tiles, k_tiles, v_tiles, pad(ranges_BT4))
   out_tiles = out_tiles.reshape(*out_tiles.shape[:3], groups, tile, width)
   return jnp.transpose(out_tiles, (0, 1, 4, 2, 3, 5)).reshape(rows, -1, heads, width)[:, :length]
 
@@ -109,7 +109,12 @@ def _forward(groups, q_tiles, k_tiles, v_tiles, ranges_BT4):
   def one_row(row):
     q_row, k_row, v_row, lists = row
     flat_row = v_row.mT  # once for a row: [tiles, K, F, U]
-    return jax.lax.map(lambda one: _forward_tile(*one, k_row, flat_row, tile), (q_row, *lists))
+
+    def one_tile(tile_row):
+      q_KQF, ranges_4Q, following = tile_row
+      return _forward_tile(q_KQF, ranges_4Q, following, k_row, flat_row, tile)
+
+    return jax.lax.map(one_tile, (q_row, *lists))
 
   lists = _lists(groups, tile, ranges_BT4)
   out_tiles, log_sum_tiles = jax.lax.map(one_row, (q_tiles, k_tiles, v_tiles, lists))
@@ -158,9 +163,9 @@ def _backward(groups, saved, d_out_tiles):
     k_row, v_row, *queries = row
     flat_row = k_row.mT  # once for a row: [tiles, K, F, U]
 
-    def step(carry, one):
-      d_q_KFQ, carry = _backward_tile(*one, k_row, v_row, flat_row, tile, carry)
-      return carry, d_q_KFQ
+    def step(carry, tile_row):
+      d_q_KQF, carry = _backward_tile(tile_row, k_row, v_row, flat_row, tile, carry)
+      return carry, d_q_KQF
 
     empty = jnp.zeros(k_row.shape, jnp.float32)
     (d_k, d_v), d_q = jax.lax.scan(step, (empty, empty), tuple(queries))
@@ -171,13 +176,12 @@ def _backward(groups, saved, d_out_tiles):
   return (*jax.lax.map(one_row, (k_tiles, v_tiles, *queries)), None)
 
 
-def _backward_tile(
-  q_KQF, d_out_KQF, log_sum_KQ, dot_KQ, ranges_4Q, following, k_row, v_row, flat_row, tile, carry
-):
+def _backward_tile(tile_row, k_row, v_row, flat_row, tile, carry):
   """Returns the gradient [K, Q, F] of one tile of queries, and the sums of those of keys and values.
 
   The sums (d_k, d_v) have the shape [tiles, K, U, F].
   """
+  q_KQF, d_out_KQF, log_sum_KQ, dot_KQ, ranges_4Q, following = tile_row
   dtype = q_KQF.dtype
   q_KFQ, d_out_KFQ = q_KQF.mT, d_out_KQF.mT
 

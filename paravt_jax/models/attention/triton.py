@@ -10,6 +10,7 @@ Triton compiles the kernels. `interpret` runs them on any platform, slowly, for 
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def attend_triton(
   pad = lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, wide)))
   ranges_BT4 = jnp.pad(ranges_BT4, ((0, 0), (0, more), (0, 0)))
   q_BTHF = q_BTHF * width**-0.5
-  out_BTHF = _attend(kernel, pad(q_BTHF), pad(k_BTKF), pad(v_BTKF), ranges_BT4)
+  out_BTHF: Any = _attend(kernel, pad(q_BTHF), pad(k_BTKF), pad(v_BTKF), ranges_BT4)
   return out_BTHF[:, :length, :, :width]
 
 

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
@@ -154,12 +153,9 @@ def encode_images(
   dtype: jnp.dtype,
   *,
   remat: bool = False,
-  backend: str = 'auto',
-  mesh: Mesh | None = None,
+  attend: Callable = attention.attend_images,
 ) -> Features:
-  """Runs the vision tower on every image separately.
-
-  `backend` and `mesh` are those of `attention.attend_images`.
+  """Runs the vision tower on every image separately, with `attend` for its attention.
 
   Returns:
     Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
@@ -188,8 +184,6 @@ def encode_images(
   angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
   exists_IX = exists_BNX.reshape(rows * images, count)
 
-  attend = functools.partial(attention.attend_images, backend=backend, mesh=mesh)
-
   def block(x_IXW, layer_params):
     return _apply(vision.VisionBlock(v, dtype, attend), layer_params, x_IXW, angle_IXF, exists_IX)
 
@@ -209,21 +203,14 @@ def encode_images(
 
 
 def encode_inputs(
-  config: Config,
-  params: Params,
-  inputs: Inputs,
-  dtype: jnp.dtype,
-  *,
-  remat: bool = False,
-  backend: str = 'auto',
-  mesh: Mesh | None = None,
+  config: Config, params: Params, inputs: Inputs, dtype: jnp.dtype, remat: bool, attend: Callable
 ) -> Features:
   """Returns the features of all images of packed rows, in the order of `visual_index_BT`.
 
   If no row has a large image, their encoder is skipped. Their slots are large, and most batches of
   video leave them empty.
   """
-  run = functools.partial(encode_images, remat=remat, backend=backend, mesh=mesh)
+  run = functools.partial(encode_images, remat=remat, attend=attend)
   frames = run(config, params, inputs.patches_BNXPC, inputs.grids_BN2, dtype)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
   if large_images_BNXPC is None or grids_BN2 is None:
@@ -322,7 +309,7 @@ def hidden(
   freeze_vision: bool,
   features: Features | None = None,
   backend: str = 'chunked',
-  mesh: Mesh | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> jax.Array:
   """Runs the model up to and including its final norm.
 
@@ -340,7 +327,8 @@ def hidden(
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   # image features, [B, N, Y, D]
   if features is None:
-    features = encode_inputs(config, params, inputs, dtype, remat=remat, backend=backend, mesh=mesh)
+    images = functools.partial(attention.attend_images, backend=backend, mesh=mesh)
+    features = encode_inputs(config, params, inputs, dtype, remat, images)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 

@@ -100,7 +100,8 @@ def test_chunked_in_bfloat16_stays_near_float32():
 def test_an_unknown_backend_is_refused_with_the_known_ones():
   q, k, v, segments, branches = _random(10)
   with pytest.raises(
-    ValueError, match=r"'flash': wanted one of \['auto', 'chunked', 'tiled', 'triton', 'xla'\]"
+    ValueError,
+    match=r"'flash': wanted one of \['auto', 'chunked', 'splash', 'tiled', 'triton', 'xla'\]",
   ):
     attention.attend(q, k, v, segments, branches, backend='flash')
 
@@ -112,6 +113,8 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
     ('cpu', 2048, 'float32', 'tiled'),
     ('gpu', 512, 'float32', 'tiled'),
     ('cuda', 512, 'bfloat16', 'triton'),
+    ('tpu', 32768, 'bfloat16', 'splash'),
+    ('tpu', 65536, 'bfloat16', 'tiled'),
   ],
 )
 def test_auto_chooses_by_platform_and_length(platform, length, dtype, backend):
