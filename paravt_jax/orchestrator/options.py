@@ -244,7 +244,8 @@ class TrainOptions(Options):
 
   dtype: Annotated[str, DTYPE]  # number type of matrix products
   remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
-  backend: Annotated[str, one_of('chunked', 'xla')]  # how attention is computed
+  # how attention is computed
+  backend: Annotated[str, one_of('auto', 'chunked', 'splash', 'tiled', 'triton', 'xla')]
   head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
   freeze_vision: Annotated[bool, FLAG]  # the vision tower is not trained
   row_tokens: Annotated[int, COUNT]  # T, tokens of a row, images expanded
@@ -259,7 +260,7 @@ class TrainOptions(Options):
     return cls(
       dtype='bfloat16',
       remat=True,
-      backend='chunked',
+      backend='auto',
       head_chunk=1024,
       freeze_vision=True,
       row_tokens=32768,
@@ -284,7 +285,7 @@ class SFTTrainOptions(TrainOptions):
     return cls(
       dtype='bfloat16',
       remat=True,
-      backend='chunked',
+      backend='auto',
       head_chunk=1024,
       freeze_vision=True,
       row_tokens=8192,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import ConfigError
-from paravt_jax.models.placement import Place, anywhere
+from paravt_jax.models.placement import Place
 from paravt_jax.train.optimizer import is_axes
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -129,16 +129,14 @@ def activations(mesh: Mesh) -> Place:
   An axis whose size does not divide, such as the one row of a canary, is not split. Without these
   constraints XLA may split the width over fsdp instead, and then every device needs all rows.
   """
-  if mesh.size == 1:
-    return anywhere
 
-  def place(x: jax.Array, *axes: str | None) -> jax.Array:
-    entries = [
-      entry if size % shards(entry, mesh) == 0 else None for size, entry in zip(x.shape, spec(axes))
-    ]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*entries)))
+  def of(shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
+    entries = zip(shape, spec(axes))
+    return PartitionSpec(
+      *(entry if size % shards(entry, mesh) == 0 else None for size, entry in entries)
+    )
 
-  return place
+  return Place(mesh, of)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

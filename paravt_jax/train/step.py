@@ -57,7 +57,7 @@ class ModelOptions:
 
   dtype: str  # of matrix products, 'float32' or 'bfloat16'
   remat: bool  # whether the backward pass recomputes layers
-  backend: str  # of attention, a key of attention.BACKENDS
+  backend: str  # of attention, one of attention.BACKENDS
   head_chunk: int  # tokens per row whose logits are in memory at once
   temperature: float  # of the scored distribution, 1 in SFT
   banned: tuple[int, ...]  # ids that the scored distribution excludes, () in SFT
@@ -322,7 +322,8 @@ def _frozen_features(
   if 'visual' not in optimizer.frozen:
     return None
   dtype, place = jnp.dtype(options.dtype), sharding.activations(mesh)
-  return model.encode_inputs(config, params, _inputs(micro), dtype, place=place)
+  backend = options.backend
+  return model.encode_inputs(config, params, _inputs(micro), dtype, place=place, backend=backend)
 
 
 def _inputs(micro: Batch) -> model.Inputs:

@@ -162,13 +162,16 @@ def encode_inputs(
   *,
   remat: bool = False,
   place: Place = anywhere,
+  backend: str = 'auto',
 ) -> Features:
   """Returns the features of all images of packed rows, in the order of `visual_index_BT`.
 
   If no row has a large image, their encoder is skipped. Their slots are large, and most batches of
   video leave them empty.
   """
-  run = functools.partial(encode_images, config, params, dtype=dtype, remat=remat, place=place)
+  run = functools.partial(
+    encode_images, config, params, dtype=dtype, remat=remat, place=place, backend=backend
+  )
   frames = run(inputs.patches_BNXPC, inputs.grids_BN2)
   large_images_BNXPC, grids_BN2 = inputs.large_images_BNXPC, inputs.large_image_grids_BN2
   if large_images_BNXPC is None or grids_BN2 is None:
@@ -260,7 +263,9 @@ def hidden(
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
   # image features, [B, N, Y, D]
   if features is None:
-    features = encode_inputs(config, params, inputs, dtype, remat=remat, place=place)
+    features = encode_inputs(
+      config, params, inputs, dtype, remat=remat, place=place, backend=backend
+    )
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 
@@ -274,6 +279,7 @@ def hidden(
     segments_BT=inputs.segments_BT,
     branches_BT=inputs.branches_BT,
     backend=backend,
+    mesh=place.mesh,
   )
 
   def layer(x_BTD, layer_params):

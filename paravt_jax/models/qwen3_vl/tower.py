@@ -42,6 +42,7 @@ def encode_images(
   *,
   remat: bool = False,
   place: Place = anywhere,
+  backend: str = 'auto',
 ) -> Features:
   """Runs the vision tower on every image separately.
 
@@ -54,6 +55,7 @@ def encode_images(
     dtype: of products and of the result.
     remat: recompute each block of layers in the backward pass.
     place: where activations lie; rows are split over devices.
+    backend: of attention, see `attention.attend_images`.
 
   Returns:
     Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
@@ -73,7 +75,8 @@ def encode_images(
     )
 
   def encode(patches_BNXPC, grids_BN2):
-    return _encode(config, params['visual'], patches_BNXPC, grids_BN2, dtype, remat, place)
+    new_block = vision.VisionBlock(v, dtype, place, backend)
+    return _encode(config, params['visual'], patches_BNXPC, grids_BN2, dtype, remat, new_block)
 
   size = -(-images // _BLOCKS)
   if size == images:
@@ -120,9 +123,10 @@ def _encode(
   grids_BN2: jax.Array,
   dtype: jnp.dtype,
   remat: bool,
-  place: Place,
+  vision_block: vision.VisionBlock,
 ) -> Features:
   """Runs the tower on slots that hold at least one image."""
+  place = vision_block.place
   v, (rows, images, count) = config.vision, patches_BNXPC.shape[:3]
   merged_shape = (rows, images, count // v.merge**2, config.text.width)
 
@@ -138,7 +142,7 @@ def _encode(
   exists_IX = exists_BNX.reshape(rows * images, count)
 
   def block(x_IXW, layer_params):
-    return _apply(vision.VisionBlock(v, dtype, place), layer_params, x_IXW, angle_IXF, exists_IX)
+    return _apply(vision_block, layer_params, x_IXW, angle_IXF, exists_IX)
 
   run = jax.checkpoint(block) if remat else block
   x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)

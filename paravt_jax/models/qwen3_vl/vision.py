@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paravt_jax.models import attention
+from paravt_jax.models.attention.dispatch import attend_images
 from paravt_jax.models.layers import LayerNorm, Linear, named, rotate
 from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl.config import VisionConfig
@@ -145,6 +145,7 @@ class VisionBlock(nn.Module):
   config: VisionConfig
   dtype: jnp.dtype
   place: Place = anywhere
+  backend: str = 'auto'
 
   @nn.compact
   def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
@@ -161,10 +162,11 @@ class VisionBlock(nn.Module):
     q_IXHF, k_IXHF, v_IXHF = (
       self.place(part[:, :, 0], 'rows', None, 'vision_heads', None) for part in parts
     )
-    # mask [I, X, X]: every patch sees the patches of its image that are not padding
-    mask = jnp.broadcast_to(exists_IX[:, None, :], (*exists_IX.shape, exists_IX.shape[1]))
     q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
-    o_IXHF = attention.masked(q_IXHF, k_IXHF, v_IXHF, mask)
+    # every patch sees the patches of its image that are not padding
+    o_IXHF = attend_images(
+      q_IXHF, k_IXHF, v_IXHF, exists_IX, backend=self.backend, mesh=self.place.mesh
+    )
     axes, scale = ('vision_heads', 'vision_embed'), (2 * c.depth) ** -0.5
     out = Linear(c.width, axes, self.dtype, True, scale, name='proj')
     return out(o_IXHF.reshape(x_IXW.shape))

@@ -1,12 +1,8 @@
-"""Attention over packed rows. Every model and backend uses the same function, `attend`.
+"""Attention in blocks of queries: the fastest form on a CPU for short rows.
 
-Token i sees token j if three conditions are true. Both have the same segment (document), which
-is not 0. j is not later in the row. j is in the shared prefix (branch 0) or in i's branch. So one
-row can hold several documents, and several continuations of one prefix:
-
-  segment  1 1 1 1 1 1 1 2 2 0      the prefix a b c is computed once; suffixes d e and f g
-  branch   0 0 0 1 1 2 2 0 0 0      see it and themselves, not each other; document h i sees
-  token    a b c d e f g h i .      itself; the last token is padding
+Each block of queries multiplies all keys up to its end, those of other documents too. Blocks are
+unrolled, at most 16 in a row, so the weights of one block grow with the square of the row:
+`tiled.py` is the form for long rows.
 """
 
 import functools
@@ -15,60 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paravt_jax import shapes
+from paravt_jax.models.attention.plain import FAR, visible
 
-_FAR = -1e30  # finite, so that a query that sees no key returns garbage but not nan
 _CHUNK = 128  # queries of a block: fastest on a CPU at T = 512 and 1024
 _MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
 
 
-def visible(
-  segments_BT: jax.Array,
-  branches_BT: jax.Array,
-  segments_BU: jax.Array,
-  branches_BU: jax.Array,
-  first: int = 0,
-) -> jax.Array:
-  """Returns the mask bool[B, T, U]: which key each query sees.
-
-  Queries start at row index `first`, keys at 0.
-  """
-  # the three conditions of the module docstring: same document, visible branch, not later
-  same = (segments_BT[:, :, None] == segments_BU[:, None, :]) & (segments_BT[:, :, None] != 0)
-  branch = (branches_BU[:, None, :] == 0) | (branches_BU[:, None, :] == branches_BT[:, :, None])
-  rows, columns = segments_BT.shape[1], segments_BU.shape[1]
-  causal = jnp.arange(columns)[None, :] <= first + jnp.arange(rows)[:, None]
-  return same & branch & causal[None]
-
-
-def masked(
-  q_BTHF: jax.Array, k_BUKF: jax.Array, v_BUKF: jax.Array, mask_BTU: jax.Array
-) -> jax.Array:
-  """Computes softmax attention with an explicit mask; query head h reads key head h // (H / K).
-
-  The softmax runs in float32.
-
-  Returns [B, T, H, F] in q's dtype. A query that sees no key returns the mean of all values, which
-  is garbage but never nan.
-  """
-  sizes = shapes.check(q_BTHF=q_BTHF, k_BUKF=k_BUKF, v_BUKF=v_BUKF, mask_BTU=mask_BTU)
-  # group the query heads by the key head that they share
-  groups = sizes['H'] // sizes['K']
-  q_BTKGF = q_BTHF.reshape(*q_BTHF.shape[:2], sizes['K'], groups, sizes['F'])
-  # scaled scores, softmax over the visible keys, weighted mean of values
-  scores_BKGTU = jnp.einsum(
-    'BTKGF,BUKF->BKGTU', q_BTKGF * sizes['F'] ** -0.5, k_BUKF, preferred_element_type=jnp.float32
-  )
-  weights_BKGTU = jax.nn.softmax(jnp.where(mask_BTU[:, None, None], scores_BKGTU, _FAR), axis=-1)
-  out_BTKGF = jnp.einsum('BKGTU,BUKF->BTKGF', weights_BKGTU.astype(v_BUKF.dtype), v_BUKF)
-  return out_BTKGF.reshape(q_BTHF.shape)
-
-
-def _attend_xla(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
-  return masked(q_BTHF, k_BTKF, v_BTKF, visible(segments_BT, branches_BT, segments_BT, branches_BT))
-
-
-def _attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
+def attend_chunked(q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT):
   """Computes attention in blocks of queries; each block reads only the keys up to its end.
 
   This halves the number of products and keeps only one block of weights in memory.
@@ -134,7 +83,7 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
     # scores of this block's queries with the keys up to its end
     scores_BKUQ = _scores(k_BKTF, _take_queries(q_BKGFT, first, last), last)
     scores_BKUQ = jnp.where(
-      _block_mask(segments_BT, branches_BT, first, last, groups), scores_BKUQ, _FAR
+      _block_mask(segments_BT, branches_BT, first, last, groups), scores_BKUQ, FAR
     )
     # softmax over keys; the division by the sum comes last
     most_BKQ = jnp.max(scores_BKUQ, axis=2)
@@ -191,38 +140,3 @@ def _blocks_backward(chunk, saved, d_out_BKGFT):
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
-
-
-BACKENDS = {'xla': _attend_xla, 'chunked': _attend_chunked}
-
-
-def attend(
-  q_BTHF: jax.Array,
-  k_BTKF: jax.Array,
-  v_BTKF: jax.Array,
-  segments_BT: jax.Array,
-  branches_BT: jax.Array,
-  *,
-  backend: str,
-) -> jax.Array:
-  """Computes causal attention over packed rows with shared prefixes.
-
-  Args:
-    q_BTHF, k_BTKF, v_BTKF: rotary already applied; H is a multiple of K.
-    segments_BT, branches_BT: int32; segment 0 is padding.
-    backend: a key of BACKENDS. 'xla' stores all T x T weights. 'chunked' stores the weights of one
-      block of queries and recomputes them in the backward pass. There, queries of padding get
-      gradient 0.
-
-  Returns:
-    [B, T, H, F] in q's dtype; outputs at padding are garbage.
-
-  Raises:
-    ValueError: the backend is unknown, or the shapes do not match.
-  """
-  shapes.check(
-    q_BTHF=q_BTHF, k_BTKF=k_BTKF, v_BTKF=v_BTKF, segments_BT=segments_BT, branches_BT=branches_BT
-  )
-  if backend not in BACKENDS:
-    raise ValueError(f'attention backend {backend!r}: wanted one of {sorted(BACKENDS)}')
-  return BACKENDS[backend](q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT)

@@ -1,0 +1,40 @@
+"""The Triton kernels, run on the host: values and gradients of plain attention."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paravt_jax.models.attention import ranges, triton
+from tests.models.attention import kernels, layouts
+
+ON_HOST = dataclasses.replace(triton.PUBLISHED, tile=32, interpret=True)
+
+
+def test_the_kernels_have_the_values_and_gradients_of_plain_attention():
+  # a head width of 24 is padded to 32
+  kernels.compare(functools.partial(triton.attend_triton, kernel=ON_HOST), width=24)
+
+
+def test_the_kernels_lower_for_a_gpu_without_an_array_of_all_pairs():
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+  segments, branches = layouts.PACKED_STEP
+
+  def loss(q, k, v):
+    out = triton.attend_triton(q, k, v, ranges.packed_rows(segments, branches))
+    return jnp.sum(out.astype(jnp.float32) ** 2)
+
+  arguments = shape(1, 32768, 4, 128), shape(1, 32768, 2, 128), shape(1, 32768, 2, 128)
+  lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arguments).lower(lowering_platforms=('cuda',))
+  text = lowered.as_text()
+  for name in ('attend_forward', 'attend_backward_queries', 'attend_backward_keys'):
+    assert name in text
+  assert '32768x32768' not in text
+
+
+def test_a_row_without_tokens_gives_zeros():
+  q, k, v = layouts.random(np.zeros((1, 40)), width=16)
+  out = triton.attend_triton(q, k, v, jnp.zeros((1, 40, 4), jnp.int32), ON_HOST)
+  np.testing.assert_array_equal(out, np.zeros_like(q))
