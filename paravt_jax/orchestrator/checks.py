@@ -89,7 +89,7 @@ def _require_slots(recipe: RLRecipe) -> None:
 def _require_lengths(recipe: RLRecipe) -> None:
   """Checks that rows of other lengths are shorter than the full ones."""
   lengths, full = recipe.batches.row_lengths, recipe.train.row_tokens
-  wanted = f'lengths below train.row_tokens={full}'
+  wanted = f'lengths below train.row_tokens={full}, or () for none'
   require(lengths, wanted, all(length < full for length in lengths), 'batches.row_lengths')
 
 
