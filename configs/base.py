@@ -108,6 +108,8 @@ def _tiny(config: ConfigDict) -> None:
       'micro_batches': 16,
     }
   )
+  # one program, compiled once; its rows are full enough without care
+  config.batches.update({'row_lengths': (), 'spread': False, 'shapes': 1})
   config.mesh.fsdp = 1
   config.server = tiny_servers()
   config.publish.dtype = 'float32'
@@ -122,7 +124,7 @@ def _tiny_sft(config: ConfigDict) -> None:
   config.world = world()
   config.frames.image_max_pixels = 1024
   config.batches.update(
-    {'refill': False, 'prefetch': 4}
+    {'refill': False, 'prefetch': 4, 'shapes': 1}
   )  # samples are small beside a row: first fit alone fills rows
   config.video.update({'max_pixels': 1024, 'workers': 2, 'deadline_s': 20.0})
   config.steps = 400

@@ -314,7 +314,8 @@ class _Writer:
     self.branches = np.zeros(shape, np.int32)
     self.visual_index = np.full(shape, -1, np.int32)
     self.predecessor = np.full(shape, -1, np.int32)
-    self.positions = np.zeros((3,) + shape, np.int32)
+    # in memory [R, A, T], as the learner takes it
+    self.positions = np.moveaxis(np.zeros((rows, 3, row_tokens), np.int32), 1, 0)
     self.extras = {name: np.zeros(shape, dtype) for name, dtype in extras.items()}
     self.next_token = [0] * rows
 

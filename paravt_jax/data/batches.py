@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import grain
 import numpy as np
 
-from paravt_jax import packing
+from paravt_jax import packing, row_layout
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import fields, lengths, sft
 from paravt_jax.data.frame_bank import FrameBank
@@ -64,11 +64,13 @@ class FillOptions(Options):
   lookahead: Annotated[int, COUNT]  # draws that may wait for the next batch; more fill rows better
   refill: Annotated[bool, FLAG]  # rows are topped up with the best two of the draws that wait
   prefetch: Annotated[int, COUNT]  # batches whose frames are decoded ahead
+  # numbers of large-image slots that batches may have, at most: one program each; 1: always all
+  shapes: Annotated[int, COUNT]
 
   @classmethod
   def published(cls) -> 'FillOptions':
     """The numbers that fill rows of 8,192 tokens to .9995 (`experiments.bench`, suite data)."""
-    return FillOptions(lookahead=64, refill=True, prefetch=2)
+    return FillOptions(lookahead=64, refill=True, prefetch=2, shapes=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,7 +412,7 @@ class Assembler:
       row_tokens=options.row_tokens,
       row_images=options.row_images,
       image_patches=options.image_patches,
-      row_large_images=options.row_large_images,
+      row_large_images=self._large_images(plan),
       large_image_patches=options.large_image_patches,
       image_id=self._tok.image_pad,
       rows_multiple=self._here,
@@ -433,6 +435,15 @@ class Assembler:
       tokens / (used * self._here * options.row_tokens),
       repeated,
     )
+
+  def _large_images(self, plan: Plan) -> int:
+    """Returns the slots for large images that the rows of a plan need, the same on all hosts.
+
+    Most videos need none, and such a slot is as large as twenty frames.
+    """
+    options = self._options
+    need = max((sum(plan.sizes[i][2] for i in members) for members in plan.bins), default=0)
+    return row_layout.slots(need, options.row_large_images, options.shapes)
 
   def _sample(self, item: Item) -> tuple[packing.Sample | None, str, str, int]:
     """Returns (sample, '', '', repeated frames removed) or (None, reason, fault, 0)."""

@@ -144,6 +144,8 @@ _LEARNER = {
   'optim/skipped': Metric('updates', 'updates skipped because a gradient was not finite'),
   'pack/fill': Metric('share', 'tokens of a row that are no padding'),
   'pack/rows': Metric('rows', 'packed rows of the step'),
+  'pack/row_tokens': Metric('tokens', 'length of the rows of the step'),
+  'pack/capacity': Metric('micro-batches', 'micro-batches that the arrays have room for'),
   'pack/micro_batches': Metric('micro-batches', 'micro-batches of the step'),
   'pack/images': Metric('images', 'images of the step'),
   'data/skipped': Metric('rows', 'rows left out, also by reason', ('reason',)),

@@ -19,6 +19,7 @@ One step of RL:
 1. The queue starts groups (a prompt and its rollouts) as far ahead as `rollout.staleness` allows.
    It hands out the next batch of finished groups, in the order of the data.
 2. The learner turns rewards into advantages, packs the episodes into rows, and makes one update.
+   With staleness above 0 the next batch is collected and packed while the update runs.
 3. If a server still lacks the weights of the step before, the queue waits for it.
 4. The learner predicts the canary's tokens with the new weights and starts to write them.
 5. The fleet delivers them to each server. A server's replies count once it has reproduced the

@@ -25,6 +25,9 @@ FREE = (
   'video.cache_folder',
   'video.cache_gb',
   'batches.prefetch',
+  'batches.shapes',
+  'batches.row_lengths',
+  'batches.spread',
   'data.media_root',  # the rows are compared by their content
   'data.cache_folder',
   'data.skip_bad_rows',  # whether a broken row ends the run; no row that was trained on changes

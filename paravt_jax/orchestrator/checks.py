@@ -30,6 +30,7 @@ def check_rl(recipe: RLRecipe) -> None:
   )
   _require_rows(recipe.train, recipe.mesh)
   _require_slots(recipe)
+  _require_lengths(recipe)
   _require_schedule(recipe.optimizer, recipe.rollout.steps, 'rollout.steps')
   _require_world(recipe)
   if recipe.data.kind == WORLD and recipe.world is not None:
@@ -83,6 +84,13 @@ def _require_slots(recipe: RLRecipe) -> None:
   most = patches * packing.PATCH**2
   wanted = f'at most {most}, what train.image_patches={patches} hold'
   require(pixels, wanted, pixels <= most, 'video.max_pixels')
+
+
+def _require_lengths(recipe: RLRecipe) -> None:
+  """Checks that rows of other lengths are shorter than the full ones."""
+  lengths, full = recipe.batches.row_lengths, recipe.train.row_tokens
+  wanted = f'lengths below train.row_tokens={full}, or () for none'
+  require(lengths, wanted, all(length < full for length in lengths), 'batches.row_lengths')
 
 
 def _require_schedule(optimizer: OptimizerOptions, steps: int, knob: str) -> None:

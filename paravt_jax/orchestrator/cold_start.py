@@ -4,11 +4,14 @@ It ends with a Hugging Face folder that RL starts from.
 """
 
 import collections
+import concurrent.futures
+import dataclasses
 import json
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,19 +121,75 @@ def _steps(
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
   bar = parts.bar(recipe.steps, 'sft', trainer.version)
-  with run_folder.Interrupts() as interrupts, bar as progress:
+  with (
+    run_folder.Interrupts() as interrupts,
+    bar as progress,
+    Ahead(trainer, data, recipe.steps - trainer.version) as ahead,
+  ):
     while trainer.version < recipe.steps:
       number = trainer.version
-      metrics = one_step(trainer, data, counts, skipped)
-      left_out.tell(counts, data.get_state()['drawn'], skipped.latest)
+      metrics, where = one_step(trainer, ahead, counts, skipped)
+      left_out.tell(counts, where['drawn'], skipped.latest)
       writer.write(number, metrics)
       glance = f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}'
       progress.set_postfix_str(glance, refresh=False)
       progress.update()
       every, done = recipe.run.checkpoint_every, trainer.version
       if interrupts.asked or run_folder.saves(every, done, recipe.steps):
-        trainer.save({'data': data.get_state(), 'skipped': dict(counts)})
+        trainer.save({'data': where, 'skipped': dict(counts)})
       interrupts.check()
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadyBatch:
+  """A batch on the mesh, and the position in the data after it."""
+
+  batch: batches.Batch  # without its arrays
+  inputs: dict[str, jax.Array]
+  where: dict[str, Any]
+
+
+class Ahead:
+  """Puts the next batch on the mesh while the present step runs.
+
+  `next` raises what the next batch raised. Close it, or use it as a context manager, before the
+  data are closed.
+  """
+
+  def __init__(self, trainer: SFTTrainer, data: batches.Batches, count: int):
+    """Starts on the first of `count` batches."""
+    self._trainer, self._data, self._left = trainer, data, count
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'transfer')
+    self._next: concurrent.futures.Future[_ReadyBatch] | None = None
+    self._start()
+
+  def __enter__(self) -> 'Ahead':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def next(self) -> _ReadyBatch:
+    """Returns the next batch, and starts on the one after it."""
+    if self._next is None:
+      raise IndexError('no batch is left')
+    ready = self._next.result()
+    self._start()
+    return ready
+
+  def _start(self) -> None:
+    self._next = self._pool.submit(self._fetch) if self._left else None
+    self._left -= 1
+
+  def _fetch(self) -> _ReadyBatch:
+    batch = next(self._data)
+    where = self._data.get_state()
+    inputs = self._trainer.put(batch.arrays, batch.used)
+    return _ReadyBatch(dataclasses.replace(batch, arrays={}), inputs, where)
+
+  def close(self) -> None:
+    """Waits for the batch that is under way."""
+    self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class LeftOut:
@@ -219,24 +278,27 @@ def refuse_other_plans(plan: int) -> None:
 
 
 def one_step(
-  trainer: SFTTrainer, data: batches.Batches, counts: collections.Counter, skipped: Skipped
-) -> dict[str, float]:
-  """Makes one update and returns its metrics, with the time spent waiting for data."""
+  trainer: SFTTrainer, ahead: Ahead, counts: collections.Counter, skipped: Skipped
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Makes one update. Returns its metrics, with the time spent waiting for data, and the position
+  in the data after it.
+  """
   begin = time.monotonic()
-  batch = next(data)
+  ready = ahead.next()
+  batch = ready.batch
   refuse_other_plans(batch.plan)
-  ready = time.monotonic()
-  metrics = trainer.update(batch.arrays, batch.used)
+  waited = time.monotonic()
+  metrics = trainer.train_on(ready.inputs)
   end = time.monotonic()
   counts.update(batch.dropped)
   skipped.add(batch.examples)
   return metrics | {
     'sft/documents': float(sum(batch.samples.values())),
     'pack/fill': batch.fill,
-    'time/data': ready - begin,
-    'time/learn': end - ready,
+    'time/data': waited - begin,
+    'time/learn': end - waited,
     'time/step': end - begin,
     'learner/tokens_per_second': batch.tokens / (end - begin),
     'data/repeated': float(batch.repeated),
     **{f'data/skipped/reason={reason}': float(count) for reason, count in counts.items()},
-  }
+  }, ready.where

@@ -3,6 +3,7 @@
 SFT and RL share `Trainer`.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from paravt_jax import row_layout
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.orchestrator import canary, parts
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
@@ -18,7 +20,7 @@ from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, metric_sums, state, step
+from paravt_jax.train import checkpoint, metric_sums, placement, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
 
@@ -89,12 +91,26 @@ class SFTTrainer(Trainer):
     options = parts.model_options(recipe.train, 1.0, ())
     self._update = step.make_sft_step(self.model_config, self.optimizer, self.mesh, options)
 
-  def update(self, arrays: dict[str, np.ndarray], used: int) -> dict[str, float]:
-    """Makes one step on a batch of packed rows with `used` micro-batches. Returns its metrics."""
-    self.state, found = self._update(self.state, step.put_batch(self.mesh, arrays, used))
+  def put(self, arrays: dict[str, np.ndarray], used: int) -> dict[str, jax.Array]:
+    """Returns a batch on the mesh. It may run in another thread beside the step before."""
+    return step.put_batch(self.mesh, arrays, used)
+
+  def train_on(self, inputs: dict[str, jax.Array]) -> dict[str, float]:
+    """Makes one step on a batch that is on the mesh. Returns its metrics."""
+    self.state, found = self._update(self.state, inputs)
     metrics = metric_sums.reduce(found)  # waits for the device
     self.version += 1
     return metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedBatch:
+  """A batch of RL on the mesh, and what is known before its step."""
+
+  inputs: dict[str, jax.Array]  # of the step; not donated
+  version: int  # of the weights that the step begins with
+  statistics: dict[str, float]  # metrics of the groups
+  packed: dict[str, float]  # metrics of the rows
 
 
 class Learner(Trainer):
@@ -118,6 +134,8 @@ class Learner(Trainer):
       (section.rows,),
       recipe.rollout.subagent_credit,
     )
+    full = row_layout.Shape(section.row_tokens, section.row_images, section.micro_batches)
+    self._layouts = row_layout.Layouts(recipe.batches, full, section.rows)
     self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
     asked, tokens = canary.prompt(self.tok, section.image_patches), recipe.publish.canary_tokens
     self._canary = canary.make(self.model_config, self.mesh, options, self.tok, asked, tokens)
@@ -126,54 +144,68 @@ class Learner(Trainer):
 
   def update(self, groups: Sequence[Group]) -> dict[str, float]:
     """Makes one step on these groups. Returns the metrics of the groups and the step."""
+    return self.train_on(self.prepare(groups, self.version))
+
+  def prepare(self, groups: Sequence[Group], version: int) -> PreparedBatch:
+    """Returns the groups as arrays on the mesh, for the step that makes version `version` + 1.
+
+    It reads no parameters, so it may run in another thread beside the step before.
+    """
     # rewards -> advantages, one of each episode
     rewards = np.array([one.reward for group in groups for one in group.scored], np.float32)
     members = np.array([n for n, group in enumerate(groups) for _ in group.scored], np.int32)
     advantage_E = np.zeros(0, np.float32)
     if len(rewards):
       advantage_E = np.asarray(advantages.group_normalize(rewards, members))
-    # episodes -> rows [R, T] -> micro-batches [M, R, T]
-    batch = collate.collate(
+    # episodes -> rows [R, T] of each micro-batch -> [M, R, T] on the mesh
+    batch = collate.micro_batches(
       groups,
       advantage_E,
       options=self._collate,
       image_id=self.tok.image_pad,
-      version=self.version,
+      version=version,
+      layouts=self._layouts,
     )
-    rows = self._recipe.train.rows
-    arrays, used = batch.packed.micro_batches(rows, self._capacity(batch.packed.rows))
-    arrays = {
-      name: array for name, array in arrays.items() if name in (*step.INPUTS, *step.RL_EXTRAS)
-    }
-    # one optimizer step over all micro-batches
-    inputs = step.put_batch(self.mesh, arrays, used)
-    self.state, found = self._update(self.state, inputs, self._reference)
-    metrics = metric_sums.reduce(found)
-    self.version += 1
+    wanted = (*step.INPUTS, *step.RL_EXTRAS)
+    parts = ({name: micro[name] for name in wanted} for micro in batch)
+    shape = batch.layout.shape
+    inputs = placement.put_micro_batches(self.mesh, parts, shape.micro_batches, shape.row_images)
     counters = batch.counters
     trained = max(counters['trained_tokens'], 1)
-    return {
-      **statistics(groups, advantage_E),
-      **metrics,
-      'policy/version': float(self.version),
+    packed = {
       'staleness': counters['staleness_sum'] / trained,
       'staleness/max': float(counters['staleness_max']),
-      'pack/fill': batch.packed.fill,
-      'pack/rows': float(batch.packed.rows),
-      'pack/micro_batches': float(used),
+      'pack/fill': batch.fill,
+      'pack/rows': float(batch.used * batch.rows),
+      'pack/row_tokens': float(shape.row_tokens),
+      'pack/micro_batches': float(batch.used),
+      'pack/capacity': float(shape.micro_batches),
       'pack/images': float(counters['images']),
       'data/overlong': float(counters['dropped_episodes'] + counters['dropped_subagents']),
     }
+    return PreparedBatch(inputs, version, statistics(groups, advantage_E), packed)
 
-  def _capacity(self, rows: int) -> int:
-    """Returns the number of micro-batches in the arrays.
+  def train_on(self, batch: PreparedBatch) -> dict[str, float]:
+    """Makes one optimizer step over all micro-batches of a prepared batch.
 
-    It doubles the recipe's number until the rows fit, because each size needs one compilation.
+    Returns the metrics of its groups and of the step.
+
+    Raises:
+      RuntimeError: the batch was prepared for another version, so its staleness is wrong.
     """
-    capacity = self._recipe.train.micro_batches
-    while capacity * self._recipe.train.rows < rows:
-      capacity *= 2
-    return capacity
+    if batch.version != self.version:
+      raise RuntimeError(
+        f'learner: got a batch for version {batch.version}, wanted {self.version}; prepare it anew'
+      )
+    self.state, found = self._update(self.state, batch.inputs, self._reference)
+    metrics = metric_sums.reduce(found)  # waits for the device
+    self.version += 1
+    return {
+      **batch.statistics,
+      **metrics,
+      'policy/version': float(self.version),
+      **batch.packed,
+    }
 
   def canary(self) -> canaries.Canary:
     """Returns the reply that a server with the current weights should give to the canary."""

@@ -37,6 +37,7 @@ from paravt_jax.rollout.http import ConnectionOptions
 from paravt_jax.rollout.judge import JudgeOptions
 from paravt_jax.rollout.sampler import SamplingOptions
 from paravt_jax.rollout.subagent import SubagentOptions
+from paravt_jax.row_layout import LayoutOptions
 from paravt_jax.train.optimizer import OptimizerOptions
 from paravt_jax.train.step import RLOptions
 
@@ -113,6 +114,7 @@ class RLRecipe(Options):
   rl: RLOptions
   optimizer: OptimizerOptions
   train: options.TrainOptions
+  batches: LayoutOptions
   mesh: options.MeshOptions
   server: options.ServersOptions
   publish: options.PublishOptions
@@ -142,6 +144,7 @@ class RLRecipe(Options):
       rl=RLOptions.published(),
       optimizer=OptimizerOptions.published(),
       train=options.TrainOptions.published(),
+      batches=LayoutOptions.published(),
       mesh=options.MeshOptions.published(),
       server=options.ServersOptions.published(),
       publish=options.PublishOptions.published(),

@@ -56,7 +56,8 @@ class Queue:
     self._batch = knobs.prompts
     self._running: dict[asyncio.Task, int] = {}
     self._ready: list[tuple[int, Group]] = []
-    self._handed: list[tuple[int, Group]] = []  # handed out for a step that is not finished
+    # batches handed out for steps that are not finished, oldest first
+    self._handed: collections.deque[list[tuple[int, Group]]] = collections.deque()
     self._delivery: asyncio.Task | None = None
     self._lost = 0
     # Groups whose rollouts were all lost since the last step, by reason.
@@ -75,6 +76,8 @@ class Queue:
   async def next_batch(self) -> list[Group]:
     """Returns the next step's groups, in the order of their positions.
 
+    The step before may still run. Without staleness, its version must be delivered meanwhile.
+
     Raises:
       RolloutError: too many groups in a row are lost.
     """
@@ -86,13 +89,14 @@ class Queue:
         await self.delivered()
       for task in sorted(done - delivery, key=self._running.__getitem__):
         self._take(self._running.pop(task), task.result())
-    self._handed, self._ready = self._ready[: self._batch], self._ready[self._batch :]
+    batch, self._ready = self._ready[: self._batch], self._ready[self._batch :]
+    self._handed.append(batch)
     self._fill()  # with staleness above 0 the next groups run while the learner steps
-    return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
+    return [group for _, group in sorted(batch, key=lambda pair: pair[0])]
 
   def mark_trained(self) -> None:
-    """Records that the update on the last batch is finished."""
-    self._handed = []
+    """Records that the update on the oldest batch that was handed out is finished."""
+    self._handed.popleft()
 
   def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
     """Starts `work`, which delivers `version` to the servers while groups continue.
@@ -141,7 +145,7 @@ class Queue:
     return {
       'rows': self._rows,
       'schedule': self.schedule.state(),
-      'ready': sorted(position for position, _ in (*self._handed, *self._ready)),
+      'ready': sorted(position for batch in (*self._handed, self._ready) for position, _ in batch),
     }
 
   def metrics(self) -> dict[str, float]:

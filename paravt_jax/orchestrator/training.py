@@ -9,7 +9,7 @@ from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
 from paravt_jax.orchestrator import parts, rollouts
 from paravt_jax.orchestrator.corpus import Questions
-from paravt_jax.orchestrator.learner import Learner
+from paravt_jax.orchestrator.learner import Learner, PreparedBatch
 from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.orchestrator.rollout_queue import Queue
 from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, saves
@@ -63,6 +63,7 @@ async def train(
         await loop.save_what_is_out()
         raise
       finally:
+        await loop.close()
         await queue.close()
 
 
@@ -83,14 +84,25 @@ class _Loop:
     self._server, self._queue = server, queue
     self._writer, self._log, self._skipped = writer, log, skipped
     self._saved, self._clock = learner.version, Clock()
+    # the next step's batch, collected and packed beside the present step
+    self._ahead: asyncio.Task[tuple[list[Group], PreparedBatch]] | None = None
 
   async def step(self, interrupts: Interrupts) -> dict[str, float]:
     """Makes one step, as numbered in the package's docstring. Returns the logged metrics."""
     learner, queue, clock = self._learner, self._queue, self._clock
     knobs, number = self._recipe.rollout, learner.version
-    batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
-    clock.lap('rollout')
-    metrics = await asyncio.to_thread(learner.update, batch)
+    if self._ahead is None:
+      batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
+      clock.lap('rollout')
+      prepared = await asyncio.to_thread(learner.prepare, batch, number)
+    else:
+      batch, prepared = await rollouts.unless_stopped(self._ahead, interrupts, self._server)
+      clock.lap('rollout')
+    # With staleness the next groups need not wait for this step's weights.
+    self._ahead = None
+    if knobs.staleness and number + 1 < knobs.steps:
+      self._ahead = asyncio.create_task(self._collect(number + 1))
+    metrics = await asyncio.to_thread(learner.train_on, prepared)
     queue.mark_trained()
     clock.lap('learn')
     await queue.delivered()  # the weights of the previous step
@@ -111,6 +123,17 @@ class _Loop:
       self._save()
       self._clock.lap('checkpoint')
     return metrics
+
+  async def _collect(self, version: int) -> tuple[list[Group], PreparedBatch]:
+    """Returns the next groups, and their arrays for the step that begins with `version`."""
+    batch = await self._queue.next_batch()
+    return batch, await asyncio.to_thread(self._learner.prepare, batch, version)
+
+  async def close(self) -> None:
+    """Ends the work on a batch that no step will use. Its groups stay in the queue's state."""
+    if self._ahead is not None:
+      self._ahead.cancel()
+      await asyncio.gather(self._ahead, return_exceptions=True)
 
   def _write(self, number: int, batch: list[Group], metrics: dict[str, float], clock: 'Clock'):
     for group in batch:

@@ -10,11 +10,12 @@ sub-agent's trajectory is a separate document. Only sampled tokens are trained. 
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from paravt_jax import packing
+from paravt_jax import packing, row_layout
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.types import Episode, Group, Segment, Trajectory
 
@@ -78,6 +79,103 @@ def collate(
     ConfigError: an unknown subagent_credit.
     DataError: advantages do not match the episodes, or a group's prefixes differ.
   """
+  trees, counters = _trees(groups, advantage_E, options)
+  packed = _pack(trees, options, image_id)
+  packed.extras['current'] = _current(packed, version)
+  return Batch(packed, _count_tokens(trees, counters, version))
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatches:
+  """The training data of one step, whose arrays are written one micro-batch at a time.
+
+  So the host holds two of them at most: one that goes to the devices while the next is written.
+  """
+
+  layout: row_layout.Layout
+  rows: int  # R, rows of a micro-batch
+  counters: dict[str, float]  # as in `Batch`
+  _trees: tuple[packing.Tree, ...]
+  _image_patches: int
+  _image_id: int
+  _version: int
+
+  @property
+  def used(self) -> int:
+    """Number of micro-batches, at least 1. Without groups it is one of padding."""
+    return max(1, -(-len(self.layout.bins) // self.rows))
+
+  @property
+  def fill(self) -> float:
+    """Share of the rows' tokens that are not padding."""
+    tokens = self.counters['trained_tokens'] + self.counters['given_tokens']
+    return tokens / (self.used * self.rows * self.layout.shape.row_tokens)
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    """Writes and yields the arrays [R, ...] of each micro-batch, with layout.host_images slots."""
+    for first in range(0, self.used * self.rows, self.rows):
+      bins = self.layout.bins[first : first + self.rows]
+      # trees are numbered anew, in the order of their rows
+      ends = np.cumsum([0, *map(len, bins)]).tolist()
+      packed = packing.pack(
+        [self._trees[tree] for members in bins for tree in members],
+        row_tokens=self.layout.shape.row_tokens,
+        row_images=self.layout.host_images,
+        image_patches=self._image_patches,
+        image_id=self._image_id,
+        rows_multiple=self.rows,
+        extras=EXTRAS,
+        bins=[range(start, stop) for start, stop in itertools.pairwise(ends)],
+      )
+      packed.extras['current'] = _current(packed, self._version)
+      yield packed.arrays()
+
+
+def micro_batches(
+  groups: Sequence[Group],
+  advantage_E: np.ndarray,
+  *,
+  options: CollateOptions,
+  image_id: int,
+  version: int,
+  layouts: row_layout.Layouts,
+) -> MicroBatches:
+  """Lays the episodes of a step out in rows whose number and sizes are what the step needs.
+
+  Args:
+    groups, advantage_E, options, image_id, version: as in `collate`. No episode is longer than
+      `options.row_tokens`, the longest row of `layouts`.
+    layouts: chooses the rows' length and slots, and the trees of each row.
+
+  Raises:
+    ConfigError, DataError: as in `collate`.
+  """
+  trees, counters = _trees(groups, advantage_E, options)
+  trained = [
+    sum(int((part.extras['mask'] > 0).sum()) for part in (tree.prefix, *tree.suffixes))
+    for tree in trees
+  ]
+  layout = layouts.choose([packing.tree_size(tree) for tree in trees], trained)
+  return MicroBatches(
+    layout=layout,
+    rows=layouts.rows,
+    counters=_count_tokens(trees, counters, version),
+    _trees=tuple(trees),
+    _image_patches=options.image_patches,
+    _image_id=image_id,
+    _version=version,
+  )
+
+
+def _current(packed: packing.Packed, version: int) -> np.ndarray:
+  """Returns 1 on the trained tokens that `version` sampled, else 0."""
+  return packed.extras['mask'] * (packed.extras['version'] == version)
+
+
+def _trees(
+  groups: Sequence[Group], advantage_E: np.ndarray, options: CollateOptions
+) -> tuple[list[packing.Tree], collections.Counter]:
+  """Returns the trees of a step in the order of its groups, and what was counted on the way."""
   if options.subagent_credit not in SUBAGENT_CREDIT:
     raise ConfigError(
       f'rollout.subagent_credit: got {options.subagent_credit!r}, wanted one of {SUBAGENT_CREDIT}'
@@ -105,9 +203,7 @@ def collate(
     trees += _group_trees(group.id, episodes, advantages, options, counters)
     if options.subagent_credit == 'episode':
       trees += _subagent_trees(episodes, advantages, options, counters)
-  packed = _pack(trees, options, image_id)
-  packed.extras['current'] = packed.extras['mask'] * (packed.extras['version'] == version)
-  return Batch(packed, _count_tokens(trees, counters, version))
+  return trees, counters
 
 
 def _group_trees(

@@ -17,12 +17,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, one_of
 from paravt_jax.rl import advantages, losses
-from paravt_jax.train import head, metric_sums, sharding
+from paravt_jax.train import head, metric_sums, placement, sharding
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
 from paravt_jax.train.state import State, shardings
 
@@ -91,21 +91,7 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
   """
-  rows, count = arrays['tokens'].shape[1], sharding.host_rows(mesh)[1]
-  if rows * count % sharding.row_shards(mesh):
-    raise DataError(
-      f'batch: got {rows * count} rows per micro-batch, wanted a multiple of '
-      f'{sharding.row_shards(mesh)} (data x fsdp); change train.rows'
-    )
-  place = sharding.rows(mesh, 1)
-
-  def put(array):
-    if count == 1:
-      return jax.device_put(array, place)
-    whole = (array.shape[0], rows * count, *array.shape[2:])
-    return jax.make_array_from_process_local_data(place, array, whole)
-
-  batch = {name: put(array) for name, array in arrays.items()}
+  batch = {name: placement.put_rows(mesh, array, 1) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
 
 

@@ -36,6 +36,7 @@ SIZES = batches.BatchOptions(
   lookahead=4,
   refill=False,
   prefetch=2,
+  shapes=1,
   workers=2,
   skip_bad_rows=False,
   max_bad_share=1.0,
@@ -298,6 +299,24 @@ def test_an_image_larger_than_its_slots_is_no_surprise_of_the_packer(tok):
   options = dataclasses.replace(OPTIONS, max_pixels=4096)
   with pytest.raises(ConfigError, match=r'video\.max_pixels: got 4096, wanted at most 1024'):
     run(tok, [source('a')], 1, options=options)
+
+
+def test_large_image_slots_are_allocated_by_need(tok):
+  sizes = dataclasses.replace(SIZES, row_large_images=5, large_image_patches=16, shapes=8)
+  (videos,), _ = run(tok, [source('a')], 1, sizes=sizes)
+  assert 'large_images' not in videos.arrays
+  (full,), _ = run(tok, [source('a')], 1, sizes=dataclasses.replace(sizes, shapes=1))
+  assert full.arrays['large_images'].shape[:4] == (2, 2, 5, 16)
+  for name, array in videos.arrays.items():
+    assert np.array_equal(array, full.arrays[name])
+
+  def slots(*needs):
+    items = tuple(('a', n) for n in range(len(needs)))
+    bins = tuple((n,) for n in range(len(needs)))
+    plan = planner.Plan(items, bins, tuple((9, 1, need) for need in needs), {}, {})
+    return batches.Assembler([], tok, Fake(), OPTIONS, sizes, (0, 1), None)._large_images(plan)
+
+  assert [slots(0, 1), slots(0, 2), slots(3, 1), slots(5, 0), slots()] == [1, 2, 4, 5, 0]
 
 
 MEASURED = {'visual_index': 'visual', 'predecessor': 'previous'}  # names when results were measured

@@ -38,6 +38,7 @@ SIZES = batches.BatchOptions(
   lookahead=4,
   refill=True,
   prefetch=2,
+  shapes=1,
   workers=2,
   skip_bad_rows=True,
   max_bad_share=0.5,

@@ -49,6 +49,14 @@ def test_steps_with_a_rate_above_zero_are_let_in(knobs):
   check_sft(typed(config))
 
 
+def test_a_shorter_row_that_is_not_shorter_is_refused():
+  said = refused(check_rl, para_grpo.get_config('8b'), train__row_tokens=16384)
+  assert said == (
+    '--config.batches.row_lengths=(6144, 20480): wanted lengths below train.row_tokens=16384, '
+    'or () for none'
+  )
+
+
 def test_a_frame_that_fits_no_slot_is_refused():
   assert refused(check_rl, para_grpo.get_config('8b'), video__max_pixels=100352) == (
     '--config.video.max_pixels=100352: wanted at most 50176, what train.image_patches=196 hold'

@@ -3,6 +3,7 @@ the 8B recipe.
 """
 
 import json
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from PIL import Image
 
 from configs import sft as recipes
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.data import batches
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.orchestrator import checks, cold_start, run_folder, sft_data
 from paravt_jax.testing import clips, tiny
@@ -229,3 +231,56 @@ def test_rows_that_are_too_long_are_told_at_the_first_and_above_a_share(capsys):
   told.tell({'too_long': 60}, 200, example)
   cold_start.LeftOut(7, 120).tell({'too_long': 60}, 200, example)
   assert capsys.readouterr().err == ''
+
+
+class FakeTrainer:
+  """Puts arrays nowhere, and logs it."""
+
+  def __init__(self):
+    self.put_batches = []
+    self.reached = threading.Event()
+
+  def put(self, arrays, used):
+    self.put_batches.append(int(arrays['tokens'][0]))
+    if len(self.put_batches) > 1:
+      self.reached.set()
+    return {'tokens': arrays['tokens']}
+
+
+class FakeData:
+  """Batches 0, 1, 2 and then an error; its state is the number of the batches returned."""
+
+  def __init__(self):
+    self.returned = 0
+
+  def __next__(self):
+    if self.returned == 3:
+      raise DataError('no more')
+    self.returned += 1
+    arrays = {'tokens': np.array([self.returned - 1])}
+    return batches.Batch(arrays, 1, 0, {}, 1, 1, {}, {}, 1.0, 0)
+
+  def get_state(self):
+    return {'drawn': self.returned}
+
+
+def test_the_next_batch_goes_to_the_devices_while_the_step_runs_and_its_position_waits():
+  trainer = FakeTrainer()
+  with cold_start.Ahead(trainer, FakeData(), 5) as ahead:
+    first = ahead.next()
+    assert trainer.reached.wait(20)  # nothing asked for the second batch yet
+    assert (int(first.inputs['tokens'][0]), first.where) == (0, {'drawn': 1})
+    assert not first.batch.arrays  # the host keeps no copy
+    assert [ahead.next().where['drawn'] for _ in range(2)] == [2, 3]
+    with pytest.raises(DataError, match='no more'):
+      ahead.next()
+
+
+def test_no_batch_is_made_beyond_the_last_step():
+  trainer, data = FakeTrainer(), FakeData()
+  with cold_start.Ahead(trainer, data, 2) as ahead:
+    ahead.next()
+    ahead.next()
+    with pytest.raises(IndexError):
+      ahead.next()
+  assert data.returned == 2

@@ -12,9 +12,21 @@ from configs import para_grpo
 from paravt_jax.errors import CheckpointError
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.orchestrator.learner import Learner
+from paravt_jax.rollout.statistics import REWARD_TERMS
 from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny
+from paravt_jax.types import (
+  Episode,
+  Group,
+  Scored,
+  Segment,
+  StopReason,
+  Task,
+  TokenClass,
+  Trajectory,
+  Turn,
+)
 from tests.recipes import typed
 
 
@@ -118,7 +130,49 @@ def test_the_reference_is_kept_only_when_it_is_asked_for(recipe, folders, tmp_pa
   assert Learner(asked, folders[0], tmp_path)._reference is not None
 
 
-def test_micro_batches_double_until_the_rows_fit(folders, tmp_path):
-  asked = recipe_with(train__rows=4, train__micro_batches=2)
+def groups_of(count, versions):
+  """Groups of two rollouts without images; every token of version `versions`."""
+
+  def scored(prompt, rollout):
+    written = Segment(
+      np.array([10, 11, 12], np.int32),
+      True,
+      logprobs=np.full(3, -1.0, np.float32),
+      versions=np.full(3, versions, np.int32),
+      token_class=TokenClass.TEXT,
+    )
+    opening = Segment(np.array([20, 21], np.int32), False)
+    trajectory = Trajectory((opening, written), StopReason.ANSWER)
+    task = Task(prompt, ('v.mp4',), 'q?', 'oe', 'red')
+    turns = (Turn(''),)
+    episode = Episode(task, rollout, 4, (), 8.0, turns, trajectory, StopReason.ANSWER)
+    return Scored(episode, float(rollout), dict.fromkeys(REWARD_TERMS.values(), 0.0))
+
+  return [Group(str(n), 0, tuple(scored(str(n), r) for r in range(2))) for n in range(count)]
+
+
+def test_a_batch_is_prepared_by_need_beside_the_step_before(folders, tmp_path):
+  """Its staleness counts from the version that its own step begins with."""
+  asked = recipe_with(
+    train__row_tokens=256,
+    train__row_images=8,
+    train__rows=2,
+    train__micro_batches=4,
+    batches__row_lengths=(128,),
+    batches__spread=True,
+    batches__shapes=8,
+  )
   learner = Learner(asked, folders[0], tmp_path)
-  assert [learner._capacity(rows) for rows in (1, 8, 9, 33)] == [2, 2, 4, 16]
+  before = jax.tree.map(np.asarray, learner.state.params)
+  found = learner.prepare(groups_of(3, versions=2), version=3)
+  assert found.inputs['tokens'].shape == (4, 2, 128) and int(found.inputs['used']) == 1
+  assert found.inputs['patches'].shape[:3] == (4, 2, 4)
+  segments = np.asarray(found.inputs['segments'])
+  assert segments[0].any(axis=1).all() and not segments[1:].any()
+  assert found.packed['staleness'] == 1 and found.packed['pack/micro_batches'] == 1
+  assert not np.asarray(found.inputs['current']).any()
+  now = learner.prepare(groups_of(3, versions=3), version=3)
+  assert np.array_equal(now.inputs['current'], now.inputs['mask'])
+  assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(learner.state.params)))
+  with pytest.raises(RuntimeError, match='got a batch for version 3, wanted 0; prepare it anew'):
+    learner.train_on(found)

@@ -245,6 +245,24 @@ def test_a_batch_that_was_handed_out_and_never_trained_on_runs_again_after_a_res
   )
 
 
+def test_a_batch_handed_out_ahead_of_its_step_runs_again_after_a_restart_too(started):
+  first = order(12, 6)
+
+  async def run():
+    made = queue(size=12, staleness=1)
+    one = await made.next_batch()
+    two = await made.next_batch()  # while the step on `one` runs
+    during = made.state()['ready']
+    made.mark_trained()
+    after = made.state()['ready']
+    await made.close()
+    return ids(one), ids(two), during, after
+
+  one, two, during, after = asyncio.run(run())
+  assert (one, two) == (first[:2], first[2:4])
+  assert (during, after) == ([0, 1, 2, 3], [2, 3])
+
+
 def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started):
   first = order(6, 4)
   started.lost = (first[0],)

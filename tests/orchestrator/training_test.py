@@ -1,8 +1,11 @@
 """The training loop's own parts: the guard against a learner and a server that disagree, the
-clock.
+clock, and the batch that is prepared ahead.
 """
 
+import asyncio
 import math
+import threading
+import types
 
 import pytest
 
@@ -43,3 +46,92 @@ def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypa
   assert found == {'time/rollout': 3.0, 'time/learn': 3.0, 'time/other': 0.5, 'time/step': 6.5}
   for name in (*found, 'time/publish', 'time/sync', 'time/checkpoint'):
     names.lookup(name)
+
+
+class Steps:
+  """A learner, a queue and a server in one, which log what is asked of them."""
+
+  counts = types.MappingProxyType({})
+
+  def __init__(self):
+    self.version, self.log, self.handed = 0, [], 0
+    self.prepared_ahead = threading.Event()
+
+  def prepare(self, batch, version):
+    self.log.append(('prepare', batch[0], version))
+    if version > self.version:
+      self.prepared_ahead.set()
+    return version
+
+  def train_on(self, prepared):
+    self.log.append(('begin', prepared))
+    ahead = self.prepared_ahead.wait(self.patience)
+    self.log.append(('end', prepared, ahead))
+    self.prepared_ahead.clear()
+    self.version += 1
+    return {}
+
+  async def next_batch(self):
+    self.handed += 1
+    return [self.handed - 1]
+
+  async def delivered(self):
+    pass
+
+  def check(self):
+    pass
+
+  def mark_trained(self):
+    pass
+
+  def publish(self):
+    pass
+
+  def deliver(self, *_):
+    pass
+
+
+def loop_of(steps, staleness, count, monkeypatch):
+  knobs = types.SimpleNamespace(staleness=staleness, steps=count, gap_limit=1.0)
+  recipe = types.SimpleNamespace(rollout=knobs, run=types.SimpleNamespace(checkpoint_every=1000))
+  monkeypatch.setattr(training._Loop, '_write', lambda *_: None)
+  monkeypatch.setattr(training._Loop, '_save', lambda *_: None)
+  monkeypatch.setattr(training, 'guard', lambda *_: None)
+  return training._Loop(recipe, steps, steps, steps, None, None, {})
+
+
+def run_loop(steps, staleness, count, monkeypatch, made=None):
+  loop = loop_of(steps, staleness, count, monkeypatch)
+
+  async def run():
+    for _ in range(made or count):
+      await loop.step(steps)
+    await loop.close()
+
+  asyncio.run(run())
+  return steps.log
+
+
+def test_with_staleness_the_next_batch_is_prepared_while_the_step_runs(monkeypatch):
+  steps = Steps()
+  steps.patience = 5
+  steps.prepare(['none yet'], 1)  # so that the last step, which has no next one, need not wait
+  steps.log.clear()
+  log = run_loop(steps, 1, 3, monkeypatch, made=2)
+  assert log[0] == ('prepare', 0, 0)
+  assert ('end', 1, True) in log and ('prepare', 2, 2) in log
+  assert log.index(('prepare', 2, 2)) < log.index(('end', 1, True))
+  assert steps.handed == 3  # none beyond the last step
+
+
+def test_without_staleness_a_batch_waits_for_the_weights_of_the_step_before(monkeypatch):
+  steps = Steps()
+  steps.patience = 0.01
+  assert run_loop(steps, 0, 2, monkeypatch) == [
+    ('prepare', 0, 0),
+    ('begin', 0),
+    ('end', 0, False),
+    ('prepare', 1, 1),
+    ('begin', 1),
+    ('end', 1, False),
+  ]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.rollout.collate import CollateOptions, collate, sample
+from paravt_jax.rollout.collate import CollateOptions, collate, micro_batches, sample
+from paravt_jax.row_layout import LayoutOptions, Layouts, Shape
 from paravt_jax.types import (
   Episode,
   Group,
@@ -215,3 +216,55 @@ def test_a_text_only_group_is_a_tree_without_images():
     [1.5, -1.5],
   ).packed
   assert spans(packed, 0) == [([1, 2], [0, 0]), ([10, 99], [1, 1]), ([13, 99], [1, 1])]
+
+
+def test_one_shape_without_spreading_is_the_layout_of_first_fit_at_full_capacity():
+  """The tiny recipe: arrays equal those of rows filled one after the other."""
+  groups = [
+    group(*(scored(written(*range(10, 10 + 2 * n + r)), rollout=r) for r in range(1, 3)))
+    for n in range(1, 6)
+  ]
+  layouts = Layouts(LayoutOptions((), spread=False, shapes=1), Shape(32, 4, 8), 2)
+  found = micro_batches(
+    groups, np.arange(10.0), options=OPTIONS, image_id=PAD, version=3, layouts=layouts
+  )
+  plain = collate(
+    groups,
+    np.arange(10.0),
+    options=dataclasses.replace(OPTIONS, row_counts=(2,)),
+    image_id=PAD,
+    version=3,
+  )
+  arrays, used = plain.packed.micro_batches(2)
+  assert found.used == used >= 2 and found.layout.shape == Shape(32, 4, 8)
+  parts = list(found)
+  assert parts[0].keys() == arrays.keys() and len(parts) == used
+  slots = found.layout.host_images
+  for name, array in arrays.items():
+    wanted = array[:, :, :slots] if name in ('patches', 'grids') else array
+    assert np.array_equal(np.stack([part[name] for part in parts]), wanted), name
+  assert found.counters == plain.counters and found.fill == plain.packed.fill
+
+
+def test_spreading_changes_the_rows_and_neither_tokens_nor_counts():
+  groups = [group(scored(written(*range(10, 11 + n)), rollout=n)) for n in range(4)]
+  layouts = Layouts(LayoutOptions((), spread=True, shapes=4), Shape(32, 4, 8), 4)
+  found = micro_batches(
+    groups, np.arange(4.0), options=OPTIONS, image_id=PAD, version=3, layouts=layouts
+  )
+  (part,) = found
+  plain = run(groups, np.arange(4.0)).packed
+  assert (part['segments'] > 0).any(axis=1).all() and plain.rows < 4
+  for name in ('tokens', 'advantage'):
+    assert np.array_equal(
+      np.sort(part[name][part['mask'] > 0]),
+      np.sort(plain.arrays()[name][plain.extras['mask'] > 0]),
+    )
+  assert found.counters['trees'] == 4
+
+
+def test_without_groups_there_is_one_micro_batch_of_padding():
+  layouts = Layouts(LayoutOptions((128,), spread=True, shapes=4), Shape(256, 4, 8), 2)
+  found = micro_batches([], np.zeros(0), options=OPTIONS, image_id=PAD, version=0, layouts=layouts)
+  (part,) = found
+  assert part['tokens'].shape == (2, 128) and not part['segments'].any() and found.fill == 0
