@@ -99,15 +99,21 @@ def to_their_layout(config: Config, array: np.ndarray, form: str) -> np.ndarray:
 
 
 def _transpose_copy(array: np.ndarray) -> np.ndarray:
-  """Returns a contiguous copy of `array.T`, made in strips.
+  """Returns a contiguous copy of `array.T`.
 
   The bits are copied as integers, because numpy then releases the GIL.
   """
   bits = array.view(f'u{array.itemsize}')
   out = np.empty(bits.shape[::-1], bits.dtype)
-  for start in range(0, len(bits), _STRIP):
-    out[:, start : start + _STRIP] = bits[start : start + _STRIP].T
+  copy_transposed(out, bits)
   return out.view(array.dtype)
+
+
+def copy_transposed(out: np.ndarray, array: np.ndarray) -> None:
+  """Copies `array.T` into `out`, cast to its dtype, in strips that fit the processor's cache."""
+  for start in range(0, len(array), _STRIP):
+    strip = array[start : start + _STRIP].astype(out.dtype, copy=False)
+    out[:, start : start + _STRIP] = strip.T
 
 
 def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:

@@ -19,6 +19,7 @@ from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.models.qwen3_vl.export import save_hf, write_companions
 from paravt_jax.models.qwen3_vl.names import (
   Slot,
+  copy_transposed,
   name_table,
   pick,
   pick_blocks,
@@ -185,11 +186,13 @@ class _Leaf:
   def _fill(self, out: np.ndarray, tensor: Stored, index: Index) -> None:
     """Fills `out` with a region of one tensor, block by block."""
     for start, stop, rows in self._reader.blocks(tensor, their_region(index, self._form)):
-      ours = to_our_layout(rows, self._form)
+      # The first axis there is the last one here, except where the layout is the same.
       if self._form == 'same':
-        out[start:stop] = ours
-      else:  # the first axis there is the last one here
-        out[..., start:stop] = ours[index[:-1]] if self._form == 'patches' else ours
+        out[start:stop] = rows
+      elif self._form == 'transposed':
+        copy_transposed(out[:, start:stop], rows)
+      else:
+        out[..., start:stop] = to_our_layout(rows, self._form)[index[:-1]]
 
 
 def _open(folder: str | os.PathLike, only: Collection[Path] | None) -> _Checkpoint:
@@ -272,7 +275,10 @@ def _fill(
   if leaf is None:
     leaf = node[slot.path[-1]] = np.empty(shapes[slot.path], tensor.dtype)
   target = leaf if slot.layer is None else leaf[slot.layer]
-  target[...] = to_our_layout(tensor, slot.form)
+  if slot.form == 'transposed':
+    copy_transposed(target, tensor)
+  else:
+    target[...] = to_our_layout(tensor, slot.form)
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
