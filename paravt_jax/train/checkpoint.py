@@ -239,6 +239,22 @@ def base(root: str | os.PathLike, step: int) -> Base | None:
     ) from error
 
 
+def refuse_other_base(
+  path: pathlib.Path, recorded: Base, fingerprint: str, model_folder: str | os.PathLike
+) -> None:
+  """Raises CheckpointError unless a record was trained with the frozen parameters of a folder.
+
+  Args:
+    path: folder of the record.
+    fingerprint: of the frozen parameters of `model_folder`.
+  """
+  if recorded.fingerprint != fingerprint:
+    raise CheckpointError(
+      f'{path}: {", ".join(recorded.names)} of {model_folder} is not what the record was trained '
+      f'with (that of {recorded.folder}); put that model folder back, or start a new run'
+    )
+
+
 def restore(
   root: str | os.PathLike, template: Any, *, step: int | None = None, partial: bool = False
 ) -> Record:

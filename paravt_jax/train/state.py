@@ -2,6 +2,7 @@
 mesh.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -102,12 +103,12 @@ def _begin(params: Any, optimizer: Optimizer, places: State) -> State:
 
 def without_frozen(full: State, optimizer: Optimizer) -> State:
   """Returns the state (of arrays, shapes or shardings) without the frozen parameters."""
-  return full.replace(params=partition(full.params, optimizer.frozen)[0])
+  return dataclasses.replace(full, params=partition(full.params, optimizer.frozen)[0])
 
 
 def with_frozen(part: State, frozen: Mapping[str, Any]) -> State:
   """Returns the state with the frozen parameters again; the inverse of `without_frozen`."""
-  return part.replace(params={**part.params, **frozen})
+  return dataclasses.replace(part, params={**part.params, **frozen})
 
 
 def fingerprint(params: Any) -> str:

@@ -51,14 +51,16 @@ def test_a_record_brings_back_parameters_version_and_the_hosts_counters(recipe, 
   first = Learner(recipe, folders[0], tmp_path)
   assert first.restore() is None and first.version == 0
   first.version = 7
-  first.save({'schedule': {'accepted': 56}, 'ready': []})
+  with first:
+    first.save({'schedule': {'accepted': 56}, 'ready': []})
   again = Learner(recipe, folders[0], tmp_path)
   assert again.restore() == {'schedule': {'accepted': 56}, 'ready': []} and again.version == 7
   assert all(map(np.array_equal, jax.tree.leaves(first.state), jax.tree.leaves(again.state)))
 
 
 def test_a_checkpoint_of_another_shape_is_one_clear_error(recipe, folders, tmp_path):
-  Learner(recipe, folders[0], tmp_path).save({})
+  with Learner(recipe, folders[0], tmp_path) as learner:
+    learner.save({})
   with pytest.raises(CheckpointError) as caught:
     Learner(recipe, folders[1], tmp_path).restore()
   message = str(caught.value)
