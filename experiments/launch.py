@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
+from paravt_jax.orchestrator import compile_cache
 from paravt_jax.orchestrator.host import Host
 
 R = TypeVar('R')
@@ -51,6 +52,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     quiet()
+    compile_cache.use()
     try:
       main(recipes[0])
     except ParavtError as error:

@@ -26,8 +26,9 @@ One step of RL:
    canary. With staleness above 0 the next groups run meanwhile.
 6. Metrics and episodes are written. The run ends if the gap between the log-probs of learner and
    server is above `rollout.gap_limit`.
-7. Every `run.checkpoint_every` steps one atomic record stores parameters, optimizer, the position
-   in the data, the queue's counters, and the version.
+7. Every `run.checkpoint_every` steps one atomic record stores trained parameters, optimizer, the
+   position in the data, the queue's counters, and the version. It is written while the next steps
+   run. Frozen parameters stay in the model folder, which the record names.
 
 "Version" is the number of finished updates. A run begins with weights of version 0. The update of
 step n makes version n + 1. Each sampled token carries the version that sampled it.

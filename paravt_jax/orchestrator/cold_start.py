@@ -82,7 +82,7 @@ def train(
   # The digest of every source file, so that a later run can detect other data.
   run_folder.write_json(folder.path / 'provenance.json', provenance)
   counts, skipped = collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
-  with parts.decode_pool(recipe.video) as pool:
+  with trainer, parts.decode_pool(recipe.video) as pool:
     data = sft_data.make_batches(
       recipe,
       rows,

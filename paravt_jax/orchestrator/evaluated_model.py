@@ -13,7 +13,7 @@ import jax
 
 import paravt_jax
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.errors import CheckpointError, ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.options import extended
@@ -26,6 +26,7 @@ from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.sampler import Sampler
 from paravt_jax.train import checkpoint, state
+from paravt_jax.train.optimizer import partition
 from paravt_jax.video.store import FrameStore
 
 # The files of a checkpoint folder that a server reads.
@@ -166,7 +167,7 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   """
   if model.folder is not None:
     return model.folder
-  if model.run is None:
+  if model.run is None or model.step is None:
     raise DataError(f'{model.name}: a server by URL has no files')
   target = folder / f'hf_{model.step:08d}'
   if target.is_dir():
@@ -175,15 +176,43 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   recipe, _ = saved.read(saved.TrainedModel, model.run, wanted)
   # The record's model has the sizes and the tokenizer of this folder.
   base = recipe.first.model.folder or str(parts.tiny_model(recipe.first.seed))
-  model_config, _ = weights.load_hf(base, only=())
-  # The CPU, because a record also contains the optimizer: 100 GB at 8B.
-  mesh = canary.cpu()
-  frozen = recipe.train.freeze_vision
-  optimizer = parts.make_optimizer(recipe.optimizer, model_config, freeze_vision=frozen)
-  template = state.abstract(model_config, optimizer, mesh)
-  record = checkpoint.restore(model.run / 'checkpoints', template, step=model.step)
-  weights.save_hf(target, model_config, jax.device_get(record.state.params), base)
+  params = _recorded_params(model.run / 'checkpoints', model.step, recipe, base)
+  config, dtype = weights.read_config(base), weights.stored_dtype(base)
+  weights.save_hf(target, config, params, base, dtype=dtype)
   return target
+
+
+def _recorded_params(
+  records: pathlib.Path, step: int, recipe: saved.TrainedModel, base: str
+) -> dict[str, Any]:
+  """Returns the parameters of a record, on the CPU and without the optimizer.
+
+  Those that the record leaves out come from the model folder that it names.
+
+  Raises:
+    CheckpointError: the record cannot be read, or that folder is gone or has
+    other parameters.
+  """
+  config, mesh = weights.read_config(base), canary.cpu()
+  frozen = recipe.train.freeze_vision
+  optimizer = parts.make_optimizer(recipe.optimizer, config, freeze_vision=frozen)
+  template = state.abstract(config, optimizer, mesh)
+  left_out = checkpoint.base(records, step)
+  if left_out is None:
+    wanted = {'params': template.params}
+    return checkpoint.restore(records, wanted, step=step, partial=True).state['params']
+  trained, kept = partition(template.params, left_out.names)
+  record = checkpoint.restore(records, {'params': trained}, step=step, partial=True)
+  where = checkpoint.folder(records, step)
+  if not pathlib.Path(left_out.folder).is_dir():
+    raise CheckpointError(
+      f'{where}: leaves out {", ".join(left_out.names)}, which is in {left_out.folder}; that '
+      'folder does not exist, put it back'
+    )
+  places = jax.tree.map(lambda leaf: leaf.sharding, kept)
+  added = weights.load_sharded(left_out.folder, places)[1]
+  checkpoint.refuse_other_base(where, left_out, state.fingerprint(added), left_out.folder)
+  return {**record.state['params'], **added}
 
 
 @dataclasses.dataclass(frozen=True)

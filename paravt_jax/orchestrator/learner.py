@@ -4,6 +4,7 @@ SFT and RL share `Trainer`.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -44,43 +45,92 @@ class Trainer:
       DataError: the model does not exist.
       ConfigError: there are too few devices.
     """
-    self._folder, self._model_folder, self._keep = folder, model_folder, recipe.run.keep
-    self.model_config, params, self.tok = parts.load_model(model_folder)
+    self._model_folder = model_folder
+    self.model_config, self.tok = parts.open_model(model_folder)
     self.mesh = parts.make_mesh(recipe.mesh)
     self.optimizer = parts.make_optimizer(
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )
-    self.state = self._place_on_mesh(params)
-    # Frozen arrays never change. Servers load them from the model folder.
-    self._frozen = partition(params, self.optimizer.frozen)[1]
+    self.state = state.from_folder(model_folder, self.model_config, self.optimizer, self.mesh)
+    self._dtype = weights.stored_dtype(model_folder)
+    self._root = folder / 'checkpoints'
+    self._records = checkpoint.Writer(self._root, keep=recipe.run.keep)
+    self._base: checkpoint.Base | None = None
     self.version = 0
 
-  def _place_on_mesh(self, params: Any) -> state.State:
-    return state.from_params(self.model_config, self.optimizer, self.mesh, params)
+  def __enter__(self) -> 'Trainer':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    """Waits for the record that is being written.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    self._records.__exit__(kind, *rest)
+
+  def frozen(self) -> dict[str, Any]:
+    """Returns the parameters that training does not change, on the mesh."""
+    return partition(self.state.params, self.optimizer.frozen)[1]
 
   def save(self, host: dict[str, Any]) -> None:
-    """Writes one atomic record of everything that a resumed run needs."""
-    records = self._folder / 'checkpoints'
-    checkpoint.save(records, self.version, self.state, host, keep=self._keep)
+    """Begins an atomic record of everything that a resumed run needs.
+
+    It returns once the next update may run; leaving the trainer's context waits for the record.
+    Frozen parameters are not in it, because the model folder has them.
+
+    Raises:
+      CheckpointError: this record or the one before could not be written.
+    """
+    trained = state.without_frozen(self.state, self.optimizer)
+    self._records.save(self.version, trained, host, self._frozen_base())
+
+  def _frozen_base(self) -> checkpoint.Base | None:
+    """Returns where the frozen parameters are, None if there are none. They are hashed once."""
+    names = self.optimizer.frozen
+    if names and self._base is None:
+      folder = str(self._model_folder.absolute())
+      self._base = checkpoint.Base(folder, names, state.fingerprint(self.frozen()))
+    return self._base
 
   def restore(self) -> dict[str, Any] | None:
-    """Restores the newest record. Returns its host part, or None if there is no record."""
-    records = self._folder / 'checkpoints'
-    checkpoint.sweep(records)
-    if checkpoint.latest(records) is None:
+    """Restores the newest record. Returns its host part, or None if there is no record.
+
+    Frozen parameters that the record leaves out stay as they were loaded from the model folder.
+
+    Raises:
+      CheckpointError: the record is damaged or of another model, or was trained with other frozen
+      parameters.
+    """
+    checkpoint.sweep(self._root)
+    newest = checkpoint.latest(self._root)
+    if newest is None:
       return None
     template = state.abstract(self.model_config, self.optimizer, self.mesh)
-    record = checkpoint.restore(records, template)
-    self.state, self.version = record.state, record.step
+    base, frozen = checkpoint.base(self._root, newest), self.frozen()
+    if base is not None:
+      # Only the frozen arrays are needed from here on, so the others make room for the record.
+      self.state = state.State(None, frozen, None)
+      template = state.without_frozen(template, self.optimizer)
+    record = checkpoint.restore(self._root, template, step=newest)
+    self.state = record.state
+    if base is not None:
+      where = checkpoint.folder(self._root, newest)
+      present = state.fingerprint(frozen)
+      checkpoint.refuse_other_base(where, base, present, self._model_folder)
+      self.state = state.with_frozen(record.state, frozen)
+    self.version = record.step
     return record.host
 
   def export(self, target: pathlib.Path) -> None:
     """Writes a Hugging Face folder with tokenizer and processor files.
 
-    It replaces an older export, because a run that continues for more steps has another model.
+    Its dtype is that of the model folder. It replaces an older export, because a run that continues
+    for more steps has another model.
     """
-    params = jax.device_get(self.state.params)
-    weights.save_hf(target, self.model_config, params, self._model_folder)
+    weights.save_hf(
+      target, self.model_config, self.state.params, self._model_folder, dtype=self._dtype
+    )
 
 
 class SFTTrainer(Trainer):
@@ -136,6 +186,11 @@ class Learner(Trainer):
     )
     full = row_layout.Shape(section.row_tokens, section.row_images, section.micro_batches)
     self._layouts = row_layout.Layouts(recipe.batches, full, section.rows)
+    # Servers load frozen arrays from the model folder. An update moves the arrays, so these
+    # functions take the current ones.
+    self._frozen = jax.tree_util.tree_map_with_path(
+      lambda path, _: functools.partial(self._parameter, path), self.frozen()
+    )
     self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
     asked, tokens = canary.prompt(self.tok, section.image_patches), recipe.publish.canary_tokens
     self._canary = canary.make(self.model_config, self.mesh, options, self.tok, asked, tokens)
@@ -206,6 +261,12 @@ class Learner(Trainer):
       'policy/version': float(self.version),
       **batch.packed,
     }
+
+  def _parameter(self, path: tuple[Any, ...]) -> jax.Array:
+    leaf = self.state.params
+    for key in path:
+      leaf = leaf[key.key]
+    return leaf
 
   def canary(self) -> canaries.Canary:
     """Returns the reply that a server with the current weights should give to the canary."""

@@ -82,8 +82,8 @@ def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Confi
   return model
 
 
-def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
-  """Returns (config, parameters, tokenizer) of a Hugging Face folder.
+def open_model(folder: str | pathlib.Path) -> tuple[Config, ChatTokenizer]:
+  """Returns (config, tokenizer) of a Hugging Face folder.
 
   Raises:
     DataError: the folder is missing or incomplete.
@@ -93,8 +93,17 @@ def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
       f'--config.model.folder: {folder} does not exist; wanted a Hugging Face checkpoint '
       'folder of the Qwen3-VL family'
     )
-  config, params = weights.load_hf(folder)
-  return config, params, ChatTokenizer.load(folder)
+  return weights.read_config(folder), ChatTokenizer.load(folder)
+
+
+def load_model(folder: str | pathlib.Path) -> tuple[Config, Any, ChatTokenizer]:
+  """Returns (config, parameters on the host, tokenizer) of a Hugging Face folder.
+
+  Raises:
+    DataError: the folder is missing or incomplete.
+  """
+  config, tok = open_model(folder)
+  return config, weights.load_hf(folder)[1], tok
 
 
 def tiny_model(seed: int) -> pathlib.Path:

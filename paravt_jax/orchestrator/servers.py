@@ -10,6 +10,7 @@ from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import KnobError, extended, require
+from paravt_jax.orchestrator import compile_cache
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout.fleet import Member
@@ -138,7 +139,7 @@ def _embedded(
       port_file=None,
       api_key=section.api_key or None,
       eos_token_ids=ends,
-      compile_cache=str(pathlib.Path('runs/compile_cache').absolute()),
+      compile_cache=str(compile_cache.FOLDER.absolute()),
       parent_pid=None,
     )
   except KnobError as error:

@@ -48,6 +48,7 @@ async def train(
   async with rollouts.rewards(recipe) as reward:
     queue = Queue(recipe, server, reward, options, order, tasks, host)
     with (
+      learner,  # waits at the end for the record that is being written
       MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun) as writer,
       EpisodeLog(episodes, start_step=begun) as log,
       parts.bar(knobs.steps, recipe.name, begun) as progress,
@@ -143,6 +144,7 @@ class _Loop:
     self._writer.write(number, {**metrics, **times, **queue, **server, **self._skipped})
 
   def _save(self) -> None:
+    """Begins a record, which is written while training goes on."""
     self._learner.save(self._queue.state())
     self._saved = self._learner.version
 

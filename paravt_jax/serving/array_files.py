@@ -74,7 +74,12 @@ def snapshot(leaf: Any) -> Any:
 
 
 def whole(leaf: Any) -> np.ndarray:
-  """Returns the whole array in host memory, gathered over processes if it is distributed."""
+  """Returns the whole array in host memory, gathered over processes if it is distributed.
+
+  leaf: an array, or a function that returns it.
+  """
+  if callable(leaf):
+    leaf = leaf()
   if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
     return multihost_utils.process_allgather(leaf, tiled=True)
   return np.asarray(leaf)

@@ -100,7 +100,8 @@ class Publisher:
       version: the name of the folder; a version that exists is replaced.
       params: tree of float32 or bfloat16 arrays, on host or devices, sharded or not. Each keeps its
       dtype.
-      frozen: the model's other arrays. They are hashed (once per tree object) and never written.
+      frozen: the model's other arrays, or functions that return them. They are hashed (once per
+      tree object) and never written.
       canary: any JSON value, stored in the manifest.
 
     Raises:
@@ -152,12 +153,10 @@ class Publisher:
     if frozen is None:
       return {}
     if self._frozen[0] is not frozen:
-      self._frozen = (
-        frozen,
-        manifest.frozen_hashes(
-          {name: array_files.whole(leaf) for name, leaf in manifest.leaves(frozen).items()}
-        ),
-      )
+      hashes: dict[str, str] = {}
+      for name, leaf in manifest.leaves(frozen).items():  # one at a time is whole on this host
+        hashes |= manifest.frozen_hashes({name: array_files.whole(leaf)})
+      self._frozen = frozen, hashes
     return self._frozen[1]
 
   def _open(self, target: pathlib.Path, partial: pathlib.Path) -> None:

@@ -13,12 +13,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from paravt_jax.errors import ConfigError, DataError, SyncError
-from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl import model, stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.manifest import Manifest, Params
@@ -29,7 +28,6 @@ _PREFIX = 'paravt-staging-'
 _LOCK = '.lock'
 _FILES = 4  # files written at the same time
 _FILE_BYTES = 64 << 20  # a smaller file does not justify a thread
-_TYPES = {'float32': 'F32', 'bfloat16': 'BF16'}
 
 
 class Staging:
@@ -157,7 +155,7 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
   for name, slot in slots.items():
     array = named['/'.join(slot.path)]
     shape = weights.their_shape(config, array.shape, slot)
-    tensors[name] = _TYPES[array.dtype.name], shape, math.prod(shape) * array.itemsize
+    tensors[name] = array.dtype.name, shape, math.prod(shape) * array.itemsize
   count = min(_FILES, -(-sum(size for *_, size in tensors.values()) // _FILE_BYTES))
   shares, filled = [[] for _ in range(count)], [0] * count
   # The next largest array goes to the file with the fewest bytes.
@@ -168,7 +166,7 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
 
   def write(file: str, names: list[str]) -> int:
     with (folder / file).open('wb') as out:
-      out.write(_header({name: tensors[name] for name in names}))
+      out.write(stored.header({name: tensors[name] for name in names}))
       for name in names:
         for block in weights.pick_blocks(config, params, slots[name]):
           out.write(block.reshape(-1).view(np.uint8).data)
@@ -185,21 +183,6 @@ def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:
     )
   with ThreadPoolExecutor(_FILES) as pool:
     return sum(pool.map(write, files, files.values()))
-
-
-def _header(tensors: dict[str, tuple[str, tuple[int, ...], int]]) -> bytes:
-  """Returns the start of a safetensors file of these (dtype, shape, bytes).
-
-  The arrays follow it in the same order.
-  """
-  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-  end = 0
-  for name, (dtype, shape, size) in tensors.items():
-    header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': (end, end + size)}
-    end += size
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
-  return len(text).to_bytes(8, 'little') + text
 
 
 def memory_folder(wanted: int) -> pathlib.Path:

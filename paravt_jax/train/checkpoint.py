@@ -2,16 +2,20 @@
 
     <root>/00000012/arrays/...   parameters, optimizer state: one Orbax checkpoint, leaves by name
     <root>/00000012/host.json    the host's counters: data position, rollout counters, ...
+    <root>/00000012/base.json    only if arrays leave out frozen parameters: where those are
 
-A record is written under a temporary name and renamed, so a kill in the middle leaves the previous
-one as the newest.
+A record is written in the background under a temporary name and renamed, so a kill in the middle
+leaves the previous one as the newest.
 """
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,6 +25,7 @@ from orbax.checkpoint import v1 as orbax
 
 from paravt_jax.errors import CheckpointError
 
+BASE = 'base.json'
 _TEMPORARY = '.writing-'
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -33,6 +38,15 @@ class Record:
   step: int  # of the record
   state: Any  # a tree like the template, on its devices
   host: dict[str, Any]  # as saved
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """Where the parameters are that a record leaves out because training does not change them."""
+
+  folder: str  # a Hugging Face folder
+  names: tuple[str, ...]  # top-level names of the parameters
+  fingerprint: str  # of their values (state.fingerprint)
 
 
 def leaf_names(tree: Any) -> dict[str, Any]:
@@ -78,53 +92,172 @@ def sweep(root: str | os.PathLike) -> None:
       shutil.rmtree(path, ignore_errors=True)
 
 
-def save(
-  root: str | os.PathLike, step: int, state: Any, host: dict[str, Any], *, keep: int
-) -> pathlib.Path:
-  """Writes the record of a step and deletes all but the `keep` newest ones.
+class Writer:
+  """Writes the records of a run in the background, one at a time.
 
   Args:
-    root: folder of the run's records; created if missing.
-    step: number of the record; one that exists is replaced.
-    state: any tree of arrays, sharded or not. Every process of a multi-host run calls this.
-    host: any JSON value.
+    root: folder of the records; created if missing.
     keep: number of records that stay, at least 1.
+  """
+
+  def __init__(self, root: str | os.PathLike, *, keep: int):
+    self._root = pathlib.Path(root).absolute()  # Orbax refuses relative paths
+    self._keep = max(keep, 1)
+    self._thread = ThreadPoolExecutor(1, 'checkpoint')
+    self._pending: tuple[pathlib.Path, Future[None]] | None = None
+
+  def save(self, step: int, state: Any, host: Any, base: Base | None = None) -> pathlib.Path:
+    """Begins the record of a step. Returns its folder, which appears when it is complete.
+
+    It waits for the record before, and until the arrays have been copied to host memory. Then the
+    caller may overwrite or donate them. The host needs the bytes of the record meanwhile.
+
+    Args:
+      step: number of the record; one that exists is replaced.
+      state: any tree of arrays, sharded or not. Every process of a multi-host run calls this.
+      host: any JSON value.
+      base: where the parameters are that `state` leaves out.
+
+    Raises:
+      CheckpointError: this record or the one before cannot be written (disk full, no permission).
+      Earlier records are unchanged.
+    """
+    self.wait()
+    text = json.dumps(host, indent=1) + '\n'
+    target = folder(self._root, step)
+    temporary = self._root / f'{_TEMPORARY}{target.name}'
+    try:
+      if jax.process_index() == 0:
+        self._root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+      _barrier(f'checkpoint-{step}-begin')
+      # Every process writes its shards. The first process adds the host's file and renames the
+      # folder.
+      with _context():
+        arrays = orbax.save_checkpointables_async(
+          str(temporary / 'arrays'), {'state': leaf_names(state)}
+        )
+    except _WRITE_ERRORS as error:
+      raise _unwritable(target, temporary, error) from error
+    self._pending = target, self._thread.submit(self._finish, arrays, temporary, target, text, base)
+    return target
+
+  def _finish(
+    self,
+    arrays: orbax.AsyncResponse[None],
+    temporary: pathlib.Path,
+    target: pathlib.Path,
+    host: str,
+    base: Base | None,
+  ) -> None:
+    try:
+      arrays.result()
+      if jax.process_index() == 0:
+        if base is not None:
+          (temporary / BASE).write_text(json.dumps(dataclasses.asdict(base), indent=1) + '\n')
+        (temporary / 'host.json').write_text(host)
+        if target.exists():
+          shutil.rmtree(target)
+        temporary.rename(target)
+        for old in steps(self._root)[: -self._keep]:
+          shutil.rmtree(folder(self._root, old), ignore_errors=True)
+    except _WRITE_ERRORS as error:
+      raise _unwritable(target, temporary, error) from error
+
+  def wait(self) -> None:
+    """Waits for the current record, if any.
+
+    Raises:
+      CheckpointError: it could not be written. It is raised once.
+    """
+    if self._pending is not None:
+      target, written = self._pending
+      futures.wait([written])
+      self._pending = None
+      written.result()
+      _barrier(f'checkpoint-{target.name}-end')
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    """Waits for the current record. An error of the body counts more than one of the record."""
+    try:
+      self.wait()
+    except CheckpointError as error:
+      if kind is None:
+        raise
+      logging.getLogger(__name__).error('%s', error)
+    finally:
+      self._thread.shutdown()
+
+
+def save(
+  root: str | os.PathLike,
+  step: int,
+  state: Any,
+  host: Any,
+  *,
+  keep: int,
+  base: Base | None = None,
+) -> pathlib.Path:
+  """Writes the record of a step and waits for it; see Writer.
 
   Raises:
-    CheckpointError: the record cannot be written (disk full, no permission). Earlier records are
-    unchanged.
+    CheckpointError: the record cannot be written. Earlier records are unchanged.
   """
-  root = pathlib.Path(root).absolute()  # Orbax refuses relative paths
-  target = folder(root, step)
-  temporary = root / f'{_TEMPORARY}{target.name}'
+  with Writer(root, keep=keep) as writer:
+    return writer.save(step, state, host, base)
+
+
+def _unwritable(
+  target: pathlib.Path, temporary: pathlib.Path, error: BaseException
+) -> CheckpointError:
+  shutil.rmtree(temporary, ignore_errors=True)
+  return CheckpointError(
+    f'{target}: the record could not be written ({error}); earlier records are intact; '
+    f'free disk space or set another run folder'
+  )
+
+
+def base(root: str | os.PathLike, step: int) -> Base | None:
+  """Returns where the parameters are that a record leaves out. None: it has all of them.
+
+  Raises:
+    CheckpointError: the record's note of them is damaged.
+  """
+  file = folder(root, step) / BASE
+  if not file.exists():
+    return None
   try:
-    if jax.process_index() == 0:
-      root.mkdir(parents=True, exist_ok=True)
-      shutil.rmtree(temporary, ignore_errors=True)
-    _barrier(f'checkpoint-{step}-begin')
-    # Every process writes its shards. The first process adds the host's file and renames the
-    # folder.
-    with _context():
-      orbax.save_checkpointables(str(temporary / 'arrays'), {'state': leaf_names(state)})
-    if jax.process_index() == 0:
-      (temporary / 'host.json').write_text(json.dumps(host, indent=1) + '\n')
-      if target.exists():
-        shutil.rmtree(target)
-      temporary.rename(target)
-  except _WRITE_ERRORS as error:
-    shutil.rmtree(temporary, ignore_errors=True)
+    found = json.loads(file.read_text())
+    return Base(str(found['folder']), tuple(found['names']), str(found['fingerprint']))
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise CheckpointError(
-      f'{target}: the record could not be written ({error}); earlier records are intact; '
-      f'free disk space or set another run folder'
+      f'{file}: half written or damaged ({error}); delete {file.parent} to fall back on an '
+      'earlier record'
     ) from error
-  _barrier(f'checkpoint-{step}-end')
-  if jax.process_index() == 0:
-    for old in steps(root)[: -max(keep, 1)]:
-      shutil.rmtree(folder(root, old))
-  return target
 
 
-def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) -> Record:
+def refuse_other_base(
+  path: pathlib.Path, recorded: Base, fingerprint: str, model_folder: str | os.PathLike
+) -> None:
+  """Raises CheckpointError unless a record was trained with the frozen parameters of a folder.
+
+  Args:
+    path: folder of the record.
+    fingerprint: of the frozen parameters of `model_folder`.
+  """
+  if recorded.fingerprint != fingerprint:
+    raise CheckpointError(
+      f'{path}: {", ".join(recorded.names)} of {model_folder} is not what the record was trained '
+      f'with (that of {recorded.folder}); put that model folder back, or start a new run'
+    )
+
+
+def restore(
+  root: str | os.PathLike, template: Any, *, step: int | None = None, partial: bool = False
+) -> Record:
   """Reads a record onto the devices of the template.
 
   Args:
@@ -132,6 +265,7 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
     template: a tree of jax.ShapeDtypeStruct with shardings (state.abstract), or of arrays. It has
     the wanted structure, shapes and dtypes.
     step: which record; None for the newest.
+    partial: leaves that only the record has are not read. Otherwise they are an error.
 
   Raises:
     CheckpointError: the record does not exist, or is incomplete or damaged. Also if a leaf is
@@ -155,8 +289,9 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
     stored = orbax.checkpointables_metadata(str(path / 'arrays')).metadata['state']
     if stored is None:
       raise ValueError('its list of arrays cannot be read')
-    _compare(path, {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in stored.items()}, wanted)
-    with _context():
+    shapes = {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in stored.items()}
+    _compare(path, shapes, wanted, partial)
+    with _context(partial):
       abstract = jax.tree.map(_abstract, wanted)
       arrays = orbax.load_checkpointables(str(path / 'arrays'), {'state': abstract})['state']
   except _READ_ERRORS as error:
@@ -168,13 +303,14 @@ def restore(root: str | os.PathLike, template: Any, *, step: int | None = None) 
   return Record(step, jax.tree.unflatten(jax.tree.structure(template), leaves), host)
 
 
-def _context() -> orbax.Context:
+def _context(partial: bool = False) -> orbax.Context:
   """Returns Orbax's settings without compression.
 
   float32 noise hardly shrinks, and writing is 2.7 times as fast.
   """
   context = orbax.Context()
   context.array.saving.use_compression = False
+  context.pytree.loading.partial_load = partial
   return context
 
 
@@ -198,7 +334,10 @@ def _read_host(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _compare(
-  path: pathlib.Path, stored: dict[str, tuple[tuple[int, ...], Any]], wanted: dict[str, Any]
+  path: pathlib.Path,
+  stored: dict[str, tuple[tuple[int, ...], Any]],
+  wanted: dict[str, Any],
+  partial: bool,
 ) -> None:
   """Raises CheckpointError for the first leaf that differs."""
   hint = (
@@ -217,7 +356,7 @@ def _compare(
         f'{np.dtype(leaf.dtype)}; {hint}'
       )
   unknown = sorted(set(stored) - set(wanted))
-  if unknown:
+  if unknown and not partial:
     raise CheckpointError(
       f'{path}: got leaf {unknown[0]} (and {len(unknown) - 1} more), wanted no such leaf; {hint}'
     )

@@ -2,6 +2,11 @@
 mesh.
 """
 
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -10,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from paravt_jax.models.qwen3_vl import model
+from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.train import sharding
 from paravt_jax.train.optimizer import Optimizer, partition
@@ -58,27 +63,83 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
   )
 
 
+def from_folder(
+  folder: str | os.PathLike, config: Config, optimizer: Optimizer, mesh: Mesh
+) -> State:
+  """Returns a state at step 0 with the parameters of a Hugging Face folder, in float32.
+
+  Each shard is read onto its device; see `weights.load_sharded`.
+
+  Raises:
+    DataError, ConfigError: as `weights.load_hf`.
+  """
+  places = shardings(config, optimizer, mesh)
+  return _begin(weights.load_sharded(folder, places.params)[1], optimizer, places)
+
+
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:
   """Returns a state at step 0 with copies of these parameters, in float32 and on the mesh.
 
-  The parameters may be host or device arrays. Host arrays go to their devices slice by slice: no
-  device holds a whole parameter of a mesh.
+  The parameters may be host or device arrays. Those of the host are copied shard by shard.
   """
   places = shardings(config, optimizer, mesh)
-  placed = jax.tree.map(_copy_to, params, places.params)
-  return jax.jit(
-    lambda params: from_values(params, optimizer), out_shardings=places, donate_argnums=0
-  )(placed)
+
+  def put(x: Any, place: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array):
+      return jax.device_put(jnp.array(x, jnp.float32, copy=True), place)
+    return jax.make_array_from_callback(
+      x.shape, place, lambda part: np.array(x[part], np.float32), dtype=jnp.float32
+    )
+
+  return _begin(jax.tree.map(put, params, places.params), optimizer, places)
 
 
-def _copy_to(x: Any, place: NamedSharding) -> jax.Array:
-  """Returns a float32 copy of an array, with this sharding."""
-  if isinstance(x, jax.Array):
-    return jax.device_put(jnp.array(x, jnp.float32, copy=True), place)
-  # a copy of each slice, because the caller may change its array
-  return jax.make_array_from_callback(
-    x.shape, place, lambda index: np.array(x[index], np.float32, copy=True)
-  )
+def _begin(params: Any, optimizer: Optimizer, places: State) -> State:
+  trainable, _ = partition(params, optimizer.frozen)
+  begin = jax.jit(optimizer.transform.init, out_shardings=places.opt_state)
+  step = jax.device_put(jnp.zeros((), jnp.int32), places.step)
+  return State(step, params, begin(trainable))
+
+
+def without_frozen(full: State, optimizer: Optimizer) -> State:
+  """Returns the state (of arrays, shapes or shardings) without the frozen parameters."""
+  return dataclasses.replace(full, params=partition(full.params, optimizer.frozen)[0])
+
+
+def with_frozen(part: State, frozen: Mapping[str, Any]) -> State:
+  """Returns the state with the frozen parameters again; the inverse of `without_frozen`."""
+  return dataclasses.replace(part, params={**part.params, **frozen})
+
+
+def fingerprint(params: Any) -> str:
+  """Returns a hash of the values of some parameters, computed on their devices.
+
+  It does not depend on the sharding. Equal values in float32 and bfloat16 have the same hash.
+  """
+  sums = jax.device_get(_bit_sums(params))
+  named = [
+    [jax.tree_util.keystr(path, simple=True, separator='/'), *values.tolist()]
+    for path, values in jax.tree_util.tree_leaves_with_path(sums)
+  ]
+  return hashlib.blake2b(json.dumps(named).encode(), digest_size=16).hexdigest()
+
+
+@jax.jit
+def _bit_sums(params: Any) -> Any:
+  """Returns uint32[2] per leaf: sums of the values' bits, weighted by their positions.
+
+  Sums of integers do not depend on their order, so every mesh gives the same ones.
+  """
+
+  def one(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = (bits ^ (bits >> 15)) * (2 * position + 1)
+    return jnp.stack([jnp.sum(bits, dtype=jnp.uint32), jnp.sum(mixed, dtype=jnp.uint32)])
+
+  return jax.tree.map(one, params)
 
 
 def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:

@@ -3,10 +3,13 @@ refused.
 """
 
 import dataclasses
+import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as orbax
 
 from configs import para_grpo
 from paravt_jax.errors import CheckpointError
@@ -16,6 +19,7 @@ from paravt_jax.rollout.statistics import REWARD_TERMS
 from paravt_jax.serving import manifest, publish
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny
+from paravt_jax.train import checkpoint
 from paravt_jax.types import (
   Episode,
   Group,
@@ -63,14 +67,16 @@ def test_a_record_brings_back_parameters_version_and_the_hosts_counters(recipe, 
   first = Learner(recipe, folders[0], tmp_path)
   assert first.restore() is None and first.version == 0
   first.version = 7
-  first.save({'schedule': {'accepted': 56}, 'ready': []})
+  with first:
+    first.save({'schedule': {'accepted': 56}, 'ready': []})
   again = Learner(recipe, folders[0], tmp_path)
   assert again.restore() == {'schedule': {'accepted': 56}, 'ready': []} and again.version == 7
   assert all(map(np.array_equal, jax.tree.leaves(first.state), jax.tree.leaves(again.state)))
 
 
 def test_a_checkpoint_of_another_shape_is_one_clear_error(recipe, folders, tmp_path):
-  Learner(recipe, folders[0], tmp_path).save({})
+  with Learner(recipe, folders[0], tmp_path) as learner:
+    learner.save({})
   with pytest.raises(CheckpointError) as caught:
     Learner(recipe, folders[1], tmp_path).restore()
   message = str(caught.value)
@@ -80,6 +86,62 @@ def test_a_checkpoint_of_another_shape_is_one_clear_error(recipe, folders, tmp_p
     and 'belongs to another model' in message
   )
   assert '\n' not in message
+
+
+def test_frozen_parameters_are_left_out_of_records_and_come_from_the_model_folder(
+  recipe, folders, tmp_path
+):
+  assert recipe.train.freeze_vision
+  with Learner(recipe, folders[0], tmp_path) as learner:
+    moved = jax.tree.map(lambda leaf: leaf + 1, learner.state.params['text'])
+    learner.state = dataclasses.replace(
+      learner.state, params={**learner.state.params, 'text': moved}
+    )
+    learner.version = 2
+    learner.save({})
+  records = tmp_path / 'checkpoints'
+  base = checkpoint.base(records, 2)
+  assert base is not None and base.folder == str(folders[0]) and base.names == ('visual',)
+  names = orbax.checkpointables_metadata(str(records / '00000002' / 'arrays')).metadata['state']
+  assert names and not [name for name in names if name.startswith('params/visual')]
+  again = Learner(recipe, folders[0], tmp_path)
+  assert again.restore() == {} and again.version == 2
+  jax.tree.map(np.testing.assert_array_equal, again.state, learner.state)
+  jax.tree.map(np.testing.assert_array_equal, again.frozen(), learner.frozen())
+
+
+def test_a_record_with_the_frozen_parameters_as_older_versions_wrote_it_is_read(
+  recipe, folders, tmp_path
+):
+  learner = Learner(recipe, folders[0], tmp_path)
+  whole = jax.tree.map(lambda leaf: leaf + 1, learner.state)
+  checkpoint.save(tmp_path / 'checkpoints', 5, whole, {'old': True}, keep=1)
+  assert learner.restore() == {'old': True} and learner.version == 5
+  jax.tree.map(np.testing.assert_array_equal, learner.state, whole)
+
+
+def test_a_model_folder_with_another_tower_is_refused_by_name(recipe, folders, tmp_path):
+  with Learner(recipe, folders[0], tmp_path) as learner:
+    learner.save({})
+  config, params = weights.load_hf(folders[0])
+  params['visual']['pos_embed']['embedding'] += 1
+  weights.save_hf(tmp_path / 'other', config, params, folders[0])
+  with pytest.raises(
+    CheckpointError,
+    match=rf'visual of {tmp_path}/other is not what .* trained with \(that of {folders[0]}\)',
+  ):
+    Learner(recipe, tmp_path / 'other', tmp_path).restore()
+
+
+def test_a_model_in_bfloat16_is_exported_in_bfloat16(recipe, folders, tmp_path):
+  config, params = weights.load_hf(folders[0])
+  half = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params)
+  weights.save_hf(tmp_path / 'half', config, half, folders[0])
+  Learner(recipe, tmp_path / 'half', tmp_path).export(tmp_path / 'hf')
+  _, found = weights.load_hf(tmp_path / 'hf')
+  jax.tree.map(np.testing.assert_array_equal, found, half)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {'bfloat16'}
+  assert json.loads((tmp_path / 'hf' / 'config.json').read_text())['dtype'] == 'bfloat16'
 
 
 def test_the_published_version_is_the_learners(recipe, folders, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -158,3 +159,111 @@ def test_what_a_killed_save_left_is_swept_and_records_stay(tmp_path):
 
 def test_a_record_is_a_value(tmp_path):
   assert dataclasses.asdict(checkpoint.Record(1, np.zeros(1), {}))['step'] == 1
+
+
+def test_save_returns_while_the_record_is_written_and_the_caller_may_donate(tmp_path, monkeypatch):
+  go, real = threading.Event(), pathlib.Path.rename
+
+  def rename(path, target):
+    go.wait()
+    return real(path, target)
+
+  monkeypatch.setattr(pathlib.Path, 'rename', rename)
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+  value = jnp.zeros(1 << 20)
+  with checkpoint.Writer(tmp_path, keep=2) as writer:
+    path = writer.save(1, {'w': value}, {'step': 1})
+    for _ in range(3):
+      value = add(value)
+    assert value[0] == 3 and checkpoint.latest(tmp_path) is None and not path.exists()
+    go.set()
+    writer.wait()
+    assert checkpoint.latest(tmp_path) == 1 and path.is_dir()
+    writer.wait()  # nothing to wait for
+    writer.save(2, {'w': value}, {'step': 2})
+  assert checkpoint.steps(tmp_path) == (1, 2)
+  for step, want in ((1, 0), (2, 3)):
+    found = checkpoint.restore(tmp_path, {'w': value}, step=step)
+    assert found.host == {'step': step} and set(np.asarray(found.state['w']).tolist()) == {want}
+
+
+def no_rename(*_):
+  raise OSError(28, 'No space left on device')
+
+
+def test_an_error_of_the_background_surfaces_once_at_the_next_save_or_at_the_end(
+  tmp_path, monkeypatch, caplog
+):
+  message = r'00000001: the record could not be written \(.*No space left on device\)'
+  with checkpoint.Writer(tmp_path, keep=2) as writer:
+    with monkeypatch.context() as patch:
+      patch.setattr(pathlib.Path, 'rename', no_rename)
+      writer.save(1, tree(), {})
+      with pytest.raises(CheckpointError, match=message):
+        writer.save(2, tree(), {})
+    assert not list(tmp_path.iterdir())
+    writer.save(3, tree(), {})
+  assert checkpoint.steps(tmp_path) == (3,)
+  monkeypatch.setattr(pathlib.Path, 'rename', no_rename)
+  with (
+    pytest.raises(CheckpointError, match=message),
+    checkpoint.Writer(tmp_path, keep=2) as writer,
+  ):
+    writer.save(1, tree(), {})
+  assert not caplog.records
+  # what ended the run is not hidden
+  with pytest.raises(KeyError, match='the run'), checkpoint.Writer(tmp_path, keep=2) as writer:
+    writer.save(1, tree(), {})
+    raise KeyError('the run')
+  assert 'could not be written' in caplog.text and checkpoint.steps(tmp_path) == (3,)
+
+
+KILLED_LATER = textwrap.dedent("""
+    import os, pathlib, signal, sys
+    import jax.numpy as jnp
+    from paravt_jax.train import checkpoint
+    writer = checkpoint.Writer(sys.argv[1], keep=1)
+    writer.save(1, {'w': jnp.ones(1 << 25)}, {'step': 1})
+    writer.wait()
+    writer.save(2, {'w': jnp.zeros(1 << 25)}, {'step': 2})
+    while not any(pathlib.Path(sys.argv[1]).glob('.writing-*/arrays*')):
+      pass  # until the background writes
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+
+
+def test_a_kill_while_training_goes_on_leaves_the_previous_record_usable(tmp_path):
+  root = pathlib.Path(__file__).parents[2]
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED_LATER, str(tmp_path)],
+    cwd=root,
+    env={**os.environ, 'PYTHONPATH': str(root)},
+  )
+  assert done.returncode == -signal.SIGKILL
+  assert checkpoint.steps(tmp_path) == (1,) and len(list(tmp_path.iterdir())) == 2
+  record = checkpoint.restore(tmp_path, {'w': jnp.zeros(1 << 25)})
+  assert record.host == {'step': 1} and record.state['w'].min() == 1
+  checkpoint.sweep(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['00000001']
+
+
+def test_a_record_says_where_the_parameters_are_that_it_leaves_out(tmp_path):
+  base = checkpoint.Base('/models/a', ('visual',), 'abc')
+  path = checkpoint.save(tmp_path, 1, tree(), HOST, keep=3, base=base)
+  assert checkpoint.base(tmp_path, 1) == base
+  checkpoint.save(tmp_path, 2, tree(), HOST, keep=3)
+  assert checkpoint.base(tmp_path, 2) is None
+  checkpoint.refuse_other_base(path, base, 'abc', '/models/b')
+  with pytest.raises(CheckpointError, match=r'visual of /models/b is not what the .* of /models/a'):
+    checkpoint.refuse_other_base(path, base, 'xyz', '/models/b')
+  (path / 'base.json').write_text('{"folder": 1}')
+  with pytest.raises(CheckpointError, match=r'base\.json: half written or damaged'):
+    checkpoint.base(tmp_path, 1)
+
+
+def test_a_part_of_a_record_can_be_read_alone(tmp_path):
+  checkpoint.save(tmp_path, 1, tree(2.0), HOST, keep=1)
+  found = checkpoint.restore(tmp_path, {'params': tree()['params']}, partial=True)
+  assert found.state['params']['w'].tolist() == [[2.0] * 3] * 2 and found.state.keys() == {'params'}
+  with pytest.raises(CheckpointError, match='leaf extra is missing'):
+    checkpoint.restore(tmp_path, {'extra': jnp.zeros(1)}, partial=True)

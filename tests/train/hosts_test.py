@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import metric_sums, sharding, step
 from tests import patience
 from tests.train import common
@@ -50,15 +52,15 @@ def test_one_process_holds_all_rows():
   assert sharding.host_rows(common.mesh_of(2, 2, 2)) == (0, 1)
 
 
-@pytest.mark.slow
-def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all():
+def run_two(code, *arguments):
+  """Runs a script as two processes with two devices each. Returns what each printed."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
   started = [
     subprocess.Popen(
-      [sys.executable, '-c', PROCESS, address, str(i)],
+      [sys.executable, '-c', code, address, str(i), *arguments],
       cwd=ROOT,
       env=env,
       stdout=subprocess.PIPE,
@@ -73,6 +75,12 @@ def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(
     for process in started:
       process.kill()
   assert [process.returncode for process in started] == [0, 0], said
+  return said
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all():
+  said = run_two(PROCESS)
   assert all(
     'REFUSED SFT data: the hosts planned different batches ([0, 1])' in one for one in said
   ), said
@@ -94,3 +102,39 @@ def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(
   assert (
     found[0] == found[1] == pytest.approx([alone['sft/loss'], alone['optim/grad_norm']], rel=1e-5)
   )
+
+
+RECORDS = """
+import pathlib, sys, jax, jax.numpy as jnp
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.experimental import multihost_utils
+from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.train import checkpoint, state
+from tests.train import common
+mesh, root = common.mesh_of(fsdp=4), pathlib.Path(sys.argv[3])
+full = common.fresh(common.sgd(), mesh)
+double = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
+with checkpoint.Writer(root / 'records', keep=1) as writer:
+  for number in (1, 2):
+    writer.save(number, full, {'number': number})
+    full = double(full)  # while both processes write
+record = checkpoint.restore(
+  root / 'records', state.abstract(common.CONFIG, common.sgd(), mesh)
+)
+weights.save_hf(root / 'hf', common.CONFIG, record.state.params, root, shard_bytes=20_000)
+multihost_utils.sync_global_devices('written')
+again = state.from_folder(root / 'hf', common.CONFIG, common.sgd(), mesh)
+print('FOUND', record.step, record.host['number'], checkpoint.steps(root / 'records'),
+      state.fingerprint(double(record.state).params) == state.fingerprint(full.params),
+      state.fingerprint(again.params) == state.fingerprint(double(again).params))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_record_and_one_export_and_read_them(tmp_path):
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  for one in run_two(RECORDS, str(tmp_path)):
+    assert 'FOUND 2 2 (2,) True False' in one, one
+  _, params = weights.load_hf(tmp_path / 'hf')
+  want = [2 * leaf for leaf in jax.tree.leaves(common.params())]
+  assert all(map(np.array_equal, jax.tree.leaves(params), want))

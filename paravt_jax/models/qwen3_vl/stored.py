@@ -4,12 +4,14 @@ Folders may use older names, contain derived buffers, or store single tensors in
 """
 
 import collections
+import contextlib
+import json
 import logging
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +25,7 @@ _DTYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+_NAMES = {dtype.name: name for name, dtype in _DTYPES.items()}
 # buffers that we compute from the config instead
 _DERIVED = re.compile(r'(?:.*\.)?rotary(?:_pos)?_emb\.(?:original_)?inv_freq')
 _OLDER = (
@@ -34,6 +37,7 @@ _OLDER = (
   ),
 )
 _ROWS = 4096  # rows that are compared at a time
+_BLOCK_BYTES = 16 << 20  # stored bytes that are read and cast at a time
 
 
 class Stored(NamedTuple):
@@ -103,22 +107,96 @@ def arrays(
   try:
     with safe_open(file, 'np') as opened:
       for tensor in sorted(chosen):
-        array = opened.get_tensor(tensor.key)
-        if array.dtype != dtype:
-          with np.errstate(over='ignore'):
-            cast = array.astype(dtype)
-          if not np.isfinite(cast[np.isfinite(array)]).all():
-            raise DataError(
-              f'{file}: {tensor.key} is {tensor.dtype} with numbers that {dtype} cannot '
-              'hold, wanted one dtype; '
-              'export the model in bfloat16 or float32'
-            )
-          array = cast
+        array = _cast(tensor, opened.get_tensor(tensor.key), dtype)
         yield tensor, array
   except (SafetensorError, OSError) as error:
     raise DataError(
       f'{file}: not readable as safetensors ({error}); copy or download it again'
     ) from error
+
+
+def _cast(tensor: Stored, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Returns the array in the dtype. Raises DataError if that cannot represent a number."""
+  if array.dtype == dtype:
+    return array
+  with np.errstate(over='ignore'):
+    cast = array.astype(dtype)
+  if not np.isfinite(cast[np.isfinite(array)]).all():
+    raise DataError(
+      f'{tensor.file}: {tensor.key} is {tensor.dtype} with numbers that {dtype} cannot '
+      'hold, wanted one dtype; '
+      'export the model in bfloat16 or float32'
+    )
+  return cast
+
+
+class Reader:
+  """Reads regions of tensors from mapped files.
+
+  Args:
+    dtype: the main dtype of the checkpoint. Tensors of another dtype are cast to it.
+
+  `bytes_read` counts the stored bytes that were read.
+  """
+
+  def __init__(self, dtype: np.dtype):
+    self._dtype, self.bytes_read = dtype, 0
+    self._stack = contextlib.ExitStack()
+    self._files: dict[pathlib.Path, Any] = {}
+
+  def __enter__(self) -> 'Reader':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._files.clear()
+    self._stack.close()
+
+  def blocks(
+    self, tensor: Stored, region: tuple[slice, ...]
+  ) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (start, stop, rows) along the first axis of a region, in blocks of a few MB.
+
+    A block bounds the memory that casting and transposing need beside the result. `start` counts
+    from the beginning of the region.
+
+    Raises:
+      DataError: the file is unreadable, or the dtype cannot represent a number.
+    """
+    ends = [part.indices(size)[:2] for part, size in zip(region, tensor.shape)]
+    first, last = ends[0]
+    row = math.prod(stop - start for start, stop in ends[1:]) * _DTYPES[tensor.dtype].itemsize
+    step = max(_BLOCK_BYTES // max(row, 1), 1)
+    rest = tuple(slice(*end) for end in ends[1:])
+    for start in range(first, last, step):
+      stop = min(start + step, last)
+      try:
+        array = self._open(tensor.file).get_slice(tensor.key)[(slice(start, stop), *rest)]
+      except (SafetensorError, OSError) as error:
+        raise DataError(
+          f'{tensor.file}: not readable as safetensors ({error}); copy or download it again'
+        ) from error
+      self.bytes_read += (stop - start) * row
+      yield start - first, stop - first, _cast(tensor, array, self._dtype)
+
+  def _open(self, file: pathlib.Path) -> Any:
+    if file not in self._files:
+      self._files[file] = self._stack.enter_context(safe_open(file, 'np'))
+    return self._files[file]
+
+
+def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+  """Returns the start of a safetensors file of these (dtype, shape, bytes).
+
+  `dtype` is numpy's name. The arrays follow the header in the same order.
+  """
+  named: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
+  for name, (dtype, shape, size) in tensors.items():
+    named[name] = {'dtype': _NAMES[dtype], 'shape': shape, 'data_offsets': (end, end + size)}
+    end += size
+  text = json.dumps(named, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text
 
 
 def refuse_other_head(head: Stored, embedding: Stored) -> None:
@@ -166,3 +244,16 @@ def _today(key: str) -> str:
     if pattern.match(key):
       return pattern.sub(new, key, count=1)
   return key
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of a JSON file of a checkpoint folder. Raises DataError without one."""
+  try:
+    return json.loads(file.read_text())
+  except OSError as error:
+    raise DataError(
+      f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; '
+      'check the path'
+    ) from error
+  except ValueError as error:
+    raise DataError(f'{file}: is not JSON ({error}); copy or download it again') from error

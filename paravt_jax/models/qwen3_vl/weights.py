@@ -1,181 +1,85 @@
-"""Converts Hugging Face safetensors to our parameters and back, bit for bit.
+"""Reads Hugging Face safetensors into our parameters, bit for bit: on the host, or on a mesh.
 
-One table maps the names. `stored.py` handles the variants of checkpoint folders.
+`names.py` maps names and layouts, `stored.py` handles the variants of checkpoint folders, and
+`export.py` writes. Their functions for other modules are also here.
 """
 
-import json
+import collections
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from paravt_jax.errors import DataError
 from paravt_jax.models.qwen3_vl import model, stored
 from paravt_jax.models.qwen3_vl.config import Config
-
-_SHARD_BYTES = 5 * 10**9
-# rows transposed at a time: four times as fast as the whole matrix, which does not fit the cache
-_STRIP = 16
-# columns per block of `pick_blocks`: a few MB, which stay in the CPU cache until they are written
-_COLUMNS = 1024
-# image size limits (pixels) in a saved folder, so that a server does not resize our frames
-_SERVED_PIXELS = (1024, 50176)
-_TOKENIZERS = (('tokenizer.json',), ('vocab.json', 'merges.txt'))
-_COPIED = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'vocab.json',
-  'merges.txt',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.json',
-  'chat_template.jinja',
-  'generation_config.json',
-  'processor_config.json',
+from paravt_jax.models.qwen3_vl.export import save_hf, write_companions
+from paravt_jax.models.qwen3_vl.names import (
+  Slot,
+  copy_transposed,
+  name_table,
+  pick,
+  pick_blocks,
+  their_region,
+  their_shape,
+  to_our_layout,
 )
+from paravt_jax.models.qwen3_vl.stored import Stored
 
-# Hugging Face's names -> ours. A linear's weight is [out, in] there and [in, out] here.
-_TEXT_LAYER = {
-  'input_layernorm.weight': 'norm1.scale',
-  'post_attention_layernorm.weight': 'norm2.scale',
-  'self_attn.q_norm.weight': 'q_norm.scale',
-  'self_attn.k_norm.weight': 'k_norm.scale',
-  **{f'self_attn.{n}_proj.weight': f'{n}.kernel' for n in 'qkvo'},
-  **{f'mlp.{n}_proj.weight': f'{n}.kernel' for n in ('gate', 'up', 'down')},
-}
-_NORM = {'norm.weight': 'norm.scale', 'norm.bias': 'norm.bias'}
-_MERGER = {
-  **_NORM,
-  **{
-    f'linear_fc{i}.{a}': f'fc{i}.{b}'
-    for i in (1, 2)
-    for a, b in (('weight', 'kernel'), ('bias', 'bias'))
-  },
-}
-_VISION_BLOCK = {
-  **{
-    f'norm{i}.{a}': f'norm{i}.{b}'
-    for i in (1, 2)
-    for a, b in (('weight', 'scale'), ('bias', 'bias'))
-  },
-  **{
-    f'{n}.{a}': f'{n.split(".")[-1].replace("linear_", "")}.{b}'
-    for n in ('attn.qkv', 'attn.proj', 'mlp.linear_fc1', 'mlp.linear_fc2')
-    for a, b in (('weight', 'kernel'), ('bias', 'bias'))
-  },
-}
+__all__ = [
+  'Slot',
+  'load_hf',
+  'load_sharded',
+  'name_table',
+  'pick',
+  'pick_blocks',
+  'read_config',
+  'save_hf',
+  'stored_dtype',
+  'their_shape',
+  'write_companions',
+]
+
+Index = tuple[slice, ...]
+Path = tuple[str, ...]  # of a leaf, such as ('visual', 'pos_embed', 'embedding')
 
 
-class Slot(NamedTuple):
-  """The position of one Hugging Face tensor in our parameter tree."""
+class _Checkpoint(NamedTuple):
+  """A folder whose names and shapes fit its config."""
 
-  path: tuple[str, ...]  # of the leaf
-  layer: int | None  # index into a stacked leaf; None for a leaf that is not stacked
-  form: str  # Hugging Face's layout relative to ours: 'same' | 'transposed' | 'patches'
-
-
-def name_table(config: Config) -> dict[str, Slot]:
-  """Returns {tensor name: Slot} for all tensors of a checkpoint of this size."""
-  table = {}
-
-  def add(theirs, ours, layer=None):
-    form = 'transposed' if ours.endswith('kernel') else 'same'
-    table[theirs] = Slot(tuple(ours.split('.')), layer, form)
-
-  def add_all(prefix, names, ours, layer=None):
-    for theirs, name in names.items():
-      add(f'{prefix}.{theirs}', f'{ours}.{name}', layer)
-
-  table['model.visual.patch_embed.proj.weight'] = Slot(
-    ('visual', 'patch_embed', 'kernel'), None, 'patches'
-  )
-  add('model.visual.patch_embed.proj.bias', 'visual.patch_embed.bias')
-  add('model.visual.pos_embed.weight', 'visual.pos_embed.embedding')
-  for i in range(config.vision.depth):
-    add_all(f'model.visual.blocks.{i}', _VISION_BLOCK, 'visual.blocks', i)
-  add_all('model.visual.merger', _MERGER, 'visual.merger')
-  for j in range(len(config.vision.taps)):
-    add_all(f'model.visual.deepstack_merger_list.{j}', _MERGER, 'visual.deepstack', j)
-  add('model.language_model.embed_tokens.weight', 'text.embed.embedding')
-  for i in range(config.text.layers):
-    add_all(f'model.language_model.layers.{i}', _TEXT_LAYER, 'text.layers', i)
-  add('model.language_model.norm.weight', 'text.norm.scale')
-  if not config.tied:
-    add('lm_head.weight', 'head.kernel')
-  return table
+  folder: pathlib.Path
+  config: Config
+  table: dict[str, Slot]
+  found: dict[str, Stored]  # all tensors of the files
+  wanted: set[str]
+  dtype: np.dtype  # of most numbers
+  shapes: dict[Path, tuple[int, ...]]  # of all leaves; empty if no tensor is wanted
 
 
-def _to_our_layout(tensor: np.ndarray, form: str) -> np.ndarray:
-  if form == 'patches':  # [W, 3, time, h, w] -> [time, 3 * h * w, W]
-    return tensor.transpose(2, 1, 3, 4, 0).reshape(tensor.shape[2], -1, tensor.shape[0])
-  return tensor.T if form == 'transposed' else tensor
+def read_config(folder: str | os.PathLike) -> Config:
+  """Returns the sizes in a folder's config.json.
 
-
-def _to_their_layout(config: Config, array: np.ndarray, form: str) -> np.ndarray:
-  if form == 'patches':
-    v = config.vision
-    array = array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
-  return _transpose_copy(array) if form == 'transposed' else np.ascontiguousarray(array)
-
-
-def _transpose_copy(array: np.ndarray) -> np.ndarray:
-  """Returns a contiguous copy of `array.T`, made in strips.
-
-  The bits are copied as integers, because numpy then releases the GIL.
+  Raises:
+    DataError: there is no such file.
+    ConfigError: it is not of the dense Qwen3-VL family.
   """
-  bits = array.view(f'u{array.itemsize}')
-  out = np.empty(bits.shape[::-1], bits.dtype)
-  for start in range(0, len(bits), _STRIP):
-    out[:, start : start + _STRIP] = bits[start : start + _STRIP].T
-  return out.view(array.dtype)
+  return Config.from_hf(stored.read_json(pathlib.Path(folder) / 'config.json'))
 
 
-def pick(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
-  """Returns the tensor of one slot in Hugging Face's layout.
+def stored_dtype(folder: str | os.PathLike) -> str:
+  """Returns the name of the dtype in which most numbers of a folder are stored.
 
-  `params` is a tree of numpy arrays with the shapes of the parameters.
+  Raises:
+    DataError: as `load_hf`.
   """
-  return _to_their_layout(config, _slice(params, slot), slot.form)
-
-
-def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
-  leaf: Any = params
-  for key in slot.path:
-    leaf = leaf[key]
-  return leaf if slot.layer is None else leaf[slot.layer]
-
-
-def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[np.ndarray]:
-  """Yields the rows of `pick`'s result in contiguous blocks.
-
-  It never copies a whole transposed tensor. A tensor with the same layout is not copied at all.
-  """
-  array = _slice(params, slot)
-  if slot.form == 'transposed':
-    for start in range(0, array.shape[1], _COLUMNS):
-      yield _transpose_copy(array[:, start : start + _COLUMNS])
-  else:
-    yield _to_their_layout(config, array, slot.form)
-
-
-def their_shape(config: Config, shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
-  """Returns the shape of `pick`'s result; `shape` is that of the whole leaf."""
-  shape = shape if slot.layer is None else shape[1:]
-  v = config.vision
-  if slot.form == 'patches':
-    return (v.width, 3, v.temporal, v.patch, v.patch)
-  return shape[::-1] if slot.form == 'transposed' else shape
+  return _open(folder, ()).dtype.name
 
 
 def load_hf(
-  folder: str | os.PathLike, only: Collection[tuple[str, ...]] | None = None
+  folder: str | os.PathLike, only: Collection[Path] | None = None
 ) -> tuple[Config, dict[str, Any]]:
   """Reads a checkpoint folder (one safetensors file, or several with an index).
 
@@ -191,28 +95,145 @@ def load_hf(
       not fit the config, or a tied model stores a head that differs from its embedding.
     ConfigError: config.json is not of the dense Qwen3-VL family.
   """
+  opened = _open(folder, only)
+  params: dict[str, Any] = {}
+  for file in sorted({tensor.file for tensor in opened.found.values()}):
+    chosen = [t for name, t in opened.found.items() if t.file == file and name in opened.wanted]
+    for tensor, array in stored.arrays(file, chosen, opened.dtype):
+      _fill(params, opened.shapes, opened.table[tensor.name], array)
+  _finish(opened)
+  return opened.config, params
+
+
+def load_sharded(
+  folder: str | os.PathLike, places: Mapping[str, Any], dtype: str = 'float32'
+) -> tuple[Config, dict[str, Any]]:
+  """Reads parameters onto the devices of their shardings, without a whole copy in host memory.
+
+  Each shard's bytes are read from the mapped files and cast there. Beside the arrays themselves,
+  the host holds at most this process's shards of one leaf, and no device holds a leaf whole unless
+  its sharding says so.
+
+  Args:
+    places: a sharding for each leaf to read, in the tree of the parameters. Parts of the tree may
+      be missing; they are not read.
+    dtype: of the result. Values are first rounded to the dtype of most stored numbers, as in
+      `load_hf`.
+
+  Raises:
+    DataError, ConfigError: as `load_hf`.
+  """
+  named = {
+    tuple(key.key for key in path): place
+    for path, place in jax.tree_util.tree_leaves_with_path(places)
+  }
+  opened = _open(folder, named.keys())
+  layers: dict[Path, list[str]] = collections.defaultdict(list)
+  for name, slot in opened.table.items():  # in the order of the layers
+    layers[slot.path].append(name)
+  params: dict[str, Any] = {}
+  with stored.Reader(opened.dtype) as reader:
+    for path, place in named.items():
+      node = params
+      for key in path[:-1]:
+        node = node.setdefault(key, {})
+      leaf = _Leaf(opened, reader, layers[path], opened.shapes[path], np.dtype(dtype))
+      # The next leaf is read when this one has left the host, so that only one is there.
+      node[path[-1]] = jax.block_until_ready(leaf.place(place))
+  _finish(opened)
+  return opened.config, params
+
+
+class _Leaf:
+  """One leaf of the parameters, read by regions."""
+
+  def __init__(
+    self,
+    opened: _Checkpoint,
+    reader: stored.Reader,
+    names: list[str],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+  ):
+    self._tensors = [opened.found[name] for name in names]
+    slot = opened.table[names[0]]
+    self._reader, self._form, self._stacked = reader, slot.form, slot.layer is not None
+    self._shape, self._dtype = shape, dtype
+
+  def place(self, place: jax.sharding.Sharding) -> jax.Array:
+    """Returns the array on the devices of a sharding."""
+    # Devices with the same part get the same host array.
+    read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def shard(index: Index | None) -> np.ndarray:
+      whole = (slice(None),) * len(self._shape) if index is None else index
+      ends = tuple(part.indices(size)[:2] for part, size in zip(whole, self._shape))
+      if ends not in read:
+        read[ends] = self._read(tuple(slice(*end) for end in ends))
+      return read[ends]
+
+    return jax.make_array_from_callback(self._shape, place, shard, dtype=self._dtype)
+
+  def _read(self, index: Index) -> np.ndarray:
+    out = np.empty([part.stop - part.start for part in index], self._dtype)
+    if not self._stacked:
+      self._fill(out, self._tensors[0], index)
+    else:
+      for target, tensor in zip(out, self._tensors[index[0]], strict=True):
+        self._fill(target, tensor, index[1:])
+    return out
+
+  def _fill(self, out: np.ndarray, tensor: Stored, index: Index) -> None:
+    """Fills `out` with a region of one tensor, block by block."""
+    for start, stop, rows in self._reader.blocks(tensor, their_region(index, self._form)):
+      # The first axis there is the last one here, except where the layout is the same.
+      if self._form == 'same':
+        out[start:stop] = rows
+      elif self._form == 'transposed':
+        copy_transposed(out[:, start:stop], rows)
+      else:
+        out[..., start:stop] = to_our_layout(rows, self._form)[index[:-1]]
+
+
+def _open(folder: str | os.PathLike, only: Collection[Path] | None) -> _Checkpoint:
+  """Reads the headers of a folder and compares names and shapes with its config.
+
+  Raises:
+    DataError, ConfigError: as `load_hf`.
+  """
   folder = pathlib.Path(folder)
-  config = Config.from_hf(_read_json(folder / 'config.json'))
-  table, params, files = name_table(config), {}, _weight_files(folder)
+  config = read_config(folder)
+  table = name_table(config)
   wanted = {name for name, slot in table.items() if only is None or slot.path in only}
-  found = stored.tensors(files)
+  found = stored.tensors(_weight_files(folder))
   _refuse_names(config, found, table, wanted, folder)
   dtype = stored.main_dtype([found[name] for name in table if name in found])
-  for file in files:
-    chosen = [tensor for name, tensor in found.items() if tensor.file == file and name in wanted]
-    for tensor, array in stored.arrays(file, chosen, dtype):
-      _fill(
-        config,
-        params,
-        model.abstract_params(config),
-        table[tensor.name],
-        array,
-        f'{file}: {tensor.key}',
+  shapes = _shapes(config) if wanted else {}
+  for name in sorted(wanted):
+    tensor, slot = found[name], table[name]
+    shape = their_shape(config, shapes[slot.path], slot)
+    if tensor.shape != shape:
+      raise DataError(
+        f'{tensor.file}: {tensor.key}: got {dtype}{list(tensor.shape)}, wanted '
+        f'{dtype}{list(shape)}; weights and config.json do not belong together'
       )
-  if config.tied and stored.HEAD in found:
+  return _Checkpoint(folder, config, table, found, wanted, dtype, shapes)
+
+
+def _shapes(config: Config) -> dict[Path, tuple[int, ...]]:
+  return {
+    tuple(key.key for key in path): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params(config))
+  }
+
+
+def _finish(opened: _Checkpoint) -> None:
+  """Compares the head of a tied model with its embedding, and reports casts."""
+  found = opened.found
+  if opened.config.tied and stored.HEAD in found:
     stored.refuse_other_head(found[stored.HEAD], found[stored.EMBEDDING])
-  stored.tell_casts(folder, [tensor for name, tensor in found.items() if name in wanted], dtype)
-  return config, params
+  used = [tensor for name, tensor in found.items() if name in opened.wanted]
+  stored.tell_casts(opened.folder, used, opened.dtype)
 
 
 def _refuse_names(
@@ -241,35 +262,29 @@ def _refuse_names(
 
 
 def _fill(
-  config: Config, params: dict, shapes_tree: dict, slot: Slot, tensor: np.ndarray, where: str
+  params: dict[str, Any], shapes: dict[Path, tuple[int, ...]], slot: Slot, tensor: np.ndarray
 ) -> None:
   """Copies one tensor into its leaf, or into its layer of a stacked leaf.
 
   The first tensor of a leaf allocates it.
   """
-  wanted, node = shapes_tree, params
+  node = params
   for key in slot.path[:-1]:
-    wanted, node = wanted[key], node.setdefault(key, {})
-  shape = wanted[slot.path[-1]].shape
+    node = node.setdefault(key, {})
   leaf = node.get(slot.path[-1])
   if leaf is None:
-    leaf = node[slot.path[-1]] = np.empty(shape, tensor.dtype)
+    leaf = node[slot.path[-1]] = np.empty(shapes[slot.path], tensor.dtype)
   target = leaf if slot.layer is None else leaf[slot.layer]
-  rank = 5 if slot.form == 'patches' else target.ndim
-  array = _to_our_layout(tensor, slot.form) if tensor.ndim == rank else tensor
-  if array.shape != target.shape or tensor.dtype != leaf.dtype:
-    raise DataError(
-      f'{where}: got {tensor.dtype}{list(tensor.shape)}, wanted '
-      f'{leaf.dtype}{list(_to_their_layout(config, target, slot.form).shape)}; weights and '
-      'config.json do not belong together'
-    )
-  target[...] = array
+  if slot.form == 'transposed':
+    copy_transposed(target, tensor)
+  else:
+    target[...] = to_our_layout(tensor, slot.form)
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   index = folder / 'model.safetensors.index.json'
   if index.exists():
-    names = _read_json(index)
+    names = stored.read_json(index)
     names = names.get('weight_map') if isinstance(names, dict) else None
     if (
       not isinstance(names, dict)
@@ -304,174 +319,3 @@ def _instead(folder: pathlib.Path) -> str:
       'the parts, too'
     )
   return 'download or export the checkpoint again'
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text())
-  except OSError as error:
-    raise DataError(
-      f'{file}: cannot be read ({error.strerror}), wanted a Hugging Face checkpoint folder; '
-      'check the path'
-    ) from error
-  except ValueError as error:
-    raise DataError(f'{file}: is not JSON ({error}); copy or download it again') from error
-
-
-def save_hf(
-  folder: str | os.PathLike,
-  config: Config,
-  params: dict[str, Any],
-  tokenizer_folder: str | os.PathLike,
-) -> None:
-  """Writes a folder that transformers, SGLang and `load_hf` can read.
-
-  The folder is written completely or not at all. An existing checkpoint folder is replaced.
-
-  Args:
-    folder: the checkpoint folder; its parent must exist.
-    params: fully addressable arrays; each keeps its dtype.
-    tokenizer_folder: tokenizer and processor files are copied from here. The processor's image
-      size is set to [1024, 50176] pixels, so that a server does not resize our frames.
-
-  Raises:
-    DataError: `params` do not fit `config`, `tokenizer_folder` has no tokenizer, or writing fails.
-  """
-  folder, source = pathlib.Path(folder), pathlib.Path(tokenizer_folder)
-  if not any(all((source / name).exists() for name in names) for names in _TOKENIZERS):
-    raise DataError(
-      f'{source}: got no tokenizer.json, nor vocab.json and merges.txt, wanted the folder of '
-      'the tokenizer that the '
-      'model was trained with'
-    )
-  if folder.exists() and not (folder / 'config.json').exists() and any(folder.iterdir()):
-    raise DataError(
-      f'{folder}: exists and is no checkpoint, wanted a new folder or one to replace; choose '
-      'another'
-    )
-  _check_params(config, params)
-  try:
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-    try:
-      dtype = str(np.dtype(params['text']['embed']['embedding'].dtype))
-      _write_weights(temporary, config, params)
-      write_companions(temporary, config, dtype, source)
-      temporary.chmod(0o755)
-      if folder.exists():
-        aside = temporary.with_name(temporary.name + '.old')
-        folder.rename(aside)
-        temporary.rename(folder)
-        shutil.rmtree(aside)
-      else:
-        temporary.rename(folder)
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
-  except (OSError, SafetensorError) as error:
-    raise DataError(
-      f'{folder}: could not be written ({error}); nothing was left behind, free space or '
-      'choose another '
-      'place'
-    ) from error
-
-
-def write_companions(
-  folder: pathlib.Path, config: Config, dtype: str, source: pathlib.Path
-) -> None:
-  """Writes a checkpoint folder except its weights: config.json, tokenizer and processor files.
-
-  The tokenizer comes from the folder `source`; see `save_hf` for the processor files.
-
-  Raises:
-    OSError: writing fails.
-  """
-  _write_json(folder / 'config.json', config.to_hf(dtype))
-  _write_processor(folder, config, source)
-
-
-def _check_params(config: Config, params: dict[str, Any]) -> None:
-  """Raises DataError unless the leaves and their shapes are exactly those of the config."""
-  got = {path: leaf.shape for path, leaf in _leaves(params)}
-  wanted = {path: leaf.shape for path, leaf in _leaves(model.abstract_params(config))}
-  wrong = sorted(path for path in got.keys() | wanted.keys() if got.get(path) != wanted.get(path))
-  if wrong:
-    raise DataError(
-      f'params: {".".join(wrong[0])} is {got.get(wrong[0])}, wanted {wanted.get(wrong[0])} '
-      f'({len(wrong)} such); save with the config the params were made with'
-    )
-
-
-def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-  if not isinstance(tree, dict):
-    return [(path, tree)]
-  return [leaf for key, child in tree.items() for leaf in _leaves(child, (*path, key))]
-
-
-def _write_weights(folder: pathlib.Path, config: Config, params: dict[str, Any]) -> None:
-  """Writes one file up to 5 GB, or several with an index in transformers' format."""
-  leaves = dict(_leaves(params))
-
-  def size(slot):
-    leaf = leaves[slot.path]
-    return leaf.nbytes // (1 if slot.layer is None else leaf.shape[0])
-
-  # assign the tensors to files, in the order of their names
-  shards, filled = [[]], 0
-  for name, slot in sorted(name_table(config).items()):
-    if shards[-1] and filled + size(slot) > _SHARD_BYTES:
-      shards.append([])
-      filled = 0
-    shards[-1].append((name, slot))
-    filled += size(slot)
-
-  weight_map = {}
-  host = jax.tree.map(np.asarray, params)
-  for i, shard in enumerate(shards):
-    file = (
-      'model.safetensors'
-      if len(shards) == 1
-      else f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
-    )
-    save_file(
-      {name: pick(config, host, slot) for name, slot in shard},
-      folder / file,
-      metadata={'format': 'pt'},
-    )
-    weight_map |= {name: file for name, _ in shard}
-  if len(shards) > 1:
-    total = sum(leaf.nbytes for leaf in leaves.values())
-    _write_json(
-      folder / 'model.safetensors.index.json',
-      {'metadata': {'total_size': total}, 'weight_map': weight_map},
-    )
-
-
-def _write_processor(folder: pathlib.Path, config: Config, source: pathlib.Path) -> None:
-  """Copies the tokenizer files and writes processor files with our image size.
-
-  If `source` has no processor files, they are made from the config.
-  """
-  for name in _COPIED:
-    if (source / name).exists():
-      shutil.copyfile(source / name, folder / name)
-  v, (least, most) = config.vision, _SERVED_PIXELS
-  ours = {
-    'patch_size': v.patch,
-    'temporal_patch_size': v.temporal,
-    'merge_size': v.merge,
-    'image_mean': [0.5] * 3,
-    'image_std': [0.5] * 3,
-    'processor_class': 'Qwen3VLProcessor',
-    'size': {'shortest_edge': least, 'longest_edge': most},
-  }
-  kinds = {
-    'preprocessor_config.json': {'image_processor_type': 'Qwen2VLImageProcessorFast'},
-    'video_preprocessor_config.json': {'video_processor_type': 'Qwen3VLVideoProcessor'},
-  }
-  for name, kind in kinds.items():
-    old = _read_json(source / name) if (source / name).exists() else kind
-    extra = {key: value for key, value in old.items() if key not in ('min_pixels', 'max_pixels')}
-    _write_json(folder / name, {**extra, **ours})
-
-
-def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
-  file.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')

@@ -2,6 +2,8 @@
 tests.
 """
 
+import pathlib
+
 import numpy as np
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -59,6 +61,14 @@ def torch_model(seed: int = 0, **sizes) -> Qwen3VLForConditionalGeneration:
     for name, weight in model.named_parameters():
       weight.normal_(1.0 if 'norm' in name and name.endswith('weight') else 0.0, 0.2)
   return model
+
+
+def published_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a folder in the published layout: bfloat16, untied, several shards, an index."""
+  theirs = torch_model(tied=False, layers=2, depth=2, taps=(0,)).to(torch.bfloat16)
+  theirs.save_pretrained(folder, max_shard_size='60KB')
+  (folder / 'tokenizer.json').write_text('{}')
+  return folder
 
 
 def pixel_rows(frames: np.ndarray) -> np.ndarray:
