@@ -34,6 +34,7 @@ FREE = (
   'train.head_chunk',
   'rollout.max_concurrent',
   'rollout.gap_limit',
+  'rollout.gap_ratio',
   'eval.concurrent',
   'eval.report_right',
   'eval.report_samples',
@@ -46,6 +47,7 @@ FREE = (
   'judge.concurrency',
   'publish.keep',
   'publish.canary_tokens',
+  'publish.canary_continuations',
   'world.workers',
 )
 COLD_START = 'cold_start.'
