@@ -114,7 +114,7 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
     'publish.canary_continuations',
   ]
   assert paths('--config.publish.keep', 'config.seed') == ['publish.keep', 'seed']
-  assert len(paths('server.watch')) == 6 and 'server.watch.every_s' in paths('server')
+  assert len(paths('server.watch')) == 7 and 'server.watch.every_s' in paths('server')
 
 
 @pytest.mark.parametrize('section', ['nothing', 'publis', 'publish.kee', 'publish.keep.x'])

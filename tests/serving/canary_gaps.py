@@ -7,6 +7,7 @@ the most likely token and of tokens sampled at temperature 1, after a prompt wit
 after the same words without one.
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -28,7 +29,6 @@ from tests.serving.contract import drive
 
 WORDS = 8  # prompts of each seed
 NEW = 12  # tokens after each
-BANNED = jnp.asarray(kinds.BANNED)
 
 
 def prompts(seed: int, picture: bool) -> list[list[int]]:
@@ -38,27 +38,30 @@ def prompts(seed: int, picture: bool) -> list[list[int]]:
   return [[*ids[:3], *image, *ids[3:]] for ids in drawn]
 
 
+@functools.partial(jax.jit, static_argnames=('dtype', 'backend'))
+def _logprobs(params, inputs, dtype, backend):
+  x_BTD = model.hidden(
+    kinds.CONFIG,
+    params,
+    inputs,
+    dtype=jnp.dtype(dtype),
+    remat=False,
+    freeze_vision=True,
+    backend=backend,
+  )
+  kernel_DV = model.head(params, kinds.CONFIG).astype(dtype)
+  logits_TV = jnp.einsum('TD,DV->TV', x_BTD[0], kernel_DV, preferred_element_type=jnp.float32)
+  return jax.nn.log_softmax(logits_TV.at[:, jnp.asarray(kinds.BANNED)].set(-jnp.inf))
+
+
 def scorer(params, images, dtype, backend):
   """Returns `f(ids) -> float32[T, V]`, log-probs after each id."""
 
-  @jax.jit
-  def run(inputs):
-    x_BTD = model.hidden(
-      kinds.CONFIG,
-      params,
-      inputs,
-      dtype=jnp.dtype(dtype),
-      remat=False,
-      freeze_vision=True,
-      backend=backend,
-    )
-    kernel_DV = model.head(params, kinds.CONFIG).astype(dtype)
-    logits_TV = jnp.einsum('TD,DV->TV', x_BTD[0], kernel_DV, preferred_element_type=jnp.float32)
-    return jax.nn.log_softmax(logits_TV.at[:, BANNED].set(-jnp.inf))
+  def run(ids):
+    inputs = model.single_inputs(kinds.CONFIG, np.array(ids, np.int32), images)
+    return np.asarray(_logprobs(params, inputs, dtype=dtype, backend=backend))
 
-  return lambda ids: np.asarray(
-    run(model.single_inputs(kinds.CONFIG, np.array(ids, np.int32), images))
-  )
+  return run
 
 
 def torch_scorer(folder, images, dtype):
