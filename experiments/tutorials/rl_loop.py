@@ -112,11 +112,8 @@ class Policy:
     self.step = step.make_rl_step(self.config, self.optimizer, self.mesh, options, recipe.rl)
     self.publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
     self.frozen = optimizers.partition(params, self.optimizer.frozen)[1]
-    asked, tokens = (
-      canary.prompt(self.tok, recipe.train.image_patches),
-      recipe.publish.canary_tokens,
-    )
-    self.canary = canary.make(self.config, self.mesh, options, self.tok, asked, tokens)
+    asked = canary.prompt(self.tok, recipe.train.image_patches)
+    self.canary = canary.make(self.config, self.mesh, options, self.tok, asked, recipe.publish)
 
   def update(self, batch: list[Group]) -> dict[str, float]:
     """One step on some groups; returns a few of its metrics."""

@@ -124,6 +124,9 @@ _POLICY = {
   'policy/gap_max': Metric('nats', 'largest of the same', ('class',)),
   'policy/gap_current_mean': Metric('nats', "the same, tokens of the step's own version only"),
   'policy/gap_current_max': Metric('nats', 'largest of the same'),
+  'policy/rounding': Metric(
+    'nats', 'mean |logp in its dtype - logp in float32| of the learner, sampled ids, its canary'
+  ),
   'policy/kl_reference': Metric('nats', 'k1 estimate of the KL to the reference per trained token'),
   'policy/kl_reward': Metric('reward', 'mean per-token KL reward, -beta times the estimate'),
   'policy/tokens': Metric('tokens', 'trained tokens of the step', ('class', 'k')),

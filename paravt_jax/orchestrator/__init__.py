@@ -25,7 +25,7 @@ One step of RL:
 5. The fleet delivers them to each server. A server's replies count once it has reproduced the
    canary. With staleness above 0 the next groups run meanwhile.
 6. Metrics and episodes are written. The run ends if the gap between the log-probs of learner and
-   server is above `rollout.gap_limit`.
+   server is above `rollout.gap_limit` and the allowance for rounding.
 7. Every `run.checkpoint_every` steps one atomic record stores trained parameters, optimizer, the
    position in the data, the queue's counters, and the version. It is written while the next steps
    run. Frozen parameters stay in the model folder, which the record names.

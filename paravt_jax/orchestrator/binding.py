@@ -37,6 +37,7 @@ FREE = (
   'train.head_chunk',
   'rollout.max_concurrent',
   'rollout.gap_limit',
+  'rollout.gap_ratio',
   'eval.concurrent',
   'eval.report_right',
   'eval.report_samples',
@@ -49,6 +50,7 @@ FREE = (
   'judge.concurrency',
   'publish.keep',
   'publish.canary_tokens',
+  'publish.canary_continuations',
   'world.workers',
 )
 COLD_START = 'cold_start.'

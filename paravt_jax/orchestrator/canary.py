@@ -5,15 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from paravt_jax import packing
 from paravt_jax.chat import template
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
+from paravt_jax.models.qwen3_vl import stored
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.orchestrator.options import PublishOptions
 from paravt_jax.orchestrator.parts import load_model
-from paravt_jax.serving.canary import Canary, canary_image
+from paravt_jax.serving.canary import Canary, Continuation, canary_image
 from paravt_jax.train import greedy, sharding
 from paravt_jax.train.step import ModelOptions
 from paravt_jax.types import Segment
@@ -29,17 +32,46 @@ def prompt(tok: ChatTokenizer, patches: int) -> Segment:
 
 
 def make(
-  config: Config, mesh: Mesh, options: ModelOptions, tok: ChatTokenizer, asked: Segment, tokens: int
+  config: Config,
+  mesh: Mesh,
+  options: ModelOptions,
+  tok: ChatTokenizer,
+  asked: Segment,
+  publish: PublishOptions,
 ) -> Callable[[Any], Canary]:
-  """Returns a function from parameters on the mesh to the canary of `prompt`'s segment."""
+  """Returns a function from parameters on the mesh to the canary of `prompt`'s segment.
+
+  The canary is of the weights as `publish` rounds them.
+  """
   expanded = packing.expand(packing.Sample(asked.ids, asked.images, {}), tok.image_pad).ids
-  predict = greedy.make_greedy(config, mesh, options, expanded, asked.images[0], tokens)
-  return lambda params: Canary(
-    tuple(asked.ids.tolist()),
-    asked.images[0],
-    tuple(tok.vision_ids),
-    *(tuple(values.tolist()) for values in predict(params)),
+  say = greedy.make_canary(
+    config,
+    mesh,
+    options,
+    greedy.Prompt(expanded, asked.images[0]),
+    tokens=publish.canary_tokens,
+    continuations=publish.canary_continuations,
+    published=publish.dtype,
   )
+  return lambda params: _canary(say(params), asked, tuple(tok.vision_ids))
+
+
+def _canary(said: greedy.Said, asked: Segment, banned: tuple[int, ...]) -> Canary:
+  """Returns the canary of what the learner said. All rows but the first begin with sampled ids."""
+
+  def continuation(row: int) -> Continuation:
+    sampled = greedy.SAMPLED if row else 0
+    ids, logprobs, margins = (np.asarray(values[row]).tolist() for values in said[:3])
+    return Continuation(
+      tuple(ids[:sampled]),
+      tuple(ids[sampled:]),
+      tuple(logprobs[sampled:]),
+      tuple(margins[sampled:]),
+    )
+
+  continuations = tuple(continuation(row) for row in range(len(said.ids_RT)))
+  costs = float(said.rounding), float(said.sampled_rounding)
+  return Canary(tuple(asked.ids.tolist()), asked.images[0], banned, continuations, *costs)
 
 
 def cpu() -> Mesh:
@@ -54,14 +86,18 @@ def cpu() -> Mesh:
 
 
 def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
-  """Returns the canary of a Hugging Face folder's own weights.
+  """Returns the canary of a Hugging Face folder's own weights, with one continuation.
 
-  It computes in float32 on the CPU. That takes 4 bytes per parameter, and minutes for 8B.
+  It computes in float32 on the CPU. That takes 4 bytes per parameter, and minutes for 8B. Rounding
+  is measured in the dtype of the folder, which a server runs unless it is told otherwise.
 
   Raises:
     DataError: the folder does not exist or is incomplete.
   """
   config, params, tok = load_model(folder)
-  mesh = cpu()
+  dtype = stored.main_dtype(
+    list(stored.tensors(sorted(pathlib.Path(folder).glob('*.safetensors'))).values())
+  ).name
+  publish = PublishOptions(dtype=dtype, keep=1, canary_tokens=tokens, canary_continuations=1)
   options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
-  return make(config, mesh, options, tok, prompt(tok, patches), tokens)(params)
+  return make(config, cpu(), options, tok, prompt(tok, patches), publish)(params)

@@ -192,8 +192,12 @@ class Learner(Trainer):
       lambda path, _: functools.partial(self._parameter, path), self.frozen()
     )
     self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
-    asked, tokens = canary.prompt(self.tok, section.image_patches), recipe.publish.canary_tokens
-    self._canary = canary.make(self.model_config, self.mesh, options, self.tok, asked, tokens)
+    asked = canary.prompt(self.tok, section.image_patches)
+    self._canary = canary.make(
+      self.model_config, self.mesh, options, self.tok, asked, recipe.publish
+    )
+    # mean nats that rounding costs the learner on sampled ids, of the newest canary
+    self.rounding = 0.0
     dtype = recipe.publish.dtype
     self._outgoing = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree))
 
@@ -269,8 +273,10 @@ class Learner(Trainer):
     return leaf
 
   def canary(self) -> canaries.Canary:
-    """Returns the reply that a server with the current weights should give to the canary."""
-    return self._canary(self.state.params)
+    """Returns the replies that a server with the current weights should give to the canary."""
+    found = self._canary(self.state.params)
+    self.rounding = found.sampled_rounding
+    return found
 
   def publish(self) -> publish.Pending:
     """Starts to write the trained weights as version `version`, with a canary.

@@ -221,8 +221,11 @@ class RolloutOptions(Options):
   max_concurrent: Annotated[int, COUNT]  # groups in flight
   # whether sub-agents are trained on the advantage of their episode
   subagent_credit: Annotated[str, one_of('episode', 'off')]
-  # mean |log-prob(learner) - log-prob(server)| of current tokens, in nats; above it the run ends
+  # mean |log-prob(learner) - log-prob(server)| of current tokens, in nats, that is allowed
+  # besides rounding; above both the run ends
   gap_limit: Annotated[float, POSITIVE]
+  # times what rounding costs the learner itself on its canary, allowed in addition to gap_limit
+  gap_ratio: Annotated[float, POSITIVE]
 
   @classmethod
   def published(cls) -> 'RolloutOptions':
@@ -234,7 +237,8 @@ class RolloutOptions(Options):
       staleness=2,
       max_concurrent=64,
       subagent_credit='episode',
-      gap_limit=0.05,
+      gap_limit=0.01,
+      gap_ratio=4.0,
     )
 
 
@@ -400,12 +404,15 @@ class PublishOptions(Options):
 
   dtype: Annotated[str, DTYPE]  # number type of published weights
   keep: Annotated[int, COUNT]  # versions on disk
-  canary_tokens: Annotated[int, COUNT]  # tokens that the learner predicts with each version
+  # tokens that the learner predicts with each version, in each continuation of the canary
+  canary_tokens: Annotated[int, COUNT]
+  # continuations of the canary; those after the first begin with a few sampled tokens
+  canary_continuations: Annotated[int, COUNT]
 
   @classmethod
   def published(cls) -> 'PublishOptions':
-    """Returns settings for weights in bfloat16 and a canary of eight tokens."""
-    return cls(dtype='bfloat16', keep=2, canary_tokens=8)
+    """Returns settings for weights in bfloat16 and a canary of 36 tokens to compare."""
+    return cls(dtype='bfloat16', keep=2, canary_tokens=8, canary_continuations=4)
 
 
 @dataclasses.dataclass(frozen=True)

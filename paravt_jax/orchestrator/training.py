@@ -92,6 +92,7 @@ class _Loop:
     """Makes one step, as numbered in the package's docstring. Returns the logged metrics."""
     learner, queue, clock = self._learner, self._queue, self._clock
     knobs, number = self._recipe.rollout, learner.version
+    rounding = learner.rounding  # of the version that sampled the current tokens
     if self._ahead is None:
       batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
       clock.lap('rollout')
@@ -104,6 +105,7 @@ class _Loop:
     if knobs.staleness and number + 1 < knobs.steps:
       self._ahead = asyncio.create_task(self._collect(number + 1))
     metrics = await asyncio.to_thread(learner.train_on, prepared)
+    metrics['policy/rounding'] = rounding
     queue.mark_trained()
     clock.lap('learn')
     await queue.delivered()  # the weights of the previous step
@@ -117,7 +119,7 @@ class _Loop:
       await queue.delivered()
       clock.lap('sync')
     self._write(number, batch, metrics, clock)
-    guard(metrics, knobs.gap_limit, number)
+    guard(metrics, knobs, rounding, number)
     # Saving counts towards the next step, so that each record on disk has its line in the log.
     self._clock = Clock()
     if save:

@@ -1,13 +1,16 @@
 """Weights for single servers, and the proof that a server has them."""
 
+import asyncio
 import dataclasses
 import pathlib
 import uuid
+from collections.abc import Sequence
 
 from paravt_jax.errors import SyncError
 from paravt_jax.rollout.client import check_counts
 from paravt_jax.rollout.control import Control
 from paravt_jax.serving.canary import Canary
+from paravt_jax.serving.protocol import GenerateReply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,19 +19,19 @@ class Weights:
 
   folder: pathlib.Path  # as the servers load it
   version: int
-  canary: Canary | None  # the expected reply with these weights; None skips the check
+  canary: Canary | None  # the expected replies with these weights; None skips the check
 
 
 class Delivery:
   """Sends weights to one server at a time. `current` are the weights that all servers must have.
 
   base: the canary expected on the weights that servers start with, while `current` is None.
-  tolerance: nats between a canary's log-probs and the learner's.
+  tolerance, rounding_ratio: how far a server may be from a canary, see `Canary.limit`.
   """
 
-  def __init__(self, control: Control, tolerance: float):
+  def __init__(self, control: Control, tolerance: float, rounding_ratio: float):
     self._control = control
-    self._tolerance = tolerance
+    self._tolerance, self._ratio = tolerance, rounding_ratio
     self.current: Weights | None = None
     self.base: Canary | None = None
 
@@ -57,12 +60,13 @@ class Delivery:
       )
     if canary is None:
       return
-    request = canary.request(f'canary-{said}-{uuid.uuid4().hex[:8]}')
-    reply = await self._control.generate(url, request)
-    check_counts(request, reply)
-    problem = canary.problem(reply, self._tolerance)
-    if problem is None and version is not None and set(reply.versions().tolist()) != {version}:
-      problem = f'its tokens are of versions {reply.weight_versions}, wanted all of {version}'
+    requests = canary.requests(f'canary-{said}-{uuid.uuid4().hex[:8]}')
+    replies = await asyncio.gather(*(self._control.generate(url, one) for one in requests))
+    for request, reply in zip(requests, replies, strict=True):
+      check_counts(request, reply)
+    problem = canary.problem(replies, tolerance=self._tolerance, ratio=self._ratio)
+    if problem is None and version is not None:
+      problem = _other_version(replies, version)
     if problem is not None:
       raise SyncError(f'{url}: weights {said} do not match the canary: {problem}')
 
@@ -78,3 +82,10 @@ class Delivery:
       await self.prove(url, self.base, None)
     else:
       await self.push(url, weights)
+
+
+def _other_version(replies: Sequence[GenerateReply], version: int) -> str | None:
+  for reply in replies:
+    if set(reply.versions().tolist()) != {version}:
+      return f'its tokens are of versions {reply.weight_versions}, wanted all of {version}'
+  return None

@@ -46,7 +46,7 @@ class Fleet:
     self._router = router
     self._stage = stage
     self._options = options
-    self._delivery = Delivery(control, options.tolerance)
+    self._delivery = Delivery(control, options.tolerance, options.rounding_ratio)
     self._supervisor = Supervisor(members, control, router, self._delivery, options)
     router.supervised = True
 

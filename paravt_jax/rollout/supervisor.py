@@ -37,12 +37,23 @@ class FleetOptions(Options):
   # MiB of a started server's processes; above it, the server is drained and restarted
   memory_mb: Annotated[int, whole(0, note='0: no limit')]
   drain_s: Annotated[float, from_(0)]  # that its requests may take to end by themselves
-  tolerance: Annotated[float, POSITIVE]  # nats between a canary's log-probs and the learner's
+  # mean nats between a canary's log-probs and the learner's that are allowed besides rounding
+  tolerance: Annotated[float, POSITIVE]
+  # how many times coarser than the learner's own rounding a server's may be
+  rounding_ratio: Annotated[float, POSITIVE]
 
   @classmethod
   def published(cls) -> 'FleetOptions':
     """Limits that suit servers of 8B in bfloat16."""
-    return cls(every_s=5.0, misses=12, restarts=3, memory_mb=0, drain_s=120.0, tolerance=0.05)
+    return cls(
+      every_s=5.0,
+      misses=12,
+      restarts=3,
+      memory_mb=0,
+      drain_s=120.0,
+      tolerance=0.001,
+      rounding_ratio=1.5,
+    )
 
 
 @dataclasses.dataclass

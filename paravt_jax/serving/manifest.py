@@ -133,8 +133,12 @@ def read(folder: str | os.PathLike) -> Manifest:
 
 
 def parse(page: dict[str, Any]) -> Manifest:
+  """Returns the manifest of a parsed file. Raises ValueError, KeyError or TypeError if broken."""
   if page['format'] != FORMAT or type(page['version']) is not int:
-    raise ValueError(f'format {page["format"]!r}, version {page["version"]!r}')
+    raise ValueError(
+      f'format {page["format"]!r}, version {page["version"]!r}; wanted format {FORMAT}, other '
+      'releases write others'
+    )
   arrays = {
     name: Entry(
       tuple(entry['shape']),

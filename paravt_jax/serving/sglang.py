@@ -21,6 +21,8 @@ from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
 
 DEVICES = ('cpu', 'cuda')
+# a package beside the launchers: Qwen3-VL with DeepStack added in the published order
+MODELS = 'published_order'
 _DROPPED = ('PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV', '__PYVENV_LAUNCHER__')
 _CLASH = 'address already in use'
 _HEALTH_S = 5.0
@@ -161,6 +163,7 @@ def environment(options: SGLangOptions, base: Mapping[str, str]) -> dict[str, st
     ),  # cached image features survive a weight update
     # else /health samples a token, takes 20 s, and returns 503 while paused
     'SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION': '0',
+    'SGLANG_EXTERNAL_MODEL_PACKAGE': MODELS,
     'HF_HUB_OFFLINE': '1',  # a wrong path fails at once; nothing is downloaded
     'OMP_NUM_THREADS': str(options.threads),  # else each process would take all cores
     'NO_PROXY': _without_proxy(options.host, base.get('NO_PROXY')),  # its warm-up uses HTTP

@@ -107,9 +107,14 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
   found = knobs.KINDS['rl'].knobs()
   paths = lambda *sections: [one.path for one in knob_reference.select_knobs(found, sections)]
   assert paths() == [one.path for one in found]
-  assert paths('publish') == ['publish.dtype', 'publish.keep', 'publish.canary_tokens']
+  assert paths('publish') == [
+    'publish.dtype',
+    'publish.keep',
+    'publish.canary_tokens',
+    'publish.canary_continuations',
+  ]
   assert paths('--config.publish.keep', 'config.seed') == ['publish.keep', 'seed']
-  assert len(paths('server.watch')) == 6 and 'server.watch.every_s' in paths('server')
+  assert len(paths('server.watch')) == 7 and 'server.watch.every_s' in paths('server')
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,12 @@ from tests.rewards import made
 from tests.rollout.stack import LONG, TOK, play
 
 CANARY = canary.Canary(
-  (TOK.image_pad, 65), canary.canary_image(4), (), (66, 67), (-0.5, -0.5), (1.0, 1.0)
+  (TOK.image_pad, 65),
+  canary.canary_image(4),
+  (),
+  (canary.Continuation((), (66, 67), (-0.5, -0.5), (1.0, 1.0)),),
+  0.0,
+  0.0,
 )
 RIGHT = Reply(ids=(66, 67), finish='length')  # -0.5 nats each
 

@@ -11,18 +11,27 @@ from paravt_jax.rollout.client import Client
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.fleet import Fleet, FleetOptions, Member
 from paravt_jax.rollout.router import Router
-from paravt_jax.serving.canary import Canary
+from paravt_jax.serving.canary import Canary, Continuation
 from paravt_jax.testing.scripted import Reply, ScriptedServer
 from tests import patience
 from tests.rollout.wire import OPTIONS, PAD, REQUEST
 
-FLEET = FleetOptions(every_s=0.05, misses=200, restarts=2, memory_mb=0, drain_s=0.2, tolerance=0.01)
+FLEET = FleetOptions(
+  every_s=0.05, misses=200, restarts=2, memory_mb=0, drain_s=0.2, tolerance=0.01, rounding_ratio=2.0
+)
 
 
 WATCHFUL = dataclasses.replace(FLEET, misses=3)  # for servers whose end only pings can tell
 
 
-CANARY = Canary((1, PAD, 3), np.zeros((32, 32, 3), np.uint8), (), (8, 9), (-0.5, -0.5), (5.0, 5.0))
+CANARY = Canary(
+  (1, PAD, 3),
+  np.zeros((32, 32, 3), np.uint8),
+  (),
+  (Continuation((), (8, 9), (-0.5, -0.5), (5.0, 5.0)),),
+  0.0,
+  0.0,
+)
 
 
 WRONG = Reply(ids=(8, 9), logprobs=(-0.5, -0.6))

@@ -32,7 +32,9 @@ pytestmark = pytest.mark.slow
 CLIENT = dataclasses.replace(
   OPTIONS, api_key='key', timeout_s=patience.seconds(300), ready_timeout_s=patience.seconds(300)
 )
-FLEET = FleetOptions(every_s=0.5, misses=12, restarts=2, memory_mb=0, drain_s=0.0, tolerance=1e-4)
+FLEET = FleetOptions(
+  every_s=0.5, misses=12, restarts=2, memory_mb=0, drain_s=0.0, tolerance=1e-4, rounding_ratio=1.0
+)
 NEW_TOKENS = 300
 IMAGE = canary.canary_image(4)
 
@@ -71,7 +73,8 @@ class Learner:
       second, best = np.argsort(last_V)[-2:]
       found.append((int(best), float(last_V[best]), float(last_V[best] - last_V[second])))
       ids.append(int(best))
-    return canary.Canary(tuple(self.prompt), IMAGE, self.banned, *zip(*found))
+    expected = canary.Continuation((), *zip(*found))
+    return canary.Canary(tuple(self.prompt), IMAGE, self.banned, (expected,), 0.0, 0.0)
 
   def request(self, number):
     return GenerateRequest(

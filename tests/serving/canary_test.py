@@ -1,24 +1,34 @@
 """A canary tells a server that holds the learner's weights from one that does not."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving.canary import Canary, canary_image
+from paravt_jax.serving.canary import Canary, Continuation, canary_image
 from paravt_jax.serving.protocol import GenerateReply
 
-CANARY = Canary(
-  (5, 6, 7), canary_image(8), (3,), (40, 41, 42), (-0.5, -1.0, -2.0), (1.0, 1e-5, 0.3)
-)
+FIRST = Continuation((), (40, 41, 42), (-0.5, -1.0, -2.0), (1.0, 1e-5, 0.3))
+SECOND = Continuation((9, 8), (50, 51), (-0.25, -4.0), (2.0, 3.0))
+CANARY = Canary((5, 6, 7), canary_image(8), (3,), (FIRST,), 0.0, 0.0)
+BOTH = dataclasses.replace(CANARY, continuations=(FIRST, SECOND), rounding=0.01)
 
 
 def reply(ids, logprobs) -> GenerateReply:
   return GenerateReply(list(ids), list(logprobs), 'length', 4, 0, 2, [(1, 0, len(ids))])
 
 
-def test_the_learners_own_words_pass_and_so_does_what_lies_within_the_tolerance():
-  assert CANARY.problem(reply((40, 41, 42), (-0.5, -1.0, -2.0)), 0.0) is None
-  assert CANARY.problem(reply((40, 41, 42), (-0.5009, -1.0, -2.0)), 1e-3) is None
+def problem(*replies, tolerance=1e-3, ratio=1.5, canary=CANARY):
+  return canary.problem(replies, tolerance=tolerance, ratio=ratio)
+
+
+def test_the_learners_own_words_pass_and_so_does_a_mean_within_the_tolerance():
+  assert problem(reply((40, 41, 42), (-0.5, -1.0, -2.0)), tolerance=0.0) is None
+  # .0029 / 3 < .001
+  assert problem(reply((40, 41, 42), (-0.5029, -1.0, -2.0))) is None
+  assert problem(reply((40, 41, 42), (-0.5031, -1.0, -2.0))) is not None
 
 
 @pytest.mark.parametrize(
@@ -26,37 +36,74 @@ def test_the_learners_own_words_pass_and_so_does_what_lies_within_the_tolerance(
   [
     (
       (40, 41, 42),
-      (-0.5, -1.0, -2.01),
-      'token 2: log-prob -2.01, the learner says -2 (apart 0.01, allowed 0.001)',
+      (-0.5, -1.0, -2.03),
+      'continuation 0, token 2: log-prob -2.03, the learner says -2;',
+    ),
+    (
+      (40, 41, 42),
+      (-0.5, float('nan'), -2.0),
+      "mean |log-prob - the learner's| of 3 tokens is nan",
     ),
     ((40, 41, 42), (-0.5, float('nan'), -2.0), 'token 1: log-prob nan'),
-    ((39, 41, 42), (-0.5, -1.0, -2.0), 'token 0: got id 39, the learner says 40, by a margin of 1'),
-    ((40, 41), (-0.5, -1.0), 'got 2 tokens, wanted 3'),
+    ((39, 41, 42), (-0.5, -1.0, -2.0), '(id 39, the learner says 40 by a margin of 1)'),
+    ((39, 41, 42), (float('nan'), -1.0, -2.0), 'token 0: log-prob nan'),
+    ((40, 41), (-0.5, -1.0), 'continuation 0: got 2 tokens, wanted 3'),
   ],
 )
 def test_another_log_prob_another_token_or_too_few_is_a_problem(ids, logprobs, says):
-  assert says in CANARY.problem(reply(ids, logprobs), 1e-3)
+  assert says in problem(reply(ids, logprobs))
 
 
 def test_after_a_tie_the_text_may_differ_but_the_tied_tokens_log_prob_may_not():
-  assert CANARY.problem(reply((40, 17, 99), (-0.5, -1.0, -7.0)), 1e-3) is None
-  assert 'token 1: log-prob -1.1' in CANARY.problem(reply((40, 17, 99), (-0.5, -1.1, -7.0)), 1e-3)
+  assert problem(reply((40, 17, 99), (-0.5, -1.0, -7.0))) is None
+  assert 'token 1: log-prob -1.1' in problem(reply((40, 17, 99), (-0.5, -1.1, -7.0)))
+
+
+def test_rounding_widens_the_limit_and_the_more_so_the_fewer_tokens_are_compared():
+  # .001 + (1.5 + 3 / 3) * .01 and .001 + (1.5 + 3 / 1) * .01
+  assert BOTH.limit(9, tolerance=1e-3, ratio=1.5) == pytest.approx(0.026)
+  assert BOTH.limit(1, tolerance=1e-3, ratio=1.5) == pytest.approx(0.046)
+  assert CANARY.limit(1, tolerance=1e-3, ratio=1.5) == 1e-3
+
+
+def test_the_mean_is_over_all_continuations_and_one_coarse_token_does_not_decide():
+  first = reply(FIRST.output_ids, FIRST.logprobs)
+  # five tokens: .001 + (1.5 + 3 / sqrt(5)) * .01 = .0294 on average, .147 in all
+  assert problem(first, reply((50, 51), (-0.25, -4.14)), canary=BOTH) is None
+  says = problem(first, reply((50, 51), (-0.25, -4.16)), canary=BOTH)
+  assert says == (
+    "mean |log-prob - the learner's| of 5 tokens is 0.032 nats, allowed 0.029 "
+    '(server.watch.tolerance=0.001, and rounding costs the learner itself 0.01), most at '
+    'continuation 1, token 1: log-prob -4.16, the learner says -4; it has other weights or images, '
+    'or it rounds more than the learner (its dtype or kernels; then raise '
+    'server.watch.rounding_ratio)'
+  )
+
+
+def test_each_continuation_is_asked_for_after_what_the_learner_sampled():
+  first, second = BOTH.requests('canary-1')
+  assert (first.rid, second.rid) == ('canary-1-0', 'canary-1-1')
+  assert (first.input_ids, second.input_ids) == ([5, 6, 7], [5, 6, 7, 9, 8])
+  assert (first.max_new_tokens, second.max_new_tokens) == (3, 2)
+  assert first.banned_ids == (3,) and first.temperature == 0.0 and first.ignore_eos
 
 
 def test_it_survives_the_manifest_pixels_included():
-  back = Canary.from_json(CANARY.to_json())
-  assert np.array_equal(back.image, CANARY.image)
-  assert (back.input_ids, back.output_ids, back.logprobs, back.margins) == (
-    (5, 6, 7),
-    (40, 41, 42),
-    (-0.5, -1.0, -2.0),
-    (1.0, 1e-5, 0.3),
-  )
-  assert back.request('r').banned_ids == (3,) and back.request('r').temperature == 0.0
+  back = Canary.from_json(BOTH.to_json())
+  assert np.array_equal(back.image, BOTH.image)
+  assert dataclasses.replace(back, image=BOTH.image) == BOTH
 
 
 @pytest.mark.parametrize(
-  'change', [{'output_ids': [1]}, {'image': 'AAAA'}, {'logprobs': None}, {'margins': ['x', 1, 2]}]
+  'change',
+  [
+    {'continuations': []},
+    {'continuations': [{**dataclasses.asdict(FIRST), 'output_ids': [1]}]},
+    {'continuations': [{**dataclasses.asdict(FIRST), 'margins': ['x', 1, 2]}]},
+    {'image': 'AAAA'},
+    {'rounding': math.nan},
+    {'sampled_rounding': None},
+  ],
 )
 def test_a_broken_one_is_refused_in_one_line(change):
   with pytest.raises(SyncError, match='canary of a manifest: broken'):
@@ -67,6 +114,21 @@ def test_a_broken_one_is_refused_in_one_line(change):
     )
 
 
+def test_one_of_another_release_is_refused_with_the_way_out():
+  old = {'input_ids': [5], 'output_ids': [1], 'logprobs': [-1.0], 'margins': [1.0]}
+  with pytest.raises(SyncError, match=r'got format 1, wanted 2: .* publishes the version anew'):
+    Canary.from_json(old)
+  with pytest.raises(SyncError, match='got format 3, wanted 2'):
+    Canary.from_json({**CANARY.to_json(), 'format': 3})
+
+
 def test_the_picture_is_the_same_every_time_and_fits_the_patches_that_a_server_allows():
-  assert canary_image(4).shape == (32, 32, 3) and canary_image(196).shape == (64, 32, 3)
+  shapes = {patches: canary_image(patches).shape for patches in (4, 8, 63, 64, 196)}
+  assert shapes == {
+    4: (32, 32, 3),
+    8: (64, 32, 3),
+    63: (64, 32, 3),
+    64: (128, 128, 3),
+    196: (128, 128, 3),
+  }
   assert canary_image(4).sum() == canary_image(4).sum() and len(np.unique(canary_image(4))) > 200

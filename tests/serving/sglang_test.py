@@ -116,6 +116,7 @@ def test_the_environment_turns_off_what_would_break_a_run_and_keeps_the_rest():
     'no_proxy': '127.0.0.1,localhost',
     'SGLANG_VLM_CACHE_SIZE_MB': '0',
     'SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION': '0',
+    'SGLANG_EXTERNAL_MODEL_PACKAGE': 'published_order',
     'HF_HUB_OFFLINE': '1',
     'OMP_NUM_THREADS': '2',
     'SGLANG_USE_CPU_ENGINE': '1',

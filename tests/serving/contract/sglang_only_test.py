@@ -303,3 +303,21 @@ def test_log_probs_of_the_prompt_can_be_asked_for(served):
   )
   assert scored.output_ids == sent.input_ids[1:]
   assert served.gap(dataclasses.replace(sent, input_ids=sent.input_ids[:1]), scored) < 1e-4
+
+
+def test_it_serves_the_model_that_adds_deepstack_in_the_published_order(tmp_path):
+  options = sglang_options(tmp_path)
+  code = (
+    'import sys; sys.path.insert(0, sys.argv[1]); import launch_cpu\n'
+    'from sglang.srt.models.registry import ModelRegistry\n'
+    'print(ModelRegistry.resolve_model_cls(["Qwen3VLForConditionalGeneration"])[0].__module__)'
+  )
+  folder = str(ROOT / 'third_party' / 'sglang')
+  said = subprocess.run(
+    [options.python, '-c', code, folder],
+    env=sglang.environment(options, os.environ),
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert said.stdout.split()[-1] == 'published_order.qwen3_vl'
