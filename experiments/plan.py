@@ -6,12 +6,18 @@ Prints memory per device by part, FLOPs, bytes, seconds a step, disk and hours, 
 if the recipe does not fit. Recipes of experiments.rl, experiments.sft and experiments.eval. Exit
 status: 0 it fits, 1 it does not fit, 2 it is refused for another reason.
 
+--compile also compiles the recipe's own step for the target, which need not be there, and puts the
+compiler's figures beside the plan's: one or two minutes. `make plan-env` installs the compilers of
+GPUs and TPUs; without them it compiles for virtual CPU devices.
+
 --target=NAME:COUNT names the devices, and `--target=list` alone prints what there is. --model=8b or
 --model=DIR names the model where the recipe does not. --shape=calls=2,think=300 states the shape of
 episodes.
 """
 
 import json
+import os
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +27,13 @@ from absl import flags
 from experiments import launch
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator.plan import accelerators, advice, build, job, shapes, table
+from paravt_jax.orchestrator.plan import accelerators, advice, ahead, build, job, shapes, table
 from paravt_jax.orchestrator.plan.rules import Request
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 KINDS = (RLRecipe, SFTRecipe, EvalRecipe)
 LIST = '--target=list'
+COMPILERS = pathlib.Path('.venv-aot')  # made by `make plan-env`
 
 
 def define(values: flags.FlagValues) -> None:
@@ -40,6 +47,7 @@ def define(values: flags.FlagValues) -> None:
   for name, meaning in text.items():
     flags.DEFINE_string(name, '', meaning, flag_values=values)
   flags.DEFINE_bool('json', False, 'Print one JSON object.', flag_values=values)
+  flags.DEFINE_bool('compile', False, 'Compile for the target too.', flag_values=values)
 
 
 def main(argv: Sequence[str], values: flags.FlagValues) -> int:
@@ -49,11 +57,12 @@ def main(argv: Sequence[str], values: flags.FlagValues) -> int:
     return 0
   try:
     plan = build.make_plan(request(read(argv, values), values))
+    compiled = compile_for_target(plan) if values['compile'].value else None
   except ConfigError as error:
     return refuse(str(error), '--json' in argv)
   found = advice.ways_out(plan)
-  text = json.dumps(table.to_json(plan, found)) if values['json'].value else None
-  print(text or table.to_text(plan, found))
+  text = json.dumps(table.to_json(plan, found, compiled)) if values['json'].value else None
+  print(text or table.to_text(plan, found, compiled))
   for line in plan.refusals:
     print(f'error: {line}', file=sys.stderr)
   if plan.fits:
@@ -102,6 +111,23 @@ def request(recipe: job.Recipe, values: flags.FlagValues) -> Request:
     source,
     shapes.shape_of(recipe, shape),
   )
+
+
+def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
+  """Returns the compiler's figures; None for a plan that has no numbers.
+
+  Raises ConfigError if the recipe has no learner, or the compiler failed.
+  """
+  if plan.memory is None:
+    return None
+  compiler = ahead.find_compiler(plan, launch.ROOT / COMPILERS, os.environ)
+  if compiler.target.startswith('cpu') and plan.request.target.accelerator.platform != 'cpu':
+    print(
+      f'no compiler for {plan.request.target.name} in {COMPILERS} (make plan-env installs those of '
+      f'GPUs and TPUs): compiling for {compiler.target} instead',
+      file=sys.stderr,
+    )
+  return ahead.compile_plan(plan, compiler)
 
 
 def refuse(line: str, as_json: bool) -> int:

@@ -15,6 +15,8 @@ program is written, a named constant says so, and the constants stand together:
     rules         recipes that cannot run, one line each with the way out
     advice        changes of a recipe that make it fit, found by planning again
     table         the plan as text and as JSON
+    ahead         the compiler's own figures, for a target that is not there; gpu_spec describes it
+    hlo           bytes of a compiled program, counted in its text
 """
 
 from typing import TYPE_CHECKING

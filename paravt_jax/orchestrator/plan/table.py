@@ -1,8 +1,10 @@
 """A plan as JSON and as text."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paravt_jax.orchestrator.plan import traffic
 from paravt_jax.orchestrator.plan.build import Learner, Plan
 from paravt_jax.orchestrator.recipes import EvalRecipe, SFTRecipe
 
@@ -19,9 +21,16 @@ def refused_json(refusals: Sequence[str]) -> dict[str, Any]:
   }
 
 
-def to_json(plan: Plan, ways_out: Sequence[str]) -> dict[str, Any]:
-  """Returns a plan as one JSON object. Sizes are GiB, times seconds; a range is [low, high]."""
+def to_json(
+  plan: Plan, ways_out: Sequence[str], compiled: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Returns a plan as one JSON object. Sizes are GiB, times seconds; a range is [low, high].
+
+  compiled: the compiler's own figures, if any. `planned` then holds the plan's for the same.
+  """
   found = refused_json(plan.refusals)
+  if compiled:
+    found |= {'compiled': dict(compiled), 'planned': own_figures(plan)}
   accelerator, recipe = plan.request.target.accelerator, plan.request.recipe
   found |= {
     'fits': plan.fits,
@@ -170,9 +179,12 @@ def _learner_lines(learner: Learner, sft: bool) -> list[str]:
 
 def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
   """The plan's figures and those of the compiler, side by side."""
-  lines = [f'compiled for {compiled["target"]} in {compiled["seconds"]:.0f} s']
+  lines = [
+    f'compiled for {compiled["target"]} in {compiled["seconds"]:.0f} s; of one device, one '
+    'micro-batch of full rows and the update'
+  ]
   if compiled.get('error'):
-    return [*lines, f'  refused by the compiler: {compiled["error"]}']
+    lines.append(f'  refused by the compiler: {compiled["error"]}')
   for name, own in own_figures(plan).items():
     other = compiled.get(name)
     if other is None:
@@ -184,18 +196,23 @@ def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
 
 
 def own_figures(plan: Plan) -> dict[str, float]:
-  """Returns what a compiler counts too: GiB of a device, bytes of one micro-batch.
+  """Returns the plan's figures for what a compiler counts: one device, one micro-batch.
 
-  Without the server's share, and with the batch's update left out of the bytes.
+  A compiler does not know how many micro-batches run or which chunks of the head are skipped. It
+  counts one micro-batch of full rows, all chunks, and the update. The server's share is left out.
   """
   if plan.memory is None or plan.learner is None:
     return {}
   learner = plan.learner
-  micro = learner.load.micro_batches
+  job, load = learner.job, learner.load
+  pairs = load.multiplied_pairs // load.micro_batches
+  scored = job.train.rows * job.train.row_tokens
+  one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=scored)
+  moved = traffic.traffic_of(job, one, learner.state)
   return {
     'memory_gib': plan.memory.total - plan.memory.parts['server'],
-    'collective_gb': learner.traffic.links / micro / 1e9,
-    'hbm_tb': learner.traffic.hbm / micro / 1e12,
+    'collective_gb': moved.links / 1e9,
+    'hbm_tb': moved.hbm / 1e12,
   }
 
 
