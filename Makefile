@@ -62,7 +62,7 @@ $(SGLANG_VENV)/.installed-%: third_party/sglang/requirements-%.txt
 plan-env: $(AOT_VENV)/.installed   ## compilers of GPUs and TPUs for experiments.plan --compile; no device is needed
 
 # The environment sees the packages of .venv through a .pth file, and has the compilers alone: without CUDA's libraries, which nothing runs.
-$(AOT_VENV)/.installed: requirements-aot.txt | setup
+$(AOT_VENV)/.installed: third_party/compilers/requirements.txt | setup
 	@echo "setting up $(AOT_VENV) (about 1.1 GB), one to three minutes ..." >&2
 	@$(abspath $(RUN)) -m venv --clear $(AOT_VENV)
 	@$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(AOT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_project.pth"

@@ -128,7 +128,8 @@ def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
   )
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
-    reason = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    errors = [line for line in done.stderr.splitlines() if 'rror: ' in line]
+    reason = (errors or done.stderr.strip().splitlines() or ['no message'])[-1]
     raise ConfigError(
       f'--compile for {compiler.target}: the compiler ended with status {done.returncode}: '
       f'{reason[:300]}; try --target=cpu:{plan.learner.job.devices}, or leave --compile out'

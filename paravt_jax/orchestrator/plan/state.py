@@ -21,9 +21,7 @@ from paravt_jax.orchestrator.plan.job import BYTES, Job
 from paravt_jax.train import sharding, state
 from paravt_jax.train.optimizer import Optimizer, OptimizerOptions, partition
 
-# How the learner keeps what it does not train on (orchestrator/learner.py, train/step.py).
-REFERENCE_DTYPE = 'bfloat16'
-GRADIENT_DTYPE = 'float32'
+GRADIENT_DTYPE = 'float32'  # of the sum over micro-batches (train/step.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +31,7 @@ class State:
   weights: int  # of the policy, with what is frozen
   optimizer: int
   gradients: int  # the sum over micro-batches
-  reference: int
+  reference: int  # what is trained, in the compute dtype, without an optimizer state
   parameters: int  # number of parameters
   trained: int  # of them those that are trained
   checkpoint: int  # bytes of a record on disk: weights and optimizer
@@ -58,14 +56,15 @@ def state_of(job: Job) -> State:
     ConfigError: the mesh does not divide a parameter.
   """
   found = _state(job.model, job.mesh, job.optimizer, job.train.freeze_vision)
-  return found if job.reference else dataclasses.replace(found, reference=0)
+  numbers = found.gradients // BYTES[GRADIENT_DTYPE]
+  return dataclasses.replace(found, reference=numbers * job.width if job.reference else 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _state(
   config: Config, mesh: MeshOptions, numbers: OptimizerOptions, freeze_vision: bool
 ) -> State:
-  """Returns the state's bytes with a reference. Advice asks for the same state many times."""
+  """Returns the state's bytes without a reference. Advice asks for the same state many times."""
   optimizer = parts.make_optimizer(numbers, config, freeze_vision=freeze_vision)
   found = state.abstract(config, optimizer, abstract_mesh(mesh))
   trained, _ = partition(found.params, optimizer.frozen)
@@ -74,7 +73,7 @@ def _state(
     weights=_bytes_here(found.params),
     optimizer=_bytes_here(found.opt_state),
     gradients=_numbers_here(trained) * BYTES[GRADIENT_DTYPE],
-    reference=_numbers_here(found.params) * BYTES[REFERENCE_DTYPE],
+    reference=0,
     parameters=parameters_of(config),
     trained=trained_numbers,
     checkpoint=_bytes(found.params) + _bytes(found.opt_state),
