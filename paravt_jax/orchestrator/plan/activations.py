@@ -28,7 +28,7 @@ KEPT_HIDDEN = 3
 KEPT_WIDTH = 8
 # The head (train/head.py): float32 gradients and compute-dtype copies of the output matrix, and
 # float32 logits of a chunk.
-HEAD_GRADIENTS = 2
+HEAD_GRADIENTS = 1
 HEAD_COPIES = 2
 HEAD_LOGITS = 4
 # The tower (models/qwen3_vl/vision.py): arrays of its width and its hidden units, and float32
@@ -36,6 +36,7 @@ HEAD_LOGITS = 4
 TOWER_WIDTH = 8
 TOWER_HIDDEN = 2
 TOWER_TABLES = 2
+TOWER_BLOCKS = 4  # a frozen tower encodes a row's slots in so many blocks, one after the other
 # Attention: blocks that `chunked` holds at once, in multiples of its last and largest one.
 CHUNKED_BLOCKS = 11.5
 XLA_SCORES = 3  # float32 [T, T] arrays of `xla` in a layer's backward pass
@@ -88,7 +89,7 @@ def _saved(job: Job) -> int:
   if job.train.remat:
     return text.layers * kept * text.width
   wide = KEPT_HIDDEN * text.mlp // job.mesh.tensor + KEPT_WIDTH * text.width
-  scores = _scores(job, 2) if job.train.backend == 'xla' else 0
+  scores = _scores(job, 2) if job.backend == 'xla' else 0
   return text.layers * (kept * wide + scores)
 
 
@@ -103,9 +104,9 @@ def _layer(job: Job) -> int:
 
 def _attention(job: Job, text: TextConfig) -> int:
   """What the attention backend adds to a layer's backward pass."""
-  if job.train.backend == 'xla':
+  if job.backend == 'xla':
     return _scores(job, XLA_SCORES)
-  if job.train.backend == 'chunked':
+  if job.backend == 'chunked':
     return int(_scores(job, 1) / 16 * CHUNKED_BLOCKS)
   # float32 sums of the gradients of queries, keys and values
   heads = (text.heads + 2 * text.kv_heads) // job.mesh.tensor
@@ -146,7 +147,7 @@ def _tower(job: Job) -> int:
   largest = max((count * size**2 for count, size in job.image_slots), default=0)
   scores = job.rows_here * largest * vision.heads // wide * (4 + job.width)
   if job.train.freeze_vision:
-    return work + scores
+    return (work + scores) // TOWER_BLOCKS
   blocks = 1 if job.train.remat else TOWER_WIDTH
   return work + scores + vision.depth * patches * vision.width * blocks * job.width
 

@@ -146,7 +146,7 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   """Compiles the step of a recipe and returns its figures. See the module's docstring."""
   kind = RLRecipe if asked['kind'] == 'rl' else SFTRecipe
   recipe = options.build(kind, asked['recipe'])
-  job = job_of(recipe, Config.from_hf(asked['model']))
+  job = job_of(recipe, Config.from_hf(asked['model']), asked['platform'])
   mesh_devices = find_devices(asked)[: job.devices]
   mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor, mesh_devices)
   with jax.default_device(jax.devices('cpu')[0]):

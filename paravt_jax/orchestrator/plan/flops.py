@@ -96,7 +96,7 @@ def made(job: Job, load: Load) -> Flops:
   weights = text_weights(text) * (passes.forward + 2 * passes.backward) + again * passes.again
   pair = 2.0 * text.heads * text.head_dim * text.layers
   products = 2 * (passes.forward + passes.again)
-  products += _BACKWARD.get(job.train.backend, _BACKWARD_TILED) * passes.backward
+  products += _BACKWARD.get(job.backend, _BACKWARD_TILED) * passes.backward
   # logits are computed again in the backward pass
   logits = passes.forward + 3 * passes.backward
   rows = load.micro_batches * job.train.rows

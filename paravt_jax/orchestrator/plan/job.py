@@ -26,6 +26,16 @@ class Job:
   optimizer: OptimizerOptions
   reference: bool  # a second model, for the KL term
   updates: int  # optimizer updates of a batch
+  platform: str  # of the devices: 'cuda', 'tpu' or 'cpu'
+
+  @property
+  def backend(self) -> str:
+    """Returns how attention is computed; 'auto' is what its dispatcher would choose."""
+    if self.train.backend != 'auto':
+      return self.train.backend
+    if self.platform == 'cuda' and self.width == 2:
+      return 'triton'
+    return 'chunked' if self.platform == 'cpu' and self.train.row_tokens <= 1024 else 'tiled'
 
   @property
   def devices(self) -> int:
@@ -61,8 +71,8 @@ class Job:
     return tuple(classes)
 
 
-def job_of(recipe: RLRecipe | SFTRecipe, model: Config) -> Job:
-  """Returns the learner's job of a recipe."""
+def job_of(recipe: RLRecipe | SFTRecipe, model: Config, platform: str) -> Job:
+  """Returns the learner's job of a recipe. `platform`: 'cuda', 'tpu' or 'cpu'."""
   rl = isinstance(recipe, RLRecipe)
   return Job(
     kind='rl' if rl else 'sft',
@@ -72,6 +82,7 @@ def job_of(recipe: RLRecipe | SFTRecipe, model: Config) -> Job:
     optimizer=recipe.optimizer,
     reference=isinstance(recipe, RLRecipe) and recipe.rl.beta > 0,
     updates=recipe.rl.updates_per_batch if isinstance(recipe, RLRecipe) else 1,
+    platform=platform,
   )
 
 

@@ -36,7 +36,7 @@ class Request:
     """Returns the learner's job; an evaluation has none."""
     if isinstance(self.recipe, EvalRecipe):
       return None
-    return jobs.job_of(self.recipe, self.model)
+    return jobs.job_of(self.recipe, self.model, self.target.accelerator.platform)
 
 
 def find_refusals(request: Request) -> list[str]:

@@ -16,7 +16,7 @@ from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 # Attention backends by the side of the square tiles that they multiply; 0: every pair of a row;
 # None: blocks of queries with all keys before their end, as models/attention.py cuts them.
-TILES: dict[str, int | None] = {'xla': 0, 'chunked': None}
+TILES: dict[str, int | None] = {'xla': 0, 'chunked': None, 'tiled': 512, 'triton': 64}
 TILE = 128  # of every other backend, which skips tiles without a visible pair
 
 
@@ -221,9 +221,10 @@ def pack(job: Job, documents: Sequence[Document]) -> Load:
   images = sum(one.images for one in documents)
   scored = 0
   for first in range(0, len(rows), train.rows):
-    most = max(sum(one.trained for one in row) for row in rows[first : first + train.rows])
-    chunk = min(train.head_chunk, train.row_tokens)
-    scored += -(-most // chunk) * chunk * train.rows
+    # every device gets an equal share of the tokens that are trained
+    wanted = sum(one.trained for row in rows[first : first + train.rows] for one in row)
+    chunk = min(train.head_chunk, train.row_tokens) * train.rows
+    scored += -(-wanted // chunk) * chunk
   slots = micro * train.rows * train.row_images
   by_tokens, by_images = tokens / train.row_tokens, images / max(train.row_images, 1)
   return Load(
@@ -244,7 +245,7 @@ def pack(job: Job, documents: Sequence[Document]) -> Load:
 
 def _multiplied(job: Job, rows: Sequence[Sequence[Document]], count: int) -> int:
   """Returns the pairs of tokens that the attention backend multiplies in `count` rows."""
-  length, tile = job.train.row_tokens, TILES.get(job.train.backend, TILE)
+  length, tile = job.train.row_tokens, TILES.get(job.backend, TILE)
   if tile == 0:
     return count * length**2
   if tile is None:

@@ -27,7 +27,7 @@ PATCH_HIDDEN = 6
 PATCH_SCORES = 10
 STEP_BYTES = 60  # per trained weight and update: optimizer, norms, casts
 # Attention: bytes per pair, head and product. Tiles stay in the cache of a kernel.
-PAIR_BYTES = {'xla': 10.0, 'chunked': 10.0}
+PAIR_BYTES = {'xla': 10.0, 'chunked': 10.0, 'tiled': 10.0}
 PAIR_BYTES_KERNEL = 0.05
 
 
@@ -87,7 +87,7 @@ def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
   tower = slots * vision.depth * number * job.width * (passes.tower + trained_tower)
 
   pairs = load.multiplied_pairs / job.row_shards * text.heads / wide * text.layers
-  each = PAIR_BYTES.get(job.train.backend, PAIR_BYTES_KERNEL)
+  each = PAIR_BYTES.get(job.backend, PAIR_BYTES_KERNEL)
   attention = pairs * each * (passes.forward + passes.again + 2 * passes.backward)
 
   update = job.updates * STEP_BYTES * state.gradients / 4

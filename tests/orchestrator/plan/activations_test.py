@@ -8,16 +8,11 @@ from paravt_jax.orchestrator.plan import activations, state
 from paravt_jax.orchestrator.plan.accelerators import GIB
 from tests.orchestrator.plan.requests import request
 
-# Temporary GiB per device of programs compiled for H100 with rows as shards of activations, one
-# copy of the head, and an attention that keeps no scores (October 2026's structure of the step).
-SHORT = {'train__row_tokens': 8192, 'train__row_images': 128}
+# Temporary GiB per device of programs compiled for H100 (`--compile`), with rows as shards of
+# activations and an attention that keeps no scores.
 COMPILED = {
   'rl:8b': ('rl:8b', {}, 27.99),
-  'rl:8b of short rows': ('rl:8b', SHORT, 20.30),
-  'sft:8b': ('sft:8b', {'train__row_large_images': 0}, 19.16),
-  'sft:8b with large images': ('sft:8b', {}, 24.32),
-  'rl:8b_split': ('rl:8b_split', {}, 38.44),
-  'rl:2b': ('rl:2b', {}, 24.53),
+  'sft:8b': ('sft:8b', {}, 17.65),
 }
 
 
@@ -66,6 +61,20 @@ def test_the_parts_add_up_to_the_largest_phase(monkeypatch):
   found = activations.activations_of(job, 4)
   saved = 36 * 8192 * 4096 * 2
   # here the head's backward pass is larger than a layer's: matrices of 4096 x 151,936
-  head = 4096 * 151_936 * (2 * 4 + 2 * 2) + 4 * 4 * 1024 * 151_936
+  head = 4096 * 151_936 * (4 + 2 * 2) + 4 * 4 * 1024 * 151_936
   features = 128 * 49 * 4 * 4096 * 2
   assert found.layers + found.head + found.vision == saved + head + features
+
+
+def test_auto_is_the_kernel_on_gpus_and_tiles_elsewhere(monkeypatch):
+  job = request('rl:8b').job
+
+  class Auto:
+    backend, dtype, row_tokens = 'auto', 'bfloat16', 32768
+
+  for platform, backend in (('cuda', 'triton'), ('tpu', 'tiled'), ('cpu', 'tiled')):
+    assert dataclasses.replace(job, train=Auto, platform=platform).backend == backend
+  monkeypatch.setattr(Auto, 'row_tokens', 1024)
+  assert dataclasses.replace(job, train=Auto, platform='cpu').backend == 'chunked'
+  monkeypatch.setattr(Auto, 'dtype', 'float32')
+  assert dataclasses.replace(job, train=Auto, platform='cuda').backend == 'tiled'

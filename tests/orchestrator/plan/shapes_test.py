@@ -88,9 +88,10 @@ def test_sft_fills_the_rows_of_its_micro_batches():
   assert 0.8 < load.fill <= 1
 
 
-def test_the_head_scores_whole_chunks_of_the_row_with_most_trained_tokens():
+def test_the_head_scores_whole_chunks_of_tokens_that_its_devices_share():
   asked = request('sft:8b', train__rows=8, train__micro_batches=1, train__head_chunk=256)
-  load = shapes.pack(asked.job, [Document(8000, (), 0, 300), Document(8000, (), 0, 10)])
+  load = shapes.pack(asked.job, [Document(8000, (), 0, 2000), Document(8000, (), 0, 300)])
+  # 2,300 tokens in chunks of 8 rows x 256
   assert load.scored == 2 * 256 * 8
 
 
