@@ -7,6 +7,7 @@ ARGS ?=
 MODEL ?=
 SGLANG ?= cpu
 SGLANG_VENV := .venv-sglang
+AOT_VENV := .venv-aot
 DEVICES ?= /dev
 PCI ?= /sys/bus/pci/devices
 
@@ -18,7 +19,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow sglang test-sglang lint clean
+.PHONY: setup accelerator rl eval test test-slow sglang test-sglang plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -58,6 +59,16 @@ $(SGLANG_VENV)/.installed-%: third_party/sglang/requirements-%.txt
 	@$(SGLANG_VENV)/bin/pip install -qq --disable-pip-version-check $(if $(filter cpu,$*),--no-deps) -r $< >&2
 	@touch $@
 
+plan-env: $(AOT_VENV)/.installed   ## compilers of GPUs and TPUs for experiments.plan --compile; no device is needed
+
+# The environment sees the packages of .venv through a .pth file, and has the compilers alone: without CUDA's libraries, which nothing runs.
+$(AOT_VENV)/.installed: third_party/compilers/requirements.txt | setup
+	@echo "setting up $(AOT_VENV) (about 1.1 GB), one to three minutes ..." >&2
+	@$(abspath $(RUN)) -m venv --clear $(AOT_VENV)
+	@$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(AOT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_project.pth"
+	@$(AOT_VENV)/bin/pip install -qq --disable-pip-version-check --no-deps -r $< >&2
+	@touch $@
+
 rl: setup          ## the main job: world, cold start, PARA-GRPO, evaluation, report. ARGS=--config.knob=value
 	@$(RUN) -m experiments.rl --config=configs/para_grpo.py $(ARGS)
 
@@ -82,4 +93,4 @@ lint: setup
 	@$(VENV)/bin/basedpyright
 
 clean:
-	rm -rf $(VENV) $(SGLANG_VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(SGLANG_VENV) $(AOT_VENV) runs .pytest_cache .ruff_cache

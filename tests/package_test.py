@@ -82,6 +82,13 @@ def test_the_dependencies_are_what_the_library_imports():
   assert names == imported(LIBRARY)
 
 
+def test_the_compilers_of_other_devices_are_those_of_the_locked_jax():
+  lines = (ROOT / 'third_party' / 'compilers' / 'requirements.txt').read_text().splitlines()
+  pins = dict(line.split('==') for line in lines if not line.startswith('#'))
+  assert pins['jax-cuda13-plugin'] == pins['jax-cuda13-pjrt'] == locked()['jax']
+  assert 'libtpu' in pins
+
+
 def test_the_lock_lies_within_the_bounds_and_pins_each_of_them():
   extras = PROJECT['optional-dependencies']
   wanted = requirements(PROJECT['dependencies']) | requirements(extras['dev'])

@@ -19,8 +19,11 @@ from paravt_jax.train.optimizer import OptimizerOptions
 WORLD = 'world'  # the synthetic corpus, as a benchmark
 
 
-def check_rl(recipe: RLRecipe) -> None:
-  """Raises ConfigError for an RL recipe whose knobs do not fit each other."""
+def check_rl(recipe: RLRecipe, *, installed: bool = True) -> None:
+  """Raises ConfigError for an RL recipe whose knobs do not fit each other.
+
+  installed: whether what its servers need must be on this machine.
+  """
   sampling = recipe.sampling
   require(
     (sampling.top_p, sampling.top_k),
@@ -41,7 +44,7 @@ def check_rl(recipe: RLRecipe) -> None:
       check_sft(recipe.cold_start)
     except ConfigError as error:
       raise ConfigError(re.sub('--config[.]', '--config.cold_start.', str(error))) from error
-  servers.check(AgentSetup.of(recipe))
+  servers.check(AgentSetup.of(recipe), installed=installed)
 
 
 def check_sft(recipe: SFTRecipe) -> None:

@@ -24,10 +24,14 @@ LAUNCHERS = {'cpu': 'launch_cpu.py', 'cuda': 'launch_gpu.py'}
 Start = Callable[[], ServerProcess]
 
 
-def check(setup: AgentSetup) -> None:
+def check(setup: AgentSetup, *, installed: bool = True) -> None:
   """Raises ConfigError for knobs of `server` that do not fit each other, before anything is made.
 
   The message names the knob. `members` checks the addresses later.
+
+  Args:
+    setup: the agent's sections.
+    installed: whether SGLang must be there. A plan for another machine does not ask.
   """
   section = setup.server
   if section.kind == 'url':
@@ -36,18 +40,18 @@ def check(setup: AgentSetup) -> None:
   wanted = f'{count} ports, one per server, or ()'
   require(ports, wanted, len(ports) in (0, count), 'server.ports')
   if section.kind == 'sglang':
-    _check_sglang(setup)
+    _check_sglang(setup, installed)
   else:
     _check_embedded(setup)
 
 
-def _check_sglang(setup: AgentSetup) -> None:
+def _check_sglang(setup: AgentSetup, installed: bool) -> None:
   section = setup.server.sglang
   wide = section.tensor_parallel * setup.server.count
   wanted = f'{wide} GPUs (server.count x tensor_parallel), or ()'
   require(section.devices, wanted, len(section.devices) in (0, wide), 'server.sglang.devices')
   wanted = "SGLang's interpreter, which is not there: run `make sglang`"
-  there = pathlib.Path(section.python).is_file()
+  there = not installed or pathlib.Path(section.python).is_file()
   require(section.python, wanted, there, 'server.sglang.python')
   _sglang(setup, 0, pathlib.Path(), pathlib.Path())  # the options check themselves
 

@@ -1,0 +1,157 @@
+"""Memory of one micro-batch on one device, by formulas for the learner's program.
+
+The program runs these phases one after the other, and each takes the memory that the phase before
+has freed: the vision tower, the layers forward, the head forward and backward, the layers backward.
+So the peak is what stays (saved layer inputs, image features) and the largest phase.
+
+The constants say how many arrays of a kind a phase holds at once. They were fitted to compiled
+programs (`python -m experiments.plan ... --compile` shows both figures): change them when the
+program changes.
+"""
+
+import dataclasses
+
+from paravt_jax.models.qwen3_vl.config import TextConfig
+from paravt_jax.orchestrator.options import SFTTrainOptions
+from paravt_jax.orchestrator.plan.flops import layer_weights
+from paravt_jax.orchestrator.plan.job import Job
+from paravt_jax.train import step
+
+GRADIENT_COPIES = 2  # the sum over micro-batches, and the gradient of the one that runs
+# One layer's backward pass (models/qwen3_vl/text.py): arrays of hidden units and of the width.
+LAYER_HIDDEN = 7
+LAYER_WIDTH = 16
+# A layer's gathered weights in the compute dtype: the one that runs, and the next one.
+LAYER_GATHERED = 2
+# Without remat: arrays that every layer keeps for the backward pass.
+KEPT_HIDDEN = 3
+KEPT_WIDTH = 8
+# The head (train/head.py): float32 gradients and compute-dtype copies of the output matrix, and
+# float32 logits of a chunk.
+HEAD_GRADIENTS = 1
+HEAD_COPIES = 2
+HEAD_LOGITS = 4
+# The tower (models/qwen3_vl/vision.py): arrays of its width and its hidden units, and float32
+# position tables of a slot's patches.
+TOWER_WIDTH = 8
+TOWER_HIDDEN = 2
+TOWER_TABLES = 2
+TOWER_BLOCKS = 4  # a frozen tower encodes a row's slots in so many blocks, one after the other
+# Attention: blocks that `chunked` holds at once, in multiples of its last and largest one.
+CHUNKED_BLOCKS = 11.5
+XLA_SCORES = 3  # float32 [T, T] arrays of `xla` in a layer's backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+  """Bytes on one device. The parts add up to the peak."""
+
+  layers: int  # saved inputs, and one layer's backward pass
+  vision: int  # features, and what the tower needs beyond a layer
+  head: int  # what the head needs beyond a layer
+  batch: int  # arrays of the step's micro-batches
+
+
+def activations_of(job: Job, micro_batches: int) -> Activations:
+  """Returns the memory beside the state. `micro_batches`: those that the step's data fills."""
+  layer, head, tower = _layer(job), _head(job), _tower(job)
+  return Activations(
+    layers=_saved(job) + layer,
+    vision=_features(job) + max(0, tower - max(layer, head)),
+    head=max(0, head - layer),
+    batch=capacity(job, micro_batches) * batch_bytes(job),
+  )
+
+
+def capacity(job: Job, used: int) -> int:
+  """Returns the micro-batches that the arrays of a step have room for.
+
+  RL takes a power of two, so that few programs are compiled (`orchestrator/learner.py`).
+  """
+  if job.kind == 'sft':
+    return job.train.micro_batches
+  return 1 << max(0, used - 1).bit_length()
+
+
+def batch_bytes(job: Job) -> int:
+  """Returns the bytes of one micro-batch's arrays on one device."""
+  extras = step.SFT_EXTRAS if job.kind == 'sft' else step.RL_EXTRAS
+  # positions have three axes; patches and grids are counted below
+  per_token = 4 * (len(step.INPUTS) - 2 + 2 + len(extras))
+  pixels = 3 * job.model.vision.patch**2
+  slots = sum(count * (patches * pixels + 8) for count, patches in job.image_slots)
+  return job.rows_here * (job.train.row_tokens * per_token + slots)
+
+
+def _saved(job: Job) -> int:
+  """Inputs of all layers with remat, else all that their backward passes read."""
+  text, kept = job.model.text, job.tokens_here * job.width
+  if job.train.remat:
+    return text.layers * kept * text.width
+  wide = KEPT_HIDDEN * text.mlp // job.mesh.tensor + KEPT_WIDTH * text.width
+  scores = _scores(job, 2) if job.backend == 'xla' else 0
+  return text.layers * (kept * wide + scores)
+
+
+def _layer(job: Job) -> int:
+  """The backward pass of one layer: its arrays, weights and gradients."""
+  text, wide = job.model.text, job.mesh.tensor
+  hidden = LAYER_HIDDEN * text.mlp // wide + LAYER_WIDTH * text.width
+  weights = layer_weights(text) // wide * (LAYER_GATHERED * job.width + 4)
+  sharded = job.mesh.fsdp > 1
+  return job.tokens_here * hidden * job.width + weights * sharded + _attention(job, text)
+
+
+def _attention(job: Job, text: TextConfig) -> int:
+  """What the attention backend adds to a layer's backward pass."""
+  if job.backend == 'xla':
+    return _scores(job, XLA_SCORES)
+  if job.backend == 'chunked':
+    return int(_scores(job, 1) / 16 * CHUNKED_BLOCKS)
+  # float32 sums of the gradients of queries, keys and values
+  heads = (text.heads + 2 * text.kv_heads) // job.mesh.tensor
+  return job.tokens_here * heads * text.head_dim * 4
+
+
+def _scores(job: Job, copies: int) -> int:
+  """float32 arrays of [rows, heads, T, T]."""
+  return (
+    copies * job.tokens_here * job.train.row_tokens * job.model.text.heads // (job.mesh.tensor) * 4
+  )
+
+
+def _head(job: Job) -> int:
+  """The head's backward pass: whole output matrices, and the logits of a chunk."""
+  text, wide = job.model.text, job.mesh.tensor
+  matrix = text.width * text.vocab // wide
+  chunk = min(job.train.head_chunk, job.train.row_tokens)
+  logits = job.rows_here * chunk * text.vocab // wide
+  copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width
+  return matrix * copies + HEAD_LOGITS * 4 * logits
+
+
+def _features(job: Job) -> int:
+  """Merged tokens of all image slots, and their DeepStack features."""
+  vision = job.model.vision
+  merged = sum(count * patches for count, patches in job.image_slots) // vision.merge**2
+  levels = 1 + len(vision.taps)
+  return job.rows_here * merged * levels * job.model.text.width * job.width
+
+
+def _tower(job: Job) -> int:
+  """The tower's arrays. A trained tower also keeps what its backward pass reads."""
+  vision, wide = job.model.vision, job.mesh.tensor
+  patches = job.rows_here * sum(count * patches for count, patches in job.image_slots)
+  arrays = TOWER_WIDTH * vision.width + TOWER_HIDDEN * vision.mlp // wide
+  work = patches * (arrays * job.width + TOWER_TABLES * 4 * vision.width)
+  largest = max((count * size**2 for count, size in job.image_slots), default=0)
+  scores = job.rows_here * largest * vision.heads // wide * (4 + job.width)
+  if job.train.freeze_vision:
+    return (work + scores) // TOWER_BLOCKS
+  blocks = 1 if job.train.remat else TOWER_WIDTH
+  return work + scores + vision.depth * patches * vision.width * blocks * job.width
+
+
+def large_images(job: Job) -> bool:
+  """Returns whether rows have slots for large images."""
+  return isinstance(job.train, SFTTrainOptions) and job.train.row_large_images > 0

@@ -1,0 +1,130 @@
+"""What to change when a recipe does not fit: changes that were planned again and found to fit."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.plan import accelerators, build
+from paravt_jax.orchestrator.plan.build import Plan
+from paravt_jax.orchestrator.plan.job import Recipe
+from paravt_jax.orchestrator.plan.rules import Request
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe
+
+MOST = 4  # ways out that a plan names
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """Other values of knobs, and how many times as many devices they need."""
+
+  knobs: Mapping[str, Any]  # by path, as in 'train.rows'
+  times: int = 1
+
+
+def ways_out(plan: Plan) -> list[str]:
+  """Returns changes with which a recipe fits, each as one line; [] if it fits or none was found.
+
+  Single changes come first. Pairs are tried if no single change is enough. A recipe that was
+  refused for another reason than memory gets none: its refusal says what to do.
+  """
+  if plan.fits or plan.memory is None or plan.too_large < len(plan.refusals):
+    return []
+  changes = list(_changes(plan.request))
+  found = list(itertools.islice(_that_fit(plan.request, changes), MOST))
+  pairs = (
+    Change({**one.knobs, **other.knobs}, max(one.times, other.times))
+    for one, other in itertools.combinations(changes, 2)
+    if not one.knobs.keys() & other.knobs.keys()
+  )
+  return found or list(itertools.islice(_that_fit(plan.request, pairs), MOST))
+
+
+def _that_fit(request: Request, changes: Any) -> Iterator[str]:
+  for change in changes:
+    try:
+      recipe = with_knobs(request.recipe, change.knobs)
+    except ConfigError:
+      continue  # not a value that this recipe may have
+    target, words = request.target, [f'--config.{k}={v}' for k, v in change.knobs.items()]
+    if change.times > 1:
+      size = target.count * change.times
+      target = accelerators.parse_target(f'{target.accelerator.name}:{size}')
+      words.append(f'--target={target.name}')
+    plan = build.make_plan(dataclasses.replace(request, recipe=recipe, target=target))
+    if plan.fits and plan.memory is not None:
+      low, high = plan.step
+      yield (
+        f'{" ".join(words)}: {plan.memory.total:.1f} GiB per device, a step of '
+        f'{low:.1f} to {high:.1f} s'
+      )
+
+
+def with_knobs(recipe: Recipe, knobs: Mapping[str, Any]) -> Recipe:
+  """Returns a recipe with other values of knobs, given by path.
+
+  Raises:
+    ConfigError: a value breaks the rule of its knob.
+  """
+
+  def changed(options: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
+    fields: dict[str, Any] = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for name in {path[0] for path in values if len(path) > 1}:
+      inner = {path[1:]: value for path, value in values.items() if path[0] == name}
+      fields[name] = changed(getattr(options, name), inner)
+    return options.replace(**fields)
+
+  return changed(recipe, {tuple(path.split('.')): value for path, value in knobs.items()})
+
+
+def _changes(request: Request) -> Iterator[Change]:
+  """Yields changes to try, those that cost the least first."""
+  recipe = request.recipe
+  if isinstance(recipe, EvalRecipe):
+    yield from _of_servers(recipe)
+    return
+  train, mesh = recipe.train, recipe.mesh
+  yield from (Change({'train.backend': name}) for name in ('auto', 'tiled') if train.backend)
+  if train.dtype == 'float32' and request.target.accelerator.platform != 'cpu':
+    yield Change({'train.dtype': 'bfloat16'})
+  if not train.remat:
+    yield Change({'train.remat': True})
+  if train.head_chunk > 256:
+    yield Change({'train.head_chunk': 256})
+  if mesh.data > 1:
+    yield Change({'mesh.data': 1, 'mesh.fsdp': mesh.fsdp * mesh.data})
+  least = mesh.data * mesh.fsdp
+  if train.rows > least:
+    yield Change(
+      {'train.rows': least, 'train.micro_batches': train.micro_batches * train.rows // least}
+    )
+  for part in (2, 4):
+    yield Change(
+      {
+        'train.row_tokens': train.row_tokens // part,
+        'train.row_images': train.row_images // part,
+      }
+    )
+  for times in (2, 4, 8):
+    fsdp = mesh.fsdp * times
+    knobs = {'mesh.fsdp': fsdp, 'train.rows': max(train.rows, mesh.data * fsdp)}
+    needed = mesh.data * fsdp * mesh.tensor
+    yield Change(knobs, 1 if needed <= request.target.count else times)
+  if isinstance(recipe, RLRecipe):
+    yield from _of_servers(recipe)
+    if recipe.rl.beta > 0:
+      yield Change({'rl.beta': 0.0})
+
+
+def _of_servers(recipe: RLRecipe | EvalRecipe) -> Iterator[Change]:
+  section = recipe.server
+  if section.kind == 'embedded':
+    for part in (2, 4, 8):
+      lanes = tuple((context, max(1, slots // part)) for context, slots in section.embedded.lanes)
+      pages = section.embedded.pages // part
+      yield Change({'server.embedded.lanes': lanes, 'server.embedded.pages': pages})
+  elif section.kind == 'sglang' or isinstance(recipe, EvalRecipe):
+    for part in (2, 4):
+      tokens = section.sglang.max_total_tokens // part
+      yield Change({'server.sglang.max_total_tokens': tokens})

@@ -1,0 +1,244 @@
+"""Compiles a recipe's own step for devices that are not there, and reports what it needs.
+
+A child process does it: the compilers of GPUs and TPUs stand in an environment of their own (`make
+plan-env`), and their settings must be in place before JAX starts. Without that environment, or for
+--target=cpu, the step is compiled for as many virtual CPU devices. Nothing is executed.
+
+The child reads one JSON object from standard input and prints one as its last line:
+  in   kind, recipe, model (as config.json), target, platform, topology, count, micro_batches, spec
+  out  memory_gib, arguments_gib, temporary_gib, collective_gb, hbm_tb, seconds, or error
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from paravt_jax import children, options
+from paravt_jax.errors import ConfigError
+from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.orchestrator import parts
+from paravt_jax.orchestrator.options import SFTTrainOptions
+from paravt_jax.orchestrator.plan import activations, gpu_spec, hlo, state
+from paravt_jax.orchestrator.plan.accelerators import GIB
+from paravt_jax.orchestrator.plan.build import Plan
+from paravt_jax.orchestrator.plan.job import Job, job_of
+from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.train import sharding, step
+from paravt_jax.train import state as states
+
+_PROGRAM = 'from paravt_jax.orchestrator.plan import ahead; ahead.main()'
+_USED = re.compile(r'Used ([\d.]+)([GM]) of [\d.]+[GM] hbm')
+_DEADLINE_S = 1800.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+  """An interpreter that can compile for the target, and what it compiles for."""
+
+  interpreter: str
+  target: str  # as in h100:8; cpu:8 where the target's own compiler is missing
+  environment: Mapping[str, str]
+
+
+def find_compiler(plan: Plan, folder: pathlib.Path, environment: Mapping[str, str]) -> Compiler:
+  """Returns the compiler for a plan's target, else one for virtual CPU devices.
+
+  Args:
+    folder: the environment of `make plan-env`.
+    environment: of this process, for the child.
+
+  Raises:
+    ConfigError: the target's name does not say how the devices are linked.
+  """
+  target, job = plan.request.target, plan.request.job
+  count = job.devices if job else target.count
+  platform, interpreter = target.accelerator.platform, folder / 'bin' / 'python'
+  name = target.name
+  if platform == 'tpu' and 'x' not in target.topology:
+    raise ConfigError(
+      f'--target={name}: to compile for TPUs, name the slice, as in v5p:2x2x2 or v6e:4x4'
+    )
+  if platform == 'cuda':
+    name = f'{target.accelerator.name}:{count}'  # the learner's devices alone
+  known = platform == 'tpu' or target.accelerator.name in gpu_spec.SPECS
+  if platform == 'cpu' or not known or not interpreter.is_file():
+    platform, name, interpreter = 'cpu', f'cpu:{count}', pathlib.Path(sys.executable)
+  flags = [environment.get('XLA_FLAGS', '')]
+  if platform == 'cuda':
+    # nothing can be autotuned without a device, and Triton's default tiles do not fit all shapes
+    flags.append('--xla_gpu_enable_triton_gemm=false')
+  if platform == 'cpu':
+    flags.append(f'--xla_force_host_platform_device_count={count}')
+  found = {
+    **environment,
+    'JAX_PLATFORMS': 'cpu',
+    'NPROC': '32',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
+    'TF_CPP_MIN_LOG_LEVEL': '2',
+    'XLA_FLAGS': ' '.join(filter(None, flags)),
+  }
+  library = next(folder.glob('lib/python*/site-packages/libtpu/libtpu.so'), None)
+  if library is not None:
+    found['TPU_LIBRARY_PATH'] = str(library)
+  return Compiler(str(interpreter), name, found)
+
+
+def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
+  """Returns what the compiler says of a plan's step; `error` holds its refusal, if any.
+
+  Raises:
+    ConfigError: the recipe has no learner, or the child failed in another way.
+  """
+  if plan.learner is None or plan.memory is None:
+    raise ConfigError('--compile: this recipe has no learner that could be compiled')
+  recipe, target = plan.request.recipe, plan.request.target
+  name, _, topology = compiler.target.partition(':')
+  asked = {
+    'kind': plan.learner.job.kind,
+    'recipe': options.to_dict(recipe),
+    'model': plan.request.model.to_hf('bfloat16'),
+    'target': compiler.target,
+    'platform': 'cpu' if name == 'cpu' else target.accelerator.platform,
+    'topology': topology,
+    'count': plan.learner.job.devices,
+    'micro_batches': activations.capacity(plan.learner.job, plan.learner.load.micro_batches),
+    'spec': gpu_spec.text(name) if name in gpu_spec.SPECS else '',
+  }
+  command = [compiler.interpreter, *children.command(_PROGRAM)[1:]]
+  begin = time.monotonic()
+  done = subprocess.run(
+    command,
+    input=json.dumps(asked, default=str),
+    env=dict(compiler.environment),
+    capture_output=True,
+    text=True,
+    timeout=_DEADLINE_S,
+    check=False,
+  )
+  lines = done.stdout.strip().splitlines()
+  if done.returncode or not lines:
+    errors = [line for line in done.stderr.splitlines() if 'rror: ' in line]
+    reason = (errors or done.stderr.strip().splitlines() or ['no message'])[-1]
+    raise ConfigError(
+      f'--compile for {compiler.target}: the compiler ended with status {done.returncode}: '
+      f'{reason[:300]}; try --target=cpu:{plan.learner.job.devices}, or leave --compile out'
+    )
+  return {**json.loads(lines[-1]), 'target': compiler.target, 'seconds': time.monotonic() - begin}
+
+
+def main() -> None:
+  """The child: compiles what standard input asks for, and prints the result."""
+  print(json.dumps(compile_asked(json.load(sys.stdin))))
+
+
+def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
+  """Compiles the step of a recipe and returns its figures. See the module's docstring."""
+  kind = RLRecipe if asked['kind'] == 'rl' else SFTRecipe
+  recipe = options.build(kind, asked['recipe'])
+  job = job_of(recipe, Config.from_hf(asked['model']), asked['platform'])
+  mesh_devices = find_devices(asked)[: job.devices]
+  mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor, mesh_devices)
+  with jax.default_device(jax.devices('cpu')[0]):
+    made, arguments = program(recipe, job, mesh, asked['micro_batches'])
+    lowered = made.trace(*arguments).lower(lowering_platforms=(asked['platform'],))
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    used = _USED.search(str(error))
+    if used is None:
+      raise
+    size = float(used[1]) / (1 if used[2] == 'G' else 1024)
+    line = ' '.join(str(error).split())[:300]
+    return {'memory_gib': size, 'collective_gb': None, 'hbm_tb': None, 'error': line}
+  return figures(compiled)
+
+
+def figures(compiled: Any) -> dict[str, Any]:
+  """Returns the memory and bytes of a compiled step on one device."""
+  sizes = compiled.memory_analysis()
+  arguments, temporary = sizes.argument_size_in_bytes, sizes.temp_size_in_bytes
+  # outputs that share the memory of donated arguments are counted once
+  outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+  moved = hlo.count(compiled.as_text())
+  return {
+    'memory_gib': (arguments + outputs + temporary) / GIB,
+    'arguments_gib': arguments / GIB,
+    'temporary_gib': temporary / GIB,
+    'collective_gb': moved.links / 1e9,
+    'hbm_tb': moved.hbm / 1e12,
+  }
+
+
+def find_devices(asked: Mapping[str, Any]) -> Any:
+  """Returns descriptions of the target's devices, or virtual devices of the CPU."""
+  if asked['platform'] == 'cpu':
+    return jax.devices('cpu')
+  if asked['platform'] == 'cuda':
+    return topologies.get_topology_desc(
+      platform='cuda',
+      topology_name=asked['target'],
+      topology=f'1x1x{asked["count"]}',
+      target_config=asked['spec'],
+    ).devices
+  return topologies.get_topology_desc(platform='tpu', topology_name=asked['target']).devices
+
+
+def program(
+  recipe: RLRecipe | SFTRecipe, job: Job, mesh: Any, micro_batches: int
+) -> tuple[Any, tuple[Any, ...]]:
+  """Returns the learner's jitted step and its arguments, without values."""
+  optimizer = state.optimizer_of(job)
+  abstract = states.abstract(job.model, optimizer, mesh)
+  if isinstance(recipe, SFTRecipe):
+    settings = parts.model_options(job.train, 1.0, ())
+    made = step.make_sft_step(job.model, optimizer, mesh, settings)
+    return made, (abstract, batch(job, mesh, micro_batches, step.SFT_EXTRAS))
+  ids = (job.model.image_id, job.model.video_id, job.model.vision_start_id)
+  settings = parts.model_options(
+    job.train, recipe.sampling.temperature, (*ids, job.model.vision_end_id)
+  )
+  made: Any = step.make_rl_step(job.model, optimizer, mesh, settings, recipe.rl)
+  inputs = batch(job, mesh, micro_batches, step.RL_EXTRAS)
+  return made.jitted, (abstract, inputs, abstract.params if job.reference else None)
+
+
+def batch(
+  job: Job, mesh: Any, micro_batches: int, extras: Mapping[str, Any]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the arrays of a step without values, with rows split over the mesh."""
+  train, pixels = job.train, 3 * job.model.vision.patch**2
+  place, lead = sharding.rows(mesh, 1), (micro_batches, train.rows)
+  row = (*lead, train.row_tokens)
+  slots = (*lead, train.row_images)
+  shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+    name: (row, np.int32) for name in step.INPUTS if name not in ('positions', 'patches', 'grids')
+  }
+  shapes |= {
+    'positions': ((*lead, 3, train.row_tokens), np.int32),
+    'patches': ((*slots, train.image_patches, 1, pixels), np.uint8),
+    'grids': ((*slots, 2), np.int32),
+  }
+  if isinstance(train, SFTTrainOptions) and train.row_large_images:
+    large = (*lead, train.row_large_images)
+    shapes |= {
+      'large_images': ((*large, train.large_image_patches, 1, pixels), np.uint8),
+      'large_image_grids': ((*large, 2), np.int32),
+    }
+  shapes |= {name: (row, kind) for name, kind in extras.items()}
+  arrays = {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=place)
+    for name, (shape, kind) in shapes.items()
+  }
+  used = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(mesh))
+  return {**arrays, 'used': used}

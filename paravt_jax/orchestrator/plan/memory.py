@@ -1,0 +1,146 @@
+"""Memory of one device by part: the learner's, and that of a server on the same device."""
+
+import dataclasses
+
+from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.options import ServersOptions
+from paravt_jax.orchestrator.plan import activations, server
+from paravt_jax.orchestrator.plan.accelerators import GIB, Target
+from paravt_jax.orchestrator.plan.job import Job
+from paravt_jax.orchestrator.plan.server import Share
+from paravt_jax.orchestrator.plan.state import State
+
+# The parts of a device's memory, in the order in which they are shown.
+PARTS = (
+  'weights',
+  'optimizer',
+  'gradients',
+  'reference',
+  'batch',
+  'activations',
+  'vision',
+  'head',
+  'server',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """GiB on one device of the learner, and of a server on devices of its own."""
+
+  parts: dict[str, float]  # by the names of PARTS; they add up to the peak
+  server_alone: float  # of a device that only a server uses; 0 without one
+  server_devices: int  # that only servers use
+
+  @property
+  def total(self) -> float:
+    """Returns the GiB of a learner's device; of a server's where there is no learner."""
+    return sum(self.parts.values())
+
+
+def memory_of_learner(
+  job: Job,
+  state: State,
+  micro_batches: int,
+  section: ServersOptions | None,
+  target: Target,
+) -> Memory:
+  """Returns the memory of a run with a learner.
+
+  Args:
+    section: the run's servers; None for SFT.
+  """
+  found = activations.activations_of(job, micro_batches)
+  share = server.share_of(section, job.model, state.parameters) if section else None
+  shared, alone = placement(section, share, job.devices, target)
+  parts = {
+    'weights': state.weights,
+    'optimizer': state.optimizer,
+    'gradients': activations.GRADIENT_COPIES * state.gradients,
+    'reference': state.reference,
+    'batch': found.batch,
+    'activations': found.layers,
+    'vision': found.vision,
+    'head': found.head,
+    'server': share.total * shared if share else 0,
+  }
+  by_part = {name: size / GIB for name, size in parts.items()}
+  return Memory(by_part, share.total / GIB if share and alone else 0.0, alone)
+
+
+def memory_of_server(section: ServersOptions, share: Share | None) -> Memory:
+  """Returns the memory of an evaluation: that of one server, by its parts."""
+  parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+  if share is None:
+    return Memory(parts, 0.0, 0)
+  parts |= {'weights': share.weights / GIB, 'server': (share.cache + share.reserve) / GIB}
+  return Memory(parts, sum(parts.values()), devices_of_servers(section))
+
+
+def devices_of_servers(section: ServersOptions) -> int:
+  """Returns how many devices the servers take that the run starts."""
+  if section.kind == 'url':
+    return 0
+  wide = section.sglang.tensor_parallel if section.kind == 'sglang' else 1
+  return section.count * wide
+
+
+def placement(
+  section: ServersOptions | None, share: Share | None, learner: int, target: Target
+) -> tuple[int, int]:
+  """Returns (servers on a learner's device, devices that only servers use).
+
+  SGLang servers stand on the devices that the recipe names, else behind the learner's. Embedded
+  servers run on the first device that JAX sees, which is the learner's too.
+  """
+  if section is None or share is None:
+    return 0, 0
+  needed = devices_of_servers(section)
+  if section.kind == 'embedded':
+    return section.count, 0
+  devices = section.sglang.devices
+  if not devices:
+    devices = tuple(range(learner, learner + needed))
+    if learner + needed > target.count:
+      devices = tuple(range(needed))
+  on_learner = [one for one in devices if one < learner]
+  return int(bool(on_learner)), len(devices) - len(on_learner)
+
+
+def find_refusals(memory: Memory, target: Target) -> list[str]:
+  """Returns one line for each device that holds less than it is asked for; [] if all fits."""
+  found = []
+  title, most = target.accelerator.title, target.usable_gib
+  shared = memory.parts['server']
+  if memory.total > most:
+    learner = memory.total - shared
+    both = f' (learner {learner:.1f}, server {shared:.1f})' if shared and learner else ''
+    reference = memory.parts['reference']
+    enough = reference and memory.total - reference <= most
+    way_out = 'without a reference it fits: --config.rl.beta=0' if enough else 'see what would fit'
+    found.append(
+      f'memory: {memory.total:.1f} GiB per device{both}, wanted at most {most:.1f}, 95 % of '
+      f'{title}; {way_out}'
+    )
+  if memory.server_alone > most and memory.server_alone != memory.total:
+    found.append(
+      f'--config.server: a server takes {memory.server_alone:.1f} GiB of its device, wanted at '
+      f'most {most:.1f}, 95 % of {title}; lower its cache (server.sglang.max_total_tokens, '
+      'server.embedded.lanes), or raise server.sglang.tensor_parallel'
+    )
+  return found
+
+
+def check_fraction(section: ServersOptions | None, share: Share | None, target: Target) -> None:
+  """Raises ConfigError if SGLang's part of a device does not hold its weights and cache."""
+  if section is None or share is None or section.kind != 'sglang':
+    return
+  fraction, memory = section.sglang.mem_fraction, target.accelerator.memory_gib
+  needed = (share.weights + share.cache) / GIB
+  if needed > fraction * memory:
+    raise ConfigError(
+      f'--config.server.sglang.mem_fraction={fraction:g}: wanted at least '
+      f'{needed / memory:.2f}, {needed:.1f} GiB for weights and a cache of '
+      f'{section.sglang.max_total_tokens} tokens; raise it, or lower '
+      'server.sglang.max_total_tokens'
+    )

@@ -1,0 +1,115 @@
+"""Bytes over HBM and links of a step on one device, and the range of its seconds.
+
+The constants of HBM were fitted to the programs of two model sizes, two row lengths, SFT and RL, as
+compiled for H100: the bytes that each kernel reads and writes, with nothing kept in a cache. They
+count numbers in the compute dtype unless their comment says bytes.
+"""
+
+import dataclasses
+
+from paravt_jax.orchestrator.plan import flops
+from paravt_jax.orchestrator.plan.accelerators import Accelerator
+from paravt_jax.orchestrator.plan.flops import Passes
+from paravt_jax.orchestrator.plan.job import Job
+from paravt_jax.orchestrator.plan.shapes import Load
+from paravt_jax.orchestrator.plan.state import State
+
+# Per token, layer and pass: arrays of hidden units, and of the width.
+TOKEN_HIDDEN = 8
+TOKEN_WIDTH = 24
+WEIGHT_BYTES = 5.7  # per weight of a layer and pass: read, cast, gathered, read again
+# Per chunk of the head and product: float32 output matrices, and float32 logits.
+HEAD_MATRICES = 2.5
+HEAD_LOGITS = 1.6
+# Per patch, block and pass of the tower: its width, its hidden units, and scores of every head.
+PATCH_WIDTH = 24
+PATCH_HIDDEN = 6
+PATCH_SCORES = 10
+STEP_BYTES = 60  # per trained weight and update: optimizer, norms, casts
+# Attention: bytes per pair, head and product. Tiles stay in the cache of a kernel.
+PAIR_BYTES = {'xla': 10.0, 'chunked': 10.0, 'tiled': 10.0}
+PAIR_BYTES_KERNEL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Bytes of one step on one device."""
+
+  hbm: float
+  links: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+  """A range: as if products, HBM and links overlapped fully, and as if they never did.
+
+  Both are bounds at the peak rates of the device. A run is slower than the first.
+  """
+
+  low: float
+  high: float
+
+
+def traffic_of(job: Job, load: Load, state: State) -> Traffic:
+  """Returns the bytes of one step on one device."""
+  passes = flops.passes_of(job)
+  return Traffic(_hbm(job, load, state, passes), _links(job, load, passes))
+
+
+def seconds_of(job: Job, accelerator: Accelerator, total_flops: float, traffic: Traffic) -> Seconds:
+  """Returns the range of a step's seconds."""
+  times = (
+    total_flops / job.devices / accelerator.flops(job.train.dtype),
+    traffic.hbm / accelerator.hbm_bytes,
+    traffic.links / accelerator.link_bytes,
+  )
+  return Seconds(max(times), sum(times))
+
+
+def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
+  text, vision, wide = job.model.text, job.model.vision, job.mesh.tensor
+  times = passes.forward + passes.again + 2 * passes.backward
+  tokens = load.micro_batches * job.tokens_here
+  token = (TOKEN_HIDDEN * text.mlp // wide + TOKEN_WIDTH * text.width) * job.width
+  layers = text.layers * times * tokens * token
+  weights = load.micro_batches * times * flops.text_weights(text) / wide * WEIGHT_BYTES
+
+  products = passes.forward + 3 * passes.backward
+  chunk = min(job.train.head_chunk, job.train.row_tokens) * job.train.rows
+  matrix = 4.0 * text.width * text.vocab / wide * HEAD_MATRICES * (load.scored / chunk)
+  logits = 4.0 * text.vocab / wide * HEAD_LOGITS * load.scored / job.row_shards
+
+  count, patches = job.image_slots[0]
+  number = PATCH_WIDTH * vision.width + PATCH_HIDDEN * vision.mlp // wide
+  number += PATCH_SCORES * patches * vision.heads // wide
+  slots = load.micro_batches * job.rows_here * count * patches
+  trained_tower = 0 if job.train.freeze_vision else 2 * passes.backward + passes.again
+  tower = slots * vision.depth * number * job.width * (passes.tower + trained_tower)
+
+  pairs = load.multiplied_pairs / job.row_shards * text.heads / wide * text.layers
+  each = PAIR_BYTES.get(job.backend, PAIR_BYTES_KERNEL)
+  attention = pairs * each * (passes.forward + passes.again + 2 * passes.backward)
+
+  update = job.updates * STEP_BYTES * state.gradients / 4
+  return layers + weights + products * (matrix + logits) + tower + attention + update
+
+
+def _links(job: Job, load: Load, passes: Passes) -> float:
+  """Bytes that a device receives: gathered weights, reduced gradients, sums of tensor shards."""
+  text, vision = job.model.text, job.model.vision
+  shards, copies, wide = job.mesh.fsdp, job.mesh.data, job.mesh.tensor
+  layers = flops.text_weights(text) / wide
+  matrix = text.width * text.vocab / wide
+  tower = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp) / wide
+  gathers = passes.forward + passes.again
+  # a gradient is reduced over fsdp in the compute dtype, and over copies twice (reduce, spread)
+  fsdp = gathers * job.width * (layers + matrix) + passes.tower * job.width * tower
+  fsdp += passes.backward * (job.width * layers + 4 * matrix)
+  total = fsdp * (shards - 1) / shards
+  total += passes.backward * 2 * 4 * (layers + matrix) / shards * (copies - 1) / copies
+  hidden = job.tokens_here * text.width * job.width
+  # two sums of a layer's output per pass, and embedded rows, whose width is split over fsdp
+  sums = 2 * text.layers * (passes.forward + passes.again + passes.backward)
+  total += 2 * sums * hidden * (wide - 1) / wide
+  total += 4 * hidden * (shards - 1) / shards
+  return total * load.micro_batches

@@ -1,0 +1,101 @@
+"""Memory by part, where servers stand, and what the refusals of memory say."""
+
+import pytest
+
+from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator.plan import memory, server
+from paravt_jax.orchestrator.plan.accelerators import parse_target
+from paravt_jax.orchestrator.plan.memory import PARTS, Memory
+from tests.orchestrator.plan.requests import request
+
+H100 = parse_target('h100:8')
+
+
+def of_parts(alone=0.0, **parts):
+  return Memory({**dict.fromkeys(PARTS, 0.0), **parts}, alone, int(alone > 0))
+
+
+def test_what_fits_is_not_refused():
+  assert memory.find_refusals(of_parts(weights=75.0), H100) == []
+
+
+def test_what_does_not_fit_names_the_device_and_the_limit():
+  (line,) = memory.find_refusals(of_parts(weights=76.0), H100)
+  assert line.startswith('memory: 76.0 GiB per device, wanted at most 75.1, 95 % of H100 80GB SXM')
+
+
+def test_a_reference_that_is_too_much_is_named():
+  (line,) = memory.find_refusals(of_parts(weights=74.0, reference=2.0), H100)
+  assert '--config.rl.beta=0' in line
+  (line,) = memory.find_refusals(of_parts(weights=76.0, reference=2.0), H100)
+  assert '--config.rl.beta=0' not in line
+
+
+def test_learner_and_server_on_one_device_are_named_apart():
+  (line,) = memory.find_refusals(of_parts(weights=50.0, server=40.0), H100)
+  assert '(learner 50.0, server 40.0)' in line
+
+
+def test_a_server_that_does_not_fit_its_own_device_is_refused():
+  (line,) = memory.find_refusals(of_parts(weights=10.0, alone=80.0), H100)
+  assert line.startswith('--config.server: a server takes 80.0 GiB')
+
+
+@pytest.mark.parametrize(
+  ('devices', 'learner', 'expected'),
+  [
+    ((4, 5, 6, 7), 4, (0, 4)),
+    ((), 4, (0, 4)),  # behind the learner's
+    ((3, 4, 5, 6), 4, (1, 3)),
+    ((), 8, (1, 0)),  # no device is left: they share the learner's
+  ],
+)
+def test_sglang_servers_stand_on_the_named_devices_or_behind_the_learner(
+  devices, learner, expected
+):
+  asked = request('rl:8b_split', server__sglang__devices=devices)
+  section = asked.recipe.server
+  share = server.share_of(section, asked.model, 10)
+  assert memory.placement(section, share, learner, H100) == expected
+
+
+def test_an_embedded_server_stands_on_the_learners_device_and_one_by_url_on_none():
+  tiny = request('rl:tiny')
+  share = server.share_of(tiny.recipe.server, tiny.model, 10)
+  assert memory.placement(tiny.recipe.server, share, 1, tiny.target) == (1, 0)
+  assert server.share_of(request('rl:8b').recipe.server, tiny.model, 10) is None
+
+
+def test_sglangs_share_is_its_weights_and_the_cache_that_its_options_name():
+  asked = request('rl:8b_split')
+  share = server.share_of(asked.recipe.server, asked.model, 8_767_123_696)
+  assert share.weights == 2 * 8_767_123_696
+  # 262,144 tokens of 36 layers with 8 key heads of 128, keys and values, bfloat16; 1 GiB of images
+  assert share.cache == 262_144 * 2 * 36 * 8 * 128 * 2 + (1 << 30) == (36 << 30) + (1 << 30)
+
+
+def test_an_embedded_server_allocates_all_its_slots():
+  asked = request('eval:8b', server__kind='embedded')
+  share = server.share_of(asked.recipe.server, asked.model, 10)
+  token = 2 * 36 * 8 * 128 * 2
+  contexts = (8192 * 32 + 32768 * 16 + 2048 * 256) * token
+  images = 4096 * 49 * 4 * 4096 * 2
+  assert share.cache == contexts + images
+
+
+def test_a_fraction_that_does_not_hold_weights_and_cache_is_refused():
+  asked = request('rl:8b_split', server__sglang__mem_fraction=0.3)
+  section = asked.recipe.server
+  share = server.share_of(section, asked.model, 8_767_123_696)
+  with pytest.raises(ConfigError, match=r'mem_fraction=0.3: wanted at least 0.67'):
+    memory.check_fraction(section, share, H100)
+  memory.check_fraction(request('rl:8b_split').recipe.server, share, H100)
+
+
+def test_more_servers_write_the_rollouts_of_a_step_sooner():
+  asked = request('rl:8b_split')
+  rollouts = server.Rollouts(8, 64, 4132, 1048, asked.shape)
+  one, four = (
+    server.seconds_of(rollouts, asked.model, 8e9, H100.accelerator, count) for count in (1, 4)
+  )
+  assert four[0] < one[0] < one[1]
