@@ -210,7 +210,8 @@ def program(
   )
   made: Any = step.make_rl_step(job.model, optimizer, mesh, settings, recipe.rl)
   inputs = batch(job, mesh, micro_batches, step.RL_EXTRAS)
-  return made.jitted, (abstract, inputs, abstract.params if job.reference else None)
+  reference = states.abstract_reference(job.model, optimizer, mesh, job.train.dtype)
+  return made.jitted, (abstract, inputs, reference if job.reference else None)
 
 
 def batch(
