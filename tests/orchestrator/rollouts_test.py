@@ -147,7 +147,7 @@ def test_a_server_of_another_version_or_another_key_is_one_line(given, words, tm
       Reply(ids=(66, 67), finish='length', logprobs=(-0.5, -0.6)),
       'token 1: log-prob -0.6, the learner says -0.5',
     ),
-    (Reply(ids=(70, 71), finish='length'), 'token 0: got id 70, the learner says 66'),
+    (Reply(ids=(70, 71), finish='length'), 'id 70, the learner says 66 by a margin of'),
     (
       Reply(ids=(66, 67), finish='length', image_tokens=4),
       'the server counts 4 image tokens, we 1',

@@ -67,6 +67,7 @@ class Steps:
   """A learner, a queue and a server in one, which log what is asked of them."""
 
   counts = types.MappingProxyType({})
+  rounding = 0.0
 
   def __init__(self):
     self.version, self.log, self.handed = 0, [], 0

@@ -76,7 +76,7 @@ def add_positions(
   """
   slots, patches = x_BNXW.shape[1:3]
   # a small table, whole on every device: else the places of all rows would travel to its shards
-  table = place(table, None, None)
+  table = place(jnp.asarray(table), None, None)
   filled_BN = (grids_BN2 > 0).all(-1)
   # the first slot of the row with the same grid
   first_BN = (grids_BN2[:, :, None] == grids_BN2[:, None, :]).all(-1).argmax(-1)
