@@ -41,8 +41,7 @@ def make_greedy(
   padded = np.concatenate([np.asarray(input_ids, np.int32), np.zeros(tokens, np.int32)])
   inputs = model.single_inputs(config, padded, (image,))
   start = len(input_ids)
-  dtype = jnp.dtype(options.dtype)
-  place = sharding.activations(mesh)
+  dtype, place = jnp.dtype(options.dtype), sharding.activations(mesh)
   run_options = {'dtype': dtype, 'remat': False, 'backend': options.backend, 'place': place}
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
