@@ -222,6 +222,9 @@ def test_shards_are_merged_to_the_whole(place, world):
       place, f'part_shard{number}of2', model__folder='runs/whole/hf', shard=f'{number}/2', **WORLD
     )
     assert status == 0, err[-3000:]
+  status, out, err = run(place, 'none', model__folder='runs/whole/hf', shard='99/99', **WORLD)
+  assert (status, out) == (2, '') and '--config.shard=99/99: no sample is in this shard' in err
+  assert not (place / 'runs' / 'none').exists()
   status, out, err = tool(place, '--merge', 'runs/part_shard1of2')
   assert status == 2 and 'not complete: shard 2/2 is not among the folders' in err
   older = place / 'runs' / 'part_shard1of2' / 'config.json'

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pathlib
 import pkgutil
 import subprocess
@@ -46,6 +47,17 @@ def run(code, **kwargs):
     check=False,
     **kwargs,
   )
+
+
+def test_every_class_with_published_numbers_hands_them_out():
+  found = set()
+  for module in pkgutil.walk_packages(paravt_jax.__path__, 'paravt_jax.'):
+    for kind in vars(importlib.import_module(module.name)).values():
+      if inspect.isclass(kind) and hasattr(kind, 'published'):
+        # a class that adds fields hands out the section that has the numbers
+        assert issubclass(kind, type(kind.published())), kind
+        found.add(kind)
+  assert len(found) > 40
 
 
 @pytest.mark.parametrize('package', PACKAGES)

@@ -6,6 +6,7 @@ results.jsonl  one `Outcome` per line; each line is on disk before the next line
 
 import collections
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -55,16 +56,24 @@ class Outcome:
 FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 
 
-def check_types(options: Any) -> None:
-  """Checks that the fields of a dataclass have their types, not those of their members.
+@functools.cache
+def _types_of(kind: type) -> Mapping[str, tuple[type, ...]]:
+  """Returns the types that each field of a dataclass may have, without those of members."""
+  found = {}
+  for name, hint in typing.get_type_hints(kind).items():
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    found[name] = tuple(typing.get_origin(one) or one for one in kinds)
+  return found
+
+
+def _check_types(record: Any) -> None:
+  """Checks the types of a dataclass's fields, not those of their members.
 
   Raises:
     TypeError: a field has another type. The message names the first.
   """
-  for name, hint in typing.get_type_hints(type(options)).items():
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    wanted = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    value = getattr(options, name)
+  for name, wanted in _types_of(type(record)).items():
+    value = getattr(record, name)
     is_number = float in wanted and type(value) is int  # JSON may write 1.0 as 1
     if isinstance(value, bool) or not (is_number or isinstance(value, wanted)):
       names = ' or '.join('null' if kind is type(None) else kind.__name__ for kind in wanted)
@@ -152,7 +161,7 @@ def _lines(path: Path) -> tuple[list[tuple[Outcome, bytes]], bool]:
     last = end
     try:
       outcome = Outcome(**json.loads(line))
-      check_types(outcome)
+      _check_types(outcome)
       found.append((outcome, line))
     except (ValueError, TypeError) as error:
       raise DataError(
@@ -254,7 +263,7 @@ def read_plan(folder: Path) -> Plan:
 
 def _check_plan(plan: Plan) -> None:
   """Raises TypeError if a plan that was read has values of other types."""
-  check_types(plan)
+  _check_types(plan)
   for name, about in plan.benchmarks.items():
     kinds = {'parts': dict, 'metric': str, 'keys': list}
     wrong = [key for key, kind in kinds.items() if not isinstance(about[key], kind)]

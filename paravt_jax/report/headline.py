@@ -49,9 +49,9 @@ def _verdict(
   if calls[1] < CALLS_MANY and calls[0] - calls[1] > CALLS_MOVED:
     return 'bad', 'The agent unlearned to crop: calls collapsed during training.'
   # where it learned to crop: at the smallest budget, or only at one that it began without calls
-  newly = _newly_cropped(before, after)
-  where = '' if calls[1] - calls[0] > CALLS_MOVED else f' with {newly} frames too'
-  if not where or (newly is not None and calls[0] >= CALLS_MANY):
+  newly, everywhere = _newly_cropped(before, after), calls[1] - calls[0] > CALLS_MOVED
+  where = '' if everywhere else f' with {newly} frames{" too" if calls[0] >= CALLS_MANY else ""}'
+  if everywhere or newly is not None:
     return (
       ('good', f'The agent learned to crop{where}, and it pays.')
       if better

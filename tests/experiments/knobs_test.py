@@ -233,3 +233,16 @@ def test_the_command(words, status, out, err):
   )
   assert (done.returncode, done.stdout) == (status, out)
   assert done.stderr.startswith(err) and done.stderr.count('\n') == (1 if err else 0)
+
+
+def test_a_reader_that_has_enough_gets_no_traceback():
+  done = subprocess.run(
+    f'{sys.executable} -m experiments.knobs | head -n 1',
+    shell=True,
+    capture_output=True,
+    text=True,
+    cwd=small_job.ROOT,
+    timeout=patience.seconds(120),
+    env=small_job.environment(),
+  )
+  assert (done.stdout, done.stderr) == ("  --config.name = 'para_grpo'\n", '')

@@ -82,6 +82,13 @@ def test_calls_that_began_at_a_larger_budget_are_not_called_a_habit_from_the_sta
   assert (head.verdict, head.title) == (verdict, title)
 
 
+def test_calls_that_rose_at_a_larger_budget_alone_are_said_of_that_budget():
+  before, after = _evaluation(0.60, 0.1), _evaluation(0.80, 0.1)
+  cells = {**after.by_k, 64: dataclasses.replace(after.by_k[64], calls=1.0)}
+  head = headline(_run(before, dataclasses.replace(after, by_k=cells)))
+  assert head.title == 'The agent learned to crop with 64 frames, and it pays.'
+
+
 def test_a_paired_interval_decides_over_the_two_single_ones():
   pair = _evaluation(0.60, 0.4, half=0.2), _evaluation(0.70, 1.2, half=0.2)
   assert headline(_run(*pair)).verdict == 'mixed'
