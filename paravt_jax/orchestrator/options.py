@@ -9,6 +9,7 @@ from paravt_jax.data.world.corpus import CorpusOptions
 from paravt_jax.data.world.questions import QuestionOptions
 from paravt_jax.data.world.scene import SceneOptions
 from paravt_jax.data.world.traces import TraceOptions
+from paravt_jax.models import remat
 from paravt_jax.options import (
   COUNT,
   DTYPE,
@@ -247,7 +248,9 @@ class TrainOptions(Options):
   """How the learner runs the model, and the shape of its batches."""
 
   dtype: Annotated[str, DTYPE]  # number type of matrix products
-  remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
+  # what a layer keeps for its backward pass. none: all its arrays; layers: its input, and the rest
+  # is computed again; attention: as layers, and the output of attention too
+  remat: Annotated[str, one_of(*remat.POLICIES)]
   # how attention is computed
   backend: Annotated[str, one_of('auto', 'chunked', 'splash', 'tiled', 'triton', 'xla')]
   head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
@@ -263,7 +266,7 @@ class TrainOptions(Options):
     """Returns the settings of RL with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
-      remat=True,
+      remat='layers',
       backend='auto',
       head_chunk=1024,
       freeze_vision=True,
@@ -288,7 +291,7 @@ class SFTTrainOptions(TrainOptions):
     """Returns the settings of SFT with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
-      remat=True,
+      remat='layers',
       backend='auto',
       head_chunk=1024,
       freeze_vision=True,

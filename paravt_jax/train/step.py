@@ -56,7 +56,7 @@ class ModelOptions:
   """How a step runs the model and scores tokens."""
 
   dtype: str  # of matrix products, 'float32' or 'bfloat16'
-  remat: bool  # whether the backward pass recomputes layers
+  remat: str  # what layers keep for the backward pass, a name of models/remat.POLICIES
   backend: str  # of attention, one of attention.BACKENDS
   head_chunk: int  # tokens per row whose logits are in memory at once
   temperature: float  # of the scored distribution, 1 in SFT

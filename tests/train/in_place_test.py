@@ -41,8 +41,8 @@ def one_step(kind, remat, shape=(1, 1, 1), optimizer=FROZEN):
 
 @pytest.mark.parametrize('kind', ['sft', 'rl'])
 def test_gradients_in_place_are_those_of_a_plain_backward_pass(kind):
-  plain, metrics = one_step(kind, remat=False)
-  deep, deep_metrics = one_step(kind, remat=True)
+  plain, metrics = one_step(kind, remat='none')
+  deep, deep_metrics = one_step(kind, remat='layers')
   assert np.linalg.norm(plain) > 0
   assert common.relative(deep, plain) <= 1e-5
   for name, value in metrics.items():
@@ -51,15 +51,15 @@ def test_gradients_in_place_are_those_of_a_plain_backward_pass(kind):
 
 @pytest.mark.slow
 def test_on_a_mesh_too():
-  plain, _ = one_step('rl', remat=False, shape=(1, 2, 2))
-  deep, _ = one_step('rl', remat=True, shape=(1, 2, 2))
+  plain, _ = one_step('rl', remat='none', shape=(1, 2, 2))
+  deep, _ = one_step('rl', remat='layers', shape=(1, 2, 2))
   assert common.relative(deep, plain) <= 1e-5
 
 
 def test_a_trained_tower_keeps_the_plain_backward_pass():
-  plain, _ = one_step('sft', remat=False, optimizer=TRAINED)
-  deep, _ = one_step('sft', remat=True, optimizer=TRAINED)
+  plain, _ = one_step('sft', remat='none', optimizer=TRAINED)
+  deep, _ = one_step('sft', remat='layers', optimizer=TRAINED)
   assert common.relative(deep, plain) <= 1e-5
-  assert not model.adds_to_sums(DEEP, remat=True, freeze_vision=False)
-  assert model.adds_to_sums(DEEP, remat=True, freeze_vision=True)
-  assert not model.adds_to_sums(common.CONFIG, remat=True, freeze_vision=True)
+  assert not model.adds_to_sums(DEEP, remat='layers', freeze_vision=False)
+  assert model.adds_to_sums(DEEP, remat='layers', freeze_vision=True)
+  assert not model.adds_to_sums(common.CONFIG, remat='layers', freeze_vision=True)

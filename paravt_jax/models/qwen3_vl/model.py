@@ -20,6 +20,7 @@ import numpy as np
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
 from paravt_jax.models import attention
+from paravt_jax.models import remat as remats
 from paravt_jax.models.layers import RMSNorm, stacked_init
 from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import positions, text, vision
@@ -162,7 +163,7 @@ def encode_inputs(
   inputs: Inputs,
   dtype: jnp.dtype,
   *,
-  remat: bool = False,
+  remat: str = 'none',
   place: Place = anywhere,
   backend: str = 'auto',
 ) -> Features:
@@ -242,7 +243,7 @@ def hidden(
   inputs: Inputs,
   *,
   dtype: jnp.dtype,
-  remat: bool,
+  remat: str,
   freeze_vision: bool,
   features: Features | None = None,
   backend: str = 'chunked',
@@ -254,7 +255,7 @@ def hidden(
   Args:
     inputs: packed rows.
     dtype: for matrix products and the residual stream; norms, rotary and softmax are float32.
-    remat: recompute each layer in the backward pass.
+    remat: what layers keep for the backward pass, a name of `remat.POLICIES`.
     freeze_vision: no gradient reaches the vision tower and its mergers.
     features: the result of `encode_inputs`; None computes it from `inputs`.
     backend: see `attention.attend`.
@@ -291,19 +292,20 @@ def hidden(
     layer = text.TextLayer(config.text, dtype, place)
     return _apply(layer, layer_params, x_BTD, angle_BTF, attend)
 
-  run = jax.checkpoint(layer) if remat and layer_sums is None else layer
+  # a stack that adds to sums keeps the inputs of layers itself
+  run = remats.apply(layer, remat) if layer_sums is None else layer
   x_BTD = _run_layers(
     config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run, layer_sums
   )
   return _final_norm(config, params, x_BTD)
 
 
-def adds_to_sums(config: Config, remat: bool, freeze_vision: bool) -> bool:
-  """Returns whether `hidden` can take `layer_sums`: long stacks that are computed again.
+def adds_to_sums(config: Config, remat: str, freeze_vision: bool) -> bool:
+  """Returns whether `hidden` can take `layer_sums`: long stacks that keep their inputs alone.
 
   The sums need gradients by the layers alone, so the tower must be frozen.
   """
-  return remat and freeze_vision and config.text.layers > UNROLL
+  return remat == 'layers' and freeze_vision and config.text.layers > UNROLL
 
 
 def _run_layers(
@@ -413,7 +415,7 @@ def logits(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config: Config, params: Params, inputs: Inputs) -> jax.Array:
-  x_BTD = hidden(config, params, inputs, dtype=jnp.float32, remat=False, freeze_vision=True)
+  x_BTD = hidden(config, params, inputs, dtype=jnp.float32, remat='none', freeze_vision=True)
   return jnp.einsum('TD,DV->TV', x_BTD[0], head(params, config).astype(jnp.float32))
 
 

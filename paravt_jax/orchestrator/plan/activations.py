@@ -84,10 +84,15 @@ def batch_bytes(job: Job) -> int:
 
 
 def _saved(job: Job) -> int:
-  """Inputs of all layers with remat, else all that their backward passes read."""
+  """What layers keep: by policy their inputs, or all that their backward passes read."""
   text, kept = job.model.text, job.tokens_here * job.width
-  if job.train.remat:
+  if job.train.remat == 'layers':
     return text.layers * kept * text.width
+  if job.train.remat == 'attention':
+    # outputs in the compute dtype, and one float32 log-sum per head
+    heads = text.heads // job.mesh.tensor
+    output = job.tokens_here * heads * (text.head_dim * job.width + 4)
+    return text.layers * (kept * text.width + output)
   wide = KEPT_HIDDEN * text.mlp // job.mesh.tensor + KEPT_WIDTH * text.width
   scores = _scores(job, 2) if job.backend == 'xla' else 0
   return text.layers * (kept * wide + scores)
@@ -148,7 +153,7 @@ def _tower(job: Job) -> int:
   scores = job.rows_here * largest * vision.heads // wide * (4 + job.width)
   if job.train.freeze_vision:
     return (work + scores) // TOWER_BLOCKS
-  blocks = 1 if job.train.remat else TOWER_WIDTH
+  blocks = TOWER_WIDTH if job.train.remat == 'none' else 1
   return work + scores + vision.depth * patches * vision.width * blocks * job.width
 
 

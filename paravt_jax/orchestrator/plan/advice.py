@@ -88,8 +88,8 @@ def _changes(request: Request) -> Iterator[Change]:
   yield from (Change({'train.backend': name}) for name in ('auto', 'tiled') if train.backend)
   if train.dtype == 'float32' and request.target.accelerator.platform != 'cpu':
     yield Change({'train.dtype': 'bfloat16'})
-  if not train.remat:
-    yield Change({'train.remat': True})
+  if train.remat != 'layers':
+    yield Change({'train.remat': 'layers'})
   if train.head_chunk > 256:
     yield Change({'train.head_chunk': 256})
   if mesh.data > 1:

@@ -59,7 +59,7 @@ def passes_of(job: Job) -> Passes:
     tower = 1
   return Passes(
     forward=job.updates + extra,
-    again=job.updates if job.train.remat else 0,
+    again=0 if job.train.remat == 'none' else job.updates,
     backward=job.updates,
     tower=tower,
   )

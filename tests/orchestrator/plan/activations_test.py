@@ -47,7 +47,7 @@ def test_remat_saves_memory_and_tensor_shards_split_hidden_units():
   def layers(changed):
     return activations.activations_of(changed, 2).layers
 
-  kept = dataclasses.replace(job, train=job.train.replace(remat=False))
+  kept = dataclasses.replace(job, train=job.train.replace(remat='none'))
   split = dataclasses.replace(job, mesh=job.mesh.replace(fsdp=4, tensor=2))
   wide = dataclasses.replace(job, mesh=job.mesh.replace(fsdp=4), train=job.train.replace(rows=4))
   assert layers(kept) > 2 * layers(job)

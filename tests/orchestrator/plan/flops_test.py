@@ -88,10 +88,10 @@ def load(job, scored):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'train__remat': False},
-    {'train__remat': True},
-    {'train__remat': True, 'train__freeze_vision': False},
-    {'train__remat': False, 'optimizer__name': 'muon'},
+    {'train__remat': 'none'},
+    {'train__remat': 'layers'},
+    {'train__remat': 'layers', 'train__freeze_vision': False},
+    {'train__remat': 'none', 'optimizer__name': 'muon'},
   ],
   ids=['plain', 'remat', 'tower', 'muon'],
 )

@@ -33,7 +33,7 @@ def test_hbm_bytes_of_a_micro_batch_are_the_compilers_within_fifteen_per_cent(mo
 
 
 def test_fsdp_gathers_each_pass_and_reduces_once():
-  job = request('rl:8b', rl__beta=0.0, train__remat=False).job
+  job = request('rl:8b', rl__beta=0.0, train__remat='none').job
   own = traffic.traffic_of(job, micro_batch(job), state.state_of(job)).links
   layers, matrix = 36 * 192_937_984, 4096 * 151_936
   tower = 27 * (4 * 1152**2 + 2 * 1152 * 4304)
