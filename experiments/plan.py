@@ -127,7 +127,9 @@ def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
       f'GPUs and TPUs): compiling for {compiler.target} instead',
       file=sys.stderr,
     )
-  return ahead.compile_plan(plan, compiler)
+  # figures are kept beside the compilers
+  kept = launch.ROOT / COMPILERS / 'compiled'
+  return ahead.compile_plan(plan, compiler, kept if kept.parent.is_dir() else None)
 
 
 def refuse(line: str, as_json: bool) -> int:

@@ -31,7 +31,7 @@ def run_stack(layer: Layer, x: jax.Array, stacked: Any, sums: Any) -> jax.Array:
   return _adding(layer)(x, stacked, sums)
 
 
-def _adding(layer: Layer) -> Callable[[jax.Array, Any, Any], jax.Array]:
+def _adding(layer: Layer) -> Callable[..., Any]:
   @jax.custom_vjp
   def run(x, stacked, sums):
     return _forward(layer, x, stacked)[0]
@@ -41,7 +41,8 @@ def _adding(layer: Layer) -> Callable[[jax.Array, Any, Any], jax.Array]:
     return out, (inputs, stacked, sums)
 
   def backward(saved, d_out):
-    return (*_backward(layer, *saved, d_out), None)
+    inputs, stacked, sums = saved
+    return (*_backward(layer, inputs, stacked, sums, d_out), None)
 
   run.defvjp(forward, backward)
   return run

@@ -5,16 +5,19 @@ plan-env`), and their settings must be in place before JAX starts. Without that 
 --target=cpu, the step is compiled for as many virtual CPU devices. Nothing is executed.
 
 The child reads one JSON object from standard input and prints one as its last line:
-  in   kind, recipe, model (as config.json), target, platform, topology, count, micro_batches, spec
+  in   kind, recipe, model (as config.json), target, platform, topology, count, micro_batches,
+       spec, flags, dump, kept
   out  memory_gib, arguments_gib, temporary_gib, collective_gb, hbm_tb, seconds, or error
 """
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
-import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,8 +31,7 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.options import SFTTrainOptions
-from paravt_jax.orchestrator.plan import activations, gpu_spec, hlo, state
-from paravt_jax.orchestrator.plan.accelerators import GIB
+from paravt_jax.orchestrator.plan import activations, compiled, gpu_spec, state
 from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Job, job_of
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
@@ -37,7 +39,6 @@ from paravt_jax.train import sharding, step
 from paravt_jax.train import state as states
 
 _PROGRAM = 'from paravt_jax.orchestrator.plan import ahead; ahead.main()'
-_USED = re.compile(r'Used ([\d.]+)([GM]) of [\d.]+[GM] hbm')
 _DEADLINE_S = 1800.0
 
 
@@ -94,8 +95,13 @@ def find_compiler(plan: Plan, folder: pathlib.Path, environment: Mapping[str, st
   return Compiler(str(interpreter), name, found)
 
 
-def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
+def compile_plan(
+  plan: Plan, compiler: Compiler, kept: pathlib.Path | None = None
+) -> dict[str, Any]:
   """Returns what the compiler says of a plan's step; `error` holds its refusal, if any.
+
+  Args:
+    kept: a folder of figures that were measured before (`compiled.measure`).
 
   Raises:
     ConfigError: the recipe has no learner, or the child failed in another way.
@@ -115,17 +121,10 @@ def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
     'micro_batches': activations.capacity(plan.learner.job, plan.learner.load.micro_batches),
     'spec': gpu_spec.text(name) if name in gpu_spec.SPECS else '',
   }
-  command = [compiler.interpreter, *children.command(_PROGRAM)[1:]]
   begin = time.monotonic()
-  done = subprocess.run(
-    command,
-    input=json.dumps(asked, default=str),
-    env=dict(compiler.environment),
-    capture_output=True,
-    text=True,
-    timeout=_DEADLINE_S,
-    check=False,
-  )
+  with tempfile.TemporaryDirectory(prefix='plan-') as folder:
+    asked |= _asked_of(compiler, folder if asked['platform'] == 'tpu' else '', kept)
+    done = _run(compiler, asked)
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     errors = [line for line in done.stderr.splitlines() if 'rror: ' in line]
@@ -137,9 +136,34 @@ def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
   return {**json.loads(lines[-1]), 'target': compiler.target, 'seconds': time.monotonic() - begin}
 
 
+def _asked_of(compiler: Compiler, dump: str, kept: pathlib.Path | None) -> dict[str, str]:
+  flags = ' '.join(compiler.environment.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
+  return {'flags': flags, 'dump': dump, 'kept': str(kept.absolute()) if kept else ''}
+
+
+def _run(compiler: Compiler, asked: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+  """Runs the child."""
+  environment = dict(compiler.environment)
+  if asked['dump']:
+    dump = compiled.dump_flags(pathlib.Path(asked['dump']))
+    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {dump}'.strip()
+  return subprocess.run(
+    [compiler.interpreter, *children.command(_PROGRAM)[1:]],
+    input=json.dumps(asked, default=str),
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=_DEADLINE_S,
+    check=False,
+  )
+
+
 def main() -> None:
   """The child: compiles what standard input asks for, and prints the result."""
-  print(json.dumps(compile_asked(json.load(sys.stdin))))
+  asked = json.load(sys.stdin)
+  print(json.dumps(compile_asked(asked)), flush=True)
+  if asked['dump']:
+    os._exit(0)  # the compiler of a TPU may still generate code, which nobody waits for
 
 
 def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,32 +176,15 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   with jax.default_device(jax.devices('cpu')[0]):
     made, arguments = program(recipe, job, mesh, asked['micro_batches'])
     lowered = made.trace(*arguments).lower(lowering_platforms=(asked['platform'],))
-  try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    used = _USED.search(str(error))
-    if used is None:
-      raise
-    size = float(used[1]) / (1 if used[2] == 'G' else 1024)
-    line = ' '.join(str(error).split())[:300]
-    return {'memory_gib': size, 'collective_gb': None, 'hbm_tb': None, 'error': line}
-  return figures(compiled)
+  return compiled.measure(lowered, bytes_of(arguments), asked)
 
 
-def figures(compiled: Any) -> dict[str, Any]:
-  """Returns the memory and bytes of a compiled step on one device."""
-  sizes = compiled.memory_analysis()
-  arguments, temporary = sizes.argument_size_in_bytes, sizes.temp_size_in_bytes
-  # outputs that share the memory of donated arguments are counted once
-  outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-  moved = hlo.count(compiled.as_text())
-  return {
-    'memory_gib': (arguments + outputs + temporary) / GIB,
-    'arguments_gib': arguments / GIB,
-    'temporary_gib': temporary / GIB,
-    'collective_gb': moved.links / 1e9,
-    'hbm_tb': moved.hbm / 1e12,
-  }
+def bytes_of(arguments: Any) -> int:
+  """Returns the bytes of a tree of sharded arrays on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(arguments)
+  )
 
 
 def find_devices(asked: Mapping[str, Any]) -> Any:
