@@ -15,6 +15,7 @@ from paravt_jax.models.qwen3_vl.config import TextConfig
 from paravt_jax.orchestrator.options import SFTTrainOptions
 from paravt_jax.orchestrator.plan.flops import layer_weights
 from paravt_jax.orchestrator.plan.job import Job
+from paravt_jax.row_layout import Shape
 from paravt_jax.train import step
 
 GRADIENT_COPIES = 2  # the sum over micro-batches, and the gradient of the one that runs
@@ -52,25 +53,47 @@ class Activations:
   batch: int  # arrays of the step's micro-batches
 
 
-def activations_of(job: Job, micro_batches: int) -> Activations:
-  """Returns the memory beside the state. `micro_batches`: those that the step's data fills."""
+def activations_of(job: Job, capacity: int) -> Activations:
+  """Returns the memory beside the state. `capacity`: micro-batches that the arrays hold."""
   layer, head, tower = _layer(job), _head(job), _tower(job)
   return Activations(
     layers=_saved(job) + layer,
     vision=_features(job) + max(0, tower - max(layer, head)),
     head=max(0, head - layer),
-    batch=capacity(job, micro_batches) * batch_bytes(job),
+    batch=capacity * batch_bytes(job),
   )
 
 
-def capacity(job: Job, used: int) -> int:
-  """Returns the micro-batches that the arrays of a step have room for.
+def largest_shape(job: Job, used: int) -> Shape:
+  """Returns the shape of the batch that takes the most memory of a device, for steps of this size.
 
-  RL takes a power of two, so that few programs are compiled (`orchestrator/learner.py`).
+  A run compiles a program for each shape of `job.ladder` that its steps take. Shapes of full rows
+  with room for more micro-batches than such a step needs are left out.
+
+  Args:
+    used: micro-batches of full rows that the data of a step fills.
   """
-  if job.kind == 'sft':
-    return job.train.micro_batches
-  return 1 << max(0, used - 1).bit_length()
+  most = capacity(job, used)
+  shapes = [one for one in job.ladder if one.row_tokens < job.train.row_tokens]
+  shapes.append(Shape(job.train.row_tokens, job.train.row_images, most))
+
+  def needed(shape: Shape) -> int:
+    found = activations_of(job.at(shape), shape.micro_batches)
+    return found.layers + found.vision + found.head + found.batch
+
+  return max(shapes, key=needed)
+
+
+def capacity(job: Job, used: int) -> int:
+  """Returns the micro-batches that arrays of the job's rows have room for, at least `used`.
+
+  It is that of the first shape of the ladder with such rows that is large enough.
+  """
+  rows = [one.micro_batches for one in job.ladder if one.row_tokens == job.row_tokens]
+  most = max(rows)
+  while most < used:  # a step that needs more than the recipe states doubles it
+    most *= 2
+  return min([one for one in rows if one >= used], default=most)
 
 
 def batch_bytes(job: Job) -> int:
@@ -80,7 +103,7 @@ def batch_bytes(job: Job) -> int:
   per_token = 4 * (len(step.INPUTS) - 2 + 2 + len(extras))
   pixels = 3 * job.model.vision.patch**2
   slots = sum(count * (patches * pixels + 8) for count, patches in job.image_slots)
-  return job.rows_here * (job.train.row_tokens * per_token + slots)
+  return job.rows_here * (job.row_tokens * per_token + slots)
 
 
 def _saved(job: Job) -> int:
@@ -120,16 +143,14 @@ def _attention(job: Job, text: TextConfig) -> int:
 
 def _scores(job: Job, copies: int) -> int:
   """float32 arrays of [rows, heads, T, T]."""
-  return (
-    copies * job.tokens_here * job.train.row_tokens * job.model.text.heads // (job.mesh.tensor) * 4
-  )
+  return copies * job.tokens_here * job.row_tokens * job.model.text.heads // (job.mesh.tensor) * 4
 
 
 def _head(job: Job) -> int:
   """The head's backward pass: whole output matrices, and the logits of a chunk."""
   text, wide = job.model.text, job.mesh.tensor
   matrix = text.width * text.vocab // wide
-  chunk = min(job.train.head_chunk, job.train.row_tokens)
+  chunk = min(job.train.head_chunk, job.row_tokens)
   logits = job.rows_here * chunk * text.vocab // wide
   copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width
   return matrix * copies + HEAD_LOGITS * 4 * logits

@@ -3,7 +3,7 @@
 import dataclasses
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.orchestrator.plan import flops, memory, rules, server, shapes, traffic
+from paravt_jax.orchestrator.plan import activations, flops, memory, rules, server, shapes, traffic
 from paravt_jax.orchestrator.plan import state as states
 from paravt_jax.orchestrator.plan.accelerators import GIB
 from paravt_jax.orchestrator.plan.flops import Flops
@@ -15,6 +15,7 @@ from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.orchestrator.plan.state import State
 from paravt_jax.orchestrator.plan.traffic import Seconds, Traffic
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import Shape
 
 # GB per second to and from a disk, as Orbax writes with its defaults and at best.
 DISK_GB_S = (0.8, 2.1)
@@ -36,6 +37,7 @@ class Learner:
   """What a step of the learner takes."""
 
   job: Job
+  largest: Shape  # of a batch, in memory
   state: State
   load: Load
   made: Flops  # over all devices
@@ -119,9 +121,7 @@ def make_plan(request: Request) -> Plan:
     lines = (*refusals, *([] if line in refusals else [line]))
     return Plan(request, lines, None, None, None, _steps(request.recipe), 0, 0)
   section = None if isinstance(request.recipe, SFTRecipe) else request.recipe.server
-  found = memory.memory_of_learner(
-    job, learner.state, learner.load.micro_batches, section, request.target
-  )
+  found = memory.memory_of_learner(job.at(learner.largest), learner.state, section, request.target)
   refusals += _server_refusals(request, learner.state.parameters)
   too_large = memory.find_refusals(found, request.target)
   return Plan(
@@ -142,17 +142,19 @@ def _learner(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Learne
   else:
     documents = shapes.documents_of_sft(recipe, request.shape)
   state, load = states.state_of(job), shapes.pack(job, documents)
-  made = flops.made(job, load)
-  bytes_moved = traffic.traffic_of(job, load, state)
+  taken = job.at(load.shape)
+  made = flops.made(taken, load)
+  bytes_moved = traffic.traffic_of(taken, load, state)
   accelerator = request.target.accelerator
   return Learner(
     job=job,
+    largest=activations.largest_shape(job, load.full_micro_batches),
     state=state,
     load=load,
     made=made,
-    needed=flops.needed(job, load),
+    needed=flops.needed(taken, load),
     traffic=bytes_moved,
-    seconds=traffic.seconds_of(job, accelerator, made.total, bytes_moved),
+    seconds=traffic.seconds_of(taken, accelerator, made.total, bytes_moved),
     disk=_disk(recipe, state),
   )
 

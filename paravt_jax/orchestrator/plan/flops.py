@@ -90,7 +90,7 @@ def image_flops(vision: VisionConfig, width: int, patches: int) -> float:
 def made(job: Job, load: Load) -> Flops:
   """Returns what the program multiplies in one step."""
   passes, text = passes_of(job), job.model.text
-  tokens = load.micro_batches * job.train.rows * job.train.row_tokens
+  tokens = load.micro_batches * job.train.rows * job.row_tokens
   # a layer that is computed again leaves out its last product, whose result nothing reads
   again = text.layers * (layer_weights(text) - text.width * text.mlp)
   weights = text_weights(text) * (passes.forward + 2 * passes.backward) + again * passes.again

@@ -41,16 +41,17 @@ class Memory:
 def memory_of_learner(
   job: Job,
   state: State,
-  micro_batches: int,
   section: ServersOptions | None,
   target: Target,
 ) -> Memory:
   """Returns the memory of a run with a learner.
 
   Args:
+    job: with the shape of its batches.
     section: the run's servers; None for SFT.
   """
-  found = activations.activations_of(job, micro_batches)
+  held = job.shape.micro_batches if job.shape else job.train.micro_batches
+  found = activations.activations_of(job, held)
   share = server.share_of(section, job.model, state.parameters) if section else None
   shared, alone = placement(section, share, job.devices, target)
   parts = {

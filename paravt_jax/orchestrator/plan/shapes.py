@@ -13,6 +13,7 @@ from paravt_jax import packing
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import Shape as BatchShape
 
 # Attention backends by the side of the square tiles that they multiply; 0: every pair of a row;
 # None: blocks of queries with all keys before their end, as models/attention.py cuts them.
@@ -101,6 +102,8 @@ class Load:
   multiplied_pairs: int  # pairs that the attention backend multiplies
   scored: int  # tokens that the head computes, in whole chunks
   limit: str  # what fills rows first: tokens or images
+  shape: BatchShape  # of the batch, with room for at least `micro_batches`
+  full_micro_batches: int  # that the data would fill in the longest rows
 
 
 def shape_of(recipe: RLRecipe | SFTRecipe | EvalRecipe, given: str) -> Shape:
@@ -204,29 +207,27 @@ def _row_count(documents: Sequence[Document], limits: tuple[int, int]) -> int:
 
 
 def pack(job: Job, documents: Sequence[Document]) -> Load:
-  """Packs documents into the job's rows and counts what the learner will compute.
+  """Lays documents out in rows as the learner does, and counts what it will compute.
+
+  An RL step takes the shape of its ladder that pads least (`row_layout.Layouts`).
 
   Raises:
     DataError: a document is larger than a row.
   """
-  train = job.train
-  bins = packing.first_fit_decreasing(
-    [one.size for one in documents], (train.row_tokens, train.row_images)
-  )
-  rows = [[documents[index] for index in members] for members in bins]
-  micro = max(1, -(-len(rows) // train.rows))
-  if job.kind == 'sft':
+  train, sizes = job.train, [one.size for one in documents]
+  full = packing.first_fit_decreasing(sizes, (train.row_tokens, train.row_images))
+  if job.layouts is None:
+    shape, bins = job.ladder[0], full
     micro = train.micro_batches
+  else:
+    layout = job.layouts.choose(sizes, [one.trained for one in documents])
+    shape, bins = layout.shape, layout.bins
+    micro = max(1, -(-len(bins) // train.rows))
+  rows = [[documents[index] for index in members] for members in bins]
   tokens = sum(one.size[0] for one in documents)
   images = sum(one.images for one in documents)
-  scored = 0
-  for first in range(0, len(rows), train.rows):
-    # every device gets an equal share of the tokens that are trained
-    wanted = sum(one.trained for row in rows[first : first + train.rows] for one in row)
-    chunk = min(train.head_chunk, train.row_tokens) * train.rows
-    scored += -(-wanted // chunk) * chunk
-  slots = micro * train.rows * train.row_images
-  by_tokens, by_images = tokens / train.row_tokens, images / max(train.row_images, 1)
+  slots = micro * train.rows * shape.row_images
+  by_tokens, by_images = tokens / shape.row_tokens, images / max(shape.row_images, 1)
   return Load(
     documents=len(documents),
     tokens=tokens,
@@ -234,18 +235,29 @@ def pack(job: Job, documents: Sequence[Document]) -> Load:
     images=images,
     rows=len(rows),
     micro_batches=micro,
-    fill=tokens / (micro * train.rows * train.row_tokens),
+    fill=tokens / (micro * train.rows * shape.row_tokens),
     image_fill=images / slots if slots else 0.0,
     visible_pairs=sum(one.visible for one in documents),
-    multiplied_pairs=_multiplied(job, rows, micro * train.rows),
-    scored=scored,
+    multiplied_pairs=_multiplied(job.at(shape), rows, micro * train.rows),
+    scored=_scored(job.at(shape), rows),
     limit='images' if by_images > by_tokens else 'tokens',
+    shape=shape,
+    full_micro_batches=max(1, -(-len(full) // train.rows)),
   )
+
+
+def _scored(job: Job, rows: Sequence[Sequence[Document]]) -> int:
+  """Returns the tokens that the head computes: each device gets an equal share of whole chunks."""
+  chunk, found = min(job.train.head_chunk, job.row_tokens) * job.train.rows, 0
+  for first in range(0, len(rows), job.train.rows):
+    wanted = sum(one.trained for row in rows[first : first + job.train.rows] for one in row)
+    found += -(-wanted // chunk) * chunk
+  return found
 
 
 def _multiplied(job: Job, rows: Sequence[Sequence[Document]], count: int) -> int:
   """Returns the pairs of tokens that the attention backend multiplies in `count` rows."""
-  length, tile = job.train.row_tokens, TILES.get(job.backend, TILE)
+  length, tile = job.row_tokens, TILES.get(job.backend, TILE)
   if tile == 0:
     return count * length**2
   if tile is None:

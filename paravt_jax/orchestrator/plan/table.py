@@ -84,6 +84,8 @@ def _learner_json(learner: Learner) -> dict[str, Any]:
       'images': load.images,
       'rows': load.rows,
       'micro_batches': load.micro_batches,
+      'row_tokens': load.shape.row_tokens,
+      'row_images': load.shape.row_images,
       'fill': round(load.fill, 4),
       'padding': round(1 - load.fill, 4),
       'image_fill': round(load.image_fill, 4),
@@ -164,7 +166,8 @@ def _learner_lines(learner: Learner, sft: bool) -> list[str]:
   return [
     f'data    {load.documents} documents ({kind}), {load.tokens} tokens, {load.trained} trained, '
     f'{load.images} images',
-    f'  {load.rows} rows in {load.micro_batches} micro-batches; fill {load.fill:.2f}, padding '
+    f'  {load.rows} rows of {load.shape.row_tokens} tokens in {load.micro_batches} micro-batches; '
+    f'fill {load.fill:.2f}, padding '
     f'{1 - load.fill:.2f}, image slots {load.image_fill:.2f}; rows are full of {load.limit}',
     f'FLOPs   {made.total:.3g} a step: text {made.text:.2g}, attention {made.attention:.2g}, head '
     f'{made.head:.2g}, vision {made.vision:.2g}',
@@ -204,10 +207,11 @@ def own_figures(plan: Plan) -> dict[str, float]:
   if plan.memory is None or plan.learner is None:
     return {}
   learner = plan.learner
-  job, load = learner.job, learner.load
-  pairs = load.multiplied_pairs // load.micro_batches
-  scored = job.train.rows * job.train.row_tokens
-  one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=scored)
+  job, load = learner.job.at(learner.largest), learner.load
+  rows = job.train.rows * job.row_tokens
+  # rows of the compiled batch may be longer than those of the step
+  pairs = load.multiplied_pairs // load.micro_batches * job.row_tokens // load.shape.row_tokens
+  one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=rows)
   moved = traffic.traffic_of(job, one, learner.state)
   return {
     'memory_gib': plan.memory.total - plan.memory.parts['server'],

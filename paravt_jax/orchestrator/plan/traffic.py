@@ -75,7 +75,7 @@ def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
   weights = load.micro_batches * times * flops.text_weights(text) / wide * WEIGHT_BYTES
 
   products = passes.forward + 3 * passes.backward
-  chunk = min(job.train.head_chunk, job.train.row_tokens) * job.train.rows
+  chunk = min(job.train.head_chunk, job.row_tokens) * job.train.rows
   matrix = 4.0 * text.width * text.vocab / wide * HEAD_MATRICES * (load.scored / chunk)
   logits = 4.0 * text.vocab / wide * HEAD_LOGITS * load.scored / job.row_shards
 
