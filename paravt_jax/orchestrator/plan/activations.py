@@ -11,14 +11,14 @@ program changes.
 
 import dataclasses
 
+from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import TextConfig
 from paravt_jax.orchestrator.options import SFTTrainOptions
-from paravt_jax.orchestrator.plan.flops import layer_weights
+from paravt_jax.orchestrator.plan.flops import layer_weights, text_weights
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.row_layout import Shape
 from paravt_jax.train import step
 
-GRADIENT_COPIES = 2  # the sum over micro-batches, and the gradient of the one that runs
 # One layer's backward pass (models/qwen3_vl/text.py): arrays of hidden units and of the width.
 LAYER_HIDDEN = 7
 LAYER_WIDTH = 16
@@ -62,6 +62,20 @@ def activations_of(job: Job, capacity: int) -> Activations:
     head=max(0, head - layer),
     batch=capacity * batch_bytes(job),
   )
+
+
+def gradients(job: Job, summed: int) -> int:
+  """Returns the bytes of all gradients: the sums, and what the running micro-batch adds to them.
+
+  Gradients of layers that are added in place (models/qwen3_vl/stack.py) need no memory of their
+  own.
+
+  Args:
+    summed: bytes of the sums.
+  """
+  in_place = model.adds_to_sums(job.model, job.train.remat, job.train.freeze_vision)
+  layers = 4 * text_weights(job.model.text) // (job.mesh.fsdp * job.mesh.tensor)
+  return 2 * summed - layers * in_place
 
 
 def largest_shape(job: Job, used: int) -> Shape:

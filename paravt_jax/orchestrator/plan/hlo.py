@@ -65,7 +65,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
       name = line.removeprefix('ENTRY').strip().lstrip('%').split(' ')[0].split('(')[0]
       current = found.setdefault(name, [])
       entry = name if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
+    elif line.rstrip() == '}':  # more may follow a brace that closes an attribute of many lines
       current = None
     elif current is not None and (one := _instruction(line)) is not None:
       current.append(one)
@@ -152,18 +152,44 @@ def _walk(
 
 
 def _trips(loop: Instruction, computations: Mapping[str, Sequence[Instruction]]) -> int:
-  """Returns how often a loop runs; 1 if the text does not say."""
+  """Returns how often a loop runs; 1 if the text does not say.
+
+  Without a stated number, it is a loop that counts from 0 up to a constant.
+  """
   if stated := _TRIPS.search(loop.line):
     return int(stated[1])
-  condition = re.search(r'condition=%?([\w.\-]+)', loop.line)
-  body = computations.get(condition[1], ()) if condition else ()
-  # loops count from 0 up to a constant
-  bounds = {one.name: re.search(r'constant\((\d+)\)', one.line) for one in body}
-  for one in body:
-    if one.op == 'compare' and 'direction=LT' in one.line:
-      found = [bounds[name] for name in one.operands if bounds.get(name)]
-      return int(found[0][1]) if found and found[0] else 1
+  parts = (re.search(rf'{name}=%?([\w.\-]+)', loop.line) for name in ('condition', 'body'))
+  condition, body = (computations.get(part[1], ()) if part else () for part in parts)
+  by_name = {one.name: one for one in condition}
+  for one in (inner for inner in condition if inner.op == 'compare'):
+    counter, bound = (by_name.get(name) for name in one.operands[:2])
+    most, index = _number(bound), re.search(r'index=(\d+)', counter.line if counter else '')
+    if most is not None and index and 'direction=LT' in one.line:
+      return -(-most // _count_step(body, int(index[1])))
   return 1
+
+
+def _number(one: Instruction | None) -> int | None:
+  """Returns the value of a whole constant."""
+  found = re.search(r' constant\((\d+)\)', one.line) if one else None
+  return int(found[1]) if found else None
+
+
+def _count_step(body: Sequence[Instruction], index: int) -> int:
+  """Returns by how much a loop's body raises element `index` of its carry; 1 if unclear.
+
+  A body that was unrolled raises it several times.
+  """
+  by_name = {one.name: one for one in body}
+  carry = next((one for one in body if 'ROOT' in one.line[:12]), None)
+  at = by_name.get(carry.operands[index]) if carry and index < len(carry.operands) else None
+  total = 0
+  while at is not None and at.op in ('add', 'copy', 'bitcast'):
+    numbers = [_number(by_name.get(name)) for name in at.operands]
+    total += sum(number for number in numbers if number is not None)
+    others = [name for name, number in zip(at.operands, numbers) if number is None]
+    at = by_name.get(others[0]) if others else None
+  return max(total, 1)
 
 
 def _link_bytes(one: Instruction, table: Mapping[str, str]) -> float:

@@ -57,7 +57,7 @@ def memory_of_learner(
   parts = {
     'weights': state.weights,
     'optimizer': state.optimizer,
-    'gradients': activations.GRADIENT_COPIES * state.gradients,
+    'gradients': activations.gradients(job, state.gradients),
     'reference': state.reference,
     'batch': found.batch,
     'activations': found.layers,

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paravt_jax.orchestrator.plan import traffic
+from paravt_jax.orchestrator.plan import roofline, traffic
 from paravt_jax.orchestrator.plan.build import Learner, Plan
 from paravt_jax.orchestrator.recipes import EvalRecipe, SFTRecipe
 
@@ -30,7 +30,8 @@ def to_json(
   """
   found = refused_json(plan.refusals)
   if compiled:
-    found |= {'compiled': dict(compiled), 'planned': own_figures(plan)}
+    bounds = roofline.of_compiled(plan, compiled) or {}
+    found |= {'compiled': {**compiled, **bounds}, 'planned': own_figures(plan)}
   accelerator, recipe = plan.request.target.accelerator, plan.request.recipe
   found |= {
     'fits': plan.fits,
@@ -195,6 +196,11 @@ def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
       continue
     ratio = f'{own / other:.2f}' if other else '-'
     lines.append(f'  {name:<16}plan {own:>9.3f}   compiler {other:>9.3f}   ratio {ratio}')
+  if bounds := roofline.of_compiled(plan, compiled):
+    seconds, mfu = bounds['seconds_per_step'], bounds['mfu']
+    lines.append(
+      f'  with its bytes a step takes {_span(seconds)} s, and MFU is {_span(mfu)} at most'
+    )
   return lines
 
 
@@ -212,7 +218,9 @@ def own_figures(plan: Plan) -> dict[str, float]:
   # rows of the compiled batch may be longer than those of the step
   pairs = load.multiplied_pairs // load.micro_batches * job.row_tokens // load.shape.row_tokens
   one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=rows)
-  moved = traffic.traffic_of(job, one, learner.state)
+  # a compiler counts branches as taken, also those of large images
+  large = len(job.image_slots) > 1
+  moved = traffic.traffic_of(job, one, learner.state, large)
   return {
     'memory_gib': plan.memory.total - plan.memory.parts['server'],
     'collective_gb': moved.links / 1e9,
