@@ -64,11 +64,11 @@ def figures(rows: list[dict[str, float]]) -> dict[str, float]:
     'versions': max(row['policy/version'] for row in rows),
     'gap_current_mean': max(row['policy/gap_current_mean'] for row in rows),
     'servers_lost': sum(row['server/lost'] for row in rows),
-    'seconds_per_step': max(row['seconds/step'] for row in rows),
+    'seconds_per_step': max(row['time/step'] for row in rows),
   }
 
 
 def example_rows() -> list[dict[str, float]]:
   """Returns rows as metrics.jsonl holds them, for a test of `figures`."""
-  row = '{"policy/version": 1, "policy/gap_current_mean": 0.0, "server/lost": 0, "seconds/step": 2}'
+  row = '{"policy/version": 1, "policy/gap_current_mean": 0.0, "server/lost": 0, "time/step": 2}'
   return [json.loads(row)]

@@ -23,7 +23,7 @@ def test_a_steps_temporary_memory_is_the_compilers_within_ten_per_cent(monkeypat
   job = request(name, **changes).job
   found = activations.activations_of(job, 2)
   own = found.layers + found.vision + found.head
-  own += activations.GRADIENT_COPIES * state.state_of(job).gradients
+  own += activations.gradients(job, state.state_of(job).gradients)
   assert own / GIB == pytest.approx(compiled, rel=0.10)
 
 
