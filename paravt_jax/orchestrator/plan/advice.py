@@ -10,6 +10,7 @@ from paravt_jax.orchestrator.plan import accelerators, build
 from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Recipe
 from paravt_jax.orchestrator.plan.rules import Request
+from paravt_jax.orchestrator.plan.shapes import OwnData
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 MOST = 4  # ways out that a plan names
@@ -71,13 +72,19 @@ def _that_fit(request: Request, changes: Any) -> Iterator[str]:
       size = target.count * change.times
       target = accelerators.parse_target(f'{target.accelerator.name}:{size}')
       words.append(f'--target={target.name}')
-    plan = build.make_plan(dataclasses.replace(request, recipe=recipe, target=target))
+    changed = dataclasses.replace(request, recipe=recipe, target=target, data=_unplanned(request))
+    plan = build.make_plan(changed)
     if plan.fits and plan.memory is not None:
       low, high = plan.step
       yield (
         f'{" ".join(words)}: {plan.memory.total:.1f} GiB per device, a step of '
         f'{low:.1f} to {high:.1f} s'
       )
+
+
+def _unplanned(request: Request) -> OwnData | None:
+  """Returns a request's own data for rows of other lengths."""
+  return request.data and dataclasses.replace(request.data, bins=None)
 
 
 def with_knobs(recipe: Recipe, knobs: Mapping[str, Any]) -> Recipe:

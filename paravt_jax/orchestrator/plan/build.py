@@ -13,7 +13,7 @@ from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.plan.memory import Memory
 from paravt_jax.orchestrator.plan.rules import Request
 from paravt_jax.orchestrator.plan.server import Rollouts
-from paravt_jax.orchestrator.plan.shapes import Document, Load
+from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.orchestrator.plan.state import State
 from paravt_jax.orchestrator.plan.traffic import Seconds, Traffic
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
@@ -149,15 +149,18 @@ def count_memory(request: Request) -> Memory:
   recipe, job = request.recipe, request.job
   if job is None or isinstance(recipe, EvalRecipe):
     raise ConfigError('a recipe without a learner has no plan of its memory')
-  load = shapes.pack(job, _documents(recipe, request))
+  load = _load(recipe, request, job)
   shape = activations.largest_shape(job, load.full_micro_batches)
   return _memory(request, job.at(shape), states.state_of(job))
 
 
-def _documents(recipe: RLRecipe | SFTRecipe, request: Request) -> list[Document]:
+def _load(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Load:
+  """Lays out the recipe's own data, or data of stated shapes."""
+  if request.data is not None:
+    return shapes.pack(job, request.data.documents, request.data.bins)
   if isinstance(recipe, RLRecipe):
-    return shapes.documents_of_rl(recipe, request.shape)
-  return shapes.documents_of_sft(recipe, request.shape)
+    return shapes.pack(job, shapes.documents_of_rl(recipe, request.shape))
+  return shapes.pack(job, shapes.documents_of_sft(recipe, request.shape))
 
 
 def _memory(request: Request, job: Job, state: State) -> Memory:
@@ -166,7 +169,7 @@ def _memory(request: Request, job: Job, state: State) -> Memory:
 
 
 def _learner(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Learner:
-  state, load = states.state_of(job), shapes.pack(job, _documents(recipe, request))
+  state, load = states.state_of(job), _load(recipe, request, job)
   taken = job.at(load.shape)
   made = flops.made(taken, load)
   bytes_moved = traffic.traffic_of(taken, load, state)
