@@ -13,11 +13,11 @@ from paravt_jax.options import PART, Options, one_of
 MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 # Variables that also decide what JAX takes of a GPU. With one of them set, the recipe's share would
 # contradict the user, and JAX refuses two fractions.
-_OTHER_MEMORY = (
+OTHER_MEMORY = {
   'XLA_CLIENT_MEM_FRACTION',
   'XLA_PYTHON_CLIENT_PREALLOCATE',
   'XLA_PYTHON_CLIENT_ALLOCATOR',
-)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def settings(options: DeviceOptions, environment: Mapping[str, str]) -> dict[str
   Flags are added to those of the user. Of a flag that both name, the user's value stays.
   """
   found: dict[str, str] = {}
-  if not any(name in environment for name in (MEMORY, *_OTHER_MEMORY)):
+  if not any(name in environment for name in (MEMORY, *OTHER_MEMORY)):
     found[MEMORY] = f'{options.memory_fraction:g}'
   chosen = FLAG_SETS[options.xla_flags]
   given = environment.get(chosen.variable, '')
@@ -143,7 +143,7 @@ def describe(options: DeviceOptions, environment: Mapping[str, str]) -> str:
   """Returns one line for the terminal: the settings of a run, from its final environment."""
   memory = environment.get(MEMORY)
   if memory is None:
-    other = next((name for name in _OTHER_MEMORY if name in environment), None)
+    other = next((name for name in OTHER_MEMORY if name in environment), None)
     share = f'memory as {other} says' if other else 'memory as JAX chooses'
   else:
     share = f'{MEMORY}={memory}'

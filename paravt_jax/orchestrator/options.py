@@ -19,6 +19,7 @@ from paravt_jax.options import (
   KIND,
   NAME,
   NAMES,
+  PART,
   PIXELS,
   POSITIVE,
   PROCESSES,
@@ -340,11 +341,13 @@ class EmbeddedOptions(embedded.EngineOptions):
   """Embedded servers that the run starts."""
 
   threads: Annotated[int, whole(0, note='0: as many as it likes')]  # CPU threads
+  memory_fraction: Annotated[float, PART]  # share of a GPU that JAX takes for each server
 
   @classmethod
   def published(cls) -> 'EmbeddedOptions':
     """Returns sizes for the 8B model on one 80 GB device."""
-    return cls(**rules.to_dict(embedded.EngineOptions.published()), threads=0)
+    numbers = rules.to_dict(embedded.EngineOptions.published())
+    return cls(**numbers, threads=0, memory_fraction=0.9)
 
 
 @dataclasses.dataclass(frozen=True)

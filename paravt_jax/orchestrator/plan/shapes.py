@@ -87,6 +87,14 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnData:
+  """The documents of one step, measured in a recipe's own rows (`plan/own_data.py`)."""
+
+  documents: tuple[Document, ...]
+  bins: tuple[tuple[int, ...], ...] | None  # those of each row, where the run plans them so
+
+
+@dataclasses.dataclass(frozen=True)
 class Load:
   """One step's data in the learner's rows, over all devices."""
 
@@ -153,18 +161,20 @@ def rollout_tokens(shape: Shape) -> tuple[int, int]:
   return written + shape.calls * (shape.result + shape.summary), written
 
 
-def documents_of_rl(recipe: RLRecipe, shape: Shape, budgets: Sequence[int] = ()) -> list[Document]:
+def documents_of_rl(
+  recipe: RLRecipe, shape: Shape, openings: Sequence[tuple[int, int]] = ()
+) -> list[Document]:
   """Returns the documents of one RL step: a group per prompt, a document per sub-agent.
 
-  budgets: frames of the prompts, in turn; () takes the largest of the recipe for all.
+  openings: (tokens, frames) of the prompts, in turn; () takes the largest budget for all.
   """
   pixels, size = recipe.video.max_pixels, recipe.rollout.group_size
-  budgets = budgets or (largest_budget(recipe),)
+  most = largest_budget(recipe)
+  openings = openings or ((opening_tokens(shape, most, pixels), most),)
   suffix, written = rollout_tokens(shape)
   found = []
   for number in range(recipe.rollout.prompts):
-    frames = budgets[number % len(budgets)]
-    prefix = opening_tokens(shape, frames, pixels)
+    prefix, frames = openings[number % len(openings)]
     # a group that is longer than a row becomes several trees, each with the prompt
     together = max(1, min(size, (recipe.train.row_tokens - prefix) // max(suffix, 1)))
     for first in range(0, size, together):
@@ -206,10 +216,15 @@ def _row_count(documents: Sequence[Document], limits: tuple[int, int]) -> int:
   return len(packing.first_fit_decreasing([one.size for one in documents], limits))
 
 
-def pack(job: Job, documents: Sequence[Document]) -> Load:
+def pack(
+  job: Job, documents: Sequence[Document], planned: Sequence[Sequence[int]] | None = None
+) -> Load:
   """Lays documents out in rows as the learner does, and counts what it will compute.
 
   An RL step takes the shape of its ladder that pads least (`row_layout.Layouts`).
+
+  Args:
+    planned: the documents of each row of an SFT batch; None: first fit, largest first.
 
   Raises:
     DataError: a document is larger than a row.
@@ -217,7 +232,7 @@ def pack(job: Job, documents: Sequence[Document]) -> Load:
   train, sizes = job.train, [one.size for one in documents]
   full = packing.first_fit_decreasing(sizes, (train.row_tokens, train.row_images))
   if job.layouts is None:
-    shape, bins = job.ladder[0], full
+    shape, bins = job.ladder[0], full if planned is None else planned
     micro = train.micro_batches
   else:
     layout = job.layouts.choose(sizes, [one.trained for one in documents])

@@ -61,7 +61,10 @@ def to_json(
     'hours': list(plan.hours),
     'device_hours': [hours * plan.devices for hours in plan.hours],
   }
-  return found | (_learner_json(plan.learner) if plan.learner else {})
+  if plan.learner:
+    found |= _learner_json(plan.learner)
+    found['data'] |= {'source': plan.request.data_source}
+  return found
 
 
 def _learner_json(learner: Learner) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _step_lines(plan: Plan) -> list[str]:
   lines, recipe = [], plan.request.recipe
   if plan.learner:
-    lines += _learner_lines(plan.learner, isinstance(recipe, SFTRecipe))
+    lines += _learner_lines(plan.learner, isinstance(recipe, SFTRecipe), plan.request.data_source)
   name = 'episode' if isinstance(recipe, EvalRecipe) else 'step'
   if plan.rollout:
     lines.append(f'servers {_span(plan.rollout)} s of writing per {name}')
@@ -159,14 +162,14 @@ def _step_lines(plan: Plan) -> list[str]:
   return lines
 
 
-def _learner_lines(learner: Learner, sft: bool) -> list[str]:
+def _learner_lines(learner: Learner, sft: bool, source: str) -> list[str]:
   load, made, needed, disk = learner.load, learner.made, learner.needed, learner.disk
   pairs = load.multiplied_pairs / max(load.visible_pairs, 1)
   share = needed.total / made.total
   kind = 'conversations' if sft else 'prompts with their rollouts, and sub-agents'
   return [
     f'data    {load.documents} documents ({kind}), {load.tokens} tokens, {load.trained} trained, '
-    f'{load.images} images',
+    f'{load.images} images; {source}',
     f'  {load.rows} rows of {load.shape.row_tokens} tokens in {load.micro_batches} micro-batches; '
     f'fill {load.fill:.2f}, padding '
     f'{1 - load.fill:.2f}, image slots {load.image_fill:.2f}; rows are full of {load.limit}',

@@ -72,7 +72,7 @@ def test_auto_is_the_kernel_on_gpus_and_tiles_elsewhere(monkeypatch):
   class Auto:
     backend, dtype, row_tokens = 'auto', 'bfloat16', 32768
 
-  for platform, backend in (('cuda', 'triton'), ('tpu', 'tiled'), ('cpu', 'tiled')):
+  for platform, backend in (('cuda', 'triton'), ('tpu', 'splash'), ('cpu', 'tiled')):
     assert dataclasses.replace(job, train=Auto, platform=platform).backend == backend
   monkeypatch.setattr(Auto, 'row_tokens', 1024)
   assert dataclasses.replace(job, train=Auto, platform='cpu').backend == 'chunked'

@@ -8,13 +8,29 @@ from paravt_jax.orchestrator.plan import flops, shapes, state, traffic
 from paravt_jax.orchestrator.plan.accelerators import ACCELERATORS
 from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.orchestrator.plan.traffic import Traffic
+from paravt_jax.row_layout import Shape
 from tests.orchestrator.plan.requests import request
 
 
 def micro_batch(job):
   """One micro-batch of padding whose head scores all tokens, as a compiled program counts it."""
   rows, length = job.train.rows, job.train.row_tokens
-  return Load(1, 1, 1, 1, rows, 1, 1.0, 1.0, 1, 1, rows * length, 'tokens')
+  return Load(
+    documents=1,
+    tokens=1,
+    trained=1,
+    images=1,
+    rows=rows,
+    micro_batches=1,
+    fill=1.0,
+    image_fill=1.0,
+    visible_pairs=1,
+    multiplied_pairs=1,
+    scored=rows * length,
+    limit='tokens',
+    shape=Shape(length, 1, 1),
+    full_micro_batches=1,
+  )
 
 
 # TB of one micro-batch without the update, as compiled for H100 with a head in every chunk; RL
@@ -25,7 +41,9 @@ COMPILED = {'rl:8b': 4.77 - 0.316, 'sft:8b': 1.01 - 0.062, 'rl:2b': 2.74 - 0.219
 @pytest.mark.parametrize('name', COMPILED)
 def test_hbm_bytes_of_a_micro_batch_are_the_compilers_within_fifteen_per_cent(monkeypatch, name):
   monkeypatch.setattr(flops, 'FEATURES_ONCE', False)
-  job = request(name).job
+  # rows and chunks that these programs were compiled with
+  sizes = {'row_tokens': 32768, 'row_images': 512, 'head_chunk': 1024} if name[:2] == 'rl' else {}
+  job = request(name, **{f'train__{knob}': value for knob, value in sizes.items()}).job
   found = state.state_of(job)
   without_update = dataclasses.replace(found, gradients=0)
   own = traffic.traffic_of(job, micro_batch(job), without_update).hbm / 1e12
