@@ -73,9 +73,8 @@ def to_text(found: Mapping[str, Any]) -> str:
     f'jax {device["jax"]}, size {found["size"]}'
   ]
   for check in found['checks']:
-    lines.append(
-      f'{check["name"]:<12}{check["status"]:<6}{check["seconds"]:>6.0f} s  {check["reason"]}'
-    )
+    head = f'{check["name"]:<12}{check["status"]:<6}{check["seconds"]:>6.0f} s'
+    lines.append(f'{head}  {check["reason"]}'.rstrip())
     for name, value in check['figures'].items():
       bounds = [f'at most {check["at_most"][name]:g}'] if name in check['at_most'] else []
       bounds += [f'at least {check["at_least"][name]:g}'] if name in check['at_least'] else []

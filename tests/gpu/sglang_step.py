@@ -1,6 +1,5 @@
 """The main job at the tiny scale with real SGLang on the same GPU: exact weights, on policy."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -66,9 +65,3 @@ def figures(rows: list[dict[str, float]]) -> dict[str, float]:
     'servers_lost': sum(row['server/lost'] for row in rows),
     'seconds_per_step': max(row['time/step'] for row in rows),
   }
-
-
-def example_rows() -> list[dict[str, float]]:
-  """Returns rows as metrics.jsonl holds them, for a test of `figures`."""
-  row = '{"policy/version": 1, "policy/gap_current_mean": 0.0, "server/lost": 0, "time/step": 2}'
-  return [json.loads(row)]

@@ -30,7 +30,7 @@ KEPT_WIDTH = 8
 # The head (train/head.py): float32 gradients and compute-dtype copies of the output matrix, and
 # float32 logits of a chunk.
 HEAD_GRADIENTS = 1
-HEAD_COPIES = 2
+HEAD_COPIES = 3
 HEAD_LOGITS = 4
 # The tower (models/qwen3_vl/vision.py): arrays of its width and its hidden units, and float32
 # position tables of a slot's patches.

@@ -55,9 +55,10 @@ def test_fsdp_gathers_each_pass_and_reduces_once():
   own = traffic.traffic_of(job, micro_batch(job), state.state_of(job)).links
   layers, matrix = 36 * 192_937_984, 4096 * 151_936
   tower = 27 * (4 * 1152**2 + 2 * 1152 * 4304)
-  # one gather in bfloat16 (its layers are kept), one reduction, the head's in float32; and rows of
-  # embeddings, whose width lies on eight devices
-  expected = (2 * (layers + matrix) + 2 * tower + 2 * layers + 4 * matrix) * 7 / 8
+  # layers: one gather in bfloat16 (they are kept), one reduction. Embedding and output matrix: a
+  # gather of each, and sums of whole gradients, in float32 and bfloat16. Then rows of embeddings,
+  # whose width lies on eight devices.
+  expected = (2 * layers + 2 * tower + 2 * layers + (2 * 2 + 2 * 4 + 2 * 2) * matrix) * 7 / 8
   assert own == pytest.approx(expected + 4 * 32768 * 4096 * 2 * 7 / 8)
 
 
