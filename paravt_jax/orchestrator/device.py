@@ -6,7 +6,7 @@ point applies `settings` before that. What the user has set stays.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from paravt_jax.options import PART, Options, one_of
 
@@ -120,6 +120,20 @@ class DeviceOptions(Options):
     The rest of the memory is for the CUDA context and the buffers of NCCL.
     """
     return cls(memory_fraction=0.92, xla_flags='gpu')
+
+
+def learner_gpus(recipe: Any) -> str:
+  """Returns the GPUs that JAX may open for a recipe, as in '0,1,2,3'; '' for all.
+
+  JAX takes memory of every GPU that it sees. So it must not see those of SGLang servers which the
+  run starts. The mesh is on the first GPUs.
+  """
+  server = getattr(recipe, 'server', None)
+  if server is None or server.kind != 'sglang' or server.sglang.device != 'cuda':
+    return ''
+  mesh = recipe.mesh
+  count = mesh.data * mesh.fsdp * mesh.tensor
+  return ','.join(map(str, range(count))) if server.sglang.devices else ''
 
 
 def settings(options: DeviceOptions, environment: Mapping[str, str]) -> dict[str, str]:
