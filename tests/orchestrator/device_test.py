@@ -66,7 +66,7 @@ def test_a_run_prints_what_it_set_and_what_the_user_did():
   environment |= device.settings(GPU, environment)
   line = device.describe(GPU, environment)
   assert 'memory as XLA_PYTHON_CLIENT_PREALLOCATE says' in line
-  assert "XLA flags 'gpu': XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true" in line
+  assert "XLA flags 'gpu': XLA_FLAGS=--xla_gpu_enable_pipelined_all_gather=true" in line
   assert device.describe(GPU, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.6'}) == (
     "settings  XLA_PYTHON_CLIENT_MEM_FRACTION=0.6, XLA flags 'gpu'"
   )
