@@ -10,7 +10,7 @@ numbers, and what each knob means, stand with the typed options
     8b         8 x 80 GB; rollout servers elsewhere, by URL
     8b_tpu     a slice v5p:2x2x2; rollout servers elsewhere, by URL. V6E changes it for v6e:4x4
     8b_split   RL on one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it
-               starts; run it with CUDA_VISIBLE_DEVICES=0,1,2,3, or JAX takes memory on all eight
+               starts. JAX opens only the learner's GPUs (`experiments/launch.py`)
 """
 
 from typing import Any
@@ -104,15 +104,13 @@ def _tpu(config: ConfigDict) -> None:
 def _one_gpu(config: ConfigDict) -> None:
   """One 80 GB GPU that the learner and an SGLang server share.
 
-  JAX takes .65 of it first, 51.4 GiB. SGLang's share counts what is free when it starts, about 27
+  JAX takes .6 of it first, 47.5 GiB. SGLang's share counts what is free when it starts, about 30
   GiB: .75 of that holds 4 GiB of weights and 14 GiB of keys and values, and the rest is its work
-  space. Rows and contexts are shorter than at 8B, because both have less memory.
+  space.
   """
   config.mesh.fsdp = 1
-  config.device.memory_fraction = 0.65
-  config.sampling.context = 20480
-  config.train.update({'rows': 1, 'row_tokens': 20480, 'row_images': 320, 'head_chunk': 512})
-  config.batches.row_lengths = (6144,)
+  config.device.memory_fraction = 0.6
+  config.train.rows = 1
   config.server.update({'kind': 'sglang', 'count': 1})
   config.server.embedded.memory_fraction = 0.3
   config.server.sglang.update(

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -114,6 +115,11 @@ def use_device(recipe: Any) -> None:
   if not isinstance(options, device.DeviceOptions):
     return
   os.environ.update(device.settings(options, os.environ))
+  gpus = device.learner_gpus(recipe)
+  chosen = any(name in os.environ for name in ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'))
+  if gpus and not chosen:
+    # JAX read its own variable when it was imported
+    jax.config.update('jax_cuda_visible_devices', gpus)
   if options.xla_flags != 'none':
     print(device.describe(options, os.environ), file=sys.stderr)
 

@@ -126,12 +126,8 @@ def test_2b_differs_from_8b_in_sizes_and_placement_only():
   placement = {'scale', 'mesh.fsdp', 'train.rows'}
   shared = {
     'device.memory_fraction',
-    'sampling.context',
-    'train.row_tokens',
-    'train.row_images',
-    'train.head_chunk',
-    'batches.row_lengths',
     'server.kind',
+    'server.embedded.memory_fraction',
     'server.sglang.devices',
     'server.sglang.mem_fraction',
     'server.sglang.max_total_tokens',

@@ -6,7 +6,7 @@ point applies `settings` before that. What the user has set stays.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from paravt_jax.options import PART, Options, one_of
 
@@ -46,28 +46,20 @@ class FlagSet:
     return ' '.join(flag.text for flag in self.flags)
 
 
-_LAYER_BYTES = 1 << 29  # more than one layer's weights in bfloat16: 386 MB at 8B
 FLAG_SETS: Mapping[str, FlagSet] = {
   'none': FlagSet('XLA_FLAGS', ()),
   'gpu': FlagSet(
     'XLA_FLAGS',
     (
       Flag(
-        '--xla_gpu_enable_latency_hiding_scheduler=true',
-        'gathers of weights and sums of gradients run beside products',
+        '--xla_gpu_enable_pipelined_all_gather=true',
+        "a layer's weights are gathered beside the products of the layer before it, in the forward "
+        'loops; without it the first gather of a layer waits alone',
       ),
       Flag(
         '--xla_gpu_enable_triton_gemm=false',
         'products run in cuBLAS: no minutes of tuning at the start, and the program that '
         'experiments.plan --compile has measured',
-      ),
-      Flag(
-        f'--xla_gpu_all_gather_combine_threshold_bytes={_LAYER_BYTES}',
-        'the matrices of a layer are gathered by one call, not by seven small ones',
-      ),
-      Flag(
-        f'--xla_gpu_reduce_scatter_combine_threshold_bytes={_LAYER_BYTES}',
-        'the gradients of a layer are summed by one call',
       ),
       Flag(
         '--xla_gpu_enable_command_buffer=',
@@ -120,6 +112,20 @@ class DeviceOptions(Options):
     The rest of the memory is for the CUDA context and the buffers of NCCL.
     """
     return cls(memory_fraction=0.92, xla_flags='gpu')
+
+
+def learner_gpus(recipe: Any) -> str:
+  """Returns the GPUs that JAX may open for a recipe, as in '0,1,2,3'; '' for all.
+
+  JAX takes memory of every GPU that it sees. So it must not see those of SGLang servers which the
+  run starts. The mesh is on the first GPUs.
+  """
+  server = getattr(recipe, 'server', None)
+  if server is None or server.kind != 'sglang' or server.sglang.device != 'cuda':
+    return ''
+  mesh = recipe.mesh
+  count = mesh.data * mesh.fsdp * mesh.tensor
+  return ','.join(map(str, range(count))) if server.sglang.devices else ''
 
 
 def settings(options: DeviceOptions, environment: Mapping[str, str]) -> dict[str, str]:

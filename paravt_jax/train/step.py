@@ -173,10 +173,7 @@ def _rl_step(
   batch: Batch,
   reference: Any,
 ) -> tuple[State, metric_sums.MetricSums]:
-  """Makes the updates of one batch.
-
-  `accumulate` is _accumulate, `run` _scores and `encode_frozen` _frozen_features.
-  """
+  """Makes the updates of one batch, with _accumulate, _scores and _frozen_features."""
   trainable, frozen = partition(state.params, optimizer.frozen)
   trained_MRT = _target_mask(batch)
   count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)

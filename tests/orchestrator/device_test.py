@@ -8,12 +8,13 @@ import sys
 import pytest
 
 from configs import base
+from configs import eval as evaluation
 from experiments import launch
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import KnobError
 from paravt_jax.orchestrator import device
 from paravt_jax.orchestrator.device import DeviceOptions
-from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GPU = DeviceOptions(memory_fraction=0.6, xla_flags='gpu')
@@ -65,7 +66,7 @@ def test_a_run_prints_what_it_set_and_what_the_user_did():
   environment |= device.settings(GPU, environment)
   line = device.describe(GPU, environment)
   assert 'memory as XLA_PYTHON_CLIENT_PREALLOCATE says' in line
-  assert "XLA flags 'gpu': XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true" in line
+  assert "XLA flags 'gpu': XLA_FLAGS=--xla_gpu_enable_pipelined_all_gather=true" in line
   assert device.describe(GPU, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.6'}) == (
     "settings  XLA_PYTHON_CLIENT_MEM_FRACTION=0.6, XLA flags 'gpu'"
   )
@@ -122,6 +123,41 @@ def test_an_unknown_flag_would_be_found_by_that():
   command = [sys.executable, '-c', 'import jax; jax.jit(lambda x: x + 1)(1)']
   done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
   assert done.returncode != 0 and b'no_such_flag' in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('scale', 'gpus'), [('8b_split', '0,1,2,3'), ('2b', '0'), ('8b', ''), ('tiny', '')]
+)
+def test_jax_opens_the_learners_gpus_alone_where_the_run_starts_servers(scale, gpus):
+  assert device.learner_gpus(launch.typed(RLRecipe, base.rl(scale))) == gpus
+
+
+@pytest.mark.parametrize(
+  ('variables', 'opened'),
+  [
+    ({}, [('jax_cuda_visible_devices', '0,1,2,3')]),
+    ({'CUDA_VISIBLE_DEVICES': '4,5,6,7'}, []),
+    ({'JAX_CUDA_VISIBLE_DEVICES': '4,5,6,7'}, []),
+  ],
+)
+def test_an_entry_point_applies_the_settings_and_leaves_the_users(
+  monkeypatch, capsys, variables, opened
+):
+  environment, updates = dict(variables), []
+  monkeypatch.setattr(launch.os, 'environ', environment)
+  monkeypatch.setattr(launch.jax.config, 'update', lambda *change: updates.append(change))
+  launch.use_device(launch.typed(RLRecipe, base.rl('8b_split')))
+  assert updates == opened
+  assert environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.92'
+  assert environment['XLA_FLAGS'] == device.FLAG_SETS['gpu'].text
+  assert capsys.readouterr().err.startswith('settings  XLA_PYTHON_CLIENT_MEM_FRACTION=0.92')
+
+
+def test_recipes_without_a_learner_have_no_settings(monkeypatch):
+  environment = {}
+  monkeypatch.setattr(launch.os, 'environ', environment)
+  launch.use_device(launch.typed(EvalRecipe, evaluation.get_config('8b')))
+  assert environment == {}
 
 
 @pytest.mark.parametrize('module', ['rl', 'sft'])

@@ -260,8 +260,7 @@ def hidden(
     features: the result of `encode_inputs`; None computes it from `inputs`.
     backend: see `attention.attend`.
     place: where activations lie on a mesh.
-    layer_sums: float32 sums of gradients of the decoder's layers, where `adds_to_sums` is True. The
-      gradient by these layers is then the sums plus the gradient. See `stack.run_stack`.
+    layer_sums: where `adds_to_sums`, sums that the layers' gradients are added to (`stack.py`).
 
   Returns:
     [B, T, D] in `dtype`; outputs at padding are garbage.

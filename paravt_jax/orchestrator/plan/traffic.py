@@ -120,7 +120,7 @@ def _links(job: Job, load: Load, passes: Passes) -> float:
   tower = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp) / wide
   # a TPU gathers weights in windows beside each product, so also for the backward pass
   gathers = passes.forward + passes.again + passes.backward * (job.platform == 'tpu')
-  # a gradient of layers is reduced over fsdp in the compute dtype; over copies twice (reduce, spread)
+  # layers' gradients are reduced over fsdp in the compute dtype; over copies twice (reduce, spread)
   fsdp = (gathers + passes.backward) * job.width * layers + passes.tower * job.width * tower
   # embedding and output matrix: both are gathered, and the gradients of whole ones are added up
   fsdp += passes.forward * 2 * job.width * matrix

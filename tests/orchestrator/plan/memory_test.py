@@ -95,7 +95,7 @@ def test_a_fraction_that_does_not_hold_weights_and_cache_is_refused():
 def test_behind_a_learner_a_servers_fraction_counts_what_is_free():
   asked = request('rl:2b', server__sglang__mem_fraction=0.5)
   share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032)
-  # .35 of 79.1 GiB less the CUDA context is 26.7; 4 GiB of weights, 14 of keys and values, .5 of images
+  # .35 of 79.1 GiB, less 1 of the CUDA context, is 26.7; 4 GiB of weights, 14 of keys and values, .5 of images
   with pytest.raises(
     ConfigError, match=r'mem_fraction=0.5: wanted at least 0.69, 18.5 of 26.7 GiB'
   ):

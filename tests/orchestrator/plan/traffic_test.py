@@ -41,9 +41,7 @@ COMPILED = {'rl:8b': 4.77 - 0.316, 'sft:8b': 1.01 - 0.062, 'rl:2b': 2.74 - 0.219
 @pytest.mark.parametrize('name', COMPILED)
 def test_hbm_bytes_of_a_micro_batch_are_the_compilers_within_fifteen_per_cent(monkeypatch, name):
   monkeypatch.setattr(flops, 'FEATURES_ONCE', False)
-  # rows and chunks that these programs were compiled with
-  sizes = {'row_tokens': 32768, 'row_images': 512, 'head_chunk': 1024} if name[:2] == 'rl' else {}
-  job = request(name, **{f'train__{knob}': value for knob, value in sizes.items()}).job
+  job = request(name).job
   found = state.state_of(job)
   without_update = dataclasses.replace(found, gradients=0)
   own = traffic.traffic_of(job, micro_batch(job), without_update).hbm / 1e12
