@@ -45,7 +45,7 @@ def _logprobs(params, inputs, dtype, backend):
     params,
     inputs,
     dtype=jnp.dtype(dtype),
-    remat=False,
+    remat='none',
     freeze_vision=True,
     backend=backend,
   )

@@ -131,7 +131,7 @@ def canary(params: Any) -> tuple[Canary, np.ndarray]:
 @functools.partial(jax.jit, static_argnames='dtype')
 def _score(params, inputs, temperature, dtype):
   x_BTD = model.hidden(
-    CONFIG, params, inputs, dtype=jnp.dtype(dtype), remat=False, freeze_vision=True, backend='xla'
+    CONFIG, params, inputs, dtype=jnp.dtype(dtype), remat='none', freeze_vision=True, backend='xla'
   )
   x_BTD = x_BTD[:, len(EXPANDED) - 1 : -1]
   kernel_DV = model.head(params, CONFIG).astype(x_BTD.dtype)
