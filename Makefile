@@ -19,7 +19,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow sglang test-sglang plan-env lint clean
+.PHONY: setup accelerator rl eval test test-slow sglang test-sglang rehearse plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -86,6 +86,9 @@ test-slow: setup   ## the others, among them the main job shortened to a few min
 
 test-sglang: setup sglang   ## the contract of a rollout server, against the real SGLang
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)
+
+rehearse: setup sglang   ## the main job of :8b with a narrow model: two SGLang servers, a kill, the export. ARGS=FOLDER
+	@$(RUN) -m tests.rehearsal $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check .

@@ -7,9 +7,13 @@ no code of it is imported.
 
 import base64
 import importlib.util
+import itertools
 import json
 import pathlib
+import shutil
 from typing import Any
+
+import numpy as np
 
 from paravt_jax.chat import slow
 from paravt_jax.testing import tiny
@@ -51,6 +55,41 @@ def write(folder: pathlib.Path) -> None:
   _write(folder / 'tokenizer.json', slow.spec(folder))
 
 
+def cut(whole: pathlib.Path, used: set[int], folder: pathlib.Path) -> np.ndarray:
+  """Writes the tokenizer of `whole` with only the tokens `used`, those they are made of, and the
+  added ones. Texts that need no other token become the same tokens, under new ids.
+
+  Returns:
+    int[n], the published id of each token of the new one, ascending.
+  """
+  known = ranks()
+  tokens = {number: token for token, number in known.items()}
+  wanted, kept = (
+    {number for number in used if number < RANKS},
+    set(range(RANKS, RANKS + len(ADDED))),
+  )
+  while wanted:
+    number = wanted.pop()
+    kept.add(number)
+    if len(tokens[number]) > 1:
+      wanted |= {known[half] for half in _halves(tokens[number], known)} - kept
+  ids = np.array(sorted(kept))
+  new = {int(number): position for position, number in enumerate(ids)}
+  spec = slow.spec(whole)
+  made = [number for number in new if number < RANKS and len(tokens[number]) > 1]
+  spec['model'] |= {
+    'vocab': {_letters(tokens[number]): new[number] for number in new if number < RANKS},
+    'merges': [' '.join(map(_letters, _halves(tokens[number], known))) for number in made],
+  }
+  spec['added_tokens'] = [{**token, 'id': new[token['id']]} for token in spec['added_tokens']]
+  shutil.copytree(whole, folder, ignore=shutil.ignore_patterns('vocab.json', 'merges.txt'))
+  config = json.loads((folder / 'tokenizer_config.json').read_text())
+  del config['added_tokens_decoder']
+  _write(folder / 'tokenizer_config.json', config)
+  _write(folder / 'tokenizer.json', spec)
+  return ids
+
+
 def _halves(token: bytes, known: dict[bytes, int]) -> tuple[bytes, bytes]:
   """The two tokens that byte-pair encoding joins last when it makes `token`.
 
@@ -58,7 +97,7 @@ def _halves(token: bytes, known: dict[bytes, int]) -> tuple[bytes, bytes]:
   """
   parts = [token[i : i + 1] for i in range(len(token))]
   while len(parts) > 2:
-    pairs = [known.get(a + b, RANKS) for a, b in zip(parts, parts[1:])]
+    pairs = [known.get(a + b, RANKS) for a, b in itertools.pairwise(parts)]
     first = min(range(len(pairs)), key=pairs.__getitem__)
     parts[first : first + 2] = [parts[first] + parts[first + 1]]
   return parts[0], parts[1]

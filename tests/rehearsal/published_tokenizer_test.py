@@ -52,7 +52,9 @@ def test_both_forms_of_the_files_are_the_same_tokenizer(folder, tmp_path):
   for name in ('vocab.json', 'merges.txt', 'tokenizer_config.json'):
     (tmp_path / name).write_bytes((folder / name).read_bytes())
   both = ChatTokenizer.load(folder), ChatTokenizer.load(tmp_path)
-  assert len({tuple(tok.encode(text, trusted=True).tolist()) for tok in both for text in TEXTS}) == 4
+  assert (
+    len({tuple(tok.encode(text, trusted=True).tolist()) for tok in both for text in TEXTS}) == 4
+  )
   model = json.loads((folder / 'tokenizer.json').read_text())['model']
   assert (len(model['vocab']), len(model['merges'])) == (151643, 151387)
 
@@ -60,3 +62,16 @@ def test_both_forms_of_the_files_are_the_same_tokenizer(folder, tmp_path):
 def test_ranks_are_the_published_file(folder):
   known = published_tokenizer.ranks()
   assert len(known) == 151643 and known[base64.b64decode('IQ==')] == 0
+
+
+def test_a_cut_tokenizer_gives_the_same_tokens_under_new_ids(folder, tmp_path):
+  whole = ChatTokenizer.load(folder)
+  used = {*range(256), *whole.encode(TEXTS[0], trusted=True), *whole.encode(TEXTS[2], trusted=True)}
+  known = published_tokenizer.cut(folder, set(map(int, used)), tmp_path / 'cut')
+  cut = ChatTokenizer.load(tmp_path / 'cut')
+  assert cut.vocab_size == len(known) < 400
+  for text in (TEXTS[0], TEXTS[2]):
+    assert known[cut.encode(text, trusted=True)].tolist() == (
+      whole.encode(text, trusted=True).tolist()
+    )
+  assert known[cut.image_pad] == whole.image_pad
