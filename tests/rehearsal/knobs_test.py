@@ -55,7 +55,7 @@ def test_a_knob_of_the_method_or_of_the_path_would_be_seen():
   for name, value in (
     ('rollout.staleness', 0),
     ('train.dtype', 'float32'),
-    ('train.remat', False),
+    ('train.backend', 'chunked'),
     ('mesh.fsdp', 4),
     ('publish.dtype', 'float32'),
     ('rl.beta', 0.0),

@@ -29,7 +29,7 @@ from tests.data.world import small
 from tests.rehearsal import published_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 80  # of the cold start
+STEPS = 160  # of the cold start
 SHARPEN = 1.5  # logits are multiplied by it: the many tokens that were not learned must stay rare
 SHARD_BYTES = 12 * 10**6  # the published model has several files; so has this one
 WORLD = small.with_corpus(
