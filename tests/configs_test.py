@@ -124,15 +124,9 @@ def test_2b_differs_from_8b_in_sizes_and_placement_only():
     knob for knob, value in leaves(large).items() if leaves(small).get(knob) != value
   }
   placement = {'scale', 'mesh.fsdp', 'train.rows'}
-  shared = {
-    'device.memory_fraction',
-    'server.kind',
-    'server.embedded.memory_fraction',
-    'server.sglang.devices',
-    'server.sglang.mem_fraction',
-    'server.sglang.max_total_tokens',
-    'server.sglang.vision_cache_mb',
-  }
+  names = ('devices', 'mem_fraction', 'max_total_tokens', 'vision_cache_mb')
+  shared = {'device.memory_fraction', 'server.kind', 'server.embedded.memory_fraction'}
+  shared |= {f'server.sglang.{name}' for name in names}
   assert changed(para_grpo.get_config('2b'), para_grpo.get_config('8b')) == placement | shared
   assert changed(sft.get_config('2b'), sft.get_config('8b')) == {*placement, 'train.micro_batches'}
   small, large = sft.get_config('2b'), sft.get_config('8b')
