@@ -19,7 +19,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow sglang test-sglang test-aot test-gpu plan-env lint clean
+.PHONY: setup accelerator rl eval test test-slow sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -93,6 +93,9 @@ test-aot: setup plan-env   ## the learner compiled for GPUs and TPUs that are no
 
 test-gpu: setup    ## what only a GPU shows: kernels, memory, MFU, a step with SGLang; at most ten minutes
 	@$(RUN) -m tests.gpu $(ARGS)
+
+rehearse: setup sglang   ## the main job of :8b with a narrow model: two SGLang servers, a kill, the export. ARGS=FOLDER
+	@$(RUN) -m tests.rehearsal $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check .

@@ -240,7 +240,7 @@ class RolloutOptions(Options):
       max_concurrent=64,
       subagent_credit='episode',
       gap_limit=0.01,
-      gap_ratio=4.0,
+      gap_ratio=2.0,
     )
 
 
