@@ -98,6 +98,9 @@ def test_the_compilers_arguments_are_the_plans_state_and_batch():
           'count': 2,
           'shape': dataclasses.asdict(learner.largest),
           'spec': '',
+          'flags': '',
+          'dump': '',
+          'kept': '',
         }
       )
     )
