@@ -84,7 +84,7 @@ test: setup        ## the fast tests
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
 	@$(RUN) -m pytest -q -m "slow and not sglang" tests $(ARGS)
 
-test-sglang: setup sglang   ## the contract of a rollout server, against the real SGLang
+test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)
 
 rehearse: setup sglang   ## the main job of :8b with a narrow model: two SGLang servers, a kill, the export. ARGS=FOLDER
