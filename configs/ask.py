@@ -22,6 +22,8 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
       f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/ask.py:tiny'
     )
   trained = base.rl(scale)
+  if scale == '2b':
+    trained = base.rl('8b')  # no learner shares the device here
   config = ConfigDict(
     {
       'name': 'ask',

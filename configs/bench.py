@@ -4,6 +4,7 @@ on two cores.
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout          # a table
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout --json   # one JSON object on stdout
 python -m experiments.bench --config=configs/bench.py --config.suite=data --json      # the same for the data: about 4 minutes
+python -m experiments.bench --config=configs/bench.py --config.suite=gaps             # how far engines are from float32
 """
 
 from ml_collections import ConfigDict
@@ -53,6 +54,18 @@ def get_config() -> ConfigDict:
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
       'publish': {'bytes': 1_000_000_000},
+      # engines against float32: a model as deep as 2B and 8B are, narrow
+      'gaps': {
+        'engines': ('learner', 'transformers', 'embedded', 'sglang'),
+        'layers': 28,
+        'width': 64,
+        'texts': 4,
+        'frames': 8,
+        'side': 64,
+        'places': 8,
+        'temperature': 1.0,
+        'concurrency': 8,
+      },
       'data': _data(),
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }

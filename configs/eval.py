@@ -57,6 +57,8 @@ SHARED = (
 def get_config(scale: str = 'tiny') -> ConfigDict:
   """The recipe at `scale`: the agent is that of the RL recipe, decoding is greedy. Locked."""
   trained = base.rl(scale)
+  if scale == '2b':
+    trained = base.rl('8b')  # no learner shares the device here
   config = ConfigDict({name: trained[name] for name in SHARED})
   config.update(
     {

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from experiments.bench import data, rollout
+from experiments.bench import data, gaps, rollout
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.options import require
 
@@ -21,7 +21,9 @@ _JSON = flags.DEFINE_bool(
 )
 
 Suite = Callable[[BenchRecipe], dict[str, Any]]
-SUITES: Mapping[str, Suite] = {'data': data.suite, 'rollout': rollout.suite}
+SUITES: Mapping[str, Suite] = {'data': data.suite, 'gaps': gaps.suite, 'rollout': rollout.suite}
+# A suite whose figures are a table of their own; the others have one line per figure.
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {'gaps': gaps.table}
 # By the end of a figure's name; what has none is a plain number.
 UNITS = {
   'tokens_per_second': 'tokens/s', 'frames_per_second': 'frames/s', 'samples_per_second': 'samples/s', 'rows_per_second': 'rows/s',
@@ -36,7 +38,7 @@ def main(recipe: BenchRecipe) -> None:
   require(recipe.suite, f'one of {", ".join(SUITES)}', recipe.suite in SUITES, 'suite')
   with contextlib.redirect_stdout(sys.stderr):
     report = SUITES[recipe.suite](recipe)
-  print(json.dumps(report) if _JSON.value else table(report))
+  print(json.dumps(report) if _JSON.value else TABLES.get(recipe.suite, table)(report))
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ _POLL_S = 0.01
 
 async def drive(recipe: BenchRecipe, tok: ChatTokenizer, name: str, url: str) -> dict[str, Any]:
   """{'speeds': {concurrency: tokens/s}, 'prefix': ...} of a server at a URL, 'embedded' or 'sglang'."""
-  async with _http(url) as http:
+  async with session(url) as http:
     speeds = {n: await _speed(recipe, tok, http, n) for n in recipe.serve.concurrencies}
     measured = await (
       _prefix_counts(recipe, tok, http)
@@ -32,7 +32,8 @@ async def drive(recipe: BenchRecipe, tok: ChatTokenizer, name: str, url: str) ->
 
 
 @contextlib.asynccontextmanager
-async def _http(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+  """Connections to the server at a URL."""
   timeout, connector = aiohttp.ClientTimeout(total=600.0), aiohttp.TCPConnector(limit=0)
   async with aiohttp.ClientSession(base_url=url, timeout=timeout, connector=connector) as session:
     yield session
@@ -86,12 +87,12 @@ async def _speed(
       bodies.append(
         _body(tok, asked, f'{concurrency}-{turn}-{n}', knobs.new_tokens, knobs.temperature, n)
       )
-    seconds, replies = await _timed(http, bodies, concurrency)
+    seconds, replies = await timed(http, bodies, concurrency)
     speeds.append(sum(len(reply.output_ids) for reply in replies) / seconds)
   return statistics.median(speeds[1:])
 
 
-async def _timed(
+async def timed(
   http: aiohttp.ClientSession, bodies: list[bytes], concurrency: int
 ) -> tuple[float, list[GenerateReply]]:
   """(seconds, replies in order); a new request goes out when one comes back."""

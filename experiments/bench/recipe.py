@@ -28,6 +28,13 @@ CONCURRENCIES = each(
   'positive numbers of requests', lambda one: type(one) is int and one >= 1, 1, differ=True
 )
 
+ENGINES = each(
+  'some of learner, transformers, embedded, sglang',
+  lambda one: one in ('learner', 'transformers', 'embedded', 'sglang'),
+  1,
+  differ=True,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class BenchFolder(Options):
@@ -79,6 +86,21 @@ class PublishBench(Options):
   """Weights on their way."""
 
   bytes: Annotated[int, COUNT]  # of the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class GapsBench(Options):
+  """Engines against float32, on the same weights."""
+
+  engines: Annotated[tuple[str, ...], ENGINES]  # which ones; SGLang only where it is installed
+  layers: Annotated[int, COUNT]  # of the random model, which is used if model.folder is ''
+  width: Annotated[int, multiple_of(32)]  # of the same
+  texts: Annotated[int, COUNT]  # prompts with frames, each with an answer
+  frames: Annotated[int, COUNT]  # of a text
+  side: Annotated[int, multiple_of(32)]  # pixels of a frame
+  places: Annotated[int, COUNT]  # of each class and text, at which one token is sampled
+  temperature: Annotated[float, POSITIVE]  # of these tokens
+  concurrency: Annotated[int, COUNT]  # requests at once, to servers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,5 +226,6 @@ class BenchRecipe(Options):
   serve: ServeBench
   prefix: PrefixBench
   publish: PublishBench
+  gaps: GapsBench
   server: BenchServers
   data: DataBench

@@ -3,27 +3,20 @@ shared prompt, weights on their way.
 """
 
 import asyncio
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from experiments import launch as launches
 from experiments.bench import drive as bench_drive
 from experiments.bench import generate as bench_generate
 from experiments.bench import publish as bench_publish
+from experiments.bench import servers
 from experiments.bench.generate import limit_cores
 from experiments.bench.measuring import say
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.options import extended
 from paravt_jax.orchestrator import parts
-from paravt_jax.serving import sglang
-from paravt_jax.serving.embedded import launch
-from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
-
-GRACE_S = 10.0
 
 
 def suite(recipe: BenchRecipe) -> dict[str, Any]:
@@ -36,10 +29,10 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
   tok = ChatTokenizer.load(folder)
   say('embedded engine and transformers take turns')
   report = {'embedded_vs_transformers': bench_generate.measure(recipe, folder, tok)}
-  ours = _serve(recipe, tok, 'embedded', lambda: _embedded(recipe, folder, tok))
+  ours = _serve(recipe, tok, 'embedded', lambda: servers.embedded(recipe, folder, tok))
   theirs: dict[str, Any] | None = None
   if pathlib.Path(recipe.server.sglang.python).is_file():
-    theirs = _serve(recipe, tok, 'sglang', lambda: _sglang(recipe, folder))
+    theirs = _serve(recipe, tok, 'sglang', lambda: servers.real_sglang(recipe, folder))
   else:
     say(
       f'there is no {recipe.server.sglang.python}: nothing is compared with SGLang; install '
@@ -83,45 +76,6 @@ def _versus(
 # The two servers
 
 
-def _embedded(recipe: BenchRecipe, folder: pathlib.Path, tok: ChatTokenizer) -> ServerProcess:
-  options = extended(
-    ServerOptions,
-    recipe.server.embedded,
-    model_path=str(folder.absolute()),
-    eos_token_ids=(tok.im_end, tok.endoftext),
-    host='127.0.0.1',
-    port=0,
-    port_file=None,
-    api_key=None,
-    parent_pid=None,
-    compile_cache=None,
-  )
-  environment = launches.host().child_environment(recipe.threads)
-  return launch.launch(options, env=environment, **_how(recipe, 'embedded'))
-
-
-def _sglang(recipe: BenchRecipe, folder: pathlib.Path) -> ServerProcess:
-  options = extended(
-    sglang.SGLangOptions,
-    recipe.server.sglang,
-    launcher=str(launches.host().launchers / 'launch_cpu.py'),
-    model_path=str(folder.absolute()),
-    served_name='bench',
-    host='127.0.0.1',
-    port=0,
-    api_key=None,
-    context_length=recipe.server.embedded.lanes[-1][0],
-    vision_frozen=True,
-    threads=recipe.threads,
-  )
-  return sglang.launch(options, env=dict(os.environ), **_how(recipe, 'sglang'))
-
-
-def _how(recipe: BenchRecipe, name: str) -> dict[str, Any]:
-  log = pathlib.Path(recipe.run.folder) / f'{name}.log'
-  return {'log': log, 'deadline_s': recipe.server.ready_timeout_s, 'parent_pid': os.getpid()}
-
-
 def _serve(
   recipe: BenchRecipe, tok: ChatTokenizer, name: str, start: Callable[[], ServerProcess]
 ) -> dict[str, Any]:
@@ -136,4 +90,4 @@ def _serve(
   try:
     return asyncio.run(bench_drive.drive(recipe, tok, name, process.url))
   finally:
-    process.stop(GRACE_S)
+    process.stop(servers.GRACE_S)

@@ -56,6 +56,15 @@ class Continuation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+  """How far a server is from a canary."""
+
+  mean: float  # |log-prob - the learner's| in nats, over `tokens`; may be nan
+  tokens: int  # that were compared
+  worst: str  # the token that is farthest off, for a message
+
+
+@dataclasses.dataclass(frozen=True)
 class Canary:
   """A prompt, the continuations that the learner expects, and what rounding costs the learner."""
 
@@ -144,27 +153,47 @@ class Canary:
     compared up to the first one that differs, because other text follows it. That one counts with
     at least half of the learner's margin: so far must one of the two ids have moved.
     """
-    gaps: list[float] = []
-    places: list[str] = []
     for number, (one, reply) in enumerate(zip(self.continuations, replies, strict=True)):
       if len(reply.output_ids) != len(one.output_ids):
         return (
           f'continuation {number}: got {len(reply.output_ids)} tokens, wanted {len(one.output_ids)}'
         )
+    found = self.measure(replies)
+    limit = self.limit(found.tokens, tolerance=tolerance, ratio=ratio)
+    if found.mean <= limit:  # false for nan
+      return None
+    return (
+      f"mean |log-prob - the learner's| of {found.tokens} tokens is {found.mean:.2g} nats, allowed "
+      f'{limit:.2g} (server.watch.tolerance={tolerance:g}, and rounding costs the learner itself '
+      f'{self.rounding:.2g}), most at {found.worst}; it has other weights or images, or it '
+      'rounds more than the learner (its dtype or kernels; then raise server.watch.rounding_ratio)'
+    )
+
+  def measure(self, replies: Sequence[GenerateReply]) -> Measured:
+    """Returns how far a server's replies to `requests` are from what the learner expects.
+
+    Each reply must have as many tokens as its continuation.
+    """
+    gaps: list[float] = []
+    places: list[str] = []
+    for number, (one, reply) in enumerate(zip(self.continuations, replies, strict=True)):
       for gap, text in _compare(one, reply):
         gaps.append(gap)
         places.append(f'continuation {number}, {text}')
-    mean = sum(gaps) / len(gaps)
-    limit = self.limit(len(gaps), tolerance=tolerance, ratio=ratio)
-    if mean <= limit:  # false for nan
-      return None
     worst = int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))
-    return (
-      f"mean |log-prob - the learner's| of {len(gaps)} tokens is {mean:.2g} nats, allowed "
-      f'{limit:.2g} (server.watch.tolerance={tolerance:g}, and rounding costs the learner itself '
-      f'{self.rounding:.2g}), most at {places[worst]}; it has other weights or images, or it '
-      'rounds more than the learner (its dtype or kernels; then raise server.watch.rounding_ratio)'
-    )
+    return Measured(sum(gaps) / len(gaps), len(gaps), places[worst])
+
+  def needed_ratio(self, found: Measured, *, tolerance: float) -> float:
+    """Returns the smallest `ratio` at which `problem` believes this server; below 0: any.
+
+    Without rounding no ratio helps: it is infinite above `tolerance`.
+    """
+    above = found.mean - tolerance
+    if math.isnan(above) or (above > 0 and not self.rounding):
+      return math.inf
+    if not self.rounding:
+      return -math.inf
+    return above / self.rounding - SPREAD / math.sqrt(found.tokens)
 
 
 def _compare(one: Continuation, reply: GenerateReply) -> list[tuple[float, str]]:

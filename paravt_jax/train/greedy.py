@@ -23,7 +23,8 @@ _EXACT = 'chunked'  # the attention of the float32 pass, which every platform ha
 class Said(NamedTuple):
   """What the learner says in R continuations of T ids. README.md of serving explains the use."""
 
-  ids_RT: np.ndarray | jax.Array  # int32; the first SAMPLED of rows 1.. are sampled, all others the most likely
+  # int32; the first SAMPLED of rows 1.. are sampled, all others the most likely
+  ids_RT: np.ndarray | jax.Array
   logprobs_RT: np.ndarray | jax.Array  # float32, nats at temperature 1
   margins_RT: np.ndarray | jax.Array  # float32, nats between the most likely id and the second
   # mean |log-prob in the run's dtype - in float32| in nats: of the most likely ids, and of ids
@@ -127,7 +128,7 @@ def _scorer(
     }
   )
   kernel_DV = model.head(params, config).astype(dtype)
-  run_options = {'dtype': dtype, 'remat': False, 'backend': backend, 'place': place}
+  run_options = {'dtype': dtype, 'remat': 'none', 'backend': backend, 'place': place}
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def score(ids_RT, places, start):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def reply(ids, logprobs) -> GenerateReply:
   return GenerateReply(list(ids), list(logprobs), 'length', 4, 0, 2, [(1, 0, len(ids))])
 
 
-def problem(*replies, tolerance=1e-3, ratio=1.5, canary=CANARY):
+def problem(*replies, tolerance=1e-3, ratio=1.5, canary=CANARY) -> Any:
   return canary.problem(replies, tolerance=tolerance, ratio=ratio)
 
 
@@ -78,6 +79,28 @@ def test_the_mean_is_over_all_continuations_and_one_coarse_token_does_not_decide
     'or it rounds more than the learner (its dtype or kernels; then raise '
     'server.watch.rounding_ratio)'
   )
+
+
+def test_the_ratio_that_a_server_needs_is_where_its_problem_ends():
+  found = BOTH.measure((reply(FIRST.output_ids, FIRST.logprobs), reply((50, 51), (-0.25, -4.2))))
+  assert (found.tokens, found.worst.split(':')[0]) == (5, 'continuation 1, token 1')
+  assert found.mean == pytest.approx(0.04)
+  # (.04 - .001) / .01 - 3 / sqrt(5)
+  needed = BOTH.needed_ratio(found, tolerance=1e-3)
+  assert needed == pytest.approx(2.558359)
+  replies = (reply(FIRST.output_ids, FIRST.logprobs), reply((50, 51), (-0.25, -4.2)))
+  assert problem(*replies, ratio=needed + 1e-6, canary=BOTH) is None
+  assert problem(*replies, ratio=needed - 1e-6, canary=BOTH) is not None
+
+
+def test_without_rounding_or_with_a_nan_no_ratio_helps():
+  off = CANARY.measure((reply(FIRST.output_ids, (-0.5, -1.0, -3.0)),))
+  assert CANARY.needed_ratio(off, tolerance=1e-3) == math.inf
+  assert CANARY.needed_ratio(off, tolerance=1.0) == -math.inf
+  broken = BOTH.measure(
+    (reply(FIRST.output_ids, (-0.5, math.nan, -2.0)), reply((50, 51), (-0.25, -4.0)))
+  )
+  assert BOTH.needed_ratio(broken, tolerance=1e-3) == math.inf
 
 
 def test_each_continuation_is_asked_for_after_what_the_learner_sampled():

@@ -71,6 +71,33 @@ def test_the_gradient_is_that_of_the_whole_softmax(shares):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_logits_of_bfloat16_states_are_float32_and_are_never_rounded():
+  width, vocab = 64, 509
+  rng = np.random.default_rng(3)
+  hidden = jnp.asarray(rng.normal(size=(R, T, width)), jnp.bfloat16)
+  matrix = jnp.asarray(rng.normal(size=(width, vocab)), jnp.bfloat16)
+  program = jax.jit(lambda *given: scores(3, hidden=given[0], head=given[1])).lower(hidden, matrix)
+  # as written, and as compiled; the matrix itself is bfloat16
+  for found in (
+    re.findall(rf'tensor<([\dx]*){vocab}x(\w+)>', program.as_text()),
+    [(shape, kind) for kind, shape in re.findall(rf'(\w+)\[([\d,]*){vocab}\]', compiled(program))],
+  ):
+    kinds = {kind for shape, kind in found if not shape.strip('x,').endswith(f'{width}')}
+    assert 'f32' in kinds and not kinds & {'bf16', 'f16'}
+  logits = np.asarray(hidden, np.float64) @ np.asarray(matrix, np.float64)
+  logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+  places = np.arange(R)[:, None], np.maximum(PREVIOUS, 0), np.asarray(TOKENS)
+  got = scores(3, hidden=hidden, head=matrix).logprob_RT
+  np.testing.assert_allclose(got, np.where(ASKED, logits[places], 0), atol=1e-4)
+  # which logits rounded to bfloat16 would miss by 100 times as much
+  rounded = np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float64)
+  assert np.abs(rounded - logits).max() > 1e-2
+
+
+def compiled(program) -> str:
+  return program.compile().as_text()
+
+
 def test_entropy_and_accuracy_carry_no_gradient():
   got = jax.grad(
     lambda h: scores(3, hidden=h).entropy_RT.sum() + scores(3, hidden=h).correct_RT.sum()
