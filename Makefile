@@ -84,7 +84,7 @@ test: setup        ## the fast tests
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
 	@$(RUN) -m pytest -q -m "slow and not sglang" tests $(ARGS)
 
-test-sglang: setup sglang   ## the contract of a rollout server, against the real SGLang
+test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)
 
 # With ARGS='-m "aot or aot_more"' every published scale, about three minutes on two quiet cores.

@@ -26,7 +26,7 @@ def table(outcome: job.Outcome) -> str:
     'killed': f'after {outcome.killed_after} steps; the newest record was of step '
     f'{outcome.resumed_from}',
     'resumed': f'to step {len(lines)} of {knobs.STEPS}',
-    'rollouts': f'{calls:.2f} calls an episode; at most {ahead:.0f} versions behind the learner',
+    'rollouts': f'{calls:.2f} calls an episode; at most {ahead:.0f} versions old',
     'log-probs': f"learner and servers differ by {gap:.4f} nats at most on a step's mean; the "
     f'limit was {limit:.4f}',
     'servers': f'hold version {", ".join(outcome.versions)}',
