@@ -29,6 +29,7 @@ from paravt_jax.options import (
   one_of,
 )
 from paravt_jax.orchestrator import eval_options, options
+from paravt_jax.orchestrator.profiling import ProfileOptions
 from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout.agent import AgentOptions
 from paravt_jax.rollout.chat_server import RequestOptions
@@ -53,6 +54,7 @@ class SFTRecipe(Options):
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
+  profile: ProfileOptions
   model: options.ModelOptions
   data: options.SFTDataOptions
   frames: FrameCountOptions
@@ -76,6 +78,7 @@ class SFTRecipe(Options):
       scale='8b',
       seed=0,
       run=options.RunOptions.published(100),
+      profile=ProfileOptions.published(),
       model=options.ModelOptions(folder=''),
       data=options.SFTDataOptions.published(),
       frames=FrameCountOptions.published(),
@@ -101,6 +104,7 @@ class RLRecipe(Options):
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
+  profile: ProfileOptions
   model: options.ModelOptions
   data: options.RLDataOptions
   video: options.VideoOptions
@@ -131,6 +135,7 @@ class RLRecipe(Options):
       scale='8b',
       seed=0,
       run=options.RunOptions.published(),
+      profile=ProfileOptions.published(),
       model=options.ModelOptions(folder=''),
       data=options.RLDataOptions.published(),
       video=options.VideoOptions.published(),
