@@ -5,6 +5,7 @@ python -m experiments.bench --config=configs/bench.py --config.suite=rollout    
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout --json   # one JSON object on stdout
 python -m experiments.bench --config=configs/bench.py --config.suite=data --json      # the same for the data: about 4 minutes
 python -m experiments.bench --config=configs/bench.py --config.suite=gaps             # how far engines are from float32
+python -m experiments.bench --config=configs/bench.py --config.suite=learner --json   # the learner's step: about 6 minutes
 """
 
 from ml_collections import ConfigDict
@@ -69,6 +70,8 @@ def get_config() -> ConfigDict:
         'concurrency': 8,
       },
       'data': _data(),
+      'learner': _learner(),
+      'profile': {'steps': 0},  # SFT steps of the suite `learner` that are traced
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }
   ).lock()
@@ -109,6 +112,58 @@ def _data() -> dict:
     'step': {'parameters': 8.2e9, 'peak_flops': 989e12, 'share': 0.4},
     'input': {'rows': 400, 'steps': 5, 'stage_rows': 24},
     'sft': _one_device(),
+  }
+
+
+def _learner() -> dict:
+  """The suite `learner`: a model whose products take most of its step, on batches of about 2,048
+  tokens.
+  """
+  return {
+    'model': {
+      'vocab': 4096,
+      'width': 512,
+      'layers': 6,
+      'heads': 8,
+      'kv_heads': 4,
+      'head_dim': 64,
+      'mlp': 1536,
+    },
+    'dtype': 'float32',
+    'remat': False,
+    'head_chunk': 1024,
+    'rows': 4,
+    'freeze_vision': True,
+    'learning_rate': 2e-6,
+    'temperature': 0.7,
+    'repeats': 5,
+    'text': {'documents': 4, 'tokens': 512, 'row_tokens': 512},
+    # a few long documents among short ones, as overviews and windows of videos give them
+    'packed': {
+      'documents': 8,
+      'frames': (1, 48),
+      'frame_side': 32,
+      'words': (20, 300),
+      'row_tokens': 1024,
+      'row_images': 128,
+    },
+    'group': {
+      'rollouts': 8,
+      'frames': 48,
+      'frame_side': 32,
+      'words': 64,
+      'new_tokens': 48,
+      'row_multiple': 128,
+    },
+    # the packed step of rl:8b: prompts of 4,200 tokens with eight replies of 900
+    'attention': {
+      'pair_row_tokens': 32768,
+      'prompt': 4200,
+      'reply': 900,
+      'replies': 8,
+      'row_tokens': 2048,
+      'repeats': 5,
+    },
   }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from experiments.bench import data, gaps, rollout
+from experiments.bench import data, gaps, learner, rollout
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.options import require
 
@@ -21,7 +21,12 @@ _JSON = flags.DEFINE_bool(
 )
 
 Suite = Callable[[BenchRecipe], dict[str, Any]]
-SUITES: Mapping[str, Suite] = {'data': data.suite, 'gaps': gaps.suite, 'rollout': rollout.suite}
+SUITES: Mapping[str, Suite] = {
+  'data': data.suite,
+  'gaps': gaps.suite,
+  'learner': learner.suite,
+  'rollout': rollout.suite,
+}
 # A suite whose figures are a table of their own; the others have one line per figure.
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {'gaps': gaps.table}
 # By the end of a figure's name; what has none is a plain number.
@@ -29,6 +34,8 @@ UNITS = {
   'tokens_per_second': 'tokens/s', 'frames_per_second': 'frames/s', 'samples_per_second': 'samples/s', 'rows_per_second': 'rows/s',
   'ratio': 'times', 'ratio_to_decord': 'times', 'ratio_to_unzip': 'times', 'prefills': 'prompts', 'gb_per_s': 'GB/s',
   'seconds': 's', 'bytes': 'bytes', 'bytes_per_row': 'bytes', 'threads': 'CPU threads', 'agreement': 'share',
+  'flops_per_second': 'FLOP/s', 'flops': 'FLOP', 'tokens': 'tokens', 'pairs': 'pairs', 'mfu': 'of the peak',
+  'loss_gap': 'nats', 'grad_norm_gap': 'of the norm',
   'wait_share': 'of the time', 'efficiency': 'of the tokens', 'fill': 'of the tokens',
 }  # fmt: skip
 
@@ -50,7 +57,7 @@ def table(report: Mapping[str, Any]) -> str:
   return '\n'.join(f'{row[0]:<{name}}  {row[1]:>{value}}  {row[2]}'.rstrip() for row in rows)
 
 
-def leaves(report: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, float | None]]:
+def leaves(report: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, float | str | None]]:
   """('publish.save_gb_per_s', 1.5), ... in order."""
   for name, value in report.items():
     if isinstance(value, Mapping):
@@ -59,9 +66,11 @@ def leaves(report: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, f
       yield prefix + name, value
 
 
-def _format_value(value: float | None) -> str:
+def _format_value(value: float | str | None) -> str:
   if value is None:
     return '-'
+  if isinstance(value, str):
+    return value
   return f'{value:,.0f}' if isinstance(value, int) or abs(value) >= 1000 else f'{value:.3g}'
 
 

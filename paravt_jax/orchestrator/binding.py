@@ -16,6 +16,7 @@ from typing import Any
 FREE = (
   'scale',  # a label: the values of a scale are in its other knobs
   'run.',
+  'profile.',
   'server.',
   'client.',
   'mesh.',

@@ -14,14 +14,14 @@ import numpy as np
 
 from paravt_jax import row_layout
 from paravt_jax.models.qwen3_vl import weights
-from paravt_jax.orchestrator import canary, parts
+from paravt_jax.orchestrator import canary, parts, profiling
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, metric_sums, placement, state, step
+from paravt_jax.train import checkpoint, heap, metric_sums, placement, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
 
@@ -48,6 +48,7 @@ class Trainer:
     self._model_folder = model_folder
     self.model_config, self.tok = parts.open_model(model_folder)
     self.mesh = parts.make_mesh(recipe.mesh)
+    heap.keep_pages(self.mesh)
     self.optimizer = parts.make_optimizer(
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )
@@ -56,17 +57,19 @@ class Trainer:
     self._root = folder / 'checkpoints'
     self._records = checkpoint.Writer(self._root, keep=recipe.run.keep)
     self._base: checkpoint.Base | None = None
+    self._profiler = profiling.Profiler(recipe.profile, folder / 'profile')
     self.version = 0
 
   def __enter__(self) -> 'Trainer':
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-    """Waits for the record that is being written.
+    """Ends a trace, and waits for the record that is being written.
 
     Raises:
       CheckpointError: it could not be written.
     """
+    self._profiler.close()
     self._records.__exit__(kind, *rest)
 
   def frozen(self) -> dict[str, Any]:
@@ -152,8 +155,9 @@ class SFTTrainer(Trainer):
 
   def train_on(self, inputs: dict[str, jax.Array]) -> dict[str, float]:
     """Makes one step on a batch that is on the mesh. Returns its metrics."""
-    self.state, found = self._update(self.state, inputs)
-    metrics = metric_sums.reduce(found)  # waits for the device
+    with self._profiler.step():
+      self.state, found = self._update(self.state, inputs)
+      metrics = metric_sums.reduce(found)  # waits for the device
     self.version += 1
     return metrics
 
@@ -261,8 +265,9 @@ class Learner(Trainer):
       raise RuntimeError(
         f'learner: got a batch for version {batch.version}, wanted {self.version}; prepare it anew'
       )
-    self.state, found = self._update(self.state, batch.inputs, self._reference)
-    metrics = metric_sums.reduce(found)  # waits for the device
+    with self._profiler.step():
+      self.state, found = self._update(self.state, batch.inputs, self._reference)
+      metrics = metric_sums.reduce(found)  # waits for the device
     self.version += 1
     return {
       **batch.statistics,

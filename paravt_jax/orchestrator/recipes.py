@@ -30,6 +30,7 @@ from paravt_jax.options import (
 )
 from paravt_jax.orchestrator import eval_options, options
 from paravt_jax.orchestrator.device import DeviceOptions
+from paravt_jax.orchestrator.profiling import ProfileOptions
 from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout.agent import AgentOptions
 from paravt_jax.rollout.chat_server import RequestOptions
@@ -54,6 +55,7 @@ class SFTRecipe(Options):
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
+  profile: ProfileOptions
   model: options.ModelOptions
   data: options.SFTDataOptions
   frames: FrameCountOptions
@@ -78,6 +80,7 @@ class SFTRecipe(Options):
       scale='8b',
       seed=0,
       run=options.RunOptions.published(100),
+      profile=ProfileOptions.published(),
       model=options.ModelOptions(folder=''),
       data=options.SFTDataOptions.published(),
       frames=FrameCountOptions.published(),
@@ -104,6 +107,7 @@ class RLRecipe(Options):
   scale: Annotated[str, NAME]  # of the recipe, as behind its name on the command line
   seed: Annotated[int, SEED]  # of every random draw
   run: options.RunOptions
+  profile: ProfileOptions
   model: options.ModelOptions
   data: options.RLDataOptions
   video: options.VideoOptions
@@ -135,6 +139,7 @@ class RLRecipe(Options):
       scale='8b',
       seed=0,
       run=options.RunOptions.published(),
+      profile=ProfileOptions.published(),
       model=options.ModelOptions(folder=''),
       data=options.RLDataOptions.published(),
       video=options.VideoOptions.published(),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax import shapes
+from paravt_jax.models.layers import product
 from paravt_jax.models.placement import Place, anywhere
 
 __all__ = ['Scores', 'token_scores']
@@ -189,8 +190,12 @@ def _join_chunks(chunks: jax.Array, back_BT: jax.Array) -> jax.Array:
 
 def _chunk(hidden_BTD, target_BT, scored_BT, *, head, allowed_V, temperature, place) -> Scores:
   # float32 logits of what may be sampled; `head` has one copy for all rows or one for each
-  axes = 'BTD,DV->BTV' if head.ndim == 2 else 'BTD,BDV->BTV'
-  logits_BTV = jnp.einsum(axes, hidden_BTD, head, preferred_element_type=jnp.float32) / temperature
+  if head.ndim == 2 and head.dtype == jnp.float32:
+    logits_BTV = product(hidden_BTD, head)
+  else:
+    axes = 'BTD,DV->BTV' if head.ndim == 2 else 'BTD,BDV->BTV'
+    logits_BTV = jnp.einsum(axes, hidden_BTD, head, preferred_element_type=jnp.float32)
+  logits_BTV = logits_BTV / temperature
   logits_BTV = place(logits_BTV, 'rows', None, 'vocab')
   if not allowed_V.all():
     logits_BTV = jnp.where(allowed_V, logits_BTV, _BANNED)
