@@ -130,7 +130,7 @@ def _learner() -> dict:
       'mlp': 1536,
     },
     'dtype': 'float32',
-    'remat': False,
+    'remat': 'none',
     'head_chunk': 1024,
     'rows': 4,
     'freeze_vision': True,

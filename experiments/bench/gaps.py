@@ -200,7 +200,7 @@ def _canary(recipe: BenchRecipe, config: Config, params: Any, tok: ChatTokenizer
   """The canary as a run publishes it, of a learner in bfloat16."""
   mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
   options = ModelOptions(
-    'bfloat16', False, 'chunked', 1024, recipe.gaps.temperature, tuple(tok.vision_ids)
+    'bfloat16', 'none', 'chunked', 1024, recipe.gaps.temperature, tuple(tok.vision_ids)
   )
   asked = canaries.prompt(tok, (recipe.gaps.side // 16) ** 2)
   make = canaries.make(config, mesh, options, tok, asked, PublishOptions.published())

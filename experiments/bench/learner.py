@@ -188,7 +188,8 @@ class _Bench:
   def sharing(self, shared: Case, ours: Step, alone: Case) -> dict[str, Any]:
     """Returns what a shared prefix saves: the policy step with it against the one without."""
     other = self.policy_step(alone)
-    ours(), other()
+    ours()  # both compile or warm up
+    other()
     turns = take_turns({'shared': ours, 'unshared': other}, self.knobs.repeats)
     flops = [one.needed_flops(self.config, self.knobs.freeze_vision) for one in (alone, shared)]
     held = [int((one.rows.segments_RT > 0).sum()) for one in (alone, shared)]

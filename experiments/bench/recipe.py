@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, ClassVar
 
+from paravt_jax.models import remat
 from paravt_jax.options import (
   COUNT,
   FLAG,
@@ -278,7 +279,7 @@ class LearnerBench(Options):
 
   model: ModelSize  # where BenchRecipe.model names no folder
   dtype: Annotated[str, one_of('float32', 'bfloat16')]  # of products
-  remat: Annotated[bool, FLAG]  # whether our backward pass recomputes layers
+  remat: Annotated[str, one_of(*remat.POLICIES)]  # what our layers keep for their backward pass
   head_chunk: Annotated[int, COUNT]  # tokens per row whose logits are in memory at once
   rows: Annotated[int, COUNT]  # of a micro-batch, at most
   freeze_vision: Annotated[bool, FLAG]  # no gradient reaches the tower, in both programs

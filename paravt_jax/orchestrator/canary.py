@@ -102,5 +102,5 @@ def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
   ).name
   rows = 1 if dtype == 'float32' else PublishOptions.published().canary_continuations
   publish = PublishOptions(dtype=dtype, keep=1, canary_tokens=tokens, canary_continuations=rows)
-  options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
+  options = ModelOptions('float32', 'none', 'chunked', 1024, 1.0, tuple(tok.vision_ids))
   return make(config, cpu(), options, tok, prompt(tok, patches), publish)(params)
