@@ -19,7 +19,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow sglang test-sglang plan-env lint clean
+.PHONY: setup accelerator rl eval test test-slow sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -79,13 +79,23 @@ eval: setup        ## a model on the world: MODEL=DIR, by default the newest run
 	$(RUN) -m experiments.eval --config=configs/eval.py "--config.model=$$model" $(ARGS)
 
 test: setup        ## the fast tests
-	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang" tests $(ARGS)
+	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang and not aot and not aot_more" tests $(ARGS)
 
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
 	@$(RUN) -m pytest -q -m "slow and not sglang" tests $(ARGS)
 
-test-sglang: setup sglang   ## the contract of a rollout server, against the real SGLang
+test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)
+
+# With ARGS='-m "aot or aot_more"' every published scale, about three minutes on two quiet cores.
+test-aot: setup plan-env   ## the learner compiled for GPUs and TPUs that are not there, against its bounds
+	@$(RUN) -m pytest -q -s -m aot tests/aot $(ARGS)
+
+test-gpu: setup    ## what only a GPU shows: kernels, memory, MFU, a step with SGLang; at most ten minutes
+	@$(RUN) -m tests.gpu $(ARGS)
+
+rehearse: setup sglang   ## the main job of :8b with a narrow model: two SGLang servers, a kill, the export. ARGS=FOLDER
+	@$(RUN) -m tests.rehearsal $(ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check .

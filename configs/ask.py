@@ -21,7 +21,7 @@ def get_config(scale: str = 'tiny') -> ConfigDict:
     raise ValueError(
       f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/ask.py:tiny'
     )
-  trained = base.rl(scale)
+  trained = base.rl('8b' if scale == '2b' else scale)  # no learner shares the device here
   config = ConfigDict(
     {
       'name': 'ask',

@@ -3,10 +3,14 @@ the algorithm.
 
 A recipe calls `rl(scale)` or `sft(scale)` and sets what its experiment is about. The published
 numbers, and what each knob means, stand with the typed options
-(paravt_jax/orchestrator/recipes.py); configs/README.md lists them all. Scales: tiny (any machine,
-the default), 2b (one 80 GB GPU), 8b (8 x 80 GB; rollout servers elsewhere, by URL), and for RL
-8b_split (one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it starts;
-run it with CUDA_VISIBLE_DEVICES=0,1,2,3, or JAX takes memory on all eight).
+(paravt_jax/orchestrator/recipes.py); configs/README.md lists them all. Scales:
+
+    tiny       any machine, the default
+    2b         one 80 GB GPU; for RL, learner and SGLang share it
+    8b         8 x 80 GB; rollout servers elsewhere, by URL
+    8b_tpu     a slice v5p:2x2x2; rollout servers elsewhere, by URL. V6E changes it for v6e:4x4
+    8b_split   RL on one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it
+               starts. JAX opens only the learner's GPUs (`experiments/launch.py`)
 """
 
 from typing import Any
@@ -19,7 +23,17 @@ from paravt_jax.options import to_dict
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 
 SCALES = ('tiny', '2b', '8b')
-RL_SCALES = (*SCALES, '8b_split')
+SFT_SCALES = (*SCALES, '8b_tpu')
+RL_SCALES = (*SCALES, '8b_split', '8b_tpu')
+# Overrides of :8b_tpu for sixteen v6e, whose memory of 31 GiB holds shorter rows.
+V6E = {
+  'mesh.fsdp': 16,
+  'train.rows': 16,
+  'train.row_tokens': 16384,
+  'train.row_images': 256,
+  'batches.row_lengths': (6144,),
+  'sampling.context': 16384,
+}
 
 
 def config_of(recipe: Any) -> ConfigDict:
@@ -46,13 +60,14 @@ def rl(scale: str) -> ConfigDict:
   if scale == 'tiny':
     _tiny(config)
   if scale == '2b':
-    config.mesh.fsdp = 1
-    config.train.rows = 1
+    _one_gpu(config)
   if scale == '8b_split':
     config.mesh.fsdp = 4
     config.train.update({'rows': 4, 'micro_batches': 64})
     config.server.update({'kind': 'sglang', 'count': 4})
     config.server.sglang.devices = (4, 5, 6, 7)
+  if scale == '8b_tpu':
+    _tpu(config)
   return config.lock()
 
 
@@ -60,11 +75,11 @@ def sft(scale: str) -> ConfigDict:
   """The cold start: the published numbers (spec of ParaVT-SFT), or the tiny scale's. Locked.
 
   Raises:
-    ValueError: `scale` is not one of SCALES.
+    ValueError: `scale` is not one of SFT_SCALES.
   """
-  if scale not in SCALES:
+  if scale not in SFT_SCALES:
     raise ValueError(
-      f'scale {scale!r}: wanted one of {", ".join(SCALES)}, as in --config=configs/sft.py:tiny'
+      f'scale {scale!r}: wanted one of {", ".join(SFT_SCALES)}, as in --config=configs/sft.py:tiny'
     )
   config = config_of(SFTRecipe.published())
   config.scale = scale
@@ -72,9 +87,35 @@ def sft(scale: str) -> ConfigDict:
     config.mesh.fsdp = 1
     config.train.rows = 1
     config.train.micro_batches = 32
+  if scale == '8b_tpu':
+    _tpu(config)
   if scale == 'tiny':
     _tiny_sft(config)
   return config.lock()
+
+
+def _tpu(config: ConfigDict) -> None:
+  """A slice of eight chips. TPUs have no other user, so the learner may take all but the runtime's
+  own part.
+  """
+  config.device.update({'memory_fraction': 0.95, 'xla_flags': 'tpu'})
+
+
+def _one_gpu(config: ConfigDict) -> None:
+  """One 80 GB GPU that the learner and an SGLang server share.
+
+  JAX takes .6 of it first, 47.5 GiB. SGLang's share counts what is free when it starts, about 30
+  GiB: .75 of that holds 4 GiB of weights and 14 GiB of keys and values, and the rest is its work
+  space.
+  """
+  config.mesh.fsdp = 1
+  config.device.memory_fraction = 0.6
+  config.train.rows = 1
+  config.server.update({'kind': 'sglang', 'count': 1})
+  config.server.embedded.memory_fraction = 0.3
+  config.server.sglang.update(
+    {'devices': (0,), 'mem_fraction': 0.75, 'max_total_tokens': 131072, 'vision_cache_mb': 512}
+  )
 
 
 def _tiny(config: ConfigDict) -> None:
@@ -98,7 +139,7 @@ def _tiny(config: ConfigDict) -> None:
   config.train.update(
     {
       'dtype': 'float32',
-      'remat': False,
+      'remat': 'none',
       'backend': 'chunked',
       'head_chunk': 1024,
       'row_tokens': 1024,
@@ -111,6 +152,7 @@ def _tiny(config: ConfigDict) -> None:
   # one program, compiled once; its rows are full enough without care
   config.batches.update({'row_lengths': (), 'spread': False, 'shapes': 1})
   config.mesh.fsdp = 1
+  config.device.update({'memory_fraction': 0.75, 'xla_flags': 'none'})
   config.server = tiny_servers()
   # in float32 one continuation tells a server's weights; more only cost time
   config.publish.update({'dtype': 'float32', 'canary_continuations': 1})
@@ -142,7 +184,7 @@ def _tiny_sft(config: ConfigDict) -> None:
   config.train.update(
     {
       'dtype': 'float32',
-      'remat': False,
+      'remat': 'none',
       'backend': 'chunked',
       'head_chunk': 512,
       'freeze_vision': False,
@@ -156,6 +198,7 @@ def _tiny_sft(config: ConfigDict) -> None:
     }
   )
   config.mesh.fsdp = 1
+  config.device.update({'memory_fraction': 0.75, 'xla_flags': 'none'})
   config.run.checkpoint_every = 100
   # Reading frames comes first and needs short rows; then most of what is left to learn is in the
   # traces.

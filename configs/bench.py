@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
   """The bench's knobs, locked."""
   servers = tiny_servers()
   # `threads` below is for all; nothing is staged
-  del servers.embedded['threads'], servers.sglang['threads'], servers.sglang['staging']
+  for name in ('threads', 'memory_fraction'):
+    del servers.embedded[name]
+  del servers.sglang['threads'], servers.sglang['staging']
   servers.sglang.mem_fraction = 0.1
   return ConfigDict(
     {

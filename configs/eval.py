@@ -56,7 +56,7 @@ SHARED = (
 
 def get_config(scale: str = 'tiny') -> ConfigDict:
   """The recipe at `scale`: the agent is that of the RL recipe, decoding is greedy. Locked."""
-  trained = base.rl(scale)
+  trained = base.rl('8b' if scale == '2b' else scale)  # no learner shares the device here
   config = ConfigDict({name: trained[name] for name in SHARED})
   config.update(
     {

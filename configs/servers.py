@@ -20,6 +20,7 @@ def tiny_servers() -> ConfigDict:
       'chunk_tokens': 32,
       'prefill_rows': 8,
       'max_image_patches': 4,
+      'memory_fraction': 0.2,
       'max_body_mb': 64,
     }
   )

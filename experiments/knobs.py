@@ -53,7 +53,7 @@ def _with_scales(
 
 KINDS = {
   'rl': Kind(RLRecipe, _with_scales(para_grpo.get_config, base.RL_SCALES)),
-  'sft': Kind(SFTRecipe, _with_scales(sft.get_config)),
+  'sft': Kind(SFTRecipe, _with_scales(sft.get_config, base.SFT_SCALES)),
   'eval': Kind(EvalRecipe, _with_scales(evaluation.get_config)),
   'ask': Kind(AskRecipe, _with_scales(ask.get_config)),
   'ablate': Kind(AblateRecipe, {'': ablations.get_config}),

@@ -12,13 +12,14 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
-from paravt_jax.orchestrator import compile_cache
+from paravt_jax.orchestrator import compile_cache, device
 from paravt_jax.orchestrator.host import Host
 
 R = TypeVar('R')
@@ -52,6 +53,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     quiet()
+    use_device(recipes[0])
     compile_cache.use()
     try:
       main(recipes[0])
@@ -102,6 +104,24 @@ def quiet() -> None:
   logging.set_verbosity(logging.WARNING)
   # orbax also logs every error that it raises
   logging.get_absl_logger().addFilter(lambda record: '/orbax/' not in record.pathname)
+
+
+def use_device(recipe: Any) -> None:
+  """Applies a recipe's `device` section to this process, before JAX asks for a device.
+
+  Recipes without a learner have no such section.
+  """
+  options = getattr(recipe, 'device', None)
+  if not isinstance(options, device.DeviceOptions):
+    return
+  os.environ.update(device.settings(options, os.environ))
+  gpus = device.learner_gpus(recipe)
+  chosen = any(name in os.environ for name in ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'))
+  if gpus and not chosen:
+    # JAX read its own variable when it was imported
+    jax.config.update('jax_cuda_visible_devices', gpus)
+  if options.xla_flags != 'none':
+    print(device.describe(options, os.environ), file=sys.stderr)
 
 
 def host() -> Host:

@@ -15,6 +15,7 @@ GPUs and TPUs; without them it compiles for virtual CPU devices.
 episodes.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,7 +28,16 @@ from absl import flags
 from experiments import launch
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator.plan import accelerators, advice, ahead, build, job, shapes, table
+from paravt_jax.orchestrator.plan import (
+  accelerators,
+  advice,
+  ahead,
+  build,
+  job,
+  own_data,
+  shapes,
+  table,
+)
 from paravt_jax.orchestrator.plan.rules import Request
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
@@ -56,7 +66,7 @@ def main(argv: Sequence[str], values: flags.FlagValues) -> int:
     print(list_targets())
     return 0
   try:
-    plan = build.make_plan(request(read(argv, values), values))
+    plan = build.make_plan(with_own_data(request(read(argv, values), values)))
     compiled = compile_for_target(plan) if values['compile'].value else None
   except ConfigError as error:
     return refuse(str(error), '--json' in argv)
@@ -113,6 +123,12 @@ def request(recipe: job.Recipe, values: flags.FlagValues) -> Request:
   )
 
 
+def with_own_data(asked: Request) -> Request:
+  """Returns a request with the data of one step, where the recipe's rows and media are there."""
+  data, source = own_data.read(asked.recipe, asked.shape)
+  return dataclasses.replace(asked, data=data, data_source=source)
+
+
 def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
   """Returns the compiler's figures; None for a plan that has no numbers.
 
@@ -127,7 +143,9 @@ def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
       f'GPUs and TPUs): compiling for {compiler.target} instead',
       file=sys.stderr,
     )
-  return ahead.compile_plan(plan, compiler)
+  # figures are kept beside the compilers
+  kept = launch.ROOT / COMPILERS / 'compiled'
+  return ahead.compile_plan(plan, compiler, kept if kept.parent.is_dir() else None)
 
 
 def refuse(line: str, as_json: bool) -> int:

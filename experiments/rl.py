@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import launch
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator import checks, evaluation, rollouts, run_folder
+from paravt_jax.orchestrator import checks, evaluation, outlook, rollouts, run_folder
 from paravt_jax.orchestrator import cold_start as sft
 from paravt_jax.orchestrator.corpus import Questions, rl_corpus, rl_questions
 from paravt_jax.orchestrator.learner import Learner
@@ -30,6 +30,7 @@ def main(recipe: RLRecipe) -> None:
   name = f'{recipe.name}_{recipe.scale}'
   folder = RunFolder.named(recipe, folder=recipe.run.folder, default=name)
   run_folder.announce(recipe.name, recipe.scale, folder)
+  outlook.announce(recipe)
   reopen(recipe, folder)
   with folder.phase('world' if recipe.data.kind == 'world' else 'corpus'):
     corpus = rl_corpus(recipe)

@@ -124,7 +124,10 @@ def test_2b_differs_from_8b_in_sizes_and_placement_only():
     knob for knob, value in leaves(large).items() if leaves(small).get(knob) != value
   }
   placement = {'scale', 'mesh.fsdp', 'train.rows'}
-  assert changed(para_grpo.get_config('2b'), para_grpo.get_config('8b')) == placement
+  names = ('devices', 'mem_fraction', 'max_total_tokens', 'vision_cache_mb')
+  shared = {'device.memory_fraction', 'server.kind', 'server.embedded.memory_fraction'}
+  shared |= {f'server.sglang.{name}' for name in names}
+  assert changed(para_grpo.get_config('2b'), para_grpo.get_config('8b')) == placement | shared
   assert changed(sft.get_config('2b'), sft.get_config('8b')) == {*placement, 'train.micro_batches'}
   small, large = sft.get_config('2b'), sft.get_config('8b')
   assert (
@@ -279,7 +282,10 @@ def test_a_knob_on_the_command_line_changes_the_recipe():
 
 
 def test_a_scale_is_chosen_behind_the_recipes_name():
-  assert started(f'{RECIPE}:8b', main='print(recipe.scale)') == (0, '8b\n', '')
+  status, out, err = started(f'{RECIPE}:8b', main='print(recipe.scale)')
+  assert (status, out) == (0, '8b\n')
+  # the scale's own settings of the accelerator
+  assert err.startswith('settings  XLA_PYTHON_CLIENT_MEM_FRACTION=0.92') and err.count('\n') == 1
   status, _, err = started('--config=configs/para_grp.py:8b')
   assert status == 2 and err.startswith(
     'error: --config=configs/para_grp.py:8b: there is no such recipe; usage: '
@@ -311,7 +317,7 @@ def test_a_scale_is_chosen_behind_the_recipes_name():
     (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
     (
       (f'{RECIPE}:3b',),
-      "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, as in --config=configs/para_grpo.py:tiny",
+      "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, 8b_tpu, as in --config=configs/para_grpo.py:tiny",
     ),
     ((), 'Flag --config must have a value'),
     ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),

@@ -37,8 +37,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 
 def pytest_configure(config):
-  """Registers the marks of tests that `make test` leaves to `make test-slow` and `make
-  test-sglang`.
-  """
+  """Registers the marks of tests that `make test` leaves to the other commands."""
   config.addinivalue_line('markers', 'slow: takes more than a few seconds')
   config.addinivalue_line('markers', 'sglang: needs the environment of `make sglang`')
+  config.addinivalue_line(
+    'markers', 'aot: compiles for devices that are not there: `make test-aot`'
+  )
+  config.addinivalue_line('markers', 'aot_more: as aot, but too long for .ci/run')

@@ -58,7 +58,7 @@ def learner(config: Config, params: Any, dtype: str, backend: str, capacity: Cap
 
 def _logprobs(config, params, inputs, *, dtype, backend) -> jax.Array:
   x_BTD = model.hidden(
-    config, params, inputs, dtype=dtype, remat=False, freeze_vision=True, backend=backend
+    config, params, inputs, dtype=dtype, remat='none', freeze_vision=True, backend=backend
   )
   head_DV = model.head(params, config).astype(dtype)
   logits_TV = jnp.einsum('TD,DV->TV', x_BTD[0], head_DV, preferred_element_type=jnp.float32)

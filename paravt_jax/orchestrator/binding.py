@@ -19,6 +19,7 @@ FREE = (
   'server.',
   'client.',
   'mesh.',
+  'device.',
   'video.workers',
   'video.deadline_s',
   'video.cache_mb',

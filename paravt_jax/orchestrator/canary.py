@@ -86,10 +86,12 @@ def cpu() -> Mesh:
 
 
 def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
-  """Returns the canary of a Hugging Face folder's own weights, with one continuation.
+  """Returns the canary of a Hugging Face folder's own weights.
 
   It computes in float32 on the CPU. That takes 4 bytes per parameter, and minutes for 8B. Rounding
-  is measured in the dtype of the folder, which a server runs unless it is told otherwise.
+  is measured in the dtype of the folder, which a server runs unless it is told otherwise. Where it
+  rounds, the canary has as many continuations as a published one: the gaps of a few tokens scatter
+  so much that right weights would be refused.
 
   Raises:
     DataError: the folder does not exist or is incomplete.
@@ -98,6 +100,7 @@ def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
   dtype = stored.main_dtype(
     list(stored.tensors(sorted(pathlib.Path(folder).glob('*.safetensors'))).values())
   ).name
-  publish = PublishOptions(dtype=dtype, keep=1, canary_tokens=tokens, canary_continuations=1)
+  rows = 1 if dtype == 'float32' else PublishOptions.published().canary_continuations
+  publish = PublishOptions(dtype=dtype, keep=1, canary_tokens=tokens, canary_continuations=rows)
   options = ModelOptions('float32', False, 'chunked', 1024, 1.0, tuple(tok.vision_ids))
   return make(config, cpu(), options, tok, prompt(tok, patches), publish)(params)

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from paravt_jax.data import batches, planner
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
-from paravt_jax.orchestrator import binding, checks, parts, run_folder, sft_data
+from paravt_jax.orchestrator import binding, checks, outlook, parts, run_folder, sft_data
 from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.train import sharding
@@ -50,6 +50,7 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
     return target
   folder = run_folder.RunFolder(path, shown)
   run_folder.announce(recipe.name, recipe.scale, folder)
+  outlook.announce(recipe)
   with folder.phase('sft'):
     train(recipe, folder, pathlib.Path(base), target)
   return target

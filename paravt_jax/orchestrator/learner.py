@@ -125,11 +125,16 @@ class Trainer:
   def export(self, target: pathlib.Path) -> None:
     """Writes a Hugging Face folder with tokenizer and processor files.
 
-    Its dtype is that of the model folder. It replaces an older export, because a run that continues
-    for more steps has another model.
+    Its dtype is that of the model folder, and so is the size of its files. It replaces an older
+    export, because a run that continues for more steps has another model.
     """
     weights.save_hf(
-      target, self.model_config, self.state.params, self._model_folder, dtype=self._dtype
+      target,
+      self.model_config,
+      self.state.params,
+      self._model_folder,
+      dtype=self._dtype,
+      shard_bytes=weights.stored_shard_bytes(self._model_folder),
     )
 
 

@@ -9,6 +9,7 @@ from paravt_jax.data.world.corpus import CorpusOptions
 from paravt_jax.data.world.questions import QuestionOptions
 from paravt_jax.data.world.scene import SceneOptions
 from paravt_jax.data.world.traces import TraceOptions
+from paravt_jax.models import remat
 from paravt_jax.options import (
   COUNT,
   DTYPE,
@@ -18,6 +19,7 @@ from paravt_jax.options import (
   KIND,
   NAME,
   NAMES,
+  PART,
   PIXELS,
   POSITIVE,
   PROCESSES,
@@ -247,7 +249,9 @@ class TrainOptions(Options):
   """How the learner runs the model, and the shape of its batches."""
 
   dtype: Annotated[str, DTYPE]  # number type of matrix products
-  remat: Annotated[bool, FLAG]  # layers are computed again in the backward pass
+  # what a layer keeps for its backward pass. none: all its arrays; layers: its input, and the rest
+  # is computed again; attention: as layers, and the output of attention too
+  remat: Annotated[str, one_of(*remat.POLICIES)]
   # how attention is computed
   backend: Annotated[str, one_of('auto', 'chunked', 'splash', 'tiled', 'triton', 'xla')]
   head_chunk: Annotated[int, COUNT]  # tokens of a row whose logits are in memory at once
@@ -263,7 +267,7 @@ class TrainOptions(Options):
     """Returns the settings of RL with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
-      remat=True,
+      remat='layers',
       backend='auto',
       head_chunk=1024,
       freeze_vision=True,
@@ -288,7 +292,7 @@ class SFTTrainOptions(TrainOptions):
     """Returns the settings of SFT with the 8B model on eight devices."""
     return cls(
       dtype='bfloat16',
-      remat=True,
+      remat='layers',
       backend='auto',
       head_chunk=1024,
       freeze_vision=True,
@@ -337,11 +341,13 @@ class EmbeddedOptions(embedded.EngineOptions):
   """Embedded servers that the run starts."""
 
   threads: Annotated[int, whole(0, note='0: as many as it likes')]  # CPU threads
+  memory_fraction: Annotated[float, PART]  # share of a GPU that JAX takes for each server
 
   @classmethod
   def published(cls) -> 'EmbeddedOptions':
     """Returns sizes for the 8B model on one 80 GB device."""
-    return cls(**rules.to_dict(embedded.EngineOptions.published()), threads=0)
+    numbers = rules.to_dict(embedded.EngineOptions.published())
+    return cls(**numbers, threads=0, memory_fraction=0.9)
 
 
 @dataclasses.dataclass(frozen=True)

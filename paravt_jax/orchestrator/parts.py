@@ -22,7 +22,9 @@ from paravt_jax.train import sharding, step
 from paravt_jax.train.optimizer import OptimizerOptions
 from paravt_jax.video.decode import DecodePool
 
-TINY_WIDTH = 512  # of the text model; narrower models were trained at the tiny scale's frame size
+# Models with a narrower text model and fewer tokens were trained at the tiny scale's frame size.
+TINY_WIDTH = 512
+TINY_VOCAB = 32768
 
 
 def bar(total: int, what: str, done: int = 0, show: bool = True) -> tqdm:
@@ -73,11 +75,13 @@ def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Confi
       f'--config.model.folder: {file} cannot be read; wanted a Hugging Face folder of the '
       'Qwen3-VL family'
     ) from error
-  fits = recipe if model.text.width < TINY_WIDTH else f'{recipe}:8b (or :2b)'
+  width, vocab = model.text.width, model.text.vocab
+  tiny_model = width < TINY_WIDTH and vocab < TINY_VOCAB
+  fits = recipe if tiny_model else f'{recipe}:8b (or :2b)'
   if (fits == recipe) != (scale == 'tiny'):
     raise ConfigError(
-      f'--config.model.folder={folder}: its width of {model.text.width} is not of scale '
-      f':{scale}; wanted --config={fits}'
+      f'--config.model.folder={folder}: its width of {width} and its {vocab} tokens are not of '
+      f'scale :{scale}; wanted --config={fits}'
     )
   return model
 

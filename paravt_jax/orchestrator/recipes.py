@@ -29,6 +29,7 @@ from paravt_jax.options import (
   one_of,
 )
 from paravt_jax.orchestrator import eval_options, options
+from paravt_jax.orchestrator.device import DeviceOptions
 from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout.agent import AgentOptions
 from paravt_jax.rollout.chat_server import RequestOptions
@@ -66,6 +67,7 @@ class SFTRecipe(Options):
   train: options.SFTTrainOptions
   batches: FillOptions
   mesh: options.MeshOptions
+  device: DeviceOptions
   world: options.WorldOptions | None  # with data.kind=world
 
   @classmethod
@@ -86,6 +88,7 @@ class SFTRecipe(Options):
       train=options.SFTTrainOptions.published(),
       batches=FillOptions.published(),
       mesh=options.MeshOptions.published(),
+      device=DeviceOptions.published(),
       world=None,
     )
 
@@ -116,6 +119,7 @@ class RLRecipe(Options):
   train: options.TrainOptions
   batches: LayoutOptions
   mesh: options.MeshOptions
+  device: DeviceOptions
   server: options.ServersOptions
   publish: options.PublishOptions
   client: ConnectionOptions
@@ -146,6 +150,7 @@ class RLRecipe(Options):
       train=options.TrainOptions.published(),
       batches=LayoutOptions.published(),
       mesh=options.MeshOptions.published(),
+      device=DeviceOptions.published(),
       server=options.ServersOptions.published(),
       publish=options.PublishOptions.published(),
       client=ConnectionOptions.published(),

@@ -123,7 +123,8 @@ def _start(
   }
   if section.kind == 'embedded':
     options = _embedded(setup, number, model_folder, (tok.im_end, tok.endoftext))
-    environment = host.child_environment(section.embedded.threads)
+    embedded = section.embedded
+    environment = host.child_environment(embedded.threads, embedded.memory_fraction)
     return lambda: launch.launch(options, env=environment, **how)
   sglang_options = _sglang(setup, number, model_folder, host.launchers)
   return lambda: sglang.launch(sglang_options, env=dict(host.environment), **how)

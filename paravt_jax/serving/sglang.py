@@ -38,7 +38,8 @@ class EngineOptions(Options):
   dtype: Annotated[str, DTYPE]  # of weights, cache and products
   max_total_tokens: Annotated[int, COUNT]  # of the key-value cache
   max_running_requests: Annotated[int, COUNT]  # decoded together
-  mem_fraction: Annotated[float, INSIDE]  # of the device's memory, for weights and cache
+  # share of the memory that is free when it starts, for weights and cache
+  mem_fraction: Annotated[float, INSIDE]
   tensor_parallel: Annotated[int, COUNT]  # devices of one server
   devices: Annotated[tuple[int, ...], GPUS]  # their numbers; (): CUDA_VISIBLE_DEVICES decides
   # MiB of image features that the server keeps. They outlive a weight update, so only a frozen

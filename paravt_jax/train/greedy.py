@@ -128,7 +128,7 @@ def _scorer(
     }
   )
   kernel_DV = model.head(params, config).astype(dtype)
-  run_options = {'dtype': dtype, 'remat': False, 'backend': backend, 'place': place}
+  run_options = {'dtype': dtype, 'remat': 'none', 'backend': backend, 'place': place}
   forward = functools.partial(model.hidden, config, freeze_vision=True, **run_options)
 
   def score(ids_RT, places, start):

@@ -56,7 +56,7 @@ class ModelOptions:
   """How a step runs the model and scores tokens."""
 
   dtype: str  # of matrix products, 'float32' or 'bfloat16'
-  remat: bool  # whether the backward pass recomputes layers
+  remat: str  # what layers keep for the backward pass, a name of models/remat.POLICIES
   backend: str  # of attention, one of attention.BACKENDS
   head_chunk: int  # tokens per row whose logits are in memory at once
   temperature: float  # of the scored distribution, 1 in SFT
@@ -113,12 +113,13 @@ def make_sft_step(
     trained_MRT = _target_mask(batch)
     count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
 
-    def loss(trainable, index):
-      scores = score({**trainable, **frozen}, _micro_batch(batch, index), trained_MRT[index])
+    def loss(trainable, index, layer_sums):
+      micro, params = _micro_batch(batch, index), {**trainable, **frozen}
+      scores = score(params, micro, trained_MRT[index], layer_sums=layer_sums)
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
     # gradient of all micro-batches, then one update
-    gradient, totals = _accumulate(loss, trainable, batch['used'], places)
+    gradient, totals = _accumulate(loss, trainable, batch['used'], places, in_place)
     trainable, opt_state, norms = _update(
       optimizer, gradient, state.opt_state, trainable, state.step
     )
@@ -127,6 +128,7 @@ def make_sft_step(
 
   whole = shardings(config, optimizer, mesh)
   places, _ = partition(whole.params, optimizer.frozen)
+  in_place = _in_place(config, optimizer, options)
   return _jit(step, whole, mesh)
 
 
@@ -152,7 +154,10 @@ def make_rl_step(
   def step(state: State, batch: Batch, reference: Any) -> tuple[State, metric_sums.MetricSums]:
     run = functools.partial(_scores, config, optimizer, mesh, options)
     encode = functools.partial(_frozen_features, config, optimizer, mesh, options)
-    return _rl_step(optimizer, rl, places, run, encode, state, batch, reference)
+    accumulate = functools.partial(
+      _accumulate, places=places, in_place=_in_place(config, optimizer, options)
+    )
+    return _rl_step(optimizer, rl, accumulate, run, encode, state, batch, reference)
 
   jitted = _jit(step, whole, mesh, reference=places if rl.beta > 0 else None, extra=True)
   return _with_reference(jitted, rl, optimizer)
@@ -161,22 +166,22 @@ def make_rl_step(
 def _rl_step(
   optimizer: Optimizer,
   rl: RLOptions,
-  places: Any,
+  accumulate: Callable[..., Any],
   run: Callable[..., head.Scores],
   encode_frozen: Callable[..., model.Features | None],
   state: State,
   batch: Batch,
   reference: Any,
 ) -> tuple[State, metric_sums.MetricSums]:
-  """Makes the updates of one batch; `run` is _scores and `encode_frozen` _frozen_features."""
+  """Makes the updates of one batch, with _accumulate, _scores and _frozen_features."""
   trainable, frozen = partition(state.params, optimizer.frozen)
   trained_MRT = _target_mask(batch)
   count = jnp.maximum(trained_MRT.sum(), 1).astype(jnp.float32)
   advantage_MRT = advantages.batch_normalize(batch['advantage'], trained_MRT, rl.batch_norm)
 
-  def score(trainable, index, features):
+  def score(trainable, index, features, layer_sums=None):
     micro, params = _micro_batch(batch, index), {**trainable, **frozen}
-    return run(params, micro, trained_MRT[index], features)
+    return run(params, micro, trained_MRT[index], features, layer_sums)
 
   def reference_logprob(index, features):
     if rl.beta > 0:
@@ -187,9 +192,9 @@ def _rl_step(
     return encode_frozen(frozen, _micro_batch(batch, index))
 
   # features(index): of a frozen tower; before(index, scores, features): prox and reference log-probs
-  def loss(trainable, index, features, before):
+  def loss(trainable, index, layer_sums, features, before):
     seen = features(index)
-    scores = score(trainable, index, seen)
+    scores = score(trainable, index, seen, layer_sums)
     prox_RT, reference_RT = jax.lax.stop_gradient(before(index, scores, seen))
     micro = {**_micro_batch(batch, index), 'advantage': advantage_MRT[index]}
     return _policy_loss(scores, prox_RT, reference_RT, micro, trained_MRT[index], count, rl)
@@ -197,7 +202,7 @@ def _rl_step(
   def update(features, before, carry):
     trainable, opt_state, totals = carry
     share = functools.partial(loss, features=features, before=before)
-    gradient, new = _accumulate(share, trainable, batch['used'], places)
+    gradient, new = accumulate(share, trainable, batch['used'])
     trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
     return trainable, opt_state, metric_sums.merge(totals, metric_sums.merge(new, norms))
 
@@ -267,8 +272,12 @@ def _scores(
   micro: Batch,
   wanted_RT: jax.Array,
   features: model.Features | None = None,
+  layer_sums: Any = None,
 ) -> head.Scores:
-  """Scores the wanted tokens of one micro-batch. Without `features` the tower runs."""
+  """Scores the wanted tokens of one micro-batch. Without `features` the tower runs.
+
+  layer_sums: as in model.hidden.
+  """
   place = sharding.activations(mesh)
   # [R, T, D], then log-probs [R, T] of the wanted tokens
   hidden_RTD = model.hidden(
@@ -281,6 +290,7 @@ def _scores(
     features=features,
     backend=options.backend,
     place=place,
+    layer_sums=layer_sums,
   )
   return head.token_scores(
     hidden_RTD,
@@ -340,21 +350,31 @@ def _micro_batch(batch: Batch, index: jax.Array) -> dict[str, jax.Array]:
   }
 
 
+def _in_place(config: Config, optimizer: Optimizer, options: ModelOptions) -> bool:
+  """Returns whether the model adds the gradients of its layers to the sums itself."""
+  return model.adds_to_sums(config, options.remat, 'visual' in optimizer.frozen)
+
+
 def _accumulate(
-  loss: Callable, trainable: Any, used: jax.Array, places: Any
+  loss: Callable, trainable: Any, used: jax.Array, places: Any, in_place: bool
 ) -> tuple[Any, metric_sums.MetricSums]:
-  """Sums the gradient of loss(trainable, index) -> (value, metric sums) over the `used`
-  micro-batches, in float32, and the metric sums too. The sums lie where the parameters do
-  (`places`).
+  """Sums the gradient of loss(trainable, index, layer_sums) -> (value, metric sums).
+
+  It sums over the `used` micro-batches, in float32, and the metric sums too. The sums lie where the
+  parameters do (`places`). With `in_place`, loss adds the gradients of the decoder's layers to
+  `layer_sums` itself (model.hidden); else it gets None.
   """
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
-  shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0))[1])
+  shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0), None)[1])
   no_totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def body(index, carry):
     gradient, totals = carry
-    new, found = jax.grad(loss, has_aux=True)(trainable, index)
+    layer_sums = gradient['text']['layers'] if in_place else None
+    new, found = jax.grad(loss, has_aux=True)(trainable, index, layer_sums)
     gradient = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), gradient, new)
+    if in_place:
+      gradient['text']['layers'] = new['text']['layers']
     gradient = jax.lax.with_sharding_constraint(gradient, places)
     return gradient, metric_sums.merge(totals, found)
 
@@ -415,12 +435,12 @@ def _update(
   def keep(new, old):
     return jnp.where(finite, new, old)
 
-  # a step that is not finite keeps parameters and moments as they are
+  # a step that is not finite keeps parameters and moments as they are; no zeros stand in for its
+  # updates: XLA would make them before the loop over micro-batches and keep them in memory
   updates, new_state = optimizer.transform.update(gradient, opt_state, trainable)
-  updates = jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), updates)
   trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
   norms = metric_sums.norms(
-    keep(size, 0.0), optax.tree.norm(updates), optax.tree.norm(trainable), finite
+    keep(size, 0.0), keep(optax.tree.norm(updates), 0.0), optax.tree.norm(trainable), finite
   )
   return trainable, jax.tree.map(keep, new_state, opt_state), norms
 

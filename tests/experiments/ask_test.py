@@ -266,7 +266,7 @@ def test_the_newest_run_s_model_is_taken_when_none_is_named(place, tmp_path, mon
     ({'agent__max_parallel': 0}, '--config.agent.max_parallel=0: wanted at least 1'),
     ({'html': '.'}, "--config.html='.': wanted a file to write"),
     ({'server__kind': 'cloud'}, "--config.server.kind='cloud': wanted one of"),
-    ({'scale': '8b'}, 'its width of 128 is not of scale :8b; wanted --config=configs/ask.py'),
+    ({'scale': '8b'}, 'tokens are not of scale :8b; wanted --config=configs/ask.py'),
   ],
 )
 def test_wrong_input_is_refused_before_anything_is_started(place, capsys, knobs, message):
@@ -288,7 +288,7 @@ def test_a_large_model_is_not_shown_thumbnails(place, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(hf))
   with pytest.raises(
     ConfigError,
-    match=r'its width of 4096 is not of scale :tiny; wanted --config=configs/ask.py:8b \(or :2b\)',
+    match=r'its width of 4096 and its \d+ tokens are not of scale :tiny; wanted --config=configs/ask.py:8b \(or :2b\)',
   ):
     ask.main(recipe_of(place, model__folder=str(tmp_path)))
 

@@ -19,7 +19,7 @@ from experiments import launch
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, RolloutError
 from paravt_jax.eval import benchmarks, protocols, results
-from paravt_jax.orchestrator import evaluated_model, results_folders, run_folder
+from paravt_jax.orchestrator import evaluated_model, parts, results_folders, run_folder
 from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.testing import tiny
 from tests import patience, recipes
@@ -169,9 +169,13 @@ def test_a_models_folder_may_be_named_in_the_short_way(tmp_path):
     (
       'tiny',
       4096,
-      r'its width of 4096 is not of scale :tiny; wanted --config=configs/eval.py:8b \(or :2b\)',
+      r'its width of 4096 and its \d+ tokens are not of scale :tiny; wanted --config=configs/eval.py:8b \(or :2b\)',
     ),
-    ('8b', 0, r'its width of 128 is not of scale :8b; wanted --config=configs/eval.py'),
+    (
+      '8b',
+      0,
+      r'its width of 128 and its \d+ tokens are not of scale :8b; wanted --config=configs/eval.py',
+    ),
   ],
 )
 def test_a_model_of_another_scale_is_refused_before_it_sees_frames_of_the_wrong_size(
@@ -186,6 +190,16 @@ def test_a_model_of_another_scale_is_refused_before_it_sees_frames_of_the_wrong_
   config.model.folder, config.server.urls = str(tmp_path), ('http://h:1',)
   with pytest.raises(ConfigError, match=message):
     entry.main(recipes.typed(config))
+
+
+def test_a_narrow_model_with_the_published_vocabulary_is_not_of_the_tiny_scale(tmp_path):
+  tiny.build_model_folder(tmp_path, 0)
+  said = json.loads((tmp_path / 'config.json').read_text())
+  said['text_config']['vocab_size'] = 151_936
+  (tmp_path / 'config.json').write_text(json.dumps(said))
+  assert parts.model_of_scale(tmp_path, '8b', 'configs/eval.py').text.width == 128
+  with pytest.raises(ConfigError, match='its 151936 tokens are not of scale :tiny'):
+    parts.model_of_scale(tmp_path, 'tiny', 'configs/eval.py')
 
 
 # What results are a function of

@@ -18,6 +18,15 @@ def test_a_servers_threads_are_bounded_only_when_the_recipe_says_so():
   assert HOST.child_environment(0) == HOST.environment
 
 
+def test_a_server_on_the_learners_gpu_takes_its_own_share_of_memory():
+  learner = Host({'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.65'}, HOST.launchers)
+  assert learner.child_environment(0, 0.3) == {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.3'}
+  assert learner.child_environment(0) == learner.environment
+  # JAX refuses two fractions, so that of the user counts for both
+  user = Host({'XLA_CLIENT_MEM_FRACTION': '0.4'}, HOST.launchers)
+  assert user.child_environment(0, 0.3) == user.environment
+
+
 def test_a_servers_environment_is_a_copy():
   HOST.child_environment(0)['HOME'] = '/else'
   assert HOST.environment['HOME'] == '/h'

@@ -176,6 +176,16 @@ def test_the_canary_that_goes_out_is_what_the_published_weights_say(recipe, fold
   )
 
 
+def test_a_model_in_several_files_is_exported_in_several_files(recipe, folders, tmp_path):
+  config, params = weights.load_hf(folders[0])
+  weights.save_hf(tmp_path / 'cut', config, params, folders[0], shard_bytes=500_000)
+  Learner(recipe, tmp_path / 'cut', tmp_path).export(tmp_path / 'hf')
+  given, made = (list((tmp_path / name).glob('*.safetensors')) for name in ('cut', 'hf'))
+  assert len(given) > 1 and len(made) > 1
+  assert max(file.stat().st_size for file in made) <= max(file.stat().st_size for file in given)
+  assert weights.stored_shard_bytes(folders[0]) == 5_000_000_000  # one file says nothing
+
+
 def test_an_export_is_the_parameters_and_replaces_an_older_one(recipe, folders, tmp_path):
   learner = Learner(recipe, folders[0], tmp_path)
   for shift in (0.0, 1.0):

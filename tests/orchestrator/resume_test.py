@@ -54,7 +54,7 @@ def test_a_cold_start_goes_on_on_other_devices_and_for_more_steps_as_if_it_had_b
     'mesh__data': 2,
     'train__rows': 2,
     'train__micro_batches': 2,
-    'train__remat': True,
+    'train__remat': 'layers',
     'train__backend': 'xla',
     'train__head_chunk': 64,
     'batches__prefetch': 1,
@@ -127,14 +127,14 @@ def test_a_finished_run_goes_on_for_more_steps_and_is_measured_and_exported_anew
     'rl',
     rollout__steps=2,
     train__rows=2,
-    train__remat=True,
+    train__remat='layers',
     data__media_root='elsewhere',
     **small,
   )
   assert status == 0, said
   assert (
     'continues with data.media_root:  -> elsewhere, rollout.steps: 1 -> 2, '
-    'train.remat: False -> True, train.rows: 4 -> 2' in said
+    'train.remat: none -> layers, train.rows: 4 -> 2' in said
   )
   assert [line['step'] for line in small_job.records(cwd, 'rl')] == [0, 1] and checkpoint.steps(
     run / 'checkpoints'
@@ -150,7 +150,7 @@ def test_a_finished_run_goes_on_for_more_steps_and_is_measured_and_exported_anew
     'rl',
     rollout__steps=1,
     train__rows=2,
-    train__remat=True,
+    train__remat='layers',
     data__media_root='elsewhere',
     **small,
   )

@@ -148,7 +148,13 @@ def canary(params: Any, config: Config = CONFIG) -> tuple[Canary, np.ndarray]:
 @functools.partial(jax.jit, static_argnames=('config', 'places', 'dtype', 'backend'))
 def _score(params, inputs, temperature, config, places, dtype, backend):
   x_BTD = model.hidden(
-    config, params, inputs, dtype=jnp.dtype(dtype), remat=False, freeze_vision=True, backend=backend
+    config,
+    params,
+    inputs,
+    dtype=jnp.dtype(dtype),
+    remat='none',
+    freeze_vision=True,
+    backend=backend,
   )
   x_BTD = x_BTD[:, -places - 1 : -1]
   kernel_DV = model.head(params, config).astype(x_BTD.dtype)

@@ -17,7 +17,7 @@ from tests.train import common, hlo
 # No width of the model, and nothing of one device, is a multiple of 40: such an axis is all rows.
 ROWS, TOKENS, IMAGES, PATCHES = 40, 256, 7, 64
 OPTIONS = step.ModelOptions(
-  dtype='bfloat16', remat=True, backend='chunked', head_chunk=66, temperature=0.7, banned=(5, 6)
+  dtype='bfloat16', remat='layers', backend='chunked', head_chunk=66, temperature=0.7, banned=(5, 6)
 )
 
 

@@ -38,10 +38,10 @@ CONFIG = Config(
   vision_end_id=4,
 )
 MODEL = step.ModelOptions(
-  dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=1.0, banned=()
+  dtype='float32', remat='none', backend='xla', head_chunk=16, temperature=1.0, banned=()
 )
 RL_MODEL = step.ModelOptions(
-  dtype='float32', remat=False, backend='xla', head_chunk=16, temperature=0.7, banned=(5, 6)
+  dtype='float32', remat='none', backend='xla', head_chunk=16, temperature=0.7, banned=(5, 6)
 )
 RL = step.RLOptions(
   clip=0.2, weight_cap=5.0, beta=0.5, kl_limit=10.0, batch_norm='std', updates_per_batch=1

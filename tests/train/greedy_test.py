@@ -139,7 +139,7 @@ def test_rounding_counts_predicted_ids_and_weighs_sampled_ones_by_their_probabil
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _rows(config, params, inputs, dtype):
   x_BTD = model.hidden(
-    config, params, inputs, dtype=jnp.dtype(dtype), remat=False, freeze_vision=True
+    config, params, inputs, dtype=jnp.dtype(dtype), remat='none', freeze_vision=True
   )
   kernel_DV = model.head(params, config).astype(dtype)
   return jnp.einsum('TD,DV->TV', x_BTD[0], kernel_DV, preferred_element_type=jnp.float32)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from paravt_jax.models.attention.plain import FAR, visible
+from paravt_jax.models.remat import mark_attention
 
 _CHUNK = 128  # queries of a block: fastest on a CPU at T = 512 and 1024
 _MOST_CHUNKS = 16  # longer rows get longer blocks, so that programs stay short
@@ -97,7 +98,8 @@ def _blocks_forward(chunk, q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT):
     )
     out.append((out_BKFQ / sum_BKQ[:, :, None]).astype(v_BKTF.dtype))
     log_sums.append(most_BKQ + jnp.log(sum_BKQ))
-  out_BKGFT = _join_queries(out, groups)
+  out_BKGFT = mark_attention(_join_queries(out, groups))
+  log_sums = [mark_attention(one) for one in log_sums]
   return out_BKGFT, (q_BKGFT, k_BKTF, v_BKTF, segments_BT, branches_BT, out_BKGFT, log_sums)
 
 

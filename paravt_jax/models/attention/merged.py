@@ -11,6 +11,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from paravt_jax.models.remat import mark_attention
+
 
 class FlashKernel(Protocol):
   """A kernel for one range of keys per query. It is hashable, and queries come scaled.
@@ -73,7 +75,8 @@ def _forward(kernel, q_BTHF, k_BTKF, v_BTKF, ranges_BT4):
     jnp.exp(log_sum_BTH - total_BTH)[..., None] * out_BTHF
     for log_sum_BTH, out_BTHF in zip(log_sums, outputs)
   )
-  out_BTHF = jnp.asarray(merged_BTHF).astype(q_BTHF.dtype)
+  out_BTHF = mark_attention(jnp.asarray(merged_BTHF).astype(q_BTHF.dtype))
+  total_BTH = mark_attention(total_BTH)
   return out_BTHF, (q_BTHF, k_BTKF, v_BTKF, ranges_BT4, out_BTHF, total_BTH)
 
 

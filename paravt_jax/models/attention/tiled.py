@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from paravt_jax.models.attention import ranges
 from paravt_jax.models.attention.plain import FAR
+from paravt_jax.models.remat import mark_attention
 
 
 def tile_size(length: int) -> int:
@@ -117,7 +118,8 @@ def _forward(groups, q_tiles, k_tiles, v_tiles, ranges_BT4):
     return jax.lax.map(one_tile, (q_row, *lists))
 
   lists = _lists(groups, tile, ranges_BT4)
-  out_tiles, log_sum_tiles = jax.lax.map(one_row, (q_tiles, k_tiles, v_tiles, lists))
+  found = jax.lax.map(one_row, (q_tiles, k_tiles, v_tiles, lists))
+  out_tiles, log_sum_tiles = map(mark_attention, found)
   return out_tiles, (q_tiles, k_tiles, v_tiles, ranges_BT4, out_tiles, log_sum_tiles)
 
 

@@ -19,6 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from paravt_jax.models.attention import ranges
 from paravt_jax.models.attention.plain import FAR
+from paravt_jax.models.remat import mark_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +212,7 @@ def _forward(kernel, q_BTHF, k_BTKF, v_BTKF, ranges_BT4):
     ],
     'attend_forward',
   )
+  out_BTHF, log_sum_BHT = mark_attention(out_BTHF), mark_attention(log_sum_BHT)
   return out_BTHF, (q_BTHF, k_BTKF, v_BTKF, ranges_BT4, out_BTHF, log_sum_BHT)
 
 

@@ -20,10 +20,12 @@ import numpy as np
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
 from paravt_jax.models import attention
+from paravt_jax.models import remat as remats
 from paravt_jax.models.layers import RMSNorm, stacked_init
 from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import positions, text, vision
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.models.qwen3_vl.stack import run_stack
 from paravt_jax.models.qwen3_vl.tower import UNROLL, Features, encode_images
 from paravt_jax.video import patches
 
@@ -33,6 +35,7 @@ __all__ = [
   'Inputs',
   'Params',
   'abstract_params',
+  'adds_to_sums',
   'embed',
   'encode_images',
   'encode_inputs',
@@ -160,7 +163,7 @@ def encode_inputs(
   inputs: Inputs,
   dtype: jnp.dtype,
   *,
-  remat: bool = False,
+  remat: str = 'none',
   place: Place = anywhere,
   backend: str = 'auto',
 ) -> Features:
@@ -240,22 +243,24 @@ def hidden(
   inputs: Inputs,
   *,
   dtype: jnp.dtype,
-  remat: bool,
+  remat: str,
   freeze_vision: bool,
   features: Features | None = None,
   backend: str = 'chunked',
   place: Place = anywhere,
+  layer_sums: Params | None = None,
 ) -> jax.Array:
   """Runs the model up to and including its final norm.
 
   Args:
     inputs: packed rows.
     dtype: for matrix products and the residual stream; norms, rotary and softmax are float32.
-    remat: recompute each layer in the backward pass.
+    remat: what layers keep for the backward pass, a name of `remat.POLICIES`.
     freeze_vision: no gradient reaches the vision tower and its mergers.
     features: the result of `encode_inputs`; None computes it from `inputs`.
     backend: see `attention.attend`.
     place: where activations lie on a mesh.
+    layer_sums: where `adds_to_sums`, sums that the layers' gradients are added to (`stack.py`).
 
   Returns:
     [B, T, D] in `dtype`; outputs at padding are garbage.
@@ -286,11 +291,20 @@ def hidden(
     layer = text.TextLayer(config.text, dtype, place)
     return _apply(layer, layer_params, x_BTD, angle_BTF, attend)
 
-  run = jax.checkpoint(layer) if remat else layer
+  # a stack that adds to sums keeps the inputs of layers itself
+  run = remats.apply(layer, remat) if layer_sums is None else layer
   x_BTD = _run_layers(
-    config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run
+    config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run, layer_sums
   )
   return _final_norm(config, params, x_BTD)
+
+
+def adds_to_sums(config: Config, remat: str, freeze_vision: bool) -> bool:
+  """Returns whether `hidden` can take `layer_sums`: long stacks that keep their inputs alone.
+
+  The sums need gradients by the layers alone, so the tower must be frozen.
+  """
+  return remat == 'layers' and freeze_vision and config.text.layers > UNROLL
 
 
 def _run_layers(
@@ -300,6 +314,7 @@ def _run_layers(
   features: Features,
   visual_index_BT: jax.Array,
   layer: Callable,
+  layer_sums: Params | None,
 ) -> jax.Array:
   """Runs all decoder layers. The first J each add their DeepStack feature to image tokens."""
   taps = len(config.vision.taps) if _has_images(features) else 0
@@ -313,20 +328,22 @@ def _run_layers(
       )
     return x_BTD
 
-  def step(x_BTD, numbered):
-    i, layer_params = numbered
+  def step(i, x_BTD, layer_params):
     x_BTD = layer(x_BTD, layer_params)
     if not taps:
-      return x_BTD, None
+      return x_BTD
 
     def deeper():
       return x_BTD + _gather_features(
         features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT
       )
 
-    return jax.lax.cond(i < taps, deeper, lambda: x_BTD), None
+    return jax.lax.cond(i < taps, deeper, lambda: x_BTD)
 
-  return jax.lax.scan(step, x_BTD, (jnp.arange(config.text.layers), layers))[0]
+  if layer_sums is not None:
+    return run_stack(step, x_BTD, layers, layer_sums)
+  numbered = (jnp.arange(config.text.layers), layers)
+  return jax.lax.scan(lambda x_BTD, one: (step(one[0], x_BTD, one[1]), None), x_BTD, numbered)[0]
 
 
 def _final_norm(config: Config, params: Params, x_BTD: jax.Array) -> jax.Array:
@@ -397,7 +414,7 @@ def logits(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config: Config, params: Params, inputs: Inputs) -> jax.Array:
-  x_BTD = hidden(config, params, inputs, dtype=jnp.float32, remat=False, freeze_vision=True)
+  x_BTD = hidden(config, params, inputs, dtype=jnp.float32, remat='none', freeze_vision=True)
   return jnp.einsum('TD,DV->TV', x_BTD[0], head(params, config).astype(jnp.float32))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax import shapes
+from paravt_jax.models import remat as remats
 from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import vision
 from paravt_jax.models.qwen3_vl.config import Config
@@ -40,7 +41,7 @@ def encode_images(
   grids_BN2: jax.Array,
   dtype: jnp.dtype,
   *,
-  remat: bool = False,
+  remat: str = 'none',
   place: Place = anywhere,
   backend: str = 'auto',
 ) -> Features:
@@ -53,7 +54,7 @@ def encode_images(
     config, params: of the whole model.
     patches_BNXPC, grids_BN2: as in `model.Inputs`.
     dtype: of products and of the result.
-    remat: recompute each block of layers in the backward pass.
+    remat: a name of `remat.POLICIES`; all but 'none' also recompute each block of slots.
     place: where activations lie; rows are split over devices.
     backend: of attention, see `attention.attend_images`.
 
@@ -87,7 +88,7 @@ def encode_images(
     return jax.lax.cond((grids_BN2 > 0).any(), encode, lambda *_: skip, patches_BNXPC, grids_BN2)
 
   # around the cond: inside, the backward pass would keep a copy of the weights per block of slots
-  run = jax.checkpoint(block) if remat else block
+  run = block if remat == 'none' else jax.checkpoint(block)
   slots = (_split(patches_BNXPC, size), _split(grids_BN2, size))
   blocks = jax.lax.scan(lambda _, one: (None, run(*one)), None, slots)[1]
   return Features(_join(blocks.merged_BNYD, 1, images), _join(blocks.deepstack_JBNYD, 2, images))
@@ -122,7 +123,7 @@ def _encode(
   patches_BNXPC: jax.Array,
   grids_BN2: jax.Array,
   dtype: jnp.dtype,
-  remat: bool,
+  remat: str,
   vision_block: vision.VisionBlock,
 ) -> Features:
   """Runs the tower on slots that hold at least one image."""
@@ -144,7 +145,7 @@ def _encode(
   def block(x_IXW, layer_params):
     return _apply(vision_block, layer_params, x_IXW, angle_IXF, exists_IX)
 
-  run = jax.checkpoint(block) if remat else block
+  run = remats.apply(block, remat)
   x_IXW, tapped_JIXW = _run_blocks(v, visual['blocks'], x_IXW, run)
 
   # merge the patches of the last block and of each tapped block into tokens of text width

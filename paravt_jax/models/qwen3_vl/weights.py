@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from paravt_jax.errors import DataError
-from paravt_jax.models.qwen3_vl import model, stored
+from paravt_jax.models.qwen3_vl import export, model, stored
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.models.qwen3_vl.export import save_hf, write_companions
 from paravt_jax.models.qwen3_vl.names import (
@@ -76,6 +76,18 @@ def stored_dtype(folder: str | os.PathLike) -> str:
     DataError: as `load_hf`.
   """
   return _open(folder, ()).dtype.name
+
+
+def stored_shard_bytes(folder: str | os.PathLike) -> int:
+  """Returns the size of a folder's largest weight file; the usual limit if it has one file.
+
+  An export that keeps to it is cut into about as many files.
+
+  Raises:
+    DataError: as `load_hf`.
+  """
+  files = _weight_files(pathlib.Path(folder))
+  return max(file.stat().st_size for file in files) if len(files) > 1 else export.SHARD_BYTES
 
 
 def load_hf(

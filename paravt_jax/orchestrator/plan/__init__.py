@@ -7,6 +7,7 @@ program is written, a named constant says so, and the constants stand together:
 
     job           what a learner runs: sizes of the recipe and of the model
     shapes        episodes and conversations of stated shapes, packed by the learner's own packer
+    own_data      those of the recipe's own rows, where files and media are there
     state         weights, optimizer, gradients, reference: exact by shape and sharding
     activations   memory of one micro-batch; how the learner's program uses memory
     flops         multiplications of a step, those needed and those made

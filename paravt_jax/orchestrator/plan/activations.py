@@ -11,13 +11,14 @@ program changes.
 
 import dataclasses
 
+from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import TextConfig
 from paravt_jax.orchestrator.options import SFTTrainOptions
-from paravt_jax.orchestrator.plan.flops import layer_weights
+from paravt_jax.orchestrator.plan.flops import layer_weights, text_weights
 from paravt_jax.orchestrator.plan.job import Job
+from paravt_jax.row_layout import Shape
 from paravt_jax.train import step
 
-GRADIENT_COPIES = 2  # the sum over micro-batches, and the gradient of the one that runs
 # One layer's backward pass (models/qwen3_vl/text.py): arrays of hidden units and of the width.
 LAYER_HIDDEN = 7
 LAYER_WIDTH = 16
@@ -29,7 +30,7 @@ KEPT_WIDTH = 8
 # The head (train/head.py): float32 gradients and compute-dtype copies of the output matrix, and
 # float32 logits of a chunk.
 HEAD_GRADIENTS = 1
-HEAD_COPIES = 2
+HEAD_COPIES = 3
 HEAD_LOGITS = 4
 # The tower (models/qwen3_vl/vision.py): arrays of its width and its hidden units, and float32
 # position tables of a slot's patches.
@@ -52,25 +53,61 @@ class Activations:
   batch: int  # arrays of the step's micro-batches
 
 
-def activations_of(job: Job, micro_batches: int) -> Activations:
-  """Returns the memory beside the state. `micro_batches`: those that the step's data fills."""
+def activations_of(job: Job, capacity: int) -> Activations:
+  """Returns the memory beside the state. `capacity`: micro-batches that the arrays hold."""
   layer, head, tower = _layer(job), _head(job), _tower(job)
   return Activations(
     layers=_saved(job) + layer,
     vision=_features(job) + max(0, tower - max(layer, head)),
     head=max(0, head - layer),
-    batch=capacity(job, micro_batches) * batch_bytes(job),
+    batch=capacity * batch_bytes(job),
   )
 
 
-def capacity(job: Job, used: int) -> int:
-  """Returns the micro-batches that the arrays of a step have room for.
+def gradients(job: Job, summed: int) -> int:
+  """Returns the bytes of all gradients: the sums, and what the running micro-batch adds to them.
 
-  RL takes a power of two, so that few programs are compiled (`orchestrator/learner.py`).
+  Gradients of layers that are added in place (models/qwen3_vl/stack.py) need no memory of their
+  own.
+
+  Args:
+    summed: bytes of the sums.
   """
-  if job.kind == 'sft':
-    return job.train.micro_batches
-  return 1 << max(0, used - 1).bit_length()
+  in_place = model.adds_to_sums(job.model, job.train.remat, job.train.freeze_vision)
+  layers = 4 * text_weights(job.model.text) // (job.mesh.fsdp * job.mesh.tensor)
+  return 2 * summed - layers * in_place
+
+
+def largest_shape(job: Job, used: int) -> Shape:
+  """Returns the shape of the batch that takes the most memory of a device, for steps of this size.
+
+  A run compiles a program for each shape of `job.ladder` that its steps take. Shapes of full rows
+  with room for more micro-batches than such a step needs are left out.
+
+  Args:
+    used: micro-batches of full rows that the data of a step fills.
+  """
+  most = capacity(job, used)
+  shapes = [one for one in job.ladder if one.row_tokens < job.train.row_tokens]
+  shapes.append(Shape(job.train.row_tokens, job.train.row_images, most))
+
+  def needed(shape: Shape) -> int:
+    found = activations_of(job.at(shape), shape.micro_batches)
+    return found.layers + found.vision + found.head + found.batch
+
+  return max(shapes, key=needed)
+
+
+def capacity(job: Job, used: int) -> int:
+  """Returns the micro-batches that arrays of the job's rows have room for, at least `used`.
+
+  It is that of the first shape of the ladder with such rows that is large enough.
+  """
+  rows = [one.micro_batches for one in job.ladder if one.row_tokens == job.row_tokens]
+  most = max(rows)
+  while most < used:  # a step that needs more than the recipe states doubles it
+    most *= 2
+  return min([one for one in rows if one >= used], default=most)
 
 
 def batch_bytes(job: Job) -> int:
@@ -80,14 +117,19 @@ def batch_bytes(job: Job) -> int:
   per_token = 4 * (len(step.INPUTS) - 2 + 2 + len(extras))
   pixels = 3 * job.model.vision.patch**2
   slots = sum(count * (patches * pixels + 8) for count, patches in job.image_slots)
-  return job.rows_here * (job.train.row_tokens * per_token + slots)
+  return job.rows_here * (job.row_tokens * per_token + slots)
 
 
 def _saved(job: Job) -> int:
-  """Inputs of all layers with remat, else all that their backward passes read."""
+  """What layers keep: by policy their inputs, or all that their backward passes read."""
   text, kept = job.model.text, job.tokens_here * job.width
-  if job.train.remat:
+  if job.train.remat == 'layers':
     return text.layers * kept * text.width
+  if job.train.remat == 'attention':
+    # outputs in the compute dtype, and one float32 log-sum per head
+    heads = text.heads // job.mesh.tensor
+    output = job.tokens_here * heads * (text.head_dim * job.width + 4)
+    return text.layers * (kept * text.width + output)
   wide = KEPT_HIDDEN * text.mlp // job.mesh.tensor + KEPT_WIDTH * text.width
   scores = _scores(job, 2) if job.backend == 'xla' else 0
   return text.layers * (kept * wide + scores)
@@ -115,16 +157,14 @@ def _attention(job: Job, text: TextConfig) -> int:
 
 def _scores(job: Job, copies: int) -> int:
   """float32 arrays of [rows, heads, T, T]."""
-  return (
-    copies * job.tokens_here * job.train.row_tokens * job.model.text.heads // (job.mesh.tensor) * 4
-  )
+  return copies * job.tokens_here * job.row_tokens * job.model.text.heads // (job.mesh.tensor) * 4
 
 
 def _head(job: Job) -> int:
   """The head's backward pass: whole output matrices, and the logits of a chunk."""
   text, wide = job.model.text, job.mesh.tensor
   matrix = text.width * text.vocab // wide
-  chunk = min(job.train.head_chunk, job.train.row_tokens)
+  chunk = min(job.train.head_chunk, job.row_tokens)
   logits = job.rows_here * chunk * text.vocab // wide
   copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width
   return matrix * copies + HEAD_LOGITS * 4 * logits
@@ -148,7 +188,7 @@ def _tower(job: Job) -> int:
   scores = job.rows_here * largest * vision.heads // wide * (4 + job.width)
   if job.train.freeze_vision:
     return (work + scores) // TOWER_BLOCKS
-  blocks = 1 if job.train.remat else TOWER_WIDTH
+  blocks = TOWER_WIDTH if job.train.remat == 'none' else 1
   return work + scores + vision.depth * patches * vision.width * blocks * job.width
 
 

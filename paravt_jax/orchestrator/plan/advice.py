@@ -10,7 +10,8 @@ from paravt_jax.orchestrator.plan import accelerators, build
 from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Recipe
 from paravt_jax.orchestrator.plan.rules import Request
-from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe
+from paravt_jax.orchestrator.plan.shapes import OwnData
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 MOST = 4  # ways out that a plan names
 
@@ -24,10 +25,10 @@ class Change:
 
 
 def ways_out(plan: Plan) -> list[str]:
-  """Returns changes with which a recipe fits, each as one line; [] if it fits or none was found.
+  """Returns changes with which a recipe fits, each as one line; [] if it fits as it is.
 
-  Single changes come first. Pairs are tried if no single change is enough. A recipe that was
-  refused for another reason than memory gets none: its refusal says what to do.
+  Single changes come first. Pairs are tried if no single change is enough, then other devices. A
+  recipe that was refused for another reason than memory gets none: its refusal says what to do.
   """
   if plan.fits or plan.memory is None or plan.too_large < len(plan.refusals):
     return []
@@ -38,7 +39,26 @@ def ways_out(plan: Plan) -> list[str]:
     for one, other in itertools.combinations(changes, 2)
     if not one.knobs.keys() & other.knobs.keys()
   )
-  return found or list(itertools.islice(_that_fit(plan.request, pairs), MOST))
+  found = found or list(itertools.islice(_that_fit(plan.request, pairs), MOST))
+  return found or _other_devices(plan.request)
+
+
+def _other_devices(request: Request) -> list[str]:
+  """Returns the smallest device that holds a recipe as it is, as many of them as the target has."""
+  at_hand = request.target.accelerator
+  larger = sorted(
+    (one for one in accelerators.ACCELERATORS.values() if one.memory_gib > at_hand.memory_gib),
+    key=lambda one: (one.platform != at_hand.platform, one.memory_gib),
+  )
+  for one in larger:
+    target = accelerators.Target(one, request.target.count, request.target.topology)
+    plan = build.make_plan(dataclasses.replace(request, target=target))
+    if plan.fits and plan.memory is not None:
+      return [
+        f'--target={target.name}: {plan.memory.total:.1f} GiB per device; no change that was tried '
+        f'fits on {at_hand.title}'
+      ]
+  return [f'nothing that was tried fits, on {at_hand.title} or a larger device of the table']
 
 
 def _that_fit(request: Request, changes: Any) -> Iterator[str]:
@@ -52,13 +72,19 @@ def _that_fit(request: Request, changes: Any) -> Iterator[str]:
       size = target.count * change.times
       target = accelerators.parse_target(f'{target.accelerator.name}:{size}')
       words.append(f'--target={target.name}')
-    plan = build.make_plan(dataclasses.replace(request, recipe=recipe, target=target))
+    changed = dataclasses.replace(request, recipe=recipe, target=target, data=_unplanned(request))
+    plan = build.make_plan(changed)
     if plan.fits and plan.memory is not None:
       low, high = plan.step
       yield (
         f'{" ".join(words)}: {plan.memory.total:.1f} GiB per device, a step of '
         f'{low:.1f} to {high:.1f} s'
       )
+
+
+def _unplanned(request: Request) -> OwnData | None:
+  """Returns a request's own data for rows of other lengths."""
+  return request.data and dataclasses.replace(request.data, bins=None)
 
 
 def with_knobs(recipe: Recipe, knobs: Mapping[str, Any]) -> Recipe:
@@ -88,8 +114,10 @@ def _changes(request: Request) -> Iterator[Change]:
   yield from (Change({'train.backend': name}) for name in ('auto', 'tiled') if train.backend)
   if train.dtype == 'float32' and request.target.accelerator.platform != 'cpu':
     yield Change({'train.dtype': 'bfloat16'})
-  if not train.remat:
-    yield Change({'train.remat': True})
+  if recipe.device.memory_fraction < 0.95 and not _shares_devices(recipe):
+    yield Change({'device.memory_fraction': 0.95})
+  if train.remat != 'layers':
+    yield Change({'train.remat': 'layers'})
   if train.head_chunk > 256:
     yield Change({'train.head_chunk': 256})
   if mesh.data > 1:
@@ -100,12 +128,7 @@ def _changes(request: Request) -> Iterator[Change]:
       {'train.rows': least, 'train.micro_batches': train.micro_batches * train.rows // least}
     )
   for part in (2, 4):
-    yield Change(
-      {
-        'train.row_tokens': train.row_tokens // part,
-        'train.row_images': train.row_images // part,
-      }
-    )
+    yield Change(_shorter_rows(recipe, part))
   for times in (2, 4, 8):
     fsdp = mesh.fsdp * times
     knobs = {'mesh.fsdp': fsdp, 'train.rows': max(train.rows, mesh.data * fsdp)}
@@ -115,6 +138,27 @@ def _changes(request: Request) -> Iterator[Change]:
     yield from _of_servers(recipe)
     if recipe.rl.beta > 0:
       yield Change({'rl.beta': 0.0})
+
+
+def _shares_devices(recipe: RLRecipe | SFTRecipe) -> bool:
+  """Returns whether servers may stand on the learner's devices."""
+  return isinstance(recipe, RLRecipe) and recipe.server.kind != 'url'
+
+
+def _shorter_rows(recipe: RLRecipe | SFTRecipe, part: int) -> dict[str, Any]:
+  """Returns the knobs of rows that are `part` times shorter, with lengths and contexts that fit."""
+  length = recipe.train.row_tokens // part
+  knobs: dict[str, Any] = {
+    'train.row_tokens': length,
+    'train.row_images': recipe.train.row_images // part,
+  }
+  if isinstance(recipe, RLRecipe):
+    shorter = tuple(one for one in recipe.batches.row_lengths if one < length)
+    if shorter != recipe.batches.row_lengths:
+      knobs['batches.row_lengths'] = shorter
+    if recipe.sampling.context > length:
+      knobs['sampling.context'] = length  # longer episodes would be left out
+  return knobs
 
 
 def _of_servers(recipe: RLRecipe | EvalRecipe) -> Iterator[Change]:

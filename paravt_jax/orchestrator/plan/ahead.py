@@ -5,16 +5,19 @@ plan-env`), and their settings must be in place before JAX starts. Without that 
 --target=cpu, the step is compiled for as many virtual CPU devices. Nothing is executed.
 
 The child reads one JSON object from standard input and prints one as its last line:
-  in   kind, recipe, model (as config.json), target, platform, topology, count, micro_batches, spec
+  in   kind, recipe, model (as config.json), target, platform, topology, count, shape, spec, flags,
+       dump, kept
   out  memory_gib, arguments_gib, temporary_gib, collective_gb, hbm_tb, seconds, or error
 """
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
-import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -26,19 +29,20 @@ from jax.experimental import topologies
 from paravt_jax import children, options
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator import parts
+from paravt_jax.orchestrator import device, parts
 from paravt_jax.orchestrator.options import SFTTrainOptions
-from paravt_jax.orchestrator.plan import activations, gpu_spec, hlo, state
-from paravt_jax.orchestrator.plan.accelerators import GIB
+from paravt_jax.orchestrator.plan import compiled, gpu_spec, state
 from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Job, job_of
-from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import Shape
 from paravt_jax.train import sharding, step
 from paravt_jax.train import state as states
 
 _PROGRAM = 'from paravt_jax.orchestrator.plan import ahead; ahead.main()'
-_USED = re.compile(r'Used ([\d.]+)([GM]) of [\d.]+[GM] hbm')
 _DEADLINE_S = 1800.0
+# Nothing can be autotuned without a device, and Triton's default tiles do not fit all shapes.
+_NO_TRITON = '--xla_gpu_enable_triton_gemm=false'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +77,20 @@ def find_compiler(plan: Plan, folder: pathlib.Path, environment: Mapping[str, st
   known = platform == 'tpu' or target.accelerator.name in gpu_spec.SPECS
   if platform == 'cpu' or not known or not interpreter.is_file():
     platform, name, interpreter = 'cpu', f'cpu:{count}', pathlib.Path(sys.executable)
-  flags = [environment.get('XLA_FLAGS', '')]
-  if platform == 'cuda':
-    # nothing can be autotuned without a device, and Triton's default tiles do not fit all shapes
-    flags.append('--xla_gpu_enable_triton_gemm=false')
+  recipe = plan.request.recipe
+  own = {} if isinstance(recipe, EvalRecipe) else device.settings(recipe.device, environment)
+  flags = [own.get('XLA_FLAGS', environment.get('XLA_FLAGS', ''))]
+  if platform == 'cuda' and _NO_TRITON.partition('=')[0] not in flags[0]:
+    flags.append(_NO_TRITON)
   if platform == 'cpu':
     flags.append(f'--xla_force_host_platform_device_count={count}')
   found = {
     **environment,
+    **own,
     'JAX_PLATFORMS': 'cpu',
     'NPROC': '32',
     'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',  # no device is opened, so processes may share the library
     'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
     'TF_CPP_MIN_LOG_LEVEL': '2',
     'XLA_FLAGS': ' '.join(filter(None, flags)),
@@ -94,8 +101,13 @@ def find_compiler(plan: Plan, folder: pathlib.Path, environment: Mapping[str, st
   return Compiler(str(interpreter), name, found)
 
 
-def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
+def compile_plan(
+  plan: Plan, compiler: Compiler, kept: pathlib.Path | None = None
+) -> dict[str, Any]:
   """Returns what the compiler says of a plan's step; `error` holds its refusal, if any.
+
+  Args:
+    kept: a folder of figures that were measured before (`compiled.measure`).
 
   Raises:
     ConfigError: the recipe has no learner, or the child failed in another way.
@@ -112,20 +124,13 @@ def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
     'platform': 'cpu' if name == 'cpu' else target.accelerator.platform,
     'topology': topology,
     'count': plan.learner.job.devices,
-    'micro_batches': activations.capacity(plan.learner.job, plan.learner.load.micro_batches),
+    'shape': dataclasses.asdict(plan.learner.largest),
     'spec': gpu_spec.text(name) if name in gpu_spec.SPECS else '',
   }
-  command = [compiler.interpreter, *children.command(_PROGRAM)[1:]]
   begin = time.monotonic()
-  done = subprocess.run(
-    command,
-    input=json.dumps(asked, default=str),
-    env=dict(compiler.environment),
-    capture_output=True,
-    text=True,
-    timeout=_DEADLINE_S,
-    check=False,
-  )
+  with tempfile.TemporaryDirectory(prefix='plan-') as folder:
+    asked |= _asked_of(compiler, folder if asked['platform'] == 'tpu' else '', kept)
+    done = _run(compiler, asked)
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     errors = [line for line in done.stderr.splitlines() if 'rror: ' in line]
@@ -137,9 +142,34 @@ def compile_plan(plan: Plan, compiler: Compiler) -> dict[str, Any]:
   return {**json.loads(lines[-1]), 'target': compiler.target, 'seconds': time.monotonic() - begin}
 
 
+def _asked_of(compiler: Compiler, dump: str, kept: pathlib.Path | None) -> dict[str, str]:
+  flags = ' '.join(compiler.environment.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
+  return {'flags': flags, 'dump': dump, 'kept': str(kept.absolute()) if kept else ''}
+
+
+def _run(compiler: Compiler, asked: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+  """Runs the child."""
+  environment = dict(compiler.environment)
+  if asked['dump']:
+    dump = compiled.dump_flags(pathlib.Path(asked['dump']))
+    environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {dump}'.strip()
+  return subprocess.run(
+    [compiler.interpreter, *children.command(_PROGRAM)[1:]],
+    input=json.dumps(asked, default=str),
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=_DEADLINE_S,
+    check=False,
+  )
+
+
 def main() -> None:
   """The child: compiles what standard input asks for, and prints the result."""
-  print(json.dumps(compile_asked(json.load(sys.stdin))))
+  asked = json.load(sys.stdin)
+  print(json.dumps(compile_asked(asked)), flush=True)
+  if asked['dump']:
+    os._exit(0)  # the compiler of a TPU may still generate code, which nobody waits for
 
 
 def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,37 +177,21 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   kind = RLRecipe if asked['kind'] == 'rl' else SFTRecipe
   recipe = options.build(kind, asked['recipe'])
   job = job_of(recipe, Config.from_hf(asked['model']), asked['platform'])
+  job = job.at(Shape(**asked['shape']))
   mesh_devices = find_devices(asked)[: job.devices]
   mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor, mesh_devices)
   with jax.default_device(jax.devices('cpu')[0]):
-    made, arguments = program(recipe, job, mesh, asked['micro_batches'])
+    made, arguments = program(recipe, job, mesh)
     lowered = made.trace(*arguments).lower(lowering_platforms=(asked['platform'],))
-  try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    used = _USED.search(str(error))
-    if used is None:
-      raise
-    size = float(used[1]) / (1 if used[2] == 'G' else 1024)
-    line = ' '.join(str(error).split())[:300]
-    return {'memory_gib': size, 'collective_gb': None, 'hbm_tb': None, 'error': line}
-  return figures(compiled)
+  return compiled.measure(lowered, bytes_of(arguments), asked)
 
 
-def figures(compiled: Any) -> dict[str, Any]:
-  """Returns the memory and bytes of a compiled step on one device."""
-  sizes = compiled.memory_analysis()
-  arguments, temporary = sizes.argument_size_in_bytes, sizes.temp_size_in_bytes
-  # outputs that share the memory of donated arguments are counted once
-  outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-  moved = hlo.count(compiled.as_text())
-  return {
-    'memory_gib': (arguments + outputs + temporary) / GIB,
-    'arguments_gib': arguments / GIB,
-    'temporary_gib': temporary / GIB,
-    'collective_gb': moved.links / 1e9,
-    'hbm_tb': moved.hbm / 1e12,
-  }
+def bytes_of(arguments: Any) -> int:
+  """Returns the bytes of a tree of sharded arrays on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(arguments)
+  )
 
 
 def find_devices(asked: Mapping[str, Any]) -> Any:
@@ -194,39 +208,36 @@ def find_devices(asked: Mapping[str, Any]) -> Any:
   return topologies.get_topology_desc(platform='tpu', topology_name=asked['target']).devices
 
 
-def program(
-  recipe: RLRecipe | SFTRecipe, job: Job, mesh: Any, micro_batches: int
-) -> tuple[Any, tuple[Any, ...]]:
+def program(recipe: RLRecipe | SFTRecipe, job: Job, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
   """Returns the learner's jitted step and its arguments, without values."""
   optimizer = state.optimizer_of(job)
   abstract = states.abstract(job.model, optimizer, mesh)
   if isinstance(recipe, SFTRecipe):
     settings = parts.model_options(job.train, 1.0, ())
     made = step.make_sft_step(job.model, optimizer, mesh, settings)
-    return made, (abstract, batch(job, mesh, micro_batches, step.SFT_EXTRAS))
+    return made, (abstract, batch(job, mesh, step.SFT_EXTRAS))
   ids = (job.model.image_id, job.model.video_id, job.model.vision_start_id)
   settings = parts.model_options(
     job.train, recipe.sampling.temperature, (*ids, job.model.vision_end_id)
   )
   made: Any = step.make_rl_step(job.model, optimizer, mesh, settings, recipe.rl)
-  inputs = batch(job, mesh, micro_batches, step.RL_EXTRAS)
+  inputs = batch(job, mesh, step.RL_EXTRAS)
   reference = states.abstract_reference(job.model, optimizer, mesh, job.train.dtype)
   return made.jitted, (abstract, inputs, reference if job.reference else None)
 
 
-def batch(
-  job: Job, mesh: Any, micro_batches: int, extras: Mapping[str, Any]
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch(job: Job, mesh: Any, extras: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the arrays of a step without values, with rows split over the mesh."""
   train, pixels = job.train, 3 * job.model.vision.patch**2
-  place, lead = sharding.rows(mesh, 1), (micro_batches, train.rows)
-  row = (*lead, train.row_tokens)
-  slots = (*lead, train.row_images)
+  held = job.shape.micro_batches if job.shape else train.micro_batches
+  place, lead = sharding.rows(mesh, 1), (held, train.rows)
+  row = (*lead, job.row_tokens)
+  slots = (*lead, job.row_images)
   shapes: dict[str, tuple[tuple[int, ...], Any]] = {
     name: (row, np.int32) for name in step.INPUTS if name not in ('positions', 'patches', 'grids')
   }
   shapes |= {
-    'positions': ((*lead, 3, train.row_tokens), np.int32),
+    'positions': ((*lead, 3, job.row_tokens), np.int32),
     'patches': ((*slots, train.image_patches, 1, pixels), np.uint8),
     'grids': ((*slots, 2), np.int32),
   }

@@ -1,9 +1,11 @@
 """Makes the plan of a recipe: its data's load, memory, FLOPs, bytes, seconds, disk and hours."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.orchestrator.plan import flops, memory, rules, server, shapes, traffic
+from paravt_jax.orchestrator.plan import activations, flops, memory, rules, server, shapes, traffic
 from paravt_jax.orchestrator.plan import state as states
 from paravt_jax.orchestrator.plan.accelerators import GIB
 from paravt_jax.orchestrator.plan.flops import Flops
@@ -15,6 +17,7 @@ from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.orchestrator.plan.state import State
 from paravt_jax.orchestrator.plan.traffic import Seconds, Traffic
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import Shape
 
 # GB per second to and from a disk, as Orbax writes with its defaults and at best.
 DISK_GB_S = (0.8, 2.1)
@@ -36,6 +39,7 @@ class Learner:
   """What a step of the learner takes."""
 
   job: Job
+  largest: Shape  # of a batch, in memory
   state: State
   load: Load
   made: Flops  # over all devices
@@ -118,12 +122,12 @@ def make_plan(request: Request) -> Plan:
     line = ' '.join(str(error).split())
     lines = (*refusals, *([] if line in refusals else [line]))
     return Plan(request, lines, None, None, None, _steps(request.recipe), 0, 0)
-  section = None if isinstance(request.recipe, SFTRecipe) else request.recipe.server
-  found = memory.memory_of_learner(
-    job, learner.state, learner.load.micro_batches, section, request.target
-  )
-  refusals += _server_refusals(request, learner.state.parameters)
+  found = _memory(request, job.at(learner.largest), learner.state)
+  options = request.recipe.device
+  shared = options.memory_fraction if found.parts['server'] else 0.0
+  refusals += _server_refusals(request, learner.state.parameters, shared)
   too_large = memory.find_refusals(found, request.target)
+  too_large += refused(memory.refuse_share, found, options.memory_fraction, request.target)
   return Plan(
     request,
     (*refusals, *too_large),
@@ -136,23 +140,49 @@ def make_plan(request: Request) -> Plan:
   )
 
 
-def _learner(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Learner:
+def count_memory(request: Request) -> Memory:
+  """Returns the memory of a recipe with a learner, and nothing else of its plan.
+
+  Raises:
+    ConfigError, DataError: it cannot be counted; a rule that it breaks may be the reason.
+  """
+  recipe, job = request.recipe, request.job
+  if job is None or isinstance(recipe, EvalRecipe):
+    raise ConfigError('a recipe without a learner has no plan of its memory')
+  load = _load(recipe, request, job)
+  shape = activations.largest_shape(job, load.full_micro_batches)
+  return _memory(request, job.at(shape), states.state_of(job))
+
+
+def _load(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Load:
+  """Lays out the recipe's own data, or data of stated shapes."""
+  if request.data is not None:
+    return shapes.pack(job, request.data.documents, request.data.bins)
   if isinstance(recipe, RLRecipe):
-    documents = shapes.documents_of_rl(recipe, request.shape)
-  else:
-    documents = shapes.documents_of_sft(recipe, request.shape)
-  state, load = states.state_of(job), shapes.pack(job, documents)
-  made = flops.made(job, load)
-  bytes_moved = traffic.traffic_of(job, load, state)
+    return shapes.pack(job, shapes.documents_of_rl(recipe, request.shape))
+  return shapes.pack(job, shapes.documents_of_sft(recipe, request.shape))
+
+
+def _memory(request: Request, job: Job, state: State) -> Memory:
+  section = None if isinstance(request.recipe, SFTRecipe) else request.recipe.server
+  return memory.memory_of_learner(job, state, section, request.target)
+
+
+def _learner(recipe: RLRecipe | SFTRecipe, request: Request, job: Job) -> Learner:
+  state, load = states.state_of(job), _load(recipe, request, job)
+  taken = job.at(load.shape)
+  made = flops.made(taken, load)
+  bytes_moved = traffic.traffic_of(taken, load, state)
   accelerator = request.target.accelerator
   return Learner(
     job=job,
+    largest=activations.largest_shape(job, load.full_micro_batches),
     state=state,
     load=load,
     made=made,
-    needed=flops.needed(job, load),
+    needed=flops.needed(taken, load),
     traffic=bytes_moved,
-    seconds=traffic.seconds_of(job, accelerator, made.total, bytes_moved),
+    seconds=traffic.seconds_of(taken, accelerator, made.total, bytes_moved),
     disk=_disk(recipe, state),
   )
 
@@ -182,16 +212,21 @@ def _steps(recipe: RLRecipe | SFTRecipe | EvalRecipe) -> int:
   return max(1, recipe.eval.limit or recipe.eval.world_questions)
 
 
-def _server_refusals(request: Request, parameters: int) -> list[str]:
+def refused(check: Callable[..., None], *arguments: Any) -> list[str]:
+  """Returns the ConfigError of a check as a list of one line; [] if there is none."""
+  try:
+    check(*arguments)
+  except ConfigError as error:
+    return [str(error)]
+  return []
+
+
+def _server_refusals(request: Request, parameters: int, learner: float = 0.0) -> list[str]:
   recipe = request.recipe
   if isinstance(recipe, SFTRecipe):
     return []
   share = server.share_of(recipe.server, request.model, parameters)
-  try:
-    memory.check_fraction(recipe.server, share, request.target)
-  except ConfigError as error:
-    return [str(error)]
-  return []
+  return refused(memory.check_fraction, recipe.server, share, request.target, learner)
 
 
 def _rollout_seconds(request: Request, parameters: int) -> tuple[float, float] | None:

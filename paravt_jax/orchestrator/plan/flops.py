@@ -59,7 +59,7 @@ def passes_of(job: Job) -> Passes:
     tower = 1
   return Passes(
     forward=job.updates + extra,
-    again=job.updates if job.train.remat else 0,
+    again=0 if job.train.remat == 'none' else job.updates,
     backward=job.updates,
     tower=tower,
   )
@@ -87,31 +87,41 @@ def image_flops(vision: VisionConfig, width: int, patches: int) -> float:
   return 2.0 * products + vision.depth * 4.0 * patches**2 * vision.width
 
 
+def tower_flops(job: Job) -> float:
+  """Returns the FLOPs of one image slot in a step, over all passes."""
+  passes, vision = passes_of(job), job.model.vision
+  slots, patches = job.image_slots[0]
+  one = image_flops(vision, job.model.text.width, patches)
+  if job.train.freeze_vision:
+    return one * passes.tower
+  # layers are computed again, but for their last product; where slots lie in several blocks
+  # (models/qwen3_vl/tower.py), a block as a whole is computed again before that
+  layer = 4 * vision.width**2 + vision.width * vision.mlp
+  layers = vision.depth * (2.0 * patches * layer + 4.0 * patches**2 * vision.width)
+  again = layers + (one if slots > 1 else 0.0)
+  return one * (passes.tower + 2 * passes.backward) + again * passes.again
+
+
 def made(job: Job, load: Load) -> Flops:
   """Returns what the program multiplies in one step."""
   passes, text = passes_of(job), job.model.text
-  tokens = load.micro_batches * job.train.rows * job.train.row_tokens
+  tokens = load.micro_batches * job.train.rows * job.row_tokens
   # a layer that is computed again leaves out its last product, whose result nothing reads
   again = text.layers * (layer_weights(text) - text.width * text.mlp)
   weights = text_weights(text) * (passes.forward + 2 * passes.backward) + again * passes.again
   pair = 2.0 * text.heads * text.head_dim * text.layers
-  products = 2 * (passes.forward + passes.again)
+  # the policy `attention` keeps the output of a backend that has its own backward pass
+  kept = job.train.remat == 'attention' and job.backend not in _BACKWARD
+  products = 2 * (passes.forward + (0 if kept else passes.again))
   products += _BACKWARD.get(job.backend, _BACKWARD_TILED) * passes.backward
   # logits are computed again in the backward pass
   logits = passes.forward + 3 * passes.backward
   rows = load.micro_batches * job.train.rows
-  slots = sum(
-    count * image_flops(job.model.vision, text.width, patches)
-    for count, patches in job.image_slots[:1]
-  )
-  times = passes.tower
-  if not job.train.freeze_vision:
-    times += 2 * passes.backward + passes.again
   return Flops(
     text=2.0 * weights * tokens,
     attention=pair * products * load.multiplied_pairs,
     head=2.0 * text.width * text.vocab * logits * load.scored,
-    vision=rows * slots * times,
+    vision=rows * job.row_images * tower_flops(job),
     update=job.updates * _muon_flops(job),
   )
 

@@ -1,8 +1,9 @@
 """Counts the bytes of a compiled program from its text: over links, and through HBM.
 
-Loops count by their trip counts. A loop whose count is not known, as that over micro-batches, counts
-once. Branches of a conditional count as if each were taken, but one that lies in a loop over layers
-is charged once per iteration, so the bytes are an upper bound.
+Loops count by their trip counts, which the text states, or which their condition compares with. A
+loop whose count is not known, as that over micro-batches, counts once. Branches of a conditional
+count as if each were taken, but one that lies in a loop over layers is charged once per iteration,
+so the bytes are an upper bound. A kernel of its own (Pallas) counts its operands and results once.
 """
 
 import dataclasses
@@ -14,7 +15,9 @@ _SIZES = {
   'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
   'f32': 4, 's64': 8, 'u64': 8, 'f64': 8,
 }  # fmt: skip
-_ARRAY = re.compile(r'\b(pred|bf16|[suf]\d+)\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b(pred|bf16|[suf]\d+)\[([\d,]*)\](\{[^}]*\})?')
+# An array in another memory than HBM: a TPU's vector memory, or the host's.
+_ELSEWHERE = re.compile(r'S\([1-9]\d*\)')
 _TRIPS = re.compile(r'known_trip_count"?:?\s*\{"?n"?:"?(\d+)')
 _CALLED = re.compile(r'(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
@@ -62,7 +65,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
       name = line.removeprefix('ENTRY').strip().lstrip('%').split(' ')[0].split('(')[0]
       current = found.setdefault(name, [])
       entry = name if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
+    elif line.rstrip() == '}':  # more may follow a brace that closes an attribute of many lines
       current = None
     elif current is not None and (one := _instruction(line)) is not None:
       current.append(one)
@@ -93,12 +96,17 @@ def _closing(text: str) -> int:
   return len(text)
 
 
-def size_of(shape: str) -> int:
-  """Returns the bytes of all arrays in a shape's text."""
+def size_of(shape: str, hbm_only: bool = False) -> int:
+  """Returns the bytes of all arrays in a shape's text, or of those in HBM."""
   return sum(
     _SIZES.get(kind, 1) * math.prod(int(one) for one in sizes.split(',') if one)
-    for kind, sizes in _ARRAY.findall(shape)
+    for kind, sizes, layout in _ARRAY.findall(shape)
+    if not (hbm_only and _ELSEWHERE.search(layout))
   )
+
+
+def _in_hbm(shape: str) -> int:
+  return size_of(shape, hbm_only=True)
 
 
 def count(text: str) -> Bytes:
@@ -107,6 +115,7 @@ def count(text: str) -> Bytes:
   links = hbm = 0.0
   for instruction, table, times in _walk(computations, entry, 1):
     links += times * _link_bytes(instruction, table)
+    links += times * sum(_fused_links(instruction, computations))
     hbm += times * _hbm_bytes(instruction, table, computations)
   return Bytes(links, hbm)
 
@@ -131,16 +140,56 @@ def _walk(
   for one in body:
     yield one, table, times
     if one.op == 'while':
-      trips = _TRIPS.search(one.line)
       inside = re.search(r'body=%?([\w.\-]+)', one.line)
       if inside:
-        yield from _walk(computations, inside[1], times * (int(trips[1]) if trips else 1))
+        yield from _walk(computations, inside[1], times * _trips(one, computations))
     elif one.op in ('call', 'conditional', 'async-start'):
       called = _CALLED.findall(one.line)
       for branches in _BRANCHES.findall(one.line):
         called += [branch.strip().lstrip('%') for branch in branches.split(',')]
       for inner in called:
         yield from _walk(computations, inner, times)
+
+
+def _trips(loop: Instruction, computations: Mapping[str, Sequence[Instruction]]) -> int:
+  """Returns how often a loop runs; 1 if the text does not say.
+
+  Without a stated number, it is a loop that counts from 0 up to a constant.
+  """
+  if stated := _TRIPS.search(loop.line):
+    return int(stated[1])
+  parts = (re.search(rf'{name}=%?([\w.\-]+)', loop.line) for name in ('condition', 'body'))
+  condition, body = (computations.get(part[1], ()) if part else () for part in parts)
+  by_name = {one.name: one for one in condition}
+  for one in (inner for inner in condition if inner.op == 'compare'):
+    counter, bound = (by_name.get(name) for name in one.operands[:2])
+    most, index = _number(bound), re.search(r'index=(\d+)', counter.line if counter else '')
+    if most is not None and index and 'direction=LT' in one.line:
+      return -(-most // _count_step(body, int(index[1])))
+  return 1
+
+
+def _number(one: Instruction | None) -> int | None:
+  """Returns the value of a whole constant."""
+  found = re.search(r' constant\((\d+)\)', one.line) if one else None
+  return int(found[1]) if found else None
+
+
+def _count_step(body: Sequence[Instruction], index: int) -> int:
+  """Returns by how much a loop's body raises element `index` of its carry; 1 if unclear.
+
+  A body that was unrolled raises it several times.
+  """
+  by_name = {one.name: one for one in body}
+  carry = next((one for one in body if 'ROOT' in one.line[:12]), None)
+  at = by_name.get(carry.operands[index]) if carry and index < len(carry.operands) else None
+  total = 0
+  while at is not None and at.op in ('add', 'copy', 'bitcast'):
+    numbers = [_number(by_name.get(name)) for name in at.operands]
+    total += sum(number for number in numbers if number is not None)
+    others = [name for name, number in zip(at.operands, numbers) if number is None]
+    at = by_name.get(others[0]) if others else None
+  return max(total, 1)
 
 
 def _link_bytes(one: Instruction, table: Mapping[str, str]) -> float:
@@ -169,16 +218,30 @@ def _group(line: str) -> int:
   return 0
 
 
+def _fused_links(
+  one: Instruction, computations: Mapping[str, Sequence[Instruction]]
+) -> Iterator[float]:
+  """Yields the bytes of collectives inside a fusion: on TPUs they run beside products."""
+  inner = re.search(r'calls=%?([\w.\-]+)', one.line) if one.op == 'fusion' else None
+  body = computations.get(inner[1], ()) if inner else ()
+  table = {instruction.name: instruction.shape for instruction in body}
+  for instruction in body:
+    yield _link_bytes(instruction, table)
+    yield from _fused_links(instruction, computations)
+
+
 def _hbm_bytes(
   one: Instruction,
   table: Mapping[str, str],
   computations: Mapping[str, Sequence[Instruction]],
 ) -> float:
   """Bytes that a kernel reads and writes. Slices and updates in place count as the slice."""
-  if one.op in _FREE or one.op.endswith('-done'):
+  if one.op in _FREE or one.op.endswith('-done') or 'target="AllocateBuffer"' in one.line:
     return 0.0
-  operands = [size_of(table.get(name, '')) for name in one.operands]
-  result = size_of(one.shape)
+  operands = [_in_hbm(table.get(name, '')) for name in one.operands]
+  result = _in_hbm(one.shape)
+  if one.op.endswith('-start'):
+    result = max(result - sum(operands), 0)  # the result of a start names its operands too
   if one.op == 'dynamic-slice':
     return 2.0 * result
   if one.op == 'dynamic-update-slice':
@@ -202,7 +265,7 @@ def _fusion_bytes(body: Sequence[Instruction], operands: Sequence[int], result: 
     uses = list(_behind_bitcasts(one.name, users))
     kinds = {use.op for use in uses}
     if kinds and kinds <= {'dynamic-slice', 'gather'}:
-      total += min(whole, sum(size_of(use.shape) for use in uses))
+      total += min(whole, sum(_in_hbm(use.shape) for use in uses))
     elif kinds != {'dynamic-update-slice'}:
       total += whole
   updates = [one for one in body if one.op == 'dynamic-update-slice']

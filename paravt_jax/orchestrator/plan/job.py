@@ -5,9 +5,11 @@ import json
 import pathlib
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import attention
 from paravt_jax.models.qwen3_vl.config import PUBLISHED, Config
 from paravt_jax.orchestrator.options import MeshOptions, SFTTrainOptions, TrainOptions
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import LayoutOptions, Layouts, Shape
 from paravt_jax.testing import tiny
 from paravt_jax.train.optimizer import OptimizerOptions
 
@@ -27,15 +29,44 @@ class Job:
   reference: bool  # a second model, for the KL term
   updates: int  # optimizer updates of a batch
   platform: str  # of the devices: 'cuda', 'tpu' or 'cpu'
+  batches: LayoutOptions | None  # shapes of an RL step; None: batches have the recipe's own
+  shape: Shape | None = None  # of the batch that is counted; None: the recipe's own
+
+  @property
+  def layouts(self) -> Layouts | None:
+    """Returns what chooses the shape of an RL step's batch; None for SFT."""
+    return Layouts(self.batches, self._full, self.train.rows) if self.batches else None
+
+  @property
+  def ladder(self) -> tuple[Shape, ...]:
+    """Returns the shapes of all batches, shortest rows first."""
+    return self.layouts.ladder if self.layouts else (self._full,)
+
+  @property
+  def _full(self) -> Shape:
+    train = self.train
+    return Shape(train.row_tokens, train.row_images, train.micro_batches)
+
+  def at(self, shape: Shape) -> 'Job':
+    """Returns the job with batches of this shape."""
+    return dataclasses.replace(self, shape=shape)
+
+  @property
+  def row_tokens(self) -> int:
+    """Returns T, the tokens of a row."""
+    return self.shape.row_tokens if self.shape else self.train.row_tokens
+
+  @property
+  def row_images(self) -> int:
+    """Returns N, the image slots of a row."""
+    return self.shape.row_images if self.shape else self.train.row_images
 
   @property
   def backend(self) -> str:
     """Returns how attention is computed; 'auto' is what its dispatcher would choose."""
     if self.train.backend != 'auto':
       return self.train.backend
-    if self.platform == 'cuda' and self.width == 2:
-      return 'triton'
-    return 'chunked' if self.platform == 'cpu' and self.train.row_tokens <= 1024 else 'tiled'
+    return attention.choose(self.platform, self.row_tokens, self.train.dtype)
 
   @property
   def devices(self) -> int:
@@ -55,7 +86,7 @@ class Job:
   @property
   def tokens_here(self) -> int:
     """Returns the tokens of a micro-batch that one device computes, padding included."""
-    return self.rows_here * self.train.row_tokens
+    return self.rows_here * self.row_tokens
 
   @property
   def width(self) -> int:
@@ -65,7 +96,7 @@ class Job:
   @property
   def image_slots(self) -> tuple[tuple[int, int], ...]:
     """Returns (slots of a row, patches of a slot) of each class of images."""
-    classes = [(self.train.row_images, self.train.image_patches)]
+    classes = [(self.row_images, self.train.image_patches)]
     if isinstance(self.train, SFTTrainOptions) and self.train.row_large_images:
       classes.append((self.train.row_large_images, self.train.large_image_patches))
     return tuple(classes)
@@ -83,6 +114,7 @@ def job_of(recipe: RLRecipe | SFTRecipe, model: Config, platform: str) -> Job:
     reference=isinstance(recipe, RLRecipe) and recipe.rl.beta > 0,
     updates=recipe.rl.updates_per_batch if isinstance(recipe, RLRecipe) else 1,
     platform=platform,
+    batches=recipe.batches if isinstance(recipe, RLRecipe) else None,
   )
 
 

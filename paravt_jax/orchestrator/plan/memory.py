@@ -1,6 +1,7 @@
 """Memory of one device by part: the learner's, and that of a server on the same device."""
 
 import dataclasses
+import math
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.options import ServersOptions
@@ -10,6 +11,8 @@ from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.plan.server import Share
 from paravt_jax.orchestrator.plan.state import State
 
+# What a CUDA process takes beside its allocator: context, libraries, NCCL.
+CONTEXT_GIB = 1.0
 # The parts of a device's memory, in the order in which they are shown.
 PARTS = (
   'weights',
@@ -41,22 +44,23 @@ class Memory:
 def memory_of_learner(
   job: Job,
   state: State,
-  micro_batches: int,
   section: ServersOptions | None,
   target: Target,
 ) -> Memory:
   """Returns the memory of a run with a learner.
 
   Args:
+    job: with the shape of its batches.
     section: the run's servers; None for SFT.
   """
-  found = activations.activations_of(job, micro_batches)
+  held = job.shape.micro_batches if job.shape else job.train.micro_batches
+  found = activations.activations_of(job, held)
   share = server.share_of(section, job.model, state.parameters) if section else None
   shared, alone = placement(section, share, job.devices, target)
   parts = {
     'weights': state.weights,
     'optimizer': state.optimizer,
-    'gradients': activations.GRADIENT_COPIES * state.gradients,
+    'gradients': activations.gradients(job, state.gradients),
     'reference': state.reference,
     'batch': found.batch,
     'activations': found.layers,
@@ -107,6 +111,20 @@ def placement(
   return int(bool(on_learner)), len(devices) - len(on_learner)
 
 
+def refuse_share(memory: Memory, share: float, target: Target) -> None:
+  """Raises ConfigError if the learner does not fit its share of a device (device.memory_fraction).
+
+  What does not fit the device as a whole is left to `find_refusals`.
+  """
+  learner, most = memory.total - memory.parts['server'], share * target.accelerator.memory_gib
+  if most < learner and memory.total <= target.usable_gib:
+    raise ConfigError(
+      f'--config.device.memory_fraction={share:g}: wanted at least '
+      f'{math.ceil(100 * learner / target.accelerator.memory_gib) / 100:g}, {learner:.1f} GiB for '
+      f'the learner, of {target.accelerator.memory_gib:.1f}; raise it, or see what would fit'
+    )
+
+
 def find_refusals(memory: Memory, target: Target) -> list[str]:
   """Returns one line for each device that holds less than it is asked for; [] if all fits."""
   found = []
@@ -131,16 +149,37 @@ def find_refusals(memory: Memory, target: Target) -> list[str]:
   return found
 
 
-def check_fraction(section: ServersOptions | None, share: Share | None, target: Target) -> None:
-  """Raises ConfigError if SGLang's part of a device does not hold its weights and cache."""
-  if section is None or share is None or section.kind != 'sglang':
+def check_fraction(
+  section: ServersOptions, share: Share | None, target: Target, learner: float = 0.0
+) -> None:
+  """Raises ConfigError if a server's part of a device does not hold its weights and cache.
+
+  SGLang's fraction counts the memory that is free when it starts, behind the learner. That of an
+  embedded server on a GPU counts all memory.
+
+  Args:
+    learner: the learner's share of the servers' devices (device.memory_fraction); 0 if there is
+      none.
+  """
+  if share is None:
     return
-  fraction, memory = section.sglang.mem_fraction, target.accelerator.memory_gib
-  needed = (share.weights + share.cache) / GIB
+  memory, needed = target.accelerator.memory_gib, (share.weights + share.cache) / GIB
+  if section.kind == 'embedded':
+    taken = learner + section.count * section.embedded.memory_fraction
+    if target.accelerator.platform == 'cuda' and taken > 1:
+      raise ConfigError(
+        f'--config.server.embedded.memory_fraction={section.embedded.memory_fraction:g}: with '
+        f'device.memory_fraction={learner:g} and server.count={section.count} that is {taken:.2f} '
+        'of a GPU, wanted at most 1; lower one of them'
+      )
+    return
+  fraction = section.sglang.mem_fraction
+  if learner:
+    memory -= learner * memory + CONTEXT_GIB
   if needed > fraction * memory:
     raise ConfigError(
       f'--config.server.sglang.mem_fraction={fraction:g}: wanted at least '
-      f'{needed / memory:.2f}, {needed:.1f} GiB for weights and a cache of '
+      f'{needed / memory:.2f}, {needed:.1f} of {memory:.1f} GiB for weights and a cache of '
       f'{section.sglang.max_total_tokens} tokens; raise it, or lower '
       'server.sglang.max_total_tokens'
     )

@@ -16,7 +16,7 @@ from paravt_jax.orchestrator.plan import job as jobs
 from paravt_jax.orchestrator.plan import shapes, state
 from paravt_jax.orchestrator.plan.accelerators import Target
 from paravt_jax.orchestrator.plan.job import Job, Recipe
-from paravt_jax.orchestrator.plan.shapes import Shape
+from paravt_jax.orchestrator.plan.shapes import OwnData, Shape
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
 
@@ -30,6 +30,8 @@ class Request:
   model: Config
   model_source: str  # where the model's sizes come from
   shape: Shape
+  data: OwnData | None = None  # of one step; None: stated shapes
+  data_source: str = 'stated shapes'  # where a step's data come from
 
   @property
   def job(self) -> Job | None:

@@ -13,6 +13,7 @@ from paravt_jax import packing
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.row_layout import Shape as BatchShape
 
 # Attention backends by the side of the square tiles that they multiply; 0: every pair of a row;
 # None: blocks of queries with all keys before their end, as models/attention.py cuts them.
@@ -86,6 +87,14 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnData:
+  """The documents of one step, measured in a recipe's own rows (`plan/own_data.py`)."""
+
+  documents: tuple[Document, ...]
+  bins: tuple[tuple[int, ...], ...] | None  # those of each row, where the run plans them so
+
+
+@dataclasses.dataclass(frozen=True)
 class Load:
   """One step's data in the learner's rows, over all devices."""
 
@@ -101,6 +110,8 @@ class Load:
   multiplied_pairs: int  # pairs that the attention backend multiplies
   scored: int  # tokens that the head computes, in whole chunks
   limit: str  # what fills rows first: tokens or images
+  shape: BatchShape  # of the batch, with room for at least `micro_batches`
+  full_micro_batches: int  # that the data would fill in the longest rows
 
 
 def shape_of(recipe: RLRecipe | SFTRecipe | EvalRecipe, given: str) -> Shape:
@@ -150,18 +161,20 @@ def rollout_tokens(shape: Shape) -> tuple[int, int]:
   return written + shape.calls * (shape.result + shape.summary), written
 
 
-def documents_of_rl(recipe: RLRecipe, shape: Shape, budgets: Sequence[int] = ()) -> list[Document]:
+def documents_of_rl(
+  recipe: RLRecipe, shape: Shape, openings: Sequence[tuple[int, int]] = ()
+) -> list[Document]:
   """Returns the documents of one RL step: a group per prompt, a document per sub-agent.
 
-  budgets: frames of the prompts, in turn; () takes the largest of the recipe for all.
+  openings: (tokens, frames) of the prompts, in turn; () takes the largest budget for all.
   """
   pixels, size = recipe.video.max_pixels, recipe.rollout.group_size
-  budgets = budgets or (largest_budget(recipe),)
+  most = largest_budget(recipe)
+  openings = openings or ((opening_tokens(shape, most, pixels), most),)
   suffix, written = rollout_tokens(shape)
   found = []
   for number in range(recipe.rollout.prompts):
-    frames = budgets[number % len(budgets)]
-    prefix = opening_tokens(shape, frames, pixels)
+    prefix, frames = openings[number % len(openings)]
     # a group that is longer than a row becomes several trees, each with the prompt
     together = max(1, min(size, (recipe.train.row_tokens - prefix) // max(suffix, 1)))
     for first in range(0, size, together):
@@ -203,30 +216,33 @@ def _row_count(documents: Sequence[Document], limits: tuple[int, int]) -> int:
   return len(packing.first_fit_decreasing([one.size for one in documents], limits))
 
 
-def pack(job: Job, documents: Sequence[Document]) -> Load:
-  """Packs documents into the job's rows and counts what the learner will compute.
+def pack(
+  job: Job, documents: Sequence[Document], planned: Sequence[Sequence[int]] | None = None
+) -> Load:
+  """Lays documents out in rows as the learner does, and counts what it will compute.
+
+  An RL step takes the shape of its ladder that pads least (`row_layout.Layouts`).
+
+  Args:
+    planned: the documents of each row of an SFT batch; None: first fit, largest first.
 
   Raises:
     DataError: a document is larger than a row.
   """
-  train = job.train
-  bins = packing.first_fit_decreasing(
-    [one.size for one in documents], (train.row_tokens, train.row_images)
-  )
-  rows = [[documents[index] for index in members] for members in bins]
-  micro = max(1, -(-len(rows) // train.rows))
-  if job.kind == 'sft':
+  train, sizes = job.train, [one.size for one in documents]
+  full = packing.first_fit_decreasing(sizes, (train.row_tokens, train.row_images))
+  if job.layouts is None:
+    shape, bins = job.ladder[0], full if planned is None else planned
     micro = train.micro_batches
+  else:
+    layout = job.layouts.choose(sizes, [one.trained for one in documents])
+    shape, bins = layout.shape, layout.bins
+    micro = max(1, -(-len(bins) // train.rows))
+  rows = [[documents[index] for index in members] for members in bins]
   tokens = sum(one.size[0] for one in documents)
   images = sum(one.images for one in documents)
-  scored = 0
-  for first in range(0, len(rows), train.rows):
-    # every device gets an equal share of the tokens that are trained
-    wanted = sum(one.trained for row in rows[first : first + train.rows] for one in row)
-    chunk = min(train.head_chunk, train.row_tokens) * train.rows
-    scored += -(-wanted // chunk) * chunk
-  slots = micro * train.rows * train.row_images
-  by_tokens, by_images = tokens / train.row_tokens, images / max(train.row_images, 1)
+  slots = micro * train.rows * shape.row_images
+  by_tokens, by_images = tokens / shape.row_tokens, images / max(shape.row_images, 1)
   return Load(
     documents=len(documents),
     tokens=tokens,
@@ -234,18 +250,29 @@ def pack(job: Job, documents: Sequence[Document]) -> Load:
     images=images,
     rows=len(rows),
     micro_batches=micro,
-    fill=tokens / (micro * train.rows * train.row_tokens),
+    fill=tokens / (micro * train.rows * shape.row_tokens),
     image_fill=images / slots if slots else 0.0,
     visible_pairs=sum(one.visible for one in documents),
-    multiplied_pairs=_multiplied(job, rows, micro * train.rows),
-    scored=scored,
+    multiplied_pairs=_multiplied(job.at(shape), rows, micro * train.rows),
+    scored=_scored(job.at(shape), rows),
     limit='images' if by_images > by_tokens else 'tokens',
+    shape=shape,
+    full_micro_batches=max(1, -(-len(full) // train.rows)),
   )
+
+
+def _scored(job: Job, rows: Sequence[Sequence[Document]]) -> int:
+  """Returns the tokens that the head computes: each device gets an equal share of whole chunks."""
+  chunk, found = min(job.train.head_chunk, job.row_tokens) * job.train.rows, 0
+  for first in range(0, len(rows), job.train.rows):
+    wanted = sum(one.trained for row in rows[first : first + job.train.rows] for one in row)
+    found += -(-wanted // chunk) * chunk
+  return found
 
 
 def _multiplied(job: Job, rows: Sequence[Sequence[Document]], count: int) -> int:
   """Returns the pairs of tokens that the attention backend multiplies in `count` rows."""
-  length, tile = job.train.row_tokens, TILES.get(job.backend, TILE)
+  length, tile = job.row_tokens, TILES.get(job.backend, TILE)
   if tile == 0:
     return count * length**2
   if tile is None:

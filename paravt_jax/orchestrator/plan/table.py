@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paravt_jax.orchestrator.plan import traffic
+from paravt_jax.orchestrator.plan import roofline, traffic
 from paravt_jax.orchestrator.plan.build import Learner, Plan
 from paravt_jax.orchestrator.recipes import EvalRecipe, SFTRecipe
 
@@ -30,7 +30,8 @@ def to_json(
   """
   found = refused_json(plan.refusals)
   if compiled:
-    found |= {'compiled': dict(compiled), 'planned': own_figures(plan)}
+    bounds = roofline.of_compiled(plan, compiled) or {}
+    found |= {'compiled': {**compiled, **bounds}, 'planned': own_figures(plan)}
   accelerator, recipe = plan.request.target.accelerator, plan.request.recipe
   found |= {
     'fits': plan.fits,
@@ -60,7 +61,10 @@ def to_json(
     'hours': list(plan.hours),
     'device_hours': [hours * plan.devices for hours in plan.hours],
   }
-  return found | (_learner_json(plan.learner) if plan.learner else {})
+  if plan.learner:
+    found |= _learner_json(plan.learner)
+    found['data'] |= {'source': plan.request.data_source}
+  return found
 
 
 def _learner_json(learner: Learner) -> dict[str, Any]:
@@ -84,6 +88,8 @@ def _learner_json(learner: Learner) -> dict[str, Any]:
       'images': load.images,
       'rows': load.rows,
       'micro_batches': load.micro_batches,
+      'row_tokens': load.shape.row_tokens,
+      'row_images': load.shape.row_images,
       'fill': round(load.fill, 4),
       'padding': round(1 - load.fill, 4),
       'image_fill': round(load.image_fill, 4),
@@ -141,7 +147,7 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _step_lines(plan: Plan) -> list[str]:
   lines, recipe = [], plan.request.recipe
   if plan.learner:
-    lines += _learner_lines(plan.learner, isinstance(recipe, SFTRecipe))
+    lines += _learner_lines(plan.learner, isinstance(recipe, SFTRecipe), plan.request.data_source)
   name = 'episode' if isinstance(recipe, EvalRecipe) else 'step'
   if plan.rollout:
     lines.append(f'servers {_span(plan.rollout)} s of writing per {name}')
@@ -156,15 +162,16 @@ def _step_lines(plan: Plan) -> list[str]:
   return lines
 
 
-def _learner_lines(learner: Learner, sft: bool) -> list[str]:
+def _learner_lines(learner: Learner, sft: bool, source: str) -> list[str]:
   load, made, needed, disk = learner.load, learner.made, learner.needed, learner.disk
   pairs = load.multiplied_pairs / max(load.visible_pairs, 1)
   share = needed.total / made.total
   kind = 'conversations' if sft else 'prompts with their rollouts, and sub-agents'
   return [
     f'data    {load.documents} documents ({kind}), {load.tokens} tokens, {load.trained} trained, '
-    f'{load.images} images',
-    f'  {load.rows} rows in {load.micro_batches} micro-batches; fill {load.fill:.2f}, padding '
+    f'{load.images} images; {source}',
+    f'  {load.rows} rows of {load.shape.row_tokens} tokens in {load.micro_batches} micro-batches; '
+    f'fill {load.fill:.2f}, padding '
     f'{1 - load.fill:.2f}, image slots {load.image_fill:.2f}; rows are full of {load.limit}',
     f'FLOPs   {made.total:.3g} a step: text {made.text:.2g}, attention {made.attention:.2g}, head '
     f'{made.head:.2g}, vision {made.vision:.2g}',
@@ -192,6 +199,11 @@ def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
       continue
     ratio = f'{own / other:.2f}' if other else '-'
     lines.append(f'  {name:<16}plan {own:>9.3f}   compiler {other:>9.3f}   ratio {ratio}')
+  if bounds := roofline.of_compiled(plan, compiled):
+    seconds, mfu = bounds['seconds_per_step'], bounds['mfu']
+    lines.append(
+      f'  with its bytes a step takes {_span(seconds)} s, and MFU is {_span(mfu)} at most'
+    )
   return lines
 
 
@@ -204,11 +216,14 @@ def own_figures(plan: Plan) -> dict[str, float]:
   if plan.memory is None or plan.learner is None:
     return {}
   learner = plan.learner
-  job, load = learner.job, learner.load
-  pairs = load.multiplied_pairs // load.micro_batches
-  scored = job.train.rows * job.train.row_tokens
-  one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=scored)
-  moved = traffic.traffic_of(job, one, learner.state)
+  job, load = learner.job.at(learner.largest), learner.load
+  rows = job.train.rows * job.row_tokens
+  # rows of the compiled batch may be longer than those of the step
+  pairs = load.multiplied_pairs // load.micro_batches * job.row_tokens // load.shape.row_tokens
+  one = dataclasses.replace(load, micro_batches=1, multiplied_pairs=pairs, scored=rows)
+  # a compiler counts branches as taken, also those of large images
+  large = len(job.image_slots) > 1
+  moved = traffic.traffic_of(job, one, learner.state, large)
   return {
     'memory_gib': plan.memory.total - plan.memory.parts['server'],
     'collective_gb': moved.links / 1e9,

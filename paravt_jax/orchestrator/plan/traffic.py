@@ -25,10 +25,15 @@ HEAD_LOGITS = 1.6
 PATCH_WIDTH = 24
 PATCH_HIDDEN = 6
 PATCH_SCORES = 10
+LARGE_IMAGE = (
+  1024  # patches, from which on attention keeps no scores (models/attention/dispatch.py)
+)
 STEP_BYTES = 60  # per trained weight and update: optimizer, norms, casts
 # Attention: bytes per pair, head and product. Tiles stay in the cache of a kernel.
 PAIR_BYTES = {'xla': 10.0, 'chunked': 10.0, 'tiled': 10.0}
 PAIR_BYTES_KERNEL = 0.05
+# A TPU cuts the products of layers into windows, and writes and reads their sums for each.
+WINDOWS = {'tpu': 2.9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +55,16 @@ class Seconds:
   high: float
 
 
-def traffic_of(job: Job, load: Load, state: State) -> Traffic:
-  """Returns the bytes of one step on one device."""
+def traffic_of(job: Job, load: Load, state: State, large_images: bool = False) -> Traffic:
+  """Returns the bytes of one step on one device.
+
+  large_images: count the slots of large images too, which steps without such an image skip.
+  """
   passes = flops.passes_of(job)
-  return Traffic(_hbm(job, load, state, passes), _links(job, load, passes))
+  hbm = _hbm(job, load, state, passes)
+  if large_images:
+    hbm += _tower_bytes(job, load, passes, *job.image_slots[1])
+  return Traffic(hbm, _links(job, load, passes))
 
 
 def seconds_of(job: Job, accelerator: Accelerator, total_flops: float, traffic: Traffic) -> Seconds:
@@ -67,24 +78,19 @@ def seconds_of(job: Job, accelerator: Accelerator, total_flops: float, traffic: 
 
 
 def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
-  text, vision, wide = job.model.text, job.model.vision, job.mesh.tensor
+  text, wide = job.model.text, job.mesh.tensor
   times = passes.forward + passes.again + 2 * passes.backward
   tokens = load.micro_batches * job.tokens_here
   token = (TOKEN_HIDDEN * text.mlp // wide + TOKEN_WIDTH * text.width) * job.width
-  layers = text.layers * times * tokens * token
+  layers = text.layers * times * tokens * token * WINDOWS.get(job.platform, 1.0)
   weights = load.micro_batches * times * flops.text_weights(text) / wide * WEIGHT_BYTES
 
   products = passes.forward + 3 * passes.backward
-  chunk = min(job.train.head_chunk, job.train.row_tokens) * job.train.rows
+  chunk = min(job.train.head_chunk, job.row_tokens) * job.train.rows
   matrix = 4.0 * text.width * text.vocab / wide * HEAD_MATRICES * (load.scored / chunk)
   logits = 4.0 * text.vocab / wide * HEAD_LOGITS * load.scored / job.row_shards
 
-  count, patches = job.image_slots[0]
-  number = PATCH_WIDTH * vision.width + PATCH_HIDDEN * vision.mlp // wide
-  number += PATCH_SCORES * patches * vision.heads // wide
-  slots = load.micro_batches * job.rows_here * count * patches
-  trained_tower = 0 if job.train.freeze_vision else 2 * passes.backward + passes.again
-  tower = slots * vision.depth * number * job.width * (passes.tower + trained_tower)
+  tower = _tower_bytes(job, load, passes, *job.image_slots[0])
 
   pairs = load.multiplied_pairs / job.row_shards * text.heads / wide * text.layers
   each = PAIR_BYTES.get(job.backend, PAIR_BYTES_KERNEL)
@@ -94,6 +100,17 @@ def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
   return layers + weights + products * (matrix + logits) + tower + attention + update
 
 
+def _tower_bytes(job: Job, load: Load, passes: Passes, count: int, patches: int) -> float:
+  """Bytes of the vision tower over `count` slots of a row, each of `patches` patches."""
+  vision, wide = job.model.vision, job.mesh.tensor
+  number = PATCH_WIDTH * vision.width + PATCH_HIDDEN * vision.mlp // wide
+  if patches < LARGE_IMAGE:
+    number += PATCH_SCORES * patches * vision.heads // wide  # else a kernel keeps no scores
+  slots = load.micro_batches * job.rows_here * count * patches
+  trained = 0 if job.train.freeze_vision else 2 * passes.backward + passes.again
+  return slots * vision.depth * number * job.width * (passes.tower + trained)
+
+
 def _links(job: Job, load: Load, passes: Passes) -> float:
   """Bytes that a device receives: gathered weights, reduced gradients, sums of tensor shards."""
   text, vision = job.model.text, job.model.vision
@@ -101,10 +118,13 @@ def _links(job: Job, load: Load, passes: Passes) -> float:
   layers = flops.text_weights(text) / wide
   matrix = text.width * text.vocab / wide
   tower = vision.depth * (4 * vision.width**2 + 2 * vision.width * vision.mlp) / wide
-  gathers = passes.forward + passes.again
-  # a gradient is reduced over fsdp in the compute dtype, and over copies twice (reduce, spread)
-  fsdp = gathers * job.width * (layers + matrix) + passes.tower * job.width * tower
-  fsdp += passes.backward * (job.width * layers + 4 * matrix)
+  # a TPU gathers weights in windows beside each product, so also for the backward pass
+  gathers = passes.forward + passes.again + passes.backward * (job.platform == 'tpu')
+  # layers' gradients are reduced over fsdp in the compute dtype; over copies twice (reduce, spread)
+  fsdp = (gathers + passes.backward) * job.width * layers + passes.tower * job.width * tower
+  # embedding and output matrix: both are gathered, and the gradients of whole ones are added up
+  fsdp += passes.forward * 2 * job.width * matrix
+  fsdp += passes.backward * 2 * (4 + job.width) * matrix
   total = fsdp * (shards - 1) / shards
   total += passes.backward * 2 * 4 * (layers + matrix) / shards * (copies - 1) / copies
   hidden = job.tokens_here * text.width * job.width

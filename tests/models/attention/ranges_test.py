@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.models.attention import plain, ranges
+from paravt_jax.packing import Sample, Tree, pack
 from tests.models.attention import layouts
 
 
@@ -27,6 +28,26 @@ def test_the_ranges_of_a_prefix_two_branches_a_document_and_padding_are_those_dr
 
 def test_the_mask_of_the_ranges_is_that_of_segments_and_branches():
   segments, branches = layouts.MIXED
+  got = ranges.mask(ranges.packed_rows(segments, branches), segments.shape[1])
+  np.testing.assert_array_equal(got, plain.visible(segments, branches, segments, branches))
+
+
+def test_rows_of_the_packer_have_ranges_that_are_their_mask():
+  # prefixes and suffixes of every length down to 0, drawn at random
+  rng = np.random.default_rng(0)
+  text = lambda most: Sample(np.zeros(rng.integers(0, most + 1), np.int32))
+  trees = [Tree(text(20), tuple(text(9) for _ in range(rng.integers(0, 5)))) for _ in range(60)]
+  packed = pack(
+    trees,
+    row_tokens=96,
+    row_images=0,
+    image_patches=4,
+    image_id=99,
+    rows_multiple=4,
+    extras={},
+  )
+  segments, branches = packed.segments_RT, packed.branches_RT
+  assert branches.max() == 4 and (segments == 0).any()
   got = ranges.mask(ranges.packed_rows(segments, branches), segments.shape[1])
   np.testing.assert_array_equal(got, plain.visible(segments, branches, segments, branches))
 

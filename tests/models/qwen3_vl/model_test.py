@@ -84,7 +84,7 @@ def test_the_server_loop_gives_what_hidden_gives(params):
   got = model.run_layers(
     CONFIG, params, x, inputs.positions_ABT, features, inputs.visual_index_BT, attend
   )
-  want = model.hidden(CONFIG, params, inputs, dtype=jnp.float32, remat=False, freeze_vision=True)
+  want = model.hidden(CONFIG, params, inputs, dtype=jnp.float32, remat='none', freeze_vision=True)
   assert seen == [0, 1, 2]
   np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_the_server_loop_gives_what_hidden_gives(params):
 def test_features_from_a_store_replace_the_tower(params):
   _, _, inputs = _inputs()
   run = functools.partial(
-    model.hidden, CONFIG, params, dtype=jnp.float32, remat=False, freeze_vision=True
+    model.hidden, CONFIG, params, dtype=jnp.float32, remat='none', freeze_vision=True
   )
   features = model.encode_images(
     CONFIG, params, inputs.patches_BNXPC, inputs.grids_BN2, jnp.float32
@@ -124,7 +124,7 @@ def _with_large_images(inputs):
 def test_an_image_in_a_still_slot_is_seen_as_in_a_frame_slot(params):
   _, _, inputs = _inputs()
   run = jax.jit(
-    functools.partial(model.hidden, CONFIG, dtype=jnp.float32, remat=False, freeze_vision=False)
+    functools.partial(model.hidden, CONFIG, dtype=jnp.float32, remat='none', freeze_vision=False)
   )
   np.testing.assert_allclose(
     run(params, inputs=_with_large_images(inputs)), run(params, inputs=inputs), atol=1e-5
@@ -138,7 +138,7 @@ def test_still_slots_that_nobody_fills_change_nothing_and_give_no_gradient(param
     large_image_grids_BN2=np.zeros((1, 2, 2), np.int32),
   )
   run = lambda p, inputs: model.hidden(
-    CONFIG, p, inputs, dtype=jnp.float32, remat=True, freeze_vision=False
+    CONFIG, p, inputs, dtype=jnp.float32, remat='layers', freeze_vision=False
   )
   loss = jax.jit(jax.value_and_grad(lambda p, inputs: jnp.sum(jnp.sin(run(p, inputs)))))
   (value, gradient), (value_empty, gradient_empty) = loss(params, inputs), loss(params, empty)
@@ -151,7 +151,7 @@ def test_a_frozen_tower_gets_no_gradient_and_a_free_one_gets_some_in_every_tenso
   _, _, inputs = _inputs()
   weight = jax.random.normal(jax.random.key(1), (1, 11, 32))
   loss = lambda p: jnp.sum(
-    weight * model.hidden(CONFIG, p, inputs, dtype=jnp.float32, remat=False, freeze_vision=freeze)
+    weight * model.hidden(CONFIG, p, inputs, dtype=jnp.float32, remat='none', freeze_vision=freeze)
   )
   gradient = jax.jit(jax.grad(loss))(params)
   moved = [bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient['visual'])]
@@ -170,7 +170,7 @@ def test_a_suffix_after_a_shared_prefix_has_the_logits_of_its_own_sequence(param
     np.zeros((1, 0, 2), np.int32),
   )
   row = jax.tree.map(lambda a: a.astype(np.int32) if a.dtype == np.int64 else a, row)
-  x = model.hidden(CONFIG, params, row, dtype=jnp.float32, remat=False, freeze_vision=True)
+  x = model.hidden(CONFIG, params, row, dtype=jnp.float32, remat='none', freeze_vision=True)
   got = (x @ model.head(params, CONFIG))[0]
   np.testing.assert_allclose(got[:5], model.logits(CONFIG, params, [1, 2, 3, 9, 10], []), atol=1e-5)
   np.testing.assert_allclose(
@@ -190,7 +190,7 @@ def test_every_earlier_frame_and_no_later_one_changes_a_logit(params):
 def test_bfloat16_compute_keeps_float32_masters_and_stays_near(params):
   _, _, inputs = _inputs()
   run = lambda dtype: model.hidden(
-    CONFIG, params, inputs, dtype=dtype, remat=False, freeze_vision=True
+    CONFIG, params, inputs, dtype=dtype, remat='none', freeze_vision=True
   )
   assert run(jnp.bfloat16).dtype == jnp.bfloat16
   assert np.abs(np.asarray(run(jnp.bfloat16), np.float32) - run(jnp.float32)).mean() < 0.05

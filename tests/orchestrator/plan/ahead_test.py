@@ -1,5 +1,6 @@
 """Compiling for devices that are not there: how the compiler is chosen, and what it reports."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator.plan import activations, ahead, build, gpu_spec
+from paravt_jax.orchestrator.plan import ahead, build, gpu_spec
 from tests.orchestrator.plan.requests import request
 
 
@@ -84,7 +85,6 @@ def test_the_compilers_arguments_are_the_plans_state_and_batch():
   asked = request('sft:tiny', 'cpu:2', mesh__fsdp=2, optimizer__name='adamw')
   plan = build.make_plan(asked)
   learner = plan.learner
-  micro = activations.capacity(learner.job, learner.load.micro_batches)
   found = ahead.compile_asked(
     json.loads(
       json.dumps(
@@ -96,8 +96,11 @@ def test_the_compilers_arguments_are_the_plans_state_and_batch():
           'platform': 'cpu',
           'topology': '2',
           'count': 2,
-          'micro_batches': micro,
+          'shape': dataclasses.asdict(learner.largest),
           'spec': '',
+          'flags': '',
+          'dump': '',
+          'kept': '',
         }
       )
     )

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paravt_jax.models.qwen3_vl import model, tower
 from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.plan import flops, shapes, state
 from paravt_jax.orchestrator.plan.shapes import Load
+from paravt_jax.row_layout import Shape
 from paravt_jax.train import state as states
 from paravt_jax.train import step
 from tests.orchestrator.plan.requests import request
@@ -44,8 +46,8 @@ NARROW = Config(
 TRAIN = {
   'train__backend': 'xla',
   'train__row_tokens': 256,
-  'train__row_images': 4,
-  'train__image_patches': 64,
+  'train__row_images': 1,  # several slots are a loop, of which XLA counts one round
+  'train__image_patches': 256,
   'train__rows': 1,
   'train__micro_batches': 1,
   'train__head_chunk': 256,
@@ -82,16 +84,31 @@ def counted(job, rl):
 
 def load(job, scored):
   length = job.train.row_tokens
-  return Load(1, length, length, 4, 1, 1, 1.0, 1.0, length**2 // 2, length**2, scored, 'tokens')
+  return Load(
+    documents=1,
+    tokens=length,
+    trained=length,
+    images=1,
+    rows=1,
+    micro_batches=1,
+    fill=1.0,
+    image_fill=1.0,
+    visible_pairs=length**2 // 2,
+    multiplied_pairs=length**2,
+    scored=scored,
+    limit='tokens',
+    shape=Shape(length, 1, 1),
+    full_micro_batches=1,
+  )
 
 
 @pytest.mark.parametrize(
   'changes',
   [
-    {'train__remat': False},
-    {'train__remat': True},
-    {'train__remat': True, 'train__freeze_vision': False},
-    {'train__remat': False, 'optimizer__name': 'muon'},
+    {'train__remat': 'none'},
+    {'train__remat': 'layers'},
+    {'train__remat': 'layers', 'train__freeze_vision': False},
+    {'train__remat': 'none', 'optimizer__name': 'muon'},
   ],
   ids=['plain', 'remat', 'tower', 'muon'],
 )
@@ -100,6 +117,45 @@ def test_flops_of_an_sft_step_are_xlas_within_five_per_cent(changes):
   job = dataclasses.replace(asked.job, model=NARROW)
   own = flops.made(job, load(job, 256)).total
   assert own == pytest.approx(counted(job, None), rel=0.05)
+
+
+@pytest.mark.parametrize('slots', [1, 4])
+@pytest.mark.parametrize('remat', ['none', 'layers'])
+def test_flops_of_a_trained_tower_are_xlas_within_five_per_cent(slots, remat):
+  asked = request(
+    'sft:tiny',
+    **{**TRAIN, 'train__row_images': slots, 'train__remat': remat},
+    train__freeze_vision=False,
+  )
+  job = dataclasses.replace(asked.job, model=NARROW)
+
+  def loss(params, patches, grids):
+    found = tower.encode_images(
+      NARROW, params, patches, grids, jnp.float32, remat=remat, backend='xla'
+    )
+    return (found.merged_BNYD**2).sum() + (found.deepstack_JBNYD**2).sum()
+
+  patches = jax.ShapeDtypeStruct((1, slots, 256, 1, 768), np.uint8)
+  grids = jax.ShapeDtypeStruct((1, slots, 2), np.int32)
+  lowered = jax.jit(jax.grad(loss)).lower(model.abstract_params(NARROW), patches, grids)
+  # four slots are a loop over blocks of one, which XLA counts once
+  assert flops.tower_flops(job) == pytest.approx(lowered.cost_analysis()['flops'], rel=0.05)
+
+
+@pytest.mark.parametrize('backend', ['chunked', 'xla'])
+def test_flops_that_the_policy_attention_saves_are_xlas(backend):
+  counts, own = {}, {}
+  for remat in ('layers', 'attention'):
+    asked = request(
+      'sft:tiny', **{**TRAIN, **FROZEN, 'train__backend': backend, 'train__remat': remat}
+    )
+    job = dataclasses.replace(asked.job, model=NARROW)
+    counts[remat] = counted(job, None)
+    own[remat] = flops.made(job, load(job, 256)).total
+  saved = own['layers'] - own['attention']
+  assert saved == (0 if backend == 'xla' else 2 * 2 * 8 * 64 * 4 * 256**2)
+  # two products of every layer: scores, and weights by values
+  assert counts['layers'] - counts['attention'] == pytest.approx(saved, rel=0.4, abs=2e7)
 
 
 def test_flops_of_an_rl_step_are_xlas_within_five_per_cent():
@@ -124,7 +180,7 @@ def test_a_frame_of_the_8b_tower_takes_the_flops_that_its_compiled_program_has()
 
 def test_a_text_micro_batch_of_rl_8b_takes_the_flops_that_its_compiled_program_has():
   asked = request('rl:8b', train__backend='xla')
-  one = Load(1, 1, 1, 1, 8, 1, 1.0, 1.0, 1, 1, 32768 * 8, 'tokens')
+  one = dataclasses.replace(load(asked.job, 32768 * 8), rows=8, visible_pairs=1, multiplied_pairs=1)
   made = flops.made(asked.job, one)
   # per device: 2157.2 TFLOP in the layers; 203.9 in a head of all 32 chunks
   assert made.text / 8 / 1e12 == pytest.approx(2157.2, rel=0.005)

@@ -93,3 +93,51 @@ def test_a_compiled_program_that_gathers_its_weight_has_those_bytes():
 def test_sizes_of_shapes_are_those_of_their_arrays():
   assert hlo.size_of('bf16[2,3]{1,0}') == 12
   assert hlo.size_of('(f32[], (s8[5], pred[2,2]))') == 4 + 5 + 4
+
+
+TPU = """HloModule jit_step
+
+%body.1 (p: (bf16[8,4], u32[])) -> (bf16[8,4], u32[]) {
+  %p = (bf16[8,4]{1,0}, u32[]) parameter(0)
+  %x = bf16[8,4]{1,0} get-tuple-element(%p), index=0
+  %i = u32[] get-tuple-element(%p), index=1
+  %two = u32[] constant(2)
+  %s = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %d = bf16[8,4]{1,0} collective-permute-done(%s)
+  %next = u32[] add(%i, %two)
+  ROOT %t = (bf16[8,4]{1,0}, u32[]) tuple(%d, %next)
+}
+
+%condition.1 (q: (bf16[8,4], u32[])) -> pred[] {
+  %q = (bf16[8,4]{1,0}, u32[]) parameter(0)
+  %n = u32[] constant(6)
+  %j = u32[] get-tuple-element(%q), index=1
+  ROOT %less = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %kernel = bf16[8,4]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={
+"xprof_metadata":"many lines"
+}}, metadata={op_name="x"}
+  %in = (bf16[8,4]{1,0}, u32[]) tuple(%kernel, %zero)
+  %loop = (bf16[8,4]{1,0}, u32[]) while(%in), condition=%condition.1, body=%body.1
+  %out = bf16[8,4]{1,0} get-tuple-element(%loop), index=0
+  %near = (bf16[8,4]{1,0:S(1)}, bf16[8,4]{1,0}, u32[]{:S(2)}) copy-start(%out)
+  %here = bf16[8,4]{1,0:S(1)} copy-done(%near)
+  ROOT %r = bf16[8,4]{1,0} negate(%here)
+}
+"""
+
+
+def test_a_tpus_loop_counts_to_the_constant_of_its_condition_by_the_step_of_its_body():
+  # six by twos: three runs, each of which sends 64 bytes
+  assert hlo.count(TPU).links == 3 * 64
+
+
+def test_what_stays_in_a_tpus_vector_memory_is_no_traffic_of_hbm():
+  # the kernel reads and writes 64; each permute and counter does so too; the
+  # copy only reads from HBM, and the last kernel only writes to it
+  permutes, counter = 3 * (64 + 64), 3 * 12
+  assert hlo.count(TPU).hbm == 128 + permutes + counter + 64 + 64

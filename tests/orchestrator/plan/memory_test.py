@@ -92,6 +92,36 @@ def test_a_fraction_that_does_not_hold_weights_and_cache_is_refused():
   memory.check_fraction(request('rl:8b_split').recipe.server, share, H100)
 
 
+def test_behind_a_learner_a_servers_fraction_counts_what_is_free():
+  asked = request('rl:2b', server__sglang__mem_fraction=0.5)
+  share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032)
+  # .35 of 79.1 GiB, less 1 of the CUDA context, is 26.7; 4 GiB of weights, 14 of keys and values, .5 of images
+  with pytest.raises(
+    ConfigError, match=r'mem_fraction=0.5: wanted at least 0.69, 18.5 of 26.7 GiB'
+  ):
+    memory.check_fraction(asked.recipe.server, share, H100, 0.65)
+  memory.check_fraction(request('rl:2b').recipe.server, share, H100, 0.65)
+  memory.check_fraction(asked.recipe.server, share, H100)  # on a device of its own
+
+
+def test_learner_and_embedded_server_take_at_most_one_gpu_together():
+  asked = request('rl:2b', server__kind='embedded')
+  share = server.share_of(asked.recipe.server, asked.model, 10)
+  memory.check_fraction(asked.recipe.server, share, H100, 0.65)
+  with pytest.raises(ConfigError, match=r'embedded.memory_fraction=0.3: with .* is 1.10 of a GPU'):
+    memory.check_fraction(asked.recipe.server, share, H100, 0.8)
+  memory.check_fraction(asked.recipe.server, share, parse_target('cpu:1'), 0.8)
+
+
+def test_a_learner_that_does_not_fit_its_share_is_told_the_share_it_needs():
+  found = of_parts(weights=50.0, server=20.0)
+  memory.refuse_share(found, 0.65, H100)
+  with pytest.raises(ConfigError, match=r'memory_fraction=0.6: wanted at least 0.64, 50.0 GiB'):
+    memory.refuse_share(found, 0.6, H100)
+  # a device that is too small as a whole is another refusal
+  memory.refuse_share(of_parts(weights=80.0), 0.6, H100)
+
+
 def test_more_servers_write_the_rollouts_of_a_step_sooner():
   asked = request('rl:8b_split')
   rollouts = server.Rollouts(8, 64, 4132, 1048, asked.shape)

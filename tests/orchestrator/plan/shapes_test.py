@@ -75,8 +75,11 @@ def test_fill_and_padding_are_those_of_the_packed_rows():
   documents = shapes.documents_of_rl(asked.recipe, asked.shape)
   load = shapes.pack(asked.job, documents)
   assert load.tokens == sum(one.size[0] for one in documents) == 453_216
-  assert load.micro_batches == -(-load.rows // 8)
-  assert load.fill == pytest.approx(load.tokens / (load.micro_batches * 8 * 32768))
+  # the middle length of the ladder pads least: three micro-batches of 20,480, of the four in memory
+  assert (load.shape.row_tokens, load.micro_batches, load.shape.micro_batches) == (20480, 3, 4)
+  assert load.fill == pytest.approx(load.tokens / (3 * 8 * 20480))
+  # in full rows these documents would fill two
+  assert load.full_micro_batches == 2
   assert load.images == 8 * 64 + 320 * 16
   assert load.limit == 'tokens'
 

@@ -8,13 +8,29 @@ from paravt_jax.orchestrator.plan import flops, shapes, state, traffic
 from paravt_jax.orchestrator.plan.accelerators import ACCELERATORS
 from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.orchestrator.plan.traffic import Traffic
+from paravt_jax.row_layout import Shape
 from tests.orchestrator.plan.requests import request
 
 
 def micro_batch(job):
   """One micro-batch of padding whose head scores all tokens, as a compiled program counts it."""
   rows, length = job.train.rows, job.train.row_tokens
-  return Load(1, 1, 1, 1, rows, 1, 1.0, 1.0, 1, 1, rows * length, 'tokens')
+  return Load(
+    documents=1,
+    tokens=1,
+    trained=1,
+    images=1,
+    rows=rows,
+    micro_batches=1,
+    fill=1.0,
+    image_fill=1.0,
+    visible_pairs=1,
+    multiplied_pairs=1,
+    scored=rows * length,
+    limit='tokens',
+    shape=Shape(length, 1, 1),
+    full_micro_batches=1,
+  )
 
 
 # TB of one micro-batch without the update, as compiled for H100 with a head in every chunk; RL
@@ -33,13 +49,14 @@ def test_hbm_bytes_of_a_micro_batch_are_the_compilers_within_fifteen_per_cent(mo
 
 
 def test_fsdp_gathers_each_pass_and_reduces_once():
-  job = request('rl:8b', rl__beta=0.0, train__remat=False).job
+  job = request('rl:8b', rl__beta=0.0, train__remat='none').job
   own = traffic.traffic_of(job, micro_batch(job), state.state_of(job)).links
   layers, matrix = 36 * 192_937_984, 4096 * 151_936
   tower = 27 * (4 * 1152**2 + 2 * 1152 * 4304)
-  # one gather in bfloat16 (its layers are kept), one reduction, the head's in float32; and rows of
-  # embeddings, whose width lies on eight devices
-  expected = (2 * (layers + matrix) + 2 * tower + 2 * layers + 4 * matrix) * 7 / 8
+  # layers: one gather in bfloat16 (they are kept), one reduction. Embedding and output matrix: a
+  # gather of each, and sums of whole gradients, in float32 and bfloat16. Then rows of embeddings,
+  # whose width lies on eight devices.
+  expected = (2 * layers + 2 * tower + 2 * layers + (2 * 2 + 2 * 4 + 2 * 2) * matrix) * 7 / 8
   assert own == pytest.approx(expected + 4 * 32768 * 4096 * 2 * 7 / 8)
 
 
