@@ -65,12 +65,13 @@ def _logprobs(config, params, inputs, *, dtype, backend) -> jax.Array:
   return jax.nn.log_softmax(logits_TV)
 
 
-def transformers(folder: str, dtype: str) -> Forward:
-  """Returns the forward pass of transformers on the CPU."""
+def transformers(folder: str, dtype: str, threads: int) -> Forward:
+  """Returns the forward pass of transformers on some threads of the CPU."""
   # heavy, and an extra of the package: only the benches need it
   import torch
   from transformers import Qwen3VLForConditionalGeneration
 
+  torch.set_num_threads(threads)
   loaded = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
   theirs: Any = loaded.eval()  # the stub lacks `__call__`
 

@@ -7,6 +7,7 @@ Each engine also answers the canary. That says what `server.watch.rounding_ratio
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,9 +71,11 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
   is compared with `rollout.gap_ratio`.
   """
   task = _task(recipe)
-  forward = lambda dtype, backend: engines.learner(
-    task.config, task.params, dtype, backend, task.capacity
-  )
+
+  @functools.cache  # an engine that is used twice is compiled once
+  def forward(dtype: str, backend: str) -> engines.Forward:
+    return engines.learner(task.config, task.params, dtype, backend, task.capacity)
+
   requests, image_id = [place.request for place in task.places], task.config.image_id
   say(f'{len(requests)} places in float32 and in the learner')
   exact_RV, learner_RV = (
@@ -218,7 +221,7 @@ def _engines(
   for dtype in DTYPES if 'learner' in chosen else ():
     yield f'learner_{dtype}', engines.local(forward(dtype, 'chunked'), image_id)
   for dtype in DTYPES if 'transformers' in chosen else ():
-    theirs = engines.transformers(str(task.folder), dtype)
+    theirs = engines.transformers(str(task.folder), dtype, task.recipe.threads)
     yield f'transformers_{dtype}', engines.local(theirs, image_id)
   for name, start in (('embedded', _embedded), ('sglang', _sglang)):
     python = pathlib.Path(task.recipe.server.sglang.python)

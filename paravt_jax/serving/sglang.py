@@ -139,6 +139,7 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
     str(o.mem_fraction),
     '--tensor-parallel-size',
     str(o.tensor_parallel),
+    '--enable-fp32-lm-head',  # else logits are rounded to `dtype`; ours are float32
   ]
   if o.device == 'cpu':
     words += [

@@ -72,6 +72,7 @@ def test_the_command_of_a_cpu_server():
     '0.2',
     '--tensor-parallel-size',
     '1',
+    '--enable-fp32-lm-head',
     '--attention-backend',
     'torch_native',
     '--sampling-backend',

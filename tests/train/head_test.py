@@ -95,7 +95,7 @@ def test_logits_of_bfloat16_states_are_float32_and_are_never_rounded():
 
 
 def compiled(program) -> str:
-  return program.compile().as_text()
+  return str(program.compile().as_text())
 
 
 def test_entropy_and_accuracy_carry_no_gradient():

@@ -52,35 +52,47 @@ def test_one_process_holds_all_rows():
   assert sharding.host_rows(common.mesh_of(2, 2, 2)) == (0, 1)
 
 
-def run_two(code, *arguments):
-  """Runs a script as two processes with two devices each. Returns what each printed."""
+def run_two(code, folder, *arguments):
+  """Runs a script as two processes with two devices each. Returns what each printed.
+
+  If one fails, the other would wait for it in a collective: it is killed, and both are shown.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-  started = [
-    subprocess.Popen(
-      [sys.executable, '-c', code, address, str(i), *arguments],
-      cwd=ROOT,
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in (0, 1)
-  ]
+  # processes on a busy machine reach a collective minutes apart
+  flags = '--xla_force_host_platform_device_count=2 --xla_cpu_collective_timeout_seconds=3600'
+  env = {**os.environ, 'XLA_FLAGS': flags}
+  logs = [folder / f'process{i}.log' for i in (0, 1)]  # a pipe that nobody reads would fill up
+  started = []
   try:
-    said = [process.communicate(timeout=patience.seconds(600))[0] for process in started]
+    for i, log in enumerate(logs):
+      with log.open('w') as out:
+        words = [sys.executable, '-c', code, address, str(i), *arguments]
+        started.append(
+          subprocess.Popen(words, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+        )
+    ended = lambda: [process.poll() for process in started]
+    patience.until(lambda: None not in ended() or any(ended()), 'two processes', 600.0, 0.1)
+    codes = ended()
   finally:
     for process in started:
       process.kill()
-  assert [process.returncode for process in started] == [0, 0], said
+      process.wait()
+  said = [log.read_text() for log in logs]
+  assert codes == [0, 0], said
   return said
 
 
+def test_where_one_of_two_processes_fails_the_other_is_not_waited_for(tmp_path):
+  waits = "import sys, time\nprint('here', sys.argv[2])\nsys.exit(3) if sys.argv[2] == '1' else time.sleep(3600)"
+  with pytest.raises(AssertionError, match='here 1'):
+    run_two(waits, tmp_path)
+
+
 @pytest.mark.slow
-def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all():
-  said = run_two(PROCESS)
+def test_two_processes_with_half_of_the_rows_each_make_the_step_of_one_with_all(tmp_path):
+  said = run_two(PROCESS, tmp_path)
   assert all(
     'REFUSED SFT data: the hosts planned different batches ([0, 1])' in one for one in said
   ), said
@@ -133,7 +145,7 @@ print('FOUND', record.step, record.host['number'], checkpoint.steps(root / 'reco
 @pytest.mark.slow
 def test_two_processes_write_one_record_and_one_export_and_read_them(tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{}')
-  for one in run_two(RECORDS, str(tmp_path)):
+  for one in run_two(RECORDS, tmp_path, str(tmp_path)):
     assert 'FOUND 2 2 (2,) True False' in one, one
   _, params = weights.load_hf(tmp_path / 'hf')
   want = [2 * leaf for leaf in jax.tree.leaves(common.params())]

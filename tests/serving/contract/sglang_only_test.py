@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -305,19 +306,86 @@ def test_log_probs_of_the_prompt_can_be_asked_for(served):
   assert served.gap(dataclasses.replace(sent, input_ids=sent.input_ids[:1]), scored) < 1e-4
 
 
-def test_it_serves_the_model_that_adds_deepstack_in_the_published_order(tmp_path):
+# Appended to a copy of published_order: writes which layers get DeepStack to add after the residual.
+RECORDER = """
+
+import pathlib
+
+_Published = EntryClass
+
+
+class Recorder(_Published):
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.deepstack = {}
+    for number, layer in enumerate(self.model.layers):
+      layer.forward = self.recorded(number, layer.forward)
+
+  def recorded(self, number, forward):
+    def run(*args, post_residual_addition=None, **kwargs):
+      if post_residual_addition is not None and post_residual_addition.abs().sum() > 0:
+        with pathlib.Path(__file__).with_name('layers').open('a') as out:
+          out.write(f'{number} ')
+      return forward(*args, post_residual_addition=post_residual_addition, **kwargs)
+
+    return run
+
+
+Recorder.__name__ = _Published.__name__
+EntryClass = Recorder
+"""
+
+
+def test_a_server_adds_deepstack_after_the_residual_of_each_tapped_layer(model_folder, tmp_path):
+  folder = tmp_path / 'sglang'
+  shutil.copytree(ROOT / 'third_party' / 'sglang', folder)
+  with (folder / 'published_order' / 'qwen3_vl.py').open('a') as out:
+    out.write(RECORDER)
+  server = started('sglang', model_folder, tmp_path, launcher=str(folder / 'launch_cpu.py'))
+  layers = folder / 'published_order' / 'layers'
+  try:
+    layers.unlink(missing_ok=True)  # of the warm-up
+    text = request(server.words(12, 3))
+    assert server.gap(text, server.generate(text)) < 1e-4
+    assert not layers.exists()
+    sent = request(server.with_image(4, 6, 5), (frame(5),), banned_ids=banned(server))
+    # which the learner, whose order is the published one, says too
+    assert server.gap(sent, server.generate(sent)) < 1e-4
+  finally:
+    server.process.stop(5.0)
+  # the sum of layer i is made as layer i + 1 begins; SGLang's own order would write nothing
+  taps = len(server.config.vision.taps)
+  assert layers.read_text().split() == [str(number + 1) for number in range(taps)]
+
+
+ORDERS = """
+import sys; sys.path.insert(0, sys.argv[1]); import launch_cpu
+import torch
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.models.registry import ModelRegistry
+output, residual, deepstack = (
+  torch.full((1, 4), value, dtype=torch.bfloat16) for value in (1.0, -1.0, 2.0**-9)
+)
+norm = RMSNorm(4, 1e-6).to(torch.bfloat16)
+print(ModelRegistry.resolve_model_cls(['Qwen3VLForConditionalGeneration'])[0].__module__)
+print(norm(output, residual, deepstack)[1][0, 0].item())
+print(norm(output + deepstack, residual)[1][0, 0].item())
+"""
+
+
+def test_the_published_order_keeps_what_sglangs_own_rounds_away(tmp_path):
+  """In bfloat16 1 + 2**-9 is 1. So a layer whose output cancels the residual shows the order."""
   options = sglang_options(tmp_path)
-  code = (
-    'import sys; sys.path.insert(0, sys.argv[1]); import launch_cpu\n'
-    'from sglang.srt.models.registry import ModelRegistry\n'
-    'print(ModelRegistry.resolve_model_cls(["Qwen3VLForConditionalGeneration"])[0].__module__)'
-  )
-  folder = str(ROOT / 'third_party' / 'sglang')
   said = subprocess.run(
-    [options.python, '-c', code, folder],
+    [options.python, '-c', ORDERS, str(ROOT / 'third_party' / 'sglang')],
     env=sglang.environment(options, os.environ),
     capture_output=True,
     text=True,
     check=True,
   )
-  assert said.stdout.split()[-1] == 'published_order.qwen3_vl'
+  module, published, own = said.stdout.split()[-3:]
+  assert module == 'published_order.qwen3_vl'
+  # the published model: (output + residual) + DeepStack
+  output, residual, deepstack = (jnp.bfloat16(value) for value in (1.0, -1.0, 2.0**-9))
+  assert float(published) == float((output + residual) + deepstack) == 2.0**-9
+  assert float(own) == 0.0

@@ -46,7 +46,10 @@ def test_logits_of_a_bfloat16_server_are_float32_and_are_never_rounded():
   # as written, and as compiled; the matrix itself is bfloat16
   for found in (
     re.findall(rf'tensor<([\dx]*){vocab}x(\w+)>', program.as_text()),
-    [(shape, kind) for kind, shape in re.findall(rf'(\w+)\[([\d,]*){vocab}\]', compiled.as_text())],
+    [
+      (shape, kind)
+      for kind, shape in re.findall(rf'(\w+)\[([\d,]*){vocab}\]', str(compiled.as_text()))
+    ],
   ):
     kinds = {kind for shape, kind in found if not shape.strip('x,').endswith(str(width))}
     assert 'f32' in kinds and not kinds & {'bf16', 'f16'}
