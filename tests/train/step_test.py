@@ -318,7 +318,9 @@ def test_features_of_a_frozen_tower_are_shared_and_change_nothing(updates):
     change = common.change(common.params()['text'], after.params['text'])
     found.append((change, metric_sums.reduce(totals)['policy/loss'], encoded))
   (shared, loss, once), (apart, loss_apart, often) = found
-  assert common.relative(shared, apart) <= 1e-5 and loss == pytest.approx(loss_apart, rel=1e-5)
+  # at rate 1 a second update magnifies the last bits in which the first ones differ
+  bound = {1: 1e-5, 2: 1e-4}[updates]
+  assert common.relative(shared, apart) <= bound and loss == pytest.approx(loss_apart, rel=1e-5)
   assert once == 1 < often
 
 
