@@ -57,24 +57,28 @@ def get_config() -> ConfigDict:
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
       'publish': {'bytes': 1_000_000_000},
-      # engines against float32: a model as deep as 2B and 8B are, narrow
-      'gaps': {
-        'engines': ('learner', 'transformers', 'embedded', 'sglang'),
-        'layers': 28,
-        'width': 64,
-        'texts': 4,
-        'frames': 8,
-        'side': 64,
-        'places': 8,
-        'temperature': 1.0,
-        'concurrency': 8,
-      },
+      'gaps': _gaps(),
       'data': _data(),
       'learner': _learner(),
       'profile': {'steps': 0},  # SFT steps of the suite `learner` that are traced
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }
   ).lock()
+
+
+def _gaps() -> dict:
+  # engines against float32: a model as deep as 2B and 8B are, narrow
+  return {
+    'engines': ('learner', 'transformers', 'embedded', 'sglang'),
+    'layers': 28,
+    'width': 64,
+    'texts': 4,
+    'frames': 8,
+    'side': 64,
+    'places': 8,
+    'temperature': 1.0,
+    'concurrency': 8,
+  }
 
 
 def _data() -> dict:

@@ -435,7 +435,7 @@ def test_every_recipe_has_the_same_door(config, knob):
     ),
     (eval_entry.main, evaluation.get_config, {'shard': '3/2'}, "shard='3/2'"),
     (ask_entry.main, ask.get_config, {'question': 'What?'}, 'video is empty'),
-    (bench_entry.main, bench.get_config, {'suite': 'x'}, "suite='x': wanted one of data, rollout"),
+    (bench_entry.main, bench.get_config, {'suite': 'x'}, "suite='x': wanted one of data, gaps"),
     (
       ablate.main,
       ablations.get_config,

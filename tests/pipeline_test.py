@@ -112,7 +112,7 @@ class Learning:
     self.mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     made = optimizer.make_optimizer(ADAM, model.logical_axes(self.config), ('visual',))
     options = step.ModelOptions(
-      'float32', False, 'xla', 512, CONTEXT.temperature, tuple(self.tok.vision_ids)
+      'float32', 'none', 'xla', 512, CONTEXT.temperature, tuple(self.tok.vision_ids)
     )
     self.step = step.make_rl_step(self.config, made, self.mesh, options, RL)
     self.state = state.from_params(self.config, made, self.mesh, params)

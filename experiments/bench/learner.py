@@ -12,34 +12,25 @@ import os
 import pathlib
 import platform
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from experiments.bench import learner_cases, learner_plot
+from experiments.bench import learner_attention, learner_cases, learner_plot
 from experiments.bench.generate import limit_cores
 from experiments.bench.learner_cases import Case
 from experiments.bench.learner_torch import Result, TorchModel, TorchOptions
 from experiments.bench.measuring import say
-from experiments.bench.recipe import AttentionBench, BenchRecipe
-from paravt_jax import packing
-from paravt_jax.models import attention
-from paravt_jax.models.attention import ranges, tiled
+from experiments.bench.recipe import BenchRecipe
+from experiments.bench.turns import Turn, median_ratio, spread, take_turns
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import parts, profiling
 from paravt_jax.orchestrator.plan.accelerators import ACCELERATORS
-from paravt_jax.packing import Sample, Tree
 from paravt_jax.train import heap, metric_sums, sharding, state, step
 from paravt_jax.train.optimizer import OptimizerOptions, make_optimizer
 
 Step = Callable[[], Result]
-_KERNELS = {'gpu': 'triton', 'cuda': 'triton', 'tpu': 'splash'}  # by JAX's platform
-_MICROSECONDS = 1e6
 
 
 def suite(recipe: BenchRecipe) -> dict[str, Any]:
@@ -78,7 +69,9 @@ def _measure(recipe: BenchRecipe) -> dict[str, Any]:
   report['versus_torch'] = {**ratios, **versus}
   report['prefix_sharing'] = bench.sharing(shared, ours, alone)
   say('attention: every backend that this device has')
-  report['attention'] = attention_times(knobs.attention, bench.config, device, recipe.seed)
+  report['attention'] = learner_attention.attention_times(
+    knobs.attention, bench.config, device, recipe.seed
+  )
   folder = bench.profile(learner_cases.text_case(bench.config, knobs, seed))
   return report | {'profile': folder}
 
@@ -175,7 +168,7 @@ class _Bench:
     }
     return found | self._speed(case, turns['ours'])
 
-  def _speed(self, case: Case, turns: list['Turn']) -> dict[str, Any]:
+  def _speed(self, case: Case, turns: list[Turn]) -> dict[str, Any]:
     seconds = statistics.median(one.wall for one in turns)
     needed = case.needed_flops(self.config, self.knobs.freeze_vision)
     peak = peak_flops(jax.devices()[0], self.knobs.dtype)
@@ -217,46 +210,6 @@ class _Bench:
 # Time
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-  """Seconds of one turn."""
-
-  wall: float
-  cpu: float  # of all threads of this process
-
-
-def take_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Turn]]:
-  """Runs each `repeats` times, one after the other and in turns of both orders."""
-  turns: dict[str, list[Turn]] = {name: [] for name in runs}
-  for turn in range(repeats):
-    names = list(runs) if turn % 2 == 0 else list(runs)[::-1]
-    for name in names:
-      wall, cpu = time.perf_counter(), time.process_time()
-      runs[name]()
-      turns[name].append(Turn(time.perf_counter() - wall, time.process_time() - cpu))
-  return turns
-
-
-def median_ratio(
-  turns: Mapping[str, list[Turn]], top: str, bottom: str, cpu: bool = False
-) -> float:
-  """Returns the median over the turns of one's seconds divided by the other's."""
-  seconds = (lambda one: one.cpu) if cpu else (lambda one: one.wall)
-  pairs = zip(turns[top], turns[bottom], strict=True)
-  # process_time may stand still for a very short turn
-  return statistics.median(seconds(a) / max(seconds(b), 1 / _MICROSECONDS) for a, b in pairs)
-
-
-def spread(turns: Mapping[str, list[Turn]]) -> dict[str, float]:
-  """Returns median, least and most seconds of each."""
-  found = {}
-  for name, values in turns.items():
-    walls = [one.wall for one in values]
-    found[f'{name}_seconds'] = statistics.median(walls)
-    found[f'{name}_least_seconds'], found[f'{name}_most_seconds'] = min(walls), max(walls)
-  return found
-
-
 def peak_flops(device: Any, dtype: str) -> float | None:
   """Returns a device's FLOP/s by its data sheet, None for one that is not in the plan's table."""
   if device.platform == 'cpu':
@@ -265,83 +218,3 @@ def peak_flops(device: Any, dtype: str) -> float | None:
   # the longest name first: 'a100_40' is no A100 of 80 GB, which only the memory tells
   known = [one for name, one in ACCELERATORS.items() if name in kind or one.title.lower() in kind]
   return known[0].flops(dtype) if known else None
-
-
-# Attention
-
-
-def attention_times(
-  knobs: AttentionBench, config: Config, device: Any, seed: int
-) -> dict[str, Any]:
-  """Returns seconds of a forward and backward pass by backend, and the pairs that are multiplied.
-
-  `pairs_ratio` is pairs of tokens that the tiled form multiplies per pair that sees each other, on
-  a row of episodes with a shared prompt. Times are those of a row of the same kind, so short that
-  the plain form's weights fit.
-  """
-  pairs = _episode_rows(knobs.prompt, knobs.reply, knobs.replies, knobs.pair_row_tokens)
-  tile = tiled.tile_size(knobs.pair_row_tokens)
-  visible = ranges.count_visible_pairs(*pairs)
-  multiplied = ranges.count_tile_pairs(*pairs, tile) * tile**2
-  # the timed row: everything smaller by the same factor
-  scale = knobs.row_tokens / knobs.pair_row_tokens
-  short = _episode_rows(
-    int(knobs.prompt * scale), int(knobs.reply * scale), knobs.replies, knobs.row_tokens
-  )
-  backends = {'plain': 'xla', 'chunked': 'chunked', 'tiled': 'tiled'}
-  kernel = _KERNELS.get(device.platform)
-  runs = {name: _attention_run(backend, config, short, seed) for name, backend in backends.items()}
-  if kernel is not None:
-    runs['kernel'] = _attention_run(kernel, config, short, seed)
-  for run in runs.values():
-    run()
-  turns = take_turns(runs, knobs.repeats)
-  seconds = {
-    f'{name}_seconds': statistics.median(t.wall for t in one) for name, one in turns.items()
-  }
-  return {
-    'pairs_ratio': multiplied / visible,
-    'visible_pairs': visible,
-    'multiplied_pairs': multiplied,
-    'kernel_seconds': None,
-    **seconds,
-    'plain_to_tiled_ratio': median_ratio(turns, 'plain', 'tiled'),
-    'tiled_to_kernel_ratio': median_ratio(turns, 'tiled', 'kernel') if kernel else None,
-  }
-
-
-def _episode_rows(prompt: int, reply: int, replies: int, length: int) -> tuple[Any, Any]:
-  """Returns segments and branches of one row, filled with prompts and their replies."""
-  tree = Tree(_blank(prompt), (_blank(reply),) * replies)
-  count = length // (prompt + reply * replies)
-  rows = packing.pack(
-    (tree,) * count, row_tokens=length, row_images=0, image_patches=4, image_id=0,
-    rows_multiple=1, extras={},
-  )  # fmt: skip
-  return rows.segments_RT, rows.branches_RT
-
-
-def _blank(tokens: int) -> Sample:
-  return Sample(np.ones(tokens, np.int32))
-
-
-def _attention_run(backend: str, config: Config, rows: tuple[Any, Any], seed: int) -> Callable:
-  """Returns a forward and backward pass of one backend, compiled at its first call."""
-  text, length = config.text, rows[0].shape[1]
-  dtype = jnp.float32 if backend not in _KERNELS.values() else jnp.bfloat16
-  keys = jax.random.split(jax.random.key(seed), 4)
-  counts = (text.heads, text.kv_heads, text.kv_heads, text.heads)
-  q, k, v, direction = (
-    jax.random.normal(key, (1, length, heads, text.head_dim), dtype)
-    for key, heads in zip(keys, counts)
-  )
-  segments, branches = map(jnp.asarray, rows)
-
-  @jax.jit
-  def both(q, k, v):
-    call = functools.partial(
-      attention.attend, segments_BT=segments, branches_BT=branches, backend=backend
-    )
-    return jax.vjp(call, q, k, v)[1](direction)
-
-  return lambda: jax.block_until_ready(both(q, k, v))

@@ -5,7 +5,8 @@ import pathlib
 
 import numpy as np
 
-from experiments.bench.recipe import BenchRecipe, LearnerBench
+from experiments.bench.learner_options import LearnerBench
+from experiments.bench.recipe import BenchRecipe
 from paravt_jax import packing, seeds
 from paravt_jax.models.attention import ranges
 from paravt_jax.models.qwen3_vl.config import Config

@@ -11,7 +11,8 @@ from PIL import Image
 
 from configs import bench as recipes
 from experiments import launch
-from experiments.bench import learner, learner_cases, learner_plot
+from experiments.bench import learner, learner_attention, learner_cases, learner_plot
+from experiments.bench import turns as taking
 from experiments.bench.learner import Turn
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.orchestrator.profiling import ProfileOptions
@@ -56,16 +57,16 @@ def test_a_ratio_is_the_median_over_the_pairs_of_turns():
     'ours': [Turn(1.0, 2.0), Turn(2.0, 2.0), Turn(4.0, 2.0)],
     'torch': [Turn(3.0, 8.0), Turn(2.0, 6.0), Turn(8.0, 4.0)],  # 3, 1 and 2 times
   }
-  assert learner.median_ratio(turns, 'torch', 'ours') == 2.0
-  assert learner.median_ratio(turns, 'torch', 'ours', cpu=True) == 3.0
-  assert learner.spread(turns)['ours_seconds'] == 2.0
-  assert learner.spread(turns)['torch_most_seconds'] == 8.0
+  assert taking.median_ratio(turns, 'torch', 'ours') == 2.0
+  assert taking.median_ratio(turns, 'torch', 'ours', cpu=True) == 3.0
+  assert taking.spread(turns)['ours_seconds'] == 2.0
+  assert taking.spread(turns)['torch_most_seconds'] == 8.0
 
 
 def test_turns_alternate_in_both_orders():
   seen = []
   runs = {name: lambda name=name: seen.append(name) for name in ('a', 'b')}
-  turns = learner.take_turns(runs, 3)
+  turns = taking.take_turns(runs, 3)
   assert seen == ['a', 'b', 'b', 'a', 'a', 'b']
   assert {name: len(one) for name, one in turns.items()} == {'a': 3, 'b': 3}
 
@@ -106,7 +107,7 @@ def test_lengths_of_documents_with_frames_differ_and_rows_hold_them_all():
 def test_pairs_are_counted_on_the_published_episodes_and_times_on_a_short_row():
   recipe = _recipe()
   config = learner_cases.model_config(common.CONFIG, recipe.learner)
-  found = learner.attention_times(recipe.learner.attention, config, jax.devices()[0], 0)
+  found = learner_attention.attention_times(recipe.learner.attention, config, jax.devices()[0], 0)
   prompt, reply, replies, trees = 4200, 900, 8, 2
   own = reply * (reply + 1) // 2 + reply * prompt
   assert found['visible_pairs'] == trees * (prompt * (prompt + 1) // 2 + replies * own)

@@ -37,7 +37,9 @@ def test_the_recipe_is_the_trained_agent_decoding_greedily(scale):
     trained.sampling.context = 4096
     trained.server.embedded.lanes = (*trained.server.embedded.lanes, (4096, 8))
   assert ours.sampling.to_dict() == {**trained.sampling.to_dict(), 'temperature': 0.0}
-  for section in ('agent', 'subagent', 'reward', 'video', 'server'):
+  # at 2b the trainer's server shares its GPU with the learner; an evaluation has it to itself
+  same = ('agent', 'subagent', 'reward', 'video', *(() if scale == '2b' else ('server',)))
+  for section in same:
     assert ours[section].to_dict() == trained[section].to_dict()
   assert ours.is_locked and set(ours.paths) == set(benchmarks.BENCHMARKS)
   if scale != 'tiny':

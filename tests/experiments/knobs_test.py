@@ -131,7 +131,7 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
 def test_a_section_that_there_is_not_is_refused_with_those_that_there_are(section, hint):
   with pytest.raises(ConfigError) as caught:
     knob_reference.select_knobs(knobs.KINDS['rl'].knobs(), [section])
-  names = 'name, scale, seed, run, model, data, '
+  names = 'name, scale, seed, run, profile, model, data, '
   said = f'{section}: no such section or knob; {hint}wanted one of {names}'
   assert str(caught.value).startswith(said) and '\n' not in str(caught.value)
 

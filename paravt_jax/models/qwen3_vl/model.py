@@ -266,11 +266,11 @@ def hidden(
     [B, T, D] in `dtype`; outputs at padding are garbage.
   """
   shapes.check(**{name: array for name, array in inputs._asdict().items() if name.endswith('T')})
+  params = jax.tree.map(jnp.asarray, params)  # models/layers.py takes no NumPy constants
   # image features, [B, N, Y, D]
   if features is None:
-    features = encode_inputs(
-      config, params, inputs, dtype, remat=remat, place=place, backend=backend
-    )
+    options: Any = {'remat': remat, 'place': place, 'backend': backend}
+    features = encode_inputs(config, params, inputs, dtype, **options)
   if freeze_vision:
     features = jax.lax.stop_gradient(features)
 

@@ -75,9 +75,11 @@ def encode_images(
       'with zeros'
     )
 
+  visual = jax.tree.map(jnp.asarray, params['visual'])  # see model.hidden
+
   def encode(patches_BNXPC, grids_BN2):
     new_block = vision.VisionBlock(v, dtype, place, backend)
-    return _encode(config, params['visual'], patches_BNXPC, grids_BN2, dtype, remat, new_block)
+    return _encode(config, visual, patches_BNXPC, grids_BN2, dtype, remat, new_block)
 
   size = -(-images // _BLOCKS)
   if size == images:
