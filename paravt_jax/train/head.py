@@ -159,8 +159,11 @@ def _by_chunk(score: Callable[..., Scores], parts: tuple[jax.Array, ...]) -> Sco
   """Returns scores [chunks, B, chunk] of `parts`: hidden states, targets, and which to score.
 
   Only one chunk's logits are in memory at a time; the backward pass computes them again. Chunks
-  without a token to score are skipped.
+  without a token to score are skipped. A single chunk is computed once.
   """
+  if parts[0].shape[0] == 1:
+    # its logits live until the backward pass, which begins with them
+    return jax.tree.map(lambda x: x[None], score(*(part[0] for part in parts)))
 
   # checkpoint around the cond: inside, the backward pass would keep a copy of the head per chunk
   @jax.checkpoint
