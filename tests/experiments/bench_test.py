@@ -298,8 +298,6 @@ def test_every_figure_that_is_no_count_has_a_unit(report):
   bare = {name for name, _ in bench.leaves(report) if not bench._unit(name)}
   assert bare == {
     'embedded_vs_transformers.batch',
-    'embedded_vs_transformers.new_tokens',
-    'prefix_reuse.prompt_tokens',
     'prefix_reuse.rollouts',
   }
 
