@@ -54,8 +54,12 @@ class Queue:
     self._tasks = tasks
     self._client = server.client
     self._batch = knobs.prompts
+    self._staleness = knobs.staleness
     self._running: dict[asyncio.Task, int] = {}
     self._ready: list[tuple[int, Group]] = []
+    self._number = self.schedule.version  # of the step that the next batch is for
+    # position -> the delivered version with which its group began, until it is handed out
+    self._began: dict[int, int] = {}
     self._handed: list[tuple[int, Group]] = []  # handed out for a step that is not finished
     self._delivery: asyncio.Task | None = None
     self._lost = 0
@@ -66,6 +70,7 @@ class Queue:
   def _fill(self) -> None:
     """Starts as many groups as may run."""
     while (position := self.schedule.start()) is not None:
+      self._began[position] = self.schedule.version
       epoch, index = self._order.at(position)
       prompt = groups.Prompt(self._tasks[index], epoch)
       self._running[
@@ -75,10 +80,13 @@ class Queue:
   async def next_batch(self) -> list[Group]:
     """Returns the next step's groups, in the order of their positions.
 
+    Groups that began with an older version go first, and a group that would be too old for the step
+    after is waited for: newer ones may have overtaken it.
+
     Raises:
       RolloutError: too many groups in a row are lost.
     """
-    while len(self._ready) < self._batch:
+    while len(self._ready) < self._batch or any(map(self._is_due, self._running.values())):
       self._fill()
       delivery = {self._delivery} if self._delivery is not None else set()
       done, _ = await asyncio.wait({*self._running, *delivery}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,9 +94,20 @@ class Queue:
         await self.delivered()
       for task in sorted(done - delivery, key=self._running.__getitem__):
         self._take(self._running.pop(task), task.result())
+    self._ready.sort(key=lambda pair: self._began[pair[0]])  # else in the order of their ends
     self._handed, self._ready = self._ready[: self._batch], self._ready[self._batch :]
+    for position, _ in self._handed:
+      del self._began[position]
+    self._number += 1
     self._fill()  # with staleness above 0 the next groups run while the learner steps
     return [group for _, group in sorted(self._handed, key=lambda pair: pair[0])]
+
+  def _is_due(self, position: int) -> bool:
+    """Returns whether a group must be in the next batch, or its tokens get too old.
+
+    The schedule starts so few groups with a version that all that are due fit into a batch.
+    """
+    return self._began[position] + self._staleness <= self._number
 
   def mark_trained(self) -> None:
     """Records that the update on the last batch is finished."""
@@ -124,6 +143,7 @@ class Queue:
       self._lost = 0
       return
     self.schedule.reject(position)
+    del self._began[position]
     self._dropped[group.dropped[0]] += 1
     self._lost += 1
     if self._lost >= LOST_IN_A_ROW:

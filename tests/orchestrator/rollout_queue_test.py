@@ -121,6 +121,27 @@ def test_batches_follow_the_data_order_whatever_finishes_first(started):
   assert asyncio.run(run()) == (order(6, 4)[:2], order(6, 4)[2:])
 
 
+@pytest.mark.parametrize('staleness', [1, 2])
+def test_a_slow_group_that_newer_ones_overtook_is_waited_for_before_it_is_too_old(
+  started, staleness
+):
+  async def run():
+    made = queue(size=20, staleness=staleness)
+    slow = order(20, 1)[0]
+    started.delays = {slow: 0.3}
+    batches = []
+    for version in range(1, staleness + 3):
+      batches.append(ids(await made.next_batch()))
+      made.mark_trained()
+      made.deliver(asyncio.sleep(0), version)
+      await made.delivered()
+    await made.close()
+    return [slow in batch for batch in batches]
+
+  # it began with version 0, so the step from version `staleness` is the last that may take it
+  assert asyncio.run(run()) == [number == staleness for number in range(staleness + 2)]
+
+
 def test_without_staleness_nothing_runs_while_the_learner_steps(started):
   async def run():
     made = queue(staleness=0)
