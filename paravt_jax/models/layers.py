@@ -38,15 +38,41 @@ def _product_backward(saved, d_y):
   """Returns the gradients of `x` and `kernel`.
 
   Automatic differentiation writes the kernel's gradient as a transposed product. XLA then copies
-  the larger operand to another layout on a CPU; contracting both over the tokens copies nothing.
+  the larger operand to another layout on a CPU, and so it does with several axes of tokens;
+  contracting both over one axis of tokens copies nothing.
   """
   x, kernel = saved
   d_x = jax.lax.dot_general(d_y, kernel, (((d_y.ndim - 1,), (1,)), ((), ())))
-  tokens = tuple(range(x.ndim - 1))
-  return d_x, jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
+  flat_x, flat_d_y = (a.reshape(-1, a.shape[-1]) for a in (x, d_y))
+  return d_x, jax.lax.dot_general(flat_x, flat_d_y, (((0,), (0,)), ((), ())))
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def swiglu_product(gate: jax.Array, up: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Returns (silu(gate) * up) @ kernel (Shazeer 2020), as `product` does.
+
+  The backward pass computes the hidden units silu(gate) * up again, which is cheaper than to keep
+  them.
+  """
+  return (jax.nn.silu(gate) * up) @ kernel
+
+
+def _swiglu_forward(gate, up, kernel):
+  return swiglu_product(gate, up, kernel), (gate, up, kernel)
+
+
+def _swiglu_backward(saved, d_y):
+  gate, up, kernel = saved
+  sigmoid = jax.nn.sigmoid(gate)
+  silu = gate * sigmoid
+  d_hidden, d_kernel = _product_backward((silu * up, kernel), d_y)
+  return d_hidden * up * (sigmoid + silu * (1 - sigmoid)), d_hidden * silu, d_kernel
+
+
+swiglu_product.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 class Linear(nn.Module):
@@ -63,15 +89,25 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.normal(self.scale * x.shape[-1] ** -0.5)
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', named(init, self.axes), shape, jnp.float32)
-    y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = product(x.astype(self.dtype), self._kernel(x.shape[-1]))
     if self.bias:
       init = named(nn.initializers.zeros, self.axes[1:])
       bias = self.param('bias', init, (self.features,), jnp.float32)
       y = y + bias.astype(self.dtype)
     return y
+
+  def _kernel(self, width: int) -> jax.Array:
+    init = named(nn.initializers.normal(self.scale * width**-0.5), self.axes)
+    return self.param('kernel', init, (width, self.features), jnp.float32).astype(self.dtype)
+
+
+class GatedLinear(Linear):
+  """Computes (silu(gate) * up) @ kernel in `dtype`; it has no bias."""
+
+  @nn.compact
+  def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+    kernel = self._kernel(gate.shape[-1])
+    return swiglu_product(gate.astype(self.dtype), up.astype(self.dtype), kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -146,26 +182,6 @@ def rotate(x_BTHF: jax.Array, angle_BTF: jax.Array) -> jax.Array:
   sin = jnp.sin(angle_BTF)[..., None, :]
   a, b = jnp.split(x_BTHF.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHF.dtype)
-
-
-@jax.custom_vjp
-def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-  """Returns silu(gate) * up (Shazeer 2020). The backward pass reads both and saves nothing else."""
-  return jax.nn.silu(gate) * up
-
-
-def _swiglu_forward(gate, up):
-  return swiglu(gate, up), (gate, up)
-
-
-def _swiglu_backward(saved, d_y):
-  gate, up = saved
-  sigmoid = jax.nn.sigmoid(gate)
-  silu = gate * sigmoid
-  return d_y * up * (sigmoid + silu * (1 - sigmoid)), d_y * silu
-
-
-swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 def stacked_init(init: Callable[[jax.Array], dict], key: jax.Array, count: int) -> dict:

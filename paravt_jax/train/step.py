@@ -119,7 +119,9 @@ def make_sft_step(
       return -scores.logprob_RT.sum() / count, metric_sums.sft(scores, trained_MRT[index])
 
     # gradient of all micro-batches, then one update
-    gradient, totals = _accumulate(loss, trainable, batch['used'], places, in_place)
+    gradient, totals = _accumulate(
+      loss, trainable, len(batch['mask']), batch['used'], places, in_place
+    )
     trainable, opt_state, norms = _update(
       optimizer, gradient, state.opt_state, trainable, state.step
     )
@@ -202,7 +204,7 @@ def _rl_step(
   def update(features, before, carry):
     trainable, opt_state, totals = carry
     share = functools.partial(loss, features=features, before=before)
-    gradient, new = accumulate(share, trainable, batch['used'])
+    gradient, new = accumulate(share, trainable, len(batch['mask']), batch['used'])
     trainable, opt_state, norms = _update(optimizer, gradient, opt_state, trainable, state.step)
     return trainable, opt_state, metric_sums.merge(totals, metric_sums.merge(new, norms))
 
@@ -356,14 +358,19 @@ def _in_place(config: Config, optimizer: Optimizer, options: ModelOptions) -> bo
 
 
 def _accumulate(
-  loss: Callable, trainable: Any, used: jax.Array, places: Any, in_place: bool
+  loss: Callable, trainable: Any, count: int, used: jax.Array, places: Any, in_place: bool
 ) -> tuple[Any, metric_sums.MetricSums]:
   """Sums the gradient of loss(trainable, index, layer_sums) -> (value, metric sums).
 
-  It sums over the `used` micro-batches, in float32, and the metric sums too. The sums lie where the
+  It sums over the `used` of `count` micro-batches, in float32, and the metric sums too. The sums lie where the
   parameters do (`places`). With `in_place`, loss adds the gradients of the decoder's layers to
   `layer_sums` itself (model.hidden); else it gets None.
   """
+  if count == 1:
+    # no loop and no sums; a micro-batch that is not used has a gradient of zero
+    gradient, totals = jax.grad(loss, has_aux=True)(trainable, jnp.int32(0), None)
+    gradient = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+    return jax.lax.with_sharding_constraint(gradient, places), totals
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
   shapes = jax.eval_shape(lambda: loss(trainable, jnp.int32(0), None)[1])
   no_totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -48,7 +48,7 @@ _BY_RANGES: Mapping[str, Callable[..., jax.Array]] = {
 }
 BACKENDS = ('auto', *_BY_SEGMENTS, *_BY_RANGES)
 
-_SHORT_ROW = 1024  # tokens; up to here 'chunked' is as fast as 'tiled' on a CPU
+_SHORT_ROW = 512  # tokens; up to here 'chunked' is as fast as 'tiled' on a CPU
 _LARGE_IMAGE = 1024  # patches; below, all weights of an image are in memory at once
 # the mesh axes that split rows and heads (train/sharding.RULES)
 _ROW_AXES = ('data', 'fsdp')

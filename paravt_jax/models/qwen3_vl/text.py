@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paravt_jax.models.layers import Linear, RMSNorm, rotate, swiglu
+from paravt_jax.models.layers import GatedLinear, Linear, RMSNorm, rotate
 from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl.config import TextConfig
 
@@ -73,7 +73,11 @@ class TextLayer(nn.Module):
 
   def _mlp(self, x_BTD):
     c = self.config
-    gate = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='gate')(x_BTD)
-    up = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name='up')(x_BTD)
-    down = Linear(c.width, ('mlp', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='down')
-    return down(self.place(swiglu(gate, up), 'rows', None, 'mlp'))
+
+    def hidden(name):
+      flat = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name=name)(x_BTD)
+      return self.place(flat, 'rows', None, 'mlp')
+
+    scale = (2 * c.layers) ** -0.5
+    down = GatedLinear(c.width, ('mlp', 'embed'), self.dtype, False, scale, name='down')
+    return down(hidden('gate'), hidden('up'))

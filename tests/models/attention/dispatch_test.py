@@ -109,7 +109,8 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
   ('platform', 'length', 'dtype', 'backend'),
   [
-    ('cpu', 1024, 'float32', 'chunked'),
+    ('cpu', 512, 'float32', 'chunked'),
+    ('cpu', 1024, 'float32', 'tiled'),
     ('cpu', 2048, 'float32', 'tiled'),
     ('gpu', 512, 'float32', 'tiled'),
     ('cuda', 512, 'bfloat16', 'triton'),
