@@ -140,7 +140,7 @@ def _tiny(config: ConfigDict) -> None:
     {
       'dtype': 'float32',
       'remat': 'none',
-      'backend': 'chunked',
+      'backend': 'tiled',
       'head_chunk': 1024,
       'row_tokens': 1024,
       'row_images': 160,
@@ -185,7 +185,7 @@ def _tiny_sft(config: ConfigDict) -> None:
     {
       'dtype': 'float32',
       'remat': 'none',
-      'backend': 'chunked',
+      'backend': 'tiled',
       'head_chunk': 512,
       'freeze_vision': False,
       'row_tokens': 512,

@@ -142,14 +142,16 @@ def _learner() -> dict:
     'temperature': 0.7,
     'repeats': 5,
     'text': {'documents': 4, 'tokens': 512, 'row_tokens': 512},
-    # a few long documents among short ones, as overviews and windows of videos give them
+    # two episodes of three calls each: a long overview, short windows
     'packed': {
-      'documents': 8,
-      'frames': (1, 48),
+      'overviews': 2,
+      'overview_frames': (32, 48),
+      'windows': 6,
+      'window_frames': (4, 12),
       'frame_side': 32,
       'words': (20, 300),
-      'row_tokens': 1024,
-      'row_images': 128,
+      'row_tokens': 768,
+      'row_images': 96,
     },
     'group': {
       'rollouts': 8,

@@ -74,12 +74,14 @@ def text_case(config: Config, knobs: LearnerBench, seed: int) -> Case:
 
 
 def packed_case(config: Config, knobs: LearnerBench, seed: int) -> Case:
-  """Returns documents of frames and text whose lengths differ as those of a corpus do."""
+  """Returns overviews and windows in a random order; their lengths differ as in a corpus."""
   one = knobs.packed
   rng = seeds.rng(seed, 'learner', 'packed')
+  kinds = [one.overview_frames] * one.overviews + [one.window_frames] * one.windows
   trees = []
-  for _ in range(one.documents):
-    frames = int(rng.integers(one.frames[0], one.frames[1] + 1))
+  for place in rng.permutation(len(kinds)):
+    least, most = kinds[place]
+    frames = int(rng.integers(least, most + 1))
     words = int(rng.integers(one.words[0], one.words[1] + 1))
     trees.append(Tree(_document(config, rng, frames, words, one.frame_side)))
   return _case(config, tuple(trees), one.row_tokens, one.row_images, _patches(one.frame_side))

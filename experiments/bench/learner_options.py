@@ -41,10 +41,12 @@ class TextBench(Options):
 
 @dataclasses.dataclass(frozen=True)
 class FramesBench(Options):
-  """Documents of frames and text, of different lengths."""
+  """Overviews of videos and windows of them, each with text: documents of different lengths."""
 
-  documents: Annotated[int, COUNT]  # of a step
-  frames: Annotated[tuple[int, int], span(1)]  # of a document
+  overviews: Annotated[int, COUNT]  # of a step
+  overview_frames: Annotated[tuple[int, int], span(1)]  # of an overview
+  windows: Annotated[int, COUNT]  # of a step
+  window_frames: Annotated[tuple[int, int], span(1)]  # of a window
   frame_side: Annotated[int, multiple_of(32)]  # pixels
   words: Annotated[tuple[int, int], span(2)]  # tokens of text behind the frames
   row_tokens: Annotated[int, COUNT]  # of our rows
