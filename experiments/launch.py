@@ -21,6 +21,7 @@ from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.orchestrator import compile_cache, device
 from paravt_jax.orchestrator.host import Host
+from paravt_jax.train import heap
 
 R = TypeVar('R')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -115,6 +116,7 @@ def use_device(recipe: Any) -> None:
   if not isinstance(options, device.DeviceOptions):
     return
   os.environ.update(device.settings(options, os.environ))
+  heap.keep_pages()
   gpus = device.learner_gpus(recipe)
   chosen = any(name in os.environ for name in ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'))
   if gpus and not chosen:

@@ -46,6 +46,7 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
 
 
 def _measure(recipe: BenchRecipe) -> dict[str, Any]:
+  heap.keep_pages()  # as a trainer does; it serves torch too
   bench = _Bench(recipe)
   knobs, seed = recipe.learner, recipe.seed
   device = jax.devices()[0]
@@ -103,7 +104,6 @@ class _Bench:
       folder = learner_cases.build_folder(recipe, sizes, tiny)
     self.config, self._params = weights.load_hf(folder)
     self.mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    heap.keep_pages(self.mesh)  # as a trainer does; it serves torch too
     self.optimizer_options = dataclasses.replace(
       OptimizerOptions.published(), learning_rate=knobs.learning_rate
     )

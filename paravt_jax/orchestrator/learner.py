@@ -47,8 +47,8 @@ class Trainer:
     """
     self._model_folder = model_folder
     self.model_config, self.tok = parts.open_model(model_folder)
+    heap.keep_pages()
     self.mesh = parts.make_mesh(recipe.mesh)
-    heap.keep_pages(self.mesh)
     self.optimizer = parts.make_optimizer(
       recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
     )

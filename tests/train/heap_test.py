@@ -11,10 +11,10 @@ from tests import patience
 PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
-from paravt_jax.train import heap, sharding
-mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+from paravt_jax.train import heap
 if sys.argv[1] == 'keep':
-  assert heap.keep_pages(mesh)
+  assert heap.keep_pages()
+jax.devices()
 
 @jax.jit
 def run(x):

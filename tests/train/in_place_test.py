@@ -56,6 +56,7 @@ def test_on_a_mesh_too():
   assert common.relative(deep, plain) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_trained_tower_keeps_the_plain_backward_pass():
   plain, _ = one_step('sft', remat='none', optimizer=TRAINED)
   deep, _ = one_step('sft', remat='layers', optimizer=TRAINED)

@@ -195,6 +195,7 @@ def acted(before, after):
   return np.abs(common.change(before, jax.device_get(after.params))).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('updates', [1, 2])
 def test_a_schedule_counts_batches_however_many_updates_each_makes(updates):
   rl, built = dataclasses.replace(common.RL, updates_per_batch=updates), signed()
@@ -215,6 +216,7 @@ def test_a_schedule_counts_batches_however_many_updates_each_makes(updates):
   )  # the cosine has ended, and not before
 
 
+@pytest.mark.slow
 def test_a_skipped_update_does_not_hold_back_the_schedule():
   built = signed()
   train = step.make_sft_step(common.CONFIG, built, common.mesh_of(), common.MODEL)

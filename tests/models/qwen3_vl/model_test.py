@@ -131,6 +131,7 @@ def test_an_image_in_a_still_slot_is_seen_as_in_a_frame_slot(params):
   )
 
 
+@pytest.mark.slow
 def test_still_slots_that_nobody_fills_change_nothing_and_give_no_gradient(params):
   _, _, inputs = _inputs()
   empty = inputs._replace(

@@ -57,6 +57,7 @@ def test_empty_blocks_are_not_computed(params):
   assert np.isnan(found.merged_BNYD[:, :4]).any() and not found.merged_BNYD[:, 4:].any()
 
 
+@pytest.mark.slow
 def test_the_gradient_of_blocks_is_that_of_images_alone(params):
   patches, grids = slots(5)
 

@@ -73,7 +73,7 @@ def test_auto_is_the_kernel_on_gpus_and_tiles_elsewhere(monkeypatch):
 
   for platform, backend in (('cuda', 'triton'), ('tpu', 'splash'), ('cpu', 'tiled')):
     assert dataclasses.replace(job, train=Auto, platform=platform).backend == backend
-  monkeypatch.setattr(Auto, 'row_tokens', 1024)
+  monkeypatch.setattr(Auto, 'row_tokens', 512)
   assert dataclasses.replace(job, train=Auto, platform='cpu').backend == 'chunked'
   monkeypatch.setattr(Auto, 'dtype', 'float32')
   assert dataclasses.replace(job, train=Auto, platform='cuda').backend == 'tiled'
