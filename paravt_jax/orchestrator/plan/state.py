@@ -34,7 +34,7 @@ class State:
   reference: int  # what is trained, in the compute dtype, without an optimizer state
   parameters: int  # number of parameters
   trained: int  # of them those that are trained
-  checkpoint: int  # bytes of a record on disk: weights and optimizer
+  checkpoint: int  # bytes of a record on disk: trained weights and optimizer
   published: int  # bytes of one version of the trained weights, in bfloat16
 
 
@@ -76,7 +76,7 @@ def _state(
     reference=0,
     parameters=parameters_of(config),
     trained=trained_numbers,
-    checkpoint=_bytes(found.params) + _bytes(found.opt_state),
+    checkpoint=_bytes(trained) + _bytes(found.opt_state),
     published=trained_numbers * 2,
   )
 

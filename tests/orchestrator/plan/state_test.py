@@ -39,7 +39,7 @@ def test_weights_and_optimizer_are_the_bytes_that_a_device_holds(mesh):
   assert found.gradients == on_first_device(trained)
   assert found.parameters == sum(x.size for x in jax.tree.leaves(params))
   assert found.checkpoint == sum(
-    x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves((real.params, real.opt_state))
+    x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves((trained, real.opt_state))
   )
 
 
