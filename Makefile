@@ -87,7 +87,7 @@ test-slow: setup   ## the others, among them the main job shortened to a few min
 test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)
 
-# With ARGS='-m "aot or aot_more"' every published scale, about three minutes on two quiet cores.
+# With ARGS='-m "aot or aot_more"' every published scale, two minutes on two quiet cores.
 test-aot: setup plan-env   ## the learner compiled for GPUs and TPUs that are not there, against its bounds
 	@$(RUN) -m pytest -q -s -m aot tests/aot $(ARGS)
 

@@ -228,8 +228,9 @@ def complaint(error: Exception) -> str:
     wanted = re.search(r'[Dd]id you mean "([^"]+)" instead of "([^"]+)"', text)
     if wanted:
       return f'no knob {wanted[2]!r} in this recipe: did you mean {wanted[1]}?'
+    name = str(error.args[0]).strip('\'"') if isinstance(error, KeyError) else text
     return (
-      f'a --config.… flag names a knob that this recipe does not have ({text}); its file lists them'
+      f'a --config.… flag names a knob that this recipe does not have ({name}); its file lists them'
     )
   raised = re.search(r'Traceback .*\n\w*(?:Error|Exception): (.*)', str(error), re.DOTALL)
   return ' '.join(raised[1].split()) if raised else text

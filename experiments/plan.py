@@ -91,9 +91,11 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> job.Recipe:
   for kind in KINDS:
     rules |= options.schema(kind)
   try:
-    _, config, notes = launch.read_config(argv, values, {}, rules)
+    rest, config, notes = launch.read_config(argv, values, {}, rules)
   except (AttributeError, KeyError, OSError, flags.Error) as error:
     raise ConfigError(launch.complaint(error)) from error
+  if rest[1:]:
+    raise ConfigError(f'{rest[1]!r} was not understood; flags begin with --')
   for note in notes:
     print(note, file=sys.stderr)
   return typed(config)
@@ -160,7 +162,7 @@ def refuse(line: str, as_json: bool) -> int:
 def list_targets() -> str:
   """Returns the accelerators, one line each, with the sources of their numbers."""
   return '\n'.join(
-    f'{one.name:<8} {one.title:<15} {one.memory_gib:6.1f} GiB, {one.bfloat16_flops / 1e12:4.0f} '
+    f'{one.name:<8} {one.title:<15} {one.memory_gib:6.1f} GiB, {one.bfloat16_flops / 1e12:4.3g} '
     f'TFLOP/s, HBM {one.hbm_bytes / 1e12:.2f} TB/s, links {one.link_bytes / 1e9:3.0f} GB/s  '
     f'({one.source})'
     for one in accelerators.ACCELERATORS.values()

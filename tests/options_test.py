@@ -264,7 +264,7 @@ NUMBER = (None, 'x', '1', True, (1,), math.nan, math.inf, -math.inf)
     (options.SHARE, 'a share, 0 to 1', (0, 1, 0.5), (-0.1, 1.1, *NUMBER)),
     (options.PART, 'a share above 0, up to 1', (1, 1e-9), (0, 1.1, *NUMBER)),
     (options.DECAY, 'at least 0 and below 1', (0, 0.999), (1, -0.1, *NUMBER)),
-    (options.INSIDE, 'between 0 and 1', (0.5,), (0, 1, *NUMBER)),
+    (options.INSIDE, 'above 0 and below 1', (0.5,), (0, 1, *NUMBER)),
     (options.SEED, '0 to 2147483647', (0, 2**31 - 1), (-1, 2**31)),
     (options.TOP_K, 'at least 1, or -1 for all', (-1, 1), (0, -2, 1.0)),
     (options.QUALITY, '0 (PNG) to 95', (0, 95), (-1, 96)),

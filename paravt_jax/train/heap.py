@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import sys
+from typing import Any
 
 import jax
 
@@ -40,7 +41,8 @@ def keep_pages() -> bool:
 
 def _cpu_alone() -> bool:
   """Returns whether JAX has no other platform than the CPU. It asks for no device."""
-  named = jax.config.jax_platforms
+  config: Any = jax.config  # its stubs name no options
+  named = config.jax_platforms
   if named:
     return named == 'cpu'
   # how JAX finds them

@@ -316,7 +316,7 @@ def test_the_published_recipe_can_be_written_on_the_command_line(scale):
   [
     ('--config.reward.grounding_threshold=nan', 'reward.grounding_threshold=nan: wanted a share'),
     ('--config.frames.budgets=', 'frames.budgets=(): wanted positive frame budgets'),
-    ('--config.rl.clip=2', 'rl.clip=2.0: wanted between 0 and 1'),
+    ('--config.rl.clip=2', 'rl.clip=2.0: wanted above 0 and below 1'),
     ("--config.cold_start.sources={'mine': (2.0, 0)}", 'cold_start.sources.mine=(2.0, 0): wanted'),
     ("--config.frames={'gating': 'x'}", 'frames.gating=x: wanted True or False'),
   ],

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -77,10 +78,30 @@ def test_a_recipe_that_does_not_fit_says_what_would_and_ends_with_status_1(capsy
   assert status == 1 and not found['fits']
   assert 'GiB per device, wanted at most 22.3' in found['refusals'][0]
   one = found['ways_out'][0]
-  knobs = [word.rstrip(':') for word in one.split() if word.startswith('--')]
+  knobs = [word.rstrip(':') for word in shlex.split(one) if word.startswith('--')]
   # the way out is a command line that fits
   again, _ = planned(capsys, f'--config={RL}:8b', '--target=rtx4090:8', *knobs)
   assert again == 0
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'line'),
+  [
+    ((':8b', 'extra'), "'extra' was not understood"),
+    ((':8b', '--shape=calls=99'), 'wanted at most 15: agent.max_turns=3 rounds of 5'),
+    ((':8b', '--shape=think=9999'), 'wanted at most 8192: agent.max_new_tokens=2048 a turn'),
+    ((':8b', '--config.device.xla_flags=tpu'), 'wanted gpu or none on h100:8'),
+    ((':8b_tpu', '--target=h100:8'), "xla_flags='tpu': wanted gpu or none"),
+    ((':8b', '--config.train.rows=80000'), 'train.rows=80000: wanted at most 8192'),
+    ((':8b', '--config.train.row_tokens=100000000'), 'wanted at most 1048576'),
+    ((':8b', '--config.rollout.prompts=1000000'), 'prompts=1000000: wanted at most 1024'),
+    ((':8b', '--config.server.kind=sglang'), 'device.memory_fraction=0.92 leaves'),
+  ],
+)
+def test_what_cannot_be_is_one_line_and_no_plan(capsys, arguments, line):
+  status, out, said = run(capsys, f'--config={RL}{arguments[0]}', *arguments[1:])
+  assert status in (1, 2) and line in said
+  assert all(one.startswith('error: ') for one in said.splitlines()), said
 
 
 def test_the_shape_of_episodes_can_be_stated(capsys):

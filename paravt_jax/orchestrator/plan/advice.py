@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from paravt_jax.errors import ConfigError
@@ -14,14 +16,15 @@ from paravt_jax.orchestrator.plan.shapes import OwnData
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 MOST = 4  # ways out that a plan names
+PATIENCE_S = 5.0  # for trying changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """Other values of knobs, and how many times as many devices they need."""
+  """Other values of knobs, and the devices that they need beyond the target's."""
 
   knobs: Mapping[str, Any]  # by path, as in 'train.rows'
-  times: int = 1
+  devices: int = 0  # in all; 0: those of the target are enough
 
 
 def ways_out(plan: Plan) -> list[str]:
@@ -30,16 +33,19 @@ def ways_out(plan: Plan) -> list[str]:
   Single changes come first. Pairs are tried if no single change is enough, then other devices. A
   recipe that was refused for another reason than memory gets none: its refusal says what to do.
   """
-  if plan.fits or plan.memory is None or plan.too_large < len(plan.refusals):
+  if plan.fits or plan.memory is None or not plan.too_large:
     return []
+  if plan.too_large < len(plan.refusals):
+    return ['mend the other lines first; then changes are tried']
+  end = time.monotonic() + PATIENCE_S
   changes = list(_changes(plan.request))
-  found = list(itertools.islice(_that_fit(plan.request, changes), MOST))
+  found = list(itertools.islice(_that_fit(plan.request, changes, end), MOST))
   pairs = (
-    Change({**one.knobs, **other.knobs}, max(one.times, other.times))
+    Change({**one.knobs, **other.knobs}, max(one.devices, other.devices))
     for one, other in itertools.combinations(changes, 2)
     if not one.knobs.keys() & other.knobs.keys()
   )
-  found = found or list(itertools.islice(_that_fit(plan.request, pairs), MOST))
+  found = found or list(itertools.islice(_that_fit(plan.request, pairs, end), MOST))
   return found or _other_devices(plan.request)
 
 
@@ -61,16 +67,19 @@ def _other_devices(request: Request) -> list[str]:
   return [f'nothing that was tried fits, on {at_hand.title} or a larger device of the table']
 
 
-def _that_fit(request: Request, changes: Any) -> Iterator[str]:
+def _that_fit(request: Request, changes: Iterable[Change], end: float) -> Iterator[str]:
   for change in changes:
+    if time.monotonic() > end:
+      return
     try:
       recipe = with_knobs(request.recipe, change.knobs)
     except ConfigError:
       continue  # not a value that this recipe may have
-    target, words = request.target, [f'--config.{k}={v}' for k, v in change.knobs.items()]
-    if change.times > 1:
-      size = target.count * change.times
-      target = accelerators.parse_target(f'{target.accelerator.name}:{size}')
+    # as one types it
+    words = [shlex.quote(f'--config.{k}={v}') for k, v in change.knobs.items()]
+    target = request.target
+    if change.devices:
+      target = accelerators.parse_target(f'{target.accelerator.name}:{change.devices}')
       words.append(f'--target={target.name}')
     changed = dataclasses.replace(request, recipe=recipe, target=target, data=_unplanned(request))
     plan = build.make_plan(changed)
@@ -133,7 +142,7 @@ def _changes(request: Request) -> Iterator[Change]:
     fsdp = mesh.fsdp * times
     knobs = {'mesh.fsdp': fsdp, 'train.rows': max(train.rows, mesh.data * fsdp)}
     needed = mesh.data * fsdp * mesh.tensor
-    yield Change(knobs, 1 if needed <= request.target.count else times)
+    yield Change(knobs, 0 if needed <= request.target.count else needed)
   if isinstance(recipe, RLRecipe):
     yield from _of_servers(recipe)
     if recipe.rl.beta > 0:

@@ -125,8 +125,8 @@ def make_plan(request: Request) -> Plan:
   found = _memory(request, job.at(learner.largest), learner.state)
   options = request.recipe.device
   shared = options.memory_fraction if found.parts['server'] else 0.0
-  refusals += _server_refusals(request, learner.state.parameters, shared)
-  too_large = memory.find_refusals(found, request.target)
+  too_large = _server_refusals(request, learner.state.parameters, shared)
+  too_large += memory.find_refusals(found, request.target)
   too_large += refused(memory.refuse_share, found, options.memory_fraction, request.target)
   return Plan(
     request,
@@ -264,8 +264,8 @@ def _evaluation(request: Request, recipe: EvalRecipe, refusals: list[str]) -> Pl
   parameters = states.parameters_of(request.model)
   share = server.share_of(recipe.server, request.model, parameters)
   found = memory.memory_of_server(recipe.server, share)
-  refusals = refusals + _server_refusals(request, parameters)
-  too_large = memory.find_refusals(found, request.target)
+  too_large = _server_refusals(request, parameters)
+  too_large += memory.find_refusals(found, request.target)
   return Plan(
     request,
     (*refusals, *too_large),

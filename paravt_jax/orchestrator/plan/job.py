@@ -147,7 +147,8 @@ def model_of(recipe: Recipe, named: str) -> tuple[Config, str]:
     raise ConfigError(
       f'scale {recipe.scale!r} has no model of its own; name one, as in --model=8b or --model=DIR'
     )
-  return sizes[scale](), f'published sizes of {scale}'
+  missing = f', as {file} is not there' if folder else ''
+  return sizes[scale](), f'published sizes of {scale}{missing}'
 
 
 def _tiny() -> Config:

@@ -132,13 +132,11 @@ def find_refusals(memory: Memory, target: Target) -> list[str]:
   shared = memory.parts['server']
   if memory.total > most:
     learner = memory.total - shared
-    both = f' (learner {learner:.1f}, server {shared:.1f})' if shared and learner else ''
-    reference = memory.parts['reference']
-    enough = reference and memory.total - reference <= most
-    way_out = 'without a reference it fits: --config.rl.beta=0' if enough else 'see what would fit'
+    trains = shared and memory.parts['gradients']
+    both = f' (learner {learner:.1f}, server {shared:.1f})' if trains else ''
     found.append(
       f'memory: {memory.total:.1f} GiB per device{both}, wanted at most {most:.1f}, 95 % of '
-      f'{title}; {way_out}'
+      f'{title}; see what would fit'
     )
   if memory.server_alone > most and memory.server_alone != memory.total:
     found.append(
@@ -176,10 +174,17 @@ def check_fraction(
   fraction = section.sglang.mem_fraction
   if learner:
     memory -= learner * memory + CONTEXT_GIB
-  if needed > fraction * memory:
+  if needed <= fraction * memory:
+    return
+  asked = f'{needed:.1f} GiB for weights and a cache of {section.sglang.max_total_tokens} tokens'
+  least = math.ceil(100 * needed / memory) / 100 if memory > 0 else math.inf
+  if least < 1:
     raise ConfigError(
-      f'--config.server.sglang.mem_fraction={fraction:g}: wanted at least '
-      f'{needed / memory:.2f}, {needed:.1f} of {memory:.1f} GiB for weights and a cache of '
-      f'{section.sglang.max_total_tokens} tokens; raise it, or lower '
-      'server.sglang.max_total_tokens'
+      f'--config.server.sglang.mem_fraction={fraction:g}: wanted at least {least:.2f}, {asked}, of '
+      f'{memory:.1f}; raise it, or lower server.sglang.max_total_tokens'
     )
+  beside = f' that device.memory_fraction={learner:g} leaves' if learner else ''
+  raise ConfigError(
+    f'--config.server.sglang: wanted {asked}, of the {max(memory, 0):.1f} GiB{beside}; see what '
+    'would fit'
+  )

@@ -20,6 +20,10 @@ from paravt_jax.orchestrator.plan.shapes import OwnData, Shape
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
 
+# of what is laid out in seconds: far above what anyone trains
+MOST_TOKENS = 2**20  # of a row
+MOST_ROWS = 2**13  # of a step of SFT, rollouts of a step of RL
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -47,6 +51,10 @@ def find_refusals(request: Request) -> list[str]:
   Whether it fits into memory is not among them: see `make_plan`.
   """
   found = []
+  try:
+    _check_size(request)
+  except ConfigError as error:  # the other rules lay out a step, which would take too long
+    return [str(error)]
   for rule in _rules(request):
     try:
       rule()
@@ -77,6 +85,7 @@ def _rules(request: Request) -> Iterator[Callable[[], None]]:
     yield lambda: _check_budgets(recipe, request, most, 'eval.budgets')
     yield lambda: _check_subagents(recipe, request)
   yield lambda: _check_mesh(request)
+  yield lambda: _check_flags(request)
   if not isinstance(recipe, SFTRecipe):
     yield lambda: _check_lanes(recipe, request)
     yield lambda: _check_server_devices(recipe.server, request)
@@ -96,6 +105,39 @@ def _check_mesh(request: Request) -> None:
       'lower config.mesh, or name a larger target'
     )
   state.refuse_indivisible(job)
+
+
+def _check_size(request: Request) -> None:
+  """A step can be laid out in seconds."""
+  recipe = request.recipe
+  if isinstance(recipe, EvalRecipe):
+    return
+  train = recipe.train
+  require(
+    train.row_tokens, f'at most {MOST_TOKENS}', train.row_tokens <= MOST_TOKENS, 'train.row_tokens'
+  )
+  require(train.rows, f'at most {MOST_ROWS}', train.rows <= MOST_ROWS, 'train.rows')
+  if isinstance(recipe, RLRecipe):
+    size = recipe.rollout.prompts * recipe.rollout.group_size
+    wanted = f'at most {MOST_ROWS // recipe.rollout.group_size}, with {recipe.rollout.group_size} rollouts each'
+    require(recipe.rollout.prompts, wanted, size <= MOST_ROWS, 'rollout.prompts')
+  else:
+    wanted = f'at most {MOST_ROWS // train.rows}, with {train.rows} rows each'
+    rows = train.rows * train.micro_batches
+    require(train.micro_batches, wanted, rows <= MOST_ROWS, 'train.micro_batches')
+
+
+def _check_flags(request: Request) -> None:
+  """The named XLA flags are those of the target's platform."""
+  if isinstance(request.recipe, EvalRecipe):
+    return
+  named, platform = request.recipe.device.xla_flags, request.target.accelerator.platform
+  if platform == 'cpu':
+    return  # it stands in for another device
+  own = {'cuda': 'gpu', 'tpu': 'tpu'}[platform]
+  require(
+    named, f'{own} or none on {request.target.name}', named in (own, 'none'), 'device.xla_flags'
+  )
 
 
 def _check_budgets(recipe: RLRecipe | EvalRecipe, request: Request, frames: int, knob: str) -> None:

@@ -123,7 +123,7 @@ def shape_of(recipe: RLRecipe | SFTRecipe | EvalRecipe, given: str) -> Shape:
     given: changes, as in 'calls=2,think=300'.
 
   Raises:
-    ConfigError: an unknown name, or a value that is no whole number.
+    ConfigError: an unknown name, a value that is no whole number, or more than the agent may do.
   """
   shape = TINY if recipe.scale == 'tiny' else PUBLISHED
   if recipe.scale != 'tiny' and not isinstance(recipe, SFTRecipe):
@@ -136,6 +136,15 @@ def shape_of(recipe: RLRecipe | SFTRecipe | EvalRecipe, given: str) -> Shape:
       names = ', '.join(field.name for field in dataclasses.fields(Shape))
       raise ConfigError(f'--shape: got {part!r}, wanted NAME=NUMBER with a name of {names}')
     changes[name] = int(value)
+  if not isinstance(recipe, SFTRecipe):
+    agent = recipe.agent
+    calls, turn = agent.max_turns * agent.max_parallel, agent.max_new_tokens
+    for name, most, why in (
+      ('calls', calls, f'agent.max_turns={agent.max_turns} rounds of {agent.max_parallel}'),
+      ('think', turn * (agent.max_turns + 1), f'agent.max_new_tokens={turn} a turn'),
+    ):
+      if changes.get(name, 0) > most:
+        raise ConfigError(f'--shape: got {name}={changes[name]}, wanted at most {most}: {why}')
   return dataclasses.replace(shape, **changes)
 
 
