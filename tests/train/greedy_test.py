@@ -86,6 +86,7 @@ def test_further_continuations_begin_with_ids_that_are_sampled_and_go_on_with_th
       assert found.logprobs_RT[row, place] == pytest.approx(best_V[token], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rounding_is_the_mean_gap_between_its_own_dtype_and_float32(config, params):
   found = say(config, params, tokens=3, rows=2, published='bfloat16', dtype='bfloat16')
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)

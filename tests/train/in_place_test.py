@@ -39,6 +39,7 @@ def one_step(kind, remat, shape=(1, 1, 1), optimizer=FROZEN):
   return common.change(weights(), jax.device_get(after.params)), metric_sums.reduce(totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['sft', 'rl'])
 def test_gradients_in_place_are_those_of_a_plain_backward_pass(kind):
   plain, metrics = one_step(kind, remat='none')

@@ -80,6 +80,7 @@ def test_what_is_frozen_leaves_the_state_and_comes_back():
   jax.tree.map(np.testing.assert_array_equal, again, full)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_eight_devices_to_four_to_one_with_the_losses_of_eight(
   model_folder, tmp_path
 ):

@@ -45,7 +45,7 @@ def groups(count=4):
   return [common.group(rng) for _ in range(count)]
 
 
-@pytest.mark.parametrize('kind', ['sft', 'rl'])
+@pytest.mark.parametrize('kind', ['sft', pytest.param('rl', marks=pytest.mark.slow)])
 def test_eight_devices_give_the_loss_and_gradient_of_one(kind):
   one, metrics_one = run(kind, groups())
   eight, metrics_eight = run(kind, groups(), shape=(2, 2, 2))
@@ -290,7 +290,8 @@ def test_beta_zero_needs_no_reference_and_equals_the_update_without_kl():
   assert common.relative(change(without_reference()), change(same.params)) <= 1e-4
 
 
-@pytest.mark.parametrize('updates', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('updates', [1, 2])
 def test_features_of_a_frozen_tower_are_shared_and_change_nothing(updates):
   rl = dataclasses.replace(common.RL, updates_per_batch=updates)
   mesh = common.mesh_of()
