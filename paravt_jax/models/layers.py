@@ -2,9 +2,9 @@
 
 All parameters are float32 and carry the names of their logical axes.
 
-Three functions have a backward pass of their own: `product`, `rms_norm` and `swiglu_product`. Theirs saves
-fewer arrays for the backward pass than automatic differentiation does, and spares a CPU the
-transposed copies that cost as much as the products.
+Three functions have a backward pass of their own: `product`, `rms_norm` and `swiglu_product`.
+Theirs saves fewer arrays for the backward pass than automatic differentiation does, and spares a
+CPU the transposed copies that cost as much as the products.
 """
 
 import functools

@@ -92,9 +92,9 @@ def test_a_recipe_that_does_not_fit_says_what_would_and_ends_with_status_1(capsy
     ((':8b', '--shape=think=9999'), 'wanted at most 8192: agent.max_new_tokens=2048 a turn'),
     ((':8b', '--config.device.xla_flags=tpu'), 'wanted gpu or none on h100:8'),
     ((':8b_tpu', '--target=h100:8'), "xla_flags='tpu': wanted gpu or none"),
-    ((':8b', '--config.train.rows=80000'), 'train.rows=80000: wanted at most 8192'),
+    ((':8b', '--config.train.rows=80000'), 'train.rows=80000: wanted at most 4096'),
     ((':8b', '--config.train.row_tokens=100000000'), 'wanted at most 1048576'),
-    ((':8b', '--config.rollout.prompts=1000000'), 'prompts=1000000: wanted at most 1024'),
+    ((':8b', '--config.rollout.prompts=1000000'), 'prompts=1000000: wanted at most 512'),
     ((':8b', '--config.server.kind=sglang'), 'device.memory_fraction=0.92 leaves'),
   ],
 )
