@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from paravt_jax import row_layout
-from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.models.qwen3_vl import lora_export, weights
 from paravt_jax.orchestrator import canary, parts, profiling
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.rl import advantages
@@ -49,10 +49,16 @@ class Trainer:
     self.model_config, self.tok = parts.open_model(model_folder)
     heap.keep_pages()
     self.mesh = parts.make_mesh(recipe.mesh)
+    self.model_config = parts.with_adapter(self.model_config, recipe.train.adapter)
     self.optimizer = parts.make_optimizer(
-      recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
+      recipe.optimizer,
+      self.model_config,
+      freeze_vision=recipe.train.freeze_vision,
+      dtype=recipe.train.dtype,
     )
-    self.state = state.from_folder(model_folder, self.model_config, self.optimizer, self.mesh)
+    self.state = state.from_folder(
+      model_folder, self.model_config, self.optimizer, self.mesh, seed=recipe.seed
+    )
     self._dtype = weights.stored_dtype(model_folder)
     self._root = folder / 'checkpoints'
     self._records = checkpoint.Writer(self._root, keep=recipe.run.keep)
@@ -129,16 +135,22 @@ class Trainer:
     """Writes a Hugging Face folder with tokenizer and processor files.
 
     Its dtype is that of the model folder, and so is the size of its files. It replaces an older
-    export, because a run that continues for more steps has another model.
+    export, because a run that continues for more steps has another model. An adapter is folded into
+    the weights; the folder `peft` in it has the adapter alone.
     """
+    config, params = self.model_config, self.state.params
+    if config.adapter is not None:
+      params = lora_export.folded(config, params)
     weights.save_hf(
       target,
-      self.model_config,
-      self.state.params,
+      config.base,
+      params,
       self._model_folder,
       dtype=self._dtype,
       shard_bytes=weights.stored_shard_bytes(self._model_folder),
     )
+    if config.adapter is not None:
+      lora_export.save_peft(target / 'peft', config, self.state.params, self._model_folder)
 
 
 class SFTTrainer(Trainer):
@@ -296,4 +308,10 @@ class Learner(Trainer):
     trained, _ = partition(self.state.params, self.optimizer.frozen)
     proof = self.canary().to_json()
     outgoing = self._outgoing(trained)
-    return self._publisher.start(self.version, outgoing, frozen=self._frozen, canary=proof)
+    return self._publisher.start(
+      self.version,
+      outgoing,
+      frozen=self._frozen,
+      canary=proof,
+      adapter=self.model_config.adapter,
+    )

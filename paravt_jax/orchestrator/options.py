@@ -9,7 +9,7 @@ from paravt_jax.data.world.corpus import CorpusOptions
 from paravt_jax.data.world.questions import QuestionOptions
 from paravt_jax.data.world.scene import SceneOptions
 from paravt_jax.data.world.traces import TraceOptions
-from paravt_jax.models import remat
+from paravt_jax.models import lora, remat
 from paravt_jax.options import (
   COUNT,
   DTYPE,
@@ -42,6 +42,9 @@ from paravt_jax.serving.embedded import options as embedded
 from paravt_jax.train.optimizer import OptimizerOptions
 
 SERVERS = ('url', 'embedded', 'sglang')
+PRODUCTS = each(
+  f'some of {", ".join(lora.PRODUCTS)}, each once', lambda one: one in lora.PRODUCTS, 1, differ=True
+)
 WORLD_WORKERS = Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1024).holds)
 
 
@@ -245,6 +248,23 @@ class RolloutOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterOptions(Options):
+  """A low-rank adapter (Hu et al. 2022) that is trained in place of the model's weights."""
+
+  rank: Annotated[
+    int, whole(0, note='0: no adapter')
+  ]  # of the matrix that is added to each product
+  alpha: Annotated[float, POSITIVE]  # that matrix is multiplied by alpha / rank
+  # products of a decoder layer that have one
+  products: Annotated[tuple[str, ...], PRODUCTS]
+
+  @classmethod
+  def published(cls) -> 'AdapterOptions':
+    """Returns no adapter: the paper trains the weights."""
+    return cls(rank=0, alpha=32.0, products=lora.PRODUCTS)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOptions(Options):
   """How the learner runs the model, and the shape of its batches."""
 
@@ -261,6 +281,15 @@ class TrainOptions(Options):
   image_patches: Annotated[int, multiple_of(4)]  # X, patches that a slot holds
   rows: Annotated[int, COUNT]  # rows of a micro-batch, over all hosts
   micro_batches: Annotated[int, COUNT]  # of a step; RL takes as many as its rollouts need
+  adapter: AdapterOptions
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.adapter.rank and not self.freeze_vision:
+      self.refuse(
+        'freeze_vision',
+        f'True with {rules.SECTION}adapter.rank: an adapter is of the decoder alone',
+      )
 
   @classmethod
   def published(cls) -> 'TrainOptions':
@@ -276,6 +305,7 @@ class TrainOptions(Options):
       image_patches=196,
       rows=8,
       micro_batches=32,
+      adapter=AdapterOptions.published(),
     )
 
 
@@ -301,6 +331,7 @@ class SFTTrainOptions(TrainOptions):
       image_patches=196,
       rows=8,
       micro_batches=4,
+      adapter=AdapterOptions.published(),
       row_large_images=8,
       large_image_patches=4096,
     )

@@ -1,5 +1,6 @@
 """Builds running parts from options: decoder, model, mesh, optimizer, and a progress bar."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -11,9 +12,15 @@ from tqdm import tqdm
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator.options import MeshOptions, TrainOptions, VideoOptions
+from paravt_jax.orchestrator.options import (
+  AdapterOptions,
+  MeshOptions,
+  TrainOptions,
+  VideoOptions,
+)
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.run_folder import fingerprint, to_json
 from paravt_jax.testing import tiny
@@ -140,12 +147,26 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
   return sharding.make_mesh(*sizes, jax.devices()[:needed])
 
 
+def with_adapter(config: Config, options: AdapterOptions) -> Config:
+  """Returns the model with the adapter that a recipe asks for, if any."""
+  if not options.rank:
+    return config
+  form = lora.Adapter(options.rank, options.alpha, options.products)
+  return dataclasses.replace(config, adapter=form)
+
+
 def make_optimizer(
-  options: OptimizerOptions, model_config: Config, *, freeze_vision: bool
+  options: OptimizerOptions, model_config: Config, *, freeze_vision: bool, dtype: str
 ) -> optimizers.Optimizer:
-  """Returns the optimizer of the trainable parameters."""
-  frozen = ('visual',) if freeze_vision else ()
-  return optimizers.make_optimizer(options, model.logical_axes(model_config), frozen)
+  """Returns the optimizer of the trainable parameters.
+
+  An adapter is trained alone, and the state keeps the base in `dtype`, that of the products.
+  """
+  axes = model.logical_axes(model_config)
+  if model_config.adapter is not None:
+    frozen = tuple(name for name in axes if name != lora.PART)
+    return optimizers.make_optimizer(options, axes, frozen, dtype)
+  return optimizers.make_optimizer(options, axes, ('visual',) if freeze_vision else ())
 
 
 def wandb_options(recipe: RLRecipe | SFTRecipe, folder: pathlib.Path) -> Mapping[str, Any] | None:

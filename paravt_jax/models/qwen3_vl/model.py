@@ -6,6 +6,7 @@ kind are stacked on a leading axis, and `lax.scan` runs them:
   visual: patch_embed, pos_embed, blocks (stacked), merger, deepstack (stacked)
   text:   embed, layers (stacked), norm
   head:   kernel (only when the head is not tied to the embedding)
+  adapter: layers (stacked; only with config.adapter, see models/lora.py)
 """
 
 import functools
@@ -19,7 +20,7 @@ import numpy as np
 
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
-from paravt_jax.models import attention
+from paravt_jax.models import attention, lora
 from paravt_jax.models import remat as remats
 from paravt_jax.models.layers import RMSNorm, stacked_init
 from paravt_jax.models.placement import Place, anywhere
@@ -113,6 +114,10 @@ def _init_boxes(config: Config, key: jax.Array) -> Params:
   }
   if not config.tied:
     params['head'] = {'kernel': box(fan_in, ('embed', 'vocab'), (t.width, t.vocab))}
+  if config.adapter is not None:
+    # an address of its own, so that the base has the same draws with and without an adapter
+    last = jax.random.fold_in(key, len(params))
+    params[lora.PART] = lora.init_boxes(config.adapter, params['text']['layers'], last)
   return params
 
 
@@ -134,7 +139,7 @@ def logical_axes(config: Config) -> Params:
   """Returns the tree of `init` with a tuple of logical axis names in place of each parameter.
 
   Names: vocab embed heads kv_heads head_dim mlp norm, vision_positions vision_embed vision_qkv
-  vision_heads vision_mlp vision_norm merged merged_norm time pixels. Stacked parameters begin with
+  vision_heads vision_mlp vision_norm merged merged_norm time pixels rank. Stacked parameters begin with
   'layers' or 'taps'.
   """
   boxed = jax.eval_shape(
@@ -153,7 +158,9 @@ def logical_axes(config: Config) -> Params:
 
   names['visual']['blocks'] = under('layers', names['visual']['blocks'])
   names['visual']['deepstack'] = under('taps', names['visual']['deepstack'])
-  names['text']['layers'] = under('layers', names['text']['layers'])
+  for part in ('text', lora.PART):
+    if part in names:
+      names[part]['layers'] = under('layers', names[part]['layers'])
   return names
 
 
@@ -293,18 +300,19 @@ def hidden(
 
   # a stack that adds to sums keeps the inputs of layers itself
   run = remats.apply(layer, remat) if layer_sums is None else layer
-  x_BTD = _run_layers(
-    config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run, layer_sums
-  )
+  layers = lora.join(config.adapter, params)
+  x_BTD = _run_layers(config, layers, x_BTD, features, inputs.visual_index_BT, run, layer_sums)
   return _final_norm(config, params, x_BTD)
 
 
 def adds_to_sums(config: Config, remat: str, freeze_vision: bool) -> bool:
   """Returns whether `hidden` can take `layer_sums`: long stacks that keep their inputs alone.
 
-  The sums need gradients by the layers alone, so the tower must be frozen.
+  The sums need gradients by the layers alone, so the tower must be frozen. With an adapter, the
+  gradients are small.
   """
-  return remat == 'layers' and freeze_vision and config.text.layers > UNROLL
+  long = config.text.layers > UNROLL
+  return remat == 'layers' and freeze_vision and long and config.adapter is None
 
 
 def _run_layers(

@@ -139,7 +139,9 @@ def _layer(job: Job) -> int:
   """The backward pass of one layer: its arrays, weights and gradients."""
   text, wide = job.model.text, job.mesh.tensor
   hidden = LAYER_HIDDEN * text.mlp // wide + LAYER_WIDTH * text.width
-  weights = layer_weights(text) // wide * (LAYER_GATHERED * job.width + 4)
+  # gathered weights, and the float32 gradient of a layer whose weights are trained
+  gradient = 4 if job.model.adapter is None else 0
+  weights = layer_weights(text) // wide * (LAYER_GATHERED * job.width + gradient)
   sharded = job.mesh.fsdp > 1
   return job.tokens_here * hidden * job.width + weights * sharded + _attention(job, text)
 
@@ -166,7 +168,8 @@ def _head(job: Job) -> int:
   matrix = text.width * text.vocab // wide
   chunk = min(job.train.head_chunk, job.row_tokens)
   logits = job.rows_here * chunk * text.vocab // wide
-  copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width
+  # a frozen head is multiplied as it lies in the state, and has no gradient
+  copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width if job.model.adapter is None else 0
   return matrix * copies + HEAD_LOGITS * 4 * logits
 
 

@@ -79,13 +79,13 @@ def seconds_of(job: Job, accelerator: Accelerator, total_flops: float, traffic: 
 
 def _hbm(job: Job, load: Load, state: State, passes: Passes) -> float:
   text, wide = job.model.text, job.mesh.tensor
-  times = passes.forward + passes.again + 2 * passes.backward
+  times = passes.forward + passes.again + passes.backward + passes.weights
   tokens = load.micro_batches * job.tokens_here
   token = (TOKEN_HIDDEN * text.mlp // wide + TOKEN_WIDTH * text.width) * job.width
   layers = text.layers * times * tokens * token * WINDOWS.get(job.platform, 1.0)
   weights = load.micro_batches * times * flops.text_weights(text) / wide * WEIGHT_BYTES
 
-  products = passes.forward + 3 * passes.backward
+  products = passes.forward + 2 * passes.backward + passes.weights
   chunk = min(job.train.head_chunk, job.row_tokens) * job.train.rows
   matrix = 4.0 * text.width * text.vocab / wide * HEAD_MATRICES * (load.scored / chunk)
   logits = 4.0 * text.vocab / wide * HEAD_LOGITS * load.scored / job.row_shards
@@ -121,12 +121,12 @@ def _links(job: Job, load: Load, passes: Passes) -> float:
   # a TPU gathers weights in windows beside each product, so also for the backward pass
   gathers = passes.forward + passes.again + passes.backward * (job.platform == 'tpu')
   # layers' gradients are reduced over fsdp in the compute dtype; over copies twice (reduce, spread)
-  fsdp = (gathers + passes.backward) * job.width * layers + passes.tower * job.width * tower
+  fsdp = (gathers + passes.weights) * job.width * layers + passes.tower * job.width * tower
   # embedding and output matrix: both are gathered, and the gradients of whole ones are added up
   fsdp += passes.forward * 2 * job.width * matrix
-  fsdp += passes.backward * 2 * (4 + job.width) * matrix
+  fsdp += passes.weights * 2 * (4 + job.width) * matrix
   total = fsdp * (shards - 1) / shards
-  total += passes.backward * 2 * 4 * (layers + matrix) / shards * (copies - 1) / copies
+  total += passes.weights * 2 * 4 * (layers + matrix) / shards * (copies - 1) / copies
   hidden = job.tokens_here * text.width * job.width
   # two sums of a layer's output per pass, and embedded rows, whose width is split over fsdp
   sums = 2 * text.layers * (passes.forward + passes.again + passes.backward)

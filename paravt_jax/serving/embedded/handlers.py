@@ -18,6 +18,7 @@ from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, SyncError
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import manifest, publish
+from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.engine import Engine, Job
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -56,6 +57,9 @@ class Server:
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
+    # the folder that the server was started with, and the arrays that versions replaced since
+    self._base = BaseModel(options.model_path)
+    self._replaced: set[str] = set()
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
@@ -228,10 +232,16 @@ class Server:
         'manifest.json) or a '
         'Hugging Face folder'
       )
+    kept = self._own
     if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
-      version, params = publish.load(
-        path, self._abstract, {name: self._own_hash(name) for name in self._names}
-      )
+      if publish.read_manifest(path).adapter is not None:
+        # an adapter is a change of the folder's weights, whatever is served now
+        page, params = self._base.load(path)
+        version, kept = page.version, self._own_or_base
+      else:
+        version, params = publish.load(
+          path, self._abstract, {name: self._own_hash(name) for name in self._names}
+        )
     else:
       config, params = weights.load_hf(path)
       version = self.engine.version
@@ -243,14 +253,17 @@ class Server:
     version = version if wanted is None else version_number(wanted)
     # A version leaves out frozen arrays: take them from the served model.
     new = manifest.leaves(params)
-    whole = manifest.nest(
-      {name: new[name] if name in new else self._own(name) for name in self._names}
-    )
+    whole = manifest.nest({name: new[name] if name in new else kept(name) for name in self._names})
     prepared = jax.block_until_ready(
       programs.prepare(self.engine.config, whole, self.options.dtype)
     )
     self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
+    self._replaced |= new.keys()
     return version, prepared
+
+  def _own_or_base(self, name: str) -> Any:
+    """Returns an array of the folder that the server was started with."""
+    return self._base.read(name) if name in self._replaced else self._own(name)
 
   def _own(self, name: str) -> Any:
     """Returns the served array of this name.
