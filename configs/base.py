@@ -130,7 +130,7 @@ def _shared_with_adapter(config: ConfigDict, scale: str) -> None:
     config.server.sglang.update({'mem_fraction': 0.85, 'max_total_tokens': 65536})
     return
   # 24 GB: rows of 16k tokens, and a server with 4 GiB of weights and a cache of 32k tokens, 3.5 GiB
-  config.device.memory_fraction = 0.5
+  config.device.memory_fraction = 0.52
   config.train.update({'row_tokens': 16384, 'row_images': 256})
   config.batches.row_lengths = (6144,)
   config.sampling.context = 16384

@@ -317,7 +317,7 @@ def test_a_scale_is_chosen_behind_the_recipes_name():
     (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
     (
       (f'{RECIPE}:3b',),
-      "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, 8b_tpu, as in --config=configs/para_grpo.py:tiny",
+      "scale '3b': wanted one of tiny, 2b, 8b, 2b_lora, 8b_lora, 8b_split, 8b_tpu, as in --config=configs/para_grpo.py:tiny",
     ),
     ((), 'Flag --config must have a value'),
     ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),

@@ -31,7 +31,7 @@ class BaseModel:
     try:
       self.config = weights.load_hf(self.folder, only=())[0]
     except (DataError, ConfigError) as error:
-      raise SyncError(f'weights: {error}') from error
+      raise SyncError(f'base model: {error}') from error
     self._abstract = model.abstract_params(self.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}

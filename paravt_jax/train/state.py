@@ -172,11 +172,11 @@ def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:
   """Returns the reference model of a step: copies of the trainable parameters in `dtype`.
 
   It has the shardings of the parameters and no optimizer state. Frozen parameters are left out,
-  because the step takes them from the policy: of an adapter's run nothing is copied, because the
-  reference is the base. Pass the dtype of the model's products: nothing else
-  reads more digits of a parameter, except norms.
+  because the step takes them from the policy. So is an adapter: its reference is the base, and
+  nothing is copied. Pass the dtype of the model's products: nothing else reads more digits of a
+  parameter, except norms.
   """
-  trainable, _ = partition(state.params, optimizer.frozen)
+  trainable = referred(state.params, optimizer)
   places = jax.tree.map(lambda x: x.sharding, trainable)
 
   def cast(tree):
@@ -187,10 +187,16 @@ def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:
 
 def abstract_reference(config: Config, optimizer: Optimizer, mesh: Mesh, dtype: Any) -> Any:
   """Returns the tree of `reference` as jax.ShapeDtypeStruct with shardings."""
-  trainable, _ = partition(abstract(config, optimizer, mesh).params, optimizer.frozen)
+  trainable = referred(abstract(config, optimizer, mesh).params, optimizer)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), trainable
   )
+
+
+def referred(params: Any, optimizer: Optimizer) -> Any:
+  """Returns the parts of the parameters (or of their shardings) that a reference copies."""
+  trainable, _ = partition(params, optimizer.frozen)
+  return {name: part for name, part in trainable.items() if name != lora.PART}
 
 
 def from_values(params: Any, optimizer: Optimizer) -> State:

@@ -24,7 +24,7 @@ from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, o
 from paravt_jax.rl import advantages, losses
 from paravt_jax.train import head, metric_sums, placement, sharding
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
-from paravt_jax.train.state import State, shardings
+from paravt_jax.train.state import State, referred, shardings
 
 Batch = Mapping[str, jax.Array]
 INPUTS = (
@@ -161,7 +161,8 @@ def make_rl_step(
     )
     return _rl_step(optimizer, rl, accumulate, run, encode, state, batch, reference)
 
-  jitted = _jit(step, whole, mesh, reference=places if rl.beta > 0 else None, extra=True)
+  seen = referred(whole.params, optimizer) if rl.beta > 0 else None
+  jitted = _jit(step, whole, mesh, reference=seen, extra=True)
   return _with_reference(jitted, rl, optimizer)
 
 

@@ -35,6 +35,8 @@ CASES = [
   pytest.param(Case('rl:8b', 'h100:8', 55, step=True), marks=AOT, id='rl_8b'),
   pytest.param(Case('rl:2b', 'h100:1', 45), marks=AOT, id='rl_2b'),
   pytest.param(Case('rl:8b_tpu', 'v5p:2x2x2', 55), marks=AOT, id='rl_8b_v5p'),
+  pytest.param(Case('rl:8b_lora', 'h100:1', 40), marks=AOT, id='rl_8b_lora'),
+  pytest.param(Case('rl:2b_lora', 'rtx4090:1', 12), marks=MORE, id='rl_2b_lora'),
   pytest.param(Case('rl:8b_split', 'h100:8', 70), marks=MORE, id='rl_8b_split'),
   pytest.param(Case('sft:8b', 'h100:8', 40, collectives=False), marks=MORE, id='sft_8b'),
   pytest.param(Case('rl:8b_tpu', 'v6e:4x4', 28, V6E_ROWS), marks=MORE, id='rl_8b_v6e'),

@@ -70,6 +70,7 @@ def test_the_published_numbers_are_the_8b_recipes():
 # What 0 and a negative number mean, by the end of a knob's path. Everywhere else they are refused.
 ZERO = {
   'checkpoint_every': 'only the last record',
+  'rank': 'no adapter',
   'profile.steps': 'no trace',
   'max_bad_share': 'not one',
   'max_rows': 'all',

@@ -57,9 +57,7 @@ class Server:
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
-    # the folder that the server was started with, and the arrays that versions replaced since
-    self._base = BaseModel(options.model_path)
-    self._replaced: set[str] = set()
+    self._replaced: set[str] = set()  # arrays that differ from those of the first folder
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
@@ -260,6 +258,11 @@ class Server:
     self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
     self._replaced |= new.keys()
     return version, prepared
+
+  @functools.cached_property
+  def _base(self) -> BaseModel:
+    """The folder that the server was started with, which adapters are a change of."""
+    return BaseModel(self.options.model_path)
 
   def _own_or_base(self, name: str) -> Any:
     """Returns an array of the folder that the server was started with."""
