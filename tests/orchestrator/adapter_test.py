@@ -12,7 +12,6 @@ from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.orchestrator import evaluated_model, parts, run_folder
 from paravt_jax.orchestrator.learner import Learner
-from paravt_jax.serving import publish
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny

@@ -8,7 +8,7 @@ import pytest
 
 from paravt_jax.errors import SyncError
 from paravt_jax.models import lora
-from paravt_jax.models.qwen3_vl import model, weights
+from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.serving import manifest, publish, staging
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.testing import tiny

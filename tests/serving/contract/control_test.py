@@ -86,8 +86,8 @@ def test_an_adapter_is_added_to_the_first_weights_and_the_next_one_takes_its_pla
   if served.kind == 'embedded':  # a staged version holds what it changes: SGLang keeps the rest
     served.update(jax.tree.map(lambda x: np.asarray(x) * np.float32(1.1), served.params), 2)
   for version in (3, 4):
-    rng = np.random.default_rng(version)
-    part = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.1).astype(np.float32), shapes)
+    draw = np.random.default_rng(version).normal
+    part = jax.tree.map(lambda x, draw=draw: draw(size=x.shape, scale=0.1).astype('f4'), shapes)
     served.update({lora.PART: part}, version, form)
     folded = lora.fold(form, {**served.params, lora.PART: part})
     reply = served.generate(sent)
