@@ -73,6 +73,9 @@ def test_an_update_changes_the_vision_tower_too(served):
   assert served.gap(sent, reply, other) < 1e-4 < 1e-2 < served.gap(sent, reply)
 
 
+# SGLang 0.5.21 ends itself where an update without a pause arrives as its last request ends
+# (third_party/sglang/README.md). The client always pauses.
+@pytest.mark.parametrize('served', ['embedded'], indirect=True)
 def test_an_update_without_pause_waits_for_what_runs(served):
   sent = long_requests(served, 4)
   with caught(served, sent) as flight:
