@@ -95,6 +95,9 @@ def test_an_adapter_is_added_to_the_first_weights_and_the_next_one_takes_its_pla
     assert served.gap(sent, reply, folded) < 1e-4 < 1e-2 < served.gap(sent, reply)
 
 
+# SGLang 0.5.21 ends itself where an update without a pause arrives as its last request ends
+# (third_party/sglang/README.md). The client always pauses.
+@pytest.mark.parametrize('served', ['embedded'], indirect=True)
 def test_an_update_without_pause_waits_for_what_runs(served):
   sent = long_requests(served, 4)
   with caught(served, sent) as flight:
