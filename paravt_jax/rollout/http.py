@@ -17,7 +17,7 @@ import orjson
 from paravt_jax.errors import RolloutError
 from paravt_jax.options import COUNT, POSITIVE, RETRIES, Options, whole
 
-JSON = {'Content-Type': 'application/json'}
+JSON, BYTES = 'application/json', 'application/octet-stream'
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 
 
@@ -89,9 +89,11 @@ class Http:
     body: bytes | None = None,
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
+    kind: str = JSON,
   ) -> tuple[int, bytes]:
     """Sends a request once. Returns (status, reply body).
 
+    kind: the body's content type.
     on_event: receives the events of a stream of server-sent events. The last event is also the
     reply body.
 
@@ -105,7 +107,11 @@ class Http:
       raise AssertionError('a client is used inside `async with`')
     try:
       async with self._session.request(
-        method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
+        method,
+        url,
+        data=body,
+        headers={'Content-Type': kind},
+        timeout=aiohttp.ClientTimeout(total=limit),
       ) as reply:
         if on_event is not None and reply.content_type == 'text/event-stream':
           return reply.status, await _last_event(url, reply.content, on_event)

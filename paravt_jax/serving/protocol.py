@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.serving import fields
+from paravt_jax.serving import fields, images
 from paravt_jax.serving.fields import RequestError
 from paravt_jax.video import image_files
 
@@ -79,9 +79,10 @@ class GenerateRequest:
   def to_json(self, encoded_images: Sequence[object] | None = None) -> dict[str, Any]:
     """Returns the body of POST /generate.
 
-    `encoded_images` (from `encode_image`) avoids encoding the same frames again.
+    `encoded_images` (from `encode_image`) avoids encoding the same frames again. Entries may also
+    be names by content, see `serving.images`.
     """
-    images = (
+    image_data = (
       [encode_image(image) for image in self.images] if encoded_images is None else encoded_images
     )
     body = {
@@ -99,8 +100,8 @@ class GenerateRequest:
         'ignore_eos': bool(self.ignore_eos),
       },
     }
-    if images:
-      body['image_data'] = list(images)
+    if image_data:
+      body['image_data'] = list(image_data)
     return body
 
 
@@ -239,17 +240,7 @@ def _check_image(image: Image.Image, max_patches: int) -> None:
   frames = getattr(image, 'n_frames', 1)
   if image.format == 'PNG' and frames > 1:
     raise RequestError(f'image_data: got an animated PNG of {frames} images, wanted a still one')
-  if height % 32 or width % 32 or not height * width:
-    raise RequestError(
-      f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; '
-      'resize it first'
-    )
-  if height * width // 256 > max_patches:
-    raise RequestError(
-      f'image_data: got an image of {height}x{width} ({height * width // 256} patches), this '
-      'server takes up to '
-      f'{max_patches}; send it smaller or raise max_image_patches'
-    )
+  images.check_size('image_data', height, width, max_patches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +249,7 @@ class ParsedGenerate:
 
   rid: str | None  # None where the body has none
   input_ids: list[int]
-  image_data: list[str]  # base64 images
+  image_data: list[str]  # base64 images, or names by content
   temperature: float
   top_p: float
   top_k: int

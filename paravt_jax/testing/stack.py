@@ -129,6 +129,7 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
     decode_steps=4,
     image_batch=16,
     image_slots=256,
+    image_cache_mb=16,
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,

@@ -51,6 +51,7 @@ def served(tmp_path_factory):
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,
+    image_cache_mb=4,
     max_body_mb=16,
     compile_cache=None,
     parent_pid=None,

@@ -123,6 +123,7 @@ def launched(learner, number):
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,
+    image_cache_mb=4,
     max_body_mb=16,
     compile_cache=str(learner.root / 'compiled'),
     parent_pid=None,

@@ -17,11 +17,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, SyncError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import images, manifest, publish
 from paravt_jax.serving.embedded import programs
 from paravt_jax.serving.embedded.engine import Engine, Job
+from paravt_jax.serving.embedded.images import ImagePatches, ImageStore, cut
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.embedded.prompts import ImageStore, Prompt, expand
+from paravt_jax.serving.embedded.prompts import Prompt, expand
 from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, short_repr, text
 from paravt_jax.serving.protocol import (
   FIRST_VERSION,
@@ -52,7 +53,7 @@ class Server:
   def __init__(self, engine: Engine, options: ServerOptions):
     self.engine, self.options = engine, options
     self.model_path, self.weight_version = options.model_path, FIRST_VERSION
-    self._images = ImageStore(4 * options.image_slots, options.max_image_patches)
+    self._images = ImageStore(options.image_cache_mb << 20, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
@@ -70,6 +71,7 @@ class Server:
         web.post(path, handler)
         for path, handler in {
           '/generate': self.generate,
+          images.PATH: self.receive_images,
           '/update_weights_from_disk': self.update_weights,
           '/pause_generation': self.pause,
           '/continue_generation': self.resume,
@@ -116,6 +118,17 @@ class Server:
     finally:
       self._rids.discard(job.rid)
 
+  async def receive_images(self, request: web.Request) -> web.Response:
+    """POST /images: pixels for later requests that name them, see `serving.images`."""
+    raw = await _raw_body(request)
+    received = await asyncio.to_thread(self._cut, raw)
+    for image in received:
+      self._images.add(image)
+    return _json({'images': [image.name for image in received]})
+
+  def _cut(self, raw: bytes) -> list[ImagePatches]:
+    return [cut(image) for image in images.unpack(raw, self.options.max_image_patches)]
+
   def _job(self, parsed: ParsedGenerate, events: '_Events') -> Job:
     rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
     if rid in self._rids:
@@ -128,15 +141,13 @@ class Server:
         f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} '
         'with new tokens'
       )
-    images = tuple(self._images.get(text) for text in parsed.image_data)
-    if len({image.digest for image in images}) > self.options.image_slots:
+    if len(set(parsed.image_data)) > self.options.image_slots:
       raise RequestError(
-        f'image_data: got {len(images)} images, this server keeps '
+        f'image_data: got {len(parsed.image_data)} images, this server keeps '
         f'{self.options.image_slots}; raise image_slots'
       )
-    prompt = expand(
-      parsed.input_ids, images, self.engine.config.image_id, self.options.chunk_tokens
-    )
+    found = self._images.get_all(parsed.image_data)
+    prompt = expand(parsed.input_ids, found, self.engine.config.image_id, self.options.chunk_tokens)
     stops = frozenset(parsed.stop_token_ids) | frozenset(
       () if parsed.ignore_eos else self.options.eos_token_ids
     )
@@ -340,6 +351,7 @@ class Server:
         'weight_version': self.weight_version,
         'options': options,
         'counts': self.engine.counts,
+        'images': self._images.counts | self._images.size,
         'running': running,
         'waiting': len(self.engine.waiting),
       }
@@ -411,15 +423,19 @@ async def _body(request: web.Request, known: Collection[str] | None = None) -> d
 
   known: the allowed keys, or None if the caller checks them.
   """
+  body = json_object(request.path, await _raw_body(request))
+  if known is not None:
+    refuse_unknown(request.path, body, known)
+  return body
+
+
+async def _raw_body(request: web.Request) -> bytes:
   try:
-    body = json_object(request.path, await request.read())
+    return await request.read()
   except (web.RequestPayloadError, HttpProcessingError) as error:
     raise RequestError(
       f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'
     ) from error
-  if known is not None:
-    refuse_unknown(request.path, body, known)
-  return body
 
 
 @web.middleware
@@ -428,6 +444,8 @@ async def _errors(
 ) -> web.StreamResponse:
   try:
     return await handler(request)
+  except images.MissingImages as error:
+    return _json(error.to_json(), images.MISSING_STATUS)
   except RequestError as error:
     return _json({'error': {'message': str(error)}}, 400)
   except SyncError as error:

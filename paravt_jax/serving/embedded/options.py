@@ -23,6 +23,8 @@ class EngineOptions(Options):
   decode_steps: Annotated[int, COUNT]  # tokens per dispatch
   image_batch: Annotated[int, COUNT]  # images per call of the vision tower
   image_slots: Annotated[int, COUNT]  # images whose features are kept
+  # images whose pixels are kept, in MiB: requests may name them instead of sending them again
+  image_cache_mb: Annotated[int, COUNT]
   max_image_patches: Annotated[int, multiple_of(4)]  # 16x16 patches of the largest image
   bias_rows: Annotated[int, COUNT]  # distinct logit_bias objects in use at once
   max_stop_ids: Annotated[int, COUNT]  # stop ids of one request
@@ -40,6 +42,7 @@ class EngineOptions(Options):
       decode_steps=4,
       image_batch=64,
       image_slots=4096,
+      image_cache_mb=1024,
       max_image_patches=196,
       bias_rows=4,
       max_stop_ids=4,

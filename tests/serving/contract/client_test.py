@@ -149,3 +149,25 @@ def test_control_names_a_key_that_is_refused(served):
     return str(error.value)
 
   assert '\n' not in through_client(served, scenario, key='another')
+
+
+def test_frames_repeated_over_requests_reach_the_server_as_they_are(served):
+  """The embedded server gets each once and then its name, SGLang gets them in every request."""
+  frames = tuple(frame(300 + i, 32, 64) for i in range(2))
+
+  async def scenario(client, control, url):
+    sent = [request(served.with_image(5, 3, 20 + i), frames[:1], seed=i) for i in range(3)]
+    sent += [
+      request(served.with_image(4, 2, 30) + served.with_image(1, 2, 31), frames, seed=9),
+      request(served.with_image(4, 2, 32), (frames[1].copy(),), seed=9),
+    ]
+    got = [await asyncio.gather(*(client.generate(one) for one in sent)) for _ in range(2)]
+    return sent, got, dict(client.counts)
+
+  sent, (first, second), counts = through_client(served, scenario)
+  for one, sampled, again in zip(sent, first, second):
+    reply = GenerateReply(sampled.ids.tolist(), sampled.logprobs.tolist(), 'length', 0, 0, 0, [])
+    assert served.gap(one, reply) < 1e-4
+    assert again.ids.tolist() == sampled.ids.tolist()
+  assert counts['images'] == 12
+  assert counts['images_sent'] == (2 if served.kind == 'embedded' else 12)

@@ -48,6 +48,7 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'decode_steps': 4,
     'image_batch': 4,
     'image_slots': 32,
+    'image_cache_mb': 1,
     'max_image_patches': 16,
     'bias_rows': 4,
     'max_stop_ids': 4,

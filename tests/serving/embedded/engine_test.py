@@ -46,6 +46,7 @@ def engine(model, lanes) -> Engine:
     max_image_patches=4,
     bias_rows=1,
     max_stop_ids=1,
+    image_cache_mb=4,
     max_body_mb=1,
     compile_cache=None,
     parent_pid=None,

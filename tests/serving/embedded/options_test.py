@@ -25,6 +25,7 @@ GOOD = ServerOptions(
   max_image_patches=16,
   bias_rows=4,
   max_stop_ids=4,
+  image_cache_mb=4,
   max_body_mb=16,
   compile_cache=None,
   parent_pid=None,
