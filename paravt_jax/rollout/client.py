@@ -74,7 +74,7 @@ class Client(Http):
     self._vocab_size = vocab_size
     self._router = router
     self._image_id = image_id
-    self._images = Images(self, options.image_cache)
+    self.images = Images(self, options.image_cache)
     self._sent: dict[
       str, tuple[str, str]
     ] = {}  # rid -> (server, rid on the wire) of what is in flight
@@ -84,7 +84,7 @@ class Client(Http):
   async def __aexit__(self, *exception):
     if self._tasks:
       await asyncio.gather(*self._tasks, return_exceptions=True)
-    await self._images.close()
+    await self.images.close()
     await super().__aexit__(*exception)
 
   async def generate(
@@ -268,7 +268,7 @@ class Client(Http):
 
     If that does not succeed in a few rounds, the images go inside the request.
     """
-    names = await self._images.names(url, life, images) if images else None
+    names = await self.images.names(url, life, images) if images else None
     for _ in range(_ROUNDS if names is not None else 0):
       status, reply = await self.once(
         'POST', f'{url}/generate', payload(url, names), on_event=event
@@ -278,9 +278,9 @@ class Client(Http):
         return status, reply
       own = dict(zip(names, images))
       wanted = {name: own[name] for name in missing if name in own}
-      if not wanted or not await self._images.send(url, life, wanted):
+      if not wanted or not await self.images.send(url, life, wanted):
         break
-    image_data = await self._images.inline(images) if images else []
+    image_data = await self.images.inline(images) if images else []
     return await self.once('POST', f'{url}/generate', payload(url, image_data), on_event=event)
 
   def _abandon(self, rid: str) -> None:

@@ -164,10 +164,9 @@ def test_frames_repeated_over_requests_reach_the_server_as_they_are(served):
     got = [await asyncio.gather(*(client.generate(one) for one in sent)) for _ in range(2)]
     return sent, got, dict(client.counts)
 
-  sent, (first, second), counts = through_client(served, scenario)
-  for one, sampled, again in zip(sent, first, second):
+  sent, waves, counts = through_client(served, scenario)
+  for one, sampled in zip(sent * 2, [*waves[0], *waves[1]]):
     reply = GenerateReply(sampled.ids.tolist(), sampled.logprobs.tolist(), 'length', 0, 0, 0, [])
     assert served.gap(one, reply) < 1e-4
-    assert again.ids.tolist() == sampled.ids.tolist()
   assert counts['images'] == 12
   assert counts['images_sent'] == (2 if served.kind == 'embedded' else 12)
