@@ -142,6 +142,8 @@ def _engine(recipe: BenchRecipe, folder: pathlib.Path) -> Iterator[Engine]:
     port=0,
     port_file=None,
     api_key=None,
+    served_name='bench',
+    think_prefix='',
     eos_token_ids=(),
     compile_cache=None,
     parent_pid=None,

@@ -116,6 +116,8 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
   """
   return ServerOptions(
     model_path=str(folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,

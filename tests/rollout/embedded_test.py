@@ -35,6 +35,8 @@ def served(tmp_path_factory):
   config = tiny.build_model_folder(folder, 0)
   options = ServerOptions(
     model_path=str(folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,

@@ -107,6 +107,8 @@ def learner(tmp_path_factory):
 def launched(learner, number):
   options = ServerOptions(
     model_path=str(learner.folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,

@@ -59,6 +59,8 @@ class ServerOptions(EngineOptions):
   port: int  # 0: a free one
   port_file: str | None  # gets the port
   api_key: str | None  # that requests must bring
+  served_name: str  # the model's name behind the OpenAI protocol
+  think_prefix: str  # the beginning of each turn behind the OpenAI protocol; '' for none
   eos_token_ids: tuple[int, ...]  # that end a reply
   compile_cache: str | None  # folder of compiled programs
   parent_pid: int | None  # the server ends when this process does

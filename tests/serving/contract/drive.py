@@ -39,6 +39,8 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'port': 0,
     'port_file': None,
     'api_key': KEY,
+    'served_name': 'tiny',
+    'think_prefix': '',
     'dtype': 'float32',
     'eos_token_ids': (),
     'lanes': ((128, 8), (CONTEXT, 4)),

@@ -30,6 +30,8 @@ def model(tmp_path_factory):
 def engine(model, lanes) -> Engine:
   options = ServerOptions(
     model_path='',
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,

@@ -9,6 +9,8 @@ from paravt_jax.serving.embedded.options import ServerOptions
 
 GOOD = ServerOptions(
   model_path='m',
+  served_name='tiny',
+  think_prefix='',
   host='127.0.0.1',
   port=0,
   port_file=None,
