@@ -94,7 +94,7 @@ class ImagesBench(Options):
   crop_frames: Annotated[int, COUNT]  # of a sub-agent, one a second
   seconds: Annotated[int, COUNT]  # of the video
   side: Annotated[int, multiple_of(32)]  # pixels of a frame
-  grain: Annotated[int, whole(0, 255)]  # noise over the image, in grey levels: the size of a PNG
+  grain: Annotated[int, whole(1, 255)]  # noise over the image, in grey levels: the size of a PNG
 
 
 @dataclasses.dataclass(frozen=True)
