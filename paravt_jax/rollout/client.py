@@ -19,7 +19,6 @@ from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parse_reply
 from paravt_jax.rollout.images import Images
 from paravt_jax.rollout.router import Router, State
-from paravt_jax.serving import images as by_content
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
 
@@ -37,7 +36,6 @@ _Event = Callable[[bytes], None] | None
 _Images = Sequence[np.ndarray]
 _Payload = Callable[[str, Sequence[object]], bytes]  # (url, image_data) -> body
 _ROUNDING = 1e-3  # a log-prob may exceed 0 by so much, in nats
-_ROUNDS = 3  # of asking a server that evicts the images of a request
 _NOTICE_S = 2.0  # timeout in seconds of aborts and of health checks
 
 
@@ -74,7 +72,7 @@ class Client(Http):
     self._vocab_size = vocab_size
     self._router = router
     self._image_id = image_id
-    self.images = Images(self, options.image_cache)
+    self.images = Images(self, options.image_cache, options.image_folder)
     self._sent: dict[
       str, tuple[str, str]
     ] = {}  # rid -> (server, rid on the wire) of what is in flight
@@ -246,8 +244,12 @@ class Client(Http):
 
     A 5xx reply counts as a lost connection, except a 500 from a server that still answers.
     """
+
+    async def send(image_data: Sequence[object]) -> tuple[int, bytes]:
+      return await self.once('POST', f'{url}/generate', payload(url, image_data), on_event=event)
+
     for attempt in range(self.options.retries + 1):
-      status, reply = await self.trying(lambda _: self._send(url, life, images, payload, event))
+      status, reply = await self.trying(lambda _: self.images.request(url, life, images, send))
       if status < 500:
         return status, reply
       # a dying server may reply 500 just before it exits
@@ -260,28 +262,6 @@ class Client(Http):
       f'POST {url}/generate: got status {status} {attempt + 1} times; the server says: '
       f'{excerpt(reply)}'
     )
-
-  async def _send(
-    self, url: str, life: object, images: _Images, payload: _Payload, event: _Event
-  ) -> tuple[int, bytes]:
-    """Sends a request with its images by name, and what the server lacks of them first.
-
-    If that does not succeed in a few rounds, the images go inside the request.
-    """
-    names = await self.images.names(url, life, images) if images else None
-    for _ in range(_ROUNDS if names is not None else 0):
-      status, reply = await self.once(
-        'POST', f'{url}/generate', payload(url, names), on_event=event
-      )
-      missing = by_content.missing_names(status, reply)
-      if not missing:
-        return status, reply
-      own = dict(zip(names, images))
-      wanted = {name: own[name] for name in missing if name in own}
-      if not wanted or not await self.images.send(url, life, wanted):
-        break
-    image_data = await self.images.inline(images) if images else []
-    return await self.once('POST', f'{url}/generate', payload(url, image_data), on_event=event)
 
   def _abandon(self, rid: str) -> None:
     """Aborts the request on the server in the background, because it notices a closed connection

@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.options import COUNT, POSITIVE, RETRIES, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, RETRIES, TEXT, Options, whole
 
 JSON, BYTES = 'application/json', 'application/octet-stream'
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
@@ -31,6 +31,9 @@ class ConnectionOptions(Options):
   retries: Annotated[int, RETRIES]  # of a request, before its server is given up
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   image_cache: Annotated[int, whole(0, note='0: none is kept')]  # encoded frames kept
+  # a folder that SGLang servers see too, such as '/dev/shm/paravt': frames go there once, and
+  # requests name the files; '': frames go inside requests
+  image_folder: Annotated[str, TEXT]
 
   @classmethod
   def published(cls) -> 'ConnectionOptions':
@@ -42,6 +45,7 @@ class ConnectionOptions(Options):
       retries=5,
       backoff_s=0.5,
       image_cache=4096,
+      image_folder='',
     )
 
 

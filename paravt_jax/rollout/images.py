@@ -8,16 +8,22 @@ these are sent. Other servers, SGLang for one, get every frame as base64 PNG in 
 
 import asyncio
 import collections
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
 from paravt_jax.rollout.http import BYTES, Http
+from paravt_jax.rollout.image_folder import ImageFolder
 from paravt_jax.serving import images as by_content
 from paravt_jax.serving import protocol
 
+log = logging.getLogger(__name__)
+
+Send = Callable[[Sequence[object]], Awaitable[tuple[int, bytes]]]
+_ROUNDS = 3  # of asking a server that evicts the images of a request
 _UPLOAD_BYTES = 8 << 20  # of pixels in one upload; a server's max_body_mb is its limit
 
 
@@ -100,6 +106,7 @@ class _Server:
   def __init__(self, life: object):
     self.life = life
     self.takes_names: asyncio.Task[bool | None] | None = None  # None: not asked yet
+    self.reads_files = True  # until it fails over one
     self.uploads: dict[str, asyncio.Task[bool]] = {}  # name -> its upload, while it runs
 
 
@@ -110,15 +117,88 @@ class Images:
   them).
   """
 
-  def __init__(self, http: Http, capacity: int):
+  def __init__(self, http: Http, capacity: int, folder: str = ''):
     self._http = http
     self._cache = ImageCache(capacity)
+    self._folder = ImageFolder(folder, capacity) if folder else None
     self._servers: dict[str, _Server] = {}
     self._tasks: set[asyncio.Task] = set()
 
   async def close(self) -> None:
     """Waits for uploads that no request waits for any more."""
     await asyncio.gather(*self._tasks, return_exceptions=True)
+    if self._folder is not None:
+      self._folder.close()
+
+  async def request(
+    self, url: str, life: object, images: Sequence[np.ndarray], send: Send
+  ) -> tuple[int, bytes]:
+    """Sends a request with its images in the cheapest form that the server takes.
+
+    Names come first, with what the server lacks of them, then files, then PNGs inside the request.
+    Each form that fails is followed by the next one.
+
+    Args:
+      life: tells one server at an address from the next.
+      send: sends the request with this image_data. Returns (status, reply body).
+
+    Raises:
+      Lost, Silent, RolloutError: as `Http.once`.
+    """
+    if not images:
+      return await send([])
+    names = await self.names(url, life, images)
+    came = (
+      await self._by_file(url, life, images, send)
+      if names is None
+      else await self._by_name(url, life, dict(zip(names, images)), names, send)
+    )
+    return await send(await self.inline(images)) if came is None else came
+
+  async def _by_name(
+    self,
+    url: str,
+    life: object,
+    own: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    send: Send,
+  ) -> tuple[int, bytes] | None:
+    """Returns None if the server lacks images after a few rounds, or does not take them."""
+    for _ in range(_ROUNDS):
+      status, reply = await send(names)
+      missing = by_content.missing_names(status, reply)
+      if not missing:
+        return status, reply
+      wanted = {name: own[name] for name in missing if name in own}
+      if not wanted or not await self.send(url, life, wanted):
+        return None
+    return None
+
+  async def _by_file(
+    self, url: str, life: object, images: Sequence[np.ndarray], send: Send
+  ) -> tuple[int, bytes] | None:
+    """Sends a request that names files.
+
+    Returns (status, reply body). None if there is no folder, it cannot be written, or the server
+    failed over a file. It gets no more of them then.
+    """
+    server = self._server(url, life)
+    if self._folder is None or not server.reads_files:
+      return None
+    names, encoded = await self._cache.names(images), await self._cache.encode(images)
+    try:
+      async with self._folder.urls(names, encoded) as (urls, sizes):
+        self._http.counts.update(images_sent=len(sizes), image_bytes=sum(sizes))
+        status, reply = await send(urls)
+    except OSError as error:
+      log.warning('client.image_folder: %s; frames go inside requests', error)
+      server.reads_files = False
+      return None
+    if status >= 400 and status not in (401, 403):
+      log.warning('%s answers %d over files of client.image_folder: it gets no more', url, status)
+      server.reads_files = False
+      return None
+    return status, reply
 
   async def inline(self, images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
     """Returns image_data for any server: every frame as base64 PNG."""

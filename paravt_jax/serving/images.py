@@ -45,7 +45,7 @@ class MissingImages(RequestError):
 def content_digest(image: np.ndarray) -> bytes:
   """Returns 32 bytes that identify the pixels and sides of uint8[H, W, 3]."""
   hashed = hashlib.blake2b(b'%dx%d\n' % image.shape[:2], digest_size=32)
-  hashed.update(np.ascontiguousarray(image))
+  hashed.update(np.ascontiguousarray(image).data)
   return hashed.digest()
 
 

@@ -221,7 +221,7 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
   """
 
   def check(image: Image.Image) -> None:
-    images.check_size('image_data', *image.size[::-1], max_patches)
+    images.check_size('image_data', image.height, image.width, max_patches)
 
   return _decoded('image_data', text, check)
 
@@ -243,7 +243,9 @@ def decode_and_resize(where: str, text: str, max_patches: int) -> np.ndarray:
       )
 
   pixels = _decoded(where, text, check)
-  size = patches.target_size(*pixels.shape[:2], patches.SIDE**2, max_patches * patches.PATCH**2)
+  height, width, _ = pixels.shape
+  most = max_patches * patches.PATCH**2
+  size = patches.target_size(height, width, patches.SIDE**2, most)
   return patches.resize(pixels[None], size)[0]
 
 

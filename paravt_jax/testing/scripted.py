@@ -12,8 +12,10 @@ server: `Hang`, `Die`, `Garbage`, `Refuse`.
 import asyncio
 import base64
 import dataclasses
+import pathlib
 import struct
 import threading
+import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +38,12 @@ class Request:
   sampling: dict[str, Any]  # the body's sampling_params
   order: int  # number of earlier requests
   body: dict[str, Any]  # the whole body
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """Returns the file URLs among its images."""
+    found = self.body.get('image_data', ())
+    return tuple(text for text in found if text.startswith('file://'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,7 @@ class ScriptedServer:
     facts: extra fields of `/get_server_info`.
     port: 0 for a free one.
     images_kept: number of images that it keeps by content; None: it has no such path, as SGLang.
+    reads_files: True accepts images by file URL, as SGLang.
 
   Attributes:
     requests: all `/generate` requests received.
@@ -118,6 +127,7 @@ class ScriptedServer:
     facts: dict[str, Any] | None = None,
     port: int = 0,
     images_kept: int | None = None,
+    reads_files: bool = False,
   ):
     self.script = script
     self.weights_ok, self.silent = weights_ok, False
@@ -132,6 +142,7 @@ class ScriptedServer:
     self._ready_after = ready_after
     self._port = port
     self._images_kept = images_kept
+    self._reads_files = reads_files
     self._images: dict[str, tuple[int, int]] = {}  # name -> (height, width)
     self.uploads: list[tuple[str, ...]] = []
     self._at_once = 0
@@ -247,7 +258,14 @@ class ScriptedServer:
     ]
     if missing:
       raise by_content.MissingImages(missing)
-    return tuple(self._images.get(text) or png_size(text) for text in image_data)
+    return tuple(self._images.get(text) or png_size(self._text(text)) for text in image_data)
+
+  def _text(self, text: str) -> str:
+    """Returns the base64 text of an image that is one, or a file URL."""
+    if not (self._reads_files and text.startswith('file://')):
+      return text
+    content = pathlib.Path(urllib.parse.urlparse(text).path).read_bytes()
+    return base64.b64encode(content).decode()
 
   async def _receive_images(self, http: web.Request) -> web.Response:
     received = by_content.unpack(await http.read(), 1 << 18)

@@ -151,6 +151,7 @@ def client_options(timeout_s: float) -> ClientOptions:
     retries=1,
     backoff_s=0.01,
     image_cache=4096,
+    image_folder='',
   )
 
 

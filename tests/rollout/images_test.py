@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from paravt_jax.rollout.images import ImageCache
 from paravt_jax.rollout.router import Router
 from paravt_jax.serving import images as by_content
 from paravt_jax.serving import protocol
-from paravt_jax.testing.scripted import Reply, ScriptedServer, turns
+from paravt_jax.testing.scripted import Refuse, Reply, ScriptedServer, turns
 from tests.rollout.wire import PAD, REQUEST, opened
 
 DONE = turns(Reply(ids=(2,)))
@@ -115,6 +116,41 @@ def test_a_wrong_key_is_told_as_for_any_request():
     pytest.raises(RolloutError, match='refuses our key'),
   ):
     send(server, [[frame(5)]], api_key='wrong')
+
+
+def test_servers_that_read_files_get_paths_of_frames_that_are_written_once(tmp_path):
+  seen = []
+
+  def script(request):
+    seen.append([pathlib.Path(url.removeprefix('file://')).stat().st_size for url in request.paths])
+    return Reply(ids=(2,))
+
+  with ScriptedServer(script, reads_files=True) as server:
+    counts = send(server, [[frame(1), frame(2)]] * 3, [[frame(2)]], image_folder=str(tmp_path))
+  assert [len(sizes) for sizes in seen] == [2, 2, 2, 1] and min(map(min, seen)) > 0
+  assert (counts['images'], counts['images_sent']) == (7, 2)
+  assert counts['image_bytes'] == sum(seen[0])
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_fails_over_files_gets_frames_inside_requests(tmp_path):
+  def script(request):
+    return Refuse(500, 'Internal Server Error') if request.paths else Reply(ids=(2,))
+
+  with ScriptedServer(script, reads_files=True) as server:
+    counts = send(server, [[frame(1)]], [[frame(2)]], image_folder=str(tmp_path))
+  assert [bool(request.paths) for request in server.requests] == [True, False, False]
+  assert counts['images'] == 2 and 'retried' not in counts
+
+
+def test_a_folder_that_is_full_costs_no_request(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  with ScriptedServer(DONE, reads_files=True) as server:
+    send(server, [[frame(1)]], image_folder=str(tmp_path))
+  assert server.requests[0].body['image_data'] == [protocol.encode_image(frame(1))]
 
 
 def test_a_frame_is_encoded_once_even_when_eight_ask_at_the_same_moment(monkeypatch):

@@ -24,7 +24,7 @@ from tests.serving.contract.drive import (
 )
 
 
-def through_client(served, scenario, key=KEY):
+def through_client(served, scenario, key=KEY, image_folder=''):
   """What `await scenario(client, control, url)` gives."""
   options = ClientOptions(
     api_key=key,
@@ -34,6 +34,7 @@ def through_client(served, scenario, key=KEY):
     retries=2,
     backoff_s=0.05,
     image_cache=16,
+    image_folder=image_folder,
   )
 
   async def run():
@@ -151,8 +152,11 @@ def test_control_names_a_key_that_is_refused(served):
   assert '\n' not in through_client(served, scenario, key='another')
 
 
-def test_frames_repeated_over_requests_reach_the_server_as_they_are(served):
-  """The embedded server gets each once and then its name, SGLang gets them in every request."""
+@pytest.mark.parametrize('by_file', [False, True])
+def test_frames_repeated_over_requests_reach_the_server_as_they_are(served, tmp_path, by_file):
+  """The embedded server gets each once and then its name. SGLang gets them in every request, or
+  reads each from one file.
+  """
   frames = tuple(frame(300 + i, 32, 64) for i in range(2))
 
   async def scenario(client, control, url):
@@ -164,9 +168,10 @@ def test_frames_repeated_over_requests_reach_the_server_as_they_are(served):
     got = [await asyncio.gather(*(client.generate(one) for one in sent)) for _ in range(2)]
     return sent, got, dict(client.counts)
 
-  sent, waves, counts = through_client(served, scenario)
+  folder = str(tmp_path) if by_file else ''
+  sent, waves, counts = through_client(served, scenario, image_folder=folder)
   for one, sampled in zip(sent * 2, [*waves[0], *waves[1]]):
     reply = GenerateReply(sampled.ids.tolist(), sampled.logprobs.tolist(), 'length', 0, 0, 0, [])
     assert served.gap(one, reply) < 1e-4
   assert counts['images'] == 12
-  assert counts['images_sent'] == (2 if served.kind == 'embedded' else 12)
+  assert counts['images_sent'] == (2 if served.kind == 'embedded' or by_file else 12)

@@ -102,6 +102,7 @@ def client_of(served, url):
     retries=20,
     backoff_s=0.05,
     image_cache=16,
+    image_folder='',
   )
   router = Router((url,))
   return Client(options, served.config.text.vocab, router, image_id=served.config.image_id)
