@@ -151,15 +151,17 @@ async def _drive(
       time.process_time() - own,
       server.cpu_times(),
     )
+    counts = {name: client.counts[name] for name in ('sent_bytes', 'image_bytes', 'images_sent')}
     upload = await _upload(client, process.url, waves[0][0]) if name == 'by_content' else {}
-    return upload | {
-      'sent_bytes': client.counts['sent_bytes'],
-      'image_bytes': client.counts['image_bytes'],
-      'images_sent': client.counts['images_sent'],
-      'seconds': seconds,
-      'client_cpu_seconds': own,
-      'server_cpu_seconds': after.user + after.system - before.user - before.system,
-    }
+    return (
+      counts
+      | upload
+      | {
+        'seconds': seconds,
+        'client_cpu_seconds': own,
+        'server_cpu_seconds': after.user + after.system - before.user - before.system,
+      }
+    )
 
 
 async def _upload(client: CountingClient, url: str, frames: Frames) -> dict[str, float]:

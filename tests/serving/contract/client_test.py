@@ -157,7 +157,7 @@ def test_frames_repeated_over_requests_reach_the_server_as_they_are(served, tmp_
   """The embedded server gets each once and then its name. SGLang gets them in every request, or
   reads each from one file.
   """
-  frames = tuple(frame(300 + i, 32, 64) for i in range(2))
+  frames = tuple(frame(300 + 10 * by_file + i, 32, 64) for i in range(2))
 
   async def scenario(client, control, url):
     sent = [request(served.with_image(5, 3, 20 + i), frames[:1], seed=i) for i in range(3)]
