@@ -65,6 +65,22 @@ def model_options(
   )
 
 
+def named_or_newest_model(folder: str) -> pathlib.Path:
+  """Returns the named model folder, else the newest runs/*/hf, or raises ConfigError."""
+  if folder:
+    return pathlib.Path(folder)
+  found = sorted(
+    pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime
+  )
+  if not found:
+    raise ConfigError(
+      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of '
+      'the Qwen3-VL family, or train one with python -m experiments.rl '
+      '--config=configs/para_grpo.py'
+    )
+  return found[-1].parent
+
+
 def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Config:
   """Returns the sizes of the model in a folder, and checks that they belong to the scale.
 

@@ -15,9 +15,9 @@ import aiohttp
 import orjson
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.options import COUNT, POSITIVE, RETRIES, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, RETRIES, TEXT, Options, whole
 
-JSON = {'Content-Type': 'application/json'}
+JSON, BYTES = 'application/json', 'application/octet-stream'
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 
 
@@ -31,6 +31,9 @@ class ConnectionOptions(Options):
   retries: Annotated[int, RETRIES]  # of a request, before its server is given up
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   image_cache: Annotated[int, whole(0, note='0: none is kept')]  # encoded frames kept
+  # a folder that SGLang servers see too, such as '/dev/shm/paravt': frames go there once, and
+  # requests name the files; '': frames go inside requests
+  image_folder: Annotated[str, TEXT]
 
   @classmethod
   def published(cls) -> 'ConnectionOptions':
@@ -42,6 +45,7 @@ class ConnectionOptions(Options):
       retries=5,
       backoff_s=0.5,
       image_cache=4096,
+      image_folder='',
     )
 
 
@@ -89,9 +93,11 @@ class Http:
     body: bytes | None = None,
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
+    kind: str = JSON,
   ) -> tuple[int, bytes]:
     """Sends a request once. Returns (status, reply body).
 
+    kind: the body's content type.
     on_event: receives the events of a stream of server-sent events. The last event is also the
     reply body.
 
@@ -105,7 +111,11 @@ class Http:
       raise AssertionError('a client is used inside `async with`')
     try:
       async with self._session.request(
-        method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
+        method,
+        url,
+        data=body,
+        headers={'Content-Type': kind},
+        timeout=aiohttp.ClientTimeout(total=limit),
       ) as reply:
         if on_event is not None and reply.content_type == 'text/event-stream':
           return reply.status, await _last_event(url, reply.content, on_event)

@@ -25,6 +25,7 @@ SCALES = {
   'sft': ('tiny', '2b', '8b'),
   'eval': ('tiny', '2b', '8b'),
   'ask': ('tiny', '2b', '8b'),
+  'serve': ('tiny', '2b', '8b'),
   'ablations': (None,),
   'bench': (None,),
   'longvideo_reason': (None,),
@@ -132,6 +133,7 @@ ZERO = {
   'crf': 'lossless',
   'min_chars': 'any text',
   'max_missing': 'not one',
+  'port': 'a free one',
 }
 ZERO_GROUPS = ('sft_rows', 'weights')  # sections whose members may be 0
 NEGATIVE = {'top_k': 'all'}
