@@ -13,6 +13,7 @@ numbers, and what each knob means, stand with the typed options
     8b_tpu     a slice v5p:2x2x2; rollout servers elsewhere, by URL. V6E changes it for v6e:4x4
     8b_split   RL on one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it
                starts. JAX opens only the learner's GPUs (`experiments/launch.py`)
+    2b_long, 8b_long, tiny_long   long videos (`configs/long_video.py`)
 """
 
 from typing import Any
@@ -20,13 +21,16 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import long_video
 from configs.servers import tiny_servers
 from paravt_jax.options import to_dict
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 
 SCALES = ('tiny', '2b', '8b')
-SFT_SCALES = (*SCALES, '2b_lora', '8b_lora', '8b_tpu')
-RL_SCALES = (*SCALES, '2b_lora', '8b_lora', '8b_split', '8b_tpu')
+LORA_SCALES = ('2b_lora', '8b_lora')
+LONG_SCALES = ('2b_long', '8b_long')
+SFT_SCALES = (*SCALES, *LORA_SCALES, '8b_tpu', *LONG_SCALES, 'tiny_long')
+RL_SCALES = (*SCALES, *LORA_SCALES, '8b_split', '8b_tpu', *LONG_SCALES)
 # Overrides of :8b_tpu for sixteen v6e, whose memory of 31 GiB holds shorter rows.
 V6E = {
   'mesh.fsdp': 16,
@@ -61,7 +65,7 @@ def rl(scale: str) -> ConfigDict:
   config.scale = scale
   if scale == 'tiny':
     _tiny(config)
-  if scale == '2b':
+  if scale in ('2b', '2b_long'):
     _one_gpu(config)
   if scale.endswith('_lora'):
     _one_gpu(config)
@@ -74,6 +78,8 @@ def rl(scale: str) -> ConfigDict:
     config.server.sglang.devices = (4, 5, 6, 7)
   if scale == '8b_tpu':
     _tpu(config)
+  if scale in LONG_SCALES:
+    long_video.rl(config, scale)
   return config.lock()
 
 
@@ -89,7 +95,7 @@ def sft(scale: str) -> ConfigDict:
     )
   config = config_of(SFTRecipe.published())
   config.scale = scale
-  if scale == '2b':
+  if scale in ('2b', '2b_long'):
     config.mesh.fsdp = 1
     config.train.rows = 1
     config.train.micro_batches = 32
@@ -100,8 +106,12 @@ def sft(scale: str) -> ConfigDict:
     _adapter(config, 2e-4)
   if scale == '8b_tpu':
     _tpu(config)
-  if scale == 'tiny':
+  if scale in LONG_SCALES:
+    long_video.sft(config, scale)
+  if scale in ('tiny', 'tiny_long'):
     _tiny_sft(config)
+  if scale == 'tiny_long':
+    long_video.tiny_sft(config)
   return config.lock()
 
 

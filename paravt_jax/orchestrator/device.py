@@ -123,9 +123,7 @@ def learner_gpus(recipe: Any) -> str:
   server = getattr(recipe, 'server', None)
   if server is None or server.kind != 'sglang' or server.sglang.device != 'cuda':
     return ''
-  mesh = recipe.mesh
-  count = mesh.data * mesh.fsdp * mesh.tensor
-  return ','.join(map(str, range(count))) if server.sglang.devices else ''
+  return ','.join(map(str, range(recipe.mesh.devices))) if server.sglang.devices else ''
 
 
 def settings(options: DeviceOptions, environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Sections of recipes that only a run reads. Other sections are in the modules that use them."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 from paravt_jax import options as rules
@@ -359,12 +360,29 @@ class MeshOptions(Options):
 
   data: Annotated[int, COUNT]  # copies of the model
   fsdp: Annotated[int, COUNT]  # shards of parameters, gathered layer by layer
+  # devices that share a row: each has a slice of its tokens, and a shard of the parameters
+  context: Annotated[int, COUNT]
   tensor: Annotated[int, COUNT]  # shards of heads and hidden units
 
   @classmethod
   def published(cls) -> 'MeshOptions':
     """Returns a mesh of eight devices that share the parameters."""
-    return cls(data=1, fsdp=8, tensor=1)
+    return cls(data=1, fsdp=8, context=1, tensor=1)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Returns the devices along each axis, in the order of train/sharding.MESH_AXES."""
+    return self.data, self.fsdp, self.context, self.tensor
+
+  @property
+  def devices(self) -> int:
+    """Returns the number of devices."""
+    return math.prod(self.sizes)
+
+  @property
+  def parameter_shards(self) -> int:
+    """Returns how many devices share the width of a parameter."""
+    return self.fsdp * self.context
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _need(recipe: RLRecipe | SFTRecipe, memory: Memory, devices: Devices) -> str
   A server on the same GPU takes memory outside of JAX. On a CPU all devices share the machine's.
   """
   on_cpu = devices.platform == 'cpu'
-  server, mesh = memory.parts['server'], recipe.mesh.data * recipe.mesh.fsdp * recipe.mesh.tensor
+  server, mesh = memory.parts['server'], recipe.mesh.devices
   parts = {name: size for name, size in memory.parts.items() if name != 'server' or on_cpu}
   needed = (memory.total - server) * mesh + server if on_cpu else sum(parts.values())
   where = ' a device' if not on_cpu else f' on {mesh} virtual devices' if mesh > 1 else ''

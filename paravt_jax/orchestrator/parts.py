@@ -151,16 +151,15 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
 
   Raises ConfigError if there are too few devices.
   """
-  sizes = (options.data, options.fsdp, options.tensor)
-  needed = sizes[0] * sizes[1] * sizes[2]
-  if len(jax.devices()) < needed:
+  if len(jax.devices()) < options.devices:
     raise ConfigError(
-      f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} '
-      'devices, but this process has '
+      f'--config.mesh: {sharding.product_of(options.sizes)} devices, but this process has '
       f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose '
       'another scale'
     )
-  return sharding.make_mesh(*sizes, jax.devices()[:needed])
+  devices = jax.devices()[: options.devices]
+  sizes = (options.data, options.fsdp, options.tensor)
+  return sharding.make_mesh(*sizes, devices, context=options.context)
 
 
 def with_adapter(config: Config, options: AdapterOptions) -> Config:

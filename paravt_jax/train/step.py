@@ -1,5 +1,5 @@
-"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, tensor), the same at every
-scale.
+"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, context, tensor), the same
+at every scale.
 
 A batch is a dict of arrays [M, R, ...]: M micro-batches of R packed rows
 (packing.Packed.micro_batches), of which `used` are run. Gradients are summed in float32 over the
@@ -91,7 +91,7 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
   """
-  batch = {name: placement.put_rows(mesh, array, 1) for name, array in arrays.items()}
+  batch = {name: placement.put_rows(mesh, array, 1, name) for name, array in arrays.items()}
   return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
 
 
@@ -305,6 +305,7 @@ def _scores(
     banned=options.banned,
     chunk=options.head_chunk,
     shares=sharding.row_shards(mesh),
+    slices=sharding.token_shards(mesh),
     place=place,
   )
 

@@ -20,9 +20,9 @@ from paravt_jax.video.readers import READERS
 from tests.recipes import typed
 
 SCALES = {
-  'para_grpo': ('tiny', '2b', '8b', '8b_split'),
+  'para_grpo': ('tiny', '2b', '8b', '8b_split', '8b_long'),
   'grpo': ('tiny', '2b', '8b', '8b_split'),
-  'sft': ('tiny', '2b', '8b'),
+  'sft': ('tiny', '2b', '8b', '8b_long'),
   'eval': ('tiny', '2b', '8b'),
   'ask': ('tiny', '2b', '8b'),
   'serve': ('tiny', '2b', '8b'),

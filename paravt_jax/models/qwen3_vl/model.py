@@ -208,14 +208,35 @@ def _nth(stack: Params, i: int) -> Params:
   return jax.tree.map(lambda p: p[i], stack)
 
 
-def _gather_features(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
+def _gather_features(
+  features_BNYD: jax.Array, visual_index_BT: jax.Array, place: Place = anywhere
+) -> jax.Array:
   """Returns each token's visual feature [B, T, D], gathered within its row.
 
   Text tokens get zeros.
   """
   flat = features_BNYD.reshape(features_BNYD.shape[0], -1, features_BNYD.shape[-1])
+  if place.splits(visual_index_BT.shape[1], 'tokens'):
+    flat = place(flat, 'rows', None, None)  # a token's image may lie in another slice of its row
   found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_index_BT, 0)[..., None], axis=1)
+  found_BTD = place(found_BTD, 'rows', 'tokens', None)
   return jnp.where((visual_index_BT >= 0)[..., None], found_BTD, 0)
+
+
+def _deepstack(
+  features: Features, visual_index_BT: jax.Array, place: Place
+) -> Callable[[jax.Array | int], jax.Array]:
+  """Returns f(j) -> [B, T, D], what the j-th layer adds to its output.
+
+  Where tokens are split, each device first fetches the features of its own tokens, once for all
+  passes through the layers.
+  """
+  find = functools.partial(_gather_features, visual_index_BT=visual_index_BT, place=place)
+  if not place.splits(visual_index_BT.shape[1], 'tokens') or not _has_images(features):
+    return lambda j: find(features.deepstack_JBNYD[j])
+  found_JBTD = jax.lax.map(find, features.deepstack_JBNYD)
+  found_JBTD = place(found_JBTD, None, 'rows', 'tokens', None)
+  return lambda j: found_JBTD[j]
 
 
 def embed(
@@ -232,12 +253,12 @@ def embed(
   """
   # the table's width is gathered first: else XLA may look up all rows everywhere, a part of the width
   table_VD = place(params['text']['embed']['embedding'], 'vocab', None)
-  x_BTD = place(jnp.take(table_VD, tokens_BT, axis=0).astype(dtype), 'rows', None, None)
+  x_BTD = place(jnp.take(table_VD, tokens_BT, axis=0).astype(dtype), 'rows', 'tokens', None)
   if features is None or visual_index_BT is None or not _has_images(features):
     return x_BTD
-  image_BTD = _gather_features(features.merged_BNYD, visual_index_BT).astype(dtype)
+  image_BTD = _gather_features(features.merged_BNYD, visual_index_BT, place).astype(dtype)
   x_BTD = jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
-  return place(x_BTD, 'rows', None, None)
+  return place(x_BTD, 'rows', 'tokens', None)
 
 
 def _has_images(features: Features) -> bool:
@@ -300,8 +321,10 @@ def hidden(
 
   # a stack that adds to sums keeps the inputs of layers itself
   run = remats.apply(layer, remat) if layer_sums is None else layer
+  taps = len(config.vision.taps) if _has_images(features) else 0
+  deeper = _deepstack(features, inputs.visual_index_BT, place)
   layers = lora.join(config.adapter, params)
-  x_BTD = _run_layers(config, layers, x_BTD, features, inputs.visual_index_BT, run, layer_sums)
+  x_BTD = _run_layers(config, layers, x_BTD, taps, deeper, run, layer_sums)
   return _final_norm(config, params, x_BTD)
 
 
@@ -319,21 +342,16 @@ def _run_layers(
   config: Config,
   layers: Params,
   x_BTD: jax.Array,
-  features: Features,
-  visual_index_BT: jax.Array,
+  taps: int,
+  deepstack: Callable[[jax.Array | int], jax.Array],
   layer: Callable,
   layer_sums: Params | None,
 ) -> jax.Array:
-  """Runs all decoder layers. The first J each add their DeepStack feature to image tokens."""
-  taps = len(config.vision.taps) if _has_images(features) else 0
+  """Runs all decoder layers. The first `taps` each add their DeepStack feature to image tokens."""
   if config.text.layers <= UNROLL:
     for i in range(config.text.layers):
       x_BTD = layer(x_BTD, _nth(layers, i))
-      x_BTD = (
-        x_BTD + _gather_features(features.deepstack_JBNYD[i], visual_index_BT)
-        if i < taps
-        else x_BTD
-      )
+      x_BTD = x_BTD + deepstack(i) if i < taps else x_BTD
     return x_BTD
 
   def step(i, x_BTD, layer_params):
@@ -342,9 +360,7 @@ def _run_layers(
       return x_BTD
 
     def deeper():
-      return x_BTD + _gather_features(
-        features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT
-      )
+      return x_BTD + deepstack(jnp.minimum(i, taps - 1))
 
     return jax.lax.cond(i < taps, deeper, lambda: x_BTD)
 

@@ -72,7 +72,7 @@ class Job:
   @property
   def devices(self) -> int:
     """Returns the number of devices of the mesh."""
-    return self.mesh.data * self.mesh.fsdp * self.mesh.tensor
+    return self.mesh.devices
 
   @property
   def row_shards(self) -> int:
@@ -87,7 +87,7 @@ class Job:
   @property
   def tokens_here(self) -> int:
     """Returns the tokens of a micro-batch that one device computes, padding included."""
-    return self.rows_here * self.row_tokens
+    return self.rows_here * self.row_tokens // self.mesh.context
 
   @property
   def width(self) -> int:

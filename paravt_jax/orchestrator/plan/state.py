@@ -40,8 +40,8 @@ class State:
 
 def abstract_mesh(mesh: MeshOptions) -> Any:
   """Returns a mesh without devices. It has the shape and axes of sharding.make_mesh."""
-  sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-  return AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  types = (AxisType.Auto,) * len(sharding.MESH_AXES)
+  return AbstractMesh(mesh.sizes, sharding.MESH_AXES, axis_types=types)
 
 
 def optimizer_of(job: Job) -> Optimizer:
