@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
-from paravt_jax.orchestrator import compile_cache, device
+from paravt_jax.orchestrator import compile_cache, device, hosts
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.train import heap
 
@@ -56,8 +56,13 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     quiet()
     use_device(recipes[0])
     compile_cache.use()
+    with hosts.ending_together(getattr(recipes[0], 'hosts', None)) as connect:
+      guard(recipes[0], connect)
+
+  def guard(recipe: R, connect: Callable[[], Any]) -> None:
     try:
-      main(recipes[0])
+      connect()
+      main(recipe)
     except ParavtError as error:
       _fail(str(error))
     except OSError as error:

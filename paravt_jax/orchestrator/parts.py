@@ -130,6 +130,12 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
   """
   sizes = (options.data, options.fsdp, options.tensor)
   needed = sizes[0] * sizes[1] * sizes[2]
+  if jax.process_count() > 1 and len(jax.devices()) != needed:
+    raise ConfigError(
+      f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} devices, '
+      f'but the {jax.process_count()} hosts have {len(jax.devices())}; the mesh of several hosts '
+      'takes all of them'
+    )
   if len(jax.devices()) < needed:
     raise ConfigError(
       f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} '
