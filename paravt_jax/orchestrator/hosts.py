@@ -10,6 +10,7 @@ A process that dies ends the others: JAX notices it by missing heartbeats (`host
 at once where it was process 0. `native_errors` turns JAX's report of it into one line.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -17,23 +18,25 @@ import pathlib
 import pickle
 import secrets
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 
 # JAX has no public door to the key-value store, nor to the number of processes without asking for
 # devices; the requirements bound JAX to one tested series.
-from jax._src import distributed
+from jax._src import distributed, xla_bridge
 
-from paravt_jax.errors import ConfigError
+from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.options import COUNT, TEXT, Options, whole
 from paravt_jax.orchestrator import native_errors
 
+T = TypeVar('T')
 TOKEN = '.hosts'  # below the run folder, while its processes check that they all see it
-INTERRUPTED = 130  # exit status after Ctrl-C
+INTERRUPTED, WRONG_INPUT = 130, 2  # exit statuses (experiments/launch.py)
 _GOODBYE_MS = 20_000
 _FOREVER_MS = 30 * 24 * 3600 * 1000  # a wait ends earlier if a process dies, for it ends all
 _UNDEFINED = ('should be defined', 'must be defined')  # JAX found no cluster
@@ -111,30 +114,76 @@ class Channel:
   def __init__(self, hosts: Hosts, name: str):
     self._hosts, self._name = hosts, name
     self._sent = 0
+    self._kept: list[str] = []  # own keys that some process may still have to read
 
   def exchange(self, value: Any) -> list[Any]:
     """Returns the values of all processes, by process. It waits for the slowest of them."""
     if self._hosts.is_alone:
       return [value]
-    client, mine = _client(), self._hosts.index
-    client.key_value_set_bytes(self._key(mine, self._sent), pickle.dumps(value))
-    found = [value if one == mine else self._read(client, one) for one in range(self._hosts.count)]
+    self._send(value)
+    found = [self._read(one, value) for one in range(self._hosts.count)]
     # all have sent this value, so all have read those before it
-    if self._sent:
-      client.key_value_delete(self._key(mine, self._sent - 1))
-    self._sent += 1
+    for key in self._kept[:-1]:
+      _client().key_value_delete(key)
+    self._kept = self._kept[-1:]
     return found
+
+  def gather(self, value: Any) -> list[Any]:
+    """Returns the values of all processes in process 0, [] in the others, which do not wait."""
+    if self._hosts.is_alone:
+      return [value]
+    self._send(value)
+    if not self._hosts.is_first:
+      return []
+    return [self._read(one, value) for one in range(self._hosts.count)]
+
+  async def meet(self, value: Any) -> list[Any]:
+    """Returns the result of `exchange` without blocking the event loop."""
+    return await apart(self.exchange, value)
 
   def any(self, value: bool) -> bool:
     """Returns whether the value is true in some process."""
     return any(self.exchange(value))
 
-  def _read(self, client: Any, one: int) -> Any:
-    key = self._key(one, self._sent)
-    return pickle.loads(client.blocking_key_value_get_bytes(key, _FOREVER_MS))
+  def _send(self, value: Any) -> None:
+    self._sent += 1
+    self._kept.append(self._key(self._hosts.index))
+    _client().key_value_set_bytes(self._kept[-1], pickle.dumps(value))
 
-  def _key(self, host: int, number: int) -> str:
-    return f'paravt/{self._name}/{host}/{number}'
+  def _read(self, one: int, own: Any) -> Any:
+    if one == self._hosts.index:
+      return own
+    return pickle.loads(_client().blocking_key_value_get_bytes(self._key(one), _FOREVER_MS))
+
+  def _key(self, host: int) -> str:
+    return f'paravt/{self._name}/{host}/{self._sent}'
+
+
+async def apart(work: Callable[..., T], *arguments: Any) -> T:
+  """Returns work(*arguments), run in a thread beside the event loop.
+
+  With several processes nothing waits for that thread after an error: it may wait for a process
+  that does not come.
+  """
+  if current().is_alone:
+    return await asyncio.to_thread(work, *arguments)
+  loop = asyncio.get_running_loop()
+  done: asyncio.Future[T] = loop.create_future()
+
+  def settle(how: Callable[[Any], None], value: Any) -> None:
+    if not done.cancelled():
+      how(value)
+
+  def run() -> None:
+    try:
+      found = work(*arguments)
+    except BaseException as error:
+      loop.call_soon_threadsafe(settle, done.set_exception, error)
+      raise
+    loop.call_soon_threadsafe(settle, done.set_result, found)
+
+  threading.Thread(target=run, daemon=True).start()
+  return await done
 
 
 def open_devices() -> None:
@@ -160,8 +209,9 @@ def start(options: HostsOptions) -> Hosts:
   Raises:
     ConfigError: the others did not come in time, or JAX does not know all of their numbers.
   """
-  if options.count == 1:
-    return current()
+  named = options.count or options.coordinator
+  if options.count == 1 or (not named and xla_bridge.backends_are_initialized()):
+    return current()  # JAX detects nothing any more once it has its devices
   # collectives of CPUs; other platforms have their own
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # a signal ends a run at a step that all agree on, without JAX's help
@@ -178,7 +228,7 @@ def start(options: HostsOptions) -> Hosts:
   except ValueError as error:
     if not any(words in str(error) for words in _UNDEFINED):
       raise
-    if options.count or options.coordinator:
+    if named:
       raise ConfigError(
         f'--config.hosts.count={options.count}: JAX finds no cluster here ({error}); name '
         'hosts.coordinator, hosts.count and hosts.index'
@@ -206,8 +256,15 @@ class ending_together:
   process, nor for a recipe without `hosts` (None).
   """
 
-  def __init__(self, options: HostsOptions | None):
-    self._options = options
+  def __init__(self, options: HostsOptions | None, *, last: bool = True):
+    """Remembers the deadlines.
+
+    Args:
+      options: of the recipe.
+      last: nothing comes after the body. Else only an error in it is looked at, before an event loop
+        would wait for threads that wait for other processes; Ctrl-C ends it as usual.
+    """
+    self._options, self._last = options, last
 
   def __enter__(self) -> Callable[[], Hosts]:
     options = self._options
@@ -217,6 +274,8 @@ class ending_together:
     hosts = current()
     if hosts.is_alone or self._options is None:
       return
+    if not self._last and (error is None or isinstance(error, KeyboardInterrupt)):
+      return
     status = error.code if isinstance(error, SystemExit) else int(error is not None)
     if not status:
       hosts.barrier('end')
@@ -224,7 +283,10 @@ class ending_together:
     if isinstance(error, jax.errors.JaxRuntimeError):
       # A collective fails before JAX knows which process died. It ends this one as soon as it does.
       time.sleep(1.5 * self._options.heartbeat_s)
-    if error is not None and not isinstance(error, SystemExit):
+    if isinstance(error, ParavtError):
+      status = WRONG_INPUT
+      print(f'error: {error}', file=sys.stderr)
+    elif error is not None and not isinstance(error, SystemExit):
       traceback.print_exception(error)
     if status == INTERRUPTED:  # all end so, after the same step
       with contextlib.suppress(jax.errors.JaxRuntimeError):

@@ -71,6 +71,8 @@ def test_the_published_numbers_are_the_8b_recipes():
 ZERO = {
   'checkpoint_every': 'only the last record',
   'profile.steps': 'no trace',
+  'hosts.count': 'as JAX finds',
+  'hosts.index': 'the first',
   'max_bad_share': 'not one',
   'max_rows': 'all',
   'min_pixels': 'no lower bound',
@@ -133,7 +135,7 @@ ZERO = {
   'max_missing': 'not one',
 }
 ZERO_GROUPS = ('sft_rows', 'weights')  # sections whose members may be 0
-NEGATIVE = {'top_k': 'all'}
+NEGATIVE = {'top_k': 'all', 'index': 'as JAX finds'}
 
 
 def said(recipe, knob, value):
