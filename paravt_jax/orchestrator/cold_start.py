@@ -44,7 +44,7 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   name = f'{recipe.name}_{recipe.scale}-{run_folder.fingerprint(bound)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   target = path / MODEL
-  hosts_.check_shared(hosts, path, recipe.hosts.shared_s)
+  hosts_.check_shared(hosts, path, recipe.hosts.shared_s, 'sft')
   done = run_folder.steps_done(path)
   if target.is_dir() and (done is None or done >= recipe.steps):
     # The finished folder is only read, so several runs may begin from it at once.

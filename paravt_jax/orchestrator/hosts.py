@@ -296,10 +296,15 @@ class ending_together:
     os._exit(status if isinstance(status, int) else 1)
 
 
-def check_shared(hosts: Hosts, folder: pathlib.Path, seconds: float) -> None:
+def check_shared(hosts: Hosts, folder: pathlib.Path, seconds: float, name: str) -> None:
   """Refuses a folder that not all processes see. It creates the folder.
 
   Process 0 writes a file with a random text, and the others read it.
+
+  Args:
+    folder: as this process names it.
+    seconds: for the file to appear.
+    name: of the check, used once in a run.
 
   Raises:
     ConfigError: some process does not see the file within `seconds`; all processes raise it.
@@ -310,7 +315,7 @@ def check_shared(hosts: Hosts, folder: pathlib.Path, seconds: float) -> None:
   if hosts.is_first:
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-  channel = hosts.channel(f'shared/{folder}')
+  channel = hosts.channel(f'shared/{name}')
   wanted = channel.exchange(text)[0]
   seen = channel.exchange(_appears(lambda: file.read_text() == wanted, seconds))
   if hosts.is_first:

@@ -136,7 +136,7 @@ class RunFolder:
     """
     path, hosts = pathlib.Path(folder or f'runs/{default}'), hosts_.current()
     if not hosts.is_alone:
-      hosts_.check_shared(hosts, path, recipe.hosts.shared_s)
+      hosts_.check_shared(hosts, path, recipe.hosts.shared_s, 'run')
     return cls.opened(path, recipe)
 
   @classmethod

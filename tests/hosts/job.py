@@ -12,6 +12,20 @@ from tests.experiments import small_job
 
 # what a quiet machine takes at most until the others have ended after one was killed
 HEARTBEAT_S = 10
+SFT_STEPS = 8
+SFT = {
+  'run__checkpoint_every': 2,
+  'run__tensorboard': False,
+  'optimizer__warmup_steps': 0,
+  'train__row_images': 32,
+}
+# short episodes
+AGENT = {
+  'agent__max_new_tokens': 24,
+  'agent__max_turns': 1,
+  'subagent__max_new_tokens': 16,
+  'subagent__summary_tokens': 16,
+}
 
 
 @dataclasses.dataclass
@@ -84,6 +98,11 @@ def start(cwd, count, entry, folder, *, cwds=None, command=None, **knobs):
         )
       )
   return job
+
+
+def any_ended(started):
+  """Whether a process has ended, so that there is nothing to wait for."""
+  return any(process.poll() is not None for process in started.processes)
 
 
 def run(cwd, count, entry, folder, **knobs):

@@ -27,7 +27,7 @@ def test_one_process_is_alone_and_waits_for_nobody(tmp_path):
   assert channel.exchange(3) == [3] and channel.gather(4) == [4] and channel.any(True)
   assert asyncio.run(channel.meet(5)) == [5] and not channel.any(False)
   assert ALONE.folder(tmp_path) == tmp_path and hosts.Hosts(2, 4).folder(tmp_path).name == 'host2'
-  hosts.check_shared(ALONE, tmp_path / 'never made', 0.0)
+  hosts.check_shared(ALONE, tmp_path / 'never made', 0.0, 'a')
   assert not (tmp_path / 'never made').exists()
 
 
@@ -44,8 +44,8 @@ def test_an_error_of_one_process_passes_as_it_is():
 @pytest.mark.parametrize(
   'knobs, wanted',
   [
-    ({'coordinator': 'a:1'}, r"coordinator='a:1', wanted '' or an address together with"),
-    ({'count': 2, 'index': 2}, 'index=2, wanted below hosts.count=2'),
+    ({'coordinator': 'a:1'}, r"coordinator='a:1': wanted '' or an address together with"),
+    ({'count': 2, 'index': 2}, 'index=2: wanted below hosts.count=2'),
   ],
 )
 def test_knobs_that_do_not_fit_each_other_are_refused(knobs, wanted):
@@ -72,9 +72,9 @@ with hosts.ending_together(options) as connect:
   for n in range(3):
     print('GATHERED', channel.gather(10 * n + me.index))
   print('ANY', channel.any(me.index == 1))
-  hosts.check_shared(me, pathlib.Path(sys.argv[3]), 20.0)
+  hosts.check_shared(me, pathlib.Path(sys.argv[3]), 20.0, 'a')
   try:
-    hosts.check_shared(me, pathlib.Path(sys.argv[3]) / f'of{me.index}' / '..' / f'{me.index}', 0.5)
+    hosts.check_shared(me, pathlib.Path(sys.argv[3]) / f'of{me.index}', 0.5, 'b')
   except ConfigError as error:
     print('REFUSED', error)
   if sys.argv[4] == 'fails' and me.index == 1:
