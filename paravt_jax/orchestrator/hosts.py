@@ -28,7 +28,7 @@ import jax
 
 # JAX has no public door to the key-value store, nor to the number of processes without asking for
 # devices; the requirements bound JAX to one tested series.
-from jax._src import distributed, xla_bridge
+from jax._src import clusters, distributed
 
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.options import COUNT, TEXT, Options, whole
@@ -39,7 +39,6 @@ TOKEN = '.hosts'  # below the run folder, while its processes check that they al
 INTERRUPTED, WRONG_INPUT = 130, 2  # exit statuses (experiments/launch.py)
 _GOODBYE_MS = 20_000
 _FOREVER_MS = 30 * 24 * 3600 * 1000  # a wait ends earlier if a process dies, for it ends all
-_UNDEFINED = ('should be defined', 'must be defined')  # JAX found no cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +209,9 @@ def start(options: HostsOptions) -> Hosts:
     ConfigError: the others did not come in time, or JAX does not know all of their numbers.
   """
   named = options.count or options.coordinator
-  if options.count == 1 or (not named and xla_bridge.backends_are_initialized()):
-    return current()  # JAX detects nothing any more once it has its devices
+  if options.count == 1 or not (named or _in_cluster()):
+    return current()
+  native_errors.watch()
   # collectives of CPUs; other platforms have their own
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   # a signal ends a run at a step that all agree on, without JAX's help
@@ -226,23 +226,24 @@ def start(options: HostsOptions) -> Hosts:
       heartbeat_timeout_seconds=options.heartbeat_s,
     )
   except ValueError as error:
-    if not any(words in str(error) for words in _UNDEFINED):
-      raise
-    if named:
-      raise ConfigError(
-        f'--config.hosts.count={options.count}: JAX finds no cluster here ({error}); name '
-        'hosts.coordinator, hosts.count and hosts.index'
-      ) from error
+    raise ConfigError(
+      f'--config.hosts.count={options.count}: JAX finds no cluster here ({error}); name '
+      'hosts.coordinator, hosts.count and hosts.index'
+    ) from error
   except jax.errors.JaxRuntimeError as error:
     raise ConfigError(
       f'hosts: the processes did not meet within hosts.join_s={options.join_s} s '
       f'({str(error).splitlines()[0]}); start all of them, with the same hosts.coordinator and '
       'hosts.count, or raise hosts.join_s'
     ) from error
-  found = current()
-  if not found.is_alone:
-    native_errors.watch(found.index)
-  return found
+  return current()
+
+
+def _in_cluster() -> bool:
+  """Returns whether JAX itself finds other processes of this run."""
+  kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
+  found = next((kind for kind in kinds if kind.is_env_present()), None)
+  return found is not None and found.get_process_count() > 1
 
 
 class ending_together:

@@ -16,19 +16,16 @@ from collections.abc import Callable
 # what JAX's coordination service logs before it ends the process, or while it only warns
 _BEGIN = re.compile(rb'^[EWF]\d{4} [^\n]*(coordination_service|coordination_client|client\.h)')
 _FATAL = b'Terminating process because the JAX distributed service detected fatal errors'
+_ABSENT = b'CoordinationService/RegisterTask'  # the call that failed
 _GONE = re.compile(rb'unhealthy[^\n]*:\n\s*([0-9][0-9, \n]*)')
 _HOLD_S = 15.0  # a warning that is not followed by the end is passed on after so long
 
 
-def watch(index: int) -> None:
-  """Lets a child write this process's standard error from here on.
-
-  Args:
-    index: the number of this process, for the line.
-  """
+def watch() -> None:
+  """Lets a child write this process's standard error from here on."""
   sys.stderr.flush()
   child = subprocess.Popen(
-    [sys.executable, '-I', '-S', os.path.abspath(__file__), str(index)],
+    [sys.executable, '-I', '-S', os.path.abspath(__file__)],
     stdin=subprocess.PIPE,
     start_new_session=True,  # Ctrl-C is for the run, whose last lines the child still writes
   )
@@ -38,12 +35,17 @@ def watch(index: int) -> None:
   child.stdin.close()
 
 
-def line(index: int, report: bytes) -> bytes:
-  """Returns the line for JAX's report of the death of other processes."""
+def line(report: bytes) -> bytes:
+  """Returns the line for JAX's report that other processes have died, or have not come."""
+  if _ABSENT in report:
+    return (
+      b'error: the processes of this run did not all come within hosts.join_s; start one on every '
+      b'host, with the same hosts.coordinator and hosts.count, or raise hosts.join_s\n'
+    )
   named = _GONE.search(report)
   gone = ', '.join(re.findall(r'\d+', named[1].decode())) if named else '0'
   return (
-    f'error: host {gone} has ended or cannot be reached, so host {index} ends too; its own output '
+    f'error: host {gone} has ended or cannot be reached, so this one ends too; its own output '
     'says why. The same command continues from the last record\n'
   ).encode()
 
@@ -51,8 +53,8 @@ def line(index: int, report: bytes) -> bytes:
 class Filter:
   """Passes bytes on, and holds back what may be the beginning of JAX's report."""
 
-  def __init__(self, index: int, write: Callable[[bytes], object]):
-    self._index, self._write = index, write
+  def __init__(self, write: Callable[[bytes], object]):
+    self._write = write
     self._held, self._since = b'', 0.0
     self._line_begins = True
 
@@ -83,14 +85,14 @@ class Filter:
   def end(self) -> None:
     """Writes what is left: one line in place of a report."""
     if _FATAL in self._held:
-      self._write(line(self._index, self._held))
+      self._write(line(self._held))
     elif self._held:
       self._write(self._held)
 
 
-def main(index: int) -> None:
+def main() -> None:
   """Filters standard input to standard error until its end."""
-  passed = Filter(index, lambda data: os.write(2, data))
+  passed = Filter(lambda data: os.write(2, data))
   while True:
     if select.select([0], [], [], 1.0)[0]:
       data = os.read(0, 1 << 16)
@@ -102,4 +104,4 @@ def main(index: int) -> None:
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]))
+  main()

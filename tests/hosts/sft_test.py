@@ -34,7 +34,7 @@ def test_two_hosts_then_four_train_as_one(place, cold_start):
     killed.kill()
   assert codes[1] == -9 and codes[0] not in (0, None)
   # the deadline that hosts.heartbeat_s states, then one line
-  wanted = native_errors.line(0, b'unhealthy:\n1\n').decode().strip()
+  wanted = native_errors.line(b'unhealthy:\n1\n').decode().strip()
   patience.until(lambda: killed.lines(0)[-1] == wanted, 'the line', 30.0)
   done = checkpoint.latest(records)
   assert done is not None and done < STEPS, killed.said(0)

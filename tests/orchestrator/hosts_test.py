@@ -57,8 +57,9 @@ PROCESS = """
 import pathlib, sys
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import hosts
-options = hosts.HostsOptions.published().replace(
-  coordinator=sys.argv[1], count=2, index=int(sys.argv[2]), heartbeat_s=10)
+options = hosts.HostsOptions.published().replace(heartbeat_s=10, join_s=120)
+if sys.argv[4] != 'slurm':
+  options = options.replace(coordinator=sys.argv[1], count=2, index=int(sys.argv[2]))
 with hosts.ending_together(options) as connect:
   me = connect()
   with me.first_before('made'):
@@ -94,8 +95,16 @@ def run_two(folder, how):
   try:
     for index, (out, err) in enumerate(logs):
       words = [sys.executable, '-c', PROCESS, address, str(index), str(folder), how]
+      slurm = {
+        'SLURM_JOB_ID': address.rpartition(':')[2],
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': '2',
+        'SLURM_PROCID': str(index),
+        'SLURM_LOCALID': '0',
+      }
+      env = {**os.environ, **(slurm if how == 'slurm' else {})}
       with out.open('w') as out, err.open('w') as err:
-        started.append(subprocess.Popen(words, env=os.environ, stdout=out, stderr=err))
+        started.append(subprocess.Popen(words, env=env, stdout=out, stderr=err))
     codes = [process.wait(patience.seconds(240)) for process in started]
   finally:
     for process in started:
@@ -104,8 +113,9 @@ def run_two(folder, how):
 
 
 @pytest.mark.hosts
-def test_two_processes_tell_each_other_values_and_see_one_folder(tmp_path):
-  codes, printed, said = run_two(tmp_path, 'ends')
+@pytest.mark.parametrize('how', ['named', 'slurm'])
+def test_two_processes_tell_each_other_values_and_see_one_folder(tmp_path, how):
+  codes, printed, said = run_two(tmp_path, how)
   assert codes == [0, 0], said
   for index, one in enumerate(printed):
     assert 'MADE by 0' in one and 'ANY True' in one
@@ -117,9 +127,24 @@ def test_two_processes_tell_each_other_values_and_see_one_folder(tmp_path):
 
 
 @pytest.mark.hosts
+def test_a_process_whose_others_do_not_come_says_so_in_one_line(tmp_path):
+  code = (
+    'from paravt_jax.orchestrator import hosts\n'
+    'options = hosts.HostsOptions.published().replace(join_s=2)\n'
+    "hosts.start(options.replace(coordinator='127.0.0.1:1', count=2, index=1))\n"
+  )
+  with (tmp_path / 'err').open('w') as err:
+    words = [sys.executable, '-c', code]
+    assert subprocess.run(words, stderr=err, timeout=patience.seconds(120)).returncode != 0
+  patience.until(lambda: (tmp_path / 'err').read_text().endswith('\n'), 'the line')
+  (line,) = (tmp_path / 'err').read_text().splitlines()
+  assert line.startswith('error: the processes of this run did not all come within hosts.join_s')
+
+
+@pytest.mark.hosts
 def test_a_process_that_fails_ends_the_other_which_says_so_in_one_line(tmp_path):
   codes, _, said = run_two(tmp_path, 'fails')
   assert codes[1] == 2 and codes[0] != 0
   assert said[1].splitlines() == ['error: host 1 lacks a file']
-  assert said[0].startswith('error: host 1 has ended or cannot be reached, so host 0 ends too')
+  assert said[0].startswith('error: host 1 has ended or cannot be reached, so this one ends too')
   assert len(said[0].splitlines()) == 1

@@ -24,10 +24,10 @@ SOCKET = (
 )
 
 
-def passed(*parts, index=0):
+def passed(*parts):
   """What comes out for these parts, which come in a second apart."""
   out = []
-  made = native_errors.Filter(index, out.append)
+  made = native_errors.Filter(out.append)
   for second, part in enumerate(parts):
     made.add(part, float(second))
     made.tick(float(second))
@@ -38,18 +38,18 @@ def passed(*parts, index=0):
 def test_the_report_becomes_one_line_that_names_who_is_gone():
   said = passed(b'step 7\n', WARNING, FATAL)
   assert said == (
-    b'step 7\nerror: host 3 has ended or cannot be reached, so host 0 ends too; its own output says '
+    b'step 7\nerror: host 3 has ended or cannot be reached, so this one ends too; its own output says '
     b'why. The same command continues from the last record\n'
   )
 
 
 def test_without_a_name_it_is_process_0_whose_service_is_gone():
-  assert passed(SOCKET + FATAL, index=2).startswith(b'error: host 0 has ended')
+  assert passed(SOCKET + FATAL).startswith(b'error: host 0 has ended')
 
 
 def test_what_a_process_says_passes_at_once_also_half_a_line():
   out = []
-  made = native_errors.Filter(0, out.append)
+  made = native_errors.Filter(out.append)
   made.add(b'rl:  3%|#   |\r', 0.0)
   made.add(b'rl:  4%', 0.1)
   assert out == [b'rl:  3%|#   |\r', b'rl:  4%'] and not made.holds
@@ -57,7 +57,7 @@ def test_what_a_process_says_passes_at_once_also_half_a_line():
 
 def test_a_warning_that_the_process_outlives_passes_late_and_whole():
   out = []
-  made = native_errors.Filter(0, out.append)
+  made = native_errors.Filter(out.append)
   made.add(WARNING, 0.0)
   made.tick(1.0)
   assert out == [] and made.holds
@@ -70,7 +70,7 @@ def test_a_process_that_aborts_still_has_its_line(tmp_path):
   code = (
     'import os, sys\n'
     'from paravt_jax.orchestrator import native_errors\n'
-    'native_errors.watch(1)\n'
+    'native_errors.watch()\n'
     'print("before", file=sys.stderr, flush=True)\n'
     f'os.write(2, {SOCKET + FATAL!r})\n'
     'os.abort()\n'
@@ -78,6 +78,6 @@ def test_a_process_that_aborts_still_has_its_line(tmp_path):
   with (tmp_path / 'err').open('w') as err:
     done = subprocess.run([sys.executable, '-c', code], stderr=err, timeout=patience.seconds(120))
   assert done.returncode < 0
-  wanted = ['before', native_errors.line(1, b'').decode().strip()]
+  wanted = ['before', native_errors.line(b'').decode().strip()]
   patience.until(lambda: len((tmp_path / 'err').read_text().splitlines()) >= 2, 'the line')
   assert (tmp_path / 'err').read_text().splitlines() == wanted
