@@ -21,6 +21,7 @@ FREE = (
   'client.',
   'mesh.',
   'device.',
+  'hosts.',
   'video.workers',
   'video.deadline_s',
   'video.cache_mb',

@@ -12,6 +12,7 @@ import jax
 import psutil
 
 from paravt_jax.errors import ParavtError
+from paravt_jax.orchestrator import hosts
 from paravt_jax.orchestrator.plan import build, job, shapes
 from paravt_jax.orchestrator.plan.accelerators import GIB, Accelerator, Target
 from paravt_jax.orchestrator.plan.memory import Memory
@@ -33,7 +34,8 @@ class Devices:
 
 def announce(recipe: RLRecipe | SFTRecipe) -> None:
   """Prints what the devices have and what the recipe will take. It asks JAX for its devices."""
-  for line in lines(recipe, find_devices()):
+  found = find_devices()
+  for line in lines(recipe, found) if hosts.current().is_first else ():
     print(line, file=sys.stderr, flush=True)
 
 

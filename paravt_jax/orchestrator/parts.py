@@ -151,6 +151,12 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
 
   Raises ConfigError if there are too few devices.
   """
+  if jax.process_count() > 1 and len(jax.devices()) != options.devices:
+    raise ConfigError(
+      f'--config.mesh: {sharding.product_of(options.sizes)} devices, but the '
+      f'{jax.process_count()} hosts have {len(jax.devices())}; the mesh of several hosts takes all '
+      'of them'
+    )
   if len(jax.devices()) < options.devices:
     raise ConfigError(
       f'--config.mesh: {sharding.product_of(options.sizes)} devices, but this process has '

@@ -52,6 +52,17 @@ def put_rows(mesh: Mesh, array: np.ndarray, leading: int, name: str) -> jax.Arra
   return jax.make_array_from_process_local_data(place, array, whole)
 
 
+def put_count(mesh: Mesh, value: int) -> jax.Array:
+  """Puts a whole number that all processes agree on the mesh, without a collective.
+
+  So a thread may do it beside a step. `jax.device_put` would compare the processes' values.
+  """
+  place, number = sharding.replicated(mesh), np.asarray(value, np.int32)
+  if jax.process_count() == 1:
+    return jax.device_put(number, place)
+  return jax.make_array_from_callback((), place, lambda _: number)
+
+
 def put_micro_batches(
   mesh: Mesh, parts: Iterable[Mapping[str, np.ndarray]], capacity: int, row_images: int
 ) -> Arrays:
@@ -81,7 +92,7 @@ def put_micro_batches(
       batch = _zeros(mesh, micro, capacity, row_images)
     batch = _write(mesh)(batch, micro, np.int32(used))
     used += 1
-  return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
+  return {**batch, 'used': put_count(mesh, used)}
 
 
 def _zeros(mesh: Mesh, micro: Arrays, capacity: int, row_images: int) -> Arrays:

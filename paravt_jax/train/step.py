@@ -92,7 +92,7 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
     DataError: R is not a multiple of the parts that this process's devices hold.
   """
   batch = {name: placement.put_rows(mesh, array, 1, name) for name, array in arrays.items()}
-  return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
+  return {**batch, 'used': placement.put_count(mesh, used)}
 
 
 def make_sft_step(

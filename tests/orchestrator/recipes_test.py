@@ -73,6 +73,8 @@ ZERO = {
   'checkpoint_every': 'only the last record',
   'rank': 'no adapter',
   'profile.steps': 'no trace',
+  'hosts.count': 'as JAX finds',
+  'hosts.index': 'the first',
   'max_bad_share': 'not one',
   'max_rows': 'all',
   'min_pixels': 'no lower bound',
@@ -136,7 +138,7 @@ ZERO = {
   'port': 'a free one',
 }
 ZERO_GROUPS = ('sft_rows', 'weights')  # sections whose members may be 0
-NEGATIVE = {'top_k': 'all'}
+NEGATIVE = {'top_k': 'all', 'index': 'as JAX finds'}
 
 
 def said(recipe, knob, value):
