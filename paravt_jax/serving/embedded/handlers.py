@@ -58,6 +58,11 @@ class Server:
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
+  @property
+  def vocab_size(self) -> int:
+    """Returns the rows of the embedding table: ids are below it."""
+    return self.engine.config.text.vocab
+
   def app(self) -> web.Application:
     """Returns the aiohttp application with its routes."""
     app = web.Application(
@@ -99,7 +104,7 @@ class Server:
     With stream=true it sends server-sent events, each with all tokens so far.
     """
     start = time.monotonic()
-    parsed = parse_generate(await json_body(request), self.engine.config.text.vocab)
+    parsed = parse_generate(await json_body(request), self.vocab_size)
     async with self.running(parsed, self._prompt(parsed)) as (rid, events):
       if parsed.stream:
         return await _stream(request, rid, events, start)
