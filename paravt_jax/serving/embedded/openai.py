@@ -32,7 +32,7 @@ class Server(Protocol):
   """What is needed of the server behind these paths, see `handlers.Server`."""
 
   options: ServerOptions
-  images: ImageStore
+  image_store: ImageStore
 
   @property
   def vocab_size(self) -> int:
@@ -117,7 +117,7 @@ class OpenAI:
         'tokens; shorten the conversation'
       )
     for image in images:
-      self._server.images.add(image)
+      self._server.image_store.add(image)
     prompt = self._server.expanded(made.ids, images)
     parsed = self._parsed(tok, chat, prompt)
     ends = (tok.im_end, *self._options.eos_token_ids)
