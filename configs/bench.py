@@ -57,17 +57,7 @@ def get_config() -> ConfigDict:
       },
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
-      # a step's requests to one embedded server: the frames inside them, and by content
-      'images': {
-        'rollouts': 8,
-        'turns': 3,
-        'subagents': 5,
-        'frames': 64,
-        'crop_frames': 16,
-        'seconds': 300,
-        'side': 224,
-        'grain': 6,
-      },
+      'images': _images(),
       'publish': {'bytes': 1_000_000_000},
       'gaps': _gaps(),
       'data': _data(),
@@ -76,6 +66,20 @@ def get_config() -> ConfigDict:
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }
   ).lock()
+
+
+def _images() -> dict:
+  # a step's requests to one embedded server: the frames inside them, and by content
+  return {
+    'rollouts': 8,
+    'turns': 3,
+    'subagents': 5,
+    'frames': 64,
+    'crop_frames': 16,
+    'seconds': 300,
+    'side': 224,
+    'grain': 6,
+  }
 
 
 def _gaps() -> dict:

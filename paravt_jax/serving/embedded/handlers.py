@@ -52,13 +52,18 @@ class Server:
   def __init__(self, engine: Engine, options: ServerOptions):
     self.engine, self.options = engine, options
     self.model_path, self.weight_version = options.model_path, FIRST_VERSION
-    self.images = ImageStore(options.image_cache_mb << 20, options.max_image_patches)
+    self.image_store = ImageStore(options.image_cache_mb << 20, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
     self._replaced: set[str] = set()  # arrays that differ from those of the first folder
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
+
+  @property
+  def vocab_size(self) -> int:
+    """Returns the rows of the embedding table: ids are below it."""
+    return self.engine.config.text.vocab
 
   def app(self) -> web.Application:
     """Returns the aiohttp application with its routes."""
@@ -101,7 +106,7 @@ class Server:
     With stream=true it sends server-sent events, each with all tokens so far.
     """
     start = time.monotonic()
-    parsed = parse_generate(await json_body(request), self.engine.config.text.vocab)
+    parsed = parse_generate(await json_body(request), self.vocab_size)
     async with self.running(parsed, self._prompt(parsed)) as (rid, events):
       if parsed.stream:
         return await _stream(request, rid, events, start)
@@ -134,7 +139,7 @@ class Server:
     raw = await raw_body(request)
     received = await asyncio.to_thread(self._cut, raw)
     for image in received:
-      self.images.add(image)
+      self.image_store.add(image)
     return json_reply({'images': [image.name for image in received]})
 
   def _cut(self, raw: bytes) -> list[ImagePatches]:
@@ -152,7 +157,7 @@ class Server:
         f'image_data: got {len(parsed.image_data)} images, this server keeps '
         f'{self.options.image_slots}; raise image_slots'
       )
-    return self.expanded(parsed.input_ids, self.images.get_all(parsed.image_data))
+    return self.expanded(parsed.input_ids, self.image_store.get_all(parsed.image_data))
 
   def expanded(self, ids: list[int], found: tuple[ImagePatches, ...]) -> Prompt:
     """Returns the prompt of ids, with one placeholder per image.
@@ -385,7 +390,7 @@ class Server:
         'weight_version': self.weight_version,
         'options': options,
         'counts': self.engine.counts,
-        'images': self.images.counts | self.images.size,
+        'images': self.image_store.counts | self.image_store.size,
         'running': running,
         'waiting': len(self.engine.waiting),
       }

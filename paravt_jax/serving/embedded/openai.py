@@ -6,7 +6,8 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -14,19 +15,43 @@ from aiohttp import web
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ChatError, RolloutError, SyncError
 from paravt_jax.serving.embedded import openai_reply, openai_request
-from paravt_jax.serving.embedded.images import ImagePatches, cut
+from paravt_jax.serving.embedded.images import ImagePatches, ImageStore, cut
 from paravt_jax.serving.embedded.openai_request import ChatRequest
+from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import Prompt
 from paravt_jax.serving.embedded.replies import json_body, json_reply
 from paravt_jax.serving.fields import RequestError, finite, short_repr
 from paravt_jax.serving.protocol import BANNED_BIAS, GenerateReply, ParsedGenerate
 
-if TYPE_CHECKING:
-  from paravt_jax.serving.embedded.handlers import Server
-
 _UNKNOWN = re.compile(r"unknown key '(\w+)'")
 _NAMED = re.compile(r'(\w+)[:\[.]')
-_Events = AsyncIterator[tuple[GenerateReply, dict[str, Any] | None]]
+_Event = tuple[GenerateReply, dict[str, Any] | None]  # only the last one has a reason
+
+
+class Server(Protocol):
+  """What is needed of the server behind these paths, see `handlers.Server`."""
+
+  options: ServerOptions
+  image_store: ImageStore
+
+  @property
+  def vocab_size(self) -> int:
+    """Ids are below it."""
+    ...
+
+  def expanded(self, ids: list[int], found: tuple[ImagePatches, ...]) -> Prompt:
+    """The prompt of ids, with one placeholder per image."""
+    ...
+
+  def running(
+    self, parsed: ParsedGenerate, prompt: Prompt
+  ) -> AbstractAsyncContextManager[tuple[str, asyncio.Queue[_Event]]]:
+    """Runs one request inside the block: its rid and its events."""
+    ...
+
+  def drop(self, rid: str, why: str) -> None:
+    """Aborts a request."""
+    ...
 
 
 class ModelNotFound(RolloutError):
@@ -36,7 +61,7 @@ class ModelNotFound(RolloutError):
 class OpenAI:
   """The handlers of OpenAI's paths. The tokenizer is read when the first request comes."""
 
-  def __init__(self, server: 'Server'):
+  def __init__(self, server: Server):
     self._server = server
     self._options = server.options
     self._created = int(time.time())
@@ -77,7 +102,7 @@ class OpenAI:
 
   async def complete(self, request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions. With stream=true it sends server-sent events."""
-    chat = openai_request.parse(await json_body(request), self._server.engine.config.text.vocab)
+    chat = openai_request.parse(await json_body(request), self._server.vocab_size)
     self._check_name(chat.model)
     if chat.image_count > self._options.image_slots:
       raise RequestError(
@@ -92,7 +117,7 @@ class OpenAI:
         'tokens; shorten the conversation'
       )
     for image in images:
-      self._server.images.add(image)
+      self._server.image_store.add(image)
     prompt = self._server.expanded(made.ids, images)
     parsed = self._parsed(tok, chat, prompt)
     ends = (tok.im_end, *self._options.eos_token_ids)
@@ -155,9 +180,9 @@ class OpenAI:
   async def _until_stop(
     self,
     rid: str,
-    following: Callable[[], Awaitable[tuple[GenerateReply, dict[str, Any] | None]]],
+    following: Callable[[], Awaitable[_Event]],
     writer: openai_reply.Writer,
-  ) -> _Events:
+  ) -> AsyncIterator[_Event]:
     """Yields the events of a request until it ends, or until its text holds a stop text.
 
     Raises:
@@ -195,7 +220,7 @@ async def _stream(
   request: web.Request,
   chat: ChatRequest,
   head: dict[str, Any],
-  replies: _Events,
+  replies: AsyncIterator[_Event],
   writer: openai_reply.Writer,
 ) -> web.StreamResponse:
   """Streams a reply: each event has the new part of the text. An error is the last event."""
