@@ -1,9 +1,15 @@
-"""The scales for long videos: what they change of those that they come from."""
+"""The scales for long videos: what they change of those that they come from, and that one trains."""
 
+import json
+
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import para_grpo, sft
+from paravt_jax.orchestrator import cold_start
 from tests.configs_test import leaves
+from tests.recipes import typed
 
 
 @pytest.mark.parametrize('get_config', [para_grpo.get_config, sft.get_config])
@@ -41,3 +47,22 @@ def test_a_row_of_a_long_scale_holds_its_frames_and_a_step_of_sft_its_tokens(sca
   published = sft.get_config('8b').train
   tokens = lambda train: train.rows * train.micro_batches * train.row_tokens
   assert tokens(cold.train) == tokens(published)
+
+
+@pytest.mark.slow
+def test_the_tiny_model_trains_on_all_512_frames_of_a_video(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # the world and the model's first weights lie below runs/
+  config = sft.get_config('tiny_long')
+  config.steps = config.optimizer.total_steps = 30
+  config.run.folder = str(tmp_path / 'run')
+  config.world.corpus.videos = 4
+  config.world.corpus.sft_rows = ConfigDict({'glance512': 60})
+  config.sources = ConfigDict({'glance512': (1.0, 0, None)})
+  cold_start.cold_start(typed(config))
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  steps = [one for one in map(json.loads, lines) if 'sft/loss' in one]
+  assert len(steps) == 30
+  # one overview in a row of 5,120 tokens: a frame and its time take 7 or 8
+  assert all(one['sft/documents'] == 1 and one['pack/fill'] > 0.75 for one in steps)
+  losses = [one['sft/loss'] for one in steps]
+  assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:2])
