@@ -42,18 +42,17 @@ def token_scores(
   """Scores each wanted token under the hidden state that predicts it.
 
   The distribution is softmax(logits / temperature) over the tokens that are not banned, in float32:
-  what the server samples from. Every device gets an equal share of each row's tokens. Wanted tokens
-  move to the front of their share, so that later chunks are skipped.
+  what the server samples from. Each device gets an equal share of each row's tokens, wanted ones
+  first, so that later chunks are skipped.
 
   Args:
-    hidden_RTD: after the final norm, in the compute dtype. head_DV: output matrix; it is cast to
-    the compute dtype. tokens_RT: the tokens to score. predecessor_RT: row index of the hidden state
-    that predicts each; a token with -1 is not scored. wanted_RT: bool, which tokens to score.
-    temperature: > 0. banned: token ids that cannot be sampled. A banned token that is wanted gets a
-    hugely negative log-prob. chunk: tokens per row in memory at once; the largest array has R *
-    chunk * V logits over all devices. shares: number of devices that hold different rows
-    (sharding.row_shards). slices: number of devices that share a row (sharding.token_shards).
-    place: where activations lie.
+    hidden_RTD: after the final norm, in the compute dtype. head_DV: output matrix, cast to it.
+    tokens_RT: the tokens to score. predecessor_RT: row index of the hidden state that predicts
+    each; a token with -1 is not scored. wanted_RT: bool, which tokens to score. temperature: > 0.
+    banned: ids that cannot be sampled; a wanted one gets a hugely negative log-prob. chunk: tokens
+    per row in memory at once, R * chunk * V logits over all devices. shares, slices: numbers of
+    devices with different rows (sharding.row_shards), and of those that share a row
+    (sharding.token_shards). place: as in the model.
 
   Returns:
     Scores; 0 for tokens that are not scored.
@@ -67,9 +66,8 @@ def token_scores(
   )
   states_BUD, source_BT = _predictors(hidden_RTD, predecessor_RT, shares, slices, place)
   shares *= slices
-  target_BT, scored_BT = (
-    _balance(x, shares, place) for x in (tokens_RT, wanted_RT & (predecessor_RT >= 0))
-  )
+  scored_RT = wanted_RT & (predecessor_RT >= 0)
+  target_BT, scored_BT = (_balance(x, shares, place) for x in (tokens_RT, scored_RT))
 
   # wanted tokens to the front of their row, then chunks of it: [chunks, B, chunk, ...]
   order_BT, source_BT, target_BT, scored_BT = _wanted_first(source_BT, target_BT, scored_BT)
@@ -85,9 +83,8 @@ def token_scores(
   chunks = _by_chunk(score, tuple(_split(x, size) for x in (sorted_BTD, target_BT, scored_BT)))
 
   # chunks to rows of the head, then back to the order of the tokens and to their own rows
-  back_BT = jnp.argsort(order_BT, axis=1)
-  unbalance = functools.partial(_unbalance, like_RT=tokens_RT, place=place)
-  return Scores(*(unbalance(_join_chunks(x, back_BT)) for x in chunks))
+  joined = (_join_chunks(x, jnp.argsort(order_BT, axis=1)) for x in chunks)
+  return Scores(*(_unbalance(x, tokens_RT, place) for x in joined))
 
 
 def _wanted_first(

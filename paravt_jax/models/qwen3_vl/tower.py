@@ -1,7 +1,7 @@
 """The vision tower on packed rows: image slots in, features for the text decoder out.
 
 A slot without an image costs next to nothing: slots are encoded in blocks, in order, and a block
-that no row fills is skipped.
+that no row fills is skipped. So fill slots from the first on.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,7 @@ def encode_images(
 ) -> Features:
   """Runs the vision tower on every image separately.
 
-  Slots without an image (grid 0, 0) are skipped where no row has an image in the same block of
-  slots. So fill slots from the first on.
+  Slots without an image (grid 0, 0) are skipped where no row has one in the same block of slots.
 
   Args:
     config, params: of the whole model.
@@ -59,8 +58,7 @@ def encode_images(
     backend: of attention, see `attention.attend_images`.
 
   Returns:
-    Features with Y = X / merge^2, in `dtype`. Tokens beyond an image's grid are garbage. If N or X
-    is 0, the features are empty.
+    Features with Y = X / merge^2, in `dtype`: garbage beyond an image's grid, empty if N or X is 0.
 
   Raises:
     ValueError: X is not a multiple of merge^2.
@@ -91,7 +89,7 @@ def encode_images(
 
   # around the cond: inside, the backward pass would keep a copy of the weights per block of slots
   run = block if remat == 'none' else jax.checkpoint(block)
-  # every block of slots is spread over the devices that share a row
+  # each block is spread over the devices that share a row
   patches = place(_split(patches_BNXPC, size), None, 'rows', 'slots', None, None, None)
   slots = (patches, _split(grids_BN2, size))
   blocks = jax.lax.scan(lambda _, one: (None, run(*one)), None, slots)[1]

@@ -136,6 +136,8 @@ def _changes(request: Request) -> Iterator[Change]:
     yield Change(
       {'train.rows': least, 'train.micro_batches': train.micro_batches * train.rows // least}
     )
+  if mesh.fsdp > 1 and train.rows % mesh.fsdp == 0:
+    yield Change(_shared_rows(recipe))
   for part in (2, 4):
     yield Change(_shorter_rows(recipe, part))
   for times in (2, 4, 8):
@@ -152,6 +154,17 @@ def _changes(request: Request) -> Iterator[Change]:
 def _shares_devices(recipe: RLRecipe | SFTRecipe) -> bool:
   """Returns whether servers may stand on the learner's devices."""
   return isinstance(recipe, RLRecipe) and recipe.server.kind != 'url'
+
+
+def _shared_rows(recipe: RLRecipe | SFTRecipe) -> dict[str, Any]:
+  """Returns the knobs with which the devices that share parameters share each row too."""
+  train, mesh = recipe.train, recipe.mesh
+  return {
+    'mesh.fsdp': 1,
+    'mesh.context': mesh.context * mesh.fsdp,
+    'train.rows': train.rows // mesh.fsdp,
+    'train.micro_batches': train.micro_batches * mesh.fsdp,
+  }
 
 
 def _shorter_rows(recipe: RLRecipe | SFTRecipe, part: int) -> dict[str, Any]:

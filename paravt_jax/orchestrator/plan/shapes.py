@@ -64,7 +64,7 @@ TINY = Shape(
   summary=6,
 )
 # Times of quarter seconds are six tokens there, not one.
-TINY_LONG = dataclasses.replace(TINY, frame=8)
+TINY_LONG = dataclasses.replace(TINY, frame=7)
 BY_SCALE = {'tiny': TINY, 'tiny_long': TINY_LONG}
 
 

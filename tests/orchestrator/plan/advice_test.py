@@ -1,5 +1,7 @@
 """Ways out: changes that were planned again and fit."""
 
+import dataclasses
+
 import pytest
 
 from paravt_jax.errors import ConfigError
@@ -22,6 +24,21 @@ def test_every_way_out_is_below_the_devices_memory():
   assert 0 < len(found) <= advice.MOST
   for line in found:
     assert float(line.partition(': ')[2].split()[0]) <= asked.target.usable_gib
+
+
+def test_rows_that_are_too_long_for_a_device_are_shared():
+  long = {'train__row_tokens': 131072, 'train__row_images': 2048, 'train__micro_batches': 1}
+  asked = request('sft:8b', 'h100:8', **long)
+  assert not build.make_plan(asked).fits
+  shared = {
+    'mesh.fsdp': 1,
+    'mesh.context': 8,
+    'train.rows': 1,
+    'train.micro_batches': 8,
+  }
+  assert shared in [change.knobs for change in advice._changes(asked)]
+  changed = dataclasses.replace(asked, recipe=advice.with_knobs(asked.recipe, shared))
+  assert build.make_plan(changed).fits
 
 
 def test_a_server_that_is_too_large_is_advised_another_cache():
