@@ -10,14 +10,19 @@ import time
 from tests import patience
 from tests.experiments import small_job
 
-# what a quiet machine takes at most until the others have ended after one was killed
+# seconds of silence after which a process counts as dead, on a quiet machine
 HEARTBEAT_S = 10
 SFT_STEPS = 8
 SFT = {
   'run__checkpoint_every': 2,
   'run__tensorboard': False,
+  # programs that compile in seconds
+  'optimizer__name': 'adam',
+  'optimizer__learning_rate': 1e-3,
   'optimizer__warmup_steps': 0,
-  'train__row_images': 32,
+  'train__backend': 'xla',
+  'train__row_tokens': 256,
+  'train__row_images': 64,
 }
 # short episodes
 AGENT = {
@@ -72,13 +77,14 @@ def start(cwd, count, entry, folder, *, cwds=None, command=None, **knobs):
     address = f'127.0.0.1:{free.getsockname()[1]}'
   # processes on a busy machine reach a collective minutes apart
   flags = {'XLA_FLAGS': '--xla_cpu_collective_timeout_seconds=3600'}
+  heartbeat_s = int(patience.seconds(HEARTBEAT_S))
   job = Job([], [], [])
   for index in range(count):
     hosts = {
       'hosts__coordinator': address,
       'hosts__count': count,
       'hosts__index': index,
-      'hosts__heartbeat_s': HEARTBEAT_S,
+      'hosts__heartbeat_s': heartbeat_s,
       'hosts__shared_s': 3,
     }
     if count == 1:

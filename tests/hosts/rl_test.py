@@ -16,6 +16,7 @@ KNOBS = {
   'eval__budgets': (4,),
   'frames__budgets': (4,),
   'train__micro_batches': 2,
+  'train__backend': 'xla',
   'run__checkpoint_every': 1,
   'run__tensorboard': False,
 }

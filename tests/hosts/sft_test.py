@@ -11,13 +11,18 @@ from tests.hosts import job
 pytestmark = pytest.mark.hosts
 STEPS, KNOBS = job.SFT_STEPS, job.SFT
 # what the lines of metrics.jsonl say beside times
-COUNTED = ('sft/documents', 'pack/fill', 'data/repeated')
+COUNTED = ('sft/documents', 'pack/fill', 'data/')
 
 
 def losses(place, folder):
   """The losses by step, and what was counted."""
   records = small_job.records(place, folder)
-  counted = {record['step']: [record[name] for name in COUNTED] for record in records}
+  counted = {
+    (record['step'], name): value
+    for record in records
+    for name, value in record.items()
+    if name.startswith(COUNTED)
+  }
   return {record['step']: record['sft/loss'] for record in records}, counted
 
 
