@@ -8,7 +8,7 @@ Other failures raise RolloutError.
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import aiohttp
@@ -89,11 +89,13 @@ class Http:
     body: bytes | None = None,
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
+    send: Mapping[str, str] | None = None,
+    received: Callable[[dict[str, str]], Any] | None = None,
   ) -> tuple[int, bytes]:
     """Sends a request once. Returns (status, reply body).
 
     on_event: receives the events of a stream of server-sent events. The last event is also the
-    reply body.
+    reply body. send: headers of the request. received: gets those of the reply, by lower-case name.
 
     Raises:
       Lost: no connection, or it broke.
@@ -105,8 +107,14 @@ class Http:
       raise AssertionError('a client is used inside `async with`')
     try:
       async with self._session.request(
-        method, url, data=body, headers=JSON, timeout=aiohttp.ClientTimeout(total=limit)
+        method,
+        url,
+        data=body,
+        headers={**JSON, **(send or {})},
+        timeout=aiohttp.ClientTimeout(total=limit),
       ) as reply:
+        if received is not None:
+          received({name.lower(): value for name, value in reply.headers.items()})
         if on_event is not None and reply.content_type == 'text/event-stream':
           return reply.status, await _last_event(url, reply.content, on_event)
         return reply.status, await reply.read()
