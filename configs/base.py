@@ -7,10 +7,13 @@ numbers, and what each knob means, stand with the typed options
 
     tiny       any machine, the default
     2b         one 80 GB GPU; for RL, learner and SGLang share it
+    2b_lora    one 24 GB GPU, which learner and SGLang share: an adapter is trained
     8b         8 x 80 GB; rollout servers elsewhere, by URL
+    8b_lora    one 80 GB GPU, which learner and SGLang share: an adapter is trained
     8b_tpu     a slice v5p:2x2x2; rollout servers elsewhere, by URL. V6E changes it for v6e:4x4
     8b_split   RL on one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it
                starts. JAX opens only the learner's GPUs (`experiments/launch.py`)
+    2b_long, 8b_long, tiny_long   long videos (`configs/long_video.py`)
 """
 
 from typing import Any
@@ -18,13 +21,16 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import long_video
 from configs.servers import tiny_servers
 from paravt_jax.options import to_dict
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 
 SCALES = ('tiny', '2b', '8b')
-SFT_SCALES = (*SCALES, '8b_tpu')
-RL_SCALES = (*SCALES, '8b_split', '8b_tpu')
+LORA_SCALES = ('2b_lora', '8b_lora')
+LONG_SCALES = ('2b_long', '8b_long')
+SFT_SCALES = (*SCALES, *LORA_SCALES, '8b_tpu', *LONG_SCALES, 'tiny_long')
+RL_SCALES = (*SCALES, *LORA_SCALES, '8b_split', '8b_tpu', *LONG_SCALES)
 # Overrides of :8b_tpu for sixteen v6e, whose memory of 31 GiB holds shorter rows.
 V6E = {
   'mesh.fsdp': 16,
@@ -59,8 +65,12 @@ def rl(scale: str) -> ConfigDict:
   config.scale = scale
   if scale == 'tiny':
     _tiny(config)
-  if scale == '2b':
+  if scale in ('2b', '2b_long'):
     _one_gpu(config)
+  if scale.endswith('_lora'):
+    _one_gpu(config)
+    _adapter(config, 2e-5)
+    _shared_with_adapter(config, scale)
   if scale == '8b_split':
     config.mesh.fsdp = 4
     config.train.update({'rows': 4, 'micro_batches': 64})
@@ -68,6 +78,8 @@ def rl(scale: str) -> ConfigDict:
     config.server.sglang.devices = (4, 5, 6, 7)
   if scale == '8b_tpu':
     _tpu(config)
+  if scale in LONG_SCALES:
+    long_video.rl(config, scale)
   return config.lock()
 
 
@@ -83,14 +95,23 @@ def sft(scale: str) -> ConfigDict:
     )
   config = config_of(SFTRecipe.published())
   config.scale = scale
-  if scale == '2b':
+  if scale in ('2b', '2b_long'):
     config.mesh.fsdp = 1
     config.train.rows = 1
     config.train.micro_batches = 32
+  if scale.endswith('_lora'):
+    config.mesh.fsdp = 1
+    config.train.rows = 1
+    config.train.micro_batches = 32
+    _adapter(config, 2e-4)
   if scale == '8b_tpu':
     _tpu(config)
-  if scale == 'tiny':
+  if scale in LONG_SCALES:
+    long_video.sft(config, scale)
+  if scale in ('tiny', 'tiny_long'):
     _tiny_sft(config)
+  if scale == 'tiny_long':
+    long_video.tiny_sft(config)
   return config.lock()
 
 
@@ -99,6 +120,31 @@ def _tpu(config: ConfigDict) -> None:
   own part.
   """
   config.device.update({'memory_fraction': 0.95, 'xla_flags': 'tpu'})
+
+
+def _adapter(config: ConfigDict, learning_rate: float) -> None:
+  """An adapter of rank 32 on all products, at ten times the rate of full training (Schulman &
+  Thinking Machines Lab 2025).
+  """
+  config.train.adapter.update({'rank': 32, 'alpha': 32.0})
+  config.optimizer.update(
+    {'learning_rate': learning_rate, 'matrix_learning_rate': learning_rate, 'weight_decay': 0.0}
+  )
+
+
+def _shared_with_adapter(config: ConfigDict, scale: str) -> None:
+  """One GPU that a learner of an adapter and an SGLang server share."""
+  if scale == '8b_lora':
+    # 40 GiB for the learner. The server has 16 GiB of weights and a cache of 64k tokens, 9 GiB
+    config.device.memory_fraction = 0.53
+    config.server.sglang.update({'mem_fraction': 0.85, 'max_total_tokens': 65536})
+    return
+  # 24 GB: rows of 16k tokens, and a server with 4 GiB of weights and a cache of 32k tokens, 3.5 GiB
+  config.device.memory_fraction = 0.52
+  config.train.update({'row_tokens': 16384, 'row_images': 256})
+  config.batches.row_lengths = (6144,)
+  config.sampling.context = 16384
+  config.server.sglang.update({'mem_fraction': 0.9, 'max_total_tokens': 32768})
 
 
 def _one_gpu(config: ConfigDict) -> None:

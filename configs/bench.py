@@ -4,6 +4,7 @@ on two cores.
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout          # a table
 python -m experiments.bench --config=configs/bench.py --config.suite=rollout --json   # one JSON object on stdout
 python -m experiments.bench --config=configs/bench.py --config.suite=data --json      # the same for the data: about 4 minutes
+python -m experiments.bench --config=configs/bench.py --config.suite=images           # bytes of a step's frames
 python -m experiments.bench --config=configs/bench.py --config.suite=gaps             # how far engines are from float32
 python -m experiments.bench --config=configs/bench.py --config.suite=learner --json   # the learner's step: about 6 minutes
 """
@@ -56,6 +57,17 @@ def get_config() -> ConfigDict:
       },
       # rollouts of one prompt
       'prefix': {'rollouts': 8, 'frames': 64, 'words': 64, 'new_tokens': 16},
+      # a step's requests to one embedded server: the frames inside them, and by content
+      'images': {
+        'rollouts': 8,
+        'turns': 3,
+        'subagents': 5,
+        'frames': 64,
+        'crop_frames': 16,
+        'seconds': 300,
+        'side': 224,
+        'grain': 6,
+      },
       'publish': {'bytes': 1_000_000_000},
       'gaps': _gaps(),
       'data': _data(),

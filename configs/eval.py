@@ -51,6 +51,7 @@ SHARED = (
   'reward',
   'server',
   'client',
+  'hosts',
 )
 
 

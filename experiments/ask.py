@@ -37,7 +37,7 @@ def main(recipe: AskRecipe) -> None:
   # Check the inputs before a server starts.
   check(recipe)
   servers.check(AgentSetup.of(recipe))
-  folder = model_folder(recipe)
+  folder = parts.named_or_newest_model(recipe.model.folder)
   model = parts.model_of_scale(folder, recipe.scale, 'configs/ask.py')
   probe(recipe)
 
@@ -78,22 +78,6 @@ def check(recipe: AskRecipe) -> None:
     raise ConfigError(f'--config.video={video}: there is no such file; check the path')
   is_folder = bool(recipe.html) and pathlib.Path(recipe.html).is_dir()
   require(recipe.html, 'a file to write', not is_folder, 'html')
-
-
-def model_folder(recipe: AskRecipe) -> pathlib.Path:
-  """Returns the recipe's model folder, else the newest runs/*/hf, or raises ConfigError."""
-  if recipe.model.folder:
-    return pathlib.Path(recipe.model.folder)
-  found = sorted(
-    pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime
-  )
-  if not found:
-    raise ConfigError(
-      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of '
-      'the Qwen3-VL family, or train one with python -m experiments.rl '
-      '--config=configs/para_grpo.py'
-    )
-  return found[-1].parent
 
 
 def probe(recipe: AskRecipe) -> VideoInfo:

@@ -26,10 +26,12 @@ from paravt_jax.orchestrator import (
   checks,
   eval_speed,
   evaluated_model,
+  host_journal,
   parts,
   put,
   results_folders,
 )
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator import suites as suites_
 from paravt_jax.orchestrator.recipes import EvalRecipe
 from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, fingerprint, write_json
@@ -40,7 +42,9 @@ COMMANDS = {'--compare': results_folders.compare, '--merge': results_folders.mer
 def main(recipe: EvalRecipe) -> None:
   """Evaluates the samples that the results folder lacks, then writes the table."""
   shard, protocol, model = identified(recipe)
-  suites = suites_.suites(recipe)
+  hosts = hosts_.current()
+  with hosts.first_before('eval/suites'):  # what is made or unpacked is so once
+    suites = suites_.suites(recipe)
   about = {suite.name: suite.about(shard) for suite in suites}
   if not any(one['keys'] for one in about.values()):
     raise ConfigError(
@@ -54,21 +58,26 @@ def main(recipe: EvalRecipe) -> None:
   # without the samples of other benchmarks in the folder
   ours = {key for one in plan.benchmarks.values() for key in one['keys']}
   folder = RunFolder.named(recipe, folder=str(path), default='')
-  plan = results.write_plan(path, plan)
-  _say(
-    f'results folder {path}   (the same command continues where it stopped; Ctrl-C ends it cleanly)'
-  )
+  own = hosts.folder(path)
+  own.mkdir(exist_ok=True)
+  if hosts.is_first:
+    plan = results.write_plan(path, plan)
+    _say(
+      f'results folder {path}   (the same command continues where it stopped; Ctrl-C ends it cleanly)'
+    )
   with (
     Interrupts() as interrupts,
-    results.Journal(path, again=ours) as journal,
+    host_journal.opened(hosts, path, ours) as journal,
     folder.phase('eval'),
   ):
-    todo = put.list_unanswered(suites, shard, journal)
+    todo = put.list_unanswered(suites, host_journal.share(hosts, shard), journal)
     if any(todo.values()):
-      work = session(recipe, model, protocol, path, suites, todo, journal, interrupts)
+      work = session(recipe, model, protocol, own, suites, todo, journal, interrupts)
       speed = asyncio.run(work)
-      write_json(path / 'speed.json', speed)
+      write_json(own / 'speed.json', speed)
       _say(eval_speed.describe(speed))
+  if not hosts.is_first:
+    return
   samples = recipe.eval.bootstrap
   found, table = results_folders.finish(path, plan, model.name, samples, recipe.seed)
   print(table)
@@ -81,6 +90,7 @@ def main(recipe: EvalRecipe) -> None:
       f'eval.max_error_rate={recipe.eval.max_error_rate:g}; {path}/table.md counts them by reason; '
       'the same command tries them again'
     )
+    hosts.barrier('end')
     sys.exit(1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import ablations, ask, base, bench, longvideo_reason, para_grpo, sft
+from configs import ablations, ask, base, bench, longvideo_reason, para_grpo, serve, sft
 from configs import eval as evaluation
 from experiments import launch
 from experiments.ablate import AblateRecipe
@@ -22,11 +22,12 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.longvideo_reason.recipe import LongVideoRecipe
 from paravt_jax.orchestrator import knob_reference
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.serving import ServeRecipe
 
 GUIDE = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'README.md'
 BEGIN = '<!-- From here on written by: python -m experiments.knobs --write -->\n'
 # The reference describes these; --recipe=bench prints the rest.
-REFERENCE = ('rl', 'sft', 'eval', 'ask', 'ablate', 'longvideo_reason')
+REFERENCE = ('rl', 'sft', 'eval', 'ask', 'serve', 'ablate', 'longvideo_reason')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ KINDS = {
   'sft': Kind(SFTRecipe, _with_scales(sft.get_config, base.SFT_SCALES)),
   'eval': Kind(EvalRecipe, _with_scales(evaluation.get_config)),
   'ask': Kind(AskRecipe, _with_scales(ask.get_config)),
+  'serve': Kind(ServeRecipe, _with_scales(serve.get_config)),
   'ablate': Kind(AblateRecipe, {'': ablations.get_config}),
   'longvideo_reason': Kind(LongVideoRecipe, {'': longvideo_reason.get_config}),
   'bench': Kind(BenchRecipe, {'': bench.get_config}),

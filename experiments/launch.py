@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
-from paravt_jax.orchestrator import compile_cache, device
+from paravt_jax.orchestrator import compile_cache, device, hosts
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.train import heap
 
@@ -54,10 +54,15 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     if len(argv) > 1:
       _fail(f'{argv[1]!r} was not understood; knobs are given as --config.some.knob=value')
     quiet()
-    use_device(recipes[0])
     compile_cache.use()
+    with hosts.ending_together(getattr(recipes[0], 'hosts', None)) as connect:
+      guard(recipes[0], connect)
+
+  def guard(recipe: R, connect: Callable[[], Any]) -> None:
     try:
-      main(recipes[0])
+      connect()
+      use_device(recipe)
+      main(recipe)
     except ParavtError as error:
       _fail(str(error))
     except OSError as error:
@@ -117,12 +122,12 @@ def use_device(recipe: Any) -> None:
     return
   os.environ.update(device.settings(options, os.environ))
   heap.keep_pages()
-  gpus = device.learner_gpus(recipe)
+  gpus = device.learner_gpus(recipe, hosts.current().count)
   chosen = any(name in os.environ for name in ('CUDA_VISIBLE_DEVICES', 'JAX_CUDA_VISIBLE_DEVICES'))
   if gpus and not chosen:
     # JAX read its own variable when it was imported
     jax.config.update('jax_cuda_visible_devices', gpus)
-  if options.xla_flags != 'none':
+  if options.xla_flags != 'none' and hosts.current().is_first:
     print(device.describe(options, os.environ), file=sys.stderr)
 
 

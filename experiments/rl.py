@@ -15,6 +15,7 @@ from experiments import launch
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import checks, evaluation, outlook, rollouts, run_folder
 from paravt_jax.orchestrator import cold_start as sft
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.corpus import Questions, rl_corpus, rl_questions
 from paravt_jax.orchestrator.learner import Learner
 from paravt_jax.orchestrator.recipes import RLRecipe
@@ -27,19 +28,26 @@ def main(recipe: RLRecipe) -> None:
   """Runs the recipe to its report, from the last recorded step of its folder."""
   checks.check_rl(recipe)
   rollouts.check_judge(recipe)
+  hosts = hosts_.current()
+  hosts_.open_devices()
   name = f'{recipe.name}_{recipe.scale}'
   folder = RunFolder.named(recipe, folder=recipe.run.folder, default=name)
   run_folder.announce(recipe.name, recipe.scale, folder)
   outlook.announce(recipe)
   reopen(recipe, folder)
+  own = hosts.folder(folder.path)
+  own.mkdir(exist_ok=True)
   with folder.phase('world' if recipe.data.kind == 'world' else 'corpus'):
-    corpus = rl_corpus(recipe)
-    questions = rl_questions(recipe, corpus, folder.path)
+    with hosts.first_before('rl/corpus'):  # a world is written once
+      corpus = rl_corpus(recipe)
+    questions = rl_questions(recipe, corpus, own)
   with folder.phase('cold_start'):
     given = recipe.model.folder
     model_folder = pathlib.Path(given) if given else cold_start(recipe, folder)
   with Interrupts() as interrupts:
     summary = asyncio.run(session(recipe, folder, model_folder, questions, interrupts))
+  if not hosts.is_first:
+    return
   run_folder.write_json(folder.path / 'summary.json', summary)
   evaluation.finish(recipe, folder, summary, model_folder)
   print(folder.path)
@@ -52,8 +60,10 @@ def reopen(recipe: RLRecipe, folder: RunFolder) -> None:
   """
   done = run_folder.steps_done(folder.path)
   if done is not None and done < recipe.rollout.steps:
-    (folder.path / 'summary.json').unlink(missing_ok=True)
     folder.forget('after')
+    if not hosts_.current().is_first:
+      return
+    (folder.path / 'summary.json').unlink(missing_ok=True)
     shutil.rmtree(evaluation.folder_of(folder.path, 'after'), ignore_errors=True)
     shutil.rmtree(folder.path / 'hf', ignore_errors=True)
 
@@ -70,7 +80,7 @@ def cold_start(recipe: RLRecipe, folder: RunFolder) -> pathlib.Path:
     )
   model_folder = sft.cold_start(recipe.cold_start)
   curve = model_folder.parent / 'metrics.jsonl'
-  if curve.is_file():
+  if curve.is_file() and hosts_.current().is_first:
     (folder.path / 'sft').mkdir(exist_ok=True)
     shutil.copyfile(curve, folder.path / 'sft' / 'metrics.jsonl')
   return model_folder
@@ -88,6 +98,17 @@ async def session(
   Returns:
     The run's summary.
   """
+  with hosts_.ending_together(recipe.hosts, last=False):
+    return await _session(recipe, folder, model_folder, questions, interrupts)
+
+
+async def _session(
+  recipe: RLRecipe,
+  folder: RunFolder,
+  model_folder: pathlib.Path,
+  questions: Questions,
+  interrupts: Interrupts,
+) -> dict[str, Any]:
   with folder.phase('start'):
     learner = Learner(recipe, model_folder, folder.path)
     base = learner.canary()
@@ -98,7 +119,7 @@ async def session(
       model_folder,
       learner.tok,
       learner.model_config.text.vocab,
-      folder.path,
+      hosts_.current().folder(folder.path),
       base,
     )
     server = await opened.__aenter__()
@@ -118,7 +139,7 @@ async def session(
     await opened.__aexit__(None, None, None)
   with folder.phase('export'):
     learner.export(folder.path / 'hf')
-  return evaluation.summary(recipe, folder)
+  return evaluation.summary(recipe, folder) if hosts_.current().is_first else {}
 
 
 if __name__ == '__main__':

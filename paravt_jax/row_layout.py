@@ -13,7 +13,7 @@ slots, so M of long rows follows the need in powers of two. Only the micro-batch
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -91,6 +91,10 @@ def slots(need: int, most: int, shapes: int) -> int:
   return min(rung for rung in rungs[-shapes:] if rung >= need)
 
 
+# by length of a row: micro-batches, and the image slots of the fullest row
+Needs = dict[int, tuple[int, int]]
+
+
 class Layouts:
   """Lays out the trees of a step. A layout depends on the step alone, not on those before it."""
 
@@ -122,7 +126,12 @@ class Layouts:
     """The shapes of all batches, shortest rows first: at most `options.shapes`."""
     return (*self._short, *self._long)
 
-  def choose(self, sizes: Sequence[tuple[int, int]], loads: Sequence[int]) -> Layout:
+  def choose(
+    self,
+    sizes: Sequence[tuple[int, int]],
+    loads: Sequence[int],
+    exchange: Callable[[Needs], Sequence[Needs]] = lambda own: (own,),
+  ) -> Layout:
     """Returns the layout of a step's trees.
 
     A step that needs more micro-batches than the recipe states gets them: their number doubles,
@@ -131,13 +140,33 @@ class Layouts:
     Args:
       sizes: tokens and images of each tree.
       loads: tokens of each tree that are scored; rows get an even share where they can.
+      exchange: what this host needs -> what each host needs. They take one shape together, and
+        rows that a host has no trees for are empty.
 
     Raises:
       DataError: a tree is larger than the longest row.
     """
-    shape, bins = min(self._candidates(sizes, loads), key=self._cost)
-    images = max((sum(sizes[tree][1] for tree in members) for members in bins), default=0)
+    found = {shape.row_tokens: (shape, bins) for shape, bins in self._candidates(sizes, loads)}
+    own = {
+      length: (shape.micro_batches, _most_images(sizes, bins))
+      for length, (shape, bins) in found.items()
+    }
+    everyone = exchange(own)
+    # a length must do for all hosts, and the host that needs most decides
+    shared = {
+      length: tuple(map(max, *(needs[length] for needs in everyone), (0, 0)))
+      for length in own
+      if all(length in needs for needs in everyone)
+    }
+    candidates = [
+      (dataclasses.replace(found[length][0], micro_batches=used), found[length][1])
+      for length, (used, _) in shared.items()
+    ]
+    shape, bins = min(candidates, key=self._cost)
+    images = shared[shape.row_tokens][1]
     host_images = min(round_up(max(images, 1), shape.row_images), shape.row_images)
+    if len(everyone) > 1:
+      bins = [*bins, *[[]] * (shape.micro_batches * self.rows - len(bins))]
     return Layout(self._rung(shape), host_images, tuple(map(tuple, bins)))
 
   def _rung(self, shape: Shape) -> Shape:
@@ -187,6 +216,10 @@ class Layouts:
     """Returns the tokens that a row of each micro-batch computes, with its overhead."""
     shape, _ = candidate
     return shape.micro_batches * (shape.row_tokens + OVERHEAD)
+
+
+def _most_images(sizes: Sequence[tuple[int, int]], bins: Sequence[Sequence[int]]) -> int:
+  return max((sum(sizes[tree][1] for tree in members) for members in bins), default=0)
 
 
 def spread(

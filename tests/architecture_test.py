@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
   'rewards': {'chat'},
   'data': {'chat', 'video', 'packing', 'row_layout'},
   'train': {'models', 'rl', 'packing'},
-  'serving': {'models', 'video'},
+  'serving': {'chat', 'models', 'video'},
   'rollout': {'chat', 'video', 'rewards', 'serving', 'packing', 'row_layout'},
   'eval': _BELOW_L4,
   'report': _BELOW_L4,

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-STAGES = ['lint', 'test', 'test-aot', 'test-slow', 'test-sglang']
+STAGES = ['lint', 'test', 'test-aot', 'test-slow', 'test-hosts', 'test-sglang']
 FAKE = """#!/bin/sh
 echo "made $1"
 test "$1" != "$FAILS" || exit 3

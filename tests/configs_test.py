@@ -148,6 +148,43 @@ def test_8b_split_is_8b_on_one_machine_half_for_the_learner_half_for_servers():
   }
 
 
+@pytest.mark.parametrize('get_config', [para_grpo.get_config, sft.get_config])
+@pytest.mark.parametrize('scale', ['2b', '8b'])
+def test_long_video_changes_frames_rows_and_placement_only(get_config, scale):
+  long, short = leaves(get_config(f'{scale}_long')), leaves(get_config(scale))
+  changed = {knob for knob, value in long.items() if value != short[knob]}
+  assert changed <= {
+    'scale',
+    'frames.budgets',
+    'frames.frames',
+    'frames.max_frames',
+    'sampling.context',
+    'train.row_tokens',
+    'train.row_images',
+    'train.rows',
+    'train.micro_batches',
+    'train.head_chunk',
+    'batches.row_lengths',
+    'mesh.fsdp',
+    'mesh.context',
+    'video.deadline_s',
+  }
+
+
+@pytest.mark.parametrize(('scale', 'frames', 'sliced'), [('2b_long', 512, 1), ('8b_long', 3600, 8)])
+def test_a_row_of_a_long_scale_holds_its_frames_and_a_step_of_sft_its_tokens(scale, frames, sliced):
+  rl, cold = para_grpo.get_config(scale), sft.get_config(scale)
+  assert max(rl.frames.budgets) == rl.frames.frames == cold.frames.max_frames == frames
+  assert rl.mesh.context == cold.mesh.context == sliced
+  for config in (rl, cold):
+    # a frame of 7 x 7 tokens, its time and delimiters
+    assert config.train.row_tokens >= 58 * frames and config.train.row_images >= frames
+    assert config.train.row_tokens % (2 * config.mesh.context) == 0
+  published = sft.get_config('8b').train
+  tokens = lambda train: train.rows * train.micro_batches * train.row_tokens
+  assert tokens(cold.train) == tokens(published)
+
+
 def test_tiny_keeps_the_method_and_changes_sizes():
   """Sections that are the method's, not the machine's, stay as published."""
   small, large = para_grpo.get_config('tiny'), para_grpo.get_config('8b')
@@ -317,7 +354,7 @@ def test_a_scale_is_chosen_behind_the_recipes_name():
     (('--config=configs/para_grp.py',), '--config=configs/para_grp.py: there is no such recipe'),
     (
       (f'{RECIPE}:3b',),
-      "scale '3b': wanted one of tiny, 2b, 8b, 8b_split, 8b_tpu, as in --config=configs/para_grpo.py:tiny",
+      "scale '3b': wanted one of tiny, 2b, 8b, 2b_lora, 8b_lora, 8b_split, 8b_tpu, 2b_long, 8b_long, as in --config=configs/para_grpo.py:tiny",
     ),
     ((), 'Flag --config must have a value'),
     ((RECIPE, 'more'), "'more' was not understood; knobs are given as --config.some.knob=value"),

@@ -43,4 +43,5 @@ def pytest_configure(config):
   config.addinivalue_line(
     'markers', 'aot: compiles for devices that are not there: `make test-aot`'
   )
+  config.addinivalue_line('markers', 'hosts: several processes, each a host: `make test-hosts`')
   config.addinivalue_line('markers', 'aot_more: as aot, but too long for .ci/run')

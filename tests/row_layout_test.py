@@ -293,3 +293,56 @@ def test_an_8b_step_takes_a_hundredth_of_the_arrays_at_full_capacity():
   total = sum(array.nbytes for array in micro.values())
   full = 32 * ROWS * 512 * SLOT_BYTES
   assert total < full / 200 and found.fill == pytest.approx(0.868, abs=1e-3)
+
+
+# Several hosts
+
+
+def layouts_of(hosts, trees, **knobs):
+  """The layouts of hosts that each have their own trees and rows, and agree."""
+  options = LayoutOptions(**{'row_lengths': (128, 256), 'spread': False, 'shapes': 6, **knobs})
+  made = [Layouts(options, Shape(512, 8, 8), 2) for _ in range(hosts)]
+  needs = []
+  for one, sizes in zip(made, trees):  # what each would say
+    one.choose(sizes, [size for size, _ in sizes], lambda own: needs.append(own) or (own,))
+  return [
+    one.choose(sizes, [size for size, _ in sizes], lambda own: needs)
+    for one, sizes in zip(made, trees)
+  ], [one.choose(sizes, [size for size, _ in sizes]) for one, sizes in zip(made, trees)]
+
+
+def test_hosts_take_the_shape_of_the_one_that_needs_most_and_pack_their_own_trees():
+  trees = [[(100, 1)] * 3, [(100, 4)] * 7, []]
+  together, alone = layouts_of(3, trees)
+  assert len({one.shape for one in together}) == len({one.host_images for one in together}) == 1
+  shape = together[0].shape
+  assert shape.row_tokens == 512 or shape.micro_batches >= max(
+    one.shape.micro_batches for one in alone
+  )
+  for layout, sizes in zip(together, trees):
+    assert sorted(tree for row in layout.bins for tree in row) == list(range(len(sizes)))
+    assert len(layout.bins) == len(together[0].bins) and len(layout.bins) % 2 == 0
+    assert layout.host_images >= max(sum(sizes[tree][1] for tree in row) for row in layout.bins)
+
+
+def test_a_length_that_one_host_cannot_use_is_used_by_none():
+  together, alone = layouts_of(2, [[(100, 1)], [(300, 1)]])
+  assert [one.shape.row_tokens for one in alone] == [128, 512]
+  assert [one.shape.row_tokens for one in together] == [512, 512]
+
+
+def test_micro_batches_that_a_host_has_no_trees_for_are_padding():
+  row = dataclasses.replace(PUBLISHED, row_lengths=(), shapes=1)
+  made = Layouts(row, Shape(256, 4, 4), 1)
+  batch = collate.micro_batches(
+    [],
+    np.zeros(0),
+    options=collate.CollateOptions(256, 4, 4, (1,), 'episode'),
+    image_id=9,
+    version=0,
+    layouts=made,
+    exchange=lambda own: [own, {256: (3, 2)}],
+  )
+  arrays = list(batch)
+  assert batch.used == len(arrays) == 3
+  assert all(micro['patches'].shape[:2] == (1, 2) and not micro['mask'].any() for micro in arrays)

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from experiments.bench import data, gaps, learner, rollout
+from experiments.bench import data, gaps, images, learner, rollout
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.options import require
 
@@ -24,6 +24,7 @@ Suite = Callable[[BenchRecipe], dict[str, Any]]
 SUITES: Mapping[str, Suite] = {
   'data': data.suite,
   'gaps': gaps.suite,
+  'images': images.suite,
   'learner': learner.suite,
   'rollout': rollout.suite,
 }
@@ -35,6 +36,7 @@ UNITS = {
   'ratio': 'times', 'ratio_to_decord': 'times', 'ratio_to_unzip': 'times', 'prefills': 'prompts', 'gb_per_s': 'GB/s',
   'seconds': 's', 'bytes': 'bytes', 'bytes_per_row': 'bytes', 'threads': 'CPU threads', 'agreement': 'share',
   'flops_per_second': 'FLOP/s', 'flops': 'FLOP', 'tokens': 'tokens', 'pairs': 'pairs', 'mfu': 'of the peak',
+  'shown_frames': 'images', 'different_frames': 'images', 'images_sent': 'images', 'requests': 'requests',
   'loss_gap': 'nats', 'grad_norm_gap': 'of the norm',
   'wait_share': 'of the time', 'efficiency': 'of the tokens', 'fill': 'of the tokens',
 }  # fmt: skip

@@ -6,7 +6,6 @@ Both get the same cores and take turns, so that what else the machine does falls
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import pathlib
 import queue
@@ -24,8 +23,9 @@ from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.options import extended
 from paravt_jax.serving.embedded import server
 from paravt_jax.serving.embedded.engine import Engine, Job
+from paravt_jax.serving.embedded.images import cut
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.embedded.prompts import ImagePatches, expand
+from paravt_jax.serving.embedded.prompts import expand
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest, parse_generate
 from paravt_jax.video import patches
 
@@ -142,6 +142,8 @@ def _engine(recipe: BenchRecipe, folder: pathlib.Path) -> Iterator[Engine]:
     port=0,
     port_file=None,
     api_key=None,
+    served_name='bench',
+    think_prefix='',
     eos_token_ids=(),
     compile_cache=None,
     parent_pid=None,
@@ -162,7 +164,7 @@ def _ours(
   """(int[batch, new] ids, seconds): frames as arrays in, ids and log-probs out; no HTTP."""
   done: queue.SimpleQueue[tuple[int, GenerateReply]] = queue.SimpleQueue()
   start = time.perf_counter()
-  decoded = {one: tuple(map(_image, one.frames)) for one in dict.fromkeys(asked)}  # once per group
+  decoded = {one: tuple(map(cut, one.frames)) for one in dict.fromkeys(asked)}  # once per group
   for n, one in enumerate(asked):
     images = decoded[one]
     prompt = expand(one.ids, images, engine.config.image_id, engine.options.chunk_tokens)
@@ -190,16 +192,6 @@ def _ours(
   replies = dict(done.get() for _ in asked)
   seconds = time.perf_counter() - start
   return np.array([replies[n].output_ids for n in range(len(asked))]), seconds
-
-
-def _image(frame: np.ndarray) -> ImagePatches:
-  rows, grid = patches.patchify(frame)
-  return ImagePatches(
-    hashlib.blake2b(frame.tobytes(), digest_size=16).digest(),
-    rows,
-    grid,
-    patches.merged_tokens(grid),
-  )
 
 
 def _transformers(

@@ -84,6 +84,20 @@ class PrefixBench(Prompts):
 
 
 @dataclasses.dataclass(frozen=True)
+class ImagesBench(Options):
+  """What a step of RL sends of its frames."""
+
+  rollouts: Annotated[int, COUNT]  # of the prompt
+  turns: Annotated[int, COUNT]  # of a rollout
+  subagents: Annotated[int, COUNT]  # of a turn
+  frames: Annotated[int, COUNT]  # of the overview
+  crop_frames: Annotated[int, COUNT]  # of a sub-agent, one a second
+  seconds: Annotated[int, COUNT]  # of the video
+  side: Annotated[int, multiple_of(32)]  # pixels of a frame
+  grain: Annotated[int, whole(1, 255)]  # noise over the image, in grey levels: the size of a PNG
+
+
+@dataclasses.dataclass(frozen=True)
 class PublishBench(Options):
   """Weights on their way."""
 
@@ -227,6 +241,7 @@ class BenchRecipe(Options):
   generate: GenerateBench
   serve: ServeBench
   prefix: PrefixBench
+  images: ImagesBench
   publish: PublishBench
   gaps: GapsBench
   server: BenchServers

@@ -29,6 +29,8 @@ def embedded(
     ServerOptions,
     knobs,
     model_path=str(folder.absolute()),
+    served_name='bench',
+    think_prefix='',
     eos_token_ids=(tok.im_end, tok.endoftext),
     host='127.0.0.1',
     port=0,

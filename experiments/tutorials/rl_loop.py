@@ -102,7 +102,10 @@ class Policy:
     self.config, params, self.tok = parts.load_model(model_folder)
     self.mesh = parts.make_mesh(recipe.mesh)
     self.optimizer = parts.make_optimizer(
-      recipe.optimizer, self.config, freeze_vision=recipe.train.freeze_vision
+      recipe.optimizer,
+      self.config,
+      freeze_vision=recipe.train.freeze_vision,
+      dtype=recipe.train.dtype,
     )
     self.state = state.from_params(self.config, self.optimizer, self.mesh, params)
     # the reference of the KL term: the same weights, kept as they are

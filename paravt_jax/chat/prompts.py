@@ -1,7 +1,7 @@
 """Every fixed text of the prompts. SFT, RL and evaluation use the same short strings."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax import types
@@ -61,6 +61,19 @@ ERRORS = {
 def system(published: str | None = None) -> str:
   """Returns the system text: `published` if it contains a `<tools>` block, else SYSTEM."""
   return published if published is not None and '<tools>' in published else SYSTEM
+
+
+def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the part of a system text that offers tools, in the form of SYSTEM.
+
+  tools: their definitions, in the form of TOOL_SCHEMA.
+  """
+  listed = '\n'.join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+  return (
+    'Calls of these tools may be made; all calls of one turn run at once.\n'
+    f'<tools>\n{listed}\n</tools>\n'
+    'A call: <tool_call>{"name": "NAME", "arguments": {"ARGUMENT": "VALUE"}}</tool_call>'
+  )
 
 
 def question(task_question: str, question_type: str) -> str:

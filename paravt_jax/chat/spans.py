@@ -102,11 +102,11 @@ def _mark_trusted(
 ) -> list[template.Piece]:
   """Marks trusted text: system texts, and response tags in messages after an assistant turn.
 
-  All other text is untrusted.
+  All other text is untrusted. Pieces among which some are marked already stay as they are.
   """
   if role == 'system':
     return [template.Trusted(piece) if isinstance(piece, str) else piece for piece in pieces]
-  if not answered:
+  if not answered or any(isinstance(piece, template.Trusted) for piece in pieces):
     return list(pieces)
   shown: list[template.Piece] = []
   for piece in pieces:

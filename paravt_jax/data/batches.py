@@ -99,7 +99,9 @@ class Batch:
   samples: dict[str, int]  # number of samples, by source
   tokens: int  # tokens that are not padding
   targets: int  # tokens with mask 1
-  dropped: dict[str, int]  # skipped draws, by reason
+  # skipped draws, by reason; those of the plan count on the first host alone, so that sums over the
+  # hosts are those of one host
+  dropped: dict[str, int]
   examples: dict[str, str]  # by reason, a line 'source, row, reason, fault' with tabs between
   fill: float  # share of the rows' tokens that are not padding
   repeated: int  # repeated frames that were removed
@@ -391,9 +393,8 @@ class Assembler:
       bins.append(range(len(samples), len(samples) + len(row)))
       samples += [packing.Tree(sample) for _, sample in row]
       kept.update(item[0] for item, _ in row)
-    dropped = (
-      collections.Counter(plan.dropped) + failed + collections.Counter({MISJUDGED: misjudged})
-    )
+    planned = collections.Counter(plan.dropped if self._first == 0 else {})
+    dropped = planned + failed + collections.Counter({MISJUDGED: misjudged})
     return self._batch(plan, samples, bins, kept, dropped, examples, repeated), failed
 
   def _batch(

@@ -103,6 +103,9 @@ _EPISODES = {
   'rollout/moved': Metric(
     'requests', 'requests that were sent again because their server was lost'
   ),
+  'rollout/images': Metric('images', 'images of the requests that were answered'),
+  'rollout/images_sent': Metric('images', 'images whose pixels were sent; servers had the others'),
+  'rollout/image_bytes': Metric('bytes', 'what was sent of images, in the form that was sent'),
   'rollout/epoch': Metric('epochs', 'position in the data'),
 }
 

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from paravt_jax.models import lora
+
 
 def named(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., Any]:
   """Returns an initializer like `init` that attaches logical axes to its array.
@@ -89,7 +91,8 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = product(x.astype(self.dtype), self._kernel(x.shape[-1]))
+    x = x.astype(self.dtype)
+    y = self._add_adapter(product(x, self._kernel(x.shape[-1])), x)
     if self.bias:
       init = named(nn.initializers.zeros, self.axes[1:])
       bias = self.param('bias', init, (self.features,), jnp.float32)
@@ -100,14 +103,24 @@ class Linear(nn.Module):
     init = named(nn.initializers.normal(self.scale * width**-0.5), self.axes)
     return self.param('kernel', init, (width, self.features), jnp.float32).astype(self.dtype)
 
+  def _add_adapter(self, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns y + x A B where the parameters have a pair beside the kernel (`lora.join`)."""
+    if not self.has_variable('params', lora.A):
+      return y
+    a, b = (self.get_variable('params', name).astype(self.dtype) for name in (lora.A, lora.B))
+    return y + product(product(x, a), b)
+
 
 class GatedLinear(Linear):
   """Computes (silu(gate) * up) @ kernel in `dtype`; it has no bias."""
 
   @nn.compact
   def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-    kernel = self._kernel(gate.shape[-1])
-    return swiglu_product(gate.astype(self.dtype), up.astype(self.dtype), kernel)
+    gate, up = gate.astype(self.dtype), up.astype(self.dtype)
+    y = swiglu_product(gate, up, self._kernel(gate.shape[-1]))
+    if not self.has_variable('params', lora.A):
+      return y
+    return self._add_adapter(y, jax.nn.silu(gate) * up)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

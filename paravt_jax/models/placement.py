@@ -31,5 +31,11 @@ class Place:
       return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(x.shape, axes)))
 
+  def splits(self, size: int, axis: str) -> bool:
+    """Returns whether an axis of this name and size is split."""
+    if self.mesh is None or self.spec is None or self.mesh.size == 1:
+      return False
+    return self.spec((size,), (axis,))[0] is not None
+
 
 anywhere = Place()

@@ -12,6 +12,8 @@ Components, and what each owns:
       weight_delivery  converts a published version to the folder that servers load
       rollout_queue    groups on their way to the learner, and how far they may be ahead of it
       training         the RL loop
+      hosts            the other processes of a run, and what they tell each other: host_queue,
+                       host_journal, step_facts; native_errors says in one line that one has died
       put, suites      the evaluation: before training, after training, and offline
 
 One step of RL:
@@ -29,6 +31,10 @@ One step of RL:
 7. Every `run.checkpoint_every` steps one atomic record stores trained parameters, optimizer, the
    position in the data, the queue's counters, and the version. It is written while the next steps
    run. Frozen parameters stay in the model folder, which the record names.
+
+With several processes, one for each host, every process does this together with the others. It runs
+the groups of its share of the prompts, packs their rows, and delivers weights to its own servers.
+Process 0 alone writes metrics, episodes, and what belongs to the whole run.
 
 "Version" is the number of finished updates. A run begins with weights of version 0. The update of
 step n makes version n + 1. Each sampled token carries the version that sampled it.

@@ -21,6 +21,7 @@ FREE = (
   'client.',
   'mesh.',
   'device.',
+  'hosts.',
   'video.workers',
   'video.deadline_s',
   'video.cache_mb',
@@ -94,7 +95,7 @@ def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
   In RL a batch is everything that was sampled, so rows and micro-batches are free. In SFT rows
   times micro-batches make the batch, so their product is bound. A constant schedule has no end, so
-  optimizer.total_steps is free under it.
+  optimizer.total_steps is free under it. Without an adapter (rank 0), its other knobs say nothing.
   """
   values = flat(recipe)
   kept = {
@@ -106,6 +107,9 @@ def binding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
       kept[f'{prefix}{BATCH}'] = rows * micro_batches
     if values.get(f'{prefix}optimizer.schedule') == 'constant':
       kept.pop(f'{prefix}optimizer.total_steps', None)
+    if not values.get(f'{prefix}train.adapter.rank'):
+      for name in ('rank', 'alpha', 'products'):
+        kept.pop(f'{prefix}train.adapter.{name}', None)
   return kept
 
 

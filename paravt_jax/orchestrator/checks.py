@@ -76,10 +76,13 @@ def check_eval_servers(recipe: EvalRecipe) -> None:
 
 
 def _require_rows(train: TrainOptions, mesh: MeshOptions) -> None:
-  """Checks that the mesh's data axes divide the rows of a micro-batch."""
+  """Checks that the mesh divides the rows of a micro-batch and the tokens of a row."""
   shards = mesh.data * mesh.fsdp
   wanted = f'a multiple of {shards} (mesh.data x mesh.fsdp), at least that'
   require(train.rows, wanted, train.rows % shards == 0, 'train.rows')
+  wanted = f'a multiple of {mesh.context} (mesh.context)'
+  divides = train.row_tokens % mesh.context == 0
+  require(train.row_tokens, wanted, divides, 'train.row_tokens')
 
 
 def _require_slots(recipe: RLRecipe) -> None:
@@ -95,6 +98,9 @@ def _require_lengths(recipe: RLRecipe) -> None:
   lengths, full = recipe.batches.row_lengths, recipe.train.row_tokens
   wanted = f'lengths below train.row_tokens={full}, or () for none'
   require(lengths, wanted, all(length < full for length in lengths), 'batches.row_lengths')
+  slices = recipe.mesh.context
+  wanted = f'multiples of {slices} (mesh.context)'
+  require(lengths, wanted, not any(one % slices for one in lengths), 'batches.row_lengths')
 
 
 def _require_schedule(optimizer: OptimizerOptions, steps: int, knob: str) -> None:

@@ -5,22 +5,22 @@ It ends with a Hugging Face folder that RL starts from.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from paravt_jax.data import batches, planner
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.orchestrator import binding, checks, outlook, parts, run_folder, sft_data
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
 from paravt_jax.train import sharding
@@ -35,12 +35,16 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
   recipe is another cold start. The same recipe on other devices is the same cold start.
   """
   checks.check_sft(recipe)
-  base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
+  hosts = hosts_.current()
+  hosts_.open_devices()
+  with hosts.first_before('sft/base'):
+    base = recipe.model.folder or str(parts.tiny_model(recipe.seed))
   shown = run_folder.to_json(recipe)
   bound = {**binding.binding_settings(shown), 'steps': recipe.steps, 'base': base}
   name = f'{recipe.name}_{recipe.scale}-{run_folder.fingerprint(bound)}'
   path = pathlib.Path(recipe.run.folder or f'runs/{name}')
   target = path / MODEL
+  hosts_.check_shared(hosts, path, recipe.hosts.shared_s, 'sft')
   done = run_folder.steps_done(path)
   if target.is_dir() and (done is None or done >= recipe.steps):
     # The finished folder is only read, so several runs may begin from it at once.
@@ -48,11 +52,12 @@ def cold_start(recipe: SFTRecipe) -> pathlib.Path:
     if recipe.data.kind == 'files':  # a world's name identifies its content
       _refuse_other_data(recipe, path)
     return target
-  folder = run_folder.RunFolder(path, shown)
+  folder = run_folder.RunFolder.opened(path, recipe)
   run_folder.announce(recipe.name, recipe.scale, folder)
   outlook.announce(recipe)
   with folder.phase('sft'):
     train(recipe, folder, pathlib.Path(base), target)
+  hosts.barrier('sft/exported')  # process 0 writes it
   return target
 
 
@@ -73,15 +78,17 @@ def train(
   recipe: SFTRecipe, folder: run_folder.RunFolder, base: pathlib.Path, target: pathlib.Path
 ) -> None:
   """Runs the training loop (batch, step, log, record), then the export."""
-  trainer = SFTTrainer(recipe, base, folder.path)
-  rows = sft_data.sources(recipe)
+  trainer, hosts = SFTTrainer(recipe, base, folder.path), hosts_.current()
+  with hosts.first_before('sft/rows'):  # a world is written once
+    rows = sft_data.sources(recipe)
   provenance = {
     'tool': 'experiments.sft',
     'base': str(base),
     'sources': sft_data.identities(rows),
   }
   # The digest of every source file, so that a later run can detect other data.
-  run_folder.write_json(folder.path / 'provenance.json', provenance)
+  if hosts.is_first:
+    run_folder.write_json(folder.path / 'provenance.json', provenance)
   counts, skipped = collections.Counter(), Skipped(folder.path / 'skipped_rows.txt')
   with trainer, parts.decode_pool(recipe.video) as pool:
     data = sft_data.make_batches(
@@ -97,31 +104,41 @@ def train(
     if host is not None:
       data.set_state(host['data'])
       counts.update(host['skipped'])
-    writer = MetricsWriter(
-      folder.path,
-      tensorboard=recipe.run.tensorboard,
-      wandb=parts.wandb_options(recipe, folder.path),
-      start_step=trainer.version,
-    )
     try:
-      _steps(recipe, trainer, data, writer, counts, skipped)
+      with _metrics_writer(recipe, folder.path, trainer.version) as writer:
+        _steps(recipe, trainer, data, writer, counts, skipped)
     finally:
-      writer.close()
       data.close()
   trainer.export(target)
+
+
+def _metrics_writer(
+  recipe: SFTRecipe, folder: pathlib.Path, begun: int
+) -> contextlib.AbstractContextManager[MetricsWriter | None]:
+  """Returns the writer of the run's metrics; a context of None in processes that write none."""
+  if not hosts_.current().is_first:
+    return contextlib.nullcontext()
+  return MetricsWriter(
+    folder,
+    tensorboard=recipe.run.tensorboard,
+    wandb=parts.wandb_options(recipe, folder),
+    start_step=begun,
+  )
 
 
 def _steps(
   recipe: SFTRecipe,
   trainer: SFTTrainer,
   data: batches.Batches,
-  writer: MetricsWriter,
+  writer: MetricsWriter | None,
   counts: collections.Counter,
   skipped: 'Skipped',
 ) -> None:
+  hosts = hosts_.current()
+  channel = hosts.channel('sft/steps')
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
-  bar = parts.bar(recipe.steps, 'sft', trainer.version)
+  bar = parts.bar(recipe.steps, 'sft', trainer.version, hosts.is_first)
   with (
     run_folder.Interrupts() as interrupts,
     bar as progress,
@@ -129,16 +146,19 @@ def _steps(
   ):
     while trainer.version < recipe.steps:
       number = trainer.version
-      metrics, where = one_step(trainer, ahead, counts, skipped)
+      metrics, where = one_step(trainer, ahead, counts, skipped, channel)
       left_out.tell(counts, where['drawn'], skipped.latest)
-      writer.write(number, metrics)
+      if writer is not None:
+        writer.write(number, metrics)
       glance = f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}'
       progress.set_postfix_str(glance, refresh=False)
       progress.update()
       every, done = recipe.run.checkpoint_every, trainer.version
-      if interrupts.asked or run_folder.saves(every, done, recipe.steps):
+      ends = channel.any(interrupts.asked)
+      if ends or run_folder.saves(every, done, recipe.steps):
         trainer.save({'data': where, 'skipped': dict(counts)})
-      interrupts.check()
+      if ends:
+        raise KeyboardInterrupt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +259,7 @@ class LeftOut:
     return drawn >= planner.JUDGED and count > self.SHARE * drawn
 
   def _warn_left_out(self, text: str) -> None:
-    if jax.process_index() == 0:
+    if hosts_.current().is_first:
       print(f'\nsft: {text}', file=sys.stderr, flush=True)
 
 
@@ -258,36 +278,64 @@ class Skipped:
   def add(self, examples: Mapping[str, str]) -> None:
     """Appends a line for each reason that is new."""
     self.latest = examples
+    if not hosts_.current().is_first:
+      return
     for reason in examples.keys() - self._known:
       with self._path.open('a', encoding='utf-8', errors='replace') as file:
         file.write(' '.join(examples[reason].splitlines()) + '\n')
       self._known.add(reason)
 
 
-def refuse_other_plans(plan: int) -> None:
+def refuse_other_plans(plans: Sequence[int]) -> None:
   """Raises DataError unless all hosts planned the same batch.
 
   Different plans would lose or duplicate rows silently.
   """
-  plans = multihost_utils.process_allgather(np.uint32(plan & 0xFFFFFFFF)).reshape(-1).tolist()
   if len(set(plans)) > 1:
     raise DataError(
-      f'SFT data: the hosts planned different batches ({plans}), wanted one; they do not see '
+      f'SFT data: the hosts planned different batches ({list(plans)}), wanted one; they do not see '
       'the same files, or not the same recipe: '
       'see to their disks, then continue from the last checkpoint with the same command'
     )
 
 
+def whole_batch(parts: Sequence[batches.Batch]) -> batches.Batch:
+  """Returns the batch of all hosts, without arrays, from the parts of each.
+
+  Raises:
+    DataError: the hosts planned different batches.
+  """
+  refuse_other_plans([part.plan for part in parts])
+  samples, dropped = collections.Counter(), collections.Counter()
+  for part in parts:
+    samples.update(part.samples)
+    dropped.update(part.dropped)
+  return dataclasses.replace(
+    parts[0],
+    samples=dict(samples),
+    tokens=sum(part.tokens for part in parts),
+    targets=sum(part.targets for part in parts),
+    dropped=dict(dropped),
+    # of one reason the first host's example counts, as one host lists its first
+    examples=dict(collections.ChainMap(*(part.examples for part in parts))),
+    fill=sum(part.fill for part in parts) / len(parts),
+    repeated=sum(part.repeated for part in parts),
+  )
+
+
 def one_step(
-  trainer: SFTTrainer, ahead: Ahead, counts: collections.Counter, skipped: Skipped
+  trainer: SFTTrainer,
+  ahead: Ahead,
+  counts: collections.Counter,
+  skipped: Skipped,
+  channel: hosts_.Channel,
 ) -> tuple[dict[str, float], dict[str, Any]]:
   """Makes one update. Returns its metrics, with the time spent waiting for data, and the position
   in the data after it.
   """
   begin = time.monotonic()
   ready = ahead.next()
-  batch = ready.batch
-  refuse_other_plans(batch.plan)
+  batch = whole_batch(channel.exchange(ready.batch))
   waited = time.monotonic()
   metrics = trainer.train_on(ready.inputs)
   end = time.monotonic()

@@ -114,17 +114,16 @@ class DeviceOptions(Options):
     return cls(memory_fraction=0.92, xla_flags='gpu')
 
 
-def learner_gpus(recipe: Any) -> str:
+def learner_gpus(recipe: Any, hosts: int = 1) -> str:
   """Returns the GPUs that JAX may open for a recipe, as in '0,1,2,3'; '' for all.
 
   JAX takes memory of every GPU that it sees. So it must not see those of SGLang servers which the
-  run starts. The mesh is on the first GPUs.
+  run starts. The mesh is on the first GPUs of each of `hosts` hosts.
   """
   server = getattr(recipe, 'server', None)
   if server is None or server.kind != 'sglang' or server.sglang.device != 'cuda':
     return ''
-  mesh = recipe.mesh
-  count = mesh.data * mesh.fsdp * mesh.tensor
+  count = recipe.mesh.devices // hosts
   return ','.join(map(str, range(count))) if server.sglang.devices else ''
 
 

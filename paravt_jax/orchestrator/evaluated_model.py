@@ -15,7 +15,9 @@ import paravt_jax
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import CheckpointError, ConfigError, DataError
 from paravt_jax.eval import chat_model, protocols, results
-from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.models import lora
+from paravt_jax.models.qwen3_vl import lora_export, weights
+from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import extended
 from paravt_jax.orchestrator import canary, parts, rollouts, saved, suites
 from paravt_jax.orchestrator.host import Host
@@ -178,8 +180,16 @@ def hf_folder(model: Model, folder: pathlib.Path) -> pathlib.Path:
   base = recipe.first.model.folder or str(parts.tiny_model(recipe.first.seed))
   params = _recorded_params(model.run / 'checkpoints', model.step, recipe, base)
   config, dtype = weights.read_config(base), weights.stored_dtype(base)
+  if lora.PART in params:
+    params = lora_export.folded(_config(recipe, base), params)
   weights.save_hf(target, config, params, base, dtype=dtype)
   return target
+
+
+def _config(recipe: saved.TrainedModel, base: str) -> Config:
+  """Returns the sizes of the model that a run trained, with its adapter."""
+  config, adapter = weights.read_config(base), recipe.train.adapter
+  return config if adapter is None else parts.with_adapter(config, adapter)
 
 
 def _recorded_params(
@@ -193,9 +203,10 @@ def _recorded_params(
     CheckpointError: the record cannot be read, or that folder is gone or has
     other parameters.
   """
-  config, mesh = weights.read_config(base), canary.cpu()
-  frozen = recipe.train.freeze_vision
-  optimizer = parts.make_optimizer(recipe.optimizer, config, freeze_vision=frozen)
+  config, mesh, train = _config(recipe, base), canary.cpu(), recipe.train
+  optimizer = parts.make_optimizer(
+    recipe.optimizer, config, freeze_vision=train.freeze_vision, dtype=train.dtype
+  )
   template = state.abstract(config, optimizer, mesh)
   left_out = checkpoint.base(records, step)
   if left_out is None:
@@ -210,7 +221,7 @@ def _recorded_params(
       'folder does not exist, put it back'
     )
   places = jax.tree.map(lambda leaf: leaf.sharding, kept)
-  added = weights.load_sharded(left_out.folder, places)[1]
+  added = weights.load_sharded(left_out.folder, places, optimizer.frozen_dtype)[1]
   checkpoint.refuse_other_base(where, left_out, state.fingerprint(added), left_out.folder)
   return {**record.state['params'], **added}
 

@@ -21,12 +21,14 @@ from paravt_jax.options import to_dict
 from paravt_jax.orchestrator import (
   eval_speed,
   evaluated_model,
+  host_journal,
   parts,
   put,
   results_folders,
   rollouts,
   suites,
 )
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, write_json
 from paravt_jax.report import build as report
@@ -59,16 +61,19 @@ async def phase(
   """
   if folder.result(name) is not None or not questions:
     return
-  path = folder_of(folder.path, name)
+  path, hosts = folder_of(folder.path, name), hosts_.current()
   with folder.phase(f'eval_{name}'):
     asked = _suites(recipe, questions)
     about = {suite.name: suite.about(WHOLE) for suite in asked}
-    plan = _open_folder(path, results.Plan(_settings(recipe, folder, version), about, WHOLE))
-    with results.Journal(path, again={key for one in about.values() for key in one['keys']}) as log:
+    plan = results.Plan(_settings(recipe, folder, version), about, WHOLE)
+    if hosts.is_first:
+      plan = _open_folder(path, plan)
+    again = {key for one in about.values() for key in one['keys']}
+    with host_journal.opened(hosts, path, again) as log:
       await put.put(
         {GREEDY: server.greedy, SAMPLED: server.sampling},
         asked,
-        put.list_unanswered(asked, WHOLE, log),
+        put.list_unanswered(asked, host_journal.share(hosts, WHOLE), log),
         log,
         protocol=protocols.choose_protocol('tools', '', 'parallel'),
         options=EvalOptions(recipe.eval.concurrent, recipe.seed, -1),
@@ -77,6 +82,9 @@ async def phase(
         speed=eval_speed.Speed(),
         title=f'{name}: {{}}',
       )
+    if not hosts.is_first:
+      folder.finish(name, {})  # process 0 has the numbers
+      return
     found, _ = results_folders.finish(path, plan, name, recipe.eval.bootstrap, recipe.seed)
     results_folders.report(recipe.video, recipe.eval, path)
   folder.finish(name, numbers(found, results.read(path / 'results.jsonl')))

@@ -13,15 +13,17 @@ import jax
 import numpy as np
 
 from paravt_jax import row_layout
-from paravt_jax.models.qwen3_vl import weights
-from paravt_jax.orchestrator import canary, parts, profiling
+from paravt_jax.errors import ConfigError
+from paravt_jax.models.qwen3_vl import lora_export, weights
+from paravt_jax.orchestrator import canary, parts, profiling, step_facts
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, heap, metric_sums, placement, state, step
+from paravt_jax.train import checkpoint, heap, metric_sums, placement, sharding, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
 
@@ -49,10 +51,16 @@ class Trainer:
     self.model_config, self.tok = parts.open_model(model_folder)
     heap.keep_pages()
     self.mesh = parts.make_mesh(recipe.mesh)
+    self.model_config = parts.with_adapter(self.model_config, recipe.train.adapter)
     self.optimizer = parts.make_optimizer(
-      recipe.optimizer, self.model_config, freeze_vision=recipe.train.freeze_vision
+      recipe.optimizer,
+      self.model_config,
+      freeze_vision=recipe.train.freeze_vision,
+      dtype=recipe.train.dtype,
     )
-    self.state = state.from_folder(model_folder, self.model_config, self.optimizer, self.mesh)
+    self.state = state.from_folder(
+      model_folder, self.model_config, self.optimizer, self.mesh, seed=recipe.seed
+    )
     self._dtype = weights.stored_dtype(model_folder)
     self._root = folder / 'checkpoints'
     self._records = checkpoint.Writer(self._root, keep=recipe.run.keep)
@@ -129,16 +137,22 @@ class Trainer:
     """Writes a Hugging Face folder with tokenizer and processor files.
 
     Its dtype is that of the model folder, and so is the size of its files. It replaces an older
-    export, because a run that continues for more steps has another model.
+    export, because a run that continues for more steps has another model. An adapter is folded into
+    the weights; the folder `peft` in it has the adapter alone.
     """
+    config, params = self.model_config, self.state.params
+    if config.adapter is not None:
+      params = lora_export.folded(config, params)
     weights.save_hf(
       target,
-      self.model_config,
-      self.state.params,
+      config.base,
+      params,
       self._model_folder,
       dtype=self._dtype,
       shard_bytes=weights.stored_shard_bytes(self._model_folder),
     )
+    if config.adapter is not None:
+      lora_export.save_peft(target / 'peft', config, self.state.params, self._model_folder)
 
 
 class SFTTrainer(Trainer):
@@ -170,6 +184,7 @@ class PreparedBatch:
   version: int  # of the weights that the step begins with
   statistics: dict[str, float]  # metrics of the groups
   packed: dict[str, float]  # metrics of the rows
+  groups: Sequence[Group]  # for the log: in process 0 those of all hosts, without others' pixels
 
 
 class Learner(Trainer):
@@ -194,7 +209,9 @@ class Learner(Trainer):
       recipe.rollout.subagent_credit,
     )
     full = row_layout.Shape(section.row_tokens, section.row_images, section.micro_batches)
-    self._layouts = row_layout.Layouts(recipe.batches, full, section.rows)
+    self._hosts = hosts_.current()
+    self._channel = self._hosts.channel('rl/prepare')
+    self._layouts = row_layout.Layouts(recipe.batches, full, self._own_rows(section.rows))
     # Servers load frozen arrays from the model folder. An update moves the arrays, so these
     # functions take the current ones.
     self._frozen = jax.tree_util.tree_map_with_path(
@@ -214,10 +231,30 @@ class Learner(Trainer):
     """Makes one step on these groups. Returns the metrics of the groups and the step."""
     return self.train_on(self.prepare(groups, self.version))
 
-  def prepare(self, groups: Sequence[Group], version: int) -> PreparedBatch:
+  def _own_rows(self, rows: int) -> int:
+    """Returns the rows of a micro-batch that this process packs."""
+    index, count = sharding.host_rows(self.mesh)
+    if (index, count) != (self._hosts.index, self._hosts.count):
+      raise ConfigError(
+        f'--config.mesh: process {self._hosts.index} of {self._hosts.count} has part {index} of '
+        f'{count} of the rows, wanted its own; several hosts need mesh.data x mesh.fsdp to be a '
+        'multiple of their number, and mesh.tensor within one host'
+      )
+    if rows % count:
+      raise ConfigError(f'--config.train.rows={rows}: wanted a multiple of {count}, the hosts')
+    return rows // count
+
+  def prepare(
+    self, groups: Sequence[Group], version: int, owners: Sequence[int] = ()
+  ) -> PreparedBatch:
     """Returns the groups as arrays on the mesh, for the step that makes version `version` + 1.
 
     It reads no parameters, so it may run in another thread beside the step before.
+
+    Args:
+      groups: of this host.
+      version: of the weights that the step begins with.
+      owners: the host of each group of the step (`host_queue.owners`); () for one host.
     """
     # rewards -> advantages, one of each episode
     rewards = np.array([one.reward for group in groups for one in group.scored], np.float32)
@@ -233,25 +270,37 @@ class Learner(Trainer):
       image_id=self.tok.image_pad,
       version=version,
       layouts=self._layouts,
+      exchange=self._channel.exchange,
     )
+    counters = step_facts.add_counters(self._channel.exchange(batch.counters))
+    facts = step_facts.gather(self._channel, step_facts.Facts(groups, advantage_E), owners)
     wanted = (*step.INPUTS, *step.RL_EXTRAS)
     parts = ({name: micro[name] for name in wanted} for micro in batch)
     shape = batch.layout.shape
     inputs = placement.put_micro_batches(self.mesh, parts, shape.micro_batches, shape.row_images)
-    counters = batch.counters
+    metrics = statistics(facts.groups, facts.advantage_E)
+    packed = self._packed(batch, counters)
+    return PreparedBatch(inputs, version, metrics, packed, facts.groups)
+
+  def _packed(self, batch: collate.MicroBatches, counters: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics of a step's rows.
+
+    counters: of the groups of all hosts.
+    """
+    shape, hosts = batch.layout.shape, self._hosts.count
+    tokens = counters['trained_tokens'] + counters['given_tokens']
     trained = max(counters['trained_tokens'], 1)
-    packed = {
+    return {
       'staleness': counters['staleness_sum'] / trained,
       'staleness/max': float(counters['staleness_max']),
-      'pack/fill': batch.fill,
-      'pack/rows': float(batch.used * batch.rows),
+      'pack/fill': tokens / (hosts * batch.used * batch.rows * shape.row_tokens),
+      'pack/rows': float(hosts * batch.used * batch.rows),
       'pack/row_tokens': float(shape.row_tokens),
       'pack/micro_batches': float(batch.used),
       'pack/capacity': float(shape.micro_batches),
       'pack/images': float(counters['images']),
       'data/overlong': float(counters['dropped_episodes'] + counters['dropped_subagents']),
     }
-    return PreparedBatch(inputs, version, statistics(groups, advantage_E), packed)
 
   def train_on(self, batch: PreparedBatch) -> dict[str, float]:
     """Makes one optimizer step over all micro-batches of a prepared batch.
@@ -296,4 +345,10 @@ class Learner(Trainer):
     trained, _ = partition(self.state.params, self.optimizer.frozen)
     proof = self.canary().to_json()
     outgoing = self._outgoing(trained)
-    return self._publisher.start(self.version, outgoing, frozen=self._frozen, canary=proof)
+    return self._publisher.start(
+      self.version,
+      outgoing,
+      frozen=self._frozen,
+      canary=proof,
+      adapter=self.model_config.adapter,
+    )

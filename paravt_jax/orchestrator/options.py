@@ -1,6 +1,7 @@
 """Sections of recipes that only a run reads. Other sections are in the modules that use them."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 from paravt_jax import options as rules
@@ -9,7 +10,7 @@ from paravt_jax.data.world.corpus import CorpusOptions
 from paravt_jax.data.world.questions import QuestionOptions
 from paravt_jax.data.world.scene import SceneOptions
 from paravt_jax.data.world.traces import TraceOptions
-from paravt_jax.models import remat
+from paravt_jax.models import lora, remat
 from paravt_jax.options import (
   COUNT,
   DTYPE,
@@ -42,6 +43,9 @@ from paravt_jax.serving.embedded import options as embedded
 from paravt_jax.train.optimizer import OptimizerOptions
 
 SERVERS = ('url', 'embedded', 'sglang')
+PRODUCTS = each(
+  f'some of {", ".join(lora.PRODUCTS)}, each once', lambda one: one in lora.PRODUCTS, 1, differ=True
+)
 WORLD_WORKERS = Rule('at least 0, at most 1024 (0: in this process)', whole(0, 1024).holds)
 
 
@@ -245,6 +249,23 @@ class RolloutOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterOptions(Options):
+  """A low-rank adapter (Hu et al. 2022) that is trained in place of the model's weights."""
+
+  rank: Annotated[
+    int, whole(0, note='0: no adapter')
+  ]  # of the matrix that is added to each product
+  alpha: Annotated[float, POSITIVE]  # that matrix is multiplied by alpha / rank
+  # products of a decoder layer that have one
+  products: Annotated[tuple[str, ...], PRODUCTS]
+
+  @classmethod
+  def published(cls) -> 'AdapterOptions':
+    """Returns no adapter: the paper trains the weights."""
+    return cls(rank=0, alpha=32.0, products=lora.PRODUCTS)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOptions(Options):
   """How the learner runs the model, and the shape of its batches."""
 
@@ -261,6 +282,15 @@ class TrainOptions(Options):
   image_patches: Annotated[int, multiple_of(4)]  # X, patches that a slot holds
   rows: Annotated[int, COUNT]  # rows of a micro-batch, over all hosts
   micro_batches: Annotated[int, COUNT]  # of a step; RL takes as many as its rollouts need
+  adapter: AdapterOptions
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.adapter.rank and not self.freeze_vision:
+      self.refuse(
+        'freeze_vision',
+        f'True with {rules.SECTION}adapter.rank: an adapter is of the decoder alone',
+      )
 
   @classmethod
   def published(cls) -> 'TrainOptions':
@@ -276,6 +306,7 @@ class TrainOptions(Options):
       image_patches=196,
       rows=8,
       micro_batches=32,
+      adapter=AdapterOptions.published(),
     )
 
 
@@ -301,6 +332,7 @@ class SFTTrainOptions(TrainOptions):
       image_patches=196,
       rows=8,
       micro_batches=4,
+      adapter=AdapterOptions.published(),
       row_large_images=8,
       large_image_patches=4096,
     )
@@ -328,12 +360,29 @@ class MeshOptions(Options):
 
   data: Annotated[int, COUNT]  # copies of the model
   fsdp: Annotated[int, COUNT]  # shards of parameters, gathered layer by layer
+  # devices that share a row: each has a slice of its tokens, and a shard of the parameters
+  context: Annotated[int, COUNT]
   tensor: Annotated[int, COUNT]  # shards of heads and hidden units
 
   @classmethod
   def published(cls) -> 'MeshOptions':
     """Returns a mesh of eight devices that share the parameters."""
-    return cls(data=1, fsdp=8, tensor=1)
+    return cls(data=1, fsdp=8, context=1, tensor=1)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Returns the devices along each axis, in the order of train/sharding.MESH_AXES."""
+    return self.data, self.fsdp, self.context, self.tensor
+
+  @property
+  def devices(self) -> int:
+    """Returns the number of devices."""
+    return math.prod(self.sizes)
+
+  @property
+  def parameter_shards(self) -> int:
+    """Returns how many devices share the width of a parameter."""
+    return self.fsdp * self.context
 
 
 @dataclasses.dataclass(frozen=True)

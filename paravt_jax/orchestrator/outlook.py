@@ -12,6 +12,7 @@ import jax
 import psutil
 
 from paravt_jax.errors import ParavtError
+from paravt_jax.orchestrator import hosts
 from paravt_jax.orchestrator.plan import build, job, shapes
 from paravt_jax.orchestrator.plan.accelerators import GIB, Accelerator, Target
 from paravt_jax.orchestrator.plan.memory import Memory
@@ -33,7 +34,8 @@ class Devices:
 
 def announce(recipe: RLRecipe | SFTRecipe) -> None:
   """Prints what the devices have and what the recipe will take. It asks JAX for its devices."""
-  for line in lines(recipe, find_devices()):
+  found = find_devices()
+  for line in lines(recipe, found) if hosts.current().is_first else ():
     print(line, file=sys.stderr, flush=True)
 
 
@@ -80,7 +82,7 @@ def _need(recipe: RLRecipe | SFTRecipe, memory: Memory, devices: Devices) -> str
   A server on the same GPU takes memory outside of JAX. On a CPU all devices share the machine's.
   """
   on_cpu = devices.platform == 'cpu'
-  server, mesh = memory.parts['server'], recipe.mesh.data * recipe.mesh.fsdp * recipe.mesh.tensor
+  server, mesh = memory.parts['server'], recipe.mesh.devices
   parts = {name: size for name, size in memory.parts.items() if name != 'server' or on_cpu}
   needed = (memory.total - server) * mesh + server if on_cpu else sum(parts.values())
   where = ' a device' if not on_cpu else f' on {mesh} virtual devices' if mesh > 1 else ''

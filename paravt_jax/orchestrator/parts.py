@@ -1,5 +1,6 @@
 """Builds running parts from options: decoder, model, mesh, optimizer, and a progress bar."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -11,9 +12,15 @@ from tqdm import tqdm
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator.options import MeshOptions, TrainOptions, VideoOptions
+from paravt_jax.orchestrator.options import (
+  AdapterOptions,
+  MeshOptions,
+  TrainOptions,
+  VideoOptions,
+)
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.run_folder import fingerprint, to_json
 from paravt_jax.testing import tiny
@@ -56,6 +63,22 @@ def model_options(
   return step.ModelOptions(
     section.dtype, section.remat, section.backend, section.head_chunk, temperature, banned
   )
+
+
+def named_or_newest_model(folder: str) -> pathlib.Path:
+  """Returns the named model folder, else the newest runs/*/hf, or raises ConfigError."""
+  if folder:
+    return pathlib.Path(folder)
+  found = sorted(
+    pathlib.Path('runs').glob('*/hf/config.json'), key=lambda file: file.stat().st_mtime
+  )
+  if not found:
+    raise ConfigError(
+      '--config.model.folder is empty and there is no runs/*/hf: name a Hugging Face folder of '
+      'the Qwen3-VL family, or train one with python -m experiments.rl '
+      '--config=configs/para_grpo.py'
+    )
+  return found[-1].parent
 
 
 def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Config:
@@ -128,24 +151,43 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
 
   Raises ConfigError if there are too few devices.
   """
-  sizes = (options.data, options.fsdp, options.tensor)
-  needed = sizes[0] * sizes[1] * sizes[2]
-  if len(jax.devices()) < needed:
+  if jax.process_count() > 1 and len(jax.devices()) != options.devices:
     raise ConfigError(
-      f'--config.mesh: data {sizes[0]} x fsdp {sizes[1]} x tensor {sizes[2]} = {needed} '
-      'devices, but this process has '
+      f'--config.mesh: {sharding.product_of(options.sizes)} devices, but the '
+      f'{jax.process_count()} hosts have {len(jax.devices())}; the mesh of several hosts takes all '
+      'of them'
+    )
+  if len(jax.devices()) < options.devices:
+    raise ConfigError(
+      f'--config.mesh: {sharding.product_of(options.sizes)} devices, but this process has '
       f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose '
       'another scale'
     )
-  return sharding.make_mesh(*sizes, jax.devices()[:needed])
+  devices = jax.devices()[: options.devices]
+  sizes = (options.data, options.fsdp, options.tensor)
+  return sharding.make_mesh(*sizes, devices, context=options.context)
+
+
+def with_adapter(config: Config, options: AdapterOptions) -> Config:
+  """Returns the model with the adapter that a recipe asks for, if any."""
+  if not options.rank:
+    return config
+  form = lora.Adapter(options.rank, options.alpha, options.products)
+  return dataclasses.replace(config, adapter=form)
 
 
 def make_optimizer(
-  options: OptimizerOptions, model_config: Config, *, freeze_vision: bool
+  options: OptimizerOptions, model_config: Config, *, freeze_vision: bool, dtype: str
 ) -> optimizers.Optimizer:
-  """Returns the optimizer of the trainable parameters."""
-  frozen = ('visual',) if freeze_vision else ()
-  return optimizers.make_optimizer(options, model.logical_axes(model_config), frozen)
+  """Returns the optimizer of the trainable parameters.
+
+  An adapter is trained alone, and the state keeps the base in `dtype`, that of the products.
+  """
+  axes = model.logical_axes(model_config)
+  if model_config.adapter is not None:
+    frozen = tuple(name for name in axes if name != lora.PART)
+    return optimizers.make_optimizer(options, axes, frozen, dtype)
+  return optimizers.make_optimizer(options, axes, ('visual',) if freeze_vision else ())
 
 
 def wandb_options(recipe: RLRecipe | SFTRecipe, folder: pathlib.Path) -> Mapping[str, Any] | None:

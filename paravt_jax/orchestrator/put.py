@@ -6,6 +6,7 @@ from paravt_jax.eval import protocols, results
 from paravt_jax.eval.run import EvalOptions, Record, each
 from paravt_jax.eval.sample import Sample
 from paravt_jax.orchestrator import eval_speed, parts, rollouts
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator import suites as suites_
 from paravt_jax.orchestrator.run_folder import Interrupts
 from paravt_jax.orchestrator.suites import Suite
@@ -55,7 +56,8 @@ async def put(
   for suite in suites:
     questions = todo[suite.name]
     samples = {sample.task.id: sample for sample, _ in questions}
-    with parts.bar(len(questions), title.format(suite.name)) as progress:
+    show = hosts_.current().is_first
+    with parts.bar(len(questions), title.format(suite.name), show=show) as progress:
 
       def keep(record: Record, suite=suite, samples=samples, progress=progress) -> None:
         line = suites_.outcome(suite, samples[record.task.id], record, protocol)

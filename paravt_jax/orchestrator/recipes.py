@@ -30,6 +30,7 @@ from paravt_jax.options import (
 )
 from paravt_jax.orchestrator import eval_options, options
 from paravt_jax.orchestrator.device import DeviceOptions
+from paravt_jax.orchestrator.hosts import HostsOptions
 from paravt_jax.orchestrator.profiling import ProfileOptions
 from paravt_jax.rewards.total import RewardOptions
 from paravt_jax.rollout.agent import AgentOptions
@@ -70,6 +71,7 @@ class SFTRecipe(Options):
   batches: FillOptions
   mesh: options.MeshOptions
   device: DeviceOptions
+  hosts: HostsOptions
   world: options.WorldOptions | None  # with data.kind=world
 
   @classmethod
@@ -92,6 +94,7 @@ class SFTRecipe(Options):
       batches=FillOptions.published(),
       mesh=options.MeshOptions.published(),
       device=DeviceOptions.published(),
+      hosts=HostsOptions.published(),
       world=None,
     )
 
@@ -124,6 +127,7 @@ class RLRecipe(Options):
   batches: LayoutOptions
   mesh: options.MeshOptions
   device: DeviceOptions
+  hosts: HostsOptions
   server: options.ServersOptions
   publish: options.PublishOptions
   client: ConnectionOptions
@@ -156,6 +160,7 @@ class RLRecipe(Options):
       batches=LayoutOptions.published(),
       mesh=options.MeshOptions.published(),
       device=DeviceOptions.published(),
+      hosts=HostsOptions.published(),
       server=options.ServersOptions.published(),
       publish=options.PublishOptions.published(),
       client=ConnectionOptions.published(),
@@ -182,6 +187,7 @@ class EvalRecipe(Options):
   reward: RewardOptions
   server: options.ServersOptions
   client: ConnectionOptions
+  hosts: HostsOptions
   benchmarks: Annotated[str, PROSE]  # their names, separated by commas
   model: eval_options.EvaluatedModelOptions
   run: options.FolderOptions

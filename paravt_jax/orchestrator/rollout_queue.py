@@ -168,14 +168,14 @@ class Queue:
     }
 
   def metrics(self) -> dict[str, float]:
-    """Returns how full the queue is, and the losses, cuts and retries since the previous call."""
+    """Returns how full the queue is, and losses, cuts, retries and images since the previous call."""
     before, self._seen = self._seen, dict(self._client.counts)
     dropped, self._dropped = self._dropped, collections.Counter()
     return {
       **{f'groups/dropped/reason={reason}': float(count) for reason, count in dropped.items()},
       **{
         f'rollout/{name}': float(self._seen.get(name, 0) - before.get(name, 0))
-        for name in ('interrupted', 'retried', 'moved')
+        for name in ('interrupted', 'retried', 'moved', 'images', 'images_sent', 'image_bytes')
       },
       'rollout/running': float(len(self._running)),
       'rollout/queued': float(len(self._ready)),

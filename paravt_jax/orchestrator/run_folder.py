@@ -20,6 +20,7 @@ from typing import IO, Any
 from paravt_jax import options
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import binding
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.train import checkpoint
 
 SHOWN = 8  # limit of changed free settings to print when a run resumes
@@ -97,13 +98,19 @@ def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
 class RunFolder:
   """An open run. Finished phases stay finished. Minutes add up over restarts."""
 
-  def __init__(self, path: pathlib.Path, config: Mapping[str, Any]):
+  def __init__(self, path: pathlib.Path, config: Mapping[str, Any], *, writes: bool = True):
     """Opens or resumes the run at `path`.
+
+    Args:
+      writes: whether this process writes the folder's files. Only one process of a run does.
 
     Raises:
       ConfigError: another process has it open, or it began with other settings.
     """
-    self.path = path
+    self.path, self._writes = path, writes
+    if not writes:
+      self._progress = _progress(path)
+      return
     self._lock = locked(path)
     self._progress = _progress(path)
     changed = refuse_other_settings(path, config)
@@ -120,8 +127,24 @@ class RunFolder:
 
   @classmethod
   def named(cls, recipe: Any, *, folder: str, default: str) -> 'RunFolder':
-    """Opens the run in `folder`, or in runs/<default> if `folder` is empty."""
-    return cls(pathlib.Path(folder or f'runs/{default}'), to_json(recipe))
+    """Opens the run in `folder`, or in runs/<default> if `folder` is empty.
+
+    With several processes process 0 opens it first and writes it; the others read.
+
+    Raises:
+      ConfigError: as the constructor; or not all processes see the folder.
+    """
+    path, hosts = pathlib.Path(folder or f'runs/{default}'), hosts_.current()
+    if not hosts.is_alone:
+      hosts_.check_shared(hosts, path, recipe.hosts.shared_s, 'run')
+    return cls.opened(path, recipe)
+
+  @classmethod
+  def opened(cls, path: pathlib.Path, recipe: Any) -> 'RunFolder':
+    """Opens the run at `path`, which all processes see. Process 0 does it before the others."""
+    hosts = hosts_.current()
+    with hosts.first_before(f'open/{path}'):
+      return cls(path, to_json(recipe), writes=hosts.is_first)
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -132,7 +155,7 @@ class RunFolder:
     finally:
       minutes = self._progress['minutes']
       minutes[name] = round(minutes.get(name, 0.0) + (time.monotonic() - start) / 60, 3)
-      write_json(self.path / 'progress.json', self._progress)
+      self._write()
 
   @property
   def minutes(self) -> dict[str, float]:
@@ -146,11 +169,15 @@ class RunFolder:
   def finish(self, name: str, value: Any) -> None:
     """Marks a phase as finished, with its (JSON) result."""
     self._progress['done'][name] = value
-    write_json(self.path / 'progress.json', self._progress)
+    self._write()
 
   def forget(self, name: str) -> None:
     """Marks a phase as not finished. No error if it was not finished."""
     if self._progress['done'].pop(name, None) is not None:
+      self._write()
+
+  def _write(self) -> None:
+    if self._writes:
       write_json(self.path / 'progress.json', self._progress)
 
 
@@ -252,6 +279,8 @@ def announce(name: str, scale: str, folder: RunFolder) -> None:
   folder.
   """
   rule = '=' * 100
+  if not hosts_.current().is_first:
+    return
   print(
     f'{rule}\n{name} at scale :{scale}   (others: --config=configs/{name}.py:8b and so on; README.md '
     f'says what each needs)\n'

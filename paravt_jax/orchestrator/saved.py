@@ -10,9 +10,9 @@ import pathlib
 from typing import Annotated, Any, TypeVar
 
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.options import COUNT, SEED, Options, build_used
+from paravt_jax.options import COUNT, DTYPE, SEED, Options, build_used
 from paravt_jax.orchestrator.eval_options import FrozenOptions, PageOptions
-from paravt_jax.orchestrator.options import ModelOptions, VideoOptions
+from paravt_jax.orchestrator.options import AdapterOptions, ModelOptions, VideoOptions
 from paravt_jax.train.optimizer import OptimizerOptions
 
 T = TypeVar('T', bound=Options)
@@ -28,11 +28,19 @@ class FirstModel(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainedWeights(FrozenOptions):
+  """Which weights a run trained."""
+
+  dtype: Annotated[str, DTYPE]  # of products, and of the base beside an adapter
+  adapter: AdapterOptions | None  # None: the run is older than adapters
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainedModel(FirstModel):
   """What reads the records of a run of experiments.rl or experiments.sft."""
 
   optimizer: OptimizerOptions
-  train: FrozenOptions
+  train: TrainedWeights
   cold_start: FirstModel | None  # of RL without a model folder
 
   @property

@@ -152,6 +152,8 @@ def _embedded(
       port=section.ports[number] if section.ports else 0,
       port_file=None,
       api_key=section.api_key or None,
+      served_name=setup.name,
+      think_prefix=setup.agent.think_prefix,
       eos_token_ids=ends,
       compile_cache=str(compile_cache.FOLDER.absolute()),
       parent_pid=None,

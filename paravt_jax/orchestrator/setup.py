@@ -4,6 +4,8 @@ share.
 
 import dataclasses
 
+from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.options import ServersOptions, VideoOptions
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe
 from paravt_jax.rollout.agent import AgentOptions
@@ -29,13 +31,35 @@ class AgentSetup:
   def of(cls, recipe: RLRecipe | EvalRecipe | AskRecipe) -> 'AgentSetup':
     """Returns the setup of a recipe. A recipe without a learner never changes the weights."""
     asks = isinstance(recipe, AskRecipe)
+    server, hosts = recipe.server, hosts_.current()
+    if isinstance(recipe, RLRecipe) and not hosts.is_alone and server.kind == 'url':
+      server = _own_servers(server, hosts)
     return cls(
       name=recipe.name,
       video=recipe.decode if isinstance(recipe, AskRecipe) else recipe.video,
       sampling=recipe.sampling,
       agent=recipe.agent,
       subagent=recipe.subagent,
-      server=recipe.server,
+      server=server,
       client=recipe.client,
       vision_frozen=True if asks else recipe.train.freeze_vision,
     )
+
+
+def _own_servers(server: ServersOptions, hosts: hosts_.Hosts) -> ServersOptions:
+  """Returns the servers by URL that this host asks and updates. Each has one host.
+
+  Raises:
+    ConfigError: there are fewer servers than hosts, or a router is in front of them.
+  """
+  if server.router:
+    raise ConfigError(
+      f'--config.server.router: got {server.router} for {hosts.count} hosts, wanted one host: each '
+      'updates its own servers, and a router sends requests to any; give server.urls instead'
+    )
+  if len(server.urls) < hosts.count:
+    raise ConfigError(
+      f'--config.server.urls: got {len(server.urls)} servers for {hosts.count} hosts, wanted at '
+      'least one for each, because a host updates its own'
+    )
+  return server.replace(urls=server.urls[hosts.index :: hosts.count])

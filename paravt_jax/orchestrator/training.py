@@ -1,13 +1,16 @@
 """The training loop of RL: rollouts, update, publish, log, record."""
 
 import asyncio
+import contextlib
+import dataclasses
 import time
 from typing import Any
 
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
-from paravt_jax.orchestrator import parts, rollouts
+from paravt_jax.orchestrator import host_queue, parts, rollouts, step_facts
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.corpus import Questions
 from paravt_jax.orchestrator.learner import Learner, PreparedBatch
 from paravt_jax.orchestrator.recipes import RLRecipe
@@ -16,7 +19,6 @@ from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, saves
 from paravt_jax.orchestrator.weight_delivery import guard
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
-from paravt_jax.types import Group
 
 
 async def train(
@@ -46,26 +48,47 @@ async def train(
   episodes = folder.path / 'episodes' / 'train.jsonl'
   begun, board = learner.version, recipe.run.tensorboard
   async with rollouts.rewards(recipe) as reward:
-    queue = Queue(recipe, server, reward, options, order, tasks, host)
-    with (
-      learner,  # waits at the end for the record that is being written
-      MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun) as writer,
-      EpisodeLog(episodes, start_step=begun) as log,
-      parts.bar(knobs.steps, recipe.name, begun) as progress,
-    ):
-      loop = _Loop(recipe, learner, server, queue, writer, log, questions.metrics())
+    hosts = hosts_.current()
+    queue = host_queue.make_queue(hosts, recipe, server, reward, options, order, tasks, host)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(learner)  # waits at the end for the record that is being written
+      logs = None
+      if hosts.is_first:
+        logs = Logs(
+          stack.enter_context(
+            MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun)
+          ),
+          stack.enter_context(EpisodeLog(episodes, start_step=begun)),
+        )
+      progress = stack.enter_context(parts.bar(knobs.steps, recipe.name, begun, hosts.is_first))
+      loop = _Loop(recipe, learner, server, queue, logs, questions.metrics())
       try:
         while learner.version < knobs.steps:
           metrics = await loop.step(interrupts)
           progress.set_postfix_str(glance(metrics), refresh=False)
           progress.update()
-          interrupts.check()
+          await loop.check(interrupts)
       except KeyboardInterrupt:  # a second Ctrl-C may interrupt a step; then the last record counts
         await loop.save_what_is_out()
         raise
       finally:
         await loop.close()
         await queue.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+  """What is written of each step, by process 0."""
+
+  metrics: MetricsWriter
+  episodes: EpisodeLog
+
+
+class _NoInterrupts(Interrupts):
+  """Ctrl-C during the rollouts of several hosts: it counts after the step, when all agree."""
+
+  def check(self) -> None:
+    """Raises nothing."""
 
 
 class _Loop:
@@ -77,40 +100,42 @@ class _Loop:
     learner: Learner,
     server: rollouts.Rollouts,
     queue: Queue,
-    writer: MetricsWriter,
-    log: EpisodeLog,
+    logs: Logs | None,
     skipped: dict[str, float],
   ):
     self._recipe, self._learner = recipe, learner
     self._server, self._queue = server, queue
-    self._writer, self._log, self._skipped = writer, log, skipped
+    self._logs, self._skipped = logs, skipped
+    self._hosts = hosts_.current()
+    self._channel = self._hosts.channel('rl/steps')
     self._saved, self._clock = learner.version, Clock()
     # the next step's batch, collected and packed beside the present step
-    self._ahead: asyncio.Task[tuple[list[Group], PreparedBatch]] | None = None
+    self._ahead: asyncio.Task[PreparedBatch] | None = None
 
   async def step(self, interrupts: Interrupts) -> dict[str, float]:
     """Makes one step, as numbered in the package's docstring. Returns the logged metrics."""
     learner, queue, clock = self._learner, self._queue, self._clock
     knobs, number = self._recipe.rollout, learner.version
     rounding = learner.rounding  # of the version that sampled the current tokens
+    until = interrupts if self._hosts.is_alone else _NoInterrupts()
     if self._ahead is None:
-      batch = await rollouts.unless_stopped(queue.next_batch(), interrupts, self._server)
+      batch = await rollouts.unless_stopped(queue.next_batch(), until, self._server)
       clock.lap('rollout')
-      prepared = await asyncio.to_thread(learner.prepare, batch, number)
+      prepared = await hosts_.apart(learner.prepare, batch, number, host_queue.owners(queue))
     else:
-      batch, prepared = await rollouts.unless_stopped(self._ahead, interrupts, self._server)
+      prepared = await rollouts.unless_stopped(self._ahead, until, self._server)
       clock.lap('rollout')
     # With staleness the next groups need not wait for this step's weights.
     self._ahead = None
     if knobs.staleness and number + 1 < knobs.steps:
       self._ahead = asyncio.create_task(self._collect(number + 1))
-    metrics = await asyncio.to_thread(learner.train_on, prepared)
+    metrics = await hosts_.apart(learner.train_on, prepared)
     metrics['policy/rounding'] = rounding
     queue.mark_trained()
     clock.lap('learn')
     await queue.delivered()  # the weights of the previous step
     clock.lap('sync')
-    pending = await asyncio.to_thread(learner.publish)
+    pending = await hosts_.apart(learner.publish)
     clock.lap('publish')
     queue.deliver(self._server.deliver(pending, learner.version), learner.version)
     save = saves(self._recipe.run.checkpoint_every, learner.version, knobs.steps)
@@ -118,7 +143,7 @@ class _Loop:
     if save or not knobs.staleness:
       await queue.delivered()
       clock.lap('sync')
-    self._write(number, batch, metrics, clock)
+    await self._write(number, prepared, metrics, clock)
     guard(metrics, knobs, rounding, number)
     # Saving counts towards the next step, so that each record on disk has its line in the log.
     self._clock = Clock()
@@ -127,10 +152,16 @@ class _Loop:
       self._clock.lap('checkpoint')
     return metrics
 
-  async def _collect(self, version: int) -> tuple[list[Group], PreparedBatch]:
-    """Returns the next groups, and their arrays for the step that begins with `version`."""
+  async def check(self, interrupts: Interrupts) -> None:
+    """Raises KeyboardInterrupt in all processes if an end was requested in one of them."""
+    if any(await self._channel.meet(interrupts.asked)):
+      raise KeyboardInterrupt
+
+  async def _collect(self, version: int) -> PreparedBatch:
+    """Returns the next groups' arrays for the step that begins with `version`."""
     batch = await self._queue.next_batch()
-    return batch, await asyncio.to_thread(self._learner.prepare, batch, version)
+    owners = host_queue.owners(self._queue)
+    return await hosts_.apart(self._learner.prepare, batch, version, owners)
 
   async def close(self) -> None:
     """Ends the work on a batch that no step will use. Its groups stay in the queue's state."""
@@ -138,12 +169,18 @@ class _Loop:
       self._ahead.cancel()
       await asyncio.gather(self._ahead, return_exceptions=True)
 
-  def _write(self, number: int, batch: list[Group], metrics: dict[str, float], clock: 'Clock'):
-    for group in batch:
+  async def _write(
+    self, number: int, batch: PreparedBatch, metrics: dict[str, float], clock: 'Clock'
+  ) -> None:
+    times = clock.times()
+    own = {**self._queue.metrics(), **self._server.metrics()}
+    around = step_facts.add_metrics(await self._channel.meet(own))
+    if self._logs is None:
+      return
+    for group in batch.groups:
       for one in group.scored:
-        self._log.append(number, one)
-    times, queue, server = clock.times(), self._queue.metrics(), self._server.metrics()
-    self._writer.write(number, {**metrics, **times, **queue, **server, **self._skipped})
+        self._logs.episodes.append(number, one)
+    self._logs.metrics.write(number, {**metrics, **times, **around, **self._skipped})
 
   def _save(self) -> None:
     """Begins a record, which is written while training goes on."""

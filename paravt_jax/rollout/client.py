@@ -7,7 +7,6 @@ server, starting from the tokens that arrived.
 """
 
 import asyncio
-import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import orjson
 from paravt_jax import seeds
 from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parse_reply
+from paravt_jax.rollout.images import Images
 from paravt_jax.rollout.passage import Passage
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
@@ -26,7 +26,6 @@ from paravt_jax.video import patches
 __all__ = [
   'Client',
   'ClientOptions',
-  'ImageCache',
   'Sampled',
   'check',
   'check_counts',
@@ -35,6 +34,8 @@ __all__ = [
 ]
 
 _Event = Callable[[bytes], None] | None
+_Images = Sequence[np.ndarray]
+_Payload = Callable[[str, Sequence[object]], bytes]  # (url, image_data) -> body
 _ROUNDING = 1e-3  # a log-prob may exceed 0 by so much, in nats
 _NOTICE_S = 2.0  # timeout in seconds of aborts and of health checks
 
@@ -56,49 +57,6 @@ def image_tokens(images: Sequence[np.ndarray]) -> int:
   )
 
 
-class ImageCache:
-  """Caches frames as JSON strings of base64 PNG, because rollouts and turns resend the same frames.
-
-  The key is the memory of the array.
-
-  An entry keeps its array alive, so no other frame can reuse its address. Frames are never
-  modified.
-  """
-
-  def __init__(self, capacity: int):
-    self._capacity = capacity
-    self._entries: collections.OrderedDict[tuple, tuple[np.ndarray, asyncio.Task, int]] = (
-      collections.OrderedDict()
-    )
-
-  async def encode(self, images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
-    """One fragment per image. Encoding runs in a thread, and once even if eight rollouts ask at the
-    same moment.
-    """
-    keys = [_memory(image) for image in images]
-    missing = {key: image for key, image in zip(keys, images) if key not in self._entries}
-    if missing:
-      task = asyncio.create_task(asyncio.to_thread(_fragments, list(missing.values())))
-      for place, (key, image) in enumerate(missing.items()):
-        self._entries[key] = (image, task, place)
-    entries = [self._entries[key] for key in keys]
-    for key in keys:
-      self._entries.move_to_end(key)
-    while len(self._entries) > self._capacity:
-      self._entries.popitem(last=False)
-    for task in {task for _, task, _ in entries if not task.done()}:
-      await asyncio.shield(task)
-    return [task.result()[place] for _, task, place in entries]
-
-
-def _memory(image: np.ndarray) -> tuple:
-  return image.__array_interface__['data'][0], image.shape, image.strides
-
-
-def _fragments(images: Sequence[np.ndarray]) -> list[orjson.Fragment]:
-  return [orjson.Fragment(b'"%s"' % protocol.encode_image(image).encode()) for image in images]
-
-
 class Client(Http):
   """Generates tokens on the rollout servers, for any number of concurrent requests.
 
@@ -107,8 +65,8 @@ class Client(Http):
   vocab_size: rows of the model's embedding table, including padding rows, which a policy may
   sample. So it is not the size of the tokenizer. image_id: the id of an image placeholder.
   gateway: the address of SGLang's router, if requests go through it. `counts`: requests, tokens
-  (prompt, cached, sampled), and of requests 'interrupted' (by an update or a drain), 'retried'
-  (connection lost), 'moved' (sent again because their server was lost).
+  (prompt, cached, sampled), images (all, sent, bytes), and of requests 'interrupted' (by an update
+  or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
   """
 
   def __init__(
@@ -121,11 +79,11 @@ class Client(Http):
     gateway: str | None = None,
   ):
     super().__init__(options)
-    self._passage = None if gateway is None else Passage(self, router, gateway)
     self._vocab_size = vocab_size
     self._router = router
     self._image_id = image_id
-    self._images = ImageCache(options.image_cache)
+    self.images = Images(self, options.image_cache, options.image_folder)
+    self._passage = None if gateway is None else Passage(self, self.images, router, gateway)
     self._sent: dict[
       str, tuple[str, str]
     ] = {}  # rid -> (server, rid on the wire) of what is in flight
@@ -135,6 +93,7 @@ class Client(Http):
   async def __aexit__(self, *exception):
     if self._tasks:
       await asyncio.gather(*self._tasks, return_exceptions=True)
+    await self.images.close()
     await super().__aexit__(*exception)
 
   async def generate(
@@ -164,13 +123,12 @@ class Client(Http):
         or its reply breaks the protocol: counts, ids or image tokens that are not ours.
     """
     self._refuse_harmful(request)
-    fragments = await self._images.encode(request.images)
     parts: list[protocol.GenerateReply] = []
     done: list[int] = []
     idle = 0
     try:
       while True:
-        reply, steady = await self._part(request, done, len(parts), affinity, fragments, on_tokens)
+        reply, steady = await self._part(request, done, len(parts), affinity, on_tokens)
         parts.append(reply)
         done = done + reply.output_ids
         left = request.max_new_tokens - len(done)
@@ -220,7 +178,6 @@ class Client(Http):
     done: list[int],
     index: int,
     affinity: int,
-    fragments: list[orjson.Fragment],
     on_tokens: Callable[[list[int]], None] | None,
   ) -> tuple[protocol.GenerateReply, bool]:
     """Returns a checked reply, and whether its server was still UP when the reply arrived."""
@@ -234,21 +191,21 @@ class Client(Http):
         max_new_tokens=request.max_new_tokens - len(done),
         seed=resumed_seed(request.seed, len(done)),
       )
-    body = part.to_json(fragments) | ({} if on_tokens is None else {'stream': True})
     event = None if on_tokens is None else _stream_to(on_tokens, done, self._vocab_size)
     sent = 0
 
-    def payload(url: str) -> bytes:
+    def payload(url: str, image_data: Sequence[object]) -> bytes:
       nonlocal sent
       wire = f'{part.rid}!{sent}' if sent else part.rid  # the earlier attempt may still run there
       sent += 1
       self._sent[request.rid] = (url, wire)
+      body = part.to_json(image_data) | ({} if on_tokens is None else {'stream': True})
       return orjson.dumps({**body, 'rid': wire})
 
     for _ in range(self.options.retries + 2):
       await self._router.opened()
       floor = self._router.version
-      came = await self._ask_some_server(affinity, payload, event)
+      came = await self._ask_some_server(affinity, part.images, payload, event)
       if came is not None:
         url, status, answer = came
         value = parse_reply(f'POST {url}/generate', status, answer)
@@ -262,6 +219,7 @@ class Client(Http):
           prompt_tokens=reply.prompt_tokens,
           cached_tokens=reply.cached_tokens,
           sampled_tokens=len(reply.output_ids),
+          images=len(part.images),
         )
         self._router.served(url)
         return reply, self._router.state(url) is State.UP
@@ -286,21 +244,22 @@ class Client(Http):
     return True
 
   async def _ask_some_server(
-    self, affinity: int, payload: Callable[[str], bytes], event: _Event
+    self, affinity: int, images: _Images, payload: _Payload, event: _Event
   ) -> tuple[str, int, bytes] | None:
     """Returns as `_ask_one_server`, from the server of an affinity or the one that a gateway
     chooses.
     """
     if self._passage is not None:
-      return await self._passage.ask(affinity, payload, event)
-    return await self._ask_one_server(await self._router.choose(affinity), payload, event)
+      return await self._passage.ask(affinity, images, payload, event)
+    url = await self._router.choose(affinity)
+    return await self._ask_one_server(url, images, payload, event)
 
   async def _ask_one_server(
-    self, url: str, payload: Callable[[str], bytes], event: _Event
+    self, url: str, images: _Images, payload: _Payload, event: _Event
   ) -> tuple[str, int, bytes] | None:
     """Returns (url, status, body) once the gate is open. None if the server was lost."""
     gone = self._router.started(url)
-    work = asyncio.ensure_future(self._ask(url, payload, event))
+    work = asyncio.ensure_future(self._ask(url, gone, images, payload, event))
     leave = asyncio.ensure_future(gone.wait())
     try:
       await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
@@ -320,16 +279,18 @@ class Client(Http):
       await asyncio.gather(work, leave, return_exceptions=True)
 
   async def _ask(
-    self, url: str, payload: Callable[[str], bytes], event: _Event
+    self, url: str, life: object, images: _Images, payload: _Payload, event: _Event
   ) -> tuple[int, bytes]:
     """Sends until the connection succeeds.
 
     A 5xx reply counts as a lost connection, except a 500 from a server that still answers.
     """
+
+    async def send(image_data: Sequence[object]) -> tuple[int, bytes]:
+      return await self.once('POST', f'{url}/generate', payload(url, image_data), on_event=event)
+
     for attempt in range(self.options.retries + 1):
-      status, reply = await self.trying(
-        lambda _: self.once('POST', f'{url}/generate', payload(url), on_event=event)
-      )
+      status, reply = await self.trying(lambda _: self.images.request(url, life, images, send))
       if status < 500:
         return status, reply
       # a dying server may reply 500 just before it exits

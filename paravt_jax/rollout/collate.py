@@ -11,7 +11,7 @@ sub-agent's trajectory is a separate document. Only sampled tokens are trained. 
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -139,6 +139,7 @@ def micro_batches(
   image_id: int,
   version: int,
   layouts: row_layout.Layouts,
+  exchange: Callable[[row_layout.Needs], Sequence[row_layout.Needs]] = lambda own: (own,),
 ) -> MicroBatches:
   """Lays the episodes of a step out in rows whose number and sizes are what the step needs.
 
@@ -146,6 +147,7 @@ def micro_batches(
     groups, advantage_E, options, image_id, version: as in `collate`. No episode is longer than
       `options.row_tokens`, the longest row of `layouts`.
     layouts: chooses the rows' length and slots, and the trees of each row.
+    exchange: how several hosts agree on them (`row_layout.Layouts.choose`).
 
   Raises:
     ConfigError, DataError: as in `collate`.
@@ -155,7 +157,7 @@ def micro_batches(
     sum(int((part.extras['mask'] > 0).sum()) for part in (tree.prefix, *tree.suffixes))
     for tree in trees
   ]
-  layout = layouts.choose([packing.tree_size(tree) for tree in trees], trained)
+  layout = layouts.choose([packing.tree_size(tree) for tree in trees], trained, exchange)
   return MicroBatches(
     layout=layout,
     rows=layouts.rows,

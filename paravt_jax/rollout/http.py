@@ -15,9 +15,9 @@ import aiohttp
 import orjson
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.options import COUNT, POSITIVE, RETRIES, Options, whole
+from paravt_jax.options import COUNT, POSITIVE, RETRIES, TEXT, Options, whole
 
-JSON = {'Content-Type': 'application/json'}
+JSON, BYTES = 'application/json', 'application/octet-stream'
 _BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 
 
@@ -31,6 +31,9 @@ class ConnectionOptions(Options):
   retries: Annotated[int, RETRIES]  # of a request, before its server is given up
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each
   image_cache: Annotated[int, whole(0, note='0: none is kept')]  # encoded frames kept
+  # a folder that SGLang servers see too, such as '/dev/shm/paravt': frames go there once, and
+  # requests name the files; '': frames go inside requests
+  image_folder: Annotated[str, TEXT]
 
   @classmethod
   def published(cls) -> 'ConnectionOptions':
@@ -42,6 +45,7 @@ class ConnectionOptions(Options):
       retries=5,
       backoff_s=0.5,
       image_cache=4096,
+      image_folder='',
     )
 
 
@@ -89,11 +93,13 @@ class Http:
     body: bytes | None = None,
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
+    kind: str = JSON,
     send: Mapping[str, str] | None = None,
     received: Callable[[dict[str, str]], Any] | None = None,
   ) -> tuple[int, bytes]:
     """Sends a request once. Returns (status, reply body).
 
+    kind: the body's content type.
     on_event: receives the events of a stream of server-sent events. The last event is also the
     reply body. send: headers of the request. received: gets those of the reply, by lower-case name.
 
@@ -110,7 +116,7 @@ class Http:
         method,
         url,
         data=body,
-        headers={**JSON, **(send or {})},
+        headers={'Content-Type': kind, **(send or {})},
         timeout=aiohttp.ClientTimeout(total=limit),
       ) as reply:
         if received is not None:

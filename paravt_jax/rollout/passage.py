@@ -5,11 +5,18 @@ was not lost since, and has proven its weights.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from paravt_jax.rollout.gateway import ANSWERED, ROUTING_KEY, worker_of
 from paravt_jax.rollout.http import Http, Lost, Silent, excerpt
+from paravt_jax.rollout.images import Images
 from paravt_jax.rollout.router import Router
+
+Frames = Sequence[np.ndarray]
+Payload = Callable[[str, Sequence[object]], bytes]  # (url, image_data) -> body
+Event = Callable[[bytes], None] | None
 
 _NOTICE_S = 2.0  # for a server to answer a ping
 _BUSY = (408, 429)  # states of the router that pass
@@ -18,16 +25,17 @@ _BUSY = (408, 429)  # states of the router that pass
 class Passage:
   """Sends a client's requests through the router.
 
-  http: the client's own connections. router: the states of the workers.
+  http, images: the client's own connections, and its frames. router: the states of the workers.
   """
 
-  def __init__(self, http: Http, router: Router, url: str):
+  def __init__(self, http: Http, images: Images, router: Router, url: str):
     self._http = http
+    self._images = images
     self._router = router
     self._url = url
 
   async def ask(
-    self, affinity: int, payload: Callable[[str], bytes], event: Callable[[bytes], None] | None
+    self, affinity: int, images: Frames, payload: Payload, event: Event
   ) -> tuple[str, int, bytes] | None:
     """Returns (worker, status, body) once the gate is open.
 
@@ -37,7 +45,7 @@ class Passage:
     lives = self._router.lives()
     home = self._router.home(affinity)
     suspects = [lives[home]] if home in lives else list(lives.values())
-    work = asyncio.ensure_future(self._send(affinity, payload, event))
+    work = asyncio.ensure_future(self._send(affinity, images, payload, event))
     leaves = [asyncio.ensure_future(gone.wait()) for gone in suspects]
     try:
       await asyncio.wait({work, *leaves}, return_when=asyncio.FIRST_COMPLETED)
@@ -60,7 +68,7 @@ class Passage:
       await asyncio.gather(work, *leaves, return_exceptions=True)
 
   async def _send(
-    self, affinity: int, payload: Callable[[str], bytes], event: Callable[[bytes], None] | None
+    self, affinity: int, images: Frames, payload: Payload, event: Event
   ) -> tuple[str, int, bytes]:
     """Sends until a worker replies.
 
@@ -71,17 +79,23 @@ class Passage:
       Lost: the router is not there, or reached no worker in `retries` + 1 attempts.
     """
     options = self._http.options
+    headers: dict[str, str] = {}
+
+    async def send(image_data: Sequence[object]) -> tuple[int, bytes]:
+      headers.clear()
+      return await self._http.once(
+        'POST',
+        f'{self._url}/generate',
+        payload(self._url, image_data),
+        on_event=event,
+        send={ROUTING_KEY: str(affinity)},
+        received=headers.update,
+      )
+
     for attempt in range(options.retries + 1):
-      headers: dict[str, str] = {}
+      # The router keeps no images by content, so they are files or in the request.
       status, body = await self._http.trying(
-        lambda _, headers=headers: self._http.once(
-          'POST',
-          f'{self._url}/generate',
-          payload(self._url),
-          on_event=event,
-          send={ROUTING_KEY: str(affinity)},
-          received=headers.update,
-        )
+        lambda _: self._images.request(self._url, self, images, send)
       )
       if status == 200:
         return worker_of(self._url, headers), status, body

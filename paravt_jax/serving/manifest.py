@@ -1,9 +1,11 @@
 """The manifest of a published weight version: a JSON file next to the arrays, with content hashes.
 
-    {format, version, arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
+    {format, version, adapter: {rank, alpha, products} | null,
+     arrays: {name: {shape, dtype, shards: [{index: [[start, stop], ...], hash}]}},
      frozen: {name: hash}, canary, files: {path: [bytes, hash | null]}, tree, seal}
 
-`arrays` are published. `frozen` are the model's other arrays, unchanged since the base model.
+`arrays` are published. With `adapter`, they are a low-rank adapter of that form (models/lora.py),
+and all arrays of the model are `frozen`. `frozen` are the model's other arrays, unchanged since the base model.
 `files` are those of the array store, with a hash where a shard's hash does not cover every byte.
 `tree` is the model's identity: a hash over the names and hashes of all arrays. `seal` is a hash
 over the manifest itself, which reveals edits.
@@ -25,9 +27,10 @@ import ml_dtypes
 import numpy as np
 
 from paravt_jax.errors import SyncError
+from paravt_jax.models.lora import Adapter
 
 FILE = 'manifest.json'
-FORMAT = 3  # increases when the manifest changes
+FORMAT = 4  # increases when the manifest changes
 DTYPES = ('bfloat16', 'float32')
 HASHERS = 4  # threads; hashing releases the GIL
 _BLOCK = 4 << 20  # bytes that one thread hashes at a time
@@ -68,6 +71,7 @@ class Manifest:
   frozen: dict[str, str]  # name -> hash of the model's other arrays
   canary: dict[str, Any] | None  # as JSON
   files: dict[str, tuple[int, str | None]]  # path below the array folder -> (bytes, hash or None)
+  adapter: Adapter | None = None  # the form of an adapter, where the arrays are one
 
   @property
   def tree(self) -> str:
@@ -76,7 +80,11 @@ class Manifest:
     The same weights, published in the same dtype and shards, have the same identity.
     """
     arrays = {name: dataclasses.asdict(entry) for name, entry in self.arrays.items()}
-    return _text_hash(json.dumps([arrays, self.frozen], sort_keys=True))
+    return _text_hash(json.dumps([arrays, self.frozen, self._form], sort_keys=True))
+
+  @property
+  def _form(self) -> dict[str, Any] | None:
+    return None if self.adapter is None else dataclasses.asdict(self.adapter)
 
   def to_text(self) -> str:
     """Returns the file's text, byte for byte what `read` accepts."""
@@ -91,6 +99,7 @@ class Manifest:
     body = {
       'format': FORMAT,
       'version': self.version,
+      'adapter': self._form,
       'arrays': arrays,
       'frozen': self.frozen,
       'canary': self.canary,
@@ -151,7 +160,9 @@ def parse(page: dict[str, Any]) -> Manifest:
     for name, entry in page['arrays'].items()
   }
   files = {path: (size, digest) for path, (size, digest) in page['files'].items()}
-  return Manifest(page['version'], arrays, dict(page['frozen']), page['canary'], files)
+  form = page['adapter']
+  adapter = form and Adapter(form['rank'], form['alpha'], tuple(form['products']))
+  return Manifest(page['version'], arrays, dict(page['frozen']), page['canary'], files, adapter)
 
 
 def leaves(tree: Params) -> dict[str, Any]:

@@ -7,16 +7,16 @@ stop token.
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.serving import fields
+from paravt_jax.serving import fields, images
 from paravt_jax.serving.fields import RequestError
-from paravt_jax.video import image_files
+from paravt_jax.video import image_files, patches
 
 BANNED_BIAS = -1e9  # as logit_bias: far below any logit, and finite because JSON has no infinity
 FIRST_VERSION = 'default'  # SGLang's name for weights that were never updated; here version 0
@@ -25,6 +25,7 @@ LEAST_TEMPERATURE = (
 )
 
 _MOST_PATCHES = 1 << 18  # 8192x8192; servers may have a lower limit
+_MOST_PIXELS = 1 << 24  # of an image that is resized: 4096x4096
 # What Pillow raises for a header of far too many pixels.
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -79,9 +80,10 @@ class GenerateRequest:
   def to_json(self, encoded_images: Sequence[object] | None = None) -> dict[str, Any]:
     """Returns the body of POST /generate.
 
-    `encoded_images` (from `encode_image`) avoids encoding the same frames again.
+    `encoded_images` (from `encode_image`) avoids encoding the same frames again. Entries may also
+    be names by content, see `serving.images`.
     """
-    images = (
+    image_data = (
       [encode_image(image) for image in self.images] if encoded_images is None else encoded_images
     )
     body = {
@@ -99,8 +101,8 @@ class GenerateRequest:
         'ignore_eos': bool(self.ignore_eos),
       },
     }
-    if images:
-      body['image_data'] = list(images)
+    if image_data:
+      body['image_data'] = list(image_data)
     return body
 
 
@@ -217,39 +219,55 @@ def decode_image(text: str, max_patches: int = _MOST_PATCHES) -> np.ndarray:
     side is not a multiple of 32 (nothing is resized here), or if the image has more than
     `max_patches` patches of 16x16. The size is read from the header before anything is decoded.
   """
+
+  def check(image: Image.Image) -> None:
+    images.check_size('image_data', image.height, image.width, max_patches)
+
+  return _decoded('image_data', text, check)
+
+
+def decode_and_resize(where: str, text: str, max_patches: int) -> np.ndarray:
+  """Decodes an image of any size, and resizes it by the rule for frames (`patches.target_size`).
+
+  An image of `decode_image` comes back as it is.
+
+  Raises:
+    RequestError: the text is no image, or the image has more than 4096x4096 pixels.
+  """
+
+  def check(image: Image.Image) -> None:
+    if image.width * image.height > _MOST_PIXELS or not image.width * image.height:
+      raise RequestError(
+        f'{where}: got an image of {image.height}x{image.width}, wanted at most {_MOST_PIXELS} '
+        'pixels; send it smaller'
+      )
+
+  pixels = _decoded(where, text, check)
+  height, width, _ = pixels.shape
+  most = max_patches * patches.PATCH**2
+  size = patches.target_size(height, width, patches.SIDE**2, most)
+  return patches.resize(pixels[None], size)[0]
+
+
+def _decoded(where: str, text: str, check: Callable[[Image.Image], None]) -> np.ndarray:
   payload = text.partition(',')[2] if text.startswith('data:') else text
   try:
     with Image.open(
       io.BytesIO(base64.b64decode(payload, validate=True)), formats=('PNG', 'JPEG')
     ) as image:
-      _check_image(image, max_patches)
+      frames = getattr(image, 'n_frames', 1)
+      if image.format == 'PNG' and frames > 1:
+        raise RequestError(f'{where}: got an animated PNG of {frames} images, wanted a still one')
+      check(image)
       return image_files.rgb(image)
   except _BOMB as error:
     raise RequestError(
-      f'image_data: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller'
+      f'{where}: got an image of more than {Image.MAX_IMAGE_PIXELS} pixels; send it smaller'
     ) from error
   except image_files.FAULTS as error:
     raise RequestError(
-      f'image_data: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})'
+      f'{where}: {text[:24]!r}... is not a base64 PNG or JPEG ({type(error).__name__})'
     ) from error
-
-
-def _check_image(image: Image.Image, max_patches: int) -> None:
-  width, height = image.size
-  frames = getattr(image, 'n_frames', 1)
-  if image.format == 'PNG' and frames > 1:
-    raise RequestError(f'image_data: got an animated PNG of {frames} images, wanted a still one')
-  if height % 32 or width % 32 or not height * width:
-    raise RequestError(
-      f'image_data: got an image of {height}x{width}, wanted sides that are multiples of 32; '
-      'resize it first'
-    )
-  if height * width // 256 > max_patches:
-    raise RequestError(
-      f'image_data: got an image of {height}x{width} ({height * width // 256} patches), this '
-      'server takes up to '
-      f'{max_patches}; send it smaller or raise max_image_patches'
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +276,7 @@ class ParsedGenerate:
 
   rid: str | None  # None where the body has none
   input_ids: list[int]
-  image_data: list[str]  # base64 images
+  image_data: list[str]  # base64 images, or names by content
   temperature: float
   top_p: float
   top_k: int

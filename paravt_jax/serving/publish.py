@@ -28,6 +28,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from paravt_jax.errors import SyncError
+from paravt_jax.models import lora
+from paravt_jax.models.lora import Adapter
 from paravt_jax.serving import array_files, manifest
 from paravt_jax.serving.array_files import ARRAYS
 from paravt_jax.serving.manifest import Manifest, Params
@@ -73,6 +75,7 @@ class _Job:
   named: dict[str, Any]  # arrays that no other code changes
   frozen: dict[str, str]  # name -> hash of an array that is not written
   canary: dict[str, Any] | None
+  adapter: Adapter | None  # the form of an adapter, where `named` is one
 
 
 class Publisher:
@@ -90,7 +93,13 @@ class Publisher:
     self._frozen: tuple[Params | None, dict[str, str]] = (None, {})
 
   def start(
-    self, version: int, params: Params, *, frozen: Params | None, canary: dict[str, Any] | None
+    self,
+    version: int,
+    params: Params,
+    *,
+    frozen: Params | None,
+    canary: dict[str, Any] | None,
+    adapter: Adapter | None = None,
   ) -> Pending:
     """Starts to write a version. Returns once the caller may overwrite or donate its buffers.
 
@@ -103,11 +112,12 @@ class Publisher:
       frozen: the model's other arrays, or functions that return them. They are hashed (once per
       tree object) and never written.
       canary: any JSON value, stored in the manifest.
+      adapter: the form of the adapter that `params` is; None for weights of the model itself.
 
     Raises:
       SyncError: the folder cannot be made, or an array is of another dtype.
     """
-    return self._begin(version, params, frozen, canary, copy=True)
+    return self._begin(version, params, frozen, canary, adapter, copy=True)
 
   def close(self) -> None:
     """Waits for the current write."""
@@ -125,6 +135,7 @@ class Publisher:
     params: Params,
     frozen: Params | None,
     canary: dict[str, Any] | None,
+    adapter: Adapter | None,
     *,
     copy: bool,
   ) -> Pending:
@@ -145,7 +156,7 @@ class Publisher:
     self._open(target, partial)
     own = {name: array_files.snapshot(leaf) if copy else leaf for name, leaf in named.items()}
     jax.block_until_ready(own)
-    job = _Job(target, partial, int(version), own, hashes, canary)
+    job = _Job(target, partial, int(version), own, hashes, canary, adapter)
     self._pending = Pending(self._thread.submit(self._run, job))
     return self._pending
 
@@ -183,7 +194,7 @@ class Publisher:
   def _run(self, job: _Job) -> pathlib.Path:
     try:
       entries = array_files.write(job.partial / ARRAYS, job.named)
-      page = Manifest(job.version, entries, job.frozen, job.canary, {})
+      page = Manifest(job.version, entries, job.frozen, job.canary, {}, job.adapter)
       if jax.process_index() == 0:
         _finish(job, page)
         self._forget(job.version)
@@ -208,6 +219,7 @@ def save(
   keep: int,
   frozen: Params | None = None,
   canary: dict[str, Any] | None = None,
+  adapter: Adapter | None = None,
 ) -> pathlib.Path:
   """Publishes `params` as `folder/<version>/` and waits for it; see Publisher.
 
@@ -217,7 +229,7 @@ def save(
     SyncError: the folder cannot be written. No partial version remains.
   """
   with Publisher(folder, keep=keep) as publisher:
-    return publisher._begin(version, params, frozen, canary, copy=False).result()
+    return publisher._begin(version, params, frozen, canary, adapter, copy=False).result()
 
 
 def versions(folder: str | os.PathLike) -> list[int]:
@@ -242,7 +254,7 @@ def load(
 
   Returns:
     The version and the tree of numpy arrays, float32 or bfloat16 as published. Frozen arrays are
-    not in it.
+    not in it. The tree of an adapter is its part of the parameters (`lora.PART`).
 
   Raises:
     SyncError: the version is missing, unreadable, of another model, not finite, or not what was
@@ -250,10 +262,20 @@ def load(
   """
   folder = pathlib.Path(folder).absolute()
   page = manifest.read(folder)
-  _compare_names(folder, page, manifest.leaves(abstract))
+  _compare_names(folder, page, manifest.leaves(_with_adapter(folder, page, abstract)))
   _compare_frozen(folder, page.frozen, {} if frozen is None else frozen)
   _compare_files(folder, page)
   return page.version, manifest.nest(array_files.read(folder, page))
+
+
+def _with_adapter(folder: pathlib.Path, page: Manifest, abstract: Params) -> Params:
+  """Returns the model's arrays, and those of the version's adapter."""
+  if page.adapter is None:
+    return abstract
+  if not page.arrays.keys().isdisjoint(manifest.leaves(abstract)):
+    raise SyncError(f'{folder}: publishes an adapter and arrays of the model; publish it again')
+  part = lora.shapes(page.adapter, abstract['text']['layers'])
+  return {**abstract, lora.PART: part}
 
 
 def _part(job: _Job, process: int) -> pathlib.Path:

@@ -11,15 +11,15 @@ import pathlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from paravt_jax.errors import ConfigError, DataError, SyncError
-from paravt_jax.models.qwen3_vl import model, stored, weights
+from paravt_jax.errors import DataError, SyncError
+from paravt_jax.models.qwen3_vl import stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving import manifest, publish
+from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.manifest import Manifest, Params
 
 WEIGHTS = 'model.safetensors'
@@ -45,16 +45,10 @@ class Staging:
   """
 
   def __init__(self, model_folder: str | os.PathLike, folder: str | os.PathLike | None):
-    self._base = pathlib.Path(model_folder)
-    try:
-      self._config, _ = weights.load_hf(self._base, only=())
-    except (DataError, ConfigError) as error:
-      raise SyncError(f'staging: {error}') from error
-    self._abstract = model.abstract_params(self._config)
+    self._base = BaseModel(model_folder)
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
     # The folder that we created, and its open lock file, which shows that this process is alive.
     self._own: tuple[pathlib.Path, int] | None = None
-    self._hashes: dict[str, str] = {}
     self._staged: dict[pathlib.Path, Manifest] = {}
 
   def stage(self, published: str | os.PathLike) -> pathlib.Path:
@@ -62,8 +56,9 @@ class Staging:
 
     A staged version is not converted again.
 
-    The folder contains only the published arrays. A server keeps its other arrays, whose hashes
-    were compared with the base model's.
+    The folder contains only the arrays that differ from the base model's: those published, or the
+    kernels that an adapter is folded into. A server keeps its other arrays, whose hashes were
+    compared with the base model's.
 
     Raises:
       SyncError: the version is not what was published, or the folder cannot be written. The message
@@ -76,14 +71,14 @@ class Staging:
       target, partial = parent / str(page.version), parent / f'.{page.version}.part'
       if self._staged.get(target) == page and target.is_dir():
         return target
-      params = self._read(published)
+      page, params = self._base.load(published)
       for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
       partial.mkdir()
-      write_tensors(partial, self._config, params)
-      weights.write_companions(
-        partial, self._config, next(iter(page.arrays.values())).dtype, self._base
-      )
+      config, folder = self._base.config, self._base.folder
+      write_tensors(partial, config, params)
+      dtype = next(iter(manifest.leaves(params).values())).dtype.name
+      weights.write_companions(partial, config, dtype, folder)
       partial.rename(target)
     except (OSError, DataError) as error:
       raise SyncError(
@@ -123,19 +118,6 @@ class Staging:
       self._folder = self._own[0]
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
-
-  def _read(self, published: pathlib.Path) -> Params:
-    frozen = {name: self._hash(name) for name in manifest.leaves(self._abstract)}
-    return publish.load(published, self._abstract, frozen)[1]
-
-  def _hash(self, name: str) -> Callable[[], str]:
-    def compute() -> str:
-      if name not in self._hashes:
-        _, found = weights.load_hf(self._base, only={tuple(name.split('/'))})
-        self._hashes |= manifest.frozen_hashes(manifest.leaves(found))
-      return self._hashes[name]
-
-    return compute
 
 
 def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:

@@ -12,13 +12,17 @@ server: `Hang`, `Die`, `Garbage`, `Refuse`.
 import asyncio
 import base64
 import dataclasses
+import pathlib
 import struct
 import threading
+import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 from aiohttp import web
+
+from paravt_jax.serving import images as by_content
 
 _START_S = 300.0  # limit for hangs; a normal start takes milliseconds
 _SIDE = 32  # pixels of a merged token's side
@@ -34,6 +38,12 @@ class Request:
   sampling: dict[str, Any]  # the body's sampling_params
   order: int  # number of earlier requests
   body: dict[str, Any]  # the whole body
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """Returns the file URLs among its images."""
+    found = self.body.get('image_data', ())
+    return tuple(text for text in found if text.startswith('file://'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +107,13 @@ class ScriptedServer:
     ready_after: number of health checks that fail first; until then `/get_model_info` fails, too.
     facts: extra fields of `/get_server_info`.
     port: 0 for a free one.
+    images_kept: number of images that it keeps by content; None: it has no such path, as SGLang.
+    reads_files: True accepts images by file URL, as SGLang.
 
   Attributes:
     requests: all `/generate` requests received.
     commands: (path, body) of all control commands received.
+    uploads: the names of the images of each upload.
     silent: True accepts requests without replying, like a stopped process.
   """
 
@@ -113,6 +126,8 @@ class ScriptedServer:
     ready_after: int = 0,
     facts: dict[str, Any] | None = None,
     port: int = 0,
+    images_kept: int | None = None,
+    reads_files: bool = False,
   ):
     self.script = script
     self.weights_ok, self.silent = weights_ok, False
@@ -126,6 +141,10 @@ class ScriptedServer:
     self._api_key = api_key
     self._ready_after = ready_after
     self._port = port
+    self._images_kept = images_kept
+    self._reads_files = reads_files
+    self._images: dict[str, tuple[int, int]] = {}  # name -> (height, width)
+    self.uploads: list[tuple[str, ...]] = []
     self._at_once = 0
     self._weights: tuple[str, str] = ('', 'default')
     self._loop = asyncio.new_event_loop()
@@ -155,6 +174,8 @@ class ScriptedServer:
     self._stop = asyncio.Event()
     app = web.Application(client_max_size=2**30, middlewares=[self._door])
     app.router.add_post('/generate', self._generate)
+    if self._images_kept is not None:
+      app.router.add_post(by_content.PATH, self._receive_images)
     app.router.add_get('/health', self._health)
     app.router.add_get('/ready', self._ready)
     app.router.add_get('/get_model_info', self._info)
@@ -200,7 +221,10 @@ class ScriptedServer:
       self._at_once -= 1
 
   async def _answer(self, http: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    images = tuple(png_size(text) for text in body.get('image_data', ()))
+    try:
+      images = self._sizes(body.get('image_data', ()))
+    except by_content.MissingImages as error:
+      return web.json_response(error.to_json(), status=by_content.MISSING_STATUS)
     request = Request(
       body['rid'],
       tuple(body['input_ids']),
@@ -230,6 +254,36 @@ class ScriptedServer:
       body=orjson.dumps(reply_json(request, outcome, self._weights[1])),
       content_type='application/json',
     )
+
+  def _sizes(self, image_data: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    missing = [
+      text
+      for text in dict.fromkeys(image_data)
+      if by_content.is_name(text) and text not in self._images
+    ]
+    if missing:
+      raise by_content.MissingImages(missing)
+    return tuple(self._images.get(text) or png_size(self._text(text)) for text in image_data)
+
+  def _text(self, text: str) -> str:
+    """Returns the base64 text of an image that is one, or a file URL."""
+    if not (self._reads_files and text.startswith('file://')):
+      return text
+    content = pathlib.Path(urllib.parse.urlparse(text).path).read_bytes()
+    return base64.b64encode(content).decode()
+
+  async def _receive_images(self, http: web.Request) -> web.Response:
+    received = by_content.unpack(await http.read(), 1 << 18)
+    names = tuple(by_content.content_name(image) for image in received)
+    self._images |= dict.fromkeys(names, received.shape[1:3])
+    while len(self._images) > (self._images_kept or 0):
+      del self._images[next(iter(self._images))]
+    self.uploads += [names] if names else []
+    return web.json_response({'images': names})
+
+  def forget_images(self) -> None:
+    """Drops all images, as a restart does."""
+    self._images = {}
 
   async def _stream(self, http: web.Request, request: Request, reply: Reply) -> web.StreamResponse:
     """Streams the reply as SGLang does.

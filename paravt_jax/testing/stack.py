@@ -116,6 +116,8 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
   """
   return ServerOptions(
     model_path=str(folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,
@@ -129,6 +131,7 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
     decode_steps=4,
     image_batch=16,
     image_slots=256,
+    image_cache_mb=16,
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,
@@ -148,6 +151,7 @@ def client_options(timeout_s: float) -> ClientOptions:
     retries=1,
     backoff_s=0.01,
     image_cache=4096,
+    image_folder='',
   )
 
 

@@ -170,12 +170,16 @@ class Writer:
     Raises:
       CheckpointError: it could not be written. It is raised once.
     """
+    self._wait(together=True)
+
+  def _wait(self, *, together: bool) -> None:
     if self._pending is not None:
       target, written = self._pending
       futures.wait([written])
       self._pending = None
       written.result()
-      _barrier(f'checkpoint-{target.name}-end')
+      if together:
+        _barrier(f'checkpoint-{target.name}-end')
 
   def __enter__(self) -> 'Writer':
     return self
@@ -183,7 +187,8 @@ class Writer:
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     """Waits for the current record. An error of the body counts more than one of the record."""
     try:
-      self.wait()
+      # after an error the other processes do not come here; an interrupt ends all of them
+      self._wait(together=kind is None or issubclass(kind, KeyboardInterrupt))
     except CheckpointError as error:
       if kind is None:
         raise

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from paravt_jax.models import lora
 from paravt_jax.models.placement import Place
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
@@ -75,10 +76,12 @@ def make_canary(
   # on a CPU, float32 is float32: there is nothing to measure
   measure = coarse != 'float32' or mesh.devices.flat[0].platform != 'cpu'
   place = sharding.activations(mesh)
-  scorer = functools.partial(_scorer, config, place, single, continuations, banned=options.banned)
+  scorer = functools.partial(
+    _scorer, config.base, place, single, continuations, banned=options.banned
+  )
 
   def say(params):
-    params = _rounded(params) if published == 'bfloat16' else params
+    params = _served(config, params, published)
     # 'highest': by default GPUs and TPUs multiply float32 in fewer bits
     with jax.default_matmul_precision('highest' if measure else None):
       exact = scorer(params, jnp.float32, _EXACT)
@@ -96,6 +99,15 @@ def make_canary(
   )
   run = jax.jit(say, in_shardings=(places,), out_shardings=sharding.replicated(mesh))
   return lambda params: Said(*map(np.asarray, run(params)))
+
+
+def _served(config: Config, params: Any, published: str) -> Any:
+  """Returns the weights that servers have: rounded as published, with an adapter folded in."""
+  params = _rounded(params) if published == 'bfloat16' else params
+  if config.adapter is None:
+    return params
+  folded = lora.fold(config.adapter, params)
+  return _rounded(folded) if published == 'bfloat16' else folded
 
 
 def _rounded(params: Any) -> Any:

@@ -36,6 +36,7 @@ def token_scores(
   banned: tuple[int, ...],
   chunk: int,
   shares: int = 1,
+  slices: int = 1,
   place: Place = anywhere,
 ) -> Scores:
   """Scores each wanted token under the hidden state that predicts it.
@@ -51,7 +52,8 @@ def token_scores(
     temperature: > 0. banned: token ids that cannot be sampled. A banned token that is wanted gets a
     hugely negative log-prob. chunk: tokens per row in memory at once; the largest array has R *
     chunk * V logits over all devices. shares: number of devices that hold different rows
-    (sharding.row_shards). place: where activations lie.
+    (sharding.row_shards). slices: number of devices that share a row (sharding.token_shards).
+    place: where activations lie.
 
   Returns:
     Scores; 0 for tokens that are not scored.
@@ -63,7 +65,8 @@ def token_scores(
     predecessor_RT=predecessor_RT,
     wanted_RT=wanted_RT,
   )
-  states_BUD, source_BT = _predictors(hidden_RTD, predecessor_RT, shares, place)
+  states_BUD, source_BT = _predictors(hidden_RTD, predecessor_RT, shares, slices, place)
+  shares *= slices
   target_BT, scored_BT = (
     _balance(x, shares, place) for x in (tokens_RT, wanted_RT & (predecessor_RT >= 0))
   )
@@ -99,21 +102,34 @@ def _wanted_first(
 
 
 def _predictors(
-  hidden_RTD: jax.Array, predecessor_RT: jax.Array, shares: int, place: Place
+  hidden_RTD: jax.Array, predecessor_RT: jax.Array, shares: int, slices: int, place: Place
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the hidden states of each share, and which of them predicts each token of the share.
 
-  The head has one row per share, B = shares, with states [B, U, D] and indices [B, T].
+  The head has one row per share, B = shares * slices, with states [B, U, D] and indices [B, T].
   """
   rows, length = predecessor_RT.shape
   source_RT = jnp.maximum(predecessor_RT, 0)
-  if shares == 1:
+  if shares * slices == 1:
     first_R1 = length * jnp.arange(rows)[:, None]
     return hidden_RTD.reshape(1, rows * length, -1), (source_RT + first_R1).reshape(1, -1)
-  # a predecessor is in the token's row, but not always in its share: look up first, then exchange
-  found_RTD = jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
-  states_BTD = _balance(place(found_RTD, 'rows', None, None), shares, place)
-  return states_BTD, jnp.broadcast_to(jnp.arange(states_BTD.shape[1]), states_BTD.shape[:2])
+  # a predecessor is in the token's row, but not always in its slice or share: gather the row, look
+  # up token t on the device with slice t % slices, then exchange over rows as `_balance` does
+  hidden_RTD = place(hidden_RTD, 'rows', None, None)
+  source_RT = jnp.pad(source_RT, ((0, 0), (0, -length % (shares * slices))))
+  by_slice = jnp.moveaxis(source_RT.reshape(rows, -1, slices), 2, 1)
+
+  def find(source_RT):
+    return jnp.take_along_axis(hidden_RTD, source_RT[..., None], axis=1)
+
+  found = jax.vmap(find, 1, 1)(place(by_slice, 'rows', 'tokens', None))
+  # [R, slices, T / slices, D] -> [R, slices, U, shares, D] -> [shares, slices, R, U, D]
+  found = place(found, 'rows', 'tokens', None, None)
+  split = found.reshape(rows, slices, -1, shares, found.shape[-1])
+  moved = jnp.transpose(place(split, 'rows', 'tokens', None, None, None), (3, 1, 0, 2, 4))
+  moved = place(moved, 'rows', 'tokens', None, None, None)
+  states_BUD = place(moved.reshape(shares * slices, -1, found.shape[-1]), 'shares', None, None)
+  return states_BUD, jnp.broadcast_to(jnp.arange(states_BUD.shape[1]), states_BUD.shape[:2])
 
 
 def _allowed(vocab: int, banned: tuple[int, ...]) -> np.ndarray:
@@ -131,7 +147,7 @@ def _copies(head_DV: jax.Array, shares: int, place: Place) -> jax.Array:
   head_DV = place(head_DV, None, 'vocab')
   if shares == 1:
     return head_DV
-  return place(jnp.broadcast_to(head_DV, (shares, *head_DV.shape)), 'rows', None, 'vocab')
+  return place(jnp.broadcast_to(head_DV, (shares, *head_DV.shape)), 'shares', None, 'vocab')
 
 
 def _balance(x_RT: jax.Array, shares: int, place: Place) -> jax.Array:
@@ -144,13 +160,13 @@ def _balance(x_RT: jax.Array, shares: int, place: Place) -> jax.Array:
   padded = jnp.pad(x_RT, [(0, 0), (0, -x_RT.shape[1] % shares)] + [(0, 0)] * len(rest))
   split = padded.reshape(x_RT.shape[0], -1, shares, *x_RT.shape[2:])
   moved = jnp.moveaxis(place(split, 'rows', None, None, *rest), 2, 0)
-  return place(moved, 'rows', None, None, *rest).reshape(shares, -1, *x_RT.shape[2:])
+  return place(moved, 'shares', None, None, *rest).reshape(shares, -1, *x_RT.shape[2:])
 
 
 def _unbalance(x_BT: jax.Array, like_RT: jax.Array, place: Place) -> jax.Array:
   """Inverts `_balance` of an array of the shape of `like_RT`."""
   rows, length = like_RT.shape
-  split = place(x_BT.reshape(x_BT.shape[0], rows, -1), 'rows', None, None)
+  split = place(x_BT.reshape(x_BT.shape[0], rows, -1), 'shares', None, None)
   moved = place(jnp.moveaxis(split, 0, 2), 'rows', None, None)
   return moved.reshape(rows, -1)[:, :length]
 
@@ -199,7 +215,7 @@ def _chunk(hidden_BTD, target_BT, scored_BT, *, head, allowed_V, temperature, pl
     axes = 'BTD,DV->BTV' if head.ndim == 2 else 'BTD,BDV->BTV'
     logits_BTV = jnp.einsum(axes, hidden_BTD, head, preferred_element_type=jnp.float32)
   logits_BTV = logits_BTV / temperature
-  logits_BTV = place(logits_BTV, 'rows', None, 'vocab')
+  logits_BTV = place(logits_BTV, 'shares', None, 'vocab')
   if not allowed_V.all():
     logits_BTV = jnp.where(allowed_V, logits_BTV, _BANNED)
 

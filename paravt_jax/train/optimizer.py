@@ -110,6 +110,7 @@ class Optimizer:
   transform: optax.GradientTransformation  # of the trainable parameters
   learning_rate: Schedule  # the one that is logged
   frozen: tuple[str, ...]  # top-level names of parameters that stay as they are
+  frozen_dtype: str = 'float32'  # what the state keeps them in
 
 
 def partition(
@@ -155,7 +156,10 @@ def is_axes(node: Any) -> bool:
 
 
 def make_optimizer(
-  options: OptimizerOptions, axes: dict[str, Any], frozen: tuple[str, ...]
+  options: OptimizerOptions,
+  axes: dict[str, Any],
+  frozen: tuple[str, ...],
+  frozen_dtype: str = 'float32',
 ) -> Optimizer:
   """Builds the optimizer for the trainable parameters.
 
@@ -165,6 +169,7 @@ def make_optimizer(
       names as leaves.
     frozen: top-level names of parameters that get no gradient, no update and no optimizer state,
       such as ('visual',).
+    frozen_dtype: what the state keeps frozen parameters in.
 
   Raises:
     ConfigError: unknown optimizer, schedule or frozen name.
@@ -186,7 +191,8 @@ def make_optimizer(
   if options.name not in makers:
     raise ConfigError(f'optimizer.name: got {options.name!r}, wanted one of {sorted(makers)}')
   clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm > 0 else []
-  return Optimizer(optax.chain(*clip, makers[options.name]()), rate, tuple(frozen))
+  transform = optax.chain(*clip, makers[options.name]())
+  return Optimizer(transform, rate, tuple(frozen), frozen_dtype)
 
 
 def _muon(options: OptimizerOptions, rate: Schedule, axes: Any) -> optax.GradientTransformation:

@@ -1,27 +1,40 @@
 """Puts a step's micro-batches on the mesh, one after the other."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from paravt_jax.errors import DataError
 from paravt_jax.train import sharding
 
 Arrays = dict[str, jax.Array]
 SLOTS = ('patches', 'grids')  # [R, N, ...]
+IMAGES = ('patches', 'large_images')  # [R, N, ...], whose slots lie on the devices that share a row
 
 
-def put_rows(mesh: Mesh, array: np.ndarray, leading: int) -> jax.Array:
-  """Puts a host array on the mesh, its rows split over the data axes.
+def place_of(mesh: Mesh, name: str, shape: Sequence[int], leading: int) -> NamedSharding:
+  """Returns the sharding of a batch's array of this name and shape [..., R, ...].
+
+  leading: axes before the rows.
+  """
+  if name in IMAGES:
+    return sharding.slots(mesh, leading, shape[leading + 1])
+  return sharding.rows(mesh, leading)
+
+
+def put_rows(mesh: Mesh, array: np.ndarray, leading: int, name: str) -> jax.Array:
+  """Puts a host array on the mesh, its rows split over the data axes, and the slots of images over
+  the context axis.
 
   With several processes each passes its part of the rows (sharding.host_rows).
 
   Args:
     leading: axes before the rows: 1 for [M, R, ...], 0 for [R, ...].
+    name: of the array in a batch.
 
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
@@ -32,11 +45,22 @@ def put_rows(mesh: Mesh, array: np.ndarray, leading: int) -> jax.Array:
       f'batch: got {rows * count} rows per micro-batch, wanted a multiple of '
       f'{sharding.row_shards(mesh)} (data x fsdp); change train.rows'
     )
-  place = sharding.rows(mesh, leading)
+  place = place_of(mesh, name, array.shape, leading)
   if count == 1:
     return jax.device_put(array, place)
   whole = (*array.shape[:leading], rows * count, *array.shape[leading + 1 :])
   return jax.make_array_from_process_local_data(place, array, whole)
+
+
+def put_count(mesh: Mesh, value: int) -> jax.Array:
+  """Puts a whole number that all processes agree on the mesh, without a collective.
+
+  So a thread may do it beside a step. `jax.device_put` would compare the processes' values.
+  """
+  place, number = sharding.replicated(mesh), np.asarray(value, np.int32)
+  if jax.process_count() == 1:
+    return jax.device_put(number, place)
+  return jax.make_array_from_callback((), place, lambda _: number)
 
 
 def put_micro_batches(
@@ -63,23 +87,24 @@ def put_micro_batches(
         f'batch: got more than {capacity} micro-batches; raise train.micro_batches or take fewer '
         'samples per step'
       )
-    micro = {name: put_rows(mesh, array, 0) for name, array in part.items()}
+    micro = {name: put_rows(mesh, array, 0, name) for name, array in part.items()}
     if not used:
       batch = _zeros(mesh, micro, capacity, row_images)
     batch = _write(mesh)(batch, micro, np.int32(used))
     used += 1
-  return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
+  return {**batch, 'used': put_count(mesh, used)}
 
 
 def _zeros(mesh: Mesh, micro: Arrays, capacity: int, row_images: int) -> Arrays:
   """Returns an empty batch for micro-batches like `micro`."""
-  place = sharding.rows(mesh, 1)
   shapes = {
-    name: (x.shape[0], row_images, *x.shape[2:]) if name in SLOTS else x.shape
+    name: (capacity, x.shape[0], row_images, *x.shape[2:])
+    if name in SLOTS
+    else (capacity, *x.shape)
     for name, x in micro.items()
   }
   return {
-    name: jnp.zeros((capacity, *shape), micro[name].dtype, device=place)
+    name: jnp.zeros(shape, micro[name].dtype, device=place_of(mesh, name, shape, 1))
     for name, shape in shapes.items()
   }
 
@@ -87,11 +112,18 @@ def _zeros(mesh: Mesh, micro: Arrays, capacity: int, row_images: int) -> Arrays:
 @functools.cache
 def _write(mesh: Mesh) -> Callable[[Arrays, Arrays, np.int32], Arrays]:
   """Returns f(batch, micro, index), which writes a micro-batch into the batch in place."""
+  sliced = sharding.token_shards(mesh) > 1
+
+  def write_one(name: str, x: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    if sliced and name in SLOTS:
+      # all slots of a micro-batch: a part of a split axis cannot be written in place
+      more = x.shape[2] - new.shape[1]
+      new = jnp.pad(new, ((0, 0), (0, more), *[(0, 0)] * (new.ndim - 2)))
+      new = jax.lax.with_sharding_constraint(new, place_of(mesh, name, new.shape, 0))
+    new = jax.lax.dynamic_update_slice(x, new[None], (index, *[0] * (x.ndim - 1)))
+    return jax.lax.with_sharding_constraint(new, place_of(mesh, name, x.shape, 1))
 
   def write(batch: Arrays, micro: Arrays, index: jax.Array) -> Arrays:
-    return {
-      name: jax.lax.dynamic_update_slice(x, micro[name][None], (index, *[0] * (x.ndim - 1)))
-      for name, x in batch.items()
-    }
+    return {name: write_one(name, x, micro[name], index) for name, x in batch.items()}
 
-  return jax.jit(write, donate_argnums=0, out_shardings=sharding.rows(mesh, 1))
+  return jax.jit(write, donate_argnums=0)

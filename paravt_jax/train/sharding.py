@@ -1,8 +1,10 @@
-"""Sharding of arrays: one table from logical axes to the mesh axes (data, fsdp, tensor).
+"""Sharding of arrays: one table from logical axes to the mesh axes (data, fsdp, context, tensor).
 
-Rows of a batch, and the activations of each row, are split over data and fsdp. Heads, hidden units
-and vocabulary are split over tensor, in parameters and in activations. The width is split over fsdp
-in parameters only: an activation has its whole width where its row is.
+Rows of a batch, and the activations of each row, are split over data and fsdp. The tokens of a row,
+and its image slots, are split over context, in activations and pixels: the tables of a row (ids,
+positions, masks) are small, and every device of its context has them whole. Heads, hidden units and
+vocabulary are split over tensor, in parameters and in activations. The width is split over fsdp and
+context in parameters only: an activation has its whole width where its tokens are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,37 +18,50 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.models.placement import Place
 from paravt_jax.train.optimizer import is_axes
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('data', 'fsdp', 'context', 'tensor')
 
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
   # activations
   'rows': ('data', 'fsdp'),
+  'tokens': 'context',
+  'slots': 'context',  # of a row's images
+  'images': ('data', 'fsdp', 'context'),  # slots of all rows
+  'shares': ('data', 'fsdp', 'context'),  # of the tokens to score
   # text decoder
   'layers': None,
   'vocab': 'tensor',
-  'embed': 'fsdp',
+  'embed': ('fsdp', 'context'),
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'head_dim': None,
   'mlp': 'tensor',
   'norm': None,
+  'rank': None,
   # vision tower
   'taps': None,
   'time': None,
   'pixels': None,
   'vision_positions': None,
-  'vision_embed': 'fsdp',
+  'vision_embed': ('fsdp', 'context'),
   'vision_mlp': 'tensor',
   'vision_heads': 'tensor',
   'vision_qkv': 'tensor',
   'vision_norm': None,
-  'merged': 'fsdp',
+  'merged': ('fsdp', 'context'),
   'merged_norm': None,
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-  """Returns a mesh of data x fsdp x tensor devices, by default of jax.devices() in their order.
+def make_mesh(
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[Any] | None = None,
+  *,
+  context: int = 1,
+) -> Mesh:
+  """Returns a mesh of data x fsdp x context x tensor devices, by default of jax.devices() in their
+  order.
 
   Its axes are Auto: XLA chooses the shardings that the code does not name.
 
@@ -54,14 +69,18 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     ConfigError: the product is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  if data * fsdp * tensor != len(devices):
+  sizes = (data, fsdp, context, tensor)
+  if np.prod(sizes) != len(devices):
     raise ConfigError(
-      f'mesh: got data {data} x fsdp {fsdp} x tensor {tensor} = {data * fsdp * tensor}, '
-      f'wanted {len(devices)}, the number of devices; change config.mesh'
+      f'mesh: got {product_of(sizes)}, wanted {len(devices)}, the number of devices; change '
+      'config.mesh'
     )
-  return Mesh(
-    np.asarray(devices).reshape(data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3
-  )
+  return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def product_of(sizes: Sequence[int]) -> str:
+  """Returns the sizes of a mesh in words: 'data 1 x fsdp 8 x context 1 x tensor 1 = 8'."""
+  return f'{" x ".join(map(" ".join, zip(MESH_AXES, map(str, sizes))))} = {np.prod(sizes)}'
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -100,7 +119,7 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
   Args:
     axes: tree of tuples of logical names (model.logical_axes).
     shapes: the parameters, or jax.ShapeDtypeStruct of them, in the same tree.
-    mesh: a mesh with axes (data, fsdp, tensor).
+    mesh: a mesh with axes MESH_AXES.
 
   Raises:
     ConfigError: an axis without a rule, names and shape of different length, or a sharded dimension
@@ -131,10 +150,7 @@ def activations(mesh: Mesh) -> Place:
   """
 
   def of(shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
-    entries = zip(shape, spec(axes))
-    return PartitionSpec(
-      *(entry if size % shards(entry, mesh) == 0 else None for size, entry in entries)
-    )
+    return _dividing(mesh, shape, spec(axes))
 
   return Place(mesh, of)
 
@@ -152,9 +168,33 @@ def rows(mesh: Mesh, leading: int) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * leading, RULES['rows']))
 
 
+def slots(mesh: Mesh, leading: int, count: int) -> NamedSharding:
+  """Returns the sharding of images [..., R, N, ...]: that of `rows`, and slots over context.
+
+  count: N; slots that the context axis does not divide are not split.
+  """
+  lead = (*(None,) * leading, 'rows', 'slots')
+  return NamedSharding(mesh, _dividing(mesh, (*(0,) * (leading + 1), count), spec(lead)))
+
+
+def _dividing(mesh: Mesh, shape: Sequence[int], entries: PartitionSpec) -> PartitionSpec:
+  """Returns `entries` without those that the mesh does not divide, or does not split."""
+  return PartitionSpec(
+    *(
+      entry if shards(entry, mesh) > 1 and size % shards(entry, mesh) == 0 else None
+      for size, entry in zip(shape, entries)
+    )
+  )
+
+
 def row_shards(mesh: Mesh) -> int:
   """Returns the number of shards of a micro-batch's rows, which must be a multiple of it."""
   return shards(RULES['rows'], mesh)
+
+
+def token_shards(mesh: Mesh) -> int:
+  """Returns the number of devices that share a row: each has a slice of its tokens."""
+  return shards(RULES['tokens'], mesh)
 
 
 def host_rows(mesh: Mesh) -> tuple[int, int]:
@@ -162,7 +202,7 @@ def host_rows(mesh: Mesh) -> tuple[int, int]:
 
   The parts of a micro-batch's rows are equal and contiguous.
 
-  Processes with the same rows (a tensor axis across hosts) have the same index.
+  Processes with the same rows (a context or tensor axis across hosts) have the same index.
 
   Raises:
     ConfigError: this process's rows are not such a part, because the mesh orders devices across

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.train import sharding
@@ -28,7 +29,7 @@ class State:
   """
 
   step: Any  # int32, updates done (batches, not optimizer updates)
-  params: Any  # all parameters, frozen ones too, float32
+  params: Any  # all parameters: float32, frozen ones in the optimizer's frozen_dtype
   opt_state: Any  # of the trainable parameters
 
 
@@ -37,7 +38,7 @@ def shardings(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
 
   Optimizer state has the sharding of its parameter; counters are replicated.
   """
-  shapes = model.abstract_params(config)
+  shapes = _shapes(config, optimizer)
   params = sharding.parameter_shardings(model.logical_axes(config), shapes, mesh)
   trainable, _ = partition(shapes, optimizer.frozen)
   opt_state = _like_params(
@@ -51,7 +52,7 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
 
   It is the template for checkpoint.restore and for ahead-of-time compilation.
   """
-  params = model.abstract_params(config)
+  params = _shapes(config, optimizer)
   trainable, _ = partition(params, optimizer.frozen)
   shapes = State(
     jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.transform.init, trainable)
@@ -63,35 +64,60 @@ def abstract(config: Config, optimizer: Optimizer, mesh: Mesh) -> State:
   )
 
 
-def from_folder(
-  folder: str | os.PathLike, config: Config, optimizer: Optimizer, mesh: Mesh
-) -> State:
-  """Returns a state at step 0 with the parameters of a Hugging Face folder, in float32.
+def _shapes(config: Config, optimizer: Optimizer) -> Any:
+  """Returns the parameters as jax.ShapeDtypeStruct, in the dtypes of the state."""
+  trainable, frozen = partition(model.abstract_params(config), optimizer.frozen)
+  dtype = jnp.dtype(optimizer.frozen_dtype)
+  return {**trainable, **jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), frozen)}
 
-  Each shard is read onto its device; see `weights.load_sharded`.
+
+def from_folder(
+  folder: str | os.PathLike, config: Config, optimizer: Optimizer, mesh: Mesh, *, seed: int
+) -> State:
+  """Returns a state at step 0 with the parameters of a Hugging Face folder.
+
+  Each shard is read onto its device; see `weights.load_sharded`. A folder has no adapter: that of
+  the config is new, with random numbers of `seed`.
 
   Raises:
     DataError, ConfigError: as `weights.load_hf`.
   """
   places = shardings(config, optimizer, mesh)
-  return _begin(weights.load_sharded(folder, places.params)[1], optimizer, places)
+  of_dtype: dict[str, dict[str, Any]] = {}
+  for name, part in places.params.items():
+    dtype = optimizer.frozen_dtype if name in optimizer.frozen else 'float32'
+    if name != lora.PART:
+      of_dtype.setdefault(dtype, {})[name] = part
+  params = {}
+  for dtype, wanted in of_dtype.items():
+    params |= weights.load_sharded(folder, wanted, dtype)[1]
+  if config.adapter is not None:
+    params[lora.PART] = _new_adapter(config, places.params[lora.PART], seed)
+  return _begin(params, optimizer, places)
+
+
+def _new_adapter(config: Config, places: Any, seed: int) -> Any:
+  """Returns an adapter's part on the mesh. XLA computes no other parameter."""
+  key = jax.random.key(seed)
+  return jax.jit(lambda: model.init(config, key)[lora.PART], out_shardings=places)()
 
 
 def from_params(config: Config, optimizer: Optimizer, mesh: Mesh, params: Any) -> State:
-  """Returns a state at step 0 with copies of these parameters, in float32 and on the mesh.
+  """Returns a state at step 0 with copies of these parameters on the mesh, in the state's dtypes.
 
   The parameters may be host or device arrays. Those of the host are copied shard by shard.
   """
   places = shardings(config, optimizer, mesh)
 
-  def put(x: Any, place: NamedSharding) -> jax.Array:
+  def put(x: Any, place: NamedSharding, like: jax.ShapeDtypeStruct) -> jax.Array:
     if isinstance(x, jax.Array):
-      return jax.device_put(jnp.array(x, jnp.float32, copy=True), place)
+      return jax.device_put(jnp.array(x, like.dtype, copy=True), place)
     return jax.make_array_from_callback(
-      x.shape, place, lambda part: np.array(x[part], np.float32), dtype=jnp.float32
+      x.shape, place, lambda part: np.array(x[part], like.dtype), dtype=like.dtype
     )
 
-  return _begin(jax.tree.map(put, params, places.params), optimizer, places)
+  shapes = _shapes(config, optimizer)
+  return _begin(jax.tree.map(put, params, places.params, shapes), optimizer, places)
 
 
 def _begin(params: Any, optimizer: Optimizer, places: State) -> State:
@@ -146,10 +172,11 @@ def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:
   """Returns the reference model of a step: copies of the trainable parameters in `dtype`.
 
   It has the shardings of the parameters and no optimizer state. Frozen parameters are left out,
-  because the step takes them from the policy. Pass the dtype of the model's products: nothing else
-  reads more digits of a parameter, except norms.
+  because the step takes them from the policy. So is an adapter: its reference is the base, and
+  nothing is copied. Pass the dtype of the model's products: nothing else reads more digits of a
+  parameter, except norms.
   """
-  trainable, _ = partition(state.params, optimizer.frozen)
+  trainable = referred(state.params, optimizer)
   places = jax.tree.map(lambda x: x.sharding, trainable)
 
   def cast(tree):
@@ -160,10 +187,16 @@ def reference(state: State, optimizer: Optimizer, dtype: Any) -> Any:
 
 def abstract_reference(config: Config, optimizer: Optimizer, mesh: Mesh, dtype: Any) -> Any:
   """Returns the tree of `reference` as jax.ShapeDtypeStruct with shardings."""
-  trainable, _ = partition(abstract(config, optimizer, mesh).params, optimizer.frozen)
+  trainable = referred(abstract(config, optimizer, mesh).params, optimizer)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), trainable
   )
+
+
+def referred(params: Any, optimizer: Optimizer) -> Any:
+  """Returns the parts of the parameters (or of their shardings) that a reference copies."""
+  trainable, _ = partition(params, optimizer.frozen)
+  return {name: part for name, part in trainable.items() if name != lora.PART}
 
 
 def from_values(params: Any, optimizer: Optimizer) -> State:

@@ -1,5 +1,5 @@
-"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, tensor), the same at every
-scale.
+"""The learner's step: one jitted SPMD program over a mesh (data, fsdp, context, tensor), the same
+at every scale.
 
 A batch is a dict of arrays [M, R, ...]: M micro-batches of R packed rows
 (packing.Packed.micro_batches), of which `used` are run. Gradients are summed in float32 over the
@@ -24,7 +24,7 @@ from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, o
 from paravt_jax.rl import advantages, losses
 from paravt_jax.train import head, metric_sums, placement, sharding
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
-from paravt_jax.train.state import State, shardings
+from paravt_jax.train.state import State, referred, shardings
 
 Batch = Mapping[str, jax.Array]
 INPUTS = (
@@ -91,8 +91,8 @@ def put_batch(mesh: Mesh, arrays: Mapping[str, np.ndarray], used: int) -> dict[s
   Raises:
     DataError: R is not a multiple of the parts that this process's devices hold.
   """
-  batch = {name: placement.put_rows(mesh, array, 1) for name, array in arrays.items()}
-  return {**batch, 'used': jax.device_put(np.int32(used), sharding.replicated(mesh))}
+  batch = {name: placement.put_rows(mesh, array, 1, name) for name, array in arrays.items()}
+  return {**batch, 'used': placement.put_count(mesh, used)}
 
 
 def make_sft_step(
@@ -161,7 +161,8 @@ def make_rl_step(
     )
     return _rl_step(optimizer, rl, accumulate, run, encode, state, batch, reference)
 
-  jitted = _jit(step, whole, mesh, reference=places if rl.beta > 0 else None, extra=True)
+  seen = referred(whole.params, optimizer) if rl.beta > 0 else None
+  jitted = _jit(step, whole, mesh, reference=seen, extra=True)
   return _with_reference(jitted, rl, optimizer)
 
 
@@ -304,6 +305,7 @@ def _scores(
     banned=options.banned,
     chunk=options.head_chunk,
     shares=sharding.row_shards(mesh),
+    slices=sharding.token_shards(mesh),
     place=place,
   )
 

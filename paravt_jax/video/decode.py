@@ -29,6 +29,8 @@ from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
 _START_LIMIT = 60.0  # seconds for a worker to import its libraries, before the deadline starts
+# frames of one request to a worker: 64 MB of 300 x 300 pixels. An overview of an hour is several
+_MOST_FRAMES = 256
 # seconds after the deadline at which a worker ends itself, in case its parent has died
 _GRACE = 2.0
 _PROGRAM = (
@@ -140,7 +142,8 @@ class DecodePool:
     Frames are resized once, to between min_pixels and max_pixels. Times outside the video give its
     first or last frame. Clip.seconds are the frames' presentation times. If a frame has been on
     screen for longer than a nominal frame interval, its label is the requested time. A frame may
-    be returned several times; `sampling.once` removes repeats.
+    be returned several times; `sampling.once` removes repeats. Many frames are several requests to
+    workers, each with its own deadline, so that a worker's memory does not grow with their number.
 
     Raises:
       MediaError: reason missing, not_video, no_frames, decode, timeout or crashed.
@@ -160,9 +163,13 @@ class DecodePool:
     times = np.asarray(seconds, np.float64)
     if times.ndim != 1 or not len(times) or not np.isfinite(times).all():
       raise ValueError(f'{path}: got times {seconds!r}, wanted one or more finite seconds')
-    _, _, shown, duration, own, frames = self._run(
-      ('frames', str(path), times, min_pixels, max_pixels)
-    )
+    replies = [
+      self._run(('frames', str(path), times[first : first + _MOST_FRAMES], min_pixels, max_pixels))
+      for first in range(0, len(times), _MOST_FRAMES)
+    ]
+    _, _, shown, duration, own, frames = replies[0]
+    if len(replies) > 1:
+      shown, own, frames = (np.concatenate([reply[i] for reply in replies]) for i in (2, 4, 5))
     self._count('frames', len(frames))
     return Clip(frames, shown, duration, own)
 

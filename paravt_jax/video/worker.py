@@ -55,14 +55,10 @@ def decode(
 
   Returns (frames uint8[N, h, w, 3], their presentation times float64[N]) in the order of `seconds`.
   """
-  frames = np.empty((len(seconds), 0, 0, 3), np.uint8)
-  own = np.zeros(len(seconds))
-  size, last = None, None
+  # one size for all requests to a file, whose images may change theirs
+  size = patches.target_size(reader.info.height, reader.info.width, min_pixels, max_pixels)
+  frames, own, last = np.empty((len(seconds), *size, 3), np.uint8), np.zeros(len(seconds)), None
   for i, time, image in reader.read(seconds):
-    if size is None:
-      height, width = image.shape[:2]
-      size = patches.target_size(height, width, min_pixels, max_pixels)
-      frames = np.empty((len(seconds), *size, 3), np.uint8)
     if last is not None and own[last] == time:
       frames[i] = frames[last]
     else:

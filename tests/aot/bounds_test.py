@@ -16,6 +16,13 @@ from tests.orchestrator.plan.requests import request
 
 COMPILERS = pathlib.Path(__file__).parents[2] / '.venv-aot'
 V6E_ROWS = {'mesh__fsdp': 16, 'train__rows': 16}
+# 1,024 overview frames without a context axis: each device has whole rows
+FRAMES_1024 = {
+  'frames__budgets': (1024,),
+  'train__row_tokens': 69632,
+  'train__row_images': 1088,
+  'sampling__context': 69632,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +42,22 @@ CASES = [
   pytest.param(Case('rl:8b', 'h100:8', 55, step=True), marks=AOT, id='rl_8b'),
   pytest.param(Case('rl:2b', 'h100:1', 45), marks=AOT, id='rl_2b'),
   pytest.param(Case('rl:8b_tpu', 'v5p:2x2x2', 55), marks=AOT, id='rl_8b_v5p'),
+  pytest.param(Case('rl:8b_lora', 'h100:1', 40), marks=AOT, id='rl_8b_lora'),
+  pytest.param(Case('rl:2b_lora', 'rtx4090:1', 12), marks=MORE, id='rl_2b_lora'),
   pytest.param(Case('rl:8b_split', 'h100:8', 70), marks=MORE, id='rl_8b_split'),
   pytest.param(Case('sft:8b', 'h100:8', 40, collectives=False), marks=MORE, id='sft_8b'),
   pytest.param(Case('rl:8b_tpu', 'v6e:4x4', 28, V6E_ROWS), marks=MORE, id='rl_8b_v6e'),
+  pytest.param(Case('rl:2b_long', 'h100:1', 47.5), marks=MORE, id='rl_2b_512_frames'),
+  pytest.param(
+    Case('sft:2b_long', 'h100:1', 45, collectives=False), marks=MORE, id='sft_2b_512_frames'
+  ),
+  pytest.param(Case('rl:8b', 'h100:8', 65, FRAMES_1024), marks=MORE, id='rl_8b_1024_frames'),
+  pytest.param(
+    Case('rl:8b_long', 'h100:8', 50, collectives=False), marks=MORE, id='rl_8b_3600_frames'
+  ),
+  pytest.param(
+    Case('sft:8b_long', 'h100:8', 45, collectives=False), marks=MORE, id='sft_8b_3600_frames'
+  ),
 ]
 MOST_COLLECTIVE_GB = 150  # per micro-batch and device
 MOST_STEP_S, LEAST_MFU = 10.0, 0.40  # at K = 64 with 5 calls, nothing overlapped

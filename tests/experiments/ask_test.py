@@ -16,6 +16,7 @@ from configs import para_grpo
 from experiments import ask, launch
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError, RolloutError
+from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.recipes import AskRecipe
 from paravt_jax.rollout.agent import CallDone, CallStarted, Opened, Opening, TurnDone
 from paravt_jax.testing import clips, tiny
@@ -241,13 +242,13 @@ def test_the_newest_run_s_model_is_taken_when_none_is_named(place, tmp_path, mon
   with pytest.raises(
     ConfigError, match=r'--config.model.folder is empty and there is no runs/\*/hf'
   ):
-    ask.model_folder(recipe_of(place, model__folder=''))
+    parts.named_or_newest_model('')
   for age, name in enumerate(('new', 'old', 'older')):
     (tmp_path / 'runs' / name / 'hf').mkdir(parents=True)
     (tmp_path / 'runs' / name / 'hf' / 'config.json').write_text('{}')
     os.utime(tmp_path / 'runs' / name / 'hf' / 'config.json', (1000 - age, 1000 - age))
   (tmp_path / 'runs' / 'newest_without').mkdir()
-  assert ask.model_folder(recipe_of(place, model__folder='')) == pathlib.Path('runs/new/hf')
+  assert parts.named_or_newest_model('') == pathlib.Path('runs/new/hf')
 
 
 # Wrong input

@@ -218,6 +218,7 @@ FREE = (
   'data.',
   'paths.',
   'client.',
+  'hosts.',
   'chat_server.',
   'train.',
   'video.workers',

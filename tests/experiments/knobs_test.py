@@ -152,6 +152,7 @@ def test_the_reference_has_a_row_of_four_cells_for_every_knob_and_what_is_shared
     '### `configs/sft.py`',
     '### `configs/eval.py`',
     '### `configs/ask.py`',
+    '### `configs/serve.py`',
     '### `configs/ablations.py`',
     '### `configs/longvideo_reason.py`',
   ]

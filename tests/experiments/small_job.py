@@ -170,6 +170,8 @@ def serving(place, model, log):
     port=0,
     port_file=None,
     api_key='open sesame',
+    served_name='small',
+    think_prefix='',
     parent_pid=None,
     eos_token_ids=(ids['<|im_end|>'], ids['<|endoftext|>']),
     compile_cache=str(place / 'runs' / 'compile_cache'),

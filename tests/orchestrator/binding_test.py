@@ -110,6 +110,10 @@ def test_every_knob_binds_or_is_free_as_it_is_listed(name, scale):
       assert bound and not free  # another model to begin from
     elif knob == 'run.folder':
       assert not free and not bound  # where it lies is no news
+    elif bare == 'train.adapter.rank':
+      assert f'{knob}: None -> 1' in bound and not free  # none before
+    elif bare.startswith('train.adapter.'):
+      assert free and not bound  # of an adapter that is not there
     elif listed:
       assert bound[0] == f'{knob}: {value} -> {other(value)}' and not free
     else:
@@ -127,6 +131,15 @@ def test_the_cut_of_a_batch_is_free_where_the_batch_stays_the_same():
     'train.rows x train.micro_batches: 32 -> 64'
   ]
   assert binding.changes(rl, changed(rl, train__rows=16, train__micro_batches=2))[0] == []
+
+
+def test_an_adapter_binds_and_an_older_run_without_the_section_goes_on():
+  plain, adapted = (recipe('para_grpo', scale) for scale in ('8b', '8b_lora'))
+  older = {**plain, 'train': {k: v for k, v in plain['train'].items() if k != 'adapter'}}
+  assert binding.changes(older, plain)[0] == []
+  for knob, value in (('rank', 64), ('alpha', 16.0), ('products', ['q', 'v'])):
+    bound, free = binding.changes(adapted, changed(adapted, **{f'train__adapter__{knob}': value}))
+    assert len(bound) == 1 and bound[0].startswith(f'train.adapter.{knob}: ') and not free
 
 
 def test_the_8b_recipe_goes_on_split_and_on_fewer_devices():

@@ -106,6 +106,26 @@ def test_rows_that_do_not_divide_over_the_mesh_are_refused_before_anything_is_ma
   )
 
 
+@pytest.mark.parametrize(('recipe', 'check'), [(para_grpo, check_rl), (sft, check_sft)])
+def test_rows_that_do_not_divide_into_slices_are_refused(recipe, check):
+  config = recipe.get_config('8b_long')
+  check(typed(config))
+  assert refused(check, config, train__row_tokens=262148) == (
+    '--config.train.row_tokens=262148: wanted a multiple of 8 (mesh.context)'
+  )
+
+
+def test_shorter_rows_that_do_not_divide_into_slices_are_refused():
+  said = refused(
+    check_rl,
+    para_grpo.get_config('8b'),
+    mesh__context=3,
+    batches__row_lengths=(6144, 12800),
+    train__row_tokens=32769,
+  )
+  assert said == '--config.batches.row_lengths=(6144, 12800): wanted multiples of 3 (mesh.context)'
+
+
 @pytest.mark.parametrize('knob', [{'sampling__top_p': 0.9}, {'sampling__top_k': 50}])
 def test_rl_samples_from_the_whole_distribution(knob):
   said = refused(check_rl, para_grpo.get_config(), **knob)

@@ -44,7 +44,9 @@ def test_a_mesh_takes_the_devices_it_needs_and_says_when_there_are_too_few():
 def test_freeze_vision_keeps_the_tower_out_of_the_optimizer():
   options = typed(para_grpo.get_config()).optimizer
   model_config = tiny.tiny_config(tiny.make_tokenizer())
-  made = lambda freeze: parts.make_optimizer(options, model_config, freeze_vision=freeze)
+  made = lambda freeze: parts.make_optimizer(
+    options, model_config, freeze_vision=freeze, dtype='float32'
+  )
   assert made(True).frozen == ('visual',)
   assert made(False).frozen == ()
 

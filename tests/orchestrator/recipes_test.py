@@ -20,11 +20,12 @@ from paravt_jax.video.readers import READERS
 from tests.recipes import typed
 
 SCALES = {
-  'para_grpo': ('tiny', '2b', '8b', '8b_split'),
+  'para_grpo': ('tiny', '2b', '8b', '8b_split', '8b_long'),
   'grpo': ('tiny', '2b', '8b', '8b_split'),
-  'sft': ('tiny', '2b', '8b'),
+  'sft': ('tiny', '2b', '8b', '8b_long'),
   'eval': ('tiny', '2b', '8b'),
   'ask': ('tiny', '2b', '8b'),
+  'serve': ('tiny', '2b', '8b'),
   'ablations': (None,),
   'bench': (None,),
   'longvideo_reason': (None,),
@@ -70,7 +71,10 @@ def test_the_published_numbers_are_the_8b_recipes():
 # What 0 and a negative number mean, by the end of a knob's path. Everywhere else they are refused.
 ZERO = {
   'checkpoint_every': 'only the last record',
+  'rank': 'no adapter',
   'profile.steps': 'no trace',
+  'hosts.count': 'as JAX finds',
+  'hosts.index': 'the first',
   'max_bad_share': 'not one',
   'max_rows': 'all',
   'min_pixels': 'no lower bound',
@@ -131,9 +135,10 @@ ZERO = {
   'crf': 'lossless',
   'min_chars': 'any text',
   'max_missing': 'not one',
+  'port': 'a free one',
 }
 ZERO_GROUPS = ('sft_rows', 'weights')  # sections whose members may be 0
-NEGATIVE = {'top_k': 'all'}
+NEGATIVE = {'top_k': 'all', 'index': 'as JAX finds'}
 
 
 def said(recipe, knob, value):

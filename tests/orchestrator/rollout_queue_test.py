@@ -290,7 +290,7 @@ def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started
 
   async def run():
     made = queue()
-    made._client.counts.update(interrupted=3, retried=1, requests=9)
+    made._client.counts.update(interrupted=3, retried=1, requests=9, images=8, image_bytes=70)
     await made.next_batch()
     found = made.metrics(), made.metrics()
     await made.close()
@@ -301,11 +301,15 @@ def test_what_was_lost_cut_and_sent_again_is_counted_since_the_last_step(started
     once['groups/dropped/reason=media_missing'],
     once['rollout/interrupted'],
     once['rollout/retried'],
-  ) == (1, 3, 1)
+    once['rollout/images'],
+    once['rollout/images_sent'],
+    once['rollout/image_bytes'],
+  ) == (1, 3, 1, 8, 0, 70)
   assert 'groups/dropped/reason=media_missing' not in again and (
     again['rollout/interrupted'],
     again['rollout/retried'],
-  ) == (0, 0)
+    again['rollout/image_bytes'],
+  ) == (0, 0, 0)
   for name in once:
     names.lookup(name)
 

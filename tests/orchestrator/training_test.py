@@ -73,7 +73,8 @@ class Steps:
     self.version, self.log, self.handed = 0, [], 0
     self.prepared_ahead = threading.Event()
 
-  def prepare(self, batch, version):
+  def prepare(self, batch, version, owners):
+    assert owners == ()  # one host
     self.log.append(('prepare', batch[0], version))
     if version > self.version:
       self.prepared_ahead.set()
@@ -110,10 +111,14 @@ class Steps:
 def loop_of(steps, staleness, count, monkeypatch):
   knobs = types.SimpleNamespace(staleness=staleness, steps=count, gap_limit=1.0)
   recipe = types.SimpleNamespace(rollout=knobs, run=types.SimpleNamespace(checkpoint_every=1000))
-  monkeypatch.setattr(training._Loop, '_write', lambda *_: None)
+
+  async def write(*_):
+    pass
+
+  monkeypatch.setattr(training._Loop, '_write', write)
   monkeypatch.setattr(training._Loop, '_save', lambda *_: None)
   monkeypatch.setattr(training, 'guard', lambda *_: None)
-  return training._Loop(recipe, steps, steps, steps, None, None, {})
+  return training._Loop(recipe, steps, steps, steps, None, {})
 
 
 def run_loop(steps, staleness, count, monkeypatch, made=None):
@@ -131,7 +136,7 @@ def run_loop(steps, staleness, count, monkeypatch, made=None):
 def test_with_staleness_the_next_batch_is_prepared_while_the_step_runs(monkeypatch):
   steps = Steps()
   steps.patience = 5
-  steps.prepare(['none yet'], 1)  # so that the last step, which has no next one, need not wait
+  steps.prepare(['none yet'], 1, ())  # so that the last step, which has no next one, need not wait
   steps.log.clear()
   log = run_loop(steps, 1, 3, monkeypatch, made=2)
   assert log[0] == ('prepare', 0, 0)

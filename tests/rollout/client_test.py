@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.rollout.client import ImageCache, image_tokens, resumed_seed
+from paravt_jax.rollout.client import image_tokens, resumed_seed
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 from tests import patience
@@ -27,7 +27,13 @@ def test_ids_log_probs_and_versions_come_back_as_the_server_sent_them():
     got, counts = generate(server)
   assert (got.ids.tolist(), got.logprobs.tolist(), got.finish) == ([7, 8, 2], [-1, -2, -3], 'stop')
   assert got.versions.tolist() == [3, 3, 4]
-  assert counts == {'requests': 1, 'prompt_tokens': 3, 'cached_tokens': 0, 'sampled_tokens': 3}
+  assert counts == {
+    'requests': 1,
+    'prompt_tokens': 3,
+    'cached_tokens': 0,
+    'sampled_tokens': 3,
+    'images': 0,
+  }
 
 
 def test_a_request_is_sent_verbatim_with_one_png_per_image_and_the_vision_ids_banned():
@@ -193,30 +199,6 @@ def test_requests_of_one_affinity_keep_to_one_server():
     assert sorted(r.rid for r in one.requests) == ['0', '1'] and sorted(
       r.rid for r in two.requests
     ) == ['2', '3']
-
-
-def test_a_frame_is_encoded_once_even_when_eight_ask_at_the_same_moment(monkeypatch):
-  encoded = []
-  from paravt_jax.serving import protocol
-
-  monkeypatch.setattr(protocol, 'encode_image', lambda image: encoded.append(image) or 'x')
-
-  async def run():
-    cache = ImageCache(capacity=8)
-    await asyncio.gather(*(cache.encode((FRAME, FRAME)) for _ in range(8)))
-    await cache.encode((FRAME,))
-
-  asyncio.run(run())
-  assert len(encoded) == 1
-
-
-def test_a_request_with_more_frames_than_the_cache_holds_is_still_whole():
-  async def run():
-    return await ImageCache(capacity=2).encode(
-      [np.full((32, 32, 3), i, np.uint8) for i in range(5)]
-    )
-
-  assert len(asyncio.run(run())) == 5
 
 
 @pytest.mark.parametrize('ids, images', [([1, PAD, PAD], 1), ([1, 2, 3], 1), ([1, PAD, 3], 0)])

@@ -35,6 +35,8 @@ def served(tmp_path_factory):
   config = tiny.build_model_folder(folder, 0)
   options = ServerOptions(
     model_path=str(folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,
@@ -51,6 +53,7 @@ def served(tmp_path_factory):
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,
+    image_cache_mb=4,
     max_body_mb=16,
     compile_cache=None,
     parent_pid=None,

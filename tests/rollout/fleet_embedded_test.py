@@ -107,6 +107,8 @@ def learner(tmp_path_factory):
 def launched(learner, number):
   options = ServerOptions(
     model_path=str(learner.folder),
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,
@@ -123,6 +125,7 @@ def launched(learner, number):
     max_image_patches=4,
     bias_rows=2,
     max_stop_ids=2,
+    image_cache_mb=4,
     max_body_mb=16,
     compile_cache=str(learner.root / 'compiled'),
     parent_pid=None,

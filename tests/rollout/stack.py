@@ -30,6 +30,7 @@ CLIENT = ClientOptions(
   retries=1,
   backoff_s=0.01,
   image_cache=4096,
+  image_folder='',
 )
 AGENT = AgentOptions(think_prefix='<think>\n', max_turns=3, max_parallel=5, max_new_tokens=512)
 SUBAGENT = SubagentOptions(

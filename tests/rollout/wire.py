@@ -17,6 +17,7 @@ OPTIONS = ClientOptions(
   retries=2,
   backoff_s=0.01,
   image_cache=256,
+  image_folder='',
 )
 
 

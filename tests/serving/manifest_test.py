@@ -71,12 +71,12 @@ def test_a_missing_and_a_broken_page_are_one_error_each(tmp_path):
     manifest.read(tmp_path)
   for text in (
     '',
-    '{"format": 3',
+    '{"format": 4',
     '[]',
     'null',
-    json.dumps({'format': 3, 'version': '1'}),
-    '{"format": 3, "version": 1, "arrays": 5}',
-    page().to_text().replace('"format": 3', '"format": 2'),
+    json.dumps({'format': 4, 'version': '1'}),
+    '{"format": 4, "version": 1, "arrays": 5}',
+    page().to_text().replace('"format": 4', '"format": 3'),
   ):
     (tmp_path / manifest.FILE).write_text(text)
     with pytest.raises(SyncError, match='broken'):

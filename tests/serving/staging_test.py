@@ -119,7 +119,7 @@ def test_another_tower_than_the_servers_is_refused(base, other, tmp_path):
 def test_a_folder_that_is_no_model_and_a_disk_that_refuses_are_one_error_each(
   base, published, tmp_path
 ):
-  with pytest.raises(SyncError, match=r'staging: .*config\.json'):
+  with pytest.raises(SyncError, match=r'base model: .*config\.json'):
     staging.Staging(tmp_path, None)
   (tmp_path / 'file').write_text('')
   with (

@@ -58,9 +58,10 @@ def adam(rate=0.1):
   return Optimizer(optax.adam(rate), optax.constant_schedule(rate), ())
 
 
-def mesh_of(data=1, fsdp=1, tensor=1):
+def mesh_of(data=1, fsdp=1, tensor=1, context=1):
   """A mesh over the first devices."""
-  return sharding.make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])
+  devices = jax.devices()[: data * fsdp * tensor * context]
+  return sharding.make_mesh(data, fsdp, tensor, devices, context=context)
 
 
 def picture(rng):

@@ -22,8 +22,9 @@ WANTED = jnp.asarray([[1, 0, 1, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1, 1]], bool)
 ASKED = np.asarray(WANTED & (PREVIOUS >= 0))
 
 
-def scores(chunk, temperature=1.0, banned=(), hidden=HIDDEN, head=HEAD, shares=1):
-  options = {'temperature': temperature, 'banned': banned, 'chunk': chunk, 'shares': shares}
+def scores(chunk, temperature=1.0, banned=(), hidden=HIDDEN, head=HEAD, shares=1, slices=1):
+  options = {'temperature': temperature, 'banned': banned, 'chunk': chunk}
+  options |= {'shares': shares, 'slices': slices}
   return token_scores(hidden, head, TOKENS, PREVIOUS, WANTED, **options)
 
 
@@ -34,9 +35,12 @@ def whole(hidden, temperature=1.0, banned=(), head=HEAD):
   return jnp.take_along_axis(logp_RTV, TOKENS[..., None], -1)[..., 0], logp_RTV
 
 
-@pytest.mark.parametrize(('chunk', 'shares'), [(1, 1), (3, 1), (100, 1), (1, 2), (3, 2)])
-def test_any_chunk_gives_the_whole_softmax_and_zero_where_nothing_is_asked(chunk, shares):
-  got, (want, logp_RTV) = scores(chunk, shares=shares), whole(HIDDEN)
+@pytest.mark.parametrize(
+  ('chunk', 'shares', 'slices'),
+  [(1, 1, 1), (3, 1, 1), (100, 1, 1), (1, 2, 1), (3, 2, 1), (3, 1, 4), (3, 2, 2)],
+)
+def test_any_chunk_gives_the_whole_softmax_and_zero_where_nothing_is_asked(chunk, shares, slices):
+  got, (want, logp_RTV) = scores(chunk, shares=shares, slices=slices), whole(HIDDEN)
   np.testing.assert_allclose(got.logprob_RT, np.where(ASKED, want, 0), atol=1e-5)
   np.testing.assert_allclose(
     got.entropy_RT, np.where(ASKED, -(jnp.exp(logp_RTV) * logp_RTV).sum(-1), 0), atol=1e-5
@@ -55,12 +59,12 @@ def test_temperature_and_banned_ids_shape_the_distribution():
   assert abs(np.asarray(got.logprob_RT - scores(3, 1.0, (0, 1)).logprob_RT)[ASKED]).min() > 0
 
 
-@pytest.mark.parametrize('shares', [1, 2])
-def test_the_gradient_is_that_of_the_whole_softmax(shares):
+@pytest.mark.parametrize(('shares', 'slices'), [(1, 1), (2, 1), (2, 2)])
+def test_the_gradient_is_that_of_the_whole_softmax(shares, slices):
   weight = jnp.asarray(RNG.normal(size=(R, T)), jnp.float32)
 
   def chunked(hidden, head):
-    return (scores(3, 0.7, (0, 1), hidden, head, shares).logprob_RT * weight).sum()
+    return (scores(3, 0.7, (0, 1), hidden, head, shares, slices).logprob_RT * weight).sum()
 
   def plain(hidden, head):
     return jnp.where(ASKED, whole(hidden, 0.7, (0, 1), head)[0] * weight, 0).sum()

@@ -31,11 +31,12 @@ part = {name: array[:, 2 * index:2 * index + 2] for name, array in arrays.items(
 update = step.make_sft_step(common.CONFIG, common.sgd(), mesh, common.MODEL)
 _, totals = update(common.fresh(common.sgd(), mesh), step.put_batch(mesh, part, used))
 found = metric_sums.reduce(totals)
-from paravt_jax.orchestrator import cold_start
+from paravt_jax.orchestrator import cold_start, hosts
 from paravt_jax.errors import DataError
-cold_start.refuse_other_plans(7)
+channel = hosts.current().channel('plans')
+cold_start.refuse_other_plans(channel.exchange(7))
 try:
-  cold_start.refuse_other_plans(index)
+  cold_start.refuse_other_plans(channel.exchange(index))
 except DataError as error:
   print('REFUSED', error)
 print('FOUND', repr(found['sft/loss']), repr(found['optim/grad_norm']))
@@ -135,7 +136,7 @@ record = checkpoint.restore(
 )
 weights.save_hf(root / 'hf', common.CONFIG, record.state.params, root, shard_bytes=20_000)
 multihost_utils.sync_global_devices('written')
-again = state.from_folder(root / 'hf', common.CONFIG, common.sgd(), mesh)
+again = state.from_folder(root / 'hf', common.CONFIG, common.sgd(), mesh, seed=0)
 print('FOUND', record.step, record.host['number'], checkpoint.steps(root / 'records'),
       state.fingerprint(double(record.state).params) == state.fingerprint(full.params),
       state.fingerprint(again.params) == state.fingerprint(double(again).params))

@@ -28,7 +28,7 @@ ADAMW = OptimizerOptions(
 )
 
 
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)])
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8), (1, 2, 1, 4)])
 @pytest.mark.parametrize('size', ['2b', '8b'])
 def test_every_parameter_of_a_published_model_matches_a_rule_and_divides(size, shape):
   config = PUBLISHED[size]()
@@ -40,8 +40,9 @@ def test_every_parameter_of_a_published_model_matches_a_rule_and_divides(size, s
     int(jax.numpy.prod(jax.numpy.array(place.shard_shape(leaf.shape), dtype=float)))
     for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places))
   )
-  split = shape[1] * shape[2]
-  assert per_device < 1.02 * total / split  # all that is large is split over fsdp and tensor
+  split = 8 // shape[0]
+  # all that is large is split over fsdp, context and tensor
+  assert per_device < 1.02 * total / split
 
 
 def test_the_state_of_8b_fits_its_mesh_and_optimizer_moments_lie_with_their_parameters():
@@ -52,7 +53,7 @@ def test_the_state_of_8b_fits_its_mesh_and_optimizer_moments_lie_with_their_para
   gate = lambda tree: tree['text']['layers']['gate']['kernel'].sharding.spec
   assert gate(adam.mu) == gate(full.params)
   assert adam.nu['text']['layers']['gate']['kernel'].sharding.spec == PartitionSpec(
-    None, 'fsdp', 'tensor'
+    None, ('fsdp', 'context'), 'tensor'
   )
   assert 'visual' not in adam.mu and adam.count.sharding.spec == PartitionSpec()
 
@@ -76,5 +77,5 @@ def test_a_dimension_that_does_not_divide_is_named():
 
 
 def test_a_mesh_that_is_not_the_number_of_devices_is_refused():
-  with pytest.raises(ConfigError, match='data 3 x fsdp 1 x tensor 1 = 3, wanted 8'):
+  with pytest.raises(ConfigError, match='data 3 x fsdp 1 x context 1 x tensor 1 = 3, wanted 8'):
     sharding.make_mesh(3, 1, 1)

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from paravt_jax import shapes
+from paravt_jax.models.attention import mesh as meshes
 from paravt_jax.models.attention import ranges
 from paravt_jax.models.attention.chunked import attend_chunked
 from paravt_jax.models.attention.plain import attend_xla, masked
@@ -50,9 +50,6 @@ BACKENDS = ('auto', *_BY_SEGMENTS, *_BY_RANGES)
 
 _SHORT_ROW = 512  # tokens; up to here 'chunked' is as fast as 'tiled' on a CPU
 _LARGE_IMAGE = 1024  # patches; below, all weights of an image are in memory at once
-# the mesh axes that split rows and heads (train/sharding.RULES)
-_ROW_AXES = ('data', 'fsdp')
-_HEAD_AXIS = 'tensor'
 
 
 def choose(platform: str, length: int, dtype: jax.typing.DTypeLike) -> str:
@@ -65,7 +62,7 @@ def choose(platform: str, length: int, dtype: jax.typing.DTypeLike) -> str:
   """
   if platform in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2:
     return 'triton'
-  if platform == 'tpu' and length <= ranges.LONGEST_PACKED:
+  if platform == 'tpu':
     return 'splash'
   if platform == 'cpu' and length <= _SHORT_ROW:
     return 'chunked'
@@ -91,8 +88,9 @@ def attend(
       block of queries. 'tiled' stores one pair of tiles and skips pairs that see nothing. 'triton'
       does the same as a kernel for NVIDIA GPUs, 'splash' as one for TPUs. 'auto' is the choice of
       `choose`.
-    mesh: of the devices, with axes named data, fsdp and tensor. The backends that loop over rows
-      then run on each device with its own rows and heads. Without it they take the whole arrays.
+    mesh: of the devices, with axes named data, fsdp, context and tensor. The backends that loop
+      over rows then run on each device with its own rows, heads and queries (`mesh.py`), and 'xla'
+      and 'chunked' with whole rows. Without it they take the whole arrays.
 
   Returns:
     [B, T, H, F] in q's dtype; outputs at padding are garbage. Queries of padding get gradient 0,
@@ -106,9 +104,10 @@ def attend(
   )
   backend = _resolve(backend, mesh, q_BTHF)
   if backend in _BY_SEGMENTS:
-    return _BY_SEGMENTS[backend](q_BTHF, k_BTKF, v_BTKF, segments_BT, branches_BT)
+    arrays = (meshes.whole_rows(mesh, x) for x in (q_BTHF, k_BTKF, v_BTKF))
+    return _BY_SEGMENTS[backend](*arrays, segments_BT, branches_BT)
   ranges_BT4 = ranges.packed_rows(segments_BT, branches_BT)
-  return _on_mesh(_BY_RANGES[backend], mesh, q_BTHF, k_BTKF, v_BTKF, ranges_BT4)
+  return meshes.attend_rows(_BY_RANGES[backend], mesh, q_BTHF, k_BTKF, v_BTKF, ranges_BT4)
 
 
 def attend_images(
@@ -138,7 +137,8 @@ def attend_images(
   backend = _resolve(backend, mesh, q_IXHF)
   # 'chunked' has no form for images
   call = _BY_RANGES.get(backend, attend_tiled)
-  return _on_mesh(call, mesh, q_IXHF, k_IXHF, v_IXHF, ranges.valid_keys(exists_IX))
+  ranges_IX4 = ranges.valid_keys(exists_IX)
+  return meshes.attend_each_image(call, mesh, q_IXHF, k_IXHF, v_IXHF, ranges_IX4)
 
 
 def _resolve(backend: str, mesh: Mesh | None, q_BTHF: jax.Array) -> str:
@@ -153,23 +153,3 @@ def _resolve(backend: str, mesh: Mesh | None, q_BTHF: jax.Array) -> str:
     return backend
   platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
   return choose(platform, q_BTHF.shape[1], q_BTHF.dtype)
-
-
-def _on_mesh(call, mesh: Mesh | None, q_BTHF, k_BTKF, v_BTKF, ranges_BT4) -> jax.Array:
-  """Calls a backend with the rows and heads of each device.
-
-  Rows or heads that the mesh does not divide (the one row of a canary) are computed everywhere.
-  """
-  if mesh is None or mesh.size == 1:
-    return call(q_BTHF, k_BTKF, v_BTKF, ranges_BT4)
-  row_axes = tuple(axis for axis in _ROW_AXES if axis in mesh.shape)
-  parts = int(np.prod([mesh.shape[axis] for axis in row_axes], dtype=int))
-  rows = row_axes if q_BTHF.shape[0] % parts == 0 else None
-  # query heads stay beside their key head
-  heads = _HEAD_AXIS if k_BTKF.shape[2] % mesh.shape.get(_HEAD_AXIS, 1) == 0 else None
-  heads = heads if _HEAD_AXIS in mesh.shape else None
-  wide, narrow = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None, None)
-  local = jax.shard_map(
-    call, mesh=mesh, in_specs=(wide, wide, wide, narrow), out_specs=wide, check_vma=False
-  )
-  return local(q_BTHF, k_BTKF, v_BTKF, ranges_BT4)

@@ -18,8 +18,6 @@ import numpy as np
 
 from paravt_jax import shapes
 
-LONGEST_PACKED = 32768  # tokens of a row whose ranges each fit an int32, as 'splash' wants them
-
 
 def packed_rows(segments_BT: jax.Array, branches_BT: jax.Array) -> jax.Array:
   """Returns int32[B, T, 4], the two ranges of keys that each query of packed rows sees.
@@ -66,15 +64,15 @@ def mask(ranges_BT4: jax.Array, keys: int, first: jax.Array | int = 0) -> jax.Ar
   return ((start1 <= index_U) & (index_U < end1)) | ((start2 <= index_U) & (index_U < end2))
 
 
-def visible_tiles(ranges_BT4: jax.Array, tile: int, part: slice = slice(0, 4)) -> jax.Array:
+def visible_tiles(ranges_BT4: jax.Array, tile: int, keys: int | None = None) -> jax.Array:
   """Returns bool[B, query tiles, key tiles]: whether some query of a tile sees some key of another.
 
-  T must be a multiple of `tile`. `part` takes one range alone: slice(0, 2) or slice(2, 4).
+  T, and the number of keys if it is not T, must be multiples of `tile`.
   """
   shapes.check(ranges_BT4=ranges_BT4)
   rows, length = ranges_BT4.shape[:2]
-  first = jnp.arange(0, length, tile, dtype=jnp.int32)  # of each key tile
-  tiles = ranges_BT4[..., part].reshape(rows, length // tile, tile, -1, 2, 1)
+  first = jnp.arange(0, keys or length, tile, dtype=jnp.int32)  # of each key tile
+  tiles = ranges_BT4.reshape(rows, length // tile, tile, -1, 2, 1)
   start, end = tiles[..., 0, :], tiles[..., 1, :]
   # a range that is not empty meets the keys first .. first + tile - 1
   meets = (start < end) & (start < first + tile) & (end > first)

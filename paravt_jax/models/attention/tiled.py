@@ -34,14 +34,16 @@ def attend_tiled(
 ) -> jax.Array:
   """Computes attention of queries to their two ranges of keys, over pairs of tiles.
 
+  There may be fewer queries than keys: those of a slice of the row.
+
   Returns [B, T, H, F] in q's dtype. A query that sees no key returns garbage, and its gradient
   is 0.
   """
   rows, length, heads, width = q_BTHF.shape
   groups = heads // k_BTKF.shape[2]
-  tile = tile or min(tile_size(length), -(-length // 8) * 8)
+  tile = tile or min(tile_size(k_BTKF.shape[1]), -(-length // 8) * 8)
   # whole tiles; queries of the padding see nothing, and no query sees its keys
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, -length % tile)) + ((0, 0),) * (x.ndim - 2))
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)) + ((0, 0),) * (x.ndim - 2))
   tiles = lambda x: pad(x).reshape(rows, -1, tile, *x.shape[2:])
   # [B, tiles, t, K, G, F] -> [B, tiles, K, Q, F]
   q_tiles = tiles((q_BTHF * width**-0.5).reshape(rows, length, -1, groups, width))
@@ -61,10 +63,10 @@ class _Lists(NamedTuple):
   following: jax.Array  # int32[B, tiles, tiles + 1]: the first visible tile of keys from each on
 
 
-def _lists(groups: int, tile: int, ranges_BT4: jax.Array) -> _Lists:
-  rows, count = ranges_BT4.shape[0], ranges_BT4.shape[1] // tile
-  ranges_4t = jnp.swapaxes(ranges_BT4.reshape(rows, count, tile, 4), 2, 3)
-  seen = ranges.visible_tiles(ranges_BT4, tile)
+def _lists(groups: int, k_tiles: jax.Array, ranges_BT4: jax.Array) -> _Lists:
+  (rows, count), tile = k_tiles.shape[:2], k_tiles.shape[3]
+  ranges_4t = jnp.swapaxes(ranges_BT4.reshape(rows, -1, tile, 4), 2, 3)
+  seen = ranges.visible_tiles(ranges_BT4, tile, count * tile)
   # the number of tiles stands for "no further tile"
   index = jnp.where(seen, jnp.arange(count, dtype=jnp.int32), count)
   index = jnp.pad(index, ((0, 0), (0, 0), (0, 1)), constant_values=count)
@@ -117,7 +119,7 @@ def _forward(groups, q_tiles, k_tiles, v_tiles, ranges_BT4):
 
     return jax.lax.map(one_tile, (q_row, *lists))
 
-  lists = _lists(groups, tile, ranges_BT4)
+  lists = _lists(groups, k_tiles, ranges_BT4)
   found = jax.lax.map(one_row, (q_tiles, k_tiles, v_tiles, lists))
   out_tiles, log_sum_tiles = map(mark_attention, found)
   return out_tiles, (q_tiles, k_tiles, v_tiles, ranges_BT4, out_tiles, log_sum_tiles)
@@ -173,7 +175,7 @@ def _backward(groups, saved, d_out_tiles):
     (d_k, d_v), d_q = jax.lax.scan(step, (empty, empty), tuple(queries))
     return d_q, d_k.astype(k_row.dtype), d_v.astype(v_row.dtype)
 
-  lists = _lists(groups, tile, ranges_BT4)
+  lists = _lists(groups, k_tiles, ranges_BT4)
   queries = (q_tiles, d_out_tiles, log_sum_tiles, dot_tiles, *lists)
   return (*jax.lax.map(one_row, (k_tiles, v_tiles, *queries)), None)
 

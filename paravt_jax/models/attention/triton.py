@@ -44,13 +44,16 @@ def attend_triton(
 ) -> jax.Array:
   """Computes attention of queries to their two ranges of keys on a GPU.
 
+  There may be fewer queries than keys: those of a slice of the row.
+
   Returns [B, T, H, F] in q's dtype. A query that sees no key returns 0, and its gradient is 0.
   """
   length, width = q_BTHF.shape[1], q_BTHF.shape[3]
   # whole tiles, and a head width that Triton can multiply
-  more, wide = -length % kernel.tile, max(16, pl.next_power_of_2(width)) - width
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, wide)))
-  ranges_BT4 = jnp.pad(ranges_BT4, ((0, 0), (0, more), (0, 0)))
+  wide = max(16, pl.next_power_of_2(width)) - width
+  more = lambda x: (0, -x.shape[1] % kernel.tile)
+  pad = lambda x: jnp.pad(x, ((0, 0), more(x), (0, 0), (0, wide)))
+  ranges_BT4 = jnp.pad(ranges_BT4, ((0, 0), more(ranges_BT4), (0, 0)))
   q_BTHF = q_BTHF * width**-0.5
   out_BTHF: Any = _attend(kernel, pad(q_BTHF), pad(k_BTKF), pad(v_BTKF), ranges_BT4)
   return out_BTHF[:, :length, :, :width]
@@ -179,13 +182,13 @@ def _call(kernel, body, grid, inputs, outputs, name):
   )(*(array for array, _ in inputs))
 
 
-def _blocks(kernel, length, width, groups):
+def _blocks(kernel, length, keys, width, groups):
   """Blocks of a program (tile, head, row) that owns a tile of queries."""
-  tile, tiles = kernel.tile, length // kernel.tile
+  tile, tiles = kernel.tile, keys // kernel.tile
   return {
     'q': pl.BlockSpec((None, tile, None, width), lambda i, h, b: (b, i, h, 0)),
     'sum': pl.BlockSpec((None, None, tile), lambda i, h, b: (b, h, i)),
-    'k': pl.BlockSpec((None, length, None, width), lambda i, h, b: (b, 0, h // groups, 0)),
+    'k': pl.BlockSpec((None, keys, None, width), lambda i, h, b: (b, 0, h // groups, 0)),
     'ranges': pl.BlockSpec((None, 4, length), lambda i, h, b: (b, 0, 0)),
     'list': pl.BlockSpec((None, None, tiles + 1), lambda i, h, b: (b, i, 0)),
   }
@@ -193,8 +196,9 @@ def _blocks(kernel, length, width, groups):
 
 def _forward(kernel, q_BTHF, k_BTKF, v_BTKF, ranges_BT4):
   rows, length, heads, width = q_BTHF.shape
-  block = _blocks(kernel, length, width, heads // k_BTKF.shape[2])
-  following = _following(ranges.visible_tiles(ranges_BT4, kernel.tile))
+  keys, kv_heads = k_BTKF.shape[1:3]
+  block = _blocks(kernel, length, keys, width, heads // kv_heads)
+  following = _following(ranges.visible_tiles(ranges_BT4, kernel.tile, keys))
   out_BTHF, log_sum_BHT = _call(
     kernel,
     _forward_kernel,
@@ -220,21 +224,21 @@ def _backward(kernel, saved, d_out_BTHF):
   """Computes the gradients of q, k and v as in Dao et al. 2022, appendix B."""
   q_BTHF, k_BTKF, v_BTKF, ranges_BT4, out_BTHF, log_sum_BHT = saved
   rows, length, heads, width = q_BTHF.shape
-  kv_heads, tile = k_BTKF.shape[2], kernel.tile
-  groups, tiles = heads // kv_heads, length // tile
+  keys, kv_heads, tile = *k_BTKF.shape[1:3], kernel.tile
+  groups = heads // kv_heads
   # sum_F(d_out * out), one number per query
   dot_BHT = jnp.einsum('BTHF,BTHF->BHT', d_out_BTHF, out_BTHF, preferred_element_type=jnp.float32)
-  seen = ranges.visible_tiles(ranges_BT4, tile)
+  seen = ranges.visible_tiles(ranges_BT4, tile, keys)
   ranges_B4T = jnp.swapaxes(ranges_BT4, 1, 2)
   # programs that own a tile of queries
-  block = _blocks(kernel, length, width, groups)
+  block = _blocks(kernel, length, keys, width, groups)
   queries = [(q_BTHF, 'q'), (d_out_BTHF, 'q'), (log_sum_BHT, 'sum'), (dot_BHT, 'sum')]
   others = [(k_BTKF, 'k'), (v_BTKF, 'k'), (ranges_B4T, 'ranges'), (_following(seen), 'list')]
   shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   (d_q,) = _call(
     kernel,
     _queries_kernel,
-    (tiles, heads, rows),
+    (length // tile, heads, rows),
     [(array, block[name]) for array, name in (*queries, *others)],
     [(shape(q_BTHF), block['q'])],
     'attend_backward_queries',
@@ -243,10 +247,11 @@ def _backward(kernel, saved, d_out_BTHF):
   many = pl.BlockSpec((None, length, groups, width), lambda i, h, b: (b, 0, h, 0))
   sums = pl.BlockSpec((None, groups, length), lambda i, h, b: (b, h, 0))
   own = pl.BlockSpec((None, tile, None, width), lambda i, h, b: (b, i, h, 0))
+  following = pl.BlockSpec((None, None, length // tile + 1), lambda i, h, b: (b, i, 0))
   d_k, d_v = _call(
     kernel,
     functools.partial(_keys_kernel, groups=groups),
-    (tiles, kv_heads, rows),
+    (keys // tile, kv_heads, rows),
     [
       (q_BTHF, many),
       (d_out_BTHF, many),
@@ -255,7 +260,7 @@ def _backward(kernel, saved, d_out_BTHF):
       (k_BTKF, own),
       (v_BTKF, own),
       (ranges_B4T, block['ranges']),
-      (_following(jnp.swapaxes(seen, 1, 2)), block['list']),
+      (_following(jnp.swapaxes(seen, 1, 2)), following),
     ],
     [(shape(k_BTKF), own), (shape(v_BTKF), own)],
     'attend_backward_keys',

@@ -6,6 +6,7 @@ import reprlib
 from typing import Any
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models.lora import Adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,15 @@ class Config:
   video_id: int  # the same for a native video
   vision_start_id: int
   vision_end_id: int
+  adapter: Adapter | None = None  # beside the decoder's products; no Hugging Face folder has one
 
   def __post_init__(self):
     _check(self)
+
+  @property
+  def base(self) -> 'Config':
+    """Returns the same model without an adapter."""
+    return dataclasses.replace(self, adapter=None)
 
   @staticmethod
   def from_hf(hf: dict[str, Any]) -> 'Config':

@@ -257,7 +257,7 @@ def _write_weights(
         opened[file].truncate(end)
     for path, leaf in named.items():
       for one, file, start in places[path]:
-        array = _to_host(leaf, one.slot.layer, one.dtype)
+        array = to_host(leaf, one.slot.layer, one.dtype)
         if folder is not None:
           _refuse_overflow(array, one.name)
           opened[file].seek(start)
@@ -270,7 +270,7 @@ def _write_weights(
     _write_json(folder / 'model.safetensors.index.json', index(files))
 
 
-def _to_host(leaf: Any, layer: int | None, dtype: str) -> np.ndarray:
+def to_host(leaf: Any, layer: int | None, dtype: str) -> np.ndarray:
   """Returns a leaf, or one layer of it, in host memory. It is cast on its devices."""
   if not isinstance(leaf, jax.Array):
     array = np.asarray(leaf if layer is None else leaf[layer])

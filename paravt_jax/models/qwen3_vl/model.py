@@ -6,6 +6,7 @@ kind are stacked on a leading axis, and `lax.scan` runs them:
   visual: patch_embed, pos_embed, blocks (stacked), merger, deepstack (stacked)
   text:   embed, layers (stacked), norm
   head:   kernel (only when the head is not tied to the embedding)
+  adapter: layers (stacked; only with config.adapter, see models/lora.py)
 """
 
 import functools
@@ -19,7 +20,7 @@ import numpy as np
 
 from paravt_jax import shapes
 from paravt_jax.errors import DataError
-from paravt_jax.models import attention
+from paravt_jax.models import attention, lora
 from paravt_jax.models import remat as remats
 from paravt_jax.models.layers import RMSNorm, stacked_init
 from paravt_jax.models.placement import Place, anywhere
@@ -113,6 +114,10 @@ def _init_boxes(config: Config, key: jax.Array) -> Params:
   }
   if not config.tied:
     params['head'] = {'kernel': box(fan_in, ('embed', 'vocab'), (t.width, t.vocab))}
+  if config.adapter is not None:
+    # an address of its own, so that the base has the same draws with and without an adapter
+    last = jax.random.fold_in(key, len(params))
+    params[lora.PART] = lora.init_boxes(config.adapter, params['text']['layers'], last)
   return params
 
 
@@ -134,7 +139,7 @@ def logical_axes(config: Config) -> Params:
   """Returns the tree of `init` with a tuple of logical axis names in place of each parameter.
 
   Names: vocab embed heads kv_heads head_dim mlp norm, vision_positions vision_embed vision_qkv
-  vision_heads vision_mlp vision_norm merged merged_norm time pixels. Stacked parameters begin with
+  vision_heads vision_mlp vision_norm merged merged_norm time pixels rank. Stacked parameters begin with
   'layers' or 'taps'.
   """
   boxed = jax.eval_shape(
@@ -153,7 +158,9 @@ def logical_axes(config: Config) -> Params:
 
   names['visual']['blocks'] = under('layers', names['visual']['blocks'])
   names['visual']['deepstack'] = under('taps', names['visual']['deepstack'])
-  names['text']['layers'] = under('layers', names['text']['layers'])
+  for part in ('text', lora.PART):
+    if part in names:
+      names[part]['layers'] = under('layers', names[part]['layers'])
   return names
 
 
@@ -201,14 +208,35 @@ def _nth(stack: Params, i: int) -> Params:
   return jax.tree.map(lambda p: p[i], stack)
 
 
-def _gather_features(features_BNYD: jax.Array, visual_index_BT: jax.Array) -> jax.Array:
+def _gather_features(
+  features_BNYD: jax.Array, visual_index_BT: jax.Array, place: Place = anywhere
+) -> jax.Array:
   """Returns each token's visual feature [B, T, D], gathered within its row.
 
   Text tokens get zeros.
   """
   flat = features_BNYD.reshape(features_BNYD.shape[0], -1, features_BNYD.shape[-1])
+  if place.splits(visual_index_BT.shape[1], 'tokens'):
+    flat = place(flat, 'rows', None, None)  # a token's image may lie in another slice of its row
   found_BTD = jnp.take_along_axis(flat, jnp.maximum(visual_index_BT, 0)[..., None], axis=1)
+  found_BTD = place(found_BTD, 'rows', 'tokens', None)
   return jnp.where((visual_index_BT >= 0)[..., None], found_BTD, 0)
+
+
+def _deepstack(
+  features: Features, visual_index_BT: jax.Array, place: Place
+) -> Callable[[jax.Array | int], jax.Array]:
+  """Returns f(j) -> [B, T, D], what the j-th layer adds to its output.
+
+  Where tokens are split, each device first fetches the features of its own tokens, once for all
+  passes through the layers.
+  """
+  find = functools.partial(_gather_features, visual_index_BT=visual_index_BT, place=place)
+  if not place.splits(visual_index_BT.shape[1], 'tokens') or not _has_images(features):
+    return lambda j: find(features.deepstack_JBNYD[j])
+  found_JBTD = jax.lax.map(find, features.deepstack_JBNYD)
+  found_JBTD = place(found_JBTD, None, 'rows', 'tokens', None)
+  return lambda j: found_JBTD[j]
 
 
 def embed(
@@ -225,12 +253,12 @@ def embed(
   """
   # the table's width is gathered first: else XLA may look up all rows everywhere, a part of the width
   table_VD = place(params['text']['embed']['embedding'], 'vocab', None)
-  x_BTD = place(jnp.take(table_VD, tokens_BT, axis=0).astype(dtype), 'rows', None, None)
+  x_BTD = place(jnp.take(table_VD, tokens_BT, axis=0).astype(dtype), 'rows', 'tokens', None)
   if features is None or visual_index_BT is None or not _has_images(features):
     return x_BTD
-  image_BTD = _gather_features(features.merged_BNYD, visual_index_BT).astype(dtype)
+  image_BTD = _gather_features(features.merged_BNYD, visual_index_BT, place).astype(dtype)
   x_BTD = jnp.where((visual_index_BT >= 0)[..., None], image_BTD, x_BTD)
-  return place(x_BTD, 'rows', None, None)
+  return place(x_BTD, 'rows', 'tokens', None)
 
 
 def _has_images(features: Features) -> bool:
@@ -293,39 +321,37 @@ def hidden(
 
   # a stack that adds to sums keeps the inputs of layers itself
   run = remats.apply(layer, remat) if layer_sums is None else layer
-  x_BTD = _run_layers(
-    config, params['text']['layers'], x_BTD, features, inputs.visual_index_BT, run, layer_sums
-  )
+  taps = len(config.vision.taps) if _has_images(features) else 0
+  deeper = _deepstack(features, inputs.visual_index_BT, place)
+  layers = lora.join(config.adapter, params)
+  x_BTD = _run_layers(config, layers, x_BTD, taps, deeper, run, layer_sums)
   return _final_norm(config, params, x_BTD)
 
 
 def adds_to_sums(config: Config, remat: str, freeze_vision: bool) -> bool:
   """Returns whether `hidden` can take `layer_sums`: long stacks that keep their inputs alone.
 
-  The sums need gradients by the layers alone, so the tower must be frozen.
+  The sums need gradients by the layers alone, so the tower must be frozen. With an adapter, the
+  gradients are small.
   """
-  return remat == 'layers' and freeze_vision and config.text.layers > UNROLL
+  long = config.text.layers > UNROLL
+  return remat == 'layers' and freeze_vision and long and config.adapter is None
 
 
 def _run_layers(
   config: Config,
   layers: Params,
   x_BTD: jax.Array,
-  features: Features,
-  visual_index_BT: jax.Array,
+  taps: int,
+  deepstack: Callable[[jax.Array | int], jax.Array],
   layer: Callable,
   layer_sums: Params | None,
 ) -> jax.Array:
-  """Runs all decoder layers. The first J each add their DeepStack feature to image tokens."""
-  taps = len(config.vision.taps) if _has_images(features) else 0
+  """Runs all decoder layers. The first `taps` each add their DeepStack feature to image tokens."""
   if config.text.layers <= UNROLL:
     for i in range(config.text.layers):
       x_BTD = layer(x_BTD, _nth(layers, i))
-      x_BTD = (
-        x_BTD + _gather_features(features.deepstack_JBNYD[i], visual_index_BT)
-        if i < taps
-        else x_BTD
-      )
+      x_BTD = x_BTD + deepstack(i) if i < taps else x_BTD
     return x_BTD
 
   def step(i, x_BTD, layer_params):
@@ -334,9 +360,7 @@ def _run_layers(
       return x_BTD
 
     def deeper():
-      return x_BTD + _gather_features(
-        features.deepstack_JBNYD[jnp.minimum(i, taps - 1)], visual_index_BT
-      )
+      return x_BTD + deepstack(jnp.minimum(i, taps - 1))
 
     return jax.lax.cond(i < taps, deeper, lambda: x_BTD)
 

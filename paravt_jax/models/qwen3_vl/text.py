@@ -38,7 +38,7 @@ class TextLayer(nn.Module):
   """One decoder layer on [B, T, D].
 
   `attend(q_BTHF, k_BTKF, v_BTKF) -> o_BTHF` applies the attention mask. `place` says where heads
-  and hidden units lie on a mesh; the residual stream is split by rows only.
+  and hidden units lie on a mesh; the residual stream is split by rows and tokens only.
   """
 
   config: TextConfig
@@ -48,9 +48,9 @@ class TextLayer(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angle_BTF: jax.Array, attend: Attend) -> jax.Array:
     y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm1')(x_BTD)
-    x_BTD = self.place(x_BTD + self._attention(y_BTD, angle_BTF, attend), 'rows', None, None)
+    x_BTD = self.place(x_BTD + self._attention(y_BTD, angle_BTF, attend), 'rows', 'tokens', None)
     y_BTD = RMSNorm(self.config.norm_eps, 'norm', name='norm2')(x_BTD)
-    return self.place(x_BTD + self._mlp(y_BTD), 'rows', None, None)
+    return self.place(x_BTD + self._mlp(y_BTD), 'rows', 'tokens', None)
 
   def _attention(self, x_BTD, angle_BTF, attend):
     c = self.config
@@ -58,7 +58,7 @@ class TextLayer(nn.Module):
     def heads(name, count, axis):
       flat = Linear(count * c.head_dim, ('embed', axis), self.dtype, False, name=name)(x_BTD)
       split = flat.reshape(*x_BTD.shape[:2], count, c.head_dim)
-      return self.place(split, 'rows', None, axis, None)
+      return self.place(split, 'rows', 'tokens', axis, None)
 
     # queries and keys: product, norm per head, rotary
     q_BTHF = RMSNorm(c.norm_eps, 'head_dim', name='q_norm')(heads('q', c.heads, 'heads'))
@@ -67,7 +67,8 @@ class TextLayer(nn.Module):
     k_BTKF = rotate(k_BTKF, angle_BTF)
     v_BTKF = heads('v', c.kv_heads, 'kv_heads')
     # attention, then concatenate the heads and project: [B, T, H * F] -> [B, T, D]
-    o_BTHF = self.place(attend(q_BTHF, k_BTKF, v_BTKF), 'rows', None, 'heads', None)
+    o_BTHF = attend(q_BTHF, k_BTKF, v_BTKF)
+    o_BTHF = self.place(o_BTHF, 'rows', 'tokens', 'heads', None)
     out = Linear(c.width, ('heads', 'embed'), self.dtype, False, (2 * c.layers) ** -0.5, name='o')
     return out(o_BTHF.reshape(*x_BTD.shape[:2], c.heads * c.head_dim))
 
@@ -76,7 +77,7 @@ class TextLayer(nn.Module):
 
     def hidden(name):
       flat = Linear(c.mlp, ('embed', 'mlp'), self.dtype, False, name=name)(x_BTD)
-      return self.place(flat, 'rows', None, 'mlp')
+      return self.place(flat, 'rows', 'tokens', 'mlp')
 
     scale = (2 * c.layers) ** -0.5
     down = GatedLinear(c.width, ('mlp', 'embed'), self.dtype, False, scale, name='down')

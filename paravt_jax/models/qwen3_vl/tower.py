@@ -55,7 +55,7 @@ def encode_images(
     patches_BNXPC, grids_BN2: as in `model.Inputs`.
     dtype: of products and of the result.
     remat: a name of `remat.POLICIES`; all but 'none' also recompute each block of slots.
-    place: where activations lie; rows are split over devices.
+    place: where activations lie; images are split over devices.
     backend: of attention, see `attention.attend_images`.
 
   Returns:
@@ -91,7 +91,9 @@ def encode_images(
 
   # around the cond: inside, the backward pass would keep a copy of the weights per block of slots
   run = block if remat == 'none' else jax.checkpoint(block)
-  slots = (_split(patches_BNXPC, size), _split(grids_BN2, size))
+  # every block of slots is spread over the devices that share a row
+  patches = place(_split(patches_BNXPC, size), None, 'rows', 'slots', None, None, None)
+  slots = (patches, _split(grids_BN2, size))
   blocks = jax.lax.scan(lambda _, one: (None, run(*one)), None, slots)[1]
   return Features(_join(blocks.merged_BNYD, 1, images), _join(blocks.deepstack_JBNYD, 2, images))
 
@@ -134,13 +136,13 @@ def _encode(
   merged_shape = (rows, images, count // v.merge**2, config.text.width)
 
   # embed the patches and add their interpolated positions: [B, N, X, W]
-  patches_BNXPC = place(patches_BNXPC, 'rows', None, None, None, None)
+  patches_BNXPC = place(patches_BNXPC, 'rows', 'slots', None, None, None)
   row_BNX, column_BNX, exists_BNX = vision.patch_places(v, grids_BN2, count)
   x_BNXW = _apply(vision.PatchEmbed(v, dtype), visual['patch_embed'], patches_BNXPC)
   x_BNXW = vision.add_positions(v, visual['pos_embed']['embedding'], x_BNXW, grids_BN2, place)
 
   # the blocks process each image alone: rows and images become one axis, I = B * N
-  x_IXW = place(x_BNXW.reshape(rows * images, count, v.width), 'rows', None, None)
+  x_IXW = place(x_BNXW.reshape(rows * images, count, v.width), 'images', None, None)
   angle_IXF = vision.rotary_angles(v, row_BNX, column_BNX)
   exists_IX = exists_BNX.reshape(rows * images, count)
 
@@ -153,7 +155,7 @@ def _encode(
   # merge the patches of the last block and of each tapped block into tokens of text width
   def merge(merger_params, x_IXW, wide):
     merger = vision.Merger(v, config.text.width, wide, dtype)
-    merged_IYD = place(_apply(merger, merger_params, x_IXW), 'rows', None, None)
+    merged_IYD = place(_apply(merger, merger_params, x_IXW), 'images', None, None)
     return merged_IYD.reshape(merged_shape)
 
   merged_BNYD = merge(visual['merger'], x_IXW, False)
@@ -161,8 +163,8 @@ def _encode(
     return Features(merged_BNYD, jnp.zeros((0, *merged_shape), dtype))
   deepstack_JBNYD = jax.vmap(lambda p, x: merge(p, x, True))(visual['deepstack'], tapped_JIXW)
   return Features(
-    place(merged_BNYD, 'rows', None, None, None),
-    place(deepstack_JBNYD, None, 'rows', None, None, None),
+    place(merged_BNYD, 'rows', 'slots', None, None),
+    place(deepstack_JBNYD, None, 'rows', 'slots', None, None),
   )
 
 

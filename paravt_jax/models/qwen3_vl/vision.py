@@ -150,9 +150,9 @@ class VisionBlock(nn.Module):
   @nn.compact
   def __call__(self, x_IXW: jax.Array, angle_IXF: jax.Array, exists_IX: jax.Array) -> jax.Array:
     y_IXW = LayerNorm('vision_norm', name='norm1')(x_IXW)
-    x_IXW = self.place(x_IXW + self._attention(y_IXW, angle_IXF, exists_IX), 'rows', None, None)
+    x_IXW = self.place(x_IXW + self._attention(y_IXW, angle_IXF, exists_IX), 'images', None, None)
     y_IXW = LayerNorm('vision_norm', name='norm2')(x_IXW)
-    return self.place(x_IXW + self._mlp(y_IXW), 'rows', None, None)
+    return self.place(x_IXW + self._mlp(y_IXW), 'images', None, None)
 
   def _attention(self, x_IXW, angle_IXF, exists_IX):
     c = self.config
@@ -160,7 +160,7 @@ class VisionBlock(nn.Module):
     qkv = Linear(3 * c.width, ('vision_embed', 'vision_qkv'), self.dtype, True, name='qkv')(x_IXW)
     parts = jnp.split(qkv.reshape(*qkv.shape[:2], 3, c.heads, -1), 3, axis=2)
     q_IXHF, k_IXHF, v_IXHF = (
-      self.place(part[:, :, 0], 'rows', None, 'vision_heads', None) for part in parts
+      self.place(part[:, :, 0], 'images', None, 'vision_heads', None) for part in parts
     )
     q_IXHF, k_IXHF = rotate(q_IXHF, angle_IXF), rotate(k_IXHF, angle_IXF)
     # every patch sees the patches of its image that are not padding
@@ -174,7 +174,7 @@ class VisionBlock(nn.Module):
   def _mlp(self, x_IXW):
     c, scale = self.config, (2 * self.config.depth) ** -0.5
     y = Linear(c.mlp, ('vision_embed', 'vision_mlp'), self.dtype, True, name='fc1')(x_IXW)
-    y = self.place(jax.nn.gelu(y, approximate=True), 'rows', None, 'vision_mlp')
+    y = self.place(jax.nn.gelu(y, approximate=True), 'images', None, 'vision_mlp')
     return Linear(c.width, ('vision_mlp', 'vision_embed'), self.dtype, True, scale, name='fc2')(y)
 
 

@@ -107,9 +107,12 @@ ACCELERATORS = {
 # The machine that a scale of configs/base.py is written for.
 SCALES = {
   'tiny': 'cpu:1',
+  'tiny_long': 'cpu:1',
   '2b': 'h100:1',
   '2b_long': 'h100:1',
+  '2b_lora': 'rtx4090:1',
   '8b': 'h100:8',
+  '8b_long': 'h100:8',
   '8b_split': 'h100:8',
   '8b_lora': 'h100:1',
   '8b_tpu': 'v5p:2x2x2',

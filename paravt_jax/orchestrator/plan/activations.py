@@ -74,7 +74,7 @@ def gradients(job: Job, summed: int) -> int:
     summed: bytes of the sums.
   """
   in_place = model.adds_to_sums(job.model, job.train.remat, job.train.freeze_vision)
-  layers = 4 * text_weights(job.model.text) // (job.mesh.fsdp * job.mesh.tensor)
+  layers = 4 * text_weights(job.model.text) // (job.mesh.parameter_shards * job.mesh.tensor)
   return 2 * summed - layers * in_place
 
 
@@ -116,7 +116,10 @@ def batch_bytes(job: Job) -> int:
   # positions have three axes; patches and grids are counted below
   per_token = 4 * (len(step.INPUTS) - 2 + 2 + len(extras))
   pixels = 3 * job.model.vision.patch**2
-  slots = sum(count * (patches * pixels + 8) for count, patches in job.image_slots)
+  # tables of a row are whole on every device of its context
+  slots = sum(
+    count * (patches * pixels // job.mesh.context + 8) for count, patches in job.image_slots
+  )
   return job.rows_here * (job.row_tokens * per_token + slots)
 
 
@@ -139,8 +142,10 @@ def _layer(job: Job) -> int:
   """The backward pass of one layer: its arrays, weights and gradients."""
   text, wide = job.model.text, job.mesh.tensor
   hidden = LAYER_HIDDEN * text.mlp // wide + LAYER_WIDTH * text.width
-  weights = layer_weights(text) // wide * (LAYER_GATHERED * job.width + 4)
-  sharded = job.mesh.fsdp > 1
+  # gathered weights, and the float32 gradient of a layer whose weights are trained
+  gradient = 4 if job.model.adapter is None else 0
+  weights = layer_weights(text) // wide * (LAYER_GATHERED * job.width + gradient)
+  sharded = job.mesh.parameter_shards > 1
   return job.tokens_here * hidden * job.width + weights * sharded + _attention(job, text)
 
 
@@ -151,8 +156,11 @@ def _attention(job: Job, text: TextConfig) -> int:
   if job.backend == 'chunked':
     return int(_scores(job, 1) / 16 * CHUNKED_BLOCKS)
   # float32 sums of the gradients of queries, keys and values
-  heads = (text.heads + 2 * text.kv_heads) // job.mesh.tensor
-  return job.tokens_here * heads * text.head_dim * 4
+  # those of the whole row, and its keys and values, on every device of the context
+  queries = job.tokens_here * text.heads * 4
+  keys = job.rows_here * job.row_tokens * 2 * text.kv_heads
+  keys *= 4 if job.mesh.context == 1 else 4 + job.width
+  return (queries + keys) // job.mesh.tensor * text.head_dim
 
 
 def _scores(job: Job, copies: int) -> int:
@@ -165,9 +173,12 @@ def _head(job: Job) -> int:
   text, wide = job.model.text, job.mesh.tensor
   matrix = text.width * text.vocab // wide
   chunk = min(job.train.head_chunk, job.row_tokens)
-  logits = job.rows_here * chunk * text.vocab // wide
-  copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width
-  return matrix * copies + HEAD_LOGITS * 4 * logits
+  logits = job.rows_here * chunk * text.vocab // wide // job.mesh.context
+  # a frozen head is multiplied as it lies in the state, and has no gradient
+  copies = HEAD_GRADIENTS * 4 + HEAD_COPIES * job.width if job.model.adapter is None else 0
+  # hidden states of whole rows and their gradient, where a row is split
+  states = 2 * job.rows_here * job.row_tokens * text.width * job.width
+  return matrix * copies + HEAD_LOGITS * 4 * logits + states * (job.mesh.context > 1)
 
 
 def _features(job: Job) -> int:
@@ -175,17 +186,21 @@ def _features(job: Job) -> int:
   vision = job.model.vision
   merged = sum(count * patches for count, patches in job.image_slots) // vision.merge**2
   levels = 1 + len(vision.taps)
-  return job.rows_here * merged * levels * job.model.text.width * job.width
+  features = job.rows_here * merged * levels
+  if job.mesh.context > 1:  # of the slots here, and of the tokens here
+    features = features // job.mesh.context + job.tokens_here * levels
+  return features * job.model.text.width * job.width
 
 
 def _tower(job: Job) -> int:
   """The tower's arrays. A trained tower also keeps what its backward pass reads."""
   vision, wide = job.model.vision, job.mesh.tensor
   patches = job.rows_here * sum(count * patches for count, patches in job.image_slots)
+  patches //= job.mesh.context
   arrays = TOWER_WIDTH * vision.width + TOWER_HIDDEN * vision.mlp // wide
   work = patches * (arrays * job.width + TOWER_TABLES * 4 * vision.width)
   largest = max((count * size**2 for count, size in job.image_slots), default=0)
-  scores = job.rows_here * largest * vision.heads // wide * (4 + job.width)
+  scores = job.rows_here * largest * vision.heads // wide // job.mesh.context * (4 + job.width)
   if job.train.freeze_vision:
     return (work + scores) // TOWER_BLOCKS
   blocks = TOWER_WIDTH if job.train.remat == 'none' else 1

@@ -141,7 +141,7 @@ def _changes(request: Request) -> Iterator[Change]:
   for times in (2, 4, 8):
     fsdp = mesh.fsdp * times
     knobs = {'mesh.fsdp': fsdp, 'train.rows': max(train.rows, mesh.data * fsdp)}
-    needed = mesh.data * fsdp * mesh.tensor
+    needed = mesh.devices * times
     yield Change(knobs, 0 if needed <= request.target.count else needed)
   if isinstance(recipe, RLRecipe):
     yield from _of_servers(recipe)

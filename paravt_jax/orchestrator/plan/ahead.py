@@ -36,7 +36,7 @@ from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Job, job_of
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.row_layout import Shape
-from paravt_jax.train import sharding, step
+from paravt_jax.train import placement, sharding, step
 from paravt_jax.train import state as states
 
 _PROGRAM = 'from paravt_jax.orchestrator.plan import ahead; ahead.main()'
@@ -179,7 +179,8 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   job = job_of(recipe, Config.from_hf(asked['model']), asked['platform'])
   job = job.at(Shape(**asked['shape']))
   mesh_devices = find_devices(asked)[: job.devices]
-  mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor, mesh_devices)
+  sizes = (job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
+  mesh = sharding.make_mesh(*sizes, mesh_devices, context=job.mesh.context)
   with jax.default_device(jax.devices('cpu')[0]):
     made, arguments = program(recipe, job, mesh)
     lowered = made.trace(*arguments).lower(lowering_platforms=(asked['platform'],))
@@ -227,10 +228,10 @@ def program(recipe: RLRecipe | SFTRecipe, job: Job, mesh: Any) -> tuple[Any, tup
 
 
 def batch(job: Job, mesh: Any, extras: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the arrays of a step without values, with rows split over the mesh."""
+  """Returns the arrays of a step without values, on the mesh as the run puts them."""
   train, pixels = job.train, 3 * job.model.vision.patch**2
   held = job.shape.micro_batches if job.shape else train.micro_batches
-  place, lead = sharding.rows(mesh, 1), (held, train.rows)
+  lead = (held, train.rows)
   row = (*lead, job.row_tokens)
   slots = (*lead, job.row_images)
   shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -249,7 +250,9 @@ def batch(job: Job, mesh: Any, extras: Mapping[str, Any]) -> dict[str, jax.Shape
     }
   shapes |= {name: (row, kind) for name, kind in extras.items()}
   arrays = {
-    name: jax.ShapeDtypeStruct(shape, kind, sharding=place)
+    name: jax.ShapeDtypeStruct(
+      shape, kind, sharding=placement.place_of(mesh, name, shape, leading=1)
+    )
     for name, (shape, kind) in shapes.items()
   }
   used = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(mesh))

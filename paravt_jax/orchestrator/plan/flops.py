@@ -10,8 +10,9 @@ import math
 
 import jax
 
+from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.models.qwen3_vl.config import TextConfig, VisionConfig
+from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.plan.shapes import Load
 from paravt_jax.train.optimizer import is_axes, matrix_axes, partition
@@ -47,7 +48,8 @@ class Passes:
 
   forward: int  # without layers computed again
   again: int  # layers computed again, for the backward pass
-  backward: int
+  backward: int  # gradients of activations
+  weights: int  # gradients of the decoder's and the head's own weights
   tower: int  # forward passes of the vision tower
 
 
@@ -61,6 +63,7 @@ def passes_of(job: Job) -> Passes:
     forward=job.updates + extra,
     again=0 if job.train.remat == 'none' else job.updates,
     backward=job.updates,
+    weights=job.updates if job.model.adapter is None else 0,
     tower=tower,
   )
 
@@ -74,6 +77,24 @@ def layer_weights(text: TextConfig) -> int:
 def text_weights(text: TextConfig) -> int:
   """Returns the weights of all decoder layers' matrices."""
   return text.layers * layer_weights(text)
+
+
+def adapter_weights(model: Config) -> int:
+  """Returns the numbers of an adapter's matrices; 0 without one."""
+  if model.adapter is None:
+    return 0
+  text, rank = model.text, model.adapter.rank
+  inner, outer = text.heads * text.head_dim, text.kv_heads * text.head_dim
+  sides = {
+    'q': text.width + inner,
+    'k': text.width + outer,
+    'v': text.width + outer,
+    'o': inner + text.width,
+    'gate': text.width + text.mlp,
+    'up': text.width + text.mlp,
+    'down': text.mlp + text.width,
+  }
+  return text.layers * rank * sum(sides[product] for product in model.adapter.products)
 
 
 def image_flops(vision: VisionConfig, width: int, patches: int) -> float:
@@ -108,14 +129,16 @@ def made(job: Job, load: Load) -> Flops:
   tokens = load.micro_batches * job.train.rows * job.row_tokens
   # a layer that is computed again leaves out its last product, whose result nothing reads
   again = text.layers * (layer_weights(text) - text.width * text.mlp)
-  weights = text_weights(text) * (passes.forward + 2 * passes.backward) + again * passes.again
+  weights = text_weights(text) * (passes.forward + passes.backward + passes.weights)
+  weights += again * passes.again
+  weights += adapter_weights(job.model) * (passes.forward + passes.again + 2 * passes.backward)
   pair = 2.0 * text.heads * text.head_dim * text.layers
   # the policy `attention` keeps the output of a backend that has its own backward pass
   kept = job.train.remat == 'attention' and job.backend not in _BACKWARD
   products = 2 * (passes.forward + (0 if kept else passes.again))
   products += _BACKWARD.get(job.backend, _BACKWARD_TILED) * passes.backward
   # logits are computed again in the backward pass
-  logits = passes.forward + 3 * passes.backward
+  logits = passes.forward + 2 * passes.backward + passes.weights
   rows = load.micro_batches * job.train.rows
   return Flops(
     text=2.0 * weights * tokens,
@@ -130,11 +153,13 @@ def needed(job: Job, load: Load) -> Flops:
   """Returns what the data of one step asks for: forward and backward once, and the reference."""
   passes, text = passes_of(job), job.model.text
   times = passes.forward + 2 * passes.backward
+  own = passes.forward + passes.backward + passes.weights
   image = image_flops(job.model.vision, text.width, job.train.image_patches)
+  weights = text_weights(text) * own + adapter_weights(job.model) * times
   return Flops(
-    text=2.0 * text_weights(text) * times * load.tokens,
+    text=2.0 * weights * load.tokens,
     attention=4.0 * text.heads * text.head_dim * text.layers * times * load.visible_pairs,
-    head=2.0 * text.width * text.vocab * times * load.trained,
+    head=2.0 * text.width * text.vocab * own * load.trained,
     vision=image * load.images * (1 if job.train.freeze_vision else 3),
     update=job.updates * _muon_flops(job),
   )
@@ -147,8 +172,11 @@ def _muon_flops(job: Job) -> float:
   """
   if job.optimizer.name != 'muon':
     return 0.0
+  every = model.logical_axes(job.model)
   frozen = ('visual',) if job.train.freeze_vision else ()
-  axes, _ = partition(model.logical_axes(job.model), frozen)
+  if job.model.adapter is not None:
+    frozen = tuple(name for name in every if name != lora.PART)
+  axes, _ = partition(every, frozen)
   leaves, _ = partition(model.abstract_params(job.model), frozen)
   total = 0.0
   for names, leaf in zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(leaves)):

@@ -7,6 +7,7 @@ import pathlib
 from paravt_jax.errors import ConfigError
 from paravt_jax.models import attention
 from paravt_jax.models.qwen3_vl.config import PUBLISHED, Config
+from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.options import MeshOptions, SFTTrainOptions, TrainOptions
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.row_layout import LayoutOptions, Layouts, Shape
@@ -71,7 +72,7 @@ class Job:
   @property
   def devices(self) -> int:
     """Returns the number of devices of the mesh."""
-    return self.mesh.data * self.mesh.fsdp * self.mesh.tensor
+    return self.mesh.devices
 
   @property
   def row_shards(self) -> int:
@@ -86,7 +87,7 @@ class Job:
   @property
   def tokens_here(self) -> int:
     """Returns the tokens of a micro-batch that one device computes, padding included."""
-    return self.rows_here * self.row_tokens
+    return self.rows_here * self.row_tokens // self.mesh.context
 
   @property
   def width(self) -> int:
@@ -107,7 +108,7 @@ def job_of(recipe: RLRecipe | SFTRecipe, model: Config, platform: str) -> Job:
   rl = isinstance(recipe, RLRecipe)
   return Job(
     kind='rl' if rl else 'sft',
-    model=model,
+    model=parts.with_adapter(model, recipe.train.adapter),
     train=recipe.train,
     mesh=recipe.mesh,
     optimizer=recipe.optimizer,

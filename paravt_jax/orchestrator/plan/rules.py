@@ -19,6 +19,7 @@ from paravt_jax.orchestrator.plan.job import Job, Recipe
 from paravt_jax.orchestrator.plan.shapes import OwnData, Shape
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
+from paravt_jax.train import sharding
 
 # Far above what anyone trains. Half of these rows take half a minute to lay out.
 MOST_TOKENS = 2**20  # of a row
@@ -97,12 +98,11 @@ def _check_mesh(request: Request) -> None:
   job = request.job
   if job is None:
     return
-  mesh, count = job.mesh, request.target.count
+  count = request.target.count
   if job.devices > count:
     raise ConfigError(
-      f'--config.mesh: data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor} = '
-      f'{job.devices} devices, wanted at most {count}, those of --target={request.target.name}; '
-      'lower config.mesh, or name a larger target'
+      f'--config.mesh: {sharding.product_of(job.mesh.sizes)} devices, wanted at most {count}, '
+      f'those of --target={request.target.name}; lower config.mesh, or name a larger target'
     )
   state.refuse_indivisible(job)
 

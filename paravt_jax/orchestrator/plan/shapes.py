@@ -63,6 +63,9 @@ TINY = Shape(
   task=24,
   summary=6,
 )
+# Times of quarter seconds are six tokens there, not one.
+TINY_LONG = dataclasses.replace(TINY, frame=8)
+BY_SCALE = {'tiny': TINY, 'tiny_long': TINY_LONG}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +128,8 @@ def shape_of(recipe: RLRecipe | SFTRecipe | EvalRecipe, given: str) -> Shape:
   Raises:
     ConfigError: an unknown name, a value that is no whole number, or more than the agent may do.
   """
-  shape = TINY if recipe.scale == 'tiny' else PUBLISHED
-  if recipe.scale != 'tiny' and not isinstance(recipe, SFTRecipe):
+  shape = BY_SCALE.get(recipe.scale, PUBLISHED)
+  if recipe.scale not in BY_SCALE and not isinstance(recipe, SFTRecipe):
     calls = recipe.agent.max_parallel if recipe.agent.max_turns else 0
     shape = dataclasses.replace(shape, calls=calls, call_frames=recipe.subagent.max_frames)
   changes: dict[str, int] = {}

@@ -40,13 +40,16 @@ class State:
 
 def abstract_mesh(mesh: MeshOptions) -> Any:
   """Returns a mesh without devices. It has the shape and axes of sharding.make_mesh."""
-  sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-  return AbstractMesh(sizes, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  types = (AxisType.Auto,) * len(sharding.MESH_AXES)
+  return AbstractMesh(mesh.sizes, sharding.MESH_AXES, axis_types=types)
 
 
 def optimizer_of(job: Job) -> Optimizer:
   """Returns the job's optimizer."""
-  return parts.make_optimizer(job.optimizer, job.model, freeze_vision=job.train.freeze_vision)
+  train = job.train
+  return parts.make_optimizer(
+    job.optimizer, job.model, freeze_vision=train.freeze_vision, dtype=train.dtype
+  )
 
 
 def state_of(job: Job) -> State:
@@ -55,17 +58,19 @@ def state_of(job: Job) -> State:
   Raises:
     ConfigError: the mesh does not divide a parameter.
   """
-  found = _state(job.model, job.mesh, job.optimizer, job.train.freeze_vision)
+  found = _state(job.model, job.mesh, job.optimizer, job.train.freeze_vision, job.train.dtype)
   numbers = found.gradients // BYTES[GRADIENT_DTYPE]
-  return dataclasses.replace(found, reference=numbers * job.width if job.reference else 0)
+  # the reference of an adapter is the base, which is there already
+  copied = job.reference and job.model.adapter is None
+  return dataclasses.replace(found, reference=numbers * job.width if copied else 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _state(
-  config: Config, mesh: MeshOptions, numbers: OptimizerOptions, freeze_vision: bool
+  config: Config, mesh: MeshOptions, numbers: OptimizerOptions, freeze_vision: bool, dtype: str
 ) -> State:
   """Returns the state's bytes without a reference. Advice asks for the same state many times."""
-  optimizer = parts.make_optimizer(numbers, config, freeze_vision=freeze_vision)
+  optimizer = parts.make_optimizer(numbers, config, freeze_vision=freeze_vision, dtype=dtype)
   found = state.abstract(config, optimizer, abstract_mesh(mesh))
   trained, _ = partition(found.params, optimizer.frozen)
   trained_numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained))

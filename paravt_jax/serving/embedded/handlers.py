@@ -1,28 +1,31 @@
 """SGLang's HTTP protocol over an engine: one handler per path, and errors as JSON."""
 
 import asyncio
+import contextlib
 import functools
 import pathlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orjson
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, SyncError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import manifest, publish
-from paravt_jax.serving.embedded import programs
+from paravt_jax.serving import images, manifest, publish
+from paravt_jax.serving.base_model import BaseModel
+from paravt_jax.serving.embedded import openai, programs, replies
 from paravt_jax.serving.embedded.engine import Engine, Job
+from paravt_jax.serving.embedded.images import ImagePatches, ImageStore, cut
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.embedded.prompts import ImageStore, Prompt, expand
-from paravt_jax.serving.fields import finite, flag, json_object, refuse_unknown, short_repr, text
+from paravt_jax.serving.embedded.prompts import Prompt, expand
+from paravt_jax.serving.embedded.replies import json_body, json_reply, raw_body
+from paravt_jax.serving.fields import finite, flag, short_repr, text
 from paravt_jax.serving.protocol import (
   FIRST_VERSION,
   GenerateReply,
@@ -32,13 +35,10 @@ from paravt_jax.serving.protocol import (
   version_number,
 )
 
-_OPEN = ('/health', '/ready')
-
-
 PAUSE_MODES = ('retract', 'abort', 'in_place')
 
 
-_Events = asyncio.Queue[
+Events = asyncio.Queue[
   tuple[GenerateReply, dict[str, Any] | None]
 ]  # events of one request; only the last one has a reason
 
@@ -52,10 +52,11 @@ class Server:
   def __init__(self, engine: Engine, options: ServerOptions):
     self.engine, self.options = engine, options
     self.model_path, self.weight_version = options.model_path, FIRST_VERSION
-    self._images = ImageStore(4 * options.image_slots, options.max_image_patches)
+    self.images = ImageStore(options.image_cache_mb << 20, options.max_image_patches)
     self._abstract = model.abstract_params(engine.config)
     self._names = tuple(manifest.leaves(self._abstract))
     self._hashes: dict[str, str] = {}  # of the served arrays that versions left out
+    self._replaced: set[str] = set()  # arrays that differ from those of the first folder
     self._rids: set[str] = set()
     self._updating = asyncio.Lock()
 
@@ -63,13 +64,14 @@ class Server:
     """Returns the aiohttp application with its routes."""
     app = web.Application(
       client_max_size=self.options.max_body_mb << 20,
-      middlewares=[_errors, _key(self.options.api_key)],
+      middlewares=[openai.error_shape, replies.errors, replies.key(self.options.api_key)],
     )
     app.add_routes(
       [
         web.post(path, handler)
         for path, handler in {
           '/generate': self.generate,
+          images.PATH: self.receive_images,
           '/update_weights_from_disk': self.update_weights,
           '/pause_generation': self.pause,
           '/continue_generation': self.resume,
@@ -90,6 +92,7 @@ class Server:
         }.items()
       ]
     )
+    app.add_routes(openai.OpenAI(self).routes())
     return app
 
   async def generate(self, request: web.Request) -> web.StreamResponse:
@@ -98,45 +101,73 @@ class Server:
     With stream=true it sends server-sent events, each with all tokens so far.
     """
     start = time.monotonic()
-    parsed = parse_generate(await _body(request), self.engine.config.text.vocab)
-    events: _Events = asyncio.Queue()
-    job = self._job(parsed, events)
+    parsed = parse_generate(await json_body(request), self.engine.config.text.vocab)
+    async with self.running(parsed, self._prompt(parsed)) as (rid, events):
+      if parsed.stream:
+        return await _stream(request, rid, events, start)
+      reply, reason = await events.get()
+      return json_reply(check_finite(reply).to_json(rid, reason, time.monotonic() - start))
+
+  @contextlib.asynccontextmanager
+  async def running(
+    self, parsed: ParsedGenerate, prompt: Prompt
+  ) -> AsyncIterator[tuple[str, 'Events']]:
+    """Runs one request inside the block. Yields its rid and its events."""
+    events: Events = asyncio.Queue()
+    job = self._job(parsed, prompt, events)
     self._rids.add(job.rid)
     self.engine.submit(job)
     try:
-      if parsed.stream:
-        return await _stream(request, job.rid, events, start)
-      reply, reason = await events.get()
-      return _json(_check_finite(reply).to_json(job.rid, reason, time.monotonic() - start))
+      yield job.rid, events
     except (asyncio.CancelledError, ConnectionError):  # the client closed the connection
-      self.engine.call(
-        lambda: self.engine.abort(lambda other: other is job, 'client disconnected'), lambda _: None
-      )
+      self.drop(job.rid, 'client disconnected')
       raise
     finally:
       self._rids.discard(job.rid)
 
-  def _job(self, parsed: ParsedGenerate, events: '_Events') -> Job:
-    rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
-    if rid in self._rids:
-      raise RequestError(
-        f'rid: got {short_repr(rid)}, which is running already; wanted one that is unique'
-      )
+  def drop(self, rid: str, why: str) -> None:
+    """Aborts a request. Its last event has the tokens so far."""
+    self.engine.call(lambda: self.engine.abort(lambda job: job.rid == rid, why), lambda _: None)
+
+  async def receive_images(self, request: web.Request) -> web.Response:
+    """POST /images: pixels for later requests that name them, see `serving.images`."""
+    raw = await raw_body(request)
+    received = await asyncio.to_thread(self._cut, raw)
+    for image in received:
+      self.images.add(image)
+    return json_reply({'images': [image.name for image in received]})
+
+  def _cut(self, raw: bytes) -> list[ImagePatches]:
+    return [cut(image) for image in images.unpack(raw, self.options.max_image_patches)]
+
+  def _prompt(self, parsed: ParsedGenerate) -> Prompt:
     # Refuse a request that is far too long before its images are decoded.
     if len(parsed.input_ids) > self.options.context:
       raise RequestError(
         f'input_ids: got {len(parsed.input_ids)} ids, wanted at most {self.options.context} '
         'with new tokens'
       )
-    images = tuple(self._images.get(text) for text in parsed.image_data)
-    if len({image.digest for image in images}) > self.options.image_slots:
+    if len(set(parsed.image_data)) > self.options.image_slots:
       raise RequestError(
-        f'image_data: got {len(images)} images, this server keeps '
+        f'image_data: got {len(parsed.image_data)} images, this server keeps '
         f'{self.options.image_slots}; raise image_slots'
       )
-    prompt = expand(
-      parsed.input_ids, images, self.engine.config.image_id, self.options.chunk_tokens
-    )
+    return self.expanded(parsed.input_ids, self.images.get_all(parsed.image_data))
+
+  def expanded(self, ids: list[int], found: tuple[ImagePatches, ...]) -> Prompt:
+    """Returns the prompt of ids, with one placeholder per image.
+
+    Raises:
+      RequestError: the numbers of placeholders and images differ.
+    """
+    return expand(ids, found, self.engine.config.image_id, self.options.chunk_tokens)
+
+  def _job(self, parsed: ParsedGenerate, prompt: Prompt, events: 'Events') -> Job:
+    rid = uuid.uuid4().hex if parsed.rid is None else parsed.rid
+    if rid in self._rids:
+      raise RequestError(
+        f'rid: got {short_repr(rid)}, which is running already; wanted one that is unique'
+      )
     stops = frozenset(parsed.stop_token_ids) | frozenset(
       () if parsed.ignore_eos else self.options.eos_token_ids
     )
@@ -180,7 +211,7 @@ class Server:
 
     It verifies the new weights first, and keeps the old weights after any error.
     """
-    body = await _body(
+    body = await json_body(
       request, ('model_path', 'weight_version', 'abort_all_requests', 'flush_cache')
     )
     folder = text('model_path', body.get('model_path'))
@@ -192,7 +223,7 @@ class Server:
       try:
         version, params = await asyncio.to_thread(self._load, folder, wanted)
       except (SyncError, DataError, ConfigError) as error:
-        return _json({'success': False, 'message': str(error)}, 400)
+        return json_reply({'success': False, 'message': str(error)}, 400)
       if everyone:
         await self._in_engine(
           lambda: self.engine.abort(lambda job: True, 'update_weights_from_disk')
@@ -200,7 +231,7 @@ class Server:
       await self._swap(params, version)
       self.model_path = folder
       self.weight_version = str(version)
-    return _json(
+    return json_reply(
       {
         'success': True,
         'message': f'weights of {folder} as version {version}',
@@ -228,10 +259,16 @@ class Server:
         'manifest.json) or a '
         'Hugging Face folder'
       )
+    kept = self._own
     if (path / publish.MANIFEST).exists() or not (path / 'config.json').exists():
-      version, params = publish.load(
-        path, self._abstract, {name: self._own_hash(name) for name in self._names}
-      )
+      if publish.read_manifest(path).adapter is not None:
+        # an adapter is a change of the folder's weights, whatever is served now
+        page, params = self._base.load(path)
+        version, kept = page.version, self._own_or_base
+      else:
+        version, params = publish.load(
+          path, self._abstract, {name: self._own_hash(name) for name in self._names}
+        )
     else:
       config, params = weights.load_hf(path)
       version = self.engine.version
@@ -243,14 +280,22 @@ class Server:
     version = version if wanted is None else version_number(wanted)
     # A version leaves out frozen arrays: take them from the served model.
     new = manifest.leaves(params)
-    whole = manifest.nest(
-      {name: new[name] if name in new else self._own(name) for name in self._names}
-    )
+    whole = manifest.nest({name: new[name] if name in new else kept(name) for name in self._names})
     prepared = jax.block_until_ready(
       programs.prepare(self.engine.config, whole, self.options.dtype)
     )
     self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
+    self._replaced |= new.keys()
     return version, prepared
+
+  @functools.cached_property
+  def _base(self) -> BaseModel:
+    """The folder that the server was started with, which adapters are a change of."""
+    return BaseModel(self.options.model_path)
+
+  def _own_or_base(self, name: str) -> Any:
+    """Returns an array of the folder that the server was started with."""
+    return self._base.read(name) if name in self._replaced else self._own(name)
 
   def _own(self, name: str) -> Any:
     """Returns the served array of this name.
@@ -277,24 +322,24 @@ class Server:
 
     The default mode is abort, as in SGLang.
     """
-    mode = (await _body(request, ('mode',))).get('mode', 'abort')
+    mode = (await json_body(request, ('mode',))).get('mode', 'abort')
     if mode not in PAUSE_MODES:
       raise RequestError(f'mode: got {short_repr(mode)}, wanted one of {PAUSE_MODES}')
     await self._in_engine(lambda: self.engine.pause(mode))
-    return _json({'status': 'ok', 'message': f'paused ({mode})'})
+    return json_reply({'status': 'ok', 'message': f'paused ({mode})'})
 
   async def resume(self, request: web.Request) -> web.Response:
     """POST /continue_generation {}."""
-    await _body(request, ())
+    await json_body(request, ())
     await self._in_engine(self.engine.resume)
-    return _json({'status': 'ok', 'message': 'running'})
+    return json_reply({'status': 'ok', 'message': 'running'})
 
   async def abort(self, request: web.Request) -> web.Response:
     """POST /abort_request {rid} or {abort_all: true}.
 
     Aborted requests are answered with their tokens so far.
     """
-    body = await _body(request, ('rid', 'abort_all'))
+    body = await json_body(request, ('rid', 'abort_all'))
     rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
     if not everyone:
       text('rid', rid)
@@ -303,13 +348,13 @@ class Server:
       return everyone or job.rid == rid
 
     count = await self._in_engine(lambda: self.engine.abort(is_chosen, 'abort_request'))
-    return _json({'aborted': count})
+    return json_reply({'aborted': count})
 
   async def flush(self, request: web.Request) -> web.Response:
     """GET or POST /flush_cache. Status 400 while any request runs."""
-    await _body(request, ())
+    await json_body(request, ())
     if await self._in_engine(self.engine.flush):
-      return _json({'success': True})
+      return json_reply({'success': True})
     raise RequestError(
       'flush_cache: requests are running, wanted an idle server; pause or wait first'
     )
@@ -320,7 +365,7 @@ class Server:
 
   async def model_info(self, request: web.Request) -> web.Response:
     """GET /get_model_info."""
-    return _json(
+    return json_reply(
       {
         'model_path': self.model_path,
         'tokenizer_path': self.options.model_path,
@@ -334,23 +379,20 @@ class Server:
     """GET /get_server_info: options and cumulative counts."""
     options = orjson.loads(self.options.to_json()) | {'api_key': None}
     running = [len(lane.running) for lane in self.engine.lanes]
-    return _json(
+    return json_reply(
       {
         'version': 'paravt_jax',
         'weight_version': self.weight_version,
         'options': options,
         'counts': self.engine.counts,
+        'images': self.images.counts | self.images.size,
         'running': running,
         'waiting': len(self.engine.waiting),
       }
     )
 
 
-def _json(value: Any, status: int = 200) -> web.Response:
-  return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
-
-
-def _check_finite(reply: GenerateReply) -> GenerateReply:
+def check_finite(reply: GenerateReply) -> GenerateReply:
   """Returns the reply, or raises SyncError if a log-prob is not finite.
 
   JSON cannot express such a value, and no training could use it.
@@ -365,7 +407,7 @@ def _check_finite(reply: GenerateReply) -> GenerateReply:
 
 
 async def _stream(
-  request: web.Request, rid: str, events: _Events, start: float
+  request: web.Request, rid: str, events: Events, start: float
 ) -> web.StreamResponse:
   """Streams a job's tokens until it ends.
 
@@ -383,7 +425,7 @@ async def _stream(
     if not finite(reply.logprobs) and reason is None:
       continue  # the last event contains these tokens too
     try:
-      body = _check_finite(reply).to_json(rid, reason, time.monotonic() - start)
+      body = check_finite(reply).to_json(rid, reason, time.monotonic() - start)
     except SyncError as error:
       body = {'error': {'message': str(error)}}
     await response.write(b'data: ' + orjson.dumps(body) + b'\n\n')
@@ -404,62 +446,3 @@ def _version(value: Any) -> int | None:
     return None if value is None else version_number(value)
   except ValueError as error:
     raise RequestError(str(error)) from error
-
-
-async def _body(request: web.Request, known: Collection[str] | None = None) -> dict[str, Any]:
-  """Returns the body as an object.
-
-  known: the allowed keys, or None if the caller checks them.
-  """
-  try:
-    body = json_object(request.path, await request.read())
-  except (web.RequestPayloadError, HttpProcessingError) as error:
-    raise RequestError(
-      f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'
-    ) from error
-  if known is not None:
-    refuse_unknown(request.path, body, known)
-  return body
-
-
-@web.middleware
-async def _errors(
-  request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-  try:
-    return await handler(request)
-  except RequestError as error:
-    return _json({'error': {'message': str(error)}}, 400)
-  except SyncError as error:
-    return _json({'error': {'message': str(error)}}, 500)
-  except web.HTTPClientError as error:  # unknown path, wrong method, or a body that is too large
-    message = (
-      f'{request.method} {short_repr(request.path)}: '
-      f'{" ".join((error.text or error.reason).split())}'
-    )
-    return _json({'error': {'message': message}}, error.status)
-
-
-def _key(api_key: str | None) -> Any:
-  """Refuses requests without the key, except /health and /ready, as SGLang does."""
-
-  @web.middleware
-  async def check(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-  ) -> web.StreamResponse:
-    if (
-      api_key is not None
-      and request.path not in _OPEN
-      and request.headers.get('Authorization') != f'Bearer {api_key}'
-    ):
-      return _json(
-        {
-          'error': {
-            'message': f'{request.path}: wrong or no api key; send "Authorization: Bearer <key>"'
-          }
-        },
-        401,
-      )
-    return await handler(request)
-
-  return check

@@ -23,6 +23,8 @@ class EngineOptions(Options):
   decode_steps: Annotated[int, COUNT]  # tokens per dispatch
   image_batch: Annotated[int, COUNT]  # images per call of the vision tower
   image_slots: Annotated[int, COUNT]  # images whose features are kept
+  # images whose pixels are kept, in MiB: requests may name them instead of sending them again
+  image_cache_mb: Annotated[int, COUNT]
   max_image_patches: Annotated[int, multiple_of(4)]  # 16x16 patches of the largest image
   bias_rows: Annotated[int, COUNT]  # distinct logit_bias objects in use at once
   max_stop_ids: Annotated[int, COUNT]  # stop ids of one request
@@ -40,6 +42,7 @@ class EngineOptions(Options):
       decode_steps=4,
       image_batch=64,
       image_slots=4096,
+      image_cache_mb=1024,
       max_image_patches=196,
       bias_rows=4,
       max_stop_ids=4,
@@ -56,6 +59,8 @@ class ServerOptions(EngineOptions):
   port: int  # 0: a free one
   port_file: str | None  # gets the port
   api_key: str | None  # that requests must bring
+  served_name: str  # the model's name behind the OpenAI protocol
+  think_prefix: str  # the beginning of each turn behind the OpenAI protocol; '' for none
   eos_token_ids: tuple[int, ...]  # that end a reply
   compile_cache: str | None  # folder of compiled programs
   parent_pid: int | None  # the server ends when this process does

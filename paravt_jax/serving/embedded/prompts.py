@@ -4,25 +4,14 @@ It expands images, and computes positions and the hashes of chunks.
 """
 
 import dataclasses
-import hashlib
-from collections import OrderedDict
 
 import numpy as np
 
 from paravt_jax.models.qwen3_vl.positions import mrope_positions
 from paravt_jax.serving.embedded.cache import chain_keys
-from paravt_jax.serving.protocol import RequestError, decode_image
+from paravt_jax.serving.embedded.images import ImagePatches
+from paravt_jax.serving.fields import RequestError
 from paravt_jax.video import patches
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagePatches:
-  """One image of a request."""
-
-  digest: bytes  # of its pixels and shape
-  patches_XC: np.ndarray  # uint8[patches, 3 * 16 * 16]
-  grid: tuple[int, int]  # (rows, columns) of patches
-  tokens: int  # merged tokens it expands to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,37 +28,6 @@ class Prompt:
 
   def __len__(self) -> int:
     return len(self.ids_T)
-
-
-class ImageStore:
-  """A cache of the `capacity` newest decoded images, by their base64 text.
-
-  It helps because the requests of a group send the same frames eight times.
-  """
-
-  def __init__(self, capacity: int, max_patches: int):
-    self._capacity, self._max_patches = capacity, max_patches
-    self._images: OrderedDict[bytes, ImagePatches] = OrderedDict()
-
-  def get(self, text: str) -> ImagePatches:
-    """Returns the decoded image of a base64 string.
-
-    Raises:
-      RequestError: the string is not an image, or a side has a wrong length, or the image is larger
-      than this server's limit.
-    """
-    name = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    image = self._images.pop(name, None) or self._decode(text)
-    self._images[name] = image
-    if len(self._images) > self._capacity:
-      self._images.popitem(last=False)
-    return image
-
-  def _decode(self, text: str) -> ImagePatches:
-    image = decode_image(text, self._max_patches)
-    rows, grid = patches.patchify(image)
-    digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-    return ImagePatches(digest, rows, grid, patches.merged_tokens(grid))
 
 
 def expand(ids: list[int], images: tuple[ImagePatches, ...], image_id: int, chunk: int) -> Prompt:

@@ -115,7 +115,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
     ('gpu', 512, 'float32', 'tiled'),
     ('cuda', 512, 'bfloat16', 'triton'),
     ('tpu', 32768, 'bfloat16', 'splash'),
-    ('tpu', 65536, 'bfloat16', 'tiled'),
+    ('tpu', 65536, 'bfloat16', 'splash'),
   ],
 )
 def test_auto_chooses_by_platform_and_length(platform, length, dtype, backend):

@@ -1,10 +1,11 @@
-"""Two calls merged by their log-sums are one softmax, whatever a kernel returns for no keys."""
+"""Calls merged by their log-sums are one softmax, whatever a kernel returns for no keys."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from paravt_jax.models.attention import merged
 from tests.models.attention import kernels
@@ -13,6 +14,8 @@ from tests.models.attention import kernels
 @dataclasses.dataclass(frozen=True)
 class PlainKernel:
   """Whole softmax over one range; nan where it is empty."""
+
+  most_keys: int = 1000
 
   def _scores(self, q, k, range_BT2):
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
@@ -40,8 +43,9 @@ class PlainKernel:
     return jax.vjp(partial, q, k, v)[1]((d_out, d_total))
 
 
-def test_two_calls_have_the_values_and_gradients_of_one_softmax():
-  kernels.compare(lambda *x: merged.attend_merged(PlainKernel(), *x))
+@pytest.mark.parametrize('most_keys', [1000, 33])
+def test_its_calls_have_the_values_and_gradients_of_one_softmax(most_keys):
+  kernels.compare(lambda *x: merged.attend_merged(PlainKernel(most_keys), *x))
 
 
 def test_a_row_without_keys_gives_zeros():

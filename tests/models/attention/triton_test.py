@@ -34,6 +34,15 @@ def test_the_kernels_lower_for_a_gpu_without_an_array_of_all_pairs():
   assert '32768x32768' not in text
 
 
+def test_three_rows_of_an_hour_of_video_take_offsets_of_64_bits():
+  # 3 x 262,144 x 32 x 128 numbers in bfloat16 are more than 2^32 bytes
+  shape = lambda heads: jax.ShapeDtypeStruct((3, 262144, heads, 128), jnp.bfloat16)
+  seen = jax.ShapeDtypeStruct((3, 262144, 4), jnp.int32)
+  traced = jax.jit(triton.attend_triton).trace(shape(32), shape(8), shape(8), seen)
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  assert 'attend_forward' in text and 'i64' in text
+
+
 def test_a_row_without_tokens_gives_zeros():
   q, k, v = layouts.random(np.zeros((1, 40)), width=16)
   out = triton.attend_triton(q, k, v, jnp.zeros((1, 40, 4), jnp.int32), ON_HOST)

@@ -24,7 +24,7 @@ from tests.serving.contract.drive import (
 )
 
 
-def through_client(served, scenario, key=KEY):
+def through_client(served, scenario, key=KEY, image_folder=''):
   """What `await scenario(client, control, url)` gives."""
   options = ClientOptions(
     api_key=key,
@@ -34,6 +34,7 @@ def through_client(served, scenario, key=KEY):
     retries=2,
     backoff_s=0.05,
     image_cache=16,
+    image_folder=image_folder,
   )
 
   async def run():
@@ -149,3 +150,28 @@ def test_control_names_a_key_that_is_refused(served):
     return str(error.value)
 
   assert '\n' not in through_client(served, scenario, key='another')
+
+
+@pytest.mark.parametrize('by_file', [False, True])
+def test_frames_repeated_over_requests_reach_the_server_as_they_are(served, tmp_path, by_file):
+  """The embedded server gets each once and then its name. SGLang gets them in every request, or
+  reads each from one file.
+  """
+  frames = tuple(frame(300 + 10 * by_file + i, 32, 64) for i in range(2))
+
+  async def scenario(client, control, url):
+    sent = [request(served.with_image(5, 3, 20 + i), frames[:1], seed=i) for i in range(3)]
+    sent += [
+      request(served.with_image(4, 2, 30) + served.with_image(1, 2, 31), frames, seed=9),
+      request(served.with_image(4, 2, 32), (frames[1].copy(),), seed=9),
+    ]
+    got = [await asyncio.gather(*(client.generate(one) for one in sent)) for _ in range(2)]
+    return sent, got, dict(client.counts)
+
+  folder = str(tmp_path) if by_file else ''
+  sent, waves, counts = through_client(served, scenario, image_folder=folder)
+  for one, sampled in zip(sent * 2, [*waves[0], *waves[1]]):
+    reply = GenerateReply(sampled.ids.tolist(), sampled.logprobs.tolist(), 'length', 0, 0, 0, [])
+    assert served.gap(one, reply) < 1e-4
+  assert counts['images'] == 12
+  assert counts['images_sent'] == (2 if served.kind == 'embedded' or by_file else 12)

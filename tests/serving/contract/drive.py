@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 from tokenizers import Tokenizer
 
+from paravt_jax.models.lora import Adapter
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving import publish, sglang, staging
@@ -39,6 +40,8 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'port': 0,
     'port_file': None,
     'api_key': KEY,
+    'served_name': 'tiny',
+    'think_prefix': '',
     'dtype': 'float32',
     'eos_token_ids': (),
     'lanes': ((128, 8), (CONTEXT, 4)),
@@ -48,6 +51,7 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'decode_steps': 4,
     'image_batch': 4,
     'image_slots': 32,
+    'image_cache_mb': 1,
     'max_image_patches': 16,
     'bias_rows': 4,
     'max_stop_ids': 4,
@@ -130,9 +134,14 @@ class Served:
       return sum(self.call('/get_server_info')[1]['running'])
     return self.call('/v1/loads')[1]['loads'][0]['num_running_reqs']
 
-  def staged(self, params: dict, version: int) -> pathlib.Path:
-    """Weights in the form that this server loads."""
-    published = publish.save(self.scratch / 'weights', version, params, keep=2)
+  def staged(self, params: dict, version: int, adapter: Adapter | None = None) -> pathlib.Path:
+    """Weights in the form that this server loads. With `adapter`, `params` are of that form, and
+    all arrays of the model are left out.
+    """
+    frozen = None if adapter is None else self.params
+    published = publish.save(
+      self.scratch / 'weights', version, params, keep=2, frozen=frozen, adapter=adapter
+    )
     if self.kind == 'embedded':
       return published
     with mock.patch.object(staging, '_FILE_BYTES', 100_000):  # several files, as a large model has
@@ -140,9 +149,9 @@ class Served:
         published
       )
 
-  def update(self, params: dict | None, version: int) -> None:
-    """Sends weights; None: those it was started with."""
-    folder = self.folder if params is None else self.staged(params, version)
+  def update(self, params: dict | None, version: int, adapter: Adapter | None = None) -> None:
+    """Sends weights, or an adapter; None: those it was started with."""
+    folder = self.folder if params is None else self.staged(params, version, adapter)
     status, body = self.call(
       '/update_weights_from_disk',
       {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True},

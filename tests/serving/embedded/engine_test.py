@@ -30,6 +30,8 @@ def model(tmp_path_factory):
 def engine(model, lanes) -> Engine:
   options = ServerOptions(
     model_path='',
+    served_name='tiny',
+    think_prefix='',
     host='127.0.0.1',
     port=0,
     port_file=None,
@@ -46,6 +48,7 @@ def engine(model, lanes) -> Engine:
     max_image_patches=4,
     bias_rows=1,
     max_stop_ids=1,
+    image_cache_mb=4,
     max_body_mb=1,
     compile_cache=None,
     parent_pid=None,

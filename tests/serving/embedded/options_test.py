@@ -9,6 +9,8 @@ from paravt_jax.serving.embedded.options import ServerOptions
 
 GOOD = ServerOptions(
   model_path='m',
+  served_name='tiny',
+  think_prefix='',
   host='127.0.0.1',
   port=0,
   port_file=None,
@@ -25,6 +27,7 @@ GOOD = ServerOptions(
   max_image_patches=16,
   bias_rows=4,
   max_stop_ids=4,
+  image_cache_mb=4,
   max_body_mb=16,
   compile_cache=None,
   parent_pid=None,

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from paravt_jax.serving.embedded.prompts import ImageStore, expand, extend
-from paravt_jax.serving.protocol import RequestError, encode_image
+from paravt_jax.serving.embedded.images import cut
+from paravt_jax.serving.embedded.prompts import expand, extend
+from paravt_jax.serving.protocol import RequestError
 
 PAD = 9
 
 
 def image(value: int, height: int = 32, width: int = 32):
-  return ImageStore(8, 64).get(encode_image(np.full((height, width, 3), value, np.uint8)))
+  return cut(np.full((height, width, 3), value, np.uint8))
 
 
 def test_each_pad_becomes_its_images_tokens():
@@ -49,10 +50,3 @@ def test_a_generated_placeholder_is_text_when_a_request_is_continued():
 def test_other_numbers_of_pads_and_images_are_refused():
   with pytest.raises(RequestError, match='hold 2 image placeholders'):
     expand([PAD, PAD], (image(0),), PAD, 4)
-
-
-def test_the_store_decodes_equal_text_once_and_bounds_size():
-  store, text = ImageStore(1, 16), encode_image(np.zeros((64, 64, 3), np.uint8))
-  assert store.get(text) is store.get(text)
-  with pytest.raises(RequestError, match='24 patches'):
-    store.get(encode_image(np.zeros((64, 96, 3), np.uint8)))

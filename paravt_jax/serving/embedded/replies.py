@@ -1,0 +1,87 @@
+"""What all handlers share: bodies in, JSON out, errors as one line, and the key."""
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from paravt_jax.errors import SyncError
+from paravt_jax.serving import images
+from paravt_jax.serving.fields import json_object, refuse_unknown, short_repr
+from paravt_jax.serving.protocol import RequestError
+
+OPEN = ('/health', '/ready')  # paths that need no key
+
+
+def json_reply(value: Any, status: int = 200) -> web.Response:
+  """Returns a reply with a JSON body."""
+  return web.Response(body=orjson.dumps(value), status=status, content_type='application/json')
+
+
+async def json_body(request: web.Request, known: Collection[str] | None = None) -> dict[str, Any]:
+  """Returns the body as an object.
+
+  known: the allowed keys, or None if the caller checks them.
+  """
+  body = json_object(request.path, await raw_body(request))
+  if known is not None:
+    refuse_unknown(request.path, body, known)
+  return body
+
+
+async def raw_body(request: web.Request) -> bytes:
+  """Returns the body. Raises RequestError if it cannot be read."""
+  try:
+    return await request.read()
+  except (web.RequestPayloadError, HttpProcessingError) as error:
+    raise RequestError(
+      f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'
+    ) from error
+
+
+@web.middleware
+async def errors(
+  request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+  """Turns errors into replies of one line."""
+  try:
+    return await handler(request)
+  except images.MissingImages as error:
+    return json_reply(error.to_json(), images.MISSING_STATUS)
+  except RequestError as error:
+    return json_reply({'error': {'message': str(error)}}, 400)
+  except SyncError as error:
+    return json_reply({'error': {'message': str(error)}}, 500)
+  except web.HTTPClientError as error:  # unknown path, wrong method, or a body that is too large
+    message = (
+      f'{request.method} {short_repr(request.path)}: '
+      f'{" ".join((error.text or error.reason).split())}'
+    )
+    return json_reply({'error': {'message': message}}, error.status)
+
+
+def key(api_key: str | None) -> Any:
+  """Returns what refuses requests without the key, except /health and /ready, as SGLang does."""
+
+  @web.middleware
+  async def check(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+  ) -> web.StreamResponse:
+    if (
+      api_key is not None
+      and request.path not in OPEN
+      and request.headers.get('Authorization') != f'Bearer {api_key}'
+    ):
+      return json_reply(
+        {
+          'error': {
+            'message': f'{request.path}: wrong or no api key; send "Authorization: Bearer <key>"'
+          }
+        },
+        401,
+      )
+    return await handler(request)
+
+  return check
