@@ -69,9 +69,10 @@ def check_heldout(world: WorldOptions) -> None:
 def check_eval_servers(recipe: EvalRecipe) -> None:
   """Raises ConfigError for servers that an evaluation cannot start or reach."""
   servers.check(AgentSetup.of(recipe))
-  urls, kind = recipe.server.urls, recipe.server.kind
-  wanted = "a server's address, or server.kind=embedded or sglang"
-  require(urls, wanted, bool(urls) or kind != 'url', 'server.urls')
+  server = recipe.server
+  wanted = "a server's address, or server.router, or server.kind=embedded or sglang"
+  given = bool(server.urls or server.router) or server.kind != 'url'
+  require(server.urls, wanted, given, 'server.urls')
 
 
 def _require_rows(train: TrainOptions, mesh: MeshOptions) -> None:

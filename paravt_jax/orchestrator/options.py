@@ -413,6 +413,10 @@ class SGLangOptions(sglang.EngineOptions):
     return cls(**rules.to_dict(sglang.EngineOptions.published()), threads=8, staging='')
 
 
+ROUTER = Rule(
+  "an address, such as http://127.0.0.1:30000, or ''",
+  lambda value: value == '' or URLS.holds((value,)),
+)
 PORTS = each(
   'different ports, each in 1..65535',
   lambda one: type(one) is int and 0 < one < 65536,
@@ -426,7 +430,10 @@ class ServersOptions(Options):
 
   # url: servers that run already; embedded: ours, in JAX; sglang: SGLang out of .venv-sglang
   kind: Annotated[str, one_of(*SERVERS)]
-  urls: Annotated[tuple[str, ...], URLS]  # addresses of servers that run already
+  # addresses of servers that run already; (): with `router`, its workers
+  urls: Annotated[tuple[str, ...], URLS]
+  # address of SGLang's router, which rollout requests then go through; '': straight to the servers
+  router: Annotated[str, ROUTER]
   count: Annotated[int, PROCESSES]  # servers to start
   host: Annotated[str, NAME]  # where started servers listen
   ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
@@ -442,6 +449,7 @@ class ServersOptions(Options):
     return cls(
       kind='url',
       urls=(),
+      router='',
       count=1,
       host='127.0.0.1',
       ports=(),

@@ -26,6 +26,7 @@ from paravt_jax.rollout import groups, judge
 from paravt_jax.rollout.agent import Agent
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.fleet import Fleet, Member
+from paravt_jax.rollout.gateway import Gateway
 from paravt_jax.rollout.http import ClientOptions
 from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import ContextOptions, Sampler
@@ -116,19 +117,30 @@ async def open_rollouts(
   async with contextlib.AsyncExitStack() as stack:
     pool = stack.enter_context(parts.decode_pool(setup.video))
     control = await stack.enter_async_context(Control(options))
-    members = await servers.members(setup, host, model_folder, tok, folder)
+    gateway = None
+    if setup.server.router:
+      gateway = await stack.enter_async_context(Gateway(options, setup.server.router.rstrip('/')))
+    members = await servers.members(setup, host, model_folder, tok, folder, gateway)
     weights, router = WeightDelivery(), Router([member.url for member in members])
-    fleet = Fleet(members, control, router, weights.ready, setup.server.watch)
+    fleet = Fleet(members, control, router, weights.ready, setup.server.watch, gateway)
     stack.callback(weights.close)
     # From here on the fleet ends the servers, before the files that they may be loading are
     # removed.
     stack.push_async_callback(fleet.close)
     await fleet.open(base if always else await _if_fresh(base, members, control))
+    if gateway is not None:
+      await gateway.check([tok.im_end])
     if await are_sglang(members, control):
       place = staging_folder(setup.server.sglang.staging, members, folder)
       weights.staging = Staging(model_folder, place)
     client = await stack.enter_async_context(
-      clients.Client(options, vocab, router, image_id=tok.image_pad)
+      clients.Client(
+        options,
+        vocab,
+        router,
+        image_id=tok.image_pad,
+        gateway=None if gateway is None else gateway.url,
+      )
     )
     video = setup.video
     frames = FrameStore(video.cache_folder or None, pool, video.cache_mb << 20)

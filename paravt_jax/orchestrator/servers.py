@@ -14,6 +14,7 @@ from paravt_jax.orchestrator import compile_cache
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout.fleet import Member
+from paravt_jax.rollout.gateway import Gateway
 from paravt_jax.serving import sglang
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -36,6 +37,8 @@ def check(setup: AgentSetup, *, installed: bool = True) -> None:
   section = setup.server
   if section.kind == 'url':
     return
+  wanted = "'' where the run starts its servers: a router needs server.kind=url"
+  require(section.router, wanted, not section.router, 'server.router')
   ports, count = section.ports, section.count
   wanted = f'{count} ports, one per server, or ()'
   require(ports, wanted, len(ports) in (0, count), 'server.ports')
@@ -70,11 +73,13 @@ async def members(
   model_folder: pathlib.Path,
   tok: ChatTokenizer,
   folder: pathlib.Path,
+  gateway: Gateway | None = None,
 ) -> list[Member]:
   """Returns servers that answer. It starts the servers of this run at the same time.
 
   Args:
     folder: the run folder, for the servers' logs.
+    gateway: SGLang's router in front of servers that run already.
 
   Raises:
     ConfigError: a knob of `server` is wrong.
@@ -83,13 +88,17 @@ async def members(
   check(setup)
   section = setup.server
   if section.kind == 'url':
-    if not section.urls:
+    urls = [url.rstrip('/') for url in section.urls]
+    if gateway is not None:
+      urls = await gateway.members(urls)
+    if not urls:
       raise ConfigError(
         '--config.server.urls is empty: start a rollout server and name it, as in '
-        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or let the run start its own '
+        '--config.server.urls="(\'http://127.0.0.1:30000\',)", or its router by '
+        '--config.server.router, or let the run start its own '
         'with --config.server.kind=embedded or sglang'
       )
-    return [Member(url.rstrip('/'), None, None) for url in section.urls]
+    return [Member(url, None, None) for url in urls]
   starts = [_start(setup, host, n, model_folder, tok, folder) for n in range(section.count)]
   found = await asyncio.gather(
     *(asyncio.to_thread(start) for start in starts), return_exceptions=True

@@ -50,8 +50,13 @@ def _own_servers(server: ServersOptions, hosts: hosts_.Hosts) -> ServersOptions:
   """Returns the servers by URL that this host asks and updates. Each has one host.
 
   Raises:
-    ConfigError: there are fewer servers than hosts.
+    ConfigError: there are fewer servers than hosts, or a router is in front of them.
   """
+  if server.router:
+    raise ConfigError(
+      f'--config.server.router: got {server.router} for {hosts.count} hosts, wanted one host: each '
+      'updates its own servers, and a router sends requests to any; give server.urls instead'
+    )
   if len(server.urls) < hosts.count:
     raise ConfigError(
       f'--config.server.urls: got {len(server.urls)} servers for {hosts.count} hosts, wanted at '

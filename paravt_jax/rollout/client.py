@@ -18,6 +18,7 @@ from paravt_jax import seeds
 from paravt_jax.errors import RolloutError
 from paravt_jax.rollout.http import ClientOptions, Http, Lost, excerpt, parse_reply
 from paravt_jax.rollout.images import Images
+from paravt_jax.rollout.passage import Passage
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
 from paravt_jax.video import patches
@@ -63,16 +64,26 @@ class Client(Http):
 
   vocab_size: rows of the model's embedding table, including padding rows, which a policy may
   sample. So it is not the size of the tokenizer. image_id: the id of an image placeholder.
-  `counts`: requests, tokens (prompt, cached, sampled), images (all, sent, bytes), and of requests 'interrupted' (by an update
+  gateway: the address of SGLang's router, if requests go through it. `counts`: requests, tokens
+  (prompt, cached, sampled), images (all, sent, bytes), and of requests 'interrupted' (by an update
   or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
   """
 
-  def __init__(self, options: ClientOptions, vocab_size: int, router: Router, *, image_id: int):
+  def __init__(
+    self,
+    options: ClientOptions,
+    vocab_size: int,
+    router: Router,
+    *,
+    image_id: int,
+    gateway: str | None = None,
+  ):
     super().__init__(options)
     self._vocab_size = vocab_size
     self._router = router
     self._image_id = image_id
     self.images = Images(self, options.image_cache, options.image_folder)
+    self._passage = None if gateway is None else Passage(self, self.images, router, gateway)
     self._sent: dict[
       str, tuple[str, str]
     ] = {}  # rid -> (server, rid on the wire) of what is in flight
@@ -192,11 +203,17 @@ class Client(Http):
       return orjson.dumps({**body, 'rid': wire})
 
     for _ in range(self.options.retries + 2):
-      url = await self._router.choose(affinity)
-      came = await self._ask_one_server(url, part.images, payload, event)
+      await self._router.opened()
+      floor = self._router.version
+      came = await self._ask_some_server(affinity, part.images, payload, event)
       if came is not None:
-        reply = protocol.GenerateReply.from_json(parse_reply(f'POST {url}/generate', *came))
+        url, status, answer = came
+        value = parse_reply(f'POST {url}/generate', status, answer)
+        reply = protocol.GenerateReply.from_json(value)
         check(part, reply, self._vocab_size)
+        if self._is_outdated(url, reply, floor):
+          self.counts['moved'] += 1
+          continue
         self.counts.update(
           requests=1,
           prompt_tokens=reply.prompt_tokens,
@@ -210,13 +227,37 @@ class Client(Http):
     raise RolloutError(
       f'request {request.rid}: {self.options.retries + 2} servers in a row were lost over '
       'it, the last: '
-      f'{self._router.reason(url)}; see their logs, or raise client.retries'
+      f'{self._router.last_loss}; see their logs, or raise client.retries'
     )
+
+  def _is_outdated(self, url: str, reply: protocol.GenerateReply, floor: int | None) -> bool:
+    """Returns whether a reply has tokens of older weights than servers had when it was asked for.
+
+    Then its server was restarted, unseen, with the weights of its start: it is lost.
+    """
+    oldest = min((version for version, _, _ in reply.weight_versions), default=floor)
+    if floor is None or oldest is None or oldest >= floor:
+      return False
+    self._router.lost(
+      url, f'{url}: answers with weights {oldest}, wanted {floor} or later; was it restarted?'
+    )
+    return True
+
+  async def _ask_some_server(
+    self, affinity: int, images: _Images, payload: _Payload, event: _Event
+  ) -> tuple[str, int, bytes] | None:
+    """Returns as `_ask_one_server`, from the server of an affinity or the one that a gateway
+    chooses.
+    """
+    if self._passage is not None:
+      return await self._passage.ask(affinity, images, payload, event)
+    url = await self._router.choose(affinity)
+    return await self._ask_one_server(url, images, payload, event)
 
   async def _ask_one_server(
     self, url: str, images: _Images, payload: _Payload, event: _Event
-  ) -> tuple[int, bytes] | None:
-    """Returns (status, body) from one server once the gate is open. None if the server was lost."""
+  ) -> tuple[str, int, bytes] | None:
+    """Returns (url, status, body) once the gate is open. None if the server was lost."""
     gone = self._router.started(url)
     work = asyncio.ensure_future(self._ask(url, gone, images, payload, event))
     leave = asyncio.ensure_future(gone.wait())
@@ -227,7 +268,7 @@ class Client(Http):
       # A reply counts only once the gate is open, because a closed gate means unproven weights.
       came = work.result()
       await self._router.passed(url)
-      return None if gone.is_set() else came
+      return None if gone.is_set() else (url, *came)
     except Lost as error:
       self._router.lost(url, str(error))
       return None
@@ -273,6 +314,11 @@ class Client(Http):
       task.add_done_callback(self._tasks.discard)
 
   async def _send_abort(self, url: str, wire: str) -> None:
+    # Whoever has a request behind a gateway is not known, and others ignore an unknown rid.
+    urls = (url,) if self._passage is None else self._router.up_urls()
+    await asyncio.gather(*(self._abort_one(one, wire) for one in urls))
+
+  async def _abort_one(self, url: str, wire: str) -> None:
     try:
       await self.once(
         'POST', f'{url}/abort_request', orjson.dumps({'rid': wire}), timeout_s=_NOTICE_S

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from paravt_jax.errors import ConfigError, RolloutError, SyncError
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.delivery import Delivery, Weights
+from paravt_jax.rollout.gateway import Gateway, GatewayWatch
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.rollout.supervisor import FleetOptions, Member, ServerState, Supervisor
 from paravt_jax.serving.canary import Canary
@@ -32,6 +33,7 @@ class Fleet:
   counts: lost (found dead, silent or wrong), restarts, drained, back (served again).
   stage: turns a published version into the folder that the servers load. It runs in a thread and
   raises SyncError.
+  gateway: SGLang's router in front of the servers, if there is one.
   """
 
   def __init__(
@@ -41,10 +43,15 @@ class Fleet:
     router: Router,
     stage: Callable[[pathlib.Path], pathlib.Path],
     options: FleetOptions,
+    gateway: Gateway | None = None,
   ):
     self._control = control
     self._router = router
     self._stage = stage
+    self._gateway: GatewayWatch | None = None
+    if gateway is not None:
+      deadline_s = control.options.ready_timeout_s
+      self._gateway = GatewayWatch(gateway, router, options.every_s, deadline_s)
     self._options = options
     self._delivery = Delivery(control, options.tolerance, options.rounding_ratio)
     self._supervisor = Supervisor(members, control, router, self._delivery, options)
@@ -82,6 +89,8 @@ class Fleet:
     for outcome in outcomes:
       if isinstance(outcome, BaseException):
         raise outcome
+    if self._gateway is not None:
+      await self._gateway.align()
     self.watch()
 
   async def _check_new_server(self, server: ServerState) -> None:
@@ -131,6 +140,10 @@ class Fleet:
       while not self._router.up_urls():
         self.check()
         await asyncio.sleep(min(self._options.every_s, 0.2))
+      # A server that failed gets no request from a gateway once the gate is open.
+      if self._gateway is not None:
+        await self._gateway.align()
+      self._router.version = version
     finally:
       self._router.resume()
 
@@ -152,14 +165,21 @@ class Fleet:
 
   def watch(self) -> asyncio.Task[None]:
     """Starts to watch all servers, once. The watch runs until `close`."""
+    if self._gateway is not None:
+      self._gateway.watch()
     return self._supervisor.watch()
 
   def check(self) -> None:
     """Raises RolloutError, with the end of a log, if no server is UP and none can come back."""
     self._supervisor.check()
+    lost = None if self._gateway is None else self._gateway.fatal_message()
+    if lost is not None:
+      raise RolloutError(lost)
 
   async def close(self) -> None:
     """Ends the watch and every server that this run started."""
+    if self._gateway is not None:
+      await self._gateway.close()
     await self._supervisor.close()
 
 

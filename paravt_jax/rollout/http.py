@@ -8,7 +8,7 @@ Other failures raise RolloutError.
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import aiohttp
@@ -94,12 +94,14 @@ class Http:
     timeout_s: float | None = None,
     on_event: Callable[[bytes], None] | None = None,
     kind: str = JSON,
+    send: Mapping[str, str] | None = None,
+    received: Callable[[dict[str, str]], Any] | None = None,
   ) -> tuple[int, bytes]:
     """Sends a request once. Returns (status, reply body).
 
     kind: the body's content type.
     on_event: receives the events of a stream of server-sent events. The last event is also the
-    reply body.
+    reply body. send: headers of the request. received: gets those of the reply, by lower-case name.
 
     Raises:
       Lost: no connection, or it broke.
@@ -114,9 +116,11 @@ class Http:
         method,
         url,
         data=body,
-        headers={'Content-Type': kind},
+        headers={'Content-Type': kind, **(send or {})},
         timeout=aiohttp.ClientTimeout(total=limit),
       ) as reply:
+        if received is not None:
+          received({name.lower(): value for name, value in reply.headers.items()})
         if on_event is not None and reply.content_type == 'text/event-stream':
           return reply.status, await _last_event(url, reply.content, on_event)
         return reply.status, await reply.read()

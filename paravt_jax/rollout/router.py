@@ -43,6 +43,10 @@ class Router:
 
   supervised: a fleet brings lost servers back, so requests wait. Otherwise the loss of the last
   server is final.
+  behind_gateway: SGLang's router chooses the server, and must hear of a loss before more requests
+  go out.
+  version: the weights that servers which are UP have at least; None before the first delivery.
+  last_loss: why a server, or the gateway, was lost last.
   """
 
   def __init__(self, urls: Sequence[str]):
@@ -51,11 +55,15 @@ class Router:
         f'rollout servers: got {list(urls)}, wanted one or more URLs, each once; set server.urls'
       )
     self.supervised = False
+    self.behind_gateway = False
+    self.version: int | None = None
+    self.last_loss = ''
     self._servers = {url: _Server() for url in urls}
     self._homes: collections.OrderedDict[int, str] = (
       collections.OrderedDict()
     )  # affinity -> url, least recently used first
     self._pauses = 0
+    self._held = ''
     self._failure: str | None = None
     self._change = asyncio.Event()
 
@@ -87,18 +95,38 @@ class Router:
     Raises:
       RolloutError: no server will ever be UP.
     """
-    self._refuse_failed()
-    while self._pauses or not self.up_urls():
-      await self._changed()
+    await self.opened()
     home = self._homes.get(affinity)
     if home not in self._servers or self._servers[home].state is not State.UP:
       tenants = collections.Counter(self._homes.values())
       home = min(self.up_urls(), key=lambda url: (self._servers[url].load, tenants[url]))
-      self._homes[affinity] = home
+    self.settle(affinity, home)
+    return home
+
+  async def opened(self) -> None:
+    """Returns once a request may go out, to whichever server a gateway chooses.
+
+    Raises:
+      RolloutError: no server will ever be UP.
+    """
+    self._refuse_failed()
+    while self._pauses or self._held or not self.up_urls():
+      await self._changed()
+
+  def settle(self, affinity: int, url: str) -> None:
+    """Remembers the server that has an affinity's prefix."""
+    self._homes[affinity] = url
     self._homes.move_to_end(affinity)
     if len(self._homes) > _REMEMBERED:
       self._homes.popitem(last=False)
-    return home
+
+  def home(self, affinity: int) -> str | None:
+    """Returns the server that has an affinity's prefix, if one is known."""
+    return self._homes.get(affinity)
+
+  def lives(self) -> dict[str, asyncio.Event]:
+    """Returns the servers that are UP, each with the event that is set when it is lost."""
+    return {url: server.gone for url, server in self._servers.items() if server.state is State.UP}
 
   def started(self, url: str) -> asyncio.Event:
     """Counts a request to the server. The returned event is set when the server is lost."""
@@ -145,9 +173,11 @@ class Router:
     if server is None or server.state is State.DOWN:
       return
     server.state = State.DOWN
-    server.reason = reason
+    server.reason = self.last_loss = reason
     server.load = 0
     server.gone.set()
+    if self.behind_gateway:
+      self._held = reason
     if not self.supervised and not self.up_urls():
       self.fail(reason)
     self._notify()
@@ -168,6 +198,25 @@ class Router:
     self._notify()
 
   # The gate.
+
+  @property
+  def held(self) -> str:
+    """Returns why a gateway takes no requests now, or an empty string."""
+    return self._held
+
+  def hold(self, reason: str) -> None:
+    """The gateway takes no requests until `release`. Without a fleet that is final."""
+    new, self._held, self.last_loss = not self._held, reason, reason
+    if not self.supervised:
+      self.fail(reason)
+    elif new:
+      self._notify()
+
+  def release(self) -> None:
+    """The gateway takes requests again."""
+    if self._held:
+      self._held = ''
+      self._notify()
 
   @property
   def paused(self) -> bool:
@@ -192,6 +241,13 @@ class Router:
     """
     while self._pauses and url in self._servers and self._servers[url].state is not State.DRAINING:
       await self._changed()
+
+  async def changed_within(self, seconds: float) -> None:
+    """Returns when anything about servers or the gate changes, at the latest after `seconds`."""
+    try:
+      await asyncio.wait_for(self._change.wait(), seconds)
+    except TimeoutError:
+      return
 
   async def _changed(self) -> None:
     self._refuse_failed()

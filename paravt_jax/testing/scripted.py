@@ -161,6 +161,10 @@ class ScriptedServer:
     self._loop.call_soon_threadsafe(self._stop.set)
     self._thread.join(_START_S)
 
+  def forget(self) -> None:
+    """Drops its weights for those of its start, as a restart at the same address does."""
+    self._weights = ('', 'default')
+
   def _main(self) -> None:
     asyncio.set_event_loop(self._loop)
     self._loop.run_until_complete(self._serve())
@@ -176,6 +180,7 @@ class ScriptedServer:
     app.router.add_get('/ready', self._ready)
     app.router.add_get('/get_model_info', self._info)
     app.router.add_get('/get_server_info', self._facts)
+    app.router.add_get('/v1/models', self._models)
     for path in (
       '/update_weights_from_disk',
       '/pause_generation',
@@ -316,6 +321,10 @@ class ScriptedServer:
 
   async def _facts(self, http: web.Request) -> web.Response:
     return web.json_response(self.facts)
+
+  async def _models(self, http: web.Request) -> web.Response:
+    """Tells SGLang's router that this server speaks SGLang's protocol."""
+    return web.json_response({'data': [{'id': 'scripted', 'owned_by': 'sglang'}]})
 
   async def _command(self, http: web.Request) -> web.Response:
     body = orjson.loads(await http.read() or b'{}')

@@ -159,5 +159,16 @@ def test_the_world_as_a_benchmark_wants_questions():
 def test_an_evaluation_wants_a_server_that_it_can_reach_or_start():
   check_eval_servers(typed(evaluation.get_config()))
   assert refused(check_eval_servers, evaluation.get_config(), server__kind='url') == (
-    "--config.server.urls=(): wanted a server's address, or server.kind=embedded or sglang"
+    "--config.server.urls=(): wanted a server's address, or server.router, or server.kind=embedded "
+    'or sglang'
+  )
+  by_router = {'server__kind': 'url', 'server__router': 'http://a:1'}
+  check_eval_servers(typed(evaluation.get_config(), **by_router))
+
+
+def test_a_router_stands_in_front_of_servers_that_run_already():
+  said = refused(check_rl, para_grpo.get_config(), server__router='http://a:1')
+  assert said == (
+    "--config.server.router='http://a:1': wanted '' where the run starts its servers: a router needs "
+    'server.kind=url'
   )

@@ -253,6 +253,7 @@ def test_a_whole_number_is_neither_a_float_nor_a_boolean():
     ('server.sglang.devices', (0, 0), 'different numbers of GPUs'),
     ('server.sglang.devices', (-1,), 'different numbers of GPUs'),
     ('server.urls', ('localhost:1',), 'addresses, as in'),
+    ('server.router', 'localhost:1', 'an address, such as http://127.0.0.1:30000'),
     ('server.embedded.lanes', ((128, 0),), '(context, slots) pairs'),
     ('world.scene.events', (9, 6), '(low, high) with 1 <= low <= high'),
     ('data.question_types', ('mc',), 'some of mcq, tvg, oe, or () for all'),

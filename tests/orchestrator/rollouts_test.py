@@ -19,6 +19,7 @@ from paravt_jax.types import StopReason
 from tests import recipes
 from tests.longvideo_reason.chat_server import ChatServer
 from tests.rewards import made
+from tests.rollout.gateways import ScriptedGateway
 from tests.rollout.stack import LONG, TOK, play
 
 CANARY = canary.Canary(
@@ -104,6 +105,32 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path):
     url = f'http://127.0.0.1:{silent.getsockname()[1]}'
     said = refusal(by_url(url, ready_timeout_s=0.2), tmp_path)
   assert said.startswith(f'{url}: not ready after 0.2 s') and 'raise client.ready_timeout_s' in said
+
+
+def test_requests_go_through_a_router_to_the_workers_that_it_names(tmp_path):
+  """The first ten are its check; a tiny server answers them greedily and obeys logit_bias."""
+
+  def answer(request):
+    return Reply(ids=(67,) if '66' in request.sampling['logit_bias'] else (66,), finish='length')
+
+  async def use(server):
+    return [member.url for member in server.fleet.members]
+
+  with ScriptedServer(answer) as one, ScriptedServer(answer) as other:
+    with ScriptedGateway([one.url, other.url]) as gateway:
+      config = by_url()
+      config.server.router = gateway.url + '/'
+      assert opened(config, use, tmp_path) == [one.url, other.url]
+    asked = sorted([len(one.requests), len(other.requests)])
+  assert asked[0] == 0 and asked[1] > 1
+
+
+def test_a_router_of_other_workers_than_server_urls_is_one_line(tmp_path):
+  with ScriptedServer(turns(RIGHT)) as served, ScriptedGateway(['http://b:1']) as gateway:
+    config = by_url(served.url)
+    config.server.router = gateway.url
+    said = refusal(config, tmp_path, ConfigError)
+  assert said.startswith('--config.server.urls: got') and "['http://b:1'], too" in said
 
 
 def test_one_of_two_servers_by_url_that_is_not_there_is_one_line_too(tmp_path):

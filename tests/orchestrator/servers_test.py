@@ -167,6 +167,7 @@ def test_servers_by_url_are_neither_started_nor_ended(config, launched, tmp_path
   'changes',
   [
     {'count': 2, 'ports': (4001,)},
+    {'router': 'http://a:1'},
     {'kind': 'sglang', 'sglang.devices': (0, 1)},
     {'kind': 'sglang', 'sglang.python': '.venv-nowhere/bin/python'},
   ],

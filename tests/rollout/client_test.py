@@ -359,3 +359,20 @@ def test_an_abort_by_a_server_that_drains_is_no_empty_go():
   script = turns(Reply(ids=(), finish='abort', versions=(), until=answer))
   with ScriptedServer(script) as one, ScriptedServer(turns(Reply(ids=(7, 2)))) as two:
     assert asyncio.run(run(Router((one.url, two.url)), one)).ids.tolist() == [7, 2]
+
+
+def test_a_reply_of_older_weights_than_were_delivered_is_thrown_away_and_its_server_lost():
+  async def run():
+    router = Router([old.url, new.url])
+    router.supervised = True
+    router.version = 3
+    async with opened(router) as client:
+      return await client.generate(REQUEST), dict(client.counts), router.reason(old.url)
+
+  with (
+    ScriptedServer(turns(Reply(ids=(7, 2), versions=((0, 0, 2),)))) as old,
+    ScriptedServer(turns(Reply(ids=(8, 2), versions=((3, 0, 1), (4, 1, 2))))) as new,
+  ):
+    got, counts, reason = asyncio.run(run())
+  assert got.ids.tolist() == [8, 2] and counts['moved'] == 1
+  assert 'answers with weights 0, wanted 3 or later; was it restarted?' in reason

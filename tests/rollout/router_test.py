@@ -165,3 +165,52 @@ def test_a_draining_server_gets_no_new_weights_so_its_replies_pass_a_held_gate()
 def test_no_server_or_one_twice_is_refused(urls):
   with pytest.raises(RolloutError, match=r'each once; set server\.urls'):
     Router(urls)
+
+
+def test_behind_a_gateway_requests_wait_from_a_loss_until_the_gateway_has_heard_of_it():
+  async def use():
+    router = Router((A, B))
+    router.supervised = router.behind_gateway = True
+    await router.opened()
+    router.lost(A, 'its process has ended')
+    assert router.held == 'its process has ended'
+    waiting = await waits(router.opened())
+    router.release()
+    await waiting
+    return list(router.lives())
+
+  assert run(use()) == [B]
+
+
+def test_a_gateway_that_is_lost_is_final_without_a_fleet():
+  router = Router((A,))
+  router.hold('the router is gone')
+  with pytest.raises(RolloutError, match='the router is gone'):
+    run(router.opened())
+
+
+def test_a_group_is_at_home_where_its_last_reply_came_from():
+  router = Router((A, B))
+  assert router.home(7) is None
+  router.settle(7, B)
+  assert router.home(7) == B and run(router.choose(7)) == B
+
+
+def test_a_life_of_a_server_ends_with_its_loss():
+  router = Router((A, B))
+  first = router.lives()[A]
+  router.lost(A, 'gone')
+  router.up(A)
+  assert first.is_set() and not router.lives()[A].is_set()
+
+
+def test_what_changes_wakes_up_and_otherwise_time_does():
+  async def use():
+    router = Router((A,))
+    waiting = await waits(router.changed_within(60.0))
+    router.pause()
+    router.resume()
+    await waiting
+    await router.changed_within(0.01)
+
+  run(use())

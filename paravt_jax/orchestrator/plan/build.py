@@ -259,7 +259,9 @@ def _evaluation(request: Request, recipe: EvalRecipe, refusals: list[str]) -> Pl
   """Plans the servers. Those by URL are taken to be SGLang, as `server.sglang` says."""
   if recipe.server.kind == 'url':
     count = max(1, len(recipe.server.urls))
-    recipe = recipe.replace(server=recipe.server.replace(kind='sglang', count=count, urls=()))
+    recipe = recipe.replace(
+      server=recipe.server.replace(kind='sglang', count=count, urls=(), router='')
+    )
     request = dataclasses.replace(request, recipe=recipe)
   parameters = states.parameters_of(request.model)
   share = server.share_of(recipe.server, request.model, parameters)
