@@ -64,7 +64,7 @@ def test_a_knob_that_is_missing_unknown_or_wrong_is_named_by_its_place():
 
 
 def test_a_kind_of_ones_own_needs_neither_section_nor_example():
-  config = ConfigDict({'data': 1, 'fsdp': 2, 'tensor': 1})
+  config = ConfigDict({'data': 1, 'fsdp': 2, 'context': 1, 'tensor': 1})
   assert launch.typed(MeshOptions, config) == MeshOptions(1, 2, 1, 1)
 
 

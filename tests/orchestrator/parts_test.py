@@ -33,10 +33,11 @@ def test_a_mesh_takes_the_devices_it_needs_and_says_when_there_are_too_few():
   assert parts.make_mesh(mesh).devices.size == 1
   mesh = mesh.replace(data=2, fsdp=2, tensor=2)
   assert parts.make_mesh(mesh).devices.size == 8
+  assert parts.make_mesh(mesh.replace(fsdp=1, context=2)).shape['context'] == 2
   with pytest.raises(
     ConfigError,
-    match=r'data 2 x fsdp 8 x tensor 2 = 32 devices, but this process has 8 \(cpu\); lower '
-    r'config.mesh',
+    match=r'data 2 x fsdp 8 x context 1 x tensor 2 = 32 devices, but this process has 8 \(cpu\); '
+    r'lower config.mesh',
   ):
     parts.make_mesh(mesh.replace(fsdp=8))
 
