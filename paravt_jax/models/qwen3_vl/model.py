@@ -316,8 +316,7 @@ def hidden(
   )
 
   def layer(x_BTD, layer_params):
-    layer = text.TextLayer(config.text, dtype, place)
-    return _apply(layer, layer_params, x_BTD, angle_BTF, attend)
+    return _apply(text.TextLayer(config.text, dtype, place), layer_params, x_BTD, angle_BTF, attend)
 
   # a stack that adds to sums keeps the inputs of layers itself
   run = remats.apply(layer, remat) if layer_sums is None else layer
