@@ -81,8 +81,9 @@ eval: setup        ## a model on the world: MODEL=DIR, by default the newest run
 test: setup        ## the fast tests
 	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang and not hosts and not aot and not aot_more" tests $(ARGS)
 
+# Two jobs at a time; tests of a file share what it sets up, so they stay together.
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
-	@$(RUN) -m pytest -q -m "slow and not sglang" tests $(ARGS)
+	@$(RUN) -m pytest -q -n 2 --dist loadfile -m "slow and not sglang and not hosts" tests $(ARGS)
 
 test-hosts: setup  ## several processes on this machine, each a host: SFT, RL, evaluation, one of them killed
 	@$(RUN) -m pytest -q -m hosts tests $(ARGS)
