@@ -73,7 +73,7 @@ def test_two_hosts_roll_out_and_train_as_one_and_go_on_after_a_death_as_one(plac
   finally:
     killed.kill()
   assert codes[0] == -9 and codes[1] not in (0, None)
-  patience.until(lambda: 'host 0 has ended' in killed.lines(1)[-1], 'the line', 30.0)
+  patience.until(lambda: 'host 0 has ended' in killed.last_line(1), 'the line', 30.0)
   done = checkpoint.latest(records)
   assert done is not None, killed.said(0)
   job.run(place, 4, 'rl', 'parts_rl', rollout__steps=STEPS, **knobs)
