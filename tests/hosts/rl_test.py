@@ -80,7 +80,9 @@ def test_two_hosts_roll_out_and_train_as_one_and_go_on_after_a_death_as_one(plac
   metrics, log = whole
   found = logged(place, 'parts_rl')
   assert [record['policy/loss'] for record in found] == pytest.approx(
-    [record['policy/loss'] for record in metrics], rel=1e-6
+    [record['policy/loss'] for record in metrics],
+    rel=1e-6,
+    abs=1e-6,  # terms of size 1 and either sign nearly cancel in some steps
   )
   assert sampled(place, 'parts_rl') == log
   # sums of float32 in another order; the counters are equal
