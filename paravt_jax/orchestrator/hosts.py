@@ -37,7 +37,6 @@ from paravt_jax.orchestrator import native_errors
 T = TypeVar('T')
 TOKEN = '.hosts'  # below the run folder, while its processes check that they all see it
 INTERRUPTED, WRONG_INPUT = 130, 2  # exit statuses (experiments/launch.py)
-_GOODBYE_MS = 20_000
 _FOREVER_MS = 30 * 24 * 3600 * 1000  # a wait ends earlier if a process dies, for it ends all
 
 
@@ -289,11 +288,12 @@ class ending_together:
       print(f'error: {error}', file=sys.stderr)
     elif error is not None and not isinstance(error, SystemExit):
       traceback.print_exception(error)
-    if status == INTERRUPTED:  # all end so, after the same step
-      with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().wait_at_barrier('paravt/interrupted', _GOODBYE_MS)
     sys.stdout.flush()
     sys.stderr.flush()
+    # Where all end for the same reason, each still says so: the end of process 0 is the others'.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      ends_so = status == INTERRUPTED  # after the same step, when records are written
+      _client().wait_at_barrier(f'paravt/left-{status}', 20_000 if ends_so else 5_000)
     os._exit(status if isinstance(status, int) else 1)
 
 

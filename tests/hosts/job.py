@@ -60,10 +60,10 @@ class Job:
     """Standard error of one process."""
     return self.logs[index].read_text()
 
-  def lines(self, index):
-    """The last words: lines of standard error that are no progress bar."""
+  def last_line(self, index):
+    """The last line of standard error that is no progress bar; '' without one."""
     words = self.said(index).replace('\r', '\n').splitlines()
-    return [line for line in words if line.strip() and '%|' not in line]
+    return next((line for line in reversed(words) if line.strip() and '%|' not in line), '')
 
   def interrupt(self, index):
     """Ctrl-C in one process."""

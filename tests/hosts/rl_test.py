@@ -73,14 +73,16 @@ def test_two_hosts_roll_out_and_train_as_one_and_go_on_after_a_death_as_one(plac
   finally:
     killed.kill()
   assert codes[0] == -9 and codes[1] not in (0, None)
-  patience.until(lambda: 'host 0 has ended' in killed.lines(1)[-1], 'the line', 30.0)
+  patience.until(lambda: 'host 0 has ended' in killed.last_line(1), 'the line', 30.0)
   done = checkpoint.latest(records)
   assert done is not None, killed.said(0)
   job.run(place, 4, 'rl', 'parts_rl', rollout__steps=STEPS, **knobs)
   metrics, log = whole
   found = logged(place, 'parts_rl')
   assert [record['policy/loss'] for record in found] == pytest.approx(
-    [record['policy/loss'] for record in metrics], rel=1e-6
+    [record['policy/loss'] for record in metrics],
+    rel=1e-6,
+    abs=1e-6,  # terms of size 1 and either sign nearly cancel in some steps
   )
   assert sampled(place, 'parts_rl') == log
   # sums of float32 in another order; the counters are equal

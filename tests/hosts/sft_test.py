@@ -40,7 +40,7 @@ def test_two_hosts_then_four_train_as_one(place, cold_start):
   assert codes[1] == -9 and codes[0] not in (0, None)
   # the deadline that hosts.heartbeat_s states, then one line
   wanted = native_errors.line(b'unhealthy:\n1\n').decode().strip()
-  patience.until(lambda: killed.lines(0)[-1] == wanted, 'the line', 30.0)
+  patience.until(lambda: killed.last_line(0) == wanted, 'the line', 30.0)
   done = checkpoint.latest(records)
   assert done is not None and done < STEPS, killed.said(0)
   job.run(place, 4, 'sft', 'parts', steps=STEPS, **KNOBS)
@@ -58,7 +58,7 @@ def test_a_folder_that_a_host_does_not_see_is_refused_at_the_start(place, tmp_pa
   started = job.start(place, 2, 'sft', 'apart', cwds=apart, steps=STEPS, **KNOBS)
   assert started.wait() == [2, 2]
   for index in (0, 1):
-    said = started.lines(index)[-1]
+    said = started.last_line(index)
     assert said.startswith('error: run folder runs/apart: host 1 does not see what host 0 writes')
     assert said.endswith('share with --config.run.folder=DIR')
   assert not (apart[0] / 'runs' / 'apart' / 'config.json').exists()
