@@ -50,6 +50,7 @@ def engine(model, lanes) -> Engine:
     max_stop_ids=1,
     image_cache_mb=4,
     max_body_mb=1,
+    tensor_parallel=1,
     compile_cache=None,
     parent_pid=None,
   )
