@@ -23,6 +23,7 @@ def tiny_servers() -> ConfigDict:
       'max_image_patches': 4,
       'memory_fraction': 0.2,
       'max_body_mb': 64,
+      'tensor_parallel': 1,
     }
   )
   config.sglang.update(

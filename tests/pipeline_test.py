@@ -20,6 +20,7 @@ from paravt_jax.chat import prompts
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.data import fields, rows, unpack
 from paravt_jax.data.world import write
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.rewards.total import PUBLISHED
 from paravt_jax.rl import advantages
@@ -28,7 +29,7 @@ from paravt_jax.rollout.groups import Prompt, rewarder, run_group
 from paravt_jax.rollout.sampler import MAIN, Sampler
 from paravt_jax.serving import publish
 from paravt_jax.testing.stack import stack
-from paravt_jax.train import metric_sums, optimizer, sharding, state, step
+from paravt_jax.train import metric_sums, optimizer, state, step
 from paravt_jax.types import ResultStatus, Segment
 from tests import patience
 from tests.data.world import small

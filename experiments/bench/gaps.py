@@ -22,6 +22,7 @@ from experiments.bench.recipe import BenchRecipe
 from paravt_jax import seeds
 from paravt_jax.chat import template
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import canary as canaries
@@ -32,7 +33,6 @@ from paravt_jax.serving.canary import Canary
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing import tiny
-from paravt_jax.train import sharding
 from paravt_jax.train.step import ModelOptions
 
 DTYPES = ('float32', 'bfloat16')

@@ -24,10 +24,11 @@ from experiments.bench.learner_torch import Result, TorchModel, TorchOptions
 from experiments.bench.measuring import say
 from experiments.bench.recipe import BenchRecipe
 from experiments.bench.turns import Turn, median_ratio, spread, take_turns
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.orchestrator import parts, profiling
 from paravt_jax.orchestrator.plan.accelerators import ACCELERATORS
-from paravt_jax.train import heap, metric_sums, sharding, state, step
+from paravt_jax.train import heap, metric_sums, state, step
 from paravt_jax.train.optimizer import OptimizerOptions, make_optimizer
 
 Step = Callable[[], Result]

@@ -1,7 +1,7 @@
 """Where activations lie on a mesh.
 
 The model names the axes of its activations. The caller knows the mesh and the table from names to
-mesh axes (`train/sharding.activations`), so that the model knows neither.
+mesh axes (`models/sharding.activations`), so that the model knows neither.
 """
 
 import dataclasses

@@ -19,11 +19,11 @@ import jax
 from paravt_jax.data import batches, planner
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import MetricsWriter
+from paravt_jax.models import sharding
 from paravt_jax.orchestrator import binding, checks, outlook, parts, run_folder, sft_data
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
-from paravt_jax.train import sharding
 
 MODEL = 'hf'  # the exported folder, below the run folder
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from paravt_jax import row_layout
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import lora_export, weights
 from paravt_jax.orchestrator import canary, parts, profiling, step_facts
 from paravt_jax.orchestrator import hosts as hosts_
@@ -23,7 +24,7 @@ from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
 from paravt_jax.serving import publish
-from paravt_jax.train import checkpoint, heap, metric_sums, placement, sharding, state, step
+from paravt_jax.train import checkpoint, heap, metric_sums, placement, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
 

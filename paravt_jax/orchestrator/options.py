@@ -371,7 +371,7 @@ class MeshOptions(Options):
 
   @property
   def sizes(self) -> tuple[int, ...]:
-    """Returns the devices along each axis, in the order of train/sharding.MESH_AXES."""
+    """Returns the devices along each axis, in the order of models/sharding.MESH_AXES."""
     return self.data, self.fsdp, self.context, self.tensor
 
   @property

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError, DataError
-from paravt_jax.models import lora
+from paravt_jax.models import lora, sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator.options import (
@@ -25,7 +25,7 @@ from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.run_folder import fingerprint, to_json
 from paravt_jax.testing import tiny
 from paravt_jax.train import optimizer as optimizers
-from paravt_jax.train import sharding, step
+from paravt_jax.train import step
 from paravt_jax.train.optimizer import OptimizerOptions
 from paravt_jax.video.decode import DecodePool
 

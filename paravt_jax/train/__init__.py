@@ -15,8 +15,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+  from paravt_jax.models.sharding import make_mesh
   from paravt_jax.train.optimizer import Optimizer, make_optimizer
-  from paravt_jax.train.sharding import make_mesh
   from paravt_jax.train.state import State
   from paravt_jax.train.step import make_rl_step, make_sft_step, put_batch
 else:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from paravt_jax.models import lora
+from paravt_jax.models import lora, sharding
 from paravt_jax.models.placement import Place
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.train import sharding
 from paravt_jax.train.step import ModelOptions
 
 SAMPLED = 4  # ids that are sampled after the prompt, in all continuations but the first

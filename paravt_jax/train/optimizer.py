@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models.sharding import is_axes
 from paravt_jax.options import COUNT, DECAY, POSITIVE, SHARE, Options, from_, one_of, whole
 
 STACK_AXES = frozenset({'layers', 'taps'})  # axes along which equal weights are stacked
@@ -148,11 +149,6 @@ def matrix_axes(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | 
   if len(inner) < 2 or TABLE_AXES & set(axes):
     return None
   return contrib.MuonDimensionNumbers(tuple(inner[:-1]), (inner[-1],))
-
-
-def is_axes(node: Any) -> bool:
-  """Whether a node of a tree of logical axes is a leaf, such as ('layers', 'embed', 'mlp')."""
-  return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
 
 
 def make_optimizer(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from paravt_jax.errors import DataError
-from paravt_jax.train import sharding
+from paravt_jax.models import sharding
 
 Arrays = dict[str, jax.Array]
 SLOTS = ('patches', 'grids')  # [R, N, ...]

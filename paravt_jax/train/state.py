@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from paravt_jax.models import lora
+from paravt_jax.models import lora, sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.train import sharding
 from paravt_jax.train.optimizer import Optimizer, partition
 
 

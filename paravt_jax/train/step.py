@@ -18,11 +18,12 @@ import optax
 from jax.sharding import Mesh
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import COUNT, INSIDE, POSITIVE, Options, above, from_, one_of
 from paravt_jax.rl import advantages, losses
-from paravt_jax.train import head, metric_sums, placement, sharding
+from paravt_jax.train import head, metric_sums, placement
 from paravt_jax.train.optimizer import Optimizer, at_step, partition
 from paravt_jax.train.state import State, referred, shardings
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from configs import base
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator.plan import accelerators, ahead, flops, shapes
@@ -15,7 +16,7 @@ from paravt_jax.orchestrator.plan import state as plan_state
 from paravt_jax.orchestrator.plan.job import Job, job_of, model_of
 from paravt_jax.packing import Sample, Tree, pack
 from paravt_jax.row_layout import Shape
-from paravt_jax.train import metric_sums, sharding, state, step
+from paravt_jax.train import metric_sums, state, step
 from tests.recipes import typed
 
 MICRO_BATCHES = 2

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.rollout.supervisor import FleetOptions
 from paravt_jax.serving import manifest
 from paravt_jax.serving.canary import Canary, Continuation, canary_image
 from paravt_jax.serving.protocol import GenerateReply
-from paravt_jax.train import greedy, sharding
+from paravt_jax.train import greedy
 from paravt_jax.train.step import ModelOptions
 
 LAYERS = 28

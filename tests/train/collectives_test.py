@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import PUBLISHED
-from paravt_jax.train import sharding, state, step
+from paravt_jax.train import state, step
 from tests.train import common, hlo
 
 # No width of the model, and nothing of one device, is a multiple of 40: such an axis is all rows.

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
 from paravt_jax.packing import Sample, Tree, pack
-from paravt_jax.train import sharding, state, step
+from paravt_jax.train import state, step
 from paravt_jax.train.optimizer import Optimizer
 
 PAD = 5

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.train import metric_sums, placement, sharding, state, step
+from paravt_jax.train import metric_sums, placement, state, step
 from tests.train import common
 
 # six layers, which are scanned, and two DeepStack features

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.testing import tiny
-from paravt_jax.train import greedy, sharding
+from paravt_jax.train import greedy
 from paravt_jax.train.step import ModelOptions
 
 BANNED = (3, 7)

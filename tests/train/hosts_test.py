@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import weights
-from paravt_jax.train import metric_sums, sharding, step
+from paravt_jax.train import metric_sums, step
 from tests import patience
 from tests.train import common
 
@@ -21,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
 import sys, jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from paravt_jax.train import metric_sums, sharding, step
+from paravt_jax.models import sharding
+from paravt_jax.train import metric_sums, step
 from tests.train import common, hosts_test
 mesh = common.mesh_of(fsdp=4)
 index, count = sharding.host_rows(mesh)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paravt_jax.train import metric_sums, sharding, step
+from paravt_jax.models import sharding
+from paravt_jax.train import metric_sums, step
 from tests.train import common
 
 # by rows over one axis or both, by heads, hidden units and vocabulary, and mixes

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# the mesh axes that split rows, tokens, heads and images (train/sharding.RULES)
+# the mesh axes that split rows, tokens, heads and images (models/sharding.RULES)
 _ROW_AXES = ('data', 'fsdp')
 _TOKEN_AXIS = 'context'
 _HEAD_AXIS = 'tensor'

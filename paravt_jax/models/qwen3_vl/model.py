@@ -381,6 +381,7 @@ def run_layers(
   features: Features | None,
   visual_index_BT: jax.Array | None,
   attend: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
+  place: Place = anywhere,
 ) -> jax.Array:
   """Runs the decoder in an unrolled loop over layers, for a server that manages its own KV cache.
 
@@ -390,13 +391,14 @@ def run_layers(
     features, visual_index_BT: for DeepStack; None when none of these tokens is visual.
     attend: (layer index, q_BTHF, k_BTKF, v_BTKF) -> o_BTHF. Rotary is already applied, so a cache
       can store k and v as they are.
+    place: where activations lie on a mesh.
 
   Returns:
     [B, T, D] after the final norm, ready for `head`.
   """
   angle_BTF = text.rotary_angles(config.text, positions_ABT)
   for i in range(config.text.layers):
-    layer = text.TextLayer(config.text, x_BTD.dtype)
+    layer = text.TextLayer(config.text, x_BTD.dtype, place)
     layer_params = _nth(params['text']['layers'], i)
     x_BTD = _apply(layer, layer_params, x_BTD, angle_BTF, functools.partial(attend, i))
     if features is None or visual_index_BT is None or not _has_images(features):

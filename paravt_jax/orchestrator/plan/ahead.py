@@ -28,6 +28,7 @@ from jax.experimental import topologies
 
 from paravt_jax import children, options
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import device, parts
 from paravt_jax.orchestrator.options import SFTTrainOptions
@@ -36,7 +37,7 @@ from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.plan.job import Job, job_of
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.row_layout import Shape
-from paravt_jax.train import placement, sharding, step
+from paravt_jax.train import placement, step
 from paravt_jax.train import state as states
 
 _PROGRAM = 'from paravt_jax.orchestrator.plan import ahead; ahead.main()'

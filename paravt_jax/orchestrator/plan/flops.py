@@ -13,9 +13,10 @@ import jax
 from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config, TextConfig, VisionConfig
+from paravt_jax.models.sharding import is_axes
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.plan.shapes import Load
-from paravt_jax.train.optimizer import is_axes, matrix_axes, partition
+from paravt_jax.train.optimizer import matrix_axes, partition
 
 # Whether policy and reference share the features of a frozen tower (train/step.py).
 FEATURES_ONCE = True

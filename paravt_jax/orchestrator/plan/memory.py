@@ -85,8 +85,8 @@ def devices_of_servers(section: ServersOptions) -> int:
   """Returns how many devices the servers take that the run starts."""
   if section.kind == 'url':
     return 0
-  wide = section.sglang.tensor_parallel if section.kind == 'sglang' else 1
-  return section.count * wide
+  options = section.sglang if section.kind == 'sglang' else section.embedded
+  return section.count * options.tensor_parallel
 
 
 def placement(
@@ -95,7 +95,7 @@ def placement(
   """Returns (servers on a learner's device, devices that only servers use).
 
   SGLang servers stand on the devices that the recipe names, else behind the learner's. Embedded
-  servers run on the first device that JAX sees, which is the learner's too.
+  servers run on the first devices that JAX sees, which are the learner's too.
   """
   if section is None or share is None:
     return 0, 0

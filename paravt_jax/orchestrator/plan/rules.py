@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from paravt_jax.errors import ConfigError, ParavtError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import require
 from paravt_jax.orchestrator import checks, servers
@@ -19,7 +20,6 @@ from paravt_jax.orchestrator.plan.job import Job, Recipe
 from paravt_jax.orchestrator.plan.shapes import OwnData, Shape
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
-from paravt_jax.train import sharding
 
 # Far above what anyone trains. Half of these rows take half a minute to lay out.
 MOST_TOKENS = 2**20  # of a row

@@ -56,8 +56,9 @@ def share_of(section: ServersOptions, model: Config, parameters: int) -> Share |
     cache = options.max_total_tokens * token // min(wide, model.text.kv_heads)
     cache += options.vision_cache_mb << 20
     return Share(parameters * BYTES[options.dtype] // wide, cache, _reserve(model))
-  options = section.embedded
-  return Share(parameters * BYTES[options.dtype], _embedded_cache(options, model), _reserve(model))
+  options, wide = section.embedded, section.embedded.tensor_parallel
+  cache = _embedded_cache(options, model)
+  return Share(parameters * BYTES[options.dtype] // wide, cache, _reserve(model))
 
 
 def _reserve(model: Config) -> int:
@@ -72,7 +73,9 @@ def _embedded_cache(options: EmbeddedOptions, model: Config) -> int:
   merged = options.max_image_patches // model.vision.merge**2
   levels = 1 + len(model.vision.taps)
   images = options.image_slots * merged * levels * model.text.width
-  return tokens * cache_bytes(model, options.dtype) + images * BYTES[options.dtype]
+  # keys and values are split by heads, features are whole on every device
+  split = tokens * cache_bytes(model, options.dtype) // options.tensor_parallel
+  return split + images * BYTES[options.dtype]
 
 
 def seconds_of(

@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import parts
 from paravt_jax.orchestrator.options import MeshOptions
 from paravt_jax.orchestrator.plan.job import BYTES, Job
-from paravt_jax.train import sharding, state
+from paravt_jax.train import state
 from paravt_jax.train.optimizer import Optimizer, OptimizerOptions, partition
 
 GRADIENT_DTYPE = 'float32'  # of the sum over micro-batches (train/step.py)

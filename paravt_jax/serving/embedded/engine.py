@@ -49,8 +49,9 @@ class Engine:
       patches=options.max_image_patches,
       stops=options.max_stop_ids,
       biases=options.bias_rows,
+      place=programs.place_on(config, options.tensor_parallel),
     )
-    self.params = programs.prepare(config, params, options.dtype)
+    self.params = programs.prepare(config, params, options.dtype, s.place)
     shapes = tuple(dict.fromkeys(options.lanes))
     self.programs = programs.Programs(s, self.params, shapes)
     self.pages = Pool(options.pages)
@@ -58,10 +59,12 @@ class Engine:
     self.biases = Pool(options.bias_rows)
     self._page_store, self._feature_store = programs.new_pool(s), programs.new_features(s)
     self._bias_rows = np.zeros((options.bias_rows, config.text.vocab), np.float32)
-    self._bias_table = jnp.asarray(self._bias_rows)
+    self._bias_table = self._on_devices(self._bias_rows)
     self.lanes = [Lane(s, *shape, options.lanes.count(shape)) for shape in shapes]
     self._lane_of = [self.lanes[shapes.index(shape)] for shape in options.lanes]
-    self._threads = concurrent.futures.ThreadPoolExecutor(len(options.lanes), 'decode')
+    # on a mesh one after the other: collectives of two programs must not meet
+    threads = len(options.lanes) if options.tensor_parallel == 1 else 1
+    self._threads = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
     self.waiting: deque[Job] = deque()
     self.paused = False
     self.counts = dict.fromkeys(COUNTS, 0)
@@ -73,6 +76,11 @@ class Engine:
     self._queued = self._computed = 0
     self._update: Callable[[], None] | None = None
     self._stopping = False
+
+  def _on_devices(self, table: np.ndarray) -> jax.Array:
+    """Returns a copy of a host table, whole on every device."""
+    place = self.shapes.sharding(table.shape)
+    return jnp.array(table) if place is None else jax.device_put(table.copy(), place)
 
   def warm_up(self) -> None:
     """Runs every program once, so that the first request is not slower. Call it before `run`."""
@@ -303,7 +311,7 @@ class Engine:
     self._bias_rows[row] = 0
     for token, value in bias:
       self._bias_rows[row, token] = value
-    self._bias_table = jnp.array(self._bias_rows)
+    self._bias_table = self._on_devices(self._bias_rows)
 
   def _compute_chunks(self, everything: bool = False) -> None:
     """Prefills full batches of chunks, and a partial batch only if a free slot waits for it."""

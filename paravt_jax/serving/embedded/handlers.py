@@ -287,7 +287,7 @@ class Server:
     new = manifest.leaves(params)
     whole = manifest.nest({name: new[name] if name in new else kept(name) for name in self._names})
     prepared = jax.block_until_ready(
-      programs.prepare(self.engine.config, whole, self.options.dtype)
+      programs.prepare(self.engine.config, whole, self.options.dtype, self.engine.shapes.place)
     )
     self._hashes = {name: found for name, found in self._hashes.items() if name not in new}
     self._replaced |= new.keys()

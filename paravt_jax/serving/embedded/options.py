@@ -29,6 +29,7 @@ class EngineOptions(Options):
   bias_rows: Annotated[int, COUNT]  # distinct logit_bias objects in use at once
   max_stop_ids: Annotated[int, COUNT]  # stop ids of one request
   max_body_mb: Annotated[int, COUNT]  # of a request, in MiB
+  tensor_parallel: Annotated[int, COUNT]  # devices that share the model: heads, units, vocabulary
 
   @classmethod
   def published(cls) -> 'EngineOptions':
@@ -47,6 +48,7 @@ class EngineOptions(Options):
       bias_rows=4,
       max_stop_ids=4,
       max_body_mb=256,
+      tensor_parallel=1,
     )
 
 

@@ -1,24 +1,33 @@
 """The engine's device programs: encode images, prefill pages, admit contexts to slots, decode.
 
 Every program has one fixed shape. What it computes for a row depends on that row's inputs alone, so
-a request's result does not depend on other requests in the batch. The axis letters are those of
+a request's result does not depend on other requests in the batch. On a mesh, weights, keys and
+values are split by heads, hidden units and vocabulary (`models/sharding.RULES`); features, states
+and what is sampled are whole on every device. The axis letters are those of
 `paravt_jax.shapes`: R rows of a prefill, T tokens of its chunk (a page), S contexts in slots, U
 columns of a slot's cache.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
+from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
+from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.models.sharding import is_axes
 from paravt_jax.serving.embedded import sampling
 
 _FAR = -1e30
+CACHE = (None, 'kv_heads', None, None)  # logical axes of keys and values
 ADMIT_ROWS = 8  # contexts copied to slots per admission call
 
 Tree = Any
@@ -40,6 +49,17 @@ class Shapes:
   patches: int
   stops: int
   biases: int
+  place: Place = anywhere  # on the devices that share the model
+
+  def sharding(self, shape: Sequence[int], *axes: str | None) -> NamedSharding | None:
+    """Returns where an array with these logical axes lies; () is everywhere. None on one device."""
+    if self.place.mesh is None or self.place.spec is None:
+      return None
+    return NamedSharding(self.place.mesh, self.place.spec(shape, axes))
+
+  def zeros(self, dtype: str, shape: Sequence[int], *axes: str | None) -> jax.Array:
+    """Returns zeros that lie as `sharding` says."""
+    return jnp.zeros(shape, dtype, device=self.sharding(shape, *axes))
 
   @property
   def merged(self) -> int:
@@ -60,18 +80,55 @@ class _Stack:
     return self._layers[index]
 
 
-def prepare(config: Config, params: Tree, dtype: str) -> Tree:
-  """Puts model parameters on the device, in the compute dtype, with the text layers unstacked."""
-  put = lambda array: jnp.asarray(array, dtype)
-  layers = params['text']['layers']
+def place_on(config: Config, devices: int) -> Place:
+  """Returns where a model lies that the first `devices` share.
+
+  Raises:
+    ConfigError: there are too few devices, or they do not divide heads, hidden units or vocabulary.
+  """
+  if devices == 1:
+    return anywhere
+  found = jax.devices()
+  if len(found) < devices:
+    raise ConfigError(
+      f'server.embedded.tensor_parallel={devices}: this process has {len(found)} devices '
+      f'({found[0].platform}); wanted at most as many'
+    )
+  mesh = sharding.make_mesh(1, 1, devices, found[:devices])
+  axes, shapes = model.logical_axes(config), model.abstract_params(config)
+  sharding.parameter_shardings(axes, shapes, mesh)
+  return sharding.activations(mesh)
+
+
+def prepare(config: Config, params: Tree, dtype: str, place: Place = anywhere) -> Tree:
+  """Puts model parameters on the devices, in the compute dtype, with the text layers unstacked."""
+
+  def put(array: Any, axes: tuple[str, ...]) -> jax.Array:
+    if place.mesh is None or place.spec is None:
+      return jnp.asarray(array, dtype)
+    where = NamedSharding(place.mesh, place.spec(array.shape, axes))
+    # cast first: half the bytes travel. An array of the host is cut there, so no device has it whole
+    own = isinstance(array, jax.Array)
+    return jax.device_put(array.astype(dtype) if own else np.asarray(array).astype(dtype), where)
+
+  def put_all(tree: Tree, axes: Tree) -> Tree:
+    return jax.tree.map(lambda names, array: put(array, names), axes, tree, is_leaf=is_axes)
+
+  axes = model.logical_axes(config)
+  layers, layer_axes = params['text']['layers'], axes['text']['layers']
   apart = tuple(
-    jax.tree.map(lambda stacked, i=i: put(stacked[i]), layers) for i in range(config.text.layers)
+    jax.tree.map(
+      lambda names, stacked, i=i: put(stacked[i], names[1:]), layer_axes, layers, is_leaf=is_axes
+    )
+    for i in range(config.text.layers)
   )
-  rest = {name: jax.tree.map(put, tree) for name, tree in params.items() if name != 'text'}
-  text = {
-    name: jax.tree.map(put, tree) for name, tree in params['text'].items() if name != 'layers'
+  whole = {
+    name: {part: tree for part, tree in parts.items() if (name, part) != ('text', 'layers')}
+    for name, parts in params.items()
   }
-  return {**rest, 'text': {**text, 'layers': apart}}
+  wanted = {name: {part: axes[name][part] for part in parts} for name, parts in whole.items()}
+  made = put_all(whole, wanted)
+  return {**made, 'text': {**made['text'], 'layers': apart}}
 
 
 def with_indexed_layers(params: Tree) -> Tree:
@@ -85,14 +142,11 @@ def new_pool(s: Shapes) -> Tree:
   Shapes per layer: k [pages, K, F, T], v [pages, K, T, F]. tail: [pages, D], the last hidden state.
   """
   t, pages = s.config.text, s.pages + 1
+  k, v = (pages, t.kv_heads, t.head_dim, s.chunk), (pages, t.kv_heads, s.chunk, t.head_dim)
   return {
-    'k': tuple(
-      jnp.zeros((pages, t.kv_heads, t.head_dim, s.chunk), s.dtype) for _ in range(t.layers)
-    ),
-    'v': tuple(
-      jnp.zeros((pages, t.kv_heads, s.chunk, t.head_dim), s.dtype) for _ in range(t.layers)
-    ),
-    'tail': jnp.zeros((pages, t.width), s.dtype),
+    'k': tuple(s.zeros(s.dtype, k, *CACHE) for _ in range(t.layers)),
+    'v': tuple(s.zeros(s.dtype, v, *CACHE) for _ in range(t.layers)),
+    'tail': s.zeros(s.dtype, (pages, t.width)),
   }
 
 
@@ -100,8 +154,8 @@ def new_features(s: Shapes) -> Tree:
   """Returns empty image features, with one extra slot that padding images write to."""
   slots, width = s.image_slots + 1, s.config.text.width
   return {
-    'merged': jnp.zeros((slots, s.merged, width), s.dtype),
-    'deepstack': jnp.zeros((len(s.config.vision.taps), slots, s.merged, width), s.dtype),
+    'merged': s.zeros(s.dtype, (slots, s.merged, width)),
+    'deepstack': s.zeros(s.dtype, (len(s.config.vision.taps), slots, s.merged, width)),
   }
 
 
@@ -111,17 +165,22 @@ def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
   U has space for one extra dispatch.
   """
   t, columns = s.config.text, context + s.steps
-  zeros = lambda dtype, *shape: jnp.zeros((slots, *shape), dtype)
+  zeros = lambda dtype, *shape: s.zeros(dtype, (slots, *shape))
+  everywhere = s.sharding(())
   state = {
     'hidden': zeros(s.dtype, t.width),
     'length': zeros('int32'),
     'position': zeros('int32'),
     'active': zeros('bool'),
-    'sampling': sampling.zeros(slots, s.stops),
+    'sampling': jax.tree.map(
+      lambda x: x if everywhere is None else jax.device_put(x, everywhere),
+      sampling.zeros(slots, s.stops),
+    ),
   }
+  k, v = (slots, t.kv_heads, t.head_dim, columns), (slots, t.kv_heads, columns, t.head_dim)
   return state, {
-    'k': tuple(zeros(s.dtype, t.kv_heads, t.head_dim, columns) for _ in range(t.layers)),
-    'v': tuple(zeros(s.dtype, t.kv_heads, columns, t.head_dim) for _ in range(t.layers)),
+    'k': tuple(s.zeros(s.dtype, k, *CACHE) for _ in range(t.layers)),
+    'v': tuple(s.zeros(s.dtype, v, *CACHE) for _ in range(t.layers)),
   }
 
 
@@ -136,7 +195,12 @@ def encode(
   """Encodes N images and writes their features to their slots. Returns the updated features."""
   # The images form one batch row: patches [1, N, X, 1, C], grids [1, N, 2].
   new = model.encode_images(
-    s.config, params, patches_NXC[None, :, :, None], grids_N2[None], jnp.dtype(s.dtype)
+    s.config,
+    params,
+    patches_NXC[None, :, :, None],
+    grids_N2[None],
+    jnp.dtype(s.dtype),
+    place=s.place,
   )
   merged, deepstack = features['merged'], features['deepstack']
   for n in range(s.image_batch):
@@ -192,8 +256,8 @@ def prefill(
   )
   dtype = jnp.dtype(s.dtype)
   stacked = with_indexed_layers(params)
-  x_RTD = model.embed(stacked, token_RT, own, seen_RT, dtype)
-  x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend)
+  x_RTD = model.embed(stacked, token_RT, own, seen_RT, dtype, s.place)
+  x_RTD = model.run_layers(s.config, stacked, x_RTD, position_ART, own, seen_RT, attend, s.place)
   # The hidden state of a chunk's last token starts decoding if the context ends there.
   last_R1D = jnp.take_along_axis(x_RTD, (count_R - 1)[:, None, None], axis=1)
   tail = pool['tail']
@@ -313,6 +377,8 @@ def decode(
     state, side, tokens, logprobs = carry
     # Sample token i from the hidden state of the token before.
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
+    # every device samples from all logits, with the operations of one device
+    logits_SV = s.place(logits_SV, None, None)
     token_S, logprob_S, more, done_S = sampling.sample(
       logits_SV, bias_table, state['sampling'], state['active']
     )
@@ -329,9 +395,11 @@ def decode(
         q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i
       )
 
-    x_S1D = model.embed(stacked, token_S[:, None], None, None, jnp.dtype(s.dtype))
+    x_S1D = model.embed(stacked, token_S[:, None], None, None, jnp.dtype(s.dtype), s.place)
     position_AS1 = jnp.broadcast_to(state['position'][None, :, None], (3, slots, 1))
-    hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend)[:, 0]
+    hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend, s.place)[
+      :, 0
+    ]
     state = {
       'hidden': hidden,
       'length': state['length'] + 1,
@@ -395,50 +463,58 @@ class Programs:
 
   def __init__(self, shapes: Shapes, params: Tree, lanes: tuple[tuple[int, int], ...]):
     s = shapes
-    abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    i32 = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-    compiled = lambda f, donate, *args: (
-      jax.jit(functools.partial(f, s), donate_argnums=donate).lower(*args).compile()
-    )
+    i32 = functools.partial(_whole, s, np.int32)
     # Compile from shapes alone, so that no array is allocated for it.
-    params, pool, features = (
-      abstract(params),
-      jax.eval_shape(lambda: new_pool(s)),
-      jax.eval_shape(lambda: new_features(s)),
+    weights = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_mesh(s, x.sharding)), params
     )
-    pixels = jax.ShapeDtypeStruct(
-      (s.image_batch, s.patches, 3 * s.config.vision.patch**2), np.uint8
-    )
-    self.encode = compiled(
-      encode, (1,), params, features, pixels, i32(s.image_batch, 2), i32(s.image_batch)
-    )
-    self.prefill = compiled(
-      prefill,
-      (1,),
-      params,
-      pool,
-      features,
-      i32(s.rows, s.chunk),
-      i32(3, s.rows, s.chunk),
-      i32(s.rows, s.chunk),
-      i32(s.rows, s.context // s.chunk),
-      i32(s.rows),
-      i32(s.rows),
-    )
+    pool, features = _laid(s, lambda: new_pool(s)), _laid(s, lambda: new_features(s))
+    pixels = _whole(s, np.uint8, s.image_batch, s.patches, 3 * s.config.vision.patch**2)
+    images = (pixels, i32(s.image_batch, 2), i32(s.image_batch))
+    self.encode = _compiled(s, encode, (1,), features, weights, features, *images)
+    rows = (s.rows, s.chunk)
+    table = i32(s.rows, s.context // s.chunk)
+    chunk = (i32(*rows), i32(3, *rows), i32(*rows), table, i32(s.rows), i32(s.rows))
+    self.prefill = _compiled(s, prefill, (1,), pool, weights, pool, features, *chunk)
     self.admit, self.decode = [], []
-    bias = jax.ShapeDtypeStruct((s.biases, s.config.text.vocab), np.float32)
+    bias = _whole(s, np.float32, s.biases, s.config.text.vocab)
     # Each lane shape has its own admit and decode program.
     for context, slots in lanes:
-      state, caches = jax.eval_shape(
-        lambda context=context, slots=slots: new_lane(s, context, slots)
-      )
-      rows = abstract(admission(s, context // s.chunk))
-      self.admit.append(compiled(admit, (0, 1), state, caches, pool, rows, i32()))
+      lane = _laid(s, lambda context=context, slots=slots: new_lane(s, context, slots))
+      new = jax.tree.map(lambda x: _whole(s, x.dtype, *x.shape), admission(s, context // s.chunk))
+      self.admit.append(_compiled(s, admit, (0, 1), lane, *lane, pool, new, i32()))
+      sampled = (i32(s.steps, slots), _whole(s, np.float32, s.steps, slots))
+      keep = _whole(s, np.bool_, slots)
       self.decode.append(
-        compiled(
-          decode, (1, 2), params, state, caches, bias, jax.ShapeDtypeStruct((slots,), np.bool_)
-        )
+        _compiled(s, decode, (1, 2), (*lane, *sampled), weights, *lane, bias, keep)
       )
+
+
+def _whole(s: Shapes, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+  """Returns the form of an array that every device has whole."""
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=s.sharding(shape))
+
+
+def _of_mesh(s: Shapes, found: Any) -> Any:
+  return None if s.place.mesh is None else found
+
+
+def _laid(s: Shapes, make: Callable[[], Tree]) -> Tree:
+  """Returns the forms of the engine's stores, in which keys and values are split by heads."""
+
+  def one(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    split = any(getattr(key, 'key', None) in ('k', 'v') for key in path)
+    where = s.sharding(x.shape, *(CACHE if split else ()))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  return jax.tree_util.tree_map_with_path(one, jax.eval_shape(make))
+
+
+def _compiled(s: Shapes, f: Callable, donate: tuple[int, ...], out: Tree, *args: Any) -> Callable:
+  """Compiles f(s, *args). On a mesh, results lie as the forms `out` say."""
+  places = None if s.place.mesh is None else jax.tree.map(lambda x: x.sharding, out)
+  jitted = jax.jit(functools.partial(f, s), donate_argnums=donate, out_shardings=places)
+  return jitted.lower(*args).compile()
 
 
 def admission(s: Shapes, pages: int) -> Tree:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paravt_jax.models import attention
-from paravt_jax.train import sharding
+from paravt_jax.models import attention, sharding
 from tests.models.attention import layouts
 
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0]], np.int32)

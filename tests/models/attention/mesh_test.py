@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from paravt_jax.models import attention
+from paravt_jax.models import attention, sharding
 from paravt_jax.models.attention import mesh as meshes
 from paravt_jax.models.attention import ranges, triton
-from paravt_jax.train import sharding
 from tests.models.attention import layouts
 
 # documents and branches that begin and end within slices of 48 or 96 tokens, and padding

@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paravt_jax.errors import DataError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model, stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.train import sharding
 from tests.models.qwen3_vl import oracle
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -56,6 +56,7 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'bias_rows': 4,
     'max_stop_ids': 4,
     'max_body_mb': 16,
+    'tensor_parallel': 1,
     'compile_cache': None,
     'parent_pid': None,
   }

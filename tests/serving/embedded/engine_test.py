@@ -4,6 +4,7 @@ not change its result.
 
 import queue
 import threading
+from typing import Any
 
 import pytest
 
@@ -27,33 +28,34 @@ def model(tmp_path_factory):
   return weights.load_hf(folder)
 
 
-def engine(model, lanes) -> Engine:
-  options = ServerOptions(
-    model_path='',
-    served_name='tiny',
-    think_prefix='',
-    host='127.0.0.1',
-    port=0,
-    port_file=None,
-    api_key=None,
-    dtype='float32',
-    eos_token_ids=(),
-    lanes=lanes,
-    chunk_tokens=CHUNK,
-    prefill_rows=2,
-    pages=32,
-    decode_steps=4,
-    image_batch=1,
-    image_slots=1,
-    max_image_patches=4,
-    bias_rows=1,
-    max_stop_ids=1,
-    image_cache_mb=4,
-    max_body_mb=1,
-    compile_cache=None,
-    parent_pid=None,
-  )
-  return Engine(*model, 0, options)
+def engine(model, lanes, **changes) -> Engine:
+  given: dict[str, Any] = {
+    'model_path': '',
+    'served_name': 'tiny',
+    'think_prefix': '',
+    'host': '127.0.0.1',
+    'port': 0,
+    'port_file': None,
+    'api_key': None,
+    'dtype': 'float32',
+    'eos_token_ids': (),
+    'lanes': lanes,
+    'chunk_tokens': CHUNK,
+    'prefill_rows': 2,
+    'pages': 32,
+    'decode_steps': 4,
+    'image_batch': 1,
+    'image_slots': 1,
+    'max_image_patches': 4,
+    'bias_rows': 1,
+    'max_stop_ids': 1,
+    'image_cache_mb': 4,
+    'max_body_mb': 1,
+    'tensor_parallel': 1,
+    'compile_cache': None,
+    'parent_pid': None,
+  }
+  return Engine(*model, 0, ServerOptions(**{**given, **changes}))
 
 
 def answers(engine: Engine, numbers) -> dict[int, tuple]:

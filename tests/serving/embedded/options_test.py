@@ -29,6 +29,7 @@ GOOD = ServerOptions(
   max_stop_ids=4,
   image_cache_mb=4,
   max_body_mb=16,
+  tensor_parallel=1,
   compile_cache=None,
   parent_pid=None,
 )

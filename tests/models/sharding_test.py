@@ -5,9 +5,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import PUBLISHED
-from paravt_jax.train import sharding, state
+from paravt_jax.train import state
 from paravt_jax.train.optimizer import OptimizerOptions, make_optimizer
 from tests.train import common
 

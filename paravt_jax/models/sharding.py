@@ -16,7 +16,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.models.placement import Place
-from paravt_jax.train.optimizer import is_axes
 
 MESH_AXES = ('data', 'fsdp', 'context', 'tensor')
 
@@ -50,6 +49,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   'merged': ('fsdp', 'context'),
   'merged_norm': None,
 }
+
+
+def is_axes(node: Any) -> bool:
+  """Whether a node of a tree of logical axes is a leaf, such as ('layers', 'embed', 'mlp')."""
+  return isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
 
 
 def make_mesh(
@@ -93,7 +97,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
   if unknown:
     raise ConfigError(
       f'sharding: no rule for logical axis {unknown[0]!r} of {tuple(axes)}; add it to '
-      'train/sharding.RULES'
+      'models/sharding.RULES'
     )
   entries = [None if name is None else RULES[name] for name in axes]
   used = [
@@ -102,7 +106,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
   if len(used) != len(set(used)):
     raise ConfigError(
       f'sharding: {tuple(axes)} puts two axes on one mesh axis ({used}); change '
-      'train/sharding.RULES'
+      'models/sharding.RULES'
     )
   return PartitionSpec(*entries)
 
