@@ -45,7 +45,7 @@ def test_the_recipe_is_the_trained_agent_decoding_greedily(scale):
   if scale != 'tiny':
     with pytest.raises(
       ConfigError,
-      match=r"server.urls=\(\): wanted a server's address, or server.kind=embedded or sglang",
+      match=r"server.urls=\(\): wanted a server's address, or server.router, or server.kind=embedded or sglang",
     ):
       entry.check(recipes.typed(ours))
     ours.server.urls = ('http://h:1',)
@@ -232,6 +232,7 @@ FREE = (
   'server.api_key',
   'server.ready',
   'server.watch.',
+  'server.router',
   'server.embedded.',
   'server.sglang.',
   'eval.concurrent',
@@ -256,6 +257,7 @@ ELSEWHERE = (
 
 BINDING = (
   'server.embedded.dtype',
+  'server.embedded.tensor_parallel',
   'server.sglang.dtype',
   'server.sglang.extra',
   'server.sglang.tensor_parallel',

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from paravt_jax.errors import SyncError
+from paravt_jax.models.placement import anywhere
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import manifest, publish, staging
 from paravt_jax.serving.embedded import programs, server
@@ -318,6 +320,7 @@ class Served:
     self.config = config
     self.version = 0
     self.params = programs.prepare(config, params, dtype)
+    self.shapes = types.SimpleNamespace(place=anywhere)
 
 
 class Options:
@@ -325,6 +328,7 @@ class Options:
 
   model_path = 'base'
   image_slots = 1
+  image_cache_mb = 1
   max_image_patches = 16
 
   def __init__(self, dtype):

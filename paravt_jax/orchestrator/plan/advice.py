@@ -16,7 +16,7 @@ from paravt_jax.orchestrator.plan.shapes import OwnData
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 
 MOST = 4  # ways out that a plan names
-PATIENCE_S = 5.0  # for trying changes
+PATIENCE_S = 20.0  # for trying changes: about 60 take 6 s on a quiet core
 
 
 @dataclasses.dataclass(frozen=True)

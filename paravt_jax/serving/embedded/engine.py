@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded import compiled, programs
 from paravt_jax.serving.embedded.cache import Pool
 from paravt_jax.serving.embedded.jobs import COUNTS, Block, Chunk, Job, Lane, admission
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -53,7 +53,7 @@ class Engine:
     )
     self.params = programs.prepare(config, params, options.dtype, s.place)
     shapes = tuple(dict.fromkeys(options.lanes))
-    self.programs = programs.Programs(s, self.params, shapes)
+    self.programs = compiled.Programs(s, self.params, shapes)
     self.pages = Pool(options.pages)
     self.features = Pool(options.image_slots)
     self.biases = Pool(options.bias_rows)

@@ -10,7 +10,7 @@ columns of a slot's cache.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -360,16 +360,9 @@ def decode(
   Returns:
     state, caches, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
   """
-  t, stacked, slots = s.config.text, with_indexed_layers(params), keep_S.shape[0]
+  stacked, slots = with_indexed_layers(params), keep_S.shape[0]
   matrix = model.head(params, s.config)
-  side = {
-    'k': tuple(
-      jnp.zeros((slots, t.kv_heads, t.head_dim, s.steps), s.dtype) for _ in range(t.layers)
-    ),
-    'v': tuple(
-      jnp.zeros((slots, t.kv_heads, s.steps, t.head_dim), s.dtype) for _ in range(t.layers)
-    ),
-  }
+  side = _side_columns(s, slots)
   state = {**state, 'active': state['active'] & keep_S}
   first, length = state, state['length']
 
@@ -415,6 +408,16 @@ def decode(
   return state, _merge(caches, side, length), tokens, logprobs
 
 
+def _side_columns(s: Shapes, slots: int) -> Tree:
+  """Returns empty columns for the tokens of one dispatch, k [S, K, F, steps], v [S, K, steps, F]."""
+  t = s.config.text
+  k, v = (slots, t.kv_heads, t.head_dim, s.steps), (slots, t.kv_heads, s.steps, t.head_dim)
+  return {
+    'k': tuple(jnp.zeros(k, s.dtype) for _ in range(t.layers)),
+    'v': tuple(jnp.zeros(v, s.dtype) for _ in range(t.layers)),
+  }
+
+
 def _merge(caches: Tree, side: Tree, length_S: jax.Array) -> Tree:
   """Writes each slot's side columns after its first `length` columns."""
 
@@ -456,65 +459,6 @@ def _attend_slots(
     'SKGU,SKUF->SKGF', new.astype(values.dtype), side_v
   )
   return (out / total).reshape(q_S1HF.shape).astype(q_S1HF.dtype)
-
-
-class Programs:
-  """All programs of one engine, compiled ahead of time. Calls never compile again."""
-
-  def __init__(self, shapes: Shapes, params: Tree, lanes: tuple[tuple[int, int], ...]):
-    s = shapes
-    i32 = functools.partial(_whole, s, np.int32)
-    # Compile from shapes alone, so that no array is allocated for it.
-    weights = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_mesh(s, x.sharding)), params
-    )
-    pool, features = _laid(s, lambda: new_pool(s)), _laid(s, lambda: new_features(s))
-    pixels = _whole(s, np.uint8, s.image_batch, s.patches, 3 * s.config.vision.patch**2)
-    images = (pixels, i32(s.image_batch, 2), i32(s.image_batch))
-    self.encode = _compiled(s, encode, (1,), features, weights, features, *images)
-    rows = (s.rows, s.chunk)
-    table = i32(s.rows, s.context // s.chunk)
-    chunk = (i32(*rows), i32(3, *rows), i32(*rows), table, i32(s.rows), i32(s.rows))
-    self.prefill = _compiled(s, prefill, (1,), pool, weights, pool, features, *chunk)
-    self.admit, self.decode = [], []
-    bias = _whole(s, np.float32, s.biases, s.config.text.vocab)
-    # Each lane shape has its own admit and decode program.
-    for context, slots in lanes:
-      lane = _laid(s, lambda context=context, slots=slots: new_lane(s, context, slots))
-      new = jax.tree.map(lambda x: _whole(s, x.dtype, *x.shape), admission(s, context // s.chunk))
-      self.admit.append(_compiled(s, admit, (0, 1), lane, *lane, pool, new, i32()))
-      sampled = (i32(s.steps, slots), _whole(s, np.float32, s.steps, slots))
-      keep = _whole(s, np.bool_, slots)
-      self.decode.append(
-        _compiled(s, decode, (1, 2), (*lane, *sampled), weights, *lane, bias, keep)
-      )
-
-
-def _whole(s: Shapes, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-  """Returns the form of an array that every device has whole."""
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=s.sharding(shape))
-
-
-def _of_mesh(s: Shapes, found: Any) -> Any:
-  return None if s.place.mesh is None else found
-
-
-def _laid(s: Shapes, make: Callable[[], Tree]) -> Tree:
-  """Returns the forms of the engine's stores, in which keys and values are split by heads."""
-
-  def one(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    split = any(getattr(key, 'key', None) in ('k', 'v') for key in path)
-    where = s.sharding(x.shape, *(CACHE if split else ()))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-  return jax.tree_util.tree_map_with_path(one, jax.eval_shape(make))
-
-
-def _compiled(s: Shapes, f: Callable, donate: tuple[int, ...], out: Tree, *args: Any) -> Callable:
-  """Compiles f(s, *args). On a mesh, results lie as the forms `out` say."""
-  places = None if s.place.mesh is None else jax.tree.map(lambda x: x.sharding, out)
-  jitted = jax.jit(functools.partial(f, s), donate_argnums=donate, out_shardings=places)
-  return jitted.lower(*args).compile()
 
 
 def admission(s: Shapes, pages: int) -> Tree:

@@ -94,13 +94,13 @@ def test_one_file_has_the_bytes_that_safetensors_itself_writes(published, tmp_pa
 def test_an_export_takes_one_layer_at_a_time_to_the_host(published, tmp_path, monkeypatch):
   config, params = weights.load_hf(published)
   _, placed = weights.load_sharded(published, sharded_test.places_on(config, 1, 4, 2))
-  taken, real = [], export._to_host
+  taken, real = [], export.to_host
 
   def counted(leaf, layer, dtype):
     taken.append(real(leaf, layer, dtype).nbytes)
     return real(leaf, layer, dtype)
 
-  monkeypatch.setattr(export, '_to_host', counted)
+  monkeypatch.setattr(export, 'to_host', counted)
   weights.save_hf(tmp_path / 'out', config, placed, published, dtype='bfloat16')
   assert len(taken) == len(weights.name_table(config))
   assert sum(taken) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -120,13 +120,13 @@ KILLED = textwrap.dedent("""
     import os, signal, sys
     from paravt_jax.models.qwen3_vl import export, weights
     config, params = weights.load_hf(sys.argv[1])
-    real, calls = export._to_host, []
+    real, calls = export.to_host, []
     def die(*args):
       calls.append(args)
       if len(calls) == 20:
         os.kill(os.getpid(), signal.SIGKILL)
       return real(*args)
-    export._to_host = die
+    export.to_host = die
     weights.save_hf(sys.argv[2] + '/hf', config, params, sys.argv[1])
 """)
 
