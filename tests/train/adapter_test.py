@@ -92,6 +92,7 @@ def test_a_step_changes_the_adapter_alone(kind):
   assert metrics['optim/grad_norm'] == pytest.approx(np.linalg.norm(flat(change)), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['layers', 'attention'])
 def test_layers_that_are_computed_again_give_the_same_gradients(remat):
   assert common.relative(flat(changed('rl', remat=remat)[0]), flat(changed('rl')[0])) < 1e-5
@@ -114,6 +115,7 @@ def test_the_reference_is_the_base_and_copies_nothing():
   )
 
 
+@pytest.mark.slow
 def test_a_new_adapter_has_no_kl():
   mesh = common.mesh_of()
   new = {**common.params(), lora.PART: model.init(CONFIG, jax.random.key(0))[lora.PART]}
