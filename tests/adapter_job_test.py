@@ -27,7 +27,7 @@ def test_an_adapter_trains_on_the_embedded_server_and_goes_on(tmp_path):
   base = check(tmp_path)
   # the cold start's recipe trains one, too
   knobs = {'train__freeze_vision': True, 'train__adapter__rank': 4, 'model__folder': base}
-  status, _, err = small_job.run(tmp_path, 'sft', 'sft', **knobs)
+  status, _, err = small_job.run(tmp_path, 'sft', entry='sft', **knobs)
   assert status == 0, err[-4000:]
   losses = [row['sft/loss'] for row in small_job.records(tmp_path, 'sft')]
   assert len(losses) == 12 and np.isfinite(losses).all()
