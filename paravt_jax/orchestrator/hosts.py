@@ -35,6 +35,7 @@ from paravt_jax.options import COUNT, TEXT, Options, whole
 from paravt_jax.orchestrator import native_errors
 
 T = TypeVar('T')
+_LAST_REPLY_S = 1.0  # for the service in process 0 to answer the others before it ends
 TOKEN = '.hosts'  # below the run folder, while its processes check that they all see it
 INTERRUPTED, WRONG_INPUT = 130, 2  # exit statuses (experiments/launch.py)
 _FOREVER_MS = 30 * 24 * 3600 * 1000  # a wait ends earlier if a process dies, for it ends all
@@ -293,7 +294,9 @@ class ending_together:
     # Where all end for the same reason, each still says so: the end of process 0 is the others'.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       ends_so = status == INTERRUPTED  # after the same step, when records are written
-      _client().wait_at_barrier(f'paravt/left-{status}', 20_000 if ends_so else 5_000)
+      _client().wait_at_barrier(f'paravt/left-{status}', 20_000 if ends_so else 10_000)
+    if hosts.is_first:
+      time.sleep(_LAST_REPLY_S)
     os._exit(status if isinstance(status, int) else 1)
 
 
