@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from paravt_jax.errors import RolloutError
-from paravt_jax.rollout.client import image_tokens, resumed_seed
+from paravt_jax.rollout.client import check_counts, image_tokens, resumed_seed
 from paravt_jax.rollout.router import Router, State
+from paravt_jax.serving.protocol import GenerateReply
 from paravt_jax.testing.scripted import Die, Garbage, Hang, Refuse, Reply, ScriptedServer, turns
 from tests import patience
 from tests.rollout.wire import PAD, REQUEST, generate, opened
@@ -158,6 +159,16 @@ def test_a_server_that_resized_our_frames_is_refused_with_the_remedy():
   assert 'counts 64 image tokens, we 49' in str(caught.value) and 'preprocessor_config.json' in str(
     caught.value
   )
+
+
+@pytest.mark.parametrize(('finish', 'refused'), [('abort', False), ('stop', True)])
+def test_a_request_that_was_aborted_before_its_prompt_was_read_has_no_counts(finish, refused):
+  sent = dataclasses.replace(REQUEST, input_ids=[1, PAD, 3], images=(FRAME,))
+  reply = GenerateReply([], [], finish, 0, 0, 0, [])
+  if not refused:
+    return check_counts(sent, reply)
+  with pytest.raises(RolloutError, match='counts 0 image tokens, we 2'):
+    check_counts(sent, reply)
 
 
 def test_image_tokens_are_squares_of_32_pixels():
