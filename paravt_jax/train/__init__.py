@@ -1,4 +1,4 @@
-"""The learner: its state, its jitted steps, its optimizer, its mesh."""
+"""The learner: its state, its jitted steps, its optimizer."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,6 @@ from paravt_jax import lazy
 __all__ = [
   'Optimizer',
   'State',
-  'make_mesh',
   'make_optimizer',
   'make_rl_step',
   'make_sft_step',
@@ -15,7 +14,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-  from paravt_jax.models.sharding import make_mesh
   from paravt_jax.train.optimizer import Optimizer, make_optimizer
   from paravt_jax.train.state import State
   from paravt_jax.train.step import make_rl_step, make_sft_step, put_batch
@@ -23,7 +21,6 @@ else:
   __getattr__, __dir__ = lazy.names(
     __name__,
     optimizer=('Optimizer', 'make_optimizer'),
-    sharding=('make_mesh',),
     state=('State',),
     step=('make_rl_step', 'make_sft_step', 'put_batch'),
   )
