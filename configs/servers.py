@@ -19,6 +19,7 @@ def tiny_servers() -> ConfigDict:
       'lanes': ((128, 16),) * 4 + ((256, 16),) * 4 + ((512, 16),) * 2,
       'chunk_tokens': 32,
       'prefill_rows': 8,
+      'pages': 2048,
       'image_cache_mb': 64,
       'max_image_patches': 4,
       'memory_fraction': 0.2,

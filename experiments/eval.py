@@ -157,7 +157,9 @@ def settings(
   sections = {'embedded': recipe.server.embedded, 'sglang': recipe.server.sglang}
   section = to_dict(sections[kind]) if kind in sections else {}
   server = {
-    name: section[name] for name in ('dtype', 'tensor_parallel', 'extra') if name in section
+    name: section[name]
+    for name in ('attention', 'dtype', 'tensor_parallel', 'extra')
+    if name in section
   }
   video = to_dict(recipe.video)
   return {

@@ -136,6 +136,7 @@ def server_options(folder: pathlib.Path) -> ServerOptions:
     bias_rows=2,
     max_stop_ids=2,
     max_body_mb=16,
+    attention='auto',
     tensor_parallel=1,
     compile_cache=None,
     parent_pid=None,

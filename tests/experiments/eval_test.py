@@ -256,6 +256,7 @@ ELSEWHERE = (
 
 
 BINDING = (
+  'server.embedded.attention',
   'server.embedded.dtype',
   'server.embedded.tensor_parallel',
   'server.sglang.dtype',

@@ -32,7 +32,7 @@ def test_other_addresses_than_this_machines_need_a_key():
 
 
 def test_knobs_of_the_engine_that_do_not_fit_are_named_before_anything_starts():
-  with pytest.raises(ConfigError, match=r'--config.embedded.pages=3: wanted at least 64'):
+  with pytest.raises(ConfigError, match=r'--config.embedded.pages=3: wanted at least 65'):
     serve.check(recipe_of(embedded__pages=3))
 
 

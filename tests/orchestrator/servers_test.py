@@ -251,7 +251,7 @@ def test_a_port_in_use_is_one_line_with_the_way_out(config, tmp_path, kind):
       'embedded',
       'embedded.pages',
       1,
-      r'server\.embedded\.pages=1: wanted at least 16, one full context',
+      r'server\.embedded\.pages=1: wanted at least 17, one full context',
     ),
   ],
 )

@@ -55,6 +55,7 @@ def served(tmp_path_factory):
     max_stop_ids=2,
     image_cache_mb=4,
     max_body_mb=16,
+    attention='auto',
     tensor_parallel=1,
     compile_cache=None,
     parent_pid=None,

@@ -127,6 +127,7 @@ def launched(learner, number):
     max_stop_ids=2,
     image_cache_mb=4,
     max_body_mb=16,
+    attention='auto',
     tensor_parallel=1,
     compile_cache=str(learner.root / 'compiled'),
     parent_pid=None,

@@ -14,8 +14,8 @@ def model_folder(tmp_path_factory):
   return tmp_path_factory.mktemp('contract') / 'model'
 
 
-def _serve(kind, model_folder, tmp_path_factory):
-  server = drive.started(kind, model_folder, tmp_path_factory.mktemp(kind))
+def _serve(kind, model_folder, tmp_path_factory, **changes):
+  server = drive.started(kind, model_folder, tmp_path_factory.mktemp(kind), **changes)
   try:
     yield server
     assert server.process.alive, server.process.tail()
@@ -35,11 +35,22 @@ def embedded_server(model_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def paged_server(model_folder, tmp_path_factory):
+  yield from _serve('embedded', model_folder, tmp_path_factory, attention='pages')
+
+
+@pytest.fixture(scope='session')
 def sglang_server(model_folder, tmp_path_factory):
   yield from _serve('sglang', model_folder, tmp_path_factory)
 
 
-@pytest.fixture(params=['embedded', pytest.param('sglang', marks=pytest.mark.sglang)])
+@pytest.fixture(
+  params=[
+    'embedded',
+    pytest.param('paged', marks=pytest.mark.slow),  # embedded, and decoding reads pages
+    pytest.param('sglang', marks=pytest.mark.sglang),
+  ]
+)
 def served(request):
   """A server with the weights of its folder as version 0, idle, running and with an empty prefix
   cache.

@@ -186,10 +186,12 @@ def _shorter_rows(recipe: RLRecipe | SFTRecipe, part: int) -> dict[str, Any]:
 def _of_servers(recipe: RLRecipe | EvalRecipe) -> Iterator[Change]:
   section = recipe.server
   if section.kind == 'embedded':
+    pages = section.embedded.pages
+    for part in (2, 4):
+      yield Change({'server.embedded.pages': pages // part})
     for part in (2, 4, 8):
       lanes = tuple((context, max(1, slots // part)) for context, slots in section.embedded.lanes)
-      pages = section.embedded.pages // part
-      yield Change({'server.embedded.lanes': lanes, 'server.embedded.pages': pages})
+      yield Change({'server.embedded.lanes': lanes, 'server.embedded.pages': pages // part})
   elif section.kind == 'sglang' or isinstance(recipe, EvalRecipe):
     for part in (2, 4):
       tokens = section.sglang.max_total_tokens // part

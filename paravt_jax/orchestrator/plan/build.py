@@ -225,7 +225,9 @@ def _server_refusals(request: Request, parameters: int, learner: float = 0.0) ->
   recipe = request.recipe
   if isinstance(recipe, SFTRecipe):
     return []
-  share = server.share_of(recipe.server, request.model, parameters)
+  share = server.share_of(
+    recipe.server, request.model, parameters, request.target.accelerator.platform
+  )
   return refused(memory.check_fraction, recipe.server, share, request.target, learner)
 
 
@@ -264,7 +266,9 @@ def _evaluation(request: Request, recipe: EvalRecipe, refusals: list[str]) -> Pl
     )
     request = dataclasses.replace(request, recipe=recipe)
   parameters = states.parameters_of(request.model)
-  share = server.share_of(recipe.server, request.model, parameters)
+  share = server.share_of(
+    recipe.server, request.model, parameters, request.target.accelerator.platform
+  )
   found = memory.memory_of_server(recipe.server, share)
   too_large = _server_refusals(request, parameters)
   too_large += memory.find_refusals(found, request.target)

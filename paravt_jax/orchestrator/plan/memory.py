@@ -55,7 +55,8 @@ def memory_of_learner(
   """
   held = job.shape.micro_batches if job.shape else job.train.micro_batches
   found = activations.activations_of(job, held)
-  share = server.share_of(section, job.model, state.parameters) if section else None
+  platform = target.accelerator.platform
+  share = server.share_of(section, job.model, state.parameters, platform) if section else None
   shared, alone = placement(section, share, job.devices, target)
   parts = {
     'weights': state.weights,

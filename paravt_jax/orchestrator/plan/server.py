@@ -46,8 +46,14 @@ def cache_bytes(model: Config, dtype: str) -> int:
   return 2 * text.layers * text.kv_heads * text.head_dim * BYTES[dtype]
 
 
-def share_of(section: ServersOptions, model: Config, parameters: int) -> Share | None:
-  """Returns the share of a server that the run starts, None for servers by URL."""
+def share_of(
+  section: ServersOptions, model: Config, parameters: int, platform: str
+) -> Share | None:
+  """Returns the share of a server that the run starts, None for servers by URL.
+
+  Args:
+    platform: of the devices: 'cpu', 'cuda' or 'tpu'.
+  """
   if section.kind == 'url':
     return None
   if section.kind == 'sglang':
@@ -57,7 +63,7 @@ def share_of(section: ServersOptions, model: Config, parameters: int) -> Share |
     cache += options.vision_cache_mb << 20
     return Share(parameters * BYTES[options.dtype] // wide, cache, _reserve(model))
   options, wide = section.embedded, section.embedded.tensor_parallel
-  cache = _embedded_cache(options, model)
+  cache = _embedded_cache(options, model, platform)
   return Share(parameters * BYTES[options.dtype] // wide, cache, _reserve(model))
 
 
@@ -66,13 +72,14 @@ def _reserve(model: Config) -> int:
   return int(min(RESERVE_GIB, model.text.width / 1000) * GIB)
 
 
-def _embedded_cache(options: EmbeddedOptions, model: Config) -> int:
-  """Contexts of all slots, the pages of the prefix cache, and kept image features."""
-  tokens = sum(context * slots for context, slots in options.lanes)
-  tokens += options.pages * options.chunk_tokens
+def _embedded_cache(options: EmbeddedOptions, model: Config, platform: str) -> int:
+  """Pages of keys and values, image features, and the columns of slots where they have any."""
+  tokens = (options.pages + 1) * options.chunk_tokens
+  if options.form(model.text.head_dim, platform) == 'slots':
+    tokens += sum((context + options.decode_steps) * slots for context, slots in options.lanes)
   merged = options.max_image_patches // model.vision.merge**2
   levels = 1 + len(model.vision.taps)
-  images = options.image_slots * merged * levels * model.text.width
+  images = (options.image_slots + 1) * merged * levels * model.text.width
   # keys and values are split by heads, features are whole on every device
   split = tokens * cache_bytes(model, options.dtype) // options.tensor_parallel
   return split + images * BYTES[options.dtype]

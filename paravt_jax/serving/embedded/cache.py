@@ -64,12 +64,29 @@ class Pool:
       del self._users[key]
       self._idle[key] = None
 
-  def fits(self, keys: Sequence[Hashable]) -> bool:
-    """Returns whether all keys could be acquired together now."""
+  def discard(self, key: Hashable) -> None:
+    """Unpins `key`, which one user has, and frees its place.
+
+    Raises:
+      RuntimeError: it has other users.
+    """
+    if self._users[key] != 1:
+      raise RuntimeError(f'{key!r} has other users')
+    del self._users[key]
+    self._free.append(self._place.pop(key))
+
+  def fits(self, keys: Sequence[Hashable], more: int = 0) -> bool:
+    """Returns whether all keys, and `more` new ones, could be acquired together now."""
     distinct = set(keys)
     new = sum(key not in self._place for key in distinct)
     pinned_idle = sum(key in self._idle for key in distinct)
-    return new <= self.available - pinned_idle
+    return new + more <= self.available - pinned_idle
+
+  def drop_idle(self) -> None:
+    """Frees the places of all entries that nobody uses."""
+    for key in self._idle:
+      self._free.append(self._place.pop(key))
+    self._idle.clear()
 
   def clear(self) -> None:
     """Drops all entries.

@@ -1,78 +1,160 @@
 """The engine's programs, compiled ahead of time for fixed shapes, on one device or a mesh."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded import layouts, paged, programs, slots
+from paravt_jax.serving.embedded.programs import Shapes, Tree
+
+
+class Block(Protocol):
+  """What the programs of a lane keep for some slots."""
+
+  state: Tree
+  caches: Tree  # columns of the slots; () where decoding reads pages
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A program that can be compiled, and the forms of its arguments."""
+
+  jitted: Any  # of jax.jit
+  arguments: tuple[Any, ...]
+
+  def compile(self) -> Callable[..., Any]:
+    """Compiles for the devices of the arguments, or the default one."""
+    return self.jitted.lower(*self.arguments).compile()
 
 
 class Programs:
   """All programs of one engine, compiled ahead of time. Calls never compile again."""
 
-  def __init__(
-    self, shapes: programs.Shapes, params: programs.Tree, lanes: tuple[tuple[int, int], ...]
-  ):
-    s = shapes
-    i32 = functools.partial(_whole, s, np.int32)
+  def __init__(self, s: Shapes, params: Tree, lanes: Sequence[tuple[int, int]]):
     # Compile from shapes alone, so that no array is allocated for it.
     weights = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_of_mesh(s, x.sharding)), params
     )
-    pool, features = (
-      _laid(s, lambda: programs.new_pool(s)),
-      _laid(s, lambda: programs.new_features(s)),
-    )
-    pixels = _whole(s, np.uint8, s.image_batch, s.patches, 3 * s.config.vision.patch**2)
-    images = (pixels, i32(s.image_batch, 2), i32(s.image_batch))
-    self.encode = _compiled(s, programs.encode, (1,), features, weights, features, *images)
-    rows = (s.rows, s.chunk)
-    table = i32(s.rows, s.context // s.chunk)
-    chunk = (i32(*rows), i32(3, *rows), i32(*rows), table, i32(s.rows), i32(s.rows))
-    self.prefill = _compiled(s, programs.prefill, (1,), pool, weights, pool, features, *chunk)
-    self.admit, self.decode = [], []
-    bias = _whole(s, np.float32, s.biases, s.config.text.vocab)
+    self.paged = s.layout.paged
+    self.encode = encode(s, weights).compile()
+    self.prefill = prefill(s, weights).compile()
     # Each lane shape has its own admit and decode program.
-    for context, slots in lanes:
-      lane = _laid(s, lambda context=context, slots=slots: programs.new_lane(s, context, slots))
-      new = jax.tree.map(
-        lambda x: _whole(s, x.dtype, *x.shape), programs.admission(s, context // s.chunk)
+    self._admit = [admit(s, *lane).compile() for lane in lanes]
+    self._decode = [decode(s, weights, *lane).compile() for lane in lanes]
+
+  def admit(self, lane: int, block: Block, pool: Tree, rows: Tree, count: int) -> Tree:
+    """Puts the first `count` rows in slots of a block. Returns the pool."""
+    call, number = self._admit[lane], np.int32(count)
+    if self.paged:
+      block.state, pool = call(block.state, pool, rows, number)
+    else:
+      block.state, block.caches = call(block.state, block.caches, pool, rows, number)
+    return pool
+
+  def decode(
+    self, lane: int, params: Tree, block: Block, pool: Tree, biases: jax.Array, keep_S: np.ndarray
+  ) -> tuple[Tree, np.ndarray, np.ndarray]:
+    """Decodes a block. Returns the pool, and tokens and log-probs [steps, S] on the host."""
+    call = self._decode[lane]
+    if self.paged:
+      block.state, pool, tokens, logprobs = call(params, block.state, pool, biases, keep_S)
+    else:
+      block.state, block.caches, tokens, logprobs = call(
+        params, block.state, block.caches, biases, keep_S
       )
-      self.admit.append(_compiled(s, programs.admit, (0, 1), lane, *lane, pool, new, i32()))
-      sampled = (i32(s.steps, slots), _whole(s, np.float32, s.steps, slots))
-      keep = _whole(s, np.bool_, slots)
-      self.decode.append(
-        _compiled(s, programs.decode, (1, 2), (*lane, *sampled), weights, *lane, bias, keep)
-      )
+    return pool, np.asarray(tokens), np.asarray(logprobs)
 
 
-def _whole(s: programs.Shapes, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+def encode(s: Shapes, weights: Tree) -> Program:
+  """Returns the program that encodes images."""
+  features = _features(s)
+  pixels = _whole(s, np.uint8, s.image_batch, s.patches, 3 * s.config.vision.patch**2)
+  grids, places = (_whole(s, np.int32, *shape) for shape in ((s.image_batch, 2), (s.image_batch,)))
+  arguments = (weights, features, pixels, grids, places)
+  return _program(s, programs.encode, (1,), features, arguments)
+
+
+def prefill(s: Shapes, weights: Tree) -> Program:
+  """Returns the program that computes pages."""
+  i32 = functools.partial(_whole, s, np.int32)
+  pool, features = _pool(s), _features(s)
+  rows, one = (s.rows, s.chunk), i32(s.rows)
+  chunk = (i32(*rows), i32(3, *rows), i32(*rows), i32(s.rows, s.context // s.chunk), one, one)
+  return _program(s, programs.prefill, (1,), pool, (weights, pool, features, *chunk))
+
+
+def admit(s: Shapes, context: int, count: int) -> Program:
+  """Returns the program that puts contexts in `count` slots."""
+  rows = jax.tree.map(
+    lambda x: _whole(s, x.dtype, *x.shape), programs.admission(s, context // s.chunk)
+  )
+  kept = new_block(s, context, count)
+  number = _whole(s, np.int32)
+  if s.layout.paged:
+    pool = _pool(s)
+    return _program(s, paged.admit, (0, 1), (kept[0], pool), (kept[0], pool, rows, number))
+  return _program(s, slots.admit, (0, 1), kept, (*kept, _pool(s), rows, number))
+
+
+def decode(s: Shapes, weights: Tree, context: int, count: int) -> Program:
+  """Returns the program that samples tokens for `count` slots."""
+  state, caches = new_block(s, context, count)
+  biases = _whole(s, np.float32, s.biases, s.config.text.vocab)
+  sampled = (_whole(s, np.int32, s.steps, count), _whole(s, np.float32, s.steps, count))
+  kept, call = (state, caches), slots.decode
+  if s.layout.paged:
+    kept, call = (state, _pool(s)), paged.decode
+  arguments = (weights, *kept, biases, _whole(s, np.bool_, count))
+  return _program(s, call, (1, 2), (*kept, *sampled), arguments)
+
+
+def new_block(s: Shapes, context: int, count: int) -> tuple[Tree, Tree]:
+  """Returns the forms of the state and columns of `count` slots (`Block`)."""
+  state, caches = jax.eval_shape(lambda: make_block(s, context, count))
+  return _laid(s, state), _laid(s, caches, *layouts.SlotPages.axes)
+
+
+def make_block(s: Shapes, context: int, count: int) -> tuple[Tree, Tree]:
+  """Returns the state and columns of `count` empty slots (`Block`)."""
+  state = programs.new_state(s, count)
+  if s.layout.paged:
+    return {**state, 'table': paged.new_table(s, context, count)}, ()
+  return state, slots.new_caches(s, context, count)
+
+
+def _pool(s: Shapes) -> Tree:
+  pool = jax.eval_shape(lambda: programs.new_pool(s))
+  return {**_laid(s, pool), 'layers': _laid(s, pool['layers'], *s.layout.axes)}
+
+
+def _features(s: Shapes) -> Tree:
+  return _laid(s, jax.eval_shape(lambda: programs.new_features(s)))
+
+
+def _whole(s: Shapes, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
   """Returns the form of an array that every device has whole."""
   return jax.ShapeDtypeStruct(shape, dtype, sharding=s.sharding(shape))
 
 
-def _of_mesh(s: programs.Shapes, found: Any) -> Any:
+def _of_mesh(s: Shapes, found: Any) -> Any:
   return None if s.place.mesh is None else found
 
 
-def _laid(s: programs.Shapes, make: Callable[[], programs.Tree]) -> programs.Tree:
-  """Returns the forms of the engine's stores, in which keys and values are split by heads."""
-
-  def one(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    split = any(getattr(key, 'key', None) in ('k', 'v') for key in path)
-    where = s.sharding(x.shape, *(programs.CACHE if split else ()))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-  return jax.tree_util.tree_map_with_path(one, jax.eval_shape(make))
+def _laid(s: Shapes, forms: Tree, *axes: str | None) -> Tree:
+  """Returns the forms on the devices, all arrays with the same logical axes; () is everywhere."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s.sharding(x.shape, *axes)), forms
+  )
 
 
-def _compiled(
-  s: programs.Shapes, f: Callable, donate: tuple[int, ...], out: programs.Tree, *args: Any
-) -> Callable:
-  """Compiles f(s, *args). On a mesh, results lie as the forms `out` say."""
+def _program(
+  s: Shapes, call: Callable, donate: tuple[int, ...], out: Tree, arguments: tuple[Any, ...]
+) -> Program:
+  """Returns call(s, *arguments) as a program. On a mesh, results lie as the forms `out` say."""
   places = None if s.place.mesh is None else jax.tree.map(lambda x: x.sharding, out)
-  jitted = jax.jit(functools.partial(f, s), donate_argnums=donate, out_shardings=places)
-  return jitted.lower(*args).compile()
+  jitted = jax.jit(functools.partial(call, s), donate_argnums=donate, out_shardings=places)
+  return Program(jitted, arguments)

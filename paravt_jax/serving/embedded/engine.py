@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving.embedded import compiled, programs
+from paravt_jax.serving.embedded import batches, compiled, layouts, programs
 from paravt_jax.serving.embedded.cache import Pool
-from paravt_jax.serving.embedded.jobs import COUNTS, Block, Chunk, Job, Lane, admission
+from paravt_jax.serving.embedded.jobs import COUNTS, Block, Chunk, Job, Lane
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import Prompt, extend
 
@@ -32,25 +32,28 @@ class Engine:
   `version` is the version of the current weights. `counts` are sums since the start.
   """
 
-  def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
+  def __init__(
+    self,
+    config: Config,
+    params: Any,
+    version: int,
+    options: ServerOptions,
+    layout: layouts.Layout | None = None,
+  ):
+    """Puts the model on its devices and compiles all programs.
+
+    Args:
+      params: as `weights.load_hf` returns them.
+      version: of these weights.
+      layout: instead of the one that `options.attention` names, for tests.
+    """
     self.options = options
     self.config = config
     self.version = version
-    self.shapes = s = programs.Shapes(
-      config=config,
-      dtype=options.dtype,
-      chunk=options.chunk_tokens,
-      rows=options.prefill_rows,
-      pages=options.pages,
-      context=options.context,
-      steps=options.decode_steps,
-      image_batch=options.image_batch,
-      image_slots=options.image_slots,
-      patches=options.max_image_patches,
-      stops=options.max_stop_ids,
-      biases=options.bias_rows,
-      place=programs.place_on(config, options.tensor_parallel),
-    )
+    if layout is None:
+      layout = layouts.layout_of(options.form(config.text.head_dim, jax.default_backend()))
+    place = programs.place_on(config, options.tensor_parallel)
+    self.shapes = s = programs.shapes_of(config, options, place, layout)
     self.params = programs.prepare(config, params, options.dtype, s.place)
     shapes = tuple(dict.fromkeys(options.lanes))
     self.programs = compiled.Programs(s, self.params, shapes)
@@ -62,8 +65,10 @@ class Engine:
     self._bias_table = self._on_devices(self._bias_rows)
     self.lanes = [Lane(s, *shape, options.lanes.count(shape)) for shape in shapes]
     self._lane_of = [self.lanes[shapes.index(shape)] for shape in options.lanes]
-    # on a mesh one after the other: collectives of two programs must not meet
-    threads = len(options.lanes) if options.tensor_parallel == 1 else 1
+    # One after the other on a mesh, where collectives of two programs must not meet, and where
+    # all blocks write to the same pages.
+    alone = options.tensor_parallel > 1 or s.layout.paged
+    threads = 1 if alone else len(options.lanes)
     self._threads = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
     self.waiting: deque[Job] = deque()
     self.paused = False
@@ -74,6 +79,8 @@ class Engine:
     # page key -> number of the chunk, for pages that are not computed yet
     self._tickets: dict[bytes, int] = {}
     self._queued = self._computed = 0
+    self._weights = 0  # times that they were changed
+    self._reserved = 0  # pages that were reserved for new tokens
     self._update: Callable[[], None] | None = None
     self._stopping = False
 
@@ -85,16 +92,18 @@ class Engine:
   def warm_up(self) -> None:
     """Runs every program once, so that the first request is not slower. Call it before `run`."""
     self._page_store = self.programs.prefill(
-      self.params, self._page_store, self._feature_store, *self._prefill_arrays([])
+      self.params,
+      self._page_store,
+      self._feature_store,
+      *batches.of_chunks(self.shapes, [], self.features.place),
     )
     for number, lane in enumerate(self.lanes):
       rows = programs.admission(self.shapes, lane.context // self.shapes.chunk)
       for block in lane.blocks:
-        block.state, block.caches = self.programs.admit[number](
-          block.state, block.caches, self._page_store, rows, np.int32(0)
-        )
-        block.state, block.caches, *_ = self.programs.decode[number](
-          self.params, block.state, block.caches, self._bias_table, np.zeros(block.slots, bool)
+        self._page_store = self.programs.admit(number, block, self._page_store, rows, 0)
+        keep_S = np.zeros(block.slots, bool)
+        self._page_store, *_ = self.programs.decode(
+          number, self.params, block, self._page_store, self._bias_table, keep_S
         )
     jax.block_until_ready([block.state for lane in self.lanes for block in lane.blocks])
 
@@ -170,8 +179,7 @@ class Engine:
       for block in lane.blocks:
         for slot, job in list(block.running.items()):
           if which(job):
-            chosen.append(block.leave(slot))
-            self._release_bias(job)
+            chosen.append(self._leave(block, slot))
       for job in lane.staged:
         if which(job) and not job.aborted:
           job.aborted = True  # it leaves the queue once its chunks are computed
@@ -207,13 +215,15 @@ class Engine:
   def _apply(self, update: Callable[[], None]) -> None:
     self._update = None
     self._unstage()
-    self.pages.clear()
+    # No request finds pages of the old weights again. Paused jobs may still hold some.
+    self._weights += 1
+    self.pages.drop_idle()
     self.features.clear()
     update()
 
   def _retract(self) -> None:
     back = [
-      block.leave(slot)
+      self._leave(block, slot)
       for lane in self.lanes
       for block in lane.blocks
       for slot in sorted(block.running)
@@ -221,7 +231,6 @@ class Engine:
     for job in back:
       job.context = extend(job.prompt, job.ids, self.options.chunk_tokens)
       job.retractions += 1
-      self._release_bias(job)
     self.counts['retractions'] += len(back)
     self._unstage()
     self.waiting.extendleft(reversed(back))
@@ -267,12 +276,13 @@ class Engine:
 
   def _stage_one(self, job: Job) -> bool:
     context, bias = job.context, job.request.logit_bias
+    keys, new_pages = [(self._weights, key) for key in context.keys], self._new_pages(job)
     # Check all three caches before reserving anything, so that a failure needs no rollback.
-    fresh = [i for i, key in enumerate(context.keys) if key not in self.pages]
+    fresh = [i for i, key in enumerate(keys) if key not in self.pages]
     digests = {i: self._digests(context, i) for i in fresh}
     needed = set().union(*digests.values()) if digests else set()
     if not (
-      self.pages.fits(context.keys)
+      self.pages.fits(keys, new_pages)
       and self.features.fits(list(needed))
       and self.biases.fits([bias])
     ):
@@ -281,19 +291,29 @@ class Engine:
     if new_bias:
       self._write_bias(row, bias)
     # Pages of known chunks are shared; the others are queued for prefill.
-    job.table = np.array([self.pages.acquire(key)[0] for key in context.keys], np.int32)
+    job.held = keys + [('new', self._reserved + n) for n in range(new_pages)]
+    self._reserved += new_pages
+    job.table = np.array([self.pages.acquire(key)[0] for key in job.held], np.int32)
+    size = self.options.chunk_tokens
     for i in fresh:
       self._queued += 1
       self._tickets[context.keys[i]] = self._queued
-      self._chunks.append(Chunk(context, job.table, i, context.keys[i], digests[i]))
+      self._chunks.append(Chunk(context, job.table, i, size, context.keys[i], digests[i]))
       self._hold_features(context, digests[i])
     # The job can be admitted once the last chunk it waits for has been computed.
     job.ticket = max((self._tickets.get(key, 0) for key in context.keys), default=0)
     if job.cached is None:
-      chunk = self.options.chunk_tokens
-      job.cached = len(context) - sum(min(chunk, len(context) - i * chunk) for i in fresh)
+      job.cached = len(context) - sum(min(size, len(context) - i * size) for i in fresh)
       self.counts['cached_tokens'] += job.cached
     return True
+
+  def _new_pages(self, job: Job) -> int:
+    """Returns how many pages a slot needs for itself: the last of its context, and new tokens."""
+    if not self.programs.paged:
+      return 0
+    tokens, chunk = len(job.context), self.options.chunk_tokens
+    end = tokens + job.request.max_new_tokens - len(job.ids)
+    return -(-end // chunk) - tokens // chunk
 
   def _digests(self, context: Prompt, index: int) -> frozenset[bytes]:
     chunk = self.options.chunk_tokens
@@ -321,12 +341,13 @@ class Engine:
         continue
       self._encode_images()
       batch = [self._chunks.popleft() for _ in range(min(rows, len(self._chunks)))]
-      arrays = self._prefill_arrays(batch)
+      arrays = batches.of_chunks(self.shapes, batch, self.features.place)
       self._page_store = self.programs.prefill(
         self.params, self._page_store, self._feature_store, *arrays
       )
       self._computed += len(batch)
       self.counts['prefill_calls'] += 1
+      self.counts['prefilled_tokens'] += sum(map(len, batch))
       for chunk in batch:
         self._tickets.pop(chunk.key)
         for digest in chunk.digests:
@@ -351,48 +372,14 @@ class Engine:
     )
 
   def _encode_images(self) -> None:
-    s = self.shapes
     while self._images:
-      # Padding images have zero grids and write to the extra slot `image_slots`.
-      batch = [self._images.pop(digest) for digest in list(self._images)[: s.image_batch]]
-      pixels = np.zeros((s.image_batch, s.patches, 3 * self.config.vision.patch**2), np.uint8)
-      grids = np.zeros((s.image_batch, 2), np.int32)
-      slots = np.full(s.image_batch, s.image_slots, np.int32)
-      for n, image in enumerate(batch):
-        pixels[n, : len(image.patches_XC)] = image.patches_XC
-        grids[n] = image.grid
-        slots[n] = self.features.place(image.digest)
+      images = [self._images.pop(one) for one in list(self._images)[: self.shapes.image_batch]]
       self._feature_store = self.programs.encode(
-        self.params, self._feature_store, pixels, grids, slots
+        self.params,
+        self._feature_store,
+        *batches.of_images(self.shapes, images, self.features.place),
       )
-      self.counts['images_encoded'] += len(batch)
-
-  def _prefill_arrays(self, batch: list[Chunk]) -> tuple[np.ndarray, ...]:
-    # Padding rows point at the extra page `s.pages` and have one token.
-    s, c = self.shapes, self.options.chunk_tokens
-    token, visual_index = np.zeros((s.rows, c), np.int32), np.full((s.rows, c), -1, np.int32)
-    position = np.zeros((3, s.rows, c), np.int32)
-    table = np.full((s.rows, s.context // c), s.pages, np.int32)
-    index, count = np.zeros(s.rows, np.int32), np.ones(s.rows, np.int32)
-    for r, chunk in enumerate(batch):
-      part = slice(chunk.index * c, (chunk.index + 1) * c)
-      ids = chunk.context.ids_T[part]
-      n = len(ids)
-      token[r, :n], position[:, r, :n] = ids, chunk.context.positions_AT[:, part]
-      table[r, : chunk.index + 1] = chunk.table[: chunk.index + 1]
-      index[r], count[r] = chunk.index, n
-      self.counts['prefilled_tokens'] += n
-      if chunk.digests:
-        visual_index[r, :n] = self._feature_places(chunk.context, part)
-    return token, position, visual_index, table, index, count
-
-  def _feature_places(self, context: Prompt, part: slice) -> np.ndarray:
-    image_T = context.image_T[part]
-    slots = {
-      int(i): self.features.place(context.images[i].digest) for i in np.unique(image_T) if i >= 0
-    }
-    slot_T = np.array([slots.get(int(i), 0) for i in image_T], np.int32)
-    return np.where(image_T >= 0, slot_T * self.shapes.merged + context.offset_T[part], -1)
+      self.counts['images_encoded'] += len(images)
 
   def _admit(self) -> None:
     """Fills free slots with staged jobs whose pages are computed, in order.
@@ -402,10 +389,8 @@ class Engine:
     for number, lane in enumerate(self.lanes):
       for block in lane.blocks:
         while batch := self._next_batch(lane, block):
-          rows = admission(self.shapes, lane, batch, self._bias_row)
-          block.state, block.caches = self.programs.admit[number](
-            block.state, block.caches, self._page_store, rows, np.int32(len(batch))
-          )
+          rows = batches.of_jobs(self.shapes, lane, batch, self._bias_row)
+          self._page_store = self.programs.admit(number, block, self._page_store, rows, len(batch))
 
   def _next_batch(self, lane: Lane, block: Block) -> list[tuple[int, Job]]:
     """Returns (slot, job) pairs to admit to a block. Empty if it is full or no job is ready."""
@@ -417,10 +402,12 @@ class Engine:
       and len(batch) < programs.ADMIT_ROWS
     ):
       job = lane.staged.popleft()
-      self._release_pages(job)  # the copy is ordered before anything that reuses a page
       if job.aborted:
+        self._release_pages(job)
         self._release_bias(job)
         continue
+      if not self.programs.paged:
+        self._release_pages(job)  # the copy is ordered before anything that reuses a page
       slot = block.free.pop()
       block.running[slot] = job
       batch.append((slot, job))
@@ -445,12 +432,14 @@ class Engine:
     It runs in a thread per block, because XLA's CPU client serializes the calls of one thread.
     """
     number, block = one
-    keep = np.zeros(block.slots, bool)
-    keep[list(block.running)] = True
-    block.state, block.caches, tokens, logprobs = self.programs.decode[number](
-      self.params, block.state, block.caches, self._bias_table, keep
+    keep_S = np.zeros(block.slots, bool)
+    keep_S[list(block.running)] = True
+    pool, tokens, logprobs = self.programs.decode(
+      number, self.params, block, self._page_store, self._bias_table, keep_S
     )
-    return np.asarray(tokens), np.asarray(logprobs)
+    if self.programs.paged:  # else blocks run side by side, and none changes the pool
+      self._page_store = pool
+    return tokens, logprobs
 
   def _collect(self, block: Block, tokens: np.ndarray, logprobs: np.ndarray) -> None:
     # tokens: int[steps, S], with -1 after a slot's last token.
@@ -460,18 +449,29 @@ class Engine:
       job.add(tokens[:n, slot].tolist(), logprobs[:n, slot].tolist(), self.version)
       self.counts['sampled_tokens'] += n
       if n and (job.ids[-1] in job.stops or len(job.ids) >= job.request.max_new_tokens):
-        block.leave(slot)
+        self._leave(block, slot)
         if job.ids[-1] in job.stops:
           self._finish(job, {'type': 'stop', 'matched': job.ids[-1]})
         else:
           self._finish(job, {'type': 'length', 'length': job.request.max_new_tokens})
-        self._release_bias(job)
       elif n and job.request.stream:
         job.answer(job.reply('', self.version), None)
 
+  def _leave(self, block: Block, slot: int) -> Job:
+    """Empties a slot and releases what its job holds."""
+    job = block.leave(slot)
+    self._release_bias(job)
+    if self.programs.paged:
+      self._release_pages(job)
+    return job
+
   def _release_pages(self, job: Job) -> None:
-    for key in reversed(job.context.keys):  # evict the ends of contexts before their beginnings
-      self.pages.release(key)
+    for key in reversed(job.held):  # evict the ends of contexts before their beginnings
+      if key[0] == 'new':
+        self.pages.discard(key)
+      else:
+        self.pages.release(key)
+    job.held = []
 
   def _bias_row(self, job: Job) -> int:
     return self.biases.place(job.request.logit_bias)

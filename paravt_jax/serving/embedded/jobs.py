@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from paravt_jax.serving.embedded import programs
+from paravt_jax.serving.embedded import compiled, programs
 from paravt_jax.serving.embedded.prompts import Prompt
 from paravt_jax.serving.protocol import GenerateReply, ParsedGenerate
 
@@ -45,7 +45,8 @@ class Job:
   spans: list[list[int]] = dataclasses.field(default_factory=list)  # [version, start, end) over ids
   retractions: int = 0  # how often it went back to the queue
   cached: int | None = None  # tokens of its first prefill that were in the cache
-  # int32[pages]: the pages of the context, while staged
+  held: list[Any] = dataclasses.field(default_factory=list)  # its keys in the pool of pages
+  # int32[pages]: the pages of the context, while staged; paged: then those for new tokens
   table: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   ticket: int = 0  # number of the last chunk it waits for
   aborted: bool = False
@@ -85,8 +86,13 @@ class Chunk:
   context: Prompt
   table: np.ndarray  # pages of the context, int32[pages]
   index: int  # of the page in its context
+  size: int  # tokens of a whole page
   key: bytes  # of the page in the cache
   digests: frozenset[bytes]  # of its images, pinned in the feature pool
+
+  def __len__(self) -> int:
+    """Returns its tokens."""
+    return min(self.size, len(self.context) - self.index * self.size)
 
 
 class Block:
@@ -94,7 +100,7 @@ class Block:
 
   def __init__(self, shapes: programs.Shapes, context: int, slots: int):
     self.slots = slots
-    self.state, self.caches = programs.new_lane(shapes, context, slots)
+    self.state, self.caches = compiled.make_block(shapes, context, slots)
     self.running: dict[int, Job] = {}
     self.free = list(range(slots - 1, -1, -1))
 
@@ -129,35 +135,3 @@ class Lane:
   def slots(self) -> int:
     """Returns the number of slots."""
     return sum(block.slots for block in self.blocks)
-
-
-def admission(
-  shapes: programs.Shapes,
-  lane: Lane,
-  batch: Sequence[tuple[int, Job]],
-  bias_row: Callable[[Job], int],
-) -> dict[str, Any]:
-  """Returns the arrays of `programs.admission` for (slot, job) pairs.
-
-  bias_row: returns the row of the bias table for a job's logit bias.
-  """
-  rows = programs.admission(shapes, lane.context // shapes.chunk)
-  sampling = rows['sampling']
-  for a, (slot, job) in enumerate(batch):
-    request = job.request
-    # The place of the context in the cache.
-    rows['slot'][a] = slot
-    rows['last'][a] = job.table[-1]
-    rows['length'][a] = len(job.context)
-    rows['position'][a] = job.context.next_position
-    rows['table'][a, : len(job.table)] = job.table
-    # The sampling parameters.
-    sampling['count'][a] = len(job.ids)
-    sampling['budget'][a] = request.max_new_tokens
-    sampling['seed'][a] = job.seed >> 32, job.seed & 0xFFFFFFFF
-    sampling['temperature'][a] = request.temperature
-    sampling['top_p'][a] = request.top_p
-    sampling['top_k'][a] = max(request.top_k, 0)
-    sampling['stop'][a, : len(job.stops)] = sorted(job.stops)
-    sampling['bias'][a] = bias_row(job)
-  return rows

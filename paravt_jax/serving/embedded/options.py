@@ -5,7 +5,8 @@ import json
 from typing import Annotated
 
 from paravt_jax.errors import ConfigError
-from paravt_jax.options import COUNT, DTYPE, LANES, Options, multiple_of
+from paravt_jax.options import COUNT, DTYPE, LANES, Options, multiple_of, one_of
+from paravt_jax.serving.embedded import layouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,13 @@ class EngineOptions(Options):
   # holds its prompt and new tokens. Lanes of one shape share their requests: empty ones cost
   # nothing, the others run side by side, and which one a request gets does not change its result.
   lanes: Annotated[tuple[tuple[int, int], ...], LANES]
+  # how keys and values lie, and what attends over them (layouts.py). auto: slots on a CPU, ragged
+  # on a TPU, triton on a GPU, and pages where a kernel does not take the model
+  attention: Annotated[str, one_of('auto', *layouts.FORMS)]
   chunk_tokens: Annotated[int, COUNT]  # prompt tokens of a page; contexts are multiples of it
   prefill_rows: Annotated[int, COUNT]  # chunks per prefill call
-  pages: Annotated[int, COUNT]  # chunks that the prefix cache may hold
+  # chunks that may be held: of the prefix cache, and without slots of running contexts too
+  pages: Annotated[int, COUNT]
   decode_steps: Annotated[int, COUNT]  # tokens per dispatch
   image_batch: Annotated[int, COUNT]  # images per call of the vision tower
   image_slots: Annotated[int, COUNT]  # images whose features are kept
@@ -31,15 +36,27 @@ class EngineOptions(Options):
   max_body_mb: Annotated[int, COUNT]  # of a request, in MiB
   tensor_parallel: Annotated[int, COUNT]  # devices that share the model: heads, units, vocabulary
 
+  def form(self, head_dim: int, platform: str) -> str:
+    """Returns the form of keys and values (layouts.FORMS) on the devices of a platform.
+
+    Args:
+      head_dim: width of the model's heads.
+      platform: 'cpu', 'gpu', 'cuda' or 'tpu'.
+    """
+    if self.attention != 'auto':
+      return self.attention
+    return layouts.choose(platform, self.dtype, self.chunk_tokens, head_dim)
+
   @classmethod
   def published(cls) -> 'EngineOptions':
     """Returns sizes for the 8B model on one 80 GB device."""
     return EngineOptions(
       dtype='bfloat16',
       lanes=((8192, 32), (32768, 16)),
+      attention='auto',
       chunk_tokens=256,
       prefill_rows=4,
-      pages=2048,
+      pages=1280,
       decode_steps=4,
       image_batch=64,
       image_slots=4096,
@@ -111,8 +128,9 @@ def _check(options: ServerOptions) -> None:
   if any(context % options.chunk_tokens for context, _ in options.lanes):
     contexts = f'contexts that are multiples of chunk_tokens ({options.chunk_tokens})'
     options.refuse('lanes', contexts)
-  full = options.context // options.chunk_tokens
-  if options.pages < full:
-    options.refuse('pages', f'at least {full}, one full context')
+  # without slots' own columns, a slot has a copy of its context's last page
+  least = options.context // options.chunk_tokens + 1
+  if options.pages < least:
+    options.refuse('pages', f'at least {least}, one full context and one more')
   if not 0 <= options.port < 65536:
     options.refuse('port', '0..65535, 0 picks a free one')

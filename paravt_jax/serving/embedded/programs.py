@@ -1,6 +1,7 @@
-"""The engine's device programs: encode images, prefill pages, admit contexts to slots, decode.
+"""The engine's device programs: encode images, prefill pages, and the tokens of a decode call.
 
-Every program has one fixed shape. What it computes for a row depends on that row's inputs alone, so
+`slots.py` and `paged.py` hold the programs that admit contexts to slots and decode them, in the two
+forms of `layouts.py`. Every program has one fixed shape. What it computes for a row depends on that row's inputs alone, so
 a request's result does not depend on other requests in the batch. On a mesh, weights, keys and
 values are split by heads, hidden units and vocabulary (`models/sharding.RULES`); features, states
 and what is sampled are whole on every device. The axis letters are those of
@@ -9,8 +10,7 @@ columns of a slot's cache.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +24,9 @@ from paravt_jax.models.placement import Place, anywhere
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.models.sharding import is_axes
-from paravt_jax.serving.embedded import sampling
+from paravt_jax.serving.embedded import layouts, sampling
+from paravt_jax.serving.embedded.options import EngineOptions
 
-_FAR = -1e30
-CACHE = (None, 'kv_heads', None, None)  # logical axes of keys and values
 ADMIT_ROWS = 8  # contexts copied to slots per admission call
 
 Tree = Any
@@ -50,6 +49,7 @@ class Shapes:
   stops: int
   biases: int
   place: Place = anywhere  # on the devices that share the model
+  layout: layouts.Layout = layouts.SlotPages()  # of pages, and what attends over them
 
   def sharding(self, shape: Sequence[int], *axes: str | None) -> NamedSharding | None:
     """Returns where an array with these logical axes lies; () is everywhere. None on one device."""
@@ -65,6 +65,28 @@ class Shapes:
   def merged(self) -> int:
     """Merged tokens of the largest image."""
     return self.patches // self.config.vision.merge**2
+
+
+def shapes_of(
+  config: Config, options: EngineOptions, place: Place, layout: layouts.Layout
+) -> Shapes:
+  """Returns the sizes of an engine's programs."""
+  return Shapes(
+    config=config,
+    dtype=options.dtype,
+    chunk=options.chunk_tokens,
+    rows=options.prefill_rows,
+    pages=options.pages,
+    context=options.lanes[-1][0],
+    steps=options.decode_steps,
+    image_batch=options.image_batch,
+    image_slots=options.image_slots,
+    patches=options.max_image_patches,
+    stops=options.max_stop_ids,
+    biases=options.bias_rows,
+    place=place,
+    layout=layout,
+  )
 
 
 class _Stack:
@@ -139,14 +161,14 @@ def with_indexed_layers(params: Tree) -> Tree:
 def new_pool(s: Shapes) -> Tree:
   """Returns empty pages, one more than `s.pages`: padding rows write to the last one.
 
-  Shapes per layer: k [pages, K, F, T], v [pages, K, T, F]. tail: [pages, D], the last hidden state.
+  layers: the arrays of each layer, as `s.layout` says. tail: [pages, D], the last hidden state.
   """
-  t, pages = s.config.text, s.pages + 1
-  k, v = (pages, t.kv_heads, t.head_dim, s.chunk), (pages, t.kv_heads, s.chunk, t.head_dim)
+  text, pages = s.config.text, s.pages + 1
+  shapes = s.layout.shapes(pages, text.kv_heads, s.chunk, text.head_dim)
+  layer = lambda: tuple(s.zeros(s.dtype, shape, *s.layout.axes) for shape in shapes)
   return {
-    'k': tuple(s.zeros(s.dtype, k, *CACHE) for _ in range(t.layers)),
-    'v': tuple(s.zeros(s.dtype, v, *CACHE) for _ in range(t.layers)),
-    'tail': s.zeros(s.dtype, (pages, t.width)),
+    'layers': tuple(layer() for _ in range(text.layers)),
+    'tail': s.zeros(s.dtype, (pages, text.width)),
   }
 
 
@@ -159,16 +181,12 @@ def new_features(s: Shapes) -> Tree:
   }
 
 
-def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
-  """Returns the state of all slots and their caches: k [S, K, F, U], v [S, K, U, F] per layer.
-
-  U has space for one extra dispatch.
-  """
-  t, columns = s.config.text, context + s.steps
+def new_state(s: Shapes, slots: int) -> Tree:
+  """Returns the state of empty slots."""
   zeros = lambda dtype, *shape: s.zeros(dtype, (slots, *shape))
   everywhere = s.sharding(())
-  state = {
-    'hidden': zeros(s.dtype, t.width),
+  return {
+    'hidden': zeros(s.dtype, s.config.text.width),
     'length': zeros('int32'),
     'position': zeros('int32'),
     'active': zeros('bool'),
@@ -176,11 +194,6 @@ def new_lane(s: Shapes, context: int, slots: int) -> tuple[Tree, Tree]:
       lambda x: x if everywhere is None else jax.device_put(x, everywhere),
       sampling.zeros(slots, s.stops),
     ),
-  }
-  k, v = (slots, t.kv_heads, t.head_dim, columns), (slots, t.kv_heads, columns, t.head_dim)
-  return state, {
-    'k': tuple(s.zeros(s.dtype, k, *CACHE) for _ in range(t.layers)),
-    'v': tuple(s.zeros(s.dtype, v, *CACHE) for _ in range(t.layers)),
   }
 
 
@@ -231,20 +244,13 @@ def prefill(
   pages of the row's context, including the row's page. chunk_R: index of the row's chunk in its
   context. count_R: real tokens of the chunk; the rest is padding.
   """
-  keys, values = list(pool['k']), list(pool['v'])
+  layers = list(pool['layers'])
   page_R = jnp.take_along_axis(page_table, chunk_R[:, None], axis=1)[:, 0]
 
   def attend(layer, q, k, v):
     # Write every row's page before any row reads it.
-    k_RKFT, v_RKTF = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    for r in range(s.rows):
-      keys[layer] = jax.lax.dynamic_update_slice(
-        keys[layer], k_RKFT[r : r + 1], (page_R[r], 0, 0, 0)
-      )
-      values[layer] = jax.lax.dynamic_update_slice(
-        values[layer], v_RKTF[r : r + 1], (page_R[r], 0, 0, 0)
-      )
-    return _attend_pages(q, keys[layer], values[layer], page_table, chunk_R)
+    layers[layer] = s.layout.write_pages(layers[layer], k, v, page_R)
+    return s.layout.attend_chunks(q, layers[layer], page_table, chunk_R, s.place.mesh)
 
   # Gather the features of image tokens [R, T, D]; text tokens gather slot 0 and ignore it.
   seen_RT = jnp.where(visual_index_RT >= 0, jnp.arange(s.chunk), -1)
@@ -263,111 +269,55 @@ def prefill(
   tail = pool['tail']
   for r in range(s.rows):
     tail = jax.lax.dynamic_update_slice(tail, last_R1D[r], (page_R[r], 0))
-  return {'k': tuple(keys), 'v': tuple(values), 'tail': tail}
+  return {'layers': tuple(layers), 'tail': tail}
 
 
-def _attend_pages(
-  q_RTHF: jax.Array, keys: jax.Array, values: jax.Array, page_table: jax.Array, chunk_R: jax.Array
-) -> jax.Array:
-  """Attends over the pages of each row with an online softmax (Milakov & Gimelshein 2018).
-
-  The loop ends after the last page of the longest row.
-
-  A page after a row's last one does not change that row's sums, so other rows do not affect its
-  result.
-  """
-  (rows, chunk, heads, width), kv_heads = q_RTHF.shape, keys.shape[1]
-  groups = heads // kv_heads
-  # Group the query heads by key head: Q = groups * chunk queries per key head.
-  q_RKQF = (
-    (q_RTHF * width**-0.5)
-    .reshape(rows, chunk, kv_heads, groups, width)
-    .transpose(0, 2, 3, 1, 4)
-    .reshape(rows, kv_heads, groups * chunk, width)
+def admitted(state: Tree, pool: Tree, rows: Tree, a: jax.Array) -> Tree:
+  """Returns the state with row `a` of an admission in its slot."""
+  slot = rows['slot'][a]
+  put = lambda into, row: jax.lax.dynamic_update_slice(
+    into, row[None].astype(into.dtype), (slot,) + (0,) * row.ndim
   )
-  place_RQ = chunk_R[:, None] * chunk + jnp.tile(jnp.arange(chunk), groups)
-
-  def step(j, carry):
-    # Running maximum, sum of weights and weighted values, rescaled to the new maximum.
-    top, total, out = carry
-    page_R = page_table[:, j]
-    score = jnp.einsum('RKQF,RKFU->RKQU', q_RKQF, keys[page_R], preferred_element_type=jnp.float32)
-    visible = (j * chunk + jnp.arange(chunk)) <= place_RQ[:, :, None]
-    score = jnp.where(visible[:, None], score, _FAR)
-    new_top = jnp.maximum(top, score.max(-1, keepdims=True))
-    weight, keep = jnp.exp(score - new_top), jnp.exp(top - new_top)
-    add = jnp.einsum(
-      'RKQU,RKUF->RKQF',
-      weight.astype(values.dtype),
-      values[page_R],
-      preferred_element_type=jnp.float32,
-    )
-    return new_top, total * keep + weight.sum(-1, keepdims=True), out * keep + add
-
-  column = jnp.zeros((rows, kv_heads, groups * chunk, 1), jnp.float32)
-  start = (column + _FAR, column, jnp.zeros(q_RKQF.shape, jnp.float32))
-  _, total, out = jax.lax.fori_loop(0, chunk_R.max() + 1, step, start)
-  out_RKGTF = (out / total).reshape(rows, kv_heads, groups, chunk, width)
-  return out_RKGTF.transpose(0, 3, 1, 2, 4).reshape(q_RTHF.shape).astype(q_RTHF.dtype)
+  return {
+    **state,
+    'hidden': put(state['hidden'], pool['tail'][rows['last'][a]]),
+    'length': put(state['length'], rows['length'][a]),
+    'position': put(state['position'], rows['position'][a]),
+    'active': put(state['active'], jnp.bool_(True)),
+    'sampling': jax.tree.map(
+      lambda into, row: put(into, row[a]), state['sampling'], rows['sampling']
+    ),
+  }
 
 
-def admit(
-  s: Shapes, state: Tree, caches: Tree, pool: Tree, rows: Tree, number: jax.Array
-) -> tuple[Tree, Tree]:
-  """Copies the pages of the first `number` rows to their slots and initializes the slots' state.
-
-  rows: slot [rows], table [rows, pages of the lane], last (page of the last token) [rows], length
-  [rows], position [rows], sampling (per row).
-  """
-
-  def one(a, carry):
-    state, caches = carry
-    slot, table = rows['slot'][a], rows['table'][a]
-    put = lambda into, row: jax.lax.dynamic_update_slice(
-      into, row[None].astype(into.dtype), (slot,) + (0,) * row.ndim
-    )
-    join_k = lambda pages: pages[table].transpose(1, 2, 0, 3).reshape(*pages.shape[1:3], -1)
-    join_v = lambda pages: (
-      pages[table].transpose(1, 0, 2, 3).reshape(pages.shape[1], -1, pages.shape[3])
-    )
-    # Join pages into the slot's contiguous columns: k [K, F, U], v [K, U, F].
-    caches = {
-      'k': tuple(put(c, join_k(p)) for c, p in zip(caches['k'], pool['k'])),
-      'v': tuple(put(c, join_v(p)) for c, p in zip(caches['v'], pool['v'])),
-    }
-    state = {
-      'hidden': put(state['hidden'], pool['tail'][rows['last'][a]]),
-      'length': put(state['length'], rows['length'][a]),
-      'position': put(state['position'], rows['position'][a]),
-      'active': put(state['active'], jnp.bool_(True)),
-      'sampling': jax.tree.map(
-        lambda into, row: put(into, row[a]), state['sampling'], rows['sampling']
-      ),
-    }
-    return state, caches
-
-  return jax.lax.fori_loop(0, number, one, (state, caches))
+# attend(step, state, arrays of the layer, layer, q, k, v) -> (output, arrays of the layer)
+AttendToken = Callable[..., tuple[jax.Array, layouts.Layer]]
 
 
-def decode(
-  s: Shapes, params: Tree, state: Tree, caches: Tree, bias_table: jax.Array, keep_S: jax.Array
-) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+def sample_tokens(
+  s: Shapes,
+  params: Tree,
+  state: Tree,
+  layers: tuple[layouts.Layer, ...],
+  bias_table: jax.Array,
+  keep_S: jax.Array,
+  attend: AttendToken,
+) -> tuple[Tree, tuple[layouts.Layer, ...], jax.Array, jax.Array]:
   """Samples up to `steps` tokens per slot. Slots that are done or not in `keep_S` sample none.
 
-  New keys and values go to a side cache, at the same column for all slots. They are merged into the
-  main cache once, at the end.
+  Args:
+    layers: arrays of each layer, to which `attend` writes the keys and values of new tokens.
 
   Returns:
-    state, caches, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
+    state, layers, int32[steps, S] tokens (-1: none), float32[steps, S] log-probs.
   """
   stacked, slots = with_indexed_layers(params), keep_S.shape[0]
   matrix = model.head(params, s.config)
-  side = _side_columns(s, slots)
   state = {**state, 'active': state['active'] & keep_S}
-  first, length = state, state['length']
+  first = state['active']
 
   def step(i, carry):
-    state, side, tokens, logprobs = carry
+    state, layers, tokens, logprobs = carry
     # Sample token i from the hidden state of the token before.
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
     # every device samples from all logits, with the operations of one device
@@ -377,88 +327,30 @@ def decode(
     )
     tokens = tokens.at[i].set(jnp.where(state['active'], token_S, -1))
     logprobs = logprobs.at[i].set(logprob_S)
-    keys, values = list(side['k']), list(side['v'])
+    written = list(layers)
 
-    def attend(layer, q, k, v):
-      keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k.transpose(0, 2, 3, 1), (0, 0, 0, i))
-      values[layer] = jax.lax.dynamic_update_slice(
-        values[layer], v.transpose(0, 2, 1, 3), (0, 0, i, 0)
-      )
-      return _attend_slots(
-        q, caches['k'][layer], caches['v'][layer], length, keys[layer], values[layer], i
-      )
+    def attend_one(layer, q, k, v):
+      out, written[layer] = attend(i, state, written[layer], layer, q, k, v)
+      return out
 
     x_S1D = model.embed(stacked, token_S[:, None], None, None, jnp.dtype(s.dtype), s.place)
     position_AS1 = jnp.broadcast_to(state['position'][None, :, None], (3, slots, 1))
-    hidden = model.run_layers(s.config, stacked, x_S1D, position_AS1, None, None, attend, s.place)[
-      :, 0
-    ]
+    x_S1D = model.run_layers(
+      s.config, stacked, x_S1D, position_AS1, None, None, attend_one, s.place
+    )
     state = {
-      'hidden': hidden,
+      **state,
+      'hidden': x_S1D[:, 0],
       'length': state['length'] + 1,
       'position': state['position'] + 1,
       'active': state['active'] & ~done_S,
       'sampling': more,
     }
-    return state, {'k': tuple(keys), 'v': tuple(values)}, tokens, logprobs
+    return state, tuple(written), tokens, logprobs
 
   empty = (jnp.full((s.steps, slots), -1, jnp.int32), jnp.zeros((s.steps, slots), jnp.float32))
-  state, side, tokens, logprobs = jax.lax.fori_loop(0, s.steps, step, (state, side, *empty))
-  state = {**state, 'length': jnp.where(first['active'], state['length'], 0)}
-  return state, _merge(caches, side, length), tokens, logprobs
-
-
-def _side_columns(s: Shapes, slots: int) -> Tree:
-  """Returns empty columns for the tokens of one dispatch, k [S, K, F, steps], v [S, K, steps, F]."""
-  t = s.config.text
-  k, v = (slots, t.kv_heads, t.head_dim, s.steps), (slots, t.kv_heads, s.steps, t.head_dim)
-  return {
-    'k': tuple(jnp.zeros(k, s.dtype) for _ in range(t.layers)),
-    'v': tuple(jnp.zeros(v, s.dtype) for _ in range(t.layers)),
-  }
-
-
-def _merge(caches: Tree, side: Tree, length_S: jax.Array) -> Tree:
-  """Writes each slot's side columns after its first `length` columns."""
-
-  def one(slot, caches):
-    put = lambda c, x, *at: jax.lax.dynamic_update_slice(
-      c, jax.lax.dynamic_slice_in_dim(x, slot, 1, 0), (slot, *at)
-    )
-    end = length_S[slot]
-    return {
-      'k': tuple(put(c, x, 0, 0, end) for c, x in zip(caches['k'], side['k'])),
-      'v': tuple(put(c, x, 0, end, 0) for c, x in zip(caches['v'], side['v'])),
-    }
-
-  return jax.lax.fori_loop(0, length_S.shape[0], one, caches)
-
-
-def _attend_slots(
-  q_S1HF: jax.Array,
-  keys: jax.Array,
-  values: jax.Array,
-  length_S: jax.Array,
-  side_k: jax.Array,
-  side_v: jax.Array,
-  step: jax.Array,
-) -> jax.Array:
-  """Attends with one query per slot over its first `length` columns and side columns 0..`step`."""
-  (slots, _, heads, width), kv_heads, columns = q_S1HF.shape, keys.shape[1], keys.shape[3]
-  # Scores over both caches share one maximum and one normalizer.
-  q_SKGF = (q_S1HF * width**-0.5).reshape(slots, kv_heads, heads // kv_heads, width)
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  main = jnp.where(
-    jnp.arange(columns) < length_S[:, None, None, None], dot('SKGF,SKFU->SKGU', q_SKGF, keys), _FAR
-  )
-  new = jnp.where(jnp.arange(side_k.shape[3]) <= step, dot('SKGF,SKFU->SKGU', q_SKGF, side_k), _FAR)
-  top = jnp.maximum(main.max(-1, keepdims=True), new.max(-1, keepdims=True))
-  main, new = jnp.exp(main - top), jnp.exp(new - top)
-  total = main.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-  out = dot('SKGU,SKUF->SKGF', main.astype(values.dtype), values) + dot(
-    'SKGU,SKUF->SKGF', new.astype(values.dtype), side_v
-  )
-  return (out / total).reshape(q_S1HF.shape).astype(q_S1HF.dtype)
+  state, layers, tokens, logprobs = jax.lax.fori_loop(0, s.steps, step, (state, layers, *empty))
+  return {**state, 'length': jnp.where(first, state['length'], 0)}, layers, tokens, logprobs
 
 
 def admission(s: Shapes, pages: int) -> Tree:
@@ -468,6 +360,8 @@ def admission(s: Shapes, pages: int) -> Tree:
     'slot': whole(),
     'table': np.full((ADMIT_ROWS, pages), s.pages, np.int32),
     'last': whole(),
+    # paged: a page to copy, and where to
+    'copied': np.full((ADMIT_ROWS, 2), s.pages, np.int32),
     'length': whole(),
     'position': whole(),
     'sampling': jax.tree.map(np.array, sampling.zeros(ADMIT_ROWS, s.stops, np)),

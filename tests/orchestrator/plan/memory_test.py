@@ -50,38 +50,40 @@ def test_sglang_servers_stand_on_the_named_devices_or_behind_the_learner(
 ):
   asked = request('rl:8b_split', server__sglang__devices=devices)
   section = asked.recipe.server
-  share = server.share_of(section, asked.model, 10)
+  share = server.share_of(section, asked.model, 10, 'cuda')
   assert memory.placement(section, share, learner, H100) == expected
 
 
 def test_an_embedded_server_stands_on_the_learners_device_and_one_by_url_on_none():
   tiny = request('rl:tiny')
-  share = server.share_of(tiny.recipe.server, tiny.model, 10)
+  share = server.share_of(tiny.recipe.server, tiny.model, 10, 'cuda')
   assert memory.placement(tiny.recipe.server, share, 1, tiny.target) == (1, 0)
-  assert server.share_of(request('rl:8b').recipe.server, tiny.model, 10) is None
+  assert server.share_of(request('rl:8b').recipe.server, tiny.model, 10, 'cuda') is None
 
 
 def test_sglangs_share_is_its_weights_and_the_cache_that_its_options_name():
   asked = request('rl:8b_split')
-  share = server.share_of(asked.recipe.server, asked.model, 8_767_123_696)
+  share = server.share_of(asked.recipe.server, asked.model, 8_767_123_696, 'cuda')
   assert share.weights == 2 * 8_767_123_696
   # 262,144 tokens of 36 layers with 8 key heads of 128, keys and values, bfloat16; 1 GiB of images
   assert share.cache == 262_144 * 2 * 36 * 8 * 128 * 2 + (1 << 30) == (36 << 30) + (1 << 30)
 
 
-def test_an_embedded_server_allocates_all_its_slots():
+def test_an_embedded_server_has_pages_and_on_a_cpu_the_columns_of_all_slots():
   asked = request('eval:8b', server__kind='embedded')
-  share = server.share_of(asked.recipe.server, asked.model, 10)
+  share = lambda platform: server.share_of(asked.recipe.server, asked.model, 10, platform)
   token = 2 * 36 * 8 * 128 * 2
-  contexts = (8192 * 32 + 32768 * 16 + 2048 * 256) * token
-  images = 4096 * 49 * 4 * 4096 * 2
-  assert share.cache == contexts + images
+  pages = 1281 * 256 * token
+  images = 4097 * 49 * 4 * 4096 * 2
+  assert share('cuda').cache == share('tpu').cache == pages + images
+  columns = ((8192 + 4) * 32 + (32768 + 4) * 16) * token
+  assert share('cpu').cache == pages + columns + images
 
 
 def test_a_fraction_that_does_not_hold_weights_and_cache_is_refused():
   asked = request('rl:8b_split', server__sglang__mem_fraction=0.3)
   section = asked.recipe.server
-  share = server.share_of(section, asked.model, 8_767_123_696)
+  share = server.share_of(section, asked.model, 8_767_123_696, 'cuda')
   with pytest.raises(ConfigError, match=r'mem_fraction=0.3: wanted at least 0.68'):
     memory.check_fraction(section, share, H100)
   memory.check_fraction(request('rl:8b_split').recipe.server, share, H100)
@@ -89,7 +91,7 @@ def test_a_fraction_that_does_not_hold_weights_and_cache_is_refused():
 
 def test_behind_a_learner_a_servers_fraction_counts_what_is_free():
   asked = request('rl:2b', server__sglang__mem_fraction=0.5)
-  share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032)
+  share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032, 'cuda')
   # .35 of 79.1 GiB, less 1 of the CUDA context, is 26.7; 4 GiB of weights, 14 of keys and values, .5 of images
   with pytest.raises(
     ConfigError, match=r'mem_fraction=0.5: wanted at least 0.70, 18.5 GiB .*, of 26.7'
@@ -101,14 +103,14 @@ def test_behind_a_learner_a_servers_fraction_counts_what_is_free():
 
 def test_no_fraction_above_1_is_asked_for():
   asked = request('rl:2b')
-  share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032)
+  share = server.share_of(asked.recipe.server, asked.model, 2_127_532_032, 'cuda')
   with pytest.raises(ConfigError, match=r'18.5 GiB for .* device.memory_fraction=0.95 leaves'):
     memory.check_fraction(asked.recipe.server, share, H100, 0.95)
 
 
 def test_learner_and_embedded_server_take_at_most_one_gpu_together():
   asked = request('rl:2b', server__kind='embedded')
-  share = server.share_of(asked.recipe.server, asked.model, 10)
+  share = server.share_of(asked.recipe.server, asked.model, 10, 'cuda')
   memory.check_fraction(asked.recipe.server, share, H100, 0.65)
   with pytest.raises(ConfigError, match=r'embedded.memory_fraction=0.3: with .* is 1.10 of a GPU'):
     memory.check_fraction(asked.recipe.server, share, H100, 0.8)

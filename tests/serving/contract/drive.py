@@ -47,6 +47,7 @@ def embedded_options(folder: pathlib.Path, **changes) -> ServerOptions:
     'lanes': ((128, 8), (CONTEXT, 4)),
     'chunk_tokens': 32,
     'prefill_rows': 4,
+    'attention': 'auto',
     'pages': 64,
     'decode_steps': 4,
     'image_batch': 4,

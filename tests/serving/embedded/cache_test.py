@@ -55,3 +55,28 @@ def test_keys_agree_exactly_as_far_as_contents_do():
   a, b = chain_keys(first, 4), chain_keys(second, 4)
   assert len(a) == 3 and a[0] == b[0] and a[1] != b[1] and a[2] != b[2]
   assert chain_keys(first[:9], 4)[:2] == a[:2] and chain_keys(first[:9], 4)[2] != a[2]
+
+
+def test_a_place_that_one_user_had_for_itself_is_free_at_once():
+  pool = Pool(2)
+  kept, _ = pool.acquire('kept')
+  place, new = pool.acquire('own')
+  assert new and not pool.fits([], 1)
+  pool.discard('own')
+  assert 'own' not in pool and pool.available == 1
+  assert pool.fits(['kept', 'other']) and pool.fits(['kept'], 1) and not pool.fits(['other'], 1)
+  assert pool.acquire('other') == (place, True) and pool.place('kept') == kept
+  pool.acquire('other')
+  with pytest.raises(RuntimeError, match='has other users'):
+    pool.discard('other')
+
+
+def test_dropped_entries_are_those_that_nobody_uses():
+  pool = Pool(3)
+  pool.acquire('held')
+  for key in ('a', 'b'):
+    pool.acquire(key)
+    pool.release(key)
+  pool.drop_idle()
+  assert 'held' in pool and 'a' not in pool and 'b' not in pool
+  assert pool.available == 2 and pool.fits(['c', 'd'])

@@ -28,7 +28,7 @@ def model(tmp_path_factory):
   return weights.load_hf(folder)
 
 
-def engine(model, lanes, **changes) -> Engine:
+def engine(model, lanes, layout=None, **changes) -> Engine:
   given: dict[str, Any] = {
     'model_path': '',
     'served_name': 'tiny',
@@ -40,6 +40,7 @@ def engine(model, lanes, **changes) -> Engine:
     'dtype': 'float32',
     'eos_token_ids': (),
     'lanes': lanes,
+    'attention': 'auto',
     'chunk_tokens': CHUNK,
     'prefill_rows': 2,
     'pages': 32,
@@ -55,14 +56,14 @@ def engine(model, lanes, **changes) -> Engine:
     'compile_cache': None,
     'parent_pid': None,
   }
-  return Engine(*model, 0, ServerOptions(**{**given, **changes}))
+  return Engine(*model, 0, ServerOptions(**{**given, **changes}), layout)
 
 
-def answers(engine: Engine, numbers) -> dict[int, tuple]:
+def answers(engine: Engine, numbers, prompts=None) -> dict[int, tuple]:
   """(ids, log-probs) by number of the job; all of them wait before the engine starts."""
   done: queue.SimpleQueue = queue.SimpleQueue()
   for n in numbers:
-    ids = list(range(200 + 20 * n, 200 + 20 * n + 18 + n))
+    ids = prompts[n] if prompts else list(range(200 + 20 * n, 200 + 20 * n + 18 + n))
     body = GenerateRequest(str(n), ids, (), 0.7, 1.0, -1, NEW, (), (), n, True).to_json([])
     prompt = expand(ids, (), engine.config.image_id, CHUNK)
     engine.submit(

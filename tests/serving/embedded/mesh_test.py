@@ -81,8 +81,8 @@ def test_devices_that_share_the_model_say_the_same_ids(wide, one, devices):
     (engine.params['text']['layers'][0]['q']['kernel'], 1),
     (engine.params['text']['layers'][0]['down']['kernel'], 0),
     (engine.params['text']['embed']['embedding'], 0),
-    (engine._page_store['k'][0], 1),
-    (engine.lanes[0].blocks[0].caches['v'][1], 1),
+    (engine._page_store['layers'][0][0], 1),
+    (engine.lanes[0].blocks[0].caches[1][1], 1),
   ):
     part = leaf.sharding.shard_shape(leaf.shape)
     assert part[axis] * devices == leaf.shape[axis]

@@ -29,6 +29,7 @@ GOOD = ServerOptions(
   max_stop_ids=4,
   image_cache_mb=4,
   max_body_mb=16,
+  attention='auto',
   tensor_parallel=1,
   compile_cache=None,
   parent_pid=None,
@@ -45,7 +46,7 @@ def test_options_survive_the_command_line():
   [
     ({'lanes': [[100, 8]]}, 'multiples of chunk_tokens'),
     ({'lanes': [[256, 4], [128, 8]]}, 'smallest context first'),
-    ({'pages': 7}, 'pages=7: wanted at least 8'),
+    ({'pages': 8}, 'pages=8: wanted at least 9'),
     ({'dtype': 'float16'}, "dtype='float16': wanted one of"),
     ({'decode_steps': 0}, 'decode_steps=0: wanted at least 1'),
     ({'prots': 1}, "'prots' is unknown"),
