@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -115,47 +115,72 @@ def compile_plan(
   """
   if plan.learner is None or plan.memory is None:
     raise ConfigError('--compile: this recipe has no learner that could be compiled')
-  recipe, target = plan.request.recipe, plan.request.target
-  name, _, topology = compiler.target.partition(':')
+  recipe = plan.request.recipe
   asked = {
     'kind': plan.learner.job.kind,
     'recipe': options.to_dict(recipe),
-    'model': plan.request.model.to_hf('bfloat16'),
-    'target': compiler.target,
-    'platform': 'cpu' if name == 'cpu' else target.accelerator.platform,
-    'topology': topology,
     'count': plan.learner.job.devices,
     'shape': dataclasses.asdict(plan.learner.largest),
-    'spec': gpu_spec.text(name) if name in gpu_spec.SPECS else '',
   }
+  return ask(_PROGRAM, 'step', plan, compiler, asked, kept)
+
+
+def ask(
+  program: str,
+  function: str,
+  plan: Plan,
+  compiler: Compiler,
+  asked: Mapping[str, Any],
+  kept: pathlib.Path | None,
+) -> dict[str, Any]:
+  """Returns what a child says of a function that it compiled for a plan's target.
+
+  Args:
+    program: the child's Python code.
+    function: the name of the jitted function.
+    asked: for the child, `count` devices among them.
+
+  Raises:
+    ConfigError: the child failed.
+  """
+  name, _, topology = compiler.target.partition(':')
+  platform = 'cpu' if name == 'cpu' else plan.request.target.accelerator.platform
+  flags = ' '.join(compiler.environment.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
   begin = time.monotonic()
   with tempfile.TemporaryDirectory(prefix='plan-') as folder:
-    asked |= _asked_of(compiler, folder if asked['platform'] == 'tpu' else '', kept)
-    done = _run(compiler, asked)
+    whole = {
+      **asked,
+      'model': plan.request.model.to_hf('bfloat16'),
+      'target': compiler.target,
+      'platform': platform,
+      'topology': topology,
+      'spec': gpu_spec.text(name) if name in gpu_spec.SPECS else '',
+      'flags': flags,
+      'dump': folder if platform == 'tpu' else '',
+      'kept': str(kept.absolute()) if kept else '',
+    }
+    done = _run(program, function, compiler, whole)
   lines = done.stdout.strip().splitlines()
   if done.returncode or not lines:
     errors = [line for line in done.stderr.splitlines() if 'rror: ' in line]
     reason = (errors or done.stderr.strip().splitlines() or ['no message'])[-1]
     raise ConfigError(
       f'--compile for {compiler.target}: the compiler ended with status {done.returncode}: '
-      f'{reason[:300]}; try --target=cpu:{plan.learner.job.devices}, or leave --compile out'
+      f'{reason[:300]}; try --target=cpu:{asked["count"]}, or leave --compile out'
     )
   return {**json.loads(lines[-1]), 'target': compiler.target, 'seconds': time.monotonic() - begin}
 
 
-def _asked_of(compiler: Compiler, dump: str, kept: pathlib.Path | None) -> dict[str, str]:
-  flags = ' '.join(compiler.environment.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS'))
-  return {'flags': flags, 'dump': dump, 'kept': str(kept.absolute()) if kept else ''}
-
-
-def _run(compiler: Compiler, asked: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+def _run(
+  program: str, function: str, compiler: Compiler, asked: Mapping[str, Any]
+) -> subprocess.CompletedProcess[str]:
   """Runs the child."""
   environment = dict(compiler.environment)
   if asked['dump']:
-    dump = compiled.dump_flags(pathlib.Path(asked['dump']))
+    dump = compiled.dump_flags(pathlib.Path(asked['dump']), function)
     environment['XLA_FLAGS'] = f'{environment.get("XLA_FLAGS", "")} {dump}'.strip()
   return subprocess.run(
-    [compiler.interpreter, *children.command(_PROGRAM)[1:]],
+    [compiler.interpreter, *children.command(program)[1:]],
     input=json.dumps(asked, default=str),
     env=environment,
     capture_output=True,
@@ -165,10 +190,14 @@ def _run(compiler: Compiler, asked: Mapping[str, Any]) -> subprocess.CompletedPr
   )
 
 
-def main() -> None:
-  """The child: compiles what standard input asks for, and prints the result."""
+def main(call: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None) -> None:
+  """The child: compiles what standard input asks for, and prints the result.
+
+  Args:
+    call: what compiles; `compile_asked` if None.
+  """
   asked = json.load(sys.stdin)
-  print(json.dumps(compile_asked(asked)), flush=True)
+  print(json.dumps((call or compile_asked)(asked)), flush=True)
   if asked['dump']:
     os._exit(0)  # the compiler of a TPU may still generate code, which nobody waits for
 
@@ -193,6 +222,13 @@ def bytes_of(arguments: Any) -> int:
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     for leaf in jax.tree.leaves(arguments)
+  )
+
+
+def bytes_of_forms(forms: Any) -> int:
+  """Returns the bytes of a tree of shaped arrays, wherever they lie."""
+  return sum(
+    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(forms)
   )
 
 

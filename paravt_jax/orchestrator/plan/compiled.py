@@ -34,9 +34,9 @@ _POLL_S = 0.5
 _REFUSAL_S = 5.0  # after its report, within which a program that does not fit is refused
 
 
-def dump_flags(folder: pathlib.Path) -> str:
-  """Returns the XLA flags that write the step's program and its report into a folder."""
-  return f'--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step'
+def dump_flags(folder: pathlib.Path, name: str) -> str:
+  """Returns the XLA flags that write a function's program and its report into a folder."""
+  return f'--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=^jit_{name}$'
 
 
 def measure(lowered: Any, arguments: int, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,20 +71,20 @@ class Programs:
 
 def encode(s: Shapes, weights: Tree) -> Program:
   """Returns the program that encodes images."""
-  features = _features(s)
+  kept = features(s)
   pixels = _whole(s, np.uint8, s.image_batch, s.patches, 3 * s.config.vision.patch**2)
   grids, places = (_whole(s, np.int32, *shape) for shape in ((s.image_batch, 2), (s.image_batch,)))
-  arguments = (weights, features, pixels, grids, places)
-  return _program(s, programs.encode, (1,), features, arguments)
+  arguments = (weights, kept, pixels, grids, places)
+  return _program(s, programs.encode, (1,), kept, arguments)
 
 
 def prefill(s: Shapes, weights: Tree) -> Program:
   """Returns the program that computes pages."""
   i32 = functools.partial(_whole, s, np.int32)
-  pool, features = _pool(s), _features(s)
+  pages = pool(s)
   rows, one = (s.rows, s.chunk), i32(s.rows)
   chunk = (i32(*rows), i32(3, *rows), i32(*rows), i32(s.rows, s.context // s.chunk), one, one)
-  return _program(s, programs.prefill, (1,), pool, (weights, pool, features, *chunk))
+  return _program(s, programs.prefill, (1,), pages, (weights, pages, features(s), *chunk))
 
 
 def admit(s: Shapes, context: int, count: int) -> Program:
@@ -95,9 +95,9 @@ def admit(s: Shapes, context: int, count: int) -> Program:
   kept = new_block(s, context, count)
   number = _whole(s, np.int32)
   if s.layout.paged:
-    pool = _pool(s)
-    return _program(s, paged.admit, (0, 1), (kept[0], pool), (kept[0], pool, rows, number))
-  return _program(s, slots.admit, (0, 1), kept, (*kept, _pool(s), rows, number))
+    kept = (kept[0], pool(s))
+    return _program(s, paged.admit, (0, 1), kept, (*kept, rows, number))
+  return _program(s, slots.admit, (0, 1), kept, (*kept, pool(s), rows, number))
 
 
 def decode(s: Shapes, weights: Tree, context: int, count: int) -> Program:
@@ -107,7 +107,7 @@ def decode(s: Shapes, weights: Tree, context: int, count: int) -> Program:
   sampled = (_whole(s, np.int32, s.steps, count), _whole(s, np.float32, s.steps, count))
   kept, call = (state, caches), slots.decode
   if s.layout.paged:
-    kept, call = (state, _pool(s)), paged.decode
+    kept, call = (state, pool(s)), paged.decode
   arguments = (weights, *kept, biases, _whole(s, np.bool_, count))
   return _program(s, call, (1, 2), (*kept, *sampled), arguments)
 
@@ -126,12 +126,14 @@ def make_block(s: Shapes, context: int, count: int) -> tuple[Tree, Tree]:
   return state, slots.new_caches(s, context, count)
 
 
-def _pool(s: Shapes) -> Tree:
-  pool = jax.eval_shape(lambda: programs.new_pool(s))
-  return {**_laid(s, pool), 'layers': _laid(s, pool['layers'], *s.layout.axes)}
+def pool(s: Shapes) -> Tree:
+  """Returns the forms of the pages of all layers (`programs.new_pool`)."""
+  forms = jax.eval_shape(lambda: programs.new_pool(s))
+  return {**_laid(s, forms), 'layers': _laid(s, forms['layers'], *s.layout.axes)}
 
 
-def _features(s: Shapes) -> Tree:
+def features(s: Shapes) -> Tree:
+  """Returns the forms of image features (`programs.new_features`)."""
   return _laid(s, jax.eval_shape(lambda: programs.new_features(s)))
 
 
@@ -155,6 +157,11 @@ def _program(
   s: Shapes, call: Callable, donate: tuple[int, ...], out: Tree, arguments: tuple[Any, ...]
 ) -> Program:
   """Returns call(s, *arguments) as a program. On a mesh, results lie as the forms `out` say."""
+
+  @functools.wraps(call)  # a profile names the program by it
+  def run(*given):
+    return call(s, *given)
+
   places = None if s.place.mesh is None else jax.tree.map(lambda x: x.sharding, out)
-  jitted = jax.jit(functools.partial(call, s), donate_argnums=donate, out_shardings=places)
+  jitted = jax.jit(run, donate_argnums=donate, out_shardings=places)
   return Program(jitted, arguments)

@@ -126,12 +126,39 @@ def prepare(config: Config, params: Tree, dtype: str, place: Place = anywhere) -
   """Puts model parameters on the devices, in the compute dtype, with the text layers unstacked."""
 
   def put(array: Any, axes: tuple[str, ...]) -> jax.Array:
-    if place.mesh is None or place.spec is None:
+    where = _where(place, array.shape, axes)
+    if where is None:
       return jnp.asarray(array, dtype)
-    where = NamedSharding(place.mesh, place.spec(array.shape, axes))
     # cast first: half the bytes travel. An array of the host is cut there, so no device has it whole
     own = isinstance(array, jax.Array)
     return jax.device_put(array.astype(dtype) if own else np.asarray(array).astype(dtype), where)
+
+  return _unstacked(config, params, put, lambda stacked, i: stacked[i])
+
+
+def abstract_params(config: Config, dtype: str, place: Place = anywhere) -> Tree:
+  """Returns the forms of what `prepare` returns."""
+
+  def put(form: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(form.shape, dtype, sharding=_where(place, form.shape, axes))
+
+  one_layer = lambda stacked, _: jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)
+  return _unstacked(config, model.abstract_params(config), put, one_layer)
+
+
+def _where(place: Place, shape: Sequence[int], axes: Sequence[str]) -> NamedSharding | None:
+  if place.mesh is None or place.spec is None:
+    return None
+  return NamedSharding(place.mesh, place.spec(shape, axes))
+
+
+def _unstacked(config: Config, params: Tree, put: Callable, take: Callable) -> Tree:
+  """Returns the parameters with one tree per text layer.
+
+  Args:
+    put: from an array and its logical axes to what is returned for it.
+    take: from a stacked array and an index to the array of that layer.
+  """
 
   def put_all(tree: Tree, axes: Tree) -> Tree:
     return jax.tree.map(lambda names, array: put(array, names), axes, tree, is_leaf=is_axes)
@@ -140,7 +167,10 @@ def prepare(config: Config, params: Tree, dtype: str, place: Place = anywhere) -
   layers, layer_axes = params['text']['layers'], axes['text']['layers']
   apart = tuple(
     jax.tree.map(
-      lambda names, stacked, i=i: put(stacked[i], names[1:]), layer_axes, layers, is_leaf=is_axes
+      lambda names, stacked, i=i: put(take(stacked, i), names[1:]),
+      layer_axes,
+      layers,
+      is_leaf=is_axes,
     )
     for i in range(config.text.layers)
   )
