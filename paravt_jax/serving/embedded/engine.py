@@ -11,7 +11,7 @@ So a program may use a page once the program that fills it is queued.
 import concurrent.futures
 import queue
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,15 @@ class Engine:
   `version` is the version of the current weights. `counts` are sums since the start.
   """
 
-  def __init__(self, config: Config, params: Any, version: int, options: ServerOptions):
+  def __init__(
+    self,
+    config: Config,
+    params: Any,
+    version: int,
+    options: ServerOptions,
+    devices: Sequence[Any] | None = None,
+  ):
+    """Compiles all programs. `devices`: see `programs.place_on`."""
     self.options = options
     self.config = config
     self.version = version
@@ -49,7 +57,7 @@ class Engine:
       patches=options.max_image_patches,
       stops=options.max_stop_ids,
       biases=options.bias_rows,
-      place=programs.place_on(config, options.tensor_parallel),
+      place=programs.place_on(config, options.tensor_parallel, devices),
     )
     self.params = programs.prepare(config, params, options.dtype, s.place)
     shapes = tuple(dict.fromkeys(options.lanes))
