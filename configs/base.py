@@ -10,7 +10,8 @@ numbers, and what each knob means, stand with the typed options
     2b_lora    one 24 GB GPU, which learner and SGLang share: an adapter is trained
     8b         8 x 80 GB; rollout servers elsewhere, by URL
     8b_lora    one 80 GB GPU, which learner and SGLang share: an adapter is trained
-    8b_tpu     a slice v5p:2x2x2; rollout servers elsewhere, by URL. V6E changes it for v6e:4x4
+    8b_tpu     a slice v5p:2x2x2. RL: two chips of each host for the learner, two for an embedded
+               server in its process. V6E changes it for v6e:4x4
     8b_split   RL on one machine of 8 x 80 GB: four for the learner, four for SGLang servers that it
                starts. JAX opens only the learner's GPUs (`experiments/launch.py`)
     2b_long, 8b_long, tiny_long   long videos (`configs/long_video.py`)
@@ -31,14 +32,18 @@ LORA_SCALES = ('2b_lora', '8b_lora')
 LONG_SCALES = ('2b_long', '8b_long')
 SFT_SCALES = (*SCALES, *LORA_SCALES, '8b_tpu', *LONG_SCALES, 'tiny_long')
 RL_SCALES = (*SCALES, *LORA_SCALES, '8b_split', '8b_tpu', *LONG_SCALES)
-# Overrides of :8b_tpu for sixteen v6e, whose memory of 31 GiB holds shorter rows.
+# Overrides of RL at :8b_tpu for sixteen v6e on four hosts, whose memory of 31 GiB holds shorter rows
+# and fewer contexts.
 V6E = {
-  'mesh.fsdp': 16,
-  'train.rows': 16,
-  'train.row_tokens': 16384,
-  'train.row_images': 256,
+  'mesh.fsdp': 8,
+  'train.rows': 8,
+  'train.row_tokens': 12288,
+  'train.row_images': 192,
+  'train.head_chunk': 256,
   'batches.row_lengths': (6144,),
-  'sampling.context': 16384,
+  'sampling.context': 12288,
+  'server.embedded.lanes': ((6144, 8), (12288, 4)),
+  'server.embedded.pages': 256,
 }
 
 
@@ -78,6 +83,7 @@ def rl(scale: str) -> ConfigDict:
     config.server.sglang.devices = (4, 5, 6, 7)
   if scale == '8b_tpu':
     _tpu(config)
+    _split_slice(config)
   if scale in LONG_SCALES:
     long_video.rl(config, scale)
   return config.lock()
@@ -120,6 +126,16 @@ def _tpu(config: ConfigDict) -> None:
   own part.
   """
   config.device.update({'memory_fraction': 0.95, 'xla_flags': 'tpu'})
+
+
+def _split_slice(config: ConfigDict) -> None:
+  """Two hosts of four chips. A chip is opened by one process, so each host's server is in its
+  learner's: the mesh has the first two chips of each host, and the server has the other two.
+  """
+  config.mesh.fsdp = 4
+  config.train.update({'rows': 4, 'micro_batches': 64})
+  config.server.update({'kind': 'embedded', 'count': 1})
+  config.server.embedded.update({'in_process': True, 'tensor_parallel': 2, 'pages': 2048})
 
 
 def _adapter(config: ConfigDict, learning_rate: float) -> None:

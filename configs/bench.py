@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   """The bench's knobs, locked."""
   servers = tiny_servers()
   # `threads` below is for all; nothing is staged
-  for name in ('threads', 'memory_fraction'):
+  for name in ('threads', 'memory_fraction', 'in_process'):
     del servers.embedded[name]
   del servers.sglang['threads'], servers.sglang['staging']
   servers.sglang.mem_fraction = 0.1

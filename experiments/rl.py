@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import launch
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator import checks, evaluation, outlook, rollouts, run_folder
+from paravt_jax.orchestrator import checks, evaluation, outlook, rollouts, run_folder, split
 from paravt_jax.orchestrator import cold_start as sft
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.corpus import Questions, rl_corpus, rl_questions
@@ -30,6 +30,7 @@ def main(recipe: RLRecipe) -> None:
   rollouts.check_judge(recipe)
   hosts = hosts_.current()
   hosts_.open_devices()
+  split.check(recipe.mesh, recipe.server)
   name = f'{recipe.name}_{recipe.scale}'
   folder = RunFolder.named(recipe, folder=recipe.run.folder, default=name)
   run_folder.announce(recipe.name, recipe.scale, folder)

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from paravt_jax.orchestrator import checks, servers
+from paravt_jax.orchestrator import checks, servers, split
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.serving import sglang
 from tests import documents_test
@@ -23,7 +23,6 @@ IMAGES = [path for path in FILES if path.suffix == '.Dockerfile']
 VALUES = {
   '$SHARED': '/shared',
   '${nodes[1]}': 'node1',
-  '$SERVERS': "('http://10.0.0.3:30001', 'http://10.0.0.3:30002')",
   '$address': 'node1',
   '$model': '/shared/model',
 }
@@ -90,12 +89,14 @@ def size(found):
 def test_every_learner_builds_its_recipe_and_its_knobs_fit_each_other(name):
   found = recipe(name)
   checks.check_rl(found, installed=False)
-  # Several hosts take no router, but a server each at least.
-  assert found.server.kind == 'url'
-  assert bool(found.server.router) != (len(found.server.urls) >= 2)
-  # What learner and servers share lies in one folder.
   server = found.server
-  shared = (found.model.folder, found.data.media_root, found.run.folder, server.sglang.staging)
+  shared = [found.model.folder, found.data.media_root, found.run.folder]
+  if name == 'tpu_pod.sh':  # several hosts take no router; each has its own server
+    assert split.is_split(server) and not server.urls and not server.router
+  else:
+    assert server.kind == 'url' and server.router and not server.urls
+    shared.append(server.sglang.staging)
+  # What learner and servers share lies in one folder.
   assert all(path.startswith('/shared/') for path in (*shared, *found.data.train))
 
 
@@ -277,8 +278,9 @@ def test_the_slurm_jobs_learner_asks_the_node_that_has_the_router():
     ('tpu_pod.sh', 16 // 2),  # v5p-16: sixteen cores are eight chips
   ],
 )
-def test_a_learner_has_as_many_devices_as_its_mesh(name, devices):
-  assert size(recipe(name)) == devices
+def test_a_learner_has_as_many_devices_as_its_mesh_and_servers_in_its_processes(name, devices):
+  found, hosts = recipe(name), 2
+  assert size(found) + hosts * split.server_devices(found.server) == devices
 
 
 def test_servers_start_as_a_run_would_start_them():

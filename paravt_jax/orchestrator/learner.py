@@ -51,7 +51,8 @@ class Trainer:
     self._model_folder = model_folder
     self.model_config, self.tok = parts.open_model(model_folder)
     heap.keep_pages()
-    self.mesh = parts.make_mesh(recipe.mesh)
+    server = recipe.server if isinstance(recipe, RLRecipe) else None
+    self.mesh = parts.make_mesh(recipe.mesh, server)
     self.model_config = parts.with_adapter(self.model_config, recipe.train.adapter)
     self.optimizer = parts.make_optimizer(
       recipe.optimizer,

@@ -391,12 +391,14 @@ class EmbeddedOptions(embedded.EngineOptions):
 
   threads: Annotated[int, whole(0, note='0: as many as it likes')]  # CPU threads
   memory_fraction: Annotated[float, PART]  # share of a GPU that JAX takes for each server
+  # servers run in the learner's process, on each host's devices behind the mesh (orchestrator/split)
+  in_process: Annotated[bool, FLAG]
 
   @classmethod
   def published(cls) -> 'EmbeddedOptions':
     """Returns sizes for the 8B model on one 80 GB device."""
     numbers = rules.to_dict(embedded.EngineOptions.published())
-    return cls(**numbers, threads=0, memory_fraction=0.9)
+    return cls(**numbers, threads=0, memory_fraction=0.9, in_process=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _count(recipe: RLRecipe | SFTRecipe, devices: Devices) -> Memory:
   accelerator = Accelerator(
     devices.kind, devices.kind, platform, devices.memory_gib, 1.0, 1.0, 1.0, 1.0, ''
   )
-  target = Target(accelerator, devices.count, str(devices.count))
+  target = Target(accelerator, devices.count, str(devices.count), hosts.current().count)
   asked = Request(recipe, target, model, source, shapes.shape_of(recipe, ''))
   return build.count_memory(asked)
 
@@ -84,10 +84,13 @@ def _need(recipe: RLRecipe | SFTRecipe, memory: Memory, devices: Devices) -> str
   on_cpu = devices.platform == 'cpu'
   server, mesh = memory.parts['server'], recipe.mesh.devices
   parts = {name: size for name, size in memory.parts.items() if name != 'server' or on_cpu}
-  needed = (memory.total - server) * mesh + server if on_cpu else sum(parts.values())
+  apart = memory.server_alone * memory.server_devices
+  needed = (memory.total - server) * mesh + server + apart if on_cpu else sum(parts.values())
   where = ' a device' if not on_cpu else f' on {mesh} virtual devices' if mesh > 1 else ''
   beside = f', a server {_size(server)} GiB beside it' if server and not on_cpu else ''
-  fits = needed <= devices.memory_gib
+  if memory.server_alone:
+    beside += f', a server {_size(memory.server_alone)} GiB on each of its own'
+  fits = max(needed, memory.server_alone) <= devices.memory_gib
   verdict = 'it fits' if fits else 'it DOES NOT FIT: python -m experiments.plan says what would'
   return f'needs     {_size(needed)} GiB{where} by the plan ({_largest(parts)}){beside}: {verdict}'
 

@@ -15,9 +15,11 @@ from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.models import lora, sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.orchestrator import split
 from paravt_jax.orchestrator.options import (
   AdapterOptions,
   MeshOptions,
+  ServersOptions,
   TrainOptions,
   VideoOptions,
 )
@@ -146,12 +148,18 @@ def tiny_model(seed: int) -> pathlib.Path:
   return folder
 
 
-def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
+def make_mesh(options: MeshOptions, server: ServersOptions | None = None) -> jax.sharding.Mesh:
   """Returns the mesh over the first devices that it needs.
+
+  server: of a run whose servers may be in this process. Then the first devices are those of each
+  host.
 
   Raises ConfigError if there are too few devices.
   """
-  if jax.process_count() > 1 and len(jax.devices()) != options.devices:
+  shared = server is not None and split.is_split(server)
+  if server is not None:
+    split.check(options, server)
+  if not shared and jax.process_count() > 1 and len(jax.devices()) != options.devices:
     raise ConfigError(
       f'--config.mesh: {sharding.product_of(options.sizes)} devices, but the '
       f'{jax.process_count()} hosts have {len(jax.devices())}; the mesh of several hosts takes all '
@@ -163,7 +171,8 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
       f'{len(jax.devices())} ({jax.devices()[0].platform}); lower config.mesh, or choose '
       'another scale'
     )
-  devices = jax.devices()[: options.devices]
+  pick = split.of_mesh(jax.devices(), options.devices) if shared else jax.devices()
+  devices = pick[: options.devices]
   sizes = (options.data, options.fsdp, options.tensor)
   return sharding.make_mesh(*sizes, devices, context=options.context)
 

@@ -10,19 +10,19 @@ from paravt_jax import packing
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import KnobError, extended, require
-from paravt_jax.orchestrator import compile_cache
+from paravt_jax.orchestrator import compile_cache, split
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.rollout.fleet import Member
 from paravt_jax.rollout.gateway import Gateway
 from paravt_jax.serving import sglang
-from paravt_jax.serving.embedded import launch
+from paravt_jax.serving.embedded import launch, threads
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.process import ServerProcess
+from paravt_jax.serving.process import StartedServer
 
 LAUNCHERS = {'cpu': 'launch_cpu.py', 'cuda': 'launch_gpu.py'}
 
-Start = Callable[[], ServerProcess]
+Start = Callable[[], StartedServer]
 
 
 def check(setup: AgentSetup, *, installed: bool = True) -> None:
@@ -65,6 +65,20 @@ def _check_embedded(setup: AgentSetup) -> None:
   wanted = f'at least {-(-pixels // packing.PATCH**2)}, what video.max_pixels={pixels} may need'
   fits = slot * packing.PATCH**2 >= pixels
   require(slot, wanted, fits, 'server.embedded.max_image_patches')
+  if split.is_split(setup.server):
+    _check_in_process(setup)
+
+
+def _check_in_process(setup: AgentSetup) -> None:
+  section = setup.server
+  wanted = 'False: only RL has a learner, whose process its servers may share'
+  require(True, wanted, setup.mesh_devices > 0, 'server.embedded.in_process')
+  threads = section.embedded.threads
+  wanted = '0 with server.embedded.in_process: the threads are those of the learner too'
+  require(threads, wanted, not threads, 'server.embedded.threads')
+  limit = section.watch.memory_mb
+  wanted = "0 with server.embedded.in_process: a server's memory is that of the learner's process"
+  require(limit, wanted, not limit, 'server.watch.memory_mb')
 
 
 async def members(
@@ -103,7 +117,7 @@ async def members(
   found = await asyncio.gather(
     *(asyncio.to_thread(start) for start in starts), return_exceptions=True
   )
-  started = [one for one in found if isinstance(one, ServerProcess)]
+  started = [one for one in found if not isinstance(one, BaseException)]
   failed = [one for one in found if isinstance(one, BaseException)]
   if failed:
     for one in started:
@@ -128,15 +142,19 @@ def _start(
   how: dict[str, Any] = {
     'log': folder / f'server{number}.log',
     'deadline_s': section.ready_timeout_s,
-    'parent_pid': os.getpid(),
   }
+  own_process = {**how, 'parent_pid': os.getpid()}
   if section.kind == 'embedded':
     options = _embedded(setup, number, model_folder, (tok.im_end, tok.endoftext))
     embedded = section.embedded
+    if split.is_split(section):
+      devices = split.of_server(setup.mesh_devices, section, number)
+      return lambda: threads.launch(options, devices=devices, **how)
     environment = host.child_environment(embedded.threads, embedded.memory_fraction)
-    return lambda: launch.launch(options, env=environment, **how)
+    return lambda: launch.launch(options, env=environment, **own_process)
   sglang_options = _sglang(setup, number, model_folder, host.launchers)
-  return lambda: sglang.launch(sglang_options, env=dict(host.environment), **how)
+  environment = dict(host.environment)
+  return lambda: sglang.launch(sglang_options, env=environment, **own_process)
 
 
 def _embedded(

@@ -9,7 +9,17 @@ from typing import Annotated, ClassVar
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import RolloutError
-from paravt_jax.options import NAME, POSITIVE, PROSE, TEXT, KnobError, Options, extended, whole
+from paravt_jax.options import (
+  NAME,
+  POSITIVE,
+  PROSE,
+  TEXT,
+  KnobError,
+  Options,
+  extended,
+  require,
+  whole,
+)
 from paravt_jax.orchestrator import compile_cache, options
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.serving.embedded import launch
@@ -48,6 +58,8 @@ def server_options(
   Raises:
     ConfigError: knobs of the engine do not fit each other.
   """
+  wanted = 'False: this command has no learner, whose process a server may share'
+  require(recipe.embedded.in_process, wanted, not recipe.embedded.in_process, 'embedded.in_process')
   try:
     return extended(
       ServerOptions,

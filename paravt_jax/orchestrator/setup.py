@@ -26,6 +26,7 @@ class AgentSetup:
   server: ServersOptions
   client: ConnectionOptions
   vision_frozen: bool  # weight updates do not change the vision tower
+  mesh_devices: int  # of the learner in this process and those of other hosts; 0 without one
 
   @classmethod
   def of(cls, recipe: RLRecipe | EvalRecipe | AskRecipe) -> 'AgentSetup':
@@ -43,6 +44,7 @@ class AgentSetup:
       server=server,
       client=recipe.client,
       vision_frozen=True if asks else recipe.train.freeze_vision,
+      mesh_devices=recipe.mesh.devices if isinstance(recipe, RLRecipe) else 0,
     )
 
 

@@ -18,7 +18,7 @@ from paravt_jax.options import COUNT, POSITIVE, Options, from_, whole
 from paravt_jax.rollout.control import Control
 from paravt_jax.rollout.delivery import Delivery
 from paravt_jax.rollout.router import Router, State
-from paravt_jax.serving.process import ServerProcess
+from paravt_jax.serving.process import StartedServer
 
 log = logging.getLogger('paravt.fleet')
 
@@ -61,9 +61,9 @@ class Member:
   """A rollout server: one that we started, or one by URL."""
 
   url: str
-  process: ServerProcess | None  # of a server that this run started, else None
+  process: StartedServer | None  # of a server that this run started, else None
   # restarts our server and blocks until it answers; its URL may change
-  start: Callable[[], ServerProcess] | None
+  start: Callable[[], StartedServer] | None
 
 
 @dataclasses.dataclass
@@ -72,7 +72,7 @@ class ServerState:
 
   member: Member
   task: asyncio.Task[None] | None = None  # drains it or brings it back
-  starting: asyncio.Future[ServerProcess] | None = None  # its new process, on its way
+  starting: asyncio.Future[StartedServer] | None = None  # its new process, on its way
   missed: int = 0  # pings in a row
   attempts: int = 0  # restarts since it last served
   lost_at: float = 0.0  # time.monotonic(); 0 while it is not lost
@@ -241,7 +241,7 @@ class Supervisor:
       server.reason = str(error)
       return False
 
-  async def _restart(self, server: ServerState, start: Callable[[], ServerProcess]) -> None:
+  async def _restart(self, server: ServerState, start: Callable[[], StartedServer]) -> None:
     member = server.member
     if member.process is not None:
       await asyncio.to_thread(member.process.stop, _GRACE_S)

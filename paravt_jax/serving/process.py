@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import psutil
 
@@ -16,6 +17,37 @@ from paravt_jax.errors import RolloutError
 _TAIL = 12  # lines of the log in an error message
 _POLL_S = 0.05
 _KILLED_S = 5.0  # seconds to wait for the end of a killed process
+
+
+class StartedServer(Protocol):
+  """A server that this run started: a process, or a thread of its own (`embedded/threads.py`)."""
+
+  @property
+  def url(self) -> str:
+    """Returns its address, without a trailing slash."""
+    ...
+
+  @property
+  def log(self) -> pathlib.Path:
+    """Returns the file with what it says."""
+    ...
+
+  @property
+  def alive(self) -> bool:
+    """Returns whether it runs."""
+    ...
+
+  def stop(self, grace_s: float) -> None:
+    """Ends it, which may take `grace_s` seconds. A second call is no error."""
+    ...
+
+  def tail(self) -> str:
+    """Returns the last lines of the log. Empty if there is no log."""
+    ...
+
+  def memory_mb(self) -> float:
+    """Returns the MiB of memory that it takes on the host, 0 where that is not known."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_what_is_alike_at_all_scales_is_shown_once_and_most_of_them_are_else():
   assert knob_reference.format_value(found['agent.max_turns']) == '3'
   assert knob_reference.format_value(found['reward.open_ended']) == "'exact' at :tiny, else 'f1'"
   assert (
-    knob_reference.format_value(found['mesh.fsdp']) == '8 at :8b :8b_tpu, 4 at :8b_split, else 1'
+    knob_reference.format_value(found['mesh.fsdp']) == '8 at :8b, 4 at :8b_split :8b_tpu, else 1'
   )
   two = dataclasses.replace(found['mesh.fsdp'], values={'tiny': 1, '2b': 2})
   assert knob_reference.format_value(two) == '2 at :2b, else 1'

@@ -11,6 +11,7 @@ import time
 import pytest
 from absl import flags
 
+from configs import base
 from experiments import plan
 from tests import patience
 
@@ -102,6 +103,21 @@ def test_what_cannot_be_is_one_line_and_no_plan(capsys, arguments, line):
   status, out, said = run(capsys, f'--config={RL}{arguments[0]}', *arguments[1:])
   assert status in (1, 2) and line in said
   assert all(one.startswith('error: ') for one in said.splitlines()), said
+
+
+def test_v6e_holds_learner_and_servers_with_the_overrides_that_stand_with_the_scale(capsys):
+  words = [f'--config.{name}={value}' for name, value in base.V6E.items()]
+  status, found = planned(capsys, f'--config={RL}:8b_tpu', '--target=v6e:4x4', *words)
+  assert (status, found['devices']) == (0, 16), found['refusals']
+  assert found['memory_gib_per_device']['server'] == 0 < found['memory_gib_per_server_device']
+
+
+def test_a_slice_whose_hosts_lack_chips_for_servers_is_refused(capsys):
+  knobs = ('--config.mesh.fsdp=8', '--config.train.rows=8')
+  status, _, said = run(capsys, f'--config={RL}:8b_tpu', *knobs)
+  assert status == 2 and 'host 0 of --target=v5p:2x2x2 has 4 devices, wanted 6' in said
+  # without servers in its process the learner takes all
+  assert run(capsys, f'--config={RL}:8b_tpu', *knobs, '--config.server.kind=url')[0] == 0
 
 
 def test_the_shape_of_episodes_can_be_stated(capsys):

@@ -160,7 +160,7 @@ def serving(place, model, log):
   config = json.loads((place / 'runs' / 'whole' / 'config.json').read_text())['server']['embedded']
   tok = json.loads((model / 'tokenizer.json').read_text())
   ids = {token['content']: token['id'] for token in tok['added_tokens']}
-  for name in ('threads', 'memory_fraction'):  # of the process, not of the server
+  for name in ('threads', 'memory_fraction', 'in_process'):  # of the process, not of the server
     config.pop(name)
   config['lanes'] = tuple(map(tuple, config['lanes']))
   options = ServerOptions(

@@ -70,13 +70,18 @@ class Job:
     self.processes[index].send_signal(signal.SIGINT)
 
 
-def start(cwd, count, entry, folder, *, cwds=None, command=None, **knobs):
-  """A job of `count` processes with one device each; knobs as for small_job.command."""
+def start(cwd, count, entry, folder, *, cwds=None, command=None, devices=1, **knobs):
+  """A job of `count` processes with `devices` each, one of the mesh; knobs as for
+  small_job.command.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   # processes on a busy machine reach a collective minutes apart
   flags = {'XLA_FLAGS': '--xla_cpu_collective_timeout_seconds=3600'}
+  if devices > 1:
+    flags['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
+    flags['NPROC'] = '32'
   heartbeat_s = int(patience.seconds(HEARTBEAT_S))
   job = Job([], [], [])
   for index in range(count):

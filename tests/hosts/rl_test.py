@@ -93,3 +93,15 @@ def test_two_hosts_roll_out_and_train_as_one_and_go_on_after_a_death_as_one(plac
     answers = (run / f'eval_{name}' / 'results.jsonl').read_text().splitlines()
     assert len(answers) == 8 and not list((run / f'eval_{name}').glob('host*/results.jsonl'))
   assert (run / 'hf' / 'config.json').is_file() and (run / 'report.html').is_file()
+
+
+def test_each_host_has_its_server_in_its_process_on_the_device_behind_the_mesh(place, model, whole):
+  knobs = {**KNOBS, 'model__folder': model, 'server__embedded__in_process': True}
+  job.run(place, 2, 'rl', 'split_rl', devices=2, rollout__steps=STEPS, **knobs)
+  metrics, log = whole
+  assert sampled(place, 'split_rl') == log
+  for one, other in zip(logged(place, 'split_rl'), metrics, strict=True):
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+  run = place / 'runs' / 'split_rl'
+  for said in (run / 'server0.log', run / 'host1' / 'server0.log'):
+    assert 'listening on http://127.0.0.1:' in said.read_text()

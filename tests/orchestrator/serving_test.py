@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from configs import serve as recipe
-from paravt_jax.errors import ChatError, RolloutError
+from paravt_jax.errors import ChatError, ConfigError, RolloutError
 from paravt_jax.orchestrator import serving
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.serving.process import ServerProcess
@@ -23,6 +23,12 @@ def test_the_knobs_reach_the_server():
   assert made.eos_token_ids == (1, 2) and made.context == given.embedded.lanes[-1][0]
   assert made.model_path == str(pathlib.Path('f').absolute())
   assert serving.server_options(given.replace(api_key=''), pathlib.Path(), ()).api_key is None
+
+
+def test_a_server_of_this_command_has_a_process_of_its_own():
+  given = recipes.typed(recipe.get_config(), embedded__in_process=True)
+  with pytest.raises(ConfigError, match='in_process=True: wanted False: this command has no lear'):
+    serving.server_options(given, pathlib.Path(), ())
 
 
 def test_a_folder_without_a_tokenizer_starts_nothing(tmp_path):

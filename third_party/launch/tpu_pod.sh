@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# :8b_tpu on a slice v5p:2x2x2 (eight chips, two hosts), which this makes. The servers run on GPUs elsewhere.
+# :8b_tpu on a slice v5p:2x2x2 (eight chips, two hosts), which this makes. Learner and servers share it.
 #
-#   ZONE=us-east5-a NFS=10.0.0.2:/share SERVERS="('http://10.0.0.3:30001', 'http://10.0.0.3:30002')" \
-#     third_party/launch/tpu_pod.sh
+#   ZONE=us-east5-a NFS=10.0.0.2:/share third_party/launch/tpu_pod.sh
 #
-# Every host of the slice: one process of the learner; JAX finds the others by itself. A machine with GPUs, started
-# before: `servers.sh /shared/model 10.0.0.3`. Each host asks and updates its own share of SERVERS, past the router. NFS is what all of them mount as /shared: paravt_jax/ (the checkout, which
-# gets its .venv), model/, media/, rows/, runs/, weights/. The same command continues a run that has ended. The slice
-# stays until `gcloud compute tpus tpu-vm delete paravt`.
+# Every host of the slice: one process, which has all four chips: two for the learner, two for an embedded server that
+# this host asks and updates. JAX finds the other host by itself. NFS is what both mount as /shared: paravt_jax/ (the
+# checkout, which gets its .venv), model/, media/, rows/, runs/. The same command continues a run that has ended. The
+# slice stays until `gcloud compute tpus tpu-vm delete paravt`.
 set -euo pipefail
-: "${ZONE:?a zone that has v5p, as us-east5-a}" "${NFS:?a share, as 10.0.0.2:/share}" "${SERVERS:?addresses, at least one for each host}"
+: "${ZONE:?a zone that has v5p, as us-east5-a}" "${NFS:?a share, as 10.0.0.2:/share}"
 name=${NAME:-paravt}
 
 run() {  # run WORKER COMMAND
@@ -22,5 +21,4 @@ run all "sudo apt-get install -y make nfs-common python3.11-venv && sudo mkdir -
 run 0 "cd /shared/paravt_jax && make setup ACCELERATOR=tpu"
 run all "cd /shared/paravt_jax && .venv/bin/python -m experiments.rl --config=configs/para_grpo.py:8b_tpu \
   --config.model.folder=/shared/model --config.data.media_root=/shared/media \
-  --config.data.train=\"('/shared/rows/paravt_rl_*.parquet',)\" --config.run.folder=/shared/runs/para_grpo_8b_tpu \
-  --config.server.urls=\"$SERVERS\" --config.server.sglang.staging=/shared/weights"
+  --config.data.train=\"('/shared/rows/paravt_rl_*.parquet',)\" --config.run.folder=/shared/runs/para_grpo_8b_tpu"

@@ -12,6 +12,7 @@ from paravt_jax.errors import ConfigError
 
 GIB = 2**30
 USABLE = 0.95  # share of a device's memory that a run may take; the rest is the runtime's
+HOST_DEVICES = {'cuda': 8, 'tpu': 4}  # devices of one host where there are several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Target:
   accelerator: Accelerator
   count: int
   topology: str  # '8', or '2x2x2' for a slice of TPUs
+  hosts: int  # that have the devices, each as many
 
   @property
   def name(self) -> str:
@@ -155,7 +157,8 @@ def parse_target(text: str) -> Target:
     raise ConfigError(
       f'--target={text}: {size!r} is no number of devices; wanted one such as h100:8 or v5p:2x2x2'
     )
-  return Target(ACCELERATORS[name], math.prod(map(int, size.split('x'))), size)
+  one, count = ACCELERATORS[name], math.prod(map(int, size.split('x')))
+  return Target(one, count, size, -(-count // HOST_DEVICES.get(one.platform, count)))
 
 
 def target_of_scale(scale: str) -> Target:

@@ -57,7 +57,7 @@ def _other_devices(request: Request) -> list[str]:
     key=lambda one: (one.platform != at_hand.platform, one.memory_gib),
   )
   for one in larger:
-    target = accelerators.Target(one, request.target.count, request.target.topology)
+    target = dataclasses.replace(request.target, accelerator=one)
     plan = build.make_plan(dataclasses.replace(request, target=target))
     if plan.fits and plan.memory is not None:
       return [

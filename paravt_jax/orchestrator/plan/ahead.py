@@ -30,7 +30,7 @@ from paravt_jax import children, options
 from paravt_jax.errors import ConfigError
 from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator import device, parts
+from paravt_jax.orchestrator import device, parts, split
 from paravt_jax.orchestrator.options import SFTTrainOptions
 from paravt_jax.orchestrator.plan import compiled, gpu_spec, state
 from paravt_jax.orchestrator.plan.build import Plan
@@ -208,7 +208,10 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   recipe = options.build(kind, asked['recipe'])
   job = job_of(recipe, Config.from_hf(asked['model']), asked['platform'])
   job = job.at(Shape(**asked['shape']))
-  mesh_devices = find_devices(asked)[: job.devices]
+  found = find_devices(asked)
+  if isinstance(recipe, RLRecipe) and split.is_split(recipe.server):
+    found = split.of_mesh(found, job.devices)
+  mesh_devices = found[: job.devices]
   sizes = (job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
   mesh = sharding.make_mesh(*sizes, mesh_devices, context=job.mesh.context)
   with jax.default_device(jax.devices('cpu')[0]):

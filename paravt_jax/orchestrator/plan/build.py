@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paravt_jax.errors import ConfigError, DataError
+from paravt_jax.orchestrator import split
 from paravt_jax.orchestrator.plan import activations, flops, memory, rules, server, shapes, traffic
 from paravt_jax.orchestrator.plan import state as states
 from paravt_jax.orchestrator.plan.accelerators import GIB
@@ -240,6 +241,8 @@ def _rollout_seconds(request: Request, parameters: int) -> tuple[float, float] |
   servers = len(section.urls) if section.kind == 'url' else section.count
   if not servers:
     return None
+  if split.is_split(section):
+    servers *= request.target.hosts
   rl = isinstance(recipe, RLRecipe)
   frames = shapes.largest_budget(recipe) if rl else max(recipe.eval.budgets)
   pixels = recipe.video.max_pixels

@@ -30,6 +30,7 @@ _COLLECTIVES = (
   'collective-permute',
   'ragged-all-to-all',
 )
+_IN_PLACE = {'dynamic-update-slice', 'scatter'}
 # Instructions that move nothing by themselves.
 _FREE = {
   'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'iota', 'after-all',
@@ -244,8 +245,8 @@ def _hbm_bytes(
     result = max(result - sum(operands), 0)  # the result of a start names its operands too
   if one.op == 'dynamic-slice':
     return 2.0 * result
-  if one.op == 'dynamic-update-slice':
-    return 2.0 * (operands[1] if len(operands) > 1 else result)
+  if one.op in _IN_PLACE:
+    return 2.0 * sum(_in_hbm(table.get(name, '')) for name in _pieces(one))
   if one.op == 'fusion' and (inner := re.search(r'calls=%?([\w.\-]+)', one.line)):
     return _fusion_bytes(computations.get(inner[1], ()), operands, result)
   return float(sum(operands) + result)
@@ -266,13 +267,18 @@ def _fusion_bytes(body: Sequence[Instruction], operands: Sequence[int], result: 
     kinds = {use.op for use in uses}
     if kinds and kinds <= {'dynamic-slice', 'gather'}:
       total += min(whole, sum(_in_hbm(use.shape) for use in uses))
-    elif kinds != {'dynamic-update-slice'}:
+    elif not kinds or not kinds <= _IN_PLACE:
       total += whole
-  updates = [one for one in body if one.op == 'dynamic-update-slice']
-  for one in updates:
-    piece = size_of(shapes.get(one.operands[1], '')) if len(one.operands) > 1 else 0
-    result += 2 * piece - size_of(one.shape)
+  for one in (inner for inner in body if inner.op in _IN_PLACE):
+    result += 2 * sum(size_of(shapes.get(name, '')) for name in _pieces(one)) - size_of(one.shape)
   return total + max(result, 0)
+
+
+def _pieces(one: Instruction) -> tuple[str, ...]:
+  """Returns the operands that an instruction writes into others, in place."""
+  if one.op == 'dynamic-update-slice':
+    return one.operands[1:2]
+  return one.operands[len(one.operands) // 2 + 1 :]  # scatter: arrays, indices, updates
 
 
 def _behind_bitcasts(

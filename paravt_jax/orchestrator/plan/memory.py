@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator import split
 from paravt_jax.orchestrator.options import ServersOptions
 from paravt_jax.orchestrator.plan import activations, server
 from paravt_jax.orchestrator.plan.accelerators import GIB, Target
@@ -96,11 +97,14 @@ def placement(
   """Returns (servers on a learner's device, devices that only servers use).
 
   SGLang servers stand on the devices that the recipe names, else behind the learner's. Embedded
-  servers run on the first devices that JAX sees, which are the learner's too.
+  servers run on the first devices that JAX sees, which are the learner's too, or in the learner's
+  process, behind the mesh on each host.
   """
   if section is None or share is None:
     return 0, 0
   needed = devices_of_servers(section)
+  if split.is_split(section):
+    return 0, needed * target.hosts
   if section.kind == 'embedded':
     return section.count, 0
   devices = section.sglang.devices
@@ -143,7 +147,7 @@ def find_refusals(memory: Memory, target: Target) -> list[str]:
     found.append(
       f'--config.server: a server takes {memory.server_alone:.1f} GiB of its device, wanted at '
       f'most {most:.1f}, 95 % of {title}; lower its cache (server.sglang.max_total_tokens, '
-      'server.embedded.lanes), or raise server.sglang.tensor_parallel'
+      'server.embedded.lanes), or raise its tensor_parallel'
     )
   return found
 
@@ -164,7 +168,9 @@ def check_fraction(
     return
   memory, needed = target.accelerator.memory_gib, (share.weights + share.cache) / GIB
   if section.kind == 'embedded':
-    taken = learner + section.count * section.embedded.memory_fraction
+    # servers in the learner's process have its share, of other devices
+    own = 0 if split.is_split(section) else section.count
+    taken = learner + own * section.embedded.memory_fraction
     if target.accelerator.platform == 'cuda' and taken > 1:
       raise ConfigError(
         f'--config.server.embedded.memory_fraction={section.embedded.memory_fraction:g}: with '

@@ -11,7 +11,7 @@ from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import require
-from paravt_jax.orchestrator import checks, servers
+from paravt_jax.orchestrator import checks, servers, split
 from paravt_jax.orchestrator.options import ServersOptions
 from paravt_jax.orchestrator.plan import job as jobs
 from paravt_jax.orchestrator.plan import shapes, state
@@ -89,7 +89,7 @@ def _rules(request: Request) -> Iterator[Callable[[], None]]:
   yield lambda: _check_flags(request)
   if not isinstance(recipe, SFTRecipe):
     yield lambda: _check_lanes(recipe, request)
-    yield lambda: _check_server_devices(recipe.server, request)
+    yield lambda: _check_server_devices(recipe, request)
     yield lambda: _check_width(recipe.server, request.model)
 
 
@@ -231,11 +231,16 @@ def _check_lanes(recipe: RLRecipe | EvalRecipe, request: Request) -> None:
   require(lanes, wanted, max(lane[0] for lane in lanes) >= context, 'server.embedded.lanes')
 
 
-def _check_server_devices(section: ServersOptions, request: Request) -> None:
-  """The devices of started SGLang servers exist on the target.
+def _check_server_devices(recipe: RLRecipe | EvalRecipe, request: Request) -> None:
+  """The devices of started SGLang servers, and of those in the learner's process, exist.
 
-  Whether they are the learner's too is a matter of memory: see `build`.
+  Whether those of SGLang are the learner's too is a matter of memory: see `build`.
   """
+  section, target = recipe.server, request.target
+  if split.is_split(section) and isinstance(recipe, RLRecipe):
+    share = range(target.count // target.hosts)
+    each = {host: list(share) for host in range(target.hosts)}
+    split.check_devices(recipe.mesh, section, each, f' of --target={target.name}')
   if section.kind != 'sglang':
     return
   count, devices = request.target.count, section.sglang.devices
@@ -249,6 +254,10 @@ def _check_server_devices(section: ServersOptions, request: Request) -> None:
 
 def _check_width(section: ServersOptions, model: Config) -> None:
   """A server's devices divide the heads."""
+  if section.kind == 'embedded':
+    wide, heads = section.embedded.tensor_parallel, model.text.kv_heads
+    wanted = f'a divisor of {heads}, the key heads of this model'
+    require(wide, wanted, heads % wide == 0, 'server.embedded.tensor_parallel')
   if section.kind != 'sglang':
     return
   wide, heads = section.sglang.tensor_parallel, model.text.heads

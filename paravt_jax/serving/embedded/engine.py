@@ -11,7 +11,7 @@ So a program may use a page once the program that fills it is queued.
 import concurrent.futures
 import queue
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Engine:
     params: Any,
     version: int,
     options: ServerOptions,
+    devices: Sequence[Any] | None = None,
     layout: layouts.Layout | None = None,
   ):
     """Puts the model on its devices and compiles all programs.
@@ -45,6 +46,7 @@ class Engine:
     Args:
       params: as `weights.load_hf` returns them.
       version: of these weights.
+      devices: see `programs.place_on`.
       layout: instead of the one that `options.attention` names, for tests.
     """
     self.options = options
@@ -52,7 +54,7 @@ class Engine:
     self.version = version
     if layout is None:
       layout = layouts.layout_of(options.form(config.text.head_dim, jax.default_backend()))
-    place = programs.place_on(config, options.tensor_parallel)
+    place = programs.place_on(config, options.tensor_parallel, devices)
     self.shapes = s = programs.shapes_of(config, options, place, layout)
     self.params = programs.prepare(config, params, options.dtype, s.place)
     shapes = tuple(dict.fromkeys(options.lanes))

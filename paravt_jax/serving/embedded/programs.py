@@ -102,21 +102,24 @@ class _Stack:
     return self._layers[index]
 
 
-def place_on(config: Config, devices: int) -> Place:
-  """Returns where a model lies that the first `devices` share.
+def place_on(config: Config, count: int, devices: Sequence[Any] | None = None) -> Place:
+  """Returns where a model lies that `count` devices share.
+
+  Args:
+    devices: those of the model alone, for a process with other work; None: the first of JAX's.
 
   Raises:
     ConfigError: there are too few devices, or they do not divide heads, hidden units or vocabulary.
   """
-  if devices == 1:
+  if count == 1 and devices is None:
     return anywhere
-  found = jax.devices()
-  if len(found) < devices:
+  found = jax.devices() if devices is None else devices
+  if len(found) < count:
     raise ConfigError(
-      f'server.embedded.tensor_parallel={devices}: this process has {len(found)} devices '
+      f'server.embedded.tensor_parallel={count}: this process has {len(found)} devices '
       f'({found[0].platform}); wanted at most as many'
     )
-  mesh = sharding.make_mesh(1, 1, devices, found[:devices])
+  mesh = sharding.make_mesh(1, 1, count, found[:count])
   axes, shapes = model.logical_axes(config), model.abstract_params(config)
   sharding.parameter_shardings(axes, shapes, mesh)
   return sharding.activations(mesh)

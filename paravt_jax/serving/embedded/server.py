@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from aiohttp import web
@@ -45,15 +47,25 @@ def bind(host: str, port: int) -> socket.socket:
   return sock
 
 
-def build(options: ServerOptions) -> Engine:
-  """Reads the model and compiles the engine. Returns a server that is ready for requests."""
-  if options.compile_cache:
-    jax.config.update('jax_compilation_cache_dir', options.compile_cache)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+def use_cache(folder: str) -> None:
+  """Keeps all compiled programs of this process in a folder."""
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+def build(
+  options: ServerOptions, devices: Sequence[Any] | None = None, log: logging.Logger = log
+) -> Engine:
+  """Reads the model and compiles the engine. Returns a server that is ready for requests.
+
+  Args:
+    devices: those of the engine, in a process with other work (`programs.place_on`).
+    log: gets the times.
+  """
   start = time.monotonic()
   config, params = weights.load_hf(options.model_path)
-  engine = Engine(config, params, 0, options)
+  engine = Engine(config, params, 0, options, devices)
   compiled = time.monotonic() - start
   engine.warm_up()
   log.info(
@@ -64,28 +76,57 @@ def build(options: ServerOptions) -> Engine:
   return engine
 
 
-async def serve(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:
-  """Serves until SIGTERM or SIGINT, or until the engine fails. Raises the engine's error."""
+async def serve(
+  engine: Engine,
+  options: ServerOptions,
+  sock: socket.socket,
+  done: asyncio.Event,
+  log: logging.Logger = log,
+) -> None:
+  """Serves until `done`, or until the engine fails. Raises the engine's error."""
   server = Server(engine, options)
+  life = run_apart(engine.run)
+  runner = web.AppRunner(
+    server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, logger=log
+  )
+  try:
+    await runner.setup()
+    await web.SockSite(runner, sock).start()
+    if options.port_file:
+      files.write(options.port_file, str(sock.getsockname()[1]).encode(), sync=False)
+    log.info('listening on http://%s:%d', *sock.getsockname()[:2])
+    waiter = asyncio.create_task(done.wait())
+    await asyncio.wait([life, waiter], return_when=asyncio.FIRST_COMPLETED)
+    if not life.done():
+      engine.call(engine.stop, lambda _: None)
+    await life
+  finally:
+    await runner.cleanup()
+
+
+def run_apart(work: Callable[[], None]) -> asyncio.Future[None]:
+  """Runs `work` in a thread that does not keep the process alive. Returns a future of its end."""
   loop = asyncio.get_running_loop()
-  done = asyncio.Event()
+  ended: asyncio.Future[None] = loop.create_future()
+
+  def run() -> None:
+    try:
+      work()
+    except BaseException as error:
+      loop.call_soon_threadsafe(ended.set_exception, error)
+      raise
+    loop.call_soon_threadsafe(ended.set_result, None)
+
+  threading.Thread(target=run, daemon=True, name='engine').start()
+  return ended
+
+
+async def serve_until_signal(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:
+  """Serves until SIGTERM or SIGINT, or until the engine fails. Raises the engine's error."""
+  loop, done = asyncio.get_running_loop(), asyncio.Event()
   for name in (signal.SIGTERM, signal.SIGINT):
     loop.add_signal_handler(name, done.set)
-  life = loop.run_in_executor(None, engine.run)
-  runner = web.AppRunner(
-    server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0
-  )
-  await runner.setup()
-  await web.SockSite(runner, sock).start()
-  if options.port_file:
-    files.write(options.port_file, str(sock.getsockname()[1]).encode(), sync=False)
-  log.info('listening on http://%s:%d', *sock.getsockname()[:2])
-  waiter = asyncio.create_task(done.wait())
-  await asyncio.wait([life, waiter], return_when=asyncio.FIRST_COMPLETED)
-  if not life.done():
-    engine.call(engine.stop, lambda _: None)
-  await life
-  await runner.cleanup()
+  await serve(engine, options, sock, done)
 
 
 def watch_parent(pid: int) -> None:
@@ -113,11 +154,13 @@ def main() -> int:
     if options.parent_pid is not None:
       watch_parent(options.parent_pid)
     sock = bind(options.host, options.port)
+    if options.compile_cache:
+      use_cache(options.compile_cache)
     engine = build(options)
   except ParavtError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  asyncio.run(serve(engine, options, sock))
+  asyncio.run(serve_until_signal(engine, options, sock))
   return 0
 
 

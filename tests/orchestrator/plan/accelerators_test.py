@@ -16,6 +16,8 @@ def test_a_target_is_a_name_and_a_number_or_a_slice():
   assert parse_target('h100:8').count == 8
   assert parse_target('v5p:2x2x2').count == 8
   assert parse_target('v6e:4x4').count == 16
+  hosts = {'v6e:4x4': 4, 'v5p:2x2x2': 2, 'v5p:2x2x1': 1, 'h100:8': 1, 'h100:16': 2, 'cpu:32': 1}
+  assert {name: parse_target(name).hosts for name in hosts} == hosts
   assert parse_target('cpu').count == 1
   assert parse_target('v5p:2x2x2').name == 'v5p:2x2x2'
   assert parse_target('h100:8').usable_gib == pytest.approx(79.1 * 0.95)

@@ -61,6 +61,18 @@ def test_an_embedded_server_stands_on_the_learners_device_and_one_by_url_on_none
   assert server.share_of(request('rl:8b').recipe.server, tiny.model, 10, 'cuda') is None
 
 
+def test_servers_in_the_learners_process_stand_behind_the_mesh_on_each_host():
+  asked = request('rl:8b_tpu', 'v5p:2x2x2')
+  assert asked.target.hosts == 2
+  section = asked.recipe.server
+  share = server.share_of(section, asked.model, 8_767_123_696)
+  assert share.weights == 8_767_123_696  # two bytes each, on two devices
+  assert memory.placement(section, share, 4, asked.target) == (0, 4)
+  # it has the memory of the learner's process, which is of other devices
+  cuda = section.replace(count=2)
+  memory.check_fraction(cuda, share, H100, learner=0.92)
+
+
 def test_sglangs_share_is_its_weights_and_the_cache_that_its_options_name():
   asked = request('rl:8b_split')
   share = server.share_of(asked.recipe.server, asked.model, 8_767_123_696, 'cuda')

@@ -10,6 +10,7 @@ import os
 import pathlib
 import urllib.error
 import urllib.request
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -21,7 +22,6 @@ from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.serving import publish, sglang, staging
 from paravt_jax.serving.embedded import launch as embedded
 from paravt_jax.serving.embedded.options import ServerOptions
-from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest
 from paravt_jax.testing import tiny
 from tests import patience
@@ -96,7 +96,7 @@ class Served:
   """
 
   kind: str
-  process: ServerProcess
+  process: Any  # a ServerProcess, or a ServerThread
   folder: pathlib.Path
   config: Config
   params: dict

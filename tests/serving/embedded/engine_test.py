@@ -56,7 +56,7 @@ def engine(model, lanes, layout=None, **changes) -> Engine:
     'compile_cache': None,
     'parent_pid': None,
   }
-  return Engine(*model, 0, ServerOptions(**{**given, **changes}), layout)
+  return Engine(*model, 0, ServerOptions(**{**given, **changes}), layout=layout)
 
 
 def answers(engine: Engine, numbers, prompts=None) -> dict[int, tuple]:

@@ -99,6 +99,12 @@ def test_new_weights_lie_as_the_old_ones_do(wide):
   assert jax.tree.map(lambda x: x.sharding, made) == jax.tree.map(lambda x: x.sharding, again)
 
 
+def test_named_devices_hold_the_model_also_if_it_is_one(wide):
+  place = programs.place_on(wide[0], 1, jax.devices()[5:6])
+  made = programs.prepare(*wide, 'float32', place)
+  assert {one for leaf in jax.tree.leaves(made) for one in leaf.devices()} == {jax.devices()[5]}
+
+
 @pytest.mark.parametrize(
   ('devices', 'message'),
   [(1000, 'this process has .* devices'), (3, 'wanted a multiple of 3')],
