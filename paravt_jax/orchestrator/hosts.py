@@ -63,6 +63,8 @@ class HostsOptions(Options):
     super().__post_init__()
     if self.coordinator and (self.count < 1 or self.index < 0):
       self.refuse('coordinator', "'' or an address together with hosts.count and hosts.index")
+    if self.index >= 0 and not self.count:
+      self.refuse('index', '-1, or a number together with hosts.count and hosts.coordinator')
     if self.count and self.index >= self.count:
       self.refuse('index', f'below hosts.count={self.count}')
 

@@ -46,6 +46,8 @@ def test_an_error_of_one_process_passes_as_it_is():
   [
     ({'coordinator': 'a:1'}, r"coordinator='a:1': wanted '' or an address together with"),
     ({'count': 2, 'index': 2}, 'index=2: wanted below hosts.count=2'),
+    # each process of the run would take itself for the only one
+    ({'index': 1}, 'index=1: wanted -1, or a number together with hosts.count'),
   ],
 )
 def test_knobs_that_do_not_fit_each_other_are_refused(knobs, wanted):
