@@ -46,6 +46,10 @@ def test_an_error_of_one_process_passes_as_it_is():
   [
     ({'coordinator': 'a:1'}, r"coordinator='a:1': wanted '' or an address together with"),
     ({'count': 2, 'index': 2}, 'index=2: wanted below hosts.count=2'),
+    *(
+      ({'coordinator': wrong, 'count': 2, 'index': 0}, 'coordinator=.*: wanted .* with its port')
+      for wrong in ('head', 'head:', 'head:x', 'head:99999', 'head:0', 'http://head:1234')
+    ),
     # each process of the run would take itself for the only one
     ({'index': 1}, 'index=1: wanted -1, or a number together with hosts.count'),
   ],
@@ -53,6 +57,22 @@ def test_an_error_of_one_process_passes_as_it_is():
 def test_knobs_that_do_not_fit_each_other_are_refused(knobs, wanted):
   with pytest.raises(ConfigError, match=wanted):
     hosts.HostsOptions.published().replace(**knobs)
+
+
+@pytest.mark.parametrize('address', ['10.0.0.1:1234', 'head-0.pods.svc:8476', '[::1]:1234'])
+def test_addresses_have_a_port(address):
+  options = hosts.HostsOptions.published().replace(coordinator=address, count=2, index=1)
+  assert options.port == int(address.rpartition(':')[2])
+
+
+def test_process_0_names_a_port_that_another_program_has():
+  with socket.socket() as taken:
+    taken.bind(('', 0))
+    taken.listen()
+    address = f'127.0.0.1:{taken.getsockname()[1]}'
+    options = hosts.HostsOptions.published().replace(coordinator=address, count=2, index=0)
+    with pytest.raises(ConfigError, match=rf"coordinator='{address}': process 0 cannot listen"):
+      hosts.start(options)
 
 
 PROCESS = """
