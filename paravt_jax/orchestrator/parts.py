@@ -88,9 +88,20 @@ def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Confi
 
   Raises:
     ConfigError: the sizes belong to another scale; the message names `recipe`.
-    DataError: the model's config.json is missing.
+    DataError: the folder is of something else, or the model's config.json is missing.
   """
-  file = pathlib.Path(folder) / 'config.json'
+  folder = pathlib.Path(folder)
+  if (folder / 'hf' / 'config.json').is_file():
+    raise DataError(
+      f'--config.model.folder={folder} is the folder of a run; its model is '
+      f'--config.model.folder={folder / "hf"}'
+    )
+  file = folder / 'config.json'
+  if (folder / 'adapter_config.json').is_file() and not file.is_file():
+    raise DataError(
+      f'--config.model.folder={folder} is an adapter alone; name the folder of the merged model, '
+      'which a run exports as hf'
+    )
   try:
     model = Config.from_hf(json.loads(file.read_text()))
   except (OSError, ValueError) as error:
