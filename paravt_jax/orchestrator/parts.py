@@ -15,6 +15,7 @@ from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.models import lora, sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.options import require
 from paravt_jax.orchestrator.options import (
   AdapterOptions,
   MeshOptions,
@@ -180,9 +181,16 @@ def make_mesh(options: MeshOptions) -> jax.sharding.Mesh:
 
 
 def with_adapter(config: Config, options: AdapterOptions) -> Config:
-  """Returns the model with the adapter that a recipe asks for, if any."""
+  """Returns the model with the adapter that a recipe asks for, if any.
+
+  Raises:
+    ConfigError: its rank is above the model's width, where it would be larger than the weights.
+  """
   if not options.rank:
     return config
+  width = config.text.width
+  wanted = f"at most {width}, the model's width; 0 trains the weights themselves"
+  require(options.rank, wanted, options.rank <= width, 'train.adapter.rank')
   form = lora.Adapter(options.rank, options.alpha, options.products)
   return dataclasses.replace(config, adapter=form)
 
