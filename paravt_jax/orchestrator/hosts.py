@@ -115,6 +115,23 @@ class Hosts:
       return value
     return pickle.loads(_client().blocking_key_value_get_bytes(key, _FOREVER_MS))
 
+  def tell(self, name: str) -> None:
+    """Makes `was_told` true in all processes."""
+    if not self.is_alone:
+      _client().key_value_set(f'paravt/told/{name}', '1', allow_overwrite=True)
+
+  def was_told(self, name: str) -> bool:
+    """Returns whether some process has called `tell`. It waits for none."""
+    if self.is_alone:
+      return False
+    try:
+      _client().key_value_try_get(f'paravt/told/{name}')
+    except jax.errors.JaxRuntimeError as error:
+      if not str(error).startswith('NOT_FOUND'):
+        raise
+      return False
+    return True
+
   def barrier(self, name: str) -> None:
     """Waits for all processes. Each name is used once in a run."""
     if not self.is_alone:

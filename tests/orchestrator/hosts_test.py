@@ -95,6 +95,13 @@ with hosts.ending_together(options) as connect:
   for n in range(3):
     print('GATHERED', channel.gather(10 * n + me.index))
   print('ANY', channel.any(me.index == 1))
+  print('TOLD', me.was_told('end'))
+  me.barrier('untold')
+  if not me.is_first:
+    me.tell('end')
+    me.tell('end')
+  me.barrier('told')
+  print('TOLD', me.was_told('end'), me.was_told('another'))
   hosts.check_shared(me, pathlib.Path(sys.argv[3]), 20.0, 'a')
   try:
     hosts.check_shared(me, pathlib.Path(sys.argv[3]) / f'of{me.index}', 0.5, 'b')
@@ -141,6 +148,7 @@ def test_two_processes_tell_each_other_values_and_see_one_folder(tmp_path, how):
   assert codes == [0, 0], said
   for index, one in enumerate(printed):
     assert 'MADE by 0' in one and 'ANY True' in one
+    assert 'TOLD False\n' in one and 'TOLD True False\n' in one
     assert 'EXCHANGED [(0, 1), (1, 1)]' in one and 'EXCHANGED [(0, 3000000), (1, 3000000)]' in one
     gathered = [line for line in one.splitlines() if line.startswith('GATHERED')]
     assert gathered == [f'GATHERED {[10 * n, 10 * n + 1] if index == 0 else []}' for n in range(3)]
