@@ -42,8 +42,8 @@ V6E = {
   'train.head_chunk': 256,
   'batches.row_lengths': (6144,),
   'sampling.context': 12288,
-  'server.embedded.lanes': ((6144, 8), (12288, 4)),
-  'server.embedded.pages': 256,
+  'server.embedded.lanes': ((12288, 32),),
+  'server.embedded.pages': 640,
 }
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
-from paravt_jax.orchestrator import compile_cache, device, hosts
+from paravt_jax.orchestrator import compile_cache, device, host_recipe, hosts
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.train import heap
 
@@ -58,9 +58,9 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     with hosts.ending_together(getattr(recipes[0], 'hosts', None)) as connect:
       guard(recipes[0], connect)
 
-  def guard(recipe: R, connect: Callable[[], Any]) -> None:
+  def guard(recipe: R, connect: Callable[[], hosts.Hosts]) -> None:
     try:
-      connect()
+      host_recipe.check(connect(), recipe)
       use_device(recipe)
       main(recipe)
     except ParavtError as error:

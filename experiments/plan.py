@@ -6,8 +6,8 @@ Prints memory per device by part, FLOPs, bytes, seconds a step, disk and hours, 
 if the recipe does not fit. Recipes of experiments.rl, experiments.sft and experiments.eval. Exit
 status: 0 it fits, 1 it does not fit, 2 it is refused for another reason.
 
---compile also compiles the recipe's own step for the target, which need not be there, and puts the
-compiler's figures beside the plan's: one or two minutes. `make plan-env` installs the compilers of
+--compile also compiles the recipe's own step, and the programs of an embedded server, for the
+target, which need not be there, and puts the compiler's figures beside the plan's: a few minutes. `make plan-env` installs the compilers of
 GPUs and TPUs; without them it compiles for virtual CPU devices.
 
 --target=NAME:COUNT names the devices, and `--target=list` alone prints what there is. --model=8b or
@@ -33,6 +33,7 @@ from paravt_jax.orchestrator.plan import (
   advice,
   ahead,
   build,
+  engine,
   job,
   own_data,
   shapes,
@@ -67,12 +68,12 @@ def main(argv: Sequence[str], values: flags.FlagValues) -> int:
     return 0
   try:
     plan = build.make_plan(with_own_data(request(read(argv, values), values)))
-    compiled = compile_for_target(plan) if values['compile'].value else None
+    compiled, server = compile_for_target(plan) if values['compile'].value else (None, None)
   except ConfigError as error:
     return refuse(str(error), '--json' in argv)
   found = advice.ways_out(plan)
-  text = json.dumps(table.to_json(plan, found, compiled)) if values['json'].value else None
-  print(text or table.to_text(plan, found, compiled))
+  text = json.dumps(table.to_json(plan, found, compiled, server)) if values['json'].value else None
+  print(text or table.to_text(plan, found, compiled, server))
   for line in plan.refusals:
     print(f'error: {line}', file=sys.stderr)
   if plan.fits:
@@ -131,15 +132,16 @@ def with_own_data(asked: Request) -> Request:
   return dataclasses.replace(asked, data=data, data_source=source)
 
 
-def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
-  """Returns the compiler's figures; None for a plan that has no numbers.
+def compile_for_target(plan: build.Plan) -> tuple[dict[str, Any] | None, engine.Figures | None]:
+  """Returns the compiler's figures of the step, and of an embedded server on a GPU or TPU.
 
-  Raises ConfigError if the recipe has no learner, or the compiler failed.
+  Raises ConfigError if the recipe has neither, or the compiler failed.
   """
   if plan.memory is None:
-    return None
+    return None, None
   compiler = ahead.find_compiler(plan, launch.ROOT / COMPILERS, os.environ)
-  if compiler.target.startswith('cpu') and plan.request.target.accelerator.platform != 'cpu':
+  cpu = compiler.target.startswith('cpu')
+  if cpu and plan.request.target.accelerator.platform != 'cpu':
     print(
       f'no compiler for {plan.request.target.name} in {COMPILERS} (make plan-env installs those of '
       f'GPUs and TPUs): compiling for {compiler.target} instead',
@@ -147,7 +149,11 @@ def compile_for_target(plan: build.Plan) -> dict[str, Any] | None:
     )
   # figures are kept beside the compilers
   kept = launch.ROOT / COMPILERS / 'compiled'
-  return ahead.compile_plan(plan, compiler, kept if kept.parent.is_dir() else None)
+  kept = kept if kept.parent.is_dir() else None
+  server = None if cpu else engine.compile_server(plan, compiler, kept)
+  if plan.learner is None and server is not None:
+    return None, server
+  return ahead.compile_plan(plan, compiler, kept), server
 
 
 def refuse(line: str, as_json: bool) -> int:

@@ -119,15 +119,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
   The number of steps counts as free.
   """
   bound_before, bound_now = binding_settings(before), binding_settings(now)
-  binding = _differences(bound_before, bound_now)
+  binding = differences(bound_before, bound_now)
   told = {*bound_before, *bound_now, 'run.folder'}
   for prefix in ('', COLD_START):
     if bound_before.get(f'{prefix}{BATCH}') != bound_now.get(f'{prefix}{BATCH}'):
       told |= {f'{prefix}{knob}' for knob in CUT}
   free = lambda recipe: {knob: one for knob, one in flat(recipe).items() if knob not in told}
-  return binding, _differences(free(before), free(now))
+  return binding, differences(free(before), free(now))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Returns what differs between settings by knob, as 'agent.max_turns: 3 -> 2', sorted by name."""
   changed = [knob for knob in sorted({*before, *now}) if before.get(knob) != now.get(knob)]
   return [f'{knob}: {before.get(knob)} -> {now.get(knob)}' for knob in changed]

@@ -16,7 +16,9 @@ import dataclasses
 import os
 import pathlib
 import pickle
+import re
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -36,6 +38,7 @@ from paravt_jax.orchestrator import native_errors
 
 T = TypeVar('T')
 _LAST_REPLY_S = 1.0  # for the service in process 0 to answer the others before it ends
+_ADDRESS = re.compile(r'[^\s/]+:([0-9]{1,5})')
 TOKEN = '.hosts'  # below the run folder, while its processes check that they all see it
 INTERRUPTED, WRONG_INPUT = 130, 2  # exit statuses (experiments/launch.py)
 _FOREVER_MS = 30 * 24 * 3600 * 1000  # a wait ends earlier if a process dies, for it ends all
@@ -61,10 +64,20 @@ class HostsOptions(Options):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    if self.coordinator and self.port is None:
+      self.refuse('coordinator', "'' or an address with its port, as in 10.0.0.1:1234")
     if self.coordinator and (self.count < 1 or self.index < 0):
       self.refuse('coordinator', "'' or an address together with hosts.count and hosts.index")
+    if self.index >= 0 and not self.count:
+      self.refuse('index', '-1, or a number together with hosts.count and hosts.coordinator')
     if self.count and self.index >= self.count:
       self.refuse('index', f'below hosts.count={self.count}')
+
+  @property
+  def port(self) -> int | None:
+    """Returns the port of the coordinator's address, None without one."""
+    found = _ADDRESS.fullmatch(self.coordinator)
+    return int(found[1]) if found and 0 < int(found[1]) < 65536 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +104,33 @@ class Hosts:
   def channel(self, name: str) -> 'Channel':
     """Returns a channel to the same thread of the other processes. Its name is used once."""
     return Channel(self, name)
+
+  def of_first(self, name: str, value: T) -> T:
+    """Returns process 0's value. It waits for no other process. Each name is used once in a run."""
+    key = f'paravt/first/{name}'
+    if self.is_alone:
+      return value
+    if self.is_first:
+      _client().key_value_set_bytes(key, pickle.dumps(value))
+      return value
+    return pickle.loads(_client().blocking_key_value_get_bytes(key, _FOREVER_MS))
+
+  def tell(self, name: str) -> None:
+    """Makes `was_told` true in all processes."""
+    if not self.is_alone:
+      _client().key_value_set(f'paravt/told/{name}', '1', allow_overwrite=True)
+
+  def was_told(self, name: str) -> bool:
+    """Returns whether some process has called `tell`. It waits for none."""
+    if self.is_alone:
+      return False
+    try:
+      _client().key_value_try_get(f'paravt/told/{name}')
+    except jax.errors.JaxRuntimeError as error:
+      if not str(error).startswith('NOT_FOUND'):
+        raise
+      return False
+    return True
 
   def barrier(self, name: str) -> None:
     """Waits for all processes. Each name is used once in a run."""
@@ -206,11 +246,14 @@ def start(options: HostsOptions) -> Hosts:
   """Connects this process to the others of its run, before JAX asks for the first device.
 
   Raises:
-    ConfigError: the others did not come in time, or JAX does not know all of their numbers.
+    ConfigError: the others did not come in time, JAX does not know all of their numbers, or process
+      0 cannot listen.
   """
   named = options.count or options.coordinator
   if options.count == 1 or not (named or _in_cluster()):
     return current()
+  if options.index == 0 and options.port is not None:
+    _check_port(options)
   native_errors.watch()
   # collectives of CPUs; other platforms have their own
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -237,6 +280,19 @@ def start(options: HostsOptions) -> Hosts:
       'hosts.count, or raise hosts.join_s'
     ) from error
   return current()
+
+
+def _check_port(options: HostsOptions) -> None:
+  """Refuses a port on which process 0 cannot listen, because JAX would end by a signal there."""
+  with socket.socket() as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      sock.bind(('', options.port))
+    except OSError as error:
+      raise ConfigError(
+        f'--config.hosts.coordinator={options.coordinator!r}: process 0 cannot listen on its port '
+        f'({error.strerror}); choose a free one, and start one process with hosts.index=0'
+      ) from error
 
 
 def _in_cluster() -> bool:

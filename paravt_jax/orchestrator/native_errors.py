@@ -40,7 +40,8 @@ def line(report: bytes) -> bytes:
   if _ABSENT in report:
     return (
       b'error: the processes of this run did not all come within hosts.join_s; start one on every '
-      b'host, with the same hosts.coordinator and hosts.count, or raise hosts.join_s\n'
+      b'host, each with its own hosts.index and all with the same hosts.coordinator and hosts.count, '
+      b'or raise hosts.join_s\n'
     )
   named = _GONE.search(report)
   gone = ', '.join(re.findall(r'\d+', named[1].decode())) if named else '0'

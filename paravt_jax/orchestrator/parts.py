@@ -15,6 +15,7 @@ from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.models import lora, sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
+from paravt_jax.options import require
 from paravt_jax.orchestrator import split
 from paravt_jax.orchestrator.options import (
   AdapterOptions,
@@ -90,9 +91,20 @@ def model_of_scale(folder: str | pathlib.Path, scale: str, recipe: str) -> Confi
 
   Raises:
     ConfigError: the sizes belong to another scale; the message names `recipe`.
-    DataError: the model's config.json is missing.
+    DataError: the folder is of something else, or the model's config.json is missing.
   """
-  file = pathlib.Path(folder) / 'config.json'
+  folder = pathlib.Path(folder)
+  if (folder / 'hf' / 'config.json').is_file():
+    raise DataError(
+      f'--config.model.folder={folder} is the folder of a run; its model is '
+      f'--config.model.folder={folder / "hf"}'
+    )
+  file = folder / 'config.json'
+  if (folder / 'adapter_config.json').is_file() and not file.is_file():
+    raise DataError(
+      f'--config.model.folder={folder} is an adapter alone; name the folder of the merged model, '
+      'which a run exports as hf'
+    )
   try:
     model = Config.from_hf(json.loads(file.read_text()))
   except (OSError, ValueError) as error:
@@ -178,9 +190,16 @@ def make_mesh(options: MeshOptions, server: ServersOptions | None = None) -> jax
 
 
 def with_adapter(config: Config, options: AdapterOptions) -> Config:
-  """Returns the model with the adapter that a recipe asks for, if any."""
+  """Returns the model with the adapter that a recipe asks for, if any.
+
+  Raises:
+    ConfigError: its rank is above the model's width, where it would be larger than the weights.
+  """
   if not options.rank:
     return config
+  width = config.text.width
+  wanted = f"at most {width}, the model's width; 0 trains the weights themselves"
+  require(options.rank, wanted, options.rank <= width, 'train.adapter.rank')
   form = lora.Adapter(options.rank, options.alpha, options.products)
   return dataclasses.replace(config, adapter=form)
 

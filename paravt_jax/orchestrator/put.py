@@ -67,4 +67,20 @@ async def put(
 
       tasks = ((sample.task, k) for sample, k in questions)
       work = each(agents[suite.name], tasks, lambda _, suite=suite: suite.reward, options, keep)
-      await rollouts.unless_stopped(work, interrupts, server)
+      await rollouts.unless_stopped(work, _OfAll(interrupts), server)
+
+
+class _OfAll(Interrupts):
+  """Ctrl-C in some process of the run: all end, since none could have the whole result."""
+
+  def __init__(self, own: Interrupts):
+    super().__init__()
+    self._own, self._hosts = own, hosts_.current()
+
+  def check(self) -> None:
+    """Raises KeyboardInterrupt if an end was requested in some process."""
+    if self._own.asked:
+      self._hosts.tell('interrupt')
+    self._own.check()
+    if self._hosts.was_told('interrupt'):
+      raise KeyboardInterrupt

@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import pathlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
-from paravt_jax.errors import RolloutError
+from paravt_jax.errors import ConfigError, RolloutError
 from paravt_jax.options import (
   NAME,
   POSITIVE,
@@ -84,10 +85,11 @@ def start(recipe: ServeRecipe, folder: pathlib.Path, host: Host) -> ServerProces
 
   Raises:
     ChatError: the folder has no tokenizer.
-    ConfigError: knobs of the engine do not fit each other.
+    ConfigError: knobs of the engine do not fit each other, or the address is taken.
     RolloutError: the server did not start; the message has the end of its log.
   """
   tok = ChatTokenizer.load(folder)
+  _check_address(recipe.host, recipe.port)
   return launch.launch(
     server_options(recipe, folder, (tok.im_end, tok.endoftext)),
     env=host.child_environment(recipe.embedded.threads, recipe.embedded.memory_fraction),
@@ -95,6 +97,19 @@ def start(recipe: ServeRecipe, folder: pathlib.Path, host: Host) -> ServerProces
     deadline_s=recipe.ready_timeout_s,
     parent_pid=os.getpid(),
   )
+
+
+def _check_address(host: str, port: int) -> None:
+  """Names this command's own knobs where the server could not listen."""
+  with socket.socket() as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      sock.bind((host, port))
+    except OSError as error:
+      raise ConfigError(
+        f'--config.host={host} --config.port={port}: cannot listen there ({error.strerror}); '
+        'wanted an IPv4 address of this machine, and a port that is free (0: any)'
+      ) from error
 
 
 def wait(server: ServerProcess, asked_to_end: Callable[[], bool]) -> None:

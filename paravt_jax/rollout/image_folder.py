@@ -68,14 +68,17 @@ class ImageFolder:
     try:
       for name, text in new.items():
         self._files[name] = asyncio.create_task(asyncio.to_thread(self._write, name, text))
+      # another request may forget a failed file while this one waits
+      files = {name: self._files[name] for name in names}
       try:
-        for name in names:
-          await asyncio.shield(self._files[name])
-          self._files.move_to_end(name)
+        for task in files.values():
+          await asyncio.shield(task)
       except OSError:
         self._forget_failed()
         raise
-      sizes = [self._files[name].result() for name in new]
+      for name in files:
+        self._files.move_to_end(name)
+      sizes = [files[name].result() for name in new]
       yield [self._path(name).as_uri() for name in names], sizes
     finally:
       self._users.subtract(names)

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 
 from configs import serve as recipe
 from experiments import serve
-from paravt_jax.errors import ConfigError
+from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.testing import tiny
 from tests import patience, recipes
 
@@ -53,6 +54,31 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
   )
   assert done.returncode == 2 and done.stderr.count('\n') == 1
   assert 'config.json cannot be read' in done.stderr
+
+
+def test_the_folder_of_a_run_or_of_an_adapter_is_told_from_a_model(tmp_path):
+  run = tmp_path / 'run'
+  (run / 'hf' / 'peft').mkdir(parents=True)
+  for file in ('config.json', 'hf/config.json', 'hf/peft/adapter_config.json'):
+    (run / file).write_text('{}')
+  for folder, said in (
+    (run, rf'is the folder of a run; its model is --config.model.folder={run}/hf$'),
+    (run / 'hf' / 'peft', 'is an adapter alone; name the folder of the merged model'),
+  ):
+    with pytest.raises(DataError, match=said):
+      serve.main(recipe_of(model__folder=str(folder)))
+
+
+def test_an_address_that_is_taken_is_named_by_this_commands_knobs(tmp_path):
+  tiny.build_model_folder(tmp_path / 'model', 0)
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(ConfigError, match=rf'--config.port={port}: cannot listen there'):
+      serve.main(
+        recipe_of(model__folder=str(tmp_path / 'model'), folder=str(tmp_path / 'logs'), port=port)
+      )
 
 
 def command(folder: pathlib.Path) -> list[str]:

@@ -112,3 +112,12 @@ def test_a_rank_of_0_is_no_adapter():
   recipe = typed(para_grpo.get_config())
   config = tiny.tiny_config(tiny.make_tokenizer())
   assert parts.with_adapter(config, recipe.train.adapter) == config
+
+
+def test_a_rank_above_the_models_width_is_refused():
+  config = tiny.tiny_config(tiny.make_tokenizer())
+  adapter = typed(para_grpo.get_config()).train.adapter
+  width = config.text.width
+  assert parts.with_adapter(config, adapter.replace(rank=width)).adapter.rank == width
+  with pytest.raises(ConfigError, match=rf'train.adapter.rank={width + 1}: wanted at most {width}'):
+    parts.with_adapter(config, adapter.replace(rank=width + 1))

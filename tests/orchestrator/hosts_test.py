@@ -46,11 +46,33 @@ def test_an_error_of_one_process_passes_as_it_is():
   [
     ({'coordinator': 'a:1'}, r"coordinator='a:1': wanted '' or an address together with"),
     ({'count': 2, 'index': 2}, 'index=2: wanted below hosts.count=2'),
+    *(
+      ({'coordinator': wrong, 'count': 2, 'index': 0}, 'coordinator=.*: wanted .* with its port')
+      for wrong in ('head', 'head:', 'head:x', 'head:99999', 'head:0', 'http://head:1234')
+    ),
+    # each process of the run would take itself for the only one
+    ({'index': 1}, 'index=1: wanted -1, or a number together with hosts.count'),
   ],
 )
 def test_knobs_that_do_not_fit_each_other_are_refused(knobs, wanted):
   with pytest.raises(ConfigError, match=wanted):
     hosts.HostsOptions.published().replace(**knobs)
+
+
+@pytest.mark.parametrize('address', ['10.0.0.1:1234', 'head-0.pods.svc:8476', '[::1]:1234'])
+def test_addresses_have_a_port(address):
+  options = hosts.HostsOptions.published().replace(coordinator=address, count=2, index=1)
+  assert options.port == int(address.rpartition(':')[2])
+
+
+def test_process_0_names_a_port_that_another_program_has():
+  with socket.socket() as taken:
+    taken.bind(('', 0))
+    taken.listen()
+    address = f'127.0.0.1:{taken.getsockname()[1]}'
+    options = hosts.HostsOptions.published().replace(coordinator=address, count=2, index=0)
+    with pytest.raises(ConfigError, match=rf"coordinator='{address}': process 0 cannot listen"):
+      hosts.start(options)
 
 
 PROCESS = """
@@ -73,6 +95,13 @@ with hosts.ending_together(options) as connect:
   for n in range(3):
     print('GATHERED', channel.gather(10 * n + me.index))
   print('ANY', channel.any(me.index == 1))
+  print('TOLD', me.was_told('end'))
+  me.barrier('untold')
+  if not me.is_first:
+    me.tell('end')
+    me.tell('end')
+  me.barrier('told')
+  print('TOLD', me.was_told('end'), me.was_told('another'))
   hosts.check_shared(me, pathlib.Path(sys.argv[3]), 20.0, 'a')
   try:
     hosts.check_shared(me, pathlib.Path(sys.argv[3]) / f'of{me.index}', 0.5, 'b')
@@ -119,6 +148,7 @@ def test_two_processes_tell_each_other_values_and_see_one_folder(tmp_path, how):
   assert codes == [0, 0], said
   for index, one in enumerate(printed):
     assert 'MADE by 0' in one and 'ANY True' in one
+    assert 'TOLD False\n' in one and 'TOLD True False\n' in one
     assert 'EXCHANGED [(0, 1), (1, 1)]' in one and 'EXCHANGED [(0, 3000000), (1, 3000000)]' in one
     gathered = [line for line in one.splitlines() if line.startswith('GATHERED')]
     assert gathered == [f'GATHERED {[10 * n, 10 * n + 1] if index == 0 else []}' for n in range(3)]

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import urllib.parse
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from paravt_jax.errors import ConfigError
 from paravt_jax.rollout.image_folder import ImageFolder
 from paravt_jax.serving.protocol import encode_image
+from tests import patience
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -84,6 +86,34 @@ def test_a_folder_that_is_full_is_an_error_of_this_request_and_may_recover(tmp_p
       return file_of(urls[0]).read_bytes()
 
   assert asyncio.run(run()) == base64.b64decode(encode_image(frame(1)))
+  folder.close()
+
+
+def test_a_file_that_fails_for_two_requests_is_the_same_error_for_both(tmp_path, monkeypatch):
+  folder, forgotten = ImageFolder(str(tmp_path), 9), threading.Event()
+  write = pathlib.Path.write_bytes
+
+  def full_for_1(path, content):
+    if path.name.startswith('1'):
+      raise OSError(28, 'No space left on device')
+    assert forgotten.wait(patience.seconds(30))
+    return write(path, content)
+
+  async def read(names):
+    async with folder.urls(names, [encoded(int(name)) for name in names]):
+      pass
+
+  async def run():
+    first = asyncio.create_task(read(['1']))
+    await asyncio.sleep(0)  # its file is under way
+    second = asyncio.create_task(read(['2', '1']))
+    errors = await asyncio.gather(first, return_exceptions=True)
+    forgotten.set()
+    return errors + await asyncio.gather(second, return_exceptions=True)
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full_for_1)
+  errors = asyncio.run(run())
+  assert [type(error) for error in errors] == [OSError, OSError]
   folder.close()
 
 

@@ -243,8 +243,8 @@ def _hbm_bytes(
   result = _in_hbm(one.shape)
   if one.op.endswith('-start'):
     result = max(result - sum(operands), 0)  # the result of a start names its operands too
-  if one.op == 'dynamic-slice':
-    return 2.0 * result
+  if one.op in ('dynamic-slice', 'slice'):
+    return float(min(size_of(one.shape), operands[0] if operands else 0) + result)
   if one.op in _IN_PLACE:
     return 2.0 * sum(_in_hbm(table.get(name, '')) for name in _pieces(one))
   if one.op == 'fusion' and (inner := re.search(r'calls=%?([\w.\-]+)', one.line)):
@@ -265,7 +265,7 @@ def _fusion_bytes(body: Sequence[Instruction], operands: Sequence[int], result: 
     whole = operands[int(number[1])] if number and int(number[1]) < len(operands) else 0
     uses = list(_behind_bitcasts(one.name, users))
     kinds = {use.op for use in uses}
-    if kinds and kinds <= {'dynamic-slice', 'gather'}:
+    if kinds and kinds <= {'dynamic-slice', 'slice', 'gather'}:
       total += min(whole, sum(_in_hbm(use.shape) for use in uses))
     elif not kinds or not kinds <= _IN_PLACE:
       total += whole

@@ -6,6 +6,7 @@ from typing import Any
 
 from paravt_jax.orchestrator.plan import roofline, traffic
 from paravt_jax.orchestrator.plan.build import Learner, Plan
+from paravt_jax.orchestrator.plan.engine import Figures
 from paravt_jax.orchestrator.recipes import EvalRecipe, SFTRecipe
 
 
@@ -22,13 +23,20 @@ def refused_json(refusals: Sequence[str]) -> dict[str, Any]:
 
 
 def to_json(
-  plan: Plan, ways_out: Sequence[str], compiled: Mapping[str, Any] | None = None
+  plan: Plan,
+  ways_out: Sequence[str],
+  compiled: Mapping[str, Any] | None = None,
+  server: Figures | None = None,
 ) -> dict[str, Any]:
   """Returns a plan as one JSON object. Sizes are GiB, times seconds; a range is [low, high].
 
-  compiled: the compiler's own figures, if any. `planned` then holds the plan's for the same.
+  Args:
+    compiled: the compiler's own figures, if any. `planned` then holds the plan's for the same.
+    server: those of an embedded server, if any.
   """
   found = refused_json(plan.refusals)
+  if server:
+    found['compiled_server'] = dataclasses.asdict(server)
   if compiled:
     bounds = roofline.of_compiled(plan, compiled) or {}
     found |= {'compiled': {**compiled, **bounds}, 'planned': own_figures(plan)}
@@ -107,8 +115,13 @@ def _learner_json(learner: Learner) -> dict[str, Any]:
   }
 
 
-def to_text(plan: Plan, ways_out: Sequence[str], compiled: Mapping[str, Any] | None = None) -> str:
-  """Returns a plan as a table for people. `compiled`: the compiler's own figures, if any."""
+def to_text(
+  plan: Plan,
+  ways_out: Sequence[str],
+  compiled: Mapping[str, Any] | None = None,
+  server: Figures | None = None,
+) -> str:
+  """Returns a plan as a table for people. For the other arguments see `to_json`."""
   request, target = plan.request, plan.request.target
   recipe = request.recipe
   lines = [
@@ -121,6 +134,8 @@ def to_text(plan: Plan, ways_out: Sequence[str], compiled: Mapping[str, Any] | N
     lines += [*_memory_lines(plan), *_step_lines(plan)]
   if compiled:
     lines += _compiled_lines(plan, compiled)
+  if server:
+    lines += _server_lines(server)
   lines.append('fits    yes' if plan.fits else 'fits    NO')
   lines += [f'  refused: {line}' for line in plan.refusals]
   lines += [f'  would fit: {line}' for line in ways_out]
@@ -205,6 +220,19 @@ def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
       f'  with its bytes a step takes {_span(seconds)} s, and MFU is {_span(mfu)} at most'
     )
   return lines
+
+
+def _server_lines(server: Figures) -> list[str]:
+  """The compiler's figures of an embedded server."""
+  if server.error:
+    return [f'server  refused by the compiler: {server.error}']
+  moved, least = server.bytes_per_token / 1e9, server.least_bytes_per_token / 1e9
+  return [
+    f'server  compiled for {server.devices} of {server.target}, keys and values as '
+    f'{server.form!r}: {server.memory_gib:.1f} GiB of each',
+    f'  {moved:.2f} GB of HBM of each per decoded token, {moved / least:.2f} times the limit of '
+    f'{least:.2f} (weights once a step, and every page)',
+  ]
 
 
 def own_figures(plan: Plan) -> dict[str, float]:

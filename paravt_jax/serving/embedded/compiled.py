@@ -163,5 +163,6 @@ def _program(
     return call(s, *given)
 
   places = None if s.place.mesh is None else jax.tree.map(lambda x: x.sharding, out)
-  jitted = jax.jit(run, donate_argnums=donate, out_shardings=places)
+  # also weights that it does not use, so that the compiler counts what the server holds
+  jitted = jax.jit(run, donate_argnums=donate, out_shardings=places, keep_unused=True)
   return Program(jitted, arguments)

@@ -61,6 +61,7 @@ class ImageUrl:
   """An image of a message, not decoded yet."""
 
   url: str  # data:image/...;base64,...
+  where: str = dataclasses.field(compare=False)  # in the request, as messages name it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +140,13 @@ def parse(body: Mapping[str, Any], vocab_size: int) -> ChatRequest:
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-  stops = (value,) if isinstance(value, str) else tuple(fields.texts('stop', value))
-  if len(stops) > 4 or not all(stops):
-    raise RequestError(f'stop: got {fields.short_repr(value)}, wanted up to 4 texts')
-  return stops
+  stops = [value] if isinstance(value, str) else value
+  right = isinstance(stops, list) and all(isinstance(one, str) and one for one in stops)
+  if not right or len(stops) > 4:
+    raise RequestError(
+      f'stop: got {fields.short_repr(value)}, wanted a text or a list of up to 4, none of them empty'
+    )
+  return tuple(stops)
 
 
 def _tools(tools: Any, choice: Any) -> list[dict[str, Any]]:
@@ -225,7 +229,7 @@ def _part(where: str, value: Any) -> str | ImageUrl:
       f'{where}.image_url: got {fields.short_repr(image["url"][:40])}, wanted '
       'data:image/png;base64,...: this server fetches nothing'
     )
-  return ImageUrl(image['url'])
+  return ImageUrl(image['url'], f'{where}.image_url')
 
 
 def _calls(where: str, value: Any) -> list[tuple[str, dict]]:
@@ -291,4 +295,4 @@ def prompt(
 def _decoded(piece: str | ImageUrl, max_patches: int) -> template.Piece:
   if isinstance(piece, str):
     return piece
-  return protocol.decode_and_resize('image_url', piece.url, max_patches)
+  return protocol.decode_and_resize(piece.where, piece.url, max_patches)

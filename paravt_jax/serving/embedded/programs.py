@@ -206,11 +206,14 @@ def new_pool(s: Shapes) -> Tree:
 
 
 def new_features(s: Shapes) -> Tree:
-  """Returns empty image features, with one extra slot that padding images write to."""
-  slots, width = s.image_slots + 1, s.config.text.width
+  """Returns empty image features, with one extra slot that padding images write to.
+
+  merged: [slots * Y, D], deepstack: [J, slots * Y, D]. An axis of Y alone would be padded on a TPU.
+  """
+  tokens, width = (s.image_slots + 1) * s.merged, s.config.text.width
   return {
-    'merged': s.zeros(s.dtype, (slots, s.merged, width)),
-    'deepstack': s.zeros(s.dtype, (len(s.config.vision.taps), slots, s.merged, width)),
+    'merged': s.zeros(s.dtype, (tokens, width)),
+    'deepstack': s.zeros(s.dtype, (len(s.config.vision.taps), tokens, width)),
   }
 
 
@@ -250,10 +253,9 @@ def encode(
   )
   merged, deepstack = features['merged'], features['deepstack']
   for n in range(s.image_batch):
-    merged = jax.lax.dynamic_update_slice(merged, new.merged_BNYD[0, n : n + 1], (slot_N[n], 0, 0))
-    deepstack = jax.lax.dynamic_update_slice(
-      deepstack, new.deepstack_JBNYD[:, 0, n : n + 1], (0, slot_N[n], 0, 0)
-    )
+    first = slot_N[n] * s.merged
+    merged = jax.lax.dynamic_update_slice(merged, new.merged_BNYD[0, n], (first, 0))
+    deepstack = jax.lax.dynamic_update_slice(deepstack, new.deepstack_JBNYD[:, 0, n], (0, first, 0))
   return {'merged': merged, 'deepstack': deepstack}
 
 
@@ -288,10 +290,8 @@ def prefill(
   # Gather the features of image tokens [R, T, D]; text tokens gather slot 0 and ignore it.
   seen_RT = jnp.where(visual_index_RT >= 0, jnp.arange(s.chunk), -1)
   place_RT = jnp.maximum(visual_index_RT, 0)
-  flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
   own = model.Features(
-    flat(features['merged'])[place_RT][:, None],
-    flat(features['deepstack'])[:, place_RT][:, :, None],
+    features['merged'][place_RT][:, None], features['deepstack'][:, place_RT][:, :, None]
   )
   dtype = jnp.dtype(s.dtype)
   stacked = with_indexed_layers(params)
@@ -353,8 +353,9 @@ def sample_tokens(
     state, layers, tokens, logprobs = carry
     # Sample token i from the hidden state of the token before.
     logits_SV = jnp.einsum('SD,DV->SV', state['hidden'], matrix, preferred_element_type=jnp.float32)
-    # every device samples from all logits, with the operations of one device
-    logits_SV = s.place(logits_SV, None, None)
+    # Each device computes the logits of its part of the vocabulary: else XLA gathers the matrix.
+    # Then every device samples from all logits, with the operations of one device.
+    logits_SV = s.place(s.place(logits_SV, None, 'vocab'), None, None)
     token_S, logprob_S, more, done_S = sampling.sample(
       logits_SV, bias_table, state['sampling'], state['active']
     )

@@ -144,8 +144,9 @@ def test_missing_values_and_null_are_openais_defaults():
     ({'logprobs': True}, 'logprobs: got True'),
     ({'logit_bias': {'500': 1}}, 'logit_bias: got'),
     ({'response_format': {'type': 'json_object'}}, 'response_format: got'),
-    ({'stop': ['a'] * 5}, 'stop: got'),
-    ({'stop': ['']}, 'stop: got'),
+    ({'stop': ['a'] * 5}, 'stop: got .* a list of up to 4'),
+    ({'stop': ['']}, 'stop: got .* none of them empty'),
+    ({'stop': 5}, 'stop: got 5, wanted a text or a list'),
     ({'seed': 1.5}, 'seed: got 1.5'),
     ({'temprature': 1}, "unknown key 'temprature'"),
     ({'tools': [{}]}, 'tools: got'),
@@ -169,8 +170,11 @@ def test_a_wrong_request_is_one_clear_line(more, says):
   [
     ('https://example.org/a.png', 'fetches nothing'),
     ('file:///etc/passwd', 'fetches nothing'),
-    ('data:image/png;base64,AAAA', 'image_url: .* is not a base64 PNG'),
-    ('data:image/png;base64,*', 'image_url: .* is not a base64 PNG'),
+    (
+      'data:image/png;base64,AAAA',
+      r'messages\[0\]\.content\[0\]\.image_url: .* is not a base64 PNG',
+    ),
+    ('data:image/png;base64,*', r'messages\[0\]\.content\[0\]\.image_url: .* is not a base64 PNG'),
   ],
 )
 def test_images_are_data_urls(url, says):
