@@ -33,7 +33,7 @@ LONG_SCALES = ('2b_long', '8b_long')
 SFT_SCALES = (*SCALES, *LORA_SCALES, '8b_tpu', *LONG_SCALES, 'tiny_long')
 RL_SCALES = (*SCALES, *LORA_SCALES, '8b_split', '8b_tpu', *LONG_SCALES)
 # Overrides of RL at :8b_tpu for sixteen v6e on four hosts, whose memory of 31 GiB holds shorter rows
-# and fewer contexts.
+# and a smaller cache.
 V6E = {
   'mesh.fsdp': 8,
   'train.rows': 8,

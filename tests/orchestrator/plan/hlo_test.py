@@ -141,3 +141,30 @@ def test_what_stays_in_a_tpus_vector_memory_is_no_traffic_of_hbm():
   # copy only reads from HBM, and the last kernel only writes to it
   permutes, counter = 3 * (64 + 64), 3 * 12
   assert hlo.count(TPU).hbm == 128 + permutes + counter + 64 + 64
+
+
+def test_a_slice_reads_what_it_takes_and_a_scatter_what_it_writes():
+  def added(*lines):
+    text = '\n'.join([*lines, '  %zero = s32[] constant(0)'])
+    return hlo.count(PROGRAM.replace('  %zero = s32[] constant(0)', text)).hbm - plain
+
+  plain = hlo.count(PROGRAM).hbm
+  row = 128 * 4
+  assert added('  %s = f32[1,128]{1,0} slice(%a), slice={[0:1], [0:128]}') == 2 * row
+  # into memory on the chip: only read
+  assert added('  %s = f32[1,128]{1,0:S(1)} slice(%a), slice={[0:1], [0:128]}') == row
+  of_two = (
+    '  %i = s32[2,1]{1,0:S(1)} bitcast(%a)',
+    '  %u = f32[2,128]{1,0} bitcast(%a)',
+    '  %w = f32[4,128]{1,0} scatter(%a, %i, %u), to_apply=%add',
+  )
+  assert added(*of_two) == 2 * 2 * row
+
+
+def test_a_scatter_inside_a_fusion_leaves_the_rest_of_its_array_alone():
+  def write(x, rows, values):
+    return x.at[rows].set(2 * values, mode='promise_in_bounds')
+
+  x, values = np.zeros((1024, 256), np.float32), np.zeros((4, 256), np.float32)
+  made = jax.jit(write, donate_argnums=0).lower(x, np.arange(4), values).compile()
+  assert hlo.count(made.as_text()).hbm < 64 * values.nbytes < x.nbytes
