@@ -278,7 +278,7 @@ BAD = {
   ),
   'embedded caches above the device': (
     f'{EVAL}:8b',
-    ['server.kind=embedded'],
+    ['server.kind=embedded', 'server.embedded.pages=4096'],
     'memory',
     'would fit',
   ),

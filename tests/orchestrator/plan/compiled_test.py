@@ -109,6 +109,6 @@ def test_a_report_without_a_total_names_its_folder(tmp_path):
     compiled.read_report(tmp_path, 0)
 
 
-def test_the_flags_write_the_step_alone(tmp_path):
-  flags = compiled.dump_flags(tmp_path)
-  assert f'--xla_dump_to={tmp_path} ' in flags and 'module_re=jit_step' in flags
+def test_the_flags_write_one_function_alone(tmp_path):
+  flags = compiled.dump_flags(tmp_path, 'step')
+  assert f'--xla_dump_to={tmp_path} ' in flags and flags.endswith('module_re=^jit_step$')

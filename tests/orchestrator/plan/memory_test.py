@@ -65,7 +65,7 @@ def test_servers_in_the_learners_process_stand_behind_the_mesh_on_each_host():
   asked = request('rl:8b_tpu', 'v5p:2x2x2')
   assert asked.target.hosts == 2
   section = asked.recipe.server
-  share = server.share_of(section, asked.model, 8_767_123_696)
+  share = server.share_of(section, asked.model, 8_767_123_696, 'tpu')
   assert share.weights == 8_767_123_696  # two bytes each, on two devices
   assert memory.placement(section, share, 4, asked.target) == (0, 4)
   # it has the memory of the learner's process, which is of other devices
