@@ -49,7 +49,7 @@ def of_server(mesh: int, server: ServersOptions, number: int) -> list[Any]:
 def check(mesh: MeshOptions, server: ServersOptions) -> None:
   """Raises ConfigError if the hosts lack devices for servers beside the mesh.
 
-  It asks JAX for its devices. All processes of a run raise the same.
+  It asks JAX for its devices. Processes with the same `server` raise the same.
   """
   if is_split(server):
     check_devices(mesh, server, _by_host(jax.devices()))

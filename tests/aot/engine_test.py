@@ -21,6 +21,8 @@ ON_ONE_GPU = {'server__kind': 'embedded'}
     # :8b_tpu: two chips of each host
     pytest.param('rl:8b_tpu', 'v5p:2x2x2', {}, 'ragged', 55, 1.1, marks=AOT, id='v5p'),
     pytest.param('rl:8b_tpu', 'v6e:4x4', V6E, 'ragged', 28, 1.1, marks=MORE, id='v6e'),
+    # a server on one device: no other tells the kernel for what it is compiled
+    pytest.param('eval:8b', 'v5p:2x2x1', ON_ONE_GPU, 'ragged', 71, 1.1, marks=MORE, id='v5p-one'),
     pytest.param('eval:8b', 'h100:1', ON_ONE_GPU, 'triton', 71, 1.15, marks=MORE, id='h100'),
   ],
 )
@@ -31,7 +33,7 @@ def test_a_server_fits_and_reads_little_more_than_it_must(
   compiler = ahead.find_compiler(plan, COMPILERS, environment)
   assert not compiler.target.startswith('cpu'), 'the compilers of GPUs and TPUs are not there'
   found = engine.compile_server(plan, compiler, pathlib.Path(COMPILERS, 'compiled'))
-  assert found is not None
+  assert found is not None and found.bytes_per_token is not None
   ratio = found.bytes_per_token / found.least_bytes_per_token
   print(
     f'\n{recipe}, a server on {found.devices} of {found.target} ({found.form}): '

@@ -128,7 +128,10 @@ def make_plan(request: Request) -> Plan:
   shared = options.memory_fraction if found.parts['server'] else 0.0
   too_large = _server_refusals(request, learner.state.parameters, shared)
   too_large += memory.find_refusals(found, request.target)
-  too_large += refused(memory.refuse_share, found, options.memory_fraction, request.target)
+  in_process = isinstance(recipe := request.recipe, RLRecipe) and split.is_split(recipe.server)
+  too_large += refused(
+    memory.refuse_share, found, options.memory_fraction, request.target, in_process
+  )
   return Plan(
     request,
     (*refusals, *too_large),

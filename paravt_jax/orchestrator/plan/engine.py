@@ -6,7 +6,6 @@ them shared, and every slot samples.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +38,9 @@ class Figures:
   devices: int  # that share the model
   form: str  # of keys and values (serving/embedded/layouts.py)
   memory_gib: float  # while it computes pages or decodes, whichever is more
-  bytes_per_token: float  # read and written in HBM for one decoded token
+  # read and written in HBM for one decoded token; of 'pages', whose loop has no fixed length, with
+  # one page of each context. None where the compiler refused
+  bytes_per_token: float | None
   least_bytes_per_token: float  # weights once per step, and keys and values of a context
   error: str  # the compiler's refusal; '' if it fits
 
@@ -66,9 +67,10 @@ def compile_server(
   }
   errors = [one['error'] for one in found.values() if one.get('error')]
   s, weights = shapes_and_weights(section, model, _platform(plan, compiler))
-  # a decode call does not have image features, which stay in memory
-  features = ahead.bytes_of_forms(compiled.features(s))
-  memory = max(found['prefill']['memory_gib'], found['decode']['memory_gib'] + features / GIB)
+  beside_prefill, beside_decode = (size / GIB for size in _held_beside(s, section))
+  memory = max(
+    found['prefill']['memory_gib'] + beside_prefill, found['decode']['memory_gib'] + beside_decode
+  )
   slots = busiest(section)[1]
   moved = found['decode'].get('hbm_tb')
   return Figures(
@@ -76,8 +78,8 @@ def compile_server(
     devices=section.tensor_parallel,
     form=section.form(model.text.head_dim, _platform(plan, compiler)),
     memory_gib=memory,
-    bytes_per_token=(moved or math.nan) * 1e12 / (section.decode_steps * slots),
-    least_bytes_per_token=_least_bytes(s, weights) / section.tensor_parallel / slots,
+    bytes_per_token=moved and moved * 1e12 / (section.decode_steps * slots),
+    least_bytes_per_token=_least_bytes(s, weights, section) / section.tensor_parallel / slots,
     error=errors[0] if errors else '',
   )
 
@@ -108,13 +110,28 @@ def shapes_and_weights(
   return s, programs.abstract_params(model, section.dtype, place)
 
 
-def _least_bytes(s: programs.Shapes, weights: Any) -> float:
-  """Returns the bytes of one decoding step: text weights and the head once, and all pages."""
+def _held_beside(s: programs.Shapes, section: EmbeddedOptions) -> tuple[float, float]:
+  """Returns the bytes of a device that stay in memory beside (prefill, decode) and are not theirs."""
+  features = ahead.bytes_of_forms(compiled.features(s))  # whole on every device
+  if s.layout.paged:
+    return 0.0, features
+  pages, wide = ahead.bytes_of_forms(compiled.pool(s)), section.tensor_parallel
+  columns = {lane: ahead.bytes_of_forms(compiled.new_block(s, *lane)[1]) for lane in section.lanes}
+  held = sum(columns[lane] for lane in section.lanes) / wide
+  return held, features + pages / wide + held - columns[busiest(section)] / wide
+
+
+def _least_bytes(s: programs.Shapes, weights: Any, section: EmbeddedOptions) -> float:
+  """Returns the bytes of one decoding step: text weights and the head once, and all keys and
+  values that it may read.
+  """
   text = weights['text']
   read = {name: tree for name, tree in text.items() if name != 'embed'}
   head = s.config.text.width * s.config.text.vocab * np.dtype(s.dtype).itemsize
   layers = ahead.bytes_of_forms(read['layers'])
-  return layers + head + ahead.bytes_of_forms(compiled.pool(s)['layers'])
+  paged = s.layout.paged
+  kept = compiled.pool(s)['layers'] if paged else compiled.new_block(s, *busiest(section))[1]
+  return layers + head + ahead.bytes_of_forms(kept)
 
 
 def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:

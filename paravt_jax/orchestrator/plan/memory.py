@@ -116,10 +116,13 @@ def placement(
   return int(bool(on_learner)), len(devices) - len(on_learner)
 
 
-def refuse_share(memory: Memory, share: float, target: Target) -> None:
+def refuse_share(memory: Memory, share: float, target: Target, in_process: bool = False) -> None:
   """Raises ConfigError if the learner does not fit its share of a device (device.memory_fraction).
 
   What does not fit the device as a whole is left to `find_refusals`.
+
+  Args:
+    in_process: servers in the learner's process have the same share of their devices.
   """
   learner, most = memory.total - memory.parts['server'], share * target.accelerator.memory_gib
   if most < learner and memory.total <= target.usable_gib:
@@ -127,6 +130,14 @@ def refuse_share(memory: Memory, share: float, target: Target) -> None:
       f'--config.device.memory_fraction={share:g}: wanted at least '
       f'{math.ceil(100 * learner / target.accelerator.memory_gib) / 100:g}, {learner:.1f} GiB for '
       f'the learner, of {target.accelerator.memory_gib:.1f}; raise it, or see what would fit'
+    )
+  alone = memory.server_alone
+  if in_process and most < alone <= target.usable_gib:
+    raise ConfigError(
+      f'--config.device.memory_fraction={share:g}: wanted at least '
+      f'{math.ceil(100 * alone / target.accelerator.memory_gib) / 100:g}, {alone:.1f} GiB for a '
+      f"server in the learner's process, of {target.accelerator.memory_gib:.1f}; raise it, or see "
+      'what would fit'
     )
 
 
@@ -147,7 +158,7 @@ def find_refusals(memory: Memory, target: Target) -> list[str]:
     found.append(
       f'--config.server: a server takes {memory.server_alone:.1f} GiB of its device, wanted at '
       f'most {most:.1f}, 95 % of {title}; lower its cache (server.sglang.max_total_tokens, '
-      'server.embedded.lanes), or raise its tensor_parallel'
+      'server.embedded.pages, and its lanes with attention=slots), or raise its tensor_parallel'
     )
   return found
 

@@ -224,14 +224,18 @@ def _compiled_lines(plan: Plan, compiled: Mapping[str, Any]) -> list[str]:
 
 def _server_lines(server: Figures) -> list[str]:
   """The compiler's figures of an embedded server."""
-  if server.error:
+  if server.error or server.bytes_per_token is None:
     return [f'server  refused by the compiler: {server.error}']
   moved, least = server.bytes_per_token / 1e9, server.least_bytes_per_token / 1e9
+  counted = (
+    f'{moved / least:.2f} times the limit of {least:.2f} (weights once a step, and every page)'
+  )
+  if server.form == 'pages':
+    counted = f'with one page of each context: its loop has no fixed length (limit {least:.2f})'
   return [
     f'server  compiled for {server.devices} of {server.target}, keys and values as '
     f'{server.form!r}: {server.memory_gib:.1f} GiB of each',
-    f'  {moved:.2f} GB of HBM of each per decoded token, {moved / least:.2f} times the limit of '
-    f'{least:.2f} (weights once a step, and every page)',
+    f'  {moved:.2f} GB of HBM of each per decoded token, {counted}',
   ]
 
 

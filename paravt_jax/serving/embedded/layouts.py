@@ -276,8 +276,9 @@ def _power(size: int, most: int) -> int:
 
 def _on_heads(call, layout: Layout, mesh: Mesh | None, q_RTHF, layer: Layer, table, numbers):
   """Calls `call(q, *layer, table, numbers)` on each device with its own heads."""
-  if mesh is None or mesh.size == 1:
+  if mesh is None:
     return call(q_RTHF, *layer, table, numbers)
+  # a mesh of one device too: it tells the kernel for what it is compiled
   heads = PartitionSpec(None, None, 'tensor', None)
   pages = PartitionSpec(*('tensor' if name else None for name in layout.axes))
   whole = PartitionSpec()

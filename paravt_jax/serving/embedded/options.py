@@ -42,7 +42,16 @@ class EngineOptions(Options):
     Args:
       head_dim: width of the model's heads.
       platform: 'cpu', 'gpu', 'cuda' or 'tpu'.
+
+    Raises:
+      ConfigError: it is a kernel of other devices.
     """
+    own = {'triton': ('gpu', 'cuda'), 'ragged': ('tpu',)}.get(self.attention, (platform,))
+    if platform not in own:
+      raise ConfigError(
+        f'server.embedded.attention={self.attention!r}: its kernel runs on {own[0]}, and the '
+        f'devices are {platform}; wanted auto, slots or pages'
+      )
     if self.attention != 'auto':
       return self.attention
     return layouts.choose(platform, self.dtype, self.chunk_tokens, head_dim)

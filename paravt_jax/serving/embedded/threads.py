@@ -77,8 +77,10 @@ class ServerThread:
   def _free(self) -> None:
     """Frees all arrays on the devices, of which nothing else has any."""
     gc.collect()  # engine and handlers refer to each other
+    own = set(self._devices)
     for array in jax.live_arrays():  # JAX keeps the arguments of a program that failed
-      if array.devices() <= set(self._devices):
+      # not `devices()`, which raises where the learner's step has donated the array meanwhile
+      if array.sharding.device_set <= own:
         array.delete()
 
   def tail(self) -> str:

@@ -73,7 +73,7 @@ def test_figures_are_those_of_a_full_server(found, monkeypatch):
   assert got.form == 'pages' and got.error == ''
   assert got.memory_gib >= found['prefill']['memory_gib']
   lines = '\n'.join(table.to_text(plan, (), None, got).splitlines()[-4:])
-  assert 'server  compiled for 1 of cpu:1' in lines and 'times the limit' in lines
+  assert 'server  compiled for 1 of cpu:1' in lines and 'with one page of each context' in lines
   assert table.to_json(plan, (), None, got)['compiled_server'] == dataclasses.asdict(got)
 
 

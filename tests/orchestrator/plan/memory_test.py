@@ -66,11 +66,20 @@ def test_servers_in_the_learners_process_stand_behind_the_mesh_on_each_host():
   assert asked.target.hosts == 2
   section = asked.recipe.server
   share = server.share_of(section, asked.model, 8_767_123_696, 'tpu')
+  assert share is not None
   assert share.weights == 8_767_123_696  # two bytes each, on two devices
   assert memory.placement(section, share, 4, asked.target) == (0, 4)
   # it has the memory of the learner's process, which is of other devices
   cuda = section.replace(count=2)
   memory.check_fraction(cuda, share, H100, learner=0.92)
+
+
+def test_a_server_in_the_learners_process_fits_the_learners_share_of_its_device():
+  alone = memory.Memory({'weights': 50.0, 'server': 0.0}, server_alone=70.0, server_devices=1)
+  memory.refuse_share(alone, 0.75, H100)  # a process of its own
+  memory.refuse_share(alone, 0.9, H100, in_process=True)
+  with pytest.raises(ConfigError, match=r'memory_fraction=0.75: wanted at least 0.89, 70.0 GiB'):
+    memory.refuse_share(alone, 0.75, H100, in_process=True)
 
 
 def test_sglangs_share_is_its_weights_and_the_cache_that_its_options_name():

@@ -1,5 +1,6 @@
 """Options are whole, or the error names the knob."""
 
+import dataclasses
 import json
 
 import pytest
@@ -63,3 +64,11 @@ def test_a_missing_option_is_named():
   del given['pages']
   with pytest.raises(ConfigError, match="'pages' is missing"):
     ServerOptions.from_json(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+  ('form', 'platform'), [('triton', 'cpu'), ('triton', 'tpu'), ('ragged', 'gpu')]
+)
+def test_a_kernel_of_other_devices_is_refused(form, platform):
+  with pytest.raises(ConfigError, match=f"attention='{form}'.*the devices are {platform}"):
+    dataclasses.replace(GOOD, attention=form).form(128, platform)
