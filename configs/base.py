@@ -135,7 +135,10 @@ def _split_slice(config: ConfigDict) -> None:
   config.mesh.fsdp = 4
   config.train.update({'rows': 4, 'micro_batches': 64})
   config.server.update({'kind': 'embedded', 'count': 1})
-  config.server.embedded.update({'in_process': True, 'tensor_parallel': 2, 'pages': 2048})
+  # slots cost nothing where decoding reads pages
+  config.server.embedded.update(
+    {'in_process': True, 'tensor_parallel': 2, 'lanes': ((32768, 32),), 'pages': 2048}
+  )
 
 
 def _adapter(config: ConfigDict, learning_rate: float) -> None:

@@ -12,7 +12,8 @@ from tests.aot.bounds_test import AOT, COMPILERS, MORE, V6E, environment
 from tests.orchestrator.plan.requests import request
 
 environment = environment  # the fixture
-ON_ONE_GPU = {'server__kind': 'embedded'}
+# one lane, whose contexts can have every page
+ON_ONE_DEVICE = {'server__kind': 'embedded', 'server__embedded__lanes': ((32768, 32),)}
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,10 @@ ON_ONE_GPU = {'server__kind': 'embedded'}
     pytest.param('rl:8b_tpu', 'v5p:2x2x2', {}, 'ragged', 55, 1.1, marks=AOT, id='v5p'),
     pytest.param('rl:8b_tpu', 'v6e:4x4', V6E, 'ragged', 28, 1.1, marks=MORE, id='v6e'),
     # a server on one device: no other tells the kernel for what it is compiled
-    pytest.param('eval:8b', 'v5p:2x2x1', ON_ONE_GPU, 'ragged', 71, 1.1, marks=MORE, id='v5p-one'),
-    pytest.param('eval:8b', 'h100:1', ON_ONE_GPU, 'triton', 71, 1.15, marks=MORE, id='h100'),
+    pytest.param(
+      'eval:8b', 'v5p:2x2x1', ON_ONE_DEVICE, 'ragged', 71, 1.1, marks=MORE, id='v5p-one'
+    ),
+    pytest.param('eval:8b', 'h100:1', ON_ONE_DEVICE, 'triton', 71, 1.15, marks=MORE, id='h100'),
   ],
 )
 def test_a_server_fits_and_reads_little_more_than_it_must(

@@ -113,6 +113,7 @@ def test_8b_tpu_is_8b_on_one_slice_half_for_the_learner_half_for_servers_in_its_
     'train.micro_batches': 64,
     'server.kind': 'embedded',
     'server.embedded.in_process': True,
+    'server.embedded.lanes': ((32768, 32),),
     'server.embedded.pages': 2048,
     'server.embedded.tensor_parallel': 2,
   }

@@ -1,8 +1,8 @@
 """Compiles an embedded server's programs for devices that are not there, as `ahead` does the step.
 
 Of a server on a GPU or TPU, two programs decide whether it fits: one that computes pages (prefill),
-and one that decodes. Bytes are those of a full server: running contexts have every page, none of
-them shared, and every slot samples.
+and one that decodes. Bytes are those of a call that reads every page, and samples in every slot of
+the lane with the most: contexts share none of them, and are long enough to have them all.
 """
 
 import dataclasses
