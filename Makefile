@@ -19,7 +19,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow test-hosts sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
+.PHONY: setup accelerator rl eval test test-slow test-hosts test-nightly sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -79,14 +79,17 @@ eval: setup        ## a model on the world: MODEL=DIR, by default the newest run
 	$(RUN) -m experiments.eval --config=configs/eval.py "--config.model=$$model" $(ARGS)
 
 test: setup        ## the fast tests
-	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang and not hosts and not aot and not aot_more" tests $(ARGS)
+	@$(RUN) -m pytest -q -n auto --dist worksteal -m "not slow and not sglang and not hosts and not aot and not aot_more and not nightly" tests $(ARGS)
 
 # Two jobs at a time; tests of a file share what it sets up, so they stay together.
 test-slow: setup   ## the others, among them the main job shortened to a few minutes
-	@$(RUN) -m pytest -q -n 2 --dist loadfile -m "slow and not sglang and not hosts" tests $(ARGS)
+	@$(RUN) -m pytest -q -n 2 --dist loadfile -m "slow and not sglang and not hosts and not nightly" tests $(ARGS)
 
 test-hosts: setup  ## several processes on this machine, each a host: SFT, RL, evaluation, one of them killed
-	@$(RUN) -m pytest -q -m hosts tests $(ARGS)
+	@$(RUN) -m pytest -q -m "hosts and not nightly" tests $(ARGS)
+
+test-nightly: setup   ## what .ci/run has no time for: adapters, one slice, 512 frames, the canary's power
+	@$(RUN) -m pytest -q -n 2 --dist loadfile -m nightly tests $(ARGS)
 
 test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)

@@ -18,7 +18,7 @@ ADAPTED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_adapter_trains_on_the_embedded_server_and_goes_on(tmp_path):
   status, _, err = small_job.run(tmp_path, 'adapted', **{**ADAPTED, 'rollout__steps': 2})
   assert status == 0, err[-4000:]

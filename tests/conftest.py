@@ -45,3 +45,4 @@ def pytest_configure(config):
   )
   config.addinivalue_line('markers', 'hosts: several processes, each a host: `make test-hosts`')
   config.addinivalue_line('markers', 'aot_more: as aot, but too long for .ci/run')
+  config.addinivalue_line('markers', 'nightly: as slow or hosts, but too long for .ci/run')

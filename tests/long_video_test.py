@@ -49,7 +49,7 @@ def test_a_row_of_a_long_scale_holds_its_frames_and_a_step_of_sft_its_tokens(sca
   assert tokens(cold.train) == tokens(published)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_tiny_model_trains_on_all_512_frames_of_a_video(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # the world and the model's first weights lie below runs/
   config = sft.get_config('tiny_long')

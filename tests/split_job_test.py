@@ -49,7 +49,7 @@ def logged(place, folder):
   ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_learner_and_server_in_one_process_train_as_apart(tmp_path):
   status, err = run(tmp_path, 'apart', 2)
   assert status == 0, err[-4000:]

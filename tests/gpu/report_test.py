@@ -53,7 +53,7 @@ def test_without_a_gpu_every_check_is_skipped_with_the_way_out(tmp_path):
   assert text.splitlines()[1].startswith('attention   skip')
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_code_measures_at_a_tiny_size_on_the_cpu(tmp_path):
   status, text, found = run(tmp_path, '--size=tiny')
   check_format(found)

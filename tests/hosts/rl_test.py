@@ -95,6 +95,7 @@ def test_two_hosts_roll_out_and_train_as_one_and_go_on_after_a_death_as_one(plac
   assert (run / 'hf' / 'config.json').is_file() and (run / 'report.html').is_file()
 
 
+@pytest.mark.nightly
 def test_each_host_has_its_server_in_its_process_on_the_device_behind_the_mesh(place, model, whole):
   knobs = {**KNOBS, 'model__folder': model, 'server__embedded__in_process': True}
   job.run(place, 2, 'rl', 'split_rl', devices=2, rollout__steps=STEPS, **knobs)

@@ -109,7 +109,7 @@ def test_a_rollout_gap_is_the_expectation_over_what_the_server_samples():
 # At 28 layers
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_right_weights_pass_200_times_of_200_in_bfloat16_and_exactly_in_float32():
   ratios = []
   for seed in range(200):
@@ -128,7 +128,7 @@ def test_right_weights_pass_200_times_of_200_in_bfloat16_and_exactly_in_float32(
   assert np.quantile(ratios, 0.95) < kinds.RULE['ratio'] - 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('width, layers, vocab', [(64, 8, 512), (128, 28, 512), (256, 36, 1024)])
 def test_what_right_servers_need_does_not_depend_on_the_models_size(width, layers, vocab):
   config, ratios, rollouts = kinds.sized(width, layers, vocab), [], []
@@ -150,7 +150,7 @@ def test_what_right_servers_need_does_not_depend_on_the_models_size(width, layer
   assert np.max(rollouts) < 1.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_transformers_in_bfloat16_passes_and_in_float32_agrees_to_1e_4(tmp_path):
   files = tmp_path / 'files'
   tiny.build_tokenizer(files)
@@ -183,7 +183,7 @@ def torch_logprobs(theirs, ids_RT) -> np.ndarray:
   return np.stack(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wrong_servers_of_175_kinds_are_caught_as_often_as_is_stated():
   ratios, rollouts = collections.defaultdict(list), collections.defaultdict(list)
   for seed in range(DRAWS):
