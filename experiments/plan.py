@@ -7,8 +7,9 @@ if the recipe does not fit. Recipes of experiments.rl, experiments.sft and exper
 status: 0 it fits, 1 it does not fit, 2 it is refused for another reason.
 
 --compile also compiles the recipe's own step, and the programs of an embedded server, for the
-target, which need not be there, and puts the compiler's figures beside the plan's: a few minutes. `make plan-env` installs the compilers of
-GPUs and TPUs; without them it compiles for virtual CPU devices.
+target, which need not be there, and puts the compiler's figures beside the plan's: a few minutes.
+`make plan-env` installs the compilers of GPUs and TPUs; without them it compiles for virtual CPU
+devices.
 
 --target=NAME:COUNT names the devices, and `--target=list` alone prints what there is. --model=8b or
 --model=DIR names the model where the recipe does not. --shape=calls=2,think=300 states the shape of

@@ -20,7 +20,6 @@ import re
 import secrets
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ import jax
 # devices; the requirements bound JAX to one tested series.
 from jax._src import clusters, distributed
 
+from paravt_jax import apart as apart_
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.options import COUNT, TEXT, Options, whole
 from paravt_jax.orchestrator import native_errors
@@ -206,23 +206,7 @@ async def apart(work: Callable[..., T], *arguments: Any) -> T:
   """
   if current().is_alone:
     return await asyncio.to_thread(work, *arguments)
-  loop = asyncio.get_running_loop()
-  done: asyncio.Future[T] = loop.create_future()
-
-  def settle(how: Callable[[Any], None], value: Any) -> None:
-    if not done.cancelled():
-      how(value)
-
-  def run() -> None:
-    try:
-      found = work(*arguments)
-    except BaseException as error:
-      loop.call_soon_threadsafe(settle, done.set_exception, error)
-      raise
-    loop.call_soon_threadsafe(settle, done.set_result, found)
-
-  threading.Thread(target=run, daemon=True).start()
-  return await done
+  return await apart_.start(work, *arguments)
 
 
 def open_devices() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from paravt_jax.serving.embedded import layouts, paged, programs, slots
@@ -45,6 +46,8 @@ class Programs:
     # Each lane shape has its own admit and decode program.
     self._admit = [admit(s, *lane).compile() for lane in lanes]
     self._decode = [decode(s, weights, *lane).compile() for lane in lanes]
+    self._clear_pool = _clear(s, pool(s))
+    self._clear_caches = [_clear(s, new_block(s, *lane)[1]) for lane in lanes]
 
   def admit(self, lane: int, block: Block, pool: Tree, rows: Tree, count: int) -> Tree:
     """Puts the first `count` rows in slots of a block. Returns the pool."""
@@ -67,6 +70,22 @@ class Programs:
         params, block.state, block.caches, biases, keep_S
       )
     return pool, np.asarray(tokens), np.asarray(logprobs)
+
+  def clear(self, pages: Tree, blocks: Sequence[Sequence[Block]]) -> Tree:
+    """Writes zeros to the pages, which it returns, and to the columns of every lane's blocks."""
+    for clear, lane in zip(self._clear_caches, blocks):
+      for block in lane:
+        block.caches = clear(block.caches)
+    return self._clear_pool(pages)
+
+
+def _clear(s: Shapes, forms: Tree) -> Callable[[Tree], Tree]:
+  """Returns a compiled program that writes zeros to arrays of these forms."""
+
+  def clear(_, arrays):
+    return jax.tree.map(jnp.zeros_like, arrays)
+
+  return _program(s, clear, (0,), forms, (forms,)).compile()
 
 
 def encode(s: Shapes, weights: Tree) -> Program:

@@ -221,6 +221,10 @@ class Engine:
     self._weights += 1
     self.pages.drop_idle()
     self.features.clear()
+    if not self._running():
+      # What is masked is multiplied by 0, and weights that were not finite left NaN in the pages.
+      blocks = [lane.blocks for lane in self.lanes]
+      self._page_store = self.programs.clear(self._page_store, blocks)
     update()
 
   def _retract(self) -> None:

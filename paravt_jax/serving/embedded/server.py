@@ -11,13 +11,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from aiohttp import web
 
-from paravt_jax import files
+from paravt_jax import apart, files
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.serving.embedded.engine import Engine
@@ -85,7 +85,7 @@ async def serve(
 ) -> None:
   """Serves until `done`, or until the engine fails. Raises the engine's error."""
   server = Server(engine, options)
-  life = run_apart(engine.run)
+  life = apart.start(engine.run, name='engine')
   runner = web.AppRunner(
     server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=2.0, logger=log
   )
@@ -102,23 +102,6 @@ async def serve(
     await life
   finally:
     await runner.cleanup()
-
-
-def run_apart(work: Callable[[], None]) -> asyncio.Future[None]:
-  """Runs `work` in a thread that does not keep the process alive. Returns a future of its end."""
-  loop = asyncio.get_running_loop()
-  ended: asyncio.Future[None] = loop.create_future()
-
-  def run() -> None:
-    try:
-      work()
-    except BaseException as error:
-      loop.call_soon_threadsafe(ended.set_exception, error)
-      raise
-    loop.call_soon_threadsafe(ended.set_result, None)
-
-  threading.Thread(target=run, daemon=True, name='engine').start()
-  return ended
 
 
 async def serve_until_signal(engine: Engine, options: ServerOptions, sock: socket.socket) -> None:

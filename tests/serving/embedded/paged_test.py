@@ -51,6 +51,19 @@ def test_contexts_with_a_common_beginning_share_its_pages_while_they_decode(mode
   assert len({tuple(ids) for ids, _ in found.values()}) > 1  # each has its own seed
 
 
+@pytest.mark.parametrize('form', ['slots', 'pages'])
+def test_a_version_that_is_not_finite_leaves_nothing_behind(model, form):
+  # few pages: those of the bad version are used again
+  engine = engine_test.engine(model, ((64, 2),), attention=form, pages=5)
+  good = engine.params
+  wanted = engine_test.answers(engine, range(2))
+  for params in (jax.tree.map(lambda x: x * np.nan, good), good):
+    engine._stopping = False
+    engine.call(lambda p=params: engine.update(p, 1, lambda: None), lambda _: None)
+    found = engine_test.answers(engine, range(2))
+  assert found == wanted
+
+
 @pytest.mark.slow
 def test_the_kernel_of_gpus_says_the_same(wide):
   lanes = ((64, 4),)
