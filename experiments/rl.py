@@ -31,6 +31,7 @@ def main(recipe: RLRecipe) -> None:
   hosts = hosts_.current()
   hosts_.open_devices()
   split.check(recipe.mesh, recipe.server)
+  outlook.check_attention(recipe)
   name = f'{recipe.name}_{recipe.scale}'
   folder = RunFolder.named(recipe, folder=recipe.run.folder, default=name)
   run_folder.announce(recipe.name, recipe.scale, folder)

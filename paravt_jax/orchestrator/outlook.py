@@ -39,6 +39,16 @@ def announce(recipe: RLRecipe | SFTRecipe) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def check_attention(recipe: RLRecipe) -> None:
+  """Raises ConfigError for a kernel of embedded servers that these devices or the model lack.
+
+  It asks JAX for its devices. Without it the run would end when its first server starts.
+  """
+  if recipe.server.kind == 'embedded':
+    model, _ = job.model_of(recipe, '')
+    recipe.server.embedded.form(model.text.head_dim, jax.default_backend())
+
+
 def find_devices() -> Devices:
   """Returns the devices that JAX sees."""
   one = jax.local_devices()[0]

@@ -6,6 +6,7 @@ import jax
 import psutil
 import pytest
 
+from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import outlook
 from paravt_jax.orchestrator.outlook import Devices
 from paravt_jax.orchestrator.plan import build
@@ -66,3 +67,12 @@ def test_the_lines_of_the_tiny_recipe_cost_little():
   begin = time.process_time()
   outlook.lines(recipe('rl:tiny'), H100)
   assert time.process_time() - begin < 0.3
+
+
+def test_a_kernel_that_these_devices_lack_is_refused_before_the_run_begins():
+  outlook.check_attention(recipe('rl:tiny'))
+  with pytest.raises(ConfigError, match=r"attention='ragged': its kernel wants a TPU, .* are cpu"):
+    outlook.check_attention(recipe('rl:tiny', server__embedded__attention='ragged'))
+  # of servers that the run does not start it says nothing
+  elsewhere = {'server__kind': 'url', 'server__embedded__attention': 'ragged'}
+  outlook.check_attention(recipe('rl:tiny', **elsewhere))

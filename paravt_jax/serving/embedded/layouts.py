@@ -41,13 +41,29 @@ def choose(platform: str, dtype: Any, chunk: int, head_dim: int) -> str:
     chunk: tokens of a page.
     head_dim: width of a head.
   """
-  if platform == 'tpu':
-    return 'ragged' if head_dim % _LANES == 0 else 'pages'
-  if platform in ('gpu', 'cuda'):
-    fits = chunk % _LEAST_TILE == 0 and head_dim >= _LEAST_TILE and head_dim.bit_count() == 1
-    # products of float32 would be rounded to TensorFloat-32
-    return 'triton' if fits and jnp.dtype(dtype).itemsize == 2 else 'pages'
-  return 'slots'
+  if platform == 'cpu':
+    return 'slots'
+  kernels = ('triton', 'ragged')
+  fitting = (form for form in kernels if not unmet(form, platform, dtype, chunk, head_dim))
+  return next(fitting, 'pages')
+
+
+def unmet(form: str, platform: str, dtype: Any, chunk: int, head_dim: int) -> str:
+  """Returns what a form wants and does not get, '' if nothing. Arguments as in `choose`."""
+  if form == 'ragged':
+    if platform != 'tpu':
+      return f'a TPU, and the devices are {platform}'
+    return '' if head_dim % _LANES == 0 else f'heads of a multiple of {_LANES}, got {head_dim}'
+  if form == 'triton':
+    if platform not in ('gpu', 'cuda'):
+      return f'a GPU, and the devices are {platform}'
+    if head_dim < _LEAST_TILE or head_dim.bit_count() != 1:
+      return f'heads of a power of two from {_LEAST_TILE} on, got {head_dim}'
+    if chunk % _LEAST_TILE:
+      return f'chunk_tokens of a multiple of {_LEAST_TILE}, got {chunk}'
+    if jnp.dtype(dtype).itemsize != 2:
+      return f'bfloat16, got {dtype}, whose products it would round to TensorFloat-32'
+  return ''
 
 
 def layout_of(form: str, interpret: bool = False) -> 'Layout':

@@ -44,17 +44,17 @@ class EngineOptions(Options):
       platform: 'cpu', 'gpu', 'cuda' or 'tpu'.
 
     Raises:
-      ConfigError: it is a kernel of other devices.
+      ConfigError: it is a kernel that does not take the model, or of other devices.
     """
-    own = {'triton': ('gpu', 'cuda'), 'ragged': ('tpu',)}.get(self.attention, (platform,))
-    if platform not in own:
+    if self.attention == 'auto':
+      return layouts.choose(platform, self.dtype, self.chunk_tokens, head_dim)
+    what = layouts.unmet(self.attention, platform, self.dtype, self.chunk_tokens, head_dim)
+    if what:
       raise ConfigError(
-        f'server.embedded.attention={self.attention!r}: its kernel runs on {own[0]}, and the '
-        f'devices are {platform}; wanted auto, slots or pages'
+        f'server.embedded.attention={self.attention!r}: its kernel wants {what}; take auto, slots '
+        'or pages'
       )
-    if self.attention != 'auto':
-      return self.attention
-    return layouts.choose(platform, self.dtype, self.chunk_tokens, head_dim)
+    return self.attention
 
   @classmethod
   def published(cls) -> 'EngineOptions':

@@ -67,8 +67,23 @@ def test_a_missing_option_is_named():
 
 
 @pytest.mark.parametrize(
-  ('form', 'platform'), [('triton', 'cpu'), ('triton', 'tpu'), ('ragged', 'gpu')]
+  ('form', 'platform', 'changes', 'head_dim', 'says'),
+  [
+    ('triton', 'cpu', {}, 128, 'a GPU, and the devices are cpu'),
+    ('triton', 'tpu', {}, 128, 'a GPU, and the devices are tpu'),
+    ('ragged', 'gpu', {}, 128, 'a TPU, and the devices are gpu'),
+    ('ragged', 'tpu', {}, 64, 'heads of a multiple of 128, got 64'),
+    ('triton', 'gpu', {}, 96, 'heads of a power of two from 16 on, got 96'),
+    ('triton', 'cuda', {'chunk_tokens': 8}, 128, 'chunk_tokens of a multiple of 16, got 8'),
+    ('triton', 'cuda', {'dtype': 'float32'}, 128, 'bfloat16, got float32'),
+  ],
 )
-def test_a_kernel_of_other_devices_is_refused(form, platform):
-  with pytest.raises(ConfigError, match=f"attention='{form}'.*the devices are {platform}"):
-    dataclasses.replace(GOOD, attention=form).form(128, platform)
+def test_a_kernel_that_does_not_take_devices_or_model_is_refused(
+  form, platform, changes, head_dim, says
+):
+  options = dataclasses.replace(GOOD, **{'dtype': 'bfloat16', 'pages': 64, **changes})
+  options = dataclasses.replace(options, attention=form)
+  with pytest.raises(ConfigError, match=f"attention='{form}': its kernel wants {says}"):
+    options.form(head_dim, platform)
+  # auto takes another form instead
+  assert dataclasses.replace(options, attention='auto').form(head_dim, platform) != form
