@@ -32,18 +32,16 @@ LORA_SCALES = ('2b_lora', '8b_lora')
 LONG_SCALES = ('2b_long', '8b_long')
 SFT_SCALES = (*SCALES, *LORA_SCALES, '8b_tpu', *LONG_SCALES, 'tiny_long')
 RL_SCALES = (*SCALES, *LORA_SCALES, '8b_split', '8b_tpu', *LONG_SCALES)
-# Overrides of RL at :8b_tpu for sixteen v6e on four hosts, whose memory of 31 GiB holds shorter rows
-# and a smaller cache.
+# Overrides of RL at :8b_tpu for sixteen v6e, whose memory of 31 GiB holds shorter rows. All of them
+# train: XLA refuses a mesh of the first two chips of each of their hosts.
 V6E = {
-  'mesh.fsdp': 8,
-  'train.rows': 8,
-  'train.row_tokens': 12288,
-  'train.row_images': 192,
-  'train.head_chunk': 256,
+  'mesh.fsdp': 16,
+  'train.rows': 16,
+  'train.row_tokens': 16384,
+  'train.row_images': 256,
   'batches.row_lengths': (6144,),
-  'sampling.context': 12288,
-  'server.embedded.lanes': ((12288, 32),),
-  'server.embedded.pages': 640,
+  'sampling.context': 16384,
+  'server.kind': 'url',
 }
 
 

@@ -10,7 +10,6 @@ import pathlib
 
 import pytest
 
-from configs import base
 from paravt_jax.orchestrator.plan import ahead, build, roofline
 from paravt_jax.orchestrator.plan.table import own_figures
 from tests.orchestrator.plan.requests import request
@@ -18,7 +17,6 @@ from tests.orchestrator.plan.requests import request
 COMPILERS = pathlib.Path(__file__).parents[2] / '.venv-aot'
 # all sixteen for the learner, with servers elsewhere
 V6E_ALL = {'mesh__fsdp': 16, 'train__rows': 16, 'server__kind': 'url'}
-V6E = {name.replace('.', '__'): value for name, value in base.V6E.items()}
 V5P_ALL = {'mesh__fsdp': 8, 'train__rows': 8, 'server__kind': 'url'}
 # 1,024 overview frames without a context axis: each device has whole rows
 FRAMES_1024 = {
@@ -51,8 +49,7 @@ CASES = [
   pytest.param(Case('rl:2b_lora', 'rtx4090:1', 12), marks=MORE, id='rl_2b_lora'),
   pytest.param(Case('rl:8b_split', 'h100:8', 70), marks=MORE, id='rl_8b_split'),
   pytest.param(Case('sft:8b', 'h100:8', 40, collectives=False), marks=MORE, id='sft_8b'),
-  pytest.param(Case('rl:8b_tpu', 'v6e:4x4', 29.6, V6E), marks=MORE, id='rl_8b_v6e'),
-  pytest.param(Case('rl:8b_tpu', 'v6e:4x4', 28, V6E_ALL), marks=MORE, id='rl_8b_v6e_all'),
+  pytest.param(Case('rl:8b_tpu', 'v6e:4x4', 28, V6E_ALL), marks=MORE, id='rl_8b_v6e'),
   pytest.param(Case('rl:2b_long', 'h100:1', 47.5), marks=MORE, id='rl_2b_512_frames'),
   pytest.param(
     Case('sft:2b_long', 'h100:1', 45, collectives=False), marks=MORE, id='sft_2b_512_frames'

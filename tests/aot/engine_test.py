@@ -8,10 +8,16 @@ import pathlib
 import pytest
 
 from paravt_jax.orchestrator.plan import ahead, build, engine
-from tests.aot.bounds_test import AOT, COMPILERS, MORE, V6E, environment
+from tests.aot.bounds_test import AOT, COMPILERS, MORE, environment
 from tests.orchestrator.plan.requests import request
 
 environment = environment  # the fixture
+# half of a host, beside other work
+ON_TWO_V6E = {
+  'server__embedded__lanes': ((12288, 32),),
+  'server__embedded__pages': 640,
+  'sampling__context': 12288,
+}
 # one lane, whose contexts can have every page
 ON_ONE_DEVICE = {'server__kind': 'embedded', 'server__embedded__lanes': ((32768, 32),)}
 
@@ -21,7 +27,7 @@ ON_ONE_DEVICE = {'server__kind': 'embedded', 'server__embedded__lanes': ((32768,
   [
     # :8b_tpu: two chips of each host
     pytest.param('rl:8b_tpu', 'v5p:2x2x2', {}, 'ragged', 55, 1.1, marks=AOT, id='v5p'),
-    pytest.param('rl:8b_tpu', 'v6e:4x4', V6E, 'ragged', 28, 1.1, marks=MORE, id='v6e'),
+    pytest.param('rl:8b_tpu', 'v6e:4x4', ON_TWO_V6E, 'ragged', 28, 1.1, marks=MORE, id='v6e'),
     # a server on one device: no other tells the kernel for what it is compiled
     pytest.param(
       'eval:8b', 'v5p:2x2x1', ON_ONE_DEVICE, 'ragged', 71, 1.1, marks=MORE, id='v5p-one'

@@ -215,9 +215,23 @@ def compile_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
   sizes = (job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
   mesh = sharding.make_mesh(*sizes, mesh_devices, context=job.mesh.context)
   with jax.default_device(jax.devices('cpu')[0]):
+    if asked['platform'] == 'tpu':
+      check_mesh(mesh)
     made, arguments = program(recipe, job, mesh)
     lowered = made.trace(*arguments).lower(lowering_platforms=(asked['platform'],))
   return compiled.measure(lowered, bytes_of(arguments), asked)
+
+
+def check_mesh(mesh: Any) -> None:
+  """Compiles a sum over all devices of a TPU's mesh to its end.
+
+  The step's compiler is left before it generates code, which is where XLA refuses some parts of a
+  slice. Then this raises, or ends the process.
+  """
+  every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+  ones = jax.ShapeDtypeStruct((mesh.size * 1024,), np.float32, sharding=every)
+  whole = jax.jit(lambda x: x.sum(), out_shardings=sharding.replicated(mesh))
+  whole.trace(ones).lower(lowering_platforms=('tpu',)).compile()
 
 
 def bytes_of(arguments: Any) -> int:

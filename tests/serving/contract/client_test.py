@@ -18,6 +18,7 @@ from tests import patience
 from tests.serving.contract.drive import (
   KEY,
   LONG,
+  banned,
   frame,
   long_requests,
   request,
@@ -160,10 +161,11 @@ def test_frames_repeated_over_requests_reach_the_server_as_they_are(served, tmp_
   frames = tuple(frame(300 + 10 * by_file + i, 32, 64) for i in range(2))
 
   async def scenario(client, control, url):
-    sent = [request(served.with_image(5, 3, 20 + i), frames[:1], seed=i) for i in range(3)]
-    sent += [
-      request(served.with_image(4, 2, 30) + served.with_image(1, 2, 31), frames, seed=9),
-      request(served.with_image(4, 2, 32), (frames[1].copy(),), seed=9),
+    two = served.with_image(4, 2, 30) + served.with_image(1, 2, 31)
+    asked = [(served.with_image(5, 3, 20 + i), frames[:1], i) for i in range(3)]
+    asked += [(two, frames, 9), (served.with_image(4, 2, 32), (frames[1].copy(),), 9)]
+    sent = [
+      request(ids, images, seed=seed, banned_ids=banned(served)) for ids, images, seed in asked
     ]
     got = [await asyncio.gather(*(client.generate(one) for one in sent)) for _ in range(2)]
     return sent, got, dict(client.counts)
