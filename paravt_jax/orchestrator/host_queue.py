@@ -104,6 +104,8 @@ class HostQueue(rollout_queue.Queue):
       if task is not None:
         group = task.result()
         found[position] = None if group.scored else group.dropped[0]
+        if self._is_too_old(group):
+          found[position] = rollout_queue.TOO_OLD
         self._here[position] = group
         del self._running[task]
     return found

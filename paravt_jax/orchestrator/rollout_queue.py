@@ -19,6 +19,7 @@ from paravt_jax.rollout import groups, schedule
 from paravt_jax.types import Group, Task
 
 LOST_IN_A_ROW = 64  # consecutive lost groups after which the run gives up
+TOO_OLD = 'too_old'  # why a group is lost that has a token more than `staleness` versions behind
 
 
 class Queue:
@@ -83,19 +84,15 @@ class Queue:
 
     The step before may still run. Without staleness, its version must be delivered meanwhile. Groups
     that began with an older version go first, and a group that would be too old for the step after
-    is waited for: newer ones may have overtaken it.
+    is waited for: newer ones may have overtaken it. A group with a token that is too old all the
+    same, because its server was behind the others, is lost and counted.
 
     Raises:
       RolloutError: too many groups in a row are lost.
     """
-    while len(self._ready) < self._batch or any(map(self._is_due, self._running.values())):
-      self._fill()
-      delivery = {self._delivery} if self._delivery is not None else set()
-      done, _ = await asyncio.wait({*self._running, *delivery}, return_when=asyncio.FIRST_COMPLETED)
-      if done & delivery:
-        await self.delivered()
-      for task in sorted(done - delivery, key=self._running.__getitem__):
-        self._take(self._running.pop(task), task.result())
+    await self._collect()
+    while self._drop_too_old():
+      await self._collect()
     self._ready.sort(key=lambda pair: self._began[pair[0]])  # else in the order of their ends
     batch, self._ready = self._ready[: self._batch], self._ready[self._batch :]
     for position, _ in batch:
@@ -104,6 +101,31 @@ class Queue:
     self._number += 1
     self._fill()  # with staleness above 0 the next groups run while the learner steps
     return [group for _, group in sorted(batch, key=lambda pair: pair[0])]
+
+  async def _collect(self) -> None:
+    """Waits until a batch is ready and no group that runs must be in it."""
+    while len(self._ready) < self._batch or any(map(self._is_due, self._running.values())):
+      self._fill()
+      delivery = {self._delivery} if self._delivery is not None else set()
+      done, _ = await asyncio.wait({*self._running, *delivery}, return_when=asyncio.FIRST_COMPLETED)
+      if done & delivery:
+        await self.delivered()
+      for task in sorted(done - delivery, key=self._running.__getitem__):
+        self._take(self._running.pop(task), task.result())
+
+  def _drop_too_old(self) -> bool:
+    """Drops the finished groups that the next step may not train on. Returns whether any was."""
+    old = {position for position, group in self._ready if self._is_too_old(group)}
+    self._ready = [pair for pair in self._ready if pair[0] not in old]
+    for position in sorted(old):
+      self.schedule.retract(position)
+      self._lose(position, TOO_OLD)
+    return bool(old)
+
+  def _is_too_old(self, group: Group) -> bool:
+    """Returns whether a token of the group is more than `staleness` versions behind the next step."""
+    oldest = groups.oldest_version(group)
+    return oldest is not None and oldest + self._staleness < self._number
 
   def _is_due(self, position: int) -> bool:
     """Returns whether a group must be in the next batch, or its tokens get too old.
@@ -146,14 +168,17 @@ class Queue:
       self._lost = 0
       return
     self.schedule.reject(position)
+    self._lose(position, group.dropped[0])
+
+  def _lose(self, position: int, reason: str) -> None:
+    """Counts a lost group. Raises RolloutError after too many in a row."""
     del self._began[position]
-    self._dropped[group.dropped[0]] += 1
+    self._dropped[reason] += 1
     self._lost += 1
     if self._lost >= LOST_IN_A_ROW:
       raise RolloutError(
-        f'{self._lost} groups in a row were lost whole (the last: {group.dropped[0]}); see '
-        "the server's log, and check "
-        f'the media root'
+        f'{self._lost} groups in a row were lost whole (the last: {reason}); see '
+        "the server's log, and check the media root"
       )
 
   def state(self) -> dict[str, Any]:

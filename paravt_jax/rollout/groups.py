@@ -154,6 +154,28 @@ async def score_episode(episode: Episode, reward: Reward) -> Scored | Dropped:
   )
 
 
+def oldest_version(group: Group) -> int | None:
+  """Returns the oldest weight version of a sampled token, None if no token was sampled.
+
+  Tokens of sub-agents count, whether or not they are trained: the episode rests on them.
+  """
+  contexts = [
+    context
+    for one in group.scored
+    for context in (one.episode.trajectory, *(r.subagent for r in one.episode.results))
+    if context is not None
+  ]
+  return min(
+    (
+      int(segment.versions.min())
+      for context in contexts
+      for segment in context.segments
+      if len(segment.versions)
+    ),
+    default=None,
+  )
+
+
 def count_dropped(groups: Sequence[Group]) -> dict[str, int]:
   """Returns the number of dropped rollouts by reason."""
   return dict(collections.Counter(reason for group in groups for reason in group.dropped))

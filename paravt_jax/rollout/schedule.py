@@ -92,6 +92,16 @@ class Schedule:
     self._end(position)
     self.rejected += 1
 
+  def retract(self, position: int) -> None:
+    """Marks a kept group as lost after all, so the next group may take its place.
+
+    Raises ValueError if no group was kept.
+    """
+    if not self.accepted:
+      raise ValueError(f'schedule: group {position} was not kept')
+    self.accepted -= 1
+    self.rejected += 1
+
   def _end(self, position: int) -> None:
     if position not in self._running:
       raise ValueError(

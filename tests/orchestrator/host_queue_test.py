@@ -13,7 +13,7 @@ from paravt_jax.orchestrator import host_queue, hosts, rollout_queue
 from paravt_jax.types import Group
 from tests.orchestrator import rollout_queue_test
 
-KEPT = ('episode',)
+KEPT = rollout_queue_test.KEPT
 
 
 class Table:

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import types
 
+import numpy as np
 import pytest
 
 from paravt_jax.data.order import EpochOrder
@@ -13,9 +14,24 @@ from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.metrics import names
 from paravt_jax.orchestrator import rollout_queue
 from paravt_jax.orchestrator.recipes import RLRecipe
-from paravt_jax.types import Group, Task
+from paravt_jax.types import Group, Segment, StopReason, Task, Trajectory
 
-KEPT = ('episode',)  # a queue asks no more of `scored` than whether there is any
+
+def kept(*versions, subagent=()):
+  """An episode whose tokens are of these weight versions: all that a queue asks of one."""
+  context = lambda found: Trajectory(
+    (Segment(np.zeros(len(found), np.int32), True, versions=np.array(found, np.int32)),),
+    StopReason.STOP,
+  )
+  results = (types.SimpleNamespace(subagent=context(subagent)),) if subagent else ()
+  return (
+    types.SimpleNamespace(
+      episode=types.SimpleNamespace(trajectory=context(versions), results=results)
+    ),
+  )
+
+
+KEPT = kept()
 
 
 def recipe(media_root, **knobs):
@@ -386,3 +402,35 @@ def test_who_stops_waiting_does_not_stop_a_delivery(started):
     return log, made.schedule.version
 
   assert asyncio.run(run()) == (['paused', 'resumed'], 1)
+
+
+@pytest.mark.parametrize('staleness', [0, 1, 2])
+@pytest.mark.parametrize('where', ['main', 'subagent'])
+def test_a_group_of_a_server_that_fell_behind_is_lost_and_counted(started, staleness, where):
+  """The schedule bounds when a group begins; a server that kept old weights is another matter."""
+  behind = 2 + staleness
+
+  async def run():
+    made = queue(size=20, staleness=staleness)
+    for version in range(1, behind + 1):
+      await made.next_batch()
+      made.mark_trained()
+      made.deliver(asyncio.sleep(0), version)
+      await made.delivered()
+    made._ready.clear()
+    made._began.clear()
+    old = (1, behind) if where == 'main' else ()
+    made._began = {100: behind, 101: behind}
+    made._ready = [
+      (100, Group('100', 0, kept(*old, subagent=(behind, 1) if where == 'subagent' else ()))),
+      (101, Group('101', 0, kept(behind - staleness, behind))),
+    ]
+    rejected = made.schedule.rejected
+    batch = await made.next_batch()
+    found = made.metrics()
+    await made.close()
+    return ids(batch), found, made.schedule.rejected - rejected
+
+  batch, found, rejected = asyncio.run(run())
+  assert 100 not in batch and 101 in batch and len(batch) == 2
+  assert (found['groups/dropped/reason=too_old'], rejected) == (1, 1)

@@ -65,6 +65,16 @@ def test_deviation_17_the_counters_survive_a_resume_and_what_was_running_starts_
   assert [lost.start() for _ in range(5)] == [0, 1, 2, 3, None]
 
 
+def test_a_kept_group_that_is_retracted_gives_its_place_to_the_next_too():
+  schedule = Schedule(ScheduleOptions(batch=1, max_concurrent=64, staleness=0))
+  with pytest.raises(ValueError, match='group 0 was not kept'):
+    schedule.retract(0)
+  schedule.accept(schedule.start())
+  assert schedule.start() is None
+  schedule.retract(0)
+  assert schedule.start() == 1 and (schedule.accepted, schedule.rejected) == (0, 1)
+
+
 def test_a_state_without_a_counter_is_refused():
   with pytest.raises(CheckpointError, match='accepted'):
     Schedule(ScheduleOptions(1, 1, 0)).restore({'version': 0})
