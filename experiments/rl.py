@@ -123,6 +123,7 @@ async def _session(
       learner.model_config.text.vocab,
       hosts_.current().folder(folder.path),
       base,
+      timeline=hosts_.current().folder(folder.path) / 'timeline.json',
     )
     server = await opened.__aenter__()
 

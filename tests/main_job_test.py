@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 
+from paravt_jax import timeline
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.report import episodes
 from tests import patience
@@ -163,6 +164,15 @@ def test_the_folder_holds_config_commit_events_and_checkpoints(folder):
     for path in folder.iterdir()
     if path.suffix == '.partial' or path.name.startswith('.config')
   ]
+
+
+def test_the_timeline_has_a_lane_for_each_and_the_report_draws_it(folder):
+  lanes = timeline.read(folder / 'timeline.json')
+  assert {'learner', 'packing', 'decoder', 'delivery'} < set(lanes)
+  assert sum(lane.startswith('server ') for lane in lanes) >= 1
+  assert sum(name == 'learn' for name, *_ in lanes['learner']) == 4
+  assert {name for name, *_ in lanes['delivery']} == {'write', 'load'}
+  assert 'class="timeline"' in (folder / 'report.html').read_text()
 
 
 def test_the_report_is_one_page_that_fetches_nothing(folder):

@@ -34,6 +34,7 @@ from paravt_jax.rollout.subagent import Subagents
 from paravt_jax.serving import publish
 from paravt_jax.serving.canary import Canary
 from paravt_jax.serving.staging import Staging
+from paravt_jax.timeline import Timeline
 from paravt_jax.video.store import FrameStore
 
 T = TypeVar('T')
@@ -60,6 +61,7 @@ class Rollouts:
   frames: FrameStore
   samplers: tuple[Sampler, Sampler]  # of `sampling` and `greedy`, for other kinds of agents
   control: Control
+  timeline: Timeline
 
   def check(self) -> None:
     """Raises RolloutError if no server is left and none can come back."""
@@ -81,7 +83,10 @@ class Rollouts:
     proof = None if found is None else Canary.from_json(found)
     await self.fleet.deliver(published, version, proof)
     seconds = self.weights.seconds
-    seconds.update(write=written - start, load=time.monotonic() - written - seconds['convert'])
+    end = time.monotonic()
+    seconds.update(write=written - start, load=end - written - seconds['convert'])
+    self.timeline.span('delivery', 'write', start, written, version=version)
+    self.timeline.span('delivery', 'load', written, end, version=version)
 
   def metrics(self) -> dict[str, float]:
     """Returns numbers on the last delivery, and counts of server events since the run began."""
@@ -103,6 +108,7 @@ async def open_rollouts(
   base: Canary | None,
   *,
   always: bool = False,
+  timeline: pathlib.Path | None = None,
 ) -> AsyncIterator[Rollouts]:
   """Starts the servers, or connects to running ones. Closes everything at the end, also after an
   error.
@@ -111,10 +117,12 @@ async def open_rollouts(
     vocab: rows of the embedding table.
     folder: the run folder, for logs.
     base: the canary of the model folder's own weights.
+    timeline: the file of the run's timeline, made if missing; None for none.
     always: checks `base` also on servers by URL that an earlier run may have updated.
   """
   options = extended(ClientOptions, setup.client, api_key=setup.server.api_key or None)
   async with contextlib.AsyncExitStack() as stack:
+    spans = stack.enter_context(Timeline(timeline))
     pool = stack.enter_context(parts.decode_pool(setup.video))
     control = await stack.enter_async_context(Control(options))
     gateway = None
@@ -140,14 +148,15 @@ async def open_rollouts(
         router,
         image_id=tok.image_pad,
         gateway=None if gateway is None else gateway.url,
+        timeline=spans,
       )
     )
     video = setup.video
-    frames = FrameStore(video.cache_folder or None, pool, video.cache_mb << 20)
+    frames = FrameStore(video.cache_folder or None, pool, video.cache_mb << 20, timeline=spans)
     trained, zero = setup.sampling.temperature, 0.0
     samplers = (_sampler(setup, client, tok, trained), _sampler(setup, client, tok, zero))
     sampling, greedy = (_agent(setup, sampler, frames) for sampler in samplers)
-    yield Rollouts(client, fleet, weights, sampling, greedy, frames, samplers, control)
+    yield Rollouts(client, fleet, weights, sampling, greedy, frames, samplers, control, spans)
 
 
 async def _if_fresh(

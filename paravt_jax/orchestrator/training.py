@@ -19,6 +19,11 @@ from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, saves
 from paravt_jax.orchestrator.weight_delivery import guard
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
+from paravt_jax.timeline import Timeline
+from paravt_jax.types import Group
+
+# stages of a step in which the learner waits, as its lane of the timeline has them
+_WAITS = {'rollout': 'wait for rollouts', 'sync': 'wait for servers'}
 
 
 async def train(
@@ -108,7 +113,8 @@ class _Loop:
     self._logs, self._skipped = logs, skipped
     self._hosts = hosts_.current()
     self._channel = self._hosts.channel('rl/steps')
-    self._saved, self._clock = learner.version, Clock()
+    self._saved = learner.version
+    self._clock = Clock(server.timeline, learner.version)
     # the next step's batch, collected and packed beside the present step
     self._ahead: asyncio.Task[PreparedBatch] | None = None
 
@@ -121,7 +127,7 @@ class _Loop:
     if self._ahead is None:
       batch = await rollouts.unless_stopped(queue.next_batch(), until, self._server)
       clock.lap('rollout')
-      prepared = await hosts_.apart(learner.prepare, batch, number, host_queue.owners(queue))
+      prepared = await self._prepare(batch, number)
     else:
       prepared = await rollouts.unless_stopped(self._ahead, until, self._server)
       clock.lap('rollout')
@@ -146,7 +152,8 @@ class _Loop:
     await self._write(number, prepared, metrics, clock)
     guard(metrics, knobs, rounding, number)
     # Saving counts towards the next step, so that each record on disk has its line in the log.
-    self._clock = Clock()
+    self._clock = Clock(self._server.timeline, learner.version)
+    self._server.timeline.flush()
     if save:
       self._save()
       self._clock.lap('checkpoint')
@@ -159,9 +166,12 @@ class _Loop:
 
   async def _collect(self, version: int) -> PreparedBatch:
     """Returns the next groups' arrays for the step that begins with `version`."""
-    batch = await self._queue.next_batch()
+    return await self._prepare(await self._queue.next_batch(), version)
+
+  async def _prepare(self, batch: list[Group], version: int) -> PreparedBatch:
     owners = host_queue.owners(self._queue)
-    return await hosts_.apart(self._learner.prepare, batch, version, owners)
+    with self._server.timeline.busy('packing'):
+      return await hosts_.apart(self._learner.prepare, batch, version, owners)
 
   async def close(self) -> None:
     """Ends the work on a batch that no step will use. Its groups stay in the queue's state."""
@@ -204,9 +214,10 @@ def glance(metrics: dict[str, float]) -> str:
 
 
 class Clock:
-  """Measures the seconds of each stage of a step."""
+  """Measures the seconds of each stage of a step, and tells a timeline."""
 
-  def __init__(self) -> None:
+  def __init__(self, timeline: Timeline, step: int):
+    self._timeline, self._step = timeline, step
     self._start = self._last = time.monotonic()
     self._laps: dict[str, float] = {}
 
@@ -214,6 +225,8 @@ class Clock:
     """Adds the time since the last lap to `stage`."""
     now = time.monotonic()
     self._laps[stage] = self._laps.get(stage, 0.0) + now - self._last
+    name = _WAITS.get(stage, stage)
+    self._timeline.span('learner', name, self._last, now, step=self._step)
     self._last = now
 
   def times(self) -> dict[str, float]:

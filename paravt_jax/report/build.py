@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from paravt_jax.metrics import names
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import charts, scenes
+from paravt_jax.report import charts, scenes, waits
 from paravt_jax.report.charts import Series
 from paravt_jax.report.headline import budgets, gain_text, headline, percent
 from paravt_jax.report.run import Evaluation, Run, curve, flatten, load
@@ -143,6 +143,7 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
     table=_table(run),
     panels=_panels(run),
     charts=_charts(run),
+    waits=waits.draw(run.timeline),
     smooth_from=charts.SMOOTH_FROM,
     missing=_missing(run),
     scenes=[scenes.scene(pick, cached, decode) for pick in scenes.choose(run.entries)],

@@ -2,7 +2,7 @@
 exception.
 
 config.json  git.txt  metrics.jsonl  sft/metrics.jsonl  summary.json
-episodes/train.jsonl  eval_{before,after}/results.jsonl
+timeline.json  episodes/train.jsonl  eval_{before,after}/results.jsonl
 """
 
 import collections
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from paravt_jax import timeline
 from paravt_jax.errors import DataError
 from paravt_jax.metrics import writer
 from paravt_jax.report import episodes
@@ -64,6 +65,10 @@ class Run:
   gain: tuple[float, float, float] | None
   entries: Mapping[str, Sequence[Entry]]  # by 'before', 'after', 'train'
   notes: Sequence[str]  # lines for the page
+  # lane -> spans, of `timeline.read`; empty without a timeline
+  timeline: Mapping[str, Sequence[tuple[str, float, float]]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def load(folder: Path | str) -> Run:
@@ -104,6 +109,7 @@ def load(folder: Path | str) -> Run:
     _saved_gain(summary.get('gain')) or paired_gain(entries['before'], entries['after']),
     entries,
     tuple(notes),
+    timeline.read(spans) if (spans := folder / 'timeline.json').is_file() else {},
   )
 
 

@@ -9,6 +9,7 @@ server, starting from the tokens that arrived.
 import asyncio
 import dataclasses
 import math
+import urllib.parse
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from paravt_jax.rollout.images import Images
 from paravt_jax.rollout.passage import Passage
 from paravt_jax.rollout.router import Router, State
 from paravt_jax.serving import protocol
+from paravt_jax.timeline import Timeline
 from paravt_jax.video import patches
 
 __all__ = [
@@ -64,7 +66,7 @@ class Client(Http):
 
   vocab_size: rows of the model's embedding table, including padding rows, which a policy may
   sample. So it is not the size of the tokenizer. image_id: the id of an image placeholder.
-  gateway: the address of SGLang's router, if requests go through it. `counts`: requests, tokens
+  gateway: the address of SGLang's router, if requests go through it. timeline: gets a lane per server. `counts`: requests, tokens
   (prompt, cached, sampled), images (all, sent, bytes), and of requests 'interrupted' (by an update
   or a drain), 'retried' (connection lost), 'moved' (sent again because their server was lost).
   """
@@ -77,11 +79,13 @@ class Client(Http):
     *,
     image_id: int,
     gateway: str | None = None,
+    timeline: Timeline | None = None,
   ):
     super().__init__(options)
     self._vocab_size = vocab_size
     self._router = router
     self._image_id = image_id
+    self._timeline = timeline or Timeline(None)
     self.images = Images(self, options.image_cache, options.image_folder)
     self._passage = None if gateway is None else Passage(self, self.images, router, gateway)
     self._sent: dict[
@@ -250,9 +254,11 @@ class Client(Http):
     chooses.
     """
     if self._passage is not None:
-      return await self._passage.ask(affinity, images, payload, event)
+      with self._timeline.busy('servers behind the router'):
+        return await self._passage.ask(affinity, images, payload, event)
     url = await self._router.choose(affinity)
-    return await self._ask_one_server(url, images, payload, event)
+    with self._timeline.busy(f'server {urllib.parse.urlsplit(url).netloc}'):
+      return await self._ask_one_server(url, images, payload, event)
 
   async def _ask_one_server(
     self, url: str, images: _Images, payload: _Payload, event: _Event

@@ -29,6 +29,7 @@ import numpy as np
 
 from paravt_jax import files
 from paravt_jax.errors import MediaError
+from paravt_jax.timeline import Timeline
 from paravt_jax.types import Clip
 from paravt_jax.video.decode import DecodePool, Times
 from paravt_jax.video.readers import VideoInfo, missing
@@ -63,6 +64,7 @@ class FrameStore:
     pool: decodes frames that are not cached; the caller closes it.
     capacity: bytes of frames in memory; the least recently used are evicted first.
     disk_capacity: approximate bytes of frames in the folder; None for no bound.
+    timeline: gets a lane of the decodes.
   """
 
   def __init__(
@@ -71,6 +73,7 @@ class FrameStore:
     pool: DecodePool,
     capacity: int,
     disk_capacity: int | None = None,
+    timeline: Timeline | None = None,
   ):
     self.counts: collections.Counter[str] = collections.Counter()
     self._folder = pathlib.Path(folder) if folder is not None else None
@@ -80,6 +83,7 @@ class FrameStore:
     self._opened = time.time_ns() - _SLACK
     self._full = False
     self._pool = pool
+    self._timeline = timeline or Timeline(None)
     self._capacity = capacity
     self._clips: collections.OrderedDict[str, Clip] = collections.OrderedDict()
     self._bytes = 0
@@ -145,7 +149,8 @@ class FrameStore:
   ) -> Clip:
     clip = await asyncio.to_thread(self._read, self._folder, key) if self._folder else None
     if clip is None:
-      clip = await self._pool.frames(path, times, min_pixels, max_pixels)
+      with self._timeline.busy('decoder'):
+        clip = await self._pool.frames(path, times, min_pixels, max_pixels)
       self._count('decoded')
       if self._folder:
         await asyncio.to_thread(self._write, self._folder, key, clip)

@@ -11,6 +11,7 @@ import types
 
 import pytest
 
+from paravt_jax import timeline
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.orchestrator import rollout_queue, training
 from paravt_jax.orchestrator.run_folder import Interrupts
@@ -112,6 +113,7 @@ class Server:
 
   def __init__(self, world):
     self.world, self.sampling = world, None
+    self.timeline = timeline.Timeline(None)
     self.client = types.SimpleNamespace(counts=collections.Counter())
 
   async def deliver(self, pending, version):

@@ -15,6 +15,7 @@ from paravt_jax.metrics import names
 from paravt_jax.orchestrator import training
 from paravt_jax.orchestrator.options import RolloutOptions
 from paravt_jax.orchestrator.weight_delivery import guard
+from paravt_jax.timeline import Timeline
 
 LIMITS = dataclasses.replace(RolloutOptions.published(), gap_limit=1e-4, gap_ratio=4.0)
 
@@ -52,9 +53,9 @@ def test_tokens_of_an_older_version_may_differ_and_those_of_the_current_one_may_
 
 
 def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):
-  ticks = iter([0.0, 2.0, 5.0, 6.0, 6.5])
+  silent, ticks = Timeline(None), iter([0.0, 2.0, 5.0, 6.0, 6.5])
   monkeypatch.setattr(training.time, 'monotonic', lambda: next(ticks))
-  clock = training.Clock()
+  clock = training.Clock(silent, 0)
   for stage in ('rollout', 'learn', 'rollout'):
     clock.lap(stage)
   found = clock.times()
@@ -68,6 +69,7 @@ class Steps:
 
   counts = types.MappingProxyType({})
   rounding = 0.0
+  timeline = Timeline(None)
 
   def __init__(self):
     self.version, self.log, self.handed = 0, [], 0
