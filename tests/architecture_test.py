@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
   'orchestrator': {*_BELOW_L4, 'eval', 'report', 'testing'},
 }
 # What an entry point may import of experiments: how it starts. `knobs` describes all recipes.
-START = {'launch', 'overrides'}
+START = {'launch', 'overrides', 'keys'}
 DESCRIBES_ALL = 'experiments/knobs.py'
 NEVER_IMPORTED = {'experiments', 'configs', 'tests'}
 CORE = ('models', 'rl', 'train')

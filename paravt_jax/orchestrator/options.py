@@ -439,7 +439,8 @@ class ServersOptions(Options):
   count: Annotated[int, PROCESSES]  # servers to start
   host: Annotated[str, NAME]  # where started servers listen
   ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
-  api_key: Annotated[str, TEXT]  # the key that the servers ask for
+  # the key that the servers ask for; env:NAME or file:PATH keeps it off the command line
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   ready_timeout_s: Annotated[float, POSITIVE]  # for a started server to answer
   watch: FleetOptions
   embedded: EmbeddedOptions

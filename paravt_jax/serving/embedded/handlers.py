@@ -382,7 +382,7 @@ class Server:
 
   async def server_info(self, request: web.Request) -> web.Response:
     """GET /get_server_info: options and cumulative counts."""
-    options = orjson.loads(self.options.to_json()) | {'api_key': None}
+    options = orjson.loads(self.options.to_json())
     running = [len(lane.running) for lane in self.engine.lanes]
     return json_reply(
       {
