@@ -19,7 +19,18 @@ LIBRARY = ROOT / 'paravt_jax'
 CODE = (LIBRARY, ROOT / 'experiments', ROOT / 'configs')
 
 # Layers: what a room may import of paravt_jax, besides itself and GROUND. Imports go down only.
-GROUND = {'types', 'shapes', 'seeds', 'errors', 'files', 'options', 'lazy', 'children', 'apart'}
+GROUND = {
+  'types',
+  'shapes',
+  'seeds',
+  'errors',
+  'files',
+  'options',
+  'lazy',
+  'children',
+  'apart',
+  'wire',
+}
 _BELOW_L4 = {
   'chat',
   'video',

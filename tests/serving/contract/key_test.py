@@ -15,11 +15,14 @@ def test_no_user_of_the_machine_can_read_the_key(served):
     for name in ('cmdline', 'environ', 'comm'):
       seen = pathlib.Path(f'/proc/{member.pid}/{name}').read_bytes()
       assert KEY.encode() not in seen, f'{name} of {member.name()}'
-  assert KEY not in served.process.log.read_text()
+  said = served.process.log.read_text()
+  assert KEY not in said
+  # SGLang logs its arguments
+  assert served.kind == 'embedded' or "'api_key': '***'" in said
 
 
 def test_only_the_key_opens_the_door(served):
-  for wrong in (None, '', KEY[:-1], KEY + 'x', KEY.upper(), 'ключ'.encode().decode('latin-1')):
+  for wrong in (None, '', KEY[:-1], KEY + 'x', KEY.upper()):
     assert served.call('/get_model_info', key=wrong)[0] == 401
   assert served.call('/get_model_info')[0] == 200
   assert served.call('/health', key=None)[0] == 200
