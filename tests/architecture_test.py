@@ -282,7 +282,7 @@ def test_an_import_within_a_function_says_why_it_stands_there():
 
 def test_no_recipe_is_a_config_dict_below_the_door():
   modules = _modules(LIBRARY, ROOT / 'experiments')
-  door = ('experiments/launch.py', 'experiments/overrides.py', 'experiments/knobs.py')
+  door = tuple(f'experiments/{name}.py' for name in ('launch', 'overrides', 'keys', 'knobs'))
   users = {
     path
     for path, tree in modules
