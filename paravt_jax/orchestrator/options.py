@@ -100,6 +100,7 @@ class RowsOptions(Options):
   kind: Annotated[str, KIND]  # files: parquet and media that you have; world: the synthetic corpus
   train: Annotated[tuple[str, ...], FILES]  # parquet files to train on
   media_root: Annotated[str, TEXT]  # the folder below which rows name their media
+  follow_links: Annotated[bool, FLAG]  # symbolic links below it may lead out of it
   skip_bad_rows: Annotated[
     bool, FLAG
   ]  # broken rows are left out and listed, and do not end the run
@@ -122,6 +123,7 @@ class RLDataOptions(RowsOptions):
       kind='files',
       train=(),
       media_root='',
+      follow_links=False,
       skip_bad_rows=False,
       max_bad_share=0.05,
       eval=(),
@@ -145,6 +147,7 @@ class SFTDataOptions(RowsOptions):
       kind='files',
       train=(),
       media_root='',
+      follow_links=False,
       skip_bad_rows=False,
       max_bad_share=0.05,
       manifest='',

@@ -1,5 +1,6 @@
 """What all handlers share: bodies in, JSON out, errors as one line, and the key."""
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
@@ -13,6 +14,7 @@ from paravt_jax.serving import images
 from paravt_jax.serving.fields import json_object, refuse_unknown, short_repr
 from paravt_jax.serving.protocol import RequestError
 
+BODY_S = 300.0  # seconds for a body to arrive, after which its client has left or never meant it
 OPEN = ('/health', '/ready')  # paths that need no key
 
 
@@ -33,9 +35,14 @@ async def json_body(request: web.Request, known: Collection[str] | None = None) 
 
 
 async def raw_body(request: web.Request) -> bytes:
-  """Returns the body. Raises RequestError if it cannot be read."""
+  """Returns the body. Raises RequestError if it cannot be read, or takes longer than BODY_S."""
   try:
-    return await request.read()
+    async with asyncio.timeout(BODY_S):
+      return await request.read()
+  except TimeoutError:
+    raise RequestError(
+      f'{request.path}: the body was not there after {BODY_S:g} s; send it faster, or less of it'
+    ) from None
   except (web.RequestPayloadError, HttpProcessingError) as error:
     raise RequestError(
       f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'

@@ -69,3 +69,23 @@ def test_keys_are_compared_in_constant_time():
   with mock.patch.object(hmac, 'compare_digest', wraps=hmac.compare_digest) as compare:
     assert status('secret', 'Bearer wrong!') == 401
   compare.assert_called_once_with(b'Bearer wrong!', b'Bearer secret')
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+  monkeypatch.setattr(replies, 'BODY_S', 0.2)
+
+  async def handler(request: web.Request) -> web.StreamResponse:
+    return replies.json_reply(await replies.json_body(request))
+
+  async def answer() -> bytes:
+    app = web.Application(middlewares=[replies.errors])
+    app.router.add_post('/generate', handler)
+    async with TestServer(app) as server:
+      reader, writer = await asyncio.open_connection('127.0.0.1', server.port)
+      writer.write(b'POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"a"')
+      found = await reader.readuntil(b'}}')
+      writer.close()
+      return found
+
+  said = asyncio.run(answer())
+  assert said.startswith(b'HTTP/1.1 400') and b'the body was not there after 0.2 s' in said
