@@ -15,8 +15,8 @@ RUNS_DATA = {'pickle', 'cPickle', '_pickle', 'marshal', 'shelve', 'dill', 'cloud
 RUNS_TEXT = {'os.system', 'os.popen', 'subprocess.getoutput', 'subprocess.getstatusoutput'}
 # a module without any of these has no fault, which spares reading it as Python
 WORDS = re.compile(
-  r'pickle|marshal|shelve|dill|joblib|system|popen|getoutput|getstatusoutput|shell|eval|exec|compile|'
-  r'torch\.load|yaml|multiprocessing'
+  r'pickle|marshal|shelve|dill|joblib|\bsystem\b|popen|getoutput|getstatusoutput|shell|'
+  r'(?<![.\w])(?:eval|exec|compile)\(|torch\.load|yaml|multiprocessing'
 )
 BUILTINS = {'eval', 'exec', 'compile'}
 
