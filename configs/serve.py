@@ -1,7 +1,7 @@
 """A model behind the OpenAI protocol: /v1/models and /v1/chat/completions of the embedded server.
 
 python -m experiments.serve --config=configs/serve.py [--config.model.folder=DIR]        without it the newest runs/*/hf
-    [--config.port=8000] [--config.host=0.0.0.0] [--config.api_key=KEY]
+    [--config.port=8000] [--config.host=0.0.0.0] [--config.api_key=env:NAME]
 python -m experiments.serve --config=configs/serve.py:8b --config.model.folder=DIR       a published checkpoint (or :2b)
 """
 

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import overrides
+from experiments import keys, overrides
 from paravt_jax import options
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.orchestrator import compile_cache, device, host_recipe, hosts
@@ -212,13 +212,14 @@ def _parse(
   flags.FLAGS.set_gnu_getopt(True)
   try:
     left, config, notes = read_config(argv, flags.FLAGS, short, rules)
+    keys.resolve(config, os.environ)
   except (AttributeError, KeyError) as error:
     _fail(complaint(error))
   except ConfigError as error:
     _fail(str(error))
   except (OSError, flags.Error) as error:
     _fail(f'{complaint(error)}; usage: {USAGE}')
-  for note in notes:
+  for note in (*notes, *keys.warnings(argv[1:])):
     print(note, file=sys.stderr)
   return left, config
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow
 import pyarrow.parquet
 
-from paravt_jax.data.media_paths import resolve
+from paravt_jax.data.media_paths import refuse_link_outside, resolve
 from paravt_jax.errors import DataError
 
 SKIPPED = 'data/skipped'  # the metric under which skipped rows are counted, by reason
@@ -31,6 +31,7 @@ class RowOptions:
 
   skip_bad_rows: bool  # skip and count broken rows instead of raising
   require_media: bool  # a row with a missing media file is broken
+  follow_links: bool = False  # symbolic links may lead out of the media root
 
 
 class Broken(Exception):
@@ -159,6 +160,8 @@ def media(value: Any, where: str, root: str | os.PathLike, options: RowOptions) 
   if not isinstance(value, str):
     raise Broken(f'{where}: got {short(value)}, wanted a media path')
   path = resolve(value, root)
+  if not options.follow_links:
+    refuse_link_outside(path, root)
   if options.require_media and not os.path.isfile(path):
     raise Broken(
       f'{where}: no file at {path}, wanted the media of {value!r}; unpack the archives into '

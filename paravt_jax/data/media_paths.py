@@ -42,7 +42,7 @@ def resolve(value: str, root: str | os.PathLike) -> str:
   it. Other tools write URIs by the standard: `file://localhost/...`, `file:/...`, `FILE:///...`,
   percent-encoded. The literal name is tried before the decoded one, and the first that is a file is
   returned. If neither is a file, the literal name is returned. No other disk access happens.
-  Symbolic links below the root are not checked; they are followed when the file is opened.
+  Symbolic links are not looked at: see `refuse_link_outside`.
 
   Raises:
     DataError: the path leaves the root (`..`, another absolute path), has a doubled `file://` or
@@ -65,6 +65,32 @@ def resolve(value: str, root: str | os.PathLike) -> str:
     raise fault
   literal = _without_host(value).removeprefix(_SCHEME)
   return paths.get(literal) or paths[names[-1]]
+
+
+def refuse_link_outside(path: str, root: str | os.PathLike) -> None:
+  """Refuses a path of `resolve` whose symbolic links lead out of the root.
+
+  The root itself may be a link. Real names of folders are remembered, so that a row costs one look
+  at its file.
+
+  Raises:
+    DataError: the file would be one outside the root.
+  """
+  base = _real_folder(os.path.abspath(root))
+  folder, name = os.path.split(path)
+  real = os.path.join(_real_folder(folder), name)
+  if os.path.islink(real):
+    real = os.path.realpath(real)
+  if os.path.commonpath([base, real]) != base:
+    raise DataError(
+      f'media path {path}: symbolic links lead to {real}, wanted a file inside the media root '
+      f'{base}; if the links are yours, set data.follow_links=True'
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+  return os.path.realpath(path)
 
 
 def _without_host(value: str) -> str:

@@ -5,23 +5,26 @@ calls. Four threads are three times slower than one there. Large files consist o
 checksums and writes, which do run in parallel. Each process serves one thread at a time.
 """
 
+import collections
 import contextlib
-import dataclasses
 import os
-import pickle
+import pathlib
 import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import IO, cast
+from typing import IO, Any, cast
 
-from paravt_jax import children
+from paravt_jax import children, wire
 from paravt_jax.data.archives import CHUNK, Archive, Member
 from paravt_jax.data.unpack_files import Brought, bring
+from paravt_jax.data.unpack_journal import File
 from paravt_jax.errors import DataError
 
+_LENGTH = 8  # bytes in front of each message: its own
+_KINDS = (Member, File)
 _PROGRAM = 'from paravt_jax.data import unpack_workers; unpack_workers.serve()'
 
 
@@ -77,12 +80,12 @@ class Workers:
     process = self._free.get()
     to_it, from_it = _pipes(process)
     try:
-      pickle.dump((root, dataclasses.replace(archive, members=(), faults=()), members), to_it)
+      to_it.write(_message((root, _plain(archive), members)))
       to_it.flush()
-      while isinstance(answer := pickle.load(from_it), int):
+      while isinstance(answer := _receive(from_it), int):
         advance(answer)
-      return answer
-    except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
+      return _brought(*answer)
+    except (EOFError, BrokenPipeError) as error:
       raise DataError(
         f'{archive.path}: the process that unpacked it died (status {process.wait()}), wanted it '
         'to live; was it out of memory? Run again, with fewer --workers'
@@ -101,14 +104,15 @@ def serve():
   signal.signal(signal.SIGTERM, lambda *_: ended.set())
   while True:
     try:
-      root, archive, members = pickle.load(sys.stdin.buffer)
+      root, archive, members = _receive(sys.stdin.buffer)
     except EOFError:
       return
+    archive = _archive(*archive)
     advanced = _ProgressSender(ended)
     try:
       result = bring(root, archive, members, advanced)
       _send(advanced.rest)
-      _send(result)
+      _send((result.files, result.faults, dict(result.counts), _reason(result.error)))
     except BrokenPipeError:  # the parent is gone
       return
 
@@ -128,7 +132,49 @@ class _ProgressSender:
       self.rest = 0
 
 
-def _send(value: int | Brought):
-  data = memoryview(pickle.dumps(value))
+def _message(value: Any) -> bytes:
+  data = wire.encode(value, _KINDS)
+  return len(data).to_bytes(_LENGTH, 'little') + data
+
+
+def _send(value: Any) -> None:
+  data = memoryview(_message(value))
   while data:
     data = data[os.write(1, data) :]
+
+
+def _receive(source: IO[bytes]) -> Any:
+  """Returns the next message. Raises EOFError where it ends before its end."""
+  length = int.from_bytes(_exactly(source, _LENGTH), 'little')
+  return wire.decode(_exactly(source, length), _KINDS)
+
+
+def _exactly(source: IO[bytes], count: int) -> bytes:
+  data = source.read(count)
+  if len(data) < count:
+    raise EOFError
+  return data
+
+
+def _plain(archive: Archive) -> tuple[Any, ...]:
+  """Returns the fields of an archive that writing its members needs, as values of `wire`."""
+  parts = tuple(map(str, archive.parts))
+  return (str(archive.path), parts, archive.kind, archive.bytes, archive.stamp, archive.digest)
+
+
+def _archive(path: str, parts: tuple[str, ...], *rest: Any) -> Archive:
+  return Archive(pathlib.Path(path), tuple(map(pathlib.Path, parts)), *rest, (), (), 0)
+
+
+def _reason(error: OSError | None) -> tuple[Any, ...] | None:
+  """Returns what an error of the disk is made of."""
+  if error is None:
+    return None
+  return (error.errno, error.strerror or str(error), error.filename and os.fspath(error.filename))
+
+
+def _brought(
+  files: dict[str, File], faults: list[str], counts: dict[str, int], reason: tuple[Any, ...] | None
+) -> Brought:
+  error = None if reason is None else OSError(*reason)
+  return Brought(files, faults, collections.Counter(counts), error)

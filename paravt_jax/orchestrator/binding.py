@@ -31,6 +31,7 @@ FREE = (
   'batches.shapes',
   'batches.row_lengths',
   'batches.spread',
+  'data.follow_links',
   'data.media_root',  # the rows are compared by their content
   'data.cache_folder',
   'data.skip_bad_rows',  # whether a broken row ends the run; no row that was trained on changes

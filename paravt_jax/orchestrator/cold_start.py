@@ -135,7 +135,7 @@ def _steps(
   skipped: 'Skipped',
 ) -> None:
   hosts = hosts_.current()
-  channel = hosts.channel('sft/steps')
+  channel = hosts.channel('sft/steps', (batches.Batch,))
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
   bar = parts.bar(recipe.steps, 'sft', trainer.version, hosts.is_first)

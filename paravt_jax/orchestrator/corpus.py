@@ -112,7 +112,9 @@ def rl_questions(recipe: RLRecipe, corpus: Corpus, folder: pathlib.Path) -> Ques
   that were left out. Raises DataError as `rows.rl_tasks` does.
   """
   data, counts, listed = recipe.data, collections.Counter(), []
-  options = fields.RowOptions(skip_bad_rows=data.skip_bad_rows, require_media=True)
+  options = fields.RowOptions(
+    data.skip_bad_rows, require_media=True, follow_links=data.follow_links
+  )
   wanted = rows.RowFilter(data.question_types, data.sources, data.max_rows, data.max_bad_share)
   every = dataclasses.replace(rows.EVERY, max_bad_share=data.max_bad_share)
 

@@ -24,6 +24,7 @@ OWN = (
   'video.cache_mb',
   'video.cache_folder',
   'video.cache_gb',
+  'data.follow_links',
   'data.media_root',
   'data.cache_folder',
   'judge.url',

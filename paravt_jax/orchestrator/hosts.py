@@ -15,14 +15,13 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import pickle
 import re
 import secrets
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, TypeVar
 
 import jax
@@ -32,6 +31,7 @@ import jax
 from jax._src import clusters, distributed
 
 from paravt_jax import apart as apart_
+from paravt_jax import wire
 from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.options import COUNT, TEXT, Options, whole
 from paravt_jax.orchestrator import native_errors
@@ -101,19 +101,25 @@ class Hosts:
     """Returns where this process writes its own files: the run folder, or host<n>/ in it."""
     return run if self.is_first else run / f'host{self.index}'
 
-  def channel(self, name: str) -> 'Channel':
-    """Returns a channel to the same thread of the other processes. Its name is used once."""
-    return Channel(self, name)
+  def channel(self, name: str, kinds: Iterable[type] = ()) -> 'Channel':
+    """Returns a channel to the same thread of the other processes. Its name is used once.
+
+    kinds: the classes whose objects it carries, beside plain values and arrays (`wire`).
+    """
+    return Channel(self, name, kinds)
 
   def of_first(self, name: str, value: T) -> T:
-    """Returns process 0's value. It waits for no other process. Each name is used once in a run."""
+    """Returns process 0's value, a plain one. It waits for no other process.
+
+    Each name is used once in a run.
+    """
     key = f'paravt/first/{name}'
     if self.is_alone:
       return value
     if self.is_first:
-      _client().key_value_set_bytes(key, pickle.dumps(value))
+      _client().key_value_set_bytes(key, wire.encode(value))
       return value
-    return pickle.loads(_client().blocking_key_value_get_bytes(key, _FOREVER_MS))
+    return wire.decode(_client().blocking_key_value_get_bytes(key, _FOREVER_MS))
 
   def tell(self, name: str) -> None:
     """Makes `was_told` true in all processes."""
@@ -150,8 +156,8 @@ class Hosts:
 class Channel:
   """Exchanges values between one thread of each process, in the same order everywhere."""
 
-  def __init__(self, hosts: Hosts, name: str):
-    self._hosts, self._name = hosts, name
+  def __init__(self, hosts: Hosts, name: str, kinds: Iterable[type] = ()):
+    self._hosts, self._name, self._kinds = hosts, name, tuple(kinds)
     self._sent = 0
     self._kept: list[str] = []  # own keys that some process may still have to read
 
@@ -187,12 +193,13 @@ class Channel:
   def _send(self, value: Any) -> None:
     self._sent += 1
     self._kept.append(self._key(self._hosts.index))
-    _client().key_value_set_bytes(self._kept[-1], pickle.dumps(value))
+    _client().key_value_set_bytes(self._kept[-1], wire.encode(value, self._kinds))
 
   def _read(self, one: int, own: Any) -> Any:
     if one == self._hosts.index:
       return own
-    return pickle.loads(_client().blocking_key_value_get_bytes(self._key(one), _FOREVER_MS))
+    data = _client().blocking_key_value_get_bytes(self._key(one), _FOREVER_MS)
+    return wire.decode(data, self._kinds)
 
   def _key(self, host: int) -> str:
     return f'paravt/{self._name}/{host}/{self._sent}'

@@ -212,7 +212,7 @@ class Learner(Trainer):
     )
     full = row_layout.Shape(section.row_tokens, section.row_images, section.micro_batches)
     self._hosts = hosts_.current()
-    self._channel = self._hosts.channel('rl/prepare')
+    self._channel = self._hosts.channel('rl/prepare', step_facts.KINDS)
     self._layouts = row_layout.Layouts(recipe.batches, full, self._own_rows(section.rows))
     # Servers load frozen arrays from the model folder. An update moves the arrays, so these
     # functions take the current ones.

@@ -100,6 +100,7 @@ class RowsOptions(Options):
   kind: Annotated[str, KIND]  # files: parquet and media that you have; world: the synthetic corpus
   train: Annotated[tuple[str, ...], FILES]  # parquet files to train on
   media_root: Annotated[str, TEXT]  # the folder below which rows name their media
+  follow_links: Annotated[bool, FLAG]  # symbolic links below it may lead out of it
   skip_bad_rows: Annotated[
     bool, FLAG
   ]  # broken rows are left out and listed, and do not end the run
@@ -122,6 +123,7 @@ class RLDataOptions(RowsOptions):
       kind='files',
       train=(),
       media_root='',
+      follow_links=False,
       skip_bad_rows=False,
       max_bad_share=0.05,
       eval=(),
@@ -145,6 +147,7 @@ class SFTDataOptions(RowsOptions):
       kind='files',
       train=(),
       media_root='',
+      follow_links=False,
       skip_bad_rows=False,
       max_bad_share=0.05,
       manifest='',
@@ -439,7 +442,8 @@ class ServersOptions(Options):
   count: Annotated[int, PROCESSES]  # servers to start
   host: Annotated[str, NAME]  # where started servers listen
   ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
-  api_key: Annotated[str, TEXT]  # the key that the servers ask for
+  # the key that the servers ask for; env:NAME or file:PATH keeps it off the command line
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   ready_timeout_s: Annotated[float, POSITIVE]  # for a started server to answer
   watch: FleetOptions
   embedded: EmbeddedOptions

@@ -20,6 +20,7 @@ from paravt_jax.serving.embedded import launch, threads
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import StartedServer
 
+LOOPBACK = ('127.0.0.1', 'localhost')  # addresses that only this machine reaches
 LAUNCHERS = {'cpu': 'launch_cpu.py', 'cuda': 'launch_gpu.py'}
 
 Start = Callable[[], StartedServer]
@@ -42,6 +43,9 @@ def check(setup: AgentSetup, *, installed: bool = True) -> None:
   ports, count = section.ports, section.count
   wanted = f'{count} ports, one per server, or ()'
   require(ports, wanted, len(ports) in (0, count), 'server.ports')
+  wanted = f'a key, because server.host={section.host} is open to other machines: env:NAME'
+  closed = section.host in LOOPBACK or bool(section.api_key)
+  require(section.api_key, wanted, closed, 'server.api_key')
   if section.kind == 'sglang':
     _check_sglang(setup, installed)
   else:

@@ -44,7 +44,8 @@ class ServeRecipe(Options):
   think_prefix: Annotated[str, PROSE]  # the beginning of each turn, as in training; '' for none
   host: Annotated[str, NAME]  # where the server listens; 0.0.0.0: on all addresses
   port: Annotated[int, whole(0, 65535, note='0: a free one')]  # where it listens
-  api_key: Annotated[str, TEXT]  # that requests must bring; '': none
+  # that requests must bring; '': none; env:NAME or file:PATH keeps it off the command line
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   ready_timeout_s: Annotated[float, POSITIVE]  # for the server to answer
   embedded: options.EmbeddedOptions
 

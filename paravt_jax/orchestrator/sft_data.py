@@ -30,7 +30,9 @@ def sources(recipe: SFTRecipe) -> list[batches.Source]:
       if section.manifest
       else manifest.of_files(corpus.existing(section.train, 'data.train'))
     )
-  options = fields.RowOptions(skip_bad_rows=section.skip_bad_rows, require_media=False)
+  options = fields.RowOptions(
+    section.skip_bad_rows, require_media=False, follow_links=section.follow_links
+  )
   tables = {
     entry.name: table.Table(entry.files, root, options, section.cache_folder or None)
     for entry in entries

@@ -7,7 +7,23 @@ from typing import Any
 import numpy as np
 
 from paravt_jax.orchestrator.hosts import Channel
-from paravt_jax.types import Episode, Group, Scored, ToolResult, Trajectory, Turn
+from paravt_jax.types import (
+  Episode,
+  Group,
+  Overview,
+  ParseFailure,
+  ResultStatus,
+  Scored,
+  Segment,
+  StopReason,
+  Task,
+  TokenClass,
+  ToolCall,
+  ToolResult,
+  Trajectory,
+  Turn,
+  Window,
+)
 
 _LARGEST = ('staleness_max',)  # counters that are not sums
 _SUMS = ('server/', 'groups/dropped/', 'rollout/interrupted', 'rollout/retried', 'rollout/moved')
@@ -26,6 +42,28 @@ class Facts:
 
   groups: Sequence[Group]  # without pixels where they come from another host
   advantage_E: np.ndarray  # of each of their episodes, in order
+
+
+# the classes of `Facts` and of all that it holds (`wire`)
+KINDS = (
+  Facts,
+  Sized,
+  Group,
+  Scored,
+  Episode,
+  Task,
+  Overview,
+  Turn,
+  ToolResult,
+  ToolCall,
+  ParseFailure,
+  Window,
+  Trajectory,
+  Segment,
+  StopReason,
+  ResultStatus,
+  TokenClass,
+)
 
 
 def add_counters(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import ablation, charts
+from paravt_jax.report import ablation, charts, policy
 from paravt_jax.report.ablation import Results, Settings, Value
 from paravt_jax.report.charts import Series
 from paravt_jax.report.run import curve
@@ -182,6 +182,7 @@ def render(results: Results, settings: Settings, drawings: Mapping[str, Sequence
     }
     for name, values in found.items()
   ]
+  script = (_HERE / 'page.js').read_text()
   return environment.get_template('ablation.html.j2').render(
     settings=settings,
     columns=[*columns[:-1], f'accuracy − {settings.reference}'],
@@ -190,7 +191,8 @@ def render(results: Results, settings: Settings, drawings: Mapping[str, Sequence
     few=min((len(seeds) for seeds in results.values()), default=0),
     missing=[n for n in settings.overrides if n not in results],
     style=Markup((_HERE / 'page.css').read_text()),
-    script=Markup((_HERE / 'page.js').read_text()),
+    script=Markup(script),
+    policy=policy.meta(script),
   )
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from paravt_jax.metrics import names
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import charts, scenes, waits
+from paravt_jax.report import charts, policy, scenes, waits
 from paravt_jax.report.charts import Series
 from paravt_jax.report.headline import budgets, gain_text, headline, percent
 from paravt_jax.report.run import Evaluation, Run, curve, flatten, load
@@ -134,6 +134,7 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
   environment.filters |= {'percent': percent, 'number': charts.number}
   cached = scenes.caching(load_frames)
   knobs = flatten(run.config)
+  script = (_HERE / 'page.js').read_text()
   return environment.get_template('page.html.j2').render(
     run=run,
     head=headline(run),
@@ -148,7 +149,8 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
     missing=_missing(run),
     scenes=[scenes.scene(pick, cached, decode) for pick in scenes.choose(run.entries)],
     style=Markup((_HERE / 'page.css').read_text()),
-    script=Markup((_HERE / 'page.js').read_text()),
+    script=Markup(script),
+    policy=policy.meta(script),
     written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
   )
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from paravt_jax.errors import DataError
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import episodes, scenes
+from paravt_jax.report import episodes, policy, scenes
 from paravt_jax.report.charts import number
 from paravt_jax.report.evaluation_rows import (
   OUTCOMES,
@@ -343,6 +343,7 @@ def _render(cards: Sequence[dict[str, Any]], pictures: _Pictures, **values: Any)
     filters=_filters(cards),
     style=Markup(style + pictures.css()),
     script=Markup(script),
+    policy=policy.meta(script),
     reason_text=reason_text,
     written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
     **values,

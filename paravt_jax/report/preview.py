@@ -21,7 +21,7 @@ from paravt_jax.data import batches, sft
 from paravt_jax.data.conversations import Conversation, ImageRef, Message, VideoRef
 from paravt_jax.errors import ChatError, MediaError
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import scenes
+from paravt_jax.report import policy, scenes
 
 _HERE = Path(__file__).parent
 _PIXELATED = 100  # pixels; smaller pictures are drawn with hard edges
@@ -127,12 +127,14 @@ def render(title: str, looks: Sequence[RowView], limits: Limits) -> str:
     undefined=jinja2.StrictUndefined,
   )
   environment.filters['visible'] = visible
+  script = (_HERE / 'page.js').read_text()
   return environment.get_template('preview.html.j2').render(
     title=title,
     looks=looks,
     limits=limits,
     style=Markup((_HERE / 'page.css').read_text() + (_HERE / 'preview.css').read_text()),
-    script=Markup((_HERE / 'page.js').read_text()),
+    script=Markup(script),
+    policy=policy.meta(script),
     written=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
   )
 

@@ -44,7 +44,8 @@ _SHOWN = 200  # characters of a reply in a message
 class RequestOptions(Options):
   """How requests to a server behind the OpenAI protocol are made."""
 
-  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)  # bearer token; '' sends none
+  # bearer token; '' sends none; env:NAME or file:PATH keeps it off the command line
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   timeout_s: Annotated[float, POSITIVE]  # for one request
   retries: Annotated[int, RETRIES]  # of a request that fails
   backoff_s: Annotated[float, POSITIVE]  # before the first retry; it doubles with each

@@ -54,7 +54,8 @@ class JudgeOptions(Options):
 
   url: Annotated[str, URL]  # of the server, up to and without '/chat/completions'
   model: Annotated[str, TEXT]  # its name there
-  api_key: Annotated[str, TEXT]  # bearer token; '' sends none
+  # bearer token; '' sends none; env:NAME or file:PATH keeps it off the command line
+  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   # further fields of each request, a JSON object such as '{"reasoning_effort": "low"}'; null takes
   # one of ours out
   more: Annotated[str, PROSE]

@@ -15,6 +15,7 @@ import orjson
 from paravt_jax.errors import RolloutError
 
 LARGEST_BIAS = 1e30  # divided by the lowest temperature it still fits float32
+LONGEST_ID = 512  # characters of a request's id, which logs and replies repeat
 LARGEST_VERSION = 2**31 - 1  # versions travel as int32
 _ID = re.compile(r'0|[1-9][0-9]{0,9}')
 
@@ -118,6 +119,15 @@ def section(name: str, value: Any) -> dict[str, Any]:
   if value is not None and not isinstance(value, dict):
     raise RequestError(f'{name}: got {short_repr(value)}, wanted an object')
   return value or {}
+
+
+def request_id(name: str, value: Any) -> str:
+  """Returns a string of 1..LONGEST_ID characters."""
+  if len(text(name, value)) > LONGEST_ID:
+    raise RequestError(
+      f'{name}: got {len(value)} characters, wanted at most {LONGEST_ID}: {short_repr(value)}'
+    )
+  return value
 
 
 def text(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -100,12 +101,19 @@ def _memory_bytes(process: psutil.Process) -> int:
     return 0
 
 
-def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) -> subprocess.Popen:
-  """Starts `command` as the leader of a new session, with empty stdin. Its output is appended to
-  `log`.
+def start(
+  command: Sequence[str],
+  *,
+  env: Mapping[str, str],
+  log: pathlib.Path,
+  key: str | None = None,
+) -> subprocess.Popen:
+  """Starts `command` as the leader of a new session. Its output is appended to `log`.
 
   Args:
     env: the whole environment of the child.
+    key: a secret, which the child reads from its stdin as one line of JSON. Nobody else sees it: a
+      command line and an environment can be read in /proc. None: stdin is empty.
 
   Raises:
     RolloutError: the command cannot be started, or the log cannot be written.
@@ -113,10 +121,10 @@ def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) 
   try:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('ab') as sink:
-      return subprocess.Popen(
+      child = subprocess.Popen(
         list(command),
         env=dict(env),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if key is None else subprocess.PIPE,
         stdout=sink,
         stderr=sink,
         start_new_session=True,
@@ -126,6 +134,11 @@ def start(command: Sequence[str], *, env: Mapping[str, str], log: pathlib.Path) 
       f'server: cannot start {command[0]} with its log at {log} ({error.strerror}); '
       'check both paths'
     ) from error
+  if child.stdin is not None:
+    # a child that has ended by now leaves its reason in the log
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+      child.stdin.write(json.dumps(key).encode() + b'\n')
+  return child
 
 
 def wait_until(

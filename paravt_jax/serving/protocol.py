@@ -308,7 +308,7 @@ def parse_generate(body: Any, vocab_size: int) -> ParsedGenerate:
   seed, rid = params.get('sampling_seed'), body.get('rid')
   # Missing fields get SGLang's defaults.
   return ParsedGenerate(
-    rid=None if rid is None else fields.text('rid', rid),
+    rid=None if rid is None else fields.request_id('rid', rid),
     input_ids=input_ids,
     image_data=fields.texts('image_data', body.get('image_data')),
     temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,

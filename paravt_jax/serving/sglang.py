@@ -77,7 +77,8 @@ class SGLangOptions(EngineOptions):
   served_name: str  # the model's name in replies
   host: str  # where it listens
   port: int  # 0: a free one
-  api_key: str | None  # of all requests but health and readiness; it stands on the command line
+  # of all requests but health and readiness; the launcher gets it on its stdin
+  api_key: str | None = dataclasses.field(repr=False)
   context_length: int  # tokens of a request, images expanded, sampled ones included
   vision_frozen: bool  # weight updates leave the vision tower as it is
 
@@ -109,7 +110,8 @@ def _check(options: SGLangOptions) -> None:
 def command(options: SGLangOptions, parent_pid: int) -> list[str]:
   """Returns the command line. `options.port` must be a real port here.
 
-  The launcher ends the server when process `parent_pid` is gone.
+  The launcher ends the server when process `parent_pid` is gone. It takes the key from its stdin,
+  because all users of the machine see command lines.
   """
   o = options
   words = [
@@ -117,6 +119,7 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
     o.launcher,
     '--parent-pid',
     str(parent_pid),
+    *([] if o.api_key is None else ['--key-on-stdin']),
     '--model-path',
     o.model_path,
     '--served-model-name',
@@ -149,8 +152,6 @@ def command(options: SGLangOptions, parent_pid: int) -> list[str]:
       'pytorch',
       '--sleep-on-idle',
     ]  # otherwise an idle scheduler spins on a core
-  if o.api_key is not None:
-    words += ['--api-key', o.api_key]
   return [*words, *o.extra]
 
 
@@ -227,7 +228,8 @@ def _start_on_free_port(
 ) -> ServerProcess:
   given = dataclasses.replace(options, port=free_port(options.host, options.port))
   url = f'http://{given.host}:{given.port}'
-  child = process.start(command(given, parent_pid), env=environment(given, env), log=log)
+  words, variables = command(given, parent_pid), environment(given, env)
+  child = process.start(words, env=variables, log=log, key=given.api_key)
   try:
     process.wait_until(
       child, lambda: answers(child, given.host, given.port), log, deadline_s, 'SGLang'

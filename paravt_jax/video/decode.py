@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from paravt_jax import children
-from paravt_jax.errors import ConfigError, MediaError
+from paravt_jax import children, wire
+from paravt_jax.errors import ConfigError, DataError, MediaError
 from paravt_jax.types import Clip
 from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
@@ -33,6 +33,7 @@ _START_LIMIT = 60.0  # seconds for a worker to import its libraries, before the 
 _MOST_FRAMES = 256
 # seconds after the deadline at which a worker ends itself, in case its parent has died
 _GRACE = 2.0
+_MOST_BYTES = 1 << 20  # of a reply without its frames
 _PROGRAM = (
   'import sys; from paravt_jax.video import worker; '
   'worker.main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))'
@@ -65,17 +66,18 @@ class _Worker:
     The last item of a reply to 'frames' is the frames uint8[N, h, w, 3].
 
     Raises:
-      EOFError, ConnectionError: the process ended.
+      EOFError, OSError: the process ended, or its reply is too long.
+      DataError: its reply is none.
     """
     if not self._ready:
       if not self._connection.poll(_START_LIMIT):
         return None
-      self._connection.recv()
+      self._connection.recv_bytes(_MOST_BYTES)
       self._ready = True
-    self._connection.send(request)
+    self._connection.send_bytes(wire.encode(request))
     if not self._connection.poll(deadline_s):
       return None
-    reply = self._connection.recv()
+    reply = wire.decode(self._connection.recv_bytes(_MOST_BYTES), (VideoInfo,))
     if request[0] == 'frames' and reply[0] == 'ok':
       frames = np.empty(reply[1], np.uint8)
       self._connection.recv_bytes_into(frames.reshape(-1).data)
@@ -194,7 +196,7 @@ class DecodePool:
     try:
       reply = worker.ask(request, self._deadline_s)
       whole = reply is not None
-    except (EOFError, OSError):
+    except (EOFError, OSError, DataError):  # the last two: a reply that is none
       reply = self._crash(worker, request[1])
     finally:
       self._idle.put(worker if whole or self._closed else self._replace(worker))

@@ -1,6 +1,8 @@
 """The main program of a decoding process.
 
-`decode.DecodePool` starts it with one end of a socket. It imports only av, numpy and PIL.
+`decode.DecodePool` starts it with one end of a socket. It imports only av, numpy,
+PIL and msgpack. Messages are bytes of `wire`, never pickles: a file that takes a decoder over must
+not get further.
 """
 
 import collections
@@ -10,6 +12,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from paravt_jax import wire
 from paravt_jax.errors import MediaError
 from paravt_jax.video import patches, readers
 
@@ -102,16 +105,16 @@ def main(descriptor: int, backend: str, parent: int, alarm: float):
   files = Files(backend)
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   try:
-    connection.send(('ready',))
+    connection.send_bytes(wire.encode(('ready',)))
     while True:
       if not connection.poll(_LOOK_UP):
         if os.getppid() != parent:
           return
         continue
-      request = connection.recv()
+      request = wire.decode(connection.recv_bytes())
       signal.setitimer(signal.ITIMER_REAL, alarm)
       reply, frames = answer(files, request)
-      connection.send(reply)
+      connection.send_bytes(wire.encode(reply, (readers.VideoInfo,)))
       if frames is not None:
         connection.send_bytes(frames.reshape(-1).data)
       signal.setitimer(signal.ITIMER_REAL, 0)

@@ -303,3 +303,25 @@ def test_the_scheme_of_a_uri_is_read_in_either_case(spaced):
 def test_data_uris_are_no_paths(spaced):
   with pytest.raises(DataError, match='media path'):
     media_paths.resolve('data:image/png;base64,iVBORw0KGgo=', spaced)
+
+
+def test_links_stay_inside_the_root_which_may_be_one_itself(tmp_path):
+  (tmp_path / 'real/in').mkdir(parents=True)
+  (tmp_path / 'outside').mkdir()
+  for name in ('real/in/a.mp4', 'outside/b.mp4'):
+    (tmp_path / name).write_bytes(b'')
+  root = tmp_path / 'root'
+  root.symlink_to('real')
+  (root / 'near.mp4').symlink_to('in/a.mp4')
+  (root / 'folder').symlink_to('in')
+  (root / 'far.mp4').symlink_to(tmp_path / 'outside/b.mp4')
+  (root / 'twice.mp4').symlink_to('far.mp4')
+  (root / 'out').symlink_to(tmp_path / 'outside')
+  (root / 'up').symlink_to('..')
+  for value in ('in/a.mp4', 'near.mp4', 'folder/a.mp4', 'in/not there.mp4'):
+    media_paths.refuse_link_outside(media_paths.resolve(value, root), root)
+  for value in ('far.mp4', 'twice.mp4', 'out/b.mp4', 'up/outside/b.mp4', 'out/not there.mp4'):
+    with pytest.raises(
+      DataError, match=r'symbolic links lead to .*outside.*data\.follow_links=True'
+    ):
+      media_paths.refuse_link_outside(media_paths.resolve(value, root), root)

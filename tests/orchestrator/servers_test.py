@@ -11,11 +11,13 @@ import sys
 import types
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs import para_grpo
+from configs import ask, base, grpo, para_grpo, serve
+from configs import eval as evaluation
 from experiments import launch
 from paravt_jax.errors import ConfigError, RolloutError
-from paravt_jax.orchestrator import checks, servers
+from paravt_jax.orchestrator import checks, options, servers
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
@@ -261,3 +263,28 @@ def test_wrong_options_of_a_server_are_refused_before_anything_is_made(kind, kno
   config.server.update_from_flattened_dict({knob: value})
   with pytest.raises(ConfigError, match=says):
     servers.check(AgentSetup.of(recipes.typed(config)))
+
+
+def hosts_of(config):
+  """All knobs named host of a recipe, in all of its sections."""
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from hosts_of(value)
+    elif name == 'host':
+      yield value
+
+
+def test_every_recipe_listens_on_this_machine_alone():
+  made = [base.rl(scale) for scale in base.SCALES]
+  made += [module.get_config() for module in (para_grpo, grpo, evaluation, ask, serve)]
+  found = [host for config in made for host in hosts_of(config)]
+  assert len(found) >= len(made) and set(found) == {'127.0.0.1'}
+  assert options.ServersOptions.published().host == '127.0.0.1'
+
+
+def test_a_server_that_other_machines_reach_needs_a_key(config):
+  config.server.host = '0.0.0.0'
+  with pytest.raises(ConfigError, match=r"server.api_key='': wanted a key, because .*=0\.0\.0\.0"):
+    servers.check(AgentSetup.of(recipes.typed(config)))
+  config.server.api_key = 'key'
+  servers.check(AgentSetup.of(recipes.typed(config)))

@@ -1,7 +1,12 @@
 """What hosts tell each other about a step adds up to what one host would have counted."""
 
+import dataclasses
+import enum
+import typing
+
 import numpy as np
 
+from paravt_jax import wire
 from paravt_jax.orchestrator import step_facts
 from paravt_jax.orchestrator.step_facts import Facts
 from paravt_jax.report import episodes
@@ -39,6 +44,34 @@ def group(name, size):
   task = Task(name, ('v.mp4',), 'q', 'oe', 'x')
   episode = Episode(task, 0, 4, (1.0,), 8.0, (Turn('hm', (result,)),), trajectory, StopReason.STOP)
   return Group(name, 0, tuple(Scored(episode, float(n), PARTS) for n in range(size)))
+
+
+def reachable(hint, found):
+  """The data classes and enumerations in a type, and in the types of their fields."""
+  for part in typing.get_args(hint):
+    reachable(part, found)
+  is_kind = dataclasses.is_dataclass(hint) or (
+    isinstance(hint, type) and issubclass(hint, enum.Enum)
+  )
+  if is_kind and hint not in found:
+    found.add(hint)
+    if dataclasses.is_dataclass(hint):
+      for part in typing.get_type_hints(hint).values():
+        reachable(part, found)
+  return found
+
+
+def test_all_that_a_step_can_hold_has_leave_to_travel():
+  assert reachable(Facts, {step_facts.Sized}) == set(step_facts.KINDS)
+
+
+def test_facts_travel_to_the_bit():
+  advantages = np.array([np.nan, -0.0, 1e-40], np.float32)
+  sent = Facts(tuple(map(step_facts._without_pixels, (group('a', 2), group('b', 1)))), advantages)
+  got = wire.decode(wire.encode(sent, step_facts.KINDS), step_facts.KINDS)
+  assert repr(got) == repr(sent)
+  assert got.advantage_E.tobytes() == advantages.tobytes()
+  assert got.groups[0].scored[0].episode.stop is StopReason.STOP
 
 
 class Post:

@@ -209,3 +209,45 @@ def test_the_launcher_lets_no_process_outlive_the_one_above_it(fake_sglang, tmp_
   finally:
     starter.kill()
     starter.wait()
+
+
+SHOW = """
+import json, pathlib, sys
+key = json.loads(sys.stdin.readline())
+seen = [pathlib.Path('/proc/self', name).read_bytes() for name in ('cmdline', 'environ')]
+print(json.dumps(key), any(key[6:12].encode() in one for one in seen))
+print('rest', repr(sys.stdin.read()))
+"""
+
+
+def test_a_key_reaches_the_child_on_its_stdin_and_nobody_else(tmp_path):
+  log = tmp_path / 'log'
+  child = process.start([sys.executable, '-c', SHOW], env={}, log=log, key='open "sesame"\n')
+  assert child.wait(patience.seconds(60)) == 0
+  assert log.read_text().splitlines() == [r'"open \"sesame\"\n" False', "rest ''"]
+
+
+def test_a_child_that_ends_before_it_reads_its_key_is_no_error(tmp_path):
+  child = process.start(['/bin/true'], env={}, log=tmp_path / 'log', key='k' * 1_000_000)
+  assert child.wait(patience.seconds(60)) == 0
+
+
+KEYED = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format='%(message)s')
+logging.info('all arguments: %s', sys.argv[1:])
+logging.info('100%', 'wrong format')
+"""
+
+
+@pytest.mark.parametrize('launcher', ['launch_gpu.py', 'launch_cpu.py'])
+def test_the_launcher_hands_the_key_over_inside_the_process_and_logs_none(
+  fake_sglang, tmp_path, launcher
+):
+  package = pathlib.Path(fake_sglang['PYTHONPATH'])
+  (package / 'sglang' / 'launch_server.py').write_text(KEYED)
+  command = [sys.executable, str(LAUNCHER.with_name(launcher)), '--key-on-stdin', '--port', '1']
+  child = process.start(command, env=fake_sglang, log=tmp_path / 'log', key='-it\'s "k"')
+  assert child.wait(patience.seconds(60)) == 0
+  said = (tmp_path / 'log').read_text()
+  assert "all arguments: ['--api-key=***', '--port', '1']" in said.replace('"', "'")

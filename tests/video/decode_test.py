@@ -13,7 +13,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError, MediaError
 from paravt_jax.testing import clips
-from paravt_jax.video import sampling
+from paravt_jax.video import decode, sampling
 from paravt_jax.video.decode import DecodePool
 from tests import patience
 
@@ -280,3 +280,21 @@ def test_an_overview_of_few_slides_shows_each_of_them_once(pool, tmp_path):
   got, repeated = sampling.once(pool.frames_sync(path, times, *PIXELS), times)
   shown = [clips.read_count(frame) for frame in got.frames]
   assert {7, 8, 9} <= set(shown) and len(shown) == len(set(shown)) == 64 - repeated
+
+
+def test_a_worker_that_answers_with_a_pickle_is_a_crash_and_runs_nothing(
+  tmp_path, clip, monkeypatch
+):
+  """A file that takes a decoder over gets no further: its bytes are read as plain values."""
+  ran = tmp_path / 'ran'
+  code = (
+    'import os, sys\nfrom multiprocessing.connection import Connection\n'
+    'class Evil:\n  def __reduce__(self):\n'
+    f'    return os.mkdir, ({str(ran)!r},)\n'
+    'to = Connection(int(sys.argv[1]))\nto.send(("ready",))\nto.recv_bytes()\nto.send(Evil())\n'
+    'to.recv_bytes()'
+  )
+  monkeypatch.setattr(decode, '_PROGRAM', code)
+  with DecodePool(1, patience.seconds(30.0), 'pyav') as pool, pytest.raises(MediaError) as error:
+    pool.probe_sync(clip)
+  assert error.value.reason == 'crashed' and not ran.exists()

@@ -8,11 +8,14 @@ SGLang asks for that too, but only after imports of ten seconds.
 """
 
 import ctypes
+import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.5
@@ -56,3 +59,36 @@ def take_parent_pid(argv: list[str]) -> int | None:
   value = argv[place + 1]
   del argv[place : place + 2]
   return int(value)
+
+
+def take_key(argv: list[str], source: IO[str]) -> None:
+  """Puts the key into this process's `argv` where `--key-on-stdin` stands in it.
+
+  The line of JSON comes from `source`. The system keeps showing the words that the process was
+  started with, so other users see no key. SGLang logs all its arguments, so log lines lose it too.
+  """
+  if '--key-on-stdin' not in argv:
+    return
+  key = json.loads(source.readline())
+  argv[argv.index('--key-on-stdin')] = f'--api-key={key}'
+  hide(key)
+
+
+def hide(key: str) -> None:
+  """Replaces the key by *** in all log records that this process makes from now on."""
+  make = logging.getLogRecordFactory()
+  forms = {key, repr(key)[1:-1]}
+
+  def record(*args, **kwargs):
+    made = make(*args, **kwargs)
+    try:
+      text = made.getMessage()
+    except (TypeError, ValueError):  # a wrong format, which the handler reports
+      return made
+    if any(form in text for form in forms):
+      for form in forms:
+        text = text.replace(form, '***')
+      made.msg, made.args = text, ()
+    return made
+
+  logging.setLogRecordFactory(record)

@@ -1,5 +1,5 @@
 """Runs sglang.launch_server where torch has no CUDA: `python launch_cpu.py [--parent-pid N]
-<arguments of SGLang>`.
+[--key-on-stdin] <arguments of SGLang>`.
 
 Two packages come from the registry as CUDA builds only and fail at *import* without it. What they
 ask for is declared here and given no kernel, so nothing that runs is replaced, and a call that
@@ -83,4 +83,5 @@ if __name__ == '__main__':
   parent = guard.take_parent_pid(sys.argv)
   if parent is not None:
     guard.watch_parent(parent)
+  guard.take_key(sys.argv, sys.stdin)
   runpy.run_module('sglang.launch_server', run_name='__main__', alter_sys=False)

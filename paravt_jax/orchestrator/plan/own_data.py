@@ -84,7 +84,7 @@ def _of_rl(
   tasks = rows.rl_tasks(
     corpus.existing(data.train, 'data.train'),
     data.media_root,
-    fields.RowOptions(skip_bad_rows=data.skip_bad_rows, require_media=True),
+    fields.RowOptions(data.skip_bad_rows, require_media=True, follow_links=data.follow_links),
     collections.Counter(),
     None,
     rows.RowFilter(data.question_types, data.sources, data.max_rows, data.max_bad_share),

@@ -25,7 +25,7 @@ from paravt_jax.serving.embedded.images import ImagePatches, ImageStore, cut
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.embedded.prompts import Prompt, expand
 from paravt_jax.serving.embedded.replies import json_body, json_reply, raw_body
-from paravt_jax.serving.fields import finite, flag, short_repr, text
+from paravt_jax.serving.fields import finite, flag, request_id, short_repr, text
 from paravt_jax.serving.protocol import (
   FIRST_VERSION,
   GenerateReply,
@@ -347,7 +347,7 @@ class Server:
     body = await json_body(request, ('rid', 'abort_all'))
     rid, everyone = body.get('rid'), flag('abort_all', body.get('abort_all', False))
     if not everyone:
-      text('rid', rid)
+      request_id('rid', rid)
 
     def is_chosen(job: Job) -> bool:
       return everyone or job.rid == rid
@@ -382,7 +382,7 @@ class Server:
 
   async def server_info(self, request: web.Request) -> web.Response:
     """GET /get_server_info: options and cumulative counts."""
-    options = orjson.loads(self.options.to_json()) | {'api_key': None}
+    options = orjson.loads(self.options.to_json())
     running = [len(lane.running) for lane in self.engine.lanes]
     return json_reply(
       {

@@ -42,9 +42,10 @@ def launch(
     port_file = pathlib.Path(folder) / 'port'  # the server writes it when it can answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
     child = process.start(
-      children.command(_PROGRAM, '--options', given.to_json()),
+      children.command(_PROGRAM, '--options', given.to_json(), *_key_words(given)),
       env=env,
       log=log,
+      key=given.api_key,
     )
     try:
       process.wait_until(child, port_file.exists, log, deadline_s, 'embedded server')
@@ -53,3 +54,7 @@ def launch(
       process.end(child, 1.0)
       raise
   return ServerProcess(f'http://{options.host}:{port}', child, log)
+
+
+def _key_words(options: ServerOptions) -> list[str]:
+  return [] if options.api_key is None else ['--key-on-stdin']

@@ -86,7 +86,8 @@ class ServerOptions(EngineOptions):
   host: str  # where it listens
   port: int  # 0: a free one
   port_file: str | None  # gets the port
-  api_key: str | None  # that requests must bring
+  # that requests must bring; a process gets it on its stdin, never on its command line
+  api_key: str | None = dataclasses.field(repr=False)
   served_name: str  # the model's name behind the OpenAI protocol
   think_prefix: str  # the beginning of each turn behind the OpenAI protocol; '' for none
   eos_token_ids: tuple[int, ...]  # that end a reply
@@ -122,8 +123,8 @@ class ServerOptions(EngineOptions):
     return cls(**given)
 
   def to_json(self) -> str:
-    """Returns the text for `--options`."""
-    return json.dumps(dataclasses.asdict(self))
+    """Returns the text for `--options`: everything but the key, which is None there."""
+    return json.dumps(dataclasses.asdict(self) | {'api_key': None})
 
   @property
   def context(self) -> int:

@@ -1,5 +1,7 @@
 """What all handlers share: bodies in, JSON out, errors as one line, and the key."""
 
+import asyncio
+import hmac
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -12,6 +14,7 @@ from paravt_jax.serving import images
 from paravt_jax.serving.fields import json_object, refuse_unknown, short_repr
 from paravt_jax.serving.protocol import RequestError
 
+BODY_S = 300.0  # seconds for a body to arrive, after which its client has left or never meant it
 OPEN = ('/health', '/ready')  # paths that need no key
 
 
@@ -32,9 +35,14 @@ async def json_body(request: web.Request, known: Collection[str] | None = None) 
 
 
 async def raw_body(request: web.Request) -> bytes:
-  """Returns the body. Raises RequestError if it cannot be read."""
+  """Returns the body. Raises RequestError if it cannot be read, or takes longer than BODY_S."""
   try:
-    return await request.read()
+    async with asyncio.timeout(BODY_S):
+      return await request.read()
+  except TimeoutError:
+    raise RequestError(
+      f'{request.path}: the body was not there after {BODY_S:g} s; send it faster, or less of it'
+    ) from None
   except (web.RequestPayloadError, HttpProcessingError) as error:
     raise RequestError(
       f'{request.path}: the body cannot be read ({" ".join(str(error).split())[:160]})'
@@ -63,17 +71,19 @@ async def errors(
 
 
 def key(api_key: str | None) -> Any:
-  """Returns what refuses requests without the key, except /health and /ready, as SGLang does."""
+  """Returns what refuses requests without the key, except /health and /ready, as SGLang does.
+
+  The comparison takes the same time wherever the first wrong character is.
+  """
+  wanted = None if api_key is None else _bytes(f'Bearer {api_key}')
 
   @web.middleware
   async def check(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
   ) -> web.StreamResponse:
-    if (
-      api_key is not None
-      and request.path not in OPEN
-      and request.headers.get('Authorization') != f'Bearer {api_key}'
-    ):
+    got = _bytes(request.headers.get('Authorization', ''))
+    closed = wanted is not None and request.path not in OPEN
+    if closed and not hmac.compare_digest(got, wanted):
       return json_reply(
         {
           'error': {
@@ -85,3 +95,8 @@ def key(api_key: str | None) -> Any:
     return await handler(request)
 
   return check
+
+
+def _bytes(header: str) -> bytes:
+  """Returns the bytes of a header as they were sent; aiohttp keeps those of no character apart."""
+  return header.encode('utf-8', 'surrogateescape')

@@ -4,6 +4,8 @@
 
 import argparse
 import asyncio
+import dataclasses
+import json
 import logging
 import os
 import signal
@@ -132,8 +134,12 @@ def main() -> int:
   )
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--options', required=True)
+  parser.add_argument('--key-on-stdin', action='store_true', help='one line of JSON: the key')
   try:
-    options = ServerOptions.from_json(parser.parse_args().options)
+    given = parser.parse_args()
+    options = ServerOptions.from_json(given.options)
+    if given.key_on_stdin:
+      options = dataclasses.replace(options, api_key=json.loads(sys.stdin.readline()))
     if options.parent_pid is not None:
       watch_parent(options.parent_pid)
     sock = bind(options.host, options.port)
