@@ -58,11 +58,11 @@ class StepLog:
 def describe(number: int, steps: int, staleness: int, metrics: Mapping[str, float]) -> str:
   """Returns the line of a step. What its metrics lack is left out.
 
-  'step 8 of 120: 8 groups, 64 episodes, 2,345 tokens; reward 1.83, accuracy 0.72, format 0.98,
-  calls 1.38; 3.7 s (rollout 2.9, learn 0.6); the learner waited 2.9 s for rollouts'
+  'step 7 (8 of 120 done): 8 groups, 64 episodes, 2,345 tokens; reward 1.83, accuracy 0.72, format
+  0.98, calls 1.38; 3.7 s (rollout 2.9, learn 0.6); the learner waited 2.9 s for rollouts'
 
   Args:
-    number: of the step, from 0; the line counts from 1 as the progress bar does.
+    number: of the step, from 0, as in metrics.jsonl.
   """
   counts = (
     ('groups/accepted', 'groups'),
@@ -76,7 +76,9 @@ def describe(number: int, steps: int, staleness: int, metrics: Mapping[str, floa
     _times(metrics),
     _waits(staleness, metrics),
   ]
-  return f'step {number + 1} of {steps}: ' + '; '.join(part for part in parts if part)
+  return f'step {number} ({number + 1} of {steps} done): ' + '; '.join(
+    part for part in parts if part
+  )
 
 
 def _losses(metrics: Mapping[str, float]) -> str:
