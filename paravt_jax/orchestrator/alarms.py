@@ -30,65 +30,105 @@ SPEED = 'server/speed'
 
 @dataclasses.dataclass(frozen=True)
 class AlarmOptions(Options):
-  """An alarm on a condition that has no limit of its own."""
+  """What every alarm has."""
 
-  action: Annotated[str, one_of(*ACTIONS)]  # warn: a line on the terminal; stop: it ends the run
-  steps: Annotated[int, COUNT]  # steps in a row in which the condition holds
-
-
-@dataclasses.dataclass(frozen=True)
-class ShareAlarmOptions(AlarmOptions):
-  """An alarm on a share that is too large or too small."""
-
-  share: Annotated[float, PART]  # the limit
+  # warn: a line on the terminal when it goes on or off; stop: it ends the run
+  action: Annotated[str, one_of(*ACTIONS)]
+  steps: Annotated[int, COUNT]  # steps in a row in which its condition holds
 
 
 @dataclasses.dataclass(frozen=True)
-class FloorAlarmOptions(AlarmOptions):
-  """An alarm on a value that is too small."""
+class NonfiniteOptions(AlarmOptions):
+  """Alarm: an update was skipped as not finite, or the loss or the gradient is not finite."""
 
-  floor: Annotated[float, POSITIVE]  # the smallest value that is right
+
+@dataclasses.dataclass(frozen=True)
+class GapOptions(AlarmOptions):
+  """Alarm: log-probs of learner and server differ more than `rollout.gap_limit` and
+  `rollout.gap_ratio` allow.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSignalOptions(AlarmOptions):
+  """Alarm: the rewards of too many groups are all equal, so they have no advantage."""
+
+  share: Annotated[float, PART]  # of the groups, from which the condition holds; 1: all of them
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatOptions(AlarmOptions):
+  """Alarm: too few episodes keep the format."""
+
+  share: Annotated[float, PART]  # of the episodes, below which the condition holds
+
+
+@dataclasses.dataclass(frozen=True)
+class CallsOptions(AlarmOptions):
+  """Alarm: too few calls."""
+
+  floor: Annotated[float, POSITIVE]  # executed calls per episode, below which the condition holds
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyOptions(AlarmOptions):
+  """Alarm: the policy has collapsed."""
+
+  floor: Annotated[float, POSITIVE]  # mean entropy in nats, below which the condition holds
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowServerOptions(AlarmOptions):
+  """Alarm: one rollout server is slow beside the others of the run (`server.watch` has the knobs
+  for lost ones).
+  """
+
+  # of the median of the others' tokens per second of a request, below which the condition holds
+  share: Annotated[float, PART]
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTWatchOptions(Options):
-  """What SFT watches in its metrics."""
+  """Alarms on the metrics of SFT."""
 
-  nonfinite: AlarmOptions  # an update skipped, or a loss or gradient that is not finite
+  nonfinite: NonfiniteOptions
 
   @classmethod
   def published(cls) -> 'SFTWatchOptions':
-    """Returns a warning after three such steps: one or two are a bad batch."""
-    return cls(nonfinite=AlarmOptions(action='warn', steps=3))
+    """Returns a warning after three such steps: one or two may be a bad batch."""
+    return cls(nonfinite=NonfiniteOptions(action='warn', steps=3))
 
 
 @dataclasses.dataclass(frozen=True)
 class WatchOptions(SFTWatchOptions):
-  """What RL watches in its metrics."""
+  """Alarms on the metrics of a run (`server.watch` is about server processes)."""
 
-  gap: AlarmOptions  # log-probs of learner and server part by more than rollout.gap_limit allows
-  no_signal: ShareAlarmOptions  # so many groups have equal rewards, so no advantage
-  format: ShareAlarmOptions  # fewer episodes than this share keep the format
-  calls: FloorAlarmOptions  # fewer executed calls per episode
-  entropy: FloorAlarmOptions  # a lower entropy of the policy, in nats
-  # a server samples fewer tokens per second of a request than this share of the others' median
-  slow_server: ShareAlarmOptions
+  gap: GapOptions
+  no_signal: NoSignalOptions
+  format: FormatOptions
+  calls: CallsOptions
+  entropy: EntropyOptions
+  slow_server: SlowServerOptions
 
   @classmethod
   def published(cls) -> 'WatchOptions':
     """Returns warnings, except for the gap: tokens of other weights must not train a policy.
 
-    The floors lie far below what `make rl` reaches, so that they tell of a collapse. Its figures
-    are in configs/README.md.
+    The floors lie far below what a run of `make rl` has at its worst step: they tell of a collapse.
     """
     return cls(
-      nonfinite=AlarmOptions(action='warn', steps=3),
-      gap=AlarmOptions(action='stop', steps=1),
-      no_signal=ShareAlarmOptions(action='warn', steps=5, share=1.0),
-      format=ShareAlarmOptions(action='warn', steps=5, share=0.5),
-      calls=FloorAlarmOptions(action='warn', steps=5, floor=0.1),
-      entropy=FloorAlarmOptions(action='warn', steps=5, floor=0.02),
-      slow_server=ShareAlarmOptions(action='warn', steps=5, share=0.5),
+      nonfinite=NonfiniteOptions(action='warn', steps=3),
+      gap=GapOptions(action='stop', steps=1),
+      # the tiny run has such steps, alone, once its questions are mostly solved
+      no_signal=NoSignalOptions(action='warn', steps=5, share=1.0),
+      # the tiny run: at least 0.91
+      format=FormatOptions(action='warn', steps=5, share=0.5),
+      # the tiny run: at least 1.0; below 0.1 nine of ten episodes look nowhere
+      calls=CallsOptions(action='warn', steps=5, floor=0.1),
+      # the tiny run: at least 0.12 nats
+      entropy=EntropyOptions(action='warn', steps=5, floor=0.02),
+      # requests differ in length: servers of one kind stay within a third of each other
+      slow_server=SlowServerOptions(action='warn', steps=5, share=0.5),
     )
 
 
