@@ -5,8 +5,9 @@ Each alarm has a condition on the metrics of a step. The alarm is on once the co
 of a condition says nothing: it neither continues the row nor breaks it. With action 'warn' an alarm
 prints one line when it goes on and one when it goes off. With 'stop' it ends the run.
 
-Rows are not remembered: a run that starts again counts from zero. So an alarm that has stopped a run
-stops it again only where its condition holds for `steps` new steps.
+A run that starts again reads its rows from metrics.jsonl and continues them, so that a run that is
+often interrupted has its alarms too. After a stop the row begins anew: the run is stopped again only
+where the condition holds for `steps` new steps.
 
 Process 0 has the metrics of all hosts, so it alone decides and tells the others.
 """
@@ -15,7 +16,7 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 from tqdm import tqdm
@@ -205,9 +206,20 @@ class Alarms:
       text = f'step {number}: {finding.text}{_row(now, since)}'
       if options.action == 'stop':
         stop = stop or Stop(name, since, text)
+        del self._rows[name]
       else:
         lines.append(f'alarm {name}: {text}')
     return Outcome({'watch/on': sum(on.values()), **on}, tuple(lines), stop)
+
+  def replay(self, records: Iterable[Mapping[str, float | None]]) -> None:
+    """Takes up the rows of a run that starts again.
+
+    Args:
+      records: of metrics.jsonl, up to the step that the run continues from.
+    """
+    for record in records:
+      known = {name: math.nan if value is None else value for name, value in record.items()}
+      self.step(int(known['step']), known)
 
   def _note(self, name: str, number: int, finding: Finding) -> None:
     """Continues, begins or ends the row of an alarm."""

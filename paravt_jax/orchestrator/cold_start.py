@@ -18,6 +18,7 @@ import jax
 
 from paravt_jax.data import batches, planner
 from paravt_jax.errors import DataError
+from paravt_jax.metrics import writer as metrics_writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models import sharding
 from paravt_jax.orchestrator import alarms, binding, checks, outlook, parts, run_folder, sft_data
@@ -139,6 +140,8 @@ def _steps(
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
   watch = alarms.sft_alarms(recipe.watch)
+  if writer is not None:
+    watch.replay(metrics_writer.read(writer.path))
   bar = parts.bar(recipe.steps, 'sft', trainer.version, hosts.is_first)
   with (
     run_folder.Interrupts() as interrupts,

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from paravt_jax.data.order import EpochOrder
+from paravt_jax.metrics import writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
 from paravt_jax.orchestrator import alarms, host_queue, parts, rollouts, step_facts, step_log
@@ -114,6 +115,8 @@ class _Loop:
     self._logs, self._skipped = logs, skipped
     self._folder, limits = folder, recipe.rollout
     self._alarms = alarms.rl_alarms(recipe.watch, limits.gap_limit, limits.gap_ratio)
+    if logs is not None:
+      self._alarms.replay(writer.read(logs.metrics.path))
     self._hosts = hosts_.current()
     self._channel = self._hosts.channel('rl/steps')
     self._saved, self._clock = learner.version, Clock()

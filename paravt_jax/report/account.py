@@ -36,7 +36,7 @@ def paragraph(run: Run) -> str:
 def alarms(run: Run) -> list[str]:
   """Returns a line for each alarm that was on: what it means and at which steps.
 
-  'entropy: the entropy of the policy was too low, at steps 31-44'. Of the cold start too.
+  'entropy (the entropy of the policy was too low) at steps 31–44'. Of the cold start too.
   """
   found = _lines(run.metrics, '')
   return found + _lines(run.sft_metrics, 'cold start, ')
@@ -49,7 +49,7 @@ def _lines(metrics: Sequence[Mapping[str, float | None]], where: str) -> list[st
       if name.startswith(_ON) and value:
         by_alarm.setdefault(names.split(name)[1]['alarm'], []).append(int(record['step'] or 0))
   return [
-    f'{where}{name}: {_MEANING.get(name, "its condition held")}, at {_ranges(steps)}'
+    f'{where}{name} ({_MEANING.get(name, "its condition held")}) at {_ranges(steps)}'
     for name, steps in by_alarm.items()
   ]
 

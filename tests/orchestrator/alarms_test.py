@@ -88,11 +88,32 @@ def test_a_step_without_the_metric_neither_continues_nor_breaks_a_row():
   assert made.step(2, bad).stop.text.endswith('2 steps in a row since step 0')
 
 
-def test_a_run_that_starts_again_counts_from_zero():
+def resumed(action, steps, *records):
+  """The alarms of a run that starts again with these records of metrics.jsonl."""
+  made = watching('format', action, steps)
+  made.replay([{'step': number, **FINE, **one} for number, one in enumerate(records)])
+  return made
+
+
+def test_a_run_that_starts_again_continues_its_rows():
   bad = WRONG['format']
-  assert run(watching('format', 'stop', 2), bad, bad)[1].stop is not None
-  again = run(watching('format', 'stop', 2), bad, bad)
-  assert again[0].stop is None and again[1].stop is not None
+  found = resumed('stop', 3, {}, bad, bad).step(3, {**FINE, **bad})
+  assert found.stop.text.endswith('3 steps in a row since step 1')
+  assert resumed('stop', 3, {}, bad, bad).step(3, FINE).stop is None  # it no longer holds
+  assert resumed('warn', 2, bad, bad).step(2, {**FINE, **bad}).lines == ()  # told before
+
+
+def test_a_run_that_an_alarm_has_stopped_is_stopped_again_only_after_as_many_new_steps():
+  bad = {**FINE, **WRONG['format']}
+  made = resumed('stop', 2, bad, bad)
+  assert made.step(2, bad).stop is None
+  assert made.step(3, bad).stop.text.endswith('2 steps in a row since step 2')
+
+
+def test_a_value_that_was_written_as_null_was_not_finite():
+  made = watching('nonfinite', 'stop', 2)
+  made.replay([{'step': 0, **FINE, 'policy/loss': None}])
+  assert made.step(1, {**FINE, 'policy/loss': math.nan}).stop is not None
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def test_an_alarm_is_a_line_with_its_meaning_and_its_steps():
   rows[2] |= on('calls')
   made = run(*rows, sft_metrics=({'step': 7, **on('nonfinite')},))
   assert account.alarms(made) == [
-    'calls: too few calls per episode, at step 2',
-    'entropy: the entropy of the policy was too low, at steps 3–5, 9',
-    'cold start, nonfinite: updates were not finite, at step 7',
+    'calls (too few calls per episode) at step 2',
+    'entropy (the entropy of the policy was too low) at steps 3–5, 9',
+    'cold start, nonfinite (updates were not finite) at step 7',
   ]
   assert f'Alarms: {"; ".join(account.alarms(made))}.' in account.paragraph(made)
 
