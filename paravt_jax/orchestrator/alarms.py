@@ -128,7 +128,7 @@ class WatchOptions(SFTWatchOptions):
       calls=CallsOptions(action='warn', steps=5, floor=0.1),
       # the tiny run: at least 0.12 nats
       entropy=EntropyOptions(action='warn', steps=5, floor=0.02),
-      # requests differ in length: servers of one kind stay within a third of each other
+      # requests differ in length, so that servers of one kind differ too
       slow_server=SlowServerOptions(action='warn', steps=5, share=0.5),
     )
 

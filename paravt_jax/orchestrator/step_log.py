@@ -85,8 +85,8 @@ def _losses(metrics: Mapping[str, float]) -> str:
   """Returns what was lost or skipped, '' in the usual case that nothing was."""
   groups = sum(value for name, value in metrics.items() if name.startswith('groups/dropped'))
   skipped = metrics.get('optim/skipped', 0.0)
-  found = [f'{groups:g} groups lost' if groups else '']
-  found.append(f'{skipped:g} updates skipped as not finite' if skipped else '')
+  found = [f'groups lost: {groups:g}' if groups else '']
+  found.append(f'updates skipped as not finite: {skipped:g}' if skipped else '')
   return ', '.join(one for one in found if one)
 
 

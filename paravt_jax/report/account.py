@@ -117,10 +117,8 @@ def _losses(metrics: Sequence[Mapping[str, float | None]]) -> str:
   counted = {name: _total(metrics, f'server/{name}') for name in ('lost', 'restarts')}
   if not any(counted.values()):
     return f'Groups lost: {lost}. No server was lost.'
-  return (
-    f'Groups lost: {lost}. Servers were lost {counted["lost"]:g} times and started again '
-    f'{counted["restarts"]:g} times.'
-  )
+  servers = f'Servers lost: {counted["lost"]:g}, started again: {counted["restarts"]:g}.'
+  return f'Groups lost: {lost}. {servers}'
 
 
 def _total(metrics: Sequence[Mapping[str, float | None]], name: str) -> float:

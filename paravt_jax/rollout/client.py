@@ -151,6 +151,10 @@ class Client(Http):
       self._sent.pop(request.rid, None)
       self._given_up.discard(request.rid)
 
+  def _count_speed(self, url: str, tokens: int, seconds: float) -> None:
+    replies, before, spent = self._speeds.get(url, (0, 0, 0.0))
+    self._speeds[url] = replies + 1, before + tokens, spent + seconds
+
   def take_speeds(self) -> dict[str, float]:
     """Returns each server's sampled tokens per second of a request, since the previous call.
 
@@ -240,9 +244,7 @@ class Client(Http):
           images=len(part.images),
         )
         self._router.served(url)
-        replies, tokens, seconds = self._speeds.get(url, (0, 0, 0.0))
-        seconds += time.monotonic() - start
-        self._speeds[url] = replies + 1, tokens + len(reply.output_ids), seconds
+        self._count_speed(url, len(reply.output_ids), time.monotonic() - start)
         return reply, self._router.state(url) is State.UP
       self.counts['moved'] += 1
     raise RolloutError(

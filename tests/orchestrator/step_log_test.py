@@ -37,7 +37,7 @@ def test_a_line_says_what_a_step_did_and_who_waited():
 def test_what_was_lost_is_stated_and_what_is_unknown_is_left_out():
   lost = {'groups/dropped/reason=media': 2.0, 'groups/dropped/reason=judge': 1.0}
   line = step_log.describe(0, 3, 2, {'groups/accepted': 4.0, 'optim/skipped': 1.0, **lost})
-  assert line == 'step 0 (1 of 3 done): 4 groups; 3 groups lost, 1 updates skipped as not finite'
+  assert line == 'step 0 (1 of 3 done): 4 groups; groups lost: 3, updates skipped as not finite: 1'
 
 
 def test_lines_are_appended_to_the_file_with_their_time_and_those_of_alarms(tmp_path, capsys):

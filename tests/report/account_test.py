@@ -55,7 +55,7 @@ def test_lost_groups_are_stated_by_reason_and_restarts_add_up_when_the_run_start
   )
   said = account.paragraph(made)
   assert 'Groups lost: 4 (media 3, judge 1).' in said
-  assert 'Servers were lost 3 times and started again 1 times.' in said
+  assert 'Servers lost: 3, started again: 1.' in said
   assert 'It was not evaluated both before and after training.' in said
 
 
