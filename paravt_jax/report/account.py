@@ -115,6 +115,8 @@ def _losses(metrics: Sequence[Mapping[str, float | None]]) -> str:
   reasons = ', '.join(f'{reason} {count:g}' for reason, count in groups.items())
   lost = f'{sum(groups.values()):g} ({reasons})' if groups else 'none'
   counted = {name: _total(metrics, f'server/{name}') for name in ('lost', 'restarts')}
+  if not any('server/lost' in record for record in metrics):
+    return f'Groups lost: {lost}.'
   if not any(counted.values()):
     return f'Groups lost: {lost}. No server was lost.'
   servers = f'Servers lost: {counted["lost"]:g}, started again: {counted["restarts"]:g}.'

@@ -76,4 +76,5 @@ def test_a_run_without_files_or_without_alarms_in_them_claims_nothing():
     'It was not evaluated both before and after training.'
   )
   old = {'step': 0, 'time/step': 4.0}
-  assert 'alarm' not in account.paragraph(run(old))
+  said = account.paragraph(run(old))
+  assert 'alarm' not in said and 'erver' not in said
