@@ -41,3 +41,7 @@ class SyncError(ParavtError):
 
 class CheckpointError(ParavtError):
   """A checkpoint is missing, incomplete, or its shapes differ from the model's."""
+
+
+class AlarmError(ParavtError):
+  """An alarm of the recipe (`watch.*`) with action 'stop' has ended the run."""

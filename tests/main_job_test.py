@@ -63,8 +63,8 @@ def test_it_says_its_scale_first_and_ends_with_a_table_and_the_run_folder(folder
   )
   assert out.splitlines()[-1] == 'runs/whole'
   assert 'accuracy (greedy)' in out and 'report: runs/whole/report.html' in out
-  for stage in ('world: videos', 'sft', 'before: heldout', 'para_grpo', 'after: sampled'):
-    assert stage in err  # progress bars
+  for stage in ('world: videos', 'sft', 'before: heldout', '4 of 4 done', 'after: sampled'):
+    assert stage in err  # progress bars, and the lines of steps
   assert 'Traceback' not in err
 
 

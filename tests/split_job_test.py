@@ -23,7 +23,7 @@ KNOBS = {
   'run__tensorboard': False,
 }
 # of clocks, and of where servers are
-OWN = ('time/', 'sync/', 'wall', 'rollout/')
+OWN = ('time/', 'sync/', 'wall', 'rollout/', 'server/speed/')
 
 
 def run(place, folder, devices, **knobs):

@@ -178,10 +178,21 @@ _SERVER = {
     'servers', 'times a server was emptied for holding too much memory, since the start'
   ),
   'server/back': Metric('servers', 'times a server took requests again, since the start'),
+  'server/speed': Metric(
+    'tokens/s',
+    'sampled tokens over the seconds of their requests, of a server that answered enough of them',
+    ('server',),
+  ),
   'sync/seconds': Metric(
     's',
     'the last weight update, by stage: write, convert (for SGLang), load (canary included)',
     ('stage',),
+  ),
+}
+
+_WATCH = {
+  'watch/on': Metric(
+    'alarms', 'alarms of the recipe that are on after the step; of one alarm 0 or 1', ('alarm',)
   ),
 }
 
@@ -216,6 +227,7 @@ METRICS: dict[str, Metric] = {
   **_POLICY,
   **_LEARNER,
   **_SERVER,
+  **_WATCH,
   **_TIME,
 }
 

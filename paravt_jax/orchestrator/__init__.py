@@ -11,7 +11,7 @@ Components, and what each owns:
       rollouts         the client, the fleet that watches the servers, and the agents that use both
       weight_delivery  converts a published version to the folder that servers load
       rollout_queue    groups on their way to the learner, and how far they may be ahead of it
-      training         the RL loop
+      training         the RL loop; alarms: what ends it early; step_log: what each step did
       hosts            the other processes of a run, and what they tell each other: host_queue,
                        host_journal, step_facts; native_errors says in one line that one has died
       put, suites      the evaluation: before training, after training, and offline
@@ -26,8 +26,10 @@ One step of RL:
 4. The learner predicts the canary's tokens with the new weights and starts to write them.
 5. The fleet delivers them to each server. A server's replies count once it has reproduced the
    canary. With staleness above 0 the next groups run meanwhile.
-6. Metrics and episodes are written. The run ends if the gap between the log-probs of learner and
-   server is above `rollout.gap_limit` and the allowance for rounding.
+6. Metrics, episodes and a line of what the step did (`step_log`) are written. Process 0 looks at
+   the alarms of the recipe's `watch` (`alarms`) and tells all processes if one of them ends the run.
+   By default that is the gap between the log-probs of learner and server, above
+   `rollout.gap_limit` and the allowance for rounding.
 7. Every `run.checkpoint_every` steps one atomic record stores trained parameters, optimizer, the
    position in the data, the queue's counters, and the version. It is written while the next steps
    run. Frozen parameters stay in the model folder, which the record names.

@@ -17,6 +17,7 @@ FREE = (
   'scale',  # a label: the values of a scale are in its other knobs
   'run.',
   'profile.',
+  'watch.',
   'server.',
   'client.',
   'mesh.',

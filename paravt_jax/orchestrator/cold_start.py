@@ -18,9 +18,10 @@ import jax
 
 from paravt_jax.data import batches, planner
 from paravt_jax.errors import DataError
+from paravt_jax.metrics import writer as metrics_writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models import sharding
-from paravt_jax.orchestrator import binding, checks, outlook, parts, run_folder, sft_data
+from paravt_jax.orchestrator import alarms, binding, checks, outlook, parts, run_folder, sft_data
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
@@ -138,6 +139,9 @@ def _steps(
   channel = hosts.channel('sft/steps', (batches.Batch,))
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
+  watch = alarms.sft_alarms(recipe.watch)
+  if writer is not None:
+    watch.replay(metrics_writer.read(writer.path))
   bar = parts.bar(recipe.steps, 'sft', trainer.version, hosts.is_first)
   with (
     run_folder.Interrupts() as interrupts,
@@ -148,15 +152,22 @@ def _steps(
       number = trainer.version
       metrics, where = one_step(trainer, ahead, counts, skipped, channel)
       left_out.tell(counts, where['drawn'], skipped.latest)
+      stop = None
       if writer is not None:
-        writer.write(number, metrics)
+        found = watch.step(number, metrics)
+        writer.write(number, {**metrics, **found.metrics})
+        alarms.show(found)
+        stop = found.stop
       glance = f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}'
       progress.set_postfix_str(glance, refresh=False)
       progress.update()
       every, done = recipe.run.checkpoint_every, trainer.version
-      ends = channel.any(interrupts.asked)
+      told = channel.exchange((interrupts.asked, stop))  # process 0's alarm counts for all
+      stop, ends = told[0][1], any(asked or halt is not None for asked, halt in told)
       if ends or run_folder.saves(every, done, recipe.steps):
         trainer.save({'data': where, 'skipped': dict(counts)})
+      if stop is not None:
+        raise alarms.error(stop, [done])
       if ends:
         raise KeyboardInterrupt
 

@@ -31,7 +31,9 @@ from paravt_jax.orchestrator import (
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, write_json
+from paravt_jax.report import account
 from paravt_jax.report import build as report
+from paravt_jax.report import run as run_files
 from paravt_jax.types import Clip, Task
 from paravt_jax.video import sampling
 
@@ -228,7 +230,7 @@ def _keys(place: pathlib.Path) -> Sequence[str]:
 def finish(
   recipe: RLRecipe, folder: RunFolder, found: dict[str, Any], model_folder: pathlib.Path
 ) -> None:
-  """Writes the run's report and prints the table."""
+  """Writes the run's report, and prints the table and how the run went."""
   page, video = folder.path / 'report.html', recipe.video
   tok = ChatTokenizer.load(model_folder)
   write_json(folder.path / 'summary.json', found)
@@ -239,6 +241,7 @@ def finish(
 
     report.build(folder.path, page, frames, tok.decode)
   print(table(found))
+  print(account.paragraph(run_files.load(folder.path)))
   print(f'report: {page}')
 
 

@@ -28,7 +28,7 @@ from paravt_jax.options import (
   Options,
   one_of,
 )
-from paravt_jax.orchestrator import eval_options, options
+from paravt_jax.orchestrator import alarms, eval_options, options
 from paravt_jax.orchestrator.device import DeviceOptions
 from paravt_jax.orchestrator.hosts import HostsOptions
 from paravt_jax.orchestrator.profiling import ProfileOptions
@@ -69,6 +69,7 @@ class SFTRecipe(Options):
   optimizer: options.SFTOptimizerOptions
   train: options.SFTTrainOptions
   batches: FillOptions
+  watch: alarms.SFTWatchOptions
   mesh: options.MeshOptions
   device: DeviceOptions
   hosts: HostsOptions
@@ -92,6 +93,7 @@ class SFTRecipe(Options):
       optimizer=options.SFTOptimizerOptions.published(),
       train=options.SFTTrainOptions.published(),
       batches=FillOptions.published(),
+      watch=alarms.SFTWatchOptions.published(),
       mesh=options.MeshOptions.published(),
       device=DeviceOptions.published(),
       hosts=HostsOptions.published(),
@@ -125,6 +127,7 @@ class RLRecipe(Options):
   optimizer: OptimizerOptions
   train: options.TrainOptions
   batches: LayoutOptions
+  watch: alarms.WatchOptions
   mesh: options.MeshOptions
   device: DeviceOptions
   hosts: HostsOptions
@@ -158,6 +161,7 @@ class RLRecipe(Options):
       optimizer=OptimizerOptions.published(),
       train=options.TrainOptions.published(),
       batches=LayoutOptions.published(),
+      watch=alarms.WatchOptions.published(),
       mesh=options.MeshOptions.published(),
       device=DeviceOptions.published(),
       hosts=HostsOptions.published(),

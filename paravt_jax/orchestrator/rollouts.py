@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from paravt_jax.chat.tokenizer import ChatTokenizer
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import extended
+from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator import parts, servers
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe
@@ -89,9 +90,17 @@ class Rollouts:
     self.timeline.span('delivery', 'load', written, end, version=version)
 
   def metrics(self) -> dict[str, float]:
-    """Returns numbers on the last delivery, and counts of server events since the run began."""
-    counts = self.fleet.counts
+    """Returns numbers on the last delivery, counts of server events since the run began, and the
+    speed of each server since the previous call.
+    """
+    counts, speeds, hosts = self.fleet.counts, self.client.take_speeds(), hosts_.current()
+    host = '' if hosts.is_alone else f'{hosts.index}.'  # every host numbers its servers from 0
     return {
+      **{
+        f'server/speed/server={host}{index}': speeds[member.url]
+        for index, member in enumerate(self.fleet.members)
+        if member.url in speeds
+      },
       **{f'sync/seconds/stage={stage}': value for stage, value in self.weights.seconds.items()},
       **{f'server/{name}': float(counts[name]) for name in ('lost', 'restarts', 'drained', 'back')},
     }

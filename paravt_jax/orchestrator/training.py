@@ -3,23 +3,25 @@
 import asyncio
 import contextlib
 import dataclasses
+import sys
 import time
 from typing import Any
 
 from paravt_jax.data.order import EpochOrder
+from paravt_jax.metrics import writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
-from paravt_jax.orchestrator import host_queue, parts, rollouts, step_facts
+from paravt_jax.orchestrator import alarms, host_queue, parts, rollouts, step_facts, step_log
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.corpus import Questions
 from paravt_jax.orchestrator.learner import Learner, PreparedBatch
 from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.orchestrator.rollout_queue import Queue
 from paravt_jax.orchestrator.run_folder import Interrupts, RunFolder, saves
-from paravt_jax.orchestrator.weight_delivery import guard
 from paravt_jax.report.episodes import EpisodeLog
 from paravt_jax.rollout import groups
 from paravt_jax.timeline import Timeline
+from paravt_jax.train import checkpoint
 from paravt_jax.types import Group
 
 # stages of a step in which the learner waits, as its lane of the timeline has them
@@ -64,9 +66,12 @@ async def train(
             MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun)
           ),
           stack.enter_context(EpisodeLog(episodes, start_step=begun)),
+          step_log.StepLog(folder.path / step_log.FILE, knobs.steps, knobs.staleness),
         )
-      progress = stack.enter_context(parts.bar(knobs.steps, recipe.name, begun, hosts.is_first))
-      loop = _Loop(recipe, learner, server, queue, logs, questions.metrics())
+      # without a terminal, the lines of the steps are the progress
+      shown = hosts.is_first and sys.stderr.isatty()
+      progress = stack.enter_context(parts.bar(knobs.steps, recipe.name, begun, shown))
+      loop = _Loop(recipe, learner, server, queue, logs, questions.metrics(), folder)
       try:
         while learner.version < knobs.steps:
           metrics = await loop.step(interrupts)
@@ -87,6 +92,7 @@ class Logs:
 
   metrics: MetricsWriter
   episodes: EpisodeLog
+  lines: step_log.StepLog
 
 
 class _NoInterrupts(Interrupts):
@@ -107,10 +113,15 @@ class _Loop:
     queue: Queue,
     logs: Logs | None,
     skipped: dict[str, float],
+    folder: RunFolder,
   ):
     self._recipe, self._learner = recipe, learner
     self._server, self._queue = server, queue
     self._logs, self._skipped = logs, skipped
+    self._folder, limits = folder, recipe.rollout
+    self._alarms = alarms.rl_alarms(recipe.watch, limits.gap_limit, limits.gap_ratio)
+    if logs is not None:
+      self._alarms.replay(writer.read(logs.metrics.path))
     self._hosts = hosts_.current()
     self._channel = self._hosts.channel('rl/steps')
     self._saved = learner.version
@@ -149,8 +160,8 @@ class _Loop:
     if save or not knobs.staleness:
       await queue.delivered()
       clock.lap('sync')
-    await self._write(number, prepared, metrics, clock)
-    guard(metrics, knobs, rounding, number)
+    stop = await self._write(number, prepared, metrics, clock)
+    await self._end_if(stop)
     # Saving counts towards the next step, so that each record on disk has its line in the log.
     self._clock = Clock(self._server.timeline, learner.version)
     self._server.timeline.flush()
@@ -181,16 +192,35 @@ class _Loop:
 
   async def _write(
     self, number: int, batch: PreparedBatch, metrics: dict[str, float], clock: 'Clock'
-  ) -> None:
+  ) -> alarms.Stop | None:
+    """Logs a step in process 0, and returns whether an alarm ends the run. None elsewhere."""
     times = clock.times()
     own = {**self._queue.metrics(), **self._server.metrics()}
     around = step_facts.add_metrics(await self._channel.meet(own))
     if self._logs is None:
-      return
+      return None
     for group in batch.groups:
       for one in group.scored:
         self._logs.episodes.append(number, one)
-    self._logs.metrics.write(number, {**metrics, **times, **around, **self._skipped})
+    record = {**metrics, **times, **around, **self._skipped}
+    found = self._alarms.step(number, record)
+    self._logs.metrics.write(number, {**record, **found.metrics})
+    self._logs.lines.write(number, record, found)
+    return found.stop
+
+  async def _end_if(self, stop: alarms.Stop | None) -> None:
+    """Raises the error of process 0's alarm in all processes, after the record that it leaves."""
+    keep, version = self._recipe.run.keep, self._learner.version
+    save, error = False, None
+    if stop is not None:
+      records = {*checkpoint.steps(self._folder.path / 'checkpoints'), self._saved} - {0}
+      save = alarms.saves_on(stop, sorted(records), keep)
+      error = alarms.error(stop, sorted({*records, version} if save else records))
+    save, error = (await self._channel.meet((save, error)))[0]
+    if save:
+      await self.save_what_is_out()
+    if error is not None:
+      raise error
 
   def _save(self) -> None:
     """Begins a record, which is written while training goes on."""

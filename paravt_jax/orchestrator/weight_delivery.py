@@ -5,8 +5,7 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 
-from paravt_jax.errors import ConfigError, SyncError
-from paravt_jax.orchestrator.options import RolloutOptions
+from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.rollout.control import OURS, Control
 from paravt_jax.rollout.fleet import Member
@@ -70,25 +69,3 @@ def staging_folder(
         'folder that it and the learner both see'
       )
   return None
-
-
-def guard(metrics: dict[str, float], options: RolloutOptions, rounding: float, number: int) -> None:
-  """Raises SyncError if learner and server disagree about tokens of the current version.
-
-  Args:
-    rounding: mean nats that rounding costs the learner itself on sampled tokens, from the canary of
-      the version that sampled them; 0 in float32.
-  """
-  gap = metrics.get('policy/gap_current_mean', 0.0)
-  limit = options.gap_limit + options.gap_ratio * rounding
-  if gap <= limit:
-    return
-  # nan also counts as disagreement
-  raise SyncError(
-    f'step {number}: mean |log-prob(learner) - log-prob(server)| is {gap:.2e}, wanted at most '
-    f'{limit:.2e}, that is rollout.gap_limit={options.gap_limit:g} and rollout.gap_ratio='
-    f'{options.gap_ratio:g} times {rounding:.2e}, what rounding costs the learner itself on its '
-    'canary: they do not run the same weights, images or temperature, or the server rounds more '
-    '(its dtype or kernels; then raise rollout.gap_ratio); see metrics.jsonl (policy/gap_*) and '
-    'server*.log'
-  )

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from paravt_jax.metrics import names
 from paravt_jax.metrics.writer import write_whole
-from paravt_jax.report import charts, policy, scenes, waits
+from paravt_jax.report import account, charts, policy, scenes, waits
 from paravt_jax.report.charts import Series
 from paravt_jax.report.headline import budgets, gain_text, headline, percent
 from paravt_jax.report.run import Evaluation, Run, curve, flatten, load
@@ -138,6 +138,8 @@ def render(run: Run, load_frames: scenes.LoadFrames | None, decode: scenes.Decod
   return environment.get_template('page.html.j2').render(
     run=run,
     head=headline(run),
+    account=account.paragraph(run),
+    alarms=account.alarms(run),
     gain=gain_text(run).lstrip(', '),
     knobs=knobs,
     chips=_chips(run, knobs),

@@ -9,6 +9,7 @@ server, starting from the tokens that arrived.
 import asyncio
 import dataclasses
 import math
+import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 
@@ -39,6 +40,7 @@ _Event = Callable[[bytes], None] | None
 _Images = Sequence[np.ndarray]
 _Payload = Callable[[str, Sequence[object]], bytes]  # (url, image_data) -> body
 _ROUNDING = 1e-3  # a log-prob may exceed 0 by so much, in nats
+_JUDGED = 8  # replies of a server from which its speed is told
 _NOTICE_S = 2.0  # timeout in seconds of aborts and of health checks
 
 
@@ -92,6 +94,8 @@ class Client(Http):
       str, tuple[str, str]
     ] = {}  # rid -> (server, rid on the wire) of what is in flight
     self._given_up: set[str] = set()
+    # url -> (replies, sampled tokens, seconds) since `take_speeds`
+    self._speeds: dict[str, tuple[int, int, float]] = {}
     self._tasks: set[asyncio.Task] = set()
 
   async def __aexit__(self, *exception):
@@ -151,6 +155,23 @@ class Client(Http):
       self._sent.pop(request.rid, None)
       self._given_up.discard(request.rid)
 
+  def _count_speed(self, url: str, tokens: int, seconds: float) -> None:
+    replies, before, spent = self._speeds.get(url, (0, 0, 0.0))
+    self._speeds[url] = replies + 1, before + tokens, spent + seconds
+
+  def take_speeds(self) -> dict[str, float]:
+    """Returns each server's sampled tokens per second of a request, since the previous call.
+
+    A request's seconds include its wait at the server. Servers with fewer than 8 replies, of which
+    one long prompt could decide, are left out.
+    """
+    taken, self._speeds = self._speeds, {}
+    return {
+      url: tokens / max(seconds, 1e-9)
+      for url, (replies, tokens, seconds) in taken.items()
+      if replies >= _JUDGED
+    }
+
   def _refuse_harmful(self, request: protocol.GenerateRequest) -> None:
     ids = request.input_ids
     placeholders = sum(token == self._image_id for token in ids)
@@ -209,6 +230,7 @@ class Client(Http):
     for _ in range(self.options.retries + 2):
       await self._router.opened()
       floor = self._router.version
+      start = time.monotonic()
       came = await self._ask_some_server(affinity, part.images, payload, event)
       if came is not None:
         url, status, answer = came
@@ -226,6 +248,7 @@ class Client(Http):
           images=len(part.images),
         )
         self._router.served(url)
+        self._count_speed(url, len(reply.output_ids), time.monotonic() - start)
         return reply, self._router.state(url) is State.UP
       self.counts['moved'] += 1
     raise RolloutError(

@@ -130,10 +130,13 @@ def test_counts_of_servers_add_up_and_the_slowest_delivery_counts():
     {'server/lost': 2.0, 'sync/seconds/stage=load': 3.0, 'rollout/epoch': 0.5},
   ]
   parts[1]['groups/dropped/reason=media'] = 1.0
+  parts[0]['server/speed/server=0.0'], parts[1]['server/speed/server=1.0'] = 80.0, 90.0
   assert step_facts.add_metrics(parts) == {
     'server/lost': 3.0,
     'sync/seconds/stage=load': 3.0,
     'rollout/epoch': 0.5,
     'groups/dropped/reason=media': 1.0,
+    'server/speed/server=0.0': 80.0,  # each host numbers its own servers
+    'server/speed/server=1.0': 90.0,
   }
   assert step_facts.add_metrics(parts[:1]) == parts[0]

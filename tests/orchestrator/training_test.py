@@ -1,55 +1,18 @@
-"""The training loop's own parts: the guard against a learner and a server that disagree, the
-clock, and the batch that is prepared ahead.
+"""The training loop's own parts: the clock, the batch that is prepared ahead, and the end by
+an alarm.
 """
 
 import asyncio
-import dataclasses
-import math
+import pathlib
 import threading
 import types
 
 import pytest
 
-from paravt_jax.errors import SyncError
+from paravt_jax.errors import AlarmError, SyncError
 from paravt_jax.metrics import names
-from paravt_jax.orchestrator import training
-from paravt_jax.orchestrator.options import RolloutOptions
-from paravt_jax.orchestrator.weight_delivery import guard
+from paravt_jax.orchestrator import alarms, training
 from paravt_jax.timeline import Timeline
-
-LIMITS = dataclasses.replace(RolloutOptions.published(), gap_limit=1e-4, gap_ratio=4.0)
-
-
-def test_a_gap_above_the_limit_ends_the_run_with_its_number():
-  guard({'policy/gap_current_mean': 9e-5}, LIMITS, 0.0, 3)
-  with pytest.raises(
-    SyncError,
-    match=r'step 3: .* is 2.00e-04, wanted at most 1.00e-04, that is rollout.gap_limit=0.0001 '
-    r'.*see metrics.jsonl',
-  ):
-    guard({'policy/gap_current_mean': 2e-4}, LIMITS, 0.0, 3)
-
-
-def test_what_rounding_costs_the_learner_itself_is_allowed_as_often_as_the_recipe_says():
-  # 1e-4 + 4 * .02
-  guard({'policy/gap_current_mean': 0.08}, LIMITS, 0.02, 3)
-  with pytest.raises(
-    SyncError, match=r'at most 8.01e-02, .*gap_ratio=4 times 2.00e-02, what rounding costs .*dtype'
-  ):
-    guard({'policy/gap_current_mean': 0.081}, LIMITS, 0.02, 3)
-
-
-def test_a_gap_that_is_no_number_ends_the_run():
-  with pytest.raises(SyncError, match='is nan'):
-    guard({'policy/gap_current_mean': math.nan}, LIMITS, 0.02, 3)
-
-
-def test_tokens_of_an_older_version_may_differ_and_those_of_the_current_one_may_not():
-  # no token of the current version
-  guard({'policy/gap_mean': 1.0, 'staleness/max': 1.0}, LIMITS, 0.0, 3)
-  old = {'policy/gap_mean': 1.0, 'staleness/max': 2.0}
-  with pytest.raises(SyncError):
-    guard({**old, 'policy/gap_current_mean': 1.0}, LIMITS, 0.02, 3)
 
 
 def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):
@@ -74,6 +37,9 @@ class Steps:
   def __init__(self):
     self.version, self.log, self.handed = 0, [], 0
     self.prepared_ahead = threading.Event()
+    self.saved = []
+    self.stops = {}  # of process 0's alarms, by step
+    self.schedule = types.SimpleNamespace(version=1)  # delivered
 
   def prepare(self, batch, version, owners):
     assert owners == ()  # one host
@@ -111,16 +77,20 @@ class Steps:
 
 
 def loop_of(steps, staleness, count, monkeypatch):
-  knobs = types.SimpleNamespace(staleness=staleness, steps=count, gap_limit=1.0)
-  recipe = types.SimpleNamespace(rollout=knobs, run=types.SimpleNamespace(checkpoint_every=1000))
+  knobs = types.SimpleNamespace(staleness=staleness, steps=count, gap_limit=1.0, gap_ratio=1.0)
+  run = types.SimpleNamespace(checkpoint_every=1000, keep=2)
+  watch = alarms.WatchOptions.published()
+  recipe = types.SimpleNamespace(rollout=knobs, run=run, watch=watch)
+  folder = types.SimpleNamespace(path=pathlib.Path('no such folder'))
 
-  async def write(*_):
-    pass
+  async def write(self, number, *_):
+    return steps.stops.get(number)
 
   monkeypatch.setattr(training._Loop, '_write', write)
-  monkeypatch.setattr(training._Loop, '_save', lambda *_: None)
-  monkeypatch.setattr(training, 'guard', lambda *_: None)
-  return training._Loop(recipe, steps, steps, steps, None, {})
+  monkeypatch.setattr(
+    training._Loop, '_save', lambda self: steps.saved.append(self._learner.version)
+  )
+  return training._Loop(recipe, steps, steps, steps, None, {}, folder)
 
 
 def run_loop(steps, staleness, count, monkeypatch, made=None):
@@ -158,3 +128,16 @@ def test_without_staleness_a_batch_waits_for_the_weights_of_the_step_before(monk
     ('begin', 1),
     ('end', 1, False),
   ]
+
+
+@pytest.mark.parametrize(
+  ('alarm', 'error', 'saved'), [('entropy', AlarmError, [1]), ('gap', SyncError, [])]
+)
+def test_an_alarm_ends_the_run_after_the_record_of_the_step(monkeypatch, alarm, error, saved):
+  steps = Steps()
+  steps.patience = 0.01
+  steps.stops = {0: alarms.Stop(alarm, 0, 'step 0: got and wanted')}
+  with pytest.raises(error, match='step 0: got and wanted'):
+    run_loop(steps, 0, 3, monkeypatch)
+  assert steps.saved == saved
+  assert steps.version == 1  # no step came after it

@@ -162,3 +162,18 @@ def test_a_page_that_cannot_be_written_is_one_clear_error(folder, tmp_path):
   with pytest.raises(ParavtError, match=r'r.html: could not write the report'):
     build(folder, tmp_path / 'r.html')
   assert [path.name for path in tmp_path.iterdir()] == ['r.html']
+
+
+def test_the_page_says_how_the_run_went_and_lists_its_alarms(folder, page, tmp_path):
+  assert '<p class="account">30 steps took 14.2 minutes of the 23.3 that' in page
+  assert 'class="notes alarms"' not in page
+  copy = shutil.copytree(folder, tmp_path / 'run')
+  records = [json.loads(line) for line in (copy / 'metrics.jsonl').read_text().splitlines()]
+  for record in records[4:7]:
+    record['watch/on/alarm=calls'] = 1.0
+  records[9]['watch/on/alarm=<b>'] = 1.0  # what a file contains is text, never markup
+  (copy / 'metrics.jsonl').write_text(''.join(json.dumps(one) + '\n' for one in records))
+  alarmed = build(copy, copy / 'report.html').read_text()
+  assert 'class="notes alarms"' in alarmed
+  assert '<li>calls (too few calls per episode) at steps 4–6</li>' in alarmed
+  assert '<li>&lt;b&gt; (its condition held) at step 9</li>' in alarmed

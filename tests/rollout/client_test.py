@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import io
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -387,3 +388,22 @@ def test_a_reply_of_older_weights_than_were_delivered_is_thrown_away_and_its_ser
     got, counts, reason = asyncio.run(run())
   assert got.ids.tolist() == [8, 2] and counts['moved'] == 1
   assert 'answers with weights 0, wanted 3 or later; was it restarted?' in reason
+
+
+def test_a_servers_speed_is_what_it_sampled_over_the_seconds_of_its_requests_since_last_asked():
+  """Of eight replies or more: fewer say too little."""
+
+  async def run(url, clock):
+    async with opened(Router((url,))) as client:
+      taken = []
+      for count in (7, 8):
+        begin = clock()
+        for number in range(count):
+          await client.generate(dataclasses.replace(REQUEST, rid=f'{count}.{number}'))
+        taken.append((client.take_speeds(), clock() - begin))
+      return taken
+
+  with ScriptedServer(turns(Reply(ids=(5, 6, 2)))) as server:
+    (few, _), (enough, seconds) = asyncio.run(run(server.url, time.monotonic))
+  assert few == {} and list(enough) == [server.url]
+  assert enough[server.url] >= 8 * 3 / seconds  # requests one after another, all of them 3 tokens
