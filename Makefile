@@ -94,7 +94,7 @@ test-nightly: setup   ## what .ci/run has no time for: adapters, one slice, 512 
 	@$(RUN) -m pytest -q -n 2 --dist loadfile -m nightly tests $(ARGS)
 
 fuzz: setup        ## seeded inputs for every reader; status 1 after a fault: MINUTES=10 SEED=0. ARGS='--target NAME'
-	@JAX_PLATFORMS=cpu $(RUN) -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+	@JAX_PLATFORMS=cpu SVT_LOG=1 $(RUN) -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)

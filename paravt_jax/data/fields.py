@@ -149,7 +149,8 @@ def rows(
         for row in batch.to_pylist():
           yield number, row
           number += 1
-  except (pyarrow.ArrowException, OSError) as error:
+  # ValueError, OverflowError: a value that Python has not, such as a text that is no UTF-8
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise DataError(
       f'{file}: not a readable parquet file ({error}); write or fetch it again'
     ) from error

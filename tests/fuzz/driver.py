@@ -171,5 +171,4 @@ def _kind(error: BaseException) -> str:
   frames = traceback.extract_tb(error.__traceback__)
   own = [frame for frame in frames if 'paravt_jax' in frame.filename] or list(frames)
   place = f'{pathlib.Path(own[-1].filename).name}:{own[-1].lineno}' if own else '?'
-  text = ' '.join(str(error).split())[:80]
-  return f'{type(error).__name__} at {place}: {text}' if text else f'{type(error).__name__} {place}'
+  return f'{type(error).__name__} at {place}'

@@ -1,6 +1,7 @@
 """Targets over data sets: rows of RL, SFT and benchmarks, and the parquet files that hold them."""
 
 import collections
+import contextlib
 import json
 import pathlib
 
@@ -230,6 +231,8 @@ def parquet_target(folder: pathlib.Path) -> Target:
       rows.rl_tasks([path], folder, _ROWS, collections.Counter())
     except DataError:
       outcome = 'refused'
+    with contextlib.suppress(DataError):
+      collections.deque(snapshots.rows(path, ('messages',), ('prompt', 'videos')), maxlen=0)
     for where in (None, cache):
       try:
         table = Table([path], folder, _ROWS, where)
