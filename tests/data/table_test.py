@@ -181,7 +181,7 @@ def test_a_text_that_is_no_utf8_is_a_fault_of_its_row_and_of_its_file_where_all_
   file = write(tmp_path / 'a.parquet', values)
   opened = table.Table([file], tmp_path, LENIENT, folder)
   assert opened[0].id == 'a.parquet:0'
-  with pytest.raises(Broken, match='messages: cannot be read .*wanted UTF-8 text'):
+  with pytest.raises(Broken, match=r'messages: cannot be read .*wanted UTF-8 text'):
     opened[1]
   with pytest.raises(DataError, match='not a readable parquet file'):
     conversations.sft_conversations([file], tmp_path, LENIENT, collections.Counter())
