@@ -196,7 +196,7 @@ def seconds(value: Any, where: str) -> float:
       if isinstance(value, (int, float, str)) and not isinstance(value, bool)
       else math.nan
     )
-  except ValueError:
+  except (ValueError, OverflowError):  # no number, or an integer beyond every float
     number = math.nan
   if not math.isfinite(number):
     raise Broken(f'{where}: got {short(value)}, wanted a number')
