@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 MODEL ?=
+MINUTES ?= 10
+SEED ?= 0
 SGLANG ?= cpu
 SGLANG_VENV := .venv-sglang
 AOT_VENV := .venv-aot
@@ -19,7 +21,7 @@ UNNAMED := yes
 endif
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
-.PHONY: setup accelerator rl eval test test-slow test-hosts test-nightly sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
+.PHONY: setup accelerator rl eval test test-slow test-hosts test-nightly fuzz sglang test-sglang rehearse test-aot test-gpu plan-env lint clean
 
 setup: $(STAMP)    ## .venv with everything: ACCELERATOR=cpu (the default), cuda13 or tpu
 
@@ -90,6 +92,9 @@ test-hosts: setup  ## several processes on this machine, each a host: SFT, RL, e
 
 test-nightly: setup   ## what .ci/run has no time for: adapters, one slice, 512 frames, the canary's power
 	@$(RUN) -m pytest -q -n 2 --dist loadfile -m nightly tests $(ARGS)
+
+fuzz: setup        ## seeded inputs for every reader; status 1 after a fault: MINUTES=10 SEED=0. ARGS='--target NAME'
+	@JAX_PLATFORMS=cpu SVT_LOG=1 $(RUN) -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 test-sglang: setup sglang   ## the contract of a rollout server against the real SGLang, and the rehearsal
 	@$(RUN) -m pytest -q -m sglang tests $(ARGS)

@@ -150,7 +150,8 @@ def rows(
         for row in batch.to_pylist():
           yield number, row
           number += 1
-  except (pyarrow.ArrowException, OSError) as error:
+  # ValueError, OverflowError: a value that Python has not, such as a text that is no UTF-8
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise DataError(
       f'{file}: not a readable parquet file ({error}); write or fetch it again'
     ) from error
@@ -198,7 +199,7 @@ def seconds(value: Any, where: str) -> float:
       if isinstance(value, (int, float, str)) and not isinstance(value, bool)
       else math.nan
     )
-  except ValueError:
+  except (ValueError, OverflowError):  # no number, or an integer beyond every float
     number = math.nan
   if not math.isfinite(number):
     raise Broken(f'{where}: got {short(value)}, wanted a number')

@@ -226,7 +226,7 @@ def _task(row: dict, info: dict, name: str, root: str | os.PathLike, options: Ro
   texts = {'system': [], 'user': []}
   for message in prompt:
     role, content = message.get('role'), message.get('content')
-    if role not in texts or not isinstance(content, str):
+    if role not in ('system', 'user') or not isinstance(content, str):
       raise Broken(
         f'prompt: got role {role!r} with content of type {type(content).__name__}, wanted '
         'system or user with text'

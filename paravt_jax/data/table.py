@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from paravt_jax import files
 from paravt_jax.data import conversations, provenance
 from paravt_jax.data.conversations import Conversation
-from paravt_jax.data.fields import RowOptions
+from paravt_jax.data.fields import Broken, RowOptions
 from paravt_jax.errors import DataError
 
 VERSION = 1  # of the cached files; increase when the same parquet file gives other content
@@ -105,7 +105,12 @@ class Table(Sequence):
     shard, inner = self.locate(row)
     starts = self._starts[shard]
     chunk = bisect.bisect_right(starts, inner) - 1
-    value = self._columns[shard].chunk(chunk)[inner - starts[chunk]].as_py()
+    try:
+      value = self._columns[shard].chunk(chunk)[inner - starts[chunk]].as_py()
+    except (ValueError, OverflowError) as error:
+      raise Broken(
+        f'{conversations.COLUMN}: cannot be read ({error}), wanted UTF-8 text'
+      ) from error
     return conversations.conversation(
       value, f'{self.shards[shard].path.name}:{inner}', self._root, self._options
     )
@@ -186,9 +191,9 @@ def _batches(file: pathlib.Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
   """Returns (schema with the one column, its batches). Raises DataError."""
   try:
     parquet = pq.ParquetFile(file)
-  except (pa.ArrowException, OSError) as error:
+    names = parquet.schema_arrow.names
+  except (pa.ArrowException, OSError, UnicodeError) as error:
     raise _parquet_error(file, error) from error
-  names = parquet.schema_arrow.names
   if conversations.COLUMN not in names:
     parquet.close()
     raise DataError(
@@ -208,7 +213,7 @@ def _iterate(
     while True:
       try:
         batch = next(batches, None)
-      except (pa.ArrowException, OSError) as error:
+      except (pa.ArrowException, OSError, UnicodeError) as error:
         raise _parquet_error(file, error) from error
       if batch is None:
         return

@@ -111,7 +111,8 @@ def _parquet(
         batch_size=256, columns=[name for name in names if name in columns or name in optional]
       ):
         yield from batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  # ValueError, OverflowError: a value that Python has not, such as a text that is no UTF-8
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise DataError(f'{file}: no readable parquet file ({error}); fetch it again') from error
 
 

@@ -155,6 +155,7 @@ _LEARNER = {
   'pack/micro_batches': Metric('micro-batches', 'micro-batches of the step'),
   'pack/images': Metric('images', 'images of the step'),
   'data/skipped': Metric('rows', 'rows left out, also by reason', ('reason',)),
+  'data/quarantined': Metric('videos', 'videos whose questions are left out in this epoch'),
   'data/repeated': Metric('frames', 'frames left out because their row shows them already'),
   'data/overlong': Metric(
     'rows', 'samples (episodes and sub-agents in RL) dropped because they exceed a pack'

@@ -13,7 +13,7 @@ from typing import Any
 
 from paravt_jax.orchestrator import rollout_queue
 from paravt_jax.orchestrator.hosts import Hosts
-from paravt_jax.rollout import groups, schedule
+from paravt_jax.rollout import schedule
 from paravt_jax.types import Group
 
 
@@ -47,10 +47,8 @@ class HostQueue(rollout_queue.Queue):
     return position % self._hosts.count
 
   async def _run(self, position: int) -> Group:
-    epoch, index = self._order.at(position)
-    prompt = groups.Prompt(self._tasks[index], epoch)
     async with self._slots:
-      return await groups.run_group(self._agent, prompt, self._reward, self._options)
+      return await self._run_group(position)
 
   async def next_batch(self) -> list[Group]:
     """Returns this host's groups of the next step, in the order of the data.
@@ -120,6 +118,7 @@ class HostQueue(rollout_queue.Queue):
 
   def _end(self, position: int, group: Group, reason: str | None) -> None:
     if reason is None:
+      self._record(position, None)
       self.schedule.accept(position)
       self._ready.append((position, group))
       self._lost = 0

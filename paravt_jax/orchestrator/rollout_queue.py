@@ -15,7 +15,7 @@ from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.orchestrator import rollouts
 from paravt_jax.orchestrator.recipes import RLRecipe
-from paravt_jax.rollout import groups, schedule
+from paravt_jax.rollout import groups, quarantine, schedule
 from paravt_jax.types import Group, Task
 
 LOST_IN_A_ROW = 64  # consecutive lost groups after which the run gives up
@@ -48,6 +48,11 @@ class Queue:
           'continue with the same files, or choose another run with --config.run.folder=DIR'
         )
       self.schedule.restore(host['schedule'], lost=host['ready'])
+    self._quarantine = quarantine.Quarantine(
+      recipe.data.media_root,
+      (task.videos for task in tasks),
+      None if host is None else host.get('quarantine'),  # older records have none
+    )
     self._agent = server.sampling
     self._reward = reward
     self._options = options
@@ -73,11 +78,20 @@ class Queue:
     """Starts as many groups as may run."""
     while (position := self.schedule.start()) is not None:
       self._began[position] = self.schedule.version
-      epoch, index = self._order.at(position)
-      prompt = groups.Prompt(self._tasks[index], epoch)
-      self._running[
-        asyncio.create_task(groups.run_group(self._agent, prompt, self._reward, self._options))
-      ] = position
+      self._running[asyncio.create_task(self._run_group(position))] = position
+
+  async def _run_group(self, position: int) -> Group:
+    """Runs the group of a position, unless its video is in quarantine."""
+    epoch, index = self._order.at(position)
+    task = self._tasks[index]
+    if reason := await asyncio.to_thread(self._quarantine.refuse, task.videos, epoch):
+      return Group(task.id, epoch, (), (reason,) * self._options.size)
+    prompt = groups.Prompt(task, epoch)
+    return await groups.run_group(self._agent, prompt, self._reward, self._options)
+
+  def _record(self, position: int, reason: str | None) -> None:
+    epoch, index = self._order.at(position)
+    self._quarantine.record(self._tasks[index].videos, epoch, reason)
 
   async def next_batch(self) -> list[Group]:
     """Returns the next step's groups, in the order of their positions.
@@ -162,6 +176,7 @@ class Queue:
       self._delivery = None
 
   def _take(self, position: int, group: Group) -> None:
+    self._record(position, None if group.scored else group.dropped[0])
     if group.scored:
       self.schedule.accept(position)
       self._ready.append((position, group))
@@ -190,6 +205,7 @@ class Queue:
       'rows': self._rows,
       'schedule': self.schedule.state(),
       'ready': sorted(position for batch in (*self._handed, self._ready) for position, _ in batch),
+      'quarantine': self._quarantine.state(),
     }
 
   def metrics(self) -> dict[str, float]:
@@ -206,6 +222,9 @@ class Queue:
       'rollout/queued': float(len(self._ready)),
       'rollout/capacity': float(self.schedule.free),
       'rollout/epoch': self.schedule.next_position / self._order.size,
+      'data/quarantined': float(
+        self._quarantine.count(self._order.at(max(0, self.schedule.next_position - 1))[0])
+      ),
     }
 
   async def close(self) -> None:

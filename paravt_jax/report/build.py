@@ -89,6 +89,7 @@ _CURVES: tuple[
     False,
   ),
   ('Staleness', 'versions', (('staleness', 'mean'), ('staleness/max', 'oldest')), (0, 0), False),
+  ('Videos in quarantine', 'videos', (('data/quarantined', 'left out'),), (0, 0), False),
 )
 _SFT = (
   ('Cold start: loss', 'nats', (('sft/loss', 'cross-entropy'),), None, False),

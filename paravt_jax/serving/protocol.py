@@ -143,7 +143,8 @@ class GenerateReply:
         int(meta.get(name) or 0)
         for name in ('prompt_tokens', 'cached_tokens', 'image_tokens', 'num_retractions')
       ]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    # a part of another type has no .get; no integer is as large as infinity, which 1e400 is read as
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
       raise RolloutError(
         f'server reply: got {str(reply)[:200]!r}, wanted output_ids and meta_info as SGLang '
         '0.5.21 sends them '

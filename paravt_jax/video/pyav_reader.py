@@ -232,7 +232,9 @@ class PyavReader:
         at += 1
       if at == len(targets):
         return
-      shown = item
+      # a frame behind later ones has a damaged time, and is not on screen at any of the targets left
+      if shown is None or item.pts >= shown.pts:
+        shown = item
 
   def _is_lost(self, shown: _Frame, target: int, damage: _Damage) -> bool:
     """Returns whether the frame at the target may be lost, between two decoded frames."""

@@ -136,6 +136,10 @@ BROKEN_RL = {
   'prompt: got 1 user messages with 1 <video>, wanted one message with 0': _rl() | {'videos': None},
   'wanted a question': _rl('<video>', question_type='oe'),
   "prompt: got role 'assistant'": _rl() | {'prompt': [{'role': 'assistant', 'content': 'x'}]},
+  'extra_info.answer: got 1000.*, wanted a number': _rl(
+    '<video>When?', question_type='tvg', answer=[3, 10**400]
+  ),
+  'prompt: got role {': _rl() | {'prompt': [{'role': {'a': 'b'}, 'content': 'x'}]},
   'prompt: got None, wanted a non-empty list': _rl() | {'prompt': None},
   'prompt: got 1 user messages with 1 <video>, wanted one message with 2': _rl()
   | {'videos': [{'video': 'selfqa/a.mp4'}] * 2},

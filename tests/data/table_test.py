@@ -172,3 +172,23 @@ def test_a_file_that_is_no_such_parquet_file_is_refused(tmp_path, folder, make, 
   make(tmp_path / 'a.parquet')
   with pytest.raises(DataError, match=message):
     table.Table([tmp_path / 'a.parquet'], tmp_path, LENIENT, folder)
+
+
+def test_a_text_that_is_no_utf8_is_a_fault_of_its_row_and_of_its_file_where_all_is_read(
+  tmp_path, folder
+):
+  values = pa.array([text(1)[0].encode(), b'\xff[]'], pa.binary()).view(pa.string())
+  file = write(tmp_path / 'a.parquet', values)
+  opened = table.Table([file], tmp_path, LENIENT, folder)
+  assert opened[0].id == 'a.parquet:0'
+  with pytest.raises(Broken, match=r'messages: cannot be read .*wanted UTF-8 text'):
+    opened[1]
+  with pytest.raises(DataError, match='not a readable parquet file'):
+    conversations.sft_conversations([file], tmp_path, LENIENT, collections.Counter())
+
+
+def test_a_column_whose_name_is_no_utf8_makes_no_readable_file(tmp_path, folder):
+  file = write(tmp_path / 'a.parquet', text(1))
+  file.write_bytes(file.read_bytes().replace(b'zusatz', b'\xfeusatz'))
+  with pytest.raises(DataError, match='not a readable parquet file'):
+    table.Table([file], tmp_path, LENIENT, folder)

@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from paravt_jax.errors import DataError
@@ -285,3 +287,10 @@ def test_a_line_that_is_no_json_is_named_by_its_number(tmp_path: pathlib.Path, l
   wanted = 'wanted a list of objects' if line == 'NaN' else r'no readable jsonl file \(line 3: '
   with pytest.raises(DataError, match=wanted):
     list(snapshots.rows(tmp_path / 'rows.jsonl', ['a'], []))
+
+
+def test_a_parquet_file_with_a_text_that_is_no_utf8_is_refused(tmp_path: pathlib.Path):
+  broken = pyarrow.array([b'\xff'], pyarrow.binary()).view(pyarrow.string())
+  pyarrow.parquet.write_table(pyarrow.table({'a': broken}), tmp_path / 'rows.parquet')
+  with pytest.raises(DataError, match='no readable parquet file'):
+    list(snapshots.rows(tmp_path / 'rows.parquet', ('a',), ()))

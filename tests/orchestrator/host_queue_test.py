@@ -65,7 +65,8 @@ def queues(count, size=6, host=None, seed=3, **knobs):
     server = types.SimpleNamespace(
       sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
     )
-    arguments = config, server, None, None, EpochOrder(size, seed), list(range(size)), host
+    tasks = list(map(rollout_queue_test.Row, range(size)))
+    arguments = config, server, None, None, EpochOrder(size, seed), tasks, host
     here = hosts.Hosts(0, 1) if count == 1 else Here(index, count, table)
     found.append(host_queue.make_queue(here, *arguments))
   return found

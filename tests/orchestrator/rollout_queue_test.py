@@ -42,6 +42,13 @@ def recipe(media_root, **knobs):
   )
 
 
+class Row(int):
+  """A task that is its number, with a video of its own."""
+
+  id = property(str)
+  videos = property(lambda self: (f'{int(self)}.mp4',))
+
+
 def queue(size=6, host=None, seed=3, **knobs):
   """A queue over `size` tasks 0..size-1, whose agent is never asked for anything."""
   config = recipe('', **{'prompts': 2, 'max_concurrent': 8, 'staleness': 0, **knobs})
@@ -49,7 +56,7 @@ def queue(size=6, host=None, seed=3, **knobs):
     sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
   )
   return rollout_queue.Queue(
-    config, server, None, None, EpochOrder(size, seed), list(range(size)), host
+    config, server, None, None, EpochOrder(size, seed), list(map(Row, range(size))), host
   )
 
 
@@ -434,3 +441,41 @@ def test_a_group_of_a_server_that_fell_behind_is_lost_and_counted(started, stale
   batch, found, rejected = asyncio.run(run())
   assert 100 not in batch and 101 in batch and len(batch) == 2
   assert (found['groups/dropped/reason=too_old'], rejected) == (1, 1)
+
+
+def test_a_video_that_is_lost_again_and_again_is_left_out_counted_and_recorded(started):
+  """Twelve questions on two videos; those of the bad one are asked three times, then skipped."""
+
+  class Shared(Row):
+    videos = property(lambda self: ('bad.mp4' if self % 2 else 'good.mp4',))
+
+  config = recipe('', prompts=6, max_concurrent=1, staleness=0)
+  server = types.SimpleNamespace(
+    sampling=None, client=types.SimpleNamespace(counts=collections.Counter())
+  )
+  tasks, options = list(map(Shared, range(12))), types.SimpleNamespace(size=2)
+  started.lost = range(1, 12, 2)
+
+  def make(host):
+    made = rollout_queue.Queue(config, server, None, options, EpochOrder(12, 3), tasks, host)
+    return made
+
+  async def run(made):
+    batch = ids(await made.next_batch())
+    metrics = made.metrics()
+    made.mark_trained()
+    await made.close()
+    return batch, metrics, made.state()
+
+  batch, metrics, state = asyncio.run(run(make(None)))
+  asked = [int(task) for task, _ in started.prompts]
+  bad = [task for task in order(12, len(asked) + 3) if task % 2]
+  assert sorted(batch) == [0, 2, 4, 6, 8, 10]
+  assert [task for task in asked if task % 2] == bad[:3]
+  assert metrics['groups/dropped/reason=media_missing'] == 3
+  assert (
+    metrics['groups/dropped/reason=media_quarantined'] >= 1 and metrics['data/quarantined'] == 1
+  )
+  for name in metrics:
+    names.split(name)
+  assert make(state).state()['quarantine'] == state['quarantine']

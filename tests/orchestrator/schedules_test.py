@@ -16,7 +16,7 @@ from paravt_jax.data.order import EpochOrder
 from paravt_jax.orchestrator import rollout_queue, training
 from paravt_jax.orchestrator.run_folder import Interrupts
 from paravt_jax.types import Group
-from tests.orchestrator.rollout_queue_test import kept, recipe
+from tests.orchestrator.rollout_queue_test import Row, kept, recipe
 
 SCHEDULES, PARTS = 1000, 4
 STEPS = 6
@@ -157,7 +157,7 @@ async def life(world, size):
   world.trained = {step: found for step, found in world.trained.items() if step < version}
   learner, server, run = Learner(world), Server(world), world.recipe()
   await server.deliver(None, version)
-  order, tasks = EpochOrder(size, 5), list(range(size))
+  order, tasks = EpochOrder(size, 5), list(map(Row, range(size)))
   queue = Watched(run, server, None, None, order, tasks, host)
   rejected = queue.schedule.rejected
   loop = training._Loop(run, learner, server, queue, None, {})
@@ -188,7 +188,11 @@ def test_no_group_is_too_old_lost_or_trained_twice_whatever_the_schedule(monkeyp
     await turns(world.draw.randint(0, 10))
     return work(*arguments)
 
+  async def at_once(work, *arguments):
+    return work(*arguments)
+
   monkeypatch.setattr(training.hosts_, 'apart', apart)
+  monkeypatch.setattr(rollout_queue.asyncio, 'to_thread', at_once)
   seen = collections.Counter()
   for seed in range(part, SCHEDULES, PARTS):
     world, size = World(seed), 7

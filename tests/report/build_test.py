@@ -77,7 +77,7 @@ def test_it_draws_every_curve_that_the_run_logged_and_names_the_others(page):
     'Gradient norm',
     'Lengths',
   ]
-  assert 'Not logged in this run: Staleness.' in page
+  assert 'Not logged in this run: Staleness, Videos in quarantine.' in page
 
 
 def test_episodes_stand_side_by_side_with_frames_crops_and_reward_terms(page):

@@ -99,6 +99,9 @@ def test_a_reply_of_weights_never_updated_is_version_0():
         'weight_version': '1',
       },
     },
+    {'output_ids': [], 'meta_info': None},
+    {'output_ids': [], 'meta_info': 'done'},
+    {'output_ids': [float('inf')], 'meta_info': {'finish_reason': {'type': 'stop'}}},
   ],
 )
 def test_a_reply_of_another_shape_is_an_error(broken):

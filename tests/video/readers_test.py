@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paravt_jax.errors import MediaError
-from paravt_jax.testing import clips
+from paravt_jax.testing import clips, films
 from paravt_jax.video import pyav_reader, readers
 
 SIZE = (64, 96)
@@ -388,6 +388,37 @@ def test_a_damaged_middle_never_gives_a_frame_of_another_time(folder):
     except MediaError as error:
       outcomes.add(error.reason)
   assert outcomes <= {True, 'decode'} and True in outcomes
+
+
+def _set_time(data: bytearray, number: int, ticks: int) -> None:
+  """Sets the presentation time of a packet of an MPEG transport stream, in 1/90000 s."""
+  at = -1
+  for _ in range(number + 1):
+    at = data.index(b'\0\0\1\xe0', at + 1)
+  marked = data[at + 9] & 0xF0
+  data[at + 9 : at + 14] = bytes(
+    [
+      marked | (ticks >> 29 & 0xE) | 1,
+      ticks >> 22 & 0xFF,
+      (ticks >> 14 & 0xFE) | 1,
+      ticks >> 7 & 0xFF,
+      (ticks << 1 & 0xFE) | 1,
+    ]
+  )
+
+
+def test_a_frame_whose_time_goes_back_is_not_shown_in_place_of_a_later_one(folder):
+  path = films.write(folder / 'back.ts', 'mpeg2video', 24, format='mpegts')
+  whole = readers.READERS['pyav'](str(path))
+  times = [number / 24 for number in range(24)]
+  own = [seconds for _, seconds, _ in whole.read(times)]
+  data = bytearray(path.read_bytes())
+  first = round(float(whole._start * whole._base) * 90_000)
+  _set_time(data, 10, first + 90_000 // 24 * 3 + 1000)  # between the frames 3 and 4
+  path.write_bytes(data)
+  found = [seconds for _, seconds, _ in readers.READERS['pyav'](str(path)).read(times)]
+  assert found == sorted(found) and len(set(found)) >= 20
+  assert all(abs(a - b) < 2 / 24 for a, b in zip(found, own, strict=True))
 
 
 def test_what_decord_cannot_read_is_a_typed_error_that_names_the_other_backend(folder, monkeypatch):
