@@ -181,7 +181,7 @@ class Alarms:
     Args:
       conditions: by alarm, as the fields of `options`.
     """
-    self._options = {name: getattr(options, name) for name in conditions}
+    self._options: dict[str, AlarmOptions] = {name: getattr(options, name) for name in conditions}
     self._conditions = {
       name: one for name, one in conditions.items() if self._options[name].action != 'off'
     }
@@ -191,25 +191,40 @@ class Alarms:
     """Looks at the metrics of a step."""
     on: dict[str, float] = {}
     lines: list[str] = []
-    stop = None
+    stops: list[Stop] = []
     for name, condition in self._conditions.items():
-      options, finding = self._options[name], condition(metrics)
-      was, _, first = self._rows.get(name, (0, '', number))
-      if finding is not None:
-        self._note(name, number, finding)
-      now, _, since = self._rows.get(name, (0, '', number))
-      on[f'watch/on/alarm={name}'] = float(now >= options.steps)
-      if was >= options.steps and (now < options.steps or since != first):
-        lines.append(f'step {number}: alarm {name} is off; it held since step {first}')
-      if finding is None or now < options.steps or (was >= options.steps and since == first):
-        continue
-      text = f'step {number}: {finding.text}{_row(now, since)}'
-      if options.action == 'stop':
-        stop = stop or Stop(name, since, text)
-        del self._rows[name]
-      else:
-        lines.append(f'alarm {name}: {text}')
+      finding = condition(metrics)
+      is_on = self._look(name, self._options[name], number, finding, lines, stops)
+      on[f'watch/on/alarm={name}'] = float(is_on)
+    stop = stops[0] if stops else None
     return Outcome({'watch/on': sum(on.values()), **on}, tuple(lines), stop)
+
+  def _look(
+    self,
+    name: str,
+    options: AlarmOptions,
+    number: int,
+    finding: Finding | None,
+    lines: list[str],
+    stops: list[Stop],
+  ) -> bool:
+    """Returns whether an alarm is on after a step. Adds what changed to `lines` and `stops`."""
+    was, _, first = self._rows.get(name, (0, '', number))
+    if finding is not None:
+      self._note(name, number, finding)
+    now, _, since = self._rows.get(name, (0, '', number))
+    was_on, is_on = was >= options.steps, now >= options.steps
+    if was_on and (not is_on or since != first):
+      lines.append(f'step {number}: alarm {name} is off; it held since step {first}')
+    if finding is None or not is_on or (was_on and since == first):
+      return is_on
+    text = f'step {number}: {finding.text}{_row(now, since)}'
+    if options.action == 'stop':
+      stops.append(Stop(name, since, text))
+      del self._rows[name]
+    else:
+      lines.append(f'alarm {name}: {text}')
+    return True
 
   def replay(self, records: Iterable[Mapping[str, float | None]]) -> None:
     """Takes up the rows of a run that starts again.
