@@ -160,7 +160,7 @@ async def life(world, size):
   order, tasks = EpochOrder(size, 5), list(map(Row, range(size)))
   queue = Watched(run, server, None, None, order, tasks, host)
   rejected = queue.schedule.rejected
-  loop = training._Loop(run, learner, server, queue, None, {})
+  loop = training._Loop(run, learner, server, queue, None, {}, None)
   try:
     while learner.version < STEPS:
       await loop.step(Interrupts())
