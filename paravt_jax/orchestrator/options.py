@@ -101,9 +101,8 @@ class RowsOptions(Options):
   train: Annotated[tuple[str, ...], FILES]  # parquet files to train on
   media_root: Annotated[str, TEXT]  # the folder below which rows name their media
   follow_links: Annotated[bool, FLAG]  # symbolic links below it may lead out of it
-  skip_bad_rows: Annotated[
-    bool, FLAG
-  ]  # broken rows are left out and listed, and do not end the run
+  # broken rows are left out and listed, and do not end the run
+  skip_bad_rows: Annotated[bool, FLAG]
   max_bad_share: Annotated[float, SHARE]  # share of the rows; above it broken rows end the run
 
 
