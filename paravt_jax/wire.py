@@ -69,12 +69,12 @@ def decode(data: bytes, kinds: Iterable[type] = ()) -> Any:
 
 def _pack(value: Any, kinds: frozenset[type], depth: int) -> bytes:
   # strict: subclasses of str, int and dict are no plain values
-  return msgpack.packb(
-    value,
+  packed: Any = msgpack.Packer(
     default=functools.partial(_extension, kinds=kinds, depth=depth + 1),
     strict_types=True,
     unicode_errors='surrogatepass',
-  )
+  ).pack(value)
+  return packed
 
 
 def _extension(value: Any, kinds: frozenset[type], depth: int) -> msgpack.ExtType:
@@ -89,8 +89,8 @@ def _extension(value: Any, kinds: frozenset[type], depth: int) -> msgpack.ExtTyp
   if isinstance(value, np.generic) and value.dtype.kind in _NUMBERS:
     return msgpack.ExtType(_SCALAR, _pack([value.dtype.str, value.tobytes()], kinds, depth))
   if kind is int:  # beyond 64 bits
-    return msgpack.ExtType(_WHOLE, hex(value).encode())
-  if kind in kinds and issubclass(kind, enum.Enum):
+    return msgpack.ExtType(_WHOLE, hex(int(value)).encode())
+  if kind in kinds and isinstance(value, enum.Enum):
     return msgpack.ExtType(_ENUM, _pack([kind.__name__, value.value], kinds, depth))
   if kind in kinds and dataclasses.is_dataclass(kind):
     fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(kind)}

@@ -162,8 +162,11 @@ def _plain(archive: Archive) -> tuple[Any, ...]:
   return (str(archive.path), parts, archive.kind, archive.bytes, archive.stamp, archive.digest)
 
 
-def _archive(path: str, parts: tuple[str, ...], *rest: Any) -> Archive:
-  return Archive(pathlib.Path(path), tuple(map(pathlib.Path, parts)), *rest, (), (), 0)
+def _archive(
+  path: str, parts: tuple[str, ...], kind: str, size: int, stamp: str, digest: str
+) -> Archive:
+  files = tuple(map(pathlib.Path, parts))
+  return Archive(pathlib.Path(path), files, kind, size, stamp, digest, (), (), 0)
 
 
 def _reason(error: OSError | None) -> tuple[Any, ...] | None:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from paravt_jax.data import media_paths
+from paravt_jax.data.fields import RowOptions
 from paravt_jax.errors import DataError
-from tests.data import one_value
+from tests.data import one_value, rows_test
 
 ROOT = '/data/media'
 
@@ -325,3 +326,15 @@ def test_links_stay_inside_the_root_which_may_be_one_itself(tmp_path):
       DataError, match=r'symbolic links lead to .*outside.*data\.follow_links=True'
     ):
       media_paths.refuse_link_outside(media_paths.resolve(value, root), root)
+
+
+def test_a_video_behind_a_link_out_of_the_root_is_taken_only_where_links_are_followed(tmp_path):
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'elsewhere/a.mp4').touch()
+  (tmp_path / 'media').mkdir()
+  (tmp_path / 'media/selfqa').symlink_to(tmp_path / 'elsewhere')
+  strict = RowOptions(skip_bad_rows=False, require_media=True)
+  with pytest.raises(DataError, match=r'row 0 of .*symbolic links lead to .*elsewhere/a\.mp4'):
+    rows_test._tasks(tmp_path, rows_test._rl(), options=strict)
+  lax = RowOptions(skip_bad_rows=False, require_media=True, follow_links=True)
+  assert len(rows_test._tasks(tmp_path, rows_test._rl(), options=lax)) == 1

@@ -192,18 +192,6 @@ def test_a_missing_video_breaks_the_row_when_media_are_required(tmp_path):
   assert len(_tasks(tmp_path, _rl(), options=strict)) == 1
 
 
-def test_a_video_behind_a_link_out_of_the_root_is_taken_only_where_links_are_followed(tmp_path):
-  (tmp_path / 'elsewhere').mkdir()
-  (tmp_path / 'elsewhere/a.mp4').touch()
-  (tmp_path / 'media').mkdir()
-  (tmp_path / 'media/selfqa').symlink_to(tmp_path / 'elsewhere')
-  strict = RowOptions(skip_bad_rows=False, require_media=True)
-  with pytest.raises(DataError, match=r'row 0 of .*symbolic links lead to .*elsewhere/a\.mp4'):
-    _tasks(tmp_path, _rl(), options=strict)
-  lax = RowOptions(skip_bad_rows=False, require_media=True, follow_links=True)
-  assert len(_tasks(tmp_path, _rl(), options=lax)) == 1
-
-
 def test_files_that_are_missing_no_parquet_or_of_another_schema_are_errors_even_when_rows_may_be_skipped(
   tmp_path,
 ):

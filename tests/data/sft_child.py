@@ -61,7 +61,12 @@ def open_batches(folder, frames, shard=(0, 1), options=FRAMES):
   tok = ChatTokenizer.load(folder / 'tok')
   sources = []
   for name, weight in (('a', 3.0), ('b', 1.0)):
-    rows = Table([folder / f'{name}.parquet'], folder, RowOptions(True, False), folder / 'cache')
+    rows = Table(
+      [folder / f'{name}.parquet'],
+      folder,
+      RowOptions(True, False, follow_links=True),
+      folder / 'cache',
+    )
     sources.append(batches.Source(name, rows, weight, 0, None, rows.identity))
   return batches.batches(
     sources,

@@ -82,8 +82,8 @@ def key(api_key: str | None) -> Any:
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
   ) -> web.StreamResponse:
     got = _bytes(request.headers.get('Authorization', ''))
-    closed = wanted is not None and request.path not in OPEN
-    if closed and not hmac.compare_digest(got, wanted):
+    closed = request.path not in OPEN
+    if wanted is not None and closed and not hmac.compare_digest(got, wanted):
       return json_reply(
         {
           'error': {
