@@ -116,7 +116,7 @@ def test_an_array_that_came_back_can_be_written_to():
     len,
     [lambda: 0],
   ],
-  ids=repr,
+  ids=lambda value: type(value).__name__,
 )
 def test_an_object_of_another_class_is_not_sent(value):
   with pytest.raises(TypeError, match='cannot be sent to another process; name its class'):
