@@ -50,7 +50,7 @@ def warnings(arguments: Sequence[str]) -> list[str]:
   ]
 
 
-def _sections(config: ConfigDict, path: str) -> list[tuple[Any, str]]:
+def _sections(config: Any, path: str) -> list[tuple[Any, str]]:
   """Returns (section, full name of its knob) of all sections that have a key."""
   found = []
   for name, value in config.items():

@@ -147,8 +147,10 @@ def _event(line: bytes) -> dict[str, Any]:
     event = json.loads(line.rstrip().rstrip(b','))
   except ValueError:
     return {}
-  wanted = {'M': ('tid', 'args'), 'X': ('tid', 'name', 'ts', 'dur')}
-  whole = isinstance(event, dict) and all(k in event for k in wanted.get(event.get('ph'), ()))
+  if not isinstance(event, dict):
+    return {}
+  wanted = {'M': ('tid', 'args'), 'X': ('tid', 'name', 'ts', 'dur')}.get(str(event.get('ph')), ())
+  whole = bool(wanted) and all(name in event for name in wanted)
   return event if whole else {}
 
 
