@@ -5,6 +5,7 @@ A failed run does not stop the others. Finished runs are not repeated.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import require
@@ -156,16 +157,27 @@ def start(one: Cell, slot: int, how: Started) -> Job:
   with one.log.open('a') as log:
     log.write(f'$ {shlex.join(command)}\n')
     log.flush()
-    process = subprocess.Popen(
-      command,
-      env=dict(how.environment),
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    )
-  os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit the cores
+    with _on(cores):
+      process = subprocess.Popen(
+        command,
+        env=dict(how.environment),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
   how.say(f'{one.name}, seed {one.seed}: begins, on cores {",".join(map(str, cores))}; {one.log}')
   return Job(one, slot, process, time.monotonic())
+
+
+@contextlib.contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+  """Keeps this thread on `cores`: a process that it starts inherits them, before its first line."""
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
 
 
 def succeeded(job: Job, say: Callable[[str], None]) -> bool:

@@ -38,6 +38,7 @@ SMALL = {
   'vision.api_key': 'geheim',
   'reasoner.api_key': 'geheim',
 }
+ENVIRONMENT = {**os.environ, 'TEACHER_KEY': SMALL['vision.api_key']}
 
 
 @pytest.fixture
@@ -53,6 +54,8 @@ def command(videos, output, url, **changes):
   """The command line; a knob's '.' is written '__'."""
   knobs = {
     **SMALL,
+    'vision.api_key': 'env:TEACHER_KEY',
+    'reasoner.api_key': 'env:TEACHER_KEY',
     'videos': videos,
     'output': output,
     'vision.url': url,
@@ -72,6 +75,7 @@ def run(*arguments, **changes):
   return subprocess.run(
     command(*arguments, **changes),
     cwd=ROOT,
+    env=ENVIRONMENT,
     capture_output=True,
     text=True,
     timeout=patience.seconds(300),
@@ -173,6 +177,7 @@ def test_a_kill_at_any_point_loses_the_items_in_flight_and_no_more(
   with ChatServer(script) as server:
     process = subprocess.Popen(
       command(videos, tmp_path / 'out', server.url, reasoner__concurrency=1),
+      env=ENVIRONMENT,
       cwd=ROOT,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
@@ -196,6 +201,7 @@ def test_a_kill_while_videos_are_cut_changes_nothing_of_what_comes_out(tmp_path,
   with ChatServer() as server:
     process = subprocess.Popen(
       command(videos, tmp_path / 'out', server.url, split__workers=1),
+      env=ENVIRONMENT,
       cwd=ROOT,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,

@@ -38,7 +38,7 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
   done = []
 
   @contextlib.asynccontextmanager
-  async def opened(*_):
+  async def opened(*_, **__):
     async def deliver(pending, version):
       done.append(('deliver', pending, version))
 

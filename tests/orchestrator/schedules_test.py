@@ -16,7 +16,7 @@ from paravt_jax.data.order import EpochOrder
 from paravt_jax.orchestrator import rollout_queue, training
 from paravt_jax.orchestrator.run_folder import Interrupts
 from paravt_jax.types import Group
-from tests.orchestrator.rollout_queue_test import Row, kept, recipe
+from tests.orchestrator.rollout_queue_test import Row, at_once, kept, recipe
 
 SCHEDULES, PARTS = 1000, 4
 STEPS = 6
@@ -186,9 +186,6 @@ async def whole(world, size):
 def test_no_group_is_too_old_lost_or_trained_twice_whatever_the_schedule(monkeypatch, part):
   async def apart(work, *arguments):
     await turns(world.draw.randint(0, 10))
-    return work(*arguments)
-
-  async def at_once(work, *arguments):
     return work(*arguments)
 
   monkeypatch.setattr(training.hosts_, 'apart', apart)
