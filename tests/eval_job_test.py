@@ -178,6 +178,7 @@ def test_settings_are_never_mixed(place, world):
   assert lines(place, 'world') == before
 
 
+@pytest.mark.nightly
 def test_kill_9_loses_at_most_the_samples_in_flight(place, trained):
   knobs = {
     **WORLD,
@@ -381,6 +382,7 @@ def test_missing_snapshots_are_named_at_once_before_anything_is_started(place, m
   assert not (place / 'runs' / 'none').exists()
 
 
+@pytest.mark.nightly
 def test_a_server_that_speaks_the_openai_protocol_is_evaluated_by_its_name(place, model, snapshots):
   with ChatServer(
     lambda body, number: '<think>\nI look at it now.</think>\n<answer>B</answer>'

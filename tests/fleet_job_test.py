@@ -146,6 +146,7 @@ def stopped_in_delivery(place, name, process, server, version):
   return False
 
 
+@pytest.mark.nightly
 def test_ctrl_c_in_the_middle_of_a_delivery_leaves_a_run_that_goes_on(place, whole):
   process = small_job.start(place, 'cut', **SHORT)
   small_job.wait_for(lambda: len(small_job.records(place, 'cut')) >= 1, process)
@@ -187,6 +188,7 @@ def by_url(server, key='open sesame'):
   }
 
 
+@pytest.mark.nightly
 def test_runs_go_on_with_a_server_by_url_that_holds_newer_weights_and_was_left_paused(place, whole):
   (model,) = (place / 'runs').glob('sft_tiny-*/hf')
   with small_job.serving(place, model, 'ours.log') as server:

@@ -310,6 +310,7 @@ def test_ctrl_c_and_kill_9_lose_nothing_and_change_nothing(folder, place):
     assert sides[0][side] == sides[1][side]
 
 
+@pytest.mark.nightly
 def test_a_cold_start_that_is_interrupted_goes_on_with_the_same_curve(folder, place):
   """The first 12 steps of the run's own cold start, cut by Ctrl-C after the third."""
   process = small_job.start(place, 'cold', entry='sft')
@@ -386,6 +387,7 @@ def test_a_port_in_use_is_refused(folder, place):
     )
 
 
+@pytest.mark.nightly
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(folder, place):
   """Stood in for by a limit on the size of files: 4 MB hold no array of a checkpoint."""
   limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
