@@ -90,7 +90,7 @@ test-slow: setup   ## the others, among them the main job shortened to a few min
 test-hosts: setup  ## several processes on this machine, each a host: SFT, RL, evaluation, one of them killed
 	@$(RUN) -m pytest -q -m "hosts and not nightly" tests $(ARGS)
 
-test-nightly: setup   ## what .ci/run has no time for: adapters, one slice, 512 frames, the canary's power
+test-nightly: setup   ## what .ci/run has no time for: adapters, one slice, 512 frames, further kills and full disks
 	@$(RUN) -m pytest -q -n 2 --dist loadfile -m nightly tests $(ARGS)
 
 fuzz: setup        ## seeded inputs for every reader; status 1 after a fault: MINUTES=10 SEED=0. ARGS='--target NAME'

@@ -1,10 +1,13 @@
-"""What a machine does in a fixed loop of Python: a measure of time that a shared machine moves too."""
+"""A fixed loop of Python, against which tests measure a thread's own time.
+
+`tests.patience` measures a process instead, for how long tests wait.
+"""
 
 import time
 
 
 def loop_seconds() -> float:
-  """Seconds of this thread for two million additions: about a tenth of a second alone, on a core
+  """Returns this thread's seconds for two million additions: about a tenth of a second alone, on a core
   of a server. A bound given as a multiple of it holds on a slow machine and on a busy one.
   """
   began, total = time.thread_time(), 0

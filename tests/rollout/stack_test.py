@@ -74,7 +74,7 @@ def test_a_step_of_64_episodes_costs_the_client_a_bounded_share_of_python():
   """8 groups of 8, two sub-agents each: 256 requests; thread_time counts the event loop's thread
   alone, not the server's. The best of several steps, against the best of as many fixed loops
   between them: what else a machine does, such as sharing a core's caches, takes time of both.
-  Measured: 3 to 5 loops; what makes a request twice as dear is found.
+  Measured: 3.4 to 3.8 loops, so what more than doubles the cost of a request is found.
   """
   options = dataclasses.replace(GROUP, size=8)
   steps = [
@@ -92,4 +92,4 @@ def test_a_step_of_64_episodes_costs_the_client_a_bounded_share_of_python():
     return min(seconds) / min(loops), sum(len(group.scored) for group in groups)
 
   (loops, episodes), _ = with_stack(play(LONG + call(39, 43) + call(8, 12), ANSWER), use)
-  assert episodes == 64 and loops < 8
+  assert episodes == 64 and loops < 7.6
