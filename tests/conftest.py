@@ -8,6 +8,8 @@ import os
 import pathlib
 from importlib import metadata
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -27,9 +29,7 @@ def machine() -> str:
 
 os.environ['NPROC'] = '32'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8']
-).strip()
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), xla.devices(8)]).strip()
 # Most of the tests' time is XLA's: what it compiled is kept for the other workers, the servers that
 # tests start, and the next run.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / f'xla-{machine()}'))

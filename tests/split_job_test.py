@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests import patience
+from tests import patience, xla
 from tests.experiments import small_job
 
 STEPS = 3
@@ -28,11 +28,10 @@ OWN = ('time/', 'sync/', 'wall', 'rollout/', 'server/speed/')
 
 def run(place, folder, devices, **knobs):
   """(status, standard error) of the job on virtual devices of one process."""
-  flags = f'--xla_force_host_platform_device_count={devices}'
   done = subprocess.run(
     small_job.command(folder, **{**KNOBS, **knobs}),
     cwd=place,
-    env={**small_job.environment(), 'XLA_FLAGS': flags, 'NPROC': '32'},
+    env={**small_job.environment(), 'XLA_FLAGS': xla.devices(devices), 'NPROC': '32'},
     capture_output=True,
     text=True,
     timeout=patience.seconds(1200),

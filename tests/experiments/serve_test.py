@@ -16,7 +16,7 @@ from configs import serve as recipe
 from experiments import serve
 from paravt_jax.errors import ConfigError, DataError
 from paravt_jax.testing import tiny
-from tests import patience, recipes
+from tests import patience, recipes, xla
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
   done = subprocess.run(
     command(tmp_path),
     cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK},
     capture_output=True,
     text=True,
     check=False,
@@ -94,7 +94,7 @@ def test_the_printed_request_is_answered_and_a_signal_ends_it_cleanly(tmp_path, 
   process = subprocess.Popen(
     command(tmp_path / 'model'),
     cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK},
     stdout=subprocess.PIPE,
     text=True,
   )

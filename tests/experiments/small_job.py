@@ -17,7 +17,7 @@ from paravt_jax.report import episodes
 from paravt_jax.report import run as run_reports
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
-from tests import patience
+from tests import patience, xla
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -67,8 +67,8 @@ def environment():
   """This process's, with the repository on the path and without the virtual devices of the
   tests.
   """
-  kept = {name: value for name, value in os.environ.items() if name not in ('XLA_FLAGS', 'NPROC')}
-  return {**kept, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  kept = {name: value for name, value in os.environ.items() if name != 'NPROC'}
+  return {**kept, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK}
 
 
 def start(cwd, folder, **knobs):

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 
-from tests import patience
+from tests import patience, xla
 from tests.experiments import small_job
 
 # seconds of silence after which a process counts as dead, on a quiet machine
@@ -78,7 +78,7 @@ def start(cwd, count, entry, folder, *, cwds=None, command=None, devices=1, **kn
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   # processes on a busy machine reach a collective minutes apart
-  flags = {'XLA_FLAGS': '--xla_cpu_collective_timeout_seconds=3600'}
+  flags = {'XLA_FLAGS': f'{xla.QUICK} --xla_cpu_collective_timeout_seconds=3600'}
   if devices > 1:
     flags['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
     flags['NPROC'] = '32'

@@ -11,7 +11,7 @@ from configs import sft
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import host_recipe
 from paravt_jax.orchestrator.hosts import Hosts
-from tests import patience
+from tests import patience, xla
 from tests.recipes import typed
 
 PROCESS = """
@@ -39,7 +39,7 @@ def run_two(own):
       started.append(
         subprocess.Popen(
           words,
-          env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+          env={**os.environ, 'XLA_FLAGS': xla.QUICK, 'JAX_PLATFORMS': 'cpu'},
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,

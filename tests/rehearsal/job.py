@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from paravt_jax.serving.process import ServerProcess
-from tests import patience
+from tests import patience, xla
 from tests.eval import fixtures
 from tests.rehearsal import knobs, material, servers
 
@@ -22,7 +22,7 @@ DEVICES = {
   'JAX_PLATFORMS': 'cpu',
   'NPROC': '32',
   'PYTHONPATH': str(ROOT),
-  'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+  'XLA_FLAGS': xla.devices(8),
 }
 LIMIT_S = 600.0  # of each command, on a quiet machine
 

@@ -22,7 +22,7 @@ from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.testing import tiny
 from paravt_jax.types import Segment
-from tests import patience
+from tests import patience, xla
 from tests.rollout.collecting import collect
 from tests.rollout.stack import AGENT, CLIENT, CONTEXT, GROUP, LONG, SUBAGENT, TASK, Frames, call
 
@@ -61,7 +61,7 @@ def served(tmp_path_factory):
     parent_pid=None,
   )
   path = os.pathsep.join(path for path in sys.path if path)
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': path}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK, 'PYTHONPATH': path}
   server = launch.launch(
     options,
     env=environment,

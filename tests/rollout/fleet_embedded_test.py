@@ -24,7 +24,7 @@ from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 from paravt_jax.serving.protocol import GenerateRequest
 from paravt_jax.testing import tiny
-from tests import patience
+from tests import patience, xla
 from tests.rollout.wire import OPTIONS
 
 pytestmark = pytest.mark.slow
@@ -133,7 +133,7 @@ def launched(learner, number):
     parent_pid=None,
   )
   path = os.pathsep.join(path for path in sys.path if path)
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': path}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK, 'PYTHONPATH': path}
   return launch.launch(
     options,
     env=environment,

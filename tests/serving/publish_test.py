@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import SyncError
 from paravt_jax.serving import array_files, manifest, publish
-from tests import patience
+from tests import patience, xla
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -375,7 +375,7 @@ def test_two_processes_publish_their_shards_as_one_version_and_both_learn_of_a_f
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  env = {**os.environ, 'XLA_FLAGS': xla.devices(2)}
   started = [
     subprocess.Popen(
       [sys.executable, '-c', PROCESS, address, str(i), str(tmp_path / 'weights')],

@@ -15,7 +15,7 @@ import pytest
 from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.train import metric_sums, step
-from tests import patience
+from tests import patience, xla
 from tests.train import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def run_two(code, folder, *arguments):
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   # processes on a busy machine reach a collective minutes apart
-  flags = '--xla_force_host_platform_device_count=2 --xla_cpu_collective_timeout_seconds=3600'
+  flags = f'{xla.devices(2)} --xla_cpu_collective_timeout_seconds=3600'
   env = {**os.environ, 'XLA_FLAGS': flags}
   logs = [folder / f'process{i}.log' for i in (0, 1)]  # a pipe that nobody reads would fill up
   started = []

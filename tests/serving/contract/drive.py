@@ -24,7 +24,7 @@ from paravt_jax.serving.embedded import launch as embedded
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.protocol import GenerateReply, GenerateRequest
 from paravt_jax.testing import tiny
-from tests import patience
+from tests import patience, xla
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CONTEXT = 256
@@ -274,7 +274,7 @@ def started(kind: str, folder: pathlib.Path, scratch: pathlib.Path, **changes) -
   config, params = weights.load_hf(folder)
   log, pid = scratch / 'server.log', os.getpid()
   if kind == 'embedded':
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK}
     process = embedded.launch(
       embedded_options(folder, eos_token_ids=(tokens(folder, '<|im_end|>')[0],), **changes),
       env=environment,

@@ -15,7 +15,7 @@ from paravt_jax.rollout.router import Router
 from paravt_jax.serving import images
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.protocol import GenerateReply
-from tests import patience
+from tests import patience, xla
 from tests.serving.contract.drive import KEY, embedded_options, frame, request
 
 MB = 1 << 20  # what the server of these tests keeps
@@ -134,7 +134,7 @@ def test_a_restarted_server_has_no_images_and_the_client_goes_on(served, tmp_pat
   def start(port: int):
     return launch.launch(
       embedded_options(served.folder, port=port),
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK},
       log=tmp_path / 'log',
       deadline_s=patience.seconds(300),
       parent_pid=os.getpid(),

@@ -21,7 +21,7 @@ from paravt_jax.rollout.router import Router
 from paravt_jax.rollout.sampler import MAIN, Address, Sampler
 from paravt_jax.serving.embedded import launch
 from paravt_jax.types import TokenClass
-from tests import patience
+from tests import patience, xla
 from tests.eval.chat_model_sglang_test import contexts, model_folder
 from tests.eval.chat_model_test import SERVER
 from tests.rollout.stack import CLIENT, CONTEXT
@@ -41,7 +41,7 @@ def served(tmp_path_factory):
   tok = ChatTokenizer.load(place / 'model')
   process = launch.launch(
     embedded_options(place / 'model', eos_token_ids=(tok.im_end, tok.endoftext), **SIZES),
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK},
     log=place / 'server.log',
     deadline_s=patience.seconds(300),
     parent_pid=os.getpid(),

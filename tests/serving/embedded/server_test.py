@@ -11,7 +11,7 @@ import pytest
 from paravt_jax.errors import RolloutError
 from paravt_jax.serving import publish
 from paravt_jax.serving.embedded.launch import launch
-from tests import patience
+from tests import patience, xla
 from tests.serving.contract.drive import Flight, embedded_options, frame, request, together
 
 
@@ -126,7 +126,7 @@ def test_placeholders_and_images_must_agree_in_number_and_size(served):
 
 def test_a_port_in_use_and_a_wrong_model_end_in_one_clear_line(served, tmp_path):
   port = int(served.process.url.rsplit(':', 1)[1])
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla.QUICK}
   for given, says in (
     (embedded_options(served.folder, port=port), f'cannot listen on 127.0.0.1:{port}'),
     (embedded_options(tmp_path), 'config.json'),
