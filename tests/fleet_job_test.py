@@ -12,8 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from paravt_jax.orchestrator import group_record
 from paravt_jax.report import episodes
 from paravt_jax.testing import tiny
+from paravt_jax.train import checkpoint
 from tests import patience
 from tests.experiments import small_job
 from tests.main_job_test import refused
@@ -119,6 +121,45 @@ def test_rollouts_two_versions_ahead_go_on_beside_deliveries_and_tokens_of_the_c
     row['rollout/running'] for row in rows[:-1]
   )  # written as a delivery begins: groups were under way
   assert small_job.nobody_is_left(place)
+
+
+def test_groups_that_were_finished_when_the_learner_was_killed_are_trained_as_they_were(
+  place, whole
+):
+  """A record keeps finished groups, so their tokens are sampled once, whatever comes."""
+  knobs = {**SHORT, 'rollout__staleness': 2, 'run__checkpoint_every': 1, 'run__keep': STEPS}
+  records = place / 'runs' / 'killed_ahead' / 'checkpoints'
+  with_groups = lambda: [
+    step
+    for step in checkpoint.steps(records)
+    if (checkpoint.folder(records, step) / group_record.FILE).exists()
+  ]
+  process = small_job.start(place, 'killed_ahead', **knobs)
+  small_job.wait_for(with_groups, process)
+  process.kill()
+  process.communicate(timeout=patience.seconds(60))
+  assert small_job.nobody_is_left(place)
+  newest = checkpoint.latest(records)
+  kept = {
+    (one.group.id, scored.episode.budget, scored.episode.rollout): tokens(scored.episode)
+    for one in group_record.read(checkpoint.folder(records, newest))
+    for scored in one.group.scored
+  }
+  status, _, err = small_job.run(place, 'killed_ahead', **knobs)
+  assert status == 0, err[-4000:]
+  assert [row['step'] for row in small_job.records(place, 'killed_ahead')] == list(range(STEPS))
+  log = place / 'runs' / 'killed_ahead' / 'episodes' / 'train.jsonl'
+  trained = [(one.step, one.key, tokens(one.scored.episode)) for one in episodes.read(log)]
+  assert len(trained) == 16 * STEPS == len({key for _, key, _ in trained})
+  later = {key: found for step, key, found in trained if step >= newest}
+  assert len(kept) % 4 == 0 and {key: later.get(key) for key in kept} == kept
+
+
+def tokens(episode):
+  """The ids of an episode, and the weights that have sampled them."""
+  return [
+    (segment.ids.tolist(), segment.versions.tolist()) for segment in episode.trajectory.segments
+  ]
 
 
 def published(place, name):

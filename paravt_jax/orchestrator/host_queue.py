@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from paravt_jax.orchestrator import rollout_queue
+from paravt_jax.orchestrator.group_record import Finished
 from paravt_jax.orchestrator.hosts import Hosts
 from paravt_jax.rollout import schedule
 from paravt_jax.types import Group
@@ -49,6 +50,10 @@ class HostQueue(rollout_queue.Queue):
   async def _run(self, position: int) -> Group:
     async with self._slots:
       return await self._run_group(position)
+
+  def finished(self) -> list[Finished]:
+    """Returns none: process 0 alone writes a record, so those of all hosts run again."""
+    return []
 
   async def next_batch(self) -> list[Group]:
     """Returns this host's groups of the next step, in the order of the data.

@@ -6,7 +6,7 @@ SFT and RL share `Trainer`.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,17 +86,25 @@ class Trainer:
     """Returns the parameters that training does not change, on the mesh."""
     return partition(self.state.params, self.optimizer.frozen)[1]
 
-  def save(self, host: dict[str, Any]) -> None:
+  def save(
+    self,
+    host: dict[str, Any],
+    files: Mapping[str, Callable[[pathlib.Path], None]] | None = None,
+  ) -> None:
     """Begins an atomic record of everything that a resumed run needs.
 
     It returns once the next update may run; leaving the trainer's context waits for the record.
     Frozen parameters are not in it, because the model folder has them.
 
+    Args:
+      host: any JSON value; `restore` returns it.
+      files: what writes further files of the record, by name.
+
     Raises:
       CheckpointError: this record or the one before could not be written.
     """
     trained = state.without_frozen(self.state, self.optimizer)
-    self._records.save(self.version, trained, host, self._frozen_base())
+    self._records.save(self.version, trained, host, self._frozen_base(), files)
 
   def _frozen_base(self) -> checkpoint.Base | None:
     """Returns where the frozen parameters are, None if there are none. They are hashed once."""

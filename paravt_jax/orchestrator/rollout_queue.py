@@ -14,6 +14,7 @@ from typing import Any
 from paravt_jax.data.order import EpochOrder
 from paravt_jax.errors import DataError, RolloutError
 from paravt_jax.orchestrator import rollouts
+from paravt_jax.orchestrator.group_record import Finished
 from paravt_jax.orchestrator.recipes import RLRecipe
 from paravt_jax.rollout import groups, quarantine, schedule
 from paravt_jax.types import Group, Task
@@ -34,7 +35,14 @@ class Queue:
     order: EpochOrder,
     tasks: Sequence[Task],
     host: dict[str, Any] | None,
+    finished: Sequence[Finished] = (),
   ):
+    """Takes the parts of a run.
+
+    Args:
+      host: the `state` of the record that the run goes on from.
+      finished: its finished groups. Those of its positions that it lacks run again.
+    """
     knobs = recipe.rollout
     self.schedule = schedule.Schedule(
       schedule.ScheduleOptions(knobs.prompts, knobs.max_concurrent, knobs.staleness)
@@ -47,7 +55,8 @@ class Queue:
           f'(digest {self._rows}, wanted {host["rows"]}): '
           'continue with the same files, or choose another run with --config.run.folder=DIR'
         )
-      self.schedule.restore(host['schedule'], lost=host['ready'])
+      kept = {one.position for one in finished}
+      self.schedule.restore(host['schedule'], lost=[p for p in host['ready'] if p not in kept])
     self._quarantine = quarantine.Quarantine(
       recipe.data.media_root,
       (task.videos for task in tasks),
@@ -62,10 +71,10 @@ class Queue:
     self._batch = knobs.prompts
     self._staleness = knobs.staleness
     self._running: dict[asyncio.Task, int] = {}
-    self._ready: list[tuple[int, Group]] = []
+    self._ready = [(one.position, one.group) for one in finished]
     self._number = self.schedule.version  # of the step that the next batch is for
-    # position -> the delivered version with which its group began, until it is handed out
-    self._began: dict[int, int] = {}
+    # position -> the delivered version with which its group began, until it is trained
+    self._began = {one.position: one.began for one in finished}
     # batches handed out for steps that are not finished, oldest first
     self._handed: collections.deque[list[tuple[int, Group]]] = collections.deque()
     self._delivery: asyncio.Task | None = None
@@ -109,8 +118,6 @@ class Queue:
       await self._collect()
     self._ready.sort(key=lambda pair: self._began[pair[0]])  # else in the order of their ends
     batch, self._ready = self._ready[: self._batch], self._ready[self._batch :]
-    for position, _ in batch:
-      del self._began[position]
     self._handed.append(batch)
     self._number += 1
     self._fill()  # with staleness above 0 the next groups run while the learner steps
@@ -150,7 +157,8 @@ class Queue:
 
   def mark_trained(self) -> None:
     """Records that the update on the oldest batch that was handed out is finished."""
-    self._handed.popleft()
+    for position, _ in self._handed.popleft():
+      self._began.pop(position, None)
 
   def deliver(self, work: Coroutine[Any, Any, None], version: int) -> None:
     """Starts `work`, which delivers `version` to the servers while groups continue.
@@ -197,9 +205,9 @@ class Queue:
       )
 
   def state(self) -> dict[str, Any]:
-    """Returns the state for the checkpoint.
+    """Returns the state for the checkpoint, but for the `finished` groups.
 
-    Groups that are not finished, or that wait for a step, run again after a restart.
+    Groups that are not finished run again after a restart.
     """
     return {
       'rows': self._rows,
@@ -207,6 +215,14 @@ class Queue:
       'ready': sorted(position for batch in (*self._handed, self._ready) for position, _ in batch),
       'quarantine': self._quarantine.state(),
     }
+
+  def finished(self) -> list[Finished]:
+    """Returns the groups that wait for a step, for the checkpoint."""
+    return [
+      Finished(position, self._began[position], group)
+      for batch in (*self._handed, self._ready)
+      for position, group in batch
+    ]
 
   def metrics(self) -> dict[str, float]:
     """Returns how full the queue is, and losses, cuts, retries and images since the previous call."""

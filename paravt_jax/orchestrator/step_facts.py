@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from paravt_jax.orchestrator.hosts import Channel
+from paravt_jax.rollout import groups
 from paravt_jax.types import (
   Episode,
   Group,
@@ -115,35 +116,10 @@ def add_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _without_pixels(group: Group) -> Group:
-  def scored(one: Scored) -> Scored:
-    return dataclasses.replace(one, episode=_episode(one.episode))
-
-  return dataclasses.replace(group, scored=tuple(map(scored, group.scored)))
-
-
-def _episode(episode: Episode) -> Episode:
-  def turn(one: Turn) -> Turn:
-    return dataclasses.replace(one, results=tuple(map(result, one.results)))
-
-  def result(one: ToolResult) -> ToolResult:
-    subagent = None if one.subagent is None else _trajectory(one.subagent)
-    return dataclasses.replace(one, subagent=subagent)
-
-  return dataclasses.replace(
-    episode,
-    turns=tuple(map(turn, episode.turns)),
-    trajectory=_trajectory(episode.trajectory),
-  )
-
-
-def _trajectory(trajectory: Trajectory) -> Trajectory:
   sized: Any = Sized  # in place of an array: nothing reads more than its shape
-  return dataclasses.replace(
-    trajectory,
-    segments=tuple(
-      dataclasses.replace(
-        segment, images=tuple(sized(tuple(image.shape)) for image in segment.images)
-      )
-      for segment in trajectory.segments
+  return groups.map_segments(
+    group,
+    lambda segment: dataclasses.replace(
+      segment, images=tuple(sized(tuple(image.shape)) for image in segment.images)
     ),
   )

@@ -11,7 +11,15 @@ from paravt_jax.data.order import EpochOrder
 from paravt_jax.metrics import writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
-from paravt_jax.orchestrator import alarms, host_queue, parts, rollouts, step_facts, step_log
+from paravt_jax.orchestrator import (
+  alarms,
+  group_record,
+  host_queue,
+  parts,
+  rollouts,
+  step_facts,
+  step_log,
+)
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.corpus import Questions
 from paravt_jax.orchestrator.learner import Learner, PreparedBatch
@@ -56,7 +64,11 @@ async def train(
   begun, board = learner.version, recipe.run.tensorboard
   async with rollouts.rewards(recipe) as reward:
     hosts = hosts_.current()
-    queue = host_queue.make_queue(hosts, recipe, server, reward, options, order, tasks, host)
+    record = checkpoint.folder(folder.path / 'checkpoints', learner.version)
+    finished = () if host is None else group_record.read(record)
+    queue = host_queue.make_queue(
+      hosts, recipe, server, reward, options, order, tasks, host, finished
+    )
     with contextlib.ExitStack() as stack:
       stack.enter_context(learner)  # waits at the end for the record that is being written
       logs = None
@@ -224,7 +236,7 @@ class _Loop:
 
   def _save(self) -> None:
     """Begins a record, which is written while training goes on."""
-    self._learner.save(self._queue.state())
+    self._learner.save(self._queue.state(), group_record.files(self._queue.finished()))
     self._saved = self._learner.version
 
   async def save_what_is_out(self) -> None:

@@ -16,7 +16,17 @@ from paravt_jax.rewards import answer, total
 from paravt_jax.rollout.agent import Agent, Opening
 from paravt_jax.rollout.judge import Judge, JudgeFailure
 from paravt_jax.rollout.sampler import Address
-from paravt_jax.types import Episode, Group, Scored, StopReason, Task
+from paravt_jax.types import (
+  Episode,
+  Group,
+  Scored,
+  Segment,
+  StopReason,
+  Task,
+  ToolResult,
+  Trajectory,
+  Turn,
+)
 from paravt_jax.video import sampling
 
 
@@ -174,6 +184,33 @@ def oldest_version(group: Group) -> int | None:
     ),
     default=None,
   )
+
+
+def map_segments(group: Group, change: Callable[[Segment], Segment]) -> Group:
+  """Returns a group with other segments, those of sub-agents too.
+
+  change: is called with every segment, always in the same order.
+  """
+
+  def context(one: Trajectory) -> Trajectory:
+    return dataclasses.replace(one, segments=tuple(map(change, one.segments)))
+
+  def result(one: ToolResult) -> ToolResult:
+    subagent = None if one.subagent is None else context(one.subagent)
+    return dataclasses.replace(one, subagent=subagent)
+
+  def turn(one: Turn) -> Turn:
+    return dataclasses.replace(one, results=tuple(map(result, one.results)))
+
+  def scored(one: Scored) -> Scored:
+    episode = dataclasses.replace(
+      one.episode,
+      turns=tuple(map(turn, one.episode.turns)),
+      trajectory=context(one.episode.trajectory),
+    )
+    return dataclasses.replace(one, episode=episode)
+
+  return dataclasses.replace(group, scored=tuple(map(scored, group.scored)))
 
 
 def count_dropped(groups: Sequence[Group]) -> dict[str, int]:

@@ -3,6 +3,7 @@
     <root>/00000012/arrays/...   parameters, optimizer state: one Orbax checkpoint, leaves by name
     <root>/00000012/host.json    the host's counters: data position, rollout counters, ...
     <root>/00000012/base.json    only if arrays leave out frozen parameters: where those are
+    <root>/00000012/...          further files of the caller
 
 A record is written in the background under a temporary name and renamed, so a kill in the middle
 leaves the previous one as the newest.
@@ -14,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -106,7 +108,14 @@ class Writer:
     self._thread = ThreadPoolExecutor(1, 'checkpoint')
     self._pending: tuple[pathlib.Path, Future[None]] | None = None
 
-  def save(self, step: int, state: Any, host: Any, base: Base | None = None) -> pathlib.Path:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    host: Any,
+    base: Base | None = None,
+    files: Mapping[str, Callable[[pathlib.Path], None]] | None = None,
+  ) -> pathlib.Path:
     """Begins the record of a step. Returns its folder, which appears when it is complete.
 
     It waits for the record before, and until the arrays have been copied to host memory. Then the
@@ -117,6 +126,7 @@ class Writer:
       state: any tree of arrays, sharded or not. Every process of a multi-host run calls this.
       host: any JSON value.
       base: where the parameters are that `state` leaves out.
+      files: what writes further files of the record, by name, in the background.
 
     Raises:
       CheckpointError: this record or the one before cannot be written (disk full, no permission).
@@ -139,7 +149,10 @@ class Writer:
         )
     except _WRITE_ERRORS as error:
       raise _unwritable(target, temporary, error) from error
-    self._pending = target, self._thread.submit(self._finish, arrays, temporary, target, text, base)
+    self._pending = (
+      target,
+      self._thread.submit(self._finish, arrays, temporary, target, text, base, files or {}),
+    )
     return target
 
   def _finish(
@@ -149,12 +162,15 @@ class Writer:
     target: pathlib.Path,
     host: str,
     base: Base | None,
+    files: Mapping[str, Callable[[pathlib.Path], None]],
   ) -> None:
     try:
       arrays.result()
       if jax.process_index() == 0:
         if base is not None:
           (temporary / BASE).write_text(json.dumps(dataclasses.asdict(base), indent=1) + '\n')
+        for name, write in files.items():
+          write(temporary / name)
         (temporary / 'host.json').write_text(host)
         if target.exists():
           shutil.rmtree(target)

@@ -44,8 +44,9 @@ class World:
     self.lost = draw.choice((0.0, 0.1))  # share of groups that are lost
     self.behind = draw.choice((0.0, 0.1))  # share of groups on a server with old weights
     self.kills = draw.choice((0, 0, 1, 2))
-    self.record = (0, None)
+    self.record = (0, None, ())
     self.trained = {}  # step -> its groups, as the surviving history has them
+    self.recorded = set()  # finished groups of the record that the present life began from
     self.served = 0  # the newest version that the servers have
     self.lives = 0
 
@@ -62,6 +63,7 @@ class World:
 
   async def run_group(self, agent, prompt, reward, options):
     """A group whose tokens are of the versions that were served meanwhile."""
+    assert (str(prompt.task), prompt.epoch) not in self.recorded  # a record has its episodes
     versions = [self.served]
     if self.draw.random() < self.behind:
       versions = [self.draw.randint(0, self.served)]
@@ -103,9 +105,9 @@ class Learner:
   def publish(self):
     """Nothing to write."""
 
-  def save(self, host):
-    """Keeps a record."""
-    self.world.record = (self.version, host)
+  def save(self, host, files):
+    """Keeps a record, and its groups as they are."""
+    self.world.record = (self.version, host, files)
 
 
 class Server:
@@ -152,13 +154,14 @@ class Watched(rollout_queue.Queue):
 
 async def life(world, size):
   """One process, from the record to its end. Returns its queue."""
-  version, host = world.record
+  version, host, finished = world.record
+  world.recorded = {(one.group.id, one.group.epoch) for one in finished}
   world.lives += 1
   world.trained = {step: found for step, found in world.trained.items() if step < version}
   learner, server, run = Learner(world), Server(world), world.recipe()
   await server.deliver(None, version)
   order, tasks = EpochOrder(size, 5), list(map(Row, range(size)))
-  queue = Watched(run, server, None, None, order, tasks, host)
+  queue = Watched(run, server, None, None, order, tasks, host, finished)
   rejected = queue.schedule.rejected
   loop = training._Loop(run, learner, server, queue, None, {}, None)
   try:
@@ -189,6 +192,7 @@ def test_no_group_is_too_old_lost_or_trained_twice_whatever_the_schedule(monkeyp
     return work(*arguments)
 
   monkeypatch.setattr(training.hosts_, 'apart', apart)
+  monkeypatch.setattr(training.group_record, 'files', tuple)
   monkeypatch.setattr(rollout_queue.asyncio, 'to_thread', at_once)
   seen = collections.Counter()
   for seed in range(part, SCHEDULES, PARTS):
@@ -212,5 +216,7 @@ def test_no_group_is_too_old_lost_or_trained_twice_whatever_the_schedule(monkeyp
       assert places == sorted(places), seed
       if not world.lost and not world.behind:
         assert places == list(range(len(trained))), seed
-    seen.update(lost=queue.schedule.rejected > 0, killed=world.lives > 1)
-  assert seen['lost'] > 50 and seen['killed'] > 50
+    seen.update(
+      lost=queue.schedule.rejected > 0, killed=world.lives > 1, recorded=bool(world.recorded)
+    )
+  assert min(seen['lost'], seen['killed'], seen['recorded']) > 50
