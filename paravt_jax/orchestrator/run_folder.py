@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from paravt_jax.orchestrator import binding
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.train import checkpoint
 
+LOCK = '.lock'
 SHOWN = 8  # limit of changed free settings to print when a run resumes
 
 
@@ -75,11 +77,12 @@ def commit() -> str:
 def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
   """Creates and locks the folder until the returned handle is closed.
 
-  Raises ConfigError if another process has locked it.
+  The file `.lock` names its owner, also after that has ended. Raises ConfigError if another process
+  has locked it.
   """
   try:
     path.mkdir(parents=True, exist_ok=True)
-    lock = (path / '.lock').open('w')
+    lock = (path / LOCK).open('a+')  # not 'w', which would remove the owner's name
   except OSError as error:
     raise ConfigError(
       f'run folder {path}: {error.strerror}; choose another with --config.{knob}=DIR'
@@ -87,12 +90,28 @@ def locked(path: pathlib.Path, knob: str = 'run.folder') -> IO[str]:
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError:
+    owner = last_owner(path)
     lock.close()
     raise ConfigError(
-      f'run folder {path} is in use by another process; wait for it, or choose another with '
-      f'--config.{knob}=DIR'
+      f'run folder {path} is in use by another process{f" ({owner})" if owner else ""}; wait for '
+      f'it, or choose another with --config.{knob}=DIR'
     ) from None
+  lock.truncate(0)
+  lock.write(f'process {os.getpid()} on {socket.gethostname()}, since {_now()}')
+  lock.flush()
   return lock
+
+
+def last_owner(path: pathlib.Path) -> str:
+  """Returns who locked the folder last, as words. Empty if nobody did."""
+  try:
+    return (path / LOCK).read_text(errors='replace')[:200].strip()
+  except OSError:
+    return ''
+
+
+def _now() -> str:
+  return time.strftime('%Y-%m-%d %H:%M:%S %z')
 
 
 class RunFolder:
@@ -111,8 +130,15 @@ class RunFolder:
     if not writes:
       self._progress = _progress(path)
       return
+    before = last_owner(path)
     self._lock = locked(path)
     self._progress = _progress(path)
+    if before and (path / 'metrics.jsonl').exists():
+      print(
+        f'run folder {path} was last used by {before}; that process has ended',
+        file=sys.stderr,
+        flush=True,
+      )
     changed = refuse_other_settings(path, config)
     if changed:
       more = f' and {len(changed) - SHOWN} more' if len(changed) > SHOWN else ''

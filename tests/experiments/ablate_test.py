@@ -127,7 +127,7 @@ def test_a_recipe_of_another_entry_point_is_refused():
 
 def test_a_grid_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
   monkeypatch.setattr(ablate.grid, 'prepare', lambda waiting: pytest.fail('began'))
-  message = r'in use by another process; wait for it, or choose another with --config\.folder=DIR'
+  message = r'by another process \(process .*\); wait .* choose another with --config\.folder=DIR'
   with run_folder.locked(tmp_path), pytest.raises(ConfigError, match=message):
     ablate.main(recipe(folder=str(tmp_path)))
 

@@ -18,7 +18,7 @@ from experiments import launch
 from experiments import longvideo_reason as entry
 from paravt_jax.errors import ConfigError, DataError, RolloutError
 from paravt_jax.longvideo_reason import pipeline, recipe
-from paravt_jax.orchestrator.run_folder import locked
+from paravt_jax.orchestrator.run_folder import last_owner, locked
 from paravt_jax.testing import clips
 from tests import patience, recipes
 from tests.longvideo_reason.chat_server import ChatServer, Raw, good, kind
@@ -220,12 +220,13 @@ def test_a_kill_while_videos_are_cut_changes_nothing_of_what_comes_out(tmp_path,
 
 def test_a_folder_in_use_is_refused(tmp_path, videos):
   with locked(tmp_path / 'out'):
+    owner = last_owner(tmp_path / 'out')
     done = run(videos, tmp_path / 'out', 'http://127.0.0.1:9/v1')
-  assert done.returncode == 2
+  assert done.returncode == 2 and owner
   assert (
     done.stderr
-    == f'error: run folder {tmp_path}/out is in use by another process; wait for it, or choose '
-    'another with --config.output=DIR\n'
+    == f'error: run folder {tmp_path}/out is in use by another process ({owner}); wait for it, or '
+    'choose another with --config.output=DIR\n'
   )
 
 

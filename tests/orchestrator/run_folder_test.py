@@ -37,10 +37,29 @@ def test_a_new_folder_holds_config_commit_and_a_place_for_episodes(tmp_path):
 
 def test_two_processes_never_share_a_folder(tmp_path):
   first = run_folder.RunFolder(tmp_path, RECIPE)
-  with pytest.raises(ConfigError, match=r'is in use by another process; .*--config.run.folder=DIR'):
-    run_folder.RunFolder(tmp_path, RECIPE)
+  owner = rf'process {os.getpid()} on \S+, since 20\d\d-.*'
+  for _ in range(2):  # who is refused does not take the owner's name away
+    with pytest.raises(
+      ConfigError,
+      match=rf'is in use by another process \({owner}\); .*--config.run.folder=DIR',
+    ):
+      run_folder.RunFolder(tmp_path, RECIPE)
   closed(first)
   run_folder.RunFolder(tmp_path, RECIPE)
+
+
+def test_who_goes_on_with_a_run_is_told_whose_it_was(tmp_path, capsys):
+  closed(run_folder.RunFolder(tmp_path, RECIPE))
+  closed(run_folder.RunFolder(tmp_path, RECIPE))
+  assert capsys.readouterr().err == ''  # nothing was trained
+  (tmp_path / 'metrics.jsonl').write_text('{}')
+  (tmp_path / '.lock').write_text('process 7 on elsewhere, since yesterday')
+  closed(run_folder.RunFolder(tmp_path, RECIPE))
+  said = f'run folder {tmp_path} was last used by process 7 on elsewhere, since yesterday; '
+  assert capsys.readouterr().err == said + 'that process has ended\n'
+  (tmp_path / '.lock').write_bytes(b'\xff' * 5000)  # no name that can be read
+  run_folder.RunFolder(tmp_path, RECIPE)
+  assert len(capsys.readouterr().err) < 500
 
 
 def test_a_folder_that_was_begun_with_other_settings_is_refused_and_the_knobs_are_named(tmp_path):
