@@ -3,8 +3,9 @@
 Every request returns within its deadline, with frames or with a typed MediaError.
 
 Workers are fresh interpreters (never forked, and the caller's main module is not imported again),
-each with one socket. A worker that hangs or dies is replaced, and its request fails with the
-reason 'timeout' or 'crashed'.
+each with one socket. A worker that hangs or dies is replaced. The request of one that hung fails with
+the reason 'timeout'. That of one that died is made once more, by another worker in what is left of
+the deadline, and fails with 'crashed' if that one dies too.
 """
 
 import asyncio
@@ -191,15 +192,12 @@ class DecodePool:
   def _run(self, request: tuple) -> tuple:
     self._count('requests')
     started = time.monotonic()
-    worker = self._idle.get()
-    reply, whole = None, False
-    try:
-      reply = worker.ask(request, self._deadline_s)
-      whole = reply is not None
-    except (EOFError, OSError, DataError):  # the last two: a reply that is none
-      reply = self._crash(worker, request[1])
-    finally:
-      self._idle.put(worker if whole or self._closed else self._replace(worker))
+    reply, left = self._ask(request, self._deadline_s)
+    died = reply is not None and reply[0] == 'error' and reply[2] == 'crashed'
+    if died and left > 0 and not self._closed:
+      # it may have been killed for its memory, or by hand: only a file that does it again is at fault
+      self._count('retried')
+      reply, _ = self._ask(request, left)
     if reply is None:
       reply = (
         'error',
@@ -211,6 +209,20 @@ class DecodePool:
       self._count(reply[2])
       raise MediaError(reply[1], reply[2])
     return reply
+
+  def _ask(self, request: tuple, deadline_s: float) -> tuple[tuple | None, float]:
+    """Returns a worker's reply, None after the deadline, and the seconds that are left of it."""
+    worker = self._idle.get()
+    started = time.monotonic()
+    reply, whole = None, False
+    try:
+      reply = worker.ask(request, deadline_s)
+      whole = reply is not None
+    except (EOFError, OSError, DataError):  # the last two: a reply that is none
+      reply = self._crash(worker, request[1])
+    finally:
+      self._idle.put(worker if whole or self._closed else self._replace(worker))
+    return reply, deadline_s - (time.monotonic() - started)
 
   def _crash(self, worker: _Worker, path: str) -> tuple:
     if self._closed:

@@ -143,14 +143,24 @@ def test_more_hanging_files_than_workers_do_not_block_the_loop_or_the_pool(fifo,
   assert ticks > 15
 
 
-def test_a_worker_that_is_killed_is_a_crash_and_is_replaced(clip):
-  with DecodePool(1, 5.0, 'pyav') as pool:
-    pool.probe_sync(clip)
-    os.kill(_pids(pool)[0], signal.SIGKILL)
+def test_the_request_of_a_worker_that_is_killed_is_made_once_more(clip):
+  with DecodePool(1, patience.seconds(5.0), 'pyav') as pool:
+    for count in (1, 2):
+      os.kill(_pids(pool)[0], signal.SIGKILL)
+      assert pool.probe_sync(clip).num_frames == 128
+      assert pool.counts['retried'] == count and not pool.counts['crashed']
+
+
+def test_a_request_that_kills_its_second_worker_too_is_a_crash(clip, monkeypatch):
+  real = decode._PROGRAM
+  monkeypatch.setattr(decode, '_PROGRAM', 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)')
+  with DecodePool(1, patience.seconds(5.0), 'pyav') as pool:
     with pytest.raises(MediaError, match='ended with code -9') as error:
       pool.probe_sync(clip)
     assert error.value.reason == 'crashed'
-    assert pool.probe_sync(clip).num_frames == 128
+    assert (pool.counts['requests'], pool.counts['retried'], pool.counts['crashed']) == (1, 1, 1)
+    monkeypatch.setattr(decode, '_PROGRAM', real)
+    assert pool.probe_sync(clip).num_frames == 128  # one more ends, the next is of the real program
 
 
 @pytest.mark.parametrize(
