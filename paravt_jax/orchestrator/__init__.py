@@ -4,6 +4,7 @@ Components, and what each owns:
 
       recipes          the typed recipe: all settings of a run
       run_folder       the run's folder: its lock, its settings, which phases are done
+      main_job         the main job, from its recipe to its report
       corpus           the RL rows and the synthetic world; sft_data: the SFT batches
       learner          `Trainer`: parameters and optimizer on the mesh, and the records on disk;
                        SFT (`SFTTrainer`, run by cold_start) and RL (`Learner`) share it

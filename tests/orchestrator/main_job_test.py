@@ -1,4 +1,4 @@
-"""The main job's entry point: the cold start's door, the order of its phases, more steps."""
+"""The main job: the cold start's door, the order of its phases, more steps."""
 
 import asyncio
 import contextlib
@@ -7,8 +7,8 @@ import types
 import pytest
 
 from configs import para_grpo
-from experiments import rl
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator import main_job
 from paravt_jax.orchestrator.corpus import Questions
 from paravt_jax.orchestrator.run_folder import RunFolder
 from tests.recipes import typed
@@ -19,16 +19,16 @@ def test_a_scale_without_a_cold_start_asks_for_a_model(tmp_path):
   with pytest.raises(
     ConfigError, match=r'--config.model.folder is empty, .*train one with experiments.sft'
   ):
-    rl.cold_start(recipe, RunFolder(tmp_path, {}))
+    main_job.cold_start(recipe, RunFolder(tmp_path, {}))
 
 
 def test_the_cold_starts_curve_is_kept_with_the_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(rl.sft, 'cold_start', lambda recipe: tmp_path / 'sft_run' / 'hf')
+  monkeypatch.setattr(main_job.sft, 'cold_start', lambda recipe: tmp_path / 'sft_run' / 'hf')
   (tmp_path / 'sft_run').mkdir()
   (tmp_path / 'sft_run' / 'metrics.jsonl').write_text('{"step": 0}\n')
   folder = RunFolder(tmp_path / 'run', {})
   recipe = typed(para_grpo.get_config())
-  assert rl.cold_start(recipe, folder) == tmp_path / 'sft_run' / 'hf'
+  assert main_job.cold_start(recipe, folder) == tmp_path / 'sft_run' / 'hf'
   assert (folder.path / 'sft' / 'metrics.jsonl').read_text() == '{"step": 0}\n'
 
 
@@ -59,18 +59,19 @@ def test_the_server_gets_the_learners_weights_before_anything_is_measured_whatev
     export=lambda target: None,
     model_config=types.SimpleNamespace(text=types.SimpleNamespace(vocab=8)),
   )
-  monkeypatch.setattr(rl, 'Learner', lambda *_: learner)
-  monkeypatch.setattr(rl.rollouts, 'open_rollouts', opened)
-  monkeypatch.setattr(rl.evaluation, 'phase', phase)
-  monkeypatch.setattr(rl.evaluation, 'summary', lambda *_: {})
-  monkeypatch.setattr(rl, 'train', lambda *_: note('train'))
+  monkeypatch.setattr(main_job.rollouts, 'open_rollouts', opened)
+  monkeypatch.setattr(main_job.evaluation, 'phase', phase)
+  monkeypatch.setattr(main_job.evaluation, 'summary', lambda *_: {})
+  monkeypatch.setattr(main_job, 'train', lambda *_: note('train'))
   asyncio.run(
-    rl.session(
+    main_job.session(
       typed(para_grpo.get_config()),
       RunFolder(tmp_path / 'run', {}),
       tmp_path,
       Questions([], [], {}),
       None,
+      None,
+      lambda *_: learner,
     )
   )
   assert done == [('deliver', 'version 0', 0), ('before', 0), 'train', ('after', 0)]
@@ -86,9 +87,9 @@ def test_more_steps_take_back_the_evaluation_after_training_and_keep_the_one_bef
   (tmp_path / 'summary.json').write_text('{}')
   (tmp_path / 'checkpoints' / '00000004').mkdir(parents=True)
   (tmp_path / 'checkpoints' / '00000004' / 'host.json').write_text('{}')
-  rl.reopen(typed(para_grpo.get_config(), rollout__steps=4), folder)
+  main_job.reopen(typed(para_grpo.get_config(), rollout__steps=4), folder)
   assert folder.result('after') == {} and (tmp_path / 'hf').is_dir()
-  rl.reopen(typed(para_grpo.get_config(), rollout__steps=6), folder)
+  main_job.reopen(typed(para_grpo.get_config(), rollout__steps=6), folder)
   assert folder.result('after') is None and folder.result('before') == {}
   left = {path.name for path in tmp_path.iterdir() if not path.name.startswith('.')}
   assert 'eval_before' in left and not left & {'eval_after', 'hf', 'summary.json'}
