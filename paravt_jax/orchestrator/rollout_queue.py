@@ -70,6 +70,8 @@ class Queue:
     self._client = server.client
     self._batch = knobs.prompts
     self._staleness = knobs.staleness
+    self._steps = knobs.steps  # of the run: behind its last one nothing starts
+    self._closed = False
     self._running: dict[asyncio.Task, int] = {}
     self._ready = [(one.position, one.group) for one in finished]
     self._number = self.schedule.version  # of the step that the next batch is for
@@ -173,6 +175,10 @@ class Queue:
     async def bring() -> None:
       await work
       self.schedule.publish(version)
+      # The learner may be in a step, and asks for its next batch only after it. Without staleness
+      # it asks at once.
+      if self._staleness and version < self._steps and not self._closed:
+        self._fill()
 
     self._delivery = asyncio.create_task(bring())
 
@@ -247,6 +253,7 @@ class Queue:
     """Cancels the groups. It waits for a delivery that has begun, so that no server stays
     paused.
     """
+    self._closed = True
     for task in self._running:
       task.cancel()
     delivery = [self._delivery] if self._delivery is not None else []

@@ -376,6 +376,25 @@ def test_groups_go_on_while_a_version_is_on_its_way_and_count_on_it_only_once_it
   assert (later, more) == (1, 6)
 
 
+@pytest.mark.parametrize(('steps', 'more'), [(10, 2), (1, 0)])
+def test_groups_of_a_version_begin_once_it_is_there_although_the_learner_asks_for_none(
+  started, steps, more
+):
+  async def run():
+    made = queue(size=12, staleness=1, max_concurrent=64, steps=steps)
+    await made.next_batch()
+    made.mark_trained()
+    before = len(started.prompts)
+    made.deliver(asyncio.sleep(0), 1)
+    await made.delivered()
+    await asyncio.sleep(0.01)  # those that began ask for their video first
+    found = len(started.prompts) - before
+    await made.close()
+    return found
+
+  assert asyncio.run(run()) == more  # behind the last step none
+
+
 def test_what_a_delivery_meets_is_raised_where_it_is_waited_for(started):
   async def fails():
     raise RolloutError('no server took version 1')
@@ -430,10 +449,10 @@ def test_a_group_of_a_server_that_fell_behind_is_lost_and_counted(started, stale
       made.mark_trained()
       made.deliver(asyncio.sleep(0), version)
       await made.delivered()
-    made._ready.clear()
-    made._began.clear()
+    for position, _ in made._ready:
+      del made._began[position]
     old = (1, behind) if where == 'main' else ()
-    made._began = {100: behind, 101: behind}
+    made._began |= {100: behind, 101: behind}
     made._ready = [
       (100, Group('100', 0, kept(*old, subagent=(behind, 1) if where == 'subagent' else ()))),
       (101, Group('101', 0, kept(behind - staleness, behind))),
