@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
   'rollout': {'chat', 'video', 'rewards', 'serving', 'packing', 'row_layout'},
   'eval': _BELOW_L4,
   'report': _BELOW_L4,
-  'testing': _BELOW_L4,
+  'testing': {*_BELOW_L4, 'report'},  # kills compare the logs of runs
   'longvideo_reason': _BELOW_L4,
   'orchestrator': {*_BELOW_L4, 'eval', 'report', 'testing'},
 }

@@ -46,12 +46,12 @@ KNOBS = {
 
 def command(folder, entry='rl', **knobs):
   """The main job (or its cold start alone, entry 'sft', 12 steps) in runs/<folder>; further knobs
-  with '__' for dots.
+  with '__' for dots. A folder of None is left to the caller.
   """
   recipe, given = ('para_grpo', KNOBS) if entry == 'rl' else ('sft', {**WORLD, 'steps': 12})
   given = {
     **given,
-    'run.folder': f'runs/{folder}',
+    **({} if folder is None else {'run.folder': f'runs/{folder}'}),
     **{name.replace('__', '.'): value for name, value in knobs.items()},
   }
   return [
