@@ -7,6 +7,7 @@ python -m experiments.bench --config=configs/bench.py --config.suite=data --json
 python -m experiments.bench --config=configs/bench.py --config.suite=images           # bytes of a step's frames
 python -m experiments.bench --config=configs/bench.py --config.suite=gaps             # how far engines are from float32
 python -m experiments.bench --config=configs/bench.py --config.suite=learner --json   # the learner's step: about 6 minutes
+python -m experiments.bench --config=configs/bench.py --config.suite=survival --json  # the main job, kept waiting and killed: about 10 minutes
 """
 
 from ml_collections import ConfigDict
@@ -62,6 +63,7 @@ def get_config() -> ConfigDict:
       'gaps': _gaps(),
       'data': _data(),
       'learner': _learner(),
+      'survival': _survival(),
       'profile': {'steps': 0},  # SFT steps of the suite `learner` that are traced
       'server': {'ready_timeout_s': 300.0, 'embedded': servers.embedded, 'sglang': servers.sglang},
     }
@@ -94,6 +96,37 @@ def _gaps() -> dict:
     'places': 8,
     'temperature': 1.0,
     'concurrency': 8,
+  }
+
+
+def _survival() -> dict:
+  """The suite `survival`: the main job over a small world and a short cold start."""
+  world = {
+    'videos': 24,
+    'heldout_videos': 2,
+    'rl_tasks': 96,
+    'heldout_tasks': 6,
+    'videos_per_archive': 4,
+  }
+  return {
+    'job': (
+      *(f'world.corpus.{name}={count}' for name, count in world.items()),
+      'cold_start.steps=60',
+      'eval.questions=0',
+    ),
+    'limit_s': 1800.0,
+    'crops': {
+      'crops': 5,
+      'repeats': 3,
+      'height': 360,
+      'width': 640,
+      'latency_s': 1.0,
+      'deadline_s': 60.0,
+    },
+    # a step about as long as its rollouts, where running beside each other gains most
+    'pace': {'step_seconds': 1.5, 'staleness': 2, 'steps': 16, 'skip': 4},
+    'memory': {'requests': 2000},
+    'kill': {'moments': 5, 'steps': 6},
   }
 
 

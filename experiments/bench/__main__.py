@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from experiments import launch
-from experiments.bench import data, gaps, images, learner, rollout
+from experiments.bench import data, gaps, images, learner, rollout, survival
 from experiments.bench.recipe import BenchRecipe
 from paravt_jax.options import require
 
@@ -27,6 +27,7 @@ SUITES: Mapping[str, Suite] = {
   'images': images.suite,
   'learner': learner.suite,
   'rollout': rollout.suite,
+  'survival': survival.suite,
 }
 # A suite whose figures are a table of their own; the others have one line per figure.
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {'gaps': gaps.table}
@@ -37,6 +38,8 @@ UNITS = {
   'seconds': 's', 'bytes': 'bytes', 'bytes_per_row': 'bytes', 'threads': 'CPU threads', 'agreement': 'share',
   'flops_per_second': 'FLOP/s', 'flops': 'FLOP', 'tokens': 'tokens', 'pairs': 'pairs', 'mfu': 'of the peak',
   'shown_frames': 'images', 'different_frames': 'images', 'images_sent': 'images', 'requests': 'requests',
+  'growth_share': 'of the memory', 'staleness_max': 'versions', 'moments': 'kills', 'lost': 'episodes', 'doubled': 'episodes',
+  'survivors': 'processes', 'ratio_to_copy': 'times', 'episodes_per_hour': 'episodes/h',
   'loss_gap': 'nats', 'grad_norm_gap': 'of the norm',
   'wait_share': 'of the time', 'efficiency': 'of the tokens', 'fill': 'of the tokens',
 }  # fmt: skip

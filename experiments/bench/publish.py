@@ -32,7 +32,8 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
   Returns:
     GB/s: save (hash, write, rename), load (read, hash, compare), convert (loaded arrays ->
     safetensors in memory), stage (load and convert), copy (shutil.copytree of the published
-    folder), memory_copy (the same into memory, as convert writes it), and `bytes`.
+    folder), memory_copy (the same into memory, as convert writes it), and `bytes`. ratio_to_copy is
+    the seconds of save and load over those of copy.
   """
   config, params = made(bytes_)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -63,6 +64,7 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
         seconds[name] = min(seconds[name], timed(step))
   return {
     **{f'{name}_gb_per_s': size / GB / taken for name, taken in seconds.items()},
+    'ratio_to_copy': (seconds['save'] + seconds['load']) / seconds['copy'],
     'bytes': float(size),
   }
 

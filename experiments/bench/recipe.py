@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, ClassVar
 
 from experiments.bench.learner_options import LearnerBench
+from experiments.bench.survival_options import PublishBench, SurvivalBench
 from paravt_jax.options import (
   COUNT,
   LANES,
@@ -95,13 +96,6 @@ class ImagesBench(Options):
   seconds: Annotated[int, COUNT]  # of the video
   side: Annotated[int, multiple_of(32)]  # pixels of a frame
   grain: Annotated[int, whole(1, 255)]  # noise over the image, in grey levels: the size of a PNG
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishBench(Options):
-  """Weights on their way."""
-
-  bytes: Annotated[int, COUNT]  # of the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,4 +241,5 @@ class BenchRecipe(Options):
   server: BenchServers
   data: DataBench
   learner: LearnerBench
+  survival: SurvivalBench
   profile: ProfileOptions  # of the suite `learner`
