@@ -79,11 +79,11 @@ def pace(apart: Sequence[Row], beside: Sequence[Row], skip: int) -> dict[str, fl
 
 def requests(rows: Sequence[Row]) -> float:
   """Returns how often a run asked for frames: an overview of each episode, and its crops."""
-  return sum(row['groups/episodes'] * (1 + row['calls/executed']) for row in rows)
+  return sum(row['episodes/kept'] * (1 + row['calls/executed']) for row in rows)
 
 
 def _per_hour(rows: Sequence[Row]) -> float:
-  return 3600 * sum(row['groups/episodes'] for row in rows) / sum(row['time/step'] for row in rows)
+  return 3600 * sum(row['episodes/kept'] for row in rows) / sum(row['time/step'] for row in rows)
 
 
 def _crops(knobs: CropBench, workers: int, folder: pathlib.Path) -> dict[str, float]:

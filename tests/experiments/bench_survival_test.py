@@ -14,7 +14,7 @@ from tests import patience, recipes
 def rows(seconds, executed=0.5):
   """Lines of metrics.jsonl, one for each time of a step."""
   return [
-    {'time/step': s, 'groups/episodes': 64.0, 'calls/executed': executed, 'staleness/max': 2.0}
+    {'time/step': s, 'episodes/kept': 64.0, 'calls/executed': executed, 'staleness/max': 2.0}
     for s in seconds
   ]
 

@@ -385,7 +385,6 @@ def test_groups_of_a_version_begin_once_it_is_there_unasked(started, steps, more
     made.deliver(asyncio.sleep(0), 1)
     await made.delivered()
     await asyncio.sleep(0.01)  # those that began ask for their video first
-    await made.close()
 
   asyncio.run(run())
   assert len(started.prompts) == 4 + more
