@@ -23,6 +23,7 @@ from paravt_jax.errors import ConfigError, DataError, ParavtError
 from paravt_jax.metrics import names
 
 log = logging.getLogger(__name__)
+FILE = 'metrics.jsonl'  # in the run folder
 _PROTO: Any = event_pb2  # protobuf makes its classes when it is imported, unseen by type checkers
 
 
@@ -46,7 +47,7 @@ class MetricsWriter:
   def __init__(
     self, folder: Path | str, *, tensorboard: bool, wandb: Mapping[str, Any] | None, start_step: int
   ):
-    self.path = Path(folder) / 'metrics.jsonl'
+    self.path = Path(folder) / FILE
     self.nonfinite = 0
     self._warned: set[str] = set()
     self._step = start_step - 1

@@ -21,10 +21,20 @@ from paravt_jax.errors import DataError
 from paravt_jax.metrics import writer as metrics_writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.models import sharding
-from paravt_jax.orchestrator import alarms, binding, checks, outlook, parts, run_folder, sft_data
+from paravt_jax.orchestrator import (
+  alarms,
+  binding,
+  checks,
+  outlook,
+  parts,
+  run_folder,
+  sft_data,
+  step_log,
+)
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.learner import SFTTrainer
 from paravt_jax.orchestrator.recipes import SFTRecipe
+from paravt_jax.report import account
 
 MODEL = 'hf'  # the exported folder, below the run folder
 
@@ -111,6 +121,9 @@ def train(
     finally:
       data.close()
   trainer.export(target)
+  if hosts.is_first:
+    told = account.cold_start(metrics_writer.read(folder.path / metrics_writer.FILE), recipe.steps)
+    print(told, file=sys.stderr)
 
 
 def _metrics_writer(
@@ -139,9 +152,12 @@ def _steps(
   channel = hosts.channel('sft/steps', (batches.Batch,))
   before = sum(counts[reason] for reason in LeftOut.REASONS)
   left_out = LeftOut(before, data.get_state()['drawn'])
-  watch = alarms.sft_alarms(recipe.watch)
+  watch, lines = alarms.sft_alarms(recipe.watch), None
   if writer is not None:
     watch.replay(metrics_writer.read(writer.path))
+    # the progress bar shows the steps, also without a terminal
+    path = writer.path.with_name(step_log.FILE)
+    lines = step_log.StepLog(path, recipe.steps, servers_wait=False, shown=False)
   bar = parts.bar(recipe.steps, 'sft', trainer.version, hosts.is_first)
   with (
     run_folder.Interrupts() as interrupts,
@@ -153,10 +169,10 @@ def _steps(
       metrics, where = one_step(trainer, ahead, counts, skipped, channel)
       left_out.tell(counts, where['drawn'], skipped.latest)
       stop = None
-      if writer is not None:
+      if writer is not None and lines is not None:
         found = watch.step(number, metrics)
         writer.write(number, {**metrics, **found.metrics})
-        alarms.show(found)
+        lines.write(number, metrics, found)
         stop = found.stop
       glance = f'loss {metrics["sft/loss"]:.3f} acc {metrics["sft/accuracy"]:.3f}'
       progress.set_postfix_str(glance, refresh=False)

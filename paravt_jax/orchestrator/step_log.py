@@ -1,4 +1,4 @@
-"""What each step of RL did, in plain words: one line in steps.log, and on stderr without a terminal.
+"""What each step did, in plain words: one line in steps.log, and for RL on stderr without a terminal.
 
 On a terminal the progress bar stands in its place. Alarms are printed in both cases.
 """
@@ -19,6 +19,8 @@ _MEANS = (
   ('accuracy', 'accuracy'),
   ('format_compliance', 'format'),
   ('calls/executed', 'calls'),
+  ('sft/loss', 'loss'),
+  ('sft/accuracy', 'token accuracy'),
 )
 _LEAST_S = 0.05  # shorter stages are not stated
 
@@ -26,14 +28,17 @@ _LEAST_S = 0.05  # shorter stages are not stated
 class StepLog:
   """Writes the lines of a run."""
 
-  def __init__(self, path: pathlib.Path, steps: int, staleness: int):
+  def __init__(self, path: pathlib.Path, steps: int, *, servers_wait: bool, shown: bool = True):
     """Remembers what every line states.
 
     Args:
+      path: of the file.
       steps: of the whole run.
-      staleness: 0 means that servers wait while the learner works.
+      servers_wait: whether servers have nothing to do while the learner works.
+      shown: whether lines go to stderr, too, where that is no terminal.
     """
-    self._path, self._steps, self._staleness = path, steps, staleness
+    self._path, self._steps = path, steps
+    self._servers_wait, self._shown = servers_wait, shown
 
   def write(self, number: int, metrics: Mapping[str, float], found: alarms.Outcome) -> None:
     """Writes a step's line, and those of its alarms.
@@ -41,7 +46,7 @@ class StepLog:
     Raises:
       ParavtError: the file cannot be written.
     """
-    line = describe(number, self._steps, self._staleness, metrics)
+    line = describe(number, self._steps, self._servers_wait, metrics)
     stops = [] if found.stop is None else [f'alarm {found.stop.alarm} stops the run']
     now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
     text = ''.join(f'{now} {one}\n' for one in (line, *found.lines, *stops))
@@ -50,12 +55,12 @@ class StepLog:
         file.append(text.encode())
     except OSError as error:
       raise writer.unwritable(self._path, f'write step {number}', error) from error
-    if not sys.stderr.isatty():
+    if self._shown and not sys.stderr.isatty():
       print(line, file=sys.stderr, flush=True)
     alarms.show(found)
 
 
-def describe(number: int, steps: int, staleness: int, metrics: Mapping[str, float]) -> str:
+def describe(number: int, steps: int, servers_wait: bool, metrics: Mapping[str, float]) -> str:
   """Returns the line of a step. What its metrics lack is left out.
 
   'step 7 (8 of 120 done): 8 groups, 64 episodes, 2,345 tokens; reward 1.83, accuracy 0.72, format
@@ -68,13 +73,15 @@ def describe(number: int, steps: int, staleness: int, metrics: Mapping[str, floa
     ('groups/accepted', 'groups'),
     ('episodes/kept', 'episodes'),
     ('policy/tokens', 'tokens'),
+    ('sft/documents', 'documents'),
+    ('sft/tokens', 'tokens'),
   )
   parts = [
     ', '.join(f'{metrics[name]:,.0f} {word}' for name, word in counts if name in metrics),
     _losses(metrics),
     ', '.join(f'{word} {metrics[name]:.2f}' for name, word in _MEANS if name in metrics),
     _times(metrics),
-    _waits(staleness, metrics),
+    _waits(servers_wait, metrics),
   ]
   return f'step {number} ({number + 1} of {steps} done): ' + '; '.join(
     part for part in parts if part
@@ -98,11 +105,12 @@ def _times(metrics: Mapping[str, float]) -> str:
   return f'{metrics["time/step"]:.1f} s' + (f' ({shown})' if shown else '')
 
 
-def _waits(staleness: int, metrics: Mapping[str, float]) -> str:
-  """Returns who waited for whom. With staleness rollouts go on beside the learner."""
-  rollout = metrics.get('time/rollout', 0.0)
+def _waits(servers_wait: bool, metrics: Mapping[str, float]) -> str:
+  """Returns who waited for whom."""
+  rollout, data = (metrics.get(f'time/{stage}', 0.0) for stage in ('rollout', 'data'))
   busy = sum(metrics.get(f'time/{stage}', 0.0) for stage in ('learn', 'publish', 'sync'))
   waits = [f'the learner waited {rollout:.1f} s for rollouts'] if rollout > _LEAST_S else []
-  if not staleness and busy > _LEAST_S:
+  waits += [f'the learner waited {data:.1f} s for data'] if data > _LEAST_S else []
+  if servers_wait and busy > _LEAST_S:
     waits.append(f'the servers {busy:.1f} s for the learner')
   return ', '.join(waits)

@@ -51,17 +51,13 @@ async def train(
     host: the queue's state in the record that the learner was restored from. None without a record.
   """
   knobs = recipe.rollout
-  options = extended(
-    groups.GroupOptions,
-    recipe.frames,
-    size=knobs.group_size,
-    seed=recipe.seed,
-  )
+  options = extended(groups.GroupOptions, recipe.frames, size=knobs.group_size, seed=recipe.seed)
   tasks = questions.train
   order = EpochOrder(len(tasks), recipe.seed)
   wandb = parts.wandb_options(recipe, folder.path)
   episodes = folder.path / 'episodes' / 'train.jsonl'
   begun, board = learner.version, recipe.run.tensorboard
+  lines = folder.path / step_log.FILE
   async with rollouts.rewards(recipe) as reward:
     hosts = hosts_.current()
     record = checkpoint.folder(folder.path / 'checkpoints', learner.version)
@@ -78,7 +74,7 @@ async def train(
             MetricsWriter(folder.path, tensorboard=board, wandb=wandb, start_step=begun)
           ),
           stack.enter_context(EpisodeLog(episodes, start_step=begun)),
-          step_log.StepLog(folder.path / step_log.FILE, knobs.steps, knobs.staleness),
+          step_log.StepLog(lines, knobs.steps, servers_wait=not knobs.staleness),
         )
       # without a terminal, the lines of the steps are the progress
       shown = hosts.is_first and sys.stderr.isatty()

@@ -18,6 +18,7 @@ _MEANING = {
   'slow_server': 'a server was slow beside the others',
 }
 _STAGES = 3  # stated of a step's time
+_ENDS = 10  # steps of a cold start that its first and last figures are the means of
 
 
 def paragraph(run: Run) -> str:
@@ -31,6 +32,42 @@ def paragraph(run: Run) -> str:
     _time(run.metrics),
   )
   return ' '.join(one for one in sentences if one)
+
+
+def cold_start(metrics: Sequence[Mapping[str, float | None]], steps: int) -> str:
+  """Returns the paragraph of a cold start. A sentence whose figures are missing is left out.
+
+  Args:
+    metrics: the records of metrics.jsonl.
+    steps: of the whole run.
+  """
+  done = int(metrics[-1]['step'] or 0) + 1 if metrics else 0
+  sentences = (
+    f'Cold start: {done} of {steps} steps are done.',
+    _from_to(metrics, 'sft/loss', 'Loss', '{:.3f}'),
+    _from_to(metrics, 'sft/accuracy', 'Token accuracy', '{:.3f}'),
+    _left_out(metrics),
+    _stated_alarms(metrics, _lines(metrics, '')),
+    _time(metrics),
+  )
+  return ' '.join(one for one in sentences if one)
+
+
+def _from_to(metrics: Sequence[Mapping[str, float | None]], name: str, word: str, form: str) -> str:
+  values = [value for record in metrics if (value := record.get(name)) is not None]
+  if not values:
+    return ''
+  ends = [sum(part) / len(part) for part in (values[:_ENDS], values[-_ENDS:])]
+  first, last = map(form.format, ends)
+  return f'{word}: {first} in the first {min(_ENDS, len(values))} steps, {last} in the last.'
+
+
+def _left_out(metrics: Sequence[Mapping[str, float | None]]) -> str:
+  mark = 'data/skipped/reason='
+  last = metrics[-1] if metrics else {}
+  found = {name.removeprefix(mark): n for name, n in last.items() if name.startswith(mark) and n}
+  reasons = ', '.join(f'{reason} {count:g}' for reason, count in found.items())
+  return f'Rows left out: {reasons}.' if found else 'No row was left out.'
 
 
 def alarms(run: Run) -> list[str]:
@@ -130,8 +167,11 @@ def _total(metrics: Sequence[Mapping[str, float | None]], name: str) -> float:
 
 
 def _alarms(run: Run) -> str:
-  watched = any(name == 'watch/on' for record in run.metrics for name in record)
-  lines = alarms(run)
+  return _stated_alarms(run.metrics, alarms(run))
+
+
+def _stated_alarms(metrics: Sequence[Mapping[str, float | None]], lines: Sequence[str]) -> str:
+  watched = any(name == 'watch/on' for record in metrics for name in record)
   if lines:
     return f'Alarms: {"; ".join(lines)}.'
   return 'No alarm was raised.' if watched else ''

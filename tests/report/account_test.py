@@ -78,3 +78,25 @@ def test_a_run_without_files_or_without_alarms_in_them_claims_nothing():
   old = {'step': 0, 'time/step': 4.0}
   said = account.paragraph(run(old))
   assert 'alarm' not in said and 'erver' not in said
+
+
+def test_a_cold_start_is_told_from_its_metrics():
+  metrics = [
+    {
+      'step': step,
+      'sft/loss': 4.0 - step / 10,
+      'sft/accuracy': step / 20,
+      'watch/on': 0.0,
+      'data/skipped/reason=too_long': 2.0,
+      'time/step': 2.0,
+      'time/learn': 1.5,
+      'time/data': 0.5,
+    }
+    for step in range(20)
+  ]
+  assert account.cold_start(metrics, 20) == (
+    'Cold start: 20 of 20 steps are done. Loss: 3.550 in the first 10 steps, 2.550 in the last. '
+    'Token accuracy: 0.225 in the first 10 steps, 0.725 in the last. Rows left out: too_long 2. '
+    'No alarm was raised. A step took 2.0 s on average (learn 75.0 %, data 25.0 %).'
+  )
+  assert account.cold_start([], 20) == 'Cold start: 0 of 20 steps are done. No row was left out.'
