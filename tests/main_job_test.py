@@ -387,6 +387,19 @@ def test_a_port_in_use_is_refused(folder, place):
     )
 
 
+def test_a_run_that_an_alarm_ends_leaves_its_page(folder, place):
+  knobs = {'action': 'stop', 'steps': 1, 'floor': 100}
+  knobs = {f'watch__calls__{name}': value for name, value in knobs.items()}
+  status, out, err = small_job.run(place, 'alarm', eval__questions=0, **knobs)
+  assert (status, out) == (2, ''), err[-2000:]
+  page = place / 'runs' / 'alarm' / 'report.html'
+  told = err.replace('\r', '\n').strip().splitlines()
+  assert told[-1].startswith('error: ') and 'calls' in told[-1]
+  assert told[-2] == 'report: runs/alarm/report.html' and 'Alarms: calls' in told[-3]
+  assert 'too few calls per episode' in page.read_text()
+  assert not (page.parent / 'summary.json').exists()  # the run is not finished
+
+
 @pytest.mark.nightly
 def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(folder, place):
   """Stood in for by a limit on the size of files: 4 MB hold no array of a checkpoint."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paravt_jax.chat.tokenizer import ChatTokenizer
+from paravt_jax.errors import ParavtError
 from paravt_jax.eval import numbers as numbers_
 from paravt_jax.eval import protocols, results
 from paravt_jax.eval.run import EvalOptions
@@ -231,18 +232,38 @@ def finish(
   recipe: RLRecipe, folder: RunFolder, found: dict[str, Any], model_folder: pathlib.Path
 ) -> None:
   """Writes the run's report, and prints the table and how the run went."""
-  page, video = folder.path / 'report.html', recipe.video
-  tok = ChatTokenizer.load(model_folder)
   write_json(folder.path / 'summary.json', found)
-  with folder.phase('report'), parts.decode_pool(video) as pool:
+  with folder.phase('report'):
+    page = _page(recipe, folder, model_folder)
+  print(table(found))
+  print(account.paragraph(run_files.load(folder.path)))
+  print(f'report: {page}')
+
+
+def leave_page(recipe: RLRecipe, folder: RunFolder, model_folder: pathlib.Path) -> None:
+  """Writes the report of a run that an error ended, and prints where it is and how the run went.
+
+  Nothing without a finished step. What the page itself fails with is told, never raised: the error
+  that ended the run matters more.
+  """
+  try:
+    run = run_files.load(folder.path)
+    if run.metrics:
+      page = _page(recipe, folder, model_folder)
+      print(account.paragraph(run), f'report: {page}', sep='\n', file=sys.stderr)
+  except (ParavtError, OSError) as error:
+    print(f'no report was written: {error}', file=sys.stderr)
+
+
+def _page(recipe: RLRecipe, folder: RunFolder, model_folder: pathlib.Path) -> pathlib.Path:
+  """Writes the report. Returns its file."""
+  video, tok = recipe.video, ChatTokenizer.load(model_folder)
+  with parts.decode_pool(video) as pool:
 
     def frames(path: str, seconds: Sequence[float]) -> Clip:
       return pool.frames_sync(path, seconds, video.min_pixels, video.max_pixels)
 
-    report.build(folder.path, page, frames, tok.decode)
-  print(table(found))
-  print(account.paragraph(run_files.load(folder.path)))
-  print(f'report: {page}')
+    return report.build(folder.path, folder.path / 'report.html', frames, tok.decode)
 
 
 def table(found: Mapping[str, Any]) -> str:

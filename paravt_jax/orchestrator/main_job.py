@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from paravt_jax.errors import ConfigError
+from paravt_jax.errors import ConfigError, ParavtError
 from paravt_jax.orchestrator import checks, evaluation, outlook, rollouts, run_folder, split
 from paravt_jax.orchestrator import cold_start as sft
 from paravt_jax.orchestrator import hosts as hosts_
@@ -62,7 +62,12 @@ def run(recipe: RLRecipe, host: Host, make: Make = Learner) -> pathlib.Path:
     model_folder = pathlib.Path(given) if given else cold_start(recipe, folder)
   with Interrupts() as interrupts:
     work = session(recipe, folder, model_folder, questions, interrupts, host, make)
-    summary = asyncio.run(work)
+    try:
+      summary = asyncio.run(work)
+    except ParavtError:  # such as that of an alarm: the page shows what led to it
+      if hosts.is_first:
+        evaluation.leave_page(recipe, folder, model_folder)
+      raise
   if hosts.is_first:
     run_folder.write_json(folder.path / 'summary.json', summary)
     evaluation.finish(recipe, folder, summary, model_folder)

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import types
 
 import pytest
 
 from configs import para_grpo
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator import main_job
+from paravt_jax.orchestrator import evaluation, main_job
 from paravt_jax.orchestrator.corpus import Questions
 from paravt_jax.orchestrator.run_folder import RunFolder
 from tests.recipes import typed
@@ -93,3 +94,26 @@ def test_more_steps_take_back_the_evaluation_after_training_and_keep_the_one_bef
   assert folder.result('after') is None and folder.result('before') == {}
   left = {path.name for path in tmp_path.iterdir() if not path.name.startswith('.')}
   assert 'eval_before' in left and not left & {'eval_after', 'hf', 'summary.json'}
+
+
+def test_the_error_that_ends_a_run_leaves_its_page_and_a_page_that_fails_is_told(
+  tmp_path, capsys, monkeypatch
+):
+  recipe = typed(para_grpo.get_config())
+  folder = RunFolder(tmp_path, {})
+  evaluation.leave_page(recipe, folder, tmp_path / 'model')
+  assert capsys.readouterr().err == ''  # no step is finished, so there is nothing to show
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "time/step": 2.0}\n')
+  monkeypatch.setattr(evaluation, '_page', lambda *_: tmp_path / 'report.html')
+  evaluation.leave_page(recipe, folder, tmp_path / 'model')
+  told, last = capsys.readouterr().err.splitlines()
+  assert told.startswith('1 ') and last == f'report: {tmp_path}/report.html'
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(evaluation, '_page', full)
+  evaluation.leave_page(recipe, folder, tmp_path / 'model')
+  assert capsys.readouterr().err == (
+    f'no report was written: [Errno {errno.ENOSPC}] No space left on device\n'
+  )
