@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import socket
+import time
 import urllib.request
 
 import numpy as np
@@ -23,6 +24,9 @@ from tests.main_job_test import refused
 pytestmark = pytest.mark.slow
 STEPS = 6
 CURVE = ('reward/total', 'policy/loss', 'policy/entropy', 'length/sampled', 'optim/grad_norm')
+# from SIGTERM to the end of a run whose server hangs: 5 s for the server to end by itself, a record,
+# and what a step under way still computes
+ENDS_S = 15.0
 SHORT = {'rollout__steps': STEPS, 'eval__questions': 0}
 
 
@@ -207,6 +211,30 @@ def test_ctrl_c_in_the_middle_of_a_delivery_leaves_a_run_that_goes_on(place, who
   status, _, err = small_job.run(place, 'cut', **SHORT)
   assert status == 0, err[-4000:]
   check_same(place, 'cut')
+
+
+def test_sigterm_while_the_servers_hang_records_the_last_step_and_ends_within_seconds(place, whole):
+  """As on a preempted node: no record was due, and nothing that the run waits for would come."""
+  rare = {**SHORT, 'run__checkpoint_every': 1000}
+  process = small_job.start(place, 'preempted', **rare)
+  small_job.wait_for(lambda: len(small_job.records(place, 'preempted')) >= 2, process)
+  (server,) = servers_of(process)
+  server.suspend()
+  time.sleep(3.0)  # a step that is under way may still come to its end
+  begin = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  out, _ = process.communicate(timeout=patience.seconds(300))
+  seconds = time.monotonic() - begin
+  print(f'{seconds:.1f} s from SIGTERM to the end')
+  said = (place / 'preempted.err').read_text()
+  assert (process.returncode, out) == (130, '') and 'Traceback' not in said, said[-4000:]
+  assert seconds < patience.seconds(ENDS_S)
+  done = len(small_job.records(place, 'preempted'))
+  assert checkpoint.steps(place / 'runs' / 'preempted' / 'checkpoints') == (done,)
+  assert small_job.nobody_is_left(place)
+  status, _, err = small_job.run(place, 'preempted', **rare)
+  assert status == 0, err[-4000:]
+  check_same(place, 'preempted')
 
 
 def asked(server, path, body=None):

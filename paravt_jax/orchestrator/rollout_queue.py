@@ -249,14 +249,21 @@ class Queue:
       ),
     }
 
-  async def close(self) -> None:
-    """Cancels the groups. It waits for a delivery that has begun, so that no server stays
-    paused.
+  async def close(self, limit_s: float | None = None) -> None:
+    """Cancels the groups. It waits for a delivery that has begun, so that no server stays paused.
+
+    Args:
+      limit_s: after which it cancels the delivery. A server by URL may then stay paused; the next run
+        that uses it resumes it. None: no limit.
     """
     self._closed = True
     for task in self._running:
       task.cancel()
-    delivery = [self._delivery] if self._delivery is not None else []
+    delivery = {self._delivery} if self._delivery is not None else set()
+    if delivery:
+      await asyncio.wait(delivery, timeout=limit_s)
+      for task in delivery:
+        task.cancel()
     await asyncio.gather(*self._running, *delivery, return_exceptions=True)
 
 

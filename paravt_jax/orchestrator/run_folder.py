@@ -320,7 +320,8 @@ def announce(name: str, scale: str, folder: RunFolder) -> None:
 class Interrupts:
   """A context in which Ctrl-C or SIGTERM requests an end at the next safe point.
 
-  A second signal ends the process at once.
+  Training records its last finished step then (`training` states the rule), and an evaluation has
+  its finished samples on disk. A second signal ends the process at once.
   """
 
   def __init__(self):

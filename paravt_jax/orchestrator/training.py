@@ -1,13 +1,23 @@
-"""The training loop of RL: rollouts, update, publish, log, record."""
+"""The training loop of RL: rollouts, update, publish, log, record.
+
+After SIGTERM or Ctrl-C the last finished step is recorded, also where `run.checkpoint_every` had not
+come to it. Only the computation of a step that is under way is waited for, never a rollout, a server
+or the delivery of its weights: the record needs none of them, and the run that continues delivers
+them anew. So a preempted node needs a grace period of one update, plus the seconds of the record, plus
+those that `LEAVE_S` and the servers' own grace add before the process ends. Several hosts must agree,
+so they end after the whole step. If no server is left, the last finished step is recorded too.
+"""
 
 import asyncio
 import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from paravt_jax.data.order import EpochOrder
+from paravt_jax.errors import RolloutError
 from paravt_jax.metrics import writer
 from paravt_jax.metrics.writer import MetricsWriter
 from paravt_jax.options import extended
@@ -31,6 +41,8 @@ from paravt_jax.rollout import groups
 from paravt_jax.timeline import Timeline
 from paravt_jax.train import checkpoint
 from paravt_jax.types import Group
+
+LEAVE_S = 5.0  # that a delivery may take to end once the run is asked to end
 
 # stages of a step in which the learner waits, as its lane of the timeline has them
 _WAITS = {'rollout': 'wait for rollouts', 'sync': 'wait for servers'}
@@ -81,17 +93,15 @@ async def train(
       progress = stack.enter_context(parts.bar(knobs.steps, recipe.name, begun, shown))
       loop = _Loop(recipe, learner, server, queue, logs, questions.metrics(), folder)
       try:
-        while learner.version < knobs.steps:
-          metrics = await loop.step(interrupts)
-          progress.set_postfix_str(glance(metrics), refresh=False)
-          progress.update()
-          await loop.check(interrupts)
-      except KeyboardInterrupt:  # a second Ctrl-C may interrupt a step; then the last record counts
-        await loop.save_what_is_out()
-        raise
+        with loop.recording():
+          while learner.version < knobs.steps:
+            metrics = await loop.step(interrupts)
+            progress.set_postfix_str(glance(metrics), refresh=False)
+            progress.update()
+            await loop.check(interrupts)
       finally:
         await loop.close()
-        await queue.close()
+        await queue.close(LEAVE_S if interrupts.asked else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +142,7 @@ class _Loop:
       self._alarms.replay(writer.read(logs.metrics.path))
     self._hosts = hosts_.current()
     self._channel = self._hosts.channel('rl/steps')
-    self._saved = learner.version
+    self._saved = self._logged = learner.version
     self._clock = Clock(server.timeline, learner.version)
     # the next step's batch, collected and packed beside the present step
     self._ahead: asyncio.Task[PreparedBatch] | None = None
@@ -158,25 +168,58 @@ class _Loop:
     metrics['policy/rounding'] = rounding
     queue.mark_trained()
     clock.lap('learn')
-    await queue.delivered()  # the weights of the previous step
-    clock.lap('sync')
-    pending = await hosts_.apart(learner.publish)
-    clock.lap('publish')
-    queue.deliver(self._server.deliver(pending, learner.version), learner.version)
     save = saves(self._recipe.run.checkpoint_every, learner.version, knobs.steps)
     # With staleness, writing, conversion and loading of a version overlap with the next groups.
-    if save or not knobs.staleness:
-      await queue.delivered()
-      clock.lap('sync')
+    await self._bring_out(until, waits=save or not knobs.staleness)
     stop = await self._write(number, prepared, metrics, clock)
+    self._logged = learner.version
     await self._end_if(stop)
     # Saving counts towards the next step, so that each record on disk has its line in the log.
     self._clock = Clock(self._server.timeline, learner.version)
     self._server.timeline.flush()
     if save:
-      self._save()
+      self.save_what_is_done()
       self._clock.lap('checkpoint')
     return metrics
+
+  async def _bring_out(self, until: Interrupts, *, waits: bool) -> None:
+    """Publishes the version of the step and begins its delivery; `waits`: until its end.
+
+    After SIGTERM it does neither.
+    """
+    learner, clock = self._learner, self._clock
+    await self._delivered(until)  # the weights of the previous step
+    clock.lap('sync')
+    if until.asked:
+      return
+    pending = await hosts_.apart(learner.publish)
+    clock.lap('publish')
+    self._queue.deliver(self._server.deliver(pending, learner.version), learner.version)
+    if waits:
+      await self._delivered(until)
+      clock.lap('sync')
+
+  async def _delivered(self, until: Interrupts) -> None:
+    """Waits until the last version is delivered, or an end is requested."""
+    work = asyncio.ensure_future(self._queue.delivered())
+    while not work.done() and not until.asked:
+      await asyncio.wait({work}, timeout=0.2)
+    if not work.done():
+      work.cancel()  # the wait, not the delivery
+    await asyncio.gather(work, return_exceptions=until.asked)
+
+  @contextlib.contextmanager
+  def recording(self) -> Iterator[None]:
+    """Begins the record of the last finished step if an end is requested, or no server is left."""
+    try:
+      yield
+    except KeyboardInterrupt:  # a second Ctrl-C may interrupt a step; then the last record counts
+      self.save_what_is_done()
+      raise
+    except RolloutError:  # it came in one host alone, and a record is of all
+      if self._hosts.is_alone:
+        self.save_what_is_done()
+      raise
 
   async def check(self, interrupts: Interrupts) -> None:
     """Raises KeyboardInterrupt in all processes if an end was requested in one of them."""
@@ -226,7 +269,7 @@ class _Loop:
       error = alarms.error(stop, sorted({*records, version} if save else records))
     save, error = (await self._channel.meet((save, error)))[0]
     if save:
-      await self.save_what_is_out()
+      self.save_what_is_done()
     if error is not None:
       raise error
 
@@ -235,13 +278,14 @@ class _Loop:
     self._learner.save(self._queue.state(), group_record.files(self._queue.finished()))
     self._saved = self._learner.version
 
-  async def save_what_is_out(self) -> None:
-    """Records the newest version once it is delivered, unless a record exists or a step was
-    interrupted.
+  def save_what_is_done(self) -> None:
+    """Begins the record of the newest version, unless one exists or its step was interrupted.
+
+    Servers may lack the version: the run that continues begins with its delivery.
     """
-    await self._queue.delivered()
     version = self._learner.version
-    if version == self._queue.schedule.version > self._saved:
+    if version == self._logged > self._saved:
+      self._queue.schedule.publish(version)
       self._save()
 
 

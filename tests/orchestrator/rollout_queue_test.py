@@ -431,6 +431,18 @@ def test_who_stops_waiting_does_not_stop_a_delivery(started):
   assert asyncio.run(run()) == (['paused', 'resumed'], 1)
 
 
+def test_a_run_that_is_asked_to_end_waits_for_a_delivery_only_so_long(started):
+  async def run():
+    made = queue(staleness=0)
+    await made.next_batch()
+    made.mark_trained()
+    made.deliver(asyncio.Event().wait(), 1)
+    await asyncio.wait_for(made.close(0.01), 60)
+    return made.schedule.version
+
+  assert asyncio.run(run()) == 0
+
+
 @pytest.mark.parametrize('staleness', [0, 1, 2])
 @pytest.mark.parametrize('where', ['main', 'subagent'])
 def test_a_group_of_a_server_that_fell_behind_is_lost_and_counted(started, staleness, where):

@@ -13,6 +13,7 @@ from paravt_jax.errors import AlarmError, SyncError
 from paravt_jax.metrics import names
 from paravt_jax.orchestrator import alarms, training
 from paravt_jax.timeline import Timeline
+from tests import patience
 
 
 def test_the_clocks_stages_add_up_to_the_step_and_are_in_the_dictionary(monkeypatch):
@@ -38,8 +39,11 @@ class Steps:
     self.version, self.log, self.handed = 0, [], 0
     self.prepared_ahead = threading.Event()
     self.saved = []
+    self.delivered_versions = []  # as the record has them
     self.stops = {}  # of process 0's alarms, by step
-    self.schedule = types.SimpleNamespace(version=1)  # delivered
+    self.schedule = types.SimpleNamespace(publish=self.delivered_versions.append)
+    self.asked = False  # whether an end is requested
+    self.silent = False  # whether the servers take no version
 
   def prepare(self, batch, version, owners):
     assert owners == ()  # one host
@@ -61,7 +65,9 @@ class Steps:
     return [self.handed - 1]
 
   async def delivered(self):
-    pass
+    while self.silent and self.version:
+      self.asked = True  # the signal comes while the run waits for its servers
+      await asyncio.sleep(0.01)
 
   def check(self):
     pass
@@ -141,3 +147,29 @@ def test_an_alarm_ends_the_run_after_the_record_of_the_step(monkeypatch, alarm, 
     run_loop(steps, 0, 3, monkeypatch)
   assert steps.saved == saved
   assert steps.version == 1  # no step came after it
+
+
+def test_a_run_that_is_asked_to_end_records_its_step_though_the_servers_do_not_answer(monkeypatch):
+  steps = Steps()
+  steps.patience, steps.silent = 0.01, True
+  loop = loop_of(steps, 1, 3, monkeypatch)
+
+  async def run():
+    await asyncio.wait_for(loop.step(steps), patience.seconds(10))
+    with pytest.raises(KeyboardInterrupt):
+      await loop.check(steps)
+    loop.save_what_is_done()
+    await loop.close()
+
+  asyncio.run(run())
+  assert (steps.version, steps.saved) == (1, [1])
+  assert steps.delivered_versions == [1]  # the run that continues delivers it first
+
+
+def test_a_step_that_is_not_in_the_log_is_not_recorded(monkeypatch):
+  steps = Steps()
+  steps.patience = 0.01
+  loop = loop_of(steps, 0, 3, monkeypatch)
+  steps.version = 1  # trained, and interrupted before it was written
+  loop.save_what_is_done()
+  assert steps.saved == []
