@@ -1,4 +1,5 @@
-"""Kills a job of RL at random moments, and compares what it trained with an unbroken run of it.
+"""Kills a job of RL, or parts of it, at random moments, and compares what it trained with an unbroken
+run of it.
 
     command = [sys.executable, '-m', 'experiments.rl', '--config=configs/para_grpo.py',
                '--config.rollout.steps=8', '--config.run.checkpoint_every=1']
@@ -7,7 +8,8 @@
 
 Half of the moments lie between a start of the job and its first step, the others behind one to three
 further steps, in the middle of one. Runs that are cut start again with the same command, as a user
-would, until they end by themselves.
+would, until they end by themselves. `part_kills` kills servers, decoding workers or a judge instead,
+and the job has to go on by itself.
 """
 
 import collections
@@ -87,13 +89,7 @@ def learner_kills(
     RolloutError: the job failed by itself or took too long, or two unbroken runs differ.
   """
   job = Job(command, folder, cwd=cwd, env=env, limit_s=limit_s)
-  job.run(_FIRST)
-  pace = job.run(WHOLE)
-  if not compare(folder / _FIRST, folder / WHOLE).bit_equal:
-    raise RolloutError(
-      f'{folder}: two unbroken runs differ, so nothing can be said of killed ones; wanted '
-      'rollout.staleness=0 and a deterministic device'
-    )
+  pace = job.unbroken()
   draw = random.Random(seed)
   after: list[int] = []
   names: list[str] = []
@@ -108,6 +104,69 @@ def learner_kills(
       after.append(job.steps(names[-1]))
   if names:
     job.run(names[-1])  # the last one ends by itself too
+  return _report(folder, names, after, survivors)
+
+
+def part_kills(
+  command: Sequence[str],
+  folder: pathlib.Path,
+  moments: int,
+  seed: int,
+  strike: Callable[[subprocess.Popen], bool],
+  *,
+  every_s: float,
+  cwd: pathlib.Path | None = None,
+  env: Mapping[str, str] | None = None,
+  limit_s: float = 3600.0,
+) -> Kills:
+  """Makes two unbroken runs of a job, then others of which parts are killed `moments` times.
+
+  The moments begin behind the first step of a run: a part that is not there at its start is an error.
+
+  Args:
+    command, folder, moments, seed, cwd, env, limit_s: as those of `learner_kills`.
+    strike: kills a part of the running job, now. Returns False if there is none just then.
+    every_s: mean seconds between two kills.
+
+  Raises:
+    ConfigError, RolloutError: as `learner_kills`. A job that did not survive has failed.
+  """
+  job = Job(command, folder, cwd=cwd, env=env, limit_s=limit_s)
+  job.unbroken()
+  draw = random.Random(seed)
+  after: list[int] = []
+  names: list[str] = []
+  while len(after) < moments:
+    names.append(f'cut{len(names)}')
+    due = 0.0
+
+    def befall(process: subprocess.Popen, name: str = names[-1]) -> None:
+      nonlocal due
+      if len(after) >= moments or not job.steps(name):
+        return
+      due = due or time.monotonic() + draw.uniform(0.0, 2 * every_s)
+      if time.monotonic() >= due and strike(process):
+        after.append(job.steps(name))
+        due = 0.0
+
+    job.run(names[-1], befall)
+  return _report(folder, names, after, 0)
+
+
+def children_with(process: subprocess.Popen, word: str) -> list[psutil.Process]:
+  """Returns the children of a job, and theirs, whose command line has a word."""
+  found = []
+  with contextlib.suppress(psutil.NoSuchProcess):
+    for one in psutil.Process(process.pid).children(recursive=True):
+      with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        if any(word in part for part in one.cmdline()):
+          found.append(one)
+  return found
+
+
+def _report(
+  folder: pathlib.Path, names: Sequence[str], after: Sequence[int], survivors: int
+) -> Kills:
   found = [compare(folder / WHOLE, folder / name) for name in names]
   return Kills(
     moments=len(after),
@@ -213,6 +272,21 @@ class Job:
         stdout=log,
         stderr=log,
       )
+
+  def unbroken(self) -> Pace:
+    """Makes the two unbroken runs. Returns the pace of the second, which finds all compiled.
+
+    Raises:
+      RolloutError: they differ, or one failed.
+    """
+    self.run(_FIRST)
+    pace = self.run(WHOLE)
+    if not compare(self._folder / _FIRST, self._folder / WHOLE).bit_equal:
+      raise RolloutError(
+        f'{self._folder}: two unbroken runs differ, so nothing can be said of killed ones; wanted '
+        'rollout.staleness=0 and a deterministic device'
+      )
+    return pace
 
   def run(self, name: str, befall: Callable[[subprocess.Popen], None] | None = None) -> Pace:
     """Waits for the end of a run.
