@@ -1,5 +1,6 @@
 """Suite `survival`: what a run loses to waiting, to kills and to time."""
 
+import math
 import pathlib
 import shutil
 import subprocess
@@ -40,7 +41,8 @@ def suite(recipe: BenchRecipe) -> dict[str, Any]:
   beside = jobs.paced('beside', knobs.pace.staleness, knobs.pace.steps)
   report['async_vs_sync'] = pace(apart, beside, knobs.pace.skip)
   say(f'memory over {knobs.memory.requests:,} requests for frames')
-  steps = round(knobs.memory.requests / requests(beside) * len(beside)) + 1
+  # the first third is warm-up
+  steps = 1 + math.ceil(1.5 * knobs.memory.requests / requests(beside) * len(beside))
   report['memory'] = jobs.memory('long', knobs.pace.staleness, steps)
   say(f'{knobs.kill.moments} kills of the learner')
   found = learner_kills(
@@ -126,7 +128,7 @@ class _Jobs:
       with watch:
         _wait(process, self._folder / f'{name}.log', self._knobs.limit_s)
     rows = writer.read(self._folder / 'runs' / name / 'metrics.jsonl')
-    return {**watch.growth(), 'requests': round(requests(rows))}
+    return {**watch.growth(), 'requests': round(requests(rows[len(rows) // 3 :]))}
 
   def _started(self, name: str, staleness: int, steps: int) -> subprocess.Popen[bytes]:
     pace = f'--step_seconds={self._knobs.pace.step_seconds:g}'

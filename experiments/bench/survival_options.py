@@ -32,7 +32,7 @@ class PaceBench(Options):
 class MemoryBench(Options):
   """A long run."""
 
-  requests: Annotated[int, whole(8)]  # for frames of a video, that the run makes at least
+  requests: Annotated[int, whole(8)]  # for frames of a video, after the first third of the run
 
 
 @dataclasses.dataclass(frozen=True)
