@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from paravt_jax.options import to_dict
-from paravt_jax.orchestrator.options import ServersOptions
+from paravt_jax.orchestrator.server_options import ServersOptions
 
 
 def tiny_servers() -> ConfigDict:

@@ -26,8 +26,8 @@ from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.orchestrator import canary as canaries
-from paravt_jax.orchestrator.options import PublishOptions
 from paravt_jax.orchestrator.parts import load_model
+from paravt_jax.orchestrator.server_options import PublishOptions
 from paravt_jax.rollout.supervisor import FleetOptions
 from paravt_jax.serving.canary import Canary
 from paravt_jax.serving.process import ServerProcess

@@ -15,8 +15,8 @@ from paravt_jax.errors import ConfigError
 from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl import stored
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator.options import PublishOptions
 from paravt_jax.orchestrator.parts import load_model
+from paravt_jax.orchestrator.server_options import PublishOptions
 from paravt_jax.serving.canary import Canary, Continuation, canary_image
 from paravt_jax.train import greedy
 from paravt_jax.train.step import ModelOptions

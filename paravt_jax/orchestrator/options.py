@@ -18,16 +18,13 @@ from paravt_jax.options import (
   FILES,
   FLAG,
   KIND,
-  NAME,
   NAMES,
-  PART,
   PIXELS,
   POSITIVE,
   PROCESSES,
   SEED,
   SHARE,
   TEXT,
-  URLS,
   Options,
   Rule,
   each,
@@ -36,13 +33,9 @@ from paravt_jax.options import (
   some_of,
   whole,
 )
-from paravt_jax.rollout.fleet import FleetOptions
 from paravt_jax.rollout.sampler import SamplingOptions
-from paravt_jax.serving import sglang
-from paravt_jax.serving.embedded import options as embedded
 from paravt_jax.train.optimizer import OptimizerOptions
 
-SERVERS = ('url', 'embedded', 'sglang')
 PRODUCTS = each(
   f'some of {", ".join(lora.PRODUCTS)}, each once', lambda one: one in lora.PRODUCTS, 1, differ=True
 )
@@ -385,102 +378,6 @@ class MeshOptions(Options):
   def parameter_shards(self) -> int:
     """Returns how many devices share the width of a parameter."""
     return self.fsdp * self.context
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddedOptions(embedded.EngineOptions):
-  """Embedded servers that the run starts."""
-
-  threads: Annotated[int, whole(0, note='0: as many as it likes')]  # CPU threads
-  memory_fraction: Annotated[float, PART]  # share of a GPU that JAX takes for each server
-  # servers run in the learner's process, on each host's devices behind the mesh (orchestrator/split)
-  in_process: Annotated[bool, FLAG]
-
-  @classmethod
-  def published(cls) -> 'EmbeddedOptions':
-    """Returns sizes for the 8B model on one 80 GB device."""
-    numbers = rules.to_dict(embedded.EngineOptions.published())
-    return cls(**numbers, threads=0, memory_fraction=0.9, in_process=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class SGLangOptions(sglang.EngineOptions):
-  """SGLang servers: those that the run starts, and where converted weights go for all."""
-
-  threads: Annotated[int, COUNT]  # CPU threads of each of its processes
-  # folder that the servers see too; '': in memory, on this machine
-  staging: Annotated[str, TEXT]
-
-  @classmethod
-  def published(cls) -> 'SGLangOptions':
-    """Returns settings for the 8B model in bfloat16, with one 80 GB device per server."""
-    return cls(**rules.to_dict(sglang.EngineOptions.published()), threads=8, staging='')
-
-
-ROUTER = Rule(
-  "an address, such as http://127.0.0.1:30000, or ''",
-  lambda value: value == '' or URLS.holds((value,)),
-)
-PORTS = each(
-  'different ports, each in 1..65535',
-  lambda one: type(one) is int and 0 < one < 65536,
-  differ=True,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ServersOptions(Options):
-  """The rollout servers of a run."""
-
-  # url: servers that run already; embedded: ours, in JAX; sglang: SGLang out of .venv-sglang
-  kind: Annotated[str, one_of(*SERVERS)]
-  # addresses of servers that run already; (): with `router`, its workers
-  urls: Annotated[tuple[str, ...], URLS]
-  # address of SGLang's router, which rollout requests then go through; '': straight to the servers
-  router: Annotated[str, ROUTER]
-  count: Annotated[int, PROCESSES]  # servers to start
-  host: Annotated[str, NAME]  # where started servers listen
-  ports: Annotated[tuple[int, ...], PORTS]  # one for each started server; (): free ones
-  # the key that the servers ask for; env:NAME or file:PATH keeps it off the command line
-  api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
-  ready_timeout_s: Annotated[float, POSITIVE]  # for a started server to answer
-  watch: FleetOptions
-  embedded: EmbeddedOptions
-  sglang: SGLangOptions
-
-  @classmethod
-  def published(cls) -> 'ServersOptions':
-    """Returns settings for running servers by URL. Started servers take one GPU each."""
-    return cls(
-      kind='url',
-      urls=(),
-      router='',
-      count=1,
-      host='127.0.0.1',
-      ports=(),
-      api_key='',
-      ready_timeout_s=900.0,
-      watch=FleetOptions.published(),
-      embedded=EmbeddedOptions.published(),
-      sglang=SGLangOptions.published(),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishOptions(Options):
-  """How versions of the weights go out."""
-
-  dtype: Annotated[str, DTYPE]  # number type of published weights
-  keep: Annotated[int, COUNT]  # versions on disk
-  # tokens that the learner predicts with each version, in each continuation of the canary
-  canary_tokens: Annotated[int, COUNT]
-  # continuations of the canary; those after the first begin with a few sampled tokens
-  canary_continuations: Annotated[int, COUNT]
-
-  @classmethod
-  def published(cls) -> 'PublishOptions':
-    """Returns settings for weights in bfloat16 and a canary of 36 tokens to compare."""
-    return cls(dtype='bfloat16', keep=2, canary_tokens=8, canary_continuations=4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,15 +17,10 @@ from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import require
 from paravt_jax.orchestrator import split
-from paravt_jax.orchestrator.options import (
-  AdapterOptions,
-  MeshOptions,
-  ServersOptions,
-  TrainOptions,
-  VideoOptions,
-)
+from paravt_jax.orchestrator.options import AdapterOptions, MeshOptions, TrainOptions, VideoOptions
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.run_folder import fingerprint, to_json
+from paravt_jax.orchestrator.server_options import ServersOptions
 from paravt_jax.testing import tiny
 from paravt_jax.train import optimizer as optimizers
 from paravt_jax.train import step

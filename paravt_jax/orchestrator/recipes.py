@@ -28,7 +28,7 @@ from paravt_jax.options import (
   Options,
   one_of,
 )
-from paravt_jax.orchestrator import alarms, eval_options, options
+from paravt_jax.orchestrator import alarms, eval_options, options, server_options
 from paravt_jax.orchestrator.device import DeviceOptions
 from paravt_jax.orchestrator.hosts import HostsOptions
 from paravt_jax.orchestrator.profiling import ProfileOptions
@@ -131,8 +131,8 @@ class RLRecipe(Options):
   mesh: options.MeshOptions
   device: DeviceOptions
   hosts: HostsOptions
-  server: options.ServersOptions
-  publish: options.PublishOptions
+  server: server_options.ServersOptions
+  publish: server_options.PublishOptions
   client: ConnectionOptions
   eval: eval_options.HeldOutOptions
   cold_start: SFTRecipe | None  # made where model.folder is empty
@@ -165,8 +165,8 @@ class RLRecipe(Options):
       mesh=options.MeshOptions.published(),
       device=DeviceOptions.published(),
       hosts=HostsOptions.published(),
-      server=options.ServersOptions.published(),
-      publish=options.PublishOptions.published(),
+      server=server_options.ServersOptions.published(),
+      publish=server_options.PublishOptions.published(),
       client=ConnectionOptions.published(),
       eval=eval_options.HeldOutOptions.published(),
       cold_start=None,
@@ -189,7 +189,7 @@ class EvalRecipe(Options):
   agent: AgentOptions
   subagent: SubagentOptions
   reward: RewardOptions
-  server: options.ServersOptions
+  server: server_options.ServersOptions
   client: ConnectionOptions
   hosts: HostsOptions
   benchmarks: Annotated[str, PROSE]  # their names, separated by commas
@@ -228,5 +228,5 @@ class AskRecipe(Options):
   sampling: SamplingOptions
   agent: AgentOptions
   subagent: SubagentOptions
-  server: options.ServersOptions
+  server: server_options.ServersOptions
   client: ConnectionOptions

@@ -21,7 +21,7 @@ from paravt_jax.options import (
   require,
   whole,
 )
-from paravt_jax.orchestrator import compile_cache, options
+from paravt_jax.orchestrator import compile_cache, options, server_options
 from paravt_jax.orchestrator.host import Host
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
@@ -47,7 +47,7 @@ class ServeRecipe(Options):
   # that requests must bring; '': none; env:NAME or file:PATH keeps it off the command line
   api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   ready_timeout_s: Annotated[float, POSITIVE]  # for the server to answer
-  embedded: options.EmbeddedOptions
+  embedded: server_options.EmbeddedOptions
 
 
 def server_options(

@@ -6,8 +6,9 @@ import dataclasses
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import hosts as hosts_
-from paravt_jax.orchestrator.options import ServersOptions, VideoOptions
+from paravt_jax.orchestrator.options import VideoOptions
 from paravt_jax.orchestrator.recipes import AskRecipe, EvalRecipe, RLRecipe
+from paravt_jax.orchestrator.server_options import ServersOptions
 from paravt_jax.rollout.agent import AgentOptions
 from paravt_jax.rollout.http import ConnectionOptions
 from paravt_jax.rollout.sampler import SamplingOptions

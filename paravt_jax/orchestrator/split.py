@@ -14,7 +14,8 @@ from typing import Any
 import jax
 
 from paravt_jax.errors import ConfigError
-from paravt_jax.orchestrator.options import MeshOptions, ServersOptions
+from paravt_jax.orchestrator.options import MeshOptions
+from paravt_jax.orchestrator.server_options import ServersOptions
 
 
 def is_split(server: ServersOptions) -> bool:

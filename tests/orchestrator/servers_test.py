@@ -17,7 +17,7 @@ from configs import ask, base, grpo, para_grpo, serve
 from configs import eval as evaluation
 from experiments import launch
 from paravt_jax.errors import ConfigError, RolloutError
-from paravt_jax.orchestrator import checks, options, servers
+from paravt_jax.orchestrator import checks, server_options, servers
 from paravt_jax.orchestrator.setup import AgentSetup
 from paravt_jax.serving import process
 from paravt_jax.serving.process import ServerProcess
@@ -279,7 +279,7 @@ def test_every_recipe_listens_on_this_machine_alone():
   made += [module.get_config() for module in (para_grpo, grpo, evaluation, ask, serve)]
   found = [host for config in made for host in hosts_of(config)]
   assert len(found) >= len(made) and set(found) == {'127.0.0.1'}
-  assert options.ServersOptions.published().host == '127.0.0.1'
+  assert server_options.ServersOptions.published().host == '127.0.0.1'
 
 
 def test_a_server_that_other_machines_reach_needs_a_key(config):

@@ -4,7 +4,7 @@ import pytest
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.hosts import Hosts
-from paravt_jax.orchestrator.options import ServersOptions
+from paravt_jax.orchestrator.server_options import ServersOptions
 from paravt_jax.orchestrator.setup import _own_servers
 
 URLS = ('http://a:1', 'http://b:1', 'http://c:1')

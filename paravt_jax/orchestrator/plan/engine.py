@@ -16,12 +16,12 @@ import numpy as np
 from paravt_jax import options
 from paravt_jax.models.placement import anywhere
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator.options import EmbeddedOptions
 from paravt_jax.orchestrator.plan import ahead
 from paravt_jax.orchestrator.plan import compiled as figures
 from paravt_jax.orchestrator.plan.accelerators import GIB
 from paravt_jax.orchestrator.plan.build import Plan
 from paravt_jax.orchestrator.recipes import SFTRecipe
+from paravt_jax.orchestrator.server_options import EmbeddedOptions
 from paravt_jax.serving.embedded import compiled, layouts, programs
 
 _PROGRAM = (

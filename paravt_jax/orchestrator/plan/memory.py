@@ -5,12 +5,12 @@ import math
 
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator import split
-from paravt_jax.orchestrator.options import ServersOptions
 from paravt_jax.orchestrator.plan import activations, server
 from paravt_jax.orchestrator.plan.accelerators import GIB, Target
 from paravt_jax.orchestrator.plan.job import Job
 from paravt_jax.orchestrator.plan.server import Share
 from paravt_jax.orchestrator.plan.state import State
+from paravt_jax.orchestrator.server_options import ServersOptions
 
 # What a CUDA process takes beside its allocator: context, libraries, NCCL.
 CONTEXT_GIB = 1.0

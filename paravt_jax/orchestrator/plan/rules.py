@@ -12,13 +12,13 @@ from paravt_jax.models import sharding
 from paravt_jax.models.qwen3_vl.config import Config
 from paravt_jax.options import require
 from paravt_jax.orchestrator import checks, servers, split
-from paravt_jax.orchestrator.options import ServersOptions
 from paravt_jax.orchestrator.plan import job as jobs
 from paravt_jax.orchestrator.plan import shapes, state
 from paravt_jax.orchestrator.plan.accelerators import Target
 from paravt_jax.orchestrator.plan.job import Job, Recipe
 from paravt_jax.orchestrator.plan.shapes import OwnData, Shape
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.server_options import ServersOptions
 from paravt_jax.orchestrator.setup import AgentSetup
 
 # Far above what anyone trains. Half of these rows take half a minute to lay out.

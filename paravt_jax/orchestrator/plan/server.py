@@ -3,11 +3,11 @@
 import dataclasses
 
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.orchestrator.options import EmbeddedOptions, ServersOptions
 from paravt_jax.orchestrator.plan import flops
 from paravt_jax.orchestrator.plan.accelerators import GIB, Accelerator
 from paravt_jax.orchestrator.plan.job import BYTES
 from paravt_jax.orchestrator.plan.shapes import Shape, rollout_tokens
+from paravt_jax.orchestrator.server_options import EmbeddedOptions, ServersOptions
 
 # A server's arrays beside weights and caches: activations of a prefill, workspaces, graphs.
 RESERVE_GIB = 3.0
