@@ -3,12 +3,10 @@
 It verifies the version first, then writes safetensors files in memory.
 """
 
-import fcntl
 import json
 import math
 import os
 import pathlib
-import secrets
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +16,13 @@ import numpy as np
 from paravt_jax.errors import DataError, SyncError
 from paravt_jax.models.qwen3_vl import stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import manifest, owned_folders, publish
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.manifest import Manifest, Params
 
 WEIGHTS = 'model.safetensors'
 _MEMORY = pathlib.Path('/dev/shm')
 _PREFIX = 'paravt-staging-'
-_LOCK = '.lock'
 _FILES = 4  # files written at the same time
 _FILE_BYTES = 64 << 20  # a smaller file does not justify a thread
 
@@ -99,9 +96,7 @@ class Staging:
     """Removes the staged versions, and the folder if this object created it."""
     self.clear(None)
     if self._own is not None:
-      folder, lock = self._own
-      shutil.rmtree(folder, ignore_errors=True)
-      os.close(lock)
+      owned_folders.release(*self._own)
       self._own = self._folder = None
 
   def __enter__(self) -> 'Staging':
@@ -113,8 +108,8 @@ class Staging:
   def _open(self, page: Manifest) -> pathlib.Path:
     if self._folder is None:
       parent = memory_folder(2 * sum(size for size, _ in page.files.values()))
-      sweep(parent)
-      self._own = _claim(parent)
+      owned_folders.sweep(parent, _PREFIX)
+      self._own = owned_folders.claim(parent, _PREFIX)
       self._folder = self._own[0]
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
@@ -174,31 +169,3 @@ def memory_folder(wanted: int) -> pathlib.Path:
   if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= wanted:
     return _MEMORY
   return pathlib.Path(tempfile.gettempdir())
-
-
-def _claim(parent: pathlib.Path) -> tuple[pathlib.Path, int]:
-  """Creates a folder and opens its lock. The system releases the lock when this process ends."""
-  folder = parent / f'{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}'
-  folder.mkdir(mode=0o700)
-  lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  return folder, lock
-
-
-def sweep(parent: pathlib.Path) -> list[pathlib.Path]:
-  """Removes the staging folders below `parent` whose process is gone. Returns these folders."""
-  gone = []
-  for folder in sorted(parent.glob(f'{_PREFIX}*')):
-    try:
-      lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # it belongs to another user, or is about to be locked
-      continue
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      shutil.rmtree(folder, ignore_errors=True)
-      gone.append(folder)
-    except BlockingIOError:
-      pass
-    finally:
-      os.close(lock)
-  return gone

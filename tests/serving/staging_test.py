@@ -136,8 +136,8 @@ def test_a_fresh_folder_goes_when_it_is_closed_and_a_dead_ones_is_swept(
 ):
   monkeypatch.setattr(staging, '_MEMORY', tmp_path)
   code = (
-    'from paravt_jax.serving import staging; '
-    f'print(*staging._claim(staging.pathlib.Path({str(tmp_path)!r}))); import os; os._exit(9)'
+    'import os, pathlib; from paravt_jax.serving import owned_folders; '
+    f'owned_folders.claim(pathlib.Path({str(tmp_path)!r}), "paravt-staging-"); os._exit(9)'
   )
   done = subprocess.run(
     [sys.executable, '-c', code],

@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Mapping
 
 from paravt_jax import children
-from paravt_jax.serving import process
+from paravt_jax.serving import owned_folders, process
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
 
 __all__ = ['ServerProcess', 'launch']
 
+_PREFIX = 'paravt-server-'  # of the folder in which a server that starts leaves its port
 _PROGRAM = (
   "import runpy; runpy.run_module('paravt_jax.serving.embedded.server', run_name='__main__', "
   'alter_sys=True)'
@@ -38,8 +39,11 @@ def launch(
     RolloutError: the server ended, or did not answer within `deadline_s` seconds. The message
     contains the end of its log.
   """
-  with tempfile.TemporaryDirectory(prefix='paravt-server-') as folder:
-    port_file = pathlib.Path(folder) / 'port'  # the server writes it when it can answer
+  parent = pathlib.Path(tempfile.gettempdir())
+  owned_folders.sweep(parent, _PREFIX)
+  folder, lock = owned_folders.claim(parent, _PREFIX)
+  try:
+    port_file = folder / 'port'  # the server writes it when it can answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
     child = process.start(
       children.command(_PROGRAM, '--options', given.to_json(), *_key_words(given)),
@@ -53,6 +57,8 @@ def launch(
     except BaseException:  # also on Ctrl-C: leave no child process
       process.end(child, 1.0)
       raise
+  finally:
+    owned_folders.release(folder, lock)
   return ServerProcess(f'http://{options.host}:{port}', child, log)
 
 
