@@ -15,7 +15,7 @@ import numpy as np
 from experiments.bench.measuring import timed
 from paravt_jax.models.qwen3_vl import config as sizes
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.serving import publish, staging
+from paravt_jax.serving import flat, manifest, publish, staging
 
 GB = 1e9
 REPEATS = 4  # the best one counts: the first also pays for the imports and for the page cache
@@ -32,8 +32,10 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
   Returns:
     GB/s: save (hash, write, rename), load (read, hash, compare), convert (loaded arrays ->
     safetensors in memory), stage (load and convert), copy (shutil.copytree of the published
-    folder), memory_copy (the same into memory, as convert writes it), and `bytes`. ratio_to_copy is
-    the seconds of save and load over those of copy.
+    folder), memory_copy (the same into memory, as convert writes it), write (the form in memory:
+    copy, hash), map (hash and compare where it lies), flat_copy (shutil.copyfile of that file, in
+    memory), and `bytes`. ratio_to_copy is the seconds of write and map over those of flat_copy,
+    files_ratio_to_copy those of save and load over those of copy.
   """
   config, params = made(bytes_)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -44,7 +46,10 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
     tempfile.TemporaryDirectory(dir=staging.memory_folder(2 * size)) as memory,
   ):
     work, fast = pathlib.Path(scratch), pathlib.Path(memory)
-    published = work / 'weights' / '1'
+    published, store = work / 'weights' / '1', flat.Store(fast)
+    page = manifest.Manifest(1, {}, {}, None, {})
+    there: list[pathlib.Path] = []
+    write = lambda: there.append(store.write(page, manifest.leaves(params)) or published)
     steps = {
       'save': lambda: publish.save(work / 'weights', 1, params, keep=1),
       'copy': lambda: shutil.copytree(published, work / 'copy'),
@@ -54,17 +59,22 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
       'stage': lambda: staging.write_tensors(
         fast / 'staged', config, publish.load(published, abstract)[1]
       ),
+      'write': write,
+      'flat_copy': lambda: shutil.copyfile(there[-1] / flat.FILE, fast / 'copied'),
+      'map': lambda: publish.load(there[-1], abstract),
     }
     seconds = dict.fromkeys(steps, float('inf'))
     for _ in range(REPEATS):
       for name, step in steps.items():
         for left in (work / 'copy', fast / 'copy', fast / 'staged'):
           shutil.rmtree(left, ignore_errors=True)
+        (fast / 'copied').unlink(missing_ok=True)
         (fast / 'staged').mkdir()
         seconds[name] = min(seconds[name], timed(step))
   return {
     **{f'{name}_gb_per_s': size / GB / taken for name, taken in seconds.items()},
-    'ratio_to_copy': (seconds['save'] + seconds['load']) / seconds['copy'],
+    'ratio_to_copy': (seconds['write'] + seconds['map']) / seconds['flat_copy'],
+    'files_ratio_to_copy': (seconds['save'] + seconds['load']) / seconds['copy'],
     'bytes': float(size),
   }
 

@@ -1,5 +1,6 @@
 """Canaries of the learner's weights: expected server replies, computed by `train/greedy.py`."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +103,8 @@ def of_folder(folder: pathlib.Path, patches: int, tokens: int) -> Canary:
     list(stored.tensors(sorted(pathlib.Path(folder).glob('*.safetensors'))).values())
   ).name
   rows = 1 if dtype == 'float32' else PublishOptions.published().canary_continuations
-  publish = PublishOptions(dtype=dtype, keep=1, canary_tokens=tokens, canary_continuations=rows)
+  publish = dataclasses.replace(
+    PublishOptions.published(), dtype=dtype, canary_tokens=tokens, canary_continuations=rows
+  )
   options = ModelOptions('float32', 'none', 'chunked', 1024, 1.0, tuple(tok.vision_ids))
   return make(config, cpu(), options, tok, prompt(tok, patches), publish)(params)

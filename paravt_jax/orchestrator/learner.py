@@ -19,11 +19,12 @@ from paravt_jax.models.qwen3_vl import lora_export, weights
 from paravt_jax.orchestrator import canary, parts, profiling, step_facts
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
+from paravt_jax.orchestrator.weight_delivery import through_memory
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
-from paravt_jax.serving import publish
+from paravt_jax.serving import flat, publish
 from paravt_jax.train import checkpoint, heap, metric_sums, placement, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
@@ -227,7 +228,8 @@ class Learner(Trainer):
     self._frozen = jax.tree_util.tree_map_with_path(
       lambda path, _: functools.partial(self._parameter, path), self.frozen()
     )
-    self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep)
+    memory = flat.Store() if through_memory(recipe.publish, recipe.server) else None
+    self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep, memory=memory)
     asked = canary.prompt(self.tok, section.image_patches)
     self._canary = canary.make(
       self.model_config, self.mesh, options, self.tok, asked, recipe.publish
@@ -346,6 +348,15 @@ class Learner(Trainer):
     found = self._canary(self.state.params)
     self.rounding = found.sampled_rounding
     return found
+
+  def export(self, target: pathlib.Path) -> None:
+    """Writes a Hugging Face folder, as a trainer does, once the last version is on the disk.
+
+    Raises:
+      SyncError: the last version cannot be written.
+    """
+    self._publisher.settle()
+    super().export(target)
 
   def publish(self) -> publish.Pending:
     """Starts to write the trained weights as version `version`, with a canary.

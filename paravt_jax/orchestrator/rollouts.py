@@ -71,14 +71,14 @@ class Rollouts:
   async def deliver(self, pending: publish.Pending, version: int) -> None:
     """Delivers weights to every server, and returns once the canaries match.
 
-    The weights may still be on their way to the disk.
+    The weights may still be on their way to the disk, where servers get them through memory.
 
     Raises:
       SyncError: the weights cannot be written, or no server took them.
       RolloutError: no server is left.
     """
     start = time.monotonic()
-    published = await asyncio.to_thread(pending.result)
+    published = await asyncio.to_thread(pending.ready)
     written = time.monotonic()
     found = publish.read_manifest(published).canary
     proof = None if found is None else Canary.from_json(found)

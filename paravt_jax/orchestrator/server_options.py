@@ -25,6 +25,7 @@ from paravt_jax.serving import sglang
 from paravt_jax.serving.embedded import options as embedded
 
 SERVERS = ('url', 'embedded', 'sglang')
+FORMS = ('auto', 'memory', 'files')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,9 @@ class PublishOptions(Options):
 
   dtype: Annotated[str, DTYPE]  # number type of published weights
   keep: Annotated[int, COUNT]  # versions on disk
+  # how servers get a version. auto: through memory those that the run starts, others from the disk;
+  # memory: through memory also those by URL, which are on this machine; files: from the disk
+  form: Annotated[str, one_of(*FORMS)]
   # tokens that the learner predicts with each version, in each continuation of the canary
   canary_tokens: Annotated[int, COUNT]
   # continuations of the canary; those after the first begin with a few sampled tokens
@@ -120,4 +124,4 @@ class PublishOptions(Options):
   @classmethod
   def published(cls) -> 'PublishOptions':
     """Returns settings for weights in bfloat16 and a canary of 36 tokens to compare."""
-    return cls(dtype='bfloat16', keep=2, canary_tokens=8, canary_continuations=4)
+    return cls(dtype='bfloat16', keep=2, form='auto', canary_tokens=8, canary_continuations=4)

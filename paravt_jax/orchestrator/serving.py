@@ -21,8 +21,9 @@ from paravt_jax.options import (
   require,
   whole,
 )
-from paravt_jax.orchestrator import compile_cache, options, server_options
+from paravt_jax.orchestrator import compile_cache, options
 from paravt_jax.orchestrator.host import Host
+from paravt_jax.orchestrator.server_options import EmbeddedOptions
 from paravt_jax.serving.embedded import launch
 from paravt_jax.serving.embedded.options import ServerOptions
 from paravt_jax.serving.process import ServerProcess
@@ -47,7 +48,7 @@ class ServeRecipe(Options):
   # that requests must bring; '': none; env:NAME or file:PATH keeps it off the command line
   api_key: Annotated[str, TEXT] = dataclasses.field(repr=False)
   ready_timeout_s: Annotated[float, POSITIVE]  # for the server to answer
-  embedded: server_options.EmbeddedOptions
+  embedded: EmbeddedOptions
 
 
 def server_options(

@@ -5,8 +5,11 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 
+import jax
+
 from paravt_jax.errors import ConfigError
 from paravt_jax.orchestrator.run_folder import fingerprint
+from paravt_jax.orchestrator.server_options import PublishOptions, ServersOptions
 from paravt_jax.rollout.control import OURS, Control
 from paravt_jax.rollout.fleet import Member
 from paravt_jax.serving.staging import Staging
@@ -38,6 +41,24 @@ class WeightDelivery:
     """Frees the converted versions."""
     if self.staging is not None:
       self.staging.close()
+
+
+def through_memory(publish: PublishOptions, server: ServersOptions) -> bool:
+  """Returns whether versions go to the servers through memory, which is faster than the disk.
+
+  Raises:
+    ConfigError: the recipe asks for it, and a server is on another machine.
+  """
+  if publish.form == 'memory':
+    where = (*server.urls, server.router) if server.kind == 'url' else ()
+    far = [url for url in where if url and urllib.parse.urlsplit(url).hostname not in LOOPBACK]
+    if far or jax.process_count() > 1:
+      raise ConfigError(
+        f'--config.publish.form=memory, but {far[0] if far else "another host of the learner"} is '
+        'another machine, which does not see the memory of this one; set it to auto or files'
+      )
+    return True
+  return publish.form == 'auto' and server.kind != 'url' and jax.process_count() == 1
 
 
 async def are_sglang(members: Sequence[Member], control: Control) -> bool:

@@ -212,10 +212,15 @@ def read(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
   for (name, shard, _), place, part, (found, finite) in zip(
     files, places, parts, inspected, strict=True
   ):
-    if found != shard.hash:
-      raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
-    if not finite:
-      raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')
+    check(folder, name, found == shard.hash, finite)
     if part is not place:
       place[...] = part
   return named
+
+
+def check(folder: pathlib.Path, name: str, same: bool, finite: bool) -> None:
+  """Raises SyncError for an array that is not what was published, or not finite."""
+  if not same:
+    raise SyncError(f'{folder}: {name!r} has other content than was published; publish it again')
+  if not finite:
+    raise SyncError(f'{folder}: {name!r} holds values that are not finite; publish it again')

@@ -37,6 +37,15 @@ class BaseModel:
     self._hashes: dict[str, str] = {}
     self._kernels: dict[str, np.ndarray] = {}
 
+  def check(self, published: pathlib.Path) -> Manifest:
+    """Returns the manifest of a version that fits the folder. It reads none of its arrays.
+
+    Raises:
+      SyncError: as `publish.check`.
+      DataError: the folder cannot be read any more.
+    """
+    return publish.check(published, self._abstract, self._frozen())
+
   def load(self, published: pathlib.Path) -> tuple[Manifest, Params]:
     """Returns a version's manifest, and the arrays of the model that differ from the folder's.
 
@@ -47,8 +56,7 @@ class BaseModel:
       DataError: the folder cannot be read any more.
     """
     page = publish.read_manifest(published)
-    frozen = {name: self._hash(name) for name in self._names}
-    version, params = publish.load(published, self._abstract, frozen)
+    version, params = publish.load(published, self._abstract, self._frozen())
     if version != page.version:
       raise SyncError(f'{published}: was replaced while it was read; load it again')
     if page.adapter is None:
@@ -67,6 +75,9 @@ class BaseModel:
     """
     found = weights.load_hf(self.folder, only={tuple(name.split('/'))})[1]
     return manifest.leaves(found)[name]
+
+  def _frozen(self) -> dict[str, Callable[[], str]]:
+    return {name: self._hash(name) for name in self._names}
 
   def _kernel(self, name: str) -> np.ndarray:
     if name not in self._kernels:

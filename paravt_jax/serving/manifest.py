@@ -32,8 +32,9 @@ from paravt_jax.models.lora import Adapter
 FILE = 'manifest.json'
 FORMAT = 4  # increases when the manifest changes
 DTYPES = ('bfloat16', 'float32')
-HASHERS = 4  # threads; hashing releases the GIL
-_BLOCK = 4 << 20  # bytes that one thread hashes at a time
+# threads; hashing releases the GIL. More than 16 wait for the memory
+HASHERS = min(16, max(4, os.cpu_count() or 4))
+BLOCK = 4 << 20  # bytes that one thread hashes at a time
 _SMALL = 1 << 20  # files up to this size are hashed whole
 _DIGEST_BYTES = 16
 
@@ -187,7 +188,7 @@ def inspect(arrays: Sequence[np.ndarray]) -> list[tuple[str, bool]]:
   bfloat16) are finite.
   """
   with ThreadPoolExecutor(HASHERS) as pool:
-    return _in_blocks(pool, arrays, [_inspect_block] * len(arrays))
+    return [_join(parts) for parts in by_block(pool, arrays, [_inspect_block] * len(arrays))]
 
 
 def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tuple[str, bool]]:
@@ -202,7 +203,7 @@ def fill(arrays: Sequence[np.ndarray], files: Sequence[pathlib.Path]) -> list[tu
     opened = [stack.enter_context(file.open('rb', buffering=0)).fileno() for file in files]
     readers = [functools.partial(_read_block, handle) for handle in opened]
     with ThreadPoolExecutor(HASHERS) as pool:
-      return _in_blocks(pool, arrays, readers)
+      return [_join(parts) for parts in by_block(pool, arrays, readers)]
 
 
 def frozen_hashes(named: Mapping[str, Any]) -> dict[str, str]:
@@ -215,17 +216,17 @@ def frozen_hashes(named: Mapping[str, Any]) -> dict[str, str]:
   """
   with ThreadPoolExecutor(HASHERS) as pool:
     return {
-      name: _in_blocks(pool, [np.asarray(array)], [_rounded_block])[0]
+      name: _join(by_block(pool, [np.asarray(array)], [_rounded_block])[0])
       for name, array in named.items()
     }
 
 
-def _in_blocks(
+def by_block(
   pool: Executor,
   arrays: Sequence[np.ndarray],
   functions: Sequence[Callable[[np.ndarray, int], Any]],
-) -> list[Any]:
-  """Calls each array's function with its blocks (block, its first byte). Joins the results by
+) -> list[list[Any]]:
+  """Calls each array's function with its blocks (block, its first byte). Returns the results by
   array.
 
   Blocks let one large array use every thread.
@@ -233,14 +234,14 @@ def _in_blocks(
   calls = []
   for array, function in zip(arrays, functions, strict=True):
     flat = np.ascontiguousarray(array).reshape(-1)
-    step = _BLOCK // flat.itemsize
+    step = BLOCK // flat.itemsize
     calls.append(
       [
         pool.submit(function, flat[start : start + step], start * flat.itemsize)
         for start in range(0, max(flat.size, 1), step)
       ]
     )
-  return [_join([call.result() for call in own]) for own in calls]
+  return [[call.result() for call in own] for own in calls]
 
 
 def _join(parts: list[Any]) -> Any:

@@ -9,6 +9,7 @@ import pathlib
 import secrets
 import shutil
 
+MEMORY = pathlib.Path('/dev/shm')  # files in it are in memory
 _LOCK = '.lock'
 
 

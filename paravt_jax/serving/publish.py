@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from paravt_jax.errors import SyncError
 from paravt_jax.models import lora
 from paravt_jax.models.lora import Adapter
-from paravt_jax.serving import array_files, manifest
+from paravt_jax.serving import array_files, flat, manifest
 from paravt_jax.serving.array_files import ARRAYS
 from paravt_jax.serving.manifest import Manifest, Params
 
@@ -45,18 +45,28 @@ read_manifest = manifest.read
 
 
 class Pending:
-  """A version that is being written to the disk."""
+  """A version that is being written."""
 
-  def __init__(self, future: 'Future[pathlib.Path]'):
-    self._future = future
+  def __init__(self, ready: 'Future[pathlib.Path]', future: 'Future[pathlib.Path]'):
+    self._ready, self._future = ready, future
 
   @property
   def done(self) -> bool:
     """Returns whether `result` would return at once."""
     return self._future.done()
 
+  def ready(self) -> pathlib.Path:
+    """Waits until servers can load the version. Returns the folder that they load.
+
+    It is the one in memory, which is there before the version is on the disk, or the published one.
+
+    Raises:
+      SyncError: as `result`, where servers load the published folder.
+    """
+    return self._ready.result()
+
   def result(self) -> pathlib.Path:
-    """Waits for the write. Returns the published folder.
+    """Waits until the version is on the disk. Returns the published folder.
 
     Raises:
       SyncError: the folder cannot be written. No partial version remains, and earlier versions are
@@ -76,18 +86,27 @@ class _Job:
   frozen: dict[str, str]  # name -> hash of an array that is not written
   canary: dict[str, Any] | None
   adapter: Adapter | None  # the form of an adapter, where `named` is one
+  ready: 'Future[pathlib.Path]'  # gets the folder that servers load
+
+  @property
+  def page(self) -> Manifest:
+    """Returns the manifest, without the arrays."""
+    return Manifest(self.version, {}, self.frozen, self.canary, {}, self.adapter)
 
 
 class Publisher:
   """Writes versions below `folder` and deletes all but the newest `keep`.
 
   Every process of a run has one publisher, and a folder belongs to one run.
+
+  Args:
+    memory: where each version goes first, for servers on this machine; None without one.
   """
 
-  def __init__(self, folder: str | os.PathLike, *, keep: int):
+  def __init__(self, folder: str | os.PathLike, *, keep: int, memory: flat.Store | None = None):
     if keep < 1:
       raise ValueError(f'publish: got keep={keep}, wanted at least 1')
-    self._folder, self._keep = pathlib.Path(folder).absolute(), keep
+    self._folder, self._keep, self._memory = pathlib.Path(folder).absolute(), keep, memory
     self._thread = ThreadPoolExecutor(1, 'publish')
     self._pending: Pending | None = None
     self._frozen: tuple[Params | None, dict[str, str]] = (None, {})
@@ -103,7 +122,7 @@ class Publisher:
   ) -> Pending:
     """Starts to write a version. Returns once the caller may overwrite or donate its buffers.
 
-    It waits for the previous write first.
+    It waits for the previous write first, see `settle`.
 
     Args:
       version: the name of the folder; a version that exists is replaced.
@@ -115,9 +134,22 @@ class Publisher:
       adapter: the form of the adapter that `params` is; None for weights of the model itself.
 
     Raises:
-      SyncError: the folder cannot be made, or an array is of another dtype.
+      SyncError: the folder cannot be made, an array is of another dtype, or the previous version
+      went out through memory and could not be written to the disk.
     """
+    self.settle()
     return self._begin(version, params, frozen, canary, adapter, copy=True)
+
+  def settle(self) -> None:
+    """Waits for the current write.
+
+    Raises:
+      SyncError: servers have the version through memory, and it cannot be written to the disk. It
+      is raised once.
+    """
+    pending, self._pending = self._pending, None
+    if pending is not None and pending._future.exception() and not pending._ready.exception():
+      pending.result()
 
   def close(self) -> None:
     """Waits for the current write."""
@@ -139,8 +171,6 @@ class Publisher:
     *,
     copy: bool,
   ) -> Pending:
-    if self._pending is not None:
-      self._pending._future.exception()
     target, partial = self._folder / str(version), self._folder / f'.{version}.part'
     named = manifest.leaves(params)
     for name, leaf in named.items():
@@ -156,8 +186,8 @@ class Publisher:
     self._open(target, partial)
     own = {name: array_files.snapshot(leaf) if copy else leaf for name, leaf in named.items()}
     jax.block_until_ready(own)
-    job = _Job(target, partial, int(version), own, hashes, canary, adapter)
-    self._pending = Pending(self._thread.submit(self._run, job))
+    job = _Job(target, partial, int(version), own, hashes, canary, adapter, Future())
+    self._pending = Pending(job.ready, self._thread.submit(self._run, job))
     return self._pending
 
   def _hashes(self, frozen: Params | None) -> dict[str, str]:
@@ -193,13 +223,30 @@ class Publisher:
 
   def _run(self, job: _Job) -> pathlib.Path:
     try:
+      folder = self._run_parts(job)
+    except BaseException as error:
+      if not job.ready.done():
+        job.ready.set_exception(error)
+      raise
+    if not job.ready.done():
+      job.ready.set_result(folder)
+    return folder
+
+  def _run_parts(self, job: _Job) -> pathlib.Path:
+    try:
+      found = None if self._memory is None else self._memory.write(job.page, job.named)
+      if found is not None:
+        job.ready.set_result(found)
       entries = array_files.write(job.partial / ARRAYS, job.named)
-      page = Manifest(job.version, entries, job.frozen, job.canary, {}, job.adapter)
+      page = dataclasses.replace(job.page, arrays=entries)
       if jax.process_index() == 0:
         _finish(job, page)
         self._forget(job.version)
       else:
         _hand_over(job, page)
+    except SyncError as error:
+      _give_up(job, error)
+      raise
     except _WRITE_ERRORS as error:
       _give_up(job, error)
       raise _unwritable(job.target, error) from error
@@ -261,11 +308,25 @@ def load(
     published. The message names the array.
   """
   folder = pathlib.Path(folder).absolute()
+  page = check(folder, abstract, frozen)
+  if (folder / flat.FILE).exists():
+    return page.version, manifest.nest(flat.read(folder, page))
+  _compare_files(folder, page)
+  return page.version, manifest.nest(array_files.read(folder, page))
+
+
+def check(
+  folder: pathlib.Path, abstract: Params, frozen: Mapping[str, Any] | None = None
+) -> Manifest:
+  """Returns the manifest of a version that fits a model. It reads no array of it.
+
+  Raises:
+    SyncError: the version is missing, of another model, or leaves out arrays that the reader has not.
+  """
   page = manifest.read(folder)
   _compare_names(folder, page, manifest.leaves(_with_adapter(folder, page, abstract)))
   _compare_frozen(folder, page.frozen, {} if frozen is None else frozen)
-  _compare_files(folder, page)
-  return page.version, manifest.nest(array_files.read(folder, page))
+  return page
 
 
 def _with_adapter(folder: pathlib.Path, page: Manifest, abstract: Params) -> Params:

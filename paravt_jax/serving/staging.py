@@ -12,16 +12,18 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import safetensors.numpy
 
 from paravt_jax.errors import DataError, SyncError
 from paravt_jax.models.qwen3_vl import stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving import manifest, owned_folders, publish
+from paravt_jax.serving import flat, manifest, owned_folders, publish
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.manifest import Manifest, Params
 
 WEIGHTS = 'model.safetensors'
-_MEMORY = pathlib.Path('/dev/shm')
+DESCRIPTION = 'paravt.flat'  # the name of the tensor that describes a flat version
+_MEMORY = owned_folders.MEMORY
 _PREFIX = 'paravt-staging-'
 _FILES = 4  # files written at the same time
 _FILE_BYTES = 64 << 20  # a smaller file does not justify a thread
@@ -63,18 +65,22 @@ class Staging:
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)
+    described = (published / flat.FILE).exists() and page.adapter is None
     try:
       parent = self._open(page)
       target, partial = parent / str(page.version), parent / f'.{page.version}.part'
       if self._staged.get(target) == page and target.is_dir():
         return target
-      page, params = self._base.load(published)
+      page, params = (self._base.check(published), {}) if described else self._base.load(published)
       for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
       partial.mkdir()
       config, folder = self._base.config, self._base.folder
-      write_tensors(partial, config, params)
-      dtype = next(iter(manifest.leaves(params).values())).dtype.name
+      if described:
+        dtype = describe(partial, config, published, page)
+      else:
+        write_tensors(partial, config, params)
+        dtype = next(iter(manifest.leaves(params).values())).dtype.name
       weights.write_companions(partial, config, dtype, folder)
       partial.rename(target)
     except (OSError, DataError) as error:
@@ -113,6 +119,45 @@ class Staging:
       self._folder = self._own[0]
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
+
+
+def describe(folder: pathlib.Path, config: Config, published: pathlib.Path, page: Manifest) -> str:
+  """Writes the description of a flat version for SGLang (third_party/sglang/published_order).
+
+  It is one safetensors file, whose only tensor is JSON: where the file is, the hashes of its
+  arrays, and each tensor of Hugging Face as a part of the file, in its order of the axes.
+
+  Returns:
+    The number type of the weights.
+
+  Raises:
+    SyncError: the file in memory is gone. OSError: no space, or no permission.
+  """
+  named = flat.parts(published, page)
+  starts, size = flat.offsets(page.arrays)
+  first = min(array.__array_interface__['data'][0] for array in named.values())
+  params, parts = manifest.nest(named), {}
+  for name, slot in weights.name_table(config).items():
+    if '/'.join(slot.path) in named:
+      view = weights.pick_view(config, params, slot)
+      steps = [step // view.itemsize for step in view.strides]
+      place = view.__array_interface__['data'][0] - first
+      parts[name] = place, view.dtype.name, view.shape, steps
+  arrays = {
+    name: (starts[name], flat.entry_bytes(entry), entry.shards[0].hash)
+    for name, entry in page.arrays.items()
+  }
+  said = {
+    'format': 1,
+    'file': str(published / flat.FILE),
+    'bytes': size,
+    'block': manifest.BLOCK,
+    'arrays': arrays,
+    'tensors': parts,
+  }
+  text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+  safetensors.numpy.save_file({DESCRIPTION: text}, folder / WEIGHTS)
+  return next(iter(page.arrays.values())).dtype
 
 
 def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:

@@ -92,10 +92,17 @@ def to_our_layout(tensor: np.ndarray, form: str) -> np.ndarray:
 
 def to_their_layout(config: Config, array: np.ndarray, form: str) -> np.ndarray:
   """Returns a contiguous array in Hugging Face's layout; the inverse of `to_our_layout`."""
+  if form == 'transposed':
+    return _transpose_copy(array)
+  return np.ascontiguousarray(_their_view(config, array, form))
+
+
+def _their_view(config: Config, array: np.ndarray, form: str) -> np.ndarray:
+  """Returns an array in Hugging Face's layout, without a copy of a contiguous one."""
   if form == 'patches':
     v = config.vision
-    array = array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
-  return _transpose_copy(array) if form == 'transposed' else np.ascontiguousarray(array)
+    return array.reshape(v.temporal, 3, v.patch, v.patch, v.width).transpose(4, 1, 0, 2, 3)
+  return array.T if form == 'transposed' else array
 
 
 def _transpose_copy(array: np.ndarray) -> np.ndarray:
@@ -129,6 +136,11 @@ def _slice(params: dict[str, Any], slot: Slot) -> np.ndarray:
   for key in slot.path:
     leaf = leaf[key]
   return leaf if slot.layer is None else leaf[slot.layer]
+
+
+def pick_view(config: Config, params: dict[str, Any], slot: Slot) -> np.ndarray:
+  """Returns the values of `pick` without copying them, for contiguous arrays."""
+  return _their_view(config, _slice(params, slot), slot.form)
 
 
 def pick_blocks(config: Config, params: dict[str, Any], slot: Slot) -> Iterator[np.ndarray]:
