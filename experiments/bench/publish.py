@@ -15,7 +15,7 @@ import numpy as np
 from experiments.bench.measuring import timed
 from paravt_jax.models.qwen3_vl import config as sizes
 from paravt_jax.models.qwen3_vl import model
-from paravt_jax.serving import flat, manifest, publish, staging
+from paravt_jax.serving import flat, manifest, publish, reading, staging
 
 GB = 1e9
 REPEATS = 4  # the best one counts: the first also pays for the imports and for the page cache
@@ -53,15 +53,15 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
     steps = {
       'save': lambda: publish.save(work / 'weights', 1, params, keep=1),
       'copy': lambda: shutil.copytree(published, work / 'copy'),
-      'load': lambda: publish.load(published, abstract),
+      'load': lambda: reading.load(published, abstract),
       'convert': lambda: staging.write_tensors(fast / 'staged', config, params),
       'memory_copy': lambda: shutil.copytree(published, fast / 'copy'),
       'stage': lambda: staging.write_tensors(
-        fast / 'staged', config, publish.load(published, abstract)[1]
+        fast / 'staged', config, reading.load(published, abstract)[1]
       ),
       'write': write,
       'flat_copy': lambda: shutil.copyfile(there[-1] / flat.FILE, fast / 'copied'),
-      'map': lambda: publish.load(there[-1], abstract),
+      'map': lambda: reading.load(there[-1], abstract),
     }
     seconds = dict.fromkeys(steps, float('inf'))
     for _ in range(REPEATS):

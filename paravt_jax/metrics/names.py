@@ -189,6 +189,9 @@ _SERVER = {
     'the last weight update, by stage: write, convert (for SGLang), load (canary included)',
     ('stage',),
   ),
+  'sync/bytes': Metric(
+    'bytes', 'of the last weight update, as one server reads it: whole, or what changed'
+  ),
 }
 
 _WATCH = {

@@ -54,6 +54,7 @@ FREE = (
   'judge.backoff_s',
   'judge.concurrency',
   'publish.keep',
+  'publish.delta',
   'publish.form',
   'publish.canary_tokens',
   'publish.canary_continuations',

@@ -19,12 +19,12 @@ from paravt_jax.models.qwen3_vl import lora_export, weights
 from paravt_jax.orchestrator import canary, parts, profiling, step_facts
 from paravt_jax.orchestrator import hosts as hosts_
 from paravt_jax.orchestrator.recipes import RLRecipe, SFTRecipe
-from paravt_jax.orchestrator.weight_delivery import through_memory
+from paravt_jax.orchestrator.weight_delivery import publisher
 from paravt_jax.rl import advantages
 from paravt_jax.rollout import collate
 from paravt_jax.rollout.statistics import statistics
 from paravt_jax.serving import canary as canaries
-from paravt_jax.serving import flat, publish
+from paravt_jax.serving import publish
 from paravt_jax.train import checkpoint, heap, metric_sums, placement, state, step
 from paravt_jax.train.optimizer import partition
 from paravt_jax.types import Group
@@ -228,8 +228,7 @@ class Learner(Trainer):
     self._frozen = jax.tree_util.tree_map_with_path(
       lambda path, _: functools.partial(self._parameter, path), self.frozen()
     )
-    memory = flat.Store() if through_memory(recipe.publish, recipe.server) else None
-    self._publisher = publish.Publisher(folder / 'weights', keep=recipe.publish.keep, memory=memory)
+    self._publisher = publisher(recipe.publish, recipe.server, folder)
     asked = canary.prompt(self.tok, section.image_patches)
     self._canary = canary.make(
       self.model_config, self.mesh, options, self.tok, asked, recipe.publish

@@ -78,11 +78,13 @@ class Rollouts:
       RolloutError: no server is left.
     """
     start = time.monotonic()
-    published = await asyncio.to_thread(pending.ready)
+    outgoing = await asyncio.to_thread(pending.ready)
+    first = await asyncio.to_thread(lambda: outgoing.first)
     written = time.monotonic()
-    found = publish.read_manifest(published).canary
+    found = publish.read_manifest(first).canary
     proof = None if found is None else Canary.from_json(found)
-    await self.fleet.deliver(published, version, proof)
+    self.weights.note(first)
+    await self.fleet.deliver(outgoing.whole, version, proof, outgoing.changes)
     seconds = self.weights.seconds
     end = time.monotonic()
     seconds.update(write=written - start, load=end - written - seconds['convert'])
@@ -102,6 +104,7 @@ class Rollouts:
         if member.url in speeds
       },
       **{f'sync/seconds/stage={stage}': value for stage, value in self.weights.seconds.items()},
+      'sync/bytes': float(self.weights.bytes),
       **{f'server/{name}': float(counts[name]) for name in ('lost', 'restarts', 'drained', 'back')},
     }
 
@@ -149,7 +152,7 @@ async def open_rollouts(
       await gateway.check([tok.im_end])
     if await are_sglang(members, control):
       place = staging_folder(setup.server.sglang.staging, members, folder)
-      weights.staging = Staging(model_folder, place)
+      weights.staging = Staging(model_folder, place, keep=setup.delta)
     client = await stack.enter_async_context(
       clients.Client(
         options,

@@ -116,6 +116,9 @@ class PublishOptions(Options):
   # how servers get a version. auto: through memory those that the run starts, others from the disk;
   # memory: through memory also those by URL, which are on this machine; files: from the disk
   form: Annotated[str, one_of(*FORMS)]
+  # servers that read from the disk get what changed since the version before, where they have that
+  # one; the learner's host keeps one copy of the weights for it
+  delta: Annotated[bool, FLAG]
   # tokens that the learner predicts with each version, in each continuation of the canary
   canary_tokens: Annotated[int, COUNT]
   # continuations of the canary; those after the first begin with a few sampled tokens
@@ -124,4 +127,6 @@ class PublishOptions(Options):
   @classmethod
   def published(cls) -> 'PublishOptions':
     """Returns settings for weights in bfloat16 and a canary of 36 tokens to compare."""
-    return cls(dtype='bfloat16', keep=2, form='auto', canary_tokens=8, canary_continuations=4)
+    return cls(
+      dtype='bfloat16', keep=2, form='auto', delta=False, canary_tokens=8, canary_continuations=4
+    )

@@ -27,6 +27,7 @@ class AgentSetup:
   server: ServersOptions
   client: ConnectionOptions
   vision_frozen: bool  # weight updates do not change the vision tower
+  delta: bool  # weight updates are what changed, for servers that have the version before
   mesh_devices: int  # of the learner in this process and those of other hosts; 0 without one
 
   @classmethod
@@ -45,6 +46,7 @@ class AgentSetup:
       server=server,
       client=recipe.client,
       vision_frozen=True if asks else recipe.train.freeze_vision,
+      delta=isinstance(recipe, RLRecipe) and recipe.publish.delta,
       mesh_devices=recipe.mesh.devices if isinstance(recipe, RLRecipe) else 0,
     )
 

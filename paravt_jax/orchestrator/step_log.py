@@ -81,6 +81,7 @@ def describe(number: int, steps: int, servers_wait: bool, metrics: Mapping[str, 
     _losses(metrics),
     ', '.join(f'{word} {metrics[name]:.2f}' for name, word in _MEANS if name in metrics),
     _times(metrics),
+    _sent(metrics),
     _waits(servers_wait, metrics),
   ]
   return f'step {number} ({number + 1} of {steps} done): ' + '; '.join(
@@ -103,6 +104,12 @@ def _times(metrics: Mapping[str, float]) -> str:
   stages = [(metrics.get(f'time/{stage}', 0.0), stage) for stage in names.TIME]
   shown = ', '.join(f'{stage} {s:.1f}' for s, stage in sorted(stages, reverse=True) if s > _LEAST_S)
   return f'{metrics["time/step"]:.1f} s' + (f' ({shown})' if shown else '')
+
+
+def _sent(metrics: Mapping[str, float]) -> str:
+  """Returns how large the newest weights are, as a server reads them."""
+  size = metrics.get('sync/bytes', 0.0)
+  return f'weights sent: {size / 1e6:.1f} MB' if size else ''
 
 
 def _waits(servers_wait: bool, metrics: Mapping[str, float]) -> str:

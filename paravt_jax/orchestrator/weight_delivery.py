@@ -1,6 +1,7 @@
 """Converts a published version to what servers load."""
 
 import pathlib
+import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ from collections.abc import Sequence
 import jax
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.options import require
 from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.orchestrator.server_options import PublishOptions, ServersOptions
 from paravt_jax.rollout.control import OURS, Control
 from paravt_jax.rollout.fleet import Member
+from paravt_jax.serving import changes, flat, manifest
+from paravt_jax.serving.publish import Publisher
 from paravt_jax.serving.staging import Staging
 
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
@@ -23,19 +27,32 @@ class WeightDelivery:
   def __init__(self) -> None:
     self.staging: Staging | None = None  # makes Hugging Face folders for servers that need them
     self.seconds: dict[str, float] = {}  # of each stage of the last delivery
+    self.bytes = 0  # of the last version, as one server reads it
     self._current: pathlib.Path | None = None
+    self._lock = threading.Lock()  # a server that comes back may ask for a version meanwhile
 
   def ready(self, published: pathlib.Path) -> pathlib.Path:
     """Returns the folder to load, and blocks until it is ready. Raises SyncError.
 
     The previous folder stays, because a server that comes back may be loading it.
     """
-    start = time.monotonic()
-    if self.staging is not None:
-      self.staging.clear(self._current)
-    self._current = published.absolute() if self.staging is None else self.staging.stage(published)
-    self.seconds['convert'] = time.monotonic() - start
-    return self._current
+    with self._lock:
+      start = time.monotonic()
+      if self.staging is not None:
+        self.staging.clear(self._current)
+        self._current = self.staging.stage(published)
+      else:
+        self._current = published.absolute()
+      self.seconds['convert'] = time.monotonic() - start
+      return self._current
+
+  def note(self, published: pathlib.Path) -> None:
+    """Counts the bytes of a version. Raises SyncError."""
+    self.bytes = (
+      changes.size(published)
+      if changes.is_changes(published)
+      else sum(size for size, _ in manifest.read(published).files.values())
+    )
 
   def close(self) -> None:
     """Frees the converted versions."""
@@ -43,22 +60,37 @@ class WeightDelivery:
       self.staging.close()
 
 
-def through_memory(publish: PublishOptions, server: ServersOptions) -> bool:
-  """Returns whether versions go to the servers through memory, which is faster than the disk.
+def publisher(publish: PublishOptions, server: ServersOptions, folder: pathlib.Path) -> Publisher:
+  """Returns the publisher of a run folder's weights, for servers on this machine or on others.
 
   Raises:
-    ConfigError: the recipe asks for it, and a server is on another machine.
+    ConfigError: the recipe asks for a way that its servers do not have.
   """
-  if publish.form == 'memory':
-    where = (*server.urls, server.router) if server.kind == 'url' else ()
-    far = [url for url in where if url and urllib.parse.urlsplit(url).hostname not in LOOPBACK]
-    if far or jax.process_count() > 1:
-      raise ConfigError(
-        f'--config.publish.form=memory, but {far[0] if far else "another host of the learner"} is '
-        'another machine, which does not see the memory of this one; set it to auto or files'
-      )
-    return True
-  return publish.form == 'auto' and server.kind != 'url' and jax.process_count() == 1
+  weights = folder / 'weights'
+  if _through_memory(publish, server):
+    return Publisher(weights, keep=publish.keep, memory=flat.Store())
+  if publish.delta and jax.process_count() == 1:
+    place = pathlib.Path(server.sglang.staging or weights).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    return Publisher(weights, keep=publish.keep, changes=changes.Outlet(place))
+  return Publisher(weights, keep=publish.keep)
+
+
+def _through_memory(publish: PublishOptions, server: ServersOptions) -> bool:
+  """Returns whether versions go to the servers through memory. Raises ConfigError."""
+  if publish.form != 'memory':
+    own = server.kind != 'url' and jax.process_count() == 1
+    return publish.form == 'auto' and own and not publish.delta
+  where = (*server.urls, server.router) if server.kind == 'url' else ()
+  far = [url for url in where if url and urllib.parse.urlsplit(url).hostname not in LOOPBACK]
+  if far or jax.process_count() > 1:
+    raise ConfigError(
+      f'--config.publish.form=memory, but {far[0] if far else "another host of the learner"} is '
+      'another machine, which does not see the memory of this one; set it to auto or files'
+    )
+  wanted = 'False with publish.form=memory, which sends all arrays; set that to files or auto'
+  require(publish.delta, wanted, not publish.delta, 'publish.delta')
+  return True
 
 
 async def are_sglang(members: Sequence[Member], control: Control) -> bool:

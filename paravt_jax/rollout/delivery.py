@@ -1,10 +1,10 @@
 """Weights for single servers, and the proof that a server has them."""
 
 import asyncio
-import dataclasses
+import logging
 import pathlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paravt_jax.errors import SyncError
 from paravt_jax.rollout.client import check_counts
@@ -12,14 +12,34 @@ from paravt_jax.rollout.control import Control
 from paravt_jax.serving.canary import Canary
 from paravt_jax.serving.protocol import GenerateReply
 
+log = logging.getLogger('paravt.fleet')
 
-@dataclasses.dataclass(frozen=True)
+
 class Weights:
-  """The weights that all servers must have."""
+  """The weights that all servers must have.
 
-  folder: pathlib.Path  # as the servers load it
-  version: int
-  canary: Canary | None  # the expected replies with these weights; None skips the check
+  version, canary: their number, and the expected replies with them; None skips the check.
+  changes: as servers load what changed since the version before; None if there is no such folder.
+  whole: blocks until all arrays are where servers load them, and returns their folder. It raises
+  SyncError.
+  """
+
+  def __init__(
+    self,
+    version: int,
+    canary: Canary | None,
+    whole: Callable[[], pathlib.Path],
+    changes: pathlib.Path | None = None,
+  ):
+    self.version, self.canary, self.changes = version, canary, changes
+    self._whole, self._folder, self._lock = whole, None, asyncio.Lock()
+
+  async def folder(self) -> pathlib.Path:
+    """Returns the folder of all arrays, made once. Raises SyncError."""
+    async with self._lock:
+      if self._folder is None:
+        self._folder = await asyncio.to_thread(self._whole)
+      return self._folder
 
 
 class Delivery:
@@ -42,8 +62,18 @@ class Delivery:
       SyncError: the server refuses them, or does not match the canary.
       RolloutError: it does not answer.
     """
-    await self._control.swap_weights(url, str(weights.folder), weights.version)
+    if weights.changes is None or not await self._push_changes(url, weights.changes, weights):
+      await self._control.swap_weights(url, str(await weights.folder()), weights.version)
     await self.prove(url, weights.canary, weights.version)
+
+  async def _push_changes(self, url: str, changes: pathlib.Path, weights: Weights) -> bool:
+    """Returns whether the server took the changes. One without the version before does not."""
+    try:
+      await self._control.swap_weights(url, str(changes), weights.version)
+    except SyncError as error:
+      log.info('%s gets weights %d whole: %s', url, weights.version, error)
+      return False
+    return True
 
   async def prove(self, url: str, canary: Canary | None, version: int | None) -> None:
     """Verifies that the server reports `version` (None: any) and continues the canary as expected.

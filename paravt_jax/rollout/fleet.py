@@ -7,6 +7,7 @@ It sends weights to all servers, verifies them, and brings lost servers back.
 
 import asyncio
 import collections
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -113,19 +114,32 @@ class Fleet:
           'before its first rollout and would be restarted for ever; raise it, or 0 for no limit'
         )
 
-  async def deliver(self, published: pathlib.Path, version: int, canary: Canary | None) -> None:
+  async def deliver(
+    self,
+    published: pathlib.Path | Callable[[], pathlib.Path],
+    version: int,
+    canary: Canary | None,
+    changes: pathlib.Path | None = None,
+  ) -> None:
     """Sends a published version to every server that is UP. On return, at least one is verified.
 
     Generation continues meanwhile, but the gate is closed. A server that fails is set aside if
     another one succeeds. Servers that come back later get this version. Only one delivery may run
     at a time.
 
+    Args:
+      published: the version, or a function that waits for it.
+      changes: what it changes in the version before. Servers that have that one then need no more,
+      and `published` is asked for only where another server does.
+
     Raises:
       SyncError: the version cannot be staged, or no server took it.
       RolloutError: no server is left.
     """
-    folder = await asyncio.to_thread(self._stage, pathlib.Path(published))
-    weights = Weights(folder, version, canary)
+    small = None if changes is None else await asyncio.to_thread(self._stage, changes)
+    weights = Weights(version, canary, functools.partial(self._stage_whole, published), small)
+    if small is None:
+      await weights.folder()
     self._router.pause()
     try:
       self._delivery.current = weights
@@ -146,6 +160,9 @@ class Fleet:
       self._router.version = version
     finally:
       self._router.resume()
+
+  def _stage_whole(self, published: pathlib.Path | Callable[[], pathlib.Path]) -> pathlib.Path:
+    return self._stage(published() if callable(published) else published)
 
   async def _offer(self, server: ServerState, weights: Weights) -> RolloutError | SyncError | None:
     """Sends weights to a server that is UP. If it fails, sets it aside and returns the reason."""

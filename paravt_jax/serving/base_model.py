@@ -11,7 +11,7 @@ import numpy as np
 from paravt_jax.errors import ConfigError, DataError, SyncError
 from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import manifest, publish, reading
 from paravt_jax.serving.manifest import Manifest, Params
 
 _LAYERS = 'text/layers'
@@ -41,10 +41,10 @@ class BaseModel:
     """Returns the manifest of a version that fits the folder. It reads none of its arrays.
 
     Raises:
-      SyncError: as `publish.check`.
+      SyncError: as `reading.check`.
       DataError: the folder cannot be read any more.
     """
-    return publish.check(published, self._abstract, self._frozen())
+    return reading.check(published, self._abstract, self._frozen())
 
   def load(self, published: pathlib.Path) -> tuple[Manifest, Params]:
     """Returns a version's manifest, and the arrays of the model that differ from the folder's.
@@ -52,11 +52,11 @@ class BaseModel:
     What the version leaves out is compared with the folder by hash.
 
     Raises:
-      SyncError: as `publish.load`.
+      SyncError: as `reading.load`.
       DataError: the folder cannot be read any more.
     """
     page = publish.read_manifest(published)
-    version, params = publish.load(published, self._abstract, self._frozen())
+    version, params = reading.load(published, self._abstract, self._frozen())
     if version != page.version:
       raise SyncError(f'{published}: was replaced while it was read; load it again')
     if page.adapter is None:

@@ -20,8 +20,7 @@ import mmap
 import os
 import pathlib
 import shutil
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,8 +60,7 @@ class Store:
   """
 
   def __init__(self, parent: pathlib.Path = owned_folders.MEMORY):
-    self._parent = parent
-    self._folder: pathlib.Path | None = None
+    self._parent, self._place = parent, owned_folders.Place(parent, _PREFIX)
     self._warned = False
 
   def write(self, page: Manifest, named: Mapping[str, Any]) -> pathlib.Path | None:
@@ -76,7 +74,7 @@ class Store:
       SyncError: an array is not finite.
     """
     try:
-      folder = self._open()
+      folder = self._place.open()
       for old in sorted(_versions(folder))[: -(KEEP - 1)]:
         shutil.rmtree(folder / str(old), ignore_errors=True)
       return _write(folder, page, named)
@@ -92,27 +90,19 @@ class Store:
       self._warned = True
       return None
 
-  def _open(self) -> pathlib.Path:
-    if self._folder is None:
-      owned_folders.sweep(self._parent, _PREFIX)
-      self._folder, lock = owned_folders.claim(self._parent, _PREFIX)
-      weakref.finalize(self, owned_folders.release, self._folder, lock)
-    return self._folder
-
 
 def _versions(folder: pathlib.Path) -> list[int]:
   return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
 def _write(parent: pathlib.Path, page: Manifest, named: Mapping[str, Any]) -> pathlib.Path:
-  whole = {name: array_files.whole(leaf) for name, leaf in sorted(named.items())}
+  whole = {name: array_files.whole(leaf) for name, leaf in named.items()}
   target, partial = parent / str(page.version), parent / f'.{page.version}.part'
   for left in (partial, target):
     shutil.rmtree(left, ignore_errors=True)
   partial.mkdir()
   try:
-    page = _store(partial / FILE, page, whole)
-    (partial / manifest.FILE).write_text(page.to_text())
+    write(partial, page, whole)
     partial.rename(target)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)
@@ -120,25 +110,57 @@ def _write(parent: pathlib.Path, page: Manifest, named: Mapping[str, Any]) -> pa
   return target
 
 
-def _store(file: pathlib.Path, page: Manifest, whole: Mapping[str, np.ndarray]) -> Manifest:
-  """Writes the arrays. Returns the manifest with them."""
-  entries = {
-    name: Entry(array.shape, array.dtype.name, (Shard(tuple((0, end) for end in array.shape), ''),))
-    for name, array in whole.items()
-  }
-  places, size = offsets(entries)
+def write(folder: pathlib.Path, page: Manifest, whole: Mapping[str, np.ndarray]) -> Manifest:
+  """Writes the two files of a version into an empty folder. Returns the manifest.
+
+  Raises:
+    OSError: no space, or no permission. SyncError: an array is not finite.
+  """
+  whole = dict(sorted(whole.items()))
+  file = folder / FILE
+  places, size = offsets(_entries(whole))
   free = shutil.disk_usage(file.parent).free
   if free < size:
     raise OSError(errno.ENOSPC, f'{size / 1e6:.0f} MB are wanted, {free / 1e6:.0f} MB are free')
   with file.open('wb', buffering=0) as out:
     out.truncate(size)  # the end of the last array may be padded
-    starts = [places[name] for name in whole]
-    inspected = _write_all(list(whole.values()), out.fileno(), starts)
-  for (name, entry), (digest, finite) in zip(entries.items(), inspected, strict=True):
-    array_files.check(file.parent, name, True, finite)
-    shard = dataclasses.replace(entry.shards[0], hash=digest)
+    writers = [functools.partial(_write_block, out.fileno(), places[name]) for name in whole]
+    page = _inspected(page, whole, writers)
+  (folder / manifest.FILE).write_text(page.to_text())
+  return page
+
+
+def describe(page: Manifest, whole: Mapping[str, np.ndarray]) -> Manifest:
+  """Returns a version's manifest as that of one flat file, which is not written.
+
+  Raises:
+    SyncError: an array is not finite.
+  """
+  return _inspected(page, whole, [_inspect_block] * len(whole))
+
+
+def _entries(whole: Mapping[str, np.ndarray]) -> dict[str, Entry]:
+  """Returns each array as one shard, without its hash."""
+  return {
+    name: Entry(array.shape, array.dtype.name, (Shard(tuple((0, end) for end in array.shape), ''),))
+    for name, array in whole.items()
+  }
+
+
+def _inspected(
+  page: Manifest, whole: Mapping[str, np.ndarray], inspectors: Sequence[Callable[..., Any]]
+) -> Manifest:
+  """Returns the manifest with the arrays, whose blocks are given to the inspectors."""
+  entries = _entries(whole)
+  with ThreadPoolExecutor(manifest.HASHERS) as pool:
+    blocks = manifest.by_block(pool, list(whole.values()), inspectors)
+  for (name, entry), own in zip(entries.items(), blocks, strict=True):
+    finite = all(finite for _, finite in own)
+    array_files.check(pathlib.Path(str(page.version)), name, same=True, finite=finite)
+    shard = dataclasses.replace(entry.shards[0], hash=_join([digest for digest, _ in own]))
     entries[name] = dataclasses.replace(entry, shards=(shard,))
-  return dataclasses.replace(page, arrays=entries, files={file.name: (size, None)})
+  size = offsets(entries)[1]
+  return dataclasses.replace(page, arrays=entries, files={FILE: (size, None)})
 
 
 def parts(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
@@ -165,25 +187,18 @@ def read(folder: pathlib.Path, page: Manifest) -> dict[str, np.ndarray]:
     published.
   """
   named = parts(folder, page)
-  with ThreadPoolExecutor(manifest.HASHERS) as pool:
-    blocks = manifest.by_block(pool, list(named.values()), [_hash_block] * len(named))
-  for (name, entry), found in zip(page.arrays.items(), blocks, strict=True):
-    same = [_join(found)] == [one.hash for one in entry.shards]
-    array_files.check(folder, name, same, finite=True)  # `write` refuses others
+  compare(folder, page, named)
   return named
 
 
-def _write_all(
-  arrays: Sequence[np.ndarray], file: int, starts: Sequence[int]
-) -> list[tuple[str, bool]]:
-  """Writes each array at its first byte in an open file. Returns (hash, finite) per array.
-
-  Each block is inspected while it is in the processor's cache.
-  """
-  writers = [functools.partial(_write_block, file, start) for start in starts]
+def compare(folder: pathlib.Path, page: Manifest, named: Mapping[str, np.ndarray]) -> None:
+  """Raises SyncError, with the folder's name, for arrays that are not those of the manifest."""
+  arrays = [named[name] for name in page.arrays]
   with ThreadPoolExecutor(manifest.HASHERS) as pool:
-    blocks = manifest.by_block(pool, arrays, writers)
-  return [(_join([digest for digest, _ in own]), all(ok for _, ok in own)) for own in blocks]
+    blocks = manifest.by_block(pool, arrays, [_hash_block] * len(arrays))
+  for (name, entry), found in zip(page.arrays.items(), blocks, strict=True):
+    same = [_join(found)] == [one.hash for one in entry.shards]
+    array_files.check(folder, name, same, finite=True)  # other values are not published
 
 
 def _write_block(file: int, first: int, block: np.ndarray, start: int) -> tuple[bytes, bool]:
@@ -191,6 +206,10 @@ def _write_block(file: int, first: int, block: np.ndarray, start: int) -> tuple[
   while left:
     count = os.pwrite(file, left, place)
     left, place = left[count:], place + count
+  return _inspect_block(block, start)
+
+
+def _inspect_block(block: np.ndarray, start: int) -> tuple[bytes, bool]:
   return _hash_block(block, start), manifest.finite(block)
 
 

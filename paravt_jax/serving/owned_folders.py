@@ -8,9 +8,30 @@ import os
 import pathlib
 import secrets
 import shutil
+import weakref
 
 MEMORY = pathlib.Path('/dev/shm')  # files in it are in memory
 _LOCK = '.lock'
+
+
+class Place:
+  """A folder that is made when it is first asked for, and goes with this object or its process."""
+
+  def __init__(self, parent: pathlib.Path, prefix: str):
+    self._parent, self._prefix = parent, prefix
+    self._folder: pathlib.Path | None = None
+
+  def open(self) -> pathlib.Path:
+    """Returns the folder. Removes those of processes that are gone, the first time.
+
+    Raises:
+      OSError: no space, or no permission.
+    """
+    if self._folder is None:
+      sweep(self._parent, self._prefix)
+      self._folder, lock = claim(self._parent, self._prefix)
+      weakref.finalize(self, release, self._folder, lock)
+    return self._folder
 
 
 def claim(parent: pathlib.Path, prefix: str) -> tuple[pathlib.Path, int]:

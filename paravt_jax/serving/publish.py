@@ -19,7 +19,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,10 +28,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from paravt_jax.errors import SyncError
-from paravt_jax.models import lora
 from paravt_jax.models.lora import Adapter
 from paravt_jax.serving import array_files, flat, manifest
 from paravt_jax.serving.array_files import ARRAYS
+from paravt_jax.serving.changes import Outlet as Changes
 from paravt_jax.serving.manifest import Manifest, Params
 
 MANIFEST = manifest.FILE
@@ -44,10 +44,25 @@ _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 read_manifest = manifest.read
 
 
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+  """What servers load of a version."""
+
+  whole: Callable[[], pathlib.Path]  # waits for the folder of all arrays; raises SyncError
+  changes: (
+    pathlib.Path | None
+  )  # folder of what changed since the version before, where there is one
+
+  @property
+  def first(self) -> pathlib.Path:
+    """Returns the folder that servers try first. Raises SyncError as `whole`."""
+    return self.whole() if self.changes is None else self.changes
+
+
 class Pending:
   """A version that is being written."""
 
-  def __init__(self, ready: 'Future[pathlib.Path]', future: 'Future[pathlib.Path]'):
+  def __init__(self, ready: 'Future[Outgoing]', future: 'Future[pathlib.Path]'):
     self._ready, self._future = ready, future
 
   @property
@@ -55,13 +70,11 @@ class Pending:
     """Returns whether `result` would return at once."""
     return self._future.done()
 
-  def ready(self) -> pathlib.Path:
-    """Waits until servers can load the version. Returns the folder that they load.
-
-    It is the one in memory, which is there before the version is on the disk, or the published one.
+  def ready(self) -> Outgoing:
+    """Waits until servers can load the version, which may be before it is on the disk.
 
     Raises:
-      SyncError: as `result`, where servers load the published folder.
+      SyncError: as `result`.
     """
     return self._ready.result()
 
@@ -86,12 +99,25 @@ class _Job:
   frozen: dict[str, str]  # name -> hash of an array that is not written
   canary: dict[str, Any] | None
   adapter: Adapter | None  # the form of an adapter, where `named` is one
-  ready: 'Future[pathlib.Path]'  # gets the folder that servers load
+  ready: 'Future[Outgoing]'  # gets what servers load
+  written: 'Future[pathlib.Path]'  # gets `target`, once it is on the disk
 
   @property
   def page(self) -> Manifest:
     """Returns the manifest, without the arrays."""
     return Manifest(self.version, {}, self.frozen, self.canary, {}, self.adapter)
+
+  def settle(self, done: 'Future[pathlib.Path]') -> None:
+    """Passes on the end of the write, to servers too if they wait for it."""
+    error = done.exception()
+    if error is not None:
+      self.written.set_exception(error)
+      if not self.ready.done():
+        self.ready.set_exception(error)
+      return
+    self.written.set_result(done.result())
+    if not self.ready.done():
+      self.ready.set_result(Outgoing(done.result, None))
 
 
 class Publisher:
@@ -101,12 +127,21 @@ class Publisher:
 
   Args:
     memory: where each version goes first, for servers on this machine; None without one.
+    changes: where its changes go first, for servers on other machines; None without one.
   """
 
-  def __init__(self, folder: str | os.PathLike, *, keep: int, memory: flat.Store | None = None):
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    keep: int,
+    memory: flat.Store | None = None,
+    changes: Changes | None = None,
+  ):
     if keep < 1:
       raise ValueError(f'publish: got keep={keep}, wanted at least 1')
-    self._folder, self._keep, self._memory = pathlib.Path(folder).absolute(), keep, memory
+    self._folder, self._keep = pathlib.Path(folder).absolute(), keep
+    self._memory, self._changes = memory, changes
     self._thread = ThreadPoolExecutor(1, 'publish')
     self._pending: Pending | None = None
     self._frozen: tuple[Params | None, dict[str, str]] = (None, {})
@@ -186,8 +221,9 @@ class Publisher:
     self._open(target, partial)
     own = {name: array_files.snapshot(leaf) if copy else leaf for name, leaf in named.items()}
     jax.block_until_ready(own)
-    job = _Job(target, partial, int(version), own, hashes, canary, adapter, Future())
-    self._pending = Pending(job.ready, self._thread.submit(self._run, job))
+    job = _Job(target, partial, int(version), own, hashes, canary, adapter, Future(), Future())
+    self._thread.submit(self._write, job).add_done_callback(job.settle)
+    self._pending = Pending(job.ready, job.written)
     return self._pending
 
   def _hashes(self, frozen: Params | None) -> dict[str, str]:
@@ -221,22 +257,20 @@ class Publisher:
         target, problem or FileNotFoundError(f'{partial} was not made by process 0')
       ) from problem
 
-  def _run(self, job: _Job) -> pathlib.Path:
-    try:
-      folder = self._run_parts(job)
-    except BaseException as error:
-      if not job.ready.done():
-        job.ready.set_exception(error)
-      raise
-    if not job.ready.done():
-      job.ready.set_result(folder)
-    return folder
+  def _send(self, job: _Job) -> None:
+    """Lets servers have the version before it is on the disk, if they can. Raises SyncError."""
+    if self._memory is not None:
+      folder = self._memory.write(job.page, job.named)
+      if folder is not None:
+        job.ready.set_result(Outgoing(lambda: folder, None))
+    elif self._changes is not None and job.adapter is None:
+      changed = self._changes.write(job.page, job.named)
+      if changed is not None:
+        job.ready.set_result(Outgoing(job.written.result, changed))
 
-  def _run_parts(self, job: _Job) -> pathlib.Path:
+  def _write(self, job: _Job) -> pathlib.Path:
     try:
-      found = None if self._memory is None else self._memory.write(job.page, job.named)
-      if found is not None:
-        job.ready.set_result(found)
+      self._send(job)
       entries = array_files.write(job.partial / ARRAYS, job.named)
       page = dataclasses.replace(job.page, arrays=entries)
       if jax.process_index() == 0:
@@ -284,59 +318,6 @@ def versions(folder: str | os.PathLike) -> list[int]:
   folder = pathlib.Path(folder)
   found = folder.iterdir() if folder.is_dir() else ()
   return [int(path.name) for path in found if path.name.isdecimal() and (path / MANIFEST).is_file()]
-
-
-def load(
-  folder: str | os.PathLike, abstract: Params, frozen: Mapping[str, Any] | None = None
-) -> tuple[int, Params]:
-  """Reads one published version and checks every array of it.
-
-  Args:
-    folder: `weights/<version>`.
-    abstract: tree of ShapeDtypeStructs of the whole model, which the weights must match in names
-    and shapes.
-    frozen: the reader's own arrays by name, or functions that return an array's
-    `manifest.frozen_hashes` hash. A function is called only if a version leaves out its array.
-    None: every array must be published.
-
-  Returns:
-    The version and the tree of numpy arrays, float32 or bfloat16 as published. Frozen arrays are
-    not in it. The tree of an adapter is its part of the parameters (`lora.PART`).
-
-  Raises:
-    SyncError: the version is missing, unreadable, of another model, not finite, or not what was
-    published. The message names the array.
-  """
-  folder = pathlib.Path(folder).absolute()
-  page = check(folder, abstract, frozen)
-  if (folder / flat.FILE).exists():
-    return page.version, manifest.nest(flat.read(folder, page))
-  _compare_files(folder, page)
-  return page.version, manifest.nest(array_files.read(folder, page))
-
-
-def check(
-  folder: pathlib.Path, abstract: Params, frozen: Mapping[str, Any] | None = None
-) -> Manifest:
-  """Returns the manifest of a version that fits a model. It reads no array of it.
-
-  Raises:
-    SyncError: the version is missing, of another model, or leaves out arrays that the reader has not.
-  """
-  page = manifest.read(folder)
-  _compare_names(folder, page, manifest.leaves(_with_adapter(folder, page, abstract)))
-  _compare_frozen(folder, page.frozen, {} if frozen is None else frozen)
-  return page
-
-
-def _with_adapter(folder: pathlib.Path, page: Manifest, abstract: Params) -> Params:
-  """Returns the model's arrays, and those of the version's adapter."""
-  if page.adapter is None:
-    return abstract
-  if not page.arrays.keys().isdisjoint(manifest.leaves(abstract)):
-    raise SyncError(f'{folder}: publishes an adapter and arrays of the model; publish it again')
-  part = lora.shapes(page.adapter, abstract['text']['layers'])
-  return {**abstract, lora.PART: part}
 
 
 def _part(job: _Job, process: int) -> pathlib.Path:
@@ -408,64 +389,3 @@ def _unwritable(target: pathlib.Path, error: BaseException) -> SyncError:
     f'{target}: weights cannot be written ({array_files.reason(error)}); free space or '
     'choose another folder, the run continues from its last checkpoint'
   )
-
-
-def _compare_names(folder: pathlib.Path, page: Manifest, wanted: dict[str, Any]) -> None:
-  odd = sorted((page.arrays.keys() | page.frozen.keys()) ^ wanted.keys())
-  if odd:
-    side = 'missing' if odd[0] in wanted else 'unknown'
-    raise SyncError(
-      f'{folder}: array {odd[0]!r} is {side} ({len(odd)} such); publish the model that the server '
-      'was started with'
-    )
-  for name, entry in page.arrays.items():
-    shape = tuple(wanted[name].shape)
-    if entry.shape != shape or entry.dtype not in manifest.DTYPES:
-      raise SyncError(
-        f'{folder}: {name!r} is {entry.text()}, wanted float32 or bfloat16 {list(shape)}; '
-        'publish the model that the server was started with'
-      )
-
-
-def _compare_frozen(
-  folder: pathlib.Path, hashes: Mapping[str, str], frozen: Mapping[str, Any]
-) -> None:
-  for name, wanted in hashes.items():
-    if name not in frozen:
-      raise SyncError(
-        f'{folder}: array {name!r} is not in this version and not here either; publish all arrays'
-      )
-    own = (
-      frozen[name]()
-      if callable(frozen[name])
-      else manifest.frozen_hashes({name: frozen[name]})[name]
-    )
-    if own != wanted:
-      raise SyncError(
-        f'{folder}: {name!r} was left out as unchanged, but is another one here; publish all '
-        'arrays, or start '
-        'the server with the model that the run began from'
-      )
-
-
-def _compare_files(folder: pathlib.Path, page: Manifest) -> None:
-  try:
-    found = manifest.list_files(folder / ARRAYS)
-  except OSError as error:
-    raise SyncError(
-      f'{folder}: the arrays cannot be read ({array_files.reason(error)}); publish it again'
-    ) from error
-  for path in sorted(found.keys() | page.files.keys()):
-    if found.get(path) == page.files.get(path):
-      continue
-    name = path.split('/')[0].replace('.', '/')
-    where = f'{name!r} (file {path!r})' if name in page.arrays else f'file {path!r}'
-    if path not in found or path not in page.files:
-      raise SyncError(
-        f'{folder}: {where} is {"unknown" if path in found else "missing"}; publish it again'
-      )
-    (size, _), (wanted, _) = found[path], page.files[path]
-    said = (
-      f'{size} bytes, wanted {wanted}' if size != wanted else 'other content than was published'
-    )
-    raise SyncError(f'{folder}: {where} has {said}; publish it again')

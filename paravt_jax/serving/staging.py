@@ -12,17 +12,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import safetensors.numpy
 
 from paravt_jax.errors import DataError, SyncError
 from paravt_jax.models.qwen3_vl import stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
-from paravt_jax.serving import flat, manifest, owned_folders, publish
+from paravt_jax.serving import changes, described, flat, manifest, owned_folders, publish
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.manifest import Manifest, Params
 
-WEIGHTS = 'model.safetensors'
-DESCRIPTION = 'paravt.flat'  # the name of the tensor that describes a flat version
+WEIGHTS = described.WEIGHTS
 _MEMORY = owned_folders.MEMORY
 _PREFIX = 'paravt-staging-'
 _FILES = 4  # files written at the same time
@@ -39,12 +37,21 @@ class Staging:
     in the system's temporary folder. `close` removes it. If this process is killed, the next run
     removes it.
 
+    keep: servers keep what they load, because changes of it follow. Whole versions are then
+    written as one flat file, whose order the changes have.
+
   Raises:
     SyncError: `model_folder` is not a checkpoint of this model family.
   """
 
-  def __init__(self, model_folder: str | os.PathLike, folder: str | os.PathLike | None):
-    self._base = BaseModel(model_folder)
+  def __init__(
+    self,
+    model_folder: str | os.PathLike,
+    folder: str | os.PathLike | None,
+    *,
+    keep: bool = False,
+  ):
+    self._base, self._keep = BaseModel(model_folder), keep
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
     # The folder that we created, and its open lock file, which shows that this process is alive.
     self._own: tuple[pathlib.Path, int] | None = None
@@ -65,24 +72,22 @@ class Staging:
     """
     published = pathlib.Path(published).absolute()
     page = publish.read_manifest(published)
-    described = (published / flat.FILE).exists() and page.adapter is None
     try:
       parent = self._open(page)
-      target, partial = parent / str(page.version), parent / f'.{page.version}.part'
+      name = f'{page.version}-changes' if changes.is_changes(published) else str(page.version)
+      target, partial = parent / name, parent / f'.{name}.part'
       if self._staged.get(target) == page and target.is_dir():
         return target
-      page, params = (self._base.check(published), {}) if described else self._base.load(published)
       for left in (partial, target):
         shutil.rmtree(left, ignore_errors=True)
       partial.mkdir()
-      config, folder = self._base.config, self._base.folder
-      if described:
-        dtype = describe(partial, config, published, page)
-      else:
-        write_tensors(partial, config, params)
-        dtype = next(iter(manifest.leaves(params).values())).dtype.name
-      weights.write_companions(partial, config, dtype, folder)
-      partial.rename(target)
+      try:
+        dtype = self._fill(partial, target, published, page)
+        weights.write_companions(partial, self._base.config, dtype, self._base.folder)
+        partial.rename(target)
+      except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except (OSError, DataError) as error:
       raise SyncError(
         f'{published}: cannot be staged for the servers ({error}); free memory or space '
@@ -91,6 +96,23 @@ class Staging:
       ) from error
     self._staged[target] = page
     return target
+
+  def _fill(
+    self, partial: pathlib.Path, target: pathlib.Path, published: pathlib.Path, page: Manifest
+  ) -> str:
+    """Writes what a server loads, into the folder that will be `target`. Returns the number type."""
+    config = self._base.config
+    if page.adapter is None and (changes.is_changes(published) or (published / flat.FILE).exists()):
+      page = self._base.check(published)
+      described.write(partial, config, published, page, keep=self._keep)
+      return next(iter(page.arrays.values())).dtype
+    page, params = self._base.load(published)
+    if self._keep and page.adapter is None:
+      page = flat.write(partial, page, manifest.leaves(params))
+      described.write(partial, config, target, page, keep=True)
+    else:
+      write_tensors(partial, config, params)
+    return next(iter(manifest.leaves(params).values())).dtype.name
 
   def clear(self, keep: pathlib.Path | None) -> None:
     """Removes all staged versions except `keep`."""
@@ -119,45 +141,6 @@ class Staging:
       self._folder = self._own[0]
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
-
-
-def describe(folder: pathlib.Path, config: Config, published: pathlib.Path, page: Manifest) -> str:
-  """Writes the description of a flat version for SGLang (third_party/sglang/published_order).
-
-  It is one safetensors file, whose only tensor is JSON: where the file is, the hashes of its
-  arrays, and each tensor of Hugging Face as a part of the file, in its order of the axes.
-
-  Returns:
-    The number type of the weights.
-
-  Raises:
-    SyncError: the file in memory is gone. OSError: no space, or no permission.
-  """
-  named = flat.parts(published, page)
-  starts, size = flat.offsets(page.arrays)
-  first = min(array.__array_interface__['data'][0] for array in named.values())
-  params, parts = manifest.nest(named), {}
-  for name, slot in weights.name_table(config).items():
-    if '/'.join(slot.path) in named:
-      view = weights.pick_view(config, params, slot)
-      steps = [step // view.itemsize for step in view.strides]
-      place = view.__array_interface__['data'][0] - first
-      parts[name] = place, view.dtype.name, view.shape, steps
-  arrays = {
-    name: (starts[name], flat.entry_bytes(entry), entry.shards[0].hash)
-    for name, entry in page.arrays.items()
-  }
-  said = {
-    'format': 1,
-    'file': str(published / flat.FILE),
-    'bytes': size,
-    'block': manifest.BLOCK,
-    'arrays': arrays,
-    'tensors': parts,
-  }
-  text = np.frombuffer(json.dumps(said).encode(), np.uint8)
-  safetensors.numpy.save_file({DESCRIPTION: text}, folder / WEIGHTS)
-  return next(iter(page.arrays.values())).dtype
 
 
 def write_tensors(folder: pathlib.Path, config: Config, params: Params) -> int:

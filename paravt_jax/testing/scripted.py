@@ -103,7 +103,7 @@ class ScriptedServer:
   Args:
     script: maps each `/generate` request to a reply or failure.
     api_key: the key that requests must send; None accepts every request.
-    weights_ok: False refuses weight updates.
+    weights_ok: False refuses weight updates; or a function of the folder that says so.
     ready_after: number of health checks that fail first; until then `/get_model_info` fails, too.
     facts: extra fields of `/get_server_info`.
     port: 0 for a free one.
@@ -122,7 +122,7 @@ class ScriptedServer:
     script: Script,
     *,
     api_key: str | None = None,
-    weights_ok: bool = True,
+    weights_ok: bool | Callable[[str], bool] = True,
     ready_after: int = 0,
     facts: dict[str, Any] | None = None,
     port: int = 0,
@@ -334,7 +334,8 @@ class ScriptedServer:
         http.path, self.paused
       )
       return web.Response(text='ok')
-    if not self.weights_ok:
+    ok = self.weights_ok
+    if not (ok(body['model_path']) if callable(ok) else ok):
       return web.json_response({'success': False, 'message': 'wrong shapes'}, status=400)
     self._weights = (body['model_path'], body['weight_version'])
     return web.json_response({'success': True, 'message': 'ok'})

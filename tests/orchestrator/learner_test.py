@@ -16,7 +16,7 @@ from paravt_jax.errors import CheckpointError
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.orchestrator.learner import Learner
 from paravt_jax.rollout.statistics import REWARD_TERMS
-from paravt_jax.serving import manifest, publish
+from paravt_jax.serving import manifest, publish, reading
 from paravt_jax.serving.canary import Canary
 from paravt_jax.testing import tiny
 from paravt_jax.train import checkpoint
@@ -153,7 +153,7 @@ def test_the_published_version_is_the_learners(recipe, folders, tmp_path):
     for name, array in manifest.leaves(learner.state.params).items()
     if name.startswith('visual/')
   }
-  version, params = publish.load(folder, model.abstract_params(learner.model_config), frozen)
+  version, params = reading.load(folder, model.abstract_params(learner.model_config), frozen)
   trained = {name: value for name, value in learner.state.params.items() if name != 'visual'}
   assert version == 3 and params.keys() == trained.keys()  # the frozen tower stays where it is
   assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(trained)))

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from paravt_jax.errors import SyncError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import array_files, flat, manifest, publish, staging
+from paravt_jax.serving import array_files, flat, manifest, publish, reading, staging
 from paravt_jax.testing import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def written(store, params, version=1, **fields):
 
 def test_what_is_written_is_read_bit_by_bit_and_in_place(store, params):
   folder = written(store, params, 12)
-  version, back = publish.load(folder, abstract(params))
+  version, back = reading.load(folder, abstract(params))
   assert version == 12 and folder.name == '12'
   for name, array in params.items():
     assert back[name].dtype == array.dtype and back[name].shape == array.shape
@@ -81,8 +81,8 @@ def test_what_is_written_is_read_bit_by_bit_and_in_place(store, params):
 
 
 def test_arrays_stay_valid_when_the_version_goes(store, params):
-  back = publish.load(written(store, params), abstract(params))[1]
-  folder = store._folder
+  back = reading.load(written(store, params), abstract(params))[1]
+  folder = store._place._folder
   del store
   gc.collect()
   written(flat.Store(folder.parent), {'other': np.zeros(9, np.float32)})
@@ -141,7 +141,7 @@ def test_a_damaged_version_is_refused(store, params, name):
   damage, said = DAMAGES[name]
   damage(folder)
   with pytest.raises(SyncError, match=said):
-    publish.load(folder, abstract(params))
+    reading.load(folder, abstract(params))
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
@@ -149,7 +149,7 @@ def test_values_that_are_not_finite_are_not_written(store, params, bad):
   params['large'][2, 600_000] = bad
   with pytest.raises(SyncError, match="'large' holds values that are not finite"):
     written(store, params)
-  assert not [path for path in store._folder.iterdir() if path.is_dir()]
+  assert not [path for path in store._place._folder.iterdir() if path.is_dir()]
 
 
 def full(monkeypatch):
@@ -165,7 +165,9 @@ def test_without_room_servers_get_the_version_from_the_disk(tmp_path, params, mo
     monkeypatch.setattr(array_files, '_refuse_too_large', lambda *_: None)
     for version in (1, 2):
       pending = publisher.start(version, params, frozen=None, canary=None)
-      assert pending.ready() == pending.result() == tmp_path / 'weights' / str(version)
+      found = pending.ready()
+      assert found.changes is None
+      assert found.whole() == pending.result() == tmp_path / 'weights' / str(version)
   warned = [record for record in caplog.records if record.levelname == 'WARNING']
   assert len(warned) == 1 and '8 MB are wanted, 0 MB are free' in warned[0].getMessage()
 
@@ -182,12 +184,12 @@ def test_servers_need_not_wait_for_the_disk(tmp_path, params, monkeypatch):
   place.mkdir()
   with publish.Publisher(tmp_path / 'weights', keep=2, memory=flat.Store(place)) as publisher:
     pending = publisher.start(3, params, frozen=None, canary={'a': 1})
-    folder = pending.ready()
+    folder = pending.ready().whole()
     assert not pending.done and folder.parent.parent == place
     assert manifest.read(folder).canary == {'a': 1}
-    fast = publish.load(folder, abstract(params))[1]
+    fast = reading.load(folder, abstract(params))[1]
     go.set()
-    version, slow_ = publish.load(pending.result(), abstract(params))
+    version, slow_ = reading.load(pending.result(), abstract(params))
   assert version == 3
   assert all(fast[name].tobytes() == slow_[name].tobytes() for name in params)
 
@@ -204,7 +206,7 @@ def test_a_disk_that_fails_after_servers_have_the_version_is_told_once(
     with monkeypatch.context() as patch:
       patch.setattr(array_files, 'write', full_disk)
       pending = publisher.start(1, params, frozen=None, canary=None)
-      assert pending.ready().is_dir()
+      assert pending.ready().whole().is_dir()
       with pytest.raises(SyncError, match='1: weights cannot be written'):
         publisher.settle()
     publisher.start(2, params, frozen=None, canary=None).result()
@@ -225,7 +227,9 @@ def described(base, loaded, store, tmp_path):
 def test_sglang_gets_every_tensor_as_a_part_of_the_file(described, loaded):
   folder, _, other = described
   (text,) = load_file(folder / staging.WEIGHTS).values()
-  found = dict(flat_weights.tensors(torch.from_numpy(text), torch.device('cpu')))
+  found = dict(
+    flat_weights.tensors(torch.from_numpy(text), torch.device('cpu'), flat_weights.Kept())
+  )
   table = weights.name_table(loaded[0])
   assert found.keys() == table.keys()
   for name, slot in table.items():
@@ -242,7 +246,7 @@ def test_sglang_refuses_a_damaged_file_before_the_first_tensor(described, name):
   (text,) = load_file(folder / staging.WEIGHTS).values()
   DAMAGES[name][0](published)
   with pytest.raises(flat_weights.WrongWeights):
-    flat_weights.tensors(torch.from_numpy(text), torch.device('cpu'))
+    flat_weights.tensors(torch.from_numpy(text), torch.device('cpu'), flat_weights.Kept())
 
 
 def test_a_version_of_another_model_is_not_described(base, loaded, store, tmp_path):
@@ -259,5 +263,5 @@ def test_a_version_of_another_model_is_not_described(base, loaded, store, tmp_pa
 def test_the_model_fits_the_file(loaded, store):
   """A server of the embedded kind reads all of a model out of the file."""
   config, params = loaded
-  back = publish.load(written(store, params), model.abstract_params(config))[1]
+  back = reading.load(written(store, params), model.abstract_params(config))[1]
   jax.tree.map(np.testing.assert_array_equal, params, back)

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from paravt_jax.errors import SyncError
-from paravt_jax.serving import array_files, manifest, publish
+from paravt_jax.serving import array_files, manifest, publish, reading
 from tests import patience, xla
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,14 +39,14 @@ def abstract(params):
 
 def test_what_is_saved_is_loaded_bit_by_bit_with_its_version(params, tmp_path):
   folder = publish.save(tmp_path / 'weights', 12, params, keep=2)
-  version, back = publish.load(folder, abstract(params))
+  version, back = reading.load(folder, abstract(params))
   assert version == 12 and folder.name == '12'
   jax.tree.map(np.testing.assert_array_equal, params, back)
 
 
 def test_device_arrays_in_bfloat16_come_back_as_they_were(params, tmp_path):
   half = jax.tree.map(lambda x: jax.numpy.asarray(x, 'bfloat16'), params)
-  _, back = publish.load(publish.save(tmp_path, 1, half, keep=1), abstract(half))
+  _, back = reading.load(publish.save(tmp_path, 1, half, keep=1), abstract(half))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), half, back)
 
 
@@ -83,13 +83,13 @@ def test_a_missing_an_unknown_and_a_reshaped_array_are_named(params, tmp_path):
   folder = publish.save(tmp_path, 1, params, keep=1)
   wanted = abstract(params)
   with pytest.raises(SyncError, match=r"'extra' is missing"):
-    publish.load(folder, {**wanted, 'extra': jax.ShapeDtypeStruct((1,), np.float32)})
+    reading.load(folder, {**wanted, 'extra': jax.ShapeDtypeStruct((1,), np.float32)})
   with pytest.raises(SyncError, match=r"'head/kernel' is unknown"):
-    publish.load(folder, {'text': wanted['text']})
+    reading.load(folder, {'text': wanted['text']})
   with pytest.raises(
     SyncError, match=r"'head/kernel' is float32\[8, 30\], wanted float32 or bfloat16 \[8, 31\]"
   ):
-    publish.load(folder, {**wanted, 'head': {'kernel': jax.ShapeDtypeStruct((8, 31), np.float32)}})
+    reading.load(folder, {**wanted, 'head': {'kernel': jax.ShapeDtypeStruct((8, 31), np.float32)}})
 
 
 def test_any_damaged_file_is_noticed(params, tmp_path):
@@ -106,7 +106,7 @@ def test_any_damaged_file_is_noticed(params, tmp_path):
       broken = shutil.copytree(good, tmp_path / 'broken')
       (broken / file).unlink() if damage is None else (broken / file).write_bytes(damage)
       with pytest.raises(SyncError):
-        publish.load(broken, abstract(params))
+        reading.load(broken, abstract(params))
       shutil.rmtree(broken)
 
 
@@ -119,20 +119,20 @@ def test_swapped_arrays_and_a_broken_manifest_are_noticed(params, tmp_path):
   (folder / 'arrays' / 'b').rename(folder / 'arrays' / 'a')
   (tmp_path / 'a').rename(folder / 'arrays' / 'b')
   with pytest.raises(SyncError, match=r"'a' \(file 'a/0'\) has other content"):
-    publish.load(folder, wanted)
+    reading.load(folder, wanted)
   (folder / publish.MANIFEST).write_text('{"format": 1')
   with pytest.raises(SyncError, match='broken'):
-    publish.load(folder, wanted)
+    reading.load(folder, wanted)
   (folder / publish.MANIFEST).write_text(json.dumps({'format': 1, 'version': 1, 'arrays': {}}))
   with pytest.raises(SyncError, match='format 1'):
-    publish.load(folder, wanted)
+    reading.load(folder, wanted)
 
 
 def test_values_that_are_not_finite_are_refused(params, tmp_path):
   params['head']['kernel'][0, 0] = np.nan
   folder = publish.save(tmp_path, 1, params, keep=1)
   with pytest.raises(SyncError, match="'head/kernel' holds values that are not finite"):
-    publish.load(folder, abstract(params))
+    reading.load(folder, abstract(params))
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_and_leaves_nothing(params, tmp_path):
@@ -187,7 +187,7 @@ def test_what_a_killed_publisher_left_is_removed_by_the_next(params, tmp_path):
 
 def test_bfloat16_is_read_where_the_model_is_float32_and_comes_as_published(params, tmp_path):
   half = jax.tree.map(lambda x: np.asarray(x, jax.numpy.bfloat16), params)
-  _, back = publish.load(publish.save(tmp_path, 1, half, keep=1), abstract(params))
+  _, back = reading.load(publish.save(tmp_path, 1, half, keep=1), abstract(params))
   assert {leaf.dtype.name for leaf in jax.tree.leaves(back)} == {'bfloat16'}
 
 
@@ -203,7 +203,7 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
     path.name for path in (folder / 'arrays').iterdir() if path.name.startswith(('head', 'text'))
   ) == ['head.kernel']
   own = manifest.leaves(frozen)
-  version, back = publish.load(folder, abstract(params), own)
+  version, back = reading.load(folder, abstract(params), own)
   assert (version, list(back)) == (4, ['head'])
   page = publish.read_manifest(folder)
   assert sorted(page.frozen) == ['text/embed/embedding', 'text/norm/scale'] and page.canary == {
@@ -212,9 +212,9 @@ def test_only_what_trains_is_written_and_the_rest_must_be_what_the_reader_holds(
   with pytest.raises(
     SyncError, match="'text/norm/scale' was left out as unchanged, but is another one here"
   ):
-    publish.load(folder, abstract(params), {**own, 'text/norm/scale': np.full(8, 2, np.float32)})
+    reading.load(folder, abstract(params), {**own, 'text/norm/scale': np.full(8, 2, np.float32)})
   with pytest.raises(SyncError, match="'text/embed/embedding' is not in this version and not here"):
-    publish.load(folder, abstract(params))
+    reading.load(folder, abstract(params))
   with pytest.raises(SyncError, match="'head/kernel' is both published and frozen"):
     publish.save(tmp_path, 5, trained, keep=1, frozen=params)
 
@@ -231,8 +231,8 @@ def test_a_reader_that_holds_the_rest_in_bfloat16_is_no_stranger(params, tmp_pat
     name: lambda leaf=leaf: manifest.frozen_hashes({'x': leaf})['x'] for name, leaf in half.items()
   }
   assert (
-    publish.load(folder, abstract(params), half)[0]
-    == publish.load(folder, abstract(params), asked)[0]
+    reading.load(folder, abstract(params), half)[0]
+    == reading.load(folder, abstract(params), asked)[0]
     == 4
   )
 
@@ -245,7 +245,7 @@ def test_the_caller_may_overwrite_or_donate_its_arrays_as_soon_as_start_returns(
     jax.jit(lambda x: x * 7, donate_argnums=0)(device).block_until_ready()
     folder = pending.result()
   assert pending.done
-  _, back = publish.load(folder, abstract({'host': host, 'device': host}))
+  _, back = reading.load(folder, abstract({'host': host, 'device': host}))
   assert (back['host'] == 1).all() and (back['device'] == 1).all()
 
 
@@ -308,7 +308,7 @@ def test_sharded_arrays_are_written_and_hashed_by_shard_and_read_as_one(tmp_path
     ((0, 64), (0, 8)),
     ((0, 64), (8, 16)),
   }
-  _, back = publish.load(folder, abstract(params))
+  _, back = reading.load(folder, abstract(params))
   for name in params:
     np.testing.assert_array_equal(back[name], whole)
   again = publish.save(tmp_path, 2, {**params, 'rows': place('rows') + 1}, keep=2)
@@ -399,7 +399,7 @@ def test_two_processes_publish_their_shards_as_one_version_and_both_learn_of_a_f
   for version in (1, 2):
     folder = tmp_path / 'weights' / str(version)
     assert len(publish.read_manifest(folder).arrays['rows'].shards) == 4
-    found, back = publish.load(
+    found, back = reading.load(
       folder, abstract({'rows': whole, 'copies': whole, 'frozen': whole}), {'frozen': whole}
     )
     assert found == version and (back['rows'] == whole).all() and (back['copies'] == whole).all()

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from paravt_jax.errors import SyncError
 from paravt_jax.models.placement import anywhere
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import manifest, publish, staging
+from paravt_jax.serving import manifest, publish, reading, staging
 from paravt_jax.serving.embedded import programs, server
 from paravt_jax.testing import tiny
 from tests import patience
@@ -291,7 +291,7 @@ def stage(base, tmp_path_factory):
 
 
 def test_the_undamaged_version_is_accepted_by_both(published, reader, stage):
-  assert publish.load(published, *reader)[0] == 7 and stage.stage(published).name == '7'
+  assert reading.load(published, *reader)[0] == 7 and stage.stage(published).name == '7'
   stage.clear(None)
 
 
@@ -307,7 +307,7 @@ def test_a_damaged_version_is_refused_by_reader_and_stage(
   folder = damage(folder) or folder
   abstract, own = reader
   with pytest.raises(SyncError, match=r'publish|wanted'):
-    publish.load(folder, abstract, own)
+    reading.load(folder, abstract, own)
   with pytest.raises(SyncError, match=r'publish|wanted'):
     stage.stage(folder)
   assert not list(stage._folder.glob('*')) and not stage._staged

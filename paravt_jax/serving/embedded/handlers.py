@@ -17,7 +17,7 @@ from aiohttp import web
 from paravt_jax import seeds
 from paravt_jax.errors import ConfigError, DataError, SyncError
 from paravt_jax.models.qwen3_vl import model, weights
-from paravt_jax.serving import images, manifest, publish
+from paravt_jax.serving import changes, images, manifest, publish, reading
 from paravt_jax.serving.base_model import BaseModel
 from paravt_jax.serving.embedded import openai, programs, replies
 from paravt_jax.serving.embedded.engine import Engine, Job
@@ -270,8 +270,10 @@ class Server:
         # an adapter is a change of the folder's weights, whatever is served now
         page, params = self._base.load(path)
         version, kept = page.version, self._own_or_base
+      elif changes.is_changes(path):
+        version, params = self._changed(path)
       else:
-        version, params = publish.load(
+        version, params = reading.load(
           path, self._abstract, {name: self._own_hash(name) for name in self._names}
         )
     else:
@@ -293,6 +295,25 @@ class Server:
     self._replaced |= new.keys()
     return version, prepared
 
+  def _changed(self, path: pathlib.Path) -> tuple[int, Any]:
+    """Returns a version that is written as changes of the one that is served. Raises SyncError."""
+    own = {name: self._own_hash(name) for name in self._names}
+    page = reading.check(path, self._abstract, own)
+    base, served = changes.base(path), self.engine.version
+    if base != served:
+      raise SyncError(f'{path}: changes version {base}, served is {served}; send the whole version')
+    for name, entry in page.arrays.items():
+      if np.dtype(entry.dtype).itemsize > np.dtype(self.options.dtype).itemsize:
+        raise SyncError(
+          f'{path}: {name!r} is {entry.dtype}, and served as {self.options.dtype}, from which its '
+          'bits cannot be told; send the whole version'
+        )
+    old = {
+      name: np.asarray(self._own_whole(name)).astype(entry.dtype)
+      for name, entry in page.arrays.items()
+    }
+    return page.version, manifest.nest(changes.apply(path, page, old))
+
   @functools.cached_property
   def _base(self) -> BaseModel:
     """The folder that the server was started with, which adapters are a change of."""
@@ -311,13 +332,17 @@ class Server:
       lambda node, key: node[key], name.split('/'), programs.with_indexed_layers(self.engine.params)
     )
 
+  def _own_whole(self, name: str) -> Any:
+    """Returns the served array of this name, with its layers stacked."""
+    own = self._own(name)
+    if hasattr(own, 'shape'):
+      return own
+    return np.stack([own[i] for i in range(self.engine.config.text.layers)])
+
   def _own_hash(self, name: str) -> Callable[[], str]:
     def compute() -> str:
       if name not in self._hashes:
-        own = self._own(name)
-        if not hasattr(own, 'shape'):
-          own = np.stack([own[i] for i in range(self.engine.config.text.layers)])
-        self._hashes |= manifest.frozen_hashes({name: own})
+        self._hashes |= manifest.frozen_hashes({name: self._own_whole(name)})
       return self._hashes[name]
 
     return compute

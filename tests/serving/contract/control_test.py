@@ -12,6 +12,7 @@ import pytest
 
 from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import model
+from paravt_jax.serving import changes, publish, staging
 from tests import patience
 from tests.serving.contract.drive import (
   LONG,
@@ -93,6 +94,43 @@ def test_an_adapter_is_added_to_the_first_weights_and_the_next_one_takes_its_pla
     reply = served.generate(sent)
     assert reply.weight_versions == [(version, 0, 12)]
     assert served.gap(sent, reply, folded) < 1e-4 < 1e-2 < served.gap(sent, reply)
+
+
+def test_changes_are_loaded_by_a_server_of_the_version_before_and_refused_by_others(
+  served, tmp_path
+):
+  def stepped(params, seed):
+    draw = np.random.default_rng(seed).random
+    step = lambda x: np.where(draw(x.shape) < 0.05, x * np.float32(1.3), x)
+    return jax.tree.map(step, params)
+
+  first = jax.tree.map(np.asarray, served.params)
+  second = stepped(first, 1)
+  third = stepped(second, 2)
+  stage = lambda folder: folder
+  if served.kind == 'sglang':
+    stage = staging.Staging(served.folder, tmp_path / 'staged', keep=True).stage
+  outlet = changes.Outlet(tmp_path)
+  with publish.Publisher(tmp_path / 'weights', keep=3, changes=outlet) as publisher:
+    out = [
+      publisher.start(version, params, frozen=None, canary=None).ready()
+      for version, params in ((11, first), (12, second), (13, third))
+    ]
+    sent = request(served.words(9, 73), temperature=0.0, banned_ids=banned(served))
+
+    def expect(version, params, old):
+      reply = served.generate(sent)
+      assert reply.weight_versions == [(version, 0, 12)]
+      assert served.gap(sent, reply, params) < 1e-4 < 1e-2 < served.gap(sent, reply, old)
+
+    assert served.load(stage(out[0].whole()), 11)[0] == 200
+    status, body = served.load(stage(out[2].changes), 13)  # changes of 12
+    assert (status, body['success']) == (400, False), body
+    expect(11, first, second)
+    for version, one, params, old in ((12, out[1], second, first), (13, out[2], third, second)):
+      status, body = served.load(stage(one.changes), version)
+      assert (status, body['success']) == (200, True), body
+      expect(version, params, old)
 
 
 # SGLang 0.5.21 ends itself where an update without a pause arrives as its last request ends

@@ -145,7 +145,7 @@ class Served:
     how = {'frozen': frozen, 'adapter': adapter}
     if version % 2:  # the odd ones through memory
       with publish.Publisher(self.scratch / 'weights', keep=2, memory=_MEMORY) as publisher:
-        published = publisher.start(version, params, canary=None, **how).ready()
+        published = publisher.start(version, params, canary=None, **how).ready().whole()
     else:
       published = publish.save(self.scratch / 'weights', version, params, keep=2, **how)
     if self.kind == 'embedded':
@@ -155,13 +155,17 @@ class Served:
         published
       )
 
-  def update(self, params: dict | None, version: int, adapter: Adapter | None = None) -> None:
-    """Sends weights, or an adapter; None: those it was started with."""
-    folder = self.folder if params is None else self.staged(params, version, adapter)
-    status, body = self.call(
+  def load(self, folder: pathlib.Path, version: int) -> tuple[int, object]:
+    """(status, reply) of an update."""
+    return self.call(
       '/update_weights_from_disk',
       {'model_path': str(folder), 'weight_version': str(version), 'flush_cache': True},
     )
+
+  def update(self, params: dict | None, version: int, adapter: Adapter | None = None) -> None:
+    """Sends weights, or an adapter; None: those it was started with."""
+    folder = self.folder if params is None else self.staged(params, version, adapter)
+    status, body = self.load(folder, version)
     assert (status, body['success']) == (200, True), body
 
   def words(self, number: int, seed: int) -> list[int]:

@@ -27,7 +27,7 @@ class Qwen3VLForConditionalGeneration(qwen3_vl.Qwen3VLForConditionalGeneration):
         '0.5.21: run make sglang'
       )
     self.model.use_hf_deepstack_order = True
-    self._refused = None
+    self._refused, self._kept = None, flat_weights.Kept()
 
   def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]):
     """Loads tensors, or the flat file that the only one of them describes."""
@@ -43,7 +43,7 @@ class Qwen3VLForConditionalGeneration(qwen3_vl.Qwen3VLForConditionalGeneration):
       return set()
     device = next(self.parameters()).device
     try:
-      found = flat_weights.tensors(first[1], device)
+      found = flat_weights.tensors(first[1], device, self._kept)
     except flat_weights.WrongWeights:
       self._refused = description
       raise
