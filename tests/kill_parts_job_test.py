@@ -2,21 +2,26 @@
 its judge. The job goes on by itself, and trains what an unbroken one trains.
 """
 
+import collections
 import contextlib
 import random
 import subprocess
 import sys
 import time
+import urllib.parse
 
 import pytest
 
 from paravt_jax.metrics import writer
+from paravt_jax.report import episodes
+from paravt_jax.rewards import answer
 from paravt_jax.testing import judge_server, kills
 from tests import patience
 from tests.experiments import small_job
 
 pytestmark = pytest.mark.nightly
 MOMENTS, STEPS = 10, 8
+TASKS = small_job.WORLD['world.corpus.rl_tasks']
 KNOBS = {'rollout__steps': STEPS, 'eval__questions': 0}
 
 
@@ -81,35 +86,36 @@ class Judge:
 
   def __init__(self, draw, away_s):
     self._draw, self._away_s = draw, away_s
-    self._port, self._process = 0, None
-    self.url = self._start()
-    self._port = int(self.url.rsplit(':', 1)[1].split('/')[0])
+    self._process, self.url = self._start(0)
 
-  def _start(self):
-    self._process = subprocess.Popen(
+  def _start(self, port):
+    process = subprocess.Popen(
       [
         sys.executable,
         '-m',
         'paravt_jax.testing.judge_server',
-        f'--port={self._port}',
+        f'--port={port}',
         '--delay=0.05',
       ],
       cwd=small_job.ROOT,
       stdout=subprocess.PIPE,
       text=True,
     )
-    return self._process.stdout.readline().strip()
+    return process, process.stdout.readline().strip()
 
   def strike(self, _):
     """Kills it, and starts it again after at most `away_s` seconds."""
     self.stop()
     time.sleep(self._draw.uniform(0.0, self._away_s))
-    assert self._start() == self.url
+    self._process, url = self._start(urllib.parse.urlsplit(self.url).port)
+    assert url == self.url
     return True
 
   def stop(self):
+    """Kills it, unless it is gone."""
     self._process.kill()
-    self._process.communicate()
+    self._process.wait()
+    self._process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -144,8 +150,43 @@ def test_without_a_judge_open_answers_leave_their_groups_and_the_run_goes_on(pla
       return True
 
     found = killed(place, 'gone', leave, 0.5, moments=1, **judged(server, judge__retries=1))
-  assert found.doubled == 0
   rows = writer.read(place / 'gone' / 'cut0' / 'metrics.jsonl')
   assert [row['step'] for row in rows] == list(range(STEPS))
-  lost = 'groups/dropped/reason=judge_connection'
-  assert sum(row.get(lost, 0) for row in rows) > 0
+  groups, rollouts = lost(rows, 'groups'), lost(rows, 'episodes')
+  assert groups.keys() == rollouts.keys() == {'judge_connection'}
+  # the groups of the step that was under way may have been judged before
+  assert not [one for one in trained(place, 'cut0') if one.step > found.after[0] and judges(one)]
+  assert any(one.step > found.after[0] and judges(one) for one in trained(place, kills.WHOLE))
+  # Others take the place of lost groups, each question once in an epoch, with all its rollouts.
+  prompts, size = (small_job.KNOBS[f'rollout.{name}'] for name in ('prompts', 'group_size'))
+  assert len(trained(place, 'cut0')) + rollouts.total() == STEPS * prompts * size
+  epochs = (STEPS * prompts + groups.total()) // TASKS
+  counts = collections.Counter(task(one).id for one in trained(place, 'cut0'))
+  closed = {task(one).id for one in trained(place, kills.WHOLE) if task(one).question_type != 'oe'}
+  assert closed
+  for name in closed:
+    assert counts[name] in (epochs * size, (epochs + 1) * size), (name, counts[name], epochs)
+
+
+def lost(rows, what):
+  """How many groups or episodes were lost in all, by reason."""
+  found = collections.Counter()
+  for row in rows:
+    found.update(
+      {name.split('=')[1]: row[name] for name in row if name.startswith(f'{what}/dropped/')}
+    )
+  return found
+
+
+def trained(place, run):
+  return list(episodes.read(place / 'gone' / run / 'episodes' / 'train.jsonl'))
+
+
+def task(entry):
+  return entry.scored.episode.task
+
+
+def judges(entry):
+  """Whether its answer needs the judge: a blank one is wrong without."""
+  said = answer.extract_answer(entry.scored.episode.turns[-1].text)
+  return task(entry).question_type == 'oe' and bool(said.strip())

@@ -4,8 +4,8 @@ Every request returns within its deadline, with frames or with a typed MediaErro
 
 Workers are fresh interpreters (never forked, and the caller's main module is not imported again),
 each with one socket. A worker that hangs or dies is replaced. The request of one that hung fails with
-the reason 'timeout'. That of one that died is made once more, by another worker in what is left of
-the deadline, and fails with 'crashed' if that one dies too.
+the reason 'timeout'. That of one that died is made again by its replacement, in what is left of the
+deadline, and fails with 'crashed' if too many die in a row.
 """
 
 import asyncio
@@ -30,6 +30,10 @@ from paravt_jax.video import decord_reader
 from paravt_jax.video.readers import READERS, VideoInfo
 
 _START_LIMIT = 60.0  # seconds for a worker to import its libraries, before the deadline starts
+# Workers that may die with a request. One may be killed for its memory, or by hand: only a file that
+# does it again and again is at fault.
+_DEATHS = 4
+_STARTS = 16  # workers that may die before a request reaches them, which is not the file's fault
 # frames of one request to a worker: 64 MB of 300 x 300 pixels. An overview of an hour is several
 _MOST_FRAMES = 256
 # seconds after the deadline at which a worker ends itself, in case its parent has died
@@ -60,6 +64,7 @@ class _Worker:
     theirs.close()
     self._connection = Connection(ours.detach())
     self._ready = False
+    self.asked: float | None = None  # when it was sent the present request; None: not yet
 
   def ask(self, request: tuple, deadline_s: float) -> tuple | None:
     """Sends a request and returns the reply, or None if the deadline passed.
@@ -70,11 +75,15 @@ class _Worker:
       EOFError, OSError: the process ended, or its reply is too long.
       DataError: its reply is none.
     """
+    self.asked = None
     if not self._ready:
       if not self._connection.poll(_START_LIMIT):
         return None
       self._connection.recv_bytes(_MOST_BYTES)
       self._ready = True
+    elif self._connection.poll(0):  # nobody has asked: it says that it has ended
+      raise EOFError
+    self.asked = time.monotonic()
     self._connection.send_bytes(wire.encode(request))
     if not self._connection.poll(deadline_s):
       return None
@@ -191,13 +200,28 @@ class DecodePool:
 
   def _run(self, request: tuple) -> tuple:
     self._count('requests')
+    worker, whole = self._idle.get(), False
     started = time.monotonic()
-    reply, left = self._ask(request, self._deadline_s)
-    died = reply is not None and reply[0] == 'error' and reply[2] == 'crashed'
-    if died and left > 0 and not self._closed:
-      # it may have been killed for its memory, or by hand: only a file that does it again is at fault
-      self._count('retried')
-      reply, _ = self._ask(request, left)
+    left, deaths, starts = self._deadline_s, 0, 0
+    try:
+      while True:
+        try:
+          reply = worker.ask(request, left)
+          whole = reply is not None
+          break
+        except (EOFError, OSError, DataError):  # the last two: a reply that is none
+          reply = self._crash(worker, request[1])
+        if worker.asked is None:
+          starts += 1
+        else:
+          deaths += 1
+          left -= time.monotonic() - worker.asked
+        if self._closed or left <= 0 or deaths == _DEATHS or starts == _STARTS:
+          break
+        self._count('retried')
+        worker = self._replace(worker)
+    finally:
+      self._idle.put(worker if whole or self._closed else self._replace(worker))
     if reply is None:
       reply = (
         'error',
@@ -209,20 +233,6 @@ class DecodePool:
       self._count(reply[2])
       raise MediaError(reply[1], reply[2])
     return reply
-
-  def _ask(self, request: tuple, deadline_s: float) -> tuple[tuple | None, float]:
-    """Returns a worker's reply, None after the deadline, and the seconds that are left of it."""
-    worker = self._idle.get()
-    started = time.monotonic()
-    reply, whole = None, False
-    try:
-      reply = worker.ask(request, deadline_s)
-      whole = reply is not None
-    except (EOFError, OSError, DataError):  # the last two: a reply that is none
-      reply = self._crash(worker, request[1])
-    finally:
-      self._idle.put(worker if whole or self._closed else self._replace(worker))
-    return reply, deadline_s - (time.monotonic() - started)
 
   def _crash(self, worker: _Worker, path: str) -> tuple:
     if self._closed:
@@ -239,6 +249,9 @@ class DecodePool:
     worker = _Worker(self.backend, self._deadline_s, os.getpid())
     with self._lock:
       self._workers.add(worker)
+      closed = self._closed
+    if closed:  # meanwhile: nobody else would end it
+      worker.end()
     return worker
 
   def _replace(self, worker: _Worker) -> _Worker:

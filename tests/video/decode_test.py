@@ -4,6 +4,7 @@ behind.
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,24 +144,79 @@ def test_more_hanging_files_than_workers_do_not_block_the_loop_or_the_pool(fifo,
   assert ticks > 15
 
 
-def test_the_request_of_a_worker_that_is_killed_is_made_once_more(clip):
-  with DecodePool(1, patience.seconds(5.0), 'pyav') as pool:
-    for count in (1, 2):
-      os.kill(_pids(pool)[0], signal.SIGKILL)
-      assert pool.probe_sync(clip).num_frames == 128
-      assert pool.counts['retried'] == count and not pool.counts['crashed']
+def test_workers_that_are_killed_while_idle_cost_no_request(clip):
+  with DecodePool(3, patience.seconds(5.0), 'pyav') as pool:
+    for _ in range(2):
+      for pid in _pids(pool):
+        os.kill(pid, signal.SIGKILL)
+      for _ in range(6):
+        assert pool.probe_sync(clip).num_frames == 128
+    assert not pool.counts['crashed']
 
 
-def test_a_request_that_kills_its_second_worker_too_is_a_crash(clip, monkeypatch):
-  real = decode._PROGRAM
-  monkeypatch.setattr(decode, '_PROGRAM', 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)')
-  with DecodePool(1, patience.seconds(5.0), 'pyav') as pool:
+@pytest.fixture
+def dying(tmp_path, monkeypatch):
+  """`dying(times, when)`: of the workers started from now on, `times` kill themselves with a request
+  whose path contains `when`, or at their start for '<start>'. Returns what counts them.
+  """
+  dead = tmp_path / 'dead'
+  dead.write_text('')
+
+  def make(times, when):
+    program = f"""
+import os, pathlib, signal, sys
+from paravt_jax.video import worker
+dead, answer = pathlib.Path({str(dead)!r}), worker.answer
+def die(path):
+  if {when!r} in path and len(dead.read_text()) < {times}:
+    with dead.open('a') as file:
+      file.write('x')
+    os.kill(os.getpid(), signal.SIGKILL)
+worker.answer = lambda files, request: die(request[1]) or answer(files, request)
+die('<start>')
+worker.main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+"""
+    monkeypatch.setattr(decode, '_PROGRAM', program)
+    return lambda: len(dead.read_text())
+
+  return make
+
+
+@pytest.mark.parametrize(('times', 'when'), [(decode._DEATHS - 1, 'a.mp4'), (8, '<start>')])
+def test_the_request_of_workers_that_are_killed_is_made_again(clip, dying, times, when):
+  died = dying(times, when)
+  with DecodePool(1, patience.seconds(20.0), 'pyav') as pool:
+    got = pool.frames_sync(clip, [20.3, 7.25], *PIXELS)
+    assert [clips.read_count(frame) for frame in got.frames] == [81, 29]
+    assert died() == times == pool.counts['retried'] and not pool.counts['crashed']
+
+
+@pytest.mark.parametrize(('when', 'most'), [('a.mp4', decode._DEATHS), ('<start>', decode._STARTS)])
+def test_a_request_whose_workers_all_die_is_a_crash(clip, tmp_path, dying, when, most):
+  other = shutil.copy(clip, tmp_path / 'other.mp4')
+  died = dying(most, when)
+  with DecodePool(1, patience.seconds(20.0), 'pyav') as pool:
     with pytest.raises(MediaError, match='ended with code -9') as error:
       pool.probe_sync(clip)
     assert error.value.reason == 'crashed'
-    assert (pool.counts['requests'], pool.counts['retried'], pool.counts['crashed']) == (1, 1, 1)
-    monkeypatch.setattr(decode, '_PROGRAM', real)
-    assert pool.probe_sync(clip).num_frames == 128  # one more ends, the next is of the real program
+    assert (pool.counts['retried'], pool.counts['crashed'], died()) == (most - 1, 1, most)
+    assert pool.probe_sync(other).num_frames == 128
+    assert pool.counts['retried'] == most - 1
+
+
+def test_workers_that_die_slowly_share_one_deadline(clip, monkeypatch):
+  limit = patience.seconds(3.0)
+  monkeypatch.setattr(
+    decode,
+    '_PROGRAM',
+    'import os, sys, time; from paravt_jax.video import worker; '
+    f'worker.answer = lambda *_: (time.sleep({limit * 2 / 3}), os._exit(3)); '
+    'worker.main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))',
+  )
+  with DecodePool(1, limit, 'pyav') as pool:
+    with pytest.raises(MediaError, match='no answer after'):
+      pool.probe_sync(clip)
+    assert pool.counts['retried'] == 1
 
 
 @pytest.mark.parametrize(
