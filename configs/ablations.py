@@ -3,6 +3,7 @@ with every seed.
 
 python -m experiments.ablate --config=configs/ablations.py                                    # nine sets, three seeds, the tiny scale
 python -m experiments.ablate --config=configs/ablations.py --config.sets=grpo,para_grpo --config.seeds=0,1
+python -m experiments.ablate --config=configs/ablations.py --config.sets=para_grpo,asynchronous  # staleness 0 against 2
 python -m experiments.ablate --config=configs/ablations.py --config.common="('rollout.steps=40', 'rollout.prompts=4')"
 
 An override is written as behind --config. on the command line. A copy of this file with other sets
@@ -46,6 +47,8 @@ def get_config() -> ConfigDict:
           'agent.max_turns=15',
         ),  # a call a round, as many rounds as calls were allowed
         'subagent_credit_off': ('rollout.subagent_credit=off',),
+        # not a part of PARA-GRPO: what rollouts of older weights cost or gain
+        'asynchronous': ('rollout.staleness=2',),
       },
       'reference': 'para_grpo',  # the set that others are set against, seed by seed
       # which sets share a drawing

@@ -56,6 +56,7 @@ def test_the_shipped_grid_is_nine_sets_with_three_seeds_seed_by_seed():
   ('no_unclosed_penalty', {'reward.unclosed_penalty': 0.0}),
   ('sequential', {'agent.max_parallel': 1, 'agent.max_turns': 15}),
   ('subagent_credit_off', {'rollout.subagent_credit': 'off'}),
+  ('asynchronous', {'rollout.staleness': 2}),
 ])  # fmt: skip
 def test_a_set_changes_what_it_is_named_for_and_nothing_else(name, wanted):
   ours = dict(options.leaves(ablate.cell(recipe(), name, 2).recipe))
