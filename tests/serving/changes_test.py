@@ -296,3 +296,18 @@ def test_values_that_are_not_finite_are_told(versions, tmp_path):
     publisher.start(1, versions[0], frozen=None, canary=None).ready()
     with pytest.raises(SyncError, match='not finite'):
       publisher.start(2, bad, frozen=None, canary=None).ready()
+
+
+def test_the_newest_two_changes_stay(versions, tmp_path):
+  with publish.Publisher(tmp_path / 'w', keep=2, changes=changes.Outlet(tmp_path)) as publisher:
+    found = [
+      publisher.start(number, versions[number % 2], frozen=None, canary=None).ready().changes
+      for number in range(5)
+    ]
+  assert [folder is not None and folder.exists() for folder in found] == [
+    False,
+    False,
+    False,
+    True,
+    True,
+  ]
