@@ -112,6 +112,8 @@ def test_sections_and_single_knobs_are_chosen_however_they_are_written():
   assert paths('publish') == [
     'publish.dtype',
     'publish.keep',
+    'publish.form',
+    'publish.delta',
     'publish.canary_tokens',
     'publish.canary_continuations',
   ]
