@@ -92,7 +92,7 @@ def test_sets_and_seeds_are_chosen_in_the_order_asked_for():
 
 @pytest.mark.parametrize(('knobs', 'message'), [
   ({'sets': 'grpp'}, "--config.sets='grpp': wanted 'grpp': did you mean grpo?"),
-  ({'sets': ' '}, "--config.sets=' ': wanted some of grpo, grpo_anchoring"),
+  ({'sets': ' '}, "--config.sets=' ': wanted some of asynchronous, grpo, grpo_anchoring"),
   ({'seeds': ()}, r'--config.seeds=\(\): wanted one or more different seeds'),
   ({'seeds': (1, 1)}, r'--config.seeds=\(1, 1\): wanted one or more different seeds'),
   ({'recipe': 'configs/none.py'}, "--config.recipe='configs/none.py': "
