@@ -68,7 +68,7 @@ def run(main: Callable[[R], Any], kind: type[R], short: Mapping[str, str] | None
     except OSError as error:
       if error.errno not in FULL:
         raise
-      where = error.filename or 'a file'
+      where = error.filename or 'the disk'
       _fail(
         f'{where}: {error.strerror}; free space, then run the same command again: it continues '
         'where it stopped'

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -75,9 +76,34 @@ def replacing(
       if sync:
         os.fsync(file.fileno())
       os.replace(part, path)
-    except BaseException:  # Ctrl-C too
+    except BaseException as error:  # Ctrl-C too
       part.unlink(missing_ok=True)
+      _name(error, path)
       raise
+
+
+def _name(error: BaseException, path: pathlib.Path) -> None:
+  """Adds the file to an error of the system that names none, as that of a full disk."""
+  if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+    error.filename = str(path)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an empty folder that replaces `target` when the block ends without an error.
+
+  After an error it is removed. What a killed writer of the same target left is removed first.
+  """
+  part = target.with_name(f'.{target.name}.part')
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir()
+  try:
+    yield part
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+  except BaseException:  # Ctrl-C too
+    shutil.rmtree(part, ignore_errors=True)
+    raise
 
 
 def write(path: str | os.PathLike, content: bytes, *, sync: bool) -> None:
@@ -167,7 +193,7 @@ class LineWriter:
     file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = path.open('ab', buffering=0)
+    self._path, self._file = path, path.open('ab', buffering=0)
     if keep is not None:
       self._cut(keep)
 
@@ -180,8 +206,9 @@ class LineWriter:
     try:
       while written < len(lines):
         written += self._file.write(lines[written:])
-    except OSError:
+    except OSError as error:
       self._cut(start)
+      _name(error, self._path)
       raise
 
   def _cut(self, size: int) -> None:

@@ -1,6 +1,7 @@
 """Files are whole or not there, whenever a process dies and wherever a disk ends."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -145,6 +146,42 @@ def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path):
       lines.append(b'b' * 600 + b'\n')
     lines.append(b'c\n')
   assert (tmp_path / 'lines').read_bytes() == b'a' * 600 + b'\nc\n'
+
+
+def test_errors_of_a_full_disk_name_the_file(tmp_path):
+  link = tmp_path / 'lines'
+  link.symlink_to('/dev/full')
+  with files.LineWriter(link) as writer, pytest.raises(OSError, match='No space') as caught:
+    writer.append(b'one\n')
+  assert caught.value.filename == str(link)
+  with (
+    pytest.raises(OSError, match='No space') as caught,
+    files.replacing(tmp_path / 'page', sync=False),
+  ):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  assert caught.value.filename == str(tmp_path / 'page')
+  with (
+    pytest.raises(OSError, match='No space') as caught,
+    files.replacing(tmp_path / 'page', sync=False),
+  ):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'other')
+  assert caught.value.filename == 'other'
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+  target = tmp_path / 'folder'
+  (tmp_path / '.folder.part').mkdir()
+  (tmp_path / '.folder.part' / 'left by a killed writer').touch()
+  with files.replacing_folder(target) as part:
+    assert not list(part.iterdir()) and not target.exists()
+    (part / 'old').touch()
+  with pytest.raises(KeyboardInterrupt), files.replacing_folder(target) as part:
+    (part / 'half').touch()
+    raise KeyboardInterrupt
+  assert [path.name for path in tmp_path.rglob('*')] == ['folder', 'old']
+  with files.replacing_folder(target) as part:
+    (part / 'new').touch()
+  assert [path.name for path in tmp_path.rglob('*')] == ['folder', 'new']
 
 
 def test_a_device_that_takes_nothing_is_an_oserror(tmp_path):

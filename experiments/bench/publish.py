@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from experiments.bench.measuring import timed
+from paravt_jax import files
 from paravt_jax.models.qwen3_vl import config as sizes
 from paravt_jax.models.qwen3_vl import model
 from paravt_jax.serving import flat, manifest, publish, reading, staging
@@ -46,10 +47,12 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
     tempfile.TemporaryDirectory(dir=staging.memory_folder(2 * size)) as memory,
   ):
     work, fast = pathlib.Path(scratch), pathlib.Path(memory)
-    published, store = work / 'weights' / '1', flat.Store(fast)
-    page = manifest.Manifest(1, {}, {}, None, {})
-    there: list[pathlib.Path] = []
-    write = lambda: there.append(store.write(page, manifest.leaves(params)) or published)
+    published, mapped = work / 'weights' / '1', fast / '1'
+
+    def write() -> None:
+      with files.replacing_folder(mapped) as part:
+        flat.write(part, manifest.Manifest(1, {}, {}, None, {}), manifest.leaves(params))
+
     steps = {
       'save': lambda: publish.save(work / 'weights', 1, params, keep=1),
       'copy': lambda: shutil.copytree(published, work / 'copy'),
@@ -60,8 +63,8 @@ def measure(bytes_: int, folder: pathlib.Path) -> dict[str, float]:
         fast / 'staged', config, reading.load(published, abstract)[1]
       ),
       'write': write,
-      'flat_copy': lambda: shutil.copyfile(there[-1] / flat.FILE, fast / 'copied'),
-      'map': lambda: reading.load(there[-1], abstract),
+      'flat_copy': lambda: shutil.copyfile(mapped / flat.FILE, fast / 'copied'),
+      'map': lambda: reading.load(mapped, abstract),
     }
     seconds = dict.fromkeys(steps, float('inf'))
     for _ in range(REPEATS):

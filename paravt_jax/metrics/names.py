@@ -190,7 +190,7 @@ _SERVER = {
     ('stage',),
   ),
   'sync/bytes': Metric(
-    'bytes', 'of the last weight update, as one server reads it: whole, or what changed'
+    'bytes', 'of the last weight update, as each server is offered it: whole, or what changed'
   ),
 }
 

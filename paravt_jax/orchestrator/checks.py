@@ -10,7 +10,7 @@ from paravt_jax.data import batches
 from paravt_jax.data.world import corpus
 from paravt_jax.errors import ConfigError
 from paravt_jax.options import require
-from paravt_jax.orchestrator import servers, sft_data
+from paravt_jax.orchestrator import servers, sft_data, weight_delivery
 from paravt_jax.orchestrator.options import MeshOptions, TrainOptions, WorldOptions
 from paravt_jax.orchestrator.recipes import EvalRecipe, RLRecipe, SFTRecipe
 from paravt_jax.orchestrator.setup import AgentSetup
@@ -45,6 +45,7 @@ def check_rl(recipe: RLRecipe, *, installed: bool = True) -> None:
     except ConfigError as error:
       raise ConfigError(re.sub('--config[.]', '--config.cold_start.', str(error))) from error
   servers.check(AgentSetup.of(recipe), installed=installed)
+  weight_delivery.check(recipe.publish, recipe.server)
 
 
 def check_sft(recipe: SFTRecipe) -> None:

@@ -81,9 +81,9 @@ class Rollouts:
     outgoing = await asyncio.to_thread(pending.ready)
     first = await asyncio.to_thread(lambda: outgoing.first)
     written = time.monotonic()
-    found = publish.read_manifest(first).canary
-    proof = None if found is None else Canary.from_json(found)
-    self.weights.note(first)
+    page = publish.read_manifest(first)
+    proof = None if page.canary is None else Canary.from_json(page.canary)
+    self.weights.note(first, page)
     await self.fleet.deliver(outgoing.whole, version, proof, outgoing.changes)
     seconds = self.weights.seconds
     end = time.monotonic()

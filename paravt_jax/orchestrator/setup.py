@@ -46,7 +46,7 @@ class AgentSetup:
       server=server,
       client=recipe.client,
       vision_frozen=True if asks else recipe.train.freeze_vision,
-      delta=isinstance(recipe, RLRecipe) and recipe.publish.delta,
+      delta=isinstance(recipe, RLRecipe) and recipe.publish.delta and hosts.is_alone,
       mesh_devices=recipe.mesh.devices if isinstance(recipe, RLRecipe) else 0,
     )
 

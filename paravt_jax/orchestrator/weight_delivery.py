@@ -14,7 +14,8 @@ from paravt_jax.orchestrator.run_folder import fingerprint
 from paravt_jax.orchestrator.server_options import PublishOptions, ServersOptions
 from paravt_jax.rollout.control import OURS, Control
 from paravt_jax.rollout.fleet import Member
-from paravt_jax.serving import changes, flat, manifest
+from paravt_jax.serving import changes, flat
+from paravt_jax.serving.manifest import Manifest
 from paravt_jax.serving.publish import Publisher
 from paravt_jax.serving.staging import Staging
 
@@ -27,7 +28,7 @@ class WeightDelivery:
   def __init__(self) -> None:
     self.staging: Staging | None = None  # makes Hugging Face folders for servers that need them
     self.seconds: dict[str, float] = {}  # of each stage of the last delivery
-    self.bytes = 0  # of the last version, as one server reads it
+    self.bytes = 0  # of the last version, as servers are offered it
     self._current: pathlib.Path | None = None
     self._lock = threading.Lock()  # a server that comes back may ask for a version meanwhile
 
@@ -46,13 +47,10 @@ class WeightDelivery:
       self.seconds['convert'] = time.monotonic() - start
       return self._current
 
-  def note(self, published: pathlib.Path) -> None:
-    """Counts the bytes of a version. Raises SyncError."""
-    self.bytes = (
-      changes.size(published)
-      if changes.is_changes(published)
-      else sum(size for size, _ in manifest.read(published).files.values())
-    )
+  def note(self, published: pathlib.Path, page: Manifest) -> None:
+    """Counts the bytes of a version that goes out, of which `page` is the manifest."""
+    whole = sum(size for size, _ in page.files.values())
+    self.bytes = changes.size(published) if changes.is_changes(published) else whole
 
   def close(self) -> None:
     """Frees the converted versions."""
@@ -60,27 +58,10 @@ class WeightDelivery:
       self.staging.close()
 
 
-def publisher(publish: PublishOptions, server: ServersOptions, folder: pathlib.Path) -> Publisher:
-  """Returns the publisher of a run folder's weights, for servers on this machine or on others.
-
-  Raises:
-    ConfigError: the recipe asks for a way that its servers do not have.
-  """
-  weights = folder / 'weights'
-  if _through_memory(publish, server):
-    return Publisher(weights, keep=publish.keep, memory=flat.Store())
-  if publish.delta and jax.process_count() == 1:
-    place = pathlib.Path(server.sglang.staging or weights).absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    return Publisher(weights, keep=publish.keep, changes=changes.Outlet(place))
-  return Publisher(weights, keep=publish.keep)
-
-
-def _through_memory(publish: PublishOptions, server: ServersOptions) -> bool:
-  """Returns whether versions go to the servers through memory. Raises ConfigError."""
+def check(publish: PublishOptions, server: ServersOptions) -> None:
+  """Raises ConfigError for a way of the weights that the servers do not have."""
   if publish.form != 'memory':
-    own = server.kind != 'url' and jax.process_count() == 1
-    return publish.form == 'auto' and own and not publish.delta
+    return
   where = (*server.urls, server.router) if server.kind == 'url' else ()
   far = [url for url in where if url and urllib.parse.urlsplit(url).hostname not in LOOPBACK]
   if far or jax.process_count() > 1:
@@ -90,7 +71,19 @@ def _through_memory(publish: PublishOptions, server: ServersOptions) -> bool:
     )
   wanted = 'False with publish.form=memory, which sends all arrays; set that to files or auto'
   require(publish.delta, wanted, not publish.delta, 'publish.delta')
-  return True
+
+
+def publisher(publish: PublishOptions, server: ServersOptions, folder: pathlib.Path) -> Publisher:
+  """Returns the publisher of a run folder's weights, for servers on this machine or on others."""
+  weights, alone = folder / 'weights', jax.process_count() == 1
+  own = server.kind != 'url' and not publish.delta
+  if alone and (publish.form == 'memory' or (publish.form == 'auto' and own)):
+    return Publisher(weights, keep=publish.keep, memory=flat.Store())
+  if alone and publish.delta:
+    place = pathlib.Path(server.sglang.staging or weights).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    return Publisher(weights, keep=publish.keep, changes=changes.Outlet(place))
+  return Publisher(weights, keep=publish.keep)
 
 
 async def are_sglang(members: Sequence[Member], control: Control) -> bool:

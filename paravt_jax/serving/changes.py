@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from paravt_jax import files
 from paravt_jax.errors import SyncError
 from paravt_jax.serving import array_files, flat, manifest, owned_folders
 from paravt_jax.serving.manifest import Manifest
@@ -65,7 +66,7 @@ def decode(places: np.ndarray) -> np.ndarray:
 def write(
   folder: pathlib.Path, page: Manifest, base: int, old: Arrays, new: Arrays
 ) -> pathlib.Path | None:
-  """Writes the changes from `old` to `new` into a new folder. Returns it, or None if they are many.
+  """Writes the changes from `old` to `new` as `folder`. Returns it, or None if they are many.
 
   Args:
     page: the manifest of `new` as one flat file.
@@ -80,14 +81,14 @@ def write(
   size = sum(places.nbytes + values.nbytes for places, values in found)
   if size > LIMIT * sum(array.nbytes for array in new.values()):
     return None
-  folder.mkdir()
-  with (folder / FILE).open('wb') as out:
-    for places, values in found:
-      out.write(places.data)
-      out.write(values.data)
   arrays = {name: (len(p), len(v)) for name, (p, v) in zip(names, found, strict=True)}
-  (folder / INDEX).write_text(json.dumps({'base': base, 'arrays': arrays}))
-  (folder / manifest.FILE).write_text(page.to_text())
+  with files.replacing_folder(folder) as part:
+    with (part / FILE).open('wb') as out:
+      for places, values in found:
+        out.write(places.data)
+        out.write(values.data)
+    (part / INDEX).write_text(json.dumps({'base': base, 'arrays': arrays}))
+    (part / manifest.FILE).write_text(page.to_text())
   return folder
 
 
@@ -178,7 +179,6 @@ class Outlet:
       for left in sorted(folder.glob('[0-9]*'), key=lambda path: int(path.name))[:-1]:
         shutil.rmtree(left, ignore_errors=True)
       target = folder / str(page.version)
-      shutil.rmtree(target, ignore_errors=True)
       return write(target, flat.describe(page, new), version, old, new)
     except OSError as error:
       log.warning(

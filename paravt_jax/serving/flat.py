@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from paravt_jax import files
 from paravt_jax.errors import SyncError
 from paravt_jax.serving import array_files, manifest, owned_folders
 from paravt_jax.serving.manifest import Entry, Manifest, Shard
@@ -77,7 +78,10 @@ class Store:
       folder = self._place.open()
       for old in sorted(_versions(folder))[: -(KEEP - 1)]:
         shutil.rmtree(folder / str(old), ignore_errors=True)
-      return _write(folder, page, named)
+      target = folder / str(page.version)
+      with files.replacing_folder(target) as part:
+        write(part, page, {name: array_files.whole(leaf) for name, leaf in named.items()})
+      return target
     except OSError as error:
       log.log(
         logging.INFO if self._warned else logging.WARNING,
@@ -95,23 +99,8 @@ def _versions(folder: pathlib.Path) -> list[int]:
   return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
-def _write(parent: pathlib.Path, page: Manifest, named: Mapping[str, Any]) -> pathlib.Path:
-  whole = {name: array_files.whole(leaf) for name, leaf in named.items()}
-  target, partial = parent / str(page.version), parent / f'.{page.version}.part'
-  for left in (partial, target):
-    shutil.rmtree(left, ignore_errors=True)
-  partial.mkdir()
-  try:
-    write(partial, page, whole)
-    partial.rename(target)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
-  return target
-
-
 def write(folder: pathlib.Path, page: Manifest, whole: Mapping[str, np.ndarray]) -> Manifest:
-  """Writes the two files of a version into an empty folder. Returns the manifest.
+  """Writes the file and the manifest of a version into an empty folder. Returns the manifest.
 
   Raises:
     OSError: no space, or no permission. SyncError: an array is not finite.

@@ -9,6 +9,7 @@ import pathlib
 import secrets
 import shutil
 import weakref
+from collections.abc import Callable
 
 MEMORY = pathlib.Path('/dev/shm')  # files in it are in memory
 _LOCK = '.lock'
@@ -20,6 +21,7 @@ class Place:
   def __init__(self, parent: pathlib.Path, prefix: str):
     self._parent, self._prefix = parent, prefix
     self._folder: pathlib.Path | None = None
+    self._end: Callable[[], object] = lambda: None
 
   def open(self) -> pathlib.Path:
     """Returns the folder. Removes those of processes that are gone, the first time.
@@ -30,8 +32,13 @@ class Place:
     if self._folder is None:
       sweep(self._parent, self._prefix)
       self._folder, lock = claim(self._parent, self._prefix)
-      weakref.finalize(self, release, self._folder, lock)
+      self._end = weakref.finalize(self, release, self._folder, lock)
     return self._folder
+
+  def close(self) -> None:
+    """Removes the folder. `open` makes another one."""
+    self._end()
+    self._folder = None
 
 
 def claim(parent: pathlib.Path, prefix: str) -> tuple[pathlib.Path, int]:

@@ -49,9 +49,8 @@ class Outgoing:
   """What servers load of a version."""
 
   whole: Callable[[], pathlib.Path]  # waits for the folder of all arrays; raises SyncError
-  changes: (
-    pathlib.Path | None
-  )  # folder of what changed since the version before, where there is one
+  # folder of what changed since the version before, where there is one
+  changes: pathlib.Path | None
 
   @property
   def first(self) -> pathlib.Path:

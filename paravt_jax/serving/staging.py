@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paravt_jax import files
 from paravt_jax.errors import DataError, SyncError
 from paravt_jax.models.qwen3_vl import stored, weights
 from paravt_jax.models.qwen3_vl.config import Config
@@ -36,7 +37,6 @@ class Staging:
     folder: the staging folder. None: a new folder in memory if twice the bytes are free there, else
     in the system's temporary folder. `close` removes it. If this process is killed, the next run
     removes it.
-
     keep: servers keep what they load, because changes of it follow. Whole versions are then
     written as one flat file, whose order the changes have.
 
@@ -53,8 +53,7 @@ class Staging:
   ):
     self._base, self._keep = BaseModel(model_folder), keep
     self._folder = None if folder is None else pathlib.Path(folder).absolute()
-    # The folder that we created, and its open lock file, which shows that this process is alive.
-    self._own: tuple[pathlib.Path, int] | None = None
+    self._own: owned_folders.Place | None = None  # where the folder is ours
     self._staged: dict[pathlib.Path, Manifest] = {}
 
   def stage(self, published: str | os.PathLike) -> pathlib.Path:
@@ -75,19 +74,12 @@ class Staging:
     try:
       parent = self._open(page)
       name = f'{page.version}-changes' if changes.is_changes(published) else str(page.version)
-      target, partial = parent / name, parent / f'.{name}.part'
+      target = parent / name
       if self._staged.get(target) == page and target.is_dir():
         return target
-      for left in (partial, target):
-        shutil.rmtree(left, ignore_errors=True)
-      partial.mkdir()
-      try:
-        dtype = self._fill(partial, target, published, page)
-        weights.write_companions(partial, self._base.config, dtype, self._base.folder)
-        partial.rename(target)
-      except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+      with files.replacing_folder(target) as part:
+        dtype = self._fill(part, target, published, page)
+        weights.write_companions(part, self._base.config, dtype, self._base.folder)
     except (OSError, DataError) as error:
       raise SyncError(
         f'{published}: cannot be staged for the servers ({error}); free memory or space '
@@ -98,20 +90,20 @@ class Staging:
     return target
 
   def _fill(
-    self, partial: pathlib.Path, target: pathlib.Path, published: pathlib.Path, page: Manifest
+    self, part: pathlib.Path, target: pathlib.Path, published: pathlib.Path, page: Manifest
   ) -> str:
     """Writes what a server loads, into the folder that will be `target`. Returns the number type."""
     config = self._base.config
     if page.adapter is None and (changes.is_changes(published) or (published / flat.FILE).exists()):
       page = self._base.check(published)
-      described.write(partial, config, published, page, keep=self._keep)
+      described.write(part, config, published, page, keep=self._keep)
       return next(iter(page.arrays.values())).dtype
     page, params = self._base.load(published)
     if self._keep and page.adapter is None:
-      page = flat.write(partial, page, manifest.leaves(params))
-      described.write(partial, config, target, page, keep=True)
+      page = flat.write(part, page, manifest.leaves(params))
+      described.write(part, config, target, page, keep=True)
     else:
-      write_tensors(partial, config, params)
+      write_tensors(part, config, params)
     return next(iter(manifest.leaves(params).values())).dtype.name
 
   def clear(self, keep: pathlib.Path | None) -> None:
@@ -124,7 +116,7 @@ class Staging:
     """Removes the staged versions, and the folder if this object created it."""
     self.clear(None)
     if self._own is not None:
-      owned_folders.release(*self._own)
+      self._own.close()
       self._own = self._folder = None
 
   def __enter__(self) -> 'Staging':
@@ -136,9 +128,8 @@ class Staging:
   def _open(self, page: Manifest) -> pathlib.Path:
     if self._folder is None:
       parent = memory_folder(2 * sum(size for size, _ in page.files.values()))
-      owned_folders.sweep(parent, _PREFIX)
-      self._own = owned_folders.claim(parent, _PREFIX)
-      self._folder = self._own[0]
+      self._own = owned_folders.Place(parent, _PREFIX)
+      self._folder = self._own.open()
     self._folder.mkdir(parents=True, exist_ok=True)
     return self._folder
 

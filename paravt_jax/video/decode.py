@@ -33,6 +33,9 @@ _START_LIMIT = 60.0  # seconds for a worker to import its libraries, before the 
 # Workers that may die with a request. One may be killed for its memory, or by hand: only a file that
 # does it again and again is at fault.
 _DEATHS = 4
+# Requests after which a worker is replaced. Each seek loses about 400 bytes in PyAV 18.1 or below it,
+# some 12 KB a request, and a run makes hundreds of thousands.
+_REQUESTS = 1000
 _STARTS = 16  # workers that may die before a request reaches them, which is not the file's fault
 # frames of one request to a worker: 64 MB of 300 x 300 pixels. An overview of an hour is several
 _MOST_FRAMES = 256
@@ -64,6 +67,7 @@ class _Worker:
     theirs.close()
     self._connection = Connection(ours.detach())
     self._ready = False
+    self.served = 0  # requests that it has answered
     self.asked: float | None = None  # when it was sent the present request; None: not yet
 
   def ask(self, request: tuple, deadline_s: float) -> tuple | None:
@@ -208,6 +212,7 @@ class DecodePool:
         try:
           reply = worker.ask(request, left)
           whole = reply is not None
+          worker.served += whole
           break
         except (EOFError, OSError, DataError):  # the last two: a reply that is none
           reply = self._crash(worker, request[1])
@@ -221,7 +226,8 @@ class DecodePool:
         self._count('retried')
         worker = self._replace(worker)
     finally:
-      self._idle.put(worker if whole or self._closed else self._replace(worker))
+      fresh = whole and worker.served < _REQUESTS
+      self._idle.put(worker if fresh or self._closed else self._replace(worker))
     if reply is None:
       reply = (
         'error',

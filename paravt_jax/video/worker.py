@@ -6,6 +6,7 @@ not get further.
 """
 
 import collections
+import ctypes
 import os
 import signal
 from multiprocessing.connection import Connection
@@ -18,6 +19,9 @@ from paravt_jax.video import patches, readers
 
 _OPEN_FILES = 8  # open readers per worker: crops of one episode often read the same video in a row
 _LONGER = 1.05  # factor of the frame interval that tolerates times rounded to milliseconds
+# Requests after which freed memory goes back to the system. Frames of many sizes leave holes in the
+# heap, which would double a worker's memory in some thousand requests.
+_TRIM_EVERY = 32
 _LOOK_UP = 5.0  # seconds between checks whether the parent is alive
 
 
@@ -103,6 +107,7 @@ def main(descriptor: int, backend: str, parent: int, alarm: float):
   """
   connection = Connection(descriptor)
   files = Files(backend)
+  trim, done = getattr(ctypes.CDLL(None), 'malloc_trim', None), 0  # glibc alone has it
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   try:
     connection.send_bytes(wire.encode(('ready',)))
@@ -118,5 +123,9 @@ def main(descriptor: int, backend: str, parent: int, alarm: float):
       if frames is not None:
         connection.send_bytes(frames.reshape(-1).data)
       signal.setitimer(signal.ITIMER_REAL, 0)
+      done += 1
+      if trim is not None and done % _TRIM_EVERY == 0:
+        del reply, frames
+        trim(0)
   except (EOFError, ConnectionError):
     return  # the parent closed its end or died

@@ -1,10 +1,15 @@
 """The way of a published version to what servers load: which folder, and how long it stays."""
 
+import dataclasses
 import pathlib
+import re
 
+import numpy as np
 import pytest
 
 from paravt_jax.errors import ConfigError
+from paravt_jax.orchestrator import weight_delivery
+from paravt_jax.orchestrator.server_options import PublishOptions, ServersOptions
 from paravt_jax.orchestrator.weight_delivery import WeightDelivery, staging_folder
 from paravt_jax.rollout.fleet import Member
 
@@ -61,3 +66,62 @@ def test_sglang_on_another_machine_needs_a_folder_that_it_sees():
     r'folder',
   ):
     staging_folder('', [Member('http://10.0.0.7:1', None, None)], pathlib.Path('run'))
+
+
+def sections(kind, form='auto', delta=False, urls=(), staging=''):
+  server = ServersOptions.published()
+  publish = dataclasses.replace(PublishOptions.published(), form=form, delta=delta)
+  sglang = dataclasses.replace(server.sglang, staging=staging)
+  return publish, dataclasses.replace(server, kind=kind, urls=urls, sglang=sglang)
+
+
+HERE, FAR = ('http://127.0.0.1:1',), ('http://127.0.0.1:1', 'http://10.0.0.7:1')
+
+
+@pytest.mark.parametrize(
+  ('given', 'way'),
+  [
+    (sections('embedded'), 'memory'),
+    (sections('sglang'), 'memory'),
+    (sections('url', urls=HERE), 'files'),
+    (sections('url', 'memory', urls=HERE), 'memory'),
+    (sections('embedded', 'files'), 'files'),
+    (sections('embedded', 'files', delta=True), 'changes'),
+    (sections('embedded', delta=True), 'changes'),
+    (sections('url', delta=True, urls=FAR), 'changes'),
+  ],
+)
+def test_the_recipe_and_its_servers_choose_the_way_of_the_weights(given, way, tmp_path):
+  weight_delivery.check(*given)
+  with weight_delivery.publisher(*given, tmp_path) as made:
+    found = {'memory': made._memory, 'changes': made._changes}
+  assert [name for name, one in found.items() if one is not None] == (
+    [] if way == 'files' else [way]
+  )
+
+
+def test_changes_lie_where_sglang_sees_them(tmp_path):
+  place = tmp_path / 'staging'
+  given = sections('url', delta=True, urls=FAR, staging=str(place))
+  with weight_delivery.publisher(*given, tmp_path / 'run') as made:
+    for version in (1, 2):
+      pending = made.start(version, {'a': np.ones(4, np.float32)}, frozen=None, canary=None)
+    assert place in pending.ready().changes.parents
+
+
+@pytest.mark.parametrize(
+  ('given', 'said'),
+  [
+    (
+      sections('url', 'memory', urls=FAR),
+      'publish.form=memory, but http://10.0.0.7:1 is another machine',
+    ),
+    (
+      sections('embedded', 'memory', delta=True),
+      'publish.delta=True: wanted False with publish.form=memory',
+    ),
+  ],
+)
+def test_ways_that_servers_do_not_have_are_refused(given, said):
+  with pytest.raises(ConfigError, match=re.escape(said)):
+    weight_delivery.check(*given)

@@ -11,16 +11,8 @@ from paravt_jax.models import lora
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.serving import manifest, publish, staging
 from paravt_jax.serving.base_model import BaseModel
-from paravt_jax.testing import tiny
 
 FORM = lora.Adapter(4, 8.0, ('q', 'up'))
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('base') / 'base'
-  tiny.build_model_folder(folder, seed=3)
-  return folder
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,6 @@ from paravt_jax.errors import SyncError
 from paravt_jax.models.qwen3_vl import weights
 from paravt_jax.serving import changes, described, manifest, publish, reading, staging
 from paravt_jax.serving.embedded import server
-from paravt_jax.testing import tiny
 from tests.serving import staging_test
 from tests.serving.flat_test import flat_weights
 
@@ -51,18 +50,6 @@ def test_gaps_at_the_edges_of_a_byte(gap):
 def test_signs_of_zero_and_not_values_count():
   old, new = np.zeros(3, np.float32), np.array([0.0, -0.0, 0.0], np.float32)
   assert changes.decode(changes.encode(old, new)[0]).tolist() == [1]
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('changes') / 'base'
-  tiny.build_model_folder(folder, seed=3)
-  return folder
-
-
-@pytest.fixture(scope='module')
-def loaded(base):
-  return weights.load_hf(base)
 
 
 def halves(params):
@@ -273,6 +260,20 @@ def test_sglang_keeps_nothing_after_damaged_changes(stage, outgoing, at):
   with pytest.raises(flat_weights.WrongWeights):
     flat_weights.tensors(text(changed), CPU, kept)
   assert kept.version is None and kept.data is None
+
+
+@pytest.mark.parametrize('by', [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_sglang_refuses_changes_whose_lengths_do_not_fit(stage, outgoing, by):
+  kept = flat_weights.Kept()
+  flat_weights.tensors(text(stage.stage(outgoing[0].whole())), CPU, kept)
+  folder = outgoing[1].changes
+  page = json.loads((folder / changes.INDEX).read_text())
+  name = next(iter(page['arrays']))
+  page['arrays'][name] = [one + more for one, more in zip(page['arrays'][name], by)]
+  (folder / changes.INDEX).write_text(json.dumps(page))
+  with pytest.raises(flat_weights.WrongWeights):
+    flat_weights.tensors(text(stage.stage(folder)), CPU, kept)
+  assert kept.data is None
 
 
 def test_a_full_disk_is_no_end(versions, tmp_path, monkeypatch, caplog):

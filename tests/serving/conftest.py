@@ -5,8 +5,24 @@ test-sglang`.
 import psutil
 import pytest
 
+from paravt_jax.models.qwen3_vl import weights
+from paravt_jax.testing import tiny
 from tests import patience
 from tests.serving.contract import drive
+
+
+@pytest.fixture(scope='session')
+def base(tmp_path_factory):
+  """The folder that servers are started with. Nobody writes into it."""
+  folder = tmp_path_factory.mktemp('base') / 'base'
+  tiny.build_model_folder(folder, seed=3)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def loaded(base):
+  """Its (config, weights)."""
+  return weights.load_hf(base)
 
 
 @pytest.fixture(scope='session')

@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from paravt_jax.errors import SyncError
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import array_files, flat, manifest, publish, reading, staging
-from paravt_jax.testing import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 torch = pytest.importorskip('torch')
@@ -31,18 +30,6 @@ def loader():
 
 
 flat_weights = loader()
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('flat') / 'base'
-  tiny.build_model_folder(folder, seed=3)
-  return folder
-
-
-@pytest.fixture(scope='module')
-def loaded(base):
-  return weights.load_hf(base)
 
 
 @pytest.fixture

@@ -20,22 +20,9 @@ from paravt_jax.models.placement import anywhere
 from paravt_jax.models.qwen3_vl import model, weights
 from paravt_jax.serving import manifest, publish, reading, staging
 from paravt_jax.serving.embedded import programs, server
-from paravt_jax.testing import tiny
 from tests import patience
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module')
-def base(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('staging') / 'base'
-  tiny.build_model_folder(folder, seed=3)
-  return folder
-
-
-@pytest.fixture(scope='module')
-def loaded(base):
-  return weights.load_hf(base)
 
 
 @pytest.fixture(scope='module')

@@ -154,6 +154,18 @@ def test_workers_that_are_killed_while_idle_cost_no_request(clip):
     assert not pool.counts['crashed']
 
 
+def test_workers_are_replaced_after_many_requests_and_none_of_these_is_lost(clip, monkeypatch):
+  monkeypatch.setattr(decode, '_REQUESTS', 3)
+  with DecodePool(2, 60.0, 'pyav') as pool:
+    first = set(_pids(pool))
+    found = [pool.frames_sync(clip, [1.0], 32 * 32, 64 * 64).frames for _ in range(6)]
+    patience.until(lambda: all(map(_gone, first)))
+    assert not first & set(_pids(pool)) and len(_pids(pool)) == 2
+    found.append(pool.frames_sync(clip, [1.0], 32 * 32, 64 * 64).frames)
+    assert pool.counts == {'requests': 7, 'frames': 7}
+  assert all((frames == found[0]).all() for frames in found)
+
+
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
   """`dying(times, when)`: of the workers started from now on, `times` kill themselves with a request

@@ -39,11 +39,9 @@ def launch(
     RolloutError: the server ended, or did not answer within `deadline_s` seconds. The message
     contains the end of its log.
   """
-  parent = pathlib.Path(tempfile.gettempdir())
-  owned_folders.sweep(parent, _PREFIX)
-  folder, lock = owned_folders.claim(parent, _PREFIX)
+  place = owned_folders.Place(pathlib.Path(tempfile.gettempdir()), _PREFIX)
   try:
-    port_file = folder / 'port'  # the server writes it when it can answer
+    port_file = place.open() / 'port'  # the server writes it when it can answer
     given = dataclasses.replace(options, port_file=str(port_file), parent_pid=parent_pid)
     child = process.start(
       children.command(_PROGRAM, '--options', given.to_json(), *_key_words(given)),
@@ -58,7 +56,7 @@ def launch(
       process.end(child, 1.0)
       raise
   finally:
-    owned_folders.release(folder, lock)
+    place.close()
   return ServerProcess(f'http://{options.host}:{port}', child, log)
 
 

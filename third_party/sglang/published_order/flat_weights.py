@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import xxhash
 
-NAME = 'paravt.flat'  # paravt_jax/serving/staging.py writes it
+NAME = 'paravt.flat'  # paravt_jax/serving/described.py writes it
 FORMAT = 1
 SKIP = 255  # a gap between changed values that marks none
 THREADS = 4
@@ -56,7 +56,11 @@ def tensors(
   if page.get('format') != FORMAT:
     raise WrongWeights(f'weights of format {page.get("format")}, wanted {FORMAT}')
   if 'changes' in page:
-    data = _changed(page, kept)
+    try:
+      data = _changed(page, kept)
+    except (ValueError, IndexError) as error:  # places and values that do not fit each other
+      kept.forget()
+      raise WrongWeights(f'{page["changes"]["file"]}: {error}') from error
   else:
     data = _map(page['file'], page['bytes'])
     if page['keep']:
